@@ -1,0 +1,495 @@
+"""A Skydive analyzer for the tests, with every fault that a test needs.
+
+Serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one port of 127.0.0.1, as
+Skydive does. It is written on plain asyncio streams so that it can break any rule of HTTP and
+of the WebSocket protocol, and it shares no code with what it tests. Typical use::
+
+    async with FakeAnalyzer() as analyzer:
+        ...  # let something subscribe to analyzer.url
+        subscriber = await analyzer.subscriber()
+        await analyzer.send('{"Namespace":"flow","Type":"store","Obj":[]}')
+"""
+
+import asyncio
+import base64
+import contextlib
+import enum
+import gzip
+import hashlib
+import itertools
+import socket
+import ssl as ssl_module
+import struct
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, cast
+from urllib.parse import parse_qs
+
+ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+PHRASES = {101: "Switching Protocols", 200: "OK", 401: "Unauthorized", 409: "Conflict"}
+WAIT_S = 5.0
+"""How long the waiting helpers wait for what a test expects."""
+
+
+class Fault(enum.Enum):
+    """What can be done to a request instead of answering it."""
+
+    HANG = "say nothing and keep the socket open"
+    EOF = "close the socket without an answer"
+    RESET = "reset the connection"
+    GARBAGE = "answer with bytes that are no HTTP"
+    CUT = "close the socket in the middle of the answer"
+    NAMELESS = "upgrade without X-Host-ID and X-Service-Type"
+    BAD_ACCEPT = "upgrade with a wrong Sec-WebSocket-Accept"
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """An HTTP answer. ``compress``: gzip where the request accepts it."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    compress: bool = False
+
+
+@dataclass
+class Request:
+    """A request as it came: header names as sent, in order, repeated ones too."""
+
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes = b""
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+    def get(self, name: str) -> str | None:
+        values = self.all(name)
+        return values[0] if values else None
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        pairs = (part.partition("=") for line in self.all("Cookie") for part in line.split(";"))
+        return {name.strip(): value.strip() for name, _, value in pairs}
+
+    @property
+    def basic(self) -> tuple[str, str] | None:
+        """User name and password of the Authorization header, or None."""
+        scheme, _, encoded = (self.get("Authorization") or "").partition(" ")
+        if scheme.lower() != "basic":
+            return None
+        username, _, password = base64.b64decode(encoded).decode().partition(":")
+        return username, password
+
+
+def frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
+    """Return one unmasked WebSocket frame."""
+    head = bytes([(0x80 if fin else 0) | opcode])
+    if len(payload) < 126:
+        head += bytes([len(payload)])
+    elif len(payload) < 1 << 16:
+        head += struct.pack("!BH", 126, len(payload))
+    else:
+        head += struct.pack("!BQ", 127, len(payload))
+    return head + payload
+
+
+@dataclass(eq=False)
+class Subscriber:
+    """The analyzer's side of one subscription."""
+
+    request: Request
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    pongs: int = 0
+    pings: int = 0
+    close_code: int | None = None
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    closing: bool = False
+    frozen: bool = False
+
+    @property
+    def host_id(self) -> str | None:
+        return self.request.get("X-Host-ID")
+
+    async def send_raw(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
+        """Send one message, ``fragments`` frames long; what does not divide comes first."""
+        payload = data.encode() if isinstance(data, str) else data
+        size = -(-len(payload) // fragments) or 1
+        for number in range(fragments):
+            opcode = CONT if number else BINARY if binary else TEXT
+            piece = payload[number * size : (number + 1) * size]
+            self.writer.write(frame(opcode, piece, fin=number == fragments - 1))
+        await self.writer.drain()
+
+    async def ping(self, payload: bytes = b"") -> None:
+        await self.send_raw(frame(PING, payload))
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Start the closing handshake."""
+        self.closing = True
+        await self.send_raw(frame(CLOSE, struct.pack("!H", code) + reason.encode()))
+
+    def freeze(self) -> None:
+        """Become half-open: the socket stays, nothing is read, answered or sent any more."""
+        self.frozen = True
+        cast(asyncio.ReadTransport, self.writer.transport).pause_reading()
+
+    def reset(self) -> None:
+        """End with a TCP reset."""
+        _reset(self.writer)
+
+    async def gone(self, timeout_s: float = WAIT_S) -> None:
+        """Wait until the other side has left."""
+        async with asyncio.timeout(timeout_s):
+            await self.closed.wait()
+
+
+class FakeAnalyzer:
+    """A scriptable analyzer; see the attributes, all of which may be changed at any time."""
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        ssl: ssl_module.SSLContext | None = None,
+        host_id: str = "analyzer-1",
+        service_type: str = "analyzer",
+        username: str = "",
+        password: str = "",
+        ping_interval_s: float = 2.0,
+        on_subscribe: Callable[[Subscriber], Awaitable[None]] | None = None,
+    ) -> None:
+        self.port = port
+        self.ssl = ssl
+        self.host_id = host_id
+        self.service_type = service_type
+        self.username = username
+        """Name that is asked for; "" lets everybody in."""
+        self.password = password
+        self.accepts_basic = True
+        """Whether Basic authentication is enough; otherwise only a login cookie is."""
+        self.ping_interval_s = ping_interval_s
+        self.on_subscribe = on_subscribe
+        """Called, in its own task, with each new subscriber."""
+        self.script: deque[int | Fault] = deque()
+        """What the next upgrades get: a status or a fault, one each; then they succeed."""
+        self.login: Answer | Fault | None = None
+        """What ``POST /login`` gets instead of the right answer."""
+        self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
+        """What ``POST /api/topology`` gets once it is let in."""
+        self.unique_host_ids = False
+        """Refuse a second subscriber of one X-Host-ID with 409, as Skydive does..."""
+        self.host_id_linger_s = 0.0
+        """... for that long after it left, too."""
+        self.forgetful = False
+        """Skydive's own fault: after a disconnect ``send`` reaches nobody until one connects."""
+
+        self.upgrades: list[Request] = []
+        self.logins: list[Request] = []
+        self.topology_requests: list[Request] = []
+        self.subscribers: list[Subscriber] = []
+        self.tokens: set[str] = set()
+        self.connections = 0
+        """TCP connections accepted so far."""
+
+        self._new: asyncio.Queue[Subscriber] = asyncio.Queue()
+        self._lingering: dict[str | None, float] = {}
+        self._stored = False
+        self._serial = itertools.count(1)
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    # Life
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, ssl=self.ssl, limit=1 << 20
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop at once, like a killed analyzer; ``start`` again serves the same port."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in list(self._writers):
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    # For tests
+
+    @property
+    def name(self) -> str:
+        """The value of the label ``analyzer``."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        scheme = "wss" if self.ssl else "ws"
+        return f"{scheme}://127.0.0.1:{self.port}/ws/subscriber/flow"
+
+    @property
+    def http_url(self) -> str:
+        scheme = "https" if self.ssl else "http"
+        return f"{scheme}://127.0.0.1:{self.port}"
+
+    async def subscriber(self, timeout_s: float = WAIT_S) -> Subscriber:
+        """Wait for the next subscriber that was not returned yet."""
+        async with asyncio.timeout(timeout_s):
+            return await self._new.get()
+
+    async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
+        """Send one message to every subscriber."""
+        if self.forgetful and not self._stored:
+            return
+        for subscriber in list(self.subscribers):
+            if not subscriber.frozen:
+                await subscriber.send(data, binary=binary, fragments=fragments)
+
+    async def send_all(self, messages: Iterable[str | bytes]) -> None:
+        for message in messages:
+            await self.send(message)
+
+    def expire_tokens(self) -> None:
+        """Forget every login."""
+        self.tokens.clear()
+
+    # Serving
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        self.connections += 1
+        try:
+            while await self._request(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError, ssl_module.SSLError):
+            pass
+        except asyncio.CancelledError:
+            pass  # by stop(): asyncio.streams would log it
+        finally:
+            self._tasks.discard(task)
+            self._writers.discard(writer)
+            writer.transport.abort()
+
+    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Serve one request; return whether another may follow on this socket."""
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, target, _ = lines[0].split(" ", 2)
+        pairs = (line.partition(":") for line in lines[1:] if line)
+        request = Request(method, target, [(name, value.strip()) for name, _, value in pairs])
+        request.body = await reader.readexactly(int(request.get("Content-Length") or 0))
+        path = target.partition("?")[0]
+        if path.startswith("/ws/"):
+            await self._upgrade(request, reader, writer)
+            return False
+        if (method, path) == ("POST", "/login"):
+            self.logins.append(request)
+            answer = self.login if self.login is not None else self._log_in(request)
+        elif (method, path) == ("POST", "/api/topology"):
+            self.topology_requests.append(request)
+            answer = self.topology if self._allowed(request) else Answer(status=401)
+        else:
+            answer = Answer(status=404)
+        return await self._respond(request, reader, writer, answer)
+
+    def _log_in(self, request: Request) -> Answer:
+        form = parse_qs(request.body.decode(), keep_blank_values=True)
+        if (form.get("username"), form.get("password")) != ([self.username], [self.password]):
+            return Answer(status=401)
+        # Skydive's tokens may end with the = of base64, and it sets a second cookie.
+        token = f"token{next(self._serial)}=="
+        self.tokens.add(token)
+        cookies = (f"authtoken={token}; Path=/", "permissions=W10=; Path=/")
+        return Answer(body=b"{}", headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
+
+    def _allowed(self, request: Request) -> bool:
+        if not self.username:
+            return True
+        # Skydive looks at the cookie first: an expired token beats a good password.
+        token = request.cookies.get("authtoken")
+        if token is not None:
+            return token in self.tokens
+        return self.accepts_basic and request.basic == (self.username, self.password)
+
+    async def _respond(
+        self,
+        request: Request,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        answer: Answer | Fault,
+    ) -> bool:
+        fault = answer if isinstance(answer, Fault) else None
+        match fault:
+            case Fault.HANG:
+                await reader.read()
+                return False
+            case Fault.EOF:
+                return False
+            case Fault.RESET:
+                _reset(writer)
+                return False
+            case Fault.GARBAGE:
+                writer.write(b"\x00\xffgarbage \x1b[31m\r\n\r\n" * 4)
+                await writer.drain()
+                await self._hang_up(reader, writer)
+                return False
+        if not isinstance(answer, Answer):
+            answer = Answer(body=b"[" + b" " * 1000 + b"]")
+        body = answer.body
+        headers = list(answer.headers)
+        if answer.compress and "gzip" in (request.get("Accept-Encoding") or ""):
+            body = gzip.compress(body, 1)
+            headers.append(("Content-Encoding", "gzip"))
+        headers.append(("Content-Length", str(len(body))))
+        if answer.status == 401:
+            headers.append(("WWW-Authenticate", "Basic"))
+        head = f"HTTP/1.1 {answer.status} {PHRASES.get(answer.status, 'Refused')}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
+        writer.write(head.encode() + (body[: len(body) // 2] if fault is Fault.CUT else body))
+        await writer.drain()
+        if fault is Fault.CUT:
+            await self._hang_up(reader, writer)
+            return False
+        return True
+
+    async def _hang_up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Close the socket so that all that was written arrives."""
+        writer.close()
+        with contextlib.suppress(ConnectionError, ssl_module.SSLError):
+            await writer.wait_closed()
+
+    async def _upgrade(
+        self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.upgrades.append(request)
+        step = self.script.popleft() if self.script else 101
+        if isinstance(step, int) and step != 101:
+            await self._respond(request, reader, writer, Answer(status=step, body=b"refused\n"))
+            return
+        if isinstance(step, Fault) and step not in (Fault.NAMELESS, Fault.BAD_ACCEPT, Fault.CUT):
+            await self._respond(request, reader, writer, step)
+            return
+        if not self._allowed(request):
+            await self._respond(request, reader, writer, Answer(status=401, body=b"refused\n"))
+            return
+        if self.unique_host_ids and self._host_id_in_use(request.get("X-Host-ID")):
+            await self._respond(request, reader, writer, Answer(status=409, body=b"in use\n"))
+            return
+
+        key = (request.get("Sec-WebSocket-Key") or "").encode()
+        accept = base64.b64encode(hashlib.sha1(key + ACCEPT_GUID).digest()).decode()
+        headers = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+        headers.append(("Sec-WebSocket-Accept", "x" if step is Fault.BAD_ACCEPT else accept))
+        if step is not Fault.NAMELESS:
+            if self.host_id:
+                headers.append(("X-Host-ID", self.host_id))
+            if self.service_type:
+                headers.append(("X-Service-Type", self.service_type))
+        head = "HTTP/1.1 101 Switching Protocols\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers)
+        if step is Fault.CUT:
+            writer.write(head.encode())
+            await self._hang_up(reader, writer)
+            return
+        writer.write(f"{head}\r\n".encode("latin-1"))
+        await writer.drain()
+        await self._subscription(Subscriber(request, reader, writer))
+
+    def _host_id_in_use(self, host_id: str | None) -> bool:
+        connected = any(subscriber.host_id == host_id for subscriber in self.subscribers)
+        return connected or time.monotonic() < self._lingering.get(host_id, 0.0)
+
+    async def _subscription(self, subscriber: Subscriber) -> None:
+        self.subscribers.append(subscriber)
+        self._stored = True
+        self._new.put_nowait(subscriber)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._unsubscribed, subscriber)
+            jobs = [self._pings(subscriber)]
+            if self.on_subscribe is not None:
+                jobs.append(_quiet(self.on_subscribe(subscriber)))
+            for job in jobs:
+                stack.callback(asyncio.ensure_future(job).cancel)
+            await self._read_frames(subscriber)
+
+    def _unsubscribed(self, subscriber: Subscriber) -> None:
+        self.subscribers.remove(subscriber)
+        self._stored = False
+        self._lingering[subscriber.host_id] = time.monotonic() + self.host_id_linger_s
+        subscriber.closed.set()
+
+    async def _pings(self, subscriber: Subscriber) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await asyncio.sleep(self.ping_interval_s)
+                if subscriber.frozen:
+                    return
+                subscriber.pings += 1
+                await subscriber.ping()
+
+    async def _read_frames(self, subscriber: Subscriber) -> None:
+        reader = subscriber.reader
+        while True:
+            head = await reader.readexactly(2)
+            opcode, length = head[0] & 0x0F, head[1] & 0x7F
+            assert head[1] & 0x80, "a client masks its frames"
+            if length == 126:
+                (length,) = struct.unpack("!H", await reader.readexactly(2))
+            elif length == 127:
+                (length,) = struct.unpack("!Q", await reader.readexactly(8))
+            mask = await reader.readexactly(4)
+            data = await reader.readexactly(length)
+            payload = bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
+            if opcode == CLOSE:
+                code = struct.unpack("!H", payload[:2])[0] if payload else 1005
+                subscriber.close_code = code
+                if not subscriber.closing:
+                    await subscriber.send_raw(frame(CLOSE, payload))
+                await self._hang_up(reader, subscriber.writer)
+                return
+            if opcode == PING:
+                await subscriber.send_raw(frame(PONG, payload))
+            elif opcode == PONG:
+                subscriber.pongs += 1
+
+
+async def _quiet(job: Awaitable[None]) -> None:
+    """Let a subscriber that left end its player without a warning."""
+    with contextlib.suppress(ConnectionError, ssl_module.SSLError):
+        await job
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    transport_socket = writer.get_extra_info("socket")
+    # Lingering for 0 seconds turns the close into a reset.
+    transport_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
