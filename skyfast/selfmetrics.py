@@ -55,6 +55,26 @@ any other answer that is no upgrade is ``handshake``. ``timeout`` is a connectio
 answering pings, ``silent`` one that answers them and sends nothing.
 """
 
+TOPOLOGY_ERRORS = (
+    "unreachable",
+    "timeout",
+    "unauthorized",
+    "forbidden",
+    "status",
+    "too_big",
+    "malformed",
+    "error",
+)
+"""Why an analyzer's topology API gave no interfaces.
+
+HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other answer but 200 is
+``status``. ``malformed`` is an answer that is no JSON list, ``too_big`` one beyond
+``topology.MAX_ANSWER_BYTES``.
+"""
+
+INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
+"""Why a node of the last answer is not shown; ``out_of_range`` counts single values instead."""
+
 
 def _zeros(*names: str) -> dict[str, int]:
     return dict.fromkeys(names, 0)
@@ -86,6 +106,20 @@ class ScrapeStats:
 
 
 @dataclass(slots=True, eq=False)
+class TopologyStats:
+    """The counters of the topology API, and what its last answer held.
+
+    ``interfaces`` and ``skipped`` describe the last answer, so they are gauges.
+    """
+
+    answers: int = 0
+    last_answer_timestamp_s: float = 0.0
+    interfaces: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: _zeros(*INTERFACE_SKIPS))
+    errors: dict[str, int] = field(default_factory=lambda: _zeros(*TOPOLOGY_ERRORS))
+
+
+@dataclass(slots=True, eq=False)
 class Stats:
     """Every counter of the process that is not kept by the table itself."""
 
@@ -95,6 +129,7 @@ class Stats:
         default_factory=lambda: _zeros("timeout", "fin", "rst", "other")
     )
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
+    topology: TopologyStats = field(default_factory=TopologyStats)
 
     def analyzer(self, name: str) -> AnalyzerStats:
         """Return the counters of ``name``, created at zero when it is new."""
