@@ -1,0 +1,336 @@
+import asyncio
+import gzip
+import itertools
+import json
+import time
+import urllib.request
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import websockets
+
+from skyfast.demo import (
+    LOOP_S,
+    DemoAnalyzer,
+    addressed,
+    grown,
+    load_recording,
+    load_topology,
+)
+from skyfast.topology import QUERY
+
+RECORDINGS = Path(__file__).parent / "data" / "recordings"
+STARTED_MS = 1_800_000_000_000
+COUNTERS = ("ABPackets", "ABBytes", "BAPackets", "BABytes")
+V2 = "192841a0-d9bc-5cbb-b0ae-3826985d479d"
+VX1 = "6daa0a0a-8004-559c-80a1-691b4d80e4f9"
+
+
+@pytest.fixture(scope="module")
+def recording():
+    return load_recording()
+
+
+def play(recording, loops):
+    """All messages of the first loops, with the time in seconds at which each is sent."""
+    return [
+        (
+            loop * LOOP_S + recording.due_s(index),
+            recording.replay(index, loop=loop, started_ms=STARTED_MS),
+        )
+        for loop in range(loops)
+        for index in range(len(recording.messages))
+    ]
+
+
+def reports(messages):
+    """Every flow of ``messages``, with the time at which it is sent."""
+    return [
+        (sent_s, flow)
+        for sent_s, message in messages
+        if message["Type"] == "store"
+        for flow in message["Obj"]
+    ]
+
+
+def labels(flow):
+    network, transport = flow["Network"], flow["Transport"]
+    ends = (network["A"], network["B"], transport["A"], transport["B"])
+    return (*ends, transport["Protocol"], flow["NodeTID"])
+
+
+def connections(messages):
+    """Per connection, when each of its flows is reported and how much came with it."""
+    totals = defaultdict(lambda: dict.fromkeys(COUNTERS, 0))
+    grows = defaultdict(list)
+    for sent_s, flow in reports(messages):
+        if "Network" in flow and "Transport" in flow:
+            known, now = totals[flow["UUID"]], flow["Metric"]
+            delta = sum(now[name] - known[name] for name in COUNTERS)
+            known.update((name, now[name]) for name in COUNTERS)
+            grows[labels(flow)].append((sent_s, delta))
+    return grows
+
+
+def test_what_is_packaged_is_the_recording():
+    recorded = (RECORDINGS / "one-analyzer.jsonl").read_bytes()
+    assert b"".join(line + b"\n" for line in load_recording().messages) == recorded
+    assert load_topology() == json.loads((RECORDINGS / "topology.json").read_bytes())
+
+
+def test_nothing_is_sent_before_it_happened(recording):
+    for sent_s, flow in reports(play(recording, 2)):
+        sent_ms = STARTED_MS + sent_s * 1000
+        for times in (flow, flow["Metric"], flow["LastUpdateMetric"]):
+            assert times["Start"] <= times["Last"] <= sent_ms
+
+
+def test_times_are_the_present(recording):
+    """Seen from when it is sent, no flow lies further back than one loop."""
+    for sent_s, flow in reports(play(recording, 3)):
+        age_s = (STARTED_MS + sent_s * 1000 - flow["Start"]) / 1000
+        assert 0 <= age_s <= LOOP_S
+
+
+def test_messages_come_in_order_and_without_long_gaps(recording):
+    sent = [sent_s for sent_s, _ in play(recording, 3)]
+    assert sent == sorted(sent)
+    assert max(after - before for before, after in itertools.pairwise(sent)) <= 5
+    statistics = [s for s, message in play(recording, 3) if message["Type"] == "stats"]
+    assert max(after - before for before, after in itertools.pairwise(statistics)) <= 6
+
+
+def test_every_loop_has_its_own_flows(recording):
+    loops = [
+        {flow["UUID"] for _, flow in reports(play(recording, 1))},
+        {flow["UUID"] for _, flow in reports(play(recording, 2))},
+        {flow["UUID"] for _, flow in reports(play(recording, 3))},
+    ]
+    assert [len(flows) for flows in loops] == [858, 2 * 858, 3 * 858]
+    for uuid in loops[2]:
+        assert uuid == f"{int(uuid, 16):x}"
+        assert int(uuid, 16) < 2**64
+
+
+def test_a_tunnel_keeps_its_outer_flow(recording):
+    for loop in range(2):
+        messages = [
+            (0.0, recording.replay(index, loop=loop, started_ms=STARTED_MS))
+            for index in range(len(recording.messages))
+        ]
+        flows = {flow["UUID"] for _, flow in reports(messages)}
+        parents = {flow["ParentUUID"] for _, flow in reports(messages)} - {""}
+        assert parents
+        assert parents <= flows
+
+
+def test_the_first_report_of_every_flow_says_so(recording):
+    seen = set()
+    for _, flow in reports(play(recording, 2)):
+        if flow["UUID"] not in seen:
+            seen.add(flow["UUID"])
+            assert flow["LastUpdateMetric"]["Start"] == flow["Start"]
+            for name in COUNTERS:
+                assert flow["LastUpdateMetric"][name] == flow["Metric"][name]
+
+
+def test_what_is_no_time_and_no_uuid_is_as_recorded(recording):
+    """A loop differs from the recording in times and identities alone."""
+
+    def plain(message):
+        message.pop("UUID")
+        for flow in message["Obj"] if message["Type"] == "store" else ():
+            for name in ("UUID", "ParentUUID"):
+                del flow[name]
+            for times in (flow, flow["Metric"], flow["LastUpdateMetric"]):
+                del times["Start"], times["Last"]
+        return message
+
+    for index, line in enumerate(recording.messages):
+        replayed = recording.replay(index, loop=7, started_ms=STARTED_MS)
+        assert plain(replayed) == plain(json.loads(line))
+
+
+def test_connections_live_for_ever_and_grow_in_every_minute(recording):
+    """At a scrape interval of 15 s, ``rate(...[1m])`` compares samples 45 s apart."""
+    loops = 4
+    for reported in connections(play(recording, loops)).values():
+        assert all(delta >= 0 for _, delta in reported)
+        grown_at = [sent_s for sent_s, delta in reported if delta]
+        gaps = [after - before for before, after in itertools.pairwise(grown_at)]
+        assert max(gaps) < 45
+        assert grown_at[0] < LOOP_S
+        assert grown_at[-1] > (loops - 1) * LOOP_S - 1
+
+
+def test_connections_are_bounded_and_grow_within_five_seconds(recording):
+    assert len(connections(play(recording, 3))) == len(connections(play(recording, 1))) == 831
+    early = [
+        [sent_s for sent_s, delta in reported if delta and sent_s < 3]
+        for reported in connections(play(recording, 1)).values()
+    ]
+    assert max(map(len, early)) >= 2
+
+
+def test_namespaces(recording):
+    messages = [message for _, message in play(recording, 1)]
+
+    def received(*namespaces):
+        return [copy for message in messages for copy in addressed(message, frozenset(namespaces))]
+
+    both = received("flow", "stats")
+    assert both == messages
+    assert {message["Type"] for message in received("stats")} == {"stats"}
+    assert {message["Type"] for message in received("flow")} == {"store"}
+    assert received("topology") == []
+    everywhere = [flow for message in received("flow") for flow in message["Obj"]]
+    capture = everywhere[-1]["CaptureID"]
+    of_one = received(f"flow/{capture}")
+    assert {message["Namespace"] for message in of_one} == {f"flow/{capture}"}
+    assert [flow for message in of_one for flow in message["Obj"]] == [
+        flow for flow in everywhere if flow["CaptureID"] == capture
+    ]
+    assert received("flow/none") == []
+    assert len(received("flow", f"flow/{capture}")) == len(received("flow")) + len(of_one)
+
+
+def test_counters_of_interfaces_grow_by_what_was_recorded_in_every_loop():
+    nodes = load_topology()
+
+    def metrics(elapsed_s):
+        now_ms = STARTED_MS + round(elapsed_s * 1000)
+        answer = grown(nodes, started_ms=STARTED_MS, now_ms=now_ms)
+        assert {node["UpdatedAt"] for node in answer} == {now_ms}
+        return {node["Metadata"]["Name"]: node["Metadata"]["Metric"] for node in answer}
+
+    recorded = metrics(0)
+    assert recorded["v2"]["RxBytes"] == 206803011
+    assert metrics(LOOP_S)["v2"]["RxBytes"] == 2 * 206803011
+    assert recorded["v2"]["RxBytes"] < metrics(0.5)["v2"]["RxBytes"] < metrics(1)["v2"]["RxBytes"]
+    assert metrics(LOOP_S)["ifb0"] == {}
+    assert metrics(10**8)["v2"]["RxBytes"] < 2**63
+
+
+# The server.
+
+
+@asynccontextmanager
+async def demo():
+    analyzer = DemoAnalyzer()
+    port = await analyzer.start()
+    try:
+        yield analyzer, port
+    finally:
+        await analyzer.stop()
+
+
+def subscribe(port, *namespaces, **options):
+    return websockets.connect(
+        f"ws://127.0.0.1:{port}/ws/subscriber/flow",
+        additional_headers=[
+            ("X-Host-ID", "test"),
+            ("X-Client-Type", "skyfast"),
+            *(("X-Websocket-Namespace", namespace) for namespace in namespaces),
+        ],
+        compression=None,
+        proxy=None,
+        **options,
+    )
+
+
+async def test_a_connection_grows_within_five_seconds_of_the_start():
+    async with demo() as (_, port), asyncio.timeout(5):
+        begin_ms = time.time() * 1000
+        totals = defaultdict(set)
+        async with subscribe(port, "flow", "stats") as socket:
+            assert socket.response.headers["X-Host-ID"] == "demo"
+            assert socket.response.headers["X-Service-Type"] == "analyzer"
+            while not any(len(values) > 1 for values in totals.values()):
+                text = await socket.recv()
+                assert isinstance(text, str)
+                for flow in json.loads(text)["Obj"] if '"store"' in text else ():
+                    assert begin_ms - 10_000 < flow["Last"] <= time.time() * 1000
+                    totals[flow["UUID"]].add(flow["Metric"]["ABBytes"])
+
+
+async def test_the_namespace_is_honoured_in_headers_and_in_the_query():
+    async with demo() as (_, port), asyncio.timeout(5):
+        async with subscribe(port, "stats") as socket:
+            assert json.loads(await socket.recv())["Namespace"] == "stats"
+        query = f"ws://127.0.0.1:{port}/ws/subscriber/flow?x-websocket-namespace=stats"
+        async with websockets.connect(query, proxy=None) as socket:
+            assert json.loads(await socket.recv())["Namespace"] == "stats"
+
+
+async def test_who_joins_later_hears_the_same_loop():
+    async with demo() as (_, port), asyncio.timeout(5), subscribe(port, "flow") as first:
+        begun = await first.recv()
+        async with subscribe(port, "flow") as second:
+            heard = await second.recv()
+            assert heard != begun
+            while await first.recv() != heard:
+                pass
+
+
+async def test_it_pings(monkeypatch):
+    monkeypatch.setattr("skyfast.demo.PING_INTERVAL_S", 0.05)
+    pinged = asyncio.Event()
+
+    class Client(websockets.ClientConnection):
+        def process_event(self, event):
+            if getattr(event, "opcode", None) == websockets.frames.Opcode.PING:
+                pinged.set()
+            super().process_event(event)
+
+    async with demo() as (_, port), subscribe(port, "flow", create_connection=Client):
+        await asyncio.wait_for(pinged.wait(), 2)
+
+
+async def test_stop_closes_subscriptions_and_the_port():
+    analyzer = DemoAnalyzer()
+    port = await analyzer.start()
+    async with subscribe(port, "stats") as socket:
+        await socket.recv()
+        async with asyncio.timeout(2):
+            await analyzer.stop()
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                while True:
+                    await socket.recv()
+        assert closed.value.rcvd.code == 1001
+    with pytest.raises(OSError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+def ask(port, body, **headers):
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/topology", data=body, headers=headers
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.headers, answer.read()
+
+
+async def test_topology():
+    body = json.dumps({"GremlinQuery": QUERY}).encode()
+    async with demo() as (_, port):
+        async with subscribe(port, "stats") as socket:
+            await socket.recv()
+            first = json.loads((await asyncio.to_thread(ask, port, body))[1])
+            headers, packed = await asyncio.to_thread(
+                ask, port, body, **{"Accept-Encoding": "gzip"}
+            )
+            assert headers["Content-Encoding"] == "gzip"
+            second = json.loads(gzip.decompress(packed))
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            await asyncio.to_thread(ask, port, b'{"GremlinQuery": "G.V()"}')
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            await asyncio.to_thread(ask, port, b"\xff[")
+    tids = {node["Metadata"]["TID"] for node in second}
+    assert {V2, VX1} <= tids  # the nodes that the flows name
+    received = {
+        node["Metadata"]["Name"]: node["Metadata"]["Metric"].get("RxBytes", 0) for node in first
+    }
+    for node in second:
+        if received[node["Metadata"]["Name"]]:
+            assert node["Metadata"]["Metric"]["RxBytes"] > received[node["Metadata"]["Name"]]
