@@ -1,0 +1,55 @@
+# Everything is made inside .venv; `make clean` removes whatever was made.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CORE := skyfast/_table.pyx skyfast/_table.pxd setup.py
+BENCH ?= all
+
+.PHONY: run test build lint format bench dist clean
+
+run: $(VENV)/.built
+	$(BIN)/skyfast --demo
+
+test: $(VENV)/.built $(VENV)/.test
+	$(BIN)/pytest -q $(PYTEST_ARGS)
+
+build: $(VENV)/.built
+
+lint: $(VENV)/.built $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cython-lint skyfast/_table.pyx skyfast/_table.pxd
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m benchmarks $(BENCH)
+
+dist: $(VENV)/.made
+	$(PIP) install --quiet build
+	$(BIN)/python -m build --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist skyfast.egg-info skyfast/_table.c skyfast/*.so \
+		.hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: each says that an environment is as its prerequisites ask.
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade "pip>=25.1" "setuptools>=77" "cython>=3.1"
+	touch $@
+
+$(VENV)/.built: $(VENV)/.made pyproject.toml $(CORE)
+	$(PIP) install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.made pyproject.toml
+	$(PIP) install --quiet --group $*
+	touch $@

@@ -1,0 +1,85 @@
+"""The command line: arguments, exit codes, and nothing that runs for long.
+
+0: stopped by SIGTERM or SIGINT, or asked only to look. 1: cannot run. 2: a wrong argument
+or configuration, told in one line.
+"""
+
+import argparse
+import os
+import sys
+from typing import NoReturn
+
+from skyfast import __version__, config, logs
+
+DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
+
+EXIT_OK = 0
+EXIT_CANNOT_RUN = 1
+EXIT_WRONG = 2
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_WRONG, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="skyfast",
+        description="Prometheus exporter of Skydive's network flows.",
+        epilog="Every key of the file can be overridden by an environment variable: "
+        "SKYDIVE_PIPELINE_SUBSCRIBER_URL is pipeline.subscriber.url.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help=f"configuration file, that of prom_sky_con; - is standard input "
+        f"(default: {DEFAULT_PATH})",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="validate the configuration, print what it comes to, and exit",
+    )
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="play a recording instead of subscribing; needs no configuration file",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=_LEVELS,
+        type=str.lower,
+        help="least severe records to log (default: logging.level of the file)",
+    )
+    parser.add_argument("--version", action="version", version=f"skyfast {__version__}")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command with these arguments (default: the process's own); return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        configuration = _load(arguments)
+    except config.ConfigError as error:
+        print(f"skyfast: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_WRONG
+    logs.set_up((arguments.log_level or configuration.logging.level).upper())
+    logs.write_notes(configuration.notes)
+    if arguments.check:
+        sys.stdout.write(config.dump(configuration))
+        return EXIT_OK
+
+    from skyfast import app
+
+    return EXIT_OK if app.run(configuration, demo=arguments.demo) else EXIT_CANNOT_RUN
+
+
+def _load(arguments: argparse.Namespace) -> config.Config:
+    if arguments.demo and arguments.config is None:
+        return config.parse("", os.environ, source="the defaults")
+    return config.load(arguments.config or DEFAULT_PATH, os.environ)
