@@ -3,8 +3,8 @@
 import asyncio
 import dataclasses
 import logging
+import platform
 import signal
-import sys
 import time
 from contextlib import AsyncExitStack
 
@@ -13,7 +13,7 @@ import uvloop
 from skyfast import __version__
 from skyfast._table import Table
 from skyfast.clock import Clock
-from skyfast.config import Config, redact_url
+from skyfast.config import Config
 from skyfast.exposition import Exposition
 from skyfast.ingest import Ingest
 from skyfast.plan import default_plan
@@ -40,6 +40,7 @@ class App:
 
     def __init__(self, config: Config) -> None:
         """Build the parts; nothing is opened yet."""
+        self._listen_address = config.store.listen_address
         self.stats = Stats()
         self.clock = Clock()
         plan = default_plan()
@@ -87,6 +88,7 @@ class App:
         ExceptionGroup when a part ends by a fault of its own.
         """
         await self.web.start()
+        log.info("serving %s", page_url(self._listen_address, self.web.port))
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
@@ -132,14 +134,12 @@ async def _serve(config: Config, *, demo: bool) -> bool:
         if demo:
             config = await _with_demo(config, stack)
         app = App(config)
-        serving = asyncio.create_task(app.run(stopping))
-        log.info("skyfast %s, Python %s", __version__, sys.version.split()[0])
-        for url in config.subscriber.endpoints:
-            log.info("subscribing to %s", redact_url(url))
+        log.info("skyfast %s, Python %s", __version__, platform.python_version())
         try:
-            await serving
+            await app.run(stopping)
         except OSError as error:
-            log.error("cannot serve %s: %s", _place(config), error)  # noqa: TRY400
+            url = page_url(config.store.listen_address, config.store.port)
+            log.error("cannot serve %s: %s", url, error)
             return False
         except BaseExceptionGroup:
             log.critical("stopped by a fault of its own", exc_info=True)
@@ -161,12 +161,17 @@ async def _with_demo(config: Config, stack: AsyncExitStack) -> Config:
     )
 
 
-def _place(config: Config) -> str:
-    address = config.store.listen_address
-    return f"{address or '*'} port {config.store.port}"
+def page_url(address: str, port: int) -> str:
+    """Return where the page can be looked at from this machine."""
+    if address in {"", "0.0.0.0", "::"}:  # noqa: S104
+        address = "127.0.0.1"
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}/metrics"
 
 
 def run(config: Config, *, demo: bool) -> bool:
-    """Run until SIGTERM or SIGINT; return False when it could not run, which was logged."""
+    """Run until SIGTERM or SIGINT; return False when it could not run, which was logged.
+
+    Raises ConfigError where something that the configuration names cannot be used.
+    """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config, demo=demo))

@@ -6,6 +6,7 @@ or configuration, told in one line.
 
 import argparse
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -63,20 +64,23 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's own); return its exit code."""
     arguments = _parser().parse_args(argv)
+    # Until the event loop takes over, a request to stop finds nothing to close.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(EXIT_OK))
     try:
         configuration = _load(arguments)
+        logs.set_up((arguments.log_level or configuration.logging.level).upper())
+        logs.write_notes(configuration.notes)
+        if arguments.check:
+            sys.stdout.write(config.dump(configuration))
+            return EXIT_OK
+
+        from skyfast import app
+
+        return EXIT_OK if app.run(configuration, demo=arguments.demo) else EXIT_CANNOT_RUN
     except config.ConfigError as error:
-        print(f"skyfast: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"skyfast: {error}\n")
         return EXIT_WRONG
-    logs.set_up((arguments.log_level or configuration.logging.level).upper())
-    logs.write_notes(configuration.notes)
-    if arguments.check:
-        sys.stdout.write(config.dump(configuration))
-        return EXIT_OK
-
-    from skyfast import app
-
-    return EXIT_OK if app.run(configuration, demo=arguments.demo) else EXIT_CANNOT_RUN
 
 
 def _load(arguments: argparse.Namespace) -> config.Config:

@@ -91,7 +91,8 @@ class Ingest:
         try:
             flows = self._full_messages.decode(data).Obj[position:]
         except _UNDECODABLE:
-            flows = self._one_by_one(self._raw_list.decode(self._envelope.decode(data).Obj)[position:])
+            raws = self._raw_list.decode(self._envelope.decode(data).Obj)
+            flows = self._one_by_one(raws[position:])
         self._table.update(self._admitted(flows), self._now())
 
     def _salvage(self, data: bytes, analyzer: AnalyzerStats) -> None:
@@ -136,12 +137,9 @@ class Ingest:
         return flows
 
 
-def _message_type(flow: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    return msgspec.defstruct(
-        "Message",
-        [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)],  # type: ignore[valid-type]
-        gc=False,
-    )
+def _message_type(flow: Any) -> Any:
+    fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]
+    return msgspec.defstruct("Message", fields, gc=False)
 
 
 def _carries_flows(namespace: str, message_type: str, analyzer: AnalyzerStats) -> bool:

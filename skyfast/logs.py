@@ -2,21 +2,22 @@
 
 import logging
 import sys
-import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from skyfast.config import Note
 
-# What a stranger sent may reach a message; it must neither forge a line nor move a terminal's cursor.
+# What a stranger sent may reach a message: it must neither forge a line nor move a cursor.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 class _Formatter(logging.Formatter):
-    converter = time.gmtime
-    default_msec_format = "%s.%03dZ"
-
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        moment = datetime.fromtimestamp(record.created, UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         record.message = record.message.translate(_CONTROLS)

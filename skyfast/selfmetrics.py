@@ -4,7 +4,16 @@ The other modules increment plain integers here; rendering happens only when a p
 is asked for. The names are listed in ``docs/metrics.md``.
 """
 
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from skyfast import __version__
 
 NAMESPACES = ("flow", "stats", "other")
 """Values of the label ``namespace``: anything an analyzer invents is ``other``."""
@@ -75,6 +84,9 @@ HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other answer but 20
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
 """Why a node of the last answer is not shown; ``out_of_range`` counts single values instead."""
 
+SCRAPE_FAILURES = ("deadline", "disconnected", "error")
+"""Why a page was begun and not served whole: it took too long, its reader left, it broke."""
+
 
 def _zeros(*names: str) -> dict[str, int]:
     return dict.fromkeys(names, 0)
@@ -98,11 +110,20 @@ class AnalyzerStats:
 
 @dataclass(slots=True, eq=False)
 class ScrapeStats:
-    """The counters of the page."""
+    """The counters of the HTTP server.
+
+    ``scrapes`` and ``last_…`` are of pages with flows on them (``/metrics``, ``/metrics/flows``)
+    that were served whole; ``last_bytes`` is counted before compression. ``rejected`` and
+    ``failures`` are of the pages of interfaces too. ``connections_rejected`` counts TCP
+    connections closed because ``web.max_connections`` were open.
+    """
 
     scrapes: int = 0
     last_duration_s: float = 0.0
     last_bytes: int = 0
+    rejected: int = 0
+    failures: dict[str, int] = field(default_factory=lambda: _zeros(*SCRAPE_FAILURES))
+    connections_rejected: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -137,3 +158,295 @@ class Stats:
         if stats is None:
             stats = self.analyzers[name] = AnalyzerStats(name)
         return stats
+
+
+class TableCounts(Protocol):
+    """What is shown of the table; every property is cheap."""
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def flows(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def created_total(self) -> int: ...
+    @property
+    def expired_total(self) -> int: ...
+    @property
+    def rejected_total(self) -> int: ...
+    @property
+    def skipped(self) -> Mapping[str, int]: ...
+    @property
+    def finished(self) -> Mapping[str, int]: ...
+
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The only format that is offered: OpenMetrics demands other names for the counters."""
+
+PROC = Path("/proc")
+
+_LABEL_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+
+Sample = tuple[Mapping[str, str], float]
+"""Labels and value. An integer is rendered exactly, a float as its shortest exact text."""
+
+
+def render(stats: Stats, table: TableCounts) -> bytes:
+    """Return the families ``skyfast_*`` and ``process_*`` in text format 0.0.4.
+
+    Takes well under a millisecond. The counters are read without a lock, so this belongs on
+    the thread that writes them.
+    """
+    families = (
+        *_subscription_families(stats),
+        *_table_families(stats, table),
+        *_topology_families(stats.topology),
+        *_scrape_families(stats.scrape),
+        *_process_families(),
+    )
+    return "".join(families).encode(errors="replace")
+
+
+def _subscription_families(stats: Stats) -> Iterable[str]:
+    build = {"version": __version__, "python": platform.python_version()}
+    yield _family(
+        "skyfast_build_info", "gauge", "Always 1; the labels tell what runs.", [(build, 1)]
+    )
+    analyzers = [({"analyzer": analyzer.name}, analyzer) for analyzer in stats.analyzers.values()]
+    yield _family(
+        "skyfast_up",
+        "gauge",
+        "Whether the analyzer is subscribed to.",
+        [(labels, analyzer.up) for labels, analyzer in analyzers],
+    )
+    yield _family(
+        "skyfast_messages_total",
+        "counter",
+        "Messages received from the analyzer.",
+        [
+            ({**labels, "namespace": namespace, "type": type_}, count)
+            for labels, analyzer in analyzers
+            for (namespace, type_), count in analyzer.messages.items()
+        ],
+    )
+    yield _family(
+        "skyfast_received_bytes_total",
+        "counter",
+        "Bytes of the messages received from the analyzer.",
+        [(labels, analyzer.received_bytes) for labels, analyzer in analyzers],
+    )
+    yield _family(
+        "skyfast_last_message_timestamp_seconds",
+        "gauge",
+        "Unix time of the latest message from the analyzer; 0 before the first.",
+        [(labels, analyzer.last_message_timestamp_s) for labels, analyzer in analyzers],
+    )
+    yield _family(
+        "skyfast_message_errors_total",
+        "counter",
+        "Messages that were dropped whole.",
+        [
+            ({**labels, "reason": reason}, count)
+            for labels, analyzer in analyzers
+            for reason, count in analyzer.errors.items()
+        ],
+    )
+    yield _family(
+        "skyfast_reconnects_total",
+        "counter",
+        "Subscriptions, or attempts at one, that ended.",
+        [
+            ({**labels, "reason": reason}, count)
+            for labels, analyzer in analyzers
+            for reason, count in analyzer.reconnects.items()
+        ],
+    )
+    yield _family(
+        "skyfast_flows_total",
+        "counter",
+        "Flow reports in the messages of the analyzer.",
+        [(labels, analyzer.flows) for labels, analyzer in analyzers],
+    )
+
+
+def _table_families(stats: Stats, table: TableCounts) -> Iterable[str]:
+    yield _by_reason(
+        "skyfast_flows_skipped_total",
+        "Flow reports that changed nothing.",
+        _sums(stats.flows_skipped, table.skipped),
+    )
+    yield _by_reason(
+        "skyfast_flows_finished_total",
+        "Flow reports that said why the flow had ended.",
+        _sums(stats.flows_finished, table.finished),
+    )
+    yield _single("skyfast_connections", "gauge", "Connections on the page.", table.connections)
+    yield _single("skyfast_flows", "gauge", "Flows the connections consist of.", table.flows)
+    yield _single("skyfast_table_bytes", "gauge", "Memory of the table.", table.bytes)
+    yield _single(
+        "skyfast_connections_created_total",
+        "counter",
+        "Connections that were new.",
+        table.created_total,
+    )
+    yield _single(
+        "skyfast_connections_expired_total",
+        "counter",
+        "Connections that left because nothing was reported of them.",
+        table.expired_total,
+    )
+    yield _single(
+        "skyfast_connections_rejected_total",
+        "counter",
+        "Flow reports that found no room for a new connection.",
+        table.rejected_total,
+    )
+
+
+def _topology_families(topology: TopologyStats) -> Iterable[str]:
+    yield _single("skyfast_interfaces", "gauge", "Interfaces on the page.", topology.interfaces)
+    yield _family(
+        "skyfast_interfaces_skipped",
+        "gauge",
+        "Nodes of the topology's latest answer that are not on the page.",
+        [({"reason": reason}, count) for reason, count in topology.skipped.items()],
+    )
+    yield _single(
+        "skyfast_topology_answers_total",
+        "counter",
+        "Answers of the topology API that were used.",
+        topology.answers,
+    )
+    yield _single(
+        "skyfast_topology_last_answer_timestamp_seconds",
+        "gauge",
+        "Unix time of the topology's latest answer that was used; 0 before the first.",
+        topology.last_answer_timestamp_s,
+    )
+    yield _by_reason(
+        "skyfast_topology_errors_total",
+        "Queries of an analyzer's topology API that gave nothing.",
+        topology.errors,
+    )
+
+
+def _scrape_families(scrape: ScrapeStats) -> Iterable[str]:
+    yield _single(
+        "skyfast_scrapes_total",
+        "counter",
+        "Pages with flows that were served whole: of /metrics and /metrics/flows.",
+        scrape.scrapes,
+    )
+    yield _single(
+        "skyfast_last_scrape_duration_seconds",
+        "gauge",
+        "How long the latest such page took, from the request to its last byte.",
+        scrape.last_duration_s,
+    )
+    yield _single(
+        "skyfast_last_scrape_bytes",
+        "gauge",
+        "Size of the latest such page before compression.",
+        scrape.last_bytes,
+    )
+    yield _single(
+        "skyfast_scrapes_rejected_total",
+        "counter",
+        "Pages refused with status 503 because too many were being served.",
+        scrape.rejected,
+    )
+    yield _by_reason(
+        "skyfast_scrapes_failed_total", "Pages that were begun and cut.", scrape.failures
+    )
+    yield _single(
+        "skyfast_http_connections_rejected_total",
+        "counter",
+        "HTTP connections closed because too many were open.",
+        scrape.connections_rejected,
+    )
+
+
+def _process_families() -> Iterable[str]:
+    """Yield what client libraries show of a process, under the names they use."""
+    yield _single(
+        "process_cpu_seconds_total",
+        "counter",
+        "Total user and system CPU time spent in seconds.",
+        time.process_time(),
+    )
+    yield _single(
+        "process_max_fds",
+        "gauge",
+        "Maximum number of open file descriptors.",
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    )
+    try:
+        open_fds = len(list((PROC / "self/fd").iterdir()))
+        virtual_pages, resident_pages = map(int, (PROC / "self/statm").read_text().split()[:2])
+        start_time_s = _start_time_s()
+    except OSError:
+        return
+    page_bytes = resource.getpagesize()
+    yield _single(
+        "process_open_fds",
+        "gauge",
+        "Number of open file descriptors.",
+        open_fds - 1,  # the listing's own
+    )
+    yield _single(
+        "process_virtual_memory_bytes",
+        "gauge",
+        "Virtual memory size in bytes.",
+        virtual_pages * page_bytes,
+    )
+    yield _single(
+        "process_resident_memory_bytes",
+        "gauge",
+        "Resident memory size in bytes.",
+        resident_pages * page_bytes,
+    )
+    yield _single(
+        "process_start_time_seconds",
+        "gauge",
+        "Start time of the process since unix epoch in seconds.",
+        start_time_s,
+    )
+
+
+def _start_time_s() -> float:
+    """Return the Unix time at which the process began, from proc(5)."""
+    # Field 22 of `stat`, in clock ticks since the machine's start. Field 2 is the command in
+    # parentheses and may hold anything, so counting begins behind it, at field 3.
+    after_command = (PROC / "self/stat").read_text(errors="replace").rpartition(")")[2]
+    ticks = int(after_command.split()[22 - 3])
+    boot_line = next(
+        line for line in (PROC / "stat").read_text().splitlines() if line.startswith("btime ")
+    )
+    return int(boot_line.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Add up what was counted outside of the table and inside of it."""
+    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
+
+
+def _single(name: str, kind: str, text: str, value: float) -> str:
+    return _family(name, kind, text, [({}, value)])
+
+
+def _by_reason(name: str, text: str, counts: Mapping[str, int]) -> str:
+    return _family(name, "counter", text, [({"reason": key}, n) for key, n in counts.items()])
+
+
+def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> str:
+    lines = [f"# HELP {name} {text}\n# TYPE {name} {kind}\n"]
+    lines.extend(f"{name}{_labels(labels)} {value!r}\n" for labels, value in samples)
+    return "".join(lines)
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    pairs = (f'{name}="{value.translate(_LABEL_ESCAPES)}"' for name, value in labels.items())
+    return "{" + ",".join(pairs) + "}"

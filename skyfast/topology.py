@@ -5,13 +5,32 @@ a page comes out. :class:`TopologyPoller` asks the analyzers. Nothing here knows
 a topology API that fails cannot harm them.
 """
 
+import asyncio
+import logging
 import re
+import threading
+import time
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from skyfast.config import Config
+from skyfast.ingest import pruned
+from skyfast.login import Authentication, Endpoint, Headers, printable
 from skyfast.selfmetrics import INTERFACE_SKIPS, TopologyStats
+from skyfast.subscriber import LogLimit
+from skyfast.tls import client_context
+
+if TYPE_CHECKING:
+    import aiohttp
+
+log = logging.getLogger(__name__)
+
+PATH: Final = "/api/topology"
+"""Where an analyzer answers queries."""
 
 QUERY: Final = "G.V().Has('EncapType', 'ether')"
 """The Gremlin query for every network interface."""
@@ -20,6 +39,12 @@ MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """Longest answer that is read, before and after decompression: about 20,000 real interfaces.
 
 This is a security limit: an answer may be a gzip bomb."""
+
+MAX_REQUEST_S: Final = 10.0
+"""How long one analyzer may take over its answer, a login included; less at shorter intervals."""
+
+LOG_INTERVAL_S: Final = 60.0
+"""An analyzer's failures of one reason are logged once in this time, in seconds."""
 
 MAX_INTERFACES: Final = 20_000
 """Interfaces on the page at most; the others are counted as ``too_many``."""
@@ -105,9 +130,13 @@ _LABELS: Final = ("interface_name", "host", "interface_type", "ipv4", "ipv6", "n
 _LABEL_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _NO_TRAFFIC: Final = _Counters()
 
-# The JSON escapes of a text: pairs of surrogates are left alone, group 1 is half of one.
-_ESCAPES: Final = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
+# JSON text up to half a surrogate pair, as group 1, or that half: an escape that stands for no
+# character. Possessive, so that no input makes it backtrack.
+_HALF_PAIRS: Final = re.compile(
+    r"((?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])"
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})++)"
+    r"|\\u[0-9a-fA-F]{4}",
+    re.DOTALL,
 )
 
 
@@ -122,7 +151,7 @@ class Interfaces:
     the label ``node_tid``. Nodes whose labels are all the same are one series, that of the
     newest ``UpdatedAt``. Counters are the devices' own: they start over when the device does.
 
-    One thread at a time may update; :meth:`page` may be called from any.
+    Any thread may call any method; an update takes long and holds up nobody.
     """
 
     def __init__(
@@ -131,8 +160,9 @@ class Interfaces:
         """Begin without interfaces. ``stats`` is kept up to date with every answer."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
         self._stats = stats
-        # Replaced as one, never changed: readers in other threads see one answer or the other.
+        # A page and when it is too old: replaced as one, so that readers need no lock.
         self._page: tuple[bytes, float] = (b"", 0.0)
+        self._writing = threading.Lock()
 
     def update(self, answer: bytes, now: float) -> None:
         """Show the interfaces of ``answer``, the JSON text of a list of nodes.
@@ -143,15 +173,17 @@ class Interfaces:
         skipped = dict.fromkeys(INTERFACE_SKIPS, 0)
         rows = _rows(_nodes(answer, skipped), skipped)
         page = b"".join(_render(family, rows, skipped) for family in _FAMILIES) if rows else b""
-        self._page = (page, now + self._lifetime_s)
-        self._stats.skipped = skipped
-        self._stats.interfaces = len(rows)
+        with self._writing:
+            self._page = (page, now + self._lifetime_s)
+            self._stats.skipped = skipped
+            self._stats.interfaces = len(rows)
 
     def expire(self, now: float) -> None:
         """Forget the interfaces where the last answer is too old."""
-        if not self.page(now):
-            self._page = (b"", 0.0)
-            self._stats.interfaces = 0
+        with self._writing:
+            if not self.page(now):
+                self._page = (b"", 0.0)
+                self._stats.interfaces = 0
 
     def page(self, now: float) -> bytes:
         """Return the families in text format 0.0.4, or nothing where there is no interface."""
@@ -165,10 +197,10 @@ def _nodes(answer: bytes, skipped: dict[str, int]) -> list[_Node]:
         return _decode_nodes(answer) or []
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # Rare, so it may be slow: node by node, with every text made readable.
-        text = _ESCAPES.sub(_readable, answer.decode(errors="replace"))
+        text = _HALF_PAIRS.sub(_readable, answer.decode(errors="replace")).encode()
     try:
-        parts = _split(text) or []
-    except (msgspec.MsgspecError, RecursionError) as error:
+        parts = _parts(text)
+    except msgspec.MsgspecError as error:
         raise MalformedAnswerError(str(error)) from None
     nodes = []
     for part in parts:
@@ -179,8 +211,15 @@ def _nodes(answer: bytes, skipped: dict[str, int]) -> list[_Node]:
     return nodes
 
 
-def _readable(escape: re.Match[str]) -> str:
-    return "\\ufffd" if escape[1] else escape[0]
+def _parts(text: bytes) -> list[msgspec.Raw]:
+    try:
+        return _split(text) or []
+    except RecursionError:
+        return _split(pruned(text)) or []
+
+
+def _readable(match: re.Match[str]) -> str:
+    return match[1] or "\ufffd"
 
 
 def _rows(nodes: list[_Node], skipped: dict[str, int]) -> list[tuple[str, _Counters]]:
@@ -238,3 +277,183 @@ def _render(family: _Family, rows: list[tuple[str, _Counters]], skipped: dict[st
         else:
             skipped["out_of_range"] += 1
     return ("\n".join(lines) + "\n").encode()
+
+
+class _FailedError(Exception):
+    """An analyzer gave no interfaces; ``reason`` is one of ``TOPOLOGY_ERRORS``."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class TopologyPoller:
+    """Asks for the interfaces, again and again.
+
+    The analyzers of ``config.subscriber.endpoints`` are asked in their order until one answers.
+    That one is asked first from then on. Of a name that stands for several addresses, one that
+    the resolver gives is asked: every analyzer knows the whole topology.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        interfaces: Interfaces,
+        stats: TopologyStats,
+        now: Callable[[], float],
+    ) -> None:
+        """Prepare; ``now`` is the clock of ``interfaces``, in seconds.
+
+        Raises ConfigError where an analyzer wants TLS and ``config.tls`` names unusable files.
+        """
+        endpoints = [Endpoint.parse(url) for url in config.subscriber.endpoints]
+        ssl = client_context(config.tls) if any(one.secure for one in endpoints) else None
+        self._interfaces = interfaces
+        self._stats = stats
+        self._now = now
+        self._interval_s = config.store.interfaces_interval_s
+        self._analyzers = [
+            Authentication(
+                endpoint=endpoint, credentials=config.credentials, cookies=config.cookies, ssl=ssl
+            )
+            for endpoint in endpoints
+        ]
+        self._preferred: Authentication | None = None
+        self._limit = LogLimit(LOG_INTERVAL_S)
+
+    async def run(self) -> None:
+        """Ask at once and then every ``interfaces_interval_s``, until cancelled.
+
+        Returns where that is 0. No failure of an analyzer is raised.
+        """
+        if not self._interval_s:
+            return
+        import aiohttp
+
+        clock = asyncio.get_running_loop().time
+        async with aiohttp.ClientSession(
+            # The next request comes when a kept connection has timed out, and POST is not retried.
+            connector=aiohttp.TCPConnector(force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # A few kilobytes can decompress to gigabytes: see `_gunzip`.
+            auto_decompress=False,
+        ) as session:
+            begun = clock()
+            while True:
+                await self._refresh(session)
+                await asyncio.sleep(self._interval_s - (clock() - begun) % self._interval_s)
+
+    async def _refresh(self, session: "aiohttp.ClientSession") -> None:
+        """Ask one analyzer after the other until one has answered."""
+        for analyzer in sorted(self._analyzers, key=lambda one: one is not self._preferred):
+            try:
+                await self._ask(session, analyzer)
+            except _FailedError as error:
+                self._failed(analyzer.endpoint.name, error.reason, str(error))
+            except Exception as error:
+                # A fault of ours must not end the process: flows go on without interfaces.
+                log.debug("%s: unexpected", analyzer.endpoint.name, exc_info=True)
+                self._failed(analyzer.endpoint.name, "error", f"{type(error).__name__}: {error}")
+            else:
+                if analyzer is not self._preferred:
+                    log.info("%s: interfaces come from here", analyzer.endpoint.name)
+                self._preferred = analyzer
+                return
+
+    async def _ask(self, session: "aiohttp.ClientSession", analyzer: Authentication) -> None:
+        """Update the interfaces from one analyzer, or raise _FailedError."""
+        import aiohttp
+
+        limit_s = min(self._interval_s, MAX_REQUEST_S)
+        try:
+            async with asyncio.timeout(limit_s):
+                body, encoding = await self._query(session, analyzer)
+        except TimeoutError:
+            raise _FailedError("timeout", f"no answer in {limit_s:g} s") from None
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            raise _FailedError("unreachable", str(error) or type(error).__name__) from None
+        except aiohttp.ClientError as error:
+            raise _FailedError("malformed", str(error) or type(error).__name__) from None
+        # Up to half a second of work where there are 20,000 interfaces: decompression does not hold
+        # the GIL, decoding does for 0.13 s at most, and rendering gives it away in between.
+        await asyncio.to_thread(self._update, body, encoding, self._now())
+        self._stats.answers += 1
+        self._stats.last_answer_timestamp_s = time.time()
+
+    async def _query(
+        self, session: "aiohttp.ClientSession", analyzer: Authentication
+    ) -> tuple[bytes, str]:
+        """Return an answer's body, as sent, and its ``Content-Encoding``."""
+        credentials = analyzer.headers()
+        status, body, encoding = await _post(session, analyzer, credentials)
+        if status == 401 and await analyzer.renew(credentials):
+            status, body, encoding = await _post(session, analyzer, analyzer.headers())
+        match status:
+            case 200:
+                return body, encoding
+            case 401:
+                problem = analyzer.problem or "also after a login"
+                raise _FailedError("unauthorized", f"HTTP 401; {problem}")
+            case 403:
+                raise _FailedError("forbidden", "HTTP 403: the user may not read the topology")
+            case _:
+                raise _FailedError("status", f"HTTP {status}")
+
+    def _update(self, body: bytes, encoding: str, now: float) -> None:
+        """Use an answer that was received at ``now``. Runs in a worker thread."""
+        match encoding.lower():
+            case "" | "identity":
+                answer = body
+            case "gzip":
+                answer = _gunzip(body)
+            case _:
+                raise _FailedError("malformed", f"Content-Encoding {encoding!r} was not asked for")
+        try:
+            self._interfaces.update(answer, now)
+        except MalformedAnswerError as error:
+            raise _FailedError("malformed", str(error)) from None
+
+    def _failed(self, analyzer: str, reason: str, text: str) -> None:
+        self._stats.errors[reason] += 1
+        suffix = self._limit.admit((analyzer, reason))
+        if suffix is not None:
+            log.warning("%s: no interfaces: %s%s", analyzer, printable(text), suffix)
+
+
+async def _post(
+    session: "aiohttp.ClientSession", analyzer: Authentication, credentials: Headers
+) -> tuple[int, bytes, str]:
+    """Ask, and return the status, the body of a 200 as sent, and its ``Content-Encoding``."""
+    async with analyzer.post(
+        session,
+        PATH,
+        json={"GremlinQuery": QUERY},
+        headers=[("Accept-Encoding", "gzip"), *credentials],
+    ) as response:
+        if response.status != 200:
+            return response.status, b"", ""
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                raise _too_big()
+        return response.status, bytes(body), response.headers.get("Content-Encoding", "")
+
+
+def _gunzip(body: bytes) -> bytes:
+    """Decompress an answer, and no more of it than is allowed."""
+    unpacker = zlib.decompressobj(wbits=31)  # 31 is gzip
+    try:
+        answer = unpacker.decompress(body, MAX_ANSWER_BYTES + 1)
+    except zlib.error as error:
+        raise _FailedError("malformed", str(error)) from None
+    if len(answer) > MAX_ANSWER_BYTES:
+        raise _too_big()
+    if not unpacker.eof:
+        raise _FailedError("malformed", "gzip that breaks off")
+    return answer
+
+
+def _too_big() -> _FailedError:
+    return _FailedError("too_big", f"an answer of more than {MAX_ANSWER_BYTES} bytes")
