@@ -1,0 +1,216 @@
+"""One analyzer: where it listens, and what proves to it who we are.
+
+For the subscriptions and for the topology poller. Nothing here decides when to connect or
+what to log. aiohttp is imported with the first login: most installations have none, and
+the import takes longer than all others.
+"""
+
+import asyncio
+import base64
+import ssl as ssl_module
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import unquote, urlsplit
+
+from skyfast.config import Credentials
+
+if TYPE_CHECKING:
+    import aiohttp
+
+Headers = list[tuple[str, str]]
+"""HTTP headers in order; a name can come twice."""
+
+LOGIN_TIMEOUT_S: Final = 10.0
+"""How long ``POST /login`` may take, from the connection to the answer's head."""
+
+MAX_SHOWN: Final = 200
+"""Characters of a text from the network that one log line shows."""
+
+TOKEN_COOKIE: Final = "authtoken"  # noqa: S105 - its name, not its value
+"""The cookie that Skydive's ``/login`` sets."""
+
+DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
+
+
+def printable(text: object) -> str:
+    """Return ``str(text)`` for a log line: bounded, without control characters or line breaks.
+
+    Texts from the network, and exceptions that may quote them, are logged through this.
+    """
+    shown = str(text)
+    if len(shown) > MAX_SHOWN:
+        shown = shown[:MAX_SHOWN] + "..."
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown
+    )
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Join them as URLs do: IPv6 addresses in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where one analyzer listens. ``credentials`` are those of its URL, if it has any.
+
+    ``host`` is the URL's: it is sent as ``Host`` and TLS checks it. ``address`` is what is
+    connected to: the same, or one of the addresses that ``host`` resolves to.
+    """
+
+    secure: bool
+    host: str
+    port: int
+    resource: str
+    address: str
+    credentials: Credentials | None
+
+    @classmethod
+    def parse(cls, url: str, *, address: str = "") -> Self:
+        """Read a subscription's URL; the prefix ``dns+`` makes no difference here.
+
+        Raises:
+            ValueError: ``url`` has no valid host or port.
+
+        """
+        parts = urlsplit(url)
+        scheme = parts.scheme.removeprefix("dns+")
+        if scheme not in DEFAULT_PORTS or not parts.hostname:
+            raise ValueError("not a WebSocket URL")
+        credentials = None
+        if parts.username:
+            credentials = Credentials(
+                username=unquote(parts.username), password=unquote(parts.password or "")
+            )
+        return cls(
+            secure=scheme == "wss",
+            host=parts.hostname,
+            port=parts.port or DEFAULT_PORTS[scheme],
+            resource=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+            address=address or parts.hostname,
+            credentials=credentials,
+        )
+
+    @property
+    def name(self) -> str:
+        """The analyzer's name in labels and logs, ``host:port``."""
+        return host_and_port(self.address, self.port)
+
+    @property
+    def url(self) -> str:
+        """The URL to subscribe to, without credentials; see ``address`` for where it leads."""
+        scheme = "wss" if self.secure else "ws"
+        return f"{scheme}://{host_and_port(self.host, self.port)}{self.resource}"
+
+
+class Authentication:
+    """What is sent to one analyzer as proof of who we are.
+
+    This is Basic authentication until a request is answered 401, then the cookie of a
+    login; a 401 on the cookie makes a new one. Never both: Skydive looks at the cookie first,
+    and an expired token beats a good password. Cookies of the configuration are always sent.
+
+    Headers, cookies and passwords of this object must not be logged.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        credentials: Credentials,
+        cookies: Mapping[str, str],
+        ssl: ssl_module.SSLContext | None = None,
+    ) -> None:
+        """Begin with Basic. The endpoint's own credentials win over ``credentials``."""
+        self.endpoint = endpoint
+        self.problem = ""
+        """Why the latest renewal failed, fit for a log; empty if it did not."""
+        self._credentials = endpoint.credentials or credentials
+        self._cookies = dict(cookies)
+        self._ssl = ssl
+        self._token = ""
+        self._renewing = asyncio.Lock()
+
+    def headers(self) -> Headers:
+        """Return the headers ``Authorization`` and ``Cookie``, as far as there are any."""
+        if self._token:
+            return _cookie_header({**self._cookies, TOKEN_COOKIE: self._token})
+        headers = _cookie_header(self._cookies)
+        user = self._credentials
+        if user.username:
+            secret = base64.b64encode(f"{user.username}:{user.password}".encode()).decode()
+            headers.append(("Authorization", f"Basic {secret}"))
+        return headers
+
+    async def renew(self, refused: Headers) -> bool:
+        """Log in, after a request with the headers ``refused`` was answered 401.
+
+        Returns whether `headers` are now worth another try; if not, ``problem`` says why.
+        Of requests that were refused together, one logs in and the others use its token.
+        """
+        async with self._renewing:
+            if self.headers() != refused:
+                return True
+            self._token = ""
+            if self._credentials.username:
+                self.problem = await self._log_in()
+            else:
+                self.problem = "no user name is configured"
+            return not self.problem
+
+    def post(
+        self,
+        session: "aiohttp.ClientSession",
+        path: str,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        **options: Any,
+    ) -> "aiohttp.client._RequestContextManager":
+        """Begin ``POST path`` to the analyzer; ``headers`` and ``options`` go to aiohttp.
+
+        The session should have a `aiohttp.DummyCookieJar`: cookies are sent by `headers` alone.
+        Redirects are not followed, so that credentials stay with the analyzer.
+        """
+        at = self.endpoint
+        scheme = "https" if at.secure else "http"
+        return session.post(
+            f"{scheme}://{host_and_port(at.address, at.port)}{path}",
+            headers=[("Host", host_and_port(at.host, at.port)), *headers],
+            allow_redirects=False,
+            ssl=self._ssl or True,
+            server_hostname=at.host if at.secure else None,
+            **options,
+        )
+
+    async def _log_in(self) -> str:
+        """Get a token; return "" or, fit for a log, what went wrong."""
+        import aiohttp
+
+        form = {"username": self._credentials.username, "password": self._credentials.password}
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    timeout=aiohttp.ClientTimeout(total=LOGIN_TIMEOUT_S),
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                ) as session,
+                self.post(
+                    session, "/login", data=form, headers=_cookie_header(self._cookies)
+                ) as response,
+            ):
+                token = response.cookies.get(TOKEN_COOKIE)
+                if response.status != 200 or token is None or not token.coded_value:
+                    return f"POST /login gave HTTP {response.status} and no {TOKEN_COOKIE} cookie"
+                # As it was sent: a value in quotes is given back in quotes.
+                self._token = token.coded_value
+                return ""
+        except TimeoutError:
+            return f"POST /login gave no answer in {LOGIN_TIMEOUT_S:g} s"
+        except (aiohttp.ClientError, OSError) as exc:
+            return f"POST /login: {printable(exc) or type(exc).__name__}"
+
+
+def _cookie_header(cookies: Mapping[str, str]) -> Headers:
+    # One header for all of them: RFC 6265, section 5.4.
+    line = "; ".join(f"{name}={value}" for name, value in cookies.items())
+    return [("Cookie", line)] if line else []
