@@ -17,11 +17,12 @@ from typing import Any
 JSON = Mapping[str, Any]
 
 COUNTERS = ("ABBytes", "BABytes", "ABPackets", "BAPackets")
+AMOUNT = (*COUNTERS, "Start", "Last")
 MAX_NUMBER = 2**62
-MAX_PORT = 2**16 - 1
 MAX_SUM = 2**63 - 1
 MAX_TEXT_BYTES = 1024
 TIMEOUT_S = 75.0
+FINISHES = {1: "timeout", 2: "fin", 3: "rst"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ class Flow:
 
 
 class Model:
-    """The table. ``skipped`` counts the flows that changed nothing, by reason."""
+    """The table, with the core's names for what both have.
+
+    ``skipped`` counts the flows that changed nothing, by reason; ``finished`` the reports of
+    flows that ended, by the kind of the end, whether there was news or room or not.
+    """
 
     def __init__(
         self,
@@ -117,40 +122,50 @@ class Model:
         self.masks = [ipaddress.ip_network(mask) for mask in cluster_net_masks]
         self.excluded_tags = frozenset(excluded_tags)
 
-        self.connections: dict[Values, Connection] = {}
+        self._connections: dict[Values, Connection] = {}
         # A text is a key of its own; canonical hexadecimal texts and 64-bit keys are one to one.
-        self.flows: dict[str, Flow] = {}
+        self._flows: dict[str, Flow] = {}
         self.skipped: Counter[str] = Counter()
+        self.finished: Counter[str] = Counter()
         self.created_total = self.expired_total = self.rejected_total = 0
 
-    def message(self, message: JSON, now: float) -> None:
-        """Take one message as it was sent."""
-        if message["Type"] == "store":
-            for flow in message["Obj"] or ():
-                self.report(flow, now)
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    @property
+    def flows(self) -> int:
+        return len(self._flows)
+
+    def message(self, flows: Iterable[JSON], now: float) -> None:
+        """Take the flows of one message."""
+        for flow in flows:
+            self.report(flow, now)
 
     def report(self, flow: JSON, now: float) -> str | None:
         """Take one flow, and return why it changed nothing, or None."""
         reason = self._unusable(flow)
         if reason is None:
-            known = self.flows.get(flow["UUID"])
+            known = self._flows.get(flow["UUID"])
             reason = self._add(flow, now) if known is None else self._update(known, flow, now)
         if reason is not None:
             self.skipped[reason] += 1
+        if reason in (None, "late", "table_full") and flow.get("FinishType"):
+            self.finished[FINISHES.get(flow["FinishType"], "other")] += 1
         return reason
 
     def expire(self, now: float) -> None:
         """Drop the flows whose time is over, and the connections they leave without any."""
-        self.flows = {uuid: flow for uuid, flow in self.flows.items() if flow.deadline_s > now}
-        held = {id(flow.connection) for flow in self.flows.values()}
-        kept = {values: c for values, c in self.connections.items() if id(c) in held}
-        self.expired_total += len(self.connections) - len(kept)
-        self.connections = kept
+        self._flows = {uuid: flow for uuid, flow in self._flows.items() if flow.deadline_s > now}
+        held = {id(flow.connection) for flow in self._flows.values()}
+        kept = {values: c for values, c in self._connections.items() if id(c) in held}
+        self.expired_total += len(self._connections) - len(kept)
+        self._connections = kept
 
     def alive(self, now: float) -> list[Connection]:
         """Return the connections that a page made at ``now`` shows."""
-        held = {id(flow.connection) for flow in self.flows.values() if flow.deadline_s > now}
-        return [c for c in self.connections.values() if id(c) in held]
+        held = {id(flow.connection) for flow in self._flows.values() if flow.deadline_s > now}
+        return [c for c in self._connections.values() if id(c) in held]
 
     def page(self, now: float) -> dict[str, set[str]]:
         """Return the sample lines of every family."""
@@ -208,25 +223,26 @@ class Model:
                 return reason
         if self.excluded_tags and self.tag(flow) in self.excluded_tags:
             return "excluded"
-        metric = flow["Metric"]
-        numbers = [metric.get(name, 0) for name in (*COUNTERS, "RTT")] + [flow.get("Last", 0)]
-        if not self._is_known(flow) and not self._creates_whole(flow):
-            numbers.append(flow.get("Start", 0))
-        if self._needs_amount(flow):
-            numbers += _counters(flow["LastUpdateMetric"]).values()
-        ports = [_at(flow, label) for label in self.labels if label.number]
-        if not _in_range(numbers) or not _in_range(ports, MAX_PORT):
+        is_known = flow["UUID"] in self._flows
+        numbers = [flow["Metric"].get(name, 0) for name in (*COUNTERS, "RTT")]
+        numbers += [flow.get("Last", 0), flow.get("FinishType", 0)]
+        if not is_known:
+            numbers += (_at(flow, label) for label in self.labels if label.number)
+            if not self._creates_whole(flow):
+                numbers.append(flow.get("Start", 0))
+            if not self._is_whole(flow):
+                numbers += (flow["LastUpdateMetric"].get(name, 0) for name in AMOUNT)
+        if not all(0 <= number <= MAX_NUMBER for number in numbers):
             return "out_of_range"
-        if any(len(text.encode()) > MAX_TEXT_BYTES for text in texts):
+        # A known flow stays with its connection: its labels are not looked at again.
+        looked_at = texts[:1] if is_known else texts
+        if any(len(text.encode()) > MAX_TEXT_BYTES for text in looked_at):
             return "text_too_long"
         return None
 
-    def _is_known(self, flow: JSON) -> bool:
-        return flow["UUID"] in self.flows
-
     def _creates_whole(self, flow: JSON) -> bool:
         """Rule (b): tell whether a flow would make a connection that no other flow can have."""
-        creates = self.values(flow) not in self.connections
+        creates = self.values(flow) not in self._connections
         return creates and {label.path for label in self.labels} >= ENDPOINTS
 
     def _is_whole(self, flow: JSON) -> bool:
@@ -235,35 +251,22 @@ class Model:
         is_first = newest is None or newest.get("Start", 0) == flow.get("Start", 0)
         return is_first or self._creates_whole(flow)
 
-    def _needs_amount(self, flow: JSON) -> bool:
-        """Rule (c): tell whether a flow counts with its newest amount, which is no repeat."""
-        if self._is_known(flow) or self._is_whole(flow):
-            return False
-        is_repeat = flow["LastUpdateMetric"].get("Last", 0) != flow.get("Last", 0)
-        return not (flow.get("FinishType", 0) and is_repeat)
-
     def _add(self, flow: JSON, now: float) -> str | None:
         totals = _counters(flow["Metric"])
-        if self._is_whole(flow):
-            amounts = totals
-        elif self._needs_amount(flow):
-            amounts = _counters(flow["LastUpdateMetric"])
-        else:
-            amounts = {}
-
+        amounts = totals if self._is_whole(flow) else _newest(flow)
         values = self.values(flow)
-        connection = self.connections.get(values)
-        if connection is None and len(self.connections) >= self.max_connections:
+        connection = self._connections.get(values)
+        if connection is None and len(self._connections) >= self.max_connections:
             self.rejected_total += 1
             return "table_full"
-        if len(self.flows) >= self.max_flows:
+        if len(self._flows) >= self.max_flows:
             return "table_full"
         if connection is None:
-            connection = self.connections[values] = Connection(values)
+            connection = self._connections[values] = Connection(values)
             self.created_total += 1
         connection.add(amounts)
         connection.rtt_ns = flow["Metric"].get("RTT", 0) or connection.rtt_ns
-        self.flows[flow["UUID"]] = Flow(
+        self._flows[flow["UUID"]] = Flow(
             connection, totals, flow.get("Last", 0), now + self.timeout_s
         )
         return None
@@ -371,9 +374,12 @@ def _at(flow: JSON, label: Label) -> Any:
     return value if value is not None else 0 if label.number else ""
 
 
+def _newest(flow: JSON) -> dict[str, int]:
+    """Rule (c): return what a flow's last update added: nothing, if its closing report repeats."""
+    newest = flow["LastUpdateMetric"]
+    is_repeat = flow.get("FinishType", 0) and newest.get("Last", 0) != flow.get("Last", 0)
+    return {} if is_repeat else _counters(newest)
+
+
 def _counters(metric: JSON) -> dict[str, int]:
     return {name: metric.get(name, 0) for name in COUNTERS}
-
-
-def _in_range(numbers: Iterable[int], highest: int = MAX_NUMBER) -> bool:
-    return all(0 <= number <= highest for number in numbers)
