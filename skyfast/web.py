@@ -1,0 +1,554 @@
+"""The HTTP server: who is answered what, for how long, and how many at once.
+
+aiohttp parses and frames; every bound is kept here. A connection has exactly one deadline at
+any time, for a request's head, for its answer, or for the next request, and is closed when that
+passes. What a page consists of is the business of :mod:`skyfast.exposition`.
+"""
+
+import asyncio
+import errno
+import logging
+import math
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, cast
+
+from aiohttp import HttpVersion11, hdrs, web
+
+from skyfast import __version__, exposition
+from skyfast.config import Config
+from skyfast.exposition import Exposition, Part
+from skyfast.selfmetrics import CONTENT_TYPE, ScrapeStats
+
+HEAD_TIMEOUT_S = 5.0
+"""For a request's head: from its first byte, for the first one from the connection's start."""
+
+IDLE_TIMEOUT_S = 60.0
+"""For the next request to begin on a connection that was answered."""
+
+ANSWER_TIMEOUT_S = 10.0
+"""For an answer that is no page."""
+
+MAX_SCRAPE_TIMEOUT_S = 600.0
+"""The longest deadline of a page that a scraper can ask for."""
+
+BODY_TIMEOUT_S = 1.0
+"""How long a request's body is read and thrown away before its connection is closed."""
+
+STOP_TIMEOUT_S = 1.0
+"""For everything to end that :meth:`WebServer.stop` has cut."""
+
+MAX_REQUEST_BYTES = 64 * 1024
+"""What a client may send without being answered: head, body and pipelined requests.
+
+This is a security limit. It is looked at before each read, which brings up to 256 KiB."""
+
+MAX_LINE_BYTES = 4096
+"""Longest request line; beyond it the answer is 400."""
+
+MAX_FIELD_BYTES = 8190
+"""Longest header; beyond it the answer is 400."""
+
+WRITE_BUFFER_BYTES = 64 * 1024
+"""Where so much waits for the kernel to take it, nothing more of a page is written."""
+
+BACKLOG = 256
+"""Connections that the kernel accepts while the event loop is busy with other things."""
+
+RETRY_AFTER_S = 1
+"""What a client is told that found too many pages being served."""
+
+LOG_INTERVAL_S = 60.0
+"""What clients do to the server is logged once in this time, for each kind of event."""
+
+SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
+
+PAGES = {
+    "/metrics": Part.ALL,
+    "/metrics/flows": Part.FLOWS,
+    "/metrics/interfaces": Part.INTERFACES,
+    "/metrics/self": Part.SELF,
+}
+
+_AIOHTTP: dict[str, Any] = {
+    "access_log": None,
+    "auto_decompress": False,  # bodies are thrown away
+    "keepalive_timeout": 24 * 3600,  # never reached: IDLE_TIMEOUT_S is
+    "lingering_time": BODY_TIMEOUT_S,
+    "max_field_size": MAX_FIELD_BYTES,
+    "max_line_size": MAX_LINE_BYTES,
+}
+
+_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD)
+
+# A socket that is closed with a linger time of zero resets its connection. So no client takes
+# the beginning of a page for the whole, not even one of HTTP/1.0, to which the end of the
+# connection is the end of the page.
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+
+_LANDING_PAGE = f"""\
+<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>skyfast</title>
+<style>
+:root {{ color-scheme: light dark; --dim: #667; --line: #8884; --link: #05a; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --dim: #99a; --link: #7bf; }} }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 38rem; margin: 12vh auto; }}
+body {{ padding: 0 1rem; }}
+h1 {{ font-size: 1.6rem; margin: 0; }}
+p {{ color: var(--dim); margin: 0 0 1.5rem; }}
+dl {{ display: grid; grid-template-columns: max-content 1fr; margin: 0; }}
+dt, dd {{ border-top: 1px solid var(--line); padding: .6rem 0; margin: 0; }}
+dd {{ padding-left: 2rem; color: var(--dim); }}
+a {{ color: var(--link); font-family: ui-monospace, monospace; text-decoration: none; }}
+a:hover {{ text-decoration: underline; }}
+</style>
+<h1>skyfast</h1>
+<p>Skydive’s network flows for Prometheus · version {__version__}</p>
+<dl>
+<dt><a href="/metrics">/metrics</a><dd>everything: what Prometheus scrapes
+<dt><a href="/metrics/flows">/metrics/flows</a><dd>the connections alone; can be large
+<dt><a href="/metrics/interfaces">/metrics/interfaces</a><dd>the network interfaces alone
+<dt><a href="/metrics/self">/metrics/self</a><dd>how skyfast itself is doing
+<dt><a href="/-/healthy">/-/healthy</a><dd>200 while the process serves
+<dt><a href="/-/ready">/-/ready</a><dd>200 once an analyzer is subscribed to
+</dl>
+</html>
+"""
+
+_LANDING_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+log = logging.getLogger(__name__)
+
+
+class WebServer:
+    """Serves the pages, from :meth:`start` to :meth:`stop`."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        exposition: Exposition,
+        ready: Callable[[], bool],
+        stats: ScrapeStats,
+    ) -> None:
+        """Prepare to serve ``exposition``; ``ready`` tells whether there is a subscription."""
+        self._address = config.store.listen_address
+        self._port = config.store.port
+        self._limits = config.web
+        self._exposition = exposition
+        self._ready = ready
+        self._stats = stats
+        self._scrapers: Counter[str] = Counter()
+        self._connections = _Connections(limit=config.web.max_connections, stats=stats)
+        self._servers: list[asyncio.Server] = []
+        self._answers: set[asyncio.Task[Any]] = set()
+        self._late = _Seldom()
+        self._crowded = _Seldom()
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; before :meth:`start`, the configured one."""
+        return self._port
+
+    async def start(self) -> None:
+        """Listen. Raises OSError where the address or its port cannot be had."""
+        loop = asyncio.get_running_loop()
+        manager = web.Server(self._answer, handler_cancellation=True)
+        listeners = await _listen(self._address, self._port)
+        self._port = listeners[0].getsockname()[1]
+        for listener in listeners:
+            server = await loop.create_server(
+                lambda: _Connection(manager, loop=loop, connections=self._connections),
+                sock=listener,
+                backlog=BACKLOG,
+            )
+            self._servers.append(server)
+
+    async def stop(self) -> None:
+        """Close every connection, within ``STOP_TIMEOUT_S``. A page in the middle is cut."""
+        for server in self._servers:
+            server.close()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._connections.close()
+                if self._answers:
+                    await asyncio.wait(self._answers)
+        except TimeoutError:
+            log.warning("the HTTP server stops with %d requests unanswered", len(self._answers))
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request, to the last byte: aiohttp has nothing left to send."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # for mypy: aiohttp runs every handler in a task
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+        connection = cast(_Connection, request.protocol)
+        connection.answering(ANSWER_TIMEOUT_S)
+        if request.version < HttpVersion11 or hdrs.UPGRADE in request.headers:
+            # Otherwise aiohttp keeps HTTP/1.0 open behind a page, which only its end delimits,
+            # and takes what follows an `Upgrade` for another protocol.
+            connection.close()
+        try:
+            response = await self._respond(request, connection)
+            await response.prepare(request)
+            await response.write_eof()
+        finally:
+            connection.answered()
+        return response
+
+    async def _respond(
+        self, request: web.BaseRequest, connection: "_Connection"
+    ) -> web.StreamResponse:
+        part = PAGES.get(request.path)
+        if part is None and request.path not in ("/", "/-/healthy", "/-/ready"):
+            return _text("There is no such page.", HTTPStatus.NOT_FOUND)
+        if request.method not in _METHODS:
+            response = _text("Only GET and HEAD.", HTTPStatus.METHOD_NOT_ALLOWED)
+            response.headers[hdrs.ALLOW] = ", ".join(_METHODS)
+            return response
+        if part is not None:
+            return await self._page(request, connection, part)
+        if request.path == "/":
+            headers = _headers({"Content-Security-Policy": _LANDING_POLICY})
+            return web.Response(text=_LANDING_PAGE, content_type="text/html", headers=headers)
+        if request.path == "/-/ready" and not self._ready():
+            return _text("Not ready: no analyzer is subscribed to.", HTTPStatus.SERVICE_UNAVAILABLE)
+        return _text("skyfast is ready." if request.path == "/-/ready" else "skyfast is healthy.")
+
+    async def _page(
+        self, request: web.BaseRequest, connection: "_Connection", part: Part
+    ) -> web.StreamResponse:
+        headers = _headers({hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.VARY: hdrs.ACCEPT_ENCODING})
+        accepted = request.headers.getall(hdrs.ACCEPT_ENCODING, None)
+        coding = exposition.encoding(None if accepted is None else ",".join(accepted))
+        if coding is None:
+            response = _text("Pages come as they are or as gzip.", HTTPStatus.NOT_ACCEPTABLE)
+            response.headers[hdrs.VARY] = hdrs.ACCEPT_ENCODING
+            return response
+        if coding == "gzip":
+            headers[hdrs.CONTENT_ENCODING] = coding
+        if request.method == hdrs.METH_HEAD:
+            # Nothing is written to it: aiohttp would send a body, and the client would take it
+            # for the next answer.
+            return web.StreamResponse(headers=headers)
+        if part is Part.SELF:
+            # Small, and not counted among the pages: it has to come when nothing else does.
+            own = self._exposition.own()
+            body = exposition.compress(own) if coding == "gzip" else own
+            return web.Response(body=body, headers=headers)
+        if crowd := self._crowd(connection.address):
+            self._stats.rejected += 1
+            self._crowded.warn(f"a page was refused to {connection.address}: {crowd}")
+            response = _text(f"Try again: {crowd}.", HTTPStatus.SERVICE_UNAVAILABLE)
+            response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
+            return response
+        self._scrapers[connection.address] += 1
+        try:
+            return await self._stream(
+                request, connection, web.StreamResponse(headers=headers), part
+            )
+        finally:
+            self._scrapers -= Counter((connection.address,))
+
+    def _crowd(self, address: str) -> str:
+        """Return which bound on pages at once is reached, if one is."""
+        if self._scrapers.total() >= self._limits.max_scrapes:
+            return f"{self._limits.max_scrapes} pages are being served (web.max_scrapes)"
+        if self._scrapers[address] >= self._limits.max_scrapes_per_address:
+            return (
+                f"{self._limits.max_scrapes_per_address} pages are being served to this address"
+                " (web.max_scrapes_per_address)"
+            )
+        return ""
+
+    async def _stream(
+        self,
+        request: web.BaseRequest,
+        connection: "_Connection",
+        response: web.StreamResponse,
+        part: Part,
+    ) -> web.StreamResponse:
+        """Send a page. Whatever goes wrong once it has begun, the connection is cut."""
+        timeout_s = _scrape_timeout_s(
+            request.headers.get(SCRAPE_TIMEOUT_HEADER), default_s=self._limits.scrape_timeout_s
+        )
+        connection.answering(timeout_s)
+        begin_s = time.perf_counter()
+        page = self._exposition.stream(part, gzip=hdrs.CONTENT_ENCODING in response.headers)
+        try:
+            async for chunk in page:
+                await response.prepare(request)
+                await response.write(chunk)
+            await response.prepare(request)
+            await response.write_eof()
+        except (asyncio.CancelledError, ConnectionError):
+            # The connection was lost: to the client, to its deadline, or to stop().
+            if connection.late:
+                self._late.warn(
+                    f"a page to {connection.address} was cut after {timeout_s:g} s,"
+                    f" with {page.page_bytes} bytes of it rendered"
+                )
+            self._stats.failures["deadline" if connection.late else "disconnected"] += 1
+            raise
+        except Exception:
+            self._stats.failures["error"] += 1
+            if response.prepared:
+                connection.cut()
+            raise
+        finally:
+            page.close()
+            await page.ended()
+        if Part.FLOWS in part:
+            self._stats.scrapes += 1
+            self._stats.last_duration_s = time.perf_counter() - begin_s
+            self._stats.last_bytes = page.page_bytes
+        return response
+
+
+class _Connections:
+    """The open connections, of which there are ``limit`` at most."""
+
+    def __init__(self, *, limit: int, stats: ScrapeStats) -> None:
+        self._limit = limit
+        self._stats = stats
+        self._open: set[_Connection] = set()
+        self._waiting: dict[_Connection, None] = {}  # not being answered, longest first
+        self._closed = False
+        self._full = _Seldom()
+
+    def add(self, connection: "_Connection") -> None:
+        """Let ``connection`` in.
+
+        Where there are enough, the one that has waited longest for a request goes. So whoever
+        opens connections and asks nothing cannot keep out those who ask.
+        """
+        if self._closed:
+            connection.cut()
+            return
+        if len(self._open) >= self._limit:
+            victim = next(iter(self._waiting), connection)
+            self._stats.connections_rejected += 1
+            self._full.warn(
+                f"{self._limit} HTTP connections are open (web.max_connections):"
+                f" one from {victim.address} was closed"
+            )
+            self.remove(victim)
+            victim.shut()
+            if victim is connection:
+                return
+        self._open.add(connection)
+        self._waiting[connection] = None
+
+    def remove(self, connection: "_Connection") -> None:
+        """Forget ``connection``, known or not."""
+        self._open.discard(connection)
+        self._waiting.pop(connection, None)
+
+    def answering(self, connection: "_Connection") -> None:
+        """Keep ``connection``, which is being answered."""
+        self._waiting.pop(connection, None)
+
+    def answered(self, connection: "_Connection") -> None:
+        """Put ``connection``, which was answered, behind those that wait longer."""
+        if connection in self._open:
+            self._waiting[connection] = None
+
+    async def close(self) -> None:
+        """Shut every connection, those to come too, and wait until they are lost."""
+        self._closed = True
+        connections = list(self._open)
+        for connection in connections:
+            connection.shut()
+        if connections:
+            await asyncio.wait([connection.lost for connection in connections])
+
+
+class _Connection(web.RequestHandler):
+    """A client's connection, with the one deadline that it has at any time."""
+
+    def __init__(
+        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, connections: _Connections
+    ) -> None:
+        super().__init__(manager, loop=loop, **_AIOHTTP)
+        self.address = ""
+        self.late = False  # the deadline passed in the middle of an answer
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self._connections = connections
+        self._deadline: asyncio.TimerHandle | None = None
+        self._answering = False
+        self._unanswered_bytes = 0
+        self._cut = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._stream = cast(asyncio.Transport, transport)  # aiohttp forgets its own early
+        self._stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        # On a socket of both IP versions, an IPv4 client's address is mapped into IPv6.
+        self.address = transport.get_extra_info("peername")[0].removeprefix("::ffff:")
+        self._allow(HEAD_TIMEOUT_S)
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._unanswered_bytes > MAX_REQUEST_BYTES:
+            self.cut()
+            return
+        if data and not self._unanswered_bytes and not self._answering:
+            self._allow(HEAD_TIMEOUT_S)
+        self._unanswered_bytes += len(data)
+        super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
+        """Answer a client that has finished sending, and close where it has asked nothing.
+
+        aiohttp closes in either case: with what has been sent of a page in good order.
+        """
+        asked = self._answering or self._unanswered_bytes > 0
+        if asked:
+            self.close()  # once that is answered
+        return asked
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._connections.remove(self)
+        if not self.lost.done():
+            self.lost.set_result(None)
+        super().connection_lost(exc)
+
+    def answering(self, timeout_s: float) -> None:
+        """Begin an answer, or change the time that it may take."""
+        self._answering = True
+        self._unanswered_bytes = 0
+        self._connections.answering(self)
+        self._allow(timeout_s)
+
+    def answered(self) -> None:
+        """End an answer, and wait for the next request."""
+        self._answering = False
+        self._connections.answered(self)
+        self._allow(HEAD_TIMEOUT_S if self._unanswered_bytes else IDLE_TIMEOUT_S)
+
+    def shut(self) -> None:
+        """Close the connection: in good order where the client has all that it was sent."""
+        if self._answering or self._stream.get_write_buffer_size():
+            self.cut()
+        else:
+            self._stream.close()
+
+    def cut(self) -> None:
+        """Reset the connection."""
+        self._cut = True
+        if not self._stream.is_closing():
+            linger = self._stream.get_extra_info("socket").setsockopt
+            linger(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        self._stream.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse, and what a handler has raised.
+
+        aiohttp's own logs a traceback for every request that is malformed.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.debug("a bad request from %s: %s", self.address, message)
+        else:
+            log.error("%s %s failed", request.method, request.path, exc_info=exc)
+        if self._cut:
+            raise ConnectionResetError("the answer was cut")
+        response = _text(HTTPStatus(status).phrase + ".", status)
+        response.force_close()
+        return response
+
+    def _allow(self, timeout_s: float) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if not self.lost.done():
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(timeout_s, self._expire)
+
+    def _expire(self) -> None:
+        self.late = self._answering
+        self.shut()
+
+
+class _Seldom:
+    """Logs one warning in ``LOG_INTERVAL_S``, with the number of those that were not logged."""
+
+    def __init__(self) -> None:
+        self._next_s = -math.inf
+        self._held_back = 0
+
+    def warn(self, text: str) -> None:
+        now = time.monotonic()
+        if now < self._next_s:
+            self._held_back += 1
+            return
+        held_back = f" ({self._held_back} more before)" if self._held_back else ""
+        log.warning("%s%s", text, held_back)
+        self._next_s = now + LOG_INTERVAL_S
+        self._held_back = 0
+
+
+def _headers(more: dict[str, str]) -> dict[str, str]:
+    return {hdrs.SERVER: f"skyfast/{__version__}", "X-Content-Type-Options": "nosniff", **more}
+
+
+def _text(text: str, status: int = HTTPStatus.OK) -> web.Response:
+    return web.Response(text=text + "\n", status=status, headers=_headers({}))
+
+
+def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
+    """Return the deadline that a scraper asks for, in seconds; nonsense asks for nothing."""
+    try:
+        timeout_s = float(value or "")
+    except ValueError:
+        return default_s
+    return min(timeout_s, MAX_SCRAPE_TIMEOUT_S) if 0 < timeout_s < math.inf else default_s
+
+
+async def _listen(address: str, port: int) -> list[socket.socket]:
+    """Return sockets bound to ``address``; empty, to all addresses of both IP versions.
+
+    All have the same port, where ``port`` is 0 too: that is a free one. Raises OSError.
+    """
+    if not address:
+        return [_listen_everywhere(port)]
+    loop = asyncio.get_running_loop()
+    listeners: list[socket.socket] = []
+    try:
+        found = await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+        for family, _, _, _, where in dict.fromkeys(found):
+            where = (where[0], port, *where[2:])
+            listeners.append(socket.create_server(where, family=family))
+            port = listeners[0].getsockname()[1]
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _listen_everywhere(port: int) -> socket.socket:
+    # One socket for both versions, because two would not get the same free port.
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            # The kernel can have IPv6 and no address of it.
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return socket.create_server(("", port))
