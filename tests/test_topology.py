@@ -1,9 +1,19 @@
+import asyncio
+import gzip
 import json
+import logging
+import socket
+import time
+import tracemalloc
+import zlib
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from skyfast import topology as topology_module
+from skyfast.config import ConfigError
 from skyfast.selfmetrics import TopologyStats
 from skyfast.topology import (
     MAX_INTERFACES,
@@ -11,7 +21,11 @@ from skyfast.topology import (
     MAX_LABELS_CHARS,
     Interfaces,
     MalformedAnswerError,
+    TopologyPoller,
 )
+from tests.analyzer import Answer, FakeAnalyzer, Fault
+from tests.certificates import Authority
+from tests.configs import make_config
 
 DATA = Path(__file__).parent / "data"
 RECORDED = (DATA / "recordings" / "topology.json").read_bytes()
@@ -221,6 +235,8 @@ def test_labels_are_escaped(topology):
         (rb"x\udc00y", "x�y"),
         (rb"\ud800\ud83d\ude00\ude00", "�😀�"),
         (rb"\\ud800", r"\ud800"),
+        (rb"\u00e9\uDFFF\n", "é�\n"),
+        (rb"\ud800\ud800\udc00", "�𐀀"),
         (rb"\\\ud800", "\\�"),
         (b"a\xffb", "a�b"),
         (b"\xed\xa0\x80", "���"),
@@ -243,6 +259,14 @@ def test_a_wrong_node_costs_nothing_but_itself(topology, why):
     topology.update(node(), WRONG[why], node("eth1", tid="t2"))
     assert topology.labels() == {labels_of(), labels_of(name="eth1", tid="t2")}
     assert topology.skipped() == {"invalid": 1}
+
+
+def test_a_node_that_is_nested_too_deeply_costs_nothing_but_what_is_too_deep(topology):
+    deep = b"[" * 100_000 + b"]" * 100_000
+    answer = json.dumps([node(Unused="?"), node("eth1", tid="t2")]).encode()
+    topology.interfaces.update(answer.replace(b'"?"', deep), 0.0)
+    assert topology.labels() == {labels_of(), labels_of(name="eth1", tid="t2")}
+    assert topology.skipped() == {}
 
 
 def test_labels_are_bounded(topology):
@@ -329,3 +353,334 @@ def test_interfaces_leave_when_no_answer_comes(interval_s, connection_timeout_s,
 
 def test_the_page_is_empty_before_the_first_answer(topology):
     assert topology.interfaces.page(0.0) == b""
+
+
+# Asking, over real sockets.
+
+FAST_S = 0.05
+"""An interval that is short enough to see several answers."""
+
+
+class Poll:
+    """A poller that runs, and what becomes of its interfaces."""
+
+    def __init__(self, *urls, interval_s=FAST_S, **settings):
+        self.stats = TopologyStats()
+        config = make_config(*urls, interfaces_interval=interval_s, **settings)
+        self.interfaces = Interfaces(
+            interval_s=interval_s, connection_timeout_s=60.0, stats=self.stats
+        )
+        self.poller = TopologyPoller(
+            config=config, interfaces=self.interfaces, stats=self.stats, now=time.monotonic
+        )
+
+    @asynccontextmanager
+    async def running(self):
+        task = asyncio.create_task(self.poller.run())
+        try:
+            yield self
+        finally:
+            task.cancel()
+            async with asyncio.timeout(2):
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+    def errors(self):
+        return {reason: number for reason, number in self.stats.errors.items() if number}
+
+    def shows(self, name):
+        return f'interface_name="{name}"'.encode() in self.interfaces.page(time.monotonic())
+
+
+async def until(condition):
+    """Wait for what others do."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def answer_of(*nodes, **options):
+    return Answer(body=json.dumps(nodes).encode(), **options)
+
+
+def closed_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+async def test_the_first_query_comes_at_once_and_is_skydive_s():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(node(), compress=True)
+        async with Poll(analyzer.url, interval_s=3600).running() as poll:
+            await until(lambda: poll.shows("eth0"))
+        (request,) = analyzer.topology_requests
+        assert (request.method, request.target) == ("POST", "/api/topology")
+        assert json.loads(request.body) == {"GremlinQuery": "G.V().Has('EncapType', 'ether')"}
+        assert request.all("Content-Type") == ["application/json"]
+        assert request.all("Host") == [analyzer.name]
+        assert request.all("Accept-Encoding") == ["gzip"]
+        assert request.all("Authorization") == request.all("Cookie") == []
+        assert poll.stats.answers == 1
+        assert abs(poll.stats.last_answer_timestamp_s - time.time()) < 5
+        assert poll.errors() == {}
+
+
+async def test_it_asks_in_every_interval():
+    async with FakeAnalyzer() as analyzer:
+        async with Poll(analyzer.url).running() as poll:
+            for number in range(3):
+                analyzer.topology = answer_of(node(f"eth{number}"), compress=number == 1)
+                await until(lambda name=f"eth{number}": poll.shows(name))
+                assert poll.stats.interfaces == 1
+        asked = len(analyzer.topology_requests)
+        await asyncio.sleep(2 * FAST_S)
+        assert len(analyzer.topology_requests) == asked
+
+
+async def test_an_interval_of_zero_asks_nobody():
+    async with FakeAnalyzer() as analyzer:
+        async with asyncio.timeout(2):
+            await Poll(analyzer.url, interval_s=0).poller.run()
+        assert analyzer.connections == 0
+
+
+async def test_the_first_analyzer_that_answers_is_kept():
+    first, second = FakeAnalyzer(), FakeAnalyzer()
+    first.topology, second.topology = answer_of(node("one")), answer_of(node("two"))
+    async with first, second:
+        await first.stop()
+        async with Poll(first.url, second.url).running() as poll:
+            await until(lambda: poll.shows("two"))
+            assert poll.errors() == {"unreachable": 1}
+            await first.start()
+            answers = poll.stats.answers
+            await until(lambda: poll.stats.answers > answers + 2)
+            assert first.topology_requests == []
+            await second.stop()
+            await until(lambda: poll.shows("one"))
+            assert not poll.shows("two")
+
+
+async def test_credentials_are_sent_as_basic_authentication():
+    async with FakeAnalyzer(username="ann", password="s3cret:x") as analyzer:
+        analyzer.topology = answer_of(node())
+        poll = Poll(analyzer.url, username="ann", password="s3cret:x", cookie={"a": "b"})
+        async with poll.running():
+            await until(lambda: poll.shows("eth0"))
+        request = analyzer.topology_requests[0]
+        assert request.basic == ("ann", "s3cret:x")
+        assert request.cookies == {"a": "b"}
+        assert analyzer.logins == []
+
+
+async def test_credentials_of_the_url_win():
+    async with FakeAnalyzer(username="url", password="p@ss") as analyzer:
+        analyzer.topology = answer_of(node())
+        url = analyzer.url.replace("ws://", "ws://url:p%40ss@")
+        async with Poll(url, username="ann", password="other").running() as poll:
+            await until(lambda: poll.shows("eth0"))
+        assert poll.errors() == {}
+
+
+async def test_a_login_replaces_basic_and_is_renewed():
+    async with FakeAnalyzer(username="ann", password="s3cret") as analyzer:
+        analyzer.accepts_basic = False
+        analyzer.topology = answer_of(node())
+        poll = Poll(analyzer.url, username="ann", password="s3cret", cookie={"a": "b"})
+        async with poll.running():
+            await until(lambda: poll.stats.answers >= 2)
+            assert len(analyzer.logins) == 1
+            analyzer.expire_tokens()
+            await until(lambda: len(analyzer.logins) == 2)
+            answers = poll.stats.answers
+            await until(lambda: poll.stats.answers > answers)
+        last = analyzer.topology_requests[-1]
+        assert last.basic is None
+        assert set(last.cookies) == {"a", "authtoken"}
+        assert poll.errors() == {}
+
+
+async def test_wrong_credentials(caplog):
+    async with FakeAnalyzer(username="ann", password="s3cret") as analyzer:
+        async with Poll(analyzer.url, username="ann", password="wr0ng").running() as poll:
+            await until(lambda: poll.errors().get("unauthorized", 0) >= 2)
+        assert poll.errors() == {"unauthorized": poll.stats.errors["unauthorized"]}
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{analyzer.name}: no interfaces: HTTP 401; POST /login")
+    assert "wr0ng" not in caplog.text
+
+
+async def test_tls_with_our_authority_and_a_client_certificate(tmp_path):
+    authority = Authority(tmp_path)
+    context = authority.server_context("127.0.0.1", ask_clients=True)
+    ours = authority.issue("skyfast")
+    async with FakeAnalyzer(ssl=context, username="ann", password="s3cret") as analyzer:
+        analyzer.accepts_basic = False
+        analyzer.topology = answer_of(node())
+        poll = Poll(
+            analyzer.url,
+            username="ann",
+            password="s3cret",
+            ca_cert=authority.certificate,
+            client_cert=ours.certificate,
+            client_key=ours.key,
+        )
+        async with poll.running():
+            await until(lambda: poll.shows("eth0"))
+        assert poll.errors() == {}
+
+
+async def test_tls_with_an_authority_that_is_not_ours(tmp_path):
+    stranger, ours = Authority(tmp_path, "stranger"), Authority(tmp_path, "ours")
+    async with FakeAnalyzer(ssl=stranger.server_context("127.0.0.1")) as analyzer:
+        async with Poll(analyzer.url, ca_cert=ours.certificate).running() as poll:
+            await until(lambda: poll.errors())
+        assert poll.errors().keys() == {"unreachable"}
+        assert analyzer.topology_requests == []
+
+
+def test_an_unusable_authority_is_an_error_of_the_configuration(tmp_path):
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"tls\.ca_cert"):
+        Poll("wss://127.0.0.1:9/ws/subscriber/flow", ca_cert=str(tmp_path / "ca.pem"))
+
+
+async def test_a_name_of_several_addresses_is_asked_itself():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(node())
+        url = f"dns+ws://localhost:{analyzer.port}/ws/subscriber/flow"
+        async with Poll(url).running() as poll:
+            await until(lambda: poll.shows("eth0"))
+        assert analyzer.topology_requests[0].get("Host") == f"localhost:{analyzer.port}"
+
+
+def bomb(size):
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(size >> 20)) + packer.flush()
+
+
+def gzipped(body):
+    return Answer(body=body, headers=(("Content-Encoding", "gzip"),))
+
+
+GOOD = json.dumps([node("bad")]).encode()
+
+FAILURES = {
+    "closes": (Fault.EOF, "unreachable"),
+    "resets": (Fault.RESET, "unreachable"),
+    "garbage": (Fault.GARBAGE, "malformed"),
+    "cut": (Fault.CUT, "malformed"),
+    "hangs": (Fault.HANG, "timeout"),
+    "401": (Answer(status=401), "unauthorized"),
+    "403": (Answer(status=403, body=GOOD), "forbidden"),
+    "404": (Answer(status=404, body=GOOD), "status"),
+    "500": (Answer(status=500, body=GOOD), "status"),
+    "redirect": (Answer(status=302, headers=(("Location", "/elsewhere"),)), "status"),
+    "no JSON": (Answer(body=b"<html>"), "malformed"),
+    "no list": (Answer(body=b"{}"), "malformed"),
+    "empty": (Answer(body=b""), "malformed"),
+    "no gzip": (gzipped(GOOD), "malformed"),
+    "cut gzip": (gzipped(gzip.compress(GOOD)[:-9]), "malformed"),
+    "other encoding": (Answer(body=GOOD, headers=(("Content-Encoding", "br"),)), "malformed"),
+    "too long": (Answer(body=b"[" + b" " * 70_000 + b"]"), "too_big"),
+    "gzip bomb": (gzipped(bomb(1 << 20)), "too_big"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_failing_analyzer(failure, monkeypatch, caplog):
+    """It is counted, logged once, and the next one is asked; nothing is lost in between."""
+    monkeypatch.setattr(topology_module, "MAX_ANSWER_BYTES", 65_536)
+    caplog.set_level(logging.WARNING)
+    fault, reason = FAILURES[failure]
+    async with FakeAnalyzer() as bad, FakeAnalyzer() as good:
+        bad.topology = answer_of(node("before"))
+        good.topology = Answer(status=503)
+        async with Poll(bad.url, good.url, interval_s=0.1).running() as poll:
+            await until(lambda: poll.shows("before"))
+            bad.topology = fault
+            await until(lambda: poll.stats.errors[reason] >= 2)
+            assert poll.shows("before")
+            good.topology = answer_of(node("after"))
+            await until(lambda: poll.shows("after"))
+            assert not poll.shows("before")
+        assert poll.errors().keys() == {reason, "status"}
+    of_bad = [record for record in caplog.records if bad.name in record.getMessage()]
+    assert len(of_bad) == 1
+    assert of_bad[0].levelname == "WARNING"
+
+
+async def test_a_name_that_does_not_resolve():
+    async with Poll(
+        "ws://analyzer.invalid:8082/ws/subscriber/flow", interval_s=1
+    ).running() as poll:
+        await until(poll.errors)
+    assert poll.errors().keys() <= {"unreachable", "timeout"}
+
+
+async def test_a_fault_of_ours_does_not_end_the_poller(monkeypatch):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(node())
+        poll = Poll(analyzer.url)
+        update = poll.interfaces.update
+        monkeypatch.setattr(poll.interfaces, "update", lambda *_: 1 / 0)
+        async with poll.running():
+            await until(lambda: poll.stats.errors["error"] >= 2)
+            monkeypatch.setattr(poll.interfaces, "update", update)
+            await until(lambda: poll.shows("eth0"))
+
+
+async def test_failures_are_logged_once_a_minute_with_how_many_were_not(monkeypatch, caplog):
+    monkeypatch.setattr(topology_module, "LOG_INTERVAL_S", 0.3)
+    url = f"ws://127.0.0.1:{closed_port()}/ws/subscriber/flow"
+    async with Poll(url, interval_s=0.02).running() as poll:
+        await until(lambda: len(caplog.records) >= 2)
+    first, second = (record.getMessage() for record in caplog.records[:2])
+    assert "more" not in first
+    assert "more such events" in second
+    assert len(caplog.records) < poll.stats.errors["unreachable"] / 2
+
+
+async def test_a_gzip_bomb_takes_no_memory(monkeypatch):
+    monkeypatch.setattr(topology_module, "MAX_ANSWER_BYTES", 1 << 20)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = gzipped(bomb(256 << 20))
+        async with Poll(analyzer.url, interval_s=5).running() as poll:
+            tracemalloc.start()
+            try:
+                await until(lambda: poll.errors())
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert poll.errors() == {"too_big": 1}
+    assert peak < 16 << 20
+
+
+async def test_cancelling_closes_the_socket_of_a_query_under_way():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = Fault.HANG  # reads until the socket is closed
+        async with Poll(analyzer.url, interval_s=60).running():
+            await until(lambda: analyzer.topology_requests)
+        await until(lambda: not analyzer._tasks)
+
+
+async def test_the_event_loop_goes_on_during_an_update(monkeypatch):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(node())
+        poll = Poll(analyzer.url, interval_s=5)
+        update = poll.interfaces.update
+
+        def slow_update(answer, now):
+            time.sleep(0.5)
+            update(answer, now)
+
+        monkeypatch.setattr(poll.interfaces, "update", slow_update)
+        async with poll.running():
+            longest_s = 0.0
+            while not poll.stats.answers:
+                begin = time.perf_counter()
+                await asyncio.sleep(0.001)
+                longest_s = max(longest_s, time.perf_counter() - begin)
+        assert poll.shows("eth0")
+    assert longest_s < 0.4
