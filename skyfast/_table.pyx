@@ -279,10 +279,10 @@ cdef void index_split(Rows *rows) noexcept nogil:
 cdef void index_add(Rows *rows, uint32_t number) noexcept nogil:
     cdef RowHead *row = head_at(rows, number)
     cdef uint32_t *bucket = bucket_of(rows, row.hash)
-    cdef uint32_t i
+    cdef uint32_t _split
     row.next = bucket[0]
     bucket[0] = number
-    for i in range(rows.buckets_per_row + 1):
+    for _split in range(rows.buckets_per_row + 1):
         if rows.buckets >= <uint64_t>rows.live * rows.buckets_per_row:
             break
         index_split(rows)
@@ -711,7 +711,7 @@ cdef class Table:
             raise MemoryError
 
         self.slots = slots
-        self._read_by(&self.readers[0], types.Flow, plan, False)
+        self._read_by(&self.readers[0], types.Flow, plan, types.Flow is types.FullFlow)
         self._read_by(&self.readers[1], types.FullFlow, plan, True)
         self._prepare_families(plan)
 

@@ -21,8 +21,10 @@ MAX_DEPTH = 64
 
 A flow has 3 to 5 below the message's own two."""
 
-MAX_PRUNED_TOKENS = 500_000
-"""Strings and brackets looked at for that: about 0.2 s, a small part of what a pong may take."""
+MAX_REPAIRED_TOKENS = 500_000
+"""Escapes, or strings and brackets, looked at to save the rest of a message.
+
+They take 0.2 s, a small part of what a pong may take; such a message of 100 flows has 10,000."""
 
 MAX_CLASSIFIED = 65_536
 """Addresses whose place inside or outside the cluster is remembered."""
@@ -32,6 +34,13 @@ _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 # A string, whole or unfinished, or a bracket. Possessive, so that no input makes it backtrack.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+
+# An escape; the group holds one that is half of a surrogate pair without the other half.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 
 Flow = Any
 """A struct of the plan's flow types: which fields it has is known at run time only."""
@@ -121,8 +130,11 @@ class Ingest:
     def _open(self, data: bytes) -> Envelope:
         try:
             return self._envelope.decode(data)
-        except RecursionError:
-            return self._envelope.decode(pruned(data))
+        except msgspec.ValidationError:
+            raise
+        except _UNDECODABLE:
+            # Two things stop the decoder that do not make the JSON's structure wrong.
+            return self._envelope.decode(pruned(unpaired_marked(data)))
 
     def _one_by_one(self, raws: Iterable[msgspec.Raw]) -> list[Flow]:
         """Decode flows each on its own; those that cannot be are counted."""
@@ -158,27 +170,41 @@ def _position(wanted: Flow, flows: list[Flow]) -> int:
     return next(i for i, flow in enumerate(flows) if flow is wanted)
 
 
+def unpaired_marked(data: bytes) -> bytes:
+    r"""Return a message in which halves of surrogate pairs are bytes that are no UTF-8.
+
+    RFC 8259 allows ``"\\ud800"`` in a text, the decoder takes it for the end of the message. With
+    a wrong byte instead, only the flow that holds it is wrong.
+    """
+
+    def marked(escape: re.Match[bytes]) -> bytes:
+        return b"\xff" if escape[1] else escape[0]
+
+    return _ESCAPE.sub(marked, data, count=MAX_REPAIRED_TOKENS)
+
+
 def pruned(data: bytes) -> bytes:
     """Return a message without what is nested deeper than `MAX_DEPTH`.
 
-    :raises msgspec.DecodeError: it has more than `MAX_PRUNED_TOKENS` strings and brackets.
+    :raises msgspec.DecodeError: it has more than `MAX_REPAIRED_TOKENS` strings and brackets.
     """
     kept = bytearray()
     depth = 0
-    kept_from = 0
+    kept_to = 0
     for count, token in enumerate(_TOKEN.finditer(data)):
-        if count == MAX_PRUNED_TOKENS:
-            raise msgspec.DecodeError("nested too deeply for its size")
+        if count == MAX_REPAIRED_TOKENS:
+            raise msgspec.DecodeError("too long for its depth")
         match token[0]:
             case b"[" | b"{":
                 depth += 1
                 if depth == MAX_DEPTH:
-                    kept += data[kept_from : token.end()]
+                    kept += data[kept_to : token.end()]
+                    kept_to = len(data)
             case b"]" | b"}":
                 if depth == MAX_DEPTH:
-                    kept_from = token.start()
+                    kept_to = token.start()
                 depth -= 1
-    return bytes(kept + data[kept_from:])
+    return bytes(kept + data[kept_to:])
 
 
 def admission(config: Config) -> Callable[[list[Flow]], list[Flow]]:

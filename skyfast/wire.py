@@ -57,7 +57,8 @@ class FlowTypes:
     """The decoders' types for one plan.
 
     ``Flow`` has what updates of known flows need, ``FullFlow`` has ``Start`` and
-    ``LastUpdateMetric`` beside it. Values of both are accepted by the plan's table.
+    ``LastUpdateMetric`` beside it. Values of both are accepted by the plan's table. They are the
+    same where the plan's labels are not complete: then every unknown flow needs them.
     """
 
     Flow: type[msgspec.Struct]
@@ -103,7 +104,5 @@ def flow_types(plan: Plan) -> FlowTypes:
     # A required part of which nothing is used is decoded as an empty struct: there or not.
     used += [(*requirement.path, "") for requirement in plan.requirements]
     amounts = [counter.amount for counter in plan.counters]
-    return FlowTypes(
-        Flow=_struct("Flow", used),
-        FullFlow=_struct("FullFlow", [*used, *_FIRST_REPORT, *amounts]),
-    )
+    full = _struct("FullFlow", [*used, *_FIRST_REPORT, *amounts])
+    return FlowTypes(Flow=_struct("Flow", used) if plan.complete else full, FullFlow=full)
