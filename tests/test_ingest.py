@@ -188,9 +188,9 @@ def test_a_message_is_decoded_again_from_where_the_last_update_is_needed() -> No
     # The second flow belongs to the connection of the first, and is not in its first report.
     sink.take(
         message(
-            flow("1", Last=2001, Metric={"ABBytes": 101}),
+            flow("1", Last=2001, Metric=METRIC | {"ABBytes": 101}),
             later("2", 1500),
-            flow("1", Last=2002, Metric={"ABBytes": 103}),
+            flow("1", Last=2002, Metric=METRIC | {"ABBytes": 103}),
             flow("3", NodeTID="other"),
         )
     )
