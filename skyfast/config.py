@@ -923,7 +923,8 @@ def _walk(nodes: dict[str, _Node], *, file: str) -> tuple[dict[str, _Found], dic
             path = _join(parent, name.lower())
             origin = f"{file}: line {node.line}"
             if path in found:
-                raise ConfigError(f"{origin}: {path}: is already set at {found[path].origin}")
+                first = found[path].origin.removeprefix(f"{file}: ")
+                raise ConfigError(f"{origin}: {path}: is already set in {first}")
             if path in SCHEMA:
                 found[path] = _Found(origin, node.value)
             elif path not in _SECTIONS:
@@ -986,35 +987,40 @@ def _advice(path: str) -> str:
 
 
 class _Settings:
-    """Reads keys from what was found."""
+    """The keys' values, each checked by itself."""
 
     def __init__(self, found: Mapping[str, _Found]) -> None:
         self._found = found
+        self._values = {path: _value(key, found.get(path)) for path, key in SCHEMA.items()}
 
     def __call__(self, key: Key[T]) -> T:
-        found = self._found.get(key.path)
-        if found is None or found.value in (None, "", []):
-            return key.default
-        try:
-            return key.parse(found.value)
-        except _Invalid as bad:
-            path = _shown_path(_join(key.path, bad.name) if bad.name else key.path)
-            scalar = isinstance(bad.value, str | bool)
-            shown = HIDDEN if key.secret and scalar else _shown(bad.value)
-            raise ConfigError(f"{found.origin}: {path}: {shown} {bad.problem}") from None
+        value: T = self._values[key.path]
+        return value
 
-    def error(self, key: Key[Any], text: str) -> ConfigError:
-        """Return an error that is found at ``key`` only when it is seen beside others."""
-        return ConfigError(f"{self._found[key.path].origin}: {key.path}: {text}")
+    def error(self, key: Key[Any], problem: str) -> ConfigError:
+        """Return an error of a value that is wrong only beside others."""
+        found = self._found[key.path]
+        return ConfigError(f"{found.origin}: {key.path}: {_shown(found.value)} {problem}")
+
+
+def _value(key: Key[T], found: _Found | None) -> T:
+    if found is None or found.value in (None, "", []):
+        return key.default
+    try:
+        return key.parse(found.value)
+    except _Invalid as bad:
+        path = _shown_path(_join(key.path, bad.name) if bad.name else key.path)
+        scalar = isinstance(bad.value, str | bool)
+        shown = HIDDEN if key.secret and scalar else _shown(bad.value)
+        raise ConfigError(f"{found.origin}: {path}: {shown} {bad.problem}") from None
 
 
 def _tls(get: _Settings) -> TLS:
-    # Only their presence is combined; both are read, so that either can be found wrong.
     tls = TLS(client_cert=get(CLIENT_CERT), client_key=get(CLIENT_KEY), ca_cert=get(CA_CERT))
     if tls.client_cert and not tls.client_key:
-        raise get.error(CLIENT_CERT, f"{_shown(tls.client_cert)} needs {CLIENT_KEY.path} beside it")
+        raise get.error(CLIENT_CERT, f"needs {CLIENT_KEY.path} beside it")
     if tls.client_key and not tls.client_cert:
-        raise get.error(CLIENT_KEY, f"{_shown(tls.client_key)} needs {CLIENT_CERT.path} beside it")
+        raise get.error(CLIENT_KEY, f"needs {CLIENT_CERT.path} beside it")
     return tls
 
 

@@ -1,0 +1,924 @@
+"""The configuration: what a file and the environment come to, and what a person is told."""
+
+import ipaddress
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skyfast import config
+from skyfast.config import SCHEMA, Config, ConfigError
+
+ROOT = Path(__file__).parent.parent
+DATA = Path("tests/data/config")
+BAD = sorted((ROOT / DATA / "bad").glob("*.yml"))
+PEM = f"{DATA}/certificate.pem"
+SECRET = "hunter2"
+
+DEFAULT_URL = "ws://127.0.0.1:8082/ws/subscriber/flow"
+
+
+@pytest.fixture(autouse=True)
+def project_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates are named by paths from here."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(params=["CSafeLoader", "SafeLoader"])
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both of PyYAML's parsers: which one is there depends on how it was built."""
+    if not hasattr(yaml, request.param):
+        pytest.skip("PyYAML was built without libyaml")
+    monkeypatch.setattr(config, "_Loader", getattr(yaml, request.param))
+    return str(request.param)
+
+
+def good(name: str, **environ: str) -> Config:
+    return config.load(f"{DATA}/good/{name}.yml", environ)
+
+
+def parse(text: str, **environ: str) -> Config:
+    return config.parse(text, environ, source="x.yml")
+
+
+def error(text: str, **environ: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, **environ)
+    return str(caught.value)
+
+
+def meaning(result: Config) -> Config:
+    """Return ``result`` without what tells how it was written."""
+    return replace(result, source="", notes=())
+
+
+def subscriber(**keys: object) -> str:
+    return yaml.safe_dump({"pipeline": {"subscriber": keys}})
+
+
+def store(**keys: object) -> str:
+    return yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": keys}}})
+
+
+# Good files
+
+
+def check_defaults(result: Config) -> None:
+    assert result.host_id == socket.gethostname()
+    assert result.credentials == config.Credentials(username="", password="")
+    assert result.tls == config.TLS(client_cert="", client_key="", ca_cert="")
+    assert dict(result.cookies) == {}
+    assert result.analyzers == ("127.0.0.1:8082",)
+    assert result.subscriber == config.Subscriber(
+        endpoints=(DEFAULT_URL,),
+        capture_id="",
+        max_message_bytes=64 * 1024 * 1024,
+        silence_timeout_s=45.0,
+    )
+    assert result.classify == config.Classify(cluster_net_masks=())
+    assert result.filter == config.Filter(excluded_tags=frozenset())
+    assert result.store == config.Store(
+        port=9100,
+        listen_address="",
+        connection_timeout_s=60.0,
+        connection_grace_s=15.0,
+        max_connections=1_000_000,
+        max_flows=4_000_000,
+        interfaces_interval_s=20.0,
+    )
+    assert result.web == config.Web(
+        max_connections=256, max_scrapes=8, max_scrapes_per_address=4, scrape_timeout_s=60.0
+    )
+    assert result.logging == config.Logging(level="INFO")
+
+
+@pytest.mark.parametrize("name", ["go", "empty", "nulls", "skydive"])
+def test_defaults(name: str, loader: str) -> None:
+    result = good(name)
+    check_defaults(result)
+    assert result.source == f"{DATA}/good/{name}.yml"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "---\n", "null", "# text", "\ufeff", "--- ~\n...\n"])
+def test_no_content_is_all_defaults(text: str, loader: str) -> None:
+    check_defaults(parse(text))
+
+
+def test_every_key(loader: str) -> None:
+    result = good("full")
+    assert result.host_id == "exporter-1"
+    assert result.analyzers == (
+        "analyzer-1:8082",
+        "analyzer-2:8082",
+        "[2001:db8::2]:8083",
+        "[2001:db8::3]:8082",
+    )
+    assert (result.credentials.username, result.credentials.password) == ("admin", "0123")
+    assert result.tls == config.TLS(client_cert=PEM, client_key=PEM, ca_cert=PEM)
+    assert dict(result.cookies) == {"SessionId": "aBc", "theme": "1"}
+    assert result.subscriber == config.Subscriber(
+        endpoints=(
+            "wss://analyzer-1:8082/Flow?X=Y",
+            "wss://analyzer-2:8082/Flow?X=Y",
+            "wss://[2001:db8::2]:8083/Flow?X=Y",
+            "wss://[2001:db8::3]:8082/Flow?X=Y",
+        ),
+        capture_id="4E2b",
+        max_message_bytes=1_048_576,
+        silence_timeout_s=30.5,
+    )
+    assert result.classify.cluster_net_masks == (
+        ipaddress.ip_network("10.0.0.0/8"),
+        ipaddress.ip_network("fd00::/8"),
+    )
+    assert result.filter.excluded_tags == {"internal", "other"}
+    assert result.store == config.Store(
+        port=9200,
+        listen_address="::1",
+        connection_timeout_s=75.0,
+        connection_grace_s=0.0,
+        max_connections=200_000,
+        max_flows=300_000,
+        interfaces_interval_s=0.0,
+    )
+    assert result.web == config.Web(
+        max_connections=64, max_scrapes=2, max_scrapes_per_address=1, scrape_timeout_s=9.5
+    )
+    assert result.notes == ()
+
+
+def test_keys_have_no_case(loader: str) -> None:
+    assert meaning(good("upper")) == meaning(good("full"))
+
+
+def test_keys_can_be_paths() -> None:
+    text = "pipeline.store.prom_sky_con: {port: 1}\npipeline: {Store.Type: prom_sky_con}\n"
+    assert parse(text).store.port == 1
+
+
+def test_aliases(loader: str) -> None:
+    result = good("aliases")
+    assert result.host_id == result.subscriber.capture_id == "exporter-1"
+    assert result.analyzers == ("a:8082", "b:8083")
+
+
+def test_is_frozen() -> None:
+    result = good("full")
+    with pytest.raises(FrozenInstanceError):
+        result.host_id = "b"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        result.cookies["a"] = "b"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("123", "123"),
+        ("0123", "0123"),
+        ("1e3", "1e3"),
+        ("1:30", "1:30"),
+        ("2026-08-01", "2026-08-01"),
+        (".nan", ".nan"),
+        ("'no'", "no"),
+        ("!!str no", "no"),
+        ("! no", "no"),
+        ('"a b"', "a b"),
+        ("é", "é"),
+        ("=", "="),
+    ],
+)
+def test_text_is_what_was_written(text: str, value: str, loader: str) -> None:
+    assert parse(f"host_id: {text}").host_id == value
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [("0", 0), ("65535", 65535), ("'9100'", 9100), ("9100.0", 9100), ("1e3", 1000)],
+)
+def test_whole_numbers(text: str, port: int) -> None:
+    assert parse(f"pipeline.store.prom_sky_con.port: {text}").store.port == port
+
+
+def test_a_timeout_of_zero_is_the_default() -> None:
+    assert parse(store(connection_timeout=0)).store.connection_timeout_s == 60.0
+    assert parse(store(connection_timeout=-0.0)).store.connection_timeout_s == 60.0
+    assert parse(store(connection_timeout=0.5)).store.connection_timeout_s == 0.5
+
+
+def test_flows_follow_connections() -> None:
+    assert parse(store(max_connections=10)).store.max_flows == 40
+    assert parse(store(max_connections=10, max_flows=5)).store.max_flows == 5
+    assert parse(store(max_connections=1 << 30)).store.max_flows == 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [("debug", "DEBUG"), ("Notice", "INFO"), ("WARNING", "WARNING"), ("critical", "CRITICAL")],
+)
+def test_levels_are_those_of_logging(level: str, name: str) -> None:
+    result = parse(f"logging: {{level: {level}}}")
+    assert result.logging.level == name
+    assert name in logging.getLevelNamesMapping()
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("'[::1]'", "::1"), ("0.0.0.0", "0.0.0.0"), ("LocalHost", "localhost"), ("'::'", "::")],
+)
+def test_listen_address(text: str, address: str) -> None:
+    result = parse(f"pipeline.store.prom_sky_con.listen_address: {text}")
+    assert result.store.listen_address == address
+
+
+# Who is subscribed to
+
+
+@pytest.mark.parametrize(
+    ("entry", "address"),
+    [
+        ("a", "a:8082"),
+        ("A.Example.:1", "a.example.:1"),
+        ("10.0.0.1", "10.0.0.1:8082"),
+        ("2001:DB8::0:1", "[2001:db8::1]:8082"),
+        ("[2001:db8::1]", "[2001:db8::1]:8082"),
+        ("[2001:db8::1]:65535", "[2001:db8::1]:65535"),
+        ("8083", "localhost:8083"),
+        (":8083", "localhost:8083"),
+        ("bücher.example:8082", "bücher.example:8082"),
+    ],
+)
+def test_analyzer_addresses(entry: str, address: str) -> None:
+    result = parse(yaml.safe_dump({"analyzers": [entry]}, allow_unicode=True))
+    assert result.analyzers == (address,)
+    assert result.subscriber.endpoints == (f"ws://{address}/ws/subscriber/flow",)
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("ws://a:1", "ws://a:1/ws/subscriber/flow"),
+        ("ws://a:1/", "ws://a:1/"),
+        ("ws://a/x", "ws://a:80/x"),
+        ("wss://a/x", "wss://a:443/x"),
+        ("dns+wss://a/x", "dns+wss://a:443/x"),
+        ("DNS+WS://A:1/X?Y=z", "dns+ws://a:1/X?Y=z"),
+        ("ws://[::0:1]:1/x", "ws://[::1]:1/x"),
+        ("ws://u:p%40@a:1/x", "ws://u:p%40@a:1/x"),
+        ("ws://u:p@q@a:1/x", "ws://u:p@q@a:1/x"),
+        ("ws://u@a:1/x", "ws://u:@a:1/x"),
+        ("ws://a:1?x=y", "ws://a:1/ws/subscriber/flow?x=y"),
+    ],
+)
+def test_urls(url: str, endpoint: str) -> None:
+    for key in ({"url": url}, {"urls": [url]}, {"urls": url}):
+        result = parse(subscriber(**key))
+        assert result.subscriber.endpoints == (endpoint,)
+        assert result.analyzers == ()
+        assert result.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "analyzers", "hosts"),
+    [
+        ("ws://a:8082", "a b", "a:8082 b:8082"),
+        ("ws://a", "a b:8083", "a:8082 b:8083"),
+        ("ws://B:8083", "a b:8083", "a:8082 b:8083"),
+        ("ws://localhost:8082", "127.0.0.1 b", "localhost:8082 b:8082"),
+        ("ws://127.0.0.1:8082", "b,[::1]", "b:8082 127.0.0.1:8082"),
+        ("ws://[::1]:8082", "localhost b", "[::1]:8082 b:8082"),
+        ("ws://[2001:db8:0::1]:8082", "2001:db8::1 b", "[2001:db8::1]:8082 b:8082"),
+        ("ws://a:8082", "a b A b:8082", "a:8082 b:8082"),
+        ("ws://127.0.0.1:8082", "localhost:8082 127.0.0.1:8082", "127.0.0.1:8082"),
+        ("ws://c:8082", "a", "c:8082"),
+        ("ws://c:8082", "a b", "c:8082"),
+        ("ws://a:8083", "a b", "a:8083"),
+        ("ws://a.example:8082", "a b", "a.example:8082"),
+        ("ws://127.0.0.2:8082", "127.0.0.1 b", "127.0.0.2:8082"),
+    ],
+)
+def test_url_and_analyzers(url: str, analyzers: str, hosts: str) -> None:
+    result = parse(
+        subscriber(url=f"{url}/x".replace("://", "://u:p@").replace("ws:", "wss:")),
+        SKYDIVE_ANALYZERS=analyzers,
+    )
+    assert result.subscriber.endpoints == tuple(f"wss://u:p@{host}/x" for host in hosts.split())
+
+
+def test_url_beside_several_analyzers_is_a_warning() -> None:
+    text = "analyzers: [a, b]\npipeline.subscriber.url: ws://u:hunter2@c:8082\n"
+    assert parse(text).notes == (
+        config.Note(
+            level=logging.WARNING,
+            text="pipeline.subscriber.url names none of the 2 analyzers, so it alone is"
+            " subscribed to: ws://c:8082/ws/subscriber/flow",
+        ),
+    )
+    assert parse(text.replace("[a, b]", "[a]")).notes == ()
+
+
+def test_urls_override_both() -> None:
+    result = parse(
+        "analyzers: [a, b]\n"
+        "pipeline.subscriber: {url: ws://a:8082, urls: [ws://d:1, dns+ws://d:1, wss://c:2/x]}\n"
+    )
+    assert result.subscriber.endpoints == (
+        "ws://d:1/ws/subscriber/flow",
+        "dns+ws://d:1/ws/subscriber/flow",
+        "wss://c:2/x",
+    )
+    assert result.analyzers == ("a:8082", "b:8082")
+    assert result.notes == ()
+
+
+def test_an_analyzer_is_subscribed_to_once() -> None:
+    result = parse(subscriber(urls="ws://localhost:1/x ws://b:1/x wss://[::1]:1/y"))
+    assert result.subscriber.endpoints == ("ws://localhost:1/x", "ws://b:1/x")
+    assert result.notes == (
+        config.Note(
+            level=logging.WARNING,
+            text="[::1]:1 is named more than once; it is subscribed to once",
+        ),
+    )
+
+
+def test_a_client_certificate_means_tls() -> None:
+    tls = f"tls: {{client_cert: {PEM}, client_key: {PEM}}}\n"
+    ends = ("a:8082/ws/subscriber/flow",)
+    assert parse(tls + "analyzers: [a]").subscriber.endpoints == (f"wss://{ends[0]}",)
+    assert parse(f"tls: {{ca_cert: {PEM}}}\nanalyzers: [a]").subscriber.endpoints == (
+        f"ws://{ends[0]}",
+    )
+    written = parse(tls + "pipeline.subscriber.url: ws://a:8082")
+    assert written.subscriber.endpoints == (f"ws://{ends[0]}",)
+
+
+def test_a_certificate_authority_works_alone() -> None:
+    assert parse(f"tls: {{ca_cert: {PEM}}}").tls.ca_cert == PEM
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ws://a:8082/x", "ws://a:8082/x"),
+        ("ws://u:p@a:8082/x", "ws://a:8082/x"),
+        ("dns+wss://u:p@q@a/x", "dns+wss://a/x"),
+        ("ws://u:80/p@a:8082/x", "ws://a:8082/x"),
+        ("u:p@a", "a"),
+        ("u:ws://p@a", "a"),
+        ("", ""),
+    ],
+)
+def test_redact_url(url: str, shown: str) -> None:
+    assert config.redact_url(url) == shown
+
+
+# Notes
+
+
+def test_keys_of_skydive_are_noted_once() -> None:
+    (note,) = good("skydive").notes
+    assert note.level == logging.DEBUG
+    file, _, names = note.text.partition(": ignored, for they mean nothing to skyfast: ")
+    assert file == f"{DATA}/good/skydive.yml"
+    assert names.split(", ") == [
+        *("tls.server_cert", "tls.server_key", "tls.require_client_cert"),
+        *("http.rest", "http.ws"),
+        *("analyzer.listen", "analyzer.auth.api", "analyzer.auth.cluster.backend"),
+        *("analyzer.startup", "analyzer.flow", "analyzer.topology", "analyzer.replication"),
+        *("analyzer.storage", "agent", "cache", "dpdk", "docker", "graph", "k8s", "netns"),
+        *("opencontrail", "ovs", "sflow", "storage"),
+        *("logging.backends", "logging.file", "logging.syslog", "logging.encoder"),
+        *("logging.color", "logging.id", "auth", "etcd", "flow", "ui", "rbac"),
+    ]
+
+
+def test_phases_of_other_exporters_are_warnings() -> None:
+    result = good("other_exporters")
+    check_defaults(result)
+    file = f"{DATA}/good/other_exporters.yml"
+    ending = "is ignored: skyfast has nothing of that kind"
+    assert [note.text for note in result.notes] == [
+        f"{file}: line 3: pipeline.mangle: {ending}",
+        f"{file}: line 4: pipeline.encode: {ending}",
+        f"{file}: line 5: pipeline.compress: {ending}",
+        f"{file}: line 6: pipeline.storeheader: {ending}",
+        f"{file}: line 7: pipeline.account: {ending}",
+        f"{file}: line 8: pipeline.write: {ending}",
+        f"{file}: line 10: pipeline.store.buffered: {ending}",
+        f"{file}: line 11: pipeline.store.direct: {ending}",
+        f"{file}: line 12: pipeline.encode.csv: {ending}",
+    ]
+    assert {note.level for note in result.notes} == {logging.WARNING}
+
+
+def test_keys_that_look_misspelt_are_warnings() -> None:
+    result = good("misspelt")
+    file = f"{DATA}/good/misspelt.yml"
+    assert [note.text for note in result.notes] == [
+        f"{file}: line 2: analyser: is ignored; did you mean analyzer?",
+        f"{file}: line 3: pipelines: is ignored; did you mean pipeline?",
+        f"{file}: line 4: tls.cacert: is ignored; did you mean tls.ca_cert?",
+        f"{file}: line 5: logging.levels: is ignored; did you mean logging.level?",
+        f"{file}: line 6: http.cookies: is ignored; did you mean http.cookie?",
+    ]
+    assert {note.level for note in result.notes} == {logging.WARNING}
+
+
+# Bad files
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_bad_file(path: Path, loader: str) -> None:
+    expected = path.read_text().splitlines()[0].removeprefix("# error: ")
+    file = str(path.relative_to(ROOT))
+    with pytest.raises(ConfigError) as caught:
+        config.load(file, {})
+    message = str(caught.value)
+    if expected.endswith("…") and loader != "CSafeLoader":
+        # The two parsers notice at other places, and say it in other words.
+        assert re.match(re.escape(file) + r": line \d+, column \d+: not valid YAML: .", message)
+    elif expected.endswith("…"):
+        assert message.startswith(f"{file}: {expected.removesuffix('…')}")
+    else:
+        assert message == f"{file}: {expected}"
+    assert SECRET not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("no/such/file.yml", "cannot be read: No such file or directory"),
+        ("tests/data", "cannot be read: Is a directory"),
+        ("tests/test_config.py/x", "cannot be read: Not a directory"),
+    ],
+)
+def test_unreadable_file(path: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, {})
+    assert str(caught.value) == f"{path}: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("", "''"), ("a\nb", r"'a\nb'"), ("a\0b", r"'a\x00b'")],
+)
+def test_odd_path(path: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, {})
+    assert str(caught.value).startswith(f"{shown}: cannot be read: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable for root")
+def test_no_permission(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.touch(mode=0)
+    with pytest.raises(ConfigError) as caught:
+        config.load(str(path), {})
+    assert str(caught.value) == f"{path}: cannot be read: Permission denied"
+    assert error("", SKYDIVE_TLS_CA_CERT=str(path)) == (
+        f"environment variable SKYDIVE_TLS_CA_CERT: tls.ca_cert: '{path}'"
+        " cannot be read: Permission denied"
+    )
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.write_bytes(b"# \xc3\xa9\nhost_id: caf\xe9\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(str(path), {})
+    assert str(caught.value) == f"{path}: line 2: is not UTF-8 (byte 0xe9)"
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.write_bytes(b"\xef\xbb\xbfhost_id: a\r\nlogging: {level: DEBUG}\r\n")
+    result = config.load(str(path), {})
+    assert (result.host_id, result.logging.level) == ("a", "DEBUG")
+
+
+def test_size_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.write_bytes(b"#" * config.MAX_FILE_BYTES)
+    check_defaults(config.load(str(path), {}))
+    path.write_bytes(b"#" * (config.MAX_FILE_BYTES + 1))
+    with pytest.raises(ConfigError) as caught:
+        config.load(str(path), {})
+    assert str(caught.value) == f"{path}: is longer than 1048576 bytes"
+    with pytest.raises(ConfigError):
+        config.load("/dev/zero", {})
+
+
+def run_on_standard_input(text: bytes | None) -> subprocess.CompletedProcess[bytes]:
+    program = (
+        "from skyfast.config import *\n"
+        "try: print(load('-', {}).host_id)\n"
+        "except ConfigError as error: print(error)"
+    )
+    command = [sys.executable, "-c", program]
+    if text is None:
+        command = ["sh", "-c", '"$@" <&-', "sh", *command]
+    return subprocess.run(command, input=text, capture_output=True, check=True, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "output"),
+    [
+        (b"host_id: a\n", b"a\n"),
+        (b"host_id: [a]\n", b"standard input: line 1: host_id: a list is not text\n"),
+        (None, b"standard input: cannot be read: Bad file descriptor\n"),
+    ],
+)
+def test_standard_input(text: bytes | None, output: bytes) -> None:
+    assert run_on_standard_input(text).stdout == output
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? ", "[{a: ", "!!seq ["])
+def test_deep_nesting_is_refused(opening: str, loader: str) -> None:
+    assert "x.yml: line 1" in error(opening * (200_000 // len(opening)))
+
+
+def test_aliases_do_not_multiply(loader: str) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 40)]
+    bomb = "\n".join(lines)
+    begin = time.monotonic()
+    check_defaults(parse(bomb))
+    assert error(f"{bomb}\nhost_id: *a39\n") == "x.yml: line 41: host_id: a list is not text"
+    assert "a list is not text" in error(f"{bomb}\nanalyzers: *a39\n")
+    assert "is not a mapping of keys" in error(f"{bomb}\npipeline: *a39\n")
+    assert time.monotonic() - begin < 5
+
+
+def test_odd_keys_are_shown_on_one_line() -> None:
+    assert error('pipeline: {"a\\nb": 1}').startswith(
+        r"x.yml: line 1: 'pipeline.a\nb': is an unknown key; "
+    )
+    assert len(error(f"pipeline: {{ {'k' * 1000}: 1 }}")) < 300
+    assert SECRET not in error(f'pipeline: {{"ws://u:{SECRET}@a": 1}}')
+    assert parse('"": 1').notes[0].level == logging.DEBUG
+
+
+# Environment
+
+
+def sample(name: str) -> str:
+    """Return a value for a key, as text, from the documentation's table."""
+    if name.startswith("tls."):
+        return PEM
+    return documented()[name]["example"].strip("[]")
+
+
+SETTABLE = [key for key in SCHEMA.values() if key.env]
+
+
+@pytest.mark.parametrize("key", SETTABLE, ids=lambda key: key.env)
+def test_environment_sets_every_key(key: config.Key[Any]) -> None:
+    # The two files of the client certificate are wrong without each other.
+    other = {"tls.client_cert": "tls.client_key", "tls.client_key": "tls.client_cert"}
+    beside = {other[key.path]: PEM} if key.path in other else {}
+    result = parse(yaml.safe_dump(beside), **{key.env: sample(key.path)})
+    assert meaning(result) == meaning(parse(yaml.safe_dump({**beside, key.path: sample(key.path)})))
+    if not key.path.endswith(".type"):
+        assert meaning(result) != meaning(parse(""))
+
+
+@pytest.mark.parametrize(
+    ("path", "env"),
+    [
+        ("host_id", "SKYDIVE_HOST_ID"),
+        ("analyzer.auth.cluster.password", "SKYDIVE_ANALYZER_AUTH_CLUSTER_PASSWORD"),
+        ("pipeline.subscriber.url", "SKYDIVE_PIPELINE_SUBSCRIBER_URL"),
+        ("logging.level", "SKYDIVE_LOGGING_LEVEL"),
+        ("pipeline.store.prom_sky_con.port", "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT"),
+        ("http.cookie", ""),
+    ],
+)
+def test_environment_names(path: str, env: str) -> None:
+    assert SCHEMA[path].env == env
+
+
+def test_environment_goes_before_the_file() -> None:
+    text = store(port="not looked at")
+    assert parse(text, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="1").store.port == 1
+
+
+def test_empty_and_unknown_variables_are_ignored() -> None:
+    result = parse(
+        store(port=1),
+        SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="",
+        SKYDIVE_FOO="1",
+        SKYDIVE_HTTP_COOKIE="a=b",
+        SKYDIVE_HTTP_COOKIE_A="b",
+        SKYDIVE_="x",
+        skydive_host_id="x",
+        HOST_ID="x",
+    )
+    assert result.store.port == 1
+    assert meaning(replace(result, store=parse("").store)) == meaning(parse(""))
+
+
+@pytest.mark.parametrize(
+    "value", ["a b:8083", "a,b:8083", " a , b:8083 ", "a,\tb:8083", "a\nb:8083\n"]
+)
+def test_lists_in_the_environment(value: str) -> None:
+    assert parse("", SKYDIVE_ANALYZERS=value).analyzers == ("a:8082", "b:8083")
+
+
+@pytest.mark.parametrize(
+    ("env", "value", "problem"),
+    [
+        (
+            "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT",
+            "x",
+            "pipeline.store.prom_sky_con.port: 'x' is not a whole number from 0 to 65535",
+        ),
+        (
+            "SKYDIVE_ANALYZERS",
+            "a, b:c",
+            "analyzers: 'b:c' is not an analyzer's address such as host:8082 or [2001:db8::1]:8082",
+        ),
+        (
+            "SKYDIVE_PIPELINE_FILTER_EXCLUDED_TAGS",
+            "internal engress",
+            (
+                "pipeline.filter.excluded_tags: 'engress' is not one of"
+                " internal, ingress, egress, other; did you mean egress?"
+            ),
+        ),
+        (
+            "SKYDIVE_PIPELINE_SUBSCRIBER_URLS",
+            f"ws://u:a,{SECRET},b@c",
+            (
+                "pipeline.subscriber.urls: 'ws://c' is not a valid URL:"
+                " its host, port or user cannot be read"
+            ),
+        ),
+        (
+            "SKYDIVE_ANALYZER_AUTH_CLUSTER_PASSWORD",
+            f"{SECRET}\n",
+            "analyzer.auth.cluster.password: <hidden> holds a control character",
+        ),
+        ("SKYDIVE_HOST_ID", "caf\udce9", r"host_id: 'caf\udce9' holds a control character"),
+    ],
+)
+def test_errors_name_the_variable(env: str, value: str, problem: str) -> None:
+    message = error("", **{env: value})
+    assert message == f"environment variable {env}: {problem}"
+    assert SECRET not in message
+
+
+def test_half_of_a_certificate_from_the_environment() -> None:
+    assert error(f"tls: {{client_cert: {PEM}}}", SKYDIVE_TLS_CLIENT_CERT=PEM) == (
+        f"environment variable SKYDIVE_TLS_CLIENT_CERT: tls.client_cert: '{PEM}'"
+        " needs tls.client_key beside it"
+    )
+
+
+# Showing the configuration
+
+
+@pytest.mark.parametrize("name", ["go", "full", "upper", "skydive", "aliases", "nulls"])
+def test_dump_can_be_loaded(name: str) -> None:
+    first = good(name)
+    second = parse(config.dump(first))
+    assert second.notes == ()
+    hidden = replace(
+        first,
+        cookies=dict.fromkeys(first.cookies, "<hidden>"),
+        credentials=replace(first.credentials, password=first.credentials.password and "<hidden>"),
+    )
+    assert meaning(second) == meaning(hidden)
+
+
+def test_dump_has_the_files_structure_and_order() -> None:
+    tree = yaml.safe_load(config.dump(good("go")))
+    assert list(tree) == [
+        "host_id",
+        "analyzers",
+        "analyzer",
+        "tls",
+        "http",
+        "logging",
+        "pipeline",
+        "web",
+    ]
+    assert tree["pipeline"]["store"]["prom_sky_con"] == {
+        "port": 9100,
+        "listen_address": "",
+        "connection_timeout": 60,
+        "connection_grace": 15,
+        "max_connections": 1_000_000,
+        "max_flows": 4_000_000,
+        "interfaces_interval": 20,
+    }
+    assert tree["pipeline"]["subscriber"]["urls"] == [DEFAULT_URL]
+    assert config.dump(good("go")) == config.dump(parse(config.dump(good("go"))))
+
+
+def test_secrets_are_not_shown() -> None:
+    result = parse(
+        f"analyzer.auth.cluster: {{username: admin, password: {SECRET}-a}}\n"
+        f"http.cookie: {{Session: {SECRET}-b}}\n"
+        f"pipeline.subscriber.urls: ['ws://eve:{SECRET}-c@d@a:1/', 'ws://{SECRET}x:@b:1/']\n"
+    )
+    assert result.credentials.password == f"{SECRET}-a"
+    assert result.cookies["Session"] == f"{SECRET}-b"
+    shown = config.dump(result)
+    assert f"{SECRET}-" not in shown
+    tree = yaml.safe_load(shown)
+    assert tree["analyzer"]["auth"]["cluster"] == {"username": "admin", "password": "<hidden>"}
+    assert tree["http"]["cookie"] == {"Session": "<hidden>"}
+    assert tree["pipeline"]["subscriber"]["urls"] == [
+        "ws://eve:<hidden>@a:1/",
+        f"ws://{SECRET}x:@b:1/",
+    ]
+    assert SECRET not in repr(result)
+
+
+# Documents
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Return the rows of the documentation's tables of keys, by key."""
+    rows = {}
+    for line in (ROOT / "docs/configuration.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 5:
+            key, default, unit, example, env = (cell.strip("`") for cell in cells)
+            assert key not in rows
+            rows[key] = {"default": default, "unit": unit, "example": example, "env": env}
+    return rows
+
+
+SPECIAL_DEFAULTS = {
+    "host_id": "the machine's host name",
+    "pipeline.subscriber.url": "made from `analyzers",
+    "pipeline.store.prom_sky_con.max_flows": "4 × `max_connections",
+}
+
+
+def test_documentation_has_every_key() -> None:
+    assert sorted(documented()) == sorted(SCHEMA)
+
+
+@pytest.mark.parametrize("key", SCHEMA.values(), ids=lambda key: key.path)
+def test_documentation_of(key: config.Key[Any]) -> None:
+    row = documented()[key.path]
+    assert row["env"] == key.env
+    if key.path in SPECIAL_DEFAULTS:
+        assert row["default"] == SPECIAL_DEFAULTS[key.path]
+    else:
+        default = list(key.default) if isinstance(key.default, tuple) else key.default
+        assert yaml.safe_load(row["default"]) == default
+    assert row["unit"] == ("seconds" if isinstance(key.default, float) else row["unit"])
+    assert f"**`{key.path}`**" in (ROOT / "docs/configuration.md").read_text()
+
+
+@pytest.mark.parametrize("key", SCHEMA.values(), ids=lambda key: key.path)
+def test_documented_examples_work(key: config.Key[Any]) -> None:
+    if key.path.startswith("tls."):
+        pytest.skip("names a file of the reader's machine")
+    text = f"{key.path}: {documented()[key.path]['example']}\n"
+    assert meaning(parse(text)) != meaning(parse("")) or key.path.endswith(".type")
+
+
+def test_documented_error_is_real() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    message = error("\n" * 25 + "pipeline.store.prom_sky_con.port: 910O").removeprefix("x.yml")
+    assert f"/etc/skydive/prom_sky_con.yml{message}" in page
+
+
+def test_default_file_is_the_defaults() -> None:
+    result = config.load("deploy/prom_sky_con.yml", {})
+    check_defaults(result)
+    assert result.notes == ()
+
+
+def test_default_file_shows_every_key_with_its_default() -> None:
+    shown = re.sub(r"(?m)^( *)#(?=\w)", r"\1", (ROOT / "deploy/prom_sky_con.yml").read_text())
+    # urls is shown empty beside url, which is the same as leaving it out.
+    check_defaults(parse(shown))
+    nodes: Any = yaml.safe_load(shown)
+    for path in SCHEMA:
+        branch = nodes
+        for name in path.split("."):
+            assert name in branch, path
+            branch = branch[name]
+
+
+# Anything at all
+
+PATHS = st.sampled_from([*SCHEMA, *config._SECTIONS, "pipeline.x", "web.x", "x", "", "a.b", "<<"])
+SECRETS = st.sampled_from(
+    [
+        SECRET,
+        f"{SECRET}\n",
+        f"ws://u:{SECRET}@a:1",
+        f"u:{SECRET},{SECRET}@a",
+        f"ws://u:80/{SECRET}@a:1/x",
+        f"http://u:{SECRET}#{SECRET}@a",
+        f"ws://u:{SECRET}@{SECRET}@a:x",
+    ]
+)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(
+        ["a", "::1", "a:1", "10.0.0.0/8", "internal", PEM, "ws://a:1/x", "1e999", "-0"]
+    ),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda below: (
+        st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=5), below, max_size=3)
+    ),
+    max_leaves=5,
+)
+URL_KEYS = ("pipeline.subscriber.url", "pipeline.subscriber.urls", "analyzers")
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> dict[str, Any]:
+    tree = draw(st.dictionaries(PATHS, VALUES, max_size=6))
+    if draw(st.booleans()):
+        tree["analyzer.auth.cluster.password"] = draw(
+            SECRETS | st.just([SECRET]) | st.just({SECRET: SECRET}) | st.lists(SECRETS, max_size=2)
+        )
+    if draw(st.booleans()):
+        tree["http.cookie"] = {draw(st.sampled_from(["a", "b c", ""])): draw(SECRETS)}
+    if draw(st.booleans()):
+        with_at = SECRETS.filter(lambda text: "@" in text)
+        tree[draw(st.sampled_from(URL_KEYS))] = draw(with_at | st.lists(with_at, max_size=2))
+    return tree
+
+
+def attempt(text: str, environ: dict[str, str]) -> Config | None:
+    """Parse, and check what holds of every message."""
+    try:
+        return config.parse(text, environ, source="x.yml")
+    except ConfigError as caught:
+        message = str(caught)
+        assert message.isprintable()
+        assert len(message) < 600
+        assert SECRET not in message
+        return None
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    trees(),
+    st.dictionaries(st.sampled_from([k.env for k in SETTABLE]), st.text(max_size=12), max_size=2),
+)
+def test_any_tree_is_read_or_refused(tree: dict[str, Any], environ: dict[str, str]) -> None:
+    result = attempt(yaml.safe_dump(tree, allow_unicode=True), environ)
+    if result is not None:
+        shown = config.dump(result)
+        assert SECRET not in shown
+        assert SECRET not in repr(result)
+        again = parse(shown)
+        assert config.dump(again) == shown
+        assert again.notes == ()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(
+        st.sampled_from(list("ab:-[]{}&*!|>'\"%#?,@` \n\t~<=.1\\ux\u2028é\0\ud800")), max_size=60
+    )
+)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    attempt(text, {})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(max_size=40).map(lambda text: f"analyzer: {{auth: {{cluster: {{password: {text}}}}}}}")
+)
+def test_any_flow_text_is_read_or_refused(text: str) -> None:
+    attempt(text, {})
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.binary(max_size=40))
+def test_any_file_is_read_or_refused(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yml"
+    path.write_bytes(data)
+    try:
+        config.load(str(path), {})
+    except ConfigError as caught:
+        assert str(caught).startswith(f"{path}: ")
