@@ -253,12 +253,17 @@ cdef void row_release(Rows *rows, uint32_t number) noexcept nogil:
 cdef void index_split(Rows *rows) noexcept nogil:
     # Divide the next bucket in turn between itself and a new last one.
     cdef uint32_t fresh = rows.buckets
+    cdef uint32_t number
     cdef uint32_t *old
     cdef uint32_t *link
     cdef uint32_t *new
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
         return                  # longer chains are all that a lack of memory costs here
+    # Buckets are divided in order, so the rows of those to come can be fetched in time.
+    number = bucket_at(rows, (fresh + AHEAD) & (rows.mask >> 1))[0]
+    if number:
+        prefetch(row_at(rows, number))
     old = bucket_at(rows, fresh & (rows.mask >> 1))
     new = bucket_at(rows, fresh)
     link = old
