@@ -18,7 +18,6 @@ import random
 import socket
 import ssl as ssl_module
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Never
@@ -413,14 +412,13 @@ class Subscription:
     def _log_bug(self, exc: Exception) -> None:
         suffix = self._limit.admit("bug")
         if suffix is not None:
-            # Not exc_info: the exception's own text may quote the message.
+            # The exception's own text may quote the message: only its traceback is logged as it is.
+            shown = RuntimeError(f"{type(exc).__name__}: {printable(exc)}")
             log.error(
-                "analyzer %s: a message could not be handled: %s: %s%s\n%s",
+                "analyzer %s: a message could not be handled%s",
                 self.endpoint.name,
-                type(exc).__name__,
-                printable(exc),
                 suffix,
-                "".join(traceback.format_tb(exc.__traceback__)),
+                exc_info=(RuntimeError, shown, exc.__traceback__),
             )
 
 

@@ -1,6 +1,6 @@
 """A Skydive analyzer for the tests, with every fault that a test needs.
 
-Serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one port of 127.0.0.1, as
+Serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one port of the loopback, as
 Skydive does. It is written on plain asyncio streams so that it can break any rule of HTTP and
 of the WebSocket protocol, and it shares no code with what it tests. Typical use::
 
@@ -162,6 +162,7 @@ class FakeAnalyzer:
         self,
         *,
         port: int = 0,
+        address: str = "127.0.0.1",
         ssl: ssl_module.SSLContext | None = None,
         host_id: str = "analyzer-1",
         service_type: str = "analyzer",
@@ -171,6 +172,7 @@ class FakeAnalyzer:
         on_subscribe: Callable[[Subscriber], Awaitable[None]] | None = None,
     ) -> None:
         self.port = port
+        self.address = address
         self.ssl = ssl
         self.host_id = host_id
         self.service_type = service_type
@@ -182,8 +184,9 @@ class FakeAnalyzer:
         self.ping_interval_s = ping_interval_s
         self.on_subscribe = on_subscribe
         """Called, in its own task, with each new subscriber."""
-        self.script: deque[int | Fault] = deque()
-        """What the next upgrades get: a status or a fault, one each; then they succeed."""
+        self.script: deque[int | Answer | Fault] = deque()
+        """What the next upgrades get: a status, an answer or a fault, one each; then they
+        succeed."""
         self.login: Answer | Fault | None = None
         """What ``POST /login`` gets instead of the right answer."""
         self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
@@ -215,7 +218,7 @@ class FakeAnalyzer:
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, ssl=self.ssl, limit=1 << 20
+            self._serve, self.address, self.port, ssl=self.ssl, limit=1 << 20
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -247,17 +250,17 @@ class FakeAnalyzer:
     @property
     def name(self) -> str:
         """The value of the label ``analyzer``."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.address}:{self.port}"
 
     @property
     def url(self) -> str:
         scheme = "wss" if self.ssl else "ws"
-        return f"{scheme}://127.0.0.1:{self.port}/ws/subscriber/flow"
+        return f"{scheme}://{self.name}/ws/subscriber/flow"
 
     @property
     def http_url(self) -> str:
         scheme = "https" if self.ssl else "http"
-        return f"{scheme}://127.0.0.1:{self.port}"
+        return f"{scheme}://{self.name}"
 
     async def subscriber(self, timeout_s: float = WAIT_S) -> Subscriber:
         """Wait for the next subscriber that was not returned yet."""
@@ -391,11 +394,10 @@ class FakeAnalyzer:
         self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.upgrades.append(request)
-        step = self.script.popleft() if self.script else 101
-        if isinstance(step, int) and step != 101:
-            await self._respond(request, reader, writer, Answer(status=step, body=b"refused\n"))
-            return
-        if isinstance(step, Fault) and step not in (Fault.NAMELESS, Fault.BAD_ACCEPT, Fault.CUT):
+        step = self.script.popleft() if self.script else None
+        if isinstance(step, int):
+            step = Answer(status=step, body=b"refused\n")
+        if step not in (None, Fault.NAMELESS, Fault.BAD_ACCEPT, Fault.CUT):
             await self._respond(request, reader, writer, step)
             return
         if not self._allowed(request):
