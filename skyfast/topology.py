@@ -40,8 +40,8 @@ MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 
 This is a security limit: an answer may be a gzip bomb."""
 
-MAX_REQUEST_S: Final = 10.0
-"""How long one analyzer may take over its answer, a login included; less at shorter intervals."""
+REQUEST_TIMEOUT_S: Final = 10.0
+"""How long one analyzer may take over its answer, a login included, before the next is asked."""
 
 LOG_INTERVAL_S: Final = 60.0
 """An analyzer's failures of one reason are logged once in this time, in seconds."""
@@ -353,11 +353,11 @@ class TopologyPoller:
                 self._failed(analyzer.endpoint.name, error.reason, str(error))
             except Exception as error:
                 # A fault of ours must not end the process: flows go on without interfaces.
-                log.debug("%s: unexpected", analyzer.endpoint.name, exc_info=True)
+                log.debug("analyzer %s: unexpected", analyzer.endpoint.name, exc_info=True)
                 self._failed(analyzer.endpoint.name, "error", f"{type(error).__name__}: {error}")
             else:
                 if analyzer is not self._preferred:
-                    log.info("%s: interfaces come from here", analyzer.endpoint.name)
+                    log.info("analyzer %s: interfaces come from here", analyzer.endpoint.name)
                 self._preferred = analyzer
                 return
 
@@ -365,12 +365,11 @@ class TopologyPoller:
         """Update the interfaces from one analyzer, or raise _FailedError."""
         import aiohttp
 
-        limit_s = min(self._interval_s, MAX_REQUEST_S)
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 body, encoding = await self._query(session, analyzer)
         except TimeoutError:
-            raise _FailedError("timeout", f"no answer in {limit_s:g} s") from None
+            raise _FailedError("timeout", f"no answer in {REQUEST_TIMEOUT_S:g} s") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
             raise _FailedError("unreachable", str(error) or type(error).__name__) from None
         except aiohttp.ClientError as error:
@@ -418,7 +417,7 @@ class TopologyPoller:
         self._stats.errors[reason] += 1
         suffix = self._limit.admit((analyzer, reason))
         if suffix is not None:
-            log.warning("%s: no interfaces: %s%s", analyzer, printable(text), suffix)
+            log.warning("analyzer %s: no interfaces: %s%s", analyzer, printable(text), suffix)
 
 
 async def _post(
