@@ -1,0 +1,175 @@
+"""An analyzer that costs next to nothing: raw sockets, and frames made before they are needed.
+
+It serves any connector, skyfast and its peers: the subscription of flows, with pongs for whoever
+pings, and an empty answer for every other request. It runs in a process of its own (`Remote`).
+"""
+
+import base64
+import hashlib
+import itertools
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, LAST_ROUND, Flows, of_round
+
+WAIT_S = 60.0
+"""For whatever the connector has to do; the benchmark failed when that is too short."""
+
+_TEXT, _CLOSE, _PING, _PONG = 1, 8, 9, 10
+
+_MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_SWITCH = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"X-Host-ID: benchmark\r\nX-Service-Type: analyzer\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+)
+_EMPTY_ANSWER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+    b"Connection: close\r\n\r\n[]"
+)
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """Return an unmasked WebSocket frame (RFC 6455, section 5.2)."""
+    head = bytes([0x80 | opcode])
+    if len(payload) < 126:
+        return head + bytes([len(payload)]) + payload
+    if len(payload) < 1 << 16:
+        return head + struct.pack(">BH", 126, len(payload)) + payload
+    return head + struct.pack(">BQ", 127, len(payload)) + payload
+
+
+class Analyzer:
+    """Listens from the start; serves one subscription at a time and any number of requests."""
+
+    def __init__(self, flows: int) -> None:
+        self._flows = Flows(flows)
+        self._templates: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._subscription: socket.socket | None = None
+        self._subscribed = threading.Event()
+        self._writing = threading.Lock()
+        self._pongs: dict[bytes, float] = {}
+        self._ponged = threading.Condition()
+        self._pings = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    # -- what the benchmarks call
+
+    def port(self) -> int:
+        return self._listener.getsockname()[1]
+
+    def load(self, start: int, stop: int) -> None:
+        """Make the messages of these flows, in the order of their numbers."""
+        self._templates = list(self._flows.templates(range(start, stop)))
+
+    def load_some(self, count: int) -> None:
+        """Make the messages of so many flows, in the order of `Flows.some`."""
+        self._templates = list(self._flows.templates(self._flows.some(count)))
+
+    def wait(self) -> None:
+        """Wait until somebody is subscribed."""
+        if not self._subscribed.wait(WAIT_S):
+            raise TimeoutError("nobody subscribed")
+
+    def send(self, round_: int) -> float:
+        """Send one round of all messages; return the seconds until all of it was read."""
+        began_s = time.perf_counter()
+        for message in of_round(self._templates, round_):
+            self._write(frame(_TEXT, message))
+        self._await_pong(self._ping())
+        return time.perf_counter() - began_s
+
+    def send_paced(
+        self, seconds: float, flows_per_s: int, ping_interval_s: float
+    ) -> tuple[int, list[float]]:
+        """Send round after round, evenly; return the number of flows, and pings' times in seconds.
+
+        What comes late because the connector did not read is sent late, not left out.
+        """
+        interval_s = FLOWS_PER_MESSAGE / flows_per_s
+        total = round(seconds / interval_s)
+        pings = []
+        began_s = next_ping_s = time.perf_counter()
+        for sent, message in enumerate(itertools.islice(self._rounds(), total)):
+            ahead_s = began_s + sent * interval_s - time.perf_counter()
+            if ahead_s > 0:
+                time.sleep(ahead_s)
+            self._write(frame(_TEXT, message))
+            if time.perf_counter() >= next_ping_s:
+                pings.append(self._ping())
+                next_ping_s += ping_interval_s
+        return total * FLOWS_PER_MESSAGE, [self._await_pong(ping) for ping in pings]
+
+    def _rounds(self) -> Iterator[bytes]:
+        for round_ in range(FIRST_ROUND + 1, LAST_ROUND + 1):
+            yield from of_round(self._templates, round_)
+        raise ValueError("there are no more rounds")
+
+    # -- the protocol
+
+    def _write(self, data: bytes) -> None:
+        assert self._subscription is not None
+        with self._writing:
+            self._subscription.sendall(data)
+
+    def _ping(self) -> tuple[bytes, float]:
+        self._pings += 1
+        payload = b"%d" % self._pings
+        sent_s = time.perf_counter()
+        self._write(frame(_PING, payload))
+        return payload, sent_s
+
+    def _await_pong(self, ping: tuple[bytes, float]) -> float:
+        payload, sent_s = ping
+        with self._ponged:
+            if not self._ponged.wait_for(lambda: payload in self._pongs, WAIT_S):
+                raise TimeoutError("no pong")
+            return self._pongs.pop(payload) - sent_s
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as reader:
+            request, *fields = iter(reader.readline, b"\r\n")
+            headers = {
+                name.lower(): value.strip()
+                for name, _, value in (field.partition(b":") for field in fields)
+            }
+            if not request.split()[1].startswith(b"/ws/"):
+                reader.read(int(headers.get(b"content-length", b"0")))
+                connection.sendall(_EMPTY_ANSWER)
+                return
+            accept = hashlib.sha1(headers[b"sec-websocket-key"] + _MAGIC, usedforsecurity=False)
+            connection.sendall(_SWITCH % base64.b64encode(accept.digest()))
+            self._subscription = connection
+            self._subscribed.set()
+            try:
+                while self._read_frame(reader):
+                    pass
+            finally:
+                self._subscribed.clear()
+
+    def _read_frame(self, reader: BinaryIO) -> bool:
+        """Read what the subscriber sends, which is masked and short; False at the end."""
+        head = reader.read(2)
+        if len(head) < 2 or head[0] & 15 == _CLOSE:
+            return False
+        length = head[1] & 127
+        assert length < 126
+        mask = reader.read(4)
+        payload = bytes(byte ^ mask[at & 3] for at, byte in enumerate(reader.read(length)))
+        if head[0] & 15 == _PING:
+            self._write(frame(_PONG, payload))
+        elif head[0] & 15 == _PONG:
+            with self._ponged:
+                self._pongs[payload] = time.perf_counter()
+                self._ponged.notify_all()
+        return True

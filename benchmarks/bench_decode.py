@@ -1,0 +1,41 @@
+"""What does decoding a flow cost, and how much of that is the fields that are used?"""
+
+import json
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from benchmarks.core import TYPES, decoder
+from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
+from benchmarks.harness import Report
+from skyfast.wire import Envelope
+
+MESSAGES = 100
+REPEATS = 9
+
+
+def run(report: Report) -> None:
+    count = MESSAGES * FLOWS_PER_MESSAGE
+    messages = list(Flows(count).messages(range(count), FIRST_ROUND))
+    size = sum(map(len, messages)) / count
+    decoders: dict[str, Callable[[bytes], object]] = {
+        "msgspec, the fields that are used": decoder().decode,
+        "the same and LastUpdateMetric": decoder(TYPES.FullFlow).decode,
+        "msgspec, the envelope alone": msgspec.json.Decoder(Envelope).decode,
+        "msgspec, into dicts": msgspec.json.Decoder().decode,
+        "json, into dicts": json.loads,
+    }
+    ns: dict[str, list[float]] = {name: [] for name in decoders}
+    for _ in range(REPEATS):
+        for name, decode in decoders.items():
+            began_s = time.process_time()
+            for message in messages:
+                decode(message)
+            ns[name].append((time.process_time() - began_s) / count * 1e9)
+    typed = ns["msgspec, the fields that are used"]
+    for name, samples in ns.items():
+        peer = None if samples is typed else typed
+        report.add(name, samples, "ns a flow", to="used fields" if peer else "", over=peer)
+    report.add("the same as a rate", [size / ns_ * 1e3 for ns_ in typed], "MB/s")
+    report.add("a flow", [size], "bytes")

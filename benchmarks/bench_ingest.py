@@ -1,0 +1,95 @@
+"""How much CPU does the whole process take for a flow, from the socket to the table?"""
+
+import itertools
+import statistics
+
+from benchmarks import programs
+from benchmarks.analyzer import Analyzer
+from benchmarks.core import Decoder
+from benchmarks.flows import FIRST_ROUND
+from benchmarks.harness import SCALE, Remote, Report, ratio_at_least, ratio_at_most
+from benchmarks.programs import Program
+
+PROCESSES = 3
+ROUNDS = 4
+"""Of known flows, in each process."""
+
+NAIVE_FLOWS = SCALE // 5
+"""The naive connector gets fewer, to save time: its cost does not depend on their number."""
+
+
+def run(report: Report) -> None:
+    decode, new, known, rate = [], [], [], []
+    with Remote(Decoder, SCALE) as decoder, Remote(Analyzer, SCALE) as analyzer:
+        for _ in range(PROCESSES):
+            with programs.skyfast(analyzer) as program:
+                decode.append([decoder.call("run")])
+                new += _new(program, analyzer, SCALE)
+                analyzer.call("load_some", SCALE)
+                for round_ in range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS):
+                    decode[-1].append(decoder.call("run"))
+                    cpu_s, seconds = program.round(round_)
+                    known.append(cpu_s / SCALE * 1e9)
+                    rate.append(SCALE / seconds)
+                decode[-1].append(decoder.call("run"))
+                assert program.metric("skyfast_flows_total") == (1 + ROUNDS) * SCALE
+                assert program.metric("skyfast_connections") == SCALE
+                assert program.metric("skyfast_flows_skipped_total") == 0
+        with programs.receiver(analyzer) as program:
+            received = [program.round(FIRST_ROUND)[0] / SCALE * 1e9 for _ in range(ROUNDS)]
+
+    # Each round is compared with what decoding took right before and after it.
+    around = [[statistics.mean(two) for two in itertools.pairwise(ns)] for ns in decode]
+    report.add("msgspec's decode alone", [ns for alone in decode for ns in alone], "ns a flow")
+    report.add("skyfast, receiving alone", received, "ns a flow")
+    report.add(
+        "skyfast, known flows",
+        known,
+        "ns a flow",
+        to="decode alone",
+        over=[ns for alone in around for ns in alone[1:]],
+        target=ratio_at_most(1.6),
+    )
+    report.add(
+        "skyfast, new flows",
+        new,
+        "ns a flow",
+        to="decode alone",
+        over=[alone[0] for alone in around],
+        target=ratio_at_most(2.2),
+    )
+    report.add("skyfast, known flows by the clock", rate, "flows/s")
+    with Remote(Analyzer, NAIVE_FLOWS) as analyzer, programs.naive(analyzer) as program:
+        _peer(report, "naive Python", program, analyzer, NAIVE_FLOWS, new=new, known=known)
+    if programs.GO_CONNECTOR:
+        with Remote(Analyzer, SCALE) as analyzer, programs.go(analyzer) as program:
+            _peer(report, "Go connector", program, analyzer, SCALE, new=new, known=known)
+
+
+def _new(program: Program, analyzer: Remote, flows: int) -> list[float]:
+    analyzer.call("load", 0, flows)
+    return [program.round(FIRST_ROUND)[0] / flows * 1e9]
+
+
+def _peer(
+    report: Report,
+    name: str,
+    program: Program,
+    analyzer: Remote,
+    flows: int,
+    *,
+    new: list[float],
+    known: list[float],
+) -> None:
+    theirs = _new(program, analyzer, flows)
+    report.add(f"{name}, new flows", theirs, "ns a flow", to="skyfast, new", over=new)
+    analyzer.call("load_some", flows)
+    theirs = [program.round(FIRST_ROUND + 1)[0] / flows * 1e9]
+    report.add(
+        f"{name}, known flows",
+        theirs,
+        "ns a flow",
+        to="skyfast, known",
+        over=known,
+        target=ratio_at_least(8),
+    )

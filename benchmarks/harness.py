@@ -1,0 +1,288 @@
+"""What all benchmarks share: the scale, the machine, child processes, and the table of results.
+
+A figure is the median of its samples, printed with the smallest and the largest. A ratio is made
+of figures of the same run, where possible of samples that were taken in turn.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+SCALE = int(os.environ.get("SKYFAST_BENCH_SCALE", "100000"))
+"""Connections; the targets are meant for the default."""
+
+LARGE = 10 * SCALE
+"""Connections where a benchmark asks what ten times as many cost."""
+
+RESULTS = Path(__file__).parent / "results"
+
+PACKAGES = ("msgspec", "websockets", "aiohttp", "uvloop", "isal", "prometheus_client")
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory_bytes / 2**30),
+        "kernel": platform.release(),
+        "libc": " ".join(platform.libc_ver()),
+        "load_1_min": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of skyfast and of what it stands on."""
+    return {
+        "skyfast": version("skyfast"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def header() -> str:
+    """Return machine and versions, as the benchmarks print them before all else."""
+    about = machine()
+    return (
+        f"{about['cores']} cores of {about['cpu']}, {about['memory_gib']} GiB,"
+        f" Linux {about['kernel']}, {about['libc']}, load {about['load_1_min']}\n"
+        + ", ".join(f"{name} {number}" for name, number in versions().items())
+        + f"\n{SCALE:,} connections, {LARGE:,} where large"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure is to be, by its value or by its ratio; at least that, or at most."""
+
+    limit: float
+    of_ratio: bool = False
+    at_least: bool = False
+
+    def met(self, figure: float) -> bool:
+        return figure >= self.limit if self.at_least else figure <= self.limit
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        return f"{sign} {_number(self.limit)}{' ×' if self.of_ratio else ''}"
+
+
+def at_most(limit: float) -> Target:
+    return Target(limit)
+
+
+def ratio_at_most(limit: float) -> Target:
+    return Target(limit, of_ratio=True)
+
+
+def ratio_at_least(limit: float) -> Target:
+    return Target(limit, of_ratio=True, at_least=True)
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """One line of a report."""
+
+    what: str
+    unit: str
+    samples: list[float]
+    median: float
+    ratio: float | None
+    ratio_to: str
+    target: str
+    met: bool | None
+
+
+class Report:
+    """The table of one benchmark: printed, and written as JSON into `RESULTS`."""
+
+    def __init__(self, name: str, question: str) -> None:
+        self.name = name
+        self.question = question
+        self.rows: list[Row] = []
+
+    def add(
+        self,
+        what: str,
+        samples: Sequence[float],
+        unit: str,
+        *,
+        to: str = "",
+        over: Sequence[float] | None = None,
+        target: Target | None = None,
+    ) -> None:
+        """Add a figure.
+
+        Its ratio is that of ``samples`` to the samples ``over`` which it is taken, the peer's that
+        ``to`` names. Where there are as many of them, they were taken in turn, and are compared
+        in pairs.
+        """
+        median = statistics.median(samples)
+        ratio = None if over is None else _ratio(samples, over)
+        met = None
+        if target is not None:
+            figure = ratio if target.of_ratio else median
+            assert figure is not None
+            met = target.met(figure)
+        self.rows.append(
+            Row(
+                what=what,
+                unit=unit,
+                samples=list(samples),
+                median=median,
+                ratio=ratio,
+                ratio_to=to,
+                target="" if target is None else str(target),
+                met=met,
+            )
+        )
+
+    def finish(self) -> None:
+        """Print the table, and write the file."""
+        cells = [("", "median", "", "least … most", "ratio", "", "target", "")]
+        for row in self.rows:
+            spread = f"{_number(min(row.samples))} … {_number(max(row.samples))}"
+            cells.append(
+                (
+                    row.what,
+                    _number(row.median),
+                    row.unit,
+                    spread if len(row.samples) > 1 else "",
+                    "" if row.ratio is None else f"{row.ratio:.2f} ×",
+                    row.ratio_to,
+                    row.target,
+                    {None: "", True: "PASS", False: "over"}[row.met],
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        right = (1, 4, 6)
+        print(f"\n{self.name}: {self.question}")
+        for line in cells:
+            padded = (
+                cell.rjust(width) if at in right else cell.ljust(width)
+                for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            print("  " + "  ".join(padded).rstrip(), flush=True)
+        RESULTS.mkdir(exist_ok=True)
+        content = {
+            "benchmark": self.name,
+            "question": self.question,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "scale": SCALE,
+            "machine": machine(),
+            "versions": versions(),
+            "rows": [asdict(row) for row in self.rows],
+        }
+        path = RESULTS / f"{self.name}.json"
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _ratio(samples: Sequence[float], peer: Sequence[float]) -> float:
+    if len(samples) == len(peer):
+        return statistics.median(a / b for a, b in zip(samples, peer, strict=True))
+    return statistics.median(samples) / statistics.median(peer)
+
+
+def _number(value: float) -> str:
+    """Three digits that count, in a form that is easy to compare."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}".removesuffix(".0")
+    return f"{value:.3g}"
+
+
+class Remote:
+    """An object that lives in a process of its own.
+
+    The process is a fresh interpreter, so that nothing of one measurement is left in another's
+    heap or caches. ``nice`` is for those that only make work for the one that is measured.
+    """
+
+    def __init__(self, factory: Callable[..., Any], *args: Any, nice: int = 0) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, factory, args, nice), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self.result()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def begin(self, method: str, *args: Any) -> None:
+        """Call a method and do not wait; `result` does."""
+        self._pipe.send((method, args))
+
+    def result(self) -> Any:
+        """Wait for what was begun last; raises what that has raised."""
+        good, value = self._pipe.recv()
+        if not good:
+            raise RuntimeError(f"in a child process:\n{value}")
+        return value
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the object."""
+        self.begin(method, *args)
+        return self.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...], nice: int) -> None:
+    os.nice(nice)
+    subject: Any = None
+    method: Any = factory
+    while True:
+        try:
+            value = method(*args)
+            if subject is None:
+                subject, value = value, None
+            pipe.send((True, value))
+        except Exception:  # noqa: BLE001  # raised again on the other side
+            pipe.send((False, traceback.format_exc()))
+        try:
+            name, args = pipe.recv()
+        except EOFError:
+            return
+        method = getattr(subject, name)
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Return how many seconds a call takes by the clock on the wall."""
+    began_s = time.perf_counter()
+    function()
+    return time.perf_counter() - began_s

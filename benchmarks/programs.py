@@ -1,0 +1,222 @@
+"""The connectors as programs of their own: started, asked for pages, and looked at by the kernel.
+
+All of them get the same configuration file, in the form of the Go connector's.
+"""
+
+import gzip
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from benchmarks.harness import Remote
+
+SETTLE_INTERVAL_S = 0.05
+SETTLED_S = 0.002
+"""A program that takes less than this of an interval has nothing left to do."""
+
+READ_BYTES = 1 << 20
+
+_LAST_CHUNK = b"0\r\n\r\n"
+
+_CONFIG = """\
+analyzers: [127.0.0.1:{analyzer}]
+pipeline:
+  subscriber:
+    url: ws://127.0.0.1:{analyzer}/ws/subscriber/flow
+  transform:
+    type: none
+  store:
+    type: prom_sky_con
+    prom_sky_con:
+      port: {port}
+      connection_timeout: 600
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A page, and the times of its first and last byte since it was asked for."""
+
+    first_s: float
+    seconds: float
+    received_bytes: int
+    body: bytes
+    """The content, decompressed; empty where it was not kept."""
+
+
+def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) -> Answer:
+    """Get a page by a connection of its own, with as little work for the reader as can be."""
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        f"Accept-Encoding: {'gzip' if compressed else 'identity'}\r\n\r\n"
+    ).encode()
+    parts: list[bytes] = []
+    tail = b""
+    received = 0
+    first_s = 0.0
+    buffer = memoryview(bytearray(READ_BYTES))
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        began_s = time.perf_counter()
+        connection.sendall(request)
+        while size := connection.recv_into(buffer):
+            first_s = first_s or time.perf_counter() - began_s
+            received += size
+            if keep or not parts:
+                parts.append(bytes(buffer[:size]))
+            tail = (tail + bytes(buffer[max(0, size - len(_LAST_CHUNK)) : size]))[-5:]
+        seconds = time.perf_counter() - began_s
+    head, _, content = b"".join(parts).partition(b"\r\n\r\n")
+    head = head.lower()
+    assert b" 200 " in head.splitlines()[0], head.decode()
+    chunked = b"transfer-encoding: chunked" in head
+    assert not chunked or tail == _LAST_CHUNK, "the page was cut"
+    if not keep:
+        return Answer(first_s, seconds, received, b"")
+    if chunked:
+        content = b"".join(_chunks(content))
+    if b"content-encoding: gzip" in head:
+        content = gzip.decompress(content)
+    return Answer(first_s, seconds, received, content)
+
+
+def _chunks(content: bytes) -> Iterator[memoryview]:
+    view = memoryview(content)
+    at = 0
+    while True:
+        line_end = content.index(b"\r\n", at)
+        size = int(content[at:line_end], 16)
+        if size == 0:
+            return
+        at = line_end + 2
+        yield view[at : at + size]
+        at += size + 2
+
+
+class Program:
+    """A running connector, subscribed to an analyzer of this machine. It ends with its `with`.
+
+    ``argv`` has ``{config}``, ``{port}`` and ``{analyzer}`` where these belong.
+    """
+
+    def __init__(self, argv: Sequence[str], *, analyzer: Remote, path: str = "/metrics") -> None:
+        self._path = path
+        self._analyzer = analyzer
+        self._directory = tempfile.TemporaryDirectory(prefix="skyfast-bench-")
+        directory = Path(self._directory.name)
+        self.port = free_port()
+        places = {
+            "analyzer": analyzer.call("port"),
+            "port": self.port,
+            "config": directory / "prom_sky_con.yml",
+        }
+        places["config"].write_text(_CONFIG.format_map(places))
+        self._log = directory / "log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [argument.format_map(places) for argument in argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.pid = self._process.pid
+        # What other programs of this user's cost is read from their clocks: see clock_gettime(2).
+        self._cpu_clock = (~self.pid << 3) | 2
+
+    def __enter__(self) -> Self:
+        try:
+            self._analyzer.call("wait")
+            self.settle()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            print(self._log.read_text(errors="replace")[-4000:], file=sys.stderr)
+        self._end()
+
+    def _end(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._directory.cleanup()
+
+    def cpu_s(self) -> float:
+        """Return the CPU time of the program since its start, all threads together."""
+        return time.clock_gettime(self._cpu_clock)
+
+    def settle(self) -> float:
+        """Wait until the program has nothing left to do, and return its CPU time."""
+        before_s = self.cpu_s()
+        while True:
+            time.sleep(SETTLE_INTERVAL_S)
+            now_s = self.cpu_s()
+            if now_s - before_s < SETTLED_S:
+                return now_s
+            before_s = now_s
+
+    def round(self, number: int) -> tuple[float, float]:
+        """Send a round; return the program's CPU time, and the time until all was read."""
+        before_s = self.settle()
+        seconds = self._analyzer.call("send", number)
+        return self.settle() - before_s, seconds
+
+    def memory(self, key: str = "VmRSS") -> int:
+        """Return a figure of ``/proc/PID/status``, in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
+
+    def forget_peak(self) -> None:
+        """Begin to measure ``VmHWM`` anew."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def page(self, *, compressed: bool = False, keep: bool = False) -> Answer:
+        return get(self.port, self._path, compressed=compressed, keep=keep)
+
+    def metric(self, name: str) -> float:
+        """Return the sum of one of skyfast's own metrics."""
+        lines = get(self.port, "/metrics/self").body.decode().splitlines()
+        values = [line.rpartition(" ")[2] for line in lines if re.match(rf"{name}[ {{]", line)]
+        assert values, f"no metric {name}"
+        return sum(map(float, values))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def skyfast(analyzer: Remote) -> Program:
+    return Program([sys.executable, "-m", "skyfast", "{config}"], analyzer=analyzer)
+
+
+def receiver(analyzer: Remote) -> Program:
+    """Return skyfast's subscription without what comes behind it."""
+    return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer=analyzer)
+
+
+def naive(analyzer: Remote) -> Program:
+    """Return the naive Python connector."""
+    argv = [sys.executable, "-m", "benchmarks.naive", "{analyzer}", "{port}"]
+    return Program(argv, analyzer=analyzer)
+
+
+GO_CONNECTOR = os.environ.get("PROM_SKY_CON", "")
+"""The Go connector's binary, where there is one to compare with."""
+
+
+def go(analyzer: Remote) -> Program:
+    """Return the Go connector."""
+    return Program([GO_CONNECTOR, "{config}"], analyzer=analyzer)

@@ -1,0 +1,28 @@
+"""A subscription whose messages are thrown away: what receiving alone costs.
+
+python -m benchmarks.receiver CONFIG
+"""
+
+import asyncio
+import sys
+
+import uvloop
+
+from skyfast import config
+from skyfast.selfmetrics import AnalyzerStats
+from skyfast.subscriber import Subscription
+
+
+async def main(path: str) -> None:
+    configuration = config.load(path, {})
+    await Subscription(
+        url=configuration.subscriber.endpoints[0],
+        config=configuration,
+        stats=AnalyzerStats(name="analyzer"),
+        on_message=lambda _data: None,
+    ).run()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(sys.argv[1]))

@@ -1,0 +1,45 @@
+"""A static body from the same kind of HTTP server: what sending a page costs, and no more.
+
+python -m benchmarks.static PORT SIZE
+"""
+
+import asyncio
+import sys
+
+import uvloop
+from aiohttp import web
+
+from skyfast.exposition import CHUNK_BYTES
+from skyfast.web import WRITE_BUFFER_BYTES
+
+
+class _Connection(web.RequestHandler):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+
+
+async def main(port: int, size: int) -> None:
+    chunks = [bytes([65 + at % 26]) * CHUNK_BYTES for at in range(size // CHUNK_BYTES)]
+    chunks.append(b"." * (size % CHUNK_BYTES))
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for chunk in chunks:
+            await response.write(chunk)
+        await response.write_eof()
+        return response
+
+    loop = asyncio.get_running_loop()
+    manager = web.Server(answer)
+    await loop.create_server(
+        lambda: _Connection(manager, loop=loop, access_log=None), "127.0.0.1", port
+    )
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(int(sys.argv[1]), int(sys.argv[2])))
