@@ -302,7 +302,7 @@ def _read(path: str) -> str:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{_file_name(path)}: is longer than {MAX_FILE_BYTES} bytes")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(
@@ -478,14 +478,13 @@ def _text(value: Value) -> str:
 
 
 def _number(value: Value) -> float:
-    """Return a finite number, or NaN for everything else."""
+    """Return what lies in no range, NaN, for everything that is not a number."""
     if not isinstance(value, str) or not value.isascii():
         return math.nan
     try:
-        number = float(value)
+        return float(value)
     except ValueError:
         return math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 def _whole(least: int, most: int) -> Callable[[Value], int]:
@@ -505,7 +504,7 @@ def _seconds(*, zero: bool) -> Callable[[Value], float]:
         number = _number(value)
         if not (0 <= number <= MAX_SECONDS) or (number == 0 and not zero):
             raise _Invalid(f"is not a number of seconds {allowed} up to {MAX_SECONDS}", value)
-        return abs(number)  # -0.0
+        return number
 
     return parse
 
