@@ -71,6 +71,9 @@ cdef struct Cell:
     # while the caller's list is. `text` is NULL for an integer.
     const char *text
     uint32_t length
+    uint32_t hash
+    uint32_t found              # the text's number, 0 while it is not known to be interned
+    bint escapes                # it needs some to become a label value
     int64_t number
 
 
@@ -81,7 +84,9 @@ cdef struct Report:
     const char *key_text        # not NULL: the UUID is no 64-bit number, but this text
     uint32_t key_length
     uint32_t flow               # row number, 0 when the flow is not known
+    uint32_t connection_hash    # of its labels; 0 while not all of them are interned
     int skip                    # why it is not to be applied, or SKIP_NONE
+    int skip_new                # likewise, if it is not known: read of unknown flows only
     int finish                  # FinishType
     bint first                  # its total is all news
     bint has_amounts            # whether `first` and the amounts were read at all

@@ -882,6 +882,7 @@ cdef class Table:
                 raise TypeError(f"not a flow of this table's plan: {type(flows[at]).__name__}")
             self._find(size)
             self._read_unknown(flows, at, size)
+            self._find_labels(size)
             pthread_mutex_lock(&self.lock)
             done = self._apply(size, deadline_s)
             pthread_mutex_unlock(&self.lock)
@@ -1002,7 +1003,7 @@ cdef class Table:
             report = &self.reports[i]
             if report.skip == SKIP_NONE and report.flow == 0:
                 flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
-                report.skip = self._read_labels(
+                report.skip_new = self._read_labels(
                     flow, self._reader_of(flow), report,
                     self.batch_cells + <size_t>i * self.columns,
                     self.batch_amounts + <size_t>i * self.counters,
@@ -1016,6 +1017,7 @@ cdef class Table:
         cdef int wrong
         for i in range(self.columns):
             value = value_of(flow, &reader.columns[i], self.slots)
+            cells[i].found = 0
             if reader.columns[i].is_text:
                 wrong = read_text(value, &cells[i].text, &cells[i].length)
             else:
@@ -1023,6 +1025,10 @@ cdef class Table:
                 wrong = read_integer(value, &cells[i].number)
             if unlikely(wrong):
                 return wrong
+            if cells[i].text != NULL:
+                cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
+                cells[i].hash = text_hash(cells[i].text, cells[i].length, self.seed)
+                prefetch(bucket_of(&self.texts, cells[i].hash))
         report.has_amounts = reader.full
         if reader.full:
             return self._read_amounts(flow, reader, report, amounts)
@@ -1058,6 +1064,55 @@ cdef class Table:
                 amounts[i] = 0
         return SKIP_NONE
 
+    cdef void _find_labels(self, uint32_t size) noexcept:
+        # Look the unknown flows' texts and connections up, in passes as in `_find`. What is found
+        # stays valid for the batch, as nothing leaves the table in between.
+        cdef uint32_t i, j, number
+        cdef Cell *cells
+        for i in range(size):
+            if self._is_unknown(&self.reports[i]):
+                cells = self.batch_cells + <size_t>i * self.columns
+                for j in range(self.columns):
+                    if cells[j].text != NULL:
+                        number = bucket_of(&self.texts, cells[j].hash)[0]
+                        if number:
+                            prefetch(row_at(&self.texts, number))
+        for i in range(size):
+            if self._is_unknown(&self.reports[i]):
+                self._find_texts(&self.reports[i], self.batch_cells + <size_t>i * self.columns)
+        for i in range(size):
+            if self._is_unknown(&self.reports[i]) and self.reports[i].connection_hash:
+                number = bucket_of(&self.connection_rows, self.reports[i].connection_hash)[0]
+                if number:
+                    prefetch(row_at(&self.connection_rows, number))
+
+    cdef inline bint _is_unknown(self, const Report *report) noexcept nogil:
+        return (report.skip == SKIP_NONE and report.flow == 0
+                and report.skip_new == SKIP_NONE)
+
+    cdef void _find_texts(self, Report *report, Cell *cells) noexcept nogil:
+        # The numbers of the texts; where all are known, the hash of the connection too.
+        cdef uint32_t i
+        cdef bint all_found = True
+        report.connection_hash = 0
+        for i in range(self.columns):
+            if cells[i].text == NULL:
+                all_found &= cells[i].number < <int64_t>IS_TEXT
+                self.row_cells[i] = <uint32_t>cells[i].number
+                continue
+            if not cells[i].escapes:    # the others are looked up when they have got them
+                cells[i].found = text_find(
+                    &self.texts, cells[i].text, cells[i].length, cells[i].hash
+                )
+            all_found &= cells[i].found != 0
+            self.row_cells[i] = cells[i].found | IS_TEXT
+        if all_found:
+            report.connection_hash = self._cells_hash()
+            prefetch(bucket_of(&self.connection_rows, report.connection_hash))
+
+    cdef inline uint32_t _cells_hash(self) noexcept nogil:
+        return text_hash(<const char *>self.row_cells, 4 * self.columns, self.seed)
+
     # Everything from here to `expire` runs under the lock.
 
     cdef int _apply(self, uint32_t size, uint32_t deadline_s) noexcept nogil:
@@ -1073,6 +1128,8 @@ cdef class Table:
                     report.flow = self._known(report)   # an earlier one of this very batch
                 if likely(report.flow != 0):
                     report.skip = self._apply_known(report, values, deadline_s)
+                elif unlikely(report.skip_new != SKIP_NONE):
+                    report.skip = report.skip_new
                 else:
                     report.skip = self._apply_unknown(
                         report, values, self.batch_cells + <size_t>i * self.columns,
@@ -1137,20 +1194,20 @@ cdef class Table:
         cdef int wrong
         cdef bint creates
         cdef const int64_t *news
-        if self.flow_rows.live >= self.max_flows_:
-            return SKIP_TABLE_FULL
         if not self._intern(cells):
             return APPLY_NO_MEMORY
-        hash = text_hash(<const char *>self.row_cells, 4 * self.columns, self.seed)
+        hash = self._cells_hash()
         number = self._connection(hash)
         creates = number == 0
         if creates and self.connection_rows.live >= self.max_connections_:
             self.rejected += 1
             wrong = SKIP_TABLE_FULL
+        elif self.flow_rows.live >= self.max_flows_:
+            wrong = SKIP_TABLE_FULL
         elif not report.has_amounts and not (creates and self.complete):
             wrong = APPLY_STOP
         else:
-            if report.first or (creates and self.complete) :
+            if report.first or (creates and self.complete):
                 news = values
             else:
                 news = amounts
@@ -1167,13 +1224,17 @@ cdef class Table:
         for i in range(self.columns):
             text = cells[i].text
             length = cells[i].length
+            if likely(cells[i].found != 0):
+                (<Text *>row_at(&self.texts, cells[i].found)).refs += 1
+                self.row_cells[i] = cells[i].found | IS_TEXT
+                continue
             if text == NULL:
                 if cells[i].number < <int64_t>IS_TEXT:
                     self.row_cells[i] = <uint32_t>cells[i].number
                     continue
                 text = digits           # an integer that does not fit is kept as a text
                 length = <uint32_t>(put_number(digits, cells[i].number) - digits)
-            elif unlikely(needs_escape(text, length)):
+            elif unlikely(cells[i].escapes):
                 length = escape(text, length, self.escaped)
                 text = self.escaped
             number = text_intern(&self.texts, text, length, self.seed)
