@@ -177,6 +177,18 @@ async def test_the_credentials_in_a_url_win_for_its_analyzer(analyzer: FakeAnaly
             assert (await other.subscriber()).request.basic == ("cluster", "secret")
 
 
+async def test_proxies_of_the_environment_are_not_used(
+    analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeAnalyzer() as proxy:
+        for name in ("http_proxy", "ws_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.http_url)
+        analyzer.script.append(401)
+        async with subscribed(make_config(analyzer.url, username="prom")):
+            await analyzer.subscriber()
+        assert not proxy.connections
+
+
 @pytest.mark.parametrize("setting", ["host_id", "capture_id", "cookie"])
 def test_a_text_that_no_header_can_carry_is_refused_at_once(setting: str) -> None:
     value = {"token": "s€cret"} if setting == "cookie" else "s€cret"
@@ -286,7 +298,7 @@ async def test_a_bug_in_the_handling_of_a_message_costs_that_message_only(
 
     def on_message(data: bytes, _: AnalyzerStats) -> None:
         if data.startswith(b"bad"):
-            raise KeyError("quoted \x1b[31m\nmessage")
+            raise ValueError("quoted \x1b[31m\nmessage")
         handled.put_nowait(data)
 
     async with subscribed(make_config(analyzer.url), on_message=on_message) as running:
@@ -300,7 +312,7 @@ async def test_a_bug_in_the_handling_of_a_message_costs_that_message_only(
     (line,) = lines(caplog, logging.ERROR)
     assert analyzer.name in line
     assert "in on_message" in caplog.text
-    assert "KeyError" in caplog.text
+    assert "ValueError" in caplog.text
     assert "\x1b" not in caplog.text
 
 
@@ -449,7 +461,7 @@ async def test_a_socket_that_stays_open_after_the_close_is_not_waited_for(
     analyzer: FakeAnalyzer,
 ) -> None:
     async with subscribed(make_config(analyzer.url)) as running:
-        remote = await analyzer.subscriber()
+        remote = await running.up(analyzer)
         remote.freeze()  # so it does not see that we leave
         await remote.send_raw(b"\xff" * 100)
         begun_s = time.monotonic()
@@ -461,7 +473,7 @@ async def test_a_socket_that_stays_open_after_the_close_is_not_waited_for(
 async def test_a_half_open_connection_is_found_by_pings(analyzer: FakeAnalyzer) -> None:
     timing = dataclasses.replace(FAST, ping_interval_s=0.1, ping_timeout_s=0.1)
     async with subscribed(make_config(analyzer.url), timing=timing) as running:
-        remote = await analyzer.subscriber()
+        remote = await running.up(analyzer)
         await asyncio.sleep(0.5)
         assert not running.reconnects(analyzer)  # our pings are answered
         remote.freeze()
@@ -581,8 +593,8 @@ async def test_the_waits_start_over_after_a_healthy_subscription(
     )
     analyzer.script.extend([503, 503])
     async with subscribed(make_config(analyzer.url), timing=timing) as running:
-        (await analyzer.subscriber()).reset()  # too early to be healthy
-        remote = await analyzer.subscriber()
+        (await running.up(analyzer)).reset()  # too early to be healthy
+        remote = await running.up(analyzer)
         await asyncio.sleep(0.3)
         analyzer.script.append(503)
         remote.reset()
@@ -602,7 +614,7 @@ async def test_a_host_id_in_use_is_no_warning_right_after_our_own_subscription(
     analyzer.unique_host_ids = True
     analyzer.host_id_linger_s = 0.2
     async with subscribed(make_config(analyzer.url)) as running:
-        (await analyzer.subscriber()).reset()
+        (await running.up(analyzer)).reset()
         await analyzer.subscriber()
         assert running.row(analyzer).reconnects["conflict"] >= 1
     assert not any("409" in line for line in lines(caplog))
@@ -612,23 +624,23 @@ async def test_a_host_id_in_use_is_no_warning_right_after_our_own_subscription(
 async def test_a_host_id_in_use_is_a_warning_otherwise(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     analyzer.unique_host_ids = True
     timing = dataclasses.replace(FAST, conflict_grace_s=0.0)
     async with subscribed(make_config(analyzer.url)) as owner:
         await analyzer.subscriber()
         async with subscribed(make_config(analyzer.url), timing=timing) as late:
             await eventually(lambda: late.row(analyzer).reconnects["conflict"] >= 2)
-            assert lines(caplog)[0].startswith(
-                f"analyzer {analyzer.name}: another client is subscribed with our host_id"
-            )
+            (line,) = lines(caplog)
+            assert "another client is subscribed with our host_id (HTTP 409)" in line
             assert not owner.reconnects(analyzer)
             # Also after a subscription of our own, once the analyzer had time to forget it.
             owner.task.cancel()
-            remote = await analyzer.subscriber()
+            remote = await late.up(analyzer)
             caplog.clear()
             analyzer.script.append(409)
             remote.reset()
-            await analyzer.subscriber()
+            await late.up(analyzer)
     assert not any("409" in line for line in lines(caplog, logging.INFO))
 
 
@@ -683,8 +695,8 @@ async def test_no_secret_is_ever_logged(
     analyzer.accepts_basic = False
     analyzer.script.extend([Answer(status=302, headers=(("Location", "/"),)), Fault.GARBAGE])
     url = analyzer.url.replace("ws://", "ws://prom:hunter2@")
-    async with subscribed(make_config(url, cookie={"session": "c00kie"})):
-        (await analyzer.subscriber()).reset()
+    async with subscribed(make_config(url, cookie={"session": "c00kie"})) as running:
+        (await running.up(analyzer)).reset()
         analyzer.expire_tokens()
         analyzer.login = Fault.GARBAGE
         await eventually(lambda: len(analyzer.logins) >= 2)
@@ -706,19 +718,19 @@ async def test_after_a_refusal_the_login_cookie_is_sent_until_it_expires(
     analyzer.accepts_basic = False
     config = make_config(analyzer.url, username="prom", password="hunter2", cookie={"proxy": "p"})
     async with subscribed(config) as running:
-        remote = await analyzer.subscriber()
+        remote = await running.up(analyzer)
         assert [request.basic for request in analyzer.upgrades] == [("prom", "hunter2"), None]
         assert remote.request.cookies == {"proxy": "p", "authtoken": "token1=="}
         assert running.reconnects(analyzer) == {"unauthorized": 1}
 
         remote.reset()
-        remote = await analyzer.subscriber()
+        remote = await running.up(analyzer)
         assert remote.request.cookies["authtoken"] == "token1=="
         assert len(analyzer.logins) == 1
 
         analyzer.expire_tokens()
         remote.reset()
-        remote = await analyzer.subscriber()
+        remote = await running.up(analyzer)
         assert remote.request.cookies["authtoken"] == "token2=="
         assert running.reconnects(analyzer) == {"unauthorized": 2, "closed": 2}
     assert not any("401" in line for line in lines(caplog))
@@ -799,11 +811,11 @@ def test_both_event_loops_do(run: Callable[[Any], None], tmp_path: Path) -> None
             )
             async with subscribed(config) as running:
                 for analyzer in (plain, secure):
-                    remote = await analyzer.subscriber()
+                    remote = await running.up(analyzer)
                     await remote.send(MESSAGE, fragments=2)
                     assert await running.message() == MESSAGE
                     remote.reset()
-                    remote = await analyzer.subscriber()
+                    remote = await running.up(analyzer)
                     await remote.send(MESSAGE)
                     assert await running.message() == MESSAGE
                     remote = await analyzer.subscriber()  # it was silent
@@ -845,6 +857,17 @@ async def test_a_missing_client_certificate_is_a_failed_handshake(tmp_path: Path
             await eventually(lambda: sum(running.reconnects(analyzer).values()) >= 2)
             assert set(running.reconnects(analyzer)) <= {"handshake", "closed"}
         assert not analyzer.upgrades
+
+
+async def test_a_server_certificate_can_be_trusted_by_itself(tmp_path: Path) -> None:
+    issued = Authority(tmp_path).issue("127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued.certificate, issued.key)
+    async with (
+        FakeAnalyzer(ssl=context) as analyzer,
+        subscribed(make_config(analyzer.url, ca_cert=issued.certificate)),
+    ):
+        await analyzer.subscriber()
 
 
 @pytest.mark.parametrize("fault", ["authority", "name"])
@@ -974,6 +997,15 @@ async def test_a_failed_resolution_changes_nothing_and_is_counted(
     (line,) = lines(caplog)
     assert line.startswith(f"analyzer {name}: the name cannot be resolved: ")
     assert "try again" in line
+
+
+async def test_a_name_that_never_resolved_is_tried_again_soon() -> None:
+    names = Names()
+    names.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
+    timing = dataclasses.replace(FAST, resolve_interval_s=60.0)
+    config = make_config("dns+ws://analyzers.test:9/ws/subscriber/flow")
+    async with subscribed(config, resolve=names, timing=timing):
+        await eventually(lambda: len(names.asked) >= 4)
 
 
 async def test_a_name_is_up_while_one_of_its_addresses_is() -> None:
