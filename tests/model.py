@@ -114,6 +114,7 @@ class Model:
     ) -> None:
         self.labels = tuple(label for label in labels if label != DIRECTION)
         self.names = tuple(label.name for label in labels)
+        self.is_complete = {label.path for label in labels} >= ENDPOINTS
         self.direction_at = labels.index(DIRECTION)
         self.families = tuple(families)
         self.max_connections = max_connections
@@ -228,11 +229,7 @@ class Model:
         numbers += [flow.get("Last", 0), flow.get("FinishType", 0)]
         if not is_known:
             numbers += (_at(flow, label) for label in self.labels if label.number)
-            if not self._creates_whole(flow):
-                numbers.append(flow.get("Start", 0))
-            if not self._is_whole(flow):
-                numbers += (flow["LastUpdateMetric"].get(name, 0) for name in AMOUNT)
-        if not all(0 <= number <= MAX_NUMBER for number in numbers):
+        if not _in_range(numbers):
             return "out_of_range"
         # A known flow stays with its connection: its labels are not looked at again.
         looked_at = texts[:1] if is_known else texts
@@ -240,20 +237,7 @@ class Model:
             return "text_too_long"
         return None
 
-    def _creates_whole(self, flow: JSON) -> bool:
-        """Rule (b): tell whether a flow would make a connection that no other flow can have."""
-        creates = self.values(flow) not in self._connections
-        return creates and {label.path for label in self.labels} >= ENDPOINTS
-
-    def _is_whole(self, flow: JSON) -> bool:
-        """Rules (a) and (b): tell whether all of an unknown flow's total is new."""
-        newest = flow.get("LastUpdateMetric")
-        is_first = newest is None or newest.get("Start", 0) == flow.get("Start", 0)
-        return is_first or self._creates_whole(flow)
-
     def _add(self, flow: JSON, now: float) -> str | None:
-        totals = _counters(flow["Metric"])
-        amounts = totals if self._is_whole(flow) else _newest(flow)
         values = self.values(flow)
         connection = self._connections.get(values)
         if connection is None and len(self._connections) >= self.max_connections:
@@ -261,15 +245,34 @@ class Model:
             return "table_full"
         if len(self._flows) >= self.max_flows:
             return "table_full"
+        amounts = self._news(flow, creates=connection is None)
+        if amounts is None:
+            return "out_of_range"
         if connection is None:
             connection = self._connections[values] = Connection(values)
             self.created_total += 1
         connection.add(amounts)
         connection.rtt_ns = flow["Metric"].get("RTT", 0) or connection.rtt_ns
         self._flows[flow["UUID"]] = Flow(
-            connection, totals, flow.get("Last", 0), now + self.timeout_s
+            connection, _counters(flow["Metric"]), flow.get("Last", 0), now + self.timeout_s
         )
         return None
+
+    def _news(self, flow: JSON, *, creates: bool) -> dict[str, int] | None:
+        """Return what an unknown flow adds; None where what tells it is out of range."""
+        totals = _counters(flow["Metric"])
+        newest = flow.get("LastUpdateMetric")
+        if creates and self.is_complete:
+            return totals  # rule (b): no other flow can have been in this connection
+        if not _in_range([flow.get("Start", 0)]):
+            return None
+        if newest is None or newest.get("Start", 0) == flow.get("Start", 0):
+            return totals  # rule (a): its first report
+        if not _in_range(newest.get(name, 0) for name in AMOUNT):
+            return None
+        if flow.get("FinishType", 0) and newest.get("Last", 0) != flow.get("Last", 0):
+            return {}  # rule (c): a closing report that repeats the one before
+        return _counters(newest)  # rule (c)
 
     def _update(self, known: Flow, flow: JSON, now: float) -> str | None:
         totals = _counters(flow["Metric"])
@@ -374,11 +377,8 @@ def _at(flow: JSON, label: Label) -> Any:
     return value if value is not None else 0 if label.number else ""
 
 
-def _newest(flow: JSON) -> dict[str, int]:
-    """Rule (c): return what a flow's last update added: nothing, if its closing report repeats."""
-    newest = flow["LastUpdateMetric"]
-    is_repeat = flow.get("FinishType", 0) and newest.get("Last", 0) != flow.get("Last", 0)
-    return {} if is_repeat else _counters(newest)
+def _in_range(numbers: Iterable[int]) -> bool:
+    return all(0 <= number <= MAX_NUMBER for number in numbers)
 
 
 def _counters(metric: JSON) -> dict[str, int]:

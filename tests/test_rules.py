@@ -328,6 +328,13 @@ def test_at_the_limit_of_flows_the_known_ones_go_on(make):
     assert table.report(make_flow("b2"), TIMEOUT_S) is None
 
 
+def test_for_what_finds_no_room_the_newest_amount_is_not_looked_at(make):
+    table = make(max_flows=1)
+    table.report(make_flow("a1"), 0)
+    assert table.report(make_flow("b2", **LATER | {"newest": (-1, 0, 0, 0)}), 0) == "table_full"
+    assert table.report(make_flow("b2", start=-1), 0) == "table_full"
+
+
 def test_sums_saturate(make):
     table = make()
     table.report(make_flow("a1", (MAX_NUMBER, MAX_NUMBER, 1, 1)), 0)
@@ -446,6 +453,9 @@ def test_the_start_is_looked_at_only_where_it_says_whether_a_report_is_the_first
     assert table.report(make_flow("b2", start=-1), 0) == "out_of_range"
     assert table.report(make_flow("c3", start=10**22), 0) == "out_of_range"
     assert table.report(make_flow("a1", start=-1, last=3_000), 0) is None
+    # And so it is whatever else is in the message.
+    table.message([make_flow("d4", **LATER), make_flow("a1", start=-1, last=4_000)], 0)
+    assert table.skipped["out_of_range"] == 2
 
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
@@ -463,7 +473,7 @@ def test_the_newest_amount_is_looked_at_only_where_it_counts(make, name, number)
     assert table.report(flow("a1", last=80_000), 0) is None
     if name != "Start":
         assert table.report(flow("c3", newest_start=1_000), 0) is None
-    # Whatever else is in the message.
+    # And so it is whatever else is in the message.
     table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
     assert table.skipped["out_of_range"] == 2
 

@@ -1,0 +1,220 @@
+"""The compiled table against the model: random flows, times, limits, plans and slow pages.
+
+Few labels, few UUIDs and small numbers, so that flows collide, come late, start over and find
+their row's slot reused. ``HYPOTHESIS_PROFILE=thorough`` looks fifty times longer.
+"""
+
+import os
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from skyfast._table import Page
+from tests.core import ALL_ROWS, Core, read_all
+from tests.model import (
+    DIRECTION,
+    FAMILIES,
+    LABELS,
+    MAX_NUMBER,
+    Connection,
+    Family,
+    Label,
+    Model,
+    make_flow,
+    read_page,
+)
+
+IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+MAX_SLOW_PAGES = 3
+EVER = float("-inf")
+
+IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
+APPLICATION = Label("application", ("Application",))
+CAPTURE = Label("capture", ("CaptureID",))
+ICMP_TYPE = Label("icmp_type", ("ICMP", "Type"))
+VLAN = Label("vlan", ("Link", "ID"), number=True)
+LABEL_SETS = (
+    LABELS,
+    (DIRECTION,),
+    (IP_A, IP_B, PORT_B, DIRECTION, PROTOCOL),
+    (DIRECTION, PORT_A, NODE),
+    (VLAN, DIRECTION),
+    (APPLICATION, PORT_B, IP_B, ICMP_TYPE, PORT_A, IP_A, VLAN, CAPTURE, NODE, DIRECTION),
+)
+FAMILY_SETS = (FAMILIES, FAMILIES[:1], FAMILIES[::-1])
+
+UUIDS = ("1", "2", "3", "a", "A", "0a", "ffffffffffffffff", "8000000000000001", "xyz", "é" * 30)
+ODD_TEXTS = ("", 'a "quoted"\\\nname', "é" * 24, "x" * 48, "x" * 49, "x" * 1024)
+CONVERSATIONS = (
+    {"a": "10.0.0.1", "node": "node-1"},
+    {"a": "10.0.0.1", "node": "node-2"},
+    {"a": "10.0.0.1", "node": "node-1", "ports": (0, 443)},
+    {"a": "10.0.0.1", "node": "node-1", "ports": (65535, 443)},
+    {"a": "10.0.0.3", "b": "10.0.0.1", "protocol": "UDP"},
+    *({"a": text, "b": text, "node": text} for text in ODD_TEXTS),
+)
+PARTS = ("Network", "Transport", "Metric", "LastUpdateMetric", "NodeTID", "Start", "Last", "UUID")
+
+small = st.integers(0, 5)
+numbers = st.one_of(small, small, small, st.sampled_from((MAX_NUMBER, MAX_NUMBER - 1, 2**53 + 1)))
+wild_numbers = st.sampled_from((-1, MAX_NUMBER + 1, 2**63, 2**64 + 1, 10**22))
+conversations = st.one_of(st.sampled_from(CONVERSATIONS[:3]), st.sampled_from(CONVERSATIONS))
+four = st.tuples(numbers, numbers, numbers, numbers)
+
+
+@st.composite
+def flows(draw):
+    """Draw a flow: one in eight has something missing, one in eight something wrong."""
+    flow = make_flow(
+        draw(st.sampled_from(UUIDS)),
+        draw(four),
+        newest=draw(four),
+        start=draw(st.integers(0, 1)),
+        newest_start=draw(st.integers(0, 1)),
+        last=draw(small),
+        newest_last=draw(small),
+        rtt=draw(st.sampled_from((0, 0, 5, 7, MAX_NUMBER))),
+        finish=draw(st.sampled_from((0, 0, 0, 1, 2, 3, 4))),
+        **draw(conversations),
+    )
+    oddity = draw(st.integers(0, 7))
+    if oddity == 1:
+        flow.pop(draw(st.sampled_from(PARTS)), None)
+    elif oddity == 2:
+        part = draw(st.sampled_from(("Network", "Transport", "Metric", "LastUpdateMetric")))
+        flow[part].pop(draw(st.sampled_from(sorted(flow[part]))))
+    elif oddity == 3:
+        flow["Link"] = {"ID": draw(small)}
+        flow["ICMP"] = {"Type": draw(st.sampled_from(ODD_TEXTS))}
+        flow["Application"] = draw(st.sampled_from(ODD_TEXTS))
+    elif oddity == 4:
+        part = draw(st.sampled_from(("Metric", "LastUpdateMetric")))
+        flow[part][draw(st.sampled_from(sorted(flow[part])))] = draw(wild_numbers)
+    elif oddity == 5:
+        name = draw(st.sampled_from(("UUID", "Start", "Last", "NodeTID", "Port")))
+        if name == "Port":
+            flow["Transport"]["A"] = draw(wild_numbers)
+        else:
+            is_text = name in ("UUID", "NodeTID")
+            flow[name] = "x" * 1025 if is_text else draw(wild_numbers)
+    return flow
+
+
+@dataclass(eq=False)
+class SlowPage:
+    """A page that is being read, and what it may and must show.
+
+    ``born`` are the connections that were there when it began, ``due`` the lines that it has to
+    have for those that stay, ``seen`` all lines that it may have: one for each value since.
+    """
+
+    page: Page
+    now: float
+    born: list[Connection]
+    due: list[tuple[Family, Connection]]
+    pieces: list[bytes] = field(default_factory=list)
+    seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Does the same to both tables, and compares all that can be seen of them."""
+
+    @initialize(
+        labels=st.sampled_from(LABEL_SETS),
+        families=st.sampled_from(FAMILY_SETS),
+        max_connections=st.sampled_from((1, 3, 1000)),
+        max_flows=st.sampled_from((1, 4, 1000)),
+        timeout_s=st.sampled_from((1, 75)),
+        slots=st.booleans(),
+        now=st.sampled_from((0, 1_000_000)),
+    )
+    def start(self, labels, families, max_connections, max_flows, timeout_s, slots, now):
+        options = {
+            "labels": labels,
+            "families": families,
+            "max_connections": max_connections,
+            "max_flows": max_flows,
+            "timeout_s": timeout_s,
+        }
+        self.model = Model(**options)
+        self.core = Core(slots=slots, **options)
+        self.now = now
+        self.slow_pages: dict[int, SlowPage] = {}
+
+    @rule(message=st.lists(flows(), min_size=1, max_size=5))
+    def receive(self, message):
+        self.core.message(message, self.now)
+        self.model.message(message, self.now)
+        self.note_lines()
+
+    @rule(seconds=st.sampled_from((1, 1, 2, 40, 74, 75, 100_000)))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
+    def sweep(self, max_rows):
+        # Rows whose time is over are on no page, swept or not.
+        page = self.model.page(self.now)
+        while self.core.table.expire(self.now, max_rows):
+            assert self.core.page(self.now) == page
+        self.model.expire(self.now)
+
+    @rule(scraper=st.integers(0, MAX_SLOW_PAGES - 1), size=st.sampled_from((1, 200, 1000)))
+    def read_slowly(self, scraper, size):
+        if scraper in self.slow_pages:
+            slow = self.slow_pages[scraper]
+            slow.pieces.append(slow.page.read(size))
+            return
+        due = [
+            (family, connection)
+            for family in self.model.families
+            for connection in self.model.alive(self.now)
+            if list(self.model.lines(family, connection))
+        ]
+        page = self.core.table.page(self.now)
+        self.slow_pages[scraper] = SlowPage(page, self.now, self.model.alive(EVER), due)
+        self.note_lines()
+
+    @rule(scraper=st.integers(0, MAX_SLOW_PAGES - 1))
+    def read_to_the_end(self, scraper):
+        slow = self.slow_pages.pop(scraper, None)
+        if slow is None:
+            return
+        page = read_page(b"".join(slow.pieces) + read_all(slow.page), self.model.families)
+        for name, lines in page.items():
+            assert lines <= slow.seen[name]
+        stayed = self.model.alive(EVER)
+        for family, connection in slow.due:
+            if connection in stayed:
+                for line in self.model.lines(family, connection):
+                    series = line.rpartition(" ")[0]
+                    assert any(series == shown.rpartition(" ")[0] for shown in page[family.name])
+
+    def note_lines(self):
+        for slow in self.slow_pages.values():
+            for connection in self.model.alive(slow.now):
+                if connection in slow.born:
+                    for family in self.model.families:
+                        slow.seen[family.name].update(self.model.lines(family, connection))
+
+    @invariant()
+    def what_can_be_seen_is_the_same(self):
+        model, core = self.model, self.core
+        for name in ("connections", "flows", "created_total", "expired_total", "rejected_total"):
+            assert getattr(core, name) == getattr(model, name), name
+        for name in ("skipped", "finished"):
+            assert +Counter(getattr(core, name)) == getattr(model, name), name
+        assert core.page(self.now) == model.page(self.now)
+
+
+TestTable = TableMachine.TestCase
+TestTable.settings = settings(
+    max_examples=10_000 if IS_THOROUGH else 200,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
