@@ -107,8 +107,8 @@ class Stream:
     """A page on its way from the thread that renders it to the event loop that sends it.
 
     Iterate over it for the chunks, none of them empty; an error of rendering is raised
-    there. Whoever stops before the end calls :meth:`close`, which ends the thread within the
-    time of one chunk; :meth:`ended` waits for that.
+    there. The thread ends with the context: within the time that one chunk takes, where
+    that is left before the page is at its end.
 
     The two sides meet in a bounded queue. The thread sleeps while it is full, and wakes the
     event loop only when that is waiting, which a hop through an executor would do for every
@@ -135,6 +135,13 @@ class Stream:
             name="skyfast-page",
             daemon=True,  # nothing is lost with it: the reader is gone too
         ).start()
+
+    async def __aenter__(self) -> "Stream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+        await self.ended()
 
     def __aiter__(self) -> "Stream":
         return self

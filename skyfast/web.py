@@ -90,6 +90,9 @@ _METHODS = (hdrs.METH_GET, hdrs.METH_HEAD)
 # connection is the end of the page.
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
+# What binding says where the kernel, or the machine, has no IPv6; `localhost` may still name it.
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 _LANDING_PAGE = f"""\
 <!DOCTYPE html>
 <html lang="en">
@@ -185,8 +188,7 @@ class WebServer:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, to the last byte: aiohttp has nothing left to send."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # for mypy: aiohttp runs every handler in a task
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
         connection = cast(_Connection, request.protocol)
@@ -283,11 +285,12 @@ class WebServer:
         begin_s = time.perf_counter()
         page = self._exposition.stream(part, gzip=hdrs.CONTENT_ENCODING in response.headers)
         try:
-            async for chunk in page:
+            async with page:
+                async for chunk in page:
+                    await response.prepare(request)
+                    await response.write(chunk)
                 await response.prepare(request)
-                await response.write(chunk)
-            await response.prepare(request)
-            await response.write_eof()
+                await response.write_eof()
         except (asyncio.CancelledError, ConnectionError):
             # The connection was lost: to the client, to its deadline, or to stop().
             if connection.late:
@@ -302,9 +305,6 @@ class WebServer:
             if response.prepared:
                 connection.cut()
             raise
-        finally:
-            page.close()
-            await page.ended()
         if Part.FLOWS in part:
             self._stats.scrapes += 1
             self._stats.last_duration_s = time.perf_counter() - begin_s
@@ -390,8 +390,10 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
         self._stream = cast(asyncio.Transport, transport)  # aiohttp forgets its own early
         self._stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        # On a socket of both IP versions, an IPv4 client's address is mapped into IPv6.
-        self.address = transport.get_extra_info("peername")[0].removeprefix("::ffff:")
+        # There is no peer where the client has reset the connection already. On a socket of both
+        # IP versions, an IPv4 client's address is mapped into IPv6.
+        peer = transport.get_extra_info("peername") or ("",)
+        self.address = peer[0].removeprefix("::ffff:")
         self._allow(HEAD_TIMEOUT_S)
         self._connections.add(self)
 
@@ -445,9 +447,10 @@ class _Connection(web.RequestHandler):
     def cut(self) -> None:
         """Reset the connection."""
         self._cut = True
-        if not self._stream.is_closing():
-            linger = self._stream.get_extra_info("socket").setsockopt
-            linger(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        if self.lost.done():
+            return  # and its descriptor may be another's by now
+        client = self._stream.get_extra_info("socket")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self._stream.abort()
 
     def handle_error(
@@ -521,24 +524,30 @@ def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
 
 
 async def _listen(address: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to ``address``; empty, to all addresses of both IP versions.
+    """Return sockets bound to ``address``: all addresses of both IP versions, where it is empty.
 
-    All have the same port, where ``port`` is 0 too: that is a free one. Raises OSError.
+    A name may have several addresses. All sockets have the same port, where ``port`` is 0 too:
+    that is a free one. Raises OSError.
     """
-    if not address:
+    if address in ("", "::"):
         return [_listen_everywhere(port)]
-    loop = asyncio.get_running_loop()
+    found = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
     listeners: list[socket.socket] = []
-    try:
-        found = await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM)
-        for family, _, _, _, where in dict.fromkeys(found):
-            where = (where[0], port, *where[2:])
-            listeners.append(socket.create_server(where, family=family))
-            port = listeners[0].getsockname()[1]
-    except OSError:
-        for listener in listeners:
-            listener.close()
-        raise
+    absent = None
+    for family, _, _, _, where in dict.fromkeys(found):
+        try:
+            listener = socket.create_server((where[0], port, *where[2:]), family=family)
+        except OSError as error:
+            if error.errno in _NO_SUCH_ADDRESS:
+                absent = error
+                continue
+            for listener in listeners:
+                listener.close()
+            raise
+        port = listener.getsockname()[1]
+        listeners.append(listener)
+    if not listeners and absent:
+        raise absent
     return listeners
 
 
@@ -548,7 +557,6 @@ def _listen_everywhere(port: int) -> socket.socket:
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         except OSError as error:
-            # The kernel can have IPv6 and no address of it.
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            if error.errno not in _NO_SUCH_ADDRESS:
                 raise
     return socket.create_server(("", port))
