@@ -1,0 +1,120 @@
+"""What the tests of pages share: a table that renders what it is told, and both event loops."""
+
+import asyncio
+import functools
+import inspect
+import threading
+import time
+
+import pytest
+import uvloop
+
+TEST_TIMEOUT_S = 15.0
+
+FLOWS = b"""\
+# HELP skydive_network_connection_total_bytes Bytes.
+# TYPE skydive_network_connection_total_bytes counter
+skydive_network_connection_total_bytes{initiator_ip="10.0.0.1",target_ip="10.0.0.2"} 7
+"""
+
+INTERFACES = b"""\
+# HELP skydive_network_interface_rx_bytes Bytes the interface has received.
+# TYPE skydive_network_interface_rx_bytes counter
+skydive_network_interface_rx_bytes{interface_name="eth0"} 8
+"""
+
+BIG = FLOWS + b"".join(
+    b'skydive_network_connection_total_bytes{initiator_ip="10.%d.%d.%d",target_ip="10.0.0.2"} %d\n'
+    % (i >> 16, i >> 8 & 255, i & 255, i * i)
+    for i in range(1, 130_000)
+)
+"""12 MB: more than the kernel takes of a page that nobody reads."""
+
+
+class FakeTable:
+    """Stands for the compiled table. Its pages are ``content``, read by the rules of the real.
+
+    :param break_at: rendering raises when it comes here.
+    :param pause_at: rendering waits here for ``resume``.
+    """
+
+    connections = 2
+    flows = 3
+    bytes = 4
+    created_total = 5
+    expired_total = 6
+    rejected_total = 7
+
+    def __init__(self, content=FLOWS, *, break_at=None, pause_at=None):
+        self.content = content
+        self.break_at = break_at
+        self.pause_at = pause_at
+        self.resume = threading.Event()
+        self.skipped = {"late": 8, "no_network": 9}
+        self.finished = {"fin": 10}
+        self.asked_at = []
+        self.rendered_bytes = 0
+        self.threads = set()
+
+    def page(self, now):
+        self.asked_at.append(now)
+        return FakePage(self)
+
+
+class FakePage:
+    def __init__(self, table):
+        self.table = table
+        self.position = 0
+
+    def read(self, size, /):
+        table = self.table
+        table.threads.add(threading.current_thread())
+        if table.break_at is not None and self.position >= table.break_at:
+            raise ValueError("rendering broke")
+        if table.pause_at is not None and self.position >= table.pause_at:
+            assert table.resume.wait(TEST_TIMEOUT_S)
+        chunk = table.content[self.position : self.position + size]
+        self.position += len(chunk)
+        table.rendered_bytes += len(chunk)
+        return chunk
+
+
+class FakeInterfaces:
+    def __init__(self, content=INTERFACES):
+        self.content = content
+
+    def page(self, now):
+        return self.content
+
+
+def page_threads():
+    """Return the threads that render pages now."""
+    return [thread for thread in threading.enumerate() if thread.name == "skyfast-page"]
+
+
+async def until(condition, *, within_s=5.0):
+    """Wait until ``condition()`` is true."""
+    give_up_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < give_up_at, "it did not come true in time"
+        await asyncio.sleep(0.005)
+
+
+def on_both_loops(test):
+    """Run an async test on asyncio's event loop and on uvloop's, for a bounded time."""
+    signature = inspect.signature(test)
+
+    async def bounded(fixtures):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
+            await test(**fixtures)
+
+    @functools.wraps(test)
+    def run(new_loop, **fixtures):
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(bounded(fixtures))
+
+    new_loop = inspect.Parameter("new_loop", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    run.__signature__ = signature.replace(parameters=[new_loop, *signature.parameters.values()])
+    return pytest.mark.parametrize(
+        "new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+    )(run)

@@ -1,0 +1,227 @@
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from skyfast import __version__, selfmetrics
+from skyfast.selfmetrics import (
+    INTERFACE_SKIPS,
+    MESSAGE_ERRORS,
+    RECONNECT_REASONS,
+    SCRAPE_FAILURES,
+    SKIP_REASONS,
+    TOPOLOGY_ERRORS,
+    Stats,
+    render,
+)
+from tests.pages import FakeTable
+
+PROMTOOL = shutil.which("promtool")
+
+
+def samples(stats=None, table=None):
+    """Return name, labels and value of every sample, as an independent reader sees them."""
+    text = render(stats or Stats(), table or FakeTable()).decode()
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def by_reason(name, found):
+    return {key[-1][1]: value for key, value in found.items() if key[0] == name}
+
+
+def test_every_value_known_in_advance_is_there_from_the_start():
+    stats = Stats()
+    stats.analyzer("a:1")
+    table = FakeTable()
+    table.skipped = table.finished = {}
+    found = samples(stats, table)
+    analyzer = ("analyzer", "a:1")
+    for name in ("up", "flows_total", "received_bytes_total", "last_message_timestamp_seconds"):
+        assert found[f"skyfast_{name}", analyzer] == 0
+    for kind, type_ in (("flow", "store"), ("stats", "stats")):
+        key = ("skyfast_messages_total", analyzer, ("namespace", kind), ("type", type_))
+        assert found[key] == 0
+    for name, reasons in (
+        ("skyfast_message_errors_total", MESSAGE_ERRORS),
+        ("skyfast_reconnects_total", RECONNECT_REASONS),
+        ("skyfast_flows_skipped_total", SKIP_REASONS),
+        ("skyfast_flows_finished_total", ("timeout", "fin", "rst", "other")),
+        ("skyfast_topology_errors_total", TOPOLOGY_ERRORS),
+        ("skyfast_interfaces_skipped", INTERFACE_SKIPS),
+        ("skyfast_scrapes_failed_total", SCRAPE_FAILURES),
+    ):
+        assert by_reason(name, found) == dict.fromkeys(reasons, 0), name
+
+
+def test_without_an_analyzer():
+    assert not [key for key in samples() if key[0] == "skyfast_up"]
+
+
+def test_values():
+    stats = Stats()
+    analyzer = stats.analyzer("a:1")
+    analyzer.up = 1
+    analyzer.flows = 11
+    analyzer.received_bytes = 12
+    analyzer.last_message_timestamp_s = 1700000000.25
+    analyzer.messages["other", "other"] = 13
+    analyzer.errors["malformed"] = 14
+    analyzer.reconnects["silent"] = 15
+    stats.analyzer("b:2").flows = 16
+    stats.flows_skipped["late"] = 100
+    stats.flows_finished["rst"] = 17
+    stats.topology.interfaces = 18
+    stats.topology.answers = 19
+    stats.topology.last_answer_timestamp_s = 1700000001.5
+    stats.topology.skipped["duplicate"] = 20
+    stats.topology.errors["timeout"] = 21
+    stats.scrape.scrapes = 22
+    stats.scrape.last_duration_s = 0.125
+    stats.scrape.last_bytes = 23
+    stats.scrape.rejected = 24
+    stats.scrape.failures["deadline"] = 25
+    stats.scrape.connections_rejected = 26
+    found = samples(stats, FakeTable())
+    a = ("analyzer", "a:1")
+    expected = {
+        ("skyfast_build_info", ("python", platform.python_version()), ("version", __version__)): 1,
+        ("skyfast_up", a): 1,
+        ("skyfast_flows_total", a): 11,
+        ("skyfast_flows_total", ("analyzer", "b:2")): 16,
+        ("skyfast_received_bytes_total", a): 12,
+        ("skyfast_last_message_timestamp_seconds", a): 1700000000.25,
+        ("skyfast_messages_total", a, ("namespace", "other"), ("type", "other")): 13,
+        ("skyfast_message_errors_total", a, ("reason", "malformed")): 14,
+        ("skyfast_reconnects_total", a, ("reason", "silent")): 15,
+        # Counted outside of the table and inside of it.
+        ("skyfast_flows_skipped_total", ("reason", "late")): 108,
+        ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
+        ("skyfast_flows_finished_total", ("reason", "fin")): 10,
+        ("skyfast_flows_finished_total", ("reason", "rst")): 17,
+        ("skyfast_connections",): 2,
+        ("skyfast_flows",): 3,
+        ("skyfast_table_bytes",): 4,
+        ("skyfast_connections_created_total",): 5,
+        ("skyfast_connections_expired_total",): 6,
+        ("skyfast_connections_rejected_total",): 7,
+        ("skyfast_interfaces",): 18,
+        ("skyfast_topology_answers_total",): 19,
+        ("skyfast_topology_last_answer_timestamp_seconds",): 1700000001.5,
+        ("skyfast_interfaces_skipped", ("reason", "duplicate")): 20,
+        ("skyfast_topology_errors_total", ("reason", "timeout")): 21,
+        ("skyfast_scrapes_total",): 22,
+        ("skyfast_last_scrape_duration_seconds",): 0.125,
+        ("skyfast_last_scrape_bytes",): 23,
+        ("skyfast_scrapes_rejected_total",): 24,
+        ("skyfast_scrapes_failed_total", ("reason", "deadline")): 25,
+        ("skyfast_http_connections_rejected_total",): 26,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+
+
+def test_integers_are_exact():
+    table = FakeTable()
+    table.created_total = 2**63 - 1
+    assert b"\nskyfast_connections_created_total 9223372036854775807\n" in render(Stats(), table)
+
+
+def test_label_values_are_escaped():
+    stats = Stats()
+    stats.analyzer('a\\b"c\nd').up = 1
+    assert b'\nskyfast_up{analyzer="a\\\\b\\"c\\nd"} 1\n' in render(stats, FakeTable())
+    assert samples(stats)["skyfast_up", ("analyzer", 'a\\b"c\nd')] == 1
+
+
+def test_a_name_that_is_no_text():
+    """The environment can hold bytes that are no UTF-8; they do not break the page."""
+    stats = Stats()
+    stats.analyzer(b"caf\xe9:1".decode(errors="surrogateescape"))
+    assert ("skyfast_up", ("analyzer", "caf?:1")) in samples(stats)
+
+
+def test_every_family_has_a_help_and_a_type_and_comes_once():
+    stats = Stats()
+    stats.analyzer("a:1")
+    text = render(stats, FakeTable()).decode()
+    names = re.findall(r"^# HELP (\S+) \S.*\.$", text, re.MULTILINE)
+    assert names == re.findall(r"^# TYPE (\S+) (?:counter|gauge)$", text, re.MULTILINE)
+    assert len(names) == len(set(names))
+    family = None
+    for line in text.splitlines():
+        if line.startswith("# HELP"):
+            family = line.split()[2]
+        elif not line.startswith("#"):
+            assert re.match(rf"{family}[ {{]", line)
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+def test_promtool_has_no_complaint():
+    stats = Stats()
+    stats.analyzer("a:1")
+    done = subprocess.run(
+        [PROMTOOL, "check", "metrics"],
+        input=render(stats, FakeTable()),
+        capture_output=True,
+        timeout=10,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_the_process():
+    before = samples()
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+    ballast = b"x" * 50_000_000
+    busy_until = time.process_time() + 0.05
+    while time.process_time() < busy_until:
+        pass
+    after = samples()
+    assert after["process_open_fds",] - before["process_open_fds",] == len(held)
+    assert after["process_cpu_seconds_total",] - before["process_cpu_seconds_total",] >= 0.05
+    for name in ("process_resident_memory_bytes", "process_virtual_memory_bytes"):
+        assert after[name,] - before[name,] > 0.9 * len(ballast)
+    assert after["process_max_fds",] > after["process_open_fds",]
+    for descriptor in held:
+        os.close(descriptor)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_the_start_of_the_process():
+    ps = shutil.which("ps")
+    if ps is None:
+        pytest.skip("ps is not installed")
+    elapsed_s = int(subprocess.check_output([ps, "-o", "etimes=", "-p", str(os.getpid())]))
+    assert abs(time.time() - elapsed_s - samples()["process_start_time_seconds",]) < 2
+
+
+def test_a_command_that_looks_like_fields(tmp_path, monkeypatch):
+    """The command's name in proc(5)'s `stat` may hold spaces and parentheses."""
+    process = tmp_path / "self"
+    (process / "fd").mkdir(parents=True)
+    (process / "statm").write_text("300 200 100 0 0 0 0\n")
+    numbers = " ".join(map(str, range(4, 53)))
+    (process / "stat").write_text(f"42 (a) b) 3 (c) S {numbers}\n")
+    (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 1700000000\nprocesses 5\n")
+    monkeypatch.setattr(selfmetrics, "PROC", tmp_path)
+    found = samples()
+    ticks_a_second = os.sysconf("SC_CLK_TCK")
+    assert found["process_start_time_seconds",] == 1700000000 + 22 / ticks_a_second
+    assert found["process_virtual_memory_bytes",] == 300 * os.sysconf("SC_PAGE_SIZE")
+    assert found["process_resident_memory_bytes",] == 200 * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_where_there_is_no_proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(selfmetrics, "PROC", tmp_path)
+    names = {key[0] for key in samples() if key[0].startswith("process_")}
+    assert names == {"process_cpu_seconds_total", "process_max_fds"}
