@@ -1,0 +1,472 @@
+"""The compiled table: its pages, its memory and its sizes. Its rules are in ``test_rules.py``."""
+
+import gc
+import json
+import re
+import threading
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from skyfast._table import MAX_TEXT_BYTES, Table
+from skyfast.plan import default_plan
+from skyfast.wire import flow_types
+from tests.core import CHUNK_BYTES, Core, read_all
+from tests.model import BYTES, PACKETS, TIMEOUT_S, Model, make_flow, read_page
+
+ODD_TEXTS = (
+    "",
+    " ",
+    "\\",
+    '"',
+    "\n",
+    '\\"\n' * 300,
+    'a="b",c="d"} 7 # TYPE x counter',
+    "\r\t\0\x7f",
+    "é\u2028\ufeff\U0001f600",
+    *("x" * length for length in (1, 7, 8, 15, 16, 17, 47, 48, 49, 63, 64, 65, 1023, 1024)),
+    *('"' * length for length in (23, 24, 25, 512, 1024)),
+    "é" * 512,
+)
+
+
+def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
+    """Return flows of so many connections, each with an address of its own."""
+    return [
+        make_flow(
+            f"{n + 1:x}", total, last=last, a=f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", **fields
+        )
+        for n in range(first, first + count)
+    ]
+
+
+def a_table(**limits):
+    plan = default_plan()
+    types = flow_types(plan)
+    limits = {"max_connections": 10, "max_flows": 40, "timeout_s": TIMEOUT_S} | limits
+    return Table(plan, types, **limits), types
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+# Pages
+
+
+def a_table_of_odd_texts():
+    core, model = Core(), Model()
+    for n, text in enumerate(ODD_TEXTS):
+        for m, (a, b, node) in enumerate([(text, "", ""), ("", text, "n"), ("a", "b", text)]):
+            flow = make_flow(f"{n * 3 + m + 1:x}", (n, m, n, m), rtt=n, a=a, b=b, node=node)
+            core.report(flow, 0)
+            model.report(flow, 0)
+    return core, model
+
+
+def test_odd_texts_are_spelled_by_the_rules_of_the_format():
+    core, model = a_table_of_odd_texts()
+    assert core.page(0) == model.page(0)
+
+
+@pytest.mark.parametrize("size", [1, 100, 1_000, 4_096, CHUNK_BYTES, 2**31 - 1])
+def test_a_page_is_the_same_in_pieces_of_any_size(size):
+    core, model = a_table_of_odd_texts()
+    core.message(many_flows(500, first=1_000), 0)
+    whole = read_all(core.table.page(0), 2**31 - 1)
+    assert read_all(core.table.page(0), size) == whole
+    assert len(read_page(whole)[BYTES]) == len(model.page(0)[BYTES]) + 1_000
+
+
+def test_pieces_are_whole_lines_of_about_the_size_asked_for():
+    core = Core()
+    core.message(many_flows(2_000), 0)
+    page = core.table.page(0)
+    pieces = list(iter(lambda: page.read(10_000), b""))
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert all(9_000 <= len(piece) <= 11_000 for piece in pieces[:-1])
+    assert page.read(10_000) == b""
+
+
+def test_a_page_that_was_begun_shows_nothing_that_came_later():
+    core = Core()
+    core.message(many_flows(1), 0)
+    page = core.table.page(0)
+    core.message(many_flows(100, first=1), 0)
+    assert len(read_page(read_all(page))[BYTES]) == 2
+    assert len(core.page(0)[BYTES]) == 202
+
+
+def test_a_page_shows_what_was_alive_when_it_began():
+    core = Core()
+    core.message(many_flows(10), 0)
+    page, later = core.table.page(TIMEOUT_S - 1), core.table.page(TIMEOUT_S)
+    assert len(read_page(read_all(page))[BYTES]) == 20
+    assert len(read_page(read_all(later))[BYTES]) == 0
+
+
+def test_a_page_shows_the_values_at_the_time_of_reading():
+    core = Core()
+    core.message(many_flows(1, total=(1, 1, 1, 1)), 0)
+    page = core.table.page(0)
+    core.message(many_flows(1, total=(5, 5, 5, 5), last=2_000), 0)
+    values = {line.rpartition(" ")[2] for line in read_page(read_all(page))[BYTES]}
+    assert values == {"5"}
+
+
+def test_a_slow_page_has_no_series_twice_while_all_connections_leave_and_return():
+    core = Core()
+    now, total = 0.0, 1
+    core.message(many_flows(300, total=(1, 1, 1, 1), rtt=1), now)
+    page = core.table.page(now)
+    pieces = []
+    while piece := page.read(2_000):
+        pieces.append(piece)
+        now += TIMEOUT_S
+        total += 1
+        core.expire(now)
+        # In another order, so that the rows change their places too.
+        flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
+        core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
+    shown = read_page(b"".join(pieces))
+    assert 0 < len(shown[BYTES]) < 600
+    values = {line.rpartition(" ")[2] for lines in shown.values() for line in lines}
+    assert values == {"1"}
+    assert core.connections == 300
+
+
+def test_a_slow_page_shows_what_stayed_while_others_come_and_go():
+    core = Core()
+    now = 0.0
+    stayers = many_flows(200, node="stays")
+    core.message(stayers + many_flows(200, first=500), now)
+    page = core.table.page(now)
+    pieces, cycle = [], 0
+    while piece := page.read(1_000):
+        pieces.append(piece)
+        now += TIMEOUT_S / 2
+        cycle += 1
+        core.message(
+            many_flows(200, node="stays", last=1_000 + cycle)
+            + many_flows(200, first=1_000 + 200 * cycle),
+            now,
+        )
+        core.expire(now)
+    shown = read_page(b"".join(pieces))
+    for family in (BYTES, PACKETS):
+        assert sum('node_tid="stays"' in line for line in shown[family]) == 400
+    assert len(shown[BYTES]) <= 800
+
+
+def test_many_pages_at_once_do_not_disturb_one_another():
+    core = Core()
+    core.message(many_flows(100), 0)
+    whole = read_all(core.table.page(0))
+    pages = [(core.table.page(0), size, []) for size in (500, 700, 1_100)]
+    open_pages = list(pages)
+    while open_pages:
+        for entry in list(open_pages):
+            page, size, pieces = entry
+            pieces.append(page.read(size))
+            if not pieces[-1]:
+                open_pages.remove(entry)
+    assert all(b"".join(pieces) == whole for _, _, pieces in pages)
+
+
+def test_a_page_outlives_the_table_and_the_table_an_unread_page():
+    core = Core()
+    core.message(many_flows(50), 0)
+    whole = read_all(core.table.page(0))
+    page = core.table.page(0)
+    start = page.read(100)
+    del core
+    gc.collect()
+    assert start + read_all(page) == whole
+
+    core = Core()
+    core.message(many_flows(50), 0)
+    page = core.table.page(0)
+    page.read(100)
+    del page
+    gc.collect()
+    core.expire(TIMEOUT_S)
+    assert core.connections == 0
+
+
+def test_pages_are_read_by_threads_while_the_table_is_written():
+    core = Core()
+    stop = threading.Event()
+    pages, errors = [], []
+
+    def scrape():
+        try:
+            while not stop.is_set():
+                pages.append(read_all(core.table.page(now[0]), 4_096))
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    now = [0.0]
+    threads = [threading.Thread(target=scrape) for _ in range(3)]
+    core.message(many_flows(500, total=(1, 1, 1, 1)), 0)
+    for thread in threads:
+        thread.start()
+    for cycle in range(2, 30):
+        now[0] = cycle * TIMEOUT_S / 3
+        # Two thirds stay all the time, the others come and go.
+        first = 0 if cycle % 6 < 2 else 170
+        flows = many_flows(500 - first, first=first, total=(cycle,) * 4, last=1_000 + cycle)
+        for at in range(0, len(flows), 100):
+            core.message(flows[at : at + 100], now[0])
+        while core.table.expire(now[0], 50):
+            pass
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not errors
+    assert len(pages) >= len(threads)
+    for page in pages:
+        for lines in (read_page(page)[family] for family in (BYTES, PACKETS)):
+            # Both directions of a connection are written together: they never differ.
+            sides = Counter(re.sub('direction="[^"]*"', "", line) for line in lines)
+            assert set(sides.values()) == {2}
+            assert len(sides) >= 330
+
+
+# Time
+
+
+@pytest.mark.parametrize("origin", [0.0, 1.0, 12345.6789, 3e8])
+@pytest.mark.parametrize("timeout_s", [1.0, 75.0, 75.3, 100_000.0])
+def test_rows_live_for_the_timeout_and_at_most_a_sixteenth_of_a_second_longer(origin, timeout_s):
+    core = Core(timeout_s=timeout_s)
+    core.report(make_flow(), origin)
+    before, after = origin + timeout_s - 0.001, origin + timeout_s + 0.0626
+    core.expire(before)
+    assert core.flows == 1
+    assert core.page(before)[BYTES]
+    assert not core.page(after)[BYTES]
+    core.expire(after)
+    assert core.flows == core.connections == 0
+
+
+def test_sweeping_goes_in_slices():
+    core = Core()
+    core.message(many_flows(100), 0)
+    assert core.table.expire(TIMEOUT_S - 1, 10_000) is False
+    assert core.flows == 100
+    flows, slices = 100, 0
+    more = True
+    while more:
+        more = core.table.expire(TIMEOUT_S, 7)
+        assert flows - core.flows <= 7
+        flows, slices = core.flows, slices + 1
+        assert slices < 10_000
+    assert flows == core.connections == 0
+    assert core.expired_total == 100
+
+
+@pytest.mark.parametrize("pause_s", [80, 86_400, 10**8])
+def test_after_a_long_pause_everything_leaves_and_the_table_goes_on(pause_s):
+    core = Core()
+    core.message(many_flows(100), 0)
+    core.expire(pause_s)
+    assert core.connections == 0
+    core.message(many_flows(100), pause_s)
+    core.expire(pause_s + TIMEOUT_S - 1)
+    assert len(core.page(pause_s + TIMEOUT_S - 1)[BYTES]) == 200
+    core.expire(pause_s + TIMEOUT_S)
+    assert core.connections == 0
+
+
+def test_rows_that_are_touched_again_and_again_stay_and_others_leave_in_time():
+    core = Core()
+    core.message(many_flows(20), 0)
+    for second in range(1, 400):
+        core.message(many_flows(10, last=1_000 + second), second)
+        core.expire(second)
+        assert core.connections == (20 if second < TIMEOUT_S else 10)
+
+
+# Memory
+
+
+def test_memory_is_reused_over_cycles():
+    core = Core()
+    sizes = []
+    for cycle in range(12):
+        now = cycle * TIMEOUT_S
+        core.expire(now)
+        assert core.connections == core.flows == 0
+        # New addresses, nodes and UUIDs, some of them too long for a row, in every cycle.
+        for n in range(2_000):
+            text = f"{cycle:02}-{n}-" + "x" * (n % 200)
+            core.report(make_flow(text, a=text, node=text[::-1]), now)
+        sizes.append(core.bytes)
+    assert sizes[-1] == sizes[2]
+
+
+def test_what_the_table_says_about_its_memory_is_what_it_takes():
+    def one_cycle(core, cycle):
+        now = cycle * TIMEOUT_S
+        core.expire(now)
+        core.message(
+            [make_flow(f"{cycle}-{n}", a=f"{cycle}-{n}-" + "x" * 1000) for n in range(2_000)], now
+        )
+
+    core = Core()
+    for cycle in range(3):
+        one_cycle(core, cycle)
+    before = resident_bytes()
+    for cycle in range(3, 23):
+        one_cycle(core, cycle)
+    # 40 MB of texts went through.
+    assert resident_bytes() - before < 10_000_000
+    assert core.bytes > 2_000 * 1_000
+
+
+def test_a_table_gives_its_memory_back():
+    def fill():
+        core = Core()
+        core.message([make_flow(f"{n}", a="x" * 900 + str(n)) for n in range(5_000)], 0)
+        assert core.bytes > 4_500_000
+
+    fill()
+    before = resident_bytes()
+    for _ in range(10):
+        fill()
+    assert resident_bytes() - before < 15_000_000
+
+
+def test_a_text_stays_as_long_as_anything_holds_it():
+    core, model = Core(), Model()
+    shared = "node-" + "s" * 100
+    for table in (core, model):
+        table.report(make_flow("1", node=shared, a="10.0.0.1"), 0)
+        table.report(make_flow("2", node=shared, a=shared), 10)
+        table.report(make_flow(shared, node=shared, a="10.0.0.3"), 20)
+        for at in (0, 10, 20):
+            now = at + TIMEOUT_S
+            table.expire(now)
+            # What takes the place of freed texts must not shine through.
+            table.report(make_flow(f"new-{at}", a=f"{at}-" + "n" * 100), now)
+    now = 20 + TIMEOUT_S
+    assert core.page(now) == model.page(now)
+    assert not any(shared in line for line in core.page(now)[BYTES])
+
+
+def test_rejected_flows_leave_no_texts_behind():
+    core = Core(max_connections=1)
+    core.report(make_flow("1"), 0)
+    size = core.bytes
+    for n in range(5_000):
+        text = f"{n}-" + "x" * 500
+        assert core.report(make_flow(text, a=text, node=text), 0) == "table_full"
+    assert core.bytes == size
+
+
+def cheap_flows(types, count, *, first=0, total=1, last=1_000):
+    """Return flows of so many connections, decoded from texts that take no time to make."""
+    head = '{"UUID":"%x","Network":{"A":"10.%d.%d.%d","B":"10.0.0.1"},"Transport":{"A":%d,"B":443},'
+    tail = '"Metric":{"ABBytes":%d,"BABytes":%d,"ABPackets":%d,"BAPackets":%d,"RTT":5},"Last":%d}'
+    flows = [
+        (head + tail) % (n + 1, n >> 16, n >> 8 & 255, n & 255, n & 65535, *[total] * 4, last)
+        for n in range(first, first + count)
+    ]
+    return msgspec.json.decode("[" + ",".join(flows) + "]", type=list[types.Flow])
+
+
+def test_two_hundred_thousand_connections():
+    count, part = 200_000, 10_000
+    table, types = a_table(max_connections=count, max_flows=count)
+    for first in range(0, count, part):
+        assert table.update(cheap_flows(types, part, first=first), 0) == part
+    assert table.connections == table.flows == table.created_total == count
+    assert table.bytes / count < 256
+    lines = read_all(table.page(0)).splitlines()
+    assert len(set(lines)) == len(lines) == 6 + 5 * count
+
+    # Updates find their rows; the rest leaves, in slices, and its rows are used again.
+    table.update(cheap_flows(types, part, first=100_000, total=7, last=2_000), 60)
+    assert table.flows == count
+    while table.expire(TIMEOUT_S, 5_000):
+        pass
+    assert table.connections == table.flows == part
+    page = read_page(read_all(table.page(TIMEOUT_S)))
+    assert len(page[PACKETS]) == 2 * part
+    assert {line.rpartition(" ")[2] for line in page[PACKETS]} == {"7"}
+    size = table.bytes
+    for first in range(count, 2 * count - part, part):
+        table.update(cheap_flows(types, part, first=first), TIMEOUT_S)
+    assert table.flows == count
+    assert sum(table.skipped.values()) == 0
+    assert table.bytes <= size * 1.02
+
+
+# Calls
+
+
+def decode(struct, *flows):
+    return msgspec.json.decode(json.dumps(flows).encode(), type=list[struct])
+
+
+LATER = make_flow("b2", newest=(1, 1, 1, 1), newest_start=9)
+
+
+def test_update_stops_where_it_needs_more_and_goes_on_from_there():
+    table, types = a_table()
+    flows = (make_flow("a1"), LATER, make_flow("c3"), make_flow("", finish=1))
+    assert table.update(decode(types.Flow, *flows), 0) == 1
+    assert (table.flows, sum(table.skipped.values()), sum(table.finished.values())) == (1, 0, 0)
+    assert table.update(decode(types.FullFlow, *flows), 0, 1) == 4
+    assert (table.flows, table.skipped["no_uuid"]) == (3, 1)
+    values = {line.rpartition(" ")[2] for line in read_page(read_all(table.page(0)))[BYTES]}
+    assert values == {"201", "401"}
+
+
+def test_update_takes_its_own_types_only():
+    table, types = a_table()
+    good = decode(types.Flow, make_flow("a1"))
+    foreign = decode(flow_types(default_plan()).Flow, make_flow("b2"))
+    for wrong in ([None], [{}], ["text"], [object()], foreign):
+        with pytest.raises(TypeError):
+            table.update(good + wrong, 0)
+        assert table.flows == 1
+    for wrong in (None, 5, good[0]):
+        with pytest.raises(TypeError):
+            table.update(wrong, 0)
+    assert table.update([], 0) == 0
+
+
+def test_lone_surrogates_are_invalid():
+    table, types = a_table()
+    for slots in (True, False):
+        table = Table(
+            default_plan(), types, max_connections=9, max_flows=9, timeout_s=1, slots=slots
+        )
+        (flow,) = decode(types.Flow, make_flow())
+        flow.NodeTID = "\ud800"
+        (other,) = decode(types.Flow, make_flow())
+        other.UUID = "a\udfff"
+        assert table.update([flow, other], 0) == 2
+        assert table.skipped["invalid"] == 2
+        assert table.connections == 0
+
+
+def test_slots_are_read_unless_told_otherwise():
+    table, _ = a_table()
+    assert table.reads_slots
+    table, _ = a_table(slots=False)
+    assert not table.reads_slots
+
+
+def test_every_reason_and_every_finish_is_there_from_the_start():
+    table, _ = a_table()
+    assert {"no_uuid", "no_metric", "out_of_range", "text_too_long", "late", "table_full"} <= set(
+        table.skipped
+    )
+    assert table.finished == {"timeout": 0, "fin": 0, "rst": 0, "other": 0}
+    assert MAX_TEXT_BYTES == 1024
