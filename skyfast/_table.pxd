@@ -88,8 +88,9 @@ cdef struct Report:
     int skip                    # why it is not to be applied, or SKIP_NONE
     int skip_new                # likewise, if it is not known: read of unknown flows only
     int finish                  # FinishType
+    bint has_amounts            # whether what follows was read at all
     bint first                  # its total is all news
-    bint has_amounts            # whether `first` and the amounts were read at all
+    int skip_amounts            # why what the last update added cannot be used, or SKIP_NONE
 
 
 cdef struct Literal:

@@ -1031,7 +1031,8 @@ cdef class Table:
                 prefetch(bucket_of(&self.texts, cells[i].hash))
         report.has_amounts = reader.full
         if reader.full:
-            return self._read_amounts(flow, reader, report, amounts)
+            report.first = False
+            report.skip_amounts = self._read_amounts(flow, reader, report, amounts)
         return SKIP_NONE
 
     cdef int _read_amounts(self, PyObject *flow, const Reader *reader, Report *report,
@@ -1040,8 +1041,8 @@ cdef class Table:
         cdef uint32_t i
         cdef int wrong
         cdef bint repeat
-        report.first = True
         if part(flow, &reader.update_start, self.slots) == NULL:
+            report.first = True
             return SKIP_NONE
         wrong = read_integer(value_of(flow, &reader.start, self.slots), &start)
         if unlikely(wrong):
@@ -1139,7 +1140,8 @@ cdef class Table:
                         return <int>i
                     if unlikely(report.skip == APPLY_NO_MEMORY):
                         return -1
-                if report.finish:
+                if report.finish and (report.skip == SKIP_NONE or report.skip == SKIP_LATE
+                                      or report.skip == SKIP_TABLE_FULL):
                     self.finishes[report.finish & 3] += 1
             if unlikely(report.skip != SKIP_NONE):
                 self.skips[report.skip] += 1
@@ -1207,11 +1209,13 @@ cdef class Table:
         elif not report.has_amounts and not (creates and self.complete):
             wrong = APPLY_STOP
         else:
-            if report.first or (creates and self.complete):
-                news = values
-            else:
+            news = values
+            wrong = SKIP_NONE
+            if not (creates and self.complete) and not report.first:
                 news = amounts
-            wrong = self._add_flow(report, number, hash, values, news, deadline_s)
+                wrong = report.skip_amounts
+            if likely(wrong == SKIP_NONE):
+                wrong = self._add_flow(report, number, hash, values, news, deadline_s)
         if wrong != SKIP_NONE or not creates:
             self._release_cells(self.row_cells, self.columns)
         return wrong
@@ -1523,7 +1527,8 @@ cdef class Table:
 
     @property
     def finished(self):
-        """Reports whose ``FinishType`` was set, by its meaning."""
+        """Reports whose ``FinishType`` was set, by its meaning: news, late ones, those without room.
+        """
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.finishes[i] for i in range(4)}
 
