@@ -1,0 +1,126 @@
+"""The command line, as a person uses it: output, exit codes, one line for what is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import skyfast
+
+DATA = Path(__file__).parent / "data" / "config"
+PASSWORD = "hunter2"
+
+
+def run(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run ``skyfast`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "skyfast", *arguments],
+        input=stdin,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "prom_sky_con.yml"
+    path.write_text(
+        f"analyzer: {{auth: {{cluster: {{username: me, password: {PASSWORD}}}}}}}\n"
+        "pipeline: {store: {type: prom_sky_con, prom_sky_con: {port: 9123}}}\n"
+    )
+    return path
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"skyfast {skyfast.__version__}\n")
+
+
+def test_help_fits_a_screen_and_names_every_option() -> None:
+    done = run("--help", COLUMNS="80")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    for option in ("CONFIG", "--check", "--demo", "--log-level", "--version", "/etc/skydive/"):
+        assert option in done.stdout
+
+
+def test_check_prints_the_effective_configuration(file: Path) -> None:
+    done = run("--check", str(file), SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_CONNECTION_TIMEOUT="99")
+    assert (done.returncode, done.stderr) == (0, "")
+    store = yaml.safe_load(done.stdout)["pipeline"]["store"]["prom_sky_con"]
+    assert (store["port"], store["connection_timeout"]) == (9123, 99)
+    assert PASSWORD not in done.stdout
+
+
+def test_a_dash_is_standard_input(file: Path) -> None:
+    done = run("--check", "-", stdin=file.read_text())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "9123" in done.stdout
+
+
+def test_check_prints_what_can_be_loaded_again(file: Path) -> None:
+    once = run("--check", str(file)).stdout
+    again = run("--check", "-", stdin=once)
+    assert again.returncode == 0
+    assert yaml.safe_load(again.stdout) == yaml.safe_load(once)
+
+
+def test_notes_go_to_the_log_and_not_into_the_configuration() -> None:
+    text = "pipeline: {encode: {type: csv}}\nui: {theme: dark}\n"
+    done = run("--check", "-", "--log-level", "debug", stdin=text)
+    assert done.returncode == 0
+    assert "WARNING skyfast.config" in done.stderr
+    assert "DEBUG skyfast.config" in done.stderr
+    yaml.safe_load(done.stdout)
+
+
+WRONG = {
+    "an unknown option": (["--chekc"], "", "--chekc"),
+    "two files": (["a", "b"], "", "b"),
+    "a level that is none": (["--log-level", "loud"], "", "loud"),
+    "a file that is not there": (["/nowhere.yml"], "", "/nowhere.yml"),
+    "a directory": (["/"], "", "/"),
+    "a misspelt key": (["-"], "pipeline: {stroe: {}}", "pipeline.stroe"),
+    "a negative number": (
+        ["-"],
+        "pipeline: {store: {prom_sky_con: {port: -1}}}",
+        "pipeline.store.prom_sky_con.port",
+    ),
+    "no YAML": (["-"], "a: [", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "stdin", "named"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_told_in_one_line(arguments: list[str], stdin: str, named: str) -> None:
+    done = run(*arguments, stdin=stdin)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("skyfast: ")
+    assert named in line
+
+
+def test_the_default_path_is_the_go_connectors() -> None:
+    if Path("/etc/skydive/prom_sky_con.yml").exists():
+        pytest.skip("this machine has a configuration of its own")
+    done = run()
+    assert done.returncode == 2
+    assert "/etc/skydive/prom_sky_con.yml" in done.stderr
+
+
+def test_an_unusable_certificate_is_a_wrong_configuration(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    text = (
+        f"tls: {{ca_cert: {tmp_path}/ca.pem}}\n"
+        "pipeline: {subscriber: {url: 'wss://127.0.0.1:9/'}, store: {prom_sky_con: {port: 0}}}\n"
+    )
+    done = run("-", stdin=text)
+    assert done.returncode == 2
+    assert "tls.ca_cert" in done.stderr.splitlines()[-1]
