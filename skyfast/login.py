@@ -7,7 +7,11 @@ the import takes longer than all others.
 
 import asyncio
 import base64
+import contextlib
+import ipaddress
+import socket
 import ssl as ssl_module
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -23,6 +27,9 @@ Headers = list[tuple[str, str]]
 
 LOGIN_TIMEOUT_S: Final = 10.0
 """How long ``POST /login`` may take, from the connection to the answer's head."""
+
+RESOLVE_TIMEOUT_S: Final = 10.0
+"""How long a name server may take."""
 
 MAX_SHOWN: Final = 200
 """Characters of a text from the network that one log line shows."""
@@ -49,6 +56,76 @@ def printable(text: object) -> str:
 def host_and_port(host: str, port: int) -> str:
     """Join them as URLs do: IPv6 addresses in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """Return the IP addresses of ``host``, the best first.
+
+    Each look-up has a daemon thread of its own. The threads of the event loop would do, but
+    the end of the process waits for them, and so for a name server that does not answer.
+
+    Raises:
+        OSError: There are none, or none is found in RESOLVE_TIMEOUT_S.
+        UnicodeError: ``host`` cannot be a name.
+
+    """
+    with contextlib.suppress(ValueError):
+        return [str(ipaddress.ip_address(host))]
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[str]] = loop.create_future()
+
+    def settle(addresses: list[str], error: Exception | None) -> None:
+        if answer.done():  # nobody waits any more
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(addresses)
+
+    def look_up() -> None:
+        addresses: list[str] = []
+        error: Exception | None = None
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        except (OSError, UnicodeError) as exc:
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, addresses, error)
+
+    threading.Thread(target=look_up, name=f"resolve {host}", daemon=True).start()
+    try:
+        async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+            return await answer
+    except TimeoutError:
+        raise socket.gaierror(socket.EAI_AGAIN, f"no answer in {RESOLVE_TIMEOUT_S:g} s") from None
+
+
+def http_connector(**options: Any) -> "aiohttp.TCPConnector":
+    """Return a connector, with aiohttp's ``options``, that finds addresses by `resolve`."""
+    import aiohttp
+    from aiohttp.abc import AbstractResolver, ResolveResult
+
+    class Resolver(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        ) -> list[ResolveResult]:
+            return [
+                ResolveResult(
+                    hostname=host,
+                    host=address,
+                    port=port,
+                    family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                    proto=0,
+                    flags=socket.AI_NUMERICHOST,
+                )
+                for address in await resolve(host, port)
+            ]
+
+        async def close(self) -> None:
+            pass
+
+    return aiohttp.TCPConnector(resolver=Resolver(), **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +268,7 @@ class Authentication:
         try:
             async with (
                 aiohttp.ClientSession(
+                    connector=http_connector(),
                     timeout=aiohttp.ClientTimeout(total=LOGIN_TIMEOUT_S),
                     cookie_jar=aiohttp.DummyCookieJar(),
                 ) as session,

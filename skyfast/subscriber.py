@@ -12,6 +12,7 @@ What the analyzers expect and what they do wrong is in section 1 of ``docs/skydi
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -29,7 +30,14 @@ from websockets.protocol import State
 
 from skyfast import __version__
 from skyfast.config import Config, ConfigError
-from skyfast.login import Authentication, Endpoint, Headers, host_and_port, printable
+from skyfast.login import (
+    Authentication,
+    Endpoint,
+    Headers,
+    host_and_port,
+    printable,
+    resolve,
+)
 from skyfast.selfmetrics import AnalyzerStats, Stats
 from skyfast.tls import client_context
 
@@ -64,7 +72,7 @@ class Timing:
     """All times, in seconds. Only tests use others than these."""
 
     open_timeout_s: float = 10.0
-    """From the beginning of a connection to the end of the opening handshake."""
+    """From the beginning of a connection to the end of the opening handshake, an address."""
     close_timeout_s: float = 1.0
     """For the closing handshake; then the socket is closed without it."""
     ping_interval_s: float = 10.0
@@ -85,8 +93,6 @@ class Timing:
     """Between two log lines about one analyzer and cause."""
     resolve_interval_s: float = 30.0
     """Between two resolutions of a ``dns+`` name."""
-    resolve_timeout_s: float = 10.0
-    """For one such resolution."""
 
 
 DEFAULT_TIMING: Final = Timing()
@@ -303,6 +309,14 @@ class Subscription:
             await self._close(connection)
 
     async def _connect(self) -> ClientConnection:
+        """Connect to the first address that can be connected to."""
+        *others, last = await resolve(self.endpoint.address, self.endpoint.port)
+        for address in others:
+            with contextlib.suppress(OSError):
+                return await self._connect_to(address)
+        return await self._connect_to(last)
+
+    async def _connect_to(self, address: str) -> ClientConnection:
         endpoint, timing = self.endpoint, self._timing
         capture_id = self._config.subscriber.capture_id
         self._offered = self._authentication.headers()
@@ -327,7 +341,7 @@ class Subscription:
             ping_interval=timing.ping_interval_s,
             ping_timeout=timing.ping_timeout_s,
             logger=_wire_log,
-            host=endpoint.address,
+            host=address,
             port=endpoint.port,
             ssl=self._ssl if endpoint.secure else None,
         )
@@ -442,13 +456,6 @@ def _details(exc: Exception) -> str:
     return printable(text)
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """Return the IP addresses of ``host``, sorted. Raises OSError or UnicodeError."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return sorted({str(address[0]) for *_, address in found})
-
-
 class Subscriptions:
     """The subscriptions to all of ``config.subscriber.endpoints``.
 
@@ -536,8 +543,7 @@ class Subscriptions:
 
         while True:
             try:
-                async with asyncio.timeout(timing.resolve_timeout_s):
-                    addresses = await self._resolve(endpoint.host, endpoint.port)
+                addresses = await self._resolve(endpoint.host, endpoint.port)
             except (OSError, UnicodeError) as exc:
                 row.reconnects["unresolved"] += 1
                 delay_s = timing.resolve_interval_s if followed else next(delays)
@@ -551,7 +557,8 @@ class Subscriptions:
                         f"{len(addresses)} addresses, of which the first {MAX_ADDRESSES} are used",
                         cause="addresses",
                     )
-                    addresses = addresses[:MAX_ADDRESSES]
+                    # Not those that happen to come first, which change.
+                    addresses = sorted(addresses)[:MAX_ADDRESSES]
                 for address in followed.keys() - set(addresses):
                     await self._leave(*followed.pop(address))
                 for address in addresses:

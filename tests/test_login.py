@@ -1,8 +1,10 @@
 """Who an analyzer is, and how we prove to it who we are."""
 
 import asyncio
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -97,6 +99,49 @@ def test_ipv6_addresses_are_bracketed() -> None:
 )
 def test_what_is_logged_is_printable_and_bounded(text: object, shown: str) -> None:
     assert printable(text) == shown
+
+
+async def test_a_name_is_resolved_to_each_of_its_addresses_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def addresses(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        assert (host, port) == ("analyzer.test", 8082)
+        first, second = ("2001:db8::7", port, 0, 0), ("192.0.2.7", port)
+        return [(0, 0, 0, "", address) for address in (first, second, first)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+    assert await login.resolve("analyzer.test", 8082) == ["2001:db8::7", "192.0.2.7"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_an_address_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.delattr(socket, "getaddrinfo")
+    assert await login.resolve(address, 8082) == [address]
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(-2, "unknown"), UnicodeError("label too long")])
+async def test_what_the_resolver_raises_is_raised(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(type(error), match=r"unknown|label"):
+        await login.resolve("analyzer.test", 8082)
+
+
+async def test_a_name_server_that_does_not_answer_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(5) and [])
+    monkeypatch.setattr(login, "RESOLVE_TIMEOUT_S", 0.1)
+    try:
+        with pytest.raises(socket.gaierror, match=r"no answer in 0\.1 s"):
+            await login.resolve("analyzer.test", 8082)
+    finally:
+        answered.set()
 
 
 # What is sent --------------------------------------------------------------------------------
@@ -205,6 +250,16 @@ async def test_an_analyzer_that_does_not_listen_is_no_exception(analyzer: FakeAn
     proof = authentication(analyzer.url)
     assert not await proof.renew(proof.headers())
     assert "POST /login: " in proof.problem
+
+
+async def test_a_login_finds_its_analyzer_by_name(
+    analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof = authentication(f"ws://analyzer.test:{analyzer.port}/ws")
+    found = [(0, 0, 0, "", (analyzer.address, analyzer.port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert await proof.renew(proof.headers())
+    assert analyzer.logins[0].get("Host") == f"analyzer.test:{analyzer.port}"
 
 
 async def test_a_redirected_login_gives_the_password_to_nobody(analyzer: FakeAnalyzer) -> None:

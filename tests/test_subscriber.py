@@ -11,6 +11,7 @@ import itertools
 import logging
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -59,7 +60,6 @@ FAST = Timing(
     conflict_grace_s=15.0,
     log_interval_s=60.0,
     resolve_interval_s=0.05,
-    resolve_timeout_s=1.0,
 )
 WAIT_S = 5.0
 MESSAGE = b'{"Namespace":"flow","Type":"store","Obj":[]}'
@@ -409,6 +409,21 @@ async def test_a_name_that_does_not_exist_is_counted_as_unresolved(
         await eventually(lambda: row.reconnects["unresolved"] >= 2)
     (line,) = lines(caplog)
     assert "nowhere.test:8082: the name cannot be resolved" in line
+
+
+async def test_the_addresses_of_a_name_are_tried_one_after_the_other(
+    analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def addresses(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [(0, 0, 0, "", (address, port)) for address in ("127.0.0.9", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+    url = f"ws://analyzer.test:{analyzer.port}/ws/subscriber/flow"
+    async with subscribed(make_config(url)) as running:
+        remote = await analyzer.subscriber()
+        assert remote.request.get("Host") == f"analyzer.test:{analyzer.port}"
+        (row,) = running.stats.analyzers.values()
+        assert not any(row.reconnects.values())
 
 
 @pytest.mark.parametrize(
@@ -800,6 +815,31 @@ async def test_it_can_be_cancelled_at_any_moment(analyzer: FakeAnalyzer, moment:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("scheme", ["ws", "dns+ws"])
+def test_a_name_server_that_does_not_answer_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], None], scheme: str
+) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def unanswered(*_: object, **__: object) -> None:
+        asked.set()
+        answered.wait(10)
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+    async def scenario() -> None:
+        async with subscribed(make_config(f"{scheme}://analyzer.test:8082/ws/subscriber/flow")):
+            await eventually(asked.is_set)
+
+    monkeypatch.setattr(socket, "getaddrinfo", unanswered)
+    begun_s = time.monotonic()
+    try:
+        run(scenario())
+        assert time.monotonic() - begun_s < 2.0
+    finally:
+        answered.set()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_both_event_loops_do(run: Callable[[Any], None], tmp_path: Path) -> None:
     authority = Authority(tmp_path)
 
@@ -1069,10 +1109,6 @@ async def test_tls_checks_the_name_and_not_the_address(tmp_path: Path) -> None:
             await (await analyzer.subscriber()).send(MESSAGE)
             assert await running.message() == MESSAGE
             assert analyzer.logins[0].get("Host") == f"analyzers.test:{analyzer.port}"
-
-
-async def test_the_system_resolver_gives_each_address_once() -> None:
-    assert await subscriber.resolve("127.0.0.1", 8082) == ["127.0.0.1"]
 
 
 # Reasons -------------------------------------------------------------------------------------
