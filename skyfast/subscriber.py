@@ -8,7 +8,7 @@ that is counted and logged, :func:`backoff` says how long to wait, and it begins
 short of cancellation ends that, so whatever an analyzer does costs no more than its own
 subscription.
 
-What the analyzers expect and what they do wrong is in section 1 of ``docs/skydive.md``.
+What the analyzers expect, and what they do wrong, is in ``docs/skydive.md``.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Timing:
     """All times, in seconds. Only tests use others than these."""
 
     open_timeout_s: float = 10.0
-    """From the beginning of a connection to the end of the opening handshake, an address."""
+    """From the beginning of a connection to the end of its opening handshake."""
     close_timeout_s: float = 1.0
     """For the closing handshake; then the socket is closed without it."""
     ping_interval_s: float = 10.0
@@ -439,7 +439,7 @@ class Subscription:
 def _server_name(connection: ClientConnection) -> str:
     """Return how the server calls itself, fit for a log, once it has said so."""
     names = []
-    if connection.response is not None:  # it never is, after the handshake
+    if connection.response is not None:  # as it is before the handshake only
         headers = connection.response.headers
         names = [*headers.get_all("X-Service-Type"), *headers.get_all("X-Host-ID")]
     if not any(names):
