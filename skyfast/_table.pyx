@@ -1527,8 +1527,7 @@ cdef class Table:
 
     @property
     def finished(self):
-        """Reports whose ``FinishType`` was set, by its meaning: news, late ones, those without room.
-        """
+        """Reports whose ``FinishType`` was set, by its meaning, whether they were news or not."""
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.finishes[i] for i in range(4)}
 
