@@ -13,6 +13,7 @@ from skyfast.wire import flow_types
 from tests.model import (
     COUNTERS,
     DIRECTION,
+    DIRECTIONS,
     ENDPOINTS,
     FAMILIES,
     LABELS,
@@ -35,7 +36,7 @@ def plan_of(labels: Sequence[Label], families: Sequence[Family]) -> Plan:
         direction=Direction(
             name=DIRECTION.name,
             position=labels.index(DIRECTION),
-            values=("initiator_to_target", "target_to_initiator"),
+            values=DIRECTIONS,
         ),
         counters=tuple(
             Counter(path=("Metric", name), amount=("LastUpdateMetric", name)) for name in COUNTERS

@@ -54,6 +54,7 @@ LABELS = (
     Label("node_tid", ("NodeTID",)),
     Label("protocol", ("Transport", "Protocol")),
 )
+DIRECTIONS = ("initiator_to_target", "target_to_initiator")
 ENDPOINTS = {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")}
 
 BYTES = "skydive_network_connection_total_bytes"
@@ -180,16 +181,13 @@ class Model:
         """Yield the lines of one connection in one family, in the page's order."""
         if family.forward == "RTT" and not connection.rtt_ns:
             return
-        directions = (
-            ("initiator_to_target", family.forward),
-            ("target_to_initiator", family.backward),
-        )
-        for direction, name in directions:
+        fields = (family.forward, family.backward)
+        for direction, name in zip(DIRECTIONS, fields, strict=True):
             if name is not None:
-                values = list(connection.values)
+                values = [str(value) for value in connection.values]
                 values.insert(self.direction_at, direction)
                 pairs = zip(self.names, values, strict=True)
-                labels = ",".join(f'{label}="{escape(str(value))}"' for label, value in pairs)
+                labels = ",".join(f'{label}="{escape(value)}"' for label, value in pairs)
                 yield f"{family.name}{{{labels}}} {connection.value(name)}"
 
     def values(self, flow: JSON) -> Values:
@@ -383,3 +381,44 @@ def _in_range(numbers: Iterable[int]) -> bool:
 
 def _counters(metric: JSON) -> dict[str, int]:
     return {name: metric.get(name, 0) for name in COUNTERS}
+
+
+INTERFACE_COUNTERS = {
+    "rx_bytes": "RxBytes",
+    "tx_bytes": "TxBytes",
+    "rx_packets": "RxPackets",
+    "tx_packets": "TxPackets",
+    "rx_dropped": "RxDropped",
+    "tx_dropped": "TxDropped",
+    "rx_errors": "RxErrors",
+    "tx_errors": "TxErrors",
+    "rx_missed_errors": "RxMissedErrors",
+    "tx_missed_errors": "",  # Skydive has no such counter.
+    "collisions": "Collisions",
+}
+INTERFACE_FAMILIES = tuple(
+    Family(f"skydive_network_interface_{name}", "counter", field, None)
+    for name, field in INTERFACE_COUNTERS.items()
+)
+
+
+def interface_page(nodes: Sequence[JSON]) -> dict[str, set[str]]:
+    """Return the sample lines of the interfaces in an answer of the topology API."""
+    page: dict[str, set[str]] = {family.name: set() for family in INTERFACE_FAMILIES}
+    newest: dict[str, JSON] = {}
+    for node in sorted(nodes, key=lambda node: node["UpdatedAt"]):
+        data = node["Metadata"]
+        values = {
+            "interface_name": data.get("Name", ""),
+            "host": node.get("Host", ""),
+            "interface_type": data.get("Type", ""),
+            "ipv4": (data.get("IPV4") or [""])[0],
+            "ipv6": (data.get("IPV6") or [""])[0],
+            "node_tid": data.get("TID") or node["ID"],
+        }
+        labels = ",".join(f'{name}="{escape(value)}"' for name, value in values.items())
+        newest[labels] = data.get("Metric") or {}
+    for family in INTERFACE_FAMILIES:
+        for labels, counters in newest.items():
+            page[family.name].add(f"{family.name}{{{labels}}} {counters.get(family.forward, 0)}")
+    return page

@@ -1,0 +1,98 @@
+"""A skyfast of its own for a test: started as a user starts it, asked over HTTP, stopped."""
+
+import asyncio
+import os
+import re
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+START_S = 15.0
+STOP_S = 5.0
+"""Longer than the 2 s that stopping may take: the machine may be busy."""
+WAIT_S = 10.0
+POLL_S = 0.02
+PROBLEM = re.compile(r"^\S+ (WARNING|ERROR|CRITICAL) |^Traceback ")
+
+
+class Skyfast:
+    """A running skyfast. ``log`` has the lines it wrote so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log: list[str] = []
+        self.served_at: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.url = ""
+
+    async def get(self, path: str) -> bytes:
+        """Return the body of a page."""
+
+        def ask() -> bytes:
+            with urllib.request.urlopen(self.url + path, timeout=WAIT_S) as answer:
+                body: bytes = answer.read()
+                return body
+
+        return await asyncio.to_thread(ask)
+
+    async def self_metrics(self) -> dict[str, float]:
+        """Return what skyfast counts about itself, by series as the page spells them."""
+        page = (await self.get("/metrics/self")).decode()
+        lines = [line for line in page.splitlines() if not line.startswith("#")]
+        return {
+            series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)
+        }
+
+    async def until(self, holds: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+        """Wait until something holds for the self metrics, and return them."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                metrics = await self.self_metrics()
+                if holds(metrics):
+                    return metrics
+                await asyncio.sleep(POLL_S)
+
+    async def read_log(self) -> None:
+        """Collect the log until the process closes it; it tells where the page is."""
+        assert self.process.stderr is not None
+        async for raw in self.process.stderr:
+            line = raw.decode().rstrip("\n")
+            self.log.append(line)
+            if found := re.search(r"serving (http://\S+)/metrics$", line):
+                self.served_at.set_result(found[1])
+        if not self.served_at.done():
+            self.served_at.set_exception(AssertionError(self.log))
+
+
+@asynccontextmanager
+async def running(config: Path, *, quiet: bool = True) -> AsyncIterator[Skyfast]:
+    """Run skyfast with a configuration file, and stop it by SIGTERM.
+
+    Asserts that it stops in time with exit code 0, and that it logged no problem where
+    ``quiet`` says so.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SKYDIVE_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "skyfast", str(config)),
+        stderr=asyncio.subprocess.PIPE,
+        env=environ,
+        cwd=ROOT,
+    )
+    skyfast = Skyfast(process)
+    log = asyncio.create_task(skyfast.read_log())
+    try:
+        skyfast.url = await asyncio.wait_for(skyfast.served_at, START_S)
+        yield skyfast
+        process.terminate()
+        async with asyncio.timeout(STOP_S):
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await log
+    assert process.returncode == 0, skyfast.log
+    if quiet:
+        assert not [line for line in skyfast.log if PROBLEM.search(line)]
