@@ -19,7 +19,7 @@ import msgspec
 
 from skyfast.config import Config
 from skyfast.ingest import pruned
-from skyfast.login import Authentication, Endpoint, Headers, printable
+from skyfast.login import Authentication, Endpoint, Headers, http_connector, printable
 from skyfast.selfmetrics import INTERFACE_SKIPS, TopologyStats
 from skyfast.subscriber import LogLimit
 from skyfast.tls import client_context
@@ -334,7 +334,7 @@ class TopologyPoller:
         clock = asyncio.get_running_loop().time
         async with aiohttp.ClientSession(
             # The next request comes when a kept connection has timed out, and POST is not retried.
-            connector=aiohttp.TCPConnector(force_close=True),
+            connector=http_connector(force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             # A few kilobytes can decompress to gigabytes: see `_gunzip`.
             auto_decompress=False,
