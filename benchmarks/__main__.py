@@ -11,8 +11,8 @@ from benchmarks import harness
 
 NAMES = ("decode", "table", "ingest", "scrape", "memory", "stall", "growth", "start")
 
-LIMIT_S = 120
-"""For one benchmark; all together stay below five minutes."""
+LIMIT_S = 180
+"""For one benchmark; on a machine that has nothing else to do, all take less than five minutes."""
 
 
 def _late(_number: int, _frame: FrameType | None) -> None:
@@ -31,7 +31,7 @@ def _run(name: str) -> bool:
         return False
     finally:
         signal.alarm(0)
-    report.finish()
+        report.finish()
     return True
 
 

@@ -5,6 +5,7 @@ pings, and an empty answer for every other request. It runs in a process of its 
 """
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import socket
@@ -18,6 +19,15 @@ from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, LAST_ROUND, Flows, 
 
 WAIT_S = 60.0
 """For whatever the connector has to do; the benchmark failed when that is too short."""
+
+STATS_INTERVAL_S = 10.0
+"""A subscription on which nothing comes is taken for a broken one."""
+
+_STATS = (
+    b'{"Namespace":"stats","Type":"stats","UUID":"5c26acfa-5980-452b-a0ab-2848cb848504",'
+    b'"Status":200,"Obj":{"CaptureID":"32389c7a-cadb-43d3-bbe3-6e66a9a349ad","FlowCount":0,'
+    b'"FlowDropped":0,"KernelFlowDropped":0,"PacketsDropped":0,"PacketsReceived":0}}'
+)
 
 _TEXT, _CLOSE, _PING, _PONG = 1, 8, 9, 10
 
@@ -55,7 +65,8 @@ class Analyzer:
         self._pongs: dict[bytes, float] = {}
         self._ponged = threading.Condition()
         self._pings = 0
-        threading.Thread(target=self._accept, daemon=True).start()
+        for task in (self._accept, self._send_stats):
+            threading.Thread(target=task, daemon=True).start()
 
     # -- what the benchmarks call
 
@@ -67,8 +78,9 @@ class Analyzer:
         self._templates = list(self._flows.templates(range(start, stop)))
 
     def load_some(self, count: int) -> None:
-        """Make the messages of so many flows, in the order of `Flows.some`."""
-        self._templates = list(self._flows.templates(self._flows.some(count)))
+        """Make the messages of so many of the flows, in no order."""
+        numbers = self._flows.some(count, self._flows.count)
+        self._templates = list(self._flows.templates(numbers))
 
     def wait(self) -> None:
         """Wait until somebody is subscribed."""
@@ -85,10 +97,11 @@ class Analyzer:
 
     def send_paced(
         self, seconds: float, flows_per_s: int, ping_interval_s: float
-    ) -> tuple[int, list[float]]:
-        """Send round after round, evenly; return the number of flows, and pings' times in seconds.
+    ) -> tuple[int, float, list[float]]:
+        """Send round after round, evenly.
 
-        What comes late because the connector did not read is sent late, not left out.
+        Returns the number of flows, the seconds it took, and the seconds of each ping. What comes
+        late because the connector did not read is sent late, not left out.
         """
         interval_s = FLOWS_PER_MESSAGE / flows_per_s
         total = round(seconds / interval_s)
@@ -102,7 +115,8 @@ class Analyzer:
             if time.perf_counter() >= next_ping_s:
                 pings.append(self._ping())
                 next_ping_s += ping_interval_s
-        return total * FLOWS_PER_MESSAGE, [self._await_pong(ping) for ping in pings]
+        took_s = time.perf_counter() - began_s
+        return total * FLOWS_PER_MESSAGE, took_s, [self._await_pong(ping) for ping in pings]
 
     def _rounds(self) -> Iterator[bytes]:
         for round_ in range(FIRST_ROUND + 1, LAST_ROUND + 1):
@@ -115,6 +129,13 @@ class Analyzer:
         assert self._subscription is not None
         with self._writing:
             self._subscription.sendall(data)
+
+    def _send_stats(self) -> None:
+        while True:
+            time.sleep(STATS_INTERVAL_S)
+            if self._subscribed.is_set():
+                with contextlib.suppress(OSError):
+                    self._write(frame(_TEXT, _STATS))
 
     def _ping(self) -> tuple[bytes, float]:
         self._pings += 1

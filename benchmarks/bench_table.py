@@ -2,40 +2,45 @@
 
 from benchmarks.core import Core
 from benchmarks.flows import FIRST_ROUND
-from benchmarks.harness import LARGE, SCALE, Remote, Report, Target, at_most
+from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 
 REPEATS = 5
+REPORTS = SCALE // 2
+"""Of known flows, in each repeat."""
 
 
 def run(report: Report) -> None:
-    slots = _measure(report, SCALE, at_most(180))
-    _measure(report, LARGE, at_most(300))
+    round_ = FIRST_ROUND + 1
+    known = {}
+    with Remote(Core, LARGE) as core:
+        for connections, target in ((SCALE, at_most(180)), (LARGE, at_most(300))):
+            what = f"{connections:,} connections"
+            decode, update = core.call("fill", connections)
+            report.add(
+                f"new flows until {what}", [update], "ns a flow", to="decoding", over=[decode]
+            )
+            known[connections] = _known(core, round_, in_order=False)
+            report.add(
+                f"known flows of {what}, in no order",
+                known[connections],
+                "ns a flow",
+                target=target,
+            )
+            round_ += REPEATS
+            in_order = _known(core, round_, in_order=True)
+            report.add(f"known flows of {what}, in the rows' order", in_order, "ns a flow")
+            round_ += REPEATS
     with Remote(Core, SCALE, False) as core:
-        core.call("fill")
-        attributes = _known(core, in_order=False)
+        core.call("fill", SCALE)
+        attributes = _known(core, FIRST_ROUND + 1, in_order=False)
     report.add(
-        f"known flows, {SCALE:,}, fields read as attributes",
+        f"known flows of {SCALE:,} connections, fields read as attributes",
         attributes,
         "ns a flow",
         to="at their offsets",
-        over=slots,
+        over=known[SCALE],
     )
 
 
-def _measure(report: Report, count: int, target: Target) -> list[float]:
-    with Remote(Core, count) as core:
-        decode, update = core.call("fill")
-        report.add(f"new flows, {count:,}", [update], "ns a flow", to="decoding", over=[decode])
-        known = _known(core, in_order=False)
-        report.add(f"known flows, {count:,}, in any order", known, "ns a flow", target=target)
-        in_order = _known(core, in_order=True)
-        report.add(f"known flows, {count:,}, in the rows' order", in_order, "ns a flow")
-    return known
-
-
-def _known(core: Remote, *, in_order: bool) -> list[float]:
-    first = FIRST_ROUND + 1 + REPEATS * in_order
-    return [
-        core.call("report", SCALE // 2, round_, in_order)[1]
-        for round_ in range(first, first + REPEATS)
-    ]
+def _known(core: Remote, round_: int, *, in_order: bool) -> list[float]:
+    return [core.call("report", REPORTS, round_ + i, in_order)[1] for i in range(REPEATS)]

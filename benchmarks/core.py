@@ -44,18 +44,21 @@ class Core:
         gc.collect()
         gc.freeze()
 
-    def fill(self) -> tuple[float, float]:
-        """Take every flow's first report; return the ns a flow of decoding and of the table."""
-        figures = self._take(
-            self._flows.messages(range(self._flows.count), FIRST_ROUND), self._flows.count
-        )
-        assert self._table.connections == self._flows.count
+    def fill(self, stop: int) -> tuple[float, float]:
+        """Take first reports until ``stop`` connections are there.
+
+        Returns the ns a flow of decoding and of the table.
+        """
+        new = range(self._table.connections, stop)
+        figures = self._take(self._flows.messages(new, FIRST_ROUND), len(new))
+        assert self._table.connections == stop
         return figures
 
     def report(self, count: int, round_: int, in_order: bool) -> tuple[float, float]:
-        """Report some of the flows again; return likewise."""
-        numbers = list(range(count)) if in_order else self._flows.some(count)
-        return self._take(self._flows.messages(numbers, round_), len(numbers))
+        """Take one more report of so many of the flows; return likewise."""
+        connections = self._table.connections
+        known = range(count) if in_order else self._flows.some(count, connections)
+        return self._take(self._flows.messages(known, round_), len(known))
 
     def _take(self, messages: Iterable[bytes], count: int) -> tuple[float, float]:
         decode, update, clock_ns = self._decode, self._table.update, time.thread_time_ns
@@ -76,13 +79,17 @@ class Core:
         return self._table.bytes
 
     def render(self, chunk_bytes: int) -> tuple[float, int]:
-        """Render a page; return the seconds, and the page's size."""
+        """Render a page; return the seconds, and its number of series."""
         page = self._table.page(NOW_S)
-        size = 0
-        began_s = time.perf_counter()
-        while chunk := page.read(chunk_bytes):
-            size += len(chunk)
-        return time.perf_counter() - began_s, size
+        series = 0
+        total_ns = 0
+        while True:
+            began_ns = time.thread_time_ns()
+            chunk = page.read(chunk_bytes)
+            total_ns += time.thread_time_ns() - began_ns
+            if not chunk:
+                return total_ns / 1e9, series
+            series += chunk.count(b"\n") - chunk.count(b"\n#") - chunk.startswith(b"#")
 
 
 class Decoder:

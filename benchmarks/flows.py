@@ -96,9 +96,9 @@ class Flows:
         """Yield messages of one round."""
         return of_round(self.templates(numbers), round_)
 
-    def some(self, count: int) -> list[int]:
-        """Return the numbers of ``count`` flows, in an order that is not that of the rows."""
-        return random.Random(2).sample(range(self.count), min(count, self.count))
+    def some(self, count: int, among: int) -> list[int]:
+        """Return ``count`` numbers below ``among``, each once, in an order that is not theirs."""
+        return random.Random(2).sample(range(among), min(count, among))
 
     def _flow(self, number: int) -> bytes:
         key, noise = self._keys[number], self._noise[number]

@@ -119,6 +119,7 @@ class Report:
         self.name = name
         self.question = question
         self.rows: list[Row] = []
+        self._began_s = time.monotonic()
 
     def add(
         self,
@@ -175,7 +176,8 @@ class Report:
             )
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         right = (1, 4, 6)
-        print(f"\n{self.name}: {self.question}")
+        took_s = time.monotonic() - self._began_s
+        print(f"\n{self.name}: {self.question} ({took_s:.0f} s)")
         for line in cells:
             padded = (
                 cell.rjust(width) if at in right else cell.ljust(width)
@@ -266,23 +268,17 @@ def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...], nice: 
     os.nice(nice)
     subject: Any = None
     method: Any = factory
-    while True:
-        try:
-            value = method(*args)
-            if subject is None:
-                subject, value = value, None
-            pipe.send((True, value))
-        except Exception:  # noqa: BLE001  # raised again on the other side
-            pipe.send((False, traceback.format_exc()))
-        try:
+    try:
+        while True:
+            try:
+                value = method(*args)
+                if subject is None:
+                    subject, value = value, None
+                answer = (True, value)
+            except Exception:  # noqa: BLE001  # raised again on the other side
+                answer = (False, traceback.format_exc())
+            pipe.send(answer)
             name, args = pipe.recv()
-        except EOFError:
-            return
-        method = getattr(subject, name)
-
-
-def timed(function: Callable[[], object]) -> float:
-    """Return how many seconds a call takes by the clock on the wall."""
-    began_s = time.perf_counter()
-    function()
-    return time.perf_counter() - began_s
+            method = getattr(subject, name)
+    except (EOFError, BrokenPipeError):
+        return

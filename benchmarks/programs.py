@@ -18,15 +18,17 @@ from typing import Self
 
 from benchmarks.harness import Remote
 
+START_TIMEOUT_S = 20.0
 SETTLE_INTERVAL_S = 0.05
 SETTLED_S = 0.002
 """A program that takes less than this of an interval has nothing left to do."""
 
+PAGE_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 20
 
 _LAST_CHUNK = b"0\r\n\r\n"
 
-_CONFIG = """\
+CONFIG = """\
 analyzers: [127.0.0.1:{analyzer}]
 pipeline:
   subscriber:
@@ -63,7 +65,7 @@ def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) ->
     received = 0
     first_s = 0.0
     buffer = memoryview(bytearray(READ_BYTES))
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    with socket.create_connection(("127.0.0.1", port), PAGE_TIMEOUT_S) as connection:
         began_s = time.perf_counter()
         connection.sendall(request)
         while size := connection.recv_into(buffer):
@@ -103,21 +105,22 @@ def _chunks(content: bytes) -> Iterator[memoryview]:
 class Program:
     """A running connector, subscribed to an analyzer of this machine. It ends with its `with`.
 
-    ``argv`` has ``{config}``, ``{port}`` and ``{analyzer}`` where these belong.
+    Without an analyzer it is another server, which only has to listen. ``argv`` has ``{config}``,
+    ``{port}``, ``{control}`` and ``{analyzer}`` where these belong.
     """
 
-    def __init__(self, argv: Sequence[str], *, analyzer: Remote, path: str = "/metrics") -> None:
-        self._path = path
+    def __init__(self, argv: Sequence[str], *, analyzer: Remote | None) -> None:
         self._analyzer = analyzer
         self._directory = tempfile.TemporaryDirectory(prefix="skyfast-bench-")
         directory = Path(self._directory.name)
-        self.port = free_port()
+        self.port, self.control_port = free_port(), free_port()
         places = {
-            "analyzer": analyzer.call("port"),
+            "analyzer": analyzer.call("port") if analyzer else 0,
             "port": self.port,
+            "control": self.control_port,
             "config": directory / "prom_sky_con.yml",
         }
-        places["config"].write_text(_CONFIG.format_map(places))
+        places["config"].write_text(CONFIG.format_map(places))
         self._log = directory / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -132,7 +135,10 @@ class Program:
 
     def __enter__(self) -> Self:
         try:
-            self._analyzer.call("wait")
+            if self._analyzer:
+                self._analyzer.call("wait")
+            else:
+                wait_for(self.port)
             self.settle()
         except BaseException:
             self._end()
@@ -174,16 +180,14 @@ class Program:
         return self.settle() - before_s, seconds
 
     def memory(self, key: str = "VmRSS") -> int:
-        """Return a figure of ``/proc/PID/status``, in bytes."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
+        return memory(self.pid, key)
 
     def forget_peak(self) -> None:
         """Begin to measure ``VmHWM`` anew."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def page(self, *, compressed: bool = False, keep: bool = False) -> Answer:
-        return get(self.port, self._path, compressed=compressed, keep=keep)
+        return get(self.port, "/metrics", compressed=compressed, keep=keep)
 
     def metric(self, name: str) -> float:
         """Return the sum of one of skyfast's own metrics."""
@@ -193,18 +197,50 @@ class Program:
         return sum(map(float, values))
 
 
+def memory(pid: int, key: str = "VmRSS") -> int:
+    """Return a figure of ``/proc/PID/status``, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+def wait_for(port: int, interval_s: float = 0.05) -> None:
+    """Wait until somebody listens there."""
+    end_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            if time.monotonic() > end_s:
+                raise
+            time.sleep(interval_s)
+        else:
+            return
 
 
 def skyfast(analyzer: Remote) -> Program:
     return Program([sys.executable, "-m", "skyfast", "{config}"], analyzer=analyzer)
 
 
+def heartbeat(analyzer: Remote) -> Program:
+    """Return skyfast with a heartbeat, which is asked for by the control port."""
+    argv = [sys.executable, "-m", "benchmarks.heartbeat", "{config}", "{control}"]
+    return Program(argv, analyzer=analyzer)
+
+
 def receiver(analyzer: Remote) -> Program:
     """Return skyfast's subscription without what comes behind it."""
     return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer=analyzer)
+
+
+def static(size: int) -> Program:
+    """Return a server of a static body of so many bytes."""
+    argv = [sys.executable, "-m", "benchmarks.static", "{port}", str(size)]
+    return Program(argv, analyzer=None)
 
 
 def naive(analyzer: Remote) -> Program:

@@ -5,6 +5,7 @@ python -m benchmarks.static PORT SIZE
 
 import asyncio
 import sys
+from typing import cast
 
 import uvloop
 from aiohttp import web
@@ -16,8 +17,7 @@ from skyfast.web import WRITE_BUFFER_BYTES
 class _Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        cast(asyncio.Transport, transport).set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
 
 
 async def main(port: int, size: int) -> None:

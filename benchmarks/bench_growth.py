@@ -1,0 +1,97 @@
+"""Do a flow's time and a connection's bytes stay the same while the table grows?"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import naive, programs
+from benchmarks.core import Core
+from benchmarks.flows import FIRST_ROUND, Flows
+from benchmarks.harness import LARGE, SCALE, Remote, Report, ratio_at_most
+
+STEPS = (SCALE // 10, 3 * SCALE // 10, SCALE, 3 * SCALE, LARGE)
+"""Connections."""
+
+REPORTS = SCALE // 2
+"""Of known flows at each step, at most."""
+REPEATS = 3
+
+BOUND = 1.6
+
+
+class Naive:
+    """The naive connector, with the face of `Core`."""
+
+    def __init__(self, count: int) -> None:
+        self._flows = Flows(count)
+        self._connector = naive.Connector()
+        self._connections = 0
+
+    def fill(self, stop: int) -> tuple[float]:
+        new = range(self._connections, stop)
+        self._connections = stop
+        return self._take(self._flows.messages(new, FIRST_ROUND), len(new))
+
+    def report(self, count: int, round_: int, _in_order: bool) -> tuple[float]:
+        known = self._flows.some(count, self._connections)
+        return self._take(self._flows.messages(known, round_), len(known))
+
+    def _take(self, messages: Iterable[bytes], count: int) -> tuple[float]:
+        total_ns = 0
+        for message in messages:
+            began_ns = time.thread_time_ns()
+            self._connector.message(message)
+            total_ns += time.thread_time_ns() - began_ns
+        return (total_ns / count,)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a connector costs with so many connections: ns of CPU a flow, bytes a connection."""
+
+    connections: int
+    new_ns: float
+    known_ns: list[float]
+    bytes_: float
+
+
+def measure(connector: Callable[..., Any], *, reports: int, repeats: int) -> list[Point]:
+    """Let a connector grow from step to step; sockets are not part of it."""
+    points = []
+    with Remote(connector, LARGE) as remote:
+        empty = programs.memory(remote.pid)
+        for at, connections in enumerate(STEPS):
+            new_ns = sum(remote.call("fill", connections))
+            bytes_ = (programs.memory(remote.pid) - empty) / connections
+            first = FIRST_ROUND + 1 + at * repeats
+            rounds = range(first, first + repeats)
+            known_ns = [sum(remote.call("report", reports, round_, False)) for round_ in rounds]
+            points.append(Point(connections, new_ns, known_ns, bytes_))
+    return points
+
+
+def run(report: Report) -> None:
+    points = measure(Core, reports=REPORTS, repeats=REPEATS)
+    least = points[0]
+    base = next(point for point in points if point.connections == SCALE)
+    bound = ratio_at_most(BOUND)
+    for point in points[1:]:
+        what = f"known flow, {point.connections:,} connections"
+        ns = point.known_ns
+        to = f"{least.connections:,}"
+        report.add(what, ns, "ns a flow", to=to, over=least.known_ns, target=bound)
+    for point in points[1:]:
+        what = f"new flow, {point.connections:,} connections"
+        to = f"{least.connections:,}"
+        report.add(what, [point.new_ns], "ns a flow", to=to, over=[least.new_ns])
+    for point in points:
+        grown = point.connections > SCALE
+        report.add(
+            f"memory, {point.connections:,} connections",
+            [point.bytes_],
+            "bytes a connection",
+            to=f"{SCALE:,}" if grown else "",
+            over=[base.bytes_] if grown else None,
+            target=bound if grown else None,
+        )

@@ -1,0 +1,64 @@
+"""How many bytes does a connection take, and how much more while a page is read?"""
+
+from benchmarks import programs
+from benchmarks.analyzer import Analyzer
+from benchmarks.flows import FIRST_ROUND
+from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
+from benchmarks.programs import Program
+
+NAIVE_FLOWS = SCALE // 5
+"""The naive connector gets fewer, to save time: a connection's bytes do not depend on it."""
+
+PAGES = 3
+
+
+def run(report: Report) -> None:
+    unit = "bytes a connection"
+    with Remote(Analyzer, LARGE) as analyzer:
+        _skyfast(report, analyzer, SCALE)
+        ours = _skyfast(report, analyzer, LARGE)
+    for name, start, flows in (
+        ("naive Python", programs.naive, NAIVE_FLOWS),
+        ("Go connector", programs.go, SCALE if programs.GO_CONNECTOR else 0),
+    ):
+        if flows:
+            with Remote(Analyzer, flows) as analyzer, start(analyzer) as program:
+                theirs, empty = _fill(program, analyzer, flows)
+                report.add(f"{name}, {flows:,}", [theirs], unit, to="skyfast", over=[ours])
+                program.page()
+                after = (program.memory() - empty) / flows
+                report.add(
+                    "the same after a page",
+                    [after],
+                    "bytes a connection",
+                    to="skyfast",
+                    over=[ours],
+                )
+
+
+def _skyfast(report: Report, analyzer: Remote, flows: int) -> float:
+    with programs.skyfast(analyzer) as program:
+        taken, empty = _fill(program, analyzer, flows)
+        unit = "bytes a connection"
+        report.add("skyfast, empty process", [empty / 2**20], "MiB")
+        report.add(f"{flows:,} connections over that", [taken], unit, target=at_most(180))
+        table = program.metric("skyfast_table_bytes") / flows
+        report.add("the table of it", [table], unit)
+        before = program.memory()
+        for compressed in (True, False):
+            peaks = []
+            for _ in range(PAGES):
+                program.forget_peak()
+                program.page(compressed=compressed)
+                peaks.append((program.memory("VmHWM") - before) / 2**20)
+            coding = "gzip" if compressed else "identity"
+            report.add(f"more while a page is read, {coding}", peaks, "MiB", target=at_most(16))
+    return taken
+
+
+def _fill(program: Program, analyzer: Remote, flows: int) -> tuple[float, int]:
+    """Return the bytes a connection over the empty process, and those of that."""
+    analyzer.call("load", 0, flows)
+    empty = program.memory()
+    program.round(FIRST_ROUND)
+    return (program.memory() - empty) / flows, empty

@@ -1,0 +1,164 @@
+"""How long does a page take, and how much longer than its compression or its sending alone?"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from isal import isal_zlib
+from prometheus_client import generate_latest
+
+from benchmarks import naive, programs
+from benchmarks.analyzer import Analyzer
+from benchmarks.core import Core
+from benchmarks.flows import FIRST_ROUND, Flows
+from benchmarks.harness import (
+    LARGE,
+    SCALE,
+    Remote,
+    Report,
+    Target,
+    at_most,
+    ratio_at_most,
+)
+from benchmarks.programs import Program
+from skyfast.exposition import CHUNK_BYTES, GZIP_LEVEL, GZIP_WBITS
+
+REPEATS = 5
+LARGE_REPEATS = 3
+
+CLIENT_FLOWS = SCALE // 10
+"""prometheus_client renders fewer, to save time: the cost of a series does not depend on it."""
+
+
+class Content:
+    """A page as it was served, and what is done to it alone."""
+
+    def __init__(self, port: int) -> None:
+        self._page = memoryview(programs.get(port, "/metrics").body)
+        self._copy = bytearray(len(self._page))
+
+    def size(self) -> int:
+        return len(self._page)
+
+    def series(self) -> int:
+        lines = self._page.tobytes().splitlines()
+        return sum(line.startswith(b"skydive_network_connection") for line in lines)
+
+    def compress(self) -> float:
+        """Compress in the chunks that it is rendered in; return the seconds."""
+        began_s = time.perf_counter()
+        compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
+        for at in range(0, len(self._page), CHUNK_BYTES):
+            compressor.compress(self._page[at : at + CHUNK_BYTES])
+        compressor.flush()
+        return time.perf_counter() - began_s
+
+    def copy(self) -> float:
+        """Copy it by one memcpy; return the seconds."""
+        began_s = time.perf_counter()
+        self._copy[:] = self._page
+        return time.perf_counter() - began_s
+
+
+class Client:
+    """prometheus_client with the same series."""
+
+    def __init__(self, count: int) -> None:
+        self._connector = naive.Connector()
+        for message in Flows(count).messages(range(count), FIRST_ROUND):
+            self._connector.message(message)
+
+    def render(self) -> float:
+        """Return the seconds of a series."""
+        began_s = time.thread_time()
+        page = generate_latest(self._connector.registry)
+        seconds = time.thread_time() - began_s
+        return seconds / sum(not line.startswith(b"#") for line in page.splitlines())
+
+
+def run(report: Report) -> None:
+    with Remote(Analyzer, LARGE) as analyzer:
+        with programs.skyfast(analyzer) as program:
+            analyzer.call("load", 0, SCALE)
+            program.round(FIRST_ROUND)
+            single, series = _pages(report, program)
+        with programs.skyfast(analyzer) as program:
+            analyzer.call("load", 0, LARGE)
+            program.round(FIRST_ROUND)
+            analyzer.call("load", 0, 0)
+            _large_page(report, program)
+        if programs.GO_CONNECTOR:
+            with programs.go(analyzer) as program:
+                analyzer.call("load", 0, SCALE)
+                program.round(FIRST_ROUND)
+                page = program.page(compressed=True)
+                theirs = [page.seconds]
+                report.add("Go connector, gzip", theirs, "s", to="skyfast", over=single)
+                report.add("Go connector, first byte", [page.first_s * 1e3], "ms")
+    with Remote(Client, CLIENT_FLOWS) as client:
+        theirs = [client.call("render") * series for _ in range(2)]
+    what = f"prometheus_client, as many series, by {CLIENT_FLOWS:,} connections'"
+    report.add(what, theirs, "s", to="skyfast, gzip", over=single)
+    _render(report)
+
+
+def _pages(report: Report, program: Program) -> tuple[list[float], int]:
+    with Remote(Content, program.port) as content:
+        size, series = content.call("size"), content.call("series")
+        report.add(f"page of {SCALE:,} connections, {series:,} series", [size / 1e6], "MB")
+        compressed, alone = _compressed(program, content, REPEATS)
+        copied = [content.call("copy") / series * 1e9 for _ in range(REPEATS)]
+    report.add("one memcpy of it", copied, "ns a series")
+    single = [page.seconds for page in compressed]
+    _report_compressed(report, "page, gzip", single, alone, ratio_at_most(1.3))
+    first_ms = [page.first_s * 1e3 for page in compressed]
+    report.add("the same, first byte", first_ms, "ms", target=at_most(10))
+    with ThreadPoolExecutor(2) as pool:
+        both = [
+            max(pool.map(lambda _: program.page(compressed=True).seconds, range(2)))
+            for _ in range(LARGE_REPEATS)
+        ]
+    report.add("two at once, gzip, the slower", both, "s", to="one", over=single)
+    with programs.static(size) as static:
+        identity, sent = [], []
+        for _ in range(REPEATS):
+            identity.append(program.page().seconds)
+            sent.append(static.page().seconds)
+    report.add("a static body as large", sent, "s")
+    report.add("page, identity", identity, "s", to="static", over=sent, target=ratio_at_most(1.8))
+    return single, series
+
+
+def _large_page(report: Report, program: Program) -> None:
+    with Remote(Content, program.port) as content:
+        compressed, alone = _compressed(program, content, LARGE_REPEATS)
+    seconds = [page.seconds for page in compressed]
+    what = f"page of {LARGE:,} connections, gzip"
+    _report_compressed(report, what, seconds, alone, ratio_at_most(1.5))
+
+
+def _compressed(
+    program: Program, content: Remote, repeats: int
+) -> tuple[list[programs.Answer], list[float]]:
+    """Take compressed pages and their compression alone in turn."""
+    pages, alone = [], []
+    for _ in range(repeats):
+        alone.append(content.call("compress"))
+        pages.append(program.page(compressed=True))
+    return pages, alone
+
+
+def _report_compressed(
+    report: Report, what: str, seconds: list[float], alone: list[float], target: Target
+) -> None:
+    report.add(f"isal level {GZIP_LEVEL} alone", alone, "s")
+    report.add(what, seconds, "s", to="isal alone", over=alone, target=target)
+
+
+def _render(report: Report) -> None:
+    with Remote(Core, LARGE) as core:
+        for connections, target in ((SCALE, at_most(50)), (LARGE, at_most(100))):
+            core.call("fill", connections)
+            pages = [core.call("render", CHUNK_BYTES) for _ in range(LARGE_REPEATS)]
+            ns = [seconds / series * 1e9 for seconds, series in pages]
+            what = f"rendering alone, {connections:,} connections"
+            report.add(what, ns, "ns a series", target=target)

@@ -1,0 +1,134 @@
+"""How long does the event loop keep others waiting, while it is scraped and when much expires?"""
+
+import json
+import socket
+import time
+
+from benchmarks import heartbeat, programs
+from benchmarks.analyzer import Analyzer
+from benchmarks.flows import FIRST_ROUND
+from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most, ratio_at_most
+from benchmarks.programs import Program
+
+FLOWS_PER_S = 100_000
+SECONDS = 12.0
+IDLE_S = 3.0
+PING_INTERVAL_S = 0.1
+"""Skydive's is 2 s. A subscription is lost when a pong takes longer than `PONG_TIMEOUT_S`."""
+PONG_TIMEOUT_S = 5.0
+
+CYCLES = 3
+TIMEOUT_S = 620.0
+"""The connection time-out of the configuration, the grace, and some more."""
+
+POLL_S = 0.05
+NICE = 10
+"""Of the generator and the scraper, which in a cluster run elsewhere."""
+
+
+class Scraper:
+    """Reads one page after the other."""
+
+    def run(self, port: int, seconds: float) -> list[float]:
+        end_s = time.monotonic() + seconds
+        taken = []
+        while time.monotonic() < end_s:
+            taken.append(programs.get(port, "/metrics", compressed=True, keep=False).seconds)
+        return taken
+
+
+def run(report: Report) -> None:
+    with (
+        Remote(Analyzer, LARGE, nice=NICE) as analyzer,
+        Remote(Scraper, nice=NICE) as scraper,
+        programs.heartbeat(analyzer) as program,
+    ):
+        _begin(program)
+        time.sleep(IDLE_S)
+        _add_delays(report, "idle", _end(program), targets=False)
+        analyzer.call("load", 0, LARGE)
+        filled, emptied = _cycles(report, program, analyzer)
+        program.round(FIRST_ROUND)
+        analyzer.call("load_some", SCALE)
+        _scraped(report, program, analyzer, scraper)
+    report.add(f"memory with {LARGE:,} connections, first time", filled[:1], "MiB")
+    what = f"the same after {CYCLES - 1} more cycles"
+    same = ratio_at_most(1.02)
+    report.add(what, filled[-1:], "MiB", to="first time", over=filled[:1], target=same)
+    report.add("memory when all have expired", emptied, "MiB")
+
+
+def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[float], list[float]]:
+    """Fill the table and let it expire, some times; return the memory, full and empty, in MiB."""
+    delays: list[float] = []
+    filled, emptied, took_s = [], [], []
+    for _ in range(CYCLES):
+        program.round(FIRST_ROUND)
+        filled.append(program.memory() / 2**20)
+        assert program.metric("skyfast_connections") == LARGE
+        _begin(program)
+        began_s = time.monotonic()
+        _command(program, f"pass {TIMEOUT_S}")
+        while program.metric("skyfast_connections"):
+            time.sleep(POLL_S)
+        took_s.append(time.monotonic() - began_s)
+        delays += _end(program)
+        emptied.append(program.memory() / 2**20)
+    _add_delays(report, f"{LARGE:,} connections expire at once", delays)
+    report.add("until the last of them is gone", took_s, "s")
+    return filled, emptied
+
+
+def _scraped(report: Report, program: Program, analyzer: Remote, scraper: Remote) -> None:
+    before = program.metric("skyfast_flows_total")
+    _begin(program)
+    scraper.begin("run", program.port, SECONDS)
+    sent, took_s, pings_s = analyzer.call("send_paced", SECONDS, FLOWS_PER_S, PING_INTERVAL_S)
+    delays = _end(program)
+    pages_s = scraper.result()
+    program.settle()
+    lost = sent - (program.metric("skyfast_flows_total") - before)
+    _add_delays(report, f"{LARGE:,} connections scraped without pause", delays)
+    report.add("flows that came meanwhile", [sent / took_s], "flows/s")
+    skipped = program.metric("skyfast_flows_skipped_total")
+    report.add("flows lost or skipped", [lost + skipped], "", target=at_most(0))
+    report.add("a page meanwhile, gzip", pages_s, "s")
+    report.add("pongs", [s * 1e3 for s in pings_s], "ms")
+    report.add("the latest pong", [max(pings_s) * 1e3], "ms", target=at_most(PONG_TIMEOUT_S * 1e3))
+
+
+def _add_delays(report: Report, what: str, delays_s: list[float], *, targets: bool = True) -> None:
+    waits = sorted(_waits(delays_s))
+    for part, wait, limit in (
+        ("99 of 100 wait at most", waits[len(waits) * 99 // 100], 10),
+        ("longest wait", waits[-1], 50),
+    ):
+        report.add(f"{what}: {part}", [wait], "ms", target=at_most(limit) if targets else None)
+
+
+def _waits(delays_s: list[float]) -> list[float]:
+    """Return how long somebody would have waited who had come every `INTERVAL_S`, in ms.
+
+    The heartbeat itself sees a stall only once, however many would have come during it.
+    """
+    waits = []
+    for delay_s in delays_s:
+        wait_s = max(delay_s, 0.0)
+        waits.append(wait_s * 1e3)
+        while (wait_s := wait_s - heartbeat.INTERVAL_S) > 0:
+            waits.append(wait_s * 1e3)
+    return waits
+
+
+def _begin(program: Program) -> None:
+    _command(program, "begin")
+
+
+def _end(program: Program) -> list[float]:
+    return json.loads(_command(program, "end"))
+
+
+def _command(program: Program, line: str) -> bytes:
+    with socket.create_connection(("127.0.0.1", program.control_port)) as connection:
+        connection.sendall(line.encode() + b"\n")
+        return b"".join(iter(lambda: connection.recv(1 << 20), b""))

@@ -1,0 +1,67 @@
+"""How long from the start to the first page, and how much of that is imports?"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import programs
+from benchmarks.harness import Report, ratio_at_most
+
+REPEATS = 7
+POLL_S = 0.002
+
+IMPORTS = (
+    "asyncio, logging, ssl, uvloop, yaml, msgspec, websockets.asyncio.client, aiohttp.web,"
+    " isal.isal_zlib, skyfast._table"
+)
+"""What the first page needs of others: the event loop, the configuration file, the decoder, the
+subscription, the HTTP server, the compression; and the compiled core."""
+
+_DONE = "; print(len(__import__('sys').modules), flush=True)"
+
+
+def run(report: Report) -> None:
+    bare, imports, starts, modules = [], [], [], []
+    for _ in range(REPEATS):
+        bare.append(_import("sys")[0])
+        seconds, count = _import(IMPORTS)
+        imports.append(seconds)
+        modules.append(count)
+        starts.append(_start())
+    report.add("Python alone", bare, "ms")
+    report.add("the imports of what the first page needs", imports, "ms")
+    report.add("modules that these bring", modules, "")
+    ratio = ratio_at_most(1.5)
+    report.add("skyfast, to its first page", starts, "ms", to="imports", over=imports, target=ratio)
+
+
+def _import(names: str) -> tuple[float, int]:
+    """Return the ms until a fresh interpreter has these, and the number of its modules."""
+    began_s = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import {names}{_DONE}"], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - began_s
+    return seconds * 1e3, int(line)
+
+
+def _start() -> float:
+    """Return the ms until a fresh skyfast has served a page. Its analyzer is not there."""
+    port, nobody = programs.free_port(), programs.free_port()
+    with tempfile.TemporaryDirectory(prefix="skyfast-bench-") as directory:
+        path = Path(directory) / "prom_sky_con.yml"
+        path.write_text(programs.CONFIG.format(analyzer=nobody, port=port))
+        began_s = time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, "-m", "skyfast", path], stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                programs.wait_for(port, POLL_S)
+                programs.get(port, "/metrics")
+                return (time.perf_counter() - began_s) * 1e3
+            finally:
+                process.terminate()

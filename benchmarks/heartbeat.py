@@ -1,0 +1,68 @@
+"""skyfast as it is, and beside it in the same event loop a task that measures the loop's delays.
+
+    python -m benchmarks.heartbeat CONFIG CONTROL_PORT
+
+The task sleeps for `INTERVAL_S` again and again, and notes how much later it was woken. Whoever
+connects to the control port sends one line: ``begin``, ``end``, or ``pass SECONDS``.
+"""
+
+import asyncio
+import json
+import math
+import sys
+import time
+
+from skyfast import app, cli
+from skyfast.clock import PAUSE_S, Clock
+
+INTERVAL_S = 0.001
+STEP_S = PAUSE_S / 2
+
+
+class Measured(app.App):
+    """The app with a heartbeat, and a clock that can be put forward."""
+
+    _delays_s: list[float]
+    _ahead_s = 0.0
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        self._delays_s = []
+        beating = asyncio.create_task(self._beat())
+        async with await asyncio.start_server(self._control, "127.0.0.1", int(sys.argv[2])):
+            await super().run(stopping)
+        beating.cancel()
+
+    async def _beat(self) -> None:
+        clock_s = time.perf_counter
+        while True:
+            asleep_s = clock_s()
+            await asyncio.sleep(INTERVAL_S)
+            self._delays_s.append(clock_s() - asleep_s - INTERVAL_S)
+
+    async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answer: object = None
+        match (await reader.readline()).split():
+            case [b"begin"]:
+                self._delays_s = []
+            case [b"end"]:
+                answer = self._delays_s
+            case [b"pass", seconds]:
+                self._pass(float(seconds))
+        writer.write(json.dumps(answer).encode())
+        writer.close()
+
+    def _pass(self, seconds: float) -> None:
+        # In steps, for a long one would be taken for a pause of the process.
+        for _ in range(math.ceil(seconds / STEP_S)):
+            Measured._ahead_s += STEP_S
+            self.clock.now()
+
+
+def _now_s() -> float:
+    return time.monotonic() + Measured._ahead_s
+
+
+if __name__ == "__main__":
+    app.App = Measured  # type: ignore[misc]
+    app.Clock = lambda: Clock(_now_s)  # type: ignore[assignment, misc]
+    sys.exit(cli.main(sys.argv[1:2]))
