@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
 from skyfast.config import Credentials
+from skyfast.logs import printable
 
 if TYPE_CHECKING:
     import aiohttp
@@ -31,26 +32,10 @@ LOGIN_TIMEOUT_S: Final = 10.0
 RESOLVE_TIMEOUT_S: Final = 10.0
 """How long a name server may take."""
 
-MAX_SHOWN: Final = 200
-"""Characters of a text from the network that one log line shows."""
-
 TOKEN_COOKIE: Final = "authtoken"  # noqa: S105 - its name, not its value
 """The cookie that Skydive's ``/login`` sets."""
 
 DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
-
-
-def printable(text: object) -> str:
-    """Return ``str(text)`` for a log line: bounded, without control characters or line breaks.
-
-    Texts from the network, and exceptions that may quote them, are logged through this.
-    """
-    shown = str(text)
-    if len(shown) > MAX_SHOWN:
-        shown = shown[:MAX_SHOWN] + "..."
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown
-    )
 
 
 def host_and_port(host: str, port: int) -> str:

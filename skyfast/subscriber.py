@@ -35,9 +35,9 @@ from skyfast.login import (
     Endpoint,
     Headers,
     host_and_port,
-    printable,
     resolve,
 )
+from skyfast.logs import LogLimit, printable
 from skyfast.selfmetrics import AnalyzerStats, Stats
 from skyfast.tls import client_context
 
@@ -160,25 +160,6 @@ def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
     while True:
         yield random.uniform(0, ceiling_s)
         ceiling_s = min(2 * ceiling_s, timing.backoff_most_s)
-
-
-class LogLimit:
-    """Lets one line a cause and interval through, and counts the others."""
-
-    def __init__(self, interval_s: float) -> None:
-        """Begin with every cause allowed."""
-        self._interval_s = interval_s
-        self._causes: dict[object, tuple[float, int]] = {}
-
-    def admit(self, cause: object) -> str | None:
-        """Return None where the line is not to be logged, and else what to add to it."""
-        now_s = time.monotonic()
-        next_s, suppressed = self._causes.get(cause, (-math.inf, 0))
-        if now_s < next_s:
-            self._causes[cause] = (next_s, suppressed + 1)
-            return None
-        self._causes[cause] = (now_s + self._interval_s, 0)
-        return f" ({suppressed} more such events since the last line)" if suppressed else ""
 
 
 class _Connect(connect):

@@ -19,9 +19,9 @@ import msgspec
 
 from skyfast.config import Config
 from skyfast.ingest import pruned
-from skyfast.login import Authentication, Endpoint, Headers, http_connector, printable
+from skyfast.login import Authentication, Endpoint, Headers, http_connector
+from skyfast.logs import LogLimit, printable
 from skyfast.selfmetrics import INTERFACE_SKIPS, TopologyStats
-from skyfast.subscriber import LogLimit
 from skyfast.tls import client_context
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from skyfast import __version__, exposition
 from skyfast.config import Config
 from skyfast.exposition import Exposition, Part
+from skyfast.logs import LogLimit
 from skyfast.selfmetrics import CONTENT_TYPE, ScrapeStats
 
 HEAD_TIMEOUT_S = 5.0
@@ -152,8 +153,7 @@ class WebServer:
         self._connections = _Connections(limit=config.web.max_connections, stats=stats)
         self._servers: list[asyncio.Server] = []
         self._answers: set[asyncio.Task[Any]] = set()
-        self._late = _Seldom()
-        self._crowded = _Seldom()
+        self._log_limit = LogLimit(LOG_INTERVAL_S)
 
     @property
     def port(self) -> int:
@@ -247,7 +247,7 @@ class WebServer:
             return web.Response(body=body, headers=headers)
         if crowd := self._crowd(connection.address):
             self._stats.rejected += 1
-            self._crowded.warn(f"a page was refused to {connection.address}: {crowd}")
+            self._log_limit.warn(log, "crowd", f"a page was refused to {connection.address}: {crowd}")
             response = _text(f"Try again: {crowd}.", HTTPStatus.SERVICE_UNAVAILABLE)
             response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
             return response
@@ -294,9 +294,11 @@ class WebServer:
         except (asyncio.CancelledError, ConnectionError):
             # The connection was lost: to the client, to its deadline, or to stop().
             if connection.late:
-                self._late.warn(
+                self._log_limit.warn(
+                    log,
+                    "late",
                     f"a page to {connection.address} was cut after {timeout_s:g} s,"
-                    f" with {page.page_bytes} bytes of it rendered"
+                    f" with {page.page_bytes} bytes of it rendered",
                 )
             self._stats.failures["deadline" if connection.late else "disconnected"] += 1
             raise
@@ -321,7 +323,7 @@ class _Connections:
         self._open: set[_Connection] = set()
         self._waiting: dict[_Connection, None] = {}  # not being answered, longest first
         self._closed = False
-        self._full = _Seldom()
+        self._log_limit = LogLimit(LOG_INTERVAL_S)
 
     def add(self, connection: "_Connection") -> None:
         """Let ``connection`` in.
@@ -335,9 +337,11 @@ class _Connections:
         if len(self._open) >= self._limit:
             victim = next(iter(self._waiting), connection)
             self._stats.connections_rejected += 1
-            self._full.warn(
+            self._log_limit.warn(
+                log,
+                "full",
                 f"{self._limit} HTTP connections are open (web.max_connections):"
-                f" one from {victim.address} was closed"
+                f" one from {victim.address} was closed",
             )
             self.remove(victim)
             victim.shut()
@@ -486,24 +490,6 @@ class _Connection(web.RequestHandler):
     def _expire(self) -> None:
         self.late = self._answering
         self.shut()
-
-
-class _Seldom:
-    """Logs one warning in ``LOG_INTERVAL_S``, with the number of those that were not logged."""
-
-    def __init__(self) -> None:
-        self._next_s = -math.inf
-        self._held_back = 0
-
-    def warn(self, text: str) -> None:
-        now = time.monotonic()
-        if now < self._next_s:
-            self._held_back += 1
-            return
-        held_back = f" ({self._held_back} more before)" if self._held_back else ""
-        log.warning("%s%s", text, held_back)
-        self._next_s = now + LOG_INTERVAL_S
-        self._held_back = 0
 
 
 def _headers(more: dict[str, str]) -> dict[str, str]:

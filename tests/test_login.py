@@ -14,7 +14,8 @@ from certificates import Authority
 
 from skyfast import login
 from skyfast.config import TLS, ConfigError, Credentials
-from skyfast.login import Authentication, Endpoint, host_and_port, printable
+from skyfast.login import Authentication, Endpoint, host_and_port
+from skyfast.logs import printable
 from skyfast.tls import client_context
 
 NOBODY = Credentials(username="", password="")

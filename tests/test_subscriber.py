@@ -34,12 +34,12 @@ from websockets.frames import Close
 
 from skyfast import subscriber
 from skyfast.config import Config, ConfigError
+from skyfast.logs import LogLimit
 from skyfast.selfmetrics import RECONNECT_REASONS, AnalyzerStats, Stats
 from skyfast.subscriber import (
     DEFAULT_TIMING,
     MAX_ADDRESSES,
     SILENCE_JITTER,
-    LogLimit,
     NamelessServerError,
     SilenceError,
     Subscriptions,
