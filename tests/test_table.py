@@ -1,8 +1,11 @@
 """The compiled table: its pages, its memory and its sizes. Its rules are in ``test_rules.py``."""
 
+import dataclasses
 import gc
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from skyfast._table import MAX_TEXT_BYTES, Table
+from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Table
 from skyfast.plan import default_plan
 from skyfast.wire import flow_types
 from tests.core import CHUNK_BYTES, Core, read_all
@@ -441,19 +444,97 @@ def test_update_takes_its_own_types_only():
     assert table.update([], 0) == 0
 
 
-def test_lone_surrogates_are_invalid():
-    table, types = a_table()
-    for slots in (True, False):
-        table = Table(
-            default_plan(), types, max_connections=9, max_flows=9, timeout_s=1, slots=slots
-        )
-        (flow,) = decode(types.Flow, make_flow())
-        flow.NodeTID = "\ud800"
-        (other,) = decode(types.Flow, make_flow())
-        other.UUID = "a\udfff"
-        assert table.update([flow, other], 0) == 2
-        assert table.skipped["invalid"] == 2
-        assert table.connections == 0
+@pytest.mark.parametrize("slots", [True, False])
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("NodeTID", "\ud800", "invalid"),
+        ("UUID", "a\udfff", "invalid"),
+        ("NodeTID", 5, "invalid"),
+        ("UUID", None, "invalid"),
+        ("Last", "5", "invalid"),
+        ("Last", True, "invalid"),
+        ("FinishType", 1.0, "invalid"),
+        ("Network", ["10.0.0.1"], "no_network"),
+        ("Metric", object(), "no_metric"),
+    ],
+)
+def test_what_was_put_into_a_struct_later_harms_nothing(slots, name, value, reason):
+    table, types = a_table(slots=slots)
+    flow, good = decode(types.Flow, make_flow("a1"), make_flow("b2"))
+    setattr(flow, name, value)
+    assert table.update([flow, good], 0) == 2
+    assert table.skipped[reason] == 1
+    assert table.flows == 1
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_connections": 0},
+        {"max_connections": MAX_ROWS + 1},
+        {"max_flows": 0},
+        {"max_flows": MAX_ROWS + 1},
+        {"timeout_s": 0},
+        {"timeout_s": float("nan")},
+        {"timeout_s": float("inf")},
+    ],
+)
+def test_limits_that_cannot_be(limits):
+    with pytest.raises(ValueError, match="|".join(limits)):
+        a_table(**limits)
+
+
+def test_a_family_of_a_value_that_is_not_kept():
+    plan = default_plan()
+    families = (dataclasses.replace(plan.families[0], values=(0, 5)), *plan.families[1:])
+    plan = dataclasses.replace(plan, families=families)
+    with pytest.raises(ValueError, match=BYTES):
+        Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
+
+
+OUT_OF_MEMORY = """
+import itertools, resource
+from tests.core import Core
+from tests.model import BYTES, TIMEOUT_S, make_flow
+
+core = Core()
+core.report(make_flow("first"), 0)
+kept = 0
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, hard))
+try:
+    for n in itertools.count():
+        text = "%d-" % n + "x" * 1000
+        core.report(make_flow(text, a=text, node=text[::-1]), 0)
+        kept += 1
+except MemoryError:
+    pass
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+assert kept > 1_000
+# All that was applied is there, and nothing by halves.
+assert core.connections == core.flows == kept + 1, (core.connections, core.flows, kept)
+assert len(core.page(0)[BYTES]) == 2 * (kept + 1)
+core.report(make_flow("first", (1_000, 1_000, 10, 10), last=9_000), 1)
+assert any(line.endswith(" 1000") for line in core.page(1)[BYTES])
+core.expire(1 + TIMEOUT_S)
+assert core.connections == core.flows == 0
+assert core.report(make_flow("next"), 1 + TIMEOUT_S) is None
+"""
+
+
+def test_where_there_is_no_memory_the_table_stays_whole():
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_slots_are_read_unless_told_otherwise():
