@@ -6,7 +6,7 @@ import re
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -66,18 +66,27 @@ class Skyfast:
             self.served_at.set_exception(AssertionError(self.log))
 
 
-@asynccontextmanager
-async def running(config: Path, *, quiet: bool = True) -> AsyncIterator[Skyfast]:
+def running(config: Path, *, quiet: bool = True) -> AbstractAsyncContextManager[Skyfast]:
     """Run skyfast with a configuration file, and stop it by SIGTERM.
 
     Asserts that it stops in time with exit code 0, and that it logged no problem where
     ``quiet`` says so.
     """
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SKYDIVE_")}
+    return _started(str(config), quiet=quiet)
+
+
+def demo() -> AbstractAsyncContextManager[Skyfast]:
+    """Run skyfast on its own recording and on a free port, likewise."""
+    return _started("--demo", quiet=True, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="0")
+
+
+@asynccontextmanager
+async def _started(*arguments: str, quiet: bool, **environ: str) -> AsyncIterator[Skyfast]:
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("SKYDIVE_")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "skyfast", str(config)),
+        *(sys.executable, "-m", "skyfast", *arguments),
         stderr=asyncio.subprocess.PIPE,
-        env=environ,
+        env=inherited | environ,
         cwd=ROOT,
     )
     skyfast = Skyfast(process)
@@ -85,7 +94,8 @@ async def running(config: Path, *, quiet: bool = True) -> AsyncIterator[Skyfast]
     try:
         skyfast.url = await asyncio.wait_for(skyfast.served_at, START_S)
         yield skyfast
-        process.terminate()
+        if process.returncode is None:  # the test itself may have stopped it
+            process.terminate()
         async with asyncio.timeout(STOP_S):
             await process.wait()
     finally:

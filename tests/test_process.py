@@ -1,0 +1,146 @@
+"""The process as its operator meets it: start, stop, exit codes, time going by."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.analyzer import FakeAnalyzer
+from tests.process import ROOT, demo, running
+
+STORE = "pipeline: {{subscriber: {{urls: [{url}]}}, store: {{prom_sky_con: {{{store}}}}}}}\n"
+NOBODY = "ws://127.0.0.1:9/ws/subscriber/flow"
+FLOW = (
+    '{{"UUID":"{uuid}","Network":{{"A":"10.0.0.1","B":"10.0.0.2"}},"Metric":{{"ABBytes":{bytes}}},'
+    '"Transport":{{"Protocol":"TCP","A":1,"B":2}},"Start":1,"Last":{bytes},"NodeTID":"{uuid}"}}'
+)
+
+
+def write_config(directory: Path, url: str = NOBODY, **store: object) -> Path:
+    store = {"port": 0, "listen_address": "127.0.0.1"} | store
+    path = directory / "prom_sky_con.yml"
+    text = ", ".join(f"{name}: {value}" for name, value in store.items())
+    path.write_text(STORE.format(url=url, store=text))
+    return path
+
+
+def message(*flows: str) -> str:
+    return f'{{"Namespace":"flow","Type":"store","Obj":[{",".join(flows)}]}}'
+
+
+async def finished(*arguments: str) -> tuple[int, str]:
+    """Run skyfast until it ends of itself; return its exit code and its log."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "skyfast", *arguments), stderr=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    async with asyncio.timeout(20):
+        _, log = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, log.decode()
+
+
+async def test_the_demo_has_growing_connections_within_five_seconds() -> None:
+    started = time.monotonic()
+    async with demo() as skyfast:
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)
+        first = (await skyfast.get("/metrics/flows")).decode()
+        later = first
+        while not grown(first, later):
+            await asyncio.sleep(0.1)
+            later = (await skyfast.get("/metrics/flows")).decode()
+            assert time.monotonic() - started < 10  # five, and room for a busy machine
+        assert any("serving http://127.0.0.1:" in line for line in skyfast.log)
+
+
+def grown(before: str, after: str) -> bool:
+    """Return whether a counter of the first page is higher on the second."""
+
+    def counters(page: str) -> dict[str, int]:
+        lines = (line for line in page.splitlines() if "_total_bytes{" in line)
+        return {series: int(value) for series, _, value in (s.rpartition(" ") for s in lines)}
+
+    later = counters(after)
+    return any(later.get(series, 0) > value for series, value in counters(before).items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_it_within_two_seconds(tmp_path: Path, number: signal.Signals) -> None:
+    async with FakeAnalyzer() as analyzer:
+        config = write_config(tmp_path, analyzer.url)
+        async with running(config) as skyfast:
+            subscriber = await analyzer.subscriber()
+            began = time.monotonic()
+            skyfast.process.send_signal(number)
+            async with asyncio.timeout(5):
+                assert await skyfast.process.wait() == 0
+            assert time.monotonic() - began < 2
+            await asyncio.wait_for(subscriber.closed.wait(), 5)
+            assert subscriber.close_code == 1000
+
+
+async def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, log = await finished(str(write_config(tmp_path, port=port)))
+    assert code == 1
+    (line,) = [line for line in log.splitlines() if " ERROR " in line]
+    assert f":{port}/metrics" in line
+    assert "in use" in line
+    assert "Traceback" not in log
+
+
+async def test_it_serves_while_no_analyzer_answers(tmp_path: Path) -> None:
+    async with running(write_config(tmp_path), quiet=False) as skyfast:
+        metrics = await skyfast.until(
+            lambda metrics: (
+                metrics['skyfast_reconnects_total{analyzer="127.0.0.1:9",reason="refused"}'] > 0
+            )
+        )
+        assert metrics['skyfast_up{analyzer="127.0.0.1:9"}'] == 0
+        assert b"skydive_network_connection_total_bytes" in await skyfast.get("/metrics")
+
+
+async def test_connections_leave_when_nothing_is_reported(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        config = write_config(tmp_path, analyzer.url, connection_timeout=2, connection_grace=0)
+        skyfast = await stack.enter_async_context(running(config))
+        await analyzer.subscriber()
+        began = time.monotonic()
+        await analyzer.send(message(FLOW.format(uuid="a", bytes=1), FLOW.format(uuid="b", bytes=1)))
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 2)
+        await asyncio.sleep(1.5)
+        await analyzer.send(message(FLOW.format(uuid="b", bytes=2)))
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 1)
+        assert time.monotonic() - began >= 2
+        assert b'node_tid="b"' in await skyfast.get("/metrics/flows")
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 0)
+        assert time.monotonic() - began >= 3.5
+        assert b"node_tid" not in await skyfast.get("/metrics/flows")
+
+
+async def test_a_pause_does_not_silence_what_waits_in_the_socket(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        config = write_config(tmp_path, analyzer.url, connection_timeout=3, connection_grace=0)
+        skyfast = await stack.enter_async_context(running(config, quiet=False))
+        await analyzer.subscriber()
+        await analyzer.send(message(FLOW.format(uuid="a", bytes=5)))
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 1)
+        os.kill(skyfast.process.pid, signal.SIGSTOP)
+        await asyncio.sleep(6)
+        await analyzer.send(message(FLOW.format(uuid="a", bytes=7)))
+        os.kill(skyfast.process.pid, signal.SIGCONT)
+        metrics = await skyfast.until(
+            lambda metrics: sum(n for s, n in metrics.items() if "skyfast_flows_total{" in s) == 2
+        )
+        assert metrics["skyfast_connections_expired_total"] == 0
+        page = (await skyfast.get("/metrics/flows")).decode()
+        assert 'direction="initiator_to_target",node_tid="a",protocol="TCP"} 7\n' in page
+        assert any("paused for" in line for line in skyfast.log)
