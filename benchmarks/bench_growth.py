@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import naive, programs
-from benchmarks.core import Core
+from benchmarks.core import Core, tidy
 from benchmarks.flows import FIRST_ROUND, Flows
 from benchmarks.harness import LARGE, SCALE, Remote, Report, ratio_at_most
 
@@ -27,6 +27,7 @@ class Naive:
         self._flows = Flows(count)
         self._connector = naive.Connector()
         self._connections = 0
+        tidy()
 
     def fill(self, stop: int) -> tuple[float]:
         new = range(self._connections, stop)

@@ -34,7 +34,7 @@ class Content:
 
     def __init__(self, port: int) -> None:
         self._page = memoryview(programs.get(port, "/metrics").body)
-        self._copy = bytearray(len(self._page))
+        self._copy = memoryview(bytearray(self._page))
 
     def size(self) -> int:
         return len(self._page)

@@ -7,7 +7,7 @@ import time
 from benchmarks import heartbeat, programs
 from benchmarks.analyzer import Analyzer
 from benchmarks.flows import FIRST_ROUND
-from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most, ratio_at_most
+from benchmarks.harness import LARGE, Remote, Report, at_most, ratio_at_most
 from benchmarks.programs import Program
 
 FLOWS_PER_S = 100_000
@@ -49,7 +49,7 @@ def run(report: Report) -> None:
         analyzer.call("load", 0, LARGE)
         filled, emptied = _cycles(report, program, analyzer)
         program.round(FIRST_ROUND)
-        analyzer.call("load_some", SCALE)
+        analyzer.call("load_some", FLOWS_PER_S)
         _scraped(report, program, analyzer, scraper)
     report.add(f"memory with {LARGE:,} connections, first time", filled[:1], "MiB")
     what = f"the same after {CYCLES - 1} more cycles"

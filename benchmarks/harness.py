@@ -280,5 +280,5 @@ def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...], nice: 
             pipe.send(answer)
             name, args = pipe.recv()
             method = getattr(subject, name)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return
