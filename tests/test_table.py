@@ -206,17 +206,17 @@ def test_pages_are_read_by_threads_while_the_table_is_written():
     def scrape():
         try:
             while not stop.is_set():
-                pages.append(read_all(core.table.page(now[0]), 4_096))
+                pages.append(read_all(core.table.page(now[0]), 16_384))
         except BaseException as error:
             errors.append(error)
             raise
 
     now = [0.0]
-    threads = [threading.Thread(target=scrape) for _ in range(3)]
+    threads = [threading.Thread(target=scrape) for _ in range(2)]
     core.message(many_flows(500, total=(1, 1, 1, 1)), 0)
     for thread in threads:
         thread.start()
-    for cycle in range(2, 30):
+    for cycle in range(2, 26):
         now[0] = cycle * TIMEOUT_S / 3
         # Two thirds stay all the time, the others come and go.
         first = 0 if cycle % 6 < 2 else 170
