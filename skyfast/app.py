@@ -13,7 +13,7 @@ import uvloop
 from skyfast import __version__
 from skyfast._table import Table
 from skyfast.clock import Clock
-from skyfast.config import Config
+from skyfast.config import Config, redact_url
 from skyfast.exposition import Exposition
 from skyfast.ingest import Ingest
 from skyfast.plan import default_plan
@@ -41,6 +41,8 @@ class App:
     def __init__(self, config: Config) -> None:
         """Build the parts; nothing is opened yet."""
         self._listen_address = config.store.listen_address
+        self._endpoints = config.subscriber.endpoints
+        self._host_id = config.host_id
         self.stats = Stats()
         self.clock = Clock()
         plan = default_plan()
@@ -89,6 +91,8 @@ class App:
         """
         await self.web.start()
         log.info("serving %s", page_url(self._listen_address, self.web.port))
+        for url in self._endpoints:
+            log.info("subscribing to %s as %s", redact_url(url), self._host_id)
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
