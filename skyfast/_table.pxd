@@ -13,9 +13,22 @@ cdef struct RowHead:
     uint32_t next
 
 
+cdef struct Arena:
+    # Where slabs and index segments come from: memory that is asked for in large pieces and kept.
+    # Pieces are of huge pages from the second on, for rows are visited in no order, and with
+    # small pages every visit would cost a page walk beside the row itself.
+    char **pieces
+    uint32_t piece_count
+    uint32_t piece_room         # pointers allocated in `pieces`
+    char *free                  # what is left of the newest piece
+    size_t free_bytes
+    size_t bytes                # handed out
+
+
 cdef struct Rows:
     # A slab allocator of rows of one size together with an index by hash (linear hashing:
     # it grows by one bucket at a time). Row numbers start at 1.
+    Arena *arena
     char **slabs                # SLAB_ROWS rows each; never moved, never given back
     uint32_t slab_count
     uint32_t slab_room          # pointers allocated in `slabs`
@@ -29,7 +42,6 @@ cdef struct Rows:
     uint32_t buckets            # in use
     uint32_t mask               # 2^k - 1, with buckets <= 2^k < 2 * buckets + 1
     uint32_t buckets_per_row    # the index grows until it has so many
-    size_t bytes                # allocated, for slabs and index
 
 
 cdef struct Text:

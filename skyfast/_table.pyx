@@ -20,8 +20,8 @@ Costs
     A page: one pass over the connections a family.
 
 Memory
-    Slabs, index segments and texts longer than 48 bytes are malloc'ed here. Slabs and segments are
-    kept until the table goes; freed rows are used again first. No Python object is kept but the
+    Slabs and index segments come from an arena of large pieces (`Arena`), texts longer than 48 bytes
+    from malloc. Slabs and segments are kept until the table goes; freed rows are used again first. No Python object is kept but the
     names and types of the fields. When memory runs out, `update` raises MemoryError with
     the table as if the flow at hand had not come.
 
@@ -80,6 +80,10 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
 
+cdef extern from "sys/mman.h" nogil:
+    int madvise(void *, size_t, int)
+    int MADV_HUGEPAGE
+
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **, size_t, size_t)
     void free(void *)
@@ -114,6 +118,9 @@ cdef enum:
     SEGMENT_BUCKETS = 1 << SEGMENT_SHIFT
     MAX_WHEEL_SLOTS = 4096
     CACHE_LINE = 64
+    HUGE_PAGE_BYTES = 2 << 20
+    FIRST_PIECE_BYTES = 4 << 20
+    PIECE_BYTES = 8 << 20
 
 cdef uint32_t IS_TEXT = <uint32_t>1 << 31       # in a cell
 cdef uint32_t TEXT_KEY = <uint32_t>1 << 31      # in a flow's `connection`
@@ -139,11 +146,50 @@ cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
 # ---------------------------------------------------------------------------------------------
 # Rows: slabs and index
 
-cdef void *aligned(size_t size) noexcept nogil:
-    cdef void *memory = NULL
-    if posix_memalign(&memory, CACHE_LINE, size) != 0:
-        return NULL
-    return memory
+cdef bint pointer_room(void ***pointers, uint32_t used, uint32_t *room) noexcept nogil:
+    # Room for one more pointer; the arrays of pointers are small enough to be copied.
+    cdef uint32_t larger
+    cdef void *moved
+    if used < room[0]:
+        return True
+    larger = room[0] * 2 if room[0] else 16
+    moved = PyMem_RawRealloc(pointers[0], larger * sizeof(void *))
+    if moved == NULL:
+        return False
+    pointers[0] = <void **>moved
+    room[0] = larger
+    return True
+
+
+cdef void *arena_take(Arena *arena, size_t size) noexcept nogil:
+    # Memory that begins at a cache line, or NULL.
+    cdef size_t piece_size
+    cdef void *piece = NULL
+    size = (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
+    if size > arena.free_bytes:
+        if not pointer_room(<void ***>&arena.pieces, arena.piece_count, &arena.piece_room):
+            return NULL
+        piece_size = max(size, FIRST_PIECE_BYTES if arena.piece_count == 0 else PIECE_BYTES)
+        if posix_memalign(&piece, HUGE_PAGE_BYTES, piece_size) != 0:
+            return NULL
+        if arena.piece_count:
+            madvise(piece, piece_size, MADV_HUGEPAGE)   # a wish: nothing depends on it
+        arena.pieces[arena.piece_count] = <char *>piece
+        arena.piece_count += 1
+        arena.free = <char *>piece
+        arena.free_bytes = piece_size
+    piece = arena.free
+    arena.free += size
+    arena.free_bytes -= size
+    arena.bytes += size
+    return piece
+
+
+cdef void arena_destroy(Arena *arena) noexcept nogil:
+    cdef uint32_t i
+    for i in range(arena.piece_count):
+        free(arena.pieces[i])
+    PyMem_RawFree(arena.pieces)
 
 
 cdef inline char *row_at(const Rows *rows, uint32_t number) noexcept nogil:
@@ -167,32 +213,16 @@ cdef inline uint32_t *bucket_of(const Rows *rows, uint32_t hash) noexcept nogil:
     return bucket_at(rows, bucket)
 
 
-cdef bint pointer_room(void ***pointers, uint32_t used, uint32_t *room) noexcept nogil:
-    # Room for one more pointer; the arrays of pointers are small enough to be copied.
-    cdef uint32_t larger
-    cdef void *moved
-    if used < room[0]:
-        return True
-    larger = room[0] * 2 if room[0] else 16
-    moved = PyMem_RawRealloc(pointers[0], larger * sizeof(void *))
-    if moved == NULL:
-        return False
-    pointers[0] = <void **>moved
-    room[0] = larger
-    return True
-
-
 cdef bint rows_add_segment(Rows *rows) noexcept nogil:
     cdef void *segment
     if not pointer_room(<void ***>&rows.segments, rows.segment_count, &rows.segment_room):
         return False
-    segment = aligned(SEGMENT_BUCKETS * sizeof(uint32_t))
+    segment = arena_take(rows.arena, SEGMENT_BUCKETS * sizeof(uint32_t))
     if segment == NULL:
         return False
     memset(segment, 0, SEGMENT_BUCKETS * sizeof(uint32_t))
     rows.segments[rows.segment_count] = <uint32_t *>segment
     rows.segment_count += 1
-    rows.bytes += SEGMENT_BUCKETS * sizeof(uint32_t)
     return True
 
 
@@ -200,17 +230,18 @@ cdef bint rows_add_slab(Rows *rows) noexcept nogil:
     cdef void *slab
     if not pointer_room(<void ***>&rows.slabs, rows.slab_count, &rows.slab_room):
         return False
-    slab = aligned(<size_t>SLAB_ROWS * rows.stride)
+    slab = arena_take(rows.arena, <size_t>SLAB_ROWS * rows.stride)
     if slab == NULL:
         return False
     rows.slabs[rows.slab_count] = <char *>slab
     rows.slab_count += 1
-    rows.bytes += <size_t>SLAB_ROWS * rows.stride
     return True
 
 
-cdef bint rows_init(Rows *rows, uint32_t stride, uint32_t buckets_per_row) noexcept nogil:
+cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride,
+                    uint32_t buckets_per_row) noexcept nogil:
     memset(rows, 0, sizeof(Rows))
+    rows.arena = arena
     rows.stride = stride
     rows.fresh = 1
     rows.buckets = SEGMENT_BUCKETS
@@ -220,11 +251,7 @@ cdef bint rows_init(Rows *rows, uint32_t stride, uint32_t buckets_per_row) noexc
 
 
 cdef void rows_destroy(Rows *rows) noexcept nogil:
-    cdef uint32_t i
-    for i in range(rows.slab_count):
-        free(rows.slabs[i])
-    for i in range(rows.segment_count):
-        free(rows.segments[i])
+    # The slabs and segments themselves are the arena's.
     PyMem_RawFree(rows.slabs)
     PyMem_RawFree(rows.segments)
 
@@ -401,7 +428,7 @@ cdef uint32_t text_intern(
             return 0
         memcpy(copy, text, length)
         (<char **>row.inline)[0] = copy
-        texts.bytes += length + 16
+        texts.arena.bytes += length + 16
     index_add(texts, number)
     return number
 
@@ -414,7 +441,7 @@ cdef void text_release(Rows *texts, uint32_t number) noexcept nogil:
     index_remove(texts, number)
     if row.length > INLINE_TEXT:
         PyMem_RawFree((<char **>row.inline)[0])
-        texts.bytes -= row.length + 16
+        texts.arena.bytes -= row.length + 16
     row_release(texts, number)
 
 
@@ -636,6 +663,7 @@ cdef class Table:
     """
 
     cdef pthread_mutex_t lock
+    cdef Arena arena
     cdef Rows texts
     cdef Rows flow_rows
     cdef Rows connection_rows
@@ -705,10 +733,11 @@ cdef class Table:
         self.row_cells = <uint32_t *>self._allocate(self.columns * sizeof(uint32_t))
         self.escaped = <char *>self._allocate(MAX_CELL)
         if not (
-            rows_init(&self.texts, sizeof(Text), 1)
-            and rows_init(&self.flow_rows, sizeof(Flow) + 8 * self.counters, 2)
+            rows_init(&self.texts, &self.arena, sizeof(Text), 1)
+            and rows_init(&self.flow_rows, &self.arena, sizeof(Flow) + 8 * self.counters, 2)
             and rows_init(
                 &self.connection_rows,
+                &self.arena,
                 (sizeof(Connection) + 8 * self.values + 4 * self.columns + 7) & ~7,
                 1,
             )
@@ -730,6 +759,7 @@ cdef class Table:
         rows_destroy(&self.texts)
         rows_destroy(&self.flow_rows)
         rows_destroy(&self.connection_rows)
+        arena_destroy(&self.arena)
         for i in range(self.family_count):
             for j in range(self.columns + 1):
                 PyMem_RawFree(self.families[i].literals[j].text)
@@ -1499,7 +1529,7 @@ cdef class Table:
     @property
     def bytes(self):
         """Memory that the rows, indexes and texts hold, in bytes, whether in use or free."""
-        return self.texts.bytes + self.flow_rows.bytes + self.connection_rows.bytes
+        return self.arena.bytes
 
     @property
     def created_total(self):
