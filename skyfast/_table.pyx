@@ -20,10 +20,10 @@ Costs
     A page: one pass over the connections a family.
 
 Memory
-    Slabs and index segments come from an arena of large pieces (`Arena`), texts longer than 48 bytes
-    from malloc. Slabs and segments are kept until the table goes; freed rows are used again first. No Python object is kept but the
-    names and types of the fields. When memory runs out, `update` raises MemoryError with
-    the table as if the flow at hand had not come.
+    Slabs and index segments come from an arena of large pieces (`Arena`), texts longer than 48
+    bytes from malloc. Slabs and segments are kept until the table goes; freed rows are used again
+    first. No Python object is kept but the names and types of the fields. When memory runs out,
+    `update` raises MemoryError with the table as if the flow at hand had not come.
 
 Lock
     One mutex, held for a batch of reports, a slice of expiry, or about a thousand lines of a page.

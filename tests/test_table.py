@@ -244,10 +244,10 @@ def test_pages_are_read_by_threads_while_the_table_is_written():
 
 @pytest.mark.parametrize("origin", [0.0, 1.0, 12345.6789, 3e8])
 @pytest.mark.parametrize("timeout_s", [1.0, 75.0, 75.3, 100_000.0])
-def test_rows_live_for_the_timeout_and_at_most_a_sixteenth_of_a_second_longer(origin, timeout_s):
+def test_rows_live_for_the_timeout_and_at_most_a_second_longer(origin, timeout_s):
     core = Core(timeout_s=timeout_s)
     core.report(make_flow(), origin)
-    before, after = origin + timeout_s - 0.001, origin + timeout_s + 0.0626
+    before, after = origin + timeout_s - 0.001, origin + timeout_s + 1
     core.expire(before)
     assert core.flows == 1
     assert core.page(before)[BYTES]
