@@ -1,8 +1,6 @@
 """Types of the compiled core. The docstrings are in ``_table.pyx``."""
 
-from collections.abc import Sequence
-
-import msgspec
+from typing import Any
 
 from skyfast.plan import Plan
 from skyfast.wire import FlowTypes
@@ -24,7 +22,7 @@ class Table:
         timeout_s: float,
         slots: bool = True,
     ) -> None: ...
-    def update(self, flows: Sequence[msgspec.Struct], now: float, start: int = 0) -> int: ...
+    def update(self, flows: list[Any], now: float, start: int = 0) -> int: ...
     def expire(self, now: float, max_rows: int) -> bool: ...
     def page(self, now: float) -> Page: ...
     @property
