@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 
 import uvloop
 
-from skyfast import __version__
+from skyfast import __version__, memory
 from skyfast._table import Table
 from skyfast.clock import Clock
 from skyfast.config import Config, redact_url
@@ -138,6 +138,7 @@ async def _serve(config: Config, *, demo: bool) -> bool:
         if demo:
             config = await _with_demo(config, stack)
         app = App(config)
+        memory.freeze()
         log.info("skyfast %s, Python %s", __version__, platform.python_version())
         try:
             await app.run(stopping)
@@ -177,5 +178,6 @@ def run(config: Config, *, demo: bool) -> bool:
 
     Raises ConfigError where something that the configuration names cannot be used.
     """
+    memory.keep_heap()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config, demo=demo))

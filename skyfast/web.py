@@ -247,7 +247,9 @@ class WebServer:
             return web.Response(body=body, headers=headers)
         if crowd := self._crowd(connection.address):
             self._stats.rejected += 1
-            self._log_limit.warn(log, "crowd", f"a page was refused to {connection.address}: {crowd}")
+            self._log_limit.warn(
+                log, "crowd", f"a page was refused to {connection.address}: {crowd}"
+            )
             response = _text(f"Try again: {crowd}.", HTTPStatus.SERVICE_UNAVAILABLE)
             response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
             return response

@@ -1,0 +1,32 @@
+"""The C library's settings: that they are taken, and that they do what they are for."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CHURN = """
+import resource, sys
+from skyfast import memory
+if sys.argv[1] == "kept":
+    assert memory.keep_heap()
+list(b"x" * 84_000 for _ in range(40))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(200):
+    blocks = [bytes(84_000) for _ in range(20)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(mode: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", CHURN, mode], capture_output=True, text=True, check=True, timeout=60
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_what_is_freed_is_not_faulted_in_again() -> None:
+    assert faults("kept") < faults("given back") / 10
