@@ -999,6 +999,7 @@ cdef class Table:
                 if report.flow:
                     number = (<Flow *>row_at(&self.flow_rows, report.flow)).connection & ~TEXT_KEY
                     prefetch(row_at(&self.connection_rows, number))
+                    prefetch(row_at(&self.connection_rows, number) + CACHE_LINE)
 
     cdef uint32_t _known(self, Report *report) noexcept nogil:
         # The row of the report's flow, or 0.
