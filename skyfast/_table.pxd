@@ -41,7 +41,6 @@ cdef struct Rows:
     uint32_t segment_room
     uint32_t buckets            # in use
     uint32_t mask               # 2^k - 1, with buckets <= 2^k < 2 * buckets + 1
-    uint32_t buckets_per_row    # the index grows until it has so many
 
 
 cdef struct Text:

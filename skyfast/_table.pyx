@@ -114,6 +114,7 @@ cdef enum:
     AHEAD = 8                   # connections whose rows are fetched before their turn
     SLAB_SHIFT = 12
     SLAB_ROWS = 1 << SLAB_SHIFT
+    BUCKETS_PER_ROW = 2         # what the index grows to: chains are short, and 8 bytes a row
     SEGMENT_SHIFT = 12
     SEGMENT_BUCKETS = 1 << SEGMENT_SHIFT
     MAX_WHEEL_SLOTS = 4096
@@ -238,15 +239,13 @@ cdef bint rows_add_slab(Rows *rows) noexcept nogil:
     return True
 
 
-cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride,
-                    uint32_t buckets_per_row) noexcept nogil:
+cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride) noexcept nogil:
     memset(rows, 0, sizeof(Rows))
     rows.arena = arena
     rows.stride = stride
     rows.fresh = 1
     rows.buckets = SEGMENT_BUCKETS
     rows.mask = 2 * SEGMENT_BUCKETS - 1
-    rows.buckets_per_row = buckets_per_row
     return rows_add_segment(rows) and rows_add_slab(rows)
 
 
@@ -287,10 +286,16 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
         return                  # longer chains are all that a lack of memory costs here
-    # Buckets are divided in order, so the rows of those to come can be fetched in time.
-    number = bucket_at(rows, (fresh + AHEAD) & (rows.mask >> 1))[0]
+    # Buckets are divided in order, so the rows of those to come can be fetched in time: the first
+    # of a chain, and when that is there, the second.
+    number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:
         prefetch(row_at(rows, number))
+    number = bucket_at(rows, (fresh + AHEAD) & (rows.mask >> 1))[0]
+    if number:
+        number = head_at(rows, number).next
+        if number:
+            prefetch(row_at(rows, number))
     old = bucket_at(rows, fresh & (rows.mask >> 1))
     new = bucket_at(rows, fresh)
     link = old
@@ -314,8 +319,8 @@ cdef void index_add(Rows *rows, uint32_t number) noexcept nogil:
     cdef uint32_t _split
     row.next = bucket[0]
     bucket[0] = number
-    for _split in range(rows.buckets_per_row + 1):
-        if rows.buckets >= <uint64_t>rows.live * rows.buckets_per_row:
+    for _split in range(BUCKETS_PER_ROW + 1):
+        if rows.buckets >= <uint64_t>rows.live * BUCKETS_PER_ROW:
             break
         index_split(rows)
 
@@ -733,13 +738,12 @@ cdef class Table:
         self.row_cells = <uint32_t *>self._allocate(self.columns * sizeof(uint32_t))
         self.escaped = <char *>self._allocate(MAX_CELL)
         if not (
-            rows_init(&self.texts, &self.arena, sizeof(Text), 1)
-            and rows_init(&self.flow_rows, &self.arena, sizeof(Flow) + 8 * self.counters, 2)
+            rows_init(&self.texts, &self.arena, sizeof(Text))
+            and rows_init(&self.flow_rows, &self.arena, sizeof(Flow) + 8 * self.counters)
             and rows_init(
                 &self.connection_rows,
                 &self.arena,
                 (sizeof(Connection) + 8 * self.values + 4 * self.columns + 7) & ~7,
-                1,
             )
         ):
             raise MemoryError
