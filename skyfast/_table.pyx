@@ -471,6 +471,11 @@ cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogi
     return <uint32_t>(out - start)
 
 
+cdef inline bint same_text(const Cell *a, const Cell *b) noexcept nogil:
+    return (a.text != NULL and a.length == b.length
+            and memcmp(a.text, b.text, a.length) == 0)
+
+
 cdef inline bint needs_escape(const char *text, uint32_t length) noexcept nogil:
     cdef uint32_t i
     cdef bint found = False
@@ -1034,19 +1039,25 @@ cdef class Table:
         cdef uint32_t i
         cdef PyObject *flow
         cdef Report *report
+        cdef Cell *cells
+        cdef const Cell *previous = NULL
         for i in range(size):
             report = &self.reports[i]
             if report.skip == SKIP_NONE and report.flow == 0:
                 flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
+                cells = self.batch_cells + <size_t>i * self.columns
                 report.skip_new = self._read_labels(
-                    flow, self._reader_of(flow), report,
-                    self.batch_cells + <size_t>i * self.columns,
+                    flow, self._reader_of(flow), report, cells, previous,
                     self.batch_amounts + <size_t>i * self.counters,
                 )
+                if report.skip_new == SKIP_NONE:
+                    previous = cells
         return 0
 
     cdef int _read_labels(self, PyObject *flow, const Reader *reader, Report *report,
-                          Cell *cells, int64_t *amounts) except -1:
+                          Cell *cells, const Cell *previous, int64_t *amounts) except -1:
+        # `previous` are the labels of another flow, or NULL: many of a message have the same
+        # protocol and the same interface, whose hash is then known.
         cdef PyObject *value
         cdef uint32_t i
         cdef int wrong
@@ -1061,9 +1072,13 @@ cdef class Table:
             if unlikely(wrong):
                 return wrong
             if cells[i].text != NULL:
-                cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
-                cells[i].hash = text_hash(cells[i].text, cells[i].length, self.seed)
-                prefetch(bucket_of(&self.texts, cells[i].hash))
+                if previous != NULL and same_text(&previous[i], &cells[i]):
+                    cells[i].escapes = previous[i].escapes
+                    cells[i].hash = previous[i].hash
+                else:
+                    cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
+                    cells[i].hash = text_hash(cells[i].text, cells[i].length, self.seed)
+                    prefetch(bucket_of(&self.texts, cells[i].hash))
         report.has_amounts = reader.full
         if reader.full:
             report.first = False
