@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CORE := skyfast/_table.pyx skyfast/_table.pxd setup.py
 BENCH ?= all
 
-.PHONY: run test build lint format bench dist clean
+.PHONY: run test build lint format bench bench-plots dist clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
@@ -30,6 +30,9 @@ format: $(VENV)/.lint
 bench: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m benchmarks $(BENCH)
 
+bench-plots: $(VENV)/.built $(VENV)/.test $(VENV)/.plots
+	$(BIN)/python -m benchmarks.plots
+
 dist: $(VENV)/.made
 	$(PIP) install --quiet build
 	$(BIN)/python -m build --outdir dist .
@@ -50,6 +53,6 @@ $(VENV)/.built: $(VENV)/.made pyproject.toml $(CORE)
 	$(PIP) install --quiet --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.made pyproject.toml
+$(VENV)/.test $(VENV)/.lint $(VENV)/.plots: $(VENV)/.%: $(VENV)/.made pyproject.toml
 	$(PIP) install --quiet --group $*
 	touch $@

@@ -21,7 +21,7 @@ def _late(_number: int, _frame: FrameType | None) -> None:
 
 def _run(name: str) -> bool:
     module = importlib.import_module(f"benchmarks.bench_{name}")
-    report = harness.Report(name, module.__doc__.splitlines()[0])
+    report = harness.Report(name, str(module.__doc__).splitlines()[0])
     signal.signal(signal.SIGALRM, _late)
     signal.alarm(LIMIT_S)
     try:

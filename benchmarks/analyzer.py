@@ -71,7 +71,7 @@ class Analyzer:
     # -- what the benchmarks call
 
     def port(self) -> int:
-        return self._listener.getsockname()[1]
+        return int(self._listener.getsockname()[1])
 
     def load(self, start: int, stop: int) -> None:
         """Make the messages of these flows, in the order of their numbers."""

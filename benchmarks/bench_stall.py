@@ -125,7 +125,8 @@ def _begin(program: Program) -> None:
 
 
 def _end(program: Program) -> list[float]:
-    return json.loads(_command(program, "end"))
+    delays_s: list[float] = json.loads(_command(program, "end"))
+    return delays_s
 
 
 def _command(program: Program, line: str) -> bytes:

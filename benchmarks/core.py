@@ -1,7 +1,6 @@
 """The decoder and the table alone, without sockets, in processes that have nothing else."""
 
 import ctypes
-import gc
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +9,7 @@ import msgspec
 
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import LARGE
+from skyfast import memory
 from skyfast._table import Table
 from skyfast.plan import default_plan
 from skyfast.wire import flow_types
@@ -35,9 +35,9 @@ def new_table(*, slots: bool = True) -> Table:
 
 
 def tidy() -> None:
-    """Leave nothing behind of the preparations that could blur what is measured next."""
-    gc.collect()
-    gc.freeze()
+    """Keep memory as the connector does, and nothing of the preparations."""
+    memory.keep_heap()
+    memory.freeze()
     # glibc's own; elsewhere a connection's bytes are a little less exact.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

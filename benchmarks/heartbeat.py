@@ -64,5 +64,5 @@ def _now_s() -> float:
 
 if __name__ == "__main__":
     app.App = Measured  # type: ignore[misc]
-    app.Clock = lambda: Clock(_now_s)  # type: ignore[assignment, misc]
+    app.Clock = lambda: Clock(_now_s)  # type: ignore[assignment, attr-defined, misc]
     sys.exit(cli.main(sys.argv[1:2]))

@@ -6,7 +6,6 @@ The naive connector takes some minutes for it, and 5 GiB.
 """
 
 import statistics
-import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -70,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

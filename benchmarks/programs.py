@@ -114,13 +114,14 @@ class Program:
         self._directory = tempfile.TemporaryDirectory(prefix="skyfast-bench-")
         directory = Path(self._directory.name)
         self.port, self.control_port = free_port(), free_port()
+        config = directory / "prom_sky_con.yml"
         places = {
             "analyzer": analyzer.call("port") if analyzer else 0,
             "port": self.port,
             "control": self.control_port,
-            "config": directory / "prom_sky_con.yml",
+            "config": config,
         }
-        places["config"].write_text(CONFIG.format_map(places))
+        config.write_text(CONFIG.format_map(places))
         self._log = directory / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -175,6 +176,7 @@ class Program:
 
     def round(self, number: int) -> tuple[float, float]:
         """Send a round; return the program's CPU time, and the time until all was read."""
+        assert self._analyzer is not None
         before_s = self.settle()
         seconds = self._analyzer.call("send", number)
         return self.settle() - before_s, seconds
@@ -200,12 +202,13 @@ class Program:
 def memory(pid: int, key: str = "VmRSS") -> int:
     """Return a figure of ``/proc/PID/status``, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
+    (kib,) = re.findall(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(kib) * 1024
 
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+        return int(listener.getsockname()[1])
 
 
 def wait_for(port: int, interval_s: float = 0.05) -> None:

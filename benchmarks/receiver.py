@@ -8,7 +8,7 @@ import sys
 
 import uvloop
 
-from skyfast import config
+from skyfast import config, memory
 from skyfast.selfmetrics import AnalyzerStats
 from skyfast.subscriber import Subscription
 
@@ -24,5 +24,6 @@ async def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    memory.keep_heap()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(sys.argv[1]))

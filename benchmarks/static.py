@@ -24,6 +24,9 @@ async def main(port: int, size: int) -> None:
     chunks = [bytes([65 + at % 26]) * CHUNK_BYTES for at in range(size // CHUNK_BYTES)]
     chunks.append(b"." * (size % CHUNK_BYTES))
 
+    def connection() -> _Connection:
+        return _Connection(manager, loop=loop, access_log=None)  # type: ignore[arg-type]
+
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -34,9 +37,7 @@ async def main(port: int, size: int) -> None:
 
     loop = asyncio.get_running_loop()
     manager = web.Server(answer)
-    await loop.create_server(
-        lambda: _Connection(manager, loop=loop, access_log=None), "127.0.0.1", port
-    )
+    await loop.create_server(connection, "127.0.0.1", port)
     await asyncio.Event().wait()
 
 
