@@ -78,12 +78,12 @@ class Ingest:
         self._envelope = msgspec.json.Decoder(Envelope)
         self._raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 
-    def message(self, data: bytes, analyzer: AnalyzerStats) -> None:
+    def message(self, data: bytes | bytearray, analyzer: AnalyzerStats) -> None:
         """Apply one message, as received; count it under its analyzer."""
         try:
             message = self._messages.decode(data)
         except _UNDECODABLE:
-            self._salvage(data, analyzer)
+            self._salvage(bytes(data), analyzer)
             return
         if not _carries_flows(message.Namespace, message.Type, analyzer) or not message.Obj:
             return
@@ -93,7 +93,7 @@ class Ingest:
         self._skipped["excluded"] += len(flows) - len(admitted)
         done = self._table.update(admitted, self._now())
         if done < len(admitted):
-            self._decode_fully(data, _position(admitted[done], flows))
+            self._decode_fully(bytes(data), _position(admitted[done], flows))
 
     def _decode_fully(self, data: bytes, position: int) -> None:
         """Apply the message's flows from ``position`` on, which were not applied or counted yet."""

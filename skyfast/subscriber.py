@@ -21,12 +21,12 @@ import ssl as ssl_module
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Never
+from typing import Final, Never, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-from websockets.frames import CloseCode
-from websockets.protocol import State
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import Event, State
 
 from skyfast import __version__
 from skyfast.config import Config, ConfigError
@@ -48,13 +48,7 @@ _wire_log = logging.getLogger("skyfast.websockets")
 _wire_log.setLevel(logging.WARNING)
 
 MAX_QUEUE: Final = 4
-"""Messages that wait for us at most; beyond that the socket is not read. One may have 64 MiB."""
-
-MESSAGES_PER_TURN: Final = 16
-"""Messages handled before the event loop gets a turn: 3 ms with 100 flows in each.
-
-websockets does not give it one while messages are queued, and a scrape must not wait, nor
-a pong."""
+"""Frames of fragmented messages that wait for us at most; beyond that the socket is not read."""
 
 MAX_ADDRESSES: Final = 64
 """Addresses of one ``dns+`` name that are subscribed to."""
@@ -97,7 +91,7 @@ class Timing:
 
 DEFAULT_TIMING: Final = Timing()
 
-OnMessage = Callable[[bytes], None]
+OnMessage = Callable[[bytes | bytearray], None]
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -162,11 +156,36 @@ def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
         ceiling_s = min(2 * ceiling_s, timing.backoff_most_s)
 
 
+_WHOLE: Final = (Opcode.TEXT, Opcode.BINARY)
+
+
 class _Connect(connect):
     """Does not follow redirects: no analyzer has any, and they would take our headers along."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
+
+
+class _Connection(ClientConnection):
+    """Hands messages on as they come, without the queue that `recv` reads.
+
+    With 80 KB a message, that queue costs more CPU time than the table: a copy, a future, and
+    a turn of the event loop. A fragmented message still goes through it, as does everything
+    while ``on_message`` is None.
+    """
+
+    on_message: OnMessage | None = None
+
+    def process_event(self, event: Event) -> None:
+        if (
+            self.on_message is not None
+            and isinstance(event, Frame)
+            and event.fin
+            and event.opcode in _WHOLE
+        ):
+            self.on_message(cast(bytes, event.data))
+        else:
+            super().process_event(event)
 
 
 class _Watch:
@@ -289,7 +308,7 @@ class Subscription:
         finally:
             await self._close(connection)
 
-    async def _connect(self) -> ClientConnection:
+    async def _connect(self) -> _Connection:
         """Connect to the first address that can be connected to."""
         *others, last = await resolve(self.endpoint.address, self.endpoint.port)
         for address in others:
@@ -297,11 +316,11 @@ class Subscription:
                 return await self._connect_to(address)
         return await self._connect_to(last)
 
-    async def _connect_to(self, address: str) -> ClientConnection:
+    async def _connect_to(self, address: str) -> _Connection:
         endpoint, timing = self.endpoint, self._timing
         capture_id = self._config.subscriber.capture_id
         self._offered = self._authentication.headers()
-        return await _Connect(
+        connection = await _Connect(
             endpoint.url,
             additional_headers=[
                 ("X-Host-ID", self._config.host_id),
@@ -325,9 +344,11 @@ class Subscription:
             host=address,
             port=endpoint.port,
             ssl=self._ssl if endpoint.secure else None,
+            create_connection=_Connection,
         )
+        return cast(_Connection, connection)
 
-    async def _receive(self, connection: ClientConnection) -> Never:
+    async def _receive(self, connection: _Connection) -> Never:
         timeout_s = self._config.subscriber.silence_timeout_s * random.uniform(1, SILENCE_JITTER)
         try:
             async with asyncio.timeout(None) as deadline:
@@ -344,22 +365,27 @@ class Subscription:
         except TimeoutError:
             raise SilenceError(f"no message for {timeout_s:.0f} s") from None
 
-    async def _read(self, connection: ClientConnection, watch: _Watch) -> Never:
-        """Hand on message after message. This is the loop that must be fast."""
-        receive, on_message = connection.recv, self._on_message
-        stats, now_s = self.stats, time.time
-        while True:
-            for _ in range(MESSAGES_PER_TURN):
-                data = await receive(decode=False)
-                watch.heard = True
-                stats.received_bytes += len(data)
-                stats.last_message_timestamp_s = now_s()
-                try:
-                    on_message(data)
-                except Exception as exc:  # noqa: BLE001 - a bug, but the next message may be well
-                    self._log_bug(exc)
-                del data  # it may have 64 MiB, and the next one may be long in coming
-            await asyncio.sleep(0)
+    async def _read(self, connection: _Connection, watch: _Watch) -> Never:
+        """Hand on message after message."""
+        stats, on_message, now_s = self.stats, self._on_message, time.time
+
+        def handle(data: bytes | bytearray) -> None:
+            watch.heard = True
+            stats.received_bytes += len(data)
+            stats.last_message_timestamp_s = now_s()
+            try:
+                on_message(data)
+            except Exception as exc:  # noqa: BLE001 - a bug, but the next message may be well
+                self._log_bug(exc)
+
+        connection.on_message = handle
+        try:
+            while True:
+                # What was fragmented, or came together with the answer to the handshake.
+                handle(await connection.recv(decode=False))
+                await asyncio.sleep(0)  # recv gives the loop no turn while more is waiting
+        finally:
+            connection.on_message = None
 
     async def _close(self, connection: ClientConnection) -> None:
         try:
@@ -451,7 +477,7 @@ class Subscriptions:
         *,
         config: Config,
         stats: Stats,
-        on_message: Callable[[bytes, AnalyzerStats], None],
+        on_message: Callable[[bytes | bytearray, AnalyzerStats], None],
         resolve: Resolve = resolve,
         timing: Timing = DEFAULT_TIMING,
     ) -> None:
