@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import naive, programs
-from benchmarks.core import Core, tidy
+from benchmarks.core import Core, tidy, trim
 from benchmarks.flows import FIRST_ROUND, Flows
 from benchmarks.harness import LARGE, SCALE, Remote, Report, ratio_at_most
 
@@ -44,6 +44,7 @@ class Naive:
             began_ns = time.thread_time_ns()
             self._connector.message(message)
             total_ns += time.thread_time_ns() - began_ns
+        trim()
         return (total_ns / count,)
 
 
