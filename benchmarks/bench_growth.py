@@ -1,5 +1,6 @@
 """Do a flow's time and a connection's bytes stay the same while the table grows?"""
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ class Naive:
         self._connector = naive.Connector()
         self._connections = 0
         tidy()
+        self._empty_bytes = programs.memory(os.getpid())
+
+    def bytes(self) -> int:
+        return programs.memory(os.getpid()) - self._empty_bytes
 
     def fill(self, stop: int) -> tuple[float]:
         new = range(self._connections, stop)
@@ -62,10 +67,9 @@ def measure(connector: Callable[..., Any], *, reports: int, repeats: int) -> lis
     """Let a connector grow from step to step; sockets are not part of it."""
     points = []
     with Remote(connector, LARGE) as remote:
-        empty = programs.memory(remote.pid)
         for at, connections in enumerate(STEPS):
             new_ns = sum(remote.call("fill", connections))
-            bytes_ = (programs.memory(remote.pid) - empty) / connections
+            bytes_ = remote.call("bytes") / connections
             first = FIRST_ROUND + 1 + at * repeats
             rounds = range(first, first + repeats)
             known_ns = [sum(remote.call("report", reports, round_, False)) for round_ in rounds]

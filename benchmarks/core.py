@@ -99,6 +99,7 @@ class Core:
         return decode_ns / count, update_ns / count
 
     def bytes(self) -> int:
+        """Return what the table says that it holds."""
         return self._table.bytes
 
     def render(self, chunk_bytes: int) -> tuple[float, int]:
