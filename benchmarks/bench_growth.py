@@ -31,7 +31,7 @@ class Naive:
         tidy()
         self._empty_bytes = programs.memory(os.getpid())
 
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         return programs.memory(os.getpid()) - self._empty_bytes
 
     def fill(self, stop: int) -> tuple[float]:
@@ -69,7 +69,7 @@ def measure(connector: Callable[..., Any], *, reports: int, repeats: int) -> lis
     with Remote(connector, LARGE) as remote:
         for at, connections in enumerate(STEPS):
             new_ns = sum(remote.call("fill", connections))
-            bytes_ = remote.call("bytes") / connections
+            bytes_ = remote.call("held_bytes") / connections
             first = FIRST_ROUND + 1 + at * repeats
             rounds = range(first, first + repeats)
             known_ns = [sum(remote.call("report", reports, round_, False)) for round_ in rounds]

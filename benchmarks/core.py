@@ -98,7 +98,7 @@ class Core:
         assert self._table.skipped["late"] == late, "a round was not newer than the last"
         return decode_ns / count, update_ns / count
 
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Return what the table says that it holds."""
         return self._table.bytes
 
