@@ -111,7 +111,7 @@ cdef enum:
     INLINE_TEXT = 48
     BATCH = 128                 # reports between two turns of the lock
     RENDER_ROWS = 2048          # connections looked at between two turns of the lock
-    AHEAD = 8                   # connections whose rows are fetched before their turn
+    AHEAD = 16                   # connections whose rows are fetched before their turn
     SLAB_SHIFT = 12
     SLAB_ROWS = 1 << SLAB_SHIFT
     BUCKETS_PER_ROW = 2         # what the index grows to: chains are short, and 8 bytes a row
