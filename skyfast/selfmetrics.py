@@ -146,9 +146,6 @@ class Stats:
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
     flows_skipped: dict[str, int] = field(default_factory=lambda: _zeros(*SKIP_REASONS))
-    flows_finished: dict[str, int] = field(
-        default_factory=lambda: _zeros("timeout", "fin", "rst", "other")
-    )
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
     topology: TopologyStats = field(default_factory=TopologyStats)
 
@@ -279,7 +276,7 @@ def _table_families(stats: Stats, table: TableCounts) -> Iterable[str]:
     yield _by_reason(
         "skyfast_flows_finished_total",
         "Flow reports that said why the flow had ended.",
-        _sums(stats.flows_finished, table.finished),
+        table.finished,
     )
     yield _single("skyfast_connections", "gauge", "Connections on the page.", table.connections)
     yield _single("skyfast_flows", "gauge", "Flows the connections consist of.", table.flows)

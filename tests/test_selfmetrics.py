@@ -55,7 +55,6 @@ def test_every_value_known_in_advance_is_there_from_the_start():
         ("skyfast_message_errors_total", MESSAGE_ERRORS),
         ("skyfast_reconnects_total", RECONNECT_REASONS),
         ("skyfast_flows_skipped_total", SKIP_REASONS),
-        ("skyfast_flows_finished_total", ("timeout", "fin", "rst", "other")),
         ("skyfast_topology_errors_total", TOPOLOGY_ERRORS),
         ("skyfast_interfaces_skipped", INTERFACE_SKIPS),
         ("skyfast_scrapes_failed_total", SCRAPE_FAILURES),
@@ -79,7 +78,6 @@ def test_values():
     analyzer.reconnects["silent"] = 15
     stats.analyzer("b:2").flows = 16
     stats.flows_skipped["late"] = 100
-    stats.flows_finished["rst"] = 17
     stats.topology.interfaces = 18
     stats.topology.answers = 19
     stats.topology.last_answer_timestamp_s = 1700000001.5
@@ -107,7 +105,6 @@ def test_values():
         ("skyfast_flows_skipped_total", ("reason", "late")): 108,
         ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,
-        ("skyfast_flows_finished_total", ("reason", "rst")): 17,
         ("skyfast_connections",): 2,
         ("skyfast_flows",): 3,
         ("skyfast_table_bytes",): 4,
