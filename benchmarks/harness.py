@@ -83,7 +83,7 @@ class Target:
 
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
-        return f"{sign} {_number(self.limit)}{' ×' if self.of_ratio else ''}"
+        return f"{sign} {number(self.limit)}{' ×' if self.of_ratio else ''}"
 
 
 def at_most(limit: float) -> Target:
@@ -161,11 +161,11 @@ class Report:
         """Print the table, and write the file."""
         cells = [("", "median", "", "least … most", "ratio", "", "target", "")]
         for row in self.rows:
-            spread = f"{_number(min(row.samples))} … {_number(max(row.samples))}"
+            spread = f"{number(min(row.samples))} … {number(max(row.samples))}"
             cells.append(
                 (
                     row.what,
-                    _number(row.median),
+                    number(row.median),
                     row.unit,
                     spread if len(row.samples) > 1 else "",
                     "" if row.ratio is None else f"{row.ratio:.2f} ×",
@@ -204,7 +204,7 @@ def _ratio(samples: Sequence[float], peer: Sequence[float]) -> float:
     return statistics.median(samples) / statistics.median(peer)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits that count, in a form that is easy to compare."""
     if value == 0:
         return "0"
