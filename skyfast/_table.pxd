@@ -85,6 +85,7 @@ cdef struct Cell:
     uint32_t hash
     uint32_t found              # the text's number, 0 while it is not known to be interned
     bint escapes                # it needs some to become a label value
+    bint repeats                # it is that of the unknown flow before
     int64_t number
 
 

@@ -127,6 +127,8 @@ cdef uint32_t IS_TEXT = <uint32_t>1 << 31       # in a cell
 cdef uint32_t TEXT_KEY = <uint32_t>1 << 31      # in a flow's `connection`
 cdef int64_t MAX_INTEGER = <int64_t>1 << 62     # on the wire; larger ones skip the flow
 
+cdef uint64_t EACH_BYTE = 0x0101010101010101
+
 cdef enum:
     SKIP_NONE
     SKIP_INVALID
@@ -346,18 +348,32 @@ cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
     return x ^ (x >> 31)
 
 
+cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
+    # The first `length` bytes of a text, 8 at most, without a call.
+    cdef uint64_t word
+    cdef uint32_t low, high
+    if length >= 8:
+        memcpy(&word, text, 8)
+        return word
+    if length >= 4:
+        memcpy(&low, text, 4)
+        memcpy(&high, text + length - 4, 4)
+        return low | <uint64_t>high << 8 * (length - 4)
+    if length == 0:
+        return 0
+    return (<uint64_t><uint8_t>text[0]
+            | <uint64_t><uint8_t>text[length >> 1] << 8 * (length >> 1)
+            | <uint64_t><uint8_t>text[length - 1] << 8 * (length - 1))
+
+
 cdef inline uint32_t text_hash(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
     cdef uint64_t h = seed ^ length
-    cdef uint64_t word
     while length >= 8:
-        memcpy(&word, text, 8)
-        h = mixed(h ^ word)
+        h = mixed(h ^ load(text, 8))
         text += 8
         length -= 8
     if length:
-        word = 0
-        memcpy(&word, text, length)
-        h = mixed(h ^ word)
+        h = mixed(h ^ load(text, length))
     return <uint32_t>(h ^ (h >> 32))
 
 
@@ -476,12 +492,22 @@ cdef inline bint same_text(const Cell *a, const Cell *b) noexcept nogil:
             and memcmp(a.text, b.text, a.length) == 0)
 
 
+cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
+    # Not 0 when one of the word's bytes is.
+    return (word - EACH_BYTE) & ~word & (EACH_BYTE << 7)
+
+
 cdef inline bint needs_escape(const char *text, uint32_t length) noexcept nogil:
-    cdef uint32_t i
-    cdef bint found = False
-    for i in range(length):
-        found |= (text[i] == c'\\') | (text[i] == c'"') | (text[i] == c'\n')
-    return found
+    cdef uint64_t word, found = 0
+    cdef uint32_t taken
+    while length:
+        taken = min(length, <uint32_t>8)
+        word = load(text, taken)
+        found |= (zero_bytes(word ^ EACH_BYTE * c'\\') | zero_bytes(word ^ EACH_BYTE * c'"')
+                  | zero_bytes(word ^ EACH_BYTE * c'\n'))
+        text += taken
+        length -= taken
+    return found != 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -901,9 +927,9 @@ cdef class Table:
         :raises TypeError: a value of another type; what stands before it was applied.
         :raises MemoryError: likewise, before the flow that found no memory.
 
-        The rules are those of the design: a known flow adds its deltas; a report that is not
-        newer and nowhere higher is late; one that is newer and anywhere lower started over. An
-        unknown flow adds its total in its first report, or where it creates a connection that
+        The rules are those of docs/architecture.md: a known flow adds its deltas; a report that
+        is not newer and nowhere higher is late; one that is newer and anywhere lower started over.
+        An unknown flow adds its total in its first report, or where it creates a connection that
         the labels tell from all others; elsewhere it adds what its last update added. Skipped
         flows are counted in `skipped`.
         """
@@ -1072,7 +1098,8 @@ cdef class Table:
             if unlikely(wrong):
                 return wrong
             if cells[i].text != NULL:
-                if previous != NULL and same_text(&previous[i], &cells[i]):
+                cells[i].repeats = previous != NULL and same_text(&previous[i], &cells[i])
+                if cells[i].repeats:
                     cells[i].escapes = previous[i].escapes
                     cells[i].hash = previous[i].hash
                 else:
@@ -1120,17 +1147,20 @@ cdef class Table:
         # stays valid for the batch, as nothing leaves the table in between.
         cdef uint32_t i, j, number
         cdef Cell *cells
+        cdef const Cell *previous = NULL
         for i in range(size):
             if self._is_unknown(&self.reports[i]):
                 cells = self.batch_cells + <size_t>i * self.columns
                 for j in range(self.columns):
-                    if cells[j].text != NULL:
+                    if cells[j].text != NULL and not cells[j].repeats:
                         number = bucket_of(&self.texts, cells[j].hash)[0]
                         if number:
                             prefetch(row_at(&self.texts, number))
         for i in range(size):
             if self._is_unknown(&self.reports[i]):
-                self._find_texts(&self.reports[i], self.batch_cells + <size_t>i * self.columns)
+                cells = self.batch_cells + <size_t>i * self.columns
+                self._find_texts(&self.reports[i], cells, previous)
+                previous = cells
         for i in range(size):
             if self._is_unknown(&self.reports[i]) and self.reports[i].connection_hash:
                 number = bucket_of(&self.connection_rows, self.reports[i].connection_hash)[0]
@@ -1141,7 +1171,8 @@ cdef class Table:
         return (report.skip == SKIP_NONE and report.flow == 0
                 and report.skip_new == SKIP_NONE)
 
-    cdef void _find_texts(self, Report *report, Cell *cells) noexcept nogil:
+    cdef void _find_texts(self, Report *report, Cell *cells,
+                          const Cell *previous) noexcept nogil:
         # The numbers of the texts; where all are known, the hash of the connection too.
         cdef uint32_t i
         cdef bint all_found = True
@@ -1151,7 +1182,9 @@ cdef class Table:
                 all_found &= cells[i].number < <int64_t>IS_TEXT
                 self.row_cells[i] = <uint32_t>cells[i].number
                 continue
-            if not cells[i].escapes:    # the others are looked up when they have got them
+            if cells[i].repeats:
+                cells[i].found = previous[i].found
+            elif not cells[i].escapes:  # the others are looked up when they have got them
                 cells[i].found = text_find(
                     &self.texts, cells[i].text, cells[i].length, cells[i].hash
                 )
