@@ -21,7 +21,7 @@ from skyfast.selfmetrics import Stats, TableCounts
 FIRST_CHUNK_BYTES = 16 * 1024
 """A page's first chunk: small, so that the first byte leaves at once."""
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 512 * 1024
 """What is rendered, and compressed, without the GIL at a time."""
 
 QUEUE_CHUNKS = 4
