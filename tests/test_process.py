@@ -10,9 +10,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.analyzer import FakeAnalyzer
 from tests.process import ROOT, demo, running
+from tests.test_ingest import BAD_FLOWS, BAD_MESSAGES, flow
+from tests.test_ingest import message as message_of
 
 STORE = "pipeline: {{subscriber: {{urls: [{url}]}}, store: {{prom_sky_con: {{{store}}}}}}}\n"
 NOBODY = "ws://127.0.0.1:9/ws/subscriber/flow"
@@ -144,3 +147,32 @@ async def test_a_pause_does_not_silence_what_waits_in_the_socket(tmp_path: Path)
         page = (await skyfast.get("/metrics/flows")).decode()
         assert 'direction="initiator_to_target",node_tid="a",protocol="TCP"} 7\n' in page
         assert any("paused for" in line for line in skyfast.log)
+
+
+async def test_nothing_that_is_sent_ends_the_subscription_or_breaks_the_page(
+    tmp_path: Path,
+) -> None:
+    hostile = flow("e", NodeTID='"} 1\n# TYPE forged counter\nforged 1\n\\')
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        skyfast = await stack.enter_async_context(running(write_config(tmp_path, analyzer.url)))
+        subscriber = await analyzer.subscriber()
+        for bad, _ in BAD_FLOWS.values():
+            await analyzer.send(message_of(flow("1"), bad, flow("2", NodeTID="other"), hostile))
+        for data, _ in BAD_MESSAGES.values():
+            await analyzer.send(data)
+        reports = sum(3 for _ in BAD_FLOWS) + len(BAD_FLOWS)
+        metrics = await skyfast.until(
+            lambda metrics: (
+                sum(n for s, n in metrics.items() if "skyfast_message_errors_total{" in s)
+                == len(BAD_MESSAGES)
+            )
+        )
+        assert metrics[f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'] == reports
+        assert metrics["skyfast_connections"] == 3
+        assert not subscriber.closed.is_set()
+        assert not any(n for s, n in metrics.items() if "skyfast_reconnects_total{" in s)
+        page = (await skyfast.get("/metrics")).decode()
+        names = {family.name for family in text_string_to_metric_families(page)}
+        assert "forged" not in names
+        assert "skydive_network_connection_total_bytes" in names
