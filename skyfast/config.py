@@ -674,6 +674,9 @@ class _Url:
         return f"{self.scheme}://{self.userinfo}{at}{self.address()}{self.resource}"
 
 
+_PORT_THAT_IS_NONE = re.compile(r"(://[^/?#@]*:)[^/?#@:]*[^/?#@:0-9][^/?#@:]*(?=[/?#]|$)")
+
+
 def _url(text: str) -> _Url:
     if re.search(r"\s", text):
         raise _Invalid("holds a space", text)
@@ -687,7 +690,9 @@ def _url(text: str) -> _Url:
         port = parts.port
         unquote(parts.netloc, errors="strict")
     except ValueError:
-        raise _Invalid("is not a valid URL: its host, port or user cannot be read", text) from None
+        # Without its "@host", "user:password" reads like a host and a port that is no number.
+        shown = _PORT_THAT_IS_NONE.sub(r"\1<hidden>", text)
+        raise _Invalid("is not a valid URL: its host, port or user cannot be read", shown) from None
     if port == 0:
         raise _Invalid("has a port that is not from 1 to 65535", text)
     if "#" in text:
