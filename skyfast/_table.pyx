@@ -50,7 +50,6 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         pass
     PyTypeObject *Py_TYPE(PyObject *)
-    PyObject *Py_None
     bint PyLong_CheckExact(PyObject *)
     long long PyLong_AsLongLongAndOverflow(PyObject *, int *) except? -1
     bint PyUnicode_CheckExact(PyObject *)
@@ -111,7 +110,7 @@ cdef enum:
     INLINE_TEXT = 48
     BATCH = 128                 # reports between two turns of the lock
     RENDER_ROWS = 2048          # connections looked at between two turns of the lock
-    AHEAD = 16                   # connections whose rows are fetched before their turn
+    AHEAD = 16                  # connections, or buckets, whose rows are fetched before their turn
     SLAB_SHIFT = 12
     SLAB_ROWS = 1 << SLAB_SHIFT
     BUCKETS_PER_ROW = 2         # what the index grows to: chains are short, and 8 bytes a row
@@ -1024,9 +1023,9 @@ cdef class Table:
         for i in range(size):
             report = &self.reports[i]
             if report.skip == SKIP_NONE and report.key_text == NULL:
-                report.flow = bucket_of(&self.flow_rows, <uint32_t>report.key)[0]
-                if report.flow:
-                    prefetch(row_at(&self.flow_rows, report.flow))
+                number = bucket_of(&self.flow_rows, <uint32_t>report.key)[0]
+                if number:
+                    prefetch(row_at(&self.flow_rows, number))
         for i in range(size):
             report = &self.reports[i]
             if report.skip == SKIP_NONE:

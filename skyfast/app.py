@@ -40,9 +40,7 @@ class App:
 
     def __init__(self, config: Config) -> None:
         """Build the parts; nothing is opened yet."""
-        self._listen_address = config.store.listen_address
-        self._endpoints = config.subscriber.endpoints
-        self._host_id = config.host_id
+        self._config = config
         self.stats = Stats()
         self.clock = Clock()
         plan = default_plan()
@@ -90,9 +88,9 @@ class App:
         ExceptionGroup when a part ends by a fault of its own.
         """
         await self.web.start()
-        log.info("serving %s", page_url(self._listen_address, self.web.port))
-        for url in self._endpoints:
-            log.info("subscribing to %s as %s", redact_url(url), self._host_id)
+        log.info("serving %s", page_url(self._config.store.listen_address, self.web.port))
+        for url in self._config.subscriber.endpoints:
+            log.info("subscribing to %s as %s", redact_url(url), self._config.host_id)
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [

@@ -438,11 +438,12 @@ def _by_reason(name: str, text: str, counts: Mapping[str, int]) -> str:
 
 def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> str:
     lines = [f"# HELP {name} {text}\n# TYPE {name} {kind}\n"]
-    lines.extend(f"{name}{_labels(labels)} {value!r}\n" for labels, value in samples)
+    lines.extend(f"{name}{label_text(labels)} {value!r}\n" for labels, value in samples)
     return "".join(lines)
 
 
-def _labels(labels: Mapping[str, str]) -> str:
+def label_text(labels: Mapping[str, str]) -> str:
+    """Return ``{name="value",...}``, escaped by the text format's rules; "" without labels."""
     if not labels:
         return ""
     pairs = (f'{name}="{value.translate(_LABEL_ESCAPES)}"' for name, value in labels.items())

@@ -21,7 +21,7 @@ from skyfast.config import Config
 from skyfast.ingest import pruned
 from skyfast.login import Authentication, Endpoint, Headers, http_connector
 from skyfast.logs import LogLimit, printable
-from skyfast.selfmetrics import INTERFACE_SKIPS, TopologyStats
+from skyfast.selfmetrics import INTERFACE_SKIPS, TopologyStats, label_text
 from skyfast.tls import client_context
 
 if TYPE_CHECKING:
@@ -127,7 +127,6 @@ _FAMILIES: Final = tuple(
 )
 
 _LABELS: Final = ("interface_name", "host", "interface_type", "ipv4", "ipv6", "node_tid")
-_LABEL_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _NO_TRAFFIC: Final = _Counters()
 
 # JSON text up to half a surrogate pair, as group 1, or that half: an escape that stands for no
@@ -240,7 +239,7 @@ def _rows(nodes: list[_Node], skipped: dict[str, int]) -> list[tuple[str, _Count
     rows: list[tuple[str, _Counters]] = []
     room = MAX_LABELS_CHARS
     for labels, node in newest.items():
-        text = _label_text(labels)
+        text = label_text(dict(zip(_LABELS, labels, strict=True)))
         if len(rows) == MAX_INTERFACES or len(text) > room:
             skipped["too_many"] += 1
             continue
@@ -260,12 +259,6 @@ def _labels(node: _Node) -> tuple[str, ...]:
         metadata.ipv6[0] if metadata.ipv6 else "",
         metadata.tid or node.id or "",
     )
-
-
-def _label_text(values: tuple[str, ...]) -> str:
-    """Return ``{name="value",...}``, escaped by the rules of the text format."""
-    pairs = zip(_LABELS, (value.translate(_LABEL_ESCAPES) for value in values), strict=True)
-    return "{" + ",".join(f'{name}="{value}"' for name, value in pairs) + "}"
 
 
 def _render(family: _Family, rows: list[tuple[str, _Counters]], skipped: dict[str, int]) -> bytes:
