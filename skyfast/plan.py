@@ -1,22 +1,47 @@
 """The plan: which fields of a flow become labels and values, and how a page spells them.
 
 The table is built from a plan and knows no label or metric by name; the decoder is built
-from the paths that a plan mentions (`skyfast.wire`). A plan is plain, immutable data: what a
-configuration can change about the exported metrics is changed here and nowhere else.
+from the paths that a plan mentions (`skyfast.wire`). A plan is plain, immutable data. Which labels
+and metrics there are to choose from is said in `skyfast.catalogue`, which makes plans too.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 Path = tuple[str, ...]
-"""Where a value stands in a flow: the names of the wire's fields from the outside in."""
+"""Where a value stands in a flow: the names of the wire's fields from the outside in.
+
+The empty path is the flow itself."""
+
+INITIATOR_TO_TARGET = "initiator_to_target"
+TARGET_TO_INITIATOR = "target_to_initiator"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite(Protocol):
+    """Makes a label value of what stands in the flow; a dict with ``__missing__`` is one.
+
+    It is asked once for each flow that the table does not know, and must have an answer for
+    everything: an exception ends the update of the whole message.
+    """
+
+    def __getitem__(self, value: Any, /) -> str | int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Column:
-    """A label whose value comes from the flow."""
+    """A label. Views that have it in common share the object: each is like itself only.
+
+    Its value is what stands at ``path``, or what ``rewrite`` makes of that: the empty text where
+    the part that holds it is missing. A rewrite of something that is no single value (of the
+    flow itself, or of a part) says in ``reads`` which fields it needs. With ``volatile``, answers
+    of ``rewrite`` change: the table then remembers what it asked with, for `Table.relabel`.
+    """
 
     name: str
     path: Path
+    rewrite: Rewrite | None = None
+    reads: tuple[Path, ...] = ()
+    volatile: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,123 +52,128 @@ class Direction:
     around it. ``values`` are its texts, the initiator's first.
     """
 
-    name: str
+    name: str = "direction"
     position: int
-    values: tuple[str, str]
+    values: tuple[str, str] = (INITIATOR_TO_TARGET, TARGET_TO_INITIATOR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter:
     """A running total of a flow, summed by its deltas.
 
-    ``path`` is the total since the flow began, ``amount`` what its latest update added.
+    ``paths`` are one total since the flow began or several that are added up; ``amounts`` what its
+    latest update added to each, and empty where Skydive does not tell: then 0 is taken for it.
+    With ``optional``, flows can lack it; a connection of only such flows has no series of it.
     """
 
-    path: Path
-    amount: Path
+    paths: tuple[Path, ...]
+    amounts: tuple[Path, ...] = ()
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge:
-    """A value of a flow of which a connection keeps the latest that was not zero."""
+    """A value of a flow of which a connection keeps one: none as long as all were zero.
+
+    ``keep`` says which: that of the latest report, or the least or the most of all.
+    """
 
     path: Path
+    keep: Literal["latest", "least", "most"] = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowCount:
+    """How many flows a connection has now."""
+
+
+Value = Counter | Gauge | FlowCount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """A metric family of the page.
 
-    ``values`` are indexes into the plan's counters followed by its gauges: one for a family
-    that has the initiator's direction only, two (initiator to target, target to initiator)
-    for one that has both. A family with ``omit_zero`` has no series where its value is zero.
+    ``values`` is one where there is the initiator's direction only, or the view has no
+    directions; two (initiator to target, target to initiator) where there are both. Values are
+    shown divided by ten to the power of ``decimals``, exactly. ``name`` is that of the samples.
+    ``unit``, when not empty, is the OpenMetrics unit that the name ends with (before ``_total``).
     """
 
     name: str
     help: str
-    type: str
-    values: tuple[int, ...]
-    omit_zero: bool = False
+    type: Literal["counter", "gauge"]
+    values: tuple[Value, ...]
+    decimals: int = 0
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A set of series with the same labels: one connection row a label tuple.
+
+    ``complete`` says that the labels hold both addresses and both ports, so that the flow which
+    creates a connection is the connection: its total may then be counted even where it is not
+    the flow's first report. ``direction`` is None where both directions are added up.
+    """
+
+    columns: tuple[Column, ...]
+    direction: Direction | None
+    families: tuple[Family, ...]
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """A field without which a flow is skipped, counted under ``reason``."""
+    """Parts, at least one of which a flow must have; else it is skipped under ``reason``."""
 
-    path: Path
+    paths: tuple[Path, ...]
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What makes a conversation the same at every capture point, and what tells those apart.
+
+    ``ends`` are the two sides, each the paths of address and port; which is which does not matter.
+    """
+
+    protocol: Path
+    ends: tuple[tuple[Path, Path], tuple[Path, Path]]
+    point: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What the table keeps of a flow, and the families of its page.
 
-    ``complete`` says that the labels hold both addresses and both ports, so that the flow which
-    creates a connection is the connection: its total may then be counted even where it is not
-    the flow's first report.
+    The rows of the first view leave with their last flow, those of the others have time-outs of
+    their own. With ``conversation``, only the capture point that was first to report a conversation
+    is kept, until it falls silent. With ``overflow``, what is not kept for lack of room is added up
+    in one connection whose label values are this text.
     """
 
-    columns: tuple[Column, ...]
-    direction: Direction
-    counters: tuple[Counter, ...]
-    gauges: tuple[Gauge, ...]
-    families: tuple[Family, ...]
+    views: tuple[View, ...]
     requirements: tuple[Requirement, ...]
-    complete: bool
+    conversation: Conversation | None = None
+    overflow: str | None = None
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Every column of any view, once."""
+        return tuple(dict.fromkeys(column for view in self.views for column in view.columns))
 
-INITIATOR_TO_TARGET = "initiator_to_target"
-TARGET_TO_INITIATOR = "target_to_initiator"
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        """Every counter of any view, once."""
+        return tuple(value for value in self._values() if isinstance(value, Counter))
 
-_COLUMNS = (
-    Column(name="initiator_ip", path=("Network", "A")),
-    Column(name="target_ip", path=("Network", "B")),
-    Column(name="initiator_port", path=("Transport", "A")),
-    Column(name="target_port", path=("Transport", "B")),
-    Column(name="node_tid", path=("NodeTID",)),
-    Column(name="protocol", path=("Transport", "Protocol")),
-)
+    @property
+    def gauges(self) -> tuple[Gauge, ...]:
+        """Every gauge of any view, once."""
+        return tuple(value for value in self._values() if isinstance(value, Gauge))
 
-_COUNTERS = tuple(
-    Counter(path=("Metric", name), amount=("LastUpdateMetric", name))
-    for name in ("ABBytes", "BABytes", "ABPackets", "BAPackets")
-)
-
-
-def default_plan() -> Plan:
-    """Return the plan with the names and labels of the Go connector ``prom_sky_con``."""
-    return Plan(
-        columns=_COLUMNS,
-        direction=Direction(
-            name="direction", position=4, values=(INITIATOR_TO_TARGET, TARGET_TO_INITIATOR)
-        ),
-        counters=_COUNTERS,
-        gauges=(Gauge(path=("Metric", "RTT")),),
-        families=(
-            Family(
-                name="skydive_network_connection_total_bytes",
-                help="Bytes transferred on this connection in this direction.",
-                type="counter",
-                values=(0, 1),
-            ),
-            Family(
-                name="skydive_network_connection_total_packets",
-                help="Packets transferred on this connection in this direction.",
-                type="counter",
-                values=(2, 3),
-            ),
-            Family(
-                name="skydive_network_connection_rtt_nanoseconds",
-                help="Latest round-trip time measured on this connection.",
-                type="gauge",
-                values=(4,),
-                omit_zero=True,
-            ),
-        ),
-        requirements=(
-            Requirement(path=("Network",), reason="no_network"),
-            Requirement(path=("Transport",), reason="no_transport"),
-            Requirement(path=("Metric",), reason="no_metric"),
-        ),
-        complete=True,
-    )
+    def _values(self) -> dict[Value, None]:
+        return dict.fromkeys(
+            value for view in self.views for family in view.families for value in family.values
+        )

@@ -5,33 +5,53 @@ struct names costs the decoder nothing but the scan. Names, types and optionalit
 of Skydive's protobuf messages with Go's JSON rules: whatever is empty may be missing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import msgspec
 
 from skyfast.plan import Path, Plan
 
-_TEXT_FIELDS: tuple[Path, ...] = (
-    ("UUID",),
-    ("LayersPath",),
-    ("Application",),
-    ("Link", "Protocol"),
-    ("Link", "A"),
-    ("Link", "B"),
-    ("Network", "Protocol"),
-    ("Network", "A"),
-    ("Network", "B"),
-    ("Transport", "Protocol"),
-    ("ICMP", "Type"),
-    ("TrackingID",),
-    ("L3TrackingID",),
-    ("ParentUUID",),
-    ("NodeTID",),
-    ("CaptureID",),
-)
-"""Every text of a flow that a plan may use; all other fields are integers."""
+
+def _fields() -> dict[Path, type]:
+    metric = ("ABPackets", "ABBytes", "BAPackets", "BABytes", "Start", "Last", "RTT")
+    tcp_sides = (
+        *("SynStart", "SynTTL", "FinStart", "RstStart"),
+        *("SegmentOutOfOrder", "SegmentSkipped", "SegmentSkippedBytes"),
+        *("Packets", "Bytes", "SawStart", "SawEnd"),
+    )
+    texts = (
+        *("UUID", "LayersPath", "Application", "TrackingID", "L3TrackingID", "ParentUUID"),
+        *("NodeTID", "CaptureID"),
+    )
+    integers = {
+        "ICMP": ("Code", "ID"),
+        "Metric": metric,
+        "LastUpdateMetric": metric,
+        "IPMetric": ("Fragments", "FragmentErrors"),
+        "TCPMetric": tuple(side + name for side in ("AB", "BA") for name in tcp_sides),
+        "Link": ("ID",),
+        "Network": ("ID",),
+        "Transport": ("A", "B", "ID"),
+    }
+    nested_texts = {
+        "Link": ("Protocol", "A", "B"),
+        "Network": ("Protocol", "A", "B"),
+        "Transport": ("Protocol",),
+        "ICMP": ("Type",),
+    }
+    return {
+        **{(name,): str for name in texts},
+        **{(name,): int for name in ("Start", "Last", "FinishType", "RawPacketsCaptured")},
+        **{(part, name): str for part, names in nested_texts.items() for name in names},
+        **{(part, name): int for part, names in integers.items() for name in names},
+    }
+
+
+FIELDS: Final[Mapping[Path, type]] = MappingProxyType(_fields())
+"""Every field of a flow that is a text or an integer, and which; from Skydive's ``flow.proto``."""
 
 # Read for every flow, whatever the plan: the table's own bookkeeping.
 _BOOKKEEPING: tuple[Path, ...] = (("UUID",), ("Last",), ("FinishType",))
@@ -54,55 +74,55 @@ class Envelope(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class FlowTypes:
-    """The decoders' types for one plan.
+    """The decoders' types for one plan; values of both are accepted by the plan's table.
 
-    ``Flow`` has what updates of known flows need, ``FullFlow`` has ``Start`` and
-    ``LastUpdateMetric`` beside it. Values of both are accepted by the plan's table. They are the
-    same where the plan's labels are not complete: then every unknown flow needs them.
+    ``Flow`` has what reports of known flows need, and the labels. ``FullFlow`` has beside it
+    ``Start`` and ``LastUpdateMetric``, which tell what a flow is worth that is not known.
     """
 
     Flow: type[msgspec.Struct]
     FullFlow: type[msgspec.Struct]
 
 
-def _struct(name: str, paths: Iterable[Path]) -> type[msgspec.Struct]:
-    """Make the struct that holds ``paths``, each one or two names deep.
+def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
+    """Make the structs that hold what ``plan`` uses, and the fields ``also``."""
+    paths = [*_BOOKKEEPING, *also]
+    for column in plan.columns:
+        paths += [path for path in (column.path, *column.reads) if path]
+    for counter in plan.counters:
+        paths += counter.paths
+    paths += [gauge.path for gauge in plan.gauges]
+    paths += [path for requirement in plan.requirements for path in requirement.paths]
+    if plan.conversation is not None:
+        conversation = plan.conversation
+        paths += [conversation.protocol, conversation.point]
+        paths += [path for end in conversation.ends for path in end]
+    amounts = [path for counter in plan.counters for path in counter.amounts]
+    return FlowTypes(
+        Flow=_struct("Flow", paths),
+        FullFlow=_struct("FullFlow", [*paths, *_FIRST_REPORT, *amounts]),
+    )
 
-    A path that ends in an empty name asks for its parent, and for nothing inside it.
+
+def _struct(name: str, paths: Iterable[Path]) -> type[msgspec.Struct]:
+    """Make the struct that holds ``paths``: fields of `FIELDS`, or whole parts of a flow.
+
+    A part of which no field is asked for is decoded as an empty struct: there or not.
     """
-    scalars: list[Path] = []
-    nested: dict[str, list[str]] = {}
+    scalars: list[str] = []
+    parts: dict[str, list[str]] = {}
     for path in dict.fromkeys(paths):
-        match path:
-            case (_,):
-                scalars.append(path)
-            case (parent, child):
-                nested.setdefault(parent, []).append(child)
-            case _:
-                raise ValueError(f"a path has one or two names, not {path!r}")
-    fields: list[tuple[str, Any, Any]] = [(path[0], *_scalar(path)) for path in scalars]
-    for parent, children in nested.items():
-        inner = msgspec.defstruct(
-            parent, [(child, *_scalar((parent, child))) for child in children if child], gc=False
-        )
-        fields.append((parent, inner | None, None))
+        if path in FIELDS and len(path) == 1:
+            scalars.append(path[0])
+        else:
+            parts.setdefault(path[0], []).extend(path[1:])
+    fields: list[tuple[str, Any, Any]] = [(each, *_type_and_default((each,))) for each in scalars]
+    for part, names in parts.items():
+        inner = [(each, *_type_and_default((part, each))) for each in names]
+        fields.append((part, msgspec.defstruct(part, inner, gc=False) | None, None))
     return msgspec.defstruct(name, fields, gc=False)
 
 
-def _scalar(path: Path) -> tuple[type, str | int]:
-    return (str, "") if path in _TEXT_FIELDS else (int, 0)
-
-
-def flow_types(plan: Plan) -> FlowTypes:
-    """Make the structs that hold what ``plan`` uses."""
-    used = [
-        *_BOOKKEEPING,
-        *(column.path for column in plan.columns),
-        *(counter.path for counter in plan.counters),
-        *(gauge.path for gauge in plan.gauges),
-    ]
-    # A required part of which nothing is used is decoded as an empty struct: there or not.
-    used += [(*requirement.path, "") for requirement in plan.requirements]
-    amounts = [counter.amount for counter in plan.counters]
-    full = _struct("FullFlow", [*used, *_FIRST_REPORT, *amounts])
-    return FlowTypes(Flow=_struct("Flow", used) if plan.complete else full, FullFlow=full)
+def _type_and_default(path: Path) -> tuple[type, str | int]:
+    kind = FIELDS[path]
+    return kind, kind()
