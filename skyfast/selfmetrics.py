@@ -184,6 +184,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PROC = Path("/proc")
 
 _LABEL_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+_HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 Sample = tuple[Mapping[str, str], float]
 """Labels and value. An integer is rendered exactly, a float as its shortest exact text."""
@@ -437,9 +438,23 @@ def _by_reason(name: str, text: str, counts: Mapping[str, int]) -> str:
 
 
 def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> str:
-    lines = [f"# HELP {name} {text}\n# TYPE {name} {kind}\n"]
+    lines = [head(name, text, kind, openmetrics=False)]
     lines.extend(f"{name}{label_text(labels)} {value!r}\n" for labels, value in samples)
     return "".join(lines)
+
+
+def head(name: str, text: str, kind: str, *, unit: str = "", openmetrics: bool) -> str:
+    """Return the comment lines that begin a family whose samples are called ``name``.
+
+    OpenMetrics calls a counter's family what its samples are called without ``_total``, and has a
+    line for the unit, which is the end of the family's name.
+    """
+    if not openmetrics:
+        return f"# HELP {name} {text.translate(_HELP_ESCAPES)}\n# TYPE {name} {kind}\n"
+    if kind == "counter":
+        name = name.removesuffix("_total")
+    units = f"# UNIT {name} {unit}\n" if unit else ""
+    return f"# TYPE {name} {kind}\n{units}# HELP {name} {text.translate(_LABEL_ESCAPES)}\n"
 
 
 def label_text(labels: Mapping[str, str]) -> str:
