@@ -1,0 +1,128 @@
+"""Label values that are made of what stands in a flow: masked addresses, folded ports, protocols.
+
+What they are made by are `skyfast.plan.Rewrite`s. What is remembered is bounded, for strangers
+choose what stands in a flow; nothing is locked, for one thread asks.
+"""
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from skyfast.plan import Path
+
+if TYPE_CHECKING:  # the configuration's own checks import this module
+    from skyfast.config import Fold, Mask
+
+K = TypeVar("K", bound=str | int)
+V = TypeVar("V")
+
+MAX_REMEMBERED = 65_536
+"""Answers that a `Memory` holds; when one more comes, all are forgotten."""
+
+MAX_REMEMBERED_CHARS = 256
+"""Of a text whose answer is remembered; no address, node or layers' path is longer."""
+
+MAX_ADDRESS_CHARS = 45
+"""Of an IP address: IPv6 with the last 32 bits as IPv4, none of them left out."""
+
+OTHER = "other"
+"""What stands for all values that are not told apart."""
+
+
+class Memory(dict[K, V], Generic[K, V]):
+    """Answers of a function, kept for when the same is asked again; at most `MAX_REMEMBERED`."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self, answer: Callable[[K], V]) -> None:
+        self._answer = answer
+
+    def __missing__(self, key: K) -> V:
+        value = self._answer(key)
+        if isinstance(key, str) and len(key) > MAX_REMEMBERED_CHARS:
+            return value
+        if len(self) >= MAX_REMEMBERED:
+            self.clear()
+        self[key] = value
+        return value
+
+
+def address(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that a flow's text stands for, or None where it is none.
+
+    An IPv4 address in IPv6 form is that IPv4 address. One with a zone (``fe80::1%eth0``) is none:
+    Skydive does not write zones.
+    """
+    if len(text) > MAX_ADDRESS_CHARS:
+        return None
+    try:
+        found = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(found, IPv6Address):
+        if found.scope_id is not None:
+            return None
+        return found.ipv4_mapped or found
+    return found
+
+
+def mask(config: "Mask") -> Memory[str, str]:
+    """Return what makes network text of address text, such as ``10.0.0.0/24``.
+
+    Addresses of a family that has no mask stay as they are written, and so do texts that are no
+    address, the empty one among them.
+    """
+
+    def masked(text: str) -> str:
+        found = address(text)
+        if found is None:
+            return text
+        bits = config.ipv4 if isinstance(found, IPv4Address) else config.ipv6
+        return text if bits is None else str(ip_network((found, bits), strict=False))
+
+    return Memory(masked)
+
+
+class _Folded(dict[int | str, int | str]):
+    """The ports that stay by their number; those above the bound are answered, not kept."""
+
+    __slots__ = ("_above",)
+
+    def __init__(self, keep: frozenset[int], above: int) -> None:
+        super().__init__({port: port for port in keep})
+        self[""] = ""
+        self._above = above
+
+    def __missing__(self, port: int | str) -> int | str:
+        return port if isinstance(port, int) and 0 <= port <= self._above else OTHER
+
+
+def fold(config: "Fold") -> dict[int | str, int | str]:
+    """Return what leaves the ports of the list or up to the bound, and makes `OTHER` of the rest.
+
+    The empty text, for a port that is missing, stays.
+    """
+    above = -1 if config.above is None else config.above
+    return _Folded(config.keep or frozenset(), above)
+
+
+class FlowProtocol:
+    """The protocol of a flow, ICMP among them: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4``, ``ICMPV6``.
+
+    A flow with neither Transport nor ICMP has the empty text.
+    """
+
+    READS: ClassVar[tuple[Path, ...]] = (
+        ("Transport", "Protocol"),
+        ("ICMP",),
+        ("Network", "Protocol"),
+    )
+
+    def __getitem__(self, flow: Any) -> str:
+        if flow.Transport is not None:
+            protocol: str = flow.Transport.Protocol
+            return protocol
+        if flow.ICMP is None:
+            return ""
+        version_6 = flow.Network is not None and flow.Network.Protocol == "IPV6"
+        return "ICMPV6" if version_6 else "ICMPV4"
