@@ -30,13 +30,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from skyfast.catalogue import DEFAULT_LABELS, DEFAULT_METRICS
+from skyfast.selection import Condition as Condition
+from skyfast.selection import Fold as Fold
+from skyfast.selection import LabelChoice as LabelChoice
+from skyfast.selection import Mask as Mask
+from skyfast.selection import MetricChoice as MetricChoice
+from skyfast.selection import Network as Network
+from skyfast.selection import Rewrite as Rewrite
+from skyfast.selection import Rule as Rule
+from skyfast.selection import ViewChoice as ViewChoice
+
 T = TypeVar("T")
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_FILE_BYTES = 1 << 20
 """A longer file is refused: this is a security limit."""
@@ -130,17 +140,24 @@ class Classify:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """The tags, of `TAGS`, whose flows are dropped."""
+    """Which flows are dropped: those with ``excluded_tags``, of `TAGS`, and by rules.
+
+    A flow is dropped by the first of ``drop`` that holds for it, and, where there is ``keep``, if
+    none of those does.
+    """
 
     excluded_tags: frozenset[str]
+    keep: tuple[Rule, ...]
+    drop: tuple[Rule, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """The table's bounds and times, and where the page is served.
+    """What is exported, the table's bounds and times, and where the page is served.
 
     ``port`` 0 is any free port, ``listen_address`` empty all addresses of both IP versions,
-    and ``interfaces_interval_s`` 0 switches the interfaces off.
+    and ``interfaces_interval_s`` 0 switches the interfaces off. ``rewrites`` are by label;
+    ``naming`` is that of the main view's families.
     """
 
     port: int
@@ -150,6 +167,13 @@ class Store:
     max_connections: int
     max_flows: int
     interfaces_interval_s: float
+    main: ViewChoice
+    views: tuple[ViewChoice, ...]
+    include_icmp: bool
+    rewrites: Mapping[str, Rewrite]
+    overflow: Literal["drop", "other"]
+    deduplicate: Literal["none", "first"]
+    naming: Literal["compatible", "standard"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +184,7 @@ class Web:
     max_scrapes: int
     max_scrapes_per_address: int
     scrape_timeout_s: float
+    enable_reload: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1093,7 +1118,7 @@ def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
             silence_timeout_s=get(SILENCE_TIMEOUT),
         ),
         classify=Classify(cluster_net_masks=get(NET_MASKS)),
-        filter=Filter(excluded_tags=frozenset(excluded_tags)),
+        filter=Filter(excluded_tags=frozenset(excluded_tags), keep=(), drop=()),
         store=Store(
             port=get(PORT),
             listen_address=get(LISTEN_ADDRESS),
@@ -1102,12 +1127,36 @@ def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
             max_connections=max_connections,
             max_flows=get(MAX_FLOWS) or min(4 * max_connections, MAX_ROWS),
             interfaces_interval_s=get(INTERFACES_INTERVAL),
+            main=ViewChoice(
+                prefix="",
+                labels=tuple(LabelChoice(name=name) for name in DEFAULT_LABELS),
+                metrics=tuple(MetricChoice(name=name) for name in DEFAULT_METRICS),
+                direction="split",
+                timeout_s=0.0,
+            ),
+            views=(
+                ViewChoice(
+                    prefix="skydive_traffic",
+                    labels=tuple(
+                        LabelChoice(name=name) for name in ("node_tid", "protocol", "direction")
+                    ),
+                    metrics=(MetricChoice(name="bytes"), MetricChoice(name="packets")),
+                    direction="split",
+                    timeout_s=3600.0,
+                ),
+            ),
+            include_icmp=False,
+            rewrites=MappingProxyType({}),
+            overflow="drop",
+            deduplicate="none",
+            naming="compatible",
         ),
         web=Web(
             max_connections=get(WEB_CONNECTIONS),
             max_scrapes=get(WEB_SCRAPES),
             max_scrapes_per_address=get(WEB_SCRAPES_PER_ADDRESS),
             scrape_timeout_s=get(WEB_SCRAPE_TIMEOUT),
+            enable_reload=False,
         ),
         logging=Logging(level=get(LEVEL)),
         notes=tuple(notes),

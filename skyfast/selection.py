@@ -1,0 +1,99 @@
+"""What a configuration selects: labels, metrics, views, rewritten labels, and rules for flows.
+
+Plain data, made by `skyfast.config` (through `skyfast.choices`) and used by the catalogue, which
+makes the table's plan of it, and by the filters. Nothing here knows a file or a flow.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from skyfast.plan import Path
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelChoice:
+    """A label: a known one where ``path`` is None, else what stands at ``path`` in a flow."""
+
+    name: str
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricChoice:
+    """A metric: a known one where ``paths`` is empty, else one or two fields of a flow.
+
+    Two fields are the initiator's direction and the target's. ``type`` and ``help`` are those of a
+    metric that is not known.
+    """
+
+    name: str
+    paths: tuple[Path, ...] = ()
+    type: Literal["counter", "gauge"] = "counter"
+    help: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewChoice:
+    """A set of series with the same labels.
+
+    The main view has an empty ``prefix`` and a ``timeout_s`` of 0: its rows leave with their
+    flows. ``labels`` holds ``direction`` exactly where the directions are split.
+    """
+
+    prefix: str
+    labels: tuple[LabelChoice, ...]
+    metrics: tuple[MetricChoice, ...]
+    direction: Literal["split", "sum"]
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """Addresses shown as the networks of these prefix lengths; None is the address itself."""
+
+    ipv4: int | None
+    ipv6: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """Ports shown as ``other``: those ``above`` a port, or all, but never those to ``keep``.
+
+    One of the two can be None.
+    """
+
+    above: int | None
+    keep: frozenset[int] | None
+
+
+Rewrite: TypeAlias = Mask | Fold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What a field of a flow must be; ``path`` None is the classification's tag.
+
+    It holds where any of ``values``, ``ranges`` (both ends included), ``networks`` or ``pattern``
+    (found anywhere in the text) fits, or none where ``negated``. A field that a flow lacks fits
+    nothing. ``field`` is the name that was written.
+    """
+
+    field: str
+    path: Path | None
+    negated: bool = False
+    values: frozenset[str | int] = frozenset()
+    ranges: tuple[tuple[int, int], ...] = ()
+    networks: tuple[Network, ...] = ()
+    pattern: re.Pattern[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Flows for which all ``conditions`` hold; ``name`` is a label value."""
+
+    name: str
+    conditions: tuple[Condition, ...]
