@@ -9,15 +9,15 @@ that it refers to.
 from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from skyfast.plan import Path, Requirement
 from skyfast.rewrite import OTHER, Memory, address
+from skyfast.selection import Condition, Network, Rule
 from skyfast.wire import FIELDS
 
 if TYPE_CHECKING:  # the configuration's own checks import this module
-    from skyfast.config import Condition, Filter, Rule
+    from skyfast.config import Filter
 
 Flow = Any
 """A struct of the plan's flow types: which fields it has is known at run time only."""
@@ -60,7 +60,7 @@ class Classifier:
         return _TAGS[self._places[network.A]][self._places[network.B]]
 
 
-def classifier(masks: Sequence[IPv4Network | IPv6Network]) -> Classifier:
+def classifier(masks: Sequence[Network]) -> Classifier:
     """Return the classifier of a cluster with these networks."""
 
     def place(text: str) -> int:
@@ -137,14 +137,14 @@ def admission(
     source = _Source()
     counters: list[tuple[MutableMapping[str, int], str]] = []
     if config.excluded_tags:
-        source.drop(f"{source.tag()} in {source.constant(config.excluded_tags)}", len(counters))
+        source.drop(f"{source.tag()} in {source.constant(config.excluded_tags)}")
         counters.append((skipped, EXCLUDED))
     for rule in config.drop:
-        source.drop(source.rule(rule), len(counters))
+        source.drop(source.rule(rule))
         counters.append((filtered, rule.name))
     if config.keep:
         held = " or ".join(map(source.rule, config.keep))
-        source.drop(f"not ({held})", len(counters))
+        source.drop(f"not ({held})")
         counters.append((filtered, KEEP))
     for counts, name in counters:
         counts.setdefault(name, 0)
@@ -168,30 +168,34 @@ class _Source:
     def tag(self) -> str:
         return self._local("tag", "classifier[flow]")
 
-    def drop(self, condition: str, counter: int) -> None:
-        self._drops.append(f"if {condition}: dropped[{counter}] += 1; continue")
+    def drop(self, condition: str) -> None:
+        self._drops.append(condition)
 
-    def rule(self, rule: "Rule") -> str:
+    def rule(self, rule: Rule) -> str:
         return f"({' and '.join(map(self._condition, rule.conditions)) or True})"
 
     def function(
         self, classifier: Classifier, requirements: Iterable[Requirement]
     ) -> Callable[[list[Flow], list[int]], list[Flow]]:
-        """Compile the text: one drop after another, behind what the table skips anyway."""
+        """Compile the text: one drop after another, each counted at its position."""
+        # Only of flows that would be dropped is it asked whether the table would skip them.
         complete = ["flow.UUID"]
         for requirement in requirements:
-            present = [f"{self._part(part)} is not None" for (part,) in requirement.paths]
+            present = [f"flow.{part} is not None" for (part,) in requirement.paths]
             complete.append(f"({' or '.join(present)})")
         lines = [
             "def pick(flows, dropped):",
             "    admitted = []",
             "    for flow in flows:",
             *(f"        {name} = {expression}" for name, expression in self._locals.items()),
-            f"        if not ({' and '.join(complete)}): admitted.append(flow); continue",
-            *(f"        {drop}" for drop in self._drops),
-            "        admitted.append(flow)",
-            "    return admitted",
         ]
+        for position, drop in enumerate(self._drops):
+            lines += [
+                f"        if {drop} and {' and '.join(complete)}:",
+                f"            dropped[{position}] += 1",
+                "            continue",
+            ]
+        lines += ["        admitted.append(flow)", "    return admitted"]
         names: dict[str, Any] = {**self._constants, "classifier": classifier}
         exec("\n".join(lines), names)  # noqa: S102  # none of the text is from outside
         pick: Callable[[list[Flow], list[int]], list[Flow]] = names["pick"]
@@ -201,10 +205,7 @@ class _Source:
         self._locals[name] = expression
         return name
 
-    def _part(self, name: str) -> str:
-        return self._local(name, f"flow.{name}")
-
-    def _condition(self, condition: "Condition") -> str:
+    def _condition(self, condition: Condition) -> str:
         if condition.path is None:
             text = self._test(condition, self.tag(), str)
         else:
@@ -214,11 +215,11 @@ class _Source:
                 text = self._test(condition, f"flow.{condition.path[0]}", kind)
             else:
                 part, name = condition.path
-                text = self._test(condition, f"{self._part(part)}.{name}", kind)
+                text = self._test(condition, f"{self._local(part, f'flow.{part}')}.{name}", kind)
                 text = f"({part} is not None and {text})"
         return f"not {text}" if condition.negated else text
 
-    def _test(self, condition: "Condition", value: str, kind: type) -> str:
+    def _test(self, condition: Condition, value: str, kind: type) -> str:
         """Return an expression that tells what `matches` does; it binds closer than ``not``."""
         if condition.pattern is not None or condition.networks:
             alike = (condition.values, condition.ranges, condition.networks, condition.pattern)
@@ -231,7 +232,7 @@ class _Source:
             return f"({value} == {self.constant(*condition.values)})"
         return f"({value} in {self.constant(condition.values)})"
 
-    def _within(self, condition: "Condition", value: str) -> str:
+    def _within(self, condition: Condition, value: str) -> str:
         numbers = (number for number in condition.values if isinstance(number, int))
         intervals = _merged((*condition.ranges, *((number, number) for number in numbers)))
         if len(intervals) == 1:
@@ -242,7 +243,7 @@ class _Source:
         return f"(bisect({self.constant(bounds)}, {value}) & 1)"
 
 
-def matches(condition: "Condition", value: str | int) -> bool:
+def matches(condition: Condition, value: str | int) -> bool:
     """Tell whether any of the condition's alternatives matches a field's value, negated or not."""
     if value in condition.values:
         return True
@@ -267,5 +268,5 @@ def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _conditions(config: "Filter") -> Iterable["Condition"]:
+def _conditions(config: "Filter") -> Iterable[Condition]:
     return (condition for rule in (*config.drop, *config.keep) for condition in rule.conditions)

@@ -6,12 +6,10 @@ choose what stands in a flow; nothing is locked, for one thread asks.
 
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from skyfast.plan import Path
-
-if TYPE_CHECKING:  # the configuration's own checks import this module
-    from skyfast.config import Fold, Mask
+from skyfast.selection import Fold, Mask
 
 K = TypeVar("K", bound=str | int)
 V = TypeVar("V")
@@ -66,7 +64,7 @@ def address(text: str) -> IPv4Address | IPv6Address | None:
     return found
 
 
-def mask(config: "Mask") -> Memory[str, str]:
+def mask(config: Mask) -> Memory[str, str]:
     """Return what makes network text of address text, such as ``10.0.0.0/24``.
 
     Addresses of a family that has no mask stay as they are written, and so do texts that are no
@@ -97,7 +95,7 @@ class _Folded(dict[int | str, int | str]):
         return port if isinstance(port, int) and 0 <= port <= self._above else OTHER
 
 
-def fold(config: "Fold") -> dict[int | str, int | str]:
+def fold(config: Fold) -> dict[int | str, int | str]:
     """Return what leaves the ports of the list or up to the bound, and makes `OTHER` of the rest.
 
     The empty text, for a port that is missing, stays.
