@@ -8,34 +8,42 @@ loop; files are opened to read the configuration and to see that the certificate
 
 How a file becomes a `Config`:
 
-1. PyYAML parses the text to events, and `_Composer` makes nodes of them. Scalars stay the
-   text that was written: what is a number or a text is decided by the key, not by YAML, so
-   a password ``0123`` and an address ``10:30`` are not turned into integers. (PyYAML's own
-   composer is not used: the compiled one recurses without a limit.)
+1. `skyfast.document` makes nodes of the text. Scalars stay the text that was written.
 2. `_walk` descends along the keys of `SCHEMA` and nothing else, so an alias is never
    expanded more often than the schema has keys.
-3. Environment variables replace what the file says; then each key's `Key.parse` checks its
-   value, and `_build` combines what depends on one another.
+3. Environment variables replace what the file says; then each key's `Key.parse`, made in
+   `skyfast.values` and `skyfast.choices`, checks its value, and `_build` combines what
+   depends on one another.
 
 Every error is one `ConfigError` of one line. It never holds a password or a cookie.
 """
 
 import difflib
-import ipaddress
 import logging
-import math
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import Any, Generic, Literal, TypeVar
 
 import yaml
 
-from skyfast.catalogue import DEFAULT_LABELS, DEFAULT_METRICS
+from skyfast import choices
+from skyfast.catalogue import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
+from skyfast.document import ConfigError as ConfigError
+from skyfast.document import (
+    Node,
+    Value,
+    compose,
+    describe,
+    describe_path,
+    file_name,
+    join,
+    kind_of,
+    read_file,
+)
+from skyfast.document import redact_url as redact_url
 from skyfast.selection import Condition as Condition
 from skyfast.selection import Fold as Fold
 from skyfast.selection import LabelChoice as LabelChoice
@@ -45,14 +53,29 @@ from skyfast.selection import Network as Network
 from skyfast.selection import Rewrite as Rewrite
 from skyfast.selection import Rule as Rule
 from skyfast.selection import ViewChoice as ViewChoice
+from skyfast.values import (
+    ANALYZER_PORT,
+    TAGS,
+    Address,
+    Invalid,
+    Url,
+    list_of,
+    one_of,
+    only,
+    seconds,
+    to_address,
+    to_boolean,
+    to_cookies,
+    to_level,
+    to_listen_address,
+    to_network,
+    to_readable_file,
+    to_text,
+    to_url,
+    whole,
+)
 
 T = TypeVar("T")
-
-MAX_FILE_BYTES = 1 << 20
-"""A longer file is refused: this is a security limit."""
-
-MAX_DEPTH = 64
-"""Deeper nesting is refused: this is a security limit."""
 
 MAX_ROWS = 1 << 30
 """The largest ``max_connections`` and ``max_flows``: a row's number has 31 bits."""
@@ -63,40 +86,8 @@ MAX_MESSAGE_BYTES = 1 << 30
 MAX_SOCKETS = 65_536
 """The largest number of HTTP connections or of simultaneous scrapes."""
 
-MAX_SECONDS = 31_536_000
-"""The longest duration: a year."""
-
-MAX_SHOWN = 80
-"""Characters of a value that an error message shows."""
-
-ANALYZER_PORT = 8082
-"""Where an analyzer listens unless its address says otherwise."""
-
-SUBSCRIBER_PATH = "/ws/subscriber/flow"
-"""The path of an analyzer's flow subscription."""
-
-SCHEMES = ("ws", "wss", "dns+ws", "dns+wss")
-"""Schemes of a subscription; those with ``dns+`` stand for all addresses of a name."""
-
-TAGS = ("internal", "ingress", "egress", "other")
-"""What the classification can call a flow."""
-
-LEVELS = {
-    "DEBUG": "DEBUG",
-    "INFO": "INFO",
-    "NOTICE": "INFO",
-    "WARNING": "WARNING",
-    "ERROR": "ERROR",
-    "CRITICAL": "CRITICAL",
-}
-"""Skydive's log levels, and what the standard library calls them."""
-
 HIDDEN = "<hidden>"
 """Stands for a secret wherever the configuration is shown."""
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; ``str()`` is one line that says where and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +224,7 @@ def load(path: str, environ: Mapping[str, str]) -> Config:
         ConfigError: The file cannot be read, or what it or the environment says is wrong.
 
     """
-    return parse(_read(path), environ, source=path)
+    return parse(read_file(path), environ, source=path)
 
 
 def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
@@ -243,12 +234,13 @@ def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
         ConfigError: What the text or the environment says is wrong.
 
     """
-    file = _file_name(source)
-    found, strangers = _walk(_Composer(text, file=file).document(), file=file)
+    file = file_name(source)
+    found, strangers = _walk(compose(text, file=file), file=file)
     notes = _judge(strangers, file=file)
     for key in SCHEMA.values():
         if key.env and environ.get(key.env):
-            found[key.path] = _Found(f"environment variable {key.env}", environ[key.env])
+            origin = f"environment variable {key.env}"
+            found[key.path] = _Found(origin, None, environ[key.env])
     return _build(_Settings(found), source=source, notes=notes)
 
 
@@ -269,476 +261,6 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
-def redact_url(url: str) -> str:
-    """Return ``url`` without its user and password. It need not be a valid URL."""
-    before, at, after = url.rpartition("@")
-    if not at:
-        return url
-    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", before)
-    return (scheme.group() if scheme else "") + after
-
-
-# What a file holds ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """A YAML value and its line, counted from 1: in a mapping, that of its key."""
-
-    value: "Value"
-    line: int
-
-
-Value: TypeAlias = str | bool | list[_Node] | dict[str, _Node] | None
-"""A YAML value: what looks like a number or a date stays text; mappings keep their keys' case."""
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-_NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
-_BOOLS = {
-    spelling: value
-    for value, words in ((True, ("true", "yes", "on")), (False, ("false", "no", "off")))
-    for word in words
-    for spelling in (word, word.capitalize(), word.upper())
-}
-_TAGS = {None, "!", *(f"tag:yaml.org,2002:{n}" for n in ("str", "int", "float", "seq", "map"))}
-
-
-def _file_name(source: str) -> str:
-    """Name the source in a message; a path can hold a line break."""
-    if source == "-":
-        return "standard input"
-    return source if source and source.isprintable() else repr(source)
-
-
-def _read(path: str) -> str:
-    try:
-        if path == "-":
-            with open(0, "rb", closefd=False) as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        else:
-            with Path(path).open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{_file_name(path)}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # a null character in the path
-        raise ConfigError(f"{_file_name(path)}: cannot be read: {error}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{_file_name(path)}: is longer than {MAX_FILE_BYTES} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{_file_name(path)}: line {line}: is not UTF-8 (byte 0x{data[error.start]:02x})"
-        ) from None
-
-
-class _Composer:
-    """Makes nodes of one document's events.
-
-    An alias is the node that it names, not a copy of it, and can name only what is complete,
-    so nodes form no cycles.
-    """
-
-    def __init__(self, text: str, *, file: str) -> None:
-        self._text = text
-        self._file = file
-        self._anchors: dict[str, _Node] = {}
-
-    def document(self) -> dict[str, _Node]:
-        """Return the top level's mapping, empty for an empty file."""
-        if match := _NOT_YAML.search(self._text):
-            line = self._text.count("\n", 0, match.start()) + 1
-            column = match.start() - self._text.rfind("\n", 0, match.start())
-            raise ConfigError(
-                f"{self._file}: line {line}, column {column}: not valid YAML:"
-                f" the character U+{ord(match.group()):04X} is not allowed"
-            )
-        try:
-            node = self._root(yaml.parse(self._text, Loader=_Loader))
-        except (yaml.YAMLError, ValueError, OverflowError) as error:
-            # The parser in Python lets some errors of number conversions through.
-            raise ConfigError(f"{self._file}: {_syntax_error(error)}") from None
-        if node is None or node.value is None:
-            return {}
-        if not isinstance(node.value, dict):
-            raise ConfigError(
-                f"{self._file}: line {node.line}: {_kind(node.value)} is not a mapping of keys"
-            )
-        return node.value
-
-    def _error(self, event: Any, path: str, text: str) -> ConfigError:
-        return ConfigError(f"{self._file}: line {_line(event)}: {_shown_path(path)}: {text}")
-
-    def _root(self, events: Iterator[Any]) -> _Node | None:
-        root = None
-        for event in events:
-            if isinstance(event, yaml.DocumentStartEvent) and root is not None:
-                raise self._error(event, "", "a second document begins here")
-            if isinstance(event, yaml.NodeEvent):
-                root = self._node(event, events, "", 1)
-        return root
-
-    def _node(self, event: Any, events: Iterator[Any], path: str, depth: int) -> _Node:
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self._anchors:
-                # The name is not shown: an unquoted password can begin with an asterisk.
-                raise self._error(event, path, "this YAML alias (*) names nothing above it")
-            return self._anchors[event.anchor]
-        if event.tag not in _TAGS:
-            # Nor is the tag: an unquoted password can begin with an exclamation mark.
-            raise self._error(event, path, "this YAML tag (!) is unknown")
-        if depth > MAX_DEPTH:
-            raise self._error(event, path, f"is nested deeper than {MAX_DEPTH} levels")
-        value: Value
-        if isinstance(event, yaml.ScalarEvent):
-            value = _scalar(event)
-        elif isinstance(event, yaml.SequenceStartEvent):
-            value = self._sequence(events, path, depth)
-        else:
-            value = self._mapping(events, path, depth)
-        node = _Node(value, _line(event))
-        if event.anchor is not None:
-            self._anchors[event.anchor] = node
-        return node
-
-    def _sequence(self, events: Iterator[Any], path: str, depth: int) -> list[_Node]:
-        nodes = []
-        while not isinstance(event := next(events), yaml.SequenceEndEvent):
-            nodes.append(self._node(event, events, path, depth + 1))
-        return nodes
-
-    def _mapping(self, events: Iterator[Any], path: str, depth: int) -> dict[str, _Node]:
-        nodes: dict[str, _Node] = {}
-        lines: dict[str, int] = {}
-        while not isinstance(event := next(events), yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent):
-                raise self._error(event, path, "a key must be text")
-            key = event.value
-            below = _join(path, key.lower())
-            if key == "<<" and event.implicit[0]:
-                raise self._error(event, path, "YAML's merge keys (<<) are not supported")
-            if first := lines.get(key.lower()):
-                raise self._error(event, below, f"is already set in line {first}")
-            lines[key.lower()] = _line(event)
-            value = self._node(next(events), events, below, depth + 1).value
-            nodes[key] = _Node(value, _line(event))
-        return nodes
-
-
-def _scalar(event: Any) -> str | bool | None:
-    text: str = event.value
-    if event.implicit[0] and event.tag is None:  # neither quoted nor tagged
-        if text in _NULLS:
-            return None
-        if text in _BOOLS:
-            return _BOOLS[text]
-    return text
-
-
-def _line(event: Any) -> int:
-    return int(event.start_mark.line) + 1
-
-
-def _syntax_error(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    problem = getattr(error, "problem", None) or "it cannot be parsed"
-    # The parser in Python quotes the handle, and an unquoted password can look like one.
-    return place + "not valid YAML: " + re.sub(r"(undefined tag handle).*", r"\1", problem)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-# What a key accepts --------------------------------------------------------------------------
-
-
-class _Invalid(Exception):  # noqa: N818 - never leaves this module
-    """A value that its key does not accept: what is wrong, said of the value that is shown."""
-
-    def __init__(self, problem: str, value: Value, *, name: str = "") -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.value = value
-        self.name = name
-
-
-def _kind(value: Value) -> str:
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    return "an empty entry" if value is None else "a single value"
-
-
-def _shown(value: Value) -> str:
-    """Show a value in a message: on one line, not too long, and without a URL's password."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str):
-        return _kind(value)
-    text = redact_url(value)
-    return repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…")
-
-
-def _shown_path(path: str) -> str:
-    text = redact_url(path)
-    if len(text) > MAX_SHOWN:
-        text = text[:MAX_SHOWN] + "…"
-    return (text if text.isprintable() else repr(text)) or "top level"
-
-
-def _text(value: Value) -> str:
-    if isinstance(value, bool):
-        raise _Invalid("is not text; put it in quotes if it is meant as such", value)
-    if not isinstance(value, str):
-        raise _Invalid("is not text", value)
-    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", value):
-        raise _Invalid("holds a control character", value)
-    return value
-
-
-def _number(value: Value) -> float:
-    """Return what lies in no range, NaN, for everything that is not a number."""
-    if not isinstance(value, str) or not value.isascii():
-        return math.nan
-    try:
-        return float(value)
-    except ValueError:
-        return math.nan
-
-
-def _whole(least: int, most: int) -> Callable[[Value], int]:
-    def parse(value: Value) -> int:
-        number = _number(value)
-        if not (least <= number <= most and number.is_integer()):
-            raise _Invalid(f"is not a whole number from {least} to {most}", value)
-        return int(number)
-
-    return parse
-
-
-def _seconds(*, zero: bool) -> Callable[[Value], float]:
-    allowed = "from 0" if zero else "above 0 and"
-
-    def parse(value: Value) -> float:
-        number = _number(value)
-        if not (0 <= number <= MAX_SECONDS) or (number == 0 and not zero):
-            raise _Invalid(f"is not a number of seconds {allowed} up to {MAX_SECONDS}", value)
-        return number
-
-    return parse
-
-
-def _only(name: str) -> Callable[[Value], str]:
-    """Accept the one type of a phase of the pipeline that skyfast has."""
-
-    def parse(value: Value) -> str:
-        if _text(value) != name:
-            raise _Invalid(f"is not supported: skyfast has only {name}", value)
-        return name
-
-    return parse
-
-
-def _tag(text: str) -> str:
-    if text not in TAGS:
-        near = difflib.get_close_matches(text.lower(), TAGS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise _Invalid(f"is not one of {', '.join(TAGS)}{hint}", text)
-    return text
-
-
-def _level(value: Value) -> str:
-    text = _text(value)
-    if text.upper() not in LEVELS:
-        raise _Invalid(f"is not one of {', '.join(LEVELS)}", text)
-    return LEVELS[text.upper()]
-
-
-def _list_of(item: Callable[[str], T]) -> Callable[[Value], tuple[T, ...]]:
-    """Accept a list, or a text that is split at spaces and commas."""
-
-    def parse(value: Value) -> tuple[T, ...]:
-        if isinstance(value, list):
-            return tuple(item(_text(node.value)) for node in value)
-        if not isinstance(value, str):
-            raise _Invalid("is not a list", value)
-        try:
-            return tuple(item(_text(text)) for text in re.split(r"[\s,]+", value) if text)
-        except _Invalid as bad:
-            # A password with a comma was split too: only the whole text can be redacted.
-            raise _Invalid(bad.problem, value if "@" in value else bad.value) from None
-
-    return parse
-
-
-def _cookies(value: Value) -> Mapping[str, str]:
-    if not isinstance(value, dict):
-        raise _Invalid("is not a mapping of cookies' names to values", value)
-    return MappingProxyType({name: _cookie(name, node.value) for name, node in value.items()})
-
-
-def _cookie(name: str, value: Value) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-        raise _Invalid("has a name with characters that a cookie's cannot have", value, name=name)
-    try:
-        text = "" if value is None else _text(value)
-    except _Invalid as bad:
-        raise _Invalid(bad.problem, value, name=name) from None
-    if ";" in text:
-        raise _Invalid("holds a semicolon", value, name=name)
-    return text
-
-
-def _readable_file(value: Value) -> str:
-    text = _text(value)
-    try:
-        if not Path(text).is_file():
-            raise _Invalid("is not an existing file", text)
-        Path(text).open("rb").close()
-    except OSError as error:
-        raise _Invalid(f"cannot be read: {error.strerror}", text) from None
-    return text
-
-
-def _network(text: str) -> Network:
-    """Accept what Go's ``net.ParseCIDR`` does: an address with host bits, but no netmask."""
-    try:
-        if re.search(r"/[0-9]+$", text) and "%" not in text:
-            return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        pass
-    raise _Invalid("is not a network in CIDR notation such as 10.0.0.0/8 or fd00::/8", text)
-
-
-def _host(text: str) -> str:
-    """Return a host name in lower case or an IP address in its usual form, without brackets.
-
-    Raises:
-        ValueError: It is neither.
-
-    """
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
-            raise
-    text.encode("idna")  # the lengths of a name's parts
-    return text.lower()
-
-
-def _listen_address(value: Value) -> str:
-    text = _text(value)
-    bracketed = re.fullmatch(r"\[(.*:.*)\]", text)
-    try:
-        return _host(bracketed.group(1) if bracketed else text)
-    except ValueError:
-        raise _Invalid(
-            "is not an IP address or host name (leave it empty for all addresses)", text
-        ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Address:
-    """An analyzer's host, as `_host` returns it, and port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def identity(self) -> tuple[str, int]:
-        """Two addresses are one analyzer's where this is equal. No name is looked up."""
-        local = self.host in ("localhost", "127.0.0.1", "::1")
-        return ("localhost" if local else self.host, self.port)
-
-
-def _analyzer(text: str) -> _Address:
-    """Accept ``host``, ``host:port``, ``[v6]``, ``[v6]:port``, ``v6``, ``:port`` and ``port``.
-
-    The last two mean ``localhost``, as in Skydive's ``AddressFromString``.
-    """
-    try:
-        return _Address(str(ipaddress.IPv6Address(text)), ANALYZER_PORT)
-    except ValueError:
-        pass
-    if re.fullmatch(r"[0-9]+", text):
-        text = f":{text}"
-    match = re.fullmatch(r"(?:\[(.*:.*)\]|([^\[\]:]*))(?::([0-9]{1,5}))?", text)
-    try:
-        if match and text and 1 <= int(match[3] or ANALYZER_PORT) <= 65_535:
-            host = _host(match[1] or match[2] or "localhost")
-            return _Address(host, int(match[3] or ANALYZER_PORT))
-    except ValueError:
-        pass
-    raise _Invalid("is not an analyzer's address such as host:8082 or [2001:db8::1]:8082", text)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Url:
-    """A subscription's URL. ``port`` is None where it was not written."""
-
-    scheme: str
-    userinfo: str = ""
-    host: str
-    port: int | None
-    resource: str = SUBSCRIBER_PATH
-
-    def address(self) -> _Address:
-        """Return where it leads to, by the URL's own default ports."""
-        return _Address(self.host, self.port or (443 if self.scheme.endswith("wss") else 80))
-
-    def __str__(self) -> str:
-        at = "@" if self.userinfo else ""
-        return f"{self.scheme}://{self.userinfo}{at}{self.address()}{self.resource}"
-
-
-_PORT_THAT_IS_NONE = re.compile(r"(://[^/?#@]*:)[^/?#@:]*[^/?#@:0-9][^/?#@:]*(?=[/?#]|$)")
-
-
-def _url(text: str) -> _Url:
-    if re.search(r"\s", text):
-        raise _Invalid("holds a space", text)
-    scheme, separator, _ = text.partition("://")
-    if not separator or scheme.lower() not in SCHEMES:
-        begins = ", ".join(f"{name}://" for name in SCHEMES)
-        raise _Invalid(f"does not begin with one of {begins}", text)
-    try:
-        parts = urlsplit(text)
-        host = _host(parts.hostname or "")
-        port = parts.port
-        unquote(parts.netloc, errors="strict")
-    except ValueError:
-        # Without its "@host", "user:password" reads like a host and a port that is no number.
-        shown = _PORT_THAT_IS_NONE.sub(r"\1<hidden>", text)
-        raise _Invalid("is not a valid URL: its host, port or user cannot be read", shown) from None
-    if port == 0:
-        raise _Invalid("has a port that is not from 1 to 65535", text)
-    if "#" in text:
-        raise _Invalid("has a fragment (#); write %23 in a password", text)
-    if "@" in parts.path + parts.query:
-        # "user:80/x@host" is a valid URL of the host "user" that would be shown with "x".
-        raise _Invalid("has an @ after the host; write %40, %2F and %3F in a password", text)
-    userinfo = parts.netloc.rpartition("@")[0]
-    return _Url(
-        scheme=scheme.lower(),
-        userinfo=userinfo if not userinfo or ":" in userinfo else f"{userinfo}:",
-        host=host,
-        port=port,
-        resource=(parts.path or SUBSCRIBER_PATH) + (f"?{parts.query}" if parts.query else ""),
-    )
-
-
-def _url_of_value(value: Value) -> _Url:
-    return _url(_text(value))
-
-
 # What can be set -----------------------------------------------------------------------------
 
 
@@ -746,10 +268,11 @@ def _url_of_value(value: Value) -> _Url:
 class Key(Generic[T]):
     """A key of the configuration file.
 
-    ``parse`` turns what was written into a value or raises `_Invalid`. ``default`` counts where
-    the key is missing, null or empty. ``show`` returns what `dump` writes, with secrets hidden;
-    a key without it is expressed by others. ``secret`` keeps the value out of messages.
-    ``env`` is the environment variable that overrides the key; mappings have none.
+    ``parse`` turns what was written into a value or raises `Invalid`. ``default`` counts where
+    the key is missing, null or empty; an empty list is a value of its own with ``can_be_empty``.
+    ``show`` returns what `dump` writes, with secrets hidden; a key without it is expressed by
+    others. ``secret`` keeps the value out of messages. ``env`` is the environment variable that
+    overrides the key; what has a structure has none.
     """
 
     path: str
@@ -757,6 +280,7 @@ class Key(Generic[T]):
     default: T
     show: Callable[[Config], object] | None
     secret: bool
+    can_be_empty: bool
     env: str
 
 
@@ -771,9 +295,18 @@ def _key(
     show: Callable[[Config], object] | None,
     *,
     secret: bool = False,
+    can_be_empty: bool = False,
+    structured: bool = False,
 ) -> Key[T]:
-    env = "" if parse is _cookies else "SKYDIVE_" + re.sub(r"[.-]", "_", path).upper()
-    key = Key(path=path, parse=parse, default=default, show=show, secret=secret, env=env)
+    key = Key(
+        path=path,
+        parse=parse,
+        default=default,
+        show=show,
+        secret=secret,
+        can_be_empty=can_be_empty,
+        env="" if structured else "SKYDIVE_" + re.sub(r"[.-]", "_", path).upper(),
+    )
     SCHEMA[path] = key
     return key
 
@@ -787,123 +320,198 @@ def _shown_endpoint(url: str) -> str:
     return re.sub(r"(//[^:@/]*:)[^/]+@", rf"\1{HIDDEN}@", url)
 
 
-def _short(seconds: float) -> float:
-    return int(seconds) if seconds.is_integer() else seconds
+def _short(number: float) -> float:
+    return int(number) if number.is_integer() else number
 
 
-HOST_ID = _key("host_id", _text, "", lambda c: c.host_id)
-ANALYZERS: Key[tuple[_Address, ...]] = _key(
-    "analyzers", _list_of(_analyzer), (), lambda c: list(c.analyzers)
+HOST_ID = _key("host_id", to_text, "", lambda c: c.host_id)
+ANALYZERS: Key[tuple[Address, ...]] = _key(
+    "analyzers", list_of(to_address), (), lambda c: list(c.analyzers)
 )
 
-USERNAME = _key("analyzer.auth.cluster.username", _text, "", lambda c: c.credentials.username)
+USERNAME = _key("analyzer.auth.cluster.username", to_text, "", lambda c: c.credentials.username)
 PASSWORD = _key(
     "analyzer.auth.cluster.password",
-    _text,
+    to_text,
     "",
     lambda c: _hidden(c.credentials.password),
     secret=True,
 )
-CLIENT_CERT = _key("tls.client_cert", _readable_file, "", lambda c: c.tls.client_cert)
-CLIENT_KEY = _key("tls.client_key", _readable_file, "", lambda c: c.tls.client_key)
-CA_CERT = _key("tls.ca_cert", _readable_file, "", lambda c: c.tls.ca_cert)
+CLIENT_CERT = _key("tls.client_cert", to_readable_file, "", lambda c: c.tls.client_cert)
+CLIENT_KEY = _key("tls.client_key", to_readable_file, "", lambda c: c.tls.client_key)
+CA_CERT = _key("tls.ca_cert", to_readable_file, "", lambda c: c.tls.ca_cert)
 COOKIE: Key[Mapping[str, str]] = _key(
     "http.cookie",
-    _cookies,
+    to_cookies,
     MappingProxyType({}),
     lambda c: {name: _hidden(value) for name, value in c.cookies.items()},
     secret=True,
+    structured=True,
 )
-LEVEL = _key("logging.level", _level, "INFO", lambda c: c.logging.level)
+LEVEL = _key("logging.level", to_level, "INFO", lambda c: c.logging.level)
 
-URL: Key[_Url | None] = _key("pipeline.subscriber.url", _url_of_value, None, None)
-URLS: Key[tuple[_Url, ...]] = _key(
+URL: Key[Url | None] = _key("pipeline.subscriber.url", to_url, None, None)
+URLS: Key[tuple[Url, ...]] = _key(
     "pipeline.subscriber.urls",
-    _list_of(_url),
+    list_of(to_url),
     (),
     lambda c: [_shown_endpoint(url) for url in c.subscriber.endpoints],
 )
-CAPTURE_ID = _key("pipeline.subscriber.capture_id", _text, "", lambda c: c.subscriber.capture_id)
+CAPTURE_ID = _key("pipeline.subscriber.capture_id", to_text, "", lambda c: c.subscriber.capture_id)
 MESSAGE_BYTES = _key(
     "pipeline.subscriber.max_message_bytes",
-    _whole(1, MAX_MESSAGE_BYTES),
+    whole(1, MAX_MESSAGE_BYTES),
     64 << 20,
     lambda c: c.subscriber.max_message_bytes,
 )
 SILENCE_TIMEOUT = _key(
     "pipeline.subscriber.silence_timeout",
-    _seconds(zero=False),
+    seconds(zero=False),
     45.0,
     lambda c: _short(c.subscriber.silence_timeout_s),
 )
 
-CLASSIFY_TYPE = _key("pipeline.classify.type", _only("subnet"), "subnet", lambda _: "subnet")
+CLASSIFY_TYPE = _key("pipeline.classify.type", only("subnet"), "subnet", lambda _: "subnet")
 NET_MASKS: Key[tuple[Network, ...]] = _key(
     "pipeline.classify.cluster_net_masks",
-    _list_of(_network),
+    list_of(to_network),
     (),
     lambda c: [str(network) for network in c.classify.cluster_net_masks],
 )
-FILTER_TYPE = _key("pipeline.filter.type", _only("subnet"), "subnet", lambda _: "subnet")
+FILTER_TYPE = _key("pipeline.filter.type", only("subnet"), "subnet", lambda _: "subnet")
 EXCLUDED_TAGS: Key[tuple[str, ...]] = _key(
     "pipeline.filter.excluded_tags",
-    _list_of(_tag),
+    list_of(one_of(*TAGS)),
     (),
     lambda c: [tag for tag in TAGS if tag in c.filter.excluded_tags],
 )
-TRANSFORM_TYPE = _key("pipeline.transform.type", _only("none"), "none", lambda _: "none")
+KEEP: Key[tuple[Rule, ...]] = _key(
+    "pipeline.filter.keep",
+    choices.to_rules,
+    (),
+    lambda c: choices.show_rules(c.filter.keep),
+    structured=True,
+)
+DROP: Key[tuple[Rule, ...]] = _key(
+    "pipeline.filter.drop",
+    choices.to_rules,
+    (),
+    lambda c: choices.show_rules(c.filter.drop),
+    structured=True,
+)
+TRANSFORM_TYPE = _key("pipeline.transform.type", only("none"), "none", lambda _: "none")
 STORE_TYPE = _key(
-    "pipeline.store.type", _only("prom_sky_con"), "prom_sky_con", lambda _: "prom_sky_con"
+    "pipeline.store.type", only("prom_sky_con"), "prom_sky_con", lambda _: "prom_sky_con"
 )
 
-PORT = _key("pipeline.store.prom_sky_con.port", _whole(0, 65_535), 9100, lambda c: c.store.port)
+PORT = _key("pipeline.store.prom_sky_con.port", whole(0, 65_535), 9100, lambda c: c.store.port)
 LISTEN_ADDRESS = _key(
     "pipeline.store.prom_sky_con.listen_address",
-    _listen_address,
+    to_listen_address,
     "",
     lambda c: c.store.listen_address,
 )
 CONNECTION_TIMEOUT = _key(
     "pipeline.store.prom_sky_con.connection_timeout",
-    _seconds(zero=True),
+    seconds(zero=True),
     60.0,
     lambda c: _short(c.store.connection_timeout_s),
 )
 CONNECTION_GRACE = _key(
     "pipeline.store.prom_sky_con.connection_grace",
-    _seconds(zero=True),
+    seconds(zero=True),
     15.0,
     lambda c: _short(c.store.connection_grace_s),
 )
 MAX_CONNECTIONS = _key(
     "pipeline.store.prom_sky_con.max_connections",
-    _whole(1, MAX_ROWS),
+    whole(1, MAX_ROWS),
     1_000_000,
     lambda c: c.store.max_connections,
 )
 MAX_FLOWS: Key[int | None] = _key(
-    "pipeline.store.prom_sky_con.max_flows", _whole(1, MAX_ROWS), None, lambda c: c.store.max_flows
+    "pipeline.store.prom_sky_con.max_flows", whole(1, MAX_ROWS), None, lambda c: c.store.max_flows
 )
 INTERFACES_INTERVAL = _key(
     "pipeline.store.prom_sky_con.interfaces_interval",
-    _seconds(zero=True),
+    seconds(zero=True),
     20.0,
     lambda c: _short(c.store.interfaces_interval_s),
 )
 
-WEB_CONNECTIONS = _key(
-    "web.max_connections", _whole(1, MAX_SOCKETS), 256, lambda c: c.web.max_connections
+LABELS: Key[tuple[LabelChoice, ...]] = _key(
+    "pipeline.store.prom_sky_con.labels",
+    choices.to_labels,
+    tuple(LabelChoice(name=name) for name in DEFAULT_LABELS),
+    lambda c: choices.show_labels(c.store.main.labels),
 )
-WEB_SCRAPES = _key("web.max_scrapes", _whole(1, MAX_SOCKETS), 8, lambda c: c.web.max_scrapes)
+METRICS: Key[tuple[MetricChoice, ...]] = _key(
+    "pipeline.store.prom_sky_con.metrics",
+    choices.to_metrics,
+    tuple(MetricChoice(name=name) for name in DEFAULT_METRICS),
+    lambda c: choices.show_metrics(c.store.main.metrics),
+)
+DIRECTIONS: Key[Literal["split", "sum"]] = _key(
+    "pipeline.store.prom_sky_con.direction",
+    one_of("split", "sum"),
+    "split",
+    lambda c: c.store.main.direction,
+)
+VIEWS: Key[tuple[ViewChoice, ...]] = _key(
+    "pipeline.store.prom_sky_con.views",
+    choices.to_views,
+    choices.DEFAULT_VIEWS,
+    lambda c: choices.show_views(c.store.views),
+    can_be_empty=True,
+    structured=True,
+)
+INCLUDE_ICMP = _key(
+    "pipeline.store.prom_sky_con.include_icmp",
+    to_boolean,
+    False,
+    lambda c: c.store.include_icmp,
+)
+REWRITE: Key[Mapping[str, Rewrite]] = _key(
+    "pipeline.store.prom_sky_con.rewrite",
+    choices.to_rewrites,
+    MappingProxyType({}),
+    lambda c: choices.show_rewrites(c.store.rewrites),
+    structured=True,
+)
+OVERFLOW: Key[Literal["drop", "other"]] = _key(
+    "pipeline.store.prom_sky_con.overflow",
+    one_of("drop", "other"),
+    "drop",
+    lambda c: c.store.overflow,
+)
+DEDUPLICATE: Key[Literal["none", "first"]] = _key(
+    "pipeline.store.prom_sky_con.deduplicate",
+    one_of("none", "first"),
+    "none",
+    lambda c: c.store.deduplicate,
+)
+NAMING: Key[Literal["compatible", "standard"]] = _key(
+    "pipeline.store.prom_sky_con.naming",
+    one_of("compatible", "standard"),
+    "compatible",
+    lambda c: c.store.naming,
+)
+
+WEB_CONNECTIONS = _key(
+    "web.max_connections", whole(1, MAX_SOCKETS), 256, lambda c: c.web.max_connections
+)
+WEB_SCRAPES = _key("web.max_scrapes", whole(1, MAX_SOCKETS), 8, lambda c: c.web.max_scrapes)
 WEB_SCRAPES_PER_ADDRESS = _key(
     "web.max_scrapes_per_address",
-    _whole(1, MAX_SOCKETS),
+    whole(1, MAX_SOCKETS),
     4,
     lambda c: c.web.max_scrapes_per_address,
 )
 WEB_SCRAPE_TIMEOUT = _key(
-    "web.scrape_timeout", _seconds(zero=False), 60.0, lambda c: _short(c.web.scrape_timeout_s)
+    "web.scrape_timeout", seconds(zero=False), 60.0, lambda c: _short(c.web.scrape_timeout_s)
 )
+
+ENABLE_RELOAD = _key("web.enable_reload", to_boolean, False, lambda c: c.web.enable_reload)
 
 _SECTIONS = {
     path.rsplit(".", depth)[0]: None  # a dict, to keep the order
@@ -933,13 +541,19 @@ _FOREIGN = (
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A value that is set, and where."""
+    """A value that is set, and where: in the file's line, or in a variable, where that is None."""
 
-    origin: str
+    source: str
+    line: int | None
     value: Value
 
+    def origin(self, line: int | None = None) -> str:
+        """Say where it is set; ``line`` is that of a part of it."""
+        number = line or self.line
+        return f"{self.source}: line {number}" if self.line and number else self.source
 
-def _walk(nodes: dict[str, _Node], *, file: str) -> tuple[dict[str, _Found], dict[str, str]]:
+
+def _walk(nodes: dict[str, Node], *, file: str) -> tuple[dict[str, _Found], dict[str, str]]:
     """Return the known keys' values and the unknown keys' places, both by path.
 
     A key with dots is a path, as in viper: ``pipeline.store: {…}`` works.
@@ -947,22 +561,23 @@ def _walk(nodes: dict[str, _Node], *, file: str) -> tuple[dict[str, _Found], dic
     found: dict[str, _Found] = {}
     strangers: dict[str, str] = {}
 
-    def descend(nodes: dict[str, _Node], parent: str) -> None:
+    def descend(nodes: dict[str, Node], parent: str) -> None:
         for name, node in nodes.items():
-            path = _join(parent, name.lower())
+            path = join(parent, name.lower())
             origin = f"{file}: line {node.line}"
             if path in found:
-                first = found[path].origin.removeprefix(f"{file}: ")
-                raise ConfigError(f"{origin}: {path}: is already set in {first}")
+                raise ConfigError(f"{origin}: {path}: is already set in line {found[path].line}")
             if path in SCHEMA:
-                found[path] = _Found(origin, node.value)
+                found[path] = _Found(file, node.line, node.value)
             elif path not in _SECTIONS:
                 strangers[path] = origin
             elif isinstance(node.value, dict):
                 descend(node.value, path)
             elif node.value is not None:
                 # The value is not shown: "password:secret" lacks a space and is one text.
-                raise ConfigError(f"{origin}: {path}: {_kind(node.value)} is not a mapping of keys")
+                raise ConfigError(
+                    f"{origin}: {path}: {kind_of(node.value)} is not a mapping of keys"
+                )
 
     descend(nodes, "")
     return found, strangers
@@ -973,7 +588,7 @@ def _judge(strangers: Mapping[str, str], *, file: str) -> list[Note]:
     notes = []
     ignored = []
     for path, origin in strangers.items():
-        shown = _shown_path(path)
+        shown = describe_path(path)
         if f"{path}.".startswith(_FOREIGN):
             text = f"{origin}: {shown}: is ignored: skyfast has nothing of that kind"
             notes.append(Note(level=logging.WARNING, text=text))
@@ -1000,7 +615,7 @@ def _sibling(path: str, *, cutoff: float) -> str | None:
     """Return the known path beside ``path`` with the most similar name."""
     parent, _, name = path.rpartition(".")
     near = difflib.get_close_matches(name, _siblings(path), 1, cutoff)
-    return _join(parent, near[0]) if near else None
+    return join(parent, near[0]) if near else None
 
 
 def _advice(path: str) -> str:
@@ -1026,22 +641,56 @@ class _Settings:
         value: T = self._values[key.path]
         return value
 
-    def error(self, key: Key[Any], problem: str) -> ConfigError:
-        """Return an error of a value that is wrong only beside others."""
+    def is_set(self, key: Key[Any], *place: str | int) -> bool:
+        """Return whether something stands at ``place`` below the key."""
+        found = self._found.get(key.path)
+        return found is not None and len(_way(found.value, place)) == len(place)
+
+    def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
+        """Return an error of a value that is wrong only beside others.
+
+        ``place`` leads below the key, by positions in lists and keys of mappings, as far as
+        the file goes.
+        """
         found = self._found[key.path]
-        return ConfigError(f"{found.origin}: {key.path}: {_shown(found.value)} {problem}")
+        way = _way(found.value, place)
+        path = ".".join([key.path, *(each for each in place[: len(way)] if isinstance(each, str))])
+        origin = found.origin(way[-1].line if way else None)
+        value = way[-1].value if way else found.value
+        return ConfigError(f"{origin}: {path}: {describe(value)} {problem}")
+
+
+def _way(value: Value, place: Sequence[str | int]) -> list[Node]:
+    """Return the nodes on the way to ``place``, as far as there are any."""
+    way: list[Node] = []
+    for each in place:
+        if isinstance(value, list) and isinstance(each, int):
+            way.append(value[each])
+        elif isinstance(value, dict) and (node := _below(value, each)):
+            way.append(node)
+        else:
+            break
+        value = way[-1].value
+    return way
+
+
+def _below(nodes: Mapping[str, Node], name: str | int) -> Node | None:
+    return next((node for key, node in nodes.items() if key.lower() == name), None)
 
 
 def _value(key: Key[T], found: _Found | None) -> T:
-    if found is None or found.value in (None, "", []):
+    if found is None or found.value in (None, ""):
+        return key.default
+    if found.value == [] and not key.can_be_empty:
         return key.default
     try:
         return key.parse(found.value)
-    except _Invalid as bad:
-        path = _shown_path(_join(key.path, bad.name) if bad.name else key.path)
+    except Invalid as bad:
+        path = describe_path(join(key.path, bad.name) if bad.name else key.path)
         scalar = isinstance(bad.value, str | bool)
-        shown = HIDDEN if key.secret and scalar else _shown(bad.value)
-        raise ConfigError(f"{found.origin}: {path}: {shown} {bad.problem}") from None
+        shown = HIDDEN if key.secret and scalar else describe(bad.value)
+        problem = f"{shown} {bad.problem}" if bad.shown else bad.problem
+        raise ConfigError(f"{found.origin(bad.line)}: {path}: {problem}") from None
 
 
 def _tls(get: _Settings) -> TLS:
@@ -1059,7 +708,7 @@ def _whom(
     """Return the analyzers and the endpoints; add what is worth knowing to ``notes``."""
     analyzers, url, urls = get(ANALYZERS), get(URL), get(URLS)
     if not analyzers and url is None and not urls:
-        analyzers = (_Address("127.0.0.1", ANALYZER_PORT),)
+        analyzers = (Address("127.0.0.1", ANALYZER_PORT),)
     if not urls:
         urls = _urls(url, analyzers, secure=secure)
         if len(analyzers) > 1 and len(urls) == 1:
@@ -1081,15 +730,15 @@ def _whom(
     return tuple(dict.fromkeys(map(str, analyzers))), tuple(endpoints.values())
 
 
-def _urls(url: _Url | None, analyzers: tuple[_Address, ...], *, secure: bool) -> tuple[_Url, ...]:
+def _urls(url: Url | None, analyzers: tuple[Address, ...], *, secure: bool) -> tuple[Url, ...]:
     """Return a URL for every analyzer where ``url`` is missing or one of them, else ``url``.
 
     Skydive makes ``wss`` URLs where a client certificate is configured.
     """
     if url is None:
         first = analyzers[0]
-        url = _Url(scheme="wss" if secure else "ws", host=first.host, port=first.port)
-    own = _Address(url.host, url.port or ANALYZER_PORT).identity()
+        url = Url(scheme="wss" if secure else "ws", host=first.host, port=first.port)
+    own = Address(url.host, url.port or ANALYZER_PORT).identity()
     if all(analyzer.identity() != own for analyzer in analyzers):
         return (url,)
     return tuple(
@@ -1099,10 +748,53 @@ def _urls(url: _Url | None, analyzers: tuple[_Address, ...], *, secure: bool) ->
     )
 
 
+def _views(get: _Settings) -> tuple[ViewChoice, ...]:
+    """Return the main view and the others."""
+    direction = get(DIRECTIONS)
+    labels = get(LABELS)
+    if direction == "sum" and not get.is_set(LABELS):
+        labels = tuple(label for label in labels if label.name != DIRECTION)
+    main = ViewChoice(
+        prefix="", labels=labels, metrics=get(METRICS), direction=direction, timeout_s=0.0
+    )
+    timeout_s = _connection_timeout_s(get) + get(CONNECTION_GRACE)
+    try:
+        return choices.settled((main, *get(VIEWS)), naming=get(NAMING), least_timeout_s=timeout_s)
+    except choices.Misfit as bad:
+        raise _misfit(get, bad) from None
+
+
+def _misfit(get: _Settings, bad: choices.Misfit) -> ConfigError:
+    """Return the error of an entry that was written, not of one that is there by default."""
+    key: Key[Any]
+    if bad.view:
+        key, place = VIEWS, (bad.view - 1, *bad.place)
+    else:
+        key, place = (LABELS if bad.place[0] == "labels" else METRICS), bad.place[1:]
+    if bad.other is not None and not get.is_set(key):
+        return _misfit(get, bad.other)
+    return get.error(key, bad.problem, *place)
+
+
+def _filter(get: _Settings) -> Filter:
+    keep, drop, excluded_tags = get(KEEP), get(DROP), get(EXCLUDED_TAGS)
+    names: set[str] = set()
+    for key, rules in ((KEEP, keep), (DROP, drop)):
+        for i, rule in enumerate(rules):
+            if rule.name in names:
+                raise get.error(key, "is the name of another rule", i, "name")
+            names.add(rule.name)
+    return Filter(excluded_tags=frozenset(excluded_tags), keep=keep, drop=drop)
+
+
+def _connection_timeout_s(get: _Settings) -> float:
+    return get(CONNECTION_TIMEOUT) or CONNECTION_TIMEOUT.default
+
+
 def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
     tls = _tls(get)
     analyzers, endpoints = _whom(get, notes, secure=bool(tls.client_cert))
-    excluded_tags = get(EXCLUDED_TAGS)
+    views = _views(get)
     max_connections = get(MAX_CONNECTIONS)
     return Config(
         source=source,
@@ -1118,45 +810,29 @@ def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
             silence_timeout_s=get(SILENCE_TIMEOUT),
         ),
         classify=Classify(cluster_net_masks=get(NET_MASKS)),
-        filter=Filter(excluded_tags=frozenset(excluded_tags), keep=(), drop=()),
+        filter=_filter(get),
         store=Store(
             port=get(PORT),
             listen_address=get(LISTEN_ADDRESS),
-            connection_timeout_s=get(CONNECTION_TIMEOUT) or CONNECTION_TIMEOUT.default,
+            connection_timeout_s=_connection_timeout_s(get),
             connection_grace_s=get(CONNECTION_GRACE),
             max_connections=max_connections,
             max_flows=get(MAX_FLOWS) or min(4 * max_connections, MAX_ROWS),
             interfaces_interval_s=get(INTERFACES_INTERVAL),
-            main=ViewChoice(
-                prefix="",
-                labels=tuple(LabelChoice(name=name) for name in DEFAULT_LABELS),
-                metrics=tuple(MetricChoice(name=name) for name in DEFAULT_METRICS),
-                direction="split",
-                timeout_s=0.0,
-            ),
-            views=(
-                ViewChoice(
-                    prefix="skydive_traffic",
-                    labels=tuple(
-                        LabelChoice(name=name) for name in ("node_tid", "protocol", "direction")
-                    ),
-                    metrics=(MetricChoice(name="bytes"), MetricChoice(name="packets")),
-                    direction="split",
-                    timeout_s=3600.0,
-                ),
-            ),
-            include_icmp=False,
-            rewrites=MappingProxyType({}),
-            overflow="drop",
-            deduplicate="none",
-            naming="compatible",
+            main=views[0],
+            views=views[1:],
+            include_icmp=get(INCLUDE_ICMP),
+            rewrites=get(REWRITE),
+            overflow=get(OVERFLOW),
+            deduplicate=get(DEDUPLICATE),
+            naming=get(NAMING),
         ),
         web=Web(
             max_connections=get(WEB_CONNECTIONS),
             max_scrapes=get(WEB_SCRAPES),
             max_scrapes_per_address=get(WEB_SCRAPES_PER_ADDRESS),
             scrape_timeout_s=get(WEB_SCRAPE_TIMEOUT),
-            enable_reload=False,
+            enable_reload=get(ENABLE_RELOAD),
         ),
         logging=Logging(level=get(LEVEL)),
         notes=tuple(notes),

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyfast import config
+from skyfast import config, document
 from skyfast.config import SCHEMA, Config, ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Both of PyYAML's parsers: which one is there depends on how it was built."""
     if not hasattr(yaml, request.param):
         pytest.skip("PyYAML was built without libyaml")
-    monkeypatch.setattr(config, "_Loader", getattr(yaml, request.param))
+    monkeypatch.setattr(document, "_Loader", getattr(yaml, request.param))
     return str(request.param)
 
 
@@ -510,9 +510,9 @@ def test_byte_order_mark(tmp_path: Path) -> None:
 
 def test_size_limit(tmp_path: Path) -> None:
     path = tmp_path / "a.yml"
-    path.write_bytes(b"#" * config.MAX_FILE_BYTES)
+    path.write_bytes(b"#" * document.MAX_FILE_BYTES)
     check_defaults(config.load(str(path), {}))
-    path.write_bytes(b"#" * (config.MAX_FILE_BYTES + 1))
+    path.write_bytes(b"#" * (document.MAX_FILE_BYTES + 1))
     with pytest.raises(ConfigError) as caught:
         config.load(str(path), {})
     assert str(caught.value) == f"{path}: is longer than 1048576 bytes"

@@ -1,0 +1,254 @@
+"""A configuration file as nodes: YAML in which scalars stay the text that was written.
+
+What is a number or a text is decided by the key, not by YAML, so a password ``0123`` and an
+address ``10:30`` are not turned into integers. (PyYAML's own composer is not used: the compiled
+one recurses without a limit.) What an error message shows of a file is decided here too.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+MAX_FILE_BYTES = 1 << 20
+"""A longer file is refused: this is a security limit."""
+
+MAX_DEPTH = 64
+"""Deeper nesting is refused: this is a security limit."""
+
+MAX_SHOWN = 80
+"""Characters of a value that an error message shows."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; ``str()`` is one line that says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A YAML value and its line, counted from 1: in a mapping, that of its key."""
+
+    value: "Value"
+    line: int
+
+
+Value: TypeAlias = str | bool | list[Node] | dict[str, Node] | None
+"""A YAML value: what looks like a number or a date stays text; mappings keep their keys' case."""
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+BOOLS = {
+    spelling: value
+    for value, words in ((True, ("true", "yes", "on")), (False, ("false", "no", "off")))
+    for word in words
+    for spelling in (word, word.capitalize(), word.upper())
+}
+"""What YAML reads as a boolean where it is not quoted."""
+
+_TAGS = {None, "!", *(f"tag:yaml.org,2002:{n}" for n in ("str", "int", "float", "seq", "map"))}
+
+
+def file_name(source: str) -> str:
+    """Name the source in a message; a path can hold a line break."""
+    if source == "-":
+        return "standard input"
+    return source if source and source.isprintable() else repr(source)
+
+
+def read_file(path: str) -> str:
+    """Return the text of the file at ``path``, or of standard input where that is ``-``.
+
+    Raises:
+        ConfigError: It cannot be read, is too long, or is not UTF-8.
+
+    """
+    try:
+        if path == "-":
+            with open(0, "rb", closefd=False) as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{file_name(path)}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a null character in the path
+        raise ConfigError(f"{file_name(path)}: cannot be read: {error}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{file_name(path)}: is longer than {MAX_FILE_BYTES} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{file_name(path)}: line {line}: is not UTF-8 (byte 0x{data[error.start]:02x})"
+        ) from None
+
+
+def compose(text: str, *, file: str) -> dict[str, Node]:
+    """Return the top level's mapping of the YAML ``text``, empty for an empty file.
+
+    Raises:
+        ConfigError: It is no YAML, or is not a mapping.
+
+    """
+    return _Composer(text, file=file).document()
+
+
+class _Composer:
+    """Makes nodes of one document's events.
+
+    An alias is the node that it names, not a copy of it, and can name only what is complete,
+    so nodes form no cycles.
+    """
+
+    def __init__(self, text: str, *, file: str) -> None:
+        self._text = text
+        self._file = file
+        self._anchors: dict[str, Node] = {}
+
+    def document(self) -> dict[str, Node]:
+        if match := _NOT_YAML.search(self._text):
+            line = self._text.count("\n", 0, match.start()) + 1
+            column = match.start() - self._text.rfind("\n", 0, match.start())
+            raise ConfigError(
+                f"{self._file}: line {line}, column {column}: not valid YAML:"
+                f" the character U+{ord(match.group()):04X} is not allowed"
+            )
+        try:
+            node = self._root(yaml.parse(self._text, Loader=_Loader))
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
+            # The parser in Python lets some errors of number conversions through.
+            raise ConfigError(f"{self._file}: {_syntax_error(error)}") from None
+        if node is None or node.value is None:
+            return {}
+        if not isinstance(node.value, dict):
+            raise ConfigError(
+                f"{self._file}: line {node.line}: {kind_of(node.value)} is not a mapping of keys"
+            )
+        return node.value
+
+    def _error(self, event: Any, path: str, text: str) -> ConfigError:
+        return ConfigError(f"{self._file}: line {_line(event)}: {describe_path(path)}: {text}")
+
+    def _root(self, events: Iterator[Any]) -> Node | None:
+        root = None
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent) and root is not None:
+                raise self._error(event, "", "a second document begins here")
+            if isinstance(event, yaml.NodeEvent):
+                root = self._node(event, events, "", 1)
+        return root
+
+    def _node(self, event: Any, events: Iterator[Any], path: str, depth: int) -> Node:
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._anchors:
+                # The name is not shown: an unquoted password can begin with an asterisk.
+                raise self._error(event, path, "this YAML alias (*) names nothing above it")
+            return self._anchors[event.anchor]
+        if event.tag not in _TAGS:
+            # Nor is the tag: an unquoted password can begin with an exclamation mark.
+            raise self._error(event, path, "this YAML tag (!) is unknown")
+        if depth > MAX_DEPTH:
+            raise self._error(event, path, f"is nested deeper than {MAX_DEPTH} levels")
+        value: Value
+        if isinstance(event, yaml.ScalarEvent):
+            value = _scalar(event)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value = self._sequence(events, path, depth)
+        else:
+            value = self._mapping(events, path, depth)
+        node = Node(value, _line(event))
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _sequence(self, events: Iterator[Any], path: str, depth: int) -> list[Node]:
+        nodes = []
+        while not isinstance(event := next(events), yaml.SequenceEndEvent):
+            nodes.append(self._node(event, events, path, depth + 1))
+        return nodes
+
+    def _mapping(self, events: Iterator[Any], path: str, depth: int) -> dict[str, Node]:
+        nodes: dict[str, Node] = {}
+        lines: dict[str, int] = {}
+        while not isinstance(event := next(events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self._error(event, path, "a key must be text")
+            key = event.value
+            below = join(path, key.lower())
+            if key == "<<" and event.implicit[0]:
+                raise self._error(event, path, "YAML's merge keys (<<) are not supported")
+            if first := lines.get(key.lower()):
+                raise self._error(event, below, f"is already set in line {first}")
+            lines[key.lower()] = _line(event)
+            value = self._node(next(events), events, below, depth + 1).value
+            nodes[key] = Node(value, _line(event))
+        return nodes
+
+
+def _scalar(event: Any) -> str | bool | None:
+    text: str = event.value
+    if event.implicit[0] and event.tag is None:  # neither quoted nor tagged
+        if text in _NULLS:
+            return None
+        if text in BOOLS:
+            return BOOLS[text]
+    return text
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _syntax_error(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    problem = getattr(error, "problem", None) or "it cannot be parsed"
+    # The parser in Python quotes the handle, and an unquoted password can look like one.
+    return place + "not valid YAML: " + re.sub(r"(undefined tag handle).*", r"\1", problem)
+
+
+def join(path: str, name: str) -> str:
+    """Return the path of the key ``name`` below ``path``."""
+    return f"{path}.{name}" if path else name
+
+
+def kind_of(value: Value) -> str:
+    """Say what a value is, without showing it."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return "an empty entry" if value is None else "a single value"
+
+
+def describe(value: Value) -> str:
+    """Show a value in a message: on one line, not too long, and without a URL's password."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return kind_of(value)
+    text = redact_url(value)
+    return repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…")
+
+
+def describe_path(path: str) -> str:
+    """Show a path of keys in a message."""
+    text = redact_url(path)
+    if len(text) > MAX_SHOWN:
+        text = text[:MAX_SHOWN] + "…"
+    return (text if text.isprintable() else repr(text)) or "top level"
+
+
+def redact_url(url: str) -> str:
+    """Return ``url`` without its user and password. It need not be a valid URL."""
+    before, at, after = url.rpartition("@")
+    if not at:
+        return url
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", before)
+    return (scheme.group() if scheme else "") + after

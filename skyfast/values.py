@@ -1,0 +1,384 @@
+"""What a single value of the configuration can be: functions that accept or refuse it.
+
+Each takes a `skyfast.document.Value`, and returns what is meant or raises `Invalid`. Nothing here
+knows a key. What has a structure of its own is in `skyfast.choices`.
+"""
+
+import difflib
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+from skyfast.document import BOOLS, Node, Value, join
+from skyfast.selection import Network
+
+S = TypeVar("S", bound=str)
+T = TypeVar("T")
+
+MAX_SECONDS = 31_536_000
+"""The longest duration: a year."""
+
+ANALYZER_PORT = 8082
+"""Where an analyzer listens unless its address says otherwise."""
+
+SUBSCRIBER_PATH = "/ws/subscriber/flow"
+"""The path of an analyzer's flow subscription."""
+
+SCHEMES = ("ws", "wss", "dns+ws", "dns+wss")
+"""Schemes of a subscription; those with ``dns+`` stand for all addresses of a name."""
+
+TAGS = ("internal", "ingress", "egress", "other")
+"""What the classification can call a flow."""
+
+LEVELS = {
+    "DEBUG": "DEBUG",
+    "INFO": "INFO",
+    "NOTICE": "INFO",
+    "WARNING": "WARNING",
+    "ERROR": "ERROR",
+    "CRITICAL": "CRITICAL",
+}
+"""Skydive's log levels, and what the standard library calls them."""
+
+
+class Invalid(Exception):  # noqa: N818 - becomes a ConfigError
+    """A value that its key does not accept: what is wrong, said of the value that is shown.
+
+    ``name`` is the place below the key. ``line``, where it is known, is better than the key's.
+    Without ``shown``, the problem is said of the place itself.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        value: Value = None,
+        *,
+        name: str = "",
+        line: int | None = None,
+        shown: bool = True,
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.value = value
+        self.name = name
+        self.line = line
+        self.shown = shown
+
+
+@contextmanager
+def within(node: Node, name: str = "") -> Iterator[None]:
+    """Say of what is refused here that it stands in ``node``, below ``name``."""
+    try:
+        yield
+    except Invalid as bad:
+        bad.name = join(name, bad.name) if bad.name else name
+        bad.line = bad.line or node.line
+        raise
+
+
+def suggestion(text: str, known: Iterable[str], *, otherwise: str = "") -> str:
+    """Return what to say beside ``text``, which is none of ``known``.
+
+    Where none is similar, this is ``otherwise``, or all of them.
+    """
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(text.lower(), names, 1)
+    if near:
+        return f"did you mean {names[near[0]]}?"
+    return otherwise or f"known are {', '.join(names.values())}"
+
+
+def to_text(value: Value) -> str:
+    if isinstance(value, bool):
+        raise Invalid("is not text; put it in quotes if it is meant as such", value)
+    if not isinstance(value, str):
+        raise Invalid("is not text", value)
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", value):
+        raise Invalid("holds a control character", value)
+    return value
+
+
+def to_number(value: Value) -> float:
+    """Return what lies in no range, NaN, for everything that is not a number."""
+    if not isinstance(value, str) or not value.isascii():
+        return math.nan
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
+
+
+def whole(least: int, most: int) -> Callable[[Value], int]:
+    def parse(value: Value) -> int:
+        number = to_number(value)
+        if not (least <= number <= most and number.is_integer()):
+            raise Invalid(f"is not a whole number from {least} to {most}", value)
+        return int(number)
+
+    return parse
+
+
+def seconds(*, zero: bool) -> Callable[[Value], float]:
+    allowed = "from 0" if zero else "above 0 and"
+
+    def parse(value: Value) -> float:
+        number = to_number(value)
+        if not (0 <= number <= MAX_SECONDS) or (number == 0 and not zero):
+            raise Invalid(f"is not a number of seconds {allowed} up to {MAX_SECONDS}", value)
+        return number
+
+    return parse
+
+
+def only(name: str) -> Callable[[Value], str]:
+    """Accept the one type of a phase of the pipeline that skyfast has."""
+
+    def parse(value: Value) -> str:
+        if to_text(value) != name:
+            raise Invalid(f"is not supported: skyfast has only {name}", value)
+        return name
+
+    return parse
+
+
+def to_boolean(value: Value) -> bool:
+    if isinstance(value, str):
+        value = BOOLS.get(value, value)
+    if not isinstance(value, bool):
+        raise Invalid("is neither true nor false", value)
+    return value
+
+
+def one_of(*names: S) -> Callable[[Value], S]:
+    """Accept one of these texts."""
+    by_name = {str(name): name for name in names}
+
+    def parse(value: Value) -> S:
+        text = to_text(value)
+        if text not in by_name:
+            near = difflib.get_close_matches(text.lower(), by_name, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise Invalid(f"is not one of {', '.join(names)}{hint}", text)
+        return by_name[text]
+
+    return parse
+
+
+def to_level(value: Value) -> str:
+    text = to_text(value)
+    if text.upper() not in LEVELS:
+        raise Invalid(f"is not one of {', '.join(LEVELS)}", text)
+    return LEVELS[text.upper()]
+
+
+def list_of(item: Callable[[Value], T]) -> Callable[[Value], tuple[T, ...]]:
+    """Accept a list, or a text that is split at spaces and commas."""
+
+    def parse(value: Value) -> tuple[T, ...]:
+        if isinstance(value, list):
+            return tuple(_entry(item, node) for node in value)
+        if not isinstance(value, str):
+            raise Invalid("is not a list", value)
+        try:
+            return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
+        except Invalid as bad:
+            # A password with a comma was split too: only the whole text can be redacted.
+            bad.value = value if "@" in value else bad.value
+            raise
+
+    return parse
+
+
+def _entry(item: Callable[[Value], T], node: Node) -> T:
+    with within(node):
+        return item(node.value)
+
+
+def mapping_of(
+    value: Value, *, known: Collection[str], required: Collection[str] = (), what: str
+) -> dict[str, Node]:
+    """Accept a mapping with these keys; return them in lower case with their values.
+
+    A key whose value is null is the same as none.
+    """
+    if not isinstance(value, dict):
+        raise Invalid(f"is not {what}", value)
+    nodes = {}
+    for name, node in value.items():
+        if name.lower() not in known:
+            problem = f"is an unknown key; {suggestion(name, known)}"
+            raise Invalid(problem, name=name, line=node.line, shown=False)
+        if node.value is not None:
+            nodes[name.lower()] = node
+    for name in required:
+        if name not in nodes:
+            raise Invalid(f"without {name} is not {what}", value)
+    return nodes
+
+
+def to_cookies(value: Value) -> Mapping[str, str]:
+    if not isinstance(value, dict):
+        raise Invalid("is not a mapping of cookies' names to values", value)
+    return MappingProxyType({name: _to_cookie(name, node.value) for name, node in value.items()})
+
+
+def _to_cookie(name: str, value: Value) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+        raise Invalid("has a name with characters that a cookie's cannot have", value, name=name)
+    try:
+        text = "" if value is None else to_text(value)
+    except Invalid as bad:
+        raise Invalid(bad.problem, value, name=name) from None
+    if ";" in text:
+        raise Invalid("holds a semicolon", value, name=name)
+    return text
+
+
+def to_readable_file(value: Value) -> str:
+    text = to_text(value)
+    try:
+        if not Path(text).is_file():
+            raise Invalid("is not an existing file", text)
+        Path(text).open("rb").close()
+    except OSError as error:
+        raise Invalid(f"cannot be read: {error.strerror}", text) from None
+    return text
+
+
+def to_network(value: Value) -> Network:
+    """Accept what Go's ``net.ParseCIDR`` does: an address with host bits, but no netmask."""
+    text = to_text(value)
+    try:
+        if re.search(r"/[0-9]+$", text) and "%" not in text:
+            return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        pass
+    raise Invalid("is not a network in CIDR notation such as 10.0.0.0/8 or fd00::/8", text)
+
+
+def to_host(text: str) -> str:
+    """Return a host name in lower case or an IP address in its usual form, without brackets.
+
+    Raises:
+        ValueError: It is neither.
+
+    """
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
+            raise
+    text.encode("idna")  # the lengths of a name's parts
+    return text.lower()
+
+
+def to_listen_address(value: Value) -> str:
+    text = to_text(value)
+    bracketed = re.fullmatch(r"\[(.*:.*)\]", text)
+    try:
+        return to_host(bracketed.group(1) if bracketed else text)
+    except ValueError:
+        raise Invalid(
+            "is not an IP address or host name (leave it empty for all addresses)", text
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An analyzer's host, as `to_host` returns it, and port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def identity(self) -> tuple[str, int]:
+        """Two addresses are one analyzer's where this is equal. No name is looked up."""
+        local = self.host in ("localhost", "127.0.0.1", "::1")
+        return ("localhost" if local else self.host, self.port)
+
+
+def to_address(value: Value) -> Address:
+    """Accept ``host``, ``host:port``, ``[v6]``, ``[v6]:port``, ``v6``, ``:port`` and ``port``.
+
+    The last two mean ``localhost``, as in Skydive's ``AddressFromString``.
+    """
+    text = to_text(value)
+    try:
+        return Address(str(ipaddress.IPv6Address(text)), ANALYZER_PORT)
+    except ValueError:
+        pass
+    if re.fullmatch(r"[0-9]+", text):
+        text = f":{text}"
+    match = re.fullmatch(r"(?:\[(.*:.*)\]|([^\[\]:]*))(?::([0-9]{1,5}))?", text)
+    try:
+        if match and text and 1 <= int(match[3] or ANALYZER_PORT) <= 65_535:
+            host = to_host(match[1] or match[2] or "localhost")
+            return Address(host, int(match[3] or ANALYZER_PORT))
+    except ValueError:
+        pass
+    raise Invalid("is not an analyzer's address such as host:8082 or [2001:db8::1]:8082", text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Url:
+    """A subscription's URL. ``port`` is None where it was not written."""
+
+    scheme: str
+    userinfo: str = ""
+    host: str
+    port: int | None
+    resource: str = SUBSCRIBER_PATH
+
+    def address(self) -> Address:
+        """Return where it leads to, by the URL's own default ports."""
+        return Address(self.host, self.port or (443 if self.scheme.endswith("wss") else 80))
+
+    def __str__(self) -> str:
+        at = "@" if self.userinfo else ""
+        return f"{self.scheme}://{self.userinfo}{at}{self.address()}{self.resource}"
+
+
+_PORT_THAT_IS_NONE = re.compile(r"(://[^/?#@]*:)[^/?#@:]*[^/?#@:0-9][^/?#@:]*(?=[/?#]|$)")
+
+
+def to_url(value: Value) -> Url:
+    text = to_text(value)
+    if re.search(r"\s", text):
+        raise Invalid("holds a space", text)
+    scheme, separator, _ = text.partition("://")
+    if not separator or scheme.lower() not in SCHEMES:
+        begins = ", ".join(f"{name}://" for name in SCHEMES)
+        raise Invalid(f"does not begin with one of {begins}", text)
+    try:
+        parts = urlsplit(text)
+        host = to_host(parts.hostname or "")
+        port = parts.port
+        unquote(parts.netloc, errors="strict")
+    except ValueError:
+        # Without its "@host", "user:password" reads like a host and a port that is no number.
+        shown = _PORT_THAT_IS_NONE.sub(r"\1<hidden>", text)
+        raise Invalid("is not a valid URL: its host, port or user cannot be read", shown) from None
+    if port == 0:
+        raise Invalid("has a port that is not from 1 to 65535", text)
+    if "#" in text:
+        raise Invalid("has a fragment (#); write %23 in a password", text)
+    if "@" in parts.path + parts.query:
+        # "user:80/x@host" is a valid URL of the host "user" that would be shown with "x".
+        raise Invalid("has an @ after the host; write %40, %2F and %3F in a password", text)
+    userinfo = parts.netloc.rpartition("@")[0]
+    return Url(
+        scheme=scheme.lower(),
+        userinfo=userinfo if not userinfo or ":" in userinfo else f"{userinfo}:",
+        host=host,
+        port=port,
+        resource=(parts.path or SUBSCRIBER_PATH) + (f"?{parts.query}" if parts.query else ""),
+    )
