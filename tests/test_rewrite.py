@@ -1,0 +1,128 @@
+"""Masks, folds and protocols: what becomes of a label's value, whatever stands in the flow."""
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyfast import rewrite
+from skyfast.plan import Plan
+from skyfast.rewrite import FlowProtocol, Memory, fold, mask
+from skyfast.selection import Fold, Mask
+from skyfast.wire import flow_types
+
+FLOW = flow_types(Plan(views=(), requirements=()), also=FlowProtocol.READS).Flow
+
+NO_ADDRESSES = ("", "x", "10.0.0.256", "10.0.0.1/24", "fe80::1%eth0", "010.0.0.1", "é" * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "text", "expected"),
+    [
+        (24, None, "10.1.2.3", "10.1.2.0/24"),
+        (0, 0, "10.1.2.3", "0.0.0.0/0"),
+        (32, 128, "10.1.2.3", "10.1.2.3/32"),
+        (24, 64, "2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        (24, 64, "2001:0DB8::1", "2001:db8::/64"),
+        (24, None, "2001:0DB8::1", "2001:0DB8::1"),
+        (None, 64, "10.1.2.3", "10.1.2.3"),
+        # An IPv4 address in IPv6 form is masked as what it is.
+        (24, 64, "::ffff:10.1.2.3", "10.1.2.0/24"),
+        (24, 64, "0000:0000:0000:0000:0000:ffff:255.255.255.255", "255.255.255.0/24"),
+        (None, 64, "::ffff:10.1.2.3", "::ffff:10.1.2.3"),
+    ],
+)
+def test_an_address_becomes_its_network(
+    ipv4: int | None, ipv6: int | None, text: str, expected: str
+) -> None:
+    assert mask(Mask(ipv4=ipv4, ipv6=ipv6))[text] == expected
+
+
+@given(st.ip_addresses(), st.integers(0, 32), st.integers(0, 128))
+def test_masking_clears_the_bits_behind_the_prefix(
+    address: IPv4Address | IPv6Address, ipv4: int, ipv6: int
+) -> None:
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    bits = ipv4 if address.version == 4 else ipv6
+    masked = mask(Mask(ipv4=ipv4, ipv6=ipv6))[str(address)]
+    network, _, length = masked.partition("/")
+    rest = address.max_prefixlen - bits
+    assert int(length) == bits
+    assert int(ip_address(network)) == int(address) >> rest << rest
+
+
+@pytest.mark.parametrize("text", NO_ADDRESSES, ids=range(len(NO_ADDRESSES)))
+def test_text_that_is_no_address_stays(text: str) -> None:
+    assert mask(Mask(ipv4=8, ipv6=8))[text] == text
+
+
+@given(st.text())
+def test_a_mask_has_an_answer_for_everything(text: str) -> None:
+    assert isinstance(mask(Mask(ipv4=8, ipv6=8))[text], str)
+
+
+def test_masks_forget_rather_than_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrite, "MAX_REMEMBERED", 5)
+    masks = mask(Mask(ipv4=24, ipv6=None))
+    for _ in range(2):
+        for number in range(12):
+            assert masks[f"10.0.{number}.1"] == f"10.0.{number}.0/24"
+            assert len(masks) <= 5
+
+
+def test_an_answer_is_asked_for_once() -> None:
+    asked: list[str] = []
+    memory = Memory[str, int](lambda text: asked.append(text) or len(text))
+    long = "x" * (rewrite.MAX_REMEMBERED_CHARS + 1)
+    assert [memory["ab"], memory["ab"], memory[long], memory[long]] == [2, 2, len(long), len(long)]
+    # A long text costs its sender more than it costs here; keeping it would not.
+    assert asked == ["ab", long, long]
+
+
+@pytest.mark.parametrize(
+    ("above", "keep", "port", "expected"),
+    [
+        (1023, None, 0, 0),
+        (1023, None, 1023, 1023),
+        (1023, None, 1024, "other"),
+        (1023, None, 10**29, "other"),
+        (1023, None, -1, "other"),
+        (0, None, 0, 0),
+        (0, None, 1, "other"),
+        (None, {80, 443}, 443, 443),
+        (None, {80, 443}, 81, "other"),
+        (None, {80, 443}, -1, "other"),
+        (None, {0}, 0, 0),
+        (1023, None, "", ""),
+        (None, {80}, "", ""),
+    ],
+)
+def test_ports_are_folded(
+    above: int | None, keep: set[int] | None, port: int | str, expected: int | str
+) -> None:
+    ports = fold(Fold(above=above, keep=None if keep is None else frozenset(keep)))
+    before = len(ports)
+    assert ports[port] == expected
+    assert type(ports[port]) is type(expected)
+    assert len(ports) == before
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"Transport": {"Protocol": "TCP"}, "Network": {"Protocol": "IPV4"}}, "TCP"),
+        ({"Transport": {"Protocol": "SCTP"}, "ICMP": {"Type": "ECHO"}}, "SCTP"),
+        ({"ICMP": {"Type": "ECHO"}, "Network": {"Protocol": "IPV4"}}, "ICMPV4"),
+        ({"ICMP": {}, "Network": {"Protocol": "IPV6"}}, "ICMPV6"),
+        ({"ICMP": {}, "Network": {}}, "ICMPV4"),
+        ({"ICMP": {}}, "ICMPV4"),
+        ({"Network": {"Protocol": "IPV6"}}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_protocol_of_a_flow(parts: dict[str, Any], expected: str) -> None:
+    assert FlowProtocol()[msgspec.convert(parts, FLOW)] == expected
