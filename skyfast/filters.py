@@ -1,7 +1,7 @@
 """Which flows reach the table: classification by the cluster's networks, and the rules.
 
 The rules of a configuration become one function, whose source is written here, for each flow
-passes through it: closures take three times as long. Its text has fields' names from
+passes through it: closures take more than twice as long. Its text has fields' names from
 `skyfast.wire.FIELDS` and names of constants; what a person has written is only ever a constant
 that it refers to.
 """
@@ -238,7 +238,7 @@ class _Source:
         if len(intervals) == 1:
             low, high = map(self.constant, intervals[0])
             return f"({low} <= {value} <= {high})"
-        # Where an odd number of bounds is not above the value, it lies in an interval.
+        # A value lies in an interval where the number of bounds up to it is odd.
         bounds = [bound for low, high in intervals for bound in (low, high + 1)]
         return f"(bisect({self.constant(bounds)}, {value}) & 1)"
 
@@ -258,10 +258,10 @@ def matches(condition: Condition, value: str | int) -> bool:
 
 
 def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the same numbers as intervals that are in order and do not touch."""
+    """Return the same numbers as intervals that are in order and do not overlap."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(intervals):
-        if merged and low <= merged[-1][1] + 1:
+        if merged and low <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], high))
         else:
             merged.append((low, high))
