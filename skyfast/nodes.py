@@ -1,0 +1,113 @@
+"""What the topology API answers: a list of nodes, and of each only what is used here.
+
+Nothing that an analyzer sends raises anything but :class:`MalformedAnswerError`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from skyfast.ingest import pruned
+
+
+class MalformedAnswerError(ValueError):
+    """An answer is no JSON list, so nothing of it can be used."""
+
+
+class Counters(msgspec.Struct, gc=False, rename="pascal"):
+    """``Metric``: each counter is left out where it is zero."""
+
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    rx_packets: int = 0
+    tx_packets: int = 0
+    rx_dropped: int = 0
+    tx_dropped: int = 0
+    rx_errors: int = 0
+    tx_errors: int = 0
+    rx_missed_errors: int = 0
+    collisions: int = 0
+
+
+class Metadata(msgspec.Struct, gc=False, rename="pascal"):
+    """``Metadata``. The addresses have a prefix length: ``10.0.0.1/24``."""
+
+    name: str | None = None
+    type: str | None = None
+    encap_type: str | None = None
+    tid: str | None = msgspec.field(default=None, name="TID")
+    ipv4: list[str] | None = msgspec.field(default=None, name="IPV4")
+    ipv6: list[str] | None = msgspec.field(default=None, name="IPV6")
+    metric: Counters | None = None
+
+
+class Node(msgspec.Struct, gc=False, rename="pascal"):
+    """A node of the topology. ``updated_at`` is in milliseconds."""
+
+    metadata: Metadata
+    id: str | None = msgspec.field(default=None, name="ID")
+    host: str | None = None
+    updated_at: int | None = None
+
+    @property
+    def tid(self) -> str:
+        """What flows call it: its ``TID``, or its ``ID`` where it has none, or nothing."""
+        return self.metadata.tid or self.id or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The usable nodes, in no certain order, and how many others there were."""
+
+    nodes: list[Node]
+    invalid: int
+
+
+_decode_nodes = msgspec.json.Decoder(list[Node] | None).decode
+_decode_node = msgspec.json.Decoder(Node).decode
+_split = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
+
+# JSON text up to half a surrogate pair, as group 1, or that half: an escape that stands for no
+# character. Possessive, so that no input makes it backtrack.
+_HALF_PAIRS: Final = re.compile(
+    r"((?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])"
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})++)"
+    r"|\\u[0-9a-fA-F]{4}",
+    re.DOTALL,
+)
+
+
+def read(answer: bytes) -> Answer:
+    """Decode ``answer``, the JSON text of a list of nodes.
+
+    Raises MalformedAnswerError where ``answer`` as a whole is not usable.
+    """
+    try:
+        return Answer(_decode_nodes(answer) or [], 0)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Rare, so it may be slow: node by node, with every text made readable.
+        text = _HALF_PAIRS.sub(_readable, answer.decode(errors="replace")).encode()
+    try:
+        parts = _parts(text)
+    except msgspec.MsgspecError as error:
+        raise MalformedAnswerError(str(error)) from None
+    nodes = []
+    for part in parts:
+        try:
+            nodes.append(_decode_node(part))
+        except msgspec.MsgspecError:
+            pass
+    return Answer(nodes, len(parts) - len(nodes))
+
+
+def _parts(text: bytes) -> list[msgspec.Raw]:
+    try:
+        return _split(text) or []
+    except RecursionError:
+        return _split(pruned(text)) or []
+
+
+def _readable(match: re.Match[str]) -> str:
+    return match[1] or "\ufffd"
