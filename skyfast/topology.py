@@ -1,26 +1,26 @@
-"""Network interfaces: asked from the topology API, kept, and rendered as metric families.
+"""Network interfaces, rendered as metric families; and the questions to the topology API.
 
 :class:`Interfaces` holds the state and has neither clock nor socket: answers and ``now`` go in,
-a page comes out. :class:`TopologyPoller` asks the analyzers. Nothing here knows of flows, so
-a topology API that fails cannot harm them.
+a page comes out. :class:`TopologyPoller` asks the analyzers, also for :mod:`skyfast.names`. Nothing
+here knows of flows, so a topology API that fails cannot harm them.
 """
 
 import asyncio
 import logging
-import re
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Literal
 
-import msgspec
-
+from skyfast import nodes, selfmetrics
 from skyfast.config import Config
-from skyfast.ingest import pruned
 from skyfast.login import Authentication, Endpoint, Headers, http_connector
 from skyfast.logs import LogLimit, printable
+from skyfast.names import Lookup, Names
+from skyfast.nodes import Answer, Counters, MalformedAnswerError, Node
 from skyfast.selfmetrics import INTERFACE_SKIPS, TopologyStats, label_text
 from skyfast.tls import client_context
 
@@ -33,7 +33,19 @@ PATH: Final = "/api/topology"
 """Where an analyzer answers queries."""
 
 QUERY: Final = "G.V().Has('EncapType', 'ether')"
-"""The Gremlin query for every network interface."""
+"""The Gremlin query for the network interfaces of the page."""
+
+QUERY_WITH_NAMES: Final = (
+    "G.V().HasEither('EncapType', Ne(''), 'Type', 'ovsbridge', 'Type', 'ovsport')"
+)
+"""The Gremlin query for these and all else that has addresses or where flows are captured.
+
+That is every device of Linux, as loopback and tunnels have other ``EncapType``s (``loopback``,
+``gre``, ``sit``, ``none``, …), and Open vSwitch's bridges and ports, which have none: see
+``CaptureTypes`` in Skydive's ``flow/probes/capabilities.go``. Since Skydive 0.21."""
+
+NAMES_INTERVAL_S: Final = 20.0
+"""How often names are asked for where the interfaces are switched off."""
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """Longest answer that is read, before and after decompression: about 20,000 real interfaces.
@@ -61,44 +73,7 @@ MAX_COUNTER: Final = 2**63 - 1
 """Skydive's counters are int64. A value outside 0 to this is left out as ``out_of_range``."""
 
 
-class MalformedAnswerError(ValueError):
-    """An answer is no JSON list, so nothing of it can be used."""
-
-
-class _Counters(msgspec.Struct, gc=False, rename="pascal"):
-    """``Metric``: each counter is left out where it is zero."""
-
-    rx_bytes: int = 0
-    tx_bytes: int = 0
-    rx_packets: int = 0
-    tx_packets: int = 0
-    rx_dropped: int = 0
-    tx_dropped: int = 0
-    rx_errors: int = 0
-    tx_errors: int = 0
-    rx_missed_errors: int = 0
-    collisions: int = 0
-
-
-class _Metadata(msgspec.Struct, gc=False, rename="pascal"):
-    name: str | None = None
-    type: str | None = None
-    tid: str | None = msgspec.field(default=None, name="TID")
-    ipv4: list[str] | None = msgspec.field(default=None, name="IPV4")
-    ipv6: list[str] | None = msgspec.field(default=None, name="IPV6")
-    metric: _Counters | None = None
-
-
-class _Node(msgspec.Struct, gc=False, rename="pascal"):
-    metadata: _Metadata
-    id: str | None = msgspec.field(default=None, name="ID")
-    host: str | None = None
-    updated_at: int | None = None
-
-
-_decode_nodes = msgspec.json.Decoder(list[_Node] | None).decode
-_decode_node = msgspec.json.Decoder(_Node).decode
-_split = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
+Naming = Literal["compatible", "standard"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,37 +81,70 @@ class _Family:
     name: str
     help: str
     counter: str
-    """The field of :class:`_Counters`; empty where Skydive has none, which shows 0."""
+    """The field of `Counters`; empty where Skydive has none, which shows 0."""
+
+    def head(self, *, openmetrics: bool) -> bytes:
+        unit = "bytes" if self.name.endswith("_bytes_total") else ""
+        return selfmetrics.head(
+            self.name, self.help, "counter", unit=unit, openmetrics=openmetrics
+        ).encode()
 
 
-_FAMILIES: Final = tuple(
-    _Family(f"skydive_network_interface_{name}", help_, counter)
-    for name, help_, counter in (
-        ("rx_bytes", "Bytes the interface has received.", "rx_bytes"),
-        ("tx_bytes", "Bytes the interface has sent.", "tx_bytes"),
-        ("rx_packets", "Packets the interface has received.", "rx_packets"),
-        ("tx_packets", "Packets the interface has sent.", "tx_packets"),
-        ("rx_dropped", "Received packets the interface has dropped.", "rx_dropped"),
-        ("tx_dropped", "Packets to be sent the interface has dropped.", "tx_dropped"),
-        ("rx_errors", "Packets received with an error.", "rx_errors"),
-        ("tx_errors", "Packets whose sending failed.", "tx_errors"),
-        ("rx_missed_errors", "Packets missed for lack of room to receive.", "rx_missed_errors"),
-        ("tx_missed_errors", "Always 0: Skydive has no such counter.", ""),
-        ("collisions", "Collisions seen while sending.", "collisions"),
-    )
+_COUNTERS: Final = (
+    ("rx_bytes", "receive_bytes", "Bytes the interface has received."),
+    ("tx_bytes", "transmit_bytes", "Bytes the interface has sent."),
+    ("rx_packets", "receive_packets", "Packets the interface has received."),
+    ("tx_packets", "transmit_packets", "Packets the interface has sent."),
+    ("rx_dropped", "receive_dropped", "Received packets the interface has dropped."),
+    ("tx_dropped", "transmit_dropped", "Packets to be sent the interface has dropped."),
+    ("rx_errors", "receive_errors", "Packets received with an error."),
+    ("tx_errors", "transmit_errors", "Packets whose sending failed."),
+    ("rx_missed_errors", "receive_missed_errors", "Packets missed for lack of room to receive."),
+    ("tx_missed_errors", "", "Always 0: Skydive has no such counter."),
+    ("collisions", "collisions", "Collisions seen while sending."),
 )
+"""Part of the compatible and of the standard name, and what the counter counts.
+
+The former is the field of `Counters` too; the one that Skydive lacks has no standard name."""
+
+_FAMILIES: Final[dict[Naming, tuple[_Family, ...]]] = {
+    "compatible": tuple(
+        _Family(f"skydive_network_interface_{name}", text, name if standard else "")
+        for name, standard, text in _COUNTERS
+    ),
+    "standard": tuple(
+        _Family(f"skydive_interface_{standard}_total", text, name)
+        for name, standard, text in _COUNTERS
+        if standard
+    ),
+}
 
 _LABELS: Final = ("interface_name", "host", "interface_type", "ipv4", "ipv6", "node_tid")
-_NO_TRAFFIC: Final = _Counters()
+_NO_TRAFFIC: Final = Counters()
 
-# JSON text up to half a surrogate pair, as group 1, or that half: an escape that stands for no
-# character. Possessive, so that no input makes it backtrack.
-_HALF_PAIRS: Final = re.compile(
-    r"((?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])"
-    r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})++)"
-    r"|\\u[0-9a-fA-F]{4}",
-    re.DOTALL,
-)
+
+@dataclass(frozen=True)
+class _Page:
+    """The families of an answer, and when it is too old to be shown."""
+
+    text: bytes
+    """In text format 0.0.4."""
+    families: tuple[tuple[_Family, slice], ...]
+    """Each with the place of its samples in ``text``."""
+    leaves_at: float
+
+    @cached_property
+    def openmetrics(self) -> bytes:
+        """The same with the heads of OpenMetrics. Costs nothing until it is asked for."""
+        text = memoryview(self.text)
+        return b"".join(
+            part
+            for family, samples in self.families
+            for part in (family.head(openmetrics=True), text[samples])
+        )
+
+
+_NOTHING: Final = _Page(b"", (), 0.0)
 
 
 class Interfaces:
@@ -154,76 +162,56 @@ class Interfaces:
     """
 
     def __init__(
-        self, *, interval_s: float, connection_timeout_s: float, stats: TopologyStats
+        self,
+        *,
+        interval_s: float,
+        connection_timeout_s: float,
+        stats: TopologyStats,
+        naming: Naming = "compatible",
     ) -> None:
         """Begin without interfaces. ``stats`` is kept up to date with every answer."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
         self._stats = stats
-        # A page and when it is too old: replaced as one, so that readers need no lock.
-        self._page: tuple[bytes, float] = (b"", 0.0)
+        self._families = _FAMILIES[naming]
+        # Replaced as one, so that readers need no lock.
+        self._page = _NOTHING
         self._writing = threading.Lock()
 
-    def update(self, answer: bytes, now: float) -> None:
-        """Show the interfaces of ``answer``, the JSON text of a list of nodes.
+    def update(self, answer: Answer, now: float) -> None:
+        """Show the interfaces of ``answer``.
 
-        Nodes that cannot be shown are left out and counted in ``stats.skipped``. Raises
-        MalformedAnswerError, and changes nothing, where ``answer`` as a whole is not usable.
+        Nodes that cannot be shown are left out and counted in ``stats.skipped``.
         """
         skipped = dict.fromkeys(INTERFACE_SKIPS, 0)
-        rows = _rows(_nodes(answer, skipped), skipped)
-        page = b"".join(_render(family, rows, skipped) for family in _FAMILIES) if rows else b""
+        skipped["invalid"] = answer.invalid
+        rows = _rows(answer.nodes, skipped)
+        page = _render(self._families, rows, skipped, now + self._lifetime_s) if rows else _NOTHING
         with self._writing:
-            self._page = (page, now + self._lifetime_s)
+            self._page = page
             self._stats.skipped = skipped
             self._stats.interfaces = len(rows)
 
     def expire(self, now: float) -> None:
         """Forget the interfaces where the last answer is too old."""
         with self._writing:
-            if not self.page(now):
-                self._page = (b"", 0.0)
+            if now >= self._page.leaves_at:
+                self._page = _NOTHING
                 self._stats.interfaces = 0
 
-    def page(self, now: float) -> bytes:
-        """Return the families in text format 0.0.4, or nothing where there is no interface."""
-        page, leaves_at = self._page
-        return page if now < leaves_at else b""
+    def page(self, now: float, openmetrics: bool = False) -> bytes:
+        """Return the families, or nothing where there is no interface.
+
+        In text format 0.0.4, or in OpenMetrics, without its end, which wants standard names.
+        """
+        page = self._page
+        if now >= page.leaves_at:
+            return b""
+        return page.openmetrics if openmetrics else page.text
 
 
-def _nodes(answer: bytes, skipped: dict[str, int]) -> list[_Node]:
-    """Return the usable nodes of ``answer``, and count the others."""
-    try:
-        return _decode_nodes(answer) or []
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # Rare, so it may be slow: node by node, with every text made readable.
-        text = _HALF_PAIRS.sub(_readable, answer.decode(errors="replace")).encode()
-    try:
-        parts = _parts(text)
-    except msgspec.MsgspecError as error:
-        raise MalformedAnswerError(str(error)) from None
-    nodes = []
-    for part in parts:
-        try:
-            nodes.append(_decode_node(part))
-        except msgspec.MsgspecError:
-            skipped["invalid"] += 1
-    return nodes
-
-
-def _parts(text: bytes) -> list[msgspec.Raw]:
-    try:
-        return _split(text) or []
-    except RecursionError:
-        return _split(pruned(text)) or []
-
-
-def _readable(match: re.Match[str]) -> str:
-    return match[1] or "\ufffd"
-
-
-def _rows(nodes: list[_Node], skipped: dict[str, int]) -> list[tuple[str, _Counters]]:
+def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[tuple[str, Counters]]:
     """Return the label text, unique, and the counters of what is shown; count what is not."""
-    newest: dict[tuple[str, ...], _Node] = {}
+    newest: dict[tuple[str, ...], Node] = {}
     for node in nodes:
         labels = _labels(node)
         if not labels[-1]:
@@ -236,7 +224,7 @@ def _rows(nodes: list[_Node], skipped: dict[str, int]) -> list[tuple[str, _Count
             skipped["duplicate"] += 1
             if (node.updated_at or 0) > (newest[labels].updated_at or 0):
                 newest[labels] = node
-    rows: list[tuple[str, _Counters]] = []
+    rows: list[tuple[str, Counters]] = []
     room = MAX_LABELS_CHARS
     for labels, node in newest.items():
         text = label_text(dict(zip(_LABELS, labels, strict=True)))
@@ -248,7 +236,7 @@ def _rows(nodes: list[_Node], skipped: dict[str, int]) -> list[tuple[str, _Count
     return rows
 
 
-def _labels(node: _Node) -> tuple[str, ...]:
+def _labels(node: Node) -> tuple[str, ...]:
     """Return the label values in the order of ``_LABELS``; what is missing is empty."""
     metadata = node.metadata
     return (
@@ -257,23 +245,41 @@ def _labels(node: _Node) -> tuple[str, ...]:
         metadata.type or "",
         metadata.ipv4[0] if metadata.ipv4 else "",
         metadata.ipv6[0] if metadata.ipv6 else "",
-        metadata.tid or node.id or "",
+        node.tid,
     )
 
 
-def _render(family: _Family, rows: list[tuple[str, _Counters]], skipped: dict[str, int]) -> bytes:
-    lines = [f"# HELP {family.name} {family.help}", f"# TYPE {family.name} counter"]
+def _render(
+    families: tuple[_Family, ...],
+    rows: list[tuple[str, Counters]],
+    skipped: dict[str, int],
+    leaves_at: float,
+) -> _Page:
+    parts: list[bytes] = []
+    places: list[tuple[_Family, slice]] = []
+    end = 0
+    for family in families:
+        head, samples = family.head(openmetrics=False), _samples(family, rows, skipped)
+        begin = end + len(head)
+        end = begin + len(samples)
+        parts += (head, samples)
+        places.append((family, slice(begin, end)))
+    return _Page(b"".join(parts), tuple(places), leaves_at)
+
+
+def _samples(family: _Family, rows: list[tuple[str, Counters]], skipped: dict[str, int]) -> bytes:
+    lines = []
     for labels, counters in rows:
         value = getattr(counters, family.counter) if family.counter else 0
         if 0 <= value <= MAX_COUNTER:
-            lines.append(f"{family.name}{labels} {value}")
+            lines.append(f"{family.name}{labels} {value}\n")
         else:
             skipped["out_of_range"] += 1
-    return ("\n".join(lines) + "\n").encode()
+    return "".join(lines).encode()
 
 
 class _FailedError(Exception):
-    """An analyzer gave no interfaces; ``reason`` is one of ``TOPOLOGY_ERRORS``."""
+    """An analyzer gave no topology; ``reason`` is one of ``TOPOLOGY_ERRORS``."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -281,7 +287,7 @@ class _FailedError(Exception):
 
 
 class TopologyPoller:
-    """Asks for the interfaces, again and again.
+    """Asks for the interfaces, and for names where somebody looks them up, again and again.
 
     The analyzers of ``config.subscriber.endpoints`` are asked in their order until one answers.
     That one is asked first from then on. Of a name that stands for several addresses, one that
@@ -295,17 +301,27 @@ class TopologyPoller:
         interfaces: Interfaces,
         stats: TopologyStats,
         now: Callable[[], float],
+        names: Names | None = None,
+        renamed: Callable[[Lookup, Set[str]], object] | None = None,
     ) -> None:
-        """Prepare; ``now`` is the clock of ``interfaces``, in seconds.
+        """Prepare; ``now`` is the clock of ``interfaces`` and ``names``, in seconds.
+
+        Without ``names``, nobody looks them up and nothing is done for them. ``renamed`` is called
+        on the event loop, with each of their mappings that has changed and the keys for which
+        it has another answer now.
 
         Raises ConfigError where an analyzer wants TLS and ``config.tls`` names unusable files.
         """
         endpoints = [Endpoint.parse(url) for url in config.subscriber.endpoints]
         ssl = client_context(config.tls) if any(one.secure for one in endpoints) else None
-        self._interfaces = interfaces
+        interval_s = config.store.interfaces_interval_s
+        self._interfaces = interfaces if interval_s else None
+        self._names = names
+        self._renamed = renamed
+        self._gremlin = QUERY_WITH_NAMES if names else QUERY
+        self._interval_s = interval_s or (NAMES_INTERVAL_S if names else 0.0)
         self._stats = stats
         self._now = now
-        self._interval_s = config.store.interfaces_interval_s
         self._analyzers = [
             Authentication(
                 endpoint=endpoint, credentials=config.credentials, cookies=config.cookies, ssl=ssl
@@ -316,9 +332,10 @@ class TopologyPoller:
         self._limit = LogLimit(LOG_INTERVAL_S)
 
     async def run(self) -> None:
-        """Ask at once and then every ``interfaces_interval_s``, until cancelled.
+        """Ask at once and then in every interval, until cancelled.
 
-        Returns where that is 0. No failure of an analyzer is raised.
+        The interval is ``interfaces_interval_s``, or that of names where it is 0. Returns where
+        neither is wanted. No failure of an analyzer is raised.
         """
         if not self._interval_s:
             return
@@ -350,12 +367,12 @@ class TopologyPoller:
                 self._failed(analyzer.endpoint.name, "error", f"{type(error).__name__}: {error}")
             else:
                 if analyzer is not self._preferred:
-                    log.info("analyzer %s: interfaces come from here", analyzer.endpoint.name)
+                    log.info("analyzer %s: the topology comes from here", analyzer.endpoint.name)
                 self._preferred = analyzer
                 return
 
     async def _ask(self, session: "aiohttp.ClientSession", analyzer: Authentication) -> None:
-        """Update the interfaces from one analyzer, or raise _FailedError."""
+        """Use the answer of one analyzer, or raise _FailedError."""
         import aiohttp
 
         try:
@@ -367,20 +384,39 @@ class TopologyPoller:
             raise _FailedError("unreachable", str(error) or type(error).__name__) from None
         except aiohttp.ClientError as error:
             raise _FailedError("malformed", str(error) or type(error).__name__) from None
-        # Up to half a second of work where there are 20,000 interfaces: decompression does not hold
-        # the GIL, decoding does for 0.13 s at most, and rendering gives it away in between.
-        await asyncio.to_thread(self._update, body, encoding, self._now())
+        # Up to a second of work where there are 20,000 interfaces: decompression does not hold the
+        # GIL, decoding does for 0.13 s at most, and the rest gives it away in between.
+        now = self._now()
+        answer = await asyncio.to_thread(_decoded, body, encoding)
+        if self._names is not None:
+            await self._update_names(self._names, answer, now)
+        if self._interfaces is not None:
+            if self._names is not None:
+                answer = _only_interfaces(answer)
+            await asyncio.to_thread(self._interfaces.update, answer, now)
         self._stats.answers += 1
         self._stats.last_answer_timestamp_s = time.time()
+
+    async def _update_names(self, names: Names, answer: Answer, now: float) -> None:
+        changes = await asyncio.to_thread(names.compare, answer.nodes, now)
+        if changes.left_out:
+            suffix = self._limit.admit("left_out")
+            if suffix is not None:
+                log.warning("%d nodes and addresses have no name%s", changes.left_out, suffix)
+        for lookup, keys in names.apply(changes):
+            if self._renamed is not None:
+                self._renamed(lookup, keys)
 
     async def _query(
         self, session: "aiohttp.ClientSession", analyzer: Authentication
     ) -> tuple[bytes, str]:
         """Return an answer's body, as sent, and its ``Content-Encoding``."""
         credentials = analyzer.headers()
-        status, body, encoding = await _post(session, analyzer, credentials)
+        status, body, encoding = await _post(session, analyzer, self._gremlin, credentials)
         if status == 401 and await analyzer.renew(credentials):
-            status, body, encoding = await _post(session, analyzer, analyzer.headers())
+            status, body, encoding = await _post(
+                session, analyzer, self._gremlin, analyzer.headers()
+            )
         match status:
             case 200:
                 return body, encoding
@@ -392,35 +428,21 @@ class TopologyPoller:
             case _:
                 raise _FailedError("status", f"HTTP {status}")
 
-    def _update(self, body: bytes, encoding: str, now: float) -> None:
-        """Use an answer that was received at ``now``. Runs in a worker thread."""
-        match encoding.lower():
-            case "" | "identity":
-                answer = body
-            case "gzip":
-                answer = _gunzip(body)
-            case _:
-                raise _FailedError("malformed", f"Content-Encoding {encoding!r} was not asked for")
-        try:
-            self._interfaces.update(answer, now)
-        except MalformedAnswerError as error:
-            raise _FailedError("malformed", str(error)) from None
-
     def _failed(self, analyzer: str, reason: str, text: str) -> None:
         self._stats.errors[reason] += 1
         suffix = self._limit.admit((analyzer, reason))
         if suffix is not None:
-            log.warning("analyzer %s: no interfaces: %s%s", analyzer, printable(text), suffix)
+            log.warning("analyzer %s: no topology: %s%s", analyzer, printable(text), suffix)
 
 
 async def _post(
-    session: "aiohttp.ClientSession", analyzer: Authentication, credentials: Headers
+    session: "aiohttp.ClientSession", analyzer: Authentication, query: str, credentials: Headers
 ) -> tuple[int, bytes, str]:
     """Ask, and return the status, the body of a 200 as sent, and its ``Content-Encoding``."""
     async with analyzer.post(
         session,
         PATH,
-        json={"GremlinQuery": QUERY},
+        json={"GremlinQuery": query},
         headers=[("Accept-Encoding", "gzip"), *credentials],
     ) as response:
         if response.status != 200:
@@ -431,6 +453,27 @@ async def _post(
             if len(body) > MAX_ANSWER_BYTES:
                 raise _too_big()
         return response.status, bytes(body), response.headers.get("Content-Encoding", "")
+
+
+def _decoded(body: bytes, encoding: str) -> Answer:
+    """Return what an answer of that ``Content-Encoding`` says. Runs in a worker thread."""
+    match encoding.lower():
+        case "" | "identity":
+            pass
+        case "gzip":
+            body = _gunzip(body)
+        case _:
+            raise _FailedError("malformed", f"Content-Encoding {encoding!r} was not asked for")
+    try:
+        return nodes.read(body)
+    except MalformedAnswerError as error:
+        raise _FailedError("malformed", str(error)) from None
+
+
+def _only_interfaces(answer: Answer) -> Answer:
+    """Return of an answer to `QUERY_WITH_NAMES` what `QUERY` would have given."""
+    ether = [node for node in answer.nodes if node.metadata.encap_type == "ether"]
+    return Answer(ether, answer.invalid)
 
 
 def _gunzip(body: bytes) -> bytes:

@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -11,17 +12,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from skyfast import names as names_module
 from skyfast import topology as topology_module
 from skyfast.config import ConfigError
+from skyfast.names import Names
+from skyfast.nodes import MalformedAnswerError, read
 from skyfast.selfmetrics import TopologyStats
 from skyfast.topology import (
     MAX_INTERFACES,
     MAX_LABEL_CHARS,
     MAX_LABELS_CHARS,
+    QUERY_WITH_NAMES,
     Interfaces,
-    MalformedAnswerError,
     TopologyPoller,
 )
 from tests.analyzer import Answer, FakeAnalyzer, Fault
@@ -52,14 +57,20 @@ LABELS = ["interface_name", "host", "interface_type", "ipv4", "ipv6", "node_tid"
 class Fixture:
     """Interfaces that are asked for every 20 s, and their page as an independent reader sees it."""
 
-    def __init__(self, *, interval_s=20.0, connection_timeout_s=60.0):
+    def __init__(self, *, interval_s=20.0, connection_timeout_s=60.0, naming="compatible"):
         self.stats = TopologyStats()
         self.interfaces = Interfaces(
-            interval_s=interval_s, connection_timeout_s=connection_timeout_s, stats=self.stats
+            interval_s=interval_s,
+            connection_timeout_s=connection_timeout_s,
+            stats=self.stats,
+            naming=naming,
         )
 
+    def receive(self, answer, now):
+        self.interfaces.update(read(answer), now)
+
     def update(self, *nodes, now=0.0):
-        self.interfaces.update(json.dumps(nodes).encode(), now)
+        self.receive(json.dumps(nodes).encode(), now)
 
     def samples(self, now=0.0):
         """Every sample: a dict of (short name, label values) to value."""
@@ -96,7 +107,7 @@ def labels_of(name="eth0", host="h", kind="device", ipv4="", ipv6="", tid="t1"):
 
 
 def test_the_page_of_a_real_answer(topology):
-    topology.interfaces.update(RECORDED, 0.0)
+    topology.receive(RECORDED, 0.0)
     golden = DATA / "topology.prom"
     assert topology.interfaces.page(0.0).decode() == golden.read_text()
     assert topology.stats.interfaces == 7
@@ -104,7 +115,7 @@ def test_the_page_of_a_real_answer(topology):
 
 
 def test_a_real_answer_in_another_reader_s_eyes(topology):
-    topology.interfaces.update(RECORDED, 0.0)
+    topology.receive(RECORDED, 0.0)
     expected = {}
     for answer in json.loads(RECORDED):
         metadata = answer["Metadata"]
@@ -200,6 +211,75 @@ def test_nodes_that_differ_in_one_label_are_all_shown(topology):
     assert topology.skipped() == {}
 
 
+# The families under standard names: what each is called, and the field that it comes from.
+STANDARD = {
+    "receive_bytes": "RxBytes",
+    "transmit_bytes": "TxBytes",
+    "receive_packets": "RxPackets",
+    "transmit_packets": "TxPackets",
+    "receive_dropped": "RxDropped",
+    "transmit_dropped": "TxDropped",
+    "receive_errors": "RxErrors",
+    "transmit_errors": "TxErrors",
+    "receive_missed_errors": "RxMissedErrors",
+    "collisions": "Collisions",
+}
+READERS = {
+    False: text_string_to_metric_families,
+    True: lambda page: openmetrics.text_string_to_metric_families(page + "# EOF\n"),
+}
+
+
+@pytest.mark.parametrize("asked_for_openmetrics", [False, True])
+def test_standard_names_in_both_formats(asked_for_openmetrics):
+    topology = Fixture(naming="standard")
+    topology.receive(RECORDED, 0.0)
+    page = topology.interfaces.page(0.0, asked_for_openmetrics).decode()
+    shown = {}
+    for family in READERS[asked_for_openmetrics](page):
+        assert family.type == "counter"
+        assert family.documentation.endswith(".")
+        # The parser of the text format takes the suffix away from the family's name too.
+        name = family.name.removeprefix("skydive_interface_")
+        assert family.unit == ("bytes" if asked_for_openmetrics and "_bytes" in name else "")
+        for sample in family.samples:
+            assert sample.name == f"skydive_interface_{name}_total"
+            shown[name, sample.labels["node_tid"]] = sample.value
+    assert shown == {
+        (name, answer["Metadata"]["TID"]): answer["Metadata"]["Metric"].get(field, 0)
+        for answer in json.loads(RECORDED)
+        for name, field in STANDARD.items()
+    }
+
+
+def test_formats_differ_in_what_declares_the_families_alone():
+    topology = Fixture(naming="standard")
+    topology.update(node("é"), node("eth1", tid="t2", Metric={"RxBytes": 2**63 - 1, "TxBytes": -1}))
+    assert topology.skipped() == {"out_of_range": 1}
+    text, other = (topology.interfaces.page(0.0, openmetrics) for openmetrics in (False, True))
+    samples = [line for line in text.split(b"\n") if not line.startswith(b"#")]
+    assert [line for line in other.split(b"\n") if not line.startswith(b"#")] == samples
+    assert len(samples) == 2 * len(STANDARD) - 1 + 1
+    assert b"# TYPE skydive_interface_receive_bytes_total counter\n" in text
+    assert b"# TYPE skydive_interface_receive_bytes counter\n" in other
+    assert b"# UNIT skydive_interface_receive_bytes bytes\n" in other
+    assert b"# UNIT" not in text
+
+
+@pytest.mark.parametrize("asked_for_openmetrics", [False, True])
+def test_standard_names_leave_in_both_formats(asked_for_openmetrics):
+    topology = Fixture(naming="standard")
+    assert topology.interfaces.page(0.0, asked_for_openmetrics) == b""
+    topology.update(node(), now=0.0)
+    first = topology.interfaces.page(0.0, asked_for_openmetrics)
+    assert topology.interfaces.page(59.9, asked_for_openmetrics) == first != b""
+    assert topology.interfaces.page(60.0, asked_for_openmetrics) == b""
+    topology.update(node("eth9"), now=70.0)
+    assert b"eth9" in topology.interfaces.page(70.0, asked_for_openmetrics)
+    topology.update(now=80.0)
+    assert topology.interfaces.page(80.0, asked_for_openmetrics) == b""
+
+
 @pytest.mark.parametrize("value", [2**53 + 1, 2**63 - 1])
 def test_counters_are_exact(topology, value):
     topology.update(node(Metric={"RxBytes": value}))
@@ -246,7 +326,7 @@ def test_labels_are_escaped(topology):
 @pytest.mark.parametrize("field", ["Name", "Unused"])
 def test_texts_that_are_no_unicode(topology, text, shown, field):
     answer = json.dumps([node(**{field: "?"}), node("eth1", tid="t2")]).encode()
-    topology.interfaces.update(answer.replace(b"?", text), 0.0)
+    topology.receive(answer.replace(b"?", text), 0.0)
     name = shown if field == "Name" else "eth0"
     assert topology.labels() == {labels_of(name=name), labels_of(name="eth1", tid="t2")}
     assert topology.skipped() == {}
@@ -265,7 +345,7 @@ def test_a_wrong_node_costs_nothing_but_itself(topology, why):
 def test_a_node_that_is_nested_too_deeply_costs_nothing_but_what_is_too_deep(topology):
     deep = b"[" * 100_000 + b"]" * 100_000
     answer = json.dumps([node(Unused="?"), node("eth1", tid="t2")]).encode()
-    topology.interfaces.update(answer.replace(b'"?"', deep), 0.0)
+    topology.receive(answer.replace(b'"?"', deep), 0.0)
     assert topology.labels() == {labels_of(), labels_of(name="eth1", tid="t2")}
     assert topology.skipped() == {}
 
@@ -314,7 +394,7 @@ def test_a_malformed_answer_changes_nothing(topology, answer):
     topology.update(node(), node(), now=0.0)
     before = topology.interfaces.page(59.0)
     with pytest.raises(MalformedAnswerError):
-        topology.interfaces.update(answer, 50.0)
+        topology.receive(answer, 50.0)
     assert topology.interfaces.page(59.0) == before
     assert topology.interfaces.page(60.0) == b""
     assert topology.stats.interfaces == 1
@@ -324,7 +404,7 @@ def test_a_malformed_answer_changes_nothing(topology, answer):
 @pytest.mark.parametrize("answer", [b"[]", b"null", b" [ ] \n"])
 def test_an_empty_answer_is_an_answer(topology, answer):
     topology.update(node())
-    topology.interfaces.update(answer, 20.0)
+    topology.receive(answer, 20.0)
     assert topology.interfaces.page(20.0) == b""
     assert topology.stats.interfaces == 0
 
@@ -365,14 +445,22 @@ FAST_S = 0.05
 class Poll:
     """A poller that runs, and what becomes of its interfaces."""
 
-    def __init__(self, *urls, interval_s=FAST_S, **settings):
+    def __init__(self, *urls, interval_s=FAST_S, names=None, **settings):
         self.stats = TopologyStats()
+        self.renamed = []
         config = make_config(*urls, interfaces_interval=interval_s, **settings)
         self.interfaces = Interfaces(
             interval_s=interval_s, connection_timeout_s=60.0, stats=self.stats
         )
         self.poller = TopologyPoller(
-            config=config, interfaces=self.interfaces, stats=self.stats, now=time.monotonic
+            config=config,
+            interfaces=self.interfaces,
+            stats=self.stats,
+            now=time.monotonic,
+            names=names,
+            renamed=lambda lookup, keys: self.renamed.append(
+                (lookup, {key: lookup[key] for key in keys}, threading.current_thread())
+            ),
         )
 
     @asynccontextmanager
@@ -447,6 +535,93 @@ async def test_an_interval_of_zero_asks_nobody():
         assert analyzer.connections == 0
 
 
+def lo(number):
+    return node("lo", tid=f"lo{number}", EncapType="loopback", IPV4=["127.0.0.1/8"])
+
+
+async def test_names_and_interfaces_come_from_one_answer():
+    async with FakeAnalyzer() as analyzer:
+        names = Names(keep_s=60.0)
+        analyzer.topology = answer_of(
+            node(EncapType="ether", IPV4=["10.0.0.1/24"]),
+            lo(1),
+            node("br0", tid="bridge", Type="ovsbridge"),
+            WRONG["Name is an object"],
+            compress=True,
+        )
+        async with Poll(analyzer.url, names=names).running() as poll:
+            await asyncio.wait_for(names.ready.wait(), 5)
+            assert names.node_name == {"t1": "eth0", "lo1": "lo", "bridge": "br0"}
+            assert names.owner == {"10.0.0.1": "eth0", "127.0.0.1": "lo"}
+            await until(lambda: poll.stats.answers >= 2)
+        for request in analyzer.topology_requests:
+            assert json.loads(request.body) == {"GremlinQuery": QUERY_WITH_NAMES}
+        # What is no interface by today's query is neither shown nor counted.
+        assert poll.stats.interfaces == 1
+        assert poll.stats.skipped["invalid"] == sum(poll.stats.skipped.values()) == 1
+        page = poll.interfaces.page(time.monotonic()).decode()
+        assert set(re.findall('node_tid="([^"]*)"', page)) == {"t1"}
+        # The second answer changed nothing, so nobody was told of it.
+        main = threading.current_thread()
+        assert poll.renamed == [
+            (names.node_name, {"t1": "eth0", "lo1": "lo", "bridge": "br0"}, main),
+            (names.node_host, {"t1": "h", "lo1": "h", "bridge": "h"}, main),
+            (names.node_type, {"t1": "device", "lo1": "device", "bridge": "ovsbridge"}, main),
+            (names.owner, {"10.0.0.1": "eth0", "127.0.0.1": "lo"}, main),
+        ]
+
+
+async def test_a_new_name_is_told():
+    async with FakeAnalyzer() as analyzer:
+        names = Names(keep_s=60.0)
+        analyzer.topology = answer_of(node(), node("eth1", tid="t2"))
+        async with Poll(analyzer.url, names=names).running() as poll:
+            await until(lambda: poll.renamed)
+            poll.renamed.clear()
+            analyzer.topology = answer_of(node("wan0"), node("eth1", tid="t2"))
+            await until(lambda: poll.renamed)
+        assert [(lookup, answers) for lookup, answers, _ in poll.renamed] == [
+            (names.node_name, {"t1": "wan0"})
+        ]
+
+
+async def test_names_are_asked_for_without_interfaces(monkeypatch):
+    monkeypatch.setattr(topology_module, "NAMES_INTERVAL_S", FAST_S)
+    async with FakeAnalyzer() as analyzer:
+        names = Names(keep_s=60.0)
+        analyzer.topology = answer_of(node(EncapType="ether"))
+        async with Poll(analyzer.url, interval_s=0, names=names).running() as poll:
+            await until(lambda: poll.stats.answers >= 2)
+        assert names.node_name["t1"] == "eth0"
+        assert poll.interfaces.page(time.monotonic()) == b""
+        assert poll.stats.interfaces == 0
+
+
+async def test_a_failure_keeps_the_names_and_nobody_is_ready_before_an_answer(caplog):
+    async with FakeAnalyzer() as analyzer:
+        names = Names(keep_s=0.0)
+        analyzer.topology = Answer(status=500)
+        async with Poll(analyzer.url, names=names).running() as poll:
+            await until(lambda: poll.stats.errors["status"] >= 2)
+            assert not names.ready.is_set()
+            analyzer.topology = answer_of(node())
+            await asyncio.wait_for(names.ready.wait(), 5)
+            analyzer.topology = Answer(body=b"[")
+            await until(lambda: poll.stats.errors["malformed"] >= 2)
+            assert names.node_name == {"t1": "eth0"}
+    assert f"analyzer {analyzer.name}: no topology: HTTP 500" in caplog.text
+
+
+async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
+    monkeypatch.setattr(names_module, "MAX_NODES", 2)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(*(node(tid=f"t{number}") for number in range(5)))
+        async with Poll(analyzer.url, names=Names(keep_s=60.0)).running() as poll:
+            await until(lambda: poll.stats.answers >= 3)
+    (record,) = (record for record in caplog.records if "have no name" in record.getMessage())
+    assert record.getMessage() == "3 nodes and addresses have no name"
+
+
 async def test_the_first_analyzer_that_answers_is_kept():
     first, second = FakeAnalyzer(), FakeAnalyzer()
     first.topology, second.topology = answer_of(node("one")), answer_of(node("two"))
@@ -510,7 +685,7 @@ async def test_wrong_credentials(caplog):
         assert poll.errors() == {"unauthorized": poll.stats.errors["unauthorized"]}
     (record,) = caplog.records
     assert record.getMessage().startswith(
-        f"analyzer {analyzer.name}: no interfaces: HTTP 401; POST /login"
+        f"analyzer {analyzer.name}: no topology: HTTP 401; POST /login"
     )
     assert "wr0ng" not in caplog.text
 
