@@ -19,7 +19,7 @@ from skyfast.demo import (
     load_recording,
     load_topology,
 )
-from skyfast.topology import QUERY
+from skyfast.topology import QUERY, QUERY_WITH_NAMES
 
 RECORDINGS = Path(__file__).parent / "data" / "recordings"
 STARTED_MS = 1_800_000_000_000
@@ -311,8 +311,9 @@ def ask(port, body, **headers):
         return answer.headers, answer.read()
 
 
-async def test_topology():
-    body = json.dumps({"GremlinQuery": QUERY}).encode()
+@pytest.mark.parametrize("query", [QUERY, QUERY_WITH_NAMES])
+async def test_topology(query):
+    body = json.dumps({"GremlinQuery": query}).encode()
     async with demo() as (_, port):
         async with subscribe(port, "stats") as socket:
             await socket.recv()
