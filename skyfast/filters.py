@@ -1,7 +1,7 @@
 """Which flows reach the table: classification by the cluster's networks, and the rules.
 
 The rules of a configuration become one function, whose source is written here, for each flow
-passes through it: closures take more than twice as long. Its text has fields' names from
+passes through it: closures take twice as long. Its text has fields' names from
 `skyfast.wire.FIELDS` and names of constants; what a person has written is only ever a constant
 that it refers to.
 """
