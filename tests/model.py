@@ -925,27 +925,34 @@ def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, s
 
 
 INTERFACE_COUNTERS = {
-    "rx_bytes": "RxBytes",
-    "tx_bytes": "TxBytes",
-    "rx_packets": "RxPackets",
-    "tx_packets": "TxPackets",
-    "rx_dropped": "RxDropped",
-    "tx_dropped": "TxDropped",
-    "rx_errors": "RxErrors",
-    "tx_errors": "TxErrors",
-    "rx_missed_errors": "RxMissedErrors",
-    "tx_missed_errors": "",  # Skydive has no such counter.
-    "collisions": "Collisions",
+    ("rx_bytes", "receive_bytes"): "RxBytes",
+    ("tx_bytes", "transmit_bytes"): "TxBytes",
+    ("rx_packets", "receive_packets"): "RxPackets",
+    ("tx_packets", "transmit_packets"): "TxPackets",
+    ("rx_dropped", "receive_dropped"): "RxDropped",
+    ("tx_dropped", "transmit_dropped"): "TxDropped",
+    ("rx_errors", "receive_errors"): "RxErrors",
+    ("tx_errors", "transmit_errors"): "TxErrors",
+    ("rx_missed_errors", "receive_missed_errors"): "RxMissedErrors",
+    ("tx_missed_errors", ""): "",  # Skydive has no such counter.
+    ("collisions", "collisions"): "Collisions",
 }
 INTERFACE_FAMILIES = tuple(
-    Family(f"skydive_network_interface_{name}", "counter", (field,))
-    for name, field in INTERFACE_COUNTERS.items()
+    Family(f"skydive_network_interface_{name}", "counter", (counter,))
+    for (name, _), counter in INTERFACE_COUNTERS.items()
+)
+STANDARD_INTERFACE_FAMILIES = tuple(
+    Family(f"skydive_interface_{name}_total", "counter", (counter,))
+    for (_, name), counter in INTERFACE_COUNTERS.items()
+    if name
 )
 
 
-def interface_page(nodes: Sequence[JSON]) -> dict[str, set[str]]:
+def interface_page(
+    nodes: Sequence[JSON], families: Sequence[Family] = INTERFACE_FAMILIES
+) -> dict[str, set[str]]:
     """Return the sample lines of the interfaces in an answer of the topology API."""
-    page: dict[str, set[str]] = {family.name: set() for family in INTERFACE_FAMILIES}
+    page: dict[str, set[str]] = {family.name: set() for family in families}
     newest: dict[str, JSON] = {}
     for node in sorted(nodes, key=lambda node: node["UpdatedAt"]):
         data = node["Metadata"]
@@ -959,7 +966,32 @@ def interface_page(nodes: Sequence[JSON]) -> dict[str, set[str]]:
         }
         labels = ",".join(f'{name}="{escape(value)}"' for name, value in values.items())
         newest[labels] = data.get("Metric") or {}
-    for family in INTERFACE_FAMILIES:
+    for family in families:
         for labels, counters in newest.items():
             page[family.name].add(f"{family.name}{{{labels}}} {counters.get(family.forward[0], 0)}")
     return page
+
+
+def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
+    """Return the labels that have the names of an answer of the topology API, by name.
+
+    No two of its interfaces have a ``TID`` or an address in common.
+    """
+    names, hosts, types, owners = Names(), Names(), Names(), Names()
+    for node in nodes:
+        data = node["Metadata"]
+        names[data["TID"]] = data["Name"]
+        hosts[data["TID"]] = node["Host"]
+        types[data["TID"]] = data["Type"]
+        for address in (data.get("IPV4") or []) + (data.get("IPV6") or []):
+            owners[address.partition("/")[0]] = data["Name"]
+    return {
+        name: Label(name, path, rewrite=rewrite, volatile=True)
+        for name, path, rewrite in (
+            ("node_name", ("NodeTID",), names),
+            ("node_host", ("NodeTID",), hosts),
+            ("node_type", ("NodeTID",), types),
+            ("initiator_name", ("Network", "A"), owners),
+            ("target_name", ("Network", "B"), owners),
+        )
+    }

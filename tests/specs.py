@@ -1,0 +1,334 @@
+"""What configurations ask for, as specifications of the model.
+
+`CONFIGURATIONS` are the files under ``data/configs``, which the recordings are replayed to.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.model import (
+    BYTES,
+    DIRECTION,
+    FAMILIES,
+    KNOWN_LABELS,
+    LABELS,
+    PACKETS,
+    PROTOCOL_OR_ICMP,
+    RTT,
+    Family,
+    Fold,
+    Label,
+    Mask,
+    Spec,
+    View,
+    tag_label,
+    topology_labels,
+)
+
+DATA = Path(__file__).parent / "data"
+TOPOLOGY = (DATA / "recordings" / "topology.json").read_bytes()
+
+COMPATIBLE = "skydive_network_connection"
+STANDARD = "skydive_connection"
+
+
+def _both(part: str, name: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (part, f"AB{name}"), (part, f"BA{name}")
+
+
+def _counter(name: str, *paths: tuple[str, ...]) -> Family:
+    return Family(f"{COMPATIBLE}_total_{name}", "counter", *paths)
+
+
+METRICS = {
+    "bytes": _counter("bytes", *_both("Metric", "Bytes")),
+    "packets": _counter("packets", *_both("Metric", "Packets")),
+    "rtt": Family(RTT, "gauge", ("Metric", "RTT")),
+    "flows": Family(f"{COMPATIBLE}_flows", "gauge", ()),
+    "start": Family(
+        f"{COMPATIBLE}_start_timestamp_seconds", "gauge", ("Start",), keep="least", decimals=3
+    ),
+    "last": Family(
+        f"{COMPATIBLE}_last_timestamp_seconds", "gauge", ("Last",), keep="most", decimals=3
+    ),
+    "tcp_bytes": _counter("tcp_bytes", *_both("TCPMetric", "Bytes")),
+    "tcp_packets": _counter("tcp_packets", *_both("TCPMetric", "Packets")),
+    "tcp_out_of_order": _counter("tcp_out_of_order", *_both("TCPMetric", "SegmentOutOfOrder")),
+    "tcp_skipped": _counter("tcp_skipped", *_both("TCPMetric", "SegmentSkipped")),
+    "tcp_skipped_bytes": _counter("tcp_skipped_bytes", *_both("TCPMetric", "SegmentSkippedBytes")),
+    "ip_fragments": _counter("ip_fragments", ("IPMetric", "Fragments")),
+    "ip_fragment_errors": _counter("ip_fragment_errors", ("IPMetric", "FragmentErrors")),
+}
+"""The known metrics, by name, as the compatible naming has them."""
+
+assert [METRICS[name].name for name in ("bytes", "packets", "rtt")] == [BYTES, PACKETS, RTT]
+
+
+def compatible(*names: str) -> tuple[Family, ...]:
+    """Return the families of the main view in the compatible naming."""
+    return tuple(METRICS[name] for name in names)
+
+
+def standard(prefix: str, *names: str) -> tuple[Family, ...]:
+    """Return the families of a view in the standard naming."""
+    return tuple(_standard(prefix, METRICS[name]) for name in names)
+
+
+def _standard(prefix: str, family: Family) -> Family:
+    short = family.name.removeprefix(f"{COMPATIBLE}_")
+    if family.type == "counter":
+        return replace(family, name=f"{prefix}_{short.removeprefix('total_')}_total")
+    if short == "rtt_nanoseconds":
+        return replace(family, name=f"{prefix}_rtt_seconds", decimals=9)
+    return replace(family, name=f"{prefix}_{short}")
+
+
+def labelled(*names: str, others: Iterable[Label] = ()) -> tuple[Label, ...]:
+    """Return the labels of these names; ``others`` are there beside the flow's own fields."""
+    known = KNOWN_LABELS | {label.name: label for label in others}
+    return tuple(known[name] for name in names)
+
+
+def traffic(protocol: Label = KNOWN_LABELS["protocol"]) -> View:
+    """Return the view that there is beside the main one where a configuration names none."""
+    return View(
+        (KNOWN_LABELS["node_tid"], protocol, DIRECTION),
+        standard("skydive_traffic", "bytes", "packets"),
+    )
+
+
+DEFAULT = Spec(views=(View(LABELS, FAMILIES), traffic()))
+"""What a configuration asks for that says nothing about the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A file under ``data/configs``, as the model has it, and the analyzers replayed to it."""
+
+    spec: Spec
+    recordings: Sequence[str]
+
+
+ONE = ("one-analyzer.jsonl",)
+TWO = ("two-analyzers-a.jsonl", "two-analyzers-b.jsonl")
+ALL = (*ONE, *TWO)
+
+_TOPOLOGY = topology_labels(json.loads(TOPOLOGY))
+_MASKS = ("10.77.0.1/32", "10.99.0.2/32", "fd77::/64")
+_TAG = tag_label(_MASKS)
+_ICMP = (KNOWN_LABELS["icmp_type"], PROTOCOL_OR_ICMP)
+_MASKED = (
+    Label("initiator_ip", ("Network", "A"), rewrite=Mask(ipv4=24, ipv6=64)),
+    Label("target_ip", ("Network", "B"), rewrite=Mask(ipv4=16)),
+)
+_FOLDED = (
+    Label("initiator_port", ("Transport", "A"), number=True, rewrite=Fold(above=1023)),
+    Label(
+        "target_port", ("Transport", "B"), number=True, rewrite=Fold(keep=frozenset({53, 80, 4789}))
+    ),
+)
+_OWN = (
+    Label("link", ("Link", "Protocol")),
+    Label("link_vlan", ("Link", "ID"), number=True),
+    Label("address_family", ("Network", "Protocol")),
+    Label("icmp_id", ("ICMP", "ID"), number=True),
+)
+
+CONFIGURATIONS = {
+    "labels": Configuration(
+        recordings=ALL,
+        spec=Spec(
+            views=(
+                View(
+                    (
+                        *labelled("initiator_ip", "target_ip", "target_port", "protocol"),
+                        *labelled("node_name", "direction", others=_TOPOLOGY.values()),
+                    ),
+                    compatible("bytes", "packets", "rtt", "flows", "tcp_out_of_order"),
+                ),
+                traffic(),
+            ),
+        ),
+    ),
+    "sum": Configuration(
+        recordings=TWO,
+        spec=Spec(
+            views=(
+                View(
+                    labelled("application", "layers_path", "capture_id"),
+                    compatible(
+                        *("last", "start", "flows", "rtt", "bytes", "packets"),
+                        *("tcp_bytes", "tcp_packets", "ip_fragments", "ip_fragment_errors"),
+                    ),
+                ),
+            ),
+        ),
+    ),
+    "icmp": Configuration(
+        recordings=ONE,
+        spec=Spec(
+            include_icmp=True,
+            views=(
+                View(
+                    (
+                        *labelled("protocol", "icmp_type", "initiator_ip", others=_ICMP),
+                        *labelled("direction", "target_ip", "target_port", "node_tid"),
+                    )
+                ),
+                traffic(PROTOCOL_OR_ICMP),
+            ),
+        ),
+    ),
+    "filters": Configuration(
+        recordings=ONE,
+        spec=Spec(
+            cluster_net_masks=_MASKS,
+            excluded_tags=("internal",),
+            keep=(
+                {"name": "dns", "target_port": 53, "protocol": "UDP"},
+                {"name": "inwards", "tag": ["ingress", "other"], "Network.Protocol": "IPV4"},
+                {"name": "web", "target_port": [80, "8000-8999"], "initiator_port": "0-45000"},
+            ),
+            drop=(
+                {"name": "iperf", "target_port": ["5201-5210", 7], "protocol": ["TCP", "UDP"]},
+                {
+                    "name": "tunnelled",
+                    "ParentUUID": {"not": ""},
+                    "initiator_ip": {"not": ["10.77.0.0/24", "fd77::1"]},
+                },
+                {"name": "vxlan", "layers_path": {"regex": "/VXLAN$"}},
+                {"name": "one_packet", "Metric.ABPackets": "0-1", "application": {"not": "DNS"}},
+            ),
+            views=(
+                View(
+                    labelled("tag", "application", "target_port", "direction", others=[_TAG]),
+                    compatible("packets", "flows"),
+                ),
+                traffic(),
+            ),
+        ),
+    ),
+    "rewrites": Configuration(
+        recordings=TWO,
+        spec=Spec(
+            views=(
+                View(labelled(*(label.name for label in LABELS), others=_MASKED + _FOLDED)),
+                traffic(),
+            ),
+        ),
+    ),
+    "overflow": Configuration(
+        recordings=ONE,
+        spec=Spec(
+            max_connections=40,
+            max_flows=60,
+            overflow="other",
+            views=(
+                View(),
+                View(
+                    labelled("application", "initiator_port"),
+                    standard("ports", "bytes", "flows", "last"),
+                ),
+                View(
+                    labelled("node_tid", "direction"),
+                    standard("nodes", "bytes", "packets", "rtt", "flows"),
+                ),
+            ),
+        ),
+    ),
+    "deduplicate": Configuration(
+        recordings=ONE,
+        spec=Spec(
+            deduplicate="first",
+            views=(
+                View(
+                    labelled("target_ip", "target_port", "direction", "node_tid"),
+                    compatible("bytes", "packets", "flows"),
+                ),
+                traffic(),
+            ),
+        ),
+    ),
+    "standard": Configuration(
+        recordings=TWO,
+        spec=Spec(
+            views=(
+                View(
+                    labelled("initiator_ip", "target_ip", "target_port", "protocol", "direction"),
+                    standard(
+                        STANDARD,
+                        *("bytes", "packets", "rtt", "flows", "start", "last"),
+                        *("tcp_out_of_order", "tcp_skipped", "tcp_skipped_bytes", "tcp_bytes"),
+                    ),
+                ),
+                traffic(),
+            ),
+        ),
+    ),
+    "views": Configuration(
+        recordings=ALL,
+        spec=Spec(
+            cluster_net_masks=_MASKS,
+            views=(
+                View(
+                    (DIRECTION, *labelled("target_port", "protocol")),
+                    compatible("bytes", "rtt"),
+                ),
+                View(
+                    labelled("initiator_name", "target_name", others=_TOPOLOGY.values()),
+                    standard("pair", "bytes", "rtt", "tcp_skipped_bytes"),
+                    timeout_s=7200.0,
+                ),
+                View(
+                    (
+                        *labelled("node_host", "direction", others=_TOPOLOGY.values()),
+                        *labelled("node_type", others=_TOPOLOGY.values()),
+                    ),
+                    standard("host", "bytes", "packets", "flows"),
+                ),
+                View(
+                    labelled("tag", "link_a", "link_b", "vlan", others=[_TAG]),
+                    standard("link", "packets", "start", "last", "flows"),
+                    timeout_s=700.0,
+                ),
+            ),
+        ),
+    ),
+    "own": Configuration(
+        recordings=TWO,
+        spec=Spec(
+            include_icmp=True,
+            views=(
+                View(
+                    (
+                        *labelled("address_family", "link", "direction", others=_OWN),
+                        *labelled("icmp_id", "link_vlan", others=_OWN),
+                    ),
+                    (
+                        Family("my_bytes", "counter", ("Metric", "ABBytes")),
+                        Family(
+                            "my_skipped",
+                            "counter",
+                            ("TCPMetric", "ABSegmentSkipped"),
+                            ("TCPMetric", "BASegmentSkipped"),
+                        ),
+                        Family("my_captured", "counter", ("RawPacketsCaptured",)),
+                        Family(
+                            "my_ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL")
+                        ),
+                        METRICS["packets"],
+                    ),
+                ),
+                View(
+                    labelled("address_family", others=_OWN),
+                    (
+                        Family("net_tcp_total", "counter", *_both("TCPMetric", "Packets")),
+                        Family("net_finish", "gauge", ("FinishType",)),
+                    ),
+                ),
+            ),
+        ),
+    ),
+}
