@@ -1,14 +1,15 @@
 """What skyfast counts about itself: the counters' home, and their page.
 
 The other modules increment plain integers here; rendering happens only when a page
-is asked for. The names are listed in ``docs/metrics.md``.
+is asked for. How a family begins, and how labels are spelt, is here for all modules. The
+names are listed in ``docs/metrics.md``.
 """
 
 import os
 import platform
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -38,10 +39,14 @@ SKIP_REASONS = (
     "out_of_range",
     "text_too_long",
     "excluded",
+    "duplicate",
     "late",
     "table_full",
 )
 """Why a flow of a good message changed nothing."""
+
+CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many")
+"""Why a report of a capture's statistics was not used."""
 
 RECONNECT_REASONS = (
     "refused",
@@ -141,13 +146,36 @@ class TopologyStats:
 
 
 @dataclass(slots=True, eq=False)
+class CaptureStats:
+    """How many captures are known now, and the reports of them that were not used."""
+
+    captures: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: _zeros(*CAPTURE_SKIPS))
+
+
+@dataclass(slots=True, eq=False)
+class ConfigStats:
+    """How the latest reload of the configuration went. The start counts as the first."""
+
+    last_reload_successful: int = 1
+    last_reload_success_timestamp_s: float = field(default_factory=time.time)
+
+
+@dataclass(slots=True, eq=False)
 class Stats:
-    """Every counter of the process that is not kept by the table itself."""
+    """Every counter of the process that is not kept by the table itself.
+
+    ``flows_filtered`` counts by the name of the rule that a flow was dropped by; whoever makes the
+    rules puts their names there.
+    """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
     flows_skipped: dict[str, int] = field(default_factory=lambda: _zeros(*SKIP_REASONS))
+    flows_filtered: dict[str, int] = field(default_factory=dict)
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
     topology: TopologyStats = field(default_factory=TopologyStats)
+    captures: CaptureStats = field(default_factory=CaptureStats)
+    config: ConfigStats = field(default_factory=ConfigStats)
 
     def analyzer(self, name: str) -> AnalyzerStats:
         """Return the counters of ``name``, created at zero when it is new."""
@@ -173,13 +201,14 @@ class TableCounts(Protocol):
     @property
     def rejected_total(self) -> int: ...
     @property
+    def overflowed_total(self) -> int: ...
+    @property
+    def view_connections(self) -> tuple[int, ...]: ...
+    @property
     def skipped(self) -> Mapping[str, int]: ...
     @property
     def finished(self) -> Mapping[str, int]: ...
 
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""The only format that is offered: OpenMetrics demands other names for the counters."""
 
 PROC = Path("/proc")
 
@@ -189,36 +218,79 @@ _HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
 Sample = tuple[Mapping[str, str], float]
 """Labels and value. An integer is rendered exactly, a float as its shortest exact text."""
 
+_UNITS = ("bytes", "seconds")
 
-def render(stats: Stats, table: TableCounts) -> bytes:
-    """Return the families ``skyfast_*`` and ``process_*`` in text format 0.0.4.
 
-    Takes well under a millisecond. The counters are read without a lock, so this belongs on
-    the thread that writes them.
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """A metric family; ``name`` is that of its samples, and ends with the unit or ``_total``."""
+
+    name: str
+    kind: str
+    text: str
+    samples: Iterable[Sample]
+
+    def render(self, *, openmetrics: bool) -> str:
+        ending = self.name.removesuffix("_total").rpartition("_")[2]
+        unit = ending if ending in _UNITS else ""
+        lines = [head(self.name, self.text, self.kind, unit=unit, openmetrics=openmetrics)]
+        lines.extend(
+            f"{self.name}{label_text(labels)} {value!r}\n" for labels, value in self.samples
+        )
+        return "".join(lines)
+
+
+def render(
+    stats: Stats, table: TableCounts, *, views: Sequence[str] = (), openmetrics: bool = False
+) -> bytes:
+    """Return the families ``skyfast_*`` and ``process_*``, but for that of the label values.
+
+    ``views`` are the prefixes of the views beside the main one, in the table's order. The text is
+    of format 0.0.4 or of OpenMetrics 1.0, then without the end that a whole page has. Takes well
+    under a millisecond. The counters are read without a lock, so this belongs on the thread that
+    writes them.
     """
     families = (
         *_subscription_families(stats),
-        *_table_families(stats, table),
+        *_table_families(stats, table, views),
         *_topology_families(stats.topology),
+        *_capture_families(stats.captures),
+        *_config_families(stats.config),
         *_scrape_families(stats.scrape),
         *_process_families(),
     )
-    return "".join(families).encode(errors="replace")
+    return _text(families, openmetrics=openmetrics)
 
 
-def _subscription_families(stats: Stats) -> Iterable[str]:
+def render_label_values(values: Mapping[str, int], *, openmetrics: bool = False) -> bytes:
+    """Return the family of the numbers of distinct values, by label."""
+    family = _Family(
+        "skyfast_label_values",
+        "gauge",
+        "Distinct values of the label on the page, by label.",
+        [({"label": label}, count) for label, count in values.items()],
+    )
+    return _text([family], openmetrics=openmetrics)
+
+
+def _text(families: Iterable[_Family], *, openmetrics: bool) -> bytes:
+    text = "".join(family.render(openmetrics=openmetrics) for family in families)
+    return text.encode(errors="replace")
+
+
+def _subscription_families(stats: Stats) -> Iterable[_Family]:
     build = {"version": __version__, "python": platform.python_version()}
-    yield _family(
+    yield _Family(
         "skyfast_build_info", "gauge", "Always 1; the labels tell what runs.", [(build, 1)]
     )
     analyzers = [({"analyzer": analyzer.name}, analyzer) for analyzer in stats.analyzers.values()]
-    yield _family(
+    yield _Family(
         "skyfast_up",
         "gauge",
         "Whether the analyzer is subscribed to.",
         [(labels, analyzer.up) for labels, analyzer in analyzers],
     )
-    yield _family(
+    yield _Family(
         "skyfast_messages_total",
         "counter",
         "Messages received from the analyzer.",
@@ -228,19 +300,19 @@ def _subscription_families(stats: Stats) -> Iterable[str]:
             for (namespace, type_), count in analyzer.messages.items()
         ],
     )
-    yield _family(
+    yield _Family(
         "skyfast_received_bytes_total",
         "counter",
         "Bytes of the messages received from the analyzer.",
         [(labels, analyzer.received_bytes) for labels, analyzer in analyzers],
     )
-    yield _family(
+    yield _Family(
         "skyfast_last_message_timestamp_seconds",
         "gauge",
         "Unix time of the latest message from the analyzer; 0 before the first.",
         [(labels, analyzer.last_message_timestamp_s) for labels, analyzer in analyzers],
     )
-    yield _family(
+    yield _Family(
         "skyfast_message_errors_total",
         "counter",
         "Messages that were dropped whole.",
@@ -250,7 +322,7 @@ def _subscription_families(stats: Stats) -> Iterable[str]:
             for reason, count in analyzer.errors.items()
         ],
     )
-    yield _family(
+    yield _Family(
         "skyfast_reconnects_total",
         "counter",
         "Subscriptions, or attempts at one, that ended.",
@@ -260,7 +332,7 @@ def _subscription_families(stats: Stats) -> Iterable[str]:
             for reason, count in analyzer.reconnects.items()
         ],
     )
-    yield _family(
+    yield _Family(
         "skyfast_flows_total",
         "counter",
         "Flow reports in the messages of the analyzer.",
@@ -268,11 +340,17 @@ def _subscription_families(stats: Stats) -> Iterable[str]:
     )
 
 
-def _table_families(stats: Stats, table: TableCounts) -> Iterable[str]:
+def _table_families(stats: Stats, table: TableCounts, views: Sequence[str]) -> Iterable[_Family]:
     yield _by_reason(
         "skyfast_flows_skipped_total",
         "Flow reports that changed nothing.",
         _sums(stats.flows_skipped, table.skipped),
+    )
+    yield _Family(
+        "skyfast_flows_filtered_total",
+        "counter",
+        "Flow reports dropped by filter.keep or filter.drop.",
+        [({"rule": rule}, count) for rule, count in stats.flows_filtered.items()],
     )
     yield _by_reason(
         "skyfast_flows_finished_total",
@@ -300,11 +378,26 @@ def _table_families(stats: Stats, table: TableCounts) -> Iterable[str]:
         "Flow reports that found no room for a new connection.",
         table.rejected_total,
     )
+    yield _single(
+        "skyfast_connections_overflowed_total",
+        "counter",
+        "Flow reports added up in the connection of those that found no room.",
+        table.overflowed_total,
+    )
+    yield _Family(
+        "skyfast_view_connections",
+        "gauge",
+        "Label tuples on the page, by view beside the main one.",
+        [
+            ({"view": view}, count)
+            for view, count in zip(views, table.view_connections, strict=True)
+        ],
+    )
 
 
-def _topology_families(topology: TopologyStats) -> Iterable[str]:
+def _topology_families(topology: TopologyStats) -> Iterable[_Family]:
     yield _single("skyfast_interfaces", "gauge", "Interfaces on the page.", topology.interfaces)
-    yield _family(
+    yield _Family(
         "skyfast_interfaces_skipped",
         "gauge",
         "Nodes of the topology's latest answer that are not on the page.",
@@ -329,7 +422,31 @@ def _topology_families(topology: TopologyStats) -> Iterable[str]:
     )
 
 
-def _scrape_families(scrape: ScrapeStats) -> Iterable[str]:
+def _capture_families(captures: CaptureStats) -> Iterable[_Family]:
+    yield _single("skyfast_captures", "gauge", "Captures on the page.", captures.captures)
+    yield _by_reason(
+        "skyfast_capture_reports_skipped_total",
+        "Reports of a capture's statistics that were not used.",
+        captures.skipped,
+    )
+
+
+def _config_families(config: ConfigStats) -> Iterable[_Family]:
+    yield _single(
+        "skyfast_config_last_reload_successful",
+        "gauge",
+        "Whether the latest reload of the configuration was successful.",
+        config.last_reload_successful,
+    )
+    yield _single(
+        "skyfast_config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "Unix time of the latest reload that was successful; at first that of the start.",
+        config.last_reload_success_timestamp_s,
+    )
+
+
+def _scrape_families(scrape: ScrapeStats) -> Iterable[_Family]:
     yield _single(
         "skyfast_scrapes_total",
         "counter",
@@ -365,7 +482,7 @@ def _scrape_families(scrape: ScrapeStats) -> Iterable[str]:
     )
 
 
-def _process_families() -> Iterable[str]:
+def _process_families() -> Iterable[_Family]:
     """Yield what client libraries show of a process, under the names they use."""
     yield _single(
         "process_cpu_seconds_total",
@@ -429,18 +546,12 @@ def _sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
 
 
-def _single(name: str, kind: str, text: str, value: float) -> str:
-    return _family(name, kind, text, [({}, value)])
+def _single(name: str, kind: str, text: str, value: float) -> _Family:
+    return _Family(name, kind, text, [({}, value)])
 
 
-def _by_reason(name: str, text: str, counts: Mapping[str, int]) -> str:
-    return _family(name, "counter", text, [({"reason": key}, n) for key, n in counts.items()])
-
-
-def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> str:
-    lines = [head(name, text, kind, openmetrics=False)]
-    lines.extend(f"{name}{label_text(labels)} {value!r}\n" for labels, value in samples)
-    return "".join(lines)
+def _by_reason(name: str, text: str, counts: Mapping[str, int]) -> _Family:
+    return _Family(name, "counter", text, [({"reason": key}, n) for key, n in counts.items()])
 
 
 def head(name: str, text: str, kind: str, *, unit: str = "", openmetrics: bool) -> str:
