@@ -1,7 +1,7 @@
 """The page: which families it has, in which order, how it is compressed and handed over.
 
 Rendering and compression run in a thread of their own, some chunks ahead of the reader;
-nobody ever holds a whole page. Nothing here knows of HTTP but the rules of
+nobody ever holds a whole page. Nothing here knows of HTTP but the rules of ``Accept`` and
 ``Accept-Encoding``: :mod:`skyfast.web` decides who is served.
 """
 
@@ -10,12 +10,14 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Protocol
 
 from isal import isal_zlib
 
 from skyfast import selfmetrics
+from skyfast.cardinality import Cardinality
 from skyfast.selfmetrics import Stats, TableCounts
 
 FIRST_CHUNK_BYTES = 16 * 1024
@@ -33,10 +35,26 @@ GZIP_LEVEL = 1
 GZIP_WBITS = 31
 """zlib's spelling of a gzip header and trailer."""
 
-_CODING = re.compile(
-    r"([!#$%&'*+.^_`|~0-9a-z-]+)(?:[ \t]*;[ \t]*q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?",
-    re.IGNORECASE,
-)
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+"""The format that everybody reads."""
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+"""The format that is offered beside it where the counters' names end as it demands."""
+
+_END = b"# EOF\n"
+"""What OpenMetrics ends a page with: without it, it is not whole."""
+
+_NAME = r"[!#$%&'*+.^_`|~0-9a-z-]+"
+_WEIGHT = r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?"
+_CODING = re.compile(rf"({_NAME})(?:[ \t]*;[ \t]*q=({_WEIGHT}))?", re.IGNORECASE)
+_MEDIA_TYPE = re.compile(rf"{_NAME}/{_NAME}", re.IGNORECASE)
+_PARAMETER = re.compile(rf'({_NAME})=(?:({_NAME})|"([^"\\]*)")', re.IGNORECASE)
+
+MediaType = tuple[str, str]
+"""Its name and its ``version`` parameter, empty where it has none."""
+
+_MediaRange = tuple[str, str, float]  # with a weight; other parameters make no difference here
+_BY_NAME = 3
 
 
 class TablePage(Protocol):
@@ -49,13 +67,13 @@ class TablePage(Protocol):
 class Table(TableCounts, Protocol):
     """What a page needs of the table."""
 
-    def page(self, now: float) -> TablePage: ...
+    def page(self, now: float, openmetrics: bool = False) -> TablePage: ...
 
 
-class Interfaces(Protocol):
-    """What a page needs of the interfaces."""
+class Rendered(Protocol):
+    """A part of the page that is rendered in one go."""
 
-    def page(self, now: float) -> bytes: ...
+    def page(self, now: float, openmetrics: bool = False) -> bytes: ...
 
 
 class Part(Flag):
@@ -63,44 +81,84 @@ class Part(Flag):
 
     FLOWS = auto()
     INTERFACES = auto()
+    CAPTURES = auto()
     SELF = auto()
-    ALL = FLOWS | INTERFACES | SELF
+    ALL = FLOWS | INTERFACES | CAPTURES | SELF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a configuration decides of the pages.
+
+    ``cardinality`` is that of the table's main view, ``views`` are the prefixes of its others.
+    ``openmetrics`` offers that format: all families have the names that it demands.
+    """
+
+    table: Table
+    cardinality: Cardinality
+    views: tuple[str, ...]
+    interfaces: Rendered
+    captures: Rendered
+    openmetrics: bool
 
 
 class Exposition:
-    """Makes pages of what the table, the interfaces and the counters hold now."""
+    """Makes pages of what the source and the counters hold now.
 
-    def __init__(
-        self, *, table: Table, interfaces: Interfaces, stats: Stats, now: Callable[[], float]
-    ) -> None:
+    Another ``source`` may be set at any time: pages that were begun go on with their own.
+    """
+
+    def __init__(self, *, source: Source, stats: Stats, now: Callable[[], float]) -> None:
         """Build pages of these; ``now`` is the clock that the table's time-outs run by."""
-        self._table = table
-        self._interfaces = interfaces
+        self.source = source
         self._stats = stats
         self._now = now
 
-    def own(self) -> bytes:
-        """Return the self metrics. Belongs on the event loop: see :func:`selfmetrics.render`."""
-        return selfmetrics.render(self._stats, self._table)
+    async def own(self, *, openmetrics: bool = False) -> bytes:
+        """Return the page of self metrics. Takes no thread of those that pages are rendered in."""
+        source = self.source
+        counts = self._counts(openmetrics=openmetrics)
+        values = await asyncio.to_thread(source.cardinality.values)
+        end = _END if openmetrics else b""
+        return counts + selfmetrics.render_label_values(values, openmetrics=openmetrics) + end
 
-    def stream(self, parts: Part, *, gzip: bool) -> "Stream":
+    def stream(self, parts: Part, *, gzip: bool, openmetrics: bool = False) -> "Stream":
         """Begin to render ``parts`` in a thread, and return what comes out of it."""
-        own = self.own() if Part.SELF in parts else b""
-        return Stream(self._chunks(parts, own, self._now()), gzip=gzip)
+        counts = self._counts(openmetrics=openmetrics) if Part.SELF in parts else b""
+        chunks = _chunks(self.source, parts, counts, self._now(), openmetrics=openmetrics)
+        return Stream(chunks, gzip=gzip)
 
-    def _chunks(self, parts: Part, own: bytes, now: float) -> Iterator[bytes]:
-        if Part.FLOWS in parts:
-            page = self._table.page(now)
-            size = FIRST_CHUNK_BYTES
-            while chunk := page.read(size):
-                yield chunk
-                size = CHUNK_BYTES
-        if Part.INTERFACES in parts:
-            interfaces = self._interfaces.page(now)
-            for start in range(0, len(interfaces), CHUNK_BYTES):
-                yield interfaces[start : start + CHUNK_BYTES]
-        if own:
-            yield own
+    def _counts(self, *, openmetrics: bool) -> bytes:
+        """Return what belongs on the event loop: see :func:`selfmetrics.render`."""
+        source = self.source
+        return selfmetrics.render(
+            self._stats, source.table, views=source.views, openmetrics=openmetrics
+        )
+
+
+def _chunks(
+    source: Source, parts: Part, counts: bytes, now: float, *, openmetrics: bool
+) -> Iterator[bytes]:
+    """Yield the page of ``now``; ``counts`` are the self metrics that the event loop rendered."""
+    if Part.FLOWS in parts:
+        page = source.table.page(now, openmetrics=openmetrics)
+        size = FIRST_CHUNK_BYTES
+        while chunk := page.read(size):
+            yield chunk
+            size = CHUNK_BYTES
+    for part, rendered in (
+        (Part.INTERFACES, source.interfaces),
+        (Part.CAPTURES, source.captures),
+    ):
+        if part in parts:
+            text = rendered.page(now, openmetrics=openmetrics)
+            for start in range(0, len(text), CHUNK_BYTES):
+                yield text[start : start + CHUNK_BYTES]
+    if Part.SELF in parts:
+        values = source.cardinality.values()
+        yield counts + selfmetrics.render_label_values(values, openmetrics=openmetrics)
+    if openmetrics:
+        yield _END
 
 
 class Stream:
@@ -254,3 +312,52 @@ def encoding(accept_encoding: str | None) -> str | None:
 def _weight(element: str) -> tuple[str, float] | None:
     match = _CODING.fullmatch(element.strip())
     return match and (match[1].lower(), float(match[2] or 1))
+
+
+def prefers_openmetrics(accept: str | None) -> bool:
+    """Choose between OpenMetrics 1.0 and the text format 0.0.4, as :func:`prefers` does."""
+    return prefers(
+        accept, ("application/openmetrics-text", "1.0.0"), default=("text/plain", "0.0.4")
+    )
+
+
+def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
+    """Choose between two media types by RFC 9110, section 12.5.1.
+
+    ``accept`` is the header's value, its lines joined with commas, None where it was not sent.
+    ``named`` goes to whoever names it, and weighs ``default`` no higher. Everybody else gets that
+    one, acceptable or not. Elements that cannot be understood are ignored.
+    """
+    ranges = list(filter(None, map(_media_range, (accept or "").split(","))))
+    precedence, weight = _preference(ranges, named)
+    return precedence >= _BY_NAME and 0 < weight >= _preference(ranges, default)[1]
+
+
+def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, float]:
+    """Return how precisely the range that matches best does so, and its weight."""
+    return max(
+        ((_precedence(each, wanted), each[2]) for each in ranges if _precedence(each, wanted)),
+        default=(0, 0.0),
+    )
+
+
+def _precedence(media_range: _MediaRange, wanted: MediaType) -> int:
+    """Return how precisely a range names what is wanted; 0 where it means something else."""
+    (name, version), (wanted_name, wanted_version) = media_range[:2], wanted
+    if name == wanted_name:
+        return {"": _BY_NAME, wanted_version: _BY_NAME + 1}.get(version, 0)
+    return {f"{wanted_name.partition('/')[0]}/*": 2, "*/*": 1}.get(name, 0)
+
+
+def _media_range(element: str) -> _MediaRange | None:
+    name, *pieces = (piece.strip(" \t") for piece in element.split(";"))
+    parameters = {"version": "", "q": "1"}
+    for piece in filter(None, pieces):
+        match = _PARAMETER.fullmatch(piece)
+        if match is None:
+            return None
+        parameters[match[1].lower()] = match[2] or match[3]
+    weight = parameters["q"]
+    if not _MEDIA_TYPE.fullmatch(name) or not re.fullmatch(_WEIGHT, weight):
+        return None
+    return name.lower(), parameters["version"], float(weight)

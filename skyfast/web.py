@@ -13,17 +13,17 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from skyfast import __version__, exposition
-from skyfast.config import Config
-from skyfast.exposition import Exposition, Part
-from skyfast.logs import LogLimit
-from skyfast.selfmetrics import CONTENT_TYPE, ScrapeStats
+from skyfast import __version__, cardinality, exposition, markup
+from skyfast.config import Config, Web
+from skyfast.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
+from skyfast.logs import LogLimit, printable
+from skyfast.selfmetrics import ScrapeStats
 
 HEAD_TIMEOUT_S = 5.0
 """For a request's head: from its first byte, for the first one from the connection's start."""
@@ -72,6 +72,7 @@ PAGES = {
     "/metrics": Part.ALL,
     "/metrics/flows": Part.FLOWS,
     "/metrics/interfaces": Part.INTERFACES,
+    "/metrics/captures": Part.CAPTURES,
     "/metrics/self": Part.SELF,
 }
 
@@ -84,7 +85,12 @@ _AIOHTTP: dict[str, Any] = {
     "max_line_size": MAX_LINE_BYTES,
 }
 
-_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD)
+_READING = (hdrs.METH_GET, hdrs.METH_HEAD)
+_ACTING = (hdrs.METH_POST, hdrs.METH_PUT)
+_METHODS = {
+    **dict.fromkeys((*PAGES, "/", "/cardinality", "/-/healthy", "/-/ready"), _READING),
+    "/-/reload": _ACTING,
+}
 
 # A socket that is closed with a linger time of zero resets its connection. So no client takes
 # the beginning of a page for the whole, not even one of HTTP/1.0, to which the end of the
@@ -94,39 +100,31 @@ _LINGER_ZERO = struct.pack("ii", 1, 0)
 # What binding says where the kernel, or the machine, has no IPv6; `localhost` may still name it.
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
-_LANDING_PAGE = f"""\
-<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>skyfast</title>
-<style>
-:root {{ color-scheme: light dark; --dim: #667; --line: #8884; --link: #05a; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --dim: #99a; --link: #7bf; }} }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 38rem; margin: 12vh auto; }}
-body {{ padding: 0 1rem; }}
-h1 {{ font-size: 1.6rem; margin: 0; }}
-p {{ color: var(--dim); margin: 0 0 1.5rem; }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; margin: 0; }}
-dt, dd {{ border-top: 1px solid var(--line); padding: .6rem 0; margin: 0; }}
-dd {{ padding-left: 2rem; color: var(--dim); }}
-a {{ color: var(--link); font-family: ui-monospace, monospace; text-decoration: none; }}
-a:hover {{ text-decoration: underline; }}
-</style>
+_LANDING_PAGE = markup.document(
+    title="skyfast",
+    style="""\
+dl { display: grid; grid-template-columns: max-content 1fr; margin: 0; }
+dt, dd { border-top: 1px solid var(--line); padding: .6rem 0; margin: 0; }
+dd { padding-left: 2rem; color: var(--dim); }
+""",
+    body=f"""\
 <h1>skyfast</h1>
 <p>Skydive’s network flows for Prometheus · version {__version__}</p>
 <dl>
 <dt><a href="/metrics">/metrics</a><dd>everything: what Prometheus scrapes
 <dt><a href="/metrics/flows">/metrics/flows</a><dd>the connections alone; can be large
 <dt><a href="/metrics/interfaces">/metrics/interfaces</a><dd>the network interfaces alone
+<dt><a href="/metrics/captures">/metrics/captures</a><dd>what the agents tell of their captures
 <dt><a href="/metrics/self">/metrics/self</a><dd>how skyfast itself is doing
+<dt><a href="/cardinality">/cardinality</a><dd>which labels make the connections so many
 <dt><a href="/-/healthy">/-/healthy</a><dd>200 while the process serves
 <dt><a href="/-/ready">/-/ready</a><dd>200 once an analyzer is subscribed to
 </dl>
-</html>
-"""
+""",
+)
 
-_LANDING_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+Reload = Callable[[], Awaitable[str | None]]
+"""Reads the configuration again, and returns what is wrong with it where that was not possible."""
 
 log = logging.getLogger(__name__)
 
@@ -141,11 +139,16 @@ class WebServer:
         exposition: Exposition,
         ready: Callable[[], bool],
         stats: ScrapeStats,
+        reload: Reload | None = None,
     ) -> None:
-        """Prepare to serve ``exposition``; ``ready`` tells whether there is a subscription."""
+        """Prepare to serve ``exposition``; ``ready`` tells whether there is a subscription.
+
+        ``reload`` is what ``/-/reload`` calls; None where that is not enabled.
+        """
         self._address = config.store.listen_address
         self._port = config.store.port
         self._limits = config.web
+        self._reload = reload
         self._exposition = exposition
         self._ready = ready
         self._stats = stats
@@ -159,6 +162,12 @@ class WebServer:
     def port(self) -> int:
         """The port that is listened on; before :meth:`start`, the configured one."""
         return self._port
+
+    def configure(self, limits: Web, *, reload: Reload | None) -> None:
+        """Serve by other bounds from now on; what was begun keeps those that it had."""
+        self._limits = limits
+        self._connections.limit = limits.max_connections
+        self._reload = reload
 
     async def start(self) -> None:
         """Listen. Raises OSError where the address or its port cannot be had."""
@@ -208,31 +217,81 @@ class WebServer:
     async def _respond(
         self, request: web.BaseRequest, connection: "_Connection"
     ) -> web.StreamResponse:
-        part = PAGES.get(request.path)
-        if part is None and request.path not in ("/", "/-/healthy", "/-/ready"):
+        methods = _METHODS.get(request.path)
+        if methods is None:
             return _text("There is no such page.", HTTPStatus.NOT_FOUND)
-        if request.method not in _METHODS:
-            response = _text("Only GET and HEAD.", HTTPStatus.METHOD_NOT_ALLOWED)
-            response.headers[hdrs.ALLOW] = ", ".join(_METHODS)
+        if request.method not in methods:
+            response = _text(f"Only {' and '.join(methods)}.", HTTPStatus.METHOD_NOT_ALLOWED)
+            response.headers[hdrs.ALLOW] = ", ".join(methods)
             return response
-        if part is not None:
-            return await self._page(request, connection, part)
-        if request.path == "/":
-            headers = _headers({"Content-Security-Policy": _LANDING_POLICY})
-            return web.Response(text=_LANDING_PAGE, content_type="text/html", headers=headers)
-        if request.path == "/-/ready" and not self._ready():
-            return _text("Not ready: no analyzer is subscribed to.", HTTPStatus.SERVICE_UNAVAILABLE)
-        return _text("skyfast is ready." if request.path == "/-/ready" else "skyfast is healthy.")
+        if request.path in PAGES:
+            return await self._page(request, connection, PAGES[request.path])
+        match request.path:
+            case "/":
+                return _html(_LANDING_PAGE)
+            case "/cardinality":
+                return await self._cardinality(request)
+            case "/-/reload":
+                return await self._reloaded()
+            case "/-/ready" if not self._ready():
+                return _text(
+                    "Not ready: no analyzer is subscribed to.", HTTPStatus.SERVICE_UNAVAILABLE
+                )
+            case "/-/ready":
+                return _text("skyfast is ready.")
+        return _text("skyfast is healthy.")
+
+    async def _reloaded(self) -> web.Response:
+        """Answer as Prometheus does."""
+        if self._reload is None:
+            return _text("Lifecycle API is not enabled.", HTTPStatus.FORBIDDEN)
+        # To its end, whoever asked for it and does not wait.
+        task = asyncio.ensure_future(self._reload())
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+        error = await asyncio.shield(task)
+        if error is not None:
+            return _text(f"failed to reload config: {error}", HTTPStatus.INTERNAL_SERVER_ERROR)
+        return _text("The configuration was reloaded.")
+
+    async def _cardinality(self, request: web.BaseRequest) -> web.Response:
+        counts = self._exposition.source.cardinality
+        label = request.query.get("without") or None
+        if label is not None and label not in counts.labels:
+            return _text(
+                f"There is no label {printable(label)}, but {', '.join(counts.labels)}.",
+                HTTPStatus.BAD_REQUEST,
+            )
+        try:
+            report = await counts.report(label)
+        except cardinality.BusyError:
+            return _try_again("another report is being made")
+        if _wants_json(request):
+            response = web.Response(
+                body=cardinality.as_json(report),
+                content_type="application/json",
+                headers=_headers({}),
+            )
+        else:
+            response = _html(cardinality.as_html(report))
+        response.headers[hdrs.VARY] = hdrs.ACCEPT
+        return response
 
     async def _page(
         self, request: web.BaseRequest, connection: "_Connection", part: Part
     ) -> web.StreamResponse:
-        headers = _headers({hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.VARY: hdrs.ACCEPT_ENCODING})
-        accepted = request.headers.getall(hdrs.ACCEPT_ENCODING, None)
-        coding = exposition.encoding(None if accepted is None else ",".join(accepted))
+        openmetrics = False
+        vary: str = hdrs.ACCEPT_ENCODING
+        if self._exposition.source.openmetrics:
+            openmetrics = exposition.prefers_openmetrics(_joined(request, hdrs.ACCEPT))
+            vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
+        headers = _headers(
+            {hdrs.CONTENT_TYPE: OPENMETRICS if openmetrics else TEXT_FORMAT, hdrs.VARY: vary}
+        )
+        coding = exposition.encoding(_joined(request, hdrs.ACCEPT_ENCODING))
         if coding is None:
             response = _text("Pages come as they are or as gzip.", HTTPStatus.NOT_ACCEPTABLE)
-            response.headers[hdrs.VARY] = hdrs.ACCEPT_ENCODING
+            response.headers[hdrs.VARY] = vary
             return response
         if coding == "gzip":
             headers[hdrs.CONTENT_ENCODING] = coding
@@ -242,7 +301,7 @@ class WebServer:
             return web.StreamResponse(headers=headers)
         if part is Part.SELF:
             # Small, and not counted among the pages: it has to come when nothing else does.
-            own = self._exposition.own()
+            own = await self._exposition.own(openmetrics=openmetrics)
             body = exposition.compress(own) if coding == "gzip" else own
             return web.Response(body=body, headers=headers)
         if crowd := self._crowd(connection.address):
@@ -250,9 +309,7 @@ class WebServer:
             self._log_limit.warn(
                 log, "crowd", f"a page was refused to {connection.address}: {crowd}"
             )
-            response = _text(f"Try again: {crowd}.", HTTPStatus.SERVICE_UNAVAILABLE)
-            response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
-            return response
+            return _try_again(crowd)
         self._scrapers[connection.address] += 1
         try:
             return await self._stream(
@@ -285,7 +342,11 @@ class WebServer:
         )
         connection.answering(timeout_s)
         begin_s = time.perf_counter()
-        page = self._exposition.stream(part, gzip=hdrs.CONTENT_ENCODING in response.headers)
+        page = self._exposition.stream(
+            part,
+            gzip=hdrs.CONTENT_ENCODING in response.headers,
+            openmetrics=response.headers[hdrs.CONTENT_TYPE] == OPENMETRICS,
+        )
         try:
             async with page:
                 async for chunk in page:
@@ -320,7 +381,7 @@ class _Connections:
     """The open connections, of which there are ``limit`` at most."""
 
     def __init__(self, *, limit: int, stats: ScrapeStats) -> None:
-        self._limit = limit
+        self.limit = limit
         self._stats = stats
         self._open: set[_Connection] = set()
         self._waiting: dict[_Connection, None] = {}  # not being answered, longest first
@@ -336,13 +397,13 @@ class _Connections:
         if self._closed:
             connection.cut()
             return
-        if len(self._open) >= self._limit:
+        if len(self._open) >= self.limit:
             victim = next(iter(self._waiting), connection)
             self._stats.connections_rejected += 1
             self._log_limit.warn(
                 log,
                 "full",
-                f"{self._limit} HTTP connections are open (web.max_connections):"
+                f"{self.limit} HTTP connections are open (web.max_connections):"
                 f" one from {victim.address} was closed",
             )
             self.remove(victim)
@@ -500,6 +561,32 @@ def _headers(more: dict[str, str]) -> dict[str, str]:
 
 def _text(text: str, status: int = HTTPStatus.OK) -> web.Response:
     return web.Response(text=text + "\n", status=status, headers=_headers({}))
+
+
+def _html(text: str) -> web.Response:
+    headers = _headers({"Content-Security-Policy": markup.POLICY})
+    return web.Response(text=text, content_type="text/html", headers=headers)
+
+
+def _try_again(reason: str) -> web.Response:
+    response = _text(f"Try again: {reason}.", HTTPStatus.SERVICE_UNAVAILABLE)
+    response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
+    return response
+
+
+def _joined(request: web.BaseRequest, name: str) -> str | None:
+    """Return the value of a header that may have several lines, or None where it is missing."""
+    lines = request.headers.getall(name, None)
+    return None if lines is None else ",".join(lines)
+
+
+def _wants_json(request: web.BaseRequest) -> bool:
+    """Return whether a page that is for browsers is asked for in JSON."""
+    if asked := request.query.get("format"):
+        return asked == "json"
+    return exposition.prefers(
+        _joined(request, hdrs.ACCEPT), ("application/json", ""), default=("text/html", "")
+    )
 
 
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:

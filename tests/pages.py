@@ -9,6 +9,10 @@ import time
 import pytest
 import uvloop
 
+from skyfast.cardinality import Cardinality
+from skyfast.exposition import Source
+from skyfast.plan import Column, Counter, Direction, Family, Gauge, View
+
 TEST_TIMEOUT_S = 15.0
 
 FLOWS = b"""\
@@ -23,6 +27,37 @@ INTERFACES = b"""\
 skydive_network_interface_rx_bytes{interface_name="eth0"} 8
 """
 
+CAPTURES = b"""\
+# HELP skydive_capture_flows Flows in the agent's table.
+# TYPE skydive_capture_flows gauge
+skydive_capture_flows{capture_id="c-1"} 9
+"""
+
+VIEW = View(
+    columns=(
+        Column(name="initiator_ip", path=("Network", "A")),
+        Column(name="target_ip", path=("Network", "B")),
+    ),
+    direction=Direction(position=2),
+    families=(
+        Family(
+            name="skydive_network_connection_total_bytes",
+            help="Bytes.",
+            type="counter",
+            values=(
+                Counter(paths=(("Metric", "ABBytes"),)),
+                Counter(paths=(("Metric", "BABytes"),)),
+            ),
+        ),
+        Family(
+            name="skydive_network_connection_rtt_nanoseconds",
+            help="Round-trip time.",
+            type="gauge",
+            values=(Gauge(path=("Metric", "RTT")),),
+        ),
+    ),
+)
+
 BIG = FLOWS + b"".join(
     b'skydive_network_connection_total_bytes{initiator_ip="10.%d.%d.%d",target_ip="10.0.0.2"} %d\n'
     % (i >> 16, i >> 8 & 255, i & 255, i * i)
@@ -36,6 +71,7 @@ class FakeTable:
 
     :param break_at: rendering raises when it comes here.
     :param pause_at: rendering waits here for ``resume``.
+    :param pause_scans: so does what looks at every row.
     """
 
     connections = 2
@@ -44,21 +80,47 @@ class FakeTable:
     created_total = 5
     expired_total = 6
     rejected_total = 7
+    overflowed_total = 11
+    view_connections = ()
 
-    def __init__(self, content=FLOWS, *, break_at=None, pause_at=None):
+    def __init__(self, content=FLOWS, *, break_at=None, pause_at=None, pause_scans=False):
         self.content = content
         self.break_at = break_at
         self.pause_at = pause_at
+        self.pause_scans = pause_scans
         self.resume = threading.Event()
         self.skipped = {"late": 8, "no_network": 9}
         self.finished = {"fin": 10}
+        self.values = {
+            "initiator_ip": [("10.0.0.1", 2)],
+            "target_ip": [("10.0.0.2", 1), ("10.0.0.3", 1)],
+        }
+        self.scans = []
         self.asked_at = []
         self.rendered_bytes = 0
         self.threads = set()
 
-    def page(self, now):
+    def page(self, now, openmetrics=False):
         self.asked_at.append(now)
         return FakePage(self)
+
+    def label_values(self):
+        self._scan("label_values")
+        return {label: len(values) for label, values in self.values.items()}
+
+    def top_values(self, label, count, /):
+        self._scan(f"top_values {label}")
+        return self.values[label][:count]
+
+    def without(self, label, /):
+        self._scan(f"without {label}")
+        return max(len(values) for name, values in self.values.items() if name != label)
+
+    def _scan(self, what):
+        self.threads.add(threading.current_thread())
+        self.scans.append(what)
+        if self.pause_scans:
+            assert self.resume.wait(TEST_TIMEOUT_S)
 
 
 class FakePage:
@@ -79,12 +141,29 @@ class FakePage:
         return chunk
 
 
-class FakeInterfaces:
-    def __init__(self, content=INTERFACES):
+class FakePart:
+    """Stands for the interfaces, or the captures."""
+
+    def __init__(self, content):
         self.content = content
 
-    def page(self, now):
+    def page(self, now, openmetrics=False):
         return self.content
+
+
+def source(
+    table=None, *, interfaces=INTERFACES, captures=CAPTURES, views=(), openmetrics=False, view=VIEW
+):
+    """Return what pages are made of: a fake of everything."""
+    table = table or FakeTable()
+    return Source(
+        table=table,
+        cardinality=Cardinality(table=table, view=view),
+        views=views,
+        interfaces=FakePart(interfaces),
+        captures=FakePart(captures),
+        openmetrics=openmetrics,
+    )
 
 
 def page_threads():

@@ -5,6 +5,7 @@ import zlib
 
 import pytest
 
+from skyfast import cardinality
 from skyfast.exposition import (
     CHUNK_BYTES,
     FIRST_CHUNK_BYTES,
@@ -13,27 +14,45 @@ from skyfast.exposition import (
     Part,
     compress,
     encoding,
+    prefers_openmetrics,
 )
 from skyfast.selfmetrics import Stats
 from tests.pages import (
     BIG,
+    CAPTURES,
     FLOWS,
     INTERFACES,
-    FakeInterfaces,
     FakeTable,
     on_both_loops,
     page_threads,
+    source,
     until,
 )
 
+PROMETHEUS = {
+    "2.42": (
+        "application/openmetrics-text;version=1.0.0,"
+        "application/openmetrics-text;version=0.0.1;q=0.75,"
+        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    ),
+    "2.42, native histograms": (
+        "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;"
+        "encoding=delimited,application/openmetrics-text;version=1.0.0;q=0.8,"
+        "application/openmetrics-text;version=0.0.1;q=0.75,"
+        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    ),
+    "3": (
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+        "application/openmetrics-text;version=0.0.1;q=0.4,"
+        "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
+        "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+    ),
+}
+"""What Prometheus sends in ``Accept``."""
 
-def exposition(table=None, *, interfaces=INTERFACES, now=lambda: 100.0):
-    return Exposition(
-        table=table or FakeTable(),
-        interfaces=FakeInterfaces(interfaces),
-        stats=Stats(),
-        now=now,
-    )
+
+def exposition(table=None, *, now=lambda: 100.0, **parts):
+    return Exposition(source=source(table, **parts), stats=Stats(), now=now)
 
 
 async def collect(stream):
@@ -100,19 +119,127 @@ def test_compress():
 @on_both_loops
 async def test_parts_in_their_order():
     pages = exposition()
-    own = pages.own()
+    own = await pages.own()
     assert own.startswith(b"# HELP skyfast_build_info ")
+    assert own.endswith(b'\nskyfast_label_values{label="target_ip"} 2\n')
     for part, expected in (
         (Part.FLOWS, FLOWS),
         (Part.INTERFACES, INTERFACES),
+        (Part.CAPTURES, CAPTURES),
         (Part.FLOWS | Part.INTERFACES, FLOWS + INTERFACES),
     ):
         assert b"".join(await collect(pages.stream(part, gzip=False))) == expected
     whole = b"".join(await collect(pages.stream(Part.ALL, gzip=False)))
-    assert whole.startswith(FLOWS + INTERFACES + b"# HELP skyfast_build_info ")
+    others = FLOWS + INTERFACES + CAPTURES
+    assert whole.startswith(others + b"# HELP skyfast_build_info ")
     # Times and sizes of the process differ between two renderings; the families do not.
-    names = [line for line in whole[len(FLOWS + INTERFACES) :].splitlines() if line[:1] == b"#"]
+    names = [line for line in whole[len(others) :].splitlines() if line[:1] == b"#"]
     assert names == [line for line in own.splitlines() if line[:1] == b"#"]
+
+
+@on_both_loops
+async def test_the_end_of_openmetrics():
+    """It says that nothing is missing: once, at the end of every whole page."""
+    pages = exposition(FakeTable(BIG), openmetrics=True)
+    for part in (*Part, Part.FLOWS | Part.INTERFACES, Part.ALL):
+        for gzip in (False, True):
+            stream = pages.stream(part, gzip=gzip, openmetrics=True)
+            data = b"".join(await collect(stream))
+            page = zlib.decompress(data, wbits=31) if gzip else data
+            assert page.endswith(b"\n# EOF\n")
+            assert page.count(b"# EOF") == 1
+            assert stream.page_bytes == len(page)
+    own = await pages.own(openmetrics=True)
+    assert own.endswith(b"\n# EOF\n")
+    assert own.count(b"# EOF") == 1
+    empty = exposition(FakeTable(b""), interfaces=b"", openmetrics=True)
+    stream = empty.stream(Part.FLOWS | Part.INTERFACES, gzip=False, openmetrics=True)
+    assert await collect(stream) == [b"# EOF\n"]
+
+
+@on_both_loops
+async def test_openmetrics_that_breaks_has_no_end():
+    table = FakeTable(BIG, break_at=FIRST_CHUNK_BYTES + CHUNK_BYTES)
+    chunks = []
+    with pytest.raises(ValueError, match="rendering broke"):
+        async for chunk in exposition(table).stream(Part.ALL, gzip=False, openmetrics=True):
+            chunks.append(chunk)  # noqa: PERF401  # a comprehension would lose them
+    assert b"# EOF" not in b"".join(chunks)
+
+
+@on_both_loops
+async def test_label_values_are_counted_in_the_thread_of_the_page():
+    table = FakeTable()
+    await collect(exposition(table).stream(Part.SELF, gzip=False))
+    assert table.scans == ["label_values"]
+    assert threading.current_thread() not in table.threads
+    await exposition(table).own()
+    assert threading.current_thread() not in table.threads
+
+
+@on_both_loops
+async def test_label_values_are_kept_for_a_moment(monkeypatch):
+    table = FakeTable()
+    pages = exposition(table)
+    for _ in range(3):
+        assert b'skyfast_label_values{label="target_ip"} 2\n' in await pages.own()
+    assert table.scans == ["label_values"]
+    monkeypatch.setattr(cardinality, "VALUES_AGE_S", 0)
+    later = exposition(table)
+    table.values["target_ip"].append(("10.0.0.4", 1))
+    for _ in range(2):
+        assert b'skyfast_label_values{label="target_ip"} 3\n' in await later.own()
+    assert table.scans == ["label_values"] * 3
+
+
+@on_both_loops
+async def test_another_source():
+    """Pages that were begun keep their own; those that follow are of the new one."""
+    pages = exposition(FakeTable(BIG))
+    begun = pages.stream(Part.ALL, gzip=False)
+    first = await anext(begun)
+    pages.source = source(FakeTable(b"new\n"), interfaces=b"", captures=b"")
+    page = first + b"".join(await collect(begun))
+    assert page.startswith(BIG + INTERFACES + CAPTURES)
+    assert await collect(pages.stream(Part.FLOWS, gzip=False)) == [b"new\n"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (None, False),
+        ("", False),
+        ("*/*", False),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", False),
+        *((accept, True) for accept in PROMETHEUS.values()),
+        ("text/plain;version=0.0.4;q=1,application/openmetrics-text;version=1.0.0;q=0.9", False),
+        ("text/plain, application/openmetrics-text", True),
+        ("text/plain;q=0.5, application/openmetrics-text;q=0.4", False),
+        ("application/openmetrics-text", True),
+        ("APPLICATION/OpenMetrics-Text ; Version=1.0.0 ; Q=0.1", True),
+        ('application/openmetrics-text; version="1.0.0"; charset="utf-8"', True),
+        ("application/openmetrics-text;version=0.0.1", False),
+        ("application/openmetrics-text;version=2.0.0", False),
+        ("application/openmetrics-text;q=0", False),
+        # The range that is most precise counts.
+        ("application/openmetrics-text;q=0, application/openmetrics-text;version=1.0.0", True),
+        ("application/openmetrics-text, application/openmetrics-text;version=1.0.0;q=0", False),
+        ("application/openmetrics-text;q=0.5, text/*;q=0.6", False),
+        ("application/openmetrics-text;q=0.5, text/*, text/plain;q=0.1", True),
+        ("application/openmetrics-text;q=0.5, */*;q=0.6", False),
+        ("application/*, text/plain;q=0.1", False),
+        # What cannot be understood is as if it were not there.
+        ("application/openmetrics-text;q=2", False),
+        ("application/openmetrics-text;q=", False),
+        ("application/openmetrics-text;version", False),
+        ("application/openmetrics-text;;version=1.0.0;", True),
+        ("openmetrics-text", False),
+        ("application/openmetrics-text/x", False),
+        (",;,=,/;q,application/openmetrics-text", True),
+    ],
+)
+def test_format(accept, chosen):
+    assert prefers_openmetrics(accept) is chosen
 
 
 @on_both_loops

@@ -2,12 +2,14 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import re
 import shutil
 import socket
 import struct
 import subprocess
+import threading
 import time
 import zlib
 
@@ -22,19 +24,23 @@ from skyfast.web import WebServer
 from tests.configs import make_config
 from tests.pages import (
     BIG,
+    CAPTURES,
     FLOWS,
     INTERFACES,
-    FakeInterfaces,
     FakeTable,
     on_both_loops,
     page_threads,
+    source,
     until,
 )
 
 PROMTOOL = shutil.which("promtool")
 
-PAGES = ("/metrics", "/metrics/flows", "/metrics/interfaces", "/metrics/self")
-PATHS = (*PAGES, "/", "/-/healthy", "/-/ready")
+PAGES = (
+    *("/metrics", "/metrics/flows", "/metrics/interfaces", "/metrics/captures"),
+    "/metrics/self",
+)
+PATHS = (*PAGES, "/", "/cardinality", "/-/healthy", "/-/ready")
 
 # So little is taken by the kernel for a client that does not read that rendering has to wait.
 SMALL_RECEIVE_BUFFER = 8 * 1024
@@ -43,7 +49,7 @@ SMALL_RECEIVE_BUFFER = 8 * 1024
 class Site:
     """A server on 127.0.0.1, and what it serves."""
 
-    def __init__(self, table=None, *, ready=lambda: True, interfaces=INTERFACES, **settings):
+    def __init__(self, table=None, *, ready=lambda: True, reload=None, parts=None, **settings):
         store = {key: settings.pop(key) for key in ("listen_address", "port") if key in settings}
         config = make_config()
         self.config = dataclasses.replace(
@@ -56,16 +62,15 @@ class Site:
         self.table = table or FakeTable()
         self.stats = Stats()
         self.scrape = self.stats.scrape
+        self.exposition = Exposition(
+            source=source(self.table, **(parts or {})), stats=self.stats, now=lambda: 100.0
+        )
         self.server = WebServer(
             config=self.config,
-            exposition=Exposition(
-                table=self.table,
-                interfaces=FakeInterfaces(interfaces),
-                stats=self.stats,
-                now=lambda: 100.0,
-            ),
+            exposition=self.exposition,
             ready=ready,
             stats=self.scrape,
+            reload=reload,
         )
 
     async def __aenter__(self):
@@ -240,7 +245,7 @@ async def test_the_page():
         assert answer.headers["vary"] == "Accept-Encoding"
         assert answer.headers["server"] == f"skyfast/{__version__}"
         assert "content-encoding" not in answer.headers
-        assert answer.body.startswith(FLOWS + INTERFACES + b"# HELP skyfast_build_info ")
+        assert answer.body.startswith(FLOWS + INTERFACES + CAPTURES + b"# HELP skyfast_build_info ")
         families = {family.name for family in text_string_to_metric_families(answer.text)}
         assert {
             "skydive_network_connection_total_bytes",
@@ -255,6 +260,7 @@ async def test_the_parts():
     async with Site() as site:
         assert (await site.get("/metrics/flows")).body == FLOWS
         assert (await site.get("/metrics/interfaces")).body == INTERFACES
+        assert (await site.get("/metrics/captures")).body == CAPTURES
         own = await site.get("/metrics/self")
         assert own.body.startswith(b"# HELP skyfast_build_info ")
         assert own.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -263,8 +269,8 @@ async def test_the_parts():
 
 @on_both_loops
 async def test_parts_that_are_empty():
-    async with Site(FakeTable(b""), interfaces=b"") as site:
-        for path in ("/metrics/flows", "/metrics/interfaces"):
+    async with Site(FakeTable(b""), parts={"interfaces": b"", "captures": b""}) as site:
+        for path in ("/metrics/flows", "/metrics/interfaces", "/metrics/captures"):
             answer = await site.get(path)
             assert (answer.status, answer.body) == (200, b"")
             answer = await site.get(path, accept_encoding="gzip")
@@ -300,10 +306,51 @@ async def test_only_one_format_is_offered():
             "text/html",
             "image/png;q=1, */*;q=0",
         ):
-            answer = await site.get("/metrics/flows", accept=accept)
-            assert answer.status == 200
-            assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-            assert answer.body == FLOWS
+            for path in PAGES:
+                answer = await site.get(path, accept=accept)
+                assert answer.status == 200
+                assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+                assert answer.headers["vary"] == "Accept-Encoding"
+                assert b"# EOF" not in answer.body
+
+
+@on_both_loops
+async def test_openmetrics_is_negotiated():
+    openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    async with Site(parts={"openmetrics": True}) as site:
+        for accept, chosen in (
+            ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5", True),
+            ("text/plain, application/openmetrics-text;q=0.5", False),
+            ("*/*", False),
+        ):
+            for path in PAGES:
+                for method in ("GET", "HEAD"):
+                    answer = await site.get(path, method=method, accept=accept)
+                    assert (answer.headers["content-type"] == openmetrics) == chosen
+                    assert answer.headers["vary"] == "Accept, Accept-Encoding"
+                    if method == "GET":
+                        assert answer.body.endswith(b"\n# EOF\n") == chosen
+                        assert answer.body.count(b"# EOF") == chosen
+        answer = await site.get("/metrics/flows")
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        async with await site.ask(
+            b"GET /metrics/flows HTTP/1.1\r\nHost: x\r\n"
+            b"Accept: text/plain;q=0.1\r\nAccept: application/openmetrics-text\r\n\r\n"
+        ) as client:
+            assert (await client.answer()).headers["content-type"] == openmetrics
+        compressed = await site.get(accept="application/openmetrics-text", accept_encoding="gzip")
+        assert zlib.decompress(compressed.body, wbits=31).endswith(b"\n# EOF\n")
+        refused = await site.get(accept_encoding="br, *;q=0")
+        assert refused.headers["vary"] == "Accept, Accept-Encoding"
+
+
+@on_both_loops
+async def test_another_source():
+    async with Site() as site:
+        accept = {"accept": "application/openmetrics-text"}
+        assert (await site.get("/metrics/flows", **accept)).body == FLOWS
+        site.exposition.source = source(FakeTable(b"new 1\n"), openmetrics=True)
+        assert (await site.get("/metrics/flows", **accept)).body == b"new 1\n# EOF\n"
 
 
 @on_both_loops
@@ -379,6 +426,202 @@ async def test_health_and_readiness():
         subscribed = True
         answer = await site.get("/-/ready")
         assert (answer.status, answer.text) == (200, "skyfast is ready.\n")
+
+
+@on_both_loops
+async def test_cardinality():
+    async with Site() as site:
+        page = await site.get("/cardinality")
+        assert page.status == 200
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert page.headers["vary"] == "Accept"
+        assert "<h2>target_ip</h2> 2 values" in page.text
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        assert not re.findall(r"src=|url\(|@import|<link|<script|//", page.text)
+        for headers in ({"accept": "text/html, */*"}, {"accept": "*/*"}):
+            assert (await site.get("/cardinality", **headers)).text == page.text
+        expected = {
+            "connections": 2,
+            "series_at_most": 6,
+            "labels": [
+                {
+                    "name": "initiator_ip",
+                    "values": 1,
+                    "top": [{"value": "10.0.0.1", "connections": 2}],
+                },
+                {
+                    "name": "target_ip",
+                    "values": 2,
+                    "top": [
+                        {"value": "10.0.0.2", "connections": 1},
+                        {"value": "10.0.0.3", "connections": 1},
+                    ],
+                },
+            ],
+            "without": None,
+        }
+        for path, headers in (
+            ("/cardinality?format=json", {}),
+            ("/cardinality?format=json", {"accept": "text/html"}),
+            ("/cardinality", {"accept": "application/json"}),
+            ("/cardinality?without=", {"accept": "application/json, text/html;q=0.9"}),
+        ):
+            answer = await site.get(path, **headers)
+            assert answer.headers["content-type"] == "application/json"
+            assert json.loads(answer.body) == expected
+        html = await site.get("/cardinality?format=html", accept="application/json")
+        assert html.text == page.text
+        # One scan of each kind answered all of that, and none of it on the event loop.
+        assert sorted(site.table.scans) == [
+            "label_values",
+            "top_values initiator_ip",
+            "top_values target_ip",
+        ]
+        assert threading.current_thread() not in site.table.threads
+
+
+@on_both_loops
+async def test_cardinality_without_a_label():
+    async with Site() as site:
+        answer = await site.get("/cardinality?without=target_ip&format=json")
+        without = {"label": "target_ip", "connections": 1, "series_at_most": 3}
+        assert json.loads(answer.body)["without"] == without
+        page = await site.get("/cardinality?without=target_ip")
+        assert "Without <code>target_ip</code> there would be <strong>1 connection" in page.text
+        for label in ("nothing", "direction", "%3Cb%3E%0A"):
+            answer = await site.get(f"/cardinality?without={label}")
+            assert answer.status == 400
+            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+            assert answer.text.endswith(", but initiator_ip, target_ip.\n")
+            assert answer.text.count("\n") == 1
+        assert site.table.scans.count("without target_ip") == 1
+
+
+@on_both_loops
+async def test_cardinality_is_counted_once_at_a_time():
+    """Whoever asks meanwhile is told so, also when the one who asked first has left."""
+    async with Site(FakeTable(pause_scans=True)) as site:
+        async with await site.ask(request("/cardinality")):
+            await until(lambda: site.table.scans)
+            for path in ("/cardinality", "/cardinality?without=target_ip"):
+                answer = await site.get(path)
+                assert answer.status == 503
+                assert answer.headers["retry-after"] == "1"
+                assert answer.text == "Try again: another report is being made.\n"
+            # Nothing else has to wait.
+            for path in ("/metrics/flows", "/-/healthy"):
+                assert (await site.get(path)).status == 200
+        assert (await site.get("/cardinality")).status == 503
+        site.table.resume.set()
+        await until(lambda: len(site.table.scans) == 3)
+        assert (await site.get("/cardinality")).status == 200
+
+
+@on_both_loops
+async def test_cardinality_that_takes_too_long(monkeypatch):
+    monkeypatch.setattr(web, "ANSWER_TIMEOUT_S", 0.1)
+    async with Site(FakeTable(pause_scans=True)) as site:
+        with pytest.raises(ConnectionError):
+            await site.get("/cardinality")
+        site.table.resume.set()
+
+
+@on_both_loops
+async def test_cardinality_that_breaks(caplog):
+    table = FakeTable()
+    table.values = {}
+    async with Site(table) as site:
+        for _ in range(2):
+            assert (await site.get("/cardinality")).status == 500
+        table.values = FakeTable().values
+        await asyncio.sleep(0)
+        assert (await site.get("/-/healthy")).status == 200
+    assert [record.getMessage() for record in caplog.records] == ["GET /cardinality failed"] * 2
+
+
+# --- reloading
+
+
+@on_both_loops
+async def test_reload():
+    outcomes = [None, "skyfast.yml: port: 70000 is not from 0 to 65535", None]
+
+    async def reload():
+        await asyncio.sleep(0)
+        return outcomes.pop(0)
+
+    async with Site(reload=reload) as site:
+        answer = await site.get("/-/reload", method="POST")
+        assert (answer.status, answer.text) == (200, "The configuration was reloaded.\n")
+        answer = await site.get("/-/reload", method="PUT")
+        assert answer.status == 500
+        assert answer.text == (
+            "failed to reload config: skyfast.yml: port: 70000 is not from 0 to 65535\n"
+        )
+        for method in ("GET", "HEAD", "DELETE"):
+            answer = await site.get("/-/reload", method=method)
+            assert (answer.status, answer.headers["allow"]) == (405, "POST, PUT")
+        body = b"name=value"
+        async with await site.ask(
+            request("/-/reload", method="POST", content_length=len(body)) + body
+        ) as client:
+            assert (await client.answer()).status == 200
+        assert outcomes == []
+
+
+@on_both_loops
+async def test_reload_that_is_not_enabled():
+    async with Site() as site:
+        for method in ("POST", "PUT"):
+            answer = await site.get("/-/reload", method=method)
+            assert (answer.status, answer.text) == (403, "Lifecycle API is not enabled.\n")
+        answer = await site.get("/-/reload")
+        assert (answer.status, answer.headers["allow"]) == (405, "POST, PUT")
+
+
+@on_both_loops
+async def test_a_reload_ends_though_nobody_waits_for_it():
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    ended = False
+
+    async def reload():
+        nonlocal ended
+        begun.set()
+        await may_end.wait()
+        ended = True
+
+    async with Site(reload=reload) as site:
+        async with await site.ask(request("/-/reload", method="POST")):
+            await begun.wait()
+        await asyncio.sleep(0.05)
+        may_end.set()
+        await until(lambda: ended)
+
+
+@on_both_loops
+async def test_a_reload_that_breaks(caplog):
+    async def reload():
+        raise ValueError("a fault of its own")
+
+    async with Site(reload=reload) as site:
+        answer = await site.get("/-/reload", method="POST")
+        assert (answer.status, answer.text) == (500, "Internal Server Error.\n")
+    assert caplog.records[0].getMessage() == "POST /-/reload failed"
+
+
+@on_both_loops
+async def test_other_bounds():
+    async def reload():
+        return None
+
+    async with Site(FakeTable(BIG), max_scrapes=1) as site, await site.begin_scrape():
+        assert (await site.get("/metrics/flows")).status == 503
+        limits = dataclasses.replace(site.config.web, max_scrapes=2, max_connections=2)
+        site.server.configure(limits, reload=reload)
+        assert (await site.get("/metrics/flows")).status == 200
+        assert (await site.get("/-/reload", method="POST")).status == 200
+        async with await site.ask(b""), await site.ask(b""):
+            await until(lambda: site.scrape.connections_rejected == 1)
 
 
 @on_both_loops
