@@ -226,6 +226,14 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
 
 LABELS_BY_NAME: Final = {label.name: label for label in LABELS}
 
+DANGEROUS_FIELDS: Final = {
+    **{label.path: label.help for label in LABELS if label.cardinality == "dangerous"},
+    ("UUID",): "one for each flow",
+    ("Start",): "one for each flow",
+    ("ICMP", "ID"): "one for each ping",
+}
+"""The fields that have values without end, and why."""
+
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
 
@@ -567,7 +575,8 @@ def _values(
 
 
 def _counter(paths: tuple[Path, ...]) -> Counter:
-    amounts = tuple(("LastUpdateMetric", name) for part, *_, name in paths if part == "Metric")
-    # Every flow has Metric, else it is skipped.
+    if all(path[0] == "Metric" for path in paths):
+        # Every flow has Metric, else it is skipped.
+        return Counter(paths=paths, amounts=tuple(("LastUpdateMetric", path[1]) for path in paths))
     optional = any(len(path) > 1 and path[0] != "Metric" for path in paths)
-    return Counter(paths=paths, amounts=amounts, optional=optional)
+    return Counter(paths=paths, optional=optional)

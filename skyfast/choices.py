@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeAlias, TypeVar, cast
 
 from skyfast.catalogue import (
     DIRECTION,
@@ -53,6 +53,8 @@ from skyfast.values import (
 from skyfast.wire import FIELDS
 
 T = TypeVar("T")
+Place: TypeAlias = tuple[str | int, ...]
+"""What leads to an entry: positions in lists and keys of mappings."""
 
 MAX_VIEWS = 15
 """Views beside the main one: the table has room for 16."""
@@ -300,18 +302,19 @@ def show_views(views: Sequence[ViewChoice]) -> list[object]:
 
 
 class Misfit(Exception):  # noqa: N818 - becomes a ConfigError
-    """An entry of the ``view``-th view is wrong beside others; ``place`` leads to it.
+    """An entry of the ``view``-th view is wrong beside others.
 
-    ``other`` says the same of the entry that it is wrong beside.
+    ``places`` lead to it, the best one first: not all of them need to have been written. ``other``
+    says the same of the entry that it is wrong beside.
     """
 
     def __init__(
-        self, problem: str, view: int, *place: str | int, other: "Misfit | None" = None
+        self, problem: str, view: int, *places: Place, other: "Misfit | None" = None
     ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.view = view
-        self.place = place
+        self.places = places
         self.other = other
 
 
@@ -338,28 +341,30 @@ def _settled(view: ViewChoice, number: int, *, naming: str, least_timeout_s: flo
     names = [label.name for label in view.labels]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise Misfit("has the name of another label", number, "labels", i, "name")
+            raise Misfit("has the name of another label", number, ("labels", i, "name"))
     if DIRECTION in names and not split:
         raise Misfit(
-            f"cannot be a label where {DIRECTION} is sum", number, "labels", names.index(DIRECTION)
+            f"cannot be a label where {DIRECTION} is sum",
+            number,
+            ("labels", names.index(DIRECTION)),
         )
     if names == [DIRECTION]:
-        raise Misfit("names no label of a flow", number, "labels")
+        raise Misfit("names no label of a flow", number, ("labels",))
     for i, metric in enumerate(view.metrics):
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
             problem = f"has two fields, but where {DIRECTION} is sum a gauge can have one"
-            raise Misfit(problem, number, "metrics", i, "value")
+            raise Misfit(problem, number, ("metrics", i, "value"))
         total = metric.name.endswith("_total")
         if own and metric.type == "counter" and not total and (view.prefix or naming == "standard"):
             where = "in a view" if view.prefix else "where naming is standard"
             problem = f"is a counter, whose name ends with _total {where}"
-            raise Misfit(problem, number, "metrics", i, "name")
+            raise Misfit(problem, number, ("metrics", i, "name"))
     if view.prefix and 0 < view.timeout_s < least_timeout_s:
         problem = (
             f"is less than connection_timeout and connection_grace together, {least_timeout_s:g}"
         )
-        raise Misfit(problem, number, "timeout")
+        raise Misfit(problem, number, ("timeout",))
     timeout_s = view.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
     labels = view.labels
     if split and DIRECTION not in names:
@@ -374,20 +379,30 @@ def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:
         for i, family in enumerate(families(view, naming=naming)):
             for prefix in FIXED_PREFIXES:
                 if family.name.startswith(prefix):
-                    problem = f"would be {family.name}, but {prefix}* has another meaning"
-                    raise Misfit(problem, number, "metrics", i)
+                    problem = f"makes the family {family.name}, but {prefix}* has another meaning"
+                    raise _wrong_metric(problem, number, i)
             for name in _sample_names(family):
                 if name in taken:
                     first, its_view, at = taken[name]
-                    other = f"would be {first}, which clashes with {family.name}"
-                    raise Misfit(
-                        f"would be {family.name}, which clashes with {first}",
+                    other = _clash(first, family.name)
+                    raise _wrong_metric(
+                        _clash(family.name, first),
                         number,
-                        "metrics",
                         i,
-                        other=Misfit(other, its_view, "metrics", at),
+                        other=_wrong_metric(other, its_view, at),
                     )
             taken |= dict.fromkeys(_sample_names(family), (family.name, number, i))
+
+
+def _clash(name: str, other: str) -> str:
+    clash = "which is there already" if name == other else f"which clashes with {other}"
+    return f"makes the family {name}, {clash}"
+
+
+def _wrong_metric(problem: str, view: int, i: int, *, other: Misfit | None = None) -> Misfit:
+    """Return what is wrong with the name that a view's ``i``-th metric gets."""
+    places: tuple[Place, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
+    return Misfit(problem, view, *places, other=other)
 
 
 def _sample_names(family: Family) -> tuple[str, ...]:
@@ -405,7 +420,7 @@ def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
     for number, view in enumerate(views):
         own_labels = [label for label in view.labels if label.name != DIRECTION]
         if len(own_labels) > MAX_LABELS:
-            raise Misfit(f"has more than {MAX_LABELS} labels", number, "labels")
+            raise Misfit(f"has more than {MAX_LABELS} labels", number, ("labels",))
         own_values = {
             value
             for family in families(view, naming=naming)
@@ -414,18 +429,18 @@ def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
         }
         if len(own_values) > MAX_VALUES:
             problem = f"has more than {MAX_VALUES} values; a counter of two directions is two"
-            raise Misfit(problem, number, "metrics")
+            raise Misfit(problem, number, ("metrics",))
         labels |= {label: 2 if _is_volatile(label) else 1 for label in own_labels}
         if sum(labels.values()) > MAX_ALL_LABELS:
             problem = (
                 f"and the views before have more than {MAX_ALL_LABELS} different labels;"
                 " one from the topology counts twice"
             )
-            raise Misfit(problem, number, "labels")
+            raise Misfit(problem, number, ("labels",))
         values |= own_values
         if len(values) > MAX_ALL_VALUES:
             problem = f"and the views before have more than {MAX_ALL_VALUES} different values"
-            raise Misfit(problem, number, "metrics")
+            raise Misfit(problem, number, ("metrics",))
 
 
 def _is_volatile(label: LabelChoice) -> bool:
@@ -557,6 +572,8 @@ def _to_rule_name(value: Value) -> str:
 
 def _to_field_condition(key: str, value: Value) -> Condition:
     field = _WRITTEN.get(key.lower())
+    if field is None and key.lower() in LABELS_BY_NAME:
+        raise Invalid("cannot be a condition, for no flow has it", shown=False)
     if field is None:
         advice = suggestion(key, _RULE_FIELDS, otherwise="it is neither a label nor a field")
         raise Invalid(f"cannot be a condition; {advice}", shown=False)
@@ -635,6 +652,8 @@ def _to_range(path: Path, value: Value) -> int | tuple[int, int]:
     most = MAX_PORT if path in _PORT_FIELDS else MAX_INTEGER
     match = _RANGE.fullmatch(value) if isinstance(value, str) else None
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if match and first > last:
+        raise Invalid("is a range that ends before it begins", value)
     if first > last or last > most:
         problem = f"is neither a whole number from 0 to {most} nor a range such as 8000-8999"
         raise Invalid(problem, value)

@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from skyfast import __version__, config, logs
+from skyfast import __version__, check, config, logs
 
 DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
 
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="validate the configuration, print what it comes to, and exit",
+        help="validate the configuration, print what it comes to and costs, and exit",
     )
     parser.add_argument(
         "--demo",
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         logs.set_up((arguments.log_level or configuration.logging.level).upper())
         logs.write_notes(configuration.notes)
         if arguments.check:
-            sys.stdout.write(config.dump(configuration))
+            sys.stdout.write(config.dump(configuration) + check.report(configuration))
             return EXIT_OK
 
         from skyfast import app

@@ -766,14 +766,18 @@ def _views(get: _Settings) -> tuple[ViewChoice, ...]:
 
 def _misfit(get: _Settings, bad: choices.Misfit) -> ConfigError:
     """Return the error of an entry that was written, not of one that is there by default."""
-    key: Key[Any]
-    if bad.view:
-        key, place = VIEWS, (bad.view - 1, *bad.place)
-    else:
-        key, place = (LABELS if bad.place[0] == "labels" else METRICS), bad.place[1:]
+    ways = [_way_to(place, bad.view) for place in bad.places]
+    key, place = next((way for way in ways if get.is_set(way[0], *way[1])), ways[0])
     if bad.other is not None and not get.is_set(key):
         return _misfit(get, bad.other)
     return get.error(key, bad.problem, *place)
+
+
+def _way_to(place: choices.Place, view: int) -> tuple[Key[Any], choices.Place]:
+    """Return the key, and the place below it, of a place in a view."""
+    if view:
+        return VIEWS, (view - 1, *place)
+    return (LABELS if place[0] == "labels" else METRICS), place[1:]
 
 
 def _filter(get: _Settings) -> Filter:

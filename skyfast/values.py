@@ -83,16 +83,21 @@ def within(node: Node, name: str = "") -> Iterator[None]:
         raise
 
 
-def suggestion(text: str, known: Iterable[str], *, otherwise: str = "") -> str:
+def nearest(text: str, known: Iterable[str]) -> str:
+    """Return the known name that is most like ``text``, whatever its case, or nothing."""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(text.lower(), names, 1)
+    return names[near[0]] if near else ""
+
+
+def suggestion(text: str, known: Collection[str], *, otherwise: str = "") -> str:
     """Return what to say beside ``text``, which is none of ``known``.
 
     Where none is similar, this is ``otherwise``, or all of them.
     """
-    names = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(text.lower(), names, 1)
-    if near:
-        return f"did you mean {names[near[0]]}?"
-    return otherwise or f"known are {', '.join(names.values())}"
+    if near := nearest(text, known):
+        return f"did you mean {near}?"
+    return otherwise or f"known are {', '.join(known)}"
 
 
 def to_text(value: Value) -> str:
@@ -163,8 +168,8 @@ def one_of(*names: S) -> Callable[[Value], S]:
     def parse(value: Value) -> S:
         text = to_text(value)
         if text not in by_name:
-            near = difflib.get_close_matches(text.lower(), by_name, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = nearest(text, by_name)
+            hint = f"; did you mean {near}?" if near else ""
             raise Invalid(f"is not one of {', '.join(names)}{hint}", text)
         return by_name[text]
 

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -18,7 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyfast import config, document
-from skyfast.config import SCHEMA, Config, ConfigError
+from skyfast.config import (
+    SCHEMA,
+    Condition,
+    Config,
+    ConfigError,
+    Fold,
+    LabelChoice,
+    Mask,
+    MetricChoice,
+    Rule,
+    ViewChoice,
+)
 
 ROOT = Path(__file__).parent.parent
 DATA = Path("tests/data/config")
@@ -71,6 +82,24 @@ def store(**keys: object) -> str:
     return yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": keys}}})
 
 
+def view(
+    *,
+    prefix: str,
+    labels: str,
+    metrics: str = "bytes packets",
+    direction: Literal["split", "sum"] = "split",
+    timeout_s: float = 3600.0,
+) -> ViewChoice:
+    """Return a view of known labels and metrics."""
+    return ViewChoice(
+        prefix=prefix,
+        labels=tuple(LabelChoice(name=name) for name in labels.split()),
+        metrics=tuple(MetricChoice(name=name) for name in metrics.split()),
+        direction=direction,
+        timeout_s=timeout_s,
+    )
+
+
 # Good files
 
 
@@ -87,7 +116,7 @@ def check_defaults(result: Config) -> None:
         silence_timeout_s=45.0,
     )
     assert result.classify == config.Classify(cluster_net_masks=())
-    assert result.filter == config.Filter(excluded_tags=frozenset())
+    assert result.filter == config.Filter(excluded_tags=frozenset(), keep=(), drop=())
     assert result.store == config.Store(
         port=9100,
         listen_address="",
@@ -96,9 +125,25 @@ def check_defaults(result: Config) -> None:
         max_connections=1_000_000,
         max_flows=4_000_000,
         interfaces_interval_s=20.0,
+        main=view(
+            prefix="",
+            labels="initiator_ip target_ip initiator_port target_port direction node_tid protocol",
+            metrics="bytes packets rtt",
+            timeout_s=0.0,
+        ),
+        views=(view(prefix="skydive_traffic", labels="node_tid protocol direction"),),
+        include_icmp=False,
+        rewrites={},
+        overflow="drop",
+        deduplicate="none",
+        naming="compatible",
     )
     assert result.web == config.Web(
-        max_connections=256, max_scrapes=8, max_scrapes_per_address=4, scrape_timeout_s=60.0
+        max_connections=256,
+        max_scrapes=8,
+        max_scrapes_per_address=4,
+        scrape_timeout_s=60.0,
+        enable_reload=False,
     )
     assert result.logging == config.Logging(level="INFO")
 
@@ -142,7 +187,56 @@ def test_every_key(loader: str) -> None:
         ipaddress.ip_network("10.0.0.0/8"),
         ipaddress.ip_network("fd00::/8"),
     )
-    assert result.filter.excluded_tags == {"internal", "other"}
+    assert result.filter == config.Filter(
+        excluded_tags=frozenset({"internal", "other"}),
+        keep=(
+            Rule(
+                name="web",
+                conditions=(
+                    Condition(
+                        field="target_port",
+                        path=("Transport", "B"),
+                        values=frozenset({80, 443}),
+                        ranges=((8000, 8999),),
+                    ),
+                    Condition(
+                        field="protocol", path=("Transport", "Protocol"), values=frozenset({"TCP"})
+                    ),
+                ),
+            ),
+        ),
+        drop=(
+            Rule(
+                name="lab",
+                conditions=(
+                    Condition(
+                        field="initiator_ip",
+                        path=("Network", "A"),
+                        negated=True,
+                        values=frozenset({"192.168.1.7", "::1"}),
+                        networks=(ipaddress.ip_network("10.0.0.0/8"),),
+                    ),
+                    Condition(field="tag", path=None, values=frozenset({"ingress", "other"})),
+                ),
+            ),
+            Rule(
+                name="noise",
+                conditions=(
+                    Condition(
+                        field="layers_path",
+                        path=("LayersPath",),
+                        pattern=re.compile("^Ethernet/(ARP|IPv6)"),
+                    ),
+                    Condition(
+                        field="Metric.ABPackets",
+                        path=("Metric", "ABPackets"),
+                        negated=True,
+                        values=frozenset({1}),
+                    ),
+                ),
+            ),
+        ),
+    )
     assert result.store == config.Store(
         port=9200,
         listen_address="::1",
@@ -151,9 +245,55 @@ def test_every_key(loader: str) -> None:
         max_connections=200_000,
         max_flows=300_000,
         interfaces_interval_s=0.0,
+        main=ViewChoice(
+            prefix="",
+            labels=(
+                LabelChoice(name="initiator_ip"),
+                LabelChoice(name="direction"),
+                LabelChoice(name="target_port"),
+                LabelChoice(name="target_mac", path=("Link", "B")),
+            ),
+            metrics=(
+                MetricChoice(name="bytes"),
+                MetricChoice(name="tcp_out_of_order"),
+                MetricChoice(
+                    name="skydive_syn_ttl",
+                    paths=(("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL")),
+                    type="gauge",
+                    help="TTL of the first SYN.",
+                ),
+            ),
+            direction="split",
+            timeout_s=0.0,
+        ),
+        views=(
+            ViewChoice(
+                prefix="skydive_services",
+                labels=(LabelChoice(name="target_port"), LabelChoice(name="node_name")),
+                metrics=(
+                    MetricChoice(name="flows"),
+                    MetricChoice(name="captured_total", paths=(("RawPacketsCaptured",),)),
+                ),
+                direction="sum",
+                timeout_s=600.0,
+            ),
+            view(prefix="skydive_hosts", labels="direction node_host"),
+        ),
+        include_icmp=True,
+        rewrites={
+            "initiator_ip": Mask(ipv4=24, ipv6=64),
+            "target_port": Fold(above=1023, keep=frozenset({8080, 3306})),
+        },
+        overflow="other",
+        deduplicate="first",
+        naming="standard",
     )
     assert result.web == config.Web(
-        max_connections=64, max_scrapes=2, max_scrapes_per_address=1, scrape_timeout_s=9.5
+        max_connections=64,
+        max_scrapes=2,
+        max_scrapes_per_address=1,
+        scrape_timeout_s=9.5,
+        enable_reload=True,
     )
     assert result.notes == ()
 
@@ -239,6 +379,98 @@ def test_levels_are_those_of_logging(level: str, name: str) -> None:
 def test_listen_address(text: str, address: str) -> None:
     result = parse(f"pipeline.store.prom_sky_con.listen_address: {text}")
     assert result.store.listen_address == address
+
+
+# What is exported
+
+
+def labels_of(choice: ViewChoice) -> str:
+    return " ".join(label.name for label in choice.labels)
+
+
+@pytest.mark.parametrize(
+    ("keys", "labels"),
+    [
+        ({"labels": "target_ip, protocol"}, "target_ip protocol direction"),
+        ({"labels": ["direction", "target_ip"]}, "direction target_ip"),
+        ({"labels": "target_ip", "direction": "sum"}, "target_ip"),
+        (
+            {"direction": "sum"},
+            "initiator_ip target_ip initiator_port target_port node_tid protocol",
+        ),
+    ],
+)
+def test_direction_is_a_label_where_it_is_split(keys: dict[str, Any], labels: str) -> None:
+    main = parse(store(**keys)).store.main
+    assert labels_of(main) == labels
+    (other,) = parse(store(views=[{"prefix": "a", "labels": "protocol", **keys}])).store.views
+    assert labels_of(other) == (labels if "labels" in keys else "protocol")
+
+
+def test_views_can_be_none() -> None:
+    assert parse(store(views=[])).store.views == ()
+    assert config.dump(parse(store(views=[]))).count("views: []") == 1
+    assert parse(store(views=None)).store.views == parse("").store.views
+
+
+def test_a_view_needs_a_prefix_and_labels_alone() -> None:
+    (written,) = parse(store(views=[{"prefix": "a", "labels": ["protocol"]}])).store.views
+    assert written == view(prefix="a", labels="protocol direction")
+
+
+def test_views_outlive_connections() -> None:
+    (default,) = parse(store(connection_timeout=7200)).store.views
+    assert default.timeout_s == 7215.0
+    views = [{"prefix": "a", "labels": "protocol", "timeout": 7215}]
+    (written,) = parse(store(connection_timeout=7200, views=views)).store.views
+    assert written.timeout_s == 7215.0
+
+
+def test_a_view_can_be_used_twice() -> None:
+    text = (
+        "pipeline.store.prom_sky_con:\n"
+        "  metrics: &all [bytes, {name: captured_total, value: RawPacketsCaptured, type: counter}]\n"
+        "  views:\n"
+        "    - {prefix: a, labels: &few [protocol, {name: mac, path: Link.A}], metrics: *all}\n"
+        "    - {prefix: b, labels: *few, metrics: *all}\n"
+    )
+    result = parse(text)
+    first, second = result.store.views
+    assert first.labels == second.labels
+    assert first.metrics == second.metrics == result.store.main.metrics
+    assert meaning(parse(config.dump(result))) == meaning(result)
+
+
+def test_rules_know_fields_by_both_names() -> None:
+    (rule,) = parse(
+        yaml.safe_dump(
+            {"pipeline.filter.drop": [{"name": "a", "Transport.B": 53, "target_port": "53-54"}]}
+        )
+    ).filter.drop
+    assert [condition.path for condition in rule.conditions] == [("Transport", "B")] * 2
+    assert [condition.field for condition in rule.conditions] == ["Transport.B", "target_port"]
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("::FFFF:10.0.0.1", "10.0.0.1"),
+        ("2001:DB8:0:0::1", "2001:db8::1"),
+        ("10.0.0.1", "10.0.0.1"),
+    ],
+)
+def test_addresses_of_rules_are_written_as_in_flows(written: str, text: str) -> None:
+    rules = yaml.safe_dump({"pipeline.filter.drop": [{"name": "a", "target_ip": written}]})
+    assert parse(rules).filter.drop[0].conditions[0].values == {text}
+
+
+def test_a_list_of_rules_can_be_aliased_without_end() -> None:
+    ports = ", ".join(map(str, range(4096)))
+    rules = "".join(f"  - {{name: r{i}, target_port: *ports}}\n" for i in range(255))
+    text = f"pipeline.filter.drop:\n  - {{name: a, target_port: &ports [{ports}]}}\n{rules}"
+    begin = time.monotonic()
+    assert len(parse(text).filter.drop) == 256
+    assert time.monotonic() - begin < 20
 
 
 # Who is subscribed to
@@ -727,6 +959,26 @@ def test_dump_has_the_files_structure_and_order() -> None:
         "max_connections": 1_000_000,
         "max_flows": 4_000_000,
         "interfaces_interval": 20,
+        "labels": [
+            *("initiator_ip", "target_ip", "initiator_port", "target_port"),
+            *("direction", "node_tid", "protocol"),
+        ],
+        "metrics": ["bytes", "packets", "rtt"],
+        "direction": "split",
+        "views": [
+            {
+                "prefix": "skydive_traffic",
+                "labels": ["node_tid", "protocol", "direction"],
+                "metrics": ["bytes", "packets"],
+                "direction": "split",
+                "timeout": 3600,
+            }
+        ],
+        "include_icmp": False,
+        "rewrite": {},
+        "overflow": "drop",
+        "deduplicate": "none",
+        "naming": "compatible",
     }
     assert tree["pipeline"]["subscriber"]["urls"] == [DEFAULT_URL]
     assert config.dump(good("go")) == config.dump(parse(config.dump(good("go"))))

@@ -1,0 +1,40 @@
+"""What a configuration costs, told by ``skyfast --check`` behind the configuration itself."""
+
+from collections.abc import Iterator
+
+from skyfast.catalogue import DANGEROUS_FIELDS, DIRECTION, LABELS_BY_NAME, families
+from skyfast.config import Config, LabelChoice
+
+
+def report(config: Config) -> str:
+    """Return YAML comments: the series of each view's rows, and labels to be afraid of."""
+    return "".join(f"# {line}\n" for line in _lines(config))
+
+
+def _lines(config: Config) -> Iterator[str]:
+    store = config.store
+    for view in (store.main, *store.views):
+        shown = families(view, naming=store.naming)
+        series = sum(len(family.values) for family in shown)
+        labels = [label.name for label in view.labels if label.name != DIRECTION]
+        if view.prefix:
+            kept = f"kept until silent for {view.timeout_s:g} s"
+            yield f"Each {', '.join(labels)} costs up to {series} series, {kept}:"
+        else:
+            most = store.max_connections * series
+            yield f"Each connection costs up to {series} series, all together up to {most}:"
+        for family in shown:
+            yield f"  {len(family.values)} {family.name}"
+    for view in (store.main, *store.views):
+        for label in view.labels:
+            if danger := _danger(label, config):
+                where = f"view {view.prefix}" if view.prefix else "connections"
+                yield f"Warning: label {label.name} of the {where} is dangerous: {danger}."
+
+
+def _danger(label: LabelChoice, config: Config) -> str:
+    """Return why a label has values without end, or nothing."""
+    if label.name in config.store.rewrites:
+        return ""
+    path = LABELS_BY_NAME[label.name].path if label.path is None else label.path
+    return DANGEROUS_FIELDS.get(path, "")
