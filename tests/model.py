@@ -770,11 +770,7 @@ def number_of(value: Total | Gauge | None, row: Row) -> int | None:
 
 
 def decimal(number: int, decimals: int) -> str:
-    """Write a number divided by ten to the power of ``decimals``, exactly and no longer than that.
-
-    >>> decimal(1_600_000_000_123, 3), decimal(1_500, 3), decimal(7, 9), decimal(1_000, 3)
-    ('1600000000.123', '1.5', '0.000000007', '1')
-    """
+    """Write a number divided by ten to the power of ``decimals``: exactly, and no longer."""
     whole, rest = divmod(number, 10**decimals)
     return f"{whole}.{rest:0{decimals}}".rstrip("0") if rest else str(whole)
 

@@ -1,5 +1,6 @@
 """Every rule of the table by an example worked by hand, asked of the model and of the core."""
 
+import re
 from functools import partial
 
 import pytest
@@ -10,16 +11,26 @@ from tests.model import (
     COUNTERS,
     DIRECTION,
     FAMILIES,
+    KNOWN_LABELS,
     LABELS,
     MAX_NUMBER,
     MAX_SUM,
     PACKETS,
+    PROTOCOL_OR_ICMP,
     RTT,
     TIMEOUT_S,
+    Family,
+    Fold,
     Label,
+    Mask,
     Model,
+    Names,
+    Spec,
+    View,
     make_flow,
+    tag_label,
 )
+from tests.specs import labelled, standard
 
 
 @pytest.fixture(
@@ -505,7 +516,10 @@ def test_other_labels_and_missing_values(make):
     table = make(labels=(Label("app", ("Application",)), number, DIRECTION))
     table.report(make_flow(), 0)
     table.report(make_flow("b2") | {"Link": {"ID": 7}, "Application": 'a"b\\c\nd'}, 0)
+    table.report(make_flow("c3") | {"Link": {"A": "02:00:00:00:00:01"}}, 0)
     assert table.page(0)[PACKETS] == {
+        f'{PACKETS}{{app="",vlan="",direction="initiator_to_target"}} 1',
+        f'{PACKETS}{{app="",vlan="",direction="target_to_initiator"}} 2',
         f'{PACKETS}{{app="",vlan="0",direction="initiator_to_target"}} 1',
         f'{PACKETS}{{app="",vlan="0",direction="target_to_initiator"}} 2',
         f'{PACKETS}{{app="a\\"b\\\\c\\nd",vlan="7",direction="initiator_to_target"}} 1',
@@ -546,3 +560,967 @@ def test_other_families(make):
     page = table.page(0)
     assert list(page) == [RTT, PACKETS]
     assert [len(lines) for lines in page.values()] == [1, 2]
+
+
+# Views
+
+IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
+APPLICATION = KNOWN_LABELS["application"]
+VIEW_TIMEOUT_S = 1000.0
+
+
+def view(prefix, labels, *metrics):
+    """Return a view with families such as ``{prefix}_bytes_total``."""
+    return View(labels, standard(prefix, *metrics), VIEW_TIMEOUT_S)
+
+
+def samples(table, family, now=0.0):
+    """Return a family's numbers by label values, with > and < for the directions."""
+    found = {}
+    for line in table.page(now)[family]:
+        series, _, number = line.rpartition(" ")
+        values = ",".join(re.findall(r'="([^"]*)"', series))
+        values = values.replace("initiator_to_target", ">").replace("target_to_initiator", "<")
+        found[values] = number
+    return found
+
+
+def tcp(flow, out_of_order=(0, 0)):
+    """Return a flow with a TCPMetric."""
+    names = ("ABSegmentOutOfOrder", "BASegmentOutOfOrder")
+    return flow | {"TCPMetric": dict(zip(names, out_of_order, strict=True))}
+
+
+def icmp(flow, version="IPV4"):
+    """Return a flow of ICMP in place of TCP."""
+    flow = flow | {"ICMP": {"Type": "ECHO", "ID": 7}, "Network": flow["Network"] | {}}
+    flow["Network"]["Protocol"] = version
+    del flow["Transport"]
+    return flow
+
+
+def test_views_get_the_same_deltas(make):
+    table = make(
+        Spec(
+            views=(
+                view("a", (IP_A, DIRECTION), "bytes"),
+                view("b", (NODE,), "packets"),
+                view("c", (DIRECTION, PROTOCOL), "bytes"),
+            )
+        )
+    )
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    table.report(make_flow("b2", (10, 20, 3, 4), last=1, a="10.0.0.3"), 0)
+    table.report(make_flow("c3", (5, 5, 5, 5), last=1, a="10.0.0.3", protocol="UDP"), 0)
+    table.report(make_flow("a1", (101, 205, 2, 2), last=2), 0)
+    assert samples(table, "a_bytes_total") == {
+        "10.0.0.1,>": "101",
+        "10.0.0.1,<": "205",
+        "10.0.0.3,>": "15",
+        "10.0.0.3,<": "25",
+    }
+    assert samples(table, "b_packets_total") == {"node-1": "21"}
+    assert samples(table, "c_bytes_total") == {
+        ">,TCP": "111",
+        "<,TCP": "225",
+        ">,UDP": "5",
+        "<,UDP": "5",
+    }
+    assert (table.connections, table.view_connections) == (2, (1, 2))
+
+
+def test_each_view_judges_what_an_unknown_flow_is_worth(make):
+    table = make(
+        Spec(
+            views=(
+                View(),
+                view("node", (NODE,), "bytes"),
+                view("all", LABELS[:4], "bytes"),
+                view("sum", (*LABELS[:4], NODE), "bytes"),
+            )
+        )
+    )
+    # The first connection of the main view: its total. Of the node: its newest amount.
+    table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
+    assert sums(table) == [100, 200, 1, 2]
+    assert samples(table, "node_bytes_total") == {"node-1": "11"}
+    assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "300"}
+    # Another node has its first flow, but between these ends there was one.
+    table.report(make_flow("b2", (1000, 2000, 1, 2), node="node-2", **LATER), 0)
+    assert samples(table, "node_bytes_total") == {"node-1": "11", "node-2": "11"}
+    assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "311"}
+    assert samples(table, "sum_bytes_total") == {
+        "10.0.0.1,10.0.0.2,40000,443,node-1": "300",
+        "10.0.0.1,10.0.0.2,40000,443,node-2": "3000",
+    }
+    # A first report counts whole everywhere.
+    table.report(make_flow("c3", (1, 2, 0, 0)), 0)
+    assert samples(table, "node_bytes_total") == {"node-1": "14", "node-2": "11"}
+
+
+@pytest.mark.parametrize("name", ["Start", "Last", *COUNTERS])
+def test_the_newest_amount_is_looked_at_if_any_view_needs_it(make, name):
+    flow = make_flow(**LATER)
+    flow["LastUpdateMetric"][name] = -1
+    assert make(Spec(views=(View(),))).report(flow, 0) is None
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes"))))
+    assert table.report(flow, 0) == "out_of_range"
+    assert (table.connections, table.view_connections, table.flows) == (0, (0,), 0)
+
+
+def test_a_view_keeps_its_rows_until_they_are_silent(make):
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows", "rtt"))))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, rtt=1_500_000_000), 0)
+    table.report(make_flow("a1", (110, 200, 1, 2), last=2), 50)
+    table.expire(50 + TIMEOUT_S)
+    assert (table.connections, table.flows, table.view_connections) == (0, 0, (1,))
+    now = 50 + VIEW_TIMEOUT_S - 1
+    assert samples(table, "node_bytes_total", now) == {"node-1": "310"}
+    assert samples(table, "node_flows", now) == {"node-1": "0"}
+    assert samples(table, "node_rtt_seconds", now) == {"node-1": "1.5"}
+    assert samples(table, "node_bytes_total", now + 1) == {}
+    table.expire(now)
+    assert table.view_connections == (1,)
+    table.expire(now + 1)
+    assert table.view_connections == (0,)
+
+
+def test_a_view_row_goes_on_with_another_flow_and_starts_anew_when_it_was_gone(make):
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows"))))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    table.expire(900)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1), 900)
+    assert samples(table, "node_bytes_total", 900) == {"node-1": "330"}
+    assert samples(table, "node_flows", 900) == {"node-1": "1"}
+    table.expire(900 + VIEW_TIMEOUT_S)
+    table.report(make_flow("c3", (1, 2, 1, 2), last=1), 900 + VIEW_TIMEOUT_S)
+    assert samples(table, "node_bytes_total", 900 + VIEW_TIMEOUT_S) == {"node-1": "3"}
+
+
+def test_late_reports_renew_no_row(make):
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes"))))
+    table.report(make_flow(last=5), 0)
+    assert table.report(make_flow(last=5), 70) == "late"
+    assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S) == {}
+    assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S - 1) == {"node-1": "300"}
+
+
+def test_the_time_out_ends_with_a_full_second(make):
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes"))))
+    table.report(make_flow(), 0.25)
+    assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S + 0.75) == {"node-1": "300"}
+    assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S + 1) == {}
+    assert table.page(TIMEOUT_S + 0.75)[BYTES]
+    assert not table.page(TIMEOUT_S + 1)[BYTES]
+
+
+def test_what_no_view_shows_is_not_looked_at(make):
+    table = make(Spec(views=(view("node", (NODE,), "packets"),)))
+    table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
+    # Fewer bytes, or a wrong number of them: neither a start over, nor wrong.
+    assert table.report(make_flow(total=(1, -1, 2, 2), last=2, rtt=-1), 0) is None
+    assert table.report(make_flow(total=(9, 9, 2, 2), last=2), 0) == "late"
+    assert samples(table, "node_packets_total") == {"node-1": "4"}
+
+
+# Both directions in one
+
+
+SUM = Spec(views=(view("node", (NODE,), "bytes", "rtt"),))
+
+
+def test_a_sum_of_both_directions(make):
+    table = make(SUM)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, rtt=7), 0)
+    table.report(make_flow("b2", **LATER), 0)
+    table.report(make_flow("a1", (150, 201, 1, 2), last=2), 0)
+    assert samples(table, "node_bytes_total") == {"node-1": "362"}
+    assert samples(table, "node_rtt_seconds") == {"node-1": "0.000000007"}
+
+
+def test_of_a_sum_only_the_sum_is_judged(make):
+    table = make(SUM)
+    table.report(make_flow(total=(100, 200, 1, 2), last=5), 0)
+    assert table.report(make_flow(total=(200, 100, 1, 2), last=4), 0) == "late"
+    assert table.report(make_flow(total=(90, 220, 1, 2), last=6), 0) is None
+    assert samples(table, "node_bytes_total") == {"node-1": "310"}
+    assert table.report(make_flow(total=(90, 219, 1, 2), last=7), 0) is None
+    assert samples(table, "node_bytes_total") == {"node-1": "619"}
+
+
+def test_a_flow_starts_over_in_all_views_at_once(make):
+    table = make(Spec(views=(view("a", (NODE, DIRECTION), "bytes"), view("b", (NODE,), "bytes"))))
+    table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
+    table.report(make_flow(total=(90, 210, 1, 2), last=2), 0)
+    assert samples(table, "a_bytes_total") == {"node-1,>": "190", "node-1,<": "410"}
+    assert samples(table, "b_bytes_total") == {"node-1": "600"}
+
+
+def test_a_sum_must_be_in_range_too(make):
+    half = 2**61
+    table = make(SUM)
+    assert table.report(make_flow("a1", (half + 1, half, 0, 0)), 0) == "out_of_range"
+    assert table.report(make_flow("a1", (half, half, 0, 0), last=1), 0) is None
+    assert table.report(make_flow("a1", (half + 1, half, 0, 0), last=2), 0) == "out_of_range"
+    wrong = LATER | {"newest": (half, half + 1, 0, 0)}
+    assert table.report(make_flow("b2", **wrong), 0) == "out_of_range"
+    # Twice 2^62 is one more than there is.
+    table.report(make_flow("c3", (half, half, 0, 0)), 0)
+    assert samples(table, "node_bytes_total") == {"node-1": str(MAX_SUM)}
+
+
+# Counters that not every flow has
+
+
+OPTIONAL = Spec(views=(view("tcp", (NODE, DIRECTION), "packets", "tcp_out_of_order"),))
+
+
+def test_a_counter_that_no_flow_has_has_no_series(make):
+    table = make(OPTIONAL)
+    table.report(make_flow("a1", node="node-1"), 0)
+    table.report(tcp(make_flow("b2", node="node-2"), (3, 4)), 0)
+    table.report(make_flow("c3", node="node-2"), 0)
+    table.report(tcp(make_flow("d4", node="node-3")), 0)
+    table.report(make_flow("e5", node="node-4") | {"TCPMetric": {}}, 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {
+        "node-2,>": "3",
+        "node-2,<": "4",
+        "node-3,>": "0",
+        "node-3,<": "0",
+        "node-4,>": "0",
+        "node-4,<": "0",
+    }
+    assert len(samples(table, "tcp_packets_total")) == 8
+
+
+def test_a_part_that_is_missing_once_changes_nothing(make):
+    table = make(OPTIONAL)
+    table.report(tcp(make_flow(total=(0, 0, 1, 2), last=1), (3, 4)), 0)
+    assert table.report(make_flow(total=(0, 0, 5, 2), last=2), 0) is None
+    assert table.report(make_flow(total=(0, 0, 5, 2), last=2), 0) == "late"
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "4"}
+    table.report(tcp(make_flow(total=(0, 0, 5, 2), last=2), (3, 5)), 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "5"}
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "2"}
+
+
+def test_a_part_that_comes_later_counts_from_nothing(make):
+    table = make(OPTIONAL)
+    table.report(make_flow(last=1), 0)
+    assert table.report(tcp(make_flow(last=1), (0, 0)), 0) == "late"
+    assert samples(table, "tcp_tcp_out_of_order_total") == {}
+    assert table.report(tcp(make_flow(last=1), (3, 0)), 0) is None
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "0"}
+
+
+def test_a_part_that_is_missing_when_the_flow_starts_over_is_forgotten(make):
+    table = make(OPTIONAL)
+    table.report(tcp(make_flow(total=(0, 0, 9, 9), last=1), (3, 4)), 0)
+    table.report(make_flow(total=(0, 0, 1, 1), last=2), 0)
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "10", "node-1,<": "10"}
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "4"}
+    table.report(tcp(make_flow(total=(0, 0, 2, 2), last=3), (1, 1)), 0)
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "11", "node-1,<": "11"}
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "4", "node-1,<": "5"}
+
+
+def test_an_optional_counter_alone_can_start_a_flow_over(make):
+    table = make(OPTIONAL)
+    table.report(tcp(make_flow(total=(0, 0, 1, 2), last=1), (3, 4)), 0)
+    table.report(tcp(make_flow(total=(0, 0, 1, 2), last=2), (3, 3)), 0)
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "2", "node-1,<": "4"}
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "6", "node-1,<": "7"}
+
+
+def test_without_an_amount_nothing_is_new_of_an_unknown_flow(make):
+    table = make(Spec(views=(*OPTIONAL.views, view("ip", (NODE,), "ip_fragments"))))
+    first = tcp(make_flow("a1"), (3, 4)) | {"IPMetric": {"Fragments": 5}}
+    later = tcp(make_flow("b2", **LATER), (30, 40)) | {"IPMetric": {"Fragments": 50}}
+    table.report(first, 0)
+    table.report(later, 0)
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "8", "node-1,<": "10"}
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "4"}
+    assert samples(table, "ip_ip_fragments_total") == {"node-1": "5"}
+    update = tcp(make_flow("b2", **LATER | {"last": 80_000}), (31, 42))
+    table.report(update | {"IPMetric": {"Fragments": 51}}, 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "4", "node-1,<": "6"}
+    assert samples(table, "ip_ip_fragments_total") == {"node-1": "6"}
+
+
+def test_without_an_amount_the_total_counts_of_a_complete_connection(make):
+    families = (*FAMILIES, *OPTIONAL.views[0].families[1:])
+    table = make(Spec(views=(View(LABELS, families),)))
+    table.report(tcp(make_flow(**LATER), (30, 40)), 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {
+        "10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP": "30",
+        "10.0.0.1,10.0.0.2,40000,443,<,node-1,TCP": "40",
+    }
+
+
+@pytest.mark.parametrize("number", WILD_NUMBERS)
+def test_a_wild_number_in_an_optional_counter_skips_the_flow(make, number):
+    table = make(OPTIONAL)
+    assert table.report(tcp(make_flow(), (number, 0)), 0) == "out_of_range"
+    table.report(tcp(make_flow(last=1), (1, 0)), 0)
+    assert table.report(tcp(make_flow(last=2), (2, number)), 0) == "out_of_range"
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "1", "node-1,<": "0"}
+
+
+def test_a_counter_of_one_direction_has_one_series(make):
+    table = make(
+        Spec(
+            views=(
+                View((NODE, DIRECTION), (Family("there", "counter", ("Metric", "ABBytes")),)),
+                View((NODE,), (Family("sum", "counter", ("Metric", "ABBytes")),)),
+            )
+        )
+    )
+    table.report(make_flow(total=(100, 200, 1, 2)), 0)
+    assert samples(table, "there") == {"node-1,>": "100"}
+    assert samples(table, "sum") == {"node-1": "100"}
+
+
+# Gauges
+
+
+def test_the_number_of_flows(make):
+    table = make(
+        Spec(views=(view("a", (IP_A, DIRECTION), "flows"), view("b", (PROTOCOL,), "flows")))
+    )
+    table.report(make_flow("a1", last=1), 0)
+    table.report(make_flow("b2", last=1), 10)
+    table.report(make_flow("c3", last=1, a="10.0.0.3"), 20)
+    table.report(make_flow("a1", last=2), 30)
+    assert samples(table, "a_flows", 30) == {"10.0.0.1,>": "2", "10.0.0.3,>": "1"}
+    assert samples(table, "b_flows", 30) == {"TCP": "3"}
+    table.expire(10 + TIMEOUT_S)
+    assert samples(table, "a_flows", 10 + TIMEOUT_S) == {"10.0.0.1,>": "1", "10.0.0.3,>": "1"}
+    table.expire(30 + TIMEOUT_S)
+    assert samples(table, "a_flows", 30 + TIMEOUT_S) == {}
+    assert samples(table, "b_flows", 30 + TIMEOUT_S) == {"TCP": "0"}
+
+
+def test_the_first_start_and_the_last_packet_of_all_flows(make):
+    table = make(Spec(views=(view("a", (NODE, DIRECTION), "start", "last", "packets"),)))
+
+    def times():
+        return (
+            samples(table, "a_start_timestamp_seconds").get("node-1,>"),
+            samples(table, "a_last_timestamp_seconds").get("node-1,>"),
+        )
+
+    table.report(make_flow("a1", start=0, newest_start=0, last=0), 0)
+    assert times() == (None, None)
+    table.report(make_flow("b2", start=1_600_000_000_123, last=1_600_000_009_000), 0)
+    assert times() == ("1600000000.123", "1600000009")
+    table.report(make_flow("c3", start=1_600_000_000_100, last=1_600_000_001_000), 0)
+    assert times() == ("1600000000.1", "1600000009")
+    table.report(make_flow("d4", start=1_600_000_000_200, last=1_600_000_010_020), 0)
+    assert times() == ("1600000000.1", "1600000010.02")
+    # What is late says nothing, and nothing is forgotten.
+    table.report(make_flow("d4", start=1, last=1_600_000_010_020), 0)
+    table.report(make_flow("a1", start=0, newest_start=0, last=1), 0)
+    assert times() == ("1600000000.1", "1600000010.02")
+    assert table.report(make_flow("e5", start=-1), 0) == "out_of_range"
+
+
+@pytest.mark.parametrize(
+    ("rtt_ns", "shown"),
+    [
+        (1, "0.000000001"),
+        (1_000, "0.000001"),
+        (999_999_999, "0.999999999"),
+        (1_000_000_000, "1"),
+        (1_000_000_001, "1.000000001"),
+        (10_000_000_000, "10"),
+        (2**62, "4611686018.427387904"),
+    ],
+)
+def test_seconds_are_exact(make, rtt_ns, shown):
+    table = make(Spec(views=(view("a", (NODE, DIRECTION), "rtt"),)))
+    table.report(make_flow(rtt=rtt_ns), 0)
+    assert samples(table, "a_rtt_seconds") == {"node-1,>": shown}
+
+
+def test_gauges_alone(make):
+    table = make(Spec(views=(view("a", (NODE,), "flows", "rtt"),)))
+    assert table.report(make_flow(last=1, rtt=5), 0) is None
+    assert table.report(make_flow(last=1, rtt=6), 0) == "late"
+    assert table.report(make_flow(last=2, rtt=7), 0) is None
+    assert samples(table, "a_rtt_seconds") == {"node-1": "0.000000007"}
+
+
+def test_a_gauge_of_both_directions(make):
+    family = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"))
+    table = make(Spec(views=(View((NODE, DIRECTION), (family, *FAMILIES[1:2])),)))
+    table.report(make_flow("a1"), 0)
+    assert samples(table, "ttl") == {}
+    table.report(make_flow("b2") | {"TCPMetric": {"ABSynTTL": 64}}, 0)
+    assert samples(table, "ttl") == {"node-1,>": "64"}
+    table.report(make_flow("c3") | {"TCPMetric": {"BASynTTL": 63}}, 0)
+    assert samples(table, "ttl") == {"node-1,>": "64", "node-1,<": "63"}
+
+
+# Labels that are made
+
+
+def masked(ipv4=None, ipv6=None):
+    return Label("initiator_ip", ("Network", "A"), rewrite=Mask(ipv4, ipv6))
+
+
+@pytest.mark.parametrize(
+    ("mask", "address", "shown"),
+    [
+        (masked(24), "10.1.2.3", "10.1.2.0/24"),
+        (masked(0), "10.1.2.3", "0.0.0.0/0"),
+        (masked(32), "10.1.2.3", "10.1.2.3/32"),
+        (masked(24), "fd77::1", "fd77::1"),
+        (masked(24, 64), "fd77:0:0:1::1", "fd77:0:0:1::/64"),
+        (masked(None, 16), "10.1.2.3", "10.1.2.3"),
+        (masked(24), "", ""),
+        (masked(24), "no address", "no address"),
+    ],
+)
+def test_masked_addresses(make, mask, address, shown):
+    table = make(Spec(views=(view("a", (mask,), "bytes"),)))
+    table.report(make_flow(a=address), 0)
+    assert samples(table, "a_bytes_total") == {shown: "300"}
+
+
+@pytest.mark.parametrize(
+    ("fold", "port", "shown"),
+    [
+        (Fold(above=1023), 1023, "1023"),
+        (Fold(above=1023), 1024, "other"),
+        (Fold(above=1023), 0, "0"),
+        (Fold(above=1023), -1, "other"),
+        (Fold(above=1023), 10**22, "other"),
+        (Fold(keep=frozenset({53, 8080})), 53, "53"),
+        (Fold(keep=frozenset({53, 8080})), 54, "other"),
+        (Fold(above=100, keep=frozenset({8080})), 8080, "8080"),
+        (Fold(above=100, keep=frozenset({8080})), 53, "53"),
+    ],
+)
+def test_folded_ports(make, fold, port, shown):
+    label = Label("target_port", ("Transport", "B"), number=True, rewrite=fold)
+    table = make(Spec(views=(view("a", (label,), "bytes"),)))
+    table.report(make_flow(ports=(1, port)), 0)
+    assert samples(table, "a_bytes_total") == {shown: "300"}
+
+
+def test_folded_connections_add_up_and_are_not_complete(make):
+    fold = Label("initiator_port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
+    table = make(Spec(views=(view("a", (IP_A, IP_B, fold, PORT_B), "bytes"),)))
+    table.report(make_flow("a1", **LATER), 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,other,443": "11"}
+    table.report(make_flow("b2", (1, 2, 0, 0), ports=(40_001, 443)), 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,other,443": "14"}
+
+
+def test_one_view_can_have_an_address_and_another_its_network(make):
+    table = make(Spec(views=(view("a", (IP_A,), "bytes"), view("b", (masked(24),), "bytes"))))
+    table.report(make_flow("a1", a="10.0.0.1"), 0)
+    table.report(make_flow("b2", a="10.0.0.2"), 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1": "300", "10.0.0.2": "300"}
+    assert samples(table, "b_bytes_total") == {"10.0.0.0/24": "600"}
+
+
+def test_the_tag_as_a_label(make):
+    table = make(Spec(views=(view("a", (tag_label(["10.0.0.0/24"]),), "bytes"),)))
+    for n, (a, b) in enumerate(
+        [("10.0.0.1", "10.0.0.2"), ("10.0.0.1", "1.1.1.1"), ("1.1.1.1", "10.0.0.1"), ("", "")]
+    ):
+        table.report(make_flow(str(n), (1 + n, 0, 0, 0), a=a, b=b), 0)
+    assert samples(table, "a_bytes_total") == {
+        "internal": "1",
+        "egress": "2",
+        "ingress": "3",
+        "other": "4",
+    }
+
+
+# ICMP
+
+
+ICMP = Spec(
+    include_icmp=True,
+    views=(
+        view("a", (*LABELS[:4], PROTOCOL_OR_ICMP), "bytes"),
+        view("b", (PROTOCOL_OR_ICMP, *labelled("icmp_type"), DIRECTION), "bytes", "rtt"),
+    ),
+)
+
+
+def test_icmp_is_a_connection_without_ports(make):
+    table = make(ICMP)
+    table.report(icmp(make_flow("a1", rtt=5)), 0)
+    table.report(icmp(make_flow("b2", a="fd77::1", b="fd77::2"), "IPV6"), 0)
+    table.report(make_flow("c3"), 0)
+    assert samples(table, "a_bytes_total") == {
+        "10.0.0.1,10.0.0.2,,,ICMPV4": "300",
+        "fd77::1,fd77::2,,,ICMPV6": "300",
+        "10.0.0.1,10.0.0.2,40000,443,TCP": "300",
+    }
+    assert samples(table, "b_bytes_total") == {
+        "ICMPV4,ECHO,>": "100",
+        "ICMPV4,ECHO,<": "200",
+        "ICMPV6,ECHO,>": "100",
+        "ICMPV6,ECHO,<": "200",
+        "TCP,,>": "100",
+        "TCP,,<": "200",
+    }
+    assert samples(table, "b_rtt_seconds") == {"ICMPV4,ECHO,>": "0.000000005"}
+
+
+def test_what_has_neither_transport_nor_icmp_is_skipped(make):
+    assert make(ICMP).report(without("Transport"), 0) == "no_transport"
+    assert make(ICMP).report(without("Transport") | {"ICMP": None}, 0) == "no_transport"
+    assert make(ICMP).report(without("Transport") | {"ICMP": {}}, 0) is None
+    assert make().report(icmp(make_flow()), 0) == "no_transport"
+
+
+def test_with_icmp_two_addresses_are_no_connection_of_their_own(make):
+    table = make(ICMP)
+    table.report(icmp(make_flow("a1", **LATER)), 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,,,ICMPV4": "11"}
+
+
+# Names
+
+
+@pytest.fixture
+def names():
+    return Names({"node-1": "eth0", "node-2": "eth1"})
+
+
+def named(names):
+    label = Label("node_name", ("NodeTID",), rewrite=names, volatile=True)
+    return Spec(
+        views=(
+            view("a", (label, DIRECTION), "bytes", "rtt", "tcp_out_of_order"),
+            view("b", (IP_A, label), "bytes", "flows", "start"),
+            view("c", (IP_A,), "bytes", "flows"),
+        )
+    )
+
+
+def test_names_are_looked_up(make, names):
+    table = make(named(names))
+    table.report(make_flow("a1", node="node-1"), 0)
+    table.report(make_flow("b2", node="node-2"), 0)
+    table.report(make_flow("c3", node="node-3"), 0)
+    assert samples(table, "b_bytes_total") == {
+        "10.0.0.1,eth0": "300",
+        "10.0.0.1,eth1": "300",
+        "10.0.0.1,": "300",
+    }
+
+
+def test_a_changed_name_files_the_flows_again_with_counters_from_zero(make, names):
+    table = make(named(names))
+    table.report(tcp(make_flow("a1", (100, 200, 1, 2), last=1_000, rtt=7), (1, 1)), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1_000, node="node-2"), 0)
+    names["node-1"] = "bond0"
+    # Nobody has been told yet.
+    table.report(tcp(make_flow("a1", (101, 200, 1, 2), last=2_000, rtt=8), (1, 1)), 0)
+    assert samples(table, "a_bytes_total") == {
+        "eth0,>": "101",
+        "eth0,<": "200",
+        "eth1,>": "10",
+        "eth1,<": "20",
+    }
+    table.relabel(names, {"node-1"})
+    assert samples(table, "a_bytes_total") == {
+        "bond0,>": "0",
+        "bond0,<": "0",
+        "eth1,>": "10",
+        "eth1,<": "20",
+    }
+    assert samples(table, "a_rtt_seconds") == {}
+    assert samples(table, "a_tcp_out_of_order_total") == {"bond0,>": "0", "bond0,<": "0"}
+    # Another view keeps the old row until it is silent.
+    assert samples(table, "b_bytes_total") == {
+        "10.0.0.1,eth0": "301",
+        "10.0.0.1,bond0": "0",
+        "10.0.0.1,eth1": "30",
+    }
+    assert samples(table, "b_flows") == {
+        "10.0.0.1,eth0": "0",
+        "10.0.0.1,bond0": "1",
+        "10.0.0.1,eth1": "1",
+    }
+    assert samples(table, "b_start_timestamp_seconds") == {
+        "10.0.0.1,eth0": "1",
+        "10.0.0.1,eth1": "1",
+    }
+    # A view without names does not notice.
+    assert samples(table, "c_bytes_total") == {"10.0.0.1": "331"}
+    assert samples(table, "c_flows") == {"10.0.0.1": "2"}
+    assert (table.connections, table.view_connections, table.flows) == (2, (3, 1), 2)
+    assert (table.created_total, table.expired_total) == (3, 1)
+    # From here on it counts what comes.
+    table.report(tcp(make_flow("a1", (105, 210, 1, 2), last=3_000, rtt=9), (2, 1)), 0)
+    assert samples(table, "a_bytes_total") == {
+        "bond0,>": "4",
+        "bond0,<": "10",
+        "eth1,>": "10",
+        "eth1,<": "20",
+    }
+    assert samples(table, "a_rtt_seconds") == {"bond0,>": "0.000000009"}
+    assert samples(table, "a_tcp_out_of_order_total") == {"bond0,>": "1", "bond0,<": "0"}
+    assert samples(table, "b_start_timestamp_seconds")["10.0.0.1,bond0"] == "1"
+    assert samples(table, "c_bytes_total") == {"10.0.0.1": "345"}
+
+
+def test_flows_that_get_a_name_that_is_there_go_on_with_its_row(make, names):
+    table = make(named(names))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
+    names["node-1"] = "eth1"
+    table.relabel(names, {"node-1", "node-2", "node-9"})
+    assert samples(table, "a_bytes_total") == {"eth1,>": "10", "eth1,<": "20"}
+    table.report(make_flow("a1", (101, 201, 1, 2), last=2, node="node-1"), 0)
+    assert samples(table, "a_bytes_total") == {"eth1,>": "11", "eth1,<": "21"}
+
+
+def test_a_row_stays_for_the_flows_whose_name_stays(make, names):
+    names["node-2"] = "eth0"
+    table = make(named(names))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
+    del names["node-1"]
+    table.relabel(names, ["node-1"])
+    assert samples(table, "a_bytes_total") == {
+        "eth0,>": "110",
+        "eth0,<": "220",
+        ",>": "0",
+        ",<": "0",
+    }
+    assert samples(table, "b_flows") == {"10.0.0.1,eth0": "1", "10.0.0.1,": "1"}
+
+
+def test_names_that_change_places_leave_nothing_of_each_other(make, names):
+    table = make(named(names))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
+    names |= {"node-1": "eth1", "node-2": "eth0"}
+    table.relabel(names, ["node-1", "node-2"])
+    assert set(samples(table, "a_bytes_total").values()) == {"0"}
+    # In a view whose rows outlive their flows, they are the rows of these names.
+    assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "30"}
+    table.report(make_flow("a1", (107, 200, 1, 2), last=2, node="node-1"), 0)
+    assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
+
+
+def test_both_ends_are_named_by_one_mapping(make):
+    owners = Names({"10.0.0.1": "web", "10.0.0.2": "db"})
+    labels = (
+        Label("initiator_name", ("Network", "A"), rewrite=owners, volatile=True),
+        Label("target_name", ("Network", "B"), rewrite=owners, volatile=True),
+    )
+    table = make(Spec(views=(view("a", labels, "bytes"),)))
+    table.report(make_flow("a1", (1, 0, 0, 0), last=1), 0)
+    table.report(make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.2", b="10.0.0.1"), 0)
+    table.report(make_flow("c3", (4, 0, 0, 0), last=1, a="10.0.0.2", b="10.0.0.2"), 0)
+    table.report(make_flow("d4", (8, 0, 0, 0), last=1, a="10.0.0.9", b="10.0.0.1"), 0)
+    assert samples(table, "a_bytes_total") == {
+        "web,db": "1",
+        "db,web": "2",
+        "db,db": "4",
+        ",web": "8",
+    }
+    owners["10.0.0.2"] = "cache"
+    table.relabel(owners, {"10.0.0.2"})
+    assert samples(table, "a_bytes_total") == {
+        "web,cache": "0",
+        "cache,web": "0",
+        "cache,cache": "0",
+        ",web": "8",
+    }
+
+
+def test_a_new_row_of_a_changed_name_lives_from_the_latest_report_on(make, names):
+    table = make(named(names))
+    table.report(make_flow("a1", last=1), 0)
+    table.report(make_flow("a1", last=2), 30)
+    table.expire(60)
+    names["node-1"] = "bond0"
+    table.relabel(names, {"node-1"})
+    assert table.page(30 + TIMEOUT_S - 1)["a_bytes_total"]
+    assert not table.page(30 + TIMEOUT_S)["a_bytes_total"]
+    assert len(samples(table, "b_bytes_total", 30 + VIEW_TIMEOUT_S - 1)) == 2
+    assert samples(table, "b_bytes_total", 30 + VIEW_TIMEOUT_S) == {}
+
+
+def test_names_find_room_where_there_is_none(make):
+    names = Names({"node-1": "eth0", "node-2": "eth0"})
+    table = make(Spec(views=named(names).views[:2], max_connections=1))
+    table.report(make_flow("a1", last=1), 0)
+    table.report(make_flow("b2", last=1, node="node-2"), 0)
+    names["node-2"] = "bond0"
+    table.relabel(names, {"node-2"})
+    table.report(make_flow("b2", (101, 202, 1, 2), last=2, node="node-2"), 0)
+    assert samples(table, "a_bytes_total") == {
+        "eth0,>": "200",
+        "eth0,<": "400",
+        "bond0,>": "1",
+        "bond0,<": "2",
+    }
+    assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "600", "10.0.0.1,bond0": "3"}
+    # There is still none for what comes.
+    assert table.report(make_flow("c3", node="node-3"), 0) == "table_full"
+
+
+def test_what_a_name_is_asked_with_is_checked(make, names):
+    table = make(named(names))
+    assert table.report(make_flow(node="x" * 1025), 0) == "text_too_long"
+    names["node-1"] = "x" * 1025
+    assert table.report(make_flow(), 0) == "text_too_long"
+    assert (table.connections, table.flows) == (0, 0)
+
+
+# Conversations that are captured twice
+
+
+FIRST = Spec(deduplicate="first", views=(view("a", (NODE,), "bytes", "flows"),))
+
+
+def test_the_point_that_was_first_is_counted_alone(make):
+    table = make(FIRST)
+    assert table.report(make_flow("a1", last=1, node="node-1"), 0) is None
+    assert table.report(make_flow("b2", last=1, node="node-2"), 0) == "duplicate"
+    assert table.report(make_flow("b2", last=2, node="node-2", finish=1), 0) == "duplicate"
+    assert samples(table, "a_bytes_total") == {"node-1": "300"}
+    assert table.skipped["duplicate"] == 2
+    assert not table.finished.get("timeout")
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"a": "10.0.0.2", "b": "10.0.0.1", "ports": (443, 40_000)}, "duplicate"),
+        ({"a": "10.0.0.2", "b": "10.0.0.1"}, None),
+        ({"ports": (40_001, 443)}, None),
+        ({"protocol": "UDP"}, None),
+        ({"start": 5_000, "newest_start": 5_000}, "duplicate"),
+    ],
+)
+def test_a_conversation_is_known_by_its_ends_and_protocol(make, other, reason):
+    table = make(FIRST)
+    table.report(make_flow("a1", node="node-1"), 0)
+    assert table.report(make_flow("b2", node="node-2", **other), 0) == reason
+
+
+def test_the_first_point_may_have_many_flows_of_a_conversation(make):
+    table = make(FIRST)
+    table.report(make_flow("a1", node="node-1"), 0)
+    assert table.report(make_flow("c3", node="node-1"), 50) is None
+    table.expire(TIMEOUT_S)
+    assert table.report(make_flow("b2", node="node-2"), TIMEOUT_S) == "duplicate"
+    # When its last flow is gone, whoever comes first is.
+    table.expire(50 + TIMEOUT_S)
+    assert table.report(make_flow("b2", node="node-2"), 50 + TIMEOUT_S) is None
+    assert table.report(make_flow("c3", node="node-1"), 50 + TIMEOUT_S) == "duplicate"
+
+
+def test_a_point_without_a_name_is_a_point(make):
+    table = make(FIRST)
+    nameless = make_flow("a1")
+    del nameless["NodeTID"]
+    assert table.report(nameless, 0) is None
+    assert table.report(make_flow("b2"), 0) == "duplicate"
+    assert table.report(nameless | {"UUID": "c3"}, 0) is None
+
+
+def test_conversations_of_icmp_have_no_ports(make):
+    table = make(Spec(deduplicate="first", include_icmp=True, views=FIRST.views))
+    assert table.report(icmp(make_flow("a1", node="node-1")), 0) is None
+    back = icmp(make_flow("b2", a="10.0.0.2", b="10.0.0.1", node="node-2"))
+    assert table.report(back, 0) == "duplicate"
+    assert table.report(make_flow("c3", node="node-2"), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("flow", "reason"),
+    [
+        (make_flow(a="x" * 1025), "text_too_long"),
+        (make_flow(b="x" * 1025), "text_too_long"),
+        (make_flow(protocol="x" * 1025), "text_too_long"),
+        (make_flow(ports=(-1, 1)), "out_of_range"),
+        (make_flow(ports=(1, 2**62 + 1)), "out_of_range"),
+    ],
+)
+def test_what_tells_conversations_apart_is_checked(make, flow, reason):
+    assert make(FIRST).report(flow, 0) == reason
+    assert make(Spec(views=FIRST.views)).report(flow, 0) is None
+
+
+def test_a_duplicate_is_one_even_where_there_is_no_room(make):
+    table = make(Spec(deduplicate="first", views=FIRST.views, max_connections=1))
+    table.report(make_flow("a1", node="node-1"), 0)
+    assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
+    assert table.report(make_flow("b2", node="node-2", a="10.0.0.3"), 0) == "table_full"
+    # What was not taken is nobody's.
+    assert table.report(make_flow("c3", node="node-1", a="10.0.0.3"), 0) is None
+
+
+# What there is no room for
+
+
+def test_without_room_a_flow_is_in_no_view(make):
+    table = make(Spec(max_connections=1, views=(View(), view("a", (NODE,), "bytes"))))
+    table.report(make_flow("a1"), 0)
+    assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
+    assert samples(table, "a_bytes_total") == {"node-1": "300"}
+    assert (table.rejected_total, table.overflowed_total) == (1, 0)
+
+
+def test_a_view_without_room_leaves_flows_out(make):
+    table = make(
+        Spec(max_connections=1, views=(view("a", (NODE,), "bytes"), view("b", (IP_A,), "bytes")))
+    )
+    table.report(make_flow("a1", last=1), 0)
+    assert table.report(make_flow("b2", (1, 2, 0, 0), last=1, a="10.0.0.3"), 0) is None
+    assert samples(table, "a_bytes_total") == {"node-1": "303"}
+    assert samples(table, "b_bytes_total") == {"10.0.0.1": "300"}
+    # And stays out, even when there is room.
+    table.report(make_flow("b2", (1, 2, 0, 0), last=2, a="10.0.0.3"), 60)
+    table.expire(VIEW_TIMEOUT_S - 1)
+    assert (table.rejected_total, table.view_connections) == (0, (1,))
+
+
+OVERFLOW = Spec(
+    overflow="other",
+    max_connections=1,
+    views=(
+        View(LABELS, (*FAMILIES, *standard("main", "flows", "tcp_out_of_order"))),
+        view("a", (NODE, DIRECTION), "bytes", "flows", "last"),
+    ),
+)
+OTHERS = "other,other,other,other,{},other,other"
+
+
+def test_what_has_no_room_is_added_up(make):
+    table = make(OVERFLOW)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1_000), 0)
+    assert samples(table, BYTES).keys() == {
+        f"10.0.0.1,10.0.0.2,40000,443,{direction},node-1,TCP" for direction in "<>"
+    }
+    # Its first report: the total.
+    assert table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3", rtt=5), 0) == "table_full"
+    assert samples(table, BYTES)[OTHERS.format(">")] == "10"
+    assert samples(table, BYTES)[OTHERS.format("<")] == "20"
+    # Another report of it, and a closing one that repeats it.
+    later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
+    repeat = LATER | {"newest_last": 69_999, "finish": 1}
+    assert table.report(later, 0) == "table_full"
+    assert table.report(make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **repeat), 0) == "table_full"
+    assert samples(table, BYTES)[OTHERS.format(">")] == "15"
+    assert samples(table, BYTES)[OTHERS.format("<")] == "26"
+    assert samples(table, PACKETS)[OTHERS.format("<")] == "10"
+    assert OTHERS.format(">") not in samples(table, RTT)
+    assert samples(table, "main_flows")[OTHERS.format(">")] == "0"
+    assert samples(table, "main_tcp_out_of_order_total") == {}
+    # In other views it is where it belongs, but none of their flows.
+    assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
+    assert samples(table, "a_flows") == {"node-1,>": "1"}
+    assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
+    assert (table.rejected_total, table.overflowed_total) == (3, 3)
+    assert table.skipped["table_full"] == 3
+    assert (table.connections, table.flows) == (2, 1)
+    assert table.finished["timeout"] == 1
+
+
+def test_what_is_added_up_never_leaves(make):
+    table = make(OVERFLOW)
+    table.report(make_flow("a1"), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3"), 0)
+    table.expire(10 * VIEW_TIMEOUT_S)
+    assert samples(table, BYTES, 10 * VIEW_TIMEOUT_S) == {
+        OTHERS.format(">"): "10",
+        OTHERS.format("<"): "20",
+    }
+    assert samples(table, "a_bytes_total", 10 * VIEW_TIMEOUT_S) == {}
+    assert (table.created_total, table.expired_total) == (2, 1)
+
+
+def test_what_is_admitted_after_an_overflow_starts_with_its_newest_amount(make):
+    table = make(OVERFLOW)
+    table.report(make_flow("a1", **LATER), 0)
+    assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
+    table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3"), 0)
+    table.expire(TIMEOUT_S)
+    # The connection is new, and there is room now: the rows of what had none take none away.
+    later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
+    assert table.report(later, TIMEOUT_S) is None
+    assert samples(table, BYTES, TIMEOUT_S) == {
+        "10.0.0.3,10.0.0.2,40000,443,>,node-1,TCP": "5",
+        "10.0.0.3,10.0.0.2,40000,443,<,node-1,TCP": "6",
+        OTHERS.format(">"): "10",
+        OTHERS.format("<"): "20",
+    }
+    # A first report still counts whole.
+    table.expire(2 * TIMEOUT_S)
+    table.report(make_flow("c3", (7, 8, 1, 1)), 2 * TIMEOUT_S)
+    assert samples(table, BYTES, 2 * TIMEOUT_S)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "7"
+
+
+def test_without_room_for_flows_it_is_added_up_too(make):
+    table = make(Spec(overflow="other", max_flows=1, views=OVERFLOW.views))
+    table.report(make_flow("a1", last=1), 0)
+    # Even though there is its connection.
+    assert table.report(make_flow("b2", (10, 20, 1, 2)), 0) == "table_full"
+    assert samples(table, BYTES)[OTHERS.format(">")] == "10"
+    assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
+    assert (table.rejected_total, table.overflowed_total) == (0, 1)
+
+
+def test_in_a_view_without_room_flows_are_among_the_others(make):
+    spec = Spec(
+        overflow="other",
+        max_connections=1,
+        views=(view("a", (PROTOCOL,), "bytes"), view("b", (IP_A,), "bytes", "flows", "rtt")),
+    )
+    table = make(spec)
+    table.report(make_flow("a1", last=1, rtt=1), 0)
+    assert table.report(make_flow("b2", (1, 2, 0, 0), last=1, a="10.0.0.3", rtt=2), 0) is None
+    table.report(make_flow("b2", (2, 4, 0, 0), last=2, a="10.0.0.3", rtt=3), 0)
+    assert samples(table, "a_bytes_total") == {"TCP": "306"}
+    assert samples(table, "b_bytes_total") == {"10.0.0.1": "300", "other": "6"}
+    assert samples(table, "b_flows") == {"10.0.0.1": "1", "other": "1"}
+    assert samples(table, "b_rtt_seconds") == {"10.0.0.1": "0.000000001"}
+    assert (table.overflowed_total, table.view_connections) == (0, (2,))
+    # What has no room in the main view either is among the others of both.
+    table.report(make_flow("c3", (4, 4, 0, 0), a="10.0.0.4", protocol="UDP"), 0)
+    assert samples(table, "a_bytes_total") == {"TCP": "306", "other": "8"}
+    assert samples(table, "b_bytes_total") == {"10.0.0.1": "300", "other": "14"}
+    table.expire(VIEW_TIMEOUT_S)
+    assert samples(table, "b_bytes_total", VIEW_TIMEOUT_S) == {"other": "14"}
+    assert samples(table, "b_flows", VIEW_TIMEOUT_S) == {"other": "0"}
+
+
+def test_a_connection_that_is_called_other_is_the_same_series(make):
+    fold = Label("target_port", ("Transport", "B"), number=True, rewrite=Fold(above=1023))
+    table = make(
+        Spec(overflow="other", max_connections=2, views=(view("a", (fold,), "bytes", "flows"),))
+    )
+    table.report(make_flow("a1", (1, 0, 0, 0), ports=(1, 2000)), 0)
+    table.report(make_flow("b2", (2, 0, 0, 0), ports=(1, 80)), 0)
+    assert samples(table, "a_bytes_total") == {"other": "1", "80": "2"}
+    assert table.report(make_flow("c3", (4, 0, 0, 0), ports=(1, 81)), 0) == "table_full"
+    assert samples(table, "a_bytes_total") == {"other": "5", "80": "2"}
+    assert samples(table, "a_flows") == {"other": "1", "80": "1"}
+    # It stays, and takes no room any more.
+    assert table.report(make_flow("d5", (8, 0, 0, 0), ports=(1, 443)), 0) is None
+    table.expire(TIMEOUT_S)
+    assert samples(table, "a_bytes_total", TIMEOUT_S) == {"other": "5"}
+
+
+@pytest.mark.parametrize("name", ["Start", "Last", *COUNTERS])
+def test_an_amount_that_is_wrong_is_not_added_up(make, name):
+    table = make(OVERFLOW)
+    table.report(make_flow("a1"), 0)
+    flow = make_flow("b2", a="10.0.0.3", **LATER)
+    flow["LastUpdateMetric"][name] = -1
+    assert table.report(flow, 0) == "out_of_range"
+    assert (table.connections, table.rejected_total, table.overflowed_total) == (1, 0, 0)
