@@ -53,33 +53,51 @@ cdef struct Text:
     char inline[48]             # the text, or a pointer to it when it is longer than this
 
 
+cdef struct Wheel:
+    # One list of row numbers a second, over as many seconds as there are slots.
+    uint32_t *slots
+    uint32_t mask
+    uint32_t next_s             # the second whose slot comes next
+
+
 cdef struct Flow:
     # One report stream of an agent: known by its UUID, followed by its running totals.
-    # 32 bytes and 8 a counter (64 with the default plan).
+    # 32 bytes, 8 a counter and 4 a link (64 with the default plan).
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; the text's number of a text key
-    uint32_t connection         # row number, with TEXT_KEY set when the key is a text
+    uint32_t connection         # row of the first view, with TEXT_KEY set when the key is a text
     uint32_t deadline_s         # leaves when the table's clock reaches it
     uint32_t wheel_next         # list of the flows in one slot of the expiry wheel
     int64_t last_ms             # the newest report's `Last`, Unix time
-    # int64_t totals[counters] follow
+    # int64_t totals[counters] follow, ABSENT where no report had the part; then uint32_t links:
+    # the conversation, rows of other views, the texts that volatile labels were asked with
 
 
 cdef struct Connection:
-    # What a page shows: one row a label tuple. 24 bytes, 8 a value and 4 a label
+    # What a page shows: one row a label tuple and view. 24 bytes, 8 a value and 4 a label
     # (88 with the default plan).
     uint32_t hash
     uint32_t next
-    uint32_t deadline_s         # the latest of its flows'
-    uint32_t flows              # flow rows that point here; 0 in a free row
-    uint64_t birth              # how many connections were born before this one
+    uint32_t deadline_s         # the latest of its flows'; 0 in a free row
+    uint32_t flows              # flow rows that lead here
+    uint32_t birth              # which of all births this was, as far as 32 bits tell
+    uint32_t links[1]           # in the first view rows of others, else the list of a wheel's slot
     # int64_t values[counters + gauges] follow, then uint32_t cells[columns]
 
 
+cdef struct Conversation:
+    # Which capture point the flows of a conversation are taken from.
+    uint32_t hash               # low half of the key
+    uint32_t next
+    uint32_t key_high
+    uint32_t flows              # flow rows that lead here
+    uint64_t point              # hash of the capture point
+
+
 cdef struct Cell:
-    # A label value on its way into the table. Borrowed from the flow's own objects: valid only
-    # while the caller's list is. `text` is NULL for an integer.
+    # A label value on its way into the table. Borrowed from the flow's own objects, or from what a
+    # rewrite returned: valid for one batch. `text` is NULL for an integer.
     const char *text
     uint32_t length
     uint32_t hash
@@ -103,6 +121,16 @@ cdef struct Report:
     bint has_amounts            # whether what follows was read at all
     bint first                  # its total is all news
     int skip_amounts            # why what the last update added cannot be used, or SKIP_NONE
+    uint64_t conversation       # hashes; read of unknown flows only
+    uint64_t point
+
+
+cdef struct Change:
+    # A volatile label that is to become another: of flows whose `slot`th key is the text `key`.
+    uint32_t key
+    uint32_t slot
+    uint32_t column
+    uint32_t cell
 
 
 cdef struct Literal:
@@ -112,10 +140,31 @@ cdef struct Literal:
 
 
 cdef struct Family:
-    char *head                  # HELP and TYPE lines
-    uint32_t head_length
+    char *heads[2]              # HELP and TYPE lines: of the text format, and of OpenMetrics
+    uint32_t head_lengths[2]
+    uint32_t view
     uint32_t sides              # 1 or 2 series a connection
-    uint32_t values[2]          # which of the connection's values
-    bint omit_zero
+    uint32_t values[2]          # which of the row's values, or FLOWS
+    int64_t absent              # values up to this one have no series
+    uint32_t decimals           # values are shown divided by ten to the power of this
     Literal *literals           # columns + 1: before, between and behind the label values
     Literal second              # what stands at `direction_at` in the second side's line
+
+
+cdef struct View:
+    Rows rows
+    Wheel wheel                 # of rows that leave by themselves: not of the first view
+    double timeout_s
+    uint32_t columns
+    uint32_t cells[32]          # which of the plan's columns
+    uint32_t counters
+    uint32_t values             # counters and gauges
+    uint32_t sources[32]        # which of the plan's counters, which of its gauges
+    uint32_t values_at          # where values and cells begin in a row
+    uint32_t cells_at
+    bint complete
+    bint by_flow                # a flow's row has the link; else its connection's row has it
+    uint32_t link               # where in either
+    uint32_t direction_at       # the literal that tells the two sides apart
+    uint32_t other              # the row of what found no room, or 0
+    uint32_t deadline_s         # of a report of the batch at hand

@@ -6,13 +6,17 @@ Data structures
     Two levels. A *flow* row is one report stream of an agent, known by its UUID, with its last
     known totals. A *connection* row is one label tuple of the page; its values are sums of the
     deltas of its flows. Label values are numbers: an interned text (bit 31 set) or a small integer.
-    All three kinds of rows (texts, flows, connections) live in slabs under one allocator with
-    one index (`Rows`): linear hashing, which splits one bucket at a time, so that no insert ever
-    pays for a million rows. The shapes are in ``_table.pxd``.
+    There is one set of connection rows for each of the plan's views. A flow leads to its row of the
+    first view. That row leads to those of the views whose labels are among its own, for they are the
+    same for all of its flows; the rows of all other views are led to by the flow itself.
+    All kinds of rows (texts, flows, connections, conversations) live in slabs under one allocator
+    with one index (`Rows`): linear hashing, which splits one bucket at a time, so that no insert
+    ever pays for a million rows. The shapes are in ``_table.pxd``.
 
-    The wheel has one slot a second. A flow stands in the slot of the deadline it had when it was
+    A wheel has one slot a second. A flow stands in the slot of the deadline it had when it was
     filed; a report only writes a later deadline into the row. When the slot's turn comes, the flow
-    is filed again or leaves, and a connection leaves with its last flow.
+    is filed again or leaves, and a connection of the first view leaves with its last flow. The
+    other views have wheels for their connections, which stay longer than any flow of theirs.
 
 Costs
     A report of a known flow: one look-up, two cache lines of rows. A new flow: two look-ups and one
@@ -34,14 +38,17 @@ Lock
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.math cimport ceil, floor
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport qsort
+from libc.string cimport memcmp, memcpy, memmove, memset
 
+import heapq
 import os
+import re
 import typing
 
 import msgspec
@@ -58,6 +65,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject *)
     const char *PyUnicode_AsUTF8AndSize(PyObject *, Py_ssize_t *) except NULL
     PyObject *PyObject_GetAttr(PyObject *, PyObject *) except NULL
+    PyObject *PyObject_GetItem(PyObject *, PyObject *) except NULL
     PyObject *PyBytes_FromStringAndSize(const char *, Py_ssize_t) except NULL
     int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
 
@@ -100,13 +108,17 @@ cdef extern from *:
 
 MAX_TEXT_BYTES = 1024           # of a label value or UUID; a longer one skips its flow
 MAX_ROWS = 1 << 30              # row numbers share their 32 bits with a flag
+MAX_VIEWS = 16
 
 cdef enum:
     MAX_TEXT = 1024
     MAX_CELL = 2 * MAX_TEXT     # every byte escaped
     MAX_INTEGER_DIGITS = 20
-    MAX_COUNTERS = 32           # counters and gauges of one plan
-    MAX_COLUMNS = 32
+    MAX_VALUES = 64             # counters and gauges of one plan
+    MAX_COLUMNS = 64            # labels of one plan, and keys of volatile ones
+    MAX_VIEW_VALUES = 32        # of one view
+    MAX_VIEW_COLUMNS = 32
+    MAX_VIEWS_ = 16
     INLINE_TEXT = 48
     BATCH = 128                 # reports between two turns of the lock
     RENDER_ROWS = 2048          # connections looked at between two turns of the lock
@@ -127,6 +139,10 @@ cdef uint32_t TEXT_KEY = <uint32_t>1 << 31      # in a flow's `connection`
 cdef int64_t MAX_INTEGER = <int64_t>1 << 62     # on the wire; larger ones skip the flow
 
 cdef uint64_t EACH_BYTE = 0x0101010101010101
+cdef int64_t ABSENT = -1                        # of an optional counter: no report had the part
+cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
+cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
+cdef uint32_t OLD = <uint32_t>1 << 30           # births: see `aged`
 
 cdef enum:
     SKIP_NONE
@@ -135,14 +151,25 @@ cdef enum:
     SKIP_OUT_OF_RANGE
     SKIP_TEXT_TOO_LONG
     SKIP_LATE
+    SKIP_DUPLICATE
     SKIP_TABLE_FULL
     SKIP_REQUIRED               # and one more for each requirement of the plan
     MAX_SKIPS = 32
 
 cdef tuple SKIP_NAMES = (
-    "", "invalid", "no_uuid", "out_of_range", "text_too_long", "late", "table_full"
+    "", "invalid", "no_uuid", "out_of_range", "text_too_long", "late", "duplicate", "table_full"
 )
 cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
+
+cdef enum:
+    KEEP_LATEST
+    KEEP_LEAST
+    KEEP_MOST
+
+cdef tuple GAUGE_KINDS = ("latest", "least", "most")
+
+cdef object ESCAPES = re.compile(r"\\(.)", re.DOTALL)
+cdef dict UNESCAPED = {r"\\": "\\", r'\"': '"', r"\n": "\n"}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -365,7 +392,7 @@ cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
             | <uint64_t><uint8_t>text[length - 1] << 8 * (length - 1))
 
 
-cdef inline uint32_t text_hash(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
+cdef inline uint64_t long_hash(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
     cdef uint64_t h = seed ^ length
     while length >= 8:
         h = mixed(h ^ load(text, 8))
@@ -373,6 +400,11 @@ cdef inline uint32_t text_hash(const char *text, uint32_t length, uint64_t seed)
         length -= 8
     if length:
         h = mixed(h ^ load(text, length))
+    return h
+
+
+cdef inline uint32_t text_hash(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
+    cdef uint64_t h = long_hash(text, length, seed)
     return <uint32_t>(h ^ (h >> 32))
 
 
@@ -521,6 +553,22 @@ cdef struct Field:
     PyObject *outer_name
     PyObject *inner_name
     bint is_text
+    bint whole                  # the value is the flow itself
+
+
+cdef struct Number:
+    # A counter or gauge: one field, or the sum of two.
+    Field first
+    Field second
+    bint read                   # otherwise it is 0
+    bint pair
+    bint optional               # ABSENT where the flow has no such part
+
+
+cdef struct Requirement:
+    # Parts of which one must be there.
+    Field parts[2]
+    bint pair
 
 
 cdef struct Reader:
@@ -533,10 +581,11 @@ cdef struct Reader:
     Field start                 # from here on: full types only
     Field update_start
     Field update_last
-    Field amounts[MAX_COUNTERS]
-    Field totals[MAX_COUNTERS]  # counters, then gauges; both types again
+    Number amounts[MAX_VALUES]
+    Number totals[MAX_VALUES]   # counters, then gauges; both types again
     Field columns[MAX_COLUMNS]
-    Field required[MAX_SKIPS]
+    Requirement required[MAX_SKIPS]
+    Field conversation[6]       # protocol, point, and address and port of either end
 
 
 cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
@@ -560,6 +609,8 @@ cdef inline PyObject *part(PyObject *flow, const Field *field, bint slots) excep
 
 cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) except? NULL:
     cdef PyObject *owner
+    if unlikely(field.whole):
+        return flow
     if field.inner < 0:
         return slot(flow, field.outer, field.outer_name, slots)
     owner = part(flow, field, slots)
@@ -580,6 +631,23 @@ cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
     if unlikely(overflow or out[0] < 0 or out[0] > MAX_INTEGER):
         return SKIP_OUT_OF_RANGE
     return SKIP_NONE
+
+
+cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
+                            int64_t *out) except -1:
+    cdef PyObject *value = value_of(flow, &number.first, slots)
+    cdef int64_t second
+    cdef int wrong
+    if unlikely(value == NULL and number.optional):
+        out[0] = ABSENT
+        return SKIP_NONE
+    wrong = read_integer(value, out)
+    if unlikely(number.pair) and wrong == SKIP_NONE:
+        wrong = read_integer(value_of(flow, &number.second, slots), &second)
+        out[0] += second
+        if out[0] > MAX_INTEGER:
+            wrong = SKIP_OUT_OF_RANGE
+    return wrong
 
 
 cdef inline int read_text(PyObject *value, const char **text, uint32_t *length) except -1:
@@ -664,6 +732,31 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
     return out + (end - at)
 
 
+cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexcept nogil:
+    # The value divided by ten to the power of `decimals`, exactly, and the end of its line.
+    cdef uint64_t scale = 1
+    cdef uint64_t rest
+    cdef uint32_t i
+    if unlikely(decimals):
+        for i in range(decimals):
+            scale *= 10
+        rest = value % scale
+        value = value / scale
+        out = put_number(out, value)
+        if rest:
+            out[0] = c'.'
+            out += 1
+            while rest:
+                scale = scale / 10
+                out[0] = <char>(c'0' + rest / scale)
+                out += 1
+                rest %= scale
+    else:
+        out = put_number(out, value)
+    out[0] = c'\n'
+    return out + 1
+
+
 cdef inline char *put_cell(char *out, uint32_t cell, const Rows *texts) noexcept nogil:
     cdef Text *text
     if cell & IS_TEXT:
@@ -673,13 +766,40 @@ cdef inline char *put_cell(char *out, uint32_t cell, const Rows *texts) noexcept
 
 
 # ---------------------------------------------------------------------------------------------
+# Births: a page shows what was born before it began. Numbers of 32 bits are compared by their
+# distance, so that those of living rows are kept within 2^30 of the newest.
+
+cdef inline bint born_before(uint32_t birth, uint32_t page) noexcept nogil:
+    return <int32_t>(birth - page) < 0
+
+
+cdef inline void aged(Connection *row, uint32_t births) noexcept nogil:
+    # To be called for every row at least once in 2^30 births.
+    if unlikely(births - row.birth > OLD):
+        row.birth = births - OLD
+
+
+# ---------------------------------------------------------------------------------------------
+# Wheels
+
+cdef inline void wheel_file(Wheel *wheel, uint32_t deadline_s, uint32_t number,
+                            uint32_t *next) noexcept nogil:
+    # Into the slot of its deadline, or the farthest one when that is beyond the wheel.
+    cdef uint32_t slot_s = max(min(deadline_s, wheel.next_s + wheel.mask), wheel.next_s)
+    cdef uint32_t *head = &wheel.slots[slot_s & wheel.mask]
+    next[0] = head[0]
+    head[0] = number
+
+
+# ---------------------------------------------------------------------------------------------
 
 cdef struct Cursor:
     # How far a page has been rendered.
     uint32_t now_s
     uint32_t family
     uint32_t row                # 0: the family's head comes next
-    uint64_t births             # connections born from this number on are not on the page
+    uint32_t births             # connections born from this number on are not on the page
+    uint32_t head               # which of the heads
 
 
 cdef class Table:
@@ -687,101 +807,118 @@ cdef class Table:
 
     :param plan: labels, values and families (`skyfast.plan.Plan`).
     :param types: the structs that `update` takes (`skyfast.wire.flow_types` of the same plan).
-    :param max_connections: rows kept at most; what would need one more is skipped.
-    :param max_flows: likewise, for flow rows.
-    :param timeout_s: a flow leaves when it was not reported for so long, rounded up to the next
-        full second of the caller's clock.
     :param slots: read the structs' slots at their offsets, where that can be shown to work;
         with False the fields are read as attributes. Results are the same.
 
-    `now` is everywhere a time in seconds that never runs backwards; its origin does not matter.
+    The other parameters are those of `limit`. `now` is everywhere a time in seconds that never
+    runs backwards; its origin does not matter.
     """
 
     cdef pthread_mutex_t lock
     cdef Arena arena
     cdef Rows texts
     cdef Rows flow_rows
-    cdef Rows connection_rows
-    cdef uint32_t counters, values, columns, requirements
+    cdef Rows conversations
+    cdef View *views                    # of which the first is that of the connections
+    cdef uint32_t view_count
+    cdef uint32_t counters, values      # of a flow
+    cdef uint32_t columns, cells        # labels of any view; and keys of volatile ones
+    cdef uint32_t requirements
     cdef uint32_t max_flows_, max_connections_
-    cdef bint complete
-    cdef bint slots
+    cdef bint converses                 # there are conversation rows
+    cdef bint wants_slots, slots
     cdef double timeout_s
     cdef uint64_t seed
+    cdef object plan
+    cdef list paths                     # of the columns, and of keys
     cdef list keep                      # owns what `Field` borrows
+    cdef list held                      # owns what rewrites returned for the batch at hand
+    cdef list volatile                  # (rewrite, slot, column) of each volatile column
+    cdef PyObject *rewrites[MAX_COLUMNS]
     cdef Reader *readers                # two: the plan's Flow and FullFlow
-    # the wheel
-    cdef uint32_t *wheel
-    cdef uint32_t wheel_mask
-    cdef uint32_t wheel_s               # the second whose slot comes next
+    cdef bint optional[MAX_VALUES]
+    cdef int keeps[MAX_VALUES]          # of gauges
+    # where things stand among a flow row's links
+    cdef uint32_t links_at              # bytes from the row's beginning
+    cdef uint32_t keys_at               # links; the conversation is the first where there are any
+    cdef Wheel wheel
     # a batch between reading and applying
     cdef Report reports[BATCH]
     cdef int64_t *batch_values          # BATCH x values
     cdef int64_t *batch_amounts         # BATCH x counters
-    cdef Cell *batch_cells              # BATCH x columns
-    cdef uint32_t *row_cells            # columns: the cells of the flow being added
+    cdef Cell *batch_cells              # BATCH x cells
+    cdef uint32_t *row_cells            # cells: those of the flow being added
+    cdef uint32_t *view_cells           # those of them that one view has
+    cdef int64_t *news                  # what a report adds to each counter
+    cdef uint32_t targets[MAX_VIEWS_]   # the rows that a new flow leads to
+    cdef bint created[MAX_VIEWS_]       # for it
     cdef char *escaped                  # MAX_CELL
+    cdef bint met_unknown
+    # overflow
+    cdef bint overflows                 # what finds no room is added up in `other` rows
+    cdef bint overflowed                # ... and some was
+    cdef bytes other                    # the text of their labels
+    cdef const char *other_text
+    cdef uint32_t other_length
+    # relabelling
+    cdef Change *changes
+    cdef uint32_t change_count, change_room
+    cdef uint32_t *new_cells            # columns; 0 where the label stays
     # rendering
     cdef Family *families
     cdef uint32_t family_count
-    cdef uint32_t direction_at          # the literal that tells the two sides apart
     cdef size_t max_lines               # bytes that one connection's lines can take
     # counts
     cdef uint64_t births
+    cdef uint64_t connections_created
     cdef uint64_t expired
     cdef uint64_t rejected
+    cdef uint64_t overflow_reports
     cdef uint64_t skips[MAX_SKIPS]
     cdef uint64_t finishes[4]
     cdef tuple skip_names
+    cdef tuple label_names
 
-    def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, slots=True):
-        cdef uint32_t wheel_slots = 4
+    def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, view_timeouts_s=(),
+                  slots=True):
         pthread_mutex_init(&self.lock, NULL)
-        if not 0 < max_connections <= MAX_ROWS or not 0 < max_flows <= MAX_ROWS:
-            raise ValueError(f"max_connections and max_flows are 1 to {MAX_ROWS}")
-        if not 0 < timeout_s <= 1 << 30:
-            raise ValueError("timeout_s is above 0 and at most 2^30")
-        if (len(plan.counters) + len(plan.gauges) > MAX_COUNTERS
-                or len(plan.columns) > MAX_COLUMNS
+        if (not 0 < len(plan.views) <= MAX_VIEWS_
+                or len(plan.counters) + len(plan.gauges) > MAX_VALUES
                 or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
-            raise ValueError("the plan has more fields than the table can keep")
-        self.max_connections_ = max_connections
-        self.max_flows_ = max_flows
-        self.timeout_s = timeout_s
+            raise ValueError("the plan has more than the table can keep")
         self.counters = len(plan.counters)
         self.values = self.counters + len(plan.gauges)
-        self.columns = len(plan.columns)
         self.requirements = len(plan.requirements)
-        self.complete = plan.complete
         self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
+        self.label_names = tuple(column.name for column in plan.views[0].columns)
+        self.converses = plan.conversation is not None
+        self.overflows = plan.overflow is not None
+        self.other = (plan.overflow or "").encode()
+        self.other_text = self.other
+        self.other_length = len(self.other)
         self.seed = int.from_bytes(os.urandom(8), "little")
-        self.keep = []
+        self.plan = plan
+        self.held = []
+        self.wants_slots = slots
+        self.paths = self._number_columns(plan)
 
-        while wheel_slots < timeout_s + 2 and wheel_slots < MAX_WHEEL_SLOTS:
-            wheel_slots *= 2
-        self.wheel_mask = wheel_slots - 1
-        self.wheel = <uint32_t *>self._allocate(wheel_slots * sizeof(uint32_t))
         self.readers = <Reader *>self._allocate(2 * sizeof(Reader))
         self.batch_values = <int64_t *>self._allocate(BATCH * self.values * sizeof(int64_t))
         self.batch_amounts = <int64_t *>self._allocate(BATCH * self.counters * sizeof(int64_t))
-        self.batch_cells = <Cell *>self._allocate(BATCH * self.columns * sizeof(Cell))
-        self.row_cells = <uint32_t *>self._allocate(self.columns * sizeof(uint32_t))
+        self.batch_cells = <Cell *>self._allocate(BATCH * self.cells * sizeof(Cell))
+        self.row_cells = <uint32_t *>self._allocate(self.cells * sizeof(uint32_t))
+        self.view_cells = <uint32_t *>self._allocate(self.cells * sizeof(uint32_t))
+        self.new_cells = <uint32_t *>self._allocate(self.cells * sizeof(uint32_t))
+        self.news = <int64_t *>self._allocate(self.counters * sizeof(int64_t))
         self.escaped = <char *>self._allocate(MAX_CELL)
-        if not (
-            rows_init(&self.texts, &self.arena, sizeof(Text))
-            and rows_init(&self.flow_rows, &self.arena, sizeof(Flow) + 8 * self.counters)
-            and rows_init(
-                &self.connection_rows,
-                &self.arena,
-                (sizeof(Connection) + 8 * self.values + 4 * self.columns + 7) & ~7,
-            )
-        ):
+        if not rows_init(&self.texts, &self.arena, sizeof(Text)):
             raise MemoryError
-
-        self.slots = slots
-        self._read_by(&self.readers[0], types.Flow, plan, types.Flow is types.FullFlow)
-        self._read_by(&self.readers[1], types.FullFlow, plan, True)
+        self.use(types)
+        self._prepare_views(plan)
         self._prepare_families(plan)
+        self._new_wheel(&self.wheel, timeout_s)
+        self.limit(max_connections=max_connections, max_flows=max_flows, timeout_s=timeout_s,
+                   view_timeouts_s=view_timeouts_s)
 
     def __dealloc__(self):
         cdef uint32_t i, j
@@ -792,22 +929,31 @@ cdef class Table:
                 PyMem_RawFree((<char **>text.inline)[0])
         rows_destroy(&self.texts)
         rows_destroy(&self.flow_rows)
-        rows_destroy(&self.connection_rows)
-        arena_destroy(&self.arena)
+        rows_destroy(&self.conversations)
         for i in range(self.family_count):
-            for j in range(self.columns + 1):
+            for j in range(self.views[self.families[i].view].columns + 1):
                 PyMem_RawFree(self.families[i].literals[j].text)
             PyMem_RawFree(self.families[i].literals)
             PyMem_RawFree(self.families[i].second.text)
-            PyMem_RawFree(self.families[i].head)
+            PyMem_RawFree(self.families[i].heads[0])
+            PyMem_RawFree(self.families[i].heads[1])
+        for i in range(self.view_count):
+            rows_destroy(&self.views[i].rows)
+            PyMem_RawFree(self.views[i].wheel.slots)
+        arena_destroy(&self.arena)
+        PyMem_RawFree(self.views)
         PyMem_RawFree(self.families)
-        PyMem_RawFree(self.wheel)
+        PyMem_RawFree(self.wheel.slots)
         PyMem_RawFree(self.readers)
         PyMem_RawFree(self.batch_values)
         PyMem_RawFree(self.batch_amounts)
         PyMem_RawFree(self.batch_cells)
         PyMem_RawFree(self.row_cells)
+        PyMem_RawFree(self.view_cells)
+        PyMem_RawFree(self.new_cells)
+        PyMem_RawFree(self.news)
         PyMem_RawFree(self.escaped)
+        PyMem_RawFree(self.changes)
         pthread_mutex_destroy(&self.lock)
 
     # -- set-up ---------------------------------------------------------------------------------
@@ -819,35 +965,116 @@ cdef class Table:
         memset(memory, 0, size)
         return memory
 
+    cdef int _new_wheel(self, Wheel *wheel, double timeout_s) except -1:
+        # As many slots as the time-out has seconds, if it is a usual one. A longer one, now or
+        # later, costs more rounds and nothing else.
+        cdef uint32_t slots = 4
+        while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
+            slots *= 2
+        wheel.mask = slots - 1
+        wheel.slots = <uint32_t *>self._allocate(slots * sizeof(uint32_t))
+        return 0
+
+    def limit(self, *, max_connections, max_flows, timeout_s, view_timeouts_s=()):
+        """Set the bounds, now or at any later time. What is kept already stays.
+
+        :param max_connections: rows kept at most of each view; what would need one more is not kept.
+        :param max_flows: likewise, flow rows.
+        :param timeout_s: a flow leaves when it was not reported for so long, rounded up to the next
+            full second of the caller's clock; from its next report on.
+        :param view_timeouts_s: the same for the connections of the second and further views, none
+            of them less than `timeout_s`.
+        """
+        cdef uint32_t i
+        if not 0 < max_connections <= MAX_ROWS or not 0 < max_flows <= MAX_ROWS:
+            raise ValueError(f"max_connections and max_flows are 1 to {MAX_ROWS}")
+        if not 0 < timeout_s <= 1 << 30:
+            raise ValueError("timeout_s is above 0 and at most 2^30")
+        if len(view_timeouts_s) != self.view_count - 1:
+            raise ValueError("there is one time-out for each view but the first")
+        if not all(timeout_s <= each <= 1 << 30 for each in view_timeouts_s):
+            raise ValueError("a view's time-out is at least timeout_s and at most 2^30")
+        self.max_connections_ = max_connections
+        self.max_flows_ = max_flows
+        self.timeout_s = timeout_s
+        for i in range(1, self.view_count):
+            self.views[i].timeout_s = view_timeouts_s[i - 1]
+            if self.views[i].wheel.slots == NULL:
+                self._new_wheel(&self.views[i].wheel, self.views[i].timeout_s)
+
+    def use(self, types):
+        """Take flows of these types from now on, those of the same plan, and of no others."""
+        plan = self.plan
+        memset(self.readers, 0, 2 * sizeof(Reader))
+        self.keep = []
+        self.slots = self.wants_slots
+        self._read_by(&self.readers[0], types.Flow, plan, False)
+        self._read_by(&self.readers[1], types.FullFlow, plan, True)
+
+    cdef list _number_columns(self, plan):
+        # The paths of the plan's columns, and of the keys that volatile ones are asked with.
+        cdef uint32_t i
+        keys = []
+        self.volatile = []
+        for i, column in enumerate(plan.columns):
+            if column.volatile:
+                if column.path not in keys:
+                    keys.append(column.path)
+                self.volatile.append((column.rewrite, keys.index(column.path), i))
+        paths = [column.path for column in plan.columns]
+        self.columns = len(paths)
+        paths += keys
+        if len(paths) > MAX_COLUMNS:
+            raise ValueError("the plan has more labels than the table can keep")
+        self.cells = len(paths)
+        for i, column in enumerate(plan.columns):
+            if column.rewrite is not None:
+                self.rewrites[i] = <PyObject *>column.rewrite
+        return paths
+
     cdef int _field(self, Field *field, owner, tuple path) except -1:
         # Resolve a path into offsets; `slots` is cleared when they cannot be trusted.
+        if not path:
+            field.whole = True
+            return 0
         cdef str name = path[0]
-        inner = None
         self.keep.append((owner, path))
         field.outer_name = <PyObject *>name
         field.outer = member_offset(owner, name)
         field.inner = -1
         if not slot_reads_as(owner, name, field.outer):
             self.slots = False
-        described = {f.name: f for f in msgspec.structs.fields(owner)}
-        kind = described[name].type
-        if len(path) > 1:
-            inner = next(t for t in typing.get_args(kind) if t is not type(None))
-            self.keep.append(inner)
-            field.inner_type = <PyTypeObject *><PyObject *>inner
-            field.inner_name = <PyObject *>path[1]
-            if not path[1]:
-                return 0
-            field.inner = member_offset(inner, path[1])
-            if not slot_reads_as(inner, path[1], field.inner):
-                self.slots = False
-                field.inner = 0
-            kind = {f.name: f.type for f in msgspec.structs.fields(inner)}[path[1]]
-        field.is_text = kind is str
+        kind = {f.name: f.type for f in msgspec.structs.fields(owner)}[name]
+        inner = next((t for t in typing.get_args(kind) if t is not type(None)), None)
+        if inner is None:
+            field.is_text = kind is str
+            return 0
+        self.keep.append(inner)
+        field.inner_type = <PyTypeObject *><PyObject *>inner
+        if len(path) == 1:              # the part itself: whether it is there
+            return 0
+        field.inner_name = <PyObject *>path[1]
+        field.inner = member_offset(inner, path[1])
+        if not slot_reads_as(inner, path[1], field.inner):
+            self.slots = False
+            field.inner = 0
+        field.is_text = {f.name: f.type for f in msgspec.structs.fields(inner)}[path[1]] is str
+        return 0
+
+    cdef int _number(self, Number *number, owner, tuple paths, bint optional) except -1:
+        if len(paths) > 2:
+            raise ValueError("a counter is one field, or the sum of two")
+        number.read = len(paths) > 0
+        number.pair = len(paths) == 2
+        number.optional = optional
+        if number.read:
+            self._field(&number.first, owner, paths[0])
+        if number.pair:
+            self._field(&number.second, owner, paths[1])
         return 0
 
     cdef int _read_by(self, Reader *reader, owner, plan, bint full) except -1:
-        cdef uint32_t i
+        cdef uint32_t i, j
         self.keep.append(owner)
         reader.type = <PyTypeObject *><PyObject *>owner
         reader.full = full
@@ -859,13 +1086,83 @@ cdef class Table:
             self._field(&reader.update_start, owner, ("LastUpdateMetric", "Start"))
             self._field(&reader.update_last, owner, ("LastUpdateMetric", "Last"))
             for i, counter in enumerate(plan.counters):
-                self._field(&reader.amounts[i], owner, counter.amount)
-        for i, valued in enumerate((*plan.counters, *plan.gauges)):
-            self._field(&reader.totals[i], owner, valued.path)
-        for i, column in enumerate(plan.columns):
-            self._field(&reader.columns[i], owner, column.path)
+                self._number(&reader.amounts[i], owner, counter.amounts, False)
+        for i, counter in enumerate(plan.counters):
+            self._number(&reader.totals[i], owner, counter.paths, counter.optional)
+            self.optional[i] = counter.optional
+        for i, gauge in enumerate(plan.gauges, self.counters):
+            self._number(&reader.totals[i], owner, (gauge.path,), False)
+            self.keeps[i] = GAUGE_KINDS.index(gauge.keep)
+        for i, path in enumerate(self.paths):
+            self._field(&reader.columns[i], owner, path)
         for i, requirement in enumerate(plan.requirements):
-            self._field(&reader.required[i], owner, (*requirement.path, ""))
+            if not 1 <= len(requirement.paths) <= 2:
+                raise ValueError("a requirement is one part of a flow, or one of two")
+            reader.required[i].pair = len(requirement.paths) == 2
+            for j, path in enumerate(requirement.paths):
+                self._field(&reader.required[i].parts[j], owner, path)
+        if self.converses:
+            (a, a_port), (b, b_port) = plan.conversation.ends
+            for i, path in enumerate(
+                (plan.conversation.protocol, plan.conversation.point, a, a_port, b, b_port)
+            ):
+                self._field(&reader.conversation[i], owner, path)
+        return 0
+
+    cdef int _prepare_views(self, plan) except -1:
+        cdef uint32_t i, j, by_connection = 0
+        cdef uint32_t links = 1 if self.converses else 0
+        cdef View *view
+        numbers = {column: i for i, column in enumerate(plan.columns)}
+        values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
+        first = set(plan.views[0].columns)
+        self.views = <View *>self._allocate(len(plan.views) * sizeof(View))
+        self.view_count = len(plan.views)
+        for i, declared in enumerate(plan.views):
+            view = &self.views[i]
+            kept = sorted(
+                {values[v] for family in declared.families for v in family.values if v in values}
+            )
+            if len(declared.columns) > MAX_VIEW_COLUMNS or len(kept) > MAX_VIEW_VALUES:
+                raise ValueError("a view has more labels or values than the table can keep")
+            view.columns = len(declared.columns)
+            for j, column in enumerate(declared.columns):
+                view.cells[j] = numbers[column]
+            view.values = len(kept)
+            for j, source in enumerate(kept):
+                view.sources[j] = source
+                if source < self.counters:
+                    view.counters = j + 1
+            view.complete = declared.complete
+            view.direction_at = 0 if declared.direction is None else declared.direction.position
+            if i == 0:
+                continue
+            view.by_flow = not first.issuperset(declared.columns)
+            if view.by_flow:
+                view.link = links
+                links += 1
+            else:
+                view.link = by_connection
+                by_connection += 1
+        self.keys_at = links
+        links += self.cells - self.columns
+        self.links_at = sizeof(Flow) + 8 * self.counters
+        if not (
+            rows_init(&self.flow_rows, &self.arena, (self.links_at + 4 * links + 7) & ~7)
+            and (not self.converses
+                 or rows_init(&self.conversations, &self.arena, sizeof(Conversation)))
+        ):
+            raise MemoryError
+        for i in range(self.view_count):
+            view = &self.views[i]
+            view.values_at = sizeof(Connection)
+            if i == 0 and by_connection > 1:
+                view.values_at = (sizeof(Connection) + 4 * (by_connection - 1) + 7) & ~7
+            view.cells_at = view.values_at + 8 * view.values
+            if not rows_init(
+                &view.rows, &self.arena, (view.cells_at + 4 * view.columns + 7) & ~7
+            ):
+                raise MemoryError
         return 0
 
     cdef int _literal(self, Literal *literal, str text) except -1:
@@ -879,38 +1176,49 @@ cdef class Table:
         # Every line is literal, cell, literal, cell, …, literal, value. The direction is part of
         # a literal; the second side's line differs from the first in that literal alone.
         cdef Family *family
-        cdef uint32_t i, j
+        cdef View *view
+        cdef uint32_t i, j, number = 0
         cdef size_t fixed, longest = 0
-        direction = plan.direction
-        names = [column.name for column in plan.columns]
-        self.direction_at = direction.position
-        self.families = <Family *>self._allocate(len(plan.families) * sizeof(Family))
-        for i, declared in enumerate(plan.families):
-            family = &self.families[i]
-            family.sides = len(declared.values)
-            for j in range(family.sides):
-                if not 0 <= declared.values[j] < self.values:
-                    raise ValueError(f"{declared.name} has a value that the plan does not keep")
-                family.values[j] = declared.values[j]
-            family.omit_zero = declared.omit_zero
-            head = (
-                f"# HELP {declared.name} {declared.help}\n# TYPE {declared.name} {declared.type}\n"
-            ).encode()
-            family.head = <char *>self._allocate(len(head))
-            family.head_length = len(head)
-            memcpy(family.head, PyBytes_AS_STRING(head), family.head_length)
-            family.literals = <Literal *>self._allocate((self.columns + 1) * sizeof(Literal))
-            self.family_count = i + 1
-            sides = [
-                line_literals(declared.name, names, direction.name, direction.position, value)
-                for value in direction.values
-            ]
-            for j in range(self.columns + 1):
-                self._literal(&family.literals[j], sides[0][j])
-            self._literal(&family.second, sides[1][direction.position])
-            fixed = sum(len(text.encode()) for side in sides for text in side)
-            fixed += 2 * (self.columns * MAX_CELL + MAX_INTEGER_DIGITS + 1)
-            longest = max(longest, fixed, family.head_length)
+        cdef bytes head
+        values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
+        self.families = <Family *>self._allocate(
+            sum(len(each.families) for each in plan.views) * sizeof(Family)
+        )
+        for i, planned in enumerate(plan.views):
+            view = &self.views[i]
+            names = [column.name for column in planned.columns]
+            for declared in planned.families:
+                family = &self.families[number]
+                family.literals = <Literal *>self._allocate(
+                    (view.columns + 1) * sizeof(Literal)
+                )
+                number += 1
+                self.family_count = number
+                family.view = i
+                family.sides = len(declared.values)
+                if not 1 <= family.sides <= (1 if planned.direction is None else 2):
+                    raise ValueError(f"{declared.name} has more values than directions")
+                for j, value in enumerate(declared.values):
+                    family.values[j] = FLOWS
+                    if value in values:
+                        family.values[j] = [
+                            view.sources[k] for k in range(view.values)
+                        ].index(values[value])
+                family.absent = 0 if declared.values[0] in plan.gauges else ABSENT
+                family.decimals = declared.decimals
+                for j in range(2):
+                    head = family_head(declared, openmetrics=j == 1).encode()
+                    family.heads[j] = <char *>self._allocate(len(head))
+                    family.head_lengths[j] = len(head)
+                    memcpy(family.heads[j], PyBytes_AS_STRING(head), len(head))
+                    longest = max(longest, <size_t>len(head))
+                sides = line_literals(declared.name, names, planned.direction)
+                for j in range(view.columns + 1):
+                    self._literal(&family.literals[j], sides[0][j])
+                self._literal(&family.second, sides[len(sides) - 1][view.direction_at])
+                fixed = sum(len(text.encode()) for side in sides for text in side)
+                fixed += 2 * (view.columns * MAX_CELL + MAX_INTEGER_DIGITS + 2)
+                longest = max(longest, fixed)
         self.max_lines = longest + 64       # whole blocks may be written beyond the last line
         return 0
 
@@ -934,11 +1242,18 @@ cdef class Table:
         """
         cdef Py_ssize_t count = PyList_GET_SIZE(flows)
         cdef Py_ssize_t at = start
-        cdef uint32_t size
+        cdef uint32_t i, size
         cdef int done
+        cdef View *view
         cdef uint32_t deadline_s = <uint32_t>ceil(now + self.timeout_s)
         if self.flow_rows.live == 0:
-            self.wheel_s = <uint32_t>floor(now)
+            self.wheel.next_s = <uint32_t>floor(now)
+        for i in range(1, self.view_count):
+            view = &self.views[i]
+            view.deadline_s = <uint32_t>ceil(now + view.timeout_s)
+            if view.rows.live == 0:
+                view.wheel.next_s = <uint32_t>floor(now)
+        self.met_unknown = False
         while at < count:
             size = <uint32_t>min(count - at, <Py_ssize_t>BATCH)
             size = self._read(flows, at, size)
@@ -950,6 +1265,8 @@ cdef class Table:
             pthread_mutex_lock(&self.lock)
             done = self._apply(size, deadline_s)
             pthread_mutex_unlock(&self.lock)
+            if self.held:
+                self.held.clear()
             if done < 0:
                 raise MemoryError
             at += done
@@ -995,10 +1312,12 @@ cdef class Table:
         if unlikely(length == 0):
             return SKIP_NO_UUID
         for i in range(self.requirements):
-            if unlikely(part(flow, &reader.required[i], self.slots) == NULL):
-                return SKIP_REQUIRED + <int>i
+            if unlikely(part(flow, &reader.required[i].parts[0], self.slots) == NULL):
+                if (not reader.required[i].pair
+                        or part(flow, &reader.required[i].parts[1], self.slots) == NULL):
+                    return SKIP_REQUIRED + <int>i
         for i in range(self.values):
-            wrong = read_integer(value_of(flow, &reader.totals[i], self.slots), &values[i])
+            wrong = read_number(flow, &reader.totals[i], self.slots, &values[i])
             if unlikely(wrong):
                 return wrong
         wrong = read_integer(value_of(flow, &reader.last, self.slots), &report.last_ms)
@@ -1020,6 +1339,7 @@ cdef class Table:
         # Three passes, so that the memory of one flow is on its way while others are looked at.
         cdef uint32_t i, number
         cdef Report *report
+        cdef const Rows *rows = &self.views[0].rows
         for i in range(size):
             report = &self.reports[i]
             if report.skip == SKIP_NONE and report.key_text == NULL:
@@ -1032,8 +1352,8 @@ cdef class Table:
                 report.flow = self._known(report)
                 if report.flow:
                     number = (<Flow *>row_at(&self.flow_rows, report.flow)).connection & ~TEXT_KEY
-                    prefetch(row_at(&self.connection_rows, number))
-                    prefetch(row_at(&self.connection_rows, number) + CACHE_LINE)
+                    prefetch(row_at(rows, number))
+                    prefetch(row_at(rows, number) + CACHE_LINE)
 
     cdef uint32_t _known(self, Report *report) noexcept nogil:
         # The row of the report's flow, or 0.
@@ -1070,9 +1390,10 @@ cdef class Table:
             report = &self.reports[i]
             if report.skip == SKIP_NONE and report.flow == 0:
                 flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
-                cells = self.batch_cells + <size_t>i * self.columns
+                cells = self.batch_cells + <size_t>i * self.cells
                 report.skip_new = self._read_labels(
                     flow, self._reader_of(flow), report, cells, previous,
+                    self.batch_values + <size_t>i * self.values,
                     self.batch_amounts + <size_t>i * self.counters,
                 )
                 if report.skip_new == SKIP_NONE:
@@ -1080,20 +1401,14 @@ cdef class Table:
         return 0
 
     cdef int _read_labels(self, PyObject *flow, const Reader *reader, Report *report,
-                          Cell *cells, const Cell *previous, int64_t *amounts) except -1:
+                          Cell *cells, const Cell *previous, const int64_t *values,
+                          int64_t *amounts) except -1:
         # `previous` are the labels of another flow, or NULL: many of a message have the same
         # protocol and the same interface, whose hash is then known.
-        cdef PyObject *value
         cdef uint32_t i
         cdef int wrong
-        for i in range(self.columns):
-            value = value_of(flow, &reader.columns[i], self.slots)
-            cells[i].found = 0
-            if reader.columns[i].is_text:
-                wrong = read_text(value, &cells[i].text, &cells[i].length)
-            else:
-                cells[i].text = NULL
-                wrong = read_integer(value, &cells[i].number)
+        for i in range(self.cells):
+            wrong = self._read_cell(flow, &reader.columns[i], self.rewrites[i], &cells[i])
             if unlikely(wrong):
                 return wrong
             if cells[i].text != NULL:
@@ -1105,14 +1420,62 @@ cdef class Table:
                     cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
                     cells[i].hash = text_hash(cells[i].text, cells[i].length, self.seed)
                     prefetch(bucket_of(&self.texts, cells[i].hash))
+        if self.converses:
+            wrong = self._read_conversation(flow, reader, report)
+            if unlikely(wrong):
+                return wrong
         report.has_amounts = reader.full
         if reader.full:
             report.first = False
-            report.skip_amounts = self._read_amounts(flow, reader, report, amounts)
+            report.skip_amounts = self._read_amounts(flow, reader, report, values, amounts)
+        return SKIP_NONE
+
+    cdef inline int _read_cell(self, PyObject *flow, const Field *field, PyObject *rewrite,
+                               Cell *cell) except -1:
+        cdef PyObject *value = value_of(flow, field, self.slots)
+        cdef bint is_text = field.is_text
+        cell.found = 0
+        cell.text = NULL
+        if rewrite != NULL and value != NULL:
+            value = PyObject_GetItem(rewrite, value)
+            self.held.append(<object>value)
+            Py_DECREF(<object>value)
+            is_text = not PyLong_CheckExact(value)
+        if is_text or value == NULL:            # a part that is missing is an empty text
+            return read_text(value, &cell.text, &cell.length)
+        return read_integer(value, &cell.number)
+
+    cdef int _read_conversation(self, PyObject *flow, const Reader *reader,
+                                Report *report) except -1:
+        # Hashes of what a conversation is known by, and of where it was captured.
+        cdef uint64_t hashes[4]
+        cdef const char *text
+        cdef uint32_t length, i
+        cdef int64_t port
+        cdef int wrong
+        for i in range(4):                      # protocol, point, both addresses
+            wrong = read_text(
+                value_of(flow, &reader.conversation[i if i < 3 else 4], self.slots),
+                &text, &length,
+            )
+            if unlikely(wrong):
+                return wrong
+            hashes[i] = long_hash(text, length, self.seed)
+        for i in range(2):
+            wrong = read_integer(
+                value_of(flow, &reader.conversation[3 + 2 * i], self.slots), &port
+            )
+            if unlikely(wrong):
+                return wrong
+            hashes[2 + i] = mixed(hashes[2 + i] ^ <uint64_t>port)
+        report.point = hashes[1]
+        report.conversation = mixed(
+            hashes[0] ^ mixed(min(hashes[2], hashes[3])) ^ max(hashes[2], hashes[3])
+        )
         return SKIP_NONE
 
     cdef int _read_amounts(self, PyObject *flow, const Reader *reader, Report *report,
-                           int64_t *amounts) except -1:
+                           const int64_t *values, int64_t *amounts) except -1:
         cdef int64_t start, update_start, update_last
         cdef uint32_t i
         cdef int wrong
@@ -1134,11 +1497,13 @@ cdef class Table:
             return wrong
         repeat = report.finish != 0 and update_last != report.last_ms
         for i in range(self.counters):
-            wrong = read_integer(value_of(flow, &reader.amounts[i], self.slots), &amounts[i])
-            if unlikely(wrong):
-                return wrong
-            if repeat:
-                amounts[i] = 0
+            amounts[i] = min(values[i], <int64_t>0)     # ABSENT where the total is
+            if reader.amounts[i].read and amounts[i] == 0:
+                wrong = read_number(flow, &reader.amounts[i], self.slots, &amounts[i])
+                if unlikely(wrong):
+                    return wrong
+                if repeat:
+                    amounts[i] = 0
         return SKIP_NONE
 
     cdef void _find_labels(self, uint32_t size) noexcept:
@@ -1147,24 +1512,25 @@ cdef class Table:
         cdef uint32_t i, j, number
         cdef Cell *cells
         cdef const Cell *previous = NULL
+        cdef const Rows *rows = &self.views[0].rows
         for i in range(size):
             if self._is_unknown(&self.reports[i]):
-                cells = self.batch_cells + <size_t>i * self.columns
-                for j in range(self.columns):
+                cells = self.batch_cells + <size_t>i * self.cells
+                for j in range(self.cells):
                     if cells[j].text != NULL and not cells[j].repeats:
                         number = bucket_of(&self.texts, cells[j].hash)[0]
                         if number:
                             prefetch(row_at(&self.texts, number))
         for i in range(size):
             if self._is_unknown(&self.reports[i]):
-                cells = self.batch_cells + <size_t>i * self.columns
+                cells = self.batch_cells + <size_t>i * self.cells
                 self._find_texts(&self.reports[i], cells, previous)
                 previous = cells
         for i in range(size):
             if self._is_unknown(&self.reports[i]) and self.reports[i].connection_hash:
-                number = bucket_of(&self.connection_rows, self.reports[i].connection_hash)[0]
+                number = bucket_of(rows, self.reports[i].connection_hash)[0]
                 if number:
-                    prefetch(row_at(&self.connection_rows, number))
+                    prefetch(row_at(rows, number))
 
     cdef inline bint _is_unknown(self, const Report *report) noexcept nogil:
         return (report.skip == SKIP_NONE and report.flow == 0
@@ -1176,7 +1542,7 @@ cdef class Table:
         cdef uint32_t i
         cdef bint all_found = True
         report.connection_hash = 0
-        for i in range(self.columns):
+        for i in range(self.cells):
             if cells[i].text == NULL:
                 all_found &= cells[i].number < <int64_t>IS_TEXT
                 self.row_cells[i] = <uint32_t>cells[i].number
@@ -1190,11 +1556,15 @@ cdef class Table:
             all_found &= cells[i].found != 0
             self.row_cells[i] = cells[i].found | IS_TEXT
         if all_found:
-            report.connection_hash = self._cells_hash()
-            prefetch(bucket_of(&self.connection_rows, report.connection_hash))
+            report.connection_hash = self._gather(&self.views[0])
+            prefetch(bucket_of(&self.views[0].rows, report.connection_hash))
 
-    cdef inline uint32_t _cells_hash(self) noexcept nogil:
-        return text_hash(<const char *>self.row_cells, 4 * self.columns, self.seed)
+    cdef inline uint32_t _gather(self, const View *view) noexcept nogil:
+        # `view_cells` of `row_cells`; returns their hash.
+        cdef uint32_t i
+        for i in range(view.columns):
+            self.view_cells[i] = self.row_cells[view.cells[i]]
+        return text_hash(<const char *>self.view_cells, 4 * view.columns, self.seed)
 
     # Everything from here to `expire` runs under the lock.
 
@@ -1214,8 +1584,9 @@ cdef class Table:
                 elif unlikely(report.skip_new != SKIP_NONE):
                     report.skip = report.skip_new
                 else:
+                    self.met_unknown = True
                     report.skip = self._apply_unknown(
-                        report, values, self.batch_cells + <size_t>i * self.columns,
+                        report, values, self.batch_cells + <size_t>i * self.cells,
                         self.batch_amounts + <size_t>i * self.counters, deadline_s,
                     )
                     if unlikely(report.skip == APPLY_STOP):
@@ -1229,85 +1600,140 @@ cdef class Table:
                 self.skips[report.skip] += 1
         return <int>size
 
+    cdef inline uint32_t *_links(self, Flow *flow) noexcept nogil:
+        return <uint32_t *>(<char *>flow + self.links_at)
+
+    cdef inline uint32_t *_link(self, const View *view, Flow *flow,
+                                Connection *connection) noexcept nogil:
+        # Where the number of a row of any view but the first is kept.
+        if view.by_flow:
+            return self._links(flow) + view.link
+        return connection.links + view.link
+
+    cdef inline Connection *_row(self, const View *view, uint32_t number) noexcept nogil:
+        return <Connection *>row_at(&view.rows, number)
+
     cdef int _apply_known(self, const Report *report, const int64_t *values,
                           uint32_t deadline_s) noexcept nogil:
         cdef Flow *flow = <Flow *>row_at(&self.flow_rows, report.flow)
         cdef int64_t *totals = <int64_t *>(flow + 1)
-        cdef Connection *connection = <Connection *>row_at(
-            &self.connection_rows, flow.connection & ~TEXT_KEY
-        )
-        cdef int64_t *sums = <int64_t *>(connection + 1)
+        cdef Connection *connection = self._row(&self.views[0], flow.connection & ~TEXT_KEY)
+        cdef int64_t *news = self.news
+        cdef int64_t total
         cdef bint newer = report.last_ms > flow.last_ms
         cdef bint higher = False
         cdef bint lower = False
-        cdef uint32_t i
+        cdef uint32_t i, number
         for i in range(self.counters):
-            higher |= values[i] > totals[i]
-            lower |= values[i] < totals[i]
+            # ABSENT is never higher, and as an unsigned number never lower.
+            total = max(totals[i], <int64_t>0)
+            higher |= values[i] > total
+            lower |= <uint64_t>values[i] < <uint64_t>total
         if unlikely(not newer and not higher):
             return SKIP_LATE
         if unlikely(newer and lower):           # the flow started over
             for i in range(self.counters):
-                add(&sums[i], values[i])
+                news[i] = values[i]
                 totals[i] = values[i]
         else:
             for i in range(self.counters):
+                news[i] = min(values[i], <int64_t>0)
                 if values[i] > totals[i]:
-                    add(&sums[i], values[i] - totals[i])
+                    news[i] = values[i] - max(totals[i], <int64_t>0)
                     totals[i] = values[i]
         if newer:
             flow.last_ms = report.last_ms
-        self._touch(flow, connection, values, deadline_s)
-        return SKIP_NONE
-
-    cdef inline void _touch(self, Flow *flow, Connection *connection, const int64_t *values,
-                            uint32_t deadline_s) noexcept nogil:
-        cdef int64_t *sums = <int64_t *>(connection + 1)
-        cdef uint32_t i
-        for i in range(self.counters, self.values):
-            if values[i]:
-                sums[i] = values[i]
         if deadline_s > flow.deadline_s:
             flow.deadline_s = deadline_s
-        if deadline_s > connection.deadline_s:
-            connection.deadline_s = deadline_s
+        self._feed(&self.views[0], connection, news, values, deadline_s)
+        for i in range(1, self.view_count):
+            number = self._link(&self.views[i], flow, connection)[0]
+            if number:
+                self._feed(&self.views[i], self._row(&self.views[i], number), news, values,
+                           self.views[i].deadline_s)
+        return SKIP_NONE
+
+    cdef inline void _feed(self, const View *view, Connection *row, const int64_t *news,
+                           const int64_t *values, uint32_t deadline_s) noexcept nogil:
+        # Add a report to a row: `news` to its counters, of `values` what its gauges keep (those
+        # of an `other` row nothing).
+        cdef int64_t *sums = <int64_t *>(<char *>row + view.values_at)
+        cdef int64_t value
+        cdef uint32_t i
+        for i in range(view.counters):
+            add(&sums[i], news[view.sources[i]])
+        for i in range(view.counters, view.values):
+            value = values[view.sources[i]]
+            if value and row.deadline_s != NEVER_S and self._keeps(self.keeps[view.sources[i]], value, sums[i]):
+                sums[i] = value
+        if deadline_s > row.deadline_s:
+            row.deadline_s = deadline_s
+
+    cdef inline bint _keeps(self, int kind, int64_t value, int64_t kept) noexcept nogil:
+        if kind == KEEP_LATEST or kept == 0:
+            return True
+        return value < kept if kind == KEEP_LEAST else value > kept
 
     cdef int _apply_unknown(self, Report *report, const int64_t *values, const Cell *cells,
                             const int64_t *amounts, uint32_t deadline_s) noexcept nogil:
-        cdef uint32_t number, hash
+        cdef View *first = &self.views[0]
+        cdef uint32_t number, conversation = 0
         cdef int wrong
-        cdef bint creates
-        cdef const int64_t *news
+        cdef bint creates, sure, full
+        if self.converses:
+            conversation = self._conversation(report.conversation)
+            if conversation and self._conversation_at(conversation).point != report.point:
+                return SKIP_DUPLICATE
         if not self._intern(cells):
             return APPLY_NO_MEMORY
-        hash = self._cells_hash()
-        number = self._connection(hash)
+        number = self._find_row(first, self._gather(first))
         creates = number == 0
-        if creates and self.connection_rows.live >= self.max_connections_:
-            self.rejected += 1
-            wrong = SKIP_TABLE_FULL
-        elif self.flow_rows.live >= self.max_flows_:
-            wrong = SKIP_TABLE_FULL
-        elif not report.has_amounts and not (creates and self.complete):
+        # Whether its total is news for its connection wherever the report is its first or not.
+        sure = creates and first.complete and not self.overflowed
+        full = creates and self._is_full(first)
+        if full or self.flow_rows.live >= self.max_flows_:
+            wrong = self._overflow(report, values, amounts)
+            self.rejected += full and wrong == SKIP_TABLE_FULL
+        elif not report.has_amounts and (self.view_count > 1 or not sure):
             wrong = APPLY_STOP
+        elif report.has_amounts and report.skip_amounts and self._needs_amounts(number):
+            wrong = report.skip_amounts
         else:
-            news = values
-            wrong = SKIP_NONE
-            if not (creates and self.complete) and not report.first:
-                news = amounts
-                wrong = report.skip_amounts
-            if likely(wrong == SKIP_NONE):
-                wrong = self._add_flow(report, number, hash, values, news, deadline_s)
-        if wrong != SKIP_NONE or not creates:
-            self._release_cells(self.row_cells, self.columns)
+            wrong = self._add_flow(report, number, conversation, values, amounts, deadline_s)
+        self._release_cells(self.row_cells, self.cells)
         return wrong
+
+    cdef bint _needs_amounts(self, uint32_t number) noexcept nogil:
+        # Whether the flow whose row of the first view is `number`, or is to be made, comes to a row
+        # in any view that its total may not be added to.
+        cdef View *view
+        cdef uint32_t i
+        cdef bint sure
+        for i in range(self.view_count):
+            view = &self.views[i]
+            if number and not view.by_flow:
+                if i == 0 or self._row(&self.views[0], number).links[view.link]:
+                    return True
+                continue
+            sure = view.complete and not self.overflowed
+            if self._find_row(view, self._gather(view)):
+                return True
+            if self._is_full(view):
+                if self.overflows:
+                    return True
+            elif not sure:
+                return True
+        return False
+
+    cdef inline bint _is_full(self, const View *view) noexcept nogil:
+        return view.rows.live - (1 if view.other else 0) >= self.max_connections_
 
     cdef bint _intern(self, const Cell *cells) noexcept nogil:
         # `row_cells` for these label values, with a reference each; False without memory.
         cdef char digits[32]
         cdef const char *text
         cdef uint32_t i, length, number
-        for i in range(self.columns):
+        for i in range(self.cells):
             text = cells[i].text
             length = cells[i].length
             if likely(cells[i].found != 0):
@@ -1330,91 +1756,270 @@ cdef class Table:
             self.row_cells[i] = number | IS_TEXT
         return True
 
+    cdef inline void _retain_cells(self, const uint32_t *cells, uint32_t count) noexcept nogil:
+        cdef uint32_t i
+        for i in range(count):
+            if cells[i] & IS_TEXT:
+                (<Text *>row_at(&self.texts, cells[i] & ~IS_TEXT)).refs += 1
+
     cdef void _release_cells(self, const uint32_t *cells, uint32_t count) noexcept nogil:
         cdef uint32_t i
         for i in range(count):
             if cells[i] & IS_TEXT:
                 text_release(&self.texts, cells[i] & ~IS_TEXT)
 
-    cdef inline uint32_t *_cells(self, Connection *connection) noexcept nogil:
-        return <uint32_t *>(<int64_t *>(connection + 1) + self.values)
+    cdef inline uint32_t *_cells(self, const View *view, Connection *row) noexcept nogil:
+        return <uint32_t *>(<char *>row + view.cells_at)
 
-    cdef uint32_t _connection(self, uint32_t hash) noexcept nogil:
-        # The connection whose labels are `row_cells`, or 0.
-        cdef uint32_t number = bucket_of(&self.connection_rows, hash)[0]
+    cdef uint32_t _find_row(self, const View *view, uint32_t hash) noexcept nogil:
+        # The row whose labels are `view_cells`, or 0.
+        cdef uint32_t number = bucket_of(&view.rows, hash)[0]
         cdef Connection *row
         while number:
-            row = <Connection *>row_at(&self.connection_rows, number)
+            row = self._row(view, number)
             if (row.hash == hash
-                    and memcmp(self._cells(row), self.row_cells, 4 * self.columns) == 0):
+                    and memcmp(self._cells(view, row), self.view_cells, 4 * view.columns) == 0):
                 return number
             number = row.next
         return 0
 
-    cdef int _add_flow(self, const Report *report, uint32_t number, uint32_t hash,
-                       const int64_t *values, const int64_t *news,
-                       uint32_t deadline_s) noexcept nogil:
-        # A new flow row, and the connection too when `number` is 0; all of it or nothing.
-        cdef Connection *connection
-        cdef Flow *flow
-        cdef uint64_t key = report.key
-        cdef uint32_t text = 0
-        cdef uint32_t row, i
-        if report.key_text != NULL:
-            text = text_intern(&self.texts, report.key_text, report.key_length, self.seed)
-            if text == 0:
-                return APPLY_NO_MEMORY
-            key = text_key(text)
-        row = row_new(&self.flow_rows)
-        if row == 0:
-            if text:
-                text_release(&self.texts, text)
-            return APPLY_NO_MEMORY
-        if number == 0:
-            number = self._new_connection(hash)
-            if number == 0:
-                row_release(&self.flow_rows, row)
-                if text:
-                    text_release(&self.texts, text)
-                return APPLY_NO_MEMORY
-        connection = <Connection *>row_at(&self.connection_rows, number)
-        connection.flows += 1
-        flow = <Flow *>row_at(&self.flow_rows, row)
-        flow.hash = <uint32_t>key
-        flow.key_high = <uint32_t>(key >> 32)
-        flow.connection = number | (TEXT_KEY if text else 0)
-        flow.last_ms = report.last_ms
-        flow.deadline_s = 0
-        memcpy(flow + 1, values, self.counters * sizeof(int64_t))
-        for i in range(self.counters):
-            add(<int64_t *>(connection + 1) + i, news[i])
-        self._touch(flow, connection, values, deadline_s)
-        index_add(&self.flow_rows, row)
-        self._file(flow, row)
-        return SKIP_NONE
-
-    cdef uint32_t _new_connection(self, uint32_t hash) noexcept nogil:
-        cdef uint32_t number = row_new(&self.connection_rows)
+    cdef uint32_t _new_row(self, View *view, uint32_t hash) noexcept nogil:
+        # A row with the labels `view_cells`, of no flow yet and in no wheel; 0 without memory.
+        cdef uint32_t number = row_new(&view.rows)
+        cdef uint32_t i
+        cdef int64_t *sums
         cdef Connection *row
         if number == 0:
             return 0
-        row = <Connection *>row_at(&self.connection_rows, number)
-        memset(row, 0, self.connection_rows.stride)
+        row = self._row(view, number)
+        memset(row, 0, view.rows.stride)
         row.hash = hash
-        row.birth = self.births
+        row.birth = <uint32_t>self.births
         self.births += 1
-        memcpy(self._cells(row), self.row_cells, 4 * self.columns)
-        index_add(&self.connection_rows, number)
+        sums = <int64_t *>(<char *>row + view.values_at)
+        for i in range(view.counters):
+            if self.optional[view.sources[i]]:
+                sums[i] = ABSENT
+        memcpy(self._cells(view, row), self.view_cells, 4 * view.columns)
+        self._retain_cells(self.view_cells, view.columns)
+        index_add(&view.rows, number)
         return number
 
-    # -- expiry ---------------------------------------------------------------------------------
+    cdef void _drop_row(self, View *view, uint32_t number) noexcept nogil:
+        index_remove(&view.rows, number)
+        self._free_row(view, number)
 
-    cdef inline void _file(self, Flow *flow, uint32_t number) noexcept nogil:
-        # Into the slot of its deadline, or the farthest one when that is beyond the wheel.
-        cdef uint32_t slot_s = min(flow.deadline_s, self.wheel_s + self.wheel_mask)
-        cdef uint32_t *head = &self.wheel[max(slot_s, self.wheel_s) & self.wheel_mask]
-        flow.wheel_next = head[0]
-        head[0] = number
+    cdef void _free_row(self, View *view, uint32_t number) noexcept nogil:
+        cdef Connection *row = self._row(view, number)
+        self._release_cells(self._cells(view, row), view.columns)
+        row.deadline_s = 0
+        row_release(&view.rows, number)
+
+    cdef uint32_t _row_of(self, View *view, bint *created) noexcept nogil:
+        # The row of any view but the first for `row_cells`: found or made, or what stands for
+        # it where there is no room for another (0 if nothing does).
+        cdef uint32_t hash = self._gather(view)
+        cdef uint32_t number = self._find_row(view, hash)
+        created[0] = False
+        if number:
+            return number
+        if unlikely(self._is_full(view)):
+            if not self.overflows:
+                return 0
+            self.overflowed = True
+            return self._other_row(view)
+        created[0] = True
+        return self._new_row(view, hash)
+
+    cdef int _add_flow(self, const Report *report, uint32_t number, uint32_t conversation,
+                       const int64_t *values, const int64_t *amounts,
+                       uint32_t deadline_s) noexcept nogil:
+        # A new flow row, and what it needs of the other kinds; all of it or nothing. `number` is
+        # its row in the first view, or 0.
+        cdef uint32_t text = 0
+        cdef uint32_t at = 0
+        cdef uint32_t row
+        cdef bint made_conversation = self.converses and conversation == 0
+        cdef uint64_t key = report.key
+        if report.key_text != NULL:
+            text = text_intern(&self.texts, report.key_text, report.key_length, self.seed)
+            key = text_key(text)
+        row = row_new(&self.flow_rows)
+        if made_conversation:
+            conversation = self._new_conversation(report)
+        if ((report.key_text == NULL or text) and row
+                and (conversation or not self.converses)):
+            at = self._find_targets(number)
+        if at < self.view_count:
+            while at:
+                at -= 1
+                if self.created[at]:
+                    self._drop_row(&self.views[at], self.targets[at])
+            if made_conversation and conversation:
+                self._drop_conversation(conversation)
+            if row:
+                row_release(&self.flow_rows, row)
+            if text:
+                text_release(&self.texts, text)
+            return APPLY_NO_MEMORY
+        self._fill_flow(row, key, text, report, conversation, values, amounts, deadline_s)
+        return SKIP_NONE
+
+    cdef uint32_t _find_targets(self, uint32_t number) noexcept nogil:
+        # The rows that the flow at hand is to lead to, `number` being that of the first view.
+        # Returns how many views have theirs: all, unless memory ran out.
+        cdef View *view
+        cdef uint32_t i
+        for i in range(self.view_count):
+            view = &self.views[i]
+            if i == 0:
+                self.created[0] = number == 0
+                self.targets[0] = number if number else self._new_row(view, self._gather(view))
+            elif not view.by_flow and not self.created[0]:
+                self.created[i] = False
+                self.targets[i] = self._row(&self.views[0], number).links[view.link]
+                continue
+            else:
+                self.targets[i] = self._row_of(view, &self.created[i])
+            if self.targets[i] == 0 and (i == 0 or self.created[i] or self.overflows):
+                return i
+        return self.view_count
+
+    cdef void _fill_flow(self, uint32_t row, uint64_t key, uint32_t text, const Report *report,
+                         uint32_t conversation, const int64_t *values, const int64_t *amounts,
+                         uint32_t deadline_s) noexcept nogil:
+        cdef Flow *flow = <Flow *>row_at(&self.flow_rows, row)
+        cdef Connection *connection = self._row(&self.views[0], self.targets[0])
+        cdef Connection *target
+        cdef const int64_t *news
+        cdef View *view
+        cdef uint32_t *links = self._links(flow)
+        cdef uint32_t i, due_s
+        flow.hash = <uint32_t>key
+        flow.key_high = <uint32_t>(key >> 32)
+        flow.connection = self.targets[0] | (TEXT_KEY if text else 0)
+        flow.last_ms = report.last_ms
+        flow.deadline_s = deadline_s
+        memcpy(flow + 1, values, self.counters * sizeof(int64_t))
+        index_add(&self.flow_rows, row)
+        wheel_file(&self.wheel, deadline_s, row, &flow.wheel_next)
+        if conversation:
+            links[0] = conversation
+            self._conversation_at(conversation).flows += 1
+        for i in range(self.columns, self.cells):
+            links[self.keys_at + i - self.columns] = self.row_cells[i] & ~IS_TEXT
+        self._retain_cells(self.row_cells + self.columns, self.cells - self.columns)
+        for i in range(self.view_count):
+            view = &self.views[i]
+            if i:
+                self._link(view, flow, connection)[0] = self.targets[i]
+                if self.targets[i] == 0:
+                    continue
+            target = self._row(view, self.targets[i])
+            due_s = view.deadline_s if i else deadline_s
+            if i and self.created[i]:
+                self._file_row(view, self.targets[i], due_s)
+            target.flows += 1
+            news = values
+            if not report.first or not report.has_amounts:
+                if not (self.created[i] and view.complete and not self.overflowed):
+                    news = amounts
+            self._feed(view, target, news, values, due_s)
+        self.connections_created += self.created[0]
+
+    cdef inline void _file_row(self, View *view, uint32_t number,
+                               uint32_t deadline_s) noexcept nogil:
+        cdef Connection *row = self._row(view, number)
+        row.deadline_s = deadline_s
+        wheel_file(&view.wheel, deadline_s, number, row.links)
+
+    # Conversations
+
+    cdef inline Conversation *_conversation_at(self, uint32_t number) noexcept nogil:
+        return <Conversation *>row_at(&self.conversations, number)
+
+    cdef uint32_t _conversation(self, uint64_t key) noexcept nogil:
+        cdef uint32_t number = bucket_of(&self.conversations, <uint32_t>key)[0]
+        cdef Conversation *row
+        while number:
+            row = self._conversation_at(number)
+            if row.hash == <uint32_t>key and row.key_high == <uint32_t>(key >> 32):
+                return number
+            number = row.next
+        return 0
+
+    cdef uint32_t _new_conversation(self, const Report *report) noexcept nogil:
+        cdef uint32_t number = row_new(&self.conversations)
+        cdef Conversation *row
+        if number:
+            row = self._conversation_at(number)
+            row.hash = <uint32_t>report.conversation
+            row.key_high = <uint32_t>(report.conversation >> 32)
+            row.flows = 0
+            row.point = report.point
+            index_add(&self.conversations, number)
+        return number
+
+    cdef void _drop_conversation(self, uint32_t number) noexcept nogil:
+        index_remove(&self.conversations, number)
+        row_release(&self.conversations, number)
+
+    # Overflow
+
+    cdef uint32_t _other_row(self, View *view) noexcept nogil:
+        # The row of what found no room, made when it is first needed; 0 without memory. It is
+        # known by its deadline.
+        cdef uint32_t text, i, hash
+        cdef Connection *row
+        if view.other:
+            return view.other
+        text = text_intern(&self.texts, self.other_text, self.other_length, self.seed)
+        if text == 0:
+            return 0
+        for i in range(view.columns):
+            self.view_cells[i] = text | IS_TEXT
+        hash = text_hash(<const char *>self.view_cells, 4 * view.columns, self.seed)
+        view.other = self._find_row(view, hash)     # a flow may have such labels
+        if view.other == 0:
+            view.other = self._new_row(view, hash)
+            self.connections_created += view.other != 0 and view == &self.views[0]
+        if view.other:
+            row = self._row(view, view.other)
+            row.deadline_s = NEVER_S
+            for i in range(view.counters, view.values):
+                (<int64_t *>(<char *>row + view.values_at))[i] = 0
+        text_release(&self.texts, text)
+        return view.other
+
+    cdef int _overflow(self, const Report *report, const int64_t *values,
+                       const int64_t *amounts) noexcept nogil:
+        # A flow that is not kept: what its last update added goes to the first view's `other`
+        # row, and to its own rows of the other views.
+        cdef const int64_t *news = values if report.first else amounts
+        cdef View *view
+        cdef uint32_t i
+        if not self.overflows:
+            return SKIP_TABLE_FULL
+        if not report.has_amounts:
+            return APPLY_STOP
+        if report.skip_amounts:
+            return report.skip_amounts
+        for i in range(self.view_count):
+            view = &self.views[i]
+            self.created[i] = False
+            self.targets[i] = self._row_of(view, &self.created[i]) if i else self._other_row(view)
+            if self.targets[i] == 0:
+                return APPLY_NO_MEMORY
+            if self.created[i]:
+                self._file_row(view, self.targets[i], view.deadline_s)
+        self.overflowed = True
+        self.overflow_reports += 1
+        for i in range(self.view_count):
+            view = &self.views[i]
+            self._feed(view, self._row(view, self.targets[i]), news, values, view.deadline_s)
+        return SKIP_TABLE_FULL
+
+    # -- expiry ---------------------------------------------------------------------------------
 
     def expire(self, double now, uint32_t max_rows):
         """Take out the flows whose deadline has come, and the connections they leave empty.
@@ -1434,56 +2039,370 @@ cdef class Table:
         return more
 
     cdef bint _expire(self, uint32_t now_s, uint32_t max_rows) noexcept nogil:
+        cdef uint32_t i
+        # Flows go first: then no row of a view has flows left when its own time has come.
+        if self._expire_flows(now_s, &max_rows):
+            return True
+        for i in range(self.view_count):
+            if self.views[i].other:
+                aged(self._row(&self.views[i], self.views[i].other), <uint32_t>self.births)
+            if i and self._expire_rows(&self.views[i], now_s, &max_rows):
+                return True
+        return False
+
+    cdef bint _expire_flows(self, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
+        cdef Wheel *wheel = &self.wheel
         cdef uint32_t *head
         cdef uint32_t number
         cdef Flow *flow
-        while self.wheel_s <= now_s:
+        while wheel.next_s <= now_s:
             if self.flow_rows.live == 0:
-                self.wheel_s = now_s + 1
+                wheel.next_s = now_s + 1
                 return False
-            if max_rows == 0:
+            if max_rows[0] == 0:
                 return True
-            max_rows -= 1
-            head = &self.wheel[self.wheel_s & self.wheel_mask]
+            max_rows[0] -= 1
+            head = &wheel.slots[wheel.next_s & wheel.mask]
             number = head[0]
             if number == 0:
-                self.wheel_s += 1
+                wheel.next_s += 1
                 continue
             flow = <Flow *>row_at(&self.flow_rows, number)
             head[0] = flow.wheel_next
             if flow.wheel_next:
                 prefetch(row_at(&self.flow_rows, flow.wheel_next))
-            if flow.deadline_s > self.wheel_s:
-                self._file(flow, number)
+            if flow.deadline_s > wheel.next_s:
+                wheel_file(wheel, flow.deadline_s, number, &flow.wheel_next)
+                aged(self._row(&self.views[0], flow.connection & ~TEXT_KEY),
+                     <uint32_t>self.births)
             else:
                 self._remove(flow, number)
         return False
 
+    cdef bint _expire_rows(self, View *view, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
+        cdef Wheel *wheel = &view.wheel
+        cdef uint32_t *head
+        cdef uint32_t number
+        cdef Connection *row
+        while wheel.next_s <= now_s:
+            if view.rows.live == 0:
+                wheel.next_s = now_s + 1
+                return False
+            if max_rows[0] == 0:
+                return True
+            max_rows[0] -= 1
+            head = &wheel.slots[wheel.next_s & wheel.mask]
+            number = head[0]
+            if number == 0:
+                wheel.next_s += 1
+                continue
+            row = self._row(view, number)
+            head[0] = row.links[0]
+            if row.links[0]:
+                prefetch(self._row(view, row.links[0]))
+            if row.flows and row.deadline_s <= wheel.next_s:
+                row.deadline_s = wheel.next_s + 1       # never before the last of its flows
+            if row.deadline_s > wheel.next_s:
+                wheel_file(wheel, row.deadline_s, number, row.links)
+                aged(row, <uint32_t>self.births)
+            else:
+                self._drop_row(view, number)
+        return False
+
     cdef void _remove(self, Flow *flow, uint32_t number) noexcept nogil:
         cdef uint32_t at = flow.connection & ~TEXT_KEY
-        cdef Connection *connection = <Connection *>row_at(&self.connection_rows, at)
+        cdef Connection *connection = self._row(&self.views[0], at)
+        cdef uint32_t *links = self._links(flow)
+        cdef uint32_t i, link
+        for i in range(1, self.view_count):
+            link = self._link(&self.views[i], flow, connection)[0]
+            if link:
+                self._row(&self.views[i], link).flows -= 1
+        if self.converses:
+            self._conversation_at(links[0]).flows -= 1
+            if self._conversation_at(links[0]).flows == 0:
+                self._drop_conversation(links[0])
+        for i in range(self.cells - self.columns):
+            text_release(&self.texts, links[self.keys_at + i])
         index_remove(&self.flow_rows, number)
         if flow.connection & TEXT_KEY:
             text_release(&self.texts, flow.key_high)
+        flow.connection = 0
         row_release(&self.flow_rows, number)
         connection.flows -= 1
-        if connection.flows == 0:
-            index_remove(&self.connection_rows, at)
-            self._release_cells(self._cells(connection), self.columns)
-            row_release(&self.connection_rows, at)
+        if connection.flows == 0 and at != self.views[0].other:
+            self._drop_row(&self.views[0], at)
             self.expired += 1
 
-    # -- pages and counts -----------------------------------------------------------------------
+    # -- volatile labels ------------------------------------------------------------------------
 
-    def page(self, double now):
+    def relabel(self, list renamed not None):
+        """Let flows go over to other connections, for what makes their labels answers otherwise.
+
+        :param renamed: pairs of a volatile column's rewrite and the keys of which it makes another
+            label than before.
+        :raises MemoryError: then some flows may have their old labels still.
+
+        A connection that is new begins at zero; one that was there goes on. Every flow is looked
+        at, which takes some 10 ns each, and 0.5 µs for those that go over.
+        """
+        cdef bint done
+        try:
+            for rewrite, keys in renamed:
+                for column_rewrite, slot, column in self.volatile:
+                    if column_rewrite is rewrite:
+                        for key in keys:
+                            self._add_change(rewrite, key, slot, column)
+            if self.change_count == 0:
+                return
+            qsort(self.changes, self.change_count, sizeof(Change), compare_changes)
+            with nogil:
+                pthread_mutex_lock(&self.lock)
+                done = self._relabel()
+                pthread_mutex_unlock(&self.lock)
+            if not done:
+                raise MemoryError
+        finally:
+            pthread_mutex_lock(&self.lock)
+            self._forget_changes()
+            pthread_mutex_unlock(&self.lock)
+
+    cdef int _add_change(self, rewrite, str key, uint32_t slot, uint32_t column) except -1:
+        cdef const char *text
+        cdef uint32_t length, known, label
+        cdef Change *change
+        cdef void *moved
+        if read_text(<PyObject *>key, &text, &length):
+            return 0
+        text = self._escaped(text, &length)
+        known = text_find(&self.texts, text, length, text_hash(text, length, self.seed))
+        if known == 0:
+            return 0                    # no flow has it
+        if self.change_count == self.change_room:
+            moved = PyMem_RawRealloc(self.changes, (2 * self.change_room + 64) * sizeof(Change))
+            if moved == NULL:
+                raise MemoryError
+            self.changes = <Change *>moved
+            self.change_room = 2 * self.change_room + 64
+        answer = rewrite[key]
+        if read_text(<PyObject *>answer, &text, &length):
+            return 0
+        text = self._escaped(text, &length)
+        pthread_mutex_lock(&self.lock)
+        label = text_intern(&self.texts, text, length, self.seed)
+        (<Text *>row_at(&self.texts, known)).refs += label != 0
+        pthread_mutex_unlock(&self.lock)
+        if label == 0:
+            raise MemoryError
+        change = &self.changes[self.change_count]
+        change.key = known
+        change.slot = slot
+        change.column = column
+        change.cell = label | IS_TEXT
+        self.change_count += 1
+        return 0
+
+    cdef const char *_escaped(self, const char *text, uint32_t *length) noexcept:
+        if needs_escape(text, length[0]):
+            length[0] = escape(text, length[0], self.escaped)
+            return self.escaped
+        return text
+
+    cdef void _forget_changes(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.change_count):
+            text_release(&self.texts, self.changes[i].key)
+            text_release(&self.texts, self.changes[i].cell & ~IS_TEXT)
+        self.change_count = 0
+
+    cdef bint _relabel(self) noexcept nogil:
+        # All leave before the first comes: their order is not to be seen.
+        cdef uint32_t *moving = NULL
+        cdef uint32_t *emptied
+        cdef uint32_t *longer
+        cdef uint32_t i, number, count = 0, room = 0, emptied_count = 0
+        cdef Flow *flow
+        cdef bint done = True
+        for number in range(1, self.flow_rows.fresh):
+            flow = <Flow *>row_at(&self.flow_rows, number)
+            if flow.connection and self._changes_of(flow):
+                if count == room:
+                    room = 2 * room + 1024
+                    longer = <uint32_t *>PyMem_RawRealloc(moving, room * sizeof(uint32_t))
+                    if longer == NULL:
+                        PyMem_RawFree(moving)
+                        return False
+                    moving = longer
+                moving[count] = number
+                count += 1
+        emptied = <uint32_t *>PyMem_RawMalloc((count + 1) * sizeof(uint32_t))
+        if emptied == NULL:
+            PyMem_RawFree(moving)
+            return False
+        for i in range(count):
+            number = self._leave_rows(<Flow *>row_at(&self.flow_rows, moving[i]))
+            if number:
+                emptied[emptied_count] = number
+                emptied_count += 1
+        for i in range(count):
+            done &= self._join_rows(<Flow *>row_at(&self.flow_rows, moving[i]))
+        for i in range(emptied_count):
+            if self._row(&self.views[0], emptied[i]).flows == 0:
+                self._free_row(&self.views[0], emptied[i])
+                self.expired += 1
+        PyMem_RawFree(moving)
+        PyMem_RawFree(emptied)
+        return done
+
+    cdef bint _changes_of(self, Flow *flow) noexcept nogil:
+        # Fill `new_cells`; whether there is any.
+        cdef const uint32_t *keys = self._links(flow) + self.keys_at
+        cdef uint32_t slot, low, high, middle
+        cdef bint found = False
+        memset(self.new_cells, 0, self.cells * sizeof(uint32_t))
+        for slot in range(self.cells - self.columns):
+            low = 0
+            high = self.change_count
+            while low < high:
+                middle = (low + high) / 2
+                if self.changes[middle].key < keys[slot]:
+                    low = middle + 1
+                else:
+                    high = middle
+            while low < self.change_count and self.changes[low].key == keys[slot]:
+                if self.changes[low].slot == slot:
+                    self.new_cells[self.changes[low].column] = self.changes[low].cell
+                    found = True
+                low += 1
+        return found
+
+    cdef bint _relabelled(self, const View *view, uint32_t number) noexcept nogil:
+        # Fill the view's part of `row_cells` with the new labels of a flow in this row; whether
+        # they are others. Without a row, or in that of "other", there are none.
+        cdef const uint32_t *cells
+        cdef uint32_t i, column
+        cdef bint differs = False
+        if number == 0 or number == view.other:
+            return False
+        cells = self._cells(view, self._row(view, number))
+        for i in range(view.columns):
+            column = view.cells[i]
+            self.row_cells[column] = self.new_cells[column] if self.new_cells[column] else cells[i]
+            differs |= self.row_cells[column] != cells[i]
+        return differs
+
+    cdef uint32_t _leave_rows(self, Flow *flow) noexcept nogil:
+        # Returns the row of the first view that has no flow any more, for flows not to find, or 0.
+        cdef uint32_t at = flow.connection & ~TEXT_KEY
+        cdef Connection *connection = self._row(&self.views[0], at)
+        cdef View *view
+        cdef uint32_t i, number
+        cdef bint moves
+        self._changes_of(flow)
+        moves = self._relabelled(&self.views[0], at)
+        for i in range(1, self.view_count):
+            view = &self.views[i]
+            number = self._link(view, flow, connection)[0]
+            if number and (self._relabelled(view, number) if view.by_flow else moves):
+                self._row(view, number).flows -= 1
+        if not moves:
+            return 0
+        connection.flows -= 1
+        if connection.flows:
+            return 0
+        index_remove(&self.views[0].rows, at)
+        return at
+
+    cdef bint _join_rows(self, Flow *flow) noexcept nogil:
+        # False without memory: then the flow is where it was, in some views.
+        cdef View *first = &self.views[0]
+        cdef View *view
+        cdef uint32_t at = flow.connection & ~TEXT_KEY
+        cdef Connection *old = self._row(first, at)
+        cdef Connection *connection
+        cdef uint32_t *link
+        cdef uint32_t i, number
+        cdef bint created = False
+        cdef bint done = True
+        self._changes_of(flow)
+        for i in range(1, self.view_count):
+            view = &self.views[i]
+            if view.by_flow:
+                link = self._link(view, flow, old)
+                if self._relabelled(view, link[0]):
+                    done &= self._go_over(view, link, flow)
+                    self._join(view, link[0], flow)
+        if not self._relabelled(first, at):
+            return done
+        number = self._find_row(first, self._gather(first))
+        if number == 0:
+            number = self._new_row(first, self._gather(first))
+            created = number != 0
+        if number == 0:
+            done = False
+            number = at
+            if old.flows == 0:
+                index_add(&first.rows, at)
+        self.connections_created += created
+        connection = self._row(first, number)
+        for i in range(1, self.view_count):
+            view = &self.views[i]
+            if not view.by_flow:
+                link = self._link(view, flow, connection)
+                if created:
+                    link[0] = self._link(view, flow, old)[0]
+                    if self._relabelled(view, link[0]):
+                        done &= self._go_over(view, link, flow)
+                if link[0]:
+                    self._join(view, link[0], flow)
+        flow.connection = number | (flow.connection & TEXT_KEY)
+        self._join(first, number, flow)
+        return done
+
+    cdef bint _go_over(self, View *view, uint32_t *link, const Flow *flow) noexcept nogil:
+        # To the row of `row_cells`, in any view but the first; it stays without memory.
+        cdef uint32_t number = self._find_row(view, self._gather(view))
+        if number == 0:
+            number = self._new_row(view, self._gather(view))
+            if number == 0:
+                return False
+            self._file_row(view, number, self._due_s(view, flow))
+        link[0] = number
+        return True
+
+    cdef inline uint32_t _due_s(self, const View *view, const Flow *flow) noexcept nogil:
+        # The deadline that the flow's latest report gave to its row of any view but the first.
+        return flow.deadline_s + <uint32_t>ceil(view.timeout_s - self.timeout_s)
+
+    cdef void _join(self, View *view, uint32_t number, Flow *flow) noexcept nogil:
+        cdef const int64_t *totals = <const int64_t *>(flow + 1)
+        cdef Connection *row = self._row(view, number)
+        cdef int64_t *sums = <int64_t *>(<char *>row + view.values_at)
+        cdef uint32_t i
+        row.flows += 1
+        row.deadline_s = max(
+            row.deadline_s,
+            flow.deadline_s if view == &self.views[0] else self._due_s(view, flow),
+        )
+        for i in range(view.counters):
+            if totals[view.sources[i]] != ABSENT:
+                sums[i] = max(sums[i], <int64_t>0)
+
+    # -- pages ----------------------------------------------------------------------------------
+
+    def page(self, double now, openmetrics=False):
         """Begin a page: it shows the connections that are alive at `now`, and none born later.
+
+        :param openmetrics: whether the families' heads are those of OpenMetrics 1.0, which needs
+            names that suit it, or of the text format 0.0.4. The samples are the same.
 
         It may be read from any thread, by one at a time, and however slowly.
         """
         cdef Page page = Page.__new__(Page)
         page.table = self
         page.cursor.now_s = <uint32_t>floor(now)
-        page.cursor.births = self.births
+        page.cursor.births = <uint32_t>self.births
+        page.cursor.head = 1 if openmetrics else 0
         return page
 
     cdef char *_render(self, Cursor *cursor, char *out, const char *limit) noexcept nogil:
@@ -1493,12 +2412,12 @@ cdef class Table:
         while cursor.family < self.family_count and out < limit:
             family = &self.families[cursor.family]
             if cursor.row == 0:
-                memcpy(out, family.head, family.head_length)
-                out += family.head_length
+                memcpy(out, family.heads[cursor.head], family.head_lengths[cursor.head])
+                out += family.head_lengths[cursor.head]
                 cursor.row = 1
             pthread_mutex_lock(&self.lock)
             out = self._render_rows(cursor, family, out, limit)
-            if cursor.row >= self.connection_rows.fresh:
+            if cursor.row >= self.views[family.view].rows.fresh:
                 cursor.family += 1
                 cursor.row = 0
             pthread_mutex_unlock(&self.lock)
@@ -1506,7 +2425,8 @@ cdef class Table:
 
     cdef char *_render_rows(self, Cursor *cursor, const Family *family, char *out,
                             const char *limit) noexcept nogil:
-        cdef const Rows *rows = &self.connection_rows
+        cdef const View *view = &self.views[family.view]
+        cdef const Rows *rows = &view.rows
         cdef uint32_t row = cursor.row
         cdef uint32_t stop = min(rows.fresh, row + RENDER_ROWS)
         cdef Connection *connection
@@ -1515,63 +2435,227 @@ cdef class Table:
                 prefetch(row_at(rows, row + 2 * AHEAD))
                 prefetch(row_at(rows, row + 2 * AHEAD) + CACHE_LINE)
             if row + AHEAD < rows.fresh:
-                self._prefetch_texts(<Connection *>row_at(rows, row + AHEAD))
+                self._prefetch_texts(view, <Connection *>row_at(rows, row + AHEAD))
             connection = <Connection *>row_at(rows, row)
-            if (connection.flows and connection.deadline_s > cursor.now_s
-                    and connection.birth < cursor.births):
-                out = self._render_connection(family, connection, out)
+            if (connection.deadline_s > cursor.now_s
+                    and born_before(connection.birth, cursor.births)):
+                out = self._render_connection(family, view, connection, out)
             row += 1
         cursor.row = row
         return out
 
-    cdef inline void _prefetch_texts(self, Connection *connection) noexcept nogil:
-        cdef const uint32_t *cells = self._cells(connection)
+    cdef inline void _prefetch_texts(self, const View *view, Connection *row) noexcept nogil:
+        cdef const uint32_t *cells = self._cells(view, row)
         cdef uint32_t i
-        if connection.flows:
-            for i in range(self.columns):
+        if row.deadline_s:
+            for i in range(view.columns):
                 if cells[i] & IS_TEXT:
                     prefetch(row_at(&self.texts, cells[i] & ~IS_TEXT))
 
-    cdef inline char *_render_connection(self, const Family *family, Connection *connection,
-                                         char *out) noexcept nogil:
+    cdef inline int64_t _value(self, const Family *family, const View *view, Connection *row,
+                               uint32_t side) noexcept nogil:
+        if unlikely(family.values[side] == FLOWS):
+            return row.flows
+        return (<const int64_t *>(<char *>row + view.values_at))[family.values[side]]
+
+    cdef inline char *_render_connection(self, const Family *family, const View *view,
+                                         Connection *row, char *out) noexcept nogil:
         # The labels are composed once; the second side's line is a copy with another direction.
-        cdef const int64_t *values = <const int64_t *>(connection + 1)
-        cdef const uint32_t *cells = self._cells(connection)
+        cdef const uint32_t *cells = self._cells(view, row)
         cdef const Literal *literals = family.literals
+        cdef int64_t value = self._value(family, view, row, 0)
+        cdef int64_t second = family.absent
         cdef char *start = out
         cdef char *direction = out
         cdef char *rest
+        cdef char *first
         cdef uint32_t i
         cdef Py_ssize_t before, after
-        if family.omit_zero and values[family.values[0]] == 0:
+        if family.sides == 2:
+            second = self._value(family, view, row, 1)
+        if value <= family.absent and second <= family.absent:
             return out
-        for i in range(self.columns):
-            if i == self.direction_at:
+        for i in range(view.columns):
+            if i == view.direction_at:
                 direction = out
             out = put(out, literals[i].text, literals[i].length)
             out = put_cell(out, cells[i], &self.texts)
-        if self.direction_at == self.columns:
+        if view.direction_at == view.columns:
             direction = out
-        out = put(out, literals[self.columns].text, literals[self.columns].length)
-        rest = direction + literals[self.direction_at].length
+        out = put(out, literals[view.columns].text, literals[view.columns].length)
+        rest = direction + literals[view.direction_at].length
         before = direction - start
         after = out - rest
-        out = put_number(out, values[family.values[0]])
-        out[0] = c'\n'
-        out += 1
-        if family.sides == 2:
+        first = out = put_value(out, max(value, <int64_t>0), family.decimals)
+        if second > family.absent:
             memcpy(out, start, before)
             out = put(out + before, family.second.text, family.second.length)
             memcpy(out, rest, after)
-            out = put_number(out + after, values[family.values[1]])
-            out[0] = c'\n'
-            out += 1
+            out = put_value(out + after, second, family.decimals)
+            if unlikely(value <= family.absent):    # there is the second line alone
+                memmove(start, first, out - first)
+                out = start + (out - first)
         return out
+
+    # -- what the labels have for values --------------------------------------------------------
+
+    def label_values(self):
+        """Return how many different values each label of the first view has now.
+
+        Takes about a nanosecond a connection and label, without the GIL; may be called from any
+        thread. Connections that come or go meanwhile may be counted or not.
+        """
+        cdef View *view = &self.views[0]
+        cdef uint32_t i
+        cdef uint32_t texts = self.texts.fresh
+        cdef size_t words = (texts + (1 << 16)) / 64 + 2
+        cdef uint64_t *seen = <uint64_t *>self._allocate(words * view.columns * sizeof(uint64_t))
+        cdef uint64_t *counts = NULL
+        cdef uint32_t row = 1
+        try:
+            counts = <uint64_t *>self._allocate(view.columns * sizeof(uint64_t))
+            with nogil:
+                while row:
+                    pthread_mutex_lock(&self.lock)
+                    row = self._see_rows(row, texts, words, seen, counts)
+                    pthread_mutex_unlock(&self.lock)
+            return {name: counts[i] for i, name in enumerate(self.label_names)}
+        finally:
+            PyMem_RawFree(seen)
+            PyMem_RawFree(counts)
+
+    cdef uint32_t _see_rows(self, uint32_t row, uint32_t texts, size_t words, uint64_t *seen,
+                            uint64_t *counts) noexcept nogil:
+        # Mark the values of some rows, and count those that were not marked; the row to go on
+        # with, or 0. An integer of 2^16 or more shares its mark with those of its last 16 bits.
+        cdef const View *view = &self.views[0]
+        cdef uint32_t stop = min(view.rows.fresh, row + RENDER_ROWS)
+        cdef const uint32_t *cells
+        cdef Connection *connection
+        cdef uint32_t i, at
+        cdef uint64_t *word
+        cdef uint64_t bit
+        while row < stop:
+            connection = self._row(view, row)
+            row += 1
+            if row + AHEAD < view.rows.fresh:
+                prefetch(row_at(&view.rows, row + AHEAD))
+                prefetch(row_at(&view.rows, row + AHEAD) + CACHE_LINE)
+            if connection.deadline_s == 0:
+                continue
+            cells = self._cells(view, connection)
+            for i in range(view.columns):
+                at = cells[i] & ~IS_TEXT
+                if cells[i] & IS_TEXT:
+                    if at >= texts:     # interned since
+                        continue
+                    at += 1 << 16
+                else:
+                    at &= 0xFFFF
+                word = &seen[i * words + at / 64]
+                bit = <uint64_t>1 << at % 64
+                counts[i] += not word[0] & bit
+                word[0] |= bit
+        return row if row < view.rows.fresh else 0
+
+    def top_values(self, str label, uint32_t count):
+        """Return the commonest values of a label of the first view, with their connections.
+
+        :returns: up to ``count`` pairs of value and number, the greatest number first.
+
+        Takes some 10 ns a connection without the GIL; may be called from any thread.
+        """
+        cdef uint32_t column = self.label_names.index(label)
+        cdef Tally tally
+        cdef uint64_t cell
+        cdef uint32_t at
+        tally_init(&tally)
+        try:
+            self._tally(&tally, column, False)
+            found = heapq.nlargest(
+                count,
+                ((tally.counts[at], tally.keys[at]) for at in range(tally.room) if tally.keys[at]),
+            )
+        finally:
+            tally_destroy(&tally)
+        return [(self._cell_text(cell - 1), number) for number, cell in found]
+
+    def without(self, str label):
+        """Return how many connections there would be if the first view had not this label.
+
+        Takes some 30 ns a connection without the GIL, and 24 bytes; any thread may call it.
+        """
+        cdef uint32_t column = self.label_names.index(label)
+        cdef Tally tally
+        tally_init(&tally)
+        try:
+            self._tally(&tally, column, True)
+            return tally.used
+        finally:
+            tally_destroy(&tally)
+
+    cdef int _tally(self, Tally *tally, uint32_t column, bint others) except -1:
+        # Count the rows by their value of a label, or by those of all others.
+        cdef uint32_t row = 1
+        cdef bint enough = True
+        with nogil:
+            while row and enough:
+                pthread_mutex_lock(&self.lock)
+                enough = self._tally_rows(tally, &row, column, others)
+                pthread_mutex_unlock(&self.lock)
+        if not enough:
+            raise MemoryError
+        return 0
+
+    cdef bint _tally_rows(self, Tally *tally, uint32_t *at, uint32_t column,
+                          bint others) noexcept nogil:
+        cdef const View *view = &self.views[0]
+        cdef uint32_t stop = min(view.rows.fresh, at[0] + RENDER_ROWS)
+        cdef uint32_t cells[MAX_VIEW_COLUMNS]
+        cdef Connection *connection
+        cdef uint64_t key
+        while at[0] < stop:
+            connection = self._row(view, at[0])
+            at[0] += 1
+            if connection.deadline_s == 0:
+                continue
+            memcpy(cells, self._cells(view, connection), 4 * view.columns)
+            key = cells[column]
+            if others:
+                cells[column] = 0
+                key = long_hash(<const char *>cells, 4 * view.columns, self.seed)
+            if not tally_count(tally, key + 1):
+                return False
+        if at[0] >= view.rows.fresh:
+            at[0] = 0
+        return True
+
+    cdef str _cell_text(self, uint32_t cell):
+        cdef Text *text
+        cdef bytes copied
+        if not cell & IS_TEXT:
+            return str(cell)
+        pthread_mutex_lock(&self.lock)
+        text = <Text *>row_at(&self.texts, cell & ~IS_TEXT)
+        if text.refs:
+            copied = text_bytes(text)[:text.length]
+        else:
+            copied = b""                # it has left meanwhile
+        pthread_mutex_unlock(&self.lock)
+        return ESCAPES.sub(lambda match: UNESCAPED[match[0]], copied.decode())
+
+    # -- counts ---------------------------------------------------------------------------------
 
     @property
     def connections(self):
-        """Connection rows in use."""
-        return self.connection_rows.live
+        """Connection rows of the first view in use."""
+        return self.views[0].rows.live
+
+    @property
+    def view_connections(self):
+        """The same of each further view."""
+        cdef uint32_t i
+        return tuple(self.views[i].rows.live for i in range(1, self.view_count))
 
     @property
     def flows(self):
@@ -1585,18 +2669,23 @@ cdef class Table:
 
     @property
     def created_total(self):
-        """Connections that were ever created."""
-        return self.births
+        """Connections of the first view that were ever created."""
+        return self.connections_created
 
     @property
     def expired_total(self):
-        """Connections that left."""
+        """Connections of the first view that left."""
         return self.expired
 
     @property
     def rejected_total(self):
         """Reports that found no room for the connection they would have created."""
         return self.rejected
+
+    @property
+    def overflowed_total(self):
+        """Reports that were added up in the connection of what finds no room."""
+        return self.overflow_reports
 
     @property
     def skipped(self):
@@ -1614,6 +2703,11 @@ cdef class Table:
         return {FINISH_NAMES[i]: self.finishes[i] for i in range(4)}
 
     @property
+    def met_unknown_flow(self):
+        """Whether the latest `update` met a flow that the table did not know."""
+        return self.met_unknown
+
+    @property
     def reads_slots(self):
         """Whether fields are read at their offsets, or as attributes."""
         return self.slots
@@ -1625,6 +2719,12 @@ cdef enum:
     APPLY_NO_MEMORY
 
 
+cdef int compare_changes(const void *one, const void *other) noexcept nogil:
+    cdef const Change *a = <const Change *>one
+    cdef const Change *b = <const Change *>other
+    return (a.key > b.key) - (a.key < b.key)
+
+
 cdef inline uint64_t text_key(uint32_t text) noexcept nogil:
     # The key of a flow whose UUID is an interned text: its number above, a hash of that below.
     return (<uint64_t>text << 32) | <uint32_t>mixed(text)
@@ -1632,29 +2732,117 @@ cdef inline uint64_t text_key(uint32_t text) noexcept nogil:
 
 cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
     # Saturating: a counter that cannot grow stays, where wrapping would be a reset.
-    if unlikely(total[0] > INT64_MAX - amount):
+    cdef int64_t base = max(total[0], <int64_t>0)
+    if unlikely(amount == ABSENT):
+        return
+    if unlikely(base > INT64_MAX - amount):
         total[0] = INT64_MAX
     else:
-        total[0] += amount
+        total[0] = base + amount
 
 
-def line_literals(metric, columns, direction, position, value):
+def family_head(family, *, openmetrics):
+    """Return the lines that stand before a family's samples.
+
+    In OpenMetrics 1.0 a counter's family has its samples' name without ``_total``, and may have
+    a unit: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
+    """
+    name = family.name
+    unit = ""
+    if openmetrics:
+        if family.type == "counter":
+            name = name.removesuffix("_total")
+        if family.unit:
+            unit = f"# UNIT {name} {family.unit}\n"
+    return f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n{unit}"
+
+
+def line_literals(metric, columns, direction):
     """Return what stands before, between and behind the label values of a line.
 
-    `columns` are the label names without the direction's, which is set at `position` with its
-    text. One literal more than there are columns; the last one ends where the value begins.
+    One list for each value of `direction`, or one where that is None. `columns` are the other
+    labels' names. Each list has one literal more than there are columns; the last one ends where
+    the sample's value begins.
     """
-    literals = []
-    text = metric + "{"
-    for at in range(len(columns) + 1):
-        if at == position:
-            text += f'{direction}="{value}"' + ("," if at < len(columns) else "")
-        if at < len(columns):
-            literals.append(f'{text}{columns[at]}="')
-            last = at + 1 == len(columns) and position != at + 1
-            text = '"' if last else '",'
-    literals.append(text + "} ")
-    return literals
+    if direction is None:
+        names = [f'{name}="' for name in columns]
+        if not names:
+            return [[f"{metric} "]]
+        return [[f"{metric}{{{names[0]}", *(f'",{name}' for name in names[1:]), '"} ']]
+    sides = []
+    for value in direction.values:
+        literals = []
+        text = metric + "{"
+        for at in range(len(columns) + 1):
+            if at == direction.position:
+                text += f'{direction.name}="{value}"' + ("," if at < len(columns) else "")
+            if at < len(columns):
+                literals.append(f'{text}{columns[at]}="')
+                last = at + 1 == len(columns) and direction.position != at + 1
+                text = '"' if last else '",'
+        literals.append(text + "} ")
+        sides.append(literals)
+    return sides
+
+
+# ---------------------------------------------------------------------------------------------
+# Tallies: how often each of many numbers occurs, by open addressing
+
+cdef struct Tally:
+    uint64_t *keys              # 0: a free place
+    uint32_t *counts
+    size_t room                 # a power of two, or 0
+    size_t used
+
+
+cdef void tally_init(Tally *tally) noexcept nogil:
+    memset(tally, 0, sizeof(Tally))
+
+
+cdef void tally_destroy(Tally *tally) noexcept nogil:
+    PyMem_RawFree(tally.keys)
+    PyMem_RawFree(tally.counts)
+
+
+cdef bint tally_grow(Tally *tally) noexcept nogil:
+    cdef Tally larger
+    cdef size_t i, at
+    larger.used = tally.used
+    larger.room = 2 * tally.room if tally.room else 1024
+    larger.keys = <uint64_t *>PyMem_RawCalloc(larger.room, sizeof(uint64_t))
+    larger.counts = <uint32_t *>PyMem_RawCalloc(larger.room, sizeof(uint32_t))
+    if larger.keys == NULL or larger.counts == NULL:
+        tally_destroy(&larger)
+        return False
+    for i in range(tally.room):
+        if tally.keys[i]:
+            at = tally_place(&larger, tally.keys[i])
+            larger.keys[at] = tally.keys[i]
+            larger.counts[at] = tally.counts[i]
+    tally_destroy(tally)
+    tally[0] = larger
+    return True
+
+
+cdef inline size_t tally_place(const Tally *tally, uint64_t key) noexcept nogil:
+    cdef size_t at = mixed(key) & (tally.room - 1)
+    while tally.keys[at] and tally.keys[at] != key:
+        at = (at + 1) & (tally.room - 1)
+    return at
+
+
+cdef bint tally_count(Tally *tally, uint64_t key) noexcept nogil:
+    # False when there is no memory. Keys are not 0.
+    cdef size_t at
+    key = max(key, <uint64_t>1)
+    if 2 * tally.used >= tally.room and not tally_grow(tally):
+        return False
+    at = tally_place(tally, key)
+    if tally.keys[at] == 0:
+        tally.keys[at] = key
+        tally.used += 1
+    tally.counts[at] += 1
+    return True
 
 
 cdef class Page:

@@ -1,92 +1,134 @@
 """The compiled table behind the model's face, so that one test can ask both the same things."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from skyfast._table import Page, Table
-from skyfast.plan import Column, Counter, Direction, Gauge, Plan, Requirement, default_plan
-from skyfast.plan import Family as PlanFamily
-from skyfast.wire import flow_types
-from tests.model import (
-    COUNTERS,
-    DIRECTION,
-    DIRECTIONS,
-    ENDPOINTS,
-    FAMILIES,
-    LABELS,
-    TIMEOUT_S,
-    Family,
-    Label,
-    read_page,
+from skyfast.plan import (
+    Column,
+    Conversation,
+    Counter,
+    Direction,
+    FlowCount,
+    Gauge,
+    Plan,
+    Requirement,
 )
+from skyfast.plan import Family as PlanFamily
+from skyfast.plan import View as PlanView
+from skyfast.wire import flow_types
+from tests.model import CONVERSATION, DIRECTION, OTHER, Label, Spec, family_values, one_view
+from tests.model import Gauge as ModelGauge
+from tests.model import Total, View, labels_of, read_page
 
 ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
 
 
-def plan_of(labels: Sequence[Label], families: Sequence[Family]) -> Plan:
-    """Return the plan of a page with the model's labels and families."""
-    values = (*COUNTERS, "RTT")
-    columns = [label for label in labels if label != DIRECTION]
+class _OfFlow:
+    """A rewrite of whole flows, which asks the model's with a flow as the model has it."""
+
+    def __init__(self, rewrite: Any) -> None:
+        self._rewrite = rewrite
+
+    def __getitem__(self, flow: msgspec.Struct) -> str | int:
+        answer: str | int = self._rewrite[msgspec.to_builtins(flow)]
+        return answer
+
+
+def plan_of(spec: Spec) -> Plan:
+    """Return the plan of what the model is asked for."""
+    columns: dict[Label, Column] = {}
+    for view in spec.views:
+        for label in labels_of(view):
+            columns.setdefault(label, _column(label))
+    transport: tuple[tuple[str, ...], ...] = (("Transport",),)
+    if spec.include_icmp:
+        transport += (("ICMP",),)
+    protocol, a, a_port, b, b_port, point = CONVERSATION
     return Plan(
-        columns=tuple(Column(name=label.name, path=label.path) for label in columns),
-        direction=Direction(
-            name=DIRECTION.name,
-            position=labels.index(DIRECTION),
-            values=DIRECTIONS,
+        views=tuple(_view(view, columns, spec) for view in spec.views),
+        requirements=(
+            Requirement(paths=(("Network",),), reason="no_network"),
+            Requirement(paths=transport, reason="no_transport"),
+            Requirement(paths=(("Metric",),), reason="no_metric"),
         ),
-        counters=tuple(
-            Counter(path=("Metric", name), amount=("LastUpdateMetric", name)) for name in COUNTERS
+        conversation=(
+            Conversation(protocol=protocol, ends=((a, a_port), (b, b_port)), point=point)
+            if spec.deduplicate == "first"
+            else None
         ),
-        gauges=(Gauge(path=("Metric", "RTT")),),
+        overflow=OTHER if spec.overflow == OTHER else None,
+    )
+
+
+def _column(label: Label) -> Column:
+    rewrite = label.rewrite if label.path or label.rewrite is None else _OfFlow(label.rewrite)
+    return Column(
+        name=label.name,
+        path=label.path,
+        rewrite=rewrite,
+        reads=label.reads,
+        volatile=label.volatile,
+    )
+
+
+def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
+    whole = {label.path for label in labels_of(view) if label.rewrite is None}
+    labels = list(view.labels)
+    return PlanView(
+        columns=tuple(columns[label] for label in labels_of(view)),
+        direction=Direction(position=labels.index(DIRECTION)) if DIRECTION in labels else None,
         families=tuple(
             PlanFamily(
                 name=family.name,
                 help="Help.",
-                type=family.type,
-                values=tuple(
-                    values.index(field) for field in (family.forward, family.backward) if field
-                ),
-                omit_zero=family.forward == "RTT",
+                type="counter" if family.type == "counter" else "gauge",
+                values=tuple(_value(value) for value in family_values(family, view)),
+                decimals=family.decimals,
             )
-            for family in families
+            for family in view.families
         ),
-        requirements=tuple(
-            Requirement(path=(part,), reason=f"no_{part.lower()}")
-            for part in ("Network", "Transport", "Metric")
-        ),
-        complete={label.path for label in labels} >= ENDPOINTS,
+        complete=not spec.include_icmp
+        and whole
+        >= {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")},
+    )
+
+
+def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount:
+    if value is None:
+        return FlowCount()
+    if isinstance(value, ModelGauge):
+        return Gauge(path=value.path, keep=value.keep)  # type: ignore[arg-type]
+    told = all(path[0] == "Metric" for path in value.paths)
+    return Counter(
+        paths=value.paths,
+        amounts=tuple(("LastUpdateMetric", path[1]) for path in value.paths) if told else (),
+        optional=value.is_optional,
     )
 
 
 class Core:
     """A table that takes flows as JSON objects, in the way a message's flows reach it."""
 
-    def __init__(
-        self,
-        *,
-        labels: Sequence[Label] = LABELS,
-        families: Sequence[Family] = FAMILIES,
-        max_connections: int = 1_000_000,
-        max_flows: int = 4_000_000,
-        timeout_s: float = TIMEOUT_S,
-        slots: bool = True,
-    ) -> None:
-        is_default = labels is LABELS and families is FAMILIES
-        self.plan = default_plan() if is_default else plan_of(labels, families)
-        self.families = families
+    def __init__(self, spec: Spec | None = None, *, slots: bool = True, **options: Any) -> None:
+        """Make what ``spec`` asks for, or ``one_view(**options)``; rules for flows are not its."""
+        spec = spec or one_view(**options)
+        self.plan = plan_of(spec)
+        self.families = tuple(family for view in spec.views for family in view.families)
         types = flow_types(self.plan)
         self._decode = msgspec.json.Decoder(list[types.Flow]).decode  # type: ignore[name-defined]
         self._decode_full = msgspec.json.Decoder(list[types.FullFlow]).decode  # type: ignore[name-defined]
         self.table = Table(
             self.plan,
             types,
-            max_connections=max_connections,
-            max_flows=max_flows,
-            timeout_s=timeout_s,
+            max_connections=spec.max_connections,
+            max_flows=spec.max_flows,
+            timeout_s=spec.timeout_s,
+            view_timeouts_s=[view.timeout_s for view in spec.views[1:]],
             slots=slots,
         )
 
@@ -96,7 +138,7 @@ class Core:
     def message(self, flows: Sequence[dict[str, Any]], now: float) -> None:
         """Take the flows of one message, again with every field from where that is needed."""
         obj = json.dumps(flows).encode()
-        taken = self.table.update(self._decode(obj), now) if self.plan.complete else 0
+        taken = self.table.update(self._decode(obj), now)
         if taken < len(flows):
             assert self.table.update(self._decode_full(obj), now, taken) == len(flows)
 
@@ -107,6 +149,9 @@ class Core:
         (*reasons,) = (reason for reason, n in self.skipped.items() if n != before[reason])
         assert len(reasons) <= 1
         return reasons[0] if reasons else None
+
+    def relabel(self, rewrite: Any, keys: Iterable[str]) -> None:
+        self.table.relabel([(rewrite, frozenset(keys))])
 
     def expire(self, now: float) -> None:
         assert not self.table.expire(now, ALL_ROWS)

@@ -14,10 +14,9 @@ import msgspec
 import pytest
 
 from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Table
-from skyfast.plan import default_plan
 from skyfast.wire import flow_types
-from tests.core import CHUNK_BYTES, Core, read_all
-from tests.model import BYTES, PACKETS, TIMEOUT_S, Model, make_flow, read_page
+from tests.core import CHUNK_BYTES, Core, plan_of, read_all
+from tests.model import BYTES, PACKETS, TIMEOUT_S, Model, Spec, make_flow, read_page
 
 ODD_TEXTS = (
     "",
@@ -46,7 +45,7 @@ def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
 
 
 def a_table(**limits):
-    plan = default_plan()
+    plan = plan_of(Spec())
     types = flow_types(plan)
     limits = {"max_connections": 10, "max_flows": 40, "timeout_s": TIMEOUT_S} | limits
     return Table(plan, types, **limits), types
@@ -433,7 +432,7 @@ def test_update_stops_where_it_needs_more_and_goes_on_from_there():
 def test_update_takes_its_own_types_only():
     table, types = a_table()
     good = decode(types.Flow, make_flow("a1"))
-    foreign = decode(flow_types(default_plan()).Flow, make_flow("b2"))
+    foreign = decode(flow_types(plan_of(Spec())).Flow, make_flow("b2"))
     for wrong in ([None], [{}], ["text"], [object()], foreign):
         with pytest.raises(TypeError):
             table.update(good + wrong, 0)
@@ -485,10 +484,13 @@ def test_limits_that_cannot_be(limits):
         a_table(**limits)
 
 
-def test_a_family_of_a_value_that_is_not_kept():
-    plan = default_plan()
-    families = (dataclasses.replace(plan.families[0], values=(0, 5)), *plan.families[1:])
-    plan = dataclasses.replace(plan, families=families)
+def test_a_family_with_more_values_than_directions():
+    plan = plan_of(Spec())
+    (view,) = plan.views
+    (bytes_family, *others) = view.families
+    values = (*bytes_family.values, *bytes_family.values)
+    families = (dataclasses.replace(bytes_family, values=values), *others)
+    plan = dataclasses.replace(plan, views=(dataclasses.replace(view, families=families),))
     with pytest.raises(ValueError, match=BYTES):
         Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
 
