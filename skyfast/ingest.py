@@ -1,4 +1,4 @@
-"""From a message's bytes to updates of the table: decoding, filters, counts, salvage.
+"""From a message's bytes to updates of the table: decoding, counts, salvage.
 
 Whatever a message holds, nothing is raised for it: what cannot be used is counted, and
 costs neither the other flows of its message nor the subscription.
@@ -6,13 +6,11 @@ costs neither the other flows of its message nor the subscription.
 
 import re
 from collections.abc import Callable, Iterable
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 from typing import Any, Protocol
 
 import msgspec
 
-from skyfast.config import Config
+from skyfast.filters import Admission
 from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 from skyfast.wire import Envelope, FlowTypes
 
@@ -25,9 +23,6 @@ MAX_REPAIRED_TOKENS = 500_000
 """Escapes, or strings and brackets, looked at to save the rest of a message.
 
 They take 0.2 s, a small part of what a pong may take; such a message of 100 flows has 10,000."""
-
-MAX_CLASSIFIED = 65_536
-"""Addresses whose place inside or outside the cluster is remembered."""
 
 # msgspec raises more than its own errors: bad UTF-8 and deep nesting have Python's.
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -50,50 +45,78 @@ class Updatable(Protocol):
     """The part of the table that is written to."""
 
     def update(self, flows: list[Flow], now: float, start: int = 0) -> int: ...
+    @property
+    def met_unknown_flow(self) -> bool: ...
+
+
+class StatsSink(Protocol):
+    """What takes the capture statistics."""
+
+    def message(self, raw: msgspec.Raw, now: float) -> None: ...
 
 
 class Ingest:
     """Decodes messages and applies their flows.
 
     :param types: the flow types of the table's plan.
+    :param admitted: what picks the flows of a message that reach the table.
+    :param captures: gets the content of messages with capture statistics.
     :param now: the table's clock, in seconds.
+
+    A flow that the table does not know can be judged only with fields that updates of known flows
+    do without. Where the latest message had such a flow, the next one is decoded with those
+    fields at once; where it comes as a surprise, its message is decoded once more.
     """
 
     def __init__(
         self,
         *,
-        config: Config,
         types: FlowTypes,
         table: Updatable,
+        admitted: Admission,
+        captures: StatsSink,
         stats: Stats,
         now: Callable[[], float],
     ) -> None:
         self._table = table
+        self._captures = captures
         self._now = now
         self._skipped = stats.flows_skipped
-        self._admitted = admission(config)
+        self._admitted = admitted
         self._messages = msgspec.json.Decoder(_message_type(types.Flow))
         self._full_messages = msgspec.json.Decoder(_message_type(types.FullFlow))
+        self._next_messages = self._full_messages
         self._full_flow = msgspec.json.Decoder(types.FullFlow)
         self._envelope = msgspec.json.Decoder(Envelope)
         self._raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 
-    def message(self, data: bytes | bytearray, analyzer: AnalyzerStats) -> None:
-        """Apply one message, as received; count it under its analyzer."""
+    def message(self, data: bytes | bytearray | memoryview, analyzer: AnalyzerStats) -> None:
+        """Apply one message, as received; count it under its analyzer.
+
+        Nothing refers to ``data`` when this has returned.
+        """
         try:
-            message = self._messages.decode(data)
+            message = self._next_messages.decode(data)
         except _UNDECODABLE:
             self._salvage(bytes(data), analyzer)
             return
-        if not _carries_flows(message.Namespace, message.Type, analyzer) or not message.Obj:
-            return
-        flows = message.Obj
+        match _kind(message.Namespace, message.Type, analyzer):
+            case "flow", "store":
+                self._take(message.Obj or [], data, analyzer)
+            case "stats", "stats":
+                self._captures.message(self._envelope.decode(bytes(data)).Obj, self._now())
+
+    def _take(
+        self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
+    ) -> None:
+        """Apply the flows of the message ``data``."""
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
-        self._skipped["excluded"] += len(flows) - len(admitted)
         done = self._table.update(admitted, self._now())
         if done < len(admitted):
             self._decode_fully(bytes(data), _position(admitted[done], flows))
+        unknown = self._table.met_unknown_flow
+        self._next_messages = self._full_messages if unknown else self._messages
 
     def _decode_fully(self, data: bytes, position: int) -> None:
         """Apply the message's flows from ``position`` on, which were not applied or counted yet."""
@@ -102,7 +125,7 @@ class Ingest:
         except _UNDECODABLE:
             raws = self._raw_list.decode(self._envelope.decode(data).Obj)
             flows = self._one_by_one(raws[position:])
-        self._table.update(self._admitted(flows), self._now())
+        self._table.update(self._admitted.again(flows), self._now())
 
     def _salvage(self, data: bytes, analyzer: AnalyzerStats) -> None:
         """Apply what is good in a message that is not, as a whole, one of flows."""
@@ -114,18 +137,20 @@ class Ingest:
         except _UNDECODABLE:
             analyzer.errors["malformed"] += 1
             return
-        if not _carries_flows(envelope.Namespace, envelope.Type, analyzer):
-            return
+        match _kind(envelope.Namespace, envelope.Type, analyzer):
+            case "flow", "store":
+                self._take_singly(envelope.Obj, analyzer)
+            case "stats", "stats":
+                self._captures.message(envelope.Obj, self._now())
+
+    def _take_singly(self, obj: msgspec.Raw, analyzer: AnalyzerStats) -> None:
         try:
-            raws = self._raw_list.decode(envelope.Obj)
+            raws = self._raw_list.decode(obj)
         except _UNDECODABLE:
             analyzer.errors["not_a_list"] += 1
             return
         analyzer.flows += len(raws)
-        flows = self._one_by_one(raws)
-        admitted = self._admitted(flows)
-        self._skipped["excluded"] += len(flows) - len(admitted)
-        self._table.update(admitted, self._now())
+        self._table.update(self._admitted(self._one_by_one(raws)), self._now())
 
     def _open(self, data: bytes) -> Envelope:
         try:
@@ -154,16 +179,16 @@ def _message_type(flow: Any) -> Any:
     return msgspec.defstruct("Message", fields, gc=False)
 
 
-def _carries_flows(namespace: str, message_type: str, analyzer: AnalyzerStats) -> bool:
-    """Count the message under its kind, and tell whether flows are to be read from it."""
+def _kind(namespace: str, message_type: str, analyzer: AnalyzerStats) -> tuple[str, str]:
+    """Count the message under its kind, and return that: namespace and type."""
     if namespace.startswith("flow/"):
         namespace = "flow"
-    key = (
+    kind = (
         namespace if namespace in NAMESPACES else "other",
         message_type if message_type in MESSAGE_TYPES else "other",
     )
-    analyzer.messages[key] = analyzer.messages.get(key, 0) + 1
-    return key == ("flow", "store")
+    analyzer.messages[kind] = analyzer.messages.get(kind, 0) + 1
+    return kind
 
 
 def _position(wanted: Flow, flows: list[Flow]) -> int:
@@ -205,48 +230,3 @@ def pruned(data: bytes) -> bytes:
                     kept_to = token.start()
                 depth -= 1
     return bytes(kept + data[kept_to:])
-
-
-def admission(config: Config) -> Callable[[list[Flow]], list[Flow]]:
-    """Return what picks the flows that ``filter.excluded_tags`` lets in.
-
-    A flow is ``internal`` when both its addresses lie in ``classify.cluster_net_masks``,
-    ``egress`` or ``ingress`` when only the initiator's or the target's does, and ``other`` when
-    neither does or one is no address. Flows that lack a part pass: the table counts them.
-    """
-    excluded = config.filter.excluded_tags
-    if not excluded:
-        return lambda flows: flows
-    masks = config.classify.cluster_net_masks
-
-    @lru_cache(MAX_CLASSIFIED)
-    def in_cluster(text: str) -> bool | None:
-        try:
-            address = ip_address(text)
-        except ValueError:
-            return None
-        if isinstance(address, IPv6Address):
-            if address.scope_id is not None:
-                return None
-            address = address.ipv4_mapped or address
-        return any(address in mask for mask in masks)
-
-    def admits(flow: Flow) -> bool:
-        if flow.Network is None or flow.Transport is None or flow.Metric is None or not flow.UUID:
-            return True
-        return tag(in_cluster(flow.Network.A), in_cluster(flow.Network.B)) not in excluded
-
-    return lambda flows: [flow for flow in flows if admits(flow)]
-
-
-def tag(initiator_inside: bool | None, target_inside: bool | None) -> str:
-    """Return the classification of a flow; None stands for an address that is none."""
-    match initiator_inside, target_inside:
-        case (None, _) | (_, None) | (False, False):
-            return "other"
-        case True, True:
-            return "internal"
-        case True, _:
-            return "egress"
-        case _:
-            return "ingress"
