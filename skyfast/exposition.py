@@ -91,7 +91,7 @@ class Source:
     """What a configuration decides of the pages.
 
     ``cardinality`` is that of the table's main view, ``views`` are the prefixes of its others.
-    ``openmetrics`` offers that format: all families have the names that it demands.
+    ``standard_names`` says that all families have such; then OpenMetrics is offered too.
     """
 
     table: Table
@@ -99,7 +99,7 @@ class Source:
     views: tuple[str, ...]
     interfaces: Rendered
     captures: Rendered
-    openmetrics: bool
+    standard_names: bool
 
 
 class Exposition:
@@ -132,7 +132,11 @@ class Exposition:
         """Return what belongs on the event loop: see :func:`selfmetrics.render`."""
         source = self.source
         return selfmetrics.render(
-            self._stats, source.table, views=source.views, openmetrics=openmetrics
+            self._stats,
+            source.table,
+            views=source.views,
+            standard_names=source.standard_names,
+            openmetrics=openmetrics,
         )
 
 

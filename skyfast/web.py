@@ -282,7 +282,7 @@ class WebServer:
     ) -> web.StreamResponse:
         openmetrics = False
         vary: str = hdrs.ACCEPT_ENCODING
-        if self._exposition.source.openmetrics:
+        if self._exposition.source.standard_names:
             openmetrics = exposition.prefers_openmetrics(_joined(request, hdrs.ACCEPT))
             vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
         headers = _headers(

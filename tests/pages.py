@@ -152,7 +152,13 @@ class FakePart:
 
 
 def source(
-    table=None, *, interfaces=INTERFACES, captures=CAPTURES, views=(), openmetrics=False, view=VIEW
+    table=None,
+    *,
+    interfaces=INTERFACES,
+    captures=CAPTURES,
+    views=(),
+    standard_names=False,
+    view=VIEW,
 ):
     """Return what pages are made of: a fake of everything."""
     table = table or FakeTable()
@@ -162,7 +168,7 @@ def source(
         views=views,
         interfaces=FakePart(interfaces),
         captures=FakePart(captures),
-        openmetrics=openmetrics,
+        standard_names=standard_names,
     )
 
 

@@ -140,7 +140,7 @@ async def test_parts_in_their_order():
 @on_both_loops
 async def test_the_end_of_openmetrics():
     """It says that nothing is missing: once, at the end of every whole page."""
-    pages = exposition(FakeTable(BIG), openmetrics=True)
+    pages = exposition(FakeTable(BIG), standard_names=True)
     for part in (*Part, Part.FLOWS | Part.INTERFACES, Part.ALL):
         for gzip in (False, True):
             stream = pages.stream(part, gzip=gzip, openmetrics=True)
@@ -152,7 +152,7 @@ async def test_the_end_of_openmetrics():
     own = await pages.own(openmetrics=True)
     assert own.endswith(b"\n# EOF\n")
     assert own.count(b"# EOF") == 1
-    empty = exposition(FakeTable(b""), interfaces=b"", openmetrics=True)
+    empty = exposition(FakeTable(b""), interfaces=b"", standard_names=True)
     stream = empty.stream(Part.FLOWS | Part.INTERFACES, gzip=False, openmetrics=True)
     assert await collect(stream) == [b"# EOF\n"]
 

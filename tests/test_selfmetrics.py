@@ -7,10 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import __version__, selfmetrics
 from skyfast.selfmetrics import (
+    CAPTURE_SKIPS,
     INTERFACE_SKIPS,
     MESSAGE_ERRORS,
     RECONNECT_REASONS,
@@ -18,7 +22,9 @@ from skyfast.selfmetrics import (
     SKIP_REASONS,
     TOPOLOGY_ERRORS,
     Stats,
+    head,
     render,
+    render_label_values,
 )
 from tests.pages import FakeTable
 
@@ -58,6 +64,7 @@ def test_every_value_known_in_advance_is_there_from_the_start():
         ("skyfast_topology_errors_total", TOPOLOGY_ERRORS),
         ("skyfast_interfaces_skipped", INTERFACE_SKIPS),
         ("skyfast_scrapes_failed_total", SCRAPE_FAILURES),
+        ("skyfast_capture_reports_skipped_total", CAPTURE_SKIPS),
     ):
         assert by_reason(name, found) == dict.fromkeys(reasons, 0), name
 
@@ -83,6 +90,11 @@ def test_values():
     stats.topology.last_answer_timestamp_s = 1700000001.5
     stats.topology.skipped["duplicate"] = 20
     stats.topology.errors["timeout"] = 21
+    stats.flows_filtered = {"keep": 27, "no-dns": 28}
+    stats.captures.captures = 29
+    stats.captures.skipped["no_id"] = 30
+    stats.config.last_reload_successful = 0
+    stats.config.last_reload_success_timestamp_s = 1700000002.5
     stats.scrape.scrapes = 22
     stats.scrape.last_duration_s = 0.125
     stats.scrape.last_bytes = 23
@@ -122,8 +134,86 @@ def test_values():
         ("skyfast_scrapes_rejected_total",): 24,
         ("skyfast_scrapes_failed_total", ("reason", "deadline")): 25,
         ("skyfast_http_connections_rejected_total",): 26,
+        ("skyfast_flows_filtered_total", ("rule", "keep")): 27,
+        ("skyfast_flows_filtered_total", ("rule", "no-dns")): 28,
+        ("skyfast_connections_overflowed_total",): 11,
+        ("skyfast_captures",): 29,
+        ("skyfast_capture_reports_skipped_total", ("reason", "no_id")): 30,
+        ("skyfast_config_last_reload_successful",): 0,
+        ("skyfast_config_last_reload_success_timestamp_seconds",): 1700000002.5,
     }
     assert {key: found.get(key) for key in expected} == expected
+
+
+def test_views():
+    table = FakeTable()
+    table.view_connections = (12, 13)
+    page = render(Stats(), table, views=("skydive_traffic", "x"))
+    assert b'\nskyfast_view_connections{view="skydive_traffic"} 12\n' in page
+    assert b'\nskyfast_view_connections{view="x"} 13\n' in page
+
+
+def test_the_start_counts_as_a_reload():
+    found = samples()
+    assert found["skyfast_config_last_reload_successful",] == 1
+    began = found["skyfast_config_last_reload_success_timestamp_seconds",]
+    assert abs(time.time() - began) < 5
+
+
+def test_label_values():
+    assert render_label_values({"target_ip": 3, "protocol": 2}).decode() == (
+        "# HELP skyfast_label_values Distinct values of the label on the page, by label.\n"
+        "# TYPE skyfast_label_values gauge\n"
+        'skyfast_label_values{label="target_ip"} 3\n'
+        'skyfast_label_values{label="protocol"} 2\n'
+    )
+
+
+def test_heads():
+    """OpenMetrics calls a counter's family by another name, escapes quotes, and has units."""
+    name, text = "x_bytes_total", 'a "b" \\ c\nd'
+    assert head(name, text, "counter", unit="bytes", openmetrics=False) == (
+        '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'
+    )
+    assert head(name, text, "counter", unit="bytes", openmetrics=True) == (
+        '# TYPE x_bytes counter\n# UNIT x_bytes bytes\n# HELP x_bytes a \\"b\\" \\\\ c\\nd\n'
+    )
+    assert head("x", "y", "gauge", openmetrics=True) == "# TYPE x gauge\n# HELP x y\n"
+
+
+def test_openmetrics():
+    """The reference parser reads everything, and finds the same as in the text format."""
+    stats = Stats()
+    stats.analyzer('a\\b"c\nd').messages["other", "other"] = 2**63 - 1
+    stats.flows_filtered = {"keep": 1}
+    table = FakeTable()
+    table.view_connections = (12,)
+    pages = {
+        openmetrics: (
+            render(stats, table, views=("v",), standard_names=True, openmetrics=openmetrics)
+            + render_label_values({"target_ip": 3}, openmetrics=openmetrics)
+        ).decode()
+        for openmetrics in (False, True)
+    }
+    families = list(openmetrics_families(pages[True] + "# EOF\n"))
+    found = {
+        (sample.name, *sorted(sample.labels.items()))
+        for family in families
+        for sample in family.samples
+    }
+    expected = {
+        (sample.name, *sorted(sample.labels.items()))
+        for family in text_string_to_metric_families(pages[False])
+        for sample in family.samples
+    }
+    assert found == expected
+    assert ("skyfast_table_flows",) in found
+    units = {family.name: family.unit for family in families if family.unit}
+    assert units["process_cpu_seconds"] == "seconds"
+    assert units["skyfast_received_bytes"] == "bytes"
+    assert units["skyfast_config_last_reload_success_timestamp_seconds"] == "seconds"
+    assert all(name.endswith(f"_{unit}") for name, unit in units.items())
+    assert not {family.type for family in families} - {"counter", "gauge"}
 
 
 def test_integers_are_exact():
@@ -167,7 +257,7 @@ def test_promtool_has_no_complaint():
     stats.analyzer("a:1")
     done = subprocess.run(
         [PROMTOOL, "check", "metrics"],
-        input=render(stats, FakeTable()),
+        input=render(stats, FakeTable()) + render_label_values({"target_ip": 3}),
         capture_output=True,
         timeout=10,
         check=False,

@@ -317,7 +317,7 @@ async def test_only_one_format_is_offered():
 @on_both_loops
 async def test_openmetrics_is_negotiated():
     openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-    async with Site(parts={"openmetrics": True}) as site:
+    async with Site(parts={"standard_names": True}) as site:
         for accept, chosen in (
             ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5", True),
             ("text/plain, application/openmetrics-text;q=0.5", False),
@@ -349,7 +349,7 @@ async def test_another_source():
     async with Site() as site:
         accept = {"accept": "application/openmetrics-text"}
         assert (await site.get("/metrics/flows", **accept)).body == FLOWS
-        site.exposition.source = source(FakeTable(b"new 1\n"), openmetrics=True)
+        site.exposition.source = source(FakeTable(b"new 1\n"), standard_names=True)
         assert (await site.get("/metrics/flows", **accept)).body == b"new 1\n# EOF\n"
 
 
