@@ -25,11 +25,12 @@ from typing import Final, Never, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import Event, State
+from websockets.frames import CloseCode
+from websockets.protocol import State
 
 from skyfast import __version__
 from skyfast.config import Config, ConfigError
+from skyfast.frames import Connection, MessageData, OnMessage
 from skyfast.login import (
     Authentication,
     Endpoint,
@@ -46,9 +47,6 @@ log = logging.getLogger(__name__)
 # At level DEBUG, websockets logs all headers, with the credentials.
 _wire_log = logging.getLogger("skyfast.websockets")
 _wire_log.setLevel(logging.WARNING)
-
-MAX_QUEUE: Final = 4
-"""Frames of fragmented messages that wait for us at most; beyond that the socket is not read."""
 
 MAX_ADDRESSES: Final = 64
 """Addresses of one ``dns+`` name that are subscribed to."""
@@ -91,7 +89,6 @@ class Timing:
 
 DEFAULT_TIMING: Final = Timing()
 
-OnMessage = Callable[[bytes | bytearray], None]
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -156,36 +153,11 @@ def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
         ceiling_s = min(2 * ceiling_s, timing.backoff_most_s)
 
 
-_WHOLE: Final = (Opcode.TEXT, Opcode.BINARY)
-
-
 class _Connect(connect):
     """Does not follow redirects: no analyzer has any, and they would take our headers along."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
-
-
-class _Connection(ClientConnection):
-    """Hands messages on as they come, without the queue that `recv` reads.
-
-    With 80 KB a message, that queue costs more CPU time than the table: a copy, a future, and
-    a turn of the event loop. A fragmented message still goes through it, as does everything
-    while ``on_message`` is None.
-    """
-
-    on_message: OnMessage | None = None
-
-    def process_event(self, event: Event) -> None:
-        if (
-            self.on_message is not None
-            and isinstance(event, Frame)
-            and event.fin
-            and event.opcode in _WHOLE
-        ):
-            self.on_message(cast(bytes, event.data))
-        else:
-            super().process_event(event)
 
 
 class _Watch:
@@ -308,7 +280,7 @@ class Subscription:
         finally:
             await self._close(connection)
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> Connection:
         """Connect to the first address that can be connected to."""
         *others, last = await resolve(self.endpoint.address, self.endpoint.port)
         for address in others:
@@ -316,7 +288,7 @@ class Subscription:
                 return await self._connect_to(address)
         return await self._connect_to(last)
 
-    async def _connect_to(self, address: str) -> _Connection:
+    async def _connect_to(self, address: str) -> Connection:
         endpoint, timing = self.endpoint, self._timing
         capture_id = self._config.subscriber.capture_id
         self._offered = self._authentication.headers()
@@ -335,7 +307,6 @@ class Subscription:
             compression=None,
             proxy=None,
             max_size=self._config.subscriber.max_message_bytes,
-            max_queue=MAX_QUEUE,
             open_timeout=timing.open_timeout_s,
             close_timeout=timing.close_timeout_s,
             ping_interval=timing.ping_interval_s,
@@ -344,11 +315,11 @@ class Subscription:
             host=address,
             port=endpoint.port,
             ssl=self._ssl if endpoint.secure else None,
-            create_connection=_Connection,
+            create_connection=Connection,
         )
-        return cast(_Connection, connection)
+        return cast(Connection, connection)
 
-    async def _receive(self, connection: _Connection) -> Never:
+    async def _receive(self, connection: Connection) -> Never:
         timeout_s = self._config.subscriber.silence_timeout_s * random.uniform(1, SILENCE_JITTER)
         try:
             async with asyncio.timeout(None) as deadline:
@@ -365,11 +336,11 @@ class Subscription:
         except TimeoutError:
             raise SilenceError(f"no message for {timeout_s:.0f} s") from None
 
-    async def _read(self, connection: _Connection, watch: _Watch) -> Never:
+    async def _read(self, connection: Connection, watch: _Watch) -> Never:
         """Hand on message after message."""
         stats, on_message, now_s = self.stats, self._on_message, time.time
 
-        def handle(data: bytes | bytearray) -> None:
+        def handle(data: MessageData) -> None:
             watch.heard = True
             stats.received_bytes += len(data)
             stats.last_message_timestamp_s = now_s()
@@ -378,14 +349,9 @@ class Subscription:
             except Exception as exc:  # noqa: BLE001 - a bug, but the next message may be well
                 self._log_bug(exc)
 
-        connection.on_message = handle
-        try:
-            while True:
-                # What was fragmented, or came together with the answer to the handshake.
-                handle(await connection.recv(decode=False))
-                await asyncio.sleep(0)  # recv gives the loop no turn while more is waiting
-        finally:
-            connection.on_message = None
+        await connection.receive(
+            handle, max_message_bytes=self._config.subscriber.max_message_bytes
+        )
 
     async def _close(self, connection: ClientConnection) -> None:
         try:
@@ -477,7 +443,7 @@ class Subscriptions:
         *,
         config: Config,
         stats: Stats,
-        on_message: Callable[[bytes | bytearray, AnalyzerStats], None],
+        on_message: Callable[[MessageData, AnalyzerStats], None],
         resolve: Resolve = resolve,
         timing: Timing = DEFAULT_TIMING,
     ) -> None:
