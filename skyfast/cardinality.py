@@ -173,12 +173,12 @@ def as_json(report: Report) -> bytes:
 _STYLE = """\
 section { border-top: 1px solid var(--line); padding: .6rem 0; }
 h2 { font: 600 1rem ui-monospace, monospace; margin: 0; display: inline-block; }
-section > p, small { color: var(--dim); margin: 0; }
-section > a { float: right; font: .85rem system-ui, sans-serif; line-height: 1.5rem; }
+small { color: var(--dim); }
+p a, section > a { font-family: inherit; }
+section > a { float: right; font-size: .85rem; }
 strong { color: CanvasText; font-weight: 600; }
 table { border-collapse: collapse; width: 100%; margin: .4rem 0 .6rem; table-layout: fixed; }
-td, th { font: .85rem/1.5 ui-monospace, monospace; padding: 0 .4rem; text-align: left; }
-td { overflow-wrap: anywhere; }
+td { font: .85rem/1.5 ui-monospace, monospace; padding: 0 .4rem; overflow-wrap: anywhere; }
 td + td { text-align: right; width: 7rem; font-variant-numeric: tabular-nums; }
 tr { background: linear-gradient(var(--bar), var(--bar)) no-repeat 0 / var(--share) 100%; }
 summary { color: var(--dim); font-size: .85rem; cursor: pointer; }

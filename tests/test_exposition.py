@@ -22,33 +22,13 @@ from tests.pages import (
     CAPTURES,
     FLOWS,
     INTERFACES,
+    PROMETHEUS,
     FakeTable,
     on_both_loops,
     page_threads,
     source,
     until,
 )
-
-PROMETHEUS = {
-    "2.42": (
-        "application/openmetrics-text;version=1.0.0,"
-        "application/openmetrics-text;version=0.0.1;q=0.75,"
-        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
-    ),
-    "2.42, native histograms": (
-        "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;"
-        "encoding=delimited,application/openmetrics-text;version=1.0.0;q=0.8,"
-        "application/openmetrics-text;version=0.0.1;q=0.75,"
-        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
-    ),
-    "3": (
-        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
-        "application/openmetrics-text;version=0.0.1;q=0.4,"
-        "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
-        "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
-    ),
-}
-"""What Prometheus sends in ``Accept``."""
 
 
 def exposition(table=None, *, now=lambda: 100.0, **parts):

@@ -15,11 +15,15 @@ import zlib
 
 import aiohttp
 import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as text_string_to_openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import __version__, web
+from skyfast.captures import Captures
 from skyfast.exposition import FIRST_CHUNK_BYTES, Exposition
-from skyfast.selfmetrics import Stats
+from skyfast.selfmetrics import CaptureStats, Stats, head
 from skyfast.web import WebServer
 from tests.configs import make_config
 from tests.pages import (
@@ -27,6 +31,7 @@ from tests.pages import (
     CAPTURES,
     FLOWS,
     INTERFACES,
+    PROMETHEUS,
     FakeTable,
     on_both_loops,
     page_threads,
@@ -342,6 +347,30 @@ async def test_openmetrics_is_negotiated():
         assert zlib.decompress(compressed.body, wbits=31).endswith(b"\n# EOF\n")
         refused = await site.get(accept_encoding="br, *;q=0")
         assert refused.headers["vary"] == "Accept, Accept-Encoding"
+
+
+@on_both_loops
+async def test_the_reference_parser_reads_openmetrics():
+    captures = Captures(naming="standard", stats=CaptureStats())
+    captures.message(b'{"CaptureID":"c-1","FlowCount":3,"FlowDropped":4}', 100)
+    flows = head("skydive_x_bytes_total", "Bytes.", "counter", unit="bytes", openmetrics=True)
+    flows += 'skydive_x_bytes_total{initiator_ip="10.0.0.1"} 7\n'
+    table = FakeTable(flows.encode())
+    table.view_connections = (2,)
+    parts = {"interfaces": b"", "views": ("skydive_traffic",), "standard_names": True}
+    async with Site(table, parts=parts) as site:
+        site.exposition.source = dataclasses.replace(site.exposition.source, captures=captures)
+        for path in PAGES:
+            answer = await site.get(path, accept=PROMETHEUS["2.42"])
+            families = {
+                family.name: family for family in text_string_to_openmetrics_families(answer.text)
+            }
+            if path == "/metrics":
+                assert families["skydive_x_bytes"].unit == "bytes"
+                assert families["skydive_capture_flows_dropped"].samples[0].value == 4
+                assert families["skyfast_label_values"].samples
+                assert families["skyfast_view_connections"].samples[0].value == 2
+                assert families["process_cpu_seconds"].type == "counter"
 
 
 @on_both_loops
