@@ -5,6 +5,7 @@ or configuration, told in one line.
 """
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
     try:
         configuration = _load(arguments)
-        logs.set_up((arguments.log_level or configuration.logging.level).upper())
+        logs.set_up(configuration.logging.level)
         logs.write_notes(configuration.notes)
         if arguments.check:
             sys.stdout.write(config.dump(configuration) + check.report(configuration))
@@ -77,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 
         from skyfast import app
 
-        return EXIT_OK if app.run(configuration, demo=arguments.demo) else EXIT_CANNOT_RUN
+        is_over = app.run(configuration, lambda: _reload(arguments), demo=arguments.demo)
+        return EXIT_OK if is_over else EXIT_CANNOT_RUN
     except config.ConfigError as error:
         sys.stderr.write(f"skyfast: {error}\n")
         return EXIT_WRONG
@@ -85,5 +87,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _load(arguments: argparse.Namespace) -> config.Config:
     if arguments.demo and arguments.config is None:
-        return config.parse("", os.environ, source="the defaults")
-    return config.load(arguments.config or DEFAULT_PATH, os.environ)
+        loaded = config.parse("", os.environ, source="the defaults")
+    else:
+        loaded = config.load(arguments.config or DEFAULT_PATH, os.environ)
+    if arguments.log_level is None:
+        return loaded
+    return dataclasses.replace(loaded, logging=config.Logging(level=arguments.log_level.upper()))
+
+
+def _reload(arguments: argparse.Namespace) -> config.Config:
+    if arguments.config == "-":
+        raise config.ConfigError("standard input cannot be read again")
+    loaded = _load(arguments)
+    logs.write_notes(loaded.notes)
+    return loaded

@@ -39,6 +39,11 @@ def set_up(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Change from which level on skyfast's own records are sent."""
     logging.getLogger("skyfast").setLevel(level)
 
 

@@ -84,6 +84,11 @@ class Names:
         self.ready = asyncio.Event()
         """Set when the first answer has been applied."""
 
+    def keep(self, keep_s: float) -> None:
+        """Remember for so long from now on."""
+        for memory in self._memories:
+            memory.keep_s = keep_s
+
     def compare(self, nodes: Iterable[Node], now: float) -> Changes:
         """Return what ``nodes``, the whole topology at ``now``, change. Changes nothing itself.
 
@@ -130,7 +135,7 @@ class _Memory:
 
     def __init__(self, keep_s: float) -> None:
         self.lookup = Lookup()
-        self._keep_s = keep_s
+        self.keep_s = keep_s
         self._gone: Mapping[str, float] = {}
 
     def compare(self, told: Mapping[str, str], now: float) -> _Update:
@@ -140,7 +145,7 @@ class _Memory:
         leaving = {
             key
             for number, key in enumerate(oldest_first)
-            if number < excess or now - gone[key] >= self._keep_s
+            if number < excess or now - gone[key] >= self.keep_s
         }
         return _Update(
             changed={key: value for key, value in told.items() if self.lookup[key] != value},

@@ -20,7 +20,7 @@ import socket
 import ssl as ssl_module
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Never, cast
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -453,37 +453,90 @@ class Subscriptions:
             ConfigError: A certificate cannot be used, or a text cannot be sent.
 
         """
-        self._config = config
         self._stats = stats
         self._on_message = on_message
         self._resolve = resolve
         self._timing = timing
         self._limit = LogLimit(timing.log_interval_s)
         self._subscriptions: dict[str, Subscription] = {}
-        _check_texts(config)
-        self._ssl = None
-        if any(Endpoint.parse(url).secure for url in config.subscriber.endpoints):
-            try:
-                self._ssl = client_context(config.tls)
-            except ConfigError as exc:
-                raise ConfigError(f"{config.source}: {exc}") from None
+        self._followed: dict[str, dict[str, tuple[Subscription, asyncio.Task[None]]]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._wanted = self._used = self.prepare(config)
+        self._changed = asyncio.Event()
         for url in config.subscriber.endpoints:
-            self._stats.analyzer(Endpoint.parse(url).name)
-            if not _is_followed(url):
-                self._add(url)
+            self._introduce(url)
 
     @property
     def any_up(self) -> bool:
         """Whether at least one analyzer is subscribed to."""
         return any(subscription.stats.up for subscription in self._subscriptions.values())
 
+    def prepare(self, config: Config) -> "Prepared":
+        """Return what `configure` takes. This blocks: it reads the certificates.
+
+        Raises:
+            ConfigError: A certificate cannot be used, or a text cannot be sent.
+
+        """
+        _check_texts(config)
+        ssl = None
+        if any(Endpoint.parse(url).secure for url in config.subscriber.endpoints):
+            try:
+                ssl = client_context(config.tls)
+            except ConfigError as exc:
+                raise ConfigError(f"{config.source}: {exc}") from None
+        return Prepared(config=config, ssl=ssl)
+
+    def configure(self, prepared: "Prepared") -> None:
+        """Subscribe to the endpoints of another configuration.
+
+        Where nothing but they have changed, those that stay are not disturbed. Others are left, and
+        subscribed to again, in the background.
+        """
+        self._wanted = prepared
+        self._changed.set()
+
     async def run(self) -> None:
         """Stay subscribed to all until cancelled; then all subscriptions are closed properly."""
         async with asyncio.TaskGroup() as tasks:
-            for subscription in self._subscriptions.values():
-                tasks.create_task(subscription.run())
-            for url in filter(_is_followed, self._config.subscriber.endpoints):
-                tasks.create_task(self._follow(url, tasks))
+            while True:
+                for url in self._used.config.subscriber.endpoints:
+                    if url not in self._tasks:
+                        self._introduce(url)
+                        self._tasks[url] = tasks.create_task(self._stay(url, tasks))
+                await self._changed.wait()
+                self._changed.clear()
+                await self._leave_what_changes()
+
+    def _introduce(self, url: str) -> None:
+        """Give the endpoint what is seen of it before anybody has connected."""
+        name = self._stats.analyzer(Endpoint.parse(url).name).name
+        if not _is_followed(url) and name not in self._subscriptions:
+            self._add(url)
+
+    async def _stay(self, url: str, tasks: asyncio.TaskGroup) -> None:
+        if _is_followed(url):
+            await self._follow(url, tasks)
+        else:
+            await self._subscriptions[Endpoint.parse(url).name].run()
+
+    async def _leave_what_changes(self) -> None:
+        """Leave what the wanted configuration has not, or would have otherwise."""
+        old, self._used = self._used, self._wanted
+        stays = set(self._used.config.subscriber.endpoints) if old.is_like(self._used) else set()
+        left = {url: task for url, task in self._tasks.items() if url not in stays}
+        for url, task in left.items():
+            task.cancel()
+            del self._tasks[url]
+        if left:
+            await asyncio.wait(left.values())
+        for url in left:
+            for followed in self._followed.pop(url, {}).values():
+                await self._leave(*followed)
+            name = Endpoint.parse(url).name
+            self._subscriptions.pop(name, None)
+            self._stats.analyzers.pop(name, None)
+            log.info("analyzer %s: left", name)
 
     def _add(
         self, url: str, *, address: str = "", on_change: Callable[[], None] | None = None
@@ -493,11 +546,11 @@ class Subscriptions:
         subscription = Subscription(
             url=url,
             address=address,
-            config=self._config,
+            config=self._used.config,
             stats=stats,
             on_message=lambda data: on_message(data, stats),
             on_change=on_change,
-            ssl=self._ssl,
+            ssl=self._used.ssl,
             timing=self._timing,
         )
         self._subscriptions[stats.name] = subscription
@@ -508,7 +561,7 @@ class Subscriptions:
         timing = self._timing
         endpoint = Endpoint.parse(url)
         row = self._stats.analyzer(endpoint.name)
-        followed: dict[str, tuple[Subscription, asyncio.Task[None]]] = {}
+        followed = self._followed.setdefault(url, {})
         delays = backoff(timing)
 
         def on_change() -> None:
@@ -533,7 +586,11 @@ class Subscriptions:
                     # Not those that happen to come first, which change.
                     addresses = sorted(addresses)[:MAX_ADDRESSES]
                 for address in followed.keys() - set(addresses):
-                    await self._leave(*followed.pop(address))
+                    subscription, task = followed.pop(address)
+                    await self._leave(subscription, task)
+                    log.info(
+                        "analyzer %s: left, its name has another address", subscription.stats.name
+                    )
                 for address in addresses:
                     name = host_and_port(address, endpoint.port)
                     # One that another endpoint has as well is subscribed to once.
@@ -550,12 +607,39 @@ class Subscriptions:
         await asyncio.wait([task])
         del self._subscriptions[subscription.stats.name]
         del self._stats.analyzers[subscription.stats.name]
-        log.info("analyzer %s: left, its name has another address", subscription.stats.name)
 
     def _log(self, name: str, text: str, *, cause: str) -> None:
         suffix = self._limit.admit((name, cause))
         if suffix is not None:
             log.warning("analyzer %s: %s%s", name, text, suffix)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A configuration that can be subscribed with. ``ssl`` is None where no endpoint needs it."""
+
+    config: Config
+    ssl: ssl_module.SSLContext | None
+
+    def is_like(self, other: "Prepared") -> bool:
+        """Tell whether a subscription to the same endpoint would be the same.
+
+        It is not where there is TLS, as files may have changed under their old names.
+        """
+        return (
+            self.ssl is None
+            and other.ssl is None
+            and _without_endpoints(self.config) == _without_endpoints(other.config)
+        )
+
+
+def _without_endpoints(config: Config) -> object:
+    return (
+        config.host_id,
+        config.credentials,
+        config.cookies,
+        replace(config.subscriber, endpoints=()),
+    )
 
 
 def _is_followed(url: str) -> bool:

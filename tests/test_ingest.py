@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from skyfast._table import Table
-from skyfast.ingest import MAX_REPAIRED_TOKENS, Ingest, pruned, tag, unpaired_marked
-from skyfast.plan import default_plan
+from skyfast.captures import Captures
+from skyfast.catalogue import make_plan
+from skyfast.filters import admission, classifier, reads
+from skyfast.ingest import MAX_REPAIRED_TOKENS, Ingest, pruned, unpaired_marked
+from skyfast.names import Names
 from skyfast.selfmetrics import AnalyzerStats, Stats
 from skyfast.wire import flow_types
 from tests.configs import make_config
@@ -18,13 +21,32 @@ class Sink:
 
     def __init__(self, **settings: Any) -> None:
         config = make_config(**settings)
-        plan = default_plan()
-        types = flow_types(plan)
-        self.table = Table(plan, types, max_connections=1000, max_flows=4000, timeout_s=75)
+        plan = make_plan(config, names=Names(keep_s=0))
+        types = flow_types(plan, also=reads(config.filter))
+        self.table = Table(
+            plan,
+            types,
+            max_connections=1000,
+            max_flows=4000,
+            timeout_s=75,
+            view_timeouts_s=[3600] * (len(plan.views) - 1),
+        )
         self.stats = Stats()
         self.analyzer = AnalyzerStats("analyzer:8082")
+        self.captures = Captures(naming="compatible", stats=self.stats.captures)
         self.ingest = Ingest(
-            config=config, types=types, table=self.table, stats=self.stats, now=lambda: 100.0
+            types=types,
+            table=self.table,
+            admitted=admission(
+                config.filter,
+                classifier(config.classify.cluster_net_masks),
+                requirements=plan.requirements,
+                skipped=self.stats.flows_skipped,
+                filtered=self.stats.flows_filtered,
+            ),
+            captures=self.captures,
+            stats=self.stats,
+            now=lambda: 100.0,
         )
 
     def take(self, data: bytes) -> None:
@@ -250,22 +272,6 @@ def test_a_flow_without_addresses_is_no_matter_of_its_tag() -> None:
     assert sink.skipped == {"no_network": 1, "excluded": 1}
 
 
-@pytest.mark.parametrize(
-    ("initiator", "target", "expected"),
-    [
-        (True, True, "internal"),
-        (True, False, "egress"),
-        (False, True, "ingress"),
-        (False, False, "other"),
-        (None, True, "other"),
-        (True, None, "other"),
-        (None, None, "other"),
-    ],
-)
-def test_classification(initiator: bool | None, target: bool | None, expected: str) -> None:
-    assert tag(initiator, target) == expected
-
-
 @pytest.mark.parametrize("address", ["::ffff:10.0.0.1", "10.0.0.1"])
 def test_an_ipv4_address_in_ipv6_form_is_that_address(address: str) -> None:
     sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["internal"])
@@ -297,3 +303,34 @@ def test_whole_surrogate_pairs_stay() -> None:
     text = rb'"\ud83d\ude00 \\ud800 \u0041"'
     assert unpaired_marked(text) == text
     assert unpaired_marked(rb'"\ud83d\ud83d\ude00"') == b'"\xff' + rb'\ud83d\ude00"'
+
+
+def test_statistics_go_on_to_the_captures() -> None:
+    sink = Sink()
+    report = {"CaptureID": "c1", "FlowCount": 3}
+    for obj in (report, [report], [], None, "x"):
+        sink.take(json.dumps({"Namespace": "stats", "Type": "stats", "Obj": obj}).encode())
+    assert b'skydive_capture_flows{capture_id="c1"} 3\n' in sink.captures.page(100.0)
+    assert sink.analyzer.messages["stats", "stats"] == 5
+    assert sink.stats.captures.skipped["invalid"] == 4
+
+
+def test_new_flows_are_decoded_once_where_they_come_in_numbers() -> None:
+    # The types tell which decoder was used.
+    sink = Sink()
+    used: list[str] = []
+    update = sink.table.update
+
+    class Spy:
+        def update(self, flows: list[Any], now: float, start: int = 0) -> int:
+            used.append(type(flows[0]).__name__)
+            return update(flows, now, start)
+
+        @property
+        def met_unknown_flow(self) -> bool:
+            return sink.table.met_unknown_flow
+
+    sink.ingest._table = Spy()
+    for uuids in ("a", "b", "a", "a", "c", "d"):
+        sink.take(message(flow(uuids, Last=len(used) + 3000)))
+    assert used == ["FullFlow", "FullFlow", "FullFlow", "Flow", "Flow", "FullFlow", "FullFlow"]
