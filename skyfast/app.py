@@ -62,7 +62,9 @@ class App:
         self.stats = Stats()
         self.clock = Clock()
         self.names = Names(keep_s=_longest_s(config.store))
-        self.plan, self.table = self._new_table(config)
+        self.plan = make_plan(config, names=self.names)
+        self._types = _types(config, self.plan)
+        self.table = Table(self.plan, self._types, **_limits(config.store))
         self.captures = self._new_captures(config)
         self.interfaces = self._new_interfaces(config)
         self.poller = self._new_poller(config, self.interfaces, self.plan)
@@ -139,18 +141,19 @@ class App:
         interfaces = self.interfaces
         if config.store.interfaces_interval_s != old.store.interfaces_interval_s or is_other_page:
             interfaces = self._new_interfaces(config)
-        plan, table = self._new_table(config) if is_other_page else (self.plan, self.table)
+        plan = make_plan(config, names=self.names) if is_other_page else self.plan
+        types = _types(config, plan)
         poller = self._new_poller(config, interfaces, plan)
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
         # From here on, nothing fails.
-        self._config = config
-        self.plan, self.table = plan, table
+        self._config, self.plan, self._types = config, plan, types
         if is_other_page:
+            self.table = Table(plan, types, **_limits(config.store))
             self.captures = self._new_captures(config)
             log.warning("labels or metrics have changed: all connections begin anew")
         else:
-            table.use(self._types(config, plan))
-            table.limit(**_limits(config.store))
+            self.table.use(types)
+            self.table.limit(**_limits(config.store))
         self.names.keep(_longest_s(config.store))
         self.ingest = self._new_ingest(config)
         self.interfaces = interfaces
@@ -166,13 +169,6 @@ class App:
         if self._polling is not None:
             self._polling.cancel()
         self.subscriptions.configure(subscriptions)
-
-    def _types(self, config: Config, plan: Plan) -> FlowTypes:
-        return flow_types(plan, also=filters.reads(config.filter))
-
-    def _new_table(self, config: Config) -> tuple[Plan, Table]:
-        plan = make_plan(config, names=self.names)
-        return plan, Table(plan, self._types(config, plan), **_limits(config.store))
 
     def _new_captures(self, config: Config) -> Captures:
         return Captures(naming=config.store.naming, stats=self.stats.captures)
@@ -198,7 +194,7 @@ class App:
     def _new_ingest(self, config: Config) -> Ingest:
         classifier = filters.classifier(config.classify.cluster_net_masks)
         return Ingest(
-            types=self._types(config, self.plan),
+            types=self._types,
             table=self.table,
             admitted=filters.admission(
                 config.filter,
@@ -263,6 +259,10 @@ class App:
             self.interfaces.expire(now)
             self.captures.expire(now)
             await asyncio.sleep(EXPIRY_INTERVAL_S)
+
+
+def _types(config: Config, plan: Plan) -> FlowTypes:
+    return flow_types(plan, also=filters.reads(config.filter))
 
 
 def _has_names(plan: Plan) -> bool:
