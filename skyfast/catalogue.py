@@ -244,8 +244,9 @@ class KnownMetric:
 
     ``paths`` are the fields: that of both directions or one for each, none where skyfast itself
     counts. ``compatible`` is the family's name in the main view; ``standard`` is what follows
-    the prefix where the naming is standard, and in every other view. A value is shown divided by
-    ten to the power of the naming's decimals. ``help`` can be followed by "on this connection".
+    the prefix where the naming is standard, and in every other view; ``unit`` is that of these. A
+    value is shown divided by ten to the power of the naming's decimals. ``help`` can be followed
+    by "on this connection".
     """
 
     name: str
@@ -253,6 +254,7 @@ class KnownMetric:
     type: Literal["counter", "gauge"]
     compatible: str
     standard: str
+    unit: str
     help: str
     keep: Literal["latest", "least", "most"] = "latest"
     compatible_decimals: int = 0
@@ -270,6 +272,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="counter",
         compatible="skydive_network_connection_total_bytes",
         standard="bytes_total",
+        unit="bytes",
         help="Bytes transferred",
     ),
     KnownMetric(
@@ -278,6 +281,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="counter",
         compatible="skydive_network_connection_total_packets",
         standard="packets_total",
+        unit="packets",
         help="Packets transferred",
     ),
     KnownMetric(
@@ -287,6 +291,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible="skydive_network_connection_rtt_nanoseconds",
         standard="rtt_seconds",
         standard_decimals=9,
+        unit="seconds",
         help="Latest round-trip time measured",
     ),
     KnownMetric(
@@ -295,6 +300,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="gauge",
         compatible="skydive_network_connection_flows",
         standard="flows",
+        unit="flows",
         help="Flows there are now",
     ),
     KnownMetric(
@@ -306,6 +312,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible_decimals=3,
         standard="start_timestamp_seconds",
         standard_decimals=3,
+        unit="seconds",
         help="Unix time of the first packet seen",
     ),
     KnownMetric(
@@ -317,6 +324,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible_decimals=3,
         standard="last_timestamp_seconds",
         standard_decimals=3,
+        unit="seconds",
         help="Unix time of the latest packet seen",
     ),
     KnownMetric(
@@ -325,6 +333,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="counter",
         compatible="skydive_network_connection_total_tcp_bytes",
         standard="tcp_bytes_total",
+        unit="bytes",
         help="Bytes of reassembled TCP streams",
     ),
     KnownMetric(
@@ -333,6 +342,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="counter",
         compatible="skydive_network_connection_total_tcp_packets",
         standard="tcp_packets_total",
+        unit="packets",
         help="Segments of reassembled TCP streams",
     ),
     KnownMetric(
@@ -341,6 +351,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="counter",
         compatible="skydive_network_connection_total_tcp_out_of_order",
         standard="tcp_out_of_order_total",
+        unit="segments",
         help="TCP segments seen out of order",
     ),
     KnownMetric(
@@ -349,6 +360,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="counter",
         compatible="skydive_network_connection_total_tcp_skipped",
         standard="tcp_skipped_total",
+        unit="gaps",
         help="Gaps in TCP streams that were never filled",
     ),
     KnownMetric(
@@ -357,6 +369,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="counter",
         compatible="skydive_network_connection_total_tcp_skipped_bytes",
         standard="tcp_skipped_bytes_total",
+        unit="bytes",
         help="Bytes that were missing in those gaps of TCP streams",
     ),
     KnownMetric(
@@ -365,6 +378,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="counter",
         compatible="skydive_network_connection_total_ip_fragments",
         standard="ip_fragments_total",
+        unit="fragments",
         help="IP fragments seen",
     ),
     KnownMetric(
@@ -373,6 +387,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         type="counter",
         compatible="skydive_network_connection_total_ip_fragment_errors",
         standard="ip_fragment_errors_total",
+        unit="fragments",
         help="IP fragments that could not be put together",
     ),
 )
