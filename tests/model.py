@@ -17,8 +17,11 @@ What a configuration can ask for is a `Spec`. The rules, where docs/architecture
   reason for which they are skipped. A flow that a rule drops is counted by that rule alone.
 * A duplicate, a report of another capture point than the conversation's own, is not looked at
   further: not even its end is counted.
+* A view all of whose labels the first view has too follows it: all flows of a row of the first
+  view are in the same row of such a view, the one that the first of them came to.
 * A flow that another view has no room for is never in that view, or always in its row of
-  "other". The rows of "other" come on top of the bounds, count as rows, never leave, and have no
+  "other"; in a view that follows, that is so for all flows of its row of the first view. The
+  rows of "other" come on top of the bounds, count as rows, never leave, and have no
   gauges. They are found by their labels: a row that already has these becomes one.
 * What finds no room in the first view is none of the flows of any row, but is otherwise like
   a report of the rows that it goes to: it renews them, and their gauges. As soon as there was
@@ -321,6 +324,8 @@ class Row:
     flows: list[Flow] = field(default_factory=list)
     deadline_s: int = 0
     is_other: bool = False
+    followers: dict[int, Row | None] = field(default_factory=dict)
+    """Of a row of the first view: the rows of the views that follow it, by their number."""
 
     def add(self, amounts: Amounts) -> None:
         for total, amount in amounts.items():
@@ -330,8 +335,8 @@ class Row:
         for gauge, value in gauges.items():
             self.gauges[gauge] = gauge.kept(self.gauges.get(gauge, 0), value)
 
-    def renew(self, reported_s: float) -> None:
-        self.deadline_s = max(self.deadline_s, math.ceil(reported_s + self.view.timeout_s))
+    def renew(self, reported_s: float, timeout_s: float) -> None:
+        self.deadline_s = max(self.deadline_s, math.ceil(reported_s + timeout_s))
 
 
 Connection = Row
@@ -518,6 +523,10 @@ class Model:
             for n, place in enumerate(places)
         ]
         stays_out = [self.spec.overflow == "drop" and not room for room in has_room]
+        first = self._rows[0].get(places[0])
+        for n in self._followers() if first else ():
+            counts_whole[n] = False
+            stays_out[n] = first.followers.get(n) is None
         if not all(
             whole or out for whole, out in zip(counts_whole, stays_out, strict=True)
         ) and not self._is_countable_by_newest(flow):
@@ -536,12 +545,20 @@ class Model:
         for n, place in enumerate(places):
             row = None
             if not stays_out[n]:
-                row = self._row(n, place) if has_room[n] else self._other(n)
+                row = first.followers.get(n) if first and n in self._followers() else None
+                row = row or (self._row(n, place) if has_room[n] else self._other(n))
                 news = known.totals if counts_whole[n] else self._news(flow)
                 self._give(row, news, flow, now)
                 row.flows.append(known)
             known.rows.append(row)
+        if not first:
+            known.rows[0].followers = {n: known.rows[n] for n in self._followers()}
         return None
+
+    def _followers(self) -> list[int]:
+        """Return the numbers of the views that follow the first."""
+        first = set(labels_of(self.views[0]))
+        return [n for n, view in enumerate(self.views) if n and first >= set(labels_of(view))]
 
     def _label(self, label: Label, flow: JSON) -> str | int:
         if label.path == ():
@@ -583,7 +600,11 @@ class Model:
         row.add(amounts)
         if not row.is_other:
             row.note({gauge: at(flow, gauge.path, 0) or 0 for gauge in self.gauges})
-        row.renew(now)
+        self._renew(row, now)
+
+    def _renew(self, row: Row, reported_s: float) -> None:
+        is_first = row.view is self.views[0]
+        row.renew(reported_s, self.spec.timeout_s if is_first else row.view.timeout_s)
 
     def _overflow(self, flow: JSON, places: Sequence[Values], now: float) -> None:
         for n, place in enumerate(places):
@@ -652,26 +673,49 @@ class Model:
     def relabel(self, rewrite: Rewrite, keys: Iterable[str]) -> None:
         """File flows again whose labels ``rewrite`` makes, now that it answers differently."""
         keys = frozenset(keys)
-        places: list[tuple[Flow, int, Values]] = []
+        followers = self._followers()
+
+        def renamed(flow: Flow, row: Row | None) -> Values | None:
+            if row is None or row.is_other:
+                return None
+            values = tuple(
+                str(rewrite[flow.keys[label]])
+                if label.rewrite is rewrite and flow.keys[label] in keys
+                else value
+                for label, value in zip(labels_of(row.view), row.values, strict=True)
+            )
+            return None if values == row.values else values
+
+        moves = []
         for flow in self._flows.values():
-            for n, row in enumerate(flow.rows):
-                if row is None or row.is_other:
-                    continue
-                values = tuple(
-                    str(rewrite[flow.keys[label]])
-                    if label.rewrite is rewrite and flow.keys[label] in keys
-                    else value
-                    for label, value in zip(labels_of(row.view), row.values, strict=True)
-                )
-                if values != row.values:
+            places = [renamed(flow, row) for row in flow.rows]
+            moving = [n for n in range(len(places)) if places[0 if n in followers else n]]
+            moves.append((flow, list(flow.rows), places, moving))
+        for flow, old, _, moving in moves:
+            for n in moving:
+                if (row := old[n]) is not None:
                     row.flows.remove(flow)
-                    places.append((flow, n, values))
         self._drop_rows(now=-math.inf)
-        for flow, n, values in places:
-            row = flow.rows[n] = self._row(n, values)
-            row.add({total: 0 for total in self.totals if total in flow.totals})
-            row.renew(flow.reported_s)
-            row.flows.append(flow)
+        for flow, old, places, moving in moves:
+            for n in moving:
+                place = places[n]
+                if n not in followers and place is not None:
+                    is_new = place not in self._rows[n]
+                    row = flow.rows[n] = self._row(n, place)
+                    if n == 0 and is_new:
+                        for each in followers:
+                            wanted = places[each]
+                            row.followers[each] = old[each]
+                            if wanted is not None:
+                                row.followers[each] = self._row(each, wanted)
+            for n in moving:
+                if n in followers:
+                    assert flow.rows[0] is not None
+                    flow.rows[n] = flow.rows[0].followers.get(n)
+                if (row := flow.rows[n]) is not None:
+                    row.add({total: 0 for total in self.totals if total in flow.totals})
+                    self._renew(row, flow.reported_s)
+                    row.flows.append(flow)
 
     # Time
 
@@ -698,14 +742,12 @@ class Model:
 
     def alive(self, now: float) -> list[Row]:
         """Return the rows, of all views, that a page made at ``now`` shows."""
-        return [row for rows in self._rows for row in rows.values() if self._is_shown(row, now)]
-
-    def _is_shown(self, row: Row, now: float) -> bool:
-        if row.is_other:
-            return True
-        if row.view is self.views[0]:
-            return any(flow.deadline_s > now for flow in row.flows)
-        return row.deadline_s > now
+        return [
+            row
+            for rows in self._rows
+            for row in rows.values()
+            if row.is_other or row.deadline_s > now
+        ]
 
     def page(self, now: float) -> dict[str, set[str]]:
         """Return the sample lines of every family."""
