@@ -1,7 +1,8 @@
 """Recordings of real analyzers, replayed to the running process: its page, value by value.
 
-The page is compared with the model, and with the files under ``golden/``, which
-``UPDATE_GOLDEN=1`` writes anew.
+They are replayed without settings, and under each configuration of ``data/configs``. The page is
+compared with the model, and with the files under ``golden/``, which ``UPDATE_GOLDEN=1`` writes
+anew.
 """
 
 import asyncio
@@ -17,43 +18,42 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.analyzer import Answer, FakeAnalyzer
 from tests.model import (
     BYTES,
-    FAMILIES,
     INTERFACE_FAMILIES,
     PACKETS,
     RTT,
+    STANDARD_INTERFACE_FAMILIES,
     Model,
     escape,
     interface_page,
     read_page,
 )
 from tests.process import running
+from tests.specs import CONFIGURATIONS, DATA, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
 
-HERE = Path(__file__).parent
-DATA = HERE / "data" / "recordings"
-GOLDEN = HERE / "golden"
-TOPOLOGY = (DATA / "topology.json").read_bytes()
-RECORDINGS = {
-    "one-analyzer": ["one-analyzer.jsonl"],
-    "two-analyzers": ["two-analyzers-a.jsonl", "two-analyzers-b.jsonl"],
+GOLDEN = Path(__file__).parent / "golden"
+REPLAYS = {
+    "one-analyzer": Configuration(spec=DEFAULT, recordings=ONE),
+    "two-analyzers": Configuration(spec=DEFAULT, recordings=TWO),
+    **CONFIGURATIONS,
 }
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
-CONFIG = """\
-pipeline:
-  subscriber:
-    urls: [{urls}]
-  store:
-    type: prom_sky_con
-    prom_sky_con:
-      listen_address: 127.0.0.1
-      port: 0
-      connection_timeout: 3600
-"""
+
+def settings(name, urls):
+    """Return the text of a configuration file: that of ``data/configs``, where there is one."""
+    file = DATA / "configs" / f"{name}.yml"
+    tree = yaml.safe_load(file.read_text()) if name in CONFIGURATIONS else {}
+    pipeline = tree.setdefault("pipeline", {})
+    pipeline["subscriber"] = {"urls": urls}
+    store = pipeline.setdefault("store", {}).setdefault("prom_sky_con", {})
+    store |= {"listen_address": "127.0.0.1", "port": 0, "connection_timeout": 600}
+    return yaml.safe_dump(tree)
 
 
 def recorded(name, which):
@@ -63,7 +63,7 @@ def recorded(name, which):
     its own, and is sent with what came before it.
     """
     sent_ms = 0
-    for line in (DATA / name).read_text().splitlines():
+    for line in (DATA / "recordings" / name).read_text().splitlines():
         message = json.loads(line)
         flows = message["Obj"] if message["Type"] == "store" else []
         sent_ms = max([sent_ms, *(flow["LastUpdateMetric"]["Last"] for flow in flows)])
@@ -81,16 +81,22 @@ class Replay:
     interface_page: bytes
     metrics: dict[str, float]
 
+    @property
+    def interface_families(self):
+        is_standard = b"skydive_interface_" in self.interface_page
+        return STANDARD_INTERFACE_FAMILIES if is_standard else INTERFACE_FAMILIES
 
-async def replay(names, directory):
+
+async def replay(name, directory):
     """Send every message to a running skyfast, and to a model; return what both say."""
-    model = Model()
+    names = REPLAYS[name].recordings
+    model = Model(REPLAYS[name].spec)
     async with AsyncExitStack() as stack:
         analyzers = [await stack.enter_async_context(FakeAnalyzer(host_id=n)) for n in names]
         for analyzer in analyzers:
             analyzer.topology = Answer(body=TOPOLOGY, compress=True)
         config = directory / "prom_sky_con.yml"
-        config.write_text(CONFIG.format(urls=", ".join(analyzer.url for analyzer in analyzers)))
+        config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
         skyfast = await stack.enter_async_context(running(config))
         for analyzer in analyzers:
             await analyzer.subscriber()
@@ -133,46 +139,45 @@ def all_read(messages, metrics):
     }
 
 
-@pytest.fixture(scope="module", params=RECORDINGS)
+@pytest.fixture(scope="module", params=REPLAYS)
 def replayed(request, tmp_path_factory):
-    names = RECORDINGS[request.param]
-    return request.param, asyncio.run(replay(names, tmp_path_factory.mktemp(request.param)))
+    name = request.param
+    return name, asyncio.run(replay(name, tmp_path_factory.mktemp(name)))
 
 
 def test_flows_are_those_of_the_model(replayed):
     name, result = replayed
-    page = read_page(result.flow_page)
+    page = read_page(result.flow_page, result.model.families)
     assert page == result.model.page(0)
-    # As many as the recording's own description says.
-    assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
-    assert page[RTT]
+    if name in CONNECTIONS:
+        # As many as the recording's own description says.
+        assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
+        assert page[RTT]
 
 
 def test_interfaces_are_those_of_the_topology(replayed):
     _, result = replayed
-    expected = interface_page(json.loads(TOPOLOGY))
-    assert read_page(result.interface_page, INTERFACE_FAMILIES) == expected
+    families = result.interface_families
+    expected = interface_page(json.loads(TOPOLOGY), families)
+    assert read_page(result.interface_page, families) == expected
 
 
-def test_the_page_is_flows_then_interfaces_then_self_metrics(replayed):
+def test_the_page_has_its_parts_in_order(replayed):
     _, result = replayed
-    parts = split(result.page)
-    assert [prefix for prefix, _ in parts] == [
-        "skydive_network_connection_",
-        "skydive_network_interface_",
-        "skyfast_",
-        "process_",
-    ]
-    assert read_page(parts[0][1]) == result.model.page(0)
-    assert read_page(parts[1][1], INTERFACE_FAMILIES) == interface_page(json.loads(TOPOLOGY))
+    parts = split(result)
+    assert [part for part, _ in parts] == ["flows", "interfaces", "captures", "self"]
+    pages = dict(parts)
+    assert read_page(pages["flows"], result.model.families) == result.model.page(0)
+    interfaces = read_page(pages["interfaces"], result.interface_families)
+    assert interfaces == interface_page(json.loads(TOPOLOGY), result.interface_families)
 
 
 def test_the_page_is_the_golden_one(replayed):
     name, result = replayed
     lines = []
     for part, families in (
-        (result.flow_page, FAMILIES),
-        (result.interface_page, INTERFACE_FAMILIES),
+        (result.flow_page, result.model.families),
+        (result.interface_page, result.interface_families),
     ):
         page = read_page(part, families)
         heads = [line for line in part.decode().splitlines() if line.startswith("#")]
@@ -186,14 +191,22 @@ def test_the_page_is_the_golden_one(replayed):
 
 def test_another_reader_finds_the_same(replayed):
     _, result = replayed
+    pages = result.model.page(0)
+    pages |= interface_page(json.loads(TOPOLOGY), result.interface_families)
+    expected = {}
+    for lines in pages.values():
+        for line in lines:
+            series, _, number = line.rpartition(" ")
+            expected[series] = float(number)
     found = {}
     for family in text_string_to_metric_families(result.page.decode()):
-        lines = found[family.name] = set()
         for sample in family.samples:
+            # The reader calls every sample of a counter _total.
+            name = family.name if family.name in pages else sample.name
             labels = ",".join(f'{name}="{escape(value)}"' for name, value in sample.labels.items())
-            lines.add(f"{family.name}{{{labels}}} {sample.value:.0f}")
-    expected = result.model.page(0) | interface_page(json.loads(TOPOLOGY))
-    assert {name: found[name] for name in expected} == expected
+            if name in pages:
+                found[f"{name}{{{labels}}}"] = sample.value
+    assert found == expected
 
 
 def test_the_self_metrics_account_for_every_report(replayed):
@@ -202,8 +215,12 @@ def test_the_self_metrics_account_for_every_report(replayed):
     for analyzer, flows in result.flows.items():
         assert metrics[f'skyfast_flows_total{{analyzer="{analyzer}"}}'] == flows
         assert metrics[f'skyfast_up{{analyzer="{analyzer}"}}'] == 1
-    for name, expected in (("skipped", model.skipped), ("finished", model.finished)):
-        prefix = f'skyfast_flows_{name}_total{{reason="'
+    for name, label, expected in (
+        ("skipped", "reason", model.skipped),
+        ("finished", "reason", model.finished),
+        ("filtered", "rule", model.filtered),
+    ):
+        prefix = f'skyfast_flows_{name}_total{{{label}="'
         counts = {
             series.removeprefix(prefix).removesuffix('"}'): int(value)
             for series, value in metrics.items()
@@ -212,18 +229,30 @@ def test_the_self_metrics_account_for_every_report(replayed):
         assert +Counter(counts) == expected
     assert metrics["skyfast_connections"] == model.connections
     assert metrics["skyfast_connections_created_total"] == model.created_total
-    assert metrics["skyfast_flows"] == model.flows
+    assert metrics["skyfast_connections_rejected_total"] == model.rejected_total
+    assert metrics["skyfast_connections_overflowed_total"] == model.overflowed_total
+    # Without _total, the name would be that of the reports' counter in OpenMetrics.
+    is_standard = result.interface_families is STANDARD_INTERFACE_FAMILIES
+    assert metrics["skyfast_table_flows" if is_standard else "skyfast_flows"] == model.flows
+    views = [n for series, n in metrics.items() if series.startswith("skyfast_view_connections{")]
+    assert views == list(model.view_connections)
     errors = [value for series, value in metrics.items() if "_errors_total{" in series]
     assert errors
     assert not any(errors)
 
 
-def split(page):
-    """Return the parts of a page as pairs of a prefix and the lines whose names begin with it."""
+def split(result):
+    """Return the parts of the whole page as pairs of a name and the lines that come together."""
+    flows = {family.name for family in result.model.families}
+    interfaces = {family.name for family in result.interface_families}
 
-    def prefix(line):
-        name = line.split(" ")[2] if line.startswith("#") else line
-        return re.match(r"skydive_network_[a-z]+_|[a-z]+_", name)[0]
+    def part(line):
+        name = line.split(" ")[2] if line.startswith("#") else re.match(r"\w+", line)[0]
+        if name in flows:
+            return "flows"
+        if name in interfaces:
+            return "interfaces"
+        return "captures" if name.startswith("skydive_capture_") else "self"
 
-    lines = page.decode().splitlines(keepends=True)
-    return [(name, "".join(part).encode()) for name, part in itertools.groupby(lines, key=prefix)]
+    lines = result.page.decode().splitlines(keepends=True)
+    return [(name, "".join(part).encode()) for name, part in itertools.groupby(lines, key=part)]
