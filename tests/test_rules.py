@@ -1389,6 +1389,30 @@ def test_a_view_without_room_leaves_flows_out(make):
     assert (table.rejected_total, table.view_connections) == (0, (1,))
 
 
+def test_a_view_without_more_labels_takes_all_flows_of_a_connection_or_none(make):
+    table = make(
+        Spec(
+            max_connections=1, views=(view("a", (IP_A, NODE), "bytes"), view("b", (NODE,), "bytes"))
+        )
+    )
+    table.report(make_flow("a1", node="node-1"), 0)
+    table.expire(TIMEOUT_S)
+    # The second view has no room for another node before this one's row is silent.
+    for n in range(20):
+        now = 100 + 60 * n
+        table.expire(now)
+        assert table.report(make_flow("b2", (1 + n, 0, 0, 0), last=n, node="node-2"), now) is None
+    assert now > VIEW_TIMEOUT_S
+    assert table.view_connections == (0,)
+    assert table.report(make_flow("c3", (5, 0, 0, 0), node="node-2"), now) is None
+    assert samples(table, "a_bytes_total", now) == {"10.0.0.1,node-2": "25"}
+    assert samples(table, "b_bytes_total", now) == {}
+    # The next connection finds room.
+    table.expire(now + TIMEOUT_S)
+    table.report(make_flow("d4", (7, 0, 0, 0), node="node-2"), now + TIMEOUT_S)
+    assert samples(table, "b_bytes_total", now + TIMEOUT_S) == {"node-2": "7"}
+
+
 OVERFLOW = Spec(
     overflow="other",
     max_connections=1,
