@@ -634,8 +634,10 @@ class _Settings:
     """The keys' values, each checked by itself."""
 
     def __init__(self, found: Mapping[str, _Found]) -> None:
-        self._found = found
-        self._values = {path: _value(key, found.get(path)) for path, key in SCHEMA.items()}
+        self._found = {
+            path: each for path, each in found.items() if _says_something(SCHEMA[path], each.value)
+        }
+        self._values = {path: _value(key, self._found.get(path)) for path, key in SCHEMA.items()}
 
     def __call__(self, key: Key[T]) -> T:
         value: T = self._values[key.path]
@@ -660,11 +662,15 @@ class _Settings:
         return ConfigError(f"{origin}: {path}: {describe(value)} {problem}")
 
 
+def _says_something(key: Key[Any], value: Value) -> bool:
+    return value not in (None, "") and (value != [] or key.can_be_empty)
+
+
 def _way(value: Value, place: Sequence[str | int]) -> list[Node]:
     """Return the nodes on the way to ``place``, as far as there are any."""
     way: list[Node] = []
     for each in place:
-        if isinstance(value, list) and isinstance(each, int):
+        if isinstance(value, list) and isinstance(each, int) and each < len(value):
             way.append(value[each])
         elif isinstance(value, dict) and (node := _below(value, each)):
             way.append(node)
@@ -679,9 +685,7 @@ def _below(nodes: Mapping[str, Node], name: str | int) -> Node | None:
 
 
 def _value(key: Key[T], found: _Found | None) -> T:
-    if found is None or found.value in (None, ""):
-        return key.default
-    if found.value == [] and not key.can_be_empty:
+    if found is None:
         return key.default
     try:
         return key.parse(found.value)

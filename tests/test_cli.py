@@ -73,6 +73,55 @@ def test_check_prints_what_can_be_loaded_again(file: Path) -> None:
     assert yaml.safe_load(again.stdout) == yaml.safe_load(once)
 
 
+def comments(text: str) -> list[str]:
+    """Return what ``--check`` says of a configuration, beside the configuration itself."""
+    done = run("--check", "-", stdin=text)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [line.removeprefix("# ") for line in done.stdout.splitlines() if line.startswith("#")]
+
+
+def test_check_tells_what_a_connection_costs() -> None:
+    text = """
+        pipeline.store.prom_sky_con:
+          max_connections: 1000
+          labels: [target_ip, target_port]
+          metrics: [bytes, rtt, {name: ttl, value: TCPMetric.ABSynTTL, type: gauge}]
+          views: [{prefix: lab, labels: [node_host, tag], timeout: 90, direction: sum}]
+    """
+    assert comments(text) == [
+        "Each connection costs up to 4 series, all together up to 4000:",
+        "  2 skydive_network_connection_total_bytes",
+        "  1 skydive_network_connection_rtt_nanoseconds",
+        "  1 ttl",
+        "Each node_host, tag costs up to 2 series, kept until silent for 90 s:",
+        "  1 lab_bytes_total",
+        "  1 lab_packets_total",
+    ]
+
+
+DANGER = "most clients take another one for each connection"
+
+
+@pytest.mark.parametrize(
+    ("keys", "warnings"),
+    [
+        ("{}", [f"Warning: label initiator_port of the connections is dangerous: {DANGER}."]),
+        ("{rewrite: {initiator_port: {above: 1023}}}", []),
+        ("{labels: [target_port, protocol]}", []),
+        (
+            "{labels: [{name: id, path: UUID}], views: [{prefix: a, labels: [initiator_port]}]}",
+            [
+                "Warning: label id of the connections is dangerous: one for each flow.",
+                f"Warning: label initiator_port of the view a is dangerous: {DANGER}.",
+            ],
+        ),
+    ],
+)
+def test_check_warns_of_labels_without_end(keys: str, warnings: list[str]) -> None:
+    said = comments(f"pipeline.store.prom_sky_con: {keys}")
+    assert [line for line in said if line.startswith("Warning")] == warnings
+
+
 def test_notes_go_to_the_log_and_not_into_the_configuration() -> None:
     text = "pipeline: {encode: {type: csv}}\nui: {theme: dark}\n"
     done = run("--check", "-", "--log-level", "debug", stdin=text)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyfast import config, document
+from skyfast.catalogue import families
 from skyfast.config import (
     SCHEMA,
     Condition,
@@ -1163,6 +1164,92 @@ def attempt(text: str, environ: dict[str, str]) -> Config | None:
         assert len(message) < 600
         assert SECRET not in message
         return None
+
+
+LABEL_ENTRIES = st.sampled_from(
+    [
+        *("initiator_ip", "target_port", "direction", "tag", "node_name", "x"),
+        {"name": "mac", "path": "Link.A"},
+        {"name": "mac", "path": "Link.B"},
+        {"name": "x", "path": "Metric.RTT"},
+    ]
+)
+METRIC_ENTRIES = st.sampled_from(
+    [
+        *("bytes", "flows", "start", "tcp_skipped_bytes", "x"),
+        {"name": "own_total", "value": "RawPacketsCaptured", "type": "counter"},
+        {"name": "own", "value": ["Metric.RTT", "Link.ID"], "type": "gauge", "help": 'Text: "#'},
+        {"name": "a_bytes_total", "value": "Metric.RTT", "type": "gauge"},
+    ]
+)
+SELECTIONS = {
+    "labels": st.lists(LABEL_ENTRIES, max_size=4),
+    "metrics": st.lists(METRIC_ENTRIES, max_size=4),
+    "direction": st.sampled_from(["split", "sum"]),
+}
+ENTRIES = st.sampled_from(
+    [53, "53", "53-99", "10.0.0.1", "10.0.0.0/8", "TCP", "internal", "a b: #", "0x1", "é", ""]
+)
+CONDITIONS = st.one_of(
+    ENTRIES,
+    st.lists(ENTRIES, min_size=1, max_size=3),
+    st.builds(lambda entry: {"not": entry}, st.lists(ENTRIES, min_size=1, max_size=2)),
+    st.sampled_from([{"regex": "^a: [b#]"}, {"not": {"regex": "(?i)'a\\\\b"}}, {"regex": "("}]),
+)
+RULES = st.lists(
+    st.tuples(
+        st.sampled_from("abcd"),
+        st.dictionaries(
+            st.sampled_from(["target_port", "initiator_ip", "protocol", "tag", "Application", "x"]),
+            CONDITIONS,
+            min_size=1,
+            max_size=2,
+        ),
+    ).map(lambda rule: {"name": rule[0], **rule[1]}),
+    max_size=2,
+)
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> dict[str, Any]:
+    """Return files that choose labels, metrics, views and rules, often well."""
+    chosen = draw(st.fixed_dictionaries({}, optional=SELECTIONS))
+    chosen |= draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "views": st.lists(
+                    st.fixed_dictionaries(
+                        {"prefix": st.sampled_from("ab")},
+                        optional={**SELECTIONS, "timeout": st.sampled_from([75, 80.5])},
+                    ),
+                    max_size=2,
+                ),
+                "rewrite": st.sampled_from(
+                    [{"target_ip": {"mask": 8}}, {"target_port": {"above": 1, "keep": [3, 2]}}]
+                ),
+                "naming": st.sampled_from(["compatible", "standard"]),
+            },
+        )
+    )
+    rules = draw(st.fixed_dictionaries({}, optional={"keep": RULES, "drop": RULES}))
+    return {"pipeline.filter": rules, "pipeline.store.prom_sky_con": chosen}
+
+
+@settings(max_examples=400, deadline=None)
+@given(selections())
+def test_any_selection_is_a_page_or_refused(tree: dict[str, Any]) -> None:
+    result = attempt(yaml.safe_dump(tree, allow_unicode=True), {})
+    if result is None:
+        return
+    assert meaning(parse(config.dump(result))) == meaning(result)
+    names = []
+    for choice in (result.store.main, *result.store.views):
+        labels = [label.name for label in choice.labels]
+        assert len(set(labels)) == len(labels)
+        assert ("direction" in labels) == (choice.direction == "split")
+        names += [family.name for family in families(choice, naming=result.store.naming)]
+    assert len(set(names)) == len(names)
 
 
 @settings(max_examples=400, deadline=None)
