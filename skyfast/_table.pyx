@@ -7,8 +7,8 @@ Data structures
     known totals. A *connection* row is one label tuple of the page; its values are sums of the
     deltas of its flows. Label values are numbers: an interned text (bit 31 set) or a small integer.
     There is one set of connection rows for each of the plan's views. A flow leads to its row of the
-    first view. That row leads to those of the views whose labels are among its own, for they are the
-    same for all of its flows; the rows of all other views are led to by the flow itself.
+    first view. That row leads to those of the views whose labels are among its own, for they are
+    the same for all of its flows; the rows of all other views are led to by the flow itself.
     All kinds of rows (texts, flows, connections, conversations) live in slabs under one allocator
     with one index (`Rows`): linear hashing, which splits one bucket at a time, so that no insert
     ever pays for a million rows. The shapes are in ``_table.pxd``.
@@ -114,6 +114,7 @@ cdef enum:
     MAX_TEXT = 1024
     MAX_CELL = 2 * MAX_TEXT     # every byte escaped
     MAX_INTEGER_DIGITS = 20
+    MAX_DECIMALS = 18
     MAX_VALUES = 64             # counters and gauges of one plan
     MAX_COLUMNS = 64            # labels of one plan, and keys of volatile ones
     MAX_VIEW_VALUES = 32        # of one view
@@ -636,7 +637,7 @@ cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
 cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
                             int64_t *out) except -1:
     cdef PyObject *value = value_of(flow, &number.first, slots)
-    cdef int64_t second
+    cdef int64_t second = 0
     cdef int wrong
     if unlikely(value == NULL and number.optional):
         out[0] = ABSENT
@@ -644,9 +645,10 @@ cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
     wrong = read_integer(value, out)
     if unlikely(number.pair) and wrong == SKIP_NONE:
         wrong = read_integer(value_of(flow, &number.second, slots), &second)
-        out[0] += second
-        if out[0] > MAX_INTEGER:
+        if wrong == SKIP_NONE and out[0] > MAX_INTEGER - second:
             wrong = SKIP_OUT_OF_RANGE
+        if wrong == SKIP_NONE:
+            out[0] += second
     return wrong
 
 
@@ -701,6 +703,11 @@ cdef const char *DIGITS = (
 )
 
 
+cdef uint64_t TENS[MAX_DECIMALS + 1]
+for _power in range(MAX_DECIMALS + 1):
+    TENS[_power] = 10 ** _power
+
+
 cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nogil:
     # In whole blocks of 16: both sides have room for it, and the common texts need no loop.
     cdef uint32_t i = 16
@@ -734,12 +741,10 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
 
 cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexcept nogil:
     # The value divided by ten to the power of `decimals`, exactly, and the end of its line.
-    cdef uint64_t scale = 1
+    cdef uint64_t scale
     cdef uint64_t rest
-    cdef uint32_t i
     if unlikely(decimals):
-        for i in range(decimals):
-            scale *= 10
+        scale = TENS[decimals]
         rest = value % scale
         value = value / scale
         out = put_number(out, value)
@@ -978,7 +983,7 @@ cdef class Table:
     def limit(self, *, max_connections, max_flows, timeout_s, view_timeouts_s=()):
         """Set the bounds, now or at any later time. What is kept already stays.
 
-        :param max_connections: rows kept at most of each view; what would need one more is not kept.
+        :param max_connections: rows kept at most of each view; what needs one more is not kept.
         :param max_flows: likewise, flow rows.
         :param timeout_s: a flow leaves when it was not reported for so long, rounded up to the next
             full second of the caller's clock; from its next report on.
@@ -1206,6 +1211,8 @@ cdef class Table:
                         ].index(values[value])
                 family.absent = 0 if declared.values[0] in plan.gauges else ABSENT
                 family.decimals = declared.decimals
+                if family.decimals > MAX_DECIMALS:
+                    raise ValueError(f"{declared.name} has more decimals than a value has digits")
                 for j in range(2):
                     head = family_head(declared, openmetrics=j == 1).encode()
                     family.heads[j] = <char *>self._allocate(len(head))
@@ -1303,13 +1310,13 @@ cdef class Table:
         cdef uint32_t length, i
         cdef uint64_t number
         cdef int64_t finish
-        cdef int wrong
+        cdef int wrong, too_long
         report.flow = 0
         report.key_text = NULL
-        wrong = read_text(value_of(flow, &reader.uuid, self.slots), &text, &length)
-        if unlikely(wrong):
-            return wrong
-        if unlikely(length == 0):
+        too_long = read_text(value_of(flow, &reader.uuid, self.slots), &text, &length)
+        if unlikely(too_long == SKIP_INVALID):
+            return SKIP_INVALID
+        if unlikely(length == 0 and too_long == SKIP_NONE):
             return SKIP_NO_UUID
         for i in range(self.requirements):
             if unlikely(part(flow, &reader.required[i].parts[0], self.slots) == NULL):
@@ -1326,6 +1333,8 @@ cdef class Table:
         wrong = read_integer(value_of(flow, &reader.finish, self.slots), &finish)
         if unlikely(wrong):
             return wrong
+        if unlikely(too_long):          # what is missing, or no number, is told first
+            return too_long
         report.finish = <int>finish if finish < 4 else 4
         if likely(parse_key(text, length, &number)):
             report.key = mixed(number ^ self.seed)
@@ -1664,15 +1673,11 @@ cdef class Table:
             add(&sums[i], news[view.sources[i]])
         for i in range(view.counters, view.values):
             value = values[view.sources[i]]
-            if value and row.deadline_s != NEVER_S and self._keeps(self.keeps[view.sources[i]], value, sums[i]):
+            if (value and row.deadline_s != NEVER_S
+                    and keeps(self.keeps[view.sources[i]], value, sums[i])):
                 sums[i] = value
         if deadline_s > row.deadline_s:
             row.deadline_s = deadline_s
-
-    cdef inline bint _keeps(self, int kind, int64_t value, int64_t kept) noexcept nogil:
-        if kind == KEEP_LATEST or kept == 0:
-            return True
-        return value < kept if kind == KEEP_LEAST else value > kept
 
     cdef int _apply_unknown(self, Report *report, const int64_t *values, const Cell *cells,
                             const int64_t *amounts, uint32_t deadline_s) noexcept nogil:
@@ -2728,6 +2733,13 @@ cdef int compare_changes(const void *one, const void *other) noexcept nogil:
 cdef inline uint64_t text_key(uint32_t text) noexcept nogil:
     # The key of a flow whose UUID is an interned text: its number above, a hash of that below.
     return (<uint64_t>text << 32) | <uint32_t>mixed(text)
+
+
+cdef inline bint keeps(int kind, int64_t value, int64_t kept) noexcept nogil:
+    # Whether a gauge of this kind takes a new value, which is not 0.
+    if kind == KEEP_LATEST or kept == 0:
+        return True
+    return value < kept if kind == KEEP_LEAST else value > kept
 
 
 cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:

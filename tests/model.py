@@ -769,7 +769,8 @@ class Model:
                     f'{label.name}="{escape(direction if label == DIRECTION else next(values))}"'
                     for label in row.view.labels
                 )
-                yield f"{family.name}{{{labels}}} {decimal(number, family.decimals)}"
+                series = f"{family.name}{{{labels}}}" if labels else family.name
+                yield f"{series} {decimal(number, family.decimals)}"
 
     def tag(self, flow: JSON) -> str:
         """Return the word of the classification."""
@@ -949,7 +950,7 @@ def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, s
         samples = found[family.name] = set()
         series = set()
         for line in lines:
-            if not line.startswith(family.name + "{"):
+            if not line.startswith((family.name + "{", family.name + " ")):
                 break
             name, _, value = line.rpartition(" ")
             assert re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]*[1-9])?", value), line

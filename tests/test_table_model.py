@@ -1,4 +1,4 @@
-"""The compiled table against the model: random flows, times, limits, plans and slow pages.
+"""The compiled table against the model: random flows, times, limits, plans, names and slow pages.
 
 Few labels, few UUIDs and small numbers, so that flows collide, come late, start over and find
 their row's slot reused. ``HYPOTHESIS_PROFILE=thorough`` looks fifty times longer.
@@ -6,7 +6,7 @@ their row's slot reused. ``HYPOTHESIS_PROFILE=thorough`` looks fifty times longe
 
 import os
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -19,12 +19,19 @@ from tests.model import (
     FAMILIES,
     LABELS,
     MAX_NUMBER,
+    PROTOCOL_OR_ICMP,
     Connection,
     Family,
+    Fold,
     Label,
+    Mask,
     Model,
+    Names,
+    Spec,
+    View,
     make_flow,
     read_page,
+    tag_label,
 )
 
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
@@ -36,6 +43,13 @@ APPLICATION = Label("application", ("Application",))
 CAPTURE = Label("capture", ("CaptureID",))
 ICMP_TYPE = Label("icmp_type", ("ICMP", "Type"))
 VLAN = Label("vlan", ("Link", "ID"), number=True)
+NETWORK_A = Label("network_a", ("Network", "A"), rewrite=Mask(ipv4=24))
+SERVICE = Label("service", ("Transport", "B"), number=True, rewrite=Fold(above=443))
+TAG = tag_label(("10.0.0.0/31",))
+NODE_NAMES, OWNERS = Names(), Names()
+NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NODE_NAMES, volatile=True)
+NAME_A = Label("name_a", ("Network", "A"), rewrite=OWNERS, volatile=True)
+NAME_B = Label("name_b", ("Network", "B"), rewrite=OWNERS, volatile=True)
 LABEL_SETS = (
     LABELS,
     (DIRECTION,),
@@ -44,7 +58,65 @@ LABEL_SETS = (
     (VLAN, DIRECTION),
     (APPLICATION, PORT_B, IP_B, ICMP_TYPE, PORT_A, IP_A, VLAN, CAPTURE, NODE, DIRECTION),
 )
+ANY_LABELS = st.lists(
+    st.sampled_from(
+        (
+            *(IP_A, IP_B, PORT_A, PORT_B, NODE, PROTOCOL, PROTOCOL_OR_ICMP, APPLICATION, CAPTURE),
+            *(ICMP_TYPE, VLAN, NETWORK_A, SERVICE, TAG, NODE_NAME, NAME_A, NAME_B),
+            *(DIRECTION, DIRECTION, DIRECTION),
+        )
+    ),
+    unique_by=lambda label: label.name,
+    max_size=9,
+)
 FAMILY_SETS = (FAMILIES, FAMILIES[:1], FAMILIES[::-1])
+METRICS = (
+    *FAMILIES,
+    Family("flows", "gauge", ()),
+    Family("start", "gauge", ("Start",), keep="least", decimals=3),
+    Family("last", "gauge", ("Last",), keep="most", decimals=3),
+    Family(
+        "skipped", "counter", ("TCPMetric", "ABSegmentSkipped"), ("TCPMetric", "BASegmentSkipped")
+    ),
+    Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL")),
+    Family("fragments", "counter", ("IPMetric", "Fragments")),
+    Family("rtt_seconds", "gauge", ("Metric", "RTT"), decimals=9),
+)
+
+
+@st.composite
+def views(draw, number):
+    """Draw a view; families of one page have names of their own."""
+    chosen = draw(st.lists(st.sampled_from(METRICS), min_size=1, max_size=4, unique=True))
+    labels = tuple(draw(ANY_LABELS))
+    if DIRECTION not in labels:  # a gauge has one side then
+        chosen = [replace(f, backward=None) if f.type == "gauge" else f for f in chosen]
+    return View(
+        labels,
+        tuple(replace(family, name=f"v{number}_{family.name}") for family in chosen),
+        timeout_s=draw(st.sampled_from((75, 76, 200))),
+    )
+
+
+@st.composite
+def specs(draw):
+    """Draw what a configuration may ask for, one time in four with the default labels."""
+    limits = {
+        "max_connections": draw(st.sampled_from((1, 3, 1000))),
+        "max_flows": draw(st.sampled_from((1, 4, 1000))),
+        "timeout_s": draw(st.sampled_from((1, 75))),
+    }
+    if draw(st.integers(0, 3)) == 0:
+        view = View(draw(st.sampled_from(LABEL_SETS)), draw(st.sampled_from(FAMILY_SETS)))
+        return Spec(views=(view,), **limits)
+    return Spec(
+        views=tuple(draw(views(number)) for number in range(draw(st.integers(1, 3)))),
+        include_icmp=draw(st.booleans()),
+        deduplicate=draw(st.sampled_from(("none", "first"))),
+        overflow=draw(st.sampled_from(("drop", "other"))),
+        **limits,
+    )
+
 
 UUIDS = ("1", "2", "3", "a", "A", "0a", "ffffffffffffffff", "8000000000000001", "xyz", "é" * 30)
 ODD_TEXTS = ("", 'a "quoted"\\\nname', "é" * 24, "x" * 48, "x" * 49, "x" * 1024)
@@ -80,19 +152,29 @@ def flows(draw):
         finish=draw(st.sampled_from((0, 0, 0, 1, 2, 3, 4))),
         **draw(conversations),
     )
-    oddity = draw(st.integers(0, 7))
+    oddity = draw(st.integers(0, 9))
     if oddity == 1:
         flow.pop(draw(st.sampled_from(PARTS)), None)
-    elif oddity == 2:
-        part = draw(st.sampled_from(("Network", "Transport", "Metric", "LastUpdateMetric")))
-        flow[part].pop(draw(st.sampled_from(sorted(flow[part]))))
     elif oddity == 3:
         flow["Link"] = {"ID": draw(small)}
         flow["ICMP"] = {"Type": draw(st.sampled_from(ODD_TEXTS))}
         flow["Application"] = draw(st.sampled_from(ODD_TEXTS))
+        flow["IPMetric"] = {"Fragments": draw(numbers)}
+    elif oddity == 2:
+        flow["TCPMetric"] = {
+            name: draw(small)
+            for name in ("ABSegmentSkipped", "BASegmentSkipped", "ABSynTTL", "BASynTTL")
+            if draw(st.booleans())
+        }
+        if draw(st.booleans()):
+            del flow["Transport"]
+            flow["ICMP"] = {"Type": "ECHO"}
     elif oddity == 4:
         part = draw(st.sampled_from(("Metric", "LastUpdateMetric")))
         flow[part][draw(st.sampled_from(sorted(flow[part])))] = draw(wild_numbers)
+    elif oddity == 6:
+        part = draw(st.sampled_from(("Network", "Transport", "Metric", "LastUpdateMetric")))
+        flow[part].pop(draw(st.sampled_from(sorted(flow[part]))))
     elif oddity == 5:
         name = draw(st.sampled_from(("UUID", "Start", "Last", "NodeTID", "Port")))
         if name == "Port":
@@ -122,25 +204,12 @@ class SlowPage:
 class TableMachine(RuleBasedStateMachine):
     """Does the same to both tables, and compares all that can be seen of them."""
 
-    @initialize(
-        labels=st.sampled_from(LABEL_SETS),
-        families=st.sampled_from(FAMILY_SETS),
-        max_connections=st.sampled_from((1, 3, 1000)),
-        max_flows=st.sampled_from((1, 4, 1000)),
-        timeout_s=st.sampled_from((1, 75)),
-        slots=st.booleans(),
-        now=st.sampled_from((0, 1_000_000)),
-    )
-    def start(self, labels, families, max_connections, max_flows, timeout_s, slots, now):
-        options = {
-            "labels": labels,
-            "families": families,
-            "max_connections": max_connections,
-            "max_flows": max_flows,
-            "timeout_s": timeout_s,
-        }
-        self.model = Model(**options)
-        self.core = Core(slots=slots, **options)
+    @initialize(spec=specs(), slots=st.booleans(), now=st.sampled_from((0, 1_000_000)))
+    def start(self, spec, slots, now):
+        NODE_NAMES.clear()
+        OWNERS.clear()
+        self.model = Model(spec)
+        self.core = Core(spec, slots=slots)
         self.now = now
         self.slow_pages: dict[int, SlowPage] = {}
 
@@ -148,6 +217,20 @@ class TableMachine(RuleBasedStateMachine):
     def receive(self, message):
         self.core.message(message, self.now)
         self.model.message(message, self.now)
+        self.note_lines()
+
+    @rule(
+        names=st.sampled_from((NODE_NAMES, OWNERS)),
+        told=st.dictionaries(
+            st.sampled_from(("node-1", "node-2", "10.0.0.1", "10.0.0.2", *ODD_TEXTS)),
+            st.sampled_from(("", "eth0", "eth1", 'a "name"')),
+            min_size=1,
+        ),
+    )
+    def rename(self, names, told):
+        names.update(told)
+        self.core.relabel(names, told)
+        self.model.relabel(names, told)
         self.note_lines()
 
     @rule(seconds=st.sampled_from((1, 1, 2, 40, 74, 75, 100_000)))
@@ -203,10 +286,15 @@ class TableMachine(RuleBasedStateMachine):
     @invariant()
     def what_can_be_seen_is_the_same(self):
         model, core = self.model, self.core
-        for name in ("connections", "flows", "created_total", "expired_total", "rejected_total"):
-            assert getattr(core, name) == getattr(model, name), name
+        for name in (
+            *("connections", "view_connections", "flows"),
+            *("created_total", "expired_total", "rejected_total", "overflowed_total"),
+        ):
+            theirs, ours = getattr(core, name), getattr(model, name)
+            assert theirs == ours, f"{name}: {theirs} {ours}"
         for name in ("skipped", "finished"):
-            assert +Counter(getattr(core, name)) == getattr(model, name), name
+            theirs, ours = +Counter(getattr(core, name)), +getattr(model, name)
+            assert theirs == ours, f"{name}: {theirs} {ours}"
         assert core.page(self.now) == model.page(self.now)
 
 
