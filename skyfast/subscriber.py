@@ -13,15 +13,17 @@ What the analyzers expect, and what they do wrong, is in ``docs/skydive.md``.
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import math
 import random
 import socket
 import ssl as ssl_module
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Final, Never, cast
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Never, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -29,7 +31,7 @@ from websockets.frames import CloseCode
 from websockets.protocol import State
 
 from skyfast import __version__
-from skyfast.config import Config, ConfigError
+from skyfast.config import TLS, Config, ConfigError
 from skyfast.frames import Connection, MessageData, OnMessage
 from skyfast.login import (
     Authentication,
@@ -223,13 +225,15 @@ class Subscription:
         address: str = "",
         ssl: ssl_module.SSLContext | None = None,
         on_change: Callable[[], None] | None = None,
+        predecessor: "Subscription | None" = None,
         timing: Timing = DEFAULT_TIMING,
     ) -> None:
         """Prepare to subscribe to ``url``, one of ``config.subscriber.endpoints``.
 
         ``address`` is what to connect to in place of the URL's host. ``ssl`` is needed
         for ``wss://``. ``on_message`` gets the bytes of each message, ``on_change`` is called
-        when ``stats.up`` has changed.
+        when ``stats.up`` has changed. ``predecessor`` is the same analyzer's subscription that has
+        been ended for this one.
         """
         self.endpoint = Endpoint.parse(url, address=address)
         self._authentication = Authentication(
@@ -247,7 +251,7 @@ class Subscription:
         self._limit = LogLimit(timing.log_interval_s)
         self._offered: Headers = []
         self._lasted_s = 0.0
-        self._ended_s = -math.inf
+        self._ended_s: float = predecessor._ended_s if predecessor is not None else -math.inf
 
     async def run(self) -> None:
         """Stay subscribed until cancelled; then the subscription is closed properly."""
@@ -436,6 +440,9 @@ class Subscriptions:
     in ``stats.analyzers``, which is removed with its address, so that their number stays
     bounded. The name has a row too: failed resolutions are counted there, and its ``up`` is
     1 while one of its addresses is subscribed.
+
+    The configuration and the name servers say who is to be subscribed to. What they say is written
+    down, and `run` alone acts on it: it ends what should not be there, and begins what is missing.
     """
 
     def __init__(
@@ -458,121 +465,161 @@ class Subscriptions:
         self._resolve = resolve
         self._timing = timing
         self._limit = LogLimit(timing.log_interval_s)
-        self._subscriptions: dict[str, Subscription] = {}
-        self._followed: dict[str, dict[str, tuple[Subscription, asyncio.Task[None]]]] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._wanted = self._used = self.prepare(config)
+        self._prepared = self.prepare(config)
+        self._addresses: dict[str, list[str]] = {}
         self._changed = asyncio.Event()
-        for url in config.subscriber.endpoints:
-            self._introduce(url)
+        """Set when the configuration or addresses have changed."""
+        self._following: dict[str, asyncio.Task[Never]] = {}
+        self._running: dict[str, _Running] = {}
+        self._keep_rows(self._wanted())
 
     @property
     def any_up(self) -> bool:
         """Whether at least one analyzer is subscribed to."""
-        return any(subscription.stats.up for subscription in self._subscriptions.values())
+        return any(running.subscription.stats.up for running in self._running.values())
 
     def prepare(self, config: Config) -> "Prepared":
-        """Return what `configure` takes. This blocks: it reads the certificates.
+        """Return what `configure` takes; change nothing. This blocks: it reads the certificates.
 
         Raises:
             ConfigError: A certificate cannot be used, or a text cannot be sent.
 
         """
         _check_texts(config)
-        ssl = None
-        if any(Endpoint.parse(url).secure for url in config.subscriber.endpoints):
-            try:
-                ssl = client_context(config.tls)
-            except ConfigError as exc:
-                raise ConfigError(f"{config.source}: {exc}") from None
-        return Prepared(config=config, ssl=ssl)
+        if not any(Endpoint.parse(url).secure for url in config.subscriber.endpoints):
+            return Prepared(config=config, ssl=None, digests=())
+        try:
+            return Prepared(
+                config=config, ssl=client_context(config.tls), digests=_digests(config.tls)
+            )
+        except ConfigError as exc:
+            raise ConfigError(f"{config.source}: {exc}") from None
 
     def configure(self, prepared: "Prepared") -> None:
-        """Subscribe to the endpoints of another configuration.
+        """Subscribe as another configuration says, in the background.
 
-        Where nothing but they have changed, those that stay are not disturbed. Others are left, and
-        subscribed to again, in the background.
+        Subscriptions for which nothing changes are not disturbed. The others are closed, and
+        those of them that should still be there are begun again, with the counters they had.
         """
-        self._wanted = prepared
+        self._prepared = prepared
         self._changed.set()
 
     async def run(self) -> None:
         """Stay subscribed to all until cancelled; then all subscriptions are closed properly."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                for url in self._used.config.subscriber.endpoints:
-                    if url not in self._tasks:
-                        self._introduce(url)
-                        self._tasks[url] = tasks.create_task(self._stay(url, tasks))
-                await self._changed.wait()
                 self._changed.clear()
-                await self._leave_what_changes()
+                wanted = self._wanted()
+                left = await self._leave(wanted)
+                self._begin(wanted, left, tasks)
+                self._keep_rows(wanted)
+                await self._changed.wait()
 
-    def _introduce(self, url: str) -> None:
-        """Give the endpoint what is seen of it before anybody has connected."""
-        name = self._stats.analyzer(Endpoint.parse(url).name).name
-        if not _is_followed(url) and name not in self._subscriptions:
-            self._add(url)
+    def _wanted(self) -> dict[str, "_Target"]:
+        """Return whom to subscribe to, by name."""
+        wanted: dict[str, _Target] = {}
+        # An analyzer that is given by its address, and has a name as well, is subscribed to once.
+        for url in sorted(self._prepared.config.subscriber.endpoints, key=_is_followed):
+            for address in self._addresses.get(url, [] if _is_followed(url) else [""]):
+                target = _Target(
+                    url=url,
+                    address=address,
+                    settings=self._prepared.settings(url),
+                    prepared=self._prepared,
+                )
+                wanted.setdefault(Endpoint.parse(url, address=address).name, target)
+        return wanted
 
-    async def _stay(self, url: str, tasks: asyncio.TaskGroup) -> None:
-        if _is_followed(url):
-            await self._follow(url, tasks)
-        else:
-            await self._subscriptions[Endpoint.parse(url).name].run()
-
-    async def _leave_what_changes(self) -> None:
-        """Leave what the wanted configuration has not, or would have otherwise."""
-        old, self._used = self._used, self._wanted
-        stays = set(self._used.config.subscriber.endpoints) if old.is_like(self._used) else set()
-        left = {url: task for url, task in self._tasks.items() if url not in stays}
-        for url, task in left.items():
+    async def _leave(self, wanted: Mapping[str, "_Target"]) -> dict[str, Subscription]:
+        """End the subscriptions that are not wanted, or not as they are; return them."""
+        endpoints = self._prepared.config.subscriber.endpoints
+        unfollowed = self._following.keys() - set(endpoints)
+        left = {
+            name: running
+            for name, running in self._running.items()
+            if running.target != wanted.get(name)
+        }
+        tasks: list[asyncio.Task[Any]] = [self._following[url] for url in unfollowed]
+        tasks += [running.task for running in left.values()]
+        for task in tasks:
             task.cancel()
-            del self._tasks[url]
-        if left:
-            await asyncio.wait(left.values())
-        for url in left:
-            for followed in self._followed.pop(url, {}).values():
-                await self._leave(*followed)
-            name = Endpoint.parse(url).name
-            self._subscriptions.pop(name, None)
-            self._stats.analyzers.pop(name, None)
-            log.info("analyzer %s: left", name)
+        if tasks:
+            await asyncio.wait(tasks)
+        for url in unfollowed:
+            del self._following[url]
+            self._addresses.pop(url, None)
+        for name, running in left.items():
+            del self._running[name]
+            if name in wanted:
+                reason = "is subscribed to anew, with other settings"
+            elif running.target.url in endpoints:
+                reason = "left, its name has another address"
+            else:
+                reason = "left, it is not configured any more"
+            log.info("analyzer %s: %s", name, reason)
+        return {name: running.subscription for name, running in left.items()}
 
-    def _add(
-        self, url: str, *, address: str = "", on_change: Callable[[], None] | None = None
-    ) -> Subscription:
-        stats = self._stats.analyzer(Endpoint.parse(url, address=address).name)
-        on_message = self._on_message
-        subscription = Subscription(
-            url=url,
-            address=address,
-            config=self._used.config,
+    def _begin(
+        self,
+        wanted: Mapping[str, "_Target"],
+        left: Mapping[str, Subscription],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Begin what is missing. ``left`` are the subscriptions that have just ended."""
+        for url in self._prepared.config.subscriber.endpoints:
+            if _is_followed(url) and url not in self._following:
+                self._following[url] = tasks.create_task(self._follow(url))
+        for name, target in wanted.items():
+            if name not in self._running:
+                subscription = self._subscription(target, left.get(name))
+                task = tasks.create_task(subscription.run())
+                self._running[name] = _Running(target, subscription, task)
+
+    def _subscription(self, target: "_Target", predecessor: Subscription | None) -> Subscription:
+        name = Endpoint.parse(target.url, address=target.address).name
+        stats, on_message = self._stats.analyzer(name), self._on_message
+        return Subscription(
+            url=target.url,
+            address=target.address,
+            config=target.prepared.config,
             stats=stats,
             on_message=lambda data: on_message(data, stats),
-            on_change=on_change,
-            ssl=self._used.ssl,
+            on_change=self._show_names,
+            predecessor=predecessor,
+            ssl=target.prepared.ssl,
             timing=self._timing,
         )
-        self._subscriptions[stats.name] = subscription
-        return subscription
 
-    async def _follow(self, url: str, tasks: asyncio.TaskGroup) -> Never:
-        """Keep subscribed to all addresses of the name in a ``dns+`` URL."""
+    def _keep_rows(self, wanted: Iterable[str]) -> None:
+        """Give every endpoint and analyzer its row, and take away those of others."""
+        endpoints = map(Endpoint.parse, self._prepared.config.subscriber.endpoints)
+        names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *wanted])
+        for name in self._stats.analyzers.keys() - names.keys():
+            del self._stats.analyzers[name]
+        for name in names:
+            self._stats.analyzer(name)
+        self._show_names()
+
+    def _show_names(self) -> None:
+        """Let the row of each followed name say whether one of its addresses is subscribed to."""
+        for url, addresses in self._addresses.items():
+            endpoint = Endpoint.parse(url)
+            if endpoint.name not in self._running:  # whose row is its own
+                names = {host_and_port(address, endpoint.port) for address in addresses}
+                ups = (one.subscription.stats.up for n, one in self._running.items() if n in names)
+                self._stats.analyzer(endpoint.name).up = int(any(ups))
+
+    async def _follow(self, url: str) -> Never:
+        """Keep the addresses of the name in a ``dns+`` URL up to date."""
         timing = self._timing
         endpoint = Endpoint.parse(url)
-        row = self._stats.analyzer(endpoint.name)
-        followed = self._followed.setdefault(url, {})
         delays = backoff(timing)
-
-        def on_change() -> None:
-            row.up = int(any(subscription.stats.up for subscription, _ in followed.values()))
-
         while True:
             try:
                 addresses = await self._resolve(endpoint.host, endpoint.port)
             except (OSError, UnicodeError) as exc:
-                row.reconnects["unresolved"] += 1
-                delay_s = timing.resolve_interval_s if followed else next(delays)
+                self._stats.analyzer(endpoint.name).reconnects["unresolved"] += 1
+                delay_s = timing.resolve_interval_s if self._addresses.get(url) else next(delays)
                 self._log(
                     endpoint.name, f"{_TEXTS['unresolved']}: {_details(exc)}", cause="unresolved"
                 )
@@ -585,28 +632,12 @@ class Subscriptions:
                     )
                     # Not those that happen to come first, which change.
                     addresses = sorted(addresses)[:MAX_ADDRESSES]
-                for address in followed.keys() - set(addresses):
-                    subscription, task = followed.pop(address)
-                    await self._leave(subscription, task)
-                    log.info(
-                        "analyzer %s: left, its name has another address", subscription.stats.name
-                    )
-                for address in addresses:
-                    name = host_and_port(address, endpoint.port)
-                    # One that another endpoint has as well is subscribed to once.
-                    if name not in self._subscriptions:
-                        added = self._add(url, address=address, on_change=on_change)
-                        followed[address] = (added, tasks.create_task(added.run()))
-                on_change()
+                if set(addresses) != set(self._addresses.get(url, [])):
+                    self._addresses[url] = addresses
+                    self._changed.set()
                 delays = backoff(timing)
                 delay_s = timing.resolve_interval_s
             await asyncio.sleep(delay_s)
-
-    async def _leave(self, subscription: Subscription, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        await asyncio.wait([task])
-        del self._subscriptions[subscription.stats.name]
-        del self._stats.analyzers[subscription.stats.name]
 
     def _log(self, name: str, text: str, *, cause: str) -> None:
         suffix = self._limit.admit((name, cause))
@@ -616,30 +647,54 @@ class Subscriptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A configuration that can be subscribed with. ``ssl`` is None where no endpoint needs it."""
+    """A configuration that can be subscribed with.
+
+    ``ssl`` is None where no endpoint needs it, and ``digests`` are of the files that it was made
+    from, which can change under their old names.
+    """
 
     config: Config
     ssl: ssl_module.SSLContext | None
+    digests: tuple[bytes, ...]
 
-    def is_like(self, other: "Prepared") -> bool:
-        """Tell whether a subscription to the same endpoint would be the same.
-
-        It is not where there is TLS, as files may have changed under their old names.
-        """
+    def settings(self, url: str) -> object:
+        """Return what a subscription to ``url`` depends on beside its address, to be compared."""
         return (
-            self.ssl is None
-            and other.ssl is None
-            and _without_endpoints(self.config) == _without_endpoints(other.config)
+            self.config.host_id,
+            self.config.credentials,
+            self.config.cookies,
+            replace(self.config.subscriber, endpoints=()),
+            self.digests if Endpoint.parse(url).secure else None,
         )
 
 
-def _without_endpoints(config: Config) -> object:
-    return (
-        config.host_id,
-        config.credentials,
-        config.cookies,
-        replace(config.subscriber, endpoints=()),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """Whom to subscribe to, and how: subscriptions of equal targets are the same.
+
+    ``address`` is empty where it is the URL's host.
+    """
+
+    url: str
+    address: str
+    settings: object
+    prepared: Prepared = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    target: _Target
+    subscription: Subscription
+    task: asyncio.Task[None]
+
+
+def _digests(tls: TLS) -> tuple[bytes, ...]:
+    """Return what differs where the contents of the files do."""
+    paths = [path for path in (tls.ca_cert, tls.client_cert, tls.client_key) if path]
+    try:
+        return tuple(hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
+    except OSError as exc:
+        raise ConfigError(f"tls: {exc.filename!r} cannot be read: {exc.strerror}") from None
 
 
 def _is_followed(url: str) -> bool:
