@@ -170,12 +170,16 @@ class Interfaces:
         naming: Naming = "compatible",
     ) -> None:
         """Begin without interfaces. ``stats`` is kept up to date with every answer."""
-        self._lifetime_s = max(3 * interval_s, connection_timeout_s)
+        self.keep(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
         self._stats = stats
         self._families = _FAMILIES[naming]
         # Replaced as one, so that readers need no lock.
         self._page = _NOTHING
         self._writing = threading.Lock()
+
+    def keep(self, *, interval_s: float, connection_timeout_s: float) -> None:
+        """Show each answer for these times, from the next one on."""
+        self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
     def update(self, answer: Answer, now: float) -> None:
         """Show the interfaces of ``answer``.
