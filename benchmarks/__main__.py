@@ -9,7 +9,18 @@ from types import FrameType
 
 from benchmarks import harness
 
-NAMES = ("decode", "filters", "table", "ingest", "scrape", "memory", "stall", "growth", "start")
+NAMES = (
+    "decode",
+    "filters",
+    "table",
+    "choices",
+    "ingest",
+    "scrape",
+    "memory",
+    "stall",
+    "growth",
+    "start",
+)
 
 LIMIT_S = 180
 """For one benchmark; on a machine that has nothing else to do, all take less than five minutes."""

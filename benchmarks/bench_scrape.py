@@ -158,7 +158,7 @@ def _render(report: Report) -> None:
     with Remote(Core, LARGE) as core:
         for connections, target in ((SCALE, at_most(50)), (LARGE, at_most(100))):
             core.call("fill", connections)
-            series = core.call("series")
+            _, series = core.call("page")
             ns = [core.call("render") / series * 1e9 for _ in range(REPEATS)]
             what = f"rendering alone, {connections:,} connections"
             report.add(what, ns, "ns a series", target=target)

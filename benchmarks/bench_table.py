@@ -1,6 +1,6 @@
 """What does a flow cost in the table, without decoding?"""
 
-from benchmarks.core import Core
+from benchmarks.core import Core, Decoder
 from benchmarks.flows import FIRST_ROUND
 from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 
@@ -12,12 +12,14 @@ REPORTS = SCALE // 2
 def run(report: Report) -> None:
     round_ = FIRST_ROUND + 1
     known = {}
-    with Remote(Core, LARGE) as core:
+    with Remote(Core, LARGE) as core, Remote(Decoder, SCALE) as decoder:
         for connections, target in ((SCALE, at_most(180)), (LARGE, at_most(300))):
             what = f"{connections:,} connections"
-            decode, update = core.call("fill", connections)
+            alone = [decoder.call("run")]
+            _, update = core.call("fill", connections)
+            alone.append(decoder.call("run"))
             report.add(
-                f"new flows until {what}", [update], "ns a flow", to="decoding", over=[decode]
+                f"new flows until {what}", [update], "ns a flow", to="decode alone", over=alone
             )
             known[connections] = _known(core, round_, in_order=False)
             report.add(

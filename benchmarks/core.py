@@ -3,40 +3,47 @@
 import ctypes
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import LARGE
-from skyfast import memory
+from skyfast import config, memory
 from skyfast._table import Table
+from skyfast.catalogue import make_plan
+from skyfast.config import Config
 from skyfast.exposition import CHUNK_BYTES
-from skyfast.plan import default_plan
-from skyfast.wire import flow_types
+from skyfast.names import Names
+from skyfast.plan import Plan
+from skyfast.wire import FlowTypes, flow_types
 
-TIMEOUT_S = 75.0
 NOW_S = 1_000.0
 """The table's clock, which stands still."""
 
 MESSAGES = 100
 """Made at a time, about 8 MB."""
 
-PLAN = default_plan()
-TYPES = flow_types(PLAN)
+DEFAULT = "{}"
+"""What is chosen below ``prom_sky_con`` where a benchmark does not ask about choices."""
+
+
+def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
+    """Return what the connector makes of the YAML below ``prom_sky_con``."""
+    file = f"pipeline: {{store: {{prom_sky_con: {chosen}}}}}"
+    configuration = config.parse(file, {}, source="-")
+    plan = make_plan(configuration, names=Names(keep_s=0))
+    return configuration, plan, flow_types(plan)
+
+
+_, PLAN, TYPES = configured(DEFAULT)
 
 
 def decoder(flow: type[msgspec.Struct] = TYPES.Flow) -> msgspec.json.Decoder[Any]:
     """Return the decoder of messages that the connector has, for flows of this type."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
-
-
-def new_table(*, slots: bool = True) -> Table:
-    return Table(
-        PLAN, TYPES, max_connections=LARGE, max_flows=4 * LARGE, timeout_s=TIMEOUT_S, slots=slots
-    )
 
 
 def tidy() -> None:
@@ -54,60 +61,82 @@ def trim() -> None:
         malloc_trim(0)
 
 
-class Core:
-    """A table that is filled here, and what its parts cost on the way."""
+def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list[bytes]]:
+    """Make some messages at a time, so that it does not come between two that are measured."""
+    while made := list(itertools.islice(messages, size)):
+        yield made
 
-    def __init__(self, count: int, slots: bool = True) -> None:
-        self._flows = Flows(count)
-        self._decode = decoder().decode
-        self._table = new_table(slots=slots)
+
+class Parts:
+    """The decoders and the table that the connector has where this is chosen.
+
+    As there, new flows are decoded with what tells how much they are worth, known ones without.
+    What takes messages returns the number of their flows, and the ns of decoding and of the table.
+    """
+
+    def __init__(self, chosen: str = DEFAULT, *, slots: bool = True) -> None:
+        configuration, plan, types = configured(chosen)
+        store = configuration.store
+        self._decode_new = decoder(types.FullFlow).decode
+        self._decode_known = decoder(types.Flow).decode
+        self._table = Table(
+            plan,
+            types,
+            max_connections=LARGE,
+            max_flows=4 * LARGE,
+            timeout_s=store.connection_timeout_s + store.connection_grace_s,
+            view_timeouts_s=[view.timeout_s for view in store.views],
+            slots=slots,
+        )
         assert self._table.reads_slots == slots
-        tidy()
 
-    def fill(self, stop: int) -> tuple[float, float]:
-        """Take first reports until ``stop`` connections are there.
-
-        Returns the ns a flow of decoding and of the table.
-        """
-        new = range(self._table.connections, stop)
-        figures = self._take(self._flows.messages(new, FIRST_ROUND), len(new))
-        assert self._table.connections == stop
+    def take_new(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
+        """Take first reports."""
+        before = self._table.flows
+        figures = self._take(messages, self._decode_new)
+        assert self._table.flows == before + figures[0], "a flow was not new"
         return figures
 
-    def report(self, count: int, round_: int, in_order: bool) -> tuple[float, float]:
-        """Take one more report of so many of the flows; return likewise."""
-        connections = self._table.connections
-        known = range(count) if in_order else self._flows.some(count, connections)
-        return self._take(self._flows.messages(known, round_), len(known))
-
-    def _take(self, messages: Iterable[bytes], count: int) -> tuple[float, float]:
-        decode, update, clock_ns = self._decode, self._table.update, time.thread_time_ns
-        decode_ns = update_ns = taken = 0
+    def take_known(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
+        """Take reports of flows that are known."""
+        before = self._table.flows
         late = self._table.skipped["late"]
-        messages = iter(messages)
-        # Some at a time, so that making them does not come between two that are measured.
-        while made := list(itertools.islice(messages, MESSAGES)):
-            for message in made:
-                began_ns = clock_ns()
-                flows = decode(message).Obj
-                decoded_ns = clock_ns()
-                taken += update(flows, NOW_S)
-                update_ns += clock_ns() - decoded_ns
-                decode_ns += decoded_ns - began_ns
-        trim()
-        assert taken == count, "the table did not take every flow"
+        figures = self._take(messages, self._decode_known)
+        assert self._table.flows == before, "a flow was not known"
         assert self._table.skipped["late"] == late, "a round was not newer than the last"
-        return decode_ns / count, update_ns / count
+        return figures
+
+    def _take(
+        self, messages: Iterable[bytes], decode: Callable[[bytes], Any]
+    ) -> tuple[int, int, int]:
+        update, clock_ns = self._table.update, time.thread_time_ns
+        count = taken = decode_ns = update_ns = 0
+        for message in messages:
+            began_ns = clock_ns()
+            flows = decode(message).Obj
+            decoded_ns = clock_ns()
+            taken += update(flows, NOW_S)
+            update_ns += clock_ns() - decoded_ns
+            decode_ns += decoded_ns - began_ns
+            count += len(flows)
+        assert taken == count, "the table did not take every flow"
+        return count, decode_ns, update_ns
+
+    def connections(self) -> int:
+        return self._table.connections
 
     def held_bytes(self) -> int:
         """Return what the table says that it holds."""
         return self._table.bytes
 
-    def series(self) -> int:
-        """Return the number of series on a page."""
+    def page(self) -> tuple[int, int]:
+        """Return the numbers of bytes and of series of a page."""
         page = self._table.page(NOW_S)
-        chunks = iter(lambda: page.read(CHUNK_BYTES), b"")
-        return sum(not line.startswith(b"#") for chunk in chunks for line in chunk.splitlines())
+        size = series = 0
+        for chunk in iter(lambda: page.read(CHUNK_BYTES), b""):
+            size += len(chunk)
+            series += sum(not line.startswith(b"#") for line in chunk.splitlines())
+        return size, series
 
     def render(self) -> float:
         """Render a page and do nothing with it; return the seconds.
@@ -121,8 +150,41 @@ class Core:
         return (time.thread_time_ns() - began_ns) / 1e9
 
 
+class Core(Parts):
+    """The parts, filled by themselves, in a process that has nothing else."""
+
+    def __init__(self, count: int, slots: bool = True) -> None:
+        super().__init__(slots=slots)
+        self._flows = Flows(count)
+        tidy()
+
+    def fill(self, stop: int) -> tuple[float, float]:
+        """Take first reports until ``stop`` connections are there.
+
+        Returns the ns a flow of decoding and of the table.
+        """
+        new = range(self._table.connections, stop)
+        figures = self._in_batches(self.take_new, self._flows.messages(new, FIRST_ROUND))
+        assert self._table.connections == stop
+        return figures
+
+    def report(self, count: int, round_: int, in_order: bool) -> tuple[float, float]:
+        """Take one more report of so many of the flows; return likewise."""
+        connections = self._table.connections
+        known = range(count) if in_order else self._flows.some(count, connections)
+        return self._in_batches(self.take_known, self._flows.messages(known, round_))
+
+    def _in_batches(
+        self, take: Callable[[list[bytes]], tuple[int, int, int]], messages: Iterator[bytes]
+    ) -> tuple[float, float]:
+        batches = in_batches(messages)
+        count, decode_ns, update_ns = map(sum, zip(*map(take, batches), strict=True))
+        trim()
+        return decode_ns / count, update_ns / count
+
+
 class Decoder:
-    """Decodes and does nothing with it: the part of the cost that is not the connector's."""
+    """Decodes what known flows need and does nothing with it: what is not the connector's doing."""
 
     def __init__(self, count: int) -> None:
         self._messages = list(Flows(count).messages(range(count), FIRST_ROUND))

@@ -1,0 +1,101 @@
+"""What does the view cost that is there by default, and what do four labels fewer save?"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from benchmarks.core import DEFAULT, Parts, in_batches, tidy, trim
+from benchmarks.flows import FIRST_ROUND, Flows
+from benchmarks.harness import SCALE, Remote, Report
+
+CHOICES = {
+    "default": (DEFAULT, ""),
+    "no view": ("{views: []}", "default"),
+    "three labels": ("{labels: [target_ip, target_port, direction]}", "default"),
+    "three labels, no view": (
+        "{labels: [target_ip, target_port, direction], views: []}",
+        "no view",
+    ),
+}
+"""What is chosen, and what it is compared with."""
+
+MESSAGES = 25
+"""Taken with one choice before the next has its turn."""
+
+ROUNDS = 2
+"""Of known flows."""
+
+PAGES = 9
+
+Samples = dict[str, list[float]]
+
+
+class Choices:
+    """One core for each choice, and for all of them the same messages.
+
+    They take turns, and another one begins each time: so the machine is the same to all.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._flows = Flows(count)
+        self._parts = {name: Parts(chosen) for name, (chosen, _) in CHOICES.items()}
+        self._turn = 0
+        tidy()
+
+    def take(self, round_: int) -> tuple[Samples, Samples]:
+        """Take a round of all flows; return the ns a flow of decoding and of the table."""
+        count = self._flows.count
+        is_first = round_ == FIRST_ROUND
+        numbers = range(count) if is_first else self._flows.some(count, count)
+        decode_ns: Samples = defaultdict(list)
+        update_ns: Samples = defaultdict(list)
+        for messages in in_batches(self._flows.messages(numbers, round_), MESSAGES):
+            for name, parts in self._in_turn():
+                take = parts.take_new if is_first else parts.take_known
+                flows, decode, update = take(messages)
+                decode_ns[name].append(decode / flows)
+                update_ns[name].append(update / flows)
+        trim()
+        return decode_ns, update_ns
+
+    def render(self) -> Samples:
+        """Render some pages; return the ms of each."""
+        ms: Samples = defaultdict(list)
+        for _ in range(PAGES):
+            for name, parts in self._in_turn():
+                ms[name].append(parts.render() * 1e3)
+        return ms
+
+    def connections(self) -> Samples:
+        return {name: [parts.connections()] for name, parts in self._parts.items()}
+
+    def page_mb(self) -> Samples:
+        return {name: [parts.page()[0] / 1e6] for name, parts in self._parts.items()}
+
+    def _in_turn(self) -> Iterator[tuple[str, Parts]]:
+        names = list(self._parts)
+        self._turn = (self._turn + 1) % len(names)
+        for name in names[self._turn :] + names[: self._turn]:
+            yield name, self._parts[name]
+
+
+def run(report: Report) -> None:
+    with Remote(Choices, SCALE) as choices:
+        _, new_ns = choices.call("take", FIRST_ROUND)
+        decode_ns: Samples = defaultdict(list)
+        known_ns: Samples = defaultdict(list)
+        for round_ in range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS):
+            for all_, some in zip((decode_ns, known_ns), choices.call("take", round_), strict=True):
+                for name, samples in some.items():
+                    all_[name] += samples
+        _add(report, "decoding", decode_ns, "ns a flow")
+        _add(report, "known flows in the table", known_ns, "ns a flow")
+        _add(report, "new flows in the table", new_ns, "ns a flow")
+        _add(report, "connections of as many flows", choices.call("connections"), "")
+        _add(report, "page", choices.call("page_mb"), "MB")
+        _add(report, "rendering alone", choices.call("render"), "ms")
+
+
+def _add(report: Report, what: str, figures: Samples, unit: str) -> None:
+    for name, (_, peer) in CHOICES.items():
+        over = figures[peer] if peer else None
+        report.add(f"{what}, {name}", figures[name], unit, to=peer, over=over)
