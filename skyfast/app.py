@@ -7,8 +7,9 @@ import logging
 import platform
 import signal
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
@@ -27,7 +28,7 @@ from skyfast.plan import Plan
 from skyfast.selfmetrics import Stats
 from skyfast.subscriber import Subscriptions
 from skyfast.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
-from skyfast.web import WebServer
+from skyfast.web import Reload, WebServer
 from skyfast.wire import FlowTypes, flow_types
 
 EXPIRY_INTERVAL_S = 0.5
@@ -45,45 +46,53 @@ NAMES_WAIT_S = 5.0
 log = logging.getLogger(__name__)
 
 
-class App:
-    """All parts of a running skyfast.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What is made of a configuration, and replaced together with it."""
 
-    What depends on the configuration is made by `_prepare_...` methods from a new one, without
-    touching what runs, and then put in place; so a configuration that cannot be used leaves all
-    as it was.
-    """
+    config: Config
+    plan: Plan
+    types: FlowTypes
+    table: Table
+    filtered: dict[str, int]
+    """Drops by rule, of exactly the rules that there are."""
+    captures: Captures
+    interfaces: Interfaces
+    poller: TopologyPoller
+    ingest: Ingest
+    source: Source
+
+
+class App:
+    """All parts of a running skyfast."""
 
     def __init__(self, config: Config, *, load: Callable[[], Config]) -> None:
         """Build the parts; nothing is opened yet. ``load`` reads the configuration anew."""
-        self._config = config
         self._load = load
+        self._served_at = _address(config)
         self._reloading = asyncio.Lock()
         self._polling: asyncio.Task[None] | None = None
         self.stats = Stats()
         self.clock = Clock()
         self.names = Names(keep_s=_longest_s(config.store))
-        self.plan = make_plan(config, names=self.names)
-        self._types = _types(config, self.plan)
-        self.table = Table(self.plan, self._types, **_limits(config.store))
-        self.captures = self._new_captures(config)
-        self.interfaces = self._new_interfaces(config)
-        self.poller = self._new_poller(config, self.interfaces, self.plan)
-        self.ingest = self._new_ingest(config)
+        self._parts = self._build(config, None)
+        self._poller = self._parts.poller
+        self.stats.flows_filtered = self._parts.filtered
         self.subscriptions = Subscriptions(
             config=config,
             stats=self.stats,
             # Not the method itself: a reload puts another ingest in this one's place.
-            on_message=lambda data, analyzer: self.ingest.message(data, analyzer),
+            on_message=lambda data, analyzer: self._parts.ingest.message(data, analyzer),
         )
         self.exposition = Exposition(
-            source=self._new_source(config), stats=self.stats, now=self.clock.now
+            source=self._parts.source, stats=self.stats, now=self.clock.now
         )
         self.web = WebServer(
             config=config,
             exposition=self.exposition,
             ready=lambda: self.subscriptions.any_up,
             stats=self.stats.scrape,
-            reload=self.reload if config.web.enable_reload else None,
+            reload=self._reload_by_web(config),
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -93,9 +102,8 @@ class App:
         ExceptionGroup when a part ends by a fault of its own.
         """
         await self.web.start()
-        log.info("serving %s", page_url(self._config.store.listen_address, self.web.port))
-        for url in self._config.subscriber.endpoints:
-            log.info("subscribing to %s as %s", redact_url(url), self._config.host_id)
+        log.info("serving %s", page_url(self._served_at[0], self.web.port))
+        _announce(self._parts.config)
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
@@ -115,74 +123,87 @@ class App:
     async def reload(self) -> str | None:
         """Read the configuration anew and use it; return why that cannot be, or None.
 
-        What cannot be used as a whole changes nothing. No counter is lost, unless the labels or the
-        metrics are others: then the table is.
+        What cannot be used as a whole changes nothing. No counter is lost, unless what is exported
+        is another: then the table is.
         """
         async with self._reloading:
             try:
-                config = await asyncio.to_thread(self._load)
-                await self._configure(config)
+                await self._configure(await asyncio.to_thread(self._load))
             except ConfigError as error:
-                self.stats.config.last_reload_successful = 0
-                log.error("the configuration was not reloaded: %s", error)
-                return str(error)
-            self.stats.config.last_reload_successful = 1
-            self.stats.config.last_reload_success_timestamp_s = time.time()
-            log.info("the configuration was reloaded")
-            return None
+                problem = str(error)
+                log.error("the configuration was not reloaded: %s", problem)
+            except Exception as error:
+                problem = f"a fault of skyfast's own ({type(error).__name__})"
+                log.exception("the configuration was not reloaded, by a fault of skyfast's own")
+            else:
+                self.stats.config.last_reload_successful = 1
+                self.stats.config.last_reload_success_timestamp_s = time.time()
+                log.info("the configuration was reloaded")
+                return None
+            self.stats.config.last_reload_successful = 0
+            return problem
+
+    def _reload_by_web(self, config: Config) -> Reload | None:
+        return self.reload if config.web.enable_reload else None
 
     async def _configure(self, config: Config) -> None:
-        """Put ``config`` in the place of the present one.
+        """Put what is made of ``config`` in the place of what there is.
 
         Raises ConfigError, with nothing changed, where a file that it names cannot be used.
         """
-        old = self._config
-        is_other_page = _shape(config) != _shape(old)
-        interfaces = self.interfaces
-        if config.store.interfaces_interval_s != old.store.interfaces_interval_s or is_other_page:
-            interfaces = self._new_interfaces(config)
-        plan = make_plan(config, names=self.names) if is_other_page else self.plan
-        types = _types(config, plan)
-        poller = self._new_poller(config, interfaces, plan)
+        old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
-        # From here on, nothing fails.
-        self._config, self.plan, self._types = config, plan, types
-        if is_other_page:
-            self.table = Table(plan, types, **_limits(config.store))
-            self.captures = self._new_captures(config)
-            log.warning("labels or metrics have changed: all connections begin anew")
-        else:
-            self.table.use(types)
-            self.table.limit(**_limits(config.store))
-        self.names.keep(_longest_s(config.store))
-        self.ingest = self._new_ingest(config)
-        self.interfaces = interfaces
-        self.exposition.source = self._new_source(config)
-        self.web.configure(config.web, reload=self.reload if config.web.enable_reload else None)
+        new = await asyncio.to_thread(self._build, config, old)
+        self._poll_by(new.poller)
+        await self._names_known(new.plan)
+        # From here on, nothing fails and nobody else has a turn.
         logs.set_level(config.logging.level)
-        if (config.store.listen_address, config.store.port) != (
-            old.store.listen_address,
-            old.store.port,
-        ):
-            log.warning("listen_address and port stay as they are until the next start")
-        self.poller = poller
-        if self._polling is not None:
-            self._polling.cancel()
+        logs.write_notes(config.notes)
+        self._parts = new
+        new.table.use(new.types)
+        new.table.limit(**_limits(config.store))
+        new.interfaces.keep(**_interface_times(config.store))
+        self.names.keep(_longest_s(config.store))
+        for rule in new.filtered.keys() & old.filtered.keys():
+            new.filtered[rule] = old.filtered[rule]
+        self.stats.flows_filtered = new.filtered
+        self.exposition.source = new.source
+        self.web.configure(config.web, reload=self._reload_by_web(config))
         self.subscriptions.configure(subscriptions)
+        if new.table is not old.table:
+            # These are shown as sums with what the table counts, and must not become less.
+            for reason, count in old.table.skipped.items():
+                self.stats.flows_skipped[reason] += count
+            changes = ", ".join(_changes(old.config, config))
+            log.warning("all connections begin anew, for another %s", changes)
+        if _address(config) != self._served_at:
+            log.warning("listen_address and port stay as they are until the next start")
+        _announce(config, known=old.config.subscriber.endpoints)
 
-    def _new_captures(self, config: Config) -> Captures:
-        return Captures(naming=config.store.naming, stats=self.stats.captures)
+    def _build(self, config: Config, old: _Parts | None) -> _Parts:
+        """Make the parts of ``config`` with what can be kept of the ``old`` ones; change nothing.
 
-    def _new_interfaces(self, config: Config) -> Interfaces:
-        return Interfaces(
-            interval_s=config.store.interfaces_interval_s,
-            connection_timeout_s=config.store.connection_timeout_s,
-            stats=self.stats.topology,
-            naming=config.store.naming,
+        This blocks: it reads certificates. Raises ConfigError where they cannot be used.
+        """
+        store = config.store
+        alike = old if old and not _changes(old.config, config) else None
+        plan = alike.plan if alike else make_plan(config, names=self.names)
+        types = flow_types(plan, also=filters.reads(config.filter))
+        table = alike.table if alike else Table(plan, types, **_limits(store))
+        same_names = old if old and old.config.store.naming == store.naming else None
+        captures = (
+            same_names.captures
+            if same_names
+            else Captures(naming=store.naming, stats=self.stats.captures)
         )
-
-    def _new_poller(self, config: Config, interfaces: Interfaces, plan: Plan) -> TopologyPoller:
-        return TopologyPoller(
+        interfaces = (
+            same_names.interfaces
+            if same_names and store.interfaces_interval_s
+            else Interfaces(
+                naming=store.naming, stats=self.stats.topology, **_interface_times(store)
+            )
+        )
+        poller = TopologyPoller(
             config=config,
             interfaces=interfaces,
             now=self.clock.now,
@@ -190,55 +211,74 @@ class App:
             names=self.names if _has_names(plan) else None,
             renamed=self._relabel,
         )
-
-    def _new_ingest(self, config: Config) -> Ingest:
-        classifier = filters.classifier(config.classify.cluster_net_masks)
-        return Ingest(
-            types=self._types,
-            table=self.table,
-            admitted=filters.admission(
-                config.filter,
-                classifier,
-                requirements=self.plan.requirements,
-                skipped=self.stats.flows_skipped,
-                filtered=self.stats.flows_filtered,
+        filtered: dict[str, int] = {}
+        admitted = filters.admission(
+            config.filter,
+            filters.classifier(config.classify.cluster_net_masks),
+            requirements=plan.requirements,
+            skipped=self.stats.flows_skipped,
+            filtered=filtered,
+        )
+        return _Parts(
+            config=config,
+            plan=plan,
+            types=types,
+            table=table,
+            filtered=filtered,
+            captures=captures,
+            interfaces=interfaces,
+            poller=poller,
+            ingest=Ingest(
+                types=types,
+                table=table,
+                admitted=admitted,
+                captures=captures,
+                stats=self.stats,
+                now=self.clock.now,
             ),
-            captures=self.captures,
-            stats=self.stats,
-            now=self.clock.now,
+            source=Source(
+                table=table,
+                cardinality=Cardinality(table=table, view=plan.views[0]),
+                views=tuple(view.prefix for view in store.views),
+                interfaces=interfaces,
+                captures=captures,
+                standard_names=store.naming == "standard",
+            ),
         )
 
-    def _new_source(self, config: Config) -> Source:
-        return Source(
-            table=self.table,
-            cardinality=Cardinality(table=self.table, view=self.plan.views[0]),
-            views=tuple(view.prefix for view in config.store.views),
-            interfaces=self.interfaces,
-            captures=self.captures,
-            standard_names=config.store.naming == "standard",
-        )
+    async def _names_known(self, plan: Plan) -> None:
+        """Wait for the topology's first answer, if not for ever, where labels are names.
 
-    async def _subscribe(self) -> None:
-        if _has_names(self.plan):
-            # A flow that came before its names would change its labels at once.
+        A flow that comes before its names would change its labels at once.
+        """
+        if _has_names(plan):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(NAMES_WAIT_S):
                     await self.names.ready.wait()
+
+    async def _subscribe(self) -> None:
+        await self._names_known(self._parts.plan)
         await self.subscriptions.run()
 
     async def _poll(self) -> None:
-        """Ask for the topology, by another poller after each reload."""
+        """Ask for the topology, by one poller after the other."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                self._polling = tasks.create_task(self._poll_until_cancelled(self.poller))
+                self._polling = tasks.create_task(self._poll_until_cancelled(self._poller))
                 await asyncio.wait([self._polling])
 
     async def _poll_until_cancelled(self, poller: TopologyPoller) -> None:
         await poller.run()
         await asyncio.Event().wait()  # there is nothing to ask for
 
+    def _poll_by(self, poller: TopologyPoller) -> None:
+        """Let another poller ask from now on."""
+        self._poller = poller
+        if self._polling is not None:
+            self._polling.cancel()
+
     def _relabel(self, lookup: Lookup, keys: Set[str]) -> None:
-        self.table.relabel([(lookup, keys)])
+        self._parts.table.relabel([(lookup, keys)])
 
     async def _expire(self) -> None:
         """Take out what has expired, in slices between which everything else has its turn."""
@@ -252,17 +292,24 @@ class App:
                 )
                 paused_s = self.clock.paused_s
             slice_ends = time.monotonic() + EXPIRY_SLICE_S
-            while self.table.expire(now, EXPIRY_ROWS):
+            while self._parts.table.expire(now, EXPIRY_ROWS):
                 if time.monotonic() > slice_ends:
                     await asyncio.sleep(0)
                     slice_ends = time.monotonic() + EXPIRY_SLICE_S
-            self.interfaces.expire(now)
-            self.captures.expire(now)
+            self._parts.interfaces.expire(now)
+            self._parts.captures.expire(now)
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
 
-def _types(config: Config, plan: Plan) -> FlowTypes:
-    return flow_types(plan, also=filters.reads(config.filter))
+def _announce(config: Config, *, known: Sequence[str] = ()) -> None:
+    """Log who is subscribed to and was not ``known`` before."""
+    for url in config.subscriber.endpoints:
+        if url not in known:
+            log.info("subscribing to %s as %s", redact_url(url), config.host_id)
+
+
+def _address(config: Config) -> tuple[str, int]:
+    return config.store.listen_address, config.store.port
 
 
 def _has_names(plan: Plan) -> bool:
@@ -279,6 +326,13 @@ def _limits(store: Store) -> dict[str, Any]:
     }
 
 
+def _interface_times(store: Store) -> dict[str, float]:
+    return {
+        "interval_s": store.interfaces_interval_s,
+        "connection_timeout_s": store.connection_timeout_s,
+    }
+
+
 def _longest_s(store: Store) -> float:
     """Return for how long names are to be remembered: no row lives longer without a report."""
     rows_s = [store.connection_timeout_s + store.connection_grace_s]
@@ -286,20 +340,30 @@ def _longest_s(store: Store) -> float:
     return max(*rows_s, 3 * (store.interfaces_interval_s or NAMES_INTERVAL_S))
 
 
-def _shape(config: Config) -> object:
-    """Return what the table is built of: where it is another, so must the table be."""
+def _exported(config: Config) -> dict[str, object]:
+    """Return what the table is built of: where any of it is another, so must the table be."""
     store = config.store
-    views = [dataclasses.replace(view, timeout_s=0.0) for view in (store.main, *store.views)]
-    has_tags = any(label.name == "tag" for view in views for label in view.labels)
-    return (
-        views,
-        store.include_icmp,
-        store.rewrites,
-        store.overflow,
-        store.deduplicate,
-        store.naming,
-        config.classify if has_tags else None,
+    has_tags = any(
+        label.name == "tag" for view in (store.main, *store.views) for label in view.labels
     )
+    return {
+        "labels": store.main.labels,
+        "metrics": store.main.metrics,
+        "direction": store.main.direction,
+        "views": [dataclasses.replace(view, timeout_s=0.0) for view in store.views],
+        "include_icmp": store.include_icmp,
+        "rewrite": store.rewrites,
+        "overflow": store.overflow,
+        "deduplicate": store.deduplicate,
+        "naming": store.naming,
+        "cluster_net_masks": config.classify.cluster_net_masks if has_tags else (),
+    }
+
+
+def _changes(old: Config, new: Config) -> list[str]:
+    """Return the keys by which what is exported differs."""
+    before, after = _exported(old), _exported(new)
+    return [key for key in after if after[key] != before[key]]
 
 
 async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> bool:
@@ -323,6 +387,9 @@ async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> b
             task.add_done_callback(reloads.discard)
 
         loop.add_signal_handler(signal.SIGHUP, reload)
+        # It was held back until there is somebody to hear it, and is when there is nobody again.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGHUP})
         memory.freeze()
         log.info("skyfast %s, Python %s", __version__, platform.python_version())
         try:
@@ -363,8 +430,8 @@ def page_url(address: str, port: int) -> str:
 def run(config: Config, load: Callable[[], Config], *, demo: bool) -> bool:
     """Run until SIGTERM or SIGINT; return False when it could not run, which was logged.
 
-    ``load`` reads the configuration anew, for SIGHUP. Raises ConfigError where something that the
-    configuration names cannot be used.
+    ``load`` reads the configuration anew, for SIGHUP, which must be blocked when this is called.
+    Raises ConfigError where something that the configuration names cannot be used.
     """
     memory.keep_heap()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from skyfast import __version__, check, config, logs
@@ -68,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     # Until the event loop takes over, a request to stop finds nothing to close.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
+    # And a request to reload waits for it, even where it comes while the file is being read.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         configuration = _load(arguments)
         logs.set_up(configuration.logging.level)
@@ -86,18 +89,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> config.Config:
-    if arguments.demo and arguments.config is None:
+    path = _path(arguments)
+    if path is None:
         loaded = config.parse("", os.environ, source="the defaults")
     else:
-        loaded = config.load(arguments.config or DEFAULT_PATH, os.environ)
+        loaded = config.load(path, os.environ)
     if arguments.log_level is None:
         return loaded
     return dataclasses.replace(loaded, logging=config.Logging(level=arguments.log_level.upper()))
 
 
 def _reload(arguments: argparse.Namespace) -> config.Config:
-    if arguments.config == "-":
+    path = _path(arguments)
+    if path == "-":
         raise config.ConfigError("standard input cannot be read again")
-    loaded = _load(arguments)
-    logs.write_notes(loaded.notes)
-    return loaded
+    if path is not None and Path(path).exists() and not Path(path).is_file():
+        # A pipe is empty by now, or whoever reads it waits for ever.
+        raise config.ConfigError(f"{path!r} is not a regular file and cannot be read again")
+    return _load(arguments)
+
+
+def _path(arguments: argparse.Namespace) -> str | None:
+    """Return the configuration file's path; None where none is needed."""
+    if arguments.demo and arguments.config is None:
+        return None
+    path: str = arguments.config or DEFAULT_PATH
+    return path
