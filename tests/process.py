@@ -27,11 +27,12 @@ class Skyfast:
         self.served_at: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.url = ""
 
-    async def get(self, path: str) -> bytes:
+    async def get(self, path: str, *, accept: str = "*/*") -> bytes:
         """Return the body of a page."""
+        request = urllib.request.Request(self.url + path, headers={"Accept": accept})
 
         def ask() -> bytes:
-            with urllib.request.urlopen(self.url + path, timeout=WAIT_S) as answer:
+            with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
                 body: bytes = answer.read()
                 return body
 
@@ -75,9 +76,10 @@ def running(config: Path, *, quiet: bool = True) -> AbstractAsyncContextManager[
     return _started(str(config), quiet=quiet)
 
 
-def demo() -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast on its own recording and on a free port, likewise."""
-    return _started("--demo", quiet=True, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="0")
+def demo(*config: Path) -> AbstractAsyncContextManager[Skyfast]:
+    """Run skyfast on its own recording and on a free port, likewise; without a file, too."""
+    arguments = ("--demo", *map(str, config))
+    return _started(*arguments, quiet=True, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="0")
 
 
 @asynccontextmanager

@@ -19,6 +19,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as text_string_to_openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.analyzer import Answer, FakeAnalyzer
@@ -33,8 +36,10 @@ from tests.model import (
     interface_page,
     read_page,
 )
+from tests.pages import PROMETHEUS
 from tests.process import running
 from tests.specs import CONFIGURATIONS, DATA, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
+from tests.test_prometheus import lint, needs_promtool
 
 GOLDEN = Path(__file__).parent / "golden"
 REPLAYS = {
@@ -43,6 +48,16 @@ REPLAYS = {
     **CONFIGURATIONS,
 }
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
+
+# Names that dashboards depend on, and those of the configuration's own metrics: counters without
+# _total, and a unit that is no base unit.
+INHERITED = re.compile(
+    r"skydive_network_(connection_total|interface)_\w+"
+    r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"
+    r"|my_\w+"
+)
+NO_TOTAL = ' counter metrics should have "_total" suffix'
+NO_BASE_UNIT = f'{RTT} use base unit "seconds" instead of "nanoseconds"'
 
 
 def settings(name, urls):
@@ -72,19 +87,39 @@ def recorded(name, which):
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What came out of it. ``flows`` are those sent, by analyzer."""
+    """What came out of it. ``flows`` are those sent, by analyzer.
+
+    ``prometheus_page`` is ``page`` as Prometheus asks for it.
+    """
 
     model: Model
     flows: dict[str, int]
     page: bytes
     flow_page: bytes
     interface_page: bytes
+    prometheus_page: bytes
     metrics: dict[str, float]
 
     @property
+    def is_standard(self):
+        return b"skydive_interface_" in self.interface_page
+
+    @property
     def interface_families(self):
-        is_standard = b"skydive_interface_" in self.interface_page
-        return STANDARD_INTERFACE_FAMILIES if is_standard else INTERFACE_FAMILIES
+        return STANDARD_INTERFACE_FAMILIES if self.is_standard else INTERFACE_FAMILIES
+
+    @property
+    def names(self):
+        """The families of flows and interfaces."""
+        return {family.name for family in (*self.model.families, *self.interface_families)}
+
+    @property
+    def samples(self):
+        """The numbers of flows and interfaces, by series."""
+        pages = self.model.page(0)
+        pages |= interface_page(json.loads(TOPOLOGY), self.interface_families)
+        lines = (line.rpartition(" ") for lines in pages.values() for line in lines)
+        return {series: float(number) for series, _, number in lines}
 
 
 async def replay(name, directory):
@@ -124,6 +159,7 @@ async def replay(name, directory):
             page=await skyfast.get("/metrics"),
             flow_page=await skyfast.get("/metrics/flows"),
             interface_page=await skyfast.get("/metrics/interfaces"),
+            prometheus_page=await skyfast.get("/metrics", accept=PROMETHEUS["2.42"]),
             metrics=metrics,
         )
 
@@ -191,22 +227,45 @@ def test_the_page_is_the_golden_one(replayed):
 
 def test_another_reader_finds_the_same(replayed):
     _, result = replayed
-    pages = result.model.page(0)
-    pages |= interface_page(json.loads(TOPOLOGY), result.interface_families)
-    expected = {}
-    for lines in pages.values():
-        for line in lines:
-            series, _, number = line.rpartition(" ")
-            expected[series] = float(number)
     found = {}
     for family in text_string_to_metric_families(result.page.decode()):
         for sample in family.samples:
             # The reader calls every sample of a counter _total.
-            name = family.name if family.name in pages else sample.name
-            labels = ",".join(f'{name}="{escape(value)}"' for name, value in sample.labels.items())
-            if name in pages:
-                found[f"{name}{{{labels}}}"] = sample.value
-    assert found == expected
+            name = family.name if family.name in result.names else sample.name
+            if name in result.names:
+                found[series(name, sample.labels)] = sample.value
+    assert found == result.samples
+
+
+def test_the_reference_reader_of_openmetrics_finds_the_same(replayed):
+    _, result = replayed
+    page = result.prometheus_page.decode()
+    if not result.is_standard:
+        assert "# EOF" not in page
+        return
+    found = {
+        series(sample.name, sample.labels): sample.value
+        for family in text_string_to_openmetrics_families(page)
+        for sample in family.samples
+        if sample.name in result.names
+    }
+    assert found == result.samples
+
+
+@needs_promtool
+def test_promtool_objects_to_nothing_but_inherited_names(replayed):
+    _, result = replayed
+    complaints = set(lint(result.page))
+    if result.is_standard:
+        assert complaints == set()
+        return
+    counters = re.findall(r"^# TYPE (\w+) counter$", result.page.decode(), re.MULTILINE)
+    shown = set(re.findall(r"^\w+", result.page.decode(), re.MULTILINE))
+    expected = {
+        f"{name}{NO_TOTAL}" for name in counters if name in shown and INHERITED.fullmatch(name)
+    }
+    assert expected
+    assert complaints == expected | ({NO_BASE_UNIT} if RTT in shown else set())
 
 
 def test_the_self_metrics_account_for_every_report(replayed):
@@ -232,8 +291,7 @@ def test_the_self_metrics_account_for_every_report(replayed):
     assert metrics["skyfast_connections_rejected_total"] == model.rejected_total
     assert metrics["skyfast_connections_overflowed_total"] == model.overflowed_total
     # Without _total, the name would be that of the reports' counter in OpenMetrics.
-    is_standard = result.interface_families is STANDARD_INTERFACE_FAMILIES
-    assert metrics["skyfast_table_flows" if is_standard else "skyfast_flows"] == model.flows
+    assert metrics["skyfast_table_flows" if result.is_standard else "skyfast_flows"] == model.flows
     views = [n for series, n in metrics.items() if series.startswith("skyfast_view_connections{")]
     assert views == list(model.view_connections)
     errors = [value for series, value in metrics.items() if "_errors_total{" in series]
@@ -256,3 +314,9 @@ def split(result):
 
     lines = result.page.decode().splitlines(keepends=True)
     return [(name, "".join(part).encode()) for name, part in itertools.groupby(lines, key=part)]
+
+
+def series(name, labels):
+    """Return a series as the page spells it."""
+    pairs = ",".join(f'{label}="{escape(value)}"' for label, value in labels.items())
+    return f"{name}{{{pairs}}}"
