@@ -156,6 +156,8 @@ def _to_own_label(value: Value) -> str:
 
 def _to_own_metric(value: Value) -> str:
     text = _to_metric_name(value)
+    if text == "_total":
+        raise Invalid("is how names of counters end, and no name", text)
     if text in METRICS_BY_NAME:
         raise Invalid("is a known metric, which is written without a value", text)
     return text
