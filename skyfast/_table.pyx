@@ -1716,8 +1716,8 @@ cdef class Table:
         cdef bint sure
         for i in range(self.view_count):
             view = &self.views[i]
-            if number and not view.by_flow:
-                if i == 0 or self._row(&self.views[0], number).links[view.link]:
+            if i and not view.by_flow and self._follows(number):
+                if self._row(&self.views[0], number).links[view.link]:
                     return True
                 continue
             sure = view.complete and not self.overflowed
@@ -1870,6 +1870,11 @@ cdef class Table:
         self._fill_flow(row, key, text, report, conversation, values, amounts, deadline_s)
         return SKIP_NONE
 
+    cdef inline bint _follows(self, uint32_t number) noexcept nogil:
+        # Whether a row of the first view, or 0, has links. That of "other" may be without flows;
+        # then what it had links to may be gone.
+        return number != 0 and self._row(&self.views[0], number).flows != 0
+
     cdef uint32_t _find_targets(self, uint32_t number) noexcept nogil:
         # The rows that the flow at hand is to lead to, `number` being that of the first view.
         # Returns how many views have theirs: all, unless memory ran out.
@@ -1880,7 +1885,7 @@ cdef class Table:
             if i == 0:
                 self.created[0] = number == 0
                 self.targets[0] = number if number else self._new_row(view, self._gather(view))
-            elif not view.by_flow and not self.created[0]:
+            elif not view.by_flow and self._follows(number):
                 self.created[i] = False
                 self.targets[i] = self._row(&self.views[0], number).links[view.link]
                 continue

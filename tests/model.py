@@ -524,6 +524,8 @@ class Model:
         ]
         stays_out = [self.spec.overflow == "drop" and not room for room in has_room]
         first = self._rows[0].get(places[0])
+        if first and not first.flows:
+            first = None  # the row of "other", which nothing follows now
         for n in self._followers() if first else ():
             counts_whole[n] = False
             stays_out[n] = first.followers.get(n) is None

@@ -239,10 +239,12 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def sweep(self, max_rows):
-        # Rows whose time is over are on no page, swept or not.
+        # Rows whose time is over are on no page, swept or not; but flows are counted until they are.
+        counts = {family.name for family in self.model.families if family.forward == ()}
         page = self.model.page(self.now)
         while self.core.table.expire(self.now, max_rows):
-            assert self.core.page(self.now) == page
+            swept = self.core.page(self.now)
+            assert all(swept[name] == page[name] for name in page.keys() - counts)
         self.model.expire(self.now)
 
     @rule(scraper=st.integers(0, MAX_SLOW_PAGES - 1), size=st.sampled_from((1, 200, 1000)))
