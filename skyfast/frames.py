@@ -193,11 +193,13 @@ class _Receiver(asyncio.BufferedProtocol):
                 self._transport.resume_reading()
 
     def _finish(self) -> None:
-        """Deal with what still waits for its turn, as there will be none."""
+        """Deal with what still waits for its turn or its rest, as neither will come."""
         while self._paused and self._started:
             self._paused = False
             self._work()
         self._paused = False
+        if self._start < self._end:
+            self._pass(self._end)  # websockets says what is missing
 
     # What is in the buffer
 
