@@ -125,11 +125,12 @@ class Wire:
             data = data[taken:]
         return data
 
-    def end(self) -> None:
+    def end(self, *, reset: bool = False) -> None:
         self.transport.closing = True
         protocol: Any = self.transport.protocol
-        protocol.eof_received()
-        protocol.connection_lost(None)
+        if not reset:
+            protocol.eof_received()
+        protocol.connection_lost(ConnectionResetError("reset") if reset else None)
 
     def replies(self) -> list[tuple[int, bytes]]:
         """First byte and payload of each frame that was sent."""
@@ -162,10 +163,10 @@ def answer_to(key: str) -> bytes:
     )
 
 
-async def by_websockets(stream: bytes) -> Outcome:
+async def by_websockets(stream: bytes, *, reset: bool = False) -> Outcome:
     wire = Wire(ClientConnection, MAX_MESSAGE_BYTES)
     wire.deliver(wire.answer + stream)
-    wire.end()
+    wire.end(reset=reset)
     messages = []
     try:
         while True:
@@ -201,15 +202,15 @@ class Receiver(Wire):
         assert not self.deliver(self.answer)
         await self.start()
 
-    async def over(self) -> ConnectionClosed:
+    async def over(self, *, reset: bool = False) -> ConnectionClosed:
         """End the connection, and return what receiving ends with."""
-        self.end()
+        self.end(reset=reset)
         with pytest.raises(ConnectionClosed) as error:
             await self._receiving
         return error.value
 
 
-async def by_skyfast(stream: bytes, cuts: Sequence[int]) -> Outcome:
+async def by_skyfast(stream: bytes, cuts: Sequence[int], *, reset: bool = False) -> Outcome:
     """Receive a stream that comes in pieces, cut at these millionths of its length."""
     wire = Receiver()
     stream = wire.answer + stream
@@ -223,7 +224,7 @@ async def by_skyfast(stream: bytes, cuts: Sequence[int]) -> Outcome:
             await asyncio.sleep(0)
     if not started:
         await wire.start()
-    error = await wire.over()
+    error = await wire.over(reset=reset)
     return Outcome(wire.messages, wire.replies(), str(error), repr(error.__cause__))
 
 
@@ -332,12 +333,14 @@ def runner() -> Iterator[asyncio.Runner]:
     # Smaller than a frame's header and its rest, than a message, and larger than both.
     buffer_bytes=st.sampled_from([16, 200, 40_000, BUFFER_BYTES]),
     turn_s=st.sampled_from([0.0, 10.0]),
+    reset=st.booleans(),
 )
 @example(
     pieces=[_single(TEXT, 100), _single(TEXT, 126), _single(BINARY, 1000), _single(TEXT, 1)],
     cuts=EVERYWHERE,
     buffer_bytes=200,
     turn_s=0.0,
+    reset=True,
 )
 def test_however_a_stream_is_cut_the_same_is_received(
     runner: asyncio.Runner,
@@ -345,11 +348,12 @@ def test_however_a_stream_is_cut_the_same_is_received(
     cuts: Sequence[int],
     buffer_bytes: int,
     turn_s: float,
+    reset: bool,
 ) -> None:
     stream = b"".join(piece.data for piece in pieces)
-    expected = runner.run(by_websockets(stream))
+    expected = runner.run(by_websockets(stream, reset=reset))
     with sizes(buffer_bytes=buffer_bytes, turn_s=turn_s):
-        assert runner.run(by_skyfast(stream, cuts)) == expected
+        assert runner.run(by_skyfast(stream, cuts, reset=reset)) == expected
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
@@ -389,18 +393,35 @@ async def test_an_exception_costs_no_more_than_its_message() -> None:
 
 
 async def test_messages_are_not_copied_on_their_way() -> None:
-    buffers = set()
+    buffers = []
 
     def on_message(data: MessageData) -> None:
-        assert isinstance(data, memoryview)
-        buffers.add(id(data.obj))
+        if len(data) == 60_000:
+            assert isinstance(data, memoryview)
+            buffers.append(id(data.obj))
 
     wire = Receiver(on_message=on_message)
     await wire.open()
-    for _ in range(30):
+    for _ in range(10):
+        wire.deliver(fragmented(TEXT, [30_000, 0, 1], frame(PING, b"1")))
         wire.deliver(frame(TEXT, payload(60_000)))
-    assert len(buffers) == 1
+        wire.deliver(frame(BINARY, payload(60_000)))
+    assert len(buffers) == 20
+    assert len(set(buffers)) == 1
     await wire.over()
+
+
+async def test_after_its_turn_a_connection_waits_for_the_next() -> None:
+    with sizes(buffer_bytes=BUFFER_BYTES, turn_s=0.0):
+        wire = Receiver()
+        await wire.open()
+        wire.deliver(frame(TEXT, b"x") * 3)
+        for count in (1, 2, 3):
+            assert len(wire.messages) == count
+            assert wire.transport.paused
+            await asyncio.sleep(0)
+        assert not wire.transport.paused
+        await wire.over()
 
 
 async def test_a_large_message_leaves_no_large_buffer_behind() -> None:
@@ -411,7 +432,8 @@ async def test_a_large_message_leaves_no_large_buffer_behind() -> None:
     data = frame(BINARY, bytes(size))
     tracemalloc.start()
     try:
-        wire.deliver(data[:1000])
+        for at in range(0, 1000, 100):
+            wire.deliver(data[at : at + 100])
         # What was announced takes no memory before it has come.
         assert tracemalloc.get_traced_memory()[1] < 5 * BUFFER_BYTES
         for at in range(1000, len(data), 1 << 20):
