@@ -121,6 +121,7 @@ cdef enum:
     MAX_VIEW_COLUMNS = 32
     MAX_VIEWS_ = 16
     INLINE_TEXT = 48
+    FLOW_TYPES = 3
     BATCH = 128                 # reports between two turns of the lock
     RENDER_ROWS = 2048          # connections looked at between two turns of the lock
     AHEAD = 16                  # connections, or buckets, whose rows are fetched before their turn
@@ -573,17 +574,18 @@ cdef struct Requirement:
 
 
 cdef struct Reader:
-    # The fields of one of the plan's two flow types.
+    # The fields of one of the plan's flow types.
     PyTypeObject *type
-    bint full
+    bint marks                  # it can tell a first report
+    bint full                   # ... and what the last update added
     Field uuid
     Field last
     Field finish
-    Field start                 # from here on: full types only
+    Field start                 # where there are marks
     Field update_start
-    Field update_last
+    Field update_last           # where it is full
     Number amounts[MAX_VALUES]
-    Number totals[MAX_VALUES]   # counters, then gauges; both types again
+    Number totals[MAX_VALUES]   # counters, then gauges
     Field columns[MAX_COLUMNS]
     Requirement required[MAX_SKIPS]
     Field conversation[6]       # protocol, point, and address and port of either end
@@ -840,7 +842,7 @@ cdef class Table:
     cdef list held                      # owns what rewrites returned for the batch at hand
     cdef list volatile                  # (rewrite, slot, column) of each volatile column
     cdef PyObject *rewrites[MAX_COLUMNS]
-    cdef Reader *readers                # two: the plan's Flow and FullFlow
+    cdef Reader *readers                # of the plan's Flow, NewFlow and FullFlow
     cdef bint optional[MAX_VALUES]
     cdef int keeps[MAX_VALUES]          # of gauges
     # where things stand among a flow row's links
@@ -907,7 +909,7 @@ cdef class Table:
         self.wants_slots = slots
         self.paths = self._number_columns(plan)
 
-        self.readers = <Reader *>self._allocate(2 * sizeof(Reader))
+        self.readers = <Reader *>self._allocate(FLOW_TYPES * sizeof(Reader))
         self.batch_values = <int64_t *>self._allocate(BATCH * self.values * sizeof(int64_t))
         self.batch_amounts = <int64_t *>self._allocate(BATCH * self.counters * sizeof(int64_t))
         self.batch_cells = <Cell *>self._allocate(BATCH * self.cells * sizeof(Cell))
@@ -1010,11 +1012,13 @@ cdef class Table:
     def use(self, types):
         """Take flows of these types from now on, those of the same plan, and of no others."""
         plan = self.plan
-        memset(self.readers, 0, 2 * sizeof(Reader))
+        memset(self.readers, 0, FLOW_TYPES * sizeof(Reader))
         self.keep = []
         self.slots = self.wants_slots
-        self._read_by(&self.readers[0], types.Flow, plan, False)
-        self._read_by(&self.readers[1], types.FullFlow, plan, True)
+        self.readers[1].marks = self.readers[2].marks = self.readers[2].full = True
+        self._read_by(&self.readers[0], types.Flow, plan)
+        self._read_by(&self.readers[1], types.NewFlow, plan)
+        self._read_by(&self.readers[2], types.FullFlow, plan)
 
     cdef list _number_columns(self, plan):
         # The paths of the plan's columns, and of the keys that volatile ones are asked with.
@@ -1078,17 +1082,17 @@ cdef class Table:
             self._field(&number.second, owner, paths[1])
         return 0
 
-    cdef int _read_by(self, Reader *reader, owner, plan, bint full) except -1:
+    cdef int _read_by(self, Reader *reader, owner, plan) except -1:
         cdef uint32_t i, j
         self.keep.append(owner)
         reader.type = <PyTypeObject *><PyObject *>owner
-        reader.full = full
         self._field(&reader.uuid, owner, ("UUID",))
         self._field(&reader.last, owner, ("Last",))
         self._field(&reader.finish, owner, ("FinishType",))
-        if full:
+        if reader.marks:
             self._field(&reader.start, owner, ("Start",))
             self._field(&reader.update_start, owner, ("LastUpdateMetric", "Start"))
+        if reader.full:
             self._field(&reader.update_last, owner, ("LastUpdateMetric", "Last"))
             for i, counter in enumerate(plan.counters):
                 self._number(&reader.amounts[i], owner, counter.amounts, False)
@@ -1236,7 +1240,7 @@ cdef class Table:
 
         :param flows: values of one of the plan's types, all of the same one.
         :returns: ``len(flows)``; or the index of the first flow that can only be judged by its
-            ``LastUpdateMetric``, where the flows are of the type without it. Nothing from there
+            ``LastUpdateMetric``, where the flows are of a type without it. Nothing from there
             on was applied or counted: decode again as ``FullFlow``, and go on from that index.
         :raises TypeError: a value of another type; what stands before it was applied.
         :raises MemoryError: likewise, before the flow that found no memory.
@@ -1282,10 +1286,10 @@ cdef class Table:
         return at
 
     cdef Reader *_reader_of(self, PyObject *flow) noexcept:
-        if Py_TYPE(flow) == self.readers[0].type:
-            return &self.readers[0]
-        if Py_TYPE(flow) == self.readers[1].type:
-            return &self.readers[1]
+        cdef uint32_t i
+        for i in range(FLOW_TYPES):
+            if Py_TYPE(flow) == self.readers[i].type:
+                return &self.readers[i]
         return NULL
 
     cdef uint32_t _read(self, list flows, Py_ssize_t start, uint32_t size) except? 0:
@@ -1345,8 +1349,10 @@ cdef class Table:
         return SKIP_NONE
 
     cdef void _find(self, uint32_t size) noexcept:
-        # Three passes, so that the memory of one flow is on its way while others are looked at.
-        cdef uint32_t i, number
+        # Passes, so that the memory of one flow is on its way while others are looked at.
+        cdef uint32_t i, j, number
+        cdef Flow *flow
+        cdef Connection *connection
         cdef Report *report
         cdef const Rows *rows = &self.views[0].rows
         for i in range(size):
@@ -1355,6 +1361,7 @@ cdef class Table:
                 number = bucket_of(&self.flow_rows, <uint32_t>report.key)[0]
                 if number:
                     prefetch(row_at(&self.flow_rows, number))
+                    prefetch(row_at(&self.flow_rows, number) + self.flow_rows.stride - 1)
         for i in range(size):
             report = &self.reports[i]
             if report.skip == SKIP_NONE:
@@ -1363,6 +1370,16 @@ cdef class Table:
                     number = (<Flow *>row_at(&self.flow_rows, report.flow)).connection & ~TEXT_KEY
                     prefetch(row_at(rows, number))
                     prefetch(row_at(rows, number) + CACHE_LINE)
+        if self.view_count > 1:
+            for i in range(size):
+                report = &self.reports[i]
+                if report.skip == SKIP_NONE and report.flow:
+                    flow = <Flow *>row_at(&self.flow_rows, report.flow)
+                    connection = self._row(&self.views[0], flow.connection & ~TEXT_KEY)
+                    for j in range(1, self.view_count):
+                        number = self._link(&self.views[j], flow, connection)[0]
+                        if number:
+                            prefetch(row_at(&self.views[j].rows, number))
 
     cdef uint32_t _known(self, Report *report) noexcept nogil:
         # The row of the report's flow, or 0.
@@ -1433,10 +1450,9 @@ cdef class Table:
             wrong = self._read_conversation(flow, reader, report)
             if unlikely(wrong):
                 return wrong
-        report.has_amounts = reader.full
-        if reader.full:
-            report.first = False
-            report.skip_amounts = self._read_amounts(flow, reader, report, values, amounts)
+        report.has_amounts = False
+        if reader.marks:
+            report.skip_amounts = self._read_news(flow, reader, report, values, amounts)
         return SKIP_NONE
 
     cdef inline int _read_cell(self, PyObject *flow, const Field *field, PyObject *rewrite,
@@ -1483,15 +1499,18 @@ cdef class Table:
         )
         return SKIP_NONE
 
-    cdef int _read_amounts(self, PyObject *flow, const Reader *reader, Report *report,
-                           const int64_t *values, int64_t *amounts) except -1:
+    cdef int _read_news(self, PyObject *flow, const Reader *reader, Report *report,
+                        const int64_t *values, int64_t *amounts) except -1:
+        # Whether it is a first report, and, where it is not and the type tells, `amounts`.
         cdef int64_t start, update_start, update_last
         cdef uint32_t i
         cdef int wrong
         cdef bint repeat
+        report.first = True
+        report.has_amounts = True
         if part(flow, &reader.update_start, self.slots) == NULL:
-            report.first = True
             return SKIP_NONE
+        report.first = False
         wrong = read_integer(value_of(flow, &reader.start, self.slots), &start)
         if unlikely(wrong):
             return wrong
@@ -1500,6 +1519,9 @@ cdef class Table:
             return wrong
         report.first = update_start == start
         if report.first:
+            return SKIP_NONE
+        report.has_amounts = reader.full
+        if not reader.full:
             return SKIP_NONE
         wrong = read_integer(value_of(flow, &reader.update_last, self.slots), &update_last)
         if unlikely(wrong):

@@ -93,8 +93,7 @@ def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
             for family in view.families
         ),
         complete=not spec.include_icmp
-        and whole
-        >= {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")},
+        and whole >= {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")},
     )
 
 
@@ -120,8 +119,10 @@ class Core:
         self.plan = plan_of(spec)
         self.families = tuple(family for view in spec.views for family in view.families)
         types = flow_types(self.plan)
-        self._decode = msgspec.json.Decoder(list[types.Flow]).decode  # type: ignore[name-defined]
-        self._decode_full = msgspec.json.Decoder(list[types.FullFlow]).decode  # type: ignore[name-defined]
+        self._decodes = [
+            msgspec.json.Decoder(list[flow_type]).decode  # type: ignore[valid-type]
+            for flow_type in (types.Flow, types.NewFlow, types.FullFlow)
+        ]
         self.table = Table(
             self.plan,
             types,
@@ -136,11 +137,12 @@ class Core:
         return getattr(self.table, name)
 
     def message(self, flows: Sequence[dict[str, Any]], now: float) -> None:
-        """Take the flows of one message, again with every field from where that is needed."""
+        """Take the flows of one message, with more fields from where that is needed."""
         obj = json.dumps(flows).encode()
-        taken = self.table.update(self._decode(obj), now)
-        if taken < len(flows):
-            assert self.table.update(self._decode_full(obj), now, taken) == len(flows)
+        taken = 0
+        for decode in self._decodes:
+            taken = self.table.update(decode(obj), now, taken)
+        assert taken == len(flows)
 
     def report(self, flow: dict[str, Any], now: float) -> str | None:
         """Take one flow, and return why it changed nothing, or None."""
