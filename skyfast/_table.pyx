@@ -856,6 +856,8 @@ cdef class Table:
     cdef Cell *batch_cells              # BATCH x cells
     cdef uint32_t *row_cells            # cells: those of the flow being added
     cdef uint32_t *view_cells           # those of them that one view has
+    cdef uint32_t interned[MAX_COLUMNS]  # texts of them that were not known before
+    cdef uint32_t interned_count
     cdef int64_t *news                  # what a report adds to each counter
     cdef uint32_t targets[MAX_VIEWS_]   # the rows that a new flow leads to
     cdef bint created[MAX_VIEWS_]       # for it
@@ -1727,7 +1729,7 @@ cdef class Table:
             wrong = report.skip_amounts
         else:
             wrong = self._add_flow(report, number, conversation, values, amounts, deadline_s)
-        self._release_cells(self.row_cells, self.cells)
+        self._release_interned()
         return wrong
 
     cdef bint _needs_amounts(self, uint32_t number) noexcept nogil:
@@ -1756,17 +1758,18 @@ cdef class Table:
         return view.rows.live - (1 if view.other else 0) >= self.max_connections_
 
     cdef bint _intern(self, const Cell *cells) noexcept nogil:
-        # `row_cells` for these label values, with a reference each; False without memory.
+        # `row_cells` for these label values, until `_release_interned`; False without memory. What
+        # was found stays where it is meanwhile; what was not has a reference for that time.
         cdef char digits[32]
         cdef const char *text
         cdef uint32_t i, length, number
+        self.interned_count = 0
         for i in range(self.cells):
-            text = cells[i].text
-            length = cells[i].length
             if likely(cells[i].found != 0):
-                (<Text *>row_at(&self.texts, cells[i].found)).refs += 1
                 self.row_cells[i] = cells[i].found | IS_TEXT
                 continue
+            text = cells[i].text
+            length = cells[i].length
             if text == NULL:
                 if cells[i].number < <int64_t>IS_TEXT:
                     self.row_cells[i] = <uint32_t>cells[i].number
@@ -1778,10 +1781,17 @@ cdef class Table:
                 text = self.escaped
             number = text_intern(&self.texts, text, length, self.seed)
             if number == 0:
-                self._release_cells(self.row_cells, i)
+                self._release_interned()
                 return False
             self.row_cells[i] = number | IS_TEXT
+            self.interned[self.interned_count] = number
+            self.interned_count += 1
         return True
+
+    cdef void _release_interned(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.interned_count):
+            text_release(&self.texts, self.interned[i])
 
     cdef inline void _retain_cells(self, const uint32_t *cells, uint32_t count) noexcept nogil:
         cdef uint32_t i

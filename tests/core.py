@@ -20,9 +20,20 @@ from skyfast.plan import (
 from skyfast.plan import Family as PlanFamily
 from skyfast.plan import View as PlanView
 from skyfast.wire import flow_types
-from tests.model import CONVERSATION, DIRECTION, OTHER, Label, Spec, family_values, one_view
+from tests.model import (
+    CONVERSATION,
+    DIRECTION,
+    OTHER,
+    Label,
+    Spec,
+    Total,
+    View,
+    family_values,
+    labels_of,
+    one_view,
+    read_page,
+)
 from tests.model import Gauge as ModelGauge
-from tests.model import Total, View, labels_of, read_page
 
 ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
