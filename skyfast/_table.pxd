@@ -168,3 +168,4 @@ cdef struct View:
     uint32_t direction_at       # the literal that tells the two sides apart
     uint32_t other              # the row of what found no room, or 0
     uint32_t deadline_s         # of a report of the batch at hand
+    uint64_t rejected           # reports that found no room for their row

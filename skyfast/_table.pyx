@@ -1861,6 +1861,7 @@ cdef class Table:
         if number:
             return number
         if unlikely(self._is_full(view)):
+            view.rejected += 1
             if not self.overflows:
                 return 0
             self.overflowed = True
@@ -2725,6 +2726,12 @@ cdef class Table:
         return self.rejected
 
     @property
+    def view_rejected_totals(self):
+        """The same of each further view."""
+        cdef uint32_t i
+        return tuple(self.views[i].rejected for i in range(1, self.view_count))
+
+    @property
     def overflowed_total(self):
         """Reports that were added up in the connection of what finds no room."""
         return self.overflow_reports
@@ -2797,13 +2804,15 @@ def family_head(family, *, openmetrics):
     a unit: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
     """
     name = family.name
+    text = family.help.replace("\\", r"\\").replace("\n", r"\n")
     unit = ""
     if openmetrics:
+        text = text.replace('"', r'\"')
         if family.type == "counter":
             name = name.removesuffix("_total")
         if family.unit:
             unit = f"# UNIT {name} {family.unit}\n"
-    return f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n{unit}"
+    return f"# HELP {name} {text}\n# TYPE {name} {family.type}\n{unit}"
 
 
 def line_literals(metric, columns, direction):
