@@ -175,7 +175,7 @@ class App:
             for reason, count in old.table.skipped.items():
                 self.stats.flows_skipped[reason] += count
             changes = ", ".join(_changes(old.config, config))
-            log.warning("all connections begin anew, for another %s", changes)
+            log.warning("all connections begin anew, by the change of %s", changes)
         if _address(config) != self._served_at:
             log.warning("listen_address and port stay as they are until the next start")
         _announce(config, known=old.config.subscriber.endpoints)
@@ -386,10 +386,10 @@ async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> b
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        # It was held back until there is somebody to hear it, and is when there is nobody again.
+        # Not by the loop, which would give it back its default, to kill, when it closes.
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(reload))
+        stack.callback(signal.signal, signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGHUP})
         memory.freeze()
         log.info("skyfast %s, Python %s", __version__, platform.python_version())
         try:
