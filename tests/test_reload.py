@@ -907,8 +907,14 @@ async def test_names_without_interfaces(tmp_path: Path, analyzer: FakeAnalyzer) 
         assert await operator.skyfast.get("/metrics/interfaces") == b""
         await operator.reload({f"{STORE}.labels": ["target_ip"]})
         asked = len(analyzer.topology_requests)
+        analyzer.topology = topology("eth1")
         await operator.report(analyzer, flow("1"))
         assert len(analyzer.topology_requests) == asked
+        # What was known before would be wrong now.
+        await operator.reload({f"{STORE}.labels": NAME_LABELS})
+        await operator.report(analyzer, flow("1"))
+        assert total(await operator.flows(), node_name="eth1", target_name="eth9") == "100"
+        assert (await operator.skyfast.self_metrics())["skyfast_connections_created_total"] == 1
 
 
 async def test_a_table_with_names_waits_for_them(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
@@ -958,7 +964,7 @@ async def test_names_are_not_waited_for_for_ever(
         assert await part.reload() is None
         assert await part.reload() is None
         await analyzer.send(message(flow("1")))
-        await eventually(lambda: part._parts.table.connections == 1)
+        await eventually(lambda: part.exposition.source.table.connections == 1)
 
 
 # When it comes at another time ---------------------------------------------------------------
