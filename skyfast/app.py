@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import uvloop
 
 from skyfast import __version__, filters, logs, memory
@@ -354,7 +355,7 @@ def _exported(config: Config) -> dict[str, object]:
         "labels": store.main.labels,
         "metrics": store.main.metrics,
         "direction": store.main.direction,
-        "views": [dataclasses.replace(view, timeout_s=0.0) for view in store.views],
+        "views": [msgspec.structs.replace(view, timeout_s=0.0) for view in store.views],
         "include_icmp": store.include_icmp,
         "rewrite": store.rewrites,
         "overflow": store.overflow,
