@@ -391,6 +391,7 @@ class Model:
         self.finished: Counter[str] = Counter()
         self.created_total = self.expired_total = 0
         self.rejected_total = self.overflowed_total = 0
+        self._view_rejected = [0] * len(self.views)
 
     @property
     def connections(self) -> int:
@@ -399,6 +400,10 @@ class Model:
     @property
     def view_connections(self) -> tuple[int, ...]:
         return tuple(len(rows) for rows in self._rows[1:])
+
+    @property
+    def view_rejected_totals(self) -> tuple[int, ...]:
+        return tuple(self._view_rejected[1:])
 
     @property
     def flows(self) -> int:
@@ -546,6 +551,8 @@ class Model:
         )
         for n, place in enumerate(places):
             row = None
+            if not (first and n in self._followers()):
+                self._view_rejected[n] += not has_room[n]
             if not stays_out[n]:
                 row = first.followers.get(n) if first and n in self._followers() else None
                 row = row or (self._row(n, place) if has_room[n] else self._other(n))
@@ -612,6 +619,7 @@ class Model:
         for n, place in enumerate(places):
             fits = n > 0 and self._has_room(n, place)
             row = self._row(n, place) if fits else self._other(n)
+            self._view_rejected[n] += not fits
             self._give(row, self._news(flow), flow, now)
         self.overflowed_total += 1
 

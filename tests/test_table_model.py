@@ -291,6 +291,7 @@ class TableMachine(RuleBasedStateMachine):
         for name in (
             *("connections", "view_connections", "flows"),
             *("created_total", "expired_total", "rejected_total", "overflowed_total"),
+            "view_rejected_totals",
         ):
             theirs, ours = getattr(core, name), getattr(model, name)
             assert theirs == ours, f"{name}: {theirs} {ours}"

@@ -357,6 +357,7 @@ async def test_the_reference_parser_reads_openmetrics():
     flows += 'skydive_x_bytes_total{initiator_ip="10.0.0.1"} 7\n'
     table = FakeTable(flows.encode())
     table.view_connections = (2,)
+    table.view_rejected_totals = (0,)
     parts = {"interfaces": b"", "views": ("skydive_traffic",), "standard_names": True}
     async with Site(table, parts=parts) as site:
         site.exposition.source = dataclasses.replace(site.exposition.source, captures=captures)
