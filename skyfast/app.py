@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import uvloop
 
 from skyfast import __version__, filters, logs, memory
@@ -51,6 +52,7 @@ class _Parts:
     """What is made of a configuration, and replaced together with it."""
 
     config: Config
+    names: Names
     plan: Plan
     types: FlowTypes
     table: Table
@@ -74,7 +76,6 @@ class App:
         self._polling: asyncio.Task[None] | None = None
         self.stats = Stats()
         self.clock = Clock()
-        self.names = Names(keep_s=_longest_s(config.store))
         self._parts = self._build(config, None)
         self._poller = self._parts.poller
         self.stats.flows_filtered = self._parts.filtered
@@ -155,7 +156,7 @@ class App:
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
         new = await asyncio.to_thread(self._build, config, old)
         self._poll_by(new.poller)
-        await self._names_known(new.plan)
+        await _names_known(new)
         # From here on, nothing fails and nobody else has a turn.
         logs.set_level(config.logging.level)
         logs.write_notes(config.notes)
@@ -163,7 +164,7 @@ class App:
         new.table.use(new.types)
         new.table.limit(**_limits(config.store))
         new.interfaces.keep(**_interface_times(config.store))
-        self.names.keep(_longest_s(config.store))
+        new.names.keep(_longest_s(config.store))
         for rule in new.filtered.keys() & old.filtered.keys():
             new.filtered[rule] = old.filtered[rule]
         self.stats.flows_filtered = new.filtered
@@ -175,7 +176,7 @@ class App:
             for reason, count in old.table.skipped.items():
                 self.stats.flows_skipped[reason] += count
             changes = ", ".join(_changes(old.config, config))
-            log.warning("all connections begin anew, for another %s", changes)
+            log.warning("all connections begin anew, by the change of %s", changes)
         if _address(config) != self._served_at:
             log.warning("listen_address and port stay as they are until the next start")
         _announce(config, known=old.config.subscriber.endpoints)
@@ -186,8 +187,10 @@ class App:
         This blocks: it reads certificates. Raises ConfigError where they cannot be used.
         """
         store = config.store
+        # Names that nobody has asked for since they were used are out of date.
+        names = old.names if old and _has_names(old.plan) else Names(keep_s=_longest_s(store))
         alike = old if old and not _changes(old.config, config) else None
-        plan = alike.plan if alike else make_plan(config, names=self.names)
+        plan = alike.plan if alike else make_plan(config, names=names)
         types = flow_types(plan, also=filters.reads(config.filter))
         table = alike.table if alike else Table(plan, types, **_limits(store))
         same_names = old if old and old.config.store.naming == store.naming else None
@@ -208,7 +211,7 @@ class App:
             interfaces=interfaces,
             now=self.clock.now,
             stats=self.stats.topology,
-            names=self.names if _has_names(plan) else None,
+            names=names if _has_names(plan) else None,
             renamed=self._relabel,
         )
         filtered: dict[str, int] = {}
@@ -221,6 +224,7 @@ class App:
         )
         return _Parts(
             config=config,
+            names=names,
             plan=plan,
             types=types,
             table=table,
@@ -246,18 +250,8 @@ class App:
             ),
         )
 
-    async def _names_known(self, plan: Plan) -> None:
-        """Wait for the topology's first answer, if not for ever, where labels are names.
-
-        A flow that comes before its names would change its labels at once.
-        """
-        if _has_names(plan):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(NAMES_WAIT_S):
-                    await self.names.ready.wait()
-
     async def _subscribe(self) -> None:
-        await self._names_known(self._parts.plan)
+        await _names_known(self._parts)
         await self.subscriptions.run()
 
     async def _poll(self) -> None:
@@ -299,6 +293,17 @@ class App:
             self._parts.interfaces.expire(now)
             self._parts.captures.expire(now)
             await asyncio.sleep(EXPIRY_INTERVAL_S)
+
+
+async def _names_known(parts: _Parts) -> None:
+    """Wait for the topology's first answer, if not for ever, where labels are names.
+
+    A flow that comes before its names would change its labels at once.
+    """
+    if _has_names(parts.plan):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NAMES_WAIT_S):
+                await parts.names.ready.wait()
 
 
 def _announce(config: Config, *, known: Sequence[str] = ()) -> None:
@@ -350,7 +355,7 @@ def _exported(config: Config) -> dict[str, object]:
         "labels": store.main.labels,
         "metrics": store.main.metrics,
         "direction": store.main.direction,
-        "views": [dataclasses.replace(view, timeout_s=0.0) for view in store.views],
+        "views": [msgspec.structs.replace(view, timeout_s=0.0) for view in store.views],
         "include_icmp": store.include_icmp,
         "rewrite": store.rewrites,
         "overflow": store.overflow,
@@ -386,10 +391,10 @@ async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> b
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        # It was held back until there is somebody to hear it, and is when there is nobody again.
+        # Not by the loop, which would give it back its default, to kill, when it closes.
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(reload))
+        stack.callback(signal.signal, signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGHUP})
         memory.freeze()
         log.info("skyfast %s, Python %s", __version__, platform.python_version())
         try:

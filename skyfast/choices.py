@@ -8,9 +8,10 @@ depends on one another.
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar, cast
+
+import msgspec
 
 from skyfast.catalogue import (
     DIRECTION,
@@ -371,7 +372,7 @@ def _settled(view: ViewChoice, number: int, *, naming: str, least_timeout_s: flo
     labels = view.labels
     if split and DIRECTION not in names:
         labels = (*labels, LabelChoice(name=DIRECTION))
-    return replace(view, labels=labels, timeout_s=timeout_s)
+    return msgspec.structs.replace(view, labels=labels, timeout_s=timeout_s)
 
 
 def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:
@@ -593,7 +594,7 @@ def _to_condition(field: str, value: Value, *, known: tuple[str, ...]) -> Condit
         pattern = _of(nodes, "regex", lambda text: _to_pattern(path, text))
         return Condition(field=field, path=path, pattern=pattern)
     condition = _of(nodes, "not", lambda below: _to_condition(field, below, known=("regex",)))
-    return replace(condition, negated=True)
+    return msgspec.structs.replace(condition, negated=True)
 
 
 def _to_pattern(path: Path | None, value: Value) -> re.Pattern[str]:

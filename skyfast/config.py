@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
+import msgspec
 import yaml
 
 from skyfast import choices
@@ -98,8 +99,7 @@ class Credentials:
     password: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TLS:
+class TLS(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of PEM files; empty where not set. The two of the client come together."""
 
     client_cert: str
@@ -122,15 +122,13 @@ class Subscriber:
     silence_timeout_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Classify:
+class Classify(msgspec.Struct, frozen=True, kw_only=True):
     """The networks that count as inside the cluster."""
 
     cluster_net_masks: tuple[Network, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which flows are dropped: those with ``excluded_tags``, of `TAGS`, and by rules.
 
     A flow is dropped by the first of ``drop`` that holds for it, and, where there is ``keep``, if
@@ -142,8 +140,7 @@ class Filter:
     drop: tuple[Rule, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
+class Store(msgspec.Struct, frozen=True, kw_only=True):
     """What is exported, the table's bounds and times, and where the page is served.
 
     ``port`` 0 is any free port, ``listen_address`` empty all addresses of both IP versions,
@@ -167,8 +164,7 @@ class Store:
     naming: Literal["compatible", "standard"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Web:
+class Web(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of the HTTP server."""
 
     max_connections: int
@@ -178,15 +174,13 @@ class Web:
     enable_reload: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Logging:
+class Logging(msgspec.Struct, frozen=True, kw_only=True):
     """``level`` is a name of the standard library's `logging`."""
 
     level: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
+class Note(msgspec.Struct, frozen=True, kw_only=True):
     """Something noticed while reading, to be logged once. ``level`` is one of `logging`."""
 
     level: int

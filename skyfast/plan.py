@@ -5,8 +5,9 @@ from the paths that a plan mentions (`skyfast.wire`). A plan is plain, immutable
 and metrics there are to choose from is said in `skyfast.catalogue`, which makes plans too.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 Path = tuple[str, ...]
 """Where a value stands in a flow: the names of the wire's fields from the outside in.
@@ -27,8 +28,7 @@ class Rewrite(Protocol):
     def __getitem__(self, value: Any, /) -> str | int: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Column:
+class Column(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A label. Views that have it in common share the object: each is like itself only.
 
     Its value is what stands at ``path``, or what ``rewrite`` makes of that: the empty text where
@@ -44,8 +44,7 @@ class Column:
     volatile: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Direction:
+class Direction(msgspec.Struct, frozen=True, kw_only=True):
     """The label that tells a connection's two series of one family apart.
 
     ``position`` counts from 0 among all labels of the page, the columns keeping their order
@@ -57,8 +56,7 @@ class Direction:
     values: tuple[str, str] = (INITIATOR_TO_TARGET, TARGET_TO_INITIATOR)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counter:
+class Counter(msgspec.Struct, frozen=True, kw_only=True):
     """A running total of a flow, summed by its deltas.
 
     ``paths`` are one total since the flow began or several that are added up; ``amounts`` what its
@@ -71,8 +69,7 @@ class Counter:
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gauge:
+class Gauge(msgspec.Struct, frozen=True, kw_only=True):
     """A value of a flow of which a connection keeps one: none as long as all were zero.
 
     ``keep`` says which: that of the latest report, or the least or the most of all.
@@ -82,16 +79,14 @@ class Gauge:
     keep: Literal["latest", "least", "most"] = "latest"
 
 
-@dataclass(frozen=True, slots=True)
-class FlowCount:
+class FlowCount(msgspec.Struct, frozen=True):
     """How many flows a connection has now."""
 
 
 Value = Counter | Gauge | FlowCount
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class Family(msgspec.Struct, frozen=True, kw_only=True):
     """A metric family of the page.
 
     ``values`` is one where there is the initiator's direction only, or the view has no
@@ -108,8 +103,7 @@ class Family:
     unit: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class View(msgspec.Struct, frozen=True, kw_only=True):
     """A set of series with the same labels: one connection row a label tuple.
 
     ``complete`` says that the labels hold both addresses and both ports, so that the flow which
@@ -123,16 +117,14 @@ class View:
     complete: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requirement:
+class Requirement(msgspec.Struct, frozen=True, kw_only=True):
     """Parts, at least one of which a flow must have; else it is skipped under ``reason``."""
 
     paths: tuple[Path, ...]
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """What makes a conversation the same at every capture point, and what tells those apart.
 
     ``ends`` are the two sides, each the paths of address and port; which is which does not matter.
@@ -143,8 +135,7 @@ class Conversation:
     point: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What the table keeps of a flow, and the families of its page.
 
     The rows of the first view leave with their last flow, those of the others have time-outs of

@@ -6,24 +6,23 @@ makes the table's plan of it, and by the filters. Nothing here knows a file or a
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+import msgspec
 
 from skyfast.plan import Path
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelChoice:
+class LabelChoice(msgspec.Struct, frozen=True, kw_only=True):
     """A label: a known one where ``path`` is None, else what stands at ``path`` in a flow."""
 
     name: str
     path: Path | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricChoice:
+class MetricChoice(msgspec.Struct, frozen=True, kw_only=True):
     """A metric: a known one where ``paths`` is empty, else one or two fields of a flow.
 
     Two fields are the initiator's direction and the target's. ``type`` and ``help`` are those of a
@@ -36,8 +35,7 @@ class MetricChoice:
     help: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewChoice:
+class ViewChoice(msgspec.Struct, frozen=True, kw_only=True):
     """A set of series with the same labels.
 
     The main view has an empty ``prefix`` and a ``timeout_s`` of 0: its rows leave with their
@@ -51,16 +49,14 @@ class ViewChoice:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mask:
+class Mask(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses shown as the networks of these prefix lengths; None is the address itself."""
 
     ipv4: int | None
     ipv6: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fold:
+class Fold(msgspec.Struct, frozen=True, kw_only=True):
     """Ports shown as ``other``: those ``above`` a port, or all, but never those to ``keep``.
 
     One of the two can be None.
@@ -73,8 +69,7 @@ class Fold:
 Rewrite: TypeAlias = Mask | Fold
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """What a field of a flow must be; ``path`` None is the classification's tag.
 
     It holds where any of ``values``, ``ranges`` (both ends included), ``networks`` or ``pattern``
@@ -91,8 +86,7 @@ class Condition:
     pattern: re.Pattern[str] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """Flows for which all ``conditions`` hold; ``name`` is a label value."""
 
     name: str

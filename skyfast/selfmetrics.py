@@ -205,6 +205,8 @@ class TableCounts(Protocol):
     @property
     def view_connections(self) -> tuple[int, ...]: ...
     @property
+    def view_rejected_totals(self) -> tuple[int, ...]: ...
+    @property
     def skipped(self) -> Mapping[str, int]: ...
     @property
     def finished(self) -> Mapping[str, int]: ...
@@ -400,6 +402,15 @@ def _table_families(
         [
             ({"view": view}, count)
             for view, count in zip(views, table.view_connections, strict=True)
+        ],
+    )
+    yield _Family(
+        "skyfast_view_connections_rejected_total",
+        "counter",
+        "Flow reports that found no room for a new label tuple, by view beside the main one.",
+        [
+            ({"view": view}, count)
+            for view, count in zip(views, table.view_rejected_totals, strict=True)
         ],
     )
 

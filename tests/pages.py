@@ -103,6 +103,7 @@ class FakeTable:
     rejected_total = 7
     overflowed_total = 11
     view_connections = ()
+    view_rejected_totals = ()
 
     def __init__(self, content=FLOWS, *, break_at=None, pause_at=None, pause_scans=False):
         self.content = content

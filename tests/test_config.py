@@ -1064,9 +1064,9 @@ def test_documented_examples_work(key: config.Key[Any]) -> None:
     assert meaning(parse(text)) != meaning(parse("")) or key.path.endswith(".type")
 
 
-def test_documented_files_work() -> None:
-    page = (ROOT / "docs/configuration.md").read_text()
-    blocks = re.findall(r"(?ms)^```yaml\n(.*?)^```", page)
+@pytest.mark.parametrize("page", ["docs/configuration.md", "README.md"])
+def test_documented_files_work(page: str) -> None:
+    blocks = re.findall(r"(?ms)^```yaml\n(pipeline:.*?)^```", (ROOT / page).read_text())
     assert blocks
     for block in blocks:
         assert parse(block).notes == ()

@@ -110,8 +110,20 @@ def test_every_reason_is_documented(reason: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for file, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)", page.read_text()):
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
+
+
+def anchors(page: Path) -> list[str]:
+    """Return what links to a page's headings end with: those that repeat another get a number."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
+        name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        count = len([each for each in found if re.fullmatch(rf"{re.escape(name)}(-\d+)?", each)])
+        found.append(f"{name}-{count}" if count else name)
+    return found
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:

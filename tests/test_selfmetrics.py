@@ -148,9 +148,11 @@ def test_values():
 def test_views():
     table = FakeTable()
     table.view_connections = (12, 13)
+    table.view_rejected_totals = (0, 3)
     page = render(Stats(), table, views=("skydive_traffic", "x"))
     assert b'\nskyfast_view_connections{view="skydive_traffic"} 12\n' in page
     assert b'\nskyfast_view_connections{view="x"} 13\n' in page
+    assert b'\nskyfast_view_connections_rejected_total{view="x"} 3\n' in page
 
 
 def test_the_start_counts_as_a_reload():
@@ -188,6 +190,7 @@ def test_openmetrics():
     stats.flows_filtered = {"keep": 1}
     table = FakeTable()
     table.view_connections = (12,)
+    table.view_rejected_totals = (1,)
     pages = {
         openmetrics: (
             render(stats, table, views=("v",), standard_names=True, openmetrics=openmetrics)
