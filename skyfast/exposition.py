@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Flag, auto
+from itertools import chain, repeat
 from typing import Protocol
 
 from isal import isal_zlib
@@ -154,8 +155,9 @@ def _chunks(
     """
     if Part.FLOWS in parts:
         page = source.table.page(now, openmetrics=openmetrics)
-        yield page.read(FIRST_CHUNK_BYTES)
-        while chunk := page.read(size):
+        for wanted in chain((FIRST_CHUNK_BYTES,), repeat(size)):
+            if not (chunk := page.read(wanted)):
+                break
             yield chunk
     for part, rendered in (
         (Part.INTERFACES, source.interfaces),
