@@ -901,6 +901,8 @@ cdef class Table:
         self.other = (plan.overflow or "").encode()
         self.other_text = self.other
         self.other_length = len(self.other)
+        if len(self.other) > MAX_TEXT or needs_escape(self.other_text, self.other_length):
+            raise ValueError("the text for what finds no room is too long, or not plain")
         self.seed = int.from_bytes(os.urandom(8), "little")
         self.plan = plan
         self.held = []
@@ -1100,6 +1102,8 @@ cdef class Table:
             self.keeps[i] = GAUGE_KINDS.index(gauge.keep)
         for i, path in enumerate(self.paths):
             self._field(&reader.columns[i], owner, path)
+            if i >= self.columns and not reader.columns[i].is_text:
+                raise ValueError("a volatile label is made of a text")
         for i, requirement in enumerate(plan.requirements):
             if not 1 <= len(requirement.paths) <= 2:
                 raise ValueError("a requirement is one part of a flow, or one of two")
@@ -1140,6 +1144,8 @@ cdef class Table:
                     view.counters = j + 1
             view.complete = declared.complete
             view.direction_at = 0 if declared.direction is None else declared.direction.position
+            if view.direction_at > view.columns:
+                raise ValueError("a direction stands among a view's labels, or behind them")
             if i == 0:
                 continue
             view.by_flow = not first.issuperset(declared.columns)
