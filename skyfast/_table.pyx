@@ -909,7 +909,6 @@ cdef class Table:
         self.wants_slots = slots
         self.paths = self._number_columns(plan)
 
-        self.readers = <Reader *>self._allocate(2 * sizeof(Reader))
         self.batch_values = <int64_t *>self._allocate(BATCH * self.values * sizeof(int64_t))
         self.batch_amounts = <int64_t *>self._allocate(BATCH * self.counters * sizeof(int64_t))
         self.batch_cells = <Cell *>self._allocate(BATCH * self.cells * sizeof(Cell))
@@ -1011,12 +1010,20 @@ cdef class Table:
 
     def use(self, types):
         """Take flows of these types from now on, those of the same plan, and of no others."""
-        plan = self.plan
-        memset(self.readers, 0, 2 * sizeof(Reader))
+        cdef Reader *readers = <Reader *>self._allocate(2 * sizeof(Reader))
+        cdef list keep = self.keep
+        cdef bint slots = self.slots
         self.keep = []
         self.slots = self.wants_slots
-        self._read_by(&self.readers[0], types.Flow, plan, False)
-        self._read_by(&self.readers[1], types.FullFlow, plan, True)
+        try:
+            self._read_by(&readers[0], types.Flow, self.plan, False)
+            self._read_by(&readers[1], types.FullFlow, self.plan, True)
+        except BaseException:
+            self.keep, self.slots = keep, slots
+            free(readers)
+            raise
+        free(self.readers)
+        self.readers = readers
 
     cdef list _number_columns(self, plan):
         # The paths of the plan's columns, and of the keys that volatile ones are asked with.
