@@ -1253,6 +1253,10 @@ cdef class Table:
             on was applied or counted: decode again as ``FullFlow``, and go on from that index.
         :raises TypeError: a value of another type; what stands before it was applied.
         :raises MemoryError: likewise, before the flow that found no memory.
+        :raises ValueError: ``start`` is below 0.
+
+        What a column's rewrite raises comes through; then some flows from ``start`` on were applied,
+        but none that stands behind the one it was asked for.
 
         The rules are those of docs/architecture.md: a known flow adds its deltas; a report that
         is not newer and nowhere higher is late; one that is newer and anywhere lower started over.
@@ -1266,6 +1270,8 @@ cdef class Table:
         cdef int done
         cdef View *view
         cdef uint32_t deadline_s = <uint32_t>ceil(now + self.timeout_s)
+        if start < 0:
+            raise ValueError("start counts from the beginning")
         if self.flow_rows.live == 0:
             self.wheel.next_s = <uint32_t>floor(now)
         for i in range(1, self.view_count):
@@ -1280,7 +1286,11 @@ cdef class Table:
             if size == 0:
                 raise TypeError(f"not a flow of this table's plan: {type(flows[at]).__name__}")
             self._find(size)
-            self._read_unknown(flows, at, size)
+            try:
+                self._read_unknown(flows, at, size)
+            except BaseException:       # a rewrite's
+                self.held.clear()
+                raise
             self._find_labels(size)
             pthread_mutex_lock(&self.lock)
             done = self._apply(size, deadline_s)
