@@ -2347,7 +2347,7 @@ cdef class Table:
         return at
 
     cdef bint _join_rows(self, Flow *flow) noexcept nogil:
-        # False without memory: then the flow is where it was, in some views.
+        # False without memory: then the flow keeps its labels, in some views.
         cdef View *first = &self.views[0]
         cdef View *view
         cdef uint32_t at = flow.connection & ~TEXT_KEY
@@ -2356,6 +2356,7 @@ cdef class Table:
         cdef uint32_t *link
         cdef uint32_t i, number
         cdef bint created = False
+        cdef bint leads                 # to rows of the other views already
         cdef bint done = True
         self._changes_of(flow)
         for i in range(1, self.view_count):
@@ -2368,13 +2369,18 @@ cdef class Table:
         if not self._relabelled(first, at):
             return done
         number = self._find_row(first, self._gather(first))
+        leads = self._follows(number)
         if number == 0:
             number = self._new_row(first, self._gather(first))
             created = number != 0
         if number == 0:
             done = False
-            number = at
-            if old.flows == 0:
+            leads = True
+            # Others that left may have made a row with the labels that this one keeps.
+            memcpy(self.view_cells, self._cells(first, old), 4 * first.columns)
+            number = self._find_row(first, old.hash)
+            if number == 0:
+                number = at
                 index_add(&first.rows, at)
         self.connections_created += created
         connection = self._row(first, number)
@@ -2382,7 +2388,7 @@ cdef class Table:
             view = &self.views[i]
             if not view.by_flow:
                 link = self._link(view, flow, connection)
-                if created:
+                if not leads:
                     link[0] = self._link(view, flow, old)[0]
                     if self._relabelled(view, link[0]):
                         done &= self._go_over(view, link, flow)
