@@ -1886,6 +1886,8 @@ cdef class Table:
             if made_conversation and conversation:
                 self._drop_conversation(conversation)
             if row:
+                # What `relabel` knows free rows by; a row of a new slab holds anything.
+                (<Flow *>row_at(&self.flow_rows, row)).connection = 0
                 row_release(&self.flow_rows, row)
             if text:
                 text_release(&self.texts, text)
