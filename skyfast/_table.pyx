@@ -34,16 +34,16 @@ Lock
     Only one thread may call `update` and `expire`; it reads without the lock what it alone
     changes. Any thread may read pages. Whoever holds the mutex never waits for the GIL:
     everything under it is plain C, as a thread that has the GIL may be waiting for the mutex.
+    Even memory comes from C's own functions: Python's may take the GIL, where it is traced.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.math cimport ceil, floor
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport qsort
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 import heapq
@@ -93,7 +93,6 @@ cdef extern from "sys/mman.h" nogil:
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **, size_t, size_t)
-    void free(void *)
 
 cdef extern from *:
     """
@@ -183,7 +182,7 @@ cdef bint pointer_room(void ***pointers, uint32_t used, uint32_t *room) noexcept
     if used < room[0]:
         return True
     larger = room[0] * 2 if room[0] else 16
-    moved = PyMem_RawRealloc(pointers[0], larger * sizeof(void *))
+    moved = realloc(pointers[0], larger * sizeof(void *))
     if moved == NULL:
         return False
     pointers[0] = <void **>moved
@@ -219,7 +218,7 @@ cdef void arena_destroy(Arena *arena) noexcept nogil:
     cdef uint32_t i
     for i in range(arena.piece_count):
         free(arena.pieces[i])
-    PyMem_RawFree(arena.pieces)
+    free(arena.pieces)
 
 
 cdef inline char *row_at(const Rows *rows, uint32_t number) noexcept nogil:
@@ -280,8 +279,8 @@ cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride) noexcept nogil:
 
 cdef void rows_destroy(Rows *rows) noexcept nogil:
     # The slabs and segments themselves are the arena's.
-    PyMem_RawFree(rows.slabs)
-    PyMem_RawFree(rows.segments)
+    free(rows.slabs)
+    free(rows.segments)
 
 
 cdef uint32_t row_new(Rows *rows) noexcept nogil:
@@ -474,7 +473,7 @@ cdef uint32_t text_intern(
     if length <= INLINE_TEXT:
         memcpy(row.inline, text, length)
     else:
-        copy = <char *>PyMem_RawMalloc(length + 16)     # copied out in blocks of 16
+        copy = <char *>malloc(length + 16)     # copied out in blocks of 16
         if copy == NULL:
             row.refs = 0
             row_release(texts, number)
@@ -493,7 +492,7 @@ cdef void text_release(Rows *texts, uint32_t number) noexcept nogil:
         return
     index_remove(texts, number)
     if row.length > INLINE_TEXT:
-        PyMem_RawFree((<char **>row.inline)[0])
+        free((<char **>row.inline)[0])
         texts.arena.bytes -= row.length + 16
     row_release(texts, number)
 
@@ -932,40 +931,40 @@ cdef class Table:
         for i in range(1, self.texts.fresh):
             text = <Text *>row_at(&self.texts, i)
             if text.refs and text.length > INLINE_TEXT:
-                PyMem_RawFree((<char **>text.inline)[0])
+                free((<char **>text.inline)[0])
         rows_destroy(&self.texts)
         rows_destroy(&self.flow_rows)
         rows_destroy(&self.conversations)
         for i in range(self.family_count):
             for j in range(self.views[self.families[i].view].columns + 1):
-                PyMem_RawFree(self.families[i].literals[j].text)
-            PyMem_RawFree(self.families[i].literals)
-            PyMem_RawFree(self.families[i].second.text)
-            PyMem_RawFree(self.families[i].heads[0])
-            PyMem_RawFree(self.families[i].heads[1])
+                free(self.families[i].literals[j].text)
+            free(self.families[i].literals)
+            free(self.families[i].second.text)
+            free(self.families[i].heads[0])
+            free(self.families[i].heads[1])
         for i in range(self.view_count):
             rows_destroy(&self.views[i].rows)
-            PyMem_RawFree(self.views[i].wheel.slots)
+            free(self.views[i].wheel.slots)
         arena_destroy(&self.arena)
-        PyMem_RawFree(self.views)
-        PyMem_RawFree(self.families)
-        PyMem_RawFree(self.wheel.slots)
-        PyMem_RawFree(self.readers)
-        PyMem_RawFree(self.batch_values)
-        PyMem_RawFree(self.batch_amounts)
-        PyMem_RawFree(self.batch_cells)
-        PyMem_RawFree(self.row_cells)
-        PyMem_RawFree(self.view_cells)
-        PyMem_RawFree(self.new_cells)
-        PyMem_RawFree(self.news)
-        PyMem_RawFree(self.escaped)
-        PyMem_RawFree(self.changes)
+        free(self.views)
+        free(self.families)
+        free(self.wheel.slots)
+        free(self.readers)
+        free(self.batch_values)
+        free(self.batch_amounts)
+        free(self.batch_cells)
+        free(self.row_cells)
+        free(self.view_cells)
+        free(self.new_cells)
+        free(self.news)
+        free(self.escaped)
+        free(self.changes)
         pthread_mutex_destroy(&self.lock)
 
     # -- set-up ---------------------------------------------------------------------------------
 
     cdef void *_allocate(self, size_t size) except NULL:
-        cdef void *memory = PyMem_RawMalloc(size if size else 1)
+        cdef void *memory = malloc(size if size else 1)
         if memory == NULL:
             raise MemoryError
         memset(memory, 0, size)
@@ -2214,7 +2213,7 @@ cdef class Table:
         if known == 0:
             return 0                    # no flow has it
         if self.change_count == self.change_room:
-            moved = PyMem_RawRealloc(self.changes, (2 * self.change_room + 64) * sizeof(Change))
+            moved = realloc(self.changes, (2 * self.change_room + 64) * sizeof(Change))
             if moved == NULL:
                 raise MemoryError
             self.changes = <Change *>moved
@@ -2263,16 +2262,16 @@ cdef class Table:
             if flow.connection and self._changes_of(flow):
                 if count == room:
                     room = 2 * room + 1024
-                    longer = <uint32_t *>PyMem_RawRealloc(moving, room * sizeof(uint32_t))
+                    longer = <uint32_t *>realloc(moving, room * sizeof(uint32_t))
                     if longer == NULL:
-                        PyMem_RawFree(moving)
+                        free(moving)
                         return False
                     moving = longer
                 moving[count] = number
                 count += 1
-        emptied = <uint32_t *>PyMem_RawMalloc((count + 1) * sizeof(uint32_t))
+        emptied = <uint32_t *>malloc((count + 1) * sizeof(uint32_t))
         if emptied == NULL:
-            PyMem_RawFree(moving)
+            free(moving)
             return False
         for i in range(count):
             number = self._leave_rows(<Flow *>row_at(&self.flow_rows, moving[i]))
@@ -2285,8 +2284,8 @@ cdef class Table:
             if self._row(&self.views[0], emptied[i]).flows == 0:
                 self._free_row(&self.views[0], emptied[i])
                 self.expired += 1
-        PyMem_RawFree(moving)
-        PyMem_RawFree(emptied)
+        free(moving)
+        free(emptied)
         return done
 
     cdef bint _changes_of(self, Flow *flow) noexcept nogil:
@@ -2562,8 +2561,8 @@ cdef class Table:
                     pthread_mutex_unlock(&self.lock)
             return {name: counts[i] for i, name in enumerate(self.label_names)}
         finally:
-            PyMem_RawFree(seen)
-            PyMem_RawFree(counts)
+            free(seen)
+            free(counts)
 
     cdef uint32_t _see_rows(self, uint32_t row, uint32_t texts, size_t words, uint64_t *seen,
                             uint64_t *counts) noexcept nogil:
@@ -2602,7 +2601,8 @@ cdef class Table:
     def top_values(self, str label, uint32_t count):
         """Return the commonest values of a label of the first view, with their connections.
 
-        :returns: up to ``count`` pairs of value and number, the greatest number first.
+        :returns: up to ``count`` pairs of value and number, the greatest number first; without
+            values that left while they were counted.
 
         Takes some 10 ns a connection without the GIL; may be called from any thread.
         """
@@ -2619,7 +2619,8 @@ cdef class Table:
             )
         finally:
             tally_destroy(&tally)
-        return [(self._cell_text(cell - 1), number) for number, cell in found]
+        named = [(self._cell_text(cell - 1), number) for number, cell in found]
+        return [(text, number) for text, number in named if text is not None]
 
     def without(self, str label):
         """Return how many connections there would be if the first view had not this label.
@@ -2672,18 +2673,23 @@ cdef class Table:
         return True
 
     cdef str _cell_text(self, uint32_t cell):
+        # None where the text has left meanwhile.
+        cdef char copied[MAX_CELL]
+        cdef uint32_t length
         cdef Text *text
-        cdef bytes copied
+        cdef bint is_there
         if not cell & IS_TEXT:
             return str(cell)
         pthread_mutex_lock(&self.lock)
         text = <Text *>row_at(&self.texts, cell & ~IS_TEXT)
-        if text.refs:
-            copied = text_bytes(text)[:text.length]
-        else:
-            copied = b""                # it has left meanwhile
+        is_there = text.refs != 0
+        if is_there:
+            length = text.length
+            memcpy(copied, text_bytes(text), length)
         pthread_mutex_unlock(&self.lock)
-        return ESCAPES.sub(lambda match: UNESCAPED[match[0]], copied.decode())
+        if not is_there:
+            return None
+        return ESCAPES.sub(lambda match: UNESCAPED[match[0]], copied[:length].decode())
 
     # -- counts ---------------------------------------------------------------------------------
 
@@ -2848,8 +2854,8 @@ cdef void tally_init(Tally *tally) noexcept nogil:
 
 
 cdef void tally_destroy(Tally *tally) noexcept nogil:
-    PyMem_RawFree(tally.keys)
-    PyMem_RawFree(tally.counts)
+    free(tally.keys)
+    free(tally.counts)
 
 
 cdef bint tally_grow(Tally *tally) noexcept nogil:
@@ -2857,8 +2863,8 @@ cdef bint tally_grow(Tally *tally) noexcept nogil:
     cdef size_t i, at
     larger.used = tally.used
     larger.room = 2 * tally.room if tally.room else 1024
-    larger.keys = <uint64_t *>PyMem_RawCalloc(larger.room, sizeof(uint64_t))
-    larger.counts = <uint32_t *>PyMem_RawCalloc(larger.room, sizeof(uint32_t))
+    larger.keys = <uint64_t *>calloc(larger.room, sizeof(uint64_t))
+    larger.counts = <uint32_t *>calloc(larger.room, sizeof(uint32_t))
     if larger.keys == NULL or larger.counts == NULL:
         tally_destroy(&larger)
         return False
