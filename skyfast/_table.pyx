@@ -34,16 +34,16 @@ Lock
     Only one thread may call `update` and `expire`; it reads without the lock what it alone
     changes. Any thread may read pages. Whoever holds the mutex never waits for the GIL:
     everything under it is plain C, as a thread that has the GIL may be waiting for the mutex.
+    Even memory comes from C's own functions: Python's may take the GIL, where it is traced.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.math cimport ceil, floor
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport qsort
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 import heapq
@@ -93,7 +93,6 @@ cdef extern from "sys/mman.h" nogil:
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **, size_t, size_t)
-    void free(void *)
 
 cdef extern from *:
     """
@@ -184,7 +183,7 @@ cdef bint pointer_room(void ***pointers, uint32_t used, uint32_t *room) noexcept
     if used < room[0]:
         return True
     larger = room[0] * 2 if room[0] else 16
-    moved = PyMem_RawRealloc(pointers[0], larger * sizeof(void *))
+    moved = realloc(pointers[0], larger * sizeof(void *))
     if moved == NULL:
         return False
     pointers[0] = <void **>moved
@@ -220,7 +219,7 @@ cdef void arena_destroy(Arena *arena) noexcept nogil:
     cdef uint32_t i
     for i in range(arena.piece_count):
         free(arena.pieces[i])
-    PyMem_RawFree(arena.pieces)
+    free(arena.pieces)
 
 
 cdef inline char *row_at(const Rows *rows, uint32_t number) noexcept nogil:
@@ -281,8 +280,8 @@ cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride) noexcept nogil:
 
 cdef void rows_destroy(Rows *rows) noexcept nogil:
     # The slabs and segments themselves are the arena's.
-    PyMem_RawFree(rows.slabs)
-    PyMem_RawFree(rows.segments)
+    free(rows.slabs)
+    free(rows.segments)
 
 
 cdef uint32_t row_new(Rows *rows) noexcept nogil:
@@ -475,7 +474,7 @@ cdef uint32_t text_intern(
     if length <= INLINE_TEXT:
         memcpy(row.inline, text, length)
     else:
-        copy = <char *>PyMem_RawMalloc(length + 16)     # copied out in blocks of 16
+        copy = <char *>malloc(length + 16)     # copied out in blocks of 16
         if copy == NULL:
             row.refs = 0
             row_release(texts, number)
@@ -494,7 +493,7 @@ cdef void text_release(Rows *texts, uint32_t number) noexcept nogil:
         return
     index_remove(texts, number)
     if row.length > INLINE_TEXT:
-        PyMem_RawFree((<char **>row.inline)[0])
+        free((<char **>row.inline)[0])
         texts.arena.bytes -= row.length + 16
     row_release(texts, number)
 
@@ -905,13 +904,14 @@ cdef class Table:
         self.other = (plan.overflow or "").encode()
         self.other_text = self.other
         self.other_length = len(self.other)
+        if len(self.other) > MAX_TEXT or needs_escape(self.other_text, self.other_length):
+            raise ValueError("the text for what finds no room is too long, or not plain")
         self.seed = int.from_bytes(os.urandom(8), "little")
         self.plan = plan
         self.held = []
         self.wants_slots = slots
         self.paths = self._number_columns(plan)
 
-        self.readers = <Reader *>self._allocate(FLOW_TYPES * sizeof(Reader))
         self.batch_values = <int64_t *>self._allocate(BATCH * self.values * sizeof(int64_t))
         self.batch_amounts = <int64_t *>self._allocate(BATCH * self.counters * sizeof(int64_t))
         self.batch_cells = <Cell *>self._allocate(BATCH * self.cells * sizeof(Cell))
@@ -935,40 +935,40 @@ cdef class Table:
         for i in range(1, self.texts.fresh):
             text = <Text *>row_at(&self.texts, i)
             if text.refs and text.length > INLINE_TEXT:
-                PyMem_RawFree((<char **>text.inline)[0])
+                free((<char **>text.inline)[0])
         rows_destroy(&self.texts)
         rows_destroy(&self.flow_rows)
         rows_destroy(&self.conversations)
         for i in range(self.family_count):
             for j in range(self.views[self.families[i].view].columns + 1):
-                PyMem_RawFree(self.families[i].literals[j].text)
-            PyMem_RawFree(self.families[i].literals)
-            PyMem_RawFree(self.families[i].second.text)
-            PyMem_RawFree(self.families[i].heads[0])
-            PyMem_RawFree(self.families[i].heads[1])
+                free(self.families[i].literals[j].text)
+            free(self.families[i].literals)
+            free(self.families[i].second.text)
+            free(self.families[i].heads[0])
+            free(self.families[i].heads[1])
         for i in range(self.view_count):
             rows_destroy(&self.views[i].rows)
-            PyMem_RawFree(self.views[i].wheel.slots)
+            free(self.views[i].wheel.slots)
         arena_destroy(&self.arena)
-        PyMem_RawFree(self.views)
-        PyMem_RawFree(self.families)
-        PyMem_RawFree(self.wheel.slots)
-        PyMem_RawFree(self.readers)
-        PyMem_RawFree(self.batch_values)
-        PyMem_RawFree(self.batch_amounts)
-        PyMem_RawFree(self.batch_cells)
-        PyMem_RawFree(self.row_cells)
-        PyMem_RawFree(self.view_cells)
-        PyMem_RawFree(self.new_cells)
-        PyMem_RawFree(self.news)
-        PyMem_RawFree(self.escaped)
-        PyMem_RawFree(self.changes)
+        free(self.views)
+        free(self.families)
+        free(self.wheel.slots)
+        free(self.readers)
+        free(self.batch_values)
+        free(self.batch_amounts)
+        free(self.batch_cells)
+        free(self.row_cells)
+        free(self.view_cells)
+        free(self.new_cells)
+        free(self.news)
+        free(self.escaped)
+        free(self.changes)
         pthread_mutex_destroy(&self.lock)
 
     # -- set-up ---------------------------------------------------------------------------------
 
     cdef void *_allocate(self, size_t size) except NULL:
-        cdef void *memory = PyMem_RawMalloc(size if size else 1)
+        cdef void *memory = malloc(size if size else 1)
         if memory == NULL:
             raise MemoryError
         memset(memory, 0, size)
@@ -1013,14 +1013,22 @@ cdef class Table:
 
     def use(self, types):
         """Take flows of these types from now on, those of the same plan, and of no others."""
-        plan = self.plan
-        memset(self.readers, 0, FLOW_TYPES * sizeof(Reader))
+        cdef Reader *readers = <Reader *>self._allocate(FLOW_TYPES * sizeof(Reader))
+        cdef list keep = self.keep
+        cdef bint slots = self.slots
         self.keep = []
         self.slots = self.wants_slots
-        self.readers[1].marks = self.readers[2].marks = self.readers[2].full = True
-        self._read_by(&self.readers[0], types.Flow, plan)
-        self._read_by(&self.readers[1], types.NewFlow, plan)
-        self._read_by(&self.readers[2], types.FullFlow, plan)
+        readers[1].marks = readers[2].marks = readers[2].full = True
+        try:
+            self._read_by(&readers[0], types.Flow, self.plan)
+            self._read_by(&readers[1], types.NewFlow, self.plan)
+            self._read_by(&readers[2], types.FullFlow, self.plan)
+        except BaseException:
+            self.keep, self.slots = keep, slots
+            free(readers)
+            raise
+        free(self.readers)
+        self.readers = readers
 
     cdef list _number_columns(self, plan):
         # The paths of the plan's columns, and of the keys that volatile ones are asked with.
@@ -1106,6 +1114,8 @@ cdef class Table:
             self.keeps[i] = GAUGE_KINDS.index(gauge.keep)
         for i, path in enumerate(self.paths):
             self._field(&reader.columns[i], owner, path)
+            if i >= self.columns and not reader.columns[i].is_text:
+                raise ValueError("a volatile label is made of a text")
         for i, requirement in enumerate(plan.requirements):
             if not 1 <= len(requirement.paths) <= 2:
                 raise ValueError("a requirement is one part of a flow, or one of two")
@@ -1146,6 +1156,8 @@ cdef class Table:
                     view.counters = j + 1
             view.complete = declared.complete
             view.direction_at = 0 if declared.direction is None else declared.direction.position
+            if view.direction_at > view.columns:
+                raise ValueError("a direction stands among a view's labels, or behind them")
             if i == 0:
                 continue
             view.by_flow = not first.issuperset(declared.columns)
@@ -1246,6 +1258,10 @@ cdef class Table:
             on was applied or counted: decode again as ``FullFlow``, and go on from that index.
         :raises TypeError: a value of another type; what stands before it was applied.
         :raises MemoryError: likewise, before the flow that found no memory.
+        :raises ValueError: ``start`` is below 0.
+
+        What a column's rewrite raises comes through; then some flows from ``start`` on were
+        applied, but none that stands behind the one it was asked for.
 
         The rules are those of docs/architecture.md: a known flow adds its deltas; a report that
         is not newer and nowhere higher is late; one that is newer and anywhere lower started over.
@@ -1259,6 +1275,8 @@ cdef class Table:
         cdef int done
         cdef View *view
         cdef uint32_t deadline_s = <uint32_t>ceil(now + self.timeout_s)
+        if start < 0:
+            raise ValueError("start counts from the beginning")
         if self.flow_rows.live == 0:
             self.wheel.next_s = <uint32_t>floor(now)
         for i in range(1, self.view_count):
@@ -1273,7 +1291,11 @@ cdef class Table:
             if size == 0:
                 raise TypeError(f"not a flow of this table's plan: {type(flows[at]).__name__}")
             self._find(size)
-            self._read_unknown(flows, at, size)
+            try:
+                self._read_unknown(flows, at, size)
+            except BaseException:       # a rewrite's
+                self.held.clear()
+                raise
             self._find_labels(size)
             pthread_mutex_lock(&self.lock)
             done = self._apply(size, deadline_s)
@@ -1896,6 +1918,8 @@ cdef class Table:
             if made_conversation and conversation:
                 self._drop_conversation(conversation)
             if row:
+                # What `relabel` knows free rows by; a row of a new slab holds anything.
+                (<Flow *>row_at(&self.flow_rows, row)).connection = 0
                 row_release(&self.flow_rows, row)
             if text:
                 text_release(&self.texts, text)
@@ -2222,7 +2246,7 @@ cdef class Table:
         if known == 0:
             return 0                    # no flow has it
         if self.change_count == self.change_room:
-            moved = PyMem_RawRealloc(self.changes, (2 * self.change_room + 64) * sizeof(Change))
+            moved = realloc(self.changes, (2 * self.change_room + 64) * sizeof(Change))
             if moved == NULL:
                 raise MemoryError
             self.changes = <Change *>moved
@@ -2271,16 +2295,16 @@ cdef class Table:
             if flow.connection and self._changes_of(flow):
                 if count == room:
                     room = 2 * room + 1024
-                    longer = <uint32_t *>PyMem_RawRealloc(moving, room * sizeof(uint32_t))
+                    longer = <uint32_t *>realloc(moving, room * sizeof(uint32_t))
                     if longer == NULL:
-                        PyMem_RawFree(moving)
+                        free(moving)
                         return False
                     moving = longer
                 moving[count] = number
                 count += 1
-        emptied = <uint32_t *>PyMem_RawMalloc((count + 1) * sizeof(uint32_t))
+        emptied = <uint32_t *>malloc((count + 1) * sizeof(uint32_t))
         if emptied == NULL:
-            PyMem_RawFree(moving)
+            free(moving)
             return False
         for i in range(count):
             number = self._leave_rows(<Flow *>row_at(&self.flow_rows, moving[i]))
@@ -2293,8 +2317,8 @@ cdef class Table:
             if self._row(&self.views[0], emptied[i]).flows == 0:
                 self._free_row(&self.views[0], emptied[i])
                 self.expired += 1
-        PyMem_RawFree(moving)
-        PyMem_RawFree(emptied)
+        free(moving)
+        free(emptied)
         return done
 
     cdef bint _changes_of(self, Flow *flow) noexcept nogil:
@@ -2357,7 +2381,7 @@ cdef class Table:
         return at
 
     cdef bint _join_rows(self, Flow *flow) noexcept nogil:
-        # False without memory: then the flow is where it was, in some views.
+        # False without memory: then the flow keeps its labels, in some views.
         cdef View *first = &self.views[0]
         cdef View *view
         cdef uint32_t at = flow.connection & ~TEXT_KEY
@@ -2366,6 +2390,7 @@ cdef class Table:
         cdef uint32_t *link
         cdef uint32_t i, number
         cdef bint created = False
+        cdef bint leads                 # to rows of the other views already
         cdef bint done = True
         self._changes_of(flow)
         for i in range(1, self.view_count):
@@ -2378,13 +2403,18 @@ cdef class Table:
         if not self._relabelled(first, at):
             return done
         number = self._find_row(first, self._gather(first))
+        leads = self._follows(number)
         if number == 0:
             number = self._new_row(first, self._gather(first))
             created = number != 0
         if number == 0:
             done = False
-            number = at
-            if old.flows == 0:
+            leads = True
+            # Others that left may have made a row with the labels that this one keeps.
+            memcpy(self.view_cells, self._cells(first, old), 4 * first.columns)
+            number = self._find_row(first, old.hash)
+            if number == 0:
+                number = at
                 index_add(&first.rows, at)
         self.connections_created += created
         connection = self._row(first, number)
@@ -2392,7 +2422,7 @@ cdef class Table:
             view = &self.views[i]
             if not view.by_flow:
                 link = self._link(view, flow, connection)
-                if created:
+                if not leads:
                     link[0] = self._link(view, flow, old)[0]
                     if self._relabelled(view, link[0]):
                         done &= self._go_over(view, link, flow)
@@ -2564,8 +2594,8 @@ cdef class Table:
                     pthread_mutex_unlock(&self.lock)
             return {name: counts[i] for i, name in enumerate(self.label_names)}
         finally:
-            PyMem_RawFree(seen)
-            PyMem_RawFree(counts)
+            free(seen)
+            free(counts)
 
     cdef uint32_t _see_rows(self, uint32_t row, uint32_t texts, size_t words, uint64_t *seen,
                             uint64_t *counts) noexcept nogil:
@@ -2604,7 +2634,8 @@ cdef class Table:
     def top_values(self, str label, uint32_t count):
         """Return the commonest values of a label of the first view, with their connections.
 
-        :returns: up to ``count`` pairs of value and number, the greatest number first.
+        :returns: up to ``count`` pairs of value and number, the greatest number first; without
+            values that left while they were counted.
 
         Takes some 10 ns a connection without the GIL; may be called from any thread.
         """
@@ -2621,7 +2652,8 @@ cdef class Table:
             )
         finally:
             tally_destroy(&tally)
-        return [(self._cell_text(cell - 1), number) for number, cell in found]
+        named = [(self._cell_text(cell - 1), number) for number, cell in found]
+        return [(text, number) for text, number in named if text is not None]
 
     def without(self, str label):
         """Return how many connections there would be if the first view had not this label.
@@ -2674,18 +2706,23 @@ cdef class Table:
         return True
 
     cdef str _cell_text(self, uint32_t cell):
+        # None where the text has left meanwhile.
+        cdef char copied[MAX_CELL]
+        cdef uint32_t length
         cdef Text *text
-        cdef bytes copied
+        cdef bint is_there
         if not cell & IS_TEXT:
             return str(cell)
         pthread_mutex_lock(&self.lock)
         text = <Text *>row_at(&self.texts, cell & ~IS_TEXT)
-        if text.refs:
-            copied = text_bytes(text)[:text.length]
-        else:
-            copied = b""                # it has left meanwhile
+        is_there = text.refs != 0
+        if is_there:
+            length = text.length
+            memcpy(copied, text_bytes(text), length)
         pthread_mutex_unlock(&self.lock)
-        return ESCAPES.sub(lambda match: UNESCAPED[match[0]], copied.decode())
+        if not is_there:
+            return None
+        return ESCAPES.sub(lambda match: UNESCAPED[match[0]], copied[:length].decode())
 
     # -- counts ---------------------------------------------------------------------------------
 
@@ -2858,8 +2895,8 @@ cdef void tally_init(Tally *tally) noexcept nogil:
 
 
 cdef void tally_destroy(Tally *tally) noexcept nogil:
-    PyMem_RawFree(tally.keys)
-    PyMem_RawFree(tally.counts)
+    free(tally.keys)
+    free(tally.counts)
 
 
 cdef bint tally_grow(Tally *tally) noexcept nogil:
@@ -2867,8 +2904,8 @@ cdef bint tally_grow(Tally *tally) noexcept nogil:
     cdef size_t i, at
     larger.used = tally.used
     larger.room = 2 * tally.room if tally.room else 1024
-    larger.keys = <uint64_t *>PyMem_RawCalloc(larger.room, sizeof(uint64_t))
-    larger.counts = <uint32_t *>PyMem_RawCalloc(larger.room, sizeof(uint32_t))
+    larger.keys = <uint64_t *>calloc(larger.room, sizeof(uint64_t))
+    larger.counts = <uint32_t *>calloc(larger.room, sizeof(uint32_t))
     if larger.keys == NULL or larger.counts == NULL:
         tally_destroy(&larger)
         return False

@@ -1,5 +1,6 @@
 """The compiled table: its pages, its memory and its sizes. Its rules are in ``test_rules.py``."""
 
+import dataclasses
 import gc
 import json
 import re
@@ -15,7 +16,23 @@ import pytest
 from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Table
 from skyfast.wire import flow_types
 from tests.core import CHUNK_BYTES, Core, plan_of, read_all
-from tests.model import BYTES, PACKETS, TIMEOUT_S, Model, Spec, make_flow, read_page
+from tests.model import (
+    BYTES,
+    DIRECTION,
+    FAMILIES,
+    LABELS,
+    MAX_NUMBER,
+    PACKETS,
+    TIMEOUT_S,
+    Family,
+    Label,
+    Model,
+    Names,
+    Spec,
+    View,
+    make_flow,
+    read_page,
+)
 
 ODD_TEXTS = (
     "",
@@ -556,7 +573,7 @@ def test_every_reason_and_every_finish_is_there_from_the_start():
 
 @pytest.mark.parametrize(
     ("openmetrics", "shown"),
-    [(False, r'a "b"\\c\nd'), (True, r'a \"b\"\\c\nd')],
+    [(False, r'a "b"\\c\nd'), (True, r"a \"b\"\\c\nd")],
 )
 def test_help_texts_are_escaped(openmetrics, shown):
     plan = plan_of(Spec())
@@ -567,3 +584,534 @@ def test_help_texts_are_escaped(openmetrics, shown):
     table = Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
     page = table.page(0, openmetrics=openmetrics).read(1000).decode()
     assert page.startswith(f"# HELP {BYTES} {shown}\n# TYPE {BYTES} counter\n")
+
+
+def test_the_text_of_what_finds_no_room_is_plain_and_short():
+    for text in ('"', "\\", "\n", "x" * (MAX_TEXT_BYTES + 1)):
+        plan = msgspec.structs.replace(plan_of(Spec()), overflow=text)
+        with pytest.raises(ValueError, match="finds no room"):
+            Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
+
+
+def test_a_direction_has_its_place_among_the_labels():
+    plan = plan_of(Spec())
+    (view,) = plan.views
+    direction = msgspec.structs.replace(view.direction, position=len(view.columns) + 1)
+    plan = msgspec.structs.replace(
+        plan, views=(msgspec.structs.replace(view, direction=direction),)
+    )
+    with pytest.raises(ValueError, match="direction"):
+        Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
+
+
+@pytest.mark.parametrize("path", [("Transport", "A"), ()])
+def test_a_label_whose_value_changes_is_made_of_a_text(path):
+    label = Label("name", path, rewrite=Names(), volatile=True)
+    with pytest.raises(ValueError, match="volatile"):
+        Core(labels=(label,))
+
+
+# Plans of every shape
+
+ENDS = tuple(label for label in LABELS if label.path[:1] in (("Network",), ("Transport",)))
+COUNT = Family("flows", "gauge", ())
+START = Family("start", "gauge", ("Start",), keep="least", decimals=3)
+TTL = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"), decimals=18)
+ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
+
+
+def shaped(*shapes, **others):
+    """Return what asks for views with so many labels and these families."""
+    return Spec(
+        views=[
+            View(
+                (DIRECTION, *(Label(f"label_{at}", ("Network", "A")) for at in range(labels))),
+                [dataclasses.replace(family, name=f"v{n}_{family.name}") for family in families],
+            )
+            for n, (labels, families) in enumerate(shapes)
+        ],
+        **others,
+    )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        shaped((0, [COUNT])),
+        shaped((1, [COUNT]), (2, [COUNT])),
+        shaped((3, [START]), (0, [ONE_WAY])),
+        shaped((1, [ONE_WAY]), (2, [TTL]), (3, [START]), (0, FAMILIES)),
+        shaped((32, [*FAMILIES, TTL]), (32, [COUNT])),
+        shaped(*[(1, [family]) for family in (*FAMILIES, COUNT, START, TTL, ONE_WAY) * 2][:14]),
+        Spec(
+            views=[
+                View(ENDS[: 4 - n % 5], [dataclasses.replace(ONE_WAY, name=f"v{n}_bytes")])
+                for n in range(16)
+            ],
+            overflow="other",
+            max_connections=3,
+            max_flows=6,
+        ),
+    ],
+)
+@pytest.mark.parametrize("slots", [True, False])
+def test_plans_of_every_shape(spec, slots):
+    core, model = Core(spec, slots=slots), Model(spec)
+    for cycle in range(4):
+        now = cycle * TIMEOUT_S / 2
+        for table in (core, model):
+            table.expire(now)
+            flows = many_flows(8, first=5 * cycle, total=(cycle, 2, 3, 4), last=1_000 * cycle)
+            table.message(
+                [flow | {"TCPMetric": {"ABSynTTL": n}} for n, flow in enumerate(flows)], now
+            )
+        for name in ("connections", "view_connections", "flows", "overflowed_total"):
+            assert getattr(core, name) == getattr(model, name)
+        assert core.page(now) == model.page(now)
+
+
+def test_the_longest_lines_that_there_are():
+    spec = shaped((32, [TTL, dataclasses.replace(FAMILIES[0], decimals=18)]))
+    core, model = Core(spec), Model(spec)
+    for n, number in enumerate((1, 10**18 - 1, 10**18, MAX_NUMBER)):
+        flow = make_flow(f"{n + 1}", (number,) * 4, a='"' * (MAX_TEXT_BYTES - n))
+        flow["TCPMetric"] = {"ABSynTTL": number, "BASynTTL": number}
+        for table in (core, model):
+            table.report(flow, 0)
+    page = read_all(core.table.page(0), 1)
+    assert read_page(page, spec.views[0].families) == model.page(0)
+    assert len(max(page.splitlines(), key=len)) > 32 * 2 * (MAX_TEXT_BYTES - 3)
+
+
+# Rewrites
+
+
+class Answers(dict):
+    """A rewrite that answers as told, else with what it is asked; and raises what is raisable."""
+
+    def __missing__(self, key):
+        return key
+
+    def __getitem__(self, key):
+        answer = super().__getitem__(key)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def rewriting(answers, **options):
+    return Core(labels=(Label("node", ("NodeTID",), rewrite=answers), DIRECTION), **options)
+
+
+class Number(int):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (7, "7"),
+        (2**31 - 1, "2147483647"),
+        (2**31, "2147483648"),
+        (MAX_NUMBER, str(MAX_NUMBER)),
+        ("x" * MAX_TEXT_BYTES, "x" * MAX_TEXT_BYTES),
+        ("a\nb", "a\\nb"),
+        (True, "invalid"),
+        (None, "invalid"),
+        (1.0, "invalid"),
+        (b"x", "invalid"),
+        (Number(7), "invalid"),
+        ("\ud800", "invalid"),
+        (-1, "out_of_range"),
+        (MAX_NUMBER + 1, "out_of_range"),
+        (10**30, "out_of_range"),
+        ("x" * (MAX_TEXT_BYTES + 1), "text_too_long"),
+    ],
+)
+@pytest.mark.parametrize("slots", [True, False])
+def test_whatever_a_rewrite_answers(slots, answer, outcome):
+    core = rewriting(Answers({"node-1": answer}), slots=slots)
+    reason = core.report(make_flow("1"), 0)
+    if reason is None:
+        assert any(f'node="{outcome}"' in line for line in core.page(0)[BYTES])
+    else:
+        assert (reason, core.flows) == (outcome, 0)
+    assert core.report(make_flow("2", node="other"), 0) is None
+
+
+def test_what_a_rewrite_raises_comes_through_and_nothing_is_kept_of_it():
+    answer = "an answer " * 9
+    answers = Answers({"good": answer, "bad": KeyError("bad")})
+    core = rewriting(answers)
+    references = sys.getrefcount(answer)
+    flows = [make_flow(f"{n + 1:x}", node="good") for n in range(300)]
+    with pytest.raises(KeyError, match="bad"):
+        core.message([*flows[:200], make_flow("bad", node="bad"), *flows[200:]], 0)
+    assert core.flows <= 200
+    assert sys.getrefcount(answer) == references
+    # The rest of the messages is taken as if nothing had been.
+    core.message(flows, 1)
+    assert core.flows == 300
+    assert sys.getrefcount(answer) == references
+
+
+# Names that change
+
+
+def test_flows_that_come_to_be_called_other_are_in_the_views_that_follow():
+    names = Names({"node-1": "one", "node-2": "two"})
+    label = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    total = Family("total", "counter", ("Metric", "ABBytes"))
+    spec = Spec(
+        views=(View((label,), (ONE_WAY,)), View((), (total,))), overflow="other", max_connections=1
+    )
+    core = Core(spec)
+    core.report(make_flow("1", (10, 0, 0, 0)), 0)
+    core.report(make_flow("2", (20, 0, 0, 0), node="node-2"), 0)
+    assert core.page(0)["total"] == {"total 30"}
+    core.expire(TIMEOUT_S)
+    core.report(make_flow("3", (40, 0, 0, 0)), TIMEOUT_S)
+    names["node-1"] = "other"
+    core.relabel(names, ["node-1"])
+    core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
+    page = core.page(TIMEOUT_S)
+    assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
+    # Nor does a row of a view that is gone come back by such a flow.
+    core.expire(10_000)
+    core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
+    assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
+    core.expire(20_000)
+    assert core.page(20_000) == {"forward": {'forward{name="other"} 101'}, "total": set()}
+    names["node-1"] = "one"
+    core.report(make_flow("5", (1, 0, 0, 0)), 20_000)
+    names["node-1"] = "other"
+    core.relabel(names, ["node-1"])
+    assert core.page(20_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 1"}}
+    assert core.view_connections == (1,)
+
+
+def test_names_that_cannot_be_told_leave_everything_as_it_is():
+    names = Answers({"node-1": "one", "node-2": "two"})
+    core = Core(labels=(Label("name", ("NodeTID",), rewrite=names, volatile=True),))
+    long = "n" * 500
+    core.message([make_flow("1"), make_flow("2", node="node-2"), make_flow("3", node=long)], 0)
+    size, page = core.bytes, core.page(0)
+    names.update({"node-1": "x" * 500, "node-2": KeyError("two"), long: "y" * 900})
+    for keys, error in (
+        (["node-1", long, "node-2"], KeyError),
+        (["node-1", long, 5], TypeError),
+        (["node-1", long, *["node-1"] * 200, "node-2"], KeyError),
+    ):
+        with pytest.raises(error):
+            core.table.relabel([(names, keys)])
+        assert core.page(0) == page
+    assert core.bytes == size
+    for answer in (5, None, "\ud800", "x" * (MAX_TEXT_BYTES + 1)):
+        names["node-1"] = answer
+        core.relabel(names, ["node-1", "unheard of", "\ud800"])
+        assert core.page(0) == page
+    core.expire(TIMEOUT_S)
+    assert core.connections == core.flows == 0
+
+
+def test_memory_is_reused_while_names_change_and_rows_overflow():
+    names = Names()
+    label = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    spec = Spec(
+        views=(
+            View((label, DIRECTION, *ENDS), FAMILIES),
+            View((label,), (ONE_WAY,), timeout_s=100),
+            View((Label("application", ("Application",)),), (COUNT,), timeout_s=200),
+        ),
+        overflow="other",
+        deduplicate="first",
+        max_connections=300,
+        max_flows=400,
+    )
+    core = Core(spec)
+    sizes = []
+    for cycle in range(12):
+        now = cycle * 500.0
+        core.expire(now)
+        # What there is then is the first view's row for what found no room, and those of others.
+        assert core.flows == 0
+        assert core.connections == (cycle > 0)
+        nodes = [f"node-{cycle:02}-{n:02}-" + "x" * 60 for n in range(50)]
+        flows = many_flows(450)
+        for n, flow in enumerate(flows):
+            flow |= {"NodeTID": nodes[n % 50], "Application": f"{cycle:02}-{n:03}-" + "a" * 60}
+            flow["UUID"] = f"{cycle:02}-{n:03}-" + "u" * 60
+        core.message(flows, now)
+        for word in ("first", "second"):
+            names.update({node: f"{node}-{word}" for node in nodes})
+            core.relabel(names, nodes)
+        assert core.flows > 250
+        names.clear()
+        sizes.append(core.bytes)
+    assert sizes[-1] == sizes[2]
+
+
+# Types and bounds that change
+
+
+def test_a_table_takes_other_types_of_the_same_plan_from_one_message_to_the_next():
+    table, types = a_table()
+    old = decode(types.Flow, make_flow("a1", (1, 1, 1, 1)))
+    assert table.update(old, 0) == 1
+    others = flow_types(plan_of(Spec()), also=[("LayersPath",), ("Link", "Protocol")])
+    table.use(others)
+    with pytest.raises(TypeError):
+        table.update(old, 1)
+    new = decode(others.FullFlow, make_flow("a1", (5, 5, 5, 5), last=9_000), make_flow("b2"))
+    assert table.update(new, 1) == 2
+    assert (table.flows, table.connections) == (2, 1)
+    values = {line.rpartition(" ")[2] for line in read_page(read_all(table.page(1)))[BYTES]}
+    assert values == {"105", "205"}
+
+
+def test_types_that_cannot_be_used_change_nothing():
+    table, types = a_table()
+    poor = flow_types(shape := plan_of(Spec(views=(View((), (COUNT,)),))))
+    assert shape.columns == ()
+    for wrong in (
+        poor,
+        dataclasses.replace(types, FullFlow=types.Flow),
+        dataclasses.replace(types, FullFlow=poor.FullFlow),
+        dataclasses.replace(types, Flow=int),
+        None,
+    ):
+        with pytest.raises((AttributeError, KeyError, TypeError)):
+            table.use(wrong)
+        assert table.reads_slots
+        for struct in (poor.Flow, poor.FullFlow):
+            with pytest.raises(TypeError):
+                table.update(decode(struct, make_flow("b2")), 0)
+    assert table.update(decode(types.Flow, make_flow("a1")), 0) == 1
+    assert table.update(decode(types.FullFlow, make_flow("b2")), 0) == 1
+    assert table.flows == 2
+
+
+def test_update_starts_within_its_list():
+    table, types = a_table()
+    flows = decode(types.Flow, make_flow("a1"), make_flow("b2", a="10.0.0.9"))
+    with pytest.raises(ValueError, match="start"):
+        table.update(flows, 0, -1)
+    assert table.update(flows, 0, 2) == 2
+    assert table.flows == 0
+    assert table.update(flows, 0, 1) == 2
+    assert table.flows == 1
+
+
+def test_bounds_can_be_raised_and_lowered():
+    core = Core(max_connections=1, max_flows=2)
+    flows = many_flows(4)
+    assert [core.report(flow, 0) for flow in flows[:2]] == [None, "table_full"]
+    core.limit(max_connections=3, max_flows=2, timeout_s=TIMEOUT_S)
+    assert [core.report(flow, 0) for flow in flows[1:3]] == [None, "table_full"]
+    core.limit(max_connections=1, max_flows=1, timeout_s=TIMEOUT_S)
+    later = many_flows(4, total=(5, 5, 5, 5), last=2_000)
+    assert [core.report(flow, 0) for flow in later] == [None, None, "table_full", "table_full"]
+    assert core.connections == core.flows == 2
+
+
+def test_a_new_time_out_holds_from_the_next_report_on():
+    core = Core(timeout_s=75)
+    stays, renewed, comes = many_flows(3)
+    core.message([stays, renewed], 0)
+    core.limit(max_connections=10, max_flows=10, timeout_s=5)
+    core.message([renewed | {"Last": 9_000}, comes], 1)
+    core.expire(5.9)
+    assert core.flows == 3
+    core.expire(6)
+    assert core.flows == 2  # none leaves before the time that it had already
+    core.limit(max_connections=10, max_flows=10, timeout_s=5_000)
+    core.report(stays | {"Last": 9_000}, 10)
+    core.expire(74.9)
+    assert core.flows == core.connections == 2
+    core.expire(75)
+    assert core.flows == core.connections == 1
+    core.expire(5_009.9)
+    assert len(core.page(5_009.9)[BYTES]) == 2
+    core.expire(5_010)
+    assert core.flows == core.connections == 0
+
+
+def test_a_new_time_out_of_a_view_holds_from_the_next_report_on():
+    total = Family("total", "counter", ("Metric", "ABBytes"))
+    core = Core(Spec(views=(View(), View((), (total,), timeout_s=100))))
+    core.report(make_flow("1"), 0)
+    limits = {"max_connections": 10, "max_flows": 10}
+    core.limit(**limits, timeout_s=5, view_timeouts_s=[5])
+    core.report(make_flow("2", a="10.0.0.9"), 1)
+    core.expire(6)
+    assert (core.flows, core.view_connections) == (1, (1,))
+    assert core.page(99.9)["total"] == {"total 200"}
+    core.expire(99.9)
+    assert (core.flows, core.view_connections) == (0, (1,))
+    core.limit(**limits, timeout_s=5, view_timeouts_s=[9_000])
+    core.report(make_flow("3"), 99.9)
+    core.expire(9_099)
+    assert core.page(9_099)["total"] == {"total 300"}
+    core.expire(9_100)
+    assert core.view_connections == (0,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_connections": 0},
+        {"max_flows": MAX_ROWS + 1},
+        {"max_flows": "2"},
+        {"timeout_s": 0},
+        {"timeout_s": 101},
+        {"timeout_s": "5"},
+        {"view_timeouts_s": []},
+        {"view_timeouts_s": [100, 100]},
+        {"view_timeouts_s": [4.9]},
+        {"view_timeouts_s": [float("nan")]},
+        {"view_timeouts_s": [2**30 + 1]},
+        {"view_timeouts_s": [None]},
+    ],
+)
+def test_limits_that_cannot_be_change_nothing(wrong):
+    core = Core(
+        Spec(
+            views=(View(), View((), (COUNT,), timeout_s=100)),
+            max_connections=1,
+            max_flows=2,
+        )
+    )
+    limits = {"max_connections": 9, "max_flows": 9, "timeout_s": 5, "view_timeouts_s": [100]}
+    with pytest.raises((ValueError, TypeError)):
+        core.limit(**limits | wrong)
+    assert [core.report(flow, 0) for flow in many_flows(2)] == [None, "table_full"]
+    core.expire(TIMEOUT_S - 1)
+    assert core.flows == 1
+
+
+# What the labels have for values
+
+
+def test_values_are_counted():
+    core = Core()
+    core.message(many_flows(300), 0)
+    core.message(
+        [make_flow(f"f00{n}", a=f"10.0.0.{n}", ports=(1, 70_000 + n)) for n in range(7)], 0
+    )
+    assert core.label_values() == {
+        "initiator_ip": 300,
+        "target_ip": 1,
+        "initiator_port": 2,
+        "target_port": 8,
+        "node_tid": 1,
+        "protocol": 1,
+    }
+    assert core.top_values("target_port", 2) == [("443", 300), ("70006", 1)]
+    top = core.top_values("initiator_ip", 8)
+    assert {value for value, count in top if count == 2} == {f"10.0.0.{n}" for n in range(7)}
+    assert core.top_values("protocol", 9) == [("TCP", 307)]
+    assert core.top_values("protocol", 0) == []
+    assert core.without("initiator_ip") == 8
+    assert core.without("initiator_port") == core.without("protocol") == 307
+    for call in (core.without, lambda label: core.top_values(label, 1)):
+        with pytest.raises(ValueError, match="not in"):
+            call("direction")
+    core.expire(TIMEOUT_S)
+    assert set(core.label_values().values()) == {0}
+    assert core.top_values("protocol", 9) == []
+    assert core.without("protocol") == 0
+
+
+def test_values_are_as_the_flows_have_them():
+    core = Core()
+    for n, text in enumerate(ODD_TEXTS):
+        core.report(make_flow(f"{n + 1:x}", node=text), 0)
+    assert dict(core.top_values("node_tid", 99)) == dict.fromkeys(ODD_TEXTS, 1)
+
+
+def test_values_are_counted_by_threads_while_everything_changes():
+    names = Names()
+    label = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    spec = Spec(
+        views=(View((label, *ENDS), FAMILIES), View((label,), (ONE_WAY,), timeout_s=90)),
+        overflow="other",
+        max_connections=400,
+    )
+    core = Core(spec)
+    limits = {"max_flows": 1_000, "timeout_s": TIMEOUT_S, "view_timeouts_s": [90]}
+    stop, errors, rounds, now = threading.Event(), [], [0, 0], [0.0]
+    nodes = [f"node-{n}" for n in range(20)]
+    shown = {"", "other", *(f"{node} the {n}." for node in nodes for n in range(30))}
+
+    def look(thread):
+        try:
+            while not stop.is_set():
+                assert core.label_values()["target_ip"] <= 2
+                for name, left in (("name", 401), ("target_port", 401)):
+                    assert core.without(name) <= left
+                    assert {value for value, _ in core.top_values("name", 30)} <= shown
+                read_page(read_all(core.table.page(now[0]), 5_000), core.families)
+                rounds[thread] += 1
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=look, args=(thread,)) for thread in range(2)]
+    for thread in threads:
+        thread.start()
+    for cycle in range(30):
+        now[0] = cycle * TIMEOUT_S / 3
+        flows = many_flows(500, first=100 * (cycle % 7), total=(cycle,) * 4, last=1_000 + cycle)
+        for n, flow in enumerate(flows):
+            flow["NodeTID"] = nodes[n % 20]
+        core.message(flows, now[0])
+        names.update({node: f"{node} the {cycle}." for node in nodes})
+        core.relabel(names, nodes)
+        core.limit(max_connections=300 + 10 * (cycle % 10), **limits)
+        while core.table.expire(now[0], 50):
+            pass
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not errors
+    assert all(rounds)
+
+
+# Locks
+
+TRACED = """
+import threading, tracemalloc
+from tests.core import Core
+from tests.model import make_flow
+
+tracemalloc.start()
+core = Core()
+flows = [make_flow("%x" % n, a="10.0.%d.%d" % (n >> 8, n & 255)) for n in range(1, 5_000)]
+core.message(flows, 0)
+done = threading.Event()
+
+def look():
+    for _ in range(50):
+        core.without("protocol")
+        core.top_values("initiator_ip", 10)
+    done.set()
+
+threading.Thread(target=look, daemon=True).start()
+last = 3_000
+while not done.is_set():
+    last += 1
+    core.message([make_flow("%x" % n, (last,) * 4, last=last) for n in range(1, 50)], 0)
+"""
+
+
+def test_looking_at_values_goes_on_beside_updates_while_memory_is_traced():
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
