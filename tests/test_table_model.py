@@ -239,7 +239,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def sweep(self, max_rows):
-        # Rows whose time is over are on no page, swept or not; but flows are counted until they are.
+        # Rows whose time is over are on no page, swept or not; flows are counted until they are.
         counts = {family.name for family in self.model.families if family.forward == ()}
         page = self.model.page(self.now)
         while self.core.table.expire(self.now, max_rows):
