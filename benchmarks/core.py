@@ -77,7 +77,7 @@ class Parts:
     def __init__(self, chosen: str = DEFAULT, *, slots: bool = True) -> None:
         configuration, plan, types = configured(chosen)
         store = configuration.store
-        self._decode_new = decoder(types.FullFlow).decode
+        self._decode_new = decoder(types.NewFlow).decode
         self._decode_known = decoder(types.Flow).decode
         self._table = Table(
             plan,

@@ -47,11 +47,14 @@ def _template() -> bytes:
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    time_ms = f"<{str(flow['Last'])[:8]}{ROUND.decode()}{str(flow['Last'])[10:]}>"
+    before, after = str(flow["Last"])[:8], str(flow["Last"])[10:]
+    time_ms = f"<{before}{ROUND.decode()}{after}>"
     flow["UUID"] = texts
     flow["Network"] |= {"A": texts, "B": texts}
     flow["Transport"] |= {"A": numbers, "B": numbers}
-    flow["LastUpdateMetric"] |= {"Last": time_ms}
+    # In its first report, a flow's update begins with the flow.
+    flow["Start"] = flow["Metric"]["Start"] = int(f"{before}{FIRST_ROUND}{after}")
+    flow["LastUpdateMetric"] |= {"Start": time_ms, "Last": time_ms}
     flow["Metric"] |= dict.fromkeys(("ABPackets", "ABBytes", "BAPackets", "BABytes"), total)
     flow["Metric"] |= {"Last": time_ms, "RTT": numbers}
     flow["Last"] = time_ms

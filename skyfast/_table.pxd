@@ -118,7 +118,7 @@ cdef struct Report:
     int skip                    # why it is not to be applied, or SKIP_NONE
     int skip_new                # likewise, if it is not known: read of unknown flows only
     int finish                  # FinishType
-    bint has_amounts            # whether what follows was read at all
+    bint has_amounts            # what is news of it is known: that follows
     bint first                  # its total is all news
     int skip_amounts            # why what the last update added cannot be used, or SKIP_NONE
     uint64_t conversation       # hashes; read of unknown flows only
@@ -168,3 +168,4 @@ cdef struct View:
     uint32_t direction_at       # the literal that tells the two sides apart
     uint32_t other              # the row of what found no room, or 0
     uint32_t deadline_s         # of a report of the batch at hand
+    uint64_t rejected           # reports that found no room for their row

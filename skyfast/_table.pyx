@@ -121,6 +121,7 @@ cdef enum:
     MAX_VIEW_COLUMNS = 32
     MAX_VIEWS_ = 16
     INLINE_TEXT = 48
+    FLOW_TYPES = 3
     BATCH = 128                 # reports between two turns of the lock
     RENDER_ROWS = 2048          # connections looked at between two turns of the lock
     AHEAD = 16                  # connections, or buckets, whose rows are fetched before their turn
@@ -573,17 +574,18 @@ cdef struct Requirement:
 
 
 cdef struct Reader:
-    # The fields of one of the plan's two flow types.
+    # The fields of one of the plan's flow types.
     PyTypeObject *type
-    bint full
+    bint marks                  # it can tell a first report
+    bint full                   # ... and what the last update added
     Field uuid
     Field last
     Field finish
-    Field start                 # from here on: full types only
+    Field start                 # where there are marks
     Field update_start
-    Field update_last
+    Field update_last           # where it is full
     Number amounts[MAX_VALUES]
-    Number totals[MAX_VALUES]   # counters, then gauges; both types again
+    Number totals[MAX_VALUES]   # counters, then gauges
     Field columns[MAX_COLUMNS]
     Requirement required[MAX_SKIPS]
     Field conversation[6]       # protocol, point, and address and port of either end
@@ -840,7 +842,7 @@ cdef class Table:
     cdef list held                      # owns what rewrites returned for the batch at hand
     cdef list volatile                  # (rewrite, slot, column) of each volatile column
     cdef PyObject *rewrites[MAX_COLUMNS]
-    cdef Reader *readers                # two: the plan's Flow and FullFlow
+    cdef Reader *readers                # of the plan's Flow, NewFlow and FullFlow
     cdef bint optional[MAX_VALUES]
     cdef int keeps[MAX_VALUES]          # of gauges
     # where things stand among a flow row's links
@@ -854,6 +856,8 @@ cdef class Table:
     cdef Cell *batch_cells              # BATCH x cells
     cdef uint32_t *row_cells            # cells: those of the flow being added
     cdef uint32_t *view_cells           # those of them that one view has
+    cdef uint32_t interned[MAX_COLUMNS]  # texts of them that were not known before
+    cdef uint32_t interned_count
     cdef int64_t *news                  # what a report adds to each counter
     cdef uint32_t targets[MAX_VIEWS_]   # the rows that a new flow leads to
     cdef bint created[MAX_VIEWS_]       # for it
@@ -907,7 +911,7 @@ cdef class Table:
         self.wants_slots = slots
         self.paths = self._number_columns(plan)
 
-        self.readers = <Reader *>self._allocate(2 * sizeof(Reader))
+        self.readers = <Reader *>self._allocate(FLOW_TYPES * sizeof(Reader))
         self.batch_values = <int64_t *>self._allocate(BATCH * self.values * sizeof(int64_t))
         self.batch_amounts = <int64_t *>self._allocate(BATCH * self.counters * sizeof(int64_t))
         self.batch_cells = <Cell *>self._allocate(BATCH * self.cells * sizeof(Cell))
@@ -1010,11 +1014,13 @@ cdef class Table:
     def use(self, types):
         """Take flows of these types from now on, those of the same plan, and of no others."""
         plan = self.plan
-        memset(self.readers, 0, 2 * sizeof(Reader))
+        memset(self.readers, 0, FLOW_TYPES * sizeof(Reader))
         self.keep = []
         self.slots = self.wants_slots
-        self._read_by(&self.readers[0], types.Flow, plan, False)
-        self._read_by(&self.readers[1], types.FullFlow, plan, True)
+        self.readers[1].marks = self.readers[2].marks = self.readers[2].full = True
+        self._read_by(&self.readers[0], types.Flow, plan)
+        self._read_by(&self.readers[1], types.NewFlow, plan)
+        self._read_by(&self.readers[2], types.FullFlow, plan)
 
     cdef list _number_columns(self, plan):
         # The paths of the plan's columns, and of the keys that volatile ones are asked with.
@@ -1078,17 +1084,17 @@ cdef class Table:
             self._field(&number.second, owner, paths[1])
         return 0
 
-    cdef int _read_by(self, Reader *reader, owner, plan, bint full) except -1:
+    cdef int _read_by(self, Reader *reader, owner, plan) except -1:
         cdef uint32_t i, j
         self.keep.append(owner)
         reader.type = <PyTypeObject *><PyObject *>owner
-        reader.full = full
         self._field(&reader.uuid, owner, ("UUID",))
         self._field(&reader.last, owner, ("Last",))
         self._field(&reader.finish, owner, ("FinishType",))
-        if full:
+        if reader.marks:
             self._field(&reader.start, owner, ("Start",))
             self._field(&reader.update_start, owner, ("LastUpdateMetric", "Start"))
+        if reader.full:
             self._field(&reader.update_last, owner, ("LastUpdateMetric", "Last"))
             for i, counter in enumerate(plan.counters):
                 self._number(&reader.amounts[i], owner, counter.amounts, False)
@@ -1236,7 +1242,7 @@ cdef class Table:
 
         :param flows: values of one of the plan's types, all of the same one.
         :returns: ``len(flows)``; or the index of the first flow that can only be judged by its
-            ``LastUpdateMetric``, where the flows are of the type without it. Nothing from there
+            ``LastUpdateMetric``, where the flows are of a type without it. Nothing from there
             on was applied or counted: decode again as ``FullFlow``, and go on from that index.
         :raises TypeError: a value of another type; what stands before it was applied.
         :raises MemoryError: likewise, before the flow that found no memory.
@@ -1282,10 +1288,10 @@ cdef class Table:
         return at
 
     cdef Reader *_reader_of(self, PyObject *flow) noexcept:
-        if Py_TYPE(flow) == self.readers[0].type:
-            return &self.readers[0]
-        if Py_TYPE(flow) == self.readers[1].type:
-            return &self.readers[1]
+        cdef uint32_t i
+        for i in range(FLOW_TYPES):
+            if Py_TYPE(flow) == self.readers[i].type:
+                return &self.readers[i]
         return NULL
 
     cdef uint32_t _read(self, list flows, Py_ssize_t start, uint32_t size) except? 0:
@@ -1345,8 +1351,10 @@ cdef class Table:
         return SKIP_NONE
 
     cdef void _find(self, uint32_t size) noexcept:
-        # Three passes, so that the memory of one flow is on its way while others are looked at.
-        cdef uint32_t i, number
+        # Passes, so that the memory of one flow is on its way while others are looked at.
+        cdef uint32_t i, j, number
+        cdef Flow *flow
+        cdef Connection *connection
         cdef Report *report
         cdef const Rows *rows = &self.views[0].rows
         for i in range(size):
@@ -1355,6 +1363,7 @@ cdef class Table:
                 number = bucket_of(&self.flow_rows, <uint32_t>report.key)[0]
                 if number:
                     prefetch(row_at(&self.flow_rows, number))
+                    prefetch(row_at(&self.flow_rows, number) + self.flow_rows.stride - 1)
         for i in range(size):
             report = &self.reports[i]
             if report.skip == SKIP_NONE:
@@ -1363,6 +1372,16 @@ cdef class Table:
                     number = (<Flow *>row_at(&self.flow_rows, report.flow)).connection & ~TEXT_KEY
                     prefetch(row_at(rows, number))
                     prefetch(row_at(rows, number) + CACHE_LINE)
+        if self.view_count > 1:
+            for i in range(size):
+                report = &self.reports[i]
+                if report.skip == SKIP_NONE and report.flow:
+                    flow = <Flow *>row_at(&self.flow_rows, report.flow)
+                    connection = self._row(&self.views[0], flow.connection & ~TEXT_KEY)
+                    for j in range(1, self.view_count):
+                        number = self._link(&self.views[j], flow, connection)[0]
+                        if number:
+                            prefetch(row_at(&self.views[j].rows, number))
 
     cdef uint32_t _known(self, Report *report) noexcept nogil:
         # The row of the report's flow, or 0.
@@ -1433,10 +1452,9 @@ cdef class Table:
             wrong = self._read_conversation(flow, reader, report)
             if unlikely(wrong):
                 return wrong
-        report.has_amounts = reader.full
-        if reader.full:
-            report.first = False
-            report.skip_amounts = self._read_amounts(flow, reader, report, values, amounts)
+        report.has_amounts = False
+        if reader.marks:
+            report.skip_amounts = self._read_news(flow, reader, report, values, amounts)
         return SKIP_NONE
 
     cdef inline int _read_cell(self, PyObject *flow, const Field *field, PyObject *rewrite,
@@ -1483,15 +1501,18 @@ cdef class Table:
         )
         return SKIP_NONE
 
-    cdef int _read_amounts(self, PyObject *flow, const Reader *reader, Report *report,
-                           const int64_t *values, int64_t *amounts) except -1:
+    cdef int _read_news(self, PyObject *flow, const Reader *reader, Report *report,
+                        const int64_t *values, int64_t *amounts) except -1:
+        # Whether it is a first report, and, where it is not and the type tells, `amounts`.
         cdef int64_t start, update_start, update_last
         cdef uint32_t i
         cdef int wrong
         cdef bint repeat
+        report.first = True
+        report.has_amounts = True
         if part(flow, &reader.update_start, self.slots) == NULL:
-            report.first = True
             return SKIP_NONE
+        report.first = False
         wrong = read_integer(value_of(flow, &reader.start, self.slots), &start)
         if unlikely(wrong):
             return wrong
@@ -1500,6 +1521,9 @@ cdef class Table:
             return wrong
         report.first = update_start == start
         if report.first:
+            return SKIP_NONE
+        report.has_amounts = reader.full
+        if not reader.full:
             return SKIP_NONE
         wrong = read_integer(value_of(flow, &reader.update_last, self.slots), &update_last)
         if unlikely(wrong):
@@ -1705,7 +1729,7 @@ cdef class Table:
             wrong = report.skip_amounts
         else:
             wrong = self._add_flow(report, number, conversation, values, amounts, deadline_s)
-        self._release_cells(self.row_cells, self.cells)
+        self._release_interned()
         return wrong
 
     cdef bint _needs_amounts(self, uint32_t number) noexcept nogil:
@@ -1734,17 +1758,18 @@ cdef class Table:
         return view.rows.live - (1 if view.other else 0) >= self.max_connections_
 
     cdef bint _intern(self, const Cell *cells) noexcept nogil:
-        # `row_cells` for these label values, with a reference each; False without memory.
+        # `row_cells` for these label values, until `_release_interned`; False without memory. What
+        # was found stays where it is meanwhile; what was not has a reference for that time.
         cdef char digits[32]
         cdef const char *text
         cdef uint32_t i, length, number
+        self.interned_count = 0
         for i in range(self.cells):
-            text = cells[i].text
-            length = cells[i].length
             if likely(cells[i].found != 0):
-                (<Text *>row_at(&self.texts, cells[i].found)).refs += 1
                 self.row_cells[i] = cells[i].found | IS_TEXT
                 continue
+            text = cells[i].text
+            length = cells[i].length
             if text == NULL:
                 if cells[i].number < <int64_t>IS_TEXT:
                     self.row_cells[i] = <uint32_t>cells[i].number
@@ -1756,10 +1781,17 @@ cdef class Table:
                 text = self.escaped
             number = text_intern(&self.texts, text, length, self.seed)
             if number == 0:
-                self._release_cells(self.row_cells, i)
+                self._release_interned()
                 return False
             self.row_cells[i] = number | IS_TEXT
+            self.interned[self.interned_count] = number
+            self.interned_count += 1
         return True
+
+    cdef void _release_interned(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.interned_count):
+            text_release(&self.texts, self.interned[i])
 
     cdef inline void _retain_cells(self, const uint32_t *cells, uint32_t count) noexcept nogil:
         cdef uint32_t i
@@ -1829,6 +1861,7 @@ cdef class Table:
         if number:
             return number
         if unlikely(self._is_full(view)):
+            view.rejected += 1
             if not self.overflows:
                 return 0
             self.overflowed = True
@@ -2693,6 +2726,12 @@ cdef class Table:
         return self.rejected
 
     @property
+    def view_rejected_totals(self):
+        """The same of each further view."""
+        cdef uint32_t i
+        return tuple(self.views[i].rejected for i in range(1, self.view_count))
+
+    @property
     def overflowed_total(self):
         """Reports that were added up in the connection of what finds no room."""
         return self.overflow_reports
@@ -2765,13 +2804,15 @@ def family_head(family, *, openmetrics):
     a unit: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
     """
     name = family.name
+    text = family.help.replace("\\", r"\\").replace("\n", r"\n")
     unit = ""
     if openmetrics:
+        text = text.replace('"', r'\"')
         if family.type == "counter":
             name = name.removesuffix("_total")
         if family.unit:
             unit = f"# UNIT {name} {family.unit}\n"
-    return f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n{unit}"
+    return f"# HELP {name} {text}\n# TYPE {name} {family.type}\n{unit}"
 
 
 def line_literals(metric, columns, direction):

@@ -64,8 +64,8 @@ class Ingest:
     :param now: the table's clock, in seconds.
 
     A flow that the table does not know can be judged only with fields that updates of known flows
-    do without. Where the latest message had such a flow, the next one is decoded with those
-    fields at once; where it comes as a surprise, its message is decoded once more.
+    do without. Where the latest message had such a flow, the next one is decoded with the few
+    that a first report needs; where these do not do, the message is decoded once more.
     """
 
     def __init__(
@@ -84,8 +84,9 @@ class Ingest:
         self._skipped = stats.flows_skipped
         self._admitted = admitted
         self._messages = msgspec.json.Decoder(_message_type(types.Flow))
+        self._new_messages = msgspec.json.Decoder(_message_type(types.NewFlow))
         self._full_messages = msgspec.json.Decoder(_message_type(types.FullFlow))
-        self._next_messages = self._full_messages
+        self._next_messages = self._new_messages
         self._full_flow = msgspec.json.Decoder(types.FullFlow)
         self._envelope = msgspec.json.Decoder(Envelope)
         self._raw_list = msgspec.json.Decoder(list[msgspec.Raw])
@@ -116,7 +117,7 @@ class Ingest:
         if done < len(admitted):
             self._decode_fully(bytes(data), _position(admitted[done], flows))
         unknown = self._table.met_unknown_flow
-        self._next_messages = self._full_messages if unknown else self._messages
+        self._next_messages = self._new_messages if unknown else self._messages
 
     def _decode_fully(self, data: bytes, position: int) -> None:
         """Apply the message's flows from ``position`` on, which were not applied or counted yet."""

@@ -56,12 +56,8 @@ FIELDS: Final[Mapping[Path, type]] = MappingProxyType(_fields())
 # Read for every flow, whatever the plan: the table's own bookkeeping.
 _BOOKKEEPING: tuple[Path, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# Read in addition where a flow that was never seen before must be told from a lost one.
-_FIRST_REPORT: tuple[Path, ...] = (
-    ("Start",),
-    ("LastUpdateMetric", "Start"),
-    ("LastUpdateMetric", "Last"),
-)
+# These are the same in a flow's first report.
+_MARKS: tuple[Path, ...] = (("Start",), ("LastUpdateMetric", "Start"))
 
 
 class Envelope(msgspec.Struct, gc=False):
@@ -74,13 +70,15 @@ class Envelope(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class FlowTypes:
-    """The decoders' types for one plan; values of both are accepted by the plan's table.
+    """The decoders' types for one plan; values of each are accepted by the plan's table.
 
-    ``Flow`` has what reports of known flows need, and the labels. ``FullFlow`` has beside it
-    ``Start`` and ``LastUpdateMetric``, which tell what a flow is worth that is not known.
+    ``Flow`` has what reports of known flows need, and the labels. ``NewFlow`` has beside it what
+    tells a flow's first report from others: all that flows need which are new in fact.
+    ``FullFlow`` has what is needed of a flow that is not known and not new: ``LastUpdateMetric``.
     """
 
     Flow: type[msgspec.Struct]
+    NewFlow: type[msgspec.Struct]
     FullFlow: type[msgspec.Struct]
 
 
@@ -100,7 +98,8 @@ def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
     amounts = [path for counter in plan.counters for path in counter.amounts]
     return FlowTypes(
         Flow=_struct("Flow", paths),
-        FullFlow=_struct("FullFlow", [*paths, *_FIRST_REPORT, *amounts]),
+        NewFlow=_struct("NewFlow", [*paths, *_MARKS]),
+        FullFlow=_struct("FullFlow", [*paths, *_MARKS, ("LastUpdateMetric", "Last"), *amounts]),
     )
 
 
