@@ -14,6 +14,7 @@ import time
 import zlib
 
 import aiohttp
+import msgspec
 import pytest
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as text_string_to_openmetrics_families,
@@ -59,10 +60,10 @@ class Site:
         config = make_config()
         self.config = dataclasses.replace(
             config,
-            store=dataclasses.replace(
+            store=msgspec.structs.replace(
                 config.store, **{"listen_address": "127.0.0.1", "port": 0, **store}
             ),
-            web=dataclasses.replace(config.web, **settings),
+            web=msgspec.structs.replace(config.web, **settings),
         )
         self.table = table or FakeTable()
         self.stats = Stats()
@@ -646,7 +647,7 @@ async def test_other_bounds():
 
     async with Site(FakeTable(BIG), max_scrapes=1) as site, await site.begin_scrape():
         assert (await site.get("/metrics/flows")).status == 503
-        limits = dataclasses.replace(site.config.web, max_scrapes=2, max_connections=2)
+        limits = msgspec.structs.replace(site.config.web, max_scrapes=2, max_connections=2)
         site.server.configure(limits, reload=reload)
         assert (await site.get("/metrics/flows")).status == 200
         assert (await site.get("/-/reload", method="POST")).status == 200
