@@ -1,6 +1,5 @@
 """The compiled table: its pages, its memory and its sizes. Its rules are in ``test_rules.py``."""
 
-import dataclasses
 import gc
 import json
 import re
@@ -489,8 +488,8 @@ def test_a_family_with_more_values_than_directions():
     (view,) = plan.views
     (bytes_family, *others) = view.families
     values = (*bytes_family.values, *bytes_family.values)
-    families = (dataclasses.replace(bytes_family, values=values), *others)
-    plan = dataclasses.replace(plan, views=(dataclasses.replace(view, families=families),))
+    families = (msgspec.structs.replace(bytes_family, values=values), *others)
+    plan = msgspec.structs.replace(plan, views=(msgspec.structs.replace(view, families=families),))
     with pytest.raises(ValueError, match=BYTES):
         Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
 
@@ -553,3 +552,18 @@ def test_every_reason_and_every_finish_is_there_from_the_start():
     )
     assert table.finished == {"timeout": 0, "fin": 0, "rst": 0, "other": 0}
     assert MAX_TEXT_BYTES == 1024
+
+
+@pytest.mark.parametrize(
+    ("openmetrics", "shown"),
+    [(False, r'a "b"\\c\nd'), (True, r'a \"b\"\\c\nd')],
+)
+def test_help_texts_are_escaped(openmetrics, shown):
+    plan = plan_of(Spec())
+    (view,) = plan.views
+    family = msgspec.structs.replace(view.families[0], help='a "b"\\c\nd')
+    view = msgspec.structs.replace(view, families=(family,))
+    plan = msgspec.structs.replace(plan, views=(view,))
+    table = Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
+    page = table.page(0, openmetrics=openmetrics).read(1000).decode()
+    assert page.startswith(f"# HELP {BYTES} {shown}\n# TYPE {BYTES} counter\n")
