@@ -78,7 +78,7 @@ class App:
         self.clock = Clock()
         self._parts = self._build(config, None)
         self._poller = self._parts.poller
-        self.stats.flows_filtered = self._parts.filtered
+        self._count(self._parts)
         self.subscriptions = Subscriptions(
             config=config,
             stats=self.stats,
@@ -167,7 +167,7 @@ class App:
         new.names.keep(_longest_s(config.store))
         for rule in new.filtered.keys() & old.filtered.keys():
             new.filtered[rule] = old.filtered[rule]
-        self.stats.flows_filtered = new.filtered
+        self._count(new)
         self.exposition.source = new.source
         self.web.configure(config.web, reload=self._reload_by_web(config))
         self.subscriptions.configure(subscriptions)
@@ -180,6 +180,12 @@ class App:
         if _address(config) != self._served_at:
             log.warning("listen_address and port stay as they are until the next start")
         _announce(config, known=old.config.subscriber.endpoints)
+
+    def _count(self, parts: _Parts) -> None:
+        """Let the self metrics show the rules and the bounds of these parts."""
+        self.stats.flows_filtered = parts.filtered
+        self.stats.max_connections = parts.config.store.max_connections
+        self.stats.max_flows = parts.config.store.max_flows
 
     def _build(self, config: Config, old: _Parts | None) -> _Parts:
         """Make the parts of ``config`` with what can be kept of the ``old`` ones; change nothing.
