@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import platform
 import signal
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from skyfast import __version__, filters, logs, memory
+from skyfast import __version__, filters, logs, memory, systemd
 from skyfast._table import Table
 from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
@@ -71,6 +72,7 @@ class App:
     def __init__(self, config: Config, *, load: Callable[[], Config]) -> None:
         """Build the parts; nothing is opened yet. ``load`` reads the configuration anew."""
         self._load = load
+        self._manager = systemd.Manager(os.environ)
         self._served_at = _address(config)
         self._reloading = asyncio.Lock()
         self._polling: asyncio.Task[None] | None = None
@@ -103,7 +105,9 @@ class App:
         ExceptionGroup when a part ends by a fault of its own.
         """
         await self.web.start()
-        log.info("serving %s", page_url(self._served_at[0], self.web.port))
+        url = page_url(self._served_at[0], self.web.port)
+        log.info("serving %s", url)
+        self._manager.ready(f"serving {url}")
         _announce(self._parts.config)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -113,12 +117,14 @@ class App:
                         ("subscriptions", self._subscribe()),
                         ("topology", self._poll()),
                         ("expiry", self._expire()),
+                        ("watchdog", self._manager.keep_alive()),
                     )
                 ]
                 await stopping.wait()
                 for part in parts:
                     part.cancel()
         finally:
+            self._manager.stopping()
             await self.web.stop()
 
     async def reload(self) -> str | None:
@@ -128,21 +134,27 @@ class App:
         is another: then the table is.
         """
         async with self._reloading:
-            try:
-                await self._configure(await asyncio.to_thread(self._load))
-            except ConfigError as error:
-                problem = str(error)
-                log.error("the configuration was not reloaded: %s", problem)
-            except Exception as error:
-                problem = f"a fault of skyfast's own ({type(error).__name__})"
-                log.exception("the configuration was not reloaded, by a fault of skyfast's own")
-            else:
-                self.stats.config.last_reload_successful = 1
-                self.stats.config.last_reload_success_timestamp_s = time.time()
-                log.info("the configuration was reloaded")
-                return None
-            self.stats.config.last_reload_successful = 0
+            self._manager.reloading()
+            problem = await self._reload()
+            self._manager.reloaded(problem)
             return problem
+
+    async def _reload(self) -> str | None:
+        try:
+            await self._configure(await asyncio.to_thread(self._load))
+        except ConfigError as error:
+            problem = str(error)
+            log.error("the configuration was not reloaded: %s", problem)
+        except Exception as error:
+            problem = f"a fault of skyfast's own ({type(error).__name__})"
+            log.exception("the configuration was not reloaded, by a fault of skyfast's own")
+        else:
+            self.stats.config.last_reload_successful = 1
+            self.stats.config.last_reload_success_timestamp_s = time.time()
+            log.info("the configuration was reloaded")
+            return None
+        self.stats.config.last_reload_successful = 0
+        return problem
 
     def _reload_by_web(self, config: Config) -> Reload | None:
         return self.reload if config.web.enable_reload else None

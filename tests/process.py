@@ -67,13 +67,15 @@ class Skyfast:
             self.served_at.set_exception(AssertionError(self.log))
 
 
-def running(config: Path, *, quiet: bool = True) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with a configuration file, and stop it by SIGTERM.
+def running(
+    config: Path, *, quiet: bool = True, **environ: str
+) -> AbstractAsyncContextManager[Skyfast]:
+    """Run skyfast with a configuration file and more environment, and stop it by SIGTERM.
 
     Asserts that it stops in time with exit code 0, and that it logged no problem where
     ``quiet`` says so.
     """
-    return _started(str(config), quiet=quiet)
+    return _started(str(config), quiet=quiet, **environ)
 
 
 def demo(*config: Path) -> AbstractAsyncContextManager[Skyfast]:
