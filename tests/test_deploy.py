@@ -109,6 +109,13 @@ def test_systemd_understands_the_drop_in_of_the_documentation(unit: Path) -> Non
     assert set(variables) <= documented_variables()
 
 
+def test_the_unit_is_for_what_the_documentation_installs() -> None:
+    (command,) = setting("ExecStart")
+    (secrets,) = setting("EnvironmentFile")
+    assert f"    {command}\n" in INSTRUCTIONS
+    assert f"install -m 600 /dev/null {secrets.removeprefix('-')}\n" in INSTRUCTIONS
+
+
 @needs_systemd
 def test_little_is_left_to_a_unit_that_is_taken_over(unit: Path) -> None:
     assert "exposure" in analyze("security", "--offline=true", f"--threshold={EXPOSURE}", unit)
