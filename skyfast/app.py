@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
@@ -32,6 +32,9 @@ from skyfast.subscriber import Subscriptions
 from skyfast.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
 from skyfast.web import Reload, WebServer
 from skyfast.wire import FlowTypes, flow_types
+
+if TYPE_CHECKING:
+    from skyfast.webconfig import Guard
 
 EXPIRY_INTERVAL_S = 0.5
 """How often the table is asked for what has expired; deadlines are full seconds."""
@@ -69,9 +72,15 @@ class _Parts:
 class App:
     """All parts of a running skyfast."""
 
-    def __init__(self, config: Config, *, load: Callable[[], Config]) -> None:
-        """Build the parts; nothing is opened yet. ``load`` reads the configuration anew."""
+    def __init__(
+        self, config: Config, *, load: Callable[[], Config], guard: "Guard | None" = None
+    ) -> None:
+        """Build the parts; nothing is opened yet. ``load`` reads the configuration anew.
+
+        ``guard`` has the web configuration, where there is one.
+        """
         self._load = load
+        self._guard = guard
         self._manager = systemd.Manager(os.environ)
         self._served_at = _address(config)
         self._reloading = asyncio.Lock()
@@ -96,6 +105,7 @@ class App:
             ready=lambda: self.subscriptions.any_up,
             stats=self.stats.scrape,
             reload=self._reload_by_web(config),
+            guard=guard,
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -105,7 +115,7 @@ class App:
         ExceptionGroup when a part ends by a fault of its own.
         """
         await self.web.start()
-        url = page_url(self._served_at[0], self.web.port)
+        url = page_url(self._served_at[0], self.web.port, secure=_is_secure(self._guard))
         log.info("serving %s", url)
         self._manager.ready(f"serving {url}")
         _announce(self._parts.config)
@@ -167,6 +177,7 @@ class App:
         old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
         new = await asyncio.to_thread(self._build, config, old)
+        web_config = await asyncio.to_thread(self._guard.read) if self._guard else None
         self._poll_by(new.poller)
         await _names_known(new)
         # From here on, nothing fails and nobody else has a turn.
@@ -182,6 +193,8 @@ class App:
         self._count(new)
         self.exposition.source = new.source
         self.web.configure(config.web, reload=self._reload_by_web(config))
+        if self._guard and web_config:
+            self._guard.use(web_config)
         self.subscriptions.configure(subscriptions)
         if new.table is not old.table:
             # These are shown as sums with what the table counts, and must not become less.
@@ -389,19 +402,24 @@ def _changes(old: Config, new: Config) -> list[str]:
     return [key for key in after if after[key] != before[key]]
 
 
-async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> bool:
+async def _serve(
+    config: Config, load: Callable[[], Config], *, demo: bool, web_config_file: str
+) -> bool:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
+    guard = _guard(web_config_file)
     async with AsyncExitStack() as stack:
         if demo:
             endpoint = await _start_demo(stack)
             app = App(
-                _subscribing_to(endpoint, config), load=lambda: _subscribing_to(endpoint, load())
+                _subscribing_to(endpoint, config),
+                load=lambda: _subscribing_to(endpoint, load()),
+                guard=guard,
             )
         else:
-            app = App(config, load=load)
+            app = App(config, load=load, guard=guard)
         reloads: set[asyncio.Task[str | None]] = set()
 
         def reload() -> None:
@@ -418,7 +436,8 @@ async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> b
         try:
             await app.run(stopping)
         except OSError as error:
-            url = page_url(config.store.listen_address, config.store.port)
+            store = config.store
+            url = page_url(store.listen_address, store.port, secure=_is_secure(guard))
             log.error("cannot serve %s: %s", url, error)
             return False
         except BaseExceptionGroup:
@@ -426,6 +445,19 @@ async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> b
             return False
     log.info("stopped")
     return True
+
+
+def _guard(path: str) -> "Guard | None":
+    """Return what keeps the web configuration at ``path``; None where there is none."""
+    if not path:
+        return None
+    from skyfast.webconfig import Guard
+
+    return Guard(path)
+
+
+def _is_secure(guard: "Guard | None") -> bool:
+    return guard is not None and guard.config.tls is not None
 
 
 async def _start_demo(stack: AsyncExitStack) -> str:
@@ -443,19 +475,23 @@ def _subscribing_to(endpoint: str, config: Config) -> Config:
     return dataclasses.replace(config, subscriber=subscriber)
 
 
-def page_url(address: str, port: int) -> str:
+def page_url(address: str, port: int, *, secure: bool) -> str:
     """Return where the page can be looked at from this machine."""
     if address in {"", "0.0.0.0", "::"}:  # noqa: S104
         address = "127.0.0.1"
-    return f"http://{f'[{address}]' if ':' in address else address}:{port}/metrics"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}/metrics"
 
 
-def run(config: Config, load: Callable[[], Config], *, demo: bool) -> bool:
+def run(
+    config: Config, load: Callable[[], Config], *, demo: bool, web_config_file: str = ""
+) -> bool:
     """Run until SIGTERM or SIGINT; return False when it could not run, which was logged.
 
     ``load`` reads the configuration anew, for SIGHUP, which must be blocked when this is called.
-    Raises ConfigError where something that the configuration names cannot be used.
+    ``web_config_file`` is the path of the web configuration, empty where there is none.
+    Raises ConfigError where something that the configurations name cannot be used.
     """
     memory.keep_heap()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, load, demo=demo))
+        return runner.run(_serve(config, load, demo=demo, web_config_file=web_config_file))

@@ -61,7 +61,7 @@ class Skyfast:
         async for raw in self.process.stderr:
             line = raw.decode().rstrip("\n")
             self.log.append(line)
-            if found := re.search(r"serving (http://\S+)/metrics$", line):
+            if found := re.search(r"serving (https?://\S+)/metrics$", line):
                 self.served_at.set_result(found[1])
         if not self.served_at.done():
             self.served_at.set_exception(AssertionError(self.log))
