@@ -47,7 +47,6 @@ from skyfast.values import (
     Invalid,
     list_of,
     mapping_of,
-    nearest,
     one_of,
     to_boolean,
     to_text,
@@ -55,6 +54,9 @@ from skyfast.values import (
 )
 
 T = TypeVar("T")
+
+MIN_COST = 4
+"""What bcrypt has at least."""
 
 MAX_COST = 16
 """The dearest hash, about 4 s: an answer has to come before its deadline."""
@@ -136,7 +138,7 @@ HEADERS: Mapping[str, tuple[str, ...]] = {
 }
 """The headers that can be set, with the values that they can have; none are all."""
 
-_HASH = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
+_HASH = re.compile(r"\$2[aby]\$(\d\d)\$([./A-Za-z0-9]{53})", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MAX_BURST = 1 << 30
@@ -276,10 +278,7 @@ class _Reader:
         least = section.get("min_version", _to_version, ssl.TLSVersion.TLSv1_2)
         most = section.get("max_version", _to_version, ssl.TLSVersion.TLSv1_3)
         if least > most:
-            raise section.error(
-                "min_version" if section.has("min_version") else "max_version",
-                "leaves no version between min_version and max_version",
-            )
+            raise section.error("min_version", "is above max_version")
         context.minimum_version, context.maximum_version = least, most
         self._ciphers(section, context, least)
         self._identity(section, context)
@@ -457,12 +456,23 @@ def _to_pem(value: Value) -> str:
 
 
 def _to_hash(value: Value) -> bytes:
-    match = _HASH.fullmatch(value) if isinstance(value, str) else None
-    if not match or not isinstance(value, str) or int(match[1]) < 4:
-        raise Invalid("is not a bcrypt hash, such as htpasswd -nBC 10 makes")
-    if int(match[1]) > MAX_COST:
-        raise Invalid(f"has a cost above {MAX_COST}, which takes too long for an answer")
-    return value.encode()
+    import bcrypt
+
+    text = value if isinstance(value, str) else ""
+    match = _HASH.fullmatch(text)
+    try:
+        # Not all that looks like one is: the cheapest hash of the same salt tells.
+        if (
+            match
+            and bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode())
+            and int(match[1]) >= MIN_COST
+        ):
+            if int(match[1]) > MAX_COST:
+                raise Invalid(f"has a cost above {MAX_COST}, which takes too long for an answer")
+            return text.encode()
+    except ValueError:
+        pass
+    raise Invalid("is not a bcrypt hash, such as htpasswd -nBC 10 makes")
 
 
 def _to_duration_s(value: Value) -> float:
@@ -472,9 +482,7 @@ def _to_duration_s(value: Value) -> float:
         return 0.0
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        near = nearest(text, (f"{text}s",)) if text.isdigit() else ""
-        hint = f"; did you mean {near}?" if near else " such as 1s or 500ms"
-        raise Invalid(f"is not a duration{hint}", text)
+        raise Invalid("is not a duration such as 1s or 500ms", text)
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
@@ -569,17 +577,17 @@ class Passwords:
         known = users.get(user)
         # Who is unknown waits as long as somebody known would, and always for the same hash.
         expected = known or self._stand_in(user, users)
-        digest = self._digest(user, expected, password)
+        digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:
             self._verified[digest] = self._verified.pop(digest)
             return None
         if digest not in self._checks:
-            client = _client(address)
-            if not self._may_try(client):
-                self._log_limit.warn(log, "wrong", f"too many wrong passwords from {address}")
-                return HTTPStatus.TOO_MANY_REQUESTS
             if len(self._checks) >= MAX_CHECKS:
                 return HTTPStatus.SERVICE_UNAVAILABLE
+            client = _client(address)
+            if not self._may_try(client):
+                self._log_limit.warn(log, "often", f"too many wrong passwords from {address}")
+                return HTTPStatus.TOO_MANY_REQUESTS
             task = asyncio.create_task(
                 self._check(digest, password, expected, client, known=known is not None)
             )
@@ -588,7 +596,7 @@ class Passwords:
         # To its end, also where the client does not wait for it.
         if await asyncio.shield(self._checks[digest]):
             return None
-        self._log_limit.warn(log, "denied", f"a wrong user or password from {address}")
+        self._log_limit.warn(log, "wrong", f"a wrong user or password from {address}")
         return HTTPStatus.UNAUTHORIZED
 
     async def _check(
@@ -663,17 +671,11 @@ class Guard:
         """Read the file at ``path``. This blocks. Raises ConfigError where it cannot be used."""
         self._path = path
         self._now = now
-        self._passwords: Passwords | None = None
         self._lock = asyncio.Lock()
-        self._config: WebConfig | None = None
-        self._files: Files = {}
-        self.use(self.read())
-
-    @property
-    def config(self) -> WebConfig:
-        """What is in use."""
-        assert self._config is not None  # noqa: S101 - for mypy
-        return self._config
+        self._passwords: Passwords | None = None
+        self._bucket: _Bucket | None = None
+        self._rate_limit: RateLimit | None = None
+        self.use(read(path))
 
     def read(self) -> WebConfig:
         """Read the file anew, and use it not yet. This blocks.
@@ -690,20 +692,19 @@ class Guard:
         return config
 
     def _check_change(self, config: WebConfig) -> None:
-        old = self._config
-        if old is not None and (old.tls is None) != (config.tls is None):
-            raise self._restart("tls_server_config", "added" if old.tls is None else "removed")
-        if old is not None and old.users and not config.users:
+        if (self.config.tls is None) != (config.tls is None):
+            raise self._restart("tls_server_config", "removed" if self.config.tls else "added")
+        if self.config.users and not config.users:
             raise self._restart("basic_auth_users", "removed")
 
     def use(self, config: WebConfig) -> None:
         """Use ``config`` for what comes from now on; what is open stays as it is."""
-        old = self._config
-        if old is None or old.rate_limit != config.rate_limit:
+        if config.rate_limit != self._rate_limit:
+            self._rate_limit = config.rate_limit
             self._bucket = _Bucket(config.rate_limit, self._now()) if config.rate_limit else None
         if config.users and self._passwords is None:
             self._passwords = Passwords(now=self._now)
-        self._config = config
+        self.config = config
         self._files = config.files
 
     def close(self) -> None:

@@ -78,10 +78,14 @@ def running(
     return _started(str(config), quiet=quiet, **environ)
 
 
-def demo(*config: Path) -> AbstractAsyncContextManager[Skyfast]:
+def demo(
+    *config: Path, web_config: Path | None = None, quiet: bool = True
+) -> AbstractAsyncContextManager[Skyfast]:
     """Run skyfast on its own recording and on a free port, likewise; without a file, too."""
-    arguments = ("--demo", *map(str, config))
-    return _started(*arguments, quiet=True, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="0")
+    arguments = ["--demo", *map(str, config)]
+    if web_config:
+        arguments.append(f"--web.config.file={web_config}")
+    return _started(*arguments, quiet=quiet, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="0")
 
 
 @asynccontextmanager
