@@ -4,18 +4,19 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import platform
 import signal
 import time
 from collections.abc import Callable, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
 
-from skyfast import __version__, filters, logs, memory
+from skyfast import __version__, filters, logs, memory, systemd
 from skyfast._table import Table
 from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
@@ -31,6 +32,9 @@ from skyfast.subscriber import Subscriptions
 from skyfast.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
 from skyfast.web import Reload, WebServer
 from skyfast.wire import FlowTypes, flow_types
+
+if TYPE_CHECKING:
+    from skyfast.webconfig import Guard
 
 EXPIRY_INTERVAL_S = 0.5
 """How often the table is asked for what has expired; deadlines are full seconds."""
@@ -68,9 +72,16 @@ class _Parts:
 class App:
     """All parts of a running skyfast."""
 
-    def __init__(self, config: Config, *, load: Callable[[], Config]) -> None:
-        """Build the parts; nothing is opened yet. ``load`` reads the configuration anew."""
+    def __init__(
+        self, config: Config, *, load: Callable[[], Config], guard: "Guard | None" = None
+    ) -> None:
+        """Build the parts; nothing is opened yet. ``load`` reads the configuration anew.
+
+        ``guard`` has the web configuration, where there is one.
+        """
         self._load = load
+        self._guard = guard
+        self._manager = systemd.Manager(os.environ)
         self._served_at = _address(config)
         self._reloading = asyncio.Lock()
         self._polling: asyncio.Task[None] | None = None
@@ -78,7 +89,7 @@ class App:
         self.clock = Clock()
         self._parts = self._build(config, None)
         self._poller = self._parts.poller
-        self.stats.flows_filtered = self._parts.filtered
+        self._count(self._parts)
         self.subscriptions = Subscriptions(
             config=config,
             stats=self.stats,
@@ -94,6 +105,7 @@ class App:
             ready=lambda: self.subscriptions.any_up,
             stats=self.stats.scrape,
             reload=self._reload_by_web(config),
+            guard=guard,
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -103,7 +115,9 @@ class App:
         ExceptionGroup when a part ends by a fault of its own.
         """
         await self.web.start()
-        log.info("serving %s", page_url(self._served_at[0], self.web.port))
+        url = page_url(self._served_at[0], self.web.port, secure=_is_secure(self._guard))
+        log.info("serving %s", url)
+        self._manager.ready(f"serving {url}")
         _announce(self._parts.config)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -113,12 +127,14 @@ class App:
                         ("subscriptions", self._subscribe()),
                         ("topology", self._poll()),
                         ("expiry", self._expire()),
+                        ("watchdog", self._manager.keep_alive()),
                     )
                 ]
                 await stopping.wait()
                 for part in parts:
                     part.cancel()
         finally:
+            self._manager.stopping()
             await self.web.stop()
 
     async def reload(self) -> str | None:
@@ -128,21 +144,27 @@ class App:
         is another: then the table is.
         """
         async with self._reloading:
-            try:
-                await self._configure(await asyncio.to_thread(self._load))
-            except ConfigError as error:
-                problem = str(error)
-                log.error("the configuration was not reloaded: %s", problem)
-            except Exception as error:
-                problem = f"a fault of skyfast's own ({type(error).__name__})"
-                log.exception("the configuration was not reloaded, by a fault of skyfast's own")
-            else:
-                self.stats.config.last_reload_successful = 1
-                self.stats.config.last_reload_success_timestamp_s = time.time()
-                log.info("the configuration was reloaded")
-                return None
-            self.stats.config.last_reload_successful = 0
+            self._manager.reloading()
+            problem = await self._reload()
+            self._manager.reloaded(problem)
             return problem
+
+    async def _reload(self) -> str | None:
+        try:
+            await self._configure(await asyncio.to_thread(self._load))
+        except ConfigError as error:
+            problem = str(error)
+            log.error("the configuration was not reloaded: %s", problem)
+        except Exception as error:
+            problem = f"a fault of skyfast's own ({type(error).__name__})"
+            log.exception("the configuration was not reloaded, by a fault of skyfast's own")
+        else:
+            self.stats.config.last_reload_successful = 1
+            self.stats.config.last_reload_success_timestamp_s = time.time()
+            log.info("the configuration was reloaded")
+            return None
+        self.stats.config.last_reload_successful = 0
+        return problem
 
     def _reload_by_web(self, config: Config) -> Reload | None:
         return self.reload if config.web.enable_reload else None
@@ -155,6 +177,7 @@ class App:
         old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
         new = await asyncio.to_thread(self._build, config, old)
+        web_config = await asyncio.to_thread(self._guard.read) if self._guard else None
         self._poll_by(new.poller)
         await _names_known(new)
         # From here on, nothing fails and nobody else has a turn.
@@ -167,9 +190,11 @@ class App:
         new.names.keep(_longest_s(config.store))
         for rule in new.filtered.keys() & old.filtered.keys():
             new.filtered[rule] = old.filtered[rule]
-        self.stats.flows_filtered = new.filtered
+        self._count(new)
         self.exposition.source = new.source
         self.web.configure(config.web, reload=self._reload_by_web(config))
+        if self._guard and web_config:
+            self._guard.use(web_config)
         self.subscriptions.configure(subscriptions)
         if new.table is not old.table:
             # These are shown as sums with what the table counts, and must not become less.
@@ -180,6 +205,12 @@ class App:
         if _address(config) != self._served_at:
             log.warning("listen_address and port stay as they are until the next start")
         _announce(config, known=old.config.subscriber.endpoints)
+
+    def _count(self, parts: _Parts) -> None:
+        """Let the self metrics show the rules and the bounds of these parts."""
+        self.stats.flows_filtered = parts.filtered
+        self.stats.max_connections = parts.config.store.max_connections
+        self.stats.max_flows = parts.config.store.max_flows
 
     def _build(self, config: Config, old: _Parts | None) -> _Parts:
         """Make the parts of ``config`` with what can be kept of the ``old`` ones; change nothing.
@@ -371,19 +402,24 @@ def _changes(old: Config, new: Config) -> list[str]:
     return [key for key in after if after[key] != before[key]]
 
 
-async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> bool:
+async def _serve(
+    config: Config, load: Callable[[], Config], *, demo: bool, web_config_file: str
+) -> bool:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
+    guard = _guard(web_config_file)
     async with AsyncExitStack() as stack:
         if demo:
             endpoint = await _start_demo(stack)
             app = App(
-                _subscribing_to(endpoint, config), load=lambda: _subscribing_to(endpoint, load())
+                _subscribing_to(endpoint, config),
+                load=lambda: _subscribing_to(endpoint, load()),
+                guard=guard,
             )
         else:
-            app = App(config, load=load)
+            app = App(config, load=load, guard=guard)
         reloads: set[asyncio.Task[str | None]] = set()
 
         def reload() -> None:
@@ -400,7 +436,8 @@ async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> b
         try:
             await app.run(stopping)
         except OSError as error:
-            url = page_url(config.store.listen_address, config.store.port)
+            store = config.store
+            url = page_url(store.listen_address, store.port, secure=_is_secure(guard))
             log.error("cannot serve %s: %s", url, error)
             return False
         except BaseExceptionGroup:
@@ -408,6 +445,19 @@ async def _serve(config: Config, load: Callable[[], Config], *, demo: bool) -> b
             return False
     log.info("stopped")
     return True
+
+
+def _guard(path: str) -> "Guard | None":
+    """Return what keeps the web configuration at ``path``; None where there is none."""
+    if not path:
+        return None
+    from skyfast.webconfig import Guard
+
+    return Guard(path)
+
+
+def _is_secure(guard: "Guard | None") -> bool:
+    return guard is not None and guard.config.tls is not None
 
 
 async def _start_demo(stack: AsyncExitStack) -> str:
@@ -425,19 +475,23 @@ def _subscribing_to(endpoint: str, config: Config) -> Config:
     return dataclasses.replace(config, subscriber=subscriber)
 
 
-def page_url(address: str, port: int) -> str:
+def page_url(address: str, port: int, *, secure: bool) -> str:
     """Return where the page can be looked at from this machine."""
     if address in {"", "0.0.0.0", "::"}:  # noqa: S104
         address = "127.0.0.1"
-    return f"http://{f'[{address}]' if ':' in address else address}:{port}/metrics"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}/metrics"
 
 
-def run(config: Config, load: Callable[[], Config], *, demo: bool) -> bool:
+def run(
+    config: Config, load: Callable[[], Config], *, demo: bool, web_config_file: str = ""
+) -> bool:
     """Run until SIGTERM or SIGINT; return False when it could not run, which was logged.
 
     ``load`` reads the configuration anew, for SIGHUP, which must be blocked when this is called.
-    Raises ConfigError where something that the configuration names cannot be used.
+    ``web_config_file`` is the path of the web configuration, empty where there is none.
+    Raises ConfigError where something that the configurations name cannot be used.
     """
     memory.keep_heap()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, load, demo=demo))
+        return runner.run(_serve(config, load, demo=demo, web_config_file=web_config_file))

@@ -23,6 +23,13 @@ EXIT_WRONG = 2
 _LEVELS = ("debug", "info", "warning", "error")
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Has room for the longest option beside its help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=27)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_WRONG, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -35,29 +42,37 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every key of the file can be overridden by an environment variable: "
         "SKYDIVE_PIPELINE_SUBSCRIBER_URL is pipeline.subscriber.url.",
         allow_abbrev=False,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument(
         "config",
         nargs="?",
         metavar="CONFIG",
-        help=f"configuration file, that of prom_sky_con; - is standard input "
-        f"(default: {DEFAULT_PATH})",
+        help=f"the file of prom_sky_con; - is standard input (default: {DEFAULT_PATH})",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="validate the configuration, print what it comes to and costs, and exit",
+        help="validate the configuration, print it and its cost, and exit",
     )
     parser.add_argument(
         "--demo",
         action="store_true",
-        help="play a recording instead of subscribing; needs no configuration file",
+        help="play a recording instead of subscribing; needs no CONFIG",
     )
     parser.add_argument(
         "--log-level",
         choices=_LEVELS,
         type=str.lower,
-        help="least severe records to log (default: logging.level of the file)",
+        metavar="LEVEL",
+        help=f"least severe records to log: {', '.join(_LEVELS)}",
+    )
+    parser.add_argument(
+        "--web.config.file",
+        dest="web_config_file",
+        default="",
+        metavar="FILE",
+        help="TLS and users of the pages, as for every exporter",
     )
     parser.add_argument("--version", action="version", version=f"skyfast {__version__}")
     return parser
@@ -76,12 +91,19 @@ def main(argv: list[str] | None = None) -> int:
         logs.set_up(configuration.logging.level)
         logs.write_notes(configuration.notes)
         if arguments.check:
-            sys.stdout.write(config.dump(configuration) + check.report(configuration))
+            # The web configuration first, which can be wrong.
+            web_report = _check_web(arguments.web_config_file)
+            sys.stdout.write(config.dump(configuration) + check.report(configuration) + web_report)
             return EXIT_OK
 
         from skyfast import app
 
-        is_over = app.run(configuration, lambda: _reload(arguments), demo=arguments.demo)
+        is_over = app.run(
+            configuration,
+            lambda: _reload(arguments),
+            demo=arguments.demo,
+            web_config_file=arguments.web_config_file,
+        )
         return EXIT_OK if is_over else EXIT_CANNOT_RUN
     except config.ConfigError as error:
         sys.stderr.write(f"skyfast: {error}\n")
@@ -97,6 +119,15 @@ def _load(arguments: argparse.Namespace) -> config.Config:
     if arguments.log_level is None:
         return loaded
     return dataclasses.replace(loaded, logging=config.Logging(level=arguments.log_level.upper()))
+
+
+def _check_web(path: str) -> str:
+    """Return what a web configuration comes to, as YAML comments; nothing where there is none."""
+    if not path:
+        return ""
+    from skyfast import webconfig
+
+    return f"# Web configuration: {webconfig.read(path).summary()}.\n"
 
 
 def _reload(arguments: argparse.Namespace) -> config.Config:

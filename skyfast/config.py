@@ -172,6 +172,7 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
     max_scrapes_per_address: int
     scrape_timeout_s: float
     enable_reload: bool
+    health_without_auth: bool
 
 
 class Logging(msgspec.Struct, frozen=True, kw_only=True):
@@ -506,6 +507,9 @@ WEB_SCRAPE_TIMEOUT = _key(
 )
 
 ENABLE_RELOAD = _key("web.enable_reload", to_boolean, False, lambda c: c.web.enable_reload)
+HEALTH_WITHOUT_AUTH = _key(
+    "web.health_without_auth", to_boolean, False, lambda c: c.web.health_without_auth
+)
 
 _SECTIONS = {
     path.rsplit(".", depth)[0]: None  # a dict, to keep the order
@@ -835,6 +839,7 @@ def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
             max_scrapes_per_address=get(WEB_SCRAPES_PER_ADDRESS),
             scrape_timeout_s=get(WEB_SCRAPE_TIMEOUT),
             enable_reload=get(ENABLE_RELOAD),
+            health_without_auth=get(HEALTH_WITHOUT_AUTH),
         ),
         logging=Logging(level=get(LEVEL)),
         notes=tuple(notes),

@@ -166,12 +166,15 @@ class Stats:
     """Every counter of the process that is not kept by the table itself.
 
     ``flows_filtered`` counts by the name of the rule that a flow was dropped by; whoever makes the
-    rules puts their names there.
+    rules puts their names there. ``max_connections`` and ``max_flows`` are the table's bounds, put
+    there by whoever sets them.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
     flows_skipped: dict[str, int] = field(default_factory=lambda: _zeros(*SKIP_REASONS))
     flows_filtered: dict[str, int] = field(default_factory=dict)
+    max_connections: int = 0
+    max_flows: int = 0
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
     topology: TopologyStats = field(default_factory=TopologyStats)
     captures: CaptureStats = field(default_factory=CaptureStats)
@@ -370,6 +373,13 @@ def _table_families(
     # OpenMetrics has no room for a gauge beside the counter skyfast_flows_total.
     flows = "skyfast_table_flows" if standard_names else "skyfast_flows"
     yield _single(flows, "gauge", "Flows the connections consist of.", table.flows)
+    yield _single(
+        "skyfast_connections_limit",
+        "gauge",
+        "Connections there is room for, and label tuples in each other view.",
+        stats.max_connections,
+    )
+    yield _single("skyfast_flows_limit", "gauge", "Flows there is room for.", stats.max_flows)
     yield _single("skyfast_table_bytes", "gauge", "Memory of the table.", table.bytes)
     yield _single(
         "skyfast_connections_created_total",

@@ -13,9 +13,9 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 
@@ -25,8 +25,13 @@ from skyfast.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
 from skyfast.logs import LogLimit, printable
 from skyfast.selfmetrics import ScrapeStats
 
+if TYPE_CHECKING:
+    from skyfast.webconfig import Guard
+
 HEAD_TIMEOUT_S = 5.0
-"""For a request's head: from its first byte, for the first one from the connection's start."""
+"""For a request's head: from its first byte, for the first one from the connection's start.
+
+With TLS, that is where the handshake starts."""
 
 IDLE_TIMEOUT_S = 60.0
 """For the next request to begin on a connection that was answered."""
@@ -57,8 +62,17 @@ MAX_FIELD_BYTES = 8190
 WRITE_BUFFER_BYTES = 64 * 1024
 """Where so much waits for the kernel to take it, nothing more of a page is written."""
 
+TLS_CLOSE_TIMEOUT_S = 0.5
+"""For a client's own goodbye, before the connection under TLS is closed without it."""
+
+ACCEPT_PAUSE_S = 0.1
+"""After a connection could not be taken, for example because no descriptor is free."""
+
 BACKLOG = 256
 """Connections that the kernel accepts while the event loop is busy with other things."""
+
+CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
+"""What a client is told that has to authenticate."""
 
 RETRY_AFTER_S = 1
 """What a client is told that found too many pages being served."""
@@ -87,8 +101,9 @@ _AIOHTTP: dict[str, Any] = {
 
 _READING = (hdrs.METH_GET, hdrs.METH_HEAD)
 _ACTING = (hdrs.METH_POST, hdrs.METH_PUT)
+_HEALTH = ("/-/healthy", "/-/ready")
 _METHODS = {
-    **dict.fromkeys((*PAGES, "/", "/cardinality", "/-/healthy", "/-/ready"), _READING),
+    **dict.fromkeys((*PAGES, "/", "/cardinality", *_HEALTH), _READING),
     "/-/reload": _ACTING,
 }
 
@@ -140,21 +155,25 @@ class WebServer:
         ready: Callable[[], bool],
         stats: ScrapeStats,
         reload: Reload | None = None,
+        guard: "Guard | None" = None,
     ) -> None:
         """Prepare to serve ``exposition``; ``ready`` tells whether there is a subscription.
 
-        ``reload`` is what ``/-/reload`` calls; None where that is not enabled.
+        ``reload`` is what ``/-/reload`` calls; None where that is not enabled. ``guard`` has TLS
+        and users; without it, everybody is answered. It ends with the server.
         """
         self._address = config.store.listen_address
         self._port = config.store.port
         self._limits = config.web
         self._reload = reload
+        self._guard = guard
         self._exposition = exposition
         self._ready = ready
         self._stats = stats
         self._scrapers: Counter[str] = Counter()
         self._connections = _Connections(limit=config.web.max_connections, stats=stats)
         self._servers: list[asyncio.Server] = []
+        self._acceptors: list[asyncio.Task[None]] = []
         self._answers: set[asyncio.Task[Any]] = set()
         self._log_limit = LogLimit(LOG_INTERVAL_S)
 
@@ -176,6 +195,10 @@ class WebServer:
         listeners = await _listen(self._address, self._port)
         self._port = listeners[0].getsockname()[1]
         for listener in listeners:
+            if self._guard is not None and self._guard.config.tls is not None:
+                accepting = self._accept(listener, manager, self._guard)
+                self._acceptors.append(asyncio.create_task(accepting))
+                continue
             server = await loop.create_server(
                 lambda: _Connection(manager, loop=loop, connections=self._connections),
                 sock=listener,
@@ -187,6 +210,8 @@ class WebServer:
         """Close every connection, within ``STOP_TIMEOUT_S``. A page in the middle is cut."""
         for server in self._servers:
             server.close()
+        for acceptor in self._acceptors:
+            acceptor.cancel()
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self._connections.close()
@@ -194,6 +219,28 @@ class WebServer:
                     await asyncio.wait(self._answers)
         except TimeoutError:
             log.warning("the HTTP server stops with %d requests unanswered", len(self._answers))
+        if self._guard is not None:
+            self._guard.close()
+
+    async def _accept(self, listener: socket.socket, manager: web.Server, guard: "Guard") -> None:
+        """Take connections that are to be secured.
+
+        A server of the event loop's would have one context for all of them, and would not tell of
+        those in the middle of a handshake, which have to be counted too.
+        """
+        loop = asyncio.get_running_loop()
+        with listener:
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+            while True:
+                try:
+                    client, _ = await loop.sock_accept(listener)
+                except OSError as error:
+                    self._log_limit.warn(log, "accept", f"cannot take a connection: {error}")
+                    await asyncio.sleep(ACCEPT_PAUSE_S)
+                    continue
+                connection = _Connection(manager, loop=loop, connections=self._connections)
+                connection.secure(client, guard)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, to the last byte: aiohttp has nothing left to send."""
@@ -207,12 +254,36 @@ class WebServer:
             # and takes what follows an `Upgrade` for another protocol.
             connection.close()
         try:
-            response = await self._respond(request, connection)
+            refusal = await self._refusal(request, connection.address)
+            response = refusal if refusal is not None else await self._respond(request, connection)
+            if not response.prepared:
+                response.headers.update(self._configured_headers())
             await response.prepare(request)
             await response.write_eof()
         finally:
             connection.answered()
         return response
+
+    async def _refusal(self, request: web.BaseRequest, address: str) -> web.Response | None:
+        """Return the answer to a request that is not to be answered, or None."""
+        if self._guard is None:
+            return None
+        status = await self._guard.judge(
+            request.headers.get(hdrs.AUTHORIZATION),
+            address,
+            public=self._limits.health_without_auth and request.path in _HEALTH,
+        )
+        if status is None:
+            return None
+        response = _text(f"{status.phrase}.", status)
+        if status is HTTPStatus.UNAUTHORIZED:
+            response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
+        else:
+            response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
+        return response
+
+    def _configured_headers(self) -> Mapping[str, str]:
+        return {} if self._guard is None else self._guard.config.headers
 
     async def _respond(
         self, request: web.BaseRequest, connection: "_Connection"
@@ -286,7 +357,11 @@ class WebServer:
             openmetrics = exposition.prefers_openmetrics(_joined(request, hdrs.ACCEPT))
             vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
         headers = _headers(
-            {hdrs.CONTENT_TYPE: OPENMETRICS if openmetrics else TEXT_FORMAT, hdrs.VARY: vary}
+            {
+                hdrs.CONTENT_TYPE: OPENMETRICS if openmetrics else TEXT_FORMAT,
+                hdrs.VARY: vary,
+                **self._configured_headers(),
+            }
         )
         coding = exposition.encoding(_joined(request, hdrs.ACCEPT_ENCODING))
         if coding is None:
@@ -448,23 +523,59 @@ class _Connection(web.RequestHandler):
         self.late = False  # the deadline passed in the middle of an answer
         self.lost: asyncio.Future[None] = loop.create_future()
         self._connections = connections
+        self._stream: asyncio.Transport | None = None
+        self._handshake: asyncio.Task[None] | None = None
+        self._guard: Guard | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._answering = False
         self._unanswered_bytes = 0
         self._cut = False
 
+    def secure(self, client: socket.socket, guard: "Guard") -> None:
+        """Begin with a handshake. The deadline of the first request's head is running by then."""
+        self._guard = guard
+        self._begin(_peer(client))
+        if self._cut:
+            self._handshake_over(client)
+            return
+        self._handshake = asyncio.create_task(self._shake_hands(client, guard))
+        self._handshake.add_done_callback(lambda _: self._handshake_over(client))
+
+    async def _shake_hands(self, client: socket.socket, guard: "Guard") -> None:
+        loop = asyncio.get_running_loop()
+        context = (await guard.refresh()).tls
+        try:
+            await loop.connect_accepted_socket(
+                lambda: self, client, ssl=context, ssl_shutdown_timeout=IDLE_TIMEOUT_S
+            )
+        except OSError as error:  # an `ssl.SSLError`, too
+            log.debug("no handshake with %s: %s", self.address, printable(error))
+
+    def _handshake_over(self, client: socket.socket) -> None:
+        if self._stream is None:
+            client.close()
+            self._end()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._stream = cast(asyncio.Transport, transport)  # aiohttp forgets its own early
         self._stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        if self._guard is None:
+            self._begin(transport.get_extra_info("peername"))
+        elif not self._guard.admits(transport.get_extra_info("peercert")):
+            log.debug("the certificate of %s has no allowed name", self.address)
+            self.cut()
+
+    def _begin(self, peer: Any) -> None:
         # There is no peer where the client has reset the connection already. On a socket of both
         # IP versions, an IPv4 client's address is mapped into IPv6.
-        peer = transport.get_extra_info("peername") or ("",)
-        self.address = peer[0].removeprefix("::ffff:")
+        self.address = peer[0].removeprefix("::ffff:") if peer else ""
         self._allow(HEAD_TIMEOUT_S)
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._cut:
+            return
         if self._unanswered_bytes > MAX_REQUEST_BYTES:
             self.cut()
             return
@@ -481,15 +592,19 @@ class _Connection(web.RequestHandler):
         asked = self._answering or self._unanswered_bytes > 0
         if asked:
             self.close()  # once that is answered
-        return asked
+        # TLS, as the event loops do it, has no connections that are closed in one direction.
+        return asked and self._guard is None
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._end()
+        super().connection_lost(exc)
+
+    def _end(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
         self._connections.remove(self)
         if not self.lost.done():
             self.lost.set_result(None)
-        super().connection_lost(exc)
 
     def answering(self, timeout_s: float) -> None:
         """Begin an answer, or change the time that it may take."""
@@ -506,19 +621,33 @@ class _Connection(web.RequestHandler):
 
     def shut(self) -> None:
         """Close the connection: in good order where the client has all that it was sent."""
-        if self._answering or self._stream.get_write_buffer_size():
+        if self._stream is None:
+            self._leave()
+        elif self._answering or self._stream.get_write_buffer_size():
             self.cut()
         else:
             self._stream.close()
+            if self._guard is not None:
+                # Which waits for the client's own goodbye.
+                self._call_later(TLS_CLOSE_TIMEOUT_S, self._stream.abort)
 
     def cut(self) -> None:
         """Reset the connection."""
         self._cut = True
         if self.lost.done():
             return  # and its descriptor may be another's by now
+        if self._stream is None:
+            self._leave()
+            return
         client = self._stream.get_extra_info("socket")
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self._stream.abort()
+
+    def _leave(self) -> None:
+        """Break off the handshake, or refuse it where it has not begun."""
+        self._cut = True
+        if self._handshake is not None:
+            self._handshake.cancel()
 
     def handle_error(
         self,
@@ -544,15 +673,24 @@ class _Connection(web.RequestHandler):
         return response
 
     def _allow(self, timeout_s: float) -> None:
+        self._call_later(timeout_s, self._expire)
+
+    def _call_later(self, delay_s: float, action: Callable[[], None]) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
         if not self.lost.done():
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(timeout_s, self._expire)
+            self._deadline = asyncio.get_running_loop().call_later(delay_s, action)
 
     def _expire(self) -> None:
         self.late = self._answering
         self.shut()
+
+
+def _peer(client: socket.socket) -> Any:
+    try:
+        return client.getpeername()
+    except OSError:
+        return None
 
 
 def _headers(more: dict[str, str]) -> dict[str, str]:

@@ -61,25 +61,31 @@ class Skyfast:
         async for raw in self.process.stderr:
             line = raw.decode().rstrip("\n")
             self.log.append(line)
-            if found := re.search(r"serving (http://\S+)/metrics$", line):
+            if found := re.search(r"serving (https?://\S+)/metrics$", line):
                 self.served_at.set_result(found[1])
         if not self.served_at.done():
             self.served_at.set_exception(AssertionError(self.log))
 
 
-def running(config: Path, *, quiet: bool = True) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with a configuration file, and stop it by SIGTERM.
+def running(
+    config: Path, *, quiet: bool = True, **environ: str
+) -> AbstractAsyncContextManager[Skyfast]:
+    """Run skyfast with a configuration file and more environment, and stop it by SIGTERM.
 
     Asserts that it stops in time with exit code 0, and that it logged no problem where
     ``quiet`` says so.
     """
-    return _started(str(config), quiet=quiet)
+    return _started(str(config), quiet=quiet, **environ)
 
 
-def demo(*config: Path) -> AbstractAsyncContextManager[Skyfast]:
+def demo(
+    *config: Path, web_config: Path | None = None, quiet: bool = True
+) -> AbstractAsyncContextManager[Skyfast]:
     """Run skyfast on its own recording and on a free port, likewise; without a file, too."""
-    arguments = ("--demo", *map(str, config))
-    return _started(*arguments, quiet=True, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="0")
+    arguments = ["--demo", *map(str, config)]
+    if web_config:
+        arguments.append(f"--web.config.file={web_config}")
+    return _started(*arguments, quiet=quiet, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="0")
 
 
 @asynccontextmanager

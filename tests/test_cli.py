@@ -48,7 +48,15 @@ def test_help_fits_a_screen_and_names_every_option() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
-    for option in ("CONFIG", "--check", "--demo", "--log-level", "--version", "/etc/skydive/"):
+    for option in (
+        "CONFIG",
+        "--check",
+        "--demo",
+        "--log-level",
+        "--web.config.file",
+        "--version",
+        "/etc/skydive/",
+    ):
         assert option in done.stdout
 
 
@@ -58,6 +66,25 @@ def test_check_prints_the_effective_configuration(file: Path) -> None:
     store = yaml.safe_load(done.stdout)["pipeline"]["store"]["prom_sky_con"]
     assert (store["port"], store["connection_timeout"]) == (9123, 99)
     assert PASSWORD not in done.stdout
+
+
+HASH = "$2b$04$mIlnSfcSkY2lOMpwfcmuP.EFUAxUtPcAnLSWMMJXAf4g80v5YwCFm"
+
+
+def test_check_looks_at_the_web_configuration_too(file: Path, tmp_path: Path) -> None:
+    web = tmp_path / "web.yml"
+    web.write_text(f"basic_auth_users:\n  alice: {HASH}\n")
+    done = run("--check", "--web.config.file", str(web), str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("# Web configuration: plain HTTP, 1 user.\n")
+    assert HASH not in done.stdout
+    web.write_text(f"basic_auth_users:\n  alice: {PASSWORD}\n")
+    for arguments in (("--check",), ()):
+        done = run(*arguments, f"--web.config.file={web}", str(file))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"skyfast: {web}: line 2: basic_auth_users.alice: <hidden> is not" in done.stderr
+        assert PASSWORD not in done.stderr
+    assert run("--check", "--web.config.file=", str(file)).returncode == 0
 
 
 def test_a_dash_is_standard_input(file: Path) -> None:

@@ -145,6 +145,7 @@ def check_defaults(result: Config) -> None:
         max_scrapes_per_address=4,
         scrape_timeout_s=60.0,
         enable_reload=False,
+        health_without_auth=False,
     )
     assert result.logging == config.Logging(level="INFO")
 
@@ -295,6 +296,7 @@ def test_every_key(loader: str) -> None:
         max_scrapes_per_address=1,
         scrape_timeout_s=9.5,
         enable_reload=True,
+        health_without_auth=True,
     )
     assert result.notes == ()
 

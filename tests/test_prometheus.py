@@ -45,13 +45,14 @@ def lint(page: bytes) -> list[str]:
 
 
 @asynccontextmanager
-async def prometheus(target: str, directory: Path) -> AsyncIterator[str]:
-    """Run a Prometheus that scrapes ``target``; yield its address."""
+async def prometheus(target: str, directory: Path, *, how: str = "") -> AsyncIterator[str]:
+    """Run a Prometheus that scrapes ``target``, also by the settings ``how``; yield its address."""
     assert PROMETHEUS is not None
     config = directory / "prometheus.yml"
     config.write_text(
         f"global: {{scrape_interval: {SCRAPE_INTERVAL_S}s}}\n"
-        f"scrape_configs: [{{job_name: skyfast, static_configs: [{{targets: ['{target}']}}]}}]\n"
+        f"scrape_configs: [{{job_name: skyfast, {how}"
+        f"static_configs: [{{targets: ['{target}']}}]}}]\n"
     )
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

@@ -387,6 +387,8 @@ async def test_bounds_hold_for_what_is_new(tmp_path: Path, analyzer: FakeAnalyze
         await operator.report(analyzer, node(9))
         metrics = await skyfast.self_metrics()
         assert (metrics["skyfast_flows"], metrics[full]) == (7, 4)
+        limits = metrics["skyfast_connections_limit"], metrics["skyfast_flows_limit"]
+        assert limits == (10, 7)
 
 
 async def test_times_are_those_of_the_reports_that_follow(

@@ -95,6 +95,7 @@ def test_values():
     stats.captures.skipped["no_id"] = 30
     stats.config.last_reload_successful = 0
     stats.config.last_reload_success_timestamp_s = 1700000002.5
+    stats.max_connections, stats.max_flows = 31, 32
     stats.scrape.scrapes = 22
     stats.scrape.last_duration_s = 0.125
     stats.scrape.last_bytes = 23
@@ -119,6 +120,8 @@ def test_values():
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,
         ("skyfast_connections",): 2,
         ("skyfast_flows",): 3,
+        ("skyfast_connections_limit",): 31,
+        ("skyfast_flows_limit",): 32,
         ("skyfast_table_bytes",): 4,
         ("skyfast_connections_created_total",): 5,
         ("skyfast_connections_expired_total",): 6,

@@ -55,7 +55,9 @@ SMALL_RECEIVE_BUFFER = 8 * 1024
 class Site:
     """A server on 127.0.0.1, and what it serves."""
 
-    def __init__(self, table=None, *, ready=lambda: True, reload=None, parts=None, **settings):
+    def __init__(
+        self, table=None, *, ready=lambda: True, reload=None, parts=None, guard=None, **settings
+    ):
         store = {key: settings.pop(key) for key in ("listen_address", "port") if key in settings}
         config = make_config()
         self.config = dataclasses.replace(
@@ -77,6 +79,7 @@ class Site:
             ready=ready,
             stats=self.scrape,
             reload=reload,
+            guard=guard,
         )
 
     async def __aenter__(self):

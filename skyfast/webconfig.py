@@ -1,0 +1,764 @@
+"""The web configuration file: TLS, users, headers and a rate limit of the HTTP server.
+
+Its format is exporter-toolkit's (``docs/web-configuration.md`` there), so operators have it
+already. What Python's `ssl` or aiohttp cannot do is refused, never ignored. `read` makes a
+`WebConfig` of a file; `Guard` keeps the one in use, looks whether its files have changed, and
+judges who may be answered. Imported only where ``--web.config.file`` is given.
+
+Guessing passwords must not pay, nor cost anybody else. A wrong password takes as long as a wrong
+user. Hashes are computed by one thread of low priority, for so many at a time; what was right
+once is remembered under a keyed hash. Who is wrong too often waits, whatever he sends.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from skyfast.config import HIDDEN
+from skyfast.document import (
+    ConfigError,
+    Node,
+    Value,
+    compose,
+    describe,
+    describe_path,
+    file_name,
+    join,
+    read_file,
+)
+from skyfast.logs import LogLimit
+from skyfast.values import (
+    Invalid,
+    list_of,
+    mapping_of,
+    one_of,
+    to_boolean,
+    to_text,
+    whole,
+)
+
+T = TypeVar("T")
+
+MIN_COST = 4
+"""What bcrypt has at least."""
+
+MAX_COST = 16
+"""The dearest hash, about 4 s: an answer has to come before its deadline."""
+
+MAX_PASSWORD_BYTES = 72
+"""What bcrypt looks at of a password."""
+
+MAX_CHECKS = 16
+"""Passwords that wait for their hash; beyond it, the answer is 503."""
+
+MAX_VERIFIED = 128
+"""Remembered credentials that were right. This is a security limit, as is the next."""
+
+MAX_ADDRESSES = 4096
+"""Remembered addresses that were wrong; beyond it, the one whose last try is longest ago goes."""
+
+WRONG_BURST = 10
+"""Wrong passwords that an address can try at once."""
+
+WRONG_INTERVAL_S = 5.0
+"""An address that has used these up can try another one after so long."""
+
+IPV6_PREFIX = 64
+"""An IPv6 client has all addresses of such a network."""
+
+CHECK_NICENESS = 10
+"""How far the thread that computes hashes stands back behind all others."""
+
+LOG_INTERVAL_S = 60.0
+"""What strangers cause is logged once in this time, for each kind of event."""
+
+_VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
+_OLD_VERSIONS = ("TLS10", "TLS11")
+
+# Those of TLS 1.3 are always offered, by Go too: neither can choose among them.
+_CIPHERS_13 = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
+_CIPHERS = {
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384": "ECDHE-RSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA": "ECDHE-ECDSA-AES128-SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA": "ECDHE-RSA-AES128-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
+}
+
+_CURVES = {
+    "CurveP256": "prime256v1",
+    "CurveP384": "secp384r1",
+    "CurveP521": "secp521r1",
+    "X25519": "X25519",
+}
+
+_CLIENT_AUTH = {
+    "NoClientCert": ssl.CERT_NONE,
+    "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
+    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+}
+_UNVERIFIED = ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert")
+
+_SECTIONS = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
+
+_TLS_KEYS = (
+    *("cert_file", "key_file", "cert", "key"),
+    *("client_auth_type", "client_ca_file", "client_ca", "client_allowed_sans"),
+    *("min_version", "max_version"),
+    *("cipher_suites", "prefer_server_cipher_suites", "curve_preferences"),
+)
+
+HEADERS: Mapping[str, tuple[str, ...]] = {
+    "Content-Security-Policy": (),
+    "Strict-Transport-Security": (),
+    "X-Content-Type-Options": ("nosniff",),
+    "X-Frame-Options": ("deny", "sameorigin"),
+    "X-XSS-Protection": (),
+}
+"""The headers that can be set, with the values that they can have; none are all."""
+
+_HASH = re.compile(r"\$2[aby]\$(\d\d)\$([./A-Za-z0-9]{53})", re.ASCII)
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MAX_BURST = 1 << 30
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """One request more every ``interval_s``, and at most ``burst`` at once."""
+
+    interval_s: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebConfig:
+    """What a file says, ready for use."""
+
+    tls: ssl.SSLContext | None
+    allowed_sans: frozenset[str]
+    """Names of which a client's certificate must have one; empty where any will do."""
+    users: Mapping[bytes, bytes] = field(repr=False)
+    """Hashes of passwords by user; empty where nobody has to authenticate."""
+    headers: Mapping[str, str]
+    rate_limit: RateLimit | None
+    files: "Files" = field(repr=False)
+
+    def summary(self) -> str:
+        """Say what it comes to, in one line without a secret."""
+        parts = ["plain HTTP"]
+        if self.tls is not None:
+            least, most = self.tls.minimum_version.name, self.tls.maximum_version.name
+            parts = ["HTTPS", least if least == most else f"{least} to {most}"]
+            if self.tls.verify_mode is not ssl.CERT_NONE:
+                required = self.tls.verify_mode is ssl.CERT_REQUIRED
+                parts.append(f"client certificates {'required' if required else 'verified'}")
+        if self.users:
+            parts.append(f"{len(self.users)} user{'s' if len(self.users) > 1 else ''}")
+        else:
+            parts.append("no users")
+        if self.rate_limit:
+            parts.append(f"a request every {self.rate_limit.interval_s:g} s")
+        return ", ".join(parts)
+
+
+_Stamp: TypeAlias = tuple[int, int, int] | None
+Files: TypeAlias = dict[str, _Stamp]
+"""Paths, and what showed at each, before it was read, that it has not changed."""
+
+
+def read(path: str, *, files: Files | None = None) -> WebConfig:
+    """Read the file at ``path`` and those that it names. This blocks.
+
+    ``files`` gets all of them, also where this raises.
+
+    Raises:
+        ConfigError: One cannot be used; the line names file, line and key, and holds no secret.
+
+    """
+    if path == "-":
+        raise ConfigError("--web.config.file: standard input could not be read again")
+    return _Reader(path, {} if files is None else files).read()
+
+
+class _Reader:
+    """Makes a `WebConfig` of one file."""
+
+    def __init__(self, path: str, files: Files) -> None:
+        self._path = path
+        self._name = file_name(path)
+        self._files = files
+        files[path] = _stamp(path)
+
+    def read(self) -> WebConfig:
+        top = compose(read_file(self._path), file=self._name)
+        with self.told(Node(top, 1), ""):
+            sections = mapping_of(top, known=_SECTIONS, what="a web configuration")
+        tls, sans = None, frozenset[str]()
+        if node := sections.get("tls_server_config"):
+            tls, sans = self._tls(node)
+        users: dict[bytes, bytes] = {}
+        if node := sections.get("basic_auth_users"):
+            users = self._users(node)
+        rate_limit = None
+        if node := sections.get("rate_limit"):
+            rate_limit = self._rate_limit(node)
+        headers: dict[str, str] = {}
+        if node := sections.get("http_server_config"):
+            headers = self._http(node)
+        return WebConfig(
+            tls=tls,
+            allowed_sans=sans,
+            users=users,
+            headers=headers,
+            rate_limit=rate_limit,
+            files=self._files,
+        )
+
+    @contextmanager
+    def told(self, node: Node, path: str, *, secret: bool = False) -> Iterator[None]:
+        """Make errors of what is refused: it stands in ``node``, at ``path``."""
+        try:
+            yield
+        except Invalid as bad:
+            where = describe_path(join(path, bad.name) if bad.name else path)
+            shown = HIDDEN if secret else describe(bad.value)
+            problem = f"{shown} {bad.problem}" if bad.shown else bad.problem
+            line = bad.line or node.line
+            raise ConfigError(f"{self._name}: line {line}: {where}: {problem}") from None
+
+    def _section(self, node: Node, path: str, known: Sequence[str]) -> "_Section":
+        return _Section(self, path, self._mapping(node, path, known), node)
+
+    def _mapping(self, node: Node, path: str, known: Sequence[str]) -> dict[str, Node]:
+        with self.told(node, path):
+            _check_mapping(node.value)
+            return mapping_of(node.value, known=known, what="a mapping")
+
+    def file(self, value: Value) -> str:
+        """Accept a path, by the web configuration's own directory, of what can be read."""
+        path = str(Path(self._path).parent / to_text(value))
+        self._files[path] = _stamp(path)
+        try:
+            Path(path).open("rb").close()
+        except OSError as error:
+            raise Invalid(f"cannot be read: {error.strerror}", path) from None
+        return path
+
+    def _tls(self, node: Node) -> tuple[ssl.SSLContext | None, frozenset[str]]:
+        section = self._section(node, "tls_server_config", _TLS_KEYS)
+        if not section.nodes:
+            return None, frozenset()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["http/1.1"])
+        context.options |= ssl.OP_NO_RENEGOTIATION
+        least = section.get("min_version", _to_version, ssl.TLSVersion.TLSv1_2)
+        most = section.get("max_version", _to_version, ssl.TLSVersion.TLSv1_3)
+        if least > most:
+            raise section.error("min_version", "is above max_version")
+        context.minimum_version, context.maximum_version = least, most
+        self._ciphers(section, context, least)
+        self._identity(section, context)
+        return context, self._clients(section, context)
+
+    def _ciphers(self, section: "_Section", context: ssl.SSLContext, least: ssl.TLSVersion) -> None:
+        suites = section.names("cipher_suites", one_of(*_CIPHERS, *_CIPHERS_13))
+        if chosen := [_CIPHERS[name] for name in suites if name in _CIPHERS]:
+            context.set_ciphers(":".join(chosen))
+        elif suites and least < ssl.TLSVersion.TLSv1_3:
+            raise section.error(
+                "cipher_suites", "has suites of TLS 1.3 only; set min_version to TLS13"
+            )
+        if section.get("prefer_server_cipher_suites", to_boolean, True):
+            context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+        else:
+            context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+        curves = section.names("curve_preferences", one_of(*_CURVES))
+        if len(curves) > 1:
+            raise section.error("curve_preferences", "has several: Python can be given one only")
+        if curves:
+            context.set_ecdh_curve(_CURVES[curves[0]])
+
+    def _identity(self, section: "_Section", context: ssl.SSLContext) -> None:
+        """Load the certificate that is shown to clients."""
+        with ExitStack() as stack:
+            paths: list[str] = []
+            for name in ("cert", "key"):
+                path = section.get(f"{name}_file", self.file, "")
+                text = section.get(name, _to_pem, "", secret=True)
+                if path and text:
+                    raise section.error(name, f"is set beside {name}_file", shown=False)
+                if not path and not text:
+                    raise section.missing(f"{name}_file or {name}")
+                # OpenSSL takes files only; this one is on no disk.
+                paths.append(path or stack.enter_context(_in_memory(text)))
+            key = "cert_file" if section.has("cert_file") else "cert"
+            try:
+                context.load_cert_chain(paths[0], paths[1], password=_refuse_password)
+            except (OSError, ValueError) as error:
+                problem = f"is not the PEM certificate of the key beside it{_reason(error)}"
+                raise section.error(key, problem, shown=key == "cert_file") from None
+
+    def _clients(self, section: "_Section", context: ssl.SSLContext) -> frozenset[str]:
+        """Set up whom of the clients to trust; return the names of which each must have one."""
+        mode = section.get("client_auth_type", _to_client_auth, ssl.CERT_NONE)
+        path = section.get("client_ca_file", self.file, "")
+        text = section.get("client_ca", _to_pem, "")
+        key = "client_ca_file" if path else "client_ca"
+        if path and text:
+            raise section.error("client_ca", "is set beside client_ca_file", shown=False)
+        if (path or text) and mode is ssl.CERT_NONE:
+            raise section.error(key, "is set without a client_auth_type that uses it", shown=False)
+        if mode is not ssl.CERT_NONE:
+            if not path and not text:
+                # Not the system's authorities: anybody can have a certificate of theirs.
+                raise section.error("client_auth_type", "needs client_ca_file beside it")
+            try:
+                context.load_verify_locations(cafile=path or None, cadata=text or None)
+            except (OSError, ValueError) as error:
+                problem = f"does not hold PEM certificates{_reason(error)}"
+                raise section.error(key, problem, shown=bool(path)) from None
+            context.verify_mode = mode
+            # As in Go, and for the analyzers: see skyfast.tls.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        sans = section.names("client_allowed_sans", to_text)
+        if section.has("client_allowed_sans") and not sans:
+            raise section.error("client_allowed_sans", "without a name would let nobody in")
+        if sans and mode is not ssl.CERT_REQUIRED:
+            raise section.error(
+                "client_allowed_sans", "needs client_auth_type: RequireAndVerifyClientCert"
+            )
+        return frozenset(map(_usual_name, sans))
+
+    def _http(self, node: Node) -> dict[str, str]:
+        path = "http_server_config"
+        section = self._section(node, path, ("http2", "headers"))
+        if section.get("http2", to_boolean, False):
+            raise section.error("http2", "cannot be had: HTTP/1.1 is served; set it to false")
+        headers = {}
+        if below := section.nodes.get("headers"):
+            path = join(path, "headers")
+            nodes = self._mapping(below, path, [name.lower() for name in HEADERS])
+            for name, values in HEADERS.items():
+                if entry := nodes.get(name.lower()):
+                    with self.told(entry, join(path, name)):
+                        if text := to_text(entry.value):
+                            headers[name] = one_of(*values)(text) if values else text
+        return headers
+
+    def _users(self, node: Node) -> dict[bytes, bytes]:
+        path = "basic_auth_users"
+        users = {}
+        with self.told(node, path, secret=True):
+            _check_mapping(node.value)
+        assert isinstance(node.value, dict)  # noqa: S101 - for mypy
+        for name, entry in node.value.items():
+            with self.told(entry, join(path, name), secret=True):
+                if ":" in to_text(name):
+                    raise Invalid("is a user's name with a colon, which none can send", shown=False)
+                users[name.encode()] = _to_hash(entry.value)
+        return users
+
+    def _rate_limit(self, node: Node) -> RateLimit | None:
+        section = self._section(node, "rate_limit", ("interval", "burst"))
+        interval_s = section.get("interval", _to_duration_s, 0.0)
+        burst = section.get("burst", whole(0, _MAX_BURST), 0)
+        if not interval_s:
+            return None
+        if not burst:
+            raise section.missing("burst, of at least 1,")
+        return RateLimit(interval_s, burst)
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A mapping of the file, whose keys are known ones."""
+
+    reader: _Reader
+    path: str
+    nodes: dict[str, Node]
+    node: Node
+
+    def has(self, key: str) -> bool:
+        return key in self.nodes and self.nodes[key].value != ""
+
+    def get(self, key: str, parse: Callable[[Value], T], default: T, *, secret: bool = False) -> T:
+        if not self.has(key):
+            return default
+        with self.reader.told(self.nodes[key], join(self.path, key), secret=secret):
+            return parse(self.nodes[key].value)
+
+    def names(self, key: str, parse: Callable[[Value], str]) -> tuple[str, ...]:
+        nothing: tuple[str, ...] = ()
+        return self.get(key, list_of(parse), nothing)
+
+    def error(self, key: str, problem: str, *, shown: bool = True) -> ConfigError:
+        """Return an error of what is wrong only beside other keys."""
+        node = self.nodes[key]
+        what = f"{describe(node.value)} " if shown else ""
+        return self._error(node, join(self.path, key), what + problem)
+
+    def missing(self, what: str) -> ConfigError:
+        return self._error(self.node, self.path, f"{what} is missing")
+
+    def _error(self, node: Node, path: str, problem: str) -> ConfigError:
+        return ConfigError(f"{self.reader._name}: line {node.line}: {path}: {problem}")
+
+
+def _check_mapping(value: Value) -> None:
+    # The value is not shown: "alice:hash" lacks a space and is one text.
+    if not isinstance(value, dict):
+        raise Invalid("is not a mapping of keys", shown=False)
+
+
+def _to_version(value: Value) -> ssl.TLSVersion:
+    text = to_text(value)
+    if text in _OLD_VERSIONS:
+        raise Invalid("is not offered any more; TLS12 and TLS13 are", text)
+    return _VERSIONS[one_of(*_VERSIONS)(text)]
+
+
+def _to_client_auth(value: Value) -> ssl.VerifyMode:
+    text = to_text(value)
+    if text in _UNVERIFIED:
+        raise Invalid("would accept any certificate, which Python cannot: it verifies", text)
+    return _CLIENT_AUTH[one_of(*_CLIENT_AUTH)(text)]
+
+
+def _to_pem(value: Value) -> str:
+    if not isinstance(value, str) or not value.isascii():
+        raise Invalid("is not PEM", shown=False)
+    return value
+
+
+def _to_hash(value: Value) -> bytes:
+    import bcrypt
+
+    text = value if isinstance(value, str) else ""
+    match = _HASH.fullmatch(text)
+    try:
+        # Not all that looks like one is: the cheapest hash of the same salt tells.
+        if (
+            match
+            and bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode())
+            and int(match[1]) >= MIN_COST
+        ):
+            if int(match[1]) > MAX_COST:
+                raise Invalid(f"has a cost above {MAX_COST}, which takes too long for an answer")
+            return text.encode()
+    except ValueError:
+        pass
+    raise Invalid("is not a bcrypt hash, such as htpasswd -nBC 10 makes")
+
+
+def _to_duration_s(value: Value) -> float:
+    """Accept what Go's ``time.ParseDuration`` does, but nothing negative."""
+    text = to_text(value)
+    if text == "0":
+        return 0.0
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise Invalid("is not a duration such as 1s or 500ms", text)
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+def _usual_name(san: str) -> str:
+    """Return an alternative name in the spelling that two have in common if they are one."""
+    try:
+        return str(ipaddress.ip_address(san.strip()))
+    except ValueError:
+        return san
+
+
+@contextmanager
+def _in_memory(text: str) -> Iterator[str]:
+    """Yield the path of a file that holds ``text`` and is on no disk."""
+    descriptor = os.memfd_create("skyfast")
+    try:
+        with open(descriptor, "w", closefd=False) as file:
+            file.write(text)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_password() -> str:
+    # Without this, OpenSSL asks the terminal, and a daemon hangs.
+    raise ValueError("the key is encrypted")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or ""  # str() of it names a line of Python's own source
+    else:
+        reason = str(getattr(error, "strerror", None) or error)
+    return f" ({reason})" if reason else ""
+
+
+class _Bucket:
+    """A token bucket, full at first."""
+
+    __slots__ = ("_at_s", "_limit", "_tokens")
+
+    def __init__(self, limit: RateLimit, now_s: float) -> None:
+        self._limit = limit
+        self._tokens = float(limit.burst)
+        self._at_s = now_s
+
+    def take(self, now_s: float) -> bool:
+        more = (now_s - self._at_s) / self._limit.interval_s
+        self._tokens = min(self._limit.burst, self._tokens + more)
+        self._at_s = now_s
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def give_back(self) -> None:
+        self._tokens = min(self._limit.burst, self._tokens + 1)
+
+
+class Passwords:
+    """Judges credentials, at a cost that neither guesses nor guessers can raise.
+
+    Everything but the computing of hashes happens on the event loop.
+    """
+
+    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+        """Begin with nothing remembered; ``now`` is in seconds."""
+        import bcrypt
+
+        self._check_password = bcrypt.checkpw
+        self._now = now
+        self._secret = secrets.token_bytes(32)
+        self._verified: dict[bytes, None] = {}  # the one used last is the last
+        self._wrong: dict[str, _Bucket] = {}  # likewise
+        self._checks: dict[bytes, asyncio.Task[bool]] = {}
+        self._log_limit = LogLimit(LOG_INTERVAL_S)
+        self._thread = ThreadPoolExecutor(
+            1, "skyfast-password", initializer=partial(os.nice, CHECK_NICENESS)
+        )
+
+    def close(self) -> None:
+        """End the thread, behind what it is at."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def judge(
+        self, users: Mapping[bytes, bytes], authorization: str | None, address: str
+    ) -> HTTPStatus | None:
+        """Return the status that refuses a request with this header, or None."""
+        user, password = _credentials(authorization)
+        if user is None:
+            return HTTPStatus.UNAUTHORIZED
+        known = users.get(user)
+        # Who is unknown waits as long as somebody known would, and always for the same hash.
+        expected = known or self._stand_in(user, users)
+        digest = self._digest(b"known" if known else b"", user, expected, password)
+        if digest in self._verified:
+            self._verified[digest] = self._verified.pop(digest)
+            return None
+        if digest not in self._checks:
+            if len(self._checks) >= MAX_CHECKS:
+                return HTTPStatus.SERVICE_UNAVAILABLE
+            client = _client(address)
+            if not self._may_try(client):
+                self._log_limit.warn(log, "often", f"too many wrong passwords from {address}")
+                return HTTPStatus.TOO_MANY_REQUESTS
+            task = asyncio.create_task(
+                self._check(digest, password, expected, client, known=known is not None)
+            )
+            self._checks[digest] = task
+            task.add_done_callback(lambda _: self._checks.pop(digest, None))
+        # To its end, also where the client does not wait for it.
+        if await asyncio.shield(self._checks[digest]):
+            return None
+        self._log_limit.warn(log, "wrong", f"a wrong user or password from {address}")
+        return HTTPStatus.UNAUTHORIZED
+
+    async def _check(
+        self, digest: bytes, password: bytes, expected: bytes, client: str, *, known: bool
+    ) -> bool:
+        loop = asyncio.get_running_loop()
+        matches = await loop.run_in_executor(self._thread, self._check_password, password, expected)
+        if not matches or not known:
+            return False
+        if bucket := self._wrong.get(client):
+            bucket.give_back()
+        if len(self._verified) >= MAX_VERIFIED:
+            del self._verified[next(iter(self._verified))]
+        self._verified[digest] = None
+        return True
+
+    def _may_try(self, client: str) -> bool:
+        now_s = self._now()
+        bucket = self._wrong.pop(client, None)
+        if bucket is None:
+            if len(self._wrong) >= MAX_ADDRESSES:
+                del self._wrong[next(iter(self._wrong))]
+            bucket = _Bucket(RateLimit(WRONG_INTERVAL_S, WRONG_BURST), now_s)
+        self._wrong[client] = bucket
+        return bucket.take(now_s)
+
+    def _stand_in(self, user: bytes, users: Mapping[bytes, bytes]) -> bytes:
+        hashes = list(users.values())
+        return hashes[int.from_bytes(self._digest(user)) % len(hashes)]
+
+    def _digest(self, *parts: bytes) -> bytes:
+        keyed = hashlib.blake2b(key=self._secret, digest_size=32)
+        for part in parts:
+            keyed.update(len(part).to_bytes(8, "big") + part)
+        return keyed.digest()
+
+
+def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
+    """Return user and password of a header, as far as bcrypt looks at it; None for no user."""
+    scheme, _, encoded = (authorization or "").partition(" ")
+    if scheme.lower() != "basic":
+        return None, b""
+    try:
+        user, colon, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+    except (binascii.Error, ValueError):
+        return None, b""
+    if not colon or b"\0" in password:
+        return None, b""
+    return user, password[:MAX_PASSWORD_BYTES]
+
+
+def _client(address: str) -> str:
+    """Return under which name tries of this address are counted."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    network = ipaddress.IPv6Network((parsed.packed, IPV6_PREFIX), strict=False)
+    return str(network)
+
+
+class Guard:
+    """The web configuration in use: what a connection is secured with, and who is answered.
+
+    TLS and authentication are never switched off, nor TLS on, while the process runs: a file that
+    is empty because it is just being written must not open the doors.
+    """
+
+    def __init__(self, path: str, *, now: Callable[[], float] = time.monotonic) -> None:
+        """Read the file at ``path``. This blocks. Raises ConfigError where it cannot be used."""
+        self._path = path
+        self._now = now
+        self._lock = asyncio.Lock()
+        self._passwords: Passwords | None = None
+        self._bucket: _Bucket | None = None
+        self._rate_limit: RateLimit | None = None
+        self.use(read(path))
+
+    def read(self) -> WebConfig:
+        """Read the file anew, and use it not yet. This blocks.
+
+        Raises ConfigError where it cannot be used, or not without a new start.
+        """
+        files: Files = {}
+        try:
+            config = read(self._path, files=files)
+            self._check_change(config)
+        except ConfigError:
+            self._files = files  # to be tried again when one of them has changed
+            raise
+        return config
+
+    def _check_change(self, config: WebConfig) -> None:
+        if (self.config.tls is None) != (config.tls is None):
+            raise self._restart("tls_server_config", "removed" if self.config.tls else "added")
+        if self.config.users and not config.users:
+            raise self._restart("basic_auth_users", "removed")
+
+    def use(self, config: WebConfig) -> None:
+        """Use ``config`` for what comes from now on; what is open stays as it is."""
+        if config.rate_limit != self._rate_limit:
+            self._rate_limit = config.rate_limit
+            self._bucket = _Bucket(config.rate_limit, self._now()) if config.rate_limit else None
+        if config.users and self._passwords is None:
+            self._passwords = Passwords(now=self._now)
+        self.config = config
+        self._files = config.files
+
+    def close(self) -> None:
+        """End what runs beside the event loop."""
+        if self._passwords is not None:
+            self._passwords.close()
+
+    async def refresh(self) -> WebConfig:
+        """Return what is in use, which is what stands in the files if that can be used."""
+        if self._changed():
+            async with self._lock:
+                if self._changed():
+                    await self._read_again()
+        return self.config
+
+    async def judge(
+        self, authorization: str | None, address: str, *, public: bool
+    ) -> HTTPStatus | None:
+        """Return the status that refuses a request, or None where it is to be answered.
+
+        ``public`` is what needs no authentication. ``address`` is the client's.
+        """
+        config = await self.refresh()
+        if self._bucket is not None and not self._bucket.take(self._now()):
+            return HTTPStatus.TOO_MANY_REQUESTS
+        if public or not config.users or self._passwords is None:
+            return None
+        return await self._passwords.judge(config.users, authorization, address)
+
+    def admits(self, certificate: Mapping[str, Any] | None) -> bool:
+        """Return whether a client's certificate, as `ssl` shows it, has an allowed name."""
+        allowed = self.config.allowed_sans
+        names = (certificate or {}).get("subjectAltName", ())
+        return not allowed or any(_usual_name(name) in allowed for _, name in names)
+
+    async def _read_again(self) -> None:
+        try:
+            config = await asyncio.to_thread(self.read)
+        except ConfigError as error:
+            log.error("the web configuration stays as it was: %s", error)
+        else:
+            self.use(config)
+            log.info("the web configuration has changed: %s", config.summary())
+
+    def _changed(self) -> bool:
+        return any(_stamp(path) != stamp for path, stamp in self._files.items())
+
+    def _restart(self, key: str, done: str) -> ConfigError:
+        return ConfigError(f"{file_name(self._path)}: {key} cannot be {done} without a new start")
+
+
+def _stamp(path: str) -> _Stamp:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
