@@ -549,7 +549,8 @@ class _Connection(web.RequestHandler):
                 lambda: self, client, ssl=context, ssl_shutdown_timeout=IDLE_TIMEOUT_S
             )
         except OSError as error:  # an `ssl.SSLError`, too
-            log.debug("no handshake with %s: %s", self.address, printable(error))
+            reason = getattr(error, "reason", None) or error
+            log.debug("no handshake with %s: %s", self.address, printable(reason))
 
     def _handshake_over(self, client: socket.socket) -> None:
         if self._stream is None:

@@ -287,7 +287,10 @@ class _Reader:
     def _ciphers(self, section: "_Section", context: ssl.SSLContext, least: ssl.TLSVersion) -> None:
         suites = section.names("cipher_suites", one_of(*_CIPHERS, *_CIPHERS_13))
         if chosen := [_CIPHERS[name] for name in suites if name in _CIPHERS]:
-            context.set_ciphers(":".join(chosen))
+            try:
+                context.set_ciphers(":".join(chosen))
+            except ssl.SSLError as error:
+                raise section.error("cipher_suites", f"cannot be had{_reason(error)}") from None
         elif suites and least < ssl.TLSVersion.TLSv1_3:
             raise section.error(
                 "cipher_suites", "has suites of TLS 1.3 only; set min_version to TLS13"
@@ -300,7 +303,10 @@ class _Reader:
         if len(curves) > 1:
             raise section.error("curve_preferences", "has several: Python can be given one only")
         if curves:
-            context.set_ecdh_curve(_CURVES[curves[0]])
+            try:
+                context.set_ecdh_curve(_CURVES[curves[0]])
+            except (ssl.SSLError, ValueError) as error:
+                raise section.error("curve_preferences", f"cannot be had{_reason(error)}") from None
 
     def _identity(self, section: "_Section", context: ssl.SSLContext) -> None:
         """Load the certificate that is shown to clients."""
