@@ -710,7 +710,7 @@ class Model:
             for n in moving:
                 place = places[n]
                 if n not in followers and place is not None:
-                    is_new = place not in self._rows[n]
+                    is_new = place not in self._rows[n] or not self._rows[n][place].flows
                     row = flow.rows[n] = self._row(n, place)
                     if n == 0 and is_new:
                         for each in followers:
