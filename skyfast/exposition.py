@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Flag, auto
-from itertools import chain, repeat
 from typing import Protocol
 
 from isal import isal_zlib
@@ -25,11 +24,10 @@ FIRST_CHUNK_BYTES = 16 * 1024
 """A page's first chunk: small, so that the first byte leaves at once."""
 
 CHUNK_BYTES = 512 * 1024
-"""What is rendered without the GIL at a time..."""
+"""What is rendered, and compressed, without the GIL at a time."""
 
-GZIP_CHUNK_BYTES = 128 * 1024
-"""... and compressed: so little that it is in the second-level cache still, beside what
-compression and rendering need there. Of 64 KiB to 1 MiB, more was slower by up to a fifth."""
+COMPRESSED_BYTES = 128 * 1024
+"""What is handed on of a compressed page at a time: waking the event loop costs."""
 
 QUEUE_CHUNKS = 4
 """How far rendering runs ahead of the reader."""
@@ -130,8 +128,7 @@ class Exposition:
     def stream(self, parts: Part, *, gzip: bool, openmetrics: bool = False) -> "Stream":
         """Begin to render ``parts`` in a thread, and return what comes out of it."""
         counts = self._counts(openmetrics=openmetrics) if Part.SELF in parts else b""
-        size = GZIP_CHUNK_BYTES if gzip else CHUNK_BYTES
-        chunks = _chunks(self.source, parts, counts, self._now(), size, openmetrics=openmetrics)
+        chunks = _chunks(self.source, parts, counts, self._now(), openmetrics=openmetrics)
         return Stream(chunks, gzip=gzip)
 
     def _counts(self, *, openmetrics: bool) -> bytes:
@@ -147,26 +144,23 @@ class Exposition:
 
 
 def _chunks(
-    source: Source, parts: Part, counts: bytes, now: float, size: int, *, openmetrics: bool
+    source: Source, parts: Part, counts: bytes, now: float, *, openmetrics: bool
 ) -> Iterator[bytes]:
-    """Yield the page of ``now`` in chunks of about ``size`` bytes, the first of them smaller.
-
-    ``counts`` are the self metrics that the event loop rendered.
-    """
+    """Yield the page of ``now``; ``counts`` are the self metrics that the event loop rendered."""
     if Part.FLOWS in parts:
         page = source.table.page(now, openmetrics=openmetrics)
-        for wanted in chain((FIRST_CHUNK_BYTES,), repeat(size)):
-            if not (chunk := page.read(wanted)):
-                break
+        size = FIRST_CHUNK_BYTES
+        while chunk := page.read(size):
             yield chunk
+            size = CHUNK_BYTES
     for part, rendered in (
         (Part.INTERFACES, source.interfaces),
         (Part.CAPTURES, source.captures),
     ):
         if part in parts:
             text = rendered.page(now, openmetrics=openmetrics)
-            for start in range(0, len(text), size):
-                yield text[start : start + size]
+            for start in range(0, len(text), CHUNK_BYTES):
+                yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
         values = source.cardinality.values()
         yield counts + selfmetrics.render_label_values(values, openmetrics=openmetrics)
@@ -303,7 +297,7 @@ def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 yield b"".join(ready)
                 ready.clear()
                 ready_bytes = 0
-                wanted_bytes = GZIP_CHUNK_BYTES
+                wanted_bytes = COMPRESSED_BYTES
     yield b"".join((*ready, compressor.flush()))
 
 
