@@ -1232,7 +1232,7 @@ cdef class Table:
                 if family.decimals > MAX_DECIMALS:
                     raise ValueError(f"{declared.name} has more decimals than a value has digits")
                 for j in range(2):
-                    head = family_head(declared, openmetrics=j == 1).encode()
+                    head = "".join(declared.head_lines(openmetrics=j == 1)).encode()
                     family.heads[j] = <char *>self._allocate(len(head))
                     family.head_lengths[j] = len(head)
                     memcpy(family.heads[j], PyBytes_AS_STRING(head), len(head))
@@ -2832,24 +2832,6 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
         total[0] = INT64_MAX
     else:
         total[0] = base + amount
-
-
-def family_head(family, *, openmetrics):
-    """Return the lines that stand before a family's samples.
-
-    In OpenMetrics 1.0 a counter's family has its samples' name without ``_total``, and may have
-    a unit: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
-    """
-    name = family.name
-    text = family.help.replace("\\", r"\\").replace("\n", r"\n")
-    unit = ""
-    if openmetrics:
-        text = text.replace('"', r'\"')
-        if family.type == "counter":
-            name = name.removesuffix("_total")
-        if family.unit:
-            unit = f"# UNIT {name} {family.unit}\n"
-    return f"# HELP {name} {text}\n# TYPE {name} {family.type}\n{unit}"
 
 
 def line_literals(metric, columns, direction):

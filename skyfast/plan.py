@@ -18,6 +18,34 @@ INITIATOR_TO_TARGET = "initiator_to_target"
 TARGET_TO_INITIATOR = "target_to_initiator"
 
 
+_VALUE_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+_HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
+
+
+def head_lines(
+    name: str, text: str, kind: str, *, unit: str, openmetrics: bool
+) -> tuple[str, str, str]:
+    """Return the HELP, TYPE and UNIT lines of the family whose samples are called ``name``.
+
+    OpenMetrics 1.0 calls a counter's family what its samples are called without ``_total``, and
+    has a line for the unit, which is the end of the family's name; the line is empty where there
+    is none: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
+    """
+    if openmetrics and kind == "counter":
+        name = name.removesuffix("_total")
+    escapes = _VALUE_ESCAPES if openmetrics else _HELP_ESCAPES
+    return (
+        f"# HELP {name} {text.translate(escapes)}\n",
+        f"# TYPE {name} {kind}\n",
+        f"# UNIT {name} {unit}\n" if openmetrics and unit else "",
+    )
+
+
+def escaped(value: str) -> str:
+    """Return a label value as both text formats write it."""
+    return value.translate(_VALUE_ESCAPES)
+
+
 class Rewrite(Protocol):
     """Makes a label value of what stands in the flow; a dict with ``__missing__`` is one.
 
@@ -101,6 +129,10 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     values: tuple[Value, ...]
     decimals: int = 0
     unit: str = ""
+
+    def head_lines(self, *, openmetrics: bool) -> tuple[str, str, str]:
+        """Return the lines that stand before the samples: `head_lines` of this family."""
+        return head_lines(self.name, self.help, self.type, unit=self.unit, openmetrics=openmetrics)
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from skyfast import __version__
+from skyfast.plan import escaped, head_lines
 
 NAMESPACES = ("flow", "stats", "other")
 """Values of the label ``namespace``: anything an analyzer invents is ``other``."""
@@ -216,9 +217,6 @@ class TableCounts(Protocol):
 
 
 PROC = Path("/proc")
-
-_LABEL_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-_HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 Sample = tuple[Mapping[str, str], float]
 """Labels and value. An integer is rendered exactly, a float as its shortest exact text."""
@@ -585,22 +583,14 @@ def _by_reason(name: str, text: str, counts: Mapping[str, int]) -> _Family:
 
 
 def head(name: str, text: str, kind: str, *, unit: str = "", openmetrics: bool) -> str:
-    """Return the comment lines that begin a family whose samples are called ``name``.
-
-    OpenMetrics calls a counter's family what its samples are called without ``_total``, and has a
-    line for the unit, which is the end of the family's name.
-    """
-    if not openmetrics:
-        return f"# HELP {name} {text.translate(_HELP_ESCAPES)}\n# TYPE {name} {kind}\n"
-    if kind == "counter":
-        name = name.removesuffix("_total")
-    units = f"# UNIT {name} {unit}\n" if unit else ""
-    return f"# TYPE {name} {kind}\n{units}# HELP {name} {text.translate(_LABEL_ESCAPES)}\n"
+    """Return the comment lines that begin a family whose samples are called ``name``."""
+    help_, type_, unit_ = head_lines(name, text, kind, unit=unit, openmetrics=openmetrics)
+    return type_ + unit_ + help_ if openmetrics else help_ + type_
 
 
 def label_text(labels: Mapping[str, str]) -> str:
     """Return ``{name="value",...}``, escaped by the text format's rules; "" without labels."""
     if not labels:
         return ""
-    pairs = (f'{name}="{value.translate(_LABEL_ESCAPES)}"' for name, value in labels.items())
+    pairs = (f'{name}="{escaped(value)}"' for name, value in labels.items())
     return "{" + ",".join(pairs) + "}"
