@@ -797,6 +797,30 @@ cdef inline void wheel_file(Wheel *wheel, uint32_t deadline_s, uint32_t number,
     head[0] = number
 
 
+cdef inline uint32_t wheel_due(Wheel *wheel, uint32_t live, uint32_t now_s,
+                               uint32_t *max_rows) noexcept nogil:
+    # The first row of the slot whose turn it is; 0 when there is none by now, which `next_s` then
+    # tells, or when no more may be looked at. `live` rows are in the wheel.
+    cdef uint32_t number
+    while wheel.next_s <= now_s:
+        if live == 0:
+            wheel.next_s = now_s + 1
+            break
+        if max_rows[0] == 0:
+            break
+        max_rows[0] -= 1
+        number = wheel.slots[wheel.next_s & wheel.mask]
+        if number:
+            return number
+        wheel.next_s += 1
+    return 0
+
+
+cdef inline void wheel_take(Wheel *wheel, uint32_t next) noexcept nogil:
+    # Out of its slot with the row that is due, behind which `next` stands.
+    wheel.slots[wheel.next_s & wheel.mask] = next
+
+
 # ---------------------------------------------------------------------------------------------
 
 cdef struct Cursor:
@@ -2119,23 +2143,14 @@ cdef class Table:
 
     cdef bint _expire_flows(self, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
         cdef Wheel *wheel = &self.wheel
-        cdef uint32_t *head
         cdef uint32_t number
         cdef Flow *flow
-        while wheel.next_s <= now_s:
-            if self.flow_rows.live == 0:
-                wheel.next_s = now_s + 1
-                return False
-            if max_rows[0] == 0:
-                return True
-            max_rows[0] -= 1
-            head = &wheel.slots[wheel.next_s & wheel.mask]
-            number = head[0]
+        while True:
+            number = wheel_due(wheel, self.flow_rows.live, now_s, max_rows)
             if number == 0:
-                wheel.next_s += 1
-                continue
+                return wheel.next_s <= now_s
             flow = <Flow *>row_at(&self.flow_rows, number)
-            head[0] = flow.wheel_next
+            wheel_take(wheel, flow.wheel_next)
             if flow.wheel_next:
                 prefetch(row_at(&self.flow_rows, flow.wheel_next))
             if flow.deadline_s > wheel.next_s:
@@ -2148,23 +2163,14 @@ cdef class Table:
 
     cdef bint _expire_rows(self, View *view, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
         cdef Wheel *wheel = &view.wheel
-        cdef uint32_t *head
         cdef uint32_t number
         cdef Connection *row
-        while wheel.next_s <= now_s:
-            if view.rows.live == 0:
-                wheel.next_s = now_s + 1
-                return False
-            if max_rows[0] == 0:
-                return True
-            max_rows[0] -= 1
-            head = &wheel.slots[wheel.next_s & wheel.mask]
-            number = head[0]
+        while True:
+            number = wheel_due(wheel, view.rows.live, now_s, max_rows)
             if number == 0:
-                wheel.next_s += 1
-                continue
+                return wheel.next_s <= now_s
             row = self._row(view, number)
-            head[0] = row.links[0]
+            wheel_take(wheel, row.links[0])
             if row.links[0]:
                 prefetch(self._row(view, row.links[0]))
             if row.flows and row.deadline_s <= wheel.next_s:
