@@ -857,7 +857,6 @@ cdef class Table:
     cdef uint32_t max_flows_, max_connections_
     cdef bint converses                 # there are conversation rows
     cdef bint wants_slots, slots
-    cdef double timeout_s
     cdef uint64_t seed
     cdef object plan
     cdef list paths                     # of the columns, and of keys
@@ -1029,7 +1028,7 @@ cdef class Table:
             raise ValueError("a view's time-out is at least timeout_s and at most 2^30")
         self.max_connections_ = max_connections
         self.max_flows_ = max_flows
-        self.timeout_s = timeout_s
+        self.views[0].timeout_s = timeout_s
         for i in range(1, self.view_count):
             self.views[i].timeout_s = view_timeouts_s[i - 1]
             if self.views[i].wheel.slots == NULL:
@@ -1298,12 +1297,11 @@ cdef class Table:
         cdef uint32_t i, size
         cdef int done
         cdef View *view
-        cdef uint32_t deadline_s = <uint32_t>ceil(now + self.timeout_s)
         if start < 0:
             raise ValueError("start counts from the beginning")
         if self.flow_rows.live == 0:
             self.wheel.next_s = <uint32_t>floor(now)
-        for i in range(1, self.view_count):
+        for i in range(self.view_count):
             view = &self.views[i]
             view.deadline_s = <uint32_t>ceil(now + view.timeout_s)
             if view.rows.live == 0:
@@ -1322,7 +1320,7 @@ cdef class Table:
                 raise
             self._find_labels(size)
             pthread_mutex_lock(&self.lock)
-            done = self._apply(size, deadline_s)
+            done = self._apply(size)
             pthread_mutex_unlock(&self.lock)
             if self.held:
                 self.held.clear()
@@ -1498,7 +1496,7 @@ cdef class Table:
             wrong = self._read_conversation(flow, reader, report)
             if unlikely(wrong):
                 return wrong
-        report.has_amounts = False
+        report.has_amounts = report.first = False
         if reader.marks:
             report.skip_amounts = self._read_news(flow, reader, report, values, amounts)
         return SKIP_NONE
@@ -1647,7 +1645,7 @@ cdef class Table:
 
     # Everything from here to `expire` runs under the lock.
 
-    cdef int _apply(self, uint32_t size, uint32_t deadline_s) noexcept nogil:
+    cdef int _apply(self, uint32_t size) noexcept nogil:
         # How many reports of the batch were dealt with, or -1 when memory ran out.
         cdef uint32_t i
         cdef Report *report
@@ -1659,14 +1657,14 @@ cdef class Table:
                 if report.flow == 0:
                     report.flow = self._known(report)   # an earlier one of this very batch
                 if likely(report.flow != 0):
-                    report.skip = self._apply_known(report, values, deadline_s)
+                    report.skip = self._apply_known(report, values)
                 elif unlikely(report.skip_new != SKIP_NONE):
                     report.skip = report.skip_new
                 else:
                     self.met_unknown = True
                     report.skip = self._apply_unknown(
                         report, values, self.batch_cells + <size_t>i * self.cells,
-                        self.batch_amounts + <size_t>i * self.counters, deadline_s,
+                        self.batch_amounts + <size_t>i * self.counters,
                     )
                     if unlikely(report.skip == APPLY_STOP):
                         return <int>i
@@ -1692,8 +1690,7 @@ cdef class Table:
     cdef inline Connection *_row(self, const View *view, uint32_t number) noexcept nogil:
         return <Connection *>row_at(&view.rows, number)
 
-    cdef int _apply_known(self, const Report *report, const int64_t *values,
-                          uint32_t deadline_s) noexcept nogil:
+    cdef int _apply_known(self, const Report *report, const int64_t *values) noexcept nogil:
         cdef Flow *flow = <Flow *>row_at(&self.flow_rows, report.flow)
         cdef int64_t *totals = <int64_t *>(flow + 1)
         cdef Connection *connection = self._row(&self.views[0], flow.connection & ~TEXT_KEY)
@@ -1722,18 +1719,16 @@ cdef class Table:
                     totals[i] = values[i]
         if newer:
             flow.last_ms = report.last_ms
-        if deadline_s > flow.deadline_s:
-            flow.deadline_s = deadline_s
-        self._feed(&self.views[0], connection, news, values, deadline_s)
+        flow.deadline_s = max(flow.deadline_s, self.views[0].deadline_s)
+        self._feed(&self.views[0], connection, news, values)
         for i in range(1, self.view_count):
             number = self._link(&self.views[i], flow, connection)[0]
             if number:
-                self._feed(&self.views[i], self._row(&self.views[i], number), news, values,
-                           self.views[i].deadline_s)
+                self._feed(&self.views[i], self._row(&self.views[i], number), news, values)
         return SKIP_NONE
 
     cdef inline void _feed(self, const View *view, Connection *row, const int64_t *news,
-                           const int64_t *values, uint32_t deadline_s) noexcept nogil:
+                           const int64_t *values) noexcept nogil:
         # Add a report to a row: `news` to its counters, of `values` what its gauges keep (those
         # of an `other` row nothing).
         cdef int64_t *sums = <int64_t *>(<char *>row + view.values_at)
@@ -1746,11 +1741,10 @@ cdef class Table:
             if (value and row.deadline_s != NEVER_S
                     and keeps(self.keeps[view.sources[i]], value, sums[i])):
                 sums[i] = value
-        if deadline_s > row.deadline_s:
-            row.deadline_s = deadline_s
+        row.deadline_s = max(row.deadline_s, view.deadline_s)
 
     cdef int _apply_unknown(self, Report *report, const int64_t *values, const Cell *cells,
-                            const int64_t *amounts, uint32_t deadline_s) noexcept nogil:
+                            const int64_t *amounts) noexcept nogil:
         cdef View *first = &self.views[0]
         cdef uint32_t number, conversation = 0
         cdef int wrong
@@ -1774,7 +1768,7 @@ cdef class Table:
         elif report.has_amounts and report.skip_amounts and self._needs_amounts(number):
             wrong = report.skip_amounts
         else:
-            wrong = self._add_flow(report, number, conversation, values, amounts, deadline_s)
+            wrong = self._add_flow(report, number, conversation, values, amounts)
         self._release_interned()
         return wrong
 
@@ -1916,8 +1910,7 @@ cdef class Table:
         return self._new_row(view, hash)
 
     cdef int _add_flow(self, const Report *report, uint32_t number, uint32_t conversation,
-                       const int64_t *values, const int64_t *amounts,
-                       uint32_t deadline_s) noexcept nogil:
+                       const int64_t *values, const int64_t *amounts) noexcept nogil:
         # A new flow row, and what it needs of the other kinds; all of it or nothing. `number` is
         # its row in the first view, or 0.
         cdef uint32_t text = 0
@@ -1948,7 +1941,7 @@ cdef class Table:
             if text:
                 text_release(&self.texts, text)
             return APPLY_NO_MEMORY
-        self._fill_flow(row, key, text, report, conversation, values, amounts, deadline_s)
+        self._fill_flow(row, key, text, report, conversation, values, amounts)
         return SKIP_NONE
 
     cdef inline bint _follows(self, uint32_t number) noexcept nogil:
@@ -1977,23 +1970,23 @@ cdef class Table:
         return self.view_count
 
     cdef void _fill_flow(self, uint32_t row, uint64_t key, uint32_t text, const Report *report,
-                         uint32_t conversation, const int64_t *values, const int64_t *amounts,
-                         uint32_t deadline_s) noexcept nogil:
+                         uint32_t conversation, const int64_t *values,
+                         const int64_t *amounts) noexcept nogil:
         cdef Flow *flow = <Flow *>row_at(&self.flow_rows, row)
         cdef Connection *connection = self._row(&self.views[0], self.targets[0])
         cdef Connection *target
         cdef const int64_t *news
         cdef View *view
         cdef uint32_t *links = self._links(flow)
-        cdef uint32_t i, due_s
+        cdef uint32_t i
         flow.hash = <uint32_t>key
         flow.key_high = <uint32_t>(key >> 32)
         flow.connection = self.targets[0] | (TEXT_KEY if text else 0)
         flow.last_ms = report.last_ms
-        flow.deadline_s = deadline_s
+        flow.deadline_s = self.views[0].deadline_s
         memcpy(flow + 1, values, self.counters * sizeof(int64_t))
         index_add(&self.flow_rows, row)
-        wheel_file(&self.wheel, deadline_s, row, &flow.wheel_next)
+        wheel_file(&self.wheel, flow.deadline_s, row, &flow.wheel_next)
         if conversation:
             links[0] = conversation
             self._conversation_at(conversation).flows += 1
@@ -2007,15 +2000,14 @@ cdef class Table:
                 if self.targets[i] == 0:
                     continue
             target = self._row(view, self.targets[i])
-            due_s = view.deadline_s if i else deadline_s
             if i and self.created[i]:
-                self._file_row(view, self.targets[i], due_s)
+                self._file_row(view, self.targets[i], view.deadline_s)
             target.flows += 1
             news = values
-            if not report.first or not report.has_amounts:
+            if not report.first:
                 if not (self.created[i] and view.complete and not self.overflowed):
                     news = amounts
-            self._feed(view, target, news, values, due_s)
+            self._feed(view, target, news, values)
         self.connections_created += self.created[0]
 
     cdef inline void _file_row(self, View *view, uint32_t number,
@@ -2107,7 +2099,7 @@ cdef class Table:
         self.overflow_reports += 1
         for i in range(self.view_count):
             view = &self.views[i]
-            self._feed(view, self._row(view, self.targets[i]), news, values, view.deadline_s)
+            self._feed(view, self._row(view, self.targets[i]), news, values)
         return SKIP_TABLE_FULL
 
     # -- expiry ---------------------------------------------------------------------------------
@@ -2159,7 +2151,6 @@ cdef class Table:
                      <uint32_t>self.births)
             else:
                 self._remove(flow, number)
-        return False
 
     cdef bint _expire_rows(self, View *view, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
         cdef Wheel *wheel = &view.wheel
@@ -2180,7 +2171,6 @@ cdef class Table:
                 aged(row, <uint32_t>self.births)
             else:
                 self._drop_row(view, number)
-        return False
 
     cdef void _remove(self, Flow *flow, uint32_t number) noexcept nogil:
         cdef uint32_t at = flow.connection & ~TEXT_KEY
@@ -2450,8 +2440,8 @@ cdef class Table:
         return True
 
     cdef inline uint32_t _due_s(self, const View *view, const Flow *flow) noexcept nogil:
-        # The deadline that the flow's latest report gave to its row of any view but the first.
-        return flow.deadline_s + <uint32_t>ceil(view.timeout_s - self.timeout_s)
+        # The deadline that the flow's latest report gave to its row of a view.
+        return flow.deadline_s + <uint32_t>ceil(view.timeout_s - self.views[0].timeout_s)
 
     cdef void _join(self, View *view, uint32_t number, Flow *flow) noexcept nogil:
         cdef const int64_t *totals = <const int64_t *>(flow + 1)
@@ -2459,10 +2449,7 @@ cdef class Table:
         cdef int64_t *sums = <int64_t *>(<char *>row + view.values_at)
         cdef uint32_t i
         row.flows += 1
-        row.deadline_s = max(
-            row.deadline_s,
-            flow.deadline_s if view == &self.views[0] else self._due_s(view, flow),
-        )
+        row.deadline_s = max(row.deadline_s, self._due_s(view, flow))
         for i in range(view.counters):
             if totals[view.sources[i]] != ABSENT:
                 sums[i] = max(sums[i], <int64_t>0)
