@@ -119,28 +119,26 @@ class Exposition:
 
     async def own(self, *, openmetrics: bool = False) -> bytes:
         """Return the page of self metrics. Takes no thread of those that pages are rendered in."""
-        source = self.source
-        counts = self._counts(openmetrics=openmetrics)
-        values = await asyncio.to_thread(source.cardinality.values)
-        end = _END if openmetrics else b""
-        return counts + selfmetrics.render_label_values(values, openmetrics=openmetrics) + end
+        return await asyncio.to_thread(b"".join, self._chunks(Part.SELF, openmetrics=openmetrics))
 
     def stream(self, parts: Part, *, gzip: bool, openmetrics: bool = False) -> "Stream":
         """Begin to render ``parts`` in a thread, and return what comes out of it."""
-        counts = self._counts(openmetrics=openmetrics) if Part.SELF in parts else b""
-        chunks = _chunks(self.source, parts, counts, self._now(), openmetrics=openmetrics)
-        return Stream(chunks, gzip=gzip)
+        return Stream(self._chunks(parts, openmetrics=openmetrics), gzip=gzip)
 
-    def _counts(self, *, openmetrics: bool) -> bytes:
-        """Return what belongs on the event loop: see :func:`selfmetrics.render`."""
+    def _chunks(self, parts: Part, *, openmetrics: bool) -> Iterator[bytes]:
+        """Return what renders ``parts``, in any thread, as they are now."""
         source = self.source
-        return selfmetrics.render(
-            self._stats,
-            source.table,
-            views=source.views,
-            standard_names=source.standard_names,
-            openmetrics=openmetrics,
-        )
+        counts = b""
+        if Part.SELF in parts:
+            # Belongs on the event loop: see there.
+            counts = selfmetrics.render(
+                self._stats,
+                source.table,
+                views=source.views,
+                standard_names=source.standard_names,
+                openmetrics=openmetrics,
+            )
+        return _chunks(source, parts, counts, self._now(), openmetrics=openmetrics)
 
 
 def _chunks(
@@ -287,17 +285,13 @@ def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
     # isal keeps some of what it has back, so many calls return nothing.
     compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
     ready: list[bytes] = []
-    ready_bytes = 0
     wanted_bytes = 1  # the first that comes leaves at once
     for chunk in chunks:
-        if compressed := compressor.compress(chunk):
-            ready.append(compressed)
-            ready_bytes += len(compressed)
-            if ready_bytes >= wanted_bytes:
-                yield b"".join(ready)
-                ready.clear()
-                ready_bytes = 0
-                wanted_bytes = COMPRESSED_BYTES
+        ready.append(compressor.compress(chunk))
+        if sum(map(len, ready)) >= wanted_bytes:
+            yield b"".join(ready)
+            ready.clear()
+            wanted_bytes = COMPRESSED_BYTES
     yield b"".join((*ready, compressor.flush()))
 
 
