@@ -371,8 +371,8 @@ def _interface_times(store: Store) -> dict[str, float]:
 
 def _longest_s(store: Store) -> float:
     """Return for how long names are to be remembered: no row lives longer without a report."""
-    rows_s = [store.connection_timeout_s + store.connection_grace_s]
-    rows_s += [view.timeout_s for view in store.views]
+    limits = _limits(store)
+    rows_s: list[float] = [limits["timeout_s"], *limits["view_timeouts_s"]]
     return max(*rows_s, 3 * (store.interfaces_interval_s or NAMES_INTERVAL_S))
 
 

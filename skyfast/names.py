@@ -7,11 +7,11 @@ date, and what changed comes out. An analyzer decides what they hold, so everyth
 import asyncio
 from collections.abc import Container, Iterable, Mapping, Set
 from dataclasses import dataclass
-from ipaddress import ip_address
 from itertools import islice
 from typing import Final
 
 from skyfast.nodes import Node
+from skyfast.rewrite import address
 
 MAX_NODES: Final = 50_000
 """Nodes of one answer that are looked at; an answer has room for about 20,000 real ones."""
@@ -208,8 +208,5 @@ def _canonical(text: str) -> str:
     Go writes IPv6 by RFC 5952 as Python does, but never in the mixed form: what is in
     ``::ffff:0:0/96`` looks like the IPv4 address that it maps. Flows have no zones (``%eth0``).
     """
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return ""
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    found = address(text.partition("%")[0])
+    return "" if found is None else str(found)
