@@ -8,6 +8,7 @@ depends on one another.
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar, cast
 
@@ -217,13 +218,12 @@ def _unique(
     entries = list_of(item)
 
     def parse(value: Value) -> tuple[T, ...]:
-        if isinstance(value, list) and len(value) > most:
-            raise Invalid(f"has more than {most} entries", value)
+        if isinstance(value, list):
+            _check_count(value, value, most)
         parsed = entries(value)
         if not parsed:
             raise Invalid(f"names no {kind}", value)
-        if len(parsed) > most:
-            raise Invalid(f"has more than {most} entries", value)
+        _check_count(parsed, value, most)
         for i, each in enumerate(parsed):
             if each in parsed[:i]:
                 node = value[i] if isinstance(value, list) else None
@@ -235,6 +235,26 @@ def _unique(
         return parsed
 
     return parse
+
+
+def _several(
+    item: Callable[[Value], T], kind: str, *, most: int
+) -> Callable[[Value], tuple[T, ...]]:
+    """Accept a list, which can be empty, of at most so many."""
+    entries = list_of(item)
+
+    def parse(value: Value) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            raise Invalid(f"is not a list of {kind}", value)
+        _check_count(value, value, most)
+        return entries(value)
+
+    return parse
+
+
+def _check_count(entries: Sequence[object], value: Value, most: int) -> None:
+    if len(entries) > most:
+        raise Invalid(f"has more than {most} entries", value)
 
 
 to_labels = _unique(to_label, "label", most=MAX_LABELS + 1)
@@ -263,15 +283,6 @@ def _show_metric(metric: MetricChoice) -> dict[str, object]:
 # Views ---------------------------------------------------------------------------------------
 
 
-def to_views(value: Value) -> tuple[ViewChoice, ...]:
-    """Accept a list of views, which can be empty. Those without a time-out have 0."""
-    if not isinstance(value, list):
-        raise Invalid("is not a list of views", value)
-    if len(value) > MAX_VIEWS:
-        raise Invalid(f"has more than {MAX_VIEWS} entries", value)
-    return list_of(_to_view)(value)
-
-
 def _to_view(value: Value) -> ViewChoice:
     nodes = mapping_of(
         value,
@@ -290,6 +301,15 @@ def _to_view(value: Value) -> ViewChoice:
     )
 
 
+to_views = _several(_to_view, "views", most=MAX_VIEWS)
+"""Accepts a list of views. Those without a time-out have 0."""
+
+
+def show_seconds(number: float) -> float:
+    """Return a time as it is written."""
+    return int(number) if number.is_integer() else number
+
+
 def show_views(views: Sequence[ViewChoice]) -> list[object]:
     """Return what `to_views` makes ``views`` of."""
     return [
@@ -298,7 +318,7 @@ def show_views(views: Sequence[ViewChoice]) -> list[object]:
             "labels": show_labels(view.labels),
             "metrics": show_metrics(view.metrics),
             "direction": view.direction,
-            "timeout": int(view.timeout_s) if view.timeout_s.is_integer() else view.timeout_s,
+            "timeout": show_seconds(view.timeout_s),
         }
         for view in views
     ]
@@ -534,15 +554,6 @@ _ADDRESS_FIELDS = frozenset({("Network", "A"), ("Network", "B")})
 _PORT_FIELDS = frozenset({("Transport", "A"), ("Transport", "B")})
 
 
-def to_rules(value: Value) -> tuple[Rule, ...]:
-    """Accept a list of mappings with ``name`` and conditions by field."""
-    if not isinstance(value, list):
-        raise Invalid("is not a list of rules", value)
-    if len(value) > MAX_RULES:
-        raise Invalid(f"has more than {MAX_RULES} entries", value)
-    return list_of(_to_rule)(value)
-
-
 def _to_rule(value: Value) -> Rule:
     if not isinstance(value, dict):
         raise Invalid("is not a rule: a mapping with name and conditions", value)
@@ -558,6 +569,10 @@ def _to_rule(value: Value) -> Rule:
         missing = "conditions" if name else "name"
         raise Invalid(f"without {missing} is not a rule", value)
     return Rule(name=name, conditions=tuple(conditions))
+
+
+to_rules = _several(_to_rule, "rules", most=MAX_RULES)
+"""Accepts a list of mappings with ``name`` and conditions by field."""
 
 
 def _to_rule_name(value: Value) -> str:
@@ -611,19 +626,13 @@ def _to_pattern(path: Path | None, value: Value) -> re.Pattern[str]:
 
 def _to_values(field: str, path: Path | None, value: Value) -> Condition:
     """Make a condition of one entry or a list: whatever each of them is."""
+    to_entry = partial(_to_entry, path)
+    if value == []:
+        raise Invalid("names no value", value)
     if isinstance(value, list):
-        if not value:
-            raise Invalid("names no value", value)
-        if len(value) > MAX_ENTRIES:
-            raise Invalid(f"has more than {MAX_ENTRIES} entries", value)
-    entries = value if isinstance(value, list) else [None]
-    found = []
-    for entry in entries:
-        if entry is None:
-            found.append(_to_entry(path, value))
-        else:
-            with within(entry):
-                found.append(_to_entry(path, entry.value))
+        found = _several(to_entry, "values", most=MAX_ENTRIES)(value)
+    else:
+        found = (to_entry(value),)
     ranges = tuple(each for each in found if isinstance(each, tuple))
     values = frozenset(each for each in found if isinstance(each, str | int))
     networks = tuple(each for each in found if not isinstance(each, str | int | tuple))

@@ -32,8 +32,8 @@ import yaml
 
 from skyfast import choices
 from skyfast.catalogue import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
-from skyfast.document import ConfigError as ConfigError
 from skyfast.document import (
+    HIDDEN,
     Node,
     Value,
     compose,
@@ -44,6 +44,7 @@ from skyfast.document import (
     kind_of,
     read_file,
 )
+from skyfast.document import ConfigError as ConfigError
 from skyfast.document import redact_url as redact_url
 from skyfast.selection import Condition as Condition
 from skyfast.selection import Fold as Fold
@@ -86,9 +87,6 @@ MAX_MESSAGE_BYTES = 1 << 30
 
 MAX_SOCKETS = 65_536
 """The largest number of HTTP connections or of simultaneous scrapes."""
-
-HIDDEN = "<hidden>"
-"""Stands for a secret wherever the configuration is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,10 +313,6 @@ def _shown_endpoint(url: str) -> str:
     return re.sub(r"(//[^:@/]*:)[^/]+@", rf"\1{HIDDEN}@", url)
 
 
-def _short(number: float) -> float:
-    return int(number) if number.is_integer() else number
-
-
 HOST_ID = _key("host_id", to_text, "", lambda c: c.host_id)
 ANALYZERS: Key[tuple[Address, ...]] = _key(
     "analyzers", list_of(to_address), (), lambda c: list(c.analyzers)
@@ -363,7 +357,7 @@ SILENCE_TIMEOUT = _key(
     "pipeline.subscriber.silence_timeout",
     seconds(zero=False),
     45.0,
-    lambda c: _short(c.subscriber.silence_timeout_s),
+    lambda c: choices.show_seconds(c.subscriber.silence_timeout_s),
 )
 
 CLASSIFY_TYPE = _key("pipeline.classify.type", only("subnet"), "subnet", lambda _: "subnet")
@@ -410,13 +404,13 @@ CONNECTION_TIMEOUT = _key(
     "pipeline.store.prom_sky_con.connection_timeout",
     seconds(zero=True),
     60.0,
-    lambda c: _short(c.store.connection_timeout_s),
+    lambda c: choices.show_seconds(c.store.connection_timeout_s),
 )
 CONNECTION_GRACE = _key(
     "pipeline.store.prom_sky_con.connection_grace",
     seconds(zero=True),
     15.0,
-    lambda c: _short(c.store.connection_grace_s),
+    lambda c: choices.show_seconds(c.store.connection_grace_s),
 )
 MAX_CONNECTIONS = _key(
     "pipeline.store.prom_sky_con.max_connections",
@@ -431,7 +425,7 @@ INTERFACES_INTERVAL = _key(
     "pipeline.store.prom_sky_con.interfaces_interval",
     seconds(zero=True),
     20.0,
-    lambda c: _short(c.store.interfaces_interval_s),
+    lambda c: choices.show_seconds(c.store.interfaces_interval_s),
 )
 
 LABELS: Key[tuple[LabelChoice, ...]] = _key(
@@ -503,7 +497,10 @@ WEB_SCRAPES_PER_ADDRESS = _key(
     lambda c: c.web.max_scrapes_per_address,
 )
 WEB_SCRAPE_TIMEOUT = _key(
-    "web.scrape_timeout", seconds(zero=False), 60.0, lambda c: _short(c.web.scrape_timeout_s)
+    "web.scrape_timeout",
+    seconds(zero=False),
+    60.0,
+    lambda c: choices.show_seconds(c.web.scrape_timeout_s),
 )
 
 ENABLE_RELOAD = _key("web.enable_reload", to_boolean, False, lambda c: c.web.enable_reload)
@@ -688,11 +685,9 @@ def _value(key: Key[T], found: _Found | None) -> T:
     try:
         return key.parse(found.value)
     except Invalid as bad:
-        path = describe_path(join(key.path, bad.name) if bad.name else key.path)
-        scalar = isinstance(bad.value, str | bool)
-        shown = HIDDEN if key.secret and scalar else describe(bad.value)
-        problem = f"{shown} {bad.problem}" if bad.shown else bad.problem
-        raise ConfigError(f"{found.origin(bad.line)}: {path}: {problem}") from None
+        hidden = key.secret and isinstance(bad.value, str | bool)
+        text = bad.told(key.path, hidden=hidden)
+        raise ConfigError(f"{found.origin(bad.line)}: {text}") from None
 
 
 def _tls(get: _Settings) -> TLS:

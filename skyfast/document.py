@@ -19,6 +19,9 @@ MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 64
 """Deeper nesting is refused: this is a security limit."""
 
+HIDDEN = "<hidden>"
+"""Stands for a secret wherever the configuration is shown."""
+
 MAX_SHOWN = 80
 """Characters of a value that an error message shows."""
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
-from skyfast.document import BOOLS, Node, Value, join
+from skyfast.document import BOOLS, HIDDEN, Node, Value, describe, describe_path, join
 from skyfast.selection import Network
 
 S = TypeVar("S", bound=str)
@@ -70,6 +70,12 @@ class Invalid(Exception):  # noqa: N818 - becomes a ConfigError
         self.name = name
         self.line = line
         self.shown = shown
+
+    def told(self, path: str, *, hidden: bool) -> str:
+        """Say what is wrong at ``path``; ``hidden`` stands for a value that is a secret."""
+        where = describe_path(join(path, self.name) if self.name else path)
+        value = HIDDEN if hidden else describe(self.value)
+        return f"{where}: {value} {self.problem}" if self.shown else f"{where}: {self.problem}"
 
 
 @contextmanager

@@ -30,14 +30,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from skyfast.config import HIDDEN
 from skyfast.document import (
     ConfigError,
     Node,
     Value,
     compose,
     describe,
-    describe_path,
     file_name,
     join,
     read_file,
@@ -244,11 +242,8 @@ class _Reader:
         try:
             yield
         except Invalid as bad:
-            where = describe_path(join(path, bad.name) if bad.name else path)
-            shown = HIDDEN if secret else describe(bad.value)
-            problem = f"{shown} {bad.problem}" if bad.shown else bad.problem
-            line = bad.line or node.line
-            raise ConfigError(f"{self._name}: line {line}: {where}: {problem}") from None
+            text = bad.told(path, hidden=secret)
+            raise ConfigError(f"{self._name}: line {bad.line or node.line}: {text}") from None
 
     def _section(self, node: Node, path: str, known: Sequence[str]) -> "_Section":
         return _Section(self, path, self._mapping(node, path, known), node)
@@ -528,16 +523,16 @@ def _reason(error: Exception) -> str:
 class _Bucket:
     """A token bucket, full at first."""
 
-    __slots__ = ("_at_s", "_limit", "_tokens")
+    __slots__ = ("_at_s", "_tokens", "limit")
 
     def __init__(self, limit: RateLimit, now_s: float) -> None:
-        self._limit = limit
+        self.limit = limit
         self._tokens = float(limit.burst)
         self._at_s = now_s
 
     def take(self, now_s: float) -> bool:
-        more = (now_s - self._at_s) / self._limit.interval_s
-        self._tokens = min(self._limit.burst, self._tokens + more)
+        more = (now_s - self._at_s) / self.limit.interval_s
+        self._tokens = min(self.limit.burst, self._tokens + more)
         self._at_s = now_s
         if self._tokens < 1:
             return False
@@ -545,7 +540,7 @@ class _Bucket:
         return True
 
     def give_back(self) -> None:
-        self._tokens = min(self._limit.burst, self._tokens + 1)
+        self._tokens = min(self.limit.burst, self._tokens + 1)
 
 
 class Passwords:
@@ -680,7 +675,6 @@ class Guard:
         self._lock = asyncio.Lock()
         self._passwords: Passwords | None = None
         self._bucket: _Bucket | None = None
-        self._rate_limit: RateLimit | None = None
         self.use(read(path))
 
     def read(self) -> WebConfig:
@@ -705,8 +699,7 @@ class Guard:
 
     def use(self, config: WebConfig) -> None:
         """Use ``config`` for what comes from now on; what is open stays as it is."""
-        if config.rate_limit != self._rate_limit:
-            self._rate_limit = config.rate_limit
+        if config.rate_limit != (self._bucket.limit if self._bucket else None):
             self._bucket = _Bucket(config.rate_limit, self._now()) if config.rate_limit else None
         if config.users and self._passwords is None:
             self._passwords = Passwords(now=self._now)
