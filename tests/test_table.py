@@ -71,6 +71,19 @@ def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+def run_apart(program, *, timeout_s):
+    """Run a program of its own, which fails where it ends badly, says a word, or does not end."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # Pages
 
 
@@ -544,15 +557,7 @@ assert core.report(make_flow("next"), 1 + TIMEOUT_S) is None
 
 
 def test_where_there_is_no_memory_the_table_stays_whole():
-    done = subprocess.run(
-        [sys.executable, "-c", OUT_OF_MEMORY],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    run_apart(OUT_OF_MEMORY, timeout_s=60)
 
 
 def test_slots_are_read_unless_told_otherwise():
@@ -1106,12 +1111,4 @@ while not done.is_set():
 
 
 def test_looking_at_values_goes_on_beside_updates_while_memory_is_traced():
-    done = subprocess.run(
-        [sys.executable, "-c", TRACED],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    run_apart(TRACED, timeout_s=30)
