@@ -91,6 +91,9 @@ cdef extern from "sys/mman.h" nogil:
     int madvise(void *, size_t, int)
     int MADV_HUGEPAGE
 
+cdef extern from "string.h" nogil:
+    void *memmem(const void *, size_t, const void *, size_t)
+
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **, size_t, size_t)
 
@@ -108,6 +111,7 @@ cdef extern from *:
 MAX_TEXT_BYTES = 1024           # of a label value or UUID; a longer one skips its flow
 MAX_ROWS = 1 << 30              # row numbers share their 32 bits with a flag
 MAX_VIEWS = 16
+MAX_RANKED = 1 << 16
 
 cdef enum:
     MAX_TEXT = 1024
@@ -822,6 +826,30 @@ cdef inline void wheel_take(Wheel *wheel, uint32_t next) noexcept nogil:
 
 
 # ---------------------------------------------------------------------------------------------
+
+cdef struct Ranked:
+    # A row that is among the first, in a heap whose root is the last of them.
+    int64_t rank
+    uint32_t row
+    uint32_t hash               # of the labels it had
+
+
+cdef struct Ranking:
+    const Family *family
+    const Kept *since      # or NULL
+    bint is_gauge
+    const char *part            # that a label must have
+    uint32_t part_length
+    Ranked *heap
+    uint32_t count, room
+
+
+cdef struct Kept:
+    # What rows had, by their number from 1 on, and which labels: a row can be another's by now.
+    int64_t *values
+    uint32_t *hashes
+    uint32_t rows
+
 
 cdef struct Cursor:
     # How far a page has been rendered.
@@ -2715,7 +2743,224 @@ cdef class Table:
         pthread_mutex_unlock(&self.lock)
         if not is_there:
             return None
-        return ESCAPES.sub(lambda match: UNESCAPED[match[0]], copied[:length].decode())
+        return unescaped(copied[:length].decode())
+
+    # -- which connections have most ------------------------------------------------------------
+
+    def top(self, uint32_t family, uint32_t count, Snapshot since=None, str containing=""):
+        """Return the connections of the first view that have most of one of its families.
+
+        :param family: its position among the first view's.
+        :param count: how many connections, up to 65,536.
+        :param since: rank by what a counter has grown by since then, and not by the whole.
+        :param containing: leave out connections of which no label has this in it, as it stands on
+            the page.
+        :returns: triples of the rank, the values of the labels, and those of the view's families
+            in their order, undivided by their decimals: None where there is no such series. The
+            greatest rank first. A counter's is the sum of both directions, a gauge's the larger.
+
+        Without connections that have no such value, or that did not grow. Takes some 10 ns a
+        connection, and up to 30 ns a label with `containing`, without the GIL; may be called from
+        any thread. Connections that change meanwhile may be seen before or afterwards.
+        """
+        cdef Ranking ranking
+        cdef uint32_t i
+        cdef char *texts = NULL
+        cdef int64_t *values = NULL
+        cdef bytes part = containing.encode()
+        if family >= self.family_count or self.families[family].view != 0:
+            raise IndexError("the first view has no such family")
+        if count > MAX_RANKED:
+            raise ValueError(f"not more than {MAX_RANKED} connections at once")
+        ranking.family = &self.families[family]
+        ranking.is_gauge = self._is_gauge(family)
+        ranking.since = NULL
+        if since is not None:
+            if since.table is not self or since.family != family:
+                raise ValueError("the snapshot is of something else")
+            ranking.since = &since.kept
+        ranking.part = part
+        ranking.part_length = len(part)
+        ranking.count = 0
+        ranking.room = count
+        ranking.heap = <Ranked *>self._allocate(count * sizeof(Ranked))
+        try:
+            texts = <char *>self._allocate(self.views[0].columns * MAX_CELL)
+            values = <int64_t *>self._allocate(2 * self.family_count * sizeof(int64_t))
+            with nogil:
+                self._rank(&ranking)
+            qsort(ranking.heap, ranking.count, sizeof(Ranked), compare_ranks)
+            found = []
+            for i in range(ranking.count):
+                shown = self._shown(&ranking.heap[i], texts, values)
+                if shown is not None:
+                    found.append(shown)
+            return found
+        finally:
+            free(ranking.heap)
+            free(texts)
+            free(values)
+
+    def snapshot(self, uint32_t family):
+        """Keep what connections of the first view have now of a counter's family, for `top`.
+
+        Takes some 10 ns a connection without the GIL, and 12 bytes for as long as it is kept.
+
+        :raises ValueError: for a gauge, which does not grow.
+        :raises MemoryError: there is no room for it.
+        """
+        cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
+        cdef uint32_t row = 1
+        if family >= self.family_count or self.families[family].view != 0:
+            raise IndexError("the first view has no such family")
+        if self._is_gauge(family):
+            raise ValueError("a gauge does not grow")
+        snapshot.table = self
+        snapshot.family = family
+        snapshot.kept.rows = self.views[0].rows.fresh
+        snapshot.kept.values = <int64_t *>malloc(snapshot.kept.rows * sizeof(int64_t))
+        snapshot.kept.hashes = <uint32_t *>malloc(snapshot.kept.rows * sizeof(uint32_t))
+        if snapshot.kept.values == NULL or snapshot.kept.hashes == NULL:
+            raise MemoryError
+        with nogil:
+            while row < snapshot.kept.rows:
+                pthread_mutex_lock(&self.lock)
+                row = self._keep_rows(&self.families[family], row, &snapshot.kept)
+                pthread_mutex_unlock(&self.lock)
+        return snapshot
+
+    cdef bint _is_gauge(self, uint32_t family):
+        return self.plan.views[0].families[family].type == "gauge"
+
+    cdef uint32_t _keep_rows(self, const Family *family, uint32_t row,
+                             Kept *kept) noexcept nogil:
+        cdef const View *view = &self.views[0]
+        cdef uint32_t stop = min(kept.rows, row + RENDER_ROWS)
+        cdef Connection *connection
+        while row < stop:
+            if row + AHEAD < view.rows.fresh:
+                prefetch(row_at(&view.rows, row + AHEAD))
+            connection = self._row(view, row)
+            kept.values[row] = self._rank_of(family, connection, False)
+            kept.hashes[row] = connection.hash
+            row += 1
+        return row
+
+    cdef inline int64_t _rank_of(self, const Family *family, Connection *row,
+                                 bint is_gauge) noexcept nogil:
+        # -1 where the row is free or has no such series.
+        cdef const View *view = &self.views[0]
+        cdef int64_t value, second
+        if row.deadline_s == 0:
+            return -1
+        value = self._value(family, view, row, 0)
+        if value <= family.absent:
+            value = -1
+        if family.sides == 2:
+            second = self._value(family, view, row, 1)
+            if second > family.absent:
+                if is_gauge or value < 0:
+                    value = max(value, second)
+                else:
+                    add(&value, second)
+        return value
+
+    cdef void _rank(self, Ranking *ranking) noexcept nogil:
+        cdef uint32_t row = 1
+        while row:
+            pthread_mutex_lock(&self.lock)
+            row = self._rank_rows(ranking, row)
+            pthread_mutex_unlock(&self.lock)
+
+    cdef uint32_t _rank_rows(self, Ranking *ranking, uint32_t row) noexcept nogil:
+        # Look at some rows; the one to go on with, or 0.
+        cdef const View *view = &self.views[0]
+        cdef const Kept *since = ranking.since
+        cdef uint32_t stop = min(view.rows.fresh, row + RENDER_ROWS)
+        cdef Connection *connection
+        cdef int64_t rank
+        while row < stop:
+            if row + AHEAD < view.rows.fresh:
+                prefetch(row_at(&view.rows, row + AHEAD))
+            connection = self._row(view, row)
+            rank = self._rank_of(ranking.family, connection, ranking.is_gauge)
+            if since != NULL:
+                if (row < since.rows and since.hashes[row] == connection.hash
+                        and 0 < since.values[row] <= rank):
+                    rank -= since.values[row]
+                if rank == 0:
+                    rank = -1
+            if (rank >= 0 and (ranking.count < ranking.room
+                               or (ranking.room and rank > ranking.heap[0].rank))
+                    and self._has_part(view, connection, ranking)):
+                rank_add(ranking, rank, row, connection.hash)
+            row += 1
+        return row if row < view.rows.fresh else 0
+
+    cdef bint _has_part(self, const View *view, Connection *row,
+                        const Ranking *ranking) noexcept nogil:
+        cdef const uint32_t *cells = self._cells(view, row)
+        cdef char digits[2 * MAX_INTEGER_DIGITS]
+        cdef const char *text
+        cdef const Text *interned
+        cdef uint32_t i, length
+        if ranking.part_length == 0:
+            return True
+        for i in range(view.columns):
+            if cells[i] & IS_TEXT:
+                interned = <const Text *>row_at(&self.texts, cells[i] & ~IS_TEXT)
+                text = text_bytes(interned)
+                length = interned.length
+            else:
+                text = digits
+                length = <uint32_t>(put_number(digits, cells[i]) - digits)
+            if memmem(text, length, ranking.part, ranking.part_length) != NULL:
+                return True
+        return False
+
+    cdef tuple _shown(self, const Ranked *ranked, char *texts, int64_t *values):
+        # Rank, labels and values of a row; None where it is gone or another's. `texts` and `values`
+        # have room for its own: nothing is allocated under the lock.
+        cdef const View *view = &self.views[0]
+        cdef Connection *row
+        cdef const uint32_t *cells
+        cdef uint32_t lengths[MAX_VIEW_COLUMNS]
+        cdef const Text *text
+        cdef const Family *family
+        cdef uint32_t i, side, count = 0
+        cdef bint is_there
+        pthread_mutex_lock(&self.lock)
+        row = self._row(view, ranked.row)
+        is_there = row.deadline_s != 0 and row.hash == ranked.hash
+        if is_there:
+            cells = self._cells(view, row)
+            for i in range(view.columns):
+                if cells[i] & IS_TEXT:
+                    text = <const Text *>row_at(&self.texts, cells[i] & ~IS_TEXT)
+                    lengths[i] = text.length
+                    memcpy(texts + i * MAX_CELL, text_bytes(text), text.length)
+                else:
+                    lengths[i] = <uint32_t>(
+                        put_number(texts + i * MAX_CELL, cells[i]) - (texts + i * MAX_CELL)
+                    )
+            for i in range(self.family_count):
+                family = &self.families[i]
+                if family.view:
+                    break
+                for side in range(family.sides):
+                    values[count] = self._value(family, view, row, side)
+                    if values[count] <= family.absent:
+                        values[count] = -1
+                    count += 1
+        pthread_mutex_unlock(&self.lock)
+        if not is_there:
+            return None
+        labels = [
+            unescaped(texts[i * MAX_CELL:i * MAX_CELL + lengths[i]].decode())
+            for i in range(view.columns)
+        ]
+        shown = [values[i] if values[i] >= 0 else None for i in range(count)]
+        return ranked.rank, tuple(labels), tuple(shown)
 
     # -- counts ---------------------------------------------------------------------------------
 
@@ -2825,6 +3070,62 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
         total[0] = INT64_MAX
     else:
         total[0] = base + amount
+
+
+cdef str unescaped(str text):
+    return ESCAPES.sub(lambda match: UNESCAPED[match[0]], text) if "\\" in text else text
+
+
+cdef inline void rank_add(Ranking *ranking, int64_t rank, uint32_t row,
+                          uint32_t hash) noexcept nogil:
+    # Into the heap, in place of its root where it is full.
+    cdef Ranked *heap = ranking.heap
+    cdef uint32_t at, child
+    if ranking.count < ranking.room:
+        at = ranking.count
+        ranking.count += 1
+        while at and heap[(at - 1) / 2].rank > rank:
+            heap[at] = heap[(at - 1) / 2]
+            at = (at - 1) / 2
+    else:
+        at = 0
+        while True:
+            child = 2 * at + 1
+            if child + 1 < ranking.count and heap[child + 1].rank < heap[child].rank:
+                child += 1
+            if child >= ranking.count or heap[child].rank >= rank:
+                break
+            heap[at] = heap[child]
+            at = child
+    heap[at].rank = rank
+    heap[at].row = row
+    heap[at].hash = hash
+
+
+cdef int compare_ranks(const void *one, const void *other) noexcept nogil:
+    # The greatest first, and of those alike the one that stands first on the page.
+    cdef const Ranked *a = <const Ranked *>one
+    cdef const Ranked *b = <const Ranked *>other
+    if a.rank != b.rank:
+        return (a.rank < b.rank) - (a.rank > b.rank)
+    return (a.row > b.row) - (a.row < b.row)
+
+
+cdef class Snapshot:
+    """What each connection had of one family at some time: see `Table.snapshot`."""
+
+    cdef Table table
+    cdef uint32_t family
+    cdef Kept kept
+
+    def __dealloc__(self):
+        free(self.kept.values)
+        free(self.kept.hashes)
+
+    @property
+    def bytes(self):
+        """Memory that it holds."""
+        return self.kept.rows * (sizeof(int64_t) + sizeof(uint32_t))
 
 
 def line_literals(metric, columns, direction):
