@@ -181,7 +181,7 @@ class App:
         self._poll_by(new.poller)
         await _names_known(new)
         # From here on, nothing fails and nobody else has a turn.
-        logs.set_level(config.logging.level)
+        logs.configure(config.logging)
         logs.write_notes(config.notes)
         self._parts = new
         new.table.use(new.types)

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
+
 from skyfast import __version__, check, config, logs
 
 DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         configuration = _load(arguments)
-        logs.set_up(configuration.logging.level)
+        logs.set_up(configuration.logging)
         logs.write_notes(configuration.notes)
         if arguments.check:
             # The web configuration first, which can be wrong.
@@ -118,7 +120,8 @@ def _load(arguments: argparse.Namespace) -> config.Config:
         loaded = config.load(path, os.environ)
     if arguments.log_level is None:
         return loaded
-    return dataclasses.replace(loaded, logging=config.Logging(level=arguments.log_level.upper()))
+    logging = msgspec.structs.replace(loaded.logging, level=arguments.log_level.upper())
+    return dataclasses.replace(loaded, logging=logging)
 
 
 def _check_web(path: str) -> str:

@@ -174,9 +174,10 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Logging(msgspec.Struct, frozen=True, kw_only=True):
-    """``level`` is a name of the standard library's `logging`."""
+    """How the log looks. ``level`` is a name of the standard library's `logging`."""
 
     level: str
+    format: Literal["text", "json"]
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -338,6 +339,9 @@ COOKIE: Key[Mapping[str, str]] = _key(
     structured=True,
 )
 LEVEL = _key("logging.level", to_level, "INFO", lambda c: c.logging.level)
+LOG_FORMAT: Key[Literal["text", "json"]] = _key(
+    "logging.format", one_of("text", "json"), "text", lambda c: c.logging.format
+)
 
 URL: Key[Url | None] = _key("pipeline.subscriber.url", to_url, None, None)
 URLS: Key[tuple[Url, ...]] = _key(
@@ -836,6 +840,6 @@ def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
             enable_reload=get(ENABLE_RELOAD),
             health_without_auth=get(HEALTH_WITHOUT_AUTH),
         ),
-        logging=Logging(level=get(LEVEL)),
+        logging=Logging(level=get(LEVEL), format=get(LOG_FORMAT)),
         notes=tuple(notes),
     )

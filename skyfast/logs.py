@@ -1,50 +1,119 @@
-"""The log: one line a record on standard error, in UTC, safe to look at, and never a flood."""
+"""The log: one record a line on standard error, in UTC, safe to look at, and never a flood.
 
+`set_up` is called once, `configure` with every configuration. What a stranger sent may reach a
+message or an exception: neither form lets it forge a record or move a cursor.
+"""
+
+import json
 import logging
 import math
 import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal, TextIO
 
-from skyfast.config import Note
+from skyfast.config import Logging, Note
 
 MAX_SHOWN: Final = 200
 """Characters of a text from the network that one log line shows."""
 
-# What a stranger sent may reach a message: it must neither forge a line nor move a cursor.
+MAX_TRACEBACK_LINES: Final = 100
+"""Of an exception; what is between the first and the last is left out. Recursion has thousands."""
+
+MAX_TRACEBACK_LINE: Final = 1000
+"""Characters of a line of these: an exception may quote a whole message."""
+
+INDENT: Final = "  "
+"""Begins each line of a traceback but its first, so that none looks like a record."""
+
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 class _Formatter(logging.Formatter):
+    """Writes a record as a line for people; an exception follows it, on lines of its own."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        moment = datetime.fromtimestamp(record.created, UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return _time(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         record.message = record.message.translate(_CONTROLS)
         return super().formatMessage(record)
 
+    def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802
+        first, *others = _bounded(super().formatException(ei))
+        return "\n".join([first, *(INDENT + line for line in others)])
 
-def set_up(level: str) -> None:
-    """Send records from ``level`` on to standard error.
+
+class _JsonFormatter(logging.Formatter):
+    """Writes a record as a JSON object on one line, in ASCII."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": _time(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = "\n".join(_bounded(self.formatException(record.exc_info)))
+        # Half of a surrogate pair would be JSON that not every reader takes.
+        return json.dumps(
+            {key: text.encode(errors="backslashreplace").decode() for key, text in entry.items()}
+        )
+
+
+_FORMATTERS: Final[dict[Literal["text", "json"], type[logging.Formatter]]] = {
+    "text": _Formatter,
+    "json": _JsonFormatter,
+}
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """The one that `set_up` makes and `configure` finds."""
+
+
+def _time(record: logging.LogRecord) -> str:
+    """Return a record's time by RFC 3339, in UTC and milliseconds."""
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _bounded(traceback: str) -> list[str]:
+    """Return a traceback's lines, not too many nor too long, without control characters."""
+    lines = traceback.split("\n")
+    if len(lines) > MAX_TRACEBACK_LINES:
+        half = MAX_TRACEBACK_LINES // 2
+        left_out = len(lines) - 2 * half
+        lines = [*lines[:half], f"... {left_out} lines left out ...", *lines[-half:]]
+    return [
+        (line if len(line) <= MAX_TRACEBACK_LINE else line[:MAX_TRACEBACK_LINE] + "...").translate(
+            _CONTROLS
+        )
+        for line in lines
+    ]
+
+
+def set_up(configured: Logging) -> None:
+    """Send records to standard error.
 
     The libraries' own come from WARNING on, whatever the level: at DEBUG, websockets would
     log every frame.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter())
+    handler = _Handler(sys.stderr)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    set_level(level)
+    configure(configured)
 
 
-def set_level(level: str) -> None:
-    """Change from which level on skyfast's own records are sent."""
-    logging.getLogger("skyfast").setLevel(level)
+def configure(configured: Logging) -> None:
+    """Write records in another format, and skyfast's own from another level on."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            handler.setFormatter(_FORMATTERS[configured.format]())
+    logging.getLogger("skyfast").setLevel(configured.level)
 
 
 def write_notes(notes: Iterable[Note]) -> None:

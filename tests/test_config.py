@@ -147,7 +147,7 @@ def check_defaults(result: Config) -> None:
         enable_reload=False,
         health_without_auth=False,
     )
-    assert result.logging == config.Logging(level="INFO")
+    assert result.logging == config.Logging(level="INFO", format="text")
 
 
 @pytest.mark.parametrize("name", ["go", "empty", "nulls", "skydive"])
@@ -172,6 +172,7 @@ def test_every_key(loader: str) -> None:
         "[2001:db8::3]:8082",
     )
     assert (result.credentials.username, result.credentials.password) == ("admin", "0123")
+    assert result.logging == config.Logging(level="INFO", format="json")
     assert result.tls == config.TLS(client_cert=PEM, client_key=PEM, ca_cert=PEM)
     assert dict(result.cookies) == {"SessionId": "aBc", "theme": "1"}
     assert result.subscriber == config.Subscriber(

@@ -1,5 +1,6 @@
 """What a log line looks like, and what cannot get into one."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -7,7 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from skyfast import logs
-from skyfast.config import Note
+from skyfast.config import Logging, Note
+
+INFO = Logging(level="INFO", format="text")
+JSON = Logging(level="INFO", format="json")
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +27,7 @@ def _undo() -> Iterator[None]:
 def test_a_line_has_the_time_in_utc_the_level_and_the_module(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    logs.set_up("INFO")
+    logs.set_up(INFO)
     logging.getLogger("skyfast.web").info("serving %s", "x")
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO skyfast\.web: serving x\n",
@@ -32,14 +36,14 @@ def test_a_line_has_the_time_in_utc_the_level_and_the_module(
 
 
 def test_what_a_stranger_sent_cannot_forge_a_line(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.set_up("INFO")
+    logs.set_up(INFO)
     logging.getLogger("skyfast.web").warning("got %s", "a\nINFO b\r\x1b[31mred\x7f\x9bc\té")
     (line,) = capfd.readouterr().err.splitlines()
     assert line.endswith(r"got a\x0aINFO b\x0d\x1b[31mred\x7f\x9bc\x09é")
 
 
 def test_a_traceback_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.set_up("INFO")
+    logs.set_up(INFO)
     try:
         raise ValueError("boom")
     except ValueError:
@@ -47,8 +51,73 @@ def test_a_traceback_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
     assert "\nTraceback (most recent call last):\n" in capfd.readouterr().err
 
 
+def raised(text: str) -> None:
+    try:
+        raise ValueError(text)
+    except ValueError:
+        logging.getLogger("skyfast.x").exception("failed")
+
+
+def test_what_an_exception_quotes_cannot_forge_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(INFO)
+    raised("a\n2026-01-01T00:00:00.000Z INFO skyfast.app: stopped\r\x1b[31mred")
+    record, begin, *others = capfd.readouterr().err.split("\n")[:-1]
+    assert record.endswith(" ERROR skyfast.x: failed")
+    assert begin == "Traceback (most recent call last):"
+    assert others
+    assert all(line.startswith("  ") for line in others)
+    assert others[-1].endswith(r" skyfast.app: stopped\x0d\x1b[31mred")
+
+
+@pytest.mark.parametrize("configured", [INFO, JSON], ids=["text", "json"])
+@pytest.mark.parametrize("text", ["line\n" * 10_000, "x" * 1_000_000], ids=["lines", "length"])
+def test_an_exception_is_no_flood(
+    capfd: pytest.CaptureFixture[str], configured: Logging, text: str
+) -> None:
+    logs.set_up(configured)
+    raised(text)
+    written = capfd.readouterr().err
+    assert "failed" in written
+    assert "raise ValueError" in written
+    assert len(written) < 10_000
+
+
+def test_a_json_record_is_an_object_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(JSON)
+    text = 'a\nb\r\x00\x1b[31m\x9b\u2028\u202e"\\é\ud800\U0001f600'
+    logging.getLogger("skyfast.web").warning("got %s", text)
+    raised(text)
+    written = capfd.readouterr().err
+    assert written.isascii()
+    assert not any(ord(char) < 0x20 or ord(char) == 0x7F for char in written if char != "\n")
+    first, second = (json.loads(line) for line in written.split("\n")[:-1])
+    assert list(first) == ["time", "level", "logger", "message"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
+    assert (first["level"], first["logger"]) == ("WARNING", "skyfast.web")
+    assert first["message"] == f"got {text}".replace("\ud800", "\\ud800")
+    assert list(second) == ["time", "level", "logger", "message", "exception"]
+    assert second["message"] == "failed"
+    assert second["exception"].startswith("Traceback (most recent call last):\n")
+    assert "ValueError: a\nb\\x0d" in second["exception"]
+
+
+def test_the_format_can_be_changed(capfd: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("skyfast.x")
+    logs.set_up(INFO)
+    log.info("one")
+    logs.configure(JSON)
+    log.info("two")
+    logs.configure(Logging(level="ERROR", format="text"))
+    log.info("three")
+    log.error("four")
+    one, two, four = capfd.readouterr().err.splitlines()
+    assert one.endswith(" INFO skyfast.x: one")
+    assert json.loads(two)["message"] == "two"
+    assert four.endswith(" ERROR skyfast.x: four")
+
+
 def test_the_level_is_ours_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.set_up("DEBUG")
+    logs.set_up(Logging(level="DEBUG", format="text"))
     logging.getLogger("skyfast.x").debug("ours")
     logging.getLogger("websockets.client").debug("theirs")
     logging.getLogger("aiohttp").warning("warned")
@@ -57,7 +126,7 @@ def test_the_level_is_ours_alone(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_notes_are_written_at_their_level(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.set_up("INFO")
+    logs.set_up(INFO)
     logs.write_notes([Note(level=logging.DEBUG, text="low"), Note(level=30, text="100 % high")])
     (line,) = capfd.readouterr().err.splitlines()
     assert line.endswith("WARNING skyfast.config: 100 % high")
