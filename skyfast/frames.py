@@ -10,7 +10,9 @@ Frames are read as RFC 6455, section 5.2 has them; what they carry is no concern
 """
 
 import asyncio
+import fcntl
 import sys
+import termios
 import time
 from collections.abc import Callable
 from typing import Any, Final, Never, cast
@@ -49,6 +51,9 @@ _ANSWER_END: Final = b"\r\n\r\n"
 _FOR_GOOD: Final = sys.maxsize
 """More bytes than a connection will ever bring."""
 
+_INT_BYTES: Final = 4
+"""What FIONREAD, of ioctl(2), answers with is a C int."""
+
 _DATA: Final = (Opcode.CONT, Opcode.TEXT, Opcode.BINARY)
 
 _NO_BUFFER: Final = memoryview(b"")
@@ -84,6 +89,15 @@ class Connection(ClientConnection):
         self._receiver.start(on_message, max_message_bytes)
         while True:
             await self.recv()  # of the end only: `process_event` leaves no message to it
+
+    def backlog_bytes(self) -> int:
+        """Return how much has come and waits for us, in the socket or for its turn."""
+        client = self.transport.get_extra_info("socket")
+        try:
+            waiting = fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(_INT_BYTES))
+        except (AttributeError, OSError, ValueError):  # it is closed
+            return 0
+        return int.from_bytes(waiting, sys.byteorder) + self._receiver.held_back_bytes
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; messages that come meanwhile are thrown away."""
@@ -133,6 +147,11 @@ class _Receiver(asyncio.BufferedProtocol):
         self._passing = 0
         """Bytes from ``_start`` on that are websockets' whatever they are."""
         self._paused = False
+
+    @property
+    def held_back_bytes(self) -> int:
+        """Bytes that could be dealt with and wait for their turn."""
+        return self._end - self._start if self._paused else 0
 
     def start(self, on_message: OnMessage, max_message_bytes: int) -> None:
         """Hand messages on from now on, and before all others those that were held back."""

@@ -59,6 +59,7 @@ RECONNECT_REASONS = (
     "closed",
     "timeout",
     "silent",
+    "overload",
     "too_big",
     "unresolved",
     "error",
@@ -67,7 +68,8 @@ RECONNECT_REASONS = (
 
 HTTP 401, 403, 409 and 426 are ``unauthorized``, ``forbidden``, ``conflict`` and ``upgrade``;
 any other answer that is no upgrade is ``handshake``. ``timeout`` is a connection that stopped
-answering pings, ``silent`` one that answers them and sends nothing.
+answering pings, ``silent`` one that answers them and sends nothing, ``overload`` one that the
+analyzer gave up because we did not read it fast enough.
 """
 
 TOPOLOGY_ERRORS = (

@@ -13,6 +13,7 @@ What the analyzers expect, and what they do wrong, is in ``docs/skydive.md``.
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 import math
@@ -60,6 +61,12 @@ Analyzers fall silent for all their subscribers together, and the first that rec
 for the others: so those should not all reconnect at once. 45 s become 58 s at most, which is
 still well before the connections of a silent analyzer leave, after 75 s."""
 
+BACKLOG_BYTES: Final = 32 << 10
+"""A socket with so much unread keeps its analyzer waiting, if it does so all the time.
+
+Less than half of the smallest receive buffer that Linux gives (``tcp_rmem``), which cannot hold
+much more of a slow reader's than its half; and more than what lies there between two messages."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -81,6 +88,9 @@ class Timing:
     """A subscription that lasted as long starts the waits over."""
     tick_s: float = 1.0
     """How often silence is looked for."""
+    overload_s: float = 5.0
+    """An analyzer that was kept waiting for so long has closed the connection because of that.
+    Skydive does after 10 s in which it could not write, and 7 s in which it had no pong."""
     conflict_grace_s: float = 15.0
     """How long an analyzer may take our own last subscription for another client's."""
     log_interval_s: float = 60.0
@@ -98,6 +108,10 @@ class SilenceError(Exception):
     """A subscription that had delivered stopped delivering."""
 
 
+class OverloadError(Exception):
+    """The analyzer gave up a subscription that was not read from fast enough."""
+
+
 class NamelessServerError(Exception):
     """Whoever accepted the subscription did not say that it is a Skydive service."""
 
@@ -107,6 +121,9 @@ _CLOSE_REASONS: Final[dict[int, str]] = {
     CloseCode.MESSAGE_TOO_BIG: "too_big",
     CloseCode.INTERNAL_ERROR: "timeout",  # websockets' code for a ping without a pong
 }
+_SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""What the system says when it is our own machine that has not enough: nobody refused anything."""
+
 _TEXTS: Final = {
     "refused": "cannot connect",
     "unauthorized": "the credentials were refused (HTTP 401)",
@@ -117,6 +134,7 @@ _TEXTS: Final = {
     "closed": "the connection was closed",
     "timeout": "no answer in time",
     "silent": "the subscription fell silent",
+    "overload": "the analyzer gave us up, for we were too slow",
     "too_big": "a message was larger than max_message_bytes",
     "unresolved": "the name cannot be resolved",
     "error": "the subscription failed",
@@ -128,6 +146,8 @@ def classify(exc: BaseException) -> str:
     match exc:
         case SilenceError():
             return "silent"
+        case OverloadError():
+            return "overload"
         case InvalidStatus():
             return _STATUS_REASONS.get(exc.response.status_code, "handshake")
         case InvalidHandshake() | NamelessServerError() | ssl_module.SSLError():
@@ -142,7 +162,7 @@ def classify(exc: BaseException) -> str:
             return "timeout"
         case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError():
             return "closed"
-        case OSError():
+        case OSError() if exc.errno not in _SHORTAGES:
             return "refused"
     return "error"
 
@@ -162,17 +182,51 @@ class _Connect(connect):
         return exc
 
 
+class _Lag:
+    """For how long an analyzer is kept waiting, by a look at the backlog once a tick.
+
+    A look that comes late tells of a time in which nothing was read at all.
+    """
+
+    def __init__(self, tick_s: float) -> None:
+        self._tick_s = tick_s
+        self._looked_s = self._kept_up_s = self._behind_until_s = time.monotonic()
+        self._lag_s = 0.0
+
+    def look(self, *, backlog: bool) -> None:
+        now_s = time.monotonic()
+        if backlog or self._is_long_ago(self._looked_s, now_s):
+            self._lag_s = now_s - self._kept_up_s
+            self._behind_until_s = now_s
+        else:
+            self._kept_up_s = now_s
+        self._looked_s = now_s
+
+    def seconds(self) -> float:
+        """Return how long it has been, up to now or just before."""
+        now_s = time.monotonic()
+        if self._is_long_ago(self._looked_s, now_s):
+            return now_s - self._kept_up_s
+        # Before the end of a connection comes what was left of the backlog.
+        return 0.0 if self._is_long_ago(self._behind_until_s, now_s) else self._lag_s
+
+    def _is_long_ago(self, at_s: float, now_s: float) -> bool:
+        return now_s - at_s > 2 * self._tick_s
+
+
 class _Watch:
     """Looks once a tick whether a subscription still delivers, and ends it where not.
 
     Silence is counted in ticks, not read from a clock: when the process was stopped for a
     while, the late tick counts as one, and what has come in is read before the next.
+
+    In ``lag`` it keeps for how long the analyzer has been waiting for us.
     """
 
     def __init__(
         self,
         *,
-        connection: ClientConnection,
+        connection: Connection,
         deadline: asyncio.Timeout,
         timeout_s: float,
         tick_s: float,
@@ -180,6 +234,7 @@ class _Watch:
         """Begin to watch. ``deadline`` expires after ``timeout_s`` of silence; 0 is never."""
         self.heard = False
         """To be set with every message."""
+        self.lag = _Lag(tick_s)
         self._connection = connection
         self._deadline = deadline
         self._timeout_s = timeout_s or math.inf
@@ -194,6 +249,7 @@ class _Watch:
         self._timer.cancel()
 
     def _tick(self) -> None:
+        self.lag.look(backlog=self._connection.backlog_bytes() >= BACKLOG_BYTES)
         closing = self._connection.state is State.CLOSING
         if closing and self._closing:
             # websockets waits for the server to close the socket, be it for ever.
@@ -250,6 +306,7 @@ class Subscription:
         self._timing = timing
         self._limit = LogLimit(timing.log_interval_s)
         self._offered: Headers = []
+        self._server: str = predecessor._server if predecessor is not None else ""
         self._lasted_s = 0.0
         self._ended_s: float = predecessor._ended_s if predecessor is not None else -math.inf
 
@@ -275,7 +332,7 @@ class Subscription:
             began_s = time.monotonic()
             self._set_up(1)
             try:
-                self._log(logging.INFO, "subscribed", f"subscribed to {server}")
+                self._log_subscribed(server)
                 await self._receive(connection)
             finally:
                 self._set_up(0)
@@ -324,6 +381,7 @@ class Subscription:
         return cast(Connection, connection)
 
     async def _receive(self, connection: Connection) -> Never:
+        timing = self._timing
         timeout_s = self._config.subscriber.silence_timeout_s * random.uniform(1, SILENCE_JITTER)
         try:
             async with asyncio.timeout(None) as deadline:
@@ -331,10 +389,17 @@ class Subscription:
                     connection=connection,
                     deadline=deadline,
                     timeout_s=timeout_s,
-                    tick_s=self._timing.tick_s,
+                    tick_s=timing.tick_s,
                 )
                 try:
                     await self._read(connection, watch)
+                except ConnectionClosed as exc:
+                    lag_s = watch.lag.seconds()
+                    # With a code, it would be for another reason.
+                    if exc.rcvd is None and exc.sent is None and lag_s >= timing.overload_s:
+                        text = f"it was kept waiting for {lag_s:.0f} s"
+                        raise OverloadError(text) from None
+                    raise
                 finally:
                     watch.stop()
         except TimeoutError:
@@ -394,6 +459,14 @@ class Subscription:
         self.stats.up = up
         if self._on_change is not None:
             self._on_change()
+
+    def _log_subscribed(self, server: str) -> None:
+        if self._server in ("", server):
+            self._log(logging.INFO, "subscribed", f"subscribed to {server}")
+        else:  # another analyzer, or one that is configured anew
+            text = f"subscribed to {server}, which was {self._server} before"
+            self._log(logging.WARNING, "renamed", text)
+        self._server = server
 
     def _log(self, level: int, cause: str, text: str) -> None:
         suffix = self._limit.admit((cause, level))

@@ -42,6 +42,7 @@ from skyfast.subscriber import (
     MAX_ADDRESSES,
     SILENCE_JITTER,
     NamelessServerError,
+    OverloadError,
     SilenceError,
     Subscriptions,
     Timing,
@@ -209,6 +210,21 @@ async def test_the_analyzer_is_named_in_the_log(
         await eventually(lambda: lines(caplog, logging.INFO))
     (line,) = lines(caplog, logging.INFO)
     assert line == f"analyzer {analyzer.name}: subscribed to analyzer analyzer-1"
+
+
+async def test_another_name_of_the_analyzer_is_a_warning(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with subscribed(make_config(analyzer.url)):
+        remote = await analyzer.subscriber()
+        analyzer.host_id = "analyzer-2"
+        await remote.close()
+        await analyzer.subscriber()
+        await eventually(lambda: len(lines(caplog)) == 2)
+    assert lines(caplog)[1] == (
+        f"analyzer {analyzer.name}: subscribed to analyzer analyzer-2,"
+        " which was analyzer analyzer-1 before"
+    )
 
 
 # Messages ------------------------------------------------------------------------------------
@@ -557,6 +573,45 @@ async def test_a_pause_of_the_process_is_not_the_analyzers_silence(
         await remote.send(b"after")
         assert await running.message() == b"after"
         assert not running.reconnects(analyzer)
+
+
+@pytest.mark.parametrize(("behind", "reason"), [(True, "overload"), (False, "closed")])
+async def test_an_analyzer_that_was_kept_waiting_has_left_because_of_that(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, behind: bool, reason: str
+) -> None:
+    timing = dataclasses.replace(FAST, overload_s=0.4)
+
+    def on_message(data: MessageData, stats: AnalyzerStats) -> None:
+        time.sleep(0.002)
+
+    async with subscribed(
+        make_config(analyzer.url), on_message=on_message, timing=timing
+    ) as running:
+        remote = await analyzer.subscriber()
+
+        async def send() -> None:
+            while True:
+                await remote.send_raw(frame(0x1, b"x" * 4096) * (100 if behind else 1))
+                await asyncio.sleep(0.01)
+
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(1.0)
+        sending.cancel()
+        remote.reset()
+        await eventually(lambda: running.reconnects(analyzer))
+        assert running.reconnects(analyzer) == {reason: 1}
+    assert ("too slow: it was kept waiting for " in caplog.text) == behind
+
+
+async def test_an_analyzer_that_closes_in_good_order_has_another_reason(
+    analyzer: FakeAnalyzer,
+) -> None:
+    timing = dataclasses.replace(FAST, overload_s=0.0)
+    async with subscribed(make_config(analyzer.url), timing=timing) as running:
+        remote = await analyzer.subscriber()
+        await remote.close()
+        await eventually(lambda: running.reconnects(analyzer))
+        assert running.reconnects(analyzer) == {"closed": 1}
 
 
 async def test_flows_come_again_when_another_subscriber_has_silenced_the_analyzer(
@@ -1134,6 +1189,7 @@ def _status(code: int) -> InvalidStatus:
     [
         (ConnectionRefusedError(111, "refused"), "refused"),
         (OSError(113, "no route"), "refused"),
+        (OSError(24, "EMFILE"), "error"),
         (OSError("Multiple exceptions: [Errno 111] …"), "refused"),
         (socket.gaierror(-2, "unknown"), "unresolved"),
         (UnicodeError("label too long"), "unresolved"),
@@ -1151,6 +1207,7 @@ def _status(code: int) -> InvalidStatus:
         (InvalidHeader("Upgrade"), "handshake"),
         (NamelessServerError(), "handshake"),
         (SilenceError(), "silent"),
+        (OverloadError(), "overload"),
         (ConnectionClosedError(None, None), "closed"),
         (ConnectionClosedOK(Close(1000, ""), Close(1000, ""), True), "closed"),
         (ConnectionClosedError(None, Close(1009, "")), "too_big"),
