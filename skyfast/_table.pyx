@@ -147,6 +147,7 @@ cdef uint64_t EACH_BYTE = 0x0101010101010101
 cdef int64_t ABSENT = -1                        # of an optional counter: no report had the part
 cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
+cdef uint64_t SHARE_SEED = 0x9E3779B97F4A7C15   # never another: shares would overlap meanwhile
 cdef uint32_t OLD = <uint32_t>1 << 30           # births: see `aged`
 
 cdef enum:
@@ -158,11 +159,13 @@ cdef enum:
     SKIP_LATE
     SKIP_DUPLICATE
     SKIP_TABLE_FULL
+    SKIP_OTHER_SHARD
     SKIP_REQUIRED               # and one more for each requirement of the plan
     MAX_SKIPS = 32
 
 cdef tuple SKIP_NAMES = (
-    "", "invalid", "no_uuid", "out_of_range", "text_too_long", "late", "duplicate", "table_full"
+    "", "invalid", "no_uuid", "out_of_range", "text_too_long", "late", "duplicate", "table_full",
+    "other_shard",
 )
 cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
 
@@ -591,7 +594,8 @@ cdef struct Reader:
     Number totals[MAX_VALUES]   # counters, then gauges
     Field columns[MAX_COLUMNS]
     Requirement required[MAX_SKIPS]
-    Field conversation[6]       # protocol, point, and address and port of either end
+    Field conversation[5]       # protocol, and address and port of either end
+    Field point
 
 
 cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
@@ -884,6 +888,7 @@ cdef class Table:
     cdef uint32_t requirements
     cdef uint32_t max_flows_, max_connections_
     cdef bint converses                 # there are conversation rows
+    cdef uint64_t share, shares         # which of how many shares is kept: 0 of 1 is everything
     cdef bint wants_slots, slots
     cdef uint64_t seed
     cdef object plan
@@ -951,6 +956,12 @@ cdef class Table:
         self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
         self.label_names = tuple(column.name for column in plan.views[0].columns)
         self.converses = plan.conversation is not None
+        self.shares = 1
+        if plan.share is not None:
+            if not 0 <= plan.share.index < plan.share.count:
+                raise ValueError("there is no such share")
+            self.share = plan.share.index
+            self.shares = plan.share.count
         self.overflows = plan.overflow is not None
         self.other = (plan.overflow or "").encode()
         self.other_text = self.other
@@ -1173,12 +1184,12 @@ cdef class Table:
             reader.required[i].pair = len(requirement.paths) == 2
             for j, path in enumerate(requirement.paths):
                 self._field(&reader.required[i].parts[j], owner, path)
+        for known in (plan.conversation, plan.share and plan.share.conversation):
+            if known is not None:
+                for i, path in enumerate(known.paths):
+                    self._field(&reader.conversation[i], owner, path)
         if self.converses:
-            (a, a_port), (b, b_port) = plan.conversation.ends
-            for i, path in enumerate(
-                (plan.conversation.protocol, plan.conversation.point, a, a_port, b, b_port)
-            ):
-                self._field(&reader.conversation[i], owner, path)
+            self._field(&reader.point, owner, plan.conversation.point)
         return 0
 
     cdef int _prepare_views(self, plan) except -1:
@@ -1507,6 +1518,12 @@ cdef class Table:
         # protocol and the same interface, whose hash is then known.
         cdef uint32_t i
         cdef int wrong
+        if self.shares > 1:
+            wrong = self._read_conversation(flow, reader, SHARE_SEED, &report.conversation)
+            if unlikely(wrong):
+                return wrong
+            if report.conversation % self.shares != self.share:
+                return SKIP_OTHER_SHARD
         for i in range(self.cells):
             wrong = self._read_cell(flow, &reader.columns[i], self.rewrites[i], &cells[i])
             if unlikely(wrong):
@@ -1521,7 +1538,7 @@ cdef class Table:
                     cells[i].hash = text_hash(cells[i].text, cells[i].length, self.seed)
                     prefetch(bucket_of(&self.texts, cells[i].hash))
         if self.converses:
-            wrong = self._read_conversation(flow, reader, report)
+            wrong = self._read_point(flow, reader, report)
             if unlikely(wrong):
                 return wrong
         report.has_amounts = report.first = False
@@ -1544,32 +1561,39 @@ cdef class Table:
             return read_text(value, &cell.text, &cell.length)
         return read_integer(value, &cell.number)
 
-    cdef int _read_conversation(self, PyObject *flow, const Reader *reader,
-                                Report *report) except -1:
+    cdef int _read_point(self, PyObject *flow, const Reader *reader, Report *report) except -1:
         # Hashes of what a conversation is known by, and of where it was captured.
-        cdef uint64_t hashes[4]
+        cdef const char *text
+        cdef uint32_t length
+        cdef int wrong = read_text(value_of(flow, &reader.point, self.slots), &text, &length)
+        if unlikely(wrong):
+            return wrong
+        report.point = long_hash(text, length, self.seed)
+        return self._read_conversation(flow, reader, self.seed, &report.conversation)
+
+    cdef int _read_conversation(self, PyObject *flow, const Reader *reader, uint64_t seed,
+                                uint64_t *hash) except -1:
+        # The same for both ways round.
+        cdef uint64_t hashes[3]                 # of the protocol, and of either end
         cdef const char *text
         cdef uint32_t length, i
         cdef int64_t port
         cdef int wrong
-        for i in range(4):                      # protocol, point, both addresses
+        for i in range(3):
             wrong = read_text(
-                value_of(flow, &reader.conversation[i if i < 3 else 4], self.slots),
+                value_of(flow, &reader.conversation[2 * i - 1 if i else 0], self.slots),
                 &text, &length,
             )
             if unlikely(wrong):
                 return wrong
-            hashes[i] = long_hash(text, length, self.seed)
-        for i in range(2):
-            wrong = read_integer(
-                value_of(flow, &reader.conversation[3 + 2 * i], self.slots), &port
-            )
+            hashes[i] = long_hash(text, length, seed)
+        for i in range(1, 3):
+            wrong = read_integer(value_of(flow, &reader.conversation[2 * i], self.slots), &port)
             if unlikely(wrong):
                 return wrong
-            hashes[2 + i] = mixed(hashes[2 + i] ^ <uint64_t>port)
-        report.point = hashes[1]
-        report.conversation = mixed(
-            hashes[0] ^ mixed(min(hashes[2], hashes[3])) ^ max(hashes[2], hashes[3])
+            hashes[i] = mixed(hashes[i] ^ <uint64_t>port)
+        hash[0] = mixed(
+            hashes[0] ^ mixed(min(hashes[1], hashes[2])) ^ max(hashes[1], hashes[2])
         )
         return SKIP_NONE
 

@@ -69,6 +69,13 @@ class _Parts:
     source: Source
 
 
+class _Unheard:
+    """Takes the reports of captures that another shard exports."""
+
+    def message(self, raw: msgspec.Raw, now: float) -> None:
+        pass
+
+
 class App:
     """All parts of a running skyfast."""
 
@@ -267,7 +274,7 @@ class App:
                 types=types,
                 table=table,
                 admitted=admitted,
-                captures=captures,
+                captures=_Unheard() if config.shard.index else captures,
                 stats=self.stats,
                 now=self.clock.now,
             ),

@@ -21,6 +21,7 @@ from skyfast.plan import (
     Plan,
     Requirement,
     Rewrite,
+    Share,
     Value,
     View,
 )
@@ -72,7 +73,7 @@ _INITIATOR_IP: Final = ("Network", "A")
 _TARGET_IP: Final = ("Network", "B")
 _INITIATOR_PORT: Final = ("Transport", "A")
 _TARGET_PORT: Final = ("Transport", "B")
-_PROTOCOL: Final = ("Transport", "Protocol")
+PROTOCOL: Final = ("Transport", "Protocol")
 _NODE_TID: Final = ("NodeTID",)
 
 LABELS: Final[tuple[KnownLabel, ...]] = (
@@ -115,7 +116,7 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
     ),
     KnownLabel(
         name="protocol",
-        path=_PROTOCOL,
+        path=PROTOCOL,
         cardinality="fine",
         help="`TCP`, `UDP` or `SCTP`; with `include_icmp` `ICMPV4` and `ICMPV6` too",
     ),
@@ -442,7 +443,7 @@ def make_plan(config: "Config", *, names: Names) -> Plan:
 
     Views that have a label in common share its column.
     """
-    store = config.store
+    store, shard = config.store, config.shard
     columns = _Columns(config, names)
     transport: tuple[Path, ...] = (("Transport",),)
     return Plan(
@@ -457,13 +458,19 @@ def make_plan(config: "Config", *, names: Names) -> Plan:
         ),
         conversation=_CONVERSATION if store.deduplicate == "first" else None,
         overflow=OTHER if store.overflow == "other" else None,
+        share=(
+            Share(conversation=_CONVERSATION, index=shard.index, count=shard.count)
+            if shard.count > 1
+            else None
+        ),
     )
 
 
-_ENDPOINTS: Final = {_INITIATOR_IP, _TARGET_IP, _INITIATOR_PORT, _TARGET_PORT}
+ENDPOINTS: Final = frozenset({_INITIATOR_IP, _TARGET_IP, _INITIATOR_PORT, _TARGET_PORT})
+"""Both addresses and both ports."""
 
 _CONVERSATION: Final = Conversation(
-    protocol=_PROTOCOL,
+    protocol=PROTOCOL,
     ends=((_INITIATOR_IP, _INITIATOR_PORT), (_TARGET_IP, _TARGET_PORT)),
     point=_NODE_TID,
 )
@@ -496,7 +503,7 @@ class _Columns:
         if known.lookup:
             names = getattr(self._names, known.lookup)
             return Column(name=known.name, path=known.path, rewrite=names, volatile=True)
-        if known.path == _PROTOCOL and self._config.store.include_icmp:
+        if known.path == PROTOCOL and self._config.store.include_icmp:
             rewrite = FlowProtocol()
             return Column(name=known.name, path=(), rewrite=rewrite, reads=FlowProtocol.READS)
         return Column(name=known.name, path=known.path, rewrite=self._rewrite(known.name))
@@ -518,7 +525,7 @@ def _view(view: "ViewChoice", columns: _Columns, store: "Store") -> View:
         families=families(view, naming=store.naming),
         # A flow without ports is not known by its addresses alone.
         complete=not store.include_icmp
-        and {column.path for column in chosen if column.rewrite is None} >= _ENDPOINTS,
+        and {column.path for column in chosen if column.rewrite is None} >= ENDPOINTS,
     )
 
 

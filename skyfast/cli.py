@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import msgspec
 
-from skyfast import __version__, check, config, logs
+from skyfast import __version__, check, config, logs, shard
 
 DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
 
@@ -40,6 +40,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="skyfast",
+        usage="%(prog)s [OPTION]... [CONFIG]",
         description="Prometheus exporter of Skydive's network flows.",
         epilog="Every key of the file can be overridden by an environment variable: "
         "SKYDIVE_PIPELINE_SUBSCRIBER_URL is pipeline.subscriber.url.",
@@ -70,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"least severe records to log: {', '.join(_LEVELS)}",
     )
     parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="export the I-th, from 0, of N parts of the connections",
+    )
+    parser.add_argument(
         "--web.config.file",
         dest="web_config_file",
         default="",
@@ -78,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"skyfast {__version__}")
     return parser
+
+
+def _shard(text: str) -> config.Shard:
+    try:
+        return shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,6 +132,8 @@ def _load(arguments: argparse.Namespace) -> config.Config:
         loaded = config.parse("", os.environ, source="the defaults")
     else:
         loaded = config.load(path, os.environ)
+    if arguments.shard is not None:
+        loaded = shard.sharded(loaded, arguments.shard)
     if arguments.log_level is None:
         return loaded
     logging = msgspec.structs.replace(loaded.logging, level=arguments.log_level.upper())

@@ -25,7 +25,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -180,6 +180,17 @@ class Logging(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal["text", "json"]
 
 
+class Shard(msgspec.Struct, frozen=True):
+    """Which of several instances this is: the ``index``-th, counted from 0, of ``count``."""
+
+    index: int
+    count: int
+
+
+ALONE: Final = Shard(0, 1)
+"""The only instance that there is."""
+
+
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     """Something noticed while reading, to be logged once. ``level`` is one of `logging`."""
 
@@ -193,7 +204,7 @@ class Config:
 
     ``source`` is the file's path, or ``-``. ``analyzers`` are the listed ones as
     ``host:port``; they are empty where only URLs are given. Whom to talk to is said by
-    ``subscriber.endpoints``.
+    ``subscriber.endpoints``. ``shard`` is not of the file.
     """
 
     source: str
@@ -209,6 +220,7 @@ class Config:
     web: Web
     logging: Logging
     notes: tuple[Note, ...]
+    shard: Shard = ALONE
 
 
 def load(path: str, environ: Mapping[str, str]) -> Config:

@@ -166,6 +166,22 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     ends: tuple[tuple[Path, Path], tuple[Path, Path]]
     point: Path
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """What it is known by: protocol, then address and port of either end."""
+        return (self.protocol, *self.ends[0], *self.ends[1])
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """Which conversations are kept: those whose hash leaves ``index`` when divided by ``count``.
+
+    The hash is the same in every process and version, for the shares of several to be disjoint.
+    """
+
+    conversation: Conversation
+    index: int
+    count: int
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What the table keeps of a flow, and the families of its page.
@@ -173,13 +189,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     The rows of the first view leave with their last flow, those of the others have time-outs of
     their own. With ``conversation``, only the capture point that was first to report a conversation
     is kept, until it falls silent. With ``overflow``, what is not kept for lack of room is added up
-    in one connection whose label values are this text.
+    in one connection whose label values are this text. With ``share``, flows of other conversations
+    than its own are skipped.
     """
 
     views: tuple[View, ...]
     requirements: tuple[Requirement, ...]
     conversation: Conversation | None = None
     overflow: str | None = None
+    share: Share | None = None
 
     @property
     def columns(self) -> tuple[Column, ...]:

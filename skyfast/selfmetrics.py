@@ -43,6 +43,7 @@ SKIP_REASONS = (
     "duplicate",
     "late",
     "table_full",
+    "other_shard",
 )
 """Why a flow of a good message changed nothing."""
 

@@ -92,9 +92,9 @@ def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
     paths += [gauge.path for gauge in plan.gauges]
     paths += [path for requirement in plan.requirements for path in requirement.paths]
     if plan.conversation is not None:
-        conversation = plan.conversation
-        paths += [conversation.protocol, conversation.point]
-        paths += [path for end in conversation.ends for path in end]
+        paths += [*plan.conversation.paths, plan.conversation.point]
+    if plan.share is not None:
+        paths += plan.share.conversation.paths
     amounts = [path for counter in plan.counters for path in counter.amounts]
     return FlowTypes(
         Flow=_struct("Flow", paths),

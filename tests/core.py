@@ -16,6 +16,7 @@ from skyfast.plan import (
     Gauge,
     Plan,
     Requirement,
+    Share,
 )
 from skyfast.plan import Family as PlanFamily
 from skyfast.plan import View as PlanView
@@ -50,8 +51,8 @@ class _OfFlow:
         return answer
 
 
-def plan_of(spec: Spec) -> Plan:
-    """Return the plan of what the model is asked for."""
+def plan_of(spec: Spec, *, share: tuple[int, int] | None = None) -> Plan:
+    """Return the plan of what the model is asked for; ``share`` is which of how many is kept."""
     columns: dict[Label, Column] = {}
     for view in spec.views:
         for label in labels_of(view):
@@ -60,6 +61,7 @@ def plan_of(spec: Spec) -> Plan:
     if spec.include_icmp:
         transport += (("ICMP",),)
     protocol, a, a_port, b, b_port, point = CONVERSATION
+    conversation = Conversation(protocol=protocol, ends=((a, a_port), (b, b_port)), point=point)
     return Plan(
         views=tuple(_view(view, columns, spec) for view in spec.views),
         requirements=(
@@ -67,12 +69,9 @@ def plan_of(spec: Spec) -> Plan:
             Requirement(paths=transport, reason="no_transport"),
             Requirement(paths=(("Metric",),), reason="no_metric"),
         ),
-        conversation=(
-            Conversation(protocol=protocol, ends=((a, a_port), (b, b_port)), point=point)
-            if spec.deduplicate == "first"
-            else None
-        ),
+        conversation=conversation if spec.deduplicate == "first" else None,
         overflow=OTHER if spec.overflow == OTHER else None,
+        share=(Share(conversation=conversation, index=share[0], count=share[1]) if share else None),
     )
 
 
@@ -124,10 +123,17 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount:
 class Core:
     """A table that takes flows as JSON objects, in the way a message's flows reach it."""
 
-    def __init__(self, spec: Spec | None = None, *, slots: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        spec: Spec | None = None,
+        *,
+        slots: bool = True,
+        share: tuple[int, int] | None = None,
+        **options: Any,
+    ) -> None:
         """Make what ``spec`` asks for, or ``one_view(**options)``; rules for flows are not its."""
         spec = spec or one_view(**options)
-        self.plan = plan_of(spec)
+        self.plan = plan_of(spec, share=share)
         self.families = tuple(family for view in spec.views for family in view.families)
         types = flow_types(self.plan)
         self._decodes = [

@@ -68,14 +68,14 @@ class Skyfast:
 
 
 def running(
-    config: Path, *, quiet: bool = True, **environ: str
+    config: Path, *options: str, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with a configuration file and more environment, and stop it by SIGTERM.
+    """Run skyfast with a configuration file, options and more environment; stop it by SIGTERM.
 
     Asserts that it stops in time with exit code 0, and that it logged no problem where
     ``quiet`` says so.
     """
-    return _started(str(config), quiet=quiet, **environ)
+    return _started(str(config), *options, quiet=quiet, **environ)
 
 
 def demo(

@@ -1,0 +1,80 @@
+"""One of several instances that share the connections: what ``--shard I/N`` changes.
+
+Which flows belong to which is decided by the table: see `skyfast.plan.Share`. Here is the rest.
+Families of the whole cluster come from the first instance alone.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from skyfast.catalogue import ENDPOINTS, LABELS_BY_NAME, PROTOCOL
+from skyfast.config import Config, Note, Shard, ViewChoice
+
+MAX_SHARDS: Final = 1024
+"""Every one of them decodes everything: far fewer are of use."""
+
+_TEXT: Final = re.compile(r"(0|[1-9][0-9]{0,3})/([1-9][0-9]{0,3})", re.ASCII)
+
+
+def parse(text: str) -> Shard:
+    """Return the shard that is written ``I/N``.
+
+    Raises ValueError, with what is allowed instead, where there is no such shard.
+    """
+    match = _TEXT.fullmatch(text)
+    if match and int(match[1]) < int(match[2]) <= MAX_SHARDS:
+        return Shard(int(match[1]), int(match[2]))
+    raise ValueError(f"is not I/N with I from 0 to N - 1, and N up to {MAX_SHARDS}")
+
+
+def sharded(config: Config, shard: Shard) -> Config:
+    """Return what this shard of ``config`` runs with.
+
+    An analyzer has one subscriber of a name, so each shard has its own ``host_id``.
+    """
+    if shard.count == 1:
+        return config
+    store = config.store
+    if shard.index:
+        store = msgspec.structs.replace(store, interfaces_interval_s=0.0)
+    notes = (Note(level=logging.WARNING, text=text) for text in _overlaps(config))
+    return dataclasses.replace(
+        config,
+        shard=shard,
+        host_id=f"{config.host_id}-{shard.index}-of-{shard.count}",
+        store=store,
+        notes=(*config.notes, *notes),
+    )
+
+
+def _overlaps(config: Config) -> Iterator[str]:
+    """Say which of the shards' pages have series in common."""
+    if not _tells_apart(config.store.main, config):
+        yield (
+            "connections are in the pages of several shards, each with a part of their values:"
+            " their labels are not both addresses, both ports and the protocol as they are"
+        )
+    views = [view.prefix for view in config.store.views if not _tells_apart(view, config)]
+    if views:
+        yield (
+            f"series of {', '.join(views)} are in the pages of several shards, each with a part"
+            " of their values: sum them up"
+        )
+
+
+def _tells_apart(view: ViewChoice, config: Config) -> bool:
+    """Tell whether connections with the same labels are always of one shard."""
+    paths = set()
+    for label in view.labels:
+        if label.name in config.store.rewrites:
+            continue
+        if label.path is not None:
+            paths.add(label.path)
+        elif not LABELS_BY_NAME[label.name].lookup:
+            paths.add(LABELS_BY_NAME[label.name].path)
+    return paths >= {*ENDPOINTS, PROTOCOL}
