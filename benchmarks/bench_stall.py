@@ -1,7 +1,6 @@
 """How long does the event loop keep others waiting, while it is scraped and when much expires?"""
 
 import json
-import socket
 import time
 
 from benchmarks import heartbeat, programs
@@ -68,7 +67,7 @@ def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[fl
         assert program.metric("skyfast_connections") == LARGE
         _begin(program)
         began_s = time.monotonic()
-        _command(program, f"pass {TIMEOUT_S}")
+        program.command(f"pass {TIMEOUT_S}")
         while program.metric("skyfast_connections"):
             time.sleep(POLL_S)
         took_s.append(time.monotonic() - began_s)
@@ -121,15 +120,9 @@ def _waits(delays_s: list[float]) -> list[float]:
 
 
 def _begin(program: Program) -> None:
-    _command(program, "begin")
+    program.command("begin")
 
 
 def _end(program: Program) -> list[float]:
-    delays_s: list[float] = json.loads(_command(program, "end"))
+    delays_s: list[float] = json.loads(program.command("end"))
     return delays_s
-
-
-def _command(program: Program, line: str) -> bytes:
-    with socket.create_connection(("127.0.0.1", program.control_port)) as connection:
-        connection.sendall(line.encode() + b"\n")
-        return b"".join(iter(lambda: connection.recv(1 << 20), b""))

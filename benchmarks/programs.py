@@ -42,6 +42,13 @@ pipeline:
       connection_timeout: 600
 """
 
+SCRAPING = """\
+global: {{{{scrape_interval: {interval}s, scrape_timeout: {interval}s}}}}
+scrape_configs:
+  - job_name: skyfast
+    static_configs: [{{{{targets: ['127.0.0.1:{target}']}}}}]
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -105,23 +112,27 @@ def _chunks(content: bytes) -> Iterator[memoryview]:
 class Program:
     """A running connector, subscribed to an analyzer of this machine. It ends with its `with`.
 
-    Without an analyzer it is another server, which only has to listen. ``argv`` has ``{config}``,
-    ``{port}``, ``{control}`` and ``{analyzer}`` where these belong.
+    Without an analyzer it is another server, which only has to listen. ``argv`` and ``config``
+    have ``{config}``, ``{port}``, ``{control}``, ``{analyzer}`` and ``{directory}`` where these
+    belong.
     """
 
-    def __init__(self, argv: Sequence[str], *, analyzer: Remote | None) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, analyzer: Remote | None, config: str = CONFIG
+    ) -> None:
         self._analyzer = analyzer
         self._directory = tempfile.TemporaryDirectory(prefix="skyfast-bench-")
         directory = Path(self._directory.name)
         self.port, self.control_port = free_port(), free_port()
-        config = directory / "prom_sky_con.yml"
+        path = directory / "config.yml"
         places = {
             "analyzer": analyzer.call("port") if analyzer else 0,
             "port": self.port,
             "control": self.control_port,
-            "config": config,
+            "config": path,
+            "directory": directory,
         }
-        config.write_text(CONFIG.format_map(places))
+        path.write_text(config.format_map(places))
         self._log = directory / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -191,6 +202,12 @@ class Program:
     def page(self, *, compressed: bool = False, keep: bool = False) -> Answer:
         return get(self.port, "/metrics", compressed=compressed, keep=keep)
 
+    def command(self, line: str) -> bytes:
+        """Give a command to the control port of a program that has one, and return its answer."""
+        with socket.create_connection(("127.0.0.1", self.control_port)) as connection:
+            connection.sendall(line.encode() + b"\n")
+            return b"".join(iter(lambda: connection.recv(READ_BYTES), b""))
+
     def metric(self, name: str) -> float:
         """Return the sum of one of skyfast's own metrics."""
         lines = get(self.port, "/metrics/self").body.decode().splitlines()
@@ -250,6 +267,11 @@ def naive(analyzer: Remote) -> Program:
     """Return the naive Python connector."""
     argv = [sys.executable, "-m", "benchmarks.naive", "{analyzer}", "{port}"]
     return Program(argv, analyzer=analyzer)
+
+
+def storage(argv: Sequence[str], target: int, interval_s: int) -> Program:
+    """Return a server that keeps what it scrapes from a port every so many seconds."""
+    return Program(argv, analyzer=None, config=SCRAPING.format(target=target, interval=interval_s))
 
 
 GO_CONNECTOR = os.environ.get("PROM_SKY_CON", "")
