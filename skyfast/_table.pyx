@@ -1294,7 +1294,7 @@ cdef class Table:
                 if family.decimals > MAX_DECIMALS:
                     raise ValueError(f"{declared.name} has more decimals than a value has digits")
                 for j in range(2):
-                    head = "".join(declared.head_lines(openmetrics=j == 1)).encode()
+                    head = declared.head(openmetrics=j == 1).encode()
                     family.heads[j] = <char *>self._allocate(len(head))
                     family.head_lengths[j] = len(head)
                     memcpy(family.heads[j], PyBytes_AS_STRING(head), len(head))

@@ -29,7 +29,8 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from skyfast.selfmetrics import CaptureStats, head, label_text
+from skyfast.plan import family_head
+from skyfast.selfmetrics import CaptureStats, label_text
 
 SILENCE_S: Final = 60.0
 """A capture leaves when there was no report of it for so long: six in a row.
@@ -215,7 +216,7 @@ class Captures:
             return b""
         lines = []
         for index, (name, family) in enumerate(zip(self._names, _FAMILIES, strict=True)):
-            lines.append(head(name, family.help, family.kind, openmetrics=openmetrics))
+            lines.append(family_head(name, family.help, family.kind, openmetrics=openmetrics))
             lines += [f"{name}{labels} {values[index]}\n" for labels, values in rows]
         return "".join(lines).encode()
 

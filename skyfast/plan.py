@@ -22,23 +22,18 @@ _VALUE_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 
-def head_lines(
-    name: str, text: str, kind: str, *, unit: str, openmetrics: bool
-) -> tuple[str, str, str]:
-    """Return the HELP, TYPE and UNIT lines of the family whose samples are called ``name``.
+def family_head(name: str, text: str, kind: str, *, unit: str = "", openmetrics: bool) -> str:
+    """Return the lines that stand before the samples of the family whose samples are ``name``.
 
     OpenMetrics 1.0 calls a counter's family what its samples are called without ``_total``, and
-    has a line for the unit, which is the end of the family's name; the line is empty where there
-    is none: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
+    has a line for the unit, which is the end of the family's name:
+    https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
     """
     if openmetrics and kind == "counter":
         name = name.removesuffix("_total")
     escapes = _VALUE_ESCAPES if openmetrics else _HELP_ESCAPES
-    return (
-        f"# HELP {name} {text.translate(escapes)}\n",
-        f"# TYPE {name} {kind}\n",
-        f"# UNIT {name} {unit}\n" if openmetrics and unit else "",
-    )
+    units = f"# UNIT {name} {unit}\n" if openmetrics and unit else ""
+    return f"# HELP {name} {text.translate(escapes)}\n# TYPE {name} {kind}\n{units}"
 
 
 def escaped(value: str) -> str:
@@ -130,9 +125,9 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     decimals: int = 0
     unit: str = ""
 
-    def head_lines(self, *, openmetrics: bool) -> tuple[str, str, str]:
-        """Return the lines that stand before the samples: `head_lines` of this family."""
-        return head_lines(self.name, self.help, self.type, unit=self.unit, openmetrics=openmetrics)
+    def head(self, *, openmetrics: bool) -> str:
+        """Return the lines that stand before the samples: see `family_head`."""
+        return family_head(self.name, self.help, self.type, unit=self.unit, openmetrics=openmetrics)
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from skyfast import __version__
-from skyfast.plan import escaped, head_lines
+from skyfast.plan import escaped, family_head
 
 NAMESPACES = ("flow", "stats", "other")
 """Values of the label ``namespace``: anything an analyzer invents is ``other``."""
@@ -239,7 +239,7 @@ class _Family:
     def render(self, *, openmetrics: bool) -> str:
         ending = self.name.removesuffix("_total").rpartition("_")[2]
         unit = ending if ending in _UNITS else ""
-        lines = [head(self.name, self.text, self.kind, unit=unit, openmetrics=openmetrics)]
+        lines = [family_head(self.name, self.text, self.kind, unit=unit, openmetrics=openmetrics)]
         lines.extend(
             f"{self.name}{label_text(labels)} {value!r}\n" for labels, value in self.samples
         )
@@ -583,12 +583,6 @@ def _single(name: str, kind: str, text: str, value: float) -> _Family:
 
 def _by_reason(name: str, text: str, counts: Mapping[str, int]) -> _Family:
     return _Family(name, "counter", text, [({"reason": key}, n) for key, n in counts.items()])
-
-
-def head(name: str, text: str, kind: str, *, unit: str = "", openmetrics: bool) -> str:
-    """Return the comment lines that begin a family whose samples are called ``name``."""
-    help_, type_, unit_ = head_lines(name, text, kind, unit=unit, openmetrics=openmetrics)
-    return type_ + unit_ + help_ if openmetrics else help_ + type_
 
 
 def label_text(labels: Mapping[str, str]) -> str:

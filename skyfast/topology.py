@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
-from skyfast import nodes, selfmetrics
+from skyfast import nodes
 from skyfast.config import Config
 from skyfast.login import Authentication, Endpoint, Headers, http_connector
 from skyfast.logs import LogLimit, printable
 from skyfast.names import Lookup, Names
 from skyfast.nodes import Answer, Counters, MalformedAnswerError, Node
+from skyfast.plan import family_head
 from skyfast.selfmetrics import INTERFACE_SKIPS, TopologyStats, label_text
 from skyfast.tls import client_context
 
@@ -85,7 +86,7 @@ class _Family:
 
     def head(self, *, openmetrics: bool) -> bytes:
         unit = "bytes" if self.name.endswith("_bytes_total") else ""
-        return selfmetrics.head(
+        return family_head(
             self.name, self.help, "counter", unit=unit, openmetrics=openmetrics
         ).encode()
 

@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import __version__, selfmetrics
+from skyfast.plan import family_head
 from skyfast.selfmetrics import (
     CAPTURE_SKIPS,
     INTERFACE_SKIPS,
@@ -22,7 +23,6 @@ from skyfast.selfmetrics import (
     SKIP_REASONS,
     TOPOLOGY_ERRORS,
     Stats,
-    head,
     render,
     render_label_values,
 )
@@ -177,13 +177,13 @@ def test_label_values():
 def test_heads():
     """OpenMetrics calls a counter's family by another name, escapes quotes, and has units."""
     name, text = "x_bytes_total", 'a "b" \\ c\nd'
-    assert head(name, text, "counter", unit="bytes", openmetrics=False) == (
+    assert family_head(name, text, "counter", unit="bytes", openmetrics=False) == (
         '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'
     )
-    assert head(name, text, "counter", unit="bytes", openmetrics=True) == (
-        '# TYPE x_bytes counter\n# UNIT x_bytes bytes\n# HELP x_bytes a \\"b\\" \\\\ c\\nd\n'
+    assert family_head(name, text, "counter", unit="bytes", openmetrics=True) == (
+        '# HELP x_bytes a \\"b\\" \\\\ c\\nd\n# TYPE x_bytes counter\n# UNIT x_bytes bytes\n'
     )
-    assert head("x", "y", "gauge", openmetrics=True) == "# TYPE x gauge\n# HELP x y\n"
+    assert family_head("x", "y", "gauge", openmetrics=True) == "# HELP x y\n# TYPE x gauge\n"
 
 
 def test_openmetrics():

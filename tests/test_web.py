@@ -24,7 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from skyfast import __version__, web
 from skyfast.captures import Captures
 from skyfast.exposition import FIRST_CHUNK_BYTES, Exposition
-from skyfast.selfmetrics import CaptureStats, Stats, head
+from skyfast.plan import family_head
+from skyfast.selfmetrics import CaptureStats, Stats
 from skyfast.web import WebServer
 from tests.configs import make_config
 from tests.pages import (
@@ -357,8 +358,10 @@ async def test_openmetrics_is_negotiated():
 async def test_the_reference_parser_reads_openmetrics():
     captures = Captures(naming="standard", stats=CaptureStats())
     captures.message(b'{"CaptureID":"c-1","FlowCount":3,"FlowDropped":4}', 100)
-    flows = head("skydive_x_bytes_total", "Bytes.", "counter", unit="bytes", openmetrics=True)
-    flows += 'skydive_x_bytes_total{initiator_ip="10.0.0.1"} 7\n'
+    flows = family_head(
+        "skydive_x_bytes_total", "Bytes.", "counter", unit="bytes", openmetrics=True
+    )
+    flows += f'{name}{{initiator_ip="10.0.0.1"}} 7\n'
     table = FakeTable(flows.encode())
     table.view_connections = (2,)
     table.view_rejected_totals = (0,)
