@@ -358,9 +358,8 @@ async def test_openmetrics_is_negotiated():
 async def test_the_reference_parser_reads_openmetrics():
     captures = Captures(naming="standard", stats=CaptureStats())
     captures.message(b'{"CaptureID":"c-1","FlowCount":3,"FlowDropped":4}', 100)
-    flows = family_head(
-        "skydive_x_bytes_total", "Bytes.", "counter", unit="bytes", openmetrics=True
-    )
+    name = "skydive_x_bytes_total"
+    flows = family_head(name, "Bytes.", "counter", unit="bytes", openmetrics=True)
     flows += f'{name}{{initiator_ip="10.0.0.1"}} 7\n'
     table = FakeTable(flows.encode())
     table.view_connections = (2,)
