@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import uvloop
 
-from skyfast import __version__, filters, logs, memory, systemd
+from skyfast import __version__, check, filters, logs, memory, systemd
 from skyfast._table import Table
 from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
@@ -34,6 +34,7 @@ from skyfast.web import Reload, WebServer
 from skyfast.wire import FlowTypes, flow_types
 
 if TYPE_CHECKING:
+    from skyfast.recording import Playback
     from skyfast.webconfig import Guard
 
 EXPIRY_INTERVAL_S = 0.5
@@ -48,7 +49,22 @@ EXPIRY_ROWS = 256
 NAMES_WAIT_S = 5.0
 """How long the subscriptions wait for the topology's first answer, where labels are names."""
 
+MAX_ANNOUNCED = 8
+"""Analyzers that a log line names at most."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asks for and the configuration does not say; fixed until the end.
+
+    ``web_config_file`` is the path of the web configuration, empty where there is none.
+    ``playback`` is what takes the analyzers' place.
+    """
+
+    web_config_file: str = ""
+    playback: "Playback | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +108,7 @@ class App:
         self._served_at = _address(config)
         self._reloading = asyncio.Lock()
         self._polling: asyncio.Task[None] | None = None
+        self._began_s = time.monotonic()
         self.stats = Stats()
         self.clock = Clock()
         self._parts = self._build(config, None)
@@ -126,6 +143,7 @@ class App:
         log.info("serving %s", url)
         self._manager.ready(f"serving {url}")
         _announce(self._parts.config)
+        log.info("%s", _costs(self._parts))
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
@@ -143,6 +161,15 @@ class App:
         finally:
             self._manager.stopping()
             await self.web.stop()
+
+    def summary(self) -> str:
+        """Return what was done since the start, in a line for the log."""
+        seconds = time.monotonic() - self._began_s
+        flows = sum(analyzer.flows for analyzer in self.stats.analyzers.values())
+        return (
+            f"after {seconds:.0f} s: {flows} reports of flows, {self.stats.scrape.scrapes} pages,"
+            f" {self._parts.table.connections} connections at the end"
+        )
 
     async def reload(self) -> str | None:
         """Read the configuration anew and use it; return why that cannot be, or None.
@@ -346,9 +373,23 @@ async def _names_known(parts: _Parts) -> None:
 
 def _announce(config: Config, *, known: Sequence[str] = ()) -> None:
     """Log who is subscribed to and was not ``known`` before."""
-    for url in config.subscriber.endpoints:
-        if url not in known:
-            log.info("subscribing to %s as %s", redact_url(url), config.host_id)
+    new = [redact_url(url) for url in config.subscriber.endpoints if url not in known]
+    if new:
+        others = f" and {len(new) - MAX_ANNOUNCED} more" if len(new) > MAX_ANNOUNCED else ""
+        shown = ", ".join(new[:MAX_ANNOUNCED])
+        log.info("subscribing to %s%s as %s", shown, others, config.host_id)
+
+
+def _costs(parts: _Parts) -> str:
+    """Return what a connection costs and how many there can be, for the log."""
+    store, row_bytes = parts.config.store, parts.table.row_bytes
+    series = check.series(store.main, naming=store.naming)
+    return (
+        f"a connection costs up to {series} series and {row_bytes} bytes, its addresses' texts"
+        f" apart, until {store.connection_timeout_s + store.connection_grace_s:g} s after its last"
+        f" report; at most {store.max_connections} connections"
+        f" ({store.max_connections * series} series, {store.max_connections * row_bytes >> 20} MiB)"
+    )
 
 
 def _address(config: Config) -> tuple[str, int]:
@@ -409,24 +450,16 @@ def _changes(old: Config, new: Config) -> list[str]:
     return [key for key in after if after[key] != before[key]]
 
 
-async def _serve(
-    config: Config, load: Callable[[], Config], *, demo: bool, web_config_file: str
-) -> bool:
+async def _serve(config: Config, load: Callable[[], Config], options: Options) -> bool:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    guard = _guard(web_config_file)
+    guard = _guard(options.web_config_file)
+    log.info("skyfast %s, Python %s", __version__, platform.python_version())
     async with AsyncExitStack() as stack:
-        if demo:
-            endpoint = await _start_demo(stack)
-            app = App(
-                _subscribing_to(endpoint, config),
-                load=lambda: _subscribing_to(endpoint, load()),
-                guard=guard,
-            )
-        else:
-            app = App(config, load=load, guard=guard)
+        adapt = await _adaptation(options, stack)
+        app = App(adapt(config), load=lambda: adapt(load()), guard=guard)
         reloads: set[asyncio.Task[str | None]] = set()
 
         def reload() -> None:
@@ -439,7 +472,6 @@ async def _serve(
         stack.callback(signal.signal, signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         memory.freeze()
-        log.info("skyfast %s, Python %s", __version__, platform.python_version())
         try:
             await app.run(stopping)
         except OSError as error:
@@ -450,7 +482,7 @@ async def _serve(
         except BaseExceptionGroup:
             log.critical("stopped by a fault of its own", exc_info=True)
             return False
-    log.info("stopped")
+    log.info("stopped %s", app.summary())
     return True
 
 
@@ -467,19 +499,20 @@ def _is_secure(guard: "Guard | None") -> bool:
     return guard is not None and guard.config.tls is not None
 
 
-async def _start_demo(stack: AsyncExitStack) -> str:
-    """Start the demo analyzer and return its endpoint."""
-    from skyfast.demo import DemoAnalyzer
+async def _adaptation(options: Options, stack: AsyncExitStack) -> Callable[[Config], Config]:
+    """Begin what the options ask for, and return how they change every configuration."""
+    if options.playback is None:
+        return lambda config: config
+    from skyfast.player import Player
 
-    analyzer = DemoAnalyzer()
-    port = await analyzer.start()
-    stack.push_async_callback(analyzer.stop)
-    return f"ws://127.0.0.1:{port}/ws/subscriber/flow"
-
-
-def _subscribing_to(endpoint: str, config: Config) -> Config:
-    subscriber = dataclasses.replace(config.subscriber, endpoints=(endpoint,))
-    return dataclasses.replace(config, subscriber=subscriber)
+    player = Player(options.playback)
+    stack.push_async_callback(player.stop)
+    endpoints = tuple(f"ws://{address}/ws/subscriber/flow" for address in await player.start())
+    # A recording that has ended is no analyzer that fell silent.
+    changes: dict[str, Any] = {"endpoints": endpoints, "silence_timeout_s": 0.0}
+    return lambda config: dataclasses.replace(
+        config, subscriber=dataclasses.replace(config.subscriber, **changes)
+    )
 
 
 def page_url(address: str, port: int, *, secure: bool) -> str:
@@ -490,15 +523,12 @@ def page_url(address: str, port: int, *, secure: bool) -> str:
     return f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}/metrics"
 
 
-def run(
-    config: Config, load: Callable[[], Config], *, demo: bool, web_config_file: str = ""
-) -> bool:
+def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
     """Run until SIGTERM or SIGINT; return False when it could not run, which was logged.
 
     ``load`` reads the configuration anew, for SIGHUP, which must be blocked when this is called.
-    ``web_config_file`` is the path of the web configuration, empty where there is none.
-    Raises ConfigError where something that the configurations name cannot be used.
+    Raises ConfigError where something that the configurations or the options name cannot be used.
     """
     memory.keep_heap()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, load, demo=demo, web_config_file=web_config_file))
+        return runner.run(_serve(config, load, options))

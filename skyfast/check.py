@@ -1,9 +1,15 @@
-"""What a configuration costs, told by ``skyfast --check`` behind the configuration itself."""
+"""What a configuration costs, told by ``skyfast --check`` and at the start."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 from skyfast.catalogue import DANGEROUS_FIELDS, DIRECTION, LABELS_BY_NAME, families
-from skyfast.config import Config, LabelChoice
+from skyfast.config import Config, LabelChoice, ViewChoice
+
+
+def series(view: ViewChoice, *, naming: Literal["compatible", "standard"]) -> int:
+    """Return how many series each row of a view has at most."""
+    return sum(len(family.values) for family in families(view, naming=naming))
 
 
 def report(config: Config) -> str:
@@ -15,14 +21,14 @@ def _lines(config: Config) -> Iterator[str]:
     store = config.store
     for view in (store.main, *store.views):
         shown = families(view, naming=store.naming)
-        series = sum(len(family.values) for family in shown)
+        count = series(view, naming=store.naming)
         labels = [label.name for label in view.labels if label.name != DIRECTION]
         if view.prefix:
             kept = f"kept until silent for {view.timeout_s:g} s"
-            yield f"Each {', '.join(labels)} costs up to {series} series, {kept}:"
+            yield f"Each {', '.join(labels)} costs up to {count} series, {kept}:"
         else:
-            most = store.max_connections * series
-            yield f"Each connection costs up to {series} series, all together up to {most}:"
+            most = store.max_connections * count
+            yield f"Each connection costs up to {count} series, all together up to {most}:"
         for family in shown:
             yield f"  {len(family.values)} {family.name}"
     for view in (store.main, *store.views):

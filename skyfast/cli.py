@@ -10,11 +10,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from skyfast import __version__, check, config, logs, shard
+
+if TYPE_CHECKING:
+    from skyfast.recording import Playback
 
 DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
 
@@ -25,11 +28,21 @@ EXIT_WRONG = 2
 _LEVELS = ("debug", "info", "warning", "error")
 
 
+MAX_SPEED = 1000.0
+"""Highest ``--replay-speed``."""
+
+
 class _HelpFormatter(argparse.HelpFormatter):
     """Has room for the longest option beside its help."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=27)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        # Not "FILE [FILE ...]", which has no room.
+        if action.nargs == argparse.ONE_OR_MORE:
+            return f"{action.metavar}..."
+        return super()._format_args(action, default_metavar)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,19 +69,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="validate the configuration, print it and its cost, and exit",
+        help="print the resulting configuration and its cost",
     )
-    parser.add_argument(
+    analyzers = parser.add_mutually_exclusive_group()
+    analyzers.add_argument(
         "--demo",
         action="store_true",
-        help="play a recording instead of subscribing; needs no CONFIG",
+        help="play the packaged recording; needs no CONFIG",
+    )
+    analyzers.add_argument(
+        "--replay",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="play these recordings as analyzers; needs no CONFIG",
+    )
+    parser.add_argument(
+        "--replay-speed",
+        type=_speed,
+        metavar="N",
+        help="play them N times as fast (default: 1)",
     )
     parser.add_argument(
         "--log-level",
         choices=_LEVELS,
         type=str.lower,
         metavar="LEVEL",
-        help=f"least severe records to log: {', '.join(_LEVELS)}",
+        help=f"log from this on: {', '.join(_LEVELS)}",
     )
     parser.add_argument(
         "--shard",
@@ -94,9 +121,24 @@ def _shard(text: str) -> config.Shard:
         raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not 0 < speed <= MAX_SPEED:
+        raise argparse.ArgumentTypeError(f"{text!r} is not more than 0 and at most {MAX_SPEED:g}")
+    return speed
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.replay_speed is not None and not arguments.replay:
+        parser.error("--replay-speed is nothing without --replay")
+    return arguments
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's own); return its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     # Until the event loop takes over, a request to stop finds nothing to close.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
@@ -106,10 +148,11 @@ def main(argv: list[str] | None = None) -> int:
         configuration = _load(arguments)
         logs.set_up(configuration.logging)
         logs.write_notes(configuration.notes)
+        playback = _playback(arguments)
         if arguments.check:
-            # The web configuration first, which can be wrong.
-            web_report = _check_web(arguments.web_config_file)
-            sys.stdout.write(config.dump(configuration) + check.report(configuration) + web_report)
+            # The other files first, which can be wrong.
+            reports = _check_web(arguments.web_config_file) + _check_replay(arguments, playback)
+            sys.stdout.write(config.dump(configuration) + check.report(configuration) + reports)
             return EXIT_OK
 
         from skyfast import app
@@ -117,8 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         is_over = app.run(
             configuration,
             lambda: _reload(arguments),
-            demo=arguments.demo,
-            web_config_file=arguments.web_config_file,
+            app.Options(web_config_file=arguments.web_config_file, playback=playback),
         )
         return EXIT_OK if is_over else EXIT_CANNOT_RUN
     except config.ConfigError as error:
@@ -138,6 +180,27 @@ def _load(arguments: argparse.Namespace) -> config.Config:
         return loaded
     logging = msgspec.structs.replace(loaded.logging, level=arguments.log_level.upper())
     return dataclasses.replace(loaded, logging=logging)
+
+
+def _playback(arguments: argparse.Namespace) -> "Playback | None":
+    """Return what is played in place of subscribing to analyzers; None where nothing is."""
+    if not arguments.demo and not arguments.replay:
+        return None
+    from skyfast import recording
+
+    if arguments.demo:
+        return recording.demo()
+    return recording.Playback(
+        recordings=tuple(map(recording.Recording.load, arguments.replay)),
+        speed=arguments.replay_speed or 1,
+    )
+
+
+def _check_replay(arguments: argparse.Namespace, playback: "Playback | None") -> str:
+    """Return what recordings hold, as YAML comments; nothing where there are none."""
+    if not playback or not arguments.replay:
+        return ""
+    return "".join(f"# Recording {one.path}: {one.summary()}.\n" for one in playback.recordings)
 
 
 def _check_web(path: str) -> str:
@@ -161,7 +224,7 @@ def _reload(arguments: argparse.Namespace) -> config.Config:
 
 def _path(arguments: argparse.Namespace) -> str | None:
     """Return the configuration file's path; None where none is needed."""
-    if arguments.demo and arguments.config is None:
+    if (arguments.demo or arguments.replay) and arguments.config is None:
         return None
     path: str = arguments.config or DEFAULT_PATH
     return path

@@ -55,6 +55,14 @@ class Skyfast:
                     return metrics
                 await asyncio.sleep(POLL_S)
 
+    async def logged(self, text: str) -> str:
+        """Wait for a line of the log that has ``text``, and return it."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                if found := [line for line in self.log if text in line]:
+                    return found[0]
+                await asyncio.sleep(POLL_S)
+
     async def read_log(self) -> None:
         """Collect the log until the process closes it; it tells where the page is."""
         assert self.process.stderr is not None
@@ -86,6 +94,19 @@ def demo(
     if web_config:
         arguments.append(f"--web.config.file={web_config}")
     return _started(*arguments, quiet=quiet, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="0")
+
+
+def replay(
+    *arguments: object, quiet: bool = True, **environ: str
+) -> AbstractAsyncContextManager[Skyfast]:
+    """Run skyfast with ``--replay`` and these arguments behind it, on a free port, likewise.
+
+    They are played so fast that a minute takes a second, and no connection leaves.
+    """
+    store = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_"
+    usual = {f"{store}PORT": "0", f"{store}CONNECTION_TIMEOUT": "600"}
+    speed = "--replay-speed=60"
+    return _started(speed, "--replay", *map(str, arguments), quiet=quiet, **usual | environ)
 
 
 @asynccontextmanager

@@ -11,14 +11,9 @@ from pathlib import Path
 import pytest
 import websockets
 
-from skyfast.demo import (
-    LOOP_S,
-    DemoAnalyzer,
-    addressed,
-    grown,
-    load_recording,
-    load_topology,
-)
+from skyfast import recording
+from skyfast.player import Player, grown
+from skyfast.recording import DEMO_LOOP_S, addressed
 from skyfast.topology import QUERY, QUERY_WITH_NAMES
 
 RECORDINGS = Path(__file__).parent / "data" / "recordings"
@@ -29,20 +24,21 @@ VX1 = "6daa0a0a-8004-559c-80a1-691b4d80e4f9"
 
 
 @pytest.fixture(scope="module")
-def recording():
-    return load_recording()
+def playback():
+    return recording.demo()
 
 
-def play(recording, loops):
+def play(playback, loops):
     """All messages of the first loops, with the time in seconds at which each is sent."""
     return [
-        (
-            loop * LOOP_S + recording.due_s(index),
-            recording.replay(index, loop=loop, started_ms=STARTED_MS),
-        )
+        (sending.due_s, json.loads(sending.data(STARTED_MS)))
         for loop in range(loops)
-        for index in range(len(recording.messages))
+        for sending in playback.sendings(loop)
     ]
+
+
+def topology(playback):
+    return json.loads(gzip.decompress(playback.topology.read_bytes()))
 
 
 def reports(messages):
@@ -74,39 +70,40 @@ def connections(messages):
     return grows
 
 
-def test_what_is_packaged_is_the_recording():
+def test_what_is_packaged_is_the_recording(playback):
     recorded = (RECORDINGS / "one-analyzer.jsonl").read_bytes()
-    assert b"".join(line + b"\n" for line in load_recording().messages) == recorded
-    assert load_topology() == json.loads((RECORDINGS / "topology.json").read_bytes())
+    (packaged,) = playback.recordings
+    assert b"".join(message.data + b"\n" for _, message in packaged) == recorded
+    assert topology(playback) == json.loads((RECORDINGS / "topology.json").read_bytes())
 
 
-def test_nothing_is_sent_before_it_happened(recording):
-    for sent_s, flow in reports(play(recording, 2)):
+def test_nothing_is_sent_before_it_happened(playback):
+    for sent_s, flow in reports(play(playback, 2)):
         sent_ms = STARTED_MS + sent_s * 1000
         for times in (flow, flow["Metric"], flow["LastUpdateMetric"]):
             assert times["Start"] <= times["Last"] <= sent_ms
 
 
-def test_times_are_the_present(recording):
+def test_times_are_the_present(playback):
     """Seen from when it is sent, no flow lies further back than one loop."""
-    for sent_s, flow in reports(play(recording, 3)):
+    for sent_s, flow in reports(play(playback, 3)):
         age_s = (STARTED_MS + sent_s * 1000 - flow["Start"]) / 1000
-        assert 0 <= age_s <= LOOP_S
+        assert 0 <= age_s <= DEMO_LOOP_S
 
 
-def test_messages_come_in_order_and_without_long_gaps(recording):
-    sent = [sent_s for sent_s, _ in play(recording, 3)]
+def test_messages_come_in_order_and_without_long_gaps(playback):
+    sent = [sent_s for sent_s, _ in play(playback, 3)]
     assert sent == sorted(sent)
     assert max(after - before for before, after in itertools.pairwise(sent)) <= 5
-    statistics = [s for s, message in play(recording, 3) if message["Type"] == "stats"]
+    statistics = [s for s, message in play(playback, 3) if message["Type"] == "stats"]
     assert max(after - before for before, after in itertools.pairwise(statistics)) <= 6
 
 
-def test_every_loop_has_its_own_flows(recording):
+def test_every_loop_has_its_own_flows(playback):
     loops = [
-        {flow["UUID"] for _, flow in reports(play(recording, 1))},
-        {flow["UUID"] for _, flow in reports(play(recording, 2))},
-        {flow["UUID"] for _, flow in reports(play(recording, 3))},
+        {flow["UUID"] for _, flow in reports(play(playback, 1))},
+        {flow["UUID"] for _, flow in reports(play(playback, 2))},
+        {flow["UUID"] for _, flow in reports(play(playback, 3))},
     ]
     assert [len(flows) for flows in loops] == [858, 2 * 858, 3 * 858]
     for uuid in loops[2]:
@@ -114,11 +111,10 @@ def test_every_loop_has_its_own_flows(recording):
         assert int(uuid, 16) < 2**64
 
 
-def test_a_tunnel_keeps_its_outer_flow(recording):
+def test_a_tunnel_keeps_its_outer_flow(playback):
     for loop in range(2):
         messages = [
-            (0.0, recording.replay(index, loop=loop, started_ms=STARTED_MS))
-            for index in range(len(recording.messages))
+            (0.0, json.loads(sending.data(STARTED_MS))) for sending in playback.sendings(loop)
         ]
         flows = {flow["UUID"] for _, flow in reports(messages)}
         parents = {flow["ParentUUID"] for _, flow in reports(messages)} - {""}
@@ -126,9 +122,9 @@ def test_a_tunnel_keeps_its_outer_flow(recording):
         assert parents <= flows
 
 
-def test_the_first_report_of_every_flow_says_so(recording):
+def test_the_first_report_of_every_flow_says_so(playback):
     seen = set()
-    for _, flow in reports(play(recording, 2)):
+    for _, flow in reports(play(playback, 2)):
         if flow["UUID"] not in seen:
             seen.add(flow["UUID"])
             assert flow["LastUpdateMetric"]["Start"] == flow["Start"]
@@ -136,7 +132,7 @@ def test_the_first_report_of_every_flow_says_so(recording):
                 assert flow["LastUpdateMetric"][name] == flow["Metric"][name]
 
 
-def test_what_is_no_time_and_no_uuid_is_as_recorded(recording):
+def test_what_is_no_time_and_no_uuid_is_as_recorded(playback):
     """A loop differs from the recording in times and identities alone."""
 
     def plain(message):
@@ -148,37 +144,41 @@ def test_what_is_no_time_and_no_uuid_is_as_recorded(recording):
                 del times["Start"], times["Last"]
         return message
 
-    for index, line in enumerate(recording.messages):
-        replayed = recording.replay(index, loop=7, started_ms=STARTED_MS)
-        assert plain(replayed) == plain(json.loads(line))
+    for sending in playback.sendings(7):
+        recorded = json.loads(sending.message.data)
+        assert plain(json.loads(sending.data(STARTED_MS))) == plain(recorded)
 
 
-def test_connections_live_for_ever_and_grow_in_every_minute(recording):
+def test_connections_live_for_ever_and_grow_in_every_minute(playback):
     """At a scrape interval of 15 s, ``rate(...[1m])`` compares samples 45 s apart."""
     loops = 4
-    for reported in connections(play(recording, loops)).values():
+    for reported in connections(play(playback, loops)).values():
         assert all(delta >= 0 for _, delta in reported)
         grown_at = [sent_s for sent_s, delta in reported if delta]
         gaps = [after - before for before, after in itertools.pairwise(grown_at)]
         assert max(gaps) < 45
-        assert grown_at[0] < LOOP_S
-        assert grown_at[-1] > (loops - 1) * LOOP_S - 1
+        assert grown_at[0] < DEMO_LOOP_S
+        assert grown_at[-1] > (loops - 1) * DEMO_LOOP_S - 1
 
 
-def test_connections_are_bounded_and_grow_within_five_seconds(recording):
-    assert len(connections(play(recording, 3))) == len(connections(play(recording, 1))) == 831
+def test_connections_are_bounded_and_grow_within_five_seconds(playback):
+    assert len(connections(play(playback, 3))) == len(connections(play(playback, 1))) == 831
     early = [
         [sent_s for sent_s, delta in reported if delta and sent_s < 3]
-        for reported in connections(play(recording, 1)).values()
+        for reported in connections(play(playback, 1)).values()
     ]
     assert max(map(len, early)) >= 2
 
 
-def test_namespaces(recording):
-    messages = [message for _, message in play(recording, 1)]
+def test_namespaces(playback):
+    messages = [message for _, message in play(playback, 1)]
 
     def received(*namespaces):
-        return [copy for message in messages for copy in addressed(message, frozenset(namespaces))]
+        return [
+            json.loads(copy)
+            for message in messages
+            for copy in addressed(json.dumps(message).encode(), frozenset(namespaces))
+        ]
 
     both = received("flow", "stats")
     assert both == messages
@@ -196,20 +196,20 @@ def test_namespaces(recording):
     assert len(received("flow", f"flow/{capture}")) == len(received("flow")) + len(of_one)
 
 
-def test_counters_of_interfaces_grow_by_what_was_recorded_in_every_loop():
-    nodes = load_topology()
+def test_counters_of_interfaces_grow_by_what_was_recorded_in_every_loop(playback):
+    nodes = topology(playback)
 
     def metrics(elapsed_s):
         now_ms = STARTED_MS + round(elapsed_s * 1000)
-        answer = grown(nodes, started_ms=STARTED_MS, now_ms=now_ms)
+        answer = grown(nodes, started_ms=STARTED_MS, now_ms=now_ms, loop_s=DEMO_LOOP_S)
         assert {node["UpdatedAt"] for node in answer} == {now_ms}
         return {node["Metadata"]["Name"]: node["Metadata"]["Metric"] for node in answer}
 
     recorded = metrics(0)
     assert recorded["v2"]["RxBytes"] == 206803011
-    assert metrics(LOOP_S)["v2"]["RxBytes"] == 2 * 206803011
+    assert metrics(DEMO_LOOP_S)["v2"]["RxBytes"] == 2 * 206803011
     assert recorded["v2"]["RxBytes"] < metrics(0.5)["v2"]["RxBytes"] < metrics(1)["v2"]["RxBytes"]
-    assert metrics(LOOP_S)["ifb0"] == {}
+    assert metrics(DEMO_LOOP_S)["ifb0"] == {}
     assert metrics(10**8)["v2"]["RxBytes"] < 2**63
 
 
@@ -218,12 +218,12 @@ def test_counters_of_interfaces_grow_by_what_was_recorded_in_every_loop():
 
 @asynccontextmanager
 async def demo():
-    analyzer = DemoAnalyzer()
-    port = await analyzer.start()
+    player = Player(recording.demo())
+    (address,) = await player.start()
     try:
-        yield analyzer, port
+        yield player, int(address.rpartition(":")[2])
     finally:
-        await analyzer.stop()
+        await player.stop()
 
 
 def subscribe(port, *namespaces, **options):
@@ -245,7 +245,7 @@ async def test_a_connection_grows_within_five_seconds_of_the_start():
         begin_ms = time.time() * 1000
         totals = defaultdict(set)
         async with subscribe(port, "flow", "stats") as socket:
-            assert socket.response.headers["X-Host-ID"] == "demo"
+            assert socket.response.headers["X-Host-ID"] == "recording.jsonl.gz"
             assert socket.response.headers["X-Service-Type"] == "analyzer"
             while not any(len(values) > 1 for values in totals.values()):
                 text = await socket.recv()
@@ -275,7 +275,7 @@ async def test_who_joins_later_hears_the_same_loop():
 
 
 async def test_it_pings(monkeypatch):
-    monkeypatch.setattr("skyfast.demo.PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr("skyfast.player.PING_INTERVAL_S", 0.05)
     pinged = asyncio.Event()
 
     class Client(websockets.ClientConnection):
@@ -289,12 +289,13 @@ async def test_it_pings(monkeypatch):
 
 
 async def test_stop_closes_subscriptions_and_the_port():
-    analyzer = DemoAnalyzer()
-    port = await analyzer.start()
+    player = Player(recording.demo())
+    (address,) = await player.start()
+    port = int(address.rpartition(":")[2])
     async with subscribe(port, "stats") as socket:
         await socket.recv()
         async with asyncio.timeout(2):
-            await analyzer.stop()
+            await player.stop()
             with pytest.raises(websockets.ConnectionClosed) as closed:
                 while True:
                     await socket.recv()

@@ -1,0 +1,240 @@
+"""Analyzers played from recordings: for trying skyfast without Skydive, and to see a bug again.
+
+They serve what skyfast uses of real ones: the flow subscription and the topology API. What is
+sent, and when, is a pure function of the recordings and the time (:mod:`skyfast.recording`); only
+:class:`Player` has a clock and sockets.
+"""
+
+import asyncio
+import contextlib
+import gzip
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from aiohttp import WSCloseCode, web
+
+from skyfast.config import ConfigError
+from skyfast.logs import printable
+from skyfast.recording import Playback, Sending, addressed
+from skyfast.topology import QUERY, QUERY_WITH_NAMES
+
+PING_INTERVAL_S: Final = 2.0
+"""How often an analyzer pings its subscribers: ``http.ws.ping_delay``'s default."""
+
+STOP_TIMEOUT_S: Final = 1.0
+"""How long a subscriber may take over the closing handshake, in seconds."""
+
+START_WAIT_S: Final = 5.0
+"""How long the first analyzer with a subscriber waits until the others have one."""
+
+log = logging.getLogger(__name__)
+
+
+class Player:
+    """The analyzers of a playback, each on a port of its own choice.
+
+    They begin together, when all of them have a subscriber. Who subscribes later joins in; what
+    is due while nobody is subscribed is lost, as it is with real ones.
+    """
+
+    def __init__(self, playback: Playback, *, host: str = "127.0.0.1") -> None:
+        """Prepare to listen on the address ``host``."""
+        self._playback = playback
+        self._host = host
+        self._topology = _read_topology(playback.topology)
+        self._started_ms = 0
+        self._analyzers = {
+            (number, name): _Analyzer(name or Path(recording.path).name, self._answer)
+            for number, recording in enumerate(playback.recordings)
+            for name in recording.analyzers
+        }
+        self._playing: asyncio.Task[None] | None = None
+
+    async def start(self) -> list[str]:
+        """Listen, and return ``host:port`` of each analyzer."""
+        addresses = []
+        for number, recording in enumerate(self._playback.recordings):
+            places = []
+            for name in recording.analyzers:
+                analyzer = self._analyzers[number, name]
+                addresses.append(f"{self._host}:{await analyzer.start(self._host)}")
+                places.append(f"{printable(name)} at {addresses[-1]}".strip())
+            path, places_text = printable(recording.path), ", ".join(places)
+            log.info("replaying %s (%s), %s", path, recording.summary(), places_text)
+        self._playing = asyncio.create_task(self._play())
+        return addresses
+
+    async def stop(self) -> None:
+        """Close every subscription and stop to listen."""
+        if self._playing is not None:
+            self._playing.cancel()
+            await asyncio.wait([self._playing])
+        await asyncio.gather(*(analyzer.stop() for analyzer in self._analyzers.values()))
+
+    async def _play(self) -> None:
+        await self._subscribed()
+        self._started_ms = time.time_ns() // 1_000_000
+        now = asyncio.get_running_loop().time
+        began_s = now()
+        loop = sent = 0
+        while True:
+            try:
+                for sending in self._playback.sendings(loop):
+                    await asyncio.sleep(max(began_s + sending.due_s - now(), 0))
+                    await self._send(sending)
+                    sent += 1
+            except (ConfigError, KeyError) as error:
+                log.error("a recording changed while it was played: %s", printable(error))
+                return
+            if not self._playback.loop_s:
+                log.info("the replay has ended: %d messages in %.0f s", sent, now() - began_s)
+                return
+            # After a pause of the process the loops that were missed are left out.
+            loop = max(loop + 1, int((now() - began_s) / self._playback.loop_s))
+
+    async def _subscribed(self) -> None:
+        """Wait for subscribers: for the first as long as it takes, for the others not for ever."""
+        waiting = [asyncio.create_task(each.subscribed.wait()) for each in self._analyzers.values()]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=START_WAIT_S)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def _send(self, sending: Sending) -> None:
+        analyzer = self._analyzers[sending.recording, sending.message.analyzer]
+        await analyzer.send(sending.data(self._started_ms))
+
+    def _answer(self) -> list[dict[str, Any]]:
+        """Return what the topology API answers now."""
+        now_ms = time.time_ns() // 1_000_000
+        return grown(
+            self._topology,
+            started_ms=self._started_ms or now_ms,
+            now_ms=now_ms,
+            loop_s=self._playback.loop_s,
+        )
+
+
+class _Analyzer:
+    """One analyzer: its subscribers and its topology API."""
+
+    def __init__(self, name: str, topology: Callable[[], list[dict[str, Any]]]) -> None:
+        self.name = name
+        self.subscribed = asyncio.Event()
+        self._topology = topology
+        self._runner: web.AppRunner | None = None
+        self._sockets: dict[web.WebSocketResponse, frozenset[str]] = {}
+
+    async def start(self, host: str) -> int:
+        app = web.Application()
+        app.router.add_get("/ws/subscriber/flow", self._subscribe)
+        app.router.add_post("/api/topology", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_TIMEOUT_S)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, 0).start()
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def stop(self) -> None:
+        going_away = (socket.close(code=WSCloseCode.GOING_AWAY) for socket in self._sockets)
+        await asyncio.gather(*going_away, return_exceptions=True)
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def send(self, data: bytes) -> None:
+        for socket, namespaces in list(self._sockets.items()):
+            # A subscriber that has left is taken out where its frames are read.
+            with contextlib.suppress(ConnectionError):
+                for copy in addressed(data, namespaces):
+                    await _send(socket, copy)
+
+    async def _subscribe(self, request: web.Request) -> web.WebSocketResponse:
+        asked = request.headers.getall("X-Websocket-Namespace", []) or request.query.getall(
+            "x-websocket-namespace", []
+        )
+        socket = web.WebSocketResponse(timeout=STOP_TIMEOUT_S, compress=False)
+        host_id = self.name.encode("ascii", "replace").decode()
+        socket.headers.update({"X-Host-ID": printable(host_id), "X-Service-Type": "analyzer"})
+        await socket.prepare(request)
+        self._sockets[socket] = frozenset(asked or ("flow", "stats"))
+        self.subscribed.set()
+        pings = asyncio.create_task(_ping(socket))
+        try:
+            async for _ in socket:
+                pass
+        finally:
+            del self._sockets[socket]
+            pings.cancel()
+            # A ping that fails has lost its socket, which ends the loop above as well.
+            await asyncio.gather(pings, return_exceptions=True)
+        return socket
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        """Answer the query that was recorded, and the one for these nodes among others."""
+        try:
+            asked = msgspec.json.decode(await request.read(), type=dict[str, str])
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise web.HTTPBadRequest from None
+        if asked.get("GremlinQuery") not in {QUERY, QUERY_WITH_NAMES}:
+            raise web.HTTPBadRequest(text="a played analyzer knows skyfast's own queries alone")
+        response = web.Response(
+            body=msgspec.json.encode(self._topology()),
+            content_type="application/json",
+            charset="utf-8",
+        )
+        response.enable_compression()
+        return response
+
+
+async def _send(socket: web.WebSocketResponse, data: bytes) -> None:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        await socket.send_bytes(data)
+    else:
+        await socket.send_str(text)
+
+
+async def _ping(socket: web.WebSocketResponse) -> None:
+    while True:
+        await asyncio.sleep(PING_INTERVAL_S)
+        await socket.ping()
+
+
+def _read_topology(path: Path | None) -> list[dict[str, Any]]:
+    if path is None:
+        return []
+    nodes: list[dict[str, Any]] = msgspec.json.decode(gzip.decompress(path.read_bytes()))
+    return nodes
+
+
+def grown(
+    nodes: list[dict[str, Any]], *, started_ms: int, now_ms: int, loop_s: float
+) -> list[dict[str, Any]]:
+    """Return ``nodes`` with counters as they are at ``now_ms``; both times in Unix milliseconds.
+
+    Every loop adds the recorded totals once more, spread evenly over its time.
+    """
+    played_ms = max(now_ms - started_ms, 0)
+    loop_ms = round(loop_s * 1000)
+    return [
+        node
+        | {
+            "CreatedAt": started_ms - (node["UpdatedAt"] - node["CreatedAt"]),
+            "UpdatedAt": now_ms,
+            "Metadata": node["Metadata"]
+            | {
+                "Metric": {
+                    name: total + total * played_ms // loop_ms
+                    for name, total in node["Metadata"]["Metric"].items()
+                }
+            },
+        }
+        for node in nodes
+    ]

@@ -1,0 +1,419 @@
+"""Recordings: files of what analyzers sent, one JSON message a line, plain or as gzip.
+
+`line` writes one, and `Recording` reads them. Both hold one message at a time, so a recording can
+be of any size. Nothing here has a clock or a socket: :mod:`skyfast.record` writes while skyfast
+runs, :mod:`skyfast.player` plays.
+
+Any file of messages will do. What skyfast writes has one key more in front of each::
+
+    {"Recorded":{"At":1795352101512,"Analyzer":"analyzer-1:8082"},"Namespace":"flow",…}
+
+``At`` is the time of receipt in Unix milliseconds. Behind it the message is as it came, byte for
+byte; white space around it is not kept. A message that is no JSON object on one line of UTF-8
+is in ``Recorded`` too, as ``Base64``, and nothing follows.
+"""
+
+import base64
+import binascii
+import gzip
+import heapq
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from skyfast.document import ConfigError
+from skyfast.wire import Envelope
+
+MAX_LINE_BYTES: Final = 256 << 20
+"""Longest line of a recording: a message of 64 MiB is 86 MiB as base64."""
+
+MAX_ANALYZERS: Final = 64
+"""Analyzers that are played at once."""
+
+MAX_GAP_MS: Final = 300_000
+"""A time without messages is not played for longer. It is also how far a time in a flow may lie
+from the others of its message to be believed."""
+
+_UUID_STEP: Final = 0x9E3779B97F4A7C15  # odd, so that 2^64 loops go by before a mask comes back
+
+_GZIP: Final = b"\x1f\x8b"
+
+_HEAD: Final = re.compile(
+    rb'\{"Recorded":\{"At":(\d{1,15}),"Analyzer":("(?:[^"\\]|\\.)*+")'
+    rb'(?:,"Base64":"([A-Za-z0-9+/=]*+)"\}\}|\}(?:,|(?=\s*\})))'
+)
+
+# Unix milliseconds have 13 digits from 2001 to 2286. A quote inside a text is escaped, so these
+# are keys wherever they are found.
+_LAST: Final = re.compile(rb'"Last"\s*:\s*([1-9]\d{12})(?!\d)')
+_TIME: Final = re.compile(
+    rb'("(?:Start|Last|(?:AB|BA)(?:Syn|Fin|Rst)Start)"\s*:\s*)([1-9]\d{12})(?!\d)'
+)
+_IDENTITY: Final = re.compile(
+    rb'("(?:Parent)?UUID"\s*:\s*")'
+    rb"(?:([0-9a-f]{1,16})|([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}))(?=\")"
+)
+
+_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_envelope: Final = msgspec.json.Decoder(Envelope)
+_text: Final = msgspec.json.Decoder(str)
+
+# Bad UTF-8 and deep nesting have Python's own errors.
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A message as it was sent.
+
+    ``at_ms`` is when, in Unix milliseconds, or None where that was not written down;
+    ``analyzer`` is empty then.
+    """
+
+    data: bytes
+    at_ms: int | None
+    analyzer: str
+
+
+def line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
+    """Return the line of a message, without its end."""
+    head = b'{"Recorded":{"At":%d,"Analyzer":%b' % (at_ms, msgspec.json.encode(analyzer))
+    data = data.strip()
+    if not _is_plain(data):
+        return b'%b,"Base64":"%b"}}' % (head, base64.b64encode(data))
+    return b"%b}%b%b" % (head, b"" if data[1:].lstrip() == b"}" else b",", data[1:])
+
+
+def _is_plain(data: bytes) -> bool:
+    """Return whether any tool can read ``data`` as a line of JSON."""
+    if not data.startswith(b"{") or b"\n" in data or b"\r" in data:
+        return False
+    try:
+        _object.decode(data)
+        data.decode()
+    except _UNDECODABLE:
+        return False
+    return True
+
+
+def parse(text: bytes) -> Message:
+    """Read a line; raise ValueError, with what is wrong, where it has no message."""
+    text = text.strip()
+    head = _HEAD.match(text)
+    if head is None:
+        if not _is_object(text):
+            raise ValueError("is not a JSON object")
+        return Message(data=text, at_ms=None, analyzer="")
+    try:
+        analyzer = _text.decode(head[2])
+    except _UNDECODABLE:
+        raise ValueError("has no readable name of an analyzer") from None
+    if head[3] is None:
+        data = b"{" + text[head.end() :]
+        if not _is_object(data):
+            raise ValueError("is not a JSON object")
+    else:
+        try:
+            data = base64.b64decode(head[3], validate=True)
+        except binascii.Error:
+            raise ValueError("has no valid base64") from None
+        if head.end() != len(text):
+            raise ValueError("is not a JSON object")
+    return Message(data=data, at_ms=int(head[1]), analyzer=analyzer)
+
+
+def _is_object(text: bytes) -> bool:
+    try:
+        _object.decode(text)
+    except _UNDECODABLE:
+        # Half of a surrogate pair is JSON, and an analyzer can send it.
+        try:
+            return isinstance(json.loads(text), dict)
+        except (ValueError, RecursionError):
+            return False
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """A recording that has been looked through, and is right.
+
+    ``analyzers`` are the names that it has, ``messages`` their number, ``first_ms`` and
+    ``last_ms`` the times of the first and the last message, in Unix milliseconds. ``torn`` says
+    that the file breaks off within its last line, which is left out.
+    """
+
+    path: str
+    analyzers: tuple[str, ...]
+    messages: int
+    first_ms: int
+    last_ms: int
+    torn: bool
+
+    @classmethod
+    def load(cls, path: str) -> "Recording":
+        """Look through a file.
+
+        Raises:
+            ConfigError: It cannot be read, or is no recording.
+
+        """
+        lines = _Lines(path)
+        times = _Times(0)
+        analyzers: dict[str, None] = {}
+        messages = first_ms = 0
+        for message in lines:
+            analyzers.setdefault(message.analyzer)
+            if len(analyzers) > MAX_ANALYZERS:
+                raise ConfigError(f"{path}: has more than {MAX_ANALYZERS} analyzers")
+            messages += 1
+            at_ms = times.of(message)
+            first_ms = first_ms or at_ms
+        if not messages:
+            raise ConfigError(f"{path}: has no message")
+        return cls(
+            path=path,
+            analyzers=tuple(analyzers),
+            messages=messages,
+            first_ms=first_ms,
+            last_ms=times.latest_ms,
+            torn=lines.torn,
+        )
+
+    def summary(self) -> str:
+        """Return what it holds, in a few words."""
+        seconds = (self.last_ms - self.first_ms) / 1000
+        analyzers = f"{len(self.analyzers)} analyzer{'s' * (len(self.analyzers) > 1)}"
+        torn = "; the file breaks off" if self.torn else ""
+        return f"{self.messages} messages of {analyzers} in {seconds:.0f} s{torn}"
+
+    def __iter__(self) -> Iterator[tuple[int, Message]]:
+        """Read the messages again, with their times, which never decrease."""
+        times = _Times(self.first_ms)
+        for message in _Lines(self.path):
+            yield times.of(message), message
+
+
+class _Times:
+    """Gives each message of a recording its time, from its line or from its flows."""
+
+    def __init__(self, first_ms: int) -> None:
+        self.latest_ms = first_ms
+        self._set_back_ms = 0
+
+    def of(self, message: Message) -> int:
+        if message.at_ms is None:
+            # Nothing is sent before it has happened; what has no time comes with the rest.
+            self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
+        else:
+            at_ms = message.at_ms + self._set_back_ms
+            # The clock was set while it recorded.
+            self._set_back_ms += max(self.latest_ms - at_ms, 0)
+            self.latest_ms = max(self.latest_ms, at_ms)
+        return self.latest_ms
+
+
+def _newest_ms(data: bytes) -> int:
+    """Return the newest time that is believed in a message, in Unix ms, or 0 where it has none."""
+    times = sorted(map(int, _LAST.findall(data)))
+    if not times:
+        return 0
+    believed_ms = times[len(times) // 2] + MAX_GAP_MS
+    return max(time for time in times if time <= believed_ms)
+
+
+class _Lines:
+    """The messages of a file. ``torn`` is set when it broke off in its last line."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.torn = False
+
+    def __iter__(self) -> Iterator[Message]:
+        number = 0
+        try:
+            with _opened(self.path) as file:
+                while text := file.readline(MAX_LINE_BYTES + 1):
+                    number += 1
+                    if len(text) > MAX_LINE_BYTES:
+                        raise self._error(number, f"is longer than {MAX_LINE_BYTES} bytes")
+                    if text.isspace():
+                        continue
+                    try:
+                        message = parse(text)
+                    except ValueError as problem:
+                        self.torn = number > 1 and not text.endswith(b"\n")
+                        if self.torn:
+                            return
+                        raise self._error(number, str(problem)) from None
+                    yield message
+        except EOFError:
+            self.torn = True  # gzip without its end: whoever wrote it was killed
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise self._error(number + 1, f"is not valid gzip: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"{self.path!r} cannot be read: {error.strerror}") from None
+
+    def _error(self, number: int, problem: str) -> ConfigError:
+        return ConfigError(f"{self.path}: line {number}: {problem}")
+
+
+def _opened(path: str) -> gzip.GzipFile | io.BufferedReader:
+    if Path(path).exists() and not Path(path).is_file():
+        raise ConfigError(f"{path!r} is not a regular file")
+    with Path(path).open("rb") as file:
+        is_packed = file.read(len(_GZIP)) == _GZIP
+    return gzip.open(path) if is_packed else Path(path).open("rb")
+
+
+# Playing it ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Playback:
+    """What is played, and how.
+
+    ``speed`` is how many recorded seconds go by in one. ``loop_s`` is the time from the
+    start of one loop to that of the next, in seconds; 0 plays once. ``topology`` is the path of
+    what the topology API answers, as JSON in gzip; None where that is nothing.
+    """
+
+    recordings: tuple[Recording, ...]
+    speed: float = 1
+    loop_s: float = 0
+    topology: Path | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """How long a loop takes, where no gap is cut short."""
+        last_ms = max(recording.last_ms for recording in self.recordings)
+        return (last_ms - self._first_ms) / self.speed / 1000
+
+    @property
+    def _first_ms(self) -> int:
+        return min(recording.first_ms for recording in self.recordings)
+
+    def sendings(self, loop: int = 0) -> Iterator["Sending"]:
+        """Yield what is sent in a loop, in its order.
+
+        All recordings have one time: what was recorded at the same time is played so.
+        """
+        origin_ms = latest_ms = self._first_ms
+        streams = [
+            zip(repeat(number), recording, strict=False)
+            for number, recording in enumerate(self.recordings)
+        ]
+        for number, (at_ms, message) in heapq.merge(*streams, key=lambda each: each[1][0]):
+            origin_ms += max(at_ms - latest_ms - MAX_GAP_MS, 0)
+            latest_ms = at_ms
+            yield Sending(
+                recording=number,
+                message=message,
+                due_s=loop * self.loop_s + (at_ms - origin_ms) / self.speed / 1000,
+                origin_ms=origin_ms,
+                begins_ms=round(loop * self.loop_s * 1000),
+                speed=self.speed,
+                mask=loop * _UUID_STEP % 2**64,
+            )
+
+
+DEMO_LOOP_S: Final = 30.0
+"""Time from the start of one loop of the demo to the start of the next, in seconds."""
+
+_DATA: Final = Path(__file__).parent / "data"
+
+
+def demo() -> Playback:
+    """Return the playback of the packaged recording.
+
+    It is 139 s long and is played five times as fast, again and again. So every connection is
+    reported at least once every `DEMO_LOOP_S` seconds: well within the default
+    ``connection_timeout``, so that it never leaves, and often enough for a ``rate()`` over one
+    minute to see it grow at a scrape interval of 15 s.
+    """
+    return Playback(
+        recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
+        speed=5,
+        loop_s=DEMO_LOOP_S,
+        topology=_DATA / "topology.json.gz",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """A message of the recording with this number, and how long after the start it is sent."""
+
+    recording: int
+    message: Message
+    due_s: float
+    origin_ms: int
+    begins_ms: int
+    speed: float
+    mask: int
+
+    def data(self, started_ms: int) -> bytes:
+        """Return what is sent where playing began at ``started_ms``, in Unix milliseconds.
+
+        All times of flows move to the present. In further loops, flows and messages get UUIDs
+        of their own: every loop is new traffic under the same labels, and its totals begin at
+        zero. All else is sent as it was, byte for byte.
+        """
+        base_ms = started_ms + self.begins_ms
+        return moved(
+            self.message.data,
+            lambda recorded_ms: base_ms + int((recorded_ms - self.origin_ms) // self.speed),
+            mask=self.mask,
+        )
+
+
+def moved(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> bytes:
+    """Return a message with its times moved by ``present_ms``, and its UUIDs changed by a mask."""
+    data = _TIME.sub(lambda found: b"%b%d" % (found[1], max(present_ms(int(found[2])), 0)), data)
+    if not mask:
+        return data
+
+    def masked(found: re.Match[bytes]) -> bytes:
+        if found[2]:
+            return b"%b%x" % (found[1], int(found[2], 16) ^ mask)
+        return found[1] + str(UUID(int=UUID(found[3].decode()).int ^ mask)).encode()
+
+    return _IDENTITY.sub(masked, data)
+
+
+def addressed(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
+    """Yield a message once for each of ``namespaces`` that it belongs to.
+
+    ``flow/CAPTURE_ID`` holds the flows of one capture, under that name. What belongs to no known
+    namespace is for everybody: an analyzer sent it to a subscriber of these.
+    """
+    try:
+        namespace = _envelope.decode(data).Namespace
+    except _UNDECODABLE:
+        namespace = ""
+    kind = namespace.partition("/")[0]
+    if kind not in {"flow", "stats"}:
+        yield data
+        return
+    for wanted in sorted(namespaces):
+        capture_id = wanted.removeprefix("flow/")
+        if wanted in {namespace, kind}:
+            yield data
+        elif capture_id != wanted and namespace == "flow":
+            yield from _of_capture(data, capture_id)
+
+
+def _of_capture(data: bytes, capture_id: str) -> Iterator[bytes]:
+    message = msgspec.json.decode(data)
+    flows = message["Obj"] if isinstance(message["Obj"], list) else []
+    mine = [one for one in flows if isinstance(one, dict) and one.get("CaptureID") == capture_id]
+    if mine:
+        yield msgspec.json.encode(message | {"Namespace": f"flow/{capture_id}", "Obj": mine})

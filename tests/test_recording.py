@@ -1,0 +1,248 @@
+"""Files of recorded messages: what a line holds, what is wrong, and when what is sent."""
+
+import gzip
+import json
+import re
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from skyfast import recording
+from skyfast.config import ConfigError
+from skyfast.recording import MAX_GAP_MS, Playback, Recording, addressed, line, moved, parse
+
+BASE_MS = 1_800_000_000_000
+
+AS_THEY_ARE = {
+    "a message": b'{"Namespace":"flow","Type":"store","Obj":[{"UUID":"a"}]}',
+    "nothing in it": b"{}",
+    "blanks in it": b"{ }",
+    "blanks around its key": b'{ "a" : 1 }',
+    "an escape": rb'{"a":"\u00e9\"}"}',
+    "UTF-8": '{"a":"é\u2028"}'.encode(),
+}
+AS_BASE64 = {
+    "no JSON": b"\x00\xff{",
+    "broken": b'{"Namespace":"flow",',
+    "a list": b"[1]",
+    "a text": b'"a"',
+    "nothing": b"",
+    "lines": b'{\n"a":1}',
+    "a carriage return": b'{\r"a":1}',
+    "bad UTF-8": b'{"a":"\xff"}',
+    "half a surrogate pair": rb'{"a":"\ud800"}',
+    "too deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("data", [*AS_THEY_ARE.values(), *AS_BASE64.values()])
+def test_a_message_comes_back_byte_for_byte(data: bytes) -> None:
+    written = line(data, at_ms=BASE_MS, analyzer='a"\\\n:8082')
+    assert b"\n" not in written
+    message = parse(written + b"\n")
+    assert (message.data, message.at_ms, message.analyzer) == (data, BASE_MS, 'a"\\\n:8082')
+    # Any other tool can read it, too.
+    assert json.loads(written)["Recorded"]["At"] == BASE_MS
+
+
+@pytest.mark.parametrize("data", AS_THEY_ARE.values(), ids=AS_THEY_ARE)
+def test_what_is_json_stays_readable(data: bytes) -> None:
+    read = json.loads(line(data, at_ms=BASE_MS, analyzer="a"))
+    del read["Recorded"]
+    assert read == json.loads(data)
+
+
+def test_white_space_around_a_message_is_not_kept() -> None:
+    assert parse(line(b' {"a":1}\n', at_ms=BASE_MS, analyzer="a")).data == b'{"a":1}'
+
+
+def test_a_line_of_others_is_a_message() -> None:
+    for data in (b'{"a":1}', b' {"a": 1}\r\n', rb'{"a":"\ud800"}'):
+        message = parse(data)
+        assert (message.data, message.at_ms, message.analyzer) == (data.strip(), None, "")
+
+
+GOOD = b'{"Namespace":"stats"}\n'
+WRONG = {
+    "empty": (b"", "{path}: has no message"),
+    "blank": (b"\n \n", "{path}: has no message"),
+    "no JSON": (GOOD + b"\nhost_id: a\n" + GOOD, "{path}: line 3: is not a JSON object"),
+    "a list": (GOOD + b"[]\n", "{path}: line 2: is not a JSON object"),
+    "one line without an end": (b'{"a"', "{path}: line 1: is not a JSON object"),
+    "broken behind a good head": (
+        b'{"Recorded":{"At":1,"Analyzer":"a"},"b\n',
+        "{path}: line 1: is not a JSON object",
+    ),
+    "no base64": (
+        b'{"Recorded":{"At":1,"Analyzer":"a","Base64":"abc"}}\n',
+        "{path}: line 1: has no valid base64",
+    ),
+    "behind base64": (
+        b'{"Recorded":{"At":1,"Analyzer":"a","Base64":""}} 1\n',
+        "{path}: line 1: is not a JSON object",
+    ),
+    "a bad name": (
+        b'{"Recorded":{"At":1,"Analyzer":"\xff"}}\n',
+        "{path}: line 1: has no readable name of an analyzer",
+    ),
+    "too many analyzers": (
+        b"".join(line(b"{}", at_ms=1, analyzer=f"{i}") + b"\n" for i in range(65)),
+        "{path}: has more than 64 analyzers",
+    ),
+    "bad gzip": (
+        gzip.compress(GOOD * 9)[:-8] + b"x" * 8,
+        "{path}: line 10: is not valid gzip: CRC check failed",
+    ),
+    "no gzip": (
+        b"\x1f\x8b" + b"x" * 20,
+        "{path}: line 1: is not valid gzip: Unknown compression method",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_told_with_file_and_line(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="^" + re.escape(problem.format(path=path))) as raised:
+        Recording.load(str(path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_line_can_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MAX_LINE_BYTES", 30)
+    path = write(tmp_path, GOOD + b'{"a":"' + b"x" * 30 + b'"}\n')
+    with pytest.raises(ConfigError, match="line 2: is longer than 30 bytes"):
+        Recording.load(path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for path, problem in (("none", "No such file"), (".", "is not a regular file")):
+        with pytest.raises(ConfigError, match=problem):
+            Recording.load(str(tmp_path / path))
+
+
+def write(directory: Path, content: bytes, name: str = "r.jsonl") -> str:
+    path = directory / name
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_that_breaks_off_is_played_as_far_as_it_goes(tmp_path: Path, packed: bool) -> None:
+    content = b"".join(b'{"Namespace":"stats","n":%d}\n' % n for n in range(20_000))
+    if packed:
+        content = gzip.compress(content)
+    loaded = Recording.load(write(tmp_path, content[: len(content) // 2]))
+    assert loaded.torn
+    assert 5_000 < loaded.messages < 15_000
+    assert len(list(loaded)) == loaded.messages
+    assert loaded.summary().endswith("; the file breaks off")
+
+
+def test_the_last_line_needs_no_end(tmp_path: Path) -> None:
+    loaded = Recording.load(write(tmp_path, GOOD + GOOD.strip()))
+    assert (loaded.messages, loaded.torn) == (2, False)
+
+
+def test_files_joined_together_are_one(tmp_path: Path) -> None:
+    one = line(b"{}", at_ms=BASE_MS, analyzer="a") + b"\n"
+    two = line(b"{}", at_ms=BASE_MS + 7, analyzer="b") + b"\n"
+    for content in (one + two, gzip.compress(one) + gzip.compress(two)):
+        loaded = Recording.load(write(tmp_path, content))
+        assert (loaded.analyzers, loaded.messages) == (("a", "b"), 2)
+        assert loaded.last_ms - loaded.first_ms == 7
+
+
+def test_memory_is_that_of_a_message(tmp_path: Path) -> None:
+    content = b'{"Namespace":"stats","text":"%b"}\n' % (b"x" * 100_000)
+    path = write(tmp_path, gzip.compress(content * 300))
+    tracemalloc.start()
+    try:
+        loaded = Recording.load(path)
+        for _ in Playback(recordings=(loaded, loaded)).sendings():
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+# When what is sent
+
+
+def at(ms: int, name: str = "a", content: bytes = b"{}") -> bytes:
+    return line(content, at_ms=BASE_MS + ms, analyzer=name) + b"\n"
+
+
+def flow(*last_ms: int) -> bytes:
+    flows = ",".join(f'{{"Last":{BASE_MS + ms}}}' for ms in last_ms)
+    return f'{{"Namespace":"flow","Obj":[{flows}]}}\n'.encode()
+
+
+def due(*paths: str, speed: float = 1) -> list[tuple[int, float]]:
+    playback = Playback(recordings=tuple(map(Recording.load, paths)), speed=speed)
+    return [(sending.recording, sending.due_s) for sending in playback.sendings()]
+
+
+def test_recorded_times_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path, at(0) + at(500) + at(500) + at(60_000))
+    assert [s for _, s in due(path)] == [0, 0.5, 0.5, 60]
+    assert [s for _, s in due(path, speed=4)] == [0, 0.125, 0.125, 15]
+
+
+def test_a_clock_that_was_set_back_costs_no_time(tmp_path: Path) -> None:
+    path = write(tmp_path, at(10_000) + at(11_000) + at(2_000) + at(3_000))
+    assert [s for _, s in due(path)] == [0, 1, 1, 2]
+
+
+def test_times_of_flows_stand_in_for_times_of_receipt(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + flow(0, 1000) + GOOD + flow(500) + flow(3000, -9000))
+    assert [s for _, s in due(path)] == [0, 0, 0, 0, 2]
+
+
+def test_a_time_far_from_the_others_of_its_message_is_not_believed(tmp_path: Path) -> None:
+    path = write(tmp_path, flow(0, 1000, 10**9) + flow(2000, 3000, 10**9))
+    assert [s for _, s in due(path)] == [0, 2]
+
+
+def test_recordings_of_one_time_are_played_at_once(tmp_path: Path) -> None:
+    one = write(tmp_path, at(1000) + at(3000), "1")
+    two = write(tmp_path, flow(0) + flow(2000), "2")
+    assert due(one, two) == [(1, 0), (0, 1), (1, 2), (0, 3)]
+
+
+def test_a_long_gap_is_cut_short(tmp_path: Path) -> None:
+    hour = 3_600_000
+    one = write(tmp_path, at(0), "1")
+    two = write(tmp_path, at(hour) + at(hour + 1000), "2")
+    gap_s = MAX_GAP_MS / 1000
+    assert due(one, two) == [(0, 0), (1, gap_s), (1, gap_s + 1)]
+
+
+def test_a_recording_without_any_time_is_played_at_once(tmp_path: Path) -> None:
+    assert [s for _, s in due(write(tmp_path, GOOD * 3))] == [0, 0, 0]
+
+
+def test_times_move_to_the_present_and_nothing_else_changes() -> None:
+    data = (
+        b'{ "Start" : %d,"Last":0,"Metric":{"Last":%d},'
+        b'"TCPMetric":{"ABSynStart":%d,"ABSawStart":%d},'
+        b'"Text":"\\"Start\\":1800000000000","UUID":"a","Last":18000000000000}\xff'
+    )
+    assert moved(data % (BASE_MS, BASE_MS + 5, BASE_MS, BASE_MS), lambda ms: ms + 7, mask=0) == (
+        data % (BASE_MS + 7, BASE_MS + 12, BASE_MS + 7, BASE_MS)
+    )
+
+
+def test_what_is_of_no_namespace_is_for_everybody() -> None:
+    for data in (b"\xff", b"[]", b'{"Namespace":"topology"}', b"{}"):
+        assert list(addressed(data, frozenset({"flow"}))) == [data]
+
+
+def test_flows_of_a_capture_are_for_who_wants_all_too() -> None:
+    data = b'{"Namespace":"flow/1","Obj":[]}'
+    for wanted, copies in (("flow", 1), ("flow/1", 1), ("flow/2", 0), ("stats", 0)):
+        assert list(addressed(data, frozenset({wanted}))) == [data] * copies

@@ -1,0 +1,118 @@
+"""``--replay`` and ``--record`` with the real process: what comes out is what was sent."""
+
+import gzip
+import heapq
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.model import BYTES, PACKETS, RTT, Model, read_page
+from tests.process import ROOT, Skyfast, replay
+from tests.specs import DATA, DEFAULT, ONE, TWO
+from tests.test_replay import recorded
+
+RECORDINGS = DATA / "recordings"
+
+
+def expected(*names: str) -> dict[str, set[str]]:
+    """Return the page of the flows in these recordings."""
+    model = Model(DEFAULT)
+    for _, _, _, flows in heapq.merge(*(recorded(name, n) for n, name in enumerate(names))):
+        model.message(flows, 0)
+    return model.page(0)
+
+
+def all_received(messages: int) -> Callable[[Mapping[str, float]], bool]:
+    def received(metrics: Mapping[str, float]) -> bool:
+        return messages == sum(
+            number for series, number in metrics.items() if "skyfast_messages_total{" in series
+        )
+
+    return received
+
+
+async def page(skyfast: Skyfast, messages: int) -> dict[str, set[str]]:
+    """Return the page of flows when that many messages have come."""
+    await skyfast.until(all_received(messages))
+    return read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
+
+
+async def test_a_recording_is_played_to_its_end() -> None:
+    async with replay(RECORDINGS / ONE[0]) as skyfast:
+        assert await page(skyfast, 50) == expected(*ONE)
+        await skyfast.logged("the replay has ended: 50 messages")
+        metrics = await skyfast.self_metrics()
+        assert metrics["skyfast_connections"] == 831
+    assert any("one-analyzer.jsonl (50 messages of 1 analyzer in 139 s)" in x for x in skyfast.log)
+
+
+async def test_two_recordings_are_two_analyzers(tmp_path: Path) -> None:
+    packed = tmp_path / "b.gz"
+    packed.write_bytes(gzip.compress((RECORDINGS / TWO[1]).read_bytes()))
+    async with replay(RECORDINGS / TWO[0], packed) as skyfast:
+        found = await page(skyfast, 37 + 33)
+        metrics = await skyfast.self_metrics()
+    assert metrics["skyfast_connections"] == 530
+    # What comes at the same time has no order between two sockets, which RTT would show.
+    wanted = expected(*TWO)
+    assert {name: found[name] for name in (BYTES, PACKETS)} == {
+        name: wanted[name] for name in (BYTES, PACKETS)
+    }
+    assert len(found[RTT]) == len(wanted[RTT])
+    flows = [n for series, n in metrics.items() if series.startswith("skyfast_flows_total{")]
+    assert sorted(flows) == [459, 710]
+
+
+async def test_odd_messages_are_played_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    flow = (
+        b'{"UUID":"a","Network":{"A":"10.0.0.1","B":"10.0.0.2"},"Metric":{"ABBytes":7},'
+        b'"Transport":{"Protocol":"TCP","A":1,"B":2},"Start":1,"Last":2,"NodeTID":"n"}'
+    )
+    lines = (
+        b'{"Recorded":{"At":1800000000000,"Analyzer":"a:8082","Base64":"AP8="}}',
+        b'{"Recorded":{"At":1800000000001,"Analyzer":"b:8082"},"Namespace":"topology","Type":"x"}',
+        b'{"Recorded":{"At":1800000000002,"Analyzer":"b:8082"}}',
+        b'{"Recorded":{"At":1800000000003,"Analyzer":"a:8082"},'
+        + b'"Namespace":"flow/9","Type":"store","Obj":[%b]}' % flow,
+    )
+    path.write_bytes(b"\n".join(lines))
+    async with replay(path) as skyfast:
+        metrics = await skyfast.until(all_received(3))
+        assert metrics["skyfast_connections"] == 1
+        errors = [n for series, n in metrics.items() if 'reason="malformed"' in series and n]
+        assert errors == [1]
+        found = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
+        assert any(line.endswith(" 7") for line in found[BYTES])
+    assert any("of 2 analyzers" in line for line in skyfast.log)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "skyfast", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_a_broken_recording_is_told_in_one_line(tmp_path: Path, check: list[str]) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"Namespace":"stats"}\nhost_id: me\n')
+    done = run(*check, "--replay", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"skyfast: {path}: line 2: is not a JSON object\n"
+
+
+def test_check_tells_what_recordings_hold() -> None:
+    done = run("--check", "--replay", *(RECORDINGS / name for name in TWO))
+    assert (done.returncode, done.stderr) == (0, "")
+    *_, a, b = done.stdout.splitlines()
+    assert a.endswith("two-analyzers-a.jsonl: 37 messages of 1 analyzer in 120 s.")
+    assert b.endswith("two-analyzers-b.jsonl: 33 messages of 1 analyzer in 120 s.")
