@@ -31,6 +31,12 @@ from urllib.parse import parse_qs
 ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 PHRASES = {101: "Switching Protocols", 200: "OK", 401: "Unauthorized", 409: "Conflict"}
+HUGE_BYTES = 500_000_000
+SPACES = b" " * (1 << 20)
+WRITE_TIMEOUT_S = 10.0
+"""As Skydive's: how long one write may take before the subscriber is given up."""
+PONG_TIMEOUT_S = 7.0
+"""As Skydive's: how old the latest pong may be, its two times added up."""
 WAIT_S = 5.0
 """How long the waiting helpers wait for what a test expects."""
 
@@ -42,6 +48,7 @@ class Fault(enum.Enum):
     EOF = "close the socket without an answer"
     RESET = "reset the connection"
     GARBAGE = "answer with bytes that are no HTTP"
+    HUGE = "answer with 500 MB"
     CUT = "close the socket in the middle of the answer"
     NAMELESS = "upgrade without X-Host-ID and X-Service-Type"
     BAD_ACCEPT = "upgrade with a wrong Sec-WebSocket-Accept"
@@ -113,6 +120,9 @@ class Subscriber:
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     closing: bool = False
     frozen: bool = False
+    given_up: bool = False
+    """Whether it was left because it did not read, or did not answer pings, in time."""
+    ponged_s: float = field(default_factory=time.monotonic)
 
     @property
     def host_id(self) -> str | None:
@@ -120,7 +130,7 @@ class Subscriber:
 
     async def send_raw(self, data: bytes) -> None:
         self.writer.write(data)
-        await self.writer.drain()
+        await self._drain()
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
         """Send one message, ``fragments`` frames long; what does not divide comes first."""
@@ -130,7 +140,20 @@ class Subscriber:
             opcode = CONT if number else BINARY if binary else TEXT
             piece = payload[number * size : (number + 1) * size]
             self.writer.write(frame(opcode, piece, fin=number == fragments - 1))
-        await self.writer.drain()
+        await self._drain()
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self.writer.drain()
+        except TimeoutError:
+            self.give_up()
+            raise ConnectionError("a write took too long") from None
+
+    def give_up(self) -> None:
+        """Leave at once, without a word."""
+        self.given_up = True
+        self.writer.transport.abort()
 
     async def ping(self, payload: bytes = b"") -> None:
         await self.send_raw(frame(PING, payload))
@@ -195,6 +218,10 @@ class FakeAnalyzer:
         """Refuse a second subscriber of one X-Host-ID with 409, as Skydive does..."""
         self.host_id_linger_s = 0.0
         """... for that long after it left, too."""
+        self.checks_pongs = False
+        """Give up subscribers whose pongs are late, as Skydive does."""
+        self.stalling = False
+        """Send no pings: they cannot come in the middle of a message."""
         self.forgetful = False
         """Skydive's own fault: after a disconnect ``send`` reaches nobody until one connects."""
 
@@ -365,6 +392,12 @@ class FakeAnalyzer:
                 await writer.drain()
                 await self._hang_up(reader, writer)
                 return False
+            case Fault.HUGE:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n[" % HUGE_BYTES)
+                for _ in range(1, HUGE_BYTES, len(SPACES)):
+                    writer.write(SPACES)
+                    await writer.drain()
+                return False
         if not isinstance(answer, Answer):
             answer = Answer(body=b"[" + b" " * 1000 + b"]")
         body = answer.body
@@ -453,7 +486,10 @@ class FakeAnalyzer:
         with contextlib.suppress(ConnectionError):
             while True:
                 await asyncio.sleep(self.ping_interval_s)
-                if subscriber.frozen:
+                if subscriber.frozen or self.stalling:
+                    continue
+                if self.checks_pongs and time.monotonic() - subscriber.ponged_s > PONG_TIMEOUT_S:
+                    subscriber.give_up()
                     return
                 subscriber.pings += 1
                 await subscriber.ping()
@@ -482,6 +518,7 @@ class FakeAnalyzer:
                 await subscriber.send_raw(frame(PONG, payload))
             elif opcode == PONG:
                 subscriber.pongs += 1
+                subscriber.ponged_s = time.monotonic()
 
 
 async def _quiet(job: Awaitable[None]) -> None:

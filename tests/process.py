@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -76,14 +76,14 @@ class Skyfast:
 
 
 def running(
-    config: Path, *options: str, quiet: bool = True, **environ: str
+    config: Path, *options: str, quiet: bool = True, through: Sequence[str] = (), **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
     """Run skyfast with a configuration file, options and more environment; stop it by SIGTERM.
 
-    Asserts that it stops in time with exit code 0, and that it logged no problem where
-    ``quiet`` says so.
+    ``through`` is a command that becomes the one behind it, such as ``env``. Asserts that it stops
+    in time with exit code 0, and that it logged no problem where ``quiet`` says so.
     """
-    return _started(str(config), *options, quiet=quiet, **environ)
+    return _started(str(config), *options, quiet=quiet, through=through, **environ)
 
 
 def demo(
@@ -110,10 +110,12 @@ def replay(
 
 
 @asynccontextmanager
-async def _started(*arguments: str, quiet: bool, **environ: str) -> AsyncIterator[Skyfast]:
+async def _started(
+    *arguments: str, quiet: bool, through: Sequence[str] = (), **environ: str
+) -> AsyncIterator[Skyfast]:
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("SKYDIVE_")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "skyfast", *arguments),
+        *(*through, sys.executable, "-m", "skyfast", *arguments),
         stderr=asyncio.subprocess.PIPE,
         env=inherited | environ,
         cwd=ROOT,

@@ -1,0 +1,68 @@
+"""Trials take long and do little: this lets all that were chosen run beside each other.
+
+A test made by `trial.beside_the_others` only waits for its trial. The first one to run starts them
+all, on the event loop of a thread, `AT_ONCE` at a time and in the order of the tests.
+"""
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+AT_ONCE = 10
+"""Each is a skyfast of its own, with some 60 MB."""
+
+TRIAL_S = 120.0
+"""How long a trial may take, the wait for its turn included."""
+
+NIGHTLY_TRIAL_S = 600.0
+
+
+class Trials:
+    """All trials of this run, by the name of their test."""
+
+    def __init__(self, items: list[pytest.Item], directory: Path) -> None:
+        self._directory = directory
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="trials")
+        self._thread.start()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._running: dict[str, concurrent.futures.Future[None]] = {}
+        for number, item in enumerate(items):
+            trial = getattr(getattr(item, "function", None), "trial", None)
+            if trial is not None:
+                parameters = item.callspec.params if hasattr(item, "callspec") else {}
+                place = directory / str(number)
+                place.mkdir()
+                self._running[item.nodeid] = asyncio.run_coroutine_threadsafe(
+                    self._run(trial, place, parameters), self._loop
+                )
+
+    async def _run(self, trial, place: Path, parameters: dict[str, object]) -> None:
+        async with self._turns:
+            await trial(place, **parameters)
+
+    def wait_for(self, item: pytest.Item) -> None:
+        nightly = item.get_closest_marker("nightly") is not None
+        self._running[item.nodeid].result(NIGHTLY_TRIAL_S if nightly else TRIAL_S)
+
+    def stop(self) -> None:
+        for trial in self._running.values():
+            trial.cancel()
+        concurrent.futures.wait(self._running.values(), timeout=TRIAL_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def trials(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Trials]:
+    running = Trials(request.session.items, tmp_path_factory.mktemp("trials"))
+    yield running
+    running.stop()

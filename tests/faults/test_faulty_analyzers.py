@@ -1,0 +1,259 @@
+"""What analyzers do wrong, and that skyfast is as before when they do it no more."""
+
+import asyncio
+import contextlib
+import gzip
+import os
+import signal
+import zlib
+from pathlib import Path
+
+import pytest
+
+from tests.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, Fault, frame
+from tests.faults.trial import MEMORY_BYTES, SOME, Reason, Trial, beside_the_others, trial
+
+SOCKET_BYTES = 64 << 20
+"""More than Linux lets wait in a connection: the largest buffers of both its ends."""
+
+BURST_BYTES = 300_000_000
+TOPOLOGY = {"prom_sky_con": {"interfaces_interval": 1}}
+SILENCE = {"subscriber": {"silence_timeout": 2}}
+
+
+def reconnects(reason: str) -> Reason:
+    return ("skyfast_reconnects_total", reason)
+
+
+def skipped(reason: str) -> Reason:
+    return ("skyfast_flows_skipped_total", reason)
+
+
+@beside_the_others
+async def test_it_hangs_after_the_upgrade(directory: Path) -> None:
+    async with trial(directory) as on_trial:
+        on_trial.subscriber.freeze()
+        await on_trial.has_recovered(
+            counted={reconnects("timeout"): 1}, logged=["no answer in time"]
+        )
+
+
+@beside_the_others
+async def test_it_floods_for_long(directory: Path) -> None:
+    async with trial(directory) as on_trial:
+        block = b"".join(frame(TEXT, message) for message in on_trial.grown())
+        subscriber = on_trial.subscriber
+        os.kill(on_trial.pid, signal.SIGSTOP)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await subscriber.send_raw(block)
+        os.kill(on_trial.pid, signal.SIGCONT)
+        assert subscriber.given_up
+        await on_trial.has_recovered(
+            counted={reconnects("overload"): 1, skipped("late"): SOME},
+            logged=["the analyzer gave us up, for we were too slow: it was kept waiting for 1"],
+        )
+
+
+@beside_the_others
+async def test_it_floods_for_a_moment(directory: Path) -> None:
+    async with trial(directory, flows=2000) as on_trial:
+        block = b"".join(frame(TEXT, message) for message in on_trial.grown())
+        blocks = BURST_BYTES // len(block)
+        sent = 0
+
+        async def flood() -> None:
+            nonlocal sent
+            for _ in range(blocks):
+                await on_trial.subscriber.send_raw(block)
+                sent += 1
+
+        os.kill(on_trial.pid, signal.SIGSTOP)
+        flooding = asyncio.create_task(flood())
+        await asyncio.sleep(1.5)
+        assert 0 < sent * len(block) < SOCKET_BYTES, "there is no back-pressure"
+        os.kill(on_trial.pid, signal.SIGCONT)
+        most_bytes = 0
+        while not flooding.done():
+            most_bytes = max(most_bytes, on_trial.resident_bytes())
+            await asyncio.sleep(0.01)
+        await flooding
+        await on_trial.has_page()
+        assert most_bytes < on_trial.base.resident_bytes + MEMORY_BYTES
+        await on_trial.has_recovered(counted={skipped("late"): (blocks - 1) * 2000})
+
+
+@beside_the_others
+async def test_it_hangs_before_the_upgrade(directory: Path) -> None:
+    async with trial(directory) as on_trial:
+        on_trial.analyzer.script.append(Fault.HANG)
+        await on_trial.subscriber.close()
+        await on_trial.has_recovered(
+            counted={reconnects("closed"): 1, reconnects("timeout"): 1},
+            logged=["no answer in time: timed out during opening handshake"],
+        )
+
+
+@beside_the_others
+async def test_it_refuses(directory: Path) -> None:
+    async with trial(directory) as on_trial:
+        await on_trial.analyzer.stop()
+        await on_trial.has_counted(reconnects("refused"))
+        await on_trial.is_up(0)
+        assert await on_trial.status("/-/ready") == 503
+        assert await on_trial.status("/-/healthy") == 200
+        await on_trial.has_page()
+        await on_trial.analyzer.start()
+        await on_trial.has_recovered(
+            counted={reconnects("closed"): 1, reconnects("refused"): SOME},
+            logged=["the connection was closed", "cannot connect"],
+        )
+
+
+@beside_the_others
+async def test_it_closes_in_the_middle_of_a_message(directory: Path) -> None:
+    async with trial(directory) as on_trial:
+        (message, *_) = on_trial.grown()
+        data = frame(TEXT, message)
+        await on_trial.subscriber.send_raw(data[: len(data) // 2])
+        on_trial.subscriber.writer.close()
+        await on_trial.has_recovered(
+            counted={reconnects("closed"): 1}, logged=["the connection was closed"]
+        )
+
+
+@beside_the_others
+async def test_it_stalls_in_the_middle_of_a_message(directory: Path) -> None:
+    async with trial(directory, settings=SILENCE) as on_trial:
+        (message, *_) = on_trial.grown()
+        data = frame(TEXT, message)
+        on_trial.analyzer.stalling = True
+        await on_trial.subscriber.send_raw(data[: len(data) // 2])
+        await on_trial.has_counted(reconnects("silent"))
+        on_trial.analyzer.stalling = False
+        await on_trial.has_recovered(
+            counted={reconnects("silent"): SOME}, logged=["the subscription fell silent"]
+        )
+
+
+@beside_the_others
+async def test_it_falls_silent_and_goes_on_pinging(directory: Path) -> None:
+    async with trial(directory, settings=SILENCE) as on_trial:
+        on_trial.analyzer.ping_interval_s = 0.2
+        on_trial.silent = True
+        await on_trial.has_counted(reconnects("silent"))
+        on_trial.silent = False
+        await on_trial.has_recovered(
+            counted={reconnects("silent"): SOME}, logged=["the subscription fell silent"]
+        )
+
+
+@beside_the_others
+@pytest.mark.parametrize("flows", ["the same", "others"])
+async def test_it_restarts(directory: Path, flows: str) -> None:
+    async with trial(directory) as on_trial:
+        await on_trial.analyzer.stop()
+        if flows == "others":
+            on_trial.restart_agents()
+        await on_trial.analyzer.start()
+        await on_trial.has_counted(reconnects("closed"))
+        await on_trial.is_up()
+        counted = await on_trial.counted()
+        assert counted.keys() <= {reconnects("closed"), reconnects("refused")}
+        await on_trial.has_recovered(counted=counted)
+        metrics = await on_trial.skyfast.self_metrics()
+        connections = len(on_trial.totals)
+        assert metrics["skyfast_connections"] == connections
+        assert metrics["skyfast_flows"] == connections * (1 if flows == "the same" else 2)
+
+
+@beside_the_others
+async def test_it_changes_its_host_id(directory: Path) -> None:
+    async with trial(directory) as on_trial:
+        on_trial.analyzer.host_id = "analyzer-2"
+        await on_trial.subscriber.close(1001)
+        await on_trial.has_recovered(
+            counted={reconnects("closed"): 1},
+            logged=["subscribed to analyzer analyzer-2, which was analyzer analyzer-1 before"],
+        )
+
+
+@beside_the_others
+@pytest.mark.parametrize(
+    ("status", "reason", "logged"),
+    [
+        (401, "unauthorized", "WARNING skyfast.subscriber: analyzer 127.0.0.1:{port}: the creden"),
+        (403, "forbidden", "the user may not subscribe (HTTP 403)"),
+        (409, "conflict", "our last subscription is not forgotten yet (HTTP 409)"),
+        (426, "upgrade", "the URL's path serves no subscription (HTTP 426)"),
+    ],
+)
+async def test_it_answers_with_another_status(
+    directory: Path, status: int, reason: str, logged: str
+) -> None:
+    async with trial(directory) as on_trial:
+        on_trial.analyzer.script.extend([status, status])
+        await on_trial.subscriber.close()
+        await on_trial.has_recovered(
+            counted={reconnects("closed"): 1, reconnects(reason): 2},
+            logged=[logged.format(port=on_trial.analyzer.port)],
+        )
+
+
+# The topology --------------------------------------------------------------------------------
+
+
+def topology_errors(reason: str) -> Reason:
+    return ("skyfast_topology_errors_total", reason)
+
+
+async def until_answered(on_trial: Trial) -> None:
+    """Wait until another answer of the topology was used."""
+    name = "skyfast_topology_answers_total"
+    before = (await on_trial.skyfast.self_metrics())[name]
+    await on_trial.until(lambda metrics: metrics[name] > before)
+
+
+@beside_the_others
+async def test_its_topology_hangs(directory: Path) -> None:
+    async with trial(directory, settings=TOPOLOGY) as on_trial:
+        on_trial.analyzer.topology = Fault.HANG
+        await on_trial.has_counted(topology_errors("timeout"))
+        await on_trial.report()
+        await on_trial.has_page()
+        on_trial.analyzer.topology = Answer(body=b"[]")
+        await until_answered(on_trial)
+        await on_trial.has_recovered(
+            counted={topology_errors("timeout"): SOME}, logged=["no topology: no answer in 10 s"]
+        )
+
+
+def bomb() -> bytes:
+    """Return 500 MB of JSON, as gzip."""
+    packer = zlib.compressobj(1, wbits=31)
+    parts = [packer.compress(SPACES) for _ in range(HUGE_BYTES // len(SPACES))]
+    data = b"".join([packer.compress(b"["), *parts, packer.compress(b"]"), packer.flush()])
+    assert data.startswith(gzip.compress(b"")[:2])
+    return data
+
+
+@beside_the_others
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_its_topology_is_of_500_megabytes(directory: Path, compressed: bool) -> None:
+    huge: Answer | Fault = Fault.HUGE
+    if compressed:
+        data = await asyncio.to_thread(bomb)
+        huge = Answer(body=data, headers=(("Content-Encoding", "gzip"),))
+    async with trial(directory, settings=TOPOLOGY) as on_trial:
+        await until_answered(on_trial)
+        on_trial.analyzer.topology = huge
+        most_bytes = 0
+        while topology_errors("too_big") not in await on_trial.counted():
+            most_bytes = max(most_bytes, on_trial.resident_bytes())
+        on_trial.analyzer.topology = Answer(body=b"[]")
+        assert most_bytes < on_trial.base.resident_bytes + HUGE_BYTES // 2
+        await until_answered(on_trial)
+        await on_trial.has_recovered(
+            counted={topology_errors("too_big"): SOME},
+            logged=["no topology: an answer of more than"],
+        )

@@ -1,0 +1,400 @@
+"""A skyfast on trial: the real process, an analyzer with a fault, and what must hold afterwards.
+
+Every trial is the same but for its middle::
+
+    @beside_the_others
+    async def test_something(directory):
+        async with trial(directory) as on_trial:
+            ...  # the fault
+            await on_trial.has_recovered(counted={("skyfast_reconnects_total", "closed"): 1})
+
+`Trial.has_recovered` is the one check after all faults: subscribed and ready, the page has exactly
+what was reported, the reasons that the trial names were counted and no others, and sockets,
+descriptors, threads, tasks and memory are what they were before.
+"""
+
+import asyncio
+import functools
+import inspect
+import itertools
+import json
+import os
+import re
+import signal
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from skyfast.memory import KEPT_BYTES
+from tests.analyzer import FakeAnalyzer, Subscriber
+from tests.process import Skyfast, running
+
+PROBE = Path(__file__).parent / "probe"
+HOST_ID = "skyfast-on-trial"
+FLOWS = 200
+"""Connections that every trial has from the start."""
+BATCH = 100
+"""Flows a message, as Skydive sends them."""
+START_S = 30.0
+FAULT_S = 45.0
+"""For a fault to be noticed: 30 s, for an analyzer that does not answer pings, is the longest."""
+RECOVERY_S = 25.0
+"""For everything to be as before: the longest wait before an attempt to subscribe is 10 s."""
+POLL_S = 0.2
+STATISTICS_S = 0.5
+"""Skydive takes 10 s; with less, silence can be noticed sooner."""
+STATISTICS = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"capture","FlowCount":1}}'
+MEMORY_BYTES = KEPT_BYTES
+"""How much more memory a process may have than before: what it keeps of its heap on purpose."""
+
+COUNTED = (
+    "skyfast_reconnects_total",
+    "skyfast_message_errors_total",
+    "skyfast_flows_skipped_total",
+    "skyfast_topology_errors_total",
+    "skyfast_capture_reports_skipped_total",
+    "skyfast_scrapes_failed_total",
+    "skyfast_scrapes_rejected_total",
+    "skyfast_http_connections_rejected_total",
+)
+"""All counters of what goes wrong."""
+
+Reason = tuple[str, str]
+"""A counter of `COUNTED` and its label ``reason``, empty where it has none."""
+
+SERIES = re.compile(
+    r'skydive_network_connection_total_bytes\{initiator_ip="([\d.]+)",.*'
+    r'direction="(\w)\w+",.*\} (\d+)'
+)
+
+
+_starting = asyncio.Semaphore(2)
+"""A start takes half a second of processor time: many at once would all take long."""
+
+
+class _Some:
+    """Equals every count but 0."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int) and other > 0
+
+    def __repr__(self) -> str:
+        return "some"
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+SOME = _Some()
+
+
+def beside_the_others(trial: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Make a test of a trial, which gets a directory of its own and the test's parameters."""
+    parameters = list(inspect.signature(trial).parameters.values())[1:]
+
+    @functools.wraps(trial)
+    def test(request: pytest.FixtureRequest, **_: object) -> None:
+        request.getfixturevalue("trials").wait_for(request.node)
+
+    del test.__wrapped__
+    own = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    test.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
+    test.trial = trial  # type: ignore[attr-defined]
+    return test
+
+
+def flow(
+    number: int, total: int, *, uuid: str, node: str = "node", last_ms: int | None = None
+) -> str:
+    """Return the report of a flow: its connection is told by ``number``, its bytes by ``total``."""
+    now_ms = time.time_ns() // 1_000_000 if last_ms is None else last_ms
+    address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+    times = f'"Start":{now_ms - 1000},"Last":{now_ms}'
+    return (
+        f'{{"UUID":"{uuid}","LayersPath":"Ethernet/IPv4/TCP",'
+        f'"Network":{{"Protocol":"IPV4","A":"{address}","B":"10.255.0.1"}},'
+        '"Transport":{"Protocol":"TCP","A":40000,"B":443},'
+        f'"Metric":{{"ABPackets":{total},"ABBytes":{total},"BAPackets":{total},'
+        f'"BABytes":{2 * total},{times}}},{times},"NodeTID":"{node}"}}'
+    )
+
+
+def messages(flows: Iterable[str]) -> list[bytes]:
+    """Return the flows in messages as long as Skydive's."""
+    each = iter(flows)
+    batches = iter(lambda: list(itertools.islice(each, BATCH)), [])
+    return [
+        f'{{"Namespace":"flow","Type":"store","UUID":"","Status":200,"Obj":[{",".join(batch)}]}}'.encode()
+        for batch in batches
+    ]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a process has: descriptors by kind, threads, tasks by coroutine, memory.
+
+    The threads of the event loop's own pool are left out: there are six at most, and they stay.
+    """
+
+    descriptors: Counter[str]
+    threads: int
+    tasks: Counter[str]
+    resident_bytes: int
+
+    def exceeds(self, base: "Footprint") -> str:
+        """Return what there is more of than in ``base``, or ""."""
+        more = {
+            "descriptors": dict(self.descriptors - base.descriptors),
+            "tasks": dict(self.tasks - base.tasks),
+            "threads": max(0, self.threads - base.threads),
+            "bytes": max(0, self.resident_bytes - base.resident_bytes - MEMORY_BYTES),
+        }
+        return ", ".join(f"{number} {what}" for what, number in more.items() if number)
+
+
+class Trial:
+    """A running skyfast, its analyzer, and what was reported so far."""
+
+    def __init__(self, skyfast: Skyfast, analyzer: FakeAnalyzer, directory: Path) -> None:
+        self.skyfast = skyfast
+        self.analyzer = analyzer
+        self._directory = directory
+        self.pid = skyfast.process.pid
+        self.totals: dict[int, int] = {}
+        """Bytes of each connection from initiator to target; twice as many came back."""
+        self.silent = False
+        """Whether the analyzer sends no statistics any more."""
+        self._generation = 1
+        self._earlier: dict[int, int] = {}
+        self.base = Footprint(Counter(), 0, Counter(), 0)
+        self._counts: Counter[Reason] = Counter()
+
+    # What the analyzer does
+
+    @property
+    def subscriber(self) -> Subscriber:
+        return self.analyzer.subscribers[-1]
+
+    async def send_statistics(self, subscriber: Subscriber) -> None:
+        """Keep a subscription from being silent, as Skydive does."""
+        while True:
+            await asyncio.sleep(STATISTICS_S)
+            if not self.analyzer.stalling and not self.silent:
+                await subscriber.send(STATISTICS)
+
+    def restart_agents(self) -> None:
+        """Let every connection go on as another flow, whose totals begin at zero."""
+        self._generation += 1
+        self._earlier = dict(self.totals)
+
+    def grown(self, numbers: Iterable[int] | None = None, by: int = 10) -> list[bytes]:
+        """Return the reports of connections, by default all, each with more bytes than before."""
+        numbers = list(self.totals if numbers is None else numbers)
+        for number in numbers:
+            self.totals[number] = self.totals.get(number, 0) + by
+        return messages(
+            flow(
+                number,
+                self.totals[number] - self._earlier.get(number, 0),
+                uuid=f"{self._generation:x}{number:08x}",
+            )
+            for number in numbers
+        )
+
+    async def report(self, numbers: Iterable[int] | None = None) -> None:
+        for message in self.grown(numbers):
+            await self.subscriber.send(message)
+
+    # What skyfast says
+
+    async def status(self, path: str) -> int:
+        try:
+            await self.skyfast.get(path)
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
+            return refusal.code
+        return 200
+
+    async def totals_on_page(self) -> dict[tuple[str, str], int]:
+        """Return the bytes by initiator and the direction's first letter."""
+        page = (await self.skyfast.get("/metrics/flows")).decode()
+        return {(a, way): int(value) for a, way, value in SERIES.findall(page)}
+
+    def expected_on_page(self) -> dict[tuple[str, str], int]:
+        expected = {}
+        for number, total in self.totals.items():
+            address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+            expected[address, "i"] = total
+            expected[address, "t"] = 2 * total
+        return expected
+
+    async def has_page(self) -> None:
+        """Wait until the page has exactly what was reported."""
+        expected = self.expected_on_page()
+        shown: dict[tuple[str, str], int] = {}
+        async with asyncio.timeout(RECOVERY_S):
+            while shown != expected:
+                shown = await self.totals_on_page()
+                assert all(shown[key] <= expected[key] for key in shown), "more than reported"
+                await asyncio.sleep(POLL_S)
+
+    async def is_up(self, up: int = 1) -> None:
+        await self.until(lambda metrics: metrics[self.series("skyfast_up")] == up)
+
+    async def until(self, holds: Callable[[dict[str, float]], bool]) -> None:
+        """Wait until something holds for the self metrics."""
+        async with asyncio.timeout(RECOVERY_S):
+            while True:
+                if holds(await self.skyfast.self_metrics()):
+                    return
+                await asyncio.sleep(POLL_S)
+
+    async def has_logged(self, text: str) -> str:
+        """Wait for a line with ``text`` in the log, and return it."""
+        async with asyncio.timeout(RECOVERY_S):
+            while True:
+                for line in self.skyfast.log:
+                    if text in line:
+                        return line
+                await asyncio.sleep(POLL_S)
+
+    def series(self, name: str, **labels: str) -> str:
+        """Return how a series of the analyzer is spelt."""
+        pairs = {"analyzer": self.analyzer.name, **labels}
+        return name + "{" + ",".join(f'{k}="{v}"' for k, v in pairs.items()) + "}"
+
+    async def counts(self) -> Counter[Reason]:
+        """Return the counters of what goes wrong, of all analyzers together."""
+        found: Counter[Reason] = Counter()
+        for series, value in (await self.skyfast.self_metrics()).items():
+            name, _, labels = series.partition("{")
+            if name in COUNTED:
+                reason = re.search(r'reason="(\w+)"', labels)
+                found[name, reason[1] if reason else ""] += int(value)
+        return found
+
+    async def counted(self) -> dict[Reason, int]:
+        """Return what was counted since the trial began, without the zeros."""
+        return dict(await self.counts() - self._counts)
+
+    async def has_counted(self, *reasons: Reason) -> None:
+        """Wait until all of these were counted."""
+        async with asyncio.timeout(FAULT_S):
+            while True:
+                if (await self.counted()).keys() >= set(reasons):
+                    return
+                await asyncio.sleep(POLL_S)
+
+    # What the system says
+
+    async def footprint(self) -> Footprint:
+        target = self._directory / "probe.json"
+        target.unlink(missing_ok=True)
+        os.kill(self.pid, signal.SIGUSR1)
+        async with asyncio.timeout(RECOVERY_S):
+            while not target.exists():  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.005)
+        told = json.loads(target.read_text())
+        proc = Path("/proc") / str(self.pid)
+        links = Counter[str]()
+        for descriptor in (proc / "fd").iterdir():
+            try:
+                links[re.sub(r"\[\d+\]", "", str(descriptor.readlink()))] += 1
+            except FileNotFoundError:
+                continue
+        return Footprint(
+            descriptors=links,
+            threads=len(list((proc / "task").iterdir())) - told["pool_threads"],
+            tasks=Counter(told["tasks"]),
+            resident_bytes=self.resident_bytes(),
+        )
+
+    def resident_bytes(self) -> int:
+        pages = int((Path("/proc") / str(self.pid) / "statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    # Before and after
+
+    async def begin(self, flows: int) -> None:
+        """Bring skyfast to where nothing is new to it, and remember what it has there."""
+        await self.analyzer.subscriber(START_S)
+        await self.is_up()
+        for _ in range(2):
+            await self.report(range(flows))
+            await self.has_page()
+            await self.skyfast.get("/metrics")
+        footprint = await self.footprint()
+        async with asyncio.timeout(RECOVERY_S):
+            while footprint.tasks["RequestHandler.start"] or footprint.exceeds(self.base):
+                self.base = footprint
+                await asyncio.sleep(POLL_S)
+                footprint = await self.footprint()
+        self._counts = await self.counts()
+
+    async def has_recovered(
+        self, *, counted: Mapping[Reason, object], logged: Sequence[str] = ()
+    ) -> None:
+        """Check all that must hold after a fault; see the module's docstring."""
+        await self.has_counted(*counted)
+        await self.is_up()
+        assert await self.status("/-/ready") == 200
+        await self.report()
+        await self.has_page()
+        assert await self.counted() == counted
+        for text in logged:
+            await self.has_logged(text)
+        left = "nothing looked at yet"
+        until_s = time.monotonic() + RECOVERY_S
+        while left:
+            left = (await self.footprint()).exceeds(self.base)
+            assert not left or time.monotonic() < until_s, f"left behind: {left}"
+            await asyncio.sleep(POLL_S)
+
+
+@asynccontextmanager
+async def trial(
+    directory: Path,
+    *,
+    flows: int = FLOWS,
+    analyzer: FakeAnalyzer | None = None,
+    host: str = "",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    through: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> AsyncIterator[Trial]:
+    """Run a skyfast that is subscribed and has ``flows`` connections.
+
+    ``host`` is the analyzer's name in the URL, where it is not its address. ``settings`` are those
+    of the configuration file's sections ``subscriber``, ``prom_sky_con`` and ``web``.
+    """
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(analyzer or FakeAnalyzer())
+        url = analyzer.url.replace(analyzer.address, host or analyzer.address)
+        chosen = settings or {}
+        store = {"port": 0, "listen_address": "127.0.0.1", "interfaces_interval": 0}
+        document = {
+            "host_id": HOST_ID,
+            "pipeline": {
+                "subscriber": {"urls": [url], **chosen.get("subscriber", {})},
+                "store": {"prom_sky_con": store | chosen.get("prom_sky_con", {})},
+            },
+            "web": dict(chosen.get("web", {})),
+        }
+        config = directory / "prom_sky_con.yml"
+        config.write_text(yaml.safe_dump(document))
+        surroundings = {"PYTHONPATH": str(PROBE), "PROBE": str(directory / "probe.json")}
+        async with _starting:
+            skyfast = await stack.enter_async_context(
+                running(config, quiet=False, through=through, **surroundings, **(environ or {}))
+            )
+            one = Trial(skyfast, analyzer, directory)
+            analyzer.on_subscribe = one.send_statistics
+            await one.begin(flows)
+        yield one
