@@ -1,23 +1,57 @@
-"""Builds the compiled core; everything else about the package is in pyproject.toml."""
+"""Builds the compiled core; everything else about the package is in pyproject.toml.
+
+``SKYFAST_BUILD`` names a build that is not for use but for tests: `checked`, `address` and
+`thread` are made of ``skyfast/_checked.pyx`` and belong in a directory of their own, which
+``tests/builds.py`` takes care of. ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS`` are more flags.
+"""
 
 import os
+import platform
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-COMPILE = ["-O3", "-fvisibility=hidden", "-fno-plt"]
-LINK: list[str] = []
+# What strangers send ends up in this extension. tests/test_hardening.py looks for the effects.
+HARDENED = [
+    "-fstack-protector-strong",
+    "-fstack-clash-protection",
+    "-U_FORTIFY_SOURCE",  # distributions set a lower level
+    "-D_FORTIFY_SOURCE=3",
+]
+if platform.machine() in {"x86_64", "AMD64", "i686"}:
+    HARDENED.append("-fcf-protection=full")
+
+RELEASE = ["-O3", "-fvisibility=hidden", "-fno-plt", *HARDENED]
+LINK = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,-z,noexecstack"]
+
+# Python's own flags define signed overflow, and a sanitizer does not report what is defined.
+# The fortified functions would be checked less well than those that the sanitizers replace.
+DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv", "-U_FORTIFY_SOURCE"]
+SANITIZERS = {
+    "checked": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread"],
+}
+
+build = os.environ.get("SKYFAST_BUILD", "")
+if build:
+    source, c_files = "skyfast/_checked.pyx", f"build/{build}"
+    compile_args, link_args = DEBUG + SANITIZERS[build], SANITIZERS[build]
+else:
+    source, c_files = "skyfast/_table.pyx", None
+    compile_args, link_args = RELEASE, LINK
 
 setup(
     ext_modules=cythonize(
         [
             Extension(
                 "skyfast._table",
-                ["skyfast/_table.pyx"],
-                extra_compile_args=COMPILE + os.environ.get("SKYFAST_CFLAGS", "").split(),
-                extra_link_args=LINK + os.environ.get("SKYFAST_LDFLAGS", "").split(),
+                [source],
+                extra_compile_args=compile_args + os.environ.get("SKYFAST_CFLAGS", "").split(),
+                extra_link_args=link_args + os.environ.get("SKYFAST_LDFLAGS", "").split(),
             )
         ],
         compiler_directives={"language_level": "3"},
+        build_dir=c_files,
     )
 )
