@@ -21,7 +21,7 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint skyfast/_table.pyx skyfast/_table.pxd
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint skyfast/*.pyx skyfast/*.pxd
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .

@@ -126,18 +126,45 @@ cdef enum:
     INLINE_TEXT = 48
     FLOW_TYPES = 3
     BATCH = 128                 # reports between two turns of the lock
-    RENDER_ROWS = 2048          # connections looked at between two turns of the lock
-    AHEAD = 16                  # connections, or buckets, whose rows are fetched before their turn
-    SLAB_SHIFT = 12
-    SLAB_ROWS = 1 << SLAB_SHIFT
     BUCKETS_PER_ROW = 2         # what the index grows to: chains are short, and 8 bytes a row
-    SEGMENT_SHIFT = 12
-    SEGMENT_BUCKETS = 1 << SEGMENT_SHIFT
-    MAX_WHEEL_SLOTS = 4096
     CACHE_LINE = 64
-    HUGE_PAGE_BYTES = 2 << 20
-    FIRST_PIECE_BYTES = 4 << 20
-    PIECE_BYTES = 8 << 20
+    FREE_ROW_BYTES = 16         # which of a free row tell that it is one, and which is the next
+
+# How it grows, and in what steps it goes. _checked.pyx has smaller ones, so that few rows come
+# to all of that, and tells the sanitizer which rows are in use.
+cdef extern from *:
+    """
+    #ifndef SKYFAST_CHECKED
+    enum {
+        RENDER_ROWS = 2048,
+        AHEAD = 16,
+        SLAB_SHIFT = 12,
+        SEGMENT_SHIFT = 12,
+        MAX_WHEEL_SLOTS = 4096,
+        HUGE_PAGE_BYTES = 2 << 20,
+        FIRST_PIECE_BYTES = 4 << 20,
+        PIECE_BYTES = 8 << 20
+    };
+    #define row_unused(address, size) ((void)0)
+    #define row_used(address, size) ((void)0)
+    #endif
+    #define SLAB_ROWS (1 << SLAB_SHIFT)
+    #define SEGMENT_BUCKETS (1 << SEGMENT_SHIFT)
+    """
+    enum:
+        RENDER_ROWS             # connections looked at between two turns of the lock
+        AHEAD                   # connections, or buckets, whose rows are fetched before their turn
+        SLAB_SHIFT
+        SLAB_ROWS
+        SEGMENT_SHIFT
+        SEGMENT_BUCKETS
+        MAX_WHEEL_SLOTS
+        HUGE_PAGE_BYTES
+        FIRST_PIECE_BYTES
+        PIECE_BYTES
+    void row_unused(void *address, size_t size) noexcept nogil
+    void row_used(void *address, size_t size) noexcept nogil
+
 
 cdef uint32_t IS_TEXT = <uint32_t>1 << 31       # in a cell
 cdef uint32_t TEXT_KEY = <uint32_t>1 << 31      # in a flow's `connection`
@@ -206,7 +233,8 @@ cdef void *arena_take(Arena *arena, size_t size) noexcept nogil:
     if size > arena.free_bytes:
         if not pointer_room(<void ***>&arena.pieces, arena.piece_count, &arena.piece_room):
             return NULL
-        piece_size = max(size, FIRST_PIECE_BYTES if arena.piece_count == 0 else PIECE_BYTES)
+        piece_size = FIRST_PIECE_BYTES if arena.piece_count == 0 else PIECE_BYTES
+        piece_size = max(size, piece_size)
         if posix_memalign(&piece, HUGE_PAGE_BYTES, piece_size) != 0:
             return NULL
         if arena.piece_count:
@@ -270,6 +298,7 @@ cdef bint rows_add_slab(Rows *rows) noexcept nogil:
     slab = arena_take(rows.arena, <size_t>SLAB_ROWS * rows.stride)
     if slab == NULL:
         return False
+    row_unused(slab, <size_t>SLAB_ROWS * rows.stride)
     rows.slabs[rows.slab_count] = <char *>slab
     rows.slab_count += 1
     return True
@@ -302,6 +331,7 @@ cdef uint32_t row_new(Rows *rows) noexcept nogil:
             return 0
         rows.fresh += 1
     rows.live += 1
+    row_used(row_at(rows, number), rows.stride)
     return number
 
 
@@ -310,6 +340,8 @@ cdef void row_release(Rows *rows, uint32_t number) noexcept nogil:
     row.next = rows.free_head
     rows.free_head = number
     rows.live -= 1
+    # What is looked at in rows that nobody uses stands before this.
+    row_unused(<char *>row + FREE_ROW_BYTES, rows.stride - FREE_ROW_BYTES)
 
 
 cdef void index_split(Rows *rows) noexcept nogil:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from skyfast import _table
 from skyfast._table import Page, Table
 from skyfast.plan import (
     Column,
@@ -38,6 +39,8 @@ from tests.model import Gauge as ModelGauge
 
 ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
+MAX_CHECKED_ROWS = 300
+"""More are too many to look whether they agree after every operation."""
 
 
 class _OfFlow:
@@ -121,7 +124,11 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount:
 
 
 class Core:
-    """A table that takes flows as JSON objects, in the way a message's flows reach it."""
+    """A table that takes flows as JSON objects, in the way a message's flows reach it.
+
+    Where the compiled core is one of those that can (`tests.builds`), it is asked after every
+    operation whether all that it keeps agrees.
+    """
 
     def __init__(
         self,
@@ -129,18 +136,23 @@ class Core:
         *,
         slots: bool = True,
         share: tuple[int, int] | None = None,
+        build: Any = _table,
         **options: Any,
     ) -> None:
-        """Make what ``spec`` asks for, or ``one_view(**options)``; rules for flows are not its."""
+        """Make what ``spec`` asks for, or ``one_view(**options)``; rules for flows are not its.
+
+        ``build`` is the compiled core.
+        """
         spec = spec or one_view(**options)
         self.plan = plan_of(spec, share=share)
         self.families = tuple(family for view in spec.views for family in view.families)
-        types = flow_types(self.plan)
+        self.types = types = flow_types(self.plan)
         self._decodes = [
             msgspec.json.Decoder(list[flow_type]).decode  # type: ignore[valid-type]
             for flow_type in (types.Flow, types.NewFlow, types.FullFlow)
         ]
-        self.table = Table(
+        self._build = build
+        self.table: Table = build.Table(
             self.plan,
             types,
             max_connections=spec.max_connections,
@@ -153,12 +165,18 @@ class Core:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.table, name)
 
+    def check(self) -> None:
+        """Look whether all that the table keeps agrees, if it can tell and is not too large."""
+        if hasattr(self._build, "check") and self._build.rows_ever(self.table) <= MAX_CHECKED_ROWS:
+            self._build.check(self.table)
+
     def message(self, flows: Sequence[dict[str, Any]], now: float) -> None:
         """Take the flows of one message, with more fields from where that is needed."""
         obj = json.dumps(flows).encode()
         taken = 0
         for decode in self._decodes:
             taken = self.table.update(decode(obj), now, taken)
+            self.check()
         assert taken == len(flows)
 
     def report(self, flow: dict[str, Any], now: float) -> str | None:
@@ -171,9 +189,11 @@ class Core:
 
     def relabel(self, rewrite: Any, keys: Iterable[str]) -> None:
         self.table.relabel([(rewrite, frozenset(keys))])
+        self.check()
 
     def expire(self, now: float) -> None:
         assert not self.table.expire(now, ALL_ROWS)
+        self.check()
 
     def page(self, now: float) -> dict[str, set[str]]:
         """Return the sample lines of every family of a page made at ``now``."""

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from skyfast import _table
 from skyfast._table import Page
 from tests.core import ALL_ROWS, Core, read_all
 from tests.model import (
@@ -204,12 +205,14 @@ class SlowPage:
 class TableMachine(RuleBasedStateMachine):
     """Does the same to both tables, and compares all that can be seen of them."""
 
+    build = _table
+
     @initialize(spec=specs(), slots=st.booleans(), now=st.sampled_from((0, 1_000_000)))
     def start(self, spec, slots, now):
         NODE_NAMES.clear()
         OWNERS.clear()
         self.model = Model(spec)
-        self.core = Core(spec, slots=slots)
+        self.core = Core(spec, slots=slots, build=self.build)
         self.now = now
         self.slow_pages: dict[int, SlowPage] = {}
 
