@@ -152,6 +152,19 @@ _FAMILIES: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class CaptureReport:
+    """What is told of a single capture; the docstring of the module says of what each is."""
+
+    capture_id: str
+    packets_received: float
+    packets_dropped: float
+    kernel_flows_dropped: int
+    flows: int
+    flows_dropped: int
+    reports: int
+
+
 class Captures:
     """The captures that agents report about.
 
@@ -205,12 +218,9 @@ class Captures:
 
     def page(self, now: float, openmetrics: bool = False) -> bytes:
         """Return the families, or nothing where there is no capture."""
-        # The list is made in one step, which no other thread can come between.
-        captures = sorted(list(self._captures.items()))  # noqa: C414
         rows = [
             (label_text({"capture_id": capture_id}), _values(capture))
-            for capture_id, capture in captures
-            if not _is_silent(capture, now)
+            for capture_id, capture in self._known(now)
         ]
         if not rows:
             return b""
@@ -219,6 +229,26 @@ class Captures:
             lines.append(family_head(name, family.help, family.kind, openmetrics=openmetrics))
             lines += [f"{name}{labels} {values[index]}\n" for labels, values in rows]
         return "".join(lines).encode()
+
+    def first(self, count: int, now: float) -> list[CaptureReport]:
+        """Return ``count`` captures, or as many as there are, in the order of their IDs."""
+        return [
+            CaptureReport(
+                capture_id=capture_id,
+                packets_received=capture.highest.packets_received / READINGS,
+                packets_dropped=capture.highest.packets_dropped / READINGS,
+                kernel_flows_dropped=capture.kernel_flows_dropped,
+                flows=capture.highest.flows,
+                flows_dropped=capture.flows_dropped,
+                reports=capture.reports,
+            )
+            for capture_id, capture in self._known(now)[:count]
+        ]
+
+    def _known(self, now: float) -> list[tuple[str, _Capture]]:
+        # The list is made in one step, which no other thread can come between.
+        captures = sorted(list(self._captures.items()))  # noqa: C414
+        return [each for each in captures if not _is_silent(each[1], now)]
 
 
 def _is_silent(capture: _Capture, now: float) -> bool:

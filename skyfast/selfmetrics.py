@@ -101,12 +101,26 @@ def _zeros(*names: str) -> dict[str, int]:
     return dict.fromkeys(names, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong: one of the reasons that are counted, and a text that is fit for a log."""
+
+    reason: str
+    text: str
+    timestamp_s: float = field(default_factory=time.time)
+
+
 @dataclass(slots=True, eq=False)
 class AnalyzerStats:
-    """The counters of one analyzer's subscription. ``name`` is its host and port."""
+    """The counters of one analyzer's subscription. ``name`` is its host and port.
+
+    ``up`` is what it is since the Unix time ``since_timestamp_s``.
+    """
 
     name: str
     up: int = 0
+    since_timestamp_s: float = field(default_factory=time.time)
+    last_failure: Failure | None = None
     flows: int = 0
     received_bytes: int = 0
     last_message_timestamp_s: float = 0.0
@@ -115,6 +129,12 @@ class AnalyzerStats:
     )
     errors: dict[str, int] = field(default_factory=lambda: _zeros(*MESSAGE_ERRORS))
     reconnects: dict[str, int] = field(default_factory=lambda: _zeros(*RECONNECT_REASONS))
+
+    def turn(self, up: int) -> None:
+        """Let it be ``up`` from now on, where it was not."""
+        if up != self.up:
+            self.up = up
+            self.since_timestamp_s = time.time()
 
 
 @dataclass(slots=True, eq=False)
@@ -147,6 +167,7 @@ class TopologyStats:
     interfaces: int = 0
     skipped: dict[str, int] = field(default_factory=lambda: _zeros(*INTERFACE_SKIPS))
     errors: dict[str, int] = field(default_factory=lambda: _zeros(*TOPOLOGY_ERRORS))
+    last_failure: Failure | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -529,11 +550,10 @@ def _process_families() -> Iterable[_Family]:
     )
     try:
         open_fds = len(list((PROC / "self/fd").iterdir()))
-        virtual_pages, resident_pages = map(int, (PROC / "self/statm").read_text().split()[:2])
+        virtual_bytes, resident_bytes = memory_bytes()
         start_time_s = _start_time_s()
     except OSError:
         return
-    page_bytes = resource.getpagesize()
     yield _single(
         "process_open_fds",
         "gauge",
@@ -544,13 +564,13 @@ def _process_families() -> Iterable[_Family]:
         "process_virtual_memory_bytes",
         "gauge",
         "Virtual memory size in bytes.",
-        virtual_pages * page_bytes,
+        virtual_bytes,
     )
     yield _single(
         "process_resident_memory_bytes",
         "gauge",
         "Resident memory size in bytes.",
-        resident_pages * page_bytes,
+        resident_bytes,
     )
     yield _single(
         "process_start_time_seconds",
@@ -558,6 +578,16 @@ def _process_families() -> Iterable[_Family]:
         "Start time of the process since unix epoch in seconds.",
         start_time_s,
     )
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Return the process's virtual memory and what of it is resident, from proc(5).
+
+    Raises OSError where the system does not tell.
+    """
+    page_bytes = resource.getpagesize()
+    virtual_pages, resident_pages = map(int, (PROC / "self/statm").read_text().split()[:2])
+    return virtual_pages * page_bytes, resident_pages * page_bytes
 
 
 def _start_time_s() -> float:

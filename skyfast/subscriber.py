@@ -42,7 +42,7 @@ from skyfast.login import (
     resolve,
 )
 from skyfast.logs import LogLimit, printable
-from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
 from skyfast.tls import client_context
 
 log = logging.getLogger(__name__)
@@ -453,10 +453,11 @@ class Subscription:
                 text += ", logged in"
             else:
                 text += f", {self._authentication.problem}"
+        self.stats.last_failure = Failure(reason, text)
         self._log(level, reason, f"{text}; next attempt in {delay_s:.1f} s")
 
     def _set_up(self, up: int) -> None:
-        self.stats.up = up
+        self.stats.turn(up)
         if self._on_change is not None:
             self._on_change()
 
@@ -680,7 +681,7 @@ class Subscriptions:
             if endpoint.name not in self._running:  # whose row is its own
                 names = {host_and_port(address, endpoint.port) for address in addresses}
                 ups = (one.subscription.stats.up for n, one in self._running.items() if n in names)
-                self._stats.analyzer(endpoint.name).up = int(any(ups))
+                self._stats.analyzer(endpoint.name).turn(int(any(ups)))
 
     async def _follow(self, url: str) -> Never:
         """Keep the addresses of the name in a ``dns+`` URL up to date."""
@@ -691,11 +692,12 @@ class Subscriptions:
             try:
                 addresses = await self._resolve(endpoint.host, endpoint.port)
             except (OSError, UnicodeError) as exc:
-                self._stats.analyzer(endpoint.name).reconnects["unresolved"] += 1
+                stats = self._stats.analyzer(endpoint.name)
+                stats.reconnects["unresolved"] += 1
                 delay_s = timing.resolve_interval_s if self._addresses.get(url) else next(delays)
-                self._log(
-                    endpoint.name, f"{_TEXTS['unresolved']}: {_details(exc)}", cause="unresolved"
-                )
+                text = f"{_TEXTS['unresolved']}: {_details(exc)}"
+                stats.last_failure = Failure("unresolved", text)
+                self._log(endpoint.name, text, cause="unresolved")
             else:
                 if len(addresses) > MAX_ADDRESSES:
                     self._log(

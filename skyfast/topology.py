@@ -6,6 +6,7 @@ here knows of flows, so a topology API that fails cannot harm them.
 """
 
 import asyncio
+import heapq
 import logging
 import threading
 import time
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from skyfast import nodes
 from skyfast.config import Config
@@ -22,7 +23,7 @@ from skyfast.logs import LogLimit, printable
 from skyfast.names import Lookup, Names
 from skyfast.nodes import Answer, Counters, MalformedAnswerError, Node
 from skyfast.plan import family_head
-from skyfast.selfmetrics import INTERFACE_SKIPS, TopologyStats, label_text
+from skyfast.selfmetrics import INTERFACE_SKIPS, Failure, TopologyStats, label_text
 from skyfast.tls import client_context
 
 if TYPE_CHECKING:
@@ -74,7 +75,21 @@ MAX_COUNTER: Final = 2**63 - 1
 """Skydive's counters are int64. A value outside 0 to this is left out as ``out_of_range``."""
 
 
+MAX_BUSIEST: Final = 50
+"""Interfaces that `Interfaces.busiest` returns at most."""
+
 Naming = Literal["compatible", "standard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What is told of a single interface: its labels, and what its device has counted."""
+
+    labels: dict[str, str]
+    received_bytes: int
+    transmitted_bytes: int
+    dropped_packets: int
+    errors: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +147,7 @@ class _Page:
     """In text format 0.0.4."""
     families: tuple[tuple[_Family, slice], ...]
     """Each with the place of its samples in ``text``."""
+    busiest: tuple[Interface, ...]
     leaves_at: float
 
     @cached_property
@@ -145,7 +161,7 @@ class _Page:
         )
 
 
-_NOTHING: Final = _Page(b"", (), 0.0)
+_NOTHING: Final = _Page(b"", (), (), 0.0)
 
 
 class Interfaces:
@@ -213,9 +229,21 @@ class Interfaces:
             return b""
         return page.openmetrics if openmetrics else page.text
 
+    def busiest(self, now: float) -> tuple[Interface, ...]:
+        """Return those that have received and sent most bytes, `MAX_BUSIEST` of them, in order."""
+        page = self._page
+        return () if now >= page.leaves_at else page.busiest
 
-def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[tuple[str, Counters]]:
-    """Return the label text, unique, and the counters of what is shown; count what is not."""
+
+class _Row(NamedTuple):
+    text: str
+    """The labels as the page has them, unique."""
+    labels: tuple[str, ...]
+    counters: Counters
+
+
+def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[_Row]:
+    """Return what is shown; count what is not."""
     newest: dict[tuple[str, ...], Node] = {}
     for node in nodes:
         labels = _labels(node)
@@ -229,7 +257,7 @@ def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[tuple[str, Counter
             skipped["duplicate"] += 1
             if (node.updated_at or 0) > (newest[labels].updated_at or 0):
                 newest[labels] = node
-    rows: list[tuple[str, Counters]] = []
+    rows: list[_Row] = []
     room = MAX_LABELS_CHARS
     for labels, node in newest.items():
         text = label_text(dict(zip(_LABELS, labels, strict=True)))
@@ -237,7 +265,7 @@ def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[tuple[str, Counter
             skipped["too_many"] += 1
             continue
         room -= len(text)
-        rows.append((text, node.metadata.metric or _NO_TRAFFIC))
+        rows.append(_Row(text, labels, node.metadata.metric or _NO_TRAFFIC))
     return rows
 
 
@@ -256,7 +284,7 @@ def _labels(node: Node) -> tuple[str, ...]:
 
 def _render(
     families: tuple[_Family, ...],
-    rows: list[tuple[str, Counters]],
+    rows: list[_Row],
     skipped: dict[str, int],
     leaves_at: float,
 ) -> _Page:
@@ -269,12 +297,33 @@ def _render(
         end = begin + len(samples)
         parts += (head, samples)
         places.append((family, slice(begin, end)))
-    return _Page(b"".join(parts), tuple(places), leaves_at)
+    return _Page(b"".join(parts), tuple(places), _busiest(rows), leaves_at)
 
 
-def _samples(family: _Family, rows: list[tuple[str, Counters]], skipped: dict[str, int]) -> bytes:
+def _busiest(rows: list[_Row]) -> tuple[Interface, ...]:
+    def traffic(row: _Row) -> int:
+        return _sum(row.counters.rx_bytes, row.counters.tx_bytes)
+
+    return tuple(
+        Interface(
+            labels=dict(zip(_LABELS, labels, strict=True)),
+            received_bytes=_sum(counters.rx_bytes),
+            transmitted_bytes=_sum(counters.tx_bytes),
+            dropped_packets=_sum(counters.rx_dropped, counters.tx_dropped),
+            errors=_sum(counters.rx_errors, counters.tx_errors),
+        )
+        for _, labels, counters in heapq.nlargest(MAX_BUSIEST, rows, key=traffic)
+    )
+
+
+def _sum(*values: int) -> int:
+    """Return the sum of those that are believed."""
+    return sum(value for value in values if 0 <= value <= MAX_COUNTER)
+
+
+def _samples(family: _Family, rows: list[_Row], skipped: dict[str, int]) -> bytes:
     lines = []
-    for labels, counters in rows:
+    for labels, _, counters in rows:
         value = getattr(counters, family.counter) if family.counter else 0
         if 0 <= value <= MAX_COUNTER:
             lines.append(f"{family.name}{labels} {value}\n")
@@ -435,9 +484,11 @@ class TopologyPoller:
 
     def _failed(self, analyzer: str, reason: str, text: str) -> None:
         self._stats.errors[reason] += 1
+        text = f"analyzer {analyzer}: no topology: {printable(text)}"
+        self._stats.last_failure = Failure(reason, text)
         suffix = self._limit.admit((analyzer, reason))
         if suffix is not None:
-            log.warning("analyzer %s: no topology: %s%s", analyzer, printable(text), suffix)
+            log.warning("%s%s", text, suffix)
 
 
 async def _post(
