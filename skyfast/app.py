@@ -27,7 +27,9 @@ from skyfast.exposition import Exposition, Source
 from skyfast.ingest import Ingest
 from skyfast.names import Lookup, Names
 from skyfast.plan import Plan
+from skyfast.ranking import Ranking
 from skyfast.selfmetrics import Stats
+from skyfast.status import Status, Subject
 from skyfast.subscriber import Subscriptions
 from skyfast.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
 from skyfast.web import Reload, WebServer
@@ -83,6 +85,8 @@ class _Parts:
     poller: TopologyPoller
     ingest: Ingest
     source: Source
+    ranking: Ranking
+    subject: Subject
 
 
 class _Unheard:
@@ -123,9 +127,16 @@ class App:
         self.exposition = Exposition(
             source=self._parts.source, stats=self.stats, now=self.clock.now
         )
+        self.status = Status(
+            subject=self._parts.subject,
+            stats=self.stats,
+            ready=lambda: self.subscriptions.any_up,
+            now=self.clock.now,
+        )
         self.web = WebServer(
             config=config,
             exposition=self.exposition,
+            status=self.status,
             ready=lambda: self.subscriptions.any_up,
             stats=self.stats.scrape,
             reload=self._reload_by_web(config),
@@ -152,6 +163,7 @@ class App:
                         ("subscriptions", self._subscribe()),
                         ("topology", self._poll()),
                         ("expiry", self._expire()),
+                        ("history", self.status.run()),
                         ("watchdog", self._manager.keep_alive()),
                     )
                 ]
@@ -226,6 +238,7 @@ class App:
             new.filtered[rule] = old.filtered[rule]
         self._count(new)
         self.exposition.source = new.source
+        self.status.use(new.subject)
         self.web.configure(config.web, reload=self._reload_by_web(config))
         if self._guard and web_config:
             self._guard.use(web_config)
@@ -279,6 +292,15 @@ class App:
             names=names if _has_names(plan) else None,
             renamed=self._relabel,
         )
+        ranking = (
+            alike.ranking
+            if alike
+            else Ranking(
+                table=table,
+                view=plan.views[0],
+                metrics=[metric.name for metric in store.main.metrics],
+            )
+        )
         filtered: dict[str, int] = {}
         admitted = filters.admission(
             config.filter,
@@ -312,6 +334,14 @@ class App:
                 interfaces=interfaces,
                 captures=captures,
                 standard_names=store.naming == "standard",
+            ),
+            ranking=ranking,
+            subject=Subject(
+                config=config,
+                table=table,
+                ranking=ranking,
+                interfaces=interfaces,
+                captures=captures,
             ),
         )
 

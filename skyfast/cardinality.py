@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from skyfast.markup import document
+from skyfast.markup import bar, document
 from skyfast.plan import View
 
 TOP_VALUES: Final = 20
@@ -170,34 +170,16 @@ def as_json(report: Report) -> bytes:
     return msgspec.json.encode(report)
 
 
-_STYLE = """\
-section { border-top: 1px solid var(--line); padding: .6rem 0; }
-h2 { font: 600 1rem ui-monospace, monospace; margin: 0; display: inline-block; }
-small { color: var(--dim); }
-p a, section > a { font-family: inherit; }
-section > a { float: right; font-size: .85rem; }
-strong { color: CanvasText; font-weight: 600; }
-table { border-collapse: collapse; width: 100%; margin: .4rem 0 .6rem; table-layout: fixed; }
-td { font: .85rem/1.5 ui-monospace, monospace; padding: 0 .4rem; overflow-wrap: anywhere; }
-td + td { text-align: right; width: 7rem; font-variant-numeric: tabular-nums; }
-tr { background: linear-gradient(var(--bar), var(--bar)) no-repeat 0 / var(--share) 100%; }
-summary { color: var(--dim); font-size: .85rem; cursor: pointer; }
-aside { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem; }
-aside { margin: 0 0 1.5rem; }
-"""
-
-
 def as_html(report: Report) -> str:
     """Return ``report`` for a browser."""
     labels = sorted(report.labels, key=lambda label: -label.values)
     return document(
         title="skyfast: cardinality",
-        style=_STYLE,
         body=(
             "<h1>Cardinality</h1>\n"
             f"<p>{_count(report.connections, 'connection')}, "
             f"at most {_count(report.series_at_most, 'series', 'series')} · "
-            '<a href="/">skyfast</a> · <a href="?format=json">as JSON</a></p>\n'
+            '<a href="./">skyfast</a> · <a href="?format=json">as JSON</a></p>\n'
             f"{_aside(report)}{''.join(_section(label, report) for label in labels)}"
         ),
     )
@@ -218,8 +200,9 @@ def _aside(report: Report) -> str:
 
 def _section(label: Label, report: Report) -> str:
     rows = "".join(
-        f'<tr style="--share: {_share(value.connections, report.connections)}">'
-        f"<td>{escape(value.value) or '<small>(empty)</small>'}<td>{value.connections:,}\n"
+        f"<tr><td>{escape(value.value) or '<small>(empty)</small>'}"
+        f'<td class="number share">{bar(value.connections / (report.connections or 1))}'
+        f"<span>{value.connections:,}</span>\n"
         for value in label.top
     )
     shown = "all" if len(label.top) == label.values else f"the {len(label.top)} most frequent"

@@ -6,6 +6,7 @@ passes. What a page consists of is the business of :mod:`skyfast.exposition`.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import math
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from skyfast import __version__, cardinality, exposition, markup
+from skyfast import __version__, cardinality, exposition, markup, ranking, status, statuspage
 from skyfast.config import Config, Web
 from skyfast.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
 from skyfast.logs import LogLimit, printable
+from skyfast.ranking import PARAMETERS, BusyError, QueryError
 from skyfast.selfmetrics import ScrapeStats
+from skyfast.status import Status
 
 if TYPE_CHECKING:
     from skyfast.webconfig import Guard
@@ -38,6 +41,9 @@ IDLE_TIMEOUT_S = 60.0
 
 ANSWER_TIMEOUT_S = 10.0
 """For an answer that is no page."""
+
+RANKING_TIMEOUT_S = 5.0
+"""For the busiest connections on the status page, which comes without them otherwise."""
 
 MAX_SCRAPE_TIMEOUT_S = 600.0
 """The longest deadline of a page that a scraper can ask for."""
@@ -103,7 +109,7 @@ _READING = (hdrs.METH_GET, hdrs.METH_HEAD)
 _ACTING = (hdrs.METH_POST, hdrs.METH_PUT)
 _HEALTH = ("/-/healthy", "/-/ready")
 _METHODS = {
-    **dict.fromkeys((*PAGES, "/", "/cardinality", *_HEALTH), _READING),
+    **dict.fromkeys((*PAGES, "/", "/cardinality", "/api/status", "/api/top", *_HEALTH), _READING),
     "/-/reload": _ACTING,
 }
 
@@ -114,29 +120,6 @@ _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 # What binding says where the kernel, or the machine, has no IPv6; `localhost` may still name it.
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-
-_LANDING_PAGE = markup.document(
-    title="skyfast",
-    style="""\
-dl { display: grid; grid-template-columns: max-content 1fr; margin: 0; }
-dt, dd { border-top: 1px solid var(--line); padding: .6rem 0; margin: 0; }
-dd { padding-left: 2rem; color: var(--dim); }
-""",
-    body=f"""\
-<h1>skyfast</h1>
-<p>Skydive’s network flows for Prometheus · version {__version__}</p>
-<dl>
-<dt><a href="/metrics">/metrics</a><dd>everything: what Prometheus scrapes
-<dt><a href="/metrics/flows">/metrics/flows</a><dd>the connections alone; can be large
-<dt><a href="/metrics/interfaces">/metrics/interfaces</a><dd>the network interfaces alone
-<dt><a href="/metrics/captures">/metrics/captures</a><dd>what the agents tell of their captures
-<dt><a href="/metrics/self">/metrics/self</a><dd>how skyfast itself is doing
-<dt><a href="/cardinality">/cardinality</a><dd>which labels make the connections so many
-<dt><a href="/-/healthy">/-/healthy</a><dd>200 while the process serves
-<dt><a href="/-/ready">/-/ready</a><dd>200 once an analyzer is subscribed to
-</dl>
-""",
-)
 
 Reload = Callable[[], Awaitable[str | None]]
 """Reads the configuration again, and returns what is wrong with it where that was not possible."""
@@ -152,12 +135,15 @@ class WebServer:
         *,
         config: Config,
         exposition: Exposition,
+        status: Status,
         ready: Callable[[], bool],
         stats: ScrapeStats,
         reload: Reload | None = None,
         guard: "Guard | None" = None,
     ) -> None:
-        """Prepare to serve ``exposition``; ``ready`` tells whether there is a subscription.
+        """Prepare to serve ``exposition`` and ``status``.
+
+        ``ready`` tells whether there is a subscription.
 
         ``reload`` is what ``/-/reload`` calls; None where that is not enabled. ``guard`` has TLS
         and users; without it, everybody is answered. It ends with the server.
@@ -168,6 +154,7 @@ class WebServer:
         self._reload = reload
         self._guard = guard
         self._exposition = exposition
+        self._status = status
         self._ready = ready
         self._stats = stats
         self._scrapers: Counter[str] = Counter()
@@ -299,7 +286,11 @@ class WebServer:
             return await self._page(request, connection, PAGES[request.path])
         match request.path:
             case "/":
-                return _html(_LANDING_PAGE)
+                return await self._status_page(request)
+            case "/api/status":
+                return await self._api_status(request)
+            case "/api/top":
+                return await self._api_top(request)
             case "/cardinality":
                 return await self._cardinality(request)
             case "/-/reload":
@@ -325,6 +316,38 @@ class WebServer:
             return _text(f"failed to reload config: {error}", HTTPStatus.INTERNAL_SERVER_ERROR)
         return _text("The configuration was reloaded.")
 
+    async def _status_page(self, request: web.BaseRequest) -> web.Response:
+        """Return the page for browsers, who may add parameters of their own."""
+        ranks = self._status.ranking
+        parameters = [(name, text) for name, text in request.query.items() if name in PARAMETERS]
+        try:
+            query = ranks.query(parameters, n=statuspage.DEFAULT_ROWS)
+        except QueryError as error:
+            return _text(str(error), HTTPStatus.BAD_REQUEST)
+        top = None
+        with contextlib.suppress(BusyError, TimeoutError):
+            async with asyncio.timeout(RANKING_TIMEOUT_S):
+                top = await ranks.top(query)
+        report = await self._status.report()
+        # Some hundred rows take some ten milliseconds.
+        text = await asyncio.to_thread(statuspage.as_html, report, ranks, query, top)
+        return _fresh(_html(text))
+
+    async def _api_status(self, request: web.BaseRequest) -> web.Response:
+        if request.query:
+            return _text("This page has no parameters.", HTTPStatus.BAD_REQUEST)
+        return _fresh(_json(status.as_json(await self._status.report())))
+
+    async def _api_top(self, request: web.BaseRequest) -> web.Response:
+        ranks = self._status.ranking
+        try:
+            query = ranks.query(list(request.query.items()))
+            return _fresh(_json(ranking.as_json(await ranks.top(query))))
+        except QueryError as error:
+            return _text(str(error), HTTPStatus.BAD_REQUEST)
+        except BusyError:
+            return _try_again("other rankings are being made")
+
     async def _cardinality(self, request: web.BaseRequest) -> web.Response:
         counts = self._exposition.source.cardinality
         label = request.query.get("without") or None
@@ -338,11 +361,7 @@ class WebServer:
         except cardinality.BusyError:
             return _try_again("another report is being made")
         if _wants_json(request):
-            response = web.Response(
-                body=cardinality.as_json(report),
-                content_type="application/json",
-                headers=_headers({}),
-            )
+            response = _json(cardinality.as_json(report))
         else:
             response = _html(cardinality.as_html(report))
         response.headers[hdrs.VARY] = hdrs.ACCEPT
@@ -705,6 +724,16 @@ def _text(text: str, status: int = HTTPStatus.OK) -> web.Response:
 def _html(text: str) -> web.Response:
     headers = _headers({"Content-Security-Policy": markup.POLICY})
     return web.Response(text=text, content_type="text/html", headers=headers)
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json", headers=_headers({}))
+
+
+def _fresh(response: web.Response) -> web.Response:
+    """Return ``response``, which is of this moment: nobody is to keep it."""
+    response.headers[hdrs.CACHE_CONTROL] = "no-store"
+    return response
 
 
 def _try_again(reason: str) -> web.Response:

@@ -9,9 +9,15 @@ import time
 import pytest
 import uvloop
 
+from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
 from skyfast.exposition import Source
 from skyfast.plan import Column, Counter, Direction, Family, Gauge, View
+from skyfast.ranking import Ranking
+from skyfast.selfmetrics import Stats
+from skyfast.status import Status, Subject
+from skyfast.topology import Interfaces
+from tests.configs import make_config
 
 TEST_TIMEOUT_S = 15.0
 
@@ -117,6 +123,10 @@ class FakeTable:
             "initiator_ip": [("10.0.0.1", 2)],
             "target_ip": [("10.0.0.2", 1), ("10.0.0.3", 1)],
         }
+        self.rows = [
+            (12, ("10.0.0.1", "10.0.0.2"), (7, 5, 1_500_000)),
+            (3, ("10.0.0.1", "10.0.0.3"), (3, 0, None)),
+        ]
         self.scans = []
         self.asked_at = []
         self.rendered_bytes = 0
@@ -138,11 +148,24 @@ class FakeTable:
         self._scan(f"without {label}")
         return max(len(values) for name, values in self.values.items() if name != label)
 
+    def top(self, family, count, since=None, containing=""):
+        self._scan(f"top {family} {count} {containing}".rstrip())
+        rows = self.rows if since is None else [row for row in self.rows if row not in since]
+        return [row for row in rows if any(containing in label for label in row[1])][:count]
+
+    def snapshot(self, family):
+        self._scan(f"snapshot {family}")
+        return Snapshot(self.rows)
+
     def _scan(self, what):
         self.threads.add(threading.current_thread())
         self.scans.append(what)
         if self.pause_scans:
             assert self.resume.wait(TEST_TIMEOUT_S)
+
+
+class Snapshot(list):
+    """The rows that there were. Can be referred to weakly, so that a test can see it go."""
 
 
 class FakePage:
@@ -191,6 +214,23 @@ def source(
         interfaces=FakePart(interfaces),
         captures=FakePart(captures),
         standard_names=standard_names,
+    )
+
+
+def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW):
+    """Return what the status page is made of, without interfaces and captures."""
+    table, stats = table or FakeTable(), stats or Stats()
+    return Status(
+        subject=Subject(
+            config=config or make_config(),
+            table=table,
+            ranking=Ranking(table=table, view=view, metrics=("bytes", "rtt")),
+            interfaces=Interfaces(interval_s=20, connection_timeout_s=60, stats=stats.topology),
+            captures=Captures(naming="compatible", stats=stats.captures),
+        ),
+        stats=stats,
+        ready=ready,
+        now=lambda: 100.0,
     )
 
 

@@ -43,7 +43,7 @@ EXPOSURE = 15
 """The most that `systemd-analyze security` may find, of 100."""
 
 BUILD_S = 300.0
-SUFFIXES = {".py", ".pyi", ".typed", ".so", ".gz"}
+SUFFIXES = {".css", ".html", ".js", ".py", ".pyi", ".typed", ".so", ".gz"}
 """Of the files that are installed."""
 
 PR_SET_MDWE = 65

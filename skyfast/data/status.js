@@ -1,0 +1,293 @@
+
+// The status page's script: fills the places that the page has (data-key, data-rows, data-series)
+// from api/status and api/top, again and again. What stands where, the page says; the formats have
+// twins in statuspage.py. Whatever comes from the network becomes text, never markup.
+"use strict";
+(() => {
+  const INTERVAL_MS = 5000;
+  const TIMEOUT_MS = 15000;
+  const TYPING_MS = 300;
+  const MAX_TIMESTAMP_S = 2 ** 33;
+  const NOTHING = "–";
+  const WIDTH = 600, HEIGHT = 40, SPAN_S = 600;
+  const NO_ANSWER = "Other rankings are being made: try again.";
+
+  const all = (selector) => document.querySelectorAll(selector);
+  const one = (id) => document.getElementById(id);
+  const at = (tree, key) => key.split(".").reduce((part, name) => part[name], tree);
+
+  function short(number, unit, prefixes) {
+    let step = 0;
+    while (number >= 1000 && step < prefixes.length - 1) {
+      number /= 1000;
+      step += 1;
+    }
+    const whole = number >= 100 || (step === 0 && Number.isInteger(number));
+    const digits = whole ? 0 : number >= 10 ? 1 : 2;
+    return `${number.toFixed(digits)} ${prefixes[step].trim()}${unit}`.trim();
+  }
+  const count = (value) => Math.trunc(value).toLocaleString("en-US");
+  const plain = (value) => value >= 1000 ? count(value) : short(value, "", " ");
+  const bytes = (value) => short(value, "B", " kMGTPE");
+  const seconds = (value) => {
+    if (value >= 1) return short(value, "s", " ");
+    return value ? short(value * 1e9, "s", "nµm ") : "0 s";
+  };
+  const timestamp = (value) => value > MAX_TIMESTAMP_S ? count(value)
+    : new Date(Math.trunc(value) * 1000).toISOString().slice(0, 19).replace("T", " ");
+  const duration = (value) => {
+    const s = Math.max(Math.trunc(value), 0);
+    if (s < 60) return `${s} s`;
+    if (s < 3600) return `${Math.trunc(s / 60)} min`;
+    if (s < 86400) return `${Math.trunc(s / 3600)} h ${Math.trunc(s % 3600 / 60)} min`;
+    return `${Math.trunc(s / 86400)} d ${Math.trunc(s % 86400 / 3600)} h`;
+  };
+  const FORMATS = {
+    text: (value) => String(value),
+    state: (value) => value ? "up" : "down",
+    ready: (value) => value ? "ready" : "not ready",
+    count, number: plain, bytes, seconds,
+    nanoseconds: (value) => seconds(value / 1e9),
+    timestamp, duration,
+    since: (value, now) => duration(now - value),
+    ago: (value, now) => `${duration(now - value)} ago`,
+    error: (value, now) => `${value.text} (${duration(now - value.timestamp_seconds)} ago)`,
+    reasons: (value) => Object.entries(value).map(([name, n]) => `${name} ${count(n)}`).join(", "),
+    "bytes-rate": (value) => `${bytes(value)}/s`,
+    "number-rate": (value) => `${plain(value)}/s`,
+  };
+  const STATES = ["state", "ready"];
+  const TEXTS = [...STATES, "text", "error", "reasons"];
+  const isNothing = (value) => value === null || value === ""
+    || (typeof value === "object" && !Object.keys(value).length);
+  const formatted = (value, format, now) => isNothing(value) ? NOTHING : FORMATS[format](value, now);
+  const classOf = (value, format) => {
+    if (STATES.includes(format)) return `state ${value ? "good" : "bad"}`;
+    return TEXTS.includes(format) ? format : "number";
+  };
+
+  // Nothing is touched that is as it should be: selections, focus and screen readers stay calm.
+  function write(element, text) {
+    if (element.textContent !== text) element.textContent = text;
+  }
+
+  function bar(share) {
+    const make = (name) => document.createElementNS("http://www.w3.org/2000/svg", name);
+    const svg = make("svg"), rect = make("rect");
+    svg.setAttribute("aria-hidden", "true");
+    rect.setAttribute("height", "100%");
+    rect.setAttribute("width", `${(100 * Math.min(Math.max(share, 0), 1)).toFixed(1)}%`);
+    svg.append(rect);
+    return svg;
+  }
+
+  function fillCell(cell, head, row, now) {
+    const { key, format } = head.dataset;
+    const value = at(row, key), text = formatted(value, format, now);
+    cell.className = classOf(value, format);
+    if (key === "rank") {
+      const span = document.createElement("span");
+      span.textContent = text;
+      cell.classList.add("share");
+      cell.replaceChildren(bar(row.share), span);
+      return;
+    }
+    write(cell, text);
+    if (format === "text") cell.title = text;
+  }
+
+  function fillTable(table, rows, now) {
+    const heads = table.tHead.rows[0].cells, body = table.tBodies[0];
+    while (body.rows.length > rows.length) body.deleteRow(-1);
+    rows.forEach((row, i) => {
+      const line = body.rows[i] || body.insertRow();
+      for (let j = 0; j < heads.length; j += 1) {
+        fillCell(line.cells[j] || line.insertCell(), heads[j], row, now);
+      }
+    });
+    table.parentElement.hidden = !rows.length;
+  }
+
+  function draw(svg, ages, values) {
+    const known = values.filter((value) => value !== null);
+    const highest = Math.max(0, ...known) || 1;
+    const points = [];
+    values.forEach((value, i) => {
+      if (value === null) return;
+      const x = Math.max(WIDTH - ages[i] * WIDTH / SPAN_S, 0).toFixed(1);
+      points.push([x, (HEIGHT - value * HEIGHT / highest).toFixed(1)]);
+    });
+    const [area, line] = svg.children;
+    if (line.classList.contains("bars")) {
+      line.setAttribute("d", points.map(([x, y]) => `M${x} ${HEIGHT}V${y}`).join(""));
+      return;
+    }
+    const path = points.map(([x, y]) => `${x} ${y}`).join("L");
+    line.setAttribute("d", points.length ? `M${path}` : "");
+    area.setAttribute("d", points.length
+      ? `M${points[0][0]} ${HEIGHT}L${path}L${points.at(-1)[0]} ${HEIGHT}Z` : "");
+  }
+
+  async function ask(path) {
+    const answer = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+    if (answer.status === 503) return null;
+    if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+    return answer.json();
+  }
+
+  // What the page was made for: where that is another, the page has to be made anew.
+  let made = null;
+  const shape = (status) => JSON.stringify(
+    [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled]);
+
+  function showStatus(status) {
+    made ??= shape(status);
+    if (made !== shape(status)) {
+      location.reload();
+      return;
+    }
+    const now = status.timestamp_seconds;
+    for (const place of all("[data-key]:not(th)")) {
+      const { key, format } = place.dataset, value = at(status, key);
+      if (format === undefined) write(place, value);
+      else write(place, formatted(value, format, now));
+      if (STATES.includes(format)) place.className = classOf(value, format);
+    }
+    for (const table of all("[data-rows]")) {
+      if (table.dataset.rows !== "top") fillTable(table, at(status, table.dataset.rows), now);
+    }
+    const history = status.history;
+    for (const svg of all("[data-series]")) {
+      draw(svg, history.age_seconds, history[svg.dataset.series]);
+    }
+    for (const place of all("[data-highest]")) {
+      const known = history[place.dataset.highest].filter((value) => value !== null);
+      write(place, formatted(known.length ? Math.max(...known) : null, place.dataset.format, now));
+    }
+    for (const list of all("[data-lines]")) {
+      const lines = at(status, list.dataset.lines);
+      const same = lines.length === list.children.length
+        && lines.every((line, i) => list.children[i].textContent === line);
+      if (!same) {
+        list.replaceChildren(...lines.map((line) => {
+          const item = document.createElement("li");
+          item.textContent = line;
+          return item;
+        }));
+      }
+    }
+    document.title = `${status.warnings.length ? "▲ " : ""}skyfast · ${status.host_id}`;
+  }
+
+  const form = one("ask"), note = one("note");
+  const topTable = document.querySelector('[data-rows="top"]');
+  const wanted = () => new URLSearchParams(new FormData(form)).toString();
+
+  function showTop(top) {
+    if (top === null) {
+      write(note, NO_ANSWER);
+      return;
+    }
+    const choice = [...all(".choice a")].find((link) => link.dataset.by === top.by);
+    const head = topTable.tHead.rows[0].cells[0];
+    head.dataset.format = choice.dataset.format;
+    write(head, choice.textContent);
+    for (const link of all(".choice a")) {
+      if (link === choice) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+    const most = top.entries.length ? top.entries[0].rank || 1 : 1;
+    const rows = top.entries.map((entry) => ({ ...entry, share: entry.rank / most }));
+    fillTable(topTable, rows, 0);
+    let text = `${count(rows.length)} of ${count(top.connections)} connections`;
+    if (top.window_seconds !== null) {
+      text += `, by what they added in the last ${duration(top.window_seconds)};`
+        + " each is reported about once a minute";
+    }
+    write(note, text);
+  }
+
+  const stale = one("stale");
+  let heardAt = new Date();
+  let failures = 0;
+
+  function heard() {
+    heardAt = new Date();
+    failures = 0;
+    stale.hidden = true;
+  }
+
+  function missed() {
+    failures += 1;
+    // One answer that is missing can be a restart.
+    if (failures < 2) return;
+    write(stale, `No answer from skyfast since ${heardAt.toTimeString().slice(0, 8)}:`
+      + " what is shown is from then.");
+    stale.hidden = false;
+    document.title = `▲ skyfast does not answer`;
+  }
+
+  let number = 0;
+  async function refreshTop() {
+    const mine = number += 1, query = wanted();
+    const top = await ask(`api/top?${query}`);
+    // Meanwhile something else may be wanted.
+    if (mine === number && query === wanted()) showTop(top);
+  }
+
+  async function refresh() {
+    try {
+      const [status] = await Promise.all([ask("api/status"), refreshTop()]);
+      if (status !== null) showStatus(status);
+      heard();
+    } catch (error) {
+      console.debug(error);
+      missed();
+    }
+  }
+
+  // One refresh after the other, and none while nobody can see it.
+  const pause = one("pause");
+  const isPaused = () => pause.getAttribute("aria-pressed") === "true";
+  let timer = 0;
+  async function run() {
+    clearTimeout(timer);
+    if (document.hidden || isPaused()) return;
+    await refresh();
+    clearTimeout(timer);
+    timer = setTimeout(run, INTERVAL_MS);
+  }
+
+  function changed() {
+    history.replaceState(null, "", `?${wanted()}`);
+    refreshTop().then(heard, missed);
+  }
+
+  let typing = 0;
+  form.addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(changed, TYPING_MS);
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    clearTimeout(typing);
+    changed();
+  });
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-by]");
+    if (!link || event.metaKey || event.ctrlKey || event.shiftKey) return;
+    event.preventDefault();
+    form.elements.by.value = link.dataset.by;
+    changed();
+  });
+  form.querySelector("button").hidden = true;
+  document.addEventListener("visibilitychange", run);
+  pause.hidden = false;
+  pause.addEventListener("click", () => {
+    const paused = !isPaused();
+    pause.setAttribute("aria-pressed", String(paused));
+    pause.textContent = paused ? "Go on" : "Pause";
+    run();
+  });
+  run();
+})();

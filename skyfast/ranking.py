@@ -1,0 +1,315 @@
+"""The busiest connections, for ``/api/top`` and the status page.
+
+A ranking is a scan of the table. So it is made in a thread, one at a time, and its answer is shared
+by all who ask the same within a moment. Rates need a snapshot of the table to compare with: it
+is taken when somebody asks for rates, and given back when nobody has for a minute.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+
+from skyfast.logs import printable
+from skyfast.plan import Family, View
+
+PARAMETERS: Final = ("by", "n", "filter")
+"""What a URL can say of a ranking."""
+
+DEFAULT_ENTRIES: Final = 50
+MAX_ENTRIES: Final = 1000
+"""How many connections an answer has, and how many can be asked for."""
+
+MAX_FILTER_CHARS: Final = 200
+"""The longest text that can be looked for in label values."""
+
+SHARED_S: Final = 1.0
+"""How long an answer is given to others who ask the same."""
+
+MAX_ANSWERS: Final = 8
+"""Answers that are being made, or are kept for others, at once."""
+
+KEPT_S: Final = 60.0
+"""How long snapshots are kept when nobody asks for rates any more."""
+
+REPORT_INTERVAL_S: Final = 60.0
+"""How often an analyzer reports a flow (``flow.update``).
+
+What a report adds is the traffic of so long, however soon after the snapshot it comes. So it is
+never taken for the traffic of less."""
+
+RATES: Final = ("bytes", "packets")
+"""The metrics that can be ranked by rate: each of them costs a snapshot or two."""
+
+PER_SECOND: Final = "_per_second"
+
+Unit = Literal["bytes", "seconds", "nanoseconds", "timestamp", ""]
+
+Row = tuple[int, tuple[str, ...], tuple[int | None, ...]]
+
+
+class Table(Protocol):
+    """What is asked of the table, from any thread."""
+
+    @property
+    def connections(self) -> int: ...
+    def snapshot(self, family: int, /) -> Any: ...
+    def top(
+        self, family: int, count: int, /, since: Any = None, containing: str = ""
+    ) -> Sequence[Row]: ...
+
+
+class BusyError(Exception):
+    """`MAX_ANSWERS` are being made."""
+
+
+class QueryError(ValueError):
+    """What is asked for cannot be told; the text says why, in one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """What is asked for: ``n`` connections at most, whose label values contain ``filter``."""
+
+    by: str
+    n: int = DEFAULT_ENTRIES
+    filter: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A metric of the main view. ``directions`` is 2 where each direction has its own value."""
+
+    name: str
+    family: str
+    type: Literal["counter", "gauge"]
+    unit: Unit
+    directions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """What can be ranked by: the metric with the same name, or its rate."""
+
+    name: str
+    family: int
+    is_rate: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A connection: its labels and, by metric, its values, in the metric's unit.
+
+    A value is None where the connection has none. ``rank`` is what it was ranked by.
+    """
+
+    rank: float
+    labels: dict[str, str]
+    values: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Top:
+    """The answer. ``window_seconds`` is how long ago the snapshot was taken, None without one."""
+
+    by: str
+    unit: Unit
+    filter: str
+    window_seconds: float | None
+    took_seconds: float
+    connections: int
+    entries: list[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    snapshot: Any
+    taken_s: float
+
+
+class Ranking:
+    """Ranks the connections of one table."""
+
+    def __init__(self, *, table: Table, view: View, metrics: Sequence[str]) -> None:
+        """Rank in ``table``; ``metrics`` are the names of the families of its main ``view``."""
+        self._table = table
+        self._families = view.families
+        self.labels = tuple(column.name for column in view.columns)
+        self.metrics = tuple(map(_metric, metrics, view.families))
+        keys = [
+            Key(name=metric.name, family=family, is_rate=False)
+            for family, metric in enumerate(self.metrics)
+        ]
+        keys += [
+            Key(name=metric.name + PER_SECOND, family=family, is_rate=True)
+            for family, metric in enumerate(self.metrics)
+            if metric.name in RATES and metric.type == "counter"
+        ]
+        self.keys: dict[str, Key] = {}
+        """What can be ranked by, by its name: all metrics in their order, then the rates."""
+        for key in keys:
+            self.keys.setdefault(key.name, key)
+        self._turn = asyncio.Lock()
+        self._answers: dict[Query, asyncio.Task[Top]] = {}
+        self._snapshots: dict[int, list[_Snapshot]] = {}
+        self._freeing: asyncio.TimerHandle | None = None
+
+    @property
+    def default(self) -> str:
+        """What is ranked by where nobody says: bytes, or else the first there is."""
+        return "bytes" if "bytes" in self.keys else next(iter(self.keys))
+
+    @property
+    def snapshots(self) -> int:
+        """How many snapshots are held."""
+        return sum(map(len, self._snapshots.values()))
+
+    def query(self, parameters: Sequence[tuple[str, str]], *, n: int = DEFAULT_ENTRIES) -> Query:
+        """Return what the ``parameters`` of a URL ask for, by default ``n``. Raises QueryError."""
+        given: dict[str, str] = {}
+        for name, value in parameters:
+            if name not in PARAMETERS:
+                known = ", ".join(PARAMETERS)
+                raise QueryError(f"There is no parameter {printable(name)}, but {known}.")
+            if name in given:
+                raise QueryError(f"The parameter {name} is given twice.")
+            given[name] = value
+        by, number, text = given.get("by", self.default), given.get("n"), given.get("filter", "")
+        if by not in self.keys:
+            raise QueryError(f"by: there is no {printable(by)}, but {', '.join(self.keys)}.")
+        if not text.isascii() and not text.encode(errors="ignore").decode() == text:
+            raise QueryError("filter: this is no text.")
+        if len(text) > MAX_FILTER_CHARS:
+            raise QueryError(f"filter: longer than {MAX_FILTER_CHARS} characters.")
+        return Query(by=by, n=n if number is None else _count(number), filter=text)
+
+    async def top(self, query: Query) -> Top:
+        """Return the answer to a ``query`` of `query`. Raises BusyError."""
+        answer = self._answers.get(query)
+        if answer is None:
+            if len(self._answers) >= MAX_ANSWERS:
+                self._forget_one()
+            answer = self._answers[query] = asyncio.create_task(self._make(query))
+            answer.add_done_callback(lambda made: self._made(query, made))
+        # Whoever asked may leave meanwhile; the others want it all the same.
+        return await asyncio.shield(answer)
+
+    def close(self) -> None:
+        """Give back the snapshots."""
+        if self._freeing is not None:
+            self._freeing.cancel()
+        self._snapshots = {}
+
+    def _forget_one(self) -> None:
+        kept = next((query for query, answer in self._answers.items() if answer.done()), None)
+        if kept is None:
+            raise BusyError
+        del self._answers[kept]
+
+    def _made(self, query: Query, answer: "asyncio.Task[Top]") -> None:
+        failed = answer.cancelled() or answer.exception() is not None
+        loop = asyncio.get_running_loop()
+        loop.call_later(0 if failed else SHARED_S, self._forget, query, answer)
+        if self.keys[query.by].is_rate:
+            if self._freeing is not None:
+                self._freeing.cancel()
+            self._freeing = loop.call_later(KEPT_S, self.close)
+
+    def _forget(self, query: Query, answer: "asyncio.Task[Top]") -> None:
+        if self._answers.get(query) is answer:
+            del self._answers[query]
+
+    async def _make(self, query: Query) -> Top:
+        async with self._turn:
+            return await asyncio.to_thread(self._rank, query)
+
+    def _rank(self, query: Query) -> Top:
+        key = self.keys[query.by]
+        began_s = time.monotonic()
+        since = self._since(key.family, began_s) if key.is_rate else None
+        rows = self._table.top(
+            key.family,
+            query.n,
+            since=since.snapshot if since else None,
+            containing=query.filter,
+        )
+        family = self._families[key.family]
+        seconds = max(began_s - since.taken_s, REPORT_INTERVAL_S) if since else None
+        entries = [
+            self._entry(
+                row, rank=_scaled(row[0], family) / seconds if seconds else _scaled(row[0], family)
+            )
+            for row in rows
+        ]
+        return Top(
+            by=query.by,
+            unit=self.metrics[key.family].unit,
+            filter=query.filter,
+            window_seconds=round(began_s - since.taken_s, 3) if since else None,
+            took_seconds=round(time.monotonic() - began_s, 6),
+            connections=self._table.connections,
+            entries=entries,
+        )
+
+    def _since(self, family: int, now_s: float) -> _Snapshot:
+        """Return what to compare with: a snapshot of a minute or two ago, or the oldest there is.
+
+        There are two at most, of which the younger will be that in a minute.
+        """
+        taken = self._snapshots.setdefault(family, [])
+        if len(taken) > 1 and now_s - taken[1].taken_s >= REPORT_INTERVAL_S:
+            del taken[0]
+        if not taken or now_s - taken[-1].taken_s >= REPORT_INTERVAL_S:
+            taken.append(_Snapshot(self._table.snapshot(family), now_s))
+        return taken[0]
+
+    def _entry(self, row: Row, *, rank: float) -> Entry:
+        _, labels, flat = row
+        values: dict[str, list[float | None]] = {}
+        at = 0
+        for metric, family in zip(self.metrics, self._families, strict=True):
+            end = at + len(family.values)
+            values[metric.name] = [
+                None if value is None else _scaled(value, family) for value in flat[at:end]
+            ]
+            at = end
+        return Entry(rank=rank, labels=dict(zip(self.labels, labels, strict=True)), values=values)
+
+
+def as_json(top: Top) -> bytes:
+    """Return ``top`` as a JSON object with the names of its fields."""
+    return msgspec.json.encode(top)
+
+
+def _metric(name: str, family: Family) -> Metric:
+    unit: Unit
+    match family.unit:
+        case "seconds" if "_timestamp_" in family.name:
+            unit = "timestamp"
+        case "bytes" | "seconds" | "nanoseconds":
+            unit = family.unit
+        case _:
+            unit = ""
+    return Metric(
+        name=name,
+        family=family.name,
+        type=family.type,
+        unit=unit,
+        directions=len(family.values),
+    )
+
+
+def _scaled(value: int, family: Family) -> float:
+    """Return the number that the page shows: an integer as long as it can be one."""
+    return value / 10**family.decimals if family.decimals else value
+
+
+def _count(text: str) -> int:
+    # Not `int` alone, which takes signs, blanks, underscores and the digits of all scripts.
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
+    if not 1 <= number <= MAX_ENTRIES:
+        raise QueryError(f"n: not a whole number from 1 to {MAX_ENTRIES}.")
+    return number

@@ -1,0 +1,440 @@
+"""What skyfast tells of itself on its status page and in ``/api/status``.
+
+`Status` looks at the counters where they are, and keeps the last ten minutes of some of them in a
+ring. It belongs to the event loop. What the page looks like is the business of
+:mod:`skyfast.statuspage`, the busiest connections that of :mod:`skyfast.ranking`.
+"""
+
+import asyncio
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from skyfast import __version__, config
+from skyfast.captures import CaptureReport
+from skyfast.config import Config
+from skyfast.logs import printable
+from skyfast.ranking import Metric, Ranking
+from skyfast.selfmetrics import AnalyzerStats, Failure, Stats, TableCounts, memory_bytes
+from skyfast.topology import Interface
+
+INTERVAL_S: Final = 5.0
+"""Between two samples of the ring. Analyzers send what they have at least as often."""
+
+SAMPLES: Final = 120
+"""How many intervals the ring holds: ten minutes."""
+
+RATE_INTERVALS: Final = 6
+"""How many of the latest intervals the analyzers' rates are means of: half a minute."""
+
+MAX_ANALYZERS: Final = 200
+"""Analyzers that are listed."""
+
+FULL: Final = 0.9
+"""The share of a bound of the table from which on people are warned."""
+
+MAX_CAPTURES: Final = 50
+"""Captures that are listed."""
+
+
+class Interfaces(Protocol):
+    """What is asked of the interfaces."""
+
+    def busiest(self, now: float) -> Sequence[Interface]: ...
+
+
+class Captures(Protocol):
+    """What is asked of the captures."""
+
+    def first(self, count: int, now: float) -> Sequence[CaptureReport]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What a configuration decides of the page."""
+
+    config: Config
+    table: TableCounts
+    ranking: Ranking
+    interfaces: Interfaces
+    captures: Captures
+
+
+# What is told ----------------------------------------------------------------------------------
+#
+# The names of the fields are those of the JSON objects, which docs/status.md describes.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastError:
+    """What failed last."""
+
+    reason: str
+    text: str
+    timestamp_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analyzer:
+    """A subscription. ``last_message_timestamp_seconds`` is None before the first message."""
+
+    name: str
+    up: bool
+    since_timestamp_seconds: float
+    flows_per_second: float
+    flows_total: int
+    messages_total: int
+    reconnects_total: int
+    last_message_timestamp_seconds: float | None
+    last_error: LastError | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableState:
+    """The table. ``skipped_total`` has the reasons that were met, the filters' rules not."""
+
+    connections: int
+    connections_limit: int
+    flows: int
+    flows_limit: int
+    bytes: int
+    created_total: int
+    expired_total: int
+    rejected_total: int
+    overflowed_total: int
+    skipped_total: dict[str, int]
+    filtered_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scrapes:
+    """The pages with flows. What is of the last one is None before it."""
+
+    total: int
+    rejected_total: int
+    failed_total: int
+    last_duration_seconds: float | None
+    last_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfacesState:
+    """The interfaces of the topology's last answer, and the busiest of them."""
+
+    enabled: bool
+    count: int
+    answers_total: int
+    errors_total: int
+    last_answer_timestamp_seconds: float | None
+    last_error: LastError | None
+    busiest: Sequence[Interface]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturesState:
+    """The captures that agents report of, and the first of them."""
+
+    count: int
+    first: Sequence[CaptureReport]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """The last ten minutes, an entry an interval, the oldest first.
+
+    ``age_seconds`` says how long ago the intervals ended. What is of scrapes is that of the last
+    one in the interval, None where none ended in it.
+    """
+
+    interval_seconds: float
+    age_seconds: list[float]
+    connections: list[int]
+    flows_per_second: list[float]
+    scrape_duration_seconds: list[float | None]
+    scrape_bytes: list[int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reload:
+    """The latest reload of the configuration; the start counts as one."""
+
+    successful: bool
+    last_success_timestamp_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything but the busiest connections. ``warnings`` are sentences for people."""
+
+    version: str
+    python: str
+    host_id: str
+    ready: bool
+    warnings: list[str]
+    timestamp_seconds: float
+    uptime_seconds: float
+    resident_bytes: int | None
+    flows_per_second: float
+    analyzers: list[Analyzer]
+    table: TableState
+    scrapes: Scrapes
+    interfaces: InterfacesState
+    captures: CapturesState
+    history: Series
+    labels: Sequence[str]
+    metrics: Sequence[Metric]
+    rankings: list[str]
+    reload: Reload
+    configuration_source: str
+    configuration: str
+
+
+# The ring --------------------------------------------------------------------------------------
+
+
+class _Sample(NamedTuple):
+    at_s: float
+    connections: int
+    flows: Mapping[str, int]
+    """By analyzer: one that leaves takes its counter along."""
+    scrapes: int
+    scrape_duration_s: float
+    scrape_bytes: int
+
+
+class History:
+    """A ring of samples: what `Series` is made of. Its size does not depend on what happens."""
+
+    def __init__(self) -> None:
+        self._samples: deque[_Sample] = deque(maxlen=SAMPLES + 1)
+
+    def add(self, stats: Stats, connections: int, *, now_s: float) -> None:
+        """Take a sample at ``now_s``, which never runs backwards."""
+        self._samples.append(
+            _Sample(
+                at_s=now_s,
+                connections=connections,
+                flows={name: analyzer.flows for name, analyzer in stats.analyzers.items()},
+                scrapes=stats.scrape.scrapes,
+                scrape_duration_s=stats.scrape.last_duration_s,
+                scrape_bytes=stats.scrape.last_bytes,
+            )
+        )
+
+    def series(self, now_s: float) -> Series:
+        """Return the last ten minutes before ``now_s``."""
+        samples = list(islice(self._samples, 1, None))
+        scraped = [after.scrapes > before.scrapes for before, after in pairwise(self._samples)]
+        return Series(
+            interval_seconds=INTERVAL_S,
+            age_seconds=[round(now_s - sample.at_s, 1) for sample in samples],
+            connections=[sample.connections for sample in samples],
+            flows_per_second=[
+                round(sum(_rates(before, after).values(), 0.0), 1)
+                for before, after in pairwise(self._samples)
+            ],
+            scrape_duration_seconds=[
+                sample.scrape_duration_s if was else None
+                for sample, was in zip(samples, scraped, strict=True)
+            ],
+            scrape_bytes=[
+                sample.scrape_bytes if was else None
+                for sample, was in zip(samples, scraped, strict=True)
+            ],
+        )
+
+    def rates(self) -> Mapping[str, float]:
+        """Return the flows per second by analyzer, of the latest `RATE_INTERVALS`."""
+        if len(self._samples) < 2:
+            return {}
+        return _rates(
+            self._samples[max(-len(self._samples), -1 - RATE_INTERVALS)], self._samples[-1]
+        )
+
+
+def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
+    """Return the flows per second of each analyzer that was there at both times."""
+    seconds = max(after.at_s - before.at_s, 1e-3)
+    return {
+        name: max(flows - before.flows[name], 0) / seconds
+        for name, flows in after.flows.items()
+        if name in before.flows
+    }
+
+
+class Status:
+    """Tells of the process. Another ``subject`` may be used at any time."""
+
+    def __init__(
+        self,
+        *,
+        subject: Subject,
+        stats: Stats,
+        ready: Callable[[], bool],
+        now: Callable[[], float],
+    ) -> None:
+        """Tell of these; ``now`` is the clock that the interfaces and captures go by."""
+        self._subject = subject
+        self._stats = stats
+        self._ready = ready
+        self._now = now
+        self._began_s = time.monotonic()
+        self._dumped: tuple[Config, str] | None = None
+        self._history = History()
+        self.sample()
+
+    @property
+    def ranking(self) -> Ranking:
+        """The ranking of the table that there is now."""
+        return self._subject.ranking
+
+    def use(self, subject: Subject) -> None:
+        """Tell of another configuration from now on."""
+        if subject.ranking is not self._subject.ranking:
+            self._subject.ranking.close()
+        self._subject = subject
+
+    def sample(self) -> None:
+        """Take a sample for the last ten minutes."""
+        self._history.add(self._stats, self._subject.table.connections, now_s=time.monotonic())
+
+    async def run(self) -> None:
+        """Take samples until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            self.sample()
+
+    async def report(self) -> Report:
+        """Return what there is to tell now."""
+        configuration = await self._configuration()
+        subject, stats = self._subject, self._stats
+        rates = self._history.rates()
+        table, scrape, now = subject.table, stats.scrape, self._now()
+        return Report(
+            version=__version__,
+            python=platform.python_version(),
+            host_id=subject.config.host_id,
+            ready=self._ready(),
+            warnings=list(_warnings(stats, table)),
+            timestamp_seconds=round(time.time(), 3),
+            uptime_seconds=round(time.monotonic() - self._began_s, 1),
+            resident_bytes=_resident_bytes(),
+            flows_per_second=round(sum(rates.values(), 0.0), 1),
+            analyzers=list(_analyzers(stats, rates)),
+            table=_table(stats, table),
+            scrapes=Scrapes(
+                total=scrape.scrapes,
+                rejected_total=scrape.rejected,
+                failed_total=sum(scrape.failures.values()),
+                last_duration_seconds=scrape.last_duration_s if scrape.scrapes else None,
+                last_bytes=scrape.last_bytes if scrape.scrapes else None,
+            ),
+            interfaces=InterfacesState(
+                enabled=subject.config.store.interfaces_interval_s > 0,
+                count=stats.topology.interfaces,
+                answers_total=stats.topology.answers,
+                errors_total=sum(stats.topology.errors.values()),
+                last_answer_timestamp_seconds=stats.topology.last_answer_timestamp_s or None,
+                last_error=_last_error(stats.topology.last_failure),
+                busiest=subject.interfaces.busiest(now),
+            ),
+            captures=CapturesState(
+                count=stats.captures.captures,
+                first=subject.captures.first(MAX_CAPTURES, now),
+            ),
+            history=self._history.series(time.monotonic()),
+            labels=subject.ranking.labels,
+            metrics=subject.ranking.metrics,
+            rankings=list(subject.ranking.keys),
+            reload=Reload(
+                successful=bool(stats.config.last_reload_successful),
+                last_success_timestamp_seconds=stats.config.last_reload_success_timestamp_s,
+            ),
+            configuration_source=printable(subject.config.source),
+            configuration=configuration,
+        )
+
+    async def _configuration(self) -> str:
+        """Return the configuration as YAML without secrets: made once, in a thread, in some ms."""
+        current = self._subject.config
+        if self._dumped is None or self._dumped[0] is not current:
+            self._dumped = current, await asyncio.to_thread(config.dump, current)
+        return self._dumped[1]
+
+
+def as_json(report: Report) -> bytes:
+    """Return ``report`` as a JSON object with the names of its fields."""
+    return msgspec.json.encode(report)
+
+
+def _warnings(stats: Stats, table: TableCounts) -> Iterator[str]:
+    down = sum(not each.up for each in stats.analyzers.values())
+    if down and down == len(stats.analyzers):
+        yield "No analyzer is subscribed to: connections leave as their flows fall silent."
+    elif down:
+        yield f"{down} of {len(stats.analyzers)} analyzers are not subscribed to."
+    for what, count, limit in (
+        ("connections", table.connections, stats.max_connections),
+        ("flows", table.flows, stats.max_flows),
+    ):
+        if count >= FULL * limit > 0:
+            yield f"{count:,} {what}, and there is room for {limit:,} (max_{what})."
+    if not stats.config.last_reload_successful:
+        yield "The configuration was changed and cannot be used: the log says why."
+
+
+def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:
+    # Those that are down come first, so that they are among those that are listed.
+    by_state: Iterable[AnalyzerStats] = sorted(stats.analyzers.values(), key=lambda each: each.up)
+    for each in islice(by_state, MAX_ANALYZERS):
+        yield Analyzer(
+            name=each.name,
+            up=bool(each.up),
+            since_timestamp_seconds=each.since_timestamp_s,
+            flows_per_second=round(rates.get(each.name, 0.0), 1),
+            flows_total=each.flows,
+            messages_total=sum(each.messages.values()),
+            reconnects_total=sum(each.reconnects.values()),
+            last_message_timestamp_seconds=each.last_message_timestamp_s or None,
+            last_error=_last_error(each.last_failure),
+        )
+
+
+def _last_error(failure: Failure | None) -> LastError | None:
+    if failure is None:
+        return None
+    return LastError(
+        reason=failure.reason, text=failure.text, timestamp_seconds=failure.timestamp_s
+    )
+
+
+def _table(stats: Stats, table: TableCounts) -> TableState:
+    skipped = dict(stats.flows_skipped)
+    for reason, count in table.skipped.items():
+        skipped[reason] = skipped.get(reason, 0) + count
+    return TableState(
+        connections=table.connections,
+        connections_limit=stats.max_connections,
+        flows=table.flows,
+        flows_limit=stats.max_flows,
+        bytes=table.bytes,
+        created_total=table.created_total,
+        expired_total=table.expired_total,
+        rejected_total=table.rejected_total,
+        overflowed_total=table.overflowed_total,
+        skipped_total={reason: count for reason, count in skipped.items() if count},
+        filtered_total=sum(stats.flows_filtered.values()),
+    )
+
+
+def _resident_bytes() -> int | None:
+    try:
+        return memory_bytes()[1]
+    except OSError:
+        return None

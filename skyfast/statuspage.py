@@ -1,0 +1,444 @@
+"""The status page: what `skyfast.status` and `skyfast.ranking` tell, as HTML.
+
+The page is whole without its script, which fills the same places from ``/api/status`` and
+``/api/top`` later. So where something stands is said here alone: ``data-key`` is the way to it in
+the JSON, ``data-format`` how it is written. The formats are here and in ``data/status.js``, and a
+test compares what the two write.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
+from html import escape
+from string import Template
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+
+from skyfast import markup
+from skyfast.ranking import MAX_FILTER_CHARS, PER_SECOND, Key, Metric, Query, Ranking, Top, Unit
+from skyfast.status import INTERVAL_S, SAMPLES, Report, Series
+
+ROWS: Final = (20, 50, 100, 500)
+"""How many connections the page offers to list."""
+
+DEFAULT_ROWS: Final = 20
+
+NOTHING: Final = "–"
+"""Stands for what there is not."""
+
+MAX_TIMESTAMP_S: Final = 2**33
+"""The latest time that is written as one; both languages know it."""
+
+_PAGE = Template(markup.read("status.html"))
+
+_WIDTH: Final = 600
+_HEIGHT: Final = 40
+"""The coordinates of a sparkline."""
+
+
+# Formats: each has a twin in status.js ----------------------------------------------------------
+
+
+def _short(number: float, unit: str, prefixes: str) -> str:
+    at = 0
+    while number >= 1000 and at < len(prefixes) - 1:
+        number /= 1000
+        at += 1
+    digits = 0 if number >= 100 or (at == 0 and number == int(number)) else 1 if number >= 10 else 2
+    rounded = Decimal(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{rounded} {prefixes[at].strip()}{unit}".strip()
+
+
+def _count(value: Any) -> str:
+    return f"{int(value):,}"
+
+
+def _number(value: Any) -> str:
+    return _count(value) if value >= 1000 else _short(value, "", " ")
+
+
+def _bytes(value: Any) -> str:
+    return _short(value, "B", " kMGTPE")
+
+
+def _seconds(value: Any) -> str:
+    if value >= 1:
+        return _short(value, "s", " ")
+    return _short(value * 1e9, "s", "nµm ") if value else "0 s"
+
+
+def _nanoseconds(value: Any) -> str:
+    return _seconds(value / 1e9)
+
+
+def _timestamp(value: Any) -> str:
+    if value > MAX_TIMESTAMP_S:
+        return _count(value)
+    return f"{datetime.fromtimestamp(int(value), UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _duration(value: Any) -> str:
+    seconds = max(int(value), 0)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min"
+    if seconds < 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+
+
+def _error(value: Any, now_s: float) -> str:
+    return f"{value['text']} ({_duration(now_s - value['timestamp_seconds'])} ago)"
+
+
+_FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
+    "text": lambda value, _: str(value),
+    "state": lambda value, _: "up" if value else "down",
+    "ready": lambda value, _: "ready" if value else "not ready",
+    "count": lambda value, _: _count(value),
+    "number": lambda value, _: _number(value),
+    "bytes": lambda value, _: _bytes(value),
+    "seconds": lambda value, _: _seconds(value),
+    "nanoseconds": lambda value, _: _nanoseconds(value),
+    "timestamp": lambda value, _: _timestamp(value),
+    "duration": lambda value, _: _duration(value),
+    "since": lambda value, now_s: _duration(now_s - value),
+    "ago": lambda value, now_s: f"{_duration(now_s - value)} ago",
+    "error": _error,
+    "reasons": lambda value, _: ", ".join(f"{name} {_count(n)}" for name, n in value.items()),
+    "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
+    "number-rate": lambda value, _: f"{_number(value)}/s",
+}
+
+_STATES: Final = ("state", "ready")
+_TEXTS: Final = (*_STATES, "text", "error", "reasons")
+"""The formats that are no numbers, which stand to the left."""
+
+_UNIT_FORMATS: Final[dict[Unit, str]] = {
+    "bytes": "bytes",
+    "seconds": "seconds",
+    "nanoseconds": "nanoseconds",
+    "timestamp": "timestamp",
+    "": "number",
+}
+
+
+def formatted(value: Any, format_: str, now_s: float) -> str:
+    """Return how ``value`` is written on the page of ``now_s``; not escaped."""
+    return NOTHING if value in (None, "", {}) else _FORMATS[format_](value, now_s)
+
+
+# Places ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of a table: the way to its values in a row, how they are written, and its head.
+
+    ``head`` and ``attributes``, those of the head, are trusted HTML.
+    """
+
+    key: str
+    format: str
+    head: str
+    attributes: str = ""
+
+
+_ANALYZERS = (
+    _Column("name", "text", "analyzer"),
+    _Column("up", "state", "state"),
+    _Column("since_timestamp_seconds", "since", "since"),
+    _Column("flows_per_second", "number", "flows/s"),
+    _Column("flows_total", "count", "flows"),
+    _Column("reconnects_total", "count", "reconnects"),
+    _Column("last_message_timestamp_seconds", "ago", "last message"),
+    _Column("last_error", "error", "last error"),
+)
+
+_INTERFACES = (
+    _Column("labels.interface_name", "text", "interface"),
+    _Column("labels.host", "text", "host"),
+    _Column("labels.interface_type", "text", "type"),
+    _Column("labels.ipv4", "text", "address"),
+    _Column("received_bytes", "bytes", "received"),
+    _Column("transmitted_bytes", "bytes", "sent"),
+    _Column("dropped_packets", "count", "dropped"),
+    _Column("errors", "count", "errors"),
+)
+
+_CAPTURES = (
+    _Column("capture_id", "text", "capture"),
+    _Column("packets_received", "number", "packets"),
+    _Column("packets_dropped", "number", "dropped"),
+    _Column("flows", "count", "flows"),
+    _Column("flows_dropped", "count", "flows dropped"),
+    _Column("kernel_flows_dropped", "count", "by the kernel"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A figure of now, with its last ten minutes: a line, or a bar where there is something."""
+
+    title: str
+    key: str
+    format: str
+    series: str
+    is_bars: bool = False
+
+
+_TILES = (
+    _Tile("Connections", "table.connections", "count", "connections"),
+    _Tile("Flows per second", "flows_per_second", "number", "flows_per_second"),
+    _Tile(
+        "Last scrape", "scrapes.last_duration_seconds", "seconds", "scrape_duration_seconds", True
+    ),
+    _Tile("Size of the last scrape", "scrapes.last_bytes", "bytes", "scrape_bytes", True),
+)
+
+_FIGURES = (
+    ("table.connections_limit", "count", "room for connections (max_connections)"),
+    ("table.flows", "count", "flows that they consist of"),
+    ("table.flows_limit", "count", "room for flows (max_flows)"),
+    ("table.bytes", "bytes", "memory of the table"),
+    ("table.created_total", "count", "connections that were new"),
+    ("table.expired_total", "count", "connections that left in silence"),
+    ("table.rejected_total", "count", "reports that found no room"),
+    ("table.overflowed_total", "count", "reports added up as other"),
+    ("table.filtered_total", "count", "reports dropped by filter rules"),
+    ("scrapes.total", "count", "pages served whole"),
+    ("scrapes.failed_total", "count", "pages cut"),
+    ("scrapes.rejected_total", "count", "pages refused"),
+    ("table.skipped_total", "reasons", "reports that changed nothing"),
+)
+
+_DIRECTIONS = (
+    '<span aria-hidden="true">→</span><span class="unseen">from initiator to target</span>',
+    '<span aria-hidden="true">←</span><span class="unseen">from target to initiator</span>',
+)
+
+_NO_ANSWER: Final = "Other rankings are being made: try again."
+
+
+def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> str:
+    """Return the page. ``top`` answers ``query``; None where there was no time for that."""
+    told = _Told(msgspec.to_builtins(report), report.timestamp_seconds)
+    body = _PAGE.substitute(
+        ready=told.place("ready", "ready"),
+        host=told.place("host_id", "text", tag="strong"),
+        version=told.place("version", "text"),
+        uptime=told.place("uptime_seconds", "duration"),
+        memory=told.place("resident_bytes", "bytes"),
+        warnings="".join(f"<li>{escape(text)}</li>" for text in report.warnings),
+        tiles="".join(_tile(tile, told, report.history) for tile in _TILES),
+        analyzers=told.table("analyzers", _ANALYZERS),
+        choices="\n".join(_choice(key, ranking, query) for key in ranking.keys.values()),
+        by=escape(query.by),
+        filter=escape(query.filter),
+        max_filter=MAX_FILTER_CHARS,
+        counts=_counts(query.n),
+        note=_note(top) if top else _NO_ANSWER,
+        top=_top(ranking, query, top, told),
+        interfaces_note=_interfaces_note(report, told),
+        interfaces=told.table("interfaces.busiest", _INTERFACES),
+        captures_note=f"{told.place('captures.count', 'count')} that agents report of",
+        captures=told.table("captures.first", _CAPTURES),
+        table="".join(
+            f"<dt>{text}<dd>{told.place(key, format_)}\n" for key, format_, text in _FIGURES
+        ),
+        source=told.place("configuration_source", "text", tag="code"),
+        configuration=escape(report.configuration),
+    )
+    return markup.document(
+        title=f"skyfast · {escape(report.host_id)}", body=body, wide=True, script=True
+    )
+
+
+class _Told:
+    """What is told, by the ways to it; what it gives, the script will find."""
+
+    def __init__(self, tree: Any, now_s: float) -> None:
+        self._tree = tree
+        self._now_s = now_s
+
+    def place(self, key: str, format_: str, *, tag: str = "span") -> str:
+        """Return an element with the value."""
+        value = _at(self._tree, key)
+        state = f' class="{_class(value, format_)}"' if format_ in _STATES else ""
+        text = escape(formatted(value, format_, self._now_s))
+        return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
+
+    def table(self, key: str, columns: Iterable[_Column]) -> str:
+        """Return the list as a table."""
+        return self.rows(key, columns, _at(self._tree, key))
+
+    def rows(self, key: str, columns: Iterable[_Column], rows: Sequence[Any]) -> str:
+        """Return a table of ``rows``, hidden where there are none."""
+        columns = tuple(columns)
+        heads = "".join(
+            f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'
+            f' data-format="{column.format}"{column.attributes}>{column.head}</th>'
+            for column in columns
+        )
+        lines = "".join(
+            f"<tr>{''.join(self._cell(column, row) for column in columns)}</tr>\n" for row in rows
+        )
+        return (
+            f'<div class="scroll"{"" if rows else " hidden"}><table data-rows="{key}">\n'
+            f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table></div>\n"
+        )
+
+    def _cell(self, column: _Column, row: Any) -> str:
+        value = _at(row, column.key)
+        class_ = _class(value, column.format)
+        text = escape(formatted(value, column.format, self._now_s))
+        if column.key == "rank":
+            return f'<td class="{class_} share">{markup.bar(row["share"])}<span>{text}</span></td>'
+        title = f' title="{text}"' if column.format == "text" else ""
+        return f'<td class="{class_}"{title}>{text}</td>'
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree[int(name)] if isinstance(tree, list | tuple) else tree[name]
+    return tree
+
+
+def _class(value: Any, format_: str) -> str:
+    if format_ in _STATES:
+        return f"state {'good' if value else 'bad'}"
+    return format_ if format_ in _TEXTS else "number"
+
+
+def _side(format_: str) -> str:
+    return "text" if format_ in _TEXTS else "number"
+
+
+# Parts -------------------------------------------------------------------------------------------
+
+
+def _tile(tile: _Tile, told: _Told, history: Series) -> str:
+    values: list[float | None] = getattr(history, tile.series)
+    highest = max((value for value in values if value is not None), default=None)
+    area, line = (_bars if tile.is_bars else _line)(history.age_seconds, values)
+    return (
+        f"<li><h2>{tile.title}</h2>{told.place(tile.key, tile.format, tag='b')}\n"
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img"'
+        f' aria-label="{tile.title}, the last ten minutes" data-series="{tile.series}">'
+        f'<path class="area" d="{area}"/>'
+        f'<path class="line{" bars" if tile.is_bars else ""}" d="{line}"/></svg>\n'
+        f'<p class="foot"><span>10 minutes</span><span>highest <span'
+        f' data-highest="{tile.series}" data-format="{tile.format}">'
+        f"{formatted(highest, tile.format, 0)}</span></span></p></li>\n"
+    )
+
+
+def _points(ages_s: Sequence[float], values: Sequence[float | None]) -> list[tuple[str, str]]:
+    """Return the coordinates of what is there: from ten minutes ago to now, from 0 to the most."""
+    highest = max((value for value in values if value is not None), default=0) or 1
+    return [
+        (
+            f"{max(_WIDTH - age_s * _WIDTH / (INTERVAL_S * SAMPLES), 0):.1f}",
+            f"{_HEIGHT - value * _HEIGHT / highest:.1f}",
+        )
+        for age_s, value in zip(ages_s, values, strict=True)
+        if value is not None
+    ]
+
+
+def _line(ages_s: Sequence[float], values: Sequence[float | None]) -> tuple[str, str]:
+    points = _points(ages_s, values)
+    if not points:
+        return "", ""
+    line = "L".join(f"{x} {y}" for x, y in points)
+    return f"M{points[0][0]} {_HEIGHT}L{line}L{points[-1][0]} {_HEIGHT}Z", f"M{line}"
+
+
+def _bars(ages_s: Sequence[float], values: Sequence[float | None]) -> tuple[str, str]:
+    return "", "".join(f"M{x} {_HEIGHT}V{y}" for x, y in _points(ages_s, values))
+
+
+def _link(by: str, query: Query) -> str:
+    return escape("?" + urlencode({"by": by, "n": query.n, "filter": query.filter}))
+
+
+def _title(key: Key) -> str:
+    name = key.name.removesuffix(PER_SECOND) + "/s" if key.is_rate else key.name
+    return escape(name.replace("_", " "))
+
+
+def _format(metric: Metric, *, is_rate: bool = False) -> str:
+    return _UNIT_FORMATS[metric.unit] + ("-rate" if is_rate else "")
+
+
+def _choice(key: Key, ranking: Ranking, query: Query) -> str:
+    format_ = _format(ranking.metrics[key.family], is_rate=key.is_rate)
+    current = ' aria-current="true"' if key.name == query.by else ""
+    return (
+        f'<a href="{_link(key.name, query)}" data-by="{escape(key.name)}"'
+        f' data-format="{format_}"{current}>{_title(key)}</a>'
+    )
+
+
+def _counts(chosen: int) -> str:
+    return "".join(
+        f"<option{' selected' if n == chosen else ''}>{n}</option>" for n in sorted({*ROWS, chosen})
+    )
+
+
+def _note(top: Top) -> str:
+    shown = f"{_count(len(top.entries))} of {_count(top.connections)} connections"
+    if top.window_seconds is None:
+        return shown
+    return (
+        f"{shown}, by what they added in the last {_duration(top.window_seconds)};"
+        " each is reported about once a minute"
+    )
+
+
+def _top(ranking: Ranking, query: Query, top: Top | None, told: _Told) -> str:
+    key = ranking.keys[query.by]
+    columns = [
+        _Column(
+            "rank",
+            _format(ranking.metrics[key.family], is_rate=key.is_rate),
+            _title(key),
+            ' aria-sort="descending"',
+        ),
+        *(_Column(f"labels.{name}", "text", name.replace("_", " ")) for name in ranking.labels),
+        *(column for metric in ranking.metrics for column in _value_columns(metric, query)),
+    ]
+    entries = top.entries if top else []
+    rows = [
+        {
+            "rank": entry.rank,
+            "share": entry.rank / (entries[0].rank or 1),
+            "labels": entry.labels,
+            "values": entry.values,
+        }
+        for entry in entries
+    ]
+    return told.rows("top", columns, rows)
+
+
+def _value_columns(metric: Metric, query: Query) -> Iterable[_Column]:
+    name = escape(metric.name.replace("_", " "))
+    link = f'<a href="{_link(metric.name, query)}" data-by="{escape(metric.name)}">{name}</a>'
+    for index in range(metric.directions):
+        arrow = f" {_DIRECTIONS[index]}" if metric.directions == 2 else ""
+        yield _Column(f"values.{metric.name}.{index}", _format(metric), link + arrow)
+
+
+def _interfaces_note(report: Report, told: _Told) -> str:
+    if not report.interfaces.enabled:
+        return "switched off by the configuration"
+    answered = told.place("interfaces.last_answer_timestamp_seconds", "ago")
+    failed = told.place("interfaces.last_error", "error")
+    return (
+        f"{told.place('interfaces.count', 'count')} in the topology, last answer {answered},"
+        f" last error {failed}"
+    )

@@ -1,0 +1,550 @@
+"""What skyfast tells of itself: the last ten minutes, the busiest connections, page and API."""
+
+import asyncio
+import gc
+import html
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+import weakref
+from contextlib import asynccontextmanager
+
+import pytest
+
+from skyfast import ranking, status, statuspage
+from skyfast.app import App
+from skyfast.plan import Column, Counter, Family, View
+from skyfast.ranking import BusyError, Query, QueryError, Ranking
+from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
+from skyfast.status import History
+from tests.analyzer import Answer, FakeAnalyzer
+from tests.configs import make_config
+from tests.model import make_flow
+from tests.pages import VIEW, FakeTable, on_both_loops, until
+from tests.pages import status as fake_status
+from tests.test_ingest import message
+
+EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x00"
+KEYS = ["bytes", "packets", "rtt", "bytes_per_second", "packets_per_second"]
+
+
+class Site:
+    """The pages of an app that subscribes to nobody; what an analyzer would send comes from here.
+
+    The totals of a flow are bytes and packets from initiator to target, then those back.
+    """
+
+    def __init__(self, **settings):
+        self.config = make_config(listen_address="127.0.0.1", port=0, **settings)
+        self.app = App(self.config, load=lambda: self.config)
+
+    async def __aenter__(self):
+        await self.app.web.start()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.app.web.stop()
+
+    def report(self, *flows):
+        self.app._parts.ingest.message(message(*flows), AnalyzerStats("a"))
+
+    async def get(self, path):
+        """Return the status and the body of an answer."""
+
+        def ask():
+            try:
+                with urllib.request.urlopen(url, timeout=10) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read().decode()
+
+        url = f"http://127.0.0.1:{self.app.web.port}{path}"
+        return await asyncio.to_thread(ask)
+
+    async def json(self, path):
+        code, body = await self.get(path)
+        assert code == 200, body
+        return json.loads(body)
+
+
+@asynccontextmanager
+async def three_connections(**settings):
+    """Yield a site with three connections, of one, two and three thousand bytes."""
+    async with Site(**settings) as site:
+        site.report(
+            make_flow("1", (900, 100, 5, 5), a="10.0.0.1", rtt=20_000_000),
+            make_flow("2", (1500, 500, 2, 2), a="10.0.0.2", rtt=90_000),
+            make_flow("3", (0, 3000, 0, 3), a="fd00::3"),
+        )
+        yield site
+
+
+def initiators(top):
+    return [entry["labels"]["initiator_ip"] for entry in top["entries"]]
+
+
+# The last ten minutes ------------------------------------------------------------------------
+
+
+def test_history():
+    history, stats = History(), Stats()
+    for name in ("a", "b"):
+        stats.analyzer(name)
+    assert history.rates() == {}
+    for step in range(10):
+        stats.analyzers["a"].flows = 50 * step
+        if step == 3:
+            del stats.analyzers["b"]
+        elif step < 3:
+            stats.analyzers["b"].flows = 1_000_000 + 5 * step
+        if step == 5:
+            stats.scrape.scrapes, stats.scrape.last_bytes = 2, 7
+            stats.scrape.last_duration_s = 0.5
+        history.add(stats, step, now_s=1000 + 5.0 * step)
+    series = history.series(1046.0)
+    assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1]
+    assert series.connections == list(range(1, 10))
+    # Whoever leaves, takes all its flows along: that is no rate.
+    assert series.flows_per_second == [11, 11, *[10] * 7]
+    assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4]
+    assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4]
+    assert history.rates() == {"a": 10}
+
+
+def test_history_is_bounded():
+    history, stats = History(), Stats()
+    for step in range(10 * status.SAMPLES):
+        stats.analyzer("a").flows += step
+        history.add(stats, step, now_s=5.0 * step)
+    series = history.series(5.0 * step)
+    assert len(series.connections) == len(series.age_seconds) == status.SAMPLES
+    assert series.connections[-1] == step
+    assert series.age_seconds[0] == status.INTERVAL_S * (status.SAMPLES - 1)
+    # The mean of the latest half minute only.
+    assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
+
+
+async def test_samples_are_taken(monkeypatch):
+    monkeypatch.setattr(status, "INTERVAL_S", 0.01)
+    told = fake_status()
+    sampling = asyncio.create_task(told.run())
+    await until(lambda: len(told._history.series(0).connections) >= 3)
+    sampling.cancel()
+    assert set((await told.report()).history.connections) == {FakeTable.connections}
+
+
+# The report ------------------------------------------------------------------------------------
+
+
+async def test_a_report():
+    async with three_connections() as site:
+        told = await site.json("/api/status")
+        assert told["host_id"] == "skyfast-test"
+        assert told["ready"] is False
+        assert told["warnings"] == [
+            "No analyzer is subscribed to: connections leave as their flows fall silent."
+        ]
+        assert told["rankings"] == KEYS
+        assert told["labels"][0] == "initiator_ip"
+        assert [metric["unit"] for metric in told["metrics"]] == ["bytes", "", "nanoseconds"]
+        assert told["table"]["connections"] == 3
+        assert told["table"]["connections_limit"] == site.config.store.max_connections
+        assert told["scrapes"]["last_bytes"] is None
+        assert abs(told["timestamp_seconds"] - time.time()) < 10
+        assert told["resident_bytes"] > 2**20
+        late = make_flow("3", (0, 3000, 0, 3), a="fd00::3")
+        site.report(late, make_flow("9") | {"Transport": None})
+        await site.get("/metrics")
+        told = await site.json("/api/status")
+        assert told["table"]["skipped_total"] == {"late": 1, "no_transport": 1}
+        assert told["scrapes"]["total"] == 1
+        assert told["scrapes"]["last_bytes"] > 1000
+
+
+async def test_secrets_are_hidden():
+    secrets = ("hunter2", "opensesame", "c00kie")
+    settings = {"username": "u", "password": secrets[0], "cookie": {"session": secrets[2]}}
+    config = make_config(f"ws://me:{secrets[1]}@127.0.0.1:9/ws/subscriber/flow", **settings)
+    told = App(config, load=lambda: config).status
+    report = await told.report()
+    page = statuspage.as_html(report, told.ranking, told.ranking.query([]), None)
+    for text in (page, status.as_json(report).decode()):
+        assert "127.0.0.1:9" in text
+        assert not [secret for secret in secrets if secret in text]
+
+
+async def test_what_failed_last_and_since_when():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.script.append(Answer(status=403))
+        config = make_config(analyzer.url, listen_address="127.0.0.1", port=0)
+        app, stopping = App(config, load=lambda: config), asyncio.Event()
+        running = asyncio.create_task(app.run(stopping))
+        began_s = time.time()
+        await until(lambda: app.subscriptions.any_up)
+        (told,) = (await app.status.report()).analyzers
+        stopping.set()
+        await running
+        assert told.up
+        assert began_s - 1 <= told.last_error.timestamp_seconds <= told.since_timestamp_seconds
+        assert told.last_error.reason == "forbidden"
+        assert told.last_error.text == "the user may not subscribe (HTTP 403)"
+        assert told.reconnects_total == 1
+        (told,) = (await app.status.report()).analyzers
+        assert not told.up
+        assert told.since_timestamp_seconds >= began_s
+
+
+async def test_those_that_are_down_come_first():
+    stats = Stats()
+    for name in ("a", "b", "c"):
+        stats.analyzer(name).turn(int(name != "b"))
+    report = await fake_status(stats=stats).report()
+    assert [analyzer.name for analyzer in report.analyzers] == ["b", "a", "c"]
+    assert report.warnings == ["1 of 3 analyzers are not subscribed to."]
+    stats.analyzers["b"].turn(1)
+    stats.max_connections, stats.max_flows = 2, 4
+    stats.config.last_reload_successful = 0
+    report = await fake_status(stats=stats).report()
+    assert report.warnings == [
+        "2 connections, and there is room for 2 (max_connections).",
+        "The configuration was changed and cannot be used: the log says why.",
+    ]
+
+
+# The busiest connections -----------------------------------------------------------------------
+
+
+async def test_ranks():
+    async with three_connections() as site:
+        top = await site.json("/api/top")
+        assert (top["by"], top["unit"], top["filter"]) == ("bytes", "bytes", "")
+        assert (top["connections"], top["window_seconds"]) == (3, None)
+        assert [entry["rank"] for entry in top["entries"]] == [3000, 2000, 1000]
+        assert top["entries"][2] == {
+            "rank": 1000,
+            "labels": {
+                "initiator_ip": "10.0.0.1",
+                "target_ip": "10.0.0.2",
+                "initiator_port": "40000",
+                "target_port": "443",
+                "node_tid": "node-1",
+                "protocol": "TCP",
+            },
+            "values": {"bytes": [900, 100], "packets": [5, 5], "rtt": [20_000_000]},
+        }
+        assert initiators(await site.json("/api/top?by=packets&n=1")) == ["10.0.0.1"]
+        # A connection without any round-trip time has no place.
+        assert initiators(await site.json("/api/top?by=rtt")) == ["10.0.0.1", "10.0.0.2"]
+        top = await site.json("/api/top?filter=fd00::")
+        assert (initiators(top), top["filter"], top["connections"]) == (["fd00::3"], "fd00::", 3)
+
+
+async def test_values_are_in_the_units_of_the_page():
+    async with three_connections(naming="standard", metrics=["rtt", "last"]) as site:
+        top = await site.json("/api/top")
+        assert (top["by"], top["unit"]) == ("rtt", "seconds")
+        assert top["entries"][0]["rank"] == 0.02
+        assert top["entries"][0]["values"] == {"rtt": [0.02], "last": [2.0]}
+        told = await site.json("/api/status")
+        assert told["rankings"] == ["rtt", "last"]
+        assert [metric["unit"] for metric in told["metrics"]] == ["seconds", "timestamp"]
+        assert (await site.get("/api/top?by=bytes"))[0] == 400
+        assert ">1970-01-01 00:00:02<" in (await site.get("/"))[1]
+
+
+async def test_rates(monkeypatch):
+    async with three_connections() as site:
+        ranks = site.app.status.ranking
+        first = await site.json("/api/top?by=bytes_per_second")
+        assert first["entries"] == []
+        assert 0 <= first["window_seconds"] < 5
+        site.report(
+            make_flow("1", (1500, 700, 9, 9), last=62_000),
+            make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
+        )
+        ranks._answers.clear()
+        top = await site.json("/api/top?by=bytes_per_second")
+        assert initiators(top) == ["10.0.0.1", "10.0.0.4"]
+        # What a report adds is what came in a minute, however soon it is seen.
+        assert [entry["rank"] for entry in top["entries"]] == [20, 1]
+        assert top["unit"] == "bytes"
+        assert ranks.snapshots == 1
+        # Once the snapshot is that old, what was added is divided by its age.
+        (taken,) = ranks._snapshots[0]
+        monkeypatch.setattr(ranking, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
+        ranks._answers.clear()
+        top = await site.json("/api/top?by=bytes_per_second&n=1")
+        rank = top["entries"][0]["rank"]
+        assert rank * top["window_seconds"] == pytest.approx(1200, rel=0.2)
+
+
+async def test_snapshots_take_turns(monkeypatch):
+    table = FakeTable()
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    now = [1000.0]
+    monkeypatch.setattr(ranking.time, "monotonic", lambda: now[0])
+    windows, held = [], []
+    for _ in range(20):
+        windows.append(ranks._rank(Query(by="bytes_per_second")).window_seconds)
+        held.append(ranks.snapshots)
+        now[0] += 15
+    assert max(held) == 2
+    # From a minute on, never of less than one, nor of more than two.
+    assert windows[:4] == [0, 15, 30, 45]
+    assert set(windows[4:]) == {60, 75, 90, 105}
+    assert table.scans.count("snapshot 0") == 5
+
+
+async def test_snapshots_are_given_back(monkeypatch):
+    monkeypatch.setattr(ranking, "SHARED_S", 0)
+    monkeypatch.setattr(ranking, "KEPT_S", 0.2)
+    ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
+    query = ranks.query([("by", "bytes_per_second")])
+    for _ in range(6):  # while somebody looks, they stay
+        await ranks.top(query)
+        held = weakref.ref(ranks._snapshots[0][0].snapshot)
+        await asyncio.sleep(0.08)
+        assert held() is not None
+    await ranks.top(ranks.query([]))  # which is no look at rates
+    await until(lambda: not ranks.snapshots)
+    gc.collect()
+    assert held() is None
+
+
+@on_both_loops
+async def test_answers_are_shared():
+    table = FakeTable(pause_scans=True)
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    asked = [asyncio.create_task(ranks.top(ranks.query([]))) for _ in range(20)]
+    asked.append(asyncio.create_task(ranks.top(ranks.query([("n", "1")]))))
+    await until(lambda: table.scans)
+    asked[0].cancel()  # who leaves takes nothing from the others
+    await asyncio.sleep(0.02)
+    assert table.scans == ["top 0 50"]
+    table.resume.set()
+    answers = await asyncio.gather(*asked[1:])
+    assert table.scans == ["top 0 50", "top 0 1"]
+    assert len({id(answer) for answer in answers}) == 2
+    assert (await ranks.top(ranks.query([]))) is answers[0]
+
+
+@on_both_loops
+async def test_one_ranking_at_a_time_and_not_too_many_in_line(monkeypatch):
+    monkeypatch.setattr(ranking, "SHARED_S", 0.01)
+    table = FakeTable(pause_scans=True)
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    asked = [
+        asyncio.create_task(ranks.top(Query(by="bytes", filter=str(number))))
+        for number in range(ranking.MAX_ANSWERS)
+    ]
+    await until(lambda: table.scans)
+    with pytest.raises(BusyError):
+        await ranks.top(Query(by="rtt"))
+    assert len(table.scans) == 1
+    table.resume.set()
+    await asyncio.gather(*asked)
+    assert len(table.scans) == ranking.MAX_ANSWERS
+    await ranks.top(Query(by="rtt"))
+    await until(lambda: not ranks._answers)
+
+
+@on_both_loops
+async def test_a_ranking_that_fails():
+    table = FakeTable()
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    rows, table.rows = table.rows, None
+    with pytest.raises(TypeError):
+        await ranks.top(ranks.query([]))
+    table.rows = rows
+    await until(lambda: not ranks._answers)
+    assert len((await ranks.top(ranks.query([]))).entries) == 2
+
+
+async def test_another_table(monkeypatch):
+    async with three_connections() as site:
+        await site.get("/api/top?by=bytes_per_second")
+        old = site.app.status.ranking
+        monkeypatch.setattr(site, "config", make_config(host_id="other", metrics=["packets"]))
+        assert await site.app.reload() is None
+        assert old.snapshots == 0
+        told = await site.json("/api/status")
+        assert (told["host_id"], told["rankings"]) == ("other", ["packets", "packets_per_second"])
+        assert told["table"]["connections"] == 0
+        assert (await site.json("/api/top"))["by"] == "packets"
+
+
+async def test_a_reload_of_other_things_keeps_the_snapshots(monkeypatch):
+    async with three_connections() as site:
+        await site.get("/api/top?by=bytes_per_second")
+        monkeypatch.setattr(site, "config", make_config(max_flows=7))
+        assert await site.app.reload() is None
+        assert site.app.status.ranking.snapshots == 1
+        assert (await site.json("/api/status"))["table"]["flows_limit"] == 7
+
+
+WRONG = {
+    "by=byte": "by: there is no byte, but bytes, packets, rtt, bytes_per_second,"
+    " packets_per_second.",
+    "by=": "by: there is no , but bytes, packets, rtt, bytes_per_second, packets_per_second.",
+    "by=a%0Ab": "by: there is no a\\nb, but bytes, packets, rtt, bytes_per_second,"
+    " packets_per_second.",
+    **dict.fromkeys(
+        [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
+        "n: not a whole number from 1 to 1000.",
+    ),
+    "N=5": "There is no parameter N, but by, n, filter.",
+    "n=5&n=5": "The parameter n is given twice.",
+    "filter=" + 201 * "x": "filter: longer than 200 characters.",
+}
+
+
+async def test_wrong_questions():
+    async with three_connections() as site:
+        for parameters, reason in WRONG.items():
+            assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
+        assert await site.get("/?n=0") == (400, "n: not a whole number from 1 to 1000.\n")
+        assert await site.get("/api/status?x") == (400, "This page has no parameters.\n")
+        # Bytes that are no text are looked for as they came.
+        for text in ("%FF", "%ED%A0%80"):
+            assert (await site.json(f"/api/top?filter={text}"))["entries"] == []
+        assert len((await site.json("/api/top?n=1000&filter="))["entries"]) == 3
+        assert (await site.get("/?theme=dark"))[0] == 200
+
+
+def test_half_a_character_is_no_text():
+    ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
+    with pytest.raises(QueryError, match="no text"):
+        ranks.query([("filter", "\ud800")])
+
+
+async def test_too_many_questions(monkeypatch):
+    monkeypatch.setattr(ranking, "MAX_ANSWERS", 0)
+    async with three_connections() as site:
+        assert await site.get("/api/top") == (
+            503,
+            "Try again: other rankings are being made.\n",
+        )
+        code, page = await site.get("/")
+        assert code == 200
+        assert "Other rankings are being made: try again." in page
+
+
+# The page ------------------------------------------------------------------------------------
+
+
+def cells(page, table):
+    """Return the texts of a table's body, row by row."""
+    body = re.search(rf'data-rows="{table}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+    return [
+        [html.unescape(re.sub(r"<.*?>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)]
+        for row in body.splitlines()
+        if row
+    ]
+
+
+async def test_the_page_is_whole_without_its_script():
+    async with three_connections() as site:
+        code, page = await site.get("/?by=rtt&filter=10.0&n=100")
+        assert code == 200
+        assert cells(page, "analyzers")[0][:2] == ["127.0.0.1:9", "down"]
+        assert cells(page, "top") == [
+            [
+                *("20.0 ms", "10.0.0.1", "10.0.0.2", "40000", "443", "node-1", "TCP"),
+                *("900 B", "100 B", "5", "5", "20.0 ms"),
+            ],
+            [
+                *("90.0 µs", "10.0.0.2", "10.0.0.2", "40000", "443", "node-1", "TCP"),
+                *("1.50 kB", "500 B", "2", "2", "90.0 µs"),
+            ],
+        ]
+        assert ">2 of 3 connections<" in page
+        assert "<option selected>100</option>" in page
+        assert 'name="filter" value="10.0"' in page
+        assert 'href="?by=packets&amp;n=100&amp;filter=10.0"' in page
+        assert re.search(r'data-by="rtt" data-format="nanoseconds" aria-current="true"', page)
+        assert "not ready" in page
+        assert "No analyzer is subscribed to" in page
+
+
+async def test_markup_cannot_be_forged():
+    stats = Stats()
+    stats.analyzer(EVIL).last_failure = Failure("error", EVIL)
+    table = FakeTable()
+    table.rows = [(5, (EVIL, "b"), (5, 0, 1))]
+    told = fake_status(table, stats=stats)
+    query = told.ranking.query([("filter", EVIL)])
+    top = await told.ranking.top(query)
+    page = statuspage.as_html(await told.report(), told.ranking, query, top)
+    for tag in ("<script>alert", "<img"):
+        assert tag not in page
+    assert page.count("<script>") == 1
+    assert cells(page, "top")[0][1] == html.unescape(html.escape(EVIL))
+    assert json.loads(ranking.as_json(top))["entries"][0]["labels"]["initiator_ip"] == EVIL
+
+
+async def test_columns_of_any_configuration():
+    view = View(
+        columns=(Column(name="service", path=("Application",)),),
+        direction=None,
+        families=(
+            Family(
+                name="x:y",
+                help="",
+                type="counter",
+                values=(Counter(paths=(("Metric", "ABBytes"),)),),
+            ),
+        ),
+    )
+    table = FakeTable()
+    table.rows = [(1234, ("",), (1234,))]
+    ranks = Ranking(table=table, view=view, metrics=("x:y",))
+    assert list(ranks.keys) == ["x:y"]
+    query = ranks.query([])
+    page = statuspage.as_html(await fake_status().report(), ranks, query, await ranks.top(query))
+    assert cells(page, "top") == [["1,234", "–", "1,234"]]
+
+
+FORMATS = [
+    ("bytes", 0, "0 B"),
+    ("bytes", 999, "999 B"),
+    ("bytes", 1125, "1.13 kB"),
+    ("bytes", 12_345, "12.3 kB"),
+    ("bytes", 999_999, "1000 kB"),
+    ("bytes", 2**63 - 1, "9.22 EB"),
+    ("bytes-rate", 12.345, "12.3 B/s"),
+    ("number", 0.5, "0.50"),
+    ("number", 7, "7"),
+    ("number", 12_345.6, "12,345"),
+    ("number-rate", 3, "3/s"),
+    ("count", 1_000_000, "1,000,000"),
+    ("seconds", 0, "0 s"),
+    ("seconds", 0.000_000_45, "450 ns"),
+    ("seconds", 0.0123, "12.3 ms"),
+    ("seconds", 1.5, "1.50 s"),
+    ("seconds", 4321, "4321 s"),
+    ("nanoseconds", 1_500, "1.50 µs"),
+    ("timestamp", 1_795_382_126.9, "2026-11-22 21:15:26"),
+    ("timestamp", 2**34, "17,179,869,184"),
+    ("duration", 59.9, "59 s"),
+    ("duration", 3599, "59 min"),
+    ("duration", 7_260, "2 h 1 min"),
+    ("duration", 90_000, "1 d 1 h"),
+    ("since", 400, "10 min"),
+    ("ago", 1_001, "0 s ago"),
+    ("error", {"text": "no", "timestamp_seconds": 990}, "no (10 s ago)"),
+    ("reasons", {"late": 1234, "fin": 1}, "late 1,234, fin 1"),
+    ("reasons", {}, "–"),
+    ("text", "", "–"),
+    ("count", None, "–"),
+    ("ready", False, "not ready"),
+    ("state", True, "up"),
+]
+"""Formats, values, and how they are written at the time of 1,000 s; by the script, too."""
+
+
+@pytest.mark.parametrize(("format_", "value", "text"), FORMATS)
+def test_formats(format_, value, text):
+    assert statuspage.formatted(value, format_, 1000) == text
