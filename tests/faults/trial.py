@@ -14,6 +14,7 @@ descriptors, threads, tasks and memory are what they were before.
 """
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import itertools
@@ -162,11 +163,16 @@ class Footprint:
 class Trial:
     """A running skyfast, its analyzer, and what was reported so far."""
 
-    def __init__(self, skyfast: Skyfast, analyzer: FakeAnalyzer, directory: Path) -> None:
+    def __init__(
+        self, skyfast: Skyfast, analyzer: FakeAnalyzer, *, host: str, directory: Path
+    ) -> None:
         self.skyfast = skyfast
+        self.port = int(skyfast.url.rpartition(":")[2])
         self.analyzer = analyzer
+        self._name = f"{host}:{analyzer.port}"
         self._directory = directory
         self.pid = skyfast.process.pid
+        self._proc = Path("/proc") / str(self.pid)
         self.totals: dict[int, int] = {}
         """Bytes of each connection from initiator to target; twice as many came back."""
         self.silent = False
@@ -267,7 +273,7 @@ class Trial:
 
     def series(self, name: str, **labels: str) -> str:
         """Return how a series of the analyzer is spelt."""
-        pairs = {"analyzer": self.analyzer.name, **labels}
+        pairs = {"analyzer": self._name, **labels}
         return name + "{" + ",".join(f'{k}="{v}"' for k, v in pairs.items()) + "}"
 
     async def counts(self) -> Counter[Reason]:
@@ -302,22 +308,24 @@ class Trial:
             while not target.exists():  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.005)
         told = json.loads(target.read_text())
-        proc = Path("/proc") / str(self.pid)
-        links = Counter[str]()
-        for descriptor in (proc / "fd").iterdir():
-            try:
-                links[re.sub(r"\[\d+\]", "", str(descriptor.readlink()))] += 1
-            except FileNotFoundError:
-                continue
         return Footprint(
-            descriptors=links,
-            threads=len(list((proc / "task").iterdir())) - told["pool_threads"],
+            descriptors=Counter(self.descriptors()),
+            threads=len(list((self._proc / "task").iterdir())) - told["pool_threads"],
             tasks=Counter(told["tasks"]),
             resident_bytes=self.resident_bytes(),
         )
 
+    def descriptors(self) -> list[str]:
+        """Return the kind of each: socket, file, and so on."""
+        kinds = []
+        for descriptor in (self._proc / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                link = str(descriptor.readlink())
+                kinds.append("file" if link.startswith("/") else link.partition(":[")[0])
+        return kinds
+
     def resident_bytes(self) -> int:
-        pages = int((Path("/proc") / str(self.pid) / "statm").read_text().split()[1])
+        pages = int((self._proc / "statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     # Before and after
@@ -376,7 +384,8 @@ async def trial(
     """
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(analyzer or FakeAnalyzer())
-        url = analyzer.url.replace(analyzer.address, host or analyzer.address)
+        host = host or analyzer.address
+        url = analyzer.url.replace(analyzer.address, host)
         chosen = settings or {}
         store = {"port": 0, "listen_address": "127.0.0.1", "interfaces_interval": 0}
         document = {
@@ -394,7 +403,7 @@ async def trial(
             skyfast = await stack.enter_async_context(
                 running(config, quiet=False, through=through, **surroundings, **(environ or {}))
             )
-            one = Trial(skyfast, analyzer, directory)
+            one = Trial(skyfast, analyzer, host=host, directory=directory)
             analyzer.on_subscribe = one.send_statistics
             await one.begin(flows)
         yield one
