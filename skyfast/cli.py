@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from skyfast import __version__, check, config, logs, shard
+from skyfast import __version__, check, config, logs, memory, shard
 
 if TYPE_CHECKING:
     from skyfast.recording import Playback
@@ -139,6 +139,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's own); return its exit code."""
     arguments = _arguments(argv)
+    memory.keep_to_itself()  # before any secret is read
     # Until the event loop takes over, a request to stop finds nothing to close.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))

@@ -1,12 +1,16 @@
-"""How the process keeps its memory: settings of the C library and of the garbage collector."""
+"""How the process keeps its memory: settings of the C library, the collector and the kernel."""
 
 import ctypes
 import gc
+import resource
 
 # The names and numbers of mallopt(3), for glibc. Elsewhere the call does not exist.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
+
+# Of prctl(2).
+_PR_SET_DUMPABLE = 4
 
 KEPT_BYTES = 16 << 20
 """Free memory at the top of the heap that is kept for the next message.
@@ -43,3 +47,14 @@ def freeze() -> None:
     """Take what exists now out of the garbage collector's view: it lives as long as the process."""
     gc.collect()
     gc.freeze()
+
+
+def keep_to_itself() -> None:
+    """Let no core dump, and no other process of the same user, tell what is in memory.
+
+    That is passwords, cookies, keys and all flows. As ssh-agent does, by both ways there are: the
+    kernel disregards the limit where a program takes the dumps (core(5)). Root can still look.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
