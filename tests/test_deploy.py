@@ -26,7 +26,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from skyfast import config
+from skyfast import cli, config
 from tests.process import ROOT, START_S, STOP_S, demo
 
 DEPLOY = ROOT / "deploy"
@@ -421,7 +421,8 @@ def manifest(name: str) -> dict[str, Any]:
     return document
 
 
-MANIFESTS = list(manifest("kustomization.yml")["resources"])
+MANIFESTS = [*manifest("kustomization.yml")["resources"], "statefulset.yml"]
+MONITORS = ("servicemonitor.yml", "servicemonitor-shards.yml")
 
 
 def container() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -436,7 +437,7 @@ def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 
 def test_every_manifest_is_applied() -> None:
-    others = {"kustomization.yml", "prom_sky_con.yml", "servicemonitor.yml"}
+    others = {"kustomization.yml", "prom_sky_con.yml", *MONITORS}
     assert {path.name for path in KUBERNETES.iterdir()} == {*MANIFESTS, *others}
 
 
@@ -491,6 +492,7 @@ SERVICE_MONITOR = exactly(
                     "items": exactly(
                         "",
                         action={"enum": ["replace", "labeldrop"]},
+                        sourceLabels={"type": "array", "items": TEXT},
                         targetLabel=TEXT,
                         replacement=TEXT,
                         regex=TEXT,
@@ -502,8 +504,9 @@ SERVICE_MONITOR = exactly(
 )
 
 
-def test_the_service_monitor_is_as_its_definition_says() -> None:
-    monitor = manifest("servicemonitor.yml")
+@pytest.mark.parametrize("name", MONITORS)
+def test_a_service_monitor_is_as_its_definition_says(name: str) -> None:
+    monitor = manifest(name)
     jsonschema.validate(monitor, SERVICE_MONITOR)
     for endpoint in monitor["spec"]["endpoints"]:
         # Prometheus refuses a longer one.
@@ -533,6 +536,36 @@ def test_the_manifests_find_each_other() -> None:
     assert only["args"] == [f"{mount['mountPath']}/{name}" for name in generated["files"]]
     (image,) = manifest("kustomization.yml")["images"]
     assert image["name"] == only["image"]
+
+
+def test_the_shards_are_such_pods_too() -> None:
+    single, shards = manifest("deployment.yml"), manifest("statefulset.yml")
+    pod, only = container()
+    template = shards["spec"]["template"]
+    (each,) = template["spec"]["containers"]
+    option, *arguments = each["args"]
+    number, *environ = each["env"]
+    assert (arguments, environ) == (only["args"], only["env"])
+    assert number["name"] == "SHARD"
+    assert "pod-index" in number["valueFrom"]["fieldRef"]["fieldPath"]
+    for index in range(shards["spec"]["replicas"]):
+        given = cli._parser().parse_args([option.replace("$(SHARD)", str(index)), *arguments])
+        assert given.shard == config.Shard(index, shards["spec"]["replicas"])
+    assert {**template["spec"], "containers": []} == {**pod, "containers": []}
+    assert {**each, "args": [], "env": []} == {**only, "args": [], "env": []}
+    assert template["metadata"] == single["spec"]["template"]["metadata"]
+    assert selects(shards["spec"]["selector"]["matchLabels"], template["metadata"]["labels"])
+    assert shards["spec"]["serviceName"] == manifest("service.yml")["metadata"]["name"]
+
+
+def test_the_shards_are_scraped_as_one_is_but_told_apart() -> None:
+    single, shards = map(manifest, MONITORS)
+    (one,), (other,) = (each["spec"]["endpoints"] for each in (single, shards))
+    assert other["relabelings"][0]["sourceLabels"] == ["__meta_kubernetes_pod_name"]
+    assert other["relabelings"][0]["targetLabel"] == "instance"
+    assert other["relabelings"][1:] == one["relabelings"][1:]
+    assert {**other, "relabelings": []} == {**one, "relabelings": []}
+    assert shards["metadata"] == single["metadata"]
 
 
 def test_the_pod_is_allowed_where_pods_are_restricted() -> None:
