@@ -96,7 +96,7 @@ def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[
         report.add(f"{what}: page", [len(page.body) / 1e6], "MB")
         compressed = program.page(compressed=True)
         report.add(f"{what}: the same, gzip", [compressed.received_bytes / 1e6], "MB")
-        report.add(f"{what}: read by nobody in particular, gzip", [compressed.seconds], "s")
+        report.add(f"{what}: time until it was read, and no more, gzip", [compressed.seconds], "s")
         del page
         for kind in kinds:
             with programs.storage(kind.argv, program.port, INTERVAL_S) as server:
