@@ -149,9 +149,7 @@ async def test_it_needs_no_privilege_and_no_file_that_it_may_write(
     assert os.listdir(bare) == [config.name]  # noqa: PTH208
 
 
-async def test_no_core_dump_is_written(
-    analyzer: FakeAnalyzer, tmp_path: Path
-) -> None:
+async def test_no_core_dump_is_written(analyzer: FakeAnalyzer, tmp_path: Path) -> None:
     through = ("sh", "-c", 'ulimit -S -c "$(ulimit -H -c)" && exec "$@"', "sh")
     async with running(write_config(tmp_path, analyzer.url), through=through) as skyfast:
         assert resource.prlimit(skyfast.process.pid, resource.RLIMIT_CORE)[0] == 0
