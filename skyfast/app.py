@@ -24,11 +24,12 @@ from skyfast.catalogue import make_plan
 from skyfast.clock import Clock
 from skyfast.config import Config, ConfigError, Store, redact_url
 from skyfast.exposition import Exposition, Source
+from skyfast.frames import MessageData
 from skyfast.ingest import Ingest
 from skyfast.names import Lookup, Names
 from skyfast.plan import Plan
 from skyfast.ranking import Ranking
-from skyfast.selfmetrics import Stats
+from skyfast.selfmetrics import AnalyzerStats, Stats
 from skyfast.status import Status, Subject
 from skyfast.subscriber import Subscriptions
 from skyfast.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
@@ -36,6 +37,7 @@ from skyfast.web import Reload, WebServer
 from skyfast.wire import FlowTypes, flow_types
 
 if TYPE_CHECKING:
+    from skyfast.record import Recorder
     from skyfast.recording import Playback
     from skyfast.webconfig import Guard
 
@@ -62,11 +64,14 @@ class Options:
     """What the command line asks for and the configuration does not say; fixed until the end.
 
     ``web_config_file`` is the path of the web configuration, empty where there is none.
-    ``playback`` is what takes the analyzers' place.
+    ``playback`` is what takes the analyzers' place. ``record_file`` is where to keep what they
+    send, empty where nowhere; with ``anonymous``, addresses and names get pseudonyms there.
     """
 
     web_config_file: str = ""
     playback: "Playback | None" = None
+    record_file: str = ""
+    anonymous: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +105,17 @@ class App:
     """All parts of a running skyfast."""
 
     def __init__(
-        self, config: Config, *, load: Callable[[], Config], guard: "Guard | None" = None
+        self,
+        config: Config,
+        *,
+        load: Callable[[], Config],
+        guard: "Guard | None" = None,
+        recorder: "Recorder | None" = None,
     ) -> None:
         """Build the parts; nothing is opened yet. ``load`` reads the configuration anew.
 
-        ``guard`` has the web configuration, where there is one.
+        ``guard`` has the web configuration, where there is one, and ``recorder`` gets a copy of
+        each message.
         """
         self._load = load
         self._guard = guard
@@ -121,8 +132,7 @@ class App:
         self.subscriptions = Subscriptions(
             config=config,
             stats=self.stats,
-            # Not the method itself: a reload puts another ingest in this one's place.
-            on_message=lambda data, analyzer: self._parts.ingest.message(data, analyzer),
+            on_message=self._receiver(recorder),
         )
         self.exposition = Exposition(
             source=self._parts.source, stats=self.stats, now=self.clock.now
@@ -173,6 +183,25 @@ class App:
         finally:
             self._manager.stopping()
             await self.web.stop()
+
+    def _receiver(
+        self, recorder: "Recorder | None"
+    ) -> Callable[[MessageData, AnalyzerStats], None]:
+        """Return what takes each message."""
+
+        # Not ingest's method itself: a reload puts another ingest in this one's place.
+        def receive(data: MessageData, analyzer: AnalyzerStats) -> None:
+            self._parts.ingest.message(data, analyzer)
+
+        if recorder is None:
+            return receive
+        keep = recorder.message
+
+        def record(data: MessageData, analyzer: AnalyzerStats) -> None:
+            keep(data, analyzer.name)
+            receive(data, analyzer)
+
+        return record
 
     def summary(self) -> str:
         """Return what was done since the start, in a line for the log."""
@@ -488,8 +517,9 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
     guard = _guard(options.web_config_file)
     log.info("skyfast %s, Python %s", __version__, platform.python_version())
     async with AsyncExitStack() as stack:
+        recorder = _recorder(options, stack)
         adapt = await _adaptation(options, stack)
-        app = App(adapt(config), load=lambda: adapt(load()), guard=guard)
+        app = App(adapt(config), load=lambda: adapt(load()), guard=guard, recorder=recorder)
         reloads: set[asyncio.Task[str | None]] = set()
 
         def reload() -> None:
@@ -527,6 +557,22 @@ def _guard(path: str) -> "Guard | None":
 
 def _is_secure(guard: "Guard | None") -> bool:
     return guard is not None and guard.config.tls is not None
+
+
+def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
+    """Begin to record, where that is asked for."""
+    if not options.record_file:
+        return None
+    from skyfast.record import Recorder
+
+    rewrite = None
+    if options.anonymous:
+        from skyfast.anonymous import Anonymizer
+
+        rewrite = Anonymizer()
+    recorder = Recorder(options.record_file, rewrite=rewrite)
+    stack.push_async_callback(asyncio.to_thread, recorder.stop)
+    return recorder
 
 
 async def _adaptation(options: Options, stack: AsyncExitStack) -> Callable[[Config], Config]:

@@ -27,7 +27,6 @@ EXIT_WRONG = 2
 
 _LEVELS = ("debug", "info", "warning", "error")
 
-
 MAX_SPEED = 1000.0
 """Highest ``--replay-speed``."""
 
@@ -91,6 +90,17 @@ def _parser() -> argparse.ArgumentParser:
         help="play them N times as fast (default: 1)",
     )
     parser.add_argument(
+        "--record",
+        default="",
+        metavar="FILE",
+        help="keep what the analyzers send; .gz for gzip",
+    )
+    parser.add_argument(
+        "--record-anonymous",
+        action="store_true",
+        help="with pseudonyms for addresses and names",
+    )
+    parser.add_argument(
         "--log-level",
         choices=_LEVELS,
         type=str.lower,
@@ -133,6 +143,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.replay_speed is not None and not arguments.replay:
         parser.error("--replay-speed is nothing without --replay")
+    if arguments.record_anonymous and not arguments.record:
+        parser.error("--record-anonymous is nothing without --record")
+    if arguments.record and arguments.check:
+        parser.error("--record has nothing to keep with --check")
     return arguments
 
 
@@ -161,7 +175,12 @@ def main(argv: list[str] | None = None) -> int:
         is_over = app.run(
             configuration,
             lambda: _reload(arguments),
-            app.Options(web_config_file=arguments.web_config_file, playback=playback),
+            app.Options(
+                web_config_file=arguments.web_config_file,
+                playback=playback,
+                record_file=arguments.record,
+                anonymous=arguments.record_anonymous,
+            ),
         )
         return EXIT_OK if is_over else EXIT_CANNOT_RUN
     except config.ConfigError as error:

@@ -55,11 +55,11 @@ class Skyfast:
                     return metrics
                 await asyncio.sleep(POLL_S)
 
-    async def logged(self, text: str) -> str:
-        """Wait for a line of the log that has ``text``, and return it."""
+    async def logged(self, text: str, *, since: int = 0) -> str:
+        """Wait for a line of the log, from that number on, that has ``text``, and return it."""
         async with asyncio.timeout(WAIT_S):
             while True:
-                if found := [line for line in self.log if text in line]:
+                if found := [line for line in self.log[since:] if text in line]:
                     return found[0]
                 await asyncio.sleep(POLL_S)
 
@@ -69,7 +69,7 @@ class Skyfast:
         async for raw in self.process.stderr:
             line = raw.decode().rstrip("\n")
             self.log.append(line)
-            if found := re.search(r"serving (https?://\S+)/metrics$", line):
+            if found := re.search(r"serving (https?://\S+)/metrics(\"}|$)", line):
                 self.served_at.set_result(found[1])
         if not self.served_at.done():
             self.served_at.set_exception(AssertionError(self.log))
@@ -87,13 +87,14 @@ def running(
 
 
 def demo(
-    *config: Path, web_config: Path | None = None, quiet: bool = True
+    *config: Path, web_config: Path | None = None, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
     """Run skyfast on its own recording and on a free port, likewise; without a file, too."""
     arguments = ["--demo", *map(str, config)]
     if web_config:
         arguments.append(f"--web.config.file={web_config}")
-    return _started(*arguments, quiet=quiet, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="0")
+    usual = {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT": "0"}
+    return _started(*arguments, quiet=quiet, **usual | environ)
 
 
 def replay(
@@ -101,11 +102,11 @@ def replay(
 ) -> AbstractAsyncContextManager[Skyfast]:
     """Run skyfast with ``--replay`` and these arguments behind it, on a free port, likewise.
 
-    They are played so fast that a minute takes a second, and no connection leaves.
+    They are played so fast that five minutes take a second, and no connection leaves.
     """
     store = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_"
     usual = {f"{store}PORT": "0", f"{store}CONNECTION_TIMEOUT": "600"}
-    speed = "--replay-speed=60"
+    speed = "--replay-speed=300"
     return _started(speed, "--replay", *map(str, arguments), quiet=quiet, **usual | environ)
 
 

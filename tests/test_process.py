@@ -1,6 +1,7 @@
 """The process as its operator meets it: start, stop, exit codes, time going by."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -91,6 +92,54 @@ async def test_a_signal_stops_it_within_two_seconds(tmp_path: Path, number: sign
             assert time.monotonic() - began < 2
             await asyncio.wait_for(subscriber.closed.wait(), 5)
             assert subscriber.close_code == 1000
+
+
+async def test_the_log_is_json_on_request() -> None:
+    async with demo(SKYDIVE_LOGGING_FORMAT="json") as skyfast:
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)
+    records = [json.loads(line) for line in skyfast.log]
+    assert {record["level"] for record in records} == {"INFO"}
+    assert records[0]["message"].startswith("skyfast ")
+    assert re.match(r"stopped after \d+ s: \d+ reports of flows, ", records[-1]["message"])
+    assert len(records) < 12
+
+
+async def test_a_reload_changes_the_logs_format(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    text = config.read_text()
+    async with running(config, quiet=False) as skyfast:
+        for form, reloaded in (
+            ("json", r'\{"time": ".*Z", "level": "INFO", .*"the configuration was reloaded"\}'),
+            ("text", r"\S+Z INFO skyfast\.app: the configuration was reloaded"),
+        ):
+            config.write_text(f"logging: {{format: {form}}}\n{text}")
+            known = len(skyfast.log)
+            skyfast.process.send_signal(signal.SIGHUP)
+            await skyfast.logged("was reloaded", since=known)
+            assert any(re.fullmatch(reloaded, line) for line in skyfast.log[known:])
+
+
+async def test_the_log_tells_what_a_connection_costs(tmp_path: Path) -> None:
+    """As much as its rows take, measured with many of them."""
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        config = write_config(tmp_path, analyzer.url, max_connections=200_000)
+        skyfast = await stack.enter_async_context(running(config))
+        await analyzer.subscriber()
+        line = await skyfast.logged("a connection costs up to")
+        found = re.search(r"up to (\d+) series and (\d+) bytes.* at most 200000 connections", line)
+        assert found
+        assert found[1] == "5"
+        count = 50_000
+        for begin in range(0, count, 1000):
+            flows = (
+                flow(f"{n + 1:x}", Transport={"Protocol": "TCP", "A": n, "B": 443})
+                for n in range(begin, begin + 1000)
+            )
+            await analyzer.send(message_of(*flows))
+        metrics = await skyfast.until(lambda metrics: metrics["skyfast_connections"] == count)
+        # The arena grows in pieces, and the indexes by halves.
+        assert 0.8 < metrics["skyfast_table_bytes"] / count / int(found[2]) < 1.4
 
 
 async def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import heapq
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -52,7 +53,7 @@ async def test_a_recording_is_played_to_its_end() -> None:
 async def test_two_recordings_are_two_analyzers(tmp_path: Path) -> None:
     packed = tmp_path / "b.gz"
     packed.write_bytes(gzip.compress((RECORDINGS / TWO[1]).read_bytes()))
-    async with replay(RECORDINGS / TWO[0], packed) as skyfast:
+    async with replay(RECORDINGS / TWO[0], packed, "--replay-speed=60") as skyfast:
         found = await page(skyfast, 37 + 33)
         metrics = await skyfast.self_metrics()
     assert metrics["skyfast_connections"] == 530
@@ -116,3 +117,46 @@ def test_check_tells_what_recordings_hold() -> None:
     *_, a, b = done.stdout.splitlines()
     assert a.endswith("two-analyzers-a.jsonl: 37 messages of 1 analyzer in 120 s.")
     assert b.endswith("two-analyzers-b.jsonl: 33 messages of 1 analyzer in 120 s.")
+
+
+def numbers(found: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """Return the sorted numbers of a page, by family: what is left of it without labels."""
+    return {name: sorted(line.rpartition(" ")[2] for line in found[name]) for name in found}
+
+
+async def test_what_was_recorded_gives_the_same_page(tmp_path: Path) -> None:
+    path = tmp_path / "bug.jsonl"
+    async with replay(RECORDINGS / ONE[0], f"--record={path}") as skyfast:
+        first = await page(skyfast, 50)
+    assert any(line.endswith(f"recorded 50 messages to {path}") for line in skyfast.log)
+    async with replay(path, "--replay-speed=1") as skyfast:
+        assert await page(skyfast, 50) == first == expected(*ONE)
+
+
+async def test_what_was_recorded_with_pseudonyms_gives_the_same_totals(tmp_path: Path) -> None:
+    path = tmp_path / "bug.jsonl.gz"
+    recordings = [RECORDINGS / name for name in TWO]
+    async with replay(*recordings, f"--record={path}", "--record-anonymous") as skyfast:
+        first = await page(skyfast, 37 + 33)
+        connections = (await skyfast.self_metrics())["skyfast_connections"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = gzip.decompress(path.read_bytes())
+    assert not re.search(rb"10\.77\.|10\.99\.|fd77:|dfb29c54-c71c", text)
+    async with replay(path, "--replay-speed=1") as skyfast:
+        second = await page(skyfast, 37 + 33)
+        metrics = await skyfast.self_metrics()
+    assert metrics["skyfast_connections"] == connections == 530
+    assert numbers(second) == numbers(first)
+    assert not set(first[BYTES]) & set(second[BYTES])
+    assert any("of 2 analyzers" in line for line in skyfast.log)
+
+
+def test_a_recording_overwrites_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("precious")
+    done = run("--demo", f"--record={path}")
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        f"skyfast: '{path}' exists already; a recording overwrites nothing\n"
+    )
+    assert path.read_text() == "precious"

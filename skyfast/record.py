@@ -1,0 +1,177 @@
+"""Recording: what the analyzers send is kept in a file, while it is exported as ever.
+
+The event loop copies each message into a queue and does nothing else for it; a thread writes. What
+finds no room in the queue is dropped, counted and said. The file has a largest size, and when it
+is reached or the disk fails, recording ends and exporting goes on. Its form is that of
+:mod:`skyfast.recording`.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from isal import igzip
+
+from skyfast.document import ConfigError
+from skyfast.logs import LogLimit, printable
+from skyfast.recording import line
+
+MAX_FILE_BYTES: Final = 1 << 30
+"""Size of the file at which recording ends. What is buffered by then comes behind it."""
+
+MAX_QUEUED_BYTES: Final = 64 << 20
+"""Messages that wait to be written. One that is larger is let in where no other waits."""
+
+BUFFER_BYTES: Final = 1 << 18
+"""What is written at once."""
+
+FLUSH_INTERVAL_S: Final = 1.0
+"""So much of the end is lost when the process is killed."""
+
+STOP_TIMEOUT_S: Final = 2.0
+"""How long stopping waits for what is not written yet."""
+
+LOG_INTERVAL_S: Final = 60.0
+"""Dropped messages are logged once in this time."""
+
+log = logging.getLogger(__name__)
+
+Rewrite = Callable[[bytes, str], tuple[bytes, str] | None]
+"""Makes of a message and its analyzer's name what is kept of them; None where nothing is."""
+
+
+class Recorder:
+    """The file, its queue and its thread. `message` is for the event loop alone."""
+
+    def __init__(self, path: str, *, rewrite: Rewrite | None = None) -> None:
+        """Create the file, for its owner's eyes only, as gzip where its name ends in ``.gz``.
+
+        Raises:
+            ConfigError: It exists already, or cannot be created.
+
+        """
+        self._path = path
+        self._rewrite = rewrite
+        self._file = _create(path)
+        self._out = (
+            igzip.IGzipFile("", "wb", fileobj=self._file)  # type: ignore[no-untyped-call]
+            if path.endswith(".gz")
+            else self._file
+        )
+        self._queue: queue.SimpleQueue[tuple[bytes, int, str] | None] = queue.SimpleQueue()
+        self._limit = LogLimit(LOG_INTERVAL_S)
+        # Each is changed by one thread: these two by the event loop's ...
+        self._queued_bytes = 0
+        self._dropped = 0
+        # ... and these by the one that writes.
+        self._taken_bytes = 0
+        self._kept = 0
+        self._left_out = 0
+        self._over = False
+        self._failed = False
+        self._thread = threading.Thread(target=self._run, name="skyfast-record", daemon=True)
+        self._thread.start()
+        log.info("recording to %s", printable(path))
+
+    def message(self, data: bytes | bytearray | memoryview, analyzer: str) -> None:
+        """Keep a copy of a message, or count it as dropped where too much is waiting."""
+        if self._over:
+            return
+        waiting = self._queued_bytes - self._taken_bytes
+        if waiting and waiting + len(data) > MAX_QUEUED_BYTES:
+            self._dropped += 1
+            text = f"a message was not recorded: the disk is too slow for {printable(self._path)}"
+            self._limit.warn(log, "dropped", text)
+            return
+        self._queued_bytes += len(data)
+        self._queue.put((bytes(data), time.time_ns() // 1_000_000, analyzer))
+
+    def stop(self) -> None:
+        """Write what is waiting, close the file and log what is in it. This blocks.
+
+        A file without a message is removed.
+        """
+        self._queue.put(None)
+        self._thread.join(STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            log.error("%s is not written to its end: the disk is too slow", printable(self._path))
+        elif self._failed:
+            pass  # which was logged
+        elif not self._kept:
+            Path(self._path).unlink(missing_ok=True)
+            log.warning("nothing was recorded; %s was removed", printable(self._path))
+        else:
+            log.info("recorded %s", self._summary())
+
+    def _summary(self) -> str:
+        text = f"{self._kept} messages to {printable(self._path)}"
+        if self._left_out:
+            text += f"; {self._left_out} that are not readable were left out"
+        if self._dropped:
+            text += f"; {self._dropped} were dropped, for the disk was too slow"
+        return text
+
+    # The thread's
+
+    def _run(self) -> None:
+        try:
+            self._write_all()
+            self._out.close()
+            self._file.close()
+        except OSError as error:
+            self._over = self._failed = True
+            reason = printable(error.strerror or error)
+            log.error("recording to %s has ended: %s", printable(self._path), reason)
+        except Exception:
+            self._over = self._failed = True
+            log.exception("recording has ended, by a fault of skyfast's own")
+        finally:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def _write_all(self) -> None:
+        flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
+        while True:
+            try:
+                entry = self._queue.get(timeout=FLUSH_INTERVAL_S)
+            except queue.Empty:
+                pass
+            else:
+                if entry is None:
+                    return
+                self._write(*entry)
+            if time.monotonic() >= flush_at_s:
+                self._out.flush()
+                flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
+            if self._file.tell() >= MAX_FILE_BYTES:
+                self._over = True
+                log.warning("recording to %s has ended: it is full", printable(self._path))
+                return
+
+    def _write(self, data: bytes, at_ms: int, analyzer: str) -> None:
+        self._taken_bytes += len(data)
+        if self._rewrite is not None:
+            rewritten = self._rewrite(data, analyzer)
+            if rewritten is None:
+                self._left_out += 1
+                return
+            data, analyzer = rewritten
+        self._out.write(line(data, at_ms=at_ms, analyzer=analyzer) + b"\n")
+        self._kept += 1
+
+
+def _create(path: str) -> io.BufferedWriter:
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return io.BufferedWriter(io.FileIO(os.open(path, flags, 0o600), "wb"), BUFFER_BYTES)
+    except FileExistsError:
+        raise ConfigError(f"{path!r} exists already; a recording overwrites nothing") from None
+    except OSError as error:
+        raise ConfigError(f"{path!r} cannot be written: {error.strerror}") from None

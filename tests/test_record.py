@@ -1,0 +1,183 @@
+"""The recorder: what is in the file, and what happens when it cannot go on."""
+
+import errno
+import gzip
+import json
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from skyfast import record
+from skyfast.config import ConfigError
+from skyfast.record import Recorder
+from skyfast.recording import Recording
+
+MESSAGE = b'{"Namespace":"stats","n":%d}'
+
+
+def until(condition: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
+def test_every_message_is_kept(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / name
+    began_ms = time.time_ns() // 1_000_000
+    recorder = Recorder(str(path))
+    buffer = bytearray(MESSAGE % 1)
+    recorder.message(memoryview(buffer), "a:8082")
+    buffer[:] = b"x" * len(buffer)  # another message comes where this one was
+    recorder.message(MESSAGE % 2, "b:8082")
+    recorder.message(b"\xff", "a:8082")
+    recorder.stop()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_bytes().startswith(b"\x1f\x8b") == name.endswith(".gz")
+    loaded = Recording.load(str(path))
+    assert (loaded.analyzers, loaded.torn) == (("a:8082", "b:8082"), False)
+    messages = [message for _, message in loaded]
+    assert [message.data for message in messages] == [MESSAGE % 1, MESSAGE % 2, b"\xff"]
+    assert all(began_ms <= message.at_ms <= time.time_ns() // 1_000_000 for message in messages)
+    assert caplog.messages[-1] == f"recorded 3 messages to {path}"
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name, problem in (
+        ("r.jsonl", "exists already"),
+        ("link", "exists already"),
+        ("none/r", "cannot be written: No such file"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            Recorder(str(tmp_path / name))
+    assert path.read_text() == "precious"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_empty_file_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl.gz"
+    Recorder(str(path)).stop()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
+def test_what_is_recorded_can_be_read_while_it_goes_on(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it can when the process was killed."""
+    monkeypatch.setattr(record, "FLUSH_INTERVAL_S", 0.02)
+    path = tmp_path / name
+    recorder = Recorder(str(path))
+    recorder.message(MESSAGE % 1, "a")
+    until(lambda: path.stat().st_size > 20)
+    assert Recording.load(str(path)).messages == 1
+    recorder.stop()
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
+def test_the_file_has_a_largest_size(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(record, "MAX_FILE_BYTES", 100_000)
+    path = tmp_path / name
+    recorder = Recorder(str(path))
+    for _ in range(500):
+        # Does not become smaller when it is packed.
+        recorder.message(b'{"a":"%b"}' % os.urandom(500).hex().encode(), "a")
+    until(lambda: "it is full" in caplog.text)
+    size = path.stat().st_size
+    recorder.message(MESSAGE % 1, "a")
+    recorder.stop()
+    # What gzip holds back comes behind it.
+    assert 90_000 < size <= path.stat().st_size < 250_000
+    assert 50 < Recording.load(str(path)).messages < 450
+
+
+def test_a_full_disk_ends_recording_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(record, "FLUSH_INTERVAL_S", 0.02)
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(record.os, "open", lambda *_: full)
+    recorder = Recorder(str(tmp_path / "r.jsonl"))
+    recorder.message(MESSAGE % 1, "a")
+    until(lambda: f"has ended: {os.strerror(errno.ENOSPC)}" in caplog.text)
+    recorder.message(MESSAGE % 2, "a")
+    recorder.stop()
+    assert "recorded" not in caplog.messages[-1]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(full)
+
+
+def test_messages_are_dropped_and_counted_when_the_disk_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(record, "MAX_QUEUED_BYTES", 1000)
+    go_on, begun = threading.Event(), threading.Event()
+
+    def slow(data: bytes, analyzer: str) -> tuple[bytes, str]:
+        begun.set()
+        assert go_on.wait(5)
+        return data, analyzer
+
+    path = tmp_path / "r.jsonl"
+    recorder = Recorder(str(path), rewrite=slow)
+    recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # has the disk for itself
+    assert begun.wait(5)
+    began = time.monotonic()
+    for n in range(100):
+        recorder.message(MESSAGE % n, "a")
+    assert time.monotonic() - began < 1
+    go_on.set()
+    recorder.stop()
+    kept = Recording.load(str(path)).messages
+    assert 20 < kept < 60
+    assert f"recorded {kept} messages to {path}; {101 - kept} were dropped" in caplog.messages[-1]
+    assert sum("the disk is too slow for" in text for text in caplog.messages) == 1
+
+
+def test_a_fault_while_rewriting_ends_recording(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("x")
+
+    recorder = Recorder(str(tmp_path / "r.jsonl"), rewrite=broken)
+    recorder.message(MESSAGE % 1, "a")
+    until(lambda: "by a fault of skyfast's own" in caplog.text)
+    recorder.stop()
+
+
+def test_what_cannot_be_rewritten_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "r.jsonl"
+    recorder = Recorder(
+        str(path), rewrite=lambda data, name: (data, name * 2) if b"1" in data else None
+    )
+    recorder.message(MESSAGE % 1, "a")
+    recorder.message(MESSAGE % 2, "a")
+    recorder.stop()
+    assert json.loads(path.read_bytes())["Recorded"]["Analyzer"] == "aa"
+    assert caplog.messages[-1].endswith("; 1 that are not readable were left out")
+
+
+def test_no_thread_is_left(tmp_path: Path) -> None:
+    recorder = Recorder(str(tmp_path / "r.jsonl.gz"))
+    recorder.message(MESSAGE % 1, "a")
+    recorder.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "skyfast-record"]
+    assert gzip.decompress((tmp_path / "r.jsonl.gz").read_bytes())
