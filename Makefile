@@ -7,7 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CORE := skyfast/_table.pyx skyfast/_table.pxd setup.py
 BENCH ?= all
 
-.PHONY: run test build lint format bench bench-plots dist clean
+# The groups of dependencies that the environment of CI has.
+GROUPS := build test lint coverage
+
+.PHONY: run test build lint format locked lock audit bench bench-plots dist clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
@@ -26,6 +29,20 @@ lint: $(VENV)/.built $(VENV)/.lint
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The environment of CI: the versions and hashes of requirements.lock.
+locked: $(VENV)/.locked
+
+# Writes that file anew, with the newest versions, for all supported Pythons.
+lock: $(VENV)/.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
+		$(GROUPS:%=--group %) --output-file requirements.lock pyproject.toml
+
+# Looks up known vulnerabilities of what that file lists; fails where there is nobody to ask.
+audit: $(VENV)/.audit
+	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
+		--requirement requirements.lock
 
 bench: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m benchmarks $(BENCH)
@@ -49,10 +66,15 @@ $(VENV)/.made:
 	$(PIP) install --quiet --upgrade "pip>=25.1" "setuptools>=77" "cython>=3.1"
 	touch $@
 
+$(VENV)/.locked: requirements.lock
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet --require-hashes --requirement requirements.lock
+	touch $(VENV)/.made $(GROUPS:%=$(VENV)/.%) $@
+
 $(VENV)/.built: $(VENV)/.made pyproject.toml $(CORE)
 	$(PIP) install --quiet --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.plots: $(VENV)/.%: $(VENV)/.made pyproject.toml
+$(patsubst %,$(VENV)/.%,$(GROUPS) audit lock plots): $(VENV)/.%: $(VENV)/.made pyproject.toml
 	$(PIP) install --quiet --group $*
 	touch $@

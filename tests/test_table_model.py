@@ -310,6 +310,5 @@ TestTable.settings = settings(
     max_examples=10_000 if IS_THOROUGH else 200,
     stateful_step_count=40,
     deadline=None,
-    derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.too_slow],
 )
