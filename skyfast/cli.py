@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="export the I-th, from 0, of N parts of the connections",
+        help="export part I, from 0, of N parts of the connections",
     )
     parser.add_argument(
         "--web.config.file",

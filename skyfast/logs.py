@@ -8,9 +8,11 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Final, Literal, TextIO
 
 from skyfast.config import Logging, Note
@@ -105,7 +107,20 @@ def set_up(configured: Logging) -> None:
     """
     handler = _Handler(sys.stderr)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    # What Python itself would write there is a record too.
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda args: _uncaught(
+        args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
+    )
     configure(configured)
+
+
+def _uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    log = logging.getLogger("skyfast")
+    log.critical("stopped by a fault of its own", exc_info=(kind, error, traceback))
 
 
 def configure(configured: Logging) -> None:

@@ -3,6 +3,9 @@
 import json
 import logging
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +21,10 @@ JSON = Logging(level="INFO", format="json")
 def _undo() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("skyfast")
     handlers, levels = root.handlers[:], (root.level, ours.level)
+    hooks = sys.excepthook, threading.excepthook
     yield
+    sys.excepthook, threading.excepthook = hooks
+    logging.captureWarnings(False)
     root.handlers[:] = handlers
     root.setLevel(levels[0])
     ours.setLevel(levels[1])
@@ -99,6 +105,31 @@ def test_a_json_record_is_an_object_on_one_line(capfd: pytest.CaptureFixture[str
     assert second["message"] == "failed"
     assert second["exception"].startswith("Traceback (most recent call last):\n")
     assert "ValueError: a\nb\\x0d" in second["exception"]
+
+
+FAULTS = """
+import threading, warnings
+from skyfast import logs
+from skyfast.config import Logging
+logs.set_up(Logging(level="INFO", format="json"))
+warnings.warn("a\\nb")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+{}["x\\ny"]
+"""
+
+
+def test_what_python_itself_says_is_a_record_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 1
+    warning, thread, last = (json.loads(line) for line in done.stderr.splitlines())
+    assert (warning["level"], warning["logger"]) == ("WARNING", "py.warnings")
+    assert "ZeroDivisionError" in thread["exception"]
+    assert (last["level"], last["message"]) == ("CRITICAL", "stopped by a fault of its own")
+    assert "KeyError" in last["exception"]
 
 
 def test_the_format_can_be_changed(capfd: pytest.CaptureFixture[str]) -> None:

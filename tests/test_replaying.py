@@ -1,5 +1,6 @@
 """``--replay`` and ``--record`` with the real process: what comes out is what was sent."""
 
+import asyncio
 import gzip
 import heapq
 import re
@@ -42,11 +43,15 @@ async def page(skyfast: Skyfast, messages: int) -> dict[str, set[str]]:
 
 
 async def test_a_recording_is_played_to_its_end() -> None:
-    async with replay(RECORDINGS / ONE[0]) as skyfast:
+    # A recording that has ended is no analyzer that fell silent.
+    impatient = {"SKYDIVE_PIPELINE_SUBSCRIBER_SILENCE_TIMEOUT": "0.1"}
+    async with replay(RECORDINGS / ONE[0], **impatient) as skyfast:
         assert await page(skyfast, 50) == expected(*ONE)
         await skyfast.logged("the replay has ended: 50 messages")
+        await asyncio.sleep(2.2)  # silence is looked for once a second
         metrics = await skyfast.self_metrics()
         assert metrics["skyfast_connections"] == 831
+        assert not any(n for series, n in metrics.items() if "skyfast_reconnects_total{" in series)
     assert any("one-analyzer.jsonl (50 messages of 1 analyzer in 139 s)" in x for x in skyfast.log)
 
 
