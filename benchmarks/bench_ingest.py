@@ -14,6 +14,9 @@ PROCESSES = 3
 ROUNDS = 4
 """Of known flows, in each process."""
 
+SHARDS = 3
+"""Of which one is measured."""
+
 NAIVE_FLOWS = SCALE // 5
 """The naive connector gets fewer, to save time: its cost does not depend on their number."""
 
@@ -37,6 +40,11 @@ def run(report: Report) -> None:
                 assert program.metric("skyfast_flows_skipped_total") == 0
         with programs.receiver(analyzer) as program:
             received = [program.round(FIRST_ROUND)[0] / SCALE * 1e9 for _ in range(ROUNDS)]
+        with programs.skyfast(analyzer, f"--shard=0/{SHARDS}") as program:
+            shard_new = _new(program, analyzer, SCALE)
+            analyzer.call("load_some", SCALE)
+            rounds = range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS)
+            shard_known = [program.round(round_)[0] / SCALE * 1e9 for round_ in rounds]
 
     # Each round is compared with what decoding took right before and after it.
     around = [[statistics.mean(two) for two in itertools.pairwise(ns)] for ns in decode]
@@ -59,6 +67,9 @@ def run(report: Report) -> None:
         target=ratio_at_most(2.2),
     )
     report.add("skyfast, known flows by the clock", rate, "flows/s")
+    what = f"one of {SHARDS} shards"
+    report.add(f"{what}, known flows", shard_known, "ns a flow", to="skyfast, known", over=known)
+    report.add(f"{what}, new flows", shard_new, "ns a flow", to="skyfast, new", over=new)
     with Remote(Analyzer, NAIVE_FLOWS) as analyzer, programs.naive(analyzer) as program:
         _peer(report, "naive Python", program, analyzer, NAIVE_FLOWS, new=new, known=known)
     if programs.GO_CONNECTOR:

@@ -242,8 +242,8 @@ def wait_for(port: int, interval_s: float = 0.05) -> None:
             return
 
 
-def skyfast(analyzer: Remote) -> Program:
-    return Program([sys.executable, "-m", "skyfast", "{config}"], analyzer=analyzer)
+def skyfast(analyzer: Remote, *options: str) -> Program:
+    return Program([sys.executable, "-m", "skyfast", *options, "{config}"], analyzer=analyzer)
 
 
 def heartbeat(analyzer: Remote) -> Program:

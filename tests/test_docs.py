@@ -1,6 +1,7 @@
 """What the documentation names exists, what exists is named there, and its code can be used."""
 
 import ast
+import asyncio
 import functools
 import itertools
 import json
@@ -21,6 +22,8 @@ from skyfast.selfmetrics import Stats
 from skyfast.topology import Interfaces
 from skyfast.wire import FIELDS
 from tests.pages import FakeTable
+from tests.process import demo
+from tests.test_prometheus import ANSWER_S, growing, needs_prometheus, prometheus
 
 ROOT = Path(__file__).parent.parent
 TOPOLOGY = Path(__file__).parent / "data" / "recordings" / "topology.json"
@@ -267,11 +270,15 @@ def test_python_compiles(text: str) -> None:
     compile(text, "documentation", "exec")
 
 
+def queries_of(text: str) -> list[str]:
+    """Return the queries of a block: each begins at the left, and has a comment above it."""
+    return re.split(r"(?m)\n+(?=\S)", re.sub(r"(?m)^#.*\n", "", text).strip())
+
+
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
 @pytest.mark.parametrize("text", code("promql"))
 def test_queries_are_of_promql_and_ask_for_what_there_is(text: str, tmp_path: Path) -> None:
-    queries = re.split(r"(?m)\n(?=\S)", re.sub(r"#.*", "", text).strip())
-    rules = [{"record": "a:query", "expr": query} for query in queries]
+    rules = [{"record": "a:query", "expr": query} for query in queries_of(text)]
     file = tmp_path / "rules.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "documentation", "rules": rules}]}))
     assert PROMTOOL is not None
@@ -283,6 +290,24 @@ def test_queries_are_of_promql_and_ask_for_what_there_is(text: str, tmp_path: Pa
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert set(re.findall(r"\b(?:skydive|skyfast|process)_\w+", text)) <= exported()
+
+
+@needs_prometheus
+async def test_the_first_graph_has_something_to_show(tmp_path: Path) -> None:
+    (text,) = (
+        text
+        for language, text in blocks(ROOT / "docs" / "getting-started.md")
+        if language == "promql"
+    )
+    async with (
+        demo() as skyfast,
+        prometheus(skyfast.url.partition("//")[2], tmp_path) as server,
+        asyncio.timeout(ANSWER_S),
+    ):
+        queries = queries_of(text)
+        assert len(queries) == 4
+        for query in queries:
+            assert await growing(server, query, 1)
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
