@@ -378,7 +378,7 @@ def _warnings(stats: Stats, table: TableCounts) -> Iterator[str]:
     if down and down == len(stats.analyzers):
         yield "No analyzer is subscribed to: connections leave as their flows fall silent."
     elif down:
-        yield f"{down} of {len(stats.analyzers)} analyzers are not subscribed to."
+        yield f"Not subscribed to {down} of {len(stats.analyzers)} analyzers."
     for what, count, limit in (
         ("connections", table.connections, stats.max_connections),
         ("flows", table.flows, stats.max_flows),

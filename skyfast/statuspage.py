@@ -195,9 +195,9 @@ _TILES = (
     _Tile("Connections", "table.connections", "count", "connections"),
     _Tile("Flows per second", "flows_per_second", "number", "flows_per_second"),
     _Tile(
-        "Last scrape", "scrapes.last_duration_seconds", "seconds", "scrape_duration_seconds", True
+        "Scrape time", "scrapes.last_duration_seconds", "seconds", "scrape_duration_seconds", True
     ),
-    _Tile("Size of the last scrape", "scrapes.last_bytes", "bytes", "scrape_bytes", True),
+    _Tile("Scrape size", "scrapes.last_bytes", "bytes", "scrape_bytes", True),
 )
 
 _FIGURES = (
@@ -248,7 +248,8 @@ def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> 
         captures_note=f"{told.place('captures.count', 'count')} that agents report of",
         captures=told.table("captures.first", _CAPTURES),
         table="".join(
-            f"<dt>{text}<dd>{told.place(key, format_)}\n" for key, format_, text in _FIGURES
+            f"<div><dt>{text}</dt><dd>{told.place(key, format_)}</dd></div>\n"
+            for key, format_, text in _FIGURES
         ),
         source=told.place("configuration_source", "text", tag="code"),
         configuration=escape(report.configuration),

@@ -203,7 +203,7 @@ async def test_those_that_are_down_come_first():
         stats.analyzer(name).turn(int(name != "b"))
     report = await fake_status(stats=stats).report()
     assert [analyzer.name for analyzer in report.analyzers] == ["b", "a", "c"]
-    assert report.warnings == ["1 of 3 analyzers are not subscribed to."]
+    assert report.warnings == ["Not subscribed to 1 of 3 analyzers."]
     stats.analyzers["b"].turn(1)
     stats.max_connections, stats.max_flows = 2, 4
     stats.config.last_reload_successful = 0
@@ -548,3 +548,11 @@ FORMATS = [
 @pytest.mark.parametrize(("format_", "value", "text"), FORMATS)
 def test_formats(format_, value, text):
     assert statuspage.formatted(value, format_, 1000) == text
+
+
+def test_the_script_knows_the_constants_of_the_page():
+    script = statuspage.markup.read("status.js")
+    assert f"SPAN_S = {statuspage.SAMPLES * statuspage.INTERVAL_S:g};" in script
+    assert f"WIDTH = {statuspage._WIDTH}, HEIGHT = {statuspage._HEIGHT}" in script
+    assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
+    assert f'"{statuspage._NO_ANSWER}"' in script

@@ -143,7 +143,8 @@
   function showStatus(status) {
     made ??= shape(status);
     if (made !== shape(status)) {
-      location.reload();
+      // Without what was chosen: it may not be there any more.
+      location.replace(location.pathname);
       return;
     }
     const now = status.timestamp_seconds;
@@ -217,7 +218,8 @@
     stale.hidden = true;
   }
 
-  function missed() {
+  function missed(error) {
+    console.debug(error);
     failures += 1;
     // One answer that is missing can be a restart.
     if (failures < 2) return;
@@ -235,15 +237,17 @@
     if (mine === number && query === wanted()) showTop(top);
   }
 
+  async function refreshStatus() {
+    const status = await ask("api/status");
+    if (status !== null) showStatus(status);
+  }
+
   async function refresh() {
-    try {
-      const [status] = await Promise.all([ask("api/status"), refreshTop()]);
-      if (status !== null) showStatus(status);
-      heard();
-    } catch (error) {
-      console.debug(error);
-      missed();
-    }
+    // Each by itself: what was ranked by may be gone, which only the status tells.
+    const ends = await Promise.allSettled([refreshStatus(), refreshTop()]);
+    const failed = ends.find((end) => end.status === "rejected");
+    if (failed) missed(failed.reason);
+    else heard();
   }
 
   // One refresh after the other, and none while nobody can see it.
