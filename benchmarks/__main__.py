@@ -18,6 +18,7 @@ NAMES = (
     "scrape",
     "memory",
     "stall",
+    "status",
     "growth",
     "start",
 )

@@ -97,26 +97,12 @@ def _scraped(report: Report, program: Program, analyzer: Remote, scraper: Remote
 
 
 def _add_delays(report: Report, what: str, delays_s: list[float], *, targets: bool = True) -> None:
-    waits = sorted(_waits(delays_s))
+    waits = sorted(heartbeat.waits_ms(delays_s))
     for part, wait, limit in (
         ("99 of 100 wait at most", waits[len(waits) * 99 // 100], 10),
         ("longest wait", waits[-1], 50),
     ):
         report.add(f"{what}: {part}", [wait], "ms", target=at_most(limit) if targets else None)
-
-
-def _waits(delays_s: list[float]) -> list[float]:
-    """Return how long somebody would have waited who had come every `INTERVAL_S`, in ms.
-
-    The heartbeat itself sees a stall only once, however many would have come during it.
-    """
-    waits = []
-    for delay_s in delays_s:
-        wait_s = max(delay_s, 0.0)
-        waits.append(wait_s * 1e3)
-        while (wait_s := wait_s - heartbeat.INTERVAL_S) > 0:
-            waits.append(wait_s * 1e3)
-    return waits
 
 
 def _begin(program: Program) -> None:

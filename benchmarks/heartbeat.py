@@ -58,6 +58,20 @@ class Measured(app.App):
             self.clock.now()
 
 
+def waits_ms(delays_s: list[float]) -> list[float]:
+    """Return how long somebody would have waited who had come every `INTERVAL_S`, in ms.
+
+    The heartbeat itself sees a stall only once, however many would have come during it.
+    """
+    waits = []
+    for delay_s in delays_s:
+        wait_s = max(delay_s, 0.0)
+        waits.append(wait_s * 1e3)
+        while (wait_s := wait_s - INTERVAL_S) > 0:
+            waits.append(wait_s * 1e3)
+    return waits
+
+
 def _now_s() -> float:
     return time.monotonic() + Measured._ahead_s
 

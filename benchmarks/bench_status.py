@@ -1,0 +1,109 @@
+"""What does the status page cost, and the event loop meanwhile, when the table is large?"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+
+from benchmarks import heartbeat, programs
+from benchmarks.analyzer import Analyzer
+from benchmarks.flows import FIRST_ROUND
+from benchmarks.harness import LARGE, Remote, Report, at_most
+from benchmarks.programs import Program
+
+ASKED = 7
+"""How often each is asked for."""
+
+APART_S = 1.2
+"""Longer than an answer is shared."""
+
+PAGES = 10
+"""Open at once, each of which asks for the same."""
+
+MIB = 2**20
+
+
+def run(report: Report) -> None:
+    with Remote(Analyzer, LARGE) as analyzer, programs.heartbeat(analyzer) as program:
+        analyzer.call("load", 0, LARGE)
+        program.round(FIRST_ROUND)
+        assert program.metric("skyfast_connections") == LARGE
+        _measure(report, program, "idle", None)
+        for what, path, limit_ms in (
+            ("/api/top, 50 by bytes", "/api/top?by=bytes&n=50", 100),
+            ("/api/top, 1,000 by round-trip time", "/api/top?by=rtt&n=1000", 200),
+            ("/api/top, with a filter", "/api/top?filter=10.1", 200),
+            ("/api/top, a filter that fits nothing", "/api/top?filter=nobody", 200),
+            ("/api/status", "/api/status", 10),
+            ("/, with 20 connections", "/", 150),
+        ):
+            _measure(report, program, what, path, limit_ms=limit_ms)
+        _rates(report, program)
+        _together(report, program)
+
+
+def _rates(report: Report, program: Program) -> None:
+    path = "/api/top?by=bytes_per_second"
+    before = program.memory()
+    program.command("begin")
+    seconds = programs.get(program.port, path).seconds
+    _add(report, "/api/top, by bytes/s, which takes a snapshot", [seconds], _longest_ms(program))
+    report.add("memory of the snapshot", [(program.memory() - before) / MIB], "MiB")
+    time.sleep(APART_S)
+    _measure(report, program, "/api/top, by bytes/s, against the snapshot", path, limit_ms=100)
+
+
+def _together(report: Report, program: Program) -> None:
+    """Ask for the same by many at once: that costs as much as one."""
+
+    def ask() -> None:
+        programs.get(program.port, "/api/top?n=51")
+
+    costs_s = []
+    for ask_all in (ask, lambda: _at_once([ask] * PAGES)):
+        before_s = program.settle()
+        ask_all()
+        costs_s.append(program.settle() - before_s)
+        time.sleep(APART_S)
+    one_s, all_s = costs_s
+    report.add("CPU time of one /api/top", [one_s * 1e3], "ms")
+    report.add(f"of {PAGES} at once", [all_s * 1e3], "ms", to="one", over=[one_s * 1e3])
+
+
+def _at_once(tasks: list[Callable[[], None]]) -> None:
+    threads = [threading.Thread(target=task) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _measure(
+    report: Report, program: Program, what: str, path: str | None, *, limit_ms: float = 0
+) -> None:
+    """Ask for a page again and again, or only wait for as long."""
+    program.command("begin")
+    seconds = []
+    for _ in range(ASKED):
+        if path is not None:
+            seconds.append(programs.get(program.port, path).seconds)
+        time.sleep(APART_S)
+    longest_ms = _longest_ms(program)
+    if path is None:
+        report.add(f"{what}: the event loop's longest pause", [longest_ms], "ms")
+    else:
+        _add(report, what, seconds, longest_ms, limit_ms=limit_ms)
+
+
+def _add(
+    report: Report, what: str, seconds: list[float], longest_ms: float, *, limit_ms: float = 0
+) -> None:
+    target = at_most(limit_ms) if limit_ms else None
+    report.add(what, [each * 1e3 for each in seconds], "ms", target=target)
+    report.add("the event loop's longest pause meanwhile", [longest_ms], "ms", target=at_most(50))
+
+
+def _longest_ms(program: Program) -> float:
+    """End what was begun, and return the longest pause since, in ms."""
+    delays_s: list[float] = json.loads(program.command("end"))
+    return max(heartbeat.waits_ms(delays_s))
