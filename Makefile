@@ -10,7 +10,7 @@ BENCH ?= all
 # The groups of dependencies that the environment of CI has.
 GROUPS := build test lint coverage
 
-.PHONY: run test build lint format locked lock audit bench bench-plots dist clean
+.PHONY: run test build lint format locked lock audit bench bench-plots screenshots dist clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
@@ -49,6 +49,10 @@ bench: $(VENV)/.built $(VENV)/.test
 
 bench-plots: $(VENV)/.built $(VENV)/.test $(VENV)/.plots
 	$(BIN)/python -m benchmarks.plots
+
+# Draws the pictures of docs/status.md anew, in a bit more than ten minutes.
+screenshots: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m tests.screenshots
 
 dist: $(VENV)/.made
 	$(PIP) install --quiet build
