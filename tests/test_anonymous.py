@@ -59,6 +59,17 @@ def test_addresses_are_one_to_one_and_keep_their_use(kind: Any, data: st.DataObj
             assert getattr(shown, trait) == getattr(given_, trait)
 
 
+def test_no_address_becomes_one_of_another_kind() -> None:
+    def kind(text: str) -> tuple[bool, ...]:
+        one = ipaddress.ip_address(text)
+        return one.is_multicast, one.is_loopback, one.is_link_local, text.startswith("10.")
+
+    addresses = [f"{first}.1.2.3" for first in range(256)] + ["169.254.7.7", "172.16.0.1"]
+    shown = [address(each) for each in addresses]
+    assert len(set(shown)) == len(addresses)
+    assert [kind(each) for each in shown] == [kind(each) for each in addresses]
+
+
 @pytest.mark.parametrize(
     "network", ["10.0.0.0/8", "8.8.0.0/16", "192.168.0.0/16", "2001:db8::/32", "fd77::/16"]
 )
