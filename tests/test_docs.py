@@ -318,6 +318,29 @@ def test_the_make_targets_of_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+FIGURES = [
+    ("skyfast, known flows", "CPU time of a known flow", 1, "{:.1f} µs", 1e-3),
+    ("Go connector, known flows", "CPU time of a known flow", 2, "{:.1f} µs", 1e-3),
+    ("skyfast, new flows", "CPU time of a new flow", 1, "{:.1f} µs", 1e-3),
+    ("Go connector, new flows", "CPU time of a new flow", 2, "{:.1f} µs", 1e-3),
+    ("page, gzip", "a page of 100,000", 1, "{:.2f} s", 1),
+    ("Go connector, gzip", "a page of 100,000", 2, "{:.1f} s", 1),
+    ("the same, first byte", "its first byte", 1, "{:.3f} s", 1e-3),
+]
+
+
+@pytest.mark.parametrize(("measured", "row", "column", "form", "factor"), FIGURES)
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks(
+    measured: str, row: str, column: int, form: str, factor: float
+) -> None:
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text()
+    (figure,) = re.findall(rf"\| {measured} \| ([\d,.]+) ", benchmarks)
+    shown = form.format(float(figure.replace(",", "")) * factor)
+    rows = table("| | skyfast | Go connector |", (ROOT / "README.md").read_text())
+    (cells,) = (cells for cells in rows if cells[0].startswith(row))
+    assert cells[column] == shown
+
+
 # What goes wrong
 
 
