@@ -950,6 +950,7 @@ cdef class Table:
     cdef bint created[MAX_VIEWS_]       # for it
     cdef char *escaped                  # MAX_CELL
     cdef bint met_unknown
+    cdef int64_t oldest_ms, newest_ms       # of `Last` in the reports of the latest update
     # overflow
     cdef bint overflows                 # what finds no room is added up in `other` rows
     cdef bint overflowed                # ... and some was
@@ -1378,6 +1379,8 @@ cdef class Table:
             if view.rows.live == 0:
                 view.wheel.next_s = <uint32_t>floor(now)
         self.met_unknown = False
+        self.oldest_ms = INT64_MAX
+        self.newest_ms = 0
         while at < count:
             size = <uint32_t>min(count - at, <Py_ssize_t>BATCH)
             size = self._read(flows, at, size)
@@ -1451,6 +1454,9 @@ cdef class Table:
         wrong = read_integer(value_of(flow, &reader.last, self.slots), &report.last_ms)
         if unlikely(wrong):
             return wrong
+        self.newest_ms = max(self.newest_ms, report.last_ms)
+        if likely(report.last_ms):
+            self.oldest_ms = min(self.oldest_ms, report.last_ms)
         wrong = read_integer(value_of(flow, &reader.finish, self.slots), &finish)
         if unlikely(wrong):
             return wrong
@@ -3091,6 +3097,14 @@ cdef class Table:
         """Reports whose ``FinishType`` was set, by its meaning, whether they were news or not."""
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.finishes[i] for i in range(4)}
+
+    @property
+    def times_ms(self):
+        """The earliest and the latest ``Last`` in the latest `update`, in Unix milliseconds.
+
+        Reports that have none are left out; without any, the latest is 0 and before the earliest.
+        """
+        return self.oldest_ms, self.newest_ms
 
     @property
     def met_unknown_flow(self):

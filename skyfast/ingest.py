@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from skyfast.dates import Dates
 from skyfast.filters import Admission
 from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 from skyfast.wire import Envelope, FlowTypes
@@ -47,6 +48,8 @@ class Updatable(Protocol):
     def update(self, flows: list[Flow], now: float, start: int = 0) -> int: ...
     @property
     def met_unknown_flow(self) -> bool: ...
+    @property
+    def times_ms(self) -> tuple[int, int]: ...
 
 
 class StatsSink(Protocol):
@@ -83,6 +86,7 @@ class Ingest:
         self._now = now
         self._skipped = stats.flows_skipped
         self._admitted = admitted
+        self._dates = Dates(table)
         self._messages = msgspec.json.Decoder(_message_type(types.Flow))
         self._new_messages = msgspec.json.Decoder(_message_type(types.NewFlow))
         self._full_messages = msgspec.json.Decoder(_message_type(types.FullFlow))
@@ -114,6 +118,7 @@ class Ingest:
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
         done = self._table.update(admitted, self._now())
+        self._dates.check(admitted, data, analyzer)
         if done < len(admitted):
             self._decode_fully(bytes(data), _position(admitted[done], flows))
         unknown = self._table.met_unknown_flow
@@ -140,18 +145,20 @@ class Ingest:
             return
         match _kind(envelope.Namespace, envelope.Type, analyzer):
             case "flow", "store":
-                self._take_singly(envelope.Obj, analyzer)
+                self._take_singly(envelope.Obj, data, analyzer)
             case "stats", "stats":
                 self._captures.message(envelope.Obj, self._now())
 
-    def _take_singly(self, obj: msgspec.Raw, analyzer: AnalyzerStats) -> None:
+    def _take_singly(self, obj: msgspec.Raw, data: bytes, analyzer: AnalyzerStats) -> None:
         try:
             raws = self._raw_list.decode(obj)
         except _UNDECODABLE:
             analyzer.errors["not_a_list"] += 1
             return
         analyzer.flows += len(raws)
-        self._table.update(self._admitted(self._one_by_one(raws)), self._now())
+        admitted = self._admitted(self._one_by_one(raws))
+        self._table.update(admitted, self._now())
+        self._dates.check(admitted, data, analyzer)
 
     def _open(self, data: bytes) -> Envelope:
         try:

@@ -50,6 +50,9 @@ SKIP_REASONS = (
 CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many")
 """Why a report of a capture's statistics was not used."""
 
+MISDATED_REASONS = ("ahead", "behind")
+"""How the time of a flow differs from ours, beyond the bounds of `skyfast.dates`."""
+
 RECONNECT_REASONS = (
     "refused",
     "unauthorized",
@@ -129,6 +132,7 @@ class AnalyzerStats:
     )
     errors: dict[str, int] = field(default_factory=lambda: _zeros(*MESSAGE_ERRORS))
     reconnects: dict[str, int] = field(default_factory=lambda: _zeros(*RECONNECT_REASONS))
+    misdated: dict[str, int] = field(default_factory=lambda: _zeros(*MISDATED_REASONS))
 
     def turn(self, up: int) -> None:
         """Let it be ``up`` from now on, where it was not."""
@@ -369,6 +373,16 @@ def _subscription_families(stats: Stats) -> Iterable[_Family]:
         "counter",
         "Flow reports in the messages of the analyzer.",
         [(labels, analyzer.flows) for labels, analyzer in analyzers],
+    )
+    yield _Family(
+        "skyfast_flows_misdated_total",
+        "counter",
+        "Flow reports whose time is far from ours.",
+        [
+            ({**labels, "reason": reason}, count)
+            for labels, analyzer in analyzers
+            for reason, count in analyzer.misdated.items()
+        ],
     )
 
 

@@ -330,6 +330,10 @@ def test_new_flows_are_decoded_once_where_they_come_in_numbers() -> None:
         def met_unknown_flow(self) -> bool:
             return sink.table.met_unknown_flow
 
+        @property
+        def times_ms(self) -> tuple[int, int]:
+            return sink.table.times_ms
+
     sink.ingest._table = Spy()
     for uuids in ("a", "b", "a", "a", "c", "d"):
         sink.take(message(flow(uuids, Last=len(used) + 3000)))

@@ -5,13 +5,23 @@ import contextlib
 import gzip
 import os
 import signal
+import time
 import zlib
 from pathlib import Path
 
 import pytest
 
 from tests.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, Fault, frame
-from tests.faults.trial import MEMORY_BYTES, SOME, Reason, Trial, beside_the_others, trial
+from tests.faults.trial import (
+    MEMORY_BYTES,
+    SOME,
+    Reason,
+    Trial,
+    beside_the_others,
+    flow,
+    messages,
+    trial,
+)
 
 SOCKET_BYTES = 64 << 20
 """More than Linux lets wait in a connection: the largest buffers of both its ends."""
@@ -145,6 +155,33 @@ async def test_it_falls_silent_and_goes_on_pinging(directory: Path) -> None:
         on_trial.silent = False
         await on_trial.has_recovered(
             counted={reconnects("silent"): SOME}, logged=["the subscription fell silent"]
+        )
+
+
+@beside_the_others
+async def test_the_clock_of_one_of_its_agents_is_wrong(directory: Path) -> None:
+    async with trial(directory) as on_trial:
+        now_ms = time.time_ns() // 1_000_000
+        wrong = [
+            flow(300, 0, uuid="f0", node="future", last_ms=now_ms + 300_000),
+            flow(301, 0, uuid="f1", node="past", last_ms=now_ms - 3_600_000),
+            flow(302, 0, uuid="f2", node="at-boot", last_ms=1),
+            # As far as clocks may differ, and agents may wait.
+            flow(303, 0, uuid="f3", last_ms=now_ms + 30_000),
+            flow(304, 0, uuid="f4", last_ms=now_ms - 680_000),
+        ]
+        on_trial.totals |= dict.fromkeys(range(300, 305), 0)
+        for message in messages(wrong):
+            await on_trial.subscriber.send(message)
+        await on_trial.has_page()
+        counted = {("skyfast_flows_misdated_total", "ahead"): 1}
+        counted |= {("skyfast_flows_misdated_total", "behind"): 2}
+        await on_trial.has_recovered(
+            counted=counted,
+            logged=[
+                "a flow of node_tid future is dated 300 s ahead of our clock",
+                "a flow of node_tid past is dated 3600 s behind our clock",
+            ],
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.analyzer import FakeAnalyzer
-from tests.faults.trial import SOME, Trial, beside_the_others, trial
+from tests.faults.trial import FLOWS, SOME, Trial, beside_the_others, trial
 from tests.process import ROOT
 
 PAUSE_S = 7.0
@@ -55,6 +55,10 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 
 def reconnects(reason: str) -> tuple[str, str]:
     return ("skyfast_reconnects_total", reason)
+
+
+def misdated(reason: str) -> tuple[str, str]:
+    return ("skyfast_flows_misdated_total", reason)
 
 
 # Names ---------------------------------------------------------------------------------------
@@ -122,7 +126,14 @@ async def test_the_clock_jumps_an_hour_both_ways(directory: Path) -> None:
             shown_s = metrics[on_trial.series("skyfast_last_message_timestamp_seconds")]
             assert abs(shown_s - time.time() - to_s) < HOUR_S / 2
             assert metrics["skyfast_connections_expired_total"] == expired
-        await on_trial.has_recovered(counted={})
+        # To it, the flows' own times are wrong by an hour, once each way.
+        await on_trial.has_recovered(
+            counted={misdated("ahead"): FLOWS, misdated("behind"): FLOWS},
+            logged=[
+                "a flow of node_tid node is dated 3600 s ahead of our clock",
+                "a flow of node_tid node is dated 3600 s behind our clock",
+            ],
+        )
 
 
 async def pause(on_trial: Trial, for_s: float) -> None:
@@ -151,7 +162,7 @@ async def test_it_is_stopped_for_so_long_that_it_is_given_up(directory: Path) ->
         await on_trial.has_page()
         await on_trial.has_recovered(
             counted={reconnects("overload"): 1},
-            logged=["paused for 30 s", "too slow: it was kept waiting for 30 s"],
+            logged=["paused for 3", "too slow: it was kept waiting for 3"],
         )
 
 

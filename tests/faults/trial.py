@@ -60,6 +60,7 @@ COUNTED = (
     "skyfast_reconnects_total",
     "skyfast_message_errors_total",
     "skyfast_flows_skipped_total",
+    "skyfast_flows_misdated_total",
     "skyfast_topology_errors_total",
     "skyfast_capture_reports_skipped_total",
     "skyfast_scrapes_failed_total",

@@ -1,0 +1,108 @@
+"""Whether flows are dated as they can be: an agent whose clock is wrong is counted and named.
+
+Of what is exported, only the metrics ``start`` and ``last`` show the agents' times. But whether a
+report is late is told by them too, and a clock of ours that is wrong looks the same from here.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+
+from skyfast.logs import LogLimit, printable
+from skyfast.selfmetrics import AnalyzerStats
+
+log = logging.getLogger(__name__)
+
+MAX_AHEAD_S: Final = 60.0
+"""How far a flow's latest packet may lie in the future: what clocks that are set may differ by."""
+
+MAX_BEHIND_S: Final = 720.0
+"""How far in the past. Agents report a flow for the last time when it was silent for 600 s
+(``flow.expire``), at the next ``flow.update`` (60 s); the rest is what clocks may differ by."""
+
+LOG_INTERVAL_S: Final = 60.0
+"""An analyzer's flows of one kind are named once in this time."""
+
+Flow = Any
+"""A struct of the plan's flow types, which all have ``Last``."""
+
+
+class Dated(Protocol):
+    """The part of the table that knows what the latest update was dated."""
+
+    @property
+    def times_ms(self) -> tuple[int, int]: ...
+
+
+class _Origin(msgspec.Struct, gc=False):
+    NodeTID: str = ""
+    Last: int = 0
+
+
+class _Message(msgspec.Struct, gc=False):
+    Obj: list[_Origin] = []
+
+
+_MESSAGE = msgspec.json.Decoder(_Message)
+
+
+class Dates:
+    """Looks at the times in each update of a table."""
+
+    def __init__(self, table: Dated, *, wall_clock: Callable[[], float] = time.time) -> None:
+        """Prepare; ``wall_clock`` gives Unix seconds."""
+        self._table = table
+        self._wall_clock = wall_clock
+        self._limit = LogLimit(LOG_INTERVAL_S)
+
+    def check(
+        self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
+    ) -> None:
+        """Count those of ``flows``, the table's latest update, that cannot be dated as they are.
+
+        ``data`` is the message that they came in. This costs next to nothing where all are well.
+        """
+        now_ms = self._wall_clock() * 1000
+        earliest_ms, latest_ms = now_ms - MAX_BEHIND_S * 1000, now_ms + MAX_AHEAD_S * 1000
+        oldest_ms, newest_ms = self._table.times_ms
+        if newest_ms > latest_ms:
+            # What is beyond the newest is no time at all: the table has skipped that flow.
+            wrong = [flow for flow in flows if latest_ms < flow.Last <= newest_ms]
+            self._found("ahead", wrong, data, analyzer)
+        if oldest_ms < earliest_ms:
+            wrong = [flow for flow in flows if oldest_ms <= flow.Last < earliest_ms]
+            self._found("behind", wrong, data, analyzer)
+
+    def _found(
+        self,
+        reason: Literal["ahead", "behind"],
+        wrong: list[Flow],
+        data: bytes | bytearray | memoryview,
+        analyzer: AnalyzerStats,
+    ) -> None:
+        analyzer.misdated[reason] += len(wrong)
+        suffix = self._limit.admit((analyzer.name, reason))
+        if suffix is not None:
+            log.warning(
+                "analyzer %s: a flow of %s is dated %.0f s %s our clock%s",
+                analyzer.name,
+                _origin(wrong[0], data),
+                abs(wrong[0].Last / 1000 - self._wall_clock()),
+                "ahead of" if reason == "ahead" else "behind",
+                suffix,
+            )
+
+
+def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
+    """Return where a flow of the message was captured, fit for a log."""
+    name = getattr(flow, "NodeTID", "")  # not every plan has it
+    if not name:
+        try:
+            origins = _MESSAGE.decode(data).Obj
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            origins = []  # of a message that could be read flow by flow only
+        name = next((origin.NodeTID for origin in origins if origin.Last == flow.Last), "")
+    return f"node_tid {printable(name)}" if name else "an unknown interface"

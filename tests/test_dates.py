@@ -1,0 +1,92 @@
+"""Whether flows are dated as they can be, and who is named where they are not."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from skyfast.dates import MAX_AHEAD_S, MAX_BEHIND_S
+from tests.test_ingest import Sink, flow, message
+
+SLACK_S = 10.0
+HOUR_S = 3600.0
+NO_NODE = {"labels": ["initiator_ip"], "views": []}
+
+
+def dated(uuid: str, seconds: float, **fields: Any) -> dict[str, Any]:
+    """Return a flow whose latest packet was seen so many seconds from now."""
+    return flow(uuid, Last=int((time.time() + seconds) * 1000), **fields)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason"),
+    [
+        (0, None),
+        (MAX_AHEAD_S - SLACK_S, None),
+        (SLACK_S - MAX_BEHIND_S, None),
+        (MAX_AHEAD_S + SLACK_S, "ahead"),
+        (-MAX_BEHIND_S - SLACK_S, "behind"),
+        (-time.time() + 1, "behind"),
+    ],
+)
+def test_a_time_that_cannot_be_is_counted(
+    seconds: float, reason: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = Sink()
+    sink.take(message(dated("1", 0), dated("2", seconds), dated("3", seconds)))
+    counted = {reason: 2} if reason else {}
+    assert {key: n for key, n in sink.analyzer.misdated.items() if n} == counted
+    assert sink.table.flows == 3, "they are used all the same"
+    assert len(lines(caplog)) == bool(reason)
+
+
+def test_the_interface_is_named_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    sink = Sink()
+    for uuid in ("1", "2"):
+        sink.take(message(dated(uuid, 0), dated(uuid + "0", HOUR_S, NodeTID="\x1b[31m")))
+    sink.take(message(dated("1", 0), dated("30", -HOUR_S, NodeTID="another")))
+    assert lines(caplog) == [
+        r"analyzer analyzer:8082: a flow of node_tid \x1b[31m is dated 3600 s ahead of our clock",
+        "analyzer analyzer:8082: a flow of node_tid another is dated 3600 s behind our clock",
+    ]
+
+
+def test_it_is_named_where_it_is_no_label(caplog: pytest.LogCaptureFixture) -> None:
+    sink = Sink(**NO_NODE)
+    sink.take(message(dated("1", 0, NodeTID="well"), dated("2", HOUR_S, NodeTID="wrong")))
+    (line,) = lines(caplog)
+    assert "a flow of node_tid wrong is dated 3600 s ahead" in line
+
+
+def test_flows_of_a_message_that_is_not_all_good_are_looked_at_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sink = Sink()
+    sink.take(message(dated("1", HOUR_S), b'{"UUID":5}'))
+    assert sink.analyzer.misdated == {"ahead": 1, "behind": 0}
+    named = Sink(**NO_NODE)
+    named.take(message(dated("1", HOUR_S), b'{"NodeTID":5,"UUID":5}'))
+    assert named.analyzer.misdated == {"ahead": 1, "behind": 0}
+    assert "a flow of an unknown interface is dated" in lines(caplog)[1]
+
+
+def test_numbers_that_are_no_times_are_left_to_the_table() -> None:
+    sink = Sink()
+    huge = json.dumps(dated("2", 0)).encode().replace(b'"Last": ', b'"Last": ' + b"9" * 400)
+    sink.take(message(dated("1", HOUR_S), huge, dated("3", -HOUR_S), flow("4", Last=-1)))
+    sink.take(message(flow("5", Last=0)))
+    assert sink.analyzer.misdated == {"ahead": 1, "behind": 1}
+    assert sink.skipped == {"out_of_range": 2}
+
+
+def test_what_the_rules_drop_is_not_counted() -> None:
+    sink = Sink(excluded_tags=["other"])
+    sink.take(message(dated("1", HOUR_S)))
+    sink.take(message(dated("1", 0)))
+    assert sink.skipped == {"excluded": 2}
+    assert sink.analyzer.misdated == {"ahead": 0, "behind": 0}
