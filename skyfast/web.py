@@ -18,7 +18,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
 
 from skyfast import __version__, cardinality, exposition, markup, ranking, status, statuspage
 from skyfast.config import Config, Web
@@ -178,7 +180,7 @@ class WebServer:
     async def start(self) -> None:
         """Listen. Raises OSError where the address or its port cannot be had."""
         loop = asyncio.get_running_loop()
-        manager = web.Server(self._answer, handler_cancellation=True)
+        manager = web.Server(self._answer, request_factory=_request, handler_cancellation=True)
         listeners = await _listen(self._address, self._port)
         self._port = listeners[0].getsockname()[1]
         for listener in listeners:
@@ -704,6 +706,22 @@ class _Connection(web.RequestHandler):
     def _expire(self) -> None:
         self.late = self._answering
         self.shut()
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: web.RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    """Make a request of one that was read; those of other versions become HTTP/1.0.
+
+    aiohttp reads HTTP/0.9 and HTTP/2.0 where they look like HTTP/1, and would answer in them.
+    """
+    if message.version not in {HttpVersion10, HttpVersion11}:
+        message = message._replace(version=HttpVersion10)
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
 def _peer(client: socket.socket) -> Any:

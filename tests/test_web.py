@@ -750,6 +750,15 @@ async def test_pipelined_requests_are_answered_in_order():
         assert (await client.answer()).body == FLOWS
 
 
+@pytest.mark.parametrize("version", ["0.9", "2.0"])
+async def test_other_versions_are_answered_in_one_that_there_is(version):
+    async with Site() as site:
+        client = await site.ask(request("/-/healthy", version=version))
+        async with client:
+            assert (await client.read_until(b" ")) == b"HTTP/1.0 "
+            assert await client.end() == "closed"
+
+
 @on_both_loops
 async def test_http_1_0():
     """Its pages have no length and end with the connection, whatever the client asks."""
