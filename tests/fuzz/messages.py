@@ -1,0 +1,332 @@
+"""Messages of analyzers: recordings, changed. What they must not do is in `Messages.run`.
+
+A case is a JSON text sequence (RFC 7464): records that begin with the byte 0x1E, of which the first
+names the configuration under ``tests/data/configs``, and the others are messages.
+"""
+
+import json
+import random
+from functools import cache
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as text_string_to_openmetrics_families,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from skyfast import _table, config
+from skyfast.captures import Captures
+from skyfast.catalogue import make_plan
+from skyfast.filters import admission, classifier, reads
+from skyfast.ingest import Ingest
+from skyfast.names import Names
+from skyfast.plan import Plan
+from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.wire import FIELDS, flow_types
+from tests.fuzz.driver import Target
+from tests.fuzz.mutation import NUMBERS, TEXTS, copied, places, wrong_bytes, wrong_value
+
+DATA = Path(__file__).parent.parent / "data"
+RECORD = b"\x1e"
+MAX_CONNECTIONS = 20
+MAX_TABLE_BYTES = 64 << 20
+NO_ROOM = ("table_full", "duplicate", "other_shard")
+
+KEYS = sorted({name for path in FIELDS for name in path} | {"Obj", "Namespace", "Type", "uuid"})
+
+GOOD = {
+    "Network": {"Protocol": "IPV4", "A": "192.0.2.1", "B": "192.0.2.2"},
+    "Transport": {"Protocol": "TCP", "A": 50_000, "B": 65_000},
+    "Metric": {"ABPackets": 1, "ABBytes": 1234567, "BAPackets": 1, "BABytes": 1},
+    "NodeTID": "sentinel",
+    "Start": 1,
+    "Last": 2,
+}
+
+
+class Verbatim(bytes):
+    """JSON, or what is none, that is written as it is."""
+
+
+VERBATIM = tuple(
+    Verbatim(text)
+    for text in (
+        *(b'"\\ud800"', b'"\\udc00\\ud800"', b'"\\ud83d\\ude00"', b'"\xff\xfe"', b'"\xc0\x80"'),
+        *(b'"\xed\xa0\x80"', b'"\\u0000"', b'"\0"', b'"\\x"', b'"a\nb"', b"NaN", b"-Infinity"),
+        *(b"01", b"1.", b"-", b"1e400", b"1E+2", b"-0", b"1.0", b"9" * 5000, b"0." + b"1" * 5000),
+        *(b"[" * 70 + b"]" * 70, b"[" * 3000 + b"]" * 3000, b'{"a":' * 2000 + b"1" + b"}" * 2000),
+        *(b"[" * 500, b"tru", b"", b",", b'{"a":1,"a":2}', b"{1:2}", b"'a'", b"/**/1"),
+    )
+)
+
+
+@cache
+def recorded() -> list[dict[str, Any]]:
+    """Return the messages of all recordings."""
+    lines = [
+        line
+        for path in sorted((DATA / "recordings").glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    return [json.loads(line) for line in lines]
+
+
+@cache
+def configured(name: str) -> tuple[config.Config, Plan]:
+    """Return a configuration and its plan, the default where there is none of this name."""
+    path = DATA / "configs" / f"{name}.yml"
+    text = path.read_text() if path.is_file() else ""
+    environ = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082"}
+    made = config.parse(text, environ, source=path.name)
+    return made, make_plan(made, names=Names(keep_s=0))
+
+
+class Messages(Target):
+    """Feeds an ingest with a table behind it."""
+
+    name: ClassVar[str] = "messages"
+
+    def __init__(self) -> None:
+        self._configurations = [
+            "default",
+            *sorted(path.stem for path in (DATA / "configs").glob("*.yml")),
+        ]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def generate(self, rng: random.Random) -> bytes:
+        records = [rng.choice(self._configurations).encode()]
+        known: list[dict[str, Any]] = []
+        records += [_message(rng, known) for _ in range(rng.choice((1, 2, 3, 6)))]
+        return RECORD + RECORD.join(records)
+
+    def run(self, case: bytes) -> None:
+        """Look whether every message is counted, and every page is one.
+
+        Nothing is raised, whatever comes; a message is counted once; its flows are, if Python's own
+        reader sees them too; no more are skipped than came; what was taken is in the table;
+        an independent reader takes the page, in which each series is once; and afterwards a good
+        message is taken as if nothing had been.
+        """
+        _, name, *messages = (case if case.startswith(RECORD) else RECORD + case).split(RECORD)
+        fed = _Fed(name.decode(errors="replace"))
+        for now, message in enumerate(messages, 100):
+            fed.now = float(now)
+            fed.take(message)
+            fed.check_page()
+        fed.take_good_one()
+        fed.check_page()
+
+
+def _message(rng: random.Random, known: list[dict[str, Any]]) -> bytes:
+    """Make one message; its flows, or some of those that went before, go to ``known``."""
+    message = dict(rng.choice(recorded()))
+    if isinstance(message["Obj"], list):
+        some = rng.sample(message["Obj"], min(len(message["Obj"]), rng.randrange(1, 4)))
+        if known and rng.random() < 0.5:
+            some.append(_later(rng, rng.choice(known)))
+        message["Obj"] = some
+        known += some
+    message = copied(message)
+    for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
+        wrong_value(rng, message, KEYS)
+    if rng.random() < 0.2:
+        _put_verbatim(rng, message)
+    data = _encoded(rng, message)
+    if rng.random() < 0.15:
+        data = wrong_bytes(rng, data)
+    if rng.random() < 0.03:
+        data = rng.choice((data + data, data.decode(errors="replace").encode("utf-16"), b""))
+    return data.replace(RECORD, b"")
+
+
+def _later(rng: random.Random, flow: dict[str, Any]) -> dict[str, Any]:
+    """Return a later report of a flow: more, less, or numbers beyond any sense."""
+    later: dict[str, Any] = copied(flow)
+    later["Last"] = rng.choice((later.get("Last", 0) + 1000, *NUMBERS))
+    metric = later.get("Metric")
+    if isinstance(metric, dict):
+        for name in metric:
+            metric[name] = rng.choice((metric[name], rng.randrange(10**6), rng.choice(NUMBERS)))
+    if rng.random() < 0.2:
+        later["FinishType"] = rng.choice((1, 2, 3, 4, -1, 2**40))
+    if rng.random() < 0.2:
+        later["UUID"] = rng.choice(TEXTS)
+    return later
+
+
+def _put_verbatim(rng: random.Random, message: dict[str, Any]) -> None:
+    holder: Any = message
+    if isinstance(message.get("Obj"), list) and message["Obj"] and rng.random() < 0.8:
+        holder = rng.choice(message["Obj"])
+        parts = [each for each in places(holder) if isinstance(each[0][each[1]], dict)]
+        if parts and rng.random() < 0.5:
+            owner, at = rng.choice(parts)
+            holder = owner[at]
+    if isinstance(holder, dict):
+        holder[rng.choice([*holder, "x"])] = rng.choice(VERBATIM)
+
+
+def _encoded(rng: random.Random, tree: Any) -> bytes:
+    """Write a tree as JSON, in one of the ways in which that can be done."""
+    space = rng.choice((b"", b"", b"", b" ", b"\n\t"))
+    ascii_only = rng.random() < 0.5
+    twice = rng.random() < 0.1
+
+    def write(value: Any) -> bytes:
+        if isinstance(value, Verbatim):
+            return value
+        if isinstance(value, dict):
+            items = list(value.items())
+            if twice and items:
+                items.append(rng.choice(items))
+            return (
+                b"{"
+                + (b"," + space).join(
+                    write(str(key)) + b":" + space + write(each) for key, each in items
+                )
+                + b"}"
+            )
+        if isinstance(value, list):
+            return b"[" + (b"," + space).join(map(write, value)) + b"]"
+        text = json.dumps(value, ensure_ascii=ascii_only)
+        return text.encode(errors="surrogatepass")
+
+    return write(tree)
+
+
+class _Fed:
+    """An ingest of one configuration, and everything that it writes to."""
+
+    _numbers = count()
+
+    def __init__(self, name: str) -> None:
+        made, plan = configured(name)
+        self.name = name
+        self.standard = made.store.naming == "standard"
+        self.plan = plan
+        self.now = 100.0
+        self.stats = Stats()
+        self.analyzer = AnalyzerStats("analyzer:8082")
+        self.captures = Captures(naming=made.store.naming, stats=self.stats.captures)
+        types = flow_types(plan, also=reads(made.filter))
+        self.table = _table.Table(
+            plan,
+            types,
+            max_connections=MAX_CONNECTIONS,
+            max_flows=2 * MAX_CONNECTIONS,
+            timeout_s=75,
+            view_timeouts_s=[3600] * (len(plan.views) - 1),
+        )
+        self.ingest = Ingest(
+            types=types,
+            table=self.table,
+            admitted=admission(
+                made.filter,
+                classifier(made.classify.cluster_net_masks),
+                requirements=plan.requirements,
+                skipped=self.stats.flows_skipped,
+                filtered=self.stats.flows_filtered,
+            ),
+            captures=self.captures,
+            stats=self.stats,
+            now=lambda: self.now,
+        )
+        self._check = getattr(_table, "check", lambda table: None)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return how many messages were counted, how many flows, and how many unused."""
+        errors = self.analyzer.errors
+        return (
+            sum(self.analyzer.messages.values()) + errors["malformed"] + errors["not_a_message"],
+            self.analyzer.flows,
+            sum(self.table.skipped.values())
+            + sum(self.stats.flows_skipped.values())
+            + sum(self.stats.flows_filtered.values()),
+        )
+
+    def take(self, message: bytes) -> None:
+        messages, flows, unused = self.counts()
+        errors = dict(self.analyzer.errors)
+        self.ingest.message(message, self.analyzer)
+        self._check(self.table)
+        now_messages, now_flows, now_unused = self.counts()
+        assert now_messages == messages + 1, "a message is counted once"
+        came = now_flows - flows
+        assert 0 <= now_unused - unused <= came, "no flow is skipped that did not come"
+        if now_unused - unused < came:
+            assert self.table.flows or self.table.overflowed_total, "what is taken is there"
+        if self.analyzer.errors == errors and (seen := _flows_in(message)) is not None:
+            assert came == seen, "every flow is counted"
+        assert self.table.bytes < MAX_TABLE_BYTES
+        assert self.table.connections <= MAX_CONNECTIONS + 1
+        assert self.table.flows <= 2 * MAX_CONNECTIONS
+
+    def take_good_one(self) -> None:
+        flow = GOOD | {"UUID": f"5e{next(self._numbers):x}"}
+        before = self.counts()
+        message = {"Namespace": "flow", "Type": "store", "Obj": [flow]}
+        skipped = self.table.skipped
+        self.ingest.message(json.dumps(message).encode(), self.analyzer)
+        self._check(self.table)
+        messages, flows, unused = self.counts()
+        assert (messages, flows) == (before[0] + 1, before[1] + 1)
+        if unused == before[2]:
+            assert self.table.flows or self.table.overflowed_total
+            if self.name == "default":
+                assert b" 1234567\n" in self.page()
+        elif not sum(self.stats.flows_filtered.values()):
+            (reason,) = (r for r, n in self.table.skipped.items() if n != skipped[r])
+            assert reason in NO_ROOM, reason
+
+    def page(self, *, openmetrics: bool = False) -> bytes:
+        page = self.table.page(self.now, openmetrics=openmetrics)
+        return b"".join(iter(lambda: page.read(10_000), b""))
+
+    def check_page(self) -> None:
+        names = {family.name for view in self.plan.views for family in view.families}
+        known = names | {f"{name}_total" for name in names}  # as the reader calls all counters
+        text = self.page().decode()
+        series = set()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                assert sample.name in known, sample.name
+                assert sample.value >= 0
+                series.add((sample.name, *sorted(sample.labels.items())))
+        lines = [line for line in text.split("\n") if line and not line.startswith("#")]
+        assert len(series) == len(lines), "each series is there once, on a line of its own"
+        if self.standard:
+            marked = self.page(openmetrics=True).decode() + "# EOF\n"
+            assert len(list(text_string_to_openmetrics_families(marked))) == len(names)
+        captures = self.captures.page(self.now).decode()
+        for _ in text_string_to_metric_families(captures):
+            pass
+
+
+def _flows_in(message: bytes) -> int | None:
+    """Return how many flows Python's own reader sees in a message; None where it is not sure."""
+    try:
+        tree = json.loads(message.decode(), object_pairs_hook=_unlike)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(tree, dict) or tree.get("Type") != "store":
+        return None
+    namespace = tree.get("Namespace")
+    if namespace != "flow" and not str(namespace).startswith("flow/"):
+        return None
+    return len(tree["Obj"]) if isinstance(tree.get("Obj"), list) else None
+
+
+def _unlike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("which of two equal keys holds is for each reader to say")
+    return dict(pairs)

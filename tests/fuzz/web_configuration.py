@@ -1,0 +1,111 @@
+"""The web configuration file, likewise: see `tests.fuzz.configuration`."""
+
+import random
+import re
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+import yaml
+
+from skyfast import webconfig
+from skyfast.document import ConfigError
+from tests.certificates import Authority
+from tests.fuzz.configuration import SECRET, check_error, spoilt
+from tests.fuzz.driver import Target
+from tests.fuzz.mutation import anything, copied, wrong_value
+
+HASH = "$2b$04$abcdefghijklmnopqrstuuWGOmPBTv3nJqYtaoS9MKY4Aj.PzwVq6"
+
+GOOD: dict[str, Any] = {
+    "tls_server_config": {
+        "cert_file": "ca-127.0.0.1.crt",
+        "key_file": "ca-127.0.0.1.key",
+        "client_ca_file": "ca.crt",
+        "client_auth_type": "RequireAndVerifyClientCert",
+        "client_allowed_sans": ["127.0.0.1", "prometheus.example"],
+        "min_version": "TLS12",
+        "max_version": "TLS13",
+        "cipher_suites": ["TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256"],
+        "curve_preferences": ["CurveP256"],
+        "prefer_server_cipher_suites": True,
+    },
+    "http_server_config": {
+        "http2": False,
+        "headers": {
+            "Strict-Transport-Security": "max-age=31536000",
+            "X-Frame-Options": "deny",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "default-src 'self'",
+        },
+    },
+    "basic_auth_users": {"alice": HASH, "bob": HASH},
+    "rate_limit": {"interval": "1s", "burst": 20},
+}
+
+VALUES = (
+    *("TLS10", "TLS13", "VerifyClientCertIfGiven", "NoClientCert", "1h30m", "0s", "-1s", "1e9h"),
+    *("X25519", "CurveP521", "TLS_RSA_WITH_AES_128_CBC_SHA", "missing.pem", ".", "/dev/null", HASH),
+    *("ca.crt", "ca-127.0.0.1.key", HASH[:-1], HASH.replace("$04$", "$31$"), "a\r\nb: c"),
+)
+
+
+# Without mistakes elsewhere that would make another key's value of it.
+_HIDDEN = re.compile(rb"^basic_auth_users:\n  carol: hunter2[\w-]+$", re.MULTILINE)
+
+
+def _keys() -> list[str]:
+    found = list(GOOD)
+    for section in GOOD.values():
+        found += section
+    return [*found, "cert", "key", "client_ca", "http2"]
+
+
+class WebConfiguration(Target):
+    """Reads files as ``--web.config.file`` does."""
+
+    name: ClassVar[str] = "web_configuration"
+
+    def __enter__(self) -> "WebConfiguration":
+        self._directory = tempfile.TemporaryDirectory()
+        directory = Path(self._directory.name)
+        Authority(directory).issue("127.0.0.1")
+        self._path = directory / "fuzz.yml"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._directory.cleanup()
+
+    def generate(self, rng: random.Random) -> bytes:
+        tree = {key: copied(GOOD[key]) for key in GOOD if rng.random() < 0.7}
+        for section in tree.values():
+            for key in list(section):
+                if rng.random() < 0.3:
+                    del section[key]
+                elif rng.random() < 0.1:
+                    section[key] = rng.choice((*VALUES, [rng.choice(VALUES)], anything(rng)))
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            wrong_value(rng, tree, _keys())
+        if rng.random() < 0.1:
+            tree["basic_auth_users"] = {"carol": SECRET}
+        flow_style = rng.choice((False, False, True))
+        return spoilt(rng, yaml.safe_dump(tree, default_flow_style=flow_style, sort_keys=False))
+
+    def run(self, case: bytes) -> None:
+        self._path.write_bytes(case)
+        try:
+            made = webconfig.read(str(self._path))
+        except ConfigError as error:
+            check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
+            return
+        assert made.summary().isprintable()
+        assert HASH not in repr(made)
+        for name, value in made.headers.items():
+            assert "\n" not in name + value
+            assert "\r" not in name + value

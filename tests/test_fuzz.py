@@ -1,0 +1,74 @@
+"""The fuzzer, for a moment: its corpus, and the same cases each time. `make fuzz` goes on.
+
+That it finds what is wrong is shown with a target that is.
+"""
+
+import random
+import subprocess
+import sys
+from typing import ClassVar
+
+import pytest
+
+from tests.fuzz import TARGETS
+from tests.fuzz.__main__ import ROOT
+from tests.fuzz.driver import CORPUS, Target, fuzz
+
+SECONDS = 3.0
+"""For each target; with the number of cases a bound, so that a fast machine does not do more."""
+
+RUNS = {"messages": 250, "configuration": 250, "web_configuration": 300, "http": 120}
+
+
+def test_every_target_has_a_corpus_and_every_corpus_a_target():
+    assert {path.name for path in CORPUS.iterdir()} == set(TARGETS) == set(RUNS)
+    assert all(len(target().corpus()) >= 10 for target in TARGETS.values())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_nothing_is_found(name):
+    target = TARGETS[name]()
+    result = fuzz(target, seconds=SECONDS, seed="make test", max_runs=RUNS[name])
+    assert "".join(finding.traceback for finding in result.findings) == ""
+    assert result.runs > len(target.corpus())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_cases_depend_on_the_seed_alone(name):
+    cases = [[TARGETS[name]().generate(random.Random(n)) for n in range(20)] for _ in range(2)]
+    assert cases[0] == cases[1]
+    assert len(set(cases[0])) > 10
+
+
+class Wrong(Target):
+    """Cannot bear the byte 0x07 behind a letter."""
+
+    name: ClassVar[str] = "wrong"
+
+    def __exit__(self, *_):
+        pass
+
+    def corpus(self):
+        return []
+
+    def generate(self, rng):
+        return bytes(rng.randrange(256) for _ in range(1000))
+
+    def run(self, case):
+        if b"a\x07" in case:
+            raise ValueError("a bell")
+
+
+def test_what_is_wrong_is_found_and_made_small():
+    result = fuzz(Wrong(), seconds=20, seed="x")
+    assert {finding.case for finding in result.findings} == {b"a\x07"}
+    assert all("ValueError: a bell" in finding.traceback for finding in result.findings)
+
+
+def test_a_finding_can_be_replayed(tmp_path):
+    case = tmp_path / "web_configuration" / "case"
+    case.parent.mkdir()
+    case.write_bytes(b"rate_limit: 1\n")
+    command = (sys.executable, "-m", "tests.fuzz", "--replay", str(case))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{case}: nothing found\n")
