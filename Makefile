@@ -10,13 +10,35 @@ BENCH ?= all
 # The groups of dependencies that the environment of CI has.
 GROUPS := build test lint coverage
 
-.PHONY: run test build lint format locked lock audit bench bench-plots screenshots dist clean
+FUZZ_S ?= 60
+FUZZ_SEED ?=
+
+# What `make sanitize` runs: with the core's own steps of growth, and with small ones.
+SANITIZE_USUAL ?= tests/test_table.py tests/test_table_model.py tests/test_rules.py tests/test_model.py \
+	tests/test_ingest.py tests/test_cardinality.py
+SANITIZE_SMALL ?= tests/test_invariants.py tests/test_fuzz.py tests/test_stress.py
+SANITIZED := $(BIN)/python -m tests.builds address $(BIN)/python -m
+
+.PHONY: run test sanitize tsan fuzz build lint format locked lock audit bench bench-plots screenshots \
+	dist clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
 
 test: $(VENV)/.built $(VENV)/.test
 	$(BIN)/pytest -q $(PYTEST_ARGS)
+
+# HYPOTHESIS_PROFILE=thorough takes hours here, CI=true the same examples each time.
+sanitize: $(VENV)/.built $(VENV)/.test
+	SKYFAST_STEPS=usual $(SANITIZED) pytest -q $(SANITIZE_USUAL)
+	$(SANITIZED) pytest -q $(SANITIZE_SMALL)
+	$(SANITIZED) tests.fuzz --target messages --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
+
+tsan: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m tests.builds thread $(BIN)/python -m pytest -q tests/test_stress.py
+
+fuzz: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
 build: $(VENV)/.built
 

@@ -72,7 +72,8 @@ def load(path: Path) -> ModuleType:
 
 def use_chosen() -> None:
     """Let the chosen build be what is imported as the core from now on, if there is a choice."""
-    if path := os.environ.get(CHOSEN):
+    path = os.environ.get(CHOSEN)
+    if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
         assert CORE not in sys.modules, "the core is imported already"
         sys.modules[CORE] = load(Path(path))
         import skyfast
