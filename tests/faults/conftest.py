@@ -7,7 +7,7 @@ all, on the event loop of a thread, `AT_ONCE` at a time and in the order of the 
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,8 @@ class Trials:
         self._running: dict[str, concurrent.futures.Future[None]] = {}
         for number, item in enumerate(items):
             trial = getattr(getattr(item, "function", None), "trial", None)
-            if trial is not None:
+            skipped = any(mark.args[0] for mark in item.iter_markers("skipif"))
+            if trial is not None and not skipped:
                 parameters = item.callspec.params if hasattr(item, "callspec") else {}
                 place = directory / str(number)
                 place.mkdir()
@@ -41,7 +42,9 @@ class Trials:
                     self._run(trial, place, parameters), self._loop
                 )
 
-    async def _run(self, trial, place: Path, parameters: dict[str, object]) -> None:
+    async def _run(
+        self, trial: Callable[..., Awaitable[None]], place: Path, parameters: dict[str, object]
+    ) -> None:
         async with self._turns:
             await trial(place, **parameters)
 
