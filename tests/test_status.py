@@ -1,11 +1,14 @@
 """What skyfast tells of itself: the last ten minutes, the busiest connections, page and API."""
 
 import asyncio
+import collections.abc
+import dataclasses
 import gc
 import html
 import json
 import re
 import time
+import typing
 import urllib.error
 import urllib.request
 import weakref
@@ -13,7 +16,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from skyfast import ranking, status, statuspage
+from skyfast import nodes, ranking, status, statuspage, topology
 from skyfast.app import App
 from skyfast.plan import Column, Counter, Family, View
 from skyfast.ranking import BusyError, Query, QueryError, Ranking
@@ -24,6 +27,8 @@ from tests.configs import make_config
 from tests.model import make_flow
 from tests.pages import VIEW, FakeTable, on_both_loops, until
 from tests.pages import status as fake_status
+from tests.process import ROOT
+from tests.specs import TOPOLOGY
 from tests.test_ingest import message
 
 EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x00"
@@ -212,6 +217,42 @@ async def test_those_that_are_down_come_first():
         "2 connections, and there is room for 2 (max_connections).",
         "The configuration was changed and cannot be used: the log says why.",
     ]
+
+
+async def test_interfaces_and_captures():
+    async with three_connections() as site:
+        parts, now = site.app._parts, site.app.clock.now()
+        parts.interfaces.update(nodes.read(TOPOLOGY), now)
+        for number in range(status.MAX_CAPTURES + 1):
+            report = {"CaptureID": f"c-{number:03}", "PacketsReceived": 15, "FlowCount": number}
+            parts.captures.message(json.dumps(report).encode(), now)
+        told = await site.json("/api/status")
+        interfaces, captures = told["interfaces"], told["captures"]
+        page = (await site.get("/metrics/interfaces"))[1]
+        assert interfaces["count"] == page.count("skydive_network_interface_rx_bytes{")
+        totals = [
+            each["received_bytes"] + each["transmitted_bytes"] for each in interfaces["busiest"]
+        ]
+        assert totals == sorted(totals, reverse=True)
+        assert 1 < len(totals) <= topology.MAX_BUSIEST
+        for each in interfaces["busiest"]:
+            labels = ",".join(f'{name}="{value}"' for name, value in each["labels"].items())
+            assert f"rx_bytes{{{labels}}} {each['received_bytes']}\n" in page
+            assert f"tx_bytes{{{labels}}} {each['transmitted_bytes']}\n" in page
+        assert captures["count"] == status.MAX_CAPTURES + 1
+        assert len(captures["first"]) == status.MAX_CAPTURES
+        assert captures["first"][7] == {
+            "capture_id": "c-007",
+            "packets_received": 1.5,
+            "packets_dropped": 0,
+            "kernel_flows_dropped": 0,
+            "flows": 7,
+            "flows_dropped": 0,
+            "reports": 1,
+        }
+        page = (await site.get("/"))[1]
+        assert len(cells(page, "interfaces.busiest")) == len(totals)
+        assert cells(page, "captures.first")[7] == ["c-007", "1.50", "0", "7", "0", "0"]
 
 
 # The busiest connections -----------------------------------------------------------------------
@@ -556,3 +597,53 @@ def test_the_script_knows_the_constants_of_the_page():
     assert f"WIDTH = {statuspage._WIDTH}, HEIGHT = {statuspage._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
     assert f'"{statuspage._NO_ANSWER}"' in script
+
+
+# The documentation ---------------------------------------------------------------------------
+
+
+def fields(kind, path=""):
+    """Return the ways to all that a type has to tell, as docs/status.md spells them."""
+    kinds = [each for each in typing.get_args(kind) if each is not type(None)]
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return set().union(
+            *(fields(hint, f"{path}.{name}".strip(".")) for name, hint in hints.items())
+        )
+    if typing.get_origin(kind) in (list, collections.abc.Sequence):
+        return fields(kinds[0], f"{path}[]")
+    if type(None) in typing.get_args(kind) and dataclasses.is_dataclass(kinds[0]):
+        return {path} | fields(kinds[0], path)
+    return {path}
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"), [("/api/top", ranking.Top), ("/api/status", status.Report)]
+)
+def test_every_field_is_documented_and_no_other(heading, kind):
+    section = (
+        (ROOT / "docs" / "status.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    )
+    lines = section.split("| field | what |")[1].splitlines()
+    cells = [line.split("|")[1] for line in lines if line.startswith("| `")]
+    documented = [name for cell in cells for name in re.findall("`(.+?)`", cell)]
+    assert len(documented) == len(set(documented))
+    assert set(documented) == {
+        path for path in fields(kind) if not path.endswith(("history", "reload"))
+    }
+
+
+def test_bounds_in_the_documentation():
+    text = (ROOT / "docs" / "status.md").read_text()
+    for sentence in (
+        f"1 to {ranking.MAX_ENTRIES} | {ranking.DEFAULT_ENTRIES} |",
+        f"of {ranking.MAX_FILTER_CHARS} characters at most",
+        f"{status.SAMPLES} at most",
+        f"{status.MAX_ANALYZERS} analyzers at most",
+        f"{status.MAX_CAPTURES} captures at most",
+        f"{topology.MAX_BUSIEST} interfaces at most",
+        f"{status.FULL:.0%} full".replace("%", " %"),
+        f"divided by {ranking.REPORT_INTERVAL_S:.0f} s",
+    ):
+        assert sentence in text
+    assert (ranking.MAX_ANSWERS, ranking.KEPT_S) == (8, 60), "eight questions, a minute"

@@ -603,6 +603,8 @@ async def test_a_failure_keeps_the_names_and_nobody_is_ready_before_an_answer(ca
         analyzer.topology = Answer(status=500)
         async with Poll(analyzer.url, names=names).running() as poll:
             await until(lambda: poll.stats.errors["status"] >= 2)
+            assert poll.stats.last_failure.reason == "status"
+            assert poll.stats.last_failure.text.endswith("no topology: HTTP 500")
             assert not names.ready.is_set()
             analyzer.topology = answer_of(node())
             await asyncio.wait_for(names.ready.wait(), 5)

@@ -531,9 +531,10 @@ async def test_configured_headers(plain):
         + users()
     )
     async with Site(guard=Guard(path)) as site:
-        for page in ("/", "/metrics", "/nowhere"):
+        for page in ("/", "/metrics", "/api/status", "/api/top", "/nowhere"):
             for header in (basic(), ""):
                 answer = await site.get(page, authorization=header)
+                assert (answer.status == 401) is (not header)
                 assert answer.headers["x-frame-options"] == "deny"
                 assert answer.headers["content-security-policy"] == "x"
                 assert answer.headers["x-content-type-options"] == "nosniff"
