@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, Fault, frame
+from tests.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, FakeAnalyzer, Fault, frame
 from tests.faults.trial import (
     MEMORY_BYTES,
     SOME,
@@ -118,6 +118,32 @@ async def test_it_refuses(directory: Path) -> None:
             counted={reconnects("closed"): 1, reconnects("refused"): SOME},
             logged=["the connection was closed", "cannot connect"],
         )
+
+
+@beside_the_others
+async def test_one_of_two_refuses_and_then_both(directory: Path) -> None:
+    async with FakeAnalyzer() as other, trial(directory, others=[other]) as on_trial:
+        await other.subscriber()
+        up = f'skyfast_up{{analyzer="{other.name}"}}'
+        await other.stop()
+        await on_trial.has_counted(reconnects("refused"))
+        await on_trial.until(lambda metrics: metrics[up] == 0)
+        assert await on_trial.status("/-/ready") == 200
+        await on_trial.report()
+        await on_trial.has_page()
+        await on_trial.analyzer.stop()
+        await on_trial.is_up(0)
+        assert await on_trial.status("/-/ready") == 503
+        await other.start()
+        subscriber = await other.subscriber(15)
+        await on_trial.until(lambda metrics: metrics[up] == 1)
+        assert await on_trial.status("/-/ready") == 200
+        # The same flows go on by way of the other one.
+        for message in on_trial.grown():
+            await subscriber.send(message)
+        await on_trial.has_page()
+        await on_trial.analyzer.start()
+        await on_trial.has_recovered(counted={reconnects("closed"): 2, reconnects("refused"): SOME})
 
 
 @beside_the_others

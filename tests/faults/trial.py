@@ -374,13 +374,15 @@ async def trial(
     flows: int = FLOWS,
     analyzer: FakeAnalyzer | None = None,
     host: str = "",
+    others: Sequence[FakeAnalyzer] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     through: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Trial]:
     """Run a skyfast that is subscribed and has ``flows`` connections.
 
-    ``host`` is the analyzer's name in the URL, where it is not its address. ``settings`` are those
+    ``host`` is the analyzer's name in the URL, where it is not its address. ``others`` are running
+    analyzers that it subscribes to as well. ``settings`` are those
     of the configuration file's sections ``subscriber``, ``prom_sky_con`` and ``web``.
     """
     async with AsyncExitStack() as stack:
@@ -392,7 +394,10 @@ async def trial(
         document = {
             "host_id": HOST_ID,
             "pipeline": {
-                "subscriber": {"urls": [url], **chosen.get("subscriber", {})},
+                "subscriber": {
+                    "urls": [url, *(other.url for other in others)],
+                    **chosen.get("subscriber", {}),
+                },
                 "store": {"prom_sky_con": store | chosen.get("prom_sky_con", {})},
             },
             "web": dict(chosen.get("web", {})),
