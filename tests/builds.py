@@ -25,7 +25,7 @@ CHOSEN = "SKYFAST_CORE"
 
 # Python keeps memory until it ends, which the leak check would report; the builds count their
 # own blocks instead. The mutex is destroyed while nobody can hold it.
-_ENVIRON = {
+_ENVIRON: dict[str, dict[str, str]] = {
     "checked": {},
     "address": {
         "PYTHONMALLOC": "malloc",
@@ -37,6 +37,10 @@ _ENVIRON = {
 }
 _RUN_TIMES = {"checked": (), "address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
 _PREFIXES = {"checked": (), "address": (), "thread": ("setarch", "-R")}
+
+
+IS_SLOW = CHOSEN in os.environ
+"""Whether a sanitizer, or the checks after each operation, take most of the time."""
 
 
 def built(name: str) -> Path:

@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import json
-import os
 import re
 import subprocess
 import sys
@@ -559,7 +558,7 @@ assert core.report(make_flow("next"), 1 + TIMEOUT_S) is None
 
 
 @pytest.mark.skipif(
-    builds.CHOSEN in os.environ, reason="sanitizers reserve more addresses than the limit allows"
+    builds.IS_SLOW, reason="sanitizers reserve more addresses than the limit allows"
 )
 def test_where_there_is_no_memory_the_table_stays_whole():
     run_apart(OUT_OF_MEMORY, timeout_s=60)

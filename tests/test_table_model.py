@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from skyfast import _table
 from skyfast._table import Page
+from tests import builds
 from tests.core import ALL_ROWS, Core, read_all
 from tests.model import (
     DIRECTION,
@@ -307,7 +308,7 @@ class TableMachine(RuleBasedStateMachine):
 
 TestTable = TableMachine.TestCase
 TestTable.settings = settings(
-    max_examples=10_000 if IS_THOROUGH else 200,
+    max_examples=10_000 if IS_THOROUGH else 30 if builds.IS_SLOW else 200,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
