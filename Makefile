@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CORE := skyfast/_table.pyx skyfast/_table.pxd setup.py
 BENCH ?= all
+SOAK_S ?= 600
 
 # The groups of dependencies that the environment of CI has.
 GROUPS := build test lint coverage
@@ -22,8 +23,8 @@ SANITIZED := $(BIN)/python -m tests.builds address $(BIN)/python -m
 # What a sanitizer says when it ends the process is not pytest's to keep.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys
 
-.PHONY: run test sanitize tsan fuzz build lint format locked lock audit bench bench-plots screenshots \
-	dist clean
+.PHONY: run test sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
+	screenshots dist clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
@@ -68,6 +69,11 @@ lock: $(VENV)/.lock
 audit: $(VENV)/.audit
 	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
 		--requirement requirements.lock
+
+# Thirty days in virtual time, in two minutes, and then churn for real for as long as SOAK_S says.
+soak: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m tests.soak virtual
+	$(BIN)/python -m tests.soak real --seconds $(SOAK_S)
 
 bench: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m benchmarks $(BENCH)
