@@ -23,7 +23,7 @@ SANITIZED := $(BIN)/python -m tests.builds address $(BIN)/python -m
 # What a sanitizer says when it ends the process is not pytest's to keep.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys
 
-.PHONY: run test sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
+.PHONY: run test nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
 	screenshots dist clean
 
 run: $(VENV)/.built
@@ -43,6 +43,17 @@ tsan: $(VENV)/.built $(VENV)/.test
 
 fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
+
+# What takes too long for every change. Hypothesis asks something new each night.
+nightly: $(VENV)/.built $(VENV)/.test
+	$(MAKE) lint
+	$(MAKE) sanitize FUZZ_S=300
+	$(MAKE) tsan
+	$(MAKE) fuzz FUZZ_S=1200
+	$(MAKE) soak
+	$(BIN)/pytest -q -m nightly
+	env --unset=CI HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -q tests/test_table_model.py tests/test_invariants.py
+	$(MAKE) bench BENCH=storage
 
 build: $(VENV)/.built
 

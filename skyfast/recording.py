@@ -293,12 +293,6 @@ class Playback:
     topology: Path | None = None
 
     @property
-    def duration_s(self) -> float:
-        """How long a loop takes, where no gap is cut short."""
-        last_ms = max(recording.last_ms for recording in self.recordings)
-        return (last_ms - self._first_ms) / self.speed / 1000
-
-    @property
     def _first_ms(self) -> int:
         return min(recording.first_ms for recording in self.recordings)
 

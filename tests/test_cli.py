@@ -213,3 +213,10 @@ def test_an_unusable_certificate_is_a_wrong_configuration(tmp_path: Path) -> Non
     done = run("-", stdin=text)
     assert done.returncode == 2
     assert "tls.ca_cert" in done.stderr.splitlines()[-1]
+
+
+def test_a_share_that_there_is_not_is_told_in_one_line() -> None:
+    done = run("--shard", "3/3")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "--shard: '3/3' is not I/N" in done.stderr

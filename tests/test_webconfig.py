@@ -174,6 +174,14 @@ WRONG = {
         f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: /dev/null}}",
         "'/dev/null' does not hold PEM certificates",
     ),
+    "two authorities": (
+        f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: ca.crt, client_ca: x}}",
+        "client_ca: is set beside client_ca_file",
+    ),
+    "authority that is no text": (
+        f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca: [x]}}",
+        "client_ca: is not PEM",
+    ),
     "names without certificates": (
         f"tls_server_config: {{{TLS}, client_allowed_sans: [x]}}",
         "needs client_auth_type: RequireAndVerifyClientCert",
