@@ -18,6 +18,9 @@ FUZZ_SEED ?=
 SANITIZE_USUAL ?= tests/test_table.py tests/test_table_model.py tests/test_rules.py tests/test_model.py \
 	tests/test_ingest.py tests/test_cardinality.py
 SANITIZE_SMALL ?= tests/test_invariants.py tests/test_fuzz.py tests/test_stress.py
+# About time, or what tests/test_stress.py does, too; they take minutes.
+NOT_SANITIZED ?= tests/test_table.py::test_pages_are_read_by_threads_while_the_table_is_written \
+	tests/test_table.py::test_two_hundred_thousand_connections
 SANITIZED := $(BIN)/python -m tests.builds address $(BIN)/python -m
 
 # What a sanitizer says when it ends the process is not pytest's to keep.
@@ -34,7 +37,7 @@ test: $(VENV)/.built $(VENV)/.test
 
 # HYPOTHESIS_PROFILE=thorough takes hours here, CI=true the same examples each time.
 sanitize: $(VENV)/.built $(VENV)/.test
-	SKYFAST_STEPS=usual $(SANITIZED_TESTS) $(SANITIZE_USUAL)
+	SKYFAST_STEPS=usual $(SANITIZED_TESTS) $(SANITIZE_USUAL) $(NOT_SANITIZED:%=--deselect %)
 	$(SANITIZED_TESTS) $(SANITIZE_SMALL)
 	$(SANITIZED) tests.fuzz --target messages --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 

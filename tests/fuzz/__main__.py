@@ -5,6 +5,7 @@ command that does so is on the last line.
 """
 
 import argparse
+import logging
 import secrets
 import shlex
 import subprocess
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--target", choices=TARGETS, help="this one alone, in this process")
     parser.add_argument("--replay", type=Path, nargs="+", help="try these files and nothing else")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)  # what is warned of is as it should be
     if options.replay:
         return replay(options.replay)
     if options.target:
