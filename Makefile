@@ -26,7 +26,7 @@ SANITIZED := $(BIN)/python -m tests.builds address $(BIN)/python -m
 # What a sanitizer says when it ends the process is not pytest's to keep.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys
 
-.PHONY: run test nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
+.PHONY: run test coverage nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
 	screenshots dist clean
 
 run: $(VENV)/.built
@@ -47,6 +47,12 @@ tsan: $(VENV)/.built $(VENV)/.test
 fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
+# Which lines no test runs, in Python and in the core, and whether it is known why not.
+coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
+	rm -rf build/coverage
+	$(BIN)/python -m tests.builds coverage $(BIN)/python -m coverage run -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m tests.uncovered
+
 # What takes too long for every change. Hypothesis asks something new each night.
 nightly: $(VENV)/.built $(VENV)/.test
 	$(MAKE) lint
@@ -54,6 +60,7 @@ nightly: $(VENV)/.built $(VENV)/.test
 	$(MAKE) tsan
 	$(MAKE) fuzz FUZZ_S=1200
 	$(MAKE) soak
+	$(MAKE) coverage
 	$(BIN)/pytest -q -m nightly
 	env --unset=CI HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -q tests/test_table_model.py tests/test_invariants.py
 	$(MAKE) bench BENCH=storage

@@ -1,8 +1,9 @@
 """Builds the compiled core; everything else about the package is in pyproject.toml.
 
 ``SKYFAST_BUILD`` names a build that is not for use but for tests: `checked`, `address` and
-`thread` are made of ``skyfast/_checked.pyx`` and belong in a directory of their own, which
-``tests/builds.py`` takes care of. ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS`` are more flags.
+`thread` are made of ``skyfast/_checked.pyx``, `coverage` of the usual source. They belong in a
+directory of their own, which ``tests/builds.py`` takes care of. ``SKYFAST_CFLAGS`` and
+``SKYFAST_LDFLAGS`` are more flags.
 """
 
 import os
@@ -34,8 +35,14 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
 }
 
+# Counted by gcov, by several threads at once.
+COUNTED = ["-O0", "--coverage", "-fprofile-update=atomic"]
+
 build = os.environ.get("SKYFAST_BUILD", "")
-if build:
+if build == "coverage":
+    source, c_files = "skyfast/_table.pyx", f"build/{build}"
+    compile_args, link_args = COUNTED, ["--coverage"]
+elif build:
     source, c_files = "skyfast/_checked.pyx", f"build/{build}"
     compile_args, link_args = DEBUG + SANITIZERS[build], SANITIZERS[build]
 else:

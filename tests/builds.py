@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("checked", "address", "thread")
+NAMES = ("checked", "address", "thread", "coverage")
 SOURCES = ("setup.py", "skyfast/_checked.pyx", "skyfast/_table.pyx", "skyfast/_table.pxd")
 CORE = "skyfast._table"
 CHOSEN = "SKYFAST_CORE"
@@ -27,6 +27,7 @@ CHOSEN = "SKYFAST_CORE"
 # own blocks instead. The mutex is destroyed while nobody can hold it.
 _ENVIRON: dict[str, dict[str, str]] = {
     "checked": {},
+    "coverage": {},
     "address": {
         "PYTHONMALLOC": "malloc",
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1:"
@@ -35,8 +36,13 @@ _ENVIRON: dict[str, dict[str, str]] = {
     },
     "thread": {"TSAN_OPTIONS": "halt_on_error=1:abort_on_error=1:second_deadlock_stack=1"},
 }
-_RUN_TIMES = {"checked": (), "address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
-_PREFIXES = {"checked": (), "address": (), "thread": ("setarch", "-R")}
+_RUN_TIMES = {
+    "checked": (),
+    "coverage": (),
+    "address": ("libasan.so", "libubsan.so"),
+    "thread": ("libtsan.so",),
+}
+_PREFIXES = {"checked": (), "coverage": (), "address": (), "thread": ("setarch", "-R")}
 
 
 IS_SLOW = CHOSEN in os.environ
