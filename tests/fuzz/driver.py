@@ -101,7 +101,7 @@ def fuzz(
 
 def attempt(target: Target, case: bytes) -> str | None:
     """Try a case, and return what was wrong with it as a traceback, or None."""
-    faulthandler.dump_traceback_later(HANG_S, exit=True)
+    faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__)
     try:
         target.run(case)
     except Exception:  # noqa: BLE001 - whatever it is, it is what is looked for
