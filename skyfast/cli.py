@@ -6,6 +6,7 @@ or configuration, told in one line.
 
 import argparse
 import dataclasses
+import math
 import os
 import signal
 import sys
@@ -27,8 +28,9 @@ EXIT_WRONG = 2
 
 _LEVELS = ("debug", "info", "warning", "error")
 
+MIN_SPEED = 0.001
 MAX_SPEED = 1000.0
-"""Highest ``--replay-speed``."""
+"""Lowest and highest ``--replay-speed``."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--record",
-        default="",
+        type=_record,
         metavar="FILE",
         help="keep what the analyzers send; .gz for gzip",
     )
@@ -131,10 +133,22 @@ def _shard(text: str) -> config.Shard:
         raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
+def _record(text: str) -> str:
+    # As from a variable that is not set: nothing would be recorded, and nobody told.
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the file is empty")
+    return text
+
+
 def _speed(text: str) -> float:
-    speed = float(text)
-    if not 0 < speed <= MAX_SPEED:
-        raise argparse.ArgumentTypeError(f"{text!r} is not more than 0 and at most {MAX_SPEED:g}")
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = math.nan
+    if not MIN_SPEED <= speed <= MAX_SPEED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number from {MIN_SPEED:g} to {MAX_SPEED:g}"
+        )
     return speed
 
 
@@ -178,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
             app.Options(
                 web_config_file=arguments.web_config_file,
                 playback=playback,
-                record_file=arguments.record,
+                record_file=arguments.record or "",
                 anonymous=arguments.record_anonymous,
             ),
         )
