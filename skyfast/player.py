@@ -87,8 +87,11 @@ class Player:
                     await asyncio.sleep(max(began_s + sending.due_s - now(), 0))
                     await self._send(sending)
                     sent += 1
-            except (ConfigError, KeyError) as error:
+            except ConfigError as error:
                 log.error("a recording changed while it was played: %s", printable(error))
+                return
+            except Exception:
+                log.exception("the replay has ended, by a fault of skyfast's own")
                 return
             if not self._playback.loop_s:
                 log.info("the replay has ended: %d messages in %.0f s", sent, now() - began_s)
@@ -107,7 +110,10 @@ class Player:
                 task.cancel()
 
     async def _send(self, sending: Sending) -> None:
-        analyzer = self._analyzers[sending.recording, sending.message.analyzer]
+        analyzer = self._analyzers.get((sending.recording, sending.message.analyzer))
+        if analyzer is None:
+            path = self._playback.recordings[sending.recording].path
+            raise ConfigError(f"{path}: has another analyzer, {sending.message.analyzer}")
         await analyzer.send(sending.data(self._started_ms))
 
     def _answer(self) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ MAX_LINE_BYTES: Final = 256 << 20
 """Longest line of a recording: a message of 64 MiB is 86 MiB as base64."""
 
 MAX_ANALYZERS: Final = 64
-"""Analyzers that are played at once."""
+"""Analyzers of one recording: each of them is a server."""
 
 MAX_GAP_MS: Final = 300_000
 """A time without messages is not played for longer. It is also how far a time in a flow may lie
@@ -137,7 +137,7 @@ def _is_object(text: bytes) -> bool:
     except _UNDECODABLE:
         # Half of a surrogate pair is JSON, and an analyzer can send it.
         try:
-            return isinstance(json.loads(text), dict)
+            return isinstance(json.loads(text.decode()), dict)
         except (ValueError, RecursionError):
             return False
     return True
@@ -406,8 +406,13 @@ def addressed(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
 
 
 def _of_capture(data: bytes, capture_id: str) -> Iterator[bytes]:
-    message = msgspec.json.decode(data)
-    flows = message["Obj"] if isinstance(message["Obj"], list) else []
+    try:
+        message = msgspec.json.decode(data)
+    except _UNDECODABLE:
+        yield data  # of whichever capture
+        return
+    flows = message.get("Obj")
+    flows = flows if isinstance(flows, list) else []
     mine = [one for one in flows if isinstance(one, dict) and one.get("CaptureID") == capture_id]
     if mine:
         yield msgspec.json.encode(message | {"Namespace": f"flow/{capture_id}", "Obj": mine})

@@ -304,6 +304,47 @@ async def test_stop_closes_subscriptions_and_the_port():
         await asyncio.open_connection("127.0.0.1", port)
 
 
+async def something_logged(caplog):
+    while True:
+        if caplog.messages:
+            return
+        await asyncio.sleep(0.01)
+
+
+def stats(n, analyzer="a"):
+    return recording.line(b'{"Namespace":"stats","n":%d}' % n, at_ms=n, analyzer=analyzer) + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (stats(1) + stats(2, "b"), "has another analyzer, b"),
+        (stats(1) + b"x\n", "line 2: is not a JSON object"),
+    ],
+    ids=["another analyzer", "broken"],
+)
+async def test_a_file_that_changes_ends_the_replay_and_is_named(tmp_path, caplog, content, problem):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(stats(1) + stats(2))
+    player = Player(recording.Playback(recordings=(recording.Recording.load(str(path)),)))
+    path.write_bytes(content)
+    (address,) = await player.start()
+    try:
+        async with asyncio.timeout(5), subscribe(int(address.rpartition(":")[2])) as socket:
+            assert json.loads(await socket.recv())["n"] == 1
+            await something_logged(caplog)
+    finally:
+        await player.stop()
+    assert caplog.messages == [f"a recording changed while it was played: {path}: {problem}"]
+
+
+async def test_a_fault_of_the_player_is_logged_at_once(monkeypatch, caplog):
+    monkeypatch.setattr("skyfast.player.addressed", lambda *_: 1 / 0)
+    async with demo() as (_, port), asyncio.timeout(5), subscribe(port):
+        await something_logged(caplog)
+    assert caplog.messages == ["the replay has ended, by a fault of skyfast's own"]
+
+
 def ask(port, body, **headers):
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/api/topology", data=body, headers=headers

@@ -68,6 +68,11 @@ WRONG = {
     "empty": (b"", "{path}: has no message"),
     "blank": (b"\n \n", "{path}: has no message"),
     "no JSON": (GOOD + b"\nhost_id: a\n" + GOOD, "{path}: line 3: is not a JSON object"),
+    "a mark of its order of bytes": (
+        b"\xef\xbb\xbf" + GOOD,
+        "{path}: line 1: is not a JSON object",
+    ),
+    "UTF-16": (GOOD.decode().encode("utf-16-le"), "{path}: line 1: is not a JSON object"),
     "a list": (GOOD + b"[]\n", "{path}: line 2: is not a JSON object"),
     "one line without an end": (b'{"a"', "{path}: line 1: is not a JSON object"),
     "broken behind a good head": (
@@ -240,6 +245,14 @@ def test_times_move_to_the_present_and_nothing_else_changes() -> None:
 def test_what_is_of_no_namespace_is_for_everybody() -> None:
     for data in (b"\xff", b"[]", b'{"Namespace":"topology"}', b"{}"):
         assert list(addressed(data, frozenset({"flow"}))) == [data]
+
+
+def test_what_is_wrong_in_a_message_is_for_who_wants_one_capture_too() -> None:
+    for rest in (b'"Obj":["\xff"]}', b'"Obj":[{"Last":1e999}]}', b'"Obj":[],"x":1e999}'):
+        data = b'{"Namespace":"flow",' + rest
+        assert list(addressed(data, frozenset({"flow/1", "stats"}))) == [data]
+    for rest in (b'"Obj":null}', b'"Type":"store"}', b'"Obj":7}'):
+        assert not list(addressed(b'{"Namespace":"flow",' + rest, frozenset({"flow/1"})))
 
 
 def test_flows_of_a_capture_are_for_who_wants_all_too() -> None:
