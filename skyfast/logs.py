@@ -110,9 +110,7 @@ def set_up(configured: Logging) -> None:
     # What Python itself would write there is a record too.
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
-    threading.excepthook = lambda args: _uncaught(
-        args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
-    )
+    threading.excepthook = _uncaught_in_thread
     configure(configured)
 
 
@@ -121,6 +119,17 @@ def _uncaught(
 ) -> None:
     log = logging.getLogger("skyfast")
     log.critical("stopped by a fault of its own", exc_info=(kind, error, traceback))
+
+
+def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is SystemExit:
+        return  # which ends the thread, and is no fault
+    error = args.exc_value or args.exc_type()
+    log = logging.getLogger("skyfast")
+    log.error(
+        "a thread has ended by a fault of skyfast's own",
+        exc_info=(args.exc_type, error, args.exc_traceback),
+    )
 
 
 def configure(configured: Logging) -> None:

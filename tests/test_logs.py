@@ -108,14 +108,15 @@ def test_a_json_record_is_an_object_on_one_line(capfd: pytest.CaptureFixture[str
 
 
 FAULTS = """
-import threading, warnings
+import sys, threading, warnings
 from skyfast import logs
 from skyfast.config import Logging
 logs.set_up(Logging(level="INFO", format="json"))
 warnings.warn("a\\nb")
-thread = threading.Thread(target=lambda: 1 / 0)
-thread.start()
-thread.join()
+for target in (lambda: 1 / 0, lambda: sys.exit(1)):  # the latter is no fault
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
 {}["x\\ny"]
 """
 
@@ -127,6 +128,7 @@ def test_what_python_itself_says_is_a_record_too() -> None:
     assert done.returncode == 1
     warning, thread, last = (json.loads(line) for line in done.stderr.splitlines())
     assert (warning["level"], warning["logger"]) == ("WARNING", "py.warnings")
+    assert thread["message"] == "a thread has ended by a fault of skyfast's own"
     assert "ZeroDivisionError" in thread["exception"]
     assert (last["level"], last["message"]) == ("CRITICAL", "stopped by a fault of its own")
     assert "KeyError" in last["exception"]
