@@ -87,7 +87,7 @@ class Recorder:
         waiting = self._queued_bytes - self._taken_bytes
         if waiting and waiting + len(data) > MAX_QUEUED_BYTES:
             self._dropped += 1
-            text = f"a message was not recorded: the disk is too slow for {printable(self._path)}"
+            text = f"a message was not recorded: {printable(self._path)} is written too slowly"
             self._limit.warn(log, "dropped", text)
             return
         self._queued_bytes += len(data)
@@ -101,7 +101,7 @@ class Recorder:
         self._queue.put(None)
         self._thread.join(STOP_TIMEOUT_S)
         if self._thread.is_alive():
-            log.error("%s is not written to its end: the disk is too slow", printable(self._path))
+            log.error("%s is not written to its end: that takes too long", printable(self._path))
         elif self._failed:
             pass  # which was logged
         elif not self._kept:
@@ -115,7 +115,7 @@ class Recorder:
         if self._left_out:
             text += f"; {self._left_out} that are not readable were left out"
         if self._dropped:
-            text += f"; {self._dropped} were dropped, for the disk was too slow"
+            text += f"; {self._dropped} were dropped, for it was written too slowly"
         return text
 
     # The thread's
@@ -126,15 +126,20 @@ class Recorder:
             self._out.close()
             self._file.close()
         except OSError as error:
-            self._over = self._failed = True
+            self._failed = True
             reason = printable(error.strerror or error)
             log.error("recording to %s has ended: %s", printable(self._path), reason)
         except Exception:
-            self._over = self._failed = True
+            self._failed = True
             log.exception("recording has ended, by a fault of skyfast's own")
         finally:
+            self._over = True
             with contextlib.suppress(OSError):
                 self._file.close()
+            # What still waits is not wanted any more.
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._queue.get_nowait()
 
     def _write_all(self) -> None:
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S

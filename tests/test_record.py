@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -145,7 +146,24 @@ def test_messages_are_dropped_and_counted_when_the_disk_is_slow(
     kept = Recording.load(str(path)).messages
     assert 20 < kept < 60
     assert f"recorded {kept} messages to {path}; {101 - kept} were dropped" in caplog.messages[-1]
-    assert sum("the disk is too slow for" in text for text in caplog.messages) == 1
+    assert sum(f"{path} is written too slowly" in text for text in caplog.messages) == 1
+
+
+def test_nothing_is_kept_in_memory_when_recording_has_ended(tmp_path: Path) -> None:
+    go_on, message = threading.Event(), os.urandom(1000)
+
+    def broken(*_: object) -> None:
+        assert go_on.wait(5)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = sys.getrefcount(message)
+    recorder = Recorder(str(tmp_path / "r.jsonl"), rewrite=broken)
+    for _ in range(10):
+        recorder.message(message, "a")
+    assert sys.getrefcount(message) == before + 10
+    go_on.set()
+    until(lambda: sys.getrefcount(message) == before)
+    recorder.stop()
 
 
 def test_a_fault_while_rewriting_ends_recording(
