@@ -32,6 +32,9 @@ from skyfast.wire import FIELDS
 CACHED: Final = 1 << 16
 """Pseudonyms of each kind that are remembered; others are computed again."""
 
+MAX_CACHED_CHARS: Final = 64
+"""Of a text whose pseudonym is. All that has a form is shorter; another can have megabytes."""
+
 _STATISTICS: Final = (
     *("FlowCount", "FlowDropped", "KernelFlowDropped", "PacketsDropped", "PacketsReceived"),
 )
@@ -61,9 +64,8 @@ class Anonymizer:
     def __init__(self) -> None:
         """Take a new key."""
         self._key = secrets.token_bytes(32)
-        cached = lru_cache(CACHED)
-        self._address, self._mac = cached(self._address_of), cached(self._mac_of)
-        self._hash, self._id = cached(self._hash_of), cached(self._id_of)
+        self._address, self._mac = _cached(self._address_of), _cached(self._mac_of)
+        self._hash, self._id = _cached(self._hash_of), _cached(self._id_of)
         texts: dict[tuple[str, ...], Pseudonym] = {
             **dict.fromkeys([("Network", "A"), ("Network", "B")], self._address),
             **dict.fromkeys([("Link", "A"), ("Link", "B")], self._mac),
@@ -207,6 +209,11 @@ class Anonymizer:
                 node = node << 1 | given
             result.append(scrambled)
         return bytes(result)
+
+
+def _cached(pseudonym: Pseudonym) -> Pseudonym:
+    cached = lru_cache(CACHED)(pseudonym)
+    return lambda text: cached(text) if len(text) <= MAX_CACHED_CHARS else pseudonym(text)
 
 
 def _kept_bits(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:

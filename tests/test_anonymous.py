@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -178,6 +179,18 @@ def test_what_cannot_be_read_is_left_out(data: bytes) -> None:
 def test_a_long_text_stays_long_and_an_empty_one_empty() -> None:
     assert len(flow(NodeTID="é" * 1000)["NodeTID"]) == 2000
     assert flow(NodeTID="")["NodeTID"] == ""
+
+
+def test_long_texts_are_not_remembered() -> None:
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for n in range(10):
+            text = str(n) * 1_000_000
+            flow(UUID=text, NodeTID=text, Network={"A": text}, Link={"A": text})
+        assert tracemalloc.get_traced_memory()[0] - before < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_every_key_gives_others() -> None:
