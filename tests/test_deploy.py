@@ -35,6 +35,8 @@ DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 KUBERNETES = DEPLOY / "kubernetes"
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
 INSTRUCTIONS = (ROOT / "docs" / "deployment.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+DROP_IN = re.compile(r"(?s)```ini\n(.*?)```")
 
 VERSIONS = ("1.27", "1.31", "1.35")
 """Of Kubernetes, whose schemas the manifests are held against."""
@@ -98,12 +100,33 @@ def test_systemd_understands_the_unit(unit: Path) -> None:
 
 
 @needs_systemd
-def test_systemd_understands_the_drop_in_of_the_documentation(unit: Path) -> None:
-    (drop_in,) = re.findall(r"(?s)```ini\n(.*?)```", INSTRUCTIONS)
+def test_systemd_understands_the_drop_ins_of_the_documentation(unit: Path) -> None:
     directory = unit.parent / f"{unit.name}.d"
     directory.mkdir()
-    (directory / "override.conf").write_text(drop_in)
-    assert analyze("verify", "--man=no", unit) == ""
+    for text in (INSTRUCTIONS, CONFIGURATION):
+        (drop_in,) = DROP_IN.findall(text)
+        (directory / "override.conf").write_text(drop_in)
+        assert analyze("verify", "--man=no", unit) == ""
+
+
+def test_the_drop_in_that_records_adds_that_and_nothing_else(tmp_path: Path) -> None:
+    (drop_in,) = DROP_IN.findall(CONFIGURATION)
+    (directory,) = re.findall(r"(?m)^StateDirectory=(\w+)$", drop_in)
+    (command,) = re.findall(r"(?m)^ExecStart=(.+)$", drop_in)
+    (program, *arguments) = setting("ExecStart")[0].split()
+    told = tmp_path / "program"
+    told.write_text('#!/bin/sh\necho "$@"\n')
+    told.chmod(0o700)
+    # What systemd makes of it, as systemd.service(5) has it.
+    shell = shlex.split(command.replace("$$", "$").replace("%%", "%").replace(program, str(told)))
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=20, check=True)
+    option, path, *others = done.stdout.split()
+    assert (option, others) == ("--record", arguments)
+    assert re.fullmatch(rf"/var/lib/{directory}/\d{{10}}\.jsonl\.gz", path)
+
+
+def test_the_drop_in_for_keys_sets_variables_that_there_are() -> None:
+    (drop_in,) = DROP_IN.findall(INSTRUCTIONS)
     variables = re.findall(r"(?m)^Environment=(SKYDIVE_\w+)=", drop_in)
     assert variables
     assert set(variables) <= documented_variables()
@@ -156,7 +179,7 @@ def test_skyfast_runs_without_memory_that_is_written_and_executed() -> None:
 
 
 def documented_variables() -> set[str]:
-    return set(re.findall(r"`(SKYDIVE_\w+)`", (ROOT / "docs" / "configuration.md").read_text()))
+    return set(re.findall(r"`(SKYDIVE_\w+)`", CONFIGURATION))
 
 
 # The image
