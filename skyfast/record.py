@@ -143,6 +143,7 @@ class Recorder:
 
     def _write_all(self) -> None:
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
+        unflushed = False
         while True:
             try:
                 entry = self._queue.get(timeout=FLUSH_INTERVAL_S)
@@ -152,8 +153,11 @@ class Recorder:
                 if entry is None:
                     return
                 self._write(*entry)
-            if time.monotonic() >= flush_at_s:
+                unflushed = True
+            # Of gzip, each flush is some bytes more, also where there is nothing to write.
+            if unflushed and time.monotonic() >= flush_at_s:
                 self._out.flush()
+                unflushed = False
                 flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
             if self._file.tell() >= MAX_FILE_BYTES:
                 self._over = True

@@ -57,6 +57,7 @@ def test_help_fits_a_screen_and_names_every_option() -> None:
         "--record FILE",
         "--record-anonymous",
         "--log-level",
+        "--shard I/N",
         "--web.config.file",
         "--version",
         "/etc/skydive/",

@@ -83,6 +83,9 @@ def test_what_is_recorded_can_be_read_while_it_goes_on(
     recorder.message(MESSAGE % 1, "a")
     until(lambda: path.stat().st_size > 20)
     assert Recording.load(str(path)).messages == 1
+    size = path.stat().st_size
+    time.sleep(0.2)  # ten times over, there is nothing to write
+    assert path.stat().st_size == size
     recorder.stop()
 
 
