@@ -9,7 +9,7 @@ address can hide in a text that nobody thought of. Of what is kept,
   Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002) on BLAKE2. What an address is for
   (loopback, private, link-local, multicast) can be seen, and how long a network's prefix is.
 * UUIDs and tracking IDs, which are hashes of addresses, nodes, captures and analyzers get others.
-* Numbers, times, ports, VLANs, protocols and names of layers stay.
+* Numbers, times, ports, VLANs, protocols and the names of layers and of applications stay.
 
 Pseudonyms are one to one, so a recording of them has as many connections as the original, with
 the same totals.
