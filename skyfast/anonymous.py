@@ -27,7 +27,7 @@ from uuid import UUID
 import msgspec
 
 from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES
-from skyfast.wire import FIELDS
+from skyfast.wire import FIELDS, UNDECODABLE
 
 CACHED: Final = 1 << 16
 """Pseudonyms of each kind that are remembered; others are computed again."""
@@ -89,7 +89,7 @@ class Anonymizer:
         """
         try:
             message = msgspec.json.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             return None
         if not isinstance(message, dict):
             return None

@@ -31,6 +31,7 @@ import msgspec
 
 from skyfast.plan import family_head
 from skyfast.selfmetrics import CaptureStats, label_text
+from skyfast.wire import UNDECODABLE
 
 SILENCE_S: Final = 60.0
 """A capture leaves when there was no report of it for so long: six in a row.
@@ -184,7 +185,7 @@ class Captures:
         """Take a report, the ``Obj`` of a message. Never raises; counts what it cannot use."""
         try:
             report = _decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             huge = str(error).startswith("Integer value out of range")
             self._stats.skipped["out_of_range" if huge else "invalid"] += 1
             return

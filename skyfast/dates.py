@@ -13,6 +13,7 @@ import msgspec
 
 from skyfast.logs import LogLimit, printable
 from skyfast.selfmetrics import AnalyzerStats
+from skyfast.wire import UNDECODABLE
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
     if not name:
         try:
             origins = _MESSAGE.decode(data).Obj
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             origins = []  # of a message that could be read flow by flow only
         name = next((origin.NodeTID for origin in origins if origin.Last == flow.Last), "")
     return f"node_tid {printable(name)}" if name else "an unknown interface"

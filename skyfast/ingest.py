@@ -13,7 +13,7 @@ import msgspec
 from skyfast.dates import Dates
 from skyfast.filters import Admission
 from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
-from skyfast.wire import Envelope, FlowTypes
+from skyfast.wire import UNDECODABLE, Envelope, FlowTypes
 
 MAX_DEPTH = 64
 """Levels of nesting that are kept of a message which has more than the decoder can follow.
@@ -24,9 +24,6 @@ MAX_REPAIRED_TOKENS = 500_000
 """Escapes, or strings and brackets, looked at to save the rest of a message.
 
 They take 0.2 s, a small part of what a pong may take; such a message of 100 flows has 10,000."""
-
-# msgspec raises more than its own errors: bad UTF-8 and deep nesting have Python's.
-_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 # A string, whole or unfinished, or a bracket. Possessive, so that no input makes it backtrack.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
@@ -102,7 +99,7 @@ class Ingest:
         """
         try:
             message = self._next_messages.decode(data)
-        except _UNDECODABLE:
+        except UNDECODABLE:
             self._salvage(bytes(data), analyzer)
             return
         match _kind(message.Namespace, message.Type, analyzer):
@@ -128,7 +125,7 @@ class Ingest:
         """Apply the message's flows from ``position`` on, which were not applied or counted yet."""
         try:
             flows = self._full_messages.decode(data).Obj[position:]
-        except _UNDECODABLE:
+        except UNDECODABLE:
             raws = self._raw_list.decode(self._envelope.decode(data).Obj)
             flows = self._one_by_one(raws[position:])
         self._table.update(self._admitted.again(flows), self._now())
@@ -140,7 +137,7 @@ class Ingest:
         except msgspec.ValidationError:
             analyzer.errors["not_a_message"] += 1
             return
-        except _UNDECODABLE:
+        except UNDECODABLE:
             analyzer.errors["malformed"] += 1
             return
         match _kind(envelope.Namespace, envelope.Type, analyzer):
@@ -152,7 +149,7 @@ class Ingest:
     def _take_singly(self, obj: msgspec.Raw, data: bytes, analyzer: AnalyzerStats) -> None:
         try:
             raws = self._raw_list.decode(obj)
-        except _UNDECODABLE:
+        except UNDECODABLE:
             analyzer.errors["not_a_list"] += 1
             return
         analyzer.flows += len(raws)
@@ -165,7 +162,7 @@ class Ingest:
             return self._envelope.decode(data)
         except msgspec.ValidationError:
             raise
-        except _UNDECODABLE:
+        except UNDECODABLE:
             # Two things stop the decoder that do not make the JSON's structure wrong.
             return self._envelope.decode(pruned(unpaired_marked(data)))
 
@@ -175,7 +172,7 @@ class Ingest:
         for raw in raws:
             try:
                 flows.append(self._full_flow.decode(raw))
-            except _UNDECODABLE as error:
+            except UNDECODABLE as error:
                 # msgspec takes integers of any size up to some thousand digits.
                 huge = str(error).startswith("Integer value out of range")
                 self._skipped["out_of_range" if huge else "invalid"] += 1

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from skyfast.ingest import pruned
+from skyfast.wire import UNDECODABLE
 
 
 class MalformedAnswerError(ValueError):
@@ -86,7 +87,7 @@ def read(answer: bytes) -> Answer:
     """
     try:
         return Answer(_decode_nodes(answer) or [], 0)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         # Rare, so it may be slow: node by node, with every text made readable.
         text = _HALF_PAIRS.sub(_readable, answer.decode(errors="replace")).encode()
     try:

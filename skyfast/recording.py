@@ -31,7 +31,7 @@ from uuid import UUID
 import msgspec
 
 from skyfast.document import ConfigError
-from skyfast.wire import Envelope
+from skyfast.wire import UNDECODABLE, Envelope
 
 MAX_LINE_BYTES: Final = 256 << 20
 """Longest line of a recording: a message of 64 MiB is 86 MiB as base64."""
@@ -67,9 +67,6 @@ _object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _envelope: Final = msgspec.json.Decoder(Envelope)
 _text: Final = msgspec.json.Decoder(str)
 
-# Bad UTF-8 and deep nesting have Python's own errors.
-_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
@@ -100,7 +97,7 @@ def _is_plain(data: bytes) -> bool:
     try:
         _object.decode(data)
         data.decode()
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return False
     return True
 
@@ -115,7 +112,7 @@ def parse(text: bytes) -> Message:
         return Message(data=text, at_ms=None, analyzer="")
     try:
         analyzer = _text.decode(head[2])
-    except _UNDECODABLE:
+    except UNDECODABLE:
         raise ValueError("has no readable name of an analyzer") from None
     if head[3] is None:
         data = b"{" + text[head.end() :]
@@ -134,7 +131,7 @@ def parse(text: bytes) -> Message:
 def _is_object(text: bytes) -> bool:
     try:
         _object.decode(text)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         # Half of a surrogate pair is JSON, and an analyzer can send it.
         try:
             return isinstance(json.loads(text.decode()), dict)
@@ -391,7 +388,7 @@ def addressed(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
     """
     try:
         namespace = _envelope.decode(data).Namespace
-    except _UNDECODABLE:
+    except UNDECODABLE:
         namespace = ""
     kind = namespace.partition("/")[0]
     if kind not in {"flow", "stats"}:
@@ -408,7 +405,7 @@ def addressed(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
 def _of_capture(data: bytes, capture_id: str) -> Iterator[bytes]:
     try:
         message = msgspec.json.decode(data)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         yield data  # of whichever capture
         return
     flows = message.get("Obj")

@@ -15,6 +15,11 @@ import msgspec
 from skyfast.plan import Path, Plan
 
 
+# Bad UTF-8 and deep nesting have Python's own errors.
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for JSON that it cannot decode."""
+
+
 def _fields() -> dict[Path, type]:
     metric = ("ABPackets", "ABBytes", "BAPackets", "BABytes", "Start", "Last", "RTT")
     tcp_sides = (
