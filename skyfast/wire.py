@@ -14,7 +14,6 @@ import msgspec
 
 from skyfast.plan import Path, Plan
 
-
 # Bad UTF-8 and deep nesting have Python's own errors.
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for JSON that it cannot decode."""
