@@ -200,6 +200,18 @@ def test_what_is_wrong_is_told_in_one_line(arguments: list[str], stdin: str, nam
     assert named in line
 
 
+def test_what_few_need_is_imported_for_them_alone() -> None:
+    names = ["player", "record", "recording", "anonymous"]
+    code = (
+        "import sys, skyfast.app, skyfast.cli;"
+        f"print([name for name in {names} if f'skyfast.{{name}}' in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_the_default_path_is_the_go_connectors() -> None:
     if Path("/etc/skydive/prom_sky_con.yml").exists():
         pytest.skip("this machine has a configuration of its own")
