@@ -15,6 +15,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,6 +47,9 @@ ANSWER_TIMEOUT_S = 10.0
 
 RANKING_TIMEOUT_S = 5.0
 """For the busiest connections on the status page, which comes without them otherwise."""
+
+MAX_STATUS_PAGES = 8
+"""Status pages that are being made at once; more are refused, to be asked for again."""
 
 MAX_SCRAPE_TIMEOUT_S = 600.0
 """The longest deadline of a page that a scraper can ask for."""
@@ -160,6 +164,10 @@ class WebServer:
         self._ready = ready
         self._stats = stats
         self._scrapers: Counter[str] = Counter()
+        self._status_pages = 0
+        # Python itself writes them: two threads that do would keep the event loop waiting twice
+        # as long for each of its turns, and the others of the loop's own threads from theirs.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="skyfast-status")
         self._connections = _Connections(limit=config.web.max_connections, stats=stats)
         self._servers: list[asyncio.Server] = []
         self._acceptors: list[asyncio.Task[None]] = []
@@ -208,6 +216,7 @@ class WebServer:
                     await asyncio.wait(self._answers)
         except TimeoutError:
             log.warning("the HTTP server stops with %d requests unanswered", len(self._answers))
+        self._writer.shutdown(wait=False, cancel_futures=True)
         if self._guard is not None:
             self._guard.close()
 
@@ -326,13 +335,21 @@ class WebServer:
             query = ranks.query(parameters, n=statuspage.DEFAULT_ROWS)
         except QueryError as error:
             return _text(str(error), HTTPStatus.BAD_REQUEST)
-        top = None
-        with contextlib.suppress(BusyError, TimeoutError):
-            async with asyncio.timeout(RANKING_TIMEOUT_S):
-                top = await ranks.top(query)
-        report = await self._status.report()
-        # Some hundred rows take some ten milliseconds.
-        text = await asyncio.to_thread(statuspage.as_html, report, ranks, query, top)
+        if self._status_pages >= MAX_STATUS_PAGES:
+            return _try_again("other status pages are being made")
+        self._status_pages += 1
+        try:
+            top = None
+            with contextlib.suppress(BusyError, TimeoutError):
+                async with asyncio.timeout(RANKING_TIMEOUT_S):
+                    top = await ranks.top(query)
+            report = await self._status.report()
+            # Some hundred rows take some ten milliseconds.
+            text = await asyncio.get_running_loop().run_in_executor(
+                self._writer, statuspage.as_html, report, ranks, query, top
+            )
+        finally:
+            self._status_pages -= 1
         return _fresh(_html(text))
 
     async def _api_status(self, request: web.BaseRequest) -> web.Response:

@@ -7,6 +7,7 @@ import gc
 import html
 import json
 import re
+import threading
 import time
 import typing
 import urllib.error
@@ -16,7 +17,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from skyfast import nodes, ranking, status, statuspage, topology
+from skyfast import nodes, ranking, status, statuspage, topology, web
 from skyfast.app import App
 from skyfast.plan import Column, Counter, Family, View
 from skyfast.ranking import BusyError, Query, QueryError, Ranking
@@ -471,6 +472,31 @@ async def test_too_many_questions(monkeypatch):
         code, page = await site.get("/")
         assert code == 200
         assert "Other rankings are being made: try again." in page
+
+
+async def test_too_many_pages(monkeypatch):
+    writing, most, go_on = 0, 0, threading.Event()
+
+    def as_html(*_):
+        nonlocal writing, most
+        writing += 1
+        most = max(most, writing)
+        go_on.wait(10)
+        writing -= 1
+        return "a page"
+
+    monkeypatch.setattr(statuspage, "as_html", as_html)
+    monkeypatch.setattr(web, "MAX_STATUS_PAGES", 3)
+    async with three_connections() as site:
+        asked = [asyncio.create_task(site.get("/")) for _ in range(3)]
+        await until(lambda: writing and site.app.web._status_pages == 3)
+        refused = await site.get("/")
+        assert refused == (503, "Try again: other status pages are being made.\n")
+        assert (await site.get("/metrics/self"))[0] == 200
+        go_on.set()
+        assert await asyncio.gather(*asked) == [(200, "a page")] * 3
+        assert most == 1, "written one at a time"
+        assert (await site.get("/"))[0] == 200
 
 
 # The page ------------------------------------------------------------------------------------
