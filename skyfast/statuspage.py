@@ -233,6 +233,7 @@ def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> 
         version=told.place("version", "text"),
         uptime=told.place("uptime_seconds", "duration"),
         memory=told.place("resident_bytes", "bytes"),
+        made=escape(_made(report, ranking)),
         warnings="".join(f"<li>{escape(text)}</li>" for text in report.warnings),
         tiles="".join(_tile(tile, told, report.history) for tile in _TILES),
         analyzers=told.table("analyzers", _ANALYZERS),
@@ -257,6 +258,19 @@ def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> 
     return markup.document(
         title=f"skyfast · {escape(report.host_id)}", body=body, wide=True, script=True
     )
+
+
+def _made(report: Report, ranking: Ranking) -> str:
+    """Return what the page is made for, as JSON: its script compares that with each status."""
+    # Of this ranking, which can be of another configuration than the report, for a moment.
+    parts = (
+        report.version,
+        ranking.labels,
+        ranking.metrics,
+        list(ranking.keys),
+        report.interfaces.enabled,
+    )
+    return msgspec.json.encode(parts).decode()
 
 
 class _Told:

@@ -1,6 +1,7 @@
 """The status page in a real browser: what its script makes of it, and what people see."""
 
 import asyncio
+import dataclasses
 import json
 import os
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
+from skyfast import statuspage
 from skyfast.selfmetrics import Failure
 from tests.browser import CHROMIUM, MISSING, chromium
 from tests.model import make_flow
@@ -199,6 +201,34 @@ async def test_silence_is_told(visited):
         text = await tab.evaluate("document.querySelector('#stale').textContent")
         assert text.startswith("No answer from skyfast since ")
         assert await tab.evaluate("document.title") == "▲ skyfast does not answer"
+
+
+async def test_a_proxy_that_answers_alone_is_silence_too(visited):
+    async with three_connections() as site, visited(site) as tab:
+        await tab.until(REFRESHED)
+        await tab.evaluate("window.fetch = () => Promise.resolve(new Response('', {status: 503}))")
+        for _ in range(2):
+            await tab.click("#pause")
+            await tab.click("#pause")
+            await tab.until("document.querySelector('#note').textContent.includes('try again')")
+        await tab.click(".choice a")
+        await tab.until("!document.querySelector('#stale').hidden")
+
+
+async def test_a_page_that_was_made_before_a_change_is_made_anew(visited, monkeypatch):
+    made = []
+    as_html = statuspage.as_html
+
+    def old_at_first(report, *others):
+        made.append(report)
+        old = dataclasses.replace(report, version="98")
+        return as_html(report if made[1:] else old, *others)
+
+    monkeypatch.setattr(statuspage, "as_html", old_at_first)
+    async with three_connections() as site, visited(site) as tab:
+        await until(lambda: len(made) == 2)
+        await tab.until(REFRESHED)
+        assert len(made) == 2, "and not again"
 
 
 async def test_another_version_has_another_page(visited):

@@ -673,3 +673,4 @@ def test_bounds_in_the_documentation():
     ):
         assert sentence in text
     assert (ranking.MAX_ANSWERS, ranking.KEPT_S) == (8, 60), "eight questions, a minute"
+    assert web.MAX_STATUS_PAGES == 8, "eight pages"

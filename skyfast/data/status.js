@@ -130,18 +130,16 @@
 
   async function ask(path) {
     const answer = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
-    if (answer.status === 503) return null;
-    if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+    if (!answer.ok) throw new Error(`${path}: ${answer.status}`, { cause: answer.status });
     return answer.json();
   }
 
-  // What the page was made for: where that is another, the page has to be made anew.
-  let made = null;
+  // What the page was made for, which may be long ago: where that is another, it has to be made anew.
+  const made = JSON.stringify(JSON.parse(document.querySelector("main").dataset.made));
   const shape = (status) => JSON.stringify(
     [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled]);
 
   function showStatus(status) {
-    made ??= shape(status);
     if (made !== shape(status)) {
       // Without what was chosen: it may not be there any more.
       location.replace(location.pathname);
@@ -232,14 +230,17 @@
   let number = 0;
   async function refreshTop() {
     const mine = number += 1, query = wanted();
-    const top = await ask(`api/top?${query}`);
+    const top = await ask(`api/top?${query}`).catch((error) => {
+      // It may say so of the ranking alone; with the status, nothing is told by a 503.
+      if (error.cause === 503) return null;
+      throw error;
+    });
     // Meanwhile something else may be wanted.
     if (mine === number && query === wanted()) showTop(top);
   }
 
   async function refreshStatus() {
-    const status = await ask("api/status");
-    if (status !== null) showStatus(status);
+    showStatus(await ask("api/status"));
   }
 
   async function refresh() {
@@ -264,7 +265,7 @@
 
   function changed() {
     history.replaceState(null, "", `?${wanted()}`);
-    refreshTop().then(heard, missed);
+    refreshTop().catch(missed);
   }
 
   let typing = 0;
