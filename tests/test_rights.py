@@ -173,7 +173,7 @@ async def test_nothing_that_comes_out_tells_a_secret(
         config = write_config(tmp_path, analyzer.url, in_url)
         async with running(config, "--log-level=debug", quiet=False) as skyfast:
             await skyfast.logged("401")
-            await analyzer.send(message(flow()))
+            await (await analyzer.subscriber()).send(message(flow()))
             await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 1)
             links = re.findall(r'href="([a-z/-]+)"', (await skyfast.get("/")).decode())
             assert len(links) > 5

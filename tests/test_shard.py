@@ -246,7 +246,7 @@ async def test_two_live_shards_have_disjoint_pages_that_are_together_the_whole(t
     }
     assert min(map(len, connections)) > 1_000
     assert summed(parts) == summed([whole])
-    told = [line for line in instances[1].log if " WARNING " in line]
+    told = [line for line in instances[1].log if " WARNING skyfast.config: " in line]
     assert len(told) == 1
     assert "skydive_traffic" in told[0]
 
