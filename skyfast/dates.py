@@ -64,7 +64,8 @@ class Dates:
     ) -> None:
         """Count those of ``flows``, the table's latest update, that cannot be dated as they are.
 
-        ``data`` is the message that they came in. This costs next to nothing where all are well.
+        Where the table has stopped in the middle, ``flows`` are those before that. ``data`` is the
+        message that they came in. This costs next to nothing where all are well.
         """
         now_ms = self._wall_clock() * 1000
         earliest_ms, latest_ms = now_ms - MAX_BEHIND_S * 1000, now_ms + MAX_AHEAD_S * 1000
@@ -84,6 +85,8 @@ class Dates:
         data: bytes | bytearray | memoryview,
         analyzer: AnalyzerStats,
     ) -> None:
+        if not wrong:
+            return  # those that are come with the next update
         analyzer.misdated[reason] += len(wrong)
         suffix = self._limit.admit((analyzer.name, reason))
         if suffix is not None:

@@ -115,20 +115,22 @@ class Ingest:
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
         done = self._table.update(admitted, self._now())
-        self._dates.check(admitted, data, analyzer)
+        self._dates.check(admitted if done == len(admitted) else admitted[:done], data, analyzer)
         if done < len(admitted):
-            self._decode_fully(bytes(data), _position(admitted[done], flows))
+            self._decode_fully(bytes(data), _position(admitted[done], flows), analyzer)
         unknown = self._table.met_unknown_flow
         self._next_messages = self._new_messages if unknown else self._messages
 
-    def _decode_fully(self, data: bytes, position: int) -> None:
+    def _decode_fully(self, data: bytes, position: int, analyzer: AnalyzerStats) -> None:
         """Apply the message's flows from ``position`` on, which were not applied or counted yet."""
         try:
             flows = self._full_messages.decode(data).Obj[position:]
         except UNDECODABLE:
             raws = self._raw_list.decode(self._envelope.decode(data).Obj)
             flows = self._one_by_one(raws[position:])
-        self._table.update(self._admitted.again(flows), self._now())
+        admitted = self._admitted.again(flows)
+        self._table.update(admitted, self._now())
+        self._dates.check(admitted, data, analyzer)
 
     def _salvage(self, data: bytes, analyzer: AnalyzerStats) -> None:
         """Apply what is good in a message that is not, as a whole, one of flows."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from skyfast.dates import MAX_AHEAD_S, MAX_BEHIND_S
-from tests.test_ingest import Sink, flow, message
+from tests.test_ingest import Sink, flow, later, message
 
 SLACK_S = 10.0
 HOUR_S = 3600.0
@@ -73,6 +73,16 @@ def test_flows_of_a_message_that_is_not_all_good_are_looked_at_too(
     named.take(message(dated("1", HOUR_S), b'{"NodeTID":5,"UUID":5}'))
     assert named.analyzer.misdated == {"ahead": 1, "behind": 0}
     assert "a flow of an unknown interface is dated" in lines(caplog)[1]
+
+
+def test_all_flows_of_a_message_that_is_decoded_twice_are_looked_at_once() -> None:
+    sink = Sink(**NO_NODE)
+    sink.take(message(dated("1", 0)))
+    unknown = later("2", 1500, Last=int((time.time() + HOUR_S) * 1000))
+    many = [dated("1", 0) for _ in range(300)]
+    # The table has seen what stops it, and what is right behind that, already.
+    sink.take(message(dated("1", 0), unknown, *many, dated("1", -HOUR_S)))
+    assert sink.analyzer.misdated == {"ahead": 1, "behind": 1}
 
 
 def test_numbers_that_are_no_times_are_left_to_the_table() -> None:
