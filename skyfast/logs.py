@@ -26,6 +26,11 @@ MAX_TRACEBACK_LINES: Final = 100
 MAX_TRACEBACK_LINE: Final = 1000
 """Characters of a line of these: an exception may quote a whole message."""
 
+MAX_CAUSES: Final = 1000
+"""Causes that a `LogLimit` remembers; the one with the oldest line is forgotten beyond that.
+
+Analyzers are causes, and where names have other addresses every day, these never end."""
+
 INDENT: Final = "  "
 """Begins each line of a traceback but its first, so that none looks like a record."""
 
@@ -175,7 +180,10 @@ class LogLimit:
         if now_s < next_s:
             self._causes[cause] = (next_s, suppressed + 1)
             return None
+        self._causes.pop(cause, None)
         self._causes[cause] = (now_s + self._interval_s, 0)
+        if len(self._causes) > MAX_CAUSES:
+            del self._causes[next(iter(self._causes))]
         return f" ({suppressed} more such events since the last line)" if suppressed else ""
 
     def warn(self, log: logging.Logger, cause: object, text: str) -> None:
