@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import math
+import resource
 import socket
 import struct
 import time
@@ -76,6 +77,11 @@ WRITE_BUFFER_BYTES = 64 * 1024
 
 TLS_CLOSE_TIMEOUT_S = 0.5
 """For a client's own goodbye, before the connection under TLS is closed without it."""
+
+FEW_DESCRIPTORS = 8
+"""Where no more than so many can be left, that is logged.
+
+It is too late once there is none: the event loop closes a connection then, and tells nobody."""
 
 ACCEPT_PAUSE_S = 0.1
 """After a connection could not be taken, for example because no descriptor is free."""
@@ -526,6 +532,18 @@ class _Connections:
         self._open.add(connection)
         self._waiting[connection] = None
 
+    def count_descriptors(self, latest: int) -> None:
+        """Warn where few can be left behind the ``latest``: all below that are taken."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        left = limit - 1 - latest
+        if left <= FEW_DESCRIPTORS and limit != resource.RLIM_INFINITY:
+            self._log_limit.warn(
+                log,
+                "descriptors",
+                f"at most {max(left, 0)} file descriptors are left (LimitNOFILE):"
+                " without any, connections are closed unanswered",
+            )
+
     def remove(self, connection: "_Connection") -> None:
         """Forget ``connection``, known or not."""
         self._open.discard(connection)
@@ -600,6 +618,7 @@ class _Connection(web.RequestHandler):
         self._stream = cast(asyncio.Transport, transport)  # aiohttp forgets its own early
         self._stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         if self._guard is None:
+            self._connections.count_descriptors(transport.get_extra_info("socket").fileno())
             self._begin(transport.get_extra_info("peername"))
         elif not self._guard.admits(transport.get_extra_info("peercert")):
             log.debug("the certificate of %s has no allowed name", self.address)
