@@ -2557,7 +2557,10 @@ cdef class Table:
         cdef Page page = Page.__new__(Page)
         page.table = self
         page.cursor.now_s = <uint32_t>floor(now)
-        page.cursor.births = <uint32_t>self.births
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            page.cursor.births = <uint32_t>self.births
+            pthread_mutex_unlock(&self.lock)
         page.cursor.head = 1 if openmetrics else 0
         return page
 
@@ -2663,7 +2666,7 @@ cdef class Table:
         """
         cdef View *view = &self.views[0]
         cdef uint32_t i
-        cdef uint32_t texts = self.texts.fresh
+        cdef uint32_t texts = self._fresh(&self.texts)
         cdef size_t words = (texts + (1 << 16)) / 64 + 2
         cdef uint64_t *seen = <uint64_t *>self._allocate(words * view.columns * sizeof(uint64_t))
         cdef uint64_t *counts = NULL
@@ -2679,6 +2682,15 @@ cdef class Table:
         finally:
             free(seen)
             free(counts)
+
+    cdef uint32_t _fresh(self, const Rows *rows):
+        # The lowest number that was never in use by now, as any thread may ask.
+        cdef uint32_t fresh
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            fresh = rows.fresh
+            pthread_mutex_unlock(&self.lock)
+        return fresh
 
     cdef uint32_t _see_rows(self, uint32_t row, uint32_t texts, size_t words, uint64_t *seen,
                             uint64_t *counts) noexcept nogil:
@@ -2879,7 +2891,7 @@ cdef class Table:
             raise ValueError("a gauge does not grow")
         snapshot.table = self
         snapshot.family = family
-        snapshot.kept.rows = self.views[0].rows.fresh
+        snapshot.kept.rows = self._fresh(&self.views[0].rows)
         snapshot.kept.values = <int64_t *>malloc(snapshot.kept.rows * sizeof(int64_t))
         snapshot.kept.hashes = <uint32_t *>malloc(snapshot.kept.rows * sizeof(uint32_t))
         if snapshot.kept.values == NULL or snapshot.kept.hashes == NULL:
