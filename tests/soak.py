@@ -233,8 +233,11 @@ class Virtual:
                 parts.table.relabel([(lookup, keys)])
 
     async def _page(self) -> None:
-        for name in self.apps:
-            await self._text(name)
+        """Let each be scraped by somebody whose memory is not ours."""
+        for app in self.apps.values():
+            async with app.exposition.stream(Part.ALL, gzip=True) as page:
+                async for _ in page:
+                    pass
 
     async def _text(self, name: str) -> bytes:
         async with self.apps[name].exposition.stream(Part.ALL, gzip=True) as page:
