@@ -3038,10 +3038,17 @@ cdef class Table:
 
     # -- counts ---------------------------------------------------------------------------------
 
+    # All but the first are for the thread that updates.
+
     @property
     def connections(self):
-        """Connection rows of the first view in use."""
-        return self.views[0].rows.live
+        """Connection rows of the first view in use. Any thread may ask."""
+        cdef uint32_t live
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            live = self.views[0].rows.live
+            pthread_mutex_unlock(&self.lock)
+        return live
 
     @property
     def view_connections(self):

@@ -74,8 +74,7 @@ class Stress:
                     assert 0 <= table.without(label) <= 2 * FLOWS + 1
                     assert values >= 0
                 table.top(0, 10, since, "10.0")
-                assert table.bytes > 0
-                assert sum(table.skipped.values()) >= 0
+                assert table.connections <= 2 * FLOWS + 1
                 self.looks += 1
 
     @contextlib.contextmanager
