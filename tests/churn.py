@@ -5,11 +5,14 @@ applications and captures come, change and go, and their texts never come back. 
 are an analyzer's messages, the topology's answers, and what a correct sum of it all is.
 """
 
+import contextlib
 import itertools
 import json
+import multiprocessing
 import random
 from collections import deque
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 FLOWS_PER_MESSAGE = 100
@@ -198,6 +201,67 @@ class Churn:
             f'{2 * n},"BABytes":{5000 * n},"Start":{start_ms},"Last":{now_ms},"RTT":{1 + n}}},'
             f'"Start":{start_ms},"Last":{now_ms},"FinishType":{int(not talk.left)}}}'
         )
+
+
+class Elsewhere:
+    """A `Churn` in a process of its own, whose memory is not mixed with ours. To be closed.
+
+    What a network remembers of its conversations would lie between what is measured.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """Begin a churn with these options."""
+        spawning = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawning.Pipe()
+        self._process = spawning.Process(target=_answer, args=(theirs, options), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def reports(self) -> int:
+        reports: int = self._ask("reports")
+        return reports
+
+    @property
+    def begun(self) -> int:
+        begun: int = self._ask("begun")
+        return begun
+
+    def step(self, fresh: int) -> list[bytes]:
+        messages: list[bytes] = self._ask("step", fresh)
+        return messages
+
+    def rest(self, seconds: int) -> None:
+        self._ask("rest", seconds)
+
+    def restart_agent(self) -> None:
+        self._ask("restart_agent")
+
+    def change_topology(self) -> None:
+        self._ask("change_topology")
+
+    def topology(self) -> bytes:
+        topology: bytes = self._ask("topology")
+        return topology
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+    def _ask(self, name: str, *arguments: object) -> Any:
+        self._pipe.send((name, arguments))
+        return self._pipe.recv()
+
+
+def _answer(pipe: Connection, options: dict[str, Any]) -> None:
+    churn = Churn(**options)
+    with contextlib.suppress(EOFError):
+        while True:
+            name, arguments = pipe.recv()
+            answer = getattr(churn, name)
+            if callable(answer):
+                answer = answer(*arguments)
+            pipe.send(list(answer) if name == "step" else answer)
 
 
 def hash_of(text: str) -> int:

@@ -31,7 +31,7 @@ from skyfast.clock import Clock
 from skyfast.dates import Dates
 from skyfast.exposition import Part
 from tests.analyzer import Answer, FakeAnalyzer
-from tests.churn import UNIT, Churn
+from tests.churn import UNIT, Churn, Elsewhere
 from tests.holdings import containers, heap_bytes, resident_bytes
 from tests.process import Skyfast, running
 
@@ -125,7 +125,7 @@ class Virtual:
         self._highest: Figures = {}
         self._left_at = 0
         """Reports until everything left: what comes then is a new connection's."""
-        self.churn = Churn(step_s=STEP_S, report_s=REPORT_S, begins_s=clock.wall())
+        self.churn = Elsewhere(step_s=STEP_S, report_s=REPORT_S, begins_s=clock.wall())
         texts = {"default": DEFAULT, "sums": SUMS, "rich": RICH % (per_day // 8)}
         self.apps = {name: _app(text) for name, text in texts.items()}
         memory.freeze()
@@ -291,7 +291,9 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
         mock.patch("skyfast.ingest.Dates", functools.partial(Dates, wall_clock=clock.wall)),
         mock.patch("skyfast.rewrite.MAX_REMEMBERED", remembered),
     ):
-        return await _play(Virtual(per_day=per_day, clock=clock), days)
+        soak = Virtual(per_day=per_day, clock=clock)
+        with contextlib.closing(soak.churn):
+            return await _play(soak, days)
 
 
 async def _play(soak: Virtual, days: int) -> list[str]:
