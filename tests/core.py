@@ -1,7 +1,9 @@
 """The compiled table behind the model's face, so that one test can ask both the same things."""
 
 import json
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -39,6 +41,7 @@ from tests.model import Gauge as ModelGauge
 
 ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
+JOIN_S = 20
 MAX_CHECKED_ROWS = 300
 """More are too many to look whether they agree after every operation."""
 
@@ -198,6 +201,35 @@ class Core:
     def page(self, now: float) -> dict[str, set[str]]:
         """Return the sample lines of every family of a page made at ``now``."""
         return read_page(read_all(self.table.page(now)), self.families)
+
+
+@contextmanager
+def beside(look: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
+    """Let threads look again and again while a block runs; nothing that they see may be wrong."""
+    stop = threading.Event()
+    rounds = [0] * threads
+    errors: list[BaseException] = []
+
+    def look_on(thread: int) -> None:
+        try:
+            while not stop.is_set():
+                look()
+                rounds[thread] += 1
+        except BaseException as error:  # noqa: BLE001 - told by the test's own thread
+            errors.append(error)
+
+    lookers = [threading.Thread(target=look_on, args=(thread,)) for thread in range(threads)]
+    for thread in lookers:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in lookers:
+            thread.join(JOIN_S)
+    assert not [thread for thread in lookers if thread.is_alive()], "none waits for ever"
+    assert not errors
+    assert all(rounds), "each has seen something"
 
 
 def read_all(page: Page, size: int = CHUNK_BYTES) -> bytes:

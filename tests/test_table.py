@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Table
 from skyfast.wire import flow_types
 from tests import builds
-from tests.core import CHUNK_BYTES, Core, plan_of, read_all
+from tests.core import CHUNK_BYTES, Core, beside, plan_of, read_all
 from tests.model import (
     BYTES,
     DIRECTION,
@@ -229,37 +228,18 @@ def test_a_page_outlives_the_table_and_the_table_an_unread_page():
 
 def test_pages_are_read_by_threads_while_the_table_is_written():
     core = Core()
-    stop = threading.Event()
-    pages, errors = [], []
-
-    def scrape():
-        try:
-            while not stop.is_set():
-                pages.append(read_all(core.table.page(now[0]), 16_384))
-        except BaseException as error:
-            errors.append(error)
-            raise
-
-    now = [0.0]
-    threads = [threading.Thread(target=scrape) for _ in range(2)]
+    pages, now = [], [0.0]
     core.message(many_flows(500, total=(1, 1, 1, 1)), 0)
-    for thread in threads:
-        thread.start()
-    for cycle in range(2, 26):
-        now[0] = cycle * TIMEOUT_S / 3
-        # Two thirds stay all the time, the others come and go.
-        first = 0 if cycle % 6 < 2 else 170
-        flows = many_flows(500 - first, first=first, total=(cycle,) * 4, last=1_000 + cycle)
-        for at in range(0, len(flows), 100):
-            core.message(flows[at : at + 100], now[0])
-        while core.table.expire(now[0], 50):
-            pass
-    stop.set()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
-    assert not errors
-    assert len(pages) >= len(threads)
+    with beside(lambda: pages.append(read_all(core.table.page(now[0]), 16_384))):
+        for cycle in range(2, 26):
+            now[0] = cycle * TIMEOUT_S / 3
+            # Two thirds stay all the time, the others come and go.
+            first = 0 if cycle % 6 < 2 else 170
+            flows = many_flows(500 - first, first=first, total=(cycle,) * 4, last=1_000 + cycle)
+            for at in range(0, len(flows), 100):
+                core.message(flows[at : at + 100], now[0])
+            while core.table.expire(now[0], 50):
+                pass
     for page in pages:
         for lines in (read_page(page)[family] for family in (BYTES, PACKETS)):
             # Both directions of a connection are written together: they never differ.
@@ -1048,43 +1028,30 @@ def test_values_are_counted_by_threads_while_everything_changes():
     )
     core = Core(spec)
     limits = {"max_flows": 1_000, "timeout_s": TIMEOUT_S, "view_timeouts_s": [90]}
-    stop, errors, rounds, now = threading.Event(), [], [0, 0], [0.0]
+    now = [0.0]
     nodes = [f"node-{n}" for n in range(20)]
     shown = {"", "other", *(f"{node} the {n}." for node in nodes for n in range(30))}
 
-    def look(thread):
-        try:
-            while not stop.is_set():
-                assert core.label_values()["target_ip"] <= 2
-                for name, left in (("name", 401), ("target_port", 401)):
-                    assert core.without(name) <= left
-                    assert {value for value, _ in core.top_values("name", 30)} <= shown
-                read_page(read_all(core.table.page(now[0]), 5_000), core.families)
-                rounds[thread] += 1
-        except BaseException as error:
-            errors.append(error)
-            raise
+    def look():
+        assert core.label_values()["target_ip"] <= 2
+        for name, left in (("name", 401), ("target_port", 401)):
+            assert core.without(name) <= left
+            assert {value for value, _ in core.top_values("name", 30)} <= shown
+        read_page(read_all(core.table.page(now[0]), 5_000), core.families)
 
-    threads = [threading.Thread(target=look, args=(thread,)) for thread in range(2)]
-    for thread in threads:
-        thread.start()
-    for cycle in range(30):
-        now[0] = cycle * TIMEOUT_S / 3
-        flows = many_flows(500, first=100 * (cycle % 7), total=(cycle,) * 4, last=1_000 + cycle)
-        for n, flow in enumerate(flows):
-            flow["NodeTID"] = nodes[n % 20]
-        core.message(flows, now[0])
-        names.update({node: f"{node} the {cycle}." for node in nodes})
-        core.relabel(names, nodes)
-        core.limit(max_connections=300 + 10 * (cycle % 10), **limits)
-        while core.table.expire(now[0], 50):
-            pass
-    stop.set()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
-    assert not errors
-    assert all(rounds)
+    with beside(look):
+        for cycle in range(30):
+            now[0] = cycle * TIMEOUT_S / 3
+            total, last = (cycle,) * 4, 1_000 + cycle
+            flows = many_flows(500, first=100 * (cycle % 7), total=total, last=last)
+            for n, flow in enumerate(flows):
+                flow["NodeTID"] = nodes[n % 20]
+            core.message(flows, now[0])
+            names.update({node: f"{node} the {cycle}." for node in nodes})
+            core.relabel(names, nodes)
+            core.limit(max_connections=300 + 10 * (cycle % 10), **limits)
+            while core.table.expire(now[0], 50):
+                pass
 
 
 # Locks

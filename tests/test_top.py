@@ -1,13 +1,12 @@
 """Which connections have most: `Table.top` against the page that it stands for."""
 
 import random
-import threading
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast.plan import escaped
-from tests.core import Core, read_all
+from tests.core import Core, beside, read_all
 from tests.model import (
     BYTES,
     DIRECTION,
@@ -181,35 +180,20 @@ def test_only_families_of_the_first_view():
 
 def test_threads_rank_while_everything_changes():
     core = Core(max_connections=3_000)
-    stop, errors, rounds = threading.Event(), [], [0, 0]
 
-    def look(thread):
-        try:
-            while not stop.is_set():
-                snapshot = core.snapshot(BYTE_FAMILY)
-                for top in (
-                    core.top(BYTE_FAMILY, 100),
-                    core.top(BYTE_FAMILY, 100, since=snapshot, containing="10.0"),
-                ):
-                    ranks = [rank for rank, *_ in top]
-                    assert ranks == sorted(ranks, reverse=True)
-                    assert all(labels[0].startswith("10.0.") for _, labels, _ in top)
-                rounds[thread] += 1
-        except BaseException as error:
-            errors.append(error)
-            raise
+    def look():
+        snapshot = core.snapshot(BYTE_FAMILY)
+        for top in (
+            core.top(BYTE_FAMILY, 100),
+            core.top(BYTE_FAMILY, 100, since=snapshot, containing="10.0"),
+        ):
+            ranks = [rank for rank, *_ in top]
+            assert ranks == sorted(ranks, reverse=True)
+            assert all(labels[0].startswith("10.0.") for _, labels, _ in top)
 
-    threads = [threading.Thread(target=look, args=(thread,)) for thread in range(2)]
-    for thread in threads:
-        thread.start()
-    for cycle in range(40):
-        now = cycle * TIMEOUT_S / 3
-        core.message(many_flows(2_000, first=700 * cycle, last=1_000 + cycle), now)
-        while core.table.expire(now, 500):
-            pass
-    stop.set()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
-    assert not errors
-    assert all(rounds)
+    with beside(look):
+        for cycle in range(40):
+            now = cycle * TIMEOUT_S / 3
+            core.message(many_flows(2_000, first=700 * cycle, last=1_000 + cycle), now)
+            while core.table.expire(now, 500):
+                pass

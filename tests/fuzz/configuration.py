@@ -7,9 +7,9 @@ says what is wrong with it.
 import random
 import re
 import tempfile
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar
 
 import yaml
@@ -69,18 +69,9 @@ class Configuration(Target):
 
     name: ClassVar[str] = "configuration"
 
-    def __enter__(self) -> "Configuration":
-        self._directory = tempfile.TemporaryDirectory()
-        self._path = Path(self._directory.name) / "fuzz.yml"
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._directory.cleanup()
+    def open(self, opened: ExitStack) -> None:
+        directory = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        self._path = directory / "fuzz.yml"
 
     def generate(self, rng: random.Random) -> bytes:
         if rng.random() < 0.4:

@@ -14,10 +14,10 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 CORPUS = Path(__file__).parent / "corpus"
 HANG_S = 30.0
@@ -32,10 +32,22 @@ MAX_FINDINGS = 5
 MAX_REDUCTIONS = 300
 
 
-class Target(AbstractContextManager["Target"], ABC):
+class Target(ABC):
     """Something that is fed with what strangers send. Open while it is used."""
 
     name: ClassVar[str]
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            self.open(opened)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def open(self, opened: ExitStack) -> None:  # noqa: B027 - many need nothing
+        """Make what a case needs; ``opened`` closes it in the end."""
 
     @abstractmethod
     def generate(self, rng: random.Random) -> bytes:

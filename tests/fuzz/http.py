@@ -5,7 +5,6 @@ servers: one that answers everybody, and one with users and a limit of requests.
 """
 
 import asyncio
-import contextlib
 import gzip
 import logging
 import random
@@ -13,8 +12,8 @@ import re
 import socket
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import ClassVar
 
 import bcrypt
@@ -119,19 +118,18 @@ class Http(Target):
 
     name: ClassVar[str] = "http"
 
-    def __enter__(self) -> "Http":
-        self._stack = contextlib.ExitStack()
-        directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+    def open(self, opened: ExitStack) -> None:
+        directory = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         self._problems = Problems()
         logging.getLogger().addHandler(self._problems)
-        self._stack.callback(logging.getLogger().removeHandler, self._problems)
+        opened.callback(logging.getLogger().removeHandler, self._problems)
         users = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
         self._file = directory / "web.yml"
         self._file.write_text(
             f"basic_auth_users: {{{USER}: {users}}}\nrate_limit: {{interval: 1ms, burst: 100}}\n"
             "http_server_config: {headers: {X-Frame-Options: deny}}\n"
         )
-        patch = self._stack.enter_context(pytest.MonkeyPatch.context())
+        patch = opened.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(web, "HEAD_TIMEOUT_S", HEAD_TIMEOUT_S)
         self._ports: list[int] = []
         self._stopping = asyncio.Event()
@@ -140,17 +138,11 @@ class Http(Target):
         self._thread.start()
         if not started.wait(START_S) or len(self._ports) < 2:
             raise RuntimeError("the servers did not start")
-        return self
+        opened.callback(self._stop)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(START_S)
-        self._stack.close()
 
     def _serve(self, started: threading.Event) -> None:
         async def serve() -> None:

@@ -9,7 +9,6 @@ import random
 from functools import cache
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar
 
 from prometheus_client.openmetrics.parser import (
@@ -94,14 +93,6 @@ class Messages(Target):
             "default",
             *sorted(path.stem for path in (DATA / "configs").glob("*.yml")),
         ]
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
 
     def generate(self, rng: random.Random) -> bytes:
         records = [rng.choice(self._configurations).encode()]

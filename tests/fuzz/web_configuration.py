@@ -3,8 +3,8 @@
 import random
 import re
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar
 
 import yaml
@@ -67,20 +67,10 @@ class WebConfiguration(Target):
 
     name: ClassVar[str] = "web_configuration"
 
-    def __enter__(self) -> "WebConfiguration":
-        self._directory = tempfile.TemporaryDirectory()
-        directory = Path(self._directory.name)
+    def open(self, opened: ExitStack) -> None:
+        directory = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         Authority(directory).issue("127.0.0.1")
         self._path = directory / "fuzz.yml"
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._directory.cleanup()
 
     def generate(self, rng: random.Random) -> bytes:
         tree = {key: copied(GOOD[key]) for key in GOOD if rng.random() < 0.7}
