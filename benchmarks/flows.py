@@ -1,4 +1,5 @@
-"""Flows to measure with: a real one's shape, any number of connections, the same in every run.
+"""Flows to measure with: a real one's shape, any number of connections, the same in every run
+but for their dates, which are those of the last minutes.
 
 A message is made once as a template, in which every running total and every time has the same
 two bytes, `ROUND`, where a round's two digits belong. So the reports of another round are one
@@ -7,6 +8,7 @@ two bytes, `ROUND`, where a round's two digits belong. So the reports of another
 
 import json
 import random
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ FIRST_PORT, PORTS = 32_768, 28_232
 """Linux's ephemeral ports."""
 
 ROUND = b"@@"
+BEHIND_MS = 200_000
 FIRST_ROUND = 10
 LAST_ROUND = 99
 
@@ -47,7 +50,10 @@ def _template() -> bytes:
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    before, after = str(flow["Last"])[:8], str(flow["Last"])[10:]
+    # A round is one second of a hundred, all of them past: flows with other dates than ours would be
+    # looked at one by one.
+    dated = str(int(1000 * time.time()) - BEHIND_MS)
+    before, after = dated[:8], dated[10:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
     flow["UUID"] = texts
     flow["Network"] |= {"A": texts, "B": texts}
