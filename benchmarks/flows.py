@@ -50,8 +50,8 @@ def _template() -> bytes:
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # A round is one second of a hundred, all of them past: flows with other dates than ours would be
-    # looked at one by one.
+    # A round is one second of a hundred, all of them past: flows with other dates than ours would
+    # be looked at one by one.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:8], dated[10:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
