@@ -91,10 +91,10 @@ def test_what_builds_the_project_is_among_what_is_locked() -> None:
 
 
 def test_ci_calls_what_there_is_and_ends_with_the_tests() -> None:
-    steps = re.findall(r"^step ([a-z-]+)", CI, re.MULTILINE)
+    steps = re.findall(r"^make ([a-z-]+)", CI, re.MULTILINE)
     assert set(steps) <= TARGETS
     assert steps[0] == "locked"
-    assert CI.rstrip().splitlines()[-1] == "step test"
+    assert CI.rstrip().splitlines()[-1] == "make test"
     assert "set -euo pipefail" in CI
 
 
