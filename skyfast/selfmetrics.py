@@ -348,25 +348,15 @@ def _subscription_families(stats: Stats) -> Iterable[_Family]:
         "Unix time of the latest message from the analyzer; 0 before the first.",
         [(labels, analyzer.last_message_timestamp_s) for labels, analyzer in analyzers],
     )
-    yield _Family(
+    yield _by_labels_and_reason(
         "skyfast_message_errors_total",
-        "counter",
         "Messages that were dropped whole.",
-        [
-            ({**labels, "reason": reason}, count)
-            for labels, analyzer in analyzers
-            for reason, count in analyzer.errors.items()
-        ],
+        [(labels, analyzer.errors) for labels, analyzer in analyzers],
     )
-    yield _Family(
+    yield _by_labels_and_reason(
         "skyfast_reconnects_total",
-        "counter",
         "Subscriptions, or attempts at one, that ended.",
-        [
-            ({**labels, "reason": reason}, count)
-            for labels, analyzer in analyzers
-            for reason, count in analyzer.reconnects.items()
-        ],
+        [(labels, analyzer.reconnects) for labels, analyzer in analyzers],
     )
     yield _Family(
         "skyfast_flows_total",
@@ -374,15 +364,10 @@ def _subscription_families(stats: Stats) -> Iterable[_Family]:
         "Flow reports in the messages of the analyzer.",
         [(labels, analyzer.flows) for labels, analyzer in analyzers],
     )
-    yield _Family(
+    yield _by_labels_and_reason(
         "skyfast_flows_misdated_total",
-        "counter",
         "Flow reports whose time is far from ours.",
-        [
-            ({**labels, "reason": reason}, count)
-            for labels, analyzer in analyzers
-            for reason, count in analyzer.misdated.items()
-        ],
+        [(labels, analyzer.misdated) for labels, analyzer in analyzers],
     )
 
 
@@ -392,7 +377,7 @@ def _table_families(
     yield _by_reason(
         "skyfast_flows_skipped_total",
         "Flow reports that changed nothing.",
-        _sums(stats.flows_skipped, table.skipped),
+        sums(stats.flows_skipped, table.skipped),
     )
     yield _Family(
         "skyfast_flows_filtered_total",
@@ -616,7 +601,7 @@ def _start_time_s() -> float:
     return int(boot_line.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+def sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     """Add up what was counted outside of the table and inside of it."""
     return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
 
@@ -626,7 +611,18 @@ def _single(name: str, kind: str, text: str, value: float) -> _Family:
 
 
 def _by_reason(name: str, text: str, counts: Mapping[str, int]) -> _Family:
-    return _Family(name, "counter", text, [({"reason": key}, n) for key, n in counts.items()])
+    return _by_labels_and_reason(name, text, [({}, counts)])
+
+
+def _by_labels_and_reason(
+    name: str, text: str, counted: Iterable[tuple[Mapping[str, str], Mapping[str, int]]]
+) -> _Family:
+    samples = [
+        ({**labels, "reason": reason}, count)
+        for labels, counts in counted
+        for reason, count in counts.items()
+    ]
+    return _Family(name, "counter", text, samples)
 
 
 def label_text(labels: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from skyfast.captures import CaptureReport
 from skyfast.config import Config
 from skyfast.logs import printable
 from skyfast.ranking import Metric, Ranking
-from skyfast.selfmetrics import AnalyzerStats, Failure, Stats, TableCounts, memory_bytes
+from skyfast.selfmetrics import AnalyzerStats, Failure, Stats, TableCounts, memory_bytes, sums
 from skyfast.topology import Interface
 
 INTERVAL_S: Final = 5.0
@@ -415,9 +415,7 @@ def _last_error(failure: Failure | None) -> LastError | None:
 
 
 def _table(stats: Stats, table: TableCounts) -> TableState:
-    skipped = dict(stats.flows_skipped)
-    for reason, count in table.skipped.items():
-        skipped[reason] = skipped.get(reason, 0) + count
+    skipped = sums(stats.flows_skipped, table.skipped)
     return TableState(
         connections=table.connections,
         connections_limit=stats.max_connections,
