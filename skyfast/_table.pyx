@@ -2842,11 +2842,9 @@ cdef class Table:
         cdef char *texts = NULL
         cdef int64_t *values = NULL
         cdef bytes part = containing.encode()
-        if family >= self.family_count or self.families[family].view != 0:
-            raise IndexError("the first view has no such family")
         if count > MAX_RANKED:
             raise ValueError(f"not more than {MAX_RANKED} connections at once")
-        ranking.family = &self.families[family]
+        ranking.family = self._family_of_first(family)
         ranking.is_gauge = self._is_gauge(family)
         ranking.since = NULL
         if since is not None:
@@ -2885,8 +2883,7 @@ cdef class Table:
         """
         cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
         cdef uint32_t row = 1
-        if family >= self.family_count or self.families[family].view != 0:
-            raise IndexError("the first view has no such family")
+        cdef const Family *kept = self._family_of_first(family)
         if self._is_gauge(family):
             raise ValueError("a gauge does not grow")
         snapshot.table = self
@@ -2899,9 +2896,14 @@ cdef class Table:
         with nogil:
             while row < snapshot.kept.rows:
                 pthread_mutex_lock(&self.lock)
-                row = self._keep_rows(&self.families[family], row, &snapshot.kept)
+                row = self._keep_rows(kept, row, &snapshot.kept)
                 pthread_mutex_unlock(&self.lock)
         return snapshot
+
+    cdef const Family *_family_of_first(self, uint32_t family) except NULL:
+        if family >= self.family_count or self.families[family].view != 0:
+            raise IndexError("the first view has no such family")
+        return &self.families[family]
 
     cdef bint _is_gauge(self, uint32_t family):
         return self.plan.views[0].families[family].type == "gauge"
