@@ -5,7 +5,6 @@ allocations fail, and the steps of growth are so small that a dozen flows go thr
 """
 
 import gc
-import os
 import sys
 from contextlib import suppress
 
@@ -53,7 +52,6 @@ TestChecked.settings = settings(
     max_examples=5_000 if IS_THOROUGH else 20,
     stateful_step_count=30,
     deadline=None,
-    derandomize="CI" in os.environ,
     suppress_health_check=list(HealthCheck),
 )
 
@@ -202,13 +200,7 @@ class HungryMachine(RuleBasedStateMachine):
 
 
 TestHungry = HungryMachine.TestCase
-TestHungry.settings = settings(
-    max_examples=5_000 if IS_THOROUGH else 20,
-    stateful_step_count=30,
-    deadline=None,
-    derandomize="CI" in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
+TestHungry.settings = TestChecked.settings
 
 
 def assert_is_page(page):
