@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from skyfast.dates import MAX_AHEAD_S, MAX_BEHIND_S
-from tests.test_ingest import Sink, flow, later, message
+from tests.sink import Sink
+from tests.test_ingest import flow, later, message
 
 SLACK_S = 10.0
 HOUR_S = 3600.0

@@ -5,68 +5,8 @@ from typing import Any
 
 import pytest
 
-from skyfast._table import Table
-from skyfast.captures import Captures
-from skyfast.catalogue import make_plan
-from skyfast.filters import admission, classifier, reads
-from skyfast.ingest import MAX_REPAIRED_TOKENS, Ingest, pruned, unpaired_marked
-from skyfast.names import Names
-from skyfast.selfmetrics import AnalyzerStats, Stats
-from skyfast.wire import flow_types
-from tests.configs import make_config
-
-
-class Sink:
-    """An ingest with everything that it writes to."""
-
-    def __init__(self, **settings: Any) -> None:
-        config = make_config(**settings)
-        plan = make_plan(config, names=Names(keep_s=0))
-        types = flow_types(plan, also=reads(config.filter))
-        self.table = Table(
-            plan,
-            types,
-            max_connections=1000,
-            max_flows=4000,
-            timeout_s=75,
-            view_timeouts_s=[3600] * (len(plan.views) - 1),
-        )
-        self.stats = Stats()
-        self.analyzer = AnalyzerStats("analyzer:8082")
-        self.captures = Captures(naming="compatible", stats=self.stats.captures)
-        self.ingest = Ingest(
-            types=types,
-            table=self.table,
-            admitted=admission(
-                config.filter,
-                classifier(config.classify.cluster_net_masks),
-                requirements=plan.requirements,
-                skipped=self.stats.flows_skipped,
-                filtered=self.stats.flows_filtered,
-            ),
-            captures=self.captures,
-            stats=self.stats,
-            now=lambda: 100.0,
-        )
-
-    def take(self, data: bytes) -> None:
-        self.ingest.message(data, self.analyzer)
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Reasons with a count, of decoding and of the table together."""
-        table, own = self.table.skipped, self.stats.flows_skipped
-        counts = {reason: table.get(reason, 0) + own.get(reason, 0) for reason in {*table, *own}}
-        return {reason: count for reason, count in counts.items() if count}
-
-    @property
-    def errors(self) -> dict[str, int]:
-        return {reason: count for reason, count in self.analyzer.errors.items() if count}
-
-    def page(self) -> str:
-        page = self.table.page(100.0)
-        return b"".join(iter(lambda: page.read(1 << 20), b"")).decode()
-
+from skyfast.ingest import MAX_REPAIRED_TOKENS, pruned, unpaired_marked
+from tests.sink import Sink
 
 METRIC = {"ABPackets": 1, "ABBytes": 100, "BAPackets": 2, "BABytes": 200}
 

@@ -17,16 +17,10 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import _table, config
-from skyfast.captures import Captures
-from skyfast.catalogue import make_plan
-from skyfast.filters import admission, classifier, reads
-from skyfast.ingest import Ingest
-from skyfast.names import Names
-from skyfast.plan import Plan
-from skyfast.selfmetrics import AnalyzerStats, Stats
-from skyfast.wire import FIELDS, flow_types
+from skyfast.wire import FIELDS
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import NUMBERS, TEXTS, copied, places, wrong_bytes, wrong_value
+from tests.sink import Fed
 
 DATA = Path(__file__).parent.parent / "data"
 RECORD = b"\x1e"
@@ -74,13 +68,12 @@ def recorded() -> list[dict[str, Any]]:
 
 
 @cache
-def configured(name: str) -> tuple[config.Config, Plan]:
-    """Return a configuration and its plan, the default where there is none of this name."""
+def configured(name: str) -> config.Config:
+    """Return a configuration, the default where there is none of this name."""
     path = DATA / "configs" / f"{name}.yml"
     text = path.read_text() if path.is_file() else ""
     environ = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082"}
-    made = config.parse(text, environ, source=path.name)
-    return made, make_plan(made, names=Names(keep_s=0))
+    return config.parse(text, environ, source=path.name)
 
 
 class Messages(Target):
@@ -195,43 +188,16 @@ def _encoded(rng: random.Random, tree: Any) -> bytes:
     return write(tree)
 
 
-class _Fed:
-    """An ingest of one configuration, and everything that it writes to."""
+class _Fed(Fed):
+    """An ingest of one configuration that is looked at after each message."""
 
     _numbers = count()
 
     def __init__(self, name: str) -> None:
-        made, plan = configured(name)
+        made = configured(name)
+        super().__init__(made, max_connections=MAX_CONNECTIONS, max_flows=2 * MAX_CONNECTIONS)
         self.name = name
         self.standard = made.store.naming == "standard"
-        self.plan = plan
-        self.now = 100.0
-        self.stats = Stats()
-        self.analyzer = AnalyzerStats("analyzer:8082")
-        self.captures = Captures(naming=made.store.naming, stats=self.stats.captures)
-        types = flow_types(plan, also=reads(made.filter))
-        self.table = _table.Table(
-            plan,
-            types,
-            max_connections=MAX_CONNECTIONS,
-            max_flows=2 * MAX_CONNECTIONS,
-            timeout_s=75,
-            view_timeouts_s=[3600] * (len(plan.views) - 1),
-        )
-        self.ingest = Ingest(
-            types=types,
-            table=self.table,
-            admitted=admission(
-                made.filter,
-                classifier(made.classify.cluster_net_masks),
-                requirements=plan.requirements,
-                skipped=self.stats.flows_skipped,
-                filtered=self.stats.flows_filtered,
-            ),
-            captures=self.captures,
-            stats=self.stats,
-            now=lambda: self.now,
-        )
         self._check = getattr(_table, "check", lambda table: None)
 
     def counts(self) -> tuple[int, int, int]:

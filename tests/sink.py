@@ -1,0 +1,73 @@
+"""An ingest with everything that it writes to, for tests of what comes of a message."""
+
+from typing import Any
+
+from skyfast import _table
+from skyfast.captures import Captures
+from skyfast.catalogue import make_plan
+from skyfast.config import Config
+from skyfast.filters import admission, classifier, reads
+from skyfast.ingest import Ingest
+from skyfast.names import Names
+from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.wire import flow_types
+from tests.configs import make_config
+
+
+class Fed:
+    """An ingest of one configuration. ``now`` is its clock and can be set."""
+
+    def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
+        self.now = 100.0
+        self.plan = make_plan(config, names=Names(keep_s=0))
+        self.stats = Stats()
+        self.analyzer = AnalyzerStats("analyzer:8082")
+        self.captures = Captures(naming=config.store.naming, stats=self.stats.captures)
+        types = flow_types(self.plan, also=reads(config.filter))
+        self.table = _table.Table(
+            self.plan,
+            types,
+            max_connections=max_connections,
+            max_flows=max_flows,
+            timeout_s=75,
+            view_timeouts_s=[3600] * (len(self.plan.views) - 1),
+        )
+        self.ingest = Ingest(
+            types=types,
+            table=self.table,
+            admitted=admission(
+                config.filter,
+                classifier(config.classify.cluster_net_masks),
+                requirements=self.plan.requirements,
+                skipped=self.stats.flows_skipped,
+                filtered=self.stats.flows_filtered,
+            ),
+            captures=self.captures,
+            stats=self.stats,
+            now=lambda: self.now,
+        )
+
+
+class Sink(Fed):
+    """One of the defaults but for some settings, and what messages came to."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(make_config(**settings), max_connections=1000, max_flows=4000)
+
+    def take(self, data: bytes) -> None:
+        self.ingest.message(data, self.analyzer)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Reasons with a count, of decoding and of the table together."""
+        table, own = self.table.skipped, self.stats.flows_skipped
+        counts = {reason: table.get(reason, 0) + own.get(reason, 0) for reason in {*table, *own}}
+        return {reason: count for reason, count in counts.items() if count}
+
+    @property
+    def errors(self) -> dict[str, int]:
+        return {reason: count for reason, count in self.analyzer.errors.items() if count}
+
+    def page(self) -> str:
+        page = self.table.page(100.0)
+        return b"".join(iter(lambda: page.read(1 << 20), b"")).decode()
