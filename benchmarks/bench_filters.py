@@ -11,7 +11,7 @@ from benchmarks.core import PLAN, decoder
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import Report
 from skyfast.config import Filter
-from skyfast.filters import admission, classifier, matches, reads
+from skyfast.filters import admission, classifier, matcher, reads
 from skyfast.plan import Path
 from skyfast.rewrite import Memory
 from skyfast.selection import Condition, Rule
@@ -122,7 +122,8 @@ def _closures(rules: tuple[Rule, ...]) -> Pick:
 
     def condition(condition: Condition) -> Callable[[Any], bool]:
         value = attrgetter(".".join(condition.path or ()))
-        verdicts = Memory[Any, bool](lambda value: matches(condition, value) != condition.negated)
+        matches = matcher(condition)
+        verdicts = Memory[Any, bool](lambda value: matches(value) != condition.negated)
         return lambda flow: verdicts[value(flow)]
 
     def rule(rule: Rule) -> Callable[[Any], bool]:

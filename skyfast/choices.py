@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
+from skyfast import addresses
 from skyfast.catalogue import (
     DIRECTION,
     FIXED_PREFIXES,
@@ -27,7 +28,6 @@ from skyfast.catalogue import (
 from skyfast.document import Node, Value
 from skyfast.filters import KEEP
 from skyfast.plan import Family, FlowCount, Path
-from skyfast.rewrite import address
 from skyfast.selection import (
     Condition,
     Fold,
@@ -654,10 +654,10 @@ def _to_address_or_network(value: Value) -> str | Network:
     text = to_text(value)
     if "/" in text:
         return to_network(text)
-    found = address(text)
-    if found is None:
+    address = addresses.read(text)
+    if address is None:
         raise Invalid("is neither an IP address nor a network such as 10.0.0.0/8", text)
-    return str(found)
+    return addresses.write(address)
 
 
 def _to_range(path: Path, value: Value) -> int | tuple[int, int]:

@@ -8,11 +8,11 @@ that it refers to.
 
 from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from skyfast import addresses
 from skyfast.plan import Path, Requirement
-from skyfast.rewrite import OTHER, Memory, address
+from skyfast.rewrite import OTHER, Memory
 from skyfast.selection import Condition, Network, Rule
 from skyfast.wire import FIELDS
 
@@ -62,12 +62,13 @@ class Classifier:
 
 def classifier(masks: Sequence[Network]) -> Classifier:
     """Return the classifier of a cluster with these networks."""
+    cluster = addresses.Networks(masks)
 
     def place(text: str) -> int:
-        found = address(text)
-        if found is None:
+        address = addresses.read(text)
+        if address is None:
             return _NO_ADDRESS
-        return _INSIDE if any(found in mask for mask in masks) else _OUTSIDE
+        return _INSIDE if address in cluster else _OUTSIDE
 
     return Classifier(Memory(place))
 
@@ -220,11 +221,11 @@ class _Source:
         return f"not {text}" if condition.negated else text
 
     def _test(self, condition: Condition, value: str, kind: type) -> str:
-        """Return an expression that tells what `matches` does; it binds closer than ``not``."""
+        """Return an expression that tells what `matcher`'s does; it binds closer than ``not``."""
         if condition.pattern is not None or condition.networks:
             alike = (condition.values, condition.ranges, condition.networks, condition.pattern)
             if alike not in self._memories:
-                self._memories[alike] = self.constant(Memory(partial(matches, condition)))
+                self._memories[alike] = self.constant(Memory(matcher(condition)))
             return f"{self._memories[alike]}[{value}]"
         if kind is int and condition.ranges:
             return self._within(condition, value)
@@ -243,18 +244,26 @@ class _Source:
         return f"(bisect({self.constant(bounds)}, {value}) & 1)"
 
 
-def matches(condition: Condition, value: str | int) -> bool:
-    """Tell whether any of the condition's alternatives matches a field's value, negated or not."""
-    if value in condition.values:
-        return True
-    if isinstance(value, int):
-        if any(low <= value <= high for low, high in condition.ranges):
+def matcher(condition: Condition) -> Callable[[str | int], bool]:
+    """Return what tells whether any of a condition's alternatives matches a field's value.
+
+    Whether the condition is negated is not looked at.
+    """
+    networks = addresses.Networks(condition.networks)
+
+    def matches(value: str | int) -> bool:
+        if value in condition.values:
             return True
-    elif condition.networks:
-        found = address(value)
-        if found is not None and any(found in network for network in condition.networks):
-            return True
-    return condition.pattern is not None and condition.pattern.search(str(value)) is not None
+        if isinstance(value, int):
+            if any(low <= value <= high for low, high in condition.ranges):
+                return True
+        elif condition.networks:
+            address = addresses.read(value)
+            if address is not None and address in networks:
+                return True
+        return condition.pattern is not None and condition.pattern.search(str(value)) is not None
+
+    return matches
 
 
 def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

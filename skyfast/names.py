@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
+from skyfast import addresses
 from skyfast.nodes import Node
-from skyfast.rewrite import address
 
 MAX_NODES: Final = 50_000
 """Nodes of one answer that are looked at; an answer has room for about 20,000 real ones."""
@@ -182,8 +182,8 @@ def _owners(nodes: Iterable[Node], *, known: Container[str]) -> tuple[dict[str, 
     pairs = (
         (text, node)
         for node in nodes
-        for addresses in (node.metadata.ipv4, node.metadata.ipv6)
-        for text in addresses or ()
+        for texts in (node.metadata.ipv4, node.metadata.ipv6)
+        for text in texts or ()
     )
     for text, node in islice(pairs, MAX_ADDRESSES):
         name, address = node.metadata.name, text.partition("/")[0]
@@ -208,5 +208,5 @@ def _canonical(text: str) -> str:
     Go writes IPv6 by RFC 5952 as Python does, but never in the mixed form: what is in
     ``::ffff:0:0/96`` looks like the IPv4 address that it maps. Flows have no zones (``%eth0``).
     """
-    found = address(text.partition("%")[0])
-    return "" if found is None else str(found)
+    address = addresses.read(text.partition("%")[0])
+    return "" if address is None else addresses.write(address)

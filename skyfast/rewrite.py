@@ -5,9 +5,9 @@ choose what stands in a flow; nothing is locked, for one thread asks.
 """
 
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, ClassVar, Generic, TypeVar
 
+from skyfast import addresses
 from skyfast.plan import Path
 from skyfast.selection import Fold, Mask
 
@@ -19,9 +19,6 @@ MAX_REMEMBERED = 65_536
 
 MAX_REMEMBERED_CHARS = 256
 """Of a text whose answer is remembered; no address, node or layers' path is longer."""
-
-MAX_ADDRESS_CHARS = 45
-"""Of an IP address: IPv6 with the last 32 bits as IPv4, none of them left out."""
 
 OTHER = "other"
 """What stands for all values that are not told apart."""
@@ -45,40 +42,21 @@ class Memory(dict[K, V], Generic[K, V]):
         return value
 
 
-def address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the address that a flow's text stands for, or None where it is none.
-
-    An IPv4 address in IPv6 form is that IPv4 address. One with a zone (``fe80::1%eth0``) is none:
-    Skydive does not write zones.
-    """
-    if len(text) > MAX_ADDRESS_CHARS:
-        return None
-    try:
-        found = ip_address(text)
-    except ValueError:
-        return None
-    if isinstance(found, IPv6Address):
-        if found.scope_id is not None:
-            return None
-        return found.ipv4_mapped or found
-    return found
-
-
 def mask(config: Mask) -> Memory[str, str]:
     """Return what makes network text of address text, such as ``10.0.0.0/24``.
 
     Addresses of a family that has no mask stay as they are written, and so do texts that are no
     address, the empty one among them.
     """
+    bits_of = {4: config.ipv4, 16: config.ipv6}
 
-    def masked(text: str) -> str:
-        found = address(text)
-        if found is None:
+    def network(text: str) -> str:
+        address = addresses.read(text)
+        if address is None or (bits := bits_of[len(address)]) is None:
             return text
-        bits = config.ipv4 if isinstance(found, IPv4Address) else config.ipv6
-        return text if bits is None else str(ip_network((found, bits), strict=False))
+        return f"{addresses.write(addresses.masked(address, bits))}/{bits}"
 
-    return Memory(masked)
+    return Memory(network)
 
 
 class _Folded(dict[int | str, int | str]):

@@ -1,0 +1,112 @@
+"""IP addresses without `ipaddress`, which must say the same of each text and each network."""
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from skyfast import addresses
+
+
+def expected(text: str) -> IPv4Address | IPv6Address | None:
+    """Return what a text stands for, as `ipaddress` sees it."""
+    try:
+        found = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(found, IPv4Address):
+        return found
+    return None if found.scope_id is not None else found.ipv4_mapped or found
+
+
+groups = st.text("0123456789abcdefABCDEFg", max_size=5)
+octets = st.one_of(st.integers(0, 300).map(str), st.text("0123456789", max_size=4))
+dotted = st.lists(octets, min_size=3, max_size=5).map(".".join)
+alike = st.one_of(
+    dotted,
+    st.lists(st.one_of(groups, st.just("")), min_size=2, max_size=10).map(":".join),
+    st.tuples(st.lists(groups, max_size=7).map(":".join), dotted).map(":".join),
+    st.tuples(st.sampled_from(["::", "::ffff:", "::FFFF:0:", "64:ff9b::"]), dotted).map("".join),
+    st.ip_addresses().map(str),
+    st.ip_addresses(v=6).map(lambda address: address.exploded.upper()),
+    st.text(max_size=50),
+)
+"""What is an address, or nearly."""
+
+
+@given(alike)
+@example("010.0.0.1")
+@example("1.2.3.4\0")
+@example("\0")
+@example("\ud800")
+@example("١.٢.٣.٤")
+@example("1.2.3.4\n")
+@example(" ::1")
+@example("fe80::1%eth0")
+@example("fe80::1%")
+@example("::ffff:1.2.3.4")
+@example("0000:0000:0000:0000:0000:ffff:255.255.255.255")
+@example("00000:0000:0000:0000:0000:ffff:255.255.255.255")
+@example("1:2:3:4:5:6:7::")
+@example("1:2:3:4:5:6:7:8::")
+@example("::1:2:3:4:5:6:7:8")
+@example("12345::")
+@example("1::2::3")
+@example(":1:2:3:4:5:6:7")
+@example("1.2.3.4::")
+def test_texts_are_read_as_python_reads_them(text: str) -> None:
+    address = expected(text)
+    assert addresses.read(text) == (None if address is None else address.packed)
+
+
+@given(st.ip_addresses())
+@example(IPv6Address("::1.2.3.4"))
+@example(IPv6Address("::"))
+@example(IPv6Address("::1"))
+@example(IPv6Address("1:0:2:0:3:0:4:0"))
+@example(IPv6Address("1:0:0:2:0:0:0:3"))
+@example(IPv6Address("0:0:1::"))
+@example(IPv6Address("2001:db8::ffff:1.2.3.4"))
+@example(IPv6Address("::ffff:0:1.2.3.4"))
+@example(IPv6Address("64:ff9b::1.2.3.4"))
+def test_addresses_are_written_as_python_writes_them(address: IPv4Address | IPv6Address) -> None:
+    assume(isinstance(address, IPv4Address) or not address.ipv4_mapped)
+    assert addresses.write(address.packed) == str(address)
+
+
+@given(st.ip_addresses(), st.integers(0, 128))
+def test_what_is_behind_the_prefix_is_cleared(
+    address: IPv4Address | IPv6Address, bits: int
+) -> None:
+    bits = min(bits, address.max_prefixlen)
+    network = ip_network((address, bits), strict=False)
+    assert addresses.masked(address.packed, bits) == network.network_address.packed
+
+
+@given(st.ip_addresses(), st.lists(st.tuples(st.ip_addresses(), st.integers(0, 128)), max_size=4))
+def test_an_address_is_in_the_networks_that_have_it(
+    address: IPv4Address | IPv6Address,
+    pairs: list[tuple[IPv4Address | IPv6Address, int]],
+) -> None:
+    networks = [
+        ip_network((one, min(bits, one.max_prefixlen)), strict=False)
+        for one, bits in [*pairs, (address, 8)]
+    ]
+    for some in (networks, networks[:-1]):
+        found = address.packed in addresses.Networks(some)
+        assert found == any(address in network for network in some)
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0/0", "::/0"])
+def test_an_address_is_in_no_network_of_the_other_family(text: str) -> None:
+    of_its_own = ":" in text
+    everything = addresses.Networks([ip_network(text)])
+    assert (bytes(16) in everything, bytes(4) in everything) == (of_its_own, not of_its_own)
+
+
+def test_a_long_text_is_not_looked_at() -> None:
+    longest = "0000:0000:0000:0000:0000:0000:255.255.255.255"
+    assert len(longest) == addresses.MAX_CHARS
+    assert addresses.read(longest) is not None
+    assert addresses.read(longest + "0") is None
