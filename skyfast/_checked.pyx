@@ -148,6 +148,27 @@ def rows_ever(Table table not None):
     return rows
 
 
+def longest_chains(Table table not None):
+    """Return how many rows of each kind are looked at for one, in the worst case."""
+    return {
+        "texts": longest_chain(&table.texts),
+        "flows": longest_chain(&table.flow_rows),
+        "connections": longest_chain(&table.views[0].rows),
+    }
+
+
+cdef uint32_t longest_chain(const Rows *rows):
+    cdef uint32_t bucket, number, length, longest = 0
+    for bucket in range(rows.buckets):
+        length = 0
+        number = bucket_at(rows, bucket)[0]
+        while number:
+            length += 1
+            number = head_at(rows, number).next
+        longest = max(longest, length)
+    return longest
+
+
 def check(Table table not None):
     """Look whether all that a table keeps agrees; to be called by the thread that updates it.
 

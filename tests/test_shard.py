@@ -1,5 +1,6 @@
 """Instances that share the connections: which of them has which, and what only one has."""
 
+import itertools
 import json
 from contextlib import AsyncExitStack
 
@@ -155,6 +156,24 @@ def test_which_share_a_conversation_is_of_never_changes():
     v6 = {"a": "2001:db8::1", "b": "fe80::1234:5678:9abc:def0", "ports": (1, 65_535)}
     told = [core.report(make_flow("a1", **v6, protocol="SCTP"), 0) for core in shares(5)]
     assert told.index(None) == 4
+
+
+def test_strangers_who_choose_a_share_fill_no_other():
+    """Which is whose is known to everybody: it has to be the same for all of them."""
+    cores = shares(4, one_view(max_connections=50))
+    tried = itertools.count(1)
+    for n in range(400):  # ports are tried until one is the first's
+        flows = (make_flow(f"{port:x}", ports=(port, n)) for port in tried)
+        flow = next(flow for flow in flows if cores[0].report(flow, 0) != "other_shard")
+        for core in cores[1:]:
+            assert core.report(flow, 0) == "other_shard"
+    assert cores[0].skipped["table_full"] == 350
+    for core in cores:
+        for n in range(40):
+            core.report(make_flow(f"f{n:x}", **ends_of(n)), 0)
+    assert [core.connections == 50 for core in cores] == [True, False, False, False]
+    assert sum(core.connections for core in cores[1:]) > 20
+    assert not any(core.skipped["table_full"] for core in cores[1:])
 
 
 def test_duplicates_are_told_from_other_shares():
