@@ -93,7 +93,7 @@ audit: $(VENV)/.audit
 	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
 		--requirement requirements.lock
 
-# Thirty days in virtual time, in four minutes, and then churn for real for as long as SOAK_S says.
+# Thirty days in virtual time, in two minutes, and then churn for real for as long as SOAK_S says.
 soak: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.soak virtual
 	$(BIN)/python -m tests.soak real --seconds $(SOAK_S)

@@ -11,11 +11,12 @@ import json
 import multiprocessing
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 FLOWS_PER_MESSAGE = 100
+MAX_MESSAGE_BYTES = 400_000
 NODES = 40
 CAPTURES = 5
 SERVERS = [f"192.168.{i // 250}.{1 + i % 250}" for i in range(500)]
@@ -216,52 +217,58 @@ class Elsewhere:
         self._process = spawning.Process(target=_answer, args=(theirs, options), daemon=True)
         self._process.start()
         theirs.close()
+        # All messages come here: those that are kept for later would lie there, too.
+        self._message = bytearray(MAX_MESSAGE_BYTES)
+        self.reports = self.begun = 0
+        """As a `Churn`'s, after the last step of which all messages were read."""
+        self.topology: bytes | None = None
+        """As it is after that step, if it has changed in it."""
 
-    @property
-    def reports(self) -> int:
-        reports: int = self._ask("reports")
-        return reports
+    def steps(self, fresh: Sequence[int], *, eventful: int) -> Iterator[Iterator[memoryview]]:
+        """Play as many steps, and yield the messages of each: to be read before the next.
 
-    @property
-    def begun(self) -> int:
-        begun: int = self._ask("begun")
-        return begun
-
-    def step(self, fresh: int) -> list[bytes]:
-        messages: list[bytes] = self._ask("step", fresh)
-        return messages
+        A message holds until the next one. The process goes on while they are looked at. After the
+        first step, and each ``eventful`` ones, an agent restarts and the topology changes.
+        """
+        self._pipe.send(("steps", (fresh, eventful)))
+        for _ in fresh:
+            yield self._messages()
 
     def rest(self, seconds: int) -> None:
-        self._ask("rest", seconds)
-
-    def restart_agent(self) -> None:
-        self._ask("restart_agent")
-
-    def change_topology(self) -> None:
-        self._ask("change_topology")
-
-    def topology(self) -> bytes:
-        topology: bytes = self._ask("topology")
-        return topology
+        self._pipe.send(("rest", (seconds,)))
 
     def close(self) -> None:
         self._pipe.close()
         self._process.join()
 
-    def _ask(self, name: str, *arguments: object) -> Any:
-        self._pipe.send((name, arguments))
-        return self._pipe.recv()
+    def _messages(self) -> Iterator[memoryview]:
+        while size := self._pipe.recv_bytes_into(self._message):
+            yield memoryview(self._message)[:size]
+        self.reports, self.begun, self.topology = self._pipe.recv()
 
 
 def _answer(pipe: Connection, options: dict[str, Any]) -> None:
     churn = Churn(**options)
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             name, arguments = pipe.recv()
-            answer = getattr(churn, name)
-            if callable(answer):
-                answer = answer(*arguments)
-            pipe.send(list(answer) if name == "step" else answer)
+            if name == "rest":
+                churn.rest(*arguments)
+            else:
+                _play(pipe, churn, *arguments)
+
+
+def _play(pipe: Connection, churn: Churn, fresh: Sequence[int], eventful: int) -> None:
+    for step, each in enumerate(fresh):
+        for message in churn.step(each):
+            pipe.send_bytes(message)
+        pipe.send_bytes(b"")
+        topology = None
+        if step % eventful == 0:
+            churn.restart_agent()
+            churn.change_topology()
+            topology = churn.topology()
+        pipe.send((churn.reports, churn.begun, topology))
 
 
 def hash_of(text: str) -> int:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -135,12 +135,14 @@ class Virtual:
         self._highest = {}
         steps = DAY_S // STEP_S
         evenly = self._per_day // 2
+        fresh = [evenly * (step + 1) // steps - evenly * step // steps for step in range(steps)]
         rush = range(steps // 2, steps // 2 + RUSH_STEPS)
-        for step in range(steps):
-            fresh = evenly * (step + 1) // steps - evenly * step // steps
-            self._step(fresh + (evenly // RUSH_STEPS if step in rush else 0))
-            if step % (HOUR_S // STEP_S) == 0:
-                self._hour()
+        for step in rush:
+            fresh[step] += evenly // RUSH_STEPS
+        for step, messages in enumerate(self.churn.steps(fresh, eventful=HOUR_S // STEP_S)):
+            self._step(messages)
+            if self.churn.topology is not None:
+                self._topology(self.churn.topology)
                 await self._page()
             if step % (LOOK_S // STEP_S) == 0 or step == rush[-1]:
                 self._look()
@@ -202,8 +204,8 @@ class Virtual:
             if f'skydive_network_connection_total_{unit}{{protocol="TCP"}} {value}\n' not in page
         )
 
-    def _step(self, fresh: int) -> None:
-        for message in self.churn.step(fresh):
+    def _step(self, messages: Iterable[memoryview]) -> None:
+        for message in messages:
             for app in self.apps.values():
                 app._parts.ingest.message(message, app.stats.analyzer("127.0.0.1:8082"))
         self._pass_step()
@@ -219,11 +221,8 @@ class Virtual:
             one.interfaces.expire(now())
             one.captures.expire(now())
 
-    def _hour(self) -> None:
-        """Let an agent restart, and the topology be another."""
-        self.churn.restart_agent()
-        self.churn.change_topology()
-        answer = nodes.read(self.churn.topology())
+    def _topology(self, topology: bytes) -> None:
+        answer = nodes.read(topology)
         for app in self.apps.values():
             parts, now = app._parts, app.clock.now()
             parts.interfaces.update(answer, now)
@@ -537,6 +536,9 @@ class _Real:
 
 FULL_PER_DAY = 100_000
 """Conversations of a day: more than one a second."""
+REMEMBERED = 8192
+"""Of the flows' texts. With `rewrite.MAX_REMEMBERED`, it would take a week until all that
+remembers was full at the same moment once."""
 
 
 def say(text: str) -> None:
@@ -554,7 +556,7 @@ def main() -> int:
     virtual.add_argument(
         "--remembered",
         type=int,
-        default=rewrite.MAX_REMEMBERED,
+        default=REMEMBERED,
         help="bound of what is remembered of the flows' texts",
     )
     real = kinds.add_parser("real", help="with a process and sockets")
