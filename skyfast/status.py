@@ -36,6 +36,9 @@ RATE_INTERVALS: Final = 6
 MAX_ANALYZERS: Final = 200
 """Analyzers that are listed."""
 
+MAX_NAMED: Final = 3
+"""Analyzers that a warning names."""
+
 FULL: Final = 0.9
 """The share of a bound of the table from which on people are warned."""
 
@@ -374,11 +377,13 @@ def as_json(report: Report) -> bytes:
 
 
 def _warnings(stats: Stats, table: TableCounts) -> Iterator[str]:
-    down = sum(not each.up for each in stats.analyzers.values())
-    if down and down == len(stats.analyzers):
+    down = [each.name for each in stats.analyzers.values() if not each.up]
+    if down and len(down) == len(stats.analyzers):
         yield "No analyzer is subscribed to: connections leave as their flows fall silent."
     elif down:
-        yield f"Not subscribed to {down} of {len(stats.analyzers)} analyzers."
+        others = len(down) - MAX_NAMED
+        more = f" and {others:,} more" if others > 0 else ""
+        yield f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
     for what, count, limit in (
         ("connections", table.connections, stats.max_connections),
         ("flows", table.flows, stats.max_flows),

@@ -24,7 +24,7 @@ from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
-from skyfast import __version__, cardinality, exposition, markup, ranking, status, statuspage
+from skyfast import __version__, cardinality, exposition, markup, status, statuspage
 from skyfast.config import Config, Web
 from skyfast.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
 from skyfast.logs import LogLimit, printable
@@ -348,7 +348,7 @@ class WebServer:
             top = None
             with contextlib.suppress(BusyError, TimeoutError):
                 async with asyncio.timeout(RANKING_TIMEOUT_S):
-                    top = await ranks.top(query)
+                    top = (await ranks.top(query)).top
             report = await self._status.report()
             # Some hundred rows take some ten milliseconds.
             text = await asyncio.get_running_loop().run_in_executor(
@@ -367,7 +367,7 @@ class WebServer:
         ranks = self._status.ranking
         try:
             query = ranks.query(list(request.query.items()))
-            return _fresh(_json(ranking.as_json(await ranks.top(query))))
+            return _fresh(_json((await ranks.top(query)).json))
         except QueryError as error:
             return _text(str(error), HTTPStatus.BAD_REQUEST)
         except BusyError:

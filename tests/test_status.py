@@ -209,8 +209,13 @@ async def test_those_that_are_down_come_first():
         stats.analyzer(name).turn(int(name != "b"))
     report = await fake_status(stats=stats).report()
     assert [analyzer.name for analyzer in report.analyzers] == ["b", "a", "c"]
-    assert report.warnings == ["Not subscribed to 1 of 3 analyzers."]
-    stats.analyzers["b"].turn(1)
+    assert report.warnings == ["Not subscribed to b."]
+    for name in ("d", "e", "f", "g"):
+        stats.analyzer(name)
+    report = await fake_status(stats=stats).report()
+    assert report.warnings == ["Not subscribed to b, d, e and 2 more."]
+    for name in "bdefg":
+        stats.analyzers[name].turn(1)
     stats.max_connections, stats.max_flows = 2, 4
     stats.config.last_reload_successful = 0
     report = await fake_status(stats=stats).report()
@@ -330,7 +335,7 @@ async def test_snapshots_take_turns(monkeypatch):
     monkeypatch.setattr(ranking.time, "monotonic", lambda: now[0])
     windows, held = [], []
     for _ in range(20):
-        windows.append(ranks._rank(Query(by="bytes_per_second")).window_seconds)
+        windows.append(ranks._rank(Query(by="bytes_per_second")).top.window_seconds)
         held.append(ranks.snapshots)
         now[0] += 15
     assert max(held) == 2
@@ -402,7 +407,7 @@ async def test_a_ranking_that_fails():
         await ranks.top(ranks.query([]))
     table.rows = rows
     await until(lambda: not ranks._answers)
-    assert len((await ranks.top(ranks.query([]))).entries) == 2
+    assert len((await ranks.top(ranks.query([]))).top.entries) == 2
 
 
 async def test_another_table(monkeypatch):
@@ -543,13 +548,13 @@ async def test_markup_cannot_be_forged():
     table.rows = [(5, (EVIL, "b"), (5, 0, 1))]
     told = fake_status(table, stats=stats)
     query = told.ranking.query([("filter", EVIL)])
-    top = await told.ranking.top(query)
-    page = statuspage.as_html(await told.report(), told.ranking, query, top)
+    answer = await told.ranking.top(query)
+    page = statuspage.as_html(await told.report(), told.ranking, query, answer.top)
     for tag in ("<script>alert", "<img"):
         assert tag not in page
     assert page.count("<script>") == 1
     assert cells(page, "top")[0][1] == html.unescape(html.escape(EVIL))
-    assert json.loads(ranking.as_json(top))["entries"][0]["labels"]["initiator_ip"] == EVIL
+    assert json.loads(answer.json)["entries"][0]["labels"]["initiator_ip"] == EVIL
 
 
 async def test_columns_of_any_configuration():
@@ -570,7 +575,8 @@ async def test_columns_of_any_configuration():
     ranks = Ranking(table=table, view=view, metrics=("x:y",))
     assert list(ranks.keys) == ["x:y"]
     query = ranks.query([])
-    page = statuspage.as_html(await fake_status().report(), ranks, query, await ranks.top(query))
+    answer = await ranks.top(query)
+    page = statuspage.as_html(await fake_status().report(), ranks, query, answer.top)
     assert cells(page, "top") == [["1,234", "–", "1,234"]]
 
 
