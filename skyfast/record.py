@@ -122,9 +122,12 @@ class Recorder:
 
     def _run(self) -> None:
         try:
-            self._write_all()
+            is_full = self._write_all()
+            self._over = True
             self._out.close()
             self._file.close()
+            if is_full:
+                log.warning("recording to %s has ended: it is full", printable(self._path))
         except OSError as error:
             self._failed = True
             reason = printable(error.strerror or error)
@@ -141,7 +144,8 @@ class Recorder:
                 while True:
                     self._queue.get_nowait()
 
-    def _write_all(self) -> None:
+    def _write_all(self) -> bool:
+        """Write what comes until the end, or until the file is full, and return whether it is."""
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
         unflushed = False
         while True:
@@ -151,7 +155,7 @@ class Recorder:
                 pass
             else:
                 if entry is None:
-                    return
+                    return False
                 self._write(*entry)
                 unflushed = True
             # Of gzip, each flush is some bytes more, also where there is nothing to write.
@@ -160,9 +164,7 @@ class Recorder:
                 unflushed = False
                 flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
             if self._file.tell() >= MAX_FILE_BYTES:
-                self._over = True
-                log.warning("recording to %s has ended: it is full", printable(self._path))
-                return
+                return True
 
     def _write(self, data: bytes, at_ms: int, analyzer: str) -> None:
         self._taken_bytes += len(data)
