@@ -18,7 +18,10 @@ from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("checked", "address", "thread", "coverage")
-SOURCES = ("setup.py", "skyfast/_checked.pyx", "skyfast/_table.pyx", "skyfast/_table.pxd")
+SOURCES = (
+    ROOT / "setup.py",
+    *(path for end in ("pyx", "pxd", "pxi") for path in (ROOT / "skyfast").glob(f"*.{end}")),
+)
 CORE = "skyfast._table"
 CHOSEN = "SKYFAST_CORE"
 """The environment variable that holds the path of the build in use, if it is not the usual one."""
@@ -53,7 +56,7 @@ def built(name: str) -> Path:
     """Return the path of a build, made or made anew where it is not that of the sources."""
     directory = ROOT / "build" / name
     path = directory / "skyfast" / f"_table{sysconfig.get_config_var('EXT_SUFFIX')}"
-    newest = max((ROOT / source).stat().st_mtime for source in SOURCES)
+    newest = max(source.stat().st_mtime for source in SOURCES)
     if path.exists() and path.stat().st_mtime > newest:
         return path
     arguments = ("--build-lib", str(directory), "--build-temp", str(directory / "temp"), "--force")

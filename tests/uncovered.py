@@ -1,7 +1,7 @@
 """What no test runs: the report of a run that counted lines, and its comparison with what is known.
 
 ``make coverage`` runs the tests with coverage.py, which counts the modules in Python, and with a
-core that was built for gcov, which counts its lines in C; those are mapped to ``_table.pyx``.
+core that was built for gcov, which counts its lines in C; those are mapped to the core's source.
 (Cython's own tracing would take the GIL under the table's lock.) This puts both together:
 
 * At least `LEAST_PERCENT` of all lines must have run.

@@ -1,0 +1,199 @@
+# Rows: the arena that memory comes from, the slabs in which rows lie, and the index that finds
+# them by their hash. Part of `_table.pyx`, which includes it; the shapes are in `_table.pxd`.
+#
+# All kinds of rows are alike here: nothing of them may be known but the head, and the stride. It
+# is plain C, as most of it runs under the table's mutex. A function that gets no memory says so
+# (False, 0 or NULL), and what was there before is as good as it was. Whatever hands out a row or
+# takes it back calls `row_used` or `row_unused`, and memory comes from the functions that
+# `_checked.pyx` counts: without that, its tests find nothing. An insert may divide a few buckets,
+# and never go through all rows.
+
+cdef bint pointer_room(void ***pointers, uint32_t used, uint32_t *room) noexcept nogil:
+    # Room for one more pointer; the arrays of pointers are small enough to be copied.
+    cdef uint32_t larger
+    cdef void *moved
+    if used < room[0]:
+        return True
+    larger = room[0] * 2 if room[0] else 16
+    moved = realloc(pointers[0], larger * sizeof(void *))
+    if moved == NULL:
+        return False
+    pointers[0] = <void **>moved
+    room[0] = larger
+    return True
+
+
+cdef void *arena_take(Arena *arena, size_t size) noexcept nogil:
+    # Memory that begins at a cache line, or NULL.
+    cdef size_t piece_size
+    cdef void *piece = NULL
+    size = (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
+    if size > arena.free_bytes:
+        if not pointer_room(<void ***>&arena.pieces, arena.piece_count, &arena.piece_room):
+            return NULL
+        piece_size = FIRST_PIECE_BYTES if arena.piece_count == 0 else PIECE_BYTES
+        piece_size = max(size, piece_size)
+        if posix_memalign(&piece, HUGE_PAGE_BYTES, piece_size) != 0:
+            return NULL
+        if arena.piece_count:
+            madvise(piece, piece_size, MADV_HUGEPAGE)   # a wish: nothing depends on it
+        arena.pieces[arena.piece_count] = <char *>piece
+        arena.piece_count += 1
+        arena.free = <char *>piece
+        arena.free_bytes = piece_size
+    piece = arena.free
+    arena.free += size
+    arena.free_bytes -= size
+    arena.bytes += size
+    return piece
+
+
+cdef void arena_destroy(Arena *arena) noexcept nogil:
+    cdef uint32_t i
+    for i in range(arena.piece_count):
+        free(arena.pieces[i])
+    free(arena.pieces)
+
+
+cdef inline char *row_at(const Rows *rows, uint32_t number) noexcept nogil:
+    return (rows.slabs[number >> SLAB_SHIFT]
+            + <size_t>(number & (SLAB_ROWS - 1)) * rows.stride)
+
+
+cdef inline RowHead *head_at(const Rows *rows, uint32_t number) noexcept nogil:
+    return <RowHead *>row_at(rows, number)
+
+
+cdef inline uint32_t *bucket_at(const Rows *rows, uint32_t bucket) noexcept nogil:
+    return rows.segments[bucket >> SEGMENT_SHIFT] + (bucket & (SEGMENT_BUCKETS - 1))
+
+
+cdef inline uint32_t *bucket_of(const Rows *rows, uint32_t hash) noexcept nogil:
+    # Linear hashing: buckets above the split position use one bit more of the hash.
+    cdef uint32_t bucket = hash & rows.mask
+    if bucket >= rows.buckets:
+        bucket &= rows.mask >> 1
+    return bucket_at(rows, bucket)
+
+
+cdef bint rows_add_segment(Rows *rows) noexcept nogil:
+    cdef void *segment
+    if not pointer_room(<void ***>&rows.segments, rows.segment_count, &rows.segment_room):
+        return False
+    segment = arena_take(rows.arena, SEGMENT_BUCKETS * sizeof(uint32_t))
+    if segment == NULL:
+        return False
+    memset(segment, 0, SEGMENT_BUCKETS * sizeof(uint32_t))
+    rows.segments[rows.segment_count] = <uint32_t *>segment
+    rows.segment_count += 1
+    return True
+
+
+cdef bint rows_add_slab(Rows *rows) noexcept nogil:
+    cdef void *slab
+    if not pointer_room(<void ***>&rows.slabs, rows.slab_count, &rows.slab_room):
+        return False
+    slab = arena_take(rows.arena, <size_t>SLAB_ROWS * rows.stride)
+    if slab == NULL:
+        return False
+    row_unused(slab, <size_t>SLAB_ROWS * rows.stride)
+    rows.slabs[rows.slab_count] = <char *>slab
+    rows.slab_count += 1
+    return True
+
+
+cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride) noexcept nogil:
+    memset(rows, 0, sizeof(Rows))
+    rows.arena = arena
+    rows.stride = stride
+    rows.fresh = 1
+    rows.buckets = SEGMENT_BUCKETS
+    rows.mask = 2 * SEGMENT_BUCKETS - 1
+    return rows_add_segment(rows) and rows_add_slab(rows)
+
+
+cdef void rows_destroy(Rows *rows) noexcept nogil:
+    # The slabs and segments themselves are the arena's.
+    free(rows.slabs)
+    free(rows.segments)
+
+
+cdef uint32_t row_new(Rows *rows) noexcept nogil:
+    # A row's number, its content undefined; 0 when there is no memory.
+    cdef uint32_t number = rows.free_head
+    if number:
+        rows.free_head = head_at(rows, number).next
+    else:
+        number = rows.fresh
+        if number >> SLAB_SHIFT == rows.slab_count and not rows_add_slab(rows):
+            return 0
+        rows.fresh += 1
+    rows.live += 1
+    row_used(row_at(rows, number), rows.stride)
+    return number
+
+
+cdef void row_release(Rows *rows, uint32_t number) noexcept nogil:
+    cdef RowHead *row = head_at(rows, number)
+    row.next = rows.free_head
+    rows.free_head = number
+    rows.live -= 1
+    # What is looked at in rows that nobody uses stands before this.
+    row_unused(<char *>row + FREE_ROW_BYTES, rows.stride - FREE_ROW_BYTES)
+
+
+cdef void index_split(Rows *rows) noexcept nogil:
+    # Divide the next bucket in turn between itself and a new last one.
+    cdef uint32_t fresh = rows.buckets
+    cdef uint32_t number
+    cdef uint32_t *old
+    cdef uint32_t *link
+    cdef uint32_t *new
+    cdef RowHead *row
+    if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
+        return                  # longer chains are all that a lack of memory costs here
+    # Buckets are divided in order, so the rows of those to come can be fetched in time: the first
+    # of a chain, and when that is there, the second.
+    number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
+    if number:
+        prefetch(row_at(rows, number))
+    number = bucket_at(rows, (fresh + AHEAD) & (rows.mask >> 1))[0]
+    if number:
+        number = head_at(rows, number).next
+        if number:
+            prefetch(row_at(rows, number))
+    old = bucket_at(rows, fresh & (rows.mask >> 1))
+    new = bucket_at(rows, fresh)
+    link = old
+    while link[0]:
+        row = head_at(rows, link[0])
+        if row.hash & rows.mask == fresh:
+            new[0] = link[0]
+            link[0] = row.next
+            new = &row.next
+        else:
+            link = &row.next
+    new[0] = 0
+    rows.buckets += 1
+    if rows.buckets > rows.mask:
+        rows.mask = 2 * rows.mask + 1
+
+
+cdef void index_add(Rows *rows, uint32_t number) noexcept nogil:
+    cdef RowHead *row = head_at(rows, number)
+    cdef uint32_t *bucket = bucket_of(rows, row.hash)
+    cdef uint32_t _split
+    row.next = bucket[0]
+    bucket[0] = number
+    for _split in range(BUCKETS_PER_ROW + 1):
+        if rows.buckets >= <uint64_t>rows.live * BUCKETS_PER_ROW:
+            break
+        index_split(rows)
+
+
+cdef void index_remove(Rows *rows, uint32_t number) noexcept nogil:
+    cdef RowHead *row = head_at(rows, number)
+    cdef uint32_t *link = bucket_of(rows, row.hash)
+    while link[0] != number:
+        link = &head_at(rows, link[0]).next
+    link[0] = row.next
