@@ -1,0 +1,187 @@
+# Texts: how they are hashed, and those that are interned, each kept once and escaped as it stands
+# on a page. Part of `_table.pyx`, which includes it.
+#
+# Who keeps the number of a text has a reference to it, and gives it back with `text_release`.
+# Rendering copies whole blocks of 16 bytes, so there is room for that behind each text. Hashes
+# may become others, but for one: shards hash a conversation with `SHARE_SEED`, and agree on
+# whose it is. With another `mixed`, `load` or `long_hash`, flows would be kept twice or by nobody
+# while shards of both versions run.
+
+# ---------------------------------------------------------------------------------------------
+# Hashes. Seeded, since strangers choose addresses and could otherwise choose collisions.
+
+cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
+    # The finaliser of splitmix64 (Steele, Lea, Flood 2014). It is a bijection, so that a
+    # flow row can keep a mixed UUID as its key and nothing else.
+    x ^= x >> 30
+    x *= <uint64_t>0xBF58476D1CE4E5B9
+    x ^= x >> 27
+    x *= <uint64_t>0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
+    # The first `length` bytes of a text, 8 at most, without a call.
+    cdef uint64_t word
+    cdef uint32_t low, high
+    if length >= 8:
+        memcpy(&word, text, 8)
+        return word
+    if length >= 4:
+        memcpy(&low, text, 4)
+        memcpy(&high, text + length - 4, 4)
+        return low | <uint64_t>high << 8 * (length - 4)
+    if length == 0:
+        return 0
+    return (<uint64_t><uint8_t>text[0]
+            | <uint64_t><uint8_t>text[length >> 1] << 8 * (length >> 1)
+            | <uint64_t><uint8_t>text[length - 1] << 8 * (length - 1))
+
+
+cdef inline uint64_t long_hash(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
+    cdef uint64_t h = seed ^ length
+    while length >= 8:
+        h = mixed(h ^ load(text, 8))
+        text += 8
+        length -= 8
+    if length:
+        h = mixed(h ^ load(text, length))
+    return h
+
+
+cdef inline uint32_t text_hash(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
+    cdef uint64_t h = long_hash(text, length, seed)
+    return <uint32_t>(h ^ (h >> 32))
+
+
+cdef uint8_t HEX[256]
+memset(HEX, 0xFF, 256)
+for _digit in range(16):
+    HEX[<uint8_t>ord("0123456789abcdef"[_digit])] = _digit
+
+
+cdef inline bint parse_key(const char *text, Py_ssize_t length, uint64_t *key) noexcept nogil:
+    # Whether a UUID is what Skydive makes: 1 to 16 hexadecimal digits without leading zeros.
+    cdef uint64_t value = 0
+    cdef uint8_t digit, wrong = 0
+    cdef Py_ssize_t i
+    if length < 1 or length > 16 or (text[0] == c'0' and length > 1):
+        return False
+    for i in range(length):
+        digit = HEX[<uint8_t>text[i]]
+        wrong |= digit
+        value = (value << 4) | (digit & 15)
+    key[0] = value
+    return wrong < 16
+
+
+# ---------------------------------------------------------------------------------------------
+# Interned texts
+
+cdef inline const char *text_bytes(const Text *text) noexcept nogil:
+    if likely(text.length <= INLINE_TEXT):
+        return text.inline
+    return (<char **>text.inline)[0]
+
+
+cdef inline uint32_t text_find(
+    const Rows *texts, const char *text, uint32_t length, uint32_t hash
+) noexcept nogil:
+    cdef uint32_t number = bucket_of(texts, hash)[0]
+    cdef Text *row
+    while number:
+        row = <Text *>row_at(texts, number)
+        if (row.hash == hash and row.length == length
+                and memcmp(text_bytes(row), text, length) == 0):
+            return number
+        number = row.next
+    return 0
+
+
+cdef uint32_t text_intern(
+    Rows *texts, const char *text, uint32_t length, uint64_t seed
+) noexcept nogil:
+    # The number of an escaped text, with one reference more; 0 when there is no memory.
+    cdef uint32_t hash = text_hash(text, length, seed)
+    cdef uint32_t number = text_find(texts, text, length, hash)
+    cdef char *copy
+    cdef Text *row
+    if number:
+        (<Text *>row_at(texts, number)).refs += 1
+        return number
+    number = row_new(texts)
+    if not number:
+        return 0
+    row = <Text *>row_at(texts, number)
+    row.hash = hash
+    row.refs = 1
+    row.length = length
+    if length <= INLINE_TEXT:
+        memcpy(row.inline, text, length)
+    else:
+        copy = <char *>malloc(length + 16)     # copied out in blocks of 16
+        if copy == NULL:
+            row.refs = 0
+            row_release(texts, number)
+            return 0
+        memcpy(copy, text, length)
+        (<char **>row.inline)[0] = copy
+        texts.arena.bytes += length + 16
+    index_add(texts, number)
+    return number
+
+
+cdef void text_release(Rows *texts, uint32_t number) noexcept nogil:
+    cdef Text *row = <Text *>row_at(texts, number)
+    row.refs -= 1
+    if row.refs:
+        return
+    index_remove(texts, number)
+    if row.length > INLINE_TEXT:
+        free((<char **>row.inline)[0])
+        texts.arena.bytes -= row.length + 16
+    row_release(texts, number)
+
+
+cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogil:
+    # The escapes of a label value: https://prometheus.io/docs/instrumenting/exposition_formats/
+    cdef char *start = out
+    cdef uint32_t i
+    cdef char c
+    for i in range(length):
+        c = text[i]
+        if c == c'\\' or c == c'"':
+            out[0] = c'\\'
+            out[1] = c
+            out += 2
+        elif c == c'\n':
+            out[0] = c'\\'
+            out[1] = c'n'
+            out += 2
+        else:
+            out[0] = c
+            out += 1
+    return <uint32_t>(out - start)
+
+
+cdef inline bint same_text(const Cell *a, const Cell *b) noexcept nogil:
+    return (a.text != NULL and a.length == b.length
+            and memcmp(a.text, b.text, a.length) == 0)
+
+
+cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
+    # Not 0 when one of the word's bytes is.
+    return (word - EACH_BYTE) & ~word & (EACH_BYTE << 7)
+
+
+cdef inline bint needs_escape(const char *text, uint32_t length) noexcept nogil:
+    cdef uint64_t word, found = 0
+    cdef uint32_t taken
+    while length:
+        taken = min(length, <uint32_t>8)
+        word = load(text, taken)
+        found |= (zero_bytes(word ^ EACH_BYTE * c'\\') | zero_bytes(word ^ EACH_BYTE * c'"')
+                  | zero_bytes(word ^ EACH_BYTE * c'\n'))
+        text += taken
+        length -= taken
+    return found != 0
