@@ -1,0 +1,80 @@
+# Writing lines: texts, numbers and label values, each behind the one before. Part of
+# `_table.pyx`, which includes it.
+#
+# A page's time goes into these functions, most of it under the table's mutex: they are plain C,
+# all inline, and none of them looks whether there is room. Who calls them has room for the longest
+# line and for the blocks that are copied beyond its end (`max_lines`); what is put has as much
+# behind it. How a number is spelled is what Prometheus reads: exact, without exponent.
+
+cdef const char *DIGITS = (
+    "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
+    "40414243444546474849505152535455565758596061626364656667686970717273747576777879"
+    "8081828384858687888990919293949596979899"
+)
+
+
+cdef uint64_t TENS[MAX_DECIMALS + 1]
+for _power in range(MAX_DECIMALS + 1):
+    TENS[_power] = 10 ** _power
+
+
+cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nogil:
+    # In whole blocks of 16: both sides have room for it, and the common texts need no loop.
+    cdef uint32_t i = 16
+    memcpy(out, text, 16)
+    while i < length:
+        memcpy(out + i, text + i, 16)
+        i += 16
+    return out + length
+
+
+cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
+    # Two digits at a time, from the end of a scratch buffer.
+    cdef char scratch[2 * MAX_INTEGER_DIGITS]
+    cdef char *end = scratch + MAX_INTEGER_DIGITS
+    cdef char *at = end
+    cdef uint64_t rest
+    while number >= 100:
+        rest = number / 100
+        at -= 2
+        memcpy(at, DIGITS + 2 * (number - rest * 100), 2)
+        number = rest
+    if number >= 10:
+        at -= 2
+        memcpy(at, DIGITS + 2 * number, 2)
+    else:
+        at -= 1
+        at[0] = <char>(c'0' + number)
+    memcpy(out, at, MAX_INTEGER_DIGITS)     # the scratch buffer is longer than its digits
+    return out + (end - at)
+
+
+cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexcept nogil:
+    # The value divided by ten to the power of `decimals`, exactly, and the end of its line.
+    cdef uint64_t scale
+    cdef uint64_t rest
+    if unlikely(decimals):
+        scale = TENS[decimals]
+        rest = value % scale
+        value = value / scale
+        out = put_number(out, value)
+        if rest:
+            out[0] = c'.'
+            out += 1
+            while rest:
+                scale = scale / 10
+                out[0] = <char>(c'0' + rest / scale)
+                out += 1
+                rest %= scale
+    else:
+        out = put_number(out, value)
+    out[0] = c'\n'
+    return out + 1
+
+
+cdef inline char *put_cell(char *out, uint32_t cell, const Rows *texts) noexcept nogil:
+    cdef Text *text
+    if cell & IS_TEXT:
+        text = <Text *>row_at(texts, cell & ~IS_TEXT)
+        return put(out, text_bytes(text), text.length)
+    return put_number(out, cell)
