@@ -230,23 +230,7 @@ cdef inline void aged(Connection *row, uint32_t births) noexcept nogil:
 include "_wheel.pxi"
 
 
-# ---------------------------------------------------------------------------------------------
-
-cdef struct Ranked:
-    # A row that is among the first, in a heap whose root is the last of them.
-    int64_t rank
-    uint32_t row
-    uint32_t hash               # of the labels it had
-
-
-cdef struct Ranking:
-    const Family *family
-    const Kept *since      # or NULL
-    bint is_gauge
-    const char *part            # that a label must have
-    uint32_t part_length
-    Ranked *heap
-    uint32_t count, room
+include "_ranking.pxi"
 
 
 cdef struct Kept:
@@ -2544,41 +2528,6 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
 
 cdef str unescaped(str text):
     return ESCAPES.sub(lambda match: UNESCAPED[match[0]], text) if "\\" in text else text
-
-
-cdef inline void rank_add(Ranking *ranking, int64_t rank, uint32_t row,
-                          uint32_t hash) noexcept nogil:
-    # Into the heap, in place of its root where it is full.
-    cdef Ranked *heap = ranking.heap
-    cdef uint32_t at, child
-    if ranking.count < ranking.room:
-        at = ranking.count
-        ranking.count += 1
-        while at and heap[(at - 1) / 2].rank > rank:
-            heap[at] = heap[(at - 1) / 2]
-            at = (at - 1) / 2
-    else:
-        at = 0
-        while True:
-            child = 2 * at + 1
-            if child + 1 < ranking.count and heap[child + 1].rank < heap[child].rank:
-                child += 1
-            if child >= ranking.count or heap[child].rank >= rank:
-                break
-            heap[at] = heap[child]
-            at = child
-    heap[at].rank = rank
-    heap[at].row = row
-    heap[at].hash = hash
-
-
-cdef int compare_ranks(const void *one, const void *other) noexcept nogil:
-    # The greatest first, and of those alike the one that stands first on the page.
-    cdef const Ranked *a = <const Ranked *>one
-    cdef const Ranked *b = <const Ranked *>other
-    if a.rank != b.rank:
-        return (a.rank < b.rank) - (a.rank > b.rank)
-    return (a.row > b.row) - (a.row < b.row)
 
 
 cdef class Snapshot:
