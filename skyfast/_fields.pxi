@@ -6,6 +6,9 @@
 # never an exception, as strangers choose what stands there. What is read is borrowed: it lives as
 # long as the flow does.
 
+cdef int64_t MAX_INTEGER = <int64_t>1 << 62     # on the wire; larger ones skip the flow
+
+
 cdef struct Field:
     # Where a value stands in a decoded flow. Offsets are those of the types' own slots; the
     # names serve where slots cannot be read. Names and types are owned by the table's `keep`.

@@ -8,6 +8,10 @@
 # `_checked.pyx` counts: without that, its tests find nothing. An insert may divide a few buckets,
 # and never go through all rows.
 
+cdef enum:
+    FREE_ROW_BYTES = 16         # which of a free row tell that it is one, and which is the next
+
+
 cdef bint pointer_room(void ***pointers, uint32_t used, uint32_t *room) noexcept nogil:
     # Room for one more pointer; the arrays of pointers are small enough to be copied.
     cdef uint32_t larger

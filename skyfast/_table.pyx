@@ -128,7 +128,6 @@ cdef enum:
     BATCH = 128                 # reports between two turns of the lock
     BUCKETS_PER_ROW = 2         # what the index grows to: chains are short, and 8 bytes a row
     CACHE_LINE = 64
-    FREE_ROW_BYTES = 16         # which of a free row tell that it is one, and which is the next
 
 # How it grows, and in what steps it goes. _checked.pyx has smaller ones, so that few rows come
 # to all of that, and tells the sanitizer which rows are in use.
@@ -168,9 +167,6 @@ cdef extern from *:
 
 cdef uint32_t IS_TEXT = <uint32_t>1 << 31       # in a cell
 cdef uint32_t TEXT_KEY = <uint32_t>1 << 31      # in a flow's `connection`
-cdef int64_t MAX_INTEGER = <int64_t>1 << 62     # on the wire; larger ones skip the flow
-
-cdef uint64_t EACH_BYTE = 0x0101010101010101
 cdef int64_t ABSENT = -1                        # of an optional counter: no report had the part
 cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
@@ -211,6 +207,8 @@ include "_rows.pxi"
 include "_texts.pxi"
 include "_fields.pxi"
 include "_lines.pxi"
+include "_wheel.pxi"
+include "_ranking.pxi"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,11 +225,7 @@ cdef inline void aged(Connection *row, uint32_t births) noexcept nogil:
         row.birth = births - OLD
 
 
-include "_wheel.pxi"
-
-
-include "_ranking.pxi"
-
+# ---------------------------------------------------------------------------------------------
 
 cdef struct Kept:
     # What rows had, by their number from 1 on, and which labels: a row can be another's by now.

@@ -7,6 +7,9 @@
 # whose it is. With another `mixed`, `load` or `long_hash`, flows would be kept twice or by nobody
 # while shards of both versions run.
 
+cdef uint64_t EACH_BYTE = 0x0101010101010101
+
+
 # ---------------------------------------------------------------------------------------------
 # Hashes. Seeded, since strangers choose addresses and could otherwise choose collisions.
 
