@@ -2,7 +2,8 @@
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
 """The table, built to be doubted: for tests alone, in place of ``skyfast._table``.
 
-It is the source of ``_table.pyx`` with three things beside it, of which the real build has none:
+It is the source of ``_table.pyx``, all that this includes, and three things beside it, of which
+the real build has none:
 
 * `check` walks through all that a table keeps and compares what must agree.
 * Every allocation is counted, and `fail_allocation` lets one of those to come fail.
@@ -10,7 +11,7 @@ It is the source of ``_table.pyx`` with three things beside it, of which the rea
   steps of growth are so small that a dozen rows go through all of them, unless SKYFAST_STEPS
   is ``usual`` when this is imported.
 
-Where ``_table.pyx`` gets another structure, its rules belong in here.
+Where the core gets another structure, its rules belong in here.
 """
 
 cdef extern from *:

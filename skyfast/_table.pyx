@@ -35,6 +35,14 @@ Lock
     changes. Any thread may read pages. Whoever holds the mutex never waits for the GIL:
     everything under it is plain C, as a thread that has the GIL may be waiting for the mutex.
     Even memory comes from C's own functions: Python's may take the GIL, where it is traced.
+
+Files
+    The methods of `Table` are here, and what only they need. Functions that need no table are in
+    files of their own: ``_rows.pxi`` has arena, slabs and index, ``_texts.pxi`` hashes and interned
+    texts, ``_fields.pxi`` what reads a flow, ``_lines.pxi`` what writes a page's lines,
+    ``_wheel.pxi`` the wheels, ``_ranking.pxi`` and ``_tallies.pxi`` what has most and what is
+    commonest. They are included, for all has to be one unit to the C compiler: the small ones are
+    inlined. Constants that several of them share are here.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
