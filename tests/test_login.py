@@ -15,7 +15,6 @@ from certificates import Authority
 from skyfast import login
 from skyfast.config import TLS, ConfigError, Credentials
 from skyfast.login import Authentication, Endpoint, host_and_port
-from skyfast.logs import printable
 from skyfast.tls import client_context
 
 NOBODY = Credentials(username="", password="")
@@ -85,21 +84,6 @@ def test_a_resolved_address_is_the_name_but_not_the_host() -> None:
 def test_ipv6_addresses_are_bracketed() -> None:
     assert host_and_port("::1", 1) == "[::1]:1"
     assert host_and_port("a", 1) == "a:1"
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain ä€ text", "plain ä€ text"),
-        ("\x1b[31m\r\n\t\0", r"\x1b[31m\r\n\t\x00"),
-        ("\u2028\u202e\u200b", r"\u2028\u202e\u200b"),
-        ("\udcff", r"\udcff"),
-        (ValueError("x\ny"), r"x\ny"),
-        ("x" * 1000, "x" * 200 + "..."),
-    ],
-)
-def test_what_is_logged_is_printable_and_bounded(text: object, shown: str) -> None:
-    assert printable(text) == shown
 
 
 async def test_a_name_is_resolved_to_each_of_its_addresses_once(

@@ -12,6 +12,7 @@ import pytest
 
 from skyfast import logs
 from skyfast.config import Logging, Note
+from skyfast.logs import MAX_CAUSES, MAX_SHOWN, LogLimit, printable
 
 INFO = Logging(level="INFO", format="text")
 JSON = Logging(level="INFO", format="json")
@@ -54,7 +55,9 @@ def test_a_traceback_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
         raise ValueError("boom")
     except ValueError:
         logging.getLogger("skyfast.x").exception("failed")
-    assert "\nTraceback (most recent call last):\n" in capfd.readouterr().err
+    written = capfd.readouterr().err
+    assert "\nTraceback (most recent call last):\n" in written
+    assert "left out" not in written
 
 
 def raised(text: str) -> None:
@@ -86,6 +89,32 @@ def test_an_exception_is_no_flood(
     assert "failed" in written
     assert "raise ValueError" in written
     assert len(written) < 10_000
+
+
+@pytest.mark.parametrize("excess", [0, 1, 2, 5000])
+def test_of_a_long_traceback_the_first_and_the_last_lines_are_written(
+    capfd: pytest.CaptureFixture[str], excess: int
+) -> None:
+    logs.set_up(JSON)
+    quoted = [f"line {n}" for n in range(logs.MAX_TRACEBACK_LINES + excess)]
+    error = ValueError("\n".join(quoted))
+    logging.getLogger("skyfast.x").error("failed", exc_info=error)
+    every = ["ValueError: line 0", *quoted[1:]]
+    half = logs.MAX_TRACEBACK_LINES // 2
+    left_out = [f"... {excess} lines left out ..."] if excess else []
+    written = json.loads(capfd.readouterr().err)["exception"].split("\n")
+    assert written == [*every[:half], *left_out, *every[-half:]]
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_of_a_long_line_of_a_traceback_the_beginning_is_written(
+    capfd: pytest.CaptureFixture[str], excess: int
+) -> None:
+    logs.set_up(JSON)
+    line = "ValueError: " + "x" * (logs.MAX_TRACEBACK_LINE - len("ValueError: "))
+    error = ValueError(line.removeprefix("ValueError: ") + "y" * excess)
+    logging.getLogger("skyfast.x").error("failed", exc_info=error)
+    assert json.loads(capfd.readouterr().err)["exception"] == line + "..." * excess
 
 
 def test_a_json_record_is_an_object_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
@@ -163,3 +192,51 @@ def test_notes_are_written_at_their_level(capfd: pytest.CaptureFixture[str]) -> 
     logs.write_notes([Note(level=logging.DEBUG, text="low"), Note(level=30, text="100 % high")])
     (line,) = capfd.readouterr().err.splitlines()
     assert line.endswith("WARNING skyfast.config: 100 % high")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ä€ text", "plain ä€ text"),
+        ("\x1b[31m\r\n\t\0", r"\x1b[31m\r\n\t\x00"),
+        ("\u2028\u202e\u200b", r"\u2028\u202e\u200b"),
+        ("\udcff", r"\udcff"),
+        (ValueError("x\ny"), r"x\ny"),
+        ("x" * MAX_SHOWN, "x" * MAX_SHOWN),
+        ("x" * (MAX_SHOWN + 1), "x" * MAX_SHOWN + "..."),
+    ],
+)
+def test_what_is_logged_is_printable_and_bounded(text: object, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_log_limit_lets_a_line_through_when_its_time_has_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now_s)
+    limit = LogLimit(interval_s=60.0)
+    assert limit.admit("a") == ""
+    assert limit.admit("a") is None
+    now_s += 59
+    assert limit.admit("a") is None
+    assert limit.admit("b") == ""
+    now_s += 1
+    assert limit.admit("a") == " (2 more such events since the last line)"
+    assert limit.admit("a") is None
+    now_s += 60
+    assert limit.admit("a") == " (1 more such events since the last line)"
+    now_s += 60
+    assert limit.admit("a") == ""
+
+
+def test_a_log_limit_forgets_what_was_logged_longest_ago() -> None:
+    limit = LogLimit(interval_s=60.0)
+    assert limit.admit("first") == ""
+    for cause in range(MAX_CAUSES - 1):
+        assert limit.admit(cause) == ""
+    assert limit.admit("first") is None
+    assert limit.admit("one more") == ""
+    assert limit.admit("first") == ""
+    assert limit.admit(1) is None
+    assert len(limit._causes) == MAX_CAUSES

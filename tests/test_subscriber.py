@@ -35,7 +35,6 @@ from websockets.frames import Close
 from skyfast import subscriber
 from skyfast.config import Config, ConfigError
 from skyfast.frames import MessageData
-from skyfast.logs import MAX_CAUSES, LogLimit
 from skyfast.selfmetrics import RECONNECT_REASONS, AnalyzerStats, Stats
 from skyfast.subscriber import (
     DEFAULT_TIMING,
@@ -741,26 +740,6 @@ async def test_one_line_an_interval_and_cause_says_how_many_there_were(
     assert second.endswith(f"({failures - 2} more such events since the last line)")
     assert "403" in third
     assert "more such" not in third
-
-
-def test_a_log_limit_lets_a_line_through_when_its_time_has_come() -> None:
-    limit = LogLimit(interval_s=60.0)
-    assert limit.admit("a") == ""
-    assert limit.admit("a") is None
-    assert limit.admit("b") == ""
-    assert LogLimit(interval_s=0.0).admit("a") == ""
-
-
-def test_a_log_limit_forgets_what_was_logged_longest_ago() -> None:
-    limit = LogLimit(interval_s=60.0)
-    assert limit.admit("first") == ""
-    for cause in range(MAX_CAUSES - 1):
-        assert limit.admit(cause) == ""
-    assert limit.admit("first") is None
-    assert limit.admit("one more") == ""
-    assert limit.admit("first") == ""
-    assert limit.admit(1) is None
-    assert len(limit._causes) == MAX_CAUSES
 
 
 async def test_texts_from_the_network_are_harmless_in_the_log(
