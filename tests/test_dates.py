@@ -4,9 +4,11 @@ import json
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
-from skyfast.dates import MAX_AHEAD_S, MAX_BEHIND_S
+from skyfast.dates import MAX_AHEAD_S, MAX_BEHIND_S, Dates
+from skyfast.selfmetrics import AnalyzerStats
 from tests.sink import Sink
 from tests.test_ingest import flow, later, message
 
@@ -46,6 +48,31 @@ def test_a_time_that_cannot_be_is_counted(
     assert len(lines(caplog)) == bool(reason)
 
 
+class Flow(msgspec.Struct):
+    Last: int
+    NodeTID: str = "a"
+
+
+class Dated:
+    """Stands for a table: what it knows of its latest update."""
+
+    def __init__(self, flows: list[Flow]) -> None:
+        times = [one.Last for one in flows]
+        self.times_ms = (min(times), max(times))
+
+
+def test_a_time_at_the_bound_is_well() -> None:
+    now_ms = 1_800_000_000_000
+    first_ms, last_ms = now_ms - int(MAX_BEHIND_S * 1000), now_ms + int(MAX_AHEAD_S * 1000)
+    for beyond_ms, counted in ((0, 0), (1, 1)):
+        times = first_ms - beyond_ms, first_ms, now_ms, last_ms, last_ms + beyond_ms
+        flows = [Flow(Last=each) for each in times]
+        analyzer = AnalyzerStats("analyzer:8082")
+        dates = Dates(Dated(flows), wall_clock=lambda: now_ms / 1000)
+        dates.check(flows, b"", analyzer)
+        assert analyzer.misdated == {"ahead": counted, "behind": counted}
+
+
 def test_the_interface_is_named_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     sink = Sink()
     for uuid in ("1", "2"):
@@ -67,13 +94,13 @@ def test_it_is_named_where_it_is_no_label(caplog: pytest.LogCaptureFixture) -> N
 def test_flows_of_a_message_that_is_not_all_good_are_looked_at_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sink = Sink()
-    sink.take(message(dated("1", HOUR_S), b'{"UUID":5}'))
-    assert sink.analyzer.misdated == {"ahead": 1, "behind": 0}
-    named = Sink(**NO_NODE)
-    named.take(message(dated("1", HOUR_S), b'{"NodeTID":5,"UUID":5}'))
-    assert named.analyzer.misdated == {"ahead": 1, "behind": 0}
-    assert "a flow of an unknown interface is dated" in lines(caplog)[1]
+    for settings, interface in (({}, "node_tid tid"), (NO_NODE, "an unknown interface")):
+        caplog.clear()
+        sink = Sink(**settings)
+        sink.take(message(dated("1", HOUR_S), b'{"NodeTID":5,"UUID":5}'))
+        assert sink.analyzer.misdated == {"ahead": 1, "behind": 0}
+        (line,) = lines(caplog)
+        assert f"a flow of {interface} is dated" in line
 
 
 def test_all_flows_of_a_message_that_is_decoded_twice_are_looked_at_once() -> None:
