@@ -59,6 +59,15 @@ OVERLAP = "connections are in the pages of several shards"
     [
         ({}, False),
         ({"labels": ["initiator_ip", "target_ip", "initiator_port", "target_port"]}, True),
+        (
+            {
+                "labels": [
+                    *("initiator_ip", "target_ip", "initiator_port", "target_port"),
+                    "protocol",
+                ]
+            },
+            False,
+        ),
         ({"labels": ["initiator_ip", "target_ip", "target_port", "protocol"]}, True),
         ({"labels": ["target_ip", "initiator_port", "target_port", "protocol"]}, True),
         ({"rewrite": {"initiator_ip": {"mask": 24}}}, True),
