@@ -17,24 +17,25 @@ from tests.specs import DATA, ONE, TWO
 anonymous = Anonymizer()
 
 
-def rewritten(message: object) -> Any:
-    result = anonymous(json.dumps(message).encode(), "analyzer-1:8082")
+def rewritten(message: object, rewrite: Anonymizer = anonymous) -> Any:
+    result = rewrite(json.dumps(message).encode(), "analyzer-1:8082")
     assert result is not None
     return json.loads(result[0])
 
 
-def flow(**fields: object) -> Any:
-    (result,) = rewritten({"Namespace": "flow", "Type": "store", "Obj": [fields]})["Obj"]
+def flow(rewrite: Anonymizer = anonymous, **fields: object) -> Any:
+    message = {"Namespace": "flow", "Type": "store", "Obj": [fields]}
+    (result,) = rewritten(message, rewrite)["Obj"]
     return result
 
 
-def address(text: str) -> str:
-    result: str = flow(Network={"A": text})["Network"]["A"]
+def address(text: str, rewrite: Anonymizer = anonymous) -> str:
+    result: str = flow(rewrite, Network={"A": text})["Network"]["A"]
     return result
 
 
-def mac(text: str) -> str:
-    result: str = flow(Link={"A": text})["Link"]["A"]
+def mac(text: str, rewrite: Anonymizer = anonymous) -> str:
+    result: str = flow(rewrite, Link={"A": text})["Link"]["A"]
     return result
 
 
@@ -88,6 +89,29 @@ def test_all_of_a_network_stay_apart_and_together() -> None:
     assert len(set(shown)) == len(addresses)
     assert len({ipaddress.ip_network(f"{each}/22", strict=False) for each in shown}) == 1
     assert sum(a != b for a, b in zip(addresses, shown, strict=True)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        *(("0.0.0.0", 32), ("255.255.255.255", 32), ("127.1.2.3", 8), ("10.1.2.3", 8)),
+        *(("172.16.1.2", 12), ("192.168.1.2", 16), ("169.254.1.2", 16), ("224.1.2.3", 4)),
+        *(("8.8.8.8", 0), ("2001:db8::1", 3), ("::", 128), ("::1", 128)),
+        *(("fd77::1", 8), ("fe80::1", 64), ("ff02::1", 16)),
+    ],
+)
+def test_of_an_address_only_what_it_is_for_can_be_seen(text: str, bits: int) -> None:
+    shown = [address(text, Anonymizer()) for _ in range(40)]
+    assert min(common_bits(text, each) for each in shown) == bits
+
+
+def test_of_a_mac_address_only_group_and_local_can_be_seen() -> None:
+    for text in ("52:54:00:12:34:56", "01:80:c2:00:00:0e"):
+        number = int(text.replace(":", ""), 16)
+        flipped = 0
+        for _ in range(40):
+            flipped |= number ^ int(mac(text, Anonymizer()).replace(":", ""), 16)
+        assert flipped == 0xFCFF_FFFF_FFFF
 
 
 @given(st.binary(min_size=6, max_size=6), st.binary(min_size=6, max_size=6))
