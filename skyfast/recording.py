@@ -224,7 +224,8 @@ def _newest_ms(data: bytes) -> int:
     times = sorted(map(int, _LAST.findall(data)))
     if not times:
         return 0
-    believed_ms = times[len(times) // 2] + MAX_GAP_MS
+    # Of two, the older: one that is too late would hold for all messages behind it.
+    believed_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
     return max(time for time in times if time <= believed_ms)
 
 

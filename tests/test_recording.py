@@ -211,6 +211,14 @@ def test_times_of_flows_stand_in_for_times_of_receipt(tmp_path: Path) -> None:
 def test_a_time_far_from_the_others_of_its_message_is_not_believed(tmp_path: Path) -> None:
     path = write(tmp_path, flow(0, 1000, 10**9) + flow(2000, 3000, 10**9))
     assert [s for _, s in due(path)] == [0, 2]
+    nearly = write(tmp_path, flow(0, 0, MAX_GAP_MS, MAX_GAP_MS + 1))
+    assert Recording.load(nearly).last_ms == BASE_MS + MAX_GAP_MS
+
+
+def test_of_two_times_far_from_each_other_the_older_is_believed(tmp_path: Path) -> None:
+    """A time that is too late would hold for all messages behind it: they would come at once."""
+    path = write(tmp_path, flow(0, 10**9) + flow(2000) + flow(-(10**9), 5000) + flow(5000))
+    assert [s for _, s in due(path)] == [0, 2, 2, 5]
 
 
 def test_recordings_of_one_time_are_played_at_once(tmp_path: Path) -> None:
