@@ -1,5 +1,6 @@
 """IP addresses without `ipaddress`, which must say the same of each text and each network."""
 
+import tracemalloc
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
@@ -110,3 +111,10 @@ def test_a_long_text_is_not_looked_at() -> None:
     assert len(longest) == addresses.MAX_CHARS
     assert addresses.read(longest) is not None
     assert addresses.read(longest + "0") is None
+    long = "é" * 10_000_000
+    tracemalloc.start()
+    try:
+        assert addresses.read(long) is None
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000, "no copy is made for C"
+    finally:
+        tracemalloc.stop()
