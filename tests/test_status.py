@@ -120,6 +120,20 @@ def test_history():
     assert history.rates() == {"a": 10}
 
 
+def test_two_samples_make_rates():
+    history, stats = History(), Stats()
+    # The last has left meanwhile, and come again with a counter that begins anew.
+    for at_s, flows in (
+        (1000, {"busy": 5, "idle": 7, "again": 9}),
+        (1003, {"busy": 6, "again": 1}),
+    ):
+        for name, number in flows.items():
+            stats.analyzer(name).flows = number
+        history.add(stats, 0, now_s=at_s)
+    assert history.rates() == {"busy": pytest.approx(1 / 3), "idle": 0, "again": 0}
+    assert history.series(1003).flows_per_second == [0.3]
+
+
 def test_history_is_bounded():
     history, stats = History(), Stats()
     for step in range(10 * status.SAMPLES):
@@ -223,6 +237,25 @@ async def test_those_that_are_down_come_first():
         "2 connections, and there is room for 2 (max_connections).",
         "The configuration was changed and cannot be used: the log says why.",
     ]
+
+
+async def test_people_are_warned_when_a_table_is_nearly_full():
+    stats, table = Stats(), FakeTable()
+    stats.analyzer("a").turn(1)
+    table.connections, table.flows = 9, 89
+    stats.max_connections, stats.max_flows = 10, 100
+    told = fake_status(table, stats=stats)
+    warning = "9 connections, and there is room for 10 (max_connections)."
+    assert (await told.report()).warnings == [warning]
+
+
+async def test_the_configuration_is_written_once(monkeypatch):
+    written, dump = [], status.config.dump
+    monkeypatch.setattr(status.config, "dump", lambda given: written.append(given) or dump(given))
+    told = fake_status()
+    for _ in range(3):
+        assert "host_id: " in (await told.report()).configuration
+    assert len(written) == 1
 
 
 async def test_interfaces_and_captures():
