@@ -35,6 +35,7 @@ def test_every_message_is_kept(tmp_path: Path, name: str, caplog: pytest.LogCapt
     path = tmp_path / name
     began_ms = time.time_ns() // 1_000_000
     recorder = Recorder(str(path))
+    assert caplog.messages == [f"recording to {path}"]
     buffer = bytearray(MESSAGE % 1)
     recorder.message(memoryview(buffer), "a:8082")
     buffer[:] = b"x" * len(buffer)  # another message comes where this one was
@@ -87,6 +88,19 @@ def test_what_is_recorded_can_be_read_while_it_goes_on(
     time.sleep(0.2)  # ten times over, there is nothing to write
     assert path.stat().st_size == size
     recorder.stop()
+
+
+def test_many_messages_are_packed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "FLUSH_INTERVAL_S", 0.2)
+    path = tmp_path / "r.jsonl.gz"
+    recorder = Recorder(str(path))
+    recorder.message(MESSAGE % 0, "a")
+    until(lambda: path.stat().st_size > 20)  # what comes now is behind a flush
+    for n in range(5000):
+        recorder.message(MESSAGE % n, "a")
+    recorder.stop()
+    assert Recording.load(str(path)).messages == 5001
+    assert path.stat().st_size < 5001 * 6  # bytes; four times as many with a flush for each
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
@@ -166,7 +180,28 @@ def test_nothing_is_kept_in_memory_when_recording_has_ended(tmp_path: Path) -> N
     assert sys.getrefcount(message) == before + 10
     go_on.set()
     until(lambda: sys.getrefcount(message) == before)
+    recorder.message(message, "a")
+    assert sys.getrefcount(message) == before
     recorder.stop()
+
+
+def test_stopping_does_not_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(record, "STOP_TIMEOUT_S", 0.05)
+    go_on = threading.Event()
+
+    def slow(data: bytes, analyzer: str) -> tuple[bytes, str]:
+        assert go_on.wait(5)
+        return data, analyzer
+
+    path = tmp_path / "r.jsonl"
+    recorder = Recorder(str(path), rewrite=slow)
+    recorder.message(MESSAGE % 1, "a")
+    recorder.stop()
+    assert caplog.messages[-1] == f"{path} is not written to its end: that takes too long"
+    go_on.set()
+    until(lambda: path.stat().st_size > 0)
 
 
 def test_a_fault_while_rewriting_ends_recording(
@@ -179,6 +214,7 @@ def test_a_fault_while_rewriting_ends_recording(
     recorder.message(MESSAGE % 1, "a")
     until(lambda: "by a fault of skyfast's own" in caplog.text)
     recorder.stop()
+    assert caplog.messages[-1] == "recording has ended, by a fault of skyfast's own"
 
 
 def test_what_cannot_be_rewritten_is_left_out(
