@@ -40,6 +40,10 @@ FLAGS = (
 )
 
 
+class LeftError(AssertionError):
+    """The page went to another before it could answer."""
+
+
 class Page:
     """A tab. ``problems`` are what it logged as warnings or errors, CSP violations among them."""
 
@@ -72,6 +76,8 @@ class Page:
         message = {"id": number, "method": method, "params": params, "sessionId": self._session}
         await self._connection.send(json.dumps(message))
         found = await asyncio.wait_for(answer, WAIT_S)
+        if "navigated" in found.get("error", {}).get("message", ""):
+            raise LeftError(found)
         assert "error" not in found, found
         result: dict[str, Any] = found["result"]
         return result
@@ -91,13 +97,13 @@ class Page:
         return found["result"].get("value")
 
     async def until(self, condition: str) -> Any:
-        """Wait until a JavaScript expression is true, and return its value."""
+        """Wait until a JavaScript expression is true, on whatever page, and return its value."""
         try:
             async with asyncio.timeout(WAIT_S):
                 while True:
-                    value = await self.evaluate(condition)
-                    if value:
-                        return value
+                    with suppress(LeftError):
+                        if value := await self.evaluate(condition):
+                            return value
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise AssertionError(f"never true: {condition}; {self.problems}") from None
