@@ -50,6 +50,9 @@ EXPIRY_SLICE_S = 0.002
 EXPIRY_ROWS = 256
 """Rows between two looks at the clock, about 0.1 ms."""
 
+FULL_INTERVAL_S = 60.0
+"""Time between two log lines about reports that found no room."""
+
 NAMES_WAIT_S = 5.0
 """How long the subscriptions wait for the topology's first answer, where labels are names."""
 
@@ -173,6 +176,7 @@ class App:
                         ("subscriptions", self._subscribe()),
                         ("topology", self._poll()),
                         ("expiry", self._expire()),
+                        ("room", self._tell_when_full()),
                         ("history", self.status.run()),
                         ("watchdog", self._manager.keep_alive()),
                     )
@@ -418,6 +422,28 @@ class App:
             self._parts.captures.expire(now)
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
+    async def _tell_when_full(self) -> None:
+        """Log that reports found no room in the table, once an interval as long as some do."""
+        table, known = self._parts.table, 0
+        while True:
+            if self._parts.table is not table:
+                table, known = self._parts.table, 0
+            full = table.skipped["table_full"]
+            interval_s = EXPIRY_INTERVAL_S
+            if full > known:
+                store = self._parts.config.store
+                log.warning(
+                    "the table is full: %d reports found no room (%d of %d connections, %d of %d"
+                    " flows)",
+                    full - known,
+                    table.connections,
+                    store.max_connections,
+                    table.flows,
+                    store.max_flows,
+                )
+                known, interval_s = full, FULL_INTERVAL_S
+            await asyncio.sleep(interval_s)
+
 
 async def _names_known(parts: _Parts) -> None:
     """Wait for the topology's first answer, if not for ever, where labels are names.
@@ -444,10 +470,12 @@ def _costs(parts: _Parts) -> str:
     store, row_bytes = parts.config.store, parts.table.row_bytes
     series = check.series(store.main, naming=store.naming)
     return (
-        f"a connection costs up to {series} series and {row_bytes} bytes, its addresses' texts"
-        f" apart, until {store.connection_timeout_s + store.connection_grace_s:g} s after its last"
-        f" report; at most {store.max_connections} connections"
+        f"a connection of one flow costs up to {series} series and {row_bytes} bytes, its"
+        f" addresses' texts apart, until"
+        f" {store.connection_timeout_s + store.connection_grace_s:g} s after its last report;"
+        f" at most {store.max_connections} connections"
         f" ({store.max_connections * series} series, {store.max_connections * row_bytes >> 20} MiB)"
+        f" of {store.max_flows} flows"
     )
 
 

@@ -126,7 +126,7 @@ async def test_the_log_tells_what_a_connection_costs(tmp_path: Path) -> None:
         config = write_config(tmp_path, analyzer.url, max_connections=200_000)
         skyfast = await stack.enter_async_context(running(config))
         await analyzer.subscriber()
-        line = await skyfast.logged("a connection costs up to")
+        line = await skyfast.logged("a connection of one flow costs up to")
         found = re.search(r"up to (\d+) series and (\d+) bytes.* at most 200000 connections", line)
         assert found
         assert found[1] == "5"
@@ -181,6 +181,26 @@ async def test_connections_leave_when_nothing_is_reported(tmp_path: Path) -> Non
         await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 0)
         assert time.monotonic() - began >= 3.5
         assert connections(await skyfast.get("/metrics/flows")) == set()
+
+
+async def test_a_full_table_is_told(tmp_path: Path) -> None:
+    """Once for all reports that find no room, not once for each."""
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        config = write_config(tmp_path, analyzer.url, max_connections=2)
+        skyfast = await stack.enter_async_context(running(config, quiet=False))
+        await analyzer.subscriber()
+        await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=1) for uuid in "abcde")))
+        line = await skyfast.logged("the table is full")
+        assert " WARNING " in line
+        assert line.endswith(": 3 reports found no room (2 of 2 connections, 2 of 8 flows)")
+        # A report of a connection that is there finds its room.
+        await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=2) for uuid in "bc")))
+        full = 'skyfast_flows_skipped_total{reason="table_full"}'
+        await skyfast.until(lambda metrics: metrics[full] == 4)
+        assert connections(await skyfast.get("/metrics/flows")) == {"a", "b"}
+        await asyncio.sleep(1)
+    assert sum("the table is full" in line for line in skyfast.log) == 1
 
 
 async def test_a_pause_does_not_silence_what_waits_in_the_socket(tmp_path: Path) -> None:
