@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import itertools
 import json
+import logging
 import time
 import urllib.request
 from collections import defaultdict
@@ -304,9 +305,9 @@ async def test_stop_closes_subscriptions_and_the_port():
         await asyncio.open_connection("127.0.0.1", port)
 
 
-async def something_logged(caplog):
+async def logged(caplog, count):
     while True:
-        if caplog.messages:
+        if len(caplog.messages) >= count:
             return
         await asyncio.sleep(0.01)
 
@@ -332,16 +333,34 @@ async def test_a_file_that_changes_ends_the_replay_and_is_named(tmp_path, caplog
     try:
         async with asyncio.timeout(5), subscribe(int(address.rpartition(":")[2])) as socket:
             assert json.loads(await socket.recv())["n"] == 1
-            await something_logged(caplog)
+            await logged(caplog, 1)
     finally:
         await player.stop()
     assert caplog.messages == [f"a recording changed while it was played: {path}: {problem}"]
 
 
+async def test_the_end_of_a_replay_is_told_with_what_it_took(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "skyfast.player")
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(stats(1) + stats(2) + stats(1002))
+    player = Player(recording.Playback(recordings=(recording.Recording.load(str(path)),)))
+    (address,) = await player.start()
+    try:
+        async with asyncio.timeout(5), subscribe(int(address.rpartition(":")[2])) as socket:
+            assert [json.loads(await socket.recv())["n"] for _ in range(3)] == [1, 2, 1002]
+            await logged(caplog, 2)
+    finally:
+        await player.stop()
+    assert caplog.messages == [
+        f"replaying {path} (3 messages of 1 analyzer in 1 s), a at {address}",
+        "the replay has ended: 3 messages in 1 s",
+    ]
+
+
 async def test_a_fault_of_the_player_is_logged_at_once(monkeypatch, caplog):
     monkeypatch.setattr("skyfast.player.addressed", lambda *_: 1 / 0)
     async with demo() as (_, port), asyncio.timeout(5), subscribe(port):
-        await something_logged(caplog)
+        await logged(caplog, 1)
     assert caplog.messages == ["the replay has ended, by a fault of skyfast's own"]
 
 
@@ -369,6 +388,7 @@ async def test_topology(query):
             await asyncio.to_thread(ask, port, b'{"GremlinQuery": "G.V()"}')
         with pytest.raises(urllib.error.HTTPError, match="400"):
             await asyncio.to_thread(ask, port, b"\xff[")
+    assert all(abs(node["UpdatedAt"] / 1000 - time.time()) < 10 for node in second)
     tids = {node["Metadata"]["TID"] for node in second}
     assert {V2, VX1} <= tids  # the nodes that the flows name
     received = {
