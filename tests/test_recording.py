@@ -83,6 +83,10 @@ WRONG = {
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":"abc"}}\n',
         "{path}: line 1: has no valid base64",
     ),
+    "more base64 behind its end": (
+        b'{"Recorded":{"At":1,"Analyzer":"a","Base64":"AA==AA=="}}\n',
+        "{path}: line 1: has no valid base64",
+    ),
     "behind base64": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":""}} 1\n',
         "{path}: line 1: is not a JSON object",
@@ -211,6 +215,8 @@ def test_times_of_flows_stand_in_for_times_of_receipt(tmp_path: Path) -> None:
 def test_a_time_far_from_the_others_of_its_message_is_not_believed(tmp_path: Path) -> None:
     path = write(tmp_path, flow(0, 1000, 10**9) + flow(2000, 3000, 10**9))
     assert [s for _, s in due(path)] == [0, 2]
+    path = write(tmp_path, flow(-(10**9), 0, 1000) + flow(3000))
+    assert [s for _, s in due(path)] == [0, 2]
     nearly = write(tmp_path, flow(0, 0, MAX_GAP_MS, MAX_GAP_MS + 1))
     assert Recording.load(nearly).last_ms == BASE_MS + MAX_GAP_MS
 
@@ -243,7 +249,7 @@ def test_times_move_to_the_present_and_nothing_else_changes() -> None:
     data = (
         b'{ "Start" : %d,"Last":0,"Metric":{"Last":%d},'
         b'"TCPMetric":{"ABSynStart":%d,"ABSawStart":%d},'
-        b'"Text":"\\"Start\\":1800000000000","UUID":"a","Last":18000000000000}\xff'
+        b'"Text":"\\"Start\\":1800000000000","UUID":"0a","Last":18000000000000}\xff'
     )
     assert moved(data % (BASE_MS, BASE_MS + 5, BASE_MS, BASE_MS), lambda ms: ms + 7, mask=0) == (
         data % (BASE_MS + 7, BASE_MS + 12, BASE_MS + 7, BASE_MS)
