@@ -21,6 +21,7 @@ from skyfast.catalogue import LABELS, METRICS, STANDARD_PREFIX, families
 from skyfast.selfmetrics import Stats
 from skyfast.topology import Interfaces
 from skyfast.wire import FIELDS
+from tests.core import Core
 from tests.pages import FakeTable
 from tests.process import demo
 from tests.test_prometheus import ANSWER_S, growing, needs_prometheus, prometheus
@@ -118,11 +119,22 @@ def test_table_of_names_is_the_catalogue() -> None:
 
 
 @pytest.mark.parametrize(
-    "reason",
-    [*selfmetrics.SKIP_REASONS, *selfmetrics.MESSAGE_ERRORS, *selfmetrics.RECONNECT_REASONS],
+    ("metric", "reasons"),
+    [
+        ("skyfast_flows_skipped_total", selfmetrics.SKIP_REASONS),
+        ("skyfast_flows_misdated_total", selfmetrics.MISDATED_REASONS),
+        ("skyfast_flows_finished_total", tuple(Core().finished)),
+        ("skyfast_message_errors_total", selfmetrics.MESSAGE_ERRORS),
+        ("skyfast_reconnects_total", selfmetrics.RECONNECT_REASONS),
+        ("skyfast_topology_errors_total", selfmetrics.TOPOLOGY_ERRORS),
+        ("skyfast_interfaces_skipped", selfmetrics.INTERFACE_SKIPS),
+        ("skyfast_scrapes_failed_total", selfmetrics.SCRAPE_FAILURES),
+        ("skyfast_capture_reports_skipped_total", selfmetrics.CAPTURE_SKIPS),
+    ],
 )
-def test_every_reason_is_documented(reason: str) -> None:
-    assert f"`{reason}`" in METRICS_PAGE
+def test_every_reason_is_documented_and_no_other(metric: str, reasons: tuple[str, ...]) -> None:
+    rows = table(f"| `{metric}` | |")
+    assert sorted(re.findall(r"`(\w+)`", "".join(row[0] for row in rows))) == sorted(reasons)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
