@@ -64,7 +64,8 @@ OVERLAP = "connections are in the pages of several shards"
                 "labels": [
                     *("initiator_ip", "target_ip", "initiator_port", "target_port"),
                     "protocol",
-                ]
+                ],
+                "metrics": ["rtt"],  # which needs no direction
             },
             False,
         ),
