@@ -65,7 +65,7 @@ OVERLAP = "connections are in the pages of several shards"
                     *("initiator_ip", "target_ip", "initiator_port", "target_port"),
                     "protocol",
                 ],
-                "metrics": ["rtt"],  # which needs no direction
+                "direction": "sum",  # and so no label
             },
             False,
         ),
