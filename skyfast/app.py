@@ -469,12 +469,13 @@ def _costs(parts: _Parts) -> str:
     """Return what a connection costs and how many there can be, for the log."""
     store, row_bytes = parts.config.store, parts.table.row_bytes
     series = check.series(store.main, naming=store.naming)
+    most = check.most_connections(store)
     return (
         f"a connection of one flow costs up to {series} series and {row_bytes} bytes, its"
         f" addresses' texts apart, until"
         f" {store.connection_timeout_s + store.connection_grace_s:g} s after its last report;"
-        f" at most {store.max_connections} connections"
-        f" ({store.max_connections * series} series, {store.max_connections * row_bytes >> 20} MiB)"
+        f" at most {most} connections"
+        f" ({most * series} series, {most * row_bytes >> 20} MiB)"
         f" of {store.max_flows} flows"
     )
 

@@ -4,12 +4,17 @@ from collections.abc import Iterator
 from typing import Literal
 
 from skyfast.catalogue import DANGEROUS_FIELDS, DIRECTION, LABELS_BY_NAME, families
-from skyfast.config import Config, LabelChoice, ViewChoice
+from skyfast.config import Config, LabelChoice, Store, ViewChoice
 
 
 def series(view: ViewChoice, *, naming: Literal["compatible", "standard"]) -> int:
     """Return how many series each row of a view has at most."""
     return sum(len(family.values) for family in families(view, naming=naming))
+
+
+def most_connections(store: Store) -> int:
+    """Return how many connections there can be: none is without a flow."""
+    return min(store.max_connections, store.max_flows)
 
 
 def report(config: Config) -> str:
@@ -25,9 +30,10 @@ def _lines(config: Config) -> Iterator[str]:
         labels = [label.name for label in view.labels if label.name != DIRECTION]
         if view.prefix:
             kept = f"kept until silent for {view.timeout_s:g} s"
-            yield f"Each {', '.join(labels)} costs up to {count} series, {kept}:"
+            row = f"row of view {view.prefix} ({', '.join(labels)})"
+            yield f"Each {row} costs up to {count} series, {kept}:"
         else:
-            most = store.max_connections * count
+            most = most_connections(store) * count
             yield f"Each connection costs up to {count} series, all together up to {most}:"
         for family in shown:
             yield f"  {len(family.values)} {family.name}"

@@ -125,10 +125,16 @@ def test_check_tells_what_a_connection_costs() -> None:
         "  2 skydive_network_connection_total_bytes",
         "  1 skydive_network_connection_rtt_nanoseconds",
         "  1 ttl",
-        "Each node_host, tag costs up to 2 series, kept until silent for 90 s:",
+        "Each row of view lab (node_host, tag) costs up to 2 series, kept until silent for 90 s:",
         "  1 lab_bytes_total",
         "  1 lab_packets_total",
     ]
+
+
+def test_there_are_no_more_connections_than_flows() -> None:
+    store = "{max_connections: 1000, max_flows: 10}"
+    (first, *_) = comments(f"pipeline: {{store: {{prom_sky_con: {store}}}}}")
+    assert first == "Each connection costs up to 5 series, all together up to 50:"
 
 
 DANGER = "most clients take another one for each connection"
