@@ -424,24 +424,23 @@ class App:
 
     async def _tell_when_full(self) -> None:
         """Log that reports found no room in the table, once an interval as long as some do."""
-        table, known = self._parts.table, 0
+        table, known, known_connections = self._parts.table, 0, 0
         while True:
             if self._parts.table is not table:
-                table, known = self._parts.table, 0
-            full = table.skipped["table_full"]
+                table, known, known_connections = self._parts.table, 0, 0
+            full, connections = table.skipped["table_full"], table.rejected_total
             interval_s = EXPIRY_INTERVAL_S
             if full > known:
                 store = self._parts.config.store
                 log.warning(
-                    "the table is full: %d reports found no room (%d of %d connections, %d of %d"
-                    " flows)",
-                    full - known,
-                    table.connections,
+                    "the table is full: no room for %d reports of new connections"
+                    " (max_connections: %d), and for %d of other new flows (max_flows: %d)",
+                    connections - known_connections,
                     store.max_connections,
-                    table.flows,
+                    full - known - (connections - known_connections),
                     store.max_flows,
                 )
-                known, interval_s = full, FULL_INTERVAL_S
+                known, known_connections, interval_s = full, connections, FULL_INTERVAL_S
             await asyncio.sleep(interval_s)
 
 

@@ -187,17 +187,22 @@ async def test_a_full_table_is_told(tmp_path: Path) -> None:
     """Once for all reports that find no room, not once for each."""
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())
-        config = write_config(tmp_path, analyzer.url, max_connections=2)
+        config = write_config(tmp_path, analyzer.url, max_connections=2, max_flows=3)
         skyfast = await stack.enter_async_context(running(config, quiet=False))
         await analyzer.subscriber()
-        await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=1) for uuid in "abcde")))
+        flows = [FLOW.format(uuid=uuid, bytes=1) for uuid in "abcdefg"]
+        flows[5:] = [re.sub('"NodeTID":"."', '"NodeTID":"a"', each) for each in flows[5:]]
+        await analyzer.send(message(*flows))
         line = await skyfast.logged("the table is full")
         assert " WARNING " in line
-        assert line.endswith(": 3 reports found no room (2 of 2 connections, 2 of 8 flows)")
+        assert line.endswith(
+            "no room for 3 reports of new connections (max_connections: 2),"
+            " and for 1 of other new flows (max_flows: 3)"
+        )
         # A report of a connection that is there finds its room.
         await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=2) for uuid in "bc")))
         full = 'skyfast_flows_skipped_total{reason="table_full"}'
-        await skyfast.until(lambda metrics: metrics[full] == 4)
+        await skyfast.until(lambda metrics: metrics[full] == 5)
         assert connections(await skyfast.get("/metrics/flows")) == {"a", "b"}
         await asyncio.sleep(1)
     assert sum("the table is full" in line for line in skyfast.log) == 1
