@@ -187,6 +187,7 @@ cdef size_t padded(size_t size):
 cdef class _Check:
     cdef Table table
     cdef set texts, flows, conversations
+    cdef set live, dormant              # of the flows' rows
     cdef list rows                      # of each view
     cdef dict references                # those that were found, by text
     cdef size_t bytes                   # likewise, of memory
@@ -206,6 +207,7 @@ cdef class _Check:
         self.rows = [
             self.members(f"row of view {i}", &table.views[i].rows) for i in range(table.view_count)
         ]
+        self.check_dormant()
         self.check_flows()
         for i in range(table.view_count):
             self.check_view(i, &table.views[i])
@@ -254,6 +256,45 @@ cdef class _Check:
         self.references[text] = self.references.get(text, 0) + 1
         return 0
 
+    cdef int check_dormant(self) except -1:
+        cdef Table table = self.table
+        cdef set ended = self.listed("ended", &table.ended)
+        cdef set dormant = self.listed("dormant", &table.dormant)
+        cdef uint32_t number, kept = 0
+        expect(not ended & dormant, "a row is in both lists", (ended & dormant,))
+        for number in ended:
+            expect(table._flow(number).connection & ENDED != 0, "a row has not ended", (number,))
+            expect(not table._flow(number).connection & LABELS_KEY, "a connection has ended")
+        for number in dormant:
+            expect(not table._flow(number).connection & ENDED, "a row has ended", (number,))
+            kept += table._flow(number).connection & LABELS_KEY != 0
+        expect(kept == table.kept_connections, "connections that are kept",
+               (kept, table.kept_connections))
+        self.dormant = ended | dormant
+        self.live = self.flows - self.dormant
+        expect(len(self.live) == table._live_flows(), "live flows")
+        expect(table.dead_text_count == 0 and not table.in_batch, "a batch is open")
+        return 0
+
+    cdef set listed(self, str kind, DormantList *rows):
+        cdef uint32_t number = rows.head, before = 0, since_s = 0
+        cdef set found = set()
+        cdef Flow *flow
+        while number:
+            expect(number in self.flows, f"{kind} row that is free", (number,))
+            expect(number not in found, f"{kind} row twice in its list", (number,))
+            flow = self.table._flow(number)
+            expect(flow.connection & DORMANT != 0, f"{kind} row is live", (number,))
+            expect(flow.connection & ROW == before, f"{kind} row's link back", (number, before))
+            expect(flow.deadline_s >= since_s, f"{kind} row out of order", (number,))
+            since_s = flow.deadline_s
+            found.add(number)
+            before = number
+            number = flow.wheel_next
+        expect(rows.tail == before, f"{kind}: the last", (rows.tail, before))
+        expect(rows.count == len(found), f"{kind}: count", (rows.count, len(found)))
+        return found
+
     cdef int check_flows(self) except -1:
         cdef Table table = self.table
         cdef uint32_t number, i
@@ -267,15 +308,20 @@ cdef class _Check:
                    "a flow is free and leads to a connection, or neither", (number,))
             if number not in self.flows:
                 continue
-            is_text = flow.connection & TEXT_KEY
-            if is_text:
+            kind = flow.connection & (TEXT_KEY | LABELS_KEY)
+            if kind == TEXT_KEY:
                 self.refer(flow.key_high, "flow key")
                 expect(<uint32_t>text_key(flow.key_high) == flow.hash, "a text key's hash")
-            keys.add((flow.hash, flow.key_high, is_text))
+            expect(kind in (0, TEXT_KEY) or number in self.dormant, "a live row of a connection")
+            keys.add((flow.hash, flow.key_high, kind))
+            expect((flow.connection & DORMANT != 0) == (number in self.dormant),
+                   "a dormant row is in no list", (number,))
             totals = <const int64_t *>(flow + 1)
             for i in range(table.counters):
                 expect(totals[i] >= (ABSENT if table.optional[i] else 0), "a flow's total",
                        (number, i, totals[i]))
+            if number in self.dormant:
+                continue
             for i in range(table.cells - table.columns):
                 self.refer(table._links(flow)[table.keys_at + i], "volatile label's key")
             if table.converses:
@@ -300,9 +346,9 @@ cdef class _Check:
         cdef Connection *row
         cdef const uint32_t *cells
         cdef int64_t value
-        for number in self.flows:
+        for number in self.live:
             flow = <Flow *>row_at(&table.flow_rows, number)
-            link = flow.connection & ~TEXT_KEY
+            link = flow.connection & ROW
             expect(link in <set>self.rows[0], "a flow's connection is free", (number, link))
             if at:
                 link = table._link(view, flow, table._row(&table.views[0], link))[0]
@@ -371,14 +417,14 @@ cdef class _Check:
         cdef set filed = set()
         for slot_s, number in self.slots(&table.wheel):
             while number:
-                expect(number in self.flows, "a free flow in the wheel", (number,))
+                expect(number in self.live, "a flow that is not live in the wheel", (number,))
                 expect(number not in filed, "a flow twice in the wheel", (number,))
                 filed.add(number)
                 flow = <Flow *>row_at(&table.flow_rows, number)
                 expect(slot_s <= max(flow.deadline_s, table.wheel.next_s),
                        "a flow's turn comes late", (number, slot_s, flow.deadline_s))
                 number = flow.wheel_next
-        expect(filed == self.flows, "flows in no slot", (self.flows - filed,))
+        expect(filed == self.live, "flows in no slot", (self.live - filed,))
         for i in range(1, table.view_count):
             view = &table.views[i]
             filed = set()

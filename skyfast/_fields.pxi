@@ -2,8 +2,8 @@
 # of value. Part of `_table.pyx`, which includes it.
 #
 # Here are Python's objects, so it needs the GIL: none of it may be called under the table's
-# mutex, and none of it changes the table. What a flow has wrong is a reason to skip that flow,
-# never an exception, as strangers choose what stands there. What is read is borrowed: it lives as
+# mutex, and none of it changes the table. What a flow has wrong is a reason to skip that flow or
+# to leave a value out, never an exception, as strangers choose what stands there. What is read is borrowed: it lives as
 # long as the flow does.
 
 cdef int64_t MAX_INTEGER = <int64_t>1 << 62     # on the wire; larger ones skip the flow
@@ -46,8 +46,8 @@ cdef struct Reader:
     Field finish
     Field start                 # where there are marks
     Field update_start
-    Field update_last           # where it is full
-    Number amounts[MAX_VALUES]
+    Field update_last
+    Number amounts[MAX_VALUES]  # where it is full
     Number totals[MAX_VALUES]   # counters, then gauges
     Field columns[MAX_COLUMNS]
     Requirement required[MAX_SKIPS]
@@ -100,6 +100,10 @@ cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
     return SKIP_NONE
 
 
+cdef enum:
+    SECOND_FIELD = 1 << 8       # with a reason: it is the second field of a number that is wrong
+
+
 cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
                             int64_t *out) except -1:
     cdef PyObject *value = value_of(flow, &number.first, slots)
@@ -113,9 +117,34 @@ cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
         wrong = read_integer(value_of(flow, &number.second, slots), &second)
         if wrong == SKIP_NONE and out[0] > MAX_INTEGER - second:
             wrong = SKIP_OUT_OF_RANGE
-        if wrong == SKIP_NONE:
-            out[0] += second
+        if unlikely(wrong):
+            return wrong | SECOND_FIELD
+        out[0] += second
     return wrong
+
+
+cdef void begin_left_out(Report *report) noexcept nogil:
+    if not report.leaves_out:
+        report.leaves_out = True
+        report.leaves_out_marks = 0
+        memset(&report.values_left_out, 0, sizeof(LeftOut))
+        memset(&report.amounts_left_out, 0, sizeof(LeftOut))
+
+
+cdef void leave_out(Report *report, LeftOut *left_out, uint32_t value, int wrong) noexcept nogil:
+    # `left_out` is of the report.
+    begin_left_out(report)
+    left_out.fields[1 if wrong & SECOND_FIELD else 0] |= <uint64_t>1 << value
+
+
+cdef void leave_out_mark(Report *report, uint32_t mark) noexcept nogil:
+    begin_left_out(report)
+    report.leaves_out_marks |= <uint32_t>1 << mark
+
+
+cdef inline bint is_left_out(const LeftOut *left_out, uint32_t field) noexcept nogil:
+    # `field` is twice the value's number, and one more for its second field.
+    return left_out.fields[field & 1] >> (field >> 1) & 1
 
 
 cdef inline int read_text(PyObject *value, const char **text, uint32_t *length) except -1:

@@ -60,18 +60,31 @@ cdef struct Wheel:
     uint32_t next_s             # the second whose slot comes next
 
 
+cdef struct DormantList:
+    # Dormant flows in the order in which they became dormant.
+    uint32_t head               # the first to be forgotten
+    uint32_t tail
+    uint32_t count
+
+
 cdef struct Flow:
     # One report stream of an agent: known by its UUID, followed by its running totals.
     # 32 bytes, 8 a counter and 4 a link (64 with the default plan).
+    #
+    # A dormant one is in a list instead of a connection and the wheel: `connection` has the one
+    # before it, `wheel_next` the one after it, and `deadline_s` is when it came into the list. So
+    # are the counters of a connection that has left: then the key is a hash of its labels.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; the text's number of a text key
-    uint32_t connection         # row of the first view, with TEXT_KEY set when the key is a text
-    uint32_t deadline_s         # leaves when the table's clock reaches it
+    uint32_t connection         # row of the first view, and the flags below; 0 in a free row
+    uint32_t deadline_s         # becomes dormant when the table's clock reaches it
     uint32_t wheel_next         # list of the flows in one slot of the expiry wheel
     int64_t last_ms             # the newest report's `Last`, Unix time
-    # int64_t totals[counters] follow, ABSENT where no report had the part; then uint32_t links:
-    # the conversation, rows of other views, the texts that volatile labels were asked with
+    # int64_t totals[counters] follow, ABSENT where no report had the part; then uint32_t links, of
+    # live flows: the conversation, rows of other views, the texts that volatile labels were asked
+    # with. Flags: TEXT_KEY, the UUID is no 64-bit number; LABELS_KEY, it is a connection's row;
+    # DORMANT; ENDED, the latest report was the closing one.
 
 
 cdef struct Connection:
@@ -107,6 +120,11 @@ cdef struct Cell:
     int64_t number
 
 
+cdef struct LeftOut:
+    # Which values of a report are left out: for the first field of each, and for the second.
+    uint64_t fields[2]
+
+
 cdef struct Report:
     # One flow of a message, read but not yet applied.
     uint64_t key
@@ -114,15 +132,24 @@ cdef struct Report:
     const char *key_text        # not NULL: the UUID is no 64-bit number, but this text
     uint32_t key_length
     uint32_t flow               # row number, 0 when the flow is not known
+    bint dormant                # it was when the batch was read
     uint32_t connection_hash    # of its labels; 0 while not all of them are interned
     int skip                    # why it is not to be applied, or SKIP_NONE
-    int skip_new                # likewise, if it is not known: read of unknown flows only
     int finish                  # FinishType
-    bint has_amounts            # what is news of it is known: that follows
-    bint first                  # its total is all news
-    int skip_amounts            # why what the last update added cannot be used, or SKIP_NONE
-    uint64_t conversation       # hashes; read of unknown flows only
+    # what follows is read of flows only that are not live
+    int skip_new                # why it is not to be applied, if it is not live
+    int worth                   # what it counts for if it is not known: see WORTH_UNREAD
+    bint repeats                # a closing report whose amounts are those of the one before
+    int64_t age_ms              # from the flow's beginning to the update, or -1
+    uint64_t conversation       # hashes
     uint64_t point
+    # values that are left out
+    bint leaves_out             # there are any: else nothing below is set
+    bint uses_marks             # those that matter for the report, decided as it is applied
+    bint uses_amounts
+    uint32_t leaves_out_marks   # a bit for each mark
+    LeftOut values_left_out
+    LeftOut amounts_left_out
 
 
 cdef struct Change:

@@ -15,12 +15,21 @@ Data structures
 
     A wheel has one slot a second. A flow stands in the slot of the deadline it had when it was
     filed; a report only writes a later deadline into the row. When the slot's turn comes, the flow
-    is filed again or leaves, and a connection of the first view leaves with its last flow. The
-    other views have wheels for their connections, which stay longer than any flow of theirs.
+    is filed again or becomes dormant, and a connection of the first view leaves with its last flow.
+    The other views have wheels for their connections, which stay longer than any flow of theirs.
+
+    A *dormant* flow keeps its row, its key and its totals, and leads nowhere: its next report adds
+    the difference to what is known. Dormant rows are in one of two lists, in the order in which they
+    became dormant; the links of the lists are the fields that lead a live flow to its connection
+    and through the wheel, so a live row is no larger for it. The first of a list is the first to be
+    forgotten, when its time is over or another flow needs the room. A connection that leaves with
+    other counters than its last flow's totals keeps them in such a row as well, whose key is a hash
+    of its labels. See ``_dormant.pxi``.
 
 Costs
-    A report of a known flow: one look-up, two cache lines of rows. A new flow: two look-ups and one
-    for each text of its labels. Expiry: what expires, and one re-filing a flow and time-out.
+    A report of a known flow: one look-up, two cache lines of rows. A new flow, and one that was
+    dormant: two look-ups and one for each text of its labels. Expiry: what expires, and one
+    re-filing a flow and time-out. Becoming dormant and being forgotten: the neighbours in a list.
     A page: one pass over the connections a family.
 
 Memory
@@ -40,7 +49,7 @@ Files
     The methods of `Table` are here, and what only they need. Functions that need no table are in
     files of their own: ``_rows.pxi`` has arena, slabs and index, ``_texts.pxi`` hashes and interned
     texts, ``_fields.pxi`` what reads a flow, ``_lines.pxi`` what writes a page's lines,
-    ``_wheel.pxi`` the wheels, ``_ranking.pxi`` and ``_tallies.pxi`` what has most and what is
+    ``_wheel.pxi`` the wheels, ``_dormant.pxi`` the lists of dormant flows, ``_ranking.pxi`` and ``_tallies.pxi`` what has most and what is
     commonest. They are included, for all has to be one unit to the C compiler: the small ones are
     inlined. Constants that several of them share are here.
 """
@@ -117,9 +126,17 @@ cdef extern from *:
 
 
 MAX_TEXT_BYTES = 1024           # of a label value or UUID; a longer one skips its flow
-MAX_ROWS = 1 << 30              # row numbers share their 32 bits with a flag
+MAX_ROWS = 1 << 27              # row numbers share their 32 bits with flags, and some are extra
 MAX_VIEWS = 16
 MAX_RANKED = 1 << 16
+
+cdef enum:
+    # Fields of a flow that it can do without, beside its values.
+    MARK_FINISH
+    MARK_START
+    MARK_UPDATE_START
+    MARK_UPDATE_LAST
+    MARKS
 
 cdef enum:
     MAX_TEXT = 1024
@@ -131,6 +148,7 @@ cdef enum:
     MAX_VIEW_VALUES = 32        # of one view
     MAX_VIEW_COLUMNS = 32
     MAX_VIEWS_ = 16
+    MAX_FIELDS = 4 * MAX_VALUES + MARKS     # whose values can be left out
     INLINE_TEXT = 48
     FLOW_TYPES = 3
     BATCH = 128                 # reports between two turns of the lock
@@ -174,7 +192,11 @@ cdef extern from *:
 
 
 cdef uint32_t IS_TEXT = <uint32_t>1 << 31       # in a cell
-cdef uint32_t TEXT_KEY = <uint32_t>1 << 31      # in a flow's `connection`
+cdef uint32_t TEXT_KEY = <uint32_t>1 << 31      # in a flow's `connection`, as the next three
+cdef uint32_t LABELS_KEY = <uint32_t>1 << 30
+cdef uint32_t DORMANT = <uint32_t>1 << 29
+cdef uint32_t ENDED = <uint32_t>1 << 28
+cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # the number that is left beside them
 cdef int64_t ABSENT = -1                        # of an optional counter: no report had the part
 cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
@@ -191,14 +213,35 @@ cdef enum:
     SKIP_DUPLICATE
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
+    SKIP_ENDED
     SKIP_REQUIRED               # and one more for each requirement of the plan
     MAX_SKIPS = 32
 
 cdef tuple SKIP_NAMES = (
     "", "invalid", "no_uuid", "out_of_range", "text_too_long", "late", "duplicate", "table_full",
-    "other_shard",
+    "other_shard", "ended",
 )
 cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
+
+cdef enum:
+    CLOSING = 1                 # the FinishType of the last report: others stand in updates
+
+# How late a report can come, beside the time until its agent's next update: an analyzer holds a
+# batch for up to 5 s; the rest is for transport, and for sockets that wait to be read.
+cdef double BATCH_S = 15.0
+
+cdef enum:
+    # What an unknown flow's report counts for where it is not the first of its row.
+    WORTH_UNREAD                # its type does not have the fields that tell
+    WORTH_TOTAL
+    WORTH_AMOUNTS               # what its latest update added
+    WORTH_AMOUNTS_UNREAD        # likewise; its type does not have them
+
+cdef enum:
+    # What a report says of a flow whose totals are known.
+    NOTHING_NEW
+    GREW
+    STARTED_OVER
 
 cdef enum:
     KEEP_LATEST
@@ -216,6 +259,7 @@ include "_texts.pxi"
 include "_fields.pxi"
 include "_lines.pxi"
 include "_wheel.pxi"
+include "_dormant.pxi"
 include "_ranking.pxi"
 
 
@@ -291,6 +335,19 @@ cdef class Table:
     cdef uint32_t links_at              # bytes from the row's beginning
     cdef uint32_t keys_at               # links; the conversation is the first where there are any
     cdef Wheel wheel
+    # dormant flows
+    cdef DormantList dormant            # and the counters of connections that have left
+    cdef DormantList ended              # flows whose closing report came
+    cdef uint32_t kept_connections      # rows of `dormant` that have a connection's counters
+    cdef double memory_s                # how long a flow is dormant until it is forgotten
+    cdef double least_timeout_s         # of the first view, ever
+    cdef bint begun                     # there is a horizon
+    cdef double horizon_s_              # unknown flows that began later were never counted
+    cdef double flow_update_s_
+    cdef uint32_t dead_texts[4 * BATCH]  # keys of flows that were forgotten during a batch
+    cdef uint32_t dead_text_count
+    cdef bint in_batch
+    cdef double now                     # of the latest update
     # a batch between reading and applying
     cdef Report reports[BATCH]
     cdef int64_t *batch_values          # BATCH x values
@@ -301,11 +358,18 @@ cdef class Table:
     cdef uint32_t interned[MAX_COLUMNS]  # texts of them that were not known before
     cdef uint32_t interned_count
     cdef int64_t *news                  # what a report adds to each counter
+    cdef int64_t *zeros                 # counters
     cdef uint32_t targets[MAX_VIEWS_]   # the rows that a new flow leads to
     cdef bint created[MAX_VIEWS_]       # for it
     cdef char *escaped                  # MAX_CELL
     cdef bint met_unknown
     cdef int64_t oldest_ms, newest_ms       # of `Last` in the reports of the latest update
+    # values that are left out: which field of all each of them comes from
+    cdef list field_names
+    cdef uint32_t value_fields[2 * MAX_VALUES]
+    cdef uint32_t amount_fields[2 * MAX_VALUES]
+    cdef uint32_t mark_fields[MARKS]
+    cdef uint64_t values_left_out[MAX_FIELDS]
     # overflow
     cdef bint overflows                 # what finds no room is added up in `other` rows
     cdef bint overflowed                # ... and some was
@@ -331,8 +395,8 @@ cdef class Table:
     cdef tuple skip_names
     cdef tuple label_names
 
-    def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, view_timeouts_s=(),
-                  slots=True):
+    def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, memory_s=0,
+                  view_timeouts_s=(), slots=True):
         pthread_mutex_init(&self.lock, NULL)
         if (not 0 < len(plan.views) <= MAX_VIEWS_
                 or len(plan.counters) + len(plan.gauges) > MAX_VALUES
@@ -361,6 +425,9 @@ cdef class Table:
         self.held = []
         self.wants_slots = slots
         self.paths = self._number_columns(plan)
+        self._number_fields(plan)
+        self.least_timeout_s = timeout_s
+        self.flow_update_s_ = 60
 
         self.batch_values = <int64_t *>self._allocate(BATCH * self.values * sizeof(int64_t))
         self.batch_amounts = <int64_t *>self._allocate(BATCH * self.counters * sizeof(int64_t))
@@ -369,6 +436,7 @@ cdef class Table:
         self.view_cells = <uint32_t *>self._allocate(self.cells * sizeof(uint32_t))
         self.new_cells = <uint32_t *>self._allocate(self.cells * sizeof(uint32_t))
         self.news = <int64_t *>self._allocate(self.counters * sizeof(int64_t))
+        self.zeros = <int64_t *>self._allocate(self.counters * sizeof(int64_t))
         self.escaped = <char *>self._allocate(MAX_CELL)
         if not rows_init(&self.texts, &self.arena, sizeof(Text)):
             raise MemoryError
@@ -377,7 +445,7 @@ cdef class Table:
         self._prepare_families(plan)
         self._new_wheel(&self.wheel, timeout_s)
         self.limit(max_connections=max_connections, max_flows=max_flows, timeout_s=timeout_s,
-                   view_timeouts_s=view_timeouts_s)
+                   memory_s=memory_s, view_timeouts_s=view_timeouts_s)
 
     def __dealloc__(self):
         cdef uint32_t i, j
@@ -411,6 +479,7 @@ cdef class Table:
         free(self.view_cells)
         free(self.new_cells)
         free(self.news)
+        free(self.zeros)
         free(self.escaped)
         free(self.changes)
         pthread_mutex_destroy(&self.lock)
@@ -434,13 +503,14 @@ cdef class Table:
         wheel.slots = <uint32_t *>self._allocate(slots * sizeof(uint32_t))
         return 0
 
-    def limit(self, *, max_connections, max_flows, timeout_s, view_timeouts_s=()):
+    def limit(self, *, max_connections, max_flows, timeout_s, memory_s=0, view_timeouts_s=()):
         """Set the bounds, now or at any later time. What is kept already stays.
 
         :param max_connections: rows kept at most of each view; what needs one more is not kept.
-        :param max_flows: likewise, flow rows.
-        :param timeout_s: a flow leaves when it was not reported for so long, rounded up to the next
-            full second of the caller's clock; from its next report on.
+        :param max_flows: likewise, flow rows. A live flow takes the room of a dormant one.
+        :param timeout_s: a flow becomes dormant when it was not reported for so long, rounded up to
+            the next full second of the caller's clock; from its next report on.
+        :param memory_s: a dormant flow is forgotten after so long, rounded up; 0 is at once.
         :param view_timeouts_s: the same for the connections of the second and further views, none
             of them less than `timeout_s`.
         """
@@ -449,17 +519,30 @@ cdef class Table:
             raise ValueError(f"max_connections and max_flows are 1 to {MAX_ROWS}")
         if not 0 < timeout_s <= 1 << 30:
             raise ValueError("timeout_s is above 0 and at most 2^30")
+        if not 0 <= memory_s <= 1 << 30:
+            raise ValueError("memory_s is 0 to 2^30")
         if len(view_timeouts_s) != self.view_count - 1:
             raise ValueError("there is one time-out for each view but the first")
         if not all(timeout_s <= each <= 1 << 30 for each in view_timeouts_s):
             raise ValueError("a view's time-out is at least timeout_s and at most 2^30")
         self.max_connections_ = max_connections
         self.max_flows_ = max_flows
+        self.memory_s = memory_s
+        self.least_timeout_s = min(self.least_timeout_s, <double>timeout_s)
         self.views[0].timeout_s = timeout_s
         for i in range(1, self.view_count):
             self.views[i].timeout_s = view_timeouts_s[i - 1]
             if self.views[i].wheel.slots == NULL:
                 self._new_wheel(&self.views[i].wheel, self.views[i].timeout_s)
+
+    def begin(self, now):
+        """Take it that unknown flows which begin after `now` were never counted.
+
+        To be called when reports begin to come, and when flows come that were left out before. Until
+        the first call, no unknown flow's total counts for that reason.
+        """
+        self.horizon_s_ = max(self.horizon_s_, <double>now) if self.begun else now
+        self.begun = True
 
     def use(self, types):
         """Take flows of these types from now on, those of the same plan, and of no others."""
@@ -500,6 +583,33 @@ cdef class Table:
             if column.rewrite is not None:
                 self.rewrites[i] = <PyObject *>column.rewrite
         return paths
+
+    cdef int _number_fields(self, plan) except -1:
+        # The fields of which values can be left out.
+        cdef uint32_t i, j
+        numbers = {}
+
+        def number(path):
+            return numbers.setdefault(path, len(numbers))
+
+        for i, path in enumerate(
+            (("FinishType",), ("Start",), ("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last"))
+        ):
+            self.mark_fields[i] = number(path)
+        for i, counter in enumerate(plan.counters):
+            for j, path in enumerate(counter.paths):
+                self.value_fields[2 * i + j] = number(path)
+            for j, path in enumerate(counter.amounts):
+                self.amount_fields[2 * i + j] = number(path)
+        for i, gauge in enumerate(plan.gauges, self.counters):
+            self.value_fields[2 * i] = number(gauge.path)
+        required = {
+            path for counter in plan.counters if not counter.optional for path in counter.paths
+        }
+        self.field_names = [
+            None if path in required else ".".join(path) for path in numbers
+        ]
+        return 0
 
     cdef int _field(self, Field *field, owner, tuple path) except -1:
         # Resolve a path into offsets; `slots` is cleared when they cannot be trusted.
@@ -552,8 +662,8 @@ cdef class Table:
         if reader.marks:
             self._field(&reader.start, owner, ("Start",))
             self._field(&reader.update_start, owner, ("LastUpdateMetric", "Start"))
-        if reader.full:
             self._field(&reader.update_last, owner, ("LastUpdateMetric", "Last"))
+        if reader.full:
             for i, counter in enumerate(plan.counters):
                 self._number(&reader.amounts[i], owner, counter.amounts, False)
         for i, counter in enumerate(plan.counters):
@@ -715,9 +825,10 @@ cdef class Table:
 
         The rules are those of docs/architecture.md: a known flow adds its deltas; a report that
         is not newer and nowhere higher is late; one that is newer and anywhere lower started over.
-        An unknown flow adds its total in its first report, or where it creates a connection that
-        the labels tell from all others; elsewhere it adds what its last update added. Skipped
-        flows are counted in `skipped`.
+        One that was dormant adds its deltas to the rows that it comes to. An unknown flow adds its
+        total in its first report, where it cannot have been counted before, or where it creates a
+        connection that the labels tell from all others; elsewhere it adds what its last update
+        added. Skipped flows are counted in `skipped`, values that are left out in `values_skipped`.
         """
         cdef Py_ssize_t count = PyList_GET_SIZE(flows)
         cdef Py_ssize_t at = start
@@ -726,7 +837,8 @@ cdef class Table:
         cdef View *view
         if start < 0:
             raise ValueError("start counts from the beginning")
-        if self.flow_rows.live == 0:
+        self.now = now
+        if self._live_flows() == 0:
             self.wheel.next_s = <uint32_t>floor(now)
         for i in range(self.view_count):
             view = &self.views[i]
@@ -791,6 +903,8 @@ cdef class Table:
         cdef int64_t finish
         cdef int wrong, too_long
         report.flow = 0
+        report.dormant = False
+        report.leaves_out = False
         report.key_text = NULL
         too_long = read_text(value_of(flow, &reader.uuid, self.slots), &text, &length)
         if unlikely(too_long == SKIP_INVALID):
@@ -805,16 +919,19 @@ cdef class Table:
         for i in range(self.values):
             wrong = read_number(flow, &reader.totals[i], self.slots, &values[i])
             if unlikely(wrong):
-                return wrong
+                if i < self.counters and not self.optional[i]:
+                    return wrong & ~SECOND_FIELD
+                values[i] = ABSENT if i < self.counters else 0
+                leave_out(report, &report.values_left_out, i, wrong)
         wrong = read_integer(value_of(flow, &reader.last, self.slots), &report.last_ms)
         if unlikely(wrong):
             return wrong
         self.newest_ms = max(self.newest_ms, report.last_ms)
         if likely(report.last_ms):
             self.oldest_ms = min(self.oldest_ms, report.last_ms)
-        wrong = read_integer(value_of(flow, &reader.finish, self.slots), &finish)
-        if unlikely(wrong):
-            return wrong
+        if unlikely(read_integer(value_of(flow, &reader.finish, self.slots), &finish)):
+            finish = 0
+            leave_out_mark(report, MARK_FINISH)
         if unlikely(too_long):          # what is missing, or no number, is told first
             return too_long
         report.finish = <int>finish if finish < 4 else 4
@@ -845,15 +962,17 @@ cdef class Table:
             if report.skip == SKIP_NONE:
                 report.flow = self._known(report)
                 if report.flow:
-                    number = (<Flow *>row_at(&self.flow_rows, report.flow)).connection & ~TEXT_KEY
-                    prefetch(row_at(rows, number))
-                    prefetch(row_at(rows, number) + CACHE_LINE)
+                    number = (<Flow *>row_at(&self.flow_rows, report.flow)).connection
+                    report.dormant = number & DORMANT != 0
+                    if likely(not report.dormant):
+                        prefetch(row_at(rows, number & ROW))
+                        prefetch(row_at(rows, number & ROW) + CACHE_LINE)
         if self.view_count > 1:
             for i in range(size):
                 report = &self.reports[i]
-                if report.skip == SKIP_NONE and report.flow:
+                if report.skip == SKIP_NONE and report.flow and not report.dormant:
                     flow = <Flow *>row_at(&self.flow_rows, report.flow)
-                    connection = self._row(&self.views[0], flow.connection & ~TEXT_KEY)
+                    connection = self._row(&self.views[0], flow.connection & ROW)
                     for j in range(1, self.view_count):
                         number = self._link(&self.views[j], flow, connection)[0]
                         if number:
@@ -864,7 +983,6 @@ cdef class Table:
         cdef uint64_t key = report.key
         cdef uint32_t kind = 0
         cdef uint32_t number
-        cdef Flow *row
         if unlikely(report.key_text != NULL):
             number = text_find(
                 &self.texts, report.key_text, report.key_length,
@@ -874,17 +992,10 @@ cdef class Table:
                 return 0
             key = text_key(number)
             kind = TEXT_KEY
-        number = bucket_of(&self.flow_rows, <uint32_t>key)[0]
-        while number:
-            row = <Flow *>row_at(&self.flow_rows, number)
-            if (row.hash == <uint32_t>key and row.key_high == <uint32_t>(key >> 32)
-                    and row.connection & TEXT_KEY == kind):
-                return number
-            number = row.next
-        return 0
+        return flow_find(&self.flow_rows, key, kind)
 
     cdef int _read_unknown(self, list flows, Py_ssize_t start, uint32_t size) except -1:
-        # Labels, and what tells a first report from others, of the flows that are not known.
+        # Labels, and what tells a first report from others, of the flows that are not live.
         cdef uint32_t i
         cdef PyObject *flow
         cdef Report *report
@@ -892,7 +1003,7 @@ cdef class Table:
         cdef const Cell *previous = NULL
         for i in range(size):
             report = &self.reports[i]
-            if report.skip == SKIP_NONE and report.flow == 0:
+            if report.skip == SKIP_NONE and (report.flow == 0 or report.dormant):
                 flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
                 cells = self.batch_cells + <size_t>i * self.cells
                 report.skip_new = self._read_labels(
@@ -934,9 +1045,11 @@ cdef class Table:
             wrong = self._read_point(flow, reader, report)
             if unlikely(wrong):
                 return wrong
-        report.has_amounts = report.first = False
+        report.worth = WORTH_UNREAD
+        report.repeats = False
+        report.age_ms = -1
         if reader.marks:
-            report.skip_amounts = self._read_news(flow, reader, report, values, amounts)
+            self._read_marks(flow, reader, report, values, amounts)
         return SKIP_NONE
 
     cdef inline int _read_cell(self, PyObject *flow, const Field *field, PyObject *rewrite,
@@ -990,53 +1103,61 @@ cdef class Table:
         )
         return SKIP_NONE
 
-    cdef int _read_news(self, PyObject *flow, const Reader *reader, Report *report,
-                        const int64_t *values, int64_t *amounts) except -1:
-        # Whether it is a first report, and, where it is not and the type tells, `amounts`.
+    cdef int _read_marks(self, PyObject *flow, const Reader *reader, Report *report,
+                         const int64_t *values, int64_t *amounts) except -1:
+        # What the report counts for if the flow is not known; `amounts` if that is what its latest
+        # update added. Where it cannot be told whether it is the first, that is nothing.
         cdef int64_t start, update_start, update_last
+        cdef bint wrong_start, wrong_update_start, wrong_last
         cdef uint32_t i
         cdef int wrong
-        cdef bint repeat
-        report.first = True
-        report.has_amounts = True
+        report.worth = WORTH_TOTAL
         if part(flow, &reader.update_start, self.slots) == NULL:
-            return SKIP_NONE
-        report.first = False
-        wrong = read_integer(value_of(flow, &reader.start, self.slots), &start)
-        if unlikely(wrong):
-            return wrong
-        wrong = read_integer(value_of(flow, &reader.update_start, self.slots), &update_start)
-        if unlikely(wrong):
-            return wrong
-        report.first = update_start == start
-        if report.first:
-            return SKIP_NONE
-        report.has_amounts = reader.full
-        if not reader.full:
-            return SKIP_NONE
-        wrong = read_integer(value_of(flow, &reader.update_last, self.slots), &update_last)
-        if unlikely(wrong):
-            return wrong
-        repeat = report.finish != 0 and update_last != report.last_ms
+            return 0
+        wrong_start = read_integer(value_of(flow, &reader.start, self.slots), &start)
+        wrong_update_start = read_integer(
+            value_of(flow, &reader.update_start, self.slots), &update_start
+        )
+        wrong_last = read_integer(value_of(flow, &reader.update_last, self.slots), &update_last)
+        if unlikely(wrong_start or wrong_update_start or wrong_last):
+            if wrong_start:
+                leave_out_mark(report, MARK_START)
+            if wrong_update_start:
+                leave_out_mark(report, MARK_UPDATE_START)
+            if wrong_last:
+                leave_out_mark(report, MARK_UPDATE_LAST)
+        report.repeats = (report.finish == CLOSING
+                          and (wrong_last or update_last != report.last_ms))
+        if not wrong_start and not wrong_last and update_last >= start:
+            report.age_ms = update_last - start
         for i in range(self.counters):
             amounts[i] = min(values[i], <int64_t>0)     # ABSENT where the total is
-            if reader.amounts[i].read and amounts[i] == 0:
-                wrong = read_number(flow, &reader.amounts[i], self.slots, &amounts[i])
-                if unlikely(wrong):
-                    return wrong
-                if repeat:
-                    amounts[i] = 0
-        return SKIP_NONE
+        report.worth = WORTH_AMOUNTS
+        if unlikely(wrong_start or wrong_update_start):
+            if not report.repeats:
+                report.age_ms = -1
+        elif update_start == start:
+            report.worth = WORTH_TOTAL
+        elif not reader.full:
+            report.worth = WORTH_AMOUNTS_UNREAD
+        else:
+            for i in range(self.counters):
+                if reader.amounts[i].read and amounts[i] == 0:
+                    wrong = read_number(flow, &reader.amounts[i], self.slots, &amounts[i])
+                    if unlikely(wrong):
+                        amounts[i] = 0
+                        leave_out(report, &report.amounts_left_out, i, wrong)
+        return 0
 
     cdef void _find_labels(self, uint32_t size) noexcept:
-        # Look the unknown flows' texts and connections up, in passes as in `_find`. What is found
-        # stays valid for the batch, as nothing leaves the table in between.
+        # Look up the texts and connections of flows that are not live, in passes as in `_find`. What
+        # is found stays valid for the batch: no text leaves the table in between.
         cdef uint32_t i, j, number
         cdef Cell *cells
         cdef const Cell *previous = NULL
         cdef const Rows *rows = &self.views[0].rows
         for i in range(size):
-            if self._is_unknown(&self.reports[i]):
+            if self._needs_rows(&self.reports[i]):
                 cells = self.batch_cells + <size_t>i * self.cells
                 for j in range(self.cells):
                     if cells[j].text != NULL and not cells[j].repeats:
@@ -1044,18 +1165,18 @@ cdef class Table:
                         if number:
                             prefetch(row_at(&self.texts, number))
         for i in range(size):
-            if self._is_unknown(&self.reports[i]):
+            if self._needs_rows(&self.reports[i]):
                 cells = self.batch_cells + <size_t>i * self.cells
                 self._find_texts(&self.reports[i], cells, previous)
                 previous = cells
         for i in range(size):
-            if self._is_unknown(&self.reports[i]) and self.reports[i].connection_hash:
+            if self._needs_rows(&self.reports[i]) and self.reports[i].connection_hash:
                 number = bucket_of(rows, self.reports[i].connection_hash)[0]
                 if number:
                     prefetch(row_at(rows, number))
 
-    cdef inline bint _is_unknown(self, const Report *report) noexcept nogil:
-        return (report.skip == SKIP_NONE and report.flow == 0
+    cdef inline bint _needs_rows(self, const Report *report) noexcept nogil:
+        return (report.skip == SKIP_NONE and (report.flow == 0 or report.dormant)
                 and report.skip_new == SKIP_NONE)
 
     cdef void _find_texts(self, Report *report, Cell *cells,
@@ -1093,34 +1214,81 @@ cdef class Table:
     cdef int _apply(self, uint32_t size) noexcept nogil:
         # How many reports of the batch were dealt with, or -1 when memory ran out.
         cdef uint32_t i
+        cdef int done = <int>size
         cdef Report *report
         cdef int64_t *values
+        self.in_batch = True
         for i in range(size):
             report = &self.reports[i]
             values = self.batch_values + <size_t>i * self.values
             if likely(report.skip == SKIP_NONE):
-                if report.flow == 0:
-                    report.flow = self._known(report)   # an earlier one of this very batch
-                if likely(report.flow != 0):
+                if likely(report.flow != 0 and not report.dormant):
                     report.skip = self._apply_known(report, values)
-                elif unlikely(report.skip_new != SKIP_NONE):
-                    report.skip = report.skip_new
                 else:
-                    self.met_unknown = True
-                    report.skip = self._apply_unknown(
+                    report.skip = self._apply_new(
                         report, values, self.batch_cells + <size_t>i * self.cells,
                         self.batch_amounts + <size_t>i * self.counters,
                     )
                     if unlikely(report.skip == APPLY_STOP):
-                        return <int>i
+                        done = <int>i
+                        break
                     if unlikely(report.skip == APPLY_NO_MEMORY):
-                        return -1
-                if report.finish and (report.skip == SKIP_NONE or report.skip == SKIP_LATE
-                                      or report.skip == SKIP_TABLE_FULL):
-                    self.finishes[report.finish & 3] += 1
+                        done = -1
+                        break
+                if unlikely(report.finish or report.leaves_out) and (
+                    report.skip == SKIP_NONE or report.skip == SKIP_LATE
+                    or report.skip == SKIP_ENDED or report.skip == SKIP_TABLE_FULL
+                ):
+                    if report.finish:
+                        self.finishes[report.finish & 3] += 1
+                    if report.leaves_out:
+                        self._count_left_out(report)
             if unlikely(report.skip != SKIP_NONE):
                 self.skips[report.skip] += 1
-        return <int>size
+        self.in_batch = False
+        for i in range(self.dead_text_count):
+            text_release(&self.texts, self.dead_texts[i])
+        self.dead_text_count = 0
+        return done
+
+    cdef int _apply_new(self, Report *report, const int64_t *values, const Cell *cells,
+                        const int64_t *amounts) noexcept nogil:
+        # A report of a flow that was not live when the batch was read. Others of this very batch
+        # may have made it so, or have taken its room.
+        report.flow = self._known(report)
+        report.uses_marks = report.uses_amounts = False
+        if report.flow:
+            if not self._flow(report.flow).connection & DORMANT:
+                return self._apply_known(report, values)
+            return self._wake(report, values, cells)
+        if unlikely(report.skip_new != SKIP_NONE):
+            return report.skip_new
+        self.met_unknown = True
+        return self._apply_unknown(report, values, cells, amounts)
+
+    cdef void _count_left_out(self, const Report *report) noexcept nogil:
+        # Each field once, whatever it is used for.
+        cdef bint seen[MAX_FIELDS]
+        cdef uint32_t i
+        memset(seen, 0, sizeof(seen))
+        for i in range(2 * self.values):
+            if is_left_out(&report.values_left_out, i):
+                seen[self.value_fields[i]] = True
+        for i in range(MARKS):
+            if report.leaves_out_marks >> i & 1 and (i == MARK_FINISH or report.uses_marks):
+                seen[self.mark_fields[i]] = True
+        if report.uses_amounts:
+            for i in range(2 * self.counters):
+                if is_left_out(&report.amounts_left_out, i):
+                    seen[self.amount_fields[i]] = True
+        for i in range(MAX_FIELDS):
+            self.values_left_out[i] += seen[i]
+
+    cdef inline Flow *_flow(self, uint32_t number) noexcept nogil:
+        return <Flow *>row_at(&self.flow_rows, number)
+
+    cdef inline uint32_t _live_flows(self) noexcept nogil:
+        return self.flow_rows.live - self.dormant.count - self.ended.count
 
     cdef inline uint32_t *_links(self, Flow *flow) noexcept nogil:
         return <uint32_t *>(<char *>flow + self.links_at)
@@ -1135,41 +1303,60 @@ cdef class Table:
     cdef inline Connection *_row(self, const View *view, uint32_t number) noexcept nogil:
         return <Connection *>row_at(&view.rows, number)
 
-    cdef int _apply_known(self, const Report *report, const int64_t *values) noexcept nogil:
-        cdef Flow *flow = <Flow *>row_at(&self.flow_rows, report.flow)
-        cdef int64_t *totals = <int64_t *>(flow + 1)
-        cdef Connection *connection = self._row(&self.views[0], flow.connection & ~TEXT_KEY)
+    cdef inline int _difference(self, const Flow *flow, const Report *report,
+                                const int64_t *values) noexcept nogil:
+        # What a report says of a flow, and `news` if that is anything.
+        cdef const int64_t *totals = <const int64_t *>(flow + 1)
         cdef int64_t *news = self.news
         cdef int64_t total
         cdef bint newer = report.last_ms > flow.last_ms
         cdef bint higher = False
         cdef bint lower = False
-        cdef uint32_t i, number
+        cdef uint32_t i
         for i in range(self.counters):
             # ABSENT is never higher, and as an unsigned number never lower.
             total = max(totals[i], <int64_t>0)
             higher |= values[i] > total
             lower |= <uint64_t>values[i] < <uint64_t>total
         if unlikely(not newer and not higher):
-            return SKIP_LATE
-        if unlikely(newer and lower):           # the flow started over
+            return NOTHING_NEW
+        if unlikely(newer and lower):
             for i in range(self.counters):
                 news[i] = values[i]
+            return STARTED_OVER
+        for i in range(self.counters):
+            news[i] = min(values[i], <int64_t>0)
+            if values[i] > totals[i]:
+                news[i] = values[i] - max(totals[i], <int64_t>0)
+        return GREW
+
+    cdef inline void _learn(self, Flow *flow, const Report *report, const int64_t *values,
+                            int change) noexcept nogil:
+        cdef int64_t *totals = <int64_t *>(flow + 1)
+        cdef uint32_t i
+        for i in range(self.counters):
+            if values[i] > totals[i] or change == STARTED_OVER:
                 totals[i] = values[i]
-        else:
-            for i in range(self.counters):
-                news[i] = min(values[i], <int64_t>0)
-                if values[i] > totals[i]:
-                    news[i] = values[i] - max(totals[i], <int64_t>0)
-                    totals[i] = values[i]
-        if newer:
-            flow.last_ms = report.last_ms
+        flow.last_ms = max(flow.last_ms, report.last_ms)
+
+    cdef int _apply_known(self, const Report *report, const int64_t *values) noexcept nogil:
+        cdef Flow *flow = self._flow(report.flow)
+        cdef Connection *connection = self._row(&self.views[0], flow.connection & ROW)
+        cdef int change = self._difference(flow, report, values)
+        cdef uint32_t i, number
+        if unlikely(report.finish == CLOSING):
+            flow.connection |= ENDED
+        elif unlikely(flow.connection & ENDED) and report.last_ms > flow.last_ms:
+            flow.connection &= ~ENDED
+        if unlikely(change == NOTHING_NEW):
+            return SKIP_LATE
+        self._learn(flow, report, values, change)
         flow.deadline_s = max(flow.deadline_s, self.views[0].deadline_s)
-        self._feed(&self.views[0], connection, news, values)
+        self._feed(&self.views[0], connection, self.news, values)
         for i in range(1, self.view_count):
             number = self._link(&self.views[i], flow, connection)[0]
             if number:
-                self._feed(&self.views[i], self._row(&self.views[i], number), news, values)
+                self._feed(&self.views[i], self._row(&self.views[i], number), self.news, values)
         return SKIP_NONE
 
     cdef inline void _feed(self, const View *view, Connection *row, const int64_t *news,
@@ -1179,8 +1366,7 @@ cdef class Table:
         cdef int64_t *sums = <int64_t *>(<char *>row + view.values_at)
         cdef int64_t value
         cdef uint32_t i
-        for i in range(view.counters):
-            add(&sums[i], news[view.sources[i]])
+        self._add_counters(view, row, news)
         for i in range(view.counters, view.values):
             value = values[view.sources[i]]
             if (value and row.deadline_s != NEVER_S
@@ -1191,51 +1377,74 @@ cdef class Table:
     cdef int _apply_unknown(self, Report *report, const int64_t *values, const Cell *cells,
                             const int64_t *amounts) noexcept nogil:
         cdef View *first = &self.views[0]
-        cdef uint32_t number, conversation = 0
+        cdef uint32_t number, kept, conversation = 0
         cdef int wrong
-        cdef bint creates, sure, full
+        cdef bint creates, full
         if self.converses:
             conversation = self._conversation(report.conversation)
             if conversation and self._conversation_at(conversation).point != report.point:
                 return SKIP_DUPLICATE
+        if report.finish == CLOSING:
+            if report.worth == WORTH_UNREAD:
+                return APPLY_STOP
+            report.uses_marks = True
+        if self._was_never_counted(report):
+            report.worth = WORTH_TOTAL
+        elif report.repeats:
+            return SKIP_ENDED
         if not self._intern(cells):
             return APPLY_NO_MEMORY
         number = self._find_row(first, self._gather(first))
         creates = number == 0
-        # Whether its total is news for its connection wherever the report is its first or not.
-        sure = creates and first.complete and not self.overflowed
-        full = creates and self._is_full(first)
-        if full or self.flow_rows.live >= self.max_flows_:
+        kept = self._kept_of(self.view_cells) if creates else 0
+        full = creates and not report.repeats and self._is_full(first)
+        if full or self._live_flows() >= self.max_flows_:
             wrong = self._overflow(report, values, amounts)
             self.rejected += full and wrong == SKIP_TABLE_FULL
-        elif not report.has_amounts and (self.view_count > 1 or not sure):
+        elif report.repeats:
+            wrong = self._add_ended_flow(report, number, kept, values)
+        elif (report.worth == WORTH_UNREAD or report.worth == WORTH_AMOUNTS_UNREAD) and (
+            self.view_count > 1 or not self._counts_whole(first, creates and not kept)
+        ):
             wrong = APPLY_STOP
-        elif report.has_amounts and report.skip_amounts and self._needs_amounts(number):
-            wrong = report.skip_amounts
         else:
-            wrong = self._add_flow(report, number, conversation, values, amounts)
+            if unlikely(report.leaves_out) and self._needs_worth(number, kept):
+                report.uses_marks = True
+                report.uses_amounts = report.worth == WORTH_AMOUNTS
+            wrong = self._add_flow(report, number, kept, conversation, values, amounts)
         self._release_interned()
         return wrong
 
-    cdef bint _needs_amounts(self, uint32_t number) noexcept nogil:
+    cdef inline bint _counts_whole(self, const View *view, bint creates) noexcept nogil:
+        # Whether a flow's total is news for the row that it creates, or not, in any report: no
+        # other flow can have been in that row.
+        return creates and view.complete and not self.overflowed
+
+    cdef inline bint _was_never_counted(self, const Report *report) noexcept nogil:
+        # Whether an unknown flow began after the latest report of all flows that were known once.
+        # Only durations of the agent's clock are used. Of duplicates, nothing is known.
+        return (self.begun and report.age_ms >= 0 and not self.converses
+                and (self.now - report.age_ms / 1000.0 - self.flow_update_s_ - BATCH_S
+                     > self.horizon_s_))
+
+    cdef bint _needs_worth(self, uint32_t number, uint32_t kept) noexcept nogil:
         # Whether the flow whose row of the first view is `number`, or is to be made, comes to a row
-        # in any view that its total may not be added to.
+        # in any view where its total is not news for that reason alone. `kept` has the counters of
+        # that row of the first view, or is 0.
         cdef View *view
         cdef uint32_t i
-        cdef bint sure
         for i in range(self.view_count):
             view = &self.views[i]
             if i and not view.by_flow and self._follows(number):
                 if self._row(&self.views[0], number).links[view.link]:
                     return True
                 continue
-            sure = view.complete and not self.overflowed
             if self._find_row(view, self._gather(view)):
                 return True
             if self._is_full(view):
                 if self.overflows:
                     return True
-            elif not sure:
+            elif not self._counts_whole(view, i or not kept):
                 return True
         return False
 
@@ -1354,40 +1563,74 @@ cdef class Table:
         created[0] = True
         return self._new_row(view, hash)
 
-    cdef int _add_flow(self, const Report *report, uint32_t number, uint32_t conversation,
-                       const int64_t *values, const int64_t *amounts) noexcept nogil:
+    cdef int _add_flow(self, const Report *report, uint32_t number, uint32_t kept,
+                       uint32_t conversation, const int64_t *values,
+                       const int64_t *amounts) noexcept nogil:
         # A new flow row, and what it needs of the other kinds; all of it or nothing. `number` is
-        # its row in the first view, or 0.
-        cdef uint32_t text = 0
-        cdef uint32_t at = 0
-        cdef uint32_t row
-        cdef bint made_conversation = self.converses and conversation == 0
+        # its row in the first view, or 0, and `kept` has that row's counters, or is 0.
+        cdef uint32_t row = self._new_flow(report, values)
+        if row == 0:
+            return APPLY_NO_MEMORY
+        if not self._find_places(report, number, &conversation):
+            self._drop_flow(row)
+            return APPLY_NO_MEMORY
+        self._attach(row, report, conversation, kept, values, amounts)
+        self._make_room()
+        return SKIP_NONE
+
+    cdef uint32_t _new_flow(self, const Report *report, const int64_t *values) noexcept nogil:
+        # The row of an unknown flow, which is neither live nor in a list yet; 0 without memory.
         cdef uint64_t key = report.key
+        cdef uint32_t text = 0
+        cdef uint32_t row
         if report.key_text != NULL:
             text = text_intern(&self.texts, report.key_text, report.key_length, self.seed)
+            if text == 0:
+                return 0
             key = text_key(text)
-        row = row_new(&self.flow_rows)
-        if made_conversation:
-            conversation = self._new_conversation(report)
-        if ((report.key_text == NULL or text) and row
-                and (conversation or not self.converses)):
-            at = self._find_targets(number)
-        if at < self.view_count:
-            while at:
-                at -= 1
-                if self.created[at]:
-                    self._drop_row(&self.views[at], self.targets[at])
-            if made_conversation and conversation:
-                self._drop_conversation(conversation)
-            if row:
-                # What `relabel` knows free rows by; a row of a new slab holds anything.
-                (<Flow *>row_at(&self.flow_rows, row)).connection = 0
-                row_release(&self.flow_rows, row)
+        row = flow_new(&self.flow_rows, key, TEXT_KEY if text else 0)
+        if row == 0:
             if text:
                 text_release(&self.texts, text)
-            return APPLY_NO_MEMORY
-        self._fill_flow(row, key, text, report, conversation, values, amounts)
-        return SKIP_NONE
+            return 0
+        self._flow(row).last_ms = report.last_ms
+        memcpy(self._flow(row) + 1, values, self.counters * sizeof(int64_t))
+        return row
+
+    cdef void _drop_flow(self, uint32_t number) noexcept nogil:
+        # Take a row that is neither live nor in a list out of the table.
+        cdef Flow *flow = self._flow(number)
+        index_remove(&self.flow_rows, number)
+        if flow.connection & TEXT_KEY:
+            if self.in_batch and self.dead_text_count < sizeof(self.dead_texts) / sizeof(uint32_t):
+                # The number may have been found for a label of the batch.
+                self.dead_texts[self.dead_text_count] = flow.key_high
+                self.dead_text_count += 1
+            else:
+                text_release(&self.texts, flow.key_high)
+        flow.connection = 0
+        row_release(&self.flow_rows, number)
+
+    cdef bint _find_places(self, const Report *report, uint32_t number,
+                           uint32_t *conversation) noexcept nogil:
+        # `targets` and the conversation of a flow that becomes live, found or made; all of them, or
+        # False without memory.
+        cdef bint made_conversation = self.converses and conversation[0] == 0
+        cdef uint32_t at
+        if made_conversation:
+            conversation[0] = self._new_conversation(report)
+            if conversation[0] == 0:
+                return False
+        at = self._find_targets(number)
+        if at == self.view_count:
+            return True
+        while at:
+            at -= 1
+            if self.created[at]:
+                self._drop_row(&self.views[at], self.targets[at])
+        if made_conversation:
+            self._drop_conversation(conversation[0])
+        return False
 
     cdef inline bint _follows(self, uint32_t number) noexcept nogil:
         # Whether a row of the first view, or 0, has links. That of "other" may be without flows;
@@ -1414,23 +1657,22 @@ cdef class Table:
                 return i
         return self.view_count
 
-    cdef void _fill_flow(self, uint32_t row, uint64_t key, uint32_t text, const Report *report,
-                         uint32_t conversation, const int64_t *values,
-                         const int64_t *amounts) noexcept nogil:
-        cdef Flow *flow = <Flow *>row_at(&self.flow_rows, row)
+    cdef void _attach(self, uint32_t row, const Report *report, uint32_t conversation,
+                      uint32_t kept, const int64_t *values,
+                      const int64_t *amounts) noexcept nogil:
+        # Make a flow live, in the rows of `targets`. Without `amounts`, it is one that was dormant:
+        # then it adds `news`.
+        cdef Flow *flow = self._flow(row)
         cdef Connection *connection = self._row(&self.views[0], self.targets[0])
         cdef Connection *target
         cdef const int64_t *news
         cdef View *view
         cdef uint32_t *links = self._links(flow)
         cdef uint32_t i
-        flow.hash = <uint32_t>key
-        flow.key_high = <uint32_t>(key >> 32)
-        flow.connection = self.targets[0] | (TEXT_KEY if text else 0)
-        flow.last_ms = report.last_ms
+        flow.connection = flow.connection & TEXT_KEY | self.targets[0]
+        if report.finish == CLOSING:
+            flow.connection |= ENDED
         flow.deadline_s = self.views[0].deadline_s
-        memcpy(flow + 1, values, self.counters * sizeof(int64_t))
-        index_add(&self.flow_rows, row)
         wheel_file(&self.wheel, flow.deadline_s, row, &flow.wheel_next)
         if conversation:
             links[0] = conversation
@@ -1448,12 +1690,27 @@ cdef class Table:
             if i and self.created[i]:
                 self._file_row(view, self.targets[i], view.deadline_s)
             target.flows += 1
-            news = values
-            if not report.first:
-                if not (self.created[i] and view.complete and not self.overflowed):
-                    news = amounts
+            if amounts == NULL:
+                news = self.news
+            elif (report.worth == WORTH_TOTAL
+                    or self._counts_whole(view, self.created[i] and (i or not kept))):
+                news = values
+            else:
+                news = amounts
+            if i == 0 and self.created[0]:
+                if kept:
+                    self._take_kept(kept, target)
+                elif amounts == NULL and view.complete:
+                    self._add_counters(view, target, <const int64_t *>(flow + 1))
             self._feed(view, target, news, values)
         self.connections_created += self.created[0]
+
+    cdef inline void _add_counters(self, const View *view, Connection *row,
+                                   const int64_t *news) noexcept nogil:
+        cdef int64_t *sums = <int64_t *>(<char *>row + view.values_at)
+        cdef uint32_t i
+        for i in range(view.counters):
+            add(&sums[i], news[view.sources[i]])
 
     cdef inline void _file_row(self, View *view, uint32_t number,
                                uint32_t deadline_s) noexcept nogil:
@@ -1519,19 +1776,27 @@ cdef class Table:
         text_release(&self.texts, text)
         return view.other
 
-    cdef int _overflow(self, const Report *report, const int64_t *values,
+    cdef int _overflow(self, Report *report, const int64_t *values,
                        const int64_t *amounts) noexcept nogil:
-        # A flow that is not kept: what its last update added goes to the first view's `other`
-        # row, and to its own rows of the other views.
-        cdef const int64_t *news = values if report.first else amounts
-        cdef View *view
-        cdef uint32_t i
+        # An unknown flow that is not kept: what its report counts for goes to the first view's
+        # `other` row, and to its own rows of the other views.
+        cdef int wrong
         if not self.overflows:
             return SKIP_TABLE_FULL
-        if not report.has_amounts:
+        if report.worth == WORTH_UNREAD or report.worth == WORTH_AMOUNTS_UNREAD:
             return APPLY_STOP
-        if report.skip_amounts:
-            return report.skip_amounts
+        report.uses_marks = True
+        report.uses_amounts = report.worth == WORTH_AMOUNTS
+        wrong = self._add_to_other(
+            values if report.worth == WORTH_TOTAL else amounts, values
+        )
+        if wrong == SKIP_TABLE_FULL:
+            self.horizon_s_ = max(self.horizon_s_, self.now)
+        return wrong
+
+    cdef int _add_to_other(self, const int64_t *news, const int64_t *values) noexcept nogil:
+        cdef View *view
+        cdef uint32_t i
         for i in range(self.view_count):
             view = &self.views[i]
             self.created[i] = False
@@ -1547,10 +1812,247 @@ cdef class Table:
             self._feed(view, self._row(view, self.targets[i]), news, values)
         return SKIP_TABLE_FULL
 
+    # Dormant flows
+
+    cdef int _wake(self, Report *report, const int64_t *values, const Cell *cells) noexcept nogil:
+        # A report of a flow that is dormant.
+        cdef View *first = &self.views[0]
+        cdef Flow *flow = self._flow(report.flow)
+        cdef int change = self._difference(flow, report, values)
+        cdef bint closing = report.finish == CLOSING
+        cdef uint32_t number, conversation = 0
+        cdef int done
+        if change == NOTHING_NEW:
+            if closing:
+                self._unlink(report.flow)
+                self._end(report.flow)
+            return SKIP_LATE
+        if unlikely(report.skip_new != SKIP_NONE):
+            return report.skip_new
+        if self.converses:
+            conversation = self._conversation(report.conversation)
+            if conversation and self._conversation_at(conversation).point != report.point:
+                self._unlink(report.flow)
+                self._drop_flow(report.flow)
+                return SKIP_DUPLICATE
+        if closing:
+            if report.worth == WORTH_UNREAD:
+                return APPLY_STOP
+            report.leaves_out_marks &= ~((1 << MARK_START) | (1 << MARK_UPDATE_START))
+            report.uses_marks = report.repeats
+        if not self._intern(cells):
+            return APPLY_NO_MEMORY
+        number = self._find_row(first, self._gather(first))
+        if closing and report.repeats:
+            done = self._wake_ended(report, number, values, change)
+        elif number == 0 and self._is_full(first):
+            done = self._wake_without_room(report, values, change)
+        elif self._find_places(report, number, &conversation):
+            self._unlink(report.flow)
+            self._attach(report.flow, report, conversation,
+                         self._kept_of_new_row(), values, NULL)
+            self._learn(flow, report, values, change)
+            self._make_room()
+            done = SKIP_NONE
+        else:
+            done = APPLY_NO_MEMORY
+        self._release_interned()
+        return done
+
+    cdef int _wake_ended(self, const Report *report, uint32_t number, const int64_t *values,
+                         int change) noexcept nogil:
+        # The closing report of a dormant flow that has more than was known.
+        cdef uint32_t kept = 0 if number else self._kept_of(self.view_cells)
+        if not self._credit(number, kept, self.news, values):
+            return APPLY_NO_MEMORY
+        self._learn(self._flow(report.flow), report, values, change)
+        self._unlink(report.flow)
+        self._make_room()
+        self._end(report.flow)
+        return SKIP_NONE
+
+    cdef int _wake_without_room(self, const Report *report, const int64_t *values,
+                                int change) noexcept nogil:
+        # There is no room for the connection of a dormant flow.
+        if self.overflows:
+            if self._add_to_other(self.news, values) == APPLY_NO_MEMORY:
+                return APPLY_NO_MEMORY
+            self._learn(self._flow(report.flow), report, values, change)
+        self.rejected += 1
+        self._unlink(report.flow)
+        if report.finish == CLOSING:
+            self._end(report.flow)
+        else:
+            self._flow(report.flow).connection &= ~ENDED
+            dormant_append(&self.dormant, &self.flow_rows, report.flow,
+                           <uint32_t>floor(self.now))
+        return SKIP_TABLE_FULL
+
+    cdef int _add_ended_flow(self, const Report *report, uint32_t number, uint32_t kept,
+                             const int64_t *values) noexcept nogil:
+        # The closing report of a flow of which no other came. It is remembered for a while, as one
+        # of these may be under way still.
+        cdef uint32_t row = self._new_flow(report, values)
+        if row == 0:
+            return APPLY_NO_MEMORY
+        if not self._credit(number, kept, values, values):
+            self._drop_flow(row)
+            return APPLY_NO_MEMORY
+        self._make_room()
+        self._end(row)
+        return SKIP_NONE
+
+    cdef bint _credit(self, uint32_t number, uint32_t kept, const int64_t *news,
+                      const int64_t *values) noexcept nogil:
+        # Add `news` to all rows of a flow that is not shown any more, but make no row of the first
+        # view for it: `number` is that row, or 0, and `kept` has its counters, or is 0. False
+        # without memory.
+        cdef View *first = &self.views[0]
+        cdef View *view
+        cdef uint32_t i, done = 1
+        if number == 0 and kept == 0 and not first.complete and self.memory_s > 0:
+            self._gather(first)
+            kept = self._new_kept(self.view_cells, <uint32_t>floor(self.now))
+            if kept == 0:
+                return False
+            for i in range(self.counters):
+                (<int64_t *>(self._flow(kept) + 1))[i] = ABSENT if self.optional[i] else 0
+        while done < self.view_count:
+            view = &self.views[done]
+            self.created[done] = False
+            if not view.by_flow and self._follows(number):
+                self.targets[done] = self._row(first, number).links[view.link]
+            else:
+                self.targets[done] = self._row_of(view, &self.created[done])
+                if self.targets[done] == 0 and (self.created[done] or self.overflows):
+                    break
+            done += 1
+        if done < self.view_count:
+            # An empty row that is kept does no harm.
+            while done > 1:
+                done -= 1
+                if self.created[done]:
+                    self._drop_row(&self.views[done], self.targets[done])
+            return False
+        for i in range(1, self.view_count):
+            view = &self.views[i]
+            if self.targets[i] == 0:
+                continue
+            if self.created[i]:
+                self._file_row(view, self.targets[i], view.deadline_s)
+            self._feed(view, self._row(view, self.targets[i]), news, values)
+        if number:
+            self._add_counters(first, self._row(first, number), news)
+        elif kept:
+            for i in range(first.counters):
+                add(<int64_t *>(self._flow(kept) + 1) + first.sources[i], news[first.sources[i]])
+        return True
+
+    cdef uint32_t _kept_of(self, const uint32_t *cells) noexcept nogil:
+        # The dormant row that has the counters of the connection with these labels, or 0.
+        if self.kept_connections == 0:
+            return 0
+        return flow_find(&self.flow_rows, self._labels_key(cells), LABELS_KEY)
+
+    cdef uint32_t _kept_of_new_row(self) noexcept nogil:
+        # That of the row of the first view which was made for the flow at hand, or 0.
+        if not self.created[0]:
+            return 0
+        return self._kept_of(
+            self._cells(&self.views[0], self._row(&self.views[0], self.targets[0]))
+        )
+
+    cdef uint64_t _labels_key(self, const uint32_t *cells) noexcept nogil:
+        # A hash of the label values themselves: the numbers of texts can be others' by now.
+        cdef const Text *text
+        cdef uint64_t key = self.seed
+        cdef uint32_t i
+        for i in range(self.views[0].columns):
+            if cells[i] & IS_TEXT:
+                text = <const Text *>row_at(&self.texts, cells[i] & ~IS_TEXT)
+                key = mixed(key ^ long_hash(text_bytes(text), text.length, self.seed))
+            else:
+                key = mixed(key + cells[i])
+        return key
+
+    cdef uint32_t _new_kept(self, const uint32_t *cells, uint32_t now_s) noexcept nogil:
+        # A dormant row for the counters of the connection with these labels; 0 without memory.
+        cdef uint32_t number = flow_new(&self.flow_rows, self._labels_key(cells), LABELS_KEY)
+        if number:
+            self._flow(number).last_ms = 0
+            memset(self._flow(number) + 1, 0, self.counters * sizeof(int64_t))
+            dormant_append(&self.dormant, &self.flow_rows, number, now_s)
+            self.kept_connections += 1
+        return number
+
+    cdef void _take_kept(self, uint32_t number, Connection *row) noexcept nogil:
+        # Let a connection that is back go on with its counters.
+        cdef const View *first = &self.views[0]
+        cdef const int64_t *totals = <const int64_t *>(self._flow(number) + 1)
+        cdef int64_t *sums = <int64_t *>(<char *>row + first.values_at)
+        cdef uint32_t i
+        for i in range(first.counters):
+            sums[i] = totals[first.sources[i]]
+        self._forget(number)
+
+    cdef void _keep_counters(self, const Flow *flow, Connection *row,
+                             uint32_t now_s) noexcept nogil:
+        # Keep the counters of a connection that leaves with its last flow, unless that has them.
+        cdef const View *first = &self.views[0]
+        cdef const int64_t *totals = <const int64_t *>(flow + 1)
+        cdef const int64_t *sums = <const int64_t *>(<char *>row + first.values_at)
+        cdef bint differs = not first.complete
+        cdef uint32_t i, number
+        for i in range(first.counters):
+            differs |= sums[i] != totals[first.sources[i]]
+        if not differs or self.memory_s == 0:
+            return
+        number = self._new_kept(self._cells(first, row), now_s)
+        if number:
+            for i in range(first.counters):
+                (<int64_t *>(self._flow(number) + 1))[first.sources[i]] = sums[i]
+            self._make_room()
+
+    cdef void _unlink(self, uint32_t number) noexcept nogil:
+        cdef bint ended = self._flow(number).connection & ENDED != 0
+        dormant_remove(&self.ended if ended else &self.dormant, &self.flow_rows, number)
+
+    cdef void _end(self, uint32_t number) noexcept nogil:
+        # Remember a flow that is in no list for reports that may be under way, and not for more.
+        self._flow(number).connection |= ENDED
+        dormant_append(&self.ended, &self.flow_rows, number, <uint32_t>floor(self.now))
+
+    cdef void _forget(self, uint32_t number) noexcept nogil:
+        # Take a dormant row out of the table.
+        cdef Flow *flow = self._flow(number)
+        cdef double reported_s
+        if flow.connection & LABELS_KEY:
+            self.kept_connections -= 1
+        elif not flow.connection & ENDED and self.begun:
+            reported_s = max(0.0, flow.deadline_s - floor(self.least_timeout_s))
+            self.horizon_s_ = max(self.horizon_s_, reported_s)
+        self._unlink(number)
+        self._drop_flow(number)
+
+    cdef inline void _make_room(self) noexcept nogil:
+        # Forget what has been dormant for longest, where there are more rows than there is room.
+        while unlikely(self.flow_rows.live > self.max_flows_) and self._forget_first():
+            pass
+
+    cdef bint _forget_first(self) noexcept nogil:
+        if self.dormant.head == 0 and self.ended.head == 0:
+            return False
+        if self.dead_text_count == sizeof(self.dead_texts) / sizeof(uint32_t):
+            return False
+        self._forget(self.ended.head if self.ended.head else self.dormant.head)
+        return True
+
     # -- expiry ---------------------------------------------------------------------------------
 
     def expire(self, double now, uint32_t max_rows):
-        """Take out the flows whose deadline has come, and the connections they leave empty.
+        """Let flows whose deadline has come be dormant, and take out the connections they leave.
+
+        Flows that have been dormant for long enough are forgotten.
 
         :param max_rows: rows (and empty slots) looked at, at most: a bound on the time it takes,
             about 0.2 µs each.
@@ -1569,7 +2071,7 @@ cdef class Table:
     cdef bint _expire(self, uint32_t now_s, uint32_t max_rows) noexcept nogil:
         cdef uint32_t i
         # Flows go first: then no row of a view has flows left when its own time has come.
-        if self._expire_flows(now_s, &max_rows):
+        if self._expire_flows(now_s, &max_rows) or self._expire_dormant(now_s, &max_rows):
             return True
         for i in range(self.view_count):
             if self.views[i].other:
@@ -1583,19 +2085,50 @@ cdef class Table:
         cdef uint32_t number
         cdef Flow *flow
         while True:
-            number = wheel_due(wheel, self.flow_rows.live, now_s, max_rows)
+            number = wheel_due(wheel, self._live_flows(), now_s, max_rows)
             if number == 0:
                 return wheel.next_s <= now_s
-            flow = <Flow *>row_at(&self.flow_rows, number)
+            flow = self._flow(number)
             wheel_take(wheel, flow.wheel_next)
             if flow.wheel_next:
                 prefetch(row_at(&self.flow_rows, flow.wheel_next))
             if flow.deadline_s > wheel.next_s:
                 wheel_file(wheel, flow.deadline_s, number, &flow.wheel_next)
-                aged(self._row(&self.views[0], flow.connection & ~TEXT_KEY),
-                     <uint32_t>self.births)
+                aged(self._row(&self.views[0], flow.connection & ROW), <uint32_t>self.births)
             else:
-                self._remove(flow, number)
+                self._retire(flow, number, now_s)
+
+    cdef bint _expire_dormant(self, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
+        # Whether there is more to forget by now.
+        cdef DormantList *rows
+        cdef double memory_s
+        cdef uint32_t i, number
+        while self.flow_rows.live > self.max_flows_ and max_rows[0]:
+            max_rows[0] -= 1
+            if not self._forget_first():
+                break
+        for i in range(2):
+            rows = &self.ended if i else &self.dormant
+            memory_s = ceil(self.views[0].timeout_s if i else self.memory_s)
+            while rows.head:
+                number = rows.head
+                if self._flow(number).deadline_s + memory_s > now_s:
+                    break
+                if max_rows[0] == 0:
+                    return True
+                max_rows[0] -= 1
+                self._prefetch_after(number)
+                self._forget(number)
+        return False
+
+    cdef inline void _prefetch_after(self, uint32_t number) noexcept nogil:
+        # Rows became dormant in no order of memory, and a bucket is far from its rows.
+        cdef uint32_t next = self._flow(number).wheel_next
+        if next:
+            prefetch(bucket_of(&self.flow_rows, self._flow(next).hash))
+            next = self._flow(next).wheel_next
+            if next:
+                prefetch(self._flow(next))
 
     cdef bint _expire_rows(self, View *view, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
         cdef Wheel *wheel = &view.wheel
@@ -1617,10 +2150,12 @@ cdef class Table:
             else:
                 self._drop_row(view, number)
 
-    cdef void _remove(self, Flow *flow, uint32_t number) noexcept nogil:
-        cdef uint32_t at = flow.connection & ~TEXT_KEY
+    cdef void _retire(self, Flow *flow, uint32_t number, uint32_t now_s) noexcept nogil:
+        # Make a live flow dormant, and take its connection out of the first view if it was the last.
+        cdef uint32_t at = flow.connection & ROW
         cdef Connection *connection = self._row(&self.views[0], at)
         cdef uint32_t *links = self._links(flow)
+        cdef bint ended = flow.connection & ENDED != 0
         cdef uint32_t i, link
         for i in range(1, self.view_count):
             link = self._link(&self.views[i], flow, connection)[0]
@@ -1632,15 +2167,14 @@ cdef class Table:
                 self._drop_conversation(links[0])
         for i in range(self.cells - self.columns):
             text_release(&self.texts, links[self.keys_at + i])
-        index_remove(&self.flow_rows, number)
-        if flow.connection & TEXT_KEY:
-            text_release(&self.texts, flow.key_high)
-        flow.connection = 0
-        row_release(&self.flow_rows, number)
+        dormant_append(&self.ended if ended else &self.dormant, &self.flow_rows, number, now_s)
         connection.flows -= 1
         if connection.flows == 0 and at != self.views[0].other:
+            self._keep_counters(flow, connection, now_s)
             self._drop_row(&self.views[0], at)
             self.expired += 1
+        if self.memory_s == 0 and not ended:
+            self._forget(number)
 
     # -- volatile labels ------------------------------------------------------------------------
 
@@ -1732,8 +2266,8 @@ cdef class Table:
         cdef Flow *flow
         cdef bint done = True
         for number in range(1, self.flow_rows.fresh):
-            flow = <Flow *>row_at(&self.flow_rows, number)
-            if flow.connection and self._changes_of(flow):
+            flow = self._flow(number)
+            if flow.connection and not flow.connection & DORMANT and self._changes_of(flow):
                 if count == room:
                     room = 2 * room + 1024
                     longer = <uint32_t *>realloc(moving, room * sizeof(uint32_t))
@@ -1801,7 +2335,7 @@ cdef class Table:
 
     cdef uint32_t _leave_rows(self, Flow *flow) noexcept nogil:
         # Returns the row of the first view that has no flow any more, for flows not to find, or 0.
-        cdef uint32_t at = flow.connection & ~TEXT_KEY
+        cdef uint32_t at = flow.connection & ROW
         cdef Connection *connection = self._row(&self.views[0], at)
         cdef View *view
         cdef uint32_t i, number
@@ -1825,7 +2359,7 @@ cdef class Table:
         # False without memory: then the flow keeps its labels, in some views.
         cdef View *first = &self.views[0]
         cdef View *view
-        cdef uint32_t at = flow.connection & ~TEXT_KEY
+        cdef uint32_t at = flow.connection & ROW
         cdef Connection *old = self._row(first, at)
         cdef Connection *connection
         cdef uint32_t *link
@@ -1869,7 +2403,7 @@ cdef class Table:
                         done &= self._go_over(view, link, flow)
                 if link[0]:
                     self._join(view, link[0], flow)
-        flow.connection = number | (flow.connection & TEXT_KEY)
+        flow.connection = flow.connection & ~ROW | number
         self._join(first, number, flow)
         return done
 
@@ -2415,8 +2949,82 @@ cdef class Table:
 
     @property
     def flows(self):
-        """Flow rows in use."""
-        return self.flow_rows.live
+        """Flows that connections consist of: the live ones."""
+        return self._live_flows()
+
+    @property
+    def dormant_flows(self):
+        """Flows of which only the totals are known."""
+        return self.dormant.count + self.ended.count - self.kept_connections
+
+    @property
+    def dormant_connections(self):
+        """Connections that have left and whose counters are kept apart from their flows'."""
+        return self.kept_connections
+
+    def dormant_uuids(self):
+        """Return the UUIDs of the dormant flows, the first to be forgotten of each list first."""
+        cdef uint32_t number
+        cdef Flow *flow
+        cdef uint64_t key
+        uuids = []
+        for number in (self.ended.head, self.dormant.head):
+            while number:
+                flow = self._flow(number)
+                if flow.connection & TEXT_KEY:
+                    uuids.append(unescaped_key(<Text *>row_at(&self.texts, flow.key_high)))
+                elif not flow.connection & LABELS_KEY:
+                    key = (<uint64_t>flow.key_high << 32) | flow.hash
+                    uuids.append(f"{unmixed(key) ^ self.seed:x}")
+                number = flow.wheel_next
+        return uuids
+
+    def known(self, str uuid):
+        """Return what is known of a flow: its totals, and when the latest report of it came.
+
+        :returns: None, or a tuple of the plan's counters (-1 where no report had one), the latest
+            ``Last`` in Unix milliseconds and the time of the latest report in seconds of the
+            caller's clock, up to a second later; of a dormant flow, up to a time-out later.
+        """
+        cdef Report report
+        cdef const char *text
+        cdef uint32_t length, i
+        cdef uint64_t number
+        cdef Flow *flow
+        if read_text(<PyObject *>uuid, &text, &length) or length == 0:
+            return None
+        report.key_text = NULL
+        if parse_key(text, length, &number):
+            report.key = mixed(number ^ self.seed)
+        else:
+            report.key_text = text
+            report.key_length = length
+        report.flow = self._known(&report)
+        if report.flow == 0:
+            return None
+        flow = self._flow(report.flow)
+        reported_s = <double>flow.deadline_s
+        if not flow.connection & DORMANT:
+            reported_s -= floor(self.views[0].timeout_s)
+        totals = tuple((<const int64_t *>(flow + 1))[i] for i in range(self.counters))
+        return totals, flow.last_ms, reported_s
+
+    @property
+    def horizon_s(self):
+        """When the latest report came of a flow that was known and is forgotten; None before `begin`.
+
+        Seconds of the caller's clock. Unknown flows that began later were never counted.
+        """
+        return self.horizon_s_ if self.begun else None
+
+    @property
+    def flow_update_s(self):
+        """The agents' ``flow.update``, in seconds: how late a flow's first report can be."""
+        return self.flow_update_s_
+
+    @flow_update_s.setter
+    def flow_update_s(self, double seconds):
+        self.flow_update_s_ = seconds
 
     @property
     def bytes(self):
@@ -2466,6 +3074,16 @@ cdef class Table:
         return {
             self.skip_names[i]: self.skips[i]
             for i in range(1, SKIP_REQUIRED + self.requirements)
+        }
+
+    @property
+    def values_skipped(self):
+        """Values that were left out of reports which counted otherwise, by field."""
+        cdef uint32_t i
+        return {
+            name: self.values_left_out[i]
+            for i, name in enumerate(self.field_names)
+            if name is not None
         }
 
     @property

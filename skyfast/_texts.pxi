@@ -23,6 +23,15 @@ cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
     return x ^ (x >> 31)
 
 
+cdef uint64_t unmixed(uint64_t x) noexcept nogil:
+    # The inverse of `mixed`: the factors are inverses modulo 2^64.
+    x ^= (x >> 31) ^ (x >> 62)
+    x *= <uint64_t>0x319642B2D24D8EC3
+    x ^= (x >> 27) ^ (x >> 54)
+    x *= <uint64_t>0x96DE1B173F119089
+    return x ^ (x >> 30) ^ (x >> 60)
+
+
 cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
     # The first `length` bytes of a text, 8 at most, without a call.
     cdef uint64_t word
@@ -85,6 +94,11 @@ cdef inline const char *text_bytes(const Text *text) noexcept nogil:
     if likely(text.length <= INLINE_TEXT):
         return text.inline
     return (<char **>text.inline)[0]
+
+
+cdef str unescaped_key(const Text *text):
+    # A UUID that is no 64-bit number. It is kept as it came.
+    return text_bytes(text)[:text.length].decode()
 
 
 cdef inline uint32_t text_find(

@@ -60,8 +60,13 @@ FIELDS: Final[Mapping[Path, type]] = MappingProxyType(_fields())
 # Read for every flow, whatever the plan: the table's own bookkeeping.
 _BOOKKEEPING: tuple[Path, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# These are the same in a flow's first report.
-_MARKS: tuple[Path, ...] = (("Start",), ("LastUpdateMetric", "Start"))
+# They tell a flow's first report, whose first two are equal, when the flow began, and a closing
+# report that repeats the one before.
+_MARKS: tuple[Path, ...] = (
+    ("Start",),
+    ("LastUpdateMetric", "Start"),
+    ("LastUpdateMetric", "Last"),
+)
 
 
 class Envelope(msgspec.Struct, gc=False):
@@ -103,7 +108,7 @@ def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
     return FlowTypes(
         Flow=_struct("Flow", paths),
         NewFlow=_struct("NewFlow", [*paths, *_MARKS]),
-        FullFlow=_struct("FullFlow", [*paths, *_MARKS, ("LastUpdateMetric", "Last"), *amounts]),
+        FullFlow=_struct("FullFlow", [*paths, *_MARKS, *amounts]),
     )
 
 

@@ -161,6 +161,7 @@ class Core:
             max_connections=spec.max_connections,
             max_flows=spec.max_flows,
             timeout_s=spec.timeout_s,
+            memory_s=spec.flow_memory_s,
             view_timeouts_s=[view.timeout_s for view in spec.views[1:]],
             slots=slots,
         )
@@ -193,6 +194,14 @@ class Core:
     def relabel(self, rewrite: Any, keys: Iterable[str]) -> None:
         self.table.relabel([(rewrite, frozenset(keys))])
         self.check()
+
+    @property
+    def flow_update_s(self) -> float:
+        return self.table.flow_update_s
+
+    @flow_update_s.setter
+    def flow_update_s(self, seconds: float) -> None:
+        self.table.flow_update_s = seconds
 
     def expire(self, now: float) -> None:
         assert not self.table.expire(now, ALL_ROWS)

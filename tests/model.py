@@ -30,8 +30,23 @@ What a configuration can ask for is a `Spec`. The rules, where docs/architecture
   again then: no order among them is to be seen. Bounds are for flows that come, not for these. A
   row that such a flow comes to lives as if the flow's latest report had been its own, and has
   the series, from zero, of all counters that the flow ever had.
-* A flow is there until `Model.expire` takes it: it counts as one of its row's, owns its
-  conversation, and keeps its row from being created anew, even where no page shows it any more.
+* A flow is live until `Model.expire` takes it: it counts as one of its row's, owns its
+  conversation, and keeps its row from being created again, even where no page shows it any more.
+  Then it is dormant: only its totals are known, and the time since when.
+* Dormant flows are forgotten in the order in which they became dormant, those that have ended
+  first where room is needed. Which of two that became dormant in the same second comes first is
+  left open: `Model.expire` takes the order from outside.
+* A row of the first view that leaves keeps its counters where they are not those of its last
+  flow, or where its labels do not tell flows apart. They are forgotten like a flow that became
+  dormant right after its last one, and count as a flow for ``max_flows``.
+* A closing report that repeats its amounts brings no row of the first view back. What it adds
+  goes to a row that is there, to the counters that are kept or, where the labels do not tell
+  flows apart, to new ones that are kept.
+* The fields that a flow can do without are its gauges, the counters of optional parts, its marks
+  (``Start``, ``LastUpdateMetric``) and ``FinishType``. Out of range, they are left out and counted,
+  once a report and field, unless the report is skipped for another reason than being late, ended
+  or without room. Marks are looked at only where an unknown flow's worth depends on them. Of a sum
+  of two fields, the first that is wrong is counted; where only the sum is, the second.
 """
 
 from __future__ import annotations
@@ -53,7 +68,13 @@ MAX_SUM = 2**63 - 1
 MAX_TEXT_BYTES = 1024
 TIMEOUT_S = 75.0
 VIEW_TIMEOUT_S = 3600.0
-FINISHES = {1: "timeout", 2: "fin", 3: "rst"}
+FLOW_MEMORY_S = 1290.0
+FLOW_UPDATE_S = 60.0
+BATCH_S = 15.0
+"""How late a report can come, beside the time until the agent's next update."""
+MARKS = (("Start",), ("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last"))
+CLOSING = 1
+FINISHES = {CLOSING: "timeout", 2: "fin", 3: "rst"}
 OTHER = "other"
 
 
@@ -147,6 +168,7 @@ class Spec:
     max_connections: int = 1_000_000
     max_flows: int = 4_000_000
     timeout_s: float = TIMEOUT_S
+    flow_memory_s: float = FLOW_MEMORY_S
     cluster_net_masks: Sequence[str] = ()
     excluded_tags: Sequence[str] = ()
     drop: Sequence[JSON] = ()
@@ -282,15 +304,24 @@ class Total:
         return any(len(path) > 1 and path[0] != "Metric" for path in self.paths)
 
     def of(self, flow: JSON) -> int | None:
-        """Return the total in a report, None where the flow has not the part that holds it."""
+        """Return the total in a report; None where the flow lacks the part, or it is left out."""
+        if self.is_optional and first_wrong(flow, self.paths):
+            return None
         numbers = [at(flow, path, 0) for path in self.paths]
         return None if "" in numbers else sum(numbers)
 
-    def newest(self, flow: JSON) -> int:
-        """Return what the flow's latest update added; 0 where Skydive does not tell."""
+    @property
+    def newest_paths(self) -> tuple[Path, ...]:
+        """Where a report has what its update added to each field; empty if Skydive has no such."""
         if any(path[0] != "Metric" for path in self.paths):
+            return ()
+        return tuple(("LastUpdateMetric", path[1]) for path in self.paths)
+
+    def newest(self, flow: JSON) -> int:
+        """Return what the flow's latest update added; 0 where that is not known."""
+        if first_wrong(flow, self.newest_paths):
             return 0
-        return sum(at(flow, ("LastUpdateMetric", path[1]), 0) for path in self.paths)
+        return sum(at(flow, path, 0) for path in self.newest_paths)
 
 
 @dataclass(frozen=True)
@@ -328,8 +359,7 @@ class Row:
     """Of a row of the first view: the rows of the views that follow it, by their number."""
 
     def add(self, amounts: Amounts) -> None:
-        for total, amount in amounts.items():
-            self.totals[total] = min(MAX_SUM, self.totals.get(total, 0) + amount)
+        self.totals = added(self.totals, amounts)
 
     def note(self, gauges: Mapping[Gauge, int]) -> None:
         for gauge, value in gauges.items():
@@ -350,8 +380,12 @@ class Flow:
     ``rows`` has one for each view, None where there was no room in it. ``keys`` are what the
     names among its labels were asked with. Its conversation is known by the protocol and both
     ``ends``, and seen from a capture ``point``.
+
+    While it is dormant, ``rows`` is empty, and its memory counts from ``since_s``. ``is_ended``
+    says that its latest report was the closing one.
     """
 
+    uuid: str
     rows: list[Row | None]
     totals: dict[Total, int]
     last_ms: int
@@ -360,6 +394,18 @@ class Flow:
     keys: Mapping[Label, str]
     ends: tuple[Any, ...]
     point: str
+    is_ended: bool = False
+    is_dormant: bool = False
+    since_s: int = 0
+
+
+@dataclass(eq=False)
+class Kept:
+    """The counters of a connection that left. Its memory counts from ``since_s``."""
+
+    values: Values
+    totals: dict[Total, int]
+    since_s: int
 
 
 class Model:
@@ -367,8 +413,13 @@ class Model:
 
     ``skipped`` counts the flows that changed nothing, by reason, and ``filtered`` those that a rule
     dropped, by its name; ``finished`` the reports of flows that ended, by the kind of the
-    end, whether there was news or room or not. ``created_total``, ``expired_total``,
-    ``rejected_total`` and ``overflowed_total`` are about the first view.
+    end, whether there was news or room or not; ``values_skipped`` values that were left out, by
+    field. ``created_total``, ``expired_total``, ``rejected_total`` and ``overflowed_total`` are
+    about the first view.
+
+    ``horizon_s`` is the latest time at which a flow that is forgotten now was reported: unknown
+    flows that began later were never counted. It is None before `begin`. ``flow_update_s`` is the
+    agents' ``flow.update``.
     """
 
     def __init__(self, spec: Spec | None = None, **options: Any) -> None:
@@ -386,6 +437,13 @@ class Model:
         self._rows: list[dict[Values, Row]] = [{} for _ in self.views]
         # A text is a key of its own; canonical hexadecimal texts and 64-bit keys are one to one.
         self._flows: dict[str, Flow] = {}
+        self._dormant: list[Flow | Kept] = []
+        self._ended: list[Flow] = []
+        self._kept: dict[Values, Kept] = {}
+        self.horizon_s: float | None = None
+        self.flow_update_s = FLOW_UPDATE_S
+        self._wrong: set[Path] = set()
+        self.values_skipped: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.filtered: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
@@ -407,7 +465,24 @@ class Model:
 
     @property
     def flows(self) -> int:
-        return len(self._flows)
+        return sum(not flow.is_dormant for flow in self._flows.values())
+
+    @property
+    def dormant_flows(self) -> int:
+        return len(self._flows) - self.flows
+
+    @property
+    def dormant_connections(self) -> int:
+        return len(self._kept)
+
+    def dormant_uuids(self) -> list[str]:
+        """Return the UUIDs of the dormant flows, the first to be forgotten of each list first."""
+        entries = [*self._ended, *self._dormant]
+        return [entry.uuid for entry in entries if isinstance(entry, Flow)]
+
+    def begin(self, now: float) -> None:
+        """Take it that flows which begin from now on and are not known were never counted."""
+        self.horizon_s = max(self.horizon_s or now, now)
 
     # Reports
 
@@ -421,19 +496,33 @@ class Model:
 
         Where a rule dropped it, that is the rule's name.
         """
+        self._wrong = set()
         reason = self._unusable(flow)
         if reason is None and (rule := self._dropped_by(flow)):
             self.filtered[rule] += 1
             return rule
         if reason is None:
             reason = self._uncountable(flow)
+        finish = flow.get("FinishType", 0)
+        if not in_range([finish]):
+            self._wrong.add(("FinishType",))
+            flow = {**flow, "FinishType": 0}
+            finish = 0
         if reason is None:
+            self._note_wrong_values(flow)
             known = self._flows.get(flow["UUID"])
-            reason = self._add(flow, now) if known is None else self._update(known, flow, now)
+            if known is None:
+                reason = self._add(flow, now)
+            elif known.is_dormant:
+                reason = self._wake(known, flow, now)
+            else:
+                reason = self._update(known, flow, now)
         if reason is not None:
             self.skipped[reason] += 1
-        if reason in (None, "late", "table_full") and flow.get("FinishType"):
-            self.finished[FINISHES.get(flow["FinishType"], "other")] += 1
+        if reason in (None, "late", "ended", "table_full"):
+            self.values_skipped.update(".".join(path) for path in self._wrong)
+            if finish:
+                self.finished[FINISHES.get(finish, "other")] += 1
         return reason
 
     def _unusable(self, flow: JSON) -> str | None:
@@ -484,71 +573,180 @@ class Model:
 
     def _uncountable(self, flow: JSON) -> str | None:
         """Return what is wrong with a flow's numbers, or its name, whether known or not."""
-        numbers = [at(flow, path, 0) or 0 for total in self.totals for path in total.paths]
-        numbers += [total.of(flow) or 0 for total in self.totals]
-        numbers += [at(flow, gauge.path, 0) or 0 for gauge in self.gauges]
-        numbers += [flow.get("Last", 0), flow.get("FinishType", 0)]
-        if not in_range(numbers):
+        needed = [total for total in self.totals if not total.is_optional]
+        if any(first_wrong(flow, total.paths) for total in needed) or not in_range(
+            [flow.get("Last", 0)]
+        ):
             return "out_of_range"
         return "text_too_long" if is_too_long(flow["UUID"]) else None
 
-    def _add(self, flow: JSON, now: float) -> str | None:
+    def _note_wrong_values(self, flow: JSON) -> None:
+        for value in (*self.totals, *self.gauges):
+            paths = value.paths if isinstance(value, Total) else (value.path,)
+            self._wrong |= first_wrong(flow, paths)
+
+    def _labels_of(self, flow: JSON) -> dict[Label, str | int] | str:
+        """Return a flow's labels, or why it is skipped for what they are."""
         labels = {label: self._label(label, flow) for label in self._labels}
-        keys = {label: at(flow, label.path, "") for label in self._labels if label.volatile}
-        conversation = [at(flow, path, "" if is_text(path) else 0) for path in CONVERSATION]
-        looked_at = [*labels.values(), *keys.values(), *(conversation if self._is_choosy else [])]
+        keys = [at(flow, label.path, "") for label in self._labels if label.volatile]
+        looked_at = [
+            *labels.values(),
+            *keys,
+            *(self._conversation(flow) if self._is_choosy else []),
+        ]
         if not in_range(value for value in looked_at if isinstance(value, int)):
             return "out_of_range"
         if any(is_too_long(value) for value in looked_at if isinstance(value, str)):
             return "text_too_long"
+        return labels
 
-        protocol, a, port_a, b, port_b, point = conversation
-        ends = (protocol, frozenset(((a, port_a), (b, port_b))))
-        if self._is_choosy and any(
-            other.ends == ends and other.point != point for other in self._flows.values()
-        ):
+    def _conversation(self, flow: JSON) -> list[Any]:
+        return [at(flow, path, "" if is_text(path) else 0) for path in CONVERSATION]
+
+    def _ends(self, flow: JSON) -> tuple[Any, ...]:
+        protocol, a, port_a, b, port_b, _ = self._conversation(flow)
+        return (protocol, frozenset(((a, port_a), (b, port_b))))
+
+    def _is_duplicate(self, flow: JSON) -> bool:
+        ends, point = self._ends(flow), self._conversation(flow)[-1]
+        return self._is_choosy and any(
+            other.ends == ends and other.point != point
+            for other in self._flows.values()
+            if not other.is_dormant
+        )
+
+    def _add(self, flow: JSON, now: float) -> str | None:
+        """Take a report of a flow that is not known."""
+        labels = self._labels_of(flow)
+        if isinstance(labels, str):
+            return labels
+        if self._is_duplicate(flow):
             return "duplicate"
-
-        places = [tuple(str(labels[label]) for label in labels_of(view)) for view in self.views]
-        has_room = [self._has_room(n, place) for n, place in enumerate(places)]
-        if not has_room[0] or len(self._flows) >= self.spec.max_flows:
+        worth = self._worth(flow, now)
+        if worth == "ended":
+            return worth
+        places = self._places(labels)
+        totals = self._totals_of(flow)
+        is_repeat = self._is_repeat(flow)
+        is_full = self.flows >= self.spec.max_flows
+        has_room = self._has_room(0, places[0])
+        if is_full or not (has_room or is_repeat):
             if self.spec.overflow == OTHER:
-                if not self._is_countable_by_newest(flow):
-                    return "out_of_range"
-                self._overflow(flow, places, now)
-            self.rejected_total += not has_room[0]
+                self._overflow(flow, places, now, self._news(flow, worth))
+                self.horizon_s = None if self.horizon_s is None else max(self.horizon_s, now)
+            self.rejected_total += not has_room and not is_repeat
             return "table_full"
+        known = self._flows[flow["UUID"]] = self._new_flow(flow, totals, now)
+        if is_repeat:
+            self._credit(places, totals, flow, now)
+            self._make_room()
+            self._end(known, now)
+        else:
+            self._show(known, labels, flow, now, worth=worth)
+            self._make_room()
+        return None
 
+    def _new_flow(self, flow: JSON, totals: dict[Total, int], now: float) -> Flow:
+        return Flow(
+            uuid=flow["UUID"],
+            rows=[],
+            totals=totals,
+            last_ms=flow.get("Last", 0),
+            reported_s=now,
+            deadline_s=0,
+            keys={},
+            ends=(),
+            point="",
+        )
+
+    def _places(self, labels: Mapping[Label, str | int]) -> list[Values]:
+        return [tuple(str(labels[label]) for label in labels_of(view)) for view in self.views]
+
+    def _worth(self, flow: JSON, now: float) -> str:
+        """Return what an unknown flow's report counts for where it is not the first of a row.
+
+        That is its "total", what its latest "update" added, "nothing", or "ended" where it is to
+        be skipped.
+        """
+        newest = flow.get("LastUpdateMetric")
+        if newest is None:
+            return "total"
+        wrong = {path for path in MARKS if not in_range([at(flow, path, 0)])}
+        if flow.get("FinishType", 0) == CLOSING:
+            self._wrong |= wrong
+        if self._is_repeat(flow):
+            return "total" if self._was_never_counted(flow, now) else "ended"
+        if wrong - {MARKS[2]}:
+            return "nothing"
+        if newest.get("Start", 0) == flow.get("Start", 0) or self._was_never_counted(flow, now):
+            return "total"
+        return "update"
+
+    def _is_repeat(self, flow: JSON) -> bool:
+        """Tell whether it is a closing report with the amounts of the one before."""
+        newest = flow.get("LastUpdateMetric")
+        if flow.get("FinishType", 0) != CLOSING or newest is None:
+            return False
+        last = newest.get("Last", 0)
+        return not in_range([last]) or last != flow.get("Last", 0)
+
+    def _was_never_counted(self, flow: JSON, now: float) -> bool:
+        """Tell whether an unknown flow began after all reports of flows that are forgotten."""
+        start, last = flow.get("Start", 0), at(flow, ("LastUpdateMetric", "Last"), 0)
+        if self._is_choosy or self.horizon_s is None or not in_range((start, last, last - start)):
+            return False
+        return now - (last - start) / 1000 - self.flow_update_s - BATCH_S > self.horizon_s
+
+    def _news(self, flow: JSON, worth: str) -> Amounts:
+        """Return what a report counts for, where that is not its total for another reason."""
+        totals = self._totals_of(flow)
+        if flow.get("LastUpdateMetric") is not None:
+            self._wrong |= {path for path in MARKS if not in_range([at(flow, path, 0)])}
+        if worth == "total":
+            return totals
+        if worth == "nothing":
+            return dict.fromkeys(totals, 0)
+        for total in self.totals:
+            self._wrong |= first_wrong(flow, total.newest_paths)
+        return {total: total.newest(flow) for total in totals}
+
+    def _show(
+        self,
+        known: Flow,
+        labels: Mapping[Label, str | int],
+        flow: JSON,
+        now: float,
+        *,
+        worth: str = "",
+        difference: Amounts | None = None,
+        known_totals: Amounts | None = None,
+    ) -> None:
+        """Put a flow into its rows: an unknown one of some ``worth``, or one that was dormant.
+
+        Such a one has a ``difference`` to the totals that were known.
+        """
+        places = self._places(labels)
+        has_room = [self._has_room(n, place) for n, place in enumerate(places)]
+        kept = self._kept.get(places[0])
         # Rule (b): no other flow can have been in a row that it creates.
         counts_whole = [
-            self._is_complete(n)
+            difference is None
+            and self._is_complete(n)
             and has_room[n]
             and place not in self._rows[n]
+            and not (n == 0 and kept)
             and not self._has_other()
             for n, place in enumerate(places)
         ]
         stays_out = [self.spec.overflow == "drop" and not room for room in has_room]
         first = self._rows[0].get(places[0])
+        is_new = first is None
         if first and not first.flows:
             first = None  # the row of "other", which nothing follows now
         for n in self._followers() if first else ():
             counts_whole[n] = False
             stays_out[n] = first.followers.get(n) is None
-        if not all(
-            whole or out for whole, out in zip(counts_whole, stays_out, strict=True)
-        ) and not self._is_countable_by_newest(flow):
-            return "out_of_range"
-
-        known = self._flows[flow["UUID"]] = Flow(
-            rows=[],
-            totals=self._totals_of(flow),
-            last_ms=flow.get("Last", 0),
-            reported_s=now,
-            deadline_s=math.ceil(now + self.spec.timeout_s),
-            keys=keys,
-            ends=ends,
-            point=point,
-        )
+        known.rows = []
         for n, place in enumerate(places):
             row = None
             if not (first and n in self._followers()):
@@ -556,13 +754,163 @@ class Model:
             if not stays_out[n]:
                 row = first.followers.get(n) if first and n in self._followers() else None
                 row = row or (self._row(n, place) if has_room[n] else self._other(n))
-                news = known.totals if counts_whole[n] else self._news(flow)
+                if n == 0 and is_new:
+                    self._begin_connection(row, kept, known_totals)
+                if difference is not None:
+                    news = difference
+                else:
+                    news = known.totals if counts_whole[n] else self._news(flow, worth)
                 self._give(row, news, flow, now)
                 row.flows.append(known)
             known.rows.append(row)
         if not first:
             known.rows[0].followers = {n: known.rows[n] for n in self._followers()}
+        known.keys = {label: at(flow, label.path, "") for label in self._labels if label.volatile}
+        known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
+        known.reported_s = now
+        known.deadline_s = math.ceil(now + self.spec.timeout_s)
+        known.is_dormant = False
+        known.is_ended = flow.get("FinishType", 0) == CLOSING
+
+    def _begin_connection(self, row: Row, kept: Kept | None, known_totals: Amounts | None) -> None:
+        """Give a row of the first view what its connection had when it left."""
+        if kept:
+            del self._kept[kept.values]
+            self._dormant.remove(kept)
+            row.totals = dict(kept.totals)
+        elif known_totals is not None and self._is_complete(0):
+            row.add(known_totals)
+
+    # Dormant flows
+
+    def _wake(self, known: Flow, flow: JSON, now: float) -> str | None:
+        """Take a report of a flow that is dormant."""
+        is_closing = flow.get("FinishType", 0) == CLOSING
+        change = self._difference(known, flow)
+        if change is None:
+            if is_closing:
+                self._unlist(known)
+                self._end(known, now)
+            return "late"
+        labels = self._labels_of(flow)
+        if isinstance(labels, str):
+            return labels
+        if self._is_duplicate(flow):
+            self._forget(known, is_counted=False)
+            return "duplicate"
+        difference, totals = change
+        places = self._places(labels)
+        if is_closing and self._is_repeat(flow):
+            last = ("LastUpdateMetric", "Last")
+            self._wrong |= set() if in_range([at(flow, last, 0)]) else {last}
+            self._credit(places, difference, flow, now)
+            self._learn(known, flow, totals)
+            self._unlist(known)
+            self._make_room()
+            self._end(known, now)
+        elif not self._has_room(0, places[0]):
+            if self.spec.overflow == OTHER:
+                self._overflow(flow, places, now, difference)
+                self._learn(known, flow, totals)
+            self.rejected_total += 1
+            self._unlist(known)
+            if is_closing:
+                self._end(known, now)
+            else:
+                known.is_ended = False
+                known.since_s = math.floor(now)
+                self._dormant.append(known)
+            return "table_full"
+        else:
+            self._unlist(known)
+            before = known.totals
+            self._learn(known, flow, totals)
+            self._show(known, labels, flow, now, difference=difference, known_totals=before)
+            self._make_room()
         return None
+
+    def _unlist(self, known: Flow) -> None:
+        (self._ended if known.is_ended else self._dormant).remove(known)
+
+    def _learn(self, known: Flow, flow: JSON, totals: dict[Total, int]) -> None:
+        known.totals = totals
+        known.last_ms = max(flow.get("Last", 0), known.last_ms)
+
+    def _end(self, known: Flow, now: float) -> None:
+        """Remember a flow that is not shown just long enough for reports that are under way."""
+        known.is_dormant = known.is_ended = True
+        known.since_s = math.floor(now)
+        self._ended.append(known)
+
+    def _credit(self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float) -> None:
+        """Count what a closing report says, without showing its connection."""
+        first = self._rows[0].get(places[0])
+        if first is not None:
+            first.add(amounts)
+        elif kept := self._kept.get(places[0]):
+            kept.totals = added(kept.totals, amounts)
+        elif not self._is_complete(0):
+            zero = {total: 0 for total in self.totals if not total.is_optional}
+            self._keep(places[0], added(zero, amounts), now)
+        for n, place in enumerate(places[1:], 1):
+            row = None
+            if first and first.flows and n in self._followers():
+                row = first.followers.get(n)
+            elif self._has_room(n, place):
+                row = self._row(n, place)
+            else:
+                self._view_rejected[n] += 1
+                row = self._other(n) if self.spec.overflow == OTHER else None
+            if row is not None:
+                self._give(row, amounts, flow, now)
+
+    def _keep(self, values: Values, totals: dict[Total, int], now: float) -> None:
+        if self.spec.flow_memory_s:
+            kept = self._kept[values] = Kept(values, totals, math.floor(now))
+            self._dormant.append(kept)
+
+    def _retire(self, flow: Flow, now: float) -> None:
+        """Take a live flow out of its rows, whose time is over."""
+        first = flow.rows[0]
+        assert first is not None
+        for row in flow.rows:
+            if row is not None:
+                row.flows.remove(flow)
+        flow.is_dormant = True
+        flow.since_s = math.floor(now)
+        (self._ended if flow.is_ended else self._dormant).append(flow)
+        if not first.flows and not first.is_other:
+            counters = first_totals(first.view)
+            is_like_its_flow = all(
+                first.totals.get(total) == flow.totals.get(total) for total in counters
+            )
+            if not (is_like_its_flow and self._is_complete(0)):
+                self._keep(first.values, dict(first.totals), now)
+                self._make_room()
+            del self._rows[0][first.values]
+            self.expired_total += 1
+        if not self.spec.flow_memory_s and not flow.is_ended:
+            self._forget(flow)
+        flow.rows = []
+
+    def _forget(self, entry: Flow | Kept, *, is_counted: bool = True) -> None:
+        """Forget a dormant flow, or the counters of a connection."""
+        if isinstance(entry, Kept):
+            self._dormant.remove(entry)
+            del self._kept[entry.values]
+            return
+        self._unlist(entry)
+        del self._flows[entry.uuid]
+        if is_counted and not entry.is_ended and self.horizon_s is not None:
+            reported_s = max(0, entry.since_s - math.floor(self.spec.timeout_s))
+            self.horizon_s = max(self.horizon_s, reported_s)
+
+    def _make_room(self) -> None:
+        """Forget whatever has been dormant for longest, where there is more than has room."""
+        while len(self._flows) + len(self._kept) > self.spec.max_flows and (
+            self._ended or self._dormant
+        ):
+            self._forget((self._ended or self._dormant)[0])
 
     def _followers(self) -> list[int]:
         """Return the numbers of the views that follow the first."""
@@ -608,69 +956,52 @@ class Model:
     def _give(self, row: Row, amounts: Amounts, flow: JSON, now: float) -> None:
         row.add(amounts)
         if not row.is_other:
-            row.note({gauge: at(flow, gauge.path, 0) or 0 for gauge in self.gauges})
+            values = {gauge: at(flow, gauge.path, 0) or 0 for gauge in self.gauges}
+            row.note({gauge: value for gauge, value in values.items() if in_range([value])})
         self._renew(row, now)
 
     def _renew(self, row: Row, reported_s: float) -> None:
         is_first = row.view is self.views[0]
         row.renew(reported_s, self.spec.timeout_s if is_first else row.view.timeout_s)
 
-    def _overflow(self, flow: JSON, places: Sequence[Values], now: float) -> None:
+    def _overflow(self, flow: JSON, places: Sequence[Values], now: float, amounts: Amounts) -> None:
         for n, place in enumerate(places):
             fits = n > 0 and self._has_room(n, place)
             row = self._row(n, place) if fits else self._other(n)
             self._view_rejected[n] += not fits
-            self._give(row, self._news(flow), flow, now)
+            self._give(row, amounts, flow, now)
         self.overflowed_total += 1
-
-    def _is_first(self, flow: JSON) -> bool:
-        newest = flow.get("LastUpdateMetric")
-        return newest is None or newest.get("Start", 0) == flow.get("Start", 0)
-
-    def _is_countable_by_newest(self, flow: JSON) -> bool:
-        """Tell whether what says how much of a flow is new is in range."""
-        if flow.get("LastUpdateMetric") is None:
-            return True
-        numbers = [flow.get("Start", 0), at(flow, ("LastUpdateMetric", "Start"), 0)]
-        if not self._is_first(flow):
-            numbers.append(at(flow, ("LastUpdateMetric", "Last"), 0))
-            for total in self.totals:
-                numbers.append(total.newest(flow))
-                numbers += [
-                    at(flow, ("LastUpdateMetric", path[1]), 0)
-                    for path in total.paths
-                    if path[0] == "Metric"
-                ]
-        return in_range(numbers)
-
-    def _news(self, flow: JSON) -> dict[Total, int]:
-        """Return what is new of a flow that was not known, as far as the flow tells."""
-        totals = self._totals_of(flow)
-        if self._is_first(flow):
-            return totals  # rule (a): its first report
-        if flow.get("FinishType", 0) and flow["LastUpdateMetric"].get("Last", 0) != flow.get(
-            "Last", 0
-        ):
-            return dict.fromkeys(totals, 0)  # rule (c): a closing report, as the one before
-        return {total: total.newest(flow) for total in totals}  # rule (c)
 
     def _totals_of(self, flow: JSON) -> dict[Total, int]:
         totals = {total: total.of(flow) for total in self.totals}
         return {total: number for total, number in totals.items() if number is not None}
 
-    def _update(self, known: Flow, flow: JSON, now: float) -> str | None:
+    def _difference(
+        self, known: Flow, flow: JSON
+    ) -> tuple[dict[Total, int], dict[Total, int]] | None:
+        """Return what a report adds and the totals with it; None where it says nothing new."""
         totals = self._totals_of(flow)
         old = {total: known.totals.get(total, 0) for total in totals}
-        last_ms = flow.get("Last", 0)
-        is_newer = last_ms > known.last_ms
+        is_newer = flow.get("Last", 0) > known.last_ms
         if not is_newer and all(totals[total] <= old[total] for total in totals):
-            return "late"
+            return None
         if is_newer and any(totals[total] < old[total] for total in totals):
-            amounts = known.totals = totals  # it started over
-        else:
-            amounts = {total: max(0, totals[total] - old[total]) for total in totals}
-            known.totals |= {total: max(totals[total], old[total]) for total in totals}
-        known.last_ms = max(last_ms, known.last_ms)
+            return totals, totals  # it started over
+        amounts = {total: max(0, totals[total] - old[total]) for total in totals}
+        highest = {total: max(totals[total], old[total]) for total in totals}
+        return amounts, known.totals | highest
+
+    def _update(self, known: Flow, flow: JSON, now: float) -> str | None:
+        """Take a report of a live flow."""
+        is_closing = flow.get("FinishType", 0) == CLOSING
+        change = self._difference(known, flow)
+        if change is None:
+            known.is_ended |= is_closing
+            return "late"
+        is_newer = flow.get("Last", 0) > known.last_ms
+        known.is_ended = is_closing if is_newer else known.is_ended or is_closing
+        amounts, totals = change
+        self._learn(known, flow, totals)
         known.reported_s = now
         known.deadline_s = max(known.deadline_s, math.ceil(now + self.spec.timeout_s))
         for row in known.rows:
@@ -698,6 +1029,8 @@ class Model:
 
         moves = []
         for flow in self._flows.values():
+            if flow.is_dormant:
+                continue
             places = [renamed(flow, row) for row in flow.rows]
             moving = [n for n in range(len(places)) if places[0 if n in followers else n]]
             moves.append((flow, list(flow.rows), places, moving))
@@ -729,14 +1062,21 @@ class Model:
 
     # Time
 
-    def expire(self, now: float) -> None:
-        """Drop the flows whose time is over, and the rows that are without any or silent."""
-        for uuid, flow in list(self._flows.items()):
-            if flow.deadline_s <= now:
-                del self._flows[uuid]
-                for row in flow.rows:
-                    if row is not None:
-                        row.flows.remove(flow)
+    def expire(self, now: float, order: Sequence[str] = ()) -> None:
+        """Let flows become dormant whose time is over, and forget those that were for long.
+
+        Rows leave that are without any flows or silent. ``order`` has the UUIDs of the flows that
+        are dormant afterwards, and says which of those came first that had the same deadline.
+        """
+        places = {uuid: place for place, uuid in enumerate(order)}
+        due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
+        for flow in sorted(due, key=lambda f: (f.deadline_s, places.get(f.uuid, -1))):
+            self._retire(flow, now)
+        for entry in [*self._dormant, *self._ended]:
+            is_ended = isinstance(entry, Flow) and entry.is_ended
+            memory_s = self.spec.timeout_s if is_ended else self.spec.flow_memory_s
+            if entry.since_s + math.ceil(memory_s) <= math.floor(now):
+                self._forget(entry)
         self._drop_rows(now)
 
     def _drop_rows(self, now: float) -> None:
@@ -805,6 +1145,11 @@ def family_values(family: Family, view: View) -> list[Total | Gauge | None]:
     if DIRECTION in view.labels:
         return [Total((path,)) for path in paths]
     return [Total(tuple(paths))]
+
+
+def first_totals(view: View) -> list[Total]:
+    """Return the counters of a view."""
+    return [value for value in values_of(view) if isinstance(value, Total)]
 
 
 def values_of(view: View) -> Iterator[Total | Gauge | None]:
@@ -886,6 +1231,24 @@ def is_text(path: Path) -> bool:
 
 def in_range(numbers: Iterable[int]) -> bool:
     return all(0 <= number <= MAX_NUMBER for number in numbers)
+
+
+def first_wrong(flow: JSON, paths: Sequence[Path]) -> set[Path]:
+    """Return which of the fields that are added up is the first that is out of range, if any."""
+    total = 0
+    for path in paths:
+        number = at(flow, path, 0) or 0
+        total += number
+        if not in_range((number, total)):
+            return {path}
+    return set()
+
+
+def added(totals: Amounts, amounts: Amounts) -> dict[Total, int]:
+    """Return counters with some amounts more."""
+    return dict(totals) | {
+        total: min(MAX_SUM, totals.get(total, 0) + amount) for total, amount in amounts.items()
+    }
 
 
 def is_too_long(text: str) -> bool:

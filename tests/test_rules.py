@@ -205,17 +205,28 @@ def test_rule_c_counts_the_newest_amount(make):
     assert sums(table) == [7, 7, 8, 9]
 
 
-@pytest.mark.parametrize("finish", [1, 2, 3])
-def test_rule_c_a_closing_report_that_repeats_counts_nothing(make, finish):
+def test_rule_c_a_closing_report_that_repeats_its_amounts_is_skipped(make):
     table = make()
     table.report(KNOWN, 0)
-    table.report(make_flow(**LATER | {"newest_last": 69_999}, finish=finish), 0)
+    repeat = make_flow(**LATER | {"newest_last": 69_999}, finish=1)
+    assert table.report(repeat, 0) == "ended"
     assert sums(table) == [1, 1, 1, 1]
-    assert table.flows == 2
+    assert (table.flows, table.dormant_flows) == (1, 0)
+    assert table.finished["timeout"] == 1
 
 
-@pytest.mark.parametrize(("finish", "newest_last"), [(1, 70_000), (0, 69_999)])
-def test_rule_c_counts_a_closing_report_that_is_new_and_any_other(make, finish, newest_last):
+def test_a_closing_report_that_repeats_is_not_a_first_report(make):
+    # Protocols with a time-out of their own close at the next update, with the first one's amounts.
+    table = make()
+    repeat = make_flow(start=1_000, newest_start=1_000, last=5_000, newest_last=10_000, finish=1)
+    assert table.report(repeat, 0) == "ended"
+    assert (table.connections, table.flows) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("finish", "newest_last"), [(1, 70_000), (0, 69_999), (2, 69_999), (3, 69_999), (4, 69_999)]
+)
+def test_rule_c_counts_what_the_update_added_in_all_other_reports(make, finish, newest_last):
     table = make()
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER | {"newest_last": newest_last}, finish=finish), 0)
@@ -393,7 +404,8 @@ def with_number(group, name, number):
 
 
 WILD_NUMBERS = (-1, MAX_NUMBER + 1, 2**63, 2**64, 10**22, -(2**63), -(10**22))
-NUMBERS = [*(("Metric", name) for name in (*COUNTERS, "RTT")), ("", "Last"), ("", "FinishType")]
+NUMBERS = [*(("Metric", name) for name in COUNTERS), ("", "Last")]
+LEFT_OUT = [("Metric", "RTT"), ("", "FinishType")]
 
 
 @pytest.mark.parametrize(
@@ -435,7 +447,7 @@ def test_what_cannot_be_taken_leaves_no_trace(make, flow, reason):
         make_flow(node="", protocol="", a="", b=""),
         *[
             with_number(group, name, number)
-            for group, name in NUMBERS
+            for group, name in (*NUMBERS, *LEFT_OUT)
             for number in (0, MAX_NUMBER)
         ],
         *[with_number("Transport", name, number) for name in "AB" for number in (0, MAX_NUMBER)],
@@ -461,12 +473,18 @@ def test_a_wild_number_in_an_update_changes_nothing(make, group, name, number):
 def test_the_start_is_looked_at_only_where_it_says_whether_a_report_is_the_first(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
-    assert table.report(make_flow("b2", start=-1), 0) == "out_of_range"
-    assert table.report(make_flow("c3", start=10**22), 0) == "out_of_range"
+    assert table.values_skipped["Start"] == 0
+    # It is not a first report, and nobody knows what it adds.
+    assert table.report(make_flow("b2", start=-1), 0) is None
+    assert table.report(make_flow("c3", start=10**22), 0) is None
+    assert sums(table) == [100, 200, 1, 2]
     assert table.report(make_flow("a1", start=-1, last=3_000), 0) is None
     # And so it is whatever else is in the message.
     table.message([make_flow("d4", **LATER), make_flow("a1", start=-1, last=4_000)], 0)
-    assert table.skipped["out_of_range"] == 2
+    assert table.values_skipped["Start"] == 2
+    # Its next report adds the difference.
+    table.report(make_flow("b2", (101, 202, 4, 6), start=-1, last=3_000), 0)
+    assert sums(table) == [106, 208, 11, 14]
 
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
@@ -477,16 +495,26 @@ def test_the_newest_amount_is_looked_at_only_where_it_counts(make, name, number)
         flow["LastUpdateMetric"][name] = number
         return flow
 
+    field = f"LastUpdateMetric.{name}"
     table = make()
     assert table.report(flow("a1"), 0) is None
-    assert table.report(flow("b2"), 0) == "out_of_range"
-    assert table.report(flow("b2", finish=1), 0) == "out_of_range"
+    assert table.values_skipped[field] == 0
+    # The others count.
+    assert table.report(flow("b2"), 0) is None
+    assert table.values_skipped[field] == 1
+    added = [5, 6, 7, 8]
+    if name == "Start":
+        added = [0, 0, 0, 0]
+    elif name in COUNTERS:
+        added[COUNTERS.index(name)] = 0
+    assert sums(table) == [a + b for a, b in zip((100, 200, 1, 2), added, strict=True)]
     assert table.report(flow("a1", last=80_000), 0) is None
-    if name != "Start":
+    if name in COUNTERS:
         assert table.report(flow("c3", newest_start=1_000), 0) is None
     # And so it is whatever else is in the message.
     table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
-    assert table.skipped["out_of_range"] == 2
+    assert table.values_skipped[field] == 1
+    assert not table.skipped["out_of_range"]
 
 
 # The page
@@ -662,10 +690,16 @@ def test_each_view_judges_what_an_unknown_flow_is_worth(make):
 def test_the_newest_amount_is_looked_at_if_any_view_needs_it(make, name):
     flow = make_flow(**LATER)
     flow["LastUpdateMetric"][name] = -1
-    assert make(Spec(views=(View(),))).report(flow, 0) is None
+    field = f"LastUpdateMetric.{name}"
+    table = make(Spec(views=(View(),)))
+    assert table.report(flow, 0) is None
+    assert table.values_skipped[field] == 0
     table = make(Spec(views=(View(), view("node", (NODE,), "bytes"))))
-    assert table.report(flow, 0) == "out_of_range"
-    assert (table.connections, table.view_connections, table.flows) == (0, (0,), 0)
+    assert table.report(flow, 0) is None
+    assert table.values_skipped[field] == 1
+    assert samples(table, "node_bytes_total") == {
+        "node-1": "0" if name in ("Start", "ABBytes", "BABytes") else "11"
+    }
 
 
 def test_a_view_keeps_its_rows_until_they_are_silent(make):
@@ -763,7 +797,9 @@ def test_a_sum_must_be_in_range_too(make):
     assert table.report(make_flow("a1", (half, half, 0, 0), last=1), 0) is None
     assert table.report(make_flow("a1", (half + 1, half, 0, 0), last=2), 0) == "out_of_range"
     wrong = LATER | {"newest": (half, half + 1, 0, 0)}
-    assert table.report(make_flow("b2", **wrong), 0) == "out_of_range"
+    assert table.report(make_flow("b2", **wrong), 0) is None
+    assert table.values_skipped["LastUpdateMetric.BABytes"] == 1
+    assert samples(table, "node_bytes_total") == {"node-1": str(2**62)}
     # Twice 2^62 is one more than there is.
     table.report(make_flow("c3", (half, half, 0, 0)), 0)
     assert samples(table, "node_bytes_total") == {"node-1": str(MAX_SUM)}
@@ -858,12 +894,16 @@ def test_without_an_amount_the_total_counts_of_a_complete_connection(make):
 
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
-def test_a_wild_number_in_an_optional_counter_skips_the_flow(make, number):
+def test_a_wild_number_in_an_optional_counter_is_left_out(make, number):
     table = make(OPTIONAL)
-    assert table.report(tcp(make_flow(), (number, 0)), 0) == "out_of_range"
-    table.report(tcp(make_flow(last=1), (1, 0)), 0)
-    assert table.report(tcp(make_flow(last=2), (2, number)), 0) == "out_of_range"
-    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "1", "node-1,<": "0"}
+    table.report(tcp(make_flow(total=(1, 1, 1, 1), last=1), (1, 0)), 0)
+    assert table.report(tcp(make_flow(total=(1, 1, 5, 6), last=2), (2, number)), 0) is None
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "0"}
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "6"}
+    assert table.values_skipped["TCPMetric.BASegmentOutOfOrder"] == 1
+    # What it becomes is counted when it can be read.
+    table.report(tcp(make_flow(total=(1, 1, 5, 6), last=3), (2, 7)), 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "7"}
 
 
 def test_a_counter_of_one_direction_has_one_series(make):
@@ -921,7 +961,9 @@ def test_the_first_start_and_the_last_packet_of_all_flows(make):
     table.report(make_flow("d4", start=1, last=1_600_000_010_020), 0)
     table.report(make_flow("a1", start=0, newest_start=0, last=1), 0)
     assert times() == ("1600000000.1", "1600000010.02")
-    assert table.report(make_flow("e5", start=-1), 0) == "out_of_range"
+    assert table.report(make_flow("e5", start=-1), 0) is None
+    assert times() == ("1600000000.1", "1600000010.02")
+    assert table.values_skipped["Start"] == 1
 
 
 @pytest.mark.parametrize(
@@ -1317,10 +1359,14 @@ def test_the_first_point_may_have_many_flows_of_a_conversation(make):
     assert table.report(make_flow("c3", node="node-1"), 50) is None
     table.expire(TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), TIMEOUT_S) == "duplicate"
-    # When its last flow is gone, whoever comes first is.
+    # When its last flow is dormant, whoever comes first has it.
     table.expire(50 + TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), 50 + TIMEOUT_S) is None
-    assert table.report(make_flow("c3", node="node-1"), 50 + TIMEOUT_S) == "duplicate"
+    assert table.dormant_flows == 2
+    again = make_flow("c3", node="node-1", last=3_000)
+    assert table.report(again, 50 + TIMEOUT_S) == "duplicate"
+    # What is a duplicate now is not remembered.
+    assert table.dormant_flows == 1
 
 
 def test_a_point_without_a_name_is_a_point(make):
@@ -1438,7 +1484,7 @@ def test_what_has_no_room_is_added_up(make):
     later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
     repeat = LATER | {"newest_last": 69_999, "finish": 1}
     assert table.report(later, 0) == "table_full"
-    assert table.report(make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **repeat), 0) == "table_full"
+    assert table.report(make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **repeat), 0) == "ended"
     assert samples(table, BYTES)[OTHERS.format(">")] == "15"
     assert samples(table, BYTES)[OTHERS.format("<")] == "26"
     assert samples(table, PACKETS)[OTHERS.format("<")] == "10"
@@ -1449,8 +1495,8 @@ def test_what_has_no_room_is_added_up(make):
     assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
     assert samples(table, "a_flows") == {"node-1,>": "1"}
     assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
-    assert (table.rejected_total, table.overflowed_total) == (3, 3)
-    assert table.skipped["table_full"] == 3
+    assert (table.rejected_total, table.overflowed_total) == (2, 2)
+    assert table.skipped["table_full"] == 2
     assert (table.connections, table.flows) == (2, 1)
     assert table.finished["timeout"] == 1
 
@@ -1546,5 +1592,409 @@ def test_an_amount_that_is_wrong_is_not_added_up(make, name):
     table.report(make_flow("a1"), 0)
     flow = make_flow("b2", a="10.0.0.3", **LATER)
     flow["LastUpdateMetric"][name] = -1
+    assert table.report(flow, 0) == "table_full"
+    assert table.values_skipped[f"LastUpdateMetric.{name}"] == 1
+    shown = {
+        ">": "0" if name in ("Start", "ABBytes") else "5",
+        "<": "0" if name in ("Start", "BABytes") else "6",
+    }
+    for direction, value in shown.items():
+        assert samples(table, BYTES)[OTHERS.format(direction)] == value
+    assert (table.connections, table.rejected_total, table.overflowed_total) == (2, 1, 1)
+
+
+# Values that are left out
+
+
+@pytest.mark.parametrize("number", WILD_NUMBERS)
+@pytest.mark.parametrize(("group", "name"), LEFT_OUT)
+def test_a_wild_number_that_the_flow_can_do_without_is_left_out(make, group, name, number):
+    table = make()
+    field = f"{group}.{name}" if group else name
+    assert table.report(make_flow("a1", (1, 2, 1, 2), last=1, rtt=7), 0) is None
+    wild = with_number(group, name, number)
+    wild = wild | {"UUID": "a1", "Last": 2, "Metric": wild["Metric"] | {"ABBytes": 11}}
+    assert table.report(wild, 60) is None
+    assert sums(table)[0] == 11
+    assert rtt_ns(table) == 7
+    assert table.values_skipped[field] == 1
+    assert table.page(60 + TIMEOUT_S - 1)[BYTES]
+    assert not table.finished.get("other")
+
+
+def test_a_negative_rtt_has_no_series(make):
+    # Skydive subtracts the wall-clock times of two packets; it stays so in all later reports.
+    table = make()
+    flow = make_flow("a1", (10, 20, 1, 2))
+    flow["Metric"]["RTT"] = -5
+    assert table.report(flow, 0) is None
+    assert sums(table) == [10, 20, 1, 2]
+    assert rtt_ns(table) is None
+    assert table.values_skipped["Metric.RTT"] == 1
+
+
+def test_a_report_that_is_skipped_has_no_values_left_out(make):
+    table = make()
+    flow = make_flow("a1", (-1, 0, 0, 0))
+    flow["Metric"]["RTT"] = -5
     assert table.report(flow, 0) == "out_of_range"
-    assert (table.connections, table.rejected_total, table.overflowed_total) == (1, 0, 0)
+    assert table.values_skipped["Metric.RTT"] == 0
+
+
+def test_a_field_that_is_used_twice_is_left_out_once(make):
+    table = make(Spec(views=(view("a", (NODE,), "start", "packets"),)))
+    table.report(make_flow("a1"), 0)
+    assert table.report(make_flow("b2", start=-1), 0) is None
+    assert table.values_skipped["Start"] == 1
+
+
+# Flows that are dormant
+
+
+MEMORY = Spec(views=(View(), view("node", (NODE,), "bytes")), flow_memory_s=300)
+SHARED = Spec(views=(view("a", (IP_A, IP_B), "bytes", "flows"), view("node", (NODE,), "bytes")))
+A_WHILE_S = 120.0
+
+
+def test_a_report_that_was_lost_counts_with_the_next_one(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    # The report at 60 is lost.
+    table.expire(TIMEOUT_S)
+    assert (table.flows, table.dormant_flows, table.connections) == (0, 1, 0)
+    later = make_flow("a1", (130, 260, 3, 4), newest=(10, 20, 1, 1), newest_start=60_000, last=2)
+    assert table.report(later, A_WHILE_S) is None
+    assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "390"}
+    assert (table.flows, table.dormant_flows) == (1, 0)
+    assert (table.created_total, table.expired_total) == (2, 1)
+
+
+def test_a_dormant_flow_is_not_counted_among_those_of_its_rows(make):
+    table = make(
+        Spec(views=(view("a", (NODE,), "flows"), view("b", (PROTOCOL,), "bytes", "flows")))
+    )
+    table.report(make_flow("a1"), 0)
+    table.report(make_flow("b2", last=1), 50)
+    table.expire(TIMEOUT_S)
+    assert samples(table, "a_flows", TIMEOUT_S) == {"node-1": "1"}
+    assert samples(table, "b_flows", TIMEOUT_S) == {"TCP": "1"}
+    assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("total", [(100, 200, 1, 2), (90, 200, 1, 2)])
+def test_an_old_report_does_not_wake_a_dormant_flow(make, total):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=5), 0)
+    table.expire(TIMEOUT_S)
+    assert table.report(make_flow("a1", total, last=5), TIMEOUT_S) == "late"
+    assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
+
+
+def test_a_dormant_flow_that_started_over_adds_its_totals(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("a1", (10, 20, 3, 4), last=2), A_WHILE_S)
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "330"}
+    # No counter is lower than it was.
+    assert sums(table, A_WHILE_S) == [110, 220, 4, 6]
+
+
+def test_a_flow_is_forgotten_after_its_memory(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=1), 0)
+    table.expire(TIMEOUT_S)
+    table.expire(TIMEOUT_S + 299)
+    assert table.dormant_flows == 1
+    table.expire(TIMEOUT_S + 300)
+    assert table.dormant_flows == 0
+    table.report(make_flow("a1", (130, 260, 3, 4), **LATER), TIMEOUT_S + 300)
+    assert samples(table, "node_bytes_total", TIMEOUT_S + 300) == {"node-1": "311"}
+
+
+def test_without_a_memory_nothing_is_dormant(make):
+    table = make(Spec(views=MEMORY.views, flow_memory_s=0))
+    table.report(make_flow("a1", last=1), 0)
+    table.expire(TIMEOUT_S)
+    assert table.dormant_flows == 0
+    table.report(make_flow("a1", (130, 260, 3, 4), **LATER), A_WHILE_S)
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "311"}
+
+
+def test_a_live_flow_takes_the_room_of_the_one_that_has_been_dormant_for_longest(make):
+    table = make(Spec(views=MEMORY.views, max_flows=2))
+    table.report(make_flow("a1", (1, 0, 0, 0), last=1, node="node-1"), 0)
+    table.report(make_flow("b2", (1, 0, 0, 0), last=1, node="node-2"), 1)
+    table.expire(TIMEOUT_S + 1)
+    assert (table.flows, table.dormant_flows) == (0, 2)
+    assert table.report(make_flow("c3", node="node-3"), A_WHILE_S) is None
+    assert (table.flows, table.dormant_flows) == (1, 1)
+    assert table.dormant_uuids() == ["b2"]
+    # The dormant one has a room of its own to wake in.
+    assert table.report(make_flow("b2", (4, 0, 0, 0), last=2, node="node-2"), A_WHILE_S) is None
+    assert samples(table, "node_bytes_total", A_WHILE_S)["node-2"] == "4"
+    # Live ones are not taken away.
+    assert table.report(make_flow("d4", node="node-4"), A_WHILE_S) == "table_full"
+
+
+def test_flows_that_have_ended_make_room_first(make):
+    table = make(Spec(views=MEMORY.views, max_flows=2))
+    table.report(make_flow("a1", last=1), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("b2", last=1), TIMEOUT_S)
+    table.report(make_flow("b2", last=1, finish=1, newest_last=5), TIMEOUT_S)
+    table.expire(2 * TIMEOUT_S)
+    assert table.dormant_uuids() == ["b2", "a1"]
+    table.report(make_flow("c3"), 2 * TIMEOUT_S)
+    assert table.dormant_uuids() == ["a1"]
+
+
+def test_a_connection_that_several_flows_shared_goes_on_with_its_counter(make):
+    table = make(SHARED)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.report(make_flow("b2", (10, 0, 0, 0), last=1, ports=(40_001, 443)), 0)
+    table.expire(TIMEOUT_S)
+    assert (table.connections, table.dormant_flows, table.dormant_connections) == (0, 2, 1)
+    table.report(make_flow("b2", (15, 0, 0, 0), last=2, ports=(40_001, 443)), A_WHILE_S)
+    assert samples(table, "a_bytes_total", A_WHILE_S) == {"10.0.0.1,10.0.0.2": "115"}
+    table.report(make_flow("c3", (1, 0, 0, 0), last=2, ports=(40_002, 443)), A_WHILE_S)
+    table.report(make_flow("a1", (102, 0, 0, 0), last=2), A_WHILE_S)
+    assert samples(table, "a_bytes_total", A_WHILE_S) == {"10.0.0.1,10.0.0.2": "118"}
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "118"}
+    assert table.dormant_connections == 0
+
+
+def test_an_unknown_flow_continues_the_counter_of_a_connection_that_left(make):
+    # An agent was restarted: two flows of one connection.
+    table = make()
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.report(make_flow("b2", (10, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    assert table.dormant_connections == 1
+    table.report(make_flow("c3", (7, 0, 0, 0), last=1, newest=(7, 0, 0, 0)), A_WHILE_S)
+    assert sums(table, A_WHILE_S)[0] == 117
+    # It may be in these counters, so its total does not count for making the row.
+    table.expire(A_WHILE_S + TIMEOUT_S)
+    table.report(make_flow("d4", (1000, 0, 0, 0), **LATER), 4 * A_WHILE_S)
+    assert sums(table, 4 * A_WHILE_S)[0] == 122
+
+
+def test_the_counters_of_a_connection_are_forgotten_like_a_flow(make):
+    table = make(Spec(views=SHARED.views, flow_memory_s=300, max_flows=3))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    assert (table.dormant_flows, table.dormant_connections) == (1, 1)
+    table.expire(TIMEOUT_S + 300)
+    assert (table.dormant_flows, table.dormant_connections) == (0, 0)
+    # They take a flow's room.
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 400)
+    table.expire(400 + TIMEOUT_S)
+    table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9"), 500)
+    table.report(make_flow("c3", (1, 0, 0, 0), last=1, a="10.0.0.9"), 500)
+    assert (table.flows, table.dormant_flows, table.dormant_connections) == (2, 0, 1)
+
+
+def test_a_closing_report_with_nothing_new_ends_a_dormant_flow(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=1_500, newest_last=2_000), 0)
+    table.expire(TIMEOUT_S)
+    closing = make_flow("a1", last=1_500, newest_last=2_000, finish=1)
+    assert table.report(closing, A_WHILE_S) == "late"
+    assert table.finished["timeout"] == 1
+    assert (table.connections, table.dormant_flows) == (0, 1)
+    # It is remembered as long as a report of it can be under way.
+    table.expire(A_WHILE_S + TIMEOUT_S - 1)
+    assert table.dormant_flows == 1
+    table.expire(A_WHILE_S + TIMEOUT_S)
+    assert table.dormant_flows == 0
+
+
+def test_a_closing_report_with_something_new_counts_and_brings_nothing_back(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
+    table.expire(TIMEOUT_S)
+    # Its latest update is lost: the closing report repeats what that has added.
+    closing = make_flow(
+        "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1,
+        newest_last=62_000,
+    )  # fmt: skip
+    assert table.report(closing, 700) is None
+    assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
+    assert samples(table, "node_bytes_total", 700) == {"node-1": "390"}
+    assert table.finished["timeout"] == 1
+    assert table.report(closing, 701) == "late"
+
+
+def test_a_closing_report_of_the_latest_packets_shows_its_connection(make):
+    # An agent that stops closes its flows at once: with what they did since the latest update.
+    table = make(MEMORY)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
+    table.expire(TIMEOUT_S)
+    closing = make_flow(
+        "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1
+    )
+    assert table.report(closing, A_WHILE_S) is None
+    assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
+    assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 0)
+    # After its time it is remembered for a while only.
+    table.expire(A_WHILE_S + TIMEOUT_S)
+    assert table.dormant_flows == 1
+    table.expire(A_WHILE_S + 2 * TIMEOUT_S)
+    assert table.dormant_flows == 0
+
+
+def test_what_a_closing_report_adds_goes_to_counters_that_are_kept(make):
+    table = make(SHARED)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1_500), 0)
+    table.report(make_flow("b2", (10, 0, 0, 0), last=1_500, ports=(40_001, 443)), 0)
+    table.expire(TIMEOUT_S)
+    closing = make_flow("a1", (105, 0, 0, 0), last=2_500, newest_last=62_000, finish=1)
+    assert table.report(closing, A_WHILE_S) is None
+    assert table.connections == 0
+    table.report(make_flow("b2", (11, 0, 0, 0), last=2_500, ports=(40_001, 443)), A_WHILE_S)
+    assert samples(table, "a_bytes_total", A_WHILE_S) == {"10.0.0.1,10.0.0.2": "116"}
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "116"}
+
+
+@pytest.mark.parametrize("overflow", ["drop", "other"])
+def test_a_dormant_flow_for_whose_connection_there_is_no_room(make, overflow):
+    table = make(Spec(views=MEMORY.views, max_connections=1, overflow=overflow))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9"), TIMEOUT_S)
+    woken = make_flow("a1", (130, 0, 0, 0), last=2)
+    assert table.report(woken, A_WHILE_S) == "table_full"
+    assert (table.dormant_flows, table.rejected_total) == (1, 1)
+    assert table.overflowed_total == (overflow == "other")
+    node = {"drop": "101", "other": "131"}[overflow]
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": node}
+    if overflow == "other":
+        assert samples(table, BYTES, A_WHILE_S)[OTHERS.format(">")] == "30"
+    # When there is room, it counts from what counted last.
+    table.expire(TIMEOUT_S + TIMEOUT_S)
+    table.report(make_flow("a1", (140, 0, 0, 0), last=3), 200)
+    assert samples(table, "node_bytes_total", 200) == {"node-1": "141"}
+
+
+def test_a_relabelled_connection_goes_on_from_where_it_was(make):
+    names = Names({"node-1": "old"})
+    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    table = make(Spec(views=(View((*LABELS, name)),)))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    names["node-1"] = "new"
+    table.relabel(names, ["node-1"])
+    table.report(make_flow("a1", (110, 220, 1, 2), last=2), 10)
+    assert sums(table, 10) == [10, 20, 0, 0]
+    table.expire(10 + TIMEOUT_S)
+    # Its counters are less than its flow's totals.
+    assert table.dormant_connections == 1
+    table.report(make_flow("a1", (111, 222, 1, 2), last=3), A_WHILE_S)
+    assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
+
+
+# Flows that were never counted
+
+
+BEGAN = 1_000_000.0
+"""When reports begin to come."""
+
+
+def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
+    """Return a report of a flow that began ``age_s`` before the update, in its agent's time."""
+    start = 5_000_000
+    update = start + round(age_s * 1000)
+    return make_flow(
+        uuid,
+        total,
+        newest=newest,
+        start=start,
+        newest_start=update - 60_000,
+        newest_last=update,
+        last=update - 500 if last_s is None else start + last_s * 1000,
+        finish=finish,
+        **fields,
+    )
+
+
+@pytest.mark.parametrize(("age_s", "counted"), [(120, 33), (124, 33), (125, 11), (3_600, 11)])
+def test_a_flow_whose_first_reports_were_lost_counts_whole(make, age_s, counted):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    # 200 s later: its beginning, less 60 and 15 s, is later than the first subscription or not.
+    report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
+    assert table.report(report, BEGAN + 200) is None
+    assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
+
+
+def test_the_time_of_an_update_of_a_flow_belongs_to_that_margin(make):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    table.flow_update_s = 10
+    report = an_update("a1", (30, 3, 0, 0), age_s=170, newest=(10, 1, 0, 0))
+    assert table.report(report, BEGAN + 200) is None
+    assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": "33"}
+
+
+def test_before_the_first_subscription_nothing_is_taken_for_never_counted(make):
+    table = make(MEMORY)
+    report = an_update("a1", (30, 3, 0, 0), age_s=1, newest=(10, 1, 0, 0))
+    table.report(report, BEGAN)
+    assert table.horizon_s is None
+    assert samples(table, "node_bytes_total", BEGAN) == {"node-1": "11"}
+
+
+def test_a_flow_that_is_forgotten_moves_the_horizon_to_its_latest_report(make):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    table.report(make_flow("a1", last=1), BEGAN + 100)
+    table.expire(BEGAN + 100 + TIMEOUT_S)
+    assert table.horizon_s == BEGAN
+    table.expire(BEGAN + 100 + TIMEOUT_S + 300)
+    assert table.horizon_s == BEGAN + 100
+    # One that has ended does not: nothing more comes of it.
+    table.report(make_flow("b2", last=1_500, newest_last=2_000), BEGAN + 600)
+    table.report(make_flow("b2", last=1_500, newest_last=2_000, finish=1), BEGAN + 610)
+    table.expire(BEGAN + 900)
+    assert table.dormant_flows == 1
+    table.expire(BEGAN + 1_000)
+    assert table.dormant_flows == 0
+    assert table.horizon_s == BEGAN + 100
+
+
+def test_what_goes_to_others_moves_the_horizon(make):
+    table = make(OVERFLOW)
+    table.begin(BEGAN)
+    table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 1)
+    first = an_update("b2", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0), a="10.0.0.9")
+    assert table.report(first, BEGAN + 300) == "table_full"
+    assert samples(table, BYTES, BEGAN + 300)[OTHERS.format(">")] == "30"
+    assert table.horizon_s == BEGAN + 300
+    second = an_update("b2", (37, 3, 0, 0), age_s=160, newest=(7, 0, 0, 0), a="10.0.0.9")
+    assert table.report(second, BEGAN + 360) == "table_full"
+    assert samples(table, BYTES, BEGAN + 360)[OTHERS.format(">")] == "37"
+
+
+def test_a_flow_of_which_only_the_closing_report_came_counts_without_being_shown(make):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    closing = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20)
+    assert table.report(closing, BEGAN + 1_000) is None
+    assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
+    assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
+    # What was lost and comes after all is known.
+    lost = an_update("a1", (30, 3, 0, 0), age_s=60, newest=(30, 3, 0, 0), last_s=20)
+    assert table.report(lost, BEGAN + 1_005) == "late"
+    assert samples(table, "node_bytes_total", BEGAN + 1_005) == {"node-1": "33"}
+    # Of an older flow, nobody knows.
+    old = an_update("b2", (30, 3, 0, 0), age_s=1_500, newest=(0, 0, 0, 0), finish=1, last_s=20)
+    assert table.report(old, BEGAN + 1_000) == "ended"
+    assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
+
+
+def test_duplicates_are_never_taken_for_never_counted(make):
+    table = make(FIRST)
+    table.begin(BEGAN)
+    report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
+    table.report(report, BEGAN + 1_000)
+    assert sum(int(v) for v in samples(table, "a_bytes_total", BEGAN + 1_000).values()) == 11

@@ -38,6 +38,8 @@ from tests.model import (
 
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 MAX_SLOW_PAGES = 3
+MANY = 1000
+"""Flows that there is always room for."""
 EVER = float("-inf")
 
 IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
@@ -105,8 +107,9 @@ def specs(draw):
     """Draw what a configuration may ask for, one time in four with the default labels."""
     limits = {
         "max_connections": draw(st.sampled_from((1, 3, 1000))),
-        "max_flows": draw(st.sampled_from((1, 4, 1000))),
+        "max_flows": draw(st.sampled_from((1, 4, MANY))),
         "timeout_s": draw(st.sampled_from((1, 75))),
+        "flow_memory_s": draw(st.sampled_from((0, 40, 1290, 1290))),
     }
     if draw(st.integers(0, 3)) == 0:
         view = View(draw(st.sampled_from(LABEL_SETS)), draw(st.sampled_from(FAMILY_SETS)))
@@ -148,8 +151,8 @@ def flows(draw):
         newest=draw(four),
         start=draw(st.integers(0, 1)),
         newest_start=draw(st.integers(0, 1)),
-        last=draw(small),
-        newest_last=draw(small),
+        last=draw(st.one_of(small, small, st.integers(60_000, 60_003))),
+        newest_last=draw(st.one_of(small, small, st.integers(60_000, 60_003))),
         rtt=draw(st.sampled_from((0, 0, 5, 7, MAX_NUMBER))),
         finish=draw(st.sampled_from((0, 0, 0, 1, 2, 3, 4))),
         **draw(conversations),
@@ -168,6 +171,8 @@ def flows(draw):
             for name in ("ABSegmentSkipped", "BASegmentSkipped", "ABSynTTL", "BASynTTL")
             if draw(st.booleans())
         }
+        if flow["TCPMetric"] and draw(st.booleans()):
+            flow["TCPMetric"][draw(st.sampled_from(sorted(flow["TCPMetric"])))] = draw(wild_numbers)
         if draw(st.booleans()):
             del flow["Transport"]
             flow["ICMP"] = {"Type": "ECHO"}
@@ -178,7 +183,7 @@ def flows(draw):
         part = draw(st.sampled_from(("Network", "Transport", "Metric", "LastUpdateMetric")))
         flow[part].pop(draw(st.sampled_from(sorted(flow[part]))))
     elif oddity == 5:
-        name = draw(st.sampled_from(("UUID", "Start", "Last", "NodeTID", "Port")))
+        name = draw(st.sampled_from(("UUID", "Start", "Last", "FinishType", "NodeTID", "Port")))
         if name == "Port":
             flow["Transport"]["A"] = draw(wild_numbers)
         else:
@@ -219,8 +224,14 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
-        self.core.message(message, self.now)
-        self.model.message(message, self.now)
+        # Where dormant flows may have to make room, no two become dormant in the same second: which
+        # of them came first would be left open.
+        spec = self.model.spec
+        is_tight = spec.flow_memory_s > 0 and spec.max_flows < MANY
+        for part in [[flow] for flow in message] if is_tight else [message]:
+            self.core.message(part, self.now)
+            self.model.message(part, self.now)
+            self.now += is_tight
         self.note_lines()
 
     @rule(
@@ -237,7 +248,16 @@ class TableMachine(RuleBasedStateMachine):
         self.model.relabel(names, told)
         self.note_lines()
 
-    @rule(seconds=st.sampled_from((1, 1, 2, 40, 74, 75, 100_000)))
+    @rule()
+    def begin(self):
+        self.core.begin(self.now)
+        self.model.begin(self.now)
+
+    @rule(seconds=st.sampled_from((0, 60)))
+    def update_every(self, seconds):
+        self.core.flow_update_s = self.model.flow_update_s = seconds
+
+    @rule(seconds=st.sampled_from((1, 1, 2, 40, 74, 75, 90, 1290, 100_000)))
     def wait(self, seconds):
         self.now += seconds
 
@@ -249,7 +269,7 @@ class TableMachine(RuleBasedStateMachine):
         while self.core.table.expire(self.now, max_rows):
             swept = self.core.page(self.now)
             assert all(swept[name] == page[name] for name in page.keys() - counts)
-        self.model.expire(self.now)
+        self.model.expire(self.now, self.core.dormant_uuids())
         self.note_lines()
 
     @rule(scraper=st.integers(0, MAX_SLOW_PAGES - 1), size=st.sampled_from((1, 200, 1000)))
@@ -294,16 +314,17 @@ class TableMachine(RuleBasedStateMachine):
     def what_can_be_seen_is_the_same(self):
         model, core = self.model, self.core
         for name in (
-            *("connections", "view_connections", "flows"),
+            *("connections", "view_connections", "flows", "dormant_flows", "dormant_connections"),
             *("created_total", "expired_total", "rejected_total", "overflowed_total"),
-            "view_rejected_totals",
+            *("view_rejected_totals", "horizon_s"),
         ):
             theirs, ours = getattr(core, name), getattr(model, name)
             assert theirs == ours, f"{name}: {theirs} {ours}"
-        for name in ("skipped", "finished"):
+        for name in ("skipped", "finished", "values_skipped"):
             theirs, ours = +Counter(getattr(core, name)), +getattr(model, name)
             assert theirs == ours, f"{name}: {theirs} {ours}"
         assert core.page(self.now) == model.page(self.now)
+        assert core.dormant_uuids() == model.dormant_uuids()
 
 
 TestTable = TableMachine.TestCase

@@ -120,7 +120,7 @@ def test_what_grew_since_a_snapshot():
 
 
 def test_rows_that_went_to_others_count_whole():
-    core = Core()
+    core = Core(flow_memory_s=0)
     core.message(many_flows(100, total=(1_000, 1_000, 1_000, 1_000)), 0)
     snapshot = core.snapshot(BYTE_FAMILY)
     core.expire(TIMEOUT_S)
