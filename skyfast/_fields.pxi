@@ -3,8 +3,8 @@
 #
 # Here are Python's objects, so it needs the GIL: none of it may be called under the table's
 # mutex, and none of it changes the table. What a flow has wrong is a reason to skip that flow or
-# to leave a value out, never an exception, as strangers choose what stands there. What is read is borrowed: it lives as
-# long as the flow does.
+# to leave a value out, never an exception, as strangers choose what stands there. What is read is
+# borrowed: it lives as long as the flow does.
 
 cdef int64_t MAX_INTEGER = <int64_t>1 << 62     # on the wire; larger ones skip the flow
 

@@ -19,9 +19,9 @@ Data structures
     The other views have wheels for their connections, which stay longer than any flow of theirs.
 
     A *dormant* flow keeps its row, its key and its totals, and leads nowhere: its next report adds
-    the difference to what is known. Dormant rows are in one of two lists, in the order in which they
-    became dormant; the links of the lists are the fields that lead a live flow to its connection
-    and through the wheel, so a live row is no larger for it. The first of a list is the first to be
+    the difference to what is known. Dormant rows are in one of two lists, in the order in which
+    they became dormant; the links of the lists are the fields that lead a live flow to its
+    connection and through the wheel, so a live row is no larger for it. The first of a list is the first to be
     forgotten, when its time is over or another flow needs the room. A connection that leaves with
     other counters than its last flow's totals keeps them in such a row as well, whose key is a hash
     of its labels. See ``_dormant.pxi``.
@@ -49,9 +49,10 @@ Files
     The methods of `Table` are here, and what only they need. Functions that need no table are in
     files of their own: ``_rows.pxi`` has arena, slabs and index, ``_texts.pxi`` hashes and interned
     texts, ``_fields.pxi`` what reads a flow, ``_lines.pxi`` what writes a page's lines,
-    ``_wheel.pxi`` the wheels, ``_dormant.pxi`` the lists of dormant flows, ``_ranking.pxi`` and ``_tallies.pxi`` what has most and what is
-    commonest. They are included, for all has to be one unit to the C compiler: the small ones are
-    inlined. Constants that several of them share are here.
+    ``_wheel.pxi`` the wheels, ``_dormant.pxi`` the lists of dormant flows, ``_ranking.pxi`` and
+    ``_tallies.pxi`` what has most and what is commonest. They are included because the C compiler
+    needs all of it in one unit, to inline the small ones. Constants that several of them share are
+    here.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -538,8 +539,8 @@ cdef class Table:
     def begin(self, now):
         """Take it that unknown flows which begin after `now` were never counted.
 
-        To be called when reports begin to come, and when flows come that were left out before. Until
-        the first call, no unknown flow's total counts for that reason.
+        To be called when reports begin to come, and when flows come that were left out before.
+        Until the first call, no unknown flow's total counts for that reason.
         """
         self.horizon_s_ = max(self.horizon_s_, <double>now) if self.begun else now
         self.begun = True
@@ -592,9 +593,8 @@ cdef class Table:
         def number(path):
             return numbers.setdefault(path, len(numbers))
 
-        for i, path in enumerate(
-            (("FinishType",), ("Start",), ("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last"))
-        ):
+        update = "LastUpdateMetric"
+        for i, path in enumerate((("FinishType",), ("Start",), (update, "Start"), (update, "Last"))):
             self.mark_fields[i] = number(path)
         for i, counter in enumerate(plan.counters):
             for j, path in enumerate(counter.paths):
@@ -1150,8 +1150,8 @@ cdef class Table:
         return 0
 
     cdef void _find_labels(self, uint32_t size) noexcept:
-        # Look up the texts and connections of flows that are not live, in passes as in `_find`. What
-        # is found stays valid for the batch: no text leaves the table in between.
+        # Look up the texts and connections of flows that are not live, in passes as in `_find`.
+        # What is found stays valid for the batch: no text leaves the table in between.
         cdef uint32_t i, j, number
         cdef Cell *cells
         cdef const Cell *previous = NULL
@@ -2151,7 +2151,7 @@ cdef class Table:
                 self._drop_row(view, number)
 
     cdef void _retire(self, Flow *flow, uint32_t number, uint32_t now_s) noexcept nogil:
-        # Make a live flow dormant, and take its connection out of the first view if it was the last.
+        # Make a live flow dormant. Its connection leaves the first view if it was the last.
         cdef uint32_t at = flow.connection & ROW
         cdef Connection *connection = self._row(&self.views[0], at)
         cdef uint32_t *links = self._links(flow)
@@ -3011,9 +3011,9 @@ cdef class Table:
 
     @property
     def horizon_s(self):
-        """When the latest report came of a flow that was known and is forgotten; None before `begin`.
+        """When the latest report came of a flow that was known and is forgotten.
 
-        Seconds of the caller's clock. Unknown flows that began later were never counted.
+        Seconds of the caller's clock, None before `begin`. Unknown flows that began later were never counted.
         """
         return self.horizon_s_ if self.begun else None
 
@@ -3075,6 +3075,11 @@ cdef class Table:
             self.skip_names[i]: self.skips[i]
             for i in range(1, SKIP_REQUIRED + self.requirements)
         }
+
+    @property
+    def late_total(self):
+        """Reports that were skipped as ``late``."""
+        return self.skips[SKIP_LATE]
 
     @property
     def values_skipped(self):

@@ -29,6 +29,7 @@ from skyfast.ingest import Ingest
 from skyfast.names import Lookup, Names
 from skyfast.plan import Plan
 from skyfast.ranking import Ranking
+from skyfast.report_checks import ReportChecker
 from skyfast.selfmetrics import AnalyzerStats, Stats
 from skyfast.status import Status, Subject
 from skyfast.subscriber import Subscriptions
@@ -91,6 +92,7 @@ class _Parts:
     captures: Captures
     interfaces: Interfaces
     poller: TopologyPoller
+    checker: ReportChecker
     ingest: Ingest
     source: Source
     ranking: Ranking
@@ -265,6 +267,9 @@ class App:
         self._parts = new
         new.table.use(new.types)
         new.table.limit(**_limits(config.store))
+        new.table.flow_update_s = self.stats.flow_update_s
+        if _counts_other_flows(old.config, config) and new.table.horizon_s is not None:
+            new.table.begin(self.clock.now())
         new.interfaces.keep(**_interface_times(config.store))
         new.names.keep(_longest_s(config.store))
         for rule in new.filtered.keys() & old.filtered.keys():
@@ -334,6 +339,11 @@ class App:
                 metrics=[metric.name for metric in store.main.metrics],
             )
         )
+        checker = (
+            alike.checker
+            if alike
+            else ReportChecker(plan=plan, table=table, stats=self.stats, now=self.clock.now)
+        )
         filtered: dict[str, int] = {}
         admitted = filters.admission(
             config.filter,
@@ -352,10 +362,12 @@ class App:
             captures=captures,
             interfaces=interfaces,
             poller=poller,
+            checker=checker,
             ingest=Ingest(
                 types=types,
                 table=table,
                 admitted=admitted,
+                checker=checker,
                 captures=_Unheard() if config.shard.index else captures,
                 stats=self.stats,
                 now=self.clock.now,
@@ -418,9 +430,16 @@ class App:
                 if time.monotonic() > slice_ends:
                     await asyncio.sleep(0)
                     slice_ends = time.monotonic() + EXPIRY_SLICE_S
+            self._count_from_now(now)
+            self._parts.checker.settle()
             self._parts.interfaces.expire(now)
             self._parts.captures.expire(now)
             await asyncio.sleep(EXPIRY_INTERVAL_S)
+
+    def _count_from_now(self, now: float) -> None:
+        """Note when reports begin to come: what flows did before has not been counted."""
+        if self._parts.table.horizon_s is None and self.subscriptions.any_up:
+            self._parts.table.begin(now)
 
     async def _tell_when_full(self) -> None:
         """Log that reports found no room in the table, once an interval as long as some do."""
@@ -493,6 +512,7 @@ def _limits(store: Store) -> dict[str, Any]:
         "max_connections": store.max_connections,
         "max_flows": store.max_flows,
         "timeout_s": store.connection_timeout_s + store.connection_grace_s,
+        "memory_s": store.flow_memory_s,
         "view_timeouts_s": [view.timeout_s for view in store.views],
     }
 
@@ -529,6 +549,15 @@ def _exported(config: Config) -> dict[str, object]:
         "naming": store.naming,
         "cluster_net_masks": config.classify.cluster_net_masks if has_tags else (),
     }
+
+
+def _counts_other_flows(old: Config, new: Config) -> bool:
+    """Tell whether flows may come now that were left out before."""
+    return (old.filter, old.classify, old.subscriber.capture_id) != (
+        new.filter,
+        new.classify,
+        new.subscriber.capture_id,
+    )
 
 
 def _changes(old: Config, new: Config) -> list[str]:

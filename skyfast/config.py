@@ -79,8 +79,8 @@ from skyfast.values import (
 
 T = TypeVar("T")
 
-MAX_ROWS = 1 << 30
-"""The largest ``max_connections`` and ``max_flows``: a row's number has 31 bits."""
+MAX_ROWS = 1 << 27
+"""The largest ``max_connections`` and ``max_flows``: see ``_table.pyx``."""
 
 MAX_MESSAGE_BYTES = 1 << 30
 """The largest ``max_message_bytes``."""
@@ -150,6 +150,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     listen_address: str
     connection_timeout_s: float
     connection_grace_s: float
+    flow_memory_s: float
     max_connections: int
     max_flows: int
     interfaces_interval_s: float
@@ -427,6 +428,12 @@ CONNECTION_GRACE = _key(
     seconds(zero=True),
     15.0,
     lambda c: choices.show_seconds(c.store.connection_grace_s),
+)
+FLOW_MEMORY = _key(
+    "pipeline.store.prom_sky_con.flow_memory",
+    seconds(zero=True),
+    1290.0,
+    lambda c: choices.show_seconds(c.store.flow_memory_s),
 )
 MAX_CONNECTIONS = _key(
     "pipeline.store.prom_sky_con.max_connections",
@@ -833,6 +840,7 @@ def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
             listen_address=get(LISTEN_ADDRESS),
             connection_timeout_s=_connection_timeout_s(get),
             connection_grace_s=get(CONNECTION_GRACE),
+            flow_memory_s=get(FLOW_MEMORY),
             max_connections=max_connections,
             max_flows=get(MAX_FLOWS) or min(4 * max_connections, MAX_ROWS),
             interfaces_interval_s=get(INTERFACES_INTERVAL),

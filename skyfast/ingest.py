@@ -12,6 +12,7 @@ import msgspec
 
 from skyfast.dates import Dates
 from skyfast.filters import Admission
+from skyfast.report_checks import ReportChecker
 from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 from skyfast.wire import UNDECODABLE, Envelope, FlowTypes
 
@@ -61,6 +62,7 @@ class Ingest:
     :param types: the flow types of the table's plan.
     :param admitted: what picks the flows of a message that reach the table.
     :param captures: gets the content of messages with capture statistics.
+    :param checker: chooses messages that are decoded fully, and checks them.
     :param now: the table's clock, in seconds.
 
     A flow that the table does not know can be judged only with fields that updates of known flows
@@ -75,11 +77,13 @@ class Ingest:
         table: Updatable,
         admitted: Admission,
         captures: StatsSink,
+        checker: ReportChecker,
         stats: Stats,
         now: Callable[[], float],
     ) -> None:
         self._table = table
         self._captures = captures
+        self._checker = checker
         self._now = now
         self._skipped = stats.flows_skipped
         self._admitted = admitted
@@ -97,12 +101,16 @@ class Ingest:
 
         Nothing refers to ``data`` when this has returned.
         """
+        is_checked = self._checker.chooses()
+        messages = self._full_messages if is_checked else self._next_messages
         try:
-            message = self._next_messages.decode(data)
+            message = messages.decode(data)
         except UNDECODABLE:
             self._salvage(bytes(data), analyzer)
             return
         match _kind(message.Namespace, message.Type, analyzer):
+            case "flow", "store" if is_checked:
+                self._take_checked(message.Obj or [], data, analyzer)
             case "flow", "store":
                 self._take(message.Obj or [], data, analyzer)
             case "stats", "stats":
@@ -115,9 +123,28 @@ class Ingest:
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
         done = self._table.update(admitted, self._now())
-        self._dates.check(admitted if done == len(admitted) else admitted[:done], data, analyzer)
+        self._finish(admitted if done == len(admitted) else admitted[:done], data, analyzer)
         if done < len(admitted):
             self._decode_fully(bytes(data), _position(admitted[done], flows), analyzer)
+
+    def _take_checked(
+        self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
+    ) -> None:
+        """Apply the flows of the message ``data``, which are of the full type, and check them."""
+        analyzer.flows += len(flows)
+        admitted = self._admitted(flows)
+        sample = self._checker.before(admitted)
+        self._table.update(admitted, self._now())
+        self._checker.after(sample, analyzer)
+        self._finish(admitted, data, analyzer)
+
+    def _finish(
+        self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
+    ) -> None:
+        """Look at what was applied last, and choose the type of the next message's flows."""
+        self._dates.check(flows, data, analyzer)
+        if self._checker.has_unsettled:
+            self._checker.note_late(flows)
         unknown = self._table.met_unknown_flow
         self._next_messages = self._new_messages if unknown else self._messages
 
@@ -130,7 +157,7 @@ class Ingest:
             flows = self._one_by_one(raws[position:])
         admitted = self._admitted.again(flows)
         self._table.update(admitted, self._now())
-        self._dates.check(admitted, data, analyzer)
+        self._finish(admitted, data, analyzer)
 
     def _salvage(self, data: bytes, analyzer: AnalyzerStats) -> None:
         """Apply what is good in a message that is not, as a whole, one of flows."""
@@ -157,7 +184,7 @@ class Ingest:
         analyzer.flows += len(raws)
         admitted = self._admitted(self._one_by_one(raws))
         self._table.update(admitted, self._now())
-        self._dates.check(admitted, data, analyzer)
+        self._finish(admitted, data, analyzer)
 
     def _open(self, data: bytes) -> Envelope:
         try:

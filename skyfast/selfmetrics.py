@@ -44,6 +44,7 @@ SKIP_REASONS = (
     "late",
     "table_full",
     "other_shard",
+    "ended",
 )
 """Why a flow of a good message changed nothing."""
 
@@ -52,6 +53,9 @@ CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many"
 
 MISDATED_REASONS = ("ahead", "behind")
 """How the time of a flow differs from ours, beyond the bounds of `skyfast.dates`."""
+
+GAP_REASONS = ("lost", "ours")
+"""Why a report is missing: it was lost on its way, or skyfast skipped it or was not listening."""
 
 RECONNECT_REASONS = (
     "refused",
@@ -96,6 +100,9 @@ HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other answer but 20
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
 """Why a node of the last answer is not shown; ``out_of_range`` counts single values instead."""
 
+FLOW_UPDATE_S = 60.0
+"""Skydive's own default of ``flow.update``."""
+
 SCRAPE_FAILURES = ("deadline", "disconnected", "error")
 """Why a page was begun and not served whole: it took too long, its reader left, it broke."""
 
@@ -133,6 +140,8 @@ class AnalyzerStats:
     errors: dict[str, int] = field(default_factory=lambda: _zeros(*MESSAGE_ERRORS))
     reconnects: dict[str, int] = field(default_factory=lambda: _zeros(*RECONNECT_REASONS))
     misdated: dict[str, int] = field(default_factory=lambda: _zeros(*MISDATED_REASONS))
+    reports_checked: int = 0
+    report_gaps: dict[str, int] = field(default_factory=lambda: _zeros(*GAP_REASONS))
 
     def turn(self, up: int) -> None:
         """Let it be ``up`` from now on, where it was not."""
@@ -204,6 +213,7 @@ class Stats:
     flows_filtered: dict[str, int] = field(default_factory=dict)
     max_connections: int = 0
     max_flows: int = 0
+    flow_update_s: float = FLOW_UPDATE_S
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
     topology: TopologyStats = field(default_factory=TopologyStats)
     captures: CaptureStats = field(default_factory=CaptureStats)
@@ -224,6 +234,10 @@ class TableCounts(Protocol):
     def connections(self) -> int: ...
     @property
     def flows(self) -> int: ...
+    @property
+    def dormant_flows(self) -> int: ...
+    @property
+    def dormant_connections(self) -> int: ...
     @property
     def bytes(self) -> int: ...
     @property
@@ -369,6 +383,17 @@ def _subscription_families(stats: Stats) -> Iterable[_Family]:
         "Flow reports whose time is far from ours.",
         [(labels, analyzer.misdated) for labels, analyzer in analyzers],
     )
+    yield _Family(
+        "skyfast_reports_checked_total",
+        "counter",
+        "Flow reports checked for a missing one before them: a random sample.",
+        [(labels, analyzer.reports_checked) for labels, analyzer in analyzers],
+    )
+    yield _by_labels_and_reason(
+        "skyfast_report_gaps_total",
+        "Checked flow reports with a missing one before them.",
+        [(labels, analyzer.report_gaps) for labels, analyzer in analyzers],
+    )
 
 
 def _table_families(
@@ -394,6 +419,18 @@ def _table_families(
     # OpenMetrics has no room for a gauge beside the counter skyfast_flows_total.
     flows = "skyfast_table_flows" if standard_names else "skyfast_flows"
     yield _single(flows, "gauge", "Flows the connections consist of.", table.flows)
+    yield _single(
+        "skyfast_dormant_flows",
+        "gauge",
+        "Flows that are not reported any more and whose totals are remembered.",
+        table.dormant_flows,
+    )
+    yield _single(
+        "skyfast_dormant_connections",
+        "gauge",
+        "Connections that expired and whose counters are remembered apart from their flows.",
+        table.dormant_connections,
+    )
     yield _single(
         "skyfast_connections_limit",
         "gauge",

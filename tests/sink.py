@@ -9,16 +9,22 @@ from skyfast.config import Config
 from skyfast.filters import admission, classifier, reads
 from skyfast.ingest import Ingest
 from skyfast.names import Names
+from skyfast.report_checks import ReportChecker
 from skyfast.selfmetrics import AnalyzerStats, Stats
 from skyfast.wire import flow_types
 from tests.configs import make_config
 
 
 class Fed:
-    """An ingest of one configuration. ``now`` is its clock and can be set."""
+    """An ingest of one configuration. ``now`` is its clock and can be set.
+
+    Messages are checked for missing reports where ``chance``, from 0 to 1, is less than the
+    probability for that.
+    """
 
     def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
         self.now = 100.0
+        self.chance = 1.0
         self.plan = make_plan(config, names=Names(keep_s=0))
         self.stats = Stats()
         self.analyzer = AnalyzerStats("analyzer:8082")
@@ -30,7 +36,15 @@ class Fed:
             max_connections=max_connections,
             max_flows=max_flows,
             timeout_s=75,
+            memory_s=config.store.flow_memory_s,
             view_timeouts_s=[3600] * (len(self.plan.views) - 1),
+        )
+        self.checker = ReportChecker(
+            plan=self.plan,
+            table=self.table,
+            stats=self.stats,
+            now=lambda: self.now,
+            chance=lambda: self.chance,
         )
         self.ingest = Ingest(
             types=types,
@@ -43,6 +57,7 @@ class Fed:
                 filtered=self.stats.flows_filtered,
             ),
             captures=self.captures,
+            checker=self.checker,
             stats=self.stats,
             now=lambda: self.now,
         )

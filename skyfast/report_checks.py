@@ -1,0 +1,311 @@
+"""Whether all reports of the flows arrive: gaps in a random sample of the messages.
+
+Agents send reports to the analyzers in UDP datagrams by default, without acknowledgement, and an
+analyzer that any subscriber leaves sends nothing for a while. A report that got lost leaves a trace
+in the next one of its flow: the totals have grown by more than ``LastUpdateMetric`` says. The table
+counts the difference in any case; here such gaps are counted, so that operators notice.
+
+The same sample tells the agents' ``flow.update``, the time between two reports of a busy flow.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+from skyfast.plan import Path, Plan
+from skyfast.selfmetrics import FLOW_UPDATE_S, AnalyzerStats, Stats
+
+SAMPLES_PER_S: Final = 4.0
+"""Messages that are checked, on average. A message of 100 flows takes about 0.4 ms."""
+
+MAX_SAMPLES_AT_ONCE: Final = 8
+"""Messages that are checked at most in a burst."""
+
+FIRST_PROBABILITY: Final = 0.25
+"""Of a message to be checked, until the rate of messages is known."""
+
+RATE_PERIOD_S: Final = 10.0
+"""How often the probability of a message to be checked follows the rate of messages."""
+
+SETTLE_S: Final = 15.0
+"""A report can arrive this much later than a later one: an analyzer holds a batch for 5 s."""
+
+MAX_UNSETTLED: Final = 10_000
+"""Gaps that wait for a late report; more are counted at once."""
+
+MAX_FLOW_UPDATE_S: Final = 3600.0
+"""The longest ``flow.update`` that is believed."""
+
+UPDATE_PERIOD_S: Final = 60.0
+UPDATE_PERIODS: Final = 60
+"""``flow.update`` is the greatest of the last hour, in steps of a minute."""
+
+MAX_NUMBER: Final = 2**62
+CLOSING: Final = 1
+
+OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
+"""Reasons to skip a report that leave a gap in its flow; the others skip all reports of a flow."""
+
+Flow = Any
+"""A struct of the plan's type ``FullFlow``."""
+
+Reason = Literal["lost", "ours"]
+
+
+class KnownFlows(Protocol):
+    """The part of the table that tells what is known of a flow."""
+
+    def known(self, uuid: str) -> tuple[tuple[int, ...], int, float] | None: ...
+    @property
+    def skipped(self) -> dict[str, int]: ...
+    @property
+    def late_total(self) -> int: ...
+    @property
+    def horizon_s(self) -> float | None: ...
+    @property
+    def flow_update_s(self) -> float: ...
+    @flow_update_s.setter
+    def flow_update_s(self, seconds: float, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Total:
+    """A counter of the plan that Skydive tells the latest addition to, by its position there."""
+
+    index: int
+    paths: tuple[Path, ...]
+    amounts: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """A gap that a late report can still close."""
+
+    uuid: str
+    last_ms: int
+    analyzer: AnalyzerStats
+    reason: Reason
+    due_s: float
+
+
+Sample = list[tuple[Flow, tuple[tuple[int, ...], int, float] | None]]
+"""The flows of a message, with what was known of each before."""
+
+
+class ReportChecker:
+    """Checks a random sample of the messages for reports that are missing.
+
+    :param plan: says which counters can be checked: those of ``Metric``.
+    :param now: the table's clock, in seconds.
+    :param held_s: how long that clock was held so far, because reports may have been missing.
+    :param chance: random numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        table: KnownFlows,
+        stats: Stats,
+        now: Callable[[], float],
+        held_s: Callable[[], float] = lambda: 0.0,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._totals = tuple(
+            _Total(index, counter.paths, counter.amounts)
+            for index, counter in enumerate(plan.counters)
+            if counter.amounts
+        )
+        # Nothing is known of flows that are duplicates.
+        self._checks_unknown = plan.conversation is None
+        self._table = table
+        self._stats = stats
+        self._now = now
+        self._held_s = held_s
+        self._chance = chance
+        self._probability = FIRST_PROBABILITY
+        self._credit = float(MAX_SAMPLES_AT_ONCE)
+        self._looked_s = self._period_began_s = now()
+        self._messages = 0
+        self._unsettled: dict[str, _Gap] = {}
+        self._late_total = table.late_total
+        self._ours_s = float("-inf")
+        self._ours = self._own_losses()
+        self._updates: deque[tuple[float, float]] = deque()
+
+    def chooses(self) -> bool:
+        """Return whether the next message is to be decoded fully and checked."""
+        now = self._now()
+        self._messages += 1
+        if now - self._period_began_s >= RATE_PERIOD_S:
+            rate = self._messages / (now - self._period_began_s)
+            self._probability = min(1.0, SAMPLES_PER_S / rate)
+            self._messages = 0
+            self._period_began_s = now
+        credit = self._credit + SAMPLES_PER_S * (now - self._looked_s)
+        self._credit = min(credit, float(MAX_SAMPLES_AT_ONCE))
+        self._looked_s = now
+        if self._credit < 1.0 or self._chance() >= self._probability:
+            return False
+        self._credit -= 1.0
+        return True
+
+    def before(self, flows: Sequence[Flow]) -> Sample:
+        """Return what is known of the flows of a message that was chosen, for `after`."""
+        known = self._table.known
+        return [(flow, known(flow.UUID)) for flow in flows]
+
+    def after(self, sample: Sample, analyzer: AnalyzerStats) -> None:
+        """Check the flows of `before`, which the table has taken in the meantime."""
+        now = self._now()
+        self._note_own_losses(now)
+        seen: set[str] = set()
+        for flow, known in sample:
+            if flow.UUID in seen:
+                continue  # What was known of it is out of date.
+            seen.add(flow.UUID)
+            if flow.LastUpdateMetric is None:
+                continue
+            totals = [_sum(flow, total.paths) for total in self._totals]
+            amounts = [_sum(flow, total.amounts) for total in self._totals]
+            if not totals or not all(0 <= number <= MAX_NUMBER for number in totals + amounts):
+                continue
+            self._learn_update(flow, now)
+            if known is not None:
+                self._check_known(flow, known, totals, amounts, analyzer, now)
+            elif self._checks_unknown:
+                self._check_unknown(flow, totals, amounts, analyzer, now)
+
+    def note_late(self, flows: Sequence[Flow]) -> None:
+        """Close the gaps that late reports among ``flows`` had left, the latest update's."""
+        if self._table.late_total == self._late_total:
+            return
+        self._late_total = self._table.late_total
+        for flow in flows:
+            gap = self._unsettled.get(flow.UUID)
+            if gap is not None and flow.Last < gap.last_ms:
+                del self._unsettled[flow.UUID]
+
+    @property
+    def has_unsettled(self) -> bool:
+        """Whether gaps wait for reports that may be late."""
+        return bool(self._unsettled)
+
+    def settle(self) -> None:
+        """Count the gaps that no late report has closed in time."""
+        now = self._now()
+        while self._unsettled:
+            gap = next(iter(self._unsettled.values()))
+            if gap.due_s > now and len(self._unsettled) <= MAX_UNSETTLED:
+                return
+            del self._unsettled[gap.uuid]
+            gap.analyzer.report_gaps[gap.reason] += 1
+
+    def _check_known(
+        self,
+        flow: Flow,
+        known: tuple[tuple[int, ...], int, float],
+        totals: Sequence[int],
+        amounts: Sequence[int],
+        analyzer: AnalyzerStats,
+        now: float,
+    ) -> None:
+        known_totals, last_ms, reported_s = known
+        growth = [
+            new - max(known_totals[total.index], 0)
+            for new, total in zip(totals, self._totals, strict=True)
+        ]
+        is_newer = flow.Last > last_ms
+        if min(growth) < 0 or (not is_newer and max(growth) <= 0):
+            return  # It started over, or is late.
+        analyzer.reports_checked += 1
+        told = [0] * len(amounts) if _is_repeat(flow) else amounts
+        if any(new > one for new, one in zip(growth, told, strict=True)):
+            self._found(flow, analyzer, since_s=reported_s, now=now)
+
+    def _check_unknown(
+        self,
+        flow: Flow,
+        totals: Sequence[int],
+        amounts: Sequence[int],
+        analyzer: AnalyzerStats,
+        now: float,
+    ) -> None:
+        horizon_s = self._table.horizon_s
+        age_s = (flow.LastUpdateMetric.Last - flow.Start) / 1000
+        if (
+            horizon_s is None
+            or age_s < 0
+            or now - age_s - self._table.flow_update_s - SETTLE_S <= horizon_s
+            or self._table.known(flow.UUID) is None
+        ):
+            return  # It was counted once, or the table has not taken it.
+        analyzer.reports_checked += 1
+        grew = any(total > one for total, one in zip(totals, amounts, strict=True))
+        if grew or _is_repeat(flow):
+            self._found(flow, analyzer, since_s=now - age_s, now=now)
+
+    def _found(self, flow: Flow, analyzer: AnalyzerStats, *, since_s: float, now: float) -> None:
+        reason: Reason = "ours" if self._ours_s >= since_s - SETTLE_S else "lost"
+        # A flow that waits already stands at its old place.
+        self._unsettled.pop(flow.UUID, None)
+        self._unsettled[flow.UUID] = _Gap(
+            uuid=flow.UUID,
+            last_ms=flow.Last,
+            analyzer=analyzer,
+            reason=reason,
+            due_s=now + SETTLE_S,
+        )
+        if len(self._unsettled) > MAX_UNSETTLED:
+            self.settle()
+
+    def _own_losses(self) -> tuple[float, int]:
+        """Return what changes when skyfast itself misses or skips reports."""
+        skipped = self._table.skipped
+        lost = sum(
+            self._stats.flows_skipped.get(reason, 0) + skipped.get(reason, 0)
+            for reason in OUR_SKIPS
+        )
+        lost += sum(sum(one.errors.values()) for one in self._stats.analyzers.values())
+        return self._held_s(), lost
+
+    def _note_own_losses(self, now: float) -> None:
+        ours = self._own_losses()
+        if ours != self._ours:
+            self._ours = ours
+            self._ours_s = now
+
+    def _learn_update(self, flow: Flow, now: float) -> None:
+        newest = flow.LastUpdateMetric
+        update_s = (newest.Last - newest.Start) / 1000
+        if (
+            flow.FinishType == CLOSING
+            or newest.Start == flow.Start
+            or not 0 < update_s <= MAX_FLOW_UPDATE_S
+        ):
+            return
+        began_s = now // UPDATE_PERIOD_S * UPDATE_PERIOD_S
+        if not self._updates or self._updates[-1][0] != began_s:
+            self._updates.append((began_s, update_s))
+            while len(self._updates) > UPDATE_PERIODS:
+                self._updates.popleft()
+            self._use_update()
+        elif update_s > self._updates[-1][1]:
+            self._updates[-1] = (began_s, update_s)
+            self._use_update()
+
+    def _use_update(self) -> None:
+        update_s = max((seconds for _, seconds in self._updates), default=FLOW_UPDATE_S)
+        self._stats.flow_update_s = update_s
+        self._table.flow_update_s = update_s
+
+
+def _sum(flow: Flow, paths: tuple[Path, ...]) -> int:
+    return sum(getattr(getattr(flow, part), name) for part, name in paths)
+
+
+def _is_repeat(flow: Flow) -> bool:
+    """Tell whether it is a closing report with the amounts of the one before."""
+    return bool(flow.FinishType == CLOSING and flow.LastUpdateMetric.Last != flow.Last)
