@@ -462,11 +462,13 @@ class Subscription:
             self._on_change()
 
     def _log_subscribed(self, server: str) -> None:
+        # The last line about an analyzer tells its present state: so does the next failure's.
+        self._limit.reset()
         if self._server in ("", server):
-            self._log(logging.INFO, "subscribed", f"subscribed to {server}")
+            log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)
         else:  # another analyzer, or one that is configured anew
-            text = f"subscribed to {server}, which was {self._server} before"
-            self._log(logging.WARNING, "renamed", text)
+            text = "analyzer %s: subscribed to %s, which was %s before"
+            log.warning(text, self.endpoint.name, server, self._server)
         self._server = server
 
     def _log(self, level: int, cause: str, text: str) -> None:

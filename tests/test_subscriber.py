@@ -742,6 +742,43 @@ async def test_one_line_an_interval_and_cause_says_how_many_there_were(
     assert "more such" not in third
 
 
+async def test_the_last_line_in_the_log_tells_the_present_state(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Within one interval of the log's limit, and with the same cause of every failure."""
+    caplog.set_level(logging.INFO)
+    async with subscribed(make_config(analyzer.url)) as running:
+        for down in range(1, 4):
+            remote = await running.up(analyzer)
+            assert "subscribed to analyzer analyzer-1" in caplog.messages[-1]
+            analyzer.script.extend([503] * 3)
+            remote.reset()
+            failures = running.row(analyzer).reconnects
+            await eventually(lambda down=down: failures["handshake"] == 3 * down)
+            refused = [line for line in caplog.messages if "503" in line]
+            assert len(refused) == down  # one line for three failures
+            assert ("(2 more such events since the last line)" in refused[-1]) == (down > 1)
+        await running.up(analyzer)
+        assert "subscribed to analyzer analyzer-1" in caplog.messages[-1]
+
+
+async def test_another_name_is_logged_within_the_interval_too(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with subscribed(make_config(analyzer.url)) as running:
+        for number in (2, 1, 2):
+            remote = await running.up(analyzer)
+            analyzer.host_id = f"analyzer-{number}"
+            remote.reset()
+        await running.up(analyzer)
+    renamed = [line for line in lines(caplog) if "which was" in line]
+    assert [line.split()[5].rstrip(",") for line in renamed] == [
+        "analyzer-2",
+        "analyzer-1",
+        "analyzer-2",
+    ]
+
+
 async def test_texts_from_the_network_are_harmless_in_the_log(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -754,7 +791,7 @@ async def test_texts_from_the_network_are_harmless_in_the_log(
         await running.up(analyzer)
         await eventually(lambda: len(lines(caplog)) == 2)
     logged = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
-    assert len(logged) == 3
+    assert len(logged) == 4  # both times that it was subscribed, and why it was not
     assert all(line.isprintable() and len(line) < 600 for line in logged)
     assert any("forged" in line for line in logged)
 
