@@ -96,6 +96,9 @@ HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other answer but 20
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
 """Why a node of the last answer is not shown; ``out_of_range`` counts single values instead."""
 
+FLOW_UPDATE_S = 60.0
+"""Skydive's own default of ``flow.update``."""
+
 SCRAPE_FAILURES = ("deadline", "disconnected", "error")
 """Why a page was begun and not served whole: it took too long, its reader left, it broke."""
 
@@ -196,7 +199,8 @@ class Stats:
 
     ``flows_filtered`` counts by the name of the rule that a flow was dropped by; whoever makes the
     rules puts their names there. ``max_connections`` and ``max_flows`` are the table's bounds, put
-    there by whoever sets them.
+    there by whoever sets them. ``clock_held`` is 1 while the table's clock is held, and
+    ``clock_held_s`` for how long it has been.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
@@ -204,10 +208,28 @@ class Stats:
     flows_filtered: dict[str, int] = field(default_factory=dict)
     max_connections: int = 0
     max_flows: int = 0
+    clock_held: int = 0
+    clock_held_s: float = 0.0
+    observed_flow_update_s: float | None = None
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
     topology: TopologyStats = field(default_factory=TopologyStats)
     captures: CaptureStats = field(default_factory=CaptureStats)
     config: ConfigStats = field(default_factory=ConfigStats)
+
+    @property
+    def flow_update_s(self) -> float:
+        """The analyzers' ``flow.update``, as seen in reports; `FLOW_UPDATE_S` until known."""
+        known_s = self.observed_flow_update_s
+        return FLOW_UPDATE_S if known_s is None else known_s
+
+    @flow_update_s.setter
+    def flow_update_s(self, seconds: float) -> None:
+        self.observed_flow_update_s = seconds
+
+    @property
+    def flow_update_known(self) -> bool:
+        """Whether ``flow_update_s`` was set since the start."""
+        return self.observed_flow_update_s is not None
 
     def analyzer(self, name: str) -> AnalyzerStats:
         """Return the counters of ``name``, created at zero when it is new."""
@@ -289,6 +311,7 @@ def render(
     families = (
         *_subscription_families(stats),
         *_table_families(stats, table, views, standard_names=standard_names),
+        *_clock_families(stats),
         *_topology_families(stats.topology),
         *_capture_families(stats.captures),
         *_config_families(stats.config),
@@ -443,6 +466,21 @@ def _table_families(
             ({"view": view}, count)
             for view, count in zip(views, table.view_rejected_totals, strict=True)
         ],
+    )
+
+
+def _clock_families(stats: Stats) -> Iterable[_Family]:
+    yield _single(
+        "skyfast_clock_held",
+        "gauge",
+        "Whether connections stay because reports may be missing.",
+        stats.clock_held,
+    )
+    yield _single(
+        "skyfast_clock_held_seconds_total",
+        "counter",
+        "Time for which connections stayed because reports may be missing.",
+        stats.clock_held_s,
     )
 
 
