@@ -433,8 +433,10 @@ class App:
                 )
             )
 
-    def _tell_of_hold(self) -> None:
-        """Count the time of a hold, and log where one has begun or ended."""
+    def _look_for_gaps(self) -> None:
+        """Hold the clock or let it go on, count the time, and log where that has changed."""
+        self._hold()
+        self._warn_of_updates()
         stats, held = self.stats, self.clock.held
         stats.clock_held_s = self.clock.held_s
         if held and not stats.clock_held:
@@ -456,9 +458,7 @@ class App:
         """Take out what has expired, in slices between which everything else has its turn."""
         paused_s = 0.0
         while True:
-            self._hold()
-            self._tell_of_hold()
-            self._warn_of_updates()
+            self._look_for_gaps()
             now = self.clock.now()
             if self.clock.paused_s > paused_s:
                 log.warning(
