@@ -8,8 +8,8 @@ that is less than `SUSPECT_CHANCE`, and *silent* where it is less than `SILENT_C
 were sent is read from what the other subscriptions got meanwhile, if all of these go on, and else
 from the number of capture points.
 
-One that gets ``stats`` and no flows is silent too, where the ``stats`` say that captures see packets:
-whoever subscribes to ``stats`` alone wakes an analyzer for these alone.
+One that gets ``stats`` and no flows is silent too, where the ``stats`` say that captures see
+packets: whoever subscribes to ``stats`` alone wakes an analyzer for these alone.
 
 There is no clock and no socket here. Time comes in as looks, one a tick: of a process that was
 stopped, the late look counts as one, and what has come in is read before the next.
@@ -54,7 +54,7 @@ MAX_VALUES: Final = 20_000
 """Values that are remembered; of captures with more points, nothing is concluded."""
 
 READINGS: Final = (9, 10, 11)
-"""How many readings of a total are added up in ``PacketsReceived``: ten, and now and then others."""
+"""How many readings of a total are added up in ``PacketsReceived``: ten, or one more or less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

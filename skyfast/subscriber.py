@@ -262,6 +262,10 @@ class _Watch:
 
     def stop(self) -> None:
         self._timer.cancel()
+        if self.heard and not self._silence.delivered:
+            # It has ended before the first look, and what it delivered will be missing.
+            self._silence.delivered = True
+            self._on_change()
 
     def _counts(self) -> tuple[int, int]:
         """Return the messages so far with statistics and with flows."""
@@ -315,8 +319,8 @@ class Subscription:
 
         ``address`` is what to connect to in place of the URL's host. ``ssl`` is needed
         for ``wss://``. ``on_message`` gets the bytes of each message, and counts it in ``stats``;
-        ``on_change`` is called when ``stats.up`` or `delivers` has changed. ``predecessor`` is the same analyzer's subscription that has
-        been ended for this one.
+        ``on_change`` is called when ``stats.up`` or `delivers` has changed. ``predecessor`` is the
+        same analyzer's subscription that has been ended for this one.
         """
         self.endpoint = Endpoint.parse(url, address=address)
         self._authentication = Authentication(

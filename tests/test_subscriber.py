@@ -740,6 +740,20 @@ async def test_statistics_without_flows_are_silence(
         sending.cancel()
 
 
+async def test_one_that_ends_at_once_has_delivered_all_the_same(analyzer: FakeAnalyzer) -> None:
+    counting = Counting()
+    seen: list[set[str]] = []
+    options = {**counting.options, "timing": dataclasses.replace(QUICK, tick_s=60.0)}
+    options["on_change"] = lambda: seen.append(running.subscriptions.delivering)
+    async with subscribed(make_config(analyzer.url), **options) as running:
+        remote = await running.up(analyzer)
+        await remote.send(MESSAGE)
+        remote.reset()
+        await running.up(analyzer)
+        assert {analyzer.name} in seen
+        assert not running.subscriptions.delivering
+
+
 async def test_those_that_are_subscribed_are_named() -> None:
     async with FakeAnalyzer() as first, FakeAnalyzer() as second:
         config = make_config(first.url, second.url)
@@ -879,12 +893,12 @@ async def test_the_last_line_in_the_log_tells_the_present_state(
     """Within one interval of the log's limit, and with the same cause of every failure."""
     caplog.set_level(logging.INFO)
     async with subscribed(make_config(analyzer.url)) as running:
+        failures = running.row(analyzer).reconnects
         for down in range(1, 4):
             remote = await running.up(analyzer)
             assert "subscribed to analyzer analyzer-1" in caplog.messages[-1]
             analyzer.script.extend([503] * 3)
             remote.reset()
-            failures = running.row(analyzer).reconnects
             await eventually(lambda down=down: failures["handshake"] == 3 * down)
             refused = [line for line in caplog.messages if "503" in line]
             assert len(refused) == down  # one line for three failures
