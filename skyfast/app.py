@@ -484,11 +484,11 @@ class App:
         self._warned = (update_s, timeout_s)
         if timeout_s < update_s + SLACK_S:
             log.warning(
-                "connection_timeout and connection_grace are %g s together, less than the"
-                " analyzers' flow.update of %g s and %g s: live connections come and go",
-                timeout_s,
-                update_s,
-                SLACK_S,
+                "connection_timeout and connection_grace are %s s together, less than the"
+                " analyzers' flow.update of %s s and %s s: live connections come and go",
+                f"{timeout_s:g}",
+                f"{update_s:g}",
+                f"{SLACK_S:g}",
             )
 
     async def _tell_when_full(self) -> None:

@@ -126,6 +126,17 @@ def test_one_that_is_taken_away_counts_as_down_and_is_forgotten() -> None:
     assert story.for_s(1000, "a", "b") == 0
 
 
+def test_names_that_come_and_go_for_ever_are_forgotten() -> None:
+    story = Story()
+    for number in range(200):
+        story.subscribed = {"a", f"b-{number}"}
+        story.for_s(10, *story.subscribed)
+    assert len(story.gap._sources) <= 4 + INCIDENT_UPDATES * UPDATE_S / 10
+    story.subscribed = {"a"}
+    story.for_s(600, "a")
+    assert set(story.gap._sources) == {"a"}
+
+
 def test_all_are_replaced() -> None:
     story = Story("a", "b")
     story.for_s(100, "a", "b")
