@@ -25,12 +25,14 @@ from skyfast.clock import Clock
 from skyfast.config import Config, ConfigError, Store, redact_url
 from skyfast.exposition import Exposition, Source
 from skyfast.frames import MessageData
+from skyfast.gaps import SLACK_S, ReportingGap
 from skyfast.ingest import Ingest
 from skyfast.names import Lookup, Names
 from skyfast.plan import Plan
 from skyfast.ranking import Ranking
 from skyfast.report_checks import ReportChecker
 from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.silence import Activity
 from skyfast.status import Status, Subject
 from skyfast.subscriber import Subscriptions
 from skyfast.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
@@ -99,11 +101,19 @@ class _Parts:
     subject: Subject
 
 
-class _Unheard:
-    """Takes the reports of captures that another shard exports."""
+class _CaptureReports:
+    """Takes the agents' reports of their captures, which another shard may export."""
+
+    def __init__(self, *, activity: Activity, captures: Captures | None, clock: Clock) -> None:
+        self._activity = activity
+        self._captures = captures
+        self._clock = clock
 
     def message(self, raw: msgspec.Raw, now: float) -> None:
-        pass
+        running = self._clock.running()
+        self._activity.message(raw, running)
+        if self._captures:
+            self._captures.message(raw, now, running)
 
 
 class App:
@@ -131,6 +141,9 @@ class App:
         self._began_s = time.monotonic()
         self.stats = Stats()
         self.clock = Clock()
+        self._gap = ReportingGap()
+        self._warned: tuple[float, float] | None = None
+        self._activity = Activity()
         self._parts = self._build(config, None)
         self._poller = self._parts.poller
         self._count(self._parts)
@@ -138,6 +151,8 @@ class App:
             config=config,
             stats=self.stats,
             on_message=self._receiver(recorder),
+            on_change=self._hold,
+            activity=self._activity,
         )
         self.exposition = Exposition(
             source=self._parts.source, stats=self.stats, now=self.clock.now
@@ -368,7 +383,11 @@ class App:
                 table=table,
                 admitted=admitted,
                 checker=checker,
-                captures=_Unheard() if config.shard.index else captures,
+                captures=_CaptureReports(
+                    activity=self._activity,
+                    captures=None if config.shard.index else captures,
+                    clock=self.clock,
+                ),
                 stats=self.stats,
                 now=self.clock.now,
             ),
@@ -414,10 +433,44 @@ class App:
     def _relabel(self, lookup: Lookup, keys: Set[str]) -> None:
         self._parts.table.relabel([(lookup, keys)])
 
+    def _hold(self) -> None:
+        """Hold the clock where reports may be missing, and let it go on where they are not."""
+        if self._parts.config.subscriber.silence_timeout_s:  # without, it is a replay
+            self.clock.hold(
+                self._gap.look(
+                    self.clock.running(),
+                    delivering=self.subscriptions.delivering,
+                    subscribed=self.subscriptions.subscribed,
+                    flow_update_s=self.stats.flow_update_s,
+                )
+            )
+
+    def _look_for_gaps(self) -> None:
+        """Hold the clock or let it go on, count the time, and log where that has changed."""
+        self._hold()
+        self._warn_of_updates()
+        stats, held = self.stats, self.clock.held
+        stats.clock_held_s = self.clock.held_s
+        if held and not stats.clock_held:
+            log.info(
+                "connections stay, for reports may be missing: of %s", self._missing_analyzers()
+            )
+        elif stats.clock_held and not held:
+            log.info("connections leave again")
+        stats.clock_held = int(held)
+
+    def _missing_analyzers(self) -> str:
+        """Return because of which analyzers the clock is held, and why."""
+        causes, subscriptions = self._gap.causes, self.subscriptions
+        texts = [f"{name} ({subscriptions.state(name)})" for name in causes[:MAX_ANNOUNCED]]
+        more = len(causes) - MAX_ANNOUNCED
+        return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
+
     async def _expire(self) -> None:
         """Take out what has expired, in slices between which everything else has its turn."""
         paused_s = 0.0
         while True:
+            self._look_for_gaps()
             now = self.clock.now()
             if self.clock.paused_s > paused_s:
                 log.warning(
@@ -440,6 +493,22 @@ class App:
         """Note when reports begin to come: what flows did before has not been counted."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.begin(now)
+
+    def _warn_of_updates(self) -> None:
+        """Log where connections would leave between two reports: once a value and time-out."""
+        update_s = self.stats.flow_update_s
+        timeout_s = _limits(self._parts.config.store)["timeout_s"]
+        if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
+            return
+        self._warned = (update_s, timeout_s)
+        if timeout_s < update_s + SLACK_S:
+            log.warning(
+                "connection_timeout and connection_grace are %s s together, less than the"
+                " analyzers' flow.update of %s s and %s s: live connections come and go",
+                f"{timeout_s:g}",
+                f"{update_s:g}",
+                f"{SLACK_S:g}",
+            )
 
     async def _tell_when_full(self) -> None:
         """Log that reports found no room in the table, once an interval as long as some do."""

@@ -34,9 +34,7 @@ from skyfast.selfmetrics import CaptureStats, label_text
 from skyfast.wire import UNDECODABLE
 
 SILENCE_S: Final = 60.0
-"""A capture leaves when there was no report of it for so long: six in a row.
-
-Longer than the 45 s after which a silent subscription is renewed."""
+"""A capture leaves when there was no report of it for so long: six in a row."""
 
 SLOT_S: Final = 3.0
 """The highest figures are kept for each slot of this time."""
@@ -100,9 +98,9 @@ class _Capture:
         """The highest of the latest reports, of which there is one at least."""
         return reduce(_highest, self._slots.values())
 
-    def add(self, report: _Report, now: float) -> None:
+    def add(self, report: _Report, now: float, running: float) -> None:
         figures = _Figures(report.packets_received, report.packets_dropped, report.flow_count)
-        now_slot = int(now // SLOT_S)
+        now_slot = int(running // SLOT_S)
         slots = {slot: kept for slot, kept in self._slots.items() if slot > now_slot - SLOTS}
         slots[now_slot] = _highest(slots.get(now_slot, figures), figures)
         self._slots = slots
@@ -181,8 +179,12 @@ class Captures:
         self._stats = stats
         self._captures: dict[str, _Capture] = {}
 
-    def message(self, raw: msgspec.Raw | bytes, now: float) -> None:
-        """Take a report, the ``Obj`` of a message. Never raises; counts what it cannot use."""
+    def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
+        """Take a report, the ``Obj`` of a message. Never raises; counts what it cannot use.
+
+        ``now`` may stand still, so that captures stay while reports of them may be missing.
+        ``running`` does not, where it is another: the gauges go by it.
+        """
         try:
             report = _decode(raw)
         except UNDECODABLE as error:
@@ -193,7 +195,7 @@ class Captures:
             self._stats.skipped[reason] += 1
             return
         capture = self._captures.get(report.capture_id) or _Capture()
-        capture.add(report, now)
+        capture.add(report, now, now if running is None else running)
         self._captures[report.capture_id] = capture
         self._stats.captures = len(self._captures)
 

@@ -1,5 +1,6 @@
-"""The table's clock: monotonic seconds from which pauses of the process are taken out."""
+"""The table's clock: monotonic seconds without pauses of the process and without holds."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ class Clock:
     have expired meanwhile must be given the time to be heard of. That only holds when somebody asks
     more often than that; the expiry task does.
 
+    While the clock is held, no time passes either: `skyfast.gaps` says when.
+
     :param source: where seconds come from; a test gives its own.
     """
 
@@ -22,9 +25,21 @@ class Clock:
         self._source = source
         self._last = source()
         self._paused_s = 0.0
+        self._held_s = 0.0
+        self._held_at: float | None = None
+        self._latest = -math.inf
+        """What `now` has returned: what is taken out is rounded, and must not bring it back."""
 
     def now(self) -> float:
         """Return the seconds that count."""
+        running = self.running()
+        if self._held_at is not None:
+            return self._held_at
+        self._latest = max(running - self._held_s, self._latest)
+        return self._latest
+
+    def running(self) -> float:
+        """Return the same without holds: pauses alone are taken out."""
         at = self._source()
         gap_s = at - self._last
         self._last = at
@@ -32,7 +47,27 @@ class Clock:
             self._paused_s += gap_s
         return at - self._paused_s
 
+    def hold(self, held: bool) -> None:
+        """Let the clock stand still, or go on from where it stands."""
+        if held and self._held_at is None:
+            self._held_at = self.now()
+        elif not held and self._held_at is not None:
+            self._held_s = self.running() - self._held_at
+            self._held_at = None
+
+    @property
+    def held(self) -> bool:
+        """Whether the clock stands still."""
+        return self._held_at is not None
+
+    @property
+    def held_s(self) -> float:
+        """For how long the clock has stood still so far, without pauses."""
+        if self._held_at is not None:
+            return self.running() - self._held_at
+        return self._held_s
+
     @property
     def paused_s(self) -> float:
-        """How much time was taken out so far."""
+        """How much time was taken out for pauses so far."""
         return self._paused_s

@@ -186,6 +186,12 @@ class LogLimit:
             del self._causes[next(iter(self._causes))]
         return f" ({suppressed} more such events since the last line)" if suppressed else ""
 
+    def reset(self) -> None:
+        """Allow the next line of every cause; what was counted so far is still added to it."""
+        self._causes = {
+            cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
+        }
+
     def warn(self, log: logging.Logger, cause: object, text: str) -> None:
         """Log ``text`` as a warning, if there was none of this cause for the interval."""
         suffix = self.admit(cause)

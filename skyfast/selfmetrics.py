@@ -205,7 +205,8 @@ class Stats:
 
     ``flows_filtered`` counts by the name of the rule that a flow was dropped by; whoever makes the
     rules puts their names there. ``max_connections`` and ``max_flows`` are the table's bounds, put
-    there by whoever sets them.
+    there by whoever sets them. ``clock_held`` is 1 while the table's clock is held, and
+    ``clock_held_s`` for how long it has been.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
@@ -213,11 +214,28 @@ class Stats:
     flows_filtered: dict[str, int] = field(default_factory=dict)
     max_connections: int = 0
     max_flows: int = 0
-    flow_update_s: float = FLOW_UPDATE_S
+    clock_held: int = 0
+    clock_held_s: float = 0.0
+    observed_flow_update_s: float | None = None
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
     topology: TopologyStats = field(default_factory=TopologyStats)
     captures: CaptureStats = field(default_factory=CaptureStats)
     config: ConfigStats = field(default_factory=ConfigStats)
+
+    @property
+    def flow_update_s(self) -> float:
+        """The analyzers' ``flow.update``, as seen in reports; `FLOW_UPDATE_S` until known."""
+        known_s = self.observed_flow_update_s
+        return FLOW_UPDATE_S if known_s is None else known_s
+
+    @flow_update_s.setter
+    def flow_update_s(self, seconds: float) -> None:
+        self.observed_flow_update_s = seconds
+
+    @property
+    def flow_update_known(self) -> bool:
+        """Whether ``flow_update_s`` was set since the start."""
+        return self.observed_flow_update_s is not None
 
     def analyzer(self, name: str) -> AnalyzerStats:
         """Return the counters of ``name``, created at zero when it is new."""
@@ -303,6 +321,7 @@ def render(
     families = (
         *_subscription_families(stats),
         *_table_families(stats, table, views, standard_names=standard_names),
+        *_clock_families(stats),
         *_topology_families(stats.topology),
         *_capture_families(stats.captures),
         *_config_families(stats.config),
@@ -480,6 +499,21 @@ def _table_families(
             ({"view": view}, count)
             for view, count in zip(views, table.view_rejected_totals, strict=True)
         ],
+    )
+
+
+def _clock_families(stats: Stats) -> Iterable[_Family]:
+    yield _single(
+        "skyfast_clock_held",
+        "gauge",
+        "Whether connections stay because reports may be missing.",
+        stats.clock_held,
+    )
+    yield _single(
+        "skyfast_clock_held_seconds_total",
+        "counter",
+        "Time for which connections stayed because reports may be missing.",
+        stats.clock_held_s,
     )
 
 

@@ -379,11 +379,14 @@ def as_json(report: Report) -> bytes:
 def _warnings(stats: Stats, table: TableCounts) -> Iterator[str]:
     down = [each.name for each in stats.analyzers.values() if not each.up]
     if down and len(down) == len(stats.analyzers):
-        yield "No analyzer is subscribed to: connections leave as their flows fall silent."
+        rest = "" if stats.clock_held else ": connections leave as their flows fall silent"
+        yield f"No analyzer is subscribed to{rest}."
     elif down:
         others = len(down) - MAX_NAMED
         more = f" and {others:,} more" if others > 0 else ""
         yield f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
+    if stats.clock_held:
+        yield "Reports may be missing: connections stay until all were reported again."
     for what, count, limit in (
         ("connections", table.connections, stats.max_connections),
         ("flows", table.flows, stats.max_flows),

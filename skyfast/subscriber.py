@@ -21,7 +21,7 @@ import random
 import socket
 import ssl as ssl_module
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Never, cast
@@ -43,6 +43,7 @@ from skyfast.login import (
 )
 from skyfast.logs import LogLimit, printable
 from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
+from skyfast.silence import Activity, Reporting, Silence, SilenceTiming
 from skyfast.tls import client_context
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,12 @@ SILENCE_JITTER: Final = 1.3
 """The silence time-out is stretched by up to this factor, anew for each subscription.
 
 Analyzers fall silent for all their subscribers together, and the first that reconnects wakes them
-for the others: so those should not all reconnect at once. 45 s become 58 s at most, which is
-still well before the connections of a silent analyzer leave, after 75 s."""
+for the others: so those should not all reconnect at once. 20 s become 26 s at most, and the 45 s
+of ``silence_timeout`` 58 s."""
+
+STATISTICS: Final = ("stats", "stats")
+FLOWS: Final = ("flow", "store")
+"""What `AnalyzerStats.messages` counts the messages by that silence is told from."""
 
 BACKLOG_BYTES: Final = 32 << 10
 """A socket with so much unread keeps its analyzer waiting, if it does so all the time.
@@ -97,6 +102,8 @@ class Timing:
     """Between two log lines about one analyzer and cause."""
     resolve_interval_s: float = 30.0
     """Between two resolutions of a ``dns+`` name."""
+    silence: SilenceTiming = field(default_factory=SilenceTiming)
+    """Those of `skyfast.silence`."""
 
 
 DEFAULT_TIMING: Final = Timing()
@@ -228,25 +235,41 @@ class _Watch:
         *,
         connection: Connection,
         deadline: asyncio.Timeout,
-        timeout_s: float,
+        silence: Silence,
+        stats: AnalyzerStats,
         tick_s: float,
+        on_change: Callable[[], None],
     ) -> None:
-        """Begin to watch. ``deadline`` expires after ``timeout_s`` of silence; 0 is never."""
+        """Begin to watch. ``deadline`` expires with silence.
+
+        ``on_change`` is called when it begins or ceases to deliver.
+        """
         self.heard = False
         """To be set with every message."""
+        self.problem = ""
+        """Why the subscription is silent, when it is."""
         self.lag = _Lag(tick_s)
         self._connection = connection
         self._deadline = deadline
-        self._timeout_s = timeout_s or math.inf
+        self._silence = silence
+        self._messages = stats.messages
+        self._statistics, self._flows = self._counts()
+        self._on_change = on_change
         self._tick_s = tick_s
-        self._delivered = False
         self._closing = False
-        self._silent_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(tick_s, self._tick)
 
     def stop(self) -> None:
         self._timer.cancel()
+        if self.heard and not self._silence.delivered:
+            # It has ended before the first look, and what it delivered will be missing.
+            self._silence.delivered = True
+            self._on_change()
+
+    def _counts(self) -> tuple[int, int]:
+        """Return the messages so far with statistics and with flows."""
+        return self._messages[STATISTICS], self._messages[FLOWS]
 
     def _tick(self) -> None:
         self.lag.look(backlog=self._connection.backlog_bytes() >= BACKLOG_BYTES)
@@ -256,15 +279,22 @@ class _Watch:
             self._connection.transport.abort()
             return
         self._closing = closing
-        if self.heard:
-            self.heard = False
-            self._delivered = True
-            self._silent_s = 0.0
-        elif self._delivered:
-            self._silent_s += self._tick_s
-            if self._silent_s >= self._timeout_s:
-                self._deadline.reschedule(self._loop.time())
-                return
+        silence = self._silence
+        before = silence.delivers
+        statistics, flows = self._counts()
+        self.problem = silence.look(
+            heard=self.heard,
+            statistics=statistics - self._statistics,
+            flows=flows > self._flows,
+            now_s=self._loop.time(),
+        )
+        self.heard = False
+        self._statistics, self._flows = statistics, flows
+        if silence.delivers != before:
+            self._on_change()
+        if self.problem:
+            self._deadline.reschedule(self._loop.time())
+            return
         self._timer = self._loop.call_later(self._tick_s, self._tick)
 
 
@@ -277,6 +307,7 @@ class Subscription:
         url: str,
         config: Config,
         stats: AnalyzerStats,
+        reporting: Reporting,
         on_message: OnMessage,
         address: str = "",
         ssl: ssl_module.SSLContext | None = None,
@@ -287,9 +318,9 @@ class Subscription:
         """Prepare to subscribe to ``url``, one of ``config.subscriber.endpoints``.
 
         ``address`` is what to connect to in place of the URL's host. ``ssl`` is needed
-        for ``wss://``. ``on_message`` gets the bytes of each message, ``on_change`` is called
-        when ``stats.up`` has changed. ``predecessor`` is the same analyzer's subscription that has
-        been ended for this one.
+        for ``wss://``. ``on_message`` gets the bytes of each message, and counts it in ``stats``;
+        ``on_change`` is called when ``stats.up`` or `delivers` has changed. ``predecessor`` is the
+        same analyzer's subscription that has been ended for this one.
         """
         self.endpoint = Endpoint.parse(url, address=address)
         self._authentication = Authentication(
@@ -299,6 +330,8 @@ class Subscription:
             ssl=ssl,
         )
         self.stats = stats
+        self._reporting = reporting
+        self._silence: Silence | None = None
         self._config = config
         self._on_message = on_message
         self._on_change = on_change
@@ -309,6 +342,11 @@ class Subscription:
         self._server: str = predecessor._server if predecessor is not None else ""
         self._lasted_s = 0.0
         self._ended_s: float = predecessor._ended_s if predecessor is not None else -math.inf
+
+    @property
+    def delivers(self) -> bool:
+        """Whether it is subscribed, has brought a message since then, and is not suspect."""
+        return self._silence is not None and self._silence.delivers
 
     async def run(self) -> None:
         """Stay subscribed until cancelled; then the subscription is closed properly."""
@@ -382,14 +420,24 @@ class Subscription:
 
     async def _receive(self, connection: Connection) -> Never:
         timing = self._timing
-        timeout_s = self._config.subscriber.silence_timeout_s * random.uniform(1, SILENCE_JITTER)
+        silence = Silence(
+            self._reporting,
+            longest_s=self._config.subscriber.silence_timeout_s,
+            stretch=random.uniform(1, SILENCE_JITTER),
+            tick_s=timing.tick_s,
+        )
+        self._silence = silence
+        self._reporting.silences.add(silence)
+        watch: _Watch | None = None
         try:
             async with asyncio.timeout(None) as deadline:
                 watch = _Watch(
                     connection=connection,
                     deadline=deadline,
-                    timeout_s=timeout_s,
+                    silence=silence,
+                    stats=self.stats,
                     tick_s=timing.tick_s,
+                    on_change=self._changed,
                 )
                 try:
                     await self._read(connection, watch)
@@ -403,7 +451,10 @@ class Subscription:
                 finally:
                     watch.stop()
         except TimeoutError:
-            raise SilenceError(f"no message for {timeout_s:.0f} s") from None
+            raise SilenceError(watch.problem if watch is not None else "") from None
+        finally:
+            self._reporting.silences.discard(silence)
+            self._silence = None
 
     async def _read(self, connection: Connection, watch: _Watch) -> Never:
         """Hand on message after message."""
@@ -458,15 +509,20 @@ class Subscription:
 
     def _set_up(self, up: int) -> None:
         self.stats.turn(up)
+        self._changed()
+
+    def _changed(self) -> None:
         if self._on_change is not None:
             self._on_change()
 
     def _log_subscribed(self, server: str) -> None:
+        # The last line about an analyzer tells its present state: so does the next failure's.
+        self._limit.reset()
         if self._server in ("", server):
-            self._log(logging.INFO, "subscribed", f"subscribed to {server}")
+            log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)
         else:  # another analyzer, or one that is configured anew
-            text = f"subscribed to {server}, which was {self._server} before"
-            self._log(logging.WARNING, "renamed", text)
+            text = "analyzer %s: subscribed to %s, which was %s before"
+            log.warning(text, self.endpoint.name, server, self._server)
         self._server = server
 
     def _log(self, level: int, cause: str, text: str) -> None:
@@ -525,10 +581,15 @@ class Subscriptions:
         config: Config,
         stats: Stats,
         on_message: Callable[[MessageData, AnalyzerStats], None],
+        on_change: Callable[[], None] = lambda: None,
+        activity: Activity | None = None,
         resolve: Resolve = resolve,
         timing: Timing = DEFAULT_TIMING,
     ) -> None:
         """Prepare the subscriptions. This blocks: it reads the certificates.
+
+        ``on_message`` counts each message in its analyzer's stats, ``activity`` gets their
+        statistics, and ``on_change`` is called when `delivering` may have changed.
 
         Raises:
             ConfigError: A certificate cannot be used, or a text cannot be sent.
@@ -536,9 +597,11 @@ class Subscriptions:
         """
         self._stats = stats
         self._on_message = on_message
+        self._on_change = on_change
         self._resolve = resolve
         self._timing = timing
         self._limit = LogLimit(timing.log_interval_s)
+        self._reporting = Reporting(updates=stats, activity=activity, timing=timing.silence)
         self._prepared = self.prepare(config)
         self._addresses: dict[str, list[str]] = {}
         self._changed = asyncio.Event()
@@ -551,6 +614,25 @@ class Subscriptions:
     def any_up(self) -> bool:
         """Whether at least one analyzer is subscribed to."""
         return any(running.subscription.stats.up for running in self._running.values())
+
+    @property
+    def delivering(self) -> set[str]:
+        """The names of those that deliver."""
+        return {name for name, one in self._running.items() if one.subscription.delivers}
+
+    @property
+    def subscribed(self) -> Set[str]:
+        """The names of all that there should be."""
+        return self._running.keys()
+
+    def state(self, name: str) -> str:
+        """Return how the subscription of that name is, for the log."""
+        one = self._running.get(name)
+        if one is None:
+            return "not subscribed to any more"
+        if one.subscription.delivers:
+            return "delivers again"
+        return "silent" if one.subscription.stats.up else "not subscribed"
 
     def prepare(self, config: Config) -> "Prepared":
         """Return what `configure` takes; change nothing. This blocks: it reads the certificates.
@@ -587,6 +669,9 @@ class Subscriptions:
                 left = await self._leave(wanted)
                 self._begin(wanted, left, tasks)
                 self._keep_rows(wanted)
+                self._reporting.analyzers = max(1, len(self._running))
+                self._reporting.activity.capture_id = self._prepared.config.subscriber.capture_id
+                self._on_change()
                 await self._changed.wait()
 
     def _wanted(self) -> dict[str, "_Target"]:
@@ -657,8 +742,9 @@ class Subscriptions:
             address=target.address,
             config=target.prepared.config,
             stats=stats,
+            reporting=self._reporting,
             on_message=lambda data: on_message(data, stats),
-            on_change=self._show_names,
+            on_change=self._show_change,
             predecessor=predecessor,
             ssl=target.prepared.ssl,
             timing=self._timing,
@@ -673,6 +759,10 @@ class Subscriptions:
         for name in names:
             self._stats.analyzer(name)
         self._show_names()
+
+    def _show_change(self) -> None:
+        self._show_names()
+        self._on_change()
 
     def _show_names(self) -> None:
         """Let the row of each followed name say whether one of its addresses is subscribed to."""

@@ -294,9 +294,14 @@ class FakeAnalyzer:
         async with asyncio.timeout(timeout_s):
             return await self._new.get()
 
+    @property
+    def mute(self) -> bool:
+        """Whether a disconnect keeps it from sending anything, where it is ``forgetful``."""
+        return self.forgetful and not self._stored
+
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
         """Send one message to every subscriber."""
-        if self.forgetful and not self._stored:
+        if self.mute:
             return
         for subscriber in list(self.subscribers):
             if not subscriber.frozen:

@@ -98,6 +98,17 @@ def test_gauges_follow_within_two_reports():
         assert found["flows", "c-1"] == found["packets_received", "c-1"]
 
 
+def test_gauges_follow_while_the_clock_is_held_and_captures_stay():
+    some = captures()
+    some.message(report(FlowCount=900, FlowDropped=1), 100.0, 100.0)
+    for running in (110.0, 120.0, 130.0):
+        some.message(report(FlowCount=5, FlowDropped=1), 100.0, running)
+    some.expire(100.0)
+    found = samples(some.page(100.0))
+    assert found["flows", "c-1"] == 5
+    assert found["flows_dropped", "c-1"] == 4
+
+
 @pytest.mark.parametrize("points", [2, 7, 100])
 def test_points_of_one_capture_do_not_make_the_gauges_flap(points):
     """Each point is one of those shown all the time, at whatever time of the period it reports."""

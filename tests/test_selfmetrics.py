@@ -70,6 +70,15 @@ def test_every_value_known_in_advance_is_there_from_the_start():
         assert by_reason(name, found) == dict.fromkeys(reasons, 0), name
 
 
+def test_flow_update_is_known_once_it_was_set():
+    stats = Stats()
+    assert (stats.flow_update_s, stats.flow_update_known) == (60.0, False)
+    stats.flow_update_s = 60.0
+    assert (stats.flow_update_s, stats.flow_update_known) == (60.0, True)
+    stats.flow_update_s = 10.0
+    assert stats.flow_update_s == 10.0
+
+
 def test_without_an_analyzer():
     assert not [key for key in samples() if key[0] == "skyfast_up"]
 
@@ -97,6 +106,7 @@ def test_values():
     stats.config.last_reload_successful = 0
     stats.config.last_reload_success_timestamp_s = 1700000002.5
     stats.max_connections, stats.max_flows = 31, 32
+    stats.clock_held, stats.clock_held_s = 1, 33.5
     stats.scrape.scrapes = 22
     stats.scrape.last_duration_s = 0.125
     stats.scrape.last_bytes = 23
@@ -122,6 +132,8 @@ def test_values():
         ("skyfast_connections",): 2,
         ("skyfast_flows",): 3,
         ("skyfast_connections_limit",): 31,
+        ("skyfast_clock_held",): 1,
+        ("skyfast_clock_held_seconds_total",): 33.5,
         ("skyfast_flows_limit",): 32,
         ("skyfast_table_bytes",): 4,
         ("skyfast_connections_created_total",): 5,

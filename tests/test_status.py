@@ -239,6 +239,20 @@ async def test_those_that_are_down_come_first():
     ]
 
 
+async def test_people_are_told_while_connections_stay_though_nothing_is_reported():
+    stats = Stats()
+    stats.analyzer("a")
+    stats.clock_held = 1
+    assert (await fake_status(stats=stats).report()).warnings == [
+        "No analyzer is subscribed to.",
+        "Reports may be missing: connections stay until all were reported again.",
+    ]
+    stats.clock_held = 0
+    assert (await fake_status(stats=stats).report()).warnings == [
+        "No analyzer is subscribed to: connections leave as their flows fall silent."
+    ]
+
+
 async def test_people_are_warned_when_a_table_is_nearly_full():
     stats, table = Stats(), FakeTable()
     stats.analyzer("a").turn(1)

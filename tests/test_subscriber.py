@@ -36,6 +36,7 @@ from skyfast import subscriber
 from skyfast.config import Config, ConfigError
 from skyfast.frames import MessageData
 from skyfast.selfmetrics import RECONNECT_REASONS, AnalyzerStats, Stats
+from skyfast.silence import Activity, SilenceTiming
 from skyfast.subscriber import (
     DEFAULT_TIMING,
     MAX_ADDRESSES,
@@ -630,6 +631,150 @@ async def test_flows_come_again_when_another_subscriber_has_silenced_the_analyze
         assert running.reconnects(analyzer) == {"silent": 1}
 
 
+STATISTICS = b'{"Namespace":"stats","Type":"stats","Obj":{}}'
+QUICK = dataclasses.replace(
+    FAST,
+    tick_s=0.02,
+    silence=SilenceTiming(statistics_s=0.1, suspect_s=0.3, silent_s=0.6, slack_s=0.2),
+)
+
+
+class Counting:
+    """Hands messages on as `Subscribed` does, and counts them as `Ingest` does."""
+
+    def __init__(self) -> None:
+        self.activity = Activity()
+        self.changes = 0
+
+    def on_message(self, data: MessageData, stats: AnalyzerStats) -> None:
+        kind = ("stats", "stats") if b"stats" in bytes(data) else ("flow", "store")
+        stats.messages[kind] += 1
+        if kind == ("stats", "stats"):
+            self.activity.reports += 1
+            self.activity.changes += 1  # each tells of packets
+
+    def on_change(self) -> None:
+        self.changes += 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "on_message": self.on_message,
+            "on_change": self.on_change,
+            "activity": self.activity,
+            "timing": QUICK,
+        }
+
+
+async def _repeat(send: Callable[[bytes], Awaitable[None]], *messages: bytes) -> None:
+    with contextlib.suppress(ConnectionError):
+        while True:
+            for message in messages:
+                await send(message)
+            await asyncio.sleep(0.02)
+
+
+async def test_with_many_statistics_silence_is_found_long_before_the_longest_time(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    counting = Counting()
+    async with subscribed(
+        make_config(analyzer.url, silence_timeout=60), **counting.options
+    ) as running:
+        remote = await running.up(analyzer)
+        assert not running.subscriptions.delivering
+        sending = asyncio.create_task(_repeat(remote.send, STATISTICS))
+        await eventually(lambda: running.subscriptions.delivering == {analyzer.name})
+        assert counting.changes
+        await asyncio.sleep(0.5)
+        sending.cancel()
+        began_s = time.monotonic()
+        # First it is suspect, and then there is another one.
+        await eventually(lambda: not running.subscriptions.delivering)
+        assert running.row(analyzer).up
+        assert not running.reconnects(analyzer)
+        assert running.subscriptions.state(analyzer.name) == "silent"
+        remote = await running.up(analyzer)
+        assert time.monotonic() - began_s < 5
+        assert running.reconnects(analyzer) == {"silent": 1}
+        await remote.send(STATISTICS)
+        await eventually(lambda: running.subscriptions.delivering)
+    assert "the subscription fell silent: no message for 1 s" in caplog.text
+
+
+async def test_a_suspicion_ends_with_the_next_message(analyzer: FakeAnalyzer) -> None:
+    counting = Counting()
+    timing = dataclasses.replace(QUICK, silence=dataclasses.replace(QUICK.silence, silent_s=60.0))
+    options = {**counting.options, "timing": timing}
+    async with subscribed(make_config(analyzer.url, silence_timeout=60), **options) as running:
+        remote = await running.up(analyzer)
+        for _ in range(3):
+            await remote.send(STATISTICS)
+            changes = counting.changes
+            await eventually(lambda: running.subscriptions.delivering)
+            await eventually(lambda: not running.subscriptions.delivering)
+            assert counting.changes >= changes + 2
+        assert not running.reconnects(analyzer)
+
+
+@pytest.mark.parametrize("with_flows", [False, True])
+async def test_statistics_without_flows_are_silence(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
+) -> None:
+    """As where somebody subscribes to statistics alone, after another one has left."""
+    counting = Counting()
+    async with subscribed(make_config(analyzer.url), **counting.options) as running:
+        running.stats.flow_update_s = 0.3
+        remote = await running.up(analyzer)
+        await remote.send(MESSAGE)
+        more = [MESSAGE] if with_flows else []
+        sending = asyncio.create_task(_repeat(remote.send, STATISTICS, *more))
+        if with_flows:
+            await asyncio.sleep(2)
+            assert running.subscriptions.delivering
+            assert not running.reconnects(analyzer)
+        else:
+            await analyzer.subscriber()
+            assert running.reconnects(analyzer) == {"silent": 1}
+            assert "fell silent: no flow for 1 s, though there are statistics" in caplog.text
+        sending.cancel()
+
+
+async def test_one_that_ends_at_once_has_delivered_all_the_same(analyzer: FakeAnalyzer) -> None:
+    counting = Counting()
+    seen: list[set[str]] = []
+    options = {**counting.options, "timing": dataclasses.replace(QUICK, tick_s=60.0)}
+    options["on_change"] = lambda: seen.append(running.subscriptions.delivering)
+    async with subscribed(make_config(analyzer.url), **options) as running:
+        remote = await running.up(analyzer)
+        await remote.send(MESSAGE)
+        remote.reset()
+        await running.up(analyzer)
+        assert {analyzer.name} in seen
+        assert not running.subscriptions.delivering
+
+
+async def test_those_that_are_subscribed_are_named() -> None:
+    async with FakeAnalyzer() as first, FakeAnalyzer() as second:
+        config = make_config(first.url, second.url)
+        async with subscribed(config) as running:
+            assert not running.subscriptions.subscribed
+            remote = await running.up(first)
+            await running.up(second)
+            assert running.subscriptions.subscribed == {first.name, second.name}
+            await remote.send(MESSAGE)
+            await eventually(lambda: running.subscriptions.delivering == {first.name})
+            assert running.subscriptions.state(first.name) == "delivers again"
+            prepared = running.subscriptions.prepare(make_config(second.url))
+            running.subscriptions.configure(prepared)
+            await eventually(lambda: running.subscriptions.subscribed == {second.name})
+            assert not running.subscriptions.delivering
+            assert running.subscriptions.state(first.name) == "not subscribed to any more"
+            await second.stop()
+            state = running.subscriptions.state
+            await eventually(lambda: state(second.name) == "not subscribed")
+
+
 def test_silence_is_over_before_the_connections_of_an_analyzer_leave() -> None:
     config = make_config()
     longest_s = (
@@ -742,6 +887,43 @@ async def test_one_line_an_interval_and_cause_says_how_many_there_were(
     assert "more such" not in third
 
 
+async def test_the_last_line_in_the_log_tells_the_present_state(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Within one interval of the log's limit, and with the same cause of every failure."""
+    caplog.set_level(logging.INFO)
+    async with subscribed(make_config(analyzer.url)) as running:
+        failures = running.row(analyzer).reconnects
+        for down in range(1, 4):
+            remote = await running.up(analyzer)
+            assert "subscribed to analyzer analyzer-1" in caplog.messages[-1]
+            analyzer.script.extend([503] * 3)
+            remote.reset()
+            await eventually(lambda down=down: failures["handshake"] == 3 * down)
+            refused = [line for line in caplog.messages if "503" in line]
+            assert len(refused) == down  # one line for three failures
+            assert ("(2 more such events since the last line)" in refused[-1]) == (down > 1)
+        await running.up(analyzer)
+        assert "subscribed to analyzer analyzer-1" in caplog.messages[-1]
+
+
+async def test_another_name_is_logged_within_the_interval_too(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with subscribed(make_config(analyzer.url)) as running:
+        for number in (2, 1, 2):
+            remote = await running.up(analyzer)
+            analyzer.host_id = f"analyzer-{number}"
+            remote.reset()
+        await running.up(analyzer)
+    renamed = [line for line in lines(caplog) if "which was" in line]
+    assert [line.split()[5].rstrip(",") for line in renamed] == [
+        "analyzer-2",
+        "analyzer-1",
+        "analyzer-2",
+    ]
+
+
 async def test_texts_from_the_network_are_harmless_in_the_log(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -754,7 +936,7 @@ async def test_texts_from_the_network_are_harmless_in_the_log(
         await running.up(analyzer)
         await eventually(lambda: len(lines(caplog)) == 2)
     logged = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
-    assert len(logged) == 3
+    assert len(logged) == 4  # both times that it was subscribed, and why it was not
     assert all(line.isprintable() and len(line) < 600 for line in logged)
     assert any("forged" in line for line in logged)
 

@@ -7,13 +7,17 @@ import os
 import signal
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
 
 from tests.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, FakeAnalyzer, Fault, frame
 from tests.faults.trial import (
     MEMORY_BYTES,
+    POLL_S,
+    RECOVERY_S,
     SOME,
     Reason,
     Trial,
@@ -33,6 +37,12 @@ SILENCE = {"subscriber": {"silence_timeout": 2}}
 
 def reconnects(reason: str) -> Reason:
     return ("skyfast_reconnects_total", reason)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(RECOVERY_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(POLL_S)
 
 
 def skipped(reason: str) -> Reason:
@@ -181,6 +191,44 @@ async def test_it_falls_silent_and_goes_on_pinging(directory: Path) -> None:
         on_trial.silent = False
         await on_trial.has_recovered(
             counted={reconnects("silent"): SOME}, logged=["the subscription fell silent"]
+        )
+
+
+@beside_the_others
+async def test_it_falls_silent_for_all_when_another_subscriber_leaves(directory: Path) -> None:
+    """No connection leaves because nothing was reported while nobody listened."""
+    timeout_s = 5
+    store = {"connection_timeout": timeout_s, "connection_grace": 0}
+    settings = {"subscriber": {"silence_timeout": 3}, "prom_sky_con": store}
+    async with trial(directory, settings=settings) as on_trial:
+        analyzer = on_trial.analyzer
+        analyzer.forgetful = True
+        async with connect(analyzer.url, additional_headers={"X-Host-ID": "another"}):
+            await on_trial.has_page()
+            (skyfast, _) = analyzer.subscribers
+            for message in on_trial.grown():
+                await skyfast.send(message)
+            reported_s = time.monotonic()
+            await on_trial.has_page()
+        await until(lambda: analyzer.mute)
+        expected = on_trial.expected_on_page()
+        states = set()
+        while time.monotonic() < reported_s + 2 * timeout_s:
+            metrics = await on_trial.skyfast.self_metrics()
+            states.add(metrics["skyfast_clock_held"])
+            assert await on_trial.totals_on_page() == expected
+            await asyncio.sleep(POLL_S)
+        assert states == {0, 1}
+        assert analyzer.subscribers != [skyfast]
+        metrics = await on_trial.skyfast.self_metrics()
+        assert metrics["skyfast_connections_expired_total"] == 0
+        assert metrics["skyfast_clock_held_seconds_total"] > timeout_s - 1
+        await on_trial.has_recovered(
+            counted={reconnects("silent"): 1},
+            logged=[
+                "the subscription fell silent: no message for ",
+                f"reports may be missing: of 127.0.0.1:{analyzer.port} (silent)",
+            ],
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from skyfast.gaps import INCIDENT_UPDATES
 from tests.analyzer import FakeAnalyzer
 from tests.faults.trial import FLOWS, SOME, Trial, beside_the_others, trial
 from tests.process import ROOT
@@ -170,17 +171,20 @@ async def test_it_is_stopped_for_so_long_that_it_is_given_up(directory: Path) ->
 async def test_nothing_arrives_and_nothing_is_shown_as_if_it_did(directory: Path) -> None:
     """The same as below, with the times that users have."""
     async with trial(directory) as on_trial:
-        await leaves(on_trial, within_s=95)
+        await leaves(on_trial, within_s=95 + INCIDENT_UPDATES * 60)
 
 
 @beside_the_others
 async def test_a_page_is_not_older_than_it_looks(directory: Path) -> None:
-    async with trial(directory, settings=SHORT) as on_trial:
-        await leaves(on_trial, within_s=30)
+    async with trial(directory, settings=SHORT, environ={"FLOW_UPDATE_S": "2"}) as on_trial:
+        await leaves(on_trial, within_s=40, update_s=2.0)
 
 
-async def leaves(on_trial: Trial, *, within_s: float) -> None:
-    """Check that connections leave when their analyzer does, and come again with it."""
+async def leaves(on_trial: Trial, *, within_s: float, update_s: float = 60.0) -> None:
+    """Check that connections leave when their analyzer does, and come again with it.
+
+    Not before the bound of what may be missing, for which the page says that it may.
+    """
     connections = len(on_trial.totals)
     before = await on_trial.skyfast.self_metrics()
     await on_trial.analyzer.stop()
@@ -188,12 +192,16 @@ async def leaves(on_trial: Trial, *, within_s: float) -> None:
     assert await on_trial.status("/-/ready") == 503
     async with asyncio.timeout(within_s):
         while await on_trial.totals_on_page():
-            assert (await on_trial.skyfast.self_metrics())[on_trial.series("skyfast_up")] == 0
+            metrics = await on_trial.skyfast.self_metrics()
+            assert metrics[on_trial.series("skyfast_up")] == 0
             await asyncio.sleep(0.2)
     await on_trial.until(lambda metrics: metrics["skyfast_connections"] == 0)
     metrics = await on_trial.skyfast.self_metrics()
     heard = on_trial.series("skyfast_last_message_timestamp_seconds")
     assert before[heard] <= metrics[heard] < time.time() - TIMEOUT_S + 1
+    assert metrics["skyfast_clock_held"] == 0
+    bound_s = INCIDENT_UPDATES * update_s
+    assert bound_s - 1 < metrics["skyfast_clock_held_seconds_total"] < bound_s + 2
     expired = "skyfast_connections_expired_total"
     assert metrics[expired] - before[expired] == connections
     await on_trial.analyzer.start()

@@ -193,7 +193,7 @@ class Trial:
         """Keep a subscription from being silent, as Skydive does."""
         while True:
             await asyncio.sleep(STATISTICS_S)
-            if not self.analyzer.stalling and not self.silent:
+            if not (self.analyzer.stalling or self.analyzer.mute or self.silent):
                 await subscriber.send(STATISTICS)
 
     def restart_agents(self) -> None:

@@ -2,7 +2,8 @@
 
 Python imports this in every process that has the directory in PYTHONPATH. On SIGUSR1, the names of
 the tasks' coroutines, and how many threads the event loop's pool has, are written to the file that
-the environment variable PROBE names.
+the environment variable PROBE names. FLOW_UPDATE_S is what it takes for the agents' ``flow.update``
+before reports tell.
 """
 
 import asyncio
@@ -24,3 +25,8 @@ def _tell(number: int, frame: object) -> None:
 
 if "PROBE" in os.environ:
     signal.signal(signal.SIGUSR1, _tell)
+
+if "FLOW_UPDATE_S" in os.environ:
+    from skyfast import selfmetrics
+
+    selfmetrics.FLOW_UPDATE_S = float(os.environ["FLOW_UPDATE_S"])

@@ -1,0 +1,326 @@
+"""Silence: when a subscription that brings nothing is no coincidence any more.
+
+Each capture point (a flow table of an agent: a capture on an interface) sends ``stats`` every 10 s,
+to an analyzer that it picks at random each time (``flow/table.go`` and
+``flow/client/flow_client.go`` of Skydive). Where n of them were sent, none of them came by one
+of N analyzers with probability (1 - 1/N)^n. A subscription without a message is *suspect* where
+that is less than `SUSPECT_CHANCE`, and *silent* where it is less than `SILENT_CHANCE`. Which n
+were sent is read from what the other subscriptions got meanwhile, if all of these go on, and else
+from the number of capture points.
+
+One that gets ``stats`` and no flows is silent too, where the ``stats`` say that captures see
+packets: whoever subscribes to ``stats`` alone wakes an analyzer for these alone.
+
+There is no clock and no socket here. Time comes in as looks, one a tick: of a process that was
+stopped, the late look counts as one, and what has come in is read before the next.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+
+from skyfast.gaps import MAX_FLOW_UPDATE_S, SLACK_S
+from skyfast.wire import UNDECODABLE
+
+SUSPECT_CHANCE: Final = 1e-3
+"""A suspicion costs no more than connections that stay a little longer..."""
+
+SILENT_CHANCE: Final = 1e-6
+"""... and a new subscription disturbs the analyzer's other subscribers."""
+
+LOST: Final = 0.01
+"""The share of ``stats`` that may get lost on the way, by UDP, before a subscription is silent."""
+
+WINDOW_S: Final = 30.0
+"""``stats`` are counted in windows of this time..."""
+
+WINDOWS: Final = 4
+"""... and the highest count of so many is believed: longer than any silence, so that the missing
+share of a silent subscription changes nothing, and no longer than 2 minutes, when captures end."""
+
+IDLE_SHARE: Final = 0.1
+"""Captures are idle where no more of their reports tell of packets: a point may be forgotten..."""
+
+IDLE_REPORTS: Final = 3
+"""... and after the last packet, each point's next reports still differ from the one before."""
+
+MEMORY_S: Final = 60.0
+"""A value that a capture reported is remembered for so long at least: six reports."""
+
+MAX_VALUES: Final = 20_000
+"""Values that are remembered; of captures with more points, nothing is concluded."""
+
+READINGS: Final = (9, 10, 11)
+"""How many readings of a total are added up in ``PacketsReceived``: ten, or one more or less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilenceTiming:
+    """All times, in seconds. Only tests use others than these."""
+
+    statistics_s: float = 10.0
+    """Between two ``stats`` of a capture point."""
+    suspect_s: float = 15.0
+    """No subscription is suspect before..."""
+    silent_s: float = 20.0
+    """... or silent before."""
+    slack_s: float = SLACK_S
+    """Beyond ``flow.update``, until what an update has sent is here."""
+
+
+class _Report(msgspec.Struct, gc=False):
+    CaptureID: str = ""
+    FlowCount: int = 0
+    PacketsReceived: int = 0
+
+
+class Activity:
+    """Whether the captures see packets, by their ``stats``.
+
+    ``PacketsReceived`` is the sum of about ten readings of a point's running total, so that an idle
+    point reports the same number all the time, or as much as nine or eleven of the same readings. A
+    number that its capture has not reported lately tells of packets. Captures that do not count
+    packets (eBPF, sFlow, NetFlow) report 0, which tells nothing.
+    """
+
+    def __init__(self) -> None:
+        self.capture_id = ""
+        """The only capture that counts; empty where all do."""
+        self.reports = 0
+        self.changes = 0
+        """The reports that tell of packets."""
+        self._decode = msgspec.json.Decoder(_Report).decode
+        self._values: set[tuple[int, int]] = set()
+        self._older: set[tuple[int, int]] = set()
+        self._kept_until_s = -math.inf
+
+    def message(self, raw: msgspec.Raw | bytes, now: float) -> None:
+        """Take a report, the ``Obj`` of a message. Never raises: others count what is wrong."""
+        try:
+            report = self._decode(raw)
+        except UNDECODABLE:
+            return
+        if self.capture_id and report.CaptureID != self.capture_id:
+            return
+        if now >= self._kept_until_s:
+            self._older, self._values = self._values, set()
+            self._kept_until_s = now + MEMORY_S
+        self.reports += 1
+        received, capture = report.PacketsReceived, hash(report.CaptureID)
+        if received <= 0 or report.FlowCount <= 0 or len(self._values) >= MAX_VALUES:
+            return
+        if not self._is_known(capture, received):
+            self.changes += 1
+        self._values.add((capture, received))
+
+    def _is_known(self, capture: int, received: int) -> bool:
+        return any(
+            received * known % now == 0
+            and (
+                (capture, received * known // now) in self._values
+                or (capture, received * known // now) in self._older
+            )
+            for now in READINGS
+            for known in READINGS
+        )
+
+
+class FlowUpdate(Protocol):
+    """What is known of the agents' ``flow.update``."""
+
+    @property
+    def flow_update_s(self) -> float: ...
+    @property
+    def flow_update_known(self) -> bool: ...
+
+
+class Reporting:
+    """What the subscriptions have in common: how many, and what all of them get."""
+
+    def __init__(
+        self,
+        *,
+        updates: FlowUpdate,
+        activity: Activity | None = None,
+        timing: SilenceTiming | None = None,
+    ) -> None:
+        self.updates = updates
+        self.activity = activity or Activity()
+        self.timing = timing or SilenceTiming()
+        self.analyzers = 1
+        """Subscriptions that there should be, up or not."""
+        self.statistics = 0
+        """``stats`` that all have got."""
+        self.silences: set[Silence] = set()
+        """Of the subscriptions that are up."""
+        self._counts: deque[int] = deque([0], maxlen=WINDOWS)
+        self._window_ends_s = -math.inf
+
+    @property
+    def capture_points(self) -> float:
+        """How many send ``stats``, as far as is known; 0 at first."""
+        return max(self._counts) * self.timing.statistics_s / self._window_s
+
+    @property
+    def _window_s(self) -> float:
+        return WINDOW_S * self.timing.statistics_s / SilenceTiming().statistics_s
+
+    def add(self, statistics: int, now_s: float) -> None:
+        """Count ``stats`` that one of them has got until now."""
+        if now_s >= self._window_ends_s:
+            self._counts.append(0)
+            self._window_ends_s = now_s + self._window_s
+        self._counts[-1] += statistics
+        self.statistics += statistics
+
+
+class Silence:
+    """How long a subscription has brought nothing, and whether that is a coincidence.
+
+    ``longest_s`` is the most that a suspicion waits for, and the silence too but for ``stretch``, a
+    factor for the times that lead to a new subscription; 0 is for ever.
+    """
+
+    def __init__(
+        self, reporting: Reporting, *, longest_s: float, stretch: float = 1.0, tick_s: float
+    ) -> None:
+        self.suspect = False
+        """Whether it is, or will be before the next look."""
+        self.delivered = False
+        """Whether anything has come so far."""
+        self.silent_s = 0.0
+        self._reporting = reporting
+        self._longest_s = longest_s or math.inf
+        self._stretch = stretch
+        self._tick_s = tick_s
+        self._sent_before = 0
+        self._flowless = _Flowless(reporting)
+
+    @property
+    def delivers(self) -> bool:
+        """Whether anything has come so far, and nothing speaks against that more will."""
+        return self.delivered and not self.suspect
+
+    def look(self, *, heard: bool, statistics: int, flows: bool, now_s: float) -> str:
+        """Take what has come since the last look; return why it is silent, or an empty text.
+
+        ``heard`` is any message, ``statistics`` the number of ``stats`` among them, and ``flows``
+        whether any brought flows.
+        """
+        self._reporting.add(statistics, now_s)
+        if heard:
+            self.delivered = True
+            self.silent_s = 0.0
+            self._sent_before = self._reporting.statistics
+        elif self.delivered:
+            self.silent_s += self._tick_s
+        self._flowless.look(flows=flows, tick_s=self._tick_s)
+        if not self.delivered or self._longest_s == math.inf:
+            return ""
+        if self._is_silent():
+            return f"no message for {self.silent_s:.0f} s"
+        if not self._is_quiet() and self._flowless.is_silent(self._stretch):
+            return (
+                f"no flow for {self._flowless.seconds:.0f} s, though there are statistics of"
+                " captures that see packets"
+            )
+        self.suspect = self._is_suspect() or self._flowless.is_suspect(self._tick_s)
+        return ""
+
+    def _is_quiet(self) -> bool:
+        """Whether it has brought nothing for longer than a capture point is."""
+        return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
+
+    def _is_suspect(self) -> bool:
+        seconds = self.silent_s + self._tick_s
+        least_s = self._reporting.timing.suspect_s
+        return seconds >= min(least_s, self._longest_s) and (
+            seconds >= self._longest_s or self._is_improbable(seconds, SUSPECT_CHANCE, lost=0.0)
+        )
+
+    def _is_silent(self) -> bool:
+        seconds = self.silent_s / self._stretch
+        return seconds >= self._longest_s or (
+            seconds >= self._reporting.timing.silent_s
+            and self._is_improbable(seconds, SILENT_CHANCE, lost=LOST)
+        )
+
+    def _is_improbable(self, seconds: float, chance: float, *, lost: float) -> bool:
+        """Return whether chance alone would bring nothing for so long less often than that."""
+        reporting = self._reporting
+        others = [each for each in reporting.silences if each is not self]
+        if len(others) == reporting.analyzers - 1 > 0 and all(
+            each.delivered and not each._is_quiet() for each in others
+        ):
+            sent: float = reporting.statistics - self._sent_before
+        else:
+            sent = reporting.capture_points * seconds / reporting.timing.statistics_s
+        return is_improbable(sent, chance, analyzers=reporting.analyzers, lost=lost)
+
+
+def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
+    """Return whether none of ``sent`` messages came by one analyzer with less than ``chance``."""
+    missed = 1 - (1 - lost) / analyzers
+    if missed <= 0:
+        return sent > 0
+    return sent * math.log(missed) <= math.log(chance)
+
+
+class _Flowless:
+    """For how long a subscription has brought no flow, and what was to be expected meanwhile."""
+
+    def __init__(self, reporting: Reporting) -> None:
+        self._reporting = reporting
+        self._begin()
+
+    def _begin(self) -> None:
+        activity = self._reporting.activity
+        self.seconds = 0.0
+        self._reports, self._changes = activity.reports, activity.changes
+        self._told = 0.0
+        """Reports that tell of packets, beyond those of idle captures."""
+        self._suspect_after_s = self._silent_after_s = math.inf
+        """When so many had told of packets that the flows of these must come."""
+
+    def look(self, *, flows: bool, tick_s: float) -> None:
+        if flows:
+            self._begin()
+            return
+        activity = self._reporting.activity
+        self.seconds += tick_s
+        changes, reports = activity.changes - self._changes, activity.reports - self._reports
+        self._changes, self._reports = activity.changes, activity.reports
+        self._told = max(0.0, self._told + changes - IDLE_SHARE * reports)
+        if self._told > 0:
+            self._suspect_after_s = min(self._suspect_after_s, self._told_at(SUSPECT_CHANCE))
+            self._silent_after_s = min(self._silent_after_s, self._told_at(SILENT_CHANCE))
+
+    def _told_at(self, chance: float) -> float:
+        """Return ``seconds`` where enough was told by now, and else infinity."""
+        reporting = self._reporting
+        # A point with packets sends flows once each flow.update, to one of the analyzers.
+        reports_each = self._update_s / reporting.timing.statistics_s
+        idle = IDLE_REPORTS * reporting.analyzers * reporting.capture_points
+        sent = (self._told - idle) / reports_each
+        told = sent > 0 and is_improbable(sent, chance, analyzers=reporting.analyzers)
+        return self.seconds if told else math.inf
+
+    @property
+    def _update_s(self) -> float:
+        return min(self._reporting.updates.flow_update_s, MAX_FLOW_UPDATE_S)
+
+    def is_suspect(self, tick_s: float) -> bool:
+        after_s = self._update_s + self._reporting.timing.slack_s
+        known = self._reporting.updates.flow_update_known
+        return known and self._suspect_after_s < math.inf and self.seconds + tick_s >= after_s
+
+    def is_silent(self, stretch: float) -> bool:
+        after_s = self._update_s + self._reporting.timing.slack_s
+        return (
+            self._reporting.updates.flow_update_known
+            and self.seconds >= after_s * self._reporting.analyzers * stretch
+            and self.seconds >= self._silent_after_s + after_s
+        )

@@ -1,0 +1,136 @@
+"""The clock of a whole skyfast is held where reports may be missing: `App`, without its sockets."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+
+import pytest
+from configs import make_config
+
+from skyfast import app
+from skyfast.app import App
+from skyfast.clock import Clock
+from skyfast.config import Config
+from skyfast.gaps import INCIDENT_UPDATES, SLACK_S
+
+UPDATE_S = 60.0
+STEP_S = 0.5
+
+
+class Subscriptions:
+    """In place of the real ones: a test says which deliver."""
+
+    def __init__(self, **_: object) -> None:
+        self.delivering = {"one:8082", "two:8082"}
+        self.subscribed = {"one:8082", "two:8082"}
+        self.any_up = True
+
+    def state(self, name: str) -> str:
+        return "delivers again" if name in self.delivering else "silent"
+
+
+class Running:
+    """An app whose expiry turns when the test says so."""
+
+    def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr(app, "Subscriptions", Subscriptions)
+        monkeypatch.setattr(app, "Clock", lambda: Clock(lambda: self.now_s))
+        self.app = App(config, load=lambda: config)
+        self.subscriptions: Subscriptions = self.app.subscriptions  # type: ignore[assignment]
+        self.pass_time(100)
+
+    def pass_time(self, seconds: float) -> float:
+        """Let the expiry task have its turns; return how far the table's clock went."""
+        before = self.app.clock.now()
+        for _ in range(round(seconds / STEP_S)):
+            self.now_s += STEP_S
+            self.app._look_for_gaps()
+            self.app.clock.now()
+        return self.app.clock.now() - before
+
+    def deliver(self, *names: str) -> None:
+        self.subscriptions.delivering = set(names)
+        self.app._hold()  # as the subscriptions call it
+
+    @property
+    def page(self) -> dict[str, float]:
+        stats = self.app.stats
+        return {"held": stats.clock_held, "seconds": stats.clock_held_s}
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    yield Running(make_config(), monkeypatch)
+
+
+def test_the_clock_stands_still_until_all_were_reported_again(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert running.pass_time(10) == 10
+    running.deliver("one:8082")
+    assert running.app.clock.held  # at once, whoever looks first
+    assert running.pass_time(20) == 0
+    assert running.page == {"held": 1, "seconds": 20}
+    running.deliver("one:8082", "two:8082")
+    assert running.pass_time(UPDATE_S + SLACK_S) == pytest.approx(0)
+    assert running.pass_time(10) == pytest.approx(10)
+    assert running.page == {"held": 0, "seconds": 20 + UPDATE_S + SLACK_S}
+    assert caplog.messages == [
+        "connections stay, for reports may be missing: of two:8082 (silent)",
+        "connections leave again",
+    ]
+
+
+def test_where_all_captures_have_ended_connections_leave_after_the_bound(running: Running) -> None:
+    running.deliver()
+    assert running.pass_time(600) == pytest.approx(600 - INCIDENT_UPDATES * UPDATE_S)
+
+
+def test_the_bound_is_of_the_agents_updates(running: Running) -> None:
+    running.app.stats.flow_update_s = 10.0
+    running.deliver()
+    assert running.pass_time(600) == pytest.approx(600 - INCIDENT_UPDATES * 10)
+
+
+def test_a_recording_that_has_ended_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+    subscriber = dataclasses.replace(config.subscriber, silence_timeout_s=0.0)
+    running = Running(dataclasses.replace(config, subscriber=subscriber), monkeypatch)
+    running.deliver()
+    assert running.pass_time(100) == 100
+
+
+def test_a_pause_of_the_process_while_it_is_held_counts_for_nothing(running: Running) -> None:
+    running.deliver("one:8082")
+    running.now_s += 3600
+    assert running.pass_time(10) == 0
+    assert running.page["seconds"] == 10
+    running.deliver("one:8082", "two:8082")
+    assert running.pass_time(UPDATE_S + SLACK_S + 10) == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    ("update_s", "timeout_s", "warns"), [(60, 60, False), (60, 59, True), (120, 60, True)]
+)
+def test_a_time_out_that_is_shorter_than_an_update_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    update_s: float,
+    timeout_s: float,
+    warns: bool,
+) -> None:
+    running = Running(make_config(connection_timeout=timeout_s), monkeypatch)
+    assert not caplog.messages  # nothing is known yet
+    running.app.stats.flow_update_s = update_s
+    running.pass_time(10)
+    text = (
+        f"connection_timeout and connection_grace are {timeout_s + 15} s together, less than the"
+        f" analyzers' flow.update of {update_s} s and 15 s: live connections come and go"
+    )
+    assert caplog.messages == [text] * warns
+    # Once for each value that is known.
+    running.app.stats.flow_update_s = 300.0
+    running.pass_time(10)
+    assert len(caplog.messages) == warns + 1

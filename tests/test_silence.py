@@ -1,0 +1,403 @@
+"""When a subscription is suspect and silent: `skyfast.silence` has neither clock nor socket.
+
+A cluster is simulated tick by tick, as Skydive's agents behave: each capture point sends its
+``stats`` every 10 s, and its flows every ``flow.update``, to an analyzer that it picks at random.
+"""
+
+import json
+import math
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from skyfast.selfmetrics import Stats
+from skyfast.silence import (
+    LOST,
+    MAX_VALUES,
+    MEMORY_S,
+    SILENT_CHANCE,
+    SUSPECT_CHANCE,
+    WINDOW_S,
+    WINDOWS,
+    Activity,
+    Reporting,
+    Silence,
+    is_improbable,
+)
+
+TICK_S = 1.0
+LONGEST_S = 45.0
+UPDATE_S = 60.0
+
+
+def report(received: int, *, capture: str = "c", flows: int = 1) -> bytes:
+    return json.dumps(
+        {"CaptureID": capture, "PacketsReceived": received, "FlowCount": flows}
+    ).encode()
+
+
+class Point:
+    """A capture point: an agent's flow table, and the socket that it is filled from."""
+
+    def __init__(self, rng: random.Random, *, packets_s: int, total: int = 0) -> None:
+        self._rng = rng
+        self.packets_s = packets_s
+        self.total = rng.randrange(10**6) if total == 0 else total
+        self.phase = rng.randrange(60)
+        self._readings: list[int] = []
+        self._sent = self.total
+
+    def tick(self, now: int) -> tuple[bytes | None, bool]:
+        """Let a second pass; return the statistics that it sends, and whether it sends flows."""
+        self.total += self.packets_s
+        # Two tickers of one second race: now and then a reading is in the next report.
+        self._readings += [self.total] * self._rng.choice([0, 1, 2] if now % 7 == 0 else [1])
+        statistics = None
+        if (now + self.phase) % 10 == 0:
+            statistics = report(sum(self._readings))
+            self._readings = []
+        sends_flows = (now + self.phase) % int(UPDATE_S) == 0 and self.total > self._sent
+        if sends_flows:
+            self._sent = self.total
+        return statistics, sends_flows
+
+
+class Cluster:
+    """Analyzers, capture points, and a subscription to each analyzer."""
+
+    def __init__(
+        self,
+        *,
+        analyzers: int,
+        points: int,
+        packets_s: int = 100,
+        seed: int = 1,
+        lost: float = 0.0,
+        stretch: float = 1.0,
+        longest_s: float = LONGEST_S,
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.stats = Stats()
+        self.stats.flow_update_s = UPDATE_S
+        self.reporting = Reporting(updates=self.stats)
+        self.reporting.analyzers = analyzers
+        self.points = [Point(self.rng, packets_s=packets_s) for _ in range(points)]
+        self.lost = lost
+        self.now = 0
+        self.mute: set[int] = set()
+        """Analyzers that send nothing."""
+        self.flowless: set[int] = set()
+        """Analyzers that send no flows."""
+        self.subscriptions = [
+            Silence(self.reporting, longest_s=longest_s, stretch=stretch, tick_s=TICK_S)
+            for _ in range(analyzers)
+        ]
+        self.reporting.silences.update(self.subscriptions)
+        self.suspicions = 0
+
+    def tick(self) -> dict[int, str]:
+        """Let a second pass, and return why subscriptions are silent, by analyzer."""
+        self.now += 1
+        statistics = [0] * len(self.subscriptions)
+        flows = [False] * len(self.subscriptions)
+        for point in self.points:
+            told, sends_flows = point.tick(self.now)
+            to = self.rng.randrange(len(self.subscriptions))
+            if told and to not in self.mute and self.rng.random() >= self.lost:
+                statistics[to] += 1
+                self.reporting.activity.message(told, self.now)
+            to = self.rng.randrange(len(self.subscriptions))
+            if sends_flows and to not in self.mute | self.flowless:
+                flows[to] = True
+        found = {}
+        for number, one in enumerate(self.subscriptions):
+            suspected = one.suspect
+            text = one.look(
+                heard=statistics[number] > 0 or flows[number],
+                statistics=statistics[number],
+                flows=flows[number],
+                now_s=self.now,
+            )
+            self.suspicions += one.suspect and not suspected
+            if text:
+                found[number] = text
+        return found
+
+    def run(self, seconds: int) -> dict[int, tuple[int, str]]:
+        """Let time pass; return when each was silent first, and why."""
+        found: dict[int, tuple[int, str]] = {}
+        for second in range(1, seconds + 1):
+            for number, text in self.tick().items():
+                found.setdefault(number, (second, text))
+        return found
+
+    def until_suspect(self, number: int) -> int:
+        for second in range(1, 200):
+            if self.subscriptions[number].suspect:
+                return second - 1
+            self.tick()
+        return 200
+
+
+def chance(seconds: float, *, points: int, analyzers: int, lost: float = 0.0) -> float:
+    """Of nothing for so long at one analyzer."""
+    return math.pow(1 - (1 - lost) / analyzers, points * seconds / 10)
+
+
+# Nothing at all -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("analyzers", [1, 2, 3])
+@pytest.mark.parametrize("points", [40, 400])
+def test_where_many_report_silence_is_found_early(analyzers: int, points: int) -> None:
+    cluster = Cluster(analyzers=analyzers, points=points)
+    assert not cluster.run(100)
+    cluster.mute = {0}
+    last = cluster.now
+    # A row that is due 15 s after the last message must still wait.
+    assert cluster.until_suspect(0) in (13, 14)
+    found = cluster.run(30)
+    assert set(found) == {0}
+    assert cluster.now - 30 - last + found[0][0] in (20, 21)
+    assert found[0][1] == "no message for 20 s"
+    assert not any(each.suspect for each in cluster.subscriptions[1:])
+
+
+def test_all_fall_silent_at_once() -> None:
+    cluster = Cluster(analyzers=3, points=40)
+    assert not cluster.run(100)
+    cluster.mute = {0, 1, 2}
+    found = cluster.run(30)
+    assert set(found) == {0, 1, 2}
+    assert all(second <= 21 for second, _ in found.values())
+
+
+def test_those_that_stay_silent_are_found_where_others_are_well_again() -> None:
+    cluster = Cluster(analyzers=3, points=40)
+    assert not cluster.run(100)
+    cluster.mute = {0, 1, 2}
+    assert not cluster.run(18)
+    cluster.mute = {0, 1}
+    found = cluster.run(12)
+    assert set(found) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("points", "analyzers"), [(1, 1), (2, 1), (4, 2), (8, 3), (10, 2), (20, 3), (60, 10)]
+)
+def test_chance_is_never_taken_for_silence(points: int, analyzers: int) -> None:
+    """What is as rare as one in a million does not happen in 20,000 s."""
+    # The longest time, which is not of the probabilities, is out of the way.
+    cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
+    assert not cluster.run(20_000)
+    looks = 20_000 * analyzers
+    assert cluster.suspicions <= 3 * SUSPECT_CHANCE * looks
+
+
+@pytest.mark.parametrize("points", [1, 2, 10])
+def test_a_lost_message_is_no_silence(points: int) -> None:
+    cluster = Cluster(analyzers=1, points=points, lost=LOST)
+    assert not cluster.run(20_000)
+
+
+@pytest.mark.parametrize(("points", "analyzers"), [(4, 2), (10, 3), (30, 10)])
+def test_the_times_are_those_of_the_probabilities(points: int, analyzers: int) -> None:
+    """Where all are silent, and what the others get says nothing."""
+    cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
+    assert not cluster.run(300)
+    cluster.mute = set(range(analyzers))
+    last = cluster.now - max(each.silent_s for each in cluster.subscriptions)
+    oldest = max(range(analyzers), key=lambda number: cluster.subscriptions[number].silent_s)
+    cluster.until_suspect(oldest)
+    suspect_s = max(15.0, cluster.now - last + TICK_S)
+    assert chance(suspect_s + 3, points=points, analyzers=analyzers) <= SUSPECT_CHANCE
+    if suspect_s > 16:
+        assert chance(suspect_s - 3, points=points, analyzers=analyzers) >= SUSPECT_CHANCE / 2
+    while oldest not in cluster.tick():
+        assert cluster.now - last < 1000
+    silent_s = cluster.now - last
+    assert chance(silent_s + 3, points=points, analyzers=analyzers, lost=LOST) <= SILENT_CHANCE
+    if silent_s > 21:
+        assert chance(silent_s - 3, points=points, analyzers=analyzers) >= SILENT_CHANCE / 2
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.3])
+@pytest.mark.parametrize("longest_s", [10.0, 30.0])
+def test_silence_timeout_is_the_most(stretch: float, longest_s: float) -> None:
+    cluster = Cluster(analyzers=5, points=2, stretch=stretch, longest_s=longest_s)
+    for number in range(5):  # all have delivered, and will not again
+        cluster.subscriptions[number].look(heard=True, statistics=0, flows=False, now_s=0)
+    cluster.mute = set(range(5))
+    suspect_s = cluster.until_suspect(0)
+    assert suspect_s + TICK_S == longest_s
+    second, _ = cluster.run(60)[0]
+    assert suspect_s + second == math.ceil(longest_s * stretch)
+
+
+def test_0_is_for_ever() -> None:
+    cluster = Cluster(analyzers=1, points=10, longest_s=0.0)
+    cluster.run(100)
+    cluster.mute = {0}
+    assert not cluster.run(10_000)
+    assert cluster.subscriptions[0].delivers
+
+
+def test_what_has_not_delivered_is_not_silent() -> None:
+    cluster = Cluster(analyzers=2, points=10)
+    cluster.mute = {0}
+    assert not cluster.run(10_000)
+    assert not cluster.subscriptions[0].delivers
+    assert cluster.subscriptions[1].delivers
+
+
+def test_captures_that_end_are_followed() -> None:
+    """Most of them end, and what is left is too little for the times that held before."""
+    cluster = Cluster(analyzers=2, points=40)
+    assert not cluster.run(300)
+    del cluster.points[1:]
+    # The subscription that gets nothing sees how little the other one gets.
+    silences = 0
+    for _ in range(int(WINDOW_S * WINDOWS)):
+        silences += len(cluster.tick())
+    assert cluster.reporting.capture_points <= 40
+    cluster.run(int(WINDOW_S))
+    assert cluster.reporting.capture_points <= 2
+    assert not silences
+
+
+def test_a_silent_subscription_does_not_make_captures_fewer() -> None:
+    cluster = Cluster(analyzers=2, points=40)
+    cluster.run(200)
+    known = cluster.reporting.capture_points
+    assert known == pytest.approx(40, rel=0.1)
+    cluster.mute = {0}
+    cluster.run(58)
+    assert cluster.reporting.capture_points == pytest.approx(known, rel=0.1)
+
+
+@pytest.mark.parametrize(("analyzers", "sent"), [(1, 0.5), (2, 10), (3, 18), (10, 66)])
+def test_improbable(analyzers: int, sent: float) -> None:
+    assert is_improbable(sent, SUSPECT_CHANCE, analyzers=analyzers)
+    assert not is_improbable(0, SUSPECT_CHANCE, analyzers=analyzers)
+    assert analyzers == 1 or not is_improbable(sent - 1, SUSPECT_CHANCE, analyzers=analyzers)
+    assert not is_improbable(1, SILENT_CHANCE, analyzers=analyzers, lost=LOST)
+
+
+# Statistics, and no flows ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("analyzers", "points", "within_s"), [(1, 1, 130), (1, 20, 130), (2, 20, 240), (3, 100, 320)]
+)
+def test_statistics_without_flows_are_silence(analyzers: int, points: int, within_s: int) -> None:
+    cluster = Cluster(analyzers=analyzers, points=points)
+    assert not cluster.run(600)
+    cluster.flowless = {0}
+    found = cluster.run(within_s)
+    assert set(found) == {0}
+    second, text = found[0]
+    # Its last flow came within one flow.update before.
+    assert second >= (UPDATE_S + 15) * analyzers - UPDATE_S
+    assert text.startswith("no flow for ")
+    assert text.endswith("though there are statistics of captures that see packets")
+
+
+def test_it_is_suspect_before_the_connections_are_due() -> None:
+    cluster = Cluster(analyzers=1, points=20)
+    assert not cluster.run(600)
+    while not cluster.flowless:
+        before = cluster.subscriptions[0]._flowless.seconds
+        cluster.tick()
+        if cluster.subscriptions[0]._flowless.seconds <= before:
+            cluster.flowless = {0}
+    assert cluster.until_suspect(0) == UPDATE_S + 15 - TICK_S
+
+
+@pytest.mark.parametrize("analyzers", [1, 2])
+@pytest.mark.parametrize("points", [1, 20, 300])
+def test_an_idle_network_is_never_silent(analyzers: int, points: int) -> None:
+    cluster = Cluster(analyzers=analyzers, points=points, packets_s=0, longest_s=10_000)
+    assert not cluster.run(2000)
+    # It was not, some time ago.
+    for point in cluster.points:
+        point.packets_s = 50
+    assert not cluster.run(400)
+    for point in cluster.points:
+        point.packets_s = 0
+    assert not cluster.run(2000)
+
+
+def test_a_packet_now_and_then_is_no_traffic_that_flows_must_come_of() -> None:
+    cluster = Cluster(analyzers=1, points=5, packets_s=0)
+    cluster.flowless = {0}  # its flow is lost on the way, each time
+    for _ in range(20):
+        cluster.points[0].total += 1
+        assert not cluster.run(300)
+
+
+@pytest.mark.parametrize(("analyzers", "points"), [(1, 1), (2, 1), (2, 4), (3, 20)])
+def test_chance_is_never_taken_for_flows_that_do_not_come(analyzers: int, points: int) -> None:
+    cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
+    assert not cluster.run(30_000)
+
+
+def test_nothing_is_concluded_before_flow_update_is_known() -> None:
+    cluster = Cluster(analyzers=1, points=20)
+    cluster.stats.observed_flow_update_s = None
+    cluster.flowless = {0}
+    assert not cluster.run(1000)
+
+
+def test_longer_updates_are_waited_for() -> None:
+    cluster = Cluster(analyzers=1, points=20)
+    cluster.run(100)
+    cluster.stats.flow_update_s = 600
+    cluster.flowless = {0}
+    assert not cluster.run(600)
+    assert cluster.run(200)
+
+
+# What statistics tell of packets --------------------------------------------------------------
+
+
+def told(activity: Activity, received: Iterable[int], *, every_s: int = 10, **more: object) -> int:
+    before = activity.changes
+    for number, each in enumerate(received):
+        activity.message(report(each, **more), number * every_s)  # type: ignore[arg-type]
+    return activity.changes - before
+
+
+def test_numbers_that_grow_tell_of_packets() -> None:
+    assert told(Activity(), range(1_000_000, 1_050_000, 500)) > 90
+
+
+def test_the_same_number_tells_of_none() -> None:
+    assert told(Activity(), [12340] * 50) == 1
+    assert told(Activity(), [1000, 900, 1000, 1100, 1000, 900, 1100] * 10) == 1
+
+
+def test_numbers_of_several_points_are_remembered_beside_each_other() -> None:
+    assert told(Activity(), [70010, 50030, 90070] * 20, every_s=3) == 3
+
+
+def test_what_is_not_counted_tells_nothing() -> None:
+    activity = Activity()
+    assert told(activity, [0] * 10) == 0
+    assert told(activity, range(1000, 2000, 100), flows=0) == 0
+    activity.capture_id = "another"
+    assert told(activity, range(1000, 2000, 100)) == 0
+    for data in (b"", b"[]", b'{"PacketsReceived":"x"}', b'{"PacketsReceived":1e999}', b"\xff"):
+        activity.message(data, 0)
+    assert activity.changes == 0
+
+
+def test_what_is_remembered_is_bounded_by_time_and_number() -> None:
+    activity = Activity()
+    for number in range(MAX_VALUES + 1000):
+        activity.message(report(10**9 + 7919 * number), 0)
+    assert activity.changes <= MAX_VALUES
+    assert len(activity._values) == MAX_VALUES
+    for rounds in range(1, 3):
+        activity.message(report(5), rounds * MEMORY_S)
+    assert len(activity._values) + len(activity._older) == 2
