@@ -83,7 +83,7 @@ class Ingest:
         self._now = now
         self._skipped = stats.flows_skipped
         self._admitted = admitted
-        self._dates = Dates(table)
+        self._dates = Dates(table, stats=stats)
         self._messages = msgspec.json.Decoder(_message_type(types.Flow))
         self._new_messages = msgspec.json.Decoder(_message_type(types.NewFlow))
         self._full_messages = msgspec.json.Decoder(_message_type(types.FullFlow))

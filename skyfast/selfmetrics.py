@@ -204,6 +204,8 @@ class Stats:
     flows_filtered: dict[str, int] = field(default_factory=dict)
     max_connections: int = 0
     max_flows: int = 0
+    flow_update_s: float = 60.0
+    """The agents' ``flow.update``, as seen in reports; 60 until known."""
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
     topology: TopologyStats = field(default_factory=TopologyStats)
     captures: CaptureStats = field(default_factory=CaptureStats)
