@@ -2469,6 +2469,11 @@ cdef class Table:
         }
 
     @property
+    def values_skipped(self):
+        """Values that were left out of reports which were used, by field, such as Metric.RTT."""
+        return {}
+
+    @property
     def finished(self):
         """Reports whose ``FinishType`` was set, by its meaning, whether they were news or not."""
         cdef uint32_t i

@@ -280,6 +280,9 @@ class App:
             # These are shown as sums with what the table counts, and must not become less.
             for reason, count in old.table.skipped.items():
                 self.stats.flows_skipped[reason] += count
+            for field, count in old.table.values_skipped.items():
+                own = self.stats.values_skipped
+                own[field] = own.get(field, 0) + count
             changes = ", ".join(_changes(old.config, config))
             log.warning("all connections begin anew, by the change of %s", changes)
         if _address(config) != self._served_at:
@@ -287,8 +290,10 @@ class App:
         _announce(config, known=old.config.subscriber.endpoints)
 
     def _count(self, parts: _Parts) -> None:
-        """Let the self metrics show the rules and the bounds of these parts."""
+        """Let the self metrics show the rules, optional fields and bounds of these parts."""
         self.stats.flows_filtered = parts.filtered
+        for path in parts.types.omissible:
+            self.stats.values_skipped.setdefault(".".join(path), 0)
         self.stats.max_connections = parts.config.store.max_connections
         self.stats.max_flows = parts.config.store.max_flows
 

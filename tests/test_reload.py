@@ -702,11 +702,15 @@ async def test_other_labels_and_metrics_begin_a_new_table(
         for start in range(0, len(flows), 1000):
             await analyzer.send(message(*flows[start : start + 1000]))
         await operator.report(analyzer, flow("1"), flow("0", Metric=None))
+        await operator.report(analyzer, flow("1", Last=3000, FinishType="x"))
         metrics = await skyfast.self_metrics()
         assert metrics["skyfast_table_bytes"] > empty + 5e6
         skipped = {series: n for series, n in metrics.items() if "flows_skipped_total" in series}
         assert skipped['skyfast_flows_skipped_total{reason="no_metric"}'] == 1
         assert skipped['skyfast_flows_skipped_total{reason="late"}'] == 1
+        values = {series: n for series, n in metrics.items() if "values_skipped_total" in series}
+        assert values['skyfast_values_skipped_total{field="FinishType"}'] == 1
+        assert values['skyfast_values_skipped_total{field="Metric.RTT"}'] == 0
 
         changes = {f"{STORE}.labels": ["target_port", "node_tid"], f"{STORE}.metrics": ["flows"]}
         (line,) = problems(await operator.reload(changes))
@@ -718,7 +722,8 @@ async def test_other_labels_and_metrics_begin_a_new_table(
         metrics = await skyfast.self_metrics()
         assert metrics["skyfast_table_bytes"] < 2 * empty
         assert {series: metrics[series] for series in skipped} == skipped
-        assert metrics[f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'] == 20_002
+        assert {series: metrics[series] for series in values} == values
+        assert metrics[f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'] == 20_003
 
         await operator.report(analyzer, flow("1"), flow("2"))
         labels = 'target_port="443",node_tid="tid",direction="initiator_to_target"'
