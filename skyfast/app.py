@@ -168,6 +168,7 @@ class App:
         self._manager.ready(f"serving {url}")
         _announce(self._parts.config)
         log.info("%s", _costs(self._parts))
+        _warn_of_double_counting(self._parts.config)
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
@@ -288,6 +289,7 @@ class App:
         if _address(config) != self._served_at:
             log.warning("listen_address and port stay as they are until the next start")
         _announce(config, known=old.config.subscriber.endpoints)
+        _warn_of_double_counting(config, known=check.double_counted(old.config))
 
     def _count(self, parts: _Parts) -> None:
         """Let the self metrics show the rules, optional fields and bounds of these parts."""
@@ -467,6 +469,17 @@ def _announce(config: Config, *, known: Sequence[str] = ()) -> None:
         others = f" and {len(new) - MAX_ANNOUNCED} more" if len(new) > MAX_ANNOUNCED else ""
         shown = ", ".join(new[:MAX_ANNOUNCED])
         log.info("subscribing to %s%s as %s", shown, others, config.host_id)
+
+
+def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> None:
+    """Log where traffic is counted several times, if that was not ``known`` before."""
+    for where in check.double_counted(config):
+        if where not in known:
+            log.warning(
+                "%s: traffic that is captured at several interfaces is counted several times: set"
+                " deduplicate: first, or add the label node_tid",
+                where,
+            )
 
 
 def _costs(parts: _Parts) -> str:
