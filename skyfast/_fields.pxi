@@ -31,9 +31,10 @@ cdef struct Number:
 
 
 cdef struct Requirement:
-    # Parts of which one must be there.
+    # Parts of which one must be there; or the first, unless the second is missing too.
     Field parts[2]
     bint pair
+    bint absent                 # it is the second's absence that does
 
 
 cdef struct Reader:

@@ -541,6 +541,7 @@ def _exported(config: Config) -> dict[str, object]:
         "direction": store.main.direction,
         "views": [msgspec.structs.replace(view, timeout_s=0.0) for view in store.views],
         "include_icmp": store.include_icmp,
+        "include_other": store.include_other,
         "rewrite": store.rewrites,
         "overflow": store.overflow,
         "deduplicate": store.deduplicate,

@@ -101,7 +101,7 @@ def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
     for counter in plan.counters:
         paths += counter.paths
     paths += [gauge.path for gauge in plan.gauges]
-    paths += [path for requirement in plan.requirements for path in requirement.paths]
+    paths += [path for requirement in plan.requirements for path in requirement.reads]
     if plan.conversation is not None:
         paths += [*plan.conversation.paths, plan.conversation.point]
     if plan.share is not None:
@@ -128,7 +128,7 @@ def _omissible(plan: Plan, paths: Iterable[Path], *, needed: Iterable[Path]) -> 
     must_have = {*needed, ("UUID",), ("Last",), *(update_times & gauges)}
     must_have |= {path for each in plan.counters if not each.optional for path in each.paths}
     must_have |= {path for column in plan.columns for path in (column.path, *column.reads)}
-    must_have |= {path for requirement in plan.requirements for path in requirement.paths}
+    must_have |= {path for requirement in plan.requirements for path in requirement.reads}
     for known in (plan.conversation, plan.share and plan.share.conversation):
         must_have |= {*known.paths} if known else set()
     if plan.conversation:
