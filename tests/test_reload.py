@@ -778,6 +778,38 @@ def unchunked(answer: bytes) -> bytes:
     return b"".join(chunks)
 
 
+async def test_other_protocols_begin_a_new_table(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+    gre = flow("1", Transport=None, LayersPath="Ethernet/IPv4/GRE")
+    ping = flow("2", Transport=None, LayersPath="Ethernet/IPv4/ICMPv4", ICMP={"Type": "ECHO"})
+    async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
+        await analyzer.subscriber()
+        await operator.report(analyzer, gre, ping, flow("3"))
+        assert samples(await operator.flows(), BYTES).keys() == {
+            series("TCP", "40000", "443", direction) for direction in DIRECTIONS
+        }
+        (line,) = problems(await operator.reload({f"{STORE}.include_other": True}))
+        assert line.endswith("begin anew, by the change of include_other")
+        await operator.report(analyzer, gre, ping, flow("3"))
+        assert samples(await operator.flows(), BYTES).keys() == {
+            series(protocol, *ports, direction)
+            for protocol, ports in (("TCP", ("40000", "443")), ("GRE", ("", "")))
+            for direction in DIRECTIONS
+        }
+        skipped = await operator.skyfast.self_metrics()
+        assert skipped['skyfast_flows_skipped_total{reason="no_transport"}'] == 3
+
+
+DIRECTIONS = ("initiator_to_target", "target_to_initiator")
+
+
+def series(protocol: str, initiator_port: str, target_port: str, direction: str) -> str:
+    """Return a series of the bytes with the default labels."""
+    return (
+        f'{BYTES}{{initiator_ip="10.0.0.1",target_ip="10.0.0.2",initiator_port="{initiator_port}",'
+        f'target_port="{target_port}",direction="{direction}",node_tid="tid",protocol="{protocol}"}}'
+    )
+
+
 async def test_standard_names_bring_openmetrics(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     interface = {"Name": "eth0", "Type": "device", "TID": "t", "EncapType": "ether"}
     nodes = [{"ID": "n", "Host": "h", "Metadata": interface | {"Metric": {"RxBytes": 7}}}]
