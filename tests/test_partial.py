@@ -48,6 +48,9 @@ def changed(path: str, value: Any, **fields: Any) -> dict[str, Any]:
     return whole
 
 
+PORT = {"name": "port", "value": "Transport.A", "type": "gauge"}
+LATEST = {"name": "latest", "value": "Metric.ABBytes", "type": "gauge"}
+
 OMISSIBLE = (
     *("Metric.RTT", "FinishType", "Start", "Link", "Link.ID"),
     *("TCPMetric", "TCPMetric.ABSegmentOutOfOrder", "TCPMetric.BASegmentSkipped"),
@@ -102,7 +105,11 @@ def test_whatever_stands_there_costs_the_value_alone(path: str, wrong: bytes) ->
         ("Start", {"labels": [{"name": "begin", "path": "Start"}]}),
         ("Link", {"labels": ["vlan"]}),
         ("Link.ID", {"labels": ["vlan"], "metrics": EVERYTHING["metrics"]}),
-        ("Transport.A", {"labels": ["initiator_ip"], "views": [], "deduplicate": "first"}),
+        (
+            "Transport.A",
+            {"labels": ["initiator_ip"], "metrics": [PORT], "views": [], "deduplicate": "first"},
+        ),
+        ("Metric.ABBytes", {"metrics": ["bytes", LATEST]}),
         ("Metric.RTT", {"drop": [{"name": "slow", "Metric.RTT": "5-9"}]}),
         # Without a total, it would be taken for one that started over.
         (
