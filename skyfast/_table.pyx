@@ -677,10 +677,11 @@ cdef class Table:
             if i >= self.columns and not reader.columns[i].is_text:
                 raise ValueError("a volatile label is made of a text")
         for i, requirement in enumerate(plan.requirements):
-            if not 1 <= len(requirement.paths) <= 2:
+            if not requirement.paths or len(requirement.reads) > 2:
                 raise ValueError("a requirement is one part of a flow, or one of two")
-            reader.required[i].pair = len(requirement.paths) == 2
-            for j, path in enumerate(requirement.paths):
+            reader.required[i].pair = len(requirement.reads) == 2
+            reader.required[i].absent = len(requirement.or_without) > 0
+            for j, path in enumerate(requirement.reads):
                 self._field(&reader.required[i].parts[j], owner, path)
         for known in (plan.conversation, plan.share and plan.share.conversation):
             if known is not None:
@@ -914,7 +915,8 @@ cdef class Table:
         for i in range(self.requirements):
             if unlikely(part(flow, &reader.required[i].parts[0], self.slots) == NULL):
                 if (not reader.required[i].pair
-                        or part(flow, &reader.required[i].parts[1], self.slots) == NULL):
+                        or (part(flow, &reader.required[i].parts[1], self.slots) == NULL)
+                        != reader.required[i].absent):
                     return SKIP_REQUIRED + <int>i
         for i in range(self.values):
             wrong = read_number(flow, &reader.totals[i], self.slots, &values[i])

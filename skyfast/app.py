@@ -185,6 +185,7 @@ class App:
         self._manager.ready(f"serving {url}")
         _announce(self._parts.config)
         log.info("%s", _costs(self._parts))
+        _warn_of_double_counting(self._parts.config)
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
@@ -300,15 +301,21 @@ class App:
             # These are shown as sums with what the table counts, and must not become less.
             for reason, count in old.table.skipped.items():
                 self.stats.flows_skipped[reason] += count
+            for field, count in old.table.values_skipped.items():
+                own = self.stats.values_skipped
+                own[field] = own.get(field, 0) + count
             changes = ", ".join(_changes(old.config, config))
             log.warning("all connections begin anew, by the change of %s", changes)
         if _address(config) != self._served_at:
             log.warning("listen_address and port stay as they are until the next start")
         _announce(config, known=old.config.subscriber.endpoints)
+        _warn_of_double_counting(config, known=check.double_counted(old.config))
 
     def _count(self, parts: _Parts) -> None:
-        """Let the self metrics show the rules and the bounds of these parts."""
+        """Let the self metrics show the rules, optional fields and bounds of these parts."""
         self.stats.flows_filtered = parts.filtered
+        for path in parts.types.omissible:
+            self.stats.values_skipped.setdefault(".".join(path), 0)
         self.stats.max_connections = parts.config.store.max_connections
         self.stats.max_flows = parts.config.store.max_flows
 
@@ -552,6 +559,17 @@ def _announce(config: Config, *, known: Sequence[str] = ()) -> None:
         log.info("subscribing to %s%s as %s", shown, others, config.host_id)
 
 
+def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> None:
+    """Log where traffic is counted several times, if that was not ``known`` before."""
+    for where in check.double_counted(config):
+        if where not in known:
+            log.warning(
+                "%s: traffic that is captured at several interfaces is counted several times: set"
+                " deduplicate: first, or add the label node_tid",
+                where,
+            )
+
+
 def _costs(parts: _Parts) -> str:
     """Return what a connection costs and how many there can be, for the log."""
     store, row_bytes = parts.config.store, parts.table.row_bytes
@@ -612,6 +630,7 @@ def _exported(config: Config) -> dict[str, object]:
         "direction": store.main.direction,
         "views": [msgspec.structs.replace(view, timeout_s=0.0) for view in store.views],
         "include_icmp": store.include_icmp,
+        "include_other": store.include_other,
         "rewrite": store.rewrites,
         "overflow": store.overflow,
         "deduplicate": store.deduplicate,

@@ -118,7 +118,8 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
         name="protocol",
         path=PROTOCOL,
         cardinality="fine",
-        help="`TCP`, `UDP` or `SCTP`; with `include_icmp` `ICMPV4` and `ICMPV6` too",
+        help="`TCP`, `UDP` or `SCTP`; with `include_icmp` `ICMPV4` and `ICMPV6` too, with "
+        "`include_other` the last of its layers",
     ),
     KnownLabel(
         name="application",
@@ -148,7 +149,7 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
         name="vlan",
         path=("Link", "ID"),
         cardinality="careful",
-        help="the VLAN's number, 0 without one",
+        help="the VLAN's number, 0 without one; with QinQ 12 bits for each tag",
     ),
     KnownLabel(
         name="capture_id",
@@ -445,15 +446,11 @@ def make_plan(config: "Config", *, names: Names) -> Plan:
     """
     store, shard = config.store, config.shard
     columns = _Columns(config, names)
-    transport: tuple[Path, ...] = (("Transport",),)
     return Plan(
         views=tuple(_view(view, columns, store) for view in (store.main, *store.views)),
         requirements=(
             Requirement(paths=(("Network",),), reason="no_network"),
-            Requirement(
-                paths=(*transport, ("ICMP",)) if store.include_icmp else transport,
-                reason="no_transport",
-            ),
+            *_transport(store),
             Requirement(paths=(("Metric",),), reason="no_metric"),
         ),
         conversation=_CONVERSATION if store.deduplicate == "first" else None,
@@ -462,6 +459,20 @@ def make_plan(config: "Config", *, names: Names) -> Plan:
             Share(conversation=_CONVERSATION, index=shard.index, count=shard.count)
             if shard.count > 1
             else None
+        ),
+    )
+
+
+def _transport(store: "Store") -> tuple[Requirement, ...]:
+    """Return what a flow must have beside its addresses: nothing where everything is included."""
+    if store.include_icmp and store.include_other:
+        return ()
+    transport: tuple[Path, ...] = (("Transport",),)
+    return (
+        Requirement(
+            paths=(*transport, ("ICMP",)) if store.include_icmp else transport,
+            or_without=("ICMP",) if store.include_other else (),
+            reason="no_transport",
         ),
     )
 
@@ -503,9 +514,10 @@ class _Columns:
         if known.lookup:
             names = getattr(self._names, known.lookup)
             return Column(name=known.name, path=known.path, rewrite=names, volatile=True)
-        if known.path == PROTOCOL and self._config.store.include_icmp:
-            rewrite = FlowProtocol()
-            return Column(name=known.name, path=(), rewrite=rewrite, reads=FlowProtocol.READS)
+        store = self._config.store
+        if known.path == PROTOCOL and (store.include_icmp or store.include_other):
+            rewrite = FlowProtocol(other=store.include_other)
+            return Column(name=known.name, path=(), rewrite=rewrite, reads=rewrite.reads)
         return Column(name=known.name, path=known.path, rewrite=self._rewrite(known.name))
 
     def _rewrite(self, name: str) -> Rewrite | None:
@@ -524,7 +536,7 @@ def _view(view: "ViewChoice", columns: _Columns, store: "Store") -> View:
         direction=Direction(position=names.index(DIRECTION)) if split else None,
         families=families(view, naming=store.naming),
         # A flow without ports is not known by its addresses alone.
-        complete=not store.include_icmp
+        complete=not (store.include_icmp or store.include_other)
         and {column.path for column in chosen if column.rewrite is None} >= ENDPOINTS,
     )
 

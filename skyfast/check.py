@@ -1,10 +1,20 @@
 """What a configuration costs, told by ``skyfast --check`` and at the start."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Final, Literal
 
-from skyfast.catalogue import DANGEROUS_FIELDS, DIRECTION, LABELS_BY_NAME, families
-from skyfast.config import Config, LabelChoice, Store, ViewChoice
+from skyfast.catalogue import (
+    DANGEROUS_FIELDS,
+    DIRECTION,
+    LABELS_BY_NAME,
+    METRICS_BY_NAME,
+    families,
+)
+from skyfast.config import Config, LabelChoice, MetricChoice, Store, ViewChoice
+from skyfast.plan import Path
+
+_POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
+"""The fields that tell a conversation's capture points apart: each has flows of its own."""
 
 
 def series(view: ViewChoice, *, naming: Literal["compatible", "standard"]) -> int:
@@ -15,6 +25,23 @@ def series(view: ViewChoice, *, naming: Literal["compatible", "standard"]) -> in
 def most_connections(store: Store) -> int:
     """Return how many connections there can be: none is without a flow."""
     return min(store.max_connections, store.max_flows)
+
+
+def double_counted(config: Config) -> list[str]:
+    """Return where traffic that is captured at several interfaces is counted several times.
+
+    That is in each view, the connections among them, in which the flows of one conversation's
+    capture points can share a series. What has only gauges counts nothing.
+    """
+    store = config.store
+    if store.deduplicate != "none":
+        return []
+    return [
+        _where(view)
+        for view in (store.main, *store.views)
+        if any(_is_counted(metric) for metric in view.metrics)
+        and not any(_path(label) in _POINTS for label in view.labels)
+    ]
 
 
 def report(config: Config) -> str:
@@ -40,8 +67,30 @@ def _lines(config: Config) -> Iterator[str]:
     for view in (store.main, *store.views):
         for label in view.labels:
             if danger := _danger(label, config):
-                where = f"view {view.prefix}" if view.prefix else "connections"
-                yield f"Warning: label {label.name} of the {where} is dangerous: {danger}."
+                yield f"Warning: label {label.name} of the {_where(view)} is dangerous: {danger}."
+    for where in double_counted(config):
+        yield (
+            f"Warning: {where}: traffic that is captured at several interfaces is counted several"
+            " times: set deduplicate: first, or add the label node_tid."
+        )
+
+
+def _where(view: ViewChoice) -> str:
+    return f"view {view.prefix}" if view.prefix else "connections"
+
+
+def _is_counted(metric: MetricChoice) -> bool:
+    if metric.paths:
+        return metric.type == "counter"
+    return metric.name == "flows" or METRICS_BY_NAME[metric.name].type == "counter"
+
+
+def _path(label: LabelChoice) -> Path:
+    """Return the field whose value a label shows; an empty one where it shows something else."""
+    if label.path is not None:
+        return label.path
+    known = LABELS_BY_NAME[label.name]
+    return () if known.lookup else known.path
 
 
 def _danger(label: LabelChoice, config: Config) -> str:

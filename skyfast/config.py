@@ -157,6 +157,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     main: ViewChoice
     views: tuple[ViewChoice, ...]
     include_icmp: bool
+    include_other: bool
     rewrites: Mapping[str, Rewrite]
     overflow: Literal["drop", "other"]
     deduplicate: Literal["none", "first"]
@@ -482,6 +483,12 @@ INCLUDE_ICMP = _key(
     to_boolean,
     False,
     lambda c: c.store.include_icmp,
+)
+INCLUDE_OTHER = _key(
+    "pipeline.store.prom_sky_con.include_other",
+    to_boolean,
+    False,
+    lambda c: c.store.include_other,
 )
 REWRITE: Key[Mapping[str, Rewrite]] = _key(
     "pipeline.store.prom_sky_con.rewrite",
@@ -847,6 +854,7 @@ def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
             main=views[0],
             views=views[1:],
             include_icmp=get(INCLUDE_ICMP),
+            include_other=get(INCLUDE_OTHER),
             rewrites=get(REWRITE),
             overflow=get(OVERFLOW),
             deduplicate=get(DEDUPLICATE),

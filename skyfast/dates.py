@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from skyfast.logs import LogLimit, printable
-from skyfast.selfmetrics import AnalyzerStats
+from skyfast.selfmetrics import AnalyzerStats, Stats
 from skyfast.wire import UNDECODABLE
 
 log = logging.getLogger(__name__)
@@ -20,15 +20,26 @@ log = logging.getLogger(__name__)
 MAX_AHEAD_S: Final = 60.0
 """How far a flow's latest packet may lie in the future: what clocks that are set may differ by."""
 
-MAX_BEHIND_S: Final = 720.0
-"""How far in the past. Agents report a flow for the last time when it was silent for 600 s
-(``flow.expire``), at the next ``flow.update`` (60 s); the rest is what clocks may differ by."""
+MAX_UPDATES_BEHIND: Final = 2
+MAX_SKEW_BEHIND_S: Final = 60.0
+"""How far in the past: two ``flow.update``, and what clocks may differ by.
+
+An agent reports a flow at the first tick after its latest packet, so within one ``flow.update``.
+The other one allows for a ``flow.update`` that grows, and for messages that wait on the way."""
+
+MAX_CLOSING_BEHIND_S: Final = 3600.0
+"""How far in the past, in a closing report.
+
+An agent sends it one to two times ``flow.expire`` (600 s) after the flow's latest packet."""
+
+CLOSING: Final = 1
+"""The ``FinishType`` of a closing report. TCP flags (2 and 3) are in ordinary reports too."""
 
 LOG_INTERVAL_S: Final = 60.0
 """An analyzer's flows of one kind are named once in this time."""
 
 Flow = Any
-"""A struct of the plan's flow types, which all have ``Last``."""
+"""A struct of the plan's flow types, which all have ``Last`` and ``FinishType``."""
 
 
 class Dated(Protocol):
@@ -53,9 +64,12 @@ _MESSAGE = msgspec.json.Decoder(_Message)
 class Dates:
     """Looks at the times in each update of a table."""
 
-    def __init__(self, table: Dated, *, wall_clock: Callable[[], float] = time.time) -> None:
-        """Prepare; ``wall_clock`` gives Unix seconds."""
+    def __init__(
+        self, table: Dated, *, stats: Stats, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        """Prepare; ``wall_clock`` gives Unix seconds, and ``stats`` the agents' ``flow.update``."""
         self._table = table
+        self._stats = stats
         self._wall_clock = wall_clock
         self._limit = LogLimit(LOG_INTERVAL_S)
 
@@ -65,17 +79,25 @@ class Dates:
         """Count those of ``flows``, the table's latest update, that cannot be dated as they are.
 
         Where the table has stopped in the middle, ``flows`` are those before that. ``data`` is the
-        message that they came in. This costs next to nothing where all are well.
+        message that they came in. This costs next to nothing where all are well. A closing report
+        is dated earlier than others, so a message that has one is looked at flow by flow.
         """
         now_ms = self._wall_clock() * 1000
-        earliest_ms, latest_ms = now_ms - MAX_BEHIND_S * 1000, now_ms + MAX_AHEAD_S * 1000
+        behind_s = MAX_UPDATES_BEHIND * self._stats.flow_update_s + MAX_SKEW_BEHIND_S
+        earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
         oldest_ms, newest_ms = self._table.times_ms
         if newest_ms > latest_ms:
             # What is beyond the newest is no time at all: the table has skipped that flow.
             wrong = [flow for flow in flows if latest_ms < flow.Last <= newest_ms]
             self._found("ahead", wrong, data, analyzer)
         if oldest_ms < earliest_ms:
-            wrong = [flow for flow in flows if oldest_ms <= flow.Last < earliest_ms]
+            earliest_closing_ms = now_ms - MAX_CLOSING_BEHIND_S * 1000
+            wrong = [
+                flow
+                for flow in flows
+                if oldest_ms <= flow.Last < earliest_ms
+                and (flow.FinishType != CLOSING or flow.Last < earliest_closing_ms)
+            ]
             self._found("behind", wrong, data, analyzer)
 
     def _found(

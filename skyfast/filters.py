@@ -182,8 +182,9 @@ class _Source:
         # Only of flows that would be dropped is it asked whether the table would skip them.
         complete = ["flow.UUID"]
         for requirement in requirements:
-            present = [f"flow.{part} is not None" for (part,) in requirement.paths]
-            complete.append(f"({' or '.join(present)})")
+            ways = [f"flow.{part} is not None" for (part,) in requirement.paths]
+            ways += [f"flow.{part} is None" for part in requirement.or_without]
+            complete.append(f"({' or '.join(ways)})")
         lines = [
             "def pick(flows, dropped):",
             "    admitted = []",

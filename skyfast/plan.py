@@ -145,10 +145,19 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Requirement(msgspec.Struct, frozen=True, kw_only=True):
-    """Parts, at least one of which a flow must have; else it is skipped under ``reason``."""
+    """Parts, at least one of which a flow must have; else it is skipped under ``reason``.
+
+    Unless ``or_without`` is empty, a flow can lack them all where it has not that part either.
+    """
 
     paths: tuple[Path, ...]
     reason: str
+    or_without: Path = ()
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """Every part that it looks at."""
+        return (*self.paths, self.or_without) if self.or_without else self.paths
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):

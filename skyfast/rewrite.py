@@ -5,7 +5,7 @@ choose what stands in a flow; nothing is locked, for one thread asks.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from skyfast import addresses
 from skyfast.plan import Path
@@ -85,20 +85,21 @@ def fold(config: Fold) -> dict[int | str, int | str]:
 class FlowProtocol:
     """The protocol of a flow, ICMP among them: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4``, ``ICMPV6``.
 
-    A flow with neither Transport nor ICMP has the empty text.
+    A flow with neither Transport nor ICMP has the empty text; with ``other``, the last of its
+    layers, such as ``GRE`` or ``Fragment``. ``reads`` are the fields that this needs.
     """
 
-    READS: ClassVar[tuple[Path, ...]] = (
-        ("Transport", "Protocol"),
-        ("ICMP",),
-        ("Network", "Protocol"),
-    )
+    def __init__(self, *, other: bool = False) -> None:
+        self._other = other
+        reads: tuple[Path, ...] = (("Transport", "Protocol"), ("ICMP",), ("Network", "Protocol"))
+        self.reads = (*reads, ("LayersPath",)) if other else reads
 
     def __getitem__(self, flow: Any) -> str:
         if flow.Transport is not None:
             protocol: str = flow.Transport.Protocol
             return protocol
         if flow.ICMP is None:
-            return ""
+            layers: str = flow.LayersPath if self._other else ""
+            return layers.rpartition("/")[2]
         version_6 = flow.Network is not None and flow.Network.Protocol == "IPV6"
         return "ICMPV6" if version_6 else "ICMPV4"

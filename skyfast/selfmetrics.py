@@ -204,14 +204,16 @@ class Stats:
     """Every counter of the process that is not kept by the table itself.
 
     ``flows_filtered`` counts by the name of the rule that a flow was dropped by; whoever makes the
-    rules puts their names there. ``max_connections`` and ``max_flows`` are the table's bounds, put
-    there by whoever sets them. ``clock_held`` is 1 while the table's clock is held, and
-    ``clock_held_s`` for how long it has been.
+    rules puts their names there. ``values_skipped`` counts by field, such as ``Metric.RTT``;
+    whoever makes the flow types puts there what can be left out. ``max_connections`` and
+    ``max_flows`` are the table's bounds, put there by whoever sets them. ``clock_held`` is 1 while
+    the table's clock is held, and ``clock_held_s`` for how long it has been.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
     flows_skipped: dict[str, int] = field(default_factory=lambda: _zeros(*SKIP_REASONS))
     flows_filtered: dict[str, int] = field(default_factory=dict)
+    values_skipped: dict[str, int] = field(default_factory=dict)
     max_connections: int = 0
     max_flows: int = 0
     clock_held: int = 0
@@ -272,6 +274,8 @@ class TableCounts(Protocol):
     def view_rejected_totals(self) -> tuple[int, ...]: ...
     @property
     def skipped(self) -> Mapping[str, int]: ...
+    @property
+    def values_skipped(self) -> Mapping[str, int]: ...
     @property
     def finished(self) -> Mapping[str, int]: ...
 
@@ -428,6 +432,15 @@ def _table_families(
         "counter",
         "Flow reports dropped by filter.keep or filter.drop.",
         [({"rule": rule}, count) for rule, count in stats.flows_filtered.items()],
+    )
+    yield _Family(
+        "skyfast_values_skipped_total",
+        "counter",
+        "Values left out of flow reports that were used, by field.",
+        [
+            ({"field": name}, count)
+            for name, count in sorted(sums(stats.values_skipped, table.values_skipped).items())
+        ],
     )
     yield _by_reason(
         "skyfast_flows_finished_total",

@@ -84,32 +84,64 @@ class FlowTypes:
     ``Flow`` has what reports of known flows need, and the labels. ``NewFlow`` has beside it what
     tells a flow's first report from others: all that flows need which are new in fact.
     ``FullFlow`` has what is needed of a flow that is not known and not new: ``LastUpdateMetric``.
+
+    ``omissible`` are the fields, and parts, of ``FullFlow`` without which a flow is still worth
+    something: gauges, counters that flows can lack, and what tells a first or a last report from
+    others. ``amounts`` are those of ``LastUpdateMetric`` that counters are made of.
     """
 
     Flow: type[msgspec.Struct]
     NewFlow: type[msgspec.Struct]
     FullFlow: type[msgspec.Struct]
+    omissible: frozenset[Path]
+    amounts: tuple[Path, ...]
 
 
 def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
     """Make the structs that hold what ``plan`` uses, and the fields ``also``."""
+    also = tuple(also)
     paths = [*_BOOKKEEPING, *also]
     for column in plan.columns:
         paths += [path for path in (column.path, *column.reads) if path]
     for counter in plan.counters:
         paths += counter.paths
     paths += [gauge.path for gauge in plan.gauges]
-    paths += [path for requirement in plan.requirements for path in requirement.paths]
+    paths += [path for requirement in plan.requirements for path in requirement.reads]
     if plan.conversation is not None:
         paths += [*plan.conversation.paths, plan.conversation.point]
     if plan.share is not None:
         paths += plan.share.conversation.paths
     amounts = [path for counter in plan.counters for path in counter.amounts]
+    full = [*paths, *_MARKS, *amounts]
     return FlowTypes(
         Flow=_struct("Flow", paths),
         NewFlow=_struct("NewFlow", [*paths, *_MARKS]),
-        FullFlow=_struct("FullFlow", [*paths, *_MARKS, *amounts]),
+        FullFlow=_struct("FullFlow", full),
+        omissible=_omissible(plan, full, needed=also),
+        amounts=tuple(dict.fromkeys(amounts)),
     )
+
+
+def _omissible(plan: Plan, paths: Iterable[Path], *, needed: Iterable[Path]) -> frozenset[Path]:
+    """Return what ``FullFlow``, which holds ``paths``, can do without."""
+    update_times = {("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last")}
+    gauges = {gauge.path for gauge in plan.gauges}
+    may_lack = gauges | {("FinishType",), ("Start",), *update_times}
+    may_lack |= {path for counter in plan.counters for path in counter.amounts}
+    may_lack |= {path for each in plan.counters if each.optional for path in each.paths}
+    # What else is made of a field decides. A time that is shown cannot be one that stands in.
+    must_have = {*needed, ("UUID",), ("Last",), *(update_times & gauges)}
+    must_have |= {path for each in plan.counters if not each.optional for path in each.paths}
+    must_have |= {path for column in plan.columns for path in (column.path, *column.reads)}
+    must_have |= {path for requirement in plan.requirements for path in requirement.reads}
+    for known in (plan.conversation, plan.share and plan.share.conversation):
+        must_have |= {*known.paths} if known else set()
+    if plan.conversation:
+        must_have.add(plan.conversation.point)
+    omissible = {path for path in paths if path in may_lack - must_have}
+    parts = {path[:1] for path in omissible if len(path) > 1}
+    needed_parts = {path[:1] for path in paths if path not in omissible}
+    return frozenset(omissible | (parts - needed_parts))
 
 
 def _struct(name: str, paths: Iterable[Path]) -> type[msgspec.Struct]:

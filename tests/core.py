@@ -66,13 +66,15 @@ def plan_of(spec: Spec, *, share: tuple[int, int] | None = None) -> Plan:
     transport: tuple[tuple[str, ...], ...] = (("Transport",),)
     if spec.include_icmp:
         transport += (("ICMP",),)
+    no_icmp = ("ICMP",) if spec.include_other else ()
+    requirement = Requirement(paths=transport, or_without=no_icmp, reason="no_transport")
     protocol, a, a_port, b, b_port, point = CONVERSATION
     conversation = Conversation(protocol=protocol, ends=((a, a_port), (b, b_port)), point=point)
     return Plan(
         views=tuple(_view(view, columns, spec) for view in spec.views),
         requirements=(
             Requirement(paths=(("Network",),), reason="no_network"),
-            Requirement(paths=transport, reason="no_transport"),
+            *(() if spec.include_icmp and spec.include_other else (requirement,)),
             Requirement(paths=(("Metric",),), reason="no_metric"),
         ),
         conversation=conversation if spec.deduplicate == "first" else None,
@@ -108,7 +110,7 @@ def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
             )
             for family in view.families
         ),
-        complete=not spec.include_icmp
+        complete=not (spec.include_icmp or spec.include_other)
         and whole >= {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")},
     )
 

@@ -174,6 +174,7 @@ class Spec:
     drop: Sequence[JSON] = ()
     keep: Sequence[JSON] = ()
     include_icmp: bool = False
+    include_other: bool = False
     deduplicate: str = "none"
     overflow: str = "drop"
 
@@ -237,14 +238,17 @@ class Tags:
         return any(address in ipaddress.ip_network(mask) for mask in self.masks)
 
 
+@dataclass(frozen=True)
 class Protocols:
-    """The protocol of a flow where ICMP is one."""
+    """The protocol of a flow where ICMP is one, and with ``other`` whatever is the last layer."""
+
+    other: bool = False
 
     def __getitem__(self, flow: JSON) -> str:
         if flow.get("Transport") is not None:
             return str(flow["Transport"].get("Protocol", ""))
         if flow.get("ICMP") is None:
-            return ""
+            return str(flow.get("LayersPath", "")).split("/")[-1] if self.other else ""
         return "ICMPV6" if flow["Network"].get("Protocol") == "IPV6" else "ICMPV4"
 
 
@@ -253,6 +257,14 @@ PROTOCOL_OR_ICMP = Label(
     (),
     rewrite=Protocols(),
     reads=(("Transport", "Protocol"), ("Network", "Protocol"), ("ICMP",)),
+)
+
+
+PROTOCOL_OR_OTHER = Label(
+    "protocol",
+    (),
+    rewrite=Protocols(other=True),
+    reads=(("Transport", "Protocol"), ("Network", "Protocol"), ("ICMP",), ("LayersPath",)),
 )
 
 
@@ -538,8 +550,9 @@ class Model:
             return "no_uuid"
         if flow.get("Network") is None:
             return "no_network"
-        is_icmp = self.spec.include_icmp and flow.get("ICMP") is not None
-        if flow.get("Transport") is None and not is_icmp:
+        is_icmp = flow.get("ICMP") is not None
+        can_lack = self.spec.include_icmp if is_icmp else self.spec.include_other
+        if flow.get("Transport") is None and not can_lack:
             return "no_transport"
         if flow.get("Metric") is None:
             return "no_metric"
@@ -932,7 +945,7 @@ class Model:
 
     def _is_complete(self, n: int) -> bool:
         paths = {label.path for label in labels_of(self.views[n]) if label.rewrite is None}
-        return paths >= ENDPOINTS and not self.spec.include_icmp
+        return paths >= ENDPOINTS and not (self.spec.include_icmp or self.spec.include_other)
 
     def _has_other(self) -> bool:
         return any(row.is_other for rows in self._rows for row in rows.values())

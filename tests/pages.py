@@ -119,6 +119,7 @@ class FakeTable:
         self.resume = threading.Event()
         self.skipped = {"late": 8, "no_network": 9}
         self.finished = {"fin": 10}
+        self.values_skipped = {"Metric.RTT": 14}
         self.values = {
             "initiator_ip": [("10.0.0.1", 2)],
             "target_ip": [("10.0.0.2", 1), ("10.0.0.3", 1)],

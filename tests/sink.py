@@ -10,7 +10,7 @@ from skyfast.filters import admission, classifier, reads
 from skyfast.ingest import Ingest
 from skyfast.names import Names
 from skyfast.report_checks import ReportChecker
-from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.selfmetrics import AnalyzerStats, Stats, sums
 from skyfast.wire import flow_types
 from tests.configs import make_config
 
@@ -78,6 +78,12 @@ class Sink(Fed):
         table, own = self.table.skipped, self.stats.flows_skipped
         counts = {reason: table.get(reason, 0) + own.get(reason, 0) for reason in {*table, *own}}
         return {reason: count for reason, count in counts.items() if count}
+
+    @property
+    def values_skipped(self) -> dict[str, int]:
+        """Fields with a count of values that were left out, of decoding and of the table."""
+        counts = sums(self.stats.values_skipped, self.table.values_skipped)
+        return {field: count for field, count in counts.items() if count}
 
     @property
     def errors(self) -> dict[str, int]:

@@ -25,7 +25,16 @@ from skyfast.catalogue import (
     make_plan,
 )
 from skyfast.names import Names
-from skyfast.plan import Column, Counter, Direction, Family, FlowCount, Gauge, Plan, Requirement
+from skyfast.plan import (
+    Column,
+    Counter,
+    Direction,
+    Family,
+    FlowCount,
+    Gauge,
+    Plan,
+    Requirement,
+)
 from skyfast.wire import FIELDS, flow_types
 from tests.core import read_all
 from tests.test_prometheus import PROMTOOL, needs_promtool
@@ -200,6 +209,39 @@ def test_protocol_of_icmp(parts: dict[str, Any], protocol: str) -> None:
     assert made.path == ()
     assert made.rewrite is not None
     assert made.rewrite[decoded({"UUID": "1", **parts}, plan)] == protocol
+
+
+@pytest.mark.parametrize(
+    ("parts", "protocol"),
+    [
+        ({"Transport": {"Protocol": "UDP", "A": 1, "B": 2}, "LayersPath": "a/b"}, "UDP"),
+        ({"LayersPath": "Ethernet/IPv4/GRE"}, "GRE"),
+        ({"LayersPath": "IPv6"}, "IPv6"),
+        ({}, ""),
+    ],
+)
+def test_protocol_of_others(parts: dict[str, Any], protocol: str) -> None:
+    plan = plan_of(labels=["protocol"], include_other=True)
+    (made,) = plan.views[0].columns
+    assert made.rewrite is not None
+    assert made.rewrite[decoded({"UUID": "1", **parts}, plan)] == protocol
+
+
+def test_layers_are_decoded_for_others_alone() -> None:
+    for settings, decodes in (({}, False), ({"include_icmp": True}, False), (OTHER, True)):
+        assert ("LayersPath" in flow_types(plan_of(**settings)).Flow.__struct_fields__) is decodes
+
+
+OTHER = {"include_other": True}
+BOTH = {"include_other": True, "include_icmp": True}
+
+
+def test_others_take_the_place_of_ports_and_icmp_does_not() -> None:
+    wanted = Requirement(paths=(("Transport",),), or_without=("ICMP",), reason="no_transport")
+    plan = plan_of(**OTHER)
+    assert plan.requirements[1] == wanted
+    assert not plan.views[0].complete
+    assert [each.reason for each in plan_of(**BOTH).requirements] == ["no_network", "no_metric"]
 
 
 def test_icmp_takes_the_place_of_ports() -> None:

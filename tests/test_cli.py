@@ -128,6 +128,11 @@ def test_check_tells_what_a_connection_costs() -> None:
         "Each row of view lab (node_host, tag) costs up to 2 series, kept until silent for 90 s:",
         "  1 lab_bytes_total",
         "  1 lab_packets_total",
+        *(
+            f"Warning: {where}: traffic that is captured at several interfaces is counted several"
+            " times: set deduplicate: first, or add the label node_tid."
+            for where in ("connections", "view lab")
+        ),
     ]
 
 
@@ -157,7 +162,17 @@ DANGER = "most clients take another one for each connection"
 )
 def test_check_warns_of_labels_without_end(keys: str, warnings: list[str]) -> None:
     said = comments(f"pipeline.store.prom_sky_con: {keys}")
-    assert [line for line in said if line.startswith("Warning")] == warnings
+    assert [line for line in said if line.startswith("Warning: label")] == warnings
+
+
+def test_check_warns_where_traffic_counts_several_times() -> None:
+    views = "[{prefix: a, labels: [tag]}, {prefix: b, labels: [node_tid]}]"
+    said = comments(f"pipeline.store.prom_sky_con: {{labels: [protocol], views: {views}}}")
+    assert [line for line in said if line.startswith("Warning")] == [
+        f"Warning: {where}: traffic that is captured at several interfaces is counted several"
+        " times: set deduplicate: first, or add the label node_tid."
+        for where in ("connections", "view a")
+    ]
 
 
 def test_notes_go_to_the_log_and_not_into_the_configuration() -> None:

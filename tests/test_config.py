@@ -135,6 +135,7 @@ def check_defaults(result: Config) -> None:
         ),
         views=(view(prefix="skydive_traffic", labels="node_tid protocol direction"),),
         include_icmp=False,
+        include_other=False,
         rewrites={},
         overflow="drop",
         deduplicate="none",
@@ -285,6 +286,7 @@ def test_every_key(loader: str) -> None:
             view(prefix="skydive_hosts", labels="direction node_host"),
         ),
         include_icmp=True,
+        include_other=True,
         rewrites={
             "initiator_ip": Mask(ipv4=24, ipv6=64),
             "target_port": Fold(above=1023, keep=frozenset({8080, 3306})),
@@ -984,6 +986,7 @@ def test_dump_has_the_files_structure_and_order() -> None:
             }
         ],
         "include_icmp": False,
+        "include_other": False,
         "rewrite": {},
         "overflow": "drop",
         "deduplicate": "none",

@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from skyfast.dates import MAX_AHEAD_S, MAX_BEHIND_S, Dates
-from skyfast.selfmetrics import AnalyzerStats
+from skyfast.dates import MAX_AHEAD_S, MAX_CLOSING_BEHIND_S, Dates
+from skyfast.selfmetrics import AnalyzerStats, Stats
 from tests.sink import Sink
 from tests.test_ingest import flow, later, message
 
 SLACK_S = 10.0
 HOUR_S = 3600.0
+MAX_BEHIND_S = 2 * Stats().flow_update_s + 60
 NO_NODE = {"labels": ["initiator_ip"], "views": []}
 
 
@@ -48,8 +49,47 @@ def test_a_time_that_cannot_be_is_counted(
     assert len(lines(caplog)) == bool(reason)
 
 
+# The report that ends a flow comes 10 to 20 minutes after the latest packet by default. Those of
+# flows whose first packet had FIN (2) or RST (3) are as any other.
+@pytest.mark.parametrize(
+    ("seconds", "finish", "is_behind"),
+    [
+        (-11 * 60.0, 1, False),
+        (-21 * 60.0, 1, False),
+        (SLACK_S - MAX_CLOSING_BEHIND_S, 1, False),
+        (-MAX_CLOSING_BEHIND_S - SLACK_S, 1, True),
+        (-11 * 60.0, 2, True),
+        (-11 * 60.0, 3, True),
+        (SLACK_S - MAX_BEHIND_S, 2, False),
+    ],
+)
+def test_a_closing_report_may_come_late(
+    seconds: float, finish: int, *, is_behind: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = Sink()
+    sink.take(message(dated("1", 0), dated("2", seconds, FinishType=finish), dated("3", 0)))
+    assert sink.analyzer.misdated == {"ahead": 0, "behind": int(is_behind)}
+    assert len(lines(caplog)) == is_behind
+
+
+def test_a_closing_report_does_not_hide_another_that_is_behind() -> None:
+    sink = Sink()
+    closing = dated("1", -20 * 60.0, FinishType=1)
+    sink.take(message(closing, dated("2", -10 * 60.0), dated("3", -HOUR_S / 2, FinishType=1)))
+    assert sink.analyzer.misdated == {"ahead": 0, "behind": 1}
+
+
+def test_agents_that_report_less_often_are_allowed_more() -> None:
+    sink = Sink()
+    for flow_update_s, counted in ((300.0, 0), (60.0, 1)):
+        sink.stats.flow_update_s = flow_update_s
+        sink.take(message(dated("1", -10 * 60.0)))
+        assert sink.analyzer.misdated["behind"] == counted
+
+
 class Flow(msgspec.Struct):
     Last: int
+    FinishType: int = 0
     NodeTID: str = "a"
 
 
@@ -68,7 +108,7 @@ def test_a_time_at_the_bound_is_well() -> None:
         times = first_ms - beyond_ms, first_ms, now_ms, last_ms, last_ms + beyond_ms
         flows = [Flow(Last=each) for each in times]
         analyzer = AnalyzerStats("analyzer:8082")
-        dates = Dates(Dated(flows), wall_clock=lambda: now_ms / 1000)
+        dates = Dates(Dated(flows), stats=Stats(), wall_clock=lambda: now_ms / 1000)
         dates.check(flows, b"", analyzer)
         assert analyzer.misdated == {"ahead": counted, "behind": counted}
 

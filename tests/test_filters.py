@@ -31,6 +31,11 @@ WITH_ICMP = (
     Requirement(paths=(("Transport",), ("ICMP",)), reason="no_transport"),
     TRANSPORT[2],
 )
+WITH_OTHER = (
+    TRANSPORT[0],
+    Requirement(paths=(("Transport",),), or_without=("ICMP",), reason="no_transport"),
+    TRANSPORT[2],
+)
 
 
 class Sink:
@@ -332,6 +337,17 @@ def test_icmp_is_filtered_where_it_is_exported() -> None:
     assert sink.counts == {"echo": 1}
 
 
+def test_what_has_no_transport_is_filtered_where_it_is_exported() -> None:
+    gre = flow("1", Transport=None, LayersPath="Ethernet/IPv4/GRE")
+    echo = flow("2", Transport=None, ICMP={"Type": "ECHO"}, LayersPath="Ethernet/IPv4/ICMPv4")
+    of_gre = where(("LayersPath",), pattern=re.compile("/GRE$"))
+    drop = a_filter(drop=[rule("gre", of_gre), rule("all")])
+    assert Sink(drop, requirements=TRANSPORT).take(gre, echo) == ["1", "2"]
+    sink = Sink(drop, requirements=WITH_OTHER)
+    assert sink.take(gre, echo, flow("3")) == ["2"]
+    assert sink.counts == {"gre": 1, "all": 1}
+
+
 EVIL = ('"', "'", "\\", "\n", "') or exit() or ('", "{0}", "%s", "c1", "True", "é\u2028")
 
 
@@ -445,8 +461,10 @@ def verdict(config: Filter, requirements: tuple[Requirement, ...], of: JSON) -> 
     """Return what the flow is dropped as."""
     if not of.get("UUID"):
         return None
-    if not all(any(path[0] in of for path in each.paths) for each in requirements):
-        return None
+    for each in requirements:
+        lacks = each.or_without and each.or_without[0] not in of
+        if not lacks and not any(path[0] in of for path in each.paths):
+            return None
     if tag(of) in config.excluded_tags:
         return "excluded"
     for each in config.drop:
@@ -514,7 +532,7 @@ FLOWS = WHOLE | part(
     st.frozensets(st.sampled_from(TAGS), max_size=2),
     rules("abc"),
     rules("def"),
-    st.sampled_from([TRANSPORT, WITH_ICMP, ()]),
+    st.sampled_from([TRANSPORT, WITH_ICMP, WITH_OTHER, ()]),
     st.lists(FLOWS, max_size=20),
 )
 def test_any_filter_does_what_its_rules_say(

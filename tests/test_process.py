@@ -119,6 +119,18 @@ async def test_a_reload_changes_the_logs_format(tmp_path: Path) -> None:
             assert any(re.fullmatch(reloaded, line) for line in skyfast.log[known:])
 
 
+async def test_the_log_says_once_where_traffic_counts_several_times(tmp_path: Path) -> None:
+    views = [{"prefix": "apps", "labels": ["application"]}]
+    config = write_config(tmp_path, labels=["initiator_ip", "node_name"], views=views)
+    async with running(config, quiet=False) as skyfast:
+        await skyfast.logged("view apps: ")
+    lines = [line for line in skyfast.log if "is counted several times" in line]
+    assert [re.search(r"WARNING skyfast.app: (.*?):", line)[1] for line in lines] == [  # type: ignore[index]
+        "connections",
+        "view apps",
+    ]
+
+
 async def test_the_log_tells_what_a_connection_costs(tmp_path: Path) -> None:
     """As much as its rows take, measured with many of them."""
     async with AsyncExitStack() as stack:

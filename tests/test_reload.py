@@ -702,11 +702,15 @@ async def test_other_labels_and_metrics_begin_a_new_table(
         for start in range(0, len(flows), 1000):
             await analyzer.send(message(*flows[start : start + 1000]))
         await operator.report(analyzer, flow("1"), flow("0", Metric=None))
+        await operator.report(analyzer, flow("1", Last=3000, FinishType="x"))
         metrics = await skyfast.self_metrics()
         assert metrics["skyfast_table_bytes"] > empty + 5e6
         skipped = {series: n for series, n in metrics.items() if "flows_skipped_total" in series}
         assert skipped['skyfast_flows_skipped_total{reason="no_metric"}'] == 1
         assert skipped['skyfast_flows_skipped_total{reason="late"}'] == 1
+        values = {series: n for series, n in metrics.items() if "values_skipped_total" in series}
+        assert values['skyfast_values_skipped_total{field="FinishType"}'] == 1
+        assert values['skyfast_values_skipped_total{field="Metric.RTT"}'] == 0
 
         changes = {f"{STORE}.labels": ["target_port", "node_tid"], f"{STORE}.metrics": ["flows"]}
         (line,) = problems(await operator.reload(changes))
@@ -718,7 +722,8 @@ async def test_other_labels_and_metrics_begin_a_new_table(
         metrics = await skyfast.self_metrics()
         assert metrics["skyfast_table_bytes"] < 2 * empty
         assert {series: metrics[series] for series in skipped} == skipped
-        assert metrics[f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'] == 20_002
+        assert {series: metrics[series] for series in values} == values
+        assert metrics[f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'] == 20_003
 
         await operator.report(analyzer, flow("1"), flow("2"))
         labels = 'target_port="443",node_tid="tid",direction="initiator_to_target"'
@@ -771,6 +776,38 @@ def unchunked(answer: bytes) -> bytes:
         chunks.append(rest[: int(size, 16)])
         rest = rest[int(size, 16) + 2 :]
     return b"".join(chunks)
+
+
+async def test_other_protocols_begin_a_new_table(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+    gre = flow("1", Transport=None, LayersPath="Ethernet/IPv4/GRE")
+    ping = flow("2", Transport=None, LayersPath="Ethernet/IPv4/ICMPv4", ICMP={"Type": "ECHO"})
+    async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
+        await analyzer.subscriber()
+        await operator.report(analyzer, gre, ping, flow("3"))
+        assert samples(await operator.flows(), BYTES).keys() == {
+            series("TCP", "40000", "443", direction) for direction in DIRECTIONS
+        }
+        (line,) = problems(await operator.reload({f"{STORE}.include_other": True}))
+        assert line.endswith("begin anew, by the change of include_other")
+        await operator.report(analyzer, gre, ping, flow("3"))
+        assert samples(await operator.flows(), BYTES).keys() == {
+            series(protocol, *ports, direction)
+            for protocol, ports in (("TCP", ("40000", "443")), ("GRE", ("", "")))
+            for direction in DIRECTIONS
+        }
+        skipped = await operator.skyfast.self_metrics()
+        assert skipped['skyfast_flows_skipped_total{reason="no_transport"}'] == 3
+
+
+DIRECTIONS = ("initiator_to_target", "target_to_initiator")
+
+
+def series(protocol: str, initiator_port: str, target_port: str, direction: str) -> str:
+    """Return a series of the bytes with the default labels."""
+    return (
+        f'{BYTES}{{initiator_ip="10.0.0.1",target_ip="10.0.0.2",initiator_port="{initiator_port}",'
+        f'target_port="{target_port}",direction="{direction}",node_tid="tid",protocol="{protocol}"}}'
+    )
 
 
 async def test_standard_names_bring_openmetrics(tmp_path: Path, analyzer: FakeAnalyzer) -> None:

@@ -14,7 +14,8 @@ from skyfast.rewrite import FlowProtocol, Memory, fold, mask
 from skyfast.selection import Fold, Mask
 from skyfast.wire import flow_types
 
-FLOW = flow_types(Plan(views=(), requirements=()), also=FlowProtocol.READS).Flow
+READS = FlowProtocol(other=True).reads
+FLOW = flow_types(Plan(views=(), requirements=()), also=READS).Flow
 
 NO_ADDRESSES = ("", "x", "10.0.0.256", "10.0.0.1/24", "fe80::1%eth0", "010.0.0.1", "é" * 10_000)
 

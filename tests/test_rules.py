@@ -1,6 +1,7 @@
 """Every rule of the table by an example worked by hand, asked of the model and of the core."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from tests.model import (
     MAX_SUM,
     PACKETS,
     PROTOCOL_OR_ICMP,
+    PROTOCOL_OR_OTHER,
     RTT,
     TIMEOUT_S,
     Family,
@@ -1125,6 +1127,107 @@ def test_with_icmp_two_addresses_are_no_connection_of_their_own(make):
     table = make(ICMP)
     table.report(icmp(make_flow("a1", **LATER)), 0)
     assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,,,ICMPV4": "11"}
+
+
+# Other protocols
+
+
+WITH_OTHER = Spec(
+    include_other=True,
+    views=(
+        view("a", (*LABELS[:4], PROTOCOL_OR_OTHER), "bytes"),
+        view("b", (PROTOCOL_OR_OTHER, DIRECTION), "bytes", "flows"),
+    ),
+)
+
+
+def portless(path, flow=None, **changes):
+    """Return a flow of neither TCP, UDP, SCTP nor ICMP."""
+    flow = dict(flow or make_flow(), LayersPath=path, **changes)
+    del flow["Transport"]
+    return flow
+
+
+def test_what_has_no_transport_is_a_connection_by_its_last_layer(make):
+    table = make(WITH_OTHER)
+    table.report(portless("Ethernet/IPv4/GRE", make_flow("a1")), 0)
+    table.report(portless("Ethernet/Dot1Q/IPv4/Fragment", make_flow("b2")), 0)
+    table.report(portless("Ethernet/IPv4/Fragment", make_flow("c3", a="10.0.0.3")), 0)
+    table.report(portless("IPv6", make_flow("d4", a="fd77::1", b="fd77::2")), 0)
+    table.report(portless("", make_flow("e5")), 0)
+    table.report(make_flow("f6"), 0)
+    assert samples(table, "a_bytes_total") == {
+        "10.0.0.1,10.0.0.2,,,GRE": "300",
+        "10.0.0.1,10.0.0.2,,,Fragment": "300",
+        "10.0.0.3,10.0.0.2,,,Fragment": "300",
+        "fd77::1,fd77::2,,,IPv6": "300",
+        "10.0.0.1,10.0.0.2,,,": "300",
+        "10.0.0.1,10.0.0.2,40000,443,TCP": "300",
+    }
+    assert samples(table, "b_bytes_total")["Fragment,>"] == "200"
+    assert samples(table, "b_flows")["Fragment,>"] == "2"
+
+
+def test_without_a_path_of_layers_the_protocol_is_empty(make):
+    table = make(WITH_OTHER)
+    flow = portless("")
+    del flow["LayersPath"]
+    table.report(flow, 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,,,": "300"}
+
+
+@pytest.mark.parametrize("with_icmp", [False, True])
+@pytest.mark.parametrize("with_other", [False, True])
+def test_icmp_and_others_are_asked_for_apart(make, with_icmp, with_other):
+    table = make(replace(WITH_OTHER, include_icmp=with_icmp, include_other=with_other))
+    ping = icmp(make_flow("a1")) | {"LayersPath": "Ethernet/IPv4/ICMPv4"}
+    assert table.report(ping, 0) == (None if with_icmp else "no_transport")
+    gre = portless("Ethernet/IPv4/GRE", make_flow("b2"))
+    assert table.report(gre, 0) == (None if with_other else "no_transport")
+    assert table.report(make_flow("c3"), 0) is None
+    assert samples(table, "b_flows") == {
+        **({"ICMPV4,>": "1"} if with_icmp else {}),
+        **({"GRE,>": "1"} if with_other else {}),
+        "TCP,>": "1",
+    }
+
+
+def test_others_have_a_network_and_a_metric(make):
+    table = make(WITH_OTHER)
+    assert table.report(portless("Ethernet/ARP", Network=None), 0) == "no_network"
+    assert table.report(portless("Ethernet/IPv4/GRE", Metric=None), 0) == "no_metric"
+
+
+def test_a_flow_with_icmp_and_a_transport_is_one_of_that_transport(make):
+    table = make(WITH_OTHER)
+    table.report(make_flow() | {"ICMP": {"Type": "ECHO"}, "LayersPath": "a/b"}, 0)
+    assert samples(table, "b_flows") == {"TCP,>": "1"}
+
+
+def test_with_others_two_addresses_are_no_connection_of_their_own(make):
+    table = make(WITH_OTHER)
+    table.report(portless("Ethernet/IPv4/GRE", make_flow("a1", **LATER)), 0)
+    table.report(make_flow("b2", **LATER), 0)
+    assert samples(table, "a_bytes_total") == {
+        "10.0.0.1,10.0.0.2,,,GRE": "11",
+        "10.0.0.1,10.0.0.2,40000,443,TCP": "11",
+    }
+
+
+def test_what_a_protocol_is_made_of_is_checked_as_it_is_shown(make):
+    table = make(WITH_OTHER)
+    assert table.report(portless("x" * 1025 + "/GRE", make_flow("a1")), 0) is None
+    assert table.report(portless("GRE/" + "x" * 1025, make_flow("b2")), 0) == "text_too_long"
+
+
+def test_conversations_of_others_have_no_ports_and_no_protocol(make):
+    table = make(replace(WITH_OTHER, deduplicate="first"))
+    assert table.report(portless("Ethernet/IPv4/GRE", make_flow("a1", node="node-1")), 0) is None
+    back = make_flow("b2", a="10.0.0.2", b="10.0.0.1", node="node-2")
+    assert table.report(portless("Ethernet/IPv4/GRE", back), 0) == "duplicate"
+    esp = portless("Ethernet/IPv4/IPSecESP", make_flow("c3", node="node-2"))
+    assert table.report(esp, 0) == "duplicate"
+    assert table.report(make_flow("d4", node="node-2"), 0) is None
 
 
 # Names

@@ -101,6 +101,7 @@ def test_values():
     stats.topology.skipped["duplicate"] = 20
     stats.topology.errors["timeout"] = 21
     stats.flows_filtered = {"keep": 27, "no-dns": 28}
+    stats.values_skipped = {"Start": 0, "Metric.RTT": 10}
     stats.captures.captures = 29
     stats.captures.skipped["no_id"] = 30
     stats.config.last_reload_successful = 0
@@ -129,6 +130,8 @@ def test_values():
         ("skyfast_flows_skipped_total", ("reason", "late")): 108,
         ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,
+        ("skyfast_values_skipped_total", ("field", "Metric.RTT")): 24,
+        ("skyfast_values_skipped_total", ("field", "Start")): 0,
         ("skyfast_connections",): 2,
         ("skyfast_flows",): 3,
         ("skyfast_connections_limit",): 31,

@@ -74,6 +74,7 @@ OVERLAP = "connections are in the pages of several shards"
         ({"rewrite": {"initiator_ip": {"mask": 24}}}, True),
         ({"rewrite": {"target_port": {"above": 1024}}}, True),
         ({"include_icmp": True}, False),
+        ({"include_other": True}, False),
         (
             {
                 "labels": [

@@ -22,6 +22,7 @@ from tests.model import (
     LABELS,
     MAX_NUMBER,
     PROTOCOL_OR_ICMP,
+    PROTOCOL_OR_OTHER,
     Connection,
     Family,
     Fold,
@@ -65,8 +66,9 @@ LABEL_SETS = (
 ANY_LABELS = st.lists(
     st.sampled_from(
         (
-            *(IP_A, IP_B, PORT_A, PORT_B, NODE, PROTOCOL, PROTOCOL_OR_ICMP, APPLICATION, CAPTURE),
-            *(ICMP_TYPE, VLAN, NETWORK_A, SERVICE, TAG, NODE_NAME, NAME_A, NAME_B),
+            *(IP_A, IP_B, PORT_A, PORT_B, NODE, PROTOCOL, PROTOCOL_OR_ICMP, PROTOCOL_OR_OTHER),
+            *(APPLICATION, CAPTURE, ICMP_TYPE, VLAN, NETWORK_A, SERVICE, TAG),
+            *(NODE_NAME, NAME_A, NAME_B),
             *(DIRECTION, DIRECTION, DIRECTION),
         )
     ),
@@ -117,6 +119,7 @@ def specs(draw):
     return Spec(
         views=tuple(draw(views(number)) for number in range(draw(st.integers(1, 3)))),
         include_icmp=draw(st.booleans()),
+        include_other=draw(st.booleans()),
         deduplicate=draw(st.sampled_from(("none", "first"))),
         overflow=draw(st.sampled_from(("drop", "other"))),
         **limits,
@@ -173,8 +176,11 @@ def flows(draw):
         }
         if flow["TCPMetric"] and draw(st.booleans()):
             flow["TCPMetric"][draw(st.sampled_from(sorted(flow["TCPMetric"])))] = draw(wild_numbers)
-        if draw(st.booleans()):
+        without_ports = draw(st.sampled_from(("", "ICMP", "GRE", "Fragment")))
+        if without_ports:
             del flow["Transport"]
+            flow["LayersPath"] = f"Ethernet/IPv4/{without_ports}"
+        if without_ports == "ICMP":
             flow["ICMP"] = {"Type": "ECHO"}
     elif oddity == 4:
         part = draw(st.sampled_from(("Metric", "LastUpdateMetric")))

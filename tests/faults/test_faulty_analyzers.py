@@ -242,7 +242,7 @@ async def test_the_clock_of_one_of_its_agents_is_wrong(directory: Path) -> None:
             flow(302, 0, uuid="f2", node="at-boot", last_ms=1),
             # As far as clocks may differ, and agents may wait.
             flow(303, 0, uuid="f3", last_ms=now_ms + 30_000),
-            flow(304, 0, uuid="f4", last_ms=now_ms - 680_000),
+            flow(304, 0, uuid="f4", last_ms=now_ms - 160_000),
         ]
         on_trial.totals |= dict.fromkeys(range(300, 305), 0)
         for message in messages(wrong):
