@@ -318,6 +318,7 @@ class App:
             self.stats.values_skipped.setdefault(".".join(path), 0)
         self.stats.max_connections = parts.config.store.max_connections
         self.stats.max_flows = parts.config.store.max_flows
+        self.stats.flow_memory_s = parts.config.store.flow_memory_s
 
     def _build(self, config: Config, old: _Parts | None) -> _Parts:
         """Make the parts of ``config`` with what can be kept of the ``old`` ones; change nothing.

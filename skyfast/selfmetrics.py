@@ -205,8 +205,8 @@ class Stats:
 
     ``flows_filtered`` counts by the name of the rule that a flow was dropped by; whoever makes the
     rules puts their names there. ``values_skipped`` counts by field, such as ``Metric.RTT``;
-    whoever makes the flow types puts there what can be left out. ``max_connections`` and
-    ``max_flows`` are the table's bounds, put there by whoever sets them. ``clock_held`` is 1 while
+    whoever makes the flow types puts there what can be left out. ``max_connections``, ``max_flows``
+    and ``flow_memory_s`` are the table's limits, put there by whoever sets them. ``clock_held`` is 1 while
     the table's clock is held, and ``clock_held_s`` for how long it has been.
     """
 
@@ -216,6 +216,7 @@ class Stats:
     values_skipped: dict[str, int] = field(default_factory=dict)
     max_connections: int = 0
     max_flows: int = 0
+    flow_memory_s: float = 0.0
     clock_held: int = 0
     clock_held_s: float = 0.0
     observed_flow_update_s: float | None = None
@@ -470,6 +471,12 @@ def _table_families(
         stats.max_connections,
     )
     yield _single("skyfast_flows_limit", "gauge", "Flows there is room for.", stats.max_flows)
+    yield _single(
+        "skyfast_flow_memory_seconds",
+        "gauge",
+        "How long the totals of a flow are remembered after it has left the page.",
+        stats.flow_memory_s,
+    )
     yield _single("skyfast_table_bytes", "gauge", "Memory of the table.", table.bytes)
     yield _single(
         "skyfast_connections_created_total",

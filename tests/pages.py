@@ -103,6 +103,8 @@ class FakeTable:
 
     connections = 2
     flows = 3
+    dormant_flows = 15
+    dormant_connections = 16
     bytes = 4
     created_total = 5
     expired_total = 6
