@@ -365,7 +365,13 @@ class App:
         checker = (
             alike.checker
             if alike
-            else ReportChecker(plan=plan, table=table, stats=self.stats, now=self.clock.now)
+            else ReportChecker(
+                plan=plan,
+                table=table,
+                stats=self.stats,
+                now=self.clock.now,
+                held_s=lambda: self.clock.held_s,
+            )
         )
         filtered: dict[str, int] = {}
         admitted = filters.admission(
@@ -504,7 +510,7 @@ class App:
 
     def _warn_of_updates(self) -> None:
         """Log where connections would leave between two reports: once a value and time-out."""
-        update_s = self.stats.flow_update_s
+        update_s = round(self.stats.flow_update_s)  # which is measured, to some milliseconds
         timeout_s = _limits(self._parts.config.store)["timeout_s"]
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
             return
@@ -514,7 +520,7 @@ class App:
                 "connection_timeout and connection_grace are %s s together, less than the"
                 " analyzers' flow.update of %s s and %s s: live connections come and go",
                 f"{timeout_s:g}",
-                f"{update_s:g}",
+                update_s,
                 f"{SLACK_S:g}",
             )
 

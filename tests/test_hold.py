@@ -10,7 +10,7 @@ from configs import make_config
 from skyfast import app
 from skyfast.app import App
 from skyfast.clock import Clock
-from skyfast.config import Config
+from skyfast.config import ALONE, Config, Shard
 from skyfast.gaps import INCIDENT_UPDATES, SLACK_S
 
 UPDATE_S = 60.0
@@ -130,7 +130,40 @@ def test_a_time_out_that_is_shorter_than_an_update_is_a_warning(
         f" analyzers' flow.update of {update_s} s and 15 s: live connections come and go"
     )
     assert caplog.messages == [text] * warns
+    # It is measured.
+    for deviation_s in (-0.02, 0.003, 0.4):
+        running.app.stats.flow_update_s = update_s + deviation_s
+        running.pass_time(10)
+    assert caplog.messages == [text] * warns
     # Once for each value that is known.
     running.app.stats.flow_update_s = 300.0
     running.pass_time(10)
     assert len(caplog.messages) == warns + 1
+
+
+@pytest.mark.parametrize("shard", [ALONE, Shard(0, 2), Shard(1, 2)])
+def test_statistics_are_looked_at_for_packets_in_every_shard(
+    monkeypatch: pytest.MonkeyPatch, shard: Shard
+) -> None:
+    running = Running(dataclasses.replace(make_config(), shard=shard), monkeypatch)
+    analyzer = running.app.stats.analyzer("one:8082")
+    for received in (1000, 2000, 2000):
+        statistics = f'{{"CaptureID":"c","FlowCount":1,"PacketsReceived":{received}}}'
+        message = f'{{"Namespace":"stats","Type":"stats","Obj":{statistics}}}'
+        running.app._parts.ingest.message(message.encode(), analyzer)
+    activity = running.app._activity
+    assert (activity.reports, activity.changes) == (3, 2)
+    assert running.app.stats.captures.captures == (0 if shard.index else 1)
+
+
+def test_captures_stay_while_the_clock_is_held(running: Running) -> None:
+    message = b'{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"c","FlowCount":%d}}'
+    analyzer = running.app.stats.analyzer("one:8082")
+    running.app._parts.ingest.message(message % 900, analyzer)
+    running.deliver("one:8082")
+    running.pass_time(100)
+    running.app._parts.ingest.message(message % 3, analyzer)
+    captures, now = running.app._parts.captures, running.app.clock.now()
+    captures.expire(now)
+    (capture,) = captures.first(10, now)
+    assert (capture.flows, capture.reports) == (3, 2)

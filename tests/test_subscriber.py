@@ -833,8 +833,8 @@ async def test_a_host_id_in_use_is_no_warning_right_after_our_own_subscription(
         (await running.up(analyzer)).reset()
         await analyzer.subscriber()
         assert running.row(analyzer).reconnects["conflict"] >= 1
-    assert not any("409" in line for line in lines(caplog))
-    assert sum("409" in line for line in lines(caplog, logging.INFO)) == 1
+    assert not any("HTTP 409" in line for line in lines(caplog))
+    assert sum("HTTP 409" in line for line in lines(caplog, logging.INFO)) == 1
 
 
 async def test_a_host_id_in_use_is_a_warning_otherwise(
@@ -857,7 +857,7 @@ async def test_a_host_id_in_use_is_a_warning_otherwise(
             analyzer.script.append(409)
             remote.reset()
             await late.up(analyzer)
-    assert not any("409" in line for line in lines(caplog, logging.INFO))
+    assert not any("HTTP 409" in line for line in lines(caplog, logging.INFO))
 
 
 async def test_one_line_an_interval_and_cause_says_how_many_there_were(
