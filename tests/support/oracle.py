@@ -1,0 +1,306 @@
+"""Which counters a page has to show, from delivered reports alone.
+
+`Oracle` knows neither rows nor how flows are kept. It adds up the highest totals of each flow, and
+says where the page may show less: a flow whose reports were so far apart that it was forgotten, or
+whose first reports were lost while it could be one of those. Everywhere else the page is exact.
+
+Times are seconds of the clock of the page. Flows are JSON objects of the wire.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tests.model import DIRECTION, DIRECTIONS, Spec, View, at, labels_of
+from tests.support.skydive import COUNTERS, JSON, TIMEOUT, is_counted
+
+BATCH_S = 15.0
+"""A report arrives at most so late after its tick."""
+
+ENDED_S = 75.0
+"""A flow is remembered for so long after its closing report."""
+
+Values = tuple[str, ...]
+Counters = Counter[str]
+
+
+def is_repeat(report: JSON) -> bool:
+    """Return whether it is a closing report without packets since the latest update tick."""
+    return (
+        report.get("FinishType") == TIMEOUT and report["LastUpdateMetric"]["Last"] != report["Last"]
+    )
+
+
+def is_first(report: JSON) -> bool:
+    """Return whether it is the first report that the agent sent of this flow."""
+    return not is_repeat(report) and report["LastUpdateMetric"]["Start"] == report["Start"]
+
+
+def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Counters]:
+    """Return the counters of a view's series by label values, the direction left out.
+
+    The view has `DIRECTION` among its labels, and each counter is a field of ``Metric``.
+    """
+    counters: dict[Values, Counters] = {}
+    place = list(view.labels).index(DIRECTION)
+    for family in view.families:
+        if family.type == "counter":
+            assert family.backward is not None
+            names = dict(zip(DIRECTIONS, (family.forward[1], family.backward[1]), strict=True))
+            for line in page[family.name]:
+                series, _, number = line.rpartition(" ")
+                values = re.findall(r'="([^"]*)"', series)
+                direction = values.pop(place)
+                counters.setdefault(tuple(values), Counter())[names[direction]] = int(number)
+    return counters
+
+
+@dataclass(frozen=True)
+class Range:
+    """Counters of a known size, or of one between two bounds."""
+
+    low: Counters
+    high: Counters
+
+    def __add__(self, other: Range) -> Range:
+        low, high = self.low.copy(), self.high.copy()
+        low.update(other.low)
+        high.update(other.high)
+        return Range(low, high)
+
+    def __contains__(self, counters: Counters) -> bool:
+        return all(self.low[name] <= counters[name] <= self.high[name] for name in COUNTERS)
+
+
+def exactly(counters: Counters) -> Range:
+    return Range(counters, counters)
+
+
+NOTHING = exactly(Counter())
+
+
+@dataclass
+class Heard:
+    """What was delivered of a flow."""
+
+    values: Sequence[Values]
+    totals: Counters
+    renewed_s: float
+    """The time of the latest report with something new."""
+    closed_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What one report adds to each view."""
+
+    report: JSON
+    values: Sequence[Values]
+    amount: Range
+    totals: Counters
+    is_known: bool
+    """Whether the flow was reported before this message, and is certainly remembered."""
+
+    @property
+    def is_news(self) -> bool:
+        return self.amount.high.total() > 0
+
+    @property
+    def shows(self) -> bool:
+        """Return whether the report brings its connection to the page."""
+        return self.is_news and not is_repeat(self.report)
+
+
+@dataclass
+class Shown:
+    """A connection: its latest counters on the page, and the growth since then.
+
+    It stays until its time-out after ``renewed_s`` at least, after ``touched_s`` at most. A closing
+    report without new packets can add to a connection that is there without renewing it.
+    """
+
+    counters: Counters = field(default_factory=Counter)
+    since: Range = NOTHING
+    renewed_s: float = -math.inf
+    touched_s: float = -math.inf
+
+
+@dataclass(kw_only=True)
+class Oracle:
+    """The page that a table has to have after each message.
+
+    ``begun_s`` is the time of the first subscription.
+    """
+
+    spec: Spec
+    begun_s: float
+    flow_update_s: float
+    flow_memory_s: float
+    flows: dict[str, Heard] = field(default_factory=dict)
+    sums: list[dict[Values, Range]] = field(default_factory=list)
+    shown: dict[Values, Shown] = field(default_factory=dict)
+    visible: dict[Values, Counters] = field(default_factory=dict)
+    """The connections on the latest page."""
+
+    def __post_init__(self) -> None:
+        self.sums = [{} for _ in self.spec.views]
+        self._paths = [[label.path for label in labels_of(view)] for view in self.spec.views]
+        self.is_complete = {("Network", "A"), ("Transport", "A")} <= {*self._paths[0]}
+
+    # Reports
+
+    def message(self, reports: Sequence[JSON], now: float) -> list[Growth]:
+        """Take the flows of a message, and return what each one adds."""
+        known = {uuid for uuid, heard in self.flows.items() if self._is_remembered(heard, now)}
+        growths = [
+            self._report(report, now, is_known=report["UUID"] in known)
+            for report in reports
+            if is_counted(report)
+        ]
+        for growth in growths:
+            for sums, values in zip(self.sums, growth.values, strict=True):
+                sums[values] = sums.get(values, NOTHING) + growth.amount
+        return growths
+
+    def _report(self, report: JSON, now: float, *, is_known: bool) -> Growth:
+        totals = Counter({name: report["Metric"][name] for name in COUNTERS})
+        heard = self.flows.get(report["UUID"])
+        if heard is None:
+            values = [tuple(str(at(report, path, "")) for path in paths) for paths in self._paths]
+            counts = is_first(report) or self._was_never_counted(report, now)
+            low = totals if counts else self._newest(report)
+            amount = Range(low, totals)
+            self.flows[report["UUID"]] = heard = Heard(values, totals, now)
+        else:
+            news = totals - heard.totals
+            is_remembered = self._is_remembered(heard, now)
+            amount = exactly(news) if is_remembered else Range(news & self._newest(report), news)
+            heard.totals = heard.totals | totals
+            if news:
+                heard.renewed_s = now
+        if report.get("FinishType") == TIMEOUT and heard.closed_s is None:
+            heard.closed_s = now
+        return Growth(report, heard.values, amount, totals, is_known)
+
+    def _newest(self, report: JSON) -> Counters:
+        """Return what a report adds of a flow that is not known."""
+        if is_repeat(report):
+            return Counter()
+        return Counter({name: report["LastUpdateMetric"][name] for name in COUNTERS})
+
+    def _is_remembered(self, heard: Heard, now: float) -> bool:
+        if heard.closed_s is not None:
+            return now < heard.closed_s + ENDED_S
+        return now < heard.renewed_s + max(self.flow_memory_s, ENDED_S)
+
+    def _was_never_counted(self, report: JSON, now: float) -> bool:
+        """Return whether a flow began after the latest report of all flows that are forgotten.
+
+        A closed flow is never reported again, so it is none of these.
+        """
+        age_s = (report["LastUpdateMetric"]["Last"] - report["Start"]) / 1000
+        forgotten = [
+            math.ceil(heard.renewed_s)
+            for heard in self.flows.values()
+            if heard.closed_s is None and not self._is_remembered(heard, now)
+        ]
+        return age_s >= 0 and now - age_s - self.flow_update_s - BATCH_S > max(
+            [self.begun_s, *forgotten]
+        )
+
+    # Pages
+
+    def check_before(self, page: Mapping[str, set[str]], now: float) -> None:
+        """Check a page before the next message: connections only leave, at their time."""
+        visible = read_counters(page, self.spec.views[0])
+        for values, counters in visible.items():
+            assert self.visible.get(values) == counters, f"{values} changed without a report"
+            assert now <= self.shown[values].touched_s + self.spec.timeout_s + 1, values
+        for values in self.visible.keys() - visible.keys():
+            assert now >= self.shown[values].renewed_s + self.spec.timeout_s, f"{values} left early"
+        self.visible = visible
+
+    def check_after(
+        self, page: Mapping[str, set[str]], growths: Sequence[Growth], now: float
+    ) -> None:
+        """Check the page after a message."""
+        self._check_connections(read_counters(page, self.spec.views[0]), growths, now)
+        for view, sums in zip(self.spec.views[1:], self.sums[1:], strict=True):
+            self._check_sums(read_counters(page, view), sums)
+
+    def _check_sums(self, page: dict[Values, Counters], sums: dict[Values, Range]) -> None:
+        for values in page.keys() | sums.keys():
+            due, counters = sums.get(values, NOTHING), page.get(values, Counter())
+            assert counters in due, f"{values}: {counters} is not {due}"
+
+    def _check_connections(
+        self, after: dict[Values, Counters], growths: Sequence[Growth], now: float
+    ) -> None:
+        by_values: dict[Values, list[Growth]] = {}
+        for growth in growths:
+            by_values.setdefault(growth.values[0], []).append(growth)
+        for values, counters in after.items():
+            if values not in by_values:
+                assert self.visible.get(values) == counters, f"{values} changed without a report"
+        assert self.visible.keys() <= after.keys(), "a message hides no connection"
+        for values, mine in by_values.items():
+            added = NOTHING
+            for growth in mine:
+                added += growth.amount
+            shown = self.shown.setdefault(values, Shown())
+            shown.since += added
+            if values not in after:
+                assert not any(growth.shows for growth in mine), f"{values} is missing"
+                continue
+            counters = after[values]
+            if values in self.visible:
+                due = exactly(shown.counters) + shown.since
+                assert counters in due, f"{values}: {counters} is not {due}"
+            else:
+                assert any(growth.shows for growth in mine), f"{values} is back without news"
+                self._check_birth(values, counters, mine, shown, now)
+            shown.counters, shown.since = counters, NOTHING
+            if any(growth.shows for growth in mine):
+                shown.renewed_s = now
+            if any(growth.is_news for growth in mine):
+                shown.touched_s = now
+        self.visible = after
+
+    def _check_birth(
+        self,
+        values: Values,
+        counters: Counters,
+        growths: Sequence[Growth],
+        shown: Shown,
+        now: float,
+    ) -> None:
+        """Check a connection that was not on the page before.
+
+        It goes on where a flow of it comes back that is remembered, or may begin with the flows
+        that come now.
+        """
+        due = exactly(shown.counters) + shown.since
+        if counters in due:
+            return
+        remembered = (
+            any(growth.is_known and growth.shows for growth in growths)
+            if self.is_complete
+            else any(
+                heard.values[0] == values
+                and heard.closed_s is None
+                and self._is_remembered(heard, now)
+                and heard.renewed_s < now
+                for heard in self.flows.values()
+            )
+        )
+        assert not remembered, f"{values}: {counters} is not {due}"
+        fresh = NOTHING
+        for growth in growths:
+            fresh += Range(growth.amount.low & growth.totals, growth.totals)
+        if not self.is_complete:
+            fresh = Range(fresh.low, due.high)  # closing reports before it can count, too
+        assert counters in fresh, f"{values}: {counters} is not {fresh}"

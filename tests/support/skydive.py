@@ -1,0 +1,1001 @@
+"""Skydive in plain Python: agents, analyzers and their messages, in virtual time.
+
+Written from Skydive's sources (v0.28 line, July 2024), without their code. Docstrings name the
+Go functions that a method models. There are no sockets, threads or clocks: a `Cluster` runs an
+event queue and yields each message when a subscriber receives it, as the JSON object of the wire.
+
+Times are integers in milliseconds. ``now_ms`` is the true time of the virtual cluster. Every agent
+has a wall clock of its own, which differs by ``offset_ms`` and can step. Random choices (the
+analyzer of a tick, the order of two ticks at one instant) come from the cluster's generator, so a
+seed repeats a run.
+
+Not modelled: tunnels (``ParentUUID``), ``TCPMetric`` and ``IPMetric``, captures by eBPF, sFlow and
+NetFlow, and ticks that Go drops because their reader is busy.
+
+The oracle at the end of the file computes counters from delivered messages alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import ipaddress
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from random import Random
+from typing import Any, Protocol
+
+JSON = dict[str, Any]
+
+EPOCH_MS = 1_700_000_000_000
+"""The reading of a correct wall clock at time 0."""
+
+HOLD_MS = 15_000
+"""``HoldTimeoutMilliseconds``: a flow that began with FIN or RST stays so long without packets."""
+
+STATS_MS = 10_000
+BULK_FLOWS = 100
+BULK_MS = 5_000
+MAX_BUFFERED_FLOWS = 100_000
+PONG_TIMEOUT_MS = 7_000
+"""``http.ws.pong_timeout`` plus ``http.ws.ping_delay``: a client without pongs is dropped then."""
+
+RECONNECT_MS = 1_000
+"""An agent tries to reconnect to an analyzer this often."""
+
+NOT_FINISHED, TIMEOUT, TCP_FIN, TCP_RST = range(4)
+"""The values of ``FinishType``."""
+
+COUNTERS = ("ABPackets", "ABBytes", "BAPackets", "BABytes")
+ALL_NAMESPACES = ("flow", "stats")
+
+
+# Packets
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Two ends that exchange packets. The sender of a flow's first packet is the flow's ``A``.
+
+    ``protocol`` is TCP, UDP, SCTP, ICMP or ARP. ``application`` is the last layer that Skydive
+    recognizes, by default the protocol.
+    """
+
+    a: str = "10.0.0.1"
+    b: str = "10.0.0.2"
+    a_port: int = 40_000
+    b_port: int = 443
+    protocol: str = "TCP"
+    application: str = ""
+
+    @property
+    def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        return (self.a, self.a_port), (self.b, self.b_port)
+
+    @property
+    def layer(self) -> str:
+        """Return the value of ``Application``."""
+        return self.application or {"ICMP": self._icmp}.get(self.protocol, self.protocol)
+
+    @property
+    def _is_ipv6(self) -> bool:
+        return ipaddress.ip_address(self.a).version == 6
+
+    @property
+    def _icmp(self) -> str:
+        return "ICMPv6" if self._is_ipv6 else "ICMPv4"
+
+    @property
+    def path(self) -> str:
+        """Return the value of ``LayersPath``."""
+        if self.protocol == "ARP":
+            return "Ethernet/ARP"
+        transport = self._icmp if self.protocol == "ICMP" else self.protocol
+        path = f"Ethernet/{'IPv6' if self._is_ipv6 else 'IPv4'}/{transport}"
+        return path if self.layer == transport else f"{path}/{self.layer}"
+
+    def layers(self, *, is_reply: bool) -> JSON:
+        """Return the flow's fields for the layers, ``A`` being the sender of the first packet."""
+        (a, a_port), (b, b_port) = reversed(self.ends) if is_reply else self.ends
+        layers: JSON = {"Link": {"Protocol": "ETHERNET", "A": _mac(a), "B": _mac(b), "ID": 0}}
+        if self.protocol != "ARP":
+            family = "IPV6" if self._is_ipv6 else "IPV4"
+            layers["Network"] = {"Protocol": family, "A": a, "B": b, "ID": 0}
+        if self.protocol == "ICMP":
+            layers["ICMP"] = {"Type": "ECHO"}
+        elif self.protocol != "ARP":
+            layers["Transport"] = {"Protocol": self.protocol, "A": a_port, "B": b_port, "ID": 0}
+        return layers
+
+
+@dataclass(frozen=True)
+class Packet:
+    """``count`` equal packets of one conversation, ``size`` bytes each.
+
+    ``flags`` are TCP's: any of the letters S, A, F and R.
+    """
+
+    conversation: Conversation
+    size: int = 100
+    is_reply: bool = False
+    flags: str = "A"
+    count: int = 1
+
+
+def _hash(*parts: object) -> str:
+    """Return a 64-bit hash as Skydive writes it: hexadecimal, without leading zeros."""
+    digest = blake2b(repr(parts).encode(), digest_size=8).digest()
+    return format(int.from_bytes(digest, "big"), "x")
+
+
+def _mac(address: str) -> str:
+    digits = blake2b(address.encode(), digest_size=5).hexdigest()
+    return ":".join(("02", *(digits[i : i + 2] for i in range(0, 10, 2))))
+
+
+# An agent's flow table
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowOptions:
+    """The keys ``flow.*`` of an agent's configuration file.
+
+    ``expire_first`` sets the order of an update tick and an expiry tick at the same instant. None
+    leaves it to chance, as Go's ``select`` does.
+    """
+
+    update_ms: int = 60_000
+    expire_ms: int = 600_000
+    max_entries: int = 500_000
+    protocol: str = "udp"
+    application_timeout_ms: tuple[tuple[str, int], ...] = (("ARP", 10_000), ("DNS", 10_000))
+    expire_first: bool | None = None
+
+
+class Sender(Protocol):
+    """Go's ``flow.Sender``."""
+
+    def send_flows(self, flows: Sequence[JSON], /) -> None: ...
+
+    def send_stats(self, stats: JSON, /) -> None: ...
+
+
+@dataclass(eq=False)
+class Flow:
+    """A row of a flow table: the fields of ``flow.Flow``, and its ``XXX_state``."""
+
+    uuid: str
+    conversation: Conversation
+    is_reply: bool
+    layers: JSON
+    tracking: JSON
+    start_ms: int
+    last_ms: int
+    finish: int = NOT_FINISHED
+    metric: Counter[str] = field(default_factory=Counter)
+    rtt_ns: int = 0
+    last_update: JSON | None = None
+    previous: Counter[str] = field(default_factory=Counter)
+    """``lastMetric``: the totals at the previous update tick."""
+    update_version: int = 0
+    first_packet_ns: int = 0
+    """``rtt1stPacket``: the time of the packet whose answer gives the round-trip time."""
+
+    def add(self, packet: Packet, wall_ms: int) -> None:
+        """Count packets (``Flow.Update``)."""
+        self.last_ms = wall_ms
+        way = "AB" if packet.is_reply == self.is_reply else "BA"
+        self.metric[f"{way}Packets"] += packet.count
+        self.metric[f"{way}Bytes"] += packet.count * packet.size
+        self._measure_rtt(packet, wall_ms * 1_000_000)
+
+    def _measure_rtt(self, packet: Packet, wall_ns: int) -> None:
+        """Take a difference of wall-clock times (``updateRTT``); a step can make it negative."""
+        protocol = self.conversation.protocol
+        is_answer = False
+        if protocol == "ICMP":
+            starts, is_answer = not packet.is_reply, packet.is_reply
+        elif protocol == "TCP":
+            starts = "S" in packet.flags
+            is_answer = {"S", "A"} <= {*packet.flags} or "R" in packet.flags
+        else:
+            return
+        if starts and not self.first_packet_ns:
+            self.first_packet_ns = wall_ns
+        elif is_answer and self.first_packet_ns:
+            self.rtt_ns = wall_ns - self.first_packet_ns
+            self.first_packet_ns = 0
+
+    def update_metric(self, start_ms: int, last_ms: int) -> None:
+        """Set ``LastUpdateMetric`` to the difference to the previous tick (``updateMetric``)."""
+        if self.last_update is None:
+            start_ms = self.start_ms
+        self.last_update = {
+            name: self.metric[name] - self.previous[name] for name in COUNTERS
+        } | self._times(start_ms, last_ms)
+
+    def zero_metric(self, start_ms: int, last_ms: int) -> None:
+        """Set ``LastUpdateMetric`` to zeros, in a tick without packets. Its RTT stays."""
+        zeros: JSON = dict.fromkeys(COUNTERS, 0) | {"Start": start_ms, "Last": last_ms}
+        self.last_update = (self.last_update or {}) | zeros
+
+    def _times(self, start_ms: int, last_ms: int) -> JSON:
+        times = {"Start": start_ms, "Last": last_ms}
+        return times | {"RTT": self.rtt_ns} if self.rtt_ns else times
+
+    def report(self, node_tid: str, capture_id: str) -> JSON:
+        """Return the flow as JSON, with the fields in the order of the wire."""
+        conversation = self.conversation
+        totals = {name: self.metric[name] for name in COUNTERS}
+        head = {"UUID": self.uuid, "LayersPath": conversation.path}
+        marks = {} if self.last_update is None else {"LastUpdateMetric": dict(self.last_update)}
+        return {
+            **head,
+            "Application": conversation.layer,
+            **self.layers,
+            **marks,
+            "Metric": totals | self._times(self.start_ms, self.last_ms),
+            "Start": self.start_ms,
+            "Last": self.last_ms,
+            **self.tracking,
+            "ParentUUID": "",
+            "NodeTID": node_tid,
+            "CaptureID": capture_id,
+            "RawPacketsCaptured": 0,
+            **({"FinishType": self.finish} if self.finish else {}),
+        }
+
+
+class FlowTable:
+    """The flows of one capture point (``flow.Table``), in times of the agent's wall clock."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        *,
+        node_tid: str = "node-1",
+        capture_id: str = "capture-1",
+        options: FlowOptions | None = None,
+    ) -> None:
+        self.sender = sender
+        self.node_tid = node_tid
+        self.capture_id = capture_id
+        self.options = options or FlowOptions()
+        self.flows: OrderedDict[str, Flow] = OrderedDict()
+        """By key, the least recently used first."""
+        self.last_update_ms = 0
+        self.last_expire_ms = 0
+        self.update_version = 0
+        self.is_running = True
+        self._timeouts_ms = dict(self.options.application_timeout_ms)
+        self._dropped = 0
+        self._received = 0
+
+    def packet(self, packet: Packet, wall_ms: int) -> Flow:
+        """Count packets in their flow, a new one where there is none (``packetToFlow``).
+
+        A new flow in a full table evicts the least recently used one without a report
+        (``getOrCreateFlow``). ``FinishType`` is FIN or RST from the start if the first packet has
+        the flag; later packets never set it (``newTransportLayer``).
+        """
+        conversation = packet.conversation
+        key = _hash(conversation.protocol, sorted(conversation.ends))
+        flow = self.flows.get(key)
+        if flow is None:
+            if len(self.flows) >= self.options.max_entries:
+                self.flows.popitem(last=False)
+                self._dropped += 1
+            flow = self.flows[key] = self._new_flow(key, packet, wall_ms)
+        self.flows.move_to_end(key)
+        flow.add(packet, wall_ms)
+        flow.update_version = self.update_version + 1
+        self._received += packet.count
+        return flow
+
+    def _new_flow(self, key: str, packet: Packet, wall_ms: int) -> Flow:
+        """Make a flow (``Init``, ``initFromPacket``, ``setUUIDs``)."""
+        conversation, flags = packet.conversation, packet.flags
+        finish = NOT_FINISHED
+        if conversation.protocol == "TCP":
+            finish = TCP_FIN if "F" in flags else TCP_RST if "R" in flags else NOT_FINISHED
+        return Flow(
+            uuid=_hash(key, wall_ms, self.node_tid),
+            conversation=conversation,
+            is_reply=packet.is_reply,
+            layers=conversation.layers(is_reply=packet.is_reply),
+            tracking={"TrackingID": key, "L3TrackingID": _hash("L3", key)},
+            start_ms=wall_ms,
+            last_ms=wall_ms,
+            finish=finish,
+        )
+
+    def update_at(self, wall_ms: int) -> None:
+        """Run an update tick (``updateAt``, ``update``).
+
+        A flow with packets since the previous tick is reported. A flow without packets closes if
+        its application has a time-out, which has passed: ``FinishType`` becomes ``TIMEOUT`` and
+        ``LastUpdateMetric`` stays. Other flows are not reported, and their ``LastUpdateMetric``
+        becomes zero.
+
+        A flow with a ``FinishType`` whose last packet is 15 s old leaves the table, even if this
+        tick reports it.
+        """
+        reports = []
+        for key, flow in list(self.flows.items()):
+            timeout_ms = self._timeouts_ms.get(flow.conversation.layer, 0)
+            silent_ms = wall_ms - flow.last_ms
+            if flow.update_version > self.update_version:
+                flow.update_metric(self.last_update_ms, wall_ms)
+                reports.append(flow)
+            elif silent_ms > timeout_ms > 0:
+                flow.finish = TIMEOUT
+                reports.append(flow)
+                del self.flows[key]
+            else:
+                flow.zero_metric(self.last_update_ms, wall_ms)
+            flow.previous = flow.metric.copy()
+            if flow.finish != NOT_FINISHED and silent_ms >= HOLD_MS:
+                self.flows.pop(key, None)
+        self.last_update_ms = wall_ms
+        self.update_version += 1
+        if reports:
+            self._send(reports)
+
+    def expire_at(self, wall_ms: int) -> None:
+        """Run an expiry tick (``expireAt``).
+
+        It closes the flows whose last packet is older than the previous expiry tick. The first
+        tick closes none.
+        """
+        self._expire(self.last_expire_ms)
+        self.last_expire_ms = wall_ms
+
+    def stop(self) -> None:
+        """Close all flows (``Stop``, ``expireNow``)."""
+        self._expire(None)
+        self.is_running = False
+
+    def _expire(self, before_ms: int | None) -> None:
+        """Close flows (``expire``). Flows that began with FIN or RST leave without a report.
+
+        If there were packets since the latest update tick, ``LastUpdateMetric`` has them, and its
+        ``Last`` is that of the flow. Otherwise it stays as that tick left it.
+        """
+        reports = []
+        for key, flow in list(self.flows.items()):
+            if before_ms is None or flow.last_ms < before_ms:
+                if flow.update_version > self.update_version:
+                    flow.update_metric(self.last_update_ms, flow.last_ms)
+                if flow.finish == NOT_FINISHED:
+                    flow.finish = TIMEOUT
+                    reports.append(flow)
+                del self.flows[key]
+        self._send(reports)
+
+    def _send(self, flows: Iterable[Flow]) -> None:
+        self.sender.send_flows([flow.report(self.node_tid, self.capture_id) for flow in flows])
+
+    def stats(self) -> None:
+        """Report statistics, and reset them (``Run``, at its ``statsTicker``)."""
+        self.sender.send_stats(
+            {
+                "CaptureID": self.capture_id,
+                "FlowCount": len(self.flows),
+                "FlowDropped": self._dropped,
+                "KernelFlowDropped": 0,
+                "PacketsDropped": 0,
+                "PacketsReceived": self._received,
+            }
+        )
+        self._dropped = self._received = 0
+
+
+# Agents
+
+
+class Agent:
+    """A host's agent: flow tables, and the analyzers that it is connected to (``FlowClientPool``).
+
+    Its wall clock is ``offset_ms`` ahead. The monotonic clock decides when ticks are due; all
+    reported times come from the wall clock.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        name: str = "agent-1",
+        options: FlowOptions | None = None,
+        offset_ms: int = 0,
+    ) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.options = options or FlowOptions()
+        self.offset_ms = offset_ms
+        self.analyzers: list[Analyzer] = []
+        self.tables: list[FlowTable] = []
+        self.dropped = 0
+        """Reports dropped because no analyzer was connected."""
+        self.is_running = True
+
+    @property
+    def wall_ms(self) -> int:
+        return EPOCH_MS + self.cluster.now_ms + self.offset_ms
+
+    def capture(self, *, node_tid: str = "node-1", capture_id: str = "capture-1") -> FlowTable:
+        """Start a capture and its tickers (``Run``)."""
+        options = self.options
+        table = FlowTable(self, node_tid=node_tid, capture_id=capture_id, options=options)
+        self.tables.append(table)
+        start_ms = self.cluster.now_ms
+
+        def tick(period_ms: int, due: Callable[[], None], order: Callable[[], int]) -> None:
+            def run(number: int) -> None:
+                if table.is_running:
+                    due()
+                    at(number + 1)
+
+            def at(number: int) -> None:
+                when_ms = start_ms + number * period_ms
+                self.cluster.at(when_ms, lambda: run(number), order=order())
+
+            at(1)
+
+        def expire_order() -> int:
+            if options.expire_first is None:
+                return self.cluster.random.choice((-1, 1))
+            return -1 if options.expire_first else 1
+
+        tick(options.update_ms, lambda: table.update_at(self.wall_ms), lambda: 0)
+        tick(options.expire_ms, lambda: table.expire_at(self.wall_ms), expire_order)
+        tick(STATS_MS, table.stats, lambda: 2)
+        return table
+
+    def packet(self, table: FlowTable, packet: Packet) -> Flow:
+        """Capture packets now."""
+        return table.packet(packet, self.wall_ms)
+
+    def stop_capture(self, table: FlowTable) -> None:
+        """Stop a capture and close its flows."""
+        table.stop()
+        self.tables.remove(table)
+
+    def stop(self) -> None:
+        """Stop cleanly (``Agent.Stop``): closing reports are still sent."""
+        for table in list(self.tables):
+            self.stop_capture(table)
+        self._end()
+
+    def kill(self) -> None:
+        """Stop at once, without closing reports."""
+        for table in self.tables:
+            table.is_running = False
+        self.tables.clear()
+        self._end()
+
+    def _end(self) -> None:
+        self.is_running = False
+        self.analyzers.clear()
+        self.cluster.agents.remove(self)
+
+    def step_clock(self, by_ms: int) -> None:
+        """Step the wall clock forward, or back."""
+        self.offset_ms += by_ms
+
+    def on_connected(self, analyzer: Analyzer) -> None:
+        """Add an analyzer (``OnConnected``), never twice."""
+        if self.is_running and analyzer.is_running and analyzer not in self.analyzers:
+            self.analyzers.append(analyzer)
+
+    def on_disconnected(self, analyzer: Analyzer) -> None:
+        """Remove an analyzer (``OnDisconnected``)."""
+        if analyzer in self.analyzers:
+            self.analyzers.remove(analyzer)
+
+    def send_flows(self, flows: Sequence[JSON]) -> None:
+        """Send all flows of one tick to one analyzer (``SendFlows``, ``sendFlows``).
+
+        With UDP every flow is a datagram; with WebSocket, up to ten flows share a message.
+        """
+        if not self.analyzers:
+            self.dropped += len(flows)
+            return
+        analyzer = self.cluster.random.choice(self.analyzers)
+        is_udp = self.options.protocol == "udp"
+        bulk = 1 if is_udp else 10
+        for i in range(0, len(flows), bulk):
+            part = flows[i : i + bulk]
+            if not (is_udp and self.cluster.loses(self, analyzer, part)):
+                analyzer.receive(Message(flows=part), is_udp=is_udp)
+
+    def send_stats(self, stats: JSON) -> None:
+        """Send a table's stats to one analyzer (``SendStats``)."""
+        if self.analyzers:
+            analyzer = self.cluster.random.choice(self.analyzers)
+            is_udp = self.options.protocol == "udp"
+            if not (is_udp and self.cluster.loses(self, analyzer, ())):
+                analyzer.receive(Message(stats=stats), is_udp=is_udp)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message from an agent to an analyzer (``flow.Message``)."""
+
+    flows: Sequence[JSON] = ()
+    stats: JSON | None = None
+
+
+# Analyzers
+
+
+class HostIdConflictError(Exception):
+    """The analyzer already has a client with this host id: HTTP 409."""
+
+
+class Analyzer:
+    """One analyzer: flow server, and endpoint of subscribers.
+
+    A subscriber that reads too slowly has a full message queue, which blocks the flow server: see
+    `stall`. Flows then wait in a channel of ``max_buffered_flows``. If the channel is full too, the
+    reader of UDP datagrams returns and is never started again (``FlowServerUDPConn.Serve``). With
+    ``flow.protocol: websocket`` only the rest of the message is lost
+    (``FlowServerWebSocketConn.OnMessage``).
+
+    The kernel keeps ``receive_buffer`` datagrams while the reader is blocked, or after it returned.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        name: str = "analyzer-1",
+        max_buffered_flows: int = MAX_BUFFERED_FLOWS,
+        receive_buffer: int = 250,
+    ) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.max_buffered_flows = max_buffered_flows
+        self.receive_buffer = receive_buffer
+        self.lost: Counter[str] = Counter()
+        """Flows lost in this analyzer, by place."""
+        self.is_running = False
+        self.speakers: list[Subscriber] = []
+        """The pool of connected subscribers. Each has its own set of namespaces."""
+        self.namespaces: dict[str, list[Subscriber]] = {}
+        """``nsSubscriber``: the namespaces for which messages are sent."""
+        self._numbers = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start. Agents connect within a second."""
+        assert not self.is_running
+        self.is_running = True
+        self.is_stalled = False
+        self.is_reading = True
+        self._channel: deque[JSON] = deque()
+        self._socket: deque[tuple[Message, bool]] = deque()
+        self._flows: list[JSON] = []
+        self._started_ms = self.cluster.now_ms
+        for agent in self.cluster.agents:
+            self._connect_soon(agent)
+
+    def _connect_soon(self, agent: Agent) -> None:
+        wait_ms = self.cluster.random.randrange(RECONNECT_MS)
+        self.cluster.at(self.cluster.now_ms + wait_ms, lambda: agent.on_connected(self))
+
+    def stop(self, *, is_noticed: bool = True) -> None:
+        """Stop: buffers are lost, subscribers and agents are disconnected.
+
+        With ``is_noticed`` false (a host that loses power), no connection is closed, and agents
+        keep sending until `notice`.
+        """
+        assert self.is_running
+        self.is_running = False
+        self.lost["stop"] += len(self._flows) + len(self._channel)
+        self.lost["stop"] += sum(len(message.flows) for message, _ in self._socket)
+        speakers, self.speakers = self.speakers, []
+        self.namespaces.clear()
+        if is_noticed:
+            self.notice()
+            for subscriber in speakers:
+                subscriber.on_disconnected()
+
+    def notice(self) -> None:
+        """Disconnect the agents."""
+        for agent in self.cluster.agents:
+            agent.on_disconnected(self)
+
+    def restart(self, *, after_ms: int = 0) -> None:
+        """Stop now and start ``after_ms`` later."""
+        self.stop()
+        self.cluster.at(self.cluster.now_ms + after_ms, self.start)
+
+    # Flow server (flow_server.go)
+
+    def receive(self, message: Message, *, is_udp: bool = True) -> None:
+        """Receive a message of an agent."""
+        if not self.is_running:
+            self.lost["stopped"] += len(message.flows)
+        elif is_udp and len(self._socket) >= self.receive_buffer:
+            self.lost["receive buffer"] += len(message.flows)
+        else:
+            self._socket.append((message, is_udp))
+            self._read()
+
+    def stall(self) -> None:
+        """Block the flow server."""
+        self.is_stalled = True
+
+    def resume(self) -> None:
+        """Unblock the flow server."""
+        self.is_stalled = False
+        self._drain()
+        self._read()
+
+    def _read(self) -> None:
+        """Read messages (``FlowServerUDPConn.Serve``, ``FlowServerWebSocketConn.OnMessage``).
+
+        The channel for stats is unbuffered: they block the reader while the server is blocked.
+        """
+        while self._socket:
+            message, is_udp = self._socket[0]
+            if (is_udp and not self.is_reading) or (message.stats is not None and self.is_stalled):
+                return
+            self._socket.popleft()
+            for number, flow in enumerate(message.flows):
+                if len(self._channel) >= self.max_buffered_flows:
+                    self.lost["channel"] += len(message.flows) - number
+                    self.is_reading = self.is_reading and not is_udp
+                    break
+                self._channel.append(flow)
+            if message.stats is not None:
+                self._broadcast("stats", "stats", message.stats)
+            self._drain()
+
+    def _drain(self) -> None:
+        """Collect batches of 100 flows, or of 5 s (``FlowServer.Start``)."""
+        while self._channel and not self.is_stalled:
+            if not self._flows:
+                self._schedule_deadline()
+            self._flows.append(self._channel.popleft())
+            if len(self._flows) >= BULK_FLOWS:
+                self._handle_flows()
+
+    def _schedule_deadline(self) -> None:
+        """Schedule the next tick of ``dlTimer``, whose period begins with the start."""
+        started_ms = self._started_ms
+        ticks = (self.cluster.now_ms - started_ms) // BULK_MS + 1
+        self.cluster.at(started_ms + ticks * BULK_MS, lambda: self._deadline(started_ms))
+
+    def _deadline(self, started_ms: int) -> None:
+        if self.is_running and self._started_ms == started_ms and self._flows:
+            if self.is_stalled:
+                self._schedule_deadline()
+            else:
+                self._handle_flows()
+
+    def _handle_flows(self) -> None:
+        """Send a batch to subscribers (``handleFlows``, ``FlowSubscriberEndpoint.SendFlows``)."""
+        flows, self._flows = self._flows, []
+        self._broadcast("flow", "store", flows)
+        by_capture: dict[str, list[JSON]] = {}
+        for flow in flows:
+            by_capture.setdefault(flow["CaptureID"], []).append(flow)
+        for capture_id, captured in by_capture.items():
+            self._broadcast(f"flow/{capture_id}", "store", captured)
+
+    # Subscribers (flow_subscriber_endpoint.go, pool.go, message.go)
+
+    def _broadcast(self, namespace: str, kind: str, obj: Any) -> None:
+        """Send a message to every subscriber of a namespace, if the namespace is stored.
+
+        ``sendFlows`` and ``SendStats`` check that ``nsSubscriber`` has the namespace. Then
+        ``BroadcastMessage`` sends to the whole pool, and ``StructSpeaker.SendMessage`` skips
+        speakers that did not ask for it.
+        """
+        if namespace not in self.namespaces:
+            return
+        message = {
+            "Namespace": namespace,
+            "Type": kind,
+            "UUID": self._message_uuid(),
+            "Status": 200,
+            "Obj": obj,
+        }
+        for subscriber in self.speakers:
+            if not subscriber.namespaces or namespace in subscriber.namespaces:
+                subscriber.send(message)
+
+    def _message_uuid(self) -> str:
+        self._numbers += 1
+        digits = blake2b(f"{self.name} {self._numbers}".encode(), digest_size=16).hexdigest()
+        return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+    def connect(self, subscriber: Subscriber) -> None:
+        """Add a subscriber (``serveMessages``, ``OnConnected``).
+
+        Only the first subscriber of a namespace is stored in ``nsSubscriber``. A subscriber that
+        names no namespace gets all of them, and is stored for ``flow`` and ``stats``.
+        """
+        if any(each.host_id == subscriber.host_id for each in self.speakers):
+            raise HostIdConflictError(subscriber.host_id)
+        for namespace in subscriber.namespaces or ALL_NAMESPACES:
+            self.namespaces.setdefault(namespace, [subscriber])
+        self.speakers.append(subscriber)
+
+    def disconnect(self, subscriber: Subscriber) -> None:
+        """Remove a subscriber (``OnDisconnected``), and with it every namespace.
+
+        ``OnDisconnected`` removes all speakers of all namespaces, not only the one that left.
+        """
+        if subscriber in self.speakers:
+            self.namespaces.clear()
+            self.speakers.remove(subscriber)
+
+
+class Subscriber:
+    """A subscription to one analyzer, of skyfast or of another program.
+
+    Messages take ``delay_ms``, which can change, and keep their order. After ``silence_ms`` without
+    a message the subscription disconnects; None turns that off. It reconnects ``retry_ms`` after
+    every failure. Without namespaces it gets all.
+
+    ``history`` is a list of times and events: connected, silent, disconnected, refused.
+    """
+
+    def __init__(
+        self,
+        analyzer: Analyzer,
+        *,
+        host_id: str = "skyfast",
+        namespaces: Sequence[str] = ALL_NAMESPACES,
+        delay_ms: int = 0,
+        silence_ms: int | None = None,
+        retry_ms: int = 1_000,
+    ) -> None:
+        self.analyzer = analyzer
+        self.cluster = analyzer.cluster
+        self.host_id = host_id
+        self.namespaces = tuple(namespaces)
+        self.delay_ms = delay_ms
+        self.silence_ms = silence_ms
+        self.retry_ms = retry_ms
+        self.is_connected = False
+        self.is_wanted = False
+        self.history: list[tuple[int, str]] = []
+        self.heard_ms = 0
+        """The time of the last message, or of the connect."""
+        self._session = 0
+        self._newest_ms = 0
+
+    def start(self) -> None:
+        """Connect, and reconnect until `stop`."""
+        self.is_wanted = True
+        self._connect()
+
+    def _connect(self) -> None:
+        if not self.is_wanted or self.is_connected:
+            return
+        try:
+            if not self.analyzer.is_running:
+                raise ConnectionRefusedError
+            self.analyzer.connect(self)
+        except (ConnectionRefusedError, HostIdConflictError):
+            self._note("refused")
+            self._retry()
+            return
+        self._session += 1
+        self.is_connected = True
+        self._note("connected")
+        self.heard_ms = self._newest_ms = self.cluster.now_ms
+        self._watch()
+
+    def stop(self) -> None:
+        """Disconnect for good."""
+        self.is_wanted = False
+        self._close()
+
+    def vanish(self) -> None:
+        """Stop without closing the connection. The analyzer notices it by missing pongs."""
+        self.is_wanted = False
+        if self.is_connected:
+            self.is_connected = False
+            self._note("disconnected")
+            session = self._session
+            self.cluster.at(self.cluster.now_ms + PONG_TIMEOUT_MS, lambda: self._missed(session))
+
+    def _missed(self, session: int) -> None:
+        if self._session == session and self in self.analyzer.speakers:
+            self.analyzer.disconnect(self)
+
+    def _close(self) -> None:
+        if self.is_connected:
+            self.analyzer.disconnect(self)
+            self.on_disconnected()
+
+    def on_disconnected(self) -> None:
+        """Handle the end of the connection. Messages under way are lost."""
+        if self.is_connected:
+            self.is_connected = False
+            self._note("disconnected")
+            self._retry()
+
+    def _retry(self) -> None:
+        if self.is_wanted:
+            self.cluster.at(self.cluster.now_ms + self.retry_ms, self._connect)
+
+    def _watch(self) -> None:
+        silence_ms = self.silence_ms
+        if silence_ms is None:
+            return
+        session, due_ms = self._session, self.heard_ms + silence_ms
+
+        def look() -> None:
+            if self._session != session or not self.is_connected:
+                return
+            if self.heard_ms + silence_ms > self.cluster.now_ms:
+                self._watch()
+            else:
+                self._note("silent")
+                self._close()
+
+        self.cluster.at(due_ms, look)
+
+    def _note(self, what: str) -> None:
+        self.history.append((self.cluster.now_ms, what))
+
+    def send(self, message: JSON) -> None:
+        """Send a message to this subscriber."""
+        if not self.is_connected:
+            return
+        session = self._session
+        self._newest_ms = max(self._newest_ms, self.cluster.now_ms + self.delay_ms)
+        delivery = Delivery(self._newest_ms, self.analyzer.name, self, message)
+
+        def arrive() -> None:
+            if self._session == session and self.is_connected:
+                self.heard_ms = self.cluster.now_ms
+                self.cluster.deliver(delivery)
+
+        self.cluster.at(self._newest_ms, arrive)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message that a subscriber received."""
+
+    time_ms: int
+    analyzer: str
+    subscriber: Subscriber = field(repr=False)
+    message: JSON
+
+    @property
+    def flows(self) -> list[JSON]:
+        return self.message["Obj"] if self.message["Type"] == "store" else []
+
+
+# Everything together
+
+
+class Cluster:
+    """Agents, analyzers and the event queue.
+
+    ``loses`` decides for each datagram whether it is lost. Its arguments are the agent, the
+    analyzer and the flows of the datagram; there are none in a datagram of stats.
+    """
+
+    def __init__(
+        self,
+        *,
+        random: Random | None = None,
+        loses: Callable[[Agent, Analyzer, Sequence[JSON]], bool] = lambda *_: False,
+    ) -> None:
+        self.random = random or Random(0)
+        self.loses = loses
+        self.now_ms = 0
+        self.agents: list[Agent] = []
+        self.analyzers: list[Analyzer] = []
+        self._queue: list[tuple[int, int, int, Callable[[], None]]] = []
+        self._events = 0
+        self._delivered: deque[Delivery] = deque()
+
+    def analyzer(self, **options: Any) -> Analyzer:
+        """Add an analyzer, and start it."""
+        options.setdefault("name", f"analyzer-{len(self.analyzers) + 1}")
+        analyzer = Analyzer(self, **options)
+        self.analyzers.append(analyzer)
+        return analyzer
+
+    def agent(self, **options: Any) -> Agent:
+        """Add an agent, and connect it to all running analyzers."""
+        agent = Agent(self, **options)
+        self.agents.append(agent)
+        for analyzer in self.analyzers:
+            agent.on_connected(analyzer)
+        return agent
+
+    def at(self, time_ms: int, event: Callable[[], None], *, order: int = 0) -> None:
+        """Schedule an event. Events at one instant run by ``order``, then first in, first out."""
+        self._events += 1
+        heapq.heappush(self._queue, (max(time_ms, self.now_ms), order, self._events, event))
+
+    def deliver(self, delivery: Delivery) -> None:
+        self._delivered.append(delivery)
+
+    def run(self, until_ms: int) -> Iterator[Delivery]:
+        """Run all events until a time, inclusive, and yield the deliveries."""
+        while self._queue and self._queue[0][0] <= until_ms:
+            self.now_ms, _, _, event = heapq.heappop(self._queue)
+            event()
+            while self._delivered:
+                yield self._delivered.popleft()
+        self.now_ms = max(self.now_ms, until_ms)
+
+
+# The oracle: expected counters, from delivered messages alone
+
+
+@dataclass
+class Known:
+    """A flow as deliveries show it: the latest report, and the highest total of each counter."""
+
+    report: JSON
+    totals: Counter[str]
+    first_ms: int
+    last_ms: int
+    closed_ms: int | None = None
+    """The time of its closing report."""
+    longest_gap_ms: int = 0
+    """The longest time between two of its reports."""
+
+
+def is_counted(report: JSON) -> bool:
+    """Return whether the page shows such a flow, without ``include_icmp``."""
+    return "Network" in report and "Transport" in report and "Metric" in report
+
+
+def known_flows(deliveries: Iterable[Delivery]) -> dict[str, Known]:
+    """Return every delivered flow by its ``UUID``."""
+    flows: dict[str, Known] = {}
+    for delivery in deliveries:
+        for report in delivery.flows:
+            totals = Counter({name: report["Metric"][name] for name in COUNTERS})
+            known = flows.get(report["UUID"])
+            if known is None:
+                time_ms = delivery.time_ms
+                known = flows[report["UUID"]] = Known(report, totals, time_ms, time_ms)
+            else:
+                known.totals |= totals
+                known.report = report
+                known.longest_gap_ms = max(known.longest_gap_ms, delivery.time_ms - known.last_ms)
+                known.last_ms = delivery.time_ms
+            if report.get("FinishType") == TIMEOUT and known.closed_ms is None:
+                known.closed_ms = delivery.time_ms
+    return flows
+
+
+def label_values(report: JSON, paths: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """Return the values at these paths of a flow."""
+    values = []
+    for path in paths:
+        value: Any = report
+        for name in path:
+            value = value.get(name, "") if isinstance(value, dict) else ""
+        values.append(str(value))
+    return tuple(values)
+
+
+def expected_counters(
+    flows: Iterable[Known], paths: Sequence[Sequence[str]]
+) -> dict[tuple[str, ...], Counter[str]]:
+    """Return the counters of a view: the flows' highest totals, added up by label values.
+
+    The labels are the fields at ``paths``. Flows that the page does not show are left out.
+    """
+    sums: dict[tuple[str, ...], Counter[str]] = {}
+    for known in flows:
+        if is_counted(known.report):
+            values = label_values(known.report, paths)
+            sums.setdefault(values, Counter()).update(known.totals)
+    return sums

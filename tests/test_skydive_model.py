@@ -1,0 +1,938 @@
+"""The model of Skydive: examples worked by hand, and recordings of a real Skydive.
+
+Times in these tests are seconds since the start. Wall clocks are correct, except in tests of
+clocks.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.support.skydive import (
+    ALL_NAMESPACES,
+    COUNTERS,
+    EPOCH_MS,
+    TIMEOUT,
+    Agent,
+    Cluster,
+    Conversation,
+    Delivery,
+    FlowOptions,
+    FlowTable,
+    Packet,
+    Subscriber,
+    expected_counters,
+    is_counted,
+    known_flows,
+)
+
+RECORDINGS = Path(__file__).parent / "data" / "recordings"
+DNS = Conversation(b_port=53, protocol="UDP", application="DNS")
+ARP = Conversation(a_port=0, b_port=0, protocol="ARP")
+WEB = Conversation()
+
+
+class Sink:
+    """Collects the reports of a flow table."""
+
+    def __init__(self):
+        self.calls = []
+        self.stats = []
+
+    def send_flows(self, flows):
+        self.calls.append(list(flows))
+
+    def send_stats(self, stats):
+        self.stats.append(stats)
+
+    def take(self):
+        """Return the reports since the last call."""
+        flows = [flow for call in self.calls for flow in call]
+        self.calls.clear()
+        return flows
+
+
+@pytest.fixture
+def sink():
+    return Sink()
+
+
+@pytest.fixture
+def table(sink):
+    return FlowTable(sink)
+
+
+def ms(seconds):
+    return EPOCH_MS + round(seconds * 1000)
+
+
+def send(table, at, conversation=WEB, *, size=100, **options):
+    return table.packet(Packet(conversation, size, **options), ms(at))
+
+
+def marks(report):
+    """Return ``LastUpdateMetric``: bytes both ways, and its times in seconds since the start."""
+    metric = report["LastUpdateMetric"]
+    start, last = ((metric[name] - EPOCH_MS) / 1000 for name in ("Start", "Last"))
+    return metric["ABBytes"], metric["BABytes"], start, last
+
+
+def totals(report):
+    return report["Metric"]["ABBytes"], report["Metric"]["BABytes"]
+
+
+# Update ticks
+
+
+def test_an_update_has_what_came_since_the_previous_tick(table, sink):
+    send(table, 3, size=100)
+    send(table, 4, size=40, is_reply=True)
+    table.update_at(ms(60))
+    (first,) = sink.take()
+    assert totals(first) == (100, 40)
+    assert marks(first) == (100, 40, 3, 60)
+    assert (first["Start"], first["Last"]) == (ms(3), ms(4))
+    assert "FinishType" not in first
+
+    send(table, 100, size=7)
+    table.update_at(ms(120))
+    (second,) = sink.take()
+    assert totals(second) == (107, 40)
+    assert marks(second) == (7, 0, 60, 120)
+    assert second["UUID"] == first["UUID"]
+
+
+def test_a_tick_without_packets_sends_nothing_and_makes_the_marks_zero(table, sink):
+    flow = send(table, 3)
+    table.update_at(ms(60))
+    table.update_at(ms(120))
+    table.update_at(ms(180))
+    assert len(sink.take()) == 1
+    assert flow.last_update == {
+        **dict.fromkeys(COUNTERS, 0),
+        "Start": ms(120),
+        "Last": ms(180),
+    }
+    send(table, 200, size=5)
+    table.update_at(ms(240))
+    (report,) = sink.take()
+    assert marks(report) == (5, 0, 180, 240)
+    assert totals(report) == (105, 0)
+
+
+def test_reports_are_snapshots(table, sink):
+    send(table, 3)
+    table.update_at(ms(60))
+    send(table, 61)
+    table.update_at(ms(120))
+    first, second = sink.take()
+    assert totals(first) == (100, 0)
+    assert totals(second) == (200, 0)
+
+
+def test_a_report_has_the_fields_of_the_wire_in_their_order(table, sink):
+    send(table, 3, DNS)
+    table.update_at(ms(60))
+    (report,) = sink.take()
+    assert list(report) == [
+        *("UUID", "LayersPath", "Application", "Link", "Network", "Transport"),
+        *("LastUpdateMetric", "Metric", "Start", "Last", "TrackingID", "L3TrackingID"),
+        *("ParentUUID", "NodeTID", "CaptureID", "RawPacketsCaptured"),
+    ]
+    assert report["LayersPath"] == "Ethernet/IPv4/UDP/DNS"
+    assert report["Transport"] == {"Protocol": "UDP", "A": 40_000, "B": 53, "ID": 0}
+
+
+def test_the_first_packet_decides_who_is_a(table, sink):
+    send(table, 3, size=9, is_reply=True)
+    send(table, 4, size=5)
+    table.update_at(ms(60))
+    (report,) = sink.take()
+    assert report["Network"]["A"] == "10.0.0.2"
+    assert report["Transport"]["A"] == 443
+    assert totals(report) == (9, 5)
+
+
+# Expiry ticks
+
+
+def test_the_first_expiry_tick_closes_nothing(table, sink):
+    send(table, 3)
+    table.update_at(ms(60))
+    sink.take()
+    table.expire_at(ms(600))
+    assert sink.take() == []
+    assert len(table.flows) == 1
+
+
+def test_an_expiry_tick_closes_what_is_older_than_the_previous_one(table, sink):
+    send(table, 3)
+    table.update_at(ms(60))
+    send(table, 590)
+    table.update_at(ms(600))
+    sink.take()
+    table.expire_at(ms(600))
+    for tick in range(660, 1200, 60):
+        table.update_at(ms(tick))
+    table.expire_at(ms(1200))
+    (closing,) = sink.take()
+    assert closing["FinishType"] == TIMEOUT
+    assert totals(closing) == (200, 0)
+    assert marks(closing) == (0, 0, 1080, 1140), "an idle tick lay between"
+    assert not table.flows
+
+    # A packet right after the tick at 600 s keeps the flow until the tick at 1,800 s.
+    send(table, 1200.001)
+    table.expire_at(ms(1800))
+    assert sink.take() == []
+    table.expire_at(ms(2400))
+    (closing,) = sink.take()
+    assert marks(closing) == (100, 0, 1200.001, 1200.001), "no update tick lay between"
+
+
+def test_a_closing_report_comes_ten_to_twenty_minutes_after_the_last_packet(sink):
+    waits = []
+    for last in (599.999, 600.0):
+        table = FlowTable(sink)
+        send(table, last)
+        for tick in (600, 1200, 1800):
+            table.update_at(ms(tick))
+            table.expire_at(ms(tick))
+            if [report for report in sink.take() if report.get("FinishType")]:
+                waits.append(tick - last)
+    assert waits == [pytest.approx(600.001), 1200]
+
+
+@pytest.mark.parametrize("expire_first", [False, True])
+def test_both_ticks_at_one_instant(sink, expire_first):
+    # Update and expiry every 600 s. The update tick at 600 s reports the packet of 590 s.
+    table = FlowTable(sink)
+    send(table, 590)
+    table.update_at(ms(600))
+    table.expire_at(ms(600))
+    sink.take()
+    first, second = (
+        (table.expire_at, table.update_at) if expire_first else (table.update_at, table.expire_at)
+    )
+    first(ms(1200))
+    second(ms(1200))
+    (closing,) = sink.take()
+    # Either a repeat of the first report, or zeros.
+    assert marks(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
+
+
+def test_expiry_before_the_update_tick_sends_what_is_pending(sink):
+    table = FlowTable(sink, options=FlowOptions(update_ms=3_600_000))
+    send(table, 3)
+    table.expire_at(ms(600))
+    table.expire_at(ms(1200))
+    (closing,) = sink.take()
+    assert marks(closing) == (100, 0, 3, 3), "its Last is that of the flow"
+    assert closing["FinishType"] == TIMEOUT
+
+
+# Application time-outs
+
+
+@pytest.mark.parametrize("conversation", [DNS, ARP])
+def test_an_application_timeout_repeats_the_marks(table, sink, conversation):
+    send(table, 55, conversation)
+    table.update_at(ms(60))
+    (first,) = sink.take()
+    table.update_at(ms(120))
+    (closing,) = sink.take()
+    assert marks(first) == marks(closing) == (100, 0, 55, 60)
+    assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "like a first report"
+    assert closing["FinishType"] == TIMEOUT
+    assert not table.flows
+
+
+def test_an_application_timeout_is_for_ticks_without_packets(table, sink):
+    send(table, 5, DNS)
+    table.update_at(ms(60))
+    (report,) = sink.take()
+    assert "FinishType" not in report, "the packet is 55 s old, but new since the previous tick"
+
+
+def test_an_application_timeout_has_to_be_exceeded(sink):
+    table = FlowTable(sink, options=FlowOptions(application_timeout_ms=(("DNS", 10_000),)))
+    send(table, 10, DNS)
+    table.update_at(ms(10))
+    table.update_at(ms(20))
+    assert len(sink.take()) == 1, "exactly 10 s are not more than 10 s"
+    table.update_at(ms(30))
+    (closing,) = sink.take()
+    assert marks(closing) == (0, 0, 10, 20), "the tick at 20 s made it zero"
+
+
+# Flows that begin with FIN or RST
+
+
+@pytest.mark.parametrize(("flags", "finish"), [("FA", 2), ("R", 3), ("FR", 2)])
+def test_the_first_packet_sets_the_finish_type(table, sink, flags, finish):
+    send(table, 50, flags=flags)
+    table.update_at(ms(60))
+    (first,) = sink.take()
+    send(table, 61, size=7)
+    table.update_at(ms(120))
+    (second,) = sink.take()
+    assert [first["FinishType"], second["FinishType"]] == [finish, finish]
+    assert marks(second) == (7, 0, 60, 120), "ordinary updates"
+    assert not table.flows, "no packet for 59 s: removed in the tick that reports it"
+
+
+def test_later_flags_do_not_set_the_finish_type(table, sink):
+    send(table, 50, flags="S")
+    send(table, 51, flags="FA")
+    send(table, 52, flags="R")
+    table.update_at(ms(60))
+    (report,) = sink.take()
+    assert "FinishType" not in report
+
+
+def test_a_flow_that_began_with_fin_leaves_without_a_closing_report(table, sink):
+    send(table, 50, flags="FA")
+    table.update_at(ms(60))
+    assert len(sink.take()) == 1
+    assert len(table.flows) == 1, "10 s"
+    table.update_at(ms(65))
+    assert not table.flows, "15 s"
+    send(table, 66, flags="FA")
+    table.stop()
+    assert sink.take() == [], "pending packets are lost"
+
+
+def test_an_application_timeout_closes_even_a_flow_that_began_with_fin(sink):
+    web = Conversation(application="HTTP")
+    table = FlowTable(sink, options=FlowOptions(application_timeout_ms=(("HTTP", 5_000),)))
+    send(table, 59, web, flags="FA")
+    table.update_at(ms(60))
+    table.update_at(ms(70))
+    first, closing = sink.take()
+    assert [first["FinishType"], closing["FinishType"]] == [2, TIMEOUT]
+    assert marks(first) == marks(closing)
+
+
+# Eviction, stop, identity
+
+
+def test_a_full_table_evicts_silently(sink):
+    table = FlowTable(sink, options=FlowOptions(max_entries=2))
+    a, b, c = (Conversation(a_port=port) for port in (1, 2, 3))
+    send(table, 1, a)
+    send(table, 2, b)
+    send(table, 3, a)
+    send(table, 4, c)
+    table.stats()
+    table.update_at(ms(60))
+    assert [report["Transport"]["A"] for report in sink.take()] == [1, 3], "least recently used"
+    assert sink.stats[0]["FlowDropped"] == 1
+    assert sink.stats[0]["FlowCount"] == 2
+
+    # The conversation continues as another flow.
+    send(table, 61, b)
+    table.update_at(ms(120))
+    (report,) = sink.take()
+    assert totals(report) == (100, 0)
+
+
+def test_stopping_closes_everything(table, sink):
+    idle, busy = Conversation(a_port=1), Conversation(a_port=2)
+    send(table, 3, idle)
+    send(table, 4, busy)
+    table.update_at(ms(60))
+    send(table, 70, busy, size=7)
+    send(table, 71, DNS)
+    sink.take()
+    table.stop()
+    reports = sink.take()
+    assert [report["FinishType"] for report in reports] == [TIMEOUT] * 3
+    assert [marks(report) for report in reports] == [
+        (100, 0, 3, 60),  # repeats
+        (7, 0, 60, 70),  # pending: its Last is that of the flow
+        (100, 0, 71, 71),  # pending, and the first report
+    ]
+
+
+def test_a_uuid_is_of_a_start_a_key_and_a_node(sink):
+    def uuid(at=3, conversation=WEB, node="node-1", capture="capture-1"):
+        return send(FlowTable(sink, node_tid=node, capture_id=capture), at, conversation).uuid
+
+    assert uuid() == uuid(capture="capture-2")
+    assert len({uuid(), uuid(at=3.001), uuid(conversation=DNS), uuid(node="node-2")}) == 4
+    assert int(uuid(), 16) < 2**64
+    assert not uuid().startswith("0")
+
+
+def test_stats_count_since_the_previous_ones(table, sink):
+    send(table, 3, count=5)
+    table.stats()
+    table.stats()
+    assert sink.stats == [
+        {
+            "CaptureID": "capture-1",
+            "FlowCount": 1,
+            "FlowDropped": 0,
+            "KernelFlowDropped": 0,
+            "PacketsDropped": 0,
+            "PacketsReceived": received,
+        }
+        for received in (5, 0)
+    ]
+
+
+# Agents
+
+
+def reports_of(deliveries):
+    return [flow for delivery in deliveries for flow in delivery.flows]
+
+
+def a_cluster(*, analyzers=1, random=None, **options):
+    """Return a cluster with an agent that has one capture, and a subscriber to each analyzer."""
+    cluster = Cluster(random=random)
+    for _ in range(analyzers):
+        cluster.analyzer()
+    agent = cluster.agent(options=FlowOptions(**options))
+    table = agent.capture()
+    subscribers = [Subscriber(analyzer) for analyzer in cluster.analyzers]
+    for subscriber in subscribers:
+        subscriber.start()
+    return cluster, agent, table, subscribers
+
+
+def traffic(cluster, agent, table, until, *, every=10, begin=5, **packet):
+    """Schedule a packet every ``every`` seconds from ``begin`` to ``until``."""
+    for at in range(begin, until, every):
+        cluster.at(at * 1000, lambda: agent.packet(table, Packet(**{"conversation": WEB} | packet)))
+
+
+def test_ticks_begin_with_the_capture():
+    cluster, agent, table, _ = a_cluster()
+    traffic(cluster, agent, table, 200)
+    deliveries = list(cluster.run(200_000))
+    assert [marks(report) for report in reports_of(deliveries)] == [
+        (600, 0, 5, 60),
+        (600, 0, 60, 120),
+        (600, 0, 120, 180),
+    ]
+    assert [delivery.time_ms for delivery in deliveries if delivery.flows] == [
+        *(65_000, 125_000, 185_000),  # the analyzer's next deadline
+    ]
+    stats = [d.time_ms for d in deliveries if d.message["Type"] == "stats"]
+    assert stats == list(range(10_000, 200_001, 10_000)), "not batched"
+
+
+@pytest.mark.parametrize("expire_first", [False, True, None])
+def test_ticks_of_one_instant(expire_first):
+    orders = set()
+    for seed in range(20):
+        cluster, agent, table, _ = a_cluster(
+            random=Random(seed), update_ms=600_000, expire_first=expire_first
+        )
+        agent.packet(table, Packet(WEB))
+        reports = reports_of(cluster.run(1_300_000))
+        assert [report.get("FinishType") for report in reports] == [None, TIMEOUT]
+        orders.add(marks(reports[1])[:2] == (100, 0))
+    assert orders == ({expire_first} if expire_first is not None else {False, True})
+
+
+def test_all_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any():
+    cluster, agent, table, _ = a_cluster(analyzers=3, random=Random(1))
+    for port in range(1, 4):
+        conversation = Conversation(a_port=port)
+        traffic(cluster, agent, table, 3_000, conversation=conversation)
+    ticks = {}
+    stats = Counter()
+    for delivery in cluster.run(3_000_000):
+        for flow in delivery.flows:
+            ticks.setdefault(flow["LastUpdateMetric"]["Last"], []).append(delivery.analyzer)
+        if delivery.message["Type"] == "stats":
+            stats[delivery.analyzer] += 1
+    assert len(ticks) == 49
+    assert all(len(found) == 3 and len(set(found)) == 1 for found in ticks.values())
+    assert {found[0] for found in ticks.values()} == stats.keys()
+    assert len(stats) == 3
+    assert stats.total() == 300
+
+
+def test_without_an_analyzer_reports_are_dropped():
+    cluster, agent, table, _ = a_cluster()
+    traffic(cluster, agent, table, 130)
+    cluster.at(50_000, cluster.analyzers[0].stop)
+    assert reports_of(cluster.run(150_000)) == []
+    assert agent.dropped == 2
+
+
+def test_a_lost_datagram_is_one_flow():
+    lost = []
+
+    def loses(agent, analyzer, flows):
+        assert len(flows) <= 1
+        is_lost = bool(flows) and flows[0]["Transport"]["A"] == 2 and not lost
+        lost.extend(flows if is_lost else ())
+        return is_lost
+
+    cluster, agent, table, _ = a_cluster()
+    cluster.loses = loses
+    for port in (1, 2, 3):
+        traffic(cluster, agent, table, 120, conversation=Conversation(a_port=port))
+    reports = reports_of(cluster.run(130_000))
+    assert [report["Transport"]["A"] for report in reports] == [1, 3, 1, 2, 3]
+    assert totals(reports[3]) == (1200, 0), "totals include the lost report"
+    assert marks(reports[3]) == (600, 0, 60, 120), "LastUpdateMetric does not"
+
+
+def test_websocket_agents_send_ten_flows_a_message():
+    cluster, agent, table, _ = a_cluster(protocol="websocket")
+    cluster.loses = lambda *_: True
+    sizes = []
+    receive = cluster.analyzers[0].receive
+    cluster.analyzers[0].receive = lambda message, **options: (
+        sizes.append(len(message.flows)),
+        receive(message, **options),
+    )
+    for port in range(23):
+        agent.packet(table, Packet(Conversation(a_port=port)))
+    assert len(reports_of(cluster.run(70_000))) == 23, "loss is for datagrams"
+    assert [size for size in sizes if size] == [10, 10, 3]
+
+
+def test_wall_clocks_of_agents():
+    cluster, agent, table, _ = a_cluster()
+    agent.step_clock(-5_000)
+    agent.packet(table, Packet(WEB, flags="S"))
+    cluster.at(90_000, lambda: agent.step_clock(3_600_000))
+    traffic(cluster, agent, table, 130)
+    first, second = reports_of(cluster.run(130_000))
+    assert first["Start"] == EPOCH_MS - 5_000
+    assert marks(first)[2:] == (-5, 55)
+    assert marks(second)[2:] == (55, 3715), "the tick spans the step"
+
+
+def test_a_step_back_makes_a_round_trip_time_negative(table, sink):
+    send(table, 10, flags="S")
+    send(table, 9.75, flags="SA", is_reply=True)
+    send(table, 9.8)
+    table.update_at(ms(60))
+    table.update_at(ms(120))
+    send(table, 130)
+    table.update_at(ms(180))
+    first, second = sink.take()
+    for report in (first, second):
+        assert report["Metric"]["RTT"] == report["LastUpdateMetric"]["RTT"] == -250_000_000
+
+
+def test_a_stopped_agent_closes_its_flows_and_a_killed_one_does_not():
+    for end, closings in ((Agent.stop, 1), (Agent.kill, 0)):
+        cluster, agent, table, _ = a_cluster()
+        traffic(cluster, agent, table, 70)
+        cluster.at(75_000, lambda end=end, agent=agent: end(agent))
+        deliveries = list(cluster.run(300_000))
+        reports = reports_of(deliveries)
+        assert len([report for report in reports if "FinishType" in report]) == closings
+        assert deliveries[-1].time_ms <= 80_000, "stats end too"
+
+
+def test_an_agent_that_restarts_begins_again():
+    cluster, agent, table, _ = a_cluster()
+    traffic(cluster, agent, table, 70, conversation=WEB)
+    list(cluster.run(75_000))
+    agent.kill()
+    agent = cluster.agent()
+    table = agent.capture()
+    agent.packet(table, Packet(WEB, is_reply=True))
+    (report,) = reports_of(cluster.run(145_000))
+    assert report["Network"]["A"] == "10.0.0.2"
+    assert totals(report) == (100, 0)
+
+
+# Analyzers
+
+
+def test_batches_are_of_a_hundred_flows():
+    cluster, agent, table, _ = a_cluster()
+    for port in range(250):
+        agent.packet(table, Packet(Conversation(a_port=port)))
+    deliveries = [delivery for delivery in cluster.run(70_000) if delivery.flows]
+    assert [(d.time_ms, len(d.flows)) for d in deliveries] == [
+        (60_000, 100),
+        (60_000, 100),
+        (65_000, 50),
+    ]
+
+
+def test_a_message_of_flows_and_one_of_stats():
+    cluster, agent, table, _ = a_cluster()
+    agent.packet(table, Packet(WEB))
+    deliveries = list(cluster.run(65_000))
+    stats, flows = deliveries[0].message, deliveries[-1].message
+    assert [*stats] == [*flows] == ["Namespace", "Type", "UUID", "Status", "Obj"]
+    assert (stats["Namespace"], stats["Type"]) == ("stats", "stats")
+    assert (flows["Namespace"], flows["Type"]) == ("flow", "store")
+    assert json.loads(json.dumps(flows)) == flows
+
+
+def heard(cluster, until):
+    """Return the subscribers that receive messages, and their namespaces."""
+    return {
+        (delivery.subscriber.host_id, delivery.message["Namespace"])
+        for delivery in cluster.run(until * 1000)
+    }
+
+
+def test_a_subscriber_that_leaves_silences_all_others():
+    cluster, agent, table, _ = a_cluster()
+    traffic(cluster, agent, table, 1_000)
+    (analyzer,) = cluster.analyzers
+    visitor = Subscriber(analyzer, host_id="visitor")
+    visitor.start()
+    assert heard(cluster, 70) == {
+        (host, namespace) for host in ("skyfast", "visitor") for namespace in ALL_NAMESPACES
+    }
+    assert [len(stored) for stored in analyzer.namespaces.values()] == [1, 1]
+    visitor.stop()
+    assert heard(cluster, 200) == set()
+    assert [each.host_id for each in analyzer.speakers] == ["skyfast"], "still connected"
+
+    # Namespaces come back one by one, for all that asked for them.
+    stats = Subscriber(analyzer, host_id="stats", namespaces=["stats"])
+    stats.start()
+    assert heard(cluster, 300) == {("skyfast", "stats"), ("stats", "stats")}
+    flows = Subscriber(analyzer, host_id="flows", namespaces=["flow"])
+    flows.start()
+    assert heard(cluster, 400) == {("skyfast", "stats"), ("stats", "stats")} | {
+        ("skyfast", "flow"),
+        ("flows", "flow"),
+    }
+    # The subscriber to "flow" leaves: "stats" ends too.
+    flows.stop()
+    assert heard(cluster, 500) == set()
+
+
+def test_the_first_of_two_subscribers_leaves():
+    cluster, agent, table, (ours,) = a_cluster()
+    traffic(cluster, agent, table, 1_000)
+    other = Subscriber(cluster.analyzers[0], host_id="other")
+    other.start()
+    ours.stop()
+    assert heard(cluster, 100) == set()
+
+
+def test_a_namespace_of_one_capture():
+    cluster, agent, table, _ = a_cluster()
+    second = agent.capture(node_tid="node-2", capture_id="capture-2")
+    traffic(cluster, agent, table, 1_000)
+    traffic(cluster, agent, second, 1_000)
+    one = Subscriber(cluster.analyzers[0], host_id="one", namespaces=["flow/capture-2"])
+    everything = Subscriber(cluster.analyzers[0], host_id="all", namespaces=[])
+    one.start()
+    everything.start()
+    found = {}
+    for delivery in cluster.run(70_000):
+        captures = {flow["CaptureID"] for flow in delivery.flows}
+        host = delivery.subscriber.host_id
+        found.setdefault((host, delivery.message["Namespace"]), set()).update(captures)
+    both = {"capture-1", "capture-2"}
+    assert found == {
+        ("skyfast", "flow"): both,
+        ("skyfast", "stats"): set(),
+        ("one", "flow/capture-2"): {"capture-2"},
+        ("all", "flow"): both,
+        ("all", "stats"): set(),
+        ("all", "flow/capture-2"): {"capture-2"},
+    }
+
+
+def test_a_second_client_of_one_host_id_is_refused():
+    cluster, _, _, (ours,) = a_cluster()
+    twin = Subscriber(cluster.analyzers[0])
+    twin.start()
+    list(cluster.run(2_500))
+    assert twin.history == [(0, "refused"), (1_000, "refused"), (2_000, "refused")]
+    ours.vanish()
+    list(cluster.run(20_000))
+    assert twin.history[-1] == (10_000, "connected"), "the analyzer misses the pongs at 9.5 s"
+
+
+def test_a_subscriber_that_vanishes_silences_the_others_when_its_pongs_are_missed():
+    cluster, _, _, (ours,) = a_cluster()
+    visitor = Subscriber(cluster.analyzers[0], host_id="visitor")
+    visitor.start()
+    list(cluster.run(24_000))
+    visitor.vanish()
+    times = [d.time_ms for d in cluster.run(100_000) if d.subscriber is ours]
+    assert times == [30_000], "gone at 24 s, noticed at 31 s"
+
+
+def test_a_restart_loses_what_is_buffered():
+    cluster, agent, table, (ours,) = a_cluster()
+    traffic(cluster, agent, table, 200)
+    cluster.at(62_000, lambda: cluster.analyzers[0].restart(after_ms=500))
+    reports = reports_of(cluster.run(130_000))
+    assert [totals(report) for report in reports] == [(1200, 0)]
+    assert cluster.analyzers[0].lost == {"stop": 1}
+    assert [what for _, what in ours.history] == ["connected", "disconnected", "connected"]
+    assert agent.analyzers == cluster.analyzers
+
+
+def test_reports_to_an_analyzer_without_power_are_lost():
+    cluster, agent, table, (ours, _) = a_cluster(analyzers=2, random=Random(3))
+    traffic(cluster, agent, table, 2_000)
+    first = cluster.analyzers[0]
+    cluster.at(1, lambda: first.stop(is_noticed=False))
+    cluster.at(1_000_000, first.notice)
+    reports = reports_of(cluster.run(2_000_000))
+    before = [report for report in reports if report["Last"] <= ms(960)]
+    after = [report for report in reports if report["Last"] > ms(1_020)]
+    assert 0 < len(before) < 16
+    assert len(before) + first.lost["stopped"] == 16
+    assert len(after) == 16
+    assert ours.is_connected, "the connection was never closed"
+
+
+def test_the_udp_reader_stops_for_good_when_the_channel_is_full():
+    cluster, agent, table, _ = a_cluster()
+    (analyzer,) = cluster.analyzers
+    analyzer.max_buffered_flows = 20
+    analyzer.receive_buffer = 5
+    for port in range(30):
+        traffic(cluster, agent, table, 400, conversation=Conversation(a_port=port))
+    cluster.at(59_000, analyzer.stall)
+    cluster.at(70_000, analyzer.resume)
+    deliveries = list(cluster.run(400_000))
+    # 20 flows fit in the channel; the next one ends the reader; the kernel keeps 5 datagrams.
+    assert analyzer.lost == {"channel": 1, "receive buffer": 4 + 5 * 30}
+    assert [len(d.flows) for d in deliveries if d.flows] == [20]
+    assert deliveries[-1].time_ms == 75_000, "the last message; stats are lost too"
+    analyzer.restart()
+    assert reports_of(cluster.run(500_000))
+
+
+def test_with_websocket_a_full_channel_costs_the_rest_of_a_message():
+    cluster, agent, table, _ = a_cluster(protocol="websocket")
+    (analyzer,) = cluster.analyzers
+    analyzer.max_buffered_flows = 25
+    for port in range(30):
+        traffic(cluster, agent, table, 200, conversation=Conversation(a_port=port))
+    cluster.at(59_000, analyzer.stall)
+    cluster.at(70_000, analyzer.resume)
+    sizes = [len(d.flows) for d in cluster.run(200_000) if d.flows]
+    assert sizes == [25, 30, 30]
+    assert analyzer.lost == {"channel": 5}
+
+
+# Subscribers
+
+
+def test_a_subscriber_that_notices_silence_connects_again():
+    cluster, _, _, _ = a_cluster()
+    (analyzer,) = cluster.analyzers
+    ours = Subscriber(analyzer, host_id="ours", silence_ms=20_000, retry_ms=2_000)
+    ours.start()
+    visitor = Subscriber(analyzer, host_id="visitor")
+    visitor.start()
+    cluster.at(34_000, visitor.stop)
+    times = [d.time_ms for d in cluster.run(75_000) if d.subscriber is ours]
+    assert times == [10_000, 20_000, 30_000, 60_000, 70_000]
+    assert ours.history == [
+        (0, "connected"),
+        (50_000, "silent"),
+        (50_000, "disconnected"),
+        (52_000, "connected"),
+    ]
+
+
+def test_messages_under_way_keep_their_order():
+    cluster, _, _, (ours,) = a_cluster()
+    ours.delay_ms = 4_000
+    cluster.at(21_000, lambda: setattr(ours, "delay_ms", 0))
+    cluster.at(20_500, lambda: cluster.analyzers[0]._broadcast("stats", "stats", {}))
+    cluster.at(21_500, lambda: cluster.analyzers[0]._broadcast("stats", "stats", {}))
+    times = [d.time_ms for d in cluster.run(30_000)]
+    assert times == [14_000, 24_000, 24_500, 24_500, 30_000]
+
+
+def test_a_seed_repeats_a_run():
+    def run(seed):
+        cluster, agent, table, _ = a_cluster(analyzers=2, random=Random(seed))
+        traffic(cluster, agent, table, 700)
+        return [(d.time_ms, d.analyzer, d.message) for d in cluster.run(900_000)]
+
+    assert run(5) == run(5)
+    assert run(5) != run(6)
+
+
+# The oracle
+
+
+def delivery(time_s, *flows, analyzer="analyzer-1"):
+    message = {"Namespace": "flow", "Type": "store", "UUID": "", "Status": 200, "Obj": [*flows]}
+    return Delivery(time_s * 1000, analyzer, None, message)
+
+
+def test_the_oracle_takes_the_highest_totals(table, sink):
+    send(table, 3)
+    send(table, 3, ARP)
+    table.update_at(ms(60))
+    send(table, 61, size=30, is_reply=True)
+    send(table, 61, DNS, size=1)
+    table.update_at(ms(120))
+    table.stop()
+    web, arp, arp_closing, web_2, dns, *closings = sink.take()
+    assert arp_closing["FinishType"] == TIMEOUT
+    assert len(closings) == 2
+    # The first report comes last.
+    flows = known_flows(
+        [
+            delivery(65, arp),
+            delivery(126, arp_closing, web_2, dns),
+            delivery(127, *closings),
+            delivery(128, web),
+        ]
+    )
+    known = flows[web["UUID"]]
+    assert known.totals == {"ABBytes": 100, "ABPackets": 1, "BABytes": 30, "BAPackets": 1}
+    assert (known.first_ms, known.last_ms) == (126_000, 128_000)
+    assert known.longest_gap_ms == 1_000
+    assert known.closed_ms == 127_000
+    assert not is_counted(arp)
+
+    by_node = expected_counters(flows.values(), [("NodeTID",)])
+    assert by_node == {("node-1",): {"ABBytes": 101, "ABPackets": 2, "BABytes": 30, "BAPackets": 1}}
+    by_port = expected_counters(flows.values(), [("Transport", "B"), ("Transport", "Protocol")])
+    assert {values: sums["ABBytes"] for values, sums in by_port.items()} == {
+        ("443", "TCP"): 100,
+        ("53", "UDP"): 1,
+    }
+
+
+# Recordings
+
+
+def recorded_flows(name):
+    for line in (RECORDINGS / name).read_text().splitlines():
+        message = json.loads(line)
+        if message["Type"] == "store":
+            assert 0 < len(message["Obj"]) <= 100
+            yield from message["Obj"]
+
+
+ONE, A, B = "one-analyzer.jsonl", "two-analyzers-a.jsonl", "two-analyzers-b.jsonl"
+
+
+def is_closing(flow):
+    return flow.get("FinishType") == TIMEOUT
+
+
+def is_first(flow):
+    return flow["LastUpdateMetric"]["Start"] == flow["Start"]
+
+
+def is_repeat(flow):
+    return flow["LastUpdateMetric"]["Last"] != flow["Last"]
+
+
+@pytest.mark.parametrize(("name", "reports"), [(ONE, 45), (A, 84), (B, 93)])
+def test_recorded_updates_tell_the_tick(name, reports):
+    periods = [
+        flow["LastUpdateMetric"]["Last"] - flow["LastUpdateMetric"]["Start"]
+        for flow in recorded_flows(name)
+        if not is_first(flow) and not is_closing(flow)
+    ]
+    assert periods == [10_000] * reports
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        (ONE, {"repeat of a first report": 106, "zero": 401}),
+        (
+            A,
+            {
+                "repeat of a first report": 37,
+                "repeat": 6,
+                "zero": 319,
+                "first report": 13,
+                "news": 14,
+            },
+        ),
+        (B, {"repeat of a first report": 4}),
+    ],
+)
+def test_recorded_closing_reports(name, kinds):
+    found = Counter()
+    for flow in recorded_flows(name):
+        assert flow.get("FinishType", TIMEOUT) == TIMEOUT
+        if not is_closing(flow):
+            continue
+        metric, totals = flow["LastUpdateMetric"], flow["Metric"]
+        is_zero = not any(metric[name] for name in COUNTERS)
+        if is_first(flow):
+            assert all(metric[name] == totals[name] for name in COUNTERS)
+            found["repeat of a first report" if is_repeat(flow) else "first report"] += 1
+        elif not is_repeat(flow):
+            found["news"] += 1
+        else:
+            found["zero" if is_zero else "repeat"] += 1
+    assert found == kinds
+
+
+@pytest.mark.parametrize("name", [ONE, A, B])
+def test_recorded_reports_obey_the_model(name):
+    previous = {}
+    closed = set()
+    for flow in recorded_flows(name):
+        metric, totals, uuid = flow["LastUpdateMetric"], flow["Metric"], flow["UUID"]
+        assert totals["Start"] == flow["Start"] <= flow["Last"] == totals["Last"]
+        assert metric["Last"] >= flow["Last"], "a tick is later than the packets"
+        assert uuid not in closed, "no report after the closing one"
+        if is_closing(flow):
+            closed.add(uuid)
+        else:
+            assert any(metric[name] for name in COUNTERS), "updates only with traffic"
+        if is_first(flow):
+            assert all(metric[name] == totals[name] for name in COUNTERS)
+        if uuid in previous and name == ONE:  # of two analyzers, one has not all reports
+            before = previous[uuid]
+            grown = {name: totals[name] - before["Metric"][name] for name in COUNTERS}
+            if is_closing(flow) and is_repeat(flow):
+                assert not any(grown.values()), "closing reports repeat"
+            else:
+                assert grown == {name: metric[name] for name in COUNTERS}
+        previous[uuid] = flow
+
+
+def layout(flow):
+    """Return the names of a flow's fields, and of those of its parts, in their order."""
+    return [
+        (name, tuple(value) if isinstance(value, dict) else type(value))
+        for name, value in flow.items()
+        if name not in ("TCPMetric", "ICMP")
+    ]
+
+
+def test_recorded_flows_look_like_those_of_the_model(table, sink):
+    icmp = Conversation(a_port=0, b_port=0, protocol="ICMP")
+    udp = Conversation(protocol="UDP", b_port=4789, application="VXLAN")
+    ipv6 = Conversation("fd77::1", "fd77::2", 1, 2)
+    for conversation in (WEB, DNS, ARP, icmp, udp, ipv6):
+        send(table, 3, conversation, flags="S")
+        send(table, 3.001, conversation, flags="SA", is_reply=True)
+    table.update_at(ms(60))
+    send(table, 61)
+    table.stop()
+    modelled = {(flow["Application"], "FinishType" in flow): layout(flow) for flow in sink.take()}
+    seen = set()
+    for name in (ONE, A, B):
+        for flow in recorded_flows(name):
+            kind = flow["Application"], "FinishType" in flow
+            if kind in modelled and ("RTT" in flow["Metric"]) == (
+                "TCP" in kind or "ICMPv4" in kind
+            ):
+                assert layout(flow) == modelled[kind], kind
+                seen.add(kind[0])
+    assert seen == {"TCP", "DNS", "ARP", "ICMPv4", "VXLAN"}
