@@ -320,19 +320,26 @@ cdef class _Check:
             for i in range(table.counters):
                 expect(totals[i] >= (ABSENT if table.optional[i] else 0), "a flow's total",
                        (number, i, totals[i]))
+            if table.converses:
+                i = table._links(flow)[0]
+                expect(i in self.conversations or (i == 0 and number in self.dormant),
+                       "a flow's conversation is free", (number, i))
+                if i:
+                    counts = talking.setdefault(i, [0, 0])
+                    counts[number in self.dormant] += 1
             if number in self.dormant:
                 continue
             for i in range(table.cells - table.columns):
                 self.refer(table._links(flow)[table.keys_at + i], "volatile label's key")
-            if table.converses:
-                i = table._links(flow)[0]
-                expect(i in self.conversations, "a flow's conversation is free", (number, i))
-                talking[i] = talking.get(i, 0) + 1
         expect(len(keys) == len(self.flows), "two flows have the same key")
         expect(talking.keys() == self.conversations, "a conversation without flows")
-        for number, i in talking.items():
-            expect(table._conversation_at(number).flows == i, "flows of a conversation",
-                   (number, table._conversation_at(number).flows, i))
+        for number, counts in talking.items():
+            expect([table._conversation_at(number).flows,
+                    table._conversation_at(number).dormant] == counts,
+                   "flows of a conversation", (number, counts))
+            expect(not (table._conversation_at(number).superseded
+                        and table._conversation_at(number).flows),
+                   "a conversation of two points", (number,))
         return 0
 
     cdef int check_view(self, uint32_t at, View *view) except -1:

@@ -81,9 +81,9 @@ cdef struct Flow:
     uint32_t deadline_s         # becomes dormant when the table's clock reaches it
     uint32_t wheel_next         # list of the flows in one slot of the expiry wheel
     int64_t last_ms             # the newest report's `Last`, Unix time
-    # int64_t totals[counters] follow, ABSENT where no report had the part; then uint32_t links, of
-    # live flows: the conversation, rows of other views, the texts that volatile labels were asked
-    # with. Flags: TEXT_KEY, the UUID is no 64-bit number; LABELS_KEY, it is a connection's row;
+    # int64_t totals[counters] follow, ABSENT where no report had the part; then uint32_t links: the
+    # conversation and, of live flows, rows of other views and the texts that volatile labels were
+    # asked with. Flags: TEXT_KEY, the UUID is no 64-bit number; LABELS_KEY, it is a connection's row;
     # DORMANT; ENDED, the latest report was the closing one.
 
 
@@ -100,12 +100,15 @@ cdef struct Connection:
 
 
 cdef struct Conversation:
-    # Which capture point the flows of a conversation are taken from.
+    # Which capture point the flows of a conversation are taken from. It stays as long as flows do,
+    # dormant ones too; while all are dormant, another point can have a row in its place.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high
-    uint32_t flows              # flow rows that lead here
+    uint32_t flows              # live flow rows that lead here
     uint64_t point              # hash of the capture point
+    uint32_t dormant            # dormant ones
+    bint superseded             # another point has the conversation
 
 
 cdef struct Cell:

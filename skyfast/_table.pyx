@@ -1262,7 +1262,7 @@ cdef class Table:
         if report.flow:
             if not self._flow(report.flow).connection & DORMANT:
                 return self._apply_known(report, values)
-            return self._wake(report, values, cells)
+            return self._wake(report, values, cells, amounts)
         if unlikely(report.skip_new != SKIP_NONE):
             return report.skip_new
         self.met_unknown = True
@@ -1384,7 +1384,7 @@ cdef class Table:
         cdef bint creates, full
         if self.converses:
             conversation = self._conversation(report.conversation)
-            if conversation and self._conversation_at(conversation).point != report.point:
+            if self._is_taken(conversation, report):
                 return SKIP_DUPLICATE
         if report.finish == CLOSING:
             if report.worth == WORTH_UNREAD:
@@ -1596,12 +1596,17 @@ cdef class Table:
                 text_release(&self.texts, text)
             return 0
         self._flow(row).last_ms = report.last_ms
+        if self.converses:
+            self._links(self._flow(row))[0] = 0
         memcpy(self._flow(row) + 1, values, self.counters * sizeof(int64_t))
         return row
 
     cdef void _drop_flow(self, uint32_t number) noexcept nogil:
         # Take a row that is neither live nor in a list out of the table.
         cdef Flow *flow = self._flow(number)
+        if self.converses and self._links(flow)[0]:
+            self._conversation_at(self._links(flow)[0]).dormant -= 1
+            self._leave_conversation(self._links(flow)[0])
         index_remove(&self.flow_rows, number)
         if flow.connection & TEXT_KEY:
             if self.in_batch and self.dead_text_count < sizeof(self.dead_texts) / sizeof(uint32_t):
@@ -1617,12 +1622,17 @@ cdef class Table:
                            uint32_t *conversation) noexcept nogil:
         # `targets` and the conversation of a flow that becomes live, found or made; all of them, or
         # False without memory.
-        cdef bint made_conversation = self.converses and conversation[0] == 0
+        cdef uint32_t before = conversation[0]
+        cdef bint makes_conversation = self.converses and (
+            before == 0 or self._conversation_at(before).point != report.point
+        )
         cdef uint32_t at
-        if made_conversation:
+        if makes_conversation:
             conversation[0] = self._new_conversation(report)
             if conversation[0] == 0:
                 return False
+            if before:
+                self._conversation_at(before).superseded = True
         at = self._find_targets(number)
         if at == self.view_count:
             return True
@@ -1630,8 +1640,8 @@ cdef class Table:
             at -= 1
             if self.created[at]:
                 self._drop_row(&self.views[at], self.targets[at])
-        if made_conversation:
-            self._drop_conversation(conversation[0])
+        if makes_conversation:
+            self._leave_conversation(conversation[0])
         return False
 
     cdef inline bint _follows(self, uint32_t number) noexcept nogil:
@@ -1677,8 +1687,11 @@ cdef class Table:
         flow.deadline_s = self.views[0].deadline_s
         wheel_file(&self.wheel, flow.deadline_s, row, &flow.wheel_next)
         if conversation:
-            links[0] = conversation
             self._conversation_at(conversation).flows += 1
+            if links[0]:
+                self._conversation_at(links[0]).dormant -= 1
+                self._leave_conversation(links[0])
+            links[0] = conversation
         for i in range(self.columns, self.cells):
             links[self.keys_at + i - self.columns] = self.row_cells[i] & ~IS_TEXT
         self._retain_cells(self.row_cells + self.columns, self.cells - self.columns)
@@ -1730,10 +1743,20 @@ cdef class Table:
         cdef Conversation *row
         while number:
             row = self._conversation_at(number)
-            if row.hash == <uint32_t>key and row.key_high == <uint32_t>(key >> 32):
+            if (row.hash == <uint32_t>key and row.key_high == <uint32_t>(key >> 32)
+                    and not row.superseded):
                 return number
             number = row.next
         return 0
+
+    cdef bint _is_taken(self, uint32_t number, const Report *report) noexcept nogil:
+        # Whether a conversation, or 0, is reported by another point. With dormant flows alone, it
+        # is free.
+        cdef const Conversation *row
+        if number == 0:
+            return False
+        row = self._conversation_at(number)
+        return row.flows != 0 and row.point != report.point
 
     cdef uint32_t _new_conversation(self, const Report *report) noexcept nogil:
         cdef uint32_t number = row_new(&self.conversations)
@@ -1742,14 +1765,17 @@ cdef class Table:
             row = self._conversation_at(number)
             row.hash = <uint32_t>report.conversation
             row.key_high = <uint32_t>(report.conversation >> 32)
-            row.flows = 0
+            row.flows = row.dormant = 0
             row.point = report.point
+            row.superseded = False
             index_add(&self.conversations, number)
         return number
 
-    cdef void _drop_conversation(self, uint32_t number) noexcept nogil:
-        index_remove(&self.conversations, number)
-        row_release(&self.conversations, number)
+    cdef void _leave_conversation(self, uint32_t number) noexcept nogil:
+        # Take a row out of the table that no flow leads to any more.
+        if self._conversation_at(number).flows == 0 and self._conversation_at(number).dormant == 0:
+            index_remove(&self.conversations, number)
+            row_release(&self.conversations, number)
 
     # Overflow
 
@@ -1816,7 +1842,8 @@ cdef class Table:
 
     # Dormant flows
 
-    cdef int _wake(self, Report *report, const int64_t *values, const Cell *cells) noexcept nogil:
+    cdef int _wake(self, Report *report, const int64_t *values, const Cell *cells,
+                   const int64_t *amounts) noexcept nogil:
         # A report of a flow that is dormant.
         cdef View *first = &self.views[0]
         cdef Flow *flow = self._flow(report.flow)
@@ -1833,10 +1860,16 @@ cdef class Table:
             return report.skip_new
         if self.converses:
             conversation = self._conversation(report.conversation)
-            if conversation and self._conversation_at(conversation).point != report.point:
-                self._unlink(report.flow)
-                self._drop_flow(report.flow)
+            if self._is_taken(conversation, report):
+                self._forget(report.flow)
                 return SKIP_DUPLICATE
+            number = self._links(flow)[0]
+            if number and self._conversation_at(number).superseded:
+                # What it adds may have been counted at another point.
+                self._forget(report.flow)
+                report.flow = 0
+                self.met_unknown = True
+                return self._apply_unknown(report, values, cells, amounts)
         if closing:
             if report.worth == WORTH_UNREAD:
                 return APPLY_STOP
@@ -1982,6 +2015,8 @@ cdef class Table:
         cdef uint32_t number = flow_new(&self.flow_rows, self._labels_key(cells), LABELS_KEY)
         if number:
             self._flow(number).last_ms = 0
+            if self.converses:
+                self._links(self._flow(number))[0] = 0
             memset(self._flow(number) + 1, 0, self.counters * sizeof(int64_t))
             dormant_append(&self.dormant, &self.flow_rows, number, now_s)
             self.kept_connections += 1
@@ -2165,8 +2200,7 @@ cdef class Table:
                 self._row(&self.views[i], link).flows -= 1
         if self.converses:
             self._conversation_at(links[0]).flows -= 1
-            if self._conversation_at(links[0]).flows == 0:
-                self._drop_conversation(links[0])
+            self._conversation_at(links[0]).dormant += 1
         for i in range(self.cells - self.columns):
             text_release(&self.texts, links[self.keys_at + i])
         dormant_append(&self.ended if ended else &self.dormant, &self.flow_rows, number, now_s)

@@ -33,6 +33,8 @@ What a configuration can ask for is a `Spec`. The rules, where docs/architecture
 * A flow is live until `Model.expire` takes it: it counts as one of its row's, owns its
   conversation, and keeps its row from being created again, even where no page shows it any more.
   Then it is dormant: only its totals are known, and the time since when.
+* With ``deduplicate``, a dormant flow whose conversation another capture point has taken since is
+  not known any more: what it adds may have been counted from there.
 * Dormant flows are forgotten in the order in which they became dormant, those that have ended
   first where room is needed. Which of two that became dormant in the same second comes first is
   left open: `Model.expire` takes the order from outside.
@@ -408,6 +410,7 @@ class Flow:
     point: str
     is_ended: bool = False
     is_dormant: bool = False
+    is_superseded: bool = False
     since_s: int = 0
 
 
@@ -780,6 +783,9 @@ class Model:
             known.rows[0].followers = {n: known.rows[n] for n in self._followers()}
         known.keys = {label: at(flow, label.path, "") for label in self._labels if label.volatile}
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
+        for other in self._flows.values():
+            if other.is_dormant and other.ends == known.ends and other.point != known.point:
+                other.is_superseded = self._is_choosy
         known.reported_s = now
         known.deadline_s = math.ceil(now + self.spec.timeout_s)
         known.is_dormant = False
@@ -809,8 +815,11 @@ class Model:
         if isinstance(labels, str):
             return labels
         if self._is_duplicate(flow):
-            self._forget(known, is_counted=False)
+            self._forget(known)
             return "duplicate"
+        if known.is_superseded:
+            self._forget(known)
+            return self._add(flow, now)
         difference, totals = change
         places = self._places(labels)
         if is_closing and self._is_repeat(flow):
@@ -906,7 +915,7 @@ class Model:
             self._forget(flow)
         flow.rows = []
 
-    def _forget(self, entry: Flow | Kept, *, is_counted: bool = True) -> None:
+    def _forget(self, entry: Flow | Kept) -> None:
         """Forget a dormant flow, or the counters of a connection."""
         if isinstance(entry, Kept):
             self._dormant.remove(entry)
@@ -914,7 +923,7 @@ class Model:
             return
         self._unlist(entry)
         del self._flows[entry.uuid]
-        if is_counted and not entry.is_ended and self.horizon_s is not None:
+        if not entry.is_ended and self.horizon_s is not None:
             reported_s = max(0, entry.since_s - math.floor(self.spec.timeout_s))
             self.horizon_s = max(self.horizon_s, reported_s)
 
