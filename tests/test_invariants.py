@@ -121,7 +121,7 @@ class HungryMachine(RuleBasedStateMachine):
         self.hungrily(nth, times, lambda: self.core.relabel(names, told))
 
     @rule(
-        seconds=st.sampled_from((0, 1, 2, 40, 75, 100_000)),
+        seconds=st.sampled_from((0, 1, 2, 40, 75, 1290, 100_000)),
         max_rows=st.sampled_from((1, 3, ALL_ROWS)),
     )
     def pass_time(self, seconds, max_rows):
@@ -132,10 +132,11 @@ class HungryMachine(RuleBasedStateMachine):
         max_connections=limits,
         max_flows=limits,
         timeout_s=st.sampled_from((0.5, 1, 75)),
+        memory_s=st.sampled_from((0, 0.3, 40, 1290)),
         longer_s=st.sampled_from((0, 0.3, 50)),
         nth=failing,
     )
-    def limit(self, max_connections, max_flows, timeout_s, longer_s, nth):
+    def limit(self, max_connections, max_flows, timeout_s, memory_s, longer_s, nth):
         self.hungrily(
             nth,
             1,
@@ -143,6 +144,7 @@ class HungryMachine(RuleBasedStateMachine):
                 max_connections=max_connections,
                 max_flows=max_flows,
                 timeout_s=timeout_s,
+                memory_s=memory_s,
                 view_timeouts_s=[timeout_s + longer_s] * (len(self.spec.views) - 1),
             ),
         )
@@ -192,7 +194,12 @@ class HungryMachine(RuleBasedStateMachine):
         while self.core.table.expire(self.now, 1000):
             pass
         checked.check(self.core.table)
-        assert self.core.flows == 0
+        # Flows whose time was over long ago became dormant only now.
+        self.now += END_S
+        while self.core.table.expire(self.now, 1000):
+            pass
+        checked.check(self.core.table)
+        assert self.core.flows == self.core.dormant_flows == self.core.dormant_connections == 0
         # There is nothing left but the rows of what found no room.
         assert max(self.core.connections, *self.core.view_connections, 0) <= 1
         self.core = self.pages = None
@@ -219,6 +226,8 @@ def assert_is_page(page):
 NAMES = Names()
 NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NAMES, volatile=True)
 CAPTURE = Label("capture", ("CaptureID",))
+START_S = 80
+"""When the flows come that are not dormant."""
 LONG = 'a "long" label \\' + "x" * 100
 SPEC = Spec(
     views=(
@@ -248,9 +257,21 @@ def some_flows(prefix, count):
     ]
 
 
+def later(flows):
+    """Return reports of the same flows with more, whose latest update was lost."""
+    return [
+        flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
+        for flow in flows
+    ]
+
+
 def with_flows():
     core = Core(SPEC, build=checked)
-    core.message(some_flows("a", 12), 0)
+    core.begin(0)
+    core.message(some_flows("d", 6), 0)
+    core.expire(START_S)
+    assert core.dormant_flows == 6
+    core.message(some_flows("a", 12), START_S)
     return core
 
 
@@ -264,14 +285,19 @@ def rename(core):
 
 def watch(core):
     since = core.snapshot(0)
-    core.message(some_flows("a", 12), 1)
+    core.message(some_flows("a", 12), START_S + 1)
     return core.top(0, 5, since)
 
 
 OPERATIONS = {
-    "new flows": lambda core: core.message(some_flows("b", 9), 1),
-    "flows beyond the limits": lambda core: core.message(some_flows("c", 24), 1),
-    "known flows": lambda core: core.message(some_flows("a", 12), 1),
+    "new flows": lambda core: core.message(some_flows("b", 9), START_S + 1),
+    "flows beyond the limits": lambda core: core.message(some_flows("c", 24), START_S + 1),
+    "dormant flows": lambda core: core.message(later(some_flows("d", 6)), START_S + 1),
+    "closing reports": lambda core: core.message(
+        [flow | {"FinishType": 1} for flow in later(some_flows("d", 6) + some_flows("e", 3))],
+        START_S + 1,
+    ),
+    "known flows": lambda core: core.message(some_flows("a", 12), START_S + 1),
     "names": rename,
     "other types": lambda core: core.use(core.types),
     "limits": lambda core: core.limit(
@@ -282,8 +308,8 @@ OPERATIONS = {
     "without a label": lambda core: core.without("node_tid"),
     "top connections": lambda core: core.top(0, 5),
     "growth": watch,
-    "a page": lambda core: read_all(core.table.page(1), 100),
-    "expiry": lambda core: core.expire(80),
+    "a page": lambda core: read_all(core.table.page(START_S + 1), 100),
+    "expiry": lambda core: core.expire(START_S + 80),
 }
 
 
@@ -324,7 +350,7 @@ def series(core):
     """Return what a page shows, without the values: a report may have been taken twice."""
     return {
         line.rpartition(" ")[0]
-        for line in read_all(core.table.page(1)).decode().splitlines()
+        for line in read_all(core.table.page(START_S + 1)).decode().splitlines()
         if "_rtt_" not in line
     }
 
@@ -358,7 +384,7 @@ def test_tables_keep_nothing_of_what_they_were_made_of():
     for _ in range(10):
         core = with_flows()
         NAMES["node-1"] = name
-        core.message(some_flows("b", 9), 1)
+        core.message(some_flows("b", 9), START_S + 1)
         core.relabel(NAMES, ["node-1"])
         core.use(core.types)
         NAMES.clear()
