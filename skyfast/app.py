@@ -370,6 +370,7 @@ class App:
                 table=table,
                 stats=self.stats,
                 now=self.clock.now,
+                running=self.clock.running,
                 held_s=lambda: self.clock.held_s,
             )
         )

@@ -99,7 +99,8 @@ class ReportChecker:
 
     :param plan: says which counters can be checked: those of ``Metric``.
     :param now: the table's clock, in seconds.
-    :param held_s: how long that clock was held so far, because reports may have been missing.
+    :param running: a clock that is not held as the table's is, for the rate of messages.
+    :param held_s: how long the table's clock was held so far, because reports may have been missing.
     :param chance: random numbers from 0 to 1.
     """
 
@@ -110,6 +111,7 @@ class ReportChecker:
         table: KnownFlows,
         stats: Stats,
         now: Callable[[], float],
+        running: Callable[[], float],
         held_s: Callable[[], float] = lambda: 0.0,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -123,11 +125,12 @@ class ReportChecker:
         self._table = table
         self._stats = stats
         self._now = now
+        self._running = running
         self._held_s = held_s
         self._chance = chance
         self._probability = FIRST_PROBABILITY
         self._credit = float(MAX_SAMPLES_AT_ONCE)
-        self._looked_s = self._period_began_s = now()
+        self._looked_s = self._period_began_s = running()
         self._messages = 0
         self._unsettled: dict[str, _Gap] = {}
         self._late_total = table.late_total
@@ -137,7 +140,7 @@ class ReportChecker:
 
     def chooses(self) -> bool:
         """Return whether the next message is to be decoded fully and checked."""
-        now = self._now()
+        now = self._running()
         self._messages += 1
         if now - self._period_began_s >= RATE_PERIOD_S:
             rate = self._messages / (now - self._period_began_s)
@@ -195,7 +198,7 @@ class ReportChecker:
 
     def settle(self) -> None:
         """Count the gaps that no late report has closed in time."""
-        now = self._now()
+        now = self._running()
         while self._unsettled:
             gap = next(iter(self._unsettled.values()))
             if gap.due_s > now and len(self._unsettled) <= MAX_UNSETTLED:
@@ -256,7 +259,7 @@ class ReportChecker:
             last_ms=flow.Last,
             analyzer=analyzer,
             reason=reason,
-            due_s=now + SETTLE_S,
+            due_s=self._running() + SETTLE_S,
         )
         if len(self._unsettled) > MAX_UNSETTLED:
             self.settle()

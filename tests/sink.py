@@ -44,6 +44,7 @@ class Fed:
             table=self.table,
             stats=self.stats,
             now=lambda: self.now,
+            running=lambda: self.now,
             chance=lambda: self.chance,
         )
         self.ingest = Ingest(
