@@ -4,9 +4,8 @@ Each capture point (a flow table of an agent: a capture on an interface) sends `
 to an analyzer that it picks at random each time (``flow/table.go`` and
 ``flow/client/flow_client.go`` of Skydive). Where n of them were sent, none of them came by one
 of N analyzers with probability (1 - 1/N)^n. A subscription without a message is *suspect* where
-that is less than `SUSPECT_CHANCE`, and *silent* where it is less than `SILENT_CHANCE`. Which n
-were sent is read from what the other subscriptions got meanwhile, if all of these go on, and else
-from the number of capture points.
+that is less than `SUSPECT_CHANCE`, and *silent* where it is less than `SILENT_CHANCE`. The number
+of capture points tells how many were sent, as long as the other subscriptions agree.
 
 One that gets ``stats`` and no flows is silent too, where the ``stats`` say that captures see
 packets: whoever subscribes to ``stats`` alone wakes an analyzer for these alone.
@@ -40,6 +39,9 @@ WINDOW_S: Final = 30.0
 WINDOWS: Final = 4
 """... and the highest count of so many is believed: longer than any silence, so that the missing
 share of a silent subscription changes nothing, and no longer than 2 minutes, when captures end."""
+
+ENDED_SHARE: Final = 0.5
+"""Where all others go on and got less than this of what they should have, captures have ended."""
 
 IDLE_SHARE: Final = 0.1
 """Captures are idle where no more of their reports tell of packets: a point may be forgotten..."""
@@ -250,15 +252,16 @@ class Silence:
 
     def _is_improbable(self, seconds: float, chance: float, *, lost: float) -> bool:
         """Return whether chance alone would bring nothing for so long less often than that."""
-        reporting = self._reporting
+        reporting, analyzers = self._reporting, self._reporting.analyzers
+        sent = reporting.capture_points * seconds / reporting.timing.statistics_s
         others = [each for each in reporting.silences if each is not self]
-        if len(others) == reporting.analyzers - 1 > 0 and all(
+        if len(others) == analyzers - 1 > 0 and all(
             each.delivered and not each._is_quiet() for each in others
         ):
-            sent: float = reporting.statistics - self._sent_before
-        else:
-            sent = reporting.capture_points * seconds / reporting.timing.statistics_s
-        return is_improbable(sent, chance, analyzers=reporting.analyzers, lost=lost)
+            seen = reporting.statistics - self._sent_before
+            if seen < ENDED_SHARE * sent * (analyzers - 1) / analyzers:
+                sent = seen  # captures have ended, and these are what all that are left have sent
+        return is_improbable(sent, chance, analyzers=analyzers, lost=lost)
 
 
 def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
