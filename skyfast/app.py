@@ -102,7 +102,7 @@ class _Parts:
 
 
 class _CaptureReports:
-    """Takes the agents' reports of their captures, which another shard may export."""
+    """Passes the agents' capture statistics on; another shard may export them."""
 
     def __init__(self, *, activity: Activity, captures: Captures | None, clock: Clock) -> None:
         self._activity = activity
@@ -449,8 +449,8 @@ class App:
         self._parts.table.relabel([(lookup, keys)])
 
     def _hold(self) -> None:
-        """Hold the clock where reports may be missing, and let it go on where they are not."""
-        if self._parts.config.subscriber.silence_timeout_s:  # without, it is a replay
+        """Hold the clock while reports may be missing."""
+        if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
             self.clock.hold(
                 self._gap.look(
                     self.clock.running(),
@@ -461,21 +461,19 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Hold the clock or let it go on, count the time, and log where that has changed."""
+        """Hold or release the clock; count the held time, and log each change."""
         self._hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
         stats.clock_held_s = self.clock.held_s
         if held and not stats.clock_held:
-            log.info(
-                "connections stay, for reports may be missing: of %s", self._missing_analyzers()
-            )
+            log.info("expiry paused: reports may be missing from %s", self._missing_analyzers())
         elif stats.clock_held and not held:
-            log.info("connections leave again")
+            log.info("expiry resumed")
         stats.clock_held = int(held)
 
     def _missing_analyzers(self) -> str:
-        """Return because of which analyzers the clock is held, and why."""
+        """Return the analyzers that cause the hold, with their states."""
         causes, subscriptions = self._gap.causes, self.subscriptions
         texts = [f"{name} ({subscriptions.state(name)})" for name in causes[:MAX_ANNOUNCED]]
         more = len(causes) - MAX_ANNOUNCED
@@ -510,7 +508,7 @@ class App:
             self._parts.table.begin(now)
 
     def _warn_of_updates(self) -> None:
-        """Log where connections would leave between two reports: once a value and time-out."""
+        """Warn once if connections expire between two reports."""
         update_s = round(self.stats.flow_update_s)  # which is measured, to some milliseconds
         timeout_s = _limits(self._parts.config.store)["timeout_s"]
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
@@ -518,8 +516,8 @@ class App:
         self._warned = (update_s, timeout_s)
         if timeout_s < update_s + SLACK_S:
             log.warning(
-                "connection_timeout and connection_grace are %s s together, less than the"
-                " analyzers' flow.update of %s s and %s s: live connections come and go",
+                "connection_timeout plus connection_grace is %s s, less than flow.update (%s s)"
+                " plus %s s: live connections come and go",
                 f"{timeout_s:g}",
                 update_s,
                 f"{SLACK_S:g}",

@@ -1,11 +1,10 @@
-"""When reports may be missing: how long the table's clock is held because of that.
+"""When reports may be missing, and for how long the table's clock is held because of that.
 
-Who was not listened to cannot say that a connection lives. So while a subscription that had
-delivered does not, no row expires, and none for one more update of the agents after it is well
-again: only then was every live flow reported to somebody who listens. All of it is bounded, for a
-clock that stands still also keeps what has ended.
+While a subscription does not deliver, the reports of live connections do not arrive. So no row
+expires until the subscription has delivered for one more ``flow.update``: by then, every live flow
+was reported again. The hold is bounded, because it also delays the expiry of ended connections.
 
-There is no clock and no socket here: looks and ``now`` go in, a decision comes out.
+This module has no clock and no socket: looks and ``now`` go in, a decision comes out.
 """
 
 import math
@@ -14,21 +13,21 @@ from dataclasses import dataclass, field
 from typing import Final
 
 SLACK_S: Final = 15.0
-"""Beyond ``flow.update``: analyzers hold reports back for up to 5 s, and agents' ticks drift."""
+"""Added to ``flow.update``: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""A subscription that does not deliver while others do counts for so many ``flow.update``."""
+"""A subscription that does not deliver while others do counts for this many ``flow.update``."""
 
 INCIDENT_UPDATES: Final = 4
-"""The clock is held for so many ``flow.update`` at most, because of all or of any one."""
+"""One incident, or one subscription, holds the clock for at most this many ``flow.update``."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
-"""The bounds are multiples of ``flow.update``, but of no more than this."""
+"""Longer values of ``flow.update`` are taken as this."""
 
 
 @dataclass(slots=True)
 class _Budget:
-    """Time that can be spent, up to a bound; it is there again after a time of calm."""
+    """Time that was spent since the last long enough calm."""
 
     spent_s: float = 0.0
     calm_s: float = 0.0
@@ -47,10 +46,10 @@ class _Source:
 
     delivers: bool = True
     delivers_for_s: float = math.inf
-    """Since it does again; endless where it always did."""
+    """Since it last did not; infinite if it always did."""
     well: bool = True
     missing_s: float = 0.0
-    """Time without it in which others delivered, since it was well."""
+    """Time since it was well in which others delivered and it did not."""
     counted: bool = False
     budget: _Budget = field(default_factory=_Budget)
 
@@ -58,19 +57,19 @@ class _Source:
 class ReportingGap:
     """Decides by the subscriptions' states whether the clock is held.
 
-    * A subscription counts from its first message on. It is *well* while it delivers, and has
-      done so for ``flow.update`` and `SLACK_S` since it last did not.
-    * The clock is held while one that counts is not well. One that was taken away is one that
+    * A subscription counts from its first message on. It is *well* once it has delivered for
+      ``flow.update`` plus `SLACK_S` without interruption.
+    * The clock is held while a subscription that counts is not well. A removed subscription
       does not deliver.
-    * One that does not deliver for `MISSING_UPDATES` ``flow.update`` while others do counts no
-      longer, until it is well: agents have turned to the others, or never will.
-    * Neither does one that has held the clock for `INCIDENT_UPDATES`, and the clock is not held
-      for longer than that because of several. Both bounds begin again only after all of one
-      ``flow.update`` in which that subscription, or whatever counts, was well.
+    * A subscription that does not deliver for `MISSING_UPDATES` ``flow.update`` while others do
+      stops counting until it is well: agents send to the others by then.
+    * One that has held the clock for `INCIDENT_UPDATES` stops counting, too, and several together
+      do not hold it for longer. Both bounds start over after one ``flow.update`` in which that
+      subscription, or every one that counts, was well.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:
-        """Begin with nobody who delivers."""
+        """Begin without subscriptions."""
         self._slack_s = slack_s
         self._sources: dict[str, _Source] = {}
         self._incident = _Budget()
@@ -80,7 +79,7 @@ class ReportingGap:
 
     @property
     def causes(self) -> tuple[str, ...]:
-        """The subscriptions because of which reports may be missing."""
+        """The subscriptions whose reports may be missing."""
         return tuple(name for name, source in self._sources.items() if source.counted)
 
     def look(
@@ -89,8 +88,8 @@ class ReportingGap:
         """Return whether the clock is held from ``now_s`` until the next look.
 
         ``now_s`` is a clock that is not held. ``delivering`` are the names of the subscriptions
-        that deliver, ``subscribed`` of all that there should be; each look takes what the one
-        before has found for the time between the two.
+        that deliver, ``subscribed`` those of all configured ones. The time since the previous look
+        counts with the state found then.
         """
         update_s = min(flow_update_s, MAX_FLOW_UPDATE_S)
         self._pass_time(now_s - self._looked_s, update_s)
@@ -132,7 +131,7 @@ class ReportingGap:
         )
 
     def _forget(self, subscribed: Set[str]) -> None:
-        """Forget those that were taken away and do not count any more."""
+        """Forget removed subscriptions that stopped counting."""
         for name in self._sources.keys() - subscribed:
             if not self._sources[name].counted:
                 del self._sources[name]

@@ -206,8 +206,8 @@ class Stats:
     ``flows_filtered`` counts by the name of the rule that a flow was dropped by; whoever makes the
     rules puts their names there. ``values_skipped`` counts by field, such as ``Metric.RTT``;
     whoever makes the flow types puts there what can be left out. ``max_connections``, ``max_flows``
-    and ``flow_memory_s`` are the table's limits, put there by whoever sets them. ``clock_held`` is 1 while
-    the table's clock is held, and ``clock_held_s`` for how long it has been.
+    and ``flow_memory_s`` are the table's limits, put there by whoever sets them. ``clock_held`` is
+    1 while the table's clock is held, and ``clock_held_s`` is the time for which it was.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
@@ -526,13 +526,13 @@ def _clock_families(stats: Stats) -> Iterable[_Family]:
     yield _single(
         "skyfast_clock_held",
         "gauge",
-        "Whether connections stay because reports may be missing.",
+        "Whether expiry is paused because reports may be missing.",
         stats.clock_held,
     )
     yield _single(
         "skyfast_clock_held_seconds_total",
         "counter",
-        "Time for which connections stayed because reports may be missing.",
+        "Time for which expiry was paused because reports may be missing.",
         stats.clock_held_s,
     )
 

@@ -1,18 +1,17 @@
-"""Silence: when a subscription that brings nothing is no coincidence any more.
+"""Silence: when a subscription without messages can no longer be explained by chance.
 
 Each capture point (a flow table of an agent: a capture on an interface) sends ``stats`` every 10 s,
 to an analyzer that it picks at random each time (``flow/table.go`` and
 ``flow/client/flow_client.go`` of Skydive). Where n of them were sent, none of them came by one
 of N analyzers with probability (1 - 1/N)^n. A subscription without a message is *suspect* where
-that is less than `SUSPECT_CHANCE`, and *silent* where it is less than `SILENT_CHANCE`. Which n
-were sent is read from what the other subscriptions got meanwhile, if all of these go on, and else
-from the number of capture points.
+that is less than `SUSPECT_CHANCE`, and *silent* where it is less than `SILENT_CHANCE`. The number
+of capture points tells how many were sent, as long as the other subscriptions agree.
 
-One that gets ``stats`` and no flows is silent too, where the ``stats`` say that captures see
-packets: whoever subscribes to ``stats`` alone wakes an analyzer for these alone.
+A subscription that gets ``stats`` and no flows is silent too if the ``stats`` show that captures
+receive packets: after a client has subscribed to ``stats`` alone, an analyzer sends only these.
 
-There is no clock and no socket here. Time comes in as looks, one a tick: of a process that was
-stopped, the late look counts as one, and what has come in is read before the next.
+This module has no clock and no socket. Time passes in looks, one a tick: after a pause of the
+process, the late look counts as one tick, and waiting messages are read before the next look.
 """
 
 import math
@@ -26,10 +25,10 @@ from skyfast.gaps import MAX_FLOW_UPDATE_S, SLACK_S
 from skyfast.wire import UNDECODABLE
 
 SUSPECT_CHANCE: Final = 1e-3
-"""A suspicion costs no more than connections that stay a little longer..."""
+"""A wrong suspicion only delays the expiry of connections..."""
 
 SILENT_CHANCE: Final = 1e-6
-"""... and a new subscription disturbs the analyzer's other subscribers."""
+"""... a needless reconnection interrupts all subscribers of the analyzer."""
 
 LOST: Final = 0.01
 """The share of ``stats`` that may get lost on the way, by UDP, before a subscription is silent."""
@@ -38,20 +37,23 @@ WINDOW_S: Final = 30.0
 """``stats`` are counted in windows of this time..."""
 
 WINDOWS: Final = 4
-"""... and the highest count of so many is believed: longer than any silence, so that the missing
-share of a silent subscription changes nothing, and no longer than 2 minutes, when captures end."""
+"""... and the highest count of these windows is used. Together they are longer than any silence, so
+that a silent subscription does not lower it. Captures that end lower it within 2 minutes."""
+
+ENDED_SHARE: Final = 0.5
+"""If all other subscriptions deliver, but less than this share of it, captures have ended."""
 
 IDLE_SHARE: Final = 0.1
-"""Captures are idle where no more of their reports tell of packets: a point may be forgotten..."""
+"""Captures may be idle if no larger share of their reports shows packets..."""
 
 IDLE_REPORTS: Final = 3
-"""... and after the last packet, each point's next reports still differ from the one before."""
+"""... and after its last packet, a point sends this many reports that still differ."""
 
 MEMORY_S: Final = 60.0
-"""A value that a capture reported is remembered for so long at least: six reports."""
+"""Reported values are remembered for at least this time: six reports."""
 
 MAX_VALUES: Final = 20_000
-"""Values that are remembered; of captures with more points, nothing is concluded."""
+"""Values that are remembered at most; beyond that, reports do not show packets."""
 
 READINGS: Final = (9, 10, 11)
 """How many readings of a total are added up in ``PacketsReceived``: ten, or one more or less."""
@@ -78,12 +80,12 @@ class _Report(msgspec.Struct, gc=False):
 
 
 class Activity:
-    """Whether the captures see packets, by their ``stats``.
+    """Tells from ``stats`` whether captures receive packets.
 
     ``PacketsReceived`` is the sum of about ten readings of a point's running total, so that an idle
-    point reports the same number all the time, or as much as nine or eleven of the same readings. A
-    number that its capture has not reported lately tells of packets. Captures that do not count
-    packets (eBPF, sFlow, NetFlow) report 0, which tells nothing.
+    point reports the same number all the time, or the sum of nine or eleven of the same readings. A
+    number that its capture has not reported lately shows packets. Captures that do not count
+    packets (eBPF, sFlow, NetFlow) report 0, which shows nothing.
     """
 
     def __init__(self) -> None:
@@ -91,14 +93,14 @@ class Activity:
         """The only capture that counts; empty where all do."""
         self.reports = 0
         self.changes = 0
-        """The reports that tell of packets."""
+        """Reports that show packets."""
         self._decode = msgspec.json.Decoder(_Report).decode
         self._values: set[tuple[int, int]] = set()
         self._older: set[tuple[int, int]] = set()
         self._kept_until_s = -math.inf
 
     def message(self, raw: msgspec.Raw | bytes, now: float) -> None:
-        """Take a report, the ``Obj`` of a message. Never raises: others count what is wrong."""
+        """Take a report, the ``Obj`` of a message. Ignores invalid ones; `Captures` counts them."""
         try:
             report = self._decode(raw)
         except UNDECODABLE:
@@ -138,7 +140,7 @@ class FlowUpdate(Protocol):
 
 
 class Reporting:
-    """What the subscriptions have in common: how many, and what all of them get."""
+    """State shared by all subscriptions: their number, and the ``stats`` that they get."""
 
     def __init__(
         self,
@@ -161,7 +163,7 @@ class Reporting:
 
     @property
     def capture_points(self) -> float:
-        """How many send ``stats``, as far as is known; 0 at first."""
+        """The estimated number of capture points; 0 at first."""
         return max(self._counts) * self.timing.statistics_s / self._window_s
 
     @property
@@ -169,7 +171,7 @@ class Reporting:
         return WINDOW_S * self.timing.statistics_s / SilenceTiming().statistics_s
 
     def add(self, statistics: int, now_s: float) -> None:
-        """Count ``stats`` that one of them has got until now."""
+        """Count ``stats`` that one subscription has received."""
         if now_s >= self._window_ends_s:
             self._counts.append(0)
             self._window_ends_s = now_s + self._window_s
@@ -178,19 +180,19 @@ class Reporting:
 
 
 class Silence:
-    """How long a subscription has brought nothing, and whether that is a coincidence.
+    """Decides whether one subscription is suspect or silent.
 
-    ``longest_s`` is the most that a suspicion waits for, and the silence too but for ``stretch``, a
-    factor for the times that lead to a new subscription; 0 is for ever.
+    ``longest_s`` bounds the time without a message until it is suspect, and ``longest_s`` times
+    ``stretch`` the time until it is silent; 0 disables both.
     """
 
     def __init__(
         self, reporting: Reporting, *, longest_s: float, stretch: float = 1.0, tick_s: float
     ) -> None:
         self.suspect = False
-        """Whether it is, or will be before the next look."""
+        """Whether it is suspect now, or will be before the next look."""
         self.delivered = False
-        """Whether anything has come so far."""
+        """Whether a message has arrived so far."""
         self.silent_s = 0.0
         self._reporting = reporting
         self._longest_s = longest_s or math.inf
@@ -201,14 +203,14 @@ class Silence:
 
     @property
     def delivers(self) -> bool:
-        """Whether anything has come so far, and nothing speaks against that more will."""
+        """Whether a message has arrived so far, and the subscription is not suspect."""
         return self.delivered and not self.suspect
 
     def look(self, *, heard: bool, statistics: int, flows: bool, now_s: float) -> str:
-        """Take what has come since the last look; return why it is silent, or an empty text.
+        """Take what has arrived since the last look; return why it is silent, or an empty text.
 
-        ``heard`` is any message, ``statistics`` the number of ``stats`` among them, and ``flows``
-        whether any brought flows.
+        ``heard`` says whether any message has, ``statistics`` is the number of ``stats`` among
+        them, and ``flows`` says whether any had flows.
         """
         self._reporting.add(statistics, now_s)
         if heard:
@@ -223,15 +225,12 @@ class Silence:
         if self._is_silent():
             return f"no message for {self.silent_s:.0f} s"
         if not self._is_quiet() and self._flowless.is_silent(self._stretch):
-            return (
-                f"no flow for {self._flowless.seconds:.0f} s, though there are statistics of"
-                " captures that see packets"
-            )
+            return f"no flows for {self._flowless.seconds:.0f} s, although captures receive packets"
         self.suspect = self._is_suspect() or self._flowless.is_suspect(self._tick_s)
         return ""
 
     def _is_quiet(self) -> bool:
-        """Whether it has brought nothing for longer than a capture point is."""
+        """Whether it has got no message for longer than the interval of ``stats``."""
         return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
 
     def _is_suspect(self) -> bool:
@@ -249,20 +248,21 @@ class Silence:
         )
 
     def _is_improbable(self, seconds: float, chance: float, *, lost: float) -> bool:
-        """Return whether chance alone would bring nothing for so long less often than that."""
-        reporting = self._reporting
+        """Return whether no message for ``seconds`` is less probable than ``chance``."""
+        reporting, analyzers = self._reporting, self._reporting.analyzers
+        sent = reporting.capture_points * seconds / reporting.timing.statistics_s
         others = [each for each in reporting.silences if each is not self]
-        if len(others) == reporting.analyzers - 1 > 0 and all(
+        if len(others) == analyzers - 1 > 0 and all(
             each.delivered and not each._is_quiet() for each in others
         ):
-            sent: float = reporting.statistics - self._sent_before
-        else:
-            sent = reporting.capture_points * seconds / reporting.timing.statistics_s
-        return is_improbable(sent, chance, analyzers=reporting.analyzers, lost=lost)
+            seen = reporting.statistics - self._sent_before
+            if seen < ENDED_SHARE * sent * (analyzers - 1) / analyzers:
+                sent = seen  # captures have ended
+        return is_improbable(sent, chance, analyzers=analyzers, lost=lost)
 
 
 def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
-    """Return whether none of ``sent`` messages came by one analyzer with less than ``chance``."""
+    """Return whether one analyzer gets none of ``sent`` with a probability below ``chance``."""
     missed = 1 - (1 - lost) / analyzers
     if missed <= 0:
         return sent > 0
@@ -270,7 +270,7 @@ def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0
 
 
 class _Flowless:
-    """For how long a subscription has brought no flow, and what was to be expected meanwhile."""
+    """How long a subscription has got no flows, and whether flows were due in that time."""
 
     def __init__(self, reporting: Reporting) -> None:
         self._reporting = reporting
@@ -280,10 +280,10 @@ class _Flowless:
         activity = self._reporting.activity
         self.seconds = 0.0
         self._reports, self._changes = activity.reports, activity.changes
-        self._told = 0.0
-        """Reports that tell of packets, beyond those of idle captures."""
+        self._shown = 0.0
+        """Reports that show packets, beyond the share of idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """When so many had told of packets that the flows of these must come."""
+        """When enough reports had shown packets that their flows must arrive."""
 
     def look(self, *, flows: bool, tick_s: float) -> None:
         if flows:
@@ -293,20 +293,20 @@ class _Flowless:
         self.seconds += tick_s
         changes, reports = activity.changes - self._changes, activity.reports - self._reports
         self._changes, self._reports = activity.changes, activity.reports
-        self._told = max(0.0, self._told + changes - IDLE_SHARE * reports)
-        if self._told > 0:
-            self._suspect_after_s = min(self._suspect_after_s, self._told_at(SUSPECT_CHANCE))
-            self._silent_after_s = min(self._silent_after_s, self._told_at(SILENT_CHANCE))
+        self._shown = max(0.0, self._shown + changes - IDLE_SHARE * reports)
+        if self._shown > 0:
+            self._suspect_after_s = min(self._suspect_after_s, self._due_since(SUSPECT_CHANCE))
+            self._silent_after_s = min(self._silent_after_s, self._due_since(SILENT_CHANCE))
 
-    def _told_at(self, chance: float) -> float:
-        """Return ``seconds`` where enough was told by now, and else infinity."""
+    def _due_since(self, chance: float) -> float:
+        """Return ``seconds`` if enough reports have shown packets by now, else infinity."""
         reporting = self._reporting
-        # A point with packets sends flows once each flow.update, to one of the analyzers.
+        # A point with packets sends flows once per flow.update, to one analyzer.
         reports_each = self._update_s / reporting.timing.statistics_s
         idle = IDLE_REPORTS * reporting.analyzers * reporting.capture_points
-        sent = (self._told - idle) / reports_each
-        told = sent > 0 and is_improbable(sent, chance, analyzers=reporting.analyzers)
-        return self.seconds if told else math.inf
+        sent = (self._shown - idle) / reports_each
+        is_due = sent > 0 and is_improbable(sent, chance, analyzers=reporting.analyzers)
+        return self.seconds if is_due else math.inf
 
     @property
     def _update_s(self) -> float:

@@ -386,7 +386,7 @@ def _warnings(stats: Stats, table: TableCounts) -> Iterator[str]:
         more = f" and {others:,} more" if others > 0 else ""
         yield f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
     if stats.clock_held:
-        yield "Reports may be missing: connections stay until all were reported again."
+        yield "Reports may be missing: expiry is paused."
     for what, count, limit in (
         ("connections", table.connections, stats.max_connections),
         ("flows", table.flows, stats.max_flows),

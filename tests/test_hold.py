@@ -78,8 +78,8 @@ def test_the_clock_stands_still_until_all_were_reported_again(
     assert running.pass_time(10) == pytest.approx(10)
     assert running.page == {"held": 0, "seconds": 20 + UPDATE_S + SLACK_S}
     assert caplog.messages == [
-        "connections stay, for reports may be missing: of two:8082 (silent)",
-        "connections leave again",
+        "expiry paused: reports may be missing from two:8082 (silent)",
+        "expiry resumed",
     ]
 
 
@@ -126,8 +126,8 @@ def test_a_time_out_that_is_shorter_than_an_update_is_a_warning(
     running.app.stats.flow_update_s = update_s
     running.pass_time(10)
     text = (
-        f"connection_timeout and connection_grace are {timeout_s + 15} s together, less than the"
-        f" analyzers' flow.update of {update_s} s and 15 s: live connections come and go"
+        f"connection_timeout plus connection_grace is {timeout_s + 15} s, less than flow.update"
+        f" ({update_s} s) plus 15 s: live connections come and go"
     )
     assert caplog.messages == [text] * warns
     # It is measured.

@@ -245,7 +245,7 @@ async def test_people_are_told_while_connections_stay_though_nothing_is_reported
     stats.clock_held = 1
     assert (await fake_status(stats=stats).report()).warnings == [
         "No analyzer is subscribed to.",
-        "Reports may be missing: connections stay until all were reported again.",
+        "Reports may be missing: expiry is paused.",
     ]
     stats.clock_held = 0
     assert (await fake_status(stats=stats).report()).warnings == [

@@ -227,7 +227,7 @@ async def test_it_falls_silent_for_all_when_another_subscriber_leaves(directory:
             counted={reconnects("silent"): 1},
             logged=[
                 "the subscription fell silent: no message for ",
-                f"reports may be missing: of 127.0.0.1:{analyzer.port} (silent)",
+                f"expiry paused: reports may be missing from 127.0.0.1:{analyzer.port} (silent)",
             ],
         )
 
