@@ -100,7 +100,7 @@ class ReportChecker:
     :param plan: says which counters can be checked: those of ``Metric``.
     :param now: the table's clock, in seconds.
     :param running: a clock that is not held as the table's is, for the rate of messages.
-    :param held_s: how long the table's clock was held so far, because reports may have been missing.
+    :param held_s: how long the table's clock was held so far, as reports may have been missing.
     :param chance: random numbers from 0 to 1.
     """
 
