@@ -17,6 +17,7 @@ NAMES = (
     "ingest",
     "scrape",
     "memory",
+    "dormant",
     "stall",
     "status",
     "growth",

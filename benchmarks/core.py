@@ -20,7 +20,7 @@ from skyfast.plan import Plan
 from skyfast.wire import FlowTypes, flow_types
 
 NOW_S = 1_000.0
-"""The table's clock, which stands still."""
+"""The table's clock, which stands still unless a benchmark moves it."""
 
 MESSAGES = 100
 """Made at a time, about 8 MB."""
@@ -72,50 +72,55 @@ class Parts:
 
     As there, new flows are decoded with what tells how much they are worth, known ones without.
     What takes messages returns the number of their flows, and the ns of decoding and of the table.
+    ``memory_s`` is for how long flows are remembered, where that is not what the connector does.
     """
 
-    def __init__(self, chosen: str = DEFAULT, *, slots: bool = True) -> None:
+    def __init__(
+        self, chosen: str = DEFAULT, *, slots: bool = True, memory_s: float | None = None
+    ) -> None:
         configuration, plan, types = configured(chosen)
         store = configuration.store
+        self.now_s = NOW_S
         self._decode_new = decoder(types.NewFlow).decode
         self._decode_known = decoder(types.Flow).decode
-        self._table = Table(
+        self.table = Table(
             plan,
             types,
             max_connections=LARGE,
             max_flows=4 * LARGE,
             timeout_s=store.connection_timeout_s + store.connection_grace_s,
+            memory_s=store.flow_memory_s if memory_s is None else memory_s,
             view_timeouts_s=[view.timeout_s for view in store.views],
             slots=slots,
         )
-        assert self._table.reads_slots == slots
+        assert self.table.reads_slots == slots
 
     def take_new(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
         """Take first reports."""
-        before = self._table.flows
+        before = self.table.flows
         figures = self._take(messages, self._decode_new)
-        assert self._table.flows == before + figures[0], "a flow was not new"
+        assert self.table.flows == before + figures[0], "a flow was not new"
         return figures
 
     def take_known(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
         """Take reports of flows that are known."""
-        before = self._table.flows
-        late = self._table.skipped["late"]
+        before = self.table.flows
+        late = self.table.skipped["late"]
         figures = self._take(messages, self._decode_known)
-        assert self._table.flows == before, "a flow was not known"
-        assert self._table.skipped["late"] == late, "a round was not newer than the last"
+        assert self.table.flows == before, "a flow was not known"
+        assert self.table.skipped["late"] == late, "a round was not newer than the last"
         return figures
 
     def _take(
         self, messages: Iterable[bytes], decode: Callable[[bytes], Any]
     ) -> tuple[int, int, int]:
-        update, clock_ns = self._table.update, time.thread_time_ns
+        update, clock_ns = self.table.update, time.thread_time_ns
         count = taken = decode_ns = update_ns = 0
         for message in messages:
             began_ns = clock_ns()
             flows = decode(message).Obj
             decoded_ns = clock_ns()
-            taken += update(flows, NOW_S)
+            taken += update(flows, self.now_s)
             update_ns += clock_ns() - decoded_ns
             decode_ns += decoded_ns - began_ns
             count += len(flows)
@@ -123,15 +128,15 @@ class Parts:
         return count, decode_ns, update_ns
 
     def connections(self) -> int:
-        return self._table.connections
+        return self.table.connections
 
     def held_bytes(self) -> int:
         """Return what the table says that it holds."""
-        return self._table.bytes
+        return self.table.bytes
 
     def page(self) -> tuple[int, int]:
         """Return the numbers of bytes and of series of a page."""
-        page = self._table.page(NOW_S)
+        page = self.table.page(self.now_s)
         size = series = 0
         for chunk in iter(lambda: page.read(CHUNK_BYTES), b""):
             size += len(chunk)
@@ -144,7 +149,7 @@ class Parts:
         Nothing comes in between, not even counting: the cache is rendering's alone.
         """
         began_ns = time.thread_time_ns()
-        page = self._table.page(NOW_S)
+        page = self.table.page(self.now_s)
         while page.read(CHUNK_BYTES):
             pass
         return (time.thread_time_ns() - began_ns) / 1e9
@@ -163,14 +168,14 @@ class Core(Parts):
 
         Returns the ns a flow of decoding and of the table.
         """
-        new = range(self._table.connections, stop)
+        new = range(self.table.connections, stop)
         figures = self._in_batches(self.take_new, self._flows.messages(new, FIRST_ROUND))
-        assert self._table.connections == stop
+        assert self.table.connections == stop
         return figures
 
     def report(self, count: int, round_: int, in_order: bool) -> tuple[float, float]:
         """Take one more report of so many of the flows; return likewise."""
-        connections = self._table.connections
+        connections = self.table.connections
         known = range(count) if in_order else self._flows.some(count, connections)
         return self._in_batches(self.take_known, self._flows.messages(known, round_))
 

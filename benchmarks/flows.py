@@ -26,7 +26,7 @@ FIRST_PORT, PORTS = 32_768, 28_232
 """Linux's ephemeral ports."""
 
 ROUND = b"@@"
-BEHIND_MS = 200_000
+BEHIND_MS = 10_000
 FIRST_ROUND = 10
 LAST_ROUND = 99
 
@@ -50,10 +50,10 @@ def _template() -> bytes:
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # A round is one second of a hundred, all of them past: flows with other dates than ours would
-    # be looked at one by one.
+    # A round is a tenth of a second of ten seconds in the past. Flows that are dated minutes before
+    # now, or in the future, are looked at one by one.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
-    before, after = dated[:8], dated[10:]
+    before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
     flow["UUID"] = texts
     flow["Network"] |= {"A": texts, "B": texts}

@@ -83,8 +83,8 @@ cdef struct Flow:
     int64_t last_ms             # the newest report's `Last`, Unix time
     # int64_t totals[counters] follow, ABSENT where no report had the part; then uint32_t links: the
     # conversation and, of live flows, rows of other views and the texts that volatile labels were
-    # asked with. Flags: TEXT_KEY, the UUID is no 64-bit number; LABELS_KEY, it is a connection's row;
-    # DORMANT; ENDED, the latest report was the closing one.
+    # asked with. Flags: TEXT_KEY, the UUID is no 64-bit number; LABELS_KEY, it is a connection's
+    # row; DORMANT; ENDED, the latest report was the closing one.
 
 
 cdef struct Connection:

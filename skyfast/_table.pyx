@@ -594,7 +594,8 @@ cdef class Table:
             return numbers.setdefault(path, len(numbers))
 
         update = "LastUpdateMetric"
-        for i, path in enumerate((("FinishType",), ("Start",), (update, "Start"), (update, "Last"))):
+        marks = (("FinishType",), ("Start",), (update, "Start"), (update, "Last"))
+        for i, path in enumerate(marks):
             self.mark_fields[i] = number(path)
         for i, counter in enumerate(plan.counters):
             for j, path in enumerate(counter.paths):
@@ -3049,7 +3050,8 @@ cdef class Table:
     def horizon_s(self):
         """When the latest report came of a flow that was known and is forgotten.
 
-        Seconds of the caller's clock, None before `begin`. Unknown flows that began later were never counted.
+        Seconds of the caller's clock, None before `begin`. Unknown flows that began later were never
+        counted.
         """
         return self.horizon_s_ if self.begun else None
 

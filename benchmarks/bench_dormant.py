@@ -1,0 +1,120 @@
+"""What do flows cost that come and go: memory, expiry, and reports of those that come back?"""
+
+import itertools
+import time
+
+from benchmarks.core import Parts, in_batches, tidy
+from benchmarks.flows import FIRST_ROUND, Flows
+from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
+
+NEW_FLOWS_A_MINUTE = SCALE
+MEMORIES_S = (300, 1290)
+STEP_S = 5
+SLICE_ROWS = 256
+"""As many rows as the application lets expire between two looks at the clock."""
+
+LIMIT_S = 600
+
+
+class Churn(Parts):
+    """A table whose flows are reported once and leave."""
+
+    def __init__(self, count: int, memory_s: float) -> None:
+        super().__init__(memory_s=memory_s)
+        self._flows = Flows(count)
+        self._numbers = iter(range(count))
+        tidy()
+
+    def run(self, minutes: float) -> tuple[float, float, int, int]:
+        """Take new flows for so long, in virtual time.
+
+        Returns the ns a new flow that its report takes and that expiry takes, then the bytes of the
+        table and the dormant flows in it.
+        """
+        taken = update_ns = expire_ns = 0
+        for _ in range(int(60 * minutes / STEP_S)):
+            new = list(itertools.islice(self._numbers, NEW_FLOWS_A_MINUTE * STEP_S // 60))
+            for batch in in_batches(self._flows.messages(new, FIRST_ROUND)):
+                count, _, ns = self.take_new(batch)
+                taken += count
+                update_ns += ns
+            self.now_s += STEP_S
+            began_ns = time.thread_time_ns()
+            while self.table.expire(self.now_s, SLICE_ROWS):
+                pass
+            expire_ns += time.thread_time_ns() - began_ns
+        return (
+            update_ns / taken,
+            expire_ns / taken,
+            self.table.bytes,
+            self.table.dormant_flows,
+        )
+
+
+class Crowd(Parts):
+    """A table with many flows that are all dormant."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(memory_s=MEMORIES_S[-1])
+        self._flows = Flows(count)
+        self._count = count
+        self._round = FIRST_ROUND
+        tidy()
+
+    def report(self) -> float:
+        """Report all of them; return the ns a flow."""
+        count = update_ns = 0
+        for batch in in_batches(self._flows.messages(range(self._count), self._round)):
+            taken, _, ns = self.take_new(batch)
+            count += taken
+            update_ns += ns
+        self._round += 1
+        assert self.table.flows == self._count
+        return update_ns / count
+
+    def expire(self, seconds: float) -> tuple[float, float]:
+        """Let time pass; return the ns a flow, and the longest slice in ms."""
+        self.now_s += seconds
+        took_ns = longest_ns = 0
+        more = True
+        while more:
+            began_ns = time.perf_counter_ns()
+            more = self.table.expire(self.now_s, SLICE_ROWS)
+            ns = time.perf_counter_ns() - began_ns
+            took_ns += ns
+            longest_ns = max(longest_ns, ns)
+        return took_ns / self._count, longest_ns / 1e6
+
+
+def run(report: Report) -> None:
+    for memory_s in MEMORIES_S:
+        minutes = (memory_s + 75) / 60 + 1
+        count = int(NEW_FLOWS_A_MINUTE * (minutes + 3))
+        with Remote(Churn, count, memory_s) as churn, Remote(Churn, count, 0) as without:
+            churn.call("run", minutes)
+            without.call("run", minutes)
+            update_ns, expire_ns, bytes_, dormant = churn.call("run", 3)
+            update_without_ns, expire_without_ns, bytes_without, _ = without.call("run", 3)
+        what = f"{NEW_FLOWS_A_MINUTE:,} new flows a minute, flow_memory {memory_s}"
+        report.add(
+            f"{what}: report", [update_ns], "ns a flow", to="without", over=[update_without_ns]
+        )
+        report.add(
+            f"{what}: expiry", [expire_ns], "ns a flow", to="without", over=[expire_without_ns]
+        )
+        target = at_most(40 if memory_s == MEMORIES_S[0] else 165)
+        more = (bytes_ - bytes_without) / 1e6
+        report.add(f"{what}: more memory", [more], "MB", target=target)
+        report.add(
+            f"{what}: of a dormant flow", [1e6 * more / dormant], "bytes", target=at_most(80)
+        )
+    with Remote(Crowd, LARGE) as crowd:
+        report.add(f"{LARGE:,} new flows", [crowd.call("report")], "ns a flow")
+        ns, longest_ms = crowd.call("expire", 100)
+        report.add(f"{LARGE:,} flows become dormant at once", [ns], "ns a flow")
+        report.add(f"the longest slice of {SLICE_ROWS} rows", [longest_ms], "ms")
+        report.add(f"{LARGE:,} dormant flows come back", [crowd.call("report")], "ns a flow")
+        crowd.call("expire", 100)
+        ns, longest_ms = crowd.call("expire", 2_000)
+        report.add(f"{LARGE:,} dormant flows are forgotten at once", [ns], "ns a flow")
+        report.add(f"the longest slice of {SLICE_ROWS} rows", [longest_ms], "ms")
