@@ -207,7 +207,7 @@ class Stats:
     rules puts their names there. ``values_skipped`` counts by field, such as ``Metric.RTT``, what
     tables before the present one left out. ``max_connections``, ``max_flows`` and ``flow_memory_s``
     are the table's limits, put there by whoever sets them. ``clock_held`` is 1 while the table's
-    clock is held, and ``clock_held_s`` for how long it has been.
+    clock is held, and ``clock_held_s`` is the time for which it was.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)

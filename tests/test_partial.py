@@ -208,6 +208,9 @@ MARKS = (
     {"LastUpdateMetric": "x"},
     {"LastUpdateMetric": UPDATE | {"Start": "x"}},
     {"LastUpdateMetric": UPDATE | {"Start": "x", "Last": "y", "ABBytes": []}},
+    {"FinishType": "x"},
+    {"FinishType": "x", "LastUpdateMetric": UPDATE | {"Start": 1000}},
+    {"FinishType": "x", "LastUpdateMetric": None},
 )
 
 
@@ -221,7 +224,7 @@ def test_without_its_marks_a_report_is_not_the_first(wrong: dict[str, Any]) -> N
     sink.take(message(flow("2", Last=3000, **unmarked)))
     assert values(sink, TRAFFIC) == ["100", "200"]
     assert sink.table.flows == 2
-    assert sink.values_skipped.keys() & {"Start", "LastUpdateMetric.Start"}
+    assert sink.values_skipped.keys() & {"Start", "LastUpdateMetric.Start", "FinishType"}
     # What is new from then on counts, also where there are marks again.
     for last in (4000, 5000):
         sink.take(message(flow("2", Last=last, **unmarked, Metric=METRIC | {"ABBytes": last})))
@@ -232,8 +235,8 @@ def test_without_its_marks_a_report_is_not_the_first(wrong: dict[str, Any]) -> N
 
 def test_what_cannot_be_read_as_an_end_is_none() -> None:
     sink = Sink()
-    sink.take(message(flow("1"), flow("2", FinishType="TIMEOUT")))
-    assert values(sink, TRAFFIC) == ["200", "400"]
+    sink.take(message(flow("1"), flow("1", Last=3000, FinishType="TIMEOUT")))
+    assert values(sink, TRAFFIC) == ["100", "200"]
     assert not any(sink.table.finished.values())
 
 
