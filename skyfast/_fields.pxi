@@ -88,22 +88,18 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
 
 
 cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
-    # SKIP_NONE, or why the flow is to be skipped. A missing value is 0, and so is None, which the
-    # ingest puts in the place of a value that it could not decode.
+    # SKIP_NONE, or why the flow is to be skipped. A missing value is 0. The ingest puts None in the
+    # place of a value that it could not decode.
     cdef int overflow
     out[0] = 0
     if value == NULL:
         return SKIP_NONE
     if unlikely(not PyLong_CheckExact(value)):
-        return SKIP_INVALID if value != <PyObject *>None else SKIP_NONE
+        return SKIP_INVALID
     out[0] = PyLong_AsLongLongAndOverflow(value, &overflow)
     if unlikely(overflow or out[0] < 0 or out[0] > MAX_INTEGER):
         return SKIP_OUT_OF_RANGE
     return SKIP_NONE
-
-
-cdef inline bint is_missing(PyObject *value) noexcept:
-    return value == NULL or value == <PyObject *>None
 
 
 cdef enum:
@@ -115,16 +111,12 @@ cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
     cdef PyObject *value = value_of(flow, &number.first, slots)
     cdef int64_t second = 0
     cdef int wrong
-    if unlikely(number.optional and is_missing(value)):
+    if unlikely(value == NULL and number.optional):
         out[0] = ABSENT
         return SKIP_NONE
     wrong = read_integer(value, out)
     if unlikely(number.pair) and wrong == SKIP_NONE:
-        value = value_of(flow, &number.second, slots)
-        if number.optional and is_missing(value):
-            out[0] = ABSENT
-            return SKIP_NONE
-        wrong = read_integer(value, &second)
+        wrong = read_integer(value_of(flow, &number.second, slots), &second)
         if wrong == SKIP_NONE and out[0] > MAX_INTEGER - second:
             wrong = SKIP_OUT_OF_RANGE
         if unlikely(wrong):

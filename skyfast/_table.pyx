@@ -1112,10 +1112,12 @@ cdef class Table:
         # update added. Where it cannot be told whether it is the first, that is nothing.
         cdef int64_t start, update_start, update_last
         cdef bint wrong_start, wrong_update_start, wrong_last
+        # Then it may be a closing report that repeats the one before.
+        cdef bint wrong_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
         cdef uint32_t i
         cdef int wrong
         report.worth = WORTH_TOTAL
-        if part(flow, &reader.update_start, self.slots) == NULL:
+        if part(flow, &reader.update_start, self.slots) == NULL and likely(not wrong_finish):
             return 0
         wrong_start = read_integer(value_of(flow, &reader.start, self.slots), &start)
         wrong_update_start = read_integer(
@@ -1136,7 +1138,7 @@ cdef class Table:
         for i in range(self.counters):
             amounts[i] = min(values[i], <int64_t>0)     # ABSENT where the total is
         report.worth = WORTH_AMOUNTS
-        if unlikely(wrong_start or wrong_update_start):
+        if unlikely(wrong_start or wrong_update_start or wrong_finish):
             if not report.repeats:
                 report.age_ms = -1
         elif update_start == start:

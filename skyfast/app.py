@@ -314,8 +314,6 @@ class App:
     def _count(self, parts: _Parts) -> None:
         """Let the self metrics show the rules, optional fields and bounds of these parts."""
         self.stats.flows_filtered = parts.filtered
-        for path in parts.types.omissible:
-            self.stats.values_skipped.setdefault(".".join(path), 0)
         self.stats.max_connections = parts.config.store.max_connections
         self.stats.max_flows = parts.config.store.max_flows
         self.stats.flow_memory_s = parts.config.store.flow_memory_s

@@ -93,7 +93,6 @@ class Ingest:
         self._checker = checker
         self._now = now
         self._skipped = stats.flows_skipped
-        self._values_skipped = stats.values_skipped
         self._admitted = admitted
         self._dates = Dates(table, stats=stats)
         self._messages = msgspec.json.Decoder(_message_type(types.Flow))
@@ -212,7 +211,7 @@ class Ingest:
     def _one_by_one(self, raws: Iterable[msgspec.Raw]) -> list[Flow]:
         """Decode flows each on its own, without values that can be missed; count what is not used.
 
-        See `PartialDecoder` for what is left out, and what stands in its place.
+        See `PartialDecoder` for what is left out; the table counts it.
         """
         flows = []
         partial = 0
@@ -225,15 +224,10 @@ class Ingest:
             if partial < MAX_PARTIAL_FLOWS:
                 partial += 1
                 try:
-                    flow, left_out = self._partial_flow.decode(raw)
+                    flows.append(self._partial_flow.decode(raw))
+                    continue
                 except UNDECODABLE as error:
                     problem = error
-                else:
-                    flows.append(flow)
-                    for path in left_out:
-                        field = ".".join(path)
-                        self._values_skipped[field] = self._values_skipped.get(field, 0) + 1
-                    continue
             # msgspec takes integers of any size up to some thousand digits.
             huge = str(problem).startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1

@@ -204,10 +204,10 @@ class Stats:
     """Every counter of the process that is not kept by the table itself.
 
     ``flows_filtered`` counts by the name of the rule that a flow was dropped by; whoever makes the
-    rules puts their names there. ``values_skipped`` counts by field, such as ``Metric.RTT``;
-    whoever makes the flow types puts there what can be left out. ``max_connections``, ``max_flows``
-    and ``flow_memory_s`` are the table's limits, put there by whoever sets them. ``clock_held`` is
-    1 while the table's clock is held, and ``clock_held_s`` is the time for which it was.
+    rules puts their names there. ``values_skipped`` counts by field, such as ``Metric.RTT``, what
+    tables before the present one left out. ``max_connections``, ``max_flows`` and ``flow_memory_s``
+    are the table's limits, put there by whoever sets them. ``clock_held`` is 1 while the table's
+    clock is held, and ``clock_held_s`` is the time for which it was.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)

@@ -87,14 +87,13 @@ class FlowTypes:
 
     ``omissible`` are the fields, and parts, of ``FullFlow`` without which a flow is still worth
     something: gauges, counters that flows can lack, and what tells a first or a last report from
-    others. ``amounts`` are those of ``LastUpdateMetric`` that counters are made of.
+    others.
     """
 
     Flow: type[msgspec.Struct]
     NewFlow: type[msgspec.Struct]
     FullFlow: type[msgspec.Struct]
     omissible: frozenset[Path]
-    amounts: tuple[Path, ...]
 
 
 def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
@@ -118,19 +117,16 @@ def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
         NewFlow=_struct("NewFlow", [*paths, *_MARKS]),
         FullFlow=_struct("FullFlow", full),
         omissible=_omissible(plan, full, needed=also),
-        amounts=tuple(dict.fromkeys(amounts)),
     )
 
 
 def _omissible(plan: Plan, paths: Iterable[Path], *, needed: Iterable[Path]) -> frozenset[Path]:
     """Return what ``FullFlow``, which holds ``paths``, can do without."""
-    update_times = {("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last")}
-    gauges = {gauge.path for gauge in plan.gauges}
-    may_lack = gauges | {("FinishType",), ("Start",), *update_times}
+    may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in plan.gauges)}
     may_lack |= {path for counter in plan.counters for path in counter.amounts}
     may_lack |= {path for each in plan.counters if each.optional for path in each.paths}
-    # What else is made of a field decides. A time that is shown cannot be one that stands in.
-    must_have = {*needed, ("UUID",), ("Last",), *(update_times & gauges)}
+    # What else is made of a field decides.
+    must_have = {*needed, ("UUID",), ("Last",)}
     must_have |= {path for each in plan.counters if not each.optional for path in each.paths}
     must_have |= {path for column in plan.columns for path in (column.path, *column.reads)}
     must_have |= {path for requirement in plan.requirements for path in requirement.reads}

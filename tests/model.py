@@ -47,8 +47,9 @@ What a configuration can ask for is a `Spec`. The rules, where docs/architecture
 * The fields that a flow can do without are its gauges, the counters of optional parts, its marks
   (``Start``, ``LastUpdateMetric``) and ``FinishType``. Out of range, they are left out and counted,
   once a report and field, unless the report is skipped for another reason than being late, ended
-  or without room. Marks are looked at only where an unknown flow's worth depends on them. Of a sum
-  of two fields, the first that is wrong is counted; where only the sum is, the second.
+  or without room. Marks are looked at only where an unknown flow's worth depends on them. Without
+  ``FinishType``, a report may be a closing one that repeats its amounts, so it is not a first one.
+  Of a sum of two fields, the first that is wrong is counted; where only the sum is, the second.
 """
 
 from __future__ import annotations
@@ -685,14 +686,15 @@ class Model:
         be skipped.
         """
         newest = flow.get("LastUpdateMetric")
+        is_unmarked = ("FinishType",) in self._wrong  # it may be a repeat
         if newest is None:
-            return "total"
+            return "nothing" if is_unmarked else "total"
         wrong = {path for path in MARKS if not in_range([at(flow, path, 0)])}
         if flow.get("FinishType", 0) == CLOSING:
             self._wrong |= wrong
         if self._is_repeat(flow):
             return "total" if self._was_never_counted(flow, now) else "ended"
-        if wrong - {MARKS[2]}:
+        if wrong - {MARKS[2]} or is_unmarked:
             return "nothing"
         if newest.get("Start", 0) == flow.get("Start", 0) or self._was_never_counted(flow, now):
             return "total"

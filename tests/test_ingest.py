@@ -163,7 +163,12 @@ def test_a_message_is_decoded_again_from_where_the_last_update_is_needed() -> No
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"LastUpdateMetric": 5}, {"Start": "x"}, {"LastUpdateMetric": {"Last": "y"}}]
+    "wrong",
+    [
+        {"LastUpdateMetric": {"Start": "x"}},
+        {"Start": "x", "LastUpdateMetric": {"Start": 1}},
+        {"LastUpdateMetric": {"Start": 2, "Last": 3, "ABBytes": "y"}},
+    ],
 )
 def test_a_value_that_only_the_fuller_struct_finds_wrong(wrong: dict[str, Any]) -> None:
     sink = Sink()

@@ -490,6 +490,22 @@ def test_the_start_is_looked_at_only_where_it_says_whether_a_report_is_the_first
 
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
+def test_where_nobody_knows_whether_a_report_is_a_closing_one_it_is_not_the_first(make, number):
+    table = make()
+    table.report(make_flow("a1"), 0)
+    # Either may be a closing report that repeats what was counted before.
+    for uuid, changes in (("b2", {}), ("c3", LATER), ("d4", {"newest_last": 9_000})):
+        assert table.report(make_flow(uuid, **changes, finish=number), 0) is None
+    unmarked = make_flow("e5", finish=number)
+    del unmarked["LastUpdateMetric"]
+    assert table.report(unmarked, 0) is None
+    assert sums(table) == [100, 200, 1, 2]
+    assert table.values_skipped["FinishType"] == 4
+    table.report(make_flow("e5", (101, 202, 4, 6), last=3_000, finish=number), 0)
+    assert sums(table) == [101, 202, 4, 6]
+
+
+@pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize("name", [*COUNTERS, "Start", "Last"])
 def test_the_newest_amount_is_looked_at_only_where_it_counts(make, name, number):
     def flow(uuid, **fields):
