@@ -38,6 +38,9 @@ QUIET_S = 100
 """Traffic begins so long after the first subscription."""
 
 EVER_S = 10**7
+MANY, FEW = 1_000, 5
+"""Flows that there is room for. A few are soon evicted, or rejected."""
+
 SILENCE_MS = 45_000
 POWER_LOSS_MS = 150_000
 """Agents notice a host without power so late."""
@@ -110,6 +113,8 @@ class FaultMachine(RuleBasedStateMachine):
         nodes=st.lists(st.sampled_from((0, 1)), min_size=1, max_size=3),
         options=st.sampled_from(sorted(OPTIONS)),
         view=st.sampled_from(sorted(MAIN_VIEWS)),
+        flow_memory_s=st.sampled_from((1290.0, 1290.0, 1290.0, 200.0, 0.0)),
+        max_flows=st.sampled_from((MANY, MANY, MANY, FEW)),
         offset_ms=st.sampled_from((0, -7_200_000, 333)),
         traffic=st.lists(
             st.tuples(
@@ -123,7 +128,18 @@ class FaultMachine(RuleBasedStateMachine):
             unique_by=lambda each: each[0],
         ),
     )
-    def start(self, seed, analyzers, nodes, options, view, offset_ms, traffic):
+    def start(
+        self,
+        seed,
+        analyzers,
+        nodes,
+        options,
+        view,
+        flow_memory_s,
+        max_flows,
+        offset_ms,
+        traffic,
+    ):
         self.cluster = cluster = Cluster(random=Random(seed), loses=self.loses)
         self.losing = 0
         for _ in range(analyzers):
@@ -142,7 +158,8 @@ class FaultMachine(RuleBasedStateMachine):
 
         spec = make_spec(
             views=(MAIN_VIEWS[view], BY_NODE, BY_APPLICATION),
-            flow_memory_s=1290.0,
+            flow_memory_s=flow_memory_s,
+            max_flows=max_flows,
             deduplicate=self.deduplicate,
         )
         self.model, self.core = Model(spec), Core(spec)
@@ -150,7 +167,8 @@ class FaultMachine(RuleBasedStateMachine):
             spec=spec,
             begun_s=0.0,
             flow_update_s=self.options.update_ms / 1000,
-            flow_memory_s=1290.0,
+            flow_memory_s=flow_memory_s,
+            is_exact=max_flows == MANY,
         )
         for table in (self.model, self.core.table):
             if hasattr(table, "begin"):
