@@ -133,13 +133,15 @@ class Shown:
 class Oracle:
     """The page that a table has to have after each message.
 
-    ``begun_s`` is the time of the first subscription.
+    ``begun_s`` is the time of the first subscription. Without ``is_exact``, flows can be rejected
+    and evicted, and only the upper bounds hold.
     """
 
     spec: Spec
     begun_s: float
     flow_update_s: float
     flow_memory_s: float
+    is_exact: bool = True
     flows: dict[str, Heard] = field(default_factory=dict)
     sums: list[dict[Values, Range]] = field(default_factory=list)
     shown: dict[Values, Shown] = field(default_factory=dict)
@@ -216,6 +218,8 @@ class Oracle:
 
     def check_before(self, page: Mapping[str, set[str]], now: float) -> None:
         """Check a page before the next message: connections only leave, at their time."""
+        if not self.is_exact:
+            return
         visible = read_counters(page, self.spec.views[0])
         for values, counters in visible.items():
             assert self.visible.get(values) == counters, f"{values} changed without a report"
@@ -228,13 +232,18 @@ class Oracle:
         self, page: Mapping[str, set[str]], growths: Sequence[Growth], now: float
     ) -> None:
         """Check the page after a message."""
-        self._check_connections(read_counters(page, self.spec.views[0]), growths, now)
-        for view, sums in zip(self.spec.views[1:], self.sums[1:], strict=True):
-            self._check_sums(read_counters(page, view), sums)
+        for view, sums in zip(self.spec.views, self.sums, strict=True):
+            counters = read_counters(page, view)
+            if view is self.spec.views[0] and self.is_exact:
+                self._check_connections(counters, growths, now)
+            else:
+                self._check_sums(counters, sums)
 
     def _check_sums(self, page: dict[Values, Counters], sums: dict[Values, Range]) -> None:
         for values in page.keys() | sums.keys():
             due, counters = sums.get(values, NOTHING), page.get(values, Counter())
+            if not self.is_exact:
+                due = Range(Counter(), due.high)
             assert counters in due, f"{values}: {counters} is not {due}"
 
     def _check_connections(
