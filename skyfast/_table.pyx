@@ -21,10 +21,10 @@ Data structures
     A *dormant* flow keeps its row, its key and its totals, and leads nowhere: its next report adds
     the difference to what is known. Dormant rows are in one of two lists, in the order in which
     they became dormant; the links of the lists are the fields that lead a live flow to its
-    connection and through the wheel, so a live row is no larger for it. The first of a list is the first to be
-    forgotten, when its time is over or another flow needs the room. A connection that leaves with
-    other counters than its last flow's totals keeps them in such a row as well, whose key is a hash
-    of its labels. See ``_dormant.pxi``.
+    connection and through the wheel, so a live row is no larger for it. The first of a list is the
+    first to be forgotten, when its time is over or another flow needs the room. A connection that
+    leaves with other counters than its last flow's totals keeps them in such a row as well, whose
+    key is a hash of its labels. See ``_dormant.pxi``.
 
 Costs
     A report of a known flow: one look-up, two cache lines of rows. A new flow, and one that was
@@ -3052,8 +3052,8 @@ cdef class Table:
     def horizon_s(self):
         """When the latest report came of a flow that was known and is forgotten.
 
-        Seconds of the caller's clock, None before `begin`. Unknown flows that began later were never
-        counted.
+        Seconds of the caller's clock, None before `begin`. Unknown flows that began later were
+        never counted.
         """
         return self.horizon_s_ if self.begun else None
 
