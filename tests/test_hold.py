@@ -5,13 +5,13 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from configs import make_config
 
 from skyfast import app
 from skyfast.app import App
 from skyfast.clock import Clock
 from skyfast.config import ALONE, Config, Shard
 from skyfast.gaps import INCIDENT_UPDATES, SLACK_S
+from tests.configs import make_config
 
 UPDATE_S = 60.0
 STEP_S = 0.5

@@ -421,6 +421,70 @@ async def test_times_are_those_of_the_reports_that_follow(
         assert metrics["skyfast_connections_expired_total"] == 2
 
 
+async def test_a_report_that_was_lost_counts_with_the_next_one(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
+    times = {f"{STORE}.connection_timeout": 1, f"{STORE}.connection_grace": 0}
+    async with operated(tmp_path, {**subscribing(analyzer), **times}) as operator:
+        skyfast = operator.skyfast
+        await analyzer.subscriber()
+        await operator.report(analyzer, flow("1"))
+        await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
+        assert samples(await operator.flows(), BYTES) == {}
+        # Two updates later: the latest one alone has added 20 and 30.
+        later = flow(
+            "1",
+            Last=122_000,
+            Metric=METRIC | {"ABBytes": 150, "BABytes": 270},
+            LastUpdateMetric={"ABBytes": 20, "BABytes": 30, "Start": 62_000, "Last": 122_000},
+        )
+        await operator.report(analyzer, later)
+        page = await operator.flows()
+        assert sorted(samples(page, BYTES).values()) == ["150", "270"]
+        assert sorted(samples(page, "skydive_traffic_bytes_total").values()) == ["150", "270"]
+        metrics = await skyfast.self_metrics()
+        assert (metrics["skyfast_dormant_flows"], metrics["skyfast_flows"]) == (0, 1)
+        # A shorter memory holds at once, none at all too.
+        await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
+        await operator.reload({f"{STORE}.flow_memory": 0})
+        metrics = await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 0)
+        assert metrics["skyfast_flow_memory_seconds"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "moves"),
+    [
+        ({}, False),
+        ({"max_connections": 10, "flow_memory": 5}, False),
+        ({"drop": [{"name": "dns", "target_port": 53}]}, True),
+        ({"excluded_tags": ["internal"]}, True),
+        ({"cluster_net_masks": ["10.0.0.0/8"]}, True),
+        ({"capture_id": "c"}, True),
+    ],
+)
+async def test_flows_that_were_left_out_before_are_not_taken_for_never_counted(
+    changes: dict[str, Any], moves: bool
+) -> None:
+    config = make_config()
+    part = App(config, load=lambda: make_config(**changes))
+    table = part._parts.table
+    table.begin(0.0)
+    assert await part.reload() is None
+    assert part._parts.table is table
+    assert table.horizon_s is not None
+    assert (table.horizon_s > 0.0) == moves
+
+
+async def test_a_table_that_is_new_begins_when_reports_come() -> None:
+    part = App(make_config(), load=lambda: make_config(labels=["target_ip"]))
+    part._parts.table.begin(0.0)
+    part.stats.flow_update_s = 10.0
+    assert await part.reload() is None
+    table = part._parts.table
+    assert table.horizon_s is None
+    assert table.flow_update_s == 10.0
+
+
 async def test_the_log_level_changes(tmp_path: Path) -> None:
     async with operated(tmp_path, {"pipeline.subscriber.url": NOBODY}, quiet=False) as operator:
         log = await operator.reload({"logging.level": "DEBUG", "ui.theme": "dark"})
