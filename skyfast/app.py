@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import uvloop
 
-from skyfast import __version__, check, filters, logs, memory, systemd
+from skyfast import __version__, check, filters, listen, logs, memory, systemd
 from skyfast._table import Table
 from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
@@ -27,6 +27,7 @@ from skyfast.exposition import Exposition, Source
 from skyfast.frames import MessageData
 from skyfast.gaps import SLACK_S, ReportingGap
 from skyfast.ingest import Ingest
+from skyfast.listen import AS_CONFIGURED, Listen, ListenError
 from skyfast.names import Lookup, Names
 from skyfast.plan import Plan
 from skyfast.ranking import Ranking
@@ -72,8 +73,10 @@ class Options:
     ``web_config_file`` is the path of the web configuration, empty where there is none.
     ``playback`` is what takes the analyzers' place. ``record_file`` is where to keep what they
     send, empty where nowhere; with ``anonymous``, addresses and names get pseudonyms there.
+    ``listen`` is where the page is served.
     """
 
+    listen: Listen = AS_CONFIGURED
     web_config_file: str = ""
     playback: "Playback | None" = None
     record_file: str = ""
@@ -126,16 +129,17 @@ class App:
         load: Callable[[], Config],
         guard: "Guard | None" = None,
         recorder: "Recorder | None" = None,
+        listen_at: Listen = AS_CONFIGURED,
     ) -> None:
         """Build the parts; nothing is opened yet. ``load`` reads the configuration anew.
 
         ``guard`` has the web configuration, where there is one, and ``recorder`` gets a copy of
-        each message.
+        each message. The page is served where ``listen_at`` says.
         """
         self._load = load
         self._guard = guard
         self._manager = systemd.Manager(os.environ)
-        self._served_at = _address(config)
+        self._served_at = None if listen_at.is_fixed else listen.configured(config)
         self._reloading = asyncio.Lock()
         self._polling: asyncio.Task[None] | None = None
         self._began_s = time.monotonic()
@@ -171,18 +175,23 @@ class App:
             stats=self.stats.scrape,
             reload=self._reload_by_web(config),
             guard=guard,
+            listen_at=listen_at,
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until ``stopping`` is set.
 
-        Raises OSError when the page cannot be served where the configuration wants it, and an
+        Raises ListenError when the page cannot be served where it is wanted, and an
         ExceptionGroup when a part ends by a fault of its own.
         """
         await self.web.start()
-        url = page_url(self._served_at[0], self.web.port, secure=_is_secure(self._guard))
-        log.info("serving %s", url)
-        self._manager.ready(f"serving {url}")
+        if self._served_at and self._served_at.port not in (0, self.web.port):
+            log.info("port %d is taken, so a free one is served", self._served_at.port)
+        secure = _is_secure(self._guard)
+        urls = [listen.url(address, secure=secure) for address in self.web.addresses]
+        for url in urls:
+            log.info("serving %s", url)
+        self._manager.ready(f"serving {', '.join(urls)}")
         _announce(self._parts.config)
         log.info("%s", _costs(self._parts))
         _warn_of_double_counting(self._parts.config)
@@ -306,7 +315,7 @@ class App:
                 own[field] = own.get(field, 0) + count
             changes = ", ".join(_changes(old.config, config))
             log.warning("all connections begin anew, by the change of %s", changes)
-        if _address(config) != self._served_at:
+        if self._served_at and listen.configured(config) != self._served_at:
             log.warning("listen_address and port stay as they are until the next start")
         _announce(config, known=old.config.subscriber.endpoints)
         _warn_of_double_counting(config, known=check.double_counted(old.config))
@@ -589,10 +598,6 @@ def _costs(parts: _Parts) -> str:
     )
 
 
-def _address(config: Config) -> tuple[str, int]:
-    return config.store.listen_address, config.store.port
-
-
 def _has_names(plan: Plan) -> bool:
     return any(column.volatile for column in plan.columns)
 
@@ -668,7 +673,13 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
     async with AsyncExitStack() as stack:
         recorder = _recorder(options, stack)
         adapt = await _adaptation(options, stack)
-        app = App(adapt(config), load=lambda: adapt(load()), guard=guard, recorder=recorder)
+        app = App(
+            adapt(config),
+            load=lambda: adapt(load()),
+            guard=guard,
+            recorder=recorder,
+            listen_at=options.listen,
+        )
         reloads: set[asyncio.Task[str | None]] = set()
 
         def reload() -> None:
@@ -683,10 +694,9 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
         memory.freeze()
         try:
             await app.run(stopping)
-        except OSError as error:
-            store = config.store
-            url = page_url(store.listen_address, store.port, secure=_is_secure(guard))
-            log.error("cannot serve %s: %s", url, error)
+        except ListenError as error:
+            url = listen.url(error.address, secure=_is_secure(guard))
+            log.error("cannot serve %s: %s%s", url, error, listen.cure(error))
             return False
         except BaseExceptionGroup:
             log.critical("stopped by a fault of its own", exc_info=True)
@@ -738,14 +748,6 @@ async def _adaptation(options: Options, stack: AsyncExitStack) -> Callable[[Conf
     return lambda config: dataclasses.replace(
         config, subscriber=dataclasses.replace(config.subscriber, **changes)
     )
-
-
-def page_url(address: str, port: int, *, secure: bool) -> str:
-    """Return where the page can be looked at from this machine."""
-    if address in {"", "0.0.0.0", "::"}:  # noqa: S104
-        address = "127.0.0.1"
-    scheme = "https" if secure else "http"
-    return f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}/metrics"
 
 
 def run(config: Config, load: Callable[[], Config], options: Options) -> bool:

@@ -67,7 +67,7 @@ def _lines(config: Config) -> Iterator[str]:
     for view in (store.main, *store.views):
         for label in view.labels:
             if danger := _danger(label, config):
-                yield f"Warning: label {label.name} of the {_where(view)} is dangerous: {danger}."
+                yield f"Note: label {label.name} of the {_where(view)} is dangerous: {danger}."
     for where in double_counted(config):
         yield (
             f"Warning: {where}: traffic that is captured at several interfaces is counted several"

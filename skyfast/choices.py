@@ -42,6 +42,7 @@ from skyfast.selection import (
 from skyfast.values import (
     TAGS,
     Invalid,
+    Problems,
     list_of,
     mapping_of,
     one_of,
@@ -113,10 +114,11 @@ def to_label(value: Value) -> LabelChoice:
     nodes = mapping_of(
         value, known=("name", "path"), required=("name", "path"), what="a label with name and path"
     )
-    return LabelChoice(
-        name=_of(nodes, "name", _to_own_label),
-        path=_of(nodes, "path", _to_label_path),
-    )
+    entries = _Entries(nodes)
+    name = entries.of("name", _to_own_label)
+    path = entries.of("path", _to_label_path)
+    entries.check()
+    return LabelChoice(name=name, path=path)
 
 
 def to_metric(value: Value) -> MetricChoice:
@@ -129,14 +131,14 @@ def to_metric(value: Value) -> MetricChoice:
         required=("name", "value", "type"),
         what="a metric with name, value and type",
     )
-    kind = cast(Literal["counter", "gauge"], _of(nodes, "type", one_of("counter", "gauge")))
+    entries = _Entries(nodes)
+    kind = cast(Literal["counter", "gauge"], entries.of("type", one_of("counter", "gauge")))
     to_path = _to_total if kind == "counter" else _to_number_path
-    return MetricChoice(
-        name=_of(nodes, "name", _to_own_metric),
-        paths=_of(nodes, "value", _unique(to_path, "field", most=2)),
-        type=kind,
-        help=_of(nodes, "help", to_text, ""),
-    )
+    name = entries.of("name", _to_own_metric)
+    paths = entries.of("value", _unique(to_path, "field", most=2))
+    help_ = entries.of("help", to_text, "")
+    entries.check()
+    return MetricChoice(name=name, paths=paths, type=kind, help=help_)
 
 
 def _known(text: str, names: Mapping[str, object], kind: str) -> str:
@@ -209,6 +211,24 @@ def _of(
         return cast(T, default)
     with within(nodes[name], name):
         return parse(nodes[name].value)
+
+
+class _Entries:
+    """The entries of a mapping, all of which are read before any is refused."""
+
+    def __init__(self, nodes: Mapping[str, Node]) -> None:
+        self._nodes = nodes
+        self._problems = Problems()
+
+    def of(self, name: str, parse: Callable[[Value], T], default: T | None = None) -> T:
+        """Return an entry like `_of`; where it is refused, something that is not to be used."""
+        with self._problems:
+            return _of(self._nodes, name, parse, default)
+        return cast(T, None)
+
+    def check(self) -> None:
+        """Raise `Invalid` where any entry was refused."""
+        self._problems.check()
 
 
 def _unique(
@@ -290,14 +310,17 @@ def _to_view(value: Value) -> ViewChoice:
         required=("prefix", "labels"),
         what="a view with prefix and labels",
     )
+    entries = _Entries(nodes)
+    prefix = entries.of("prefix", _to_metric_name)
+    labels = entries.of("labels", to_labels)
+    metrics = entries.of("metrics", to_metrics, DEFAULT_VIEWS[0].metrics)
+    direction = cast(
+        Literal["split", "sum"], entries.of("direction", one_of("split", "sum"), "split")
+    )
+    timeout_s = entries.of("timeout", seconds(zero=False), 0.0)
+    entries.check()
     return ViewChoice(
-        prefix=_of(nodes, "prefix", _to_metric_name),
-        labels=_of(nodes, "labels", to_labels),
-        metrics=_of(nodes, "metrics", to_metrics, DEFAULT_VIEWS[0].metrics),
-        direction=cast(
-            Literal["split", "sum"], _of(nodes, "direction", one_of("split", "sum"), "split")
-        ),
-        timeout_s=_of(nodes, "timeout", seconds(zero=False), 0.0),
+        prefix=prefix, labels=labels, metrics=metrics, direction=direction, timeout_s=timeout_s
     )
 
 
@@ -480,13 +503,14 @@ _to_port = whole(0, MAX_PORT)
 def to_rewrites(value: Value) -> Mapping[str, Rewrite]:
     """Accept a mapping of labels to ``{mask: …, mask6: …}`` or ``{above: …, keep: […]}``."""
     nodes = mapping_of(value, known=(*_ADDRESSES, *_PORTS), what="a mapping of labels")
-    return MappingProxyType(
-        {
-            name: _of(nodes, name, _to_mask if name in _ADDRESSES else _to_fold)
-            for name in (*_ADDRESSES, *_PORTS)
-            if name in nodes
-        }
-    )
+    entries = _Entries(nodes)
+    rewrites = {
+        name: entries.of(name, _to_mask if name in _ADDRESSES else _to_fold)
+        for name in (*_ADDRESSES, *_PORTS)
+        if name in nodes
+    }
+    entries.check()
+    return MappingProxyType(rewrites)
 
 
 def _to_mask(value: Value) -> Rewrite:
@@ -494,10 +518,11 @@ def _to_mask(value: Value) -> Rewrite:
     nodes = mapping_of(value, known=("mask", "mask6"), what=what)
     if not nodes:
         raise Invalid(f"is not {what}", value)
-    return Mask(
-        ipv4=_of(nodes, "mask", whole(0, 32)) if "mask" in nodes else None,
-        ipv6=_of(nodes, "mask6", whole(0, 128)) if "mask6" in nodes else None,
-    )
+    entries = _Entries(nodes)
+    ipv4 = entries.of("mask", whole(0, 32)) if "mask" in nodes else None
+    ipv6 = entries.of("mask6", whole(0, 128)) if "mask6" in nodes else None
+    entries.check()
+    return Mask(ipv4=ipv4, ipv6=ipv6)
 
 
 def _to_fold(value: Value) -> Rewrite:
@@ -506,10 +531,11 @@ def _to_fold(value: Value) -> Rewrite:
     if not nodes:
         raise Invalid(f"is not {what}", value)
     to_ports = _unique(_to_port, "port", most=MAX_ENTRIES)
-    return Fold(
-        above=_of(nodes, "above", _to_port) if "above" in nodes else None,
-        keep=frozenset(_of(nodes, "keep", to_ports)) if "keep" in nodes else None,
-    )
+    entries = _Entries(nodes)
+    above = entries.of("above", _to_port) if "above" in nodes else None
+    keep = entries.of("keep", to_ports) if "keep" in nodes else None
+    entries.check()
+    return Fold(above=above, keep=None if keep is None else frozenset(keep))
 
 
 def show_rewrites(rewrites: Mapping[str, Rewrite]) -> dict[str, object]:
@@ -559,15 +585,18 @@ def _to_rule(value: Value) -> Rule:
         raise Invalid("is not a rule: a mapping with name and conditions", value)
     name = ""
     conditions = []
+    problems = Problems()
     for key, node in value.items():
-        with within(node, key):
+        with problems, within(node, key):
             if key.lower() == "name":
                 name = _to_rule_name(node.value)
             else:
                 conditions.append(_to_field_condition(key, node.value))
+    problems.check()
     if not name or not conditions:
-        missing = "conditions" if name else "name"
-        raise Invalid(f"without {missing} is not a rule", value)
+        missing = "a condition" if name else "name"
+        problem = f"{missing} is missing: a rule with name and conditions is needed"
+        raise Invalid(problem, value, shown=False)
     return Rule(name=name, conditions=tuple(conditions))
 
 

@@ -1,13 +1,16 @@
 """The command line: arguments, exit codes, and nothing that runs for long.
 
 0: stopped by SIGTERM or SIGINT, or asked only to look. 1: cannot run. 2: a wrong argument
-or configuration, told in one line.
+or configuration, told in one line each.
 """
 
 import argparse
 import dataclasses
+import difflib
+import logging
 import math
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +18,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from skyfast import __version__, check, config, logs, memory, shard
+from skyfast import __version__, check, config, listen, logs, memory, shard
+from skyfast.values import Address, Invalid, to_level
 
 if TYPE_CHECKING:
     from skyfast.recording import Playback
@@ -26,18 +30,19 @@ EXIT_OK = 0
 EXIT_CANNOT_RUN = 1
 EXIT_WRONG = 2
 
-_LEVELS = ("debug", "info", "warning", "error")
-
 MIN_SPEED = 0.001
 MAX_SPEED = 1000.0
 """Lowest and highest ``--replay-speed``."""
+
+SIMILAR = 0.6
+"""How similar an option is to an unknown one that is suggested: the ratio of `difflib`."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
     """Has room for the longest option beside its help."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=27)
+        super().__init__(prog, max_help_position=32)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         # Not "FILE [FILE ...]", which has no room.
@@ -48,10 +53,33 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_WRONG, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        _complain(f"{message} (see {self.prog} --help)")
+        sys.exit(EXIT_WRONG)
+
+    def suggestion(self, unknown: str) -> str:
+        """Return what to say beside an option that there is not."""
+        options = {
+            _simplified(option): option
+            for action in self._actions
+            for option in action.option_strings
+            if option.startswith("--") and action.help != argparse.SUPPRESS
+        }
+        name = _simplified(unknown.partition("=")[0])
+        near = difflib.get_close_matches(name, options, 1, SIMILAR)
+        return f"; did you mean {options[near[0]]}?" if near and unknown.startswith("-") else ""
 
 
-def _parser() -> argparse.ArgumentParser:
+def _simplified(option: str) -> str:
+    """Return an option's name without what people confuse: hyphens, dots, underscores, case."""
+    return re.sub(r"[._]", "-", option.lstrip("-").lower())
+
+
+def _complain(text: str) -> None:
+    """Write why nothing runs, where the log would be."""
+    sys.stderr.write(f"{logs.prefix(logging.ERROR)}skyfast: {text}\n")
+
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="skyfast",
         usage="%(prog)s [OPTION]... [CONFIG]",
@@ -68,22 +96,30 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the file of prom_sky_con; - is standard input (default: {DEFAULT_PATH})",
     )
     parser.add_argument(
+        "--config.file", dest="config_file", metavar="FILE", help="the same as CONFIG"
+    )
+    parser.add_argument(
         "--check",
         action="store_true",
-        help="print the resulting configuration and its cost",
+        help="print the configuration and its cost",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="with --check, take warnings for errors",
     )
     analyzers = parser.add_mutually_exclusive_group()
     analyzers.add_argument(
         "--demo",
         action="store_true",
-        help="play the packaged recording; needs no CONFIG",
+        help="play the packaged recording",
     )
     analyzers.add_argument(
         "--replay",
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="play these recordings as analyzers; needs no CONFIG",
+        help="play these recordings as analyzers",
     )
     parser.add_argument(
         "--replay-speed",
@@ -95,35 +131,73 @@ def _parser() -> argparse.ArgumentParser:
         "--record",
         type=_record,
         metavar="FILE",
-        help="keep what the analyzers send; .gz for gzip",
+        help="keep what analyzers send; .gz for gzip",
     )
     parser.add_argument(
         "--record-anonymous",
         action="store_true",
-        help="with pseudonyms for addresses and names",
-    )
-    parser.add_argument(
-        "--log-level",
-        choices=_LEVELS,
-        type=str.lower,
-        metavar="LEVEL",
-        help=f"log from this on: {', '.join(_LEVELS)}",
+        help="with pseudonyms for addresses",
     )
     parser.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="export part I, from 0, of N parts of the connections",
+        help="export part I, from 0, of N parts",
+    )
+    address = parser.add_mutually_exclusive_group()
+    address.add_argument(
+        listen.OPTION,
+        dest="addresses",
+        type=_address,
+        action="append",
+        metavar="ADDRESS",
+        help=":9100, [::1]:9100; can be repeated",
+    )
+    address.add_argument(
+        listen.SOCKET_OPTION,
+        dest="systemd_socket",
+        action="store_true",
+        help="listen on the sockets of systemd",
     )
     parser.add_argument(
         "--web.config.file",
         dest="web_config_file",
         default="",
         metavar="FILE",
-        help="TLS and users of the pages, as for every exporter",
+        help="TLS and users of the pages",
+    )
+    parser.add_argument(
+        "--log.level",
+        dest="log_level",
+        type=_level,
+        metavar="LEVEL",
+        help="debug, info, warning, error, critical",
+    )
+    # Its name until there was the one that all exporters have.
+    parser.add_argument("--log-level", dest="log_level", type=_level, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--log.format",
+        dest="log_format",
+        choices=("text", "json"),
+        help="text or json",
+        metavar="FORMAT",
     )
     parser.add_argument("--version", action="version", version=f"skyfast {__version__}")
     return parser
+
+
+def _level(text: str) -> str:
+    try:
+        return to_level(text)
+    except Invalid as bad:
+        raise argparse.ArgumentTypeError(f"{text!r} {bad.problem}") from None
+
+
+def _address(text: str) -> Address:
+    try:
+        return listen.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
 def _shard(text: str) -> config.Shard:
@@ -154,14 +228,39 @@ def _speed(text: str) -> float:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    if unknown:
+        hint = parser.suggestion(unknown[0])
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    if arguments.config is not None and arguments.config_file is not None:
+        parser.error("CONFIG and --config.file are the same: give one of them")
+    if arguments.config_file is not None:
+        arguments.config = arguments.config_file
     if arguments.replay_speed is not None and not arguments.replay:
-        parser.error("--replay-speed is nothing without --replay")
+        parser.error("--replay-speed requires --replay")
     if arguments.record_anonymous and not arguments.record:
-        parser.error("--record-anonymous is nothing without --record")
+        parser.error("--record-anonymous requires --record")
     if arguments.record and arguments.check:
         parser.error("--record has nothing to keep with --check")
+    if arguments.strict and not arguments.check:
+        parser.error("--strict requires --check")
+    if len(arguments.addresses or ()) > listen.MAX_SOCKETS:
+        parser.error(f"{listen.OPTION}: more than {listen.MAX_SOCKETS} addresses")
     return arguments
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """Return the arguments with a value that begins with a hyphen joined to its option.
+
+    Otherwise argparse takes ``-1/3`` for an option, and says that a value is missing.
+    """
+    joined: list[str] = []
+    for each in argv:
+        if joined and re.fullmatch(r"--[\w.-]+", joined[-1]) and re.match(r"-[0-9]", each):
+            joined[-1] += f"={each}"
+        else:
+            joined.append(each)
+    return joined
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -175,14 +274,12 @@ def main(argv: list[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         configuration = _load(arguments)
+        if arguments.check:
+            return _check(arguments, configuration)
         logs.set_up(configuration.logging)
         logs.write_notes(configuration.notes)
         playback = _playback(arguments)
-        if arguments.check:
-            # The other files first, which can be wrong.
-            reports = _check_web(arguments.web_config_file) + _check_replay(arguments, playback)
-            sys.stdout.write(config.dump(configuration) + check.report(configuration) + reports)
-            return EXIT_OK
+        listen_at = _listen(arguments, configuration)
 
         from skyfast import app
 
@@ -190,6 +287,7 @@ def main(argv: list[str] | None = None) -> int:
             configuration,
             lambda: _reload(arguments),
             app.Options(
+                listen=listen_at,
                 web_config_file=arguments.web_config_file,
                 playback=playback,
                 record_file=arguments.record or "",
@@ -198,8 +296,36 @@ def main(argv: list[str] | None = None) -> int:
         )
         return EXIT_OK if is_over else EXIT_CANNOT_RUN
     except config.ConfigError as error:
-        sys.stderr.write(f"skyfast: {error}\n")
+        for problem in error.problems:
+            _complain(problem)
         return EXIT_WRONG
+
+
+def _check(arguments: argparse.Namespace, configuration: config.Config) -> int:
+    """Print what a configuration comes to; with ``--strict``, not where anything is warned of."""
+    logging_ = configuration.logging
+    if arguments.strict and logging.getLevelNamesMapping()[logging_.level] > logging.WARNING:
+        logging_ = msgspec.structs.replace(logging_, level="WARNING")
+    logs.set_up(logging_)
+    warnings = logs.WarningCounter()
+    logging.getLogger().addHandler(warnings)
+    logs.write_notes(configuration.notes)
+    # The other files first, which can be wrong.
+    reports = _check_web(arguments.web_config_file) + _check_replay(arguments)
+    if arguments.strict and warnings.count:
+        plural = "s" if warnings.count > 1 else ""
+        _complain(f"{warnings.count} warning{plural}, which --strict takes for errors")
+        return EXIT_WRONG
+    sys.stdout.write(config.dump(configuration) + check.report(configuration) + reports)
+    return EXIT_OK
+
+
+def _listen(arguments: argparse.Namespace, configuration: config.Config) -> listen.Listen:
+    if arguments.systemd_socket:
+        return listen.Listen(sockets=listen.sockets(os.environ))
+    addresses = tuple(arguments.addresses or ())
+    is_default = not addresses and config.PORT.path not in configuration.given
+    return listen.Listen(addresses=addresses, any_port=arguments.demo and is_default)
 
 
 def _load(arguments: argparse.Namespace) -> config.Config:
@@ -210,10 +336,9 @@ def _load(arguments: argparse.Namespace) -> config.Config:
         loaded = config.load(path, os.environ)
     if arguments.shard is not None:
         loaded = shard.sharded(loaded, arguments.shard)
-    if arguments.log_level is None:
-        return loaded
-    logging = msgspec.structs.replace(loaded.logging, level=arguments.log_level.upper())
-    return dataclasses.replace(loaded, logging=logging)
+    changes = {"level": arguments.log_level, "format": arguments.log_format}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(loaded, logging=msgspec.structs.replace(loaded.logging, **changes))
 
 
 def _playback(arguments: argparse.Namespace) -> "Playback | None":
@@ -230,8 +355,9 @@ def _playback(arguments: argparse.Namespace) -> "Playback | None":
     )
 
 
-def _check_replay(arguments: argparse.Namespace, playback: "Playback | None") -> str:
+def _check_replay(arguments: argparse.Namespace) -> str:
     """Return what recordings hold, as YAML comments; nothing where there are none."""
+    playback = _playback(arguments)
     if not playback or not arguments.replay:
         return ""
     return "".join(f"# Recording {one.path}: {one.summary()}.\n" for one in playback.recordings)

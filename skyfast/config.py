@@ -15,22 +15,23 @@ How a file becomes a `Config`:
    `skyfast.values` and `skyfast.choices`, checks its value, and `_build` combines what
    depends on one another.
 
-Every error is one `ConfigError` of one line. It never holds a password or a cookie.
+All errors are one `ConfigError`, with a line each. It never holds a password or a cookie.
 """
 
-import difflib
 import logging
+import math
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 import yaml
 
-from skyfast import choices
+from skyfast import choices, hints
 from skyfast.catalogue import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
 from skyfast.document import (
     HIDDEN,
@@ -206,7 +207,8 @@ class Config:
 
     ``source`` is the file's path, or ``-``. ``analyzers`` are the listed ones as
     ``host:port``; they are empty where only URLs are given. Whom to talk to is said by
-    ``subscriber.endpoints``. ``shard`` is not of the file.
+    ``subscriber.endpoints``. ``shard`` is not of the file. ``given`` are the paths of the keys
+    that the file or a variable sets.
     """
 
     source: str
@@ -223,6 +225,7 @@ class Config:
     logging: Logging
     notes: tuple[Note, ...]
     shard: Shard = ALONE
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def load(path: str, environ: Mapping[str, str]) -> Config:
@@ -243,13 +246,17 @@ def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
 
     """
     file = file_name(source)
-    found, strangers = _walk(compose(text, file=file), file=file)
-    notes = _judge(strangers, file=file)
+    problems = _Problems()
+    found, unknown = _walk(compose(text, file=file), file=file, problems=problems)
+    notes = _check_unknown(unknown, file=file, none_known=not found, problems=problems)
+    notes += _check_variables(environ)
     for key in SCHEMA.values():
         if key.env and environ.get(key.env):
             origin = f"environment variable {key.env}"
             found[key.path] = _Found(origin, None, environ[key.env])
-    return _build(_Settings(found), source=source, notes=notes)
+    settings = _Settings(found, problems)
+    problems.check()
+    return _build(settings, source=source, notes=notes, problems=problems)
 
 
 def dump(config: Config) -> str:
@@ -292,6 +299,9 @@ class Key(Generic[T]):
     env: str
 
 
+_PREFIX: Final = "SKYDIVE_"
+"""What the names of environment variables begin with."""
+
 SCHEMA: dict[str, Key[Any]] = {}
 """Everything that can be set, by path, in the order in which it is shown."""
 
@@ -313,7 +323,7 @@ def _key(
         show=show,
         secret=secret,
         can_be_empty=can_be_empty,
-        env="" if structured else "SKYDIVE_" + re.sub(r"[.-]", "_", path).upper(),
+        env="" if structured else hints.variable(path, prefix=_PREFIX),
     )
     SCHEMA[path] = key
     return key
@@ -538,27 +548,45 @@ HEALTH_WITHOUT_AUTH = _key(
     "web.health_without_auth", to_boolean, False, lambda c: c.web.health_without_auth
 )
 
-_SECTIONS = {
-    path.rsplit(".", depth)[0]: None  # a dict, to keep the order
-    for path in SCHEMA
-    for depth in range(path.count("."), 0, -1)
-}
-_NAMES = (*_SECTIONS, *SCHEMA)
+KNOWN: Final = hints.KnownKeys(
+    SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]
+)
+"""The tree of these keys."""
+
+MAX_MISPLACED = 20
+"""Sections that are noted at most below one unknown key."""
 
 _STRICT = ("pipeline.", "web.")
 """Where an unknown key is an error. Elsewhere the file is Skydive's as well."""
 
-_FOREIGN = (
+_OF_GO_CORE = (
     "pipeline.mangle.",
     "pipeline.encode.",
     "pipeline.compress.",
     "pipeline.storeheader.",
     "pipeline.account.",
     "pipeline.write.",
+    "pipeline.action.",
+    "pipeline.transform.awsflowlogs.",
+    "pipeline.transform.secadvisor.",
+    "pipeline.transform.vpclogs.",
     "pipeline.store.buffered.",
     "pipeline.store.direct.",
+    "pipeline.store.prom_sky_con.monitoring_port.",
 )
-"""Parts of the pipeline that the Go connector's core knows and that have no use here."""
+"""Parts of the pipeline that the Go connector and others of its core know and skyfast does not."""
+
+_OF_SKYDIVE = (
+    *("agent.", "auth.", "cache.", "docker.", "dpdk.", "etcd.", "flow.", "graph.", "k8s."),
+    *("netns.", "opencontrail.", "openstack.", "ovs.", "rbac.", "sflow.", "storage.", "ui."),
+    *("analyzer.auth.api.", "analyzer.auth.cluster.backend.", "analyzer.flow.", "analyzer.listen."),
+    *("analyzer.replication.", "analyzer.startup.", "analyzer.storage.", "analyzer.topology."),
+    *("http.rest.", "http.ws."),
+    *("logging.backends.", "logging.color.", "logging.encoder.", "logging.file.", "logging.id."),
+    *("logging.stderr.", "logging.stdout.", "logging.syslog."),
+    *("tls.require_client_cert.", "tls.server_cert.", "tls.server_key."),
+)
+"""What Skydive's own programs read from the same file."""
 
 
 # From the file's keys to the configuration ---------------------------------------------------
@@ -578,91 +606,169 @@ class _Found:
         return f"{self.source}: line {number}" if self.line and number else self.source
 
 
-def _walk(nodes: dict[str, Node], *, file: str) -> tuple[dict[str, _Found], dict[str, str]]:
-    """Return the known keys' values and the unknown keys' places, both by path.
+class _Problems:
+    """What is wrong, by the line where it stands; what stands in no line comes last."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[float, str]] = []
+
+    def add(self, text: str, line: int | None = None) -> None:
+        self._found.append((math.inf if line is None else line, text))
+
+    def __enter__(self) -> None:
+        """Begin what can be wrong."""
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
+        """Go on behind what is wrong."""
+        if not isinstance(error, ConfigError):
+            return False
+        for problem in error.problems:
+            self.add(problem)
+        return True
+
+    def check(self) -> None:
+        """Raise `ConfigError` where there is anything."""
+        if self._found:
+            raise ConfigError(*(text for _, text in sorted(self._found, key=lambda each: each[0])))
+
+
+def _walk(
+    nodes: dict[str, Node], *, file: str, problems: _Problems
+) -> tuple[dict[str, _Found], dict[str, Node]]:
+    """Return the known keys' values and the unknown keys' nodes, both by path.
 
     A key with dots is a path, as in viper: ``pipeline.store: {…}`` works.
     """
     found: dict[str, _Found] = {}
-    strangers: dict[str, str] = {}
+    unknown: dict[str, Node] = {}
 
     def descend(nodes: dict[str, Node], parent: str) -> None:
         for name, node in nodes.items():
             path = join(parent, name.lower())
             origin = f"{file}: line {node.line}"
             if path in found:
-                raise ConfigError(f"{origin}: {path}: is already set in line {found[path].line}")
-            if path in SCHEMA:
+                text = f"{origin}: {path}: is already set in line {found[path].line}"
+                problems.add(text, node.line)
+            elif path in SCHEMA:
                 found[path] = _Found(file, node.line, node.value)
-            elif path not in _SECTIONS:
-                strangers[path] = origin
+            elif path not in KNOWN.sections:
+                unknown[path] = node
             elif isinstance(node.value, dict):
                 descend(node.value, path)
             elif node.value is not None:
                 # The value is not shown: "password:secret" lacks a space and is one text.
-                raise ConfigError(
-                    f"{origin}: {path}: {kind_of(node.value)} is not a mapping of keys"
-                )
+                text = f"{origin}: {path}: {kind_of(node.value)} is not a mapping of keys"
+                problems.add(text, node.line)
 
     descend(nodes, "")
-    return found, strangers
+    return found, unknown
 
 
-def _judge(strangers: Mapping[str, str], *, file: str) -> list[Note]:
-    """Refuse unknown keys where a file is skyfast's own, and note them elsewhere."""
+def _check_unknown(
+    unknown: Mapping[str, Node], *, file: str, none_known: bool, problems: _Problems
+) -> list[Note]:
+    """Refuse unknown keys where a file is skyfast's own, and note them elsewhere.
+
+    Where ``none_known``, the file has no known key.
+    """
     notes = []
     ignored = []
-    for path, origin in strangers.items():
-        shown = describe_path(path)
-        if f"{path}.".startswith(_FOREIGN):
-            text = f"{origin}: {shown}: is ignored: skyfast has nothing of that kind"
+    for path, node in unknown.items():
+        origin = f"{file}: line {node.line}: {describe_path(path)}"
+        if f"{path}.".startswith(_OF_GO_CORE):
+            text = f"{origin}: is ignored: skyfast has nothing of that kind"
             notes.append(Note(level=logging.WARNING, text=text))
         elif path.startswith(_STRICT):
-            raise ConfigError(f"{origin}: {shown}: is an unknown key; {_advice(path)}")
-        elif near := _sibling(path, cutoff=0.8):
-            text = f"{origin}: {shown}: is ignored; did you mean {near}?"
+            problems.add(f"{origin}: is an unknown key; {_advice(path, node.value)}", node.line)
+        elif f"{path}.".startswith(_OF_SKYDIVE):
+            ignored.append(describe_path(path))
+        elif near := KNOWN.suggest(path, node.value, cutoff=hints.CLOSE):
+            text = f"{origin}: is ignored; did you mean {' or '.join(near)}?"
             notes.append(Note(level=logging.WARNING, text=text))
+        elif below := _misplaced(path, node):
+            for other, line, known in below:
+                text = (
+                    f"{file}: line {line}: {describe_path(other)}: is ignored;"
+                    f" did you mean {known}?"
+                )
+                notes.append(Note(level=logging.WARNING, text=text))
         else:
-            ignored.append(shown)
+            ignored.append(describe_path(path))
+    if none_known and ignored:
+        text = f"{file}: has no key that skyfast knows"
+        notes.append(Note(level=logging.WARNING, text=text))
     if ignored:
         text = f"{file}: ignored, for they mean nothing to skyfast: {', '.join(ignored)}"
         notes.append(Note(level=logging.DEBUG, text=text))
     return notes
 
 
-def _siblings(path: str) -> list[str]:
-    """Return the names that are known beside ``path``."""
-    parent = path.rpartition(".")[0]
-    return [n.rpartition(".")[2] for n in _NAMES if n.rpartition(".")[0] == parent]
+def _misplaced(path: str, node: Node) -> list[tuple[str, int, str]]:
+    """Return the known sections below an unknown one: path, line and known path."""
+    if not isinstance(node.value, dict):
+        return []
+    found = islice(KNOWN.misplaced(path, node.value), MAX_MISPLACED)
+    return [(below, each.line, known) for below, each, known in found]
 
 
-def _sibling(path: str, *, cutoff: float) -> str | None:
-    """Return the known path beside ``path`` with the most similar name."""
-    parent, _, name = path.rpartition(".")
-    near = difflib.get_close_matches(name, _siblings(path), 1, cutoff)
-    return join(parent, near[0]) if near else None
+def _advice(path: str, value: Value) -> str:
+    """Say which key was probably meant by one that is unknown, or else which there are."""
+    if near := KNOWN.suggest(path, value, cutoff=hints.SIMILAR):
+        return f"did you mean {' or '.join(near)}?"
+    section = path.rpartition(".")[0]
+    known = KNOWN.children(section) or KNOWN.children(section.partition(".")[0])
+    return f"known are {', '.join(known)}"
 
 
-def _advice(path: str) -> str:
-    """Suggest a key beside the unknown one, or else one of the same name in its section."""
-    if near := _sibling(path, cutoff=0.6):
-        return f"did you mean {near}?"
-    section, _, name = path.rpartition(".")
-    top = section.partition(".")[0]
-    elsewhere = {n.rpartition(".")[2]: n for n in _NAMES if n.startswith(f"{top}.")}
-    if similar := difflib.get_close_matches(name, elsewhere, 1, 0.8):
-        return f"did you mean {elsewhere[similar[0]]}?"
-    return f"known are {', '.join(_siblings(path) or _siblings(f'{top}.'))}"
+def _check_variables(environ: Mapping[str, str]) -> list[Note]:
+    """Note the variables that are no key's, and look as if they were meant to be."""
+    notes = []
+    known = {key.env: key.path for key in SCHEMA.values() if key.env}
+    in_file_only = {
+        hints.variable(key.path, prefix=_PREFIX): key.path for key in SCHEMA.values() if not key.env
+    }
+    sections = [hints.variable(f"{each}.", prefix=_PREFIX) for each in KNOWN.sections]
+    for name in sorted(environ):
+        if not name.startswith(_PREFIX) or name in known or not environ[name]:
+            continue
+        shown = name if name.isprintable() else repr(name)
+        origin = f"environment variable {describe_path(shown)}"
+        if path := in_file_only.get(name):
+            text = f"{origin}: is ignored: {path} can be set in a file alone"
+        elif f"{name}_".startswith(_variables(_OF_GO_CORE)):
+            text = f"{origin}: is ignored: skyfast has nothing of that kind"
+        elif f"{name}_".startswith(_variables(_OF_SKYDIVE)):
+            continue
+        elif near := hints.similar_variable(name, known, sections, prefix=_PREFIX):
+            text = f"{origin}: is ignored; did you mean {near}?"
+        elif name.startswith(f"{_PREFIX}PIPELINE_"):
+            text = f"{origin}: is ignored: it is the variable of no key"
+        else:
+            continue
+        notes.append(Note(level=logging.WARNING, text=text))
+    return notes
+
+
+def _variables(sections: Sequence[str]) -> tuple[str, ...]:
+    return tuple(hints.variable(each, prefix=_PREFIX) for each in sections)
 
 
 class _Settings:
     """The keys' values, each checked by itself."""
 
-    def __init__(self, found: Mapping[str, _Found]) -> None:
+    def __init__(self, found: Mapping[str, _Found], problems: _Problems) -> None:
+        """Check every value; what is wrong is added to ``problems``, and has its default here."""
         self._found = {
             path: each for path, each in found.items() if _says_something(SCHEMA[path], each.value)
         }
-        self._values = {path: _value(key, self._found.get(path)) for path, key in SCHEMA.items()}
+        self._values = {
+            path: _value(key, self._found.get(path), problems) for path, key in SCHEMA.items()
+        }
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The paths of the keys that are set."""
+        return frozenset(self._found)
 
     def __call__(self, key: Key[T]) -> T:
         value: T = self._values[key.path]
@@ -709,15 +815,17 @@ def _below(nodes: Mapping[str, Node], name: str | int) -> Node | None:
     return next((node for key, node in nodes.items() if key.lower() == name), None)
 
 
-def _value(key: Key[T], found: _Found | None) -> T:
+def _value(key: Key[T], found: _Found | None, problems: _Problems) -> T:
     if found is None:
         return key.default
     try:
         return key.parse(found.value)
-    except Invalid as bad:
-        hidden = key.secret and isinstance(bad.value, str | bool)
-        text = bad.told(key.path, hidden=hidden)
-        raise ConfigError(f"{found.origin(bad.line)}: {text}") from None
+    except Invalid as first:
+        for bad in first.all():
+            hidden = key.secret and isinstance(bad.value, str | bool)
+            text = f"{found.origin(bad.line)}: {bad.told(key.path, hidden=hidden)}"
+            problems.add(text, found.line and (bad.line or found.line))
+        return key.default
 
 
 def _tls(get: _Settings) -> TLS:
@@ -822,10 +930,15 @@ def _connection_timeout_s(get: _Settings) -> float:
     return get(CONNECTION_TIMEOUT) or CONNECTION_TIMEOUT.default
 
 
-def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
-    tls = _tls(get)
+def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problems) -> Config:
+    with problems:
+        tls = _tls(get)
+    with problems:
+        views = _views(get)
+    with problems:
+        filter_ = _filter(get)
+    problems.check()
     analyzers, endpoints = _whom(get, notes, secure=bool(tls.client_cert))
-    views = _views(get)
     max_connections = get(MAX_CONNECTIONS)
     return Config(
         source=source,
@@ -841,7 +954,7 @@ def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
             silence_timeout_s=get(SILENCE_TIMEOUT),
         ),
         classify=Classify(cluster_net_masks=get(NET_MASKS)),
-        filter=_filter(get),
+        filter=filter_,
         store=Store(
             port=get(PORT),
             listen_address=get(LISTEN_ADDRESS),
@@ -870,4 +983,5 @@ def _build(get: _Settings, *, source: str, notes: list[Note]) -> Config:
         ),
         logging=Logging(level=get(LEVEL), format=get(LOG_FORMAT)),
         notes=tuple(notes),
+        given=get.given,
     )

@@ -25,9 +25,23 @@ HIDDEN = "<hidden>"
 MAX_SHOWN = 80
 """Characters of a value that an error message shows."""
 
+MAX_PROBLEMS = 20
+"""Problems of a file that are listed."""
+
 
 class ConfigError(Exception):
-    """The configuration cannot be used; ``str()`` is one line that says where and why."""
+    """The configuration cannot be used.
+
+    ``problems`` are lines that say where and why, at most `MAX_PROBLEMS` and one that says so;
+    ``str()`` is all of them in one line.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        """Keep the first problems."""
+        if len(problems) > MAX_PROBLEMS:
+            problems = (*problems[:MAX_PROBLEMS], "there are more problems")
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +127,7 @@ class _Composer:
         self._text = text
         self._file = file
         self._anchors: dict[str, Node] = {}
+        self._problems: list[str] = []
 
     def document(self) -> dict[str, Node]:
         if match := _NOT_YAML.search(self._text):
@@ -126,7 +141,10 @@ class _Composer:
             node = self._root(yaml.parse(self._text, Loader=_Loader))
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             # The parser in Python lets some errors of number conversions through.
-            raise ConfigError(f"{self._file}: {_syntax_error(error)}") from None
+            problem = f"{self._file}: {_syntax_error(error, self._text)}"
+            raise ConfigError(*self._problems, problem) from None
+        if self._problems:
+            raise ConfigError(*self._problems)
         if node is None or node.value is None:
             return {}
         if not isinstance(node.value, dict):
@@ -136,7 +154,13 @@ class _Composer:
         return node.value
 
     def _error(self, event: Any, path: str, text: str) -> ConfigError:
-        return ConfigError(f"{self._file}: line {_line(event)}: {describe_path(path)}: {text}")
+        """Return an error behind which nothing can be read, with those before it."""
+        self._refuse(event, path, text)
+        return ConfigError(*self._problems)
+
+    def _refuse(self, event: Any, path: str, text: str) -> None:
+        """Note an error behind which the rest of the document can be read."""
+        self._problems.append(f"{self._file}: line {_line(event)}: {describe_path(path)}: {text}")
 
     def _root(self, events: Iterator[Any]) -> Node | None:
         root = None
@@ -151,11 +175,12 @@ class _Composer:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 # The name is not shown: an unquoted password can begin with an asterisk.
-                raise self._error(event, path, "this YAML alias (*) names nothing above it")
+                self._refuse(event, path, "this YAML alias (*) names nothing above it")
+                return Node(None, _line(event))
             return self._anchors[event.anchor]
         if event.tag not in _TAGS:
             # Nor is the tag: an unquoted password can begin with an exclamation mark.
-            raise self._error(event, path, "this YAML tag (!) is unknown")
+            self._refuse(event, path, "this YAML tag (!) is unknown")
         if depth > MAX_DEPTH:
             raise self._error(event, path, f"is nested deeper than {MAX_DEPTH} levels")
         value: Value
@@ -185,10 +210,10 @@ class _Composer:
             key = event.value
             below = join(path, key.lower())
             if key == "<<" and event.implicit[0]:
-                raise self._error(event, path, "YAML's merge keys (<<) are not supported")
-            if first := lines.get(key.lower()):
-                raise self._error(event, below, f"is already set in line {first}")
-            lines[key.lower()] = _line(event)
+                self._refuse(event, path, "YAML's merge keys (<<) are not supported")
+            elif first := lines.get(key.lower()):
+                self._refuse(event, below, f"is already set in line {first}")
+            lines.setdefault(key.lower(), _line(event))
             value = self._node(next(events), events, below, depth + 1).value
             nodes[key] = Node(value, _line(event))
         return nodes
@@ -208,12 +233,57 @@ def _line(event: Any) -> int:
     return int(event.start_mark.line) + 1
 
 
-def _syntax_error(error: Exception) -> str:
+def _syntax_error(error: Exception, text: str) -> str:
     mark = getattr(error, "problem_mark", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     problem = getattr(error, "problem", None) or "it cannot be parsed"
+    if mark is None:
+        return f"not valid YAML: {problem}"
+    context = getattr(error, "context_mark", None)
+    lines = _LINE_BREAK.split(text)
     # The parser in Python quotes the handle, and an unquoted password can look like one.
-    return place + "not valid YAML: " + re.sub(r"(undefined tag handle).*", r"\1", problem)
+    explained = _explanation(problem, mark, context, lines) or re.sub(
+        r"(undefined tag handle).*", r"\1", problem
+    )
+    return f"line {mark.line + 1}, column {mark.column + 1}: not valid YAML: {explained}"
+
+
+_LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+_WITHOUT_SPACE = re.compile(r"\s*(?:- +)*[\w.-]+:[^\s:]\S*\s*")
+_ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
+
+
+def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
+    """Say what is probably wrong, in words that need no knowledge of YAML's grammar.
+
+    Empty where that is not known. Nothing of the line is shown: it may hold a password.
+    """
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    before, behind = line[: mark.column], line[mark.column :]
+    above = next((i for i in reversed(range(min(mark.line, len(lines)))) if lines[i].strip()), None)
+    if "cannot start any token" in problem:
+        if "\t" in (before[len(before.rstrip()) :] + behind[:1]):
+            return "a tab is not allowed here; indent with spaces"
+        return f"a value cannot begin with {behind[:1]}; put it in quotes"
+    if "mapping values are not allowed" in problem:
+        if ": " in before:
+            return "a second colon with a space behind it; put the value in quotes"
+        if above is not None and _WITHOUT_SPACE.fullmatch(lines[above]):
+            return f"a space is missing behind the colon in line {above + 1}"
+        return "the key is indented deeper than the one above it, which has a value already"
+    if "could not find expected ':'" in problem and context is not None:
+        return f"line {context.line + 1} has no colon with a space behind it"
+    if "end of stream" in problem and context is not None:
+        return f"the quote that begins in line {context.line + 1} is not closed"
+    if (found := _ENDS_FLOW.search(problem)) and context is not None:
+        opening = "[" if found[1] == "]" else "{"
+        return f"the {opening} of line {context.line + 1} is not closed"
+    if "expected key" in problem or "expected <block end>" in problem or "'-' ind" in problem:
+        if before.strip():
+            return "there is more behind a value; put the whole value in quotes"
+        return "the indentation matches no line above; indent all keys of a section alike"
+    if "unknown escape character" in problem:
+        return "an unknown escape (\\) in double quotes; use single quotes"
+    return ""
 
 
 def join(path: str, name: str) -> str:

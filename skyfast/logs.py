@@ -7,6 +7,7 @@ message or an exception: neither form lets it forge a record or move a cursor.
 import json
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -34,14 +35,23 @@ Analyzers are causes, and where names have other addresses every day, these neve
 INDENT: Final = "  "
 """Begins each line of a traceback but its first, so that none looks like a record."""
 
+_PRIORITIES: Final = {
+    logging.CRITICAL: 2,
+    logging.ERROR: 3,
+    logging.WARNING: 4,
+    logging.INFO: 6,
+    logging.DEBUG: 7,
+}
+"""The priorities of syslog(3), by level."""
+
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 class _Formatter(logging.Formatter):
     """Writes a record as a line for people; an exception follows it, on lines of its own."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    def __init__(self, form: str = "%(asctime)s %(levelname)s %(name)s: %(message)s") -> None:
+        super().__init__(form)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         return _time(record)
@@ -53,6 +63,20 @@ class _Formatter(logging.Formatter):
     def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802
         first, *others = _bounded(super().formatException(ei))
         return "\n".join([first, *(INDENT + line for line in others)])
+
+
+class _JournalFormatter(_Formatter):
+    """Writes a record for the journal: its priority begins each line, and no time is in it.
+
+    See sd-daemon(3). The journal has its own time, and one entry a line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        begin = _priority(record.levelno)
+        return "\n".join(begin + line for line in super().format(record).split("\n"))
 
 
 class _JsonFormatter(logging.Formatter):
@@ -73,14 +97,49 @@ class _JsonFormatter(logging.Formatter):
         )
 
 
-_FORMATTERS: Final[dict[Literal["text", "json"], type[logging.Formatter]]] = {
-    "text": _Formatter,
-    "json": _JsonFormatter,
-}
+def _formatter(form: Literal["text", "json"]) -> logging.Formatter:
+    if form == "json":
+        return _JsonFormatter()
+    return _JournalFormatter() if is_journal() else _Formatter()
 
 
 class _Handler(logging.StreamHandler[TextIO]):
     """The one that `set_up` makes and `configure` finds."""
+
+
+class WarningCounter(logging.Handler):
+    """Counts the records from WARNING on; ``count`` has their number."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a record."""
+        self.count += 1
+
+
+def is_journal() -> bool:
+    """Return whether standard error goes to the journal, by JOURNAL_STREAM of systemd.exec(5).
+
+    A program that this one was started by may have passed the variable on, and not the stream.
+    """
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def prefix(level: int) -> str:
+    """Return what begins a line on standard error that is not a record: a priority, or nothing."""
+    return _priority(level) if is_journal() else ""
+
+
+def _priority(level: int) -> str:
+    known = max((each for each in _PRIORITIES if each <= level), default=logging.DEBUG)
+    return f"<{_PRIORITIES[known]}>"
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -141,7 +200,7 @@ def configure(configured: Logging) -> None:
     """Write records in another format, and skyfast's own from another level on."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Handler):
-            handler.setFormatter(_FORMATTERS[configured.format]())
+            handler.setFormatter(_formatter(configured.format))
     logging.getLogger("skyfast").setLevel(configured.level)
 
 

@@ -16,7 +16,16 @@ from types import MappingProxyType
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
-from skyfast.document import BOOLS, HIDDEN, Node, Value, describe, describe_path, join
+from skyfast.document import (
+    BOOLS,
+    HIDDEN,
+    MAX_PROBLEMS,
+    Node,
+    Value,
+    describe,
+    describe_path,
+    join,
+)
 from skyfast.selection import Network
 
 S = TypeVar("S", bound=str)
@@ -48,6 +57,22 @@ LEVELS = {
 """Skydive's log levels, and what the standard library calls them."""
 
 
+_UNITS_S = {
+    unit: seconds
+    for seconds, units in (
+        (0.001, ("ms",)),
+        (1, ("s", "sec", "secs", "second", "seconds")),
+        (60, ("m", "min", "mins", "minute", "minutes")),
+        (3600, ("h", "hour", "hours")),
+        (86_400, ("d", "day", "days")),
+    )
+    for unit in units
+}
+_WITH_UNIT = re.compile(
+    rf"([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?) *({'|'.join(_UNITS_S)})", re.ASCII | re.IGNORECASE
+)
+
+
 class Invalid(Exception):  # noqa: N818 - becomes a ConfigError
     """A value that its key does not accept: what is wrong, said of the value that is shown.
 
@@ -70,6 +95,14 @@ class Invalid(Exception):  # noqa: N818 - becomes a ConfigError
         self.name = name
         self.line = line
         self.shown = shown
+        self.others: list[Invalid] = []
+        """What is wrong beside it."""
+
+    def all(self) -> "Iterator[Invalid]":
+        """Yield it and the others."""
+        yield self
+        for other in self.others:
+            yield from other.all()
 
     def told(self, path: str, *, hidden: bool) -> str:
         """Say what is wrong at ``path``; ``hidden`` stands for a value that is a secret."""
@@ -84,9 +117,37 @@ def within(node: Node, name: str = "") -> Iterator[None]:
     try:
         yield
     except Invalid as bad:
-        bad.name = join(name, bad.name) if bad.name else name
-        bad.line = bad.line or node.line
+        for each in bad.all():
+            each.name = join(name, each.name) if each.name else name
+            each.line = each.line or node.line
         raise
+
+
+class Problems:
+    """Collects what is refused, to raise all of it at once: what is behind too many is not read."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._found: list[Invalid] = []
+
+    def __enter__(self) -> None:
+        """Begin what can be refused."""
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
+        """Go on behind what is refused."""
+        if not isinstance(error, Invalid):
+            return False
+        self._found.append(error)
+        if len(self._found) > MAX_PROBLEMS:
+            self.check()
+        return True
+
+    def check(self) -> None:
+        """Raise `Invalid` where anything was collected."""
+        if self._found:
+            first, *others = self._found
+            first.others += others
+            raise first
 
 
 def nearest(text: str, known: Iterable[str]) -> str:
@@ -140,6 +201,9 @@ def seconds(*, zero: bool) -> Callable[[Value], float]:
     allowed = "from 0" if zero else "above 0 and"
 
     def parse(value: Value) -> float:
+        if isinstance(value, str) and (with_unit := _WITH_UNIT.fullmatch(value)):
+            number = float(with_unit[1]) * _UNITS_S[with_unit[2].lower()]
+            raise Invalid(f"has a unit; times are seconds: write {number:g}", value)
         number = to_number(value)
         if not (0 <= number <= MAX_SECONDS) or (number == 0 and not zero):
             raise Invalid(f"is not a number of seconds {allowed} up to {MAX_SECONDS}", value)
@@ -185,7 +249,9 @@ def one_of(*names: S) -> Callable[[Value], S]:
 def to_level(value: Value) -> str:
     text = to_text(value)
     if text.upper() not in LEVELS:
-        raise Invalid(f"is not one of {', '.join(LEVELS)}", text)
+        near = nearest(text, LEVELS)
+        hint = f"; did you mean {near}?" if near else ""
+        raise Invalid(f"is not one of {', '.join(LEVELS)}{hint}", text)
     return LEVELS[text.upper()]
 
 
@@ -194,7 +260,12 @@ def list_of(item: Callable[[Value], T]) -> Callable[[Value], tuple[T, ...]]:
 
     def parse(value: Value) -> tuple[T, ...]:
         if isinstance(value, list):
-            return tuple(_entry(item, node) for node in value)
+            problems, entries = Problems(), []
+            for node in value:
+                with problems:
+                    entries.append(_entry(item, node))
+            problems.check()
+            return tuple(entries)
         if not isinstance(value, str):
             raise Invalid("is not a list", value)
         try:
@@ -221,16 +292,18 @@ def mapping_of(
     """
     if not isinstance(value, dict):
         raise Invalid(f"is not {what}", value)
-    nodes = {}
+    nodes, problems = {}, Problems()
     for name, node in value.items():
-        if name.lower() not in known:
-            problem = f"is an unknown key; {suggestion(name, known)}"
-            raise Invalid(problem, name=name, line=node.line, shown=False)
+        with problems:
+            if name.lower() not in known:
+                problem = f"is an unknown key; {suggestion(name, known)}"
+                raise Invalid(problem, name=name, line=node.line, shown=False)
         if node.value is not None:
             nodes[name.lower()] = node
-    for name in required:
-        if name not in nodes:
-            raise Invalid(f"without {name} is not {what}", value)
+    # Where a key is unknown, it is probably the one that is missing.
+    problems.check()
+    if missing := [name for name in required if name not in nodes]:
+        raise Invalid(f"{' and '.join(missing)} is missing: {what} is needed", value, shown=False)
     return nodes
 
 

@@ -27,10 +27,12 @@ from aiohttp.http import RawRequestMessage
 from skyfast import __version__, cardinality, exposition, markup, status, statuspage
 from skyfast.config import Config, Web
 from skyfast.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
+from skyfast.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
 from skyfast.logs import LogLimit, printable
 from skyfast.ranking import PARAMETERS, BusyError, QueryError
 from skyfast.selfmetrics import ScrapeStats
 from skyfast.status import Status
+from skyfast.values import Address
 
 if TYPE_CHECKING:
     from skyfast.webconfig import Guard
@@ -152,6 +154,7 @@ class WebServer:
         stats: ScrapeStats,
         reload: Reload | None = None,
         guard: "Guard | None" = None,
+        listen_at: Listen = AS_CONFIGURED,
     ) -> None:
         """Prepare to serve ``exposition`` and ``status``.
 
@@ -159,9 +162,12 @@ class WebServer:
 
         ``reload`` is what ``/-/reload`` calls; None where that is not enabled. ``guard`` has TLS
         and users; without it, everybody is answered. It ends with the server.
+
+        ``listen_at`` says where it listens, where that is not the configuration's address.
         """
-        self._address = config.store.listen_address
-        self._port = config.store.port
+        self._listen_at = listen_at
+        self.addresses = list(listen_at.addresses) or [configured(config)]
+        """What is listened on; before :meth:`start`, with the port 0 where it is any."""
         self._limits = config.web
         self._reload = reload
         self._guard = guard
@@ -182,8 +188,8 @@ class WebServer:
 
     @property
     def port(self) -> int:
-        """The port that is listened on; before :meth:`start`, the configured one."""
-        return self._port
+        """The first port of `addresses`."""
+        return self.addresses[0].port
 
     def configure(self, limits: Web, *, reload: Reload | None) -> None:
         """Serve by other bounds from now on; what was begun keeps those that it had."""
@@ -192,11 +198,10 @@ class WebServer:
         self._reload = reload
 
     async def start(self) -> None:
-        """Listen. Raises OSError where the address or its port cannot be had."""
+        """Listen. Raises ListenError where an address or its port cannot be had."""
         loop = asyncio.get_running_loop()
         manager = web.Server(self._answer, request_factory=_request, handler_cancellation=True)
-        listeners = await _listen(self._address, self._port)
-        self._port = listeners[0].getsockname()[1]
+        listeners = await self._listen()
         for listener in listeners:
             if self._guard is not None and self._guard.config.tls is not None:
                 accepting = self._accept(listener, manager, self._guard)
@@ -208,6 +213,28 @@ class WebServer:
                 backlog=BACKLOG,
             )
             self._servers.append(server)
+
+    async def _listen(self) -> list[socket.socket]:
+        """Return all sockets, and note where they listen."""
+        if self._listen_at.sockets:
+            self.addresses = [bound(each) for each in self._listen_at.sockets]
+            return list(self._listen_at.sockets)
+        listeners: list[socket.socket] = []
+        for i, address in enumerate(self.addresses):
+            try:
+                try:
+                    found = await _listen(address.host, address.port)
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE or not self._listen_at.any_port:
+                        raise
+                    found = await _listen(address.host, 0)
+            except OSError as error:
+                for listener in listeners:
+                    listener.close()
+                raise ListenError(error, address) from None
+            self.addresses[i] = Address(address.host, bound(found[0]).port)
+            listeners += found
+        return listeners
 
     async def stop(self) -> None:
         """Close every connection, within ``STOP_TIMEOUT_S``. A page in the middle is cut."""

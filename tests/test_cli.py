@@ -9,7 +9,11 @@ import pytest
 import yaml
 
 import skyfast
+from skyfast.document import MAX_PROBLEMS
+from skyfast.values import LEVELS
+from tests.process import ROOT
 
+DEPLOYED = ROOT / "deploy" / "prom_sky_con.yml"
 DATA = Path(__file__).parent / "data" / "config"
 PASSWORD = "hunter2"
 
@@ -46,7 +50,7 @@ def test_help_fits_a_screen_and_names_every_option() -> None:
     done = run("--help", COLUMNS="80")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert len(lines) <= 24
+    assert len(lines) <= 28
     assert max(map(len, lines)) <= 80
     for option in (
         "CONFIG",
@@ -56,7 +60,12 @@ def test_help_fits_a_screen_and_names_every_option() -> None:
         "--replay-speed",
         "--record FILE",
         "--record-anonymous",
-        "--log-level",
+        "--log.level",
+        "--log.format",
+        "--config.file",
+        "--strict",
+        "--web.listen-address",
+        "--web.systemd-socket",
         "--shard I/N",
         "--web.config.file",
         "--version",
@@ -148,21 +157,21 @@ DANGER = "most clients take another one for each connection"
 @pytest.mark.parametrize(
     ("keys", "warnings"),
     [
-        ("{}", [f"Warning: label initiator_port of the connections is dangerous: {DANGER}."]),
+        ("{}", [f"Note: label initiator_port of the connections is dangerous: {DANGER}."]),
         ("{rewrite: {initiator_port: {above: 1023}}}", []),
         ("{labels: [target_port, protocol]}", []),
         (
             "{labels: [{name: id, path: UUID}], views: [{prefix: a, labels: [initiator_port]}]}",
             [
-                "Warning: label id of the connections is dangerous: one for each flow.",
-                f"Warning: label initiator_port of the view a is dangerous: {DANGER}.",
+                "Note: label id of the connections is dangerous: one for each flow.",
+                f"Note: label initiator_port of the view a is dangerous: {DANGER}.",
             ],
         ),
     ],
 )
 def test_check_warns_of_labels_without_end(keys: str, warnings: list[str]) -> None:
     said = comments(f"pipeline.store.prom_sky_con: {keys}")
-    assert [line for line in said if line.startswith("Warning: label")] == warnings
+    assert [line for line in said if line.startswith("Note: label")] == warnings
 
 
 def test_check_warns_where_traffic_counts_several_times() -> None:
@@ -210,6 +219,275 @@ WRONG = {
     ),
     "no YAML": (["-"], "a: [", "not valid YAML"),
 }
+
+
+HINTS = {
+    "an option": (["--chekc"], "--chekc; did you mean --check?"),
+    "an option with one hyphen": (["-config.file", "x"], "did you mean --config.file?"),
+    "an option that others have": (["--config=x"], "did you mean --config.file?"),
+    "hyphens for dots": (["--web-listen-address", ":1"], "did you mean --web.listen-address?"),
+    "an address": (["--listen-address=:1"], "did you mean --web.listen-address?"),
+    "a level": (["--log.level", "warn"], "did you mean WARNING?"),
+    "a port alone": (["--web.listen-address", "9101"], "'9101' has no colon; did you mean :9101?"),
+    "no port": (["--web.listen-address", "localhost"], "did you mean localhost:9100?"),
+    "IPv6 without brackets": (["--web.listen-address", "::1"], "in brackets, with a port"),
+    "a URL": (["--web.listen-address", "http://a:1"], "leave out what ends with ://"),
+    "a port that is none": (["--web.listen-address", ":65536"], "is not an address such as"),
+    "a name that is none": (["--web.listen-address", "a b:1"], "is not an address such as"),
+    "a negative share": (["--shard", "-1/3"], "--shard: '-1/3' is not I/N with I from 0"),
+    "a negative speed": (["--replay-speed", "-1", "--replay", "x"], "'-1' is not a number from"),
+    "two files": (["a", "--config.file", "b"], "CONFIG and --config.file are the same"),
+    "two ways to listen": (
+        ["--web.listen-address=:1", "--web.systemd-socket"],
+        "--web.systemd-socket: not allowed with argument --web.listen-address",
+    ),
+    "no check": (["--strict"], "--strict requires --check"),
+    "too many addresses": (["--web.listen-address=:0"] * 65, "more than 64 addresses"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), HINTS.values(), ids=HINTS)
+def test_what_is_nearly_right_gets_a_hint(arguments: list[str], said: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert said in line
+
+
+def test_no_hint_is_far_fetched() -> None:
+    assert run("--xyz").stderr == "skyfast: unrecognized arguments: --xyz (see skyfast --help)\n"
+
+
+def test_the_file_can_be_an_option(file: Path) -> None:
+    assert "9123" in run("--check", f"--config.file={file}").stdout
+    assert "9123" in run("--check", "--config.file", "-", stdin=file.read_text()).stdout
+
+
+def test_the_log_can_be_set_by_options(file: Path) -> None:
+    options = ("--log.level", "Critical", "--log.format=json")
+    shown = run("--check", str(file), *options, SKYDIVE_LOGGING_LEVEL="debug").stdout
+    assert yaml.safe_load(shown)["logging"] == {"level": "CRITICAL", "format": "json"}
+    for level in LEVELS:
+        done = run("--check", "--log.level", level, str(file))
+        assert yaml.safe_load(done.stdout)["logging"]["level"] == LEVELS[level]
+
+
+def test_all_problems_of_a_file_are_listed_in_their_order() -> None:
+    text = """
+pipeline:
+  filter:
+    drop:
+      - {name: a, target_port: x, protocol: UPD}
+      - {nmae: b}
+  store:
+    prom_sky_con:
+      prot: 1
+      port: 91OO
+      labels: [target_ipp, node_tid, protcol]
+      views: [{labels: [tag]}, {prefix: 1a, metrics: [x], labels: [y], timeout: 5m}]
+web: {max_scrapes: 0}
+tls: {client_cert: /nowhere}
+"""
+    done = run("--check", "-", stdin=text, SKYDIVE_PIPELINE_FILTER_EXCLUDED_TAGS="a b")
+    assert (done.returncode, done.stdout) == (2, "")
+    found = [line.removeprefix("skyfast: ") for line in done.stderr.splitlines()]
+    store = "pipeline.store.prom_sky_con"
+    expected = [
+        "line 5: pipeline.filter.drop.target_port: 'x' is neither",
+        "line 5: pipeline.filter.drop.protocol: 'UPD' is not one of",
+        "line 6: pipeline.filter.drop.nmae: cannot be a condition",
+        f"line 9: {store}.prot: is an unknown key; did you mean {store}.port?",
+        f"line 10: {store}.port: '91OO' is not a whole number",
+        f"line 11: {store}.labels: 'target_ipp' is not a known label; did you mean target_ip?",
+        f"line 11: {store}.labels: 'protcol' is not a known label; did you mean protocol?",
+        f"line 12: {store}.views: prefix is missing: a view with prefix and labels is needed",
+        f"line 12: {store}.views.prefix: '1a' is not a metric name",
+        f"line 12: {store}.views.labels: 'y' is not a known label",
+        f"line 12: {store}.views.metrics: 'x' is not a known metric",
+        f"line 12: {store}.views.timeout: '5m' has a unit; times are seconds: write 300",
+        "line 13: web.max_scrapes: '0' is not a whole number",
+        "line 14: tls.client_cert: '/nowhere' is not an existing file",
+    ]
+    assert len(found) == len(expected) + 1
+    for line, begins in zip(found, expected, strict=False):
+        assert line.startswith(f"standard input: {begins}")
+    assert found[-1].startswith("environment variable SKYDIVE_PIPELINE_FILTER_EXCLUDED_TAGS: ")
+
+
+def test_problems_of_what_is_right_by_itself_are_listed_together() -> None:
+    text = f"""
+tls: {{client_cert: {DATA}/certificate.pem}}
+pipeline:
+  filter: {{keep: [{{name: a, tag: other}}], drop: [{{name: a, tag: other}}]}}
+  store: {{prom_sky_con: {{labels: [direction]}}}}
+"""
+    done = run("--check", "-", stdin=text)
+    assert done.returncode == 2
+    assert [line.split(": ")[3] for line in done.stderr.splitlines()] == [
+        "tls.client_cert",
+        "pipeline.store.prom_sky_con.labels",
+        "pipeline.filter.drop.name",
+    ]
+
+
+def test_no_more_problems_are_listed_than_somebody_reads() -> None:
+    done = run("--check", "-", stdin=f"analyzers: [{', '.join(['a/b'] * 1000)}]\n")
+    lines = done.stderr.splitlines()
+    assert len(lines) == MAX_PROBLEMS + 1
+    assert lines[-1] == "skyfast: there are more problems"
+
+
+SUSPICIOUS = {
+    "a section at the wrong level": (
+        "store: {type: prom_sky_con, prom_sky_con: {port: 9101}}",
+        {},
+        "line 1: store: is ignored; did you mean pipeline.store?",
+    ),
+    "a key at the wrong level": (
+        "host_id: a\nport: 9101\n",
+        {},
+        "line 2: port: is ignored; did you mean pipeline.store.prom_sky_con.port?",
+    ),
+    "a section within another": (
+        "skyfast: {config: {pipeline: {store: {prom_sky_con: {port: 1}}}}}",
+        {},
+        "line 1: skyfast.config.pipeline: is ignored; did you mean pipeline?",
+    ),
+    "a section of another name": (
+        "exporter: {port: 1, connection_timeout: 2}",
+        {},
+        "line 1: exporter: is ignored; did you mean pipeline.store.prom_sky_con?",
+    ),
+    "a key beside others of Skydive": (
+        "host_id: a\nanalyzer: {listen: ':8082', username: a}\n",
+        {},
+        "line 2: analyzer.username: is ignored; did you mean analyzer.auth.cluster.username?",
+    ),
+    "Prometheus": (
+        "global: {scrape_interval: 15s, scrape_timeout: 10s}\nscrape_configs: []\n",
+        {},
+        "standard input: has no key that skyfast knows",
+    ),
+    "Kubernetes": (
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {labels: {app: x}}\ndata: {a.yml: '{}'}\n",
+        {},
+        "standard input: has no key that skyfast knows",
+    ),
+    "Skydive without analyzers": (
+        "agent: {listen: ':8081'}\nanalyzer: {listen: ':8082'}\n",
+        {},
+        "standard input: has no key that skyfast knows",
+    ),
+    "the Go connector's other port": (
+        (DATA / "good" / "monitoring_port.yml").read_text(),
+        {},
+        "line 8: pipeline.store.prom_sky_con.monitoring_port: is ignored: skyfast has nothing",
+    ),
+    "a phase of another exporter": (
+        "pipeline: {action: {tid1: a}}",
+        {},
+        "line 1: pipeline.action: is ignored: skyfast has nothing of that kind",
+    ),
+    "a variable": (
+        "",
+        {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PROT": "9101"},
+        "_CON_PROT: is ignored; did you mean SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT?",
+    ),
+    "a variable of the web": (
+        "",
+        {"SKYDIVE_WEB_MAX_SCRAPE": "1"},
+        "SKYDIVE_WEB_MAX_SCRAPE: is ignored; did you mean SKYDIVE_WEB_MAX_SCRAPES?",
+    ),
+    "a variable at the wrong level": (
+        "",
+        {"SKYDIVE_PROM_SKY_CON_PORT": "1"},
+        "is ignored; did you mean SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT?",
+    ),
+    "a variable of a section": (
+        "",
+        {"SKYDIVE_LOGING_LEVEL": "debug"},
+        "SKYDIVE_LOGING_LEVEL: is ignored; did you mean SKYDIVE_LOGGING_LEVEL?",
+    ),
+    "a variable of a list of mappings": (
+        "",
+        {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_VIEWS": "[]"},
+        "is ignored: pipeline.store.prom_sky_con.views can be set in a file alone",
+    ),
+    "a variable of another exporter": (
+        "",
+        {"SKYDIVE_PIPELINE_WRITE_S3_REGION": "a"},
+        "SKYDIVE_PIPELINE_WRITE_S3_REGION: is ignored: skyfast has nothing of that kind",
+    ),
+    "a variable of no key": (
+        "",
+        {"SKYDIVE_PIPELINE_NOTHING": "a"},
+        "SKYDIVE_PIPELINE_NOTHING: is ignored: it is the variable of no key",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "environ", "said"), SUSPICIOUS.values(), ids=SUSPICIOUS)
+def test_what_is_probably_a_mistake_is_a_warning(
+    text: str, environ: dict[str, str], said: str
+) -> None:
+    done = run("--check", "-", stdin=text, **environ)
+    assert done.returncode == 0
+    (warning,) = done.stderr.splitlines()
+    assert " WARNING skyfast.config: " in warning
+    assert said in warning
+    strict = run("--check", "--strict", "-", stdin=text, **environ)
+    assert (strict.returncode, strict.stdout) == (2, "")
+    warning, last = strict.stderr.splitlines()
+    assert said in warning
+    assert last == "skyfast: 1 warning, which --strict takes for errors"
+    quiet = run("--check", "--strict", "--log.level=critical", "-", stdin=text, **environ)
+    assert quiet.returncode == 2
+
+
+def test_warnings_are_counted(file: Path) -> None:
+    text = (DATA / "good" / "transform_leftover.yml").read_text()
+    done = run("--check", "--strict", "-", stdin=text)
+    assert done.returncode == 2
+    assert [line.split(": ")[3] for line in done.stderr.splitlines()[:-1]] == [
+        "pipeline.transform.secadvisor",
+        "pipeline.store.buffered",
+    ]
+    assert done.stderr.endswith("skyfast: 2 warnings, which --strict takes for errors\n")
+    assert run("--check", "--strict", str(file)).returncode == 0
+
+
+SKYDIVES = {
+    "SKYDIVE_AGENT_AUTH_CLUSTER_PASSWORD": "x",
+    "SKYDIVE_ANALYZER_LISTEN": ":8082",
+    "SKYDIVE_FLOW_PROTOCOL": "udp",
+    "SKYDIVE_LOGGING_BACKENDS": "stderr",
+    "SKYDIVE_TLS_SERVER_CERT": "x",
+}
+SERVICES = {
+    # As Kubernetes sets them for services of the names skydive, skydive-analyzer and skydive-web.
+    "SKYDIVE_PORT": "tcp://10.0.0.1:8082",
+    "SKYDIVE_SERVICE_HOST": "10.0.0.1",
+    "SKYDIVE_ANALYZER_PORT_8082_TCP_ADDR": "10.0.0.1",
+    "SKYDIVE_ANALYZER_SERVICE_PORT_HTTP": "8082",
+    "SKYDIVE_WEB_PORT": "tcp://10.0.0.1:80",
+    "SKYDIVE_WEB_SERVICE_HOST": "10.0.0.1",
+}
+
+
+@pytest.mark.parametrize("name", ["go", "empty", "nulls", "skydive", "full", "default"])
+def test_nothing_is_suspicious_of_what_is_usual(name: str) -> None:
+    path = DATA / "good" / f"{name}.yml" if name != "default" else DEPLOYED
+    done = subprocess.run(
+        [sys.executable, "-m", "skyfast", "--check", "--strict", str(path)],
+        env={**os.environ, **SKYDIVES, **SERVICES},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
 
 
 @pytest.mark.parametrize(("arguments", "stdin", "named"), WRONG.values(), ids=WRONG)

@@ -1,0 +1,158 @@
+"""Where the page is served: ``--web.listen-address``, and sockets of systemd.
+
+The configuration names one address. The command line can name several, or none: then sockets come
+from the service manager, as sd_listen_fds(3) describes.
+"""
+
+import errno
+import os
+import re
+import socket
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Final
+
+from skyfast.config import LISTEN_ADDRESS, PORT, Config, Key
+from skyfast.document import ConfigError
+from skyfast.values import Address, to_host
+
+FIRST_DESCRIPTOR: Final = 3
+"""The first socket that is passed: SD_LISTEN_FDS_START."""
+
+MAX_SOCKETS: Final = 64
+"""Sockets that can be passed, and addresses that can be listened on."""
+
+OPTION: Final = "--web.listen-address"
+SOCKET_OPTION: Final = "--web.systemd-socket"
+
+_VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_ADDRESS: Final = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]*)):([0-9]{1,5})", re.ASCII)
+_PORT_IN_THE_WAY: Final = (errno.EADDRINUSE, errno.EACCES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """What the command line says of where the page is served.
+
+    ``addresses`` replace that of the configuration, and so do ``sockets``, which are listened on
+    already. With ``any_port``, a free port is taken where the configured one is not.
+    """
+
+    addresses: tuple[Address, ...] = ()
+    sockets: tuple[socket.socket, ...] = ()
+    any_port: bool = False
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the configuration's address does not count."""
+        return bool(self.addresses or self.sockets)
+
+
+AS_CONFIGURED: Final = Listen()
+"""Nothing of it."""
+
+
+class ListenError(OSError):
+    """An ``address`` cannot be listened on."""
+
+    def __init__(self, error: OSError, address: Address) -> None:
+        """Take over what ``error`` says."""
+        super().__init__(error.errno, error.strerror)
+        self.address = address
+        self.is_name = isinstance(error, socket.gaierror)
+
+
+def configured(config: Config) -> Address:
+    """Return the configuration's address; the host is empty where that is every one."""
+    return Address(config.store.listen_address, config.store.port)
+
+
+def parse(text: str) -> Address:
+    """Return the address that is written ``host:port``, ``[IPv6]:port`` or ``:port``.
+
+    Raises:
+        ValueError: It is none; ``str()`` says what is wrong.
+
+    """
+    if "://" in text:
+        raise ValueError("is not an address such as 127.0.0.1:9100: leave out what ends with ://")
+    match = _ADDRESS.fullmatch(text)
+    if match and int(match[3]) <= 65_535:
+        host = match[1] or match[2]
+        try:
+            return Address(to_host(host) if host else "", int(match[3]))
+        except ValueError:
+            pass
+    elif re.fullmatch(r"[0-9]{1,5}", text):
+        raise ValueError(f"has no colon; did you mean :{text}?")
+    elif re.fullmatch(r"[0-9A-Fa-f:.]*::?[0-9A-Fa-f:.]*", text) and text.count(":") > 1:
+        raise ValueError("is an IPv6 address; write it in brackets, with a port: [::1]:9100")
+    elif match is None and ":" not in text:
+        raise ValueError(f"has no port; did you mean {text}:9100?")
+    raise ValueError("is not an address such as :9100, 127.0.0.1:9100 or [::1]:9100")
+
+
+def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
+    """Return the sockets that the service manager has passed, and take their variables away.
+
+    Raises:
+        ConfigError: There are none, or one is not a TCP socket that is listened on.
+
+    """
+    pid, count = (environ.get(name, "") for name in _VARIABLES[:2])
+    for name in _VARIABLES:
+        environ.pop(name, None)
+    if not count or pid != str(os.getpid()):
+        reason = f"LISTEN_PID is {pid or 'not set'}" if count else "LISTEN_FDS is not set"
+        raise ConfigError(
+            f"{SOCKET_OPTION}: the service manager has passed no socket ({reason}):"
+            " start skyfast by skyfast.socket"
+        )
+    if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_SOCKETS):
+        raise ConfigError(
+            f"{SOCKET_OPTION}: LISTEN_FDS is {count!r}, and not a number from 1 to {MAX_SOCKETS}"
+        )
+    return tuple(map(_socket, range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count))))
+
+
+def _socket(descriptor: int) -> socket.socket:
+    try:
+        os.set_inheritable(descriptor, False)
+        passed = socket.socket(fileno=descriptor)
+    except OSError as error:
+        text = f"{SOCKET_OPTION}: descriptor {descriptor} is not a socket: {error.strerror}"
+        raise ConfigError(text) from None
+    is_tcp = passed.family in (socket.AF_INET, socket.AF_INET6) and (
+        passed.type == socket.SOCK_STREAM
+    )
+    if not is_tcp or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ConfigError(
+            f"{SOCKET_OPTION}: descriptor {descriptor} is not a TCP socket that is listened on:"
+            " skyfast.socket needs ListenStream= with a port, and Accept=no"
+        )
+    return passed
+
+
+def bound(listener: socket.socket) -> Address:
+    """Return where a socket listens."""
+    host, port = listener.getsockname()[:2]
+    return Address(host, port)
+
+
+def url(address: Address, *, secure: bool) -> str:
+    """Return where the page can be looked at from this machine."""
+    host = "127.0.0.1" if address.host in {"", "0.0.0.0", "::"} else address.host  # noqa: S104
+    return f"{'https' if secure else 'http'}://{Address(host, address.port)}/metrics"
+
+
+def cure(error: ListenError) -> str:
+    """Return how another address can be chosen where that would help; else nothing."""
+    if error.errno in _PORT_IN_THE_WAY:
+        return f"; choose another port: {_ways(PORT)}"
+    if error.is_name or error.errno == errno.EADDRNOTAVAIL:
+        return f"; choose another address: {_ways(LISTEN_ADDRESS)}"
+    return ""
+
+
+def _ways(key: Key[int] | Key[str]) -> str:
+    return f"{key.path}, {key.env} or {OPTION}"
