@@ -73,7 +73,8 @@ class Skyfast:
         async for raw in self.process.stderr:
             line = raw.decode().rstrip("\n")
             self.log.append(line)
-            if found := re.search(r"serving (https?://\S+)/metrics(\"}|$)", line):
+            found = re.search(r"serving (https?://\S+)/metrics(\"}|$)", line)
+            if found and not self.served_at.done():
                 self.served_at.set_result(found[1])
         if not self.served_at.done():
             self.served_at.set_exception(AssertionError(self.log))

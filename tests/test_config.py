@@ -746,7 +746,10 @@ def test_no_permission(tmp_path: Path) -> None:
         ("a:\n  c: 2\n  b:1\n", "line 3 has no colon with a space behind it"),
         ("host_id: a: b\n", "a second colon with a space behind it; put the value in quotes"),
         ("host_id: 'a'b\n", "there is more behind a value; put the whole value in quotes"),
-        ("analyzers: [2001:db8::1]:8082\n", "there is more behind a value; put the whole value in quotes"),
+        (
+            "analyzers: [2001:db8::1]:8082\n",
+            "there is more behind a value; put the whole value in quotes",
+        ),
         ("host_id: @a\n", "a value cannot begin with @; put it in quotes"),
         ("host_id: 'a\nb: c\n", "the quote that begins in line 1 is not closed"),
         ("analyzers: [a, b\nhost_id: c\n", "the [ of line 1 is not closed"),
