@@ -22,7 +22,7 @@ from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
 from skyfast.catalogue import make_plan
 from skyfast.clock import Clock
-from skyfast.config import Config, ConfigError, Store, redact_url
+from skyfast.config import Config, ConfigError, Store, changed, redact_url
 from skyfast.exposition import Exposition, Source
 from skyfast.frames import MessageData
 from skyfast.gaps import SLACK_S, ReportingGap
@@ -32,7 +32,7 @@ from skyfast.names import Lookup, Names
 from skyfast.plan import Plan
 from skyfast.ranking import Ranking
 from skyfast.report_checks import ReportChecker
-from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
 from skyfast.silence import Activity
 from skyfast.status import Status, Subject
 from skyfast.subscriber import Subscriptions
@@ -102,6 +102,10 @@ class _Parts:
     source: Source
     ranking: Ranking
     subject: Subject
+
+
+class _WebConfigError(ConfigError):
+    """The web configuration cannot be used."""
 
 
 class _CaptureReports:
@@ -256,20 +260,26 @@ class App:
             return problem
 
     async def _reload(self) -> str | None:
+        stats, old = self.stats.config, self._parts.config
         try:
             await self._configure(await asyncio.to_thread(self._load))
         except ConfigError as error:
             problem = str(error)
+            reason = "web_configuration" if isinstance(error, _WebConfigError) else "configuration"
             log.error("the configuration was not reloaded: %s", problem)
         except Exception as error:
-            problem = f"a fault of skyfast's own ({type(error).__name__})"
+            problem, reason = f"a fault of skyfast's own ({type(error).__name__})", "error"
             log.exception("the configuration was not reloaded, by a fault of skyfast's own")
         else:
-            self.stats.config.last_reload_successful = 1
-            self.stats.config.last_reload_success_timestamp_s = time.time()
-            log.info("the configuration was reloaded")
+            stats.last_reload_successful = 1
+            stats.last_reload_success_timestamp_s = time.time()
+            stats.last_reload_changed = changed(old, self._parts.config)
+            keys = ", ".join(stats.last_reload_changed) or "nothing"
+            log.info("the configuration was reloaded; changed: %s", keys)
             return None
-        self.stats.config.last_reload_successful = 0
+        stats.last_reload_successful = 0
+        stats.last_failure = Failure(reason, problem)
+        stats.failures[reason] += 1
         return problem
 
     def _reload_by_web(self, config: Config) -> Reload | None:
@@ -283,7 +293,10 @@ class App:
         old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
         new = await asyncio.to_thread(self._build, config, old)
-        web_config = await asyncio.to_thread(self._guard.read) if self._guard else None
+        try:
+            web_config = await asyncio.to_thread(self._guard.read) if self._guard else None
+        except ConfigError as error:
+            raise _WebConfigError(*error.problems) from None
         self._poll_by(new.poller)
         await _names_known(new)
         # From here on, nothing fails and nobody else has a turn.

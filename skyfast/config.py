@@ -276,6 +276,18 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
+def changed(old: Config, new: Config) -> tuple[str, ...]:
+    """Return the paths of the keys by which two configurations differ, secrets among them."""
+    return tuple(path for path, key in SCHEMA.items() if _compared(key, old) != _compared(key, new))
+
+
+def _compared(key: "Key[Any]", config: Config) -> object:
+    secret = _SECRETS.get(key.path)
+    if secret is not None:
+        return secret(config)
+    return key.show(config) if key.show is not None else None
+
+
 # What can be set -----------------------------------------------------------------------------
 
 
@@ -547,6 +559,13 @@ ENABLE_RELOAD = _key("web.enable_reload", to_boolean, False, lambda c: c.web.ena
 HEALTH_WITHOUT_AUTH = _key(
     "web.health_without_auth", to_boolean, False, lambda c: c.web.health_without_auth
 )
+
+_SECRETS: Final[dict[str, Callable[[Config], object]]] = {
+    PASSWORD.path: lambda c: c.credentials.password,
+    COOKIE.path: lambda c: dict(c.cookies),
+    URLS.path: lambda c: c.subscriber.endpoints,
+}
+"""The values of keys that `Key.show` hides."""
 
 KNOWN: Final = hints.KnownKeys(
     SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]

@@ -106,6 +106,9 @@ FLOW_UPDATE_S = 60.0
 SCRAPE_FAILURES = ("deadline", "disconnected", "error")
 """Why a page was begun and not served whole: it took too long, its reader left, it broke."""
 
+RELOAD_FAILURES = ("configuration", "web_configuration", "error")
+"""Why the configuration was not reloaded: it is wrong, that of the web is, skyfast is."""
+
 
 def _zeros(*names: str) -> dict[str, int]:
     return dict.fromkeys(names, 0)
@@ -193,10 +196,17 @@ class CaptureStats:
 
 @dataclass(slots=True, eq=False)
 class ConfigStats:
-    """How the latest reload of the configuration went. The start counts as the first."""
+    """How the latest reload of the configuration went. The start counts as the first.
+
+    ``last_reload_changed`` are the keys that the latest successful one changed. ``last_failure``
+    is why the latest one that failed did, and ``failures`` counts them by its reason.
+    """
 
     last_reload_successful: int = 1
     last_reload_success_timestamp_s: float = field(default_factory=time.time)
+    last_reload_changed: tuple[str, ...] = ()
+    last_failure: Failure | None = None
+    failures: dict[str, int] = field(default_factory=lambda: _zeros(*RELOAD_FAILURES))
 
 
 @dataclass(slots=True, eq=False)
@@ -585,6 +595,23 @@ def _config_families(config: ConfigStats) -> Iterable[_Family]:
         "gauge",
         "Unix time of the latest reload that was successful; at first that of the start.",
         config.last_reload_success_timestamp_s,
+    )
+    yield _single(
+        "skyfast_config_last_reload_failure_timestamp_seconds",
+        "gauge",
+        "Unix time of the latest reload that failed; 0 where none did.",
+        config.last_failure.timestamp_s if config.last_failure else 0,
+    )
+    yield _Family(
+        "skyfast_config_last_reload_changed",
+        "gauge",
+        "The keys that the latest reload that was successful has changed.",
+        [({"key": key}, 1) for key in config.last_reload_changed],
+    )
+    yield _by_reason(
+        "skyfast_config_reload_failures_total",
+        "Reloads of the configuration that failed, by what was wrong.",
+        config.failures,
     )
 
 

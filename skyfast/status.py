@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice, pairwise
 from typing import Final, NamedTuple, Protocol
 
@@ -165,10 +166,16 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """The latest reload of the configuration; the start counts as one."""
+    """The latest reload of the configuration; the start counts as one.
+
+    ``changed`` are the keys that the latest successful one has changed, ``last_error`` is of the
+    latest one that failed.
+    """
 
     successful: bool
     last_success_timestamp_seconds: float
+    changed: Sequence[str]
+    last_error: LastError | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,6 +365,8 @@ class Status:
             reload=Reload(
                 successful=bool(stats.config.last_reload_successful),
                 last_success_timestamp_seconds=stats.config.last_reload_success_timestamp_s,
+                changed=stats.config.last_reload_changed,
+                last_error=_last_error(stats.config.last_failure),
             ),
             configuration_source=printable(subject.config.source),
             configuration=configuration,
@@ -393,8 +402,9 @@ def _warnings(stats: Stats, table: TableCounts) -> Iterator[str]:
     ):
         if count >= FULL * limit > 0:
             yield f"{count:,} {what}, and there is room for {limit:,} (max_{what})."
-    if not stats.config.last_reload_successful:
-        yield "The configuration was changed and cannot be used: the log says why."
+    if not stats.config.last_reload_successful and (failure := stats.config.last_failure):
+        when = datetime.fromtimestamp(int(failure.timestamp_s), UTC)
+        yield f"The configuration was not reloaded at {when:%Y-%m-%d %H:%M:%S} UTC: {failure.text}"
 
 
 def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:

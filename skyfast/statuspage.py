@@ -109,13 +109,14 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "since": lambda value, now_s: _duration(now_s - value),
     "ago": lambda value, now_s: f"{_duration(now_s - value)} ago",
     "error": _error,
+    "list": lambda value, _: ", ".join(value),
     "reasons": lambda value, _: ", ".join(f"{name} {_count(n)}" for name, n in value.items()),
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
     "number-rate": lambda value, _: f"{_number(value)}/s",
 }
 
 _STATES: Final = ("state", "ready")
-_TEXTS: Final = (*_STATES, "text", "error", "reasons")
+_TEXTS: Final = (*_STATES, "text", "error", "list", "reasons")
 """The formats that are no numbers, which stand to the left."""
 
 _UNIT_FORMATS: Final[dict[Unit, str]] = {
@@ -129,7 +130,7 @@ _UNIT_FORMATS: Final[dict[Unit, str]] = {
 
 def formatted(value: Any, format_: str, now_s: float) -> str:
     """Return how ``value`` is written on the page of ``now_s``; not escaped."""
-    return NOTHING if value in (None, "", {}) else _FORMATS[format_](value, now_s)
+    return NOTHING if value in (None, "", {}, []) else _FORMATS[format_](value, now_s)
 
 
 # Places ------------------------------------------------------------------------------------------
@@ -253,6 +254,9 @@ def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> 
             for key, format_, text in _FIGURES
         ),
         source=told.place("configuration_source", "text", tag="code"),
+        reloaded=told.place("reload.last_success_timestamp_seconds", "ago"),
+        changed=told.place("reload.changed", "list"),
+        reload_error=told.place("reload.last_error", "error"),
         configuration=escape(report.configuration),
     )
     return markup.document(

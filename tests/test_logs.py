@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -58,6 +59,76 @@ def test_a_traceback_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
     written = capfd.readouterr().err
     assert "\nTraceback (most recent call last):\n" in written
     assert "left out" not in written
+
+
+@pytest.fixture
+def journal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have standard error be the stream of the journal."""
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+
+
+@pytest.mark.usefixtures("journal")
+def test_the_journal_gets_priorities_and_no_time(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(Logging(level="DEBUG", format="text"))
+    log = logging.getLogger("skyfast.web")
+    for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+        log.log(logging.getLevelNamesMapping()[level], "serving %s", "x")
+    assert capfd.readouterr().err.splitlines() == [
+        "<7>DEBUG skyfast.web: serving x",
+        "<6>INFO skyfast.web: serving x",
+        "<4>WARNING skyfast.web: serving x",
+        "<3>ERROR skyfast.web: serving x",
+        "<2>CRITICAL skyfast.web: serving x",
+    ]
+
+
+@pytest.mark.usefixtures("journal")
+def test_each_line_of_a_traceback_has_the_priority(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(INFO)
+    raised("a\n<0>b")
+    record, begin, *others = capfd.readouterr().err.splitlines()
+    assert record == "<3>ERROR skyfast.x: failed"
+    assert begin == "<3>Traceback (most recent call last):"
+    assert len(others) >= 3
+    assert all(line.startswith("<3>  ") for line in others)
+
+
+@pytest.mark.usefixtures("journal")
+def test_json_is_json_in_the_journal_too(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(JSON)
+    logging.getLogger("skyfast.web").warning("x")
+    assert json.loads(capfd.readouterr().err)["level"] == "WARNING"
+
+
+@pytest.mark.parametrize("stream", [None, "", "1:2", "x"])
+def test_another_stream_than_the_journals_has_times(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stream: str | None
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    if stream is not None:
+        monkeypatch.setenv("JOURNAL_STREAM", stream)
+    logs.set_up(INFO)
+    logging.getLogger("skyfast.web").warning("x")
+    assert re.match(r"\d{4}-.*Z WARNING skyfast\.web: x$", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("arguments", [["--chekc"], ["/no/such/file.yml"]])
+def test_what_is_wrong_at_the_start_has_a_priority_too(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    status = os.fstat(writing)
+    with os.fdopen(reading) as written:
+        done = subprocess.run(
+            [sys.executable, "-m", "skyfast", *arguments],
+            env={**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"},
+            stderr=writing,
+            timeout=20,
+            check=False,
+        )
+        os.close(writing)
+        assert done.returncode == 2
+        (line,) = written.read().splitlines()
+    assert line.startswith("<3>skyfast: ")
 
 
 def raised(text: str) -> None:

@@ -6,6 +6,7 @@ subscriptions that nobody but a name server can move are within this process.
 
 import asyncio
 import contextlib
+import html
 import json
 import logging
 import os
@@ -41,6 +42,8 @@ BYTES = "skydive_network_connection_total_bytes"
 RELOADED = ("the configuration was reloaded", "the configuration was not reloaded")
 SUCCESSFUL = "skyfast_config_last_reload_successful"
 SUCCESS_AT = "skyfast_config_last_reload_success_timestamp_seconds"
+FAILURE_AT = "skyfast_config_last_reload_failure_timestamp_seconds"
+FAILED = 'skyfast_config_reload_failures_total{reason="configuration"}'
 
 Keys = Mapping[str, object]
 """What a configuration file says, by the paths of keys."""
@@ -227,6 +230,17 @@ async def test_what_cannot_be_used_changes_nothing(tmp_path: Path, analyzer: Fak
             assert failure[SUCCESSFUL] == 0
             assert failure[SUCCESS_AT] == success[SUCCESS_AT]
             assert failure.keys() == success.keys()
+            assert failure[FAILED] == 2 * (number + 1)
+            told = json.loads(await skyfast.get("/api/status"))
+            problem = line.partition("reloaded: ")[2]
+            assert told["reload"]["last_error"]["reason"] == "configuration"
+            assert told["reload"]["last_error"]["text"] == problem
+            assert failure[FAILURE_AT] == told["reload"]["last_error"]["timestamp_seconds"]
+            assert failure[FAILURE_AT] > success[SUCCESS_AT]
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(failure[FAILURE_AT]))
+            warning = f"The configuration was not reloaded at {at} UTC: {problem}"
+            assert warning in told["warnings"]
+            assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page
             # Late, and so without consequences; but it is taken.
             await operator.report(analyzer, flow("1"))
@@ -241,6 +255,46 @@ async def test_what_cannot_be_used_changes_nothing(tmp_path: Path, analyzer: Fak
             assert success[SUCCESSFUL] == 1
             assert success[SUCCESS_AT] > before[SUCCESS_AT]
         assert len(analyzer.upgrades) == 1
+
+
+async def test_it_is_told_what_a_reload_has_changed(tmp_path: Path) -> None:
+    secret = "analyzer.auth.cluster.password"
+    keys = {"analyzer.auth.cluster.username": "a", secret: "before"}
+    async with operated(tmp_path, keys, quiet=False) as operator:
+        skyfast = operator.skyfast
+        assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == []
+        begun = len(skyfast.log)
+        await operator.reload({f"{STORE}.max_flows": 7, "logging.level": "DEBUG", secret: "after"})
+        changed = [secret, "logging.level", f"{STORE}.max_flows"]
+        line = await skyfast.logged("the configuration was reloaded; changed: ", since=begun)
+        assert line.endswith(f"; changed: {', '.join(changed)}")
+        assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
+        assert f">{', '.join(changed)}</span>" in (await skyfast.get("/")).decode()
+        page = await skyfast.self_metrics()
+        shown = [each for each in page if "last_reload_changed" in each]
+        assert shown == [f'skyfast_config_last_reload_changed{{key="{key}"}}' for key in changed]
+
+        operator.file.write_text("pipeline: {nothing: 1}")
+        await operator.reload()  # what has failed has changed nothing
+        assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
+        begun = len(skyfast.log)
+        await operator.reload({})
+        await skyfast.logged("the configuration was reloaded; changed: nothing", since=begun)
+        assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == []
+
+
+async def test_a_web_configuration_that_is_wrong_is_a_reason_of_its_own(tmp_path: Path) -> None:
+    web = tmp_path / "web.yml"
+    web.write_text("")
+    file = tmp_path / "a.yml"
+    file.write_text(text_of({}))
+    async with running(file, f"--web.config.file={web}", quiet=False) as skyfast:
+        web.write_text("nothing: 1")
+        skyfast.process.send_signal(signal.SIGHUP)
+        await skyfast.logged("the configuration was not reloaded: ")
+        told = json.loads(await skyfast.get("/api/status"))["reload"]["last_error"]
+        assert told["reason"] == "web_configuration"
+        assert str(web) in told["text"]
 
 
 async def test_a_fault_of_our_own_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

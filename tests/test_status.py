@@ -232,10 +232,11 @@ async def test_those_that_are_down_come_first():
         stats.analyzers[name].turn(1)
     stats.max_connections, stats.max_flows = 2, 4
     stats.config.last_reload_successful = 0
+    stats.config.last_failure = Failure("configuration", "x.yml: no <port>", 100.9)
     report = await fake_status(stats=stats).report()
     assert report.warnings == [
         "2 connections, and there is room for 2 (max_connections).",
-        "The configuration was changed and cannot be used: the log says why.",
+        "The configuration was not reloaded at 1970-01-01 00:01:40 UTC: x.yml: no <port>",
     ]
 
 
@@ -657,6 +658,8 @@ FORMATS = [
     ("error", {"text": "no", "timestamp_seconds": 990}, "no (10 s ago)"),
     ("reasons", {"late": 1234, "fin": 1}, "late 1,234, fin 1"),
     ("reasons", {}, "–"),
+    ("list", ["a.b", "c"], "a.b, c"),
+    ("list", [], "–"),
     ("text", "", "–"),
     ("count", None, "–"),
     ("ready", False, "not ready"),

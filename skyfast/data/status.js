@@ -52,12 +52,13 @@
     since: (value, now) => duration(now - value),
     ago: (value, now) => `${duration(now - value)} ago`,
     error: (value, now) => `${value.text} (${duration(now - value.timestamp_seconds)} ago)`,
+    list: (value) => value.join(", "),
     reasons: (value) => Object.entries(value).map(([name, n]) => `${name} ${count(n)}`).join(", "),
     "bytes-rate": (value) => `${bytes(value)}/s`,
     "number-rate": (value) => `${plain(value)}/s`,
   };
   const STATES = ["state", "ready"];
-  const TEXTS = [...STATES, "text", "error", "reasons"];
+  const TEXTS = [...STATES, "text", "error", "list", "reasons"];
   const isNothing = (value) => value === null || value === ""
     || (typeof value === "object" && !Object.keys(value).length);
   const formatted = (value, format, now) => isNothing(value) ? NOTHING : FORMATS[format](value, now);
