@@ -685,7 +685,11 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
     log.info("skyfast %s, Python %s", __version__, platform.python_version())
     async with AsyncExitStack() as stack:
         recorder = _recorder(options, stack)
-        adapt = await _adaptation(options, stack)
+        try:
+            adapt = await _adaptation(options, stack)
+        except OSError as error:
+            log.error("recordings cannot be played on this machine: %s", error)
+            return False
         app = App(
             adapt(config),
             load=lambda: adapt(load()),

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from socket import AF_INET, AF_INET6, create_connection, create_server
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +22,7 @@ from skyfast.config import ConfigError
 from skyfast.logs import printable
 from skyfast.recording import Playback, Sending, addressed
 from skyfast.topology import QUERY, QUERY_WITH_NAMES
+from skyfast.values import Address
 
 PING_INTERVAL_S: Final = 2.0
 """How often an analyzer pings its subscribers: ``http.ws.ping_delay``'s default."""
@@ -30,6 +32,12 @@ STOP_TIMEOUT_S: Final = 1.0
 
 START_WAIT_S: Final = 5.0
 """How long the first analyzer with a subscriber waits until the others have one."""
+
+PROBE_TIMEOUT_S: Final = 2.0
+"""How long an address may take to be connected to, in seconds."""
+
+LOOPBACKS: Final = ("127.0.0.1", "::1")
+"""Where analyzers can be played; the first that this machine has is taken."""
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +49,9 @@ class Player:
     is due while nobody is subscribed is lost, as it is with real ones.
     """
 
-    def __init__(self, playback: Playback, *, host: str = "127.0.0.1") -> None:
-        """Prepare to listen on the address ``host``."""
+    def __init__(self, playback: Playback) -> None:
+        """Prepare to listen."""
         self._playback = playback
-        self._host = host
         self._topology = _read_topology(playback.topology)
         self._started_ms = 0
         self._analyzers = {
@@ -55,13 +62,17 @@ class Player:
         self._playing: asyncio.Task[None] | None = None
 
     async def start(self) -> list[str]:
-        """Listen, and return ``host:port`` of each analyzer."""
+        """Listen, and return ``host:port`` of each analyzer.
+
+        Raises OSError where this machine has none of `LOOPBACKS`.
+        """
+        host = await asyncio.to_thread(_loopback)
         addresses = []
         for number, recording in enumerate(self._playback.recordings):
             places = []
             for name in recording.analyzers:
                 analyzer = self._analyzers[number, name]
-                addresses.append(f"{self._host}:{await analyzer.start(self._host)}")
+                addresses.append(str(Address(host, await analyzer.start(host))))
                 places.append(f"{printable(name)} at {addresses[-1]}".strip())
             path, places_text = printable(recording.path), ", ".join(places)
             log.info("replaying %s (%s), %s", path, recording.summary(), places_text)
@@ -211,6 +222,24 @@ async def _ping(socket: web.WebSocketResponse) -> None:
     while True:
         await asyncio.sleep(PING_INTERVAL_S)
         await socket.ping()
+
+
+def _loopback() -> str:
+    """Return the first address that can be connected to.
+
+    Where the loopback interface is down, its addresses can be listened on all the same.
+    """
+    problems = []
+    for host in LOOPBACKS:
+        family = AF_INET6 if ":" in host else AF_INET
+        try:
+            with create_server((host, 0), family=family) as listener:
+                create_connection(listener.getsockname()[:2], PROBE_TIMEOUT_S).close()
+        except OSError as error:
+            problems.append(f"{host}: {error.strerror or error}")
+        else:
+            return host
+    raise OSError("; ".join(problems))
 
 
 def _read_topology(path: Path | None) -> list[dict[str, Any]]:

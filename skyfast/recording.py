@@ -4,7 +4,8 @@
 be of any size. Nothing here has a clock or a socket: :mod:`skyfast.record` writes while skyfast
 runs, :mod:`skyfast.player` plays.
 
-Any file of messages will do. What skyfast writes has one key more in front of each::
+Any file of messages will do, and one of flows without the message around them. What skyfast writes
+has one key more in front of each::
 
     {"Recorded":{"At":1795352101512,"Analyzer":"analyzer-1:8082"},"Namespace":"flow",…}
 
@@ -21,11 +22,12 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -42,6 +44,12 @@ MAX_ANALYZERS: Final = 64
 MAX_GAP_MS: Final = 300_000
 """A time without messages is not played for longer. It is also how far a time in a flow may lie
 from the others of its message to be believed."""
+
+_OF_MESSAGE: Final = frozenset({"Namespace", "Type", "Obj"})
+_OF_FLOW: Final = frozenset(
+    {"LastUpdateMetric", "LayersPath", "Link", "Metric", "Network", "NodeTID", "Transport"}
+)
+"""Keys that tell what a line holds: any of them will do."""
 
 _UUID_STEP: Final = 0x9E3779B97F4A7C15  # odd, so that 2^64 loops go by before a mask comes back
 
@@ -73,12 +81,14 @@ class Message:
     """A message as it was sent.
 
     ``at_ms`` is when, in Unix milliseconds, or None where that was not written down;
-    ``analyzer`` is empty then.
+    ``analyzer`` is empty then. ``line`` is what the recording holds: the message, a flow, which
+    ``data`` has a message around, or something that no analyzer sends.
     """
 
     data: bytes
     at_ms: int | None
     analyzer: str
+    line: Literal["message", "flow", "other"] = "message"
 
 
 def line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
@@ -107,16 +117,18 @@ def parse(text: bytes) -> Message:
     text = text.strip()
     head = _HEAD.match(text)
     if head is None:
-        if not _is_object(text):
+        if (keys := _keys(text)) is None:
             raise ValueError("is not a JSON object")
-        return Message(data=text, at_ms=None, analyzer="")
+        kind = _kind(keys)
+        data = b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % text if kind == "flow" else text
+        return Message(data=data, at_ms=None, analyzer="", line=kind)
     try:
         analyzer = _text.decode(head[2])
     except UNDECODABLE:
         raise ValueError("has no readable name of an analyzer") from None
     if head[3] is None:
         data = b"{" + text[head.end() :]
-        if not _is_object(data):
+        if _keys(data) is None:
             raise ValueError("is not a JSON object")
     else:
         try:
@@ -128,30 +140,40 @@ def parse(text: bytes) -> Message:
     return Message(data=data, at_ms=int(head[1]), analyzer=analyzer)
 
 
-def _is_object(text: bytes) -> bool:
+def _keys(text: bytes) -> Set[str] | None:
+    """Return the keys of a JSON object, or None where it is none."""
     try:
-        _object.decode(text)
+        return _object.decode(text).keys()
     except UNDECODABLE:
         # Half of a surrogate pair is JSON, and an analyzer can send it.
         try:
-            return isinstance(json.loads(text.decode()), dict)
+            read = json.loads(text.decode())
         except (ValueError, RecursionError):
-            return False
-    return True
+            return None
+        return read.keys() if isinstance(read, dict) else None
+
+
+def _kind(keys: Set[str]) -> Literal["message", "flow", "other"]:
+    if keys & _OF_MESSAGE:
+        return "message"
+    return "flow" if keys & _OF_FLOW else "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """A recording that has been looked through, and is right.
 
-    ``analyzers`` are the names that it has, ``messages`` their number, ``first_ms`` and
-    ``last_ms`` the times of the first and the last message, in Unix milliseconds. ``torn`` says
-    that the file breaks off within its last line, which is left out.
+    ``analyzers`` are the names that it has, ``messages`` the number of messages, of which
+    ``flows`` are made of a flow each, and ``others`` are none that an analyzer sends. ``first_ms``
+    and ``last_ms`` are the times of the first and the last message, in Unix milliseconds. ``torn``
+    says that the file breaks off within its last line, which is left out.
     """
 
     path: str
     analyzers: tuple[str, ...]
     messages: int
+    flows: int
+    others: int
     first_ms: int
     last_ms: int
     torn: bool
@@ -167,20 +189,24 @@ class Recording:
         lines = _Lines(path)
         times = _Times(0)
         analyzers: dict[str, None] = {}
-        messages = first_ms = 0
+        first_ms = 0
+        kinds: Counter[str] = Counter()
         for message in lines:
             analyzers.setdefault(message.analyzer)
             if len(analyzers) > MAX_ANALYZERS:
                 raise ConfigError(f"{path}: has more than {MAX_ANALYZERS} analyzers")
-            messages += 1
+            kinds[message.line] += 1
             at_ms = times.of(message)
             first_ms = first_ms or at_ms
-        if not messages:
-            raise ConfigError(f"{path}: has no message")
+        if not kinds["message"] + kinds["flow"]:
+            others = f", but {kinds['other']} other lines" if kinds["other"] else ""
+            raise ConfigError(f"{path}: has no message of an analyzer and no flow{others}")
         return cls(
             path=path,
             analyzers=tuple(analyzers),
-            messages=messages,
+            messages=kinds.total(),
+            flows=kinds["flow"],
+            others=kinds["other"],
             first_ms=first_ms,
             last_ms=times.latest_ms,
             torn=lines.torn,
@@ -190,8 +216,10 @@ class Recording:
         """Return what it holds, in a few words."""
         seconds = (self.last_ms - self.first_ms) / 1000
         analyzers = f"{len(self.analyzers)} analyzer{'s' * (len(self.analyzers) > 1)}"
+        flows = f"; {self.flows} lines hold a flow without a message" if self.flows else ""
+        others = f"; {self.others} lines hold neither a message nor a flow" if self.others else ""
         torn = "; the file breaks off" if self.torn else ""
-        return f"{self.messages} messages of {analyzers} in {seconds:.0f} s{torn}"
+        return f"{self.messages} messages of {analyzers} in {seconds:.0f} s{flows}{others}{torn}"
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
         """Read the messages again, with their times, which never decrease."""

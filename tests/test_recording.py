@@ -63,10 +63,26 @@ def test_a_line_of_others_is_a_message() -> None:
         assert (message.data, message.at_ms, message.analyzer) == (data.strip(), None, "")
 
 
+FLOW = b'{"UUID":"f1","Last":1800000000000,"Metric":{"ABBytes":1}}'
+
+
+def test_a_flow_gets_a_message_around_it() -> None:
+    for flow in (FLOW, rb'{"NodeTID":"\ud800"}'):
+        message = parse(flow + b"\r\n")
+        assert message.data == b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % flow
+        assert (message.at_ms, message.line) == (None, "flow")
+    # As it came, whatever it was.
+    assert parse(line(FLOW, at_ms=BASE_MS, analyzer="a")).data == FLOW
+
+
 GOOD = b'{"Namespace":"stats"}\n'
 WRONG = {
     "empty": (b"", "{path}: has no message"),
     "blank": (b"\n \n", "{path}: has no message"),
+    "of something else": (
+        b'{"a":1}\n{}\n',
+        "{path}: has no message of an analyzer and no flow, but 2 other lines",
+    ),
     "no JSON": (GOOD + b"\nhost_id: a\n" + GOOD, "{path}: line 3: is not a JSON object"),
     "a mark of its order of bytes": (
         b"\xef\xbb\xbf" + GOOD,
@@ -119,6 +135,16 @@ def test_what_is_wrong_is_told_with_file_and_line(
     with pytest.raises(ConfigError, match="^" + re.escape(problem.format(path=path))) as raised:
         Recording.load(str(path))
     assert "\n" not in str(raised.value)
+
+
+def test_what_lines_hold_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + (FLOW + b"\n") * 2 + b'{"a":1}\n')
+    found = Recording.load(path)
+    assert (found.messages, found.flows, found.others) == (4, 2, 1)
+    assert found.summary() == (
+        "4 messages of 1 analyzer in 0 s; 2 lines hold a flow without a message; 1 lines hold"
+        " neither a message nor a flow"
+    )
 
 
 def test_a_line_can_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

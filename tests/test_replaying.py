@@ -3,7 +3,9 @@
 import asyncio
 import gzip
 import heapq
+import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -94,6 +96,72 @@ async def test_odd_messages_are_played_as_they_were(tmp_path: Path) -> None:
         found = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
         assert any(line.endswith(" 7") for line in found[BYTES])
     assert any("of 2 analyzers" in line for line in skyfast.log)
+
+
+async def test_flows_without_messages_are_played() -> None:
+    path = RECORDINGS / "bare-flows.jsonl"
+    done = run("--check", "--replay", path)
+    assert done.returncode == 0
+    assert "3 messages of 1 analyzer in 0 s; 3 lines hold a flow without a" in done.stdout
+    async with replay(path) as skyfast:
+        metrics = await skyfast.until(all_received(3))
+        assert metrics["skyfast_connections"] == 3
+        found = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
+        values = sorted(line.rpartition(" ")[2] for line in found[BYTES])
+        assert values == ["10"] * 3 + ["20"] * 3
+
+
+NETWORK_NAMESPACE = ("unshare", "--net", "--map-root-user")
+
+
+def has_network_namespaces() -> bool:
+    try:
+        return subprocess.run([*NETWORK_NAMESPACE, "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_network_namespaces(), reason="network namespaces cannot be made here")
+@pytest.mark.parametrize("arguments", [["--demo"], ["--replay", RECORDINGS / ONE[0]]])
+def test_a_machine_without_a_loopback_is_told_in_one_line(arguments: list[object]) -> None:
+    done = subprocess.run(
+        [*NETWORK_NAMESPACE, sys.executable, "-m", "skyfast", *map(str, arguments)],
+        env={**os.environ, "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        cwd=ROOT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = (line for line in done.stderr.splitlines() if " INFO " not in line)
+    assert re.search(
+        r"recordings cannot be played on this machine: 127\.0\.0\.1: [A-Z].+; ::1: [A-Z]", line
+    )
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_recordings_are_played_where_there_is_ipv6_alone() -> None:
+    """An address that no machine has stands for the one of IPv4."""
+    code = (
+        "import sys; from skyfast import cli, player;"
+        "player.LOOPBACKS = ('192.0.2.1', '::1'); sys.exit(cli.main())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "--demo"],
+        env={**os.environ, "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT": "0"},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if "subscribed to" in line or "Traceback" in line:
+                    break
+            assert "analyzer [::1]:" in line
+        finally:
+            process.terminate()
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
