@@ -32,6 +32,7 @@ from tests.process import ROOT, START_S, STOP_S, demo
 
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd" / "skyfast.service"
+SOCKET_UNIT = UNIT.with_suffix(".socket")
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 KUBERNETES = DEPLOY / "kubernetes"
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
@@ -76,10 +77,15 @@ def setting(name: str) -> list[str]:
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
     """Return the unit, whose program is at a path that exists here."""
-    (program,) = setting("ExecStart")
     path = tmp_path / UNIT.name
-    path.write_text(UNIT.read_text().replace(program.split()[0], sys.executable))
+    path.write_text(with_a_program(UNIT.read_text()))
+    shutil.copy(SOCKET_UNIT, tmp_path)
     return path
+
+
+def with_a_program(text: str) -> str:
+    (command,) = setting("ExecStart")
+    return text.replace(command.split()[0], sys.executable)
 
 
 def analyze(*arguments: str | Path) -> str:
@@ -104,9 +110,10 @@ def test_systemd_understands_the_unit(unit: Path) -> None:
 def test_systemd_understands_the_drop_ins_of_the_documentation(unit: Path) -> None:
     directory = unit.parent / f"{unit.name}.d"
     directory.mkdir()
-    for text in (INSTRUCTIONS, CONFIGURATION):
-        (drop_in,) = DROP_IN.findall(text)
-        (directory / "override.conf").write_text(drop_in)
+    drop_ins = [*DROP_IN.findall(INSTRUCTIONS), *DROP_IN.findall(CONFIGURATION)]
+    assert len(drop_ins) == 3
+    for drop_in in drop_ins:
+        (directory / "override.conf").write_text(with_a_program(drop_in))
         assert analyze("verify", "--man=no", unit) == ""
 
 
@@ -127,10 +134,42 @@ def test_the_drop_in_that_records_adds_that_and_nothing_else(tmp_path: Path) -> 
 
 
 def test_the_drop_in_for_keys_sets_variables_that_there_are() -> None:
-    (drop_in,) = DROP_IN.findall(INSTRUCTIONS)
+    drop_in, _ = DROP_IN.findall(INSTRUCTIONS)
     variables = re.findall(r"(?m)^Environment=(SKYDIVE_\w+)=", drop_in)
     assert variables
     assert set(variables) <= documented_variables()
+
+
+def test_the_drop_in_for_sockets_adds_that_and_nothing_else() -> None:
+    _, drop_in = DROP_IN.findall(INSTRUCTIONS)
+    (command,) = re.findall(r"(?m)^ExecStart=(.+)$", drop_in)
+    (program, path) = setting("ExecStart")[0].split()
+    assert command.split() == [program, "--web.systemd-socket", path]
+    assert f"Requires={SOCKET_UNIT.name}\n" in drop_in
+    assert f"ListenStream={config.PORT.default}\n" in SOCKET_UNIT.read_text()
+
+
+@needs_systemd
+def test_systemd_understands_the_socket(unit: Path) -> None:
+    assert analyze("verify", "--man=no", unit.with_suffix(".socket"), unit) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"), [("host_id: a\n", 0), ("pipeline: {a: 1, b: 2}\n", 2)]
+)
+def test_a_reload_begins_with_a_check_that_fails(tmp_path: Path, text: str, problems: int) -> None:
+    first, second = setting("ExecReload")
+    assert second == "/bin/kill -HUP $MAINPID"
+    (program, path) = setting("ExecStart")[0].split()
+    file = tmp_path / "a.yml"
+    file.write_text(text)
+    command = first.replace(program, f"{sys.executable} -m skyfast").replace(path, str(file))
+    done = subprocess.run(
+        shlex.split(command), capture_output=True, text=True, timeout=20, cwd=ROOT, check=False
+    )
+    assert done.returncode == (2 if problems else 0)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == problems
 
 
 def test_the_unit_is_for_what_the_documentation_installs() -> None:
