@@ -701,15 +701,10 @@ def _check_unknown(
             problems.add(f"{origin}: is an unknown key; {_advice(path, node.value)}", node.line)
         elif f"{path}.".startswith(_OF_SKYDIVE):
             ignored.append(describe_path(path))
-        elif near := KNOWN.suggest(path, node.value, cutoff=hints.CLOSE):
-            text = f"{origin}: is ignored; did you mean {' or '.join(near)}?"
-            notes.append(Note(level=logging.WARNING, text=text))
-        elif below := _misplaced(path, node):
-            for other, line, known in below:
-                text = (
-                    f"{file}: line {line}: {describe_path(other)}: is ignored;"
-                    f" did you mean {known}?"
-                )
+        elif meant := _meant(path, node):
+            for below, line, near in meant:
+                origin = f"{file}: line {line}: {describe_path(below)}"
+                text = f"{origin}: is ignored; did you mean {near}?"
                 notes.append(Note(level=logging.WARNING, text=text))
         else:
             ignored.append(describe_path(path))
@@ -722,8 +717,10 @@ def _check_unknown(
     return notes
 
 
-def _misplaced(path: str, node: Node) -> list[tuple[str, int, str]]:
-    """Return the known sections below an unknown one: path, line and known path."""
+def _meant(path: str, node: Node) -> list[tuple[str, int, str]]:
+    """Return what an unknown key, or sections below it, may stand for: path, line, known paths."""
+    if near := KNOWN.suggest(path, node.value, cutoff=hints.CLOSE):
+        return [(path, node.line, " or ".join(near))]
     if not isinstance(node.value, dict):
         return []
     found = islice(KNOWN.misplaced(path, node.value), MAX_MISPLACED)
@@ -753,18 +750,19 @@ def _check_variables(environ: Mapping[str, str]) -> list[Note]:
         shown = name if name.isprintable() else repr(name)
         origin = f"environment variable {describe_path(shown)}"
         if path := in_file_only.get(name):
-            text = f"{origin}: is ignored: {path} can be set in a file alone"
+            text = f"{origin}: is ignored: {path} can only be set in the file"
+            notes.append(Note(level=logging.WARNING, text=text))
         elif f"{name}_".startswith(_variables(_OF_GO_CORE)):
             text = f"{origin}: is ignored: skyfast has nothing of that kind"
+            notes.append(Note(level=logging.WARNING, text=text))
         elif f"{name}_".startswith(_variables(_OF_SKYDIVE)):
             continue
         elif near := hints.similar_variable(name, known, sections, prefix=_PREFIX):
             text = f"{origin}: is ignored; did you mean {near}?"
+            notes.append(Note(level=logging.WARNING, text=text))
         elif name.startswith(f"{_PREFIX}PIPELINE_"):
-            text = f"{origin}: is ignored: it is the variable of no key"
-        else:
-            continue
-        notes.append(Note(level=logging.WARNING, text=text))
+            text = f"{origin}: is ignored: no key has this variable"
+            notes.append(Note(level=logging.WARNING, text=text))
     return notes
 
 

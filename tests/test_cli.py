@@ -411,7 +411,7 @@ SUSPICIOUS = {
     "a variable of a list of mappings": (
         "",
         {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_VIEWS": "[]"},
-        "is ignored: pipeline.store.prom_sky_con.views can be set in a file alone",
+        "is ignored: pipeline.store.prom_sky_con.views can only be set in the file",
     ),
     "a variable of another exporter": (
         "",
@@ -421,7 +421,7 @@ SUSPICIOUS = {
     "a variable of no key": (
         "",
         {"SKYDIVE_PIPELINE_NOTHING": "a"},
-        "SKYDIVE_PIPELINE_NOTHING: is ignored: it is the variable of no key",
+        "SKYDIVE_PIPELINE_NOTHING: is ignored: no key has this variable",
     ),
 }
 
