@@ -190,7 +190,7 @@ class App:
         """
         await self.web.start()
         if self._served_at and self._served_at.port not in (0, self.web.port):
-            log.info("port %d is taken, so a free one is served", self._served_at.port)
+            log.info("port %d is taken; using a free port", self._served_at.port)
         secure = _is_secure(self._guard)
         urls = [listen.url(address, secure=secure) for address in self.web.addresses]
         for url in urls:

@@ -106,7 +106,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="with --check, take warnings for errors",
+        help="with --check, treat warnings as errors",
     )
     analyzers = parser.add_mutually_exclusive_group()
     analyzers.add_argument(
@@ -233,7 +233,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         hint = parser.suggestion(unknown[0])
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if arguments.config is not None and arguments.config_file is not None:
-        parser.error("CONFIG and --config.file are the same: give one of them")
+        parser.error("CONFIG and --config.file are the same; give only one")
     if arguments.config_file is not None:
         arguments.config = arguments.config_file
     if arguments.replay_speed is not None and not arguments.replay:
@@ -314,7 +314,7 @@ def _check(arguments: argparse.Namespace, configuration: config.Config) -> int:
     reports = _check_web(arguments.web_config_file) + _check_replay(arguments)
     if arguments.strict and warnings.count:
         plural = "s" if warnings.count > 1 else ""
-        _complain(f"{warnings.count} warning{plural}, which --strict takes for errors")
+        _complain(f"{warnings.count} warning{plural}; --strict treats warnings as errors")
         return EXIT_WRONG
     sys.stdout.write(config.dump(configuration) + check.report(configuration) + reports)
     return EXIT_OK

@@ -266,12 +266,12 @@ def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str
         return f"a value cannot begin with {behind[:1]}; put it in quotes"
     if "mapping values are not allowed" in problem:
         if ": " in before:
-            return "a second colon with a space behind it; put the value in quotes"
+            return "a second colon followed by a space; put the value in quotes"
         if above is not None and _WITHOUT_SPACE.fullmatch(lines[above]):
-            return f"a space is missing behind the colon in line {above + 1}"
-        return "the key is indented deeper than the one above it, which has a value already"
+            return f"a space is missing after the colon in line {above + 1}"
+        return "the key is indented deeper than the key above it, which already has a value"
     if "could not find expected ':'" in problem and context is not None:
-        return f"line {context.line + 1} has no colon with a space behind it"
+        return f"line {context.line + 1} has no colon followed by a space"
     if "end of stream" in problem and context is not None:
         return f"the quote that begins in line {context.line + 1} is not closed"
     if (found := _ENDS_FLOW.search(problem)) and context is not None:
@@ -279,7 +279,7 @@ def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str
         return f"the {opening} of line {context.line + 1} is not closed"
     if "expected key" in problem or "expected <block end>" in problem or "'-' ind" in problem:
         if before.strip():
-            return "there is more behind a value; put the whole value in quotes"
+            return "unexpected text after a value; put the whole value in quotes"
         return "the indentation matches no line above; indent all keys of a section alike"
     if "unknown escape character" in problem:
         return "an unknown escape (\\) in double quotes; use single quotes"

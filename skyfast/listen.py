@@ -49,7 +49,7 @@ class Listen:
 
 
 AS_CONFIGURED: Final = Listen()
-"""Nothing of it."""
+"""The configuration's address."""
 
 
 class ListenError(OSError):
@@ -75,7 +75,7 @@ def parse(text: str) -> Address:
 
     """
     if "://" in text:
-        raise ValueError("is not an address such as 127.0.0.1:9100: leave out what ends with ://")
+        raise ValueError("has a scheme; write host:port alone")
     match = _ADDRESS.fullmatch(text)
     if match and int(match[3]) <= 65_535:
         host = match[1] or match[2]
@@ -105,8 +105,8 @@ def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
     if not count or pid != str(os.getpid()):
         reason = f"LISTEN_PID is {pid or 'not set'}" if count else "LISTEN_FDS is not set"
         raise ConfigError(
-            f"{SOCKET_OPTION}: the service manager has passed no socket ({reason}):"
-            " start skyfast by skyfast.socket"
+            f"{SOCKET_OPTION}: the service manager passed no socket ({reason}):"
+            " start skyfast through skyfast.socket"
         )
     if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_SOCKETS):
         raise ConfigError(

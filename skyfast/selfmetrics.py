@@ -599,18 +599,18 @@ def _config_families(config: ConfigStats) -> Iterable[_Family]:
     yield _single(
         "skyfast_config_last_reload_failure_timestamp_seconds",
         "gauge",
-        "Unix time of the latest reload that failed; 0 where none did.",
+        "Unix time of the latest failed reload; 0 if none failed.",
         config.last_failure.timestamp_s if config.last_failure else 0,
     )
     yield _Family(
         "skyfast_config_last_reload_changed",
         "gauge",
-        "The keys that the latest reload that was successful has changed.",
+        "Keys changed by the latest successful reload.",
         [({"key": key}, 1) for key in config.last_reload_changed],
     )
     yield _by_reason(
         "skyfast_config_reload_failures_total",
-        "Reloads of the configuration that failed, by what was wrong.",
+        "Failed reloads of the configuration, by reason.",
         config.failures,
     )
 

@@ -203,7 +203,7 @@ def seconds(*, zero: bool) -> Callable[[Value], float]:
     def parse(value: Value) -> float:
         if isinstance(value, str) and (with_unit := _WITH_UNIT.fullmatch(value)):
             number = float(with_unit[1]) * _UNITS_S[with_unit[2].lower()]
-            raise Invalid(f"has a unit; times are seconds: write {number:g}", value)
+            raise Invalid(f"has a unit; times are in seconds: write {number:g}", value)
         number = to_number(value)
         if not (0 <= number <= MAX_SECONDS) or (number == 0 and not zero):
             raise Invalid(f"is not a number of seconds {allowed} up to {MAX_SECONDS}", value)

@@ -242,8 +242,12 @@ class _Reader:
         try:
             yield
         except Invalid as bad:
-            text = bad.told(path, hidden=secret)
-            raise ConfigError(f"{self._name}: line {bad.line or node.line}: {text}") from None
+            raise ConfigError(
+                *(
+                    f"{self._name}: line {each.line or node.line}: {each.told(path, hidden=secret)}"
+                    for each in bad.all()
+                )
+            ) from None
 
     def _section(self, node: Node, path: str, known: Sequence[str]) -> "_Section":
         return _Section(self, path, self._mapping(node, path, known), node)

@@ -101,6 +101,16 @@ def test_check_looks_at_the_web_configuration_too(file: Path, tmp_path: Path) ->
     assert run("--check", "--web.config.file=", str(file)).returncode == 0
 
 
+def test_several_unknown_keys_of_the_web_configuration_are_listed(
+    file: Path, tmp_path: Path
+) -> None:
+    web = tmp_path / "web.yml"
+    web.write_text("tls: {}\nusers: {}\n")
+    done = run("--check", "--web.config.file", str(web), str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.split(": ")[3] for line in done.stderr.splitlines()] == ["tls", "users"]
+
+
 def test_a_dash_is_standard_input(file: Path) -> None:
     done = run("--check", "-", stdin=file.read_text())
     assert (done.returncode, done.stderr) == (0, "")
@@ -231,7 +241,7 @@ HINTS = {
     "a port alone": (["--web.listen-address", "9101"], "'9101' has no colon; did you mean :9101?"),
     "no port": (["--web.listen-address", "localhost"], "did you mean localhost:9100?"),
     "IPv6 without brackets": (["--web.listen-address", "::1"], "in brackets, with a port"),
-    "a URL": (["--web.listen-address", "http://a:1"], "leave out what ends with ://"),
+    "a URL": (["--web.listen-address", "http://a:1"], "has a scheme; write host:port alone"),
     "a port that is none": (["--web.listen-address", ":65536"], "is not an address such as"),
     "a name that is none": (["--web.listen-address", "a b:1"], "is not an address such as"),
     "a negative share": (["--shard", "-1/3"], "--shard: '-1/3' is not I/N with I from 0"),
@@ -304,7 +314,7 @@ tls: {client_cert: /nowhere}
         f"line 12: {store}.views.prefix: '1a' is not a metric name",
         f"line 12: {store}.views.labels: 'y' is not a known label",
         f"line 12: {store}.views.metrics: 'x' is not a known metric",
-        f"line 12: {store}.views.timeout: '5m' has a unit; times are seconds: write 300",
+        f"line 12: {store}.views.timeout: '5m' has a unit; times are in seconds: write 300",
         "line 13: web.max_scrapes: '0' is not a whole number",
         "line 14: tls.client_cert: '/nowhere' is not an existing file",
     ]
@@ -439,7 +449,7 @@ def test_what_is_probably_a_mistake_is_a_warning(
     assert (strict.returncode, strict.stdout) == (2, "")
     warning, last = strict.stderr.splitlines()
     assert said in warning
-    assert last == "skyfast: 1 warning, which --strict takes for errors"
+    assert last == "skyfast: 1 warning; --strict treats warnings as errors"
     quiet = run("--check", "--strict", "--log.level=critical", "-", stdin=text, **environ)
     assert quiet.returncode == 2
 
@@ -452,7 +462,7 @@ def test_warnings_are_counted(file: Path) -> None:
         "pipeline.transform.secadvisor",
         "pipeline.store.buffered",
     ]
-    assert done.stderr.endswith("skyfast: 2 warnings, which --strict takes for errors\n")
+    assert done.stderr.endswith("skyfast: 2 warnings; --strict treats warnings as errors\n")
     assert run("--check", "--strict", str(file)).returncode == 0
 
 

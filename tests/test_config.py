@@ -739,16 +739,16 @@ def test_no_permission(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("pipeline:\n\tstore: {}\n", "a tab is not allowed here; indent with spaces"),
-        ("host_id: a\n  port: 1\n", "the key is indented deeper than the one above it"),
+        ("host_id: a\n  port: 1\n", "the key is indented deeper than the key above it"),
         ("a:\n    b: 1\n  c: 2\n", "the indentation matches no line above; indent all keys"),
         ("a:\n  - b\n  c: 1\n", "the indentation matches no line above; indent all keys"),
-        ("a:\n  b:1\n  c: 2\n", "a space is missing behind the colon in line 2"),
-        ("a:\n  c: 2\n  b:1\n", "line 3 has no colon with a space behind it"),
-        ("host_id: a: b\n", "a second colon with a space behind it; put the value in quotes"),
-        ("host_id: 'a'b\n", "there is more behind a value; put the whole value in quotes"),
+        ("a:\n  b:1\n  c: 2\n", "a space is missing after the colon in line 2"),
+        ("a:\n  c: 2\n  b:1\n", "line 3 has no colon followed by a space"),
+        ("host_id: a: b\n", "a second colon followed by a space; put the value in quotes"),
+        ("host_id: 'a'b\n", "unexpected text after a value; put the whole value in quotes"),
         (
             "analyzers: [2001:db8::1]:8082\n",
-            "there is more behind a value; put the whole value in quotes",
+            "unexpected text after a value; put the whole value in quotes",
         ),
         ("host_id: @a\n", "a value cannot begin with @; put it in quotes"),
         ("host_id: 'a\nb: c\n", "the quote that begins in line 1 is not closed"),
@@ -767,7 +767,7 @@ def test_what_is_no_yaml_is_explained(text: str, said: str, loader: str) -> None
 )
 def test_a_time_with_a_unit_is_refused_with_the_right_number(text: str, seconds: str) -> None:
     assert error(store(connection_timeout=text)).endswith(
-        f"'{text}' has a unit; times are seconds: write {seconds}"
+        f"'{text}' has a unit; times are in seconds: write {seconds}"
     )
 
 

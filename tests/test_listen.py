@@ -128,7 +128,7 @@ def default_port_taken() -> Iterator[None]:
 async def test_the_demo_takes_another_port_where_the_default_one_is_taken() -> None:
     with default_port_taken():
         async with demo(**{PORT: ""}) as skyfast:
-            await skyfast.logged("port 9100 is taken, so a free one is served")
+            await skyfast.logged("port 9100 is taken; using a free port")
             assert not skyfast.url.endswith(":9100")
             assert await answers(f"{skyfast.url}/metrics")
 
@@ -199,7 +199,7 @@ async def test_all_sockets_of_systemd_are_served(tmp_path: Path) -> None:
 
 
 NO_SOCKETS = {
-    "none": ([], "the service manager has passed no socket (LISTEN_FDS is not set)"),
+    "none": ([], "the service manager passed no socket (LISTEN_FDS is not set)"),
     "another process's": (activation(TCP, pid="1"), "no socket (LISTEN_PID is 1)"),
     "no number": (activation(TCP, fds=-1), "LISTEN_FDS is '-1', and not a number from 1 to 64"),
     "too many": (activation(TCP, fds=65), "LISTEN_FDS is '65', and not a number from 1 to 64"),
