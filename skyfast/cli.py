@@ -312,11 +312,18 @@ def _check(arguments: argparse.Namespace, configuration: config.Config) -> int:
     logs.write_notes(configuration.notes)
     # The other files first, which can be wrong.
     reports = _check_web(arguments.web_config_file) + _check_replay(arguments)
-    if arguments.strict and warnings.count:
-        plural = "s" if warnings.count > 1 else ""
-        _complain(f"{warnings.count} warning{plural}; --strict treats warnings as errors")
-        return EXIT_WRONG
-    sys.stdout.write(config.dump(configuration) + check.report(configuration) + reports)
+    report = check.report(configuration)
+    if arguments.strict:
+        # Those of the report stand on standard output otherwise.
+        begin = "# Warning: "
+        more = [line for line in report.splitlines() if line.startswith(begin)]
+        for line in more:
+            _complain(line.removeprefix(begin))
+        if count := warnings.count + len(more):
+            plural = "s" if count > 1 else ""
+            _complain(f"{count} warning{plural}; --strict treats warnings as errors")
+            return EXIT_WRONG
+    sys.stdout.write(config.dump(configuration) + report + reports)
     return EXIT_OK
 
 

@@ -3,8 +3,11 @@
 In CI that is the same each time, for a failure there must repeat elsewhere.
 """
 
+import logging
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import builds
@@ -21,3 +24,12 @@ settings.register_profile(
 )
 if "CI" in os.environ:
     settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _level_of_the_log() -> Iterator[None]:
+    """Give the log back its level, which a reload within this process changes."""
+    ours = logging.getLogger("skyfast")
+    level = ours.level
+    yield
+    ours.setLevel(level)

@@ -194,6 +194,14 @@ def test_check_warns_where_traffic_counts_several_times() -> None:
     ]
 
 
+def test_warnings_of_the_report_are_strict_too() -> None:
+    done = run("--check", "--strict", "-", stdin="pipeline.store.prom_sky_con.labels: [protocol]")
+    assert (done.returncode, done.stdout) == (2, "")
+    first, last = done.stderr.splitlines()
+    assert first.startswith("skyfast: connections: traffic that is captured at several interfaces")
+    assert last == "skyfast: 1 warning; --strict treats warnings as errors"
+
+
 def test_notes_go_to_the_log_and_not_into_the_configuration() -> None:
     text = "pipeline: {encode: {type: csv}}\nui: {theme: dark}\n"
     done = run("--check", "-", "--log-level", "debug", stdin=text)
