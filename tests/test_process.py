@@ -109,8 +109,14 @@ async def test_a_reload_changes_the_logs_format(tmp_path: Path) -> None:
     text = config.read_text()
     async with running(config, quiet=False) as skyfast:
         for form, reloaded in (
-            ("json", r'\{"time": ".*Z", "level": "INFO", .*"the configuration was reloaded"\}'),
-            ("text", r"\S+Z INFO skyfast\.app: the configuration was reloaded"),
+            (
+                "json",
+                r'\{"time": ".*Z", "level": "INFO", .*"the configuration was reloaded; changed: logging\.format"\}',
+            ),
+            (
+                "text",
+                r"\S+Z INFO skyfast\.app: the configuration was reloaded; changed: logging\.format",
+            ),
         ):
             config.write_text(f"logging: {{format: {form}}}\n{text}")
             known = len(skyfast.log)
