@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATH: Final = "/api/topology"
-"""Where an analyzer answers queries."""
+"""Where an analyzer answers queries, below the prefix of its URL."""
 
 QUERY: Final = "G.V().Has('EncapType', 'ether')"
 """The Gremlin query for the network interfaces of the page."""

@@ -516,6 +516,15 @@ async def test_the_first_query_comes_at_once_and_is_skydive_s():
         assert poll.errors() == {}
 
 
+async def test_queries_and_logins_keep_to_the_prefix():
+    async with FakeAnalyzer(prefix="/a/skydive", username="ann", password="s3cret") as analyzer:
+        analyzer.accepts_basic = False
+        analyzer.topology = answer_of(node())
+        async with Poll(analyzer.url, username="ann", password="s3cret").running() as poll:
+            await until(lambda: poll.shows("eth0"))
+        assert {*analyzer.paths} == {"/a/skydive/login", "/a/skydive/api/topology"}
+
+
 async def test_it_asks_in_every_interval():
     async with FakeAnalyzer() as analyzer:
         async with Poll(analyzer.url).running() as poll:
