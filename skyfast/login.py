@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
-from skyfast.config import Credentials
+from skyfast.config import Credentials, redact_url
 from skyfast.logs import printable
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ LOGIN_PATH: Final = "/login"
 
 TOKEN_COOKIE: Final = "authtoken"  # noqa: S105 - its name, not its value
 """The cookie that Skydive's ``/login`` sets."""
+
+REDIRECTS: Final = (301, 302, 303, 307, 308)
+
+USE_TLS: Final = "; where the analyzer serves TLS, its URL begins with wss://"
+USE_PLAIN: Final = "; the port does not serve TLS: without it, the URL begins with ws://"
+NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+"""How OpenSSL calls bytes of another protocol, by its versions."""
 
 DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 
@@ -178,6 +185,12 @@ class Endpoint:
         return f"{scheme}://{host_and_port(self.host, self.port)}{self.resource}"
 
 
+def redirect(location: str) -> str:
+    """Return what to log of a redirect, after its status, without the query and credentials."""
+    shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
+    return f", a redirect to {shown}, which is not followed"
+
+
 class Authentication:
     """What is sent to one analyzer as proof of who we are.
 
@@ -241,8 +254,9 @@ class Authentication:
         headers: Iterable[tuple[str, str]] = (),
         **options: Any,
     ) -> "aiohttp.client._RequestContextManager":
-        """Begin ``POST path``, below the prefix, to the analyzer; ``headers`` and ``options`` go to aiohttp.
+        """Begin ``POST path``, below the prefix, to the analyzer.
 
+        ``headers`` and ``options`` go to aiohttp.
         The session should have a `aiohttp.DummyCookieJar`: cookies are sent by `headers` alone.
         Redirects are not followed, so that credentials stay with the analyzer.
         """
@@ -275,6 +289,9 @@ class Authentication:
                 ) as response,
             ):
                 token = response.cookies.get(TOKEN_COOKIE)
+                if response.status in REDIRECTS:
+                    location = response.headers.get("Location", "")
+                    return f"{request} gave HTTP {response.status}{redirect(location)}"
                 if response.status != 200 or token is None or not token.coded_value:
                     return f"{request} gave HTTP {response.status} and no {TOKEN_COOKIE} cookie"
                 # As it was sent: a value in quotes is given back in quotes.

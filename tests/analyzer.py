@@ -349,10 +349,7 @@ class FakeAnalyzer:
         request.body = await reader.readexactly(int(request.get("Content-Length") or 0))
         self.paths.append(target.partition("?")[0])
         path = self.paths[-1]
-        if path.startswith(self.prefix):
-            path = path.removeprefix(self.prefix)
-        else:
-            path = ""
+        path = path.removeprefix(self.prefix) if path.startswith(self.prefix) else ""
         if path.startswith("/ws/"):
             await self._upgrade(request, reader, writer)
             return False

@@ -701,6 +701,44 @@ async def test_wrong_credentials(caplog):
     assert "wr0ng" not in caplog.text
 
 
+async def test_a_redirect_is_logged_with_its_location(caplog):
+    async with FakeAnalyzer() as analyzer:
+        target = (("Location", "https://ann:s3cret@sso.test/login?state=t0ken"),)
+        analyzer.topology = Answer(status=303, headers=target)
+        async with Poll(analyzer.url).running() as poll:
+            await until(lambda: poll.errors())
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"analyzer {analyzer.name}: no topology: HTTP 303, a redirect to https://sso.test/login,"
+        " which is not followed"
+    )
+
+
+async def test_the_scheme_that_fits_is_named(tmp_path, caplog):
+    async def serve(reader, writer):
+        await reader.read(5)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    context = Authority(tmp_path).server_context("127.0.0.1")
+    async with (
+        FakeAnalyzer(ssl=context) as secure,
+        await asyncio.start_server(serve, "127.0.0.1", 0) as plain,
+    ):
+        address = "{}:{}".format(*plain.sockets[0].getsockname())
+        for url in (
+            secure.url.replace("wss:", "ws:"),
+            f"ws://{address}/ws/subscriber/flow",
+            f"wss://{address}/ws/subscriber/flow",
+        ):
+            async with Poll(url).running() as poll:
+                await until(lambda poll=poll: poll.errors())
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert first.endswith("; where the analyzer serves TLS, its URL begins with wss://")
+    assert second.endswith("HTTP 400; where the analyzer serves TLS, its URL begins with wss://")
+    assert third.endswith("; the port does not serve TLS: without it, the URL begins with ws://")
+
+
 async def test_tls_with_our_authority_and_a_client_certificate(tmp_path):
     authority = Authority(tmp_path)
     context = authority.server_context("127.0.0.1", ask_clients=True)
