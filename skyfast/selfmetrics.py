@@ -106,6 +106,24 @@ FLOW_UPDATE_S = 60.0
 SCRAPE_FAILURES = ("deadline", "disconnected", "error")
 """Why a page was begun and not served whole: it took too long, its reader left, it broke."""
 
+HANDSHAKE_FAILURES = (
+    "plain_http",
+    "not_tls",
+    "unsupported",
+    "client_certificate",
+    "rejected",
+    "disconnected",
+    "timeout",
+    "error",
+)
+"""Why a client was not connected to the port of HTTPS.
+
+``unsupported`` is no TLS version, cipher suite or curve in common, ``client_certificate`` one that
+is missing, not trusted or of no allowed name, ``rejected`` a client that ended the handshake with
+an alert, mostly because it does not trust the server's certificate. Clients that send nothing are
+not counted.
+"""
+
 
 def _zeros(*names: str) -> dict[str, int]:
     return dict.fromkeys(names, 0)
@@ -157,7 +175,8 @@ class ScrapeStats:
     ``scrapes`` and ``last_…`` are of pages with flows on them (``/metrics``, ``/metrics/flows``)
     that were served whole; ``last_bytes`` is counted before compression. ``rejected`` and
     ``failures`` are of the pages of interfaces too. ``connections_rejected`` counts TCP
-    connections closed because ``web.max_connections`` were open.
+    connections closed because ``web.max_connections`` were open, ``handshakes_failed`` those
+    that got no further than the TLS handshake.
     """
 
     scrapes: int = 0
@@ -166,6 +185,7 @@ class ScrapeStats:
     rejected: int = 0
     failures: dict[str, int] = field(default_factory=lambda: _zeros(*SCRAPE_FAILURES))
     connections_rejected: int = 0
+    handshakes_failed: dict[str, int] = field(default_factory=lambda: _zeros(*HANDSHAKE_FAILURES))
 
 
 @dataclass(slots=True, eq=False)
@@ -621,6 +641,11 @@ def _scrape_families(scrape: ScrapeStats) -> Iterable[_Family]:
         "counter",
         "HTTP connections closed because too many were open.",
         scrape.connections_rejected,
+    )
+    yield _by_reason(
+        "skyfast_tls_handshakes_failed_total",
+        "TLS handshakes of HTTP clients that failed.",
+        scrape.handshakes_failed,
     )
 
 

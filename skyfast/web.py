@@ -109,6 +109,12 @@ BACKLOG = 256
 CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
 """What a client is told that has to authenticate."""
 
+PLAIN_HTTP = "plain HTTP was sent to the port of HTTPS"
+"""What a client is told that does not speak TLS there."""
+
+FORBIDDEN = "the certificate has no allowed name"
+"""What a client is told whose certificate has none of ``client_allowed_sans``."""
+
 RETRY_AFTER_S = 1
 """What a client is told that found too many pages being served."""
 
@@ -275,7 +281,7 @@ class WebServer:
         if request.version < HttpVersion11 or hdrs.UPGRADE in request.headers:
             connection.close()
         try:
-            refusal = await self._refusal(request, connection.address)
+            refusal = await self._refusal(request, connection)
             response = refusal if refusal is not None else await self._respond(request, connection)
             if not response.prepared:
                 response.headers.update(self._configured_headers())
@@ -285,22 +291,28 @@ class WebServer:
             connection.answered()
         return response
 
-    async def _refusal(self, request: web.BaseRequest, address: str) -> web.Response | None:
+    async def _refusal(
+        self, request: web.BaseRequest, connection: "_Connection"
+    ) -> web.Response | None:
         """Return the answer to a request that is not to be answered, or None."""
         if self._guard is None:
             return None
-        status = await self._guard.judge(
+        if connection.is_forbidden:
+            response = _text(f"Forbidden: {FORBIDDEN}.", HTTPStatus.FORBIDDEN)
+            response.force_close()
+            return response
+        refusal = await self._guard.judge(
             request.headers.get(hdrs.AUTHORIZATION),
-            address,
+            connection.address,
             public=self._limits.health_without_auth and request.path in _HEALTH,
         )
-        if status is None:
+        if refusal is None:
             return None
-        response = _text(f"{status.phrase}.", status)
-        if status is HTTPStatus.UNAUTHORIZED:
+        response = _text(f"{refusal.status.phrase}.", refusal.status)
+        if refusal.status is HTTPStatus.UNAUTHORIZED:
             response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
-        else:
-            response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
+        elif refusal.retry_after_s is not None:
+            response.headers[hdrs.RETRY_AFTER] = str(refusal.retry_after_s)
         return response
 
     def _configured_headers(self) -> Mapping[str, str]:
@@ -564,6 +576,19 @@ class _Connections:
                 " without any, connections are closed unanswered",
             )
 
+    def handshake_failed(self, connection: "_Connection", reason: str, text: str) -> None:
+        """Count and log that a client is not served because of TLS."""
+        self._stats.handshakes_failed[reason] += 1
+        suffix = self._log_limit.admit(("handshake", reason))
+        if suffix is None:
+            return
+        line = f"no TLS connection with {connection.address}: {text}"
+        if reason == "disconnected":
+            # As clients do that only look at the certificate, or at the port.
+            log.info("%s%s", line, suffix)
+        else:
+            log.warning("%s%s", line, suffix)
+
     def remove(self, connection: "_Connection") -> None:
         """Forget ``connection``, known or not."""
         self._open.discard(connection)
@@ -607,6 +632,9 @@ class _Connection(web.RequestHandler):
         self._unanswered_bytes = 0
         self._discarded_bytes = -1  # not discarding
         self._cut = False
+        self._expired = False
+        self.is_forbidden = False
+        """Whether the client's certificate has no allowed name."""
 
     def secure(self, client: socket.socket, guard: "Guard") -> None:
         """Begin with a handshake. The deadline of the first request's head is running by then."""
@@ -619,15 +647,29 @@ class _Connection(web.RequestHandler):
         self._handshake.add_done_callback(lambda _: self._handshake_over(client))
 
     async def _shake_hands(self, client: socket.socket, guard: "Guard") -> None:
-        loop = asyncio.get_running_loop()
+        from skyfast.handshakes import Handshake
+
         context = (await guard.refresh()).tls
+        handshake = Handshake(client)
         try:
-            await loop.connect_accepted_socket(
+            await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self, client, ssl=context, ssl_shutdown_timeout=IDLE_TIMEOUT_S
             )
         except OSError as error:  # an `ssl.SSLError`, too
-            reason = getattr(error, "reason", None) or error
-            log.debug("no handshake with %s: %s", self.address, printable(reason))
+            reason, text = handshake.failure(error)
+            if reason:
+                self._connections.handshake_failed(self, reason, text)
+            if reason == "plain_http":
+                await handshake.tell(raw_answer(HTTPStatus.BAD_REQUEST, PLAIN_HTTP))
+            else:
+                await handshake.tell(handshake.alert)
+        except asyncio.CancelledError:
+            if self._expired and handshake.first:
+                text = f"it was not done in {HEAD_TIMEOUT_S:g} s"
+                self._connections.handshake_failed(self, "timeout", text)
+            raise
+        finally:
+            handshake.close()
 
     def _handshake_over(self, client: socket.socket) -> None:
         if self._stream is None:
@@ -642,8 +684,10 @@ class _Connection(web.RequestHandler):
             self._connections.count_descriptors(transport.get_extra_info("socket").fileno())
             self._begin(transport.get_extra_info("peername"))
         elif not self._guard.admits(transport.get_extra_info("peercert")):
-            log.debug("the certificate of %s has no allowed name", self.address)
-            self.cut()
+            # It has shaken hands by now, so an answer has to say so.
+            self.is_forbidden = True
+            text = "its certificate has none of client_allowed_sans"
+            self._connections.handshake_failed(self, "client_certificate", text)
 
     def _begin(self, peer: Any) -> None:
         # There is no peer where the client has reset the connection already. On a socket of both
@@ -785,6 +829,7 @@ class _Connection(web.RequestHandler):
 
     def _expire(self) -> None:
         self.late = self._answering
+        self._expired = True
         self.shut()
 
 

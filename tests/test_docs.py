@@ -129,6 +129,7 @@ def test_table_of_names_is_the_catalogue() -> None:
         ("skyfast_topology_errors_total", selfmetrics.TOPOLOGY_ERRORS),
         ("skyfast_interfaces_skipped", selfmetrics.INTERFACE_SKIPS),
         ("skyfast_scrapes_failed_total", selfmetrics.SCRAPE_FAILURES),
+        ("skyfast_tls_handshakes_failed_total", selfmetrics.HANDSHAKE_FAILURES),
         ("skyfast_capture_reports_skipped_total", selfmetrics.CAPTURE_SKIPS),
     ],
 )
