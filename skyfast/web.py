@@ -429,7 +429,7 @@ class WebServer:
     ) -> web.StreamResponse:
         openmetrics = False
         vary: str = hdrs.ACCEPT_ENCODING
-        if self._exposition.source.standard_names:
+        if self._exposition.source.standard_names and self._limits.openmetrics:
             openmetrics = exposition.prefers_openmetrics(_joined(request, hdrs.ACCEPT))
             vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
         headers = _headers(

@@ -359,6 +359,22 @@ async def test_openmetrics_is_negotiated():
 
 
 @on_both_loops
+async def test_openmetrics_can_be_switched_off():
+    async with Site(parts={"standard_names": True}, openmetrics=False) as site:
+        for accept in PROMETHEUS.values():
+            for path in PAGES:
+                answer = await site.get(path, accept=accept)
+                assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+                assert answer.headers["vary"] == "Accept-Encoding"
+                assert b"# EOF" not in answer.body
+        # A reload can do so, too.
+        limits = msgspec.structs.replace(site.config.web, openmetrics=True)
+        site.server.configure(limits, reload=None)
+        answer = await site.get(accept=PROMETHEUS["3"])
+        assert answer.body.endswith(b"\n# EOF\n")
+
+
+@on_both_loops
 async def test_the_reference_parser_reads_openmetrics():
     captures = Captures(naming="standard", stats=CaptureStats())
     captures.message(b'{"CaptureID":"c-1","FlowCount":3,"FlowDropped":4}', 100)
