@@ -1,8 +1,8 @@
 """Messages, good and bad, into a real table: what each costs, and what it must not cost."""
 
 import json
-from collections import Counter
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
