@@ -1,8 +1,8 @@
-"""TLS handshakes that fail: why, and what the client gets to know of it.
+"""Failed TLS handshakes: their reasons, and the alerts that clients get.
 
-The event loops close a connection without the alert that OpenSSL has written for the client. So the
-objects of a `ServerContext` put it aside, together with the first bytes of the client, and a
-`Handshake` sends it. Imported with TLS only.
+The event loops close a connection after a failed handshake without sending the alert that OpenSSL
+has written. Connections of a `ServerContext` keep that alert and the first bytes of the client for
+their `Handshake`, which sends it. Imported only with TLS.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ import ssl
 from contextvars import ContextVar
 from typing import Final, cast
 
-TELL_TIMEOUT_S: Final = 1.0
-"""How long a client has to take its alert or answer. Meanwhile what it sends is thrown away..."""
+LINGER_TIMEOUT_S: Final = 1.0
+"""Time for a client to receive its alert or answer; its own data is discarded meanwhile..."""
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024
 """... up to so many bytes."""
 
 FIRST_BYTES: Final = 32
-"""How much of what a client has sent first is kept until the handshake is over."""
+"""Bytes of a client's first message that are kept until the handshake ends."""
 
 _REQUEST = re.compile(rb"[A-Z]{3,16} [/*h]")
 
@@ -45,7 +45,7 @@ _current: ContextVar["Handshake | None"] = ContextVar("_current", default=None)
 
 
 class _ServerObject(ssl.SSLObject):
-    """One connection's TLS: after a failure, its handshake knows what OpenSSL wrote."""
+    """The TLS state of one connection; a failure leaves OpenSSL's alert in its `Handshake`."""
 
     incoming: ssl.MemoryBIO
     outgoing: ssl.MemoryBIO
@@ -70,7 +70,7 @@ class _ServerObject(ssl.SSLObject):
 
 
 class ServerContext(ssl.SSLContext):
-    """A server's context whose connections tell their `Handshake` how it went."""
+    """A server's context whose connections report failures to their `Handshake`."""
 
     sslobject_class = _ServerObject
 
@@ -94,66 +94,66 @@ class ServerContext(ssl.SSLContext):
 class Handshake:
     """One client's handshake, from its beginning to `close`.
 
-    ``first`` is what the client has sent first, ``alert`` what OpenSSL wrote when it failed.
+    ``first`` are the client's first bytes, ``alert`` is OpenSSL's last message after a failure.
     """
 
     def __init__(self, client: socket.socket) -> None:
-        """Begin for ``client``. What the current task connects from now on belongs to this."""
+        """Begin the handshake of ``client``, which the current task connects next."""
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None
-        # The event loop closes its descriptor at once when the handshake fails.
-        with contextlib.suppress(OSError):  # there is none left: then nothing is sent
+        # The event loop closes its own descriptor as soon as the handshake fails.
+        with contextlib.suppress(OSError):  # no descriptor left: no alert is sent
             self._client = client.dup()
         _current.set(self)
 
     def close(self) -> None:
-        """Give back what was needed for a failure."""
+        """Release the second descriptor."""
         if self._client is not None:
             self._client.close()
 
     def is_plain_http(self, error: BaseException) -> bool:
-        """Return whether the client has sent an HTTP request in place of a handshake."""
+        """Return whether the client has sent an HTTP request instead of a handshake."""
         return _reason(error) in _HTTP or _REQUEST.match(self.first) is not None
 
     def failure(self, error: BaseException) -> tuple[str, str]:
         """Return why the handshake failed, and a text for the log.
 
-        The first is one of ``selfmetrics.HANDSHAKE_FAILURES``, or empty where the client has sent
-        nothing at all, such as a check whether the port is open.
+        The reason is one of ``selfmetrics.HANDSHAKE_FAILURES``. Both are empty if the client has
+        sent nothing, as health checks of a TCP port do.
         """
         if not self.first:
             return "", ""
         reason = _reason(error)
         details = f" ({reason})" if reason else ""
         if self.is_plain_http(error):
-            return "plain_http", "it sent plain HTTP to the port of HTTPS"
+            return "plain_http", "plain HTTP request on an HTTPS port"
         if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
-            return "disconnected", "it closed the connection"
+            return "disconnected", "connection closed by the client"
         if not self.first.startswith(_RECORD_HANDSHAKE):
-            return "not_tls", "it does not speak TLS"
+            return "not_tls", "not a TLS handshake"
         if "_ALERT_" in reason:
-            text = "it refused to go on, often because it does not trust the certificate"
+            text = "rejected by the client, usually because it does not trust the certificate"
             return "rejected", text + details
         if reason in _UNSUPPORTED:
-            return "unsupported", f"no TLS version, cipher suite or curve in common{details}"
+            return "unsupported", f"no common TLS version, cipher suite or curve{details}"
         if reason in _CERTIFICATE:
             verified = getattr(error, "verify_message", "")
             details = f" ({verified or reason})"
-            return "client_certificate", f"its certificate is missing or not trusted{details}"
-        return "error", f"it failed{details}"
+            return "client_certificate", f"client certificate missing or not trusted{details}"
+        return "error", f"handshake error{details}"
 
-    async def tell(self, data: bytes) -> None:
-        """Send ``data`` to the client, and close the connection once that has arrived."""
+    async def answer(self, data: bytes) -> None:
+        """Send ``data``, and wait until the client has closed the connection."""
         client = self._client
         if client is None or not data:
             return
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(TELL_TIMEOUT_S):
+            async with asyncio.timeout(LINGER_TIMEOUT_S):
                 await loop.sock_sendall(client, data)
                 client.shutdown(socket.SHUT_WR)
-                # With something unread, closing would reset the connection and destroy the alert.
+                # Closing a socket with unread data resets the connection and destroys the alert.
                 discarded = 0
                 while discarded < MAX_DISCARDED_BYTES:
                     read = await loop.sock_recv(client, MAX_DISCARDED_BYTES)
@@ -163,5 +163,5 @@ class Handshake:
 
 
 def _reason(error: BaseException) -> str:
-    """Return OpenSSL's name for what went wrong, empty for other errors."""
+    """Return OpenSSL's name of the error, or "" for other errors."""
     return (error.reason or "") if isinstance(error, ssl.SSLError) else ""

@@ -218,7 +218,7 @@ class Ingest:
             return
         shown = printable(data[:SHOWN_BYTES].decode("ascii", "backslashreplace"))
         log.warning(
-            "analyzer %s: dropped a message of %d bytes (%s) that begins with %s%s",
+            "analyzer %s: dropped a message of %d bytes (%s) beginning with %s%s",
             analyzer.name,
             len(data),
             reason,

@@ -41,8 +41,8 @@ TOKEN_COOKIE: Final = "authtoken"  # noqa: S105 - its name, not its value
 
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 
-USE_TLS: Final = "; where the analyzer serves TLS, its URL begins with wss://"
-USE_PLAIN: Final = "; the port does not serve TLS: without it, the URL begins with ws://"
+USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
+USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 """How OpenSSL calls bytes of another protocol, by its versions."""
 
@@ -188,7 +188,7 @@ class Endpoint:
 def redirect(location: str) -> str:
     """Return what to log of a redirect, after its status, without the query and credentials."""
     shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
-    return f", a redirect to {shown}, which is not followed"
+    return f", redirect to {shown} (not followed)"
 
 
 class Authentication:

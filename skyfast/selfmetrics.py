@@ -118,7 +118,7 @@ HANDSHAKE_FAILURES = (
 )
 """Why a client was not connected to the port of HTTPS.
 
-``unsupported`` is no TLS version, cipher suite or curve in common, ``client_certificate`` one that
+``unsupported`` is no common TLS version, cipher suite or curve, ``client_certificate`` one that
 is missing, not trusted or of no allowed name, ``rejected`` a client that ended the handshake with
 an alert, mostly because it does not trust the server's certificate. Clients that send nothing are
 not counted.

@@ -82,9 +82,9 @@ MAX_HEADERS = 128
 """Headers of a request; beyond it the answer is 431, too."""
 
 DISCARD_TIMEOUT_S = 1.0
-"""How long more of a request that cannot be read is read and thrown away...
+"""Time during which the rest of an invalid request is discarded...
 
-A connection that is closed with something unread is reset, and the client never sees the answer."""
+Closing a socket with unread data resets the connection, and the client never sees the answer."""
 
 MAX_DISCARDED_BYTES = 1024 * 1024
 """... and how much of it."""
@@ -109,11 +109,11 @@ BACKLOG = 256
 CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
 """What a client is told that has to authenticate."""
 
-PLAIN_HTTP = "plain HTTP was sent to the port of HTTPS"
-"""What a client is told that does not speak TLS there."""
+PLAIN_HTTP = "plain HTTP request on an HTTPS port"
+"""The reason in the answer to a client that does not use TLS."""
 
 FORBIDDEN = "the certificate has no allowed name"
-"""What a client is told whose certificate has none of ``client_allowed_sans``."""
+"""The reason in the answer to a client without any of ``client_allowed_sans``."""
 
 RETRY_AFTER_S = 1
 """What a client is told that found too many pages being served."""
@@ -582,9 +582,9 @@ class _Connections:
         suffix = self._log_limit.admit(("handshake", reason))
         if suffix is None:
             return
-        line = f"no TLS connection with {connection.address}: {text}"
+        line = f"TLS handshake failed for {connection.address}: {text}"
         if reason == "disconnected":
-            # As clients do that only look at the certificate, or at the port.
+            # Monitoring of certificates and port scans end handshakes like this, too.
             log.info("%s%s", line, suffix)
         else:
             log.warning("%s%s", line, suffix)
@@ -660,12 +660,12 @@ class _Connection(web.RequestHandler):
             if reason:
                 self._connections.handshake_failed(self, reason, text)
             if reason == "plain_http":
-                await handshake.tell(raw_answer(HTTPStatus.BAD_REQUEST, PLAIN_HTTP))
+                await handshake.answer(raw_answer(HTTPStatus.BAD_REQUEST, PLAIN_HTTP))
             else:
-                await handshake.tell(handshake.alert)
+                await handshake.answer(handshake.alert)
         except asyncio.CancelledError:
             if self._expired and handshake.first:
-                text = f"it was not done in {HEAD_TIMEOUT_S:g} s"
+                text = f"timed out after {HEAD_TIMEOUT_S:g} s"
                 self._connections.handshake_failed(self, "timeout", text)
             raise
         finally:
@@ -684,9 +684,9 @@ class _Connection(web.RequestHandler):
             self._connections.count_descriptors(transport.get_extra_info("socket").fileno())
             self._begin(transport.get_extra_info("peername"))
         elif not self._guard.admits(transport.get_extra_info("peercert")):
-            # It has shaken hands by now, so an answer has to say so.
+            # The handshake has succeeded, so no alert is possible: requests get HTTP 403.
             self.is_forbidden = True
-            text = "its certificate has none of client_allowed_sans"
+            text = "client certificate has none of client_allowed_sans"
             self._connections.handshake_failed(self, "client_certificate", text)
 
     def _begin(self, peer: Any) -> None:
@@ -808,10 +808,10 @@ class _Connection(web.RequestHandler):
         return response
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        """Answer a request that cannot be read, and close once the client has the answer."""
+        """Answer an invalid request, and close the connection after the client got the answer."""
         if self._cut or self._stream is None or self.lost.done():
             return
-        self._force_close = True  # aiohttp parses nothing more, and leaves the closing to us
+        self._force_close = True  # aiohttp parses nothing more and does not close the connection
         self._discarded_bytes = 0
         self._stream.write(raw_answer(status, reason))
         if self._stream.can_write_eof():
@@ -834,7 +834,7 @@ class _Connection(web.RequestHandler):
 
 
 def _refusal_of(error: BaseException | None) -> tuple[HTTPStatus, str]:
-    """Return how to answer a request that aiohttp could not parse, and what to say of it."""
+    """Return the status and the reason for a request that aiohttp could not parse."""
     if isinstance(error, LineTooLong):
         if str(error.args[1]) == str(MAX_LINE_BYTES):
             return (
@@ -851,7 +851,7 @@ def _refusal_of(error: BaseException | None) -> tuple[HTTPStatus, str]:
 
 
 def raw_answer(status: HTTPStatus, reason: str = "") -> bytes:
-    """Return a whole answer, for where there is no request that aiohttp could answer."""
+    """Return a complete answer without aiohttp, which needs a request that it could parse."""
     body = f"{status.phrase}{f': {reason}' if reason else ''}.\n".encode()
     headers = {
         hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
@@ -891,7 +891,7 @@ def _peer(client: socket.socket) -> Any:
 
 
 def _headers(more: dict[str, str]) -> dict[str, str]:
-    """Return the headers of every answer, with ``more``. All are of this moment: none is kept."""
+    """Return the headers of every answer, and ``more``. No answer may be cached."""
     return {
         hdrs.SERVER: f"skyfast/{__version__}",
         hdrs.CACHE_CONTROL: "no-store",

@@ -177,7 +177,7 @@ class WebConfig:
     headers: Mapping[str, str]
     rate_limit: RateLimit | None
     warnings: tuple[str, ...]
-    """What is taken otherwise than it may be meant; each names file, line and key."""
+    """Settings that have another effect than they say, each with file, line and key."""
     files: "Files" = field(repr=False)
 
     def summary(self) -> str:
@@ -266,7 +266,7 @@ class _Reader:
             raise ConfigError(f"{self._name}: line {bad.line or node.line}: {text}") from None
 
     def note(self, node: Node, path: str, text: str) -> None:
-        """Keep a warning of what stands in ``node``, at ``path``."""
+        """Keep a warning about ``node``, at ``path``."""
         self._warnings.append(f"{self._name}: line {node.line}: {path}: {text}")
 
     def _section(self, node: Node, path: str, known: Sequence[str]) -> "_Section":
@@ -608,7 +608,7 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """How a request is refused, and in how many seconds another try is not, if ever."""
+    """How a request is refused; ``retry_after_s`` is None where no retry will succeed."""
 
     status: HTTPStatus
     retry_after_s: int | None = None
@@ -656,7 +656,7 @@ class Passwords:
             self._verified[digest] = self._verified.pop(digest)
             return None
         client = _client(address)
-        # By address, so that no other client learns from a fast answer what was tried here.
+        # By address: a fast answer must not reveal which credentials another client has tried.
         failed = self._digest(client.encode(), digest)
         if failed in self._failed:
             self._failed[failed] = self._failed.pop(failed)
@@ -693,7 +693,7 @@ class Passwords:
             self._thread, self._timed_check, password, expected
         )
         if not matches or not known:
-            # Also where the client has left meanwhile.
+            # Even if the client has disconnected meanwhile.
             _remember(self._failed, self._digest(client.encode(), digest), MAX_FAILED)
             return False
         if bucket := self._wrong.get(client):

@@ -129,10 +129,10 @@ def test_a_bad_message_is_logged_once_a_minute(
     shown = r'{"Namespace\x1b[2J\n\xff' + "x" * (SHOWN_BYTES - 17)
     assert first == (
         f"analyzer analyzer:8082: dropped a message of {len(bad)} bytes (malformed)"
-        f" that begins with {shown}"
+        f" beginning with {shown}"
     )
     assert second == f"{first} (1 more such events since the last line)"
-    assert other.endswith("dropped a message of 2 bytes (not_a_message) that begins with []")
+    assert other.endswith("dropped a message of 2 bytes (not_a_message) beginning with []")
 
 
 @pytest.mark.parametrize(

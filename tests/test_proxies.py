@@ -178,8 +178,8 @@ async def test_a_proxy_that_wants_something_else_is_explained(tmp_path: Path) ->
         "    location / { return 302 https://sso.test/login?state=secret; }\n"
     )
     for server, reasons in (
-        (secure, ["; where the analyzer serves TLS, its URL begins with wss://"] * 2),
-        (redirecting, [", a redirect to https://sso.test/login, which is not followed"] * 2),
+        (secure, ["; use wss:// if the analyzer serves TLS"] * 2),
+        (redirecting, [", redirect to https://sso.test/login (not followed)"] * 2),
     ):
         async with asyncio.timeout(60), nginx(tmp_path, server) as port:
             config = write_config(tmp_path, f"ws://127.0.0.1:{port}/ws/subscriber/flow")

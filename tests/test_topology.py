@@ -709,8 +709,8 @@ async def test_a_redirect_is_logged_with_its_location(caplog):
             await until(lambda: poll.errors())
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"analyzer {analyzer.name}: no topology: HTTP 303, a redirect to https://sso.test/login,"
-        " which is not followed"
+        f"analyzer {analyzer.name}: no topology: HTTP 303, redirect to https://sso.test/login"
+        " (not followed)"
     )
 
 
@@ -734,9 +734,9 @@ async def test_the_scheme_that_fits_is_named(tmp_path, caplog):
             async with Poll(url).running() as poll:
                 await until(lambda poll=poll: poll.errors())
     first, second, third = (record.getMessage() for record in caplog.records)
-    assert first.endswith("; where the analyzer serves TLS, its URL begins with wss://")
-    assert second.endswith("HTTP 400; where the analyzer serves TLS, its URL begins with wss://")
-    assert third.endswith("; the port does not serve TLS: without it, the URL begins with ws://")
+    assert first.endswith("; use wss:// if the analyzer serves TLS")
+    assert second.endswith("HTTP 400; use wss:// if the analyzer serves TLS")
+    assert third.endswith("; the port does not serve TLS, use ws://")
 
 
 async def test_tls_with_our_authority_and_a_client_certificate(tmp_path):

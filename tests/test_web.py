@@ -908,7 +908,7 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize("what", TOO_LARGE)
 @on_both_loops
-async def test_a_head_that_is_too_large_is_told_so(what):
+async def test_a_head_that_is_too_large_gets_an_answer(what):
     head, status, reason = TOO_LARGE[what]
     async with Site() as site:
         for before in (b"", request("/-/healthy")):

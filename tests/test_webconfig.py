@@ -513,7 +513,7 @@ def distrusts(port):
 
 
 @on_both_loops
-async def test_a_failed_handshake_is_told_to_both_sides(file, authority, caplog):
+async def test_a_failed_handshake_is_reported_to_both_sides(file, authority, caplog):
     path = file(tls="min_version: TLS13")
     cbc = {"ciphers": "ECDHE-ECDSA-AES128-SHA", "maximum_version": ssl.TLSVersion.TLSv1_2}
     async with Site(guard=Guard(path)) as site:
@@ -542,18 +542,19 @@ async def test_a_failed_handshake_is_told_to_both_sides(file, authority, caplog)
     async with Site(guard=Guard(file(tls=f"cipher_suites: [{PEM_SUITES[9]}]"))) as site:
         assert (await hello(site, **cbc))[:1] == b"\x16"
     lines = [record.getMessage() for record in caplog.records]
-    begin, unknown = "no TLS connection with 127.0.0.1: ", "(TLSV1_ALERT_UNKNOWN_CA)"
+    begin = "TLS handshake failed for 127.0.0.1: "
+    untrusted = "usually because it does not trust the certificate (TLSV1_ALERT_UNKNOWN_CA)"
     assert lines == [
-        f"{begin}no TLS version, cipher suite or curve in common (UNSUPPORTED_PROTOCOL)",
-        f"{begin}it does not speak TLS",
-        f"{begin}it refused to go on, often because it does not trust the certificate {unknown}",
-        f"{begin}no TLS version, cipher suite or curve in common (NO_SHARED_CIPHER)",
+        f"{begin}no common TLS version, cipher suite or curve (UNSUPPORTED_PROTOCOL)",
+        f"{begin}not a TLS handshake",
+        f"{begin}rejected by the client, {untrusted}",
+        f"{begin}no common TLS version, cipher suite or curve (NO_SHARED_CIPHER)",
     ]
 
 
 @on_both_loops
-async def test_a_client_without_its_certificate_is_told_so(tmp_path, file, authority, caplog):
-    """Also by TLS 1.3, where it is told only after it has shaken hands, as it believes."""
+async def test_a_client_without_its_certificate_gets_an_alert(tmp_path, file, authority, caplog):
+    """With TLS 1.3, the alert comes after the client has completed its side of the handshake."""
     path = file(tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt")
     stranger = Authority(tmp_path, "stranger").issue("prometheus.example")
     async with Site(guard=Guard(path)) as site:
@@ -570,7 +571,7 @@ async def test_a_client_without_its_certificate_is_told_so(tmp_path, file, autho
         assert "skyfast_tls_handshakes_failed_total" in selfmetrics_of(site)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.endswith(
-        "its certificate is missing or not trusted (PEER_DID_NOT_RETURN_A_CERTIFICATE)"
+        "client certificate missing or not trusted (PEER_DID_NOT_RETURN_A_CERTIFICATE)"
     )
 
 
@@ -587,7 +588,7 @@ async def test_plain_http_on_the_port_of_tls_is_answered(file, authority, caplog
                 assert answer.status == 400
                 assert answer.headers["connection"] == "close"
                 assert method == "HEAD" or answer.text == (
-                    "Bad Request: plain HTTP was sent to the port of HTTPS.\n"
+                    "Bad Request: plain HTTP request on an HTTPS port.\n"
                 )
         # More than is read at once.
         async with await site.ask(request("/metrics", x="y" * 50_000)) as client:
@@ -596,7 +597,7 @@ async def test_plain_http_on_the_port_of_tls_is_answered(file, authority, caplog
         assert site.scrape.handshakes_failed["plain_http"] == 11
         assert not await refused(site.port, trusting(authority))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "no TLS connection with 127.0.0.1: it sent plain HTTP to the port of HTTPS"
+    assert line == "TLS handshake failed for 127.0.0.1: plain HTTP request on an HTTPS port"
 
 
 @on_both_loops
@@ -608,7 +609,7 @@ async def test_a_handshake_that_stalls_is_counted(file, authority, monkeypatch, 
             await until(lambda: not site.server._connections._open)
         assert sum(site.scrape.handshakes_failed.values()) == 1
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "no TLS connection with 127.0.0.1: it was not done in 0.2 s"
+    assert line == "TLS handshake failed for 127.0.0.1: timed out after 0.2 s"
 
 
 @on_both_loops
