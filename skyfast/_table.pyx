@@ -2654,79 +2654,97 @@ cdef class Table:
                 word[0] |= bit
         return row if row < view.rows.fresh else 0
 
-    def top_values(self, str label, uint32_t count):
-        """Return the commonest values of a label of the first view, with their connections.
+    def cardinality(self, uint32_t count, str without=None):
+        """Return what the labels of the first view have for values, all of the same connections.
 
-        :returns: up to ``count`` pairs of value and number, the greatest number first; without
-            values that left while they were counted.
+        :param count: how many values of each label.
+        :param without: a label to leave out.
+        :returns: the number of connections; by label, how many values it has and the commonest of
+            them, as pairs of value and connections with the greatest number first, but for values
+            that left meanwhile; and how many connections there would be without that label, None
+            where there is no such.
 
-        Takes some 10 ns a connection without the GIL; may be called from any thread.
+        One scan, which takes some 10 ns a connection and label, and 30 ns to leave one out,
+        without the GIL; 24 to 48 bytes for each value of each label, and for each connection to
+        leave one out. Any thread may call it. Connections that come or go meanwhile may be counted
+        or not.
         """
-        cdef uint32_t column = self.label_names.index(label)
-        cdef Tally tally
-        cdef uint64_t cell
-        cdef uint32_t at
-        tally_init(&tally)
-        try:
-            self._tally(&tally, column, False)
-            found = heapq.nlargest(
-                count,
-                ((tally.counts[at], tally.keys[at]) for at in range(tally.room) if tally.keys[at]),
-            )
-        finally:
-            tally_destroy(&tally)
-        named = [(self._cell_text(cell - 1), number) for number, cell in found]
-        return [(text, number) for text, number in named if text is not None]
-
-    def without(self, str label):
-        """Return how many connections there would be if the first view had not this label.
-
-        Takes some 30 ns a connection without the GIL, and 24 bytes; any thread may call it.
-        """
-        cdef uint32_t column = self.label_names.index(label)
-        cdef Tally tally
-        tally_init(&tally)
-        try:
-            self._tally(&tally, column, True)
-            return tally.used
-        finally:
-            tally_destroy(&tally)
-
-    cdef int _tally(self, Tally *tally, uint32_t column, bint others) except -1:
-        # Count the rows by their value of a label, or by those of all others.
+        cdef Tally tallies[MAX_VIEW_COLUMNS + 1]    # the last is of the connections without
+        cdef uint32_t columns = self.views[0].columns
+        cdef int32_t column = -1
         cdef uint32_t row = 1
+        cdef uint32_t connections = 0
         cdef bint enough = True
-        with nogil:
-            while row and enough:
-                pthread_mutex_lock(&self.lock)
-                enough = self._tally_rows(tally, &row, column, others)
-                pthread_mutex_unlock(&self.lock)
-        if not enough:
-            raise MemoryError
-        return 0
+        cdef uint32_t i
+        if without is not None:
+            column = self.label_names.index(without)
+        for i in range(columns + 1):
+            tally_init(&tallies[i])
+        try:
+            with nogil:
+                while row and enough:
+                    pthread_mutex_lock(&self.lock)
+                    enough = self._tally_rows(tallies, &row, &connections, column)
+                    pthread_mutex_unlock(&self.lock)
+            if not enough:
+                raise MemoryError
+            labels = {}
+            for i in range(columns):
+                labels[self.label_names[i]] = (
+                    tallies[i].used, self._commonest(&tallies[i], count)
+                )
+            return connections, labels, None if column < 0 else tallies[columns].used
+        finally:
+            for i in range(columns + 1):
+                tally_destroy(&tallies[i])
 
-    cdef bint _tally_rows(self, Tally *tally, uint32_t *at, uint32_t column,
-                          bint others) noexcept nogil:
+    cdef bint _tally_rows(self, Tally *tallies, uint32_t *at, uint32_t *connections,
+                          int32_t without) noexcept nogil:
+        # Count some rows by the value of each label, and by all but one; False without memory.
         cdef const View *view = &self.views[0]
         cdef uint32_t stop = min(view.rows.fresh, at[0] + RENDER_ROWS)
         cdef uint32_t cells[MAX_VIEW_COLUMNS]
         cdef Connection *connection
+        cdef uint32_t i
         cdef uint64_t key
         while at[0] < stop:
             connection = self._row(view, at[0])
             at[0] += 1
             if connection.deadline_s == 0:
                 continue
+            connections[0] += 1
             memcpy(cells, self._cells(view, connection), 4 * view.columns)
-            key = cells[column]
-            if others:
-                cells[column] = 0
+            for i in range(view.columns):
+                key = cells[i]
+                if not tally_count(&tallies[i], key + 1):
+                    return False
+            if without >= 0:
+                cells[without] = 0
                 key = long_hash(<const char *>cells, 4 * view.columns, self.seed)
-            if not tally_count(tally, key + 1):
-                return False
+                if not tally_count(&tallies[view.columns], key + 1):
+                    return False
         if at[0] >= view.rows.fresh:
             at[0] = 0
         return True
+
+    cdef list _commonest(self, const Tally *tally, uint32_t count):
+        # The values with most rows, from a heap of so many: a label can have a million.
+        cdef list heap = []
+        cdef uint32_t least = 0
+        cdef size_t at
+        if count == 0:
+            return heap
+        for at in range(tally.room):
+            if tally.keys[at] == 0 or tally.counts[at] < least:
+                continue
+            if <uint32_t>len(heap) < count:
+                heapq.heappush(heap, (tally.counts[at], tally.keys[at]))
+            else:
+                heapq.heappushpop(heap, (tally.counts[at], tally.keys[at]))
+            if <uint32_t>len(heap) == count:
+                least = heap[0][0]
+        named = [(self._cell_text(cell - 1), number) for number, cell in sorted(heap, reverse=True)]
+        return [(text, number) for text, number in named if text is not None]
 
     cdef str _cell_text(self, uint32_t cell):
         # None where the text has left meanwhile.

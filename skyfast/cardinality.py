@@ -1,7 +1,8 @@
 """What the labels of the main view cost: how many values each has, and which the most frequent are.
 
 Everything is counted when it is asked for, by scans of the table that take up to some hundred
-milliseconds. So they run in threads, one at a time, and what they gave is kept for a moment.
+milliseconds. So they run in threads, one at a time, and what they gave is kept for a moment. A
+report is of a single scan, so that its figures fit each other.
 """
 
 import asyncio
@@ -31,11 +32,10 @@ VALUES_AGE_S: Final = 1.0
 class Table(Protocol):
     """What is asked of the table, from any thread."""
 
-    @property
-    def connections(self) -> int: ...
     def label_values(self) -> Mapping[str, int]: ...
-    def top_values(self, label: str, count: int, /) -> Sequence[tuple[str, int]]: ...
-    def without(self, label: str, /) -> int: ...
+    def cardinality(
+        self, count: int, without: str | None = None, /
+    ) -> tuple[int, Mapping[str, tuple[int, Sequence[tuple[str, int]]]], int | None]: ...
 
 
 class BusyError(Exception):
@@ -91,9 +91,7 @@ class Cardinality:
         self._values: Mapping[str, int] = {}
         self._values_until = 0.0
         self._making = False
-        self._report = Report(connections=0, series_at_most=0, labels=())
-        self._report_until = 0.0
-        self._withouts: dict[str, tuple[Without, float]] = {}
+        self._reports: dict[str | None, tuple[Report, float]] = {}
 
     def values(self) -> Mapping[str, int]:
         """Return the number of distinct values of each label. Takes long; any thread may ask."""
@@ -109,8 +107,8 @@ class Cardinality:
         ``without`` is one of `labels`, for which to find out what dropping it would leave. Raises
         BusyError where another report is being made.
         """
-        report = self._kept(without)
-        if report is not None:
+        report, until_s = self._reports.get(without, (None, 0.0))
+        if report is not None and time.monotonic() < until_s:
             return report
         if self._making:
             raise BusyError
@@ -126,43 +124,27 @@ class Cardinality:
         if not made.cancelled():
             made.exception()  # looked at, also where nobody awaits it any more
 
-    def _kept(self, without: str | None) -> Report | None:
-        """Return what was found out, as long as all of it is young enough."""
-        now = time.monotonic()
-        if now >= self._report_until:
-            return None
-        if without is None:
-            return self._report
-        found, until = self._withouts.get(without, (None, 0.0))
-        return self._combined(found) if now < until else None
-
     def _make(self, without: str | None) -> Report:
-        if time.monotonic() >= self._report_until:
-            values = self.values()
-            connections = self._table.connections
-            self._report = Report(
-                connections=connections,
-                series_at_most=connections * self._series,
-                labels=tuple(self._label(name, values[name]) for name in self.labels),
-            )
-            self._report_until = time.monotonic() + REPORT_AGE_S
-        if without is None:
-            return self._report
-        left = self._table.without(without)
-        found = Without(label=without, connections=left, series_at_most=left * self._series)
-        self._withouts[without] = (found, time.monotonic() + REPORT_AGE_S)
-        return self._combined(found)
-
-    def _label(self, name: str, values: int) -> Label:
-        top = self._table.top_values(name, TOP_VALUES)
-        return Label(
-            name=name,
-            values=values,
-            top=tuple(Value(value=value, connections=count) for value, count in top),
+        """Make a report of one scan: figures of several moments would contradict each other."""
+        connections, labels, left = self._table.cardinality(TOP_VALUES, without)
+        report = Report(
+            connections=connections,
+            series_at_most=connections * self._series,
+            labels=tuple(_label(name, *labels[name]) for name in self.labels),
         )
+        if without is not None and left is not None:
+            found = Without(label=without, connections=left, series_at_most=left * self._series)
+            report = replace(report, without=found)
+        self._reports[without] = (report, time.monotonic() + REPORT_AGE_S)
+        return report
 
-    def _combined(self, without: Without | None) -> Report:
-        return replace(self._report, without=without)
+
+def _label(name: str, values: int, top: Sequence[tuple[str, int]]) -> Label:
+    return Label(
+        name=name,
+        values=values,
+        top=tuple(Value(value=value, connections=count) for value, count in top),
+    )
 
 
 def as_json(report: Report) -> bytes:

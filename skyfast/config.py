@@ -174,6 +174,7 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
     scrape_timeout_s: float
     enable_reload: bool
     health_without_auth: bool
+    openmetrics: bool
 
 
 class Logging(msgspec.Struct, frozen=True, kw_only=True):
@@ -559,6 +560,8 @@ ENABLE_RELOAD = _key("web.enable_reload", to_boolean, False, lambda c: c.web.ena
 HEALTH_WITHOUT_AUTH = _key(
     "web.health_without_auth", to_boolean, False, lambda c: c.web.health_without_auth
 )
+
+OPENMETRICS = _key("web.openmetrics", to_boolean, True, lambda c: c.web.openmetrics)
 
 _SECRETS: Final[dict[str, Callable[[Config], object]]] = {
     PASSWORD.path: lambda c: c.credentials.password,
@@ -997,6 +1000,7 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problem
             scrape_timeout_s=get(WEB_SCRAPE_TIMEOUT),
             enable_reload=get(ENABLE_RELOAD),
             health_without_auth=get(HEALTH_WITHOUT_AUTH),
+            openmetrics=get(OPENMETRICS),
         ),
         logging=Logging(level=get(LEVEL), format=get(LOG_FORMAT)),
         notes=tuple(notes),

@@ -5,6 +5,7 @@ costs neither the other flows of its message nor the subscription.
 """
 
 import functools
+import logging
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import msgspec
 
 from skyfast.dates import Dates
 from skyfast.filters import Admission
+from skyfast.logs import LogLimit, printable
 from skyfast.partial import PartialDecoder
 from skyfast.report_checks import ReportChecker
 from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
@@ -32,6 +34,14 @@ MAX_PARTIAL_FLOWS = 1_000
 """Flows of a message that are decoded field by field, which takes 10 µs each.
 
 Analyzers send at most 100. Beyond it, a flow with a value of another type is skipped."""
+
+LOG_INTERVAL_S = 60.0
+"""Time between two log lines about one analyzer's unusable messages of one kind."""
+
+SHOWN_BYTES = 80
+"""How many bytes of an unusable message a log line shows."""
+
+log = logging.getLogger(__name__)
 
 # A string, whole or unfinished, or a bracket. Possessive, so that no input makes it backtrack.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
@@ -103,6 +113,7 @@ class Ingest:
         self._types = types
         self._envelope = msgspec.json.Decoder(Envelope)
         self._raw_list = msgspec.json.Decoder(list[msgspec.Raw])
+        self._limit = LogLimit(LOG_INTERVAL_S)
 
     @functools.cached_property
     def _partial_flow(self) -> PartialDecoder:
@@ -177,10 +188,10 @@ class Ingest:
         try:
             envelope = self._open(data)
         except msgspec.ValidationError:
-            analyzer.errors["not_a_message"] += 1
+            self._drop(data, analyzer, "not_a_message")
             return
         except UNDECODABLE:
-            analyzer.errors["malformed"] += 1
+            self._drop(data, analyzer, "malformed")
             return
         match _kind(envelope.Namespace, envelope.Type, analyzer):
             case "flow", "store":
@@ -192,12 +203,28 @@ class Ingest:
         try:
             raws = self._raw_list.decode(obj)
         except UNDECODABLE:
-            analyzer.errors["not_a_list"] += 1
+            self._drop(data, analyzer, "not_a_list")
             return
         analyzer.flows += len(raws)
         admitted = self._admitted(self._one_by_one(raws))
         self._table.update(admitted, self._now())
         self._finish(admitted, data, analyzer)
+
+    def _drop(self, data: bytes, analyzer: AnalyzerStats, reason: str) -> None:
+        """Count a message that cannot be used, and log its first bytes once in an interval."""
+        analyzer.errors[reason] += 1
+        suffix = self._limit.admit((analyzer.name, reason))
+        if suffix is None:
+            return
+        shown = printable(data[:SHOWN_BYTES].decode("ascii", "backslashreplace"))
+        log.warning(
+            "analyzer %s: dropped a message of %d bytes (%s) beginning with %s%s",
+            analyzer.name,
+            len(data),
+            reason,
+            shown,
+            suffix,
+        )
 
     def _open(self, data: bytes) -> Envelope:
         try:

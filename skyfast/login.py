@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import ipaddress
+import re
 import socket
 import ssl as ssl_module
 import threading
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
-from skyfast.config import Credentials
+from skyfast.config import Credentials, redact_url
 from skyfast.logs import printable
 
 if TYPE_CHECKING:
@@ -32,10 +33,22 @@ LOGIN_TIMEOUT_S: Final = 10.0
 RESOLVE_TIMEOUT_S: Final = 10.0
 """How long a name server may take."""
 
+LOGIN_PATH: Final = "/login"
+"""Where an analyzer takes user name and password, below the prefix of its URL."""
+
 TOKEN_COOKIE: Final = "authtoken"  # noqa: S105 - its name, not its value
 """The cookie that Skydive's ``/login`` sets."""
 
+REDIRECTS: Final = (301, 302, 303, 307, 308)
+
+USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
+USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
+NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+"""How OpenSSL calls bytes of another protocol, by its versions."""
+
 DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
+
+_SUBSCRIPTION: Final = re.compile(r"(.*)/ws/subscriber(?:/.*)?", re.ASCII)
 
 
 def host_and_port(host: str, port: int) -> str:
@@ -117,6 +130,10 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
 class Endpoint:
     """Where one analyzer listens. ``credentials`` are those of its URL, if it has any.
 
+    ``prefix`` is what precedes ``/login`` and ``/api/topology``: the part of the URL's path in
+    front of ``/ws/subscriber``, or the whole of any other path. So neither a query nor a password
+    leaves the location that the URL names.
+
     ``host`` is the URL's: it is sent as ``Host`` and TLS checks it. ``address`` is what is
     connected to: the same, or one of the addresses that ``host`` resolves to.
     """
@@ -125,6 +142,7 @@ class Endpoint:
     host: str
     port: int
     resource: str
+    prefix: str
     address: str
     credentials: Credentials | None
 
@@ -150,6 +168,7 @@ class Endpoint:
             host=parts.hostname,
             port=parts.port or DEFAULT_PORTS[scheme],
             resource=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+            prefix=_prefix(parts.path),
             address=address or parts.hostname,
             credentials=credentials,
         )
@@ -164,6 +183,12 @@ class Endpoint:
         """The URL to subscribe to, without credentials; see ``address`` for where it leads."""
         scheme = "wss" if self.secure else "ws"
         return f"{scheme}://{host_and_port(self.host, self.port)}{self.resource}"
+
+
+def redirect(location: str) -> str:
+    """Return what to log of a redirect, after its status, without the query and credentials."""
+    shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
+    return f", redirect to {shown} (not followed)"
 
 
 class Authentication:
@@ -229,15 +254,16 @@ class Authentication:
         headers: Iterable[tuple[str, str]] = (),
         **options: Any,
     ) -> "aiohttp.client._RequestContextManager":
-        """Begin ``POST path`` to the analyzer; ``headers`` and ``options`` go to aiohttp.
+        """Begin ``POST path``, below the prefix, to the analyzer.
 
+        ``headers`` and ``options`` go to aiohttp.
         The session should have a `aiohttp.DummyCookieJar`: cookies are sent by `headers` alone.
         Redirects are not followed, so that credentials stay with the analyzer.
         """
         at = self.endpoint
         scheme = "https" if at.secure else "http"
         return session.post(
-            f"{scheme}://{host_and_port(at.address, at.port)}{path}",
+            f"{scheme}://{host_and_port(at.address, at.port)}{at.prefix}{path}",
             headers=[("Host", host_and_port(at.host, at.port)), *headers],
             allow_redirects=False,
             ssl=self._ssl or True,
@@ -249,6 +275,7 @@ class Authentication:
         """Get a token; return "" or, fit for a log, what went wrong."""
         import aiohttp
 
+        request = f"POST {printable(self.endpoint.prefix)}{LOGIN_PATH}"
         form = {"username": self._credentials.username, "password": self._credentials.password}
         try:
             async with (
@@ -258,19 +285,28 @@ class Authentication:
                     cookie_jar=aiohttp.DummyCookieJar(),
                 ) as session,
                 self.post(
-                    session, "/login", data=form, headers=_cookie_header(self._cookies)
+                    session, LOGIN_PATH, data=form, headers=_cookie_header(self._cookies)
                 ) as response,
             ):
                 token = response.cookies.get(TOKEN_COOKIE)
+                if response.status in REDIRECTS:
+                    location = response.headers.get("Location", "")
+                    return f"{request} gave HTTP {response.status}{redirect(location)}"
                 if response.status != 200 or token is None or not token.coded_value:
-                    return f"POST /login gave HTTP {response.status} and no {TOKEN_COOKIE} cookie"
+                    return f"{request} gave HTTP {response.status} and no {TOKEN_COOKIE} cookie"
                 # As it was sent: a value in quotes is given back in quotes.
                 self._token = token.coded_value
                 return ""
         except TimeoutError:
-            return f"POST /login gave no answer in {LOGIN_TIMEOUT_S:g} s"
+            return f"{request} gave no answer in {LOGIN_TIMEOUT_S:g} s"
         except (aiohttp.ClientError, OSError) as exc:
-            return f"POST /login: {printable(exc) or type(exc).__name__}"
+            return f"{request}: {printable(exc) or type(exc).__name__}"
+
+
+def _prefix(path: str) -> str:
+    """Return the part of a subscription's path that all of the analyzer's paths begin with."""
+    match = _SUBSCRIPTION.fullmatch(path)
+    return match[1] if match else path.rstrip("/")
 
 
 def _cookie_header(cookies: Mapping[str, str]) -> Headers:

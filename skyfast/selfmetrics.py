@@ -109,6 +109,24 @@ SCRAPE_FAILURES = ("deadline", "disconnected", "error")
 RELOAD_FAILURES = ("configuration", "web_configuration", "error")
 """Why the configuration was not reloaded: it is wrong, that of the web is, skyfast is."""
 
+HANDSHAKE_FAILURES = (
+    "plain_http",
+    "not_tls",
+    "unsupported",
+    "client_certificate",
+    "rejected",
+    "disconnected",
+    "timeout",
+    "error",
+)
+"""Why a client was not connected to the port of HTTPS.
+
+``unsupported`` is no common TLS version, cipher suite or curve, ``client_certificate`` one that
+is missing, not trusted or of no allowed name, ``rejected`` a client that ended the handshake with
+an alert, mostly because it does not trust the server's certificate. Clients that send nothing are
+not counted.
+"""
+
 
 def _zeros(*names: str) -> dict[str, int]:
     return dict.fromkeys(names, 0)
@@ -160,7 +178,8 @@ class ScrapeStats:
     ``scrapes`` and ``last_…`` are of pages with flows on them (``/metrics``, ``/metrics/flows``)
     that were served whole; ``last_bytes`` is counted before compression. ``rejected`` and
     ``failures`` are of the pages of interfaces too. ``connections_rejected`` counts TCP
-    connections closed because ``web.max_connections`` were open.
+    connections closed because ``web.max_connections`` were open, ``handshakes_failed`` those
+    that got no further than the TLS handshake.
     """
 
     scrapes: int = 0
@@ -169,6 +188,7 @@ class ScrapeStats:
     rejected: int = 0
     failures: dict[str, int] = field(default_factory=lambda: _zeros(*SCRAPE_FAILURES))
     connections_rejected: int = 0
+    handshakes_failed: dict[str, int] = field(default_factory=lambda: _zeros(*HANDSHAKE_FAILURES))
 
 
 @dataclass(slots=True, eq=False)
@@ -648,6 +668,11 @@ def _scrape_families(scrape: ScrapeStats) -> Iterable[_Family]:
         "counter",
         "HTTP connections closed because too many were open.",
         scrape.connections_rejected,
+    )
+    yield _by_reason(
+        "skyfast_tls_handshakes_failed_total",
+        "TLS handshakes of HTTP clients that failed.",
+        scrape.handshakes_failed,
     )
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice, pairwise
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from skyfast import __version__, config
 from skyfast.captures import CaptureReport
 from skyfast.config import Config
+from skyfast.login import Endpoint
 from skyfast.logs import printable
 from skyfast.ranking import Metric, Ranking
 from skyfast.selfmetrics import AnalyzerStats, Failure, Stats, TableCounts, memory_bytes, sums
@@ -30,6 +31,9 @@ INTERVAL_S: Final = 5.0
 
 SAMPLES: Final = 120
 """How many intervals the ring holds: ten minutes."""
+
+MAX_GAP_S: Final = 2 * INTERVAL_S
+"""Samples further apart have a pause of the process between them: no line is drawn across it."""
 
 RATE_INTERVALS: Final = 6
 """How many of the latest intervals the analyzers' rates are means of: half a minute."""
@@ -82,6 +86,27 @@ class LastError:
     reason: str
     text: str
     timestamp_seconds: float
+
+
+Severity = Literal["warning", "critical"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What somebody should look at, as a sentence for people."""
+
+    severity: Severity
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How many analyzers are subscribed to, and what that makes of the whole."""
+
+    state: Literal["ready", "degraded", "not ready"]
+    text: str
+    analyzers: int
+    analyzers_up: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +175,11 @@ class CapturesState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The last ten minutes, an entry an interval, the oldest first.
+    """The last ten minutes, an entry an interval, the oldest first, and one of now.
 
     ``age_seconds`` says how long ago the intervals ended. What is of scrapes is that of the last
-    one in the interval, None where none ended in it.
+    one in the interval, None where none ended in it. The last entry has what the rest of the report
+    has: so no figure of now is above the highest of these.
     """
 
     interval_seconds: float
@@ -180,13 +206,15 @@ class Reload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything but the busiest connections. ``warnings`` are sentences for people."""
+    """Everything but the busiest connections. ``warnings`` are the texts of ``notices``."""
 
     version: str
     python: str
     host_id: str
     ready: bool
+    health: Health
     warnings: list[str]
+    notices: list[Notice]
     timestamp_seconds: float
     uptime_seconds: float
     resident_bytes: int | None
@@ -226,29 +254,29 @@ class History:
 
     def add(self, stats: Stats, connections: int, *, now_s: float) -> None:
         """Take a sample at ``now_s``, which never runs backwards."""
-        self._samples.append(
-            _Sample(
-                at_s=now_s,
-                connections=connections,
-                flows={name: analyzer.flows for name, analyzer in stats.analyzers.items()},
-                scrapes=stats.scrape.scrapes,
-                scrape_duration_s=stats.scrape.last_duration_s,
-                scrape_bytes=stats.scrape.last_bytes,
-            )
-        )
+        self._samples.append(_sample(stats, connections, now_s))
 
-    def series(self, now_s: float) -> Series:
-        """Return the last ten minutes before ``now_s``."""
-        samples = list(islice(self._samples, 1, None))
-        scraped = [after.scrapes > before.scrapes for before, after in pairwise(self._samples)]
+    def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
+        """Return the ten minutes before ``now_s``, and what there is now.
+
+        The last rate is the mean of the latest intervals, as it is elsewhere on the page: a part of
+        an interval would make a rate of its own.
+        """
+        every = [*self._samples, _sample(stats, connections, now_s)]
+        rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
+        rates[-1:] = [sum(self.rates().values(), 0.0)]
+        pairs = [
+            (before, after, rate)
+            for (before, after), rate in zip(pairwise(every), rates, strict=True)
+            if now_s - after.at_s <= INTERVAL_S * SAMPLES
+        ]
+        samples = [after for _, after, _ in pairs]
+        scraped = [after.scrapes > before.scrapes for before, after, _ in pairs]
         return Series(
             interval_seconds=INTERVAL_S,
             age_seconds=[round(now_s - sample.at_s, 1) for sample in samples],
             connections=[sample.connections for sample in samples],
-            flows_per_second=[
-                round(sum(_rates(before, after).values(), 0.0), 1)
-                for before, after in pairwise(self._samples)
-            ],
+            flows_per_second=[round(rate, 1) for *_, rate in pairs],
             scrape_duration_seconds=[
                 sample.scrape_duration_s if was else None
                 for sample, was in zip(samples, scraped, strict=True)
@@ -266,6 +294,17 @@ class History:
         return _rates(
             self._samples[max(-len(self._samples), -1 - RATE_INTERVALS)], self._samples[-1]
         )
+
+
+def _sample(stats: Stats, connections: int, now_s: float) -> _Sample:
+    return _Sample(
+        at_s=now_s,
+        connections=connections,
+        flows={name: analyzer.flows for name, analyzer in stats.analyzers.items()},
+        scrapes=stats.scrape.scrapes,
+        scrape_duration_s=stats.scrape.last_duration_s,
+        scrape_bytes=stats.scrape.last_bytes,
+    )
 
 
 def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
@@ -326,18 +365,24 @@ class Status:
         subject, stats = self._subject, self._stats
         rates = self._history.rates()
         table, scrape, now = subject.table, stats.scrape, self._now()
+        notices = list(_notices(stats, table))
+        # Each is looked at once, so that no two figures of it differ.
+        counts = _table(stats, table)
+        ready = self._ready()
         return Report(
             version=__version__,
             python=platform.python_version(),
             host_id=subject.config.host_id,
-            ready=self._ready(),
-            warnings=list(_warnings(stats, table)),
+            ready=ready,
+            health=_health(stats, subject.config, ready=ready),
+            warnings=[notice.text for notice in notices],
+            notices=notices,
             timestamp_seconds=round(time.time(), 3),
             uptime_seconds=round(time.monotonic() - self._began_s, 1),
             resident_bytes=_resident_bytes(),
             flows_per_second=round(sum(rates.values(), 0.0), 1),
             analyzers=list(_analyzers(stats, rates)),
-            table=_table(stats, table),
+            table=counts,
             scrapes=Scrapes(
                 total=scrape.scrapes,
                 rejected_total=scrape.rejected,
@@ -358,7 +403,7 @@ class Status:
                 count=stats.captures.captures,
                 first=subject.captures.first(MAX_CAPTURES, now),
             ),
-            history=self._history.series(time.monotonic()),
+            history=self._history.series(stats, counts.connections, now_s=time.monotonic()),
             labels=subject.ranking.labels,
             metrics=subject.ranking.metrics,
             rankings=list(subject.ranking.keys),
@@ -385,26 +430,56 @@ def as_json(report: Report) -> bytes:
     return msgspec.json.encode(report)
 
 
-def _warnings(stats: Stats, table: TableCounts) -> Iterator[str]:
+def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
+    """Return how many analyzers are subscribed to. Names of several addresses are not analyzers."""
+    names = {
+        Endpoint.parse(url).name for url in config.subscriber.endpoints if url.startswith("dns+")
+    }
+    rows = list(stats.analyzers.values())
+    # A name without an address that is subscribed to is missing all the same.
+    rows = [each for each in rows if each.name not in names or not each.up]
+    up = sum(each.up for each in rows)
+    state: Literal["ready", "degraded", "not ready"] = "not ready"
+    if ready:
+        state = "ready" if up == len(rows) else "degraded"
+    return Health(
+        state=state,
+        text=f"{up} of {len(rows)} analyzer{'' if len(rows) == 1 else 's'}",
+        analyzers=len(rows),
+        analyzers_up=up,
+    )
+
+
+def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
     down = [each.name for each in stats.analyzers.values() if not each.up]
     if down and len(down) == len(stats.analyzers):
         rest = "" if stats.clock_held else ": connections leave as their flows fall silent"
-        yield f"No analyzer is subscribed to{rest}."
+        yield Notice(severity="critical", text=f"No analyzer is subscribed to{rest}.")
     elif down:
         others = len(down) - MAX_NAMED
         more = f" and {others:,} more" if others > 0 else ""
-        yield f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
+        yield Notice(
+            severity="warning", text=f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
+        )
     if stats.clock_held:
-        yield "Reports may be missing: expiry is paused."
+        text = "Reports may be missing: expiry is paused."
+        yield Notice(severity="warning", text=text)
     for what, count, limit in (
         ("connections", table.connections, stats.max_connections),
         ("flows", table.flows, stats.max_flows),
     ):
         if count >= FULL * limit > 0:
-            yield f"{count:,} {what}, and there is room for {limit:,} (max_{what})."
+            yield Notice(
+                severity="critical" if count >= limit else "warning",
+                text=f"{count:,} {what}, and there is room for {limit:,} (max_{what}).",
+            )
     if not stats.config.last_reload_successful and (failure := stats.config.last_failure):
         when = datetime.fromtimestamp(int(failure.timestamp_s), UTC)
-        yield f"The configuration was not reloaded at {when:%Y-%m-%d %H:%M:%S} UTC: {failure.text}"
+        yield Notice(
+            severity="warning",
+            text=f"The configuration was not reloaded at {when:%Y-%m-%d %H:%M:%S} UTC:"
+            f" {failure.text}",
+        )
 
 
 def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:

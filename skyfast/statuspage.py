@@ -6,6 +6,7 @@ the JSON, ``data-format`` how it is written. The formats are here and in ``data/
 test compares what the two write.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ import msgspec
 
 from skyfast import markup
 from skyfast.ranking import MAX_FILTER_CHARS, PER_SECOND, Key, Metric, Query, Ranking, Top, Unit
-from skyfast.status import INTERVAL_S, SAMPLES, Report, Series
+from skyfast.status import INTERVAL_S, MAX_GAP_S, SAMPLES, Report, Series
 
 ROWS: Final = (20, 50, 100, 500)
 """How many connections the page offers to list."""
@@ -98,7 +99,7 @@ def _error(value: Any, now_s: float) -> str:
 _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "text": lambda value, _: str(value),
     "state": lambda value, _: "up" if value else "down",
-    "ready": lambda value, _: "ready" if value else "not ready",
+    "health": lambda value, _: f"{value['state']}: {value['text']}",
     "count": lambda value, _: _count(value),
     "number": lambda value, _: _number(value),
     "bytes": lambda value, _: _bytes(value),
@@ -115,7 +116,8 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "number-rate": lambda value, _: f"{_number(value)}/s",
 }
 
-_STATES: Final = ("state", "ready")
+_STATES: Final = ("state", "health")
+_COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
 _TEXTS: Final = (*_STATES, "text", "error", "list", "reasons")
 """The formats that are no numbers, which stand to the left."""
 
@@ -229,13 +231,15 @@ def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> 
     """Return the page. ``top`` answers ``query``; None where there was no time for that."""
     told = _Told(msgspec.to_builtins(report), report.timestamp_seconds)
     body = _PAGE.substitute(
-        ready=told.place("ready", "ready"),
+        health=told.place("health", "health"),
         host=told.place("host_id", "text", tag="strong"),
         version=told.place("version", "text"),
         uptime=told.place("uptime_seconds", "duration"),
         memory=told.place("resident_bytes", "bytes"),
         made=escape(_made(report, ranking)),
-        warnings="".join(f"<li>{escape(text)}</li>" for text in report.warnings),
+        notices="".join(
+            f'<li class="{notice.severity}">{escape(notice.text)}</li>' for notice in report.notices
+        ),
         tiles="".join(_tile(tile, told, report.history) for tile in _TILES),
         analyzers=told.table("analyzers", _ANALYZERS),
         choices="\n".join(_choice(key, ranking, query) for key in ranking.keys.values()),
@@ -259,9 +263,14 @@ def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> 
         reload_error=told.place("reload.last_error", "error"),
         configuration=escape(report.configuration),
     )
-    return markup.document(
-        title=f"skyfast · {escape(report.host_id)}", body=body, wide=True, script=True
-    )
+    return markup.document(title=escape(_title_of(report)), body=body, wide=True, script=True)
+
+
+def _title_of(report: Report) -> str:
+    """Return the page's title: where only that can be seen, it says whether something is wrong."""
+    warning = "▲ " if report.notices else ""
+    health = "" if report.health.state == "ready" else f"{report.health.text} · "
+    return f"{warning}{health}skyfast · {report.host_id}"
 
 
 def _made(report: Report, ranking: Ranking) -> str:
@@ -329,8 +338,14 @@ def _at(tree: Any, key: str) -> Any:
 
 def _class(value: Any, format_: str) -> str:
     if format_ in _STATES:
-        return f"state {'good' if value else 'bad'}"
+        return f"state {_colour(value, format_)}"
     return format_ if format_ in _TEXTS else "number"
+
+
+def _colour(value: Any, format_: str) -> str:
+    if format_ == "health":
+        return _COLOURS[value["state"]]
+    return "good" if value else "bad"
 
 
 def _side(format_: str) -> str:
@@ -356,29 +371,37 @@ def _tile(tile: _Tile, told: _Told, history: Series) -> str:
     )
 
 
-def _points(ages_s: Sequence[float], values: Sequence[float | None]) -> list[tuple[str, str]]:
-    """Return the coordinates of what is there: from ten minutes ago to now, from 0 to the most."""
+def _runs(ages_s: Sequence[float], values: Sequence[float | None]) -> list[list[tuple[str, str]]]:
+    """Return the coordinates of what is there: from ten minutes ago to now, from 0 to the most.
+
+    In runs, between which there is nothing for longer than `MAX_GAP_S`.
+    """
     highest = max((value for value in values if value is not None), default=0) or 1
-    return [
-        (
-            f"{max(_WIDTH - age_s * _WIDTH / (INTERVAL_S * SAMPLES), 0):.1f}",
-            f"{_HEIGHT - value * _HEIGHT / highest:.1f}",
-        )
-        for age_s, value in zip(ages_s, values, strict=True)
-        if value is not None
-    ]
+    runs: list[list[tuple[str, str]]] = []
+    before_s = math.inf
+    for age_s, value in zip(ages_s, values, strict=True):
+        if value is None:
+            continue
+        if before_s - age_s > MAX_GAP_S:
+            runs.append([])
+        before_s = age_s
+        x = max(_WIDTH - age_s * _WIDTH / (INTERVAL_S * SAMPLES), 0)
+        runs[-1].append((f"{x:.1f}", f"{_HEIGHT - value * _HEIGHT / highest:.1f}"))
+    return runs
 
 
 def _line(ages_s: Sequence[float], values: Sequence[float | None]) -> tuple[str, str]:
-    points = _points(ages_s, values)
-    if not points:
-        return "", ""
-    line = "L".join(f"{x} {y}" for x, y in points)
-    return f"M{points[0][0]} {_HEIGHT}L{line}L{points[-1][0]} {_HEIGHT}Z", f"M{line}"
+    area, line = "", ""
+    for run in _runs(ages_s, values):
+        path = "L".join(f"{x} {y}" for x, y in run)
+        area += f"M{run[0][0]} {_HEIGHT}L{path}L{run[-1][0]} {_HEIGHT}Z"
+        line += f"M{path}"
+    return area, line
 
 
 def _bars(ages_s: Sequence[float], values: Sequence[float | None]) -> tuple[str, str]:
-    return "", "".join(f"M{x} {_HEIGHT}V{y}" for x, y in _points(ages_s, values))
+    points = [point for run in _runs(ages_s, values) for point in run]
+    return "", "".join(f"M{x} {_HEIGHT}V{y}" for x, y in points)
 
 
 def _link(by: str, query: Query) -> str:
@@ -410,7 +433,8 @@ def _counts(chosen: int) -> str:
 
 
 def _note(top: Top) -> str:
-    shown = f"{_count(len(top.entries))} of {_count(top.connections)} connections"
+    # Not of how many: that is above, and may be of another moment.
+    shown = f"{_count(len(top.entries))} connection{'' if len(top.entries) == 1 else 's'}"
     if top.window_seconds is None:
         return shown
     return (

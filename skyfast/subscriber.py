@@ -27,7 +27,12 @@ from pathlib import Path
 from typing import Any, Final, Never, cast
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidStatus,
+)
 from websockets.frames import CloseCode
 from websockets.protocol import State
 
@@ -35,10 +40,15 @@ from skyfast import __version__
 from skyfast.config import TLS, Config, ConfigError
 from skyfast.frames import Connection, MessageData, OnMessage
 from skyfast.login import (
+    NOT_TLS,
+    REDIRECTS,
+    USE_PLAIN,
+    USE_TLS,
     Authentication,
     Endpoint,
     Headers,
     host_and_port,
+    redirect,
     resolve,
 )
 from skyfast.logs import LogLimit, printable
@@ -491,7 +501,7 @@ class Subscription:
         level = logging.WARNING
         text = _TEXTS[reason]
         if reason not in _STATUS_REASONS.values():
-            text += f": {_details(exc)}"
+            text += f": {_details(exc)}{_explanation(exc, secure=self.endpoint.secure)}"
         if reason == "too_big":
             self.stats.errors["too_big"] += 1
         elif reason == "conflict":
@@ -561,6 +571,20 @@ def _details(exc: Exception) -> str:
     if isinstance(exc, InvalidHandshake | ConnectionClosed) and exc.__cause__ is not None:
         text += f": {exc.__cause__}"
     return printable(text)
+
+
+def _explanation(exc: Exception, *, secure: bool) -> str:
+    """Return what to add to the details of a failed opening handshake, if anything."""
+    match exc:
+        case InvalidStatus() if exc.response.status_code in REDIRECTS:
+            return redirect(exc.response.headers.get("Location", ""))
+        case InvalidStatus() if exc.response.status_code == 400 and not secure:
+            return USE_TLS
+        case InvalidMessage() if not secure:  # an HTTP/1.0 answer, an alert, or none at all
+            return USE_TLS
+        case ssl_module.SSLError() if exc.reason in NOT_TLS:
+            return USE_PLAIN
+    return ""
 
 
 class Subscriptions:

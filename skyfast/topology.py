@@ -8,6 +8,7 @@ here knows of flows, so a topology API that fails cannot harm them.
 import asyncio
 import heapq
 import logging
+import ssl
 import threading
 import time
 import zlib
@@ -18,7 +19,17 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from skyfast import nodes
 from skyfast.config import Config
-from skyfast.login import Authentication, Endpoint, Headers, http_connector
+from skyfast.login import (
+    NOT_TLS,
+    REDIRECTS,
+    USE_PLAIN,
+    USE_TLS,
+    Authentication,
+    Endpoint,
+    Headers,
+    http_connector,
+    redirect,
+)
 from skyfast.logs import LogLimit, printable
 from skyfast.names import Lookup, Names
 from skyfast.nodes import Answer, Counters, MalformedAnswerError, Node
@@ -32,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATH: Final = "/api/topology"
-"""Where an analyzer answers queries."""
+"""Where an analyzer answers queries, below the prefix of its URL."""
 
 QUERY: Final = "G.V().Has('EncapType', 'ether')"
 """The Gremlin query for the network interfaces of the page."""
@@ -367,7 +378,7 @@ class TopologyPoller:
         Raises ConfigError where an analyzer wants TLS and ``config.tls`` names unusable files.
         """
         endpoints = [Endpoint.parse(url) for url in config.subscriber.endpoints]
-        ssl = client_context(config.tls) if any(one.secure for one in endpoints) else None
+        context = client_context(config.tls) if any(one.secure for one in endpoints) else None
         interval_s = config.store.interfaces_interval_s
         self._interfaces = interfaces if interval_s else None
         self._names = names
@@ -378,7 +389,10 @@ class TopologyPoller:
         self._now = now
         self._analyzers = [
             Authentication(
-                endpoint=endpoint, credentials=config.credentials, cookies=config.cookies, ssl=ssl
+                endpoint=endpoint,
+                credentials=config.credentials,
+                cookies=config.cookies,
+                ssl=context,
             )
             for endpoint in endpoints
         ]
@@ -435,7 +449,14 @@ class TopologyPoller:
         except TimeoutError:
             raise _FailedError("timeout", f"no answer in {REQUEST_TIMEOUT_S:g} s") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
-            raise _FailedError("unreachable", str(error) or type(error).__name__) from None
+            text = str(error) or type(error).__name__
+            if isinstance(error, aiohttp.ServerDisconnectedError) and not analyzer.endpoint.secure:
+                text += USE_TLS
+            elif isinstance(error.__cause__, ssl.SSLError):
+                # aiohttp's own text shows an object's address.
+                not_tls = error.__cause__.reason in NOT_TLS
+                text = f"{error.__cause__}{USE_PLAIN if not_tls else ''}"
+            raise _FailedError("unreachable", text) from None
         except aiohttp.ClientError as error:
             raise _FailedError("malformed", str(error) or type(error).__name__) from None
         # Up to a second of work where there are 20,000 interfaces: decompression does not hold the
@@ -479,6 +500,8 @@ class TopologyPoller:
                 raise _FailedError("unauthorized", f"HTTP 401; {problem}")
             case 403:
                 raise _FailedError("forbidden", "HTTP 403: the user may not read the topology")
+            case 400 if not analyzer.endpoint.secure:
+                raise _FailedError("status", f"HTTP {status}{USE_TLS}")
             case _:
                 raise _FailedError("status", f"HTTP {status}")
 
@@ -501,6 +524,9 @@ async def _post(
         json={"GremlinQuery": query},
         headers=[("Accept-Encoding", "gzip"), *credentials],
     ) as response:
+        if response.status in REDIRECTS:
+            location = response.headers.get("Location", "")
+            raise _FailedError("status", f"HTTP {response.status}{redirect(location)}")
         if response.status != 200:
             return response.status, b"", ""
         body = bytearray()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from skyfast import __version__, cardinality, exposition, markup, status, statuspage
 from skyfast.config import Config, Web
@@ -42,8 +43,12 @@ HEAD_TIMEOUT_S = 5.0
 
 With TLS, that is where the handshake starts."""
 
-IDLE_TIMEOUT_S = 60.0
-"""For the next request to begin on a connection that was answered."""
+IDLE_TIMEOUT_S = 330.0
+"""For the next request to begin on a connection that was answered.
+
+Longer than any usual scrape interval: with one of 60 s, a time-out of as much closes the connection
+while the next request is on its way. Connections that wait are the first to be closed where
+``web.max_connections`` are open."""
 
 ANSWER_TIMEOUT_S = 10.0
 """For an answer that is no page."""
@@ -66,13 +71,25 @@ STOP_TIMEOUT_S = 1.0
 MAX_REQUEST_BYTES = 64 * 1024
 """What a client may send without being answered: head, body and pipelined requests.
 
-This is a security limit. It is looked at before each read, which brings up to 256 KiB."""
+This is a security limit. It is looked at before each read, which brings up to 256 KiB. Where it is
+the head of a request that is longer, the answer is 431."""
 
 MAX_LINE_BYTES = 4096
-"""Longest request line; beyond it the answer is 400."""
+"""Longest request line; beyond it the answer is 414."""
 
 MAX_FIELD_BYTES = 8190
-"""Longest header; beyond it the answer is 400."""
+"""Longest header; beyond it the answer is 431."""
+
+MAX_HEADERS = 128
+"""Headers of a request; beyond it the answer is 431, too."""
+
+DISCARD_TIMEOUT_S = 1.0
+"""Time during which the rest of an invalid request is discarded...
+
+Closing a socket with unread data resets the connection, and the client never sees the answer."""
+
+MAX_DISCARDED_BYTES = 1024 * 1024
+"""... and how much of it."""
 
 WRITE_BUFFER_BYTES = 64 * 1024
 """Where so much waits for the kernel to take it, nothing more of a page is written."""
@@ -93,6 +110,12 @@ BACKLOG = 256
 
 CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
 """What a client is told that has to authenticate."""
+
+PLAIN_HTTP = "plain HTTP request on an HTTPS port"
+"""The reason in the answer to a client that does not use TLS."""
+
+FORBIDDEN = "the certificate has no allowed name"
+"""The reason in the answer to a client without any of ``client_allowed_sans``."""
 
 RETRY_AFTER_S = 1
 """What a client is told that found too many pages being served."""
@@ -116,15 +139,17 @@ _AIOHTTP: dict[str, Any] = {
     "keepalive_timeout": 24 * 3600,  # never reached: IDLE_TIMEOUT_S is
     "lingering_time": BODY_TIMEOUT_S,
     "max_field_size": MAX_FIELD_BYTES,
+    "max_headers": MAX_HEADERS,
     "max_line_size": MAX_LINE_BYTES,
 }
 
-_READING = (hdrs.METH_GET, hdrs.METH_HEAD)
-_ACTING = (hdrs.METH_POST, hdrs.METH_PUT)
+_READING = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
+_ACTING = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
 _HEALTH = ("/-/healthy", "/-/ready")
 _METHODS = {
     **dict.fromkeys((*PAGES, "/", "/cardinality", "/api/status", "/api/top", *_HEALTH), _READING),
     "/-/reload": _ACTING,
+    "*": _READING,  # of OPTIONS alone: RFC 9110, section 7.1
 }
 
 # A socket that is closed with a linger time of zero resets its connection. So no client takes
@@ -281,11 +306,9 @@ class WebServer:
         connection = cast(_Connection, request.protocol)
         connection.answering(ANSWER_TIMEOUT_S)
         if request.version < HttpVersion11 or hdrs.UPGRADE in request.headers:
-            # Otherwise aiohttp keeps HTTP/1.0 open behind a page, which only its end delimits,
-            # and takes what follows an `Upgrade` for another protocol.
             connection.close()
         try:
-            refusal = await self._refusal(request, connection.address)
+            refusal = await self._refusal(request, connection)
             response = refusal if refusal is not None else await self._respond(request, connection)
             if not response.prepared:
                 response.headers.update(self._configured_headers())
@@ -295,22 +318,28 @@ class WebServer:
             connection.answered()
         return response
 
-    async def _refusal(self, request: web.BaseRequest, address: str) -> web.Response | None:
+    async def _refusal(
+        self, request: web.BaseRequest, connection: "_Connection"
+    ) -> web.Response | None:
         """Return the answer to a request that is not to be answered, or None."""
         if self._guard is None:
             return None
-        status = await self._guard.judge(
+        if connection.is_forbidden:
+            response = _text(f"Forbidden: {FORBIDDEN}.", HTTPStatus.FORBIDDEN)
+            response.force_close()
+            return response
+        refusal = await self._guard.judge(
             request.headers.get(hdrs.AUTHORIZATION),
-            address,
+            connection.address,
             public=self._limits.health_without_auth and request.path in _HEALTH,
         )
-        if status is None:
+        if refusal is None:
             return None
-        response = _text(f"{status.phrase}.", status)
-        if status is HTTPStatus.UNAUTHORIZED:
+        response = _text(f"{refusal.status.phrase}.", refusal.status)
+        if refusal.status is HTTPStatus.UNAUTHORIZED:
             response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
-        else:
-            response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
+        elif refusal.retry_after_s is not None:
+            response.headers[hdrs.RETRY_AFTER] = str(refusal.retry_after_s)
         return response
 
     def _configured_headers(self) -> Mapping[str, str]:
@@ -322,8 +351,11 @@ class WebServer:
         methods = _METHODS.get(request.path)
         if methods is None:
             return _text("There is no such page.", HTTPStatus.NOT_FOUND)
+        if request.method == hdrs.METH_OPTIONS:
+            headers = _headers({hdrs.ALLOW: ", ".join(methods)})
+            return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
         if request.method not in methods:
-            response = _text(f"Only {' and '.join(methods)}.", HTTPStatus.METHOD_NOT_ALLOWED)
+            response = _text(f"Only {', '.join(methods)}.", HTTPStatus.METHOD_NOT_ALLOWED)
             response.headers[hdrs.ALLOW] = ", ".join(methods)
             return response
         if request.path in PAGES:
@@ -383,18 +415,18 @@ class WebServer:
             )
         finally:
             self._status_pages -= 1
-        return _fresh(_html(text))
+        return _html(text)
 
     async def _api_status(self, request: web.BaseRequest) -> web.Response:
         if request.query:
             return _text("This page has no parameters.", HTTPStatus.BAD_REQUEST)
-        return _fresh(_json(status.as_json(await self._status.report())))
+        return _json(status.as_json(await self._status.report()))
 
     async def _api_top(self, request: web.BaseRequest) -> web.Response:
         ranks = self._status.ranking
         try:
             query = ranks.query(list(request.query.items()))
-            return _fresh(_json((await ranks.top(query)).json))
+            return _json((await ranks.top(query)).json)
         except QueryError as error:
             return _text(str(error), HTTPStatus.BAD_REQUEST)
         except BusyError:
@@ -424,7 +456,7 @@ class WebServer:
     ) -> web.StreamResponse:
         openmetrics = False
         vary: str = hdrs.ACCEPT_ENCODING
-        if self._exposition.source.standard_names:
+        if self._exposition.source.standard_names and self._limits.openmetrics:
             openmetrics = exposition.prefers_openmetrics(_joined(request, hdrs.ACCEPT))
             vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
         headers = _headers(
@@ -571,6 +603,19 @@ class _Connections:
                 " without any, connections are closed unanswered",
             )
 
+    def handshake_failed(self, connection: "_Connection", reason: str, text: str) -> None:
+        """Count and log that a client is not served because of TLS."""
+        self._stats.handshakes_failed[reason] += 1
+        suffix = self._log_limit.admit(("handshake", reason))
+        if suffix is None:
+            return
+        line = f"TLS handshake failed for {connection.address}: {text}"
+        if reason == "disconnected":
+            # Monitoring of certificates and port scans end handshakes like this, too.
+            log.info("%s%s", line, suffix)
+        else:
+            log.warning("%s%s", line, suffix)
+
     def remove(self, connection: "_Connection") -> None:
         """Forget ``connection``, known or not."""
         self._open.discard(connection)
@@ -612,7 +657,11 @@ class _Connection(web.RequestHandler):
         self._deadline: asyncio.TimerHandle | None = None
         self._answering = False
         self._unanswered_bytes = 0
+        self._discarded_bytes = -1  # not discarding
         self._cut = False
+        self._expired = False
+        self.is_forbidden = False
+        """Whether the client's certificate has no allowed name."""
 
     def secure(self, client: socket.socket, guard: "Guard") -> None:
         """Begin with a handshake. The deadline of the first request's head is running by then."""
@@ -625,15 +674,29 @@ class _Connection(web.RequestHandler):
         self._handshake.add_done_callback(lambda _: self._handshake_over(client))
 
     async def _shake_hands(self, client: socket.socket, guard: "Guard") -> None:
-        loop = asyncio.get_running_loop()
+        from skyfast.handshakes import Handshake
+
         context = (await guard.refresh()).tls
+        handshake = Handshake(client)
         try:
-            await loop.connect_accepted_socket(
+            await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self, client, ssl=context, ssl_shutdown_timeout=IDLE_TIMEOUT_S
             )
         except OSError as error:  # an `ssl.SSLError`, too
-            reason = getattr(error, "reason", None) or error
-            log.debug("no handshake with %s: %s", self.address, printable(reason))
+            reason, text = handshake.failure(error)
+            if reason:
+                self._connections.handshake_failed(self, reason, text)
+            if reason == "plain_http":
+                await handshake.answer(raw_answer(HTTPStatus.BAD_REQUEST, PLAIN_HTTP))
+            else:
+                await handshake.answer(handshake.alert)
+        except asyncio.CancelledError:
+            if self._expired and handshake.first:
+                text = f"timed out after {HEAD_TIMEOUT_S:g} s"
+                self._connections.handshake_failed(self, "timeout", text)
+            raise
+        finally:
+            handshake.close()
 
     def _handshake_over(self, client: socket.socket) -> None:
         if self._stream is None:
@@ -648,8 +711,10 @@ class _Connection(web.RequestHandler):
             self._connections.count_descriptors(transport.get_extra_info("socket").fileno())
             self._begin(transport.get_extra_info("peername"))
         elif not self._guard.admits(transport.get_extra_info("peercert")):
-            log.debug("the certificate of %s has no allowed name", self.address)
-            self.cut()
+            # The handshake has succeeded, so no alert is possible: requests get HTTP 403.
+            self.is_forbidden = True
+            text = "client certificate has none of client_allowed_sans"
+            self._connections.handshake_failed(self, "client_certificate", text)
 
     def _begin(self, peer: Any) -> None:
         # There is no peer where the client has reset the connection already. On a socket of both
@@ -661,8 +726,17 @@ class _Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._cut:
             return
+        if self._discarded_bytes >= 0:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > MAX_DISCARDED_BYTES:
+                self.cut()
+            return
         if self._unanswered_bytes > MAX_REQUEST_BYTES:
-            self.cut()
+            if self._waiter is not None:  # aiohttp waits for the end of a head
+                text = f"a request's head is longer than {MAX_REQUEST_BYTES} bytes"
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+            else:
+                self.cut()
             return
         if data and not self._unanswered_bytes and not self._answering:
             self._allow(HEAD_TIMEOUT_S)
@@ -674,6 +748,8 @@ class _Connection(web.RequestHandler):
 
         aiohttp closes in either case: with what has been sent of a page in good order.
         """
+        if self._discarded_bytes >= 0:
+            return False
         asked = self._answering or self._unanswered_bytes > 0
         if asked:
             self.close()  # once that is answered
@@ -749,13 +825,25 @@ class _Connection(web.RequestHandler):
             raise exc
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             log.debug("a bad request from %s: %s", self.address, message)
-        else:
-            log.error("%s %s failed", request.method, request.path, exc_info=exc)
+            self._refuse(*_refusal_of(exc))
+            raise ConnectionResetError("nothing more is read")
+        log.error("%s %s failed", request.method, request.path, exc_info=exc)
         if self._cut:
             raise ConnectionResetError("the answer was cut")
         response = _text(HTTPStatus(status).phrase + ".", status)
         response.force_close()
         return response
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        """Answer an invalid request, and close the connection after the client got the answer."""
+        if self._cut or self._stream is None or self.lost.done():
+            return
+        self._force_close = True  # aiohttp parses nothing more and does not close the connection
+        self._discarded_bytes = 0
+        self._stream.write(raw_answer(status, reason))
+        if self._stream.can_write_eof():
+            self._stream.write_eof()
+        self._allow(DISCARD_TIMEOUT_S)
 
     def _allow(self, timeout_s: float) -> None:
         self._call_later(timeout_s, self._expire)
@@ -768,7 +856,38 @@ class _Connection(web.RequestHandler):
 
     def _expire(self) -> None:
         self.late = self._answering
+        self._expired = True
         self.shut()
+
+
+def _refusal_of(error: BaseException | None) -> tuple[HTTPStatus, str]:
+    """Return the status and the reason for a request that aiohttp could not parse."""
+    if isinstance(error, LineTooLong):
+        if str(error.args[1]) == str(MAX_LINE_BYTES):
+            return (
+                HTTPStatus.REQUEST_URI_TOO_LONG,
+                f"the request's line is longer than {MAX_LINE_BYTES} bytes",
+            )
+        return (
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"a header is longer than {MAX_FIELD_BYTES} bytes",
+        )
+    if isinstance(error, BadHttpMessage) and error.message.startswith("Too many headers"):
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers"
+    return HTTPStatus.BAD_REQUEST, ""
+
+
+def raw_answer(status: HTTPStatus, reason: str = "") -> bytes:
+    """Return a complete answer without aiohttp, which needs a request that it could parse."""
+    body = f"{status.phrase}{f': {reason}' if reason else ''}.\n".encode()
+    headers = {
+        hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
+        **_headers({}),
+        hdrs.CONTENT_LENGTH: str(len(body)),
+        hdrs.CONNECTION: "close",
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode() + body
 
 
 def _request(
@@ -780,10 +899,14 @@ def _request(
 ) -> web.BaseRequest:
     """Make a request of one that was read; those of other versions become HTTP/1.0.
 
-    aiohttp reads HTTP/0.9 and HTTP/2.0 where they look like HTTP/1, and would answer in them.
+    aiohttp reads HTTP/0.9 and HTTP/2.0 where they look like HTTP/1, and would answer in them. It
+    would keep HTTP/1.0 open behind a page, which only its end delimits, and promise that behind
+    others, and would take what follows an ``Upgrade`` for another protocol.
     """
     if message.version not in {HttpVersion10, HttpVersion11}:
         message = message._replace(version=HttpVersion10)
+    if message.version < HttpVersion11 or hdrs.UPGRADE in message.headers:
+        message = message._replace(should_close=True)
     return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
@@ -795,7 +918,13 @@ def _peer(client: socket.socket) -> Any:
 
 
 def _headers(more: dict[str, str]) -> dict[str, str]:
-    return {hdrs.SERVER: f"skyfast/{__version__}", "X-Content-Type-Options": "nosniff", **more}
+    """Return the headers of every answer, and ``more``. No answer may be cached."""
+    return {
+        hdrs.SERVER: f"skyfast/{__version__}",
+        hdrs.CACHE_CONTROL: "no-store",
+        "X-Content-Type-Options": "nosniff",
+        **more,
+    }
 
 
 def _text(text: str, status: int = HTTPStatus.OK) -> web.Response:
@@ -809,12 +938,6 @@ def _html(text: str) -> web.Response:
 
 def _json(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json", headers=_headers({}))
-
-
-def _fresh(response: web.Response) -> web.Response:
-    """Return ``response``, which is of this moment: nobody is to keep it."""
-    response.headers[hdrs.CACHE_CONTROL] = "no-store"
-    return response
 
 
 def _try_again(reason: str) -> web.Response:

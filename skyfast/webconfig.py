@@ -6,8 +6,9 @@ already. What Python's `ssl` or aiohttp cannot do is refused, never ignored. `re
 judges who may be answered. Imported only where ``--web.config.file`` is given.
 
 Guessing passwords must not pay, nor cost anybody else. A wrong password takes as long as a wrong
-user. Hashes are computed by one thread of low priority, for so many at a time; what was right
-once is remembered under a keyed hash. Who is wrong too often waits, whatever he sends.
+user. Hashes are computed by one thread of low priority, for so many at a time; what was right or
+wrong once is remembered under a keyed hash, so the same credentials are computed once. An address
+that tries too many different ones has to wait.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import binascii
 import hashlib
 import ipaddress
 import logging
+import math
 import os
 import re
 import secrets
@@ -40,6 +42,7 @@ from skyfast.document import (
     join,
     read_file,
 )
+from skyfast.handshakes import ServerContext
 from skyfast.logs import LogLimit
 from skyfast.values import (
     Invalid,
@@ -56,8 +59,12 @@ T = TypeVar("T")
 MIN_COST = 4
 """What bcrypt has at least."""
 
-MAX_COST = 16
-"""The dearest hash, about 4 s: an answer has to come before its deadline."""
+MAX_COST = 18
+"""The dearest hash, about 15 s..."""
+
+DEAR_COST = 16
+"""... and the dearest, about 4 s, without a warning: an answer has a deadline of 10 s. A check that
+takes longer goes on, and the next request with these credentials finds its result."""
 
 MAX_PASSWORD_BYTES = 72
 """What bcrypt looks at of a password."""
@@ -66,13 +73,16 @@ MAX_CHECKS = 16
 """Passwords that wait for their hash; beyond it, the answer is 503."""
 
 MAX_VERIFIED = 128
-"""Remembered credentials that were right. This is a security limit, as is the next."""
+"""Remembered credentials that were right. This is a security limit, as are the next two."""
+
+MAX_FAILED = 4096
+"""Remembered credentials that were wrong, by address; beyond it, those not sent for longest go."""
 
 MAX_ADDRESSES = 4096
 """Remembered addresses that were wrong; beyond it, the one whose last try is longest ago goes."""
 
 WRONG_BURST = 10
-"""Wrong passwords that an address can try at once."""
+"""Different wrong passwords that an address can try at once."""
 
 WRONG_INTERVAL_S = 5.0
 """An address that has used these up can try another one after so long."""
@@ -103,6 +113,9 @@ _CIPHERS = {
     "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA": "ECDHE-RSA-AES128-SHA",
     "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
 }
+
+# What TLS 1.2 offers without a choice: authenticated encryption with forward secrecy.
+_DEFAULT_CIPHERS = [cipher for name, cipher in _CIPHERS.items() if "_CBC_" not in name]
 
 _CURVES = {
     "CurveP256": "prime256v1",
@@ -163,6 +176,8 @@ class WebConfig:
     """Hashes of passwords by user; empty where nobody has to authenticate."""
     headers: Mapping[str, str]
     rate_limit: RateLimit | None
+    warnings: tuple[str, ...]
+    """Settings that have another effect than they say, each with file, line and key."""
     files: "Files" = field(repr=False)
 
     def summary(self) -> str:
@@ -191,7 +206,7 @@ Files: TypeAlias = dict[str, _Stamp]
 def read(path: str, *, files: Files | None = None) -> WebConfig:
     """Read the file at ``path`` and those that it names. This blocks.
 
-    ``files`` gets all of them, also where this raises.
+    ``files`` gets all of them, also where this raises. Warnings are logged.
 
     Raises:
         ConfigError: One cannot be used; the line names file, line and key, and holds no secret.
@@ -199,7 +214,10 @@ def read(path: str, *, files: Files | None = None) -> WebConfig:
     """
     if path == "-":
         raise ConfigError("--web.config.file: standard input could not be read again")
-    return _Reader(path, {} if files is None else files).read()
+    config = _Reader(path, {} if files is None else files).read()
+    for warning in config.warnings:
+        log.warning("web configuration: %s", warning)
+    return config
 
 
 class _Reader:
@@ -209,6 +227,7 @@ class _Reader:
         self._path = path
         self._name = file_name(path)
         self._files = files
+        self._warnings: list[str] = []
         files[path] = _stamp(path)
 
     def read(self) -> WebConfig:
@@ -233,6 +252,7 @@ class _Reader:
             users=users,
             headers=headers,
             rate_limit=rate_limit,
+            warnings=tuple(self._warnings),
             files=self._files,
         )
 
@@ -248,6 +268,10 @@ class _Reader:
                     for each in bad.all()
                 )
             ) from None
+
+    def note(self, node: Node, path: str, text: str) -> None:
+        """Keep a warning about ``node``, at ``path``."""
+        self._warnings.append(f"{self._name}: line {node.line}: {path}: {text}")
 
     def _section(self, node: Node, path: str, known: Sequence[str]) -> "_Section":
         return _Section(self, path, self._mapping(node, path, known), node)
@@ -271,7 +295,7 @@ class _Reader:
         section = self._section(node, "tls_server_config", _TLS_KEYS)
         if not section.nodes:
             return None, frozenset()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols(["http/1.1"])
         context.options |= ssl.OP_NO_RENEGOTIATION
         least = section.get("min_version", _to_version, ssl.TLSVersion.TLSv1_2)
@@ -283,14 +307,17 @@ class _Reader:
         self._identity(section, context)
         return context, self._clients(section, context)
 
-    def _ciphers(self, section: "_Section", context: ssl.SSLContext, least: ssl.TLSVersion) -> None:
+    def _ciphers(self, section: "_Section", context: ServerContext, least: ssl.TLSVersion) -> None:
         suites = section.names("cipher_suites", one_of(*_CIPHERS, *_CIPHERS_13))
-        if chosen := [_CIPHERS[name] for name in suites if name in _CIPHERS]:
+        chosen = [_CIPHERS[name] for name in suites if name in _CIPHERS]
+        if not suites:
+            context.set_ciphers(":".join(_DEFAULT_CIPHERS))
+        elif chosen:
             try:
                 context.set_ciphers(":".join(chosen))
             except ssl.SSLError as error:
                 raise section.error("cipher_suites", f"cannot be had{_reason(error)}") from None
-        elif suites and least < ssl.TLSVersion.TLSv1_3:
+        elif least < ssl.TLSVersion.TLSv1_3:
             raise section.error(
                 "cipher_suites", "has suites of TLS 1.3 only; set min_version to TLS13"
             )
@@ -299,11 +326,16 @@ class _Reader:
         else:
             context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
         curves = section.names("curve_preferences", one_of(*_CURVES))
-        if len(curves) > 1:
-            raise section.error("curve_preferences", "has several: Python can be given one only")
+        set_groups = getattr(context, "set_groups", None)  # since Python 3.15
+        if len(curves) > 1 and set_groups is None:
+            text = f"only the first, {curves[0]}, is offered: this Python cannot offer several"
+            section.note("curve_preferences", text)
         if curves:
             try:
-                context.set_ecdh_curve(_CURVES[curves[0]])
+                if set_groups is None:
+                    context.set_ecdh_curve(_CURVES[curves[0]])
+                else:
+                    set_groups(":".join(_CURVES[curve] for curve in curves))
             except (ssl.SSLError, ValueError) as error:
                 raise section.error("curve_preferences", f"cannot be had{_reason(error)}") from None
 
@@ -338,11 +370,11 @@ class _Reader:
         if (path or text) and mode is ssl.CERT_NONE:
             raise section.error(key, "is set without a client_auth_type that uses it", shown=False)
         if mode is not ssl.CERT_NONE:
-            if not path and not text:
-                # Not the system's authorities: anybody can have a certificate of theirs.
-                raise section.error("client_auth_type", "needs client_ca_file beside it")
             try:
-                context.load_verify_locations(cafile=path or None, cadata=text or None)
+                if path or text:
+                    context.load_verify_locations(cafile=path or None, cadata=text or None)
+                else:
+                    context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
             except (OSError, ValueError) as error:
                 problem = f"does not hold PEM certificates{_reason(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
@@ -357,13 +389,19 @@ class _Reader:
             raise section.error(
                 "client_allowed_sans", "needs client_auth_type: RequireAndVerifyClientCert"
             )
+        if mode is not ssl.CERT_NONE and not (path or text or sans):
+            text = (
+                "without client_ca_file, the system's authorities are trusted: anybody can have a"
+                " certificate of theirs"
+            )
+            section.note("client_auth_type", text)
         return frozenset(map(_usual_name, sans))
 
     def _http(self, node: Node) -> dict[str, str]:
         path = "http_server_config"
         section = self._section(node, path, ("http2", "headers"))
         if section.get("http2", to_boolean, False):
-            raise section.error("http2", "cannot be had: HTTP/1.1 is served; set it to false")
+            section.note("http2", "HTTP/2 is not served; clients use HTTP/1.1 instead")
         headers = {}
         if below := section.nodes.get("headers"):
             path = join(path, "headers")
@@ -385,7 +423,13 @@ class _Reader:
             with self.told(entry, join(path, name), secret=True):
                 if ":" in to_text(name):
                     raise Invalid("is a user's name with a colon, which none can send", shown=False)
-                users[name.encode()] = _to_hash(entry.value)
+                users[name.encode()] = hashed = _to_hash(entry.value)
+            if (cost := _cost(hashed)) > DEAR_COST:
+                text = (
+                    f"has a cost of {cost}: the user's first request after a start may be cut"
+                    " before the password is checked, and later ones are answered"
+                )
+                self.note(entry, join(path, name), text)
         return users
 
     def _rate_limit(self, node: Node) -> RateLimit | None:
@@ -394,8 +438,10 @@ class _Reader:
         burst = section.get("burst", whole(0, _MAX_BURST), 0)
         if not interval_s:
             return None
-        if not burst:
+        if not section.has("burst"):
             raise section.missing("burst, of at least 1,")
+        if not burst:
+            section.note("burst", "0 refuses every request")
         return RateLimit(interval_s, burst)
 
 
@@ -427,6 +473,9 @@ class _Section:
         what = f"{describe(node.value)} " if shown else ""
         return self._error(node, join(self.path, key), what + problem)
 
+    def note(self, key: str, text: str) -> None:
+        self.reader.note(self.nodes[key], join(self.path, key), text)
+
     def missing(self, what: str) -> ConfigError:
         return self._error(self.node, self.path, f"{what} is missing")
 
@@ -450,7 +499,11 @@ def _to_version(value: Value) -> ssl.TLSVersion:
 def _to_client_auth(value: Value) -> ssl.VerifyMode:
     text = to_text(value)
     if text in _UNVERIFIED:
-        raise Invalid("would accept any certificate, which Python cannot: it verifies", text)
+        raise Invalid(
+            "would accept any certificate, which authenticates nobody, and which Python cannot ask"
+            " for without verifying it; use RequireAndVerifyClientCert",
+            text,
+        )
     return _CLIENT_AUTH[one_of(*_CLIENT_AUTH)(text)]
 
 
@@ -478,6 +531,10 @@ def _to_hash(value: Value) -> bytes:
     except ValueError:
         pass
     raise Invalid("is not a bcrypt hash, such as htpasswd -nBC 10 makes")
+
+
+def _cost(hashed: bytes) -> int:
+    return int(hashed.split(b"$")[2])
 
 
 def _to_duration_s(value: Value) -> float:
@@ -543,8 +600,22 @@ class _Bucket:
         self._tokens -= 1
         return True
 
+    def wait_s(self) -> int | None:
+        """Return in how many seconds, rounded up, there is another token; None for never."""
+        if not self.limit.burst:
+            return None
+        return max(math.ceil((1 - self._tokens) * self.limit.interval_s), 1)
+
     def give_back(self) -> None:
         self._tokens = min(self.limit.burst, self._tokens + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a request is refused; ``retry_after_s`` is None where no retry will succeed."""
+
+    status: HTTPStatus
+    retry_after_s: int | None = None
 
 
 class Passwords:
@@ -561,7 +632,9 @@ class Passwords:
         self._now = now
         self._secret = secrets.token_bytes(32)
         self._verified: dict[bytes, None] = {}  # the one used last is the last
+        self._failed: dict[bytes, None] = {}  # likewise
         self._wrong: dict[str, _Bucket] = {}  # likewise
+        self._check_s = 1.0  # how long the latest took
         self._checks: dict[bytes, asyncio.Task[bool]] = {}
         self._log_limit = LogLimit(LOG_INTERVAL_S)
         self._thread = ThreadPoolExecutor(
@@ -574,11 +647,11 @@ class Passwords:
 
     async def judge(
         self, users: Mapping[bytes, bytes], authorization: str | None, address: str
-    ) -> HTTPStatus | None:
-        """Return the status that refuses a request with this header, or None."""
+    ) -> Refusal | None:
+        """Return how a request with this header is refused, or None."""
         user, password = _credentials(authorization)
         if user is None:
-            return HTTPStatus.UNAUTHORIZED
+            return Refusal(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
         # Who is unknown waits as long as somebody known would, and always for the same hash.
         expected = known or self._stand_in(user, users)
@@ -586,13 +659,21 @@ class Passwords:
         if digest in self._verified:
             self._verified[digest] = self._verified.pop(digest)
             return None
+        client = _client(address)
+        # By address: a fast answer must not reveal which credentials another client has tried.
+        failed = self._digest(client.encode(), digest)
+        if failed in self._failed:
+            self._failed[failed] = self._failed.pop(failed)
+            self._log_wrong(address)
+            return Refusal(HTTPStatus.UNAUTHORIZED)
         if digest not in self._checks:
             if len(self._checks) >= MAX_CHECKS:
-                return HTTPStatus.SERVICE_UNAVAILABLE
-            client = _client(address)
-            if not self._may_try(client):
+                wait_s = max(math.ceil(len(self._checks) * self._check_s), 1)
+                return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, wait_s)
+            bucket = self._bucket(client)
+            if not bucket.take(self._now()):
                 self._log_limit.warn(log, "often", f"too many wrong passwords from {address}")
-                return HTTPStatus.TOO_MANY_REQUESTS
+                return Refusal(HTTPStatus.TOO_MANY_REQUESTS, bucket.wait_s())
             task = asyncio.create_task(
                 self._check(digest, password, expected, client, known=known is not None)
             )
@@ -601,32 +682,44 @@ class Passwords:
         # To its end, also where the client does not wait for it.
         if await asyncio.shield(self._checks[digest]):
             return None
+        _remember(self._failed, failed, MAX_FAILED)
+        self._log_wrong(address)
+        return Refusal(HTTPStatus.UNAUTHORIZED)
+
+    def _log_wrong(self, address: str) -> None:
         self._log_limit.warn(log, "wrong", f"a wrong user or password from {address}")
-        return HTTPStatus.UNAUTHORIZED
 
     async def _check(
         self, digest: bytes, password: bytes, expected: bytes, client: str, *, known: bool
     ) -> bool:
         loop = asyncio.get_running_loop()
-        matches = await loop.run_in_executor(self._thread, self._check_password, password, expected)
+        matches, self._check_s = await loop.run_in_executor(
+            self._thread, self._timed_check, password, expected
+        )
         if not matches or not known:
+            # Even if the client has disconnected meanwhile.
+            _remember(self._failed, self._digest(client.encode(), digest), MAX_FAILED)
             return False
         if bucket := self._wrong.get(client):
             bucket.give_back()
-        if len(self._verified) >= MAX_VERIFIED:
-            del self._verified[next(iter(self._verified))]
-        self._verified[digest] = None
+        _remember(self._verified, digest, MAX_VERIFIED)
         return True
 
-    def _may_try(self, client: str) -> bool:
-        now_s = self._now()
+    def _timed_check(self, password: bytes, expected: bytes) -> tuple[bool, float]:
+        """Return whether the password is right, and how long it took to find out."""
+        begin_s = time.monotonic()
+        matches = self._check_password(password, expected)
+        return matches, time.monotonic() - begin_s
+
+    def _bucket(self, client: str) -> _Bucket:
+        """Return what limits the tries of ``client``."""
         bucket = self._wrong.pop(client, None)
         if bucket is None:
             if len(self._wrong) >= MAX_ADDRESSES:
                 del self._wrong[next(iter(self._wrong))]
-            bucket = _Bucket(RateLimit(WRONG_INTERVAL_S, WRONG_BURST), now_s)
+            bucket = _Bucket(RateLimit(WRONG_INTERVAL_S, WRONG_BURST), self._now())
         self._wrong[client] = bucket
-        return bucket.take(now_s)
+        return bucket
 
     def _stand_in(self, user: bytes, users: Mapping[bytes, bytes]) -> bytes:
         hashes = list(users.values())
@@ -637,6 +730,14 @@ class Passwords:
         for part in parts:
             keyed.update(len(part).to_bytes(8, "big") + part)
         return keyed.digest()
+
+
+def _remember(memory: dict[bytes, None], digest: bytes, most: int) -> None:
+    """Put ``digest`` last, and forget the first where there are too many."""
+    memory.pop(digest, None)
+    if len(memory) >= most:
+        del memory[next(iter(memory))]
+    memory[digest] = None
 
 
 def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
@@ -725,14 +826,14 @@ class Guard:
 
     async def judge(
         self, authorization: str | None, address: str, *, public: bool
-    ) -> HTTPStatus | None:
-        """Return the status that refuses a request, or None where it is to be answered.
+    ) -> Refusal | None:
+        """Return how a request is refused, or None where it is to be answered.
 
         ``public`` is what needs no authentication. ``address`` is the client's.
         """
         config = await self.refresh()
         if self._bucket is not None and not self._bucket.take(self._now()):
-            return HTTPStatus.TOO_MANY_REQUESTS
+            return Refusal(HTTPStatus.TOO_MANY_REQUESTS, self._bucket.wait_s())
         if public or not config.users or self._passwords is None:
             return None
         return await self._passwords.judge(config.users, authorization, address)

@@ -187,6 +187,7 @@ class FakeAnalyzer:
         port: int = 0,
         address: str = "127.0.0.1",
         ssl: ssl_module.SSLContext | None = None,
+        prefix: str = "",
         host_id: str = "analyzer-1",
         service_type: str = "analyzer",
         username: str = "",
@@ -197,6 +198,8 @@ class FakeAnalyzer:
         self.port = port
         self.address = address
         self.ssl = ssl
+        self.prefix = prefix
+        """What every path begins with, as behind a proxy."""
         self.host_id = host_id
         self.service_type = service_type
         self.username = username
@@ -225,6 +228,8 @@ class FakeAnalyzer:
         self.forgetful = False
         """Skydive's own fault: after a disconnect ``send`` reaches nobody until one connects."""
 
+        self.paths: list[str] = []
+        """The path of every request, also of those that nothing is served at."""
         self.upgrades: list[Request] = []
         self.logins: list[Request] = []
         self.topology_requests: list[Request] = []
@@ -282,7 +287,7 @@ class FakeAnalyzer:
     @property
     def url(self) -> str:
         scheme = "wss" if self.ssl else "ws"
-        return f"{scheme}://{self.name}/ws/subscriber/flow"
+        return f"{scheme}://{self.name}{self.prefix}/ws/subscriber/flow"
 
     @property
     def http_url(self) -> str:
@@ -342,7 +347,9 @@ class FakeAnalyzer:
         pairs = (line.partition(":") for line in lines[1:] if line)
         request = Request(method, target, [(name, value.strip()) for name, _, value in pairs])
         request.body = await reader.readexactly(int(request.get("Content-Length") or 0))
-        path = target.partition("?")[0]
+        self.paths.append(target.partition("?")[0])
+        path = self.paths[-1]
+        path = path.removeprefix(self.prefix) if path.startswith(self.prefix) else ""
         if path.startswith("/ws/"):
             await self._upgrade(request, reader, writer)
             return False

@@ -143,13 +143,11 @@ class FakeTable:
         self._scan("label_values")
         return {label: len(values) for label, values in self.values.items()}
 
-    def top_values(self, label, count, /):
-        self._scan(f"top_values {label}")
-        return self.values[label][:count]
-
-    def without(self, label, /):
-        self._scan(f"without {label}")
-        return max(len(values) for name, values in self.values.items() if name != label)
+    def cardinality(self, count, without=None, /):
+        self._scan(f"cardinality {without or ''}".rstrip())
+        labels = {name: (len(values), values[:count]) for name, values in self.values.items()}
+        left = max((len(each) for name, each in self.values.items() if name != without), default=0)
+        return self.connections, labels, left if without else None
 
     def top(self, family, count, since=None, containing=""):
         self._scan(f"top {family} {count} {containing}".rstrip())

@@ -148,6 +148,7 @@ def check_defaults(result: Config) -> None:
         scrape_timeout_s=60.0,
         enable_reload=False,
         health_without_auth=False,
+        openmetrics=True,
     )
     assert result.logging == config.Logging(level="INFO", format="text")
 
@@ -302,6 +303,7 @@ def test_every_key(loader: str) -> None:
         scrape_timeout_s=9.5,
         enable_reload=True,
         health_without_auth=True,
+        openmetrics=False,
     )
     assert result.notes == ()
 

@@ -130,6 +130,7 @@ def test_table_of_names_is_the_catalogue() -> None:
         ("skyfast_interfaces_skipped", selfmetrics.INTERFACE_SKIPS),
         ("skyfast_config_reload_failures_total", selfmetrics.RELOAD_FAILURES),
         ("skyfast_scrapes_failed_total", selfmetrics.SCRAPE_FAILURES),
+        ("skyfast_tls_handshakes_failed_total", selfmetrics.HANDSHAKE_FAILURES),
         ("skyfast_capture_reports_skipped_total", selfmetrics.CAPTURE_SKIPS),
     ],
 )

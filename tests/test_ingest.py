@@ -1,12 +1,13 @@
 """Messages, good and bad, into a real table: what each costs, and what it must not cost."""
 
 import json
+import time
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from skyfast.ingest import MAX_REPAIRED_TOKENS, pruned, unpaired_marked
+from skyfast.ingest import MAX_REPAIRED_TOKENS, SHOWN_BYTES, pruned, unpaired_marked
 from tests.sink import Sink
 
 METRIC = {"ABPackets": 1, "ABBytes": 100, "BAPackets": 2, "BABytes": 200}
@@ -110,6 +111,28 @@ def test_a_bad_message_is_dropped_whole_and_counted(data: bytes, reason: str) ->
     assert (sink.table.flows, sink.skipped) == (0, {})
     sink.take(message(flow()))
     assert sink.table.flows == 1
+
+
+def test_a_bad_message_is_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    sink = Sink()
+    bad = b'{"Namespace\x1b[2J\n\xff' + b"x" * 1000
+    for _ in range(2):
+        sink.take(bad)
+    now_s = 60.0
+    sink.take(bad)
+    sink.take(b"[]")
+    first, second, other = (record.getMessage() for record in caplog.records)
+    shown = r'{"Namespace\x1b[2J\n\xff' + "x" * (SHOWN_BYTES - 17)
+    assert first == (
+        f"analyzer analyzer:8082: dropped a message of {len(bad)} bytes (malformed)"
+        f" beginning with {shown}"
+    )
+    assert second == f"{first} (1 more such events since the last line)"
+    assert other.endswith("dropped a message of 2 bytes (not_a_message) beginning with []")
 
 
 @pytest.mark.parametrize(

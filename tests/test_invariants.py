@@ -160,8 +160,7 @@ class HungryMachine(RuleBasedStateMachine):
     def look(self, nth, times, count):
         def operation():
             for label in self.core.label_values():
-                self.core.top_values(label, count)
-                self.core.without(label)
+                self.core.cardinality(count, label)
             families = self.core.plan.views[0].families
             for at, family in enumerate(families):
                 since = self.core.snapshot(at) if family.type == "counter" else None
@@ -304,8 +303,7 @@ OPERATIONS = {
         max_connections=1, max_flows=1, timeout_s=200, view_timeouts_s=[5000, 5000]
     ),
     "label values": lambda core: core.label_values(),
-    "top values": lambda core: core.top_values("node_tid", 3),
-    "without a label": lambda core: core.without("node_tid"),
+    "values and their connections": lambda core: core.cardinality(3, "node_tid"),
     "top connections": lambda core: core.top(0, 5),
     "growth": watch,
     "a page": lambda core: read_all(core.table.page(START_S + 1), 100),

@@ -61,6 +61,26 @@ def test_an_endpoint_is_read_from_its_url(url: str, name: str, clean: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("path", "prefix"),
+    [
+        ("", ""),
+        ("/", ""),
+        ("/ws/subscriber/flow", ""),
+        ("/ws/subscriber/flow/", ""),
+        ("/skydive/ws/subscriber/flow?x=y", "/skydive"),
+        ("/a/b/ws/subscriber", "/a/b"),
+        ("/ws/subscriber/ws/subscriber/flow", "/ws/subscriber"),
+        ("/skydive/ws/subscribers", "/skydive/ws/subscribers"),
+        ("/skydive/flows/", "/skydive/flows"),
+    ],
+)
+def test_the_prefix_is_what_all_paths_of_the_analyzer_have_in_common(
+    path: str, prefix: str
+) -> None:
+    assert Endpoint.parse(f"ws://a:8082{path}").prefix == prefix
+
+
+@pytest.mark.parametrize(
     ("userinfo", "username", "password"),
     [("u:p", "u", "p"), ("u", "u", ""), ("u:", "u", ""), ("a%40b:c%3A%2F", "a@b", "c:/")],
 )
@@ -195,6 +215,16 @@ async def test_without_a_user_name_nobody_logs_in(analyzer: FakeAnalyzer) -> Non
     assert not analyzer.connections
 
 
+async def test_a_login_keeps_to_the_prefix(analyzer: FakeAnalyzer) -> None:
+    analyzer.prefix = "/skydive"
+    proof = authentication(analyzer.url)
+    assert await proof.renew(proof.headers())
+    analyzer.login = Answer(status=404)
+    assert not await proof.renew(proof.headers())
+    assert proof.problem.startswith("POST /skydive/login gave HTTP 404")
+    assert {*analyzer.paths} == {"/skydive/login"}
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
@@ -240,7 +270,7 @@ async def test_an_analyzer_that_does_not_listen_is_no_exception(analyzer: FakeAn
 async def test_a_login_finds_its_analyzer_by_name(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proof = authentication(f"ws://analyzer.test:{analyzer.port}/ws")
+    proof = authentication(f"ws://analyzer.test:{analyzer.port}/ws/subscriber/flow")
     found = [(0, 0, 0, "", (analyzer.address, analyzer.port))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     assert await proof.renew(proof.headers())
@@ -262,7 +292,7 @@ async def test_a_login_is_encrypted_where_the_subscription_is(tmp_path: Path) ->
     async with FakeAnalyzer(
         ssl=authority.server_context("analyzers.test"), username="prom", password="hunter2"
     ) as analyzer:
-        url = f"dns+wss://analyzers.test:{analyzer.port}/ws"
+        url = f"dns+wss://analyzers.test:{analyzer.port}/ws/subscriber/flow"
         proof = Authentication(
             endpoint=Endpoint.parse(url, address=analyzer.address),
             credentials=USER,

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.analyzer import FakeAnalyzer
-from tests.process import ROOT, demo, running
+from tests.process import PROBLEM, ROOT, demo, running
 from tests.test_ingest import BAD_FLOWS, BAD_MESSAGES, flow
 from tests.test_ingest import message as message_of
 
@@ -253,7 +253,8 @@ async def test_nothing_that_is_sent_ends_the_subscription_or_breaks_the_page(
     hostile = flow("e", NodeTID='"} 1\n# TYPE forged counter\nforged 1\n\\')
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())
-        skyfast = await stack.enter_async_context(running(write_config(tmp_path, analyzer.url)))
+        config = write_config(tmp_path, analyzer.url)
+        skyfast = await stack.enter_async_context(running(config, quiet=False))
         subscriber = await analyzer.subscriber()
         for bad, _ in BAD_FLOWS.values():
             await analyzer.send(message_of(flow("1"), bad, flow("2", NodeTID="other"), hostile))
@@ -274,3 +275,8 @@ async def test_nothing_that_is_sent_ends_the_subscription_or_breaks_the_page(
         names = {family.name for family in text_string_to_metric_families(page)}
         assert "forged" not in names
         assert "skydive_network_connection_total_bytes" in names
+    problems = [line for line in skyfast.log if PROBLEM.search(line)]
+    reasons = set(re.findall(r"dropped a message of \d+ bytes \((\w+)\)", "\n".join(problems)))
+    # A line each, and no other.
+    assert reasons == {reason for _, reason in BAD_MESSAGES.values()}
+    assert len(problems) == len(reasons)

@@ -17,6 +17,7 @@ from skyfast import __version__, selfmetrics
 from skyfast.plan import family_head
 from skyfast.selfmetrics import (
     CAPTURE_SKIPS,
+    HANDSHAKE_FAILURES,
     INTERFACE_SKIPS,
     MESSAGE_ERRORS,
     RECONNECT_REASONS,
@@ -65,6 +66,7 @@ def test_every_value_known_in_advance_is_there_from_the_start():
         ("skyfast_topology_errors_total", TOPOLOGY_ERRORS),
         ("skyfast_interfaces_skipped", INTERFACE_SKIPS),
         ("skyfast_scrapes_failed_total", SCRAPE_FAILURES),
+        ("skyfast_tls_handshakes_failed_total", HANDSHAKE_FAILURES),
         ("skyfast_capture_reports_skipped_total", CAPTURE_SKIPS),
     ):
         assert by_reason(name, found) == dict.fromkeys(reasons, 0), name
@@ -114,6 +116,7 @@ def test_values():
     stats.scrape.rejected = 24
     stats.scrape.failures["deadline"] = 25
     stats.scrape.connections_rejected = 26
+    stats.scrape.handshakes_failed["rejected"] = 33
     found = samples(stats, FakeTable())
     a = ("analyzer", "a:1")
     expected = {
@@ -153,6 +156,7 @@ def test_values():
         ("skyfast_scrapes_rejected_total",): 24,
         ("skyfast_scrapes_failed_total", ("reason", "deadline")): 25,
         ("skyfast_http_connections_rejected_total",): 26,
+        ("skyfast_tls_handshakes_failed_total", ("reason", "rejected")): 33,
         ("skyfast_flows_filtered_total", ("rule", "keep")): 27,
         ("skyfast_flows_filtered_total", ("rule", "no-dns")): 28,
         ("skyfast_connections_overflowed_total",): 11,

@@ -110,13 +110,15 @@ def test_history():
             stats.scrape.scrapes, stats.scrape.last_bytes = 2, 7
             stats.scrape.last_duration_s = 0.5
         history.add(stats, step, now_s=1000 + 5.0 * step)
-    series = history.series(1046.0)
-    assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1]
-    assert series.connections == list(range(1, 10))
-    # Whoever leaves, takes all its flows along: that is no rate.
-    assert series.flows_per_second == [11, 11, *[10] * 7]
-    assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4]
-    assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4]
+    stats.analyzers["a"].flows += 1000
+    stats.scrape.scrapes, stats.scrape.last_bytes = 3, 9
+    series = history.series(stats, 99, now_s=1046.0)
+    assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
+    assert series.connections == [*range(1, 10), 99]
+    # Whoever leaves, takes all its flows along: that is no rate. The last is the mean, not of 1 s.
+    assert series.flows_per_second == [11, 11, *[10] * 8]
+    assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4, 9]
+    assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4, 0.5]
     assert history.rates() == {"a": 10}
 
 
@@ -131,7 +133,7 @@ def test_two_samples_make_rates():
             stats.analyzer(name).flows = number
         history.add(stats, 0, now_s=at_s)
     assert history.rates() == {"busy": pytest.approx(1 / 3), "idle": 0, "again": 0}
-    assert history.series(1003).flows_per_second == [0.3]
+    assert history.series(stats, 0, now_s=1003).flows_per_second == [0.3, 0.3]
 
 
 def test_history_is_bounded():
@@ -139,10 +141,14 @@ def test_history_is_bounded():
     for step in range(10 * status.SAMPLES):
         stats.analyzer("a").flows += step
         history.add(stats, step, now_s=5.0 * step)
-    series = history.series(5.0 * step)
-    assert len(series.connections) == len(series.age_seconds) == status.SAMPLES
+    series = history.series(stats, step, now_s=5.0 * step)
+    assert len(series.connections) == len(series.age_seconds) == status.SAMPLES + 1
     assert series.connections[-1] == step
     assert series.age_seconds[0] == status.INTERVAL_S * (status.SAMPLES - 1)
+    # What is older does not stand where the ten minutes begin.
+    paused = history.series(stats, step, now_s=5.0 * step + 300)
+    assert paused.age_seconds[0] == 600
+    assert len(paused.connections) == status.SAMPLES // 2 + 2
     # The mean of the latest half minute only.
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
@@ -151,7 +157,7 @@ async def test_samples_are_taken(monkeypatch):
     monkeypatch.setattr(status, "INTERVAL_S", 0.01)
     told = fake_status()
     sampling = asyncio.create_task(told.run())
-    await until(lambda: len(told._history.series(0).connections) >= 3)
+    await until(lambda: len(told._history._samples) > 3)
     sampling.cancel()
     assert set((await told.report()).history.connections) == {FakeTable.connections}
 
@@ -262,6 +268,87 @@ async def test_people_are_warned_when_a_table_is_nearly_full():
     told = fake_status(table, stats=stats)
     warning = "9 connections, and there is room for 10 (max_connections)."
     assert (await told.report()).warnings == [warning]
+
+
+async def test_no_figure_is_above_its_own_highest():
+    """What is new since the last sample, on the page and in the JSON."""
+    stats, table = Stats(), FakeTable()
+    stats.analyzer("a").turn(1)
+    told = fake_status(table, stats=stats)
+    table.connections = 4711
+    stats.scrape.scrapes, stats.scrape.last_duration_s, stats.scrape.last_bytes = 1, 1.5, 10**9
+    report = await told.report()
+    query = told.ranking.query([])
+    page = statuspage.as_html(report, told.ranking, query, (await told.ranking.top(query)).top)
+    figures = {
+        "connections": report.table.connections,
+        "flows_per_second": report.flows_per_second,
+        "scrape_duration_seconds": report.scrapes.last_duration_seconds,
+        "scrape_bytes": report.scrapes.last_bytes,
+    }
+    for name, figure in figures.items():
+        assert getattr(report.history, name)[-1] == figure
+    highest = dict(re.findall(r'data-highest="(\w+)" data-format="\w+">(.*?)<', page))
+    assert highest == {
+        "connections": "4,711",
+        "flows_per_second": "0",
+        "scrape_duration_seconds": "1.50 s",
+        "scrape_bytes": "1.00 GB",
+    }
+    # The ranking is of another moment than the tiles, and does not say of how many it is.
+    assert re.search(r'id="note" role="status">2 connections<', page)
+
+
+def test_no_line_is_drawn_across_a_pause():
+    ages = [30, 25, 20, 9.9, 5, 0]
+    area, line = statuspage._line(ages, [1, 2, 2, 1, 1, 2])
+    assert line == "M570.0 20.0L575.0 0.0L580.0 0.0M590.1 20.0L595.0 20.0L600.0 0.0"
+    assert area.count("Z") == 2
+    assert statuspage._line([30, 25, 20, 10, 5, 0], [1] * 6)[1].count("M") == 1
+    assert statuspage._line([], []) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("up", "state", "text", "title"),
+    [
+        (3, "ready", "3 of 3 analyzers", "skyfast · skyfast-test"),
+        (2, "degraded", "2 of 3 analyzers", "▲ 2 of 3 analyzers · skyfast · skyfast-test"),
+        (0, "not ready", "0 of 3 analyzers", "▲ 0 of 3 analyzers · skyfast · skyfast-test"),
+    ],
+)
+async def test_degraded_is_not_ready_nor_green(up, state, text, title):
+    stats = Stats()
+    for number, name in enumerate("abc"):
+        stats.analyzer(name).turn(int(number < up))
+    told = fake_status(stats=stats, ready=lambda: up > 0)
+    report = await told.report()
+    answer = json.loads(status.as_json(report))
+    assert answer["health"] == {
+        "state": state,
+        "text": text,
+        "analyzers": 3,
+        "analyzers_up": up,
+    }
+    assert answer["ready"] == (up > 0)
+    page = statuspage.as_html(report, told.ranking, told.ranking.query([]), None)
+    colour = {"ready": "good", "degraded": "warn", "not ready": "bad"}[state]
+    assert f'class="state {colour}" data-key="health" data-format="health">{state}: {text}<' in page
+    assert f"<title>{title}</title>" in page
+    severities = {2: ["warning"], 0: ["critical"]}.get(up, [])
+    assert [notice["severity"] for notice in answer["notices"]] == severities
+    assert re.findall(r'<li class="(warning|critical)">', page) == severities
+
+
+async def test_a_name_of_several_analyzers_is_not_one_itself():
+    stats = Stats()
+    for name in ("analyzers:8082", "10.0.0.1:8082", "10.0.0.2:8082"):
+        stats.analyzer(name).turn(1)
+    config = make_config("dns+ws://analyzers:8082/ws/subscriber/flow")
+    told = fake_status(stats=stats, config=config)
+    assert (await told.report()).health.text == "2 of 2 analyzers"
+    del stats.analyzers["10.0.0.1:8082"], stats.analyzers["10.0.0.2:8082"]
+    stats.analyzers["analyzers:8082"].turn(0)
+    assert (await told.report()).health.text == "0 of 1 analyzer"
 
 
 async def test_the_configuration_is_written_once(monkeypatch):
@@ -580,12 +667,12 @@ async def test_the_page_is_whole_without_its_script():
                 *("1.50 kB", "500 B", "2", "2", "90.0 µs"),
             ],
         ]
-        assert ">2 of 3 connections<" in page
+        assert ">2 connections<" in page
         assert "<option selected>100</option>" in page
         assert 'name="filter" value="10.0"' in page
         assert 'href="?by=packets&amp;n=100&amp;filter=10.0"' in page
         assert re.search(r'data-by="rtt" data-format="nanoseconds" aria-current="true"', page)
-        assert "not ready" in page
+        assert ">not ready: 0 of 1 analyzer<" in page
         assert "No analyzer is subscribed to" in page
 
 
@@ -662,7 +749,7 @@ FORMATS = [
     ("list", [], "–"),
     ("text", "", "–"),
     ("count", None, "–"),
-    ("ready", False, "not ready"),
+    ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),
     ("state", True, "up"),
 ]
 """Formats, values, and how they are written at the time of 1,000 s; by the script, too."""
@@ -675,7 +762,8 @@ def test_formats(format_, value, text):
 
 def test_the_script_knows_the_constants_of_the_page():
     script = statuspage.markup.read("status.js")
-    assert f"SPAN_S = {statuspage.SAMPLES * statuspage.INTERVAL_S:g};" in script
+    span_s = statuspage.SAMPLES * statuspage.INTERVAL_S
+    assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {statuspage.MAX_GAP_S:g};" in script
     assert f"WIDTH = {statuspage._WIDTH}, HEIGHT = {statuspage._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
     assert f'"{statuspage._NO_ANSWER}"' in script
@@ -720,7 +808,7 @@ def test_bounds_in_the_documentation():
     for sentence in (
         f"1 to {ranking.MAX_ENTRIES} | {ranking.DEFAULT_ENTRIES} |",
         f"of {ranking.MAX_FILTER_CHARS} characters at most",
-        f"{status.SAMPLES} at most",
+        f"{status.SAMPLES + 1} at most",
         f"{status.MAX_ANALYZERS} analyzers at most",
         f"{status.MAX_CAPTURES} captures at most",
         f"{topology.MAX_BUSIEST} interfaces at most",

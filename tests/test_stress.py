@@ -68,11 +68,14 @@ class Stress:
             while not self.stopping.is_set():
                 since = table.snapshot(0)
                 for label, values in table.label_values().items():
-                    assert len(table.top_values(label, 3)) <= 3
+                    assert values >= 0
+                    connections, labels, without = table.cardinality(3, label)
                     # Rows come and go meanwhile, but none is looked at twice; and while names
                     # change there are the new ones, the old ones and that of others.
-                    assert 0 <= table.without(label) <= 2 * FLOWS + 1
-                    assert values >= 0
+                    assert 0 <= without <= connections <= 2 * FLOWS + 1
+                    for count, top in labels.values():
+                        assert len(top) <= min(count, 3)
+                        assert sum(number for _, number in top) <= connections
                 table.top(0, 10, since, "10.0")
                 assert table.connections <= 2 * FLOWS + 1
                 self.looks += 1

@@ -1005,15 +1005,57 @@ async def test_credentials_that_are_wrong_everywhere_are_a_warning(
     assert "POST /login" in line
 
 
-async def test_a_redirect_takes_no_credentials_elsewhere(analyzer: FakeAnalyzer) -> None:
+async def test_a_redirect_takes_no_credentials_elsewhere(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
     async with FakeAnalyzer() as elsewhere:
-        target = (("Location", elsewhere.url),)
+        secret = elsewhere.url.replace("ws://", "ws://prom:hunter2@") + "?token=hunter2"
+        target = (("Location", secret),)
         analyzer.script.append(Answer(status=302, headers=target))
         config = make_config(analyzer.url, username="prom", password="hunter2")
         async with subscribed(config) as running:
             await analyzer.subscriber()
             assert running.reconnects(analyzer) == {"handshake": 1}
         assert elsewhere.connections == 0
+    (line,) = lines(caplog)
+    assert f"HTTP 302, redirect to {elsewhere.url} (not followed); next" in line
+    assert "hunter2" not in line
+
+
+GO = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+NGINX = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
+ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
+
+
+@pytest.mark.parametrize("answer", [GO, NGINX, ALERT, b""], ids=["Go", "nginx", "alert", "none"])
+async def test_ws_to_a_port_of_tls_is_explained(
+    answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(5)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with subscribed(make_config(f"ws://127.0.0.1:{port}/ws/subscriber/flow")) as running:
+            row = running.stats.analyzers[f"127.0.0.1:{port}"]
+            await eventually(lambda: any(row.reconnects.values()))
+    assert "; use wss:// if the analyzer serves TLS; next" in lines(caplog)[0]
+
+
+async def test_wss_to_a_port_without_tls_is_explained(caplog: pytest.LogCaptureFixture) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(5)
+        writer.write(NGINX)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with subscribed(make_config(f"wss://127.0.0.1:{port}/ws/subscriber/flow")) as running:
+            row = running.stats.analyzers[f"127.0.0.1:{port}"]
+            await eventually(lambda: row.reconnects["handshake"])
+    assert "; the port does not serve TLS, use ws://" in lines(caplog)[0]
 
 
 # The end -------------------------------------------------------------------------------------

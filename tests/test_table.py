@@ -995,27 +995,31 @@ def test_values_are_counted():
         "node_tid": 1,
         "protocol": 1,
     }
-    assert core.top_values("target_port", 2) == [("443", 300), ("70006", 1)]
-    top = core.top_values("initiator_ip", 8)
+    connections, labels, left = core.cardinality(8)
+    assert (connections, left) == (307, None)
+    assert {label: values for label, (values, _) in labels.items()} == core.label_values()
+    assert labels["target_port"][1][:2] == [("443", 300), ("70006", 1)]
+    assert len(labels["target_port"][1]) == 8
+    _, top = labels["initiator_ip"]
     assert {value for value, count in top if count == 2} == {f"10.0.0.{n}" for n in range(7)}
-    assert core.top_values("protocol", 9) == [("TCP", 307)]
-    assert core.top_values("protocol", 0) == []
-    assert core.without("initiator_ip") == 8
-    assert core.without("initiator_port") == core.without("protocol") == 307
-    for call in (core.without, lambda label: core.top_values(label, 1)):
-        with pytest.raises(ValueError, match="not in"):
-            call("direction")
+    assert labels["protocol"] == (1, [("TCP", 307)])
+    assert core.cardinality(2)[1]["target_port"] == (8, [("443", 300), ("70006", 1)])
+    assert core.cardinality(0)[1]["protocol"] == (1, [])
+    for label, expected in (("initiator_ip", 8), ("initiator_port", 307), ("protocol", 307)):
+        assert core.cardinality(8, label) == (307, labels, expected)
+    with pytest.raises(ValueError, match="not in"):
+        core.cardinality(1, "direction")
     core.expire(TIMEOUT_S)
     assert set(core.label_values().values()) == {0}
-    assert core.top_values("protocol", 9) == []
-    assert core.without("protocol") == 0
+    connections, labels, left = core.cardinality(9, "protocol")
+    assert (connections, left, labels["protocol"]) == (0, 0, (0, []))
 
 
 def test_values_are_as_the_flows_have_them():
     core = Core()
     for n, text in enumerate(ODD_TEXTS):
         core.report(make_flow(f"{n + 1:x}", node=text), 0)
-    assert dict(core.top_values("node_tid", 99)) == dict.fromkeys(ODD_TEXTS, 1)
+    assert dict(core.cardinality(99)[1]["node_tid"][1]) == dict.fromkeys(ODD_TEXTS, 1)
 
 
 def test_values_are_counted_by_threads_while_everything_changes():
@@ -1035,8 +1039,12 @@ def test_values_are_counted_by_threads_while_everything_changes():
     def look():
         assert core.label_values()["target_ip"] <= 2
         for name, left in (("name", 401), ("target_port", 401)):
-            assert core.without(name) <= left
-            assert {value for value, _ in core.top_values("name", 30)} <= shown
+            connections, labels, without = core.cardinality(30, name)
+            assert without <= connections <= left
+            assert {value for value, _ in labels["name"][1]} <= shown
+            for values, top in labels.values():
+                assert len(top) <= values <= connections
+                assert sum(count for _, count in top) <= connections
         read_page(read_all(core.table.page(now[0]), 5_000), core.families)
 
     with beside(look):
@@ -1069,8 +1077,7 @@ done = threading.Event()
 
 def look():
     for _ in range(50):
-        core.without("protocol")
-        core.top_values("initiator_ip", 10)
+        core.cardinality(10, "protocol")
     done.set()
 
 threading.Thread(target=look, daemon=True).start()

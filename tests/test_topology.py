@@ -516,6 +516,15 @@ async def test_the_first_query_comes_at_once_and_is_skydive_s():
         assert poll.errors() == {}
 
 
+async def test_queries_and_logins_keep_to_the_prefix():
+    async with FakeAnalyzer(prefix="/a/skydive", username="ann", password="s3cret") as analyzer:
+        analyzer.accepts_basic = False
+        analyzer.topology = answer_of(node())
+        async with Poll(analyzer.url, username="ann", password="s3cret").running() as poll:
+            await until(lambda: poll.shows("eth0"))
+        assert {*analyzer.paths} == {"/a/skydive/login", "/a/skydive/api/topology"}
+
+
 async def test_it_asks_in_every_interval():
     async with FakeAnalyzer() as analyzer:
         async with Poll(analyzer.url).running() as poll:
@@ -690,6 +699,44 @@ async def test_wrong_credentials(caplog):
         f"analyzer {analyzer.name}: no topology: HTTP 401; POST /login"
     )
     assert "wr0ng" not in caplog.text
+
+
+async def test_a_redirect_is_logged_with_its_location(caplog):
+    async with FakeAnalyzer() as analyzer:
+        target = (("Location", "https://ann:s3cret@sso.test/login?state=t0ken"),)
+        analyzer.topology = Answer(status=303, headers=target)
+        async with Poll(analyzer.url).running() as poll:
+            await until(lambda: poll.errors())
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"analyzer {analyzer.name}: no topology: HTTP 303, redirect to https://sso.test/login"
+        " (not followed)"
+    )
+
+
+async def test_the_scheme_that_fits_is_named(tmp_path, caplog):
+    async def serve(reader, writer):
+        await reader.read(5)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    context = Authority(tmp_path).server_context("127.0.0.1")
+    async with (
+        FakeAnalyzer(ssl=context) as secure,
+        await asyncio.start_server(serve, "127.0.0.1", 0) as plain,
+    ):
+        address = "{}:{}".format(*plain.sockets[0].getsockname())
+        for url in (
+            secure.url.replace("wss:", "ws:"),
+            f"ws://{address}/ws/subscriber/flow",
+            f"wss://{address}/ws/subscriber/flow",
+        ):
+            async with Poll(url).running() as poll:
+                await until(lambda poll=poll: poll.errors())
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert first.endswith("; use wss:// if the analyzer serves TLS")
+    assert second.endswith("HTTP 400; use wss:// if the analyzer serves TLS")
+    assert third.endswith("; the port does not serve TLS, use ws://")
 
 
 async def test_tls_with_our_authority_and_a_client_certificate(tmp_path):

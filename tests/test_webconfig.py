@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 import logging
+import re
 import signal
 import socket
 import ssl
@@ -11,14 +13,16 @@ import subprocess
 import sys
 import threading
 import time
+from http import HTTPStatus
 from pathlib import Path
 
 import bcrypt
 import pytest
 
-from skyfast import web, webconfig
+from skyfast import selfmetrics, web, webconfig
 from skyfast.document import ConfigError
-from skyfast.webconfig import Guard
+from skyfast.handshakes import ServerContext
+from skyfast.webconfig import Guard, Refusal
 from tests.certificates import Authority
 from tests.pages import BIG, FLOWS, TEST_TIMEOUT_S, FakeTable, on_both_loops, until
 from tests.process import demo
@@ -155,15 +159,15 @@ WRONG = {
     ),
     "client_auth_type": (
         f"tls_server_config: {{{TLS}, client_auth_type: RequireAnyClientCert}}",
-        "'RequireAnyClientCert' would accept any certificate",
+        "'RequireAnyClientCert' would accept any certificate, which authenticates nobody",
+    ),
+    "client_auth_type that asks": (
+        f"tls_server_config: {{{TLS}, client_auth_type: RequestClientCert}}",
+        "'RequestClientCert' would accept any certificate, which authenticates nobody",
     ),
     "client_auth_type misspelt": (
         f"tls_server_config: {{{TLS}, client_auth_type: NoClientCerts}}",
         "did you mean NoClientCert?",
-    ),
-    "no authority": (
-        f"tls_server_config: {{{TLS}, client_auth_type: RequireAndVerifyClientCert}}",
-        "'RequireAndVerifyClientCert' needs client_ca_file beside it",
     ),
     "authority without type": (
         f"tls_server_config: {{{TLS}, client_ca_file: ca.crt}}",
@@ -201,11 +205,6 @@ WRONG = {
         "set min_version to TLS13",
     ),
     "curve": (f"tls_server_config: {{{TLS}, curve_preferences: [P256]}}", "'P256' is not one of"),
-    "curves": (
-        f"tls_server_config: {{{TLS}, curve_preferences: [X25519, CurveP256]}}",
-        "Python can be given one only",
-    ),
-    "http2": ("http_server_config: {http2: true}", "http2: true cannot be had: HTTP/1.1 is served"),
     "header": ("http_server_config: {headers: {X-Powered-By: x}}", "X-Powered-By: is an unknown"),
     "header's value": (
         "http_server_config: {headers: {X-Frame-Options: allow}}",
@@ -221,8 +220,8 @@ WRONG = {
         "<hidden> is not a bcrypt hash",
     ),
     "expensive": (
-        f"basic_auth_users: {{alice: {CHEAP.replace('$04$', '$17$')}}}",
-        "<hidden> has a cost above 16",
+        f"basic_auth_users: {{alice: {CHEAP.replace('$04$', '$19$')}}}",
+        "<hidden> has a cost above 18",
     ),
     "colon": (f"basic_auth_users: {{'a:b': {CHEAP}}}", "is a user's name with a colon"),
     "interval": ("rate_limit: {interval: 5, burst: 1}", "'5' is not a duration such as 1s"),
@@ -291,6 +290,71 @@ def test_what_a_file_can_say(text, summary, file, plain):
     config = webconfig.read(plain(text))
     assert config.summary() == summary
     assert CHEAP[10:] not in repr(config)
+
+
+PEM_SUITES = (
+    *("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"),
+    *("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"),
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+    *("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"),
+    *("TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA"),
+    *("TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA"),
+)
+SYSTEM = "client_auth_type: without client_ca_file, the system's authorities are trusted"
+TOOLKIT = {
+    "verified by the system": (f"{OPTIONAL}", [SYSTEM]),
+    "required by the system": ("client_auth_type: RequireAndVerifyClientCert", [SYSTEM]),
+    "all suites": (f"{OPTIONAL}, cipher_suites: [{', '.join(PEM_SUITES)}]", [SYSTEM]),
+    "some suites": (
+        f"cipher_suites: [{', '.join(PEM_SUITES[2:4])}], min_version: TLS12, max_version: TLS12",
+        [],
+    ),
+    "suites without order": (
+        f"cipher_suites: [{PEM_SUITES[2]}], max_version: TLS12, prefer_server_cipher_suites: false",
+        [],
+    ),
+    "all curves": (
+        "curve_preferences: [CurveP256, CurveP384, CurveP521, X25519]",
+        ["curve_preferences: only the first, CurveP256, is offered"],
+    ),
+    "a curve": ("min_version: TLS13, curve_preferences: [CurveP521]", []),
+    "HTTP/2": ("}, http_server_config: {http2: true", ["http2: HTTP/2 is not served"]),
+    "costs": (
+        "}, basic_auth_users: {"
+        + ", ".join(f"user{cost}: {CHEAP.replace('$04$', f'${cost}$')}" for cost in (12, 16, 18)),
+        ["basic_auth_users.user18: has a cost of 18: the user's first request"],
+    ),
+    "no requests": ("}, rate_limit: {interval: 1s, burst: 0", ["burst: 0 refuses every request"]),
+}
+
+
+@pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
+def test_the_good_files_of_exporter_toolkit_are_taken(text, warnings, file, plain, caplog):
+    """What is safe of them: those that ask for certificates and verify none are refused."""
+    file()
+    path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
+    config = webconfig.read(path)
+    found = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert found == [f"web configuration: {warning}" for warning in config.warnings]
+    assert len(found) == len(warnings)
+    for line, warning in zip(found, warnings, strict=True):
+        assert re.match(rf"web configuration: {re.escape(path)}: line \d+: \S*{warning}", line)
+
+
+def test_several_curves_where_python_can(file, monkeypatch):
+    offered = []
+    monkeypatch.setattr(ServerContext, "set_groups", lambda _, names: offered.append(names), False)
+    config = webconfig.read(file(tls="curve_preferences: [X25519, CurveP384]"))
+    assert offered == ["X25519:secp384r1"]
+    assert not config.warnings
+
+
+def test_tls_1_2_is_authenticated_encryption_unless_chosen(file):
+    config = webconfig.read(file())
+    old = [each["name"] for each in config.tls.get_ciphers() if each["protocol"] != "TLSv1.3"]
+    assert len(old) == 6
+    assert all("GCM" in name or "POLY1305" in name for name in old)
 
 
 def test_suites_of_tls_1_2(file):
@@ -365,7 +429,13 @@ async def test_client_certificates(tmp_path, file, authority):
     async with Site(guard=Guard(path)) as site:
         assert await refused(site.port, trusting(authority))
         assert await refused(site.port, showing(stranger.issue("prometheus.example")))
-        assert await refused(site.port, showing(authority.issue("other.example")))
+        context = showing(authority.issue("other.example"))
+        async with await Secure.open(site.port, context) as client:
+            answer = await client.ask("/metrics")
+            assert (answer.status, answer.headers["connection"]) == (403, "close")
+            assert answer.text == "Forbidden: the certificate has no allowed name.\n"
+        assert site.scrape.handshakes_failed["client_certificate"] == 3
+        assert not site.table.asked_at
         for name in ("prometheus.example", "2001:db8::1"):
             assert not await refused(site.port, showing(authority.issue(name)))
 
@@ -389,12 +459,156 @@ async def test_handshakes_have_the_heads_deadline_and_are_counted(file, authorit
 
 
 @on_both_loops
-async def test_plain_http_is_closed_in_good_order(file, authority, caplog):
-    async with Site(guard=Guard(file())) as site:
-        async with await site.ask(request("/metrics")) as client:
-            assert await client.end() == "closed"
+async def test_a_client_that_the_systems_authorities_vouch_for(
+    tmp_path, file, authority, monkeypatch
+):
+    monkeypatch.setenv("SSL_CERT_FILE", authority.certificate)
+    path = file(tls="client_auth_type: RequireAndVerifyClientCert")
+    async with Site(guard=Guard(path)) as site:
+        for issuer, status in ((authority, 200), (Authority(tmp_path, "stranger"), 0)):
+            issued = issuer.issue("prometheus.example")
+            context = trusting(authority)
+            context.load_cert_chain(issued.certificate, issued.key)
+            if not status:
+                assert await refused(site.port, context)
+                continue
+            async with await Secure.open(site.port, context) as client:
+                assert (await client.ask("/-/healthy")).status == status
+
+
+def alert(data):
+    """Return the description of an alert that is not encrypted."""
+    assert data[:1] == b"\x15"
+    assert data[5:6] == b"\x02"  # fatal
+    return data[6]
+
+
+async def hello(site, **settings):
+    """Return what the server answers to the first message of a client with these settings."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for name, value in settings.items():
+        if name == "ciphers":
+            context.set_ciphers(value)
+        else:
+            setattr(context, name, value)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    async with await site.ask(outgoing.read()) as client:
+        await client.receive()
+        return bytes(client.buffer)
+
+
+def distrusts(port):
+    """Return whether a client without the authority refuses the certificate, as it tells."""
+    # Not by an event loop, whose clients send no alert.
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        try:
+            ssl.create_default_context().wrap_socket(client, server_hostname="127.0.0.1")
+        except ssl.SSLCertVerificationError:
+            return True
+    return False
+
+
+@on_both_loops
+async def test_a_failed_handshake_is_reported_to_both_sides(file, authority, caplog):
+    path = file(tls="min_version: TLS13")
+    cbc = {"ciphers": "ECDHE-ECDSA-AES128-SHA", "maximum_version": ssl.TLSVersion.TLSv1_2}
+    async with Site(guard=Guard(path)) as site:
+        old = {"maximum_version": ssl.TLSVersion.TLSv1_2}
+        assert alert(await hello(site, **old)) == 70  # protocol_version
+        for greeting in (b"SSH-2.0-OpenSSH\r\n", bytes(32)):
+            async with await site.ask(greeting) as client:
+                await client.end()
+        assert await asyncio.to_thread(distrusts, site.port)
+        await until(lambda: sum(site.scrape.handshakes_failed.values()) == 4)
+        assert site.scrape.handshakes_failed["unsupported"] == 1
+        assert site.scrape.handshakes_failed["not_tls"] == 2
+        assert site.scrape.handshakes_failed["rejected"] == 1
+        # And a check whether the port is open is none.
+        async with await site.ask(b"") as client:
+            client.sock.shutdown(socket.SHUT_WR)
+            await client.end()
+        async with await site.ask(b"\x16\x03\x01") as client:
+            client.sock.shutdown(socket.SHUT_WR)
+            await client.end()
+        await until(lambda: site.scrape.handshakes_failed["disconnected"] == 1)
+        assert sum(site.scrape.handshakes_failed.values()) == 5
         assert not await refused(site.port, trusting(authority))
-    assert not caplog.records
+    async with Site(guard=Guard(file())) as site:
+        assert alert(await hello(site, **cbc)) == 40  # handshake_failure
+    async with Site(guard=Guard(file(tls=f"cipher_suites: [{PEM_SUITES[9]}]"))) as site:
+        assert (await hello(site, **cbc))[:1] == b"\x16"
+    lines = [record.getMessage() for record in caplog.records]
+    begin = "TLS handshake failed for 127.0.0.1: "
+    untrusted = "usually because it does not trust the certificate (TLSV1_ALERT_UNKNOWN_CA)"
+    assert lines == [
+        f"{begin}no common TLS version, cipher suite or curve (UNSUPPORTED_PROTOCOL)",
+        f"{begin}not a TLS handshake",
+        f"{begin}rejected by the client, {untrusted}",
+        f"{begin}no common TLS version, cipher suite or curve (NO_SHARED_CIPHER)",
+    ]
+
+
+@on_both_loops
+async def test_a_client_without_its_certificate_gets_an_alert(tmp_path, file, authority, caplog):
+    """With TLS 1.3, the alert comes after the client has completed its side of the handshake."""
+    path = file(tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt")
+    stranger = Authority(tmp_path, "stranger").issue("prometheus.example")
+    async with Site(guard=Guard(path)) as site:
+        for version, reason in (("1_2", "HANDSHAKE_FAILURE"), ("1_3", "CERTIFICATE_REQUIRED")):
+            context = trusting(authority, maximum_version=ssl.TLSVersion[f"TLSv{version}"])
+            with pytest.raises(ssl.SSLError, match=reason):
+                async with await Secure.open(site.port, context) as client:
+                    await client.ask("/-/healthy")
+        context.load_cert_chain(stranger.certificate, stranger.key)
+        with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
+            async with await Secure.open(site.port, context) as client:
+                await client.ask("/-/healthy")
+        assert site.scrape.handshakes_failed["client_certificate"] == 3
+        assert "skyfast_tls_handshakes_failed_total" in selfmetrics_of(site)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith(
+        "client certificate missing or not trusted (PEER_DID_NOT_RETURN_A_CERTIFICATE)"
+    )
+
+
+def selfmetrics_of(site):
+    return selfmetrics.render(site.stats, site.table).decode()
+
+
+@on_both_loops
+async def test_plain_http_on_the_port_of_tls_is_answered(file, authority, caplog):
+    async with Site(guard=Guard(file())) as site:
+        for method in ("GET", "HEAD", "POST", "OPTIONS", "DELETE"):
+            for version in ("1.0", "1.1"):
+                answer = await site.get("/metrics", method=method, version=version)
+                assert answer.status == 400
+                assert answer.headers["connection"] == "close"
+                assert method == "HEAD" or answer.text == (
+                    "Bad Request: plain HTTP request on an HTTPS port.\n"
+                )
+        # More than is read at once.
+        async with await site.ask(request("/metrics", x="y" * 50_000)) as client:
+            assert (await client.answer()).status == 400
+            assert await client.end() == "closed"
+        assert site.scrape.handshakes_failed["plain_http"] == 11
+        assert not await refused(site.port, trusting(authority))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "TLS handshake failed for 127.0.0.1: plain HTTP request on an HTTPS port"
+
+
+@on_both_loops
+async def test_a_handshake_that_stalls_is_counted(file, authority, monkeypatch, caplog):
+    monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.2)
+    async with Site(guard=Guard(file())) as site:
+        async with await site.ask(b"\x16\x03\x01\x02\x00\x01"), await site.ask(b""):
+            await until(lambda: site.scrape.handshakes_failed["timeout"] == 1)
+            await until(lambda: not site.server._connections._open)
+        assert sum(site.scrape.handshakes_failed.values()) == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "TLS handshake failed for 127.0.0.1: timed out after 0.2 s"
 
 
 @on_both_loops
@@ -460,7 +674,7 @@ async def test_a_new_certificate_is_shown_and_open_connections_stay(
         async with await Secure.open(site.port, trusting(authority)) as client:
             assert client.certificate() == ssl.PEM_cert_to_DER_cert(renewed)
         assert (await old.ask("/-/healthy")).status == 200
-    messages = [record.getMessage() for record in caplog.records]
+    messages = [r.getMessage() for r in caplog.records if r.name == "skyfast.webconfig"]
     assert len(messages) == 2
     assert "KEY_VALUES_MISMATCH" in messages[0]
     assert "has changed" in messages[1]
@@ -553,8 +767,14 @@ async def test_rate_limit(plain):
     path = plain("rate_limit: {interval: 2s, burst: 3}")
     async with Site(guard=Guard(path, now=lambda: now_s)) as site:
         assert [(await site.get("/")).status for _ in range(5)] == [200, 200, 200, 429, 429]
+        now_s = 0.9
+        assert (await site.get("/")).headers["retry-after"] == "2"
         now_s = 2.0
         assert [(await site.get("/")).status for _ in range(2)] == [200, 429]
+    async with Site(guard=Guard(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
+        answer = await site.get("/")
+        assert answer.status == 429
+        assert "retry-after" not in answer.headers  # it never is another
 
 
 # --- guesses
@@ -579,8 +799,40 @@ async def test_wrong_passwords_are_limited_by_address(plain, caplog):
         async with await site.ask(right, local="127.0.0.2") as client:
             assert (await client.answer()).status == 200  # known, so it is not a guess
         now_s = webconfig.WRONG_INTERVAL_S
-        assert [await guess(i) for i in range(2)] == [401, 429]
+        assert [await guess(i) for i in range(burst, burst + 2)] == [401, 429]
     assert "guess" not in caplog.text
+
+
+@on_both_loops
+async def test_a_stale_password_does_not_shut_out_the_right_one(plain, monkeypatch):
+    """Of another client behind the same address, for as long as that tries."""
+    computed = []
+    checkpw = bcrypt.checkpw
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *each: computed.append(1) or checkpw(*each))
+    async with Site(guard=Guard(plain(users(alice=CHEAP, bob=CHEAP)), now=lambda: 0.0)) as site:
+        for _ in range(5 * webconfig.WRONG_BURST):
+            for stale in (basic(password="last year's"), basic("nobody")):
+                assert (await site.get("/", authorization=stale)).status == 401
+        assert len(computed) == 2
+        for user in ("alice", "bob"):
+            assert (await site.get("/", authorization=basic(user))).status == 200
+        # It is right from now on, and was remembered as wrong.
+        plain(users(alice=bcrypt.hashpw(b"last year's", bcrypt.gensalt(4)).decode()))
+        assert (await site.get("/", authorization=basic(password="last year's"))).status == 200
+
+
+@on_both_loops
+async def test_retry_after_is_true(plain):
+    now_s = 0.0
+    async with Site(guard=Guard(plain(users()), now=lambda: now_s)) as site:
+        for i in range(webconfig.WRONG_BURST):
+            assert (await site.get("/", authorization=basic(password=f"{i}"))).status == 401
+        for now_s, told in ((0.0, 5), (1.5, 4), (4.5, 1)):
+            answer = await site.get("/", authorization=basic())
+            assert (answer.status, answer.headers["retry-after"]) == (429, str(told))
+            assert now_s + told >= webconfig.WRONG_INTERVAL_S
+        now_s = 5.5
+        assert (await site.get("/", authorization=basic())).status == 200
 
 
 @on_both_loops
@@ -631,8 +883,8 @@ async def test_a_wrong_user_costs_what_a_wrong_password_does(plain, monkeypatch)
     )
     async with Site(guard=Guard(plain(users(alice=DEAR)))) as site:
         for user in ("alice", "nobody"):
-            for _ in range(2):
-                assert (await site.get("/", authorization=basic(user, "x"))).status == 401
+            for password in ("x", "y"):
+                assert (await site.get("/", authorization=basic(user, password))).status == 401
         # Whoever knows an existing password does not get in by a name that is none.
         assert (await site.get("/", authorization=basic("nobody"))).status == 401
         for _ in range(3):
@@ -644,6 +896,7 @@ async def test_a_wrong_user_costs_what_a_wrong_password_does(plain, monkeypatch)
 async def test_memory_of_guesses_is_bounded(plain, monkeypatch):
     monkeypatch.setattr(webconfig, "MAX_ADDRESSES", 3)
     monkeypatch.setattr(webconfig, "MAX_VERIFIED", 2)
+    monkeypatch.setattr(webconfig, "MAX_FAILED", 4)
     monkeypatch.setattr(webconfig, "WRONG_BURST", 1)
     hashes = {f"user{i}": CHEAP for i in range(4)}
     guard = Guard(plain(users(**hashes)), now=lambda: 0.0)
@@ -651,15 +904,28 @@ async def test_memory_of_guesses_is_bounded(plain, monkeypatch):
     async def judge(header, address):
         return await guard.judge(header, address, public=False)
 
-    wrong = basic("user0", "wrong")
-    assert [await judge(wrong, f"10.0.0.{i}") for i in range(5)] == [401] * 5
-    assert [await judge(wrong, f"10.0.0.{i}") for i in (4, 3, 2)] == [429] * 3
-    assert await judge(wrong, "10.0.0.0") == 401
+    numbers = itertools.count()
+
+    async def guess(address):
+        refusal = await judge(basic("user0", f"wrong {next(numbers)}"), address)
+        return refusal.status
+
+    assert [await guess(f"10.0.0.{i}") for i in range(5)] == [401] * 5
+    assert [await guess(f"10.0.0.{i}") for i in (4, 3, 2)] == [429] * 3
+    assert await guess("10.0.0.0") == 401
     # All of an IPv6 network count as one, but another does not.
     networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
-    assert [await judge(wrong, address) for address in networks] == [401, 429, 401]
+    assert [await guess(address) for address in networks] == [401, 429, 401]
+    assert len(guard._passwords._failed) == 4
+    # What is remembered of one address is not of another.
+    wrong = basic("user0", "wrong")
+    assert await judge(wrong, "192.0.2.1") == Refusal(HTTPStatus.UNAUTHORIZED)
+    assert await judge(wrong, "192.0.2.1") == Refusal(HTTPStatus.UNAUTHORIZED)
+    with monkeypatch.context() as patch:
+        patch.setattr(webconfig, "MAX_CHECKS", 0)
+        assert (await judge(wrong, "192.0.2.2")).status == 503
     for user in hashes:
-        assert await judge(basic(user), "192.0.2.1") is None
+        assert await judge(basic(user), "192.0.2.9") is None
     assert len(guard._passwords._verified) == 2
     assert PASSWORD.encode() not in repr(vars(guard._passwords)).encode()
     guard.close()

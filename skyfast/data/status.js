@@ -9,7 +9,7 @@
   const TYPING_MS = 300;
   const MAX_TIMESTAMP_S = 2 ** 33;
   const NOTHING = "–";
-  const WIDTH = 600, HEIGHT = 40, SPAN_S = 600;
+  const WIDTH = 600, HEIGHT = 40, SPAN_S = 600, MAX_GAP_S = 10;
   const NO_ANSWER = "Other rankings are being made: try again.";
 
   const all = (selector) => document.querySelectorAll(selector);
@@ -45,7 +45,7 @@
   const FORMATS = {
     text: (value) => String(value),
     state: (value) => value ? "up" : "down",
-    ready: (value) => value ? "ready" : "not ready",
+    health: (value) => `${value.state}: ${value.text}`,
     count, number: plain, bytes, seconds,
     nanoseconds: (value) => seconds(value / 1e9),
     timestamp, duration,
@@ -57,13 +57,15 @@
     "bytes-rate": (value) => `${bytes(value)}/s`,
     "number-rate": (value) => `${plain(value)}/s`,
   };
-  const STATES = ["state", "ready"];
+  const STATES = ["state", "health"];
+  const COLOURS = { ready: "good", degraded: "warn", "not ready": "bad" };
   const TEXTS = [...STATES, "text", "error", "list", "reasons"];
   const isNothing = (value) => value === null || value === ""
     || (typeof value === "object" && !Object.keys(value).length);
   const formatted = (value, format, now) => isNothing(value) ? NOTHING : FORMATS[format](value, now);
   const classOf = (value, format) => {
-    if (STATES.includes(format)) return `state ${value ? "good" : "bad"}`;
+    if (format === "health") return `state ${COLOURS[value.state]}`;
+    if (format === "state") return `state ${value ? "good" : "bad"}`;
     return TEXTS.includes(format) ? format : "number";
   };
 
@@ -112,21 +114,25 @@
   function draw(svg, ages, values) {
     const known = values.filter((value) => value !== null);
     const highest = Math.max(0, ...known) || 1;
-    const points = [];
+    const runs = [];
+    let before = Infinity;
     values.forEach((value, i) => {
       if (value === null) return;
+      // Nothing is drawn across a pause of the process.
+      if (before - ages[i] > MAX_GAP_S) runs.push([]);
+      before = ages[i];
       const x = Math.max(WIDTH - ages[i] * WIDTH / SPAN_S, 0).toFixed(1);
-      points.push([x, (HEIGHT - value * HEIGHT / highest).toFixed(1)]);
+      runs.at(-1).push([x, (HEIGHT - value * HEIGHT / highest).toFixed(1)]);
     });
     const [area, line] = svg.children;
     if (line.classList.contains("bars")) {
-      line.setAttribute("d", points.map(([x, y]) => `M${x} ${HEIGHT}V${y}`).join(""));
+      line.setAttribute("d", runs.flat().map(([x, y]) => `M${x} ${HEIGHT}V${y}`).join(""));
       return;
     }
-    const path = points.map(([x, y]) => `${x} ${y}`).join("L");
-    line.setAttribute("d", points.length ? `M${path}` : "");
-    area.setAttribute("d", points.length
-      ? `M${points[0][0]} ${HEIGHT}L${path}L${points.at(-1)[0]} ${HEIGHT}Z` : "");
+    const paths = runs.map((run) => run.map(([x, y]) => `${x} ${y}`).join("L"));
+    line.setAttribute("d", paths.map((path) => `M${path}`).join(""));
+    area.setAttribute("d", runs.map((run, i) =>
+      `M${run[0][0]} ${HEIGHT}L${paths[i]}L${run.at(-1)[0]} ${HEIGHT}Z`).join(""));
   }
 
   async function ask(path) {
@@ -164,19 +170,23 @@
       const known = history[place.dataset.highest].filter((value) => value !== null);
       write(place, formatted(known.length ? Math.max(...known) : null, place.dataset.format, now));
     }
-    for (const list of all("[data-lines]")) {
-      const lines = at(status, list.dataset.lines);
-      const same = lines.length === list.children.length
-        && lines.every((line, i) => list.children[i].textContent === line);
+    for (const list of all("[data-notices]")) {
+      const notices = at(status, list.dataset.notices);
+      const same = notices.length === list.children.length
+        && notices.every(({ severity, text }, i) => list.children[i].textContent === text
+          && list.children[i].className === severity);
       if (!same) {
-        list.replaceChildren(...lines.map((line) => {
+        list.replaceChildren(...notices.map(({ severity, text }) => {
           const item = document.createElement("li");
-          item.textContent = line;
+          item.className = severity;
+          item.textContent = text;
           return item;
         }));
       }
     }
-    document.title = `${status.warnings.length ? "▲ " : ""}skyfast · ${status.host_id}`;
+    const { state, text } = status.health;
+    document.title = `${status.notices.length ? "▲ " : ""}`
+      + `${state === "ready" ? "" : `${text} · `}skyfast · ${status.host_id}`;
   }
 
   const form = one("ask"), note = one("note");
@@ -199,7 +209,7 @@
     const most = top.entries.length ? top.entries[0].rank || 1 : 1;
     const rows = top.entries.map((entry) => ({ ...entry, share: entry.rank / most }));
     fillTable(topTable, rows, 0);
-    let text = `${count(rows.length)} of ${count(top.connections)} connections`;
+    let text = `${count(rows.length)} connection${rows.length === 1 ? "" : "s"}`;
     if (top.window_seconds !== null) {
       text += `, by what they added in the last ${duration(top.window_seconds)};`
         + " each is reported about once a minute";

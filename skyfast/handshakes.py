@@ -1,0 +1,167 @@
+"""Failed TLS handshakes: their reasons, and the alerts that clients get.
+
+The event loops close a connection after a failed handshake without sending the alert that OpenSSL
+has written. Connections of a `ServerContext` keep that alert and the first bytes of the client for
+their `Handshake`, which sends it. Imported only with TLS.
+"""
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+from contextvars import ContextVar
+from typing import Final, cast
+
+LINGER_TIMEOUT_S: Final = 1.0
+"""Time for a client to receive its alert or answer; its own data is discarded meanwhile..."""
+
+MAX_DISCARDED_BYTES: Final = 64 * 1024
+"""... up to so many bytes."""
+
+FIRST_BYTES: Final = 32
+"""Bytes of a client's first message that are kept until the handshake ends."""
+
+_REQUEST = re.compile(rb"[A-Z]{3,16} [/*h]")
+
+_HTTP = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
+_UNSUPPORTED = (
+    "UNSUPPORTED_PROTOCOL",
+    "VERSION_TOO_LOW",
+    "UNKNOWN_PROTOCOL",
+    "INAPPROPRIATE_FALLBACK",
+    "NO_SHARED_CIPHER",
+    "NO_SHARED_GROUP",
+    "NO_SUITABLE_GROUPS",
+    "NO_SUITABLE_KEY_SHARE",
+    "NO_SUITABLE_SIGNATURE_ALGORITHM",
+    "NO_SHARED_SIGNATURE_ALGORITHMS",
+)
+_CERTIFICATE = ("PEER_DID_NOT_RETURN_A_CERTIFICATE", "CERTIFICATE_VERIFY_FAILED")
+
+_RECORD_HANDSHAKE = b"\x16"
+
+_current: ContextVar["Handshake | None"] = ContextVar("_current", default=None)
+
+
+class _ServerObject(ssl.SSLObject):
+    """The TLS state of one connection; a failure leaves OpenSSL's alert in its `Handshake`."""
+
+    incoming: ssl.MemoryBIO
+    outgoing: ssl.MemoryBIO
+    handshake: "Handshake | None"
+
+    def do_handshake(self) -> None:
+        handshake = self.handshake
+        if handshake is None:
+            super().do_handshake()
+            return
+        if not handshake.first and self.incoming.pending:
+            data = self.incoming.read()
+            self.incoming.write(data)
+            handshake.first = data[:FIRST_BYTES]
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError:
+            handshake.alert = self.outgoing.read()
+            raise
+
+
+class ServerContext(ssl.SSLContext):
+    """A server's context whose connections report failures to their `Handshake`."""
+
+    sslobject_class = _ServerObject
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        wrapped = cast(
+            _ServerObject,
+            super().wrap_bio(incoming, outgoing, server_side, server_hostname, session),
+        )
+        wrapped.incoming, wrapped.outgoing = incoming, outgoing
+        wrapped.handshake = _current.get()
+        return wrapped
+
+
+class Handshake:
+    """One client's handshake, from its beginning to `close`.
+
+    ``first`` are the client's first bytes, ``alert`` is OpenSSL's last message after a failure.
+    """
+
+    def __init__(self, client: socket.socket) -> None:
+        """Begin the handshake of ``client``, which the current task connects next."""
+        self.first = b""
+        self.alert = b""
+        self._client: socket.socket | None = None
+        # The event loop closes its own descriptor as soon as the handshake fails.
+        with contextlib.suppress(OSError):  # no descriptor left: no alert is sent
+            self._client = client.dup()
+        _current.set(self)
+
+    def close(self) -> None:
+        """Release the second descriptor."""
+        if self._client is not None:
+            self._client.close()
+
+    def is_plain_http(self, error: BaseException) -> bool:
+        """Return whether the client has sent an HTTP request instead of a handshake."""
+        return _reason(error) in _HTTP or _REQUEST.match(self.first) is not None
+
+    def failure(self, error: BaseException) -> tuple[str, str]:
+        """Return why the handshake failed, and a text for the log.
+
+        The reason is one of ``selfmetrics.HANDSHAKE_FAILURES``. Both are empty if the client has
+        sent nothing, as health checks of a TCP port do.
+        """
+        if not self.first:
+            return "", ""
+        reason = _reason(error)
+        details = f" ({reason})" if reason else ""
+        if self.is_plain_http(error):
+            return "plain_http", "plain HTTP request on an HTTPS port"
+        if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
+            return "disconnected", "connection closed by the client"
+        if not self.first.startswith(_RECORD_HANDSHAKE):
+            return "not_tls", "not a TLS handshake"
+        if "_ALERT_" in reason:
+            text = "rejected by the client, usually because it does not trust the certificate"
+            return "rejected", text + details
+        if reason in _UNSUPPORTED:
+            return "unsupported", f"no common TLS version, cipher suite or curve{details}"
+        if reason in _CERTIFICATE:
+            verified = getattr(error, "verify_message", "")
+            details = f" ({verified or reason})"
+            return "client_certificate", f"client certificate missing or not trusted{details}"
+        return "error", f"handshake error{details}"
+
+    async def answer(self, data: bytes) -> None:
+        """Send ``data``, and wait until the client has closed the connection."""
+        client = self._client
+        if client is None or not data:
+            return
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(LINGER_TIMEOUT_S):
+                await loop.sock_sendall(client, data)
+                client.shutdown(socket.SHUT_WR)
+                # Closing a socket with unread data resets the connection and destroys the alert.
+                discarded = 0
+                while discarded < MAX_DISCARDED_BYTES:
+                    read = await loop.sock_recv(client, MAX_DISCARDED_BYTES)
+                    if not read:
+                        return
+                    discarded += len(read)
+
+
+def _reason(error: BaseException) -> str:
+    """Return OpenSSL's name of the error, or "" for other errors."""
+    return (error.reason or "") if isinstance(error, ssl.SSLError) else ""
