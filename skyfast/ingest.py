@@ -247,16 +247,16 @@ class Ingest:
                 flows.append(self._full_flow.decode(raw))
                 continue
             except UNDECODABLE as error:
-                problem: Exception = error
+                problem = str(error)  # the error itself would keep the message
             if partial < MAX_PARTIAL_FLOWS:
                 partial += 1
                 try:
                     flows.append(self._partial_flow.decode(raw))
                     continue
                 except UNDECODABLE as error:
-                    problem = error
+                    problem = str(error)
             # msgspec takes integers of any size up to some thousand digits.
-            huge = str(problem).startswith("Integer value out of range")
+            huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows
 
