@@ -126,12 +126,16 @@ class Analyzer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableState:
-    """The table. ``skipped_total`` has the reasons that were met, the filters' rules not."""
+    """The table. ``skipped_total`` has the reasons that were met, the filters' rules not.
+
+    ``reports_lost_total`` are those of the checked reports that show a lost one before them.
+    """
 
     connections: int
     connections_limit: int
     flows: int
     flows_limit: int
+    dormant_flows: int
     bytes: int
     created_total: int
     expired_total: int
@@ -139,6 +143,8 @@ class TableState:
     overflowed_total: int
     skipped_total: dict[str, int]
     filtered_total: int
+    reports_checked_total: int
+    reports_lost_total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -514,6 +520,7 @@ def _table(stats: Stats, table: TableCounts) -> TableState:
         connections_limit=stats.max_connections,
         flows=table.flows,
         flows_limit=stats.max_flows,
+        dormant_flows=table.dormant_flows,
         bytes=table.bytes,
         created_total=table.created_total,
         expired_total=table.expired_total,
@@ -521,6 +528,8 @@ def _table(stats: Stats, table: TableCounts) -> TableState:
         overflowed_total=table.overflowed_total,
         skipped_total={reason: count for reason, count in skipped.items() if count},
         filtered_total=sum(stats.flows_filtered.values()),
+        reports_checked_total=sum(one.reports_checked for one in stats.analyzers.values()),
+        reports_lost_total=sum(one.report_gaps["lost"] for one in stats.analyzers.values()),
     )
 
 
