@@ -9,7 +9,8 @@ import sys
 import uvloop
 
 from skyfast import config, memory
-from skyfast.selfmetrics import AnalyzerStats
+from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.silence import Reporting
 from skyfast.subscriber import Subscription
 
 
@@ -19,6 +20,7 @@ async def main(path: str) -> None:
         url=configuration.subscriber.endpoints[0],
         config=configuration,
         stats=AnalyzerStats(name="analyzer"),
+        reporting=Reporting(updates=Stats()),
         on_message=lambda _data: None,
     ).run()
 
