@@ -93,10 +93,11 @@ cdef struct Connection:
     uint32_t hash
     uint32_t next
     uint32_t deadline_s         # the latest of its flows'; 0 in a free row
-    uint32_t flows              # flow rows that lead here
+    uint32_t flows              # flow rows that lead here, and the flag BACK
     uint32_t birth              # which of all births this was, as far as 32 bits tell
     uint32_t links[1]           # in the first view rows of others, else the list of a wheel's slot
-    # int64_t values[counters + gauges] follow, then uint32_t cells[columns]
+    # int64_t values[counters + gauges] follow, then uint32_t cells[columns]. BACK, in the first
+    # view: the row began with the counters of a connection that had left.
 
 
 cdef struct Conversation:

@@ -153,6 +153,7 @@ cdef enum:
     INLINE_TEXT = 48
     FLOW_TYPES = 3
     BATCH = 128                 # reports between two turns of the lock
+    ROOM_ROWS = 2               # dormant rows that make room for those that one report adds
     BUCKETS_PER_ROW = 2         # what the index grows to: chains are short, and 8 bytes a row
     CACHE_LINE = 64
 
@@ -198,6 +199,7 @@ cdef uint32_t LABELS_KEY = <uint32_t>1 << 30
 cdef uint32_t DORMANT = <uint32_t>1 << 29
 cdef uint32_t ENDED = <uint32_t>1 << 28
 cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # the number that is left beside them
+cdef uint32_t BACK = <uint32_t>1 << 31          # in a connection's `flows`
 cdef int64_t ABSENT = -1                        # of an optional counter: no report had the part
 cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
@@ -345,7 +347,8 @@ cdef class Table:
     cdef bint begun                     # there is a horizon
     cdef double horizon_s_              # unknown flows that began later were never counted
     cdef double flow_update_s_
-    cdef uint32_t dead_texts[4 * BATCH]  # keys of flows that were forgotten during a batch
+    # Keys of flows that were forgotten during a batch: a report can forget its own flow, too.
+    cdef uint32_t dead_texts[(ROOM_ROWS + 1) * BATCH]
     cdef uint32_t dead_text_count
     cdef bint in_batch
     cdef double now                     # of the latest update
@@ -508,7 +511,8 @@ cdef class Table:
         """Set the bounds, now or at any later time. What is kept already stays.
 
         :param max_connections: rows kept at most of each view; what needs one more is not kept.
-        :param max_flows: likewise, flow rows. A live flow takes the room of a dormant one.
+        :param max_flows: likewise, flow rows. A live flow takes the room of a dormant one. Where
+            more are dormant than a lower limit leaves room for, `expire` forgets them.
         :param timeout_s: a flow becomes dormant when it was not reported for so long, rounded up to
             the next full second of the caller's clock; from its next report on.
         :param memory_s: a dormant flow is forgotten after so long, rounded up; 0 is at once.
@@ -1612,7 +1616,7 @@ cdef class Table:
             self._leave_conversation(self._links(flow)[0])
         index_remove(&self.flow_rows, number)
         if flow.connection & TEXT_KEY:
-            if self.in_batch and self.dead_text_count < sizeof(self.dead_texts) / sizeof(uint32_t):
+            if self.in_batch:
                 # The number may have been found for a label of the batch.
                 self.dead_texts[self.dead_text_count] = flow.key_high
                 self.dead_text_count += 1
@@ -1634,10 +1638,10 @@ cdef class Table:
             conversation[0] = self._new_conversation(report)
             if conversation[0] == 0:
                 return False
-            if before:
-                self._conversation_at(before).superseded = True
         at = self._find_targets(number)
         if at == self.view_count:
+            if makes_conversation and before:
+                self._conversation_at(before).superseded = True
             return True
         while at:
             at -= 1
@@ -1650,7 +1654,7 @@ cdef class Table:
     cdef inline bint _follows(self, uint32_t number) noexcept nogil:
         # Whether a row of the first view, or 0, has links. That of "other" may be without flows;
         # then what it had links to may be gone.
-        return number != 0 and self._row(&self.views[0], number).flows != 0
+        return number != 0 and flows_of(self._row(&self.views[0], number)) != 0
 
     cdef uint32_t _find_targets(self, uint32_t number) noexcept nogil:
         # The rows that the flow at hand is to lead to, `number` being that of the first view.
@@ -1719,6 +1723,7 @@ cdef class Table:
                 if kept:
                     self._take_kept(kept, target)
                 elif amounts == NULL and view.complete:
+                    target.flows |= BACK
                     self._add_counters(view, target, <const int64_t *>(flow + 1))
             self._feed(view, target, news, values)
         self.connections_created += self.created[0]
@@ -2031,6 +2036,7 @@ cdef class Table:
         cdef const int64_t *totals = <const int64_t *>(self._flow(number) + 1)
         cdef int64_t *sums = <int64_t *>(<char *>row + first.values_at)
         cdef uint32_t i
+        row.flows |= BACK
         for i in range(first.counters):
             sums[i] = totals[first.sources[i]]
         self._forget(number)
@@ -2076,16 +2082,18 @@ cdef class Table:
 
     cdef inline void _make_room(self) noexcept nogil:
         # Forget what has been dormant for longest, where there are more rows than there is room.
-        while unlikely(self.flow_rows.live > self.max_flows_) and self._forget_first():
-            pass
+        # After a limit was lowered, `expire` does the rest: a report takes bounded time.
+        cdef uint32_t _row
+        for _row in range(ROOM_ROWS):
+            if likely(self.flow_rows.live <= self.max_flows_) or not self._forget_first():
+                break
 
     cdef bint _forget_first(self) noexcept nogil:
-        if self.dormant.head == 0 and self.ended.head == 0:
-            return False
-        if self.dead_text_count == sizeof(self.dead_texts) / sizeof(uint32_t):
-            return False
-        self._forget(self.ended.head if self.ended.head else self.dormant.head)
-        return True
+        # False if no row is dormant.
+        cdef uint32_t number = self.ended.head if self.ended.head else self.dormant.head
+        if number:
+            self._forget(number)
+        return number != 0
 
     # -- expiry ---------------------------------------------------------------------------------
 
@@ -2143,10 +2151,11 @@ cdef class Table:
         cdef DormantList *rows
         cdef double memory_s
         cdef uint32_t i, number
-        while self.flow_rows.live > self.max_flows_ and max_rows[0]:
+        while self.flow_rows.live > self.max_flows_ and (self.ended.head or self.dormant.head):
+            if max_rows[0] == 0:
+                return True
             max_rows[0] -= 1
-            if not self._forget_first():
-                break
+            self._forget_first()
         for i in range(2):
             rows = &self.ended if i else &self.dormant
             memory_s = ceil(self.views[0].timeout_s if i else self.memory_s)
@@ -2208,7 +2217,7 @@ cdef class Table:
             text_release(&self.texts, links[self.keys_at + i])
         dormant_append(&self.ended if ended else &self.dormant, &self.flow_rows, number, now_s)
         connection.flows -= 1
-        if connection.flows == 0 and at != self.views[0].other:
+        if flows_of(connection) == 0 and at != self.views[0].other:
             self._keep_counters(flow, connection, now_s)
             self._drop_row(&self.views[0], at)
             self.expired += 1
@@ -2224,8 +2233,9 @@ cdef class Table:
             label than before.
         :raises MemoryError: then some flows may have their old labels still.
 
-        A connection that is new begins at zero; one that was there goes on. Every flow is looked
-        at, which takes some 10 ns each, and 0.5 µs for those that go over.
+        A connection that is new begins at zero; one that was there goes on, also where it has left
+        and its counters are kept. Every flow is looked at, dormant ones too, which takes some 10 ns
+        each, and 0.5 µs for those that go over.
         """
         cdef bint done
         try:
@@ -2328,7 +2338,7 @@ cdef class Table:
         for i in range(count):
             done &= self._join_rows(<Flow *>row_at(&self.flow_rows, moving[i]))
         for i in range(emptied_count):
-            if self._row(&self.views[0], emptied[i]).flows == 0:
+            if flows_of(self._row(&self.views[0], emptied[i])) == 0:
                 self._free_row(&self.views[0], emptied[i])
                 self.expired += 1
         free(moving)
@@ -2389,7 +2399,7 @@ cdef class Table:
         if not moves:
             return 0
         connection.flows -= 1
-        if connection.flows:
+        if flows_of(connection):
             return 0
         index_remove(&self.views[0].rows, at)
         return at
@@ -2402,7 +2412,7 @@ cdef class Table:
         cdef Connection *old = self._row(first, at)
         cdef Connection *connection
         cdef uint32_t *link
-        cdef uint32_t i, number
+        cdef uint32_t i, number, kept
         cdef bint created = False
         cdef bint leads                 # to rows of the other views already
         cdef bint done = True
@@ -2430,8 +2440,12 @@ cdef class Table:
             if number == 0:
                 number = at
                 index_add(&first.rows, at)
-        self.connections_created += created
         connection = self._row(first, number)
+        if created:
+            self.connections_created += 1
+            kept = self._kept_of(self.view_cells)
+            if kept:
+                self._take_kept(kept, connection)
         for i in range(1, self.view_count):
             view = &self.views[i]
             if not view.by_flow:
@@ -2542,7 +2556,7 @@ cdef class Table:
     cdef inline int64_t _value(self, const Family *family, const View *view, Connection *row,
                                uint32_t side) noexcept nogil:
         if unlikely(family.values[side] == FLOWS):
-            return row.flows
+            return flows_of(row)
         return (<const int64_t *>(<char *>row + view.values_at))[family.values[side]]
 
     cdef inline char *_render_connection(self, const Family *family, const View *view,
@@ -2761,9 +2775,10 @@ cdef class Table:
             in their order, undivided by their decimals: None where there is no such series. The
             greatest rank first. A counter's is the sum of both directions, a gauge's the larger.
 
-        Without connections that have no such value, or that did not grow. Takes some 10 ns a
-        connection, and up to 30 ns a label with `containing`, without the GIL; may be called from
-        any thread. Connections that change meanwhile may be seen before or afterwards.
+        Without connections that have no such value or did not grow, and with `since` without those
+        that came back later with the counters they had. Takes some 10 ns a connection, and up to
+        30 ns a label with `containing`, without the GIL; may be called from any thread. Connections
+        that change meanwhile may be seen before or afterwards.
         """
         cdef Ranking ranking
         cdef uint32_t i
@@ -2890,8 +2905,10 @@ cdef class Table:
             rank = self._rank_of(ranking.family, connection, ranking.is_gauge)
             if since != NULL:
                 if (row < since.rows and since.hashes[row] == connection.hash
-                        and 0 < since.values[row] <= rank):
+                        and 0 <= since.values[row] <= rank):
                     rank -= since.values[row]
+                elif connection.flows & BACK:
+                    rank = -1           # the counter that it began with is not known
                 if rank == 0:
                     rank = -1
             if (rank >= 0 and (ranking.count < ranking.room
@@ -3023,7 +3040,7 @@ cdef class Table:
 
         :returns: None, or a tuple of the plan's counters (-1 where no report had one), the latest
             ``Last`` in Unix milliseconds and the time of the latest report in seconds of the
-            caller's clock, up to a second later; of a dormant flow, up to a time-out later.
+            caller's clock, up to a second later; of a dormant flow, up to a time-out earlier.
         """
         cdef Report report
         cdef const char *text
@@ -3043,7 +3060,9 @@ cdef class Table:
             return None
         flow = self._flow(report.flow)
         reported_s = <double>flow.deadline_s
-        if not flow.connection & DORMANT:
+        if flow.connection & DORMANT:
+            reported_s -= floor(self.least_timeout_s)
+        else:
             reported_s -= floor(self.views[0].timeout_s)
         totals = tuple((<const int64_t *>(flow + 1))[i] for i in range(self.counters))
         return totals, flow.last_ms, reported_s
@@ -3171,6 +3190,10 @@ cdef int compare_changes(const void *one, const void *other) noexcept nogil:
 cdef inline uint64_t text_key(uint32_t text) noexcept nogil:
     # The key of a flow whose UUID is an interned text: its number above, a hash of that below.
     return (<uint64_t>text << 32) | <uint32_t>mixed(text)
+
+
+cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
+    return row.flows & ~BACK
 
 
 cdef inline bint keeps(int kind, int64_t value, int64_t kept) noexcept nogil:

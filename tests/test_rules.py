@@ -2012,6 +2012,27 @@ def test_a_relabelled_connection_goes_on_from_where_it_was(make):
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
 
 
+def test_a_new_name_continues_the_counters_of_its_connection_that_left(make):
+    names = Names()
+    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    table = make(Spec(views=(view("a", (name,), "bytes"),)))
+    names["node-1"] = "eth0"
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
+    table.expire(TIMEOUT_S)
+    assert table.dormant_connections == 1
+    table.report(make_flow("b2", (7, 0, 0, 0), last=1, node="node-2"), 80)
+    names["node-2"] = "eth0"
+    table.relabel(names, ["node-2"])
+    assert table.dormant_connections == 0
+    table.report(make_flow("b2", (9, 0, 0, 0), last=2, node="node-2"), 81)
+    assert samples(table, "a_bytes_total", 81) == {"eth0": "102"}
+    # It is kept once when it leaves again.
+    table.expire(81 + TIMEOUT_S)
+    assert table.dormant_connections == 1
+    table.report(make_flow("a1", (101, 0, 0, 0), last=3, node="node-1"), 200)
+    assert samples(table, "a_bytes_total", 200) == {"eth0": "103"}
+
+
 # Flows that were never counted
 
 
