@@ -541,9 +541,9 @@ cdef class Table:
                 self._new_wheel(&self.views[i].wheel, self.views[i].timeout_s)
 
     def begin(self, now):
-        """Take it that unknown flows which begin after `now` were never counted.
+        """Assume that unknown flows that begin after `now` were never counted.
 
-        To be called when reports begin to come, and when flows come that were left out before.
+        To be called when reports begin to arrive, and when flows arrive that were excluded before.
         Until the first call, no unknown flow's total counts for that reason.
         """
         self.horizon_s_ = max(self.horizon_s_, <double>now) if self.begun else now
@@ -1262,8 +1262,8 @@ cdef class Table:
 
     cdef int _apply_new(self, Report *report, const int64_t *values, const Cell *cells,
                         const int64_t *amounts) noexcept nogil:
-        # A report of a flow that was not live when the batch was read. Others of this very batch
-        # may have made it so, or have taken its room.
+        # A report of a flow that was not live when the batch was read. Earlier reports of the batch
+        # may have made it live, or may have taken its room.
         report.flow = self._known(report)
         report.uses_marks = report.uses_amounts = False
         if report.flow:
@@ -1431,7 +1431,7 @@ cdef class Table:
 
     cdef inline bint _was_never_counted(self, const Report *report) noexcept nogil:
         # Whether an unknown flow began after the latest report of all flows that were known once.
-        # Only durations of the agent's clock are used. Of duplicates, nothing is known.
+        # Only durations of the agent's clock are used. Nothing is known about duplicates.
         return (self.begun and report.age_ms >= 0 and not self.converses
                 and (self.now - report.age_ms / 1000.0 - self.flow_update_s_ - BATCH_S
                      > self.horizon_s_))
@@ -1933,8 +1933,8 @@ cdef class Table:
 
     cdef int _add_ended_flow(self, const Report *report, uint32_t number, uint32_t kept,
                              const int64_t *values) noexcept nogil:
-        # The closing report of a flow of which no other came. It is remembered for a while, as one
-        # of these may be under way still.
+        # The closing report of an unknown flow. The flow is remembered for a while, because its other
+        # reports may still be under way.
         cdef uint32_t row = self._new_flow(report, values)
         if row == 0:
             return APPLY_NO_MEMORY
@@ -1947,9 +1947,9 @@ cdef class Table:
 
     cdef bint _credit(self, uint32_t number, uint32_t kept, const int64_t *news,
                       const int64_t *values) noexcept nogil:
-        # Add `news` to all rows of a flow that is not shown any more, but make no row of the first
-        # view for it: `number` is that row, or 0, and `kept` has its counters, or is 0. False
-        # without memory.
+        # Add `news` to all rows of a flow without showing it: no row of the first view is made.
+        # `number` is the row there, or 0, and `kept` has its counters, or is 0. False without
+        # memory.
         cdef View *first = &self.views[0]
         cdef View *view
         cdef uint32_t i, done = 1
@@ -2031,7 +2031,7 @@ cdef class Table:
         return number
 
     cdef void _take_kept(self, uint32_t number, Connection *row) noexcept nogil:
-        # Let a connection that is back go on with its counters.
+        # Continue the counters of a connection that is back.
         cdef const View *first = &self.views[0]
         cdef const int64_t *totals = <const int64_t *>(self._flow(number) + 1)
         cdef int64_t *sums = <int64_t *>(<char *>row + first.values_at)
@@ -2043,7 +2043,8 @@ cdef class Table:
 
     cdef void _keep_counters(self, const Flow *flow, Connection *row,
                              uint32_t now_s) noexcept nogil:
-        # Keep the counters of a connection that leaves with its last flow, unless that has them.
+        # Keep the counters of a connection that leaves with its last flow, unless they are the
+        # flow's totals.
         cdef const View *first = &self.views[0]
         cdef const int64_t *totals = <const int64_t *>(flow + 1)
         cdef const int64_t *sums = <const int64_t *>(<char *>row + first.values_at)
@@ -2064,7 +2065,7 @@ cdef class Table:
         dormant_remove(&self.ended if ended else &self.dormant, &self.flow_rows, number)
 
     cdef void _end(self, uint32_t number) noexcept nogil:
-        # Remember a flow that is in no list for reports that may be under way, and not for more.
+        # Remember a flow that is in no list only while reports of it may still be under way.
         self._flow(number).connection |= ENDED
         dormant_append(&self.ended, &self.flow_rows, number, <uint32_t>floor(self.now))
 
@@ -2098,9 +2099,9 @@ cdef class Table:
     # -- expiry ---------------------------------------------------------------------------------
 
     def expire(self, double now, uint32_t max_rows):
-        """Let flows whose deadline has come be dormant, and take out the connections they leave.
+        """Make flows dormant at their deadlines, and remove connections without live flows.
 
-        Flows that have been dormant for long enough are forgotten.
+        Flows that have been dormant for long enough are forgotten, and those beyond the limit.
 
         :param max_rows: rows (and empty slots) looked at, at most: a bound on the time it takes,
             about 0.2 µs each.
@@ -2227,7 +2228,7 @@ cdef class Table:
     # -- volatile labels ------------------------------------------------------------------------
 
     def relabel(self, list renamed not None):
-        """Let flows go over to other connections, for what makes their labels answers otherwise.
+        """Move flows to other connections after a rewrite's answers have changed.
 
         :param renamed: pairs of a volatile column's rewrite and the keys of which it makes another
             label than before.
@@ -3010,12 +3011,12 @@ cdef class Table:
 
     @property
     def dormant_flows(self):
-        """Flows of which only the totals are known."""
+        """Flows that are not live, but whose totals are known."""
         return self.dormant.count + self.ended.count - self.kept_connections
 
     @property
     def dormant_connections(self):
-        """Connections that have left and whose counters are kept apart from their flows'."""
+        """Connections that have left, whose counters are kept in rows of their own."""
         return self.kept_connections
 
     def dormant_uuids(self):
@@ -3036,7 +3037,7 @@ cdef class Table:
         return uuids
 
     def known(self, str uuid):
-        """Return what is known of a flow: its totals, and when the latest report of it came.
+        """Return what is known of a flow: its totals, and the time of its latest report.
 
         :returns: None, or a tuple of the plan's counters (-1 where no report had one), the latest
             ``Last`` in Unix milliseconds and the time of the latest report in seconds of the
@@ -3069,7 +3070,7 @@ cdef class Table:
 
     @property
     def horizon_s(self):
-        """When the latest report came of a flow that was known and is forgotten.
+        """The time of the latest report of any flow that was forgotten.
 
         Seconds of the caller's clock, None before `begin`. Unknown flows that began later were
         never counted.
