@@ -369,13 +369,13 @@ cdef class _Check:
             if number not in rows:
                 expect(row.deadline_s == 0, "a free row has a deadline", (at, number))
                 continue
-            expect(row.flows == flows.get(number, 0), "flows of a row",
+            expect(flows_of(row) == flows.get(number, 0), "flows of a row",
                    (at, number, row.flows, flows.get(number, 0)))
             expect(row.deadline_s >= deadlines_s.get(number, 1), "a row leaves before its flows",
                    (at, number, row.deadline_s, deadlines_s.get(number)))
             expect((row.deadline_s == NEVER_S) == (number == view.other),
                    "a row that never leaves", (at, number, view.other))
-            expect(at or row.flows or number == view.other, "a connection without flows",
+            expect(at or flows_of(row) or number == view.other, "a connection without flows",
                    (number,))
             expect(<uint32_t>table.births - row.birth < <uint32_t>1 << 31, "a birth to come",
                    (at, number, row.birth, table.births))

@@ -71,9 +71,10 @@ cdef struct Flow:
     # One report stream of an agent: known by its UUID, followed by its running totals.
     # 32 bytes, 8 a counter and 4 a link (64 with the default plan).
     #
-    # A dormant one is in a list instead of a connection and the wheel: `connection` has the one
-    # before it, `wheel_next` the one after it, and `deadline_s` is when it came into the list. So
-    # are the counters of a connection that has left: then the key is a hash of its labels.
+    # A dormant flow is in a list, and neither in a connection nor in the wheel: `connection` has the
+    # row before it, `wheel_next` the row after it, and `deadline_s` is the time at which it was
+    # appended. The counters of a connection that has left are in such a row, too; its key is a hash
+    # of the labels.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; the text's number of a text key
@@ -93,10 +94,11 @@ cdef struct Connection:
     uint32_t hash
     uint32_t next
     uint32_t deadline_s         # the latest of its flows'; 0 in a free row
-    uint32_t flows              # flow rows that lead here
+    uint32_t flows              # flow rows that lead here, and the flag BACK
     uint32_t birth              # which of all births this was, as far as 32 bits tell
     uint32_t links[1]           # in the first view rows of others, else the list of a wheel's slot
-    # int64_t values[counters + gauges] follow, then uint32_t cells[columns]
+    # int64_t values[counters + gauges] follow, then uint32_t cells[columns]. BACK, in the first
+    # view: the row began with the counters of a connection that had left.
 
 
 cdef struct Conversation:
@@ -135,7 +137,7 @@ cdef struct Report:
     const char *key_text        # not NULL: the UUID is no 64-bit number, but this text
     uint32_t key_length
     uint32_t flow               # row number, 0 when the flow is not known
-    bint dormant                # it was when the batch was read
+    bint dormant                # the flow, when the batch was read
     uint32_t connection_hash    # of its labels; 0 while not all of them are interned
     int skip                    # why it is not to be applied, or SKIP_NONE
     int finish                  # FinishType

@@ -153,6 +153,7 @@ cdef enum:
     INLINE_TEXT = 48
     FLOW_TYPES = 3
     BATCH = 128                 # reports between two turns of the lock
+    ROOM_ROWS = 2               # dormant rows that make room for those that one report adds
     BUCKETS_PER_ROW = 2         # what the index grows to: chains are short, and 8 bytes a row
     CACHE_LINE = 64
 
@@ -198,6 +199,7 @@ cdef uint32_t LABELS_KEY = <uint32_t>1 << 30
 cdef uint32_t DORMANT = <uint32_t>1 << 29
 cdef uint32_t ENDED = <uint32_t>1 << 28
 cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # the number that is left beside them
+cdef uint32_t BACK = <uint32_t>1 << 31          # in a connection's `flows`
 cdef int64_t ABSENT = -1                        # of an optional counter: no report had the part
 cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
@@ -345,7 +347,8 @@ cdef class Table:
     cdef bint begun                     # there is a horizon
     cdef double horizon_s_              # unknown flows that began later were never counted
     cdef double flow_update_s_
-    cdef uint32_t dead_texts[4 * BATCH]  # keys of flows that were forgotten during a batch
+    # Keys of flows that were forgotten during a batch: a report can forget its own flow, too.
+    cdef uint32_t dead_texts[(ROOM_ROWS + 1) * BATCH]
     cdef uint32_t dead_text_count
     cdef bint in_batch
     cdef double now                     # of the latest update
@@ -508,7 +511,8 @@ cdef class Table:
         """Set the bounds, now or at any later time. What is kept already stays.
 
         :param max_connections: rows kept at most of each view; what needs one more is not kept.
-        :param max_flows: likewise, flow rows. A live flow takes the room of a dormant one.
+        :param max_flows: likewise, flow rows. A live flow takes the room of a dormant one. Where
+            more are dormant than a lower limit leaves room for, `expire` forgets them.
         :param timeout_s: a flow becomes dormant when it was not reported for so long, rounded up to
             the next full second of the caller's clock; from its next report on.
         :param memory_s: a dormant flow is forgotten after so long, rounded up; 0 is at once.
@@ -537,9 +541,9 @@ cdef class Table:
                 self._new_wheel(&self.views[i].wheel, self.views[i].timeout_s)
 
     def begin(self, now):
-        """Take it that unknown flows which begin after `now` were never counted.
+        """Assume that unknown flows that begin after `now` were never counted.
 
-        To be called when reports begin to come, and when flows come that were left out before.
+        To be called when reports begin to arrive, and when flows arrive that were excluded before.
         Until the first call, no unknown flow's total counts for that reason.
         """
         self.horizon_s_ = max(self.horizon_s_, <double>now) if self.begun else now
@@ -1258,8 +1262,8 @@ cdef class Table:
 
     cdef int _apply_new(self, Report *report, const int64_t *values, const Cell *cells,
                         const int64_t *amounts) noexcept nogil:
-        # A report of a flow that was not live when the batch was read. Others of this very batch
-        # may have made it so, or have taken its room.
+        # A report of a flow that was not live when the batch was read. Earlier reports of the batch
+        # may have made it live, or may have taken its room.
         report.flow = self._known(report)
         report.uses_marks = report.uses_amounts = False
         if report.flow:
@@ -1427,7 +1431,7 @@ cdef class Table:
 
     cdef inline bint _was_never_counted(self, const Report *report) noexcept nogil:
         # Whether an unknown flow began after the latest report of all flows that were known once.
-        # Only durations of the agent's clock are used. Of duplicates, nothing is known.
+        # Only durations of the agent's clock are used. Nothing is known about duplicates.
         return (self.begun and report.age_ms >= 0 and not self.converses
                 and (self.now - report.age_ms / 1000.0 - self.flow_update_s_ - BATCH_S
                      > self.horizon_s_))
@@ -1612,7 +1616,7 @@ cdef class Table:
             self._leave_conversation(self._links(flow)[0])
         index_remove(&self.flow_rows, number)
         if flow.connection & TEXT_KEY:
-            if self.in_batch and self.dead_text_count < sizeof(self.dead_texts) / sizeof(uint32_t):
+            if self.in_batch:
                 # The number may have been found for a label of the batch.
                 self.dead_texts[self.dead_text_count] = flow.key_high
                 self.dead_text_count += 1
@@ -1634,10 +1638,10 @@ cdef class Table:
             conversation[0] = self._new_conversation(report)
             if conversation[0] == 0:
                 return False
-            if before:
-                self._conversation_at(before).superseded = True
         at = self._find_targets(number)
         if at == self.view_count:
+            if makes_conversation and before:
+                self._conversation_at(before).superseded = True
             return True
         while at:
             at -= 1
@@ -1650,7 +1654,7 @@ cdef class Table:
     cdef inline bint _follows(self, uint32_t number) noexcept nogil:
         # Whether a row of the first view, or 0, has links. That of "other" may be without flows;
         # then what it had links to may be gone.
-        return number != 0 and self._row(&self.views[0], number).flows != 0
+        return number != 0 and flows_of(self._row(&self.views[0], number)) != 0
 
     cdef uint32_t _find_targets(self, uint32_t number) noexcept nogil:
         # The rows that the flow at hand is to lead to, `number` being that of the first view.
@@ -1719,6 +1723,7 @@ cdef class Table:
                 if kept:
                     self._take_kept(kept, target)
                 elif amounts == NULL and view.complete:
+                    target.flows |= BACK
                     self._add_counters(view, target, <const int64_t *>(flow + 1))
             self._feed(view, target, news, values)
         self.connections_created += self.created[0]
@@ -1928,8 +1933,8 @@ cdef class Table:
 
     cdef int _add_ended_flow(self, const Report *report, uint32_t number, uint32_t kept,
                              const int64_t *values) noexcept nogil:
-        # The closing report of a flow of which no other came. It is remembered for a while, as one
-        # of these may be under way still.
+        # The closing report of an unknown flow. The flow is remembered for a while, because its other
+        # reports may still be under way.
         cdef uint32_t row = self._new_flow(report, values)
         if row == 0:
             return APPLY_NO_MEMORY
@@ -1942,9 +1947,9 @@ cdef class Table:
 
     cdef bint _credit(self, uint32_t number, uint32_t kept, const int64_t *news,
                       const int64_t *values) noexcept nogil:
-        # Add `news` to all rows of a flow that is not shown any more, but make no row of the first
-        # view for it: `number` is that row, or 0, and `kept` has its counters, or is 0. False
-        # without memory.
+        # Add `news` to all rows of a flow without showing it: no row of the first view is made.
+        # `number` is the row there, or 0, and `kept` has its counters, or is 0. False without
+        # memory.
         cdef View *first = &self.views[0]
         cdef View *view
         cdef uint32_t i, done = 1
@@ -2026,18 +2031,20 @@ cdef class Table:
         return number
 
     cdef void _take_kept(self, uint32_t number, Connection *row) noexcept nogil:
-        # Let a connection that is back go on with its counters.
+        # Continue the counters of a connection that is back.
         cdef const View *first = &self.views[0]
         cdef const int64_t *totals = <const int64_t *>(self._flow(number) + 1)
         cdef int64_t *sums = <int64_t *>(<char *>row + first.values_at)
         cdef uint32_t i
+        row.flows |= BACK
         for i in range(first.counters):
             sums[i] = totals[first.sources[i]]
         self._forget(number)
 
     cdef void _keep_counters(self, const Flow *flow, Connection *row,
                              uint32_t now_s) noexcept nogil:
-        # Keep the counters of a connection that leaves with its last flow, unless that has them.
+        # Keep the counters of a connection that leaves with its last flow, unless they are the
+        # flow's totals.
         cdef const View *first = &self.views[0]
         cdef const int64_t *totals = <const int64_t *>(flow + 1)
         cdef const int64_t *sums = <const int64_t *>(<char *>row + first.values_at)
@@ -2058,7 +2065,7 @@ cdef class Table:
         dormant_remove(&self.ended if ended else &self.dormant, &self.flow_rows, number)
 
     cdef void _end(self, uint32_t number) noexcept nogil:
-        # Remember a flow that is in no list for reports that may be under way, and not for more.
+        # Remember a flow that is in no list only while reports of it may still be under way.
         self._flow(number).connection |= ENDED
         dormant_append(&self.ended, &self.flow_rows, number, <uint32_t>floor(self.now))
 
@@ -2076,23 +2083,25 @@ cdef class Table:
 
     cdef inline void _make_room(self) noexcept nogil:
         # Forget what has been dormant for longest, where there are more rows than there is room.
-        while unlikely(self.flow_rows.live > self.max_flows_) and self._forget_first():
-            pass
+        # After a limit was lowered, `expire` does the rest: a report takes bounded time.
+        cdef uint32_t _row
+        for _row in range(ROOM_ROWS):
+            if likely(self.flow_rows.live <= self.max_flows_) or not self._forget_first():
+                break
 
     cdef bint _forget_first(self) noexcept nogil:
-        if self.dormant.head == 0 and self.ended.head == 0:
-            return False
-        if self.dead_text_count == sizeof(self.dead_texts) / sizeof(uint32_t):
-            return False
-        self._forget(self.ended.head if self.ended.head else self.dormant.head)
-        return True
+        # False if no row is dormant.
+        cdef uint32_t number = self.ended.head if self.ended.head else self.dormant.head
+        if number:
+            self._forget(number)
+        return number != 0
 
     # -- expiry ---------------------------------------------------------------------------------
 
     def expire(self, double now, uint32_t max_rows):
-        """Let flows whose deadline has come be dormant, and take out the connections they leave.
+        """Make flows dormant at their deadlines, and remove connections without live flows.
 
-        Flows that have been dormant for long enough are forgotten.
+        Flows that have been dormant for long enough are forgotten, and those beyond the limit.
 
         :param max_rows: rows (and empty slots) looked at, at most: a bound on the time it takes,
             about 0.2 µs each.
@@ -2143,10 +2152,11 @@ cdef class Table:
         cdef DormantList *rows
         cdef double memory_s
         cdef uint32_t i, number
-        while self.flow_rows.live > self.max_flows_ and max_rows[0]:
+        while self.flow_rows.live > self.max_flows_ and (self.ended.head or self.dormant.head):
+            if max_rows[0] == 0:
+                return True
             max_rows[0] -= 1
-            if not self._forget_first():
-                break
+            self._forget_first()
         for i in range(2):
             rows = &self.ended if i else &self.dormant
             memory_s = ceil(self.views[0].timeout_s if i else self.memory_s)
@@ -2208,7 +2218,7 @@ cdef class Table:
             text_release(&self.texts, links[self.keys_at + i])
         dormant_append(&self.ended if ended else &self.dormant, &self.flow_rows, number, now_s)
         connection.flows -= 1
-        if connection.flows == 0 and at != self.views[0].other:
+        if flows_of(connection) == 0 and at != self.views[0].other:
             self._keep_counters(flow, connection, now_s)
             self._drop_row(&self.views[0], at)
             self.expired += 1
@@ -2218,14 +2228,15 @@ cdef class Table:
     # -- volatile labels ------------------------------------------------------------------------
 
     def relabel(self, list renamed not None):
-        """Let flows go over to other connections, for what makes their labels answers otherwise.
+        """Move flows to other connections after a rewrite's answers have changed.
 
         :param renamed: pairs of a volatile column's rewrite and the keys of which it makes another
             label than before.
         :raises MemoryError: then some flows may have their old labels still.
 
-        A connection that is new begins at zero; one that was there goes on. Every flow is looked
-        at, which takes some 10 ns each, and 0.5 µs for those that go over.
+        A connection that is new begins at zero; one that was there goes on, also where it has left
+        and its counters are kept. Every flow is looked at, dormant ones too, which takes some 10 ns
+        each, and 0.5 µs for those that go over.
         """
         cdef bint done
         try:
@@ -2328,7 +2339,7 @@ cdef class Table:
         for i in range(count):
             done &= self._join_rows(<Flow *>row_at(&self.flow_rows, moving[i]))
         for i in range(emptied_count):
-            if self._row(&self.views[0], emptied[i]).flows == 0:
+            if flows_of(self._row(&self.views[0], emptied[i])) == 0:
                 self._free_row(&self.views[0], emptied[i])
                 self.expired += 1
         free(moving)
@@ -2389,7 +2400,7 @@ cdef class Table:
         if not moves:
             return 0
         connection.flows -= 1
-        if connection.flows:
+        if flows_of(connection):
             return 0
         index_remove(&self.views[0].rows, at)
         return at
@@ -2402,7 +2413,7 @@ cdef class Table:
         cdef Connection *old = self._row(first, at)
         cdef Connection *connection
         cdef uint32_t *link
-        cdef uint32_t i, number
+        cdef uint32_t i, number, kept
         cdef bint created = False
         cdef bint leads                 # to rows of the other views already
         cdef bint done = True
@@ -2430,8 +2441,12 @@ cdef class Table:
             if number == 0:
                 number = at
                 index_add(&first.rows, at)
-        self.connections_created += created
         connection = self._row(first, number)
+        if created:
+            self.connections_created += 1
+            kept = self._kept_of(self.view_cells)
+            if kept:
+                self._take_kept(kept, connection)
         for i in range(1, self.view_count):
             view = &self.views[i]
             if not view.by_flow:
@@ -2542,7 +2557,7 @@ cdef class Table:
     cdef inline int64_t _value(self, const Family *family, const View *view, Connection *row,
                                uint32_t side) noexcept nogil:
         if unlikely(family.values[side] == FLOWS):
-            return row.flows
+            return flows_of(row)
         return (<const int64_t *>(<char *>row + view.values_at))[family.values[side]]
 
     cdef inline char *_render_connection(self, const Family *family, const View *view,
@@ -2779,9 +2794,10 @@ cdef class Table:
             in their order, undivided by their decimals: None where there is no such series. The
             greatest rank first. A counter's is the sum of both directions, a gauge's the larger.
 
-        Without connections that have no such value, or that did not grow. Takes some 10 ns a
-        connection, and up to 30 ns a label with `containing`, without the GIL; may be called from
-        any thread. Connections that change meanwhile may be seen before or afterwards.
+        Without connections that have no such value or did not grow, and with `since` without those
+        that came back later with the counters they had. Takes some 10 ns a connection, and up to
+        30 ns a label with `containing`, without the GIL; may be called from any thread. Connections
+        that change meanwhile may be seen before or afterwards.
         """
         cdef Ranking ranking
         cdef uint32_t i
@@ -2908,8 +2924,10 @@ cdef class Table:
             rank = self._rank_of(ranking.family, connection, ranking.is_gauge)
             if since != NULL:
                 if (row < since.rows and since.hashes[row] == connection.hash
-                        and 0 < since.values[row] <= rank):
+                        and 0 <= since.values[row] <= rank):
                     rank -= since.values[row]
+                elif connection.flows & BACK:
+                    rank = -1           # the counter that it began with is not known
                 if rank == 0:
                     rank = -1
             if (rank >= 0 and (ranking.count < ranking.room
@@ -3011,12 +3029,12 @@ cdef class Table:
 
     @property
     def dormant_flows(self):
-        """Flows of which only the totals are known."""
+        """Flows that are not live, but whose totals are known."""
         return self.dormant.count + self.ended.count - self.kept_connections
 
     @property
     def dormant_connections(self):
-        """Connections that have left and whose counters are kept apart from their flows'."""
+        """Connections that have left, whose counters are kept in rows of their own."""
         return self.kept_connections
 
     def dormant_uuids(self):
@@ -3037,11 +3055,11 @@ cdef class Table:
         return uuids
 
     def known(self, str uuid):
-        """Return what is known of a flow: its totals, and when the latest report of it came.
+        """Return what is known of a flow: its totals, and the time of its latest report.
 
         :returns: None, or a tuple of the plan's counters (-1 where no report had one), the latest
             ``Last`` in Unix milliseconds and the time of the latest report in seconds of the
-            caller's clock, up to a second later; of a dormant flow, up to a time-out later.
+            caller's clock, up to a second later; of a dormant flow, up to a time-out earlier.
         """
         cdef Report report
         cdef const char *text
@@ -3061,14 +3079,16 @@ cdef class Table:
             return None
         flow = self._flow(report.flow)
         reported_s = <double>flow.deadline_s
-        if not flow.connection & DORMANT:
+        if flow.connection & DORMANT:
+            reported_s -= floor(self.least_timeout_s)
+        else:
             reported_s -= floor(self.views[0].timeout_s)
         totals = tuple((<const int64_t *>(flow + 1))[i] for i in range(self.counters))
         return totals, flow.last_ms, reported_s
 
     @property
     def horizon_s(self):
-        """When the latest report came of a flow that was known and is forgotten.
+        """The time of the latest report of any flow that was forgotten.
 
         Seconds of the caller's clock, None before `begin`. Unknown flows that began later were
         never counted.
@@ -3189,6 +3209,10 @@ cdef int compare_changes(const void *one, const void *other) noexcept nogil:
 cdef inline uint64_t text_key(uint32_t text) noexcept nogil:
     # The key of a flow whose UUID is an interned text: its number above, a hash of that below.
     return (<uint64_t>text << 32) | <uint32_t>mixed(text)
+
+
+cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
+    return row.flows & ~BACK
 
 
 cdef inline bint keeps(int kind, int64_t value, int64_t kept) noexcept nogil:

@@ -5,7 +5,7 @@ analyzer that any subscriber leaves sends nothing for a while. A report that got
 in the next one of its flow: the totals have grown by more than ``LastUpdateMetric`` says. The table
 counts the difference in any case; here such gaps are counted, so that operators notice.
 
-The same sample tells the agents' ``flow.update``, the time between two reports of a busy flow.
+The same sample shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
 
 import random
@@ -55,7 +55,7 @@ Reason = Literal["lost", "ours"]
 
 
 class KnownFlows(Protocol):
-    """The part of the table that tells what is known of a flow."""
+    """The methods of the table that the checks use."""
 
     def known(self, uuid: str) -> tuple[tuple[int, ...], int, float] | None: ...
     @property
@@ -72,7 +72,7 @@ class KnownFlows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """A counter of the plan that Skydive tells the latest addition to, by its position there."""
+    """A counter that ``LastUpdateMetric`` has as well; ``index`` is its position in the plan."""
 
     index: int
     paths: tuple[Path, ...]
@@ -310,5 +310,5 @@ def _sum(flow: Flow, paths: tuple[Path, ...]) -> int:
 
 
 def _is_repeat(flow: Flow) -> bool:
-    """Tell whether it is a closing report with the amounts of the one before."""
+    """Return whether a flow's report is a closing one that repeats the previous amounts."""
     return bool(flow.FinishType == CLOSING and flow.LastUpdateMetric.Last != flow.Last)

@@ -1068,8 +1068,10 @@ class Model:
                 place = places[n]
                 if n not in followers and place is not None:
                     is_new = place not in self._rows[n] or not self._rows[n][place].flows
+                    kept = None if n or place in self._rows[0] else self._kept.get(place)
                     row = flow.rows[n] = self._row(n, place)
                     if n == 0 and is_new:
+                        self._begin_connection(row, kept, None)
                         for each in followers:
                             wanted = places[each]
                             row.followers[each] = old[each]

@@ -18,7 +18,7 @@ from skyfast import _table
 from skyfast.wire import flow_types
 from tests import builds
 from tests.core import ALL_ROWS, Core, read_all
-from tests.model import DIRECTION, LABELS, Label, Names, Spec, View, make_flow
+from tests.model import DIRECTION, FAMILIES, LABELS, Label, Names, Spec, View, make_flow
 from tests.test_table_model import (
     IS_THOROUGH,
     NODE_NAMES,
@@ -351,6 +351,33 @@ def series(core):
         for line in read_all(core.table.page(START_S + 1)).decode().splitlines()
         if "_rtt_" not in line
     }
+
+
+def test_a_flow_without_memory_takes_no_conversation_over():
+    spec = Spec(deduplicate="first", views=(View((CAPTURE, *LABELS)),))
+    for nth in range(1, MAX_ALLOCATIONS):
+        core = Core(spec, build=checked)
+        known = make_flow("a1", (100, 0, 0, 0), last=1, node="node-1")
+        core.message([known], 0)
+        core.expire(START_S)
+        checked.fail_allocation(nth)
+        failed = False
+        try:
+            core.message([make_flow("b2", node=LONG) | {"CaptureID": LONG}], START_S)
+        except MemoryError:
+            failed = True
+        finally:
+            left = checked.stop_failing()
+        if failed:
+            # It is still the flow that was dormant: what it adds counts.
+            later = known | {"Last": 70_000, "Metric": {"ABBytes": 130}}
+            core.message([later | {"LastUpdateMetric": {"Start": 60_000}}], START_S)
+            assert any(" 130" in line for line in core.page(START_S)[FAMILIES[0].name])
+        if left:  # there was no such allocation
+            break
+    else:
+        raise AssertionError("there is no end of allocations")
+    assert nth > 1
 
 
 def test_a_table_for_which_there_is_no_memory_leaves_none_behind():

@@ -147,6 +147,19 @@ def test_after_reports_that_skyfast_skipped_a_gap_is_its_own(sink: Sink, uuid: s
     assert gaps(sink) == (2, 0, 1)
 
 
+def test_a_gap_of_a_dormant_flow_can_be_its_own(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    sink.now += 40
+    wrong = report(1, 20, 10)
+    wrong["Metric"]["ABBytes"] = -1
+    take(sink, wrong)
+    sink.now += 60
+    sink.table.expire(sink.now, 1000)
+    assert sink.table.dormant_flows == 1
+    take(sink, report(2, 30, 10))
+    assert gaps(sink) == (2, 0, 1)
+
+
 def test_after_a_message_that_was_dropped_a_gap_is_its_own(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     sink.take(b"{")

@@ -2012,6 +2012,27 @@ def test_a_relabelled_connection_goes_on_from_where_it_was(make):
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
 
 
+def test_a_new_name_continues_the_counters_of_its_connection_that_left(make):
+    names = Names()
+    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    table = make(Spec(views=(view("a", (name,), "bytes"),)))
+    names["node-1"] = "eth0"
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
+    table.expire(TIMEOUT_S)
+    assert table.dormant_connections == 1
+    table.report(make_flow("b2", (7, 0, 0, 0), last=1, node="node-2"), 80)
+    names["node-2"] = "eth0"
+    table.relabel(names, ["node-2"])
+    assert table.dormant_connections == 0
+    table.report(make_flow("b2", (9, 0, 0, 0), last=2, node="node-2"), 81)
+    assert samples(table, "a_bytes_total", 81) == {"eth0": "102"}
+    # It is kept once when it leaves again.
+    table.expire(81 + TIMEOUT_S)
+    assert table.dormant_connections == 1
+    table.report(make_flow("a1", (101, 0, 0, 0), last=3, node="node-1"), 200)
+    assert samples(table, "a_bytes_total", 200) == {"eth0": "103"}
+
+
 # Flows that were never counted
 
 
@@ -2117,3 +2138,181 @@ def test_duplicates_are_never_taken_for_never_counted(make):
     report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
     table.report(report, BEGAN + 1_000)
     assert sum(int(v) for v in samples(table, "a_bytes_total", BEGAN + 1_000).values()) == 11
+
+
+# How flows end
+
+
+REMEMBERED_S = 200.0
+"""After the time of a flow that has ended, within the memory of one that has not."""
+
+
+@pytest.mark.parametrize("finish", [2, 3])
+def test_a_flow_whose_first_packet_had_a_flag_has_not_ended(make, finish):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=1, finish=finish), 0)
+    table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
+    # Nor does its update repeat anything, wherever its latest packet was.
+    update = LATER | {"newest_last": 80_000, "finish": finish}
+    assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
+    assert (table.connections, table.flows) == (2, 2)
+    table.expire(1 + TIMEOUT_S)
+    table.expire(REMEMBERED_S)
+    assert table.dormant_flows == 2
+
+
+def test_a_flow_that_goes_on_after_its_closing_report_has_not_ended(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=5, finish=1), 0)
+    table.report(make_flow("a1", (130, 260, 3, 4), last=6), 1)
+    # An older report does not change what the closing one says.
+    table.report(make_flow("b2", last=5, a="10.0.0.9", finish=1), 1)
+    table.report(make_flow("b2", (101, 200, 1, 2), last=4, a="10.0.0.9"), 1)
+    table.expire(1 + TIMEOUT_S)
+    table.expire(REMEMBERED_S)
+    assert table.dormant_uuids() == ["a1"]
+
+
+def test_a_flow_that_ended_and_comes_back_has_not_ended(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=5, finish=1), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("a1", (130, 260, 3, 4), last=6), 80)
+    table.expire(80 + TIMEOUT_S)
+    table.expire(80 + REMEMBERED_S)
+    assert table.dormant_flows == 1
+
+
+def test_a_flow_that_ended_is_remembered_for_a_while_without_a_memory(make):
+    table = make(Spec(views=MEMORY.views, flow_memory_s=0))
+    table.report(make_flow("a1", last=5, finish=1), 0)
+    table.expire(TIMEOUT_S)
+    assert table.report(make_flow("a1", last=4), TIMEOUT_S) == "late"
+    assert table.dormant_flows == 1
+    table.expire(2 * TIMEOUT_S)
+    assert table.dormant_flows == 0
+
+
+def test_an_unknown_closing_report_says_which_of_its_marks_are_left_out(make):
+    table = make(MEMORY)
+    closing = make_flow("a1", **LATER | {"newest_last": -1, "finish": 1})
+    assert table.report(closing, 0) == "ended"
+    assert table.values_skipped["LastUpdateMetric.Last"] == 1
+
+
+@pytest.mark.parametrize("finish", [0, 1])
+def test_a_flow_that_ended_and_finds_no_room_is_remembered_as_it_ends(make, finish):
+    table = make(Spec(views=MEMORY.views, flow_memory_s=300, max_connections=1))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, finish=1 - finish), 0)
+    table.report(make_flow("b2", last=1, a="10.0.0.9"), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("c3", last=1, a="10.0.0.8"), TIMEOUT_S)
+    woken = make_flow("a1", (130, 0, 0, 0), last=2, finish=finish)
+    assert table.report(woken, 80) == "table_full"
+    table.expire(80 + TIMEOUT_S)
+    assert ("a1" in table.dormant_uuids()) == (finish == 0)
+
+
+def test_without_room_for_its_connection_a_closing_report_counts_in_other_views(make):
+    table = make(Spec(views=MEMORY.views, max_connections=1))
+    table.begin(BEGAN)
+    table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN)
+    closing = an_update(
+        "b2", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20, a="10.0.0.9"
+    )
+    assert table.report(closing, BEGAN + 1_000) is None
+    assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "35"}
+    # It is remembered like one that has ended, and shows no connection later.
+    assert (table.dormant_flows, table.dormant_connections) == (1, 0)
+    table.expire(BEGAN + 1_000 + TIMEOUT_S)
+    assert table.dormant_uuids() == ["a1"]
+
+
+def test_what_closing_reports_add_is_there_when_the_connection_comes(make):
+    labels = (IP_A, IP_B)
+    table = make(Spec(views=(view("a", labels, "bytes", "tcp_out_of_order"),)))
+    table.begin(BEGAN)
+    now = BEGAN + 1_000
+    for uuid in ("a1", "b2"):
+        closing = an_update(uuid, (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+        assert table.report(closing, now) is None
+    assert (table.connections, table.dormant_connections) == (0, 1)
+    table.report(make_flow("c3", (7, 0, 0, 0), last=1), now)
+    assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "73"}
+    assert samples(table, "a_tcp_out_of_order_total", now) == {}
+    # A connection that is shown gets it at once.
+    closing = an_update("d4", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+    assert table.report(closing, now) is None
+    assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "106"}
+
+
+def test_a_flow_that_was_dropped_for_lack_of_room_was_never_counted(make):
+    table = make(Spec(views=MEMORY.views, max_connections=1))
+    table.begin(BEGAN)
+    table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 190)
+    first = an_update("b2", (10, 1, 0, 0), age_s=60, newest=(10, 1, 0, 0), a="10.0.0.9")
+    assert table.report(first, BEGAN + 200) == "table_full"
+    table.expire(BEGAN + 190 + TIMEOUT_S)
+    second = an_update("b2", (30, 3, 0, 0), age_s=150, newest=(5, 1, 0, 0), a="10.0.0.9")
+    assert table.report(second, BEGAN + 290) is None
+    assert samples(table, "node_bytes_total", BEGAN + 290) == {"node-1": "35"}
+
+
+def test_a_dormant_flow_whose_conversation_another_point_took_over_is_unknown(make):
+    table = make(FIRST)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("b2", (120, 0, 0, 0), last=1, node="node-2"), TIMEOUT_S)
+    table.expire(2 * TIMEOUT_S)
+    # What it has more than at first was counted at the other point.
+    later = make_flow("a1", (125, 0, 0, 0), newest=(5, 0, 0, 0), newest_start=9, last=10)
+    assert table.report(later, 2 * TIMEOUT_S) is None
+    assert samples(table, "a_bytes_total", 2 * TIMEOUT_S) == {"node-1": "105"}
+
+
+def test_a_dormant_flow_that_has_got_another_name_begins_with_what_it_adds(make):
+    names = Names({"node-1": "old"})
+    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    table = make(Spec(views=(view("a", (name,), "bytes", "flows"),)))
+    for number, uuid in enumerate(("a1", "b2", "c3")):
+        table.report(make_flow(uuid, (100, 0, 0, 0), last=1), 10 * number)
+    table.expire(10 + TIMEOUT_S)
+    assert (table.flows, table.dormant_flows) == (1, 2)
+    names["node-1"] = "new"
+    table.relabel(names, ["node-1"])
+    # That of dormant flows is not changed before they come back.
+    assert samples(table, "a_flows", 50) == {"new": "1"}
+    table.report(make_flow("c3", (101, 0, 0, 0), last=2), 90)
+    table.expire(90 + TIMEOUT_S)
+    table.report(make_flow("b2", (105, 0, 0, 0), last=2), 170)
+    assert samples(table, "a_bytes_total", 170) == {"new": "6"}
+    names["node-1"] = "newer"
+    table.expire(170 + TIMEOUT_S)
+    table.report(make_flow("b2", (107, 0, 0, 0), last=3), 250)
+    assert samples(table, "a_bytes_total", 250) == {"newer": "2"}
+
+
+def test_a_text_that_was_a_uuid_can_be_a_label(make):
+    table = make(Spec(views=(view("a", (NODE, IP_A), "bytes"),), max_flows=3))
+    table.report(make_flow("no number", (1, 0, 0, 0), last=1), 0)
+    table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    assert (table.dormant_flows, table.dormant_connections) == (2, 1)
+    # The first flow takes the room of a dormant one, whose key is the second flow's label.
+    takes = make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.8")
+    named = make_flow("c3", (4, 0, 0, 0), last=1, node="no number", a="10.0.0.9")
+    table.message([takes, named], TIMEOUT_S)
+    assert samples(table, "a_bytes_total", TIMEOUT_S) == {
+        "node-1,10.0.0.8": "2",
+        "no number,10.0.0.9": "4",
+    }
+
+
+def test_the_second_field_of_a_sum_is_left_out_by_its_own_name(make):
+    table = make(Spec(views=(view("a", (NODE,), "bytes"),)))
+    table.report(make_flow("a1", (1, 0, 0, 0)), 0)
+    flow = make_flow("b2", **LATER)
+    flow["LastUpdateMetric"]["BABytes"] = -1
+    assert table.report(flow, 0) is None
+    assert table.values_skipped["LastUpdateMetric.BABytes"] == 1
+    assert table.values_skipped["LastUpdateMetric.ABBytes"] == 0

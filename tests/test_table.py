@@ -903,6 +903,30 @@ def test_bounds_can_be_raised_and_lowered():
     assert core.connections == core.flows == 2
 
 
+@pytest.mark.parametrize("uuid", ["{:x}", "no number {}"])
+def test_after_a_lower_limit_dormant_flows_are_forgotten_step_by_step(uuid):
+    core = Core()
+    flows = many_flows(600)
+    core.message([flow | {"UUID": uuid.format(n + 1)} for n, flow in enumerate(flows)], 0)
+    core.expire(TIMEOUT_S)
+    assert core.dormant_flows == 600
+    core.limit(max_connections=100, max_flows=10, timeout_s=TIMEOUT_S, memory_s=1290)
+    # A report forgets two at most, so that no message takes long.
+    assert core.report(make_flow("ffff"), 80) is None
+    assert core.dormant_flows == 598
+    # `expire` forgets the rest, not more at a time than it is asked to.
+    turns, before = 1, 598
+    while core.table.expire(80, 100):
+        assert before - 100 <= core.dormant_flows < before
+        turns, before = turns + 1, core.dormant_flows
+    assert turns == 6
+    assert (core.flows, core.dormant_flows) == (1, 9)
+    # With more live flows than there is room for, no dormant one stays.
+    core.limit(max_connections=100, max_flows=1, timeout_s=TIMEOUT_S, memory_s=1290)
+    assert not core.table.expire(80, 100)
+    assert (core.flows, core.dormant_flows) == (1, 0)
+
+
 def test_a_new_time_out_holds_from_the_next_report_on():
     core = Core(timeout_s=75)
     stays, renewed, comes = many_flows(3)

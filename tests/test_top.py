@@ -133,6 +133,24 @@ def test_rows_that_went_to_others_count_whole():
     assert [rank for rank, *_ in top] == [6] * 30 + [3] * 10
 
 
+@pytest.mark.parametrize("labels", [LABELS, LABELS[:2]], ids=["its own", "shared"])
+def test_a_connection_that_is_back_did_not_grow_by_what_it_had(labels):
+    core = Core(one_view(labels=labels, families=FAMILIES[:2]))
+    core.message(many_flows(20, total=(1_000, 1_000, 1_000, 1_000)), 0)
+    core.expire(TIMEOUT_S)
+    assert core.connections == 0
+    core.message(many_flows(4, total=(9, 9, 9, 9), first=500), TIMEOUT_S)
+    snapshot = core.snapshot(BYTE_FAMILY)
+    # One cannot know what they had when the snapshot was made.
+    core.message(many_flows(20, total=(1_001, 1_000, 1_000, 1_000), last=9_000_000), 100)
+    assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99)][-5:] == [2001] + [18] * 4
+    assert core.top(BYTE_FAMILY, 99, since=snapshot) == []
+    # From the next snapshot on they are ranked as all others.
+    snapshot = core.snapshot(BYTE_FAMILY)
+    core.message(many_flows(20, total=(1_003, 1_000, 1_000, 1_000), last=9_000_001), 101)
+    assert {rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)} == {2}
+
+
 def test_only_those_with_a_text_in_a_label():
     core = Core()
     core.message(random_flows(1), 0)

@@ -147,6 +147,8 @@ class Oracle:
     shown: dict[Values, Shown] = field(default_factory=dict)
     visible: dict[Values, Counters] = field(default_factory=dict)
     """The connections on the latest page."""
+    horizon_s: float = -math.inf
+    """The latest report of a flow that was forgotten and has come back since."""
 
     def __post_init__(self) -> None:
         self.sums = [{} for _ in self.spec.views]
@@ -180,6 +182,8 @@ class Oracle:
         else:
             news = totals - heard.totals
             is_remembered = self._is_remembered(heard, now)
+            if not is_remembered and heard.closed_s is None:
+                self.horizon_s = max(self.horizon_s, math.ceil(heard.renewed_s))
             amount = exactly(news) if is_remembered else Range(news & self._newest(report), news)
             heard.totals = heard.totals | totals
             if news:
@@ -211,7 +215,7 @@ class Oracle:
             if heard.closed_s is None and not self._is_remembered(heard, now)
         ]
         return age_s >= 0 and now - age_s - self.flow_update_s - BATCH_S > max(
-            [self.begun_s, *forgotten]
+            [self.begun_s, self.horizon_s, *forgotten]
         )
 
     # Pages
