@@ -71,7 +71,7 @@ cdef struct Flow:
     # One report stream of an agent: known by its UUID, followed by its running totals.
     # 32 bytes, 8 a counter and 4 a link (64 with the default plan).
     #
-    # A dormant flow is in a list, and neither in a connection nor in the wheel: `connection` has the
+    # A dormant flow is in a list, and in neither a connection nor the wheel: `connection` has the
     # row before it, `wheel_next` the row after it, and `deadline_s` is the time at which it was
     # appended. The counters of a connection that has left are in such a row, too; its key is a hash
     # of the labels.
