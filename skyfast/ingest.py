@@ -135,10 +135,13 @@ class Ingest:
         match _kind(message.Namespace, message.Type, analyzer):
             case "flow", "store" if is_checked:
                 self._take_checked(message.Obj or [], data, analyzer)
+                return
             case "flow", "store":
                 self._take(message.Obj or [], data, analyzer)
             case "stats", "stats":
                 self._captures.message(self._envelope.decode(bytes(data)).Obj, self._now())
+        if is_checked:
+            self._checker.skip()
 
     def _take(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats

@@ -155,6 +155,10 @@ class ReportChecker:
         self._credit -= 1.0
         return True
 
+    def skip(self) -> None:
+        """Choose another message in place of the latest one, which has no flows."""
+        self._credit += 1.0
+
     def before(self, flows: Sequence[Flow]) -> Sample:
         """Return what is known of the flows of a message that was chosen, for `after`."""
         known = self._table.known

@@ -227,6 +227,14 @@ def test_as_many_messages_are_checked_as_is_said() -> None:
     assert FIRST_PROBABILITY < 1
 
 
+def test_messages_without_flows_take_no_turn_of_others(sink: Sink) -> None:
+    statistics = {"Namespace": "stats", "Type": "stats", "Obj": {"CaptureID": "c"}}
+    for _ in range(2 * MAX_SAMPLES_AT_ONCE):
+        sink.take(json.dumps(statistics).encode())
+    take(sink, report(0, 10, 10))
+    assert gaps(sink) == (1, 0, 0)
+
+
 def test_what_waits_for_late_reports_is_bounded(sink: Sink) -> None:
     count = MAX_UNSETTLED + 50
     flows = [report(0, 10, 10, uuid=f"{n + 1:x}") for n in range(100)]
