@@ -132,7 +132,7 @@ _UNIT_FORMATS: Final[dict[Unit, str]] = {
 
 def formatted(value: Any, format_: str, now_s: float) -> str:
     """Return how ``value`` is written on the page of ``now_s``; not escaped."""
-    return NOTHING if value in (None, "", {}, []) else _FORMATS[format_](value, now_s)
+    return NOTHING if value in (None, "", {}, [], ()) else _FORMATS[format_](value, now_s)
 
 
 # Places ------------------------------------------------------------------------------------------

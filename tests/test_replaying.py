@@ -88,7 +88,7 @@ async def test_odd_messages_are_played_as_they_were(tmp_path: Path) -> None:
         + b'"Namespace":"flow/9","Type":"store","Obj":[%b]}' % flow,
     )
     path.write_bytes(b"\n".join(lines))
-    async with replay(path) as skyfast:
+    async with replay(path, quiet=False) as skyfast:
         metrics = await skyfast.until(all_received(3))
         assert metrics["skyfast_connections"] == 1
         errors = [n for series, n in metrics.items() if 'reason="malformed"' in series and n]
@@ -99,7 +99,7 @@ async def test_odd_messages_are_played_as_they_were(tmp_path: Path) -> None:
 
 
 async def test_flows_without_messages_are_played() -> None:
-    path = RECORDINGS / "bare-flows.jsonl"
+    path = DATA / "flows/bare-flows.jsonl"
     done = run("--check", "--replay", path)
     assert done.returncode == 0
     assert "3 messages of 1 analyzer in 0 s; 3 lines hold a flow without a" in done.stdout
