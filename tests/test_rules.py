@@ -2211,6 +2211,8 @@ def test_a_flow_that_ended_and_finds_no_room_is_remembered_as_it_ends(make, fini
     assert table.report(woken, 80) == "table_full"
     table.expire(80 + TIMEOUT_S)
     assert ("a1" in table.dormant_uuids()) == (finish == 0)
+    table.expire(80 + 300)
+    assert table.dormant_uuids() == ["c3"]
 
 
 def test_without_room_for_its_connection_a_closing_report_counts_in_other_views(make):
@@ -2316,3 +2318,55 @@ def test_the_second_field_of_a_sum_is_left_out_by_its_own_name(make):
     assert table.report(flow, 0) is None
     assert table.values_skipped["LastUpdateMetric.BABytes"] == 1
     assert table.values_skipped["LastUpdateMetric.ABBytes"] == 0
+
+
+def test_an_optional_counter_that_is_left_out_has_no_series(make):
+    table = make(Spec(views=(view("a", (NODE, DIRECTION), "bytes", "tcp_out_of_order"),)))
+    flow = tcp(make_flow("a1"), (-1, 3))
+    assert table.report(flow, 0) is None
+    assert table.values_skipped["TCPMetric.ABSegmentOutOfOrder"] == 1
+    assert samples(table, "a_tcp_out_of_order_total") == {"node-1,<": "3"}
+
+
+@pytest.mark.parametrize("mark", ["Start", "LastUpdateMetric.Start"])
+def test_a_flow_with_unreadable_marks_is_not_taken_for_never_counted(make, mark):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    now = BEGAN + 1_000
+    report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
+    if mark == "Start":
+        report["Start"] = -1
+    else:
+        report["LastUpdateMetric"]["Start"] = -1
+    assert table.report(report, now) is None
+    assert samples(table, "node_bytes_total", now) == {"node-1": "0"}
+
+
+def test_after_a_longer_time_out_the_horizon_is_no_earlier():
+    table = Core(MEMORY)
+    table.begin(BEGAN)
+    table.report(make_flow("a1", last=1), BEGAN + 100)
+    table.limit(max_connections=10, max_flows=10, timeout_s=150, memory_s=300,
+                view_timeouts_s=[VIEW_TIMEOUT_S])  # fmt: skip
+    table.expire(BEGAN + 100 + TIMEOUT_S)
+    table.expire(BEGAN + 100 + TIMEOUT_S + 300)
+    assert table.horizon_s == BEGAN + 100
+
+
+def test_connections_that_differ_in_a_number_keep_counters_of_their_own(make):
+    table = make(Spec(views=(view("a", (IP_A, PORT_B), "bytes"),)))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, ports=(1, 443)), 0)
+    table.report(make_flow("b2", (7, 0, 0, 0), last=1, ports=(1, 80)), 0)
+    table.expire(TIMEOUT_S)
+    for number in range(2):  # whichever of them was kept later
+        now = 80 + 80 * number
+        flows = [
+            make_flow("a1", (101 + number, 0, 0, 0), last=now, ports=(1, 443)),
+            make_flow("b2", (9 + number, 0, 0, 0), last=now, ports=(1, 80)),
+        ]
+        table.message(flows[:: 1 - 2 * number], now)
+        assert samples(table, "a_bytes_total", now) == {
+            "10.0.0.1,443": f"{101 + number}",
+            "10.0.0.1,80": f"{9 + number}",
+        }
+        table.expire(now + TIMEOUT_S)
