@@ -1933,8 +1933,8 @@ cdef class Table:
 
     cdef int _add_ended_flow(self, const Report *report, uint32_t number, uint32_t kept,
                              const int64_t *values) noexcept nogil:
-        # The closing report of an unknown flow. The flow is remembered for a while, because its other
-        # reports may still be under way.
+        # The closing report of an unknown flow. The flow is remembered for a while, because its
+        # other reports may still be under way.
         cdef uint32_t row = self._new_flow(report, values)
         if row == 0:
             return APPLY_NO_MEMORY
