@@ -590,7 +590,7 @@ cdef class Table:
         return paths
 
     cdef int _number_fields(self, plan) except -1:
-        # The fields of which values can be left out.
+        # The fields whose values can be left out.
         cdef uint32_t i, j
         numbers = {}
 
@@ -1113,7 +1113,7 @@ cdef class Table:
     cdef int _read_marks(self, PyObject *flow, const Reader *reader, Report *report,
                          const int64_t *values, int64_t *amounts) except -1:
         # What the report counts for if the flow is not known; `amounts` if that is what its latest
-        # update added. Where it cannot be told whether it is the first, that is nothing.
+        # update added. It is zero where nobody knows whether the report is the first.
         cdef int64_t start, update_start, update_last
         cdef bint wrong_start, wrong_update_start, wrong_last
         # Then it may be a closing report that repeats the one before.
