@@ -99,7 +99,7 @@ class ReportChecker:
 
     :param plan: says which counters can be checked: those of ``Metric``.
     :param now: the table's clock, in seconds.
-    :param running: a clock that is not held as the table's is, for the rate of messages.
+    :param running: a clock that is never held, for the rate of messages.
     :param held_s: how long the table's clock was held so far, as reports may have been missing.
     :param chance: random numbers from 0 to 1.
     """
@@ -228,8 +228,8 @@ class ReportChecker:
         if min(growth) < 0 or (not is_newer and max(growth) <= 0):
             return  # It started over, or is late.
         analyzer.reports_checked += 1
-        told = [0] * len(amounts) if _is_repeat(flow) else amounts
-        if any(new > one for new, one in zip(growth, told, strict=True)):
+        added = [0] * len(amounts) if _is_repeat(flow) else amounts
+        if any(grew > amount for grew, amount in zip(growth, added, strict=True)):
             self._found(flow, analyzer, since_s=reported_s, now=now)
 
     def _check_unknown(

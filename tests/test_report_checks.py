@@ -39,7 +39,7 @@ def take(sink: Sink, *flows: dict[str, Any]) -> None:
 
 
 def report(update: int, total: int, newest: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
-    """Return a report of a flow's ``update``, of which the first is 0."""
+    """Return the report of one of a flow's updates, which are counted from 0."""
     end_ms = START_MS + (update + 1) * TICK_MS
     started = {"newest_start": end_ms - TICK_MS if update else START_MS, "newest_last": end_ms}
     fields = {"start": START_MS, "last": end_ms - 500} | started | fields
@@ -100,7 +100,7 @@ def test_a_flow_that_was_never_counted_has_a_gap_where_its_totals_are_more(sink:
     sink.now = 10_000.0
     take(sink, report(1, 20, 10))
     assert gaps(sink) == (1, 1, 0)
-    # One of which nothing but the closing report came.
+    # A flow whose only report is the closing one.
     take(sink, closing(0, 10, 10, uuid="b2"))
     assert gaps(sink) == (2, 2, 0)
     # One that may have been counted before is not checked.
