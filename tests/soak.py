@@ -130,6 +130,9 @@ class Virtual:
         self.churn = Elsewhere(step_s=STEP_S, report_s=REPORT_S, begins_s=clock.wall())
         texts = {"default": DEFAULT, "sums": SUMS, "rich": RICH % (per_day // 8)}
         self.apps = {name: _app(text) for name, text in texts.items()}
+        self._most_dormant = dict.fromkeys(self.apps, 0)
+        for app in self.apps.values():
+            app.exposition.source.table.begin(app.clock.now())
         memory.freeze()
 
     async def day(self) -> Figures:
@@ -175,6 +178,8 @@ class Virtual:
             others = 1 if name == "rich" else 0
             left = {
                 "flows": table.flows,
+                "dormant flows": table.dormant_flows,
+                "dormant connections": table.dormant_connections,
                 "connections": table.connections - others,
                 "connections of views": sum(rows - others for rows in table.view_connections),
                 "captures": stats.captures.captures,
@@ -191,6 +196,8 @@ class Virtual:
             misdated = sum(sum(one.misdated.values()) for one in stats.analyzers.values())
             if misdated:
                 yield f"{name}: {misdated} flows were dated wrongly"
+            if not self._most_dormant[name]:
+                yield f"{name}: no flow was ever dormant"
             taken = sum(analyzer.flows for analyzer in stats.analyzers.values())
             if taken != self.churn.reports:
                 yield f"{name}: {taken} of {self.churn.reports} reports were taken"
@@ -252,6 +259,7 @@ class Virtual:
         for name, app in self.apps.items():
             table = app.exposition.source.table
             found[f"bytes of the table, {name}"] = table.bytes
+            self._most_dormant[name] = max(table.dormant_flows, self._most_dormant[name])
         for path, (count, same) in containers(**self.apps).items():
             # How full a memory is, is chance.
             bounds = rewrite.MAX_REMEMBERED * sum(isinstance(one, rewrite.Memory) for one in same)
