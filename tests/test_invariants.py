@@ -360,6 +360,8 @@ def test_a_flow_without_memory_takes_no_conversation_over():
         known = make_flow("a1", (100, 0, 0, 0), last=1, node="node-1")
         core.message([known], 0)
         core.expire(START_S)
+        # The next connection needs another slab.
+        core.message([make_flow(f"c{n}", a=f"10.0.1.{n}") for n in range(3)], START_S)
         checked.fail_allocation(nth)
         failed = False
         try:
