@@ -354,7 +354,7 @@ def series(core):
 
 
 def test_a_flow_without_memory_takes_no_conversation_over():
-    spec = Spec(deduplicate="first", views=(View((CAPTURE, *LABELS)),))
+    spec = Spec(deduplicate="first", views=(View((CAPTURE, *LABELS[:2], DIRECTION)),))
     for nth in range(1, MAX_ALLOCATIONS):
         core = Core(spec, build=checked)
         known = make_flow("a1", (100, 0, 0, 0), last=1, node="node-1")
