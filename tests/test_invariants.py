@@ -354,12 +354,14 @@ def series(core):
 
 
 def test_a_flow_without_memory_takes_no_conversation_over():
-    spec = Spec(deduplicate="first", views=(View((CAPTURE, *LABELS)),))
+    spec = Spec(deduplicate="first", views=(View((CAPTURE, *LABELS[:2], DIRECTION)),))
     for nth in range(1, MAX_ALLOCATIONS):
         core = Core(spec, build=checked)
         known = make_flow("a1", (100, 0, 0, 0), last=1, node="node-1")
         core.message([known], 0)
         core.expire(START_S)
+        # The next connection needs another slab.
+        core.message([make_flow(f"c{n}", a=f"10.0.1.{n}") for n in range(3)], START_S)
         checked.fail_allocation(nth)
         failed = False
         try:

@@ -178,6 +178,9 @@ class Oracle:
             counts = is_first(report) or self._was_never_counted(report, now)
             low = totals if counts else self._newest(report)
             amount = Range(low, totals)
+            if is_repeat(report) and not counts:
+                # Nothing is remembered of it, and its latest update can still be under way.
+                return Growth(report, values, amount, totals, is_known)
             self.flows[report["UUID"]] = heard = Heard(values, totals, now)
         else:
             news = totals - heard.totals
@@ -185,6 +188,8 @@ class Oracle:
             if not is_remembered and heard.closed_s is None:
                 self.horizon_s = max(self.horizon_s, math.ceil(heard.renewed_s))
             amount = exactly(news) if is_remembered else Range(news & self._newest(report), news)
+            if is_repeat(report) and not is_remembered:
+                return Growth(report, heard.values, amount, totals, is_known)
             heard.totals = heard.totals | totals
             if news:
                 heard.renewed_s = now
