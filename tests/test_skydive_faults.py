@@ -99,6 +99,8 @@ class FaultMachine(RuleBasedStateMachine):
     """Traffic and faults. Messages are handled and pages checked as time goes on."""
 
     deduplicate = "none"
+    captures = 1
+    """How many points each node has."""
 
     @initialize(
         seed=st.integers(0, 2**16),
@@ -141,7 +143,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.offset_ms = offset_ms
         agents = {}
         self.points = []
-        for number, name in enumerate(nodes):
+        for number, name in enumerate(nodes * self.captures):
             if name not in agents:
                 agents[name] = self.agent(name)
             self.points.append(Point(agents[name], number))
@@ -158,7 +160,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.model, self.core = Model(spec), Core(spec)
         self.oracle = Oracle(
             spec=spec,
-            begun_s=0.0,
+            horizon_s=0.0,
             flow_update_s=self.options.update_ms / 1000,
             flow_memory_s=flow_memory_s,
             is_exact=max_flows == MANY,
@@ -353,6 +355,7 @@ class DeduplicatingMachine(FaultMachine):
     """With ``deduplicate: first`` nothing counts more often than it was on the wire."""
 
     deduplicate = "first"
+    captures = 2
 
     def check_before(self, page, now):
         pass

@@ -133,12 +133,13 @@ class Shown:
 class Oracle:
     """The page that a table has to have after each message.
 
-    ``begun_s`` is the time of the first subscription. Without ``is_exact``, flows can be rejected
-    and evicted, and only the upper bounds hold.
+    ``horizon_s`` is the latest report of any flow that may be forgotten, at first the time of the
+    first subscription. Without ``is_exact``, flows can be rejected and evicted, and only the upper
+    bounds hold.
     """
 
     spec: Spec
-    begun_s: float
+    horizon_s: float
     flow_update_s: float
     flow_memory_s: float
     is_exact: bool = True
@@ -147,8 +148,6 @@ class Oracle:
     shown: dict[Values, Shown] = field(default_factory=dict)
     visible: dict[Values, Counters] = field(default_factory=dict)
     """The connections on the latest page."""
-    horizon_s: float = -math.inf
-    """The latest report of a flow that was forgotten and has come back since."""
 
     def __post_init__(self) -> None:
         self.sums = [{} for _ in self.spec.views]
@@ -160,6 +159,12 @@ class Oracle:
     def message(self, reports: Sequence[JSON], now: float) -> list[Growth]:
         """Take the flows of a message, and return what each one adds."""
         known = {uuid for uuid, heard in self.flows.items() if self._is_remembered(heard, now)}
+        forgotten = [
+            math.ceil(heard.renewed_s)
+            for uuid, heard in self.flows.items()
+            if heard.closed_s is None and uuid not in known
+        ]
+        self.horizon_s = max([self.horizon_s, *forgotten])
         growths = [
             self._report(report, now, is_known=report["UUID"] in known)
             for report in reports
@@ -185,8 +190,6 @@ class Oracle:
         else:
             news = totals - heard.totals
             is_remembered = self._is_remembered(heard, now)
-            if not is_remembered and heard.closed_s is None:
-                self.horizon_s = max(self.horizon_s, math.ceil(heard.renewed_s))
             amount = exactly(news) if is_remembered else Range(news & self._newest(report), news)
             if is_repeat(report) and not is_remembered:
                 return Growth(report, heard.values, amount, totals, is_known)
@@ -214,14 +217,8 @@ class Oracle:
         A closed flow is never reported again, so it is none of these.
         """
         age_s = (report["LastUpdateMetric"]["Last"] - report["Start"]) / 1000
-        forgotten = [
-            math.ceil(heard.renewed_s)
-            for heard in self.flows.values()
-            if heard.closed_s is None and not self._is_remembered(heard, now)
-        ]
-        return age_s >= 0 and now - age_s - self.flow_update_s - BATCH_S > max(
-            [self.begun_s, self.horizon_s, *forgotten]
-        )
+        began_s = now - age_s - self.flow_update_s - BATCH_S
+        return age_s >= 0 and began_s > self.horizon_s
 
     # Pages
 
@@ -324,5 +321,5 @@ class Oracle:
             low = growth.amount.low & growth.totals if counts else Counter()
             fresh += Range(low, growth.totals)
         if not self.is_complete:
-            fresh = Range(fresh.low, due.high)  # closing reports before it can count, too
+            fresh = Range(fresh.low, due.high)  # earlier closing reports can count, too
         assert counters in fresh, f"{values}: {counters} is not {fresh}"
