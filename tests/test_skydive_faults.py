@@ -10,10 +10,12 @@ import os
 from collections import Counter, deque
 from random import Random
 
-from hypothesis import HealthCheck, note, settings
+import pytest
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from skyfast.gaps import SLACK_S
 from tests import builds
 from tests.core import Core
 from tests.model import (
@@ -28,6 +30,7 @@ from tests.model import (
     labels_of,
 )
 from tests.specs import standard, traffic
+from tests.support.listening import Listener
 from tests.support.oracle import Oracle, read_counters
 from tests.support.skydive import Cluster, Conversation, FlowOptions, Packet, Subscriber
 
@@ -37,6 +40,7 @@ QUIET_S = 100
 """Traffic begins so long after the first subscription."""
 
 EVER_S = 10**7
+UPDATE_S = 60.0
 MANY, FEW = 1_000, 5
 """Flows that there is room for. A few are soon evicted, or rejected."""
 
@@ -371,6 +375,113 @@ class DeduplicatingMachine(FaultMachine):
                     shown[name[2:], sender] += amount
             for (unit, sender), amount in shown.items():
                 assert amount <= self.wire[unit, sender], f"{unit} from {sender}"
+
+
+# Silence
+
+CAPTURES = 40
+"""With so many that report their statistics, 15 s of silence are not a coincidence."""
+
+CALM_S = 480
+PHASES_S = (0, 1, 5, 20, 40, 44, 50, 55, 58, 59)
+INTERRUPTIONS = ("leaves", "vanishes", "restarts", "is down")
+
+
+class Watched:
+    """A table behind real detectors of silence, and conversations that never pause."""
+
+    def __init__(self, seed, analyzers):
+        self.cluster = cluster = Cluster(random=Random(seed))
+        for _ in range(analyzers):
+            cluster.analyzer()
+        self.agent = agent = cluster.agent()
+        self.points = [
+            agent.capture(node_tid=f"node-{number}", capture_id=f"capture-{number}")
+            for number in range(CAPTURES)
+        ]
+        self.listener = Listener(cluster, flow_update_s=UPDATE_S)
+        self.core = Core(Spec(views=(MAIN_VIEWS["complete"],)))
+        self.core.begin(self.listener.clock.now())
+        self.connections = []
+        """The time and the number of connections, second by second."""
+        for point in self.points:
+            self._converse(point)
+        self.run(300)
+        assert self.connections[-1][1] == CAPTURES
+
+    def _converse(self, point):
+        def exchange():
+            self.agent.packet(point, Packet(CONVERSATIONS["web"]))
+            self.cluster.at(self.cluster.now_ms + 20_000, exchange)
+
+        self.cluster.at(self.cluster.random.randrange(20_000), exchange)
+
+    def run(self, seconds):
+        for _ in range(seconds):
+            for delivery in self.listener.run(self.cluster.now_ms + 1_000):
+                self.core.message(delivery.flows, self.listener.clock.now())
+            now = self.listener.clock.now()
+            self.core.expire(now)
+            self.connections.append((self.cluster.now_ms // 1000, self.core.connections))
+
+    def interrupt(self, how, analyzer):
+        if how == "restarts":
+            analyzer.restart(after_ms=500)
+        elif how == "is down":
+            analyzer.restart(after_ms=60_000)
+        else:
+            host_id = f"visitor-{self.cluster.now_ms}"
+            visitor = Subscriber(analyzer, host_id=host_id)
+            visitor.start()
+            (visitor.vanish if how == "vanishes" else visitor.stop)()
+
+
+@settings(
+    max_examples=200 if IS_THOROUGH else 3 if builds.IS_SLOW else 10,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    seed=st.integers(0, 2**16),
+    analyzers=st.integers(1, 2),
+    interruptions=st.lists(
+        st.tuples(st.sampled_from(INTERRUPTIONS), NUMBERS, st.sampled_from(PHASES_S)),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_no_connection_leaves_because_skyfast_was_not_listening(seed, analyzers, interruptions):
+    watched = Watched(seed, analyzers)
+    begin = len(watched.connections)
+    for how, number, phase_s in interruptions:
+        watched.run(phase_s)  # after an update tick of all agents
+        watched.interrupt(how, one_of(watched.cluster.analyzers, number))
+        watched.run(CALM_S - phase_s)
+    assert {count for _, count in watched.connections[begin:]} == {CAPTURES}
+
+
+@pytest.mark.parametrize("analyzers", [1, 2, 3])
+def test_a_subscriber_to_stats_alone_does_not_hide_the_loss_of_flows(analyzers):
+    watched = Watched(1, analyzers)
+    analyzer = watched.cluster.analyzers[0]
+    watched.interrupt("leaves", analyzer)
+    Subscriber(analyzer, host_id="visitor", namespaces=["stats"]).start()
+    silent_s = analyzers * (UPDATE_S + SLACK_S)
+    watched.run(round(silent_s + UPDATE_S + SLACK_S + 5))
+    begin = len(watched.connections)
+    watched.run(CALM_S)
+    assert {count for _, count in watched.connections[begin:]} == {CAPTURES}
+    history = [what for _, what in watched.listener.history(analyzer)]
+    assert history == ["connected", "disconnected", "connected"]
+
+
+def test_connections_leave_an_analyzer_that_does_not_come_back():
+    watched = Watched(1, 1)
+    watched.cluster.analyzers[0].stop()
+    down_s = watched.cluster.now_ms / 1000
+    watched.run(600)
+    last_s = max(second for second, count in watched.connections if count)
+    assert 4 * UPDATE_S <= last_s - down_s <= 4 * UPDATE_S + TIMEOUT_S + 1
 
 
 COMMON = settings(

@@ -367,8 +367,13 @@ def test_a_uuid_is_of_a_start_a_key_and_a_node(sink):
     assert not uuid().startswith("0")
 
 
-def test_stats_count_since_the_previous_ones(table, sink):
+def test_stats_add_up_readings_of_a_running_total(table, sink):
     send(table, 3, count=5)
+    table.read_packets()
+    send(table, 4, count=2)
+    table.read_packets(3)
+    table.stats()
+    table.read_packets(10)
     table.stats()
     table.stats()
     assert sink.stats == [
@@ -380,7 +385,7 @@ def test_stats_count_since_the_previous_ones(table, sink):
             "PacketsDropped": 0,
             "PacketsReceived": received,
         }
-        for received in (5, 0)
+        for received in (5 + 3 * 7, 10 * 7, 0)
     ]
 
 
@@ -438,6 +443,18 @@ def test_ticks_of_one_instant(expire_first):
         assert [report.get("FinishType") for report in reports] == [None, TIMEOUT]
         orders.add(marks(reports[1])[:2] == (100, 0))
     assert orders == ({expire_first} if expire_first is not None else {False, True})
+
+
+def test_packet_counts_are_read_every_second():
+    cluster, agent, table, _ = a_cluster()
+    cluster.at(4_500, lambda: agent.packet(table, Packet(WEB, count=3)))
+    cluster.at(17_000, lambda: agent.packet(table, Packet(WEB, count=4)))
+    received = [
+        delivery.message["Obj"]["PacketsReceived"]
+        for delivery in cluster.run(39_000)
+        if delivery.message["Type"] == "stats"
+    ]
+    assert received == [6 * 3, 7 * 3 + 3 * 7, 10 * 7]
 
 
 def test_all_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any():

@@ -35,6 +35,9 @@ HOLD_MS = 15_000
 """``HoldTimeoutMilliseconds``: a flow that began with FIN or RST stays so long without packets."""
 
 STATS_MS = 10_000
+READING_MS = 1_000
+"""``agent.capture.stats_update``: between two readings of a socket's packet count."""
+
 BULK_FLOWS = 100
 BULK_MS = 5_000
 MAX_BUFFERED_FLOWS = 100_000
@@ -270,6 +273,7 @@ class FlowTable:
         self.is_running = True
         self._timeouts_ms = dict(self.options.application_timeout_ms)
         self._dropped = 0
+        self._packets = 0
         self._received = 0
 
     def packet(self, packet: Packet, wall_ms: int) -> Flow:
@@ -290,7 +294,7 @@ class FlowTable:
         self.flows.move_to_end(key)
         flow.add(packet, wall_ms)
         flow.update_version = self.update_version + 1
-        self._received += packet.count
+        self._packets += packet.count
         return flow
 
     def _new_flow(self, key: str, packet: Packet, wall_ms: int) -> Flow:
@@ -376,6 +380,14 @@ class FlowTable:
     def _send(self, flows: Iterable[Flow]) -> None:
         self.sender.send_flows([flow.report(self.node_tid, self.capture_id) for flow in flows])
 
+    def read_packets(self, times: int = 1) -> None:
+        """Read the socket's packet count (``updateStats`` of the probe, every second).
+
+        The count is a running total, and ``Run`` adds up all readings: ``PacketsReceived`` is ten
+        times the total, about.
+        """
+        self._received += times * self._packets
+
     def stats(self) -> None:
         """Report statistics, and reset them (``Run``, at its ``statsTicker``)."""
         self.sender.send_stats(
@@ -415,6 +427,7 @@ class Agent:
         self.offset_ms = offset_ms
         self.analyzers: list[Analyzer] = []
         self.tables: list[FlowTable] = []
+        self._readings: dict[FlowTable, int] = {}
         self.dropped = 0
         """Reports dropped because no analyzer was connected."""
         self.is_running = True
@@ -429,6 +442,7 @@ class Agent:
         table = FlowTable(self, node_tid=node_tid, capture_id=capture_id, options=options)
         self.tables.append(table)
         start_ms = self.cluster.now_ms
+        self._readings[table] = start_ms // READING_MS
 
         def tick(period_ms: int, due: Callable[[], None], order: Callable[[], int]) -> None:
             def run(number: int) -> None:
@@ -449,12 +463,23 @@ class Agent:
 
         tick(options.update_ms, lambda: table.update_at(self.wall_ms), lambda: 0)
         tick(options.expire_ms, lambda: table.expire_at(self.wall_ms), expire_order)
-        tick(STATS_MS, table.stats, lambda: 2)
+        tick(STATS_MS, lambda: self._stats(table), lambda: 2)
         return table
 
     def packet(self, table: FlowTable, packet: Packet) -> Flow:
         """Capture packets now."""
+        self._read_packets(table)
         return table.packet(packet, self.wall_ms)
+
+    def _read_packets(self, table: FlowTable) -> None:
+        """Take the readings since the latest ones, one a second."""
+        readings = self.cluster.now_ms // READING_MS
+        table.read_packets(readings - self._readings[table])
+        self._readings[table] = readings
+
+    def _stats(self, table: FlowTable) -> None:
+        self._read_packets(table)
+        table.stats()
 
     def stop_capture(self, table: FlowTable) -> None:
         """Stop a capture and close its flows."""
@@ -766,7 +791,7 @@ class Subscriber:
         self.history: list[tuple[int, str]] = []
         self.heard_ms = 0
         """The time of the last message, or of the connect."""
-        self._session = 0
+        self.session = 0
         self._newest_ms = 0
 
     def start(self) -> None:
@@ -785,7 +810,7 @@ class Subscriber:
             self._note("refused")
             self._retry()
             return
-        self._session += 1
+        self.session += 1
         self.is_connected = True
         self._note("connected")
         self.heard_ms = self._newest_ms = self.cluster.now_ms
@@ -794,7 +819,7 @@ class Subscriber:
     def stop(self) -> None:
         """Disconnect for good."""
         self.is_wanted = False
-        self._close()
+        self.disconnect()
 
     def vanish(self) -> None:
         """Stop without closing the connection. The analyzer notices it by missing pongs."""
@@ -802,14 +827,15 @@ class Subscriber:
         if self.is_connected:
             self.is_connected = False
             self._note("disconnected")
-            session = self._session
+            session = self.session
             self.cluster.at(self.cluster.now_ms + PONG_TIMEOUT_MS, lambda: self._missed(session))
 
     def _missed(self, session: int) -> None:
-        if self._session == session and self in self.analyzer.speakers:
+        if self.session == session and self in self.analyzer.speakers:
             self.analyzer.disconnect(self)
 
-    def _close(self) -> None:
+    def disconnect(self) -> None:
+        """Close the connection. The subscription reconnects unless it was stopped."""
         if self.is_connected:
             self.analyzer.disconnect(self)
             self.on_disconnected()
@@ -829,16 +855,16 @@ class Subscriber:
         silence_ms = self.silence_ms
         if silence_ms is None:
             return
-        session, due_ms = self._session, self.heard_ms + silence_ms
+        session, due_ms = self.session, self.heard_ms + silence_ms
 
         def look() -> None:
-            if self._session != session or not self.is_connected:
+            if self.session != session or not self.is_connected:
                 return
             if self.heard_ms + silence_ms > self.cluster.now_ms:
                 self._watch()
             else:
                 self._note("silent")
-                self._close()
+                self.disconnect()
 
         self.cluster.at(due_ms, look)
 
@@ -849,12 +875,12 @@ class Subscriber:
         """Send a message to this subscriber."""
         if not self.is_connected:
             return
-        session = self._session
+        session = self.session
         self._newest_ms = max(self._newest_ms, self.cluster.now_ms + self.delay_ms)
         delivery = Delivery(self._newest_ms, self.analyzer.name, self, message)
 
         def arrive() -> None:
-            if self._session == session and self.is_connected:
+            if self.session == session and self.is_connected:
                 self.heard_ms = self.cluster.now_ms
                 self.cluster.deliver(delivery)
 
