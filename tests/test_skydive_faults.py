@@ -115,6 +115,7 @@ class FaultMachine(RuleBasedStateMachine):
         flow_memory_s=st.sampled_from((1290.0, 1290.0, 1290.0, 200.0, 0.0)),
         max_flows=st.sampled_from((MANY, MANY, MANY, FEW)),
         offset_ms=st.sampled_from((0, -7_200_000, 333)),
+        loss=st.sampled_from((0.0, 0.1, 0.3)),
         traffic=st.lists(
             st.tuples(
                 st.sampled_from(sorted(CONVERSATIONS)),
@@ -137,10 +138,12 @@ class FaultMachine(RuleBasedStateMachine):
         flow_memory_s,
         max_flows,
         offset_ms,
+        loss,
         traffic,
     ):
         self.cluster = cluster = Cluster(random=Random(seed), loses=self.loses)
         self.losing = 0
+        self.loss = loss
         for _ in range(analyzers):
             cluster.analyzer()
         self.options = OPTIONS[options]
@@ -187,9 +190,10 @@ class FaultMachine(RuleBasedStateMachine):
         )
 
     def loses(self, agent, analyzer, flows):
-        is_lost = bool(flows) and self.losing > 0
-        self.losing -= is_lost
-        return is_lost
+        if not flows:
+            return False
+        self.losing -= 1
+        return self.losing >= 0 or self.cluster.random.random() < self.loss
 
     # Traffic
 
@@ -485,7 +489,7 @@ def test_connections_leave_an_analyzer_that_does_not_come_back():
 
 
 COMMON = settings(
-    max_examples=5_000 if IS_THOROUGH else 10 if builds.IS_SLOW else 60,
+    max_examples=5_000 if IS_THOROUGH else 10 if builds.IS_SLOW else 40,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
