@@ -2090,8 +2090,13 @@ cdef class Table:
                 break
 
     cdef bint _forget_first(self) noexcept nogil:
-        # False if no row is dormant.
-        cdef uint32_t number = self.ended.head if self.ended.head else self.dormant.head
+        # False if no row is dormant. Flows that have ended go first, but not while a report of theirs
+        # may still be under way: it would count again.
+        cdef uint32_t number = self.ended.head
+        if self.dormant.head and (
+            number == 0 or self._flow(number).deadline_s + BATCH_S > floor(self.now)
+        ):
+            number = self.dormant.head
         if number:
             self._forget(number)
         return number != 0
@@ -2119,6 +2124,7 @@ cdef class Table:
 
     cdef bint _expire(self, uint32_t now_s, uint32_t max_rows) noexcept nogil:
         cdef uint32_t i
+        self.now = max(self.now, <double>now_s)
         # Flows go first: then no row of a view has flows left when its own time has come.
         if self._expire_flows(now_s, &max_rows) or self._expire_dormant(now_s, &max_rows):
             return True

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from skyfast.plan import Path, Plan
-from skyfast.selfmetrics import FLOW_UPDATE_S, AnalyzerStats, Stats
+from skyfast.selfmetrics import AnalyzerStats, Stats
 
 SAMPLES_PER_S: Final = 4.0
 """Messages that are checked, on average. A message of 100 flows takes about 0.4 ms."""
@@ -40,7 +40,8 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
-"""``flow.update`` is the greatest of the last hour, in steps of a minute."""
+"""``flow.update`` is the greatest of the last hour that was seen in two different minutes. When an
+agent's clock is set, all updates of one tick seem longer or shorter."""
 
 MAX_NUMBER: Final = 2**62
 CLOSING: Final = 1
@@ -304,7 +305,8 @@ class ReportChecker:
             self._use_update()
 
     def _use_update(self) -> None:
-        update_s = max((seconds for _, seconds in self._updates), default=FLOW_UPDATE_S)
+        longest = sorted(seconds for _, seconds in self._updates)
+        update_s = longest[-2] if len(longest) > 1 else longest[0]
         self._stats.flow_update_s = update_s
         self._table.flow_update_s = update_s
 

@@ -35,8 +35,8 @@ What a configuration can ask for is a `Spec`. The rules, where docs/architecture
   Then it is dormant: only its totals are known, and the time since when.
 * With ``deduplicate``, a dormant flow whose conversation another capture point has taken since is
   not known any more: what it adds may have been counted from there.
-* Dormant flows are forgotten in the order in which they became dormant, those that have ended
-  first where room is needed. Which of two that became dormant in the same second comes first is
+* Dormant flows are forgotten in the order in which they became dormant; where room is needed, first
+  those that ended 15 s ago. Which of two that became dormant in the same second comes first is
   left open: `Model.expire` takes the order from outside.
 * A row of the first view that leaves keeps its counters where they are not those of its last
   flow, or where its labels do not tell flows apart. They are forgotten like a flow that became
@@ -656,11 +656,11 @@ class Model:
         known = self._flows[flow["UUID"]] = self._new_flow(flow, totals, now)
         if is_repeat:
             self._credit(places, totals, flow, now)
-            self._make_room()
+            self._make_room(now)
             self._end(known, now)
         else:
             self._show(known, labels, flow, now, worth=worth)
-            self._make_room()
+            self._make_room(now)
         return None
 
     def _new_flow(self, flow: JSON, totals: dict[Total, int], now: float) -> Flow:
@@ -830,7 +830,7 @@ class Model:
             self._credit(places, difference, flow, now)
             self._learn(known, flow, totals)
             self._unlist(known)
-            self._make_room()
+            self._make_room(now)
             self._end(known, now)
         elif not self._has_room(0, places[0]):
             if self.spec.overflow == OTHER:
@@ -850,7 +850,7 @@ class Model:
             before = known.totals
             self._learn(known, flow, totals)
             self._show(known, labels, flow, now, difference=difference, known_totals=before)
-            self._make_room()
+            self._make_room(now)
         return None
 
     def _unlist(self, known: Flow) -> None:
@@ -910,7 +910,7 @@ class Model:
             )
             if not (is_like_its_flow and self._is_complete(0)):
                 self._keep(first.values, dict(first.totals), now)
-                self._make_room()
+                self._make_room(now)
             del self._rows[0][first.values]
             self.expired_total += 1
         if not self.spec.flow_memory_s and not flow.is_ended:
@@ -929,12 +929,14 @@ class Model:
             reported_s = max(0, entry.since_s - math.floor(self.spec.timeout_s))
             self.horizon_s = max(self.horizon_s, reported_s)
 
-    def _make_room(self) -> None:
+    def _make_room(self, now: float) -> None:
         """Forget whatever has been dormant for longest, where there is more than has room."""
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
-            self._forget((self._ended or self._dormant)[0])
+            # A report of one that has ended may be under way still.
+            is_over = self._ended and self._ended[0].since_s + BATCH_S <= math.floor(now)
+            self._forget(self._ended[0] if is_over or not self._dormant else self._dormant[0])
 
     def _followers(self) -> list[int]:
         """Return the numbers of the views that follow the first."""

@@ -382,6 +382,19 @@ def test_a_flow_without_memory_takes_no_conversation_over():
     assert nth > 1
 
 
+def test_a_text_that_a_forgotten_flow_leaves_during_a_batch_is_there_for_a_label():
+    core = Core(max_flows=3, build=checked)
+    core.message([make_flow("named like a node", node="node-1")], 0)
+    core.message([make_flow("b2", node="node-2")], 1)
+    core.expire(100)
+    # The second flow takes the room of the first one; its name is the third one's label.
+    nodes = ("node-3", "node-4", "named like a node")
+    core.message([make_flow(f"{n + 5}", node=node) for n, node in enumerate(nodes)], 100)
+    assert core.dormant_flows == 0
+    core.expire(200)
+    core.expire(10_000)
+
+
 def test_a_table_for_which_there_is_no_memory_leaves_none_behind():
     gc.collect()
     before = checked.blocks()

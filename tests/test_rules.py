@@ -1865,8 +1865,22 @@ def test_flows_that_have_ended_make_room_first(make):
     table.report(make_flow("b2", last=1, finish=1, newest_last=5), TIMEOUT_S)
     table.expire(2 * TIMEOUT_S)
     assert table.dormant_uuids() == ["b2", "a1"]
-    table.report(make_flow("c3"), 2 * TIMEOUT_S)
+    table.report(make_flow("c3"), 2 * TIMEOUT_S + 15)
     assert table.dormant_uuids() == ["a1"]
+
+
+def test_a_flow_that_has_just_ended_is_not_forgotten_for_another(make):
+    # Its update and its closing report can take different ways, and arrive in the wrong order.
+    table = make(Spec(views=MEMORY.views, max_flows=2))
+    table.begin(0)
+    table.report(make_flow("a1", last=1, node="node-1"), 1_000)
+    table.expire(1_000 + TIMEOUT_S)
+    closing = an_update("b2", (30, 3, 0, 0), age_s=60, newest=(0, 0, 0, 0), finish=1, last_s=20)
+    assert table.report(closing, 1_100) is None
+    assert table.report(make_flow("c3", node="node-3"), 1_114) is None
+    assert table.dormant_uuids() == ["b2"]
+    update = an_update("b2", (30, 3, 0, 0), age_s=60, newest=(30, 3, 0, 0), last_s=20)
+    assert table.report(update, 1_114) == "late"
 
 
 def test_a_connection_that_several_flows_shared_goes_on_with_its_counter(make):
