@@ -13,7 +13,7 @@ import msgspec
 
 from skyfast.logs import LogLimit, printable
 from skyfast.selfmetrics import AnalyzerStats, Stats
-from skyfast.wire import UNDECODABLE
+from skyfast.wire import CLOSING, UNDECODABLE
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,6 @@ MAX_CLOSING_BEHIND_S: Final = 3600.0
 """How far in the past, in a closing report.
 
 An agent sends it one to two times ``flow.expire`` (600 s) after the flow's latest packet."""
-
-CLOSING: Final = 1
-"""The ``FinishType`` of a closing report. TCP flags (2 and 3) are in ordinary reports too."""
 
 LOG_INTERVAL_S: Final = 60.0
 """An analyzer's flows of one kind are named once in this time."""

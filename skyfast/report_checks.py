@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+from skyfast.gaps import MAX_FLOW_UPDATE_S, SLACK_S
 from skyfast.plan import Path, Plan
 from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.wire import CLOSING
 
 SAMPLES_PER_S: Final = 4.0
 """Messages that are checked, on average. A message of 100 flows takes about 0.4 ms."""
@@ -29,14 +31,11 @@ FIRST_PROBABILITY: Final = 0.25
 RATE_PERIOD_S: Final = 10.0
 """How often the probability of a message to be checked follows the rate of messages."""
 
-SETTLE_S: Final = 15.0
+SETTLE_S: Final = SLACK_S
 """A report can arrive this much later than a later one: an analyzer holds a batch for 5 s."""
 
 MAX_UNSETTLED: Final = 10_000
 """Gaps that wait for a late report; more are counted at once."""
-
-MAX_FLOW_UPDATE_S: Final = 3600.0
-"""The longest ``flow.update`` that is believed."""
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
@@ -44,7 +43,6 @@ UPDATE_PERIODS: Final = 60
 agent's clock is set, all updates of one tick seem longer or shorter."""
 
 MAX_NUMBER: Final = 2**62
-CLOSING: Final = 1
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 """Reasons to skip a report that leave a gap in its flow; the others skip all reports of a flow."""

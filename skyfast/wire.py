@@ -57,6 +57,9 @@ def _fields() -> dict[Path, type]:
 FIELDS: Final[Mapping[Path, type]] = MappingProxyType(_fields())
 """Every field of a flow that is a text or an integer, and which; from Skydive's ``flow.proto``."""
 
+CLOSING: Final = 1
+"""``FinishType`` of a flow's last report. Others stand in ordinary reports."""
+
 # Read for every flow, whatever the plan: the table's own bookkeeping.
 _BOOKKEEPING: tuple[Path, ...] = (("UUID",), ("Last",), ("FinishType",))
 
