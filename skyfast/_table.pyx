@@ -2090,8 +2090,8 @@ cdef class Table:
                 break
 
     cdef bint _forget_first(self) noexcept nogil:
-        # False if no row is dormant. Flows that have ended go first, but not while a report of theirs
-        # may still be under way: it would count again.
+        # False if no row is dormant. Flows that have ended go first, but not while one of their
+        # reports may still be under way: it would count again.
         cdef uint32_t number = self.ended.head
         if self.dormant.head and (
             number == 0 or self._flow(number).deadline_s + BATCH_S > floor(self.now)
