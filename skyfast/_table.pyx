@@ -362,7 +362,6 @@ cdef class Table:
     cdef uint32_t interned[MAX_COLUMNS]  # texts of them that were not known before
     cdef uint32_t interned_count
     cdef int64_t *news                  # what a report adds to each counter
-    cdef int64_t *zeros                 # counters
     cdef uint32_t targets[MAX_VIEWS_]   # the rows that a new flow leads to
     cdef bint created[MAX_VIEWS_]       # for it
     cdef char *escaped                  # MAX_CELL
@@ -440,7 +439,6 @@ cdef class Table:
         self.view_cells = <uint32_t *>self._allocate(self.cells * sizeof(uint32_t))
         self.new_cells = <uint32_t *>self._allocate(self.cells * sizeof(uint32_t))
         self.news = <int64_t *>self._allocate(self.counters * sizeof(int64_t))
-        self.zeros = <int64_t *>self._allocate(self.counters * sizeof(int64_t))
         self.escaped = <char *>self._allocate(MAX_CELL)
         if not rows_init(&self.texts, &self.arena, sizeof(Text)):
             raise MemoryError
@@ -483,7 +481,6 @@ cdef class Table:
         free(self.view_cells)
         free(self.new_cells)
         free(self.news)
-        free(self.zeros)
         free(self.escaped)
         free(self.changes)
         pthread_mutex_destroy(&self.lock)
