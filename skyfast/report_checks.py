@@ -172,7 +172,7 @@ class ReportChecker:
             if flow.UUID in seen:
                 continue  # What was known of it is out of date.
             seen.add(flow.UUID)
-            if flow.LastUpdateMetric is None:
+            if flow.Metric is None or flow.LastUpdateMetric is None:
                 continue
             totals = [_sum(flow, total.paths) for total in self._totals]
             amounts = [_sum(flow, total.amounts) for total in self._totals]

@@ -276,3 +276,13 @@ def test_without_totals_of_flows_nothing_is_checked() -> None:
     take(sink, report(0, 10, 10))
     take(sink, report(2, 30, 10))
     assert gaps(sink) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("part", ["Metric", "Network", "Transport", "LastUpdateMetric", "UUID"])
+def test_flows_that_lack_a_part_are_not_checked(sink: Sink, part: str) -> None:
+    take(sink, report(0, 10, 10))
+    flow = report(1, 20, 10, uuid="b2")
+    del flow[part]
+    take(sink, flow, report(1, 20, 10))
+    assert gaps(sink) == (2, 0, 0)
+    assert sum(sink.skipped.values()) == (part != "LastUpdateMetric")

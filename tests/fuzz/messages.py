@@ -105,7 +105,9 @@ class Messages(Target):
         fed = _Fed(name.decode(errors="replace"))
         for now, message in enumerate(messages, 100):
             fed.now = float(now)
+            fed.chance = float(now % 2)  # every other message is checked for missing reports
             fed.take(message)
+            fed.checker.settle()
             fed.check_page()
         fed.take_good_one()
         fed.check_page()
