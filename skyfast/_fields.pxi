@@ -31,7 +31,8 @@ cdef struct Number:
 
 
 cdef struct Requirement:
-    # Parts of which one must be there; or the first, unless the second is missing too.
+    # A flow needs the first part, or with `pair` either part, or with `absent` the first part
+    # unless the second is missing too.
     Field parts[2]
     bint pair
     bint absent                 # it is the second's absence that does

@@ -214,7 +214,7 @@ def _of(
 
 
 class _Entries:
-    """The entries of a mapping, all of which are read before any is refused."""
+    """The entries of a mapping. All are read before an error is raised."""
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:
         self._nodes = nodes

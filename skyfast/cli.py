@@ -1,7 +1,7 @@
 """The command line: arguments, exit codes, and nothing that runs for long.
 
 0: stopped by SIGTERM or SIGINT, or asked only to look. 1: cannot run. 2: a wrong argument
-or configuration, told in one line each.
+or configuration; each error is one line.
 """
 
 import argparse

@@ -629,7 +629,7 @@ class _Found:
 
 
 class _Problems:
-    """What is wrong, by the line where it stands; what stands in no line comes last."""
+    """Errors in the order of their lines, then errors without a line."""
 
     def __init__(self) -> None:
         self._found: list[tuple[float, str]] = []
@@ -641,7 +641,7 @@ class _Problems:
         """Begin what can be wrong."""
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
-        """Go on behind what is wrong."""
+        """Continue after an error."""
         if not isinstance(error, ConfigError):
             return False
         for problem in error.problems:
@@ -777,7 +777,7 @@ class _Settings:
     """The keys' values, each checked by itself."""
 
     def __init__(self, found: Mapping[str, _Found], problems: _Problems) -> None:
-        """Check every value; what is wrong is added to ``problems``, and has its default here."""
+        """Check every value. Errors go to ``problems``, and such keys get their defaults."""
         self._found = {
             path: each for path, each in found.items() if _says_something(SCHEMA[path], each.value)
         }
