@@ -63,7 +63,7 @@ NAMES_WAIT_S = 5.0
 MAX_ANNOUNCED = 8
 """Analyzers that a log line names at most."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.app")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from skyfast.logs import LogLimit, printable
 from skyfast.selfmetrics import AnalyzerStats, Stats
 from skyfast.wire import CLOSING, UNDECODABLE
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.clock_skew")
 
 MAX_AHEAD_S: Final = 60.0
 """How far a flow's latest packet may lie in the future: what clocks that are set may differ by."""

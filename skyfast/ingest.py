@@ -41,7 +41,7 @@ LOG_INTERVAL_S = 60.0
 SHOWN_BYTES = 80
 """How many bytes of an unusable message a log line shows."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.ingest")
 
 # A string, whole or unfinished, or a bracket. Possessive, so that no input makes it backtrack.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)

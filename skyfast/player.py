@@ -39,7 +39,7 @@ PROBE_TIMEOUT_S: Final = 2.0
 LOOPBACKS: Final = ("127.0.0.1", "::1")
 """Where analyzers can be played; the first that this machine has is taken."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.player")
 
 
 class Player:

@@ -41,7 +41,7 @@ STOP_TIMEOUT_S: Final = 2.0
 LOG_INTERVAL_S: Final = 60.0
 """Dropped messages are logged once in this time."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.recorder")
 
 Rewrite = Callable[[bytes, str], tuple[bytes, str] | None]
 """Makes of a message and its analyzer's name what is kept of them; None where nothing is."""

@@ -56,7 +56,7 @@ from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
 from skyfast.silence import Activity, Reporting, Silence, SilenceTiming
 from skyfast.tls import client_context
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.subscription")
 
 # At level DEBUG, websockets logs all headers, with the credentials.
 _wire_log = logging.getLogger("skyfast.websockets")

@@ -16,7 +16,7 @@ from skyfast.logs import LogLimit, printable
 LOG_INTERVAL_S = 60.0
 """That nobody takes the messages is logged once in this time."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.systemd")
 
 
 class Manager:

@@ -40,7 +40,7 @@ from skyfast.tls import client_context
 if TYPE_CHECKING:
     import aiohttp
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.topology")
 
 PATH: Final = "/api/topology"
 """Where an analyzer answers queries, below the prefix of its URL."""

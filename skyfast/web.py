@@ -163,7 +163,7 @@ _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 Reload = Callable[[], Awaitable[str | None]]
 """Reads the configuration again, and returns what is wrong with it where that was not possible."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.web")
 
 
 class WebServer:

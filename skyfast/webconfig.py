@@ -154,7 +154,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MAX_BURST = 1 << 30
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skyfast.web_config")
 
 
 @dataclass(frozen=True, slots=True)

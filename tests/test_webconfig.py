@@ -674,7 +674,7 @@ async def test_a_new_certificate_is_shown_and_open_connections_stay(
         async with await Secure.open(site.port, trusting(authority)) as client:
             assert client.certificate() == ssl.PEM_cert_to_DER_cert(renewed)
         assert (await old.ask("/-/healthy")).status == 200
-    messages = [r.getMessage() for r in caplog.records if r.name == "skyfast.webconfig"]
+    messages = [r.getMessage() for r in caplog.records if r.name == "skyfast.web_config"]
     assert len(messages) == 2
     assert "KEY_VALUES_MISMATCH" in messages[0]
     assert "has changed" in messages[1]
