@@ -16,7 +16,8 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 NAMES = ("checked", "address", "thread", "coverage")
 SOURCES = (
     ROOT / "setup.py",

@@ -16,7 +16,8 @@ from pathlib import Path
 from skyfast import recording
 from skyfast.player import Player
 from tests.browser import chromium
-from tests.process import ROOT, running
+from tests.process import running
+from tests.support.paths import ROOT
 
 SECONDS = 600.0
 SCRAPE_INTERVAL_S = 15.0

@@ -6,7 +6,6 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tests.model import (
     BYTES,
@@ -26,8 +25,8 @@ from tests.model import (
     tag_label,
     topology_labels,
 )
+from tests.support.paths import DATA
 
-DATA = Path(__file__).parent / "data"
 TOPOLOGY = (DATA / "recordings" / "topology.json").read_bytes()
 
 COMPATIBLE = "skydive_network_connection"

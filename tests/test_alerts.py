@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.paths import DEPLOY
 from tests.test_prometheus import PROMTOOL, needs_promtool
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
 RULES = DEPLOY / "rules" / "alerts.yml"
 UNIT_TESTS = DEPLOY / "rules" / "tests" / "alerts.yml"
 SEVERITIES = {"critical", "warning", "info"}

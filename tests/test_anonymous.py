@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from skyfast.anonymous import Anonymizer
 from skyfast.wire import FIELDS
-from tests.specs import DATA, ONE, TWO
+from tests.specs import ONE, TWO
+from tests.support.paths import DATA
 
 anonymous = Anonymizer()
 

@@ -1,5 +1,4 @@
 import threading
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,8 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families as text_fami
 
 from skyfast.captures import MAX_CAPTURES, SILENCE_S, SLOT_S, SLOTS, Captures
 from skyfast.selfmetrics import CAPTURE_SKIPS, CaptureStats
-
-RECORDINGS = Path(__file__).parent / "data" / "recordings"
+from tests.support.paths import RECORDINGS
 
 PERIOD_S = 10
 """How often an agent reports on each of its capture points."""

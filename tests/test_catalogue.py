@@ -37,10 +37,9 @@ from skyfast.plan import (
 )
 from skyfast.wire import FIELDS, flow_types
 from tests.core import read_all
+from tests.support.paths import DATA, ROOT
 from tests.test_prometheus import PROMTOOL, needs_promtool
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(__file__).parent / "data"
 RECORDINGS = sorted((DATA / "recordings").glob("*.jsonl"))
 EVERY_LABEL = [label.name for label in LABELS]
 EVERY_METRIC = [metric.name for metric in METRICS]

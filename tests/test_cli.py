@@ -11,10 +11,10 @@ import yaml
 import skyfast
 from skyfast.document import MAX_PROBLEMS
 from skyfast.values import LEVELS
-from tests.process import ROOT
+from tests.support.paths import ROOT, TESTS
 
 DEPLOYED = ROOT / "deploy" / "prom_sky_con.yml"
-DATA = Path(__file__).parent / "data" / "config"
+DATA = TESTS / "data" / "config"
 PASSWORD = "hunter2"
 
 

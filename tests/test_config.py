@@ -31,8 +31,8 @@ from skyfast.config import (
     Rule,
     ViewChoice,
 )
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 DATA = Path("tests/data/config")
 BAD = sorted((ROOT / DATA / "bad").glob("*.yml"))
 PEM = f"{DATA}/certificate.pem"

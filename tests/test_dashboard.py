@@ -15,11 +15,12 @@ import pytest
 import yaml
 
 from tests.process import Skyfast, demo
+from tests.support.paths import DEPLOY
 from tests.test_alerts import alerts
 from tests.test_docs import exported
 from tests.test_prometheus import growing, needs_prometheus, number, prometheus, query
 
-FILE = Path(__file__).parent.parent / "deploy" / "grafana" / "skyfast.json"
+FILE = DEPLOY / "grafana" / "skyfast.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text())
 ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]

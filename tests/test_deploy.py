@@ -28,7 +28,8 @@ import yaml
 
 from skyfast import cli, config
 from tests import builds
-from tests.process import ROOT, START_S, STOP_S, demo
+from tests.process import START_S, STOP_S, demo
+from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd" / "skyfast.service"

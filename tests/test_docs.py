@@ -24,10 +24,10 @@ from skyfast.wire import FIELDS
 from tests.core import Core
 from tests.pages import FakeTable
 from tests.process import demo
+from tests.support.paths import RECORDINGS, ROOT
 from tests.test_prometheus import ANSWER_S, growing, needs_prometheus, prometheus
 
-ROOT = Path(__file__).parent.parent
-TOPOLOGY = Path(__file__).parent / "data" / "recordings" / "topology.json"
+TOPOLOGY = RECORDINGS / "topology.json"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 METRICS_PAGE = (ROOT / "docs" / "metrics.md").read_text()
 OPERATING_PAGE = (ROOT / "docs" / "operating.md").read_text()

@@ -11,8 +11,8 @@ from typing import ClassVar
 import pytest
 
 from tests.fuzz import TARGETS
-from tests.fuzz.__main__ import ROOT
 from tests.fuzz.driver import CORPUS, Target, fuzz
+from tests.support.paths import ROOT
 
 SECONDS = 3.0
 """For each target; with the number of cases a bound, so that a fast machine does not do more."""

@@ -16,7 +16,8 @@ import pytest
 from skyfast import listen
 from skyfast.document import ConfigError
 from skyfast.values import Address
-from tests.process import ROOT, WAIT_S, Skyfast, demo, running
+from tests.process import WAIT_S, Skyfast, demo, running
+from tests.support.paths import ROOT
 from tests.test_cli import run
 from tests.test_process import write_config
 

@@ -2,7 +2,6 @@ import asyncio
 import json
 import random
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,8 +10,7 @@ from hypothesis import strategies as st
 from skyfast import names as names_module
 from skyfast.names import MAX_NAME_CHARS, Names
 from skyfast.nodes import read
-
-RECORDINGS = Path(__file__).parent / "data" / "recordings"
+from tests.support.paths import RECORDINGS
 
 
 class Fixture:

@@ -7,7 +7,6 @@ import time
 import urllib.request
 from collections import defaultdict
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import websockets
@@ -16,8 +15,8 @@ from skyfast import recording
 from skyfast.player import Player, grown
 from skyfast.recording import DEMO_LOOP_S, addressed
 from skyfast.topology import QUERY, QUERY_WITH_NAMES
+from tests.support.paths import RECORDINGS
 
-RECORDINGS = Path(__file__).parent / "data" / "recordings"
 STARTED_MS = 1_800_000_000_000
 COUNTERS = ("ABPackets", "ABBytes", "BAPackets", "BABytes")
 V2 = "192841a0-d9bc-5cbb-b0ae-3826985d479d"

@@ -15,7 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.analyzer import FakeAnalyzer
-from tests.process import PROBLEM, ROOT, demo, running
+from tests.process import PROBLEM, demo, running
+from tests.support.paths import ROOT
 from tests.test_ingest import BAD_FLOWS, BAD_MESSAGES, flow
 from tests.test_ingest import message as message_of
 

@@ -32,7 +32,8 @@ from tests.analyzer import Answer, FakeAnalyzer, Fault
 from tests.certificates import Authority
 from tests.configs import make_config
 from tests.pages import PROMETHEUS
-from tests.process import PROBLEM, ROOT, START_S, WAIT_S, Skyfast, demo, running
+from tests.process import PROBLEM, START_S, WAIT_S, Skyfast, demo, running
+from tests.support.paths import ROOT
 from tests.test_ingest import METRIC, flow, message
 from tests.test_subscriber import FAST, Names, eventually, lines, subscribed, two_addresses
 

@@ -15,7 +15,6 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pytest
 import yaml
@@ -38,10 +37,11 @@ from tests.model import (
 )
 from tests.pages import PROMETHEUS
 from tests.process import running
-from tests.specs import CONFIGURATIONS, DATA, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
+from tests.specs import CONFIGURATIONS, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
+from tests.support.paths import DATA, TESTS
 from tests.test_prometheus import lint, needs_promtool
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = TESTS / "golden"
 REPLAYS = {
     "one-analyzer": Configuration(spec=DEFAULT, recordings=ONE),
     "two-analyzers": Configuration(spec=DEFAULT, recordings=TWO),

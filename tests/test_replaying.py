@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.model import BYTES, PACKETS, RTT, Model, read_page
-from tests.process import ROOT, Skyfast, replay
-from tests.specs import DATA, DEFAULT, ONE, TWO
+from tests.process import Skyfast, replay
+from tests.specs import DEFAULT, ONE, TWO
+from tests.support.paths import DATA, ROOT
 from tests.test_replay import recorded
 
 RECORDINGS = DATA / "recordings"

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.analyzer import FakeAnalyzer
-from tests.process import ROOT, running
+from tests.process import running
+from tests.support.paths import ROOT
 from tests.test_ingest import flow, message
 
 STRANGER = 61_234

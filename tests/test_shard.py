@@ -17,7 +17,8 @@ from tests.analyzer import Answer, FakeAnalyzer
 from tests.core import Core
 from tests.model import DIRECTION, FAMILIES, LABELS, make_flow, one_view
 from tests.process import running
-from tests.specs import DATA, ONE, TOPOLOGY
+from tests.specs import ONE, TOPOLOGY
+from tests.support.paths import DATA
 
 
 def config_of(text=""):

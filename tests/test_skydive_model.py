@@ -6,11 +6,11 @@ clocks.
 
 import json
 from collections import Counter
-from pathlib import Path
 from random import Random
 
 import pytest
 
+from tests.support.paths import RECORDINGS
 from tests.support.skydive import (
     ALL_NAMESPACES,
     COUNTERS,
@@ -29,7 +29,6 @@ from tests.support.skydive import (
     known_flows,
 )
 
-RECORDINGS = Path(__file__).parent / "data" / "recordings"
 DNS = Conversation(b_port=53, protocol="UDP", application="DNS")
 ARP = Conversation(a_port=0, b_port=0, protocol="ARP")
 WEB = Conversation()

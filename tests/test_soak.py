@@ -12,8 +12,8 @@ import pytest
 from skyfast import ingest
 from tests.core import Core
 from tests.model import BYTES, FAMILIES, MAX_NUMBER, MAX_SUM, make_flow
-from tests.process import ROOT
 from tests.soak import play
+from tests.support.paths import ROOT
 
 SOAK_S = 600
 

@@ -28,8 +28,8 @@ from tests.configs import make_config
 from tests.model import make_flow
 from tests.pages import VIEW, FakeTable, on_both_loops, until
 from tests.pages import status as fake_status
-from tests.process import ROOT
 from tests.specs import TOPOLOGY
+from tests.support.paths import ROOT
 from tests.test_ingest import message
 
 EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x00"

@@ -33,6 +33,7 @@ from tests.model import (
     make_flow,
     read_page,
 )
+from tests.support.paths import ROOT
 
 ODD_TEXTS = (
     "",
@@ -75,7 +76,7 @@ def run_apart(program, *, timeout_s):
     """Run a program of its own, which fails where it ends badly, says a word, or does not end."""
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=timeout_s,

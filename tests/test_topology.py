@@ -9,7 +9,6 @@ import time
 import tracemalloc
 import zlib
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
@@ -32,8 +31,8 @@ from skyfast.topology import (
 from tests.analyzer import Answer, FakeAnalyzer, Fault
 from tests.certificates import Authority
 from tests.configs import make_config
+from tests.support.paths import DATA
 
-DATA = Path(__file__).parent / "data"
 RECORDED = (DATA / "recordings" / "topology.json").read_bytes()
 
 # What the Go connector exports, in the order of its labels.

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.process import ROOT
+from tests.support.paths import ROOT
 
 BUILD = ROOT / "build" / "coverage"
 KNOWN = Path(__file__).with_name("uncovered.txt")

@@ -17,7 +17,7 @@ import pytest
 from skyfast.gaps import INCIDENT_UPDATES
 from tests.analyzer import FakeAnalyzer
 from tests.faults.trial import FLOWS, SOME, Trial, beside_the_others, trial
-from tests.process import ROOT
+from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0

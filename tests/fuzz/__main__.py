@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.builds import ROOT
 from tests.fuzz import TARGETS
 from tests.fuzz.driver import Finding, attempt, fuzz, written
+from tests.support.paths import ROOT
 
 FOUND = ROOT / "build" / "fuzz"
 STOP_S = 120

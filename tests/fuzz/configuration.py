@@ -23,8 +23,8 @@ from skyfast.names import Names
 from skyfast.wire import flow_types
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import anything, copied, wrong_bytes, wrong_value
+from tests.support.paths import DATA
 
-DATA = Path(__file__).parent.parent / "data"
 SECRET = "hunter2-of-the-fuzzer"
 ENVIRON = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082", "SKYDIVE_HOST_ID": "fuzz"}
 MAX_LINE_CHARS = 2000

@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
-CORPUS = Path(__file__).parent / "corpus"
+from tests.support.paths import TESTS
+
+CORPUS = TESTS / "fuzz" / "corpus"
 HANG_S = 30.0
 """For one case. They take milliseconds."""
 

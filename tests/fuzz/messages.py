@@ -8,7 +8,6 @@ import json
 import random
 from functools import cache
 from itertools import count
-from pathlib import Path
 from typing import Any, ClassVar
 
 from prometheus_client.openmetrics.parser import (
@@ -21,8 +20,8 @@ from skyfast.wire import FIELDS
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import NUMBERS, TEXTS, copied, places, wrong_bytes, wrong_value
 from tests.sink import Fed
+from tests.support.paths import DATA
 
-DATA = Path(__file__).parent.parent / "data"
 RECORD = b"\x1e"
 MAX_CONNECTIONS = 20
 MAX_TABLE_BYTES = 64 << 20

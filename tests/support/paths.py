@@ -1,0 +1,11 @@
+"""Where the files are that tests read."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+"""The checkout."""
+
+TESTS = ROOT / "tests"
+DATA = TESTS / "data"
+RECORDINGS = DATA / "recordings"
+DEPLOY = ROOT / "deploy"
