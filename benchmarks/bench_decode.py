@@ -9,7 +9,7 @@ import msgspec
 from benchmarks.core import TYPES, decoder
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import Report
-from skyfast.wire import Envelope
+from skyfast.flows.fields import Envelope
 
 MESSAGES = 100
 REPEATS = 9

@@ -11,11 +11,11 @@ from benchmarks.core import PLAN, decoder
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import Report
 from skyfast.config import Filter
-from skyfast.filters import admission, classifier, matcher, reads
-from skyfast.plan import Path
-from skyfast.rewrite import Memory
-from skyfast.selection import Condition, Rule
-from skyfast.wire import flow_types
+from skyfast.flows.fields import flow_types
+from skyfast.flows.filters import admission, classifier, matcher, reads
+from skyfast.flows.plan import Path
+from skyfast.flows.rewrites import Memory
+from skyfast.flows.selection import Condition, Rule
 
 MESSAGES = 100
 REPEATS = 9

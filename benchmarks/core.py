@@ -12,12 +12,12 @@ from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import LARGE
 from skyfast import config, memory
 from skyfast._table import Table
-from skyfast.catalogue import make_plan
 from skyfast.config import Config
 from skyfast.exposition import CHUNK_BYTES
+from skyfast.flows.catalog import make_plan
+from skyfast.flows.fields import FlowTypes, flow_types
+from skyfast.flows.plan import Plan
 from skyfast.names import Names
-from skyfast.plan import Plan
-from skyfast.wire import FlowTypes, flow_types
 
 NOW_S = 1_000.0
 """The table's clock, which stands still unless a benchmark moves it."""

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from skyfast.plan import Plan, Rewrite
-from skyfast.wire import FlowTypes
+from skyfast.flows.fields import FlowTypes
+from skyfast.flows.plan import Plan, Rewrite
 
 MAX_TEXT_BYTES: int
 MAX_ROWS: int

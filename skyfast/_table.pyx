@@ -301,8 +301,8 @@ cdef struct Cursor:
 cdef class Table:
     """The flows and connections of one plan.
 
-    :param plan: labels, values and families (`skyfast.plan.Plan`).
-    :param types: the structs that `update` takes (`skyfast.wire.flow_types` of the same plan).
+    :param plan: labels, values and families (`skyfast.flows.plan.Plan`).
+    :param types: the structs that `update` takes (`skyfast.flows.fields.flow_types` of the same plan).
     :param slots: read the structs' slots at their offsets, where that can be shown to work;
         with False the fields are read as attributes. Results are the same.
 

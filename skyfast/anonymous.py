@@ -26,8 +26,8 @@ from uuid import UUID
 
 import msgspec
 
+from skyfast.flows.fields import FIELDS, UNDECODABLE
 from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES
-from skyfast.wire import FIELDS, UNDECODABLE
 
 CACHED: Final = 1 << 16
 """Pseudonyms of each kind that are remembered; others are computed again."""

@@ -16,20 +16,22 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import uvloop
 
-from skyfast import __version__, check, filters, listen, logs, memory, systemd
+from skyfast import __version__, check, listen, logs, memory, systemd
 from skyfast._table import Table
 from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
-from skyfast.catalogue import make_plan
 from skyfast.clock import Clock
 from skyfast.config import Config, ConfigError, Store, changed, redact_url
 from skyfast.exposition import Exposition, Source
+from skyfast.flows import filters
+from skyfast.flows.catalog import make_plan
+from skyfast.flows.fields import FlowTypes, flow_types
+from skyfast.flows.plan import Plan
 from skyfast.frames import MessageData
 from skyfast.gaps import SLACK_S, ReportingGap
 from skyfast.ingest import Ingest
 from skyfast.listen import AS_CONFIGURED, Listen, ListenError
 from skyfast.names import Lookup, Names
-from skyfast.plan import Plan
 from skyfast.ranking import Ranking
 from skyfast.report_checks import ReportChecker
 from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
@@ -38,7 +40,6 @@ from skyfast.status import Status, Subject
 from skyfast.subscriber import Subscriptions
 from skyfast.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
 from skyfast.web import Reload, WebServer
-from skyfast.wire import FlowTypes, flow_types
 
 if TYPE_CHECKING:
     from skyfast.record import Recorder

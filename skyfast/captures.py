@@ -29,9 +29,9 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from skyfast.plan import family_head
+from skyfast.flows.fields import UNDECODABLE
+from skyfast.flows.plan import family_head
 from skyfast.selfmetrics import CaptureStats, label_text
-from skyfast.wire import UNDECODABLE
 
 SILENCE_S: Final = 60.0
 """A capture leaves when there was no report of it for so long: six in a row."""

@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from skyfast.flows.plan import View
 from skyfast.markup import bar, document
-from skyfast.plan import View
 
 TOP_VALUES: Final = 20
 """How many values of each label are listed."""

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from skyfast.catalogue import (
+from skyfast.config import Config, LabelChoice, MetricChoice, Store, ViewChoice
+from skyfast.flows.catalog import (
     DANGEROUS_FIELDS,
     DIRECTION,
     LABELS_BY_NAME,
     METRICS_BY_NAME,
     families,
 )
-from skyfast.config import Config, LabelChoice, MetricChoice, Store, ViewChoice
-from skyfast.plan import Path
+from skyfast.flows.plan import Path
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 """The fields that tell a conversation's capture points apart: each has flows of its own."""

@@ -1,6 +1,6 @@
 """What the configuration says of labels, metrics, views, rewriting and rules, read and written.
 
-The functions called ``to_…`` turn what stands in a file into `skyfast.selection`'s data, or raise
+The functions called ``to_…`` turn what stands in a file into `skyfast.flows.selection`'s data, or raise
 `Invalid`; those called ``show_…`` return what `skyfast.config.dump` writes. `settled` checks what
 depends on one another.
 """
@@ -14,8 +14,9 @@ from typing import Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from skyfast import addresses
-from skyfast.catalogue import (
+from skyfast.document import Node, Value
+from skyfast.flows import addresses
+from skyfast.flows.catalog import (
     DIRECTION,
     FIXED_PREFIXES,
     LABEL_FIELDS,
@@ -25,10 +26,10 @@ from skyfast.catalogue import (
     RUNNING_TOTALS,
     families,
 )
-from skyfast.document import Node, Value
-from skyfast.filters import KEEP
-from skyfast.plan import Family, FlowCount, Path
-from skyfast.selection import (
+from skyfast.flows.fields import FIELDS
+from skyfast.flows.filters import KEEP
+from skyfast.flows.plan import Family, FlowCount, Path
+from skyfast.flows.selection import (
     Condition,
     Fold,
     LabelChoice,
@@ -53,7 +54,6 @@ from skyfast.values import (
     whole,
     within,
 )
-from skyfast.wire import FIELDS
 
 T = TypeVar("T")
 Place: TypeAlias = tuple[str | int, ...]

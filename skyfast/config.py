@@ -32,7 +32,6 @@ import msgspec
 import yaml
 
 from skyfast import choices, hints
-from skyfast.catalogue import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
 from skyfast.document import (
     HIDDEN,
     Node,
@@ -47,15 +46,16 @@ from skyfast.document import (
 )
 from skyfast.document import ConfigError as ConfigError
 from skyfast.document import redact_url as redact_url
-from skyfast.selection import Condition as Condition
-from skyfast.selection import Fold as Fold
-from skyfast.selection import LabelChoice as LabelChoice
-from skyfast.selection import Mask as Mask
-from skyfast.selection import MetricChoice as MetricChoice
-from skyfast.selection import Network as Network
-from skyfast.selection import Rewrite as Rewrite
-from skyfast.selection import Rule as Rule
-from skyfast.selection import ViewChoice as ViewChoice
+from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
+from skyfast.flows.selection import Condition as Condition
+from skyfast.flows.selection import Fold as Fold
+from skyfast.flows.selection import LabelChoice as LabelChoice
+from skyfast.flows.selection import Mask as Mask
+from skyfast.flows.selection import MetricChoice as MetricChoice
+from skyfast.flows.selection import Network as Network
+from skyfast.flows.selection import Rewrite as Rewrite
+from skyfast.flows.selection import Rule as Rule
+from skyfast.flows.selection import ViewChoice as ViewChoice
 from skyfast.values import (
     ANALYZER_PORT,
     TAGS,

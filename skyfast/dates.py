@@ -11,9 +11,9 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
+from skyfast.flows.fields import CLOSING, UNDECODABLE
 from skyfast.logs import LogLimit, printable
 from skyfast.selfmetrics import AnalyzerStats, Stats
-from skyfast.wire import CLOSING, UNDECODABLE
 
 log = logging.getLogger("skyfast.clock_skew")
 

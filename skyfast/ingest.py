@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import msgspec
 
 from skyfast.dates import Dates
-from skyfast.filters import Admission
+from skyfast.flows.fields import UNDECODABLE, Envelope, FlowTypes
+from skyfast.flows.filters import Admission
 from skyfast.logs import LogLimit, printable
 from skyfast.partial import PartialDecoder
 from skyfast.report_checks import ReportChecker
 from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
-from skyfast.wire import UNDECODABLE, Envelope, FlowTypes
 
 MAX_DEPTH = 64
 """Levels of nesting that are kept of a message which has more than the decoder can follow.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from skyfast import addresses
+from skyfast.flows import addresses
 from skyfast.nodes import Node
 
 MAX_NODES: Final = 50_000

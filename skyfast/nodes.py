@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
+from skyfast.flows.fields import UNDECODABLE
 from skyfast.ingest import pruned
-from skyfast.wire import UNDECODABLE
 
 
 class MalformedAnswerError(ValueError):

@@ -1,7 +1,7 @@
 """Decoding a flow without the values that have another JSON type than Skydive gives them.
 
 A flow whose round-trip time is a text still has bytes and packets. What may be missing is said by
-`skyfast.wire.FlowTypes.omissible`; anything else that cannot be decoded costs the whole flow.
+`skyfast.flows.fields.FlowTypes.omissible`; anything else that cannot be decoded costs the whole flow.
 """
 
 import contextlib
@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from skyfast.plan import Path
-from skyfast.wire import UNDECODABLE, FlowTypes
+from skyfast.flows.fields import UNDECODABLE, FlowTypes
+from skyfast.flows.plan import Path
 
 
 class PartialDecoder:
@@ -28,7 +28,7 @@ class PartialDecoder:
     def decode(self, data: msgspec.Raw) -> Any:
         """Return a flow.
 
-        Raises one of `skyfast.wire.UNDECODABLE` where something cannot be decoded that a flow
+        Raises one of `skyfast.flows.fields.UNDECODABLE` where something cannot be decoded that a flow
         needs, or that is not a flow at all.
         """
         return self._flow.decode(data)

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
+from skyfast.flows.plan import Family, View
 from skyfast.logs import printable
-from skyfast.plan import Family, View
 
 PARAMETERS: Final = ("by", "n", "filter")
 """What a URL can say of a ranking."""

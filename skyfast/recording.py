@@ -33,7 +33,7 @@ from uuid import UUID
 import msgspec
 
 from skyfast.document import ConfigError
-from skyfast.wire import UNDECODABLE, Envelope
+from skyfast.flows.fields import UNDECODABLE, Envelope
 
 MAX_LINE_BYTES: Final = 256 << 20
 """Longest line of a recording: a message of 64 MiB is 86 MiB as base64."""

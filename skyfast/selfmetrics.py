@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from skyfast import __version__
-from skyfast.plan import escaped, family_head
+from skyfast.flows.plan import escaped, family_head
 
 NAMESPACES = ("flow", "stats", "other")
 """Values of the label ``namespace``: anything an analyzer invents is ``other``."""

@@ -1,6 +1,6 @@
 """One of several instances that share the connections: what ``--shard I/N`` changes.
 
-Which flows belong to which is decided by the table: see `skyfast.plan.Share`. Here is the rest.
+Which flows belong to which is decided by the table: see `skyfast.flows.plan.Share`. Here is the rest.
 Families of the whole cluster come from the first instance alone.
 """
 
@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from skyfast.catalogue import ENDPOINTS, LABELS_BY_NAME, PROTOCOL
 from skyfast.config import Config, Note, Shard, ViewChoice
+from skyfast.flows.catalog import ENDPOINTS, LABELS_BY_NAME, PROTOCOL
 
 MAX_SHARDS: Final = 1024
 """Every one of them decodes everything: far fewer are of use."""

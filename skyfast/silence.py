@@ -21,8 +21,8 @@ from typing import Final, Protocol
 
 import msgspec
 
+from skyfast.flows.fields import UNDECODABLE
 from skyfast.gaps import MAX_FLOW_UPDATE_S, SLACK_S
-from skyfast.wire import UNDECODABLE
 
 SUSPECT_CHANCE: Final = 1e-3
 """A wrong suspicion only delays the expiry of connections..."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from skyfast import nodes
 from skyfast.config import Config
+from skyfast.flows.plan import family_head
 from skyfast.login import (
     NOT_TLS,
     REDIRECTS,
@@ -33,7 +34,6 @@ from skyfast.login import (
 from skyfast.logs import LogLimit, printable
 from skyfast.names import Lookup, Names
 from skyfast.nodes import Answer, Counters, MalformedAnswerError, Node
-from skyfast.plan import family_head
 from skyfast.selfmetrics import INTERFACE_SKIPS, Failure, TopologyStats, label_text
 from skyfast.tls import client_context
 

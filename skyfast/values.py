@@ -26,7 +26,7 @@ from skyfast.document import (
     describe_path,
     join,
 )
-from skyfast.selection import Network
+from skyfast.flows.selection import Network
 
 S = TypeVar("S", bound=str)
 T = TypeVar("T")

@@ -10,7 +10,8 @@ import msgspec
 
 from skyfast import _table
 from skyfast._table import Page, Table
-from skyfast.plan import (
+from skyfast.flows.fields import flow_types
+from skyfast.flows.plan import (
     Column,
     Conversation,
     Counter,
@@ -21,9 +22,8 @@ from skyfast.plan import (
     Requirement,
     Share,
 )
-from skyfast.plan import Family as PlanFamily
-from skyfast.plan import View as PlanView
-from skyfast.wire import flow_types
+from skyfast.flows.plan import Family as PlanFamily
+from skyfast.flows.plan import View as PlanView
 from tests.model import (
     CONVERSATION,
     DIRECTION,

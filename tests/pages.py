@@ -12,7 +12,7 @@ import uvloop
 from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
 from skyfast.exposition import Source
-from skyfast.plan import Column, Counter, Direction, Family, Gauge, View
+from skyfast.flows.plan import Column, Counter, Direction, Family, Gauge, View
 from skyfast.ranking import Ranking
 from skyfast.selfmetrics import Stats
 from skyfast.status import Status, Subject

@@ -4,14 +4,14 @@ from typing import Any
 
 from skyfast import _table
 from skyfast.captures import Captures
-from skyfast.catalogue import make_plan
 from skyfast.config import Config
-from skyfast.filters import admission, classifier, reads
+from skyfast.flows.catalog import make_plan
+from skyfast.flows.fields import flow_types
+from skyfast.flows.filters import admission, classifier, reads
 from skyfast.ingest import Ingest
 from skyfast.names import Names
 from skyfast.report_checks import ReportChecker
 from skyfast.selfmetrics import AnalyzerStats, Stats, sums
-from skyfast.wire import flow_types
 from tests.configs import make_config
 
 

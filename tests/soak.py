@@ -25,11 +25,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-from skyfast import config, memory, nodes, rewrite
+from skyfast import config, memory, nodes
 from skyfast.app import App
 from skyfast.clock import Clock
 from skyfast.dates import Dates
 from skyfast.exposition import Part
+from skyfast.flows import rewrites as rewrite
 from skyfast.gaps import INCIDENT_UPDATES
 from skyfast.selfmetrics import FLOW_UPDATE_S
 from tests.analyzer import Answer, FakeAnalyzer
@@ -298,7 +299,7 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
     with (
         mock.patch("skyfast.app.Clock", lambda: Clock(lambda: clock.seconds)),
         mock.patch("skyfast.ingest.Dates", functools.partial(Dates, wall_clock=clock.wall)),
-        mock.patch("skyfast.rewrite.MAX_REMEMBERED", remembered),
+        mock.patch("skyfast.flows.rewrites.MAX_REMEMBERED", remembered),
     ):
         soak = Virtual(per_day=per_day, clock=clock)
         with contextlib.closing(soak.churn):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from skyfast import addresses
+from skyfast.flows import addresses
 
 
 def expected(text: str) -> IPv4Address | IPv6Address | None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfast.anonymous import Anonymizer
-from skyfast.wire import FIELDS
+from skyfast.flows.fields import FIELDS
 from tests.specs import ONE, TWO
 from tests.support.paths import DATA
 

@@ -13,7 +13,7 @@ import yaml
 
 from skyfast import choices, config
 from skyfast._table import MAX_VIEWS, Table
-from skyfast.catalogue import (
+from skyfast.flows.catalog import (
     DANGEROUS_FIELDS,
     LABEL_FIELDS,
     LABELS,
@@ -24,8 +24,8 @@ from skyfast.catalogue import (
     families,
     make_plan,
 )
-from skyfast.names import Names
-from skyfast.plan import (
+from skyfast.flows.fields import FIELDS, flow_types
+from skyfast.flows.plan import (
     Column,
     Counter,
     Direction,
@@ -35,7 +35,7 @@ from skyfast.plan import (
     Plan,
     Requirement,
 )
-from skyfast.wire import FIELDS, flow_types
+from skyfast.names import Names
 from tests.core import read_all
 from tests.support.paths import DATA, ROOT
 from tests.test_prometheus import PROMTOOL, needs_promtool

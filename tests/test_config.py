@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyfast import config, document
-from skyfast.catalogue import families
 from skyfast.config import (
     SCHEMA,
     Condition,
@@ -31,6 +30,7 @@ from skyfast.config import (
     Rule,
     ViewChoice,
 )
+from skyfast.flows.catalog import families
 from tests.support.paths import ROOT
 
 DATA = Path("tests/data/config")

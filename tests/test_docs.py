@@ -17,10 +17,10 @@ import yaml
 
 from skyfast import cli, config, nodes, selfmetrics, subscriber
 from skyfast.captures import Captures
-from skyfast.catalogue import LABELS, METRICS, STANDARD_PREFIX, families
+from skyfast.flows.catalog import LABELS, METRICS, STANDARD_PREFIX, families
+from skyfast.flows.fields import FIELDS
 from skyfast.selfmetrics import Stats
 from skyfast.topology import Interfaces
-from skyfast.wire import FIELDS
 from tests.core import Core
 from tests.pages import FakeTable
 from tests.process import demo

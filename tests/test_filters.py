@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyfast import rewrite
 from skyfast.config import Filter
-from skyfast.filters import Admission, admission, classifier, reads
-from skyfast.plan import Path, Plan, Requirement
-from skyfast.selection import Condition, Network, Rule
-from skyfast.wire import FIELDS, flow_types
+from skyfast.flows import rewrites as rewrite
+from skyfast.flows.fields import FIELDS, flow_types
+from skyfast.flows.filters import Admission, admission, classifier, reads
+from skyfast.flows.plan import Path, Plan, Requirement
+from skyfast.flows.selection import Condition, Network, Rule
 
 JSON = dict[str, Any]
 

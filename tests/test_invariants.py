@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import _table
-from skyfast.wire import flow_types
+from skyfast.flows.fields import flow_types
 from tests import builds
 from tests.core import ALL_ROWS, Core, read_all
 from tests.model import DIRECTION, FAMILIES, LABELS, Label, Names, Spec, View, make_flow

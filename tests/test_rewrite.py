@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast import rewrite
-from skyfast.plan import Plan
-from skyfast.rewrite import FlowProtocol, Memory, fold, mask
-from skyfast.selection import Fold, Mask
-from skyfast.wire import flow_types
+from skyfast.flows import rewrites as rewrite
+from skyfast.flows.fields import flow_types
+from skyfast.flows.plan import Plan
+from skyfast.flows.rewrites import FlowProtocol, Memory, fold, mask
+from skyfast.flows.selection import Fold, Mask
 
 READS = FlowProtocol(other=True).reads
 FLOW = flow_types(Plan(views=(), requirements=()), also=READS).Flow

@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import __version__, selfmetrics
-from skyfast.plan import family_head
+from skyfast.flows.plan import family_head
 from skyfast.selfmetrics import (
     CAPTURE_SKIPS,
     HANDSHAKE_FAILURES,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfast import shard
-from skyfast.catalogue import make_plan
 from skyfast.config import ALONE, Shard, parse
+from skyfast.flows.catalog import make_plan
 from skyfast.names import Names
 from tests.analyzer import Answer, FakeAnalyzer
 from tests.core import Core

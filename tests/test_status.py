@@ -19,7 +19,7 @@ import pytest
 
 from skyfast import nodes, ranking, status, statuspage, topology, web
 from skyfast.app import App
-from skyfast.plan import Column, Counter, Family, View
+from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.ranking import BusyError, Query, QueryError, Ranking
 from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
 from skyfast.status import History

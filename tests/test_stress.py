@@ -12,7 +12,7 @@ import threading
 import time
 
 from skyfast import _table
-from skyfast.wire import flow_types
+from skyfast.flows.fields import flow_types
 from tests.core import Core, read_all
 from tests.model import DIRECTION, LABELS, Label, Names, Spec, View, make_flow
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Table
-from skyfast.wire import flow_types
+from skyfast.flows.fields import flow_types
 from tests import builds
 from tests.core import CHUNK_BYTES, Core, beside, plan_of, read_all
 from tests.model import (

@@ -5,7 +5,7 @@ import random
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from skyfast.plan import escaped
+from skyfast.flows.plan import escaped
 from tests.core import Core, beside, read_all
 from tests.model import (
     BYTES,

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from skyfast import __version__, web
 from skyfast.captures import Captures
 from skyfast.exposition import FIRST_CHUNK_BYTES, Exposition
-from skyfast.plan import family_head
+from skyfast.flows.plan import family_head
 from skyfast.selfmetrics import CaptureStats, Stats
 from skyfast.web import WebServer
 from tests.configs import make_config

@@ -16,11 +16,11 @@ import yaml
 
 from skyfast import config
 from skyfast._table import Table
-from skyfast.catalogue import make_plan
 from skyfast.document import ConfigError
-from skyfast.filters import admission, classifier, reads
+from skyfast.flows.catalog import make_plan
+from skyfast.flows.fields import flow_types
+from skyfast.flows.filters import admission, classifier, reads
 from skyfast.names import Names
-from skyfast.wire import flow_types
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import anything, copied, wrong_bytes, wrong_value
 from tests.support.paths import DATA

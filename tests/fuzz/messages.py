@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import _table, config
-from skyfast.wire import FIELDS
+from skyfast.flows.fields import FIELDS
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import NUMBERS, TEXTS, copied, places, wrong_bytes, wrong_value
 from tests.sink import Fed

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from skyfast.plan import Path, Plan
+from skyfast.flows.plan import Path, Plan
 
 # Bad UTF-8 and deep nesting have Python's own errors.
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

@@ -1,15 +1,15 @@
 """Label values that are made of what stands in a flow: masked addresses, folded ports, protocols.
 
-What they are made by are `skyfast.plan.Rewrite`s. What is remembered is bounded, for strangers
+What they are made by are `skyfast.flows.plan.Rewrite`s. What is remembered is bounded, for strangers
 choose what stands in a flow; nothing is locked, for one thread asks.
 """
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from skyfast import addresses
-from skyfast.plan import Path
-from skyfast.selection import Fold, Mask
+from skyfast.flows import addresses
+from skyfast.flows.plan import Path
+from skyfast.flows.selection import Fold, Mask
 
 K = TypeVar("K", bound=str | int)
 V = TypeVar("V")

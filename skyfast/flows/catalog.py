@@ -8,8 +8,9 @@ them, `make_plan` builds from them, and a test compares them with the tables of
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from skyfast.filters import Classifier, classifier
-from skyfast.plan import (
+from skyfast.flows.fields import FIELDS
+from skyfast.flows.filters import Classifier, classifier
+from skyfast.flows.plan import (
     Column,
     Conversation,
     Counter,
@@ -25,13 +26,12 @@ from skyfast.plan import (
     Value,
     View,
 )
-from skyfast.rewrite import OTHER, FlowProtocol, fold, mask
-from skyfast.selection import Mask
-from skyfast.wire import FIELDS
+from skyfast.flows.rewrites import OTHER, FlowProtocol, fold, mask
+from skyfast.flows.selection import Mask
 
 if TYPE_CHECKING:
     from skyfast.config import Config, Store
-    from skyfast.selection import LabelChoice, MetricChoice, ViewChoice
+    from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
 
 DIRECTION: Final = "direction"
 """The label that is no field, but tells the initiator's series from the target's."""

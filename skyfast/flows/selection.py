@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from skyfast.plan import Path
+from skyfast.flows.plan import Path
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 

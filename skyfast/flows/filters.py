@@ -2,7 +2,7 @@
 
 The rules of a configuration become one function, whose source is written here, for each flow
 passes through it: closures take twice as long. Its text has fields' names from
-`skyfast.wire.FIELDS` and names of constants; what a person has written is only ever a constant
+`skyfast.flows.fields.FIELDS` and names of constants; what a person has written is only ever a constant
 that it refers to.
 """
 
@@ -10,11 +10,11 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from skyfast import addresses
-from skyfast.plan import Path, Requirement
-from skyfast.rewrite import OTHER, Memory
-from skyfast.selection import Condition, Network, Rule
-from skyfast.wire import FIELDS
+from skyfast.flows import addresses
+from skyfast.flows.fields import FIELDS
+from skyfast.flows.plan import Path, Requirement
+from skyfast.flows.rewrites import OTHER, Memory
+from skyfast.flows.selection import Condition, Network, Rule
 
 if TYPE_CHECKING:  # the configuration's own checks import this module
     from skyfast.config import Filter
@@ -43,7 +43,7 @@ class Classifier:
 
     A flow is ``internal`` when both its addresses lie in the cluster's networks, ``egress`` or
     ``ingress`` when only the initiator's or the target's does, and ``other`` when neither does,
-    one is no address, or it has no Network. It is a `skyfast.plan.Rewrite` of the flow itself.
+    one is no address, or it has no Network. It is a `skyfast.flows.plan.Rewrite` of the flow itself.
     """
 
     READS: ClassVar[tuple[Path, ...]] = (("Network", "A"), ("Network", "B"))
