@@ -10,9 +10,10 @@ import msgspec
 
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import LARGE
-from skyfast import config, memory
+from skyfast import memory
 from skyfast._table import Table
-from skyfast.config import Config
+from skyfast.config import loader as config
+from skyfast.config.loader import Config
 from skyfast.exposition import CHUNK_BYTES
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types

@@ -8,7 +8,8 @@ import sys
 
 import uvloop
 
-from skyfast import config, memory
+from skyfast import memory
+from skyfast.config import loader as config
 from skyfast.selfmetrics import AnalyzerStats, Stats
 from skyfast.silence import Reporting
 from skyfast.subscriber import Subscription

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import uvloop
 
-from skyfast import __version__, check, listen, logs, memory, systemd
+from skyfast import __version__, listen, logs, memory, systemd
 from skyfast._table import Table
 from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
 from skyfast.clock import Clock
-from skyfast.config import Config, ConfigError, Store, changed, redact_url
+from skyfast.config import cost as check
+from skyfast.config.loader import Config, ConfigError, Store, changed, redact_url
 from skyfast.exposition import Exposition, Source
 from skyfast.flows import filters
 from skyfast.flows.catalog import make_plan

@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from skyfast import __version__, check, config, listen, logs, memory, shard
-from skyfast.values import Address, Invalid, to_level
+from skyfast import __version__, listen, logs, memory
+from skyfast.config import cost as check
+from skyfast.config import loader as config
+from skyfast.config import sharding as shard
+from skyfast.config.parsers import Address, Invalid, to_level
 
 if TYPE_CHECKING:
     from skyfast.recording import Playback

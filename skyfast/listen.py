@@ -12,9 +12,9 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Final
 
-from skyfast.config import LISTEN_ADDRESS, PORT, Config, Key
-from skyfast.document import ConfigError
-from skyfast.values import Address, to_host
+from skyfast.config.loader import LISTEN_ADDRESS, PORT, Config, Key
+from skyfast.config.parsers import Address, to_host
+from skyfast.config.yaml_nodes import ConfigError
 
 FIRST_DESCRIPTOR: Final = 3
 """The first socket that is passed: SD_LISTEN_FDS_START."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
-from skyfast.config import Credentials, redact_url
+from skyfast.config.loader import Credentials, redact_url
 from skyfast.logs import printable
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from typing import Any, Final
 import msgspec
 from aiohttp import WSCloseCode, web
 
-from skyfast.config import ConfigError
+from skyfast.config.loader import ConfigError
+from skyfast.config.parsers import Address
 from skyfast.logs import printable
 from skyfast.recording import Playback, Sending, addressed
 from skyfast.topology import QUERY, QUERY_WITH_NAMES
-from skyfast.values import Address
 
 PING_INTERVAL_S: Final = 2.0
 """How often an analyzer pings its subscribers: ``http.ws.ping_delay``'s default."""

@@ -19,7 +19,7 @@ from typing import Final
 
 from isal import igzip
 
-from skyfast.document import ConfigError
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.logs import LogLimit, printable
 from skyfast.recording import line
 

@@ -32,7 +32,7 @@ from uuid import UUID
 
 import msgspec
 
-from skyfast.document import ConfigError
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.fields import UNDECODABLE, Envelope
 
 MAX_LINE_BYTES: Final = 256 << 20

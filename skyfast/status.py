@@ -17,9 +17,10 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from skyfast import __version__, config
+from skyfast import __version__
 from skyfast.captures import CaptureReport
-from skyfast.config import Config
+from skyfast.config import loader as config
+from skyfast.config.loader import Config
 from skyfast.login import Endpoint
 from skyfast.logs import printable
 from skyfast.ranking import Metric, Ranking

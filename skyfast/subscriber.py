@@ -37,7 +37,7 @@ from websockets.frames import CloseCode
 from websockets.protocol import State
 
 from skyfast import __version__
-from skyfast.config import TLS, Config, ConfigError
+from skyfast.config.loader import TLS, Config, ConfigError
 from skyfast.frames import Connection, MessageData, OnMessage
 from skyfast.login import (
     NOT_TLS,

@@ -2,7 +2,7 @@
 
 import ssl
 
-from skyfast.config import TLS, ConfigError
+from skyfast.config.loader import TLS, ConfigError
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:

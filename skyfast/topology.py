@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from skyfast import nodes
-from skyfast.config import Config
+from skyfast.config.loader import Config
 from skyfast.flows.plan import family_head
 from skyfast.login import (
     NOT_TLS,

@@ -26,14 +26,14 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from skyfast import __version__, cardinality, exposition, markup, status, statuspage
-from skyfast.config import Config, Web
+from skyfast.config.loader import Config, Web
+from skyfast.config.parsers import Address
 from skyfast.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
 from skyfast.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
 from skyfast.logs import LogLimit, printable
 from skyfast.ranking import PARAMETERS, BusyError, QueryError
 from skyfast.selfmetrics import ScrapeStats
 from skyfast.status import Status
-from skyfast.values import Address
 
 if TYPE_CHECKING:
     from skyfast.webconfig import Guard

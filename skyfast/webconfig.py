@@ -32,7 +32,16 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from skyfast.document import (
+from skyfast.config.parsers import (
+    Invalid,
+    list_of,
+    mapping_of,
+    one_of,
+    to_boolean,
+    to_text,
+    whole,
+)
+from skyfast.config.yaml_nodes import (
     ConfigError,
     Node,
     Value,
@@ -44,15 +53,6 @@ from skyfast.document import (
 )
 from skyfast.handshakes import ServerContext
 from skyfast.logs import LogLimit
-from skyfast.values import (
-    Invalid,
-    list_of,
-    mapping_of,
-    one_of,
-    to_boolean,
-    to_text,
-    whole,
-)
 
 T = TypeVar("T")
 

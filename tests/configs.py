@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from skyfast import config
+from skyfast.config import loader as config
 
 _PATHS = {path.rpartition(".")[2]: path for path in config.SCHEMA}
 

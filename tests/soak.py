@@ -25,9 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-from skyfast import config, memory, nodes
+from skyfast import memory, nodes
 from skyfast.app import App
 from skyfast.clock import Clock
+from skyfast.config import loader as config
 from skyfast.dates import Dates
 from skyfast.exposition import Part
 from skyfast.flows import rewrites as rewrite

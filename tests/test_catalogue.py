@@ -11,8 +11,9 @@ import msgspec
 import pytest
 import yaml
 
-from skyfast import choices, config
 from skyfast._table import MAX_VIEWS, Table
+from skyfast.config import labels as choices
+from skyfast.config import loader as config
 from skyfast.flows.catalog import (
     DANGEROUS_FIELDS,
     LABEL_FIELDS,

@@ -5,8 +5,8 @@ import logging
 import pytest
 import yaml
 
-from skyfast import check
 from skyfast.app import App
+from skyfast.config import cost as check
 from tests.configs import make_config
 from tests.sink import Sink
 from tests.test_docs import PAGES, blocks

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import skyfast
-from skyfast.document import MAX_PROBLEMS
-from skyfast.values import LEVELS
+from skyfast.config.parsers import LEVELS
+from skyfast.config.yaml_nodes import MAX_PROBLEMS
 from tests.support.paths import ROOT, TESTS
 
 DEPLOYED = ROOT / "deploy" / "prom_sky_con.yml"

@@ -17,8 +17,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyfast import config, document
-from skyfast.config import (
+from skyfast.config import loader as config
+from skyfast.config import yaml_nodes as document
+from skyfast.config.loader import (
     SCHEMA,
     Condition,
     Config,

@@ -26,7 +26,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from skyfast import cli, config
+from skyfast import cli
+from skyfast.config import loader as config
 from tests import builds
 from tests.process import START_S, STOP_S, demo
 from tests.support.paths import ROOT

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from skyfast import cli, config, nodes, selfmetrics, subscriber
+from skyfast import cli, nodes, selfmetrics, subscriber
 from skyfast.captures import Captures
+from skyfast.config import loader as config
 from skyfast.flows.catalog import LABELS, METRICS, STANDARD_PREFIX, families
 from skyfast.flows.fields import FIELDS
 from skyfast.selfmetrics import Stats

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyfast.config import Filter
+from skyfast.config.loader import Filter
 from skyfast.flows import rewrites as rewrite
 from skyfast.flows.fields import FIELDS, flow_types
 from skyfast.flows.filters import Admission, admission, classifier, reads

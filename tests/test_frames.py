@@ -43,7 +43,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from skyfast import config, frames
+from skyfast import frames
+from skyfast.config import loader as config
 from skyfast.frames import BUFFER_BYTES, Connection, MessageData
 from skyfast.tls import client_context
 from tests.test_ingest import DEEP, Sink, flow, message

@@ -9,7 +9,7 @@ import pytest
 from skyfast import app
 from skyfast.app import App
 from skyfast.clock import Clock
-from skyfast.config import ALONE, Config, Shard
+from skyfast.config.loader import ALONE, Config, Shard
 from skyfast.gaps import INCIDENT_UPDATES, SLACK_S
 from tests.configs import make_config
 

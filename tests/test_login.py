@@ -13,7 +13,7 @@ from analyzer import Answer, FakeAnalyzer, Fault
 from certificates import Authority
 
 from skyfast import login
-from skyfast.config import TLS, ConfigError, Credentials
+from skyfast.config.loader import TLS, ConfigError, Credentials
 from skyfast.login import Authentication, Endpoint, host_and_port
 from skyfast.tls import client_context
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from skyfast import logs
-from skyfast.config import Logging, Note
+from skyfast.config.loader import Logging, Note
 from skyfast.logs import MAX_CAUSES, MAX_SHOWN, LogLimit, printable
 
 INFO = Logging(level="INFO", format="text")
@@ -210,7 +210,7 @@ def test_a_json_record_is_an_object_on_one_line(capfd: pytest.CaptureFixture[str
 FAULTS = """
 import sys, threading, warnings
 from skyfast import logs
-from skyfast.config import Logging
+from skyfast.config.loader import Logging
 logs.set_up(Logging(level="INFO", format="json"))
 warnings.warn("a\\nb")
 for target in (lambda: 1 / 0, lambda: sys.exit(1)):  # the latter is no fault

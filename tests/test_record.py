@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from skyfast import record
-from skyfast.config import ConfigError
+from skyfast.config.loader import ConfigError
 from skyfast.record import Recorder
 from skyfast.recording import Recording
 

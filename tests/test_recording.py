@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from skyfast import recording
-from skyfast.config import ConfigError
+from skyfast.config.loader import ConfigError
 from skyfast.recording import MAX_GAP_MS, Playback, Recording, addressed, line, moved, parse
 
 BASE_MS = 1_800_000_000_000

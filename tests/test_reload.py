@@ -27,7 +27,7 @@ import yaml
 
 from skyfast import app
 from skyfast.app import App
-from skyfast.config import Config
+from skyfast.config.loader import Config
 from tests.analyzer import Answer, FakeAnalyzer, Fault
 from tests.certificates import Authority
 from tests.configs import make_config

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast import shard
-from skyfast.config import ALONE, Shard, parse
+from skyfast.config import sharding as shard
+from skyfast.config.loader import ALONE, Shard, parse
 from skyfast.flows.catalog import make_plan
 from skyfast.names import Names
 from tests.analyzer import Answer, FakeAnalyzer

@@ -33,7 +33,7 @@ from websockets.exceptions import (
 from websockets.frames import Close
 
 from skyfast import subscriber
-from skyfast.config import Config, ConfigError
+from skyfast.config.loader import Config, ConfigError
 from skyfast.frames import MessageData
 from skyfast.selfmetrics import RECONNECT_REASONS, AnalyzerStats, Stats
 from skyfast.silence import Activity, SilenceTiming

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import names as names_module
 from skyfast import topology as topology_module
-from skyfast.config import ConfigError
+from skyfast.config.loader import ConfigError
 from skyfast.names import Names
 from skyfast.nodes import MalformedAnswerError, read
 from skyfast.selfmetrics import TopologyStats

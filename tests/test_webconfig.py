@@ -20,7 +20,7 @@ import bcrypt
 import pytest
 
 from skyfast import selfmetrics, web, webconfig
-from skyfast.document import ConfigError
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.handshakes import ServerContext
 from skyfast.webconfig import Guard, Refusal
 from tests.certificates import Authority

@@ -17,7 +17,7 @@ from skyfast.flows.rewrites import OTHER, Memory
 from skyfast.flows.selection import Condition, Network, Rule
 
 if TYPE_CHECKING:  # the configuration's own checks import this module
-    from skyfast.config import Filter
+    from skyfast.config.loader import Filter
 
 Flow = Any
 """A struct of the plan's flow types: which fields it has is known at run time only."""

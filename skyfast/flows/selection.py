@@ -1,6 +1,6 @@
 """What a configuration selects: labels, metrics, views, rewritten labels, and rules for flows.
 
-Plain data, made by `skyfast.config` (through `skyfast.choices`) and used by the catalogue, which
+Plain data, made by `skyfast.config.loader` (through `skyfast.config.labels`) and used by the catalogue, which
 makes the table's plan of it, and by the filters. Nothing here knows a file or a flow.
 """
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import yaml
 
-from skyfast import config
 from skyfast._table import Table
-from skyfast.document import ConfigError
+from skyfast.config import loader as config
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import flow_types
 from skyfast.flows.filters import admission, classifier, reads

@@ -15,7 +15,8 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from skyfast import _table, config
+from skyfast import _table
+from skyfast.config import loader as config
 from skyfast.flows.fields import FIELDS
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import NUMBERS, TEXTS, copied, places, wrong_bytes, wrong_value

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import yaml
 
 from skyfast import webconfig
-from skyfast.document import ConfigError
+from skyfast.config.yaml_nodes import ConfigError
 from tests.certificates import Authority
 from tests.fuzz.configuration import SECRET, check_error, spoilt
 from tests.fuzz.driver import Target

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from skyfast.config import Config, Note, Shard, ViewChoice
+from skyfast.config.loader import Config, Note, Shard, ViewChoice
 from skyfast.flows.catalog import ENDPOINTS, LABELS_BY_NAME, PROTOCOL
 
 MAX_SHARDS: Final = 1024

@@ -1,7 +1,7 @@
 """What the configuration says of labels, metrics, views, rewriting and rules, read and written.
 
 The functions called ``to_…`` turn what stands in a file into `skyfast.flows.selection`'s data, or raise
-`Invalid`; those called ``show_…`` return what `skyfast.config.dump` writes. `settled` checks what
+`Invalid`; those called ``show_…`` return what `skyfast.config.loader.dump` writes. `settled` checks what
 depends on one another.
 """
 
@@ -14,7 +14,21 @@ from typing import Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from skyfast.document import Node, Value
+from skyfast.config.parsers import (
+    TAGS,
+    Invalid,
+    Problems,
+    list_of,
+    mapping_of,
+    one_of,
+    seconds,
+    suggestion,
+    to_network,
+    to_text,
+    whole,
+    within,
+)
+from skyfast.config.yaml_nodes import Node, Value
 from skyfast.flows import addresses
 from skyfast.flows.catalog import (
     DIRECTION,
@@ -39,20 +53,6 @@ from skyfast.flows.selection import (
     Rewrite,
     Rule,
     ViewChoice,
-)
-from skyfast.values import (
-    TAGS,
-    Invalid,
-    Problems,
-    list_of,
-    mapping_of,
-    one_of,
-    seconds,
-    suggestion,
-    to_network,
-    to_text,
-    whole,
-    within,
 )
 
 T = TypeVar("T")

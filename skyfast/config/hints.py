@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
-from skyfast.document import Node, Value, join
+from skyfast.config.yaml_nodes import Node, Value, join
 
 MAX_SUGGESTIONS: Final = 3
 """Known keys of one name that a message lists; where there are more, none is."""

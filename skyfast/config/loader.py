@@ -8,11 +8,11 @@ loop; files are opened to read the configuration and to see that the certificate
 
 How a file becomes a `Config`:
 
-1. `skyfast.document` makes nodes of the text. Scalars stay the text that was written.
+1. `skyfast.config.yaml_nodes` makes nodes of the text. Scalars stay the text that was written.
 2. `_walk` descends along the keys of `SCHEMA` and nothing else, so an alias is never
    expanded more often than the schema has keys.
 3. Environment variables replace what the file says; then each key's `Key.parse`, made in
-   `skyfast.values` and `skyfast.choices`, checks its value, and `_build` combines what
+   `skyfast.config.parsers` and `skyfast.config.labels`, checks its value, and `_build` combines what
    depends on one another.
 
 All errors are one `ConfigError`, with a line each. It never holds a password or a cookie.
@@ -31,32 +31,9 @@ from typing import Any, Final, Generic, Literal, TypeVar
 import msgspec
 import yaml
 
-from skyfast import choices, hints
-from skyfast.document import (
-    HIDDEN,
-    Node,
-    Value,
-    compose,
-    describe,
-    describe_path,
-    file_name,
-    join,
-    kind_of,
-    read_file,
-)
-from skyfast.document import ConfigError as ConfigError
-from skyfast.document import redact_url as redact_url
-from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
-from skyfast.flows.selection import Condition as Condition
-from skyfast.flows.selection import Fold as Fold
-from skyfast.flows.selection import LabelChoice as LabelChoice
-from skyfast.flows.selection import Mask as Mask
-from skyfast.flows.selection import MetricChoice as MetricChoice
-from skyfast.flows.selection import Network as Network
-from skyfast.flows.selection import Rewrite as Rewrite
-from skyfast.flows.selection import Rule as Rule
-from skyfast.flows.selection import ViewChoice as ViewChoice
-from skyfast.values import (
+from skyfast.config import hints
+from skyfast.config import labels as choices
+from skyfast.config.parsers import (
     ANALYZER_PORT,
     TAGS,
     Address,
@@ -77,6 +54,30 @@ from skyfast.values import (
     to_url,
     whole,
 )
+from skyfast.config.yaml_nodes import (
+    HIDDEN,
+    Node,
+    Value,
+    compose,
+    describe,
+    describe_path,
+    file_name,
+    join,
+    kind_of,
+    read_file,
+)
+from skyfast.config.yaml_nodes import ConfigError as ConfigError
+from skyfast.config.yaml_nodes import redact_url as redact_url
+from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
+from skyfast.flows.selection import Condition as Condition
+from skyfast.flows.selection import Fold as Fold
+from skyfast.flows.selection import LabelChoice as LabelChoice
+from skyfast.flows.selection import Mask as Mask
+from skyfast.flows.selection import MetricChoice as MetricChoice
+from skyfast.flows.selection import Network as Network
+from skyfast.flows.selection import Rewrite as Rewrite
+from skyfast.flows.selection import Rule as Rule
+from skyfast.flows.selection import ViewChoice as ViewChoice
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from skyfast.config import Config, LabelChoice, MetricChoice, Store, ViewChoice
+from skyfast.config.loader import Config, LabelChoice, MetricChoice, Store, ViewChoice
 from skyfast.flows.catalog import (
     DANGEROUS_FIELDS,
     DIRECTION,
