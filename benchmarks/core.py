@@ -10,7 +10,6 @@ import msgspec
 
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import LARGE
-from skyfast import memory
 from skyfast._table import Table
 from skyfast.config import loader as config
 from skyfast.config.loader import Config
@@ -19,6 +18,7 @@ from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan
 from skyfast.names import Names
+from skyfast.runtime import memory
 
 NOW_S = 1_000.0
 """The table's clock, which stands still unless a benchmark moves it."""

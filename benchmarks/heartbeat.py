@@ -13,7 +13,7 @@ import sys
 import time
 
 from skyfast import app, cli
-from skyfast.clock import PAUSE_S, Clock
+from skyfast.runtime.clock import PAUSE_S, Clock
 
 INTERVAL_S = 0.001
 STEP_S = PAUSE_S / 2

@@ -8,10 +8,10 @@ import sys
 
 import uvloop
 
-from skyfast import memory
 from skyfast.config import loader as config
-from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.runtime import memory
 from skyfast.silence import Reporting
+from skyfast.stats import AnalyzerStats, Stats
 from skyfast.subscriber import Subscription
 
 

@@ -27,7 +27,7 @@ from uuid import UUID
 import msgspec
 
 from skyfast.flows.fields import FIELDS, UNDECODABLE
-from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES
+from skyfast.stats import MESSAGE_TYPES, NAMESPACES
 
 CACHED: Final = 1 << 16
 """Pseudonyms of each kind that are remembered; others are computed again."""

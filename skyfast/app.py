@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import uvloop
 
-from skyfast import __version__, listen, logs, memory, systemd
+from skyfast import __version__, listen
 from skyfast._table import Table
 from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
-from skyfast.clock import Clock
 from skyfast.config import cost as check
 from skyfast.config.loader import Config, ConfigError, Store, changed, redact_url
 from skyfast.exposition import Exposition, Source
@@ -35,8 +34,10 @@ from skyfast.listen import AS_CONFIGURED, Listen, ListenError
 from skyfast.names import Lookup, Names
 from skyfast.ranking import Ranking
 from skyfast.report_checks import ReportChecker
-from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
+from skyfast.runtime import logs, memory, systemd
+from skyfast.runtime.clock import Clock
 from skyfast.silence import Activity
+from skyfast.stats import AnalyzerStats, Failure, Stats
 from skyfast.status import Status, Subject
 from skyfast.subscriber import Subscriptions
 from skyfast.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller

@@ -31,7 +31,7 @@ import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
 from skyfast.flows.plan import family_head
-from skyfast.selfmetrics import CaptureStats, label_text
+from skyfast.stats import CaptureStats, label_text
 
 SILENCE_S: Final = 60.0
 """A capture leaves when there was no report of it for so long: six in a row."""

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from skyfast import __version__, listen, logs, memory
+from skyfast import __version__, listen
 from skyfast.config import cost as check
 from skyfast.config import loader as config
 from skyfast.config import sharding as shard
 from skyfast.config.parsers import Address, Invalid, to_level
+from skyfast.runtime import logs, memory
 
 if TYPE_CHECKING:
     from skyfast.recording import Playback

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from skyfast.flows.fields import CLOSING, UNDECODABLE
-from skyfast.logs import LogLimit, printable
-from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.runtime.logs import LogLimit, printable
+from skyfast.stats import AnalyzerStats, Stats
 
 log = logging.getLogger("skyfast.clock_skew")
 

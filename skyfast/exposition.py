@@ -16,9 +16,9 @@ from typing import Protocol
 
 from isal import isal_zlib
 
-from skyfast import selfmetrics
+from skyfast import stats as selfmetrics
 from skyfast.cardinality import Cardinality
-from skyfast.selfmetrics import Stats, TableCounts
+from skyfast.stats import Stats, TableCounts
 
 FIRST_CHUNK_BYTES = 16 * 1024
 """A page's first chunk: small, so that the first byte leaves at once."""

@@ -15,10 +15,10 @@ import msgspec
 from skyfast.dates import Dates
 from skyfast.flows.fields import UNDECODABLE, Envelope, FlowTypes
 from skyfast.flows.filters import Admission
-from skyfast.logs import LogLimit, printable
 from skyfast.partial import PartialDecoder
 from skyfast.report_checks import ReportChecker
-from skyfast.selfmetrics import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
+from skyfast.runtime.logs import LogLimit, printable
+from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 
 MAX_DEPTH = 64
 """Levels of nesting that are kept of a message which has more than the decoder can follow.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
 from skyfast.config.loader import Credentials, redact_url
-from skyfast.logs import printable
+from skyfast.runtime.logs import printable
 
 if TYPE_CHECKING:
     import aiohttp

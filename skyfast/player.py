@@ -20,8 +20,8 @@ from aiohttp import WSCloseCode, web
 
 from skyfast.config.loader import ConfigError
 from skyfast.config.parsers import Address
-from skyfast.logs import printable
 from skyfast.recording import Playback, Sending, addressed
+from skyfast.runtime.logs import printable
 from skyfast.topology import QUERY, QUERY_WITH_NAMES
 
 PING_INTERVAL_S: Final = 2.0

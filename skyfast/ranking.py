@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from skyfast.flows.plan import Family, View
-from skyfast.logs import printable
+from skyfast.runtime.logs import printable
 
 PARAMETERS: Final = ("by", "n", "filter")
 """What a URL can say of a ranking."""

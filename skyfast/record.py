@@ -20,8 +20,8 @@ from typing import Final
 from isal import igzip
 
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.logs import LogLimit, printable
 from skyfast.recording import line
+from skyfast.runtime.logs import LogLimit, printable
 
 MAX_FILE_BYTES: Final = 1 << 30
 """Size of the file at which recording ends. What is buffered by then comes behind it."""

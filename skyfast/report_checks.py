@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Protocol
 from skyfast.flows.fields import CLOSING
 from skyfast.flows.plan import Path, Plan
 from skyfast.gaps import MAX_FLOW_UPDATE_S, SLACK_S
-from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.stats import AnalyzerStats, Stats
 
 SAMPLES_PER_S: Final = 4.0
 """Messages that are checked, on average. A message of 100 flows takes about 0.4 ms."""

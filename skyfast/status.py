@@ -22,9 +22,9 @@ from skyfast.captures import CaptureReport
 from skyfast.config import loader as config
 from skyfast.config.loader import Config
 from skyfast.login import Endpoint
-from skyfast.logs import printable
 from skyfast.ranking import Metric, Ranking
-from skyfast.selfmetrics import AnalyzerStats, Failure, Stats, TableCounts, memory_bytes, sums
+from skyfast.runtime.logs import printable
+from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, memory_bytes, sums
 from skyfast.topology import Interface
 
 INTERVAL_S: Final = 5.0

@@ -51,9 +51,9 @@ from skyfast.login import (
     redirect,
     resolve,
 )
-from skyfast.logs import LogLimit, printable
-from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
+from skyfast.runtime.logs import LogLimit, printable
 from skyfast.silence import Activity, Reporting, Silence, SilenceTiming
+from skyfast.stats import AnalyzerStats, Failure, Stats
 from skyfast.tls import client_context
 
 log = logging.getLogger("skyfast.subscription")

@@ -31,10 +31,10 @@ from skyfast.login import (
     http_connector,
     redirect,
 )
-from skyfast.logs import LogLimit, printable
 from skyfast.names import Lookup, Names
 from skyfast.nodes import Answer, Counters, MalformedAnswerError, Node
-from skyfast.selfmetrics import INTERFACE_SKIPS, Failure, TopologyStats, label_text
+from skyfast.runtime.logs import LogLimit, printable
+from skyfast.stats import INTERFACE_SKIPS, Failure, TopologyStats, label_text
 from skyfast.tls import client_context
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ from skyfast.config.loader import Config, Web
 from skyfast.config.parsers import Address
 from skyfast.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
 from skyfast.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
-from skyfast.logs import LogLimit, printable
 from skyfast.ranking import PARAMETERS, BusyError, QueryError
-from skyfast.selfmetrics import ScrapeStats
+from skyfast.runtime.logs import LogLimit, printable
+from skyfast.stats import ScrapeStats
 from skyfast.status import Status
 
 if TYPE_CHECKING:

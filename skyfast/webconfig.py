@@ -52,7 +52,7 @@ from skyfast.config.yaml_nodes import (
     read_file,
 )
 from skyfast.handshakes import ServerContext
-from skyfast.logs import LogLimit
+from skyfast.runtime.logs import LogLimit
 
 T = TypeVar("T")
 

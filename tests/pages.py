@@ -14,7 +14,7 @@ from skyfast.cardinality import Cardinality
 from skyfast.exposition import Source
 from skyfast.flows.plan import Column, Counter, Direction, Family, Gauge, View
 from skyfast.ranking import Ranking
-from skyfast.selfmetrics import Stats
+from skyfast.stats import Stats
 from skyfast.status import Status, Subject
 from skyfast.topology import Interfaces
 from tests.configs import make_config

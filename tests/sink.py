@@ -11,7 +11,7 @@ from skyfast.flows.filters import admission, classifier, reads
 from skyfast.ingest import Ingest
 from skyfast.names import Names
 from skyfast.report_checks import ReportChecker
-from skyfast.selfmetrics import AnalyzerStats, Stats, sums
+from skyfast.stats import AnalyzerStats, Stats, sums
 from tests.configs import make_config
 
 

@@ -25,15 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-from skyfast import memory, nodes
+from skyfast import nodes
 from skyfast.app import App
-from skyfast.clock import Clock
 from skyfast.config import loader as config
 from skyfast.dates import Dates
 from skyfast.exposition import Part
 from skyfast.flows import rewrites as rewrite
 from skyfast.gaps import INCIDENT_UPDATES
-from skyfast.selfmetrics import FLOW_UPDATE_S
+from skyfast.runtime import memory
+from skyfast.runtime.clock import Clock
+from skyfast.stats import FLOW_UPDATE_S
 from tests.analyzer import Answer, FakeAnalyzer
 from tests.churn import UNIT, Churn, Elsewhere
 from tests.holdings import containers, heap_bytes, resident_bytes

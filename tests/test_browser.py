@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from skyfast import statuspage
-from skyfast.selfmetrics import Failure
+from skyfast.stats import Failure
 from tests.browser import CHROMIUM, MISSING, chromium
 from tests.model import make_flow
 from tests.pages import until

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast.clock import PAUSE_S, Clock
+from skyfast.runtime.clock import PAUSE_S, Clock
 
 
 class Source:

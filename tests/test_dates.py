@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from skyfast.dates import MAX_AHEAD_S, MAX_CLOSING_BEHIND_S, Dates
-from skyfast.selfmetrics import AnalyzerStats, Stats
+from skyfast.stats import AnalyzerStats, Stats
 from tests.sink import Sink
 from tests.test_ingest import flow, later, message
 

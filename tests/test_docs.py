@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
-from skyfast import cli, nodes, selfmetrics, subscriber
+from skyfast import cli, nodes, subscriber
+from skyfast import stats as selfmetrics
 from skyfast.captures import Captures
 from skyfast.config import loader as config
 from skyfast.flows.catalog import LABELS, METRICS, STANDARD_PREFIX, families
 from skyfast.flows.fields import FIELDS
-from skyfast.selfmetrics import Stats
+from skyfast.stats import Stats
 from skyfast.topology import Interfaces
 from tests.core import Core
 from tests.pages import FakeTable

@@ -16,7 +16,7 @@ from skyfast.exposition import (
     encoding,
     prefers_openmetrics,
 )
-from skyfast.selfmetrics import Stats
+from skyfast.stats import Stats
 from tests.pages import (
     BIG,
     CAPTURES,

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from skyfast import logs
 from skyfast.config.loader import Logging, Note
-from skyfast.logs import MAX_CAUSES, MAX_SHOWN, LogLimit, printable
+from skyfast.runtime import logs
+from skyfast.runtime.logs import MAX_CAUSES, MAX_SHOWN, LogLimit, printable
 
 INFO = Logging(level="INFO", format="text")
 JSON = Logging(level="INFO", format="json")
@@ -209,7 +209,7 @@ def test_a_json_record_is_an_object_on_one_line(capfd: pytest.CaptureFixture[str
 
 FAULTS = """
 import sys, threading, warnings
-from skyfast import logs
+from skyfast.runtime import logs
 from skyfast.config.loader import Logging
 logs.set_up(Logging(level="INFO", format="json"))
 warnings.warn("a\\nb")

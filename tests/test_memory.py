@@ -8,7 +8,7 @@ import pytest
 
 CHURN = """
 import resource, sys
-from skyfast import memory
+from skyfast.runtime import memory
 if sys.argv[1] == "kept":
     assert memory.keep_heap()
 list(b"x" * 84_000 for _ in range(40))

@@ -43,7 +43,7 @@ AS_STRANGER = (
 
 DUMPABLE = """
 import ctypes
-from skyfast import memory
+from skyfast.runtime import memory
 prctl = ctypes.CDLL(None).prctl
 print(prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
 memory.keep_to_itself()

@@ -13,9 +13,10 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from skyfast import __version__, selfmetrics
+from skyfast import __version__
+from skyfast import stats as selfmetrics
 from skyfast.flows.plan import family_head
-from skyfast.selfmetrics import (
+from skyfast.stats import (
     CAPTURE_SKIPS,
     HANDSHAKE_FAILURES,
     INTERFACE_SKIPS,

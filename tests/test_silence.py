@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import pytest
 
-from skyfast.selfmetrics import Stats
 from skyfast.silence import (
     LOST,
     MAX_VALUES,
@@ -25,6 +24,7 @@ from skyfast.silence import (
     Silence,
     is_improbable,
 )
+from skyfast.stats import Stats
 
 TICK_S = 1.0
 LONGEST_S = 45.0

@@ -21,7 +21,7 @@ from skyfast import nodes, ranking, status, statuspage, topology, web
 from skyfast.app import App
 from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.ranking import BusyError, Query, QueryError, Ranking
-from skyfast.selfmetrics import AnalyzerStats, Failure, Stats
+from skyfast.stats import AnalyzerStats, Failure, Stats
 from skyfast.status import History
 from tests.analyzer import Answer, FakeAnalyzer
 from tests.configs import make_config

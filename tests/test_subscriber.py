@@ -35,8 +35,8 @@ from websockets.frames import Close
 from skyfast import subscriber
 from skyfast.config.loader import Config, ConfigError
 from skyfast.frames import MessageData
-from skyfast.selfmetrics import RECONNECT_REASONS, AnalyzerStats, Stats
 from skyfast.silence import Activity, SilenceTiming
+from skyfast.stats import RECONNECT_REASONS, AnalyzerStats, Stats
 from skyfast.subscriber import (
     DEFAULT_TIMING,
     MAX_ADDRESSES,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skyfast.systemd import Manager
+from skyfast.runtime.systemd import Manager
 from tests.process import WAIT_S, Skyfast, running
 from tests.test_process import write_config
 

@@ -19,7 +19,7 @@ from skyfast import topology as topology_module
 from skyfast.config.loader import ConfigError
 from skyfast.names import Names
 from skyfast.nodes import MalformedAnswerError, read
-from skyfast.selfmetrics import TopologyStats
+from skyfast.stats import TopologyStats
 from skyfast.topology import (
     MAX_INTERFACES,
     MAX_LABEL_CHARS,

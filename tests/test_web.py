@@ -25,7 +25,7 @@ from skyfast import __version__, web
 from skyfast.captures import Captures
 from skyfast.exposition import FIRST_CHUNK_BYTES, Exposition
 from skyfast.flows.plan import family_head
-from skyfast.selfmetrics import CaptureStats, Stats
+from skyfast.stats import CaptureStats, Stats
 from skyfast.web import WebServer
 from tests.configs import make_config
 from tests.pages import (

@@ -19,7 +19,8 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from skyfast import selfmetrics, web, webconfig
+from skyfast import stats as selfmetrics
+from skyfast import web, webconfig
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.handshakes import ServerContext
 from skyfast.webconfig import Guard, Refusal

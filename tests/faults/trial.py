@@ -34,7 +34,7 @@ from typing import Any
 import pytest
 import yaml
 
-from skyfast.memory import KEPT_BYTES
+from skyfast.runtime.memory import KEPT_BYTES
 from tests.analyzer import FakeAnalyzer, Subscriber
 from tests.process import Skyfast, running
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from skyfast.clock import Clock
 from skyfast.gaps import ReportingGap
+from skyfast.runtime.clock import Clock
 from skyfast.silence import Reporting, Silence
 from tests.support.skydive import Analyzer, Cluster, Delivery, Subscriber
 

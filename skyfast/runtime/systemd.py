@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from skyfast.logs import LogLimit, printable
+from skyfast.runtime.logs import LogLimit, printable
 
 LOG_INTERVAL_S = 60.0
 """That nobody takes the messages is logged once in this time."""
