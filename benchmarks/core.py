@@ -17,8 +17,8 @@ from skyfast.exposition import CHUNK_BYTES
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan
-from skyfast.names import Names
 from skyfast.runtime import memory
+from skyfast.skydive.name_index import Names
 
 NOW_S = 1_000.0
 """The table's clock, which stands still unless a benchmark moves it."""

@@ -10,9 +10,9 @@ import uvloop
 
 from skyfast.config import loader as config
 from skyfast.runtime import memory
-from skyfast.silence import Reporting
+from skyfast.skydive.silence import Reporting
+from skyfast.skydive.subscription import Subscription
 from skyfast.stats import AnalyzerStats, Stats
-from skyfast.subscriber import Subscription
 
 
 async def main(path: str) -> None:

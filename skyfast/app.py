@@ -18,7 +18,6 @@ import uvloop
 
 from skyfast import __version__, listen
 from skyfast._table import Table
-from skyfast.captures import Captures
 from skyfast.cardinality import Cardinality
 from skyfast.config import cost as check
 from skyfast.config.loader import Config, ConfigError, Store, changed, redact_url
@@ -27,20 +26,21 @@ from skyfast.flows import filters
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan
-from skyfast.frames import MessageData
-from skyfast.gaps import SLACK_S, ReportingGap
-from skyfast.ingest import Ingest
 from skyfast.listen import AS_CONFIGURED, Listen, ListenError
-from skyfast.names import Lookup, Names
 from skyfast.ranking import Ranking
-from skyfast.report_checks import ReportChecker
 from skyfast.runtime import logs, memory, systemd
 from skyfast.runtime.clock import Clock
-from skyfast.silence import Activity
+from skyfast.skydive.captures import Captures
+from skyfast.skydive.ingest import Ingest
+from skyfast.skydive.name_index import Lookup, Names
+from skyfast.skydive.report_checks import ReportChecker
+from skyfast.skydive.reporting_gap import SLACK_S, ReportingGap
+from skyfast.skydive.silence import Activity
+from skyfast.skydive.subscription import Subscriptions
+from skyfast.skydive.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
+from skyfast.skydive.websocket import MessageData
 from skyfast.stats import AnalyzerStats, Failure, Stats
 from skyfast.status import Status, Subject
-from skyfast.subscriber import Subscriptions
-from skyfast.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
 from skyfast.web import Reload, WebServer
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from skyfast.config.loader import ConfigError
 from skyfast.config.parsers import Address
 from skyfast.recording import Playback, Sending, addressed
 from skyfast.runtime.logs import printable
-from skyfast.topology import QUERY, QUERY_WITH_NAMES
+from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES
 
 PING_INTERVAL_S: Final = 2.0
 """How often an analyzer pings its subscribers: ``http.ws.ping_delay``'s default."""

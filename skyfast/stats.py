@@ -52,7 +52,7 @@ CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many"
 """Why a report of a capture's statistics was not used."""
 
 MISDATED_REASONS = ("ahead", "behind")
-"""How the time of a flow differs from ours, beyond the bounds of `skyfast.dates`."""
+"""How the time of a flow differs from ours, beyond the bounds of `skyfast.skydive.clock_skew`."""
 
 GAP_REASONS = ("lost", "ours")
 """Why a report is missing: it was lost on its way, or skyfast skipped it or was not listening."""

@@ -18,14 +18,14 @@ from typing import Final, Literal, NamedTuple, Protocol
 import msgspec
 
 from skyfast import __version__
-from skyfast.captures import CaptureReport
 from skyfast.config import loader as config
 from skyfast.config.loader import Config
-from skyfast.login import Endpoint
 from skyfast.ranking import Metric, Ranking
 from skyfast.runtime.logs import printable
+from skyfast.skydive.auth import Endpoint
+from skyfast.skydive.captures import CaptureReport
+from skyfast.skydive.topology import Interface
 from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, memory_bytes, sums
-from skyfast.topology import Interface
 
 INTERVAL_S: Final = 5.0
 """Between two samples of the ring. Analyzers send what they have at least as often."""

@@ -3,14 +3,14 @@
 from typing import Any
 
 from skyfast import _table
-from skyfast.captures import Captures
 from skyfast.config.loader import Config
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import flow_types
 from skyfast.flows.filters import admission, classifier, reads
-from skyfast.ingest import Ingest
-from skyfast.names import Names
-from skyfast.report_checks import ReportChecker
+from skyfast.skydive.captures import Captures
+from skyfast.skydive.ingest import Ingest
+from skyfast.skydive.name_index import Names
+from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import AnalyzerStats, Stats, sums
 from tests.configs import make_config
 

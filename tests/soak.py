@@ -25,15 +25,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-from skyfast import nodes
 from skyfast.app import App
 from skyfast.config import loader as config
-from skyfast.dates import Dates
 from skyfast.exposition import Part
 from skyfast.flows import rewrites as rewrite
-from skyfast.gaps import INCIDENT_UPDATES
 from skyfast.runtime import memory
 from skyfast.runtime.clock import Clock
+from skyfast.skydive import topology_nodes as nodes
+from skyfast.skydive.clock_skew import Dates
+from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
 from skyfast.stats import FLOW_UPDATE_S
 from tests.analyzer import Answer, FakeAnalyzer
 from tests.churn import UNIT, Churn, Elsewhere
@@ -300,7 +300,7 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
     clock = VirtualClock()
     with (
         mock.patch("skyfast.app.Clock", lambda: Clock(lambda: clock.seconds)),
-        mock.patch("skyfast.ingest.Dates", functools.partial(Dates, wall_clock=clock.wall)),
+        mock.patch("skyfast.skydive.ingest.Dates", functools.partial(Dates, wall_clock=clock.wall)),
         mock.patch("skyfast.flows.rewrites.MAX_REMEMBERED", remembered),
     ):
         soak = Virtual(per_day=per_day, clock=clock)

@@ -7,7 +7,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
-from skyfast.captures import MAX_CAPTURES, SILENCE_S, SLOT_S, SLOTS, Captures
+from skyfast.skydive.captures import MAX_CAPTURES, SILENCE_S, SLOT_S, SLOTS, Captures
 from skyfast.stats import CAPTURE_SKIPS, CaptureStats
 from tests.support.paths import RECORDINGS
 

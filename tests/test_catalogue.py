@@ -36,7 +36,7 @@ from skyfast.flows.plan import (
     Plan,
     Requirement,
 )
-from skyfast.names import Names
+from skyfast.skydive.name_index import Names
 from tests.core import read_all
 from tests.support.paths import DATA, ROOT
 from tests.test_prometheus import PROMTOOL, needs_promtool

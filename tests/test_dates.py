@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from skyfast.dates import MAX_AHEAD_S, MAX_CLOSING_BEHIND_S, Dates
+from skyfast.skydive.clock_skew import MAX_AHEAD_S, MAX_CLOSING_BEHIND_S, Dates
 from skyfast.stats import AnalyzerStats, Stats
 from tests.sink import Sink
 from tests.test_ingest import flow, later, message

@@ -15,14 +15,16 @@ from typing import Any
 import pytest
 import yaml
 
-from skyfast import cli, nodes, subscriber
+from skyfast import cli
 from skyfast import stats as selfmetrics
-from skyfast.captures import Captures
 from skyfast.config import loader as config
 from skyfast.flows.catalog import LABELS, METRICS, STANDARD_PREFIX, families
 from skyfast.flows.fields import FIELDS
+from skyfast.skydive import subscription as subscriber
+from skyfast.skydive import topology_nodes as nodes
+from skyfast.skydive.captures import Captures
+from skyfast.skydive.topology import Interfaces
 from skyfast.stats import Stats
-from skyfast.topology import Interfaces
 from tests.core import Core
 from tests.pages import FakeTable
 from tests.process import demo

@@ -43,10 +43,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from skyfast import frames
 from skyfast.config import loader as config
-from skyfast.frames import BUFFER_BYTES, Connection, MessageData
-from skyfast.tls import client_context
+from skyfast.skydive import websocket as frames
+from skyfast.skydive.tls import client_context
+from skyfast.skydive.websocket import BUFFER_BYTES, Connection, MessageData
 from tests.test_ingest import DEEP, Sink, flow, message
 
 MAX_MESSAGE_BYTES = 70_000

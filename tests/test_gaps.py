@@ -1,4 +1,4 @@
-"""When the clock is held, by times alone: `skyfast.gaps` has neither clock nor socket."""
+"""When the clock is held, by times alone: `skyfast.skydive.reporting_gap` has neither clock nor socket."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast.gaps import (
+from skyfast.skydive.reporting_gap import (
     INCIDENT_UPDATES,
     MAX_FLOW_UPDATE_S,
     MISSING_UPDATES,

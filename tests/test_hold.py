@@ -9,8 +9,8 @@ import pytest
 from skyfast import app
 from skyfast.app import App
 from skyfast.config.loader import ALONE, Config, Shard
-from skyfast.gaps import INCIDENT_UPDATES, SLACK_S
 from skyfast.runtime.clock import Clock
+from skyfast.skydive.reporting_gap import INCIDENT_UPDATES, SLACK_S
 from tests.configs import make_config
 
 UPDATE_S = 60.0

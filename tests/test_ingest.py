@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from skyfast.ingest import MAX_REPAIRED_TOKENS, SHOWN_BYTES, pruned, unpaired_marked
+from skyfast.skydive.ingest import MAX_REPAIRED_TOKENS, SHOWN_BYTES, pruned, unpaired_marked
 from tests.sink import Sink
 
 METRIC = {"ABPackets": 1, "ABBytes": 100, "BAPackets": 2, "BABytes": 200}

@@ -12,10 +12,10 @@ import pytest
 from analyzer import Answer, FakeAnalyzer, Fault
 from certificates import Authority
 
-from skyfast import login
 from skyfast.config.loader import TLS, ConfigError, Credentials
-from skyfast.login import Authentication, Endpoint, host_and_port
-from skyfast.tls import client_context
+from skyfast.skydive import auth as login
+from skyfast.skydive.auth import Authentication, Endpoint, host_and_port
+from skyfast.skydive.tls import client_context
 
 NOBODY = Credentials(username="", password="")
 USER = Credentials(username="prom", password="hunter2")

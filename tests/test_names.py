@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast import names as names_module
-from skyfast.names import MAX_NAME_CHARS, Names
-from skyfast.nodes import read
+from skyfast.skydive import name_index as names_module
+from skyfast.skydive.name_index import MAX_NAME_CHARS, Names
+from skyfast.skydive.topology_nodes import read
 from tests.support.paths import RECORDINGS
 
 

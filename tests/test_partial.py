@@ -8,7 +8,7 @@ import pytest
 
 from skyfast.app import App
 from skyfast.exposition import Part
-from skyfast.ingest import MAX_PARTIAL_FLOWS
+from skyfast.skydive.ingest import MAX_PARTIAL_FLOWS
 from tests.configs import make_config
 from tests.sink import Sink
 from tests.test_ingest import DEEP, flow, message

@@ -14,7 +14,7 @@ import websockets
 from skyfast import recording
 from skyfast.player import Player, grown
 from skyfast.recording import DEMO_LOOP_S, addressed
-from skyfast.topology import QUERY, QUERY_WITH_NAMES
+from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES
 from tests.support.paths import RECORDINGS
 
 STARTED_MS = 1_800_000_000_000

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from skyfast.report_checks import (
+from skyfast.skydive.report_checks import (
     FIRST_PROBABILITY,
     MAX_SAMPLES_AT_ONCE,
     MAX_UNSETTLED,

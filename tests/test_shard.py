@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from skyfast.config import sharding as shard
 from skyfast.config.loader import ALONE, Shard, parse
 from skyfast.flows.catalog import make_plan
-from skyfast.names import Names
+from skyfast.skydive.name_index import Names
 from tests.analyzer import Answer, FakeAnalyzer
 from tests.core import Core
 from tests.model import DIRECTION, FAMILIES, LABELS, make_flow, one_view

@@ -1,4 +1,4 @@
-"""When a subscription is suspect and silent: `skyfast.silence` has neither clock nor socket.
+"""When a subscription is suspect and silent: `skyfast.skydive.silence` has neither clock nor socket.
 
 A cluster is simulated tick by tick, as Skydive's agents behave: each capture point sends its
 ``stats`` every 10 s, and its flows every ``flow.update``, to an analyzer that it picks at random.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from skyfast.silence import (
+from skyfast.skydive.silence import (
     LOST,
     MAX_VALUES,
     MEMORY_S,

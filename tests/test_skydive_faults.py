@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from skyfast.gaps import SLACK_S
+from skyfast.skydive.reporting_gap import SLACK_S
 from tests import builds
 from tests.core import Core
 from tests.model import (

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from skyfast import ingest
+from skyfast.skydive import ingest
 from tests.core import Core
 from tests.model import BYTES, FAMILIES, MAX_NUMBER, MAX_SUM, make_flow
 from tests.soak import play

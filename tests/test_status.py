@@ -17,10 +17,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from skyfast import nodes, ranking, status, statuspage, topology, web
+from skyfast import ranking, status, statuspage, web
 from skyfast.app import App
 from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.ranking import BusyError, Query, QueryError, Ranking
+from skyfast.skydive import topology
+from skyfast.skydive import topology_nodes as nodes
 from skyfast.stats import AnalyzerStats, Failure, Stats
 from skyfast.status import History
 from tests.analyzer import Answer, FakeAnalyzer

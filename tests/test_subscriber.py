@@ -32,12 +32,10 @@ from websockets.exceptions import (
 )
 from websockets.frames import Close
 
-from skyfast import subscriber
 from skyfast.config.loader import Config, ConfigError
-from skyfast.frames import MessageData
-from skyfast.silence import Activity, SilenceTiming
-from skyfast.stats import RECONNECT_REASONS, AnalyzerStats, Stats
-from skyfast.subscriber import (
+from skyfast.skydive import subscription as subscriber
+from skyfast.skydive.silence import Activity, SilenceTiming
+from skyfast.skydive.subscription import (
     DEFAULT_TIMING,
     MAX_ADDRESSES,
     SILENCE_JITTER,
@@ -49,6 +47,8 @@ from skyfast.subscriber import (
     backoff,
     classify,
 )
+from skyfast.skydive.websocket import MessageData
+from skyfast.stats import RECONNECT_REASONS, AnalyzerStats, Stats
 
 FAST = Timing(
     open_timeout_s=0.5,

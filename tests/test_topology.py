@@ -14,13 +14,11 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from skyfast import names as names_module
-from skyfast import topology as topology_module
 from skyfast.config.loader import ConfigError
-from skyfast.names import Names
-from skyfast.nodes import MalformedAnswerError, read
-from skyfast.stats import TopologyStats
-from skyfast.topology import (
+from skyfast.skydive import name_index as names_module
+from skyfast.skydive import topology as topology_module
+from skyfast.skydive.name_index import Names
+from skyfast.skydive.topology import (
     MAX_INTERFACES,
     MAX_LABEL_CHARS,
     MAX_LABELS_CHARS,
@@ -28,6 +26,8 @@ from skyfast.topology import (
     Interfaces,
     TopologyPoller,
 )
+from skyfast.skydive.topology_nodes import MalformedAnswerError, read
+from skyfast.stats import TopologyStats
 from tests.analyzer import Answer, FakeAnalyzer, Fault
 from tests.certificates import Authority
 from tests.configs import make_config

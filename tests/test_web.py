@@ -22,9 +22,9 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import __version__, web
-from skyfast.captures import Captures
 from skyfast.exposition import FIRST_CHUNK_BYTES, Exposition
 from skyfast.flows.plan import family_head
+from skyfast.skydive.captures import Captures
 from skyfast.stats import CaptureStats, Stats
 from skyfast.web import WebServer
 from tests.configs import make_config

@@ -16,7 +16,7 @@ class Clock:
     have expired meanwhile must be given the time to be heard of. That only holds when somebody asks
     more often than that; the expiry task does.
 
-    While the clock is held, no time passes either: `skyfast.gaps` says when.
+    While the clock is held, no time passes either: `skyfast.skydive.reporting_gap` says when.
 
     :param source: where seconds come from; a test gives its own.
     """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from skyfast.gaps import INCIDENT_UPDATES
+from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
 from tests.analyzer import FakeAnalyzer
 from tests.faults.trial import FLOWS, SOME, Trial, beside_the_others, trial
 from tests.support.paths import ROOT

@@ -1,7 +1,7 @@
 """skyfast's side of a modelled Skydive: detection of silence, and the clock of the table.
 
-The detector (`skyfast.silence`), the decision when the clock is held (`skyfast.gaps`) and the clock
-are the real ones; `Listener` runs them in the virtual time of a `Cluster`, as `skyfast.subscriber`
+The detector (`skyfast.skydive.silence`), the decision when the clock is held (`skyfast.skydive.reporting_gap`) and the clock
+are the real ones; `Listener` runs them in the virtual time of a `Cluster`, as `skyfast.skydive.subscription`
 and `skyfast.app` do.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from skyfast.gaps import ReportingGap
 from skyfast.runtime.clock import Clock
-from skyfast.silence import Reporting, Silence
+from skyfast.skydive.reporting_gap import ReportingGap
+from skyfast.skydive.silence import Reporting, Silence
 from tests.support.skydive import Analyzer, Cluster, Delivery, Subscriber
 
 TICK_MS = 1_000
@@ -92,7 +92,7 @@ class Listener:
                 yield delivery
 
     def _tick(self, watched: _Watched) -> None:
-        """Look whether a subscription is silent (`skyfast.subscriber`)."""
+        """Look whether a subscription is silent (`skyfast.skydive.subscription`)."""
         subscriber = watched.subscriber
         is_over = not subscriber.is_connected or watched.session != subscriber.session
         if watched.silence is not None and is_over:

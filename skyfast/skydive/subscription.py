@@ -38,8 +38,8 @@ from websockets.protocol import State
 
 from skyfast import __version__
 from skyfast.config.loader import TLS, Config, ConfigError
-from skyfast.frames import Connection, MessageData, OnMessage
-from skyfast.login import (
+from skyfast.runtime.logs import LogLimit, printable
+from skyfast.skydive.auth import (
     NOT_TLS,
     REDIRECTS,
     USE_PLAIN,
@@ -51,10 +51,10 @@ from skyfast.login import (
     redirect,
     resolve,
 )
-from skyfast.runtime.logs import LogLimit, printable
-from skyfast.silence import Activity, Reporting, Silence, SilenceTiming
+from skyfast.skydive.silence import Activity, Reporting, Silence, SilenceTiming
+from skyfast.skydive.tls import client_context
+from skyfast.skydive.websocket import Connection, MessageData, OnMessage
 from skyfast.stats import AnalyzerStats, Failure, Stats
-from skyfast.tls import client_context
 
 log = logging.getLogger("skyfast.subscription")
 
@@ -113,7 +113,7 @@ class Timing:
     resolve_interval_s: float = 30.0
     """Between two resolutions of a ``dns+`` name."""
     silence: SilenceTiming = field(default_factory=SilenceTiming)
-    """Those of `skyfast.silence`."""
+    """Those of `skyfast.skydive.silence`."""
 
 
 DEFAULT_TIMING: Final = Timing()

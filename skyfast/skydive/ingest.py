@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from skyfast.dates import Dates
 from skyfast.flows.fields import UNDECODABLE, Envelope, FlowTypes
 from skyfast.flows.filters import Admission
-from skyfast.partial import PartialDecoder
-from skyfast.report_checks import ReportChecker
 from skyfast.runtime.logs import LogLimit, printable
+from skyfast.skydive.clock_skew import Dates
+from skyfast.skydive.partial_decoder import PartialDecoder
+from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 
 MAX_DEPTH = 64

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Final
 
 from skyfast.flows import addresses
-from skyfast.nodes import Node
+from skyfast.skydive.topology_nodes import Node
 
 MAX_NODES: Final = 50_000
 """Nodes of one answer that are looked at; an answer has room for about 20,000 real ones."""

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
-from skyfast.gaps import MAX_FLOW_UPDATE_S, SLACK_S
+from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 
 SUSPECT_CHANCE: Final = 1e-3
 """A wrong suspicion only delays the expiry of connections..."""

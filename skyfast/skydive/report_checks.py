@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Protocol
 
 from skyfast.flows.fields import CLOSING
 from skyfast.flows.plan import Path, Plan
-from skyfast.gaps import MAX_FLOW_UPDATE_S, SLACK_S
+from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 from skyfast.stats import AnalyzerStats, Stats
 
 SAMPLES_PER_S: Final = 4.0

@@ -1,7 +1,7 @@
 """Network interfaces, rendered as metric families; and the questions to the topology API.
 
 :class:`Interfaces` holds the state and has neither clock nor socket: answers and ``now`` go in,
-a page comes out. :class:`TopologyPoller` asks the analyzers, also for :mod:`skyfast.names`. Nothing
+a page comes out. :class:`TopologyPoller` asks the analyzers, also for :mod:`skyfast.skydive.name_index`. Nothing
 here knows of flows, so a topology API that fails cannot harm them.
 """
 
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from skyfast import nodes
 from skyfast.config.loader import Config
 from skyfast.flows.plan import family_head
-from skyfast.login import (
+from skyfast.runtime.logs import LogLimit, printable
+from skyfast.skydive import topology_nodes as nodes
+from skyfast.skydive.auth import (
     NOT_TLS,
     REDIRECTS,
     USE_PLAIN,
@@ -31,11 +32,10 @@ from skyfast.login import (
     http_connector,
     redirect,
 )
-from skyfast.names import Lookup, Names
-from skyfast.nodes import Answer, Counters, MalformedAnswerError, Node
-from skyfast.runtime.logs import LogLimit, printable
+from skyfast.skydive.name_index import Lookup, Names
+from skyfast.skydive.tls import client_context
+from skyfast.skydive.topology_nodes import Answer, Counters, MalformedAnswerError, Node
 from skyfast.stats import INTERFACE_SKIPS, Failure, TopologyStats, label_text
-from skyfast.tls import client_context
 
 if TYPE_CHECKING:
     import aiohttp
