@@ -20,7 +20,7 @@ from benchmarks.harness import (
     ratio_at_most,
 )
 from benchmarks.programs import Program
-from skyfast.exposition import CHUNK_BYTES, GZIP_LEVEL, GZIP_WBITS
+from skyfast.web.exposition import CHUNK_BYTES, GZIP_LEVEL, GZIP_WBITS
 
 REPEATS = 5
 LARGE_REPEATS = 3

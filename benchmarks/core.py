@@ -13,12 +13,12 @@ from benchmarks.harness import LARGE
 from skyfast._table import Table
 from skyfast.config import loader as config
 from skyfast.config.loader import Config
-from skyfast.exposition import CHUNK_BYTES
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan
 from skyfast.runtime import memory
 from skyfast.skydive.name_index import Names
+from skyfast.web.exposition import CHUNK_BYTES
 
 NOW_S = 1_000.0
 """The table's clock, which stands still unless a benchmark moves it."""

@@ -16,18 +16,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import uvloop
 
-from skyfast import __version__, listen
+from skyfast import __version__
 from skyfast._table import Table
-from skyfast.cardinality import Cardinality
 from skyfast.config import cost as check
 from skyfast.config.loader import Config, ConfigError, Store, changed, redact_url
-from skyfast.exposition import Exposition, Source
 from skyfast.flows import filters
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan
-from skyfast.listen import AS_CONFIGURED, Listen, ListenError
-from skyfast.ranking import Ranking
 from skyfast.runtime import logs, memory, systemd
 from skyfast.runtime.clock import Clock
 from skyfast.skydive.captures import Captures
@@ -40,13 +36,18 @@ from skyfast.skydive.subscription import Subscriptions
 from skyfast.skydive.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import AnalyzerStats, Failure, Stats
-from skyfast.status import Status, Subject
-from skyfast.web import Reload, WebServer
+from skyfast.web import listen
+from skyfast.web.cardinality import Cardinality
+from skyfast.web.exposition import Exposition, Source
+from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError
+from skyfast.web.server import Reload, WebServer
+from skyfast.web.status import Status, Subject
+from skyfast.web.top import Ranking
 
 if TYPE_CHECKING:
     from skyfast.record import Recorder
     from skyfast.recording import Playback
-    from skyfast.webconfig import Guard
+    from skyfast.web.config_file import Guard
 
 EXPIRY_INTERVAL_S = 0.5
 """How often the table is asked for what has expired; deadlines are full seconds."""
@@ -729,7 +730,7 @@ def _guard(path: str) -> "Guard | None":
     """Return what keeps the web configuration at ``path``; None where there is none."""
     if not path:
         return None
-    from skyfast.webconfig import Guard
+    from skyfast.web.config_file import Guard
 
     return Guard(path)
 

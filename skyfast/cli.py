@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from skyfast import __version__, listen
+from skyfast import __version__
 from skyfast.config import cost as check
 from skyfast.config import loader as config
 from skyfast.config import sharding as shard
 from skyfast.config.parsers import Address, Invalid, to_level
 from skyfast.runtime import logs, memory
+from skyfast.web import listen
 
 if TYPE_CHECKING:
     from skyfast.recording import Playback
@@ -378,7 +379,7 @@ def _check_web(path: str) -> str:
     """Return what a web configuration comes to, as YAML comments; nothing where there is none."""
     if not path:
         return ""
-    from skyfast import webconfig
+    from skyfast.web import config_file as webconfig
 
     return f"# Web configuration: {webconfig.read(path).summary()}.\n"
 

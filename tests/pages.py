@@ -9,14 +9,14 @@ import time
 import pytest
 import uvloop
 
-from skyfast.cardinality import Cardinality
-from skyfast.exposition import Source
 from skyfast.flows.plan import Column, Counter, Direction, Family, Gauge, View
-from skyfast.ranking import Ranking
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.topology import Interfaces
 from skyfast.stats import Stats
-from skyfast.status import Status, Subject
+from skyfast.web.cardinality import Cardinality
+from skyfast.web.exposition import Source
+from skyfast.web.status import Status, Subject
+from skyfast.web.top import Ranking
 from tests.configs import make_config
 
 TEST_TIMEOUT_S = 15.0

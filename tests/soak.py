@@ -27,7 +27,6 @@ from unittest import mock
 
 from skyfast.app import App
 from skyfast.config import loader as config
-from skyfast.exposition import Part
 from skyfast.flows import rewrites as rewrite
 from skyfast.runtime import memory
 from skyfast.runtime.clock import Clock
@@ -35,6 +34,7 @@ from skyfast.skydive import topology_nodes as nodes
 from skyfast.skydive.clock_skew import Dates
 from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
 from skyfast.stats import FLOW_UPDATE_S
+from skyfast.web.exposition import Part
 from tests.analyzer import Answer, FakeAnalyzer
 from tests.churn import UNIT, Churn, Elsewhere
 from tests.holdings import containers, heap_bytes, resident_bytes

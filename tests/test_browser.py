@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
-from skyfast import statuspage
 from skyfast.stats import Failure
+from skyfast.web import status_html as statuspage
 from tests.browser import CHROMIUM, MISSING, chromium
 from tests.model import make_flow
 from tests.pages import until

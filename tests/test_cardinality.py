@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from skyfast import cardinality
-from skyfast.cardinality import (
+from skyfast.web import cardinality
+from skyfast.web.cardinality import (
     BusyError,
     Cardinality,
     Label,

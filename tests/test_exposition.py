@@ -5,8 +5,9 @@ import zlib
 
 import pytest
 
-from skyfast import cardinality
-from skyfast.exposition import (
+from skyfast.stats import Stats
+from skyfast.web import cardinality
+from skyfast.web.exposition import (
     CHUNK_BYTES,
     FIRST_CHUNK_BYTES,
     QUEUE_CHUNKS,
@@ -16,7 +17,6 @@ from skyfast.exposition import (
     encoding,
     prefers_openmetrics,
 )
-from skyfast.stats import Stats
 from tests.pages import (
     BIG,
     CAPTURES,

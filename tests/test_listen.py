@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from skyfast import listen
 from skyfast.config.parsers import Address
 from skyfast.config.yaml_nodes import ConfigError
+from skyfast.web import listen
 from tests.process import WAIT_S, Skyfast, demo, running
 from tests.support.paths import ROOT
 from tests.test_cli import run

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from skyfast.app import App
-from skyfast.exposition import Part
 from skyfast.skydive.ingest import MAX_PARTIAL_FLOWS
+from skyfast.web.exposition import Part
 from tests.configs import make_config
 from tests.sink import Sink
 from tests.test_ingest import DEEP, flow, message

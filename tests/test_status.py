@@ -17,14 +17,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from skyfast import ranking, status, statuspage, web
 from skyfast.app import App
 from skyfast.flows.plan import Column, Counter, Family, View
-from skyfast.ranking import BusyError, Query, QueryError, Ranking
 from skyfast.skydive import topology
 from skyfast.skydive import topology_nodes as nodes
 from skyfast.stats import AnalyzerStats, Failure, Stats
-from skyfast.status import History
+from skyfast.web import server as web
+from skyfast.web import status
+from skyfast.web import status_html as statuspage
+from skyfast.web import top as ranking
+from skyfast.web.status import History
+from skyfast.web.top import BusyError, Query, QueryError, Ranking
 from tests.analyzer import Answer, FakeAnalyzer
 from tests.configs import make_config
 from tests.model import make_flow

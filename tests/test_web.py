@@ -21,12 +21,13 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from skyfast import __version__, web
-from skyfast.exposition import FIRST_CHUNK_BYTES, Exposition
+from skyfast import __version__
 from skyfast.flows.plan import family_head
 from skyfast.skydive.captures import Captures
 from skyfast.stats import CaptureStats, Stats
-from skyfast.web import WebServer
+from skyfast.web import server as web
+from skyfast.web.exposition import FIRST_CHUNK_BYTES, Exposition
+from skyfast.web.server import WebServer
 from tests.configs import make_config
 from tests.pages import (
     BIG,

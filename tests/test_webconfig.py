@@ -20,10 +20,11 @@ import bcrypt
 import pytest
 
 from skyfast import stats as selfmetrics
-from skyfast import web, webconfig
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.handshakes import ServerContext
-from skyfast.webconfig import Guard, Refusal
+from skyfast.web import config_file as webconfig
+from skyfast.web import server as web
+from skyfast.web.config_file import Guard, Refusal
+from skyfast.web.handshakes import ServerContext
 from tests.certificates import Authority
 from tests.pages import BIG, FLOWS, TEST_TIMEOUT_S, FakeTable, on_both_loops, until
 from tests.process import demo

@@ -19,8 +19,8 @@ from typing import ClassVar
 import bcrypt
 import pytest
 
-from skyfast import web
-from skyfast.webconfig import Guard
+from skyfast.web import server as web
+from skyfast.web.config_file import Guard
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import BYTES, TEXTS, wrong_bytes
 from tests.test_web import PATHS, Site

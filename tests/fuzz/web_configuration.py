@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-from skyfast import webconfig
 from skyfast.config.yaml_nodes import ConfigError
+from skyfast.web import config_file as webconfig
 from tests.certificates import Authority
 from tests.fuzz.configuration import SECRET, check_error, spoilt
 from tests.fuzz.driver import Target

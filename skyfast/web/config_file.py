@@ -51,8 +51,8 @@ from skyfast.config.yaml_nodes import (
     join,
     read_file,
 )
-from skyfast.handshakes import ServerContext
 from skyfast.runtime.logs import LogLimit
+from skyfast.web.handshakes import ServerContext
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from skyfast.flows.plan import View
-from skyfast.markup import bar, document
+from skyfast.web.html import bar, document
 
 TOP_VALUES: Final = 20
 """How many values of each label are listed."""

@@ -2,7 +2,7 @@
 
 `Status` looks at the counters where they are, and keeps the last ten minutes of some of them in a
 ring. It belongs to the event loop. What the page looks like is the business of
-:mod:`skyfast.statuspage`, the busiest connections that of :mod:`skyfast.ranking`.
+:mod:`skyfast.web.status_html`, the busiest connections that of :mod:`skyfast.web.top`.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ import msgspec
 from skyfast import __version__
 from skyfast.config import loader as config
 from skyfast.config.loader import Config
-from skyfast.ranking import Metric, Ranking
 from skyfast.runtime.logs import printable
 from skyfast.skydive.auth import Endpoint
 from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.topology import Interface
 from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, memory_bytes, sums
+from skyfast.web.top import Metric, Ranking
 
 INTERVAL_S: Final = 5.0
 """Between two samples of the ring. Analyzers send what they have at least as often."""

@@ -2,7 +2,7 @@
 
 aiohttp parses and frames; every bound is kept here. A connection has exactly one deadline at
 any time, for a request's head, for its answer, or for the next request, and is closed when that
-passes. What a page consists of is the business of :mod:`skyfast.exposition`.
+passes. What a page consists of is the business of :mod:`skyfast.web.exposition`.
 """
 
 import asyncio
@@ -25,18 +25,21 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
-from skyfast import __version__, cardinality, exposition, markup, status, statuspage
+from skyfast import __version__
 from skyfast.config.loader import Config, Web
 from skyfast.config.parsers import Address
-from skyfast.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
-from skyfast.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
-from skyfast.ranking import PARAMETERS, BusyError, QueryError
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.stats import ScrapeStats
-from skyfast.status import Status
+from skyfast.web import cardinality, exposition, status
+from skyfast.web import html as markup
+from skyfast.web import status_html as statuspage
+from skyfast.web.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
+from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
+from skyfast.web.status import Status
+from skyfast.web.top import PARAMETERS, BusyError, QueryError
 
 if TYPE_CHECKING:
-    from skyfast.webconfig import Guard
+    from skyfast.web.config_file import Guard
 
 HEAD_TIMEOUT_S = 5.0
 """For a request's head: from its first byte, for the first one from the connection's start.
@@ -674,7 +677,7 @@ class _Connection(web.RequestHandler):
         self._handshake.add_done_callback(lambda _: self._handshake_over(client))
 
     async def _shake_hands(self, client: socket.socket, guard: "Guard") -> None:
-        from skyfast.handshakes import Handshake
+        from skyfast.web.handshakes import Handshake
 
         context = (await guard.refresh()).tls
         handshake = Handshake(client)

@@ -2,7 +2,7 @@
 
 Rendering and compression run in a thread of their own, some chunks ahead of the reader;
 nobody ever holds a whole page. Nothing here knows of HTTP but the rules of ``Accept`` and
-``Accept-Encoding``: :mod:`skyfast.web` decides who is served.
+``Accept-Encoding``: :mod:`skyfast.web.server` decides who is served.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from typing import Protocol
 from isal import isal_zlib
 
 from skyfast import stats as selfmetrics
-from skyfast.cardinality import Cardinality
 from skyfast.stats import Stats, TableCounts
+from skyfast.web.cardinality import Cardinality
 
 FIRST_CHUNK_BYTES = 16 * 1024
 """A page's first chunk: small, so that the first byte leaves at once."""

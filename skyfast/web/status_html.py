@@ -1,4 +1,4 @@
-"""The status page: what `skyfast.status` and `skyfast.ranking` tell, as HTML.
+"""The status page: what `skyfast.web.status` and `skyfast.web.top` tell, as HTML.
 
 The page is whole without its script, which fills the same places from ``/api/status`` and
 ``/api/top`` later. So where something stands is said here alone: ``data-key`` is the way to it in
@@ -18,9 +18,9 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from skyfast import markup
-from skyfast.ranking import MAX_FILTER_CHARS, PER_SECOND, Key, Metric, Query, Ranking, Top, Unit
-from skyfast.status import INTERVAL_S, MAX_GAP_S, SAMPLES, Report, Series
+from skyfast.web import html as markup
+from skyfast.web.status import INTERVAL_S, MAX_GAP_S, SAMPLES, Report, Series
+from skyfast.web.top import MAX_FILTER_CHARS, PER_SECOND, Key, Metric, Query, Ranking, Top, Unit
 
 ROWS: Final = (20, 50, 100, 500)
 """How many connections the page offers to list."""
