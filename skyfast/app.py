@@ -45,8 +45,8 @@ from skyfast.web.status import Status, Subject
 from skyfast.web.top import Ranking
 
 if TYPE_CHECKING:
-    from skyfast.record import Recorder
-    from skyfast.recording import Playback
+    from skyfast.replay.recorder import Recorder
+    from skyfast.replay.recording import Playback
     from skyfast.web.config_file import Guard
 
 EXPIRY_INTERVAL_S = 0.5
@@ -743,11 +743,11 @@ def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
     """Begin to record, where that is asked for."""
     if not options.record_file:
         return None
-    from skyfast.record import Recorder
+    from skyfast.replay.recorder import Recorder
 
     rewrite = None
     if options.anonymous:
-        from skyfast.anonymous import Anonymizer
+        from skyfast.replay.anonymizer import Anonymizer
 
         rewrite = Anonymizer()
     recorder = Recorder(options.record_file, rewrite=rewrite)
@@ -759,7 +759,7 @@ async def _adaptation(options: Options, stack: AsyncExitStack) -> Callable[[Conf
     """Begin what the options ask for, and return how they change every configuration."""
     if options.playback is None:
         return lambda config: config
-    from skyfast.player import Player
+    from skyfast.replay.player import Player
 
     player = Player(options.playback)
     stack.push_async_callback(player.stop)

@@ -27,7 +27,7 @@ from skyfast.runtime import logs, memory
 from skyfast.web import listen
 
 if TYPE_CHECKING:
-    from skyfast.recording import Playback
+    from skyfast.replay.recording import Playback
 
 DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
 
@@ -357,7 +357,7 @@ def _playback(arguments: argparse.Namespace) -> "Playback | None":
     """Return what is played in place of subscribing to analyzers; None where nothing is."""
     if not arguments.demo and not arguments.replay:
         return None
-    from skyfast import recording
+    from skyfast.replay import recording
 
     if arguments.demo:
         return recording.demo()

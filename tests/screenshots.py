@@ -13,8 +13,8 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from skyfast import recording
-from skyfast.player import Player
+from skyfast.replay import recording
+from skyfast.replay.player import Player
 from tests.browser import chromium
 from tests.process import running
 from tests.support.paths import ROOT

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast.anonymous import Anonymizer
 from skyfast.flows.fields import FIELDS
+from skyfast.replay.anonymizer import Anonymizer
 from tests.specs import ONE, TWO
 from tests.support.paths import DATA
 

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 import websockets
 
-from skyfast import recording
-from skyfast.player import Player, grown
-from skyfast.recording import DEMO_LOOP_S, addressed
+from skyfast.replay import recording
+from skyfast.replay.player import Player, grown
+from skyfast.replay.recording import DEMO_LOOP_S, addressed
 from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES
 from tests.support.paths import RECORDINGS
 
@@ -275,7 +275,7 @@ async def test_who_joins_later_hears_the_same_loop():
 
 
 async def test_it_pings(monkeypatch):
-    monkeypatch.setattr("skyfast.player.PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr("skyfast.replay.player.PING_INTERVAL_S", 0.05)
     pinged = asyncio.Event()
 
     class Client(websockets.ClientConnection):
@@ -357,7 +357,7 @@ async def test_the_end_of_a_replay_is_told_with_what_it_took(tmp_path, caplog):
 
 
 async def test_a_fault_of_the_player_is_logged_at_once(monkeypatch, caplog):
-    monkeypatch.setattr("skyfast.player.addressed", lambda *_: 1 / 0)
+    monkeypatch.setattr("skyfast.replay.player.addressed", lambda *_: 1 / 0)
     async with demo() as (_, port), asyncio.timeout(5), subscribe(port):
         await logged(caplog, 1)
     assert caplog.messages == ["the replay has ended, by a fault of skyfast's own"]

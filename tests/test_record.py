@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from skyfast import record
 from skyfast.config.loader import ConfigError
-from skyfast.record import Recorder
-from skyfast.recording import Recording
+from skyfast.replay import recorder as record
+from skyfast.replay.recorder import Recorder
+from skyfast.replay.recording import Recording
 
 MESSAGE = b'{"Namespace":"stats","n":%d}'
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from skyfast import recording
 from skyfast.config.loader import ConfigError
-from skyfast.recording import MAX_GAP_MS, Playback, Recording, addressed, line, moved, parse
+from skyfast.replay import recording
+from skyfast.replay.recording import MAX_GAP_MS, Playback, Recording, addressed, line, moved, parse
 
 BASE_MS = 1_800_000_000_000
 

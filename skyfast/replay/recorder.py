@@ -3,7 +3,7 @@
 The event loop copies each message into a queue and does nothing else for it; a thread writes. What
 finds no room in the queue is dropped, counted and said. The file has a largest size, and when it
 is reached or the disk fails, recording ends and exporting goes on. Its form is that of
-:mod:`skyfast.recording`.
+:mod:`skyfast.replay.recording`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Final
 from isal import igzip
 
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.recording import line
+from skyfast.replay.recording import line
 from skyfast.runtime.logs import LogLimit, printable
 
 MAX_FILE_BYTES: Final = 1 << 30

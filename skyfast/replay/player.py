@@ -1,7 +1,7 @@
 """Analyzers played from recordings: for trying skyfast without Skydive, and to see a bug again.
 
 They serve what skyfast uses of real ones: the flow subscription and the topology API. What is
-sent, and when, is a pure function of the recordings and the time (:mod:`skyfast.recording`); only
+sent, and when, is a pure function of the recordings and the time (:mod:`skyfast.replay.recording`); only
 :class:`Player` has a clock and sockets.
 """
 
@@ -20,7 +20,7 @@ from aiohttp import WSCloseCode, web
 
 from skyfast.config.loader import ConfigError
 from skyfast.config.parsers import Address
-from skyfast.recording import Playback, Sending, addressed
+from skyfast.replay.recording import Playback, Sending, addressed
 from skyfast.runtime.logs import printable
 from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES
 

@@ -1,8 +1,8 @@
 """Recordings: files of what analyzers sent, one JSON message a line, plain or as gzip.
 
 `line` writes one, and `Recording` reads them. Both hold one message at a time, so a recording can
-be of any size. Nothing here has a clock or a socket: :mod:`skyfast.record` writes while skyfast
-runs, :mod:`skyfast.player` plays.
+be of any size. Nothing here has a clock or a socket: :mod:`skyfast.replay.recorder` writes while skyfast
+runs, :mod:`skyfast.replay.player` plays.
 
 Any file of messages will do, and one of flows without the message around them. What skyfast writes
 has one key more in front of each::
