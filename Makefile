@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CORE := skyfast/_table.pyx skyfast/_table.pxd $(wildcard skyfast/*.pxi) setup.py
+CORE := skyfast/_table.pyx skyfast/_table.pxd $(wildcard skyfast/table/*.pxi) setup.py
 BENCH ?= all
 SOAK_S ?= 600
 
@@ -74,10 +74,10 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint skyfast/*.pyx skyfast/*.pxd skyfast/*.pxi
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint skyfast/*.pyx skyfast/*.pxd skyfast/table/*.pxi
 	rm -rf build/lint
 	mkdir -p build/lint
-	for file in skyfast/*.pxi; do cp $$file build/lint/$$(basename $$file .pxi).pyx || exit; done
+	for file in skyfast/table/*.pxi; do cp $$file build/lint/$$(basename $$file .pxi).pyx || exit; done
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint --no-pycodestyle build/lint/*.pyx
 
 format: $(VENV)/.lint

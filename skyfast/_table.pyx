@@ -24,7 +24,7 @@ Data structures
     connection and through the wheel, so a live row is no larger for it. The first of a list is the
     first to be forgotten, when its time is over or another flow needs the room. A connection that
     leaves with other counters than its last flow's totals keeps them in such a row as well, whose
-    key is a hash of its labels. See ``_dormant.pxi``.
+    key is a hash of its labels. See ``table/dormant.pxi``.
 
 Costs
     A report of a known flow: one look-up, two cache lines of rows. A new flow, and one that was
@@ -47,12 +47,12 @@ Lock
 
 Files
     The methods of `Table` are here, and what only they need. Functions that need no table are in
-    files of their own: ``_rows.pxi`` has arena, slabs and index, ``_texts.pxi`` hashes and interned
-    texts, ``_fields.pxi`` what reads a flow, ``_lines.pxi`` what writes a page's lines,
-    ``_wheel.pxi`` the wheels, ``_dormant.pxi`` the lists of dormant flows, ``_ranking.pxi`` and
-    ``_tallies.pxi`` what has most and what is commonest. They are included because the C compiler
-    needs all of it in one unit, to inline the small ones. Constants that several of them share are
-    here.
+    files of their own: ``table/rows.pxi`` has arena, slabs and index, ``table/strings.pxi`` hashes
+    and interned texts, ``table/fields.pxi`` what reads a flow, ``table/text_format.pxi`` what
+    writes a page's lines, ``table/timer_wheel.pxi`` the wheels, ``table/dormant.pxi`` the lists of
+    dormant flows, ``table/top_k.pxi`` and ``table/counter.pxi`` what has most and what is
+    commonest. They are included because the C compiler needs all of it in one unit, to inline the
+    small ones. Constants that several of them share are here.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -257,13 +257,13 @@ cdef object ESCAPES = re.compile(r"\\(.)", re.DOTALL)
 cdef dict UNESCAPED = {r"\\": "\\", r'\"': '"', r"\n": "\n"}
 
 
-include "_rows.pxi"
-include "_texts.pxi"
-include "_fields.pxi"
-include "_lines.pxi"
-include "_wheel.pxi"
-include "_dormant.pxi"
-include "_ranking.pxi"
+include "table/rows.pxi"
+include "table/strings.pxi"
+include "table/fields.pxi"
+include "table/text_format.pxi"
+include "table/timer_wheel.pxi"
+include "table/dormant.pxi"
+include "table/top_k.pxi"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -302,7 +302,8 @@ cdef class Table:
     """The flows and connections of one plan.
 
     :param plan: labels, values and families (`skyfast.flows.plan.Plan`).
-    :param types: the structs that `update` takes (`skyfast.flows.fields.flow_types` of the same plan).
+    :param types: the structs that `update` takes (`skyfast.flows.fields.flow_types` of the same
+        plan).
     :param slots: read the structs' slots at their offsets, where that can be shown to work;
         with False the fields are read as attributes. Results are the same.
 
@@ -3285,7 +3286,7 @@ def line_literals(metric, columns, direction):
     return sides
 
 
-include "_tallies.pxi"
+include "table/counter.pxi"
 
 
 cdef class Page:

@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 NAMES = ("checked", "address", "thread", "coverage")
 SOURCES = (
     ROOT / "setup.py",
-    *(path for end in ("pyx", "pxd", "pxi") for path in (ROOT / "skyfast").glob(f"*.{end}")),
+    *(path for end in ("pyx", "pxd", "pxi") for path in (ROOT / "skyfast").rglob(f"*.{end}")),
 )
 CORE = "skyfast._table"
 CHOSEN = "SKYFAST_CORE"

@@ -408,7 +408,7 @@ def test_the_image_holds_what_runs_and_no_more(image: Build) -> None:
     (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
     files = [path for path in (packages / "skyfast").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} - {".pyc"} == SUFFIXES
-    modules = {path.name for path in (ROOT / "skyfast").glob("*.py")}
+    modules = {path.name for path in (ROOT / "skyfast").rglob("*.py")}
     assert {path.name for path in files} >= modules | {"py.typed", "_table.pyi"}
     data = {path.name for path in (ROOT / "skyfast" / "data").iterdir()}
     assert {path.name for path in files if path.parent.name == "data"} == data

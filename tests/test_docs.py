@@ -453,7 +453,7 @@ def logged() -> dict[str, str]:
     They are without the analyzer's name before them, and what may follow them.
     """
     found = {re.escape(text): "subscriber" for text in subscriber._TEXTS.values()}
-    for module in sorted((ROOT / "skyfast").glob("*.py")):
+    for module in sorted((ROOT / "skyfast").rglob("*.py")):
         for line in Lines(module):
             found[re.sub(r"(\.\+)+$", "", line.removeprefix(ANALYZER))] = module.stem
     return {line: module for line, module in found.items() if re.search(r"\w{4}", line)}

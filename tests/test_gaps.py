@@ -1,4 +1,5 @@
-"""When the clock is held, by times alone: `skyfast.skydive.reporting_gap` has neither clock nor socket."""
+"""When the clock is held, by times alone: `skyfast.skydive.reporting_gap` has neither clock nor
+socket."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -145,7 +145,7 @@ def test_a_machine_without_a_loopback_is_told_in_one_line(arguments: list[object
 def test_recordings_are_played_where_there_is_ipv6_alone() -> None:
     """An address that no machine has stands for the one of IPv4."""
     code = (
-        "import sys; from skyfast import cli, player;"
+        "import sys; from skyfast import cli; from skyfast.replay import player;"
         "player.LOOPBACKS = ('192.0.2.1', '::1'); sys.exit(cli.main())"
     )
     with subprocess.Popen(

@@ -1,4 +1,5 @@
-"""When a subscription is suspect and silent: `skyfast.skydive.silence` has neither clock nor socket.
+"""When a subscription is suspect and silent: `skyfast.skydive.silence` has neither clock nor
+socket.
 
 A cluster is simulated tick by tick, as Skydive's agents behave: each capture point sends its
 ``stats`` every 10 s, and its flows every ``flow.update``, to an analyzer that it picks at random.

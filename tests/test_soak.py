@@ -56,7 +56,9 @@ def test_a_memory_that_grows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ingest.Ingest, "message", leaking)
     wrong = asyncio.run(play(days=3, per_day=100, remembered=64))
-    (entries,) = (text for text in wrong if text.startswith("entries of skyfast.ingest.kept: "))
+    (entries,) = (
+        text for text in wrong if text.startswith("entries of skyfast.skydive.ingest.kept: ")
+    )
     assert " on the second day, " in entries
     assert entries.endswith(" times")
 

@@ -987,6 +987,6 @@ async def test_a_prometheus_scrapes_by_https_with_a_password(file, authority, tm
 def test_nothing_of_it_is_imported_without_the_flag():
     code = (
         "import sys, skyfast.app, skyfast.cli;"
-        "sys.exit(bool({'bcrypt', 'skyfast.webconfig'} & {*sys.modules}))"
+        "sys.exit(bool({'bcrypt', 'skyfast.web.config_file'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=20, check=False).returncode == 0

@@ -1,8 +1,8 @@
 """What the configuration says of labels, metrics, views, rewriting and rules, read and written.
 
-The functions called ``to_…`` turn what stands in a file into `skyfast.flows.selection`'s data, or raise
-`Invalid`; those called ``show_…`` return what `skyfast.config.loader.dump` writes. `settled` checks what
-depends on one another.
+The functions called ``to_…`` turn what stands in a file into `skyfast.flows.selection`'s data, or
+raise `Invalid`; those called ``show_…`` return what `skyfast.config.loader.dump` writes. `settled`
+checks what depends on one another.
 """
 
 import re

@@ -12,8 +12,8 @@ How a file becomes a `Config`:
 2. `_walk` descends along the keys of `SCHEMA` and nothing else, so an alias is never
    expanded more often than the schema has keys.
 3. Environment variables replace what the file says; then each key's `Key.parse`, made in
-   `skyfast.config.parsers` and `skyfast.config.labels`, checks its value, and `_build` combines what
-   depends on one another.
+   `skyfast.config.parsers` and `skyfast.config.labels`, checks its value, and `_build` combines
+   what depends on one another.
 
 All errors are one `ConfigError`, with a line each. It never holds a password or a cookie.
 """

@@ -1,7 +1,7 @@
 """What a single value of the configuration can be: functions that accept or refuse it.
 
-Each takes a `skyfast.config.yaml_nodes.Value`, and returns what is meant or raises `Invalid`. Nothing here
-knows a key. What has a structure of its own is in `skyfast.config.labels`.
+Each takes a `skyfast.config.yaml_nodes.Value`, and returns what is meant or raises `Invalid`.
+Nothing here knows a key. What has a structure of its own is in `skyfast.config.labels`.
 """
 
 import difflib

@@ -1,7 +1,7 @@
 """One of several instances that share the connections: what ``--shard I/N`` changes.
 
-Which flows belong to which is decided by the table: see `skyfast.flows.plan.Share`. Here is the rest.
-Families of the whole cluster come from the first instance alone.
+Which flows belong to which is decided by the table: see `skyfast.flows.plan.Share`. Here is the
+rest. Families of the whole cluster come from the first instance alone.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 The rules of a configuration become one function, whose source is written here, for each flow
 passes through it: closures take twice as long. Its text has fields' names from
-`skyfast.flows.fields.FIELDS` and names of constants; what a person has written is only ever a constant
-that it refers to.
+`skyfast.flows.fields.FIELDS` and names of constants; what a person has written is only ever a
+constant that it refers to.
 """
 
 from bisect import bisect
@@ -43,7 +43,8 @@ class Classifier:
 
     A flow is ``internal`` when both its addresses lie in the cluster's networks, ``egress`` or
     ``ingress`` when only the initiator's or the target's does, and ``other`` when neither does,
-    one is no address, or it has no Network. It is a `skyfast.flows.plan.Rewrite` of the flow itself.
+    one is no address, or it has no Network. It is a `skyfast.flows.plan.Rewrite` of the flow
+    itself.
     """
 
     READS: ClassVar[tuple[Path, ...]] = (("Network", "A"), ("Network", "B"))

@@ -1,7 +1,8 @@
 """What a configuration selects: labels, metrics, views, rewritten labels, and rules for flows.
 
-Plain data, made by `skyfast.config.loader` (through `skyfast.config.labels`) and used by the catalogue, which
-makes the table's plan of it, and by the filters. Nothing here knows a file or a flow.
+Plain data, made by `skyfast.config.loader` (through `skyfast.config.labels`) and used by the
+catalogue, which makes the table's plan of it, and by the filters. Nothing here knows a file or a
+flow.
 """
 
 import ipaddress

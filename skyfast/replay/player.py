@@ -1,8 +1,8 @@
 """Analyzers played from recordings: for trying skyfast without Skydive, and to see a bug again.
 
 They serve what skyfast uses of real ones: the flow subscription and the topology API. What is
-sent, and when, is a pure function of the recordings and the time (:mod:`skyfast.replay.recording`); only
-:class:`Player` has a clock and sockets.
+sent, and when, is a pure function of the recordings and the time (:mod:`skyfast.replay.recording`);
+only :class:`Player` has a clock and sockets.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Recordings: files of what analyzers sent, one JSON message a line, plain or as gzip.
 
 `line` writes one, and `Recording` reads them. Both hold one message at a time, so a recording can
-be of any size. Nothing here has a clock or a socket: :mod:`skyfast.replay.recorder` writes while skyfast
-runs, :mod:`skyfast.replay.player` plays.
+be of any size. Nothing here has a clock or a socket: :mod:`skyfast.replay.recorder` writes while
+skyfast runs, :mod:`skyfast.replay.player` plays.
 
 Any file of messages will do, and one of flows without the message around them. What skyfast writes
 has one key more in front of each::
@@ -25,6 +25,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import repeat
 from pathlib import Path
 from typing import Final, Literal
@@ -349,7 +350,7 @@ class Playback:
 DEMO_LOOP_S: Final = 30.0
 """Time from the start of one loop of the demo to the start of the next, in seconds."""
 
-_DATA: Final = Path(__file__).parent / "data"
+_DATA: Final = Path(str(files("skyfast") / "data"))
 
 
 def demo() -> Playback:

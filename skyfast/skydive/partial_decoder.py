@@ -1,7 +1,8 @@
 """Decoding a flow without the values that have another JSON type than Skydive gives them.
 
 A flow whose round-trip time is a text still has bytes and packets. What may be missing is said by
-`skyfast.flows.fields.FlowTypes.omissible`; anything else that cannot be decoded costs the whole flow.
+`skyfast.flows.fields.FlowTypes.omissible`; anything else that cannot be decoded costs the whole
+flow.
 """
 
 import contextlib
@@ -28,8 +29,8 @@ class PartialDecoder:
     def decode(self, data: msgspec.Raw) -> Any:
         """Return a flow.
 
-        Raises one of `skyfast.flows.fields.UNDECODABLE` where something cannot be decoded that a flow
-        needs, or that is not a flow at all.
+        Raises one of `skyfast.flows.fields.UNDECODABLE` where something cannot be decoded that a
+        flow needs, or that is not a flow at all.
         """
         return self._flow.decode(data)
 

@@ -1,8 +1,9 @@
 """Network interfaces, rendered as metric families; and the questions to the topology API.
 
 :class:`Interfaces` holds the state and has neither clock nor socket: answers and ``now`` go in,
-a page comes out. :class:`TopologyPoller` asks the analyzers, also for :mod:`skyfast.skydive.name_index`. Nothing
-here knows of flows, so a topology API that fails cannot harm them.
+a page comes out. :class:`TopologyPoller` asks the analyzers, also for
+:mod:`skyfast.skydive.name_index`. Nothing here knows of flows, so a topology API that fails cannot
+harm them.
 """
 
 import asyncio

@@ -293,7 +293,11 @@ async def test_it_changes_its_host_id(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "reason", "logged"),
     [
-        (401, "unauthorized", "WARNING skyfast.subscriber: analyzer 127.0.0.1:{port}: the creden"),
+        (
+            401,
+            "unauthorized",
+            "WARNING skyfast.subscription: analyzer 127.0.0.1:{port}: the creden",
+        ),
         (403, "forbidden", "the user may not subscribe (HTTP 403)"),
         (409, "conflict", "our last subscription is not forgotten yet (HTTP 409)"),
         (426, "upgrade", "the URL's path serves no subscription (HTTP 426)"),

@@ -21,7 +21,8 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""Longer than the 5 s from which on a pause is one to `skyfast.runtime.clock`, and than TIMEOUT_S."""
+"""Longer than the 5 s from which on a pause is one to `skyfast.runtime.clock`, and than
+TIMEOUT_S."""
 HOUR_S = 3600
 FEW = 3
 """Descriptors; every skyfast has more than these."""

@@ -1,8 +1,8 @@
 """skyfast's side of a modelled Skydive: detection of silence, and the clock of the table.
 
-The detector (`skyfast.skydive.silence`), the decision when the clock is held (`skyfast.skydive.reporting_gap`) and the clock
-are the real ones; `Listener` runs them in the virtual time of a `Cluster`, as `skyfast.skydive.subscription`
-and `skyfast.app` do.
+The detector (`skyfast.skydive.silence`), the decision when the clock is held
+(`skyfast.skydive.reporting_gap`) and the clock are the real ones; `Listener` runs them in the
+virtual time of a `Cluster`, as `skyfast.skydive.subscription` and `skyfast.app` do.
 """
 
 from __future__ import annotations
