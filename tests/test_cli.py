@@ -518,10 +518,10 @@ def test_what_is_wrong_is_told_in_one_line(arguments: list[str], stdin: str, nam
 
 
 def test_what_few_need_is_imported_for_them_alone() -> None:
-    names = ["player", "record", "recording", "anonymous"]
+    names = ["player", "recorder", "recording", "anonymizer"]
     code = (
         "import sys, skyfast.app, skyfast.cli;"
-        f"print([name for name in {names} if f'skyfast.{{name}}' in sys.modules])"
+        f"print([name for name in {names} if f'skyfast.replay.{{name}}' in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True

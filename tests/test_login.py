@@ -313,7 +313,7 @@ async def test_a_login_is_encrypted_where_the_subscription_is(tmp_path: Path) ->
 
 
 def test_the_http_client_is_imported_only_when_it_is_needed() -> None:
-    code = "import sys, skyfast.subscriber; sys.exit('aiohttp' in sys.modules)"
+    code = "import sys, skyfast.skydive.subscription; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
 
 
