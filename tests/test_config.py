@@ -815,7 +815,7 @@ def test_size_limit(tmp_path: Path) -> None:
 
 def run_on_standard_input(text: bytes | None) -> subprocess.CompletedProcess[bytes]:
     program = (
-        "from skyfast.config import *\n"
+        "from skyfast.config.loader import *\n"
         "try: print(load('-', {}).host_id)\n"
         "except ConfigError as error: print(error)"
     )
