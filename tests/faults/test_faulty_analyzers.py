@@ -296,7 +296,7 @@ async def test_it_changes_its_host_id(directory: Path) -> None:
         (
             401,
             "unauthorized",
-            "WARNING skyfast.subscription: analyzer 127.0.0.1:{port}: the cred",
+            "WARNING skyfast.subscription: analyzer 127.0.0.1:{port}: the creden",
         ),
         (403, "forbidden", "the user may not subscribe (HTTP 403)"),
         (409, "conflict", "our last subscription is not forgotten yet (HTTP 409)"),
