@@ -25,9 +25,9 @@ from tests.model import (
     tag_label,
     topology_labels,
 )
-from tests.support.paths import DATA
+from tests.support.paths import RECORDINGS
 
-TOPOLOGY = (DATA / "recordings" / "topology.json").read_bytes()
+TOPOLOGY = (RECORDINGS / "topology.json").read_bytes()
 
 COMPATIBLE = "skydive_network_connection"
 STANDARD = "skydive_connection"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from skyfast.flows.fields import FIELDS
 from skyfast.replay.anonymizer import Anonymizer
 from tests.specs import ONE, TWO
-from tests.support.paths import DATA
+from tests.support.paths import RECORDINGS
 
 anonymous = Anonymizer()
 
@@ -229,7 +229,7 @@ def test_nothing_of_the_recordings_is_left() -> None:
         rb"|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     )
     for name in (*ONE, *TWO):
-        lines = (DATA / "recordings" / name).read_bytes().splitlines()
+        lines = (RECORDINGS / name).read_bytes().splitlines()
         before = {text for line in lines for text in secret.findall(line)}
         after = b"".join(result[0] for line in lines if (result := anonymous(line, name)))
         left = before & set(secret.findall(after))

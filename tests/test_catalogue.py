@@ -38,10 +38,10 @@ from skyfast.flows.plan import (
 )
 from skyfast.skydive.name_index import Names
 from tests.core import read_all
-from tests.support.paths import DATA, ROOT
+from tests.support.paths import DEPLOY, RECORDINGS, ROOT
 from tests.test_prometheus import PROMTOOL, needs_promtool
 
-RECORDINGS = sorted((DATA / "recordings").glob("*.jsonl"))
+MESSAGES = sorted(RECORDINGS.glob("*.jsonl"))
 EVERY_LABEL = [label.name for label in LABELS]
 EVERY_METRIC = [metric.name for metric in METRICS]
 
@@ -457,7 +457,7 @@ def test_everything_at_once_is_a_plan_for_the_decoder_and_the_table() -> None:
     decoder = msgspec.json.Decoder(list[types.FullFlow])  # type: ignore[name-defined]
     flows = [
         flow
-        for path in RECORDINGS
+        for path in MESSAGES
         for line in path.read_text().splitlines()
         if (message := json.loads(line))["Namespace"] == "flow" and message["Obj"]
         for flow in decoder.decode(json.dumps(message["Obj"]))
@@ -525,7 +525,7 @@ def test_the_table_takes_the_largest_plan() -> None:
 
 def rules(name: str) -> dict[str, str]:
     """Return expressions by what they are recorded as."""
-    text = (ROOT / "deploy" / "rules" / f"{name}.yml").read_text()
+    text = (DEPLOY / "rules" / f"{name}.yml").read_text()
     found = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
     by_name = {rule["record"]: rule["expr"] for rule in found}
     assert len(by_name) == len(found)
@@ -562,7 +562,7 @@ def test_recording_rules_map_every_name_to_the_other() -> None:
 @pytest.mark.parametrize("name", ["compatible-to-standard", "standard-to-compatible"])
 def test_promtool_evaluates_the_recording_rules(name: str, tmp_path: Path) -> None:
     assert PROMTOOL is not None
-    file = ROOT / "deploy" / "rules" / f"{name}.yml"
+    file = DEPLOY / "rules" / f"{name}.yml"
     recorded = rules(name)
     labels = '{instance="a:9100", node_tid="x"}'
     sources = {expression.split()[0] for expression in recorded.values()}

@@ -11,10 +11,10 @@ import yaml
 import skyfast
 from skyfast.config.parsers import LEVELS
 from skyfast.config.yaml_nodes import MAX_PROBLEMS
-from tests.support.paths import ROOT, TESTS
+from tests.support.paths import DATA, DEPLOY, ROOT
 
-DEPLOYED = ROOT / "deploy" / "prom_sky_con.yml"
-DATA = TESTS / "data" / "config"
+DEPLOYED = DEPLOY / "prom_sky_con.yml"
+CONFIG = DATA / "config"
 PASSWORD = "hunter2"
 
 
@@ -397,7 +397,7 @@ SUSPICIOUS = {
         "standard input: has no key that skyfast knows",
     ),
     "the Go connector's other port": (
-        (DATA / "good" / "monitoring_port.yml").read_text(),
+        (CONFIG / "good" / "monitoring_port.yml").read_text(),
         {},
         "line 8: pipeline.store.prom_sky_con.monitoring_port: is ignored: skyfast has nothing",
     ),
@@ -463,7 +463,7 @@ def test_what_is_probably_a_mistake_is_a_warning(
 
 
 def test_warnings_are_counted(file: Path) -> None:
-    text = (DATA / "good" / "transform_leftover.yml").read_text()
+    text = (CONFIG / "good" / "transform_leftover.yml").read_text()
     done = run("--check", "--strict", "-", stdin=text)
     assert done.returncode == 2
     assert [line.split(": ")[3] for line in done.stderr.splitlines()[:-1]] == [
@@ -494,7 +494,7 @@ SERVICES = {
 
 @pytest.mark.parametrize("name", ["go", "empty", "nulls", "skydive", "full", "default"])
 def test_nothing_is_suspicious_of_what_is_usual(name: str) -> None:
-    path = DATA / "good" / f"{name}.yml" if name != "default" else DEPLOYED
+    path = CONFIG / "good" / f"{name}.yml" if name != "default" else DEPLOYED
     done = subprocess.run(
         [sys.executable, "-m", "skyfast", "--check", "--strict", str(path)],
         env={**os.environ, **SKYDIVES, **SERVICES},

@@ -30,9 +30,8 @@ from skyfast import cli
 from skyfast.config import loader as config
 from tests import builds
 from tests.process import START_S, STOP_S, demo
-from tests.support.paths import ROOT
+from tests.support.paths import DEPLOY, ROOT
 
-DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd" / "skyfast.service"
 SOCKET_UNIT = UNIT.with_suffix(".socket")
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"

@@ -28,7 +28,7 @@ from skyfast.stats import Stats
 from tests.core import Core
 from tests.pages import FakeTable
 from tests.process import demo
-from tests.support.paths import RECORDINGS, ROOT
+from tests.support.paths import DEPLOY, RECORDINGS, ROOT
 from tests.test_prometheus import ANSWER_S, growing, needs_prometheus, prometheus
 
 TOPOLOGY = RECORDINGS / "topology.json"
@@ -270,7 +270,7 @@ def test_yaml_is_what_it_is_meant_to_be(text: str, tmp_path: Path) -> None:
         if PROMTOOL is None:
             pytest.skip("promtool is not installed (Debian: prometheus)")
         file = tmp_path / "prometheus.yml"
-        shutil.copy(ROOT / "deploy" / "rules" / "alerts.yml", tmp_path)
+        shutil.copy(DEPLOY / "rules" / "alerts.yml", tmp_path)
         file.write_text(text)
         checked = subprocess.run(
             [PROMTOOL, "check", "config", file], capture_output=True, text=True, timeout=TOOL_S

@@ -38,7 +38,7 @@ from tests.model import (
 from tests.pages import PROMETHEUS
 from tests.process import running
 from tests.specs import CONFIGURATIONS, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
-from tests.support.paths import DATA, TESTS
+from tests.support.paths import DATA, RECORDINGS, TESTS
 from tests.test_prometheus import lint, needs_promtool
 
 GOLDEN = TESTS / "golden"
@@ -78,7 +78,7 @@ def recorded(name, which):
     its own, and is sent with what came before it.
     """
     sent_ms = 0
-    for line in (DATA / "recordings" / name).read_text().splitlines():
+    for line in (RECORDINGS / name).read_text().splitlines():
         message = json.loads(line)
         flows = message["Obj"] if message["Type"] == "store" else []
         sent_ms = max([sent_ms, *(flow["LastUpdateMetric"]["Last"] for flow in flows)])

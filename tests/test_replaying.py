@@ -16,10 +16,8 @@ import pytest
 from tests.model import BYTES, PACKETS, RTT, Model, read_page
 from tests.process import Skyfast, replay
 from tests.specs import DEFAULT, ONE, TWO
-from tests.support.paths import DATA, ROOT
+from tests.support.paths import DATA, RECORDINGS, ROOT
 from tests.test_replay import recorded
-
-RECORDINGS = DATA / "recordings"
 
 
 def expected(*names: str) -> dict[str, set[str]]:

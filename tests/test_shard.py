@@ -18,7 +18,7 @@ from tests.core import Core
 from tests.model import DIRECTION, FAMILIES, LABELS, make_flow, one_view
 from tests.process import running
 from tests.specs import ONE, TOPOLOGY
-from tests.support.paths import DATA
+from tests.support.paths import RECORDINGS
 
 
 def config_of(text=""):
@@ -230,7 +230,7 @@ def test_there_are_no_other_shares():
 
 async def test_two_live_shards_have_disjoint_pages_that_are_together_the_whole(tmp_path):
     (recording,) = ONE
-    messages = (DATA / "recordings" / recording).read_text().splitlines()
+    messages = (RECORDINGS / recording).read_text().splitlines()
     flows = sum(
         len(message["Obj"] or ())
         for message in map(json.loads, messages)

@@ -31,9 +31,9 @@ from skyfast.stats import TopologyStats
 from tests.analyzer import Answer, FakeAnalyzer, Fault
 from tests.certificates import Authority
 from tests.configs import make_config
-from tests.support.paths import DATA
+from tests.support.paths import DATA, RECORDINGS
 
-RECORDED = (DATA / "recordings" / "topology.json").read_bytes()
+RECORDED = (RECORDINGS / "topology.json").read_bytes()
 
 # What the Go connector exports, in the order of its labels.
 NAMES = (

@@ -21,7 +21,7 @@ from skyfast.flows.fields import FIELDS
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import NUMBERS, TEXTS, copied, places, wrong_bytes, wrong_value
 from tests.sink import Fed
-from tests.support.paths import DATA
+from tests.support.paths import DATA, RECORDINGS
 
 RECORD = b"\x1e"
 MAX_CONNECTIONS = 20
@@ -61,7 +61,7 @@ def recorded() -> list[dict[str, Any]]:
     """Return the messages of all recordings."""
     lines = [
         line
-        for path in sorted((DATA / "recordings").glob("*.jsonl"))
+        for path in sorted(RECORDINGS.glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
     return [json.loads(line) for line in lines]
