@@ -334,7 +334,7 @@ tls: {client_cert: /nowhere}
 
 def test_problems_of_what_is_right_by_itself_are_listed_together() -> None:
     text = f"""
-tls: {{client_cert: {DATA}/certificate.pem}}
+tls: {{client_cert: {CONFIG}/certificate.pem}}
 pipeline:
   filter: {{keep: [{{name: a, tag: other}}], drop: [{{name: a, tag: other}}]}}
   store: {{prom_sky_con: {{labels: [direction]}}}}
