@@ -11,6 +11,13 @@ SOAK_S ?= 600
 # The groups of dependencies that the environment of CI has.
 GROUPS := build test lint coverage
 
+# More than two cores: many tests wait. Tests of one xdist_group run one after the other.
+WORKERS ?= 3
+PARALLEL_TESTS := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
+
+# In place of pyproject.toml's choice: the slow ones, too.
+WITH_SLOW := -m 'not nightly'
+
 FUZZ_S ?= 60
 FUZZ_SEED ?=
 
@@ -24,16 +31,20 @@ NOT_SANITIZED ?= tests/test_table.py::test_pages_are_read_by_threads_while_the_t
 SANITIZED := $(BIN)/python -m tests.builds address $(BIN)/python -m
 
 # What a sanitizer says when it ends the process is not pytest's to keep.
-SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys
+SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
 
-.PHONY: run test coverage nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
+.PHONY: run test test-slow coverage nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
 	screenshots dist clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
 
+# Everything that is not slow; PYTEST_ARGS=-n0 runs it in one process.
 test: $(VENV)/.built $(VENV)/.test
-	$(BIN)/pytest -q $(PYTEST_ARGS)
+	$(PARALLEL_TESTS) $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.built $(VENV)/.test
+	$(PARALLEL_TESTS) -m 'slow and not nightly' $(PYTEST_ARGS)
 
 # HYPOTHESIS_PROFILE=thorough takes hours here, CI=true the same examples each time.
 sanitize: $(VENV)/.built $(VENV)/.test
@@ -42,7 +53,7 @@ sanitize: $(VENV)/.built $(VENV)/.test
 	$(SANITIZED) tests.fuzz --target messages --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
 tsan: $(VENV)/.built $(VENV)/.test
-	$(BIN)/python -m tests.builds thread $(BIN)/python -m pytest -q --capture=sys tests/test_stress.py
+	$(BIN)/python -m tests.builds thread $(BIN)/python -m pytest -q --capture=sys $(WITH_SLOW) tests/test_stress.py
 
 fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
@@ -51,20 +62,23 @@ fuzz: $(VENV)/.built $(VENV)/.test
 # of them grows, which a soak would take for skyfast's.
 coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
 	rm -rf build/coverage
-	$(BIN)/python -m tests.builds coverage $(BIN)/python -m coverage run -m pytest -q \
+	$(BIN)/python -m tests.builds coverage $(BIN)/python -m coverage run -m pytest -q $(WITH_SLOW) \
 		--ignore tests/test_soak.py $(PYTEST_ARGS)
 	$(BIN)/python -m tests.uncovered
 
 # What takes too long for every change. Hypothesis asks something new each night.
 nightly: $(VENV)/.built $(VENV)/.test
 	$(MAKE) lint
+	$(MAKE) test
+	$(MAKE) test-slow
 	$(MAKE) sanitize FUZZ_S=300
 	$(MAKE) tsan
 	$(MAKE) fuzz FUZZ_S=1200
 	$(MAKE) soak
 	$(MAKE) coverage
 	$(BIN)/pytest -q -m nightly
-	env --unset=CI HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -q tests/test_table_model.py tests/test_invariants.py
+	env --unset=CI HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -q $(WITH_SLOW) \
+		tests/test_table_model.py tests/test_invariants.py
 	$(MAKE) bench BENCH=storage
 
 build: $(VENV)/.built

@@ -7,6 +7,7 @@ is made anew when a source is newer.
 build, as far as it imports ``tests``: with the sanitizer's run-time loaded before anything else.
 """
 
+import fcntl
 import importlib.machinery
 import importlib.util
 import os
@@ -57,6 +58,13 @@ def built(name: str) -> Path:
     """Return the path of a build, made or made anew where it is not that of the sources."""
     directory = ROOT / "build" / name
     path = directory / "skyfast" / f"_table{sysconfig.get_config_var('EXT_SUFFIX')}"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:  # several test processes may ask at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(name, directory, path)
+
+
+def _made(name: str, directory: Path, path: Path) -> Path:
     newest = max(source.stat().st_mtime for source in SOURCES)
     if path.exists() and path.stat().st_mtime > newest:
         return path

@@ -17,7 +17,12 @@ from tests.pages import until
 from tests.test_status import EVIL, FORMATS, Site, three_connections
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason=MISSING)
-pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    needs_chromium,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("browser"),
+]
 
 REFRESHED = "performance.getEntriesByType('resource').some((entry) => /top/.test(entry.name))"
 RANKS = """

@@ -232,6 +232,7 @@ async def scraped(text: str, directory: Path) -> AsyncIterator[tuple[Skyfast, st
         yield skyfast, server
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("naming", ["compatible", "standard"])
 async def test_a_prometheus_answers_all_of_it(naming: str, tmp_path: Path) -> None:
@@ -284,6 +285,7 @@ async def test_a_prometheus_answers_all_of_it(naming: str, tmp_path: Path) -> No
             assert await query(server, alert["expr"]) == [], alert["alert"]
 
 
+@pytest.mark.slow
 @needs_prometheus
 async def test_interfaces_that_the_topology_does_not_know(tmp_path: Path) -> None:
     """They go by their identifiers, and can be chosen by them."""

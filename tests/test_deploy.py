@@ -371,6 +371,8 @@ def in_image(image: Build, command: list[str], **environ: str) -> subprocess.Pop
     )
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
 def test_the_image_serves_is_healthy_and_stops(image: Build) -> None:
     (file,) = image.settings["CMD"]
     path = Path(image.here(file))
@@ -403,6 +405,8 @@ def health(image: Build, port: str) -> int:
     return process.returncode
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
 def test_the_image_holds_what_runs_and_no_more(image: Build) -> None:
     (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
     files = [path for path in (packages / "skyfast").rglob("*") if path.is_file()]
@@ -415,6 +419,8 @@ def test_the_image_holds_what_runs_and_no_more(image: Build) -> None:
     assert not (packages / "pip").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
 def test_the_image_tells_what_it_is(image: Build) -> None:
     assert image.settings["EXPOSE"] == config.parse("", {}, source="none").store.port
     assert image.settings["LABEL"]["org.opencontainers.image.title"] == "skyfast"
@@ -452,6 +458,8 @@ def hook(name: str, tree: Path, target: Path) -> Path:
     return made
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("sdist")
 def test_a_wheel_is_built_of_the_sdist(sdist: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -466,6 +474,8 @@ def test_a_wheel_is_built_of_the_sdist(sdist: Path, tmp_path: Path) -> None:
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("sdist")
 def test_an_sdist_has_all_that_is_worked_with(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -310,6 +310,7 @@ def test_queries_are_of_promql_and_ask_for_what_there_is(text: str, tmp_path: Pa
     assert set(re.findall(r"\b(?:skydive|skyfast|process)_\w+", text)) <= exported()
 
 
+@pytest.mark.slow
 @needs_prometheus
 async def test_the_first_graph_has_something_to_show(tmp_path: Path) -> None:
     (text,) = (

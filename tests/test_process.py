@@ -227,6 +227,7 @@ async def test_a_full_table_is_told(tmp_path: Path) -> None:
     assert sum("the table is full" in line for line in skyfast.log) == 1
 
 
+@pytest.mark.slow
 async def test_a_pause_does_not_silence_what_waits_in_the_socket(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())

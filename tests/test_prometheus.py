@@ -16,6 +16,8 @@ import pytest
 
 from tests.process import demo
 
+pytestmark = pytest.mark.slow
+
 PROMTOOL, PROMETHEUS = shutil.which("promtool"), shutil.which("prometheus")
 MUST_RUN = bool(os.environ.get("CI"))
 START_S = 30.0

@@ -33,6 +33,8 @@ NGINX = shutil.which("nginx", path=_PATH)
 HAPROXY = shutil.which("haproxy", path=_PATH)
 VARNISH = shutil.which("varnishd", path=_PATH)
 
+pytestmark = pytest.mark.slow
+
 needs_nginx = pytest.mark.skipif(
     NGINX is None and not MUST_RUN, reason="nginx is not installed (Debian: nginx-light)"
 )

@@ -494,7 +494,7 @@ COMMON = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-TestFaults = FaultMachine.TestCase
+TestFaults = pytest.mark.slow(FaultMachine.TestCase)
 TestFaults.settings = COMMON
-TestDeduplication = DeduplicatingMachine.TestCase
+TestDeduplication = pytest.mark.slow(DeduplicatingMachine.TestCase)
 TestDeduplication.settings = COMMON

@@ -31,6 +31,7 @@ def soak(*arguments: str) -> str:
     return run.stdout
 
 
+@pytest.mark.slow
 def test_thirty_days_hold_no_more_than_two() -> None:
     assert "day 30: " in soak("virtual", "--per-day=3000", "--remembered=768")
 

@@ -8,6 +8,7 @@ import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -333,7 +334,7 @@ class TableMachine(RuleBasedStateMachine):
         assert core.dormant_uuids() == model.dormant_uuids()
 
 
-TestTable = TableMachine.TestCase
+TestTable = pytest.mark.slow(TableMachine.TestCase)
 TestTable.settings = settings(
     max_examples=10_000 if IS_THOROUGH else 30 if builds.IS_SLOW else 200,
     stateful_step_count=40,

@@ -968,6 +968,7 @@ async def test_signals_and_the_log(file, authority, tmp_path):
     assert not any(secret in log for secret in ("hunter2", PASSWORD, CHEAP))
 
 
+@pytest.mark.slow
 @needs_prometheus
 async def test_a_prometheus_scrapes_by_https_with_a_password(file, authority, tmp_path):
     how = (

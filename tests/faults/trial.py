@@ -109,7 +109,7 @@ def beside_the_others(trial: Callable[..., Awaitable[None]]) -> Callable[..., No
     own = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     test.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
     test.trial = trial  # type: ignore[attr-defined]
-    return test
+    return pytest.mark.slow(pytest.mark.xdist_group("faults")(test))
 
 
 def flow(
