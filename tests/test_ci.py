@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ def test_ci_calls_what_there_is_and_ends_with_the_tests() -> None:
     steps = re.findall(r"^make ([a-z-]+)", CI, re.MULTILINE)
     assert set(steps) <= TARGETS
     assert steps[0] == "locked"
-    assert CI.rstrip().splitlines()[-1] == "make test"
+    assert CI.rstrip().splitlines()[-1] == "make test-slow"
     assert "set -euo pipefail" in CI
 
 
@@ -110,6 +111,41 @@ def test_a_step_that_fails_fails_the_run() -> None:
     )
     assert done.returncode != 0
     assert done.stdout.splitlines()[-1] == "made lint"
+
+
+GROUPED = """
+import os, pathlib, pytest
+
+@pytest.mark.xdist_group("one")
+@pytest.mark.parametrize("number", range(6))
+def test_it(number):
+    pathlib.Path(os.environ["PYTEST_XDIST_WORKER"] + ".ran").touch()
+"""
+
+
+def test_tests_of_one_group_run_in_one_process(tmp_path: Path) -> None:
+    """Not a matter of course: some versions of pytest and pytest-xdist silently ignore groups."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(GROUPED)
+    (options,) = re.findall(r"^PARALLEL_TESTS := \$\(BIN\)/pytest (.*)$", MAKEFILE, re.MULTILINE)
+    subprocess.run(
+        [sys.executable, "-m", "pytest", *options.replace("$(WORKERS)", "2").split()],
+        capture_output=True,
+        check=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")},
+    )
+    assert len([*tmp_path.glob("*.ran")]) == 1
+
+
+def test_every_test_is_run_by_a_target() -> None:
+    """By one of `test`, whose choice is pytest's default, `test-slow` and `nightly`."""
+    options = PROJECT["tool"]["pytest"]["ini_options"]["addopts"]
+    assert re.findall(r"-m '([^']*)'", options) == ["not slow and not nightly"]
+    assert "$(PARALLEL_TESTS) $(PYTEST_ARGS)\n" in MAKEFILE
+    assert "$(PARALLEL_TESTS) -m 'slow and not nightly' $(PYTEST_ARGS)\n" in MAKEFILE
+    assert "pytest -q -m nightly\n" in MAKEFILE
 
 
 @pytest.mark.parametrize("ci", [True, False])
@@ -171,7 +207,8 @@ def test_workflows_may_only_read() -> None:
 def test_the_workflow_has_the_steps_of_ci() -> None:
     """Which is one machine's, in a row: what passes there passes here, and the other way round."""
     steps = re.findall(r"^make .*$", CI, re.MULTILINE)
-    assert [step.split()[1] for step in steps] == ["locked", "lint", "sanitize", "fuzz", "test"]
+    names = [step.split()[1] for step in steps]
+    assert names == ["locked", "test", "lint", "sanitize", "fuzz", "test-slow"]
     made = {
         command
         for name, job in JOBS.items()

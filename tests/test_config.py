@@ -774,6 +774,7 @@ def test_a_time_with_a_unit_is_refused_with_the_right_number(text: str, seconds:
     )
 
 
+@pytest.mark.xdist_group("timing")
 def test_what_stands_below_unknown_keys_is_looked_at_once() -> None:
     lines = ["a0: &a0 {store: {prom_sky_con: {port: 1}}}"]
     lines += [
@@ -847,6 +848,7 @@ def test_numbers_that_yaml_cannot_hold(text: str, loader: str) -> None:
     assert error(text).startswith("x.yml: ")
 
 
+@pytest.mark.xdist_group("timing")
 def test_aliases_do_not_multiply(loader: str) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 40)]

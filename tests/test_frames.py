@@ -49,6 +49,8 @@ from skyfast.skydive.tls import client_context
 from skyfast.skydive.websocket import BUFFER_BYTES, Connection, MessageData
 from tests.test_ingest import DEEP, Sink, flow, message
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 MAX_MESSAGE_BYTES = 70_000
 WAIT_S = 5.0
 

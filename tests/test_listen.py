@@ -21,6 +21,8 @@ from tests.support.paths import ROOT
 from tests.test_cli import run
 from tests.test_process import write_config
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 PORT = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT"
 ADDRESS = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_LISTEN_ADDRESS"
 

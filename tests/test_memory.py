@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 CHURN = """
 import resource, sys
 from skyfast.runtime import memory

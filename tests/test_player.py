@@ -161,6 +161,7 @@ def test_connections_live_for_ever_and_grow_in_every_minute(playback):
         assert grown_at[-1] > (loops - 1) * DEMO_LOOP_S - 1
 
 
+@pytest.mark.xdist_group("timing")
 def test_connections_are_bounded_and_grow_within_five_seconds(playback):
     assert len(connections(play(playback, 3))) == len(connections(play(playback, 1))) == 831
     early = [
@@ -240,6 +241,7 @@ def subscribe(port, *namespaces, **options):
     )
 
 
+@pytest.mark.xdist_group("timing")
 async def test_a_connection_grows_within_five_seconds_of_the_start():
     async with demo() as (_, port), asyncio.timeout(5):
         begin_ms = time.time() * 1000

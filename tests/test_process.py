@@ -56,6 +56,7 @@ async def finished(*arguments: str) -> tuple[int, str]:
     return process.returncode, log.decode()
 
 
+@pytest.mark.xdist_group("timing")
 async def test_the_demo_has_growing_connections_within_five_seconds() -> None:
     started = time.monotonic()
     async with demo() as skyfast:
@@ -80,6 +81,7 @@ def grown(before: str, after: str) -> bool:
     return any(later.get(series, 0) > value for series, value in counters(before).items())
 
 
+@pytest.mark.xdist_group("timing")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_stops_it_within_two_seconds(tmp_path: Path, number: signal.Signals) -> None:
     async with FakeAnalyzer() as analyzer:
@@ -183,6 +185,7 @@ async def test_it_serves_while_no_analyzer_answers(tmp_path: Path) -> None:
         assert b"skydive_network_connection_total_bytes" in await skyfast.get("/metrics")
 
 
+@pytest.mark.xdist_group("timing")
 async def test_connections_leave_when_nothing_is_reported(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())

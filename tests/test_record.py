@@ -19,6 +19,8 @@ from skyfast.replay import recorder as record
 from skyfast.replay.recorder import Recorder
 from skyfast.replay.recording import Recording
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 MESSAGE = b'{"Namespace":"stats","n":%d}'
 
 

@@ -446,6 +446,7 @@ async def test_bounds_hold_for_what_is_new(tmp_path: Path, analyzer: FakeAnalyze
         assert limits == (10, 7)
 
 
+@pytest.mark.xdist_group("timing")
 async def test_times_are_those_of_the_reports_that_follow(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
@@ -790,6 +791,7 @@ async def test_an_address_that_two_names_share_stays_with_the_other() -> None:
             assert len(second.upgrades) == 2
 
 
+@pytest.mark.xdist_group("timing")
 async def test_only_the_last_of_several_configurations_is_subscribed_with(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1106,6 +1108,7 @@ async def started(config: Config, load: Callable[[], Config]) -> AsyncIterator[A
             await task
 
 
+@pytest.mark.xdist_group("timing")
 async def test_names_are_not_waited_for_for_ever(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1167,6 +1170,7 @@ async def test_signals_at_the_start_wait_for_somebody_to_hear_them(
         await analyzer.subscriber()
 
 
+@pytest.mark.xdist_group("timing")
 @pytest.mark.parametrize("delay_s", [0.0, 0.02])
 async def test_signals_at_the_end_change_nothing(
     tmp_path: Path, analyzer: FakeAnalyzer, delay_s: float

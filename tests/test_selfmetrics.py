@@ -31,6 +31,8 @@ from skyfast.stats import (
 )
 from tests.pages import FakeTable
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 PROMTOOL = shutil.which("promtool")
 
 

@@ -442,6 +442,7 @@ async def test_values_are_in_the_units_of_the_page():
         assert ">1970-01-01 00:00:02<" in (await site.get("/"))[1]
 
 
+@pytest.mark.xdist_group("timing")
 async def test_rates(monkeypatch):
     async with three_connections() as site:
         ranks = site.app.status.ranking
@@ -485,6 +486,7 @@ async def test_snapshots_take_turns(monkeypatch):
     assert table.scans.count("snapshot 0") == 5
 
 
+@pytest.mark.xdist_group("timing")
 async def test_snapshots_are_given_back(monkeypatch):
     monkeypatch.setattr(ranking, "SHARED_S", 0)
     monkeypatch.setattr(ranking, "KEPT_S", 1.0)
@@ -501,6 +503,7 @@ async def test_snapshots_are_given_back(monkeypatch):
     assert held() is None
 
 
+@pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_answers_are_shared():
     table = FakeTable(pause_scans=True)

@@ -11,10 +11,14 @@ import sys
 import threading
 import time
 
+import pytest
+
 from skyfast import _table
 from skyfast.flows.fields import flow_types
 from tests.core import Core, read_all
 from tests.model import DIRECTION, LABELS, Label, Names, Spec, View, make_flow
+
+pytestmark = pytest.mark.xdist_group("timing")
 
 STRESS_S = float(os.environ.get("STRESS_S", "3"))
 JOIN_S = 60.0

@@ -50,6 +50,8 @@ from skyfast.skydive.subscription import (
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import RECONNECT_REASONS, AnalyzerStats, Stats
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 FAST = Timing(
     open_timeout_s=0.5,
     close_timeout_s=0.3,

@@ -14,6 +14,8 @@ from skyfast.runtime.systemd import Manager
 from tests.process import WAIT_S, Skyfast, running
 from tests.test_process import write_config
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 WATCHDOG_S = 0.4
 
 

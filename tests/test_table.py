@@ -307,6 +307,7 @@ def test_rows_that_are_touched_again_and_again_stay_and_others_leave_in_time():
 # Memory
 
 
+@pytest.mark.xdist_group("timing")
 def test_memory_is_reused_over_cycles():
     # The flows of two cycles are dormant at once.
     core = Core(flow_memory_s=TIMEOUT_S)
@@ -323,6 +324,7 @@ def test_memory_is_reused_over_cycles():
     assert sizes[-1] == sizes[3]
 
 
+@pytest.mark.xdist_group("timing")
 def test_what_the_table_says_about_its_memory_is_what_it_takes():
     def one_cycle(core, cycle):
         now = cycle * TIMEOUT_S
@@ -342,6 +344,7 @@ def test_what_the_table_says_about_its_memory_is_what_it_takes():
     assert core.bytes > 2_000 * 1_000
 
 
+@pytest.mark.xdist_group("timing")
 def test_a_table_gives_its_memory_back():
     def fill():
         core = Core()

@@ -497,6 +497,7 @@ def closed_port():
         return unused.getsockname()[1]
 
 
+@pytest.mark.xdist_group("timing")
 async def test_the_first_query_comes_at_once_and_is_skydive_s():
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = answer_of(node(), compress=True)
@@ -524,6 +525,7 @@ async def test_queries_and_logins_keep_to_the_prefix():
         assert {*analyzer.paths} == {"/a/skydive/login", "/a/skydive/api/topology"}
 
 
+@pytest.mark.xdist_group("timing")
 async def test_it_asks_in_every_interval():
     async with FakeAnalyzer() as analyzer:
         async with Poll(analyzer.url).running() as poll:

@@ -43,6 +43,8 @@ from tests.pages import (
     until,
 )
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 PROMTOOL = shutil.which("promtool")
 
 PAGES = (

@@ -442,6 +442,7 @@ async def test_client_certificates(tmp_path, file, authority):
             assert not await refused(site.port, showing(authority.issue(name)))
 
 
+@pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_handshakes_have_the_heads_deadline_and_are_counted(file, authority, monkeypatch):
     monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.3)
