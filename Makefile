@@ -22,13 +22,13 @@ FUZZ_S ?= 60
 FUZZ_SEED ?=
 
 # What `make sanitize` runs: with the core's own steps of growth, and with small ones.
-SANITIZE_USUAL ?= tests/test_table.py tests/test_table_model.py tests/test_rules.py tests/test_model.py \
-	tests/test_ingest.py tests/test_cardinality.py
-SANITIZE_SMALL ?= tests/test_invariants.py tests/test_fuzz.py tests/test_stress.py
-# About time, or what tests/test_stress.py does, too; they take minutes.
-NOT_SANITIZED ?= tests/test_table.py::test_pages_are_read_by_threads_while_the_table_is_written \
-	tests/test_table.py::test_two_hundred_thousand_connections
-SANITIZED := $(BIN)/python -m tests.builds address $(BIN)/python -m
+SANITIZE_USUAL ?= tests/table/test_table.py tests/table/test_table_model.py tests/table/test_rules.py tests/table/test_model.py \
+	tests/skydive/test_ingest.py tests/web/test_cardinality.py
+SANITIZE_SMALL ?= tests/table/test_invariants.py tests/fuzz/test_fuzz.py tests/table/test_stress.py
+# About time, or what tests/table/test_stress.py does, too; they take minutes.
+NOT_SANITIZED ?= tests/table/test_table.py::test_pages_are_read_by_threads_while_the_table_is_written \
+	tests/table/test_table.py::test_two_hundred_thousand_connections
+SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 
 # What a sanitizer says when it ends the process is not pytest's to keep.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
@@ -53,7 +53,7 @@ sanitize: $(VENV)/.built $(VENV)/.test
 	$(SANITIZED) tests.fuzz --target messages --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
 tsan: $(VENV)/.built $(VENV)/.test
-	$(BIN)/python -m tests.builds thread $(BIN)/python -m pytest -q --capture=sys $(WITH_SLOW) tests/test_stress.py
+	$(BIN)/python -m tests.support.core_builds thread $(BIN)/python -m pytest -q --capture=sys $(WITH_SLOW) tests/table/test_stress.py
 
 fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
@@ -62,9 +62,9 @@ fuzz: $(VENV)/.built $(VENV)/.test
 # of them grows, which a soak would take for skyfast's.
 coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
 	rm -rf build/coverage
-	$(BIN)/python -m tests.builds coverage $(BIN)/python -m coverage run -m pytest -q $(WITH_SLOW) \
-		--ignore tests/test_soak.py $(PYTEST_ARGS)
-	$(BIN)/python -m tests.uncovered
+	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q $(WITH_SLOW) \
+		--ignore tests/app/test_soak.py $(PYTEST_ARGS)
+	$(BIN)/python -m tests.support.uncovered
 
 # What takes too long for every change. Hypothesis asks something new each night.
 nightly: $(VENV)/.built $(VENV)/.test
@@ -78,7 +78,7 @@ nightly: $(VENV)/.built $(VENV)/.test
 	$(MAKE) coverage
 	$(BIN)/pytest -q -m nightly
 	env --unset=CI HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -q $(WITH_SLOW) \
-		tests/test_table_model.py tests/test_invariants.py
+		tests/table/test_table_model.py tests/table/test_invariants.py
 	$(MAKE) bench BENCH=storage
 
 build: $(VENV)/.built
@@ -114,8 +114,8 @@ audit: $(VENV)/.audit
 
 # Thirty days in virtual time, in two minutes, and then churn for real for as long as SOAK_S says.
 soak: $(VENV)/.built $(VENV)/.test
-	$(BIN)/python -m tests.soak virtual
-	$(BIN)/python -m tests.soak real --seconds $(SOAK_S)
+	$(BIN)/python -m tests.support.soak virtual
+	$(BIN)/python -m tests.support.soak real --seconds $(SOAK_S)
 
 bench: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m benchmarks $(BENCH)
@@ -125,7 +125,7 @@ bench-plots: $(VENV)/.built $(VENV)/.test $(VENV)/.plots
 
 # Draws the pictures of docs/status.md anew, in a bit more than ten minutes.
 screenshots: $(VENV)/.built $(VENV)/.test
-	$(BIN)/python -m tests.screenshots
+	$(BIN)/python -m tests.support.screenshots
 
 dist: $(VENV)/.made
 	$(PIP) install --quiet build

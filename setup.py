@@ -2,7 +2,7 @@
 
 ``SKYFAST_BUILD`` names a build that is not for use but for tests: `checked`, `address` and
 `thread` are made of ``skyfast/_checked.pyx``, `coverage` of the usual source. They belong in a
-directory of their own, which ``tests/builds.py`` takes care of. ``SKYFAST_CFLAGS`` and
+directory of their own, which ``tests/support/core_builds.py`` takes care of. ``SKYFAST_CFLAGS`` and
 ``SKYFAST_LDFLAGS`` are more flags.
 """
 
@@ -12,7 +12,7 @@ import platform
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-# What strangers send ends up in this extension. tests/test_hardening.py looks for the effects.
+# What strangers send ends up in this extension; tests/table/test_hardening.py checks the effects.
 HARDENED = [
     "-fstack-protector-strong",
     "-fstack-clash-protection",

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import builds
+from tests.support import core_builds
 
-builds.use_chosen()
+core_builds.use_chosen()
 
 settings.register_profile(
     "ci",

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, FakeAnalyzer, Fault, frame
 from tests.faults.trial import (
     MEMORY_BYTES,
     POLL_S,
@@ -26,6 +25,7 @@ from tests.faults.trial import (
     messages,
     trial,
 )
+from tests.support.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, FakeAnalyzer, Fault, frame
 
 SOCKET_BYTES = 64 << 20
 """More than Linux lets wait in a connection: the largest buffers of both its ends."""

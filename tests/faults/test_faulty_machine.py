@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
-from tests.analyzer import FakeAnalyzer
 from tests.faults.trial import FLOWS, SOME, Trial, beside_the_others, trial
+from tests.support.analyzer import FakeAnalyzer
 from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0

@@ -35,8 +35,8 @@ import pytest
 import yaml
 
 from skyfast.runtime.memory import KEPT_BYTES
-from tests.analyzer import FakeAnalyzer, Subscriber
-from tests.process import Skyfast, running
+from tests.support.analyzer import FakeAnalyzer, Subscriber
+from tests.support.process import Skyfast, running
 
 PROBE = Path(__file__).parent / "probe"
 HOST_ID = "skyfast-on-trial"

@@ -4,9 +4,9 @@ docs/testing.md tells how to run it. `driver` knows no target, and a target know
 make a case and how to try it.
 """
 
-from tests import builds
+from tests.support import core_builds
 
-builds.use_chosen()  # before anything imports the core
+core_builds.use_chosen()  # before anything imports the core
 
 from tests.fuzz.configuration import Configuration
 from tests.fuzz.driver import Target

@@ -20,8 +20,8 @@ from skyfast.config import loader as config
 from skyfast.flows.fields import FIELDS
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import NUMBERS, TEXTS, copied, places, wrong_bytes, wrong_value
-from tests.sink import Fed
 from tests.support.paths import DATA, RECORDINGS
+from tests.support.sink import Fed
 
 RECORD = b"\x1e"
 MAX_CONNECTIONS = 20

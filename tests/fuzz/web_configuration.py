@@ -11,10 +11,10 @@ import yaml
 
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import config_file as webconfig
-from tests.certificates import Authority
 from tests.fuzz.configuration import SECRET, check_error, spoilt
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import anything, copied, wrong_value
+from tests.support.certificates import Authority
 
 HASH = "$2b$04$abcdefghijklmnopqrstuuWGOmPBTv3nJqYtaoS9MKY4Aj.PzwVq6"
 

@@ -1,0 +1,322 @@
+"""Recordings of real analyzers, replayed to the running process: its page, value by value.
+
+They are replayed without settings, and under each configuration of ``data/configs``. The page is
+compared with the model, and with the files under ``golden/``, which ``UPDATE_GOLDEN=1`` writes
+anew.
+"""
+
+import asyncio
+import heapq
+import itertools
+import json
+import os
+import re
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import yaml
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as text_string_to_openmetrics_families,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.app.test_prometheus import lint, needs_promtool
+from tests.model import (
+    BYTES,
+    INTERFACE_FAMILIES,
+    PACKETS,
+    RTT,
+    STANDARD_INTERFACE_FAMILIES,
+    Model,
+    escape,
+    interface_page,
+    read_page,
+)
+from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.model_specs import CONFIGURATIONS, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
+from tests.support.paths import DATA, RECORDINGS, TESTS
+from tests.support.process import running
+from tests.support.web_fixtures import PROMETHEUS
+
+GOLDEN = TESTS / "golden"
+REPLAYS = {
+    "one-analyzer": Configuration(spec=DEFAULT, recordings=ONE),
+    "two-analyzers": Configuration(spec=DEFAULT, recordings=TWO),
+    **CONFIGURATIONS,
+}
+CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
+
+# Names that dashboards depend on, and those of the configuration's own metrics: counters without
+# _total, and a unit that is no base unit.
+INHERITED = re.compile(
+    r"skydive_network_(connection_total|interface)_\w+"
+    r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"
+    r"|my_\w+"
+)
+NO_TOTAL = ' counter metrics should have "_total" suffix'
+NO_BASE_UNIT = f'{RTT} use base unit "seconds" instead of "nanoseconds"'
+
+
+def settings(name, urls):
+    """Return the text of a configuration file: that of ``data/configs``, where there is one."""
+    file = DATA / "configs" / f"{name}.yml"
+    tree = yaml.safe_load(file.read_text()) if name in CONFIGURATIONS else {}
+    pipeline = tree.setdefault("pipeline", {})
+    pipeline["subscriber"] = {"urls": urls}
+    store = pipeline.setdefault("store", {}).setdefault("prom_sky_con", {})
+    store |= {"listen_address": "127.0.0.1", "port": 0, "connection_timeout": 600}
+    return yaml.safe_dump(tree)
+
+
+def recorded(name, which):
+    """Yield the messages of one analyzer with the time they were sent at, in Unix ms.
+
+    ``LastUpdateMetric.Last`` is the time of the agent's update. What is no flow has no time of
+    its own, and is sent with what came before it.
+    """
+    sent_ms = 0
+    for line in (RECORDINGS / name).read_text().splitlines():
+        message = json.loads(line)
+        flows = message["Obj"] if message["Type"] == "store" else []
+        sent_ms = max([sent_ms, *(flow["LastUpdateMetric"]["Last"] for flow in flows)])
+        yield sent_ms, which, line, flows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What came out of it. ``flows`` are those sent, by analyzer.
+
+    ``prometheus_page`` is ``page`` as Prometheus asks for it.
+    """
+
+    model: Model
+    flows: dict[str, int]
+    page: bytes
+    flow_page: bytes
+    interface_page: bytes
+    prometheus_page: bytes
+    metrics: dict[str, float]
+
+    @property
+    def is_standard(self):
+        return b"skydive_interface_" in self.interface_page
+
+    @property
+    def interface_families(self):
+        return STANDARD_INTERFACE_FAMILIES if self.is_standard else INTERFACE_FAMILIES
+
+    @property
+    def names(self):
+        """The families of flows and interfaces."""
+        return {family.name for family in (*self.model.families, *self.interface_families)}
+
+    @property
+    def samples(self):
+        """The numbers of flows and interfaces, by series."""
+        pages = self.model.page(0)
+        pages |= interface_page(json.loads(TOPOLOGY), self.interface_families)
+        lines = (line.rpartition(" ") for lines in pages.values() for line in lines)
+        return {series: float(number) for series, _, number in lines}
+
+
+async def replay(name, directory):
+    """Send every message to a running skyfast, and to a model; return what both say."""
+    names = REPLAYS[name].recordings
+    model = Model(REPLAYS[name].spec)
+    async with AsyncExitStack() as stack:
+        analyzers = [await stack.enter_async_context(FakeAnalyzer(host_id=n)) for n in names]
+        for analyzer in analyzers:
+            analyzer.topology = Answer(body=TOPOLOGY, compress=True)
+        config = directory / "prom_sky_con.yml"
+        config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
+        skyfast = await stack.enter_async_context(running(config))
+        for analyzer in analyzers:
+            await analyzer.subscriber()
+
+        messages = dict.fromkeys((analyzer.name for analyzer in analyzers), 0)
+        flows = messages.copy()
+        previous = analyzers[0]
+        for _, which, line, obj in heapq.merge(
+            *(recorded(name, n) for n, name in enumerate(names))
+        ):
+            analyzer = analyzers[which]
+            if analyzer is not previous:
+                # Two sockets have no order between them: what was sent must have been read.
+                await skyfast.until(partial(all_read, messages))
+                previous = analyzer
+            await analyzer.send(line)
+            messages[analyzer.name] += 1
+            flows[analyzer.name] += len(obj)
+            model.message(obj, 0)
+        await skyfast.until(partial(all_read, messages))
+        metrics = await skyfast.until(lambda metrics: metrics["skyfast_interfaces"] > 0)
+        return Replay(
+            model=model,
+            flows=flows,
+            page=await skyfast.get("/metrics"),
+            flow_page=await skyfast.get("/metrics/flows"),
+            interface_page=await skyfast.get("/metrics/interfaces"),
+            prometheus_page=await skyfast.get("/metrics", accept=PROMETHEUS["2.42"]),
+            metrics=metrics,
+        )
+
+
+def all_read(messages, metrics):
+    return messages == {
+        analyzer: sum(
+            value
+            for series, value in metrics.items()
+            if series.startswith(f'skyfast_messages_total{{analyzer="{analyzer}"')
+        )
+        for analyzer in messages
+    }
+
+
+@pytest.fixture(scope="module", params=REPLAYS)
+def replayed(request, tmp_path_factory):
+    name = request.param
+    return name, asyncio.run(replay(name, tmp_path_factory.mktemp(name)))
+
+
+def test_flows_are_those_of_the_model(replayed):
+    name, result = replayed
+    page = read_page(result.flow_page, result.model.families)
+    assert page == result.model.page(0)
+    if name in CONNECTIONS:
+        # As many as the recording's own description says.
+        assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
+        assert page[RTT]
+
+
+def test_interfaces_are_those_of_the_topology(replayed):
+    _, result = replayed
+    families = result.interface_families
+    expected = interface_page(json.loads(TOPOLOGY), families)
+    assert read_page(result.interface_page, families) == expected
+
+
+def test_the_page_has_its_parts_in_order(replayed):
+    _, result = replayed
+    parts = split(result)
+    assert [part for part, _ in parts] == ["flows", "interfaces", "captures", "self"]
+    pages = dict(parts)
+    assert read_page(pages["flows"], result.model.families) == result.model.page(0)
+    interfaces = read_page(pages["interfaces"], result.interface_families)
+    assert interfaces == interface_page(json.loads(TOPOLOGY), result.interface_families)
+
+
+def test_the_page_is_the_golden_one(replayed):
+    name, result = replayed
+    lines = []
+    for part, families in (
+        (result.flow_page, result.model.families),
+        (result.interface_page, result.interface_families),
+    ):
+        page = read_page(part, families)
+        heads = [line for line in part.decode().splitlines() if line.startswith("#")]
+        for n, samples in enumerate(page.values()):
+            lines += [*heads[2 * n : 2 * n + 2], *sorted(samples)]
+    golden = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text("\n".join(lines) + "\n")
+    assert lines == golden.read_text().splitlines()
+
+
+def test_another_reader_finds_the_same(replayed):
+    _, result = replayed
+    found = {}
+    for family in text_string_to_metric_families(result.page.decode()):
+        for sample in family.samples:
+            # The reader calls every sample of a counter _total.
+            name = family.name if family.name in result.names else sample.name
+            if name in result.names:
+                found[series(name, sample.labels)] = sample.value
+    assert found == result.samples
+
+
+def test_the_reference_reader_of_openmetrics_finds_the_same(replayed):
+    _, result = replayed
+    page = result.prometheus_page.decode()
+    if not result.is_standard:
+        assert "# EOF" not in page
+        return
+    found = {
+        series(sample.name, sample.labels): sample.value
+        for family in text_string_to_openmetrics_families(page)
+        for sample in family.samples
+        if sample.name in result.names
+    }
+    assert found == result.samples
+
+
+@needs_promtool
+def test_promtool_objects_to_nothing_but_inherited_names(replayed):
+    _, result = replayed
+    complaints = set(lint(result.page))
+    if result.is_standard:
+        assert complaints == set()
+        return
+    counters = re.findall(r"^# TYPE (\w+) counter$", result.page.decode(), re.MULTILINE)
+    shown = set(re.findall(r"^\w+", result.page.decode(), re.MULTILINE))
+    expected = {
+        f"{name}{NO_TOTAL}" for name in counters if name in shown and INHERITED.fullmatch(name)
+    }
+    assert expected
+    assert complaints == expected | ({NO_BASE_UNIT} if RTT in shown else set())
+
+
+def test_the_self_metrics_account_for_every_report(replayed):
+    _, result = replayed
+    metrics, model = result.metrics, result.model
+    for analyzer, flows in result.flows.items():
+        assert metrics[f'skyfast_flows_total{{analyzer="{analyzer}"}}'] == flows
+        assert metrics[f'skyfast_up{{analyzer="{analyzer}"}}'] == 1
+    for name, label, expected in (
+        ("skipped", "reason", model.skipped),
+        ("finished", "reason", model.finished),
+        ("filtered", "rule", model.filtered),
+    ):
+        prefix = f'skyfast_flows_{name}_total{{{label}="'
+        counts = {
+            series.removeprefix(prefix).removesuffix('"}'): int(value)
+            for series, value in metrics.items()
+            if series.startswith(prefix)
+        }
+        assert +Counter(counts) == expected
+    assert metrics["skyfast_connections"] == model.connections
+    assert metrics["skyfast_connections_created_total"] == model.created_total
+    assert metrics["skyfast_connections_rejected_total"] == model.rejected_total
+    assert metrics["skyfast_connections_overflowed_total"] == model.overflowed_total
+    # Without _total, the name would be that of the reports' counter in OpenMetrics.
+    assert metrics["skyfast_table_flows" if result.is_standard else "skyfast_flows"] == model.flows
+    views = [n for series, n in metrics.items() if series.startswith("skyfast_view_connections{")]
+    assert views == list(model.view_connections)
+    errors = [value for series, value in metrics.items() if "_errors_total{" in series]
+    assert errors
+    assert not any(errors)
+
+
+def split(result):
+    """Return the parts of the whole page as pairs of a name and the lines that come together."""
+    flows = {family.name for family in result.model.families}
+    interfaces = {family.name for family in result.interface_families}
+
+    def part(line):
+        name = line.split(" ")[2] if line.startswith("#") else re.match(r"\w+", line)[0]
+        if name in flows:
+            return "flows"
+        if name in interfaces:
+            return "interfaces"
+        return "captures" if name.startswith("skydive_capture_") else "self"
+
+    lines = result.page.decode().splitlines(keepends=True)
+    return [(name, "".join(part).encode()) for name, part in itertools.groupby(lines, key=part)]
+
+
+def series(name, labels):
+    """Return a series as the page spells it."""
+    pairs = ",".join(f'{label}="{escape(value)}"' for label, value in labels.items())
+    return f"{name}{{{pairs}}}"

@@ -1,0 +1,287 @@
+"""The process as its operator meets it: start, stop, exit codes, time going by."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.skydive.test_ingest import BAD_FLOWS, BAD_MESSAGES, flow
+from tests.skydive.test_ingest import message as message_of
+from tests.support.analyzer import FakeAnalyzer
+from tests.support.paths import ROOT
+from tests.support.process import PROBLEM, demo, running
+
+STORE = "pipeline: {{subscriber: {{urls: [{url}]}}, store: {{prom_sky_con: {{{store}}}}}}}\n"
+NOBODY = "ws://127.0.0.1:9/ws/subscriber/flow"
+FLOW = (
+    '{{"UUID":"{uuid}","Network":{{"A":"10.0.0.1","B":"10.0.0.2"}},"Metric":{{"ABBytes":{bytes}}},'
+    '"Transport":{{"Protocol":"TCP","A":1,"B":2}},"Start":1,"Last":{bytes},"NodeTID":"{uuid}"}}'
+)
+
+
+def write_config(directory: Path, url: str = NOBODY, **store: object) -> Path:
+    store = {"port": 0, "listen_address": "127.0.0.1"} | store
+    path = directory / "prom_sky_con.yml"
+    text = ", ".join(f"{name}: {value}" for name, value in store.items())
+    path.write_text(STORE.format(url=url, store=text))
+    return path
+
+
+def message(*flows: str) -> str:
+    return f'{{"Namespace":"flow","Type":"store","Obj":[{",".join(flows)}]}}'
+
+
+def connections(page: bytes) -> set[str]:
+    """Return the nodes of the connections on a page; views have rows of their own."""
+    return set(re.findall(r'(?m)^skydive_network_connection_.*node_tid="(\w+)"', page.decode()))
+
+
+async def finished(*arguments: str) -> tuple[int, str]:
+    """Run skyfast until it ends of itself; return its exit code and its log."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "skyfast", *arguments), stderr=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    async with asyncio.timeout(20):
+        _, log = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, log.decode()
+
+
+@pytest.mark.xdist_group("timing")
+async def test_the_demo_has_growing_connections_within_five_seconds() -> None:
+    started = time.monotonic()
+    async with demo() as skyfast:
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)
+        first = (await skyfast.get("/metrics/flows")).decode()
+        later = first
+        while not grown(first, later):
+            await asyncio.sleep(0.1)
+            later = (await skyfast.get("/metrics/flows")).decode()
+            assert time.monotonic() - started < 10  # five, and room for a busy machine
+        assert any("serving http://127.0.0.1:" in line for line in skyfast.log)
+
+
+def grown(before: str, after: str) -> bool:
+    """Return whether a counter of the first page is higher on the second."""
+
+    def counters(page: str) -> dict[str, int]:
+        lines = (line for line in page.splitlines() if "_total_bytes{" in line)
+        return {series: int(value) for series, _, value in (s.rpartition(" ") for s in lines)}
+
+    later = counters(after)
+    return any(later.get(series, 0) > value for series, value in counters(before).items())
+
+
+@pytest.mark.xdist_group("timing")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_it_within_two_seconds(tmp_path: Path, number: signal.Signals) -> None:
+    async with FakeAnalyzer() as analyzer:
+        config = write_config(tmp_path, analyzer.url)
+        async with running(config) as skyfast:
+            subscriber = await analyzer.subscriber()
+            began = time.monotonic()
+            skyfast.process.send_signal(number)
+            async with asyncio.timeout(5):
+                assert await skyfast.process.wait() == 0
+            assert time.monotonic() - began < 2
+            await asyncio.wait_for(subscriber.closed.wait(), 5)
+            assert subscriber.close_code == 1000
+
+
+async def test_the_log_is_json_on_request() -> None:
+    async with demo(SKYDIVE_LOGGING_FORMAT="json") as skyfast:
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)
+    records = [json.loads(line) for line in skyfast.log]
+    assert {record["level"] for record in records} == {"INFO"}
+    assert records[0]["message"].startswith("skyfast ")
+    assert re.match(r"stopped after \d+ s: \d+ reports of flows, ", records[-1]["message"])
+    assert len(records) < 12
+
+
+async def test_a_reload_changes_the_logs_format(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    text = config.read_text()
+    async with running(config, quiet=False) as skyfast:
+        for form, reloaded in (
+            (
+                "json",
+                r'\{"time": ".*Z", "level": "INFO", .*reloaded; changed: logging\.format"\}',
+            ),
+            (
+                "text",
+                r"\S+Z INFO skyfast\.app: the configuration was reloaded; changed: logging\.format",
+            ),
+        ):
+            config.write_text(f"logging: {{format: {form}}}\n{text}")
+            known = len(skyfast.log)
+            skyfast.process.send_signal(signal.SIGHUP)
+            await skyfast.logged("was reloaded", since=known)
+            assert any(re.fullmatch(reloaded, line) for line in skyfast.log[known:])
+
+
+async def test_the_log_says_once_where_traffic_counts_several_times(tmp_path: Path) -> None:
+    views = [{"prefix": "apps", "labels": ["application"]}]
+    config = write_config(tmp_path, labels=["initiator_ip", "node_name"], views=views)
+    async with running(config, quiet=False) as skyfast:
+        await skyfast.logged("view apps: ")
+    lines = [line for line in skyfast.log if "is counted several times" in line]
+    assert [re.search(r"WARNING skyfast.app: (.*?):", line)[1] for line in lines] == [  # type: ignore[index]
+        "connections",
+        "view apps",
+    ]
+
+
+async def test_the_log_tells_what_a_connection_costs(tmp_path: Path) -> None:
+    """As much as its rows take, measured with many of them."""
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        config = write_config(tmp_path, analyzer.url, max_connections=200_000)
+        skyfast = await stack.enter_async_context(running(config))
+        await analyzer.subscriber()
+        line = await skyfast.logged("a connection of one flow costs up to")
+        found = re.search(r"up to (\d+) series and (\d+) bytes.* at most 200000 connections", line)
+        assert found
+        assert found[1] == "5"
+        count = 50_000
+        for begin in range(0, count, 1000):
+            flows = (
+                flow(f"{n + 1:x}", Transport={"Protocol": "TCP", "A": n, "B": 443})
+                for n in range(begin, begin + 1000)
+            )
+            await analyzer.send(message_of(*flows))
+        metrics = await skyfast.until(lambda metrics: metrics["skyfast_connections"] == count)
+        # The arena grows in pieces, and the indexes by halves.
+        assert 0.8 < metrics["skyfast_table_bytes"] / count / int(found[2]) < 1.4
+
+
+async def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, log = await finished(str(write_config(tmp_path, port=port)))
+    assert code == 1
+    (line,) = [line for line in log.splitlines() if " ERROR " in line]
+    assert f":{port}/metrics" in line
+    assert "in use" in line
+    assert "Traceback" not in log
+
+
+async def test_it_serves_while_no_analyzer_answers(tmp_path: Path) -> None:
+    async with running(write_config(tmp_path), quiet=False) as skyfast:
+        metrics = await skyfast.until(
+            lambda metrics: (
+                metrics['skyfast_reconnects_total{analyzer="127.0.0.1:9",reason="refused"}'] > 0
+            )
+        )
+        assert metrics['skyfast_up{analyzer="127.0.0.1:9"}'] == 0
+        assert b"skydive_network_connection_total_bytes" in await skyfast.get("/metrics")
+
+
+@pytest.mark.xdist_group("timing")
+async def test_connections_leave_when_nothing_is_reported(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        config = write_config(tmp_path, analyzer.url, connection_timeout=2, connection_grace=0)
+        skyfast = await stack.enter_async_context(running(config))
+        await analyzer.subscriber()
+        began = time.monotonic()
+        await analyzer.send(message(FLOW.format(uuid="a", bytes=1), FLOW.format(uuid="b", bytes=1)))
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 2)
+        await asyncio.sleep(1.5)
+        await analyzer.send(message(FLOW.format(uuid="b", bytes=2)))
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 1)
+        assert time.monotonic() - began >= 2
+        assert connections(await skyfast.get("/metrics/flows")) == {"b"}
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 0)
+        assert time.monotonic() - began >= 3.5
+        assert connections(await skyfast.get("/metrics/flows")) == set()
+
+
+async def test_a_full_table_is_told(tmp_path: Path) -> None:
+    """Once for all reports that find no room, not once for each."""
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        config = write_config(tmp_path, analyzer.url, max_connections=2, max_flows=3)
+        skyfast = await stack.enter_async_context(running(config, quiet=False))
+        await analyzer.subscriber()
+        flows = [FLOW.format(uuid=uuid, bytes=1) for uuid in "abcdefg"]
+        flows[5:] = [re.sub('"NodeTID":"."', '"NodeTID":"a"', each) for each in flows[5:]]
+        await analyzer.send(message(*flows))
+        line = await skyfast.logged("the table is full")
+        assert " WARNING " in line
+        assert line.endswith(
+            "no room for 3 reports of new connections (max_connections: 2),"
+            " and for 1 of other new flows (max_flows: 3)"
+        )
+        # A report of a connection that is there finds its room.
+        await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=2) for uuid in "bc")))
+        full = 'skyfast_flows_skipped_total{reason="table_full"}'
+        await skyfast.until(lambda metrics: metrics[full] == 5)
+        assert connections(await skyfast.get("/metrics/flows")) == {"a", "b"}
+        await asyncio.sleep(1)
+    assert sum("the table is full" in line for line in skyfast.log) == 1
+
+
+@pytest.mark.slow
+async def test_a_pause_does_not_silence_what_waits_in_the_socket(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        config = write_config(tmp_path, analyzer.url, connection_timeout=3, connection_grace=0)
+        skyfast = await stack.enter_async_context(running(config, quiet=False))
+        await analyzer.subscriber()
+        await analyzer.send(message(FLOW.format(uuid="a", bytes=5)))
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 1)
+        os.kill(skyfast.process.pid, signal.SIGSTOP)
+        await asyncio.sleep(6)
+        await analyzer.send(message(FLOW.format(uuid="a", bytes=7)))
+        os.kill(skyfast.process.pid, signal.SIGCONT)
+        metrics = await skyfast.until(
+            lambda metrics: sum(n for s, n in metrics.items() if "skyfast_flows_total{" in s) == 2
+        )
+        assert metrics["skyfast_connections_expired_total"] == 0
+        page = (await skyfast.get("/metrics/flows")).decode()
+        assert 'direction="initiator_to_target",node_tid="a",protocol="TCP"} 7\n' in page
+        assert any("paused for" in line for line in skyfast.log)
+
+
+async def test_nothing_that_is_sent_ends_the_subscription_or_breaks_the_page(
+    tmp_path: Path,
+) -> None:
+    hostile = flow("e", NodeTID='"} 1\n# TYPE forged counter\nforged 1\n\\')
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        config = write_config(tmp_path, analyzer.url)
+        skyfast = await stack.enter_async_context(running(config, quiet=False))
+        subscriber = await analyzer.subscriber()
+        for bad, _ in BAD_FLOWS.values():
+            await analyzer.send(message_of(flow("1"), bad, flow("2", NodeTID="other"), hostile))
+        for data, _ in BAD_MESSAGES.values():
+            await analyzer.send(data)
+        reports = sum(3 for _ in BAD_FLOWS) + len(BAD_FLOWS)
+        metrics = await skyfast.until(
+            lambda metrics: (
+                sum(n for s, n in metrics.items() if "skyfast_message_errors_total{" in s)
+                == len(BAD_MESSAGES)
+            )
+        )
+        assert metrics[f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'] == reports
+        assert metrics["skyfast_connections"] == 3
+        assert not subscriber.closed.is_set()
+        assert not any(n for s, n in metrics.items() if "skyfast_reconnects_total{" in s)
+        page = (await skyfast.get("/metrics")).decode()
+        names = {family.name for family in text_string_to_metric_families(page)}
+        assert "forged" not in names
+        assert "skydive_network_connection_total_bytes" in names
+    problems = [line for line in skyfast.log if PROBLEM.search(line)]
+    reasons = set(re.findall(r"dropped a message of \d+ bytes \((\w+)\)", "\n".join(problems)))
+    # A line each, and no other.
+    assert reasons == {reason for _, reason in BAD_MESSAGES.values()}
+    assert len(problems) == len(reasons)

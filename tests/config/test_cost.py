@@ -1,0 +1,104 @@
+"""Where traffic is counted several times: what is said of it, and that it is so."""
+
+import logging
+
+import pytest
+import yaml
+
+from skyfast.app import App
+from skyfast.config import cost as check
+from tests.project.test_docs import PAGES, blocks
+from tests.skydive.test_ingest import flow, message
+from tests.skydive.test_partial_decoder import values
+from tests.support.configs import make_config
+from tests.support.sink import Sink
+
+CONNECTIONS = "skydive_network_connection_total_bytes"
+WARNING = "is counted several times"
+
+
+def view(*labels: object, prefix: str = "apps", **entries: object) -> dict[str, object]:
+    return {"prefix": prefix, "labels": list(labels), **entries}
+
+
+SETTINGS = {
+    "{}": [],
+    "{views: []}": [],
+    # Both ends of a container's link are called eth0.
+    "{labels: [initiator_ip, target_ip, node_name]}": ["connections"],
+    "{labels: [initiator_ip, target_ip, node_name], deduplicate: first}": [],
+    "{labels: [initiator_ip, target_ip, node_name, node_tid]}": [],
+    "{labels: [protocol, {name: interface, path: NodeTID}]}": [],
+    "{labels: [protocol, {name: flow, path: UUID}]}": [],
+    "{labels: [protocol, tracking_id, capture_id, link_a, parent_uuid]}": ["connections"],
+    "{labels: [protocol], metrics: [rtt, start, last]}": [],
+    "{labels: [protocol], metrics: [rtt, flows]}": ["connections"],
+    "{labels: [protocol], direction: sum}": ["connections"],
+    "{views: [{prefix: apps, labels: [application]}]}": ["view apps"],
+    "{views: [{prefix: apps, labels: [application, node_tid]}]}": [],
+    "{views: [{prefix: apps, labels: [application], metrics: [rtt]}]}": [],
+    "{labels: [protocol], views: [{prefix: a, labels: [tag]}, {prefix: b, labels: [node_tid]}]}": [
+        "connections",
+        "view a",
+    ],
+    "{metrics: [{name: raw, value: RawPacketsCaptured, type: counter}], labels: [target_ip]}": [
+        "connections"
+    ],
+    "{metrics: [{name: raw, value: RawPacketsCaptured, type: gauge}], labels: [target_ip]}": [],
+}
+
+
+@pytest.mark.parametrize(("settings", "places"), SETTINGS.items())
+def test_where_traffic_is_counted_several_times(settings: str, places: list[str]) -> None:
+    config = make_config(**yaml.safe_load(settings))
+    assert check.double_counted(config) == places
+    said = [line for line in check.report(config).splitlines() if WARNING in line]
+    assert [line.split(": ")[1] for line in said] == places
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_it_is_so(settings: str) -> None:
+    config = make_config(**yaml.safe_load(settings))
+    sink = Sink(**yaml.safe_load(settings))
+    # One conversation, captured at both ends of a link.
+    ends = [flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")]
+    sink.take(message(*ends))
+    for one, prefix in ((config.store.main, ""), *((v, v.prefix) for v in config.store.views)):
+        family = f"{prefix}_bytes_total" if prefix else CONNECTIONS
+        shown = [int(value) for value in values(sink, family)]
+        if shown:
+            doubled = max(shown) > (300 if one.direction == "sum" else 200)
+            where = f"view {prefix}" if prefix else "connections"
+            assert doubled == (where in check.double_counted(config))
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    lines = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return [line.split(": ")[0] for line in lines if WARNING in line]
+
+
+async def test_a_reload_says_it_of_what_is_new_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    config = make_config(labels=["protocol"], views=[])
+    part = App(config, load=lambda: config)
+    assert await part.reload() is None
+    assert said(caplog) == []
+    views = [view("application"), view("node_tid", prefix="nodes"), view("tag", prefix="tags")]
+    config = make_config(labels=["protocol"], views=views)
+    assert await part.reload() is None
+    assert said(caplog) == ["view apps", "view tags"]
+    assert await part.reload() is None
+    assert said(caplog) == []
+
+
+def test_no_example_of_the_documentation_counts_traffic_several_times() -> None:
+    examples = 0
+    for page in PAGES:
+        for language, text in blocks(page):
+            content = yaml.safe_load(text) if language == "yaml" else None
+            if isinstance(content, dict) and "pipeline" in content:
+                store = content["pipeline"].get("store", {}).get("prom_sky_con", {})
+                assert check.double_counted(make_config(**store)) == [], f"{page.name}: {text}"
+                examples += 1
+    assert examples

@@ -1,0 +1,1362 @@
+"""The configuration: what a file and the environment come to, and what a person is told."""
+
+import ipaddress
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skyfast.config import loader as config
+from skyfast.config import yaml_nodes as document
+from skyfast.config.loader import (
+    SCHEMA,
+    Condition,
+    Config,
+    ConfigError,
+    Fold,
+    LabelChoice,
+    Mask,
+    MetricChoice,
+    Rule,
+    ViewChoice,
+)
+from skyfast.flows.catalog import families
+from tests.support.paths import ROOT
+
+DATA = Path("tests/data/config")
+BAD = sorted((ROOT / DATA / "bad").glob("*.yml"))
+PEM = f"{DATA}/certificate.pem"
+SECRET = "hunter2"
+
+DEFAULT_URL = "ws://127.0.0.1:8082/ws/subscriber/flow"
+
+
+@pytest.fixture(autouse=True)
+def project_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates are named by paths from here."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(params=["CSafeLoader", "SafeLoader"])
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both of PyYAML's parsers: which one is there depends on how it was built."""
+    if not hasattr(yaml, request.param):
+        pytest.skip("PyYAML was built without libyaml")
+    monkeypatch.setattr(document, "_Loader", getattr(yaml, request.param))
+    return str(request.param)
+
+
+def good(name: str, **environ: str) -> Config:
+    return config.load(f"{DATA}/good/{name}.yml", environ)
+
+
+def parse(text: str, **environ: str) -> Config:
+    return config.parse(text, environ, source="x.yml")
+
+
+def error(text: str, **environ: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, **environ)
+    return str(caught.value)
+
+
+def meaning(result: Config) -> Config:
+    """Return ``result`` without what tells how it was written."""
+    return replace(result, source="", notes=())
+
+
+def subscriber(**keys: object) -> str:
+    return yaml.safe_dump({"pipeline": {"subscriber": keys}})
+
+
+def store(**keys: object) -> str:
+    return yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": keys}}})
+
+
+def view(
+    *,
+    prefix: str,
+    labels: str,
+    metrics: str = "bytes packets",
+    direction: Literal["split", "sum"] = "split",
+    timeout_s: float = 3600.0,
+) -> ViewChoice:
+    """Return a view of known labels and metrics."""
+    return ViewChoice(
+        prefix=prefix,
+        labels=tuple(LabelChoice(name=name) for name in labels.split()),
+        metrics=tuple(MetricChoice(name=name) for name in metrics.split()),
+        direction=direction,
+        timeout_s=timeout_s,
+    )
+
+
+# Good files
+
+
+def check_defaults(result: Config) -> None:
+    assert result.host_id == socket.gethostname()
+    assert result.credentials == config.Credentials(username="", password="")
+    assert result.tls == config.TLS(client_cert="", client_key="", ca_cert="")
+    assert dict(result.cookies) == {}
+    assert result.analyzers == ("127.0.0.1:8082",)
+    assert result.subscriber == config.Subscriber(
+        endpoints=(DEFAULT_URL,),
+        capture_id="",
+        max_message_bytes=64 * 1024 * 1024,
+        silence_timeout_s=45.0,
+    )
+    assert result.classify == config.Classify(cluster_net_masks=())
+    assert result.filter == config.Filter(excluded_tags=frozenset(), keep=(), drop=())
+    assert result.store == config.Store(
+        port=9100,
+        listen_address="",
+        connection_timeout_s=60.0,
+        connection_grace_s=15.0,
+        flow_memory_s=1290.0,
+        max_connections=1_000_000,
+        max_flows=4_000_000,
+        interfaces_interval_s=20.0,
+        main=view(
+            prefix="",
+            labels="initiator_ip target_ip initiator_port target_port direction node_tid protocol",
+            metrics="bytes packets rtt",
+            timeout_s=0.0,
+        ),
+        views=(view(prefix="skydive_traffic", labels="node_tid protocol direction"),),
+        include_icmp=False,
+        include_other=False,
+        rewrites={},
+        overflow="drop",
+        deduplicate="none",
+        naming="compatible",
+    )
+    assert result.web == config.Web(
+        max_connections=256,
+        max_scrapes=8,
+        max_scrapes_per_address=4,
+        scrape_timeout_s=60.0,
+        enable_reload=False,
+        health_without_auth=False,
+        openmetrics=True,
+    )
+    assert result.logging == config.Logging(level="INFO", format="text")
+
+
+@pytest.mark.parametrize("name", ["go", "empty", "nulls", "skydive"])
+def test_defaults(name: str, loader: str) -> None:
+    result = good(name)
+    check_defaults(result)
+    assert result.source == f"{DATA}/good/{name}.yml"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "---\n", "null", "# text", "\ufeff", "--- ~\n...\n"])
+def test_no_content_is_all_defaults(text: str, loader: str) -> None:
+    check_defaults(parse(text))
+
+
+def test_every_key(loader: str) -> None:
+    result = good("full")
+    assert result.host_id == "exporter-1"
+    assert result.analyzers == (
+        "analyzer-1:8082",
+        "analyzer-2:8082",
+        "[2001:db8::2]:8083",
+        "[2001:db8::3]:8082",
+    )
+    assert (result.credentials.username, result.credentials.password) == ("admin", "0123")
+    assert result.logging == config.Logging(level="INFO", format="json")
+    assert result.tls == config.TLS(client_cert=PEM, client_key=PEM, ca_cert=PEM)
+    assert dict(result.cookies) == {"SessionId": "aBc", "theme": "1"}
+    assert result.subscriber == config.Subscriber(
+        endpoints=(
+            "wss://analyzer-1:8082/Flow?X=Y",
+            "wss://analyzer-2:8082/Flow?X=Y",
+            "wss://[2001:db8::2]:8083/Flow?X=Y",
+            "wss://[2001:db8::3]:8082/Flow?X=Y",
+        ),
+        capture_id="4E2b",
+        max_message_bytes=1_048_576,
+        silence_timeout_s=30.5,
+    )
+    assert result.classify.cluster_net_masks == (
+        ipaddress.ip_network("10.0.0.0/8"),
+        ipaddress.ip_network("fd00::/8"),
+    )
+    assert result.filter == config.Filter(
+        excluded_tags=frozenset({"internal", "other"}),
+        keep=(
+            Rule(
+                name="web",
+                conditions=(
+                    Condition(
+                        field="target_port",
+                        path=("Transport", "B"),
+                        values=frozenset({80, 443}),
+                        ranges=((8000, 8999),),
+                    ),
+                    Condition(
+                        field="protocol", path=("Transport", "Protocol"), values=frozenset({"TCP"})
+                    ),
+                ),
+            ),
+        ),
+        drop=(
+            Rule(
+                name="lab",
+                conditions=(
+                    Condition(
+                        field="initiator_ip",
+                        path=("Network", "A"),
+                        negated=True,
+                        values=frozenset({"192.168.1.7", "::1"}),
+                        networks=(ipaddress.ip_network("10.0.0.0/8"),),
+                    ),
+                    Condition(field="tag", path=None, values=frozenset({"ingress", "other"})),
+                ),
+            ),
+            Rule(
+                name="noise",
+                conditions=(
+                    Condition(
+                        field="layers_path",
+                        path=("LayersPath",),
+                        pattern=re.compile("^Ethernet/(ARP|IPv6)"),
+                    ),
+                    Condition(
+                        field="Metric.ABPackets",
+                        path=("Metric", "ABPackets"),
+                        negated=True,
+                        values=frozenset({1}),
+                    ),
+                ),
+            ),
+        ),
+    )
+    assert result.store == config.Store(
+        port=9200,
+        listen_address="::1",
+        connection_timeout_s=75.0,
+        connection_grace_s=0.0,
+        flow_memory_s=300.0,
+        max_connections=200_000,
+        max_flows=300_000,
+        interfaces_interval_s=0.0,
+        main=ViewChoice(
+            prefix="",
+            labels=(
+                LabelChoice(name="initiator_ip"),
+                LabelChoice(name="direction"),
+                LabelChoice(name="target_port"),
+                LabelChoice(name="target_mac", path=("Link", "B")),
+            ),
+            metrics=(
+                MetricChoice(name="bytes"),
+                MetricChoice(name="tcp_out_of_order"),
+                MetricChoice(
+                    name="skydive_syn_ttl",
+                    paths=(("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL")),
+                    type="gauge",
+                    help="TTL of the first SYN.",
+                ),
+            ),
+            direction="split",
+            timeout_s=0.0,
+        ),
+        views=(
+            ViewChoice(
+                prefix="skydive_services",
+                labels=(LabelChoice(name="target_port"), LabelChoice(name="node_name")),
+                metrics=(
+                    MetricChoice(name="flows"),
+                    MetricChoice(name="captured_total", paths=(("RawPacketsCaptured",),)),
+                ),
+                direction="sum",
+                timeout_s=600.0,
+            ),
+            view(prefix="skydive_hosts", labels="direction node_host"),
+        ),
+        include_icmp=True,
+        include_other=True,
+        rewrites={
+            "initiator_ip": Mask(ipv4=24, ipv6=64),
+            "target_port": Fold(above=1023, keep=frozenset({8080, 3306})),
+        },
+        overflow="other",
+        deduplicate="first",
+        naming="standard",
+    )
+    assert result.web == config.Web(
+        max_connections=64,
+        max_scrapes=2,
+        max_scrapes_per_address=1,
+        scrape_timeout_s=9.5,
+        enable_reload=True,
+        health_without_auth=True,
+        openmetrics=False,
+    )
+    assert result.notes == ()
+
+
+def test_keys_have_no_case(loader: str) -> None:
+    assert meaning(good("upper")) == meaning(good("full"))
+
+
+def test_keys_can_be_paths() -> None:
+    text = "pipeline.store.prom_sky_con: {port: 1}\npipeline: {Store.Type: prom_sky_con}\n"
+    assert parse(text).store.port == 1
+
+
+def test_aliases(loader: str) -> None:
+    result = good("aliases")
+    assert result.host_id == result.subscriber.capture_id == "exporter-1"
+    assert result.analyzers == ("a:8082", "b:8083")
+
+
+def test_is_frozen() -> None:
+    result = good("full")
+    with pytest.raises(FrozenInstanceError):
+        result.host_id = "b"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        result.cookies["a"] = "b"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("123", "123"),
+        ("0123", "0123"),
+        ("1e3", "1e3"),
+        ("1:30", "1:30"),
+        ("2026-08-01", "2026-08-01"),
+        (".nan", ".nan"),
+        ("'no'", "no"),
+        ("!!str no", "no"),
+        ("! no", "no"),
+        ('"a b"', "a b"),
+        ("é", "é"),
+        ("=", "="),
+    ],
+)
+def test_text_is_what_was_written(text: str, value: str, loader: str) -> None:
+    assert parse(f"host_id: {text}").host_id == value
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [("0", 0), ("65535", 65535), ("'9100'", 9100), ("9100.0", 9100), ("1e3", 1000)],
+)
+def test_whole_numbers(text: str, port: int) -> None:
+    assert parse(f"pipeline.store.prom_sky_con.port: {text}").store.port == port
+
+
+def test_a_timeout_of_zero_is_the_default() -> None:
+    assert parse(store(connection_timeout=0)).store.connection_timeout_s == 60.0
+    assert parse(store(connection_timeout=-0.0)).store.connection_timeout_s == 60.0
+    assert parse(store(connection_timeout=0.5)).store.connection_timeout_s == 0.5
+
+
+def test_flows_follow_connections() -> None:
+    assert parse(store(max_connections=10)).store.max_flows == 40
+    assert parse(store(max_connections=10, max_flows=5)).store.max_flows == 5
+    assert parse(store(max_connections=1 << 27)).store.max_flows == 1 << 27
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [("debug", "DEBUG"), ("Notice", "INFO"), ("WARNING", "WARNING"), ("critical", "CRITICAL")],
+)
+def test_levels_are_those_of_logging(level: str, name: str) -> None:
+    result = parse(f"logging: {{level: {level}}}")
+    assert result.logging.level == name
+    assert name in logging.getLevelNamesMapping()
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("'[::1]'", "::1"), ("0.0.0.0", "0.0.0.0"), ("LocalHost", "localhost"), ("'::'", "::")],
+)
+def test_listen_address(text: str, address: str) -> None:
+    result = parse(f"pipeline.store.prom_sky_con.listen_address: {text}")
+    assert result.store.listen_address == address
+
+
+# What is exported
+
+
+def labels_of(choice: ViewChoice) -> str:
+    return " ".join(label.name for label in choice.labels)
+
+
+@pytest.mark.parametrize(
+    ("keys", "labels"),
+    [
+        ({"labels": "target_ip, protocol"}, "target_ip protocol direction"),
+        ({"labels": ["direction", "target_ip"]}, "direction target_ip"),
+        ({"labels": "target_ip", "direction": "sum"}, "target_ip"),
+        (
+            {"direction": "sum"},
+            "initiator_ip target_ip initiator_port target_port node_tid protocol",
+        ),
+    ],
+)
+def test_direction_is_a_label_where_it_is_split(keys: dict[str, Any], labels: str) -> None:
+    main = parse(store(**keys)).store.main
+    assert labels_of(main) == labels
+    (other,) = parse(store(views=[{"prefix": "a", "labels": "protocol", **keys}])).store.views
+    assert labels_of(other) == (labels if "labels" in keys else "protocol")
+
+
+def test_views_can_be_none() -> None:
+    assert parse(store(views=[])).store.views == ()
+    assert config.dump(parse(store(views=[]))).count("views: []") == 1
+    assert parse(store(views=None)).store.views == parse("").store.views
+
+
+def test_a_view_needs_a_prefix_and_labels_alone() -> None:
+    (written,) = parse(store(views=[{"prefix": "a", "labels": ["protocol"]}])).store.views
+    assert written == view(prefix="a", labels="protocol direction")
+
+
+def test_views_outlive_connections() -> None:
+    (default,) = parse(store(connection_timeout=7200)).store.views
+    assert default.timeout_s == 7215.0
+    views = [{"prefix": "a", "labels": "protocol", "timeout": 7215}]
+    (written,) = parse(store(connection_timeout=7200, views=views)).store.views
+    assert written.timeout_s == 7215.0
+
+
+def test_a_view_can_be_used_twice() -> None:
+    text = (
+        "pipeline.store.prom_sky_con:\n"
+        "  metrics: &all [bytes, {name: kept_total, value: RawPacketsCaptured, type: counter}]\n"
+        "  views:\n"
+        "    - {prefix: a, labels: &few [protocol, {name: mac, path: Link.A}], metrics: *all}\n"
+        "    - {prefix: b, labels: *few, metrics: *all}\n"
+    )
+    result = parse(text)
+    first, second = result.store.views
+    assert first.labels == second.labels
+    assert first.metrics == second.metrics == result.store.main.metrics
+    assert meaning(parse(config.dump(result))) == meaning(result)
+
+
+def test_rules_know_fields_by_both_names() -> None:
+    (rule,) = parse(
+        yaml.safe_dump(
+            {"pipeline.filter.drop": [{"name": "a", "Transport.B": 53, "target_port": "53-54"}]}
+        )
+    ).filter.drop
+    assert [condition.path for condition in rule.conditions] == [("Transport", "B")] * 2
+    assert [condition.field for condition in rule.conditions] == ["Transport.B", "target_port"]
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("::FFFF:10.0.0.1", "10.0.0.1"),
+        ("2001:DB8:0:0::1", "2001:db8::1"),
+        ("10.0.0.1", "10.0.0.1"),
+    ],
+)
+def test_addresses_of_rules_are_written_as_in_flows(written: str, text: str) -> None:
+    rules = yaml.safe_dump({"pipeline.filter.drop": [{"name": "a", "target_ip": written}]})
+    assert parse(rules).filter.drop[0].conditions[0].values == {text}
+
+
+def test_lists_that_an_alias_repeats_are_bounded() -> None:
+    ports = list(range(4097))
+    key = "pipeline.filter.drop"
+    assert "target_port: a list has more than 4096 entries" in error(
+        yaml.safe_dump({key: [{"name": "a", "target_port": ports}]})
+    )
+    assert "keep: a list has more than 4096 entries" in error(
+        store(rewrite={"target_port": {"keep": ports}})
+    )
+
+
+# Who is subscribed to
+
+
+@pytest.mark.parametrize(
+    ("entry", "address"),
+    [
+        ("a", "a:8082"),
+        ("A.Example.:1", "a.example.:1"),
+        ("10.0.0.1", "10.0.0.1:8082"),
+        ("2001:DB8::0:1", "[2001:db8::1]:8082"),
+        ("[2001:db8::1]", "[2001:db8::1]:8082"),
+        ("[2001:db8::1]:65535", "[2001:db8::1]:65535"),
+        ("8083", "localhost:8083"),
+        (":8083", "localhost:8083"),
+        ("bücher.example:8082", "bücher.example:8082"),
+    ],
+)
+def test_analyzer_addresses(entry: str, address: str) -> None:
+    result = parse(yaml.safe_dump({"analyzers": [entry]}, allow_unicode=True))
+    assert result.analyzers == (address,)
+    assert result.subscriber.endpoints == (f"ws://{address}/ws/subscriber/flow",)
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("ws://a:1", "ws://a:1/ws/subscriber/flow"),
+        ("ws://a:1/", "ws://a:1/"),
+        ("ws://a/x", "ws://a:80/x"),
+        ("wss://a/x", "wss://a:443/x"),
+        ("dns+wss://a/x", "dns+wss://a:443/x"),
+        ("DNS+WS://A:1/X?Y=z", "dns+ws://a:1/X?Y=z"),
+        ("ws://[::0:1]:1/x", "ws://[::1]:1/x"),
+        ("ws://u:p%40@a:1/x", "ws://u:p%40@a:1/x"),
+        ("ws://u:p@q@a:1/x", "ws://u:p@q@a:1/x"),
+        ("ws://u@a:1/x", "ws://u:@a:1/x"),
+        ("ws://a:1?x=y", "ws://a:1/ws/subscriber/flow?x=y"),
+    ],
+)
+def test_urls(url: str, endpoint: str) -> None:
+    for key in ({"url": url}, {"urls": [url]}, {"urls": url}):
+        result = parse(subscriber(**key))
+        assert result.subscriber.endpoints == (endpoint,)
+        assert result.analyzers == ()
+        assert result.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "analyzers", "hosts"),
+    [
+        ("ws://a:8082", "a b", "a:8082 b:8082"),
+        ("ws://a", "a b:8083", "a:8082 b:8083"),
+        ("ws://B:8083", "a b:8083", "a:8082 b:8083"),
+        ("ws://localhost:8082", "127.0.0.1 b", "localhost:8082 b:8082"),
+        ("ws://127.0.0.1:8082", "b,[::1]", "b:8082 127.0.0.1:8082"),
+        ("ws://[::1]:8082", "localhost b", "[::1]:8082 b:8082"),
+        ("ws://[2001:db8:0::1]:8082", "2001:db8::1 b", "[2001:db8::1]:8082 b:8082"),
+        ("ws://a:8082", "a b A b:8082", "a:8082 b:8082"),
+        ("ws://127.0.0.1:8082", "localhost:8082 127.0.0.1:8082", "127.0.0.1:8082"),
+        ("ws://c:8082", "a", "c:8082"),
+        ("ws://c:8082", "a b", "c:8082"),
+        ("ws://a:8083", "a b", "a:8083"),
+        ("ws://a.example:8082", "a b", "a.example:8082"),
+        ("ws://127.0.0.2:8082", "127.0.0.1 b", "127.0.0.2:8082"),
+    ],
+)
+def test_url_and_analyzers(url: str, analyzers: str, hosts: str) -> None:
+    result = parse(
+        subscriber(url=f"{url}/x".replace("://", "://u:p@").replace("ws:", "wss:")),
+        SKYDIVE_ANALYZERS=analyzers,
+    )
+    assert result.subscriber.endpoints == tuple(f"wss://u:p@{host}/x" for host in hosts.split())
+
+
+def test_url_beside_several_analyzers_is_a_warning() -> None:
+    text = "analyzers: [a, b]\npipeline.subscriber.url: ws://u:hunter2@c:8082\n"
+    assert parse(text).notes == (
+        config.Note(
+            level=logging.WARNING,
+            text="pipeline.subscriber.url names none of the 2 analyzers, so it alone is"
+            " subscribed to: ws://c:8082/ws/subscriber/flow",
+        ),
+    )
+    assert parse(text.replace("[a, b]", "[a]")).notes == ()
+
+
+def test_urls_override_both() -> None:
+    result = parse(
+        "analyzers: [a, b]\n"
+        "pipeline.subscriber: {url: ws://a:8082, urls: [ws://d:1, dns+ws://d:1, wss://c:2/x]}\n"
+    )
+    assert result.subscriber.endpoints == (
+        "ws://d:1/ws/subscriber/flow",
+        "dns+ws://d:1/ws/subscriber/flow",
+        "wss://c:2/x",
+    )
+    assert result.analyzers == ("a:8082", "b:8082")
+    assert result.notes == ()
+
+
+def test_an_analyzer_is_subscribed_to_once() -> None:
+    result = parse(subscriber(urls="ws://localhost:1/x ws://b:1/x wss://[::1]:1/y"))
+    assert result.subscriber.endpoints == ("ws://localhost:1/x", "ws://b:1/x")
+    assert result.notes == (
+        config.Note(
+            level=logging.WARNING,
+            text="[::1]:1 is named more than once; it is subscribed to once",
+        ),
+    )
+
+
+def test_a_client_certificate_means_tls() -> None:
+    tls = f"tls: {{client_cert: {PEM}, client_key: {PEM}}}\n"
+    ends = ("a:8082/ws/subscriber/flow",)
+    assert parse(tls + "analyzers: [a]").subscriber.endpoints == (f"wss://{ends[0]}",)
+    assert parse(f"tls: {{ca_cert: {PEM}}}\nanalyzers: [a]").subscriber.endpoints == (
+        f"ws://{ends[0]}",
+    )
+    written = parse(tls + "pipeline.subscriber.url: ws://a:8082")
+    assert written.subscriber.endpoints == (f"ws://{ends[0]}",)
+
+
+def test_a_certificate_authority_works_alone() -> None:
+    assert parse(f"tls: {{ca_cert: {PEM}}}").tls.ca_cert == PEM
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ws://a:8082/x", "ws://a:8082/x"),
+        ("ws://u:p@a:8082/x", "ws://a:8082/x"),
+        ("dns+wss://u:p@q@a/x", "dns+wss://a/x"),
+        ("ws://u:80/p@a:8082/x", "ws://a:8082/x"),
+        ("u:p@a", "a"),
+        ("u:ws://p@a", "a"),
+        ("", ""),
+    ],
+)
+def test_redact_url(url: str, shown: str) -> None:
+    assert config.redact_url(url) == shown
+
+
+# Notes
+
+
+def test_keys_of_skydive_are_noted_once() -> None:
+    (note,) = good("skydive").notes
+    assert note.level == logging.DEBUG
+    file, _, names = note.text.partition(": ignored, for they mean nothing to skyfast: ")
+    assert file == f"{DATA}/good/skydive.yml"
+    assert names.split(", ") == [
+        *("tls.server_cert", "tls.server_key", "tls.require_client_cert"),
+        *("http.rest", "http.ws"),
+        *("analyzer.listen", "analyzer.auth.api", "analyzer.auth.cluster.backend"),
+        *("analyzer.startup", "analyzer.flow", "analyzer.topology", "analyzer.replication"),
+        *("analyzer.storage", "agent", "cache", "dpdk", "docker", "graph", "k8s", "netns"),
+        *("opencontrail", "ovs", "sflow", "storage"),
+        *("logging.backends", "logging.file", "logging.syslog", "logging.encoder"),
+        *("logging.color", "logging.id", "auth", "etcd", "flow", "ui", "rbac"),
+    ]
+
+
+def test_phases_of_other_exporters_are_warnings() -> None:
+    result = good("other_exporters")
+    check_defaults(result)
+    file = f"{DATA}/good/other_exporters.yml"
+    ending = "is ignored: skyfast has nothing of that kind"
+    assert [note.text for note in result.notes] == [
+        f"{file}: line 3: pipeline.mangle: {ending}",
+        f"{file}: line 4: pipeline.encode: {ending}",
+        f"{file}: line 5: pipeline.compress: {ending}",
+        f"{file}: line 6: pipeline.storeheader: {ending}",
+        f"{file}: line 7: pipeline.account: {ending}",
+        f"{file}: line 8: pipeline.write: {ending}",
+        f"{file}: line 10: pipeline.store.buffered: {ending}",
+        f"{file}: line 11: pipeline.store.direct: {ending}",
+        f"{file}: line 12: pipeline.encode.csv: {ending}",
+    ]
+    assert {note.level for note in result.notes} == {logging.WARNING}
+
+
+def test_keys_that_look_misspelt_are_warnings() -> None:
+    result = good("misspelt")
+    file = f"{DATA}/good/misspelt.yml"
+    assert [note.text for note in result.notes] == [
+        f"{file}: line 2: analyser: is ignored; did you mean analyzer?",
+        f"{file}: line 3: pipelines: is ignored; did you mean pipeline?",
+        f"{file}: line 4: tls.cacert: is ignored; did you mean tls.ca_cert?",
+        f"{file}: line 5: logging.levels: is ignored; did you mean logging.level?",
+        f"{file}: line 6: http.cookies: is ignored; did you mean http.cookie?",
+    ]
+    assert {note.level for note in result.notes} == {logging.WARNING}
+
+
+# Bad files
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_bad_file(path: Path, loader: str) -> None:
+    expected = path.read_text().splitlines()[0].removeprefix("# error: ")
+    file = str(path.relative_to(ROOT))
+    with pytest.raises(ConfigError) as caught:
+        config.load(file, {})
+    message = str(caught.value)
+    if expected.endswith("…") and loader != "CSafeLoader":
+        # The two parsers notice at other places, and say it in other words.
+        assert re.match(re.escape(file) + r": line \d+, column \d+: not valid YAML: .", message)
+    elif expected.endswith("…"):
+        assert message.startswith(f"{file}: {expected.removesuffix('…')}")
+    else:
+        assert message == f"{file}: {expected}"
+    assert SECRET not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("no/such/file.yml", "cannot be read: No such file or directory"),
+        ("tests/data", "cannot be read: Is a directory"),
+        ("tests/config/test_loader.py/x", "cannot be read: Not a directory"),
+    ],
+)
+def test_unreadable_file(path: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, {})
+    assert str(caught.value) == f"{path}: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("", "''"), ("a\nb", r"'a\nb'"), ("a\0b", r"'a\x00b'")],
+)
+def test_odd_path(path: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, {})
+    assert str(caught.value).startswith(f"{shown}: cannot be read: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable for root")
+def test_no_permission(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.touch(mode=0)
+    with pytest.raises(ConfigError) as caught:
+        config.load(str(path), {})
+    assert str(caught.value) == f"{path}: cannot be read: Permission denied"
+    assert error("", SKYDIVE_TLS_CA_CERT=str(path)) == (
+        f"environment variable SKYDIVE_TLS_CA_CERT: tls.ca_cert: '{path}'"
+        " cannot be read: Permission denied"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pipeline:\n\tstore: {}\n", "a tab is not allowed here; indent with spaces"),
+        ("host_id: a\n  port: 1\n", "the key is indented deeper than the key above it"),
+        ("a:\n    b: 1\n  c: 2\n", "the indentation matches no line above; indent all keys"),
+        ("a:\n  - b\n  c: 1\n", "the indentation matches no line above; indent all keys"),
+        ("a:\n  b:1\n  c: 2\n", "a space is missing after the colon in line 2"),
+        ("a:\n  c: 2\n  b:1\n", "line 3 has no colon followed by a space"),
+        ("host_id: a: b\n", "a second colon followed by a space; put the value in quotes"),
+        ("host_id: 'a'b\n", "unexpected text after a value; put the whole value in quotes"),
+        (
+            "analyzers: [2001:db8::1]:8082\n",
+            "unexpected text after a value; put the whole value in quotes",
+        ),
+        ("host_id: @a\n", "a value cannot begin with @; put it in quotes"),
+        ("host_id: 'a\nb: c\n", "the quote that begins in line 1 is not closed"),
+        ("analyzers: [a, b\nhost_id: c\n", "the [ of line 1 is not closed"),
+        ("logging: {level: INFO\nhost_id: c\n", "the { of line 1 is not closed"),
+        ('host_id: "\\q"\n', "an unknown escape (\\) in double quotes; use single quotes"),
+    ],
+)
+def test_what_is_no_yaml_is_explained(text: str, said: str, loader: str) -> None:
+    assert re.match(rf"x\.yml: line \d, column \d+: not valid YAML: {re.escape(said)}", error(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("60s", "60"), ("1m", "60"), ("1.5 h", "5400"), ("500ms", "0.5"), ("2 Days", "172800")],
+)
+def test_a_time_with_a_unit_is_refused_with_the_right_number(text: str, seconds: str) -> None:
+    assert error(store(connection_timeout=text)).endswith(
+        f"'{text}' has a unit; times are in seconds: write {seconds}"
+    )
+
+
+@pytest.mark.xdist_group("timing")
+def test_what_stands_below_unknown_keys_is_looked_at_once() -> None:
+    lines = ["a0: &a0 {store: {prom_sky_con: {port: 1}}}"]
+    lines += [
+        f"a{i}: &a{i} {{{', '.join(f'b{j}: *a{i - 1}' for j in range(10))}}}" for i in range(1, 30)
+    ]
+    begin = time.monotonic()
+    warnings = [each.text for each in parse("\n".join(lines)).notes if each.level > logging.DEBUG]
+    assert time.monotonic() - begin < 5
+    assert "x.yml: line 1: a0: is ignored; did you mean pipeline?" in warnings
+    assert len(warnings) <= 31
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.write_bytes(b"# \xc3\xa9\nhost_id: caf\xe9\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(str(path), {})
+    assert str(caught.value) == f"{path}: line 2: is not UTF-8 (byte 0xe9)"
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.write_bytes(b"\xef\xbb\xbfhost_id: a\r\nlogging: {level: DEBUG}\r\n")
+    result = config.load(str(path), {})
+    assert (result.host_id, result.logging.level) == ("a", "DEBUG")
+
+
+def test_size_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.write_bytes(b"#" * document.MAX_FILE_BYTES)
+    check_defaults(config.load(str(path), {}))
+    path.write_bytes(b"#" * (document.MAX_FILE_BYTES + 1))
+    with pytest.raises(ConfigError) as caught:
+        config.load(str(path), {})
+    assert str(caught.value) == f"{path}: is longer than 1048576 bytes"
+    with pytest.raises(ConfigError):
+        config.load("/dev/zero", {})
+
+
+def run_on_standard_input(text: bytes | None) -> subprocess.CompletedProcess[bytes]:
+    program = (
+        "from skyfast.config.loader import *\n"
+        "try: print(load('-', {}).host_id)\n"
+        "except ConfigError as error: print(error)"
+    )
+    command = [sys.executable, "-c", program]
+    if text is None:
+        command = ["sh", "-c", '"$@" <&-', "sh", *command]
+    return subprocess.run(command, input=text, capture_output=True, check=True, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "output"),
+    [
+        (b"host_id: a\n", b"a\n"),
+        (b"host_id: [a]\n", b"standard input: line 1: host_id: a list is not text\n"),
+        (None, b"standard input: cannot be read: Bad file descriptor\n"),
+    ],
+)
+def test_standard_input(text: bytes | None, output: bytes) -> None:
+    assert run_on_standard_input(text).stdout == output
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? ", "[{a: ", "!!seq ["])
+def test_deep_nesting_is_refused(opening: str, loader: str) -> None:
+    assert "x.yml: line 1" in error(opening * (200_000 // len(opening)))
+
+
+@pytest.mark.parametrize("text", [r'"\UFFFFFFFF"', f"%YAML 1.{'1' * 5000}\n--- a", r'"\ud800"'])
+def test_numbers_that_yaml_cannot_hold(text: str, loader: str) -> None:
+    assert error(text).startswith("x.yml: ")
+
+
+@pytest.mark.xdist_group("timing")
+def test_aliases_do_not_multiply(loader: str) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 40)]
+    bomb = "\n".join(lines)
+    begin = time.monotonic()
+    check_defaults(parse(bomb))
+    assert error(f"{bomb}\nhost_id: *a39\n") == "x.yml: line 41: host_id: a list is not text"
+    assert "a list is not text" in error(f"{bomb}\nanalyzers: *a39\n")
+    assert "is not a mapping of keys" in error(f"{bomb}\npipeline: *a39\n")
+    assert time.monotonic() - begin < 5
+
+
+def test_odd_keys_are_shown_on_one_line() -> None:
+    assert error('pipeline: {"a\\nb": 1}').startswith(
+        r"x.yml: line 1: 'pipeline.a\nb': is an unknown key; "
+    )
+    assert len(error(f"pipeline: {{ {'k' * 1000}: 1 }}")) < 300
+    assert SECRET not in error(f'pipeline: {{"ws://u:{SECRET}@a": 1}}')
+    assert parse('"": 1').notes[-1].level == logging.DEBUG
+
+
+# Environment
+
+
+def sample(name: str) -> str:
+    """Return a value for a key, as text, from the documentation's table."""
+    if name.startswith("tls."):
+        return PEM
+    return documented()[name]["example"].strip("[]")
+
+
+SETTABLE = [key for key in SCHEMA.values() if key.env]
+
+
+@pytest.mark.parametrize("key", SETTABLE, ids=lambda key: key.env)
+def test_environment_sets_every_key(key: config.Key[Any]) -> None:
+    # The two files of the client certificate are wrong without each other.
+    other = {"tls.client_cert": "tls.client_key", "tls.client_key": "tls.client_cert"}
+    beside = {other[key.path]: PEM} if key.path in other else {}
+    result = parse(yaml.safe_dump(beside), **{key.env: sample(key.path)})
+    assert meaning(result) == meaning(parse(yaml.safe_dump({**beside, key.path: sample(key.path)})))
+    if not key.path.endswith(".type"):
+        assert meaning(result) != meaning(parse(""))
+
+
+@pytest.mark.parametrize(
+    ("path", "env"),
+    [
+        ("host_id", "SKYDIVE_HOST_ID"),
+        ("analyzer.auth.cluster.password", "SKYDIVE_ANALYZER_AUTH_CLUSTER_PASSWORD"),
+        ("pipeline.subscriber.url", "SKYDIVE_PIPELINE_SUBSCRIBER_URL"),
+        ("logging.level", "SKYDIVE_LOGGING_LEVEL"),
+        ("pipeline.store.prom_sky_con.port", "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT"),
+        ("http.cookie", ""),
+    ],
+)
+def test_environment_names(path: str, env: str) -> None:
+    assert SCHEMA[path].env == env
+
+
+def test_environment_goes_before_the_file() -> None:
+    text = store(port="not looked at")
+    assert parse(text, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="1").store.port == 1
+
+
+def test_empty_and_unknown_variables_are_ignored() -> None:
+    result = parse(
+        store(port=1),
+        SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="",
+        SKYDIVE_FOO="1",
+        SKYDIVE_HTTP_COOKIE="a=b",
+        SKYDIVE_HTTP_COOKIE_A="b",
+        SKYDIVE_="x",
+        skydive_host_id="x",
+        HOST_ID="x",
+    )
+    assert result.store.port == 1
+    assert meaning(replace(result, store=parse("").store)) == meaning(parse(""))
+
+
+@pytest.mark.parametrize(
+    "value", ["a b:8083", "a,b:8083", " a , b:8083 ", "a,\tb:8083", "a\nb:8083\n"]
+)
+def test_lists_in_the_environment(value: str) -> None:
+    assert parse("", SKYDIVE_ANALYZERS=value).analyzers == ("a:8082", "b:8083")
+
+
+@pytest.mark.parametrize(
+    ("env", "value", "problem"),
+    [
+        (
+            "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT",
+            "x",
+            "pipeline.store.prom_sky_con.port: 'x' is not a whole number from 0 to 65535",
+        ),
+        (
+            "SKYDIVE_ANALYZERS",
+            "a, b:c",
+            "analyzers: 'b:c' is not an analyzer's address such as host:8082 or [2001:db8::1]:8082",
+        ),
+        (
+            "SKYDIVE_PIPELINE_FILTER_EXCLUDED_TAGS",
+            "internal engress",
+            (
+                "pipeline.filter.excluded_tags: 'engress' is not one of"
+                " internal, ingress, egress, other; did you mean egress?"
+            ),
+        ),
+        (
+            "SKYDIVE_PIPELINE_SUBSCRIBER_URLS",
+            f"ws://u:a,{SECRET},b@c",
+            (
+                "pipeline.subscriber.urls: 'ws://c' is not a valid URL:"
+                " its host, port or user cannot be read"
+            ),
+        ),
+        (
+            "SKYDIVE_ANALYZER_AUTH_CLUSTER_PASSWORD",
+            f"{SECRET}\n",
+            "analyzer.auth.cluster.password: <hidden> holds a control character",
+        ),
+        ("SKYDIVE_HOST_ID", "caf\udce9", r"host_id: 'caf\udce9' holds a control character"),
+    ],
+)
+def test_errors_name_the_variable(env: str, value: str, problem: str) -> None:
+    message = error("", **{env: value})
+    assert message == f"environment variable {env}: {problem}"
+    assert SECRET not in message
+
+
+def test_half_of_a_certificate_from_the_environment() -> None:
+    assert error(f"tls: {{client_cert: {PEM}}}", SKYDIVE_TLS_CLIENT_CERT=PEM) == (
+        f"environment variable SKYDIVE_TLS_CLIENT_CERT: tls.client_cert: '{PEM}'"
+        " needs tls.client_key beside it"
+    )
+
+
+# Showing the configuration
+
+
+@pytest.mark.parametrize("name", ["go", "full", "upper", "skydive", "aliases", "nulls"])
+def test_dump_can_be_loaded(name: str) -> None:
+    first = good(name)
+    second = parse(config.dump(first))
+    assert second.notes == ()
+    hidden = replace(
+        first,
+        cookies=dict.fromkeys(first.cookies, "<hidden>"),
+        credentials=replace(first.credentials, password=first.credentials.password and "<hidden>"),
+    )
+    assert meaning(second) == meaning(hidden)
+
+
+def test_dump_has_the_files_structure_and_order() -> None:
+    tree = yaml.safe_load(config.dump(good("go")))
+    assert list(tree) == [
+        "host_id",
+        "analyzers",
+        "analyzer",
+        "tls",
+        "http",
+        "logging",
+        "pipeline",
+        "web",
+    ]
+    assert tree["pipeline"]["store"]["prom_sky_con"] == {
+        "port": 9100,
+        "listen_address": "",
+        "connection_timeout": 60,
+        "connection_grace": 15,
+        "flow_memory": 1290,
+        "max_connections": 1_000_000,
+        "max_flows": 4_000_000,
+        "interfaces_interval": 20,
+        "labels": [
+            *("initiator_ip", "target_ip", "initiator_port", "target_port"),
+            *("direction", "node_tid", "protocol"),
+        ],
+        "metrics": ["bytes", "packets", "rtt"],
+        "direction": "split",
+        "views": [
+            {
+                "prefix": "skydive_traffic",
+                "labels": ["node_tid", "protocol", "direction"],
+                "metrics": ["bytes", "packets"],
+                "direction": "split",
+                "timeout": 3600,
+            }
+        ],
+        "include_icmp": False,
+        "include_other": False,
+        "rewrite": {},
+        "overflow": "drop",
+        "deduplicate": "none",
+        "naming": "compatible",
+    }
+    assert tree["pipeline"]["subscriber"]["urls"] == [DEFAULT_URL]
+    assert config.dump(good("go")) == config.dump(parse(config.dump(good("go"))))
+
+
+def test_secrets_are_not_shown() -> None:
+    result = parse(
+        f"analyzer.auth.cluster: {{username: admin, password: {SECRET}-a}}\n"
+        f"http.cookie: {{Session: {SECRET}-b}}\n"
+        f"pipeline.subscriber.urls: ['ws://eve:{SECRET}-c@d@a:1/', 'ws://{SECRET}x:@b:1/']\n"
+    )
+    assert result.credentials.password == f"{SECRET}-a"
+    assert result.cookies["Session"] == f"{SECRET}-b"
+    shown = config.dump(result)
+    assert f"{SECRET}-" not in shown
+    tree = yaml.safe_load(shown)
+    assert tree["analyzer"]["auth"]["cluster"] == {"username": "admin", "password": "<hidden>"}
+    assert tree["http"]["cookie"] == {"Session": "<hidden>"}
+    assert tree["pipeline"]["subscriber"]["urls"] == [
+        "ws://eve:<hidden>@a:1/",
+        f"ws://{SECRET}x:@b:1/",
+    ]
+    assert SECRET not in repr(result)
+
+
+# Documents
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Return the rows of the documentation's tables of keys, by key."""
+    rows = {}
+    for line in (ROOT / "docs/configuration.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 5:
+            key, default, unit, example, env = (cell.strip("`") for cell in cells)
+            assert key not in rows
+            rows[key] = {"default": default, "unit": unit, "example": example, "env": env}
+    return rows
+
+
+def shown(result: Config, path: str) -> object:
+    """Return what `dump` writes for a key."""
+    branch: Any = yaml.safe_load(config.dump(result))
+    for name in path.split("."):
+        branch = branch[name]
+    return branch
+
+
+SPECIAL_DEFAULTS = {
+    "host_id": "the machine's host name",
+    "analyzers": "[]",
+    "pipeline.subscriber.url": "made from `analyzers",
+    "pipeline.subscriber.urls": "[]",
+    "pipeline.store.prom_sky_con.max_flows": "4 × `max_connections",
+}
+
+
+def test_documentation_has_every_key() -> None:
+    assert sorted(documented()) == sorted(SCHEMA)
+
+
+@pytest.mark.parametrize("key", SCHEMA.values(), ids=lambda key: key.path)
+def test_documentation_of(key: config.Key[Any]) -> None:
+    row = documented()[key.path]
+    assert row["env"] == key.env
+    if key.path in SPECIAL_DEFAULTS:
+        assert row["default"] == SPECIAL_DEFAULTS[key.path]
+    elif key.show is not None:
+        assert yaml.safe_load(row["default"]) == shown(parse(""), key.path)
+    assert row["unit"] == ("seconds" if isinstance(key.default, float) else row["unit"])
+    assert f"**`{key.path}`**" in (ROOT / "docs/configuration.md").read_text()
+
+
+# The examples of the others are files of the reader's machine.
+@pytest.mark.parametrize(
+    "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
+)
+def test_documented_examples_work(key: config.Key[Any]) -> None:
+    text = f"{key.path}: {documented()[key.path]['example']}\n"
+    assert meaning(parse(text)) != meaning(parse("")) or key.path.endswith(".type")
+
+
+@pytest.mark.parametrize("page", ["docs/configuration.md", "README.md"])
+def test_documented_files_work(page: str) -> None:
+    blocks = re.findall(r"(?ms)^```yaml\n(pipeline:.*?)^```", (ROOT / page).read_text())
+    assert blocks
+    for block in blocks:
+        assert parse(block).notes == ()
+
+
+def test_documented_labels_and_metrics_work() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    (labels,) = re.findall(r"(?m)^      (labels: .*)", page)
+    (metrics,) = re.findall(r"(?m)^      (metrics:\n(?: {8}.*\n)+)", page)
+    for text in (labels, metrics):
+        key, value = next(iter(yaml.safe_load(text).items()))
+        assert meaning(parse(store(**{key: value}))) != meaning(parse(""))
+
+
+def test_documented_error_is_real() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    message = error("\n" * 25 + "pipeline.store.prom_sky_con.port: 910O").removeprefix("x.yml")
+    assert f"/etc/skydive/prom_sky_con.yml{message}" in page
+
+
+def test_default_file_is_the_defaults() -> None:
+    result = config.load("deploy/prom_sky_con.yml", {})
+    check_defaults(result)
+    assert result.notes == ()
+
+
+def test_default_file_shows_every_key_with_its_default() -> None:
+    shown = re.sub(r"(?m)^( *)#(?=[\w-])", r"\1", (ROOT / "deploy/prom_sky_con.yml").read_text())
+    # urls is shown empty beside url, which is the same as leaving it out.
+    check_defaults(parse(shown))
+    nodes: Any = yaml.safe_load(shown)
+    for path in SCHEMA:
+        branch = nodes
+        for name in path.split("."):
+            assert name in branch, path
+            branch = branch[name]
+
+
+# Anything at all
+
+PATHS = st.sampled_from(
+    [*SCHEMA, *config.KNOWN.sections, "pipeline.x", "web.x", "x", "", "a.b", "<<"]
+)
+SECRETS = st.sampled_from(
+    [
+        SECRET,
+        f"{SECRET}\n",
+        f"ws://u:{SECRET}@a:1",
+        f"u:{SECRET},{SECRET}@a",
+        f"ws://u:80/{SECRET}@a:1/x",
+        f"http://u:{SECRET}#{SECRET}@a",
+        f"ws://u:{SECRET}@{SECRET}@a:x",
+    ]
+)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(
+        ["a", "::1", "a:1", "10.0.0.0/8", "internal", PEM, "ws://a:1/x", "1e999", "-0"]
+    ),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda below: (
+        st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=5), below, max_size=3)
+    ),
+    max_leaves=5,
+)
+URL_KEYS = ("pipeline.subscriber.url", "pipeline.subscriber.urls", "analyzers")
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> dict[str, Any]:
+    tree = draw(st.dictionaries(PATHS, VALUES, max_size=6))
+    if draw(st.booleans()):
+        tree["analyzer.auth.cluster.password"] = draw(
+            SECRETS | st.just([SECRET]) | st.just({SECRET: SECRET}) | st.lists(SECRETS, max_size=2)
+        )
+    if draw(st.booleans()):
+        tree["http.cookie"] = {draw(st.sampled_from(["a", "b c", ""])): draw(SECRETS)}
+    if draw(st.booleans()):
+        with_at = SECRETS.filter(lambda text: "@" in text)
+        tree[draw(st.sampled_from(URL_KEYS))] = draw(with_at | st.lists(with_at, max_size=2))
+    return tree
+
+
+def attempt(text: str, environ: dict[str, str]) -> Config | None:
+    """Parse, and check what holds of every message."""
+    try:
+        return config.parse(text, environ, source="x.yml")
+    except ConfigError as caught:
+        for message in caught.problems:
+            assert message.isprintable()
+            assert len(message) < 600
+            assert SECRET not in message
+        assert len(caught.problems) <= document.MAX_PROBLEMS + 1
+        return None
+
+
+LABEL_ENTRIES = st.sampled_from(
+    [
+        *("initiator_ip", "target_port", "direction", "tag", "node_name", "x"),
+        {"name": "mac", "path": "Link.A"},
+        {"name": "mac", "path": "Link.B"},
+        {"name": "x", "path": "Metric.RTT"},
+    ]
+)
+METRIC_ENTRIES = st.sampled_from(
+    [
+        *("bytes", "flows", "start", "tcp_skipped_bytes", "x"),
+        {"name": "own_total", "value": "RawPacketsCaptured", "type": "counter"},
+        {"name": "own", "value": ["Metric.RTT", "Link.ID"], "type": "gauge", "help": 'Text: "#'},
+        {"name": "a_bytes_total", "value": "Metric.RTT", "type": "gauge"},
+    ]
+)
+SELECTIONS = {
+    "labels": st.lists(LABEL_ENTRIES, max_size=4),
+    "metrics": st.lists(METRIC_ENTRIES, max_size=4),
+    "direction": st.sampled_from(["split", "sum"]),
+}
+ENTRIES = st.sampled_from(
+    [53, "53", "53-99", "10.0.0.1", "10.0.0.0/8", "TCP", "internal", "a b: #", "0x1", "é", ""]
+)
+CONDITIONS = st.one_of(
+    ENTRIES,
+    st.lists(ENTRIES, min_size=1, max_size=3),
+    st.builds(lambda entry: {"not": entry}, st.lists(ENTRIES, min_size=1, max_size=2)),
+    st.sampled_from([{"regex": "^a: [b#]"}, {"not": {"regex": "(?i)'a\\\\b"}}, {"regex": "("}]),
+)
+RULES = st.lists(
+    st.tuples(
+        st.sampled_from("abcd"),
+        st.dictionaries(
+            st.sampled_from(["target_port", "initiator_ip", "protocol", "tag", "Application", "x"]),
+            CONDITIONS,
+            min_size=1,
+            max_size=2,
+        ),
+    ).map(lambda rule: {"name": rule[0], **rule[1]}),
+    max_size=2,
+)
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> dict[str, Any]:
+    """Return files that choose labels, metrics, views and rules, often well."""
+    chosen = draw(st.fixed_dictionaries({}, optional=SELECTIONS))
+    chosen |= draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "views": st.lists(
+                    st.fixed_dictionaries(
+                        {"prefix": st.sampled_from("ab")},
+                        optional={**SELECTIONS, "timeout": st.sampled_from([75, 80.5])},
+                    ),
+                    max_size=2,
+                ),
+                "rewrite": st.sampled_from(
+                    [{"target_ip": {"mask": 8}}, {"target_port": {"above": 1, "keep": [3, 2]}}]
+                ),
+                "naming": st.sampled_from(["compatible", "standard"]),
+            },
+        )
+    )
+    rules = draw(st.fixed_dictionaries({}, optional={"keep": RULES, "drop": RULES}))
+    return {"pipeline.filter": rules, "pipeline.store.prom_sky_con": chosen}
+
+
+@settings(max_examples=400, deadline=None)
+@given(selections())
+def test_any_selection_is_a_page_or_refused(tree: dict[str, Any]) -> None:
+    result = attempt(yaml.safe_dump(tree, allow_unicode=True), {})
+    if result is None:
+        return
+    assert meaning(parse(config.dump(result))) == meaning(result)
+    names = []
+    for choice in (result.store.main, *result.store.views):
+        labels = [label.name for label in choice.labels]
+        assert len(set(labels)) == len(labels)
+        assert ("direction" in labels) == (choice.direction == "split")
+        names += [family.name for family in families(choice, naming=result.store.naming)]
+    assert len(set(names)) == len(names)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    trees(),
+    st.dictionaries(st.sampled_from([k.env for k in SETTABLE]), st.text(max_size=12), max_size=2),
+)
+def test_any_tree_is_read_or_refused(tree: dict[str, Any], environ: dict[str, str]) -> None:
+    result = attempt(yaml.safe_dump(tree, allow_unicode=True), environ)
+    if result is not None:
+        shown = config.dump(result)
+        assert SECRET not in shown
+        assert SECRET not in repr(result)
+        again = parse(shown)
+        assert config.dump(again) == shown
+        assert again.notes == ()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(
+        st.sampled_from(list("ab:-[]{}&*!|>'\"%#?,@` \n\t~<=.1\\ux\u2028é\0\ud800")), max_size=60
+    )
+)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    attempt(text, {})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(max_size=40).map(lambda text: f"analyzer: {{auth: {{cluster: {{password: {text}}}}}}}")
+)
+def test_any_flow_text_is_read_or_refused(text: str) -> None:
+    attempt(text, {})
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.binary(max_size=40))
+def test_any_file_is_read_or_refused(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yml"
+    path.write_bytes(data)
+    try:
+        config.load(str(path), {})
+    except ConfigError as caught:
+        assert str(caught).startswith(f"{path}: ")

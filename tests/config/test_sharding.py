@@ -1,0 +1,291 @@
+"""Instances that share the connections: which of them has which, and what only one has."""
+
+import itertools
+import json
+from contextlib import AsyncExitStack
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyfast.config import sharding as shard
+from skyfast.config.loader import ALONE, Shard, parse
+from skyfast.flows.catalog import make_plan
+from skyfast.skydive.name_index import Names
+from tests.model import DIRECTION, FAMILIES, LABELS, make_flow, one_view
+from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.model_specs import ONE, TOPOLOGY
+from tests.support.paths import RECORDINGS
+from tests.support.process import running
+from tests.support.table_adapter import Core
+
+
+def config_of(text=""):
+    return parse(text, {}, source="a file")
+
+
+@pytest.mark.parametrize("text", ["0/1", "0/2", "1/2", "9/10", "1023/1024"])
+def test_a_shard_is_written_as_its_number_and_how_many_there_are(text):
+    index, count = map(int, text.split("/"))
+    assert shard.parse(text) == Shard(index, count)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "1", "/", "1/", "/2", "2/2", "3/2", "0/0", "-1/2", "+1/2", "01/2", "1/02"),
+        *("1 / 2", "1/2 ", "0/1025", "1/2/3", "a/b", "½/1", "٠/١", "1.0/2", "1/2\n"),
+    ],
+)
+def test_there_are_no_other_shards(text):
+    with pytest.raises(ValueError, match=r"^is not I/N with I from 0 to N - 1, and N up to 1024$"):
+        shard.parse(text)
+
+
+def test_a_shard_has_a_name_of_its_own_and_leaves_the_cluster_to_the_first():
+    whole = config_of("host_id: sky")
+    first, second = (shard.sharded(whole, Shard(index, 2)) for index in (0, 1))
+    assert [each.host_id for each in (whole, first, second)] == ["sky", "sky-0-of-2", "sky-1-of-2"]
+    assert first.store == whole.store
+    assert second.store.interfaces_interval_s == 0
+    assert shard.sharded(whole, ALONE) == whole
+
+
+OVERLAP = "connections are in the pages of several shards"
+
+
+@pytest.mark.parametrize(
+    ("store", "is_told"),
+    [
+        ({}, False),
+        ({"labels": ["initiator_ip", "target_ip", "initiator_port", "target_port"]}, True),
+        (
+            {
+                "labels": [
+                    *("initiator_ip", "target_ip", "initiator_port", "target_port"),
+                    "protocol",
+                ],
+                "direction": "sum",  # and so no label
+            },
+            False,
+        ),
+        ({"labels": ["initiator_ip", "target_ip", "target_port", "protocol"]}, True),
+        ({"labels": ["target_ip", "initiator_port", "target_port", "protocol"]}, True),
+        ({"rewrite": {"initiator_ip": {"mask": 24}}}, True),
+        ({"rewrite": {"target_port": {"above": 1024}}}, True),
+        ({"include_icmp": True}, False),
+        ({"include_other": True}, False),
+        (
+            {
+                "labels": [
+                    {"name": "from", "path": "Network.A"},
+                    {"name": "port", "path": "Transport.A"},
+                    *("target_ip", "target_port", "protocol", "direction"),
+                ]
+            },
+            False,
+        ),
+        (
+            {
+                "labels": [
+                    *("initiator_name", "target_ip"),
+                    *("initiator_port", "target_port", "protocol"),
+                ]
+            },
+            True,
+        ),
+    ],
+)
+def test_pages_that_overlap_are_told_of(store, is_told):
+    text = yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": {**store, "views": []}}}})
+    notes = shard.sharded(config_of(text), Shard(1, 2)).notes
+    assert [OVERLAP in note.text for note in notes] == ([True] if is_told else [])
+
+
+def test_views_that_overlap_are_told_of():
+    notes = shard.sharded(config_of(), Shard(0, 2)).notes
+    assert [note.text.partition(" are ")[0] for note in notes] == ["series of skydive_traffic"]
+
+
+# Who has what
+
+
+def shares(count, spec=None):
+    """Return a core for each of so many shares."""
+    return [Core(spec, share=(index, count)) for index in range(count)]
+
+
+def ends_of(n, *, turned=False):
+    ends = [(f"10.0.{n % 7}.{n}", 40_000 + n), (f"10.1.0.{n % 5}", 443)]
+    (a, port_a), (b, port_b) = ends[::-1] if turned else ends
+    return {"a": a, "b": b, "ports": (port_a, port_b), "protocol": "UDP" if n % 3 else "TCP"}
+
+
+def test_every_connection_is_in_one_share_and_all_together_are_the_whole():
+    flows = [make_flow(f"{n:x}1", (n, 2, 3, 4), **ends_of(n)) for n in range(300)]
+    whole = Core()
+    whole.message(flows, 0)
+    for count in (1, 2, 3, 7):
+        cores = shares(count)
+        for core in cores:
+            core.message(flows, 0)
+            core.message(flows, 1)
+        pages = [core.page(1) for core in cores]
+        for family, lines in whole.page(1).items():
+            found = [line for page in pages for line in page[family]]
+            assert sorted(found) == sorted(lines)
+        for core in cores:
+            assert core.skipped["other_shard"] == 2 * (300 - core.flows)
+            assert 180 / count < core.connections < 450 / count
+
+
+@given(
+    n=st.integers(0, 10_000),
+    node=st.sampled_from(["node-1", "node-2"]),
+    total=st.tuples(*[st.integers(0, 100)] * 4),
+    count=st.integers(2, 5),
+)
+def test_all_reports_of_a_conversation_go_to_one_share(n, node, total, count):
+    for core in shares(count):
+        told = {
+            core.report(make_flow(uuid, total, **ends_of(n, turned=turned), node=point), 0)
+            for uuid, turned, point in (("a1", False, node), ("b2", True, node), ("c3", True, "x"))
+        }
+        assert told in ({None}, {"other_shard"})
+
+
+def test_which_share_a_conversation_is_of_never_changes():
+    whose = [
+        next(
+            index
+            for index, core in enumerate(shares(5))
+            if core.report(make_flow("a1", **ends_of(n)), 0) is None
+        )
+        for n in range(20)
+    ]
+    assert whose == [2, 4, 3, 1, 4, 0, 0, 0, 0, 4, 4, 4, 0, 1, 2, 0, 3, 4, 4, 2]
+    v6 = {"a": "2001:db8::1", "b": "fe80::1234:5678:9abc:def0", "ports": (1, 65_535)}
+    told = [core.report(make_flow("a1", **v6, protocol="SCTP"), 0) for core in shares(5)]
+    assert told.index(None) == 4
+
+
+def test_strangers_who_choose_a_share_fill_no_other():
+    """Which is whose is known to everybody: it has to be the same for all of them."""
+    cores = shares(4, one_view(max_connections=50))
+    tried = itertools.count(1)
+    for n in range(400):  # ports are tried until one is the first's
+        flows = (make_flow(f"{port:x}", ports=(port, n)) for port in tried)
+        flow = next(flow for flow in flows if cores[0].report(flow, 0) != "other_shard")
+        for core in cores[1:]:
+            assert core.report(flow, 0) == "other_shard"
+    assert cores[0].skipped["table_full"] == 350
+    for core in cores:
+        for n in range(40):
+            core.report(make_flow(f"f{n:x}", **ends_of(n)), 0)
+    assert [core.connections == 50 for core in cores] == [True, False, False, False]
+    assert sum(core.connections for core in cores[1:]) > 20
+    assert not any(core.skipped["table_full"] for core in cores[1:])
+
+
+def test_duplicates_are_told_from_other_shares():
+    spec = one_view(deduplicate="first")
+    cores = shares(2, spec)
+    for n in range(40):
+        for core in cores:
+            first = core.report(make_flow(f"a{n:x}", **ends_of(n)), 0)
+            second = core.report(make_flow(f"b{n:x}", **ends_of(n, turned=True), node="two"), 0)
+            assert (first, second) in ((None, "duplicate"), ("other_shard", "other_shard"))
+    assert sum(core.flows for core in cores) == 40
+
+
+def test_a_share_of_a_view_without_addresses_is_a_part_of_each_series():
+    spec = one_view(labels=(DIRECTION, LABELS[-1]), families=FAMILIES)
+    flows = [make_flow(f"{n:x}1", (n, 2, 3, 4), **ends_of(n)) for n in range(100)]
+    cores = [Core(spec), *shares(3, spec)]
+    for core in cores:
+        core.message(flows, 0)
+    numbers = [
+        {line.rpartition(" ")[0]: int(line.rpartition(" ")[2]) for line in lines}
+        for core in cores
+        for lines in [core.page(0)[FAMILIES[0].name]]
+    ]
+    whole, *parts = numbers
+    assert whole == {series: sum(part[series] for part in parts) for series in whole}
+
+
+def test_there_are_no_other_shares():
+    config = config_of()
+    plan = make_plan(config, names=Names(keep_s=1))
+    assert plan.share is None
+    plan = make_plan(shard.sharded(config, Shard(1, 2)), names=Names(keep_s=1))
+    assert (plan.share.index, plan.share.count) == (1, 2)
+    for index, count in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="no such share"):
+            Core(share=(index, count))
+
+
+# Two of them on one analyzer
+
+
+async def test_two_live_shards_have_disjoint_pages_that_are_together_the_whole(tmp_path):
+    (recording,) = ONE
+    messages = (RECORDINGS / recording).read_text().splitlines()
+    flows = sum(
+        len(message["Obj"] or ())
+        for message in map(json.loads, messages)
+        if message["Type"] == "store"
+    )
+    config = tmp_path / "prom_sky_con.yml"
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer(host_id="analyzer"))
+        analyzer.topology = Answer(body=TOPOLOGY)
+        store = {"listen_address": "127.0.0.1", "port": 0, "connection_timeout": 600}
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    "host_id": "sky",
+                    "pipeline": {
+                        "subscriber": {"urls": [analyzer.url]},
+                        "store": {"prom_sky_con": store},
+                    },
+                }
+            )
+        )
+        instances = [
+            await stack.enter_async_context(running(config, *options, quiet=not options))
+            for options in ((), ("--shard", "0/2"), ("--shard=1/2",))
+        ]
+        names = {(await analyzer.subscriber()).host_id for _ in instances}
+        assert names == {"sky", "sky-0-of-2", "sky-1-of-2"}
+        for message in messages:
+            await analyzer.send(message)
+        received = f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'
+        pages = []
+        for instance in instances:
+            metrics = await instance.until(lambda metrics: metrics[received] == flows)
+            assert bool(metrics["skyfast_captures"]) == (instance is not instances[2])
+            pages.append(await instance.get("/metrics/flows"))
+        interfaces = [await instance.get("/metrics/interfaces") for instance in instances]
+    assert interfaces[0] == interfaces[1] != b""
+    assert interfaces[2] == b""
+    whole, *parts = ({line for line in page.splitlines() if line[:1] != b"#"} for page in pages)
+    connections = [{line for line in part if b"skydive_network_" in line} for part in parts]
+    assert not connections[0] & connections[1]
+    assert connections[0] | connections[1] == {
+        line for line in whole if b"skydive_network_" in line
+    }
+    assert min(map(len, connections)) > 1_000
+    assert summed(parts) == summed([whole])
+    told = [line for line in instances[1].log if " WARNING skyfast.config: " in line]
+    assert len(told) == 1
+    assert "skydive_traffic" in told[0]
+
+
+def summed(pages):
+    totals = {}
+    for page in pages:
+        for line in page:
+            series, _, value = line.rpartition(b" ")
+            totals[series] = totals.get(series, 0) + float(value)
+    return totals

@@ -1,0 +1,712 @@
+"""What is in ``deploy/`` works, and what is packaged is complete.
+
+That is: as far as can be seen without systemd as process 1, a container engine and a cluster.
+"""
+
+import ctypes
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from skyfast import cli
+from skyfast.config import loader as config
+from tests.support import core_builds
+from tests.support.paths import DEPLOY, ROOT
+from tests.support.process import START_S, STOP_S, demo
+
+UNIT = DEPLOY / "systemd" / "skyfast.service"
+SOCKET_UNIT = UNIT.with_suffix(".socket")
+DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
+KUBERNETES = DEPLOY / "kubernetes"
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
+INSTRUCTIONS = (ROOT / "docs" / "deployment.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+DROP_IN = re.compile(r"(?s)```ini\n(.*?)```")
+
+VERSIONS = ("1.27", "1.31", "1.35")
+"""Of Kubernetes, whose schemas the manifests are held against."""
+
+EXPOSURE = 15
+"""The most that `systemd-analyze security` may find, of 100."""
+
+BUILD_S = 300.0
+SUFFIXES = {".css", ".html", ".js", ".py", ".pyi", ".typed", ".so", ".gz"}
+"""Of the files that are installed."""
+
+PR_SET_MDWE = 65
+EMPTY_PROCESS_MIB = 45
+"""Of `make bench BENCH=memory`."""
+
+PORT = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT"
+
+
+def without_variables() -> dict[str, str]:
+    """Return this process's environment without what configures skyfast or Python."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SKYDIVE_", "PYTHON", "VIRTUAL_ENV"))
+    }
+
+
+# systemd
+
+
+def setting(name: str) -> list[str]:
+    """Return the values that the unit gives to ``name``."""
+    return re.findall(rf"(?m)^{name}=(.*)$", UNIT.read_text())
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """Return the unit, whose program is at a path that exists here."""
+    path = tmp_path / UNIT.name
+    path.write_text(with_a_program(UNIT.read_text()))
+    shutil.copy(SOCKET_UNIT, tmp_path)
+    return path
+
+
+def with_a_program(text: str) -> str:
+    (command,) = setting("ExecStart")
+    return text.replace(command.split()[0], sys.executable)
+
+
+def analyze(*arguments: str | Path) -> str:
+    done = subprocess.run(
+        ["systemd-analyze", "--no-pager", *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze"
+)
+
+
+@needs_systemd
+def test_systemd_understands_the_unit(unit: Path) -> None:
+    assert analyze("verify", "--man=no", unit) == ""
+
+
+@needs_systemd
+def test_systemd_understands_the_drop_ins_of_the_documentation(unit: Path) -> None:
+    directory = unit.parent / f"{unit.name}.d"
+    directory.mkdir()
+    drop_ins = [*DROP_IN.findall(INSTRUCTIONS), *DROP_IN.findall(CONFIGURATION)]
+    assert len(drop_ins) == 3
+    for drop_in in drop_ins:
+        (directory / "override.conf").write_text(with_a_program(drop_in))
+        assert analyze("verify", "--man=no", unit) == ""
+
+
+def test_the_drop_in_that_records_adds_that_and_nothing_else(tmp_path: Path) -> None:
+    (drop_in,) = DROP_IN.findall(CONFIGURATION)
+    (directory,) = re.findall(r"(?m)^StateDirectory=(\w+)$", drop_in)
+    (command,) = re.findall(r"(?m)^ExecStart=(.+)$", drop_in)
+    (program, *arguments) = setting("ExecStart")[0].split()
+    told = tmp_path / "program"
+    told.write_text('#!/bin/sh\necho "$@"\n')
+    told.chmod(0o700)
+    # What systemd makes of it, as systemd.service(5) has it.
+    shell = shlex.split(command.replace("$$", "$").replace("%%", "%").replace(program, str(told)))
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=20, check=True)
+    option, path, *others = done.stdout.split()
+    assert (option, others) == ("--record", arguments)
+    assert re.fullmatch(rf"/var/lib/{directory}/\d{{10}}\.jsonl\.gz", path)
+
+
+def test_the_drop_in_for_keys_sets_variables_that_there_are() -> None:
+    drop_in, _ = DROP_IN.findall(INSTRUCTIONS)
+    variables = re.findall(r"(?m)^Environment=(SKYDIVE_\w+)=", drop_in)
+    assert variables
+    assert set(variables) <= documented_variables()
+
+
+def test_the_drop_in_for_sockets_adds_that_and_nothing_else() -> None:
+    _, drop_in = DROP_IN.findall(INSTRUCTIONS)
+    (command,) = re.findall(r"(?m)^ExecStart=(.+)$", drop_in)
+    (program, path) = setting("ExecStart")[0].split()
+    assert command.split() == [program, "--web.systemd-socket", path]
+    assert f"Requires={SOCKET_UNIT.name}\n" in drop_in
+    assert f"ListenStream={config.PORT.default}\n" in SOCKET_UNIT.read_text()
+
+
+@needs_systemd
+def test_systemd_understands_the_socket(unit: Path) -> None:
+    assert analyze("verify", "--man=no", unit.with_suffix(".socket"), unit) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"), [("host_id: a\n", 0), ("pipeline: {a: 1, b: 2}\n", 2)]
+)
+def test_a_reload_begins_with_a_check_that_fails(tmp_path: Path, text: str, problems: int) -> None:
+    first, second = setting("ExecReload")
+    assert second == "/bin/kill -HUP $MAINPID"
+    (program, path) = setting("ExecStart")[0].split()
+    file = tmp_path / "a.yml"
+    file.write_text(text)
+    command = first.replace(program, f"{sys.executable} -m skyfast").replace(path, str(file))
+    done = subprocess.run(
+        shlex.split(command), capture_output=True, text=True, timeout=20, cwd=ROOT, check=False
+    )
+    assert done.returncode == (2 if problems else 0)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == problems
+
+
+def test_the_unit_is_for_what_the_documentation_installs() -> None:
+    (command,) = setting("ExecStart")
+    (secrets,) = setting("EnvironmentFile")
+    assert f"    {command}\n" in INSTRUCTIONS
+    assert f"install -m 600 /dev/null {secrets.removeprefix('-')}\n" in INSTRUCTIONS
+
+
+@needs_systemd
+def test_little_is_left_to_a_unit_that_is_taken_over(unit: Path) -> None:
+    assert "exposure" in analyze("security", "--offline=true", f"--threshold={EXPOSURE}", unit)
+
+
+def test_skyfast_runs_without_memory_that_is_written_and_executed() -> None:
+    assert setting("MemoryDenyWriteExecute") == ["yes"]
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def deny() -> None:
+        if libc.prctl(PR_SET_MDWE, 1, 0, 0, 0):
+            os._exit(77)  # a kernel before 6.3
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "skyfast", "--demo"],
+        stderr=subprocess.PIPE,
+        env={**without_variables(), PORT: "0"},
+        cwd=ROOT,
+        text=True,
+        preexec_fn=deny,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            url = ""
+            for line in process.stderr:
+                if found := re.search(r"serving (http://\S+)", line):
+                    url = found[1]
+                    break
+            if not url and process.wait(STOP_S) == 77:
+                pytest.skip("the kernel has no PR_SET_MDWE")
+            request = urllib.request.Request(url, headers={"Accept-Encoding": "gzip"})
+            with urllib.request.urlopen(request, timeout=START_S) as page:
+                assert page.status == 200
+                page.read()
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(STOP_S) == 0
+
+
+def documented_variables() -> set[str]:
+    return set(re.findall(r"`(SKYDIVE_\w+)`", CONFIGURATION))
+
+
+# The image
+
+
+class Build:
+    """Runs a Dockerfile's steps, with all of its absolute paths below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.stage = -1
+        self.settings: dict[str, Any] = {"LABEL": {}, "ENV": {}}
+        self.cwd = root
+        # The base image: a Python without anything.
+        subprocess.run([sys.executable, "-m", "venv", root / "base"], check=True, timeout=BUILD_S)
+        self.environ = {
+            **{name: text for name, text in os.environ.items() if name.startswith("PIP_")},
+            "PATH": f"{root}/base/bin:/usr/bin:/bin",
+            "HOME": str(root),
+            "SKYFAST_CFLAGS": "-O0",  # as good for a test, and sooner there
+        }
+
+    def here(self, text: str) -> str:
+        """Return ``text`` with its absolute paths below the directory."""
+        return re.sub(r"(?<![^\s=:'\"\[])/(?=\w)", f"{self.root}/", text)
+
+    def run(self, dockerfile: str) -> None:
+        uncommented = re.sub(r"(?m)^#.*\n", "", dockerfile)
+        for line in uncommented.replace("\\\n", " ").splitlines():
+            if line.strip():
+                name, _, rest = line.partition(" ")
+                getattr(self, f"do_{name.lower()}")(rest.strip())
+
+    def do_arg(self, rest: str) -> None:
+        assert "=" in rest
+
+    def do_from(self, rest: str) -> None:
+        self.stage += 1
+
+    def do_workdir(self, rest: str) -> None:
+        self.cwd = Path(self.here(rest))
+        self.cwd.mkdir(parents=True)
+
+    def do_copy(self, rest: str) -> None:
+        if rest == ". .":
+            copy_context(self.cwd)
+            return
+        origin, source, target = rest.split()
+        # Scripts of a virtual environment hold the path that it was made at.
+        assert (origin, source) == ("--from=build", target)
+        assert Path(self.here(source)).is_dir()
+
+    def do_run(self, rest: str) -> None:
+        assert self.stage == 0, "the last stage is only put together"
+        subprocess.run(
+            self.here(rest), shell=True, check=True, cwd=self.cwd, env=self.environ, timeout=BUILD_S
+        )
+
+    def do_label(self, rest: str) -> None:
+        self.settings["LABEL"] |= dict(item.split("=", 1) for item in shlex.split(rest))
+
+    def do_env(self, rest: str) -> None:
+        self.settings["ENV"] |= dict(item.split("=", 1) for item in shlex.split(rest))
+
+    def do_healthcheck(self, rest: str) -> None:
+        _, _, command = rest.partition("CMD ")
+        self.settings["HEALTHCHECK"] = json.loads(command)
+
+    def do_entrypoint(self, rest: str) -> None:
+        self.settings["ENTRYPOINT"] = json.loads(rest)
+
+    def do_cmd(self, rest: str) -> None:
+        self.settings["CMD"] = json.loads(rest)
+
+    def do_user(self, rest: str) -> None:
+        self.settings["USER"] = rest
+
+    def do_expose(self, rest: str) -> None:
+        self.settings["EXPOSE"] = int(rest)
+
+    def do_stopsignal(self, rest: str) -> None:
+        self.settings["STOPSIGNAL"] = signal.Signals[rest]
+
+
+def copy_context(target: Path) -> None:
+    """Copy what ``.dockerignore`` leaves of the project; the last pattern that fits decides."""
+    patterns = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] != "#"
+    ]
+
+    def ignored(path: str) -> bool:
+        parents = [str(parent) for parent in (Path(path), *Path(path).parents)][:-1]
+        is_ignored = False
+        for pattern in patterns:
+            glob = pattern.removeprefix("!").removeprefix("**/")
+            deep = "**/" in pattern
+            if any(
+                fnmatch.fnmatchcase(Path(each).name if deep else each, glob)
+                and (deep or each.count("/") == glob.count("/"))
+                for each in parents
+            ):
+                is_ignored = pattern[0] != "!"
+        return is_ignored
+
+    top = [path.name for path in ROOT.iterdir() if not ignored(path.name)]
+    files = [
+        path.relative_to(ROOT)
+        for name in top
+        for path in ((ROOT / name).rglob("*") if (ROOT / name).is_dir() else [ROOT / name])
+        if path.is_file()
+    ]
+    for file in files:
+        if not ignored(str(file)):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, target / file)
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Build]:
+    # Not pytest's directory, which nobody else can enter: the image's user has to.
+    with tempfile.TemporaryDirectory(prefix="skyfast-image-") as directory:
+        Path(directory).chmod(0o755)
+        build = Build(Path(directory))
+        build.run(DOCKERFILE.read_text())
+        for left_behind in ("src", "wheels"):
+            shutil.rmtree(build.root / left_behind)
+        yield build
+
+
+def in_image(image: Build, command: list[str], **environ: str) -> subprocess.Popen[str]:
+    """Start a command as a container would; by the image's user too, where that is possible."""
+    uid, gid = map(int, image.settings["USER"].split(":"))
+    python = Path(sys.base_prefix).resolve()
+    anybody_enters = all(path.stat().st_mode & 1 for path in (python, *python.parents))
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0 and anybody_enters:
+        user = {"user": uid, "group": gid, "extra_groups": []}
+    path = image.here(image.settings["ENV"]["PATH"]).replace("$PATH", "/usr/bin:/bin")
+    program = shutil.which(command[0], path=path)
+    assert program is not None
+    return subprocess.Popen(
+        [program, *command[1:]],
+        env={**image.settings["ENV"], "PATH": path, **environ},
+        cwd="/",
+        stderr=subprocess.PIPE,
+        text=True,
+        **user,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
+def test_the_image_serves_is_healthy_and_stops(image: Build) -> None:
+    (file,) = image.settings["CMD"]
+    path = Path(image.here(file))
+    path.parent.mkdir(parents=True)
+    path.write_text((DEPLOY / "prom_sky_con.yml").read_text())
+    path.chmod(0o644)
+    command = [*image.settings["ENTRYPOINT"], str(path)]
+    with in_image(image, command, **{PORT: "0"}) as process:
+        try:
+            assert process.stderr is not None
+            port = next(
+                found[1]
+                for line in process.stderr
+                if (found := re.search(r"serving http://127\.0\.0\.1:(\d+)/metrics", line))
+            )
+            assert health(image, port) == 0
+        finally:
+            process.send_signal(image.settings["STOPSIGNAL"])
+        assert process.wait(STOP_S) == 0
+    assert health(image, port) != 0
+
+
+def health(image: Build, port: str) -> int:
+    """Return the exit code of the health check, asked of another port than the image's."""
+    served = f" {image.settings['EXPOSE']},"
+    check = [word.replace(served, f" {port},") for word in image.settings["HEALTHCHECK"]]
+    assert check != image.settings["HEALTHCHECK"]
+    with in_image(image, check) as process:
+        process.communicate(timeout=STOP_S)
+    return process.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
+def test_the_image_holds_what_runs_and_no_more(image: Build) -> None:
+    (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
+    files = [path for path in (packages / "skyfast").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} - {".pyc"} == SUFFIXES
+    modules = {path.name for path in (ROOT / "skyfast").rglob("*.py")}
+    assert {path.name for path in files} >= modules | {"py.typed", "_table.pyi"}
+    data = {path.name for path in (ROOT / "skyfast" / "data").iterdir()}
+    assert {path.name for path in files if path.parent.name == "data"} == data
+    assert not (packages / "tests").exists()
+    assert not (packages / "pip").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
+def test_the_image_tells_what_it_is(image: Build) -> None:
+    assert image.settings["EXPOSE"] == config.parse("", {}, source="none").store.port
+    assert image.settings["LABEL"]["org.opencontainers.image.title"] == "skyfast"
+    assert int(image.settings["USER"].split(":")[0]) > 0
+
+
+# The packages
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an sdist of a tree in which nothing was built."""
+    directory = tmp_path_factory.mktemp("sdist")
+    left_out = shutil.ignore_patterns(
+        *(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "results"),
+        *("*.so", "*.c", "*.egg-info", "_table.html"),
+    )
+    shutil.copytree(ROOT, directory / "tree", ignore=left_out)
+    return hook("build_sdist", directory / "tree", directory)
+
+
+def hook(name: str, tree: Path, target: Path) -> Path:
+    """Ask the build backend of ``tree`` for a package, and return it."""
+    program = f"from setuptools import build_meta; build_meta.{name}({str(target)!r})"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=tree,
+        env={**without_variables(), "SKYFAST_CFLAGS": "-O0"},
+        capture_output=True,
+        text=True,
+        timeout=BUILD_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = [path for path in target.iterdir() if path.suffix in {".gz", ".whl"}]
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("sdist")
+def test_a_wheel_is_built_of_the_sdist(sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.iterdir()
+    (tmp_path / "wheel").mkdir()
+    wheel = hook("build_wheel", tree, tmp_path / "wheel")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    ours = [name for name in names if name.startswith("skyfast/")]
+    assert {Path(name).suffix for name in ours} == SUFFIXES
+    assert all(name.startswith("skyfast-") for name in set(names) - set(ours))
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("sdist")
+def test_an_sdist_has_all_that_is_worked_with(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= {
+        *(str(path.relative_to(ROOT)) for path in core_builds.SOURCES),
+        *("Makefile", "CHANGELOG.md", ".dockerignore", "docs/deployment.md"),
+        *("tests/deploy/test_deploy.py", "benchmarks/__main__.py"),
+        *(str(path.relative_to(ROOT)) for path in DEPLOY.rglob("*") if path.is_file()),
+    }
+    assert not [name for name in names if name.endswith((".so", ".c", ".pyc"))]
+
+
+# Kubernetes
+
+
+def manifest(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((KUBERNETES / name).read_text())
+    return document
+
+
+MANIFESTS = [*manifest("kustomization.yml")["resources"], "statefulset.yml"]
+MONITORS = ("servicemonitor.yml", "servicemonitor-shards.yml")
+
+
+def container() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the pod's specification and its container's."""
+    pod = manifest("deployment.yml")["spec"]["template"]["spec"]
+    (only,) = pod["containers"]
+    return pod, only
+
+
+def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return bool(selector) and selector.items() <= labels.items()
+
+
+def test_every_manifest_is_applied() -> None:
+    others = {"kustomization.yml", "prom_sky_con.yml", *MONITORS}
+    assert {path.name for path in KUBERNETES.iterdir()} == {*MANIFESTS, *others}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_is_as_its_schema_says(name: str, version: str) -> None:
+    kubernetes_validate.validate(manifest(name), version, strict=True)
+
+
+def test_the_schemas_know_a_wrong_manifest() -> None:
+    wrong = manifest("deployment.yml")
+    wrong["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenessprobe"):
+        kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
+
+
+DURATION = {"type": "string", "pattern": r"^\d+(ms|s|m|h)$"}
+TEXT = {"type": "string", "minLength": 1}
+LABELS = {"type": "object", "minProperties": 1, "additionalProperties": TEXT}
+
+
+def exactly(required: str, **properties: object) -> dict[str, object]:
+    """Return the schema of an object with these properties and no others."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required.split(),
+        "additionalProperties": False,
+    }
+
+
+# What of monitoring.coreos.com/v1 a manifest of one's own uses.
+SERVICE_MONITOR = exactly(
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "monitoring.coreos.com/v1"},
+    kind={"const": "ServiceMonitor"},
+    metadata=exactly("name labels", name=TEXT, labels=LABELS),
+    spec=exactly(
+        "selector endpoints",
+        selector=exactly("matchLabels", matchLabels=LABELS),
+        endpoints={
+            "type": "array",
+            "minItems": 1,
+            "items": exactly(
+                "port path",
+                port=TEXT,
+                path={"type": "string", "pattern": "^/"},
+                interval=DURATION,
+                scrapeTimeout=DURATION,
+                relabelings={
+                    "type": "array",
+                    "items": exactly(
+                        "",
+                        action={"enum": ["replace", "labeldrop"]},
+                        sourceLabels={"type": "array", "items": TEXT},
+                        targetLabel=TEXT,
+                        replacement=TEXT,
+                        regex=TEXT,
+                    ),
+                },
+            ),
+        },
+    ),
+)
+
+
+@pytest.mark.parametrize("name", MONITORS)
+def test_a_service_monitor_is_as_its_definition_says(name: str) -> None:
+    monitor = manifest(name)
+    jsonschema.validate(monitor, SERVICE_MONITOR)
+    for endpoint in monitor["spec"]["endpoints"]:
+        # Prometheus refuses a longer one.
+        assert int(endpoint["scrapeTimeout"][:-1]) <= int(endpoint["interval"][:-1])
+
+
+def test_the_manifests_find_each_other() -> None:
+    labels = manifest("deployment.yml")["spec"]["template"]["metadata"]["labels"]
+    service = manifest("service.yml")
+    monitor = manifest("servicemonitor.yml")["spec"]
+    policy = manifest("networkpolicy.yml")["spec"]
+    pod, only = container()
+    assert selects(manifest("deployment.yml")["spec"]["selector"]["matchLabels"], labels)
+    assert selects(service["spec"]["selector"], labels)
+    assert selects(policy["podSelector"]["matchLabels"], labels)
+    assert selects(monitor["selector"]["matchLabels"], service["metadata"]["labels"])
+    (port,) = only["ports"]
+    assert port["containerPort"] == config.parse("", {}, source="none").store.port
+    (served,) = service["spec"]["ports"]
+    assert (served["targetPort"], served["port"]) == (port["name"], port["containerPort"])
+    assert [endpoint["port"] for endpoint in monitor["endpoints"]] == [served["name"]]
+    assert policy["ingress"][0]["ports"][0]["port"] == port["name"]
+    (generated,) = manifest("kustomization.yml")["configMapGenerator"]
+    (volume,) = pod["volumes"]
+    (mount,) = only["volumeMounts"]
+    assert (volume["configMap"]["name"], volume["name"]) == (generated["name"], mount["name"])
+    assert only["args"] == [f"{mount['mountPath']}/{name}" for name in generated["files"]]
+    (image,) = manifest("kustomization.yml")["images"]
+    assert image["name"] == only["image"]
+
+
+def test_the_shards_are_such_pods_too() -> None:
+    single, shards = manifest("deployment.yml"), manifest("statefulset.yml")
+    pod, only = container()
+    template = shards["spec"]["template"]
+    (each,) = template["spec"]["containers"]
+    option, *arguments = each["args"]
+    number, *environ = each["env"]
+    assert (arguments, environ) == (only["args"], only["env"])
+    assert number["name"] == "SHARD"
+    assert "pod-index" in number["valueFrom"]["fieldRef"]["fieldPath"]
+    for index in range(shards["spec"]["replicas"]):
+        given = cli._parser().parse_args([option.replace("$(SHARD)", str(index)), *arguments])
+        assert given.shard == config.Shard(index, shards["spec"]["replicas"])
+    assert {**template["spec"], "containers": []} == {**pod, "containers": []}
+    assert {**each, "args": [], "env": []} == {**only, "args": [], "env": []}
+    assert template["metadata"] == single["spec"]["template"]["metadata"]
+    assert selects(shards["spec"]["selector"]["matchLabels"], template["metadata"]["labels"])
+    assert shards["spec"]["serviceName"] == manifest("service.yml")["metadata"]["name"]
+
+
+def test_the_shards_are_scraped_as_one_is_but_told_apart() -> None:
+    single, shards = map(manifest, MONITORS)
+    (one,), (other,) = (each["spec"]["endpoints"] for each in (single, shards))
+    assert other["relabelings"][0]["sourceLabels"] == ["__meta_kubernetes_pod_name"]
+    assert other["relabelings"][0]["targetLabel"] == "instance"
+    assert other["relabelings"][1:] == one["relabelings"][1:]
+    assert {**other, "relabelings": []} == {**one, "relabelings": []}
+    assert shards["metadata"] == single["metadata"]
+
+
+def test_the_pod_is_allowed_where_pods_are_restricted() -> None:
+    """By the Pod Security Standards' profile of that name."""
+    pod, only = container()
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert only["securityContext"]["allowPrivilegeEscalation"] is False
+    assert only["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert all(not pod.get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
+    assert all("hostPath" not in volume for volume in pod["volumes"])
+    assert "hostPort" not in only["ports"][0]
+    # The image's own user, by number: Kubernetes cannot tell whether a name is root's. OpenShift's
+    # restricted-v2 admits no pod that asks for a user of its own.
+    (user,) = re.findall(r"(?m)^USER (\d+):(\d+)$", DOCKERFILE.read_text())
+    assert int(user[0]) > 0
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys()
+
+
+def test_names_can_be_resolved_where_the_pods_of_dns_have_another_port() -> None:
+    (rule,) = manifest("networkpolicy.yml")["spec"]["egress"]
+    ports = {(port["protocol"], port["port"]) for port in rule["ports"]}
+    assert ports >= {(protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353)}
+
+
+def test_the_pods_configuration_is_right() -> None:
+    _, only = container()
+    environ = {variable["name"]: "given" for variable in only["env"]}
+    loaded = config.load(str(KUBERNETES / "prom_sky_con.yml"), environ)
+    assert (loaded.credentials.username, loaded.credentials.password) == ("given", "given")
+    assert not [note for note in loaded.notes if note.level >= 30]
+    egress = [port["port"] for port in manifest("networkpolicy.yml")["spec"]["egress"][0]["ports"]]
+    for endpoint in loaded.subscriber.endpoints:
+        assert int(endpoint.rpartition(":")[2].partition("/")[0]) in egress
+
+
+async def test_what_the_probes_and_prometheus_ask_for_is_served() -> None:
+    _, only = container()
+    paths = [only[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")]
+    paths += [endpoint["path"] for endpoint in manifest("servicemonitor.yml")["spec"]["endpoints"]]
+    assert paths == ["/-/healthy", "/-/ready", "/metrics"]
+    async with demo() as skyfast:
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)
+        for path in paths:
+            assert await skyfast.get(path)
+
+
+def figure(pattern: str) -> float:
+    (found,) = re.findall(pattern, BENCHMARKS)
+    return float(found.replace(",", ""))
+
+
+def test_the_resources_are_those_of_the_benchmarks() -> None:
+    connection, page = (
+        figure(r"\| 1,000,000 connections over that \| ([\d,.]+) bytes"),
+        max(map(float, re.findall(r"more while a page is read, \w+ \| ([\d.]+) MiB", BENCHMARKS))),
+    )
+    store = config.parse("", {}, source="none").store
+    web = config.parse("", {}, source="none").web
+    message = config.parse("", {}, source="none").subscriber.max_message_bytes / 2**20
+    most = EMPTY_PROCESS_MIB + store.max_flows * connection / 2**20 + web.max_scrapes * page
+    _, only = container()
+    limit = only["resources"]["limits"]["memory"]
+    assert limit == "1Gi"
+    assert most + 2 * message <= 1024 <= 1.5 * most
+    assert setting("MemoryMax") == [limit.removesuffix("i")]
+    usual = EMPTY_PROCESS_MIB + 100_000 * 222 / 2**20 + page
+    request = int(only["resources"]["requests"]["memory"].removesuffix("Mi"))
+    assert 1.3 * usual <= request <= 2 * usual

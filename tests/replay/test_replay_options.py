@@ -1,0 +1,234 @@
+"""``--replay`` and ``--record`` with the real process: what comes out is what was sent."""
+
+import asyncio
+import gzip
+import heapq
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.app.test_golden_pages import recorded
+from tests.model import BYTES, PACKETS, RTT, Model, read_page
+from tests.support.model_specs import DEFAULT, ONE, TWO
+from tests.support.paths import DATA, RECORDINGS, ROOT
+from tests.support.process import Skyfast, replay
+
+
+def expected(*names: str) -> dict[str, set[str]]:
+    """Return the page of the flows in these recordings."""
+    model = Model(DEFAULT)
+    for _, _, _, flows in heapq.merge(*(recorded(name, n) for n, name in enumerate(names))):
+        model.message(flows, 0)
+    return model.page(0)
+
+
+def all_received(messages: int) -> Callable[[Mapping[str, float]], bool]:
+    def received(metrics: Mapping[str, float]) -> bool:
+        return messages == sum(
+            number for series, number in metrics.items() if "skyfast_messages_total{" in series
+        )
+
+    return received
+
+
+async def page(skyfast: Skyfast, messages: int) -> dict[str, set[str]]:
+    """Return the page of flows when that many messages have come."""
+    await skyfast.until(all_received(messages))
+    return read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
+
+
+async def test_a_recording_is_played_to_its_end() -> None:
+    # A recording that has ended is no analyzer that fell silent.
+    impatient = {"SKYDIVE_PIPELINE_SUBSCRIBER_SILENCE_TIMEOUT": "0.1"}
+    async with replay(RECORDINGS / ONE[0], **impatient) as skyfast:
+        assert await page(skyfast, 50) == expected(*ONE)
+        await skyfast.logged("the replay has ended: 50 messages")
+        await asyncio.sleep(2.2)  # silence is looked for once a second
+        metrics = await skyfast.self_metrics()
+        assert metrics["skyfast_connections"] == 831
+        assert not any(n for series, n in metrics.items() if "skyfast_reconnects_total{" in series)
+    assert any("one-analyzer.jsonl (50 messages of 1 analyzer in 139 s)" in x for x in skyfast.log)
+
+
+async def test_two_recordings_are_two_analyzers(tmp_path: Path) -> None:
+    packed = tmp_path / "b.gz"
+    packed.write_bytes(gzip.compress((RECORDINGS / TWO[1]).read_bytes()))
+    async with replay(RECORDINGS / TWO[0], packed, "--replay-speed=60") as skyfast:
+        found = await page(skyfast, 37 + 33)
+        metrics = await skyfast.self_metrics()
+    assert metrics["skyfast_connections"] == 530
+    # What comes at the same time has no order between two sockets, which RTT would show.
+    wanted = expected(*TWO)
+    assert {name: found[name] for name in (BYTES, PACKETS)} == {
+        name: wanted[name] for name in (BYTES, PACKETS)
+    }
+    assert len(found[RTT]) == len(wanted[RTT])
+    flows = [n for series, n in metrics.items() if series.startswith("skyfast_flows_total{")]
+    assert sorted(flows) == [459, 710]
+
+
+async def test_odd_messages_are_played_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    flow = (
+        b'{"UUID":"a","Network":{"A":"10.0.0.1","B":"10.0.0.2"},"Metric":{"ABBytes":7},'
+        b'"Transport":{"Protocol":"TCP","A":1,"B":2},"Start":1,"Last":2,"NodeTID":"n"}'
+    )
+    lines = (
+        b'{"Recorded":{"At":1800000000000,"Analyzer":"a:8082","Base64":"AP8="}}',
+        b'{"Recorded":{"At":1800000000001,"Analyzer":"b:8082"},"Namespace":"topology","Type":"x"}',
+        b'{"Recorded":{"At":1800000000002,"Analyzer":"b:8082"}}',
+        b'{"Recorded":{"At":1800000000003,"Analyzer":"a:8082"},'
+        + b'"Namespace":"flow/9","Type":"store","Obj":[%b]}' % flow,
+    )
+    path.write_bytes(b"\n".join(lines))
+    async with replay(path, quiet=False) as skyfast:
+        metrics = await skyfast.until(all_received(3))
+        assert metrics["skyfast_connections"] == 1
+        errors = [n for series, n in metrics.items() if 'reason="malformed"' in series and n]
+        assert errors == [1]
+        found = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
+        assert any(line.endswith(" 7") for line in found[BYTES])
+    assert any("of 2 analyzers" in line for line in skyfast.log)
+
+
+async def test_flows_without_messages_are_played() -> None:
+    path = DATA / "flows/bare-flows.jsonl"
+    done = run("--check", "--replay", path)
+    assert done.returncode == 0
+    assert "3 messages of 1 analyzer in 0 s; 3 lines hold a flow without a" in done.stdout
+    async with replay(path) as skyfast:
+        metrics = await skyfast.until(all_received(3))
+        assert metrics["skyfast_connections"] == 3
+        found = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
+        values = sorted(line.rpartition(" ")[2] for line in found[BYTES])
+        assert values == ["10"] * 3 + ["20"] * 3
+
+
+NETWORK_NAMESPACE = ("unshare", "--net", "--map-root-user")
+
+
+def has_network_namespaces() -> bool:
+    try:
+        return subprocess.run([*NETWORK_NAMESPACE, "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_network_namespaces(), reason="network namespaces cannot be made here")
+@pytest.mark.parametrize("arguments", [["--demo"], ["--replay", RECORDINGS / ONE[0]]])
+def test_a_machine_without_a_loopback_is_told_in_one_line(arguments: list[object]) -> None:
+    done = subprocess.run(
+        [*NETWORK_NAMESPACE, sys.executable, "-m", "skyfast", *map(str, arguments)],
+        env={**os.environ, "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        cwd=ROOT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = (line for line in done.stderr.splitlines() if " INFO " not in line)
+    assert re.search(
+        r"recordings cannot be played on this machine: 127\.0\.0\.1: [A-Z].+; ::1: [A-Z]", line
+    )
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_recordings_are_played_where_there_is_ipv6_alone() -> None:
+    """An address that no machine has stands for the one of IPv4."""
+    code = (
+        "import sys; from skyfast import cli; from skyfast.replay import player;"
+        "player.LOOPBACKS = ('192.0.2.1', '::1'); sys.exit(cli.main())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "--demo"],
+        env={**os.environ, "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT": "0"},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if "subscribed to" in line or "Traceback" in line:
+                    break
+            assert "analyzer [::1]:" in line
+        finally:
+            process.terminate()
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "skyfast", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_a_broken_recording_is_told_in_one_line(tmp_path: Path, check: list[str]) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"Namespace":"stats"}\nhost_id: me\n')
+    done = run(*check, "--replay", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"skyfast: {path}: line 2: is not a JSON object\n"
+
+
+def test_check_tells_what_recordings_hold() -> None:
+    done = run("--check", "--replay", *(RECORDINGS / name for name in TWO))
+    assert (done.returncode, done.stderr) == (0, "")
+    *_, a, b = done.stdout.splitlines()
+    assert a.endswith("two-analyzers-a.jsonl: 37 messages of 1 analyzer in 120 s.")
+    assert b.endswith("two-analyzers-b.jsonl: 33 messages of 1 analyzer in 120 s.")
+
+
+def numbers(found: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """Return the sorted numbers of a page, by family: what is left of it without labels."""
+    return {name: sorted(line.rpartition(" ")[2] for line in found[name]) for name in found}
+
+
+async def test_what_was_recorded_gives_the_same_page(tmp_path: Path) -> None:
+    path = tmp_path / "bug.jsonl"
+    async with replay(RECORDINGS / ONE[0], f"--record={path}") as skyfast:
+        first = await page(skyfast, 50)
+    assert any(line.endswith(f"recorded 50 messages to {path}") for line in skyfast.log)
+    async with replay(path, "--replay-speed=1") as skyfast:
+        assert await page(skyfast, 50) == first == expected(*ONE)
+
+
+async def test_what_was_recorded_with_pseudonyms_gives_the_same_totals(tmp_path: Path) -> None:
+    path = tmp_path / "bug.jsonl.gz"
+    recordings = [RECORDINGS / name for name in TWO]
+    async with replay(*recordings, f"--record={path}", "--record-anonymous") as skyfast:
+        first = await page(skyfast, 37 + 33)
+        connections = (await skyfast.self_metrics())["skyfast_connections"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = gzip.decompress(path.read_bytes())
+    assert not re.search(rb"10\.77\.|10\.99\.|fd77:|dfb29c54-c71c", text)
+    async with replay(path, "--replay-speed=1") as skyfast:
+        second = await page(skyfast, 37 + 33)
+        metrics = await skyfast.self_metrics()
+    assert metrics["skyfast_connections"] == connections == 530
+    assert numbers(second) == numbers(first)
+    assert not set(first[BYTES]) & set(second[BYTES])
+    assert any("of 2 analyzers" in line for line in skyfast.log)
+
+
+def test_a_recording_overwrites_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("precious")
+    done = run("--demo", f"--record={path}")
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        f"skyfast: '{path}' exists already; a recording overwrites nothing\n"
+    )
+    assert path.read_text() == "precious"

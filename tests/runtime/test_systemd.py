@@ -1,0 +1,217 @@
+"""What a service manager is told, by a real process and over a real datagram socket."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from skyfast.runtime.systemd import Manager
+from tests.app.test_process import write_config
+from tests.support.process import WAIT_S, Skyfast, running
+
+pytestmark = pytest.mark.xdist_group("timing")
+
+WATCHDOG_S = 0.4
+
+
+class Listener:
+    """A service manager's end of the socket."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(address.replace("@", "\0", 1))
+        self.socket.setblocking(False)
+        self.environ = {"NOTIFY_SOCKET": address}
+
+    async def next(self, timeout_s: float = WAIT_S) -> dict[str, str]:
+        """Return the assignments of the next message that is no sign of life alone."""
+        while (message := await self.message(timeout_s)) == {"WATCHDOG": "1"}:
+            pass
+        return message
+
+    async def message(self, timeout_s: float = WAIT_S) -> dict[str, str]:
+        async with asyncio.timeout(timeout_s):
+            data = await asyncio.get_running_loop().sock_recv(self.socket, 4096)
+        return dict(line.split("=", 1) for line in data.decode().split("\n"))
+
+    def waiting(self) -> list[bytes]:
+        """Return, and take, the messages that have come."""
+        messages = []
+        try:
+            while True:
+                messages.append(self.socket.recv(4096))
+        except BlockingIOError:
+            return messages
+
+
+@pytest.fixture(params=["path", "abstract"])
+def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Listener]:
+    name = str(tmp_path / "notify")
+    listener = Listener("@" + name if request.param == "abstract" else name)
+    yield listener
+    listener.socket.close()
+
+
+async def answers(skyfast: Skyfast) -> bool:
+    return b"healthy" in await skyfast.get("/-/healthy")
+
+
+async def test_start_reloads_and_stop_are_told(tmp_path: Path, listener: Listener) -> None:
+    config = write_config(tmp_path)
+    async with running(config, quiet=False, **listener.environ) as skyfast:
+        ready = await listener.next()
+        assert ready == {"READY": "1", "STATUS": f"serving {skyfast.url}/metrics"}
+        assert await answers(skyfast)
+
+        before_us = time.monotonic_ns() // 1000
+        skyfast.process.send_signal(signal.SIGHUP)
+        reloading = await listener.next()
+        assert reloading.keys() == {"RELOADING", "MONOTONIC_USEC"}
+        assert before_us <= int(reloading["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+        assert await listener.next() == ready
+
+        config.write_text("pipeline: {store: {type: nothing}}\n")
+        skyfast.process.send_signal(signal.SIGHUP)
+        assert (await listener.next())["RELOADING"] == "1"
+        failed = await listener.next()
+        assert failed["READY"] == "1"
+        assert failed["STATUS"].startswith(f"{ready['STATUS']}; not reloaded: ")
+        assert await answers(skyfast)
+
+        skyfast.process.terminate()
+        assert await listener.next() == {"STOPPING": "1", "STATUS": "stopping"}
+
+
+async def test_nothing_is_ready_whose_page_cannot_be_served(
+    tmp_path: Path, listener: Listener
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = write_config(tmp_path, port=taken.getsockname()[1])
+        with pytest.raises(AssertionError):
+            async with running(config, quiet=False, **listener.environ):
+                pass
+    assert not [data for data in listener.waiting() if b"READY" in data]
+
+
+async def test_a_loop_that_hangs_gives_no_sign_of_life(tmp_path: Path, listener: Listener) -> None:
+    watchdog = {"WATCHDOG_USEC": str(round(WATCHDOG_S * 1e6))}
+    async with running(
+        write_config(tmp_path), quiet=False, **listener.environ, **watchdog
+    ) as skyfast:
+        assert "READY" in await listener.message()
+        began = time.monotonic()
+        for _ in range(6):
+            assert await listener.message(WATCHDOG_S) == {"WATCHDOG": "1"}
+        assert time.monotonic() - began < 6 * WATCHDOG_S  # twice in each interval
+
+        skyfast.process.send_signal(signal.SIGSTOP)
+        listener.waiting()
+        await asyncio.sleep(2 * WATCHDOG_S)
+        assert len(listener.waiting()) <= 1  # one that was on its way
+        skyfast.process.send_signal(signal.SIGCONT)
+        assert await listener.message() == {"WATCHDOG": "1"}
+
+
+async def test_a_callback_that_does_not_return_stops_the_signs_of_life(listener: Listener) -> None:
+    manager = Manager({**listener.environ, "WATCHDOG_USEC": "50000"})
+    task = asyncio.create_task(manager.keep_alive())
+    assert await listener.message() == {"WATCHDOG": "1"}
+    listener.waiting()
+    time.sleep(0.2)  # noqa: ASYNC251 - the loop is held up on purpose
+    assert listener.waiting() == []
+    assert await listener.message() == {"WATCHDOG": "1"}
+    task.cancel()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"WATCHDOG_USEC": ""},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "soon"},
+        {"WATCHDOG_USEC": "-1"},
+        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},  # another process is meant
+    ],
+)
+async def test_no_sign_of_life_that_nobody_asks_for(
+    asked: dict[str, str], listener: Listener
+) -> None:
+    manager = Manager({**listener.environ, **asked})
+    await asyncio.wait_for(manager.keep_alive(), WAIT_S)
+    assert listener.waiting() == []
+
+
+async def test_a_watchdog_of_this_very_process(listener: Listener) -> None:
+    asked = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
+    task = asyncio.create_task(Manager({**listener.environ, **asked}).keep_alive())
+    assert await listener.message() == {"WATCHDOG": "1"}
+    task.cancel()
+
+
+async def test_nothing_happens_without_the_variables(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("a socket was made")
+
+    manager = Manager({"WATCHDOG_USEC": "1000"})
+    monkeypatch.setattr(socket, "socket", refused)
+    manager.ready("serving")
+    manager.reloading()
+    manager.reloaded(None)
+    manager.stopping()
+    await manager.keep_alive()
+    assert not caplog.records
+
+
+def test_no_reload_makes_ready_what_is_not(listener: Listener) -> None:
+    manager = Manager(listener.environ)
+    manager.reloading()
+    manager.reloaded(None)
+    assert listener.waiting() == []
+    manager.ready("serving")
+    manager.stopping()
+    listener.waiting()
+    manager.reloading()
+    manager.reloaded(None)
+    assert listener.waiting() == []
+
+
+def test_a_status_is_one_line(listener: Listener) -> None:
+    manager = Manager(listener.environ)
+    manager.ready("serving\nMAINPID=1")
+    assert listener.waiting() == [b"READY=1\nSTATUS=serving\\nMAINPID=1"]
+
+
+def test_a_manager_that_is_gone_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = Manager({"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    manager.ready("serving")
+    manager.stopping()
+    (record,) = caplog.records
+    assert "READY=1" in record.getMessage()
+
+
+def test_a_manager_that_does_not_read_holds_nobody_up(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = Manager(listener.environ)
+    for _ in range(5000):
+        manager.ready("serving")
+        if caplog.records:
+            break
+    assert "does not take" in caplog.text
+
+
+def test_a_socket_of_another_kind_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    Manager({"NOTIFY_SOCKET": "vsock:2:1234"}).ready("serving")
+    assert [record.getMessage() for record in caplog.records] == [
+        "NOTIFY_SOCKET is not a path: vsock:2:1234"
+    ]

@@ -1,0 +1,315 @@
+"""Messages, good and bad, into a real table: what each costs, and what it must not cost."""
+
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from skyfast.skydive.ingest import MAX_REPAIRED_TOKENS, SHOWN_BYTES, pruned, unpaired_marked
+from tests.support.sink import Sink
+
+METRIC = {"ABPackets": 1, "ABBytes": 100, "BAPackets": 2, "BABytes": 200}
+
+
+def flow(uuid: str = "ab", **changes: Any) -> dict[str, Any]:
+    return {
+        "UUID": uuid,
+        "Network": {"Protocol": "IPV4", "A": "10.0.0.1", "B": "10.0.0.2"},
+        "Transport": {"Protocol": "TCP", "A": 40000, "B": 443},
+        "Metric": METRIC,
+        "Start": 1000,
+        "Last": 2000,
+        "NodeTID": "tid",
+    } | changes
+
+
+def message(*flows: dict[str, Any] | bytes, namespace: str = "flow") -> bytes:
+    parts = [f if isinstance(f, bytes) else json.dumps(f).encode() for f in flows]
+    head = json.dumps({"Namespace": namespace, "Type": "store"}).encode()
+    return head[:-1] + b',"Obj":[' + b",".join(parts) + b"]}"
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+BAD_FLOWS = {
+    "a number as UUID": (b'{"UUID":5}', "invalid"),
+    "no object": (b"5", "invalid"),
+    "null": (b"null", "invalid"),
+    "a list": (b"[[]]", "invalid"),
+    "no UUID": (flow(""), "no_uuid"),
+    "nothing": (b"{}", "no_uuid"),
+    "no Network": (flow(Network=None), "no_network"),
+    "no Transport": (flow(Transport=None), "no_transport"),
+    "no Metric": (flow(Metric=None), "no_metric"),
+    "Network of another type": (flow(Network=[1]), "invalid"),
+    "a port in quotes": (flow(Transport={"A": "80", "B": 1}), "invalid"),
+    "a fraction": (flow(Metric={"ABBytes": 1.5}), "invalid"),
+    "a float": (flow(Metric={"ABBytes": 1e3}), "invalid"),
+    "a negative number": (flow(Metric={"ABBytes": -1}), "out_of_range"),
+    "a number above 2^62": (flow(Metric={"ABBytes": 2**62 + 1}), "out_of_range"),
+    "a number of 30 digits": (flow(Metric={"ABBytes": 10**29}), "out_of_range"),
+    "a number of 6,000 digits": (b'{"UUID":"x","Last":1' + b"0" * 5999 + b"}", "out_of_range"),
+    "a negative port": (flow(Transport={"A": -1, "B": 1}), "out_of_range"),
+    "a negative Last": (flow(Last=-1), "out_of_range"),
+    "a long UUID": (flow("x" * 10_000_000), "text_too_long"),
+    "a long label": (flow(NodeTID="x" * 10_000_000), "text_too_long"),
+    "invalid UTF-8 in the UUID": (b'{"UUID":"\xff"}', "invalid"),
+    "half of a surrogate pair": (rb'{"UUID":"\ud800"}', "invalid"),
+    "the other half": (rb'{"UUID":"a\udc00b"}', "invalid"),
+    "a half before a plain escape": (rb'{"UUID":"\ud800\u0041"}', "invalid"),
+    "deep nesting in a used field": (b'{"UUID":' + DEEP + b"}", "invalid"),
+    "deep nesting elsewhere": (b'{"Evil":' + DEEP + b"}", "no_uuid"),
+}
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_FLOWS.values(), ids=BAD_FLOWS)
+def test_a_bad_flow_costs_itself_alone(bad: dict[str, Any] | bytes, reason: str) -> None:
+    sink = Sink()
+    sink.take(message(flow("1"), bad, flow("2", NodeTID="other")))
+    assert (sink.table.flows, sink.table.connections) == (2, 2)
+    assert sink.skipped == {reason: 1}
+    assert sink.errors == {}
+    assert sink.analyzer.flows == 3
+
+
+def test_an_unused_field_may_hold_anything() -> None:
+    sink = Sink()
+    evil = json.dumps(flow())[:-1].encode() + b',"Link":"\xff","TCPMetric":[1e999],"Evil":{"a":[]}}'
+    sink.take(message(evil))
+    assert (sink.table.flows, sink.skipped) == (1, {})
+
+
+BAD_MESSAGES = {
+    "nothing": (b"", "malformed"),
+    "cut": (message(flow())[:-1], "malformed"),
+    "cut in a flow": (message(flow())[:-40], "malformed"),
+    "a comma too many": (message(flow(), b'{"a":1,}'), "malformed"),
+    "more behind it": (message(flow()) + b"x", "malformed"),
+    "binary": (bytes(range(256)), "malformed"),
+    "UTF-16": (message(flow()).decode().encode("utf-16"), "malformed"),
+    "deep and cut": (b'{"Obj":' + b"[" * 100_000, "malformed"),
+    "too deep for its size": (
+        b'{"Namespace":"flow","Type":"store","Obj":' + b"[{}," * MAX_REPAIRED_TOKENS,
+        "malformed",
+    ),
+    "a list": (b"[]", "not_a_message"),
+    "a number": (b"5", "not_a_message"),
+    "null": (b"null", "not_a_message"),
+    "a number as namespace": (b'{"Namespace":5}', "not_a_message"),
+    "Obj an object": (b'{"Namespace":"flow","Type":"store","Obj":{}}', "not_a_list"),
+    "Obj a text": (b'{"Namespace":"flow","Type":"store","Obj":"x"}', "not_a_list"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), BAD_MESSAGES.values(), ids=BAD_MESSAGES)
+def test_a_bad_message_is_dropped_whole_and_counted(data: bytes, reason: str) -> None:
+    sink = Sink()
+    sink.take(data)
+    assert sink.errors == {reason: 1}
+    assert (sink.table.flows, sink.skipped) == (0, {})
+    sink.take(message(flow()))
+    assert sink.table.flows == 1
+
+
+def test_a_bad_message_is_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    sink = Sink()
+    bad = b'{"Namespace\x1b[2J\n\xff' + b"x" * 1000
+    for _ in range(2):
+        sink.take(bad)
+    now_s = 60.0
+    sink.take(bad)
+    sink.take(b"[]")
+    first, second, other = (record.getMessage() for record in caplog.records)
+    shown = r'{"Namespace\x1b[2J\n\xff' + "x" * (SHOWN_BYTES - 17)
+    assert first == (
+        f"analyzer analyzer:8082: dropped a message of {len(bad)} bytes (malformed)"
+        f" beginning with {shown}"
+    )
+    assert second == f"{first} (1 more such events since the last line)"
+    assert other.endswith("dropped a message of 2 bytes (not_a_message) beginning with []")
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b'{"Namespace":"flow","Type":"store","Obj":null}', ("flow", "store")),
+        (b'{"Namespace":"flow","Type":"store"}', ("flow", "store")),
+        (b'{"Obj":[],"Type":"store","Namespace":"flow/3f","XXX_state":{}}', ("flow", "store")),
+        (b'{"Namespace":"flow","Type":"update","Obj":[1]}', ("flow", "other")),
+        (b'{"Namespace":"stats","Type":"stats","Obj":{"FlowCount":3}}', ("stats", "stats")),
+        (b'{"Namespace":"stats","Type":"store","Obj":[1]}', ("stats", "store")),
+        (b'{"Namespace":"topology","Type":"x","Obj":"y"}', ("other", "other")),
+        (b'{"Namespace":"flowers","Type":"store","Obj":[1]}', ("other", "store")),
+        (b"{}", ("other", "other")),
+    ],
+)
+def test_messages_are_counted_by_bounded_kinds(data: bytes, kind: tuple[str, str]) -> None:
+    sink = Sink()
+    sink.take(data)
+    assert {k: n for k, n in sink.analyzer.messages.items() if n} == {kind: 1}
+    assert (sink.errors, sink.analyzer.flows, sink.skipped) == ({}, 0, {})
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    sink = Sink()
+    sink.take(b'{"Obj":[%b],"Type":"store","Namespace":"flow"}' % json.dumps(flow()).encode())
+    assert sink.table.flows == 1
+
+
+def later(uuid: str, start: int, **changes: Any) -> dict[str, Any]:
+    """A flow in a report that is not its first."""
+    update = {"ABPackets": 1, "ABBytes": 7, "Start": start + 1, "Last": 2000}
+    return flow(uuid, Start=start, LastUpdateMetric=update) | changes
+
+
+def test_a_message_is_decoded_again_from_where_the_last_update_is_needed() -> None:
+    sink = Sink()
+    sink.take(message(flow("1")))
+    # The second flow belongs to the connection of the first, and is not in its first report.
+    sink.take(
+        message(
+            flow("1", Last=2001, Metric=METRIC | {"ABBytes": 101}),
+            later("2", 1500),
+            flow("1", Last=2002, Metric=METRIC | {"ABBytes": 103}),
+            flow("3", NodeTID="other"),
+        )
+    )
+    assert sink.analyzer.flows == 5
+    assert (sink.table.flows, sink.table.connections, sink.skipped) == (3, 2, {})
+    assert 'direction="initiator_to_target",node_tid="tid",protocol="TCP"} 110\n' in sink.page()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"LastUpdateMetric": {"Start": "x"}},
+        {"Start": "x", "LastUpdateMetric": {"Start": 1}},
+        {"LastUpdateMetric": {"Start": 2, "Last": 3, "ABBytes": "y"}},
+    ],
+)
+def test_a_value_that_only_the_fuller_struct_finds_wrong(wrong: dict[str, Any]) -> None:
+    sink = Sink()
+    sink.take(message(flow("1")))
+    sink.take(message(flow("0", NodeTID="a"), later("2", 1500), flow("3") | wrong, flow("4")))
+    assert (sink.skipped, sum(sink.values_skipped.values())) == ({}, 1)
+    assert sink.table.flows == 5
+
+
+def test_numbers_of_the_last_update_are_checked_where_they_are_used() -> None:
+    sink = Sink()
+    sink.take(message(flow("1")))
+    update = {"ABBytes": -7, "Start": 1501, "Last": 2000}
+    sink.take(message(later("2", 1500, LastUpdateMetric=update), flow("3", NodeTID="b")))
+    assert sink.skipped == {}
+    assert sink.table.flows == 3
+    assert +Counter(sink.table.values_skipped) == {"LastUpdateMetric.ABBytes": 1}
+
+
+@pytest.mark.parametrize("excluded", ["internal", "ingress", "egress", "other"])
+def test_flows_of_an_excluded_tag_are_dropped(excluded: str) -> None:
+    sink = Sink(cluster_net_masks=["10.0.0.0/8", "fd00::/8"], excluded_tags=[excluded])
+    ends = {
+        "internal": ("10.0.0.1", "fd00::1"),
+        "egress": ("10.0.0.1", "8.8.8.8"),
+        "ingress": ("2001:db8::1", "10.1.2.3"),
+        "other": ("8.8.8.8", "9.9.9.9"),
+    }
+    sink.take(message(*(flow(name, Network={"A": a, "B": b}) for name, (a, b) in ends.items())))
+    assert sink.skipped == {"excluded": 1}
+    assert sink.table.flows == 3
+    a, b = ends[excluded]
+    assert f'initiator_ip="{a}",target_ip="{b}"' not in sink.page()
+
+
+def test_excluded_flows_are_counted_once_when_a_message_is_decoded_again() -> None:
+    sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["egress"])
+    sink.take(message(flow("1")))
+    outside = flow("e", Network={"A": "10.0.0.1", "B": "8.8.8.8"})
+    sink.take(message(outside, later("2", 1500), outside, flow("3", NodeTID="b")))
+    assert sink.skipped == {"excluded": 2}
+    assert sink.table.flows == 3
+
+
+def test_a_flow_without_addresses_is_no_matter_of_its_tag() -> None:
+    sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["other"])
+    sink.take(message(flow("1", Network=None), flow("2", Network={"A": "x", "B": "10.0.0.1"})))
+    assert sink.skipped == {"no_network": 1, "excluded": 1}
+
+
+@pytest.mark.parametrize("address", ["::ffff:10.0.0.1", "10.0.0.1"])
+def test_an_ipv4_address_in_ipv6_form_is_that_address(address: str) -> None:
+    sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["internal"])
+    sink.take(message(flow(Network={"A": address, "B": "10.0.0.2"})))
+    assert sink.skipped == {"excluded": 1}
+
+
+@pytest.mark.parametrize("address", ["", "fe80::1%eth0", "10.0.0.256", "x"])
+def test_what_is_no_address_is_other(address: str) -> None:
+    sink = Sink(cluster_net_masks=["0.0.0.0/0", "::/0"], excluded_tags=["other"])
+    sink.take(message(flow(Network={"A": address, "B": "10.0.0.2"})))
+    assert sink.skipped == {"excluded": 1}
+
+
+def test_pruning_leaves_what_is_flat_as_it_was() -> None:
+    text = rb'{"a":"]}\"[","b":[1,{"c":[]}],"d":"\\"}'
+    assert pruned(text) == text
+    assert unpaired_marked(text) == text
+
+
+def test_pruning_takes_out_what_is_deep_and_no_more() -> None:
+    text = b'{"deep":%b,"after":["[",{}],"again":%b}' % (DEEP, DEEP)
+    document = json.loads(pruned(text))
+    assert document["after"] == ["[", {}]
+    assert list(document) == ["deep", "after", "again"]
+
+
+def test_whole_surrogate_pairs_stay() -> None:
+    text = rb'"\ud83d\ude00 \\ud800 \u0041"'
+    assert unpaired_marked(text) == text
+    assert unpaired_marked(rb'"\ud83d\ud83d\ude00"') == b'"\xff' + rb'\ud83d\ude00"'
+
+
+def test_statistics_go_on_to_the_captures() -> None:
+    sink = Sink()
+    report = {"CaptureID": "c1", "FlowCount": 3}
+    for obj in (report, [report], [], None, "x"):
+        sink.take(json.dumps({"Namespace": "stats", "Type": "stats", "Obj": obj}).encode())
+    assert b'skydive_capture_flows{capture_id="c1"} 3\n' in sink.captures.page(100.0)
+    assert sink.analyzer.messages["stats", "stats"] == 5
+    assert sink.stats.captures.skipped["invalid"] == 4
+
+
+def test_new_flows_are_decoded_once_where_they_come_in_numbers() -> None:
+    # The types tell which decoder was used.
+    sink = Sink()
+    used: list[str] = []
+    update = sink.table.update
+
+    class Spy:
+        def update(self, flows: list[Any], now: float, start: int = 0) -> int:
+            used.append(type(flows[0]).__name__)
+            return update(flows, now, start)
+
+        @property
+        def met_unknown_flow(self) -> bool:
+            return sink.table.met_unknown_flow
+
+        @property
+        def times_ms(self) -> tuple[int, int]:
+            return sink.table.times_ms
+
+    sink.ingest._table = Spy()
+    for uuids in ("a", "b", "a", "a", "c", "d"):
+        sink.take(message(flow(uuids, Last=len(used) + 3000)))
+    assert used == ["NewFlow", "NewFlow", "NewFlow", "Flow", "Flow", "FullFlow", "NewFlow"]
+    # One that is new to the table, but not its agent.
+    used.clear()
+    newest = METRIC | {"Start": 2500, "Last": 2600}
+    sink.take(message(flow("e", Last=2600, LastUpdateMetric=newest)))
+    assert used == ["NewFlow", "FullFlow"]

@@ -1,0 +1,288 @@
+"""Whether missing reports are found in a sample of the messages, and nothing else is."""
+
+import json
+from typing import Any
+
+import pytest
+
+from skyfast.skydive.report_checks import (
+    FIRST_PROBABILITY,
+    MAX_SAMPLES_AT_ONCE,
+    MAX_UNSETTLED,
+    RATE_PERIOD_S,
+    SAMPLES_PER_S,
+    SETTLE_S,
+    UPDATE_PERIOD_S,
+    UPDATE_PERIODS,
+)
+from tests.model import make_flow
+from tests.support.sink import Sink
+
+TICK_MS = 60_000
+START_MS = 1_000_000
+
+
+@pytest.fixture
+def sink() -> Sink:
+    """Return an ingest that checks every message, as far as its bounds let it."""
+    sink = Sink()
+    sink.chance = 0.0
+    sink.table.begin(0.0)
+    sink.now = 1_000.0
+    return sink
+
+
+def take(sink: Sink, *flows: dict[str, Any]) -> None:
+    message = {"Namespace": "flow", "Type": "store", "Obj": list(flows)}
+    sink.now += 1  # It is not the number of messages a second that is asked for here.
+    sink.take(json.dumps(message).encode())
+
+
+def report(update: int, total: int, newest: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
+    """Return the report of one of a flow's updates, which are counted from 0."""
+    end_ms = START_MS + (update + 1) * TICK_MS
+    started = {"newest_start": end_ms - TICK_MS if update else START_MS, "newest_last": end_ms}
+    fields = {"start": START_MS, "last": end_ms - 500} | started | fields
+    return make_flow(uuid, (total, 0, 1, 0), newest=(newest, 0, 1 if newest else 0, 0), **fields)
+
+
+def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, Any]:
+    """Return the closing report, which repeats what ``update`` has added."""
+    last_ms = START_MS + update * TICK_MS + 500
+    return report(update, total, newest, finish=1, last=last_ms, **fields)
+
+
+def gaps(sink: Sink) -> tuple[int, int, int]:
+    """Return how many reports were checked, and how many gaps were lost and our own, by now."""
+    sink.now += SETTLE_S
+    sink.checker.settle()
+    found = sink.analyzer.report_gaps
+    return sink.analyzer.reports_checked, found["lost"], found["ours"]
+
+
+def test_reports_that_all_arrive_have_no_gap(sink: Sink) -> None:
+    for update in range(5):
+        take(sink, report(update, 10 * (update + 1), 10))
+    take(sink, closing(4, 50, 10))
+    assert gaps(sink) == (5, 0, 0)
+
+
+def test_an_idle_flow_has_no_gap(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    take(sink, report(7, 15, 5))
+    assert gaps(sink) == (2, 0, 0)
+
+
+def test_a_report_that_is_missing_is_a_gap_in_the_next_one(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    take(sink, report(2, 30, 10))
+    assert gaps(sink) == (2, 1, 0)
+    take(sink, report(3, 40, 10))
+    assert gaps(sink) == (3, 1, 0)
+
+
+def test_a_dormant_flow_is_checked_too(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    sink.now += 100
+    sink.table.expire(sink.now, 1000)
+    assert sink.table.dormant_flows == 1
+    take(sink, report(2, 30, 10))
+    assert gaps(sink) == (2, 1, 0)
+
+
+def test_a_closing_report_that_grew_is_a_gap(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    take(sink, closing(1, 20, 10))
+    assert gaps(sink) == (2, 1, 0)
+
+
+def test_a_flow_that_was_never_counted_has_a_gap_where_its_totals_are_more(sink: Sink) -> None:
+    sink.now = 10_000.0
+    take(sink, report(1, 20, 10))
+    assert gaps(sink) == (1, 1, 0)
+    # A flow whose only report is the closing one.
+    take(sink, closing(0, 10, 10, uuid="b2"))
+    assert gaps(sink) == (2, 2, 0)
+    # One that may have been counted before is not checked.
+    sink.table.begin(sink.now)
+    take(sink, report(1, 20, 10, uuid="c3"))
+    assert gaps(sink) == (2, 2, 0)
+
+
+def test_flows_that_start_over_or_come_late_are_not_checked(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    over = report(1, 5, 5)
+    over["Metric"]["ABPackets"] = 9
+    take(sink, over)
+    take(sink, report(0, 10, 10, last=5))
+    assert gaps(sink) == (1, 0, 0)
+
+
+def test_a_late_report_closes_the_gap_that_it_had_left(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    take(sink, report(2, 30, 10))
+    sink.checker.settle()
+    sink.chance = 1.0  # The message that has it need not be in the sample.
+    take(sink, report(1, 20, 10))
+    assert gaps(sink) == (2, 0, 0)
+
+
+def test_the_closing_report_again_closes_no_gap(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    take(sink, closing(1, 20, 10))
+    take(sink, closing(1, 20, 10))
+    assert gaps(sink) == (2, 1, 0)
+
+
+def test_two_reports_of_a_flow_in_a_message_are_no_gap(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    take(sink, report(1, 20, 10), report(2, 30, 10))
+    assert gaps(sink) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("uuid", ["b2", "a1"])
+def test_after_reports_that_skyfast_skipped_a_gap_is_its_own(sink: Sink, uuid: str) -> None:
+    take(sink, report(0, 10, 10))
+    wrong = report(1, 20, 10, uuid=uuid)
+    wrong["Metric"]["ABBytes"] = -1
+    take(sink, wrong)
+    take(sink, report(2, 30, 10))
+    assert gaps(sink) == (2, 0, 1)
+
+
+def test_a_gap_of_a_dormant_flow_can_be_its_own(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    sink.now += 40
+    wrong = report(1, 20, 10)
+    wrong["Metric"]["ABBytes"] = -1
+    take(sink, wrong)
+    sink.now += 60
+    sink.table.expire(sink.now, 1000)
+    assert sink.table.dormant_flows == 1
+    take(sink, report(2, 30, 10))
+    assert gaps(sink) == (2, 0, 1)
+
+
+def test_after_a_message_that_was_dropped_a_gap_is_its_own(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    sink.take(b"{")
+    sink.stats.analyzers[sink.analyzer.name] = sink.analyzer
+    take(sink, report(2, 30, 10))
+    assert gaps(sink) == (2, 0, 1)
+
+
+def test_flows_that_never_reach_the_table_are_not_its_own_losses(sink: Sink) -> None:
+    take(sink, report(0, 10, 10))
+    arp = report(1, 1, 1, uuid="b2")
+    del arp["Network"], arp["Transport"]
+    take(sink, arp)
+    take(sink, report(2, 30, 10))
+    assert gaps(sink) == (2, 1, 0)
+
+
+def test_flow_update_is_the_longest_of_the_last_hour(sink: Sink) -> None:
+    assert sink.stats.flow_update_s == 60.0
+    take(sink, report(0, 10, 10))
+    # Neither the first report nor the closing one tells.
+    take(sink, closing(0, 10, 10) | {"UUID": "b2"})
+    idle = closing(9, 10, 0, uuid="c3")
+    idle["LastUpdateMetric"]["Start"] -= 1_000
+    take(sink, idle)
+    assert not sink.stats.flow_update_known
+    ten = report(1, 20, 10)
+    ten["LastUpdateMetric"]["Start"] = ten["LastUpdateMetric"]["Last"] - 10_000
+    take(sink, ten)
+    assert sink.stats.flow_update_s == sink.table.flow_update_s == 10.0
+    for update in (2, 3):
+        sink.now += UPDATE_PERIOD_S
+        take(sink, report(update, 10 * (update + 1), 10))
+    assert sink.stats.flow_update_s == sink.table.flow_update_s == 60.0
+    # A clock that is set makes one of them longer.
+    sink.now += UPDATE_PERIOD_S
+    late = report(4, 50, 10)
+    late["LastUpdateMetric"]["Start"] -= 1_800_000
+    take(sink, late)
+    assert sink.stats.flow_update_s == 60.0
+    for update in range(5, 5 + UPDATE_PERIODS + 1):
+        sink.now += UPDATE_PERIOD_S
+        ten = report(update, 10 * update, 10)
+        ten["LastUpdateMetric"]["Start"] = ten["LastUpdateMetric"]["Last"] - 10_000
+        take(sink, ten)
+    assert sink.stats.flow_update_s == sink.table.flow_update_s == 10.0
+
+
+@pytest.mark.parametrize("start", [0, START_MS + 61_000, START_MS + 200_000])
+def test_times_that_cannot_be_are_no_flow_update(sink: Sink, start: int) -> None:
+    take(sink, report(0, 10, 10))
+    wrong = report(1, 20, 10)
+    wrong["LastUpdateMetric"] |= {"Start": start, "Last": START_MS + 61_000}
+    if start == 0:
+        wrong["LastUpdateMetric"]["Last"] = 3_600_001
+    take(sink, wrong)
+    assert not sink.stats.flow_update_known
+
+
+def test_as_many_messages_are_checked_as_is_said() -> None:
+    sink = Sink()
+    sink.table.begin(0.0)
+    draws = iter(range(10**9))
+    sink.checker._chance = lambda: next(draws) % 1_000 / 1_000
+    chosen = []
+    for number in range(60_000):
+        sink.now = 100.0 + number / 1_000
+        if sink.checker.chooses():
+            chosen.append(sink.now)
+    # After the first period, the share follows from a rate of 1,000 messages a second.
+    later = [now for now in chosen if now >= 100.0 + RATE_PERIOD_S]
+    assert len(later) == pytest.approx(50 * SAMPLES_PER_S, rel=0.1)
+    # No burst costs more than its bound.
+    first = [now for now in chosen if now < 101.0]
+    assert len(first) <= MAX_SAMPLES_AT_ONCE + SAMPLES_PER_S
+    assert FIRST_PROBABILITY < 1
+
+
+def test_messages_without_flows_take_no_turn_of_others(sink: Sink) -> None:
+    statistics = {"Namespace": "stats", "Type": "stats", "Obj": {"CaptureID": "c"}}
+    for _ in range(2 * MAX_SAMPLES_AT_ONCE):
+        sink.take(json.dumps(statistics).encode())
+    take(sink, report(0, 10, 10))
+    assert gaps(sink) == (1, 0, 0)
+
+
+def test_what_waits_for_late_reports_is_bounded(sink: Sink) -> None:
+    count = MAX_UNSETTLED + 50
+    flows = [report(0, 10, 10, uuid=f"{n + 1:x}") for n in range(100)]
+    take(sink, *flows)
+    for lost in range(2, 2 + 2 * (count // 100 + 1), 2):
+        sink.now += 2
+        take(sink, *(report(lost, 10 * (lost + 1), 10, uuid=f"{n + 1:x}") for n in range(100)))
+    # A flow waits once, whatever it has lost.
+    assert len(sink.checker._unsettled) <= 100
+    assert gaps(sink)[1] > 0
+
+
+def test_with_deduplication_unknown_flows_are_not_checked() -> None:
+    sink = Sink(deduplicate="first")
+    sink.chance = 0.0
+    sink.table.begin(0.0)
+    sink.now = 10_000.0
+    take(sink, report(1, 20, 10))
+    assert gaps(sink) == (0, 0, 0)
+
+
+def test_without_totals_of_flows_nothing_is_checked() -> None:
+    sink = Sink(metrics=["flows"], views=[])
+    sink.chance = 0.0
+    take(sink, report(0, 10, 10))
+    take(sink, report(2, 30, 10))
+    assert gaps(sink) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("part", ["Metric", "Network", "Transport", "LastUpdateMetric", "UUID"])
+def test_flows_that_lack_a_part_are_not_checked(sink: Sink, part: str) -> None:
+    take(sink, report(0, 10, 10))
+    flow = report(1, 20, 10, uuid="b2")
+    del flow[part]
+    take(sink, flow, report(1, 20, 10))
+    assert gaps(sink) == (2, 0, 0)
+    assert sum(sink.skipped.values()) == (part != "LastUpdateMetric")

@@ -1,0 +1,1442 @@
+"""The subscription, against an analyzer on a real socket that does whatever goes wrong.
+
+Times are shortened through `Timing`; nothing else is replaced.
+"""
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import itertools
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvloop
+from websockets.exceptions import (
+    ConnectionClosedError,
+    ConnectionClosedOK,
+    InvalidHeader,
+    InvalidMessage,
+    InvalidStatus,
+)
+from websockets.frames import Close
+
+from skyfast.config.loader import Config, ConfigError
+from skyfast.skydive import subscription as subscriber
+from skyfast.skydive.silence import Activity, SilenceTiming
+from skyfast.skydive.subscription import (
+    DEFAULT_TIMING,
+    MAX_ADDRESSES,
+    SILENCE_JITTER,
+    NamelessServerError,
+    OverloadError,
+    SilenceError,
+    Subscriptions,
+    Timing,
+    backoff,
+    classify,
+)
+from skyfast.skydive.websocket import MessageData
+from skyfast.stats import RECONNECT_REASONS, AnalyzerStats, Stats
+from tests.support.analyzer import Answer, FakeAnalyzer, Fault, Subscriber, frame
+from tests.support.certificates import Authority
+from tests.support.configs import make_config
+
+pytestmark = pytest.mark.xdist_group("timing")
+
+FAST = Timing(
+    open_timeout_s=0.5,
+    close_timeout_s=0.3,
+    ping_interval_s=5.0,
+    ping_timeout_s=5.0,
+    backoff_first_s=0.02,
+    backoff_most_s=0.05,
+    healthy_s=30.0,
+    tick_s=0.05,
+    conflict_grace_s=15.0,
+    log_interval_s=60.0,
+    resolve_interval_s=0.05,
+)
+WAIT_S = 5.0
+MESSAGE = b'{"Namespace":"flow","Type":"store","Obj":[]}'
+
+
+class Subscribed:
+    """Running subscriptions, and what they have handed on."""
+
+    running = 0
+
+    def __init__(self, config: Config, **options: Any) -> None:
+        self.stats = Stats()
+        self.messages: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
+        options.setdefault("on_message", self._on_message)
+        options.setdefault("timing", FAST)
+        self.subscriptions = Subscriptions(config=config, stats=self.stats, **options)
+        self.task = asyncio.create_task(self.subscriptions.run())
+
+    def _on_message(self, data: MessageData, analyzer: AnalyzerStats) -> None:
+        self.messages.put_nowait((bytes(data), analyzer.name))
+
+    async def up(self, analyzer: FakeAnalyzer) -> Subscriber:
+        """Wait until both sides know of a new subscription."""
+        remote = await analyzer.subscriber()
+        await eventually(lambda: self.row(analyzer).up)
+        return remote
+
+    async def message(self) -> bytes:
+        async with asyncio.timeout(WAIT_S):
+            return (await self.messages.get())[0]
+
+    def row(self, analyzer: FakeAnalyzer) -> AnalyzerStats:
+        return self.stats.analyzers[analyzer.name]
+
+    def reconnects(self, analyzer: FakeAnalyzer) -> dict[str, int]:
+        """What was counted for the analyzer, without the zeros."""
+        return {reason: n for reason, n in self.row(analyzer).reconnects.items() if n}
+
+
+@contextlib.asynccontextmanager
+async def subscribed(config: Config, **options: Any) -> AsyncIterator[Subscribed]:
+    """Run subscriptions, and see that they end in time and leave no task behind."""
+    running = Subscribed(config, **options)
+    Subscribed.running += 1
+    try:
+        yield running
+    finally:
+        Subscribed.running -= 1
+        running.task.cancel()
+        done, _ = await asyncio.wait([running.task], timeout=WAIT_S)
+        assert done, "the subscriptions do not end"
+        assert running.task.cancelled()
+        assert not any(row.up for row in running.stats.analyzers.values())
+        if not Subscribed.running:
+            tasks = (repr(task) for task in asyncio.all_tasks())
+            assert not [task for task in tasks if "skyfast" in task or "websockets" in task]
+
+
+async def eventually(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.005)
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    """The messages that were logged at exactly this level."""
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+@pytest.fixture
+async def analyzer() -> AsyncIterator[FakeAnalyzer]:
+    async with FakeAnalyzer() as analyzer:
+        yield analyzer
+
+
+# The request ---------------------------------------------------------------------------------
+
+
+async def test_the_headers_are_those_that_an_analyzer_expects(analyzer: FakeAnalyzer) -> None:
+    async with subscribed(make_config(analyzer.url, host_id="probe-7")):
+        request = (await analyzer.subscriber()).request
+    assert request.target == "/ws/subscriber/flow"
+    assert request.get("X-Host-ID") == "probe-7"
+    assert request.get("X-Client-Type") == "analyzer"
+    assert request.get("X-Client-Protocol") == "json"
+    assert request.all("X-Websocket-Namespace") == ["flow", "stats"]
+    assert request.get("Host") == analyzer.name
+    assert request.get("Authorization") is None
+    assert request.get("Cookie") is None
+    assert request.get("Sec-WebSocket-Extensions") is None
+
+
+async def test_one_capture_is_subscribed_to_instead_of_all_flows(analyzer: FakeAnalyzer) -> None:
+    async with subscribed(make_config(analyzer.url, capture_id="c0ffee")):
+        request = (await analyzer.subscriber()).request
+    assert request.all("X-Websocket-Namespace") == ["flow/c0ffee", "stats"]
+
+
+async def test_user_password_and_cookies_are_sent(analyzer: FakeAnalyzer) -> None:
+    analyzer.username, analyzer.password = "prom", "p:ä&="
+    config = make_config(
+        analyzer.url, username="prom", password="p:ä&=", cookie={"proxy": "a=b", "zone": "z"}
+    )
+    async with subscribed(config):
+        request = (await analyzer.subscriber()).request
+    assert request.basic == ("prom", "p:ä&=")
+    assert request.all("Cookie") == ["proxy=a=b; zone=z"]
+
+
+async def test_the_credentials_in_a_url_win_for_its_analyzer(analyzer: FakeAnalyzer) -> None:
+    async with FakeAnalyzer() as other:
+        own = analyzer.url.replace("ws://", "ws://url%40user:p%3Aw@")
+        async with subscribed(make_config(own, other.url, username="cluster", password="secret")):
+            assert (await analyzer.subscriber()).request.basic == ("url@user", "p:w")
+            assert (await other.subscriber()).request.basic == ("cluster", "secret")
+
+
+async def test_proxies_of_the_environment_are_not_used(
+    analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeAnalyzer() as proxy:
+        for name in ("http_proxy", "ws_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.http_url)
+        analyzer.script.append(401)
+        async with subscribed(make_config(analyzer.url, username="prom")):
+            await analyzer.subscriber()
+        assert not proxy.connections
+
+
+@pytest.mark.parametrize("setting", ["host_id", "capture_id", "cookie"])
+def test_a_text_that_no_header_can_carry_is_refused_at_once(setting: str) -> None:
+    value = {"token": "s€cret"} if setting == "cookie" else "s€cret"
+    with pytest.raises(ConfigError, match=rf"^test\.yml: .*{setting}.*ASCII") as error:
+        Subscriptions(
+            config=make_config(**{setting: value}), stats=Stats(), on_message=lambda *_: None
+        )
+    assert "cret" not in str(error.value)
+
+
+async def test_the_analyzer_is_named_in_the_log(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with subscribed(make_config(analyzer.url)):
+        await analyzer.subscriber()
+        await eventually(lambda: lines(caplog, logging.INFO))
+    (line,) = lines(caplog, logging.INFO)
+    assert line == f"analyzer {analyzer.name}: subscribed to analyzer analyzer-1"
+
+
+async def test_another_name_of_the_analyzer_is_a_warning(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with subscribed(make_config(analyzer.url)):
+        remote = await analyzer.subscriber()
+        analyzer.host_id = "analyzer-2"
+        await remote.close()
+        await analyzer.subscriber()
+        await eventually(lambda: len(lines(caplog)) == 2)
+    assert lines(caplog)[1] == (
+        f"analyzer {analyzer.name}: subscribed to analyzer analyzer-2,"
+        " which was analyzer analyzer-1 before"
+    )
+
+
+# Messages ------------------------------------------------------------------------------------
+
+
+async def test_messages_arrive_as_the_bytes_that_were_sent(analyzer: FakeAnalyzer) -> None:
+    async with subscribed(make_config(analyzer.url)) as running:
+        remote = await analyzer.subscriber()
+        begun_s = time.time()
+        big = bytes(range(256)) * 8192
+        await remote.send(MESSAGE)
+        await remote.send(MESSAGE, binary=True)
+        await remote.send('"ä€"')
+        await remote.send(b'text \xff\xfe that is no UTF-8 "')
+        await remote.send(b"")
+        await remote.send(big)
+        await remote.send(big, fragments=50)
+        # What Go's WebSocket library makes of a large message: all of it, and an empty frame.
+        await remote.send_raw(frame(0x1, big, fin=False) + frame(0x0, b""))
+        got = [await running.message() for _ in range(8)]
+        assert got == [
+            MESSAGE,
+            MESSAGE,
+            '"ä€"'.encode(),
+            b'text \xff\xfe that is no UTF-8 "',
+            b"",
+            big,
+            big,
+            big,
+        ]
+        row = running.row(analyzer)
+        assert row.received_bytes == sum(map(len, got))
+        assert begun_s <= row.last_message_timestamp_s <= time.time()
+        assert row.up == 1
+        assert running.subscriptions.any_up
+        assert not running.reconnects(analyzer)
+
+
+async def test_pings_between_the_frames_of_a_message_are_answered(analyzer: FakeAnalyzer) -> None:
+    analyzer.ping_interval_s = 0.02
+    async with subscribed(make_config(analyzer.url)) as running:
+        remote = await analyzer.subscriber()
+        await remote.send_raw(frame(0x1, MESSAGE[:10], fin=False))
+        await eventually(lambda: remote.pongs >= 3)
+        await remote.send_raw(frame(0x0, MESSAGE[10:]))
+        assert await running.message() == MESSAGE
+
+
+async def test_every_analyzer_has_its_own_numbers(analyzer: FakeAnalyzer) -> None:
+    async with FakeAnalyzer() as other, subscribed(make_config(analyzer.url, other.url)) as running:
+        await (await analyzer.subscriber()).send(b"1")
+        await (await other.subscriber()).send(b"22")
+        async with asyncio.timeout(WAIT_S):
+            got = {await running.messages.get() for _ in range(2)}
+        assert got == {(b"1", analyzer.name), (b"22", other.name)}
+        assert running.row(analyzer).received_bytes == 1
+        assert running.row(other).received_bytes == 2
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+async def test_a_message_over_the_limit_ends_only_its_own_subscription(
+    analyzer: FakeAnalyzer, fragments: int
+) -> None:
+    async with FakeAnalyzer() as other:
+        config = make_config(analyzer.url, other.url, max_message_bytes=1000)
+        async with subscribed(config) as running:
+            remote, bystander = await analyzer.subscriber(), await other.subscriber()
+            await remote.send(b"x" * 1000, fragments=fragments)
+            assert await running.message() == b"x" * 1000
+            assert not running.reconnects(analyzer)
+            await remote.send(b"x" * 1001, fragments=fragments)
+            again = await analyzer.subscriber()
+            assert remote.close_code == 1009
+            await again.send(MESSAGE)
+            assert await running.message() == MESSAGE
+            assert running.reconnects(analyzer) == {"too_big": 1}
+            assert running.row(analyzer).errors["too_big"] == 1
+            await bystander.send(b"still here")
+            assert await running.message() == b"still here"
+            assert not running.reconnects(other)
+
+
+async def test_a_bug_in_the_handling_of_a_message_costs_that_message_only(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    handled: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def on_message(data: MessageData, _: AnalyzerStats) -> None:
+        if bytes(data).startswith(b"bad"):
+            raise ValueError("quoted \x1b[31m\nmessage")
+        handled.put_nowait(bytes(data))
+
+    async with subscribed(make_config(analyzer.url), on_message=on_message) as running:
+        remote = await analyzer.subscriber()
+        for data in (b"bad 1", b"bad 2", b"good"):
+            await remote.send(data)
+        async with asyncio.timeout(WAIT_S):
+            assert await handled.get() == b"good"
+        assert not running.reconnects(analyzer)
+        assert running.row(analyzer).up == 1
+    (line,) = lines(caplog, logging.ERROR)
+    assert analyzer.name in line
+    assert "in on_message" in caplog.text
+    assert "ValueError" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+async def test_the_event_loop_has_its_turns_while_messages_are_queued(
+    analyzer: FakeAnalyzer,
+) -> None:
+    count, each_s = 400, 0.001
+
+    def on_message(data: MessageData, stats: AnalyzerStats) -> None:
+        time.sleep(each_s)
+
+    async with subscribed(make_config(analyzer.url), on_message=on_message) as running:
+        remote = await analyzer.subscriber()
+        # One read of the socket brings all of them.
+        await remote.send_raw(frame(0x1, b"x") * count)
+        longest_s, last_s = 0.0, time.monotonic()
+        async with asyncio.timeout(WAIT_S):
+            while running.row(analyzer).received_bytes < count:
+                await asyncio.sleep(0)
+                now_s = time.monotonic()
+                longest_s, last_s = max(longest_s, now_s - last_s), now_s
+    assert longest_s < count * each_s / 2
+
+
+# Failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (401, "unauthorized"),
+        (403, "forbidden"),
+        (409, "conflict"),
+        (426, "upgrade"),
+        (200, "handshake"),
+        (404, "handshake"),
+        (503, "handshake"),
+        (Fault.HANG, "timeout"),
+        (Fault.EOF, "handshake"),
+        (Fault.RESET, "handshake"),
+        (Fault.GARBAGE, "handshake"),
+        (Fault.CUT, "handshake"),
+        (Fault.NAMELESS, "handshake"),
+        (Fault.BAD_ACCEPT, "handshake"),
+    ],
+    ids=str,
+)
+async def test_a_failed_attempt_is_counted_logged_and_repeated(
+    analyzer: FakeAnalyzer,
+    caplog: pytest.LogCaptureFixture,
+    step: int | Fault,
+    reason: str,
+) -> None:
+    analyzer.script.append(step)
+    async with subscribed(make_config(analyzer.url)) as running:
+        assert running.row(analyzer).up == 0
+        while True:
+            # The analyzer takes a client for subscribed that thinks differently of it.
+            remote = await analyzer.subscriber()
+            if len(analyzer.upgrades) == 2:
+                break
+        await remote.send(MESSAGE)
+        assert await running.message() == MESSAGE
+        assert running.reconnects(analyzer) == {reason: 1}
+        assert running.row(analyzer).up == 1
+    (line,) = lines(caplog)
+    assert line.startswith(f"analyzer {analyzer.name}: ")
+    assert "next attempt in 0.0 s" in line
+
+
+async def test_an_analyzer_that_does_not_run_is_tried_until_it_does(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    await analyzer.stop()
+    async with subscribed(make_config(analyzer.url)) as running:
+        await eventually(lambda: running.row(analyzer).reconnects["refused"] >= 3)
+        assert not running.subscriptions.any_up
+        await analyzer.start()
+        await analyzer.subscriber()
+        await eventually(lambda: running.subscriptions.any_up)
+    assert set(running.reconnects(analyzer)) == {"refused"}
+    assert len(lines(caplog)) == 1
+
+
+async def test_a_name_that_does_not_exist_is_counted_as_unresolved(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nowhere(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    async with subscribed(make_config("ws://nowhere.test:8082/ws/subscriber/flow")) as running:
+        row = running.stats.analyzers["nowhere.test:8082"]
+        await eventually(lambda: row.reconnects["unresolved"] >= 2)
+    (line,) = lines(caplog)
+    assert "nowhere.test:8082: the name cannot be resolved" in line
+
+
+async def test_the_addresses_of_a_name_are_tried_one_after_the_other(
+    analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def addresses(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [(0, 0, 0, "", (address, port)) for address in ("127.0.0.9", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+    url = f"ws://analyzer.test:{analyzer.port}/ws/subscriber/flow"
+    async with subscribed(make_config(url)) as running:
+        remote = await analyzer.subscriber()
+        assert remote.request.get("Host") == f"analyzer.test:{analyzer.port}"
+        (row,) = running.stats.analyzers.values()
+        assert not any(row.reconnects.values())
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (lambda remote: _do(remote.reset), "closed"),
+        (lambda remote: _do(remote.writer.close), "closed"),
+        (lambda remote: remote.close(1000), "closed"),
+        (lambda remote: remote.close(1001, "going away"), "closed"),
+        # Codes that mean something else when they are our own.
+        (lambda remote: remote.close(1009), "closed"),
+        (lambda remote: remote.close(1011), "closed"),
+        (lambda remote: _cut(remote), "closed"),
+        (lambda remote: remote.send_raw(b"HTTP/1.1 200 OK\r\n\r\n" * 10), "error"),
+        (lambda remote: remote.send_raw(frame(0xB, b"unknown opcode")), "error"),
+        (lambda remote: remote.send_raw(frame(0x0, b"continues nothing")), "error"),
+        (lambda remote: remote.send_raw(b"\x81\x84maskmask"), "error"),
+        (lambda remote: remote.send_raw(b"\xc1\x04RSV1"), "error"),
+    ],
+    ids=[
+        *("reset", "eof", "close-1000", "close-1001", "close-1009", "close-1011", "cut"),
+        *("garbage", "opcode", "continuation", "masked", "reserved-bit"),
+    ],
+)
+async def test_a_subscription_that_ends_is_begun_again(
+    analyzer: FakeAnalyzer,
+    caplog: pytest.LogCaptureFixture,
+    end: Callable[[Any], Awaitable[None]],
+    reason: str,
+) -> None:
+    async with subscribed(make_config(analyzer.url)) as running:
+        remote = await analyzer.subscriber()
+        await remote.send(b"first")
+        assert await running.message() == b"first"
+        await end(remote)
+        await (await analyzer.subscriber()).send(b"second")
+        assert await running.message() == b"second"
+        assert running.reconnects(analyzer) == {reason: 1}
+    assert len(lines(caplog)) == 1
+
+
+async def _do(action: Callable[[], None]) -> None:
+    action()
+
+
+async def _cut(remote: Any) -> None:
+    await remote.send_raw(frame(0x1, b"x" * 1000)[:500])
+    remote.writer.close()
+
+
+async def test_a_socket_that_stays_open_after_the_close_is_not_waited_for(
+    analyzer: FakeAnalyzer,
+) -> None:
+    async with subscribed(make_config(analyzer.url)) as running:
+        remote = await running.up(analyzer)
+        remote.freeze()  # so it does not see that we leave
+        await remote.send_raw(b"\xff" * 100)
+        begun_s = time.monotonic()
+        await analyzer.subscriber()
+        assert time.monotonic() - begun_s < 1.0
+        assert running.reconnects(analyzer) == {"error": 1}
+
+
+async def test_a_half_open_connection_is_found_by_pings(analyzer: FakeAnalyzer) -> None:
+    timing = dataclasses.replace(FAST, ping_interval_s=0.1, ping_timeout_s=0.1)
+    async with subscribed(make_config(analyzer.url), timing=timing) as running:
+        remote = await running.up(analyzer)
+        await asyncio.sleep(0.5)
+        assert not running.reconnects(analyzer)  # our pings are answered
+        remote.freeze()
+        await running.up(analyzer)
+        assert running.reconnects(analyzer) == {"timeout": 1}
+
+
+# Silence -------------------------------------------------------------------------------------
+
+
+async def test_an_analyzer_that_pings_and_sends_nothing_is_left(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    analyzer.ping_interval_s = 0.05
+    async with subscribed(make_config(analyzer.url, silence_timeout=0.3)) as running:
+        remote = await analyzer.subscriber()
+        await remote.send(MESSAGE)
+        begun_s = time.monotonic()
+        await analyzer.subscriber()
+        assert 0.25 < time.monotonic() - begun_s < 1.5
+        assert running.reconnects(analyzer) == {"silent": 1}
+        assert remote.pongs >= 3
+        await remote.gone()
+        assert remote.close_code == 1000  # left properly: its host id is free at once
+    (line,) = lines(caplog)
+    assert "silent" in line
+
+
+async def test_messages_keep_a_subscription_from_being_silent(analyzer: FakeAnalyzer) -> None:
+    async with subscribed(make_config(analyzer.url, silence_timeout=0.2)) as running:
+        remote = await analyzer.subscriber()
+        for _ in range(8):
+            await remote.send(MESSAGE)
+            await asyncio.sleep(0.1)
+        assert not running.reconnects(analyzer)
+
+
+async def test_a_subscription_that_never_delivered_is_not_silent(analyzer: FakeAnalyzer) -> None:
+    async with subscribed(make_config(analyzer.url, silence_timeout=0.1)) as running:
+        await analyzer.subscriber()
+        await asyncio.sleep(0.5)
+        assert not running.reconnects(analyzer)
+
+
+async def test_silence_can_be_switched_off(analyzer: FakeAnalyzer) -> None:
+    config = make_config(analyzer.url)
+    config = dataclasses.replace(
+        config, subscriber=dataclasses.replace(config.subscriber, silence_timeout_s=0)
+    )
+    async with subscribed(config) as running:
+        await (await analyzer.subscriber()).send(MESSAGE)
+        await asyncio.sleep(0.3)
+        assert not running.reconnects(analyzer)
+
+
+async def test_a_pause_of_the_process_is_not_the_analyzers_silence(
+    analyzer: FakeAnalyzer,
+) -> None:
+    async with subscribed(make_config(analyzer.url, silence_timeout=0.4)) as running:
+        remote = await analyzer.subscriber()
+        await remote.send(b"before")
+        assert await running.message() == b"before"
+        time.sleep(1.0)  # noqa: ASYNC251 - stops everything, as SIGSTOP does
+        await remote.send(b"after")
+        assert await running.message() == b"after"
+        assert not running.reconnects(analyzer)
+
+
+@pytest.mark.parametrize(("behind", "reason"), [(True, "overload"), (False, "closed")])
+async def test_an_analyzer_that_was_kept_waiting_has_left_because_of_that(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, behind: bool, reason: str
+) -> None:
+    timing = dataclasses.replace(FAST, overload_s=0.4)
+
+    def on_message(data: MessageData, stats: AnalyzerStats) -> None:
+        time.sleep(0.002)
+
+    async with subscribed(
+        make_config(analyzer.url), on_message=on_message, timing=timing
+    ) as running:
+        remote = await analyzer.subscriber()
+
+        async def send() -> None:
+            while True:
+                await remote.send_raw(frame(0x1, b"x" * 4096) * (100 if behind else 1))
+                await asyncio.sleep(0.01)
+
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(1.0)
+        sending.cancel()
+        remote.reset()
+        await eventually(lambda: running.reconnects(analyzer))
+        assert running.reconnects(analyzer) == {reason: 1}
+    assert ("too slow: it was kept waiting for " in caplog.text) == behind
+
+
+async def test_an_analyzer_that_closes_in_good_order_has_another_reason(
+    analyzer: FakeAnalyzer,
+) -> None:
+    timing = dataclasses.replace(FAST, overload_s=0.0)
+    async with subscribed(make_config(analyzer.url), timing=timing) as running:
+        remote = await analyzer.subscriber()
+        await remote.close()
+        await eventually(lambda: running.reconnects(analyzer))
+        assert running.reconnects(analyzer) == {"closed": 1}
+
+
+async def test_flows_come_again_when_another_subscriber_has_silenced_the_analyzer(
+    analyzer: FakeAnalyzer,
+) -> None:
+    analyzer.forgetful = True
+    async with subscribed(make_config(analyzer.url, silence_timeout=0.2)) as running:
+        await analyzer.subscriber()
+        async with subscribed(make_config(analyzer.url, host_id="another")):
+            await analyzer.subscriber()
+            await analyzer.send(b"1")
+            assert await running.message() == b"1"
+        await analyzer.send(b"lost")
+        await analyzer.subscriber()
+        await analyzer.send(b"2")
+        assert await running.message() == b"2"
+        assert running.reconnects(analyzer) == {"silent": 1}
+
+
+STATISTICS = b'{"Namespace":"stats","Type":"stats","Obj":{}}'
+QUICK = dataclasses.replace(
+    FAST,
+    tick_s=0.02,
+    silence=SilenceTiming(statistics_s=0.1, suspect_s=0.3, silent_s=0.6, slack_s=0.2),
+)
+
+
+class Counting:
+    """Hands messages on as `Subscribed` does, and counts them as `Ingest` does."""
+
+    def __init__(self) -> None:
+        self.activity = Activity()
+        self.changes = 0
+
+    def on_message(self, data: MessageData, stats: AnalyzerStats) -> None:
+        kind = ("stats", "stats") if b"stats" in bytes(data) else ("flow", "store")
+        stats.messages[kind] += 1
+        if kind == ("stats", "stats"):
+            self.activity.reports += 1
+            self.activity.changes += 1  # each tells of packets
+
+    def on_change(self) -> None:
+        self.changes += 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "on_message": self.on_message,
+            "on_change": self.on_change,
+            "activity": self.activity,
+            "timing": QUICK,
+        }
+
+
+async def _repeat(send: Callable[[bytes], Awaitable[None]], *messages: bytes) -> None:
+    with contextlib.suppress(ConnectionError):
+        while True:
+            for message in messages:
+                await send(message)
+            await asyncio.sleep(0.02)
+
+
+async def test_with_many_statistics_silence_is_found_long_before_the_longest_time(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    counting = Counting()
+    async with subscribed(
+        make_config(analyzer.url, silence_timeout=60), **counting.options
+    ) as running:
+        remote = await running.up(analyzer)
+        assert not running.subscriptions.delivering
+        sending = asyncio.create_task(_repeat(remote.send, STATISTICS))
+        await eventually(lambda: running.subscriptions.delivering == {analyzer.name})
+        assert counting.changes
+        await asyncio.sleep(0.5)
+        sending.cancel()
+        began_s = time.monotonic()
+        # First it is suspect, and then there is another one.
+        await eventually(lambda: not running.subscriptions.delivering)
+        assert running.row(analyzer).up
+        assert not running.reconnects(analyzer)
+        assert running.subscriptions.state(analyzer.name) == "silent"
+        remote = await running.up(analyzer)
+        assert time.monotonic() - began_s < 5
+        assert running.reconnects(analyzer) == {"silent": 1}
+        await remote.send(STATISTICS)
+        await eventually(lambda: running.subscriptions.delivering)
+    assert "the subscription fell silent: no message for 1 s" in caplog.text
+
+
+async def test_a_suspicion_ends_with_the_next_message(analyzer: FakeAnalyzer) -> None:
+    counting = Counting()
+    timing = dataclasses.replace(QUICK, silence=dataclasses.replace(QUICK.silence, silent_s=60.0))
+    options = {**counting.options, "timing": timing}
+    async with subscribed(make_config(analyzer.url, silence_timeout=60), **options) as running:
+        remote = await running.up(analyzer)
+        for _ in range(3):
+            await remote.send(STATISTICS)
+            changes = counting.changes
+            await eventually(lambda: running.subscriptions.delivering)
+            await eventually(lambda: not running.subscriptions.delivering)
+            assert counting.changes >= changes + 2
+        assert not running.reconnects(analyzer)
+
+
+@pytest.mark.parametrize("with_flows", [False, True])
+async def test_statistics_without_flows_are_silence(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
+) -> None:
+    """As where somebody subscribes to statistics alone, after another one has left."""
+    counting = Counting()
+    async with subscribed(make_config(analyzer.url), **counting.options) as running:
+        running.stats.flow_update_s = 0.3
+        remote = await running.up(analyzer)
+        await remote.send(MESSAGE)
+        more = [MESSAGE] if with_flows else []
+        sending = asyncio.create_task(_repeat(remote.send, STATISTICS, *more))
+        if with_flows:
+            await asyncio.sleep(2)
+            assert running.subscriptions.delivering
+            assert not running.reconnects(analyzer)
+        else:
+            await analyzer.subscriber()
+            assert running.reconnects(analyzer) == {"silent": 1}
+            assert "fell silent: no flows for 1 s, although captures receive packets" in caplog.text
+        sending.cancel()
+
+
+async def test_one_that_ends_at_once_has_delivered_all_the_same(analyzer: FakeAnalyzer) -> None:
+    counting = Counting()
+    seen: list[set[str]] = []
+    options = {**counting.options, "timing": dataclasses.replace(QUICK, tick_s=60.0)}
+    options["on_change"] = lambda: seen.append(running.subscriptions.delivering)
+    async with subscribed(make_config(analyzer.url), **options) as running:
+        remote = await running.up(analyzer)
+        await remote.send(MESSAGE)
+        remote.reset()
+        await running.up(analyzer)
+        assert {analyzer.name} in seen
+        assert not running.subscriptions.delivering
+
+
+async def test_those_that_are_subscribed_are_named() -> None:
+    async with FakeAnalyzer() as first, FakeAnalyzer() as second:
+        config = make_config(first.url, second.url)
+        async with subscribed(config) as running:
+            assert not running.subscriptions.subscribed
+            remote = await running.up(first)
+            await running.up(second)
+            assert running.subscriptions.subscribed == {first.name, second.name}
+            await remote.send(MESSAGE)
+            await eventually(lambda: running.subscriptions.delivering == {first.name})
+            assert running.subscriptions.state(first.name) == "delivers again"
+            prepared = running.subscriptions.prepare(make_config(second.url))
+            running.subscriptions.configure(prepared)
+            await eventually(lambda: running.subscriptions.subscribed == {second.name})
+            assert not running.subscriptions.delivering
+            assert running.subscriptions.state(first.name) == "not subscribed to any more"
+            await second.stop()
+            state = running.subscriptions.state
+            await eventually(lambda: state(second.name) == "not subscribed")
+
+
+def test_silence_is_over_before_the_connections_of_an_analyzer_leave() -> None:
+    config = make_config()
+    longest_s = (
+        config.subscriber.silence_timeout_s * SILENCE_JITTER
+        + 2 * DEFAULT_TIMING.tick_s
+        + DEFAULT_TIMING.close_timeout_s
+        + DEFAULT_TIMING.backoff_first_s
+        + 10  # until the analyzer sends what it holds back
+    )
+    assert longest_s < config.store.connection_timeout_s + config.store.connection_grace_s
+
+
+# Waiting -------------------------------------------------------------------------------------
+
+
+def test_the_waits_have_full_jitter_below_a_ceiling_that_doubles() -> None:
+    ceilings = [0.5, 1, 2, 4, 8, 10, 10, 10]
+    tries = [list(itertools.islice(backoff(), len(ceilings))) for _ in range(500)]
+    for ceiling, waits in zip(ceilings, zip(*tries, strict=True), strict=True):
+        assert 0 <= min(waits) < 0.1 * ceiling
+        assert 0.9 * ceiling < max(waits) <= ceiling
+
+
+async def test_the_waits_start_over_after_a_healthy_subscription(
+    analyzer: FakeAnalyzer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscriber, "random", SimpleNamespace(uniform=lambda least, most: most))
+    timing = dataclasses.replace(
+        FAST, backoff_first_s=0.1, backoff_most_s=0.5, healthy_s=0.2, log_interval_s=0.0
+    )
+    analyzer.script.extend([503, 503])
+    async with subscribed(make_config(analyzer.url), timing=timing) as running:
+        (await running.up(analyzer)).reset()  # too early to be healthy
+        remote = await running.up(analyzer)
+        await asyncio.sleep(0.3)
+        analyzer.script.append(503)
+        remote.reset()
+        await analyzer.subscriber()
+        assert running.reconnects(analyzer) == {"handshake": 3, "closed": 2}
+    waits = [line.rpartition("next attempt in ")[2] for line in lines(caplog)]
+    assert waits == ["0.1 s", "0.2 s", "0.4 s", "0.1 s", "0.2 s"]
+
+
+# The log -------------------------------------------------------------------------------------
+
+
+async def test_a_host_id_in_use_is_no_warning_right_after_our_own_subscription(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    analyzer.unique_host_ids = True
+    analyzer.host_id_linger_s = 0.2
+    async with subscribed(make_config(analyzer.url)) as running:
+        (await running.up(analyzer)).reset()
+        await analyzer.subscriber()
+        assert running.row(analyzer).reconnects["conflict"] >= 1
+    assert not any("HTTP 409" in line for line in lines(caplog))
+    assert sum("HTTP 409" in line for line in lines(caplog, logging.INFO)) == 1
+
+
+async def test_a_host_id_in_use_is_a_warning_otherwise(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    analyzer.unique_host_ids = True
+    timing = dataclasses.replace(FAST, conflict_grace_s=0.0)
+    async with subscribed(make_config(analyzer.url)) as owner:
+        await analyzer.subscriber()
+        async with subscribed(make_config(analyzer.url), timing=timing) as late:
+            await eventually(lambda: late.row(analyzer).reconnects["conflict"] >= 2)
+            (line,) = lines(caplog)
+            assert "another client is subscribed with our host_id (HTTP 409)" in line
+            assert not owner.reconnects(analyzer)
+            # Also after a subscription of our own, once the analyzer had time to forget it.
+            owner.task.cancel()
+            remote = await late.up(analyzer)
+            caplog.clear()
+            analyzer.script.append(409)
+            remote.reset()
+            await late.up(analyzer)
+    assert not any("HTTP 409" in line for line in lines(caplog, logging.INFO))
+
+
+async def test_one_line_an_interval_and_cause_says_how_many_there_were(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    analyzer.script.extend([503] * 10_000)
+    timing = dataclasses.replace(FAST, log_interval_s=0.5)
+    counts: dict[str, int] = {}  # of failures, when each line was logged: they go on meanwhile
+
+    def count(record: logging.LogRecord) -> bool:
+        counts[record.getMessage()] = running.row(analyzer).reconnects["handshake"]
+        return True
+
+    async with subscribed(make_config(analyzer.url), timing=timing) as running:
+        await eventually(lambda: len(lines(caplog)) == 1)
+        caplog.handler.addFilter(count)
+        await eventually(lambda: len(lines(caplog)) == 2)
+        analyzer.script[0] = 403
+        await eventually(lambda: len(lines(caplog)) == 3)
+        caplog.handler.removeFilter(count)
+    first, second, third = lines(caplog)
+    failures = counts[second]
+    assert "more such" not in first
+    assert failures > 5
+    assert second.endswith(f"({failures - 2} more such events since the last line)")
+    assert "403" in third
+    assert "more such" not in third
+
+
+async def test_the_last_line_in_the_log_tells_the_present_state(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Within one interval of the log's limit, and with the same cause of every failure."""
+    caplog.set_level(logging.INFO)
+    async with subscribed(make_config(analyzer.url)) as running:
+        failures = running.row(analyzer).reconnects
+        for down in range(1, 4):
+            remote = await running.up(analyzer)
+            assert "subscribed to analyzer analyzer-1" in caplog.messages[-1]
+            analyzer.script.extend([503] * 3)
+            remote.reset()
+            await eventually(lambda down=down: failures["handshake"] == 3 * down)
+            refused = [line for line in caplog.messages if "503" in line]
+            assert len(refused) == down  # one line for three failures
+            assert ("(2 more such events since the last line)" in refused[-1]) == (down > 1)
+        await running.up(analyzer)
+        assert "subscribed to analyzer analyzer-1" in caplog.messages[-1]
+
+
+async def test_another_name_is_logged_within_the_interval_too(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with subscribed(make_config(analyzer.url)) as running:
+        for number in (2, 1, 2):
+            remote = await running.up(analyzer)
+            analyzer.host_id = f"analyzer-{number}"
+            remote.reset()
+        await running.up(analyzer)
+    renamed = [line for line in lines(caplog) if "which was" in line]
+    assert [line.split()[5].rstrip(",") for line in renamed] == [
+        "analyzer-2",
+        "analyzer-1",
+        "analyzer-2",
+    ]
+
+
+async def test_texts_from_the_network_are_harmless_in_the_log(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    analyzer.script.append(Fault.GARBAGE)
+    analyzer.host_id = "\x9b\xad" + "h" * 5000
+    async with subscribed(make_config(analyzer.url)) as running:
+        remote = await running.up(analyzer)
+        await remote.close(1001, "\x1b[31m\r\n2026-01-01 forged \u202e\u2028")
+        await running.up(analyzer)
+        await eventually(lambda: len(lines(caplog)) == 2)
+    logged = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
+    assert len(logged) == 4  # both times that it was subscribed, and why it was not
+    assert all(line.isprintable() and len(line) < 600 for line in logged)
+    assert any("forged" in line for line in logged)
+
+
+async def test_no_secret_is_ever_logged(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    analyzer.username, analyzer.password = "prom", "hunter2"
+    analyzer.accepts_basic = False
+    analyzer.script.extend([Answer(status=302, headers=(("Location", "/"),)), Fault.GARBAGE])
+    url = analyzer.url.replace("ws://", "ws://prom:hunter2@")
+    async with subscribed(make_config(url, cookie={"session": "c00kie"})) as running:
+        (await running.up(analyzer)).reset()
+        analyzer.expire_tokens()
+        analyzer.login = Fault.GARBAGE
+        await eventually(lambda: len(analyzer.logins) >= 2)
+        analyzer.login = None
+        await analyzer.subscriber()
+    basic = base64.b64encode(b"prom:hunter2").decode()
+    assert caplog.records
+    for secret in ("hunter2", basic, "c00kie", "token1", "token2"):
+        assert secret not in caplog.text
+
+
+# Credentials ---------------------------------------------------------------------------------
+
+
+async def test_after_a_refusal_the_login_cookie_is_sent_until_it_expires(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    analyzer.username, analyzer.password = "prom", "hunter2"
+    analyzer.accepts_basic = False
+    config = make_config(analyzer.url, username="prom", password="hunter2", cookie={"proxy": "p"})
+    async with subscribed(config) as running:
+        remote = await running.up(analyzer)
+        assert [request.basic for request in analyzer.upgrades] == [("prom", "hunter2"), None]
+        assert remote.request.cookies == {"proxy": "p", "authtoken": "token1=="}
+        assert running.reconnects(analyzer) == {"unauthorized": 1}
+
+        remote.reset()
+        remote = await running.up(analyzer)
+        assert remote.request.cookies["authtoken"] == "token1=="
+        assert len(analyzer.logins) == 1
+
+        analyzer.expire_tokens()
+        remote.reset()
+        remote = await running.up(analyzer)
+        assert remote.request.cookies["authtoken"] == "token2=="
+        assert running.reconnects(analyzer) == {"unauthorized": 2, "closed": 2}
+    assert not any("401" in line for line in lines(caplog))
+
+
+async def test_credentials_that_are_wrong_everywhere_are_a_warning(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    analyzer.username, analyzer.password = "prom", "hunter2"
+    async with subscribed(make_config(analyzer.url, username="prom", password="old")) as running:
+        await eventually(lambda: running.row(analyzer).reconnects["unauthorized"] >= 2)
+        # Back from the login to what may work again.
+        assert {request.basic for request in analyzer.upgrades} == {("prom", "old")}
+        analyzer.password = "old"
+        await analyzer.subscriber()
+    (line,) = lines(caplog)
+    assert "HTTP 401" in line
+    assert "POST /login" in line
+
+
+async def test_a_redirect_takes_no_credentials_elsewhere(
+    analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FakeAnalyzer() as elsewhere:
+        secret = elsewhere.url.replace("ws://", "ws://prom:hunter2@") + "?token=hunter2"
+        target = (("Location", secret),)
+        analyzer.script.append(Answer(status=302, headers=target))
+        config = make_config(analyzer.url, username="prom", password="hunter2")
+        async with subscribed(config) as running:
+            await analyzer.subscriber()
+            assert running.reconnects(analyzer) == {"handshake": 1}
+        assert elsewhere.connections == 0
+    (line,) = lines(caplog)
+    assert f"HTTP 302, redirect to {elsewhere.url} (not followed); next" in line
+    assert "hunter2" not in line
+
+
+GO = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+NGINX = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
+ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
+
+
+@pytest.mark.parametrize("answer", [GO, NGINX, ALERT, b""], ids=["Go", "nginx", "alert", "none"])
+async def test_ws_to_a_port_of_tls_is_explained(
+    answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(5)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with subscribed(make_config(f"ws://127.0.0.1:{port}/ws/subscriber/flow")) as running:
+            row = running.stats.analyzers[f"127.0.0.1:{port}"]
+            await eventually(lambda: any(row.reconnects.values()))
+    assert "; use wss:// if the analyzer serves TLS; next" in lines(caplog)[0]
+
+
+async def test_wss_to_a_port_without_tls_is_explained(caplog: pytest.LogCaptureFixture) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(5)
+        writer.write(NGINX)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with subscribed(make_config(f"wss://127.0.0.1:{port}/ws/subscriber/flow")) as running:
+            row = running.stats.analyzers[f"127.0.0.1:{port}"]
+            await eventually(lambda: row.reconnects["handshake"])
+    assert "; the port does not serve TLS, use ws://" in lines(caplog)[0]
+
+
+# The end -------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_subscription_is_closed_properly(analyzer: FakeAnalyzer) -> None:
+    async with subscribed(make_config(analyzer.url)) as running:
+        remote = await running.up(analyzer)
+    await remote.gone()
+    assert remote.close_code == 1000
+
+
+async def test_an_analyzer_that_does_not_answer_the_close_is_not_waited_for(
+    analyzer: FakeAnalyzer,
+) -> None:
+    assert DEFAULT_TIMING.close_timeout_s <= 1.0
+    async with subscribed(make_config(analyzer.url)) as running:
+        remote = await running.up(analyzer)
+        remote.freeze()
+        begun_s = time.monotonic()
+    assert time.monotonic() - begun_s < 2 * FAST.close_timeout_s
+
+
+@pytest.mark.parametrize("moment", ["connecting", "waiting", "logging in"])
+async def test_it_can_be_cancelled_at_any_moment(analyzer: FakeAnalyzer, moment: str) -> None:
+    timing = dataclasses.replace(FAST, open_timeout_s=60.0, backoff_first_s=60.0)
+    analyzer.script.append(Fault.HANG if moment == "connecting" else 401)
+    analyzer.login = Fault.HANG
+    username = "prom" if moment == "logging in" else ""
+    async with subscribed(make_config(analyzer.url, username=username), timing=timing) as running:
+        await eventually(lambda: analyzer.upgrades)
+        if moment == "logging in":
+            await eventually(lambda: analyzer.logins)
+        elif moment == "waiting":
+            await eventually(lambda: running.reconnects(analyzer))
+        begun_s = time.monotonic()
+    assert time.monotonic() - begun_s < 0.5
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("scheme", ["ws", "dns+ws"])
+def test_a_name_server_that_does_not_answer_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], None], scheme: str
+) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def unanswered(*_: object, **__: object) -> None:
+        asked.set()
+        answered.wait(10)
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+    async def scenario() -> None:
+        async with subscribed(make_config(f"{scheme}://analyzer.test:8082/ws/subscriber/flow")):
+            await eventually(asked.is_set)
+
+    monkeypatch.setattr(socket, "getaddrinfo", unanswered)
+    begun_s = time.monotonic()
+    try:
+        run(scenario())
+        assert time.monotonic() - begun_s < 2.0
+    finally:
+        answered.set()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_both_event_loops_do(run: Callable[[Any], None], tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+
+    async def scenario() -> None:
+        context = authority.server_context("127.0.0.1")
+        async with FakeAnalyzer() as plain, FakeAnalyzer(ssl=context) as secure:
+            config = make_config(
+                plain.url, secure.url, ca_cert=authority.certificate, silence_timeout=0.2
+            )
+            async with subscribed(config) as running:
+                for analyzer in (plain, secure):
+                    remote = await running.up(analyzer)
+                    await remote.send(MESSAGE, fragments=2)
+                    assert await running.message() == MESSAGE
+                    remote.reset()
+                    remote = await running.up(analyzer)
+                    await remote.send(MESSAGE)
+                    assert await running.message() == MESSAGE
+                    remote = await analyzer.subscriber()  # it was silent
+                    assert running.reconnects(analyzer) == {"closed": 1, "silent": 1}
+                    remote.freeze()
+                begun_s = time.monotonic()
+            assert time.monotonic() - begun_s < 2 * FAST.close_timeout_s
+
+    run(scenario())
+
+
+# TLS -----------------------------------------------------------------------------------------
+
+
+async def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    client = authority.issue("client")
+    context = authority.server_context("127.0.0.1", ask_clients=True)
+    async with FakeAnalyzer(ssl=context) as analyzer:
+        config = make_config(
+            analyzer.url,
+            ca_cert=authority.certificate,
+            client_cert=client.certificate,
+            client_key=client.key,
+        )
+        async with subscribed(config) as running:
+            remote = await analyzer.subscriber()
+            await remote.send(MESSAGE)
+            assert await running.message() == MESSAGE
+            shown: Any = remote.writer.get_extra_info("peercert")
+            assert (("commonName", "client"),) in shown["subject"]
+
+
+async def test_a_missing_client_certificate_is_a_failed_handshake(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    context = authority.server_context("127.0.0.1", ask_clients=True)
+    async with FakeAnalyzer(ssl=context) as analyzer:
+        async with subscribed(make_config(analyzer.url, ca_cert=authority.certificate)) as running:
+            await eventually(lambda: sum(running.reconnects(analyzer).values()) >= 2)
+            assert set(running.reconnects(analyzer)) <= {"handshake", "closed"}
+        assert not analyzer.upgrades
+
+
+async def test_a_server_certificate_can_be_trusted_by_itself(tmp_path: Path) -> None:
+    issued = Authority(tmp_path).issue("127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued.certificate, issued.key)
+    async with (
+        FakeAnalyzer(ssl=context) as analyzer,
+        subscribed(make_config(analyzer.url, ca_cert=issued.certificate)),
+    ):
+        await analyzer.subscriber()
+
+
+@pytest.mark.parametrize("fault", ["authority", "name"])
+async def test_a_server_that_cannot_be_trusted_gets_no_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    name = "127.0.0.1" if fault == "authority" else "analyzer.test"
+    trusted = other if fault == "authority" else authority
+    async with FakeAnalyzer(ssl=authority.server_context(name)) as analyzer:
+        async with subscribed(make_config(analyzer.url, ca_cert=trusted.certificate)) as running:
+            await eventually(lambda: running.reconnects(analyzer).get("handshake", 0) >= 2)
+        assert not analyzer.upgrades
+    assert "certificate verify failed" in lines(caplog)[0]
+
+
+async def test_tls_where_none_is_spoken_is_a_failed_handshake(
+    analyzer: FakeAnalyzer, tmp_path: Path
+) -> None:
+    url = analyzer.url.replace("ws://", "wss://")
+    config = make_config(url, ca_cert=Authority(tmp_path).certificate)
+    async with subscribed(config) as running:
+        await eventually(lambda: running.reconnects(analyzer))
+        assert set(running.reconnects(analyzer)) <= {"handshake", "closed", "timeout"}
+
+
+@pytest.mark.parametrize("key", ["ca_cert", "client_cert", "client_key", "encrypted"])
+def test_certificates_that_cannot_be_used_are_refused_at_once(tmp_path: Path, key: str) -> None:
+    authority = Authority(tmp_path)
+    client = authority.issue("client", password=b"secret" if key == "encrypted" else b"")
+    settings = {
+        "ca_cert": authority.certificate,
+        "client_cert": client.certificate,
+        "client_key": client.key,
+    }
+    if key == "client_key":
+        settings[key] = authority.issue("another").key
+    elif key != "encrypted":
+        settings[key] = str(Path(__file__))
+    named = "ca_cert" if key == "ca_cert" else "client_cert"
+    with pytest.raises(ConfigError, match=rf"^test\.yml: tls\.{named}: '.*' does not hold"):
+        Subscriptions(
+            config=make_config("wss://127.0.0.1:1/ws/subscriber/flow", **settings),
+            stats=Stats(),
+            on_message=lambda *_: None,
+        )
+
+
+# Names that stand for several addresses ------------------------------------------------------
+
+
+class Names:
+    """A resolver whose answer can be changed."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.answer: list[str] | OSError = list(addresses)
+        self.asked: list[tuple[str, int]] = []
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        self.asked.append((host, port))
+        if isinstance(self.answer, OSError):
+            raise self.answer
+        return self.answer
+
+
+@contextlib.asynccontextmanager
+async def two_addresses() -> AsyncIterator[tuple[FakeAnalyzer, FakeAnalyzer]]:
+    """Analyzers at two addresses of the loopback, and at the same port."""
+    async with (
+        FakeAnalyzer() as first,
+        FakeAnalyzer(address="127.0.0.2", port=first.port) as second,
+    ):
+        yield first, second
+
+
+async def test_all_addresses_of_a_name_are_subscribed_to_as_they_come_and_go() -> None:
+    async with two_addresses() as (first, second):
+        url = f"dns+ws://analyzers.test:{first.port}/ws/subscriber/flow"
+        names = Names(first.address)
+        async with subscribed(make_config(url), resolve=names) as running:
+            one = await first.subscriber()
+            assert names.asked[0] == ("analyzers.test", first.port)
+            assert one.request.get("Host") == f"analyzers.test:{first.port}"
+            assert second.name not in running.stats.analyzers
+
+            names.answer = [first.address, second.address]
+            two = await second.subscriber()
+            await two.send(b"from the second")
+            assert await running.message() == b"from the second"
+            assert running.row(second).received_bytes == len(b"from the second")
+
+            names.answer = [second.address]
+            await one.gone()
+            assert one.close_code == 1000
+            await eventually(lambda: first.name not in running.stats.analyzers)
+            await two.send(b"still")
+            assert await running.message() == b"still"
+            assert len(second.upgrades) == 1
+
+            names.answer = [first.address, second.address]
+            await first.subscriber()
+            assert running.row(first).reconnects["closed"] == 0  # a new row
+
+
+async def test_a_failed_resolution_changes_nothing_and_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with two_addresses() as (first, second):
+        name = f"analyzers.test:{first.port}"
+        names = Names()
+        names.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
+        url = f"dns+ws://{name}/ws/subscriber/flow"
+        async with subscribed(make_config(url), resolve=names) as running:
+            row = running.stats.analyzers[name]
+            await eventually(lambda: row.reconnects["unresolved"] >= 3)
+            assert row.up == 0
+            names.answer = [first.address, second.address]
+            remote = await first.subscriber()
+            await second.subscriber()
+            await eventually(lambda: row.up == 1)
+            failures = row.reconnects["unresolved"]
+            names.answer = TimeoutError()
+            await eventually(lambda: row.reconnects["unresolved"] >= failures + 3)
+            await remote.send(MESSAGE)
+            assert await running.message() == MESSAGE
+            assert len(first.upgrades) == 1
+    (line,) = lines(caplog)
+    assert line.startswith(f"analyzer {name}: the name cannot be resolved: ")
+    assert "try again" in line
+
+
+async def test_a_name_that_never_resolved_is_tried_again_soon() -> None:
+    names = Names()
+    names.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
+    timing = dataclasses.replace(FAST, resolve_interval_s=60.0)
+    config = make_config("dns+ws://analyzers.test:9/ws/subscriber/flow")
+    async with subscribed(config, resolve=names, timing=timing):
+        await eventually(lambda: len(names.asked) >= 4)
+
+
+async def test_a_name_is_up_while_one_of_its_addresses_is() -> None:
+    async with two_addresses() as (first, second):
+        name = f"analyzers.test:{first.port}"
+        names = Names(first.address, second.address)
+        config = make_config(f"dns+ws://{name}/ws/subscriber/flow")
+        async with subscribed(config, resolve=names) as running:
+            row = running.stats.analyzers[name]
+            await first.subscriber()
+            await second.subscriber()
+            await eventually(lambda: running.row(first).up and running.row(second).up)
+            assert row.up == 1
+            await first.stop()
+            await eventually(lambda: not running.row(first).up)
+            assert row.up == 1
+            await second.stop()
+            await eventually(lambda: not row.up)
+
+
+async def test_an_address_that_is_named_twice_is_subscribed_to_once(
+    analyzer: FakeAnalyzer,
+) -> None:
+    names = Names(analyzer.address)
+    url = f"dns+ws://analyzers.test:{analyzer.port}/ws/subscriber/flow"
+    async with subscribed(make_config(analyzer.url, url), resolve=names) as running:
+        remote = await analyzer.subscriber()
+        await eventually(lambda: len(names.asked) >= 3)
+        names.answer = []
+        asked = len(names.asked)
+        await eventually(lambda: len(names.asked) >= asked + 2)
+        await remote.send(MESSAGE)
+        assert await running.message() == MESSAGE
+        assert len(analyzer.upgrades) == 1
+
+
+async def test_a_name_with_very_many_addresses_is_not_followed_to_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = Names(*(f"127.0.1.{i}" for i in range(MAX_ADDRESSES + 10)))
+    url = "dns+ws://analyzers.test:9/ws/subscriber/flow"
+    async with subscribed(make_config(url), resolve=names) as running:
+        await eventually(lambda: len(names.asked) >= 3)
+        assert len(running.stats.analyzers) == MAX_ADDRESSES + 1
+    assert sum("74 addresses" in line for line in lines(caplog)) == 1
+
+
+async def test_tls_checks_the_name_and_not_the_address(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    async with FakeAnalyzer(
+        ssl=authority.server_context("analyzers.test"), username="prom", password="pw"
+    ) as analyzer:
+        analyzer.accepts_basic = False
+        config = make_config(
+            f"dns+wss://analyzers.test:{analyzer.port}/ws/subscriber/flow",
+            ca_cert=authority.certificate,
+            username="prom",
+            password="pw",
+        )
+        async with subscribed(config, resolve=Names(analyzer.address)) as running:
+            await (await analyzer.subscriber()).send(MESSAGE)
+            assert await running.message() == MESSAGE
+            assert analyzer.logins[0].get("Host") == f"analyzers.test:{analyzer.port}"
+
+
+# Reasons -------------------------------------------------------------------------------------
+
+
+def _status(code: int) -> InvalidStatus:
+    return InvalidStatus(SimpleNamespace(status_code=code))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("exc", "reason"),
+    [
+        (ConnectionRefusedError(111, "refused"), "refused"),
+        (OSError(113, "no route"), "refused"),
+        (OSError(24, "EMFILE"), "error"),
+        (OSError("Multiple exceptions: [Errno 111] …"), "refused"),
+        (socket.gaierror(-2, "unknown"), "unresolved"),
+        (UnicodeError("label too long"), "unresolved"),
+        (TimeoutError(), "timeout"),
+        (OSError(110, "ETIMEDOUT"), "timeout"),
+        (ssl.SSLCertVerificationError(1, "self-signed"), "handshake"),
+        (ConnectionResetError(104, "reset"), "closed"),
+        (BrokenPipeError(), "closed"),
+        (_status(401), "unauthorized"),
+        (_status(403), "forbidden"),
+        (_status(409), "conflict"),
+        (_status(426), "upgrade"),
+        (_status(500), "handshake"),
+        (InvalidMessage("no HTTP"), "handshake"),
+        (InvalidHeader("Upgrade"), "handshake"),
+        (NamelessServerError(), "handshake"),
+        (SilenceError(), "silent"),
+        (OverloadError(), "overload"),
+        (ConnectionClosedError(None, None), "closed"),
+        (ConnectionClosedOK(Close(1000, ""), Close(1000, ""), True), "closed"),
+        (ConnectionClosedError(None, Close(1009, "")), "too_big"),
+        (ConnectionClosedError(Close(1000, ""), Close(1009, ""), False), "too_big"),
+        (ConnectionClosedError(Close(1009, ""), Close(1009, ""), True), "closed"),
+        (ConnectionClosedError(None, Close(1011, "")), "timeout"),
+        (ConnectionClosedError(Close(1011, ""), Close(1011, ""), True), "closed"),
+        (ConnectionClosedError(None, Close(1002, "")), "error"),
+        (ZeroDivisionError(), "error"),
+    ],
+    ids=repr,
+)
+def test_every_exception_has_a_reason(exc: Exception, reason: str) -> None:
+    assert classify(exc) == reason
+    assert reason in RECONNECT_REASONS

@@ -1,0 +1,917 @@
+import asyncio
+import gzip
+import json
+import logging
+import re
+import socket
+import threading
+import time
+import tracemalloc
+import zlib
+from contextlib import asynccontextmanager
+
+import pytest
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from skyfast.config.loader import ConfigError
+from skyfast.skydive import name_index as names_module
+from skyfast.skydive import topology as topology_module
+from skyfast.skydive.name_index import Names
+from skyfast.skydive.topology import (
+    MAX_INTERFACES,
+    MAX_LABEL_CHARS,
+    MAX_LABELS_CHARS,
+    QUERY_WITH_NAMES,
+    Interfaces,
+    TopologyPoller,
+)
+from skyfast.skydive.topology_nodes import MalformedAnswerError, read
+from skyfast.stats import TopologyStats
+from tests.support.analyzer import Answer, FakeAnalyzer, Fault
+from tests.support.certificates import Authority
+from tests.support.configs import make_config
+from tests.support.paths import DATA, RECORDINGS
+
+RECORDED = (RECORDINGS / "topology.json").read_bytes()
+
+# What the Go connector exports, in the order of its labels.
+NAMES = (
+    "rx_bytes",
+    "tx_bytes",
+    "rx_packets",
+    "tx_packets",
+    "rx_dropped",
+    "tx_dropped",
+    "rx_errors",
+    "tx_errors",
+    "rx_missed_errors",
+    "tx_missed_errors",
+    "collisions",
+)
+PREFIX = "skydive_network_interface_"
+LABELS = ["interface_name", "host", "interface_type", "ipv4", "ipv6", "node_tid"]
+
+
+class Fixture:
+    """Interfaces that are asked for every 20 s, and their page as an independent reader sees it."""
+
+    def __init__(self, *, interval_s=20.0, connection_timeout_s=60.0, naming="compatible"):
+        self.stats = TopologyStats()
+        self.interfaces = Interfaces(
+            interval_s=interval_s,
+            connection_timeout_s=connection_timeout_s,
+            stats=self.stats,
+            naming=naming,
+        )
+
+    def receive(self, answer, now):
+        self.interfaces.update(read(answer), now)
+
+    def update(self, *nodes, now=0.0):
+        self.receive(json.dumps(nodes).encode(), now)
+
+    def samples(self, now=0.0):
+        """Every sample: a dict of (short name, label values) to value."""
+        samples = {}
+        for family in text_string_to_metric_families(self.interfaces.page(now).decode()):
+            assert family.type == "counter"
+            for sample in family.samples:
+                # The parser adds the suffix that OpenMetrics demands of counters.
+                name = sample.name.removeprefix(PREFIX).removesuffix("_total")
+                key = (name, tuple(sample.labels[label] for label in LABELS))
+                assert key not in samples
+                samples[key] = sample.value
+        return samples
+
+    def labels(self, now=0.0):
+        return {labels for _, labels in self.samples(now)}
+
+    def skipped(self):
+        return {reason: number for reason, number in self.stats.skipped.items() if number}
+
+
+@pytest.fixture
+def topology():
+    return Fixture()
+
+
+def node(name="eth0", *, tid="t1", node_id="n1", updated_at=1, host="h", **metadata):
+    metadata = {"Name": name, "Type": "device", "TID": tid, **metadata}
+    return {"ID": node_id, "Metadata": metadata, "Host": host, "UpdatedAt": updated_at}
+
+
+def labels_of(name="eth0", host="h", kind="device", ipv4="", ipv6="", tid="t1"):
+    return (name, host, kind, ipv4, ipv6, tid)
+
+
+def test_the_page_of_a_real_answer(topology):
+    topology.receive(RECORDED, 0.0)
+    golden = DATA / "topology.prom"
+    assert topology.interfaces.page(0.0).decode() == golden.read_text()
+    assert topology.stats.interfaces == 7
+    assert topology.skipped() == {}
+
+
+def test_a_real_answer_in_another_reader_s_eyes(topology):
+    topology.receive(RECORDED, 0.0)
+    expected = {}
+    for answer in json.loads(RECORDED):
+        metadata = answer["Metadata"]
+        labels = (
+            metadata["Name"],
+            answer["Host"],
+            metadata["Type"],
+            metadata.get("IPV4", [""])[0],
+            metadata.get("IPV6", [""])[0],
+            metadata["TID"],
+        )
+        for name in NAMES:
+            key = "".join(word.capitalize() for word in name.split("_"))
+            expected[name, labels] = metadata["Metric"].get(key, 0)
+    assert topology.samples() == expected
+    assert len(expected) == 7 * 11
+
+
+def test_every_counter_comes_from_its_own_field(topology):
+    fields = {
+        "".join(word.capitalize() for word in name.split("_")): number
+        for number, name in enumerate(NAMES, start=1)
+    }
+    topology.update(node(Metric=fields))
+    shown = {name: value for (name, _), value in topology.samples().items()}
+    expected = {name: number for number, name in enumerate(NAMES, start=1)}
+    assert shown == expected | {"tx_missed_errors": 0}
+
+
+def test_families_are_declared_and_kept_together(topology):
+    topology.update(node(), node("eth1", tid="t2"))
+    lines = topology.interfaces.page(0.0).decode().split("\n")
+    assert lines.pop() == ""
+    for name in NAMES:
+        full = f"{PREFIX}{name}"
+        help_, type_, *samples = lines[:4]
+        del lines[:4]
+        assert help_.startswith(f"# HELP {full} ")
+        assert type_ == f"# TYPE {full} counter"
+        assert [line.split("{")[0] for line in samples] == [full, full]
+    assert lines == []
+
+
+@pytest.mark.parametrize("empty", ["missing", None, "empty"])
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("Metric", {}, labels_of()),
+        ("IPV4", [], labels_of()),
+        ("IPV6", [], labels_of()),
+        ("Name", "", labels_of(name="")),
+        ("Type", "", labels_of(kind="")),
+        ("TID", "", labels_of(tid="n1")),
+    ],
+)
+def test_what_may_be_missing(topology, field, value, empty, shown):
+    answer = node()
+    if empty == "missing":
+        answer["Metadata"].pop(field, None)
+    else:
+        answer["Metadata"][field] = value if empty == "empty" else None
+    topology.update(answer)
+    assert topology.samples() == {(name, shown): 0 for name in NAMES}
+    assert topology.skipped() == {}
+
+
+def test_the_first_address_is_shown(topology):
+    topology.update(node(IPV4=["10.0.0.1/24", "10.0.0.2/24"], IPV6=["fd00::1/64", "fe80::1/64"]))
+    assert topology.labels() == {labels_of(ipv4="10.0.0.1/24", ipv6="fd00::1/64")}
+
+
+def test_a_node_without_any_identity_is_not_shown(topology):
+    topology.update(node(tid="", node_id=""), node())
+    assert topology.labels() == {labels_of()}
+    assert topology.skipped() == {"no_id": 1}
+
+
+@pytest.mark.parametrize("newest", [0, 1, 2])
+def test_of_nodes_with_the_same_labels_the_newest_is_shown(topology, newest):
+    nodes = [
+        node(node_id=f"n{number}", updated_at=5 + (number == newest), Metric={"RxBytes": number})
+        for number in range(3)
+    ]
+    topology.update(*nodes)
+    assert topology.samples()["rx_bytes", labels_of()] == newest
+    assert topology.stats.interfaces == 1
+    assert topology.skipped() == {"duplicate": 2}
+
+
+def test_nodes_that_differ_in_one_label_are_all_shown(topology):
+    topology.update(node(), node(host="h2"), node(IPV4=["10.0.0.1/24"]), node(tid="t2"))
+    assert len(topology.labels()) == 4
+    assert topology.skipped() == {}
+
+
+# The families under standard names: what each is called, and the field that it comes from.
+STANDARD = {
+    "receive_bytes": "RxBytes",
+    "transmit_bytes": "TxBytes",
+    "receive_packets": "RxPackets",
+    "transmit_packets": "TxPackets",
+    "receive_dropped": "RxDropped",
+    "transmit_dropped": "TxDropped",
+    "receive_errors": "RxErrors",
+    "transmit_errors": "TxErrors",
+    "receive_missed_errors": "RxMissedErrors",
+    "collisions": "Collisions",
+}
+READERS = {
+    False: text_string_to_metric_families,
+    True: lambda page: openmetrics.text_string_to_metric_families(page + "# EOF\n"),
+}
+
+
+@pytest.mark.parametrize("asked_for_openmetrics", [False, True])
+def test_standard_names_in_both_formats(asked_for_openmetrics):
+    topology = Fixture(naming="standard")
+    topology.receive(RECORDED, 0.0)
+    page = topology.interfaces.page(0.0, asked_for_openmetrics).decode()
+    shown = {}
+    for family in READERS[asked_for_openmetrics](page):
+        assert family.type == "counter"
+        assert family.documentation.endswith(".")
+        # The parser of the text format takes the suffix away from the family's name too.
+        name = family.name.removeprefix("skydive_interface_")
+        assert family.unit == ("bytes" if asked_for_openmetrics and "_bytes" in name else "")
+        for sample in family.samples:
+            assert sample.name == f"skydive_interface_{name}_total"
+            shown[name, sample.labels["node_tid"]] = sample.value
+    assert shown == {
+        (name, answer["Metadata"]["TID"]): answer["Metadata"]["Metric"].get(field, 0)
+        for answer in json.loads(RECORDED)
+        for name, field in STANDARD.items()
+    }
+
+
+def test_formats_differ_in_what_declares_the_families_alone():
+    topology = Fixture(naming="standard")
+    topology.update(node("é"), node("eth1", tid="t2", Metric={"RxBytes": 2**63 - 1, "TxBytes": -1}))
+    assert topology.skipped() == {"out_of_range": 1}
+    text, other = (topology.interfaces.page(0.0, openmetrics) for openmetrics in (False, True))
+    samples = [line for line in text.split(b"\n") if not line.startswith(b"#")]
+    assert [line for line in other.split(b"\n") if not line.startswith(b"#")] == samples
+    assert len(samples) == 2 * len(STANDARD) - 1 + 1
+    assert b"# TYPE skydive_interface_receive_bytes_total counter\n" in text
+    assert b"# TYPE skydive_interface_receive_bytes counter\n" in other
+    assert b"# UNIT skydive_interface_receive_bytes bytes\n" in other
+    assert b"# UNIT" not in text
+
+
+@pytest.mark.parametrize("asked_for_openmetrics", [False, True])
+def test_standard_names_leave_in_both_formats(asked_for_openmetrics):
+    topology = Fixture(naming="standard")
+    assert topology.interfaces.page(0.0, asked_for_openmetrics) == b""
+    topology.update(node(), now=0.0)
+    first = topology.interfaces.page(0.0, asked_for_openmetrics)
+    assert topology.interfaces.page(59.9, asked_for_openmetrics) == first != b""
+    assert topology.interfaces.page(60.0, asked_for_openmetrics) == b""
+    topology.update(node("eth9"), now=70.0)
+    assert b"eth9" in topology.interfaces.page(70.0, asked_for_openmetrics)
+    topology.update(now=80.0)
+    assert topology.interfaces.page(80.0, asked_for_openmetrics) == b""
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, 2**63 - 1])
+def test_counters_are_exact(topology, value):
+    topology.update(node(Metric={"RxBytes": value}))
+    line = next(x for x in topology.interfaces.page(0.0).decode().split("\n") if "{" in x)
+    assert line.endswith(f" {value}")
+
+
+@pytest.mark.parametrize("value", [-1, 2**63, 10**22])
+def test_a_counter_out_of_range_is_left_out_alone(topology, value):
+    topology.update(node(Metric={"RxBytes": value, "TxBytes": 7}), node("eth1", tid="t2"))
+    samples = topology.samples()
+    assert ("rx_bytes", labels_of()) not in samples
+    assert samples["tx_bytes", labels_of()] == 7
+    assert len(samples) == 2 * 11 - 1
+    assert topology.skipped() == {"out_of_range": 1}
+
+
+def test_a_device_that_starts_over_is_shown_as_it_is(topology):
+    topology.update(node(Metric={"RxBytes": 1000}), now=0.0)
+    topology.update(node(Metric={"RxBytes": 10}), now=20.0)
+    assert topology.samples(20.0)["rx_bytes", labels_of()] == 10
+
+
+def test_labels_are_escaped(topology):
+    topology.update(node('a"b\\c\nd\\ne\r\t\0ü'))
+    assert topology.labels() == {labels_of(name='a"b\\c\nd\\ne\r\t\0ü')}
+    assert r'interface_name="a\"b\\c\nd\\ne' in topology.interfaces.page(0.0).decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (rb"\ud800", "�"),
+        (rb"x\udc00y", "x�y"),
+        (rb"\ud800\ud83d\ude00\ude00", "�😀�"),
+        (rb"\\ud800", r"\ud800"),
+        (rb"\u00e9\uDFFF\n", "é�\n"),
+        (rb"\ud800\ud800\udc00", "�𐀀"),
+        (rb"\\\ud800", "\\�"),
+        (b"a\xffb", "a�b"),
+        (b"\xed\xa0\x80", "���"),
+    ],
+)
+@pytest.mark.parametrize("field", ["Name", "Unused"])
+def test_texts_that_are_no_unicode(topology, text, shown, field):
+    answer = json.dumps([node(**{field: "?"}), node("eth1", tid="t2")]).encode()
+    topology.receive(answer.replace(b"?", text), 0.0)
+    name = shown if field == "Name" else "eth0"
+    assert topology.labels() == {labels_of(name=name), labels_of(name="eth1", tid="t2")}
+    assert topology.skipped() == {}
+
+
+WRONG = json.loads((DATA / "topology-wrong-nodes.json").read_bytes())
+
+
+@pytest.mark.parametrize("why", WRONG)
+def test_a_wrong_node_costs_nothing_but_itself(topology, why):
+    topology.update(node(), WRONG[why], node("eth1", tid="t2"))
+    assert topology.labels() == {labels_of(), labels_of(name="eth1", tid="t2")}
+    assert topology.skipped() == {"invalid": 1}
+
+
+def test_a_node_that_is_nested_too_deeply_costs_nothing_but_what_is_too_deep(topology):
+    deep = b"[" * 100_000 + b"]" * 100_000
+    answer = json.dumps([node(Unused="?"), node("eth1", tid="t2")]).encode()
+    topology.receive(answer.replace(b'"?"', deep), 0.0)
+    assert topology.labels() == {labels_of(), labels_of(name="eth1", tid="t2")}
+    assert topology.skipped() == {}
+
+
+def test_labels_are_bounded(topology):
+    longest = "x" * MAX_LABEL_CHARS
+    topology.update(node(longest), node(tid=longest + "x"), node(IPV4=["x" * 10_000_000]))
+    assert topology.labels() == {labels_of(name=longest)}
+    assert topology.skipped() == {"text_too_long": 2}
+
+
+def test_the_number_of_interfaces_is_bounded(topology):
+    topology.update(*(node(tid=f"t{number}") for number in range(MAX_INTERFACES + 3)))
+    assert topology.stats.interfaces == MAX_INTERFACES
+    samples = topology.interfaces.page(0.0).count(f"\n{PREFIX}rx_bytes{{".encode())
+    assert samples == MAX_INTERFACES
+    assert topology.skipped() == {"too_many": 3}
+
+
+def test_long_labels_do_not_make_a_page_without_end(topology):
+    host = '"' * MAX_LABEL_CHARS  # twice as long on the page
+    number = MAX_LABELS_CHARS // (2 * MAX_LABEL_CHARS)
+    topology.update(*(node(tid=f"t{one}", host=host) for one in range(number)), node())
+    page = topology.interfaces.page(0.0)
+    assert MAX_LABELS_CHARS * 10 < len(page) < MAX_LABELS_CHARS * 12
+    assert topology.skipped()["too_many"] == number + 1 - topology.stats.interfaces
+    assert topology.stats.interfaces < number
+
+
+MALFORMED = [
+    b"",
+    b"[",
+    RECORDED[:-10],
+    b"{}",
+    b'"text"',
+    b"7",
+    b"\xff",
+    b"<html>",
+    b"[] []",
+    b'[{"Metadata":{}},]',
+]
+
+
+@pytest.mark.parametrize("answer", MALFORMED)
+def test_a_malformed_answer_changes_nothing(topology, answer):
+    topology.update(node(), node(), now=0.0)
+    before = topology.interfaces.page(59.0)
+    with pytest.raises(MalformedAnswerError):
+        topology.receive(answer, 50.0)
+    assert topology.interfaces.page(59.0) == before
+    assert topology.interfaces.page(60.0) == b""
+    assert topology.stats.interfaces == 1
+    assert topology.skipped() == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"null", b" [ ] \n"])
+def test_an_empty_answer_is_an_answer(topology, answer):
+    topology.update(node())
+    topology.receive(answer, 20.0)
+    assert topology.interfaces.page(20.0) == b""
+    assert topology.stats.interfaces == 0
+
+
+def test_an_interface_that_is_no_longer_reported_leaves_at_once(topology):
+    topology.update(node(), node("eth1", tid="t2"), now=0.0)
+    topology.update(node("eth1", tid="t2"), now=20.0)
+    assert topology.labels(20.0) == {labels_of(name="eth1", tid="t2")}
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "connection_timeout_s", "leaves_s"),
+    [(20.0, 60.0, 60.0), (20.0, 300.0, 300.0), (60.0, 75.0, 180.0)],
+)
+def test_interfaces_leave_when_no_answer_comes(interval_s, connection_timeout_s, leaves_s):
+    topology = Fixture(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
+    topology.update(node(), now=1000.0)
+    topology.interfaces.expire(1000.0 + leaves_s - 0.1)
+    assert topology.labels(1000.0 + leaves_s - 0.1) == {labels_of()}
+    assert topology.stats.interfaces == 1
+    assert topology.interfaces.page(1000.0 + leaves_s) == b""
+    topology.interfaces.expire(1000.0 + leaves_s)
+    assert topology.stats.interfaces == 0
+    topology.update(node(), now=2000.0)
+    assert topology.labels(2000.0) == {labels_of()}
+
+
+def test_the_page_is_empty_before_the_first_answer(topology):
+    assert topology.interfaces.page(0.0) == b""
+
+
+# Asking, over real sockets.
+
+FAST_S = 0.05
+"""An interval that is short enough to see several answers."""
+
+
+class Poll:
+    """A poller that runs, and what becomes of its interfaces."""
+
+    def __init__(self, *urls, interval_s=FAST_S, names=None, **settings):
+        self.stats = TopologyStats()
+        self.renamed = []
+        config = make_config(*urls, interfaces_interval=interval_s, **settings)
+        self.interfaces = Interfaces(
+            interval_s=interval_s, connection_timeout_s=60.0, stats=self.stats
+        )
+        self.poller = TopologyPoller(
+            config=config,
+            interfaces=self.interfaces,
+            stats=self.stats,
+            now=time.monotonic,
+            names=names,
+            renamed=lambda lookup, keys: self.renamed.append(
+                (lookup, {key: lookup[key] for key in keys}, threading.current_thread())
+            ),
+        )
+
+    @asynccontextmanager
+    async def running(self):
+        task = asyncio.create_task(self.poller.run())
+        try:
+            yield self
+        finally:
+            task.cancel()
+            async with asyncio.timeout(2):
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+    def errors(self):
+        return {reason: number for reason, number in self.stats.errors.items() if number}
+
+    def shows(self, name):
+        return f'interface_name="{name}"'.encode() in self.interfaces.page(time.monotonic())
+
+
+async def until(condition):
+    """Wait for what others do."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def answer_of(*nodes, **options):
+    return Answer(body=json.dumps(nodes).encode(), **options)
+
+
+def closed_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+@pytest.mark.xdist_group("timing")
+async def test_the_first_query_comes_at_once_and_is_skydive_s():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(node(), compress=True)
+        async with Poll(analyzer.url, interval_s=3600).running() as poll:
+            await until(lambda: poll.stats.answers)
+            assert poll.shows("eth0")
+        (request,) = analyzer.topology_requests
+        assert (request.method, request.target) == ("POST", "/api/topology")
+        assert json.loads(request.body) == {"GremlinQuery": "G.V().Has('EncapType', 'ether')"}
+        assert request.all("Content-Type") == ["application/json"]
+        assert request.all("Host") == [analyzer.name]
+        assert request.all("Accept-Encoding") == ["gzip"]
+        assert request.all("Authorization") == request.all("Cookie") == []
+        assert poll.stats.answers == 1
+        assert abs(poll.stats.last_answer_timestamp_s - time.time()) < 5
+        assert poll.errors() == {}
+
+
+async def test_queries_and_logins_keep_to_the_prefix():
+    async with FakeAnalyzer(prefix="/a/skydive", username="ann", password="s3cret") as analyzer:
+        analyzer.accepts_basic = False
+        analyzer.topology = answer_of(node())
+        async with Poll(analyzer.url, username="ann", password="s3cret").running() as poll:
+            await until(lambda: poll.shows("eth0"))
+        assert {*analyzer.paths} == {"/a/skydive/login", "/a/skydive/api/topology"}
+
+
+@pytest.mark.xdist_group("timing")
+async def test_it_asks_in_every_interval():
+    async with FakeAnalyzer() as analyzer:
+        async with Poll(analyzer.url).running() as poll:
+            for number in range(3):
+                analyzer.topology = answer_of(node(f"eth{number}"), compress=number == 1)
+                await until(lambda name=f"eth{number}": poll.shows(name))
+        assert poll.stats.interfaces == 1
+        asked = len(analyzer.topology_requests)
+        await asyncio.sleep(2 * FAST_S)
+        assert len(analyzer.topology_requests) == asked
+
+
+async def test_an_interval_of_zero_asks_nobody():
+    async with FakeAnalyzer() as analyzer:
+        async with asyncio.timeout(2):
+            await Poll(analyzer.url, interval_s=0).poller.run()
+        assert analyzer.connections == 0
+
+
+def lo(number):
+    return node("lo", tid=f"lo{number}", EncapType="loopback", IPV4=["127.0.0.1/8"])
+
+
+async def test_names_and_interfaces_come_from_one_answer():
+    async with FakeAnalyzer() as analyzer:
+        names = Names(keep_s=60.0)
+        analyzer.topology = answer_of(
+            node(EncapType="ether", IPV4=["10.0.0.1/24"]),
+            lo(1),
+            node("br0", tid="bridge", Type="ovsbridge"),
+            WRONG["Name is an object"],
+            compress=True,
+        )
+        async with Poll(analyzer.url, names=names).running() as poll:
+            await asyncio.wait_for(names.ready.wait(), 5)
+            assert names.node_name == {"t1": "eth0", "lo1": "lo", "bridge": "br0"}
+            assert names.owner == {"10.0.0.1": "eth0", "127.0.0.1": "lo"}
+            await until(lambda: poll.stats.answers >= 2)
+        for request in analyzer.topology_requests:
+            assert json.loads(request.body) == {"GremlinQuery": QUERY_WITH_NAMES}
+        # What is no interface by today's query is neither shown nor counted.
+        assert poll.stats.interfaces == 1
+        assert poll.stats.skipped["invalid"] == sum(poll.stats.skipped.values()) == 1
+        page = poll.interfaces.page(time.monotonic()).decode()
+        assert set(re.findall('node_tid="([^"]*)"', page)) == {"t1"}
+        # The second answer changed nothing, so nobody was told of it.
+        main = threading.current_thread()
+        assert poll.renamed == [
+            (names.node_name, {"t1": "eth0", "lo1": "lo", "bridge": "br0"}, main),
+            (names.node_host, {"t1": "h", "lo1": "h", "bridge": "h"}, main),
+            (names.node_type, {"t1": "device", "lo1": "device", "bridge": "ovsbridge"}, main),
+            (names.owner, {"10.0.0.1": "eth0", "127.0.0.1": "lo"}, main),
+        ]
+
+
+async def test_a_new_name_is_told():
+    async with FakeAnalyzer() as analyzer:
+        names = Names(keep_s=60.0)
+        analyzer.topology = answer_of(node(), node("eth1", tid="t2"))
+        async with Poll(analyzer.url, names=names).running() as poll:
+            await until(lambda: poll.renamed)
+            poll.renamed.clear()
+            analyzer.topology = answer_of(node("wan0"), node("eth1", tid="t2"))
+            await until(lambda: poll.renamed)
+        assert [(lookup, answers) for lookup, answers, _ in poll.renamed] == [
+            (names.node_name, {"t1": "wan0"})
+        ]
+
+
+async def test_names_are_asked_for_without_interfaces(monkeypatch):
+    monkeypatch.setattr(topology_module, "NAMES_INTERVAL_S", FAST_S)
+    async with FakeAnalyzer() as analyzer:
+        names = Names(keep_s=60.0)
+        analyzer.topology = answer_of(node(EncapType="ether"))
+        async with Poll(analyzer.url, interval_s=0, names=names).running() as poll:
+            await until(lambda: poll.stats.answers >= 2)
+        assert names.node_name["t1"] == "eth0"
+        assert poll.interfaces.page(time.monotonic()) == b""
+        assert poll.stats.interfaces == 0
+
+
+async def test_a_failure_keeps_the_names_and_nobody_is_ready_before_an_answer(caplog):
+    async with FakeAnalyzer() as analyzer:
+        names = Names(keep_s=0.0)
+        analyzer.topology = Answer(status=500)
+        async with Poll(analyzer.url, names=names).running() as poll:
+            await until(lambda: poll.stats.errors["status"] >= 2)
+            assert poll.stats.last_failure.reason == "status"
+            assert poll.stats.last_failure.text.endswith("no topology: HTTP 500")
+            assert not names.ready.is_set()
+            analyzer.topology = answer_of(node())
+            await asyncio.wait_for(names.ready.wait(), 5)
+            analyzer.topology = Answer(body=b"[")
+            await until(lambda: poll.stats.errors["malformed"] >= 2)
+            assert names.node_name == {"t1": "eth0"}
+    assert f"analyzer {analyzer.name}: no topology: HTTP 500" in caplog.text
+
+
+async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
+    monkeypatch.setattr(names_module, "MAX_NODES", 2)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(*(node(tid=f"t{number}") for number in range(5)))
+        async with Poll(analyzer.url, names=Names(keep_s=60.0)).running() as poll:
+            await until(lambda: poll.stats.answers >= 3)
+    (record,) = (record for record in caplog.records if "have no name" in record.getMessage())
+    assert record.getMessage() == "3 nodes and addresses have no name"
+
+
+async def test_the_first_analyzer_that_answers_is_kept():
+    first, second = FakeAnalyzer(), FakeAnalyzer()
+    first.topology, second.topology = answer_of(node("one")), answer_of(node("two"))
+    async with first, second:
+        await first.stop()
+        async with Poll(first.url, second.url).running() as poll:
+            await until(lambda: poll.shows("two"))
+            assert poll.errors() == {"unreachable": 1}
+            await first.start()
+            answers = poll.stats.answers
+            await until(lambda: poll.stats.answers > answers + 2)
+            assert first.topology_requests == []
+            await second.stop()
+            await until(lambda: poll.shows("one"))
+            assert not poll.shows("two")
+
+
+async def test_credentials_are_sent_as_basic_authentication():
+    async with FakeAnalyzer(username="ann", password="s3cret:x") as analyzer:
+        analyzer.topology = answer_of(node())
+        poll = Poll(analyzer.url, username="ann", password="s3cret:x", cookie={"a": "b"})
+        async with poll.running():
+            await until(lambda: poll.shows("eth0"))
+        request = analyzer.topology_requests[0]
+        assert request.basic == ("ann", "s3cret:x")
+        assert request.cookies == {"a": "b"}
+        assert analyzer.logins == []
+
+
+async def test_credentials_of_the_url_win():
+    async with FakeAnalyzer(username="url", password="p@ss") as analyzer:
+        analyzer.topology = answer_of(node())
+        url = analyzer.url.replace("ws://", "ws://url:p%40ss@")
+        async with Poll(url, username="ann", password="other").running() as poll:
+            await until(lambda: poll.shows("eth0"))
+        assert poll.errors() == {}
+
+
+async def test_a_login_replaces_basic_and_is_renewed():
+    async with FakeAnalyzer(username="ann", password="s3cret") as analyzer:
+        analyzer.accepts_basic = False
+        analyzer.topology = answer_of(node())
+        poll = Poll(analyzer.url, username="ann", password="s3cret", cookie={"a": "b"})
+        async with poll.running():
+            await until(lambda: poll.stats.answers >= 2)
+            assert len(analyzer.logins) == 1
+            analyzer.expire_tokens()
+            await until(lambda: len(analyzer.logins) == 2)
+            answers = poll.stats.answers
+            await until(lambda: poll.stats.answers > answers)
+        last = analyzer.topology_requests[-1]
+        assert last.basic is None
+        assert set(last.cookies) == {"a", "authtoken"}
+        assert poll.errors() == {}
+
+
+async def test_wrong_credentials(caplog):
+    async with FakeAnalyzer(username="ann", password="s3cret") as analyzer:
+        async with Poll(analyzer.url, username="ann", password="wr0ng").running() as poll:
+            await until(lambda: poll.errors().get("unauthorized", 0) >= 2)
+        assert poll.errors() == {"unauthorized": poll.stats.errors["unauthorized"]}
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"analyzer {analyzer.name}: no topology: HTTP 401; POST /login"
+    )
+    assert "wr0ng" not in caplog.text
+
+
+async def test_a_redirect_is_logged_with_its_location(caplog):
+    async with FakeAnalyzer() as analyzer:
+        target = (("Location", "https://ann:s3cret@sso.test/login?state=t0ken"),)
+        analyzer.topology = Answer(status=303, headers=target)
+        async with Poll(analyzer.url).running() as poll:
+            await until(lambda: poll.errors())
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"analyzer {analyzer.name}: no topology: HTTP 303, redirect to https://sso.test/login"
+        " (not followed)"
+    )
+
+
+async def test_the_scheme_that_fits_is_named(tmp_path, caplog):
+    async def serve(reader, writer):
+        await reader.read(5)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    context = Authority(tmp_path).server_context("127.0.0.1")
+    async with (
+        FakeAnalyzer(ssl=context) as secure,
+        await asyncio.start_server(serve, "127.0.0.1", 0) as plain,
+    ):
+        address = "{}:{}".format(*plain.sockets[0].getsockname())
+        for url in (
+            secure.url.replace("wss:", "ws:"),
+            f"ws://{address}/ws/subscriber/flow",
+            f"wss://{address}/ws/subscriber/flow",
+        ):
+            async with Poll(url).running() as poll:
+                await until(lambda poll=poll: poll.errors())
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert first.endswith("; use wss:// if the analyzer serves TLS")
+    assert second.endswith("HTTP 400; use wss:// if the analyzer serves TLS")
+    assert third.endswith("; the port does not serve TLS, use ws://")
+
+
+async def test_tls_with_our_authority_and_a_client_certificate(tmp_path):
+    authority = Authority(tmp_path)
+    context = authority.server_context("127.0.0.1", ask_clients=True)
+    ours = authority.issue("skyfast")
+    async with FakeAnalyzer(ssl=context, username="ann", password="s3cret") as analyzer:
+        analyzer.accepts_basic = False
+        analyzer.topology = answer_of(node())
+        poll = Poll(
+            analyzer.url,
+            username="ann",
+            password="s3cret",
+            ca_cert=authority.certificate,
+            client_cert=ours.certificate,
+            client_key=ours.key,
+        )
+        async with poll.running():
+            await until(lambda: poll.shows("eth0"))
+        assert poll.errors() == {}
+
+
+async def test_tls_with_an_authority_that_is_not_ours(tmp_path):
+    stranger, ours = Authority(tmp_path, "stranger"), Authority(tmp_path, "ours")
+    async with FakeAnalyzer(ssl=stranger.server_context("127.0.0.1")) as analyzer:
+        async with Poll(analyzer.url, ca_cert=ours.certificate).running() as poll:
+            await until(lambda: poll.errors())
+        assert poll.errors().keys() == {"unreachable"}
+        assert analyzer.topology_requests == []
+
+
+def test_an_unusable_authority_is_an_error_of_the_configuration(tmp_path):
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"tls\.ca_cert"):
+        Poll("wss://127.0.0.1:9/ws/subscriber/flow", ca_cert=str(tmp_path / "ca.pem"))
+
+
+async def test_a_name_of_several_addresses_is_asked_itself():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(node())
+        url = f"dns+ws://localhost:{analyzer.port}/ws/subscriber/flow"
+        async with Poll(url).running() as poll:
+            await until(lambda: poll.shows("eth0"))
+        assert analyzer.topology_requests[0].get("Host") == f"localhost:{analyzer.port}"
+
+
+def bomb(size):
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(size >> 20)) + packer.flush()
+
+
+def gzipped(body):
+    return Answer(body=body, headers=(("Content-Encoding", "gzip"),))
+
+
+GOOD = json.dumps([node("bad")]).encode()
+
+FAILURES = {
+    "closes": (Fault.EOF, "unreachable"),
+    "resets": (Fault.RESET, "unreachable"),
+    "garbage": (Fault.GARBAGE, "malformed"),
+    "cut": (Fault.CUT, "malformed"),
+    "hangs": (Fault.HANG, "timeout"),
+    "401": (Answer(status=401), "unauthorized"),
+    "403": (Answer(status=403, body=GOOD), "forbidden"),
+    "404": (Answer(status=404, body=GOOD), "status"),
+    "500": (Answer(status=500, body=GOOD), "status"),
+    "redirect": (Answer(status=302, headers=(("Location", "/elsewhere"),)), "status"),
+    "no JSON": (Answer(body=b"<html>"), "malformed"),
+    "no list": (Answer(body=b"{}"), "malformed"),
+    "empty": (Answer(body=b""), "malformed"),
+    "no gzip": (gzipped(GOOD), "malformed"),
+    "cut gzip": (gzipped(gzip.compress(GOOD)[:-9]), "malformed"),
+    "other encoding": (Answer(body=GOOD, headers=(("Content-Encoding", "br"),)), "malformed"),
+    "too long": (Answer(body=b"[" + b" " * 70_000 + b"]"), "too_big"),
+    "gzip bomb": (gzipped(bomb(1 << 20)), "too_big"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_failing_analyzer(failure, monkeypatch, caplog):
+    """It is counted, logged once, and the next one is asked; nothing is lost in between."""
+    monkeypatch.setattr(topology_module, "MAX_ANSWER_BYTES", 65_536)
+    if failure == "hangs":
+        monkeypatch.setattr(topology_module, "REQUEST_TIMEOUT_S", 0.3)
+    caplog.set_level(logging.WARNING)
+    fault, reason = FAILURES[failure]
+    async with FakeAnalyzer() as bad, FakeAnalyzer() as good:
+        bad.topology = answer_of(node("before"))
+        good.topology = Answer(status=503)
+        async with Poll(bad.url, good.url).running() as poll:
+            await until(lambda: poll.shows("before"))
+            bad.topology = fault
+            await until(lambda: poll.stats.errors[reason] >= 2)
+            assert poll.shows("before")
+            good.topology = answer_of(node("after"))
+            await until(lambda: poll.shows("after"))
+            assert not poll.shows("before")
+        assert poll.errors().keys() == {reason, "status"}
+    of_bad = [record for record in caplog.records if bad.name in record.getMessage()]
+    assert len(of_bad) == 1
+    assert of_bad[0].levelname == "WARNING"
+
+
+async def test_a_name_that_does_not_resolve():
+    async with Poll(
+        "ws://analyzer.invalid:8082/ws/subscriber/flow", interval_s=1
+    ).running() as poll:
+        await until(poll.errors)
+    assert poll.errors().keys() <= {"unreachable", "timeout"}
+
+
+async def test_a_fault_of_ours_does_not_end_the_poller(monkeypatch):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(node())
+        poll = Poll(analyzer.url)
+        update = poll.interfaces.update
+        monkeypatch.setattr(poll.interfaces, "update", lambda *_: 1 / 0)
+        async with poll.running():
+            await until(lambda: poll.stats.errors["error"] >= 2)
+            monkeypatch.setattr(poll.interfaces, "update", update)
+            await until(lambda: poll.shows("eth0"))
+
+
+async def test_failures_are_logged_once_a_minute_with_how_many_were_not(monkeypatch, caplog):
+    monkeypatch.setattr(topology_module, "LOG_INTERVAL_S", 0.3)
+    url = f"ws://127.0.0.1:{closed_port()}/ws/subscriber/flow"
+    async with Poll(url, interval_s=0.02).running() as poll:
+        await until(lambda: len(caplog.records) >= 2)
+    first, second = (record.getMessage() for record in caplog.records[:2])
+    assert "more" not in first
+    assert "more such events" in second
+    assert len(caplog.records) < poll.stats.errors["unreachable"] / 2
+
+
+async def test_a_gzip_bomb_takes_no_memory(monkeypatch):
+    monkeypatch.setattr(topology_module, "MAX_ANSWER_BYTES", 1 << 20)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = gzipped(bomb(256 << 20))
+        async with Poll(analyzer.url, interval_s=5).running() as poll:
+            tracemalloc.start()
+            try:
+                await until(lambda: poll.errors())
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert poll.errors() == {"too_big": 1}
+    assert peak < 16 << 20
+
+
+async def test_cancelling_closes_the_socket_of_a_query_under_way():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = Fault.HANG  # reads until the socket is closed
+        async with Poll(analyzer.url, interval_s=60).running():
+            await until(lambda: analyzer.topology_requests)
+        await until(lambda: not analyzer._tasks)
+
+
+async def test_the_event_loop_goes_on_during_an_update(monkeypatch):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = answer_of(node())
+        poll = Poll(analyzer.url, interval_s=60)
+        update = poll.interfaces.update
+        begun, go_on = threading.Event(), threading.Event()
+
+        def slow_update(answer, now):
+            begun.set()
+            assert go_on.wait(5)
+            update(answer, now)
+
+        monkeypatch.setattr(poll.interfaces, "update", slow_update)
+        async with poll.running():
+            await until(begun.is_set)
+            assert not poll.stats.answers
+            go_on.set()
+            await until(lambda: poll.stats.answers)
+        assert poll.shows("eth0")

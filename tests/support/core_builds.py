@@ -1,0 +1,128 @@
+"""Builds of the compiled core that are for tests alone, and how to run tests with one of them.
+
+``setup.py`` says what they are made of. Each has a directory of its own under ``build``, and
+is made anew when a source is newer.
+
+``python -m tests.support.core_builds NAME COMMAND …`` runs a command whose ``skyfast._table`` is
+that build, as far as it imports ``tests``: with the sanitizer's run-time loaded first.
+"""
+
+import fcntl
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+from tests.support.paths import ROOT
+
+NAMES = ("checked", "address", "thread", "coverage")
+SOURCES = (
+    ROOT / "setup.py",
+    *(path for end in ("pyx", "pxd", "pxi") for path in (ROOT / "skyfast").rglob(f"*.{end}")),
+)
+CORE = "skyfast._table"
+CHOSEN = "SKYFAST_CORE"
+"""The environment variable that holds the path of the build in use, if it is not the usual one."""
+
+# Python keeps memory until it ends, which the leak check would report; the builds count their
+# own blocks instead. The mutex is destroyed while nobody can hold it.
+_ENVIRON: dict[str, dict[str, str]] = {
+    "checked": {},
+    "coverage": {},
+    "address": {
+        "PYTHONMALLOC": "malloc",
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1:"
+        "quarantine_size_mb=32:malloc_context_size=6",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    },
+    "thread": {"TSAN_OPTIONS": "halt_on_error=1:abort_on_error=1:second_deadlock_stack=1"},
+}
+_RUN_TIMES = {
+    "checked": (),
+    "coverage": (),
+    "address": ("libasan.so", "libubsan.so"),
+    "thread": ("libtsan.so",),
+}
+_PREFIXES = {"checked": (), "coverage": (), "address": (), "thread": ("setarch", "-R")}
+
+
+IS_SLOW = CHOSEN in os.environ
+"""Whether a sanitizer, or the checks after each operation, take most of the time."""
+
+
+def built(name: str) -> Path:
+    """Return the path of a build, made or made anew where it is not that of the sources."""
+    directory = ROOT / "build" / name
+    path = directory / "skyfast" / f"_table{sysconfig.get_config_var('EXT_SUFFIX')}"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:  # several test processes may ask at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(name, directory, path)
+
+
+def _made(name: str, directory: Path, path: Path) -> Path:
+    newest = max(source.stat().st_mtime for source in SOURCES)
+    if path.exists() and path.stat().st_mtime > newest:
+        return path
+    arguments = ("--build-lib", str(directory), "--build-temp", str(directory / "temp"), "--force")
+    done = subprocess.run(
+        (sys.executable, "setup.py", "--quiet", "build_ext", *arguments),
+        cwd=ROOT,
+        env=os.environ | {"SKYFAST_BUILD": name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the build {name!r} failed:\n{done.stdout}{done.stderr}")
+    return path
+
+
+def load(path: Path) -> ModuleType:
+    """Return the compiled core at ``path``, as a module beside the one that is imported."""
+    loader = importlib.machinery.ExtensionFileLoader(CORE, str(path))
+    spec = importlib.util.spec_from_file_location(CORE, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def use_chosen() -> None:
+    """Let the chosen build be what is imported as the core from now on, if there is a choice."""
+    path = os.environ.get(CHOSEN)
+    if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
+        assert CORE not in sys.modules, "the core is imported already"
+        sys.modules[CORE] = load(Path(path))
+        import skyfast
+
+        skyfast._table = sys.modules[CORE]  # type: ignore[attr-defined]
+
+
+def _run_time(library: str) -> str:
+    found = subprocess.run(
+        (os.environ.get("CC", "gcc"), f"-print-file-name={library}"),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    if not Path(found).is_absolute():
+        raise RuntimeError(f"{library} is not installed")
+    return found
+
+
+def main(name: str, *command: str) -> None:
+    """Become ``command``, with a build for its core."""
+    environ = os.environ | _ENVIRON[name] | {CHOSEN: str(built(name))}
+    if libraries := [_run_time(library) for library in _RUN_TIMES[name]]:
+        environ["LD_PRELOAD"] = " ".join(libraries)
+    arguments = (*_PREFIXES[name], *command)
+    os.execvpe(arguments[0], arguments, environ)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

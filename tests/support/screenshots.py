@@ -1,0 +1,90 @@
+"""Draws the pictures of docs/status.md: skyfast on the packaged recording, in a headless Chromium.
+
+    python -m tests.support.screenshots [SECONDS]
+
+They are taken after so many seconds, by default the ten minutes that the page shows. One of the two
+analyzers is not there, so that the page has something to say.
+"""
+
+import asyncio
+import struct
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+from skyfast.replay import recording
+from skyfast.replay.player import Player
+from tests.support.browser import chromium
+from tests.support.paths import ROOT
+from tests.support.process import running
+
+SECONDS = 600.0
+SCRAPE_INTERVAL_S = 15.0
+REFRESHED_S = 6.0
+"""Longer than the page takes until it asks again."""
+
+PICTURES = {
+    "status-light.png": {"width": 1280, "height": 940, "dark": False},
+    "status-dark.png": {"width": 1280, "height": 940, "dark": True},
+    "status-narrow.png": {"width": 400, "height": 800, "dark": True},
+}
+SHOWN = "/?by=bytes_per_second&n=20"
+
+CONFIG = """\
+host_id: skyfast-1
+pipeline:
+  subscriber: {{urls: ["ws://{address}/ws/subscriber/flow", "ws://127.0.0.1:9/ws/subscriber/flow"]}}
+  store: {{prom_sky_con: {{port: 0, listen_address: 127.0.0.1}}}}
+"""
+
+
+async def draw(seconds: float) -> None:
+    player = Player(recording.demo())
+    (address,) = await player.start()
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            config = Path(directory) / "skyfast.yml"
+            config.write_text(CONFIG.format(address=address))
+            async with running(config, quiet=False) as skyfast, chromium() as browser:
+                for _ in range(int(seconds / SCRAPE_INTERVAL_S)):
+                    await skyfast.get("/metrics")
+                    await skyfast.get("/api/top?by=bytes_per_second")
+                    await asyncio.sleep(SCRAPE_INTERVAL_S)
+                for name, look in PICTURES.items():
+                    async with browser.page() as tab:
+                        await tab.look(**look)
+                        await tab.open(skyfast.url + SHOWN)
+                        await asyncio.sleep(REFRESHED_S)
+                        picture = smaller(await tab.screenshot())
+                    (ROOT / "docs" / name).write_bytes(picture)
+                    print(f"docs/{name}: {len(picture) / 1000:.0f} kB")  # noqa: T201
+    finally:
+        await player.stop()
+
+
+def smaller(png: bytes) -> bytes:
+    """Return the same picture, compressed as well as zlib can, and without what else is in it."""
+    head, at = png[:8], 8
+    kept: list[tuple[bytes, bytes]] = []
+    data = b""
+    while at < len(png):
+        (size,) = struct.unpack_from(">I", png, at)
+        kind, content = png[at + 4 : at + 8], png[at + 8 : at + 8 + size]
+        if kind == b"IDAT":
+            data += content
+        elif kind in (b"IHDR", b"IEND"):
+            kept.append((kind, content))
+        at += size + 12
+    kept.insert(1, (b"IDAT", zlib.compress(zlib.decompress(data), 9)))
+    return head + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in kept
+    )
+
+
+if __name__ == "__main__":
+    asyncio.run(draw(float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS))

@@ -1,0 +1,95 @@
+"""An ingest with everything that it writes to, for tests of what comes of a message."""
+
+from typing import Any
+
+from skyfast import _table
+from skyfast.config.loader import Config
+from skyfast.flows.catalog import make_plan
+from skyfast.flows.fields import flow_types
+from skyfast.flows.filters import admission, classifier, reads
+from skyfast.skydive.captures import Captures
+from skyfast.skydive.ingest import Ingest
+from skyfast.skydive.name_index import Names
+from skyfast.skydive.report_checks import ReportChecker
+from skyfast.stats import AnalyzerStats, Stats, sums
+from tests.support.configs import make_config
+
+
+class Fed:
+    """An ingest of one configuration. ``now`` is its clock and can be set.
+
+    Messages are checked for missing reports where ``chance``, from 0 to 1, is less than the
+    probability for that.
+    """
+
+    def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
+        self.now = 100.0
+        self.chance = 1.0
+        self.plan = make_plan(config, names=Names(keep_s=0))
+        self.stats = Stats()
+        self.analyzer = AnalyzerStats("analyzer:8082")
+        self.captures = Captures(naming=config.store.naming, stats=self.stats.captures)
+        types = flow_types(self.plan, also=reads(config.filter))
+        self.table = _table.Table(
+            self.plan,
+            types,
+            max_connections=max_connections,
+            max_flows=max_flows,
+            timeout_s=75,
+            memory_s=config.store.flow_memory_s,
+            view_timeouts_s=[3600] * (len(self.plan.views) - 1),
+        )
+        self.checker = ReportChecker(
+            plan=self.plan,
+            table=self.table,
+            stats=self.stats,
+            now=lambda: self.now,
+            running=lambda: self.now,
+            chance=lambda: self.chance,
+        )
+        self.ingest = Ingest(
+            types=types,
+            table=self.table,
+            admitted=admission(
+                config.filter,
+                classifier(config.classify.cluster_net_masks),
+                requirements=self.plan.requirements,
+                skipped=self.stats.flows_skipped,
+                filtered=self.stats.flows_filtered,
+            ),
+            captures=self.captures,
+            checker=self.checker,
+            stats=self.stats,
+            now=lambda: self.now,
+        )
+
+
+class Sink(Fed):
+    """One of the defaults but for some settings, and what messages came to."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(make_config(**settings), max_connections=1000, max_flows=4000)
+
+    def take(self, data: bytes) -> None:
+        self.ingest.message(data, self.analyzer)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Reasons with a count, of decoding and of the table together."""
+        table, own = self.table.skipped, self.stats.flows_skipped
+        counts = {reason: table.get(reason, 0) + own.get(reason, 0) for reason in {*table, *own}}
+        return {reason: count for reason, count in counts.items() if count}
+
+    @property
+    def values_skipped(self) -> dict[str, int]:
+        """Fields with a count of values that were left out, of decoding and of the table."""
+        counts = sums(self.stats.values_skipped, self.table.values_skipped)
+        return {field: count for field, count in counts.items() if count}
+
+    @property
+    def errors(self) -> dict[str, int]:
+        return {reason: count for reason, count in self.analyzer.errors.items() if count}
+
+    def page(self) -> str:
+        page = self.table.page(100.0)
+        return b"".join(iter(lambda: page.read(1 << 20), b"")).decode()

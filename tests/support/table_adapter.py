@@ -1,0 +1,248 @@
+"""The compiled table behind the model's face, so that one test can ask both the same things."""
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from skyfast import _table
+from skyfast._table import Page, Table
+from skyfast.flows.fields import flow_types
+from skyfast.flows.plan import (
+    Column,
+    Conversation,
+    Counter,
+    Direction,
+    FlowCount,
+    Gauge,
+    Plan,
+    Requirement,
+    Share,
+)
+from skyfast.flows.plan import Family as PlanFamily
+from skyfast.flows.plan import View as PlanView
+from tests.model import (
+    CONVERSATION,
+    DIRECTION,
+    OTHER,
+    Label,
+    Spec,
+    Total,
+    View,
+    family_values,
+    labels_of,
+    one_view,
+    read_page,
+)
+from tests.model import Gauge as ModelGauge
+
+ALL_ROWS = 2**31 - 1
+CHUNK_BYTES = 256 * 1024
+JOIN_S = 20
+MAX_CHECKED_ROWS = 300
+"""More are too many to look whether they agree after every operation."""
+
+
+class _OfFlow:
+    """A rewrite of whole flows, which asks the model's with a flow as the model has it."""
+
+    def __init__(self, rewrite: Any) -> None:
+        self._rewrite = rewrite
+
+    def __getitem__(self, flow: msgspec.Struct) -> str | int:
+        answer: str | int = self._rewrite[msgspec.to_builtins(flow)]
+        return answer
+
+
+def plan_of(spec: Spec, *, share: tuple[int, int] | None = None) -> Plan:
+    """Return the plan of what the model is asked for; ``share`` is which of how many is kept."""
+    columns: dict[Label, Column] = {}
+    for view in spec.views:
+        for label in labels_of(view):
+            columns.setdefault(label, _column(label))
+    transport: tuple[tuple[str, ...], ...] = (("Transport",),)
+    if spec.include_icmp:
+        transport += (("ICMP",),)
+    no_icmp = ("ICMP",) if spec.include_other else ()
+    requirement = Requirement(paths=transport, or_without=no_icmp, reason="no_transport")
+    protocol, a, a_port, b, b_port, point = CONVERSATION
+    conversation = Conversation(protocol=protocol, ends=((a, a_port), (b, b_port)), point=point)
+    return Plan(
+        views=tuple(_view(view, columns, spec) for view in spec.views),
+        requirements=(
+            Requirement(paths=(("Network",),), reason="no_network"),
+            *(() if spec.include_icmp and spec.include_other else (requirement,)),
+            Requirement(paths=(("Metric",),), reason="no_metric"),
+        ),
+        conversation=conversation if spec.deduplicate == "first" else None,
+        overflow=OTHER if spec.overflow == OTHER else None,
+        share=(Share(conversation=conversation, index=share[0], count=share[1]) if share else None),
+    )
+
+
+def _column(label: Label) -> Column:
+    rewrite = label.rewrite if label.path or label.rewrite is None else _OfFlow(label.rewrite)
+    return Column(
+        name=label.name,
+        path=label.path,
+        rewrite=rewrite,
+        reads=label.reads,
+        volatile=label.volatile,
+    )
+
+
+def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
+    whole = {label.path for label in labels_of(view) if label.rewrite is None}
+    labels = list(view.labels)
+    return PlanView(
+        columns=tuple(columns[label] for label in labels_of(view)),
+        direction=Direction(position=labels.index(DIRECTION)) if DIRECTION in labels else None,
+        families=tuple(
+            PlanFamily(
+                name=family.name,
+                help="Help.",
+                type="counter" if family.type == "counter" else "gauge",
+                values=tuple(_value(value) for value in family_values(family, view)),
+                decimals=family.decimals,
+            )
+            for family in view.families
+        ),
+        complete=not (spec.include_icmp or spec.include_other)
+        and whole >= {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")},
+    )
+
+
+def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount:
+    if value is None:
+        return FlowCount()
+    if isinstance(value, ModelGauge):
+        return Gauge(path=value.path, keep=value.keep)  # type: ignore[arg-type]
+    told = all(path[0] == "Metric" for path in value.paths)
+    return Counter(
+        paths=value.paths,
+        amounts=tuple(("LastUpdateMetric", path[1]) for path in value.paths) if told else (),
+        optional=value.is_optional,
+    )
+
+
+class Core:
+    """A table that takes flows as JSON objects, in the way a message's flows reach it.
+
+    Where the compiled core is one of those that can (`tests.support.core_builds`), it is asked
+    after every operation whether all that it keeps agrees.
+    """
+
+    def __init__(
+        self,
+        spec: Spec | None = None,
+        *,
+        slots: bool = True,
+        share: tuple[int, int] | None = None,
+        build: Any = _table,
+        **options: Any,
+    ) -> None:
+        """Make what ``spec`` asks for, or ``one_view(**options)``; rules for flows are not its.
+
+        ``build`` is the compiled core.
+        """
+        spec = spec or one_view(**options)
+        self.plan = plan_of(spec, share=share)
+        self.families = tuple(family for view in spec.views for family in view.families)
+        self.types = types = flow_types(self.plan)
+        self._decodes = [
+            msgspec.json.Decoder(list[flow_type]).decode  # type: ignore[valid-type]
+            for flow_type in (types.Flow, types.NewFlow, types.FullFlow)
+        ]
+        self._build = build
+        self.table: Table = build.Table(
+            self.plan,
+            types,
+            max_connections=spec.max_connections,
+            max_flows=spec.max_flows,
+            timeout_s=spec.timeout_s,
+            memory_s=spec.flow_memory_s,
+            view_timeouts_s=[view.timeout_s for view in spec.views[1:]],
+            slots=slots,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.table, name)
+
+    def check(self) -> None:
+        """Look whether all that the table keeps agrees, if it can tell and is not too large."""
+        if hasattr(self._build, "check") and self._build.rows_ever(self.table) <= MAX_CHECKED_ROWS:
+            self._build.check(self.table)
+
+    def message(self, flows: Sequence[dict[str, Any]], now: float) -> None:
+        """Take the flows of one message, with more fields from where that is needed."""
+        obj = json.dumps(flows).encode()
+        taken = 0
+        for decode in self._decodes:
+            taken = self.table.update(decode(obj), now, taken)
+            self.check()
+        assert taken == len(flows)
+
+    def report(self, flow: dict[str, Any], now: float) -> str | None:
+        """Take one flow, and return why it changed nothing, or None."""
+        before = self.skipped
+        self.message([flow], now)
+        (*reasons,) = (reason for reason, n in self.skipped.items() if n != before[reason])
+        assert len(reasons) <= 1
+        return reasons[0] if reasons else None
+
+    def relabel(self, rewrite: Any, keys: Iterable[str]) -> None:
+        self.table.relabel([(rewrite, frozenset(keys))])
+        self.check()
+
+    @property
+    def flow_update_s(self) -> float:
+        return self.table.flow_update_s
+
+    @flow_update_s.setter
+    def flow_update_s(self, seconds: float) -> None:
+        self.table.flow_update_s = seconds
+
+    def expire(self, now: float) -> None:
+        assert not self.table.expire(now, ALL_ROWS)
+        self.check()
+
+    def page(self, now: float) -> dict[str, set[str]]:
+        """Return the sample lines of every family of a page made at ``now``."""
+        return read_page(read_all(self.table.page(now)), self.families)
+
+
+@contextmanager
+def beside(look: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
+    """Let threads look again and again while a block runs; nothing that they see may be wrong."""
+    stop = threading.Event()
+    rounds = [0] * threads
+    errors: list[BaseException] = []
+
+    def look_on(thread: int) -> None:
+        try:
+            while not stop.is_set():
+                look()
+                rounds[thread] += 1
+        except BaseException as error:  # noqa: BLE001 - told by the test's own thread
+            errors.append(error)
+
+    lookers = [threading.Thread(target=look_on, args=(thread,)) for thread in range(threads)]
+    for thread in lookers:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in lookers:
+            thread.join(JOIN_S)
+    assert not [thread for thread in lookers if thread.is_alive()], "none waits for ever"
+    assert not errors
+    assert all(rounds), "each has seen something"
+
+
+def read_all(page: Page, size: int = CHUNK_BYTES) -> bytes:
+    """Read a page to its end."""
+    return b"".join(iter(lambda: page.read(size), b""))

@@ -1,0 +1,268 @@
+"""What the tests of pages share: a table that renders what it is told, and both event loops."""
+
+import asyncio
+import functools
+import inspect
+import threading
+import time
+
+import pytest
+import uvloop
+
+from skyfast.flows.plan import Column, Counter, Direction, Family, Gauge, View
+from skyfast.skydive.captures import Captures
+from skyfast.skydive.topology import Interfaces
+from skyfast.stats import Stats
+from skyfast.web.cardinality import Cardinality
+from skyfast.web.exposition import Source
+from skyfast.web.status import Status, Subject
+from skyfast.web.top import Ranking
+from tests.support.configs import make_config
+
+TEST_TIMEOUT_S = 15.0
+
+FLOWS = b"""\
+# HELP skydive_network_connection_total_bytes Bytes.
+# TYPE skydive_network_connection_total_bytes counter
+skydive_network_connection_total_bytes{initiator_ip="10.0.0.1",target_ip="10.0.0.2"} 7
+"""
+
+INTERFACES = b"""\
+# HELP skydive_network_interface_rx_bytes Bytes the interface has received.
+# TYPE skydive_network_interface_rx_bytes counter
+skydive_network_interface_rx_bytes{interface_name="eth0"} 8
+"""
+
+CAPTURES = b"""\
+# HELP skydive_capture_flows Flows in the agent's table.
+# TYPE skydive_capture_flows gauge
+skydive_capture_flows{capture_id="c-1"} 9
+"""
+
+PROMETHEUS = {
+    "2.42": (
+        "application/openmetrics-text;version=1.0.0,"
+        "application/openmetrics-text;version=0.0.1;q=0.75,"
+        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    ),
+    "2.42, native histograms": (
+        "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;"
+        "encoding=delimited,application/openmetrics-text;version=1.0.0;q=0.8,"
+        "application/openmetrics-text;version=0.0.1;q=0.75,"
+        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    ),
+    "3": (
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+        "application/openmetrics-text;version=0.0.1;q=0.4,"
+        "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
+        "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+    ),
+}
+"""What Prometheus sends in ``Accept``."""
+
+VIEW = View(
+    columns=(
+        Column(name="initiator_ip", path=("Network", "A")),
+        Column(name="target_ip", path=("Network", "B")),
+    ),
+    direction=Direction(position=2),
+    families=(
+        Family(
+            name="skydive_network_connection_total_bytes",
+            help="Bytes.",
+            type="counter",
+            values=(
+                Counter(paths=(("Metric", "ABBytes"),)),
+                Counter(paths=(("Metric", "BABytes"),)),
+            ),
+        ),
+        Family(
+            name="skydive_network_connection_rtt_nanoseconds",
+            help="Round-trip time.",
+            type="gauge",
+            values=(Gauge(path=("Metric", "RTT")),),
+        ),
+    ),
+)
+
+BIG = FLOWS + b"".join(
+    b'skydive_network_connection_total_bytes{initiator_ip="10.%d.%d.%d",target_ip="10.0.0.2"} %d\n'
+    % (i >> 16, i >> 8 & 255, i & 255, i * i)
+    for i in range(1, 130_000)
+)
+"""12 MB: more than the kernel takes of a page that nobody reads."""
+
+
+class FakeTable:
+    """Stands for the compiled table. Its pages are ``content``, read by the rules of the real.
+
+    :param break_at: rendering raises when it comes here.
+    :param pause_at: rendering waits here for ``resume``.
+    :param pause_scans: so does what looks at every row.
+    """
+
+    connections = 2
+    flows = 3
+    dormant_flows = 15
+    dormant_connections = 16
+    bytes = 4
+    created_total = 5
+    expired_total = 6
+    rejected_total = 7
+    overflowed_total = 11
+    view_connections = ()
+    view_rejected_totals = ()
+
+    def __init__(self, content=FLOWS, *, break_at=None, pause_at=None, pause_scans=False):
+        self.content = content
+        self.break_at = break_at
+        self.pause_at = pause_at
+        self.pause_scans = pause_scans
+        self.resume = threading.Event()
+        self.skipped = {"late": 8, "no_network": 9}
+        self.finished = {"fin": 10}
+        self.values_skipped = {"Metric.RTT": 14}
+        self.values = {
+            "initiator_ip": [("10.0.0.1", 2)],
+            "target_ip": [("10.0.0.2", 1), ("10.0.0.3", 1)],
+        }
+        self.rows = [
+            (12, ("10.0.0.1", "10.0.0.2"), (7, 5, 1_500_000)),
+            (3, ("10.0.0.1", "10.0.0.3"), (3, 0, None)),
+        ]
+        self.scans = []
+        self.asked_at = []
+        self.rendered_bytes = 0
+        self.threads = set()
+
+    def page(self, now, openmetrics=False):
+        self.asked_at.append(now)
+        return FakePage(self)
+
+    def label_values(self):
+        self._scan("label_values")
+        return {label: len(values) for label, values in self.values.items()}
+
+    def cardinality(self, count, without=None, /):
+        self._scan(f"cardinality {without or ''}".rstrip())
+        labels = {name: (len(values), values[:count]) for name, values in self.values.items()}
+        left = max((len(each) for name, each in self.values.items() if name != without), default=0)
+        return self.connections, labels, left if without else None
+
+    def top(self, family, count, since=None, containing=""):
+        self._scan(f"top {family} {count} {containing}".rstrip())
+        rows = self.rows if since is None else [row for row in self.rows if row not in since]
+        return [row for row in rows if any(containing in label for label in row[1])][:count]
+
+    def snapshot(self, family):
+        self._scan(f"snapshot {family}")
+        return Snapshot(self.rows)
+
+    def _scan(self, what):
+        self.threads.add(threading.current_thread())
+        self.scans.append(what)
+        if self.pause_scans:
+            assert self.resume.wait(TEST_TIMEOUT_S)
+
+
+class Snapshot(list):
+    """The rows that there were. Can be referred to weakly, so that a test can see it go."""
+
+
+class FakePage:
+    def __init__(self, table):
+        self.table = table
+        self.position = 0
+
+    def read(self, size, /):
+        table = self.table
+        table.threads.add(threading.current_thread())
+        if table.break_at is not None and self.position >= table.break_at:
+            raise ValueError("rendering broke")
+        if table.pause_at is not None and self.position >= table.pause_at:
+            assert table.resume.wait(TEST_TIMEOUT_S)
+        chunk = table.content[self.position : self.position + size]
+        self.position += len(chunk)
+        table.rendered_bytes += len(chunk)
+        return chunk
+
+
+class FakePart:
+    """Stands for the interfaces, or the captures."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def page(self, now, openmetrics=False):
+        return self.content
+
+
+def source(
+    table=None,
+    *,
+    interfaces=INTERFACES,
+    captures=CAPTURES,
+    views=(),
+    standard_names=False,
+    view=VIEW,
+):
+    """Return what pages are made of: a fake of everything."""
+    table = table or FakeTable()
+    return Source(
+        table=table,
+        cardinality=Cardinality(table=table, view=view),
+        views=views,
+        interfaces=FakePart(interfaces),
+        captures=FakePart(captures),
+        standard_names=standard_names,
+    )
+
+
+def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW):
+    """Return what the status page is made of, without interfaces and captures."""
+    table, stats = table or FakeTable(), stats or Stats()
+    return Status(
+        subject=Subject(
+            config=config or make_config(),
+            table=table,
+            ranking=Ranking(table=table, view=view, metrics=("bytes", "rtt")),
+            interfaces=Interfaces(interval_s=20, connection_timeout_s=60, stats=stats.topology),
+            captures=Captures(naming="compatible", stats=stats.captures),
+        ),
+        stats=stats,
+        ready=ready,
+        now=lambda: 100.0,
+    )
+
+
+def page_threads():
+    """Return the threads that render pages now."""
+    return [thread for thread in threading.enumerate() if thread.name == "skyfast-page"]
+
+
+async def until(condition, *, within_s=5.0):
+    """Wait until ``condition()`` is true."""
+    give_up_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < give_up_at, "it did not come true in time"
+        await asyncio.sleep(0.005)
+
+
+def on_both_loops(test):
+    """Run an async test on asyncio's event loop and on uvloop's, for a bounded time."""
+    signature = inspect.signature(test)
+
+    async def bounded(fixtures):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
+            await test(**fixtures)
+
+    @functools.wraps(test)
+    def run(new_loop, **fixtures):
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(bounded(fixtures))
+
+    new_loop = inspect.Parameter("new_loop", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    run.__signature__ = signature.replace(parameters=[new_loop, *signature.parameters.values()])
+    return pytest.mark.parametrize(
+        "new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+    )(run)

@@ -1,0 +1,2386 @@
+"""Every rule of the table by an example worked by hand, asked of the model and of the core."""
+
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from tests.model import (
+    BYTES,
+    COUNTERS,
+    DIRECTION,
+    FAMILIES,
+    KNOWN_LABELS,
+    LABELS,
+    MAX_NUMBER,
+    MAX_SUM,
+    PACKETS,
+    PROTOCOL_OR_ICMP,
+    PROTOCOL_OR_OTHER,
+    RTT,
+    TIMEOUT_S,
+    Family,
+    Fold,
+    Label,
+    Mask,
+    Model,
+    Names,
+    Spec,
+    View,
+    make_flow,
+    tag_label,
+)
+from tests.support.model_specs import labelled, standard
+from tests.support.table_adapter import Core
+
+
+@pytest.fixture(
+    params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
+)
+def make(request):
+    """Return what makes a table; the core also in the way that reads attributes, not slots."""
+    return request.param
+
+
+def sums(table, now=0.0):
+    """Return the counters of the only connection on the page, in the order of COUNTERS."""
+    page = table.page(now)
+    found = []
+    for family in (BYTES, PACKETS):
+        lines = sorted(page[family])
+        assert len(lines) == 2
+        assert "initiator_to_target" in lines[0]
+        assert "target_to_initiator" in lines[1]
+        found += [int(line.rpartition(" ")[2]) for line in lines]
+    return found
+
+
+def rtt_ns(table, now=0.0):
+    """Return the RTT of the only connection on the page, None where it has no series."""
+    lines = [int(line.rpartition(" ")[2]) for line in table.page(now)[RTT]]
+    assert len(lines) <= 1
+    return lines[0] if lines else None
+
+
+# Known flows
+
+
+def test_an_update_adds_what_is_new_since_the_last_report(make):
+    table = make()
+    assert table.report(make_flow(total=(100, 200, 1, 2), last=1), 0) is None
+    assert table.report(make_flow(total=(150, 200, 3, 2), last=2), 0) is None
+    assert sums(table) == [150, 200, 3, 2]
+    assert table.flows == table.connections == 1
+
+
+def test_two_flows_of_a_connection_add_up(make):
+    table = make()
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    table.report(make_flow("b2", (10, 20, 3, 4), last=1), 0)
+    table.report(make_flow("a1", (101, 200, 1, 2), last=2), 0)
+    assert sums(table) == [111, 220, 4, 6]
+    assert (table.flows, table.connections) == (2, 1)
+
+
+def test_two_capture_points_are_two_connections(make):
+    table = make()
+    table.report(make_flow("a1", node="node-1"), 0)
+    table.report(make_flow("b2", node="node-2"), 0)
+    assert (table.flows, table.connections) == (2, 2)
+    assert len(table.page(0)[BYTES]) == 4
+
+
+def test_the_same_report_again_is_late(make):
+    table = make()
+    table.report(make_flow(last=5), 0)
+    assert table.report(make_flow(last=5), 0) == "late"
+    assert sums(table) == [100, 200, 1, 2]
+
+
+def test_older_news_without_a_higher_counter_changes_nothing(make):
+    table = make()
+    table.report(make_flow(total=(100, 200, 1, 2), last=5), 0)
+    assert table.report(make_flow(total=(90, 190, 1, 1), last=4, rtt=7), 60) == "late"
+    assert sums(table) == [100, 200, 1, 2]
+    assert rtt_ns(table) is None
+    assert table.page(TIMEOUT_S - 1)[BYTES]
+    assert not table.page(TIMEOUT_S)[BYTES]
+
+
+@pytest.mark.parametrize("counter", range(len(COUNTERS)))
+def test_older_news_with_one_higher_counter_counts_that_one(make, counter):
+    table = make()
+    old = [100, 200, 10, 20]
+    new = [50, 60, 7, 8]
+    new[counter] = old[counter] + 3
+    best = [max(pair) for pair in zip(old, new, strict=True)]
+    table.report(make_flow(total=old, last=5), 0)
+    assert table.report(make_flow(total=new, last=4, rtt=7), 60) is None
+    assert sums(table) == best
+    assert rtt_ns(table) == 7
+    assert table.page(60 + TIMEOUT_S - 1)[BYTES]
+    # What the row knows has not gone back: neither its counters nor its time.
+    assert table.report(make_flow(total=best, last=5), 60) == "late"
+    assert table.report(make_flow(total=[n + 1 for n in best], last=6), 60) is None
+    assert sums(table) == [n + 1 for n in best]
+
+
+def test_newer_news_with_nothing_changed_keeps_the_row(make):
+    table = make()
+    table.report(make_flow(last=5), 0)
+    assert table.report(make_flow(last=6), 60) is None
+    assert sums(table) == [100, 200, 1, 2]
+    assert table.page(60 + TIMEOUT_S - 1)[BYTES]
+
+
+@pytest.mark.parametrize("counter", range(len(COUNTERS)))
+def test_a_lower_counter_in_newer_news_means_that_the_flow_started_over(make, counter):
+    table = make()
+    old = [100, 200, 10, 20]
+    new = [101, 201, 11, 21]
+    new[counter] = old[counter] - 1
+    table.report(make_flow(total=old, last=5), 0)
+    assert table.report(make_flow(total=new, last=6), 0) is None
+    expected = [sum(pair) for pair in zip(old, new, strict=True)]
+    assert sums(table) == expected
+    # The next difference is taken from the new totals.
+    table.report(make_flow(total=[n + 1 for n in new], last=7), 0)
+    assert sums(table) == [n + 1 for n in expected]
+
+
+def test_a_known_flow_stays_with_its_connection(make):
+    table = make()
+    table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
+    table.report(make_flow(total=(110, 210, 2, 3), last=2, node="node-2"), 0)
+    table.report(make_flow(total=(120, 210, 2, 3), last=3, node="x" * 2000, ports=(-1, 1)), 0)
+    assert sums(table) == [120, 210, 2, 3]
+
+
+# Unknown flows
+
+KNOWN = make_flow("1", (1, 1, 1, 1))
+"""A first flow of the connection, so that rule (b) is not for the next one."""
+
+LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, "last": 70_000}
+"""Fields that make a flow no first report."""
+
+
+def test_rule_a_a_first_report_counts_whole(make):
+    table = make()
+    table.report(KNOWN, 0)
+    table.report(make_flow(newest=(0, 0, 0, 0), newest_start=1_000, start=1_000), 0)
+    assert sums(table) == [101, 201, 2, 3]
+
+
+@pytest.mark.parametrize("start", [{}, {"Start": 0}, {"Start": 1}])
+def test_rule_a_no_last_update_metric_counts_whole(make, start):
+    table = make()
+    table.report(KNOWN, 0)
+    flow = make_flow() | start
+    del flow["LastUpdateMetric"]
+    table.report(flow, 0)
+    assert sums(table) == [101, 201, 2, 3]
+
+
+def test_rule_b_what_creates_the_connection_counts_whole(make):
+    table = make()
+    table.report(make_flow(**LATER), 0)
+    assert sums(table) == [100, 200, 1, 2]
+
+
+@pytest.mark.parametrize("missing", [label for label in LABELS if label != DIRECTION])
+def test_rule_b_needs_both_addresses_and_both_ports_as_labels(make, missing):
+    table = make(labels=[label for label in LABELS if label != missing])
+    table.report(make_flow(**LATER), 0)
+    is_endpoint = missing.name.endswith(("_ip", "_port"))
+    assert sums(table) == ([5, 6, 7, 8] if is_endpoint else [100, 200, 1, 2])
+
+
+def test_rule_c_counts_the_newest_amount(make):
+    table = make()
+    table.report(KNOWN, 0)
+    table.report(make_flow(**LATER), 0)
+    assert sums(table) == [6, 7, 8, 9]
+    # The totals are known from now on.
+    table.report(make_flow(total=(101, 200, 1, 2), last=80_000), 0)
+    assert sums(table) == [7, 7, 8, 9]
+
+
+def test_rule_c_a_closing_report_that_repeats_its_amounts_is_skipped(make):
+    table = make()
+    table.report(KNOWN, 0)
+    repeat = make_flow(**LATER | {"newest_last": 69_999}, finish=1)
+    assert table.report(repeat, 0) == "ended"
+    assert sums(table) == [1, 1, 1, 1]
+    assert (table.flows, table.dormant_flows) == (1, 0)
+    assert table.finished["timeout"] == 1
+
+
+def test_a_closing_report_that_repeats_is_not_a_first_report(make):
+    # Protocols with a time-out of their own close at the next update, with the first one's amounts.
+    table = make()
+    repeat = make_flow(start=1_000, newest_start=1_000, last=5_000, newest_last=10_000, finish=1)
+    assert table.report(repeat, 0) == "ended"
+    assert (table.connections, table.flows) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("finish", "newest_last"), [(1, 70_000), (0, 69_999), (2, 69_999), (3, 69_999), (4, 69_999)]
+)
+def test_rule_c_counts_what_the_update_added_in_all_other_reports(make, finish, newest_last):
+    table = make()
+    table.report(KNOWN, 0)
+    table.report(make_flow(**LATER | {"newest_last": newest_last}, finish=finish), 0)
+    assert sums(table) == [6, 7, 8, 9]
+
+
+def test_any_text_is_a_key_of_its_own(make):
+    hexadecimal = ["0", "a", "ffffffffffffffff", "1000000000000000"]
+    other = ["00", "0a", "A", "0x1", "+1", "-1", "1.0", "10000000000000000", "fffffffffffffffff"]
+    other += [" ", "a ", "a\n", "\0", "é", "e\u0301", "\U0001f600", "x" * 16, "x" * 17, "x" * 1024]
+    uuids = hexadecimal + other
+    table = make()
+    for uuid in uuids:
+        assert table.report(make_flow(uuid, (1, 0, 0, 0), last=1), 0) is None
+    assert table.flows == len(uuids)
+    for n, uuid in enumerate(uuids):
+        assert table.report(make_flow(uuid, (1 + 2**n, 0, 0, 0), last=2), 0) is None
+        assert table.report(make_flow(uuid, (1 + 2**n, 0, 0, 0), last=2), 0) == "late"
+    assert table.flows == len(uuids)
+    assert sums(table)[0] == len(uuids) + 2 ** len(uuids) - 1
+
+
+def test_finish_is_counted_and_shortens_nothing(make):
+    table = make()
+    table.report(make_flow(last=1), 0)
+    table.report(make_flow(total=(101, 200, 1, 2), last=2, finish=1), 60)
+    table.report(make_flow(total=(101, 200, 1, 2), last=2, finish=1), 61)
+    for n, finish in enumerate((2, 3, 3, 7)):
+        table.report(make_flow(str(n), finish=finish), 61)
+    table.report(make_flow("", finish=2), 0)
+    table.report(make_flow("wild", (-1, 0, 0, 0), finish=2), 0)
+    assert table.finished == {"timeout": 2, "fin": 1, "rst": 2, "other": 1}
+    assert len(table.page(60 + TIMEOUT_S - 1)[BYTES]) == 2
+
+
+# RTT
+
+
+def test_the_latest_rtt_that_is_not_zero_wins(make):
+    table = make()
+    table.report(make_flow("a1", last=1), 0)
+    assert rtt_ns(table) is None
+    table.report(make_flow("a1", last=2, rtt=500), 0)
+    assert rtt_ns(table) == 500
+    table.report(make_flow("b2", last=1, rtt=300), 0)
+    table.report(make_flow("a1", last=3), 0)
+    assert rtt_ns(table) == 300
+
+
+# Time
+
+
+def test_a_flow_leaves_when_its_time_is_over_and_the_connection_with_the_last_one(make):
+    table = make()
+    table.report(make_flow("a1"), 0)
+    table.report(make_flow("b2"), 10)
+    table.expire(TIMEOUT_S - 0.0625)
+    assert table.flows == 2
+    table.expire(TIMEOUT_S)
+    assert (table.flows, table.connections) == (1, 1)
+    assert sums(table, TIMEOUT_S) == [200, 400, 2, 4]
+    assert table.page(TIMEOUT_S + 9.9375)[BYTES]
+    assert not table.page(TIMEOUT_S + 10)[BYTES]
+    table.expire(TIMEOUT_S + 10)
+    assert table.flows == table.connections == 0
+    assert (table.created_total, table.expired_total) == (1, 1)
+
+
+def test_a_connection_that_comes_back_starts_from_what_is_new(make):
+    table = make()
+    table.report(make_flow(total=(100, 200, 1, 2), rtt=5), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow(total=(110, 210, 2, 3), last=3_000), TIMEOUT_S)
+    assert sums(table, TIMEOUT_S) == [110, 210, 2, 3]
+    assert rtt_ns(table, TIMEOUT_S) is None
+    assert table.created_total == 2
+
+
+def test_a_report_before_the_row_was_swept_goes_on_with_it(make):
+    table = make()
+    table.report(make_flow(total=(100, 200, 1, 2)), 0)
+    assert not table.page(TIMEOUT_S + 1)[BYTES]
+    table.report(make_flow(total=(110, 210, 2, 3), last=3_000), TIMEOUT_S + 1)
+    table.expire(TIMEOUT_S + 1)
+    assert sums(table, TIMEOUT_S + 1) == [110, 210, 2, 3]
+    assert table.created_total == 1
+
+
+# Limits
+
+
+def test_at_the_limit_of_connections_the_known_ones_go_on(make):
+    table = make(max_connections=1)
+    table.report(make_flow("a1"), 0)
+    assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
+    assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
+    assert table.report(make_flow("c3"), 0) is None
+    assert table.rejected_total == 2
+    assert (table.flows, table.connections) == (2, 1)
+    assert sums(table) == [200, 400, 2, 4]
+
+
+def test_at_both_limits_what_would_be_a_new_connection_is_counted(make):
+    table = make(max_connections=1, max_flows=1)
+    table.report(make_flow("a1"), 0)
+    assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
+    assert table.report(make_flow("c3"), 0) == "table_full"
+    assert table.rejected_total == 1
+
+
+def test_at_the_limit_of_flows_the_known_ones_go_on(make):
+    table = make(max_flows=1)
+    table.report(make_flow("a1", last=1), 0)
+    assert table.report(make_flow("b2"), 0) == "table_full"
+    assert table.report(make_flow("c3", a="10.0.0.3"), 0) == "table_full"
+    assert table.report(make_flow("a1", (101, 200, 1, 2), last=2), 0) is None
+    assert table.rejected_total == 0
+    assert (table.flows, table.connections) == (1, 1)
+    assert sums(table) == [101, 200, 1, 2]
+    table.expire(TIMEOUT_S)
+    assert table.report(make_flow("b2"), TIMEOUT_S) is None
+
+
+def test_for_what_finds_no_room_the_newest_amount_is_not_looked_at(make):
+    table = make(max_flows=1)
+    table.report(make_flow("a1"), 0)
+    assert table.report(make_flow("b2", **LATER | {"newest": (-1, 0, 0, 0)}), 0) == "table_full"
+    assert table.report(make_flow("b2", start=-1), 0) == "table_full"
+
+
+def test_sums_saturate(make):
+    table = make()
+    table.report(make_flow("a1", (MAX_NUMBER, MAX_NUMBER, 1, 1)), 0)
+    table.report(make_flow("b2", (MAX_NUMBER - 1, MAX_NUMBER, 1, 1)), 0)
+    assert sums(table) == [MAX_SUM, MAX_SUM, 2, 2]
+    table.report(make_flow("c3", (1, 1, 1, 1)), 0)
+    table.report(make_flow("c3", (2**62, 2**62, 2, 2), last=3_000), 0)
+    assert sums(table) == [MAX_SUM, MAX_SUM, 4, 4]
+
+
+def test_values_are_exact(make):
+    numbers = (2**62, 2**62 - 1, 2**53 + 1, 9_999_999_999_999_999)
+    table = make()
+    table.report(make_flow(total=numbers, rtt=2**61 + 1), 0)
+    assert sums(table) == list(numbers)
+    assert rtt_ns(table) == 2**61 + 1
+
+
+@pytest.mark.parametrize(
+    "number", [0, *(10**n - 1 for n in range(1, 19)), *(10**n for n in range(19))]
+)
+def test_values_of_every_length(make, number):
+    table = make()
+    numbers = (number, number + 1, max(0, number - 1), number)
+    if max(numbers) > MAX_NUMBER:
+        numbers = (number, number, number, number)
+    table.report(make_flow(total=numbers), 0)
+    assert sums(table) == list(numbers)
+
+
+# Flows that are not taken
+
+
+def without(*names):
+    flow = make_flow()
+    for name in names:
+        del flow[name]
+    return flow
+
+
+def with_number(group, name, number):
+    flow = make_flow("b2")
+    (flow[group] if group else flow)[name] = number
+    return flow
+
+
+WILD_NUMBERS = (-1, MAX_NUMBER + 1, 2**63, 2**64, 10**22, -(2**63), -(10**22))
+NUMBERS = [*(("Metric", name) for name in COUNTERS), ("", "Last")]
+LEFT_OUT = [("Metric", "RTT"), ("", "FinishType")]
+
+
+@pytest.mark.parametrize(
+    ("flow", "reason"),
+    [
+        (without("UUID", "Network"), "no_uuid"),
+        (make_flow(""), "no_uuid"),
+        (without("Network", "Transport"), "no_network"),
+        (without("Transport", "Metric"), "no_transport"),
+        (without("Metric"), "no_metric"),
+        (make_flow() | {"Metric": None}, "no_metric"),
+        (make_flow("x" * 1025), "text_too_long"),
+        (make_flow(node="é" * 512 + "e"), "text_too_long"),
+        (make_flow(protocol="x" * 10_000_000), "text_too_long"),
+        *[
+            (with_number(group, name, number), "out_of_range")
+            for group, name in NUMBERS
+            for number in WILD_NUMBERS
+        ],
+        *[
+            (with_number("Transport", name, number), "out_of_range")
+            for name in "AB"
+            for number in WILD_NUMBERS
+        ],
+    ],
+)
+def test_what_cannot_be_taken_leaves_no_trace(make, flow, reason):
+    table = make()
+    assert table.report(flow, 0) == reason
+    assert table.connections == table.flows == table.created_total == 0
+    assert table.page(0) == make().page(0)
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        make_flow("x" * 1024),
+        make_flow(node="é" * 512),
+        make_flow(node="", protocol="", a="", b=""),
+        *[
+            with_number(group, name, number)
+            for group, name in (*NUMBERS, *LEFT_OUT)
+            for number in (0, MAX_NUMBER)
+        ],
+        *[with_number("Transport", name, number) for name in "AB" for number in (0, MAX_NUMBER)],
+    ],
+)
+def test_what_is_just_within_the_limits_is_taken(make, flow):
+    table = make()
+    assert table.report(flow, 0) is None
+    assert table.report(flow, 0) == "late"
+    assert (table.connections, table.flows) == (1, 1)
+
+
+@pytest.mark.parametrize("number", WILD_NUMBERS)
+@pytest.mark.parametrize(("group", "name"), NUMBERS)
+def test_a_wild_number_in_an_update_changes_nothing(make, group, name, number):
+    table = make()
+    table.report(make_flow("b2", (1, 1, 1, 1), last=1), 0)
+    assert table.report(with_number(group, name, number), 60) == "out_of_range"
+    assert sums(table) == [1, 1, 1, 1]
+    assert not table.page(TIMEOUT_S)[BYTES]
+
+
+def test_the_start_is_looked_at_only_where_it_says_whether_a_report_is_the_first(make):
+    table = make()
+    assert table.report(make_flow("a1", start=-1), 0) is None
+    assert table.values_skipped["Start"] == 0
+    # It is not a first report, and nobody knows what it adds.
+    assert table.report(make_flow("b2", start=-1), 0) is None
+    assert table.report(make_flow("c3", start=10**22), 0) is None
+    assert sums(table) == [100, 200, 1, 2]
+    assert table.report(make_flow("a1", start=-1, last=3_000), 0) is None
+    # And so it is whatever else is in the message.
+    table.message([make_flow("d4", **LATER), make_flow("a1", start=-1, last=4_000)], 0)
+    assert table.values_skipped["Start"] == 2
+    # Its next report adds the difference.
+    table.report(make_flow("b2", (101, 202, 4, 6), start=-1, last=3_000), 0)
+    assert sums(table) == [106, 208, 11, 14]
+
+
+@pytest.mark.parametrize("number", WILD_NUMBERS)
+def test_where_nobody_knows_whether_a_report_is_a_closing_one_it_is_not_the_first(make, number):
+    table = make()
+    table.report(make_flow("a1"), 0)
+    # Either may be a closing report that repeats what was counted before.
+    for uuid, changes in (("b2", {}), ("c3", LATER), ("d4", {"newest_last": 9_000})):
+        assert table.report(make_flow(uuid, **changes, finish=number), 0) is None
+    unmarked = make_flow("e5", finish=number)
+    del unmarked["LastUpdateMetric"]
+    assert table.report(unmarked, 0) is None
+    assert sums(table) == [100, 200, 1, 2]
+    assert table.values_skipped["FinishType"] == 4
+    table.report(make_flow("e5", (101, 202, 4, 6), last=3_000, finish=number), 0)
+    assert sums(table) == [101, 202, 4, 6]
+
+
+@pytest.mark.parametrize("number", WILD_NUMBERS)
+@pytest.mark.parametrize("name", [*COUNTERS, "Start", "Last"])
+def test_the_newest_amount_is_looked_at_only_where_it_counts(make, name, number):
+    def flow(uuid, **fields):
+        flow = make_flow(uuid, **LATER | fields)
+        flow["LastUpdateMetric"][name] = number
+        return flow
+
+    field = f"LastUpdateMetric.{name}"
+    table = make()
+    assert table.report(flow("a1"), 0) is None
+    assert table.values_skipped[field] == 0
+    # The others count.
+    assert table.report(flow("b2"), 0) is None
+    assert table.values_skipped[field] == 1
+    added = [5, 6, 7, 8]
+    if name == "Start":
+        added = [0, 0, 0, 0]
+    elif name in COUNTERS:
+        added[COUNTERS.index(name)] = 0
+    assert sums(table) == [a + b for a, b in zip((100, 200, 1, 2), added, strict=True)]
+    assert table.report(flow("a1", last=80_000), 0) is None
+    if name in COUNTERS:
+        assert table.report(flow("c3", newest_start=1_000), 0) is None
+    # And so it is whatever else is in the message.
+    table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
+    assert table.values_skipped[field] == 1
+    assert not table.skipped["out_of_range"]
+
+
+# The page
+
+
+def test_a_page(make):
+    table = make()
+    table.report(make_flow(total=(10, 20, 1, 2), rtt=2**62, a="fd77::1", b="fd77::2"), 0)
+    labels = (
+        'initiator_ip="fd77::1",target_ip="fd77::2",initiator_port="40000",target_port="443",'
+        'direction="{}",node_tid="node-1",protocol="TCP"'
+    )
+    there, back = labels.format("initiator_to_target"), labels.format("target_to_initiator")
+    assert table.page(0) == {
+        BYTES: {f"{BYTES}{{{there}}} 10", f"{BYTES}{{{back}}} 20"},
+        PACKETS: {f"{PACKETS}{{{there}}} 1", f"{PACKETS}{{{back}}} 2"},
+        RTT: {f"{RTT}{{{there}}} 4611686018427387904"},
+    }
+
+
+def test_a_page_without_connections_has_its_families(make):
+    assert make().page(0) == {BYTES: set(), PACKETS: set(), RTT: set()}
+
+
+def test_other_labels_and_missing_values(make):
+    number = Label("vlan", ("Link", "ID"), number=True)
+    table = make(labels=(Label("app", ("Application",)), number, DIRECTION))
+    table.report(make_flow(), 0)
+    table.report(make_flow("b2") | {"Link": {"ID": 7}, "Application": 'a"b\\c\nd'}, 0)
+    table.report(make_flow("c3") | {"Link": {"A": "02:00:00:00:00:01"}}, 0)
+    assert table.page(0)[PACKETS] == {
+        f'{PACKETS}{{app="",vlan="",direction="initiator_to_target"}} 1',
+        f'{PACKETS}{{app="",vlan="",direction="target_to_initiator"}} 2',
+        f'{PACKETS}{{app="",vlan="0",direction="initiator_to_target"}} 1',
+        f'{PACKETS}{{app="",vlan="0",direction="target_to_initiator"}} 2',
+        f'{PACKETS}{{app="a\\"b\\\\c\\nd",vlan="7",direction="initiator_to_target"}} 1',
+        f'{PACKETS}{{app="a\\"b\\\\c\\nd",vlan="7",direction="target_to_initiator"}} 2',
+    }
+
+
+def test_the_direction_alone(make):
+    table = make(labels=(DIRECTION,))
+    for n in range(5):
+        table.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n}"), 0)
+    assert table.page(0)[PACKETS] == {
+        f'{PACKETS}{{direction="initiator_to_target"}} 5',
+        f'{PACKETS}{{direction="target_to_initiator"}} 10',
+    }
+
+
+@pytest.mark.parametrize("position", range(len(LABELS)))
+def test_the_direction_anywhere(make, position):
+    labels = [label for label in LABELS if label != DIRECTION]
+    labels.insert(position, DIRECTION)
+    table = make(labels=labels)
+    table.report(make_flow(), 0)
+    values = {"initiator_ip": "10.0.0.1", "target_ip": "10.0.0.2", "initiator_port": "40000",
+              "target_port": "443", "node_tid": "node-1", "protocol": "TCP"}  # fmt: skip
+    expected = set()
+    for direction, value in (("initiator_to_target", 100), ("target_to_initiator", 200)):
+        texts = values | {"direction": direction}
+        pairs = ",".join(f'{label.name}="{texts[label.name]}"' for label in labels)
+        expected.add(f"{BYTES}{{{pairs}}} {value}")
+    assert table.page(0)[BYTES] == expected
+
+
+def test_other_families(make):
+    rtt, packets = FAMILIES[2], FAMILIES[1]
+    table = make(families=(rtt, packets))
+    table.report(make_flow(rtt=8), 0)
+    page = table.page(0)
+    assert list(page) == [RTT, PACKETS]
+    assert [len(lines) for lines in page.values()] == [1, 2]
+
+
+# Views
+
+IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
+APPLICATION = KNOWN_LABELS["application"]
+VIEW_TIMEOUT_S = 1000.0
+
+
+def view(prefix, labels, *metrics):
+    """Return a view with families such as ``{prefix}_bytes_total``."""
+    return View(labels, standard(prefix, *metrics), VIEW_TIMEOUT_S)
+
+
+def samples(table, family, now=0.0):
+    """Return a family's numbers by label values, with > and < for the directions."""
+    found = {}
+    for line in table.page(now)[family]:
+        series, _, number = line.rpartition(" ")
+        values = ",".join(re.findall(r'="([^"]*)"', series))
+        values = values.replace("initiator_to_target", ">").replace("target_to_initiator", "<")
+        found[values] = number
+    return found
+
+
+def tcp(flow, out_of_order=(0, 0)):
+    """Return a flow with a TCPMetric."""
+    names = ("ABSegmentOutOfOrder", "BASegmentOutOfOrder")
+    return flow | {"TCPMetric": dict(zip(names, out_of_order, strict=True))}
+
+
+def icmp(flow, version="IPV4"):
+    """Return a flow of ICMP in place of TCP."""
+    flow = flow | {"ICMP": {"Type": "ECHO", "ID": 7}, "Network": flow["Network"] | {}}
+    flow["Network"]["Protocol"] = version
+    del flow["Transport"]
+    return flow
+
+
+def test_views_get_the_same_deltas(make):
+    table = make(
+        Spec(
+            views=(
+                view("a", (IP_A, DIRECTION), "bytes"),
+                view("b", (NODE,), "packets"),
+                view("c", (DIRECTION, PROTOCOL), "bytes"),
+            )
+        )
+    )
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    table.report(make_flow("b2", (10, 20, 3, 4), last=1, a="10.0.0.3"), 0)
+    table.report(make_flow("c3", (5, 5, 5, 5), last=1, a="10.0.0.3", protocol="UDP"), 0)
+    table.report(make_flow("a1", (101, 205, 2, 2), last=2), 0)
+    assert samples(table, "a_bytes_total") == {
+        "10.0.0.1,>": "101",
+        "10.0.0.1,<": "205",
+        "10.0.0.3,>": "15",
+        "10.0.0.3,<": "25",
+    }
+    assert samples(table, "b_packets_total") == {"node-1": "21"}
+    assert samples(table, "c_bytes_total") == {
+        ">,TCP": "111",
+        "<,TCP": "225",
+        ">,UDP": "5",
+        "<,UDP": "5",
+    }
+    assert (table.connections, table.view_connections) == (2, (1, 2))
+
+
+def test_each_view_judges_what_an_unknown_flow_is_worth(make):
+    table = make(
+        Spec(
+            views=(
+                View(),
+                view("node", (NODE,), "bytes"),
+                view("all", LABELS[:4], "bytes"),
+                view("sum", (*LABELS[:4], NODE), "bytes"),
+            )
+        )
+    )
+    # The first connection of the main view: its total. Of the node: its newest amount.
+    table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
+    assert sums(table) == [100, 200, 1, 2]
+    assert samples(table, "node_bytes_total") == {"node-1": "11"}
+    assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "300"}
+    # Another node has its first flow, but between these ends there was one.
+    table.report(make_flow("b2", (1000, 2000, 1, 2), node="node-2", **LATER), 0)
+    assert samples(table, "node_bytes_total") == {"node-1": "11", "node-2": "11"}
+    assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "311"}
+    assert samples(table, "sum_bytes_total") == {
+        "10.0.0.1,10.0.0.2,40000,443,node-1": "300",
+        "10.0.0.1,10.0.0.2,40000,443,node-2": "3000",
+    }
+    # A first report counts whole everywhere.
+    table.report(make_flow("c3", (1, 2, 0, 0)), 0)
+    assert samples(table, "node_bytes_total") == {"node-1": "14", "node-2": "11"}
+
+
+@pytest.mark.parametrize("name", ["Start", "Last", *COUNTERS])
+def test_the_newest_amount_is_looked_at_if_any_view_needs_it(make, name):
+    flow = make_flow(**LATER)
+    flow["LastUpdateMetric"][name] = -1
+    field = f"LastUpdateMetric.{name}"
+    table = make(Spec(views=(View(),)))
+    assert table.report(flow, 0) is None
+    assert table.values_skipped[field] == 0
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes"))))
+    assert table.report(flow, 0) is None
+    assert table.values_skipped[field] == 1
+    assert samples(table, "node_bytes_total") == {
+        "node-1": "0" if name in ("Start", "ABBytes", "BABytes") else "11"
+    }
+
+
+def test_a_view_keeps_its_rows_until_they_are_silent(make):
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows", "rtt"))))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, rtt=1_500_000_000), 0)
+    table.report(make_flow("a1", (110, 200, 1, 2), last=2), 50)
+    table.expire(50 + TIMEOUT_S)
+    assert (table.connections, table.flows, table.view_connections) == (0, 0, (1,))
+    now = 50 + VIEW_TIMEOUT_S - 1
+    assert samples(table, "node_bytes_total", now) == {"node-1": "310"}
+    assert samples(table, "node_flows", now) == {"node-1": "0"}
+    assert samples(table, "node_rtt_seconds", now) == {"node-1": "1.5"}
+    assert samples(table, "node_bytes_total", now + 1) == {}
+    table.expire(now)
+    assert table.view_connections == (1,)
+    table.expire(now + 1)
+    assert table.view_connections == (0,)
+
+
+def test_a_view_row_goes_on_with_another_flow_and_starts_anew_when_it_was_gone(make):
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows"))))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    table.expire(900)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1), 900)
+    assert samples(table, "node_bytes_total", 900) == {"node-1": "330"}
+    assert samples(table, "node_flows", 900) == {"node-1": "1"}
+    table.expire(900 + VIEW_TIMEOUT_S)
+    table.report(make_flow("c3", (1, 2, 1, 2), last=1), 900 + VIEW_TIMEOUT_S)
+    assert samples(table, "node_bytes_total", 900 + VIEW_TIMEOUT_S) == {"node-1": "3"}
+
+
+def test_late_reports_renew_no_row(make):
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes"))))
+    table.report(make_flow(last=5), 0)
+    assert table.report(make_flow(last=5), 70) == "late"
+    assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S) == {}
+    assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S - 1) == {"node-1": "300"}
+
+
+def test_the_time_out_ends_with_a_full_second(make):
+    table = make(Spec(views=(View(), view("node", (NODE,), "bytes"))))
+    table.report(make_flow(), 0.25)
+    assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S + 0.75) == {"node-1": "300"}
+    assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S + 1) == {}
+    assert table.page(TIMEOUT_S + 0.75)[BYTES]
+    assert not table.page(TIMEOUT_S + 1)[BYTES]
+
+
+def test_what_no_view_shows_is_not_looked_at(make):
+    table = make(Spec(views=(view("node", (NODE,), "packets"),)))
+    table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
+    # Fewer bytes, or a wrong number of them: neither a start over, nor wrong.
+    assert table.report(make_flow(total=(1, -1, 2, 2), last=2, rtt=-1), 0) is None
+    assert table.report(make_flow(total=(9, 9, 2, 2), last=2), 0) == "late"
+    assert samples(table, "node_packets_total") == {"node-1": "4"}
+
+
+# Both directions in one
+
+
+SUM = Spec(views=(view("node", (NODE,), "bytes", "rtt"),))
+
+
+def test_a_sum_of_both_directions(make):
+    table = make(SUM)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, rtt=7), 0)
+    table.report(make_flow("b2", **LATER), 0)
+    table.report(make_flow("a1", (150, 201, 1, 2), last=2), 0)
+    assert samples(table, "node_bytes_total") == {"node-1": "362"}
+    assert samples(table, "node_rtt_seconds") == {"node-1": "0.000000007"}
+
+
+def test_of_a_sum_only_the_sum_is_judged(make):
+    table = make(SUM)
+    table.report(make_flow(total=(100, 200, 1, 2), last=5), 0)
+    assert table.report(make_flow(total=(200, 100, 1, 2), last=4), 0) == "late"
+    assert table.report(make_flow(total=(90, 220, 1, 2), last=6), 0) is None
+    assert samples(table, "node_bytes_total") == {"node-1": "310"}
+    assert table.report(make_flow(total=(90, 219, 1, 2), last=7), 0) is None
+    assert samples(table, "node_bytes_total") == {"node-1": "619"}
+
+
+def test_a_flow_starts_over_in_all_views_at_once(make):
+    table = make(Spec(views=(view("a", (NODE, DIRECTION), "bytes"), view("b", (NODE,), "bytes"))))
+    table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
+    table.report(make_flow(total=(90, 210, 1, 2), last=2), 0)
+    assert samples(table, "a_bytes_total") == {"node-1,>": "190", "node-1,<": "410"}
+    assert samples(table, "b_bytes_total") == {"node-1": "600"}
+
+
+def test_a_sum_must_be_in_range_too(make):
+    half = 2**61
+    table = make(SUM)
+    assert table.report(make_flow("a1", (half + 1, half, 0, 0)), 0) == "out_of_range"
+    assert table.report(make_flow("a1", (half, half, 0, 0), last=1), 0) is None
+    assert table.report(make_flow("a1", (half + 1, half, 0, 0), last=2), 0) == "out_of_range"
+    wrong = LATER | {"newest": (half, half + 1, 0, 0)}
+    assert table.report(make_flow("b2", **wrong), 0) is None
+    assert table.values_skipped["LastUpdateMetric.BABytes"] == 1
+    assert samples(table, "node_bytes_total") == {"node-1": str(2**62)}
+    # Twice 2^62 is one more than there is.
+    table.report(make_flow("c3", (half, half, 0, 0)), 0)
+    assert samples(table, "node_bytes_total") == {"node-1": str(MAX_SUM)}
+
+
+# Counters that not every flow has
+
+
+OPTIONAL = Spec(views=(view("tcp", (NODE, DIRECTION), "packets", "tcp_out_of_order"),))
+
+
+def test_a_counter_that_no_flow_has_has_no_series(make):
+    table = make(OPTIONAL)
+    table.report(make_flow("a1", node="node-1"), 0)
+    table.report(tcp(make_flow("b2", node="node-2"), (3, 4)), 0)
+    table.report(make_flow("c3", node="node-2"), 0)
+    table.report(tcp(make_flow("d4", node="node-3")), 0)
+    table.report(make_flow("e5", node="node-4") | {"TCPMetric": {}}, 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {
+        "node-2,>": "3",
+        "node-2,<": "4",
+        "node-3,>": "0",
+        "node-3,<": "0",
+        "node-4,>": "0",
+        "node-4,<": "0",
+    }
+    assert len(samples(table, "tcp_packets_total")) == 8
+
+
+def test_a_part_that_is_missing_once_changes_nothing(make):
+    table = make(OPTIONAL)
+    table.report(tcp(make_flow(total=(0, 0, 1, 2), last=1), (3, 4)), 0)
+    assert table.report(make_flow(total=(0, 0, 5, 2), last=2), 0) is None
+    assert table.report(make_flow(total=(0, 0, 5, 2), last=2), 0) == "late"
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "4"}
+    table.report(tcp(make_flow(total=(0, 0, 5, 2), last=2), (3, 5)), 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "5"}
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "2"}
+
+
+def test_a_part_that_comes_later_counts_from_nothing(make):
+    table = make(OPTIONAL)
+    table.report(make_flow(last=1), 0)
+    assert table.report(tcp(make_flow(last=1), (0, 0)), 0) == "late"
+    assert samples(table, "tcp_tcp_out_of_order_total") == {}
+    assert table.report(tcp(make_flow(last=1), (3, 0)), 0) is None
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "0"}
+
+
+def test_a_part_that_is_missing_when_the_flow_starts_over_is_forgotten(make):
+    table = make(OPTIONAL)
+    table.report(tcp(make_flow(total=(0, 0, 9, 9), last=1), (3, 4)), 0)
+    table.report(make_flow(total=(0, 0, 1, 1), last=2), 0)
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "10", "node-1,<": "10"}
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "4"}
+    table.report(tcp(make_flow(total=(0, 0, 2, 2), last=3), (1, 1)), 0)
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "11", "node-1,<": "11"}
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "4", "node-1,<": "5"}
+
+
+def test_an_optional_counter_alone_can_start_a_flow_over(make):
+    table = make(OPTIONAL)
+    table.report(tcp(make_flow(total=(0, 0, 1, 2), last=1), (3, 4)), 0)
+    table.report(tcp(make_flow(total=(0, 0, 1, 2), last=2), (3, 3)), 0)
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "2", "node-1,<": "4"}
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "6", "node-1,<": "7"}
+
+
+def test_without_an_amount_nothing_is_new_of_an_unknown_flow(make):
+    table = make(Spec(views=(*OPTIONAL.views, view("ip", (NODE,), "ip_fragments"))))
+    first = tcp(make_flow("a1"), (3, 4)) | {"IPMetric": {"Fragments": 5}}
+    later = tcp(make_flow("b2", **LATER), (30, 40)) | {"IPMetric": {"Fragments": 50}}
+    table.report(first, 0)
+    table.report(later, 0)
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "8", "node-1,<": "10"}
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "4"}
+    assert samples(table, "ip_ip_fragments_total") == {"node-1": "5"}
+    update = tcp(make_flow("b2", **LATER | {"last": 80_000}), (31, 42))
+    table.report(update | {"IPMetric": {"Fragments": 51}}, 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "4", "node-1,<": "6"}
+    assert samples(table, "ip_ip_fragments_total") == {"node-1": "6"}
+
+
+def test_without_an_amount_the_total_counts_of_a_complete_connection(make):
+    families = (*FAMILIES, *OPTIONAL.views[0].families[1:])
+    table = make(Spec(views=(View(LABELS, families),)))
+    table.report(tcp(make_flow(**LATER), (30, 40)), 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {
+        "10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP": "30",
+        "10.0.0.1,10.0.0.2,40000,443,<,node-1,TCP": "40",
+    }
+
+
+@pytest.mark.parametrize("number", WILD_NUMBERS)
+def test_a_wild_number_in_an_optional_counter_is_left_out(make, number):
+    table = make(OPTIONAL)
+    table.report(tcp(make_flow(total=(1, 1, 1, 1), last=1), (1, 0)), 0)
+    assert table.report(tcp(make_flow(total=(1, 1, 5, 6), last=2), (2, number)), 0) is None
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "0"}
+    assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "6"}
+    assert table.values_skipped["TCPMetric.BASegmentOutOfOrder"] == 1
+    # What it becomes is counted when it can be read.
+    table.report(tcp(make_flow(total=(1, 1, 5, 6), last=3), (2, 7)), 0)
+    assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "7"}
+
+
+def test_a_counter_of_one_direction_has_one_series(make):
+    table = make(
+        Spec(
+            views=(
+                View((NODE, DIRECTION), (Family("there", "counter", ("Metric", "ABBytes")),)),
+                View((NODE,), (Family("sum", "counter", ("Metric", "ABBytes")),)),
+            )
+        )
+    )
+    table.report(make_flow(total=(100, 200, 1, 2)), 0)
+    assert samples(table, "there") == {"node-1,>": "100"}
+    assert samples(table, "sum") == {"node-1": "100"}
+
+
+# Gauges
+
+
+def test_the_number_of_flows(make):
+    table = make(
+        Spec(views=(view("a", (IP_A, DIRECTION), "flows"), view("b", (PROTOCOL,), "flows")))
+    )
+    table.report(make_flow("a1", last=1), 0)
+    table.report(make_flow("b2", last=1), 10)
+    table.report(make_flow("c3", last=1, a="10.0.0.3"), 20)
+    table.report(make_flow("a1", last=2), 30)
+    assert samples(table, "a_flows", 30) == {"10.0.0.1,>": "2", "10.0.0.3,>": "1"}
+    assert samples(table, "b_flows", 30) == {"TCP": "3"}
+    table.expire(10 + TIMEOUT_S)
+    assert samples(table, "a_flows", 10 + TIMEOUT_S) == {"10.0.0.1,>": "1", "10.0.0.3,>": "1"}
+    table.expire(30 + TIMEOUT_S)
+    assert samples(table, "a_flows", 30 + TIMEOUT_S) == {}
+    assert samples(table, "b_flows", 30 + TIMEOUT_S) == {"TCP": "0"}
+
+
+def test_the_first_start_and_the_last_packet_of_all_flows(make):
+    table = make(Spec(views=(view("a", (NODE, DIRECTION), "start", "last", "packets"),)))
+
+    def times():
+        return (
+            samples(table, "a_start_timestamp_seconds").get("node-1,>"),
+            samples(table, "a_last_timestamp_seconds").get("node-1,>"),
+        )
+
+    table.report(make_flow("a1", start=0, newest_start=0, last=0), 0)
+    assert times() == (None, None)
+    table.report(make_flow("b2", start=1_600_000_000_123, last=1_600_000_009_000), 0)
+    assert times() == ("1600000000.123", "1600000009")
+    table.report(make_flow("c3", start=1_600_000_000_100, last=1_600_000_001_000), 0)
+    assert times() == ("1600000000.1", "1600000009")
+    table.report(make_flow("d4", start=1_600_000_000_200, last=1_600_000_010_020), 0)
+    assert times() == ("1600000000.1", "1600000010.02")
+    # What is late says nothing, and nothing is forgotten.
+    table.report(make_flow("d4", start=1, last=1_600_000_010_020), 0)
+    table.report(make_flow("a1", start=0, newest_start=0, last=1), 0)
+    assert times() == ("1600000000.1", "1600000010.02")
+    assert table.report(make_flow("e5", start=-1), 0) is None
+    assert times() == ("1600000000.1", "1600000010.02")
+    assert table.values_skipped["Start"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rtt_ns", "shown"),
+    [
+        (1, "0.000000001"),
+        (1_000, "0.000001"),
+        (999_999_999, "0.999999999"),
+        (1_000_000_000, "1"),
+        (1_000_000_001, "1.000000001"),
+        (10_000_000_000, "10"),
+        (2**62, "4611686018.427387904"),
+    ],
+)
+def test_seconds_are_exact(make, rtt_ns, shown):
+    table = make(Spec(views=(view("a", (NODE, DIRECTION), "rtt"),)))
+    table.report(make_flow(rtt=rtt_ns), 0)
+    assert samples(table, "a_rtt_seconds") == {"node-1,>": shown}
+
+
+def test_gauges_alone(make):
+    table = make(Spec(views=(view("a", (NODE,), "flows", "rtt"),)))
+    assert table.report(make_flow(last=1, rtt=5), 0) is None
+    assert table.report(make_flow(last=1, rtt=6), 0) == "late"
+    assert table.report(make_flow(last=2, rtt=7), 0) is None
+    assert samples(table, "a_rtt_seconds") == {"node-1": "0.000000007"}
+
+
+def test_a_gauge_of_both_directions(make):
+    family = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"))
+    table = make(Spec(views=(View((NODE, DIRECTION), (family, *FAMILIES[1:2])),)))
+    table.report(make_flow("a1"), 0)
+    assert samples(table, "ttl") == {}
+    table.report(make_flow("b2") | {"TCPMetric": {"ABSynTTL": 64}}, 0)
+    assert samples(table, "ttl") == {"node-1,>": "64"}
+    table.report(make_flow("c3") | {"TCPMetric": {"BASynTTL": 63}}, 0)
+    assert samples(table, "ttl") == {"node-1,>": "64", "node-1,<": "63"}
+
+
+# Labels that are made
+
+
+def masked(ipv4=None, ipv6=None):
+    return Label("initiator_ip", ("Network", "A"), rewrite=Mask(ipv4, ipv6))
+
+
+@pytest.mark.parametrize(
+    ("mask", "address", "shown"),
+    [
+        (masked(24), "10.1.2.3", "10.1.2.0/24"),
+        (masked(0), "10.1.2.3", "0.0.0.0/0"),
+        (masked(32), "10.1.2.3", "10.1.2.3/32"),
+        (masked(24), "fd77::1", "fd77::1"),
+        (masked(24, 64), "fd77:0:0:1::1", "fd77:0:0:1::/64"),
+        (masked(None, 16), "10.1.2.3", "10.1.2.3"),
+        (masked(24), "", ""),
+        (masked(24), "no address", "no address"),
+    ],
+)
+def test_masked_addresses(make, mask, address, shown):
+    table = make(Spec(views=(view("a", (mask,), "bytes"),)))
+    table.report(make_flow(a=address), 0)
+    assert samples(table, "a_bytes_total") == {shown: "300"}
+
+
+@pytest.mark.parametrize(
+    ("fold", "port", "shown"),
+    [
+        (Fold(above=1023), 1023, "1023"),
+        (Fold(above=1023), 1024, "other"),
+        (Fold(above=1023), 0, "0"),
+        (Fold(above=1023), -1, "other"),
+        (Fold(above=1023), 10**22, "other"),
+        (Fold(keep=frozenset({53, 8080})), 53, "53"),
+        (Fold(keep=frozenset({53, 8080})), 54, "other"),
+        (Fold(above=100, keep=frozenset({8080})), 8080, "8080"),
+        (Fold(above=100, keep=frozenset({8080})), 53, "53"),
+    ],
+)
+def test_folded_ports(make, fold, port, shown):
+    label = Label("target_port", ("Transport", "B"), number=True, rewrite=fold)
+    table = make(Spec(views=(view("a", (label,), "bytes"),)))
+    table.report(make_flow(ports=(1, port)), 0)
+    assert samples(table, "a_bytes_total") == {shown: "300"}
+
+
+def test_folded_connections_add_up_and_are_not_complete(make):
+    fold = Label("initiator_port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
+    table = make(Spec(views=(view("a", (IP_A, IP_B, fold, PORT_B), "bytes"),)))
+    table.report(make_flow("a1", **LATER), 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,other,443": "11"}
+    table.report(make_flow("b2", (1, 2, 0, 0), ports=(40_001, 443)), 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,other,443": "14"}
+
+
+def test_one_view_can_have_an_address_and_another_its_network(make):
+    table = make(Spec(views=(view("a", (IP_A,), "bytes"), view("b", (masked(24),), "bytes"))))
+    table.report(make_flow("a1", a="10.0.0.1"), 0)
+    table.report(make_flow("b2", a="10.0.0.2"), 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1": "300", "10.0.0.2": "300"}
+    assert samples(table, "b_bytes_total") == {"10.0.0.0/24": "600"}
+
+
+def test_the_tag_as_a_label(make):
+    table = make(Spec(views=(view("a", (tag_label(["10.0.0.0/24"]),), "bytes"),)))
+    for n, (a, b) in enumerate(
+        [("10.0.0.1", "10.0.0.2"), ("10.0.0.1", "1.1.1.1"), ("1.1.1.1", "10.0.0.1"), ("", "")]
+    ):
+        table.report(make_flow(str(n), (1 + n, 0, 0, 0), a=a, b=b), 0)
+    assert samples(table, "a_bytes_total") == {
+        "internal": "1",
+        "egress": "2",
+        "ingress": "3",
+        "other": "4",
+    }
+
+
+# ICMP
+
+
+ICMP = Spec(
+    include_icmp=True,
+    views=(
+        view("a", (*LABELS[:4], PROTOCOL_OR_ICMP), "bytes"),
+        view("b", (PROTOCOL_OR_ICMP, *labelled("icmp_type"), DIRECTION), "bytes", "rtt"),
+    ),
+)
+
+
+def test_icmp_is_a_connection_without_ports(make):
+    table = make(ICMP)
+    table.report(icmp(make_flow("a1", rtt=5)), 0)
+    table.report(icmp(make_flow("b2", a="fd77::1", b="fd77::2"), "IPV6"), 0)
+    table.report(make_flow("c3"), 0)
+    assert samples(table, "a_bytes_total") == {
+        "10.0.0.1,10.0.0.2,,,ICMPV4": "300",
+        "fd77::1,fd77::2,,,ICMPV6": "300",
+        "10.0.0.1,10.0.0.2,40000,443,TCP": "300",
+    }
+    assert samples(table, "b_bytes_total") == {
+        "ICMPV4,ECHO,>": "100",
+        "ICMPV4,ECHO,<": "200",
+        "ICMPV6,ECHO,>": "100",
+        "ICMPV6,ECHO,<": "200",
+        "TCP,,>": "100",
+        "TCP,,<": "200",
+    }
+    assert samples(table, "b_rtt_seconds") == {"ICMPV4,ECHO,>": "0.000000005"}
+
+
+def test_what_has_neither_transport_nor_icmp_is_skipped(make):
+    assert make(ICMP).report(without("Transport"), 0) == "no_transport"
+    assert make(ICMP).report(without("Transport") | {"ICMP": None}, 0) == "no_transport"
+    assert make(ICMP).report(without("Transport") | {"ICMP": {}}, 0) is None
+    assert make().report(icmp(make_flow()), 0) == "no_transport"
+
+
+def test_with_icmp_two_addresses_are_no_connection_of_their_own(make):
+    table = make(ICMP)
+    table.report(icmp(make_flow("a1", **LATER)), 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,,,ICMPV4": "11"}
+
+
+# Other protocols
+
+
+WITH_OTHER = Spec(
+    include_other=True,
+    views=(
+        view("a", (*LABELS[:4], PROTOCOL_OR_OTHER), "bytes"),
+        view("b", (PROTOCOL_OR_OTHER, DIRECTION), "bytes", "flows"),
+    ),
+)
+
+
+def portless(path, flow=None, **changes):
+    """Return a flow of neither TCP, UDP, SCTP nor ICMP."""
+    flow = dict(flow or make_flow(), LayersPath=path, **changes)
+    del flow["Transport"]
+    return flow
+
+
+def test_what_has_no_transport_is_a_connection_by_its_last_layer(make):
+    table = make(WITH_OTHER)
+    table.report(portless("Ethernet/IPv4/GRE", make_flow("a1")), 0)
+    table.report(portless("Ethernet/Dot1Q/IPv4/Fragment", make_flow("b2")), 0)
+    table.report(portless("Ethernet/IPv4/Fragment", make_flow("c3", a="10.0.0.3")), 0)
+    table.report(portless("IPv6", make_flow("d4", a="fd77::1", b="fd77::2")), 0)
+    table.report(portless("", make_flow("e5")), 0)
+    table.report(make_flow("f6"), 0)
+    assert samples(table, "a_bytes_total") == {
+        "10.0.0.1,10.0.0.2,,,GRE": "300",
+        "10.0.0.1,10.0.0.2,,,Fragment": "300",
+        "10.0.0.3,10.0.0.2,,,Fragment": "300",
+        "fd77::1,fd77::2,,,IPv6": "300",
+        "10.0.0.1,10.0.0.2,,,": "300",
+        "10.0.0.1,10.0.0.2,40000,443,TCP": "300",
+    }
+    assert samples(table, "b_bytes_total")["Fragment,>"] == "200"
+    assert samples(table, "b_flows")["Fragment,>"] == "2"
+
+
+def test_without_a_path_of_layers_the_protocol_is_empty(make):
+    table = make(WITH_OTHER)
+    flow = portless("")
+    del flow["LayersPath"]
+    table.report(flow, 0)
+    assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,,,": "300"}
+
+
+@pytest.mark.parametrize("with_icmp", [False, True])
+@pytest.mark.parametrize("with_other", [False, True])
+def test_icmp_and_others_are_asked_for_apart(make, with_icmp, with_other):
+    table = make(replace(WITH_OTHER, include_icmp=with_icmp, include_other=with_other))
+    ping = icmp(make_flow("a1")) | {"LayersPath": "Ethernet/IPv4/ICMPv4"}
+    assert table.report(ping, 0) == (None if with_icmp else "no_transport")
+    gre = portless("Ethernet/IPv4/GRE", make_flow("b2"))
+    assert table.report(gre, 0) == (None if with_other else "no_transport")
+    assert table.report(make_flow("c3"), 0) is None
+    assert samples(table, "b_flows") == {
+        **({"ICMPV4,>": "1"} if with_icmp else {}),
+        **({"GRE,>": "1"} if with_other else {}),
+        "TCP,>": "1",
+    }
+
+
+def test_others_have_a_network_and_a_metric(make):
+    table = make(WITH_OTHER)
+    assert table.report(portless("Ethernet/ARP", Network=None), 0) == "no_network"
+    assert table.report(portless("Ethernet/IPv4/GRE", Metric=None), 0) == "no_metric"
+
+
+def test_a_flow_with_icmp_and_a_transport_is_one_of_that_transport(make):
+    table = make(WITH_OTHER)
+    table.report(make_flow() | {"ICMP": {"Type": "ECHO"}, "LayersPath": "a/b"}, 0)
+    assert samples(table, "b_flows") == {"TCP,>": "1"}
+
+
+def test_with_others_two_addresses_are_no_connection_of_their_own(make):
+    table = make(WITH_OTHER)
+    table.report(portless("Ethernet/IPv4/GRE", make_flow("a1", **LATER)), 0)
+    table.report(make_flow("b2", **LATER), 0)
+    assert samples(table, "a_bytes_total") == {
+        "10.0.0.1,10.0.0.2,,,GRE": "11",
+        "10.0.0.1,10.0.0.2,40000,443,TCP": "11",
+    }
+
+
+def test_what_a_protocol_is_made_of_is_checked_as_it_is_shown(make):
+    table = make(WITH_OTHER)
+    assert table.report(portless("x" * 1025 + "/GRE", make_flow("a1")), 0) is None
+    assert table.report(portless("GRE/" + "x" * 1025, make_flow("b2")), 0) == "text_too_long"
+
+
+def test_conversations_of_others_have_no_ports_and_no_protocol(make):
+    table = make(replace(WITH_OTHER, deduplicate="first"))
+    assert table.report(portless("Ethernet/IPv4/GRE", make_flow("a1", node="node-1")), 0) is None
+    back = make_flow("b2", a="10.0.0.2", b="10.0.0.1", node="node-2")
+    assert table.report(portless("Ethernet/IPv4/GRE", back), 0) == "duplicate"
+    esp = portless("Ethernet/IPv4/IPSecESP", make_flow("c3", node="node-2"))
+    assert table.report(esp, 0) == "duplicate"
+    assert table.report(make_flow("d4", node="node-2"), 0) is None
+
+
+# Names
+
+
+@pytest.fixture
+def names():
+    return Names({"node-1": "eth0", "node-2": "eth1"})
+
+
+def named(names):
+    label = Label("node_name", ("NodeTID",), rewrite=names, volatile=True)
+    return Spec(
+        views=(
+            view("a", (label, DIRECTION), "bytes", "rtt", "tcp_out_of_order"),
+            view("b", (IP_A, label), "bytes", "flows", "start"),
+            view("c", (IP_A,), "bytes", "flows"),
+        )
+    )
+
+
+def test_names_are_looked_up(make, names):
+    table = make(named(names))
+    table.report(make_flow("a1", node="node-1"), 0)
+    table.report(make_flow("b2", node="node-2"), 0)
+    table.report(make_flow("c3", node="node-3"), 0)
+    assert samples(table, "b_bytes_total") == {
+        "10.0.0.1,eth0": "300",
+        "10.0.0.1,eth1": "300",
+        "10.0.0.1,": "300",
+    }
+
+
+def test_a_changed_name_files_the_flows_again_with_counters_from_zero(make, names):
+    table = make(named(names))
+    table.report(tcp(make_flow("a1", (100, 200, 1, 2), last=1_000, rtt=7), (1, 1)), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1_000, node="node-2"), 0)
+    names["node-1"] = "bond0"
+    # Nobody has been told yet.
+    table.report(tcp(make_flow("a1", (101, 200, 1, 2), last=2_000, rtt=8), (1, 1)), 0)
+    assert samples(table, "a_bytes_total") == {
+        "eth0,>": "101",
+        "eth0,<": "200",
+        "eth1,>": "10",
+        "eth1,<": "20",
+    }
+    table.relabel(names, {"node-1"})
+    assert samples(table, "a_bytes_total") == {
+        "bond0,>": "0",
+        "bond0,<": "0",
+        "eth1,>": "10",
+        "eth1,<": "20",
+    }
+    assert samples(table, "a_rtt_seconds") == {}
+    assert samples(table, "a_tcp_out_of_order_total") == {"bond0,>": "0", "bond0,<": "0"}
+    # Another view keeps the old row until it is silent.
+    assert samples(table, "b_bytes_total") == {
+        "10.0.0.1,eth0": "301",
+        "10.0.0.1,bond0": "0",
+        "10.0.0.1,eth1": "30",
+    }
+    assert samples(table, "b_flows") == {
+        "10.0.0.1,eth0": "0",
+        "10.0.0.1,bond0": "1",
+        "10.0.0.1,eth1": "1",
+    }
+    assert samples(table, "b_start_timestamp_seconds") == {
+        "10.0.0.1,eth0": "1",
+        "10.0.0.1,eth1": "1",
+    }
+    # A view without names does not notice.
+    assert samples(table, "c_bytes_total") == {"10.0.0.1": "331"}
+    assert samples(table, "c_flows") == {"10.0.0.1": "2"}
+    assert (table.connections, table.view_connections, table.flows) == (2, (3, 1), 2)
+    assert (table.created_total, table.expired_total) == (3, 1)
+    # From here on it counts what comes.
+    table.report(tcp(make_flow("a1", (105, 210, 1, 2), last=3_000, rtt=9), (2, 1)), 0)
+    assert samples(table, "a_bytes_total") == {
+        "bond0,>": "4",
+        "bond0,<": "10",
+        "eth1,>": "10",
+        "eth1,<": "20",
+    }
+    assert samples(table, "a_rtt_seconds") == {"bond0,>": "0.000000009"}
+    assert samples(table, "a_tcp_out_of_order_total") == {"bond0,>": "1", "bond0,<": "0"}
+    assert samples(table, "b_start_timestamp_seconds")["10.0.0.1,bond0"] == "1"
+    assert samples(table, "c_bytes_total") == {"10.0.0.1": "345"}
+
+
+def test_flows_that_get_a_name_that_is_there_go_on_with_its_row(make, names):
+    table = make(named(names))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
+    names["node-1"] = "eth1"
+    table.relabel(names, {"node-1", "node-2", "node-9"})
+    assert samples(table, "a_bytes_total") == {"eth1,>": "10", "eth1,<": "20"}
+    table.report(make_flow("a1", (101, 201, 1, 2), last=2, node="node-1"), 0)
+    assert samples(table, "a_bytes_total") == {"eth1,>": "11", "eth1,<": "21"}
+
+
+def test_a_row_stays_for_the_flows_whose_name_stays(make, names):
+    names["node-2"] = "eth0"
+    table = make(named(names))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
+    del names["node-1"]
+    table.relabel(names, ["node-1"])
+    assert samples(table, "a_bytes_total") == {
+        "eth0,>": "110",
+        "eth0,<": "220",
+        ",>": "0",
+        ",<": "0",
+    }
+    assert samples(table, "b_flows") == {"10.0.0.1,eth0": "1", "10.0.0.1,": "1"}
+
+
+def test_names_that_change_places_leave_nothing_of_each_other(make, names):
+    table = make(named(names))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
+    names |= {"node-1": "eth1", "node-2": "eth0"}
+    table.relabel(names, ["node-1", "node-2"])
+    assert set(samples(table, "a_bytes_total").values()) == {"0"}
+    # In a view whose rows outlive their flows, they are the rows of these names.
+    assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "30"}
+    table.report(make_flow("a1", (107, 200, 1, 2), last=2, node="node-1"), 0)
+    assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
+
+
+def test_both_ends_are_named_by_one_mapping(make):
+    owners = Names({"10.0.0.1": "web", "10.0.0.2": "db"})
+    labels = (
+        Label("initiator_name", ("Network", "A"), rewrite=owners, volatile=True),
+        Label("target_name", ("Network", "B"), rewrite=owners, volatile=True),
+    )
+    table = make(Spec(views=(view("a", labels, "bytes"),)))
+    table.report(make_flow("a1", (1, 0, 0, 0), last=1), 0)
+    table.report(make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.2", b="10.0.0.1"), 0)
+    table.report(make_flow("c3", (4, 0, 0, 0), last=1, a="10.0.0.2", b="10.0.0.2"), 0)
+    table.report(make_flow("d4", (8, 0, 0, 0), last=1, a="10.0.0.9", b="10.0.0.1"), 0)
+    assert samples(table, "a_bytes_total") == {
+        "web,db": "1",
+        "db,web": "2",
+        "db,db": "4",
+        ",web": "8",
+    }
+    owners["10.0.0.2"] = "cache"
+    table.relabel(owners, {"10.0.0.2"})
+    assert samples(table, "a_bytes_total") == {
+        "web,cache": "0",
+        "cache,web": "0",
+        "cache,cache": "0",
+        ",web": "8",
+    }
+
+
+def test_a_new_row_of_a_changed_name_lives_from_the_latest_report_on(make, names):
+    table = make(named(names))
+    table.report(make_flow("a1", last=1), 0)
+    table.report(make_flow("a1", last=2), 30)
+    table.expire(60)
+    names["node-1"] = "bond0"
+    table.relabel(names, {"node-1"})
+    assert table.page(30 + TIMEOUT_S - 1)["a_bytes_total"]
+    assert not table.page(30 + TIMEOUT_S)["a_bytes_total"]
+    assert len(samples(table, "b_bytes_total", 30 + VIEW_TIMEOUT_S - 1)) == 2
+    assert samples(table, "b_bytes_total", 30 + VIEW_TIMEOUT_S) == {}
+
+
+def test_names_find_room_where_there_is_none(make):
+    names = Names({"node-1": "eth0", "node-2": "eth0"})
+    table = make(Spec(views=named(names).views[:2], max_connections=1))
+    table.report(make_flow("a1", last=1), 0)
+    table.report(make_flow("b2", last=1, node="node-2"), 0)
+    names["node-2"] = "bond0"
+    table.relabel(names, {"node-2"})
+    table.report(make_flow("b2", (101, 202, 1, 2), last=2, node="node-2"), 0)
+    assert samples(table, "a_bytes_total") == {
+        "eth0,>": "200",
+        "eth0,<": "400",
+        "bond0,>": "1",
+        "bond0,<": "2",
+    }
+    assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "600", "10.0.0.1,bond0": "3"}
+    # There is still none for what comes.
+    assert table.report(make_flow("c3", node="node-3"), 0) == "table_full"
+
+
+def test_what_a_name_is_asked_with_is_checked(make, names):
+    table = make(named(names))
+    assert table.report(make_flow(node="x" * 1025), 0) == "text_too_long"
+    names["node-1"] = "x" * 1025
+    assert table.report(make_flow(), 0) == "text_too_long"
+    assert (table.connections, table.flows) == (0, 0)
+
+
+# Conversations that are captured twice
+
+
+FIRST = Spec(deduplicate="first", views=(view("a", (NODE,), "bytes", "flows"),))
+
+
+def test_the_point_that_was_first_is_counted_alone(make):
+    table = make(FIRST)
+    assert table.report(make_flow("a1", last=1, node="node-1"), 0) is None
+    assert table.report(make_flow("b2", last=1, node="node-2"), 0) == "duplicate"
+    assert table.report(make_flow("b2", last=2, node="node-2", finish=1), 0) == "duplicate"
+    assert samples(table, "a_bytes_total") == {"node-1": "300"}
+    assert table.skipped["duplicate"] == 2
+    assert not table.finished.get("timeout")
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"a": "10.0.0.2", "b": "10.0.0.1", "ports": (443, 40_000)}, "duplicate"),
+        ({"a": "10.0.0.2", "b": "10.0.0.1"}, None),
+        ({"ports": (40_001, 443)}, None),
+        ({"protocol": "UDP"}, None),
+        ({"start": 5_000, "newest_start": 5_000}, "duplicate"),
+    ],
+)
+def test_a_conversation_is_known_by_its_ends_and_protocol(make, other, reason):
+    table = make(FIRST)
+    table.report(make_flow("a1", node="node-1"), 0)
+    assert table.report(make_flow("b2", node="node-2", **other), 0) == reason
+
+
+def test_the_first_point_may_have_many_flows_of_a_conversation(make):
+    table = make(FIRST)
+    table.report(make_flow("a1", node="node-1"), 0)
+    assert table.report(make_flow("c3", node="node-1"), 50) is None
+    table.expire(TIMEOUT_S)
+    assert table.report(make_flow("b2", node="node-2"), TIMEOUT_S) == "duplicate"
+    # When its last flow is dormant, whoever comes first has it.
+    table.expire(50 + TIMEOUT_S)
+    assert table.report(make_flow("b2", node="node-2"), 50 + TIMEOUT_S) is None
+    assert table.dormant_flows == 2
+    again = make_flow("c3", node="node-1", last=3_000)
+    assert table.report(again, 50 + TIMEOUT_S) == "duplicate"
+    # What is a duplicate now is not remembered.
+    assert table.dormant_flows == 1
+
+
+def test_a_point_without_a_name_is_a_point(make):
+    table = make(FIRST)
+    nameless = make_flow("a1")
+    del nameless["NodeTID"]
+    assert table.report(nameless, 0) is None
+    assert table.report(make_flow("b2"), 0) == "duplicate"
+    assert table.report(nameless | {"UUID": "c3"}, 0) is None
+
+
+def test_conversations_of_icmp_have_no_ports(make):
+    table = make(Spec(deduplicate="first", include_icmp=True, views=FIRST.views))
+    assert table.report(icmp(make_flow("a1", node="node-1")), 0) is None
+    back = icmp(make_flow("b2", a="10.0.0.2", b="10.0.0.1", node="node-2"))
+    assert table.report(back, 0) == "duplicate"
+    assert table.report(make_flow("c3", node="node-2"), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("flow", "reason"),
+    [
+        (make_flow(a="x" * 1025), "text_too_long"),
+        (make_flow(b="x" * 1025), "text_too_long"),
+        (make_flow(protocol="x" * 1025), "text_too_long"),
+        (make_flow(ports=(-1, 1)), "out_of_range"),
+        (make_flow(ports=(1, 2**62 + 1)), "out_of_range"),
+    ],
+)
+def test_what_tells_conversations_apart_is_checked(make, flow, reason):
+    assert make(FIRST).report(flow, 0) == reason
+    assert make(Spec(views=FIRST.views)).report(flow, 0) is None
+
+
+def test_a_duplicate_is_one_even_where_there_is_no_room(make):
+    table = make(Spec(deduplicate="first", views=FIRST.views, max_connections=1))
+    table.report(make_flow("a1", node="node-1"), 0)
+    assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
+    assert table.report(make_flow("b2", node="node-2", a="10.0.0.3"), 0) == "table_full"
+    # What was not taken is nobody's.
+    assert table.report(make_flow("c3", node="node-1", a="10.0.0.3"), 0) is None
+
+
+# What there is no room for
+
+
+def test_without_room_a_flow_is_in_no_view(make):
+    table = make(Spec(max_connections=1, views=(View(), view("a", (NODE,), "bytes"))))
+    table.report(make_flow("a1"), 0)
+    assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
+    assert samples(table, "a_bytes_total") == {"node-1": "300"}
+    assert (table.rejected_total, table.overflowed_total) == (1, 0)
+
+
+def test_a_view_without_room_leaves_flows_out(make):
+    table = make(
+        Spec(max_connections=1, views=(view("a", (NODE,), "bytes"), view("b", (IP_A,), "bytes")))
+    )
+    table.report(make_flow("a1", last=1), 0)
+    assert table.report(make_flow("b2", (1, 2, 0, 0), last=1, a="10.0.0.3"), 0) is None
+    assert samples(table, "a_bytes_total") == {"node-1": "303"}
+    assert samples(table, "b_bytes_total") == {"10.0.0.1": "300"}
+    # And stays out, even when there is room.
+    table.report(make_flow("b2", (1, 2, 0, 0), last=2, a="10.0.0.3"), 60)
+    table.expire(VIEW_TIMEOUT_S - 1)
+    assert (table.rejected_total, table.view_connections) == (0, (1,))
+
+
+def test_a_view_without_more_labels_takes_all_flows_of_a_connection_or_none(make):
+    table = make(
+        Spec(
+            max_connections=1, views=(view("a", (IP_A, NODE), "bytes"), view("b", (NODE,), "bytes"))
+        )
+    )
+    table.report(make_flow("a1", node="node-1"), 0)
+    table.expire(TIMEOUT_S)
+    # The second view has no room for another node before this one's row is silent.
+    for n in range(20):
+        now = 100 + 60 * n
+        table.expire(now)
+        assert table.report(make_flow("b2", (1 + n, 0, 0, 0), last=n, node="node-2"), now) is None
+    assert now > VIEW_TIMEOUT_S
+    assert table.view_connections == (0,)
+    assert table.report(make_flow("c3", (5, 0, 0, 0), node="node-2"), now) is None
+    assert samples(table, "a_bytes_total", now) == {"10.0.0.1,node-2": "25"}
+    assert samples(table, "b_bytes_total", now) == {}
+    # The next connection finds room.
+    table.expire(now + TIMEOUT_S)
+    table.report(make_flow("d4", (7, 0, 0, 0), node="node-2"), now + TIMEOUT_S)
+    assert samples(table, "b_bytes_total", now + TIMEOUT_S) == {"node-2": "7"}
+
+
+OVERFLOW = Spec(
+    overflow="other",
+    max_connections=1,
+    views=(
+        View(LABELS, (*FAMILIES, *standard("main", "flows", "tcp_out_of_order"))),
+        view("a", (NODE, DIRECTION), "bytes", "flows", "last"),
+    ),
+)
+OTHERS = "other,other,other,other,{},other,other"
+
+
+def test_what_has_no_room_is_added_up(make):
+    table = make(OVERFLOW)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1_000), 0)
+    assert samples(table, BYTES).keys() == {
+        f"10.0.0.1,10.0.0.2,40000,443,{direction},node-1,TCP" for direction in "<>"
+    }
+    # Its first report: the total.
+    assert table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3", rtt=5), 0) == "table_full"
+    assert samples(table, BYTES)[OTHERS.format(">")] == "10"
+    assert samples(table, BYTES)[OTHERS.format("<")] == "20"
+    # Another report of it, and a closing one that repeats it.
+    later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
+    repeat = LATER | {"newest_last": 69_999, "finish": 1}
+    assert table.report(later, 0) == "table_full"
+    assert table.report(make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **repeat), 0) == "ended"
+    assert samples(table, BYTES)[OTHERS.format(">")] == "15"
+    assert samples(table, BYTES)[OTHERS.format("<")] == "26"
+    assert samples(table, PACKETS)[OTHERS.format("<")] == "10"
+    assert OTHERS.format(">") not in samples(table, RTT)
+    assert samples(table, "main_flows")[OTHERS.format(">")] == "0"
+    assert samples(table, "main_tcp_out_of_order_total") == {}
+    # In other views it is where it belongs, but none of their flows.
+    assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
+    assert samples(table, "a_flows") == {"node-1,>": "1"}
+    assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
+    assert (table.rejected_total, table.overflowed_total) == (2, 2)
+    assert table.skipped["table_full"] == 2
+    assert (table.connections, table.flows) == (2, 1)
+    assert table.finished["timeout"] == 1
+
+
+def test_what_is_added_up_never_leaves(make):
+    table = make(OVERFLOW)
+    table.report(make_flow("a1"), 0)
+    table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3"), 0)
+    table.expire(10 * VIEW_TIMEOUT_S)
+    assert samples(table, BYTES, 10 * VIEW_TIMEOUT_S) == {
+        OTHERS.format(">"): "10",
+        OTHERS.format("<"): "20",
+    }
+    assert samples(table, "a_bytes_total", 10 * VIEW_TIMEOUT_S) == {}
+    assert (table.created_total, table.expired_total) == (2, 1)
+
+
+def test_what_is_admitted_after_an_overflow_starts_with_its_newest_amount(make):
+    table = make(OVERFLOW)
+    table.report(make_flow("a1", **LATER), 0)
+    assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
+    table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3"), 0)
+    table.expire(TIMEOUT_S)
+    # The connection is new, and there is room now: the rows of what had none take none away.
+    later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
+    assert table.report(later, TIMEOUT_S) is None
+    assert samples(table, BYTES, TIMEOUT_S) == {
+        "10.0.0.3,10.0.0.2,40000,443,>,node-1,TCP": "5",
+        "10.0.0.3,10.0.0.2,40000,443,<,node-1,TCP": "6",
+        OTHERS.format(">"): "10",
+        OTHERS.format("<"): "20",
+    }
+    # A first report still counts whole.
+    table.expire(2 * TIMEOUT_S)
+    table.report(make_flow("c3", (7, 8, 1, 1)), 2 * TIMEOUT_S)
+    assert samples(table, BYTES, 2 * TIMEOUT_S)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "7"
+
+
+def test_without_room_for_flows_it_is_added_up_too(make):
+    table = make(Spec(overflow="other", max_flows=1, views=OVERFLOW.views))
+    table.report(make_flow("a1", last=1), 0)
+    # Even though there is its connection.
+    assert table.report(make_flow("b2", (10, 20, 1, 2)), 0) == "table_full"
+    assert samples(table, BYTES)[OTHERS.format(">")] == "10"
+    assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
+    assert (table.rejected_total, table.overflowed_total) == (0, 1)
+
+
+def test_in_a_view_without_room_flows_are_among_the_others(make):
+    spec = Spec(
+        overflow="other",
+        max_connections=1,
+        views=(view("a", (PROTOCOL,), "bytes"), view("b", (IP_A,), "bytes", "flows", "rtt")),
+    )
+    table = make(spec)
+    table.report(make_flow("a1", last=1, rtt=1), 0)
+    assert table.report(make_flow("b2", (1, 2, 0, 0), last=1, a="10.0.0.3", rtt=2), 0) is None
+    table.report(make_flow("b2", (2, 4, 0, 0), last=2, a="10.0.0.3", rtt=3), 0)
+    assert samples(table, "a_bytes_total") == {"TCP": "306"}
+    assert samples(table, "b_bytes_total") == {"10.0.0.1": "300", "other": "6"}
+    assert samples(table, "b_flows") == {"10.0.0.1": "1", "other": "1"}
+    assert samples(table, "b_rtt_seconds") == {"10.0.0.1": "0.000000001"}
+    assert (table.overflowed_total, table.view_connections) == (0, (2,))
+    # What has no room in the main view either is among the others of both.
+    table.report(make_flow("c3", (4, 4, 0, 0), a="10.0.0.4", protocol="UDP"), 0)
+    assert samples(table, "a_bytes_total") == {"TCP": "306", "other": "8"}
+    assert samples(table, "b_bytes_total") == {"10.0.0.1": "300", "other": "14"}
+    table.expire(VIEW_TIMEOUT_S)
+    assert samples(table, "b_bytes_total", VIEW_TIMEOUT_S) == {"other": "14"}
+    assert samples(table, "b_flows", VIEW_TIMEOUT_S) == {"other": "0"}
+
+
+def test_a_connection_that_is_called_other_is_the_same_series(make):
+    fold = Label("target_port", ("Transport", "B"), number=True, rewrite=Fold(above=1023))
+    table = make(
+        Spec(overflow="other", max_connections=2, views=(view("a", (fold,), "bytes", "flows"),))
+    )
+    table.report(make_flow("a1", (1, 0, 0, 0), ports=(1, 2000)), 0)
+    table.report(make_flow("b2", (2, 0, 0, 0), ports=(1, 80)), 0)
+    assert samples(table, "a_bytes_total") == {"other": "1", "80": "2"}
+    assert table.report(make_flow("c3", (4, 0, 0, 0), ports=(1, 81)), 0) == "table_full"
+    assert samples(table, "a_bytes_total") == {"other": "5", "80": "2"}
+    assert samples(table, "a_flows") == {"other": "1", "80": "1"}
+    # It stays, and takes no room any more.
+    assert table.report(make_flow("d5", (8, 0, 0, 0), ports=(1, 443)), 0) is None
+    table.expire(TIMEOUT_S)
+    assert samples(table, "a_bytes_total", TIMEOUT_S) == {"other": "5"}
+
+
+@pytest.mark.parametrize("name", ["Start", "Last", *COUNTERS])
+def test_an_amount_that_is_wrong_is_not_added_up(make, name):
+    table = make(OVERFLOW)
+    table.report(make_flow("a1"), 0)
+    flow = make_flow("b2", a="10.0.0.3", **LATER)
+    flow["LastUpdateMetric"][name] = -1
+    assert table.report(flow, 0) == "table_full"
+    assert table.values_skipped[f"LastUpdateMetric.{name}"] == 1
+    shown = {
+        ">": "0" if name in ("Start", "ABBytes") else "5",
+        "<": "0" if name in ("Start", "BABytes") else "6",
+    }
+    for direction, value in shown.items():
+        assert samples(table, BYTES)[OTHERS.format(direction)] == value
+    assert (table.connections, table.rejected_total, table.overflowed_total) == (2, 1, 1)
+
+
+# Values that are left out
+
+
+@pytest.mark.parametrize("number", WILD_NUMBERS)
+@pytest.mark.parametrize(("group", "name"), LEFT_OUT)
+def test_a_wild_number_that_the_flow_can_do_without_is_left_out(make, group, name, number):
+    table = make()
+    field = f"{group}.{name}" if group else name
+    assert table.report(make_flow("a1", (1, 2, 1, 2), last=1, rtt=7), 0) is None
+    wild = with_number(group, name, number)
+    wild = wild | {"UUID": "a1", "Last": 2, "Metric": wild["Metric"] | {"ABBytes": 11}}
+    assert table.report(wild, 60) is None
+    assert sums(table)[0] == 11
+    assert rtt_ns(table) == 7
+    assert table.values_skipped[field] == 1
+    assert table.page(60 + TIMEOUT_S - 1)[BYTES]
+    assert not table.finished.get("other")
+
+
+def test_a_negative_rtt_has_no_series(make):
+    # Skydive subtracts the wall-clock times of two packets; it stays so in all later reports.
+    table = make()
+    flow = make_flow("a1", (10, 20, 1, 2))
+    flow["Metric"]["RTT"] = -5
+    assert table.report(flow, 0) is None
+    assert sums(table) == [10, 20, 1, 2]
+    assert rtt_ns(table) is None
+    assert table.values_skipped["Metric.RTT"] == 1
+
+
+def test_a_report_that_is_skipped_has_no_values_left_out(make):
+    table = make()
+    flow = make_flow("a1", (-1, 0, 0, 0))
+    flow["Metric"]["RTT"] = -5
+    assert table.report(flow, 0) == "out_of_range"
+    assert table.values_skipped["Metric.RTT"] == 0
+
+
+def test_a_field_that_is_used_twice_is_left_out_once(make):
+    table = make(Spec(views=(view("a", (NODE,), "start", "packets"),)))
+    table.report(make_flow("a1"), 0)
+    assert table.report(make_flow("b2", start=-1), 0) is None
+    assert table.values_skipped["Start"] == 1
+
+
+# Flows that are dormant
+
+
+MEMORY = Spec(views=(View(), view("node", (NODE,), "bytes")), flow_memory_s=300)
+SHARED = Spec(views=(view("a", (IP_A, IP_B), "bytes", "flows"), view("node", (NODE,), "bytes")))
+A_WHILE_S = 120.0
+
+
+def test_a_report_that_was_lost_counts_with_the_next_one(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    # The report at 60 is lost.
+    table.expire(TIMEOUT_S)
+    assert (table.flows, table.dormant_flows, table.connections) == (0, 1, 0)
+    later = make_flow("a1", (130, 260, 3, 4), newest=(10, 20, 1, 1), newest_start=60_000, last=2)
+    assert table.report(later, A_WHILE_S) is None
+    assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "390"}
+    assert (table.flows, table.dormant_flows) == (1, 0)
+    assert (table.created_total, table.expired_total) == (2, 1)
+
+
+def test_a_dormant_flow_is_not_counted_among_those_of_its_rows(make):
+    table = make(
+        Spec(views=(view("a", (NODE,), "flows"), view("b", (PROTOCOL,), "bytes", "flows")))
+    )
+    table.report(make_flow("a1"), 0)
+    table.report(make_flow("b2", last=1), 50)
+    table.expire(TIMEOUT_S)
+    assert samples(table, "a_flows", TIMEOUT_S) == {"node-1": "1"}
+    assert samples(table, "b_flows", TIMEOUT_S) == {"TCP": "1"}
+    assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("total", [(100, 200, 1, 2), (90, 200, 1, 2)])
+def test_an_old_report_does_not_wake_a_dormant_flow(make, total):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=5), 0)
+    table.expire(TIMEOUT_S)
+    assert table.report(make_flow("a1", total, last=5), TIMEOUT_S) == "late"
+    assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
+
+
+def test_a_dormant_flow_that_started_over_adds_its_totals(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("a1", (10, 20, 3, 4), last=2), A_WHILE_S)
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "330"}
+    # No counter is lower than it was.
+    assert sums(table, A_WHILE_S) == [110, 220, 4, 6]
+
+
+def test_a_flow_is_forgotten_after_its_memory(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=1), 0)
+    table.expire(TIMEOUT_S)
+    table.expire(TIMEOUT_S + 299)
+    assert table.dormant_flows == 1
+    table.expire(TIMEOUT_S + 300)
+    assert table.dormant_flows == 0
+    table.report(make_flow("a1", (130, 260, 3, 4), **LATER), TIMEOUT_S + 300)
+    assert samples(table, "node_bytes_total", TIMEOUT_S + 300) == {"node-1": "311"}
+
+
+def test_without_a_memory_nothing_is_dormant(make):
+    table = make(Spec(views=MEMORY.views, flow_memory_s=0))
+    table.report(make_flow("a1", last=1), 0)
+    table.expire(TIMEOUT_S)
+    assert table.dormant_flows == 0
+    table.report(make_flow("a1", (130, 260, 3, 4), **LATER), A_WHILE_S)
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "311"}
+
+
+def test_a_live_flow_takes_the_room_of_the_one_that_has_been_dormant_for_longest(make):
+    table = make(Spec(views=MEMORY.views, max_flows=2))
+    table.report(make_flow("a1", (1, 0, 0, 0), last=1, node="node-1"), 0)
+    table.report(make_flow("b2", (1, 0, 0, 0), last=1, node="node-2"), 1)
+    table.expire(TIMEOUT_S + 1)
+    assert (table.flows, table.dormant_flows) == (0, 2)
+    assert table.report(make_flow("c3", node="node-3"), A_WHILE_S) is None
+    assert (table.flows, table.dormant_flows) == (1, 1)
+    assert table.dormant_uuids() == ["b2"]
+    # The dormant one has a room of its own to wake in.
+    assert table.report(make_flow("b2", (4, 0, 0, 0), last=2, node="node-2"), A_WHILE_S) is None
+    assert samples(table, "node_bytes_total", A_WHILE_S)["node-2"] == "4"
+    # Live ones are not taken away.
+    assert table.report(make_flow("d4", node="node-4"), A_WHILE_S) == "table_full"
+
+
+def test_flows_that_have_ended_make_room_first(make):
+    table = make(Spec(views=MEMORY.views, max_flows=2))
+    table.report(make_flow("a1", last=1), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("b2", last=1), TIMEOUT_S)
+    table.report(make_flow("b2", last=1, finish=1, newest_last=5), TIMEOUT_S)
+    table.expire(2 * TIMEOUT_S)
+    assert table.dormant_uuids() == ["b2", "a1"]
+    table.report(make_flow("c3"), 2 * TIMEOUT_S + 15)
+    assert table.dormant_uuids() == ["a1"]
+
+
+def test_a_flow_that_has_just_ended_is_not_forgotten_for_another(make):
+    # Its update and its closing report can take different ways, and arrive in the wrong order.
+    table = make(Spec(views=MEMORY.views, max_flows=2))
+    table.begin(0)
+    table.report(make_flow("a1", last=1, node="node-1"), 1_000)
+    table.expire(1_000 + TIMEOUT_S)
+    closing = an_update("b2", (30, 3, 0, 0), age_s=60, newest=(0, 0, 0, 0), finish=1, last_s=20)
+    assert table.report(closing, 1_100) is None
+    assert table.report(make_flow("c3", node="node-3"), 1_114) is None
+    assert table.dormant_uuids() == ["b2"]
+    update = an_update("b2", (30, 3, 0, 0), age_s=60, newest=(30, 3, 0, 0), last_s=20)
+    assert table.report(update, 1_114) == "late"
+
+
+def test_a_connection_that_several_flows_shared_goes_on_with_its_counter(make):
+    table = make(SHARED)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.report(make_flow("b2", (10, 0, 0, 0), last=1, ports=(40_001, 443)), 0)
+    table.expire(TIMEOUT_S)
+    assert (table.connections, table.dormant_flows, table.dormant_connections) == (0, 2, 1)
+    table.report(make_flow("b2", (15, 0, 0, 0), last=2, ports=(40_001, 443)), A_WHILE_S)
+    assert samples(table, "a_bytes_total", A_WHILE_S) == {"10.0.0.1,10.0.0.2": "115"}
+    table.report(make_flow("c3", (1, 0, 0, 0), last=2, ports=(40_002, 443)), A_WHILE_S)
+    table.report(make_flow("a1", (102, 0, 0, 0), last=2), A_WHILE_S)
+    assert samples(table, "a_bytes_total", A_WHILE_S) == {"10.0.0.1,10.0.0.2": "118"}
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "118"}
+    assert table.dormant_connections == 0
+
+
+def test_an_unknown_flow_continues_the_counter_of_a_connection_that_left(make):
+    # An agent was restarted: two flows of one connection.
+    table = make()
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.report(make_flow("b2", (10, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    assert table.dormant_connections == 1
+    table.report(make_flow("c3", (7, 0, 0, 0), last=1, newest=(7, 0, 0, 0)), A_WHILE_S)
+    assert sums(table, A_WHILE_S)[0] == 117
+    # It may be in these counters, so its total does not count for making the row.
+    table.expire(A_WHILE_S + TIMEOUT_S)
+    table.report(make_flow("d4", (1000, 0, 0, 0), **LATER), 4 * A_WHILE_S)
+    assert sums(table, 4 * A_WHILE_S)[0] == 122
+
+
+def test_the_counters_of_a_connection_are_forgotten_like_a_flow(make):
+    table = make(Spec(views=SHARED.views, flow_memory_s=300, max_flows=3))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    assert (table.dormant_flows, table.dormant_connections) == (1, 1)
+    table.expire(TIMEOUT_S + 300)
+    assert (table.dormant_flows, table.dormant_connections) == (0, 0)
+    # They take a flow's room.
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 400)
+    table.expire(400 + TIMEOUT_S)
+    table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9"), 500)
+    table.report(make_flow("c3", (1, 0, 0, 0), last=1, a="10.0.0.9"), 500)
+    assert (table.flows, table.dormant_flows, table.dormant_connections) == (2, 0, 1)
+
+
+def test_a_closing_report_with_nothing_new_ends_a_dormant_flow(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=1_500, newest_last=2_000), 0)
+    table.expire(TIMEOUT_S)
+    closing = make_flow("a1", last=1_500, newest_last=2_000, finish=1)
+    assert table.report(closing, A_WHILE_S) == "late"
+    assert table.finished["timeout"] == 1
+    assert (table.connections, table.dormant_flows) == (0, 1)
+    # It is remembered as long as a report of it can be under way.
+    table.expire(A_WHILE_S + TIMEOUT_S - 1)
+    assert table.dormant_flows == 1
+    table.expire(A_WHILE_S + TIMEOUT_S)
+    assert table.dormant_flows == 0
+
+
+def test_a_closing_report_with_something_new_counts_and_brings_nothing_back(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
+    table.expire(TIMEOUT_S)
+    # Its latest update is lost: the closing report repeats what that has added.
+    closing = make_flow(
+        "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1,
+        newest_last=62_000,
+    )  # fmt: skip
+    assert table.report(closing, 700) is None
+    assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
+    assert samples(table, "node_bytes_total", 700) == {"node-1": "390"}
+    assert table.finished["timeout"] == 1
+    assert table.report(closing, 701) == "late"
+
+
+def test_a_closing_report_of_the_latest_packets_shows_its_connection(make):
+    # An agent that stops closes its flows at once: with what they did since the latest update.
+    table = make(MEMORY)
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
+    table.expire(TIMEOUT_S)
+    closing = make_flow(
+        "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1
+    )
+    assert table.report(closing, A_WHILE_S) is None
+    assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
+    assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 0)
+    # After its time it is remembered for a while only.
+    table.expire(A_WHILE_S + TIMEOUT_S)
+    assert table.dormant_flows == 1
+    table.expire(A_WHILE_S + 2 * TIMEOUT_S)
+    assert table.dormant_flows == 0
+
+
+def test_what_a_closing_report_adds_goes_to_counters_that_are_kept(make):
+    table = make(SHARED)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1_500), 0)
+    table.report(make_flow("b2", (10, 0, 0, 0), last=1_500, ports=(40_001, 443)), 0)
+    table.expire(TIMEOUT_S)
+    closing = make_flow("a1", (105, 0, 0, 0), last=2_500, newest_last=62_000, finish=1)
+    assert table.report(closing, A_WHILE_S) is None
+    assert table.connections == 0
+    table.report(make_flow("b2", (11, 0, 0, 0), last=2_500, ports=(40_001, 443)), A_WHILE_S)
+    assert samples(table, "a_bytes_total", A_WHILE_S) == {"10.0.0.1,10.0.0.2": "116"}
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "116"}
+
+
+@pytest.mark.parametrize("overflow", ["drop", "other"])
+def test_a_dormant_flow_for_whose_connection_there_is_no_room(make, overflow):
+    table = make(Spec(views=MEMORY.views, max_connections=1, overflow=overflow))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9"), TIMEOUT_S)
+    woken = make_flow("a1", (130, 0, 0, 0), last=2)
+    assert table.report(woken, A_WHILE_S) == "table_full"
+    assert (table.dormant_flows, table.rejected_total) == (1, 1)
+    assert table.overflowed_total == (overflow == "other")
+    node = {"drop": "101", "other": "131"}[overflow]
+    assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": node}
+    if overflow == "other":
+        assert samples(table, BYTES, A_WHILE_S)[OTHERS.format(">")] == "30"
+    # When there is room, it counts from what counted last.
+    table.expire(TIMEOUT_S + TIMEOUT_S)
+    table.report(make_flow("a1", (140, 0, 0, 0), last=3), 200)
+    assert samples(table, "node_bytes_total", 200) == {"node-1": "141"}
+
+
+def test_a_relabelled_connection_goes_on_from_where_it_was(make):
+    names = Names({"node-1": "old"})
+    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    table = make(Spec(views=(View((*LABELS, name)),)))
+    table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
+    names["node-1"] = "new"
+    table.relabel(names, ["node-1"])
+    table.report(make_flow("a1", (110, 220, 1, 2), last=2), 10)
+    assert sums(table, 10) == [10, 20, 0, 0]
+    table.expire(10 + TIMEOUT_S)
+    # Its counters are less than its flow's totals.
+    assert table.dormant_connections == 1
+    table.report(make_flow("a1", (111, 222, 1, 2), last=3), A_WHILE_S)
+    assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
+
+
+def test_a_new_name_continues_the_counters_of_its_connection_that_left(make):
+    names = Names()
+    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    table = make(Spec(views=(view("a", (name,), "bytes"),)))
+    names["node-1"] = "eth0"
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
+    table.expire(TIMEOUT_S)
+    assert table.dormant_connections == 1
+    table.report(make_flow("b2", (7, 0, 0, 0), last=1, node="node-2"), 80)
+    names["node-2"] = "eth0"
+    table.relabel(names, ["node-2"])
+    assert table.dormant_connections == 0
+    table.report(make_flow("b2", (9, 0, 0, 0), last=2, node="node-2"), 81)
+    assert samples(table, "a_bytes_total", 81) == {"eth0": "102"}
+    # It is kept once when it leaves again.
+    table.expire(81 + TIMEOUT_S)
+    assert table.dormant_connections == 1
+    table.report(make_flow("a1", (101, 0, 0, 0), last=3, node="node-1"), 200)
+    assert samples(table, "a_bytes_total", 200) == {"eth0": "103"}
+
+
+# Flows that were never counted
+
+
+BEGAN = 1_000_000.0
+"""When reports begin to come."""
+
+
+def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
+    """Return a report of a flow that began ``age_s`` before the update, in its agent's time."""
+    start = 5_000_000
+    update = start + round(age_s * 1000)
+    return make_flow(
+        uuid,
+        total,
+        newest=newest,
+        start=start,
+        newest_start=update - 60_000,
+        newest_last=update,
+        last=update - 500 if last_s is None else start + last_s * 1000,
+        finish=finish,
+        **fields,
+    )
+
+
+@pytest.mark.parametrize(("age_s", "counted"), [(120, 33), (124, 33), (125, 11), (3_600, 11)])
+def test_a_flow_whose_first_reports_were_lost_counts_whole(make, age_s, counted):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    # 200 s later: its beginning, less 60 and 15 s, is later than the first subscription or not.
+    report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
+    assert table.report(report, BEGAN + 200) is None
+    assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
+
+
+def test_the_time_of_an_update_of_a_flow_belongs_to_that_margin(make):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    table.flow_update_s = 10
+    report = an_update("a1", (30, 3, 0, 0), age_s=170, newest=(10, 1, 0, 0))
+    assert table.report(report, BEGAN + 200) is None
+    assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": "33"}
+
+
+def test_before_the_first_subscription_nothing_is_taken_for_never_counted(make):
+    table = make(MEMORY)
+    report = an_update("a1", (30, 3, 0, 0), age_s=1, newest=(10, 1, 0, 0))
+    table.report(report, BEGAN)
+    assert table.horizon_s is None
+    assert samples(table, "node_bytes_total", BEGAN) == {"node-1": "11"}
+
+
+def test_a_flow_that_is_forgotten_moves_the_horizon_to_its_latest_report(make):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    table.report(make_flow("a1", last=1), BEGAN + 100)
+    table.expire(BEGAN + 100 + TIMEOUT_S)
+    assert table.horizon_s == BEGAN
+    table.expire(BEGAN + 100 + TIMEOUT_S + 300)
+    assert table.horizon_s == BEGAN + 100
+    # One that has ended does not: nothing more comes of it.
+    table.report(make_flow("b2", last=1_500, newest_last=2_000), BEGAN + 600)
+    table.report(make_flow("b2", last=1_500, newest_last=2_000, finish=1), BEGAN + 610)
+    table.expire(BEGAN + 900)
+    assert table.dormant_flows == 1
+    table.expire(BEGAN + 1_000)
+    assert table.dormant_flows == 0
+    assert table.horizon_s == BEGAN + 100
+
+
+def test_what_goes_to_others_moves_the_horizon(make):
+    table = make(OVERFLOW)
+    table.begin(BEGAN)
+    table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 1)
+    first = an_update("b2", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0), a="10.0.0.9")
+    assert table.report(first, BEGAN + 300) == "table_full"
+    assert samples(table, BYTES, BEGAN + 300)[OTHERS.format(">")] == "30"
+    assert table.horizon_s == BEGAN + 300
+    second = an_update("b2", (37, 3, 0, 0), age_s=160, newest=(7, 0, 0, 0), a="10.0.0.9")
+    assert table.report(second, BEGAN + 360) == "table_full"
+    assert samples(table, BYTES, BEGAN + 360)[OTHERS.format(">")] == "37"
+
+
+def test_a_flow_of_which_only_the_closing_report_came_counts_without_being_shown(make):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    closing = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20)
+    assert table.report(closing, BEGAN + 1_000) is None
+    assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
+    assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
+    # What was lost and comes after all is known.
+    lost = an_update("a1", (30, 3, 0, 0), age_s=60, newest=(30, 3, 0, 0), last_s=20)
+    assert table.report(lost, BEGAN + 1_005) == "late"
+    assert samples(table, "node_bytes_total", BEGAN + 1_005) == {"node-1": "33"}
+    # Of an older flow, nobody knows.
+    old = an_update("b2", (30, 3, 0, 0), age_s=1_500, newest=(0, 0, 0, 0), finish=1, last_s=20)
+    assert table.report(old, BEGAN + 1_000) == "ended"
+    assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
+
+
+def test_duplicates_are_never_taken_for_never_counted(make):
+    table = make(FIRST)
+    table.begin(BEGAN)
+    report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
+    table.report(report, BEGAN + 1_000)
+    assert sum(int(v) for v in samples(table, "a_bytes_total", BEGAN + 1_000).values()) == 11
+
+
+# How flows end
+
+
+REMEMBERED_S = 200.0
+"""After the time of a flow that has ended, within the memory of one that has not."""
+
+
+@pytest.mark.parametrize("finish", [2, 3])
+def test_a_flow_whose_first_packet_had_a_flag_has_not_ended(make, finish):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=1, finish=finish), 0)
+    table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
+    # Nor does its update repeat anything, wherever its latest packet was.
+    update = LATER | {"newest_last": 80_000, "finish": finish}
+    assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
+    assert (table.connections, table.flows) == (2, 2)
+    table.expire(1 + TIMEOUT_S)
+    table.expire(REMEMBERED_S)
+    assert table.dormant_flows == 2
+
+
+def test_a_flow_that_goes_on_after_its_closing_report_has_not_ended(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=5, finish=1), 0)
+    table.report(make_flow("a1", (130, 260, 3, 4), last=6), 1)
+    # An older report does not change what the closing one says.
+    table.report(make_flow("b2", last=5, a="10.0.0.9", finish=1), 1)
+    table.report(make_flow("b2", (101, 200, 1, 2), last=4, a="10.0.0.9"), 1)
+    table.expire(1 + TIMEOUT_S)
+    table.expire(REMEMBERED_S)
+    assert table.dormant_uuids() == ["a1"]
+
+
+def test_a_flow_that_ended_and_comes_back_has_not_ended(make):
+    table = make(MEMORY)
+    table.report(make_flow("a1", last=5, finish=1), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("a1", (130, 260, 3, 4), last=6), 80)
+    table.expire(80 + TIMEOUT_S)
+    table.expire(80 + REMEMBERED_S)
+    assert table.dormant_flows == 1
+
+
+def test_a_flow_that_ended_is_remembered_for_a_while_without_a_memory(make):
+    table = make(Spec(views=MEMORY.views, flow_memory_s=0))
+    table.report(make_flow("a1", last=5, finish=1), 0)
+    table.expire(TIMEOUT_S)
+    assert table.report(make_flow("a1", last=4), TIMEOUT_S) == "late"
+    assert table.dormant_flows == 1
+    table.expire(2 * TIMEOUT_S)
+    assert table.dormant_flows == 0
+
+
+def test_an_unknown_closing_report_says_which_of_its_marks_are_left_out(make):
+    table = make(MEMORY)
+    closing = make_flow("a1", **LATER | {"newest_last": -1, "finish": 1})
+    assert table.report(closing, 0) == "ended"
+    assert table.values_skipped["LastUpdateMetric.Last"] == 1
+
+
+@pytest.mark.parametrize("finish", [0, 1])
+def test_a_flow_that_ended_and_finds_no_room_is_remembered_as_it_ends(make, finish):
+    table = make(Spec(views=MEMORY.views, flow_memory_s=300, max_connections=1))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, finish=1 - finish), 0)
+    table.report(make_flow("b2", last=1, a="10.0.0.9"), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("c3", last=1, a="10.0.0.8"), TIMEOUT_S)
+    woken = make_flow("a1", (130, 0, 0, 0), last=2, finish=finish)
+    assert table.report(woken, 80) == "table_full"
+    table.expire(80 + TIMEOUT_S)
+    assert ("a1" in table.dormant_uuids()) == (finish == 0)
+    table.expire(80 + 300)
+    assert table.dormant_uuids() == ["c3"]
+
+
+def test_without_room_for_its_connection_a_closing_report_counts_in_other_views(make):
+    table = make(Spec(views=MEMORY.views, max_connections=1))
+    table.begin(BEGAN)
+    table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN)
+    closing = an_update(
+        "b2", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20, a="10.0.0.9"
+    )
+    assert table.report(closing, BEGAN + 1_000) is None
+    assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "35"}
+    # It is remembered like one that has ended, and shows no connection later.
+    assert (table.dormant_flows, table.dormant_connections) == (1, 0)
+    table.expire(BEGAN + 1_000 + TIMEOUT_S)
+    assert table.dormant_uuids() == ["a1"]
+
+
+def test_what_closing_reports_add_is_there_when_the_connection_comes(make):
+    labels = (IP_A, IP_B)
+    table = make(Spec(views=(view("a", labels, "bytes", "tcp_out_of_order"),)))
+    table.begin(BEGAN)
+    now = BEGAN + 1_000
+    for uuid in ("a1", "b2"):
+        closing = an_update(uuid, (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+        assert table.report(closing, now) is None
+    assert (table.connections, table.dormant_connections) == (0, 1)
+    table.report(make_flow("c3", (7, 0, 0, 0), last=1), now)
+    assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "73"}
+    assert samples(table, "a_tcp_out_of_order_total", now) == {}
+    # A connection that is shown gets it at once.
+    closing = an_update("d4", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+    assert table.report(closing, now) is None
+    assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "106"}
+
+
+def test_a_flow_that_was_dropped_for_lack_of_room_was_never_counted(make):
+    table = make(Spec(views=MEMORY.views, max_connections=1))
+    table.begin(BEGAN)
+    table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 190)
+    first = an_update("b2", (10, 1, 0, 0), age_s=60, newest=(10, 1, 0, 0), a="10.0.0.9")
+    assert table.report(first, BEGAN + 200) == "table_full"
+    table.expire(BEGAN + 190 + TIMEOUT_S)
+    second = an_update("b2", (30, 3, 0, 0), age_s=150, newest=(5, 1, 0, 0), a="10.0.0.9")
+    assert table.report(second, BEGAN + 290) is None
+    assert samples(table, "node_bytes_total", BEGAN + 290) == {"node-1": "35"}
+
+
+def test_a_dormant_flow_whose_conversation_another_point_took_over_is_unknown(make):
+    table = make(FIRST)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("b2", (120, 0, 0, 0), last=1, node="node-2"), TIMEOUT_S)
+    table.expire(2 * TIMEOUT_S)
+    # What it has more than at first was counted at the other point.
+    later = make_flow("a1", (125, 0, 0, 0), newest=(5, 0, 0, 0), newest_start=9, last=10)
+    assert table.report(later, 2 * TIMEOUT_S) is None
+    assert samples(table, "a_bytes_total", 2 * TIMEOUT_S) == {"node-1": "105"}
+
+
+def test_a_dormant_flow_that_has_got_another_name_begins_with_what_it_adds(make):
+    names = Names({"node-1": "old"})
+    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    table = make(Spec(views=(view("a", (name,), "bytes", "flows"),)))
+    for number, uuid in enumerate(("a1", "b2", "c3")):
+        table.report(make_flow(uuid, (100, 0, 0, 0), last=1), 10 * number)
+    table.expire(10 + TIMEOUT_S)
+    assert (table.flows, table.dormant_flows) == (1, 2)
+    names["node-1"] = "new"
+    table.relabel(names, ["node-1"])
+    # That of dormant flows is not changed before they come back.
+    assert samples(table, "a_flows", 50) == {"new": "1"}
+    table.report(make_flow("c3", (101, 0, 0, 0), last=2), 90)
+    table.expire(90 + TIMEOUT_S)
+    table.report(make_flow("b2", (105, 0, 0, 0), last=2), 170)
+    assert samples(table, "a_bytes_total", 170) == {"new": "6"}
+    names["node-1"] = "newer"
+    table.expire(170 + TIMEOUT_S)
+    table.report(make_flow("b2", (107, 0, 0, 0), last=3), 250)
+    assert samples(table, "a_bytes_total", 250) == {"newer": "2"}
+
+
+def test_a_text_that_was_a_uuid_can_be_a_label(make):
+    table = make(Spec(views=(view("a", (NODE, IP_A), "bytes"),), max_flows=3))
+    table.report(make_flow("no number", (1, 0, 0, 0), last=1), 0)
+    table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    assert (table.dormant_flows, table.dormant_connections) == (2, 1)
+    # The first flow takes the room of a dormant one, whose key is the second flow's label.
+    takes = make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.8")
+    named = make_flow("c3", (4, 0, 0, 0), last=1, node="no number", a="10.0.0.9")
+    table.message([takes, named], TIMEOUT_S)
+    assert samples(table, "a_bytes_total", TIMEOUT_S) == {
+        "node-1,10.0.0.8": "2",
+        "no number,10.0.0.9": "4",
+    }
+
+
+def test_the_second_field_of_a_sum_is_left_out_by_its_own_name(make):
+    table = make(Spec(views=(view("a", (NODE,), "bytes"),)))
+    table.report(make_flow("a1", (1, 0, 0, 0)), 0)
+    flow = make_flow("b2", **LATER)
+    flow["LastUpdateMetric"]["BABytes"] = -1
+    assert table.report(flow, 0) is None
+    assert table.values_skipped["LastUpdateMetric.BABytes"] == 1
+    assert table.values_skipped["LastUpdateMetric.ABBytes"] == 0
+
+
+def test_an_optional_counter_that_is_left_out_has_no_series(make):
+    table = make(Spec(views=(view("a", (NODE, DIRECTION), "bytes", "tcp_out_of_order"),)))
+    flow = tcp(make_flow("a1"), (-1, 3))
+    assert table.report(flow, 0) is None
+    assert table.values_skipped["TCPMetric.ABSegmentOutOfOrder"] == 1
+    assert samples(table, "a_tcp_out_of_order_total") == {"node-1,<": "3"}
+
+
+@pytest.mark.parametrize("mark", ["Start", "LastUpdateMetric.Start"])
+def test_a_flow_with_unreadable_marks_is_not_taken_for_never_counted(make, mark):
+    table = make(MEMORY)
+    table.begin(BEGAN)
+    now = BEGAN + 1_000
+    report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
+    if mark == "Start":
+        report["Start"] = -1
+    else:
+        report["LastUpdateMetric"]["Start"] = -1
+    assert table.report(report, now) is None
+    assert samples(table, "node_bytes_total", now) == {"node-1": "0"}
+
+
+def test_after_a_longer_time_out_the_horizon_is_no_earlier():
+    table = Core(MEMORY)
+    table.begin(BEGAN)
+    table.report(make_flow("a1", last=1), BEGAN + 100)
+    table.limit(max_connections=10, max_flows=10, timeout_s=150, memory_s=300,
+                view_timeouts_s=[VIEW_TIMEOUT_S])  # fmt: skip
+    table.expire(BEGAN + 100 + TIMEOUT_S)
+    table.expire(BEGAN + 100 + TIMEOUT_S + 300)
+    assert table.horizon_s == BEGAN + 100
+
+
+def test_connections_that_differ_in_a_number_keep_counters_of_their_own(make):
+    table = make(Spec(views=(view("a", (IP_A, PORT_B), "bytes"),)))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, ports=(1, 443)), 0)
+    table.report(make_flow("b2", (7, 0, 0, 0), last=1, ports=(1, 80)), 0)
+    table.expire(TIMEOUT_S)
+    for number in range(2):  # whichever of them was kept later
+        now = 80 + 80 * number
+        flows = [
+            make_flow("a1", (101 + number, 0, 0, 0), last=now, ports=(1, 443)),
+            make_flow("b2", (9 + number, 0, 0, 0), last=now, ports=(1, 80)),
+        ]
+        table.message(flows[:: 1 - 2 * number], now)
+        assert samples(table, "a_bytes_total", now) == {
+            "10.0.0.1,443": f"{101 + number}",
+            "10.0.0.1,80": f"{9 + number}",
+        }
+        table.expire(now + TIMEOUT_S)

@@ -1,0 +1,1120 @@
+"""The compiled table: its pages, its memory and its sizes. Its rules are in ``test_rules.py``."""
+
+import dataclasses
+import gc
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Table
+from skyfast.flows.fields import flow_types
+from tests.model import (
+    BYTES,
+    DIRECTION,
+    FAMILIES,
+    LABELS,
+    MAX_NUMBER,
+    PACKETS,
+    TIMEOUT_S,
+    Family,
+    Label,
+    Model,
+    Names,
+    Spec,
+    View,
+    make_flow,
+    read_page,
+)
+from tests.support import core_builds
+from tests.support.paths import ROOT
+from tests.support.table_adapter import CHUNK_BYTES, Core, beside, plan_of, read_all
+
+ODD_TEXTS = (
+    "",
+    " ",
+    "\\",
+    '"',
+    "\n",
+    '\\"\n' * 300,
+    'a="b",c="d"} 7 # TYPE x counter',
+    "\r\t\0\x7f",
+    "é\u2028\ufeff\U0001f600",
+    *("x" * length for length in (1, 7, 8, 15, 16, 17, 47, 48, 49, 63, 64, 65, 1023, 1024)),
+    *('"' * length for length in (23, 24, 25, 512, 1024)),
+    "é" * 512,
+)
+
+
+def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
+    """Return flows of so many connections, each with an address of its own."""
+    return [
+        make_flow(
+            f"{n + 1:x}", total, last=last, a=f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", **fields
+        )
+        for n in range(first, first + count)
+    ]
+
+
+def a_table(**limits):
+    plan = plan_of(Spec())
+    types = flow_types(plan)
+    limits = {"max_connections": 10, "max_flows": 40, "timeout_s": TIMEOUT_S} | limits
+    return Table(plan, types, **limits), types
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def run_apart(program, *, timeout_s):
+    """Run a program of its own, which fails where it ends badly, says a word, or does not end."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Pages
+
+
+def a_table_of_odd_texts():
+    core, model = Core(), Model()
+    for n, text in enumerate(ODD_TEXTS):
+        for m, (a, b, node) in enumerate([(text, "", ""), ("", text, "n"), ("a", "b", text)]):
+            flow = make_flow(f"{n * 3 + m + 1:x}", (n, m, n, m), rtt=n, a=a, b=b, node=node)
+            core.report(flow, 0)
+            model.report(flow, 0)
+    return core, model
+
+
+def test_odd_texts_are_spelled_by_the_rules_of_the_format():
+    core, model = a_table_of_odd_texts()
+    assert core.page(0) == model.page(0)
+
+
+@pytest.mark.parametrize("size", [1, 100, 1_000, 4_096, CHUNK_BYTES, 2**31 - 1])
+def test_a_page_is_the_same_in_pieces_of_any_size(size):
+    core, model = a_table_of_odd_texts()
+    core.message(many_flows(500, first=1_000), 0)
+    whole = read_all(core.table.page(0), 2**31 - 1)
+    assert read_all(core.table.page(0), size) == whole
+    assert len(read_page(whole)[BYTES]) == len(model.page(0)[BYTES]) + 1_000
+
+
+def test_pieces_are_whole_lines_of_about_the_size_asked_for():
+    core = Core()
+    core.message(many_flows(2_000), 0)
+    page = core.table.page(0)
+    pieces = list(iter(lambda: page.read(10_000), b""))
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert all(9_000 <= len(piece) <= 11_000 for piece in pieces[:-1])
+    assert page.read(10_000) == b""
+
+
+def test_a_page_that_was_begun_shows_nothing_that_came_later():
+    core = Core()
+    core.message(many_flows(1), 0)
+    page = core.table.page(0)
+    core.message(many_flows(100, first=1), 0)
+    assert len(read_page(read_all(page))[BYTES]) == 2
+    assert len(core.page(0)[BYTES]) == 202
+
+
+def test_a_page_shows_what_was_alive_when_it_began():
+    core = Core()
+    core.message(many_flows(10), 0)
+    page, later = core.table.page(TIMEOUT_S - 1), core.table.page(TIMEOUT_S)
+    assert len(read_page(read_all(page))[BYTES]) == 20
+    assert len(read_page(read_all(later))[BYTES]) == 0
+
+
+def test_a_page_shows_the_values_at_the_time_of_reading():
+    core = Core()
+    core.message(many_flows(1, total=(1, 1, 1, 1)), 0)
+    page = core.table.page(0)
+    core.message(many_flows(1, total=(5, 5, 5, 5), last=2_000), 0)
+    values = {line.rpartition(" ")[2] for line in read_page(read_all(page))[BYTES]}
+    assert values == {"5"}
+
+
+def test_a_slow_page_has_no_series_twice_while_all_connections_leave_and_return():
+    core = Core()
+    now, total = 0.0, 1
+    core.message(many_flows(300, total=(1, 1, 1, 1), rtt=1), now)
+    page = core.table.page(now)
+    pieces = []
+    while piece := page.read(2_000):
+        pieces.append(piece)
+        now += TIMEOUT_S
+        total += 1
+        core.expire(now)
+        # In another order, so that the rows change their places too.
+        flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
+        core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
+    shown = read_page(b"".join(pieces))
+    assert 0 < len(shown[BYTES]) < 600
+    values = {line.rpartition(" ")[2] for lines in shown.values() for line in lines}
+    assert values == {"1"}
+    assert core.connections == 300
+
+
+def test_a_slow_page_shows_what_stayed_while_others_come_and_go():
+    core = Core()
+    now = 0.0
+    stayers = many_flows(200, node="stays")
+    core.message(stayers + many_flows(200, first=500), now)
+    page = core.table.page(now)
+    pieces, cycle = [], 0
+    while piece := page.read(1_000):
+        pieces.append(piece)
+        now += TIMEOUT_S / 2
+        cycle += 1
+        core.message(
+            many_flows(200, node="stays", last=1_000 + cycle)
+            + many_flows(200, first=1_000 + 200 * cycle),
+            now,
+        )
+        core.expire(now)
+    shown = read_page(b"".join(pieces))
+    for family in (BYTES, PACKETS):
+        assert sum('node_tid="stays"' in line for line in shown[family]) == 400
+    assert len(shown[BYTES]) <= 800
+
+
+def test_many_pages_at_once_do_not_disturb_one_another():
+    core = Core()
+    core.message(many_flows(100), 0)
+    whole = read_all(core.table.page(0))
+    pages = [(core.table.page(0), size, []) for size in (500, 700, 1_100)]
+    open_pages = list(pages)
+    while open_pages:
+        for entry in list(open_pages):
+            page, size, pieces = entry
+            pieces.append(page.read(size))
+            if not pieces[-1]:
+                open_pages.remove(entry)
+    assert all(b"".join(pieces) == whole for _, _, pieces in pages)
+
+
+def test_a_page_outlives_the_table_and_the_table_an_unread_page():
+    core = Core()
+    core.message(many_flows(50), 0)
+    whole = read_all(core.table.page(0))
+    page = core.table.page(0)
+    start = page.read(100)
+    del core
+    gc.collect()
+    assert start + read_all(page) == whole
+
+    core = Core()
+    core.message(many_flows(50), 0)
+    page = core.table.page(0)
+    page.read(100)
+    del page
+    gc.collect()
+    core.expire(TIMEOUT_S)
+    assert core.connections == 0
+
+
+def test_pages_are_read_by_threads_while_the_table_is_written():
+    core = Core()
+    pages, now = [], [0.0]
+    core.message(many_flows(500, total=(1, 1, 1, 1)), 0)
+    with beside(lambda: pages.append(read_all(core.table.page(now[0]), 16_384))):
+        for cycle in range(2, 26):
+            now[0] = cycle * TIMEOUT_S / 3
+            # Two thirds stay all the time, the others come and go.
+            first = 0 if cycle % 6 < 2 else 170
+            flows = many_flows(500 - first, first=first, total=(cycle,) * 4, last=1_000 + cycle)
+            for at in range(0, len(flows), 100):
+                core.message(flows[at : at + 100], now[0])
+            while core.table.expire(now[0], 50):
+                pass
+    for page in pages:
+        for lines in (read_page(page)[family] for family in (BYTES, PACKETS)):
+            # Both directions of a connection are written together: they never differ.
+            sides = Counter(re.sub('direction="[^"]*"', "", line) for line in lines)
+            assert set(sides.values()) == {2}
+            assert len(sides) >= 330
+
+
+# Time
+
+
+@pytest.mark.parametrize("origin", [0.0, 1.0, 12345.6789, 3e8])
+@pytest.mark.parametrize("timeout_s", [1.0, 75.0, 75.3, 100_000.0])
+def test_rows_live_for_the_timeout_and_at_most_a_second_longer(origin, timeout_s):
+    core = Core(timeout_s=timeout_s)
+    core.report(make_flow(), origin)
+    before, after = origin + timeout_s - 0.001, origin + timeout_s + 1
+    core.expire(before)
+    assert core.flows == 1
+    assert core.page(before)[BYTES]
+    assert not core.page(after)[BYTES]
+    core.expire(after)
+    assert core.flows == core.connections == 0
+
+
+def test_sweeping_goes_in_slices():
+    core = Core()
+    core.message(many_flows(100), 0)
+    assert core.table.expire(TIMEOUT_S - 1, 10_000) is False
+    assert core.flows == 100
+    flows, slices = 100, 0
+    more = True
+    while more:
+        more = core.table.expire(TIMEOUT_S, 7)
+        assert flows - core.flows <= 7
+        flows, slices = core.flows, slices + 1
+        assert slices < 10_000
+    assert flows == core.connections == 0
+    assert core.expired_total == 100
+
+
+@pytest.mark.parametrize("pause_s", [80, 86_400, 10**8])
+def test_after_a_long_pause_everything_leaves_and_the_table_goes_on(pause_s):
+    core = Core()
+    core.message(many_flows(100), 0)
+    core.expire(pause_s)
+    assert core.connections == 0
+    core.message(many_flows(100, last=3_000), pause_s)
+    core.expire(pause_s + TIMEOUT_S - 1)
+    assert len(core.page(pause_s + TIMEOUT_S - 1)[BYTES]) == 200
+    core.expire(pause_s + TIMEOUT_S)
+    assert core.connections == 0
+
+
+def test_rows_that_are_touched_again_and_again_stay_and_others_leave_in_time():
+    core = Core()
+    core.message(many_flows(20), 0)
+    for second in range(1, 400):
+        core.message(many_flows(10, last=1_000 + second), second)
+        core.expire(second)
+        assert core.connections == (20 if second < TIMEOUT_S else 10)
+
+
+# Memory
+
+
+@pytest.mark.xdist_group("timing")
+def test_memory_is_reused_over_cycles():
+    # The flows of two cycles are dormant at once.
+    core = Core(flow_memory_s=TIMEOUT_S)
+    sizes = []
+    for cycle in range(12):
+        now = cycle * TIMEOUT_S
+        core.expire(now)
+        assert core.connections == core.flows == 0
+        # New addresses, nodes and UUIDs, some of them too long for a row, in every cycle.
+        for n in range(2_000):
+            text = f"{cycle:02}-{n}-" + "x" * (n % 200)
+            core.report(make_flow(text, a=text, node=text[::-1]), now)
+        sizes.append(core.bytes)
+    assert sizes[-1] == sizes[3]
+
+
+@pytest.mark.xdist_group("timing")
+def test_what_the_table_says_about_its_memory_is_what_it_takes():
+    def one_cycle(core, cycle):
+        now = cycle * TIMEOUT_S
+        core.expire(now)
+        core.message(
+            [make_flow(f"{cycle}-{n}", a=f"{cycle}-{n}-" + "x" * 1000) for n in range(2_000)], now
+        )
+
+    core = Core(flow_memory_s=TIMEOUT_S)
+    for cycle in range(3):
+        one_cycle(core, cycle)
+    before = resident_bytes()
+    for cycle in range(3, 23):
+        one_cycle(core, cycle)
+    # 40 MB of texts went through.
+    assert resident_bytes() - before < 10_000_000
+    assert core.bytes > 2_000 * 1_000
+
+
+@pytest.mark.xdist_group("timing")
+def test_a_table_gives_its_memory_back():
+    def fill():
+        core = Core()
+        core.message([make_flow(f"{n}", a="x" * 900 + str(n)) for n in range(5_000)], 0)
+        assert core.bytes > 4_500_000
+
+    fill()
+    before = resident_bytes()
+    for _ in range(10):
+        fill()
+    assert resident_bytes() - before < 15_000_000
+
+
+def test_a_text_stays_as_long_as_anything_holds_it():
+    core, model = Core(), Model()
+    shared = "node-" + "s" * 100
+    for table in (core, model):
+        table.report(make_flow("1", node=shared, a="10.0.0.1"), 0)
+        table.report(make_flow("2", node=shared, a=shared), 10)
+        table.report(make_flow(shared, node=shared, a="10.0.0.3"), 20)
+        for at in (0, 10, 20):
+            now = at + TIMEOUT_S
+            table.expire(now)
+            # What takes the place of freed texts must not shine through.
+            table.report(make_flow(f"new-{at}", a=f"{at}-" + "n" * 100), now)
+    now = 20 + TIMEOUT_S
+    assert core.page(now) == model.page(now)
+    assert not any(shared in line for line in core.page(now)[BYTES])
+
+
+def test_rejected_flows_leave_no_texts_behind():
+    core = Core(max_connections=1)
+    core.report(make_flow("1"), 0)
+    size = core.bytes
+    for n in range(5_000):
+        text = f"{n}-" + "x" * 500
+        assert core.report(make_flow(text, a=text, node=text), 0) == "table_full"
+    assert core.bytes == size
+
+
+def cheap_flows(types, count, *, first=0, total=1, last=1_000):
+    """Return flows of so many connections, decoded from texts that take no time to make."""
+    head = '{"UUID":"%x","Network":{"A":"10.%d.%d.%d","B":"10.0.0.1"},"Transport":{"A":%d,"B":443},'
+    tail = '"Metric":{"ABBytes":%d,"BABytes":%d,"ABPackets":%d,"BAPackets":%d,"RTT":5},"Last":%d}'
+    flows = [
+        (head + tail) % (n + 1, n >> 16, n >> 8 & 255, n & 255, n & 65535, *[total] * 4, last)
+        for n in range(first, first + count)
+    ]
+    return msgspec.json.decode("[" + ",".join(flows) + "]", type=list[types.Flow])
+
+
+def test_two_hundred_thousand_connections():
+    count, part = 200_000, 10_000
+    table, types = a_table(max_connections=count, max_flows=count)
+    for first in range(0, count, part):
+        assert table.update(cheap_flows(types, part, first=first), 0) == part
+    assert table.connections == table.flows == table.created_total == count
+    assert table.bytes / count < 256
+    lines = read_all(table.page(0)).splitlines()
+    assert len(set(lines)) == len(lines) == 6 + 5 * count
+
+    # Updates find their rows; the rest leaves, in slices, and its rows are used again.
+    table.update(cheap_flows(types, part, first=100_000, total=7, last=2_000), 60)
+    assert table.flows == count
+    while table.expire(TIMEOUT_S, 5_000):
+        pass
+    assert table.connections == table.flows == part
+    page = read_page(read_all(table.page(TIMEOUT_S)))
+    assert len(page[PACKETS]) == 2 * part
+    assert {line.rpartition(" ")[2] for line in page[PACKETS]} == {"7"}
+    size = table.bytes
+    for first in range(count, 2 * count - part, part):
+        table.update(cheap_flows(types, part, first=first), TIMEOUT_S)
+    assert table.flows == count
+    assert sum(table.skipped.values()) == 0
+    assert table.bytes <= size * 1.02
+
+
+# Calls
+
+
+def decode(struct, *flows):
+    return msgspec.json.decode(json.dumps(flows).encode(), type=list[struct])
+
+
+LATER = make_flow("b2", newest=(1, 1, 1, 1), newest_start=9)
+
+
+def test_update_stops_where_it_needs_more_and_goes_on_from_there():
+    table, types = a_table()
+    flows = (make_flow("a1"), LATER, make_flow("c3"), make_flow("", finish=1))
+    assert table.update(decode(types.Flow, *flows), 0) == 1
+    assert (table.flows, sum(table.skipped.values()), sum(table.finished.values())) == (1, 0, 0)
+    assert table.update(decode(types.FullFlow, *flows), 0, 1) == 4
+    assert (table.flows, table.skipped["no_uuid"]) == (3, 1)
+    values = {line.rpartition(" ")[2] for line in read_page(read_all(table.page(0)))[BYTES]}
+    assert values == {"201", "401"}
+
+
+def test_update_takes_its_own_types_only():
+    table, types = a_table()
+    good = decode(types.Flow, make_flow("a1"))
+    foreign = decode(flow_types(plan_of(Spec())).Flow, make_flow("b2"))
+    for wrong in ([None], [{}], ["text"], [object()], foreign):
+        with pytest.raises(TypeError):
+            table.update(good + wrong, 0)
+        assert table.flows == 1
+    for wrong in (None, 5, good[0]):
+        with pytest.raises(TypeError):
+            table.update(wrong, 0)
+    assert table.update([], 0) == 0
+
+
+@pytest.mark.parametrize("slots", [True, False])
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("NodeTID", "\ud800", "invalid"),
+        ("UUID", "a\udfff", "invalid"),
+        ("NodeTID", 5, "invalid"),
+        ("UUID", None, "invalid"),
+        ("Last", "5", "invalid"),
+        ("Last", True, "invalid"),
+        ("Network", ["10.0.0.1"], "no_network"),
+        ("Metric", object(), "no_metric"),
+    ],
+)
+def test_what_was_put_into_a_struct_later_harms_nothing(slots, name, value, reason):
+    table, types = a_table(slots=slots)
+    flow, good = decode(types.Flow, make_flow("a1"), make_flow("b2"))
+    setattr(flow, name, value)
+    assert table.update([flow, good], 0) == 2
+    assert table.skipped[reason] == 1
+    assert table.flows == 1
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_connections": 0},
+        {"max_connections": MAX_ROWS + 1},
+        {"max_flows": 0},
+        {"max_flows": MAX_ROWS + 1},
+        {"timeout_s": 0},
+        {"timeout_s": float("nan")},
+        {"timeout_s": float("inf")},
+    ],
+)
+def test_limits_that_cannot_be(limits):
+    with pytest.raises(ValueError, match="|".join(limits)):
+        a_table(**limits)
+
+
+def test_a_family_with_more_values_than_directions():
+    plan = plan_of(Spec())
+    (view,) = plan.views
+    (bytes_family, *others) = view.families
+    values = (*bytes_family.values, *bytes_family.values)
+    families = (msgspec.structs.replace(bytes_family, values=values), *others)
+    plan = msgspec.structs.replace(plan, views=(msgspec.structs.replace(view, families=families),))
+    with pytest.raises(ValueError, match=BYTES):
+        Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
+
+
+OUT_OF_MEMORY = """
+import itertools, resource
+from tests.support.table_adapter import Core
+from tests.model import BYTES, TIMEOUT_S, make_flow
+
+core = Core()
+core.report(make_flow("first"), 0)
+kept = 0
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, hard))
+try:
+    for n in itertools.count():
+        text = "%d-" % n + "x" * 1000
+        core.report(make_flow(text, a=text, node=text[::-1]), 0)
+        kept += 1
+except MemoryError:
+    pass
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+assert kept > 1_000
+# All that was applied is there, and nothing by halves.
+assert core.connections == core.flows == kept + 1, (core.connections, core.flows, kept)
+assert len(core.page(0)[BYTES]) == 2 * (kept + 1)
+core.report(make_flow("first", (1_000, 1_000, 10, 10), last=9_000), 1)
+assert any(line.endswith(" 1000") for line in core.page(1)[BYTES])
+core.expire(1 + TIMEOUT_S)
+assert core.connections == core.flows == 0
+assert core.report(make_flow("next"), 1 + TIMEOUT_S) is None
+"""
+
+
+@pytest.mark.skipif(
+    core_builds.IS_SLOW, reason="sanitizers reserve more addresses than the limit allows"
+)
+def test_where_there_is_no_memory_the_table_stays_whole():
+    run_apart(OUT_OF_MEMORY, timeout_s=60)
+
+
+def test_slots_are_read_unless_told_otherwise():
+    table, _ = a_table()
+    assert table.reads_slots
+    table, _ = a_table(slots=False)
+    assert not table.reads_slots
+
+
+def test_every_reason_and_every_finish_is_there_from_the_start():
+    table, _ = a_table()
+    assert {"no_uuid", "no_metric", "out_of_range", "text_too_long", "late", "table_full"} <= set(
+        table.skipped
+    )
+    assert table.finished == {"timeout": 0, "fin": 0, "rst": 0, "other": 0}
+    assert MAX_TEXT_BYTES == 1024
+
+
+@pytest.mark.parametrize(
+    ("openmetrics", "shown"),
+    [(False, r'a "b"\\c\nd'), (True, r"a \"b\"\\c\nd")],
+)
+def test_help_texts_are_escaped(openmetrics, shown):
+    plan = plan_of(Spec())
+    (view,) = plan.views
+    family = msgspec.structs.replace(view.families[0], help='a "b"\\c\nd')
+    view = msgspec.structs.replace(view, families=(family,))
+    plan = msgspec.structs.replace(plan, views=(view,))
+    table = Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
+    page = table.page(0, openmetrics=openmetrics).read(1000).decode()
+    assert page.startswith(f"# HELP {BYTES} {shown}\n# TYPE {BYTES} counter\n")
+
+
+def test_the_text_of_what_finds_no_room_is_plain_and_short():
+    for text in ('"', "\\", "\n", "x" * (MAX_TEXT_BYTES + 1)):
+        plan = msgspec.structs.replace(plan_of(Spec()), overflow=text)
+        with pytest.raises(ValueError, match="finds no room"):
+            Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
+
+
+def test_a_direction_has_its_place_among_the_labels():
+    plan = plan_of(Spec())
+    (view,) = plan.views
+    direction = msgspec.structs.replace(view.direction, position=len(view.columns) + 1)
+    plan = msgspec.structs.replace(
+        plan, views=(msgspec.structs.replace(view, direction=direction),)
+    )
+    with pytest.raises(ValueError, match="direction"):
+        Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
+
+
+@pytest.mark.parametrize("path", [("Transport", "A"), ()])
+def test_a_label_whose_value_changes_is_made_of_a_text(path):
+    label = Label("name", path, rewrite=Names(), volatile=True)
+    with pytest.raises(ValueError, match="volatile"):
+        Core(labels=(label,))
+
+
+# Plans of every shape
+
+ENDS = tuple(label for label in LABELS if label.path[:1] in (("Network",), ("Transport",)))
+COUNT = Family("flows", "gauge", ())
+START = Family("start", "gauge", ("Start",), keep="least", decimals=3)
+TTL = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"), decimals=18)
+ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
+
+
+def shaped(*shapes, **others):
+    """Return what asks for views with so many labels and these families."""
+    return Spec(
+        views=[
+            View(
+                (DIRECTION, *(Label(f"label_{at}", ("Network", "A")) for at in range(labels))),
+                [dataclasses.replace(family, name=f"v{n}_{family.name}") for family in families],
+            )
+            for n, (labels, families) in enumerate(shapes)
+        ],
+        **others,
+    )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        shaped((0, [COUNT])),
+        shaped((1, [COUNT]), (2, [COUNT])),
+        shaped((3, [START]), (0, [ONE_WAY])),
+        shaped((1, [ONE_WAY]), (2, [TTL]), (3, [START]), (0, FAMILIES)),
+        shaped((32, [*FAMILIES, TTL]), (32, [COUNT])),
+        shaped(*[(1, [family]) for family in (*FAMILIES, COUNT, START, TTL, ONE_WAY) * 2][:14]),
+        Spec(
+            views=[
+                View(ENDS[: 4 - n % 5], [dataclasses.replace(ONE_WAY, name=f"v{n}_bytes")])
+                for n in range(16)
+            ],
+            overflow="other",
+            max_connections=3,
+            max_flows=6,
+        ),
+    ],
+)
+@pytest.mark.parametrize("slots", [True, False])
+def test_plans_of_every_shape(spec, slots):
+    core, model = Core(spec, slots=slots), Model(spec)
+    for cycle in range(4):
+        now = cycle * TIMEOUT_S / 2
+        for table in (core, model):
+            table.expire(now)
+            flows = many_flows(8, first=5 * cycle, total=(cycle, 2, 3, 4), last=1_000 * cycle)
+            table.message(
+                [flow | {"TCPMetric": {"ABSynTTL": n}} for n, flow in enumerate(flows)], now
+            )
+        for name in ("connections", "view_connections", "flows", "overflowed_total"):
+            assert getattr(core, name) == getattr(model, name)
+        assert core.page(now) == model.page(now)
+
+
+def test_the_longest_lines_that_there_are():
+    spec = shaped((32, [TTL, dataclasses.replace(FAMILIES[0], decimals=18)]))
+    core, model = Core(spec), Model(spec)
+    for n, number in enumerate((1, 10**18 - 1, 10**18, MAX_NUMBER)):
+        flow = make_flow(f"{n + 1}", (number,) * 4, a='"' * (MAX_TEXT_BYTES - n))
+        flow["TCPMetric"] = {"ABSynTTL": number, "BASynTTL": number}
+        for table in (core, model):
+            table.report(flow, 0)
+    page = read_all(core.table.page(0), 1)
+    assert read_page(page, spec.views[0].families) == model.page(0)
+    assert len(max(page.splitlines(), key=len)) > 32 * 2 * (MAX_TEXT_BYTES - 3)
+
+
+# Rewrites
+
+
+class Answers(dict):
+    """A rewrite that answers as told, else with what it is asked; and raises what is raisable."""
+
+    def __missing__(self, key):
+        return key
+
+    def __getitem__(self, key):
+        answer = super().__getitem__(key)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def rewriting(answers, **options):
+    return Core(labels=(Label("node", ("NodeTID",), rewrite=answers), DIRECTION), **options)
+
+
+class Number(int):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (7, "7"),
+        (2**31 - 1, "2147483647"),
+        (2**31, "2147483648"),
+        (MAX_NUMBER, str(MAX_NUMBER)),
+        ("x" * MAX_TEXT_BYTES, "x" * MAX_TEXT_BYTES),
+        ("a\nb", "a\\nb"),
+        (True, "invalid"),
+        (None, "invalid"),
+        (1.0, "invalid"),
+        (b"x", "invalid"),
+        (Number(7), "invalid"),
+        ("\ud800", "invalid"),
+        (-1, "out_of_range"),
+        (MAX_NUMBER + 1, "out_of_range"),
+        (10**30, "out_of_range"),
+        ("x" * (MAX_TEXT_BYTES + 1), "text_too_long"),
+    ],
+)
+@pytest.mark.parametrize("slots", [True, False])
+def test_whatever_a_rewrite_answers(slots, answer, outcome):
+    core = rewriting(Answers({"node-1": answer}), slots=slots)
+    reason = core.report(make_flow("1"), 0)
+    if reason is None:
+        assert any(f'node="{outcome}"' in line for line in core.page(0)[BYTES])
+    else:
+        assert (reason, core.flows) == (outcome, 0)
+    assert core.report(make_flow("2", node="other"), 0) is None
+
+
+def test_what_a_rewrite_raises_comes_through_and_nothing_is_kept_of_it():
+    answer = "an answer " * 9
+    answers = Answers({"good": answer, "bad": KeyError("bad")})
+    core = rewriting(answers)
+    references = sys.getrefcount(answer)
+    flows = [make_flow(f"{n + 1:x}", node="good") for n in range(300)]
+    with pytest.raises(KeyError, match="bad"):
+        core.message([*flows[:200], make_flow("bad", node="bad"), *flows[200:]], 0)
+    assert core.flows <= 200
+    assert sys.getrefcount(answer) == references
+    # The rest of the messages is taken as if nothing had been.
+    core.message(flows, 1)
+    assert core.flows == 300
+    assert sys.getrefcount(answer) == references
+
+
+# Names that change
+
+
+def test_flows_that_come_to_be_called_other_are_in_the_views_that_follow():
+    names = Names({"node-1": "one", "node-2": "two"})
+    label = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    total = Family("total", "counter", ("Metric", "ABBytes"))
+    spec = Spec(
+        views=(View((label,), (ONE_WAY,)), View((), (total,))), overflow="other", max_connections=1
+    )
+    core = Core(spec)
+    core.report(make_flow("1", (10, 0, 0, 0)), 0)
+    core.report(make_flow("2", (20, 0, 0, 0), node="node-2"), 0)
+    assert core.page(0)["total"] == {"total 30"}
+    core.expire(TIMEOUT_S)
+    core.report(make_flow("3", (40, 0, 0, 0)), TIMEOUT_S)
+    names["node-1"] = "other"
+    core.relabel(names, ["node-1"])
+    core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
+    page = core.page(TIMEOUT_S)
+    assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
+    # Nor does a row of a view that is gone come back by such a flow.
+    core.expire(10_000)
+    core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
+    assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
+    core.expire(20_000)
+    assert core.page(20_000) == {"forward": {'forward{name="other"} 101'}, "total": set()}
+    names["node-1"] = "one"
+    core.report(make_flow("5", (1, 0, 0, 0)), 20_000)
+    names["node-1"] = "other"
+    core.relabel(names, ["node-1"])
+    assert core.page(20_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 1"}}
+    assert core.view_connections == (1,)
+
+
+def test_names_that_cannot_be_told_leave_everything_as_it_is():
+    names = Answers({"node-1": "one", "node-2": "two"})
+    core = Core(labels=(Label("name", ("NodeTID",), rewrite=names, volatile=True),))
+    long = "n" * 500
+    core.message([make_flow("1"), make_flow("2", node="node-2"), make_flow("3", node=long)], 0)
+    size, page = core.bytes, core.page(0)
+    names.update({"node-1": "x" * 500, "node-2": KeyError("two"), long: "y" * 900})
+    for keys, error in (
+        (["node-1", long, "node-2"], KeyError),
+        (["node-1", long, 5], TypeError),
+        (["node-1", long, *["node-1"] * 200, "node-2"], KeyError),
+    ):
+        with pytest.raises(error):
+            core.table.relabel([(names, keys)])
+        assert core.page(0) == page
+    assert core.bytes == size
+    for answer in (5, None, "\ud800", "x" * (MAX_TEXT_BYTES + 1)):
+        names["node-1"] = answer
+        core.relabel(names, ["node-1", "unheard of", "\ud800"])
+        assert core.page(0) == page
+    core.expire(TIMEOUT_S)
+    assert core.connections == core.flows == 0
+
+
+def test_memory_is_reused_while_names_change_and_rows_overflow():
+    names = Names()
+    label = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    spec = Spec(
+        views=(
+            View((label, DIRECTION, *ENDS), FAMILIES),
+            View((label,), (ONE_WAY,), timeout_s=100),
+            View((Label("application", ("Application",)),), (COUNT,), timeout_s=200),
+        ),
+        overflow="other",
+        deduplicate="first",
+        max_connections=300,
+        max_flows=400,
+    )
+    core = Core(spec)
+    sizes = []
+    for cycle in range(12):
+        now = cycle * 500.0
+        core.expire(now)
+        # What there is then is the first view's row for what found no room, and those of others.
+        assert core.flows == 0
+        assert core.connections == (cycle > 0)
+        nodes = [f"node-{cycle:02}-{n:02}-" + "x" * 60 for n in range(50)]
+        flows = many_flows(450)
+        for n, flow in enumerate(flows):
+            flow |= {"NodeTID": nodes[n % 50], "Application": f"{cycle:02}-{n:03}-" + "a" * 60}
+            flow["UUID"] = f"{cycle:02}-{n:03}-" + "u" * 60
+        core.message(flows, now)
+        for word in ("first", "second"):
+            names.update({node: f"{node}-{word}" for node in nodes})
+            core.relabel(names, nodes)
+        assert core.flows > 250
+        names.clear()
+        sizes.append(core.bytes)
+    assert sizes[-1] == sizes[2]
+
+
+# Types and bounds that change
+
+
+def test_a_table_takes_other_types_of_the_same_plan_from_one_message_to_the_next():
+    table, types = a_table()
+    old = decode(types.Flow, make_flow("a1", (1, 1, 1, 1)))
+    assert table.update(old, 0) == 1
+    others = flow_types(plan_of(Spec()), also=[("LayersPath",), ("Link", "Protocol")])
+    table.use(others)
+    with pytest.raises(TypeError):
+        table.update(old, 1)
+    new = decode(others.FullFlow, make_flow("a1", (5, 5, 5, 5), last=9_000), make_flow("b2"))
+    assert table.update(new, 1) == 2
+    assert (table.flows, table.connections) == (2, 1)
+    values = {line.rpartition(" ")[2] for line in read_page(read_all(table.page(1)))[BYTES]}
+    assert values == {"105", "205"}
+
+
+def test_types_that_cannot_be_used_change_nothing():
+    table, types = a_table()
+    poor = flow_types(shape := plan_of(Spec(views=(View((), (COUNT,)),))))
+    assert shape.columns == ()
+    for wrong in (
+        poor,
+        dataclasses.replace(types, FullFlow=types.Flow),
+        dataclasses.replace(types, FullFlow=poor.FullFlow),
+        dataclasses.replace(types, Flow=int),
+        None,
+    ):
+        with pytest.raises((AttributeError, KeyError, TypeError)):
+            table.use(wrong)
+        assert table.reads_slots
+        for struct in (poor.Flow, poor.FullFlow):
+            with pytest.raises(TypeError):
+                table.update(decode(struct, make_flow("b2")), 0)
+    assert table.update(decode(types.Flow, make_flow("a1")), 0) == 1
+    assert table.update(decode(types.FullFlow, make_flow("b2")), 0) == 1
+    assert table.flows == 2
+
+
+def test_update_starts_within_its_list():
+    table, types = a_table()
+    flows = decode(types.Flow, make_flow("a1"), make_flow("b2", a="10.0.0.9"))
+    with pytest.raises(ValueError, match="start"):
+        table.update(flows, 0, -1)
+    assert table.update(flows, 0, 2) == 2
+    assert table.flows == 0
+    assert table.update(flows, 0, 1) == 2
+    assert table.flows == 1
+
+
+def test_bounds_can_be_raised_and_lowered():
+    core = Core(max_connections=1, max_flows=2)
+    flows = many_flows(4)
+    assert [core.report(flow, 0) for flow in flows[:2]] == [None, "table_full"]
+    core.limit(max_connections=3, max_flows=2, timeout_s=TIMEOUT_S)
+    assert [core.report(flow, 0) for flow in flows[1:3]] == [None, "table_full"]
+    core.limit(max_connections=1, max_flows=1, timeout_s=TIMEOUT_S)
+    later = many_flows(4, total=(5, 5, 5, 5), last=2_000)
+    assert [core.report(flow, 0) for flow in later] == [None, None, "table_full", "table_full"]
+    assert core.connections == core.flows == 2
+
+
+@pytest.mark.parametrize("uuid", ["{:x}", "no number {}"])
+def test_after_a_lower_limit_dormant_flows_are_forgotten_step_by_step(uuid):
+    core = Core()
+    flows = many_flows(600)
+    core.message([flow | {"UUID": uuid.format(n + 1)} for n, flow in enumerate(flows)], 0)
+    core.expire(TIMEOUT_S)
+    assert core.dormant_flows == 600
+    core.limit(max_connections=100, max_flows=10, timeout_s=TIMEOUT_S, memory_s=1290)
+    # A report forgets two at most, so that no message takes long.
+    assert core.report(make_flow("ffff"), 80) is None
+    assert core.dormant_flows == 598
+    # `expire` forgets the rest, not more at a time than it is asked to.
+    turns, before = 1, 598
+    while core.table.expire(80, 100):
+        assert before - 100 <= core.dormant_flows < before
+        turns, before = turns + 1, core.dormant_flows
+    assert turns == 6
+    assert (core.flows, core.dormant_flows) == (1, 9)
+    # With more live flows than there is room for, no dormant one stays.
+    core.limit(max_connections=100, max_flows=1, timeout_s=TIMEOUT_S, memory_s=1290)
+    assert not core.table.expire(80, 100)
+    assert (core.flows, core.dormant_flows) == (1, 0)
+
+
+def test_a_new_time_out_holds_from_the_next_report_on():
+    core = Core(timeout_s=75)
+    stays, renewed, comes = many_flows(3)
+    core.message([stays, renewed], 0)
+    core.limit(max_connections=10, max_flows=10, timeout_s=5)
+    core.message([renewed | {"Last": 9_000}, comes], 1)
+    core.expire(5.9)
+    assert core.flows == 3
+    core.expire(6)
+    assert core.flows == 2  # none leaves before the time that it had already
+    core.limit(max_connections=10, max_flows=10, timeout_s=5_000)
+    core.report(stays | {"Last": 9_000}, 10)
+    core.expire(74.9)
+    assert core.flows == core.connections == 2
+    core.expire(75)
+    assert core.flows == core.connections == 1
+    core.expire(5_009.9)
+    assert len(core.page(5_009.9)[BYTES]) == 2
+    core.expire(5_010)
+    assert core.flows == core.connections == 0
+
+
+def test_a_new_time_out_of_a_view_holds_from_the_next_report_on():
+    total = Family("total", "counter", ("Metric", "ABBytes"))
+    core = Core(Spec(views=(View(), View((), (total,), timeout_s=100))))
+    core.report(make_flow("1"), 0)
+    limits = {"max_connections": 10, "max_flows": 10}
+    core.limit(**limits, timeout_s=5, view_timeouts_s=[5])
+    core.report(make_flow("2", a="10.0.0.9"), 1)
+    core.expire(6)
+    assert (core.flows, core.view_connections) == (1, (1,))
+    assert core.page(99.9)["total"] == {"total 200"}
+    core.expire(99.9)
+    assert (core.flows, core.view_connections) == (0, (1,))
+    core.limit(**limits, timeout_s=5, view_timeouts_s=[9_000])
+    core.report(make_flow("3"), 99.9)
+    core.expire(9_099)
+    assert core.page(9_099)["total"] == {"total 300"}
+    core.expire(9_100)
+    assert core.view_connections == (0,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_connections": 0},
+        {"max_flows": MAX_ROWS + 1},
+        {"max_flows": "2"},
+        {"timeout_s": 0},
+        {"timeout_s": 101},
+        {"timeout_s": "5"},
+        {"view_timeouts_s": []},
+        {"view_timeouts_s": [100, 100]},
+        {"view_timeouts_s": [4.9]},
+        {"view_timeouts_s": [float("nan")]},
+        {"view_timeouts_s": [2**30 + 1]},
+        {"view_timeouts_s": [None]},
+    ],
+)
+def test_limits_that_cannot_be_change_nothing(wrong):
+    core = Core(
+        Spec(
+            views=(View(), View((), (COUNT,), timeout_s=100)),
+            max_connections=1,
+            max_flows=2,
+        )
+    )
+    limits = {"max_connections": 9, "max_flows": 9, "timeout_s": 5, "view_timeouts_s": [100]}
+    with pytest.raises((ValueError, TypeError)):
+        core.limit(**limits | wrong)
+    assert [core.report(flow, 0) for flow in many_flows(2)] == [None, "table_full"]
+    core.expire(TIMEOUT_S - 1)
+    assert core.flows == 1
+
+
+# What the labels have for values
+
+
+def test_values_are_counted():
+    core = Core()
+    core.message(many_flows(300), 0)
+    core.message(
+        [make_flow(f"f00{n}", a=f"10.0.0.{n}", ports=(1, 70_000 + n)) for n in range(7)], 0
+    )
+    assert core.label_values() == {
+        "initiator_ip": 300,
+        "target_ip": 1,
+        "initiator_port": 2,
+        "target_port": 8,
+        "node_tid": 1,
+        "protocol": 1,
+    }
+    connections, labels, left = core.cardinality(8)
+    assert (connections, left) == (307, None)
+    assert {label: values for label, (values, _) in labels.items()} == core.label_values()
+    assert labels["target_port"][1][:2] == [("443", 300), ("70006", 1)]
+    assert len(labels["target_port"][1]) == 8
+    _, top = labels["initiator_ip"]
+    assert {value for value, count in top if count == 2} == {f"10.0.0.{n}" for n in range(7)}
+    assert labels["protocol"] == (1, [("TCP", 307)])
+    assert core.cardinality(2)[1]["target_port"] == (8, [("443", 300), ("70006", 1)])
+    assert core.cardinality(0)[1]["protocol"] == (1, [])
+    for label, expected in (("initiator_ip", 8), ("initiator_port", 307), ("protocol", 307)):
+        assert core.cardinality(8, label) == (307, labels, expected)
+    with pytest.raises(ValueError, match="not in"):
+        core.cardinality(1, "direction")
+    core.expire(TIMEOUT_S)
+    assert set(core.label_values().values()) == {0}
+    connections, labels, left = core.cardinality(9, "protocol")
+    assert (connections, left, labels["protocol"]) == (0, 0, (0, []))
+
+
+def test_values_are_as_the_flows_have_them():
+    core = Core()
+    for n, text in enumerate(ODD_TEXTS):
+        core.report(make_flow(f"{n + 1:x}", node=text), 0)
+    assert dict(core.cardinality(99)[1]["node_tid"][1]) == dict.fromkeys(ODD_TEXTS, 1)
+
+
+def test_values_are_counted_by_threads_while_everything_changes():
+    names = Names()
+    label = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    spec = Spec(
+        views=(View((label, *ENDS), FAMILIES), View((label,), (ONE_WAY,), timeout_s=90)),
+        overflow="other",
+        max_connections=400,
+    )
+    core = Core(spec)
+    limits = {"max_flows": 1_000, "timeout_s": TIMEOUT_S, "view_timeouts_s": [90]}
+    now = [0.0]
+    nodes = [f"node-{n}" for n in range(20)]
+    shown = {"", "other", *(f"{node} the {n}." for node in nodes for n in range(30))}
+
+    def look():
+        assert core.label_values()["target_ip"] <= 2
+        for name, left in (("name", 401), ("target_port", 401)):
+            connections, labels, without = core.cardinality(30, name)
+            assert without <= connections <= left
+            assert {value for value, _ in labels["name"][1]} <= shown
+            for values, top in labels.values():
+                assert len(top) <= values <= connections
+                assert sum(count for _, count in top) <= connections
+        read_page(read_all(core.table.page(now[0]), 5_000), core.families)
+
+    with beside(look):
+        for cycle in range(30):
+            now[0] = cycle * TIMEOUT_S / 3
+            total, last = (cycle,) * 4, 1_000 + cycle
+            flows = many_flows(500, first=100 * (cycle % 7), total=total, last=last)
+            for n, flow in enumerate(flows):
+                flow["NodeTID"] = nodes[n % 20]
+            core.message(flows, now[0])
+            names.update({node: f"{node} the {cycle}." for node in nodes})
+            core.relabel(names, nodes)
+            core.limit(max_connections=300 + 10 * (cycle % 10), **limits)
+            while core.table.expire(now[0], 50):
+                pass
+
+
+# Locks
+
+TRACED = """
+import threading, tracemalloc
+from tests.support.table_adapter import Core
+from tests.model import make_flow
+
+tracemalloc.start()
+core = Core()
+flows = [make_flow("%x" % n, a="10.0.%d.%d" % (n >> 8, n & 255)) for n in range(1, 5_000)]
+core.message(flows, 0)
+done = threading.Event()
+
+def look():
+    for _ in range(50):
+        core.cardinality(10, "protocol")
+    done.set()
+
+threading.Thread(target=look, daemon=True).start()
+last = 3_000
+while not done.is_set():
+    last += 1
+    core.message([make_flow("%x" % n, (last,) * 4, last=last) for n in range(1, 50)], 0)
+"""
+
+
+def test_looking_at_values_goes_on_beside_updates_while_memory_is_traced():
+    run_apart(TRACED, timeout_s=30)

@@ -1,0 +1,328 @@
+"""The status page in a real browser: what its script makes of it, and what people see."""
+
+import asyncio
+import dataclasses
+import json
+import os
+from contextlib import asynccontextmanager
+
+import pytest
+import pytest_asyncio
+
+from skyfast.stats import Failure
+from skyfast.web import status_html as statuspage
+from tests.model import make_flow
+from tests.support.browser import CHROMIUM, MISSING, chromium
+from tests.support.web_fixtures import until
+from tests.web.test_status import EVIL, FORMATS, Site, three_connections
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason=MISSING)
+pytestmark = [
+    needs_chromium,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("browser"),
+]
+
+REFRESHED = "performance.getEntriesByType('resource').some((entry) => /top/.test(entry.name))"
+RANKS = """
+[...document.querySelectorAll('[data-rows=top] tbody tr')].map((row) => row.cells[1].textContent)
+""".strip()
+PLACES = """
+[...document.querySelectorAll('[data-key]:not(th), [data-highest], tbody td, #note, title, li')]
+    .map((place) => [place.tagName, place.className, place.title, place.textContent])
+"""
+DRAWN = "[...document.querySelectorAll('[data-series] path')].map((path) => path.getAttribute('d'))"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser():
+    async with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def visited(browser):
+    """Return what yields a tab in which a page is open; nothing must go wrong in it."""
+
+    @asynccontextmanager
+    async def visit(site, path="/", **look):
+        async with browser.page() as tab:
+            await tab.look(**{"width": 1280, **look})
+            await tab.open(f"http://127.0.0.1:{site.app.web.port}{path}")
+            yield tab
+            assert not tab.problems
+            origin = f"http://127.0.0.1:{site.app.web.port}/"
+            assert all(url.startswith((origin, "data:")) for url in tab.requested), tab.requested
+
+    return visit
+
+
+def served(told):
+    """Return the script that lets ``told`` be the status from now on, and asks for it."""
+    return f"""
+        const ask = window.fetch, told = {json.dumps(json.dumps(told))};
+        window.fetch = (path, options) => String(path).includes('status')
+            ? Promise.resolve(new Response(told)) : ask(path, options);
+        document.querySelector('#pause').click();
+        document.querySelector('#pause').click();
+    """
+
+
+async def test_the_script_writes_what_the_server_writes(visited, monkeypatch):
+    async with three_connections() as site:
+        await site.get("/metrics")
+        site.app.status.sample()
+        stats = site.app.stats.analyzers["127.0.0.1:9"]
+        stats.last_failure = Failure("error", "never", 1_700_000_000.0)
+        report = await site.app.status.report()
+
+        async def same():
+            return report
+
+        monkeypatch.setattr(site.app.status, "report", same)
+        async with visited(site, "/?by=packets") as tab:
+            await tab.until(REFRESHED)
+            await tab.evaluate("document.querySelector('#pause').click()")
+            written, drawn = await tab.evaluate(PLACES), await tab.evaluate(DRAWN)
+            ranks = await tab.evaluate(RANKS)
+            await tab.evaluate(
+                "fetch(location).then((answer) => answer.text()).then((text) => {"
+                " window.served = new DOMParser().parseFromString(text, 'text/html') })"
+            )
+            await tab.until("window.served")
+            assert await tab.evaluate(DRAWN.replace("document", "served")) == drawn
+            served = await tab.evaluate(PLACES.replace("document", "served"))
+    assert ranks == ["10.0.0.1", "10.0.0.2", "fd00::3"]
+    assert len(written) > 80
+    # It says itself that something is wrong, where only the title can be seen.
+    assert written[0] == ["TITLE", "", "", "▲ 0 of 1 analyzer · skyfast · skyfast-test"]
+    assert written == served
+    assert [path for path in drawn if path.startswith("M")]
+
+
+async def test_formats_of_the_script(visited):
+    """By way of the page: each value as that of an analyzer's column."""
+    async with three_connections() as site, visited(site) as tab:
+        await tab.until(REFRESHED)
+        told = await site.json("/api/status")
+        heads = "".join(
+            f'<th data-key="v{i}" data-format="{format_}">'
+            for i, (format_, _, _) in enumerate(FORMATS)
+        )
+        table = f'<table data-rows="formats"><thead><tr>{heads}</tr></thead><tbody></tbody></table>'
+        row = {f"v{i}": value for i, (_, value, _) in enumerate(FORMATS)}
+        told |= {"timestamp_seconds": 1000, "formats": [row]}
+        await tab.evaluate(
+            f"""
+            document.querySelector('[data-rows=analyzers]').insertAdjacentHTML('afterend',
+                '{table}');
+            """
+        )
+        await tab.evaluate(served(told))
+        await tab.until("document.querySelectorAll('[data-rows=formats] td').length > 0")
+        written = await tab.evaluate(
+            "[...document.querySelectorAll('[data-rows=formats] td')].map((td) => td.textContent)"
+        )
+    assert written == [text for _, _, text in FORMATS]
+
+
+async def test_sort_and_filter(visited):
+    async with three_connections() as site, visited(site) as tab:
+        assert await tab.evaluate(RANKS) == ["fd00::3", "10.0.0.2", "10.0.0.1"]
+        await tab.until(REFRESHED)
+        await tab.click(".choice a[data-by=packets]")
+        await tab.until(f"{RANKS}[0] === '10.0.0.1'")
+        assert (
+            await tab.evaluate("document.querySelector('th[aria-sort]').textContent") == "packets"
+        )
+        assert (
+            await tab.evaluate("document.querySelector('[aria-current]').dataset.by") == "packets"
+        )
+        await tab.click("th a[data-by=rtt]")
+        await tab.until(f"{RANKS}.length === 2")
+        await tab.type("#filter", "0.0.1")
+        await tab.until("location.search.includes('filter=0.0.1')")
+        await tab.click(".choice a[data-by=bytes]")
+        await tab.until(f"{RANKS}.join() === '10.0.0.1'")
+        await tab.type("#filter", "x")
+        await tab.until(f"{RANKS}.length === 0")
+        assert await tab.evaluate("document.querySelector('#note').textContent") == (
+            "0 connections"
+        )
+        # What was chosen is in the address, for a bookmark or a reload.
+        search = await tab.evaluate("location.search")
+        assert search == "?by=bytes&filter=0.0.1x&n=20"
+        site.report(make_flow("5", a="10.0.0.1x"))
+        await tab.click(".choice a[data-by=bytes_per_second]")
+        await tab.until("document.querySelector('#note').textContent.includes('added')")
+        assert (
+            await tab.evaluate("document.querySelector('th[aria-sort]').textContent") == "bytes/s"
+        )
+
+
+async def test_hostile_values_stay_text(visited):
+    async with three_connections() as site:
+        site.report(make_flow("6", (10**9, 0, 1, 0), node=EVIL))
+        site.app.stats.analyzers["127.0.0.1:9"].last_failure = Failure("error", EVIL)
+        async with visited(site) as tab:
+            await tab.evaluate("window.alert = () => { window.forged = true }")
+            for _ in ("as served", "as the script writes it"):
+                shown = await tab.evaluate(
+                    "document.querySelector('[data-rows=top] tbody tr').cells[5].textContent"
+                )
+                assert shown.replace("\ufffd", "\x00") == EVIL
+                assert (
+                    await tab.evaluate("document.querySelectorAll('td img, td script').length") == 0
+                )
+                assert not await tab.evaluate("window.forged")
+                await tab.click("#pause")
+                await tab.click("#pause")
+                await tab.until(REFRESHED)
+
+
+async def test_without_script(browser):
+    async with three_connections() as site, browser.page() as tab:
+        await tab.without_script()
+        await tab.call("Page.navigate", url=f"http://127.0.0.1:{site.app.web.port}/?by=rtt")
+        async with asyncio.timeout(10):
+            while True:
+                tree = json.dumps(await tab.call("DOMSnapshot.captureSnapshot", computedStyles=[]))
+                if "20.0 ms" in tree:
+                    break
+                await asyncio.sleep(0.05)
+        assert "Show" in tree
+        assert not [url for url in tab.requested if "api" in url]
+
+
+async def test_silence_is_told(visited):
+    async with three_connections() as site, visited(site) as tab:
+        await tab.until(REFRESHED)
+        assert await tab.evaluate("document.querySelector('#stale').hidden")
+        await tab.evaluate("window.fetch = () => Promise.reject(new Error('gone'))")
+        for _ in range(2):
+            await tab.click(".choice a")
+        await tab.until("!document.querySelector('#stale').hidden")
+        text = await tab.evaluate("document.querySelector('#stale').textContent")
+        assert text.startswith("No answer from skyfast since ")
+        assert await tab.evaluate("document.title") == "▲ skyfast does not answer"
+
+
+async def test_a_proxy_that_answers_alone_is_silence_too(visited):
+    async with three_connections() as site, visited(site) as tab:
+        await tab.until(REFRESHED)
+        await tab.evaluate("window.fetch = () => Promise.resolve(new Response('', {status: 503}))")
+        for _ in range(2):
+            await tab.click("#pause")
+            await tab.click("#pause")
+            await tab.until("document.querySelector('#note').textContent.includes('try again')")
+        await tab.click(".choice a")
+        await tab.until("!document.querySelector('#stale').hidden")
+
+
+async def test_a_page_that_was_made_before_a_change_is_made_anew(visited, monkeypatch):
+    made = []
+    as_html = statuspage.as_html
+
+    def old_at_first(report, *others):
+        made.append(report)
+        old = dataclasses.replace(report, version="98")
+        return as_html(report if made[1:] else old, *others)
+
+    monkeypatch.setattr(statuspage, "as_html", old_at_first)
+    async with three_connections() as site, visited(site) as tab:
+        await until(lambda: len(made) == 2)
+        await tab.until(REFRESHED)
+        assert len(made) == 2, "and not again"
+
+
+async def test_another_version_has_another_page(visited):
+    async with three_connections() as site, visited(site) as tab:
+        await tab.until(REFRESHED)
+        await tab.evaluate("window.old = true")
+        await tab.evaluate(served((await site.json("/api/status")) | {"version": "99"}))
+        await tab.until("!window.old")
+
+
+CONTRASTS = """
+(() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const over = (colours) => {
+    canvas.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => rgb.map((part) => part / 255)
+    .map((part) => part <= .04045 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4)
+    .reduce((sum, part, i) => sum + part * [.2126, .7152, .0722][i], 0);
+  const found = {};
+  const base = matchMedia('(prefers-color-scheme: dark)').matches ? '#121212' : '#fff';
+  for (const element of document.querySelectorAll('body *')) {
+    const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!text || !element.checkVisibility() || element.closest('.unseen, script')) continue;
+    const below = [];
+    for (let at = element; at; at = at.parentElement) {
+      below.unshift(getComputedStyle(at).backgroundColor);
+    }
+    const colour = getComputedStyle(element).color;
+    const [one, other] = [light(over([base, ...below])), light(over([base, ...below, colour]))];
+    const ratio = (Math.max(one, other) + .05) / (Math.min(one, other) + .05);
+    const name = element.tagName + '.' + element.className;
+    found[name] = Math.min(found[name] ?? 99, ratio);
+  }
+  return found;
+})()
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_everybody_can_read_it(visited, dark):
+    async with three_connections() as site, visited(site, dark=dark) as tab:
+        await tab.until(REFRESHED)
+        contrasts = await tab.evaluate(CONTRASTS)
+        assert len(contrasts) > 20
+        # Of WCAG 2.2, level AA.
+        assert not {name: ratio for name, ratio in contrasts.items() if ratio < 4.5}
+        background = await tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+        assert background is dark
+        unlabelled = await tab.evaluate(
+            "[...document.querySelectorAll('input:not([type=hidden]), select')]"
+            ".filter((field) => !field.labels.length).length"
+        )
+        headless = await tab.evaluate("document.querySelectorAll('th:not([scope])').length")
+        assert (unlabelled, headless) == (0, 0)
+        # By the keyboard alone: to the first choice, and to what it says.
+        focused = []
+        for _ in range(8):
+            await tab.press("Tab")
+            focused.append(await tab.evaluate("document.activeElement.textContent.trim()"))
+        assert focused[:8] == ["metrics", "cardinality", "Pause", *_choices()]
+        outline = "getComputedStyle(document.activeElement).outlineStyle"
+        assert await tab.evaluate(outline) != "none"
+
+
+def _choices():
+    return ["bytes", "packets", "rtt", "bytes/s", "packets/s"]
+
+
+@pytest.mark.parametrize("width", [320, 768])
+async def test_narrow_screens(visited, width):
+    async with three_connections() as site:
+        for path in ("/", "/cardinality"):
+            async with visited(site, path, width=width) as tab:
+                # Tables have bars of their own; the page has none.
+                assert await tab.evaluate("document.documentElement.scrollWidth") == width
+
+
+async def test_a_hidden_page_asks_nothing(visited):
+    async with Site() as site, visited(site) as tab:
+        await tab.until(REFRESHED)
+        await tab.click("#pause")
+        asked = len(tab.requested)
+        await tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        await asyncio.sleep(0.3)
+        assert len(tab.requested) == asked
+        assert await tab.evaluate("document.querySelector('#pause').textContent") == "Go on"
+        await tab.click("#pause")
+        await tab.until("document.querySelector('#pause').textContent === 'Pause'")
+        await until(lambda: len(tab.requested) >= asked + 2)

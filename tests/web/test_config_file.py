@@ -1,0 +1,994 @@
+"""The web configuration: what a file can say, and what its server then does on real sockets."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import logging
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from http import HTTPStatus
+from pathlib import Path
+
+import bcrypt
+import pytest
+
+from skyfast import stats as selfmetrics
+from skyfast.config.yaml_nodes import ConfigError
+from skyfast.web import config_file as webconfig
+from skyfast.web import server as web
+from skyfast.web.config_file import Guard, Refusal
+from skyfast.web.handshakes import ServerContext
+from tests.app.test_prometheus import ANSWER_S, growing, needs_prometheus, number, prometheus
+from tests.support.certificates import Authority
+from tests.support.process import demo
+from tests.support.web_fixtures import BIG, FLOWS, TEST_TIMEOUT_S, FakeTable, on_both_loops, until
+from tests.web.test_server import Client, Site, request
+
+PASSWORD = "correct horse"
+CHEAP = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+DEAR = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(10)).decode()
+
+
+def basic(user="alice", password=PASSWORD):
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def file(tmp_path, authority):
+    """Return a function that writes a web configuration: TLS, and more."""
+    issued = authority.issue("127.0.0.1")
+    path = tmp_path / "web.yml"
+
+    def write(text="", *, tls=""):
+        path.write_text(
+            "tls_server_config:\n"
+            f"  cert_file: {Path(issued.certificate).name}\n  key_file: {issued.key}\n"
+            + "".join(f"  {line}\n" for line in tls.splitlines())
+            + text
+        )
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Return a function that writes a web configuration without TLS."""
+    path = tmp_path / "web.yml"
+
+    def write(text):
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def users(**hashes):
+    lines = [f"  {user}: {each}\n" for user, each in (hashes or {"alice": CHEAP}).items()]
+    return "basic_auth_users:\n" + "".join(lines)
+
+
+def trusting(authority, **settings):
+    """Return the context of a client that trusts the authority."""
+    context = ssl.create_default_context(cafile=authority.certificate)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    for name, value in settings.items():
+        setattr(context, name, value)
+    return context
+
+
+class Secure:
+    """A client under TLS, with the reading methods of `Client`."""
+
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+        self.buffer = bytearray()
+
+    @classmethod
+    async def open(cls, port, context):
+        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=context))
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        self.writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+    async def receive(self, size=2**18):
+        data = await self.reader.read(size)
+        self.buffer += data
+        return bool(data)
+
+    async def ask(self, *arguments, **headers):
+        self.writer.write(request(*arguments, **headers))
+        return await self.answer(head=headers.get("method") == "HEAD")
+
+    def certificate(self):
+        return self.writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+
+    read, read_until, read_rest = Client.read, Client.read_until, Client.read_rest
+    read_head, read_chunks, answer = Client.read_head, Client.read_chunks, Client.answer
+
+
+async def refused(port, context):
+    """Return whether a client is not answered."""
+    try:
+        async with await Secure.open(port, context) as client:
+            await client.ask("/-/healthy")
+    except (OSError, asyncio.IncompleteReadError):
+        return True
+    return False
+
+
+# --- what a file can say
+
+OPTIONAL = "client_auth_type: VerifyClientCertIfGiven"
+TLS = "cert_file: ca-127.0.0.1.crt, key_file: ca-127.0.0.1.key"
+
+WRONG = {
+    "unknown section": ("tls_config: {}", "line 1: tls_config: is an unknown key; did you mean"),
+    "unknown key": (
+        f"tls_server_config: {{{TLS},\n certfile: x}}",
+        "line 2: tls_server_config.cer",
+    ),
+    "no mapping": ("basic_auth_users: alice:hunter2", "line 1: basic_auth_users: is not a mapping"),
+    "no mapping at all": ("- hunter2", "line 1: a list is not a mapping"),
+    "no key": ("tls_server_config: {cert_file: ca.crt}", "key_file or key is missing"),
+    "no certificate": ("tls_server_config: {key_file: ca.crt}", "cert_file or cert is missing"),
+    "absent": ("tls_server_config: {cert_file: no.crt, key_file: no.key}", "cert_file: '"),
+    "not its key": (
+        "tls_server_config: {cert_file: ca.crt, key_file: ca-127.0.0.1.key}",
+        "(KEY_VALUES_MISMATCH)",
+    ),
+    "both": (f"tls_server_config: {{{TLS}, key: hunter2}}", "key: is set beside key_file"),
+    "inline": (
+        "tls_server_config: {cert_file: ca-127.0.0.1.crt, key: hunter2}",
+        "tls_server_config.cert_file: 'ca-127.0.0.1.crt' is not the PEM certificate of the key",
+    ),
+    "client_auth_type": (
+        f"tls_server_config: {{{TLS}, client_auth_type: RequireAnyClientCert}}",
+        "'RequireAnyClientCert' would accept any certificate, which authenticates nobody",
+    ),
+    "client_auth_type that asks": (
+        f"tls_server_config: {{{TLS}, client_auth_type: RequestClientCert}}",
+        "'RequestClientCert' would accept any certificate, which authenticates nobody",
+    ),
+    "client_auth_type misspelt": (
+        f"tls_server_config: {{{TLS}, client_auth_type: NoClientCerts}}",
+        "did you mean NoClientCert?",
+    ),
+    "authority without type": (
+        f"tls_server_config: {{{TLS}, client_ca_file: ca.crt}}",
+        "client_ca_file: is set without a client_auth_type that uses it",
+    ),
+    "empty authority": (
+        f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: /dev/null}}",
+        "'/dev/null' does not hold PEM certificates",
+    ),
+    "two authorities": (
+        f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: ca.crt, client_ca: x}}",
+        "client_ca: is set beside client_ca_file",
+    ),
+    "authority that is no text": (
+        f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca: [x]}}",
+        "client_ca: is not PEM",
+    ),
+    "names without certificates": (
+        f"tls_server_config: {{{TLS}, client_allowed_sans: [x]}}",
+        "needs client_auth_type: RequireAndVerifyClientCert",
+    ),
+    "no names": (
+        f"tls_server_config: {{{TLS}, client_allowed_sans: []}}",
+        "client_allowed_sans: a list without a name would let nobody in",
+    ),
+    "old": (f"tls_server_config: {{{TLS}, min_version: TLS10}}", "'TLS10' is not offered any more"),
+    "version": (f"tls_server_config: {{{TLS}, max_version: TLS14}}", "is not one of TLS12, TLS13"),
+    "versions": (
+        f"tls_server_config: {{{TLS}, min_version: TLS13, max_version: TLS12}}",
+        "min_version: 'TLS13' is above max_version",
+    ),
+    "suite": (f"tls_server_config: {{{TLS}, cipher_suites: [TLS_NULL]}}", "'TLS_NULL' is not one"),
+    "suites of 1.3": (
+        f"tls_server_config: {{{TLS}, cipher_suites: [TLS_AES_128_GCM_SHA256]}}",
+        "set min_version to TLS13",
+    ),
+    "curve": (f"tls_server_config: {{{TLS}, curve_preferences: [P256]}}", "'P256' is not one of"),
+    "header": ("http_server_config: {headers: {X-Powered-By: x}}", "X-Powered-By: is an unknown"),
+    "header's value": (
+        "http_server_config: {headers: {X-Frame-Options: allow}}",
+        "X-Frame-Options: 'allow' is not one of deny, sameorigin",
+    ),
+    "password for hash": (
+        "basic_auth_users:\n  alice: hunter2",
+        "line 2: basic_auth_users.alice: <hidden> is not a bcrypt hash",
+    ),
+    "no hash": ("basic_auth_users: {alice: }", "<hidden> is not a bcrypt hash"),
+    "almost a hash": (
+        f"basic_auth_users: {{alice: {CHEAP[:28]}/{CHEAP[29:]}}}".replace("$04$", "$03$"),
+        "<hidden> is not a bcrypt hash",
+    ),
+    "expensive": (
+        f"basic_auth_users: {{alice: {CHEAP.replace('$04$', '$19$')}}}",
+        "<hidden> has a cost above 18",
+    ),
+    "colon": (f"basic_auth_users: {{'a:b': {CHEAP}}}", "is a user's name with a colon"),
+    "interval": ("rate_limit: {interval: 5, burst: 1}", "'5' is not a duration such as 1s"),
+    "no burst": ("rate_limit: {interval: 1s}", "rate_limit: burst, of at least 1, is missing"),
+    "no YAML": ("rate_limit: [", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_told_in_one_line_without_secrets(text, message, file, plain):
+    file()
+    path = plain(text)
+    with pytest.raises(ConfigError) as caught:
+        webconfig.read(path)
+    line = str(caught.value)
+    assert line.startswith(path)
+    assert message in line
+    assert "\n" not in line
+    assert "hunter2" not in line
+    assert CHEAP[10:] not in line
+
+
+def test_an_encrypted_key_is_refused(tmp_path, authority, plain):
+    issued = authority.issue("localhost", password=b"hunter2")
+    path = plain(f"tls_server_config: {{cert_file: {issued.certificate}, key_file: {issued.key}}}")
+    with pytest.raises(ConfigError, match="the key is encrypted"):
+        webconfig.read(path)
+
+
+def test_standard_input_is_refused():
+    with pytest.raises(ConfigError, match="standard input"):
+        webconfig.read("-")
+
+
+GOOD = {
+    "nothing": ("", "plain HTTP, no users"),
+    "users": (users(), "plain HTTP, 1 user"),
+    "TLS": (f"tls_server_config: {{{TLS}}}", "HTTPS, TLSv1_2 to TLSv1_3, no users"),
+    "everything": (
+        f"""
+tls_server_config:
+  {TLS.replace(", ", chr(10) + "  ")}
+  client_auth_type: RequireAndVerifyClientCert
+  client_ca_file: ca.crt
+  client_allowed_sans: [prometheus.example, "2001:DB8::0:1"]
+  min_version: TLS13
+  max_version: TLS13
+  cipher_suites: [TLS_AES_128_GCM_SHA256]
+  prefer_server_cipher_suites: false
+  curve_preferences: [CurveP384]
+http_server_config:
+  http2: false
+  headers: {{Strict-Transport-Security: max-age=1, X-XSS-Protection: ""}}
+basic_auth_users: {{alice: {CHEAP}, bob: {CHEAP.replace("$2b", "$2y")}}}
+rate_limit: {{interval: 1m0.5s, burst: 20}}
+""",
+        "HTTPS, TLSv1_3, client certificates required, 2 users, a request every 60.5 s",
+    ),
+    "no rate": ("rate_limit: {interval: 0, burst: 0}", "plain HTTP, no users"),
+}
+
+
+@pytest.mark.parametrize(("text", "summary"), GOOD.values(), ids=GOOD)
+def test_what_a_file_can_say(text, summary, file, plain):
+    file()
+    config = webconfig.read(plain(text))
+    assert config.summary() == summary
+    assert CHEAP[10:] not in repr(config)
+
+
+PEM_SUITES = (
+    *("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"),
+    *("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"),
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+    *("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"),
+    *("TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA"),
+    *("TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA"),
+)
+SYSTEM = "client_auth_type: without client_ca_file, the system's authorities are trusted"
+TOOLKIT = {
+    "verified by the system": (f"{OPTIONAL}", [SYSTEM]),
+    "required by the system": ("client_auth_type: RequireAndVerifyClientCert", [SYSTEM]),
+    "all suites": (f"{OPTIONAL}, cipher_suites: [{', '.join(PEM_SUITES)}]", [SYSTEM]),
+    "some suites": (
+        f"cipher_suites: [{', '.join(PEM_SUITES[2:4])}], min_version: TLS12, max_version: TLS12",
+        [],
+    ),
+    "suites without order": (
+        f"cipher_suites: [{PEM_SUITES[2]}], max_version: TLS12, prefer_server_cipher_suites: false",
+        [],
+    ),
+    "all curves": (
+        "curve_preferences: [CurveP256, CurveP384, CurveP521, X25519]",
+        ["curve_preferences: only the first, CurveP256, is offered"],
+    ),
+    "a curve": ("min_version: TLS13, curve_preferences: [CurveP521]", []),
+    "HTTP/2": ("}, http_server_config: {http2: true", ["http2: HTTP/2 is not served"]),
+    "costs": (
+        "}, basic_auth_users: {"
+        + ", ".join(f"user{cost}: {CHEAP.replace('$04$', f'${cost}$')}" for cost in (12, 16, 18)),
+        ["basic_auth_users.user18: has a cost of 18: the user's first request"],
+    ),
+    "no requests": ("}, rate_limit: {interval: 1s, burst: 0", ["burst: 0 refuses every request"]),
+}
+
+
+@pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
+def test_the_good_files_of_exporter_toolkit_are_taken(text, warnings, file, plain, caplog):
+    """What is safe of them: those that ask for certificates and verify none are refused."""
+    file()
+    path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
+    config = webconfig.read(path)
+    found = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert found == [f"web configuration: {warning}" for warning in config.warnings]
+    assert len(found) == len(warnings)
+    for line, warning in zip(found, warnings, strict=True):
+        assert re.match(rf"web configuration: {re.escape(path)}: line \d+: \S*{warning}", line)
+
+
+def test_several_curves_where_python_can(file, monkeypatch):
+    offered = []
+    monkeypatch.setattr(ServerContext, "set_groups", lambda _, names: offered.append(names), False)
+    config = webconfig.read(file(tls="curve_preferences: [X25519, CurveP384]"))
+    assert offered == ["X25519:secp384r1"]
+    assert not config.warnings
+
+
+def test_tls_1_2_is_authenticated_encryption_unless_chosen(file):
+    config = webconfig.read(file())
+    old = [each["name"] for each in config.tls.get_ciphers() if each["protocol"] != "TLSv1.3"]
+    assert len(old) == 6
+    assert all("GCM" in name or "POLY1305" in name for name in old)
+
+
+def test_suites_of_tls_1_2(file):
+    suite = "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA"
+    config = webconfig.read(file(tls=f"cipher_suites: [{suite}, TLS_AES_128_GCM_SHA256]"))
+    old = [each["name"] for each in config.tls.get_ciphers() if each["protocol"] != "TLSv1.3"]
+    assert old == ["ECDHE-ECDSA-AES256-SHA"]
+
+
+def inline(key, path):
+    lines = Path(path).read_text().splitlines()
+    return f"  {key}: |\n" + "".join(f"    {line}\n" for line in lines)
+
+
+@on_both_loops
+async def test_certificate_and_key_in_the_file_itself(authority, plain):
+    issued = authority.issue("127.0.0.1")
+    path = plain(
+        f"tls_server_config:\n{inline('cert', issued.certificate)}{inline('key', issued.key)}"
+    )
+    async with (
+        Site(guard=Guard(path)) as site,
+        await Secure.open(site.port, trusting(authority)) as client,
+    ):
+        assert (await client.ask("/-/healthy")).status == 200
+
+
+# --- TLS
+
+
+@on_both_loops
+async def test_pages_under_tls(file, authority):
+    """HEAD, keep-alive and a page that is long."""
+    async with (
+        Site(FakeTable(BIG), guard=Guard(file())) as site,
+        await Secure.open(site.port, trusting(authority)) as client,
+    ):
+        head = await client.ask("/metrics/flows", method="HEAD")
+        assert (head.status, head.body) == (200, b"")
+        assert (await client.ask("/metrics/flows")).body == BIG
+        assert (await client.ask("/-/healthy")).text == "skyfast is healthy.\n"
+        assert (await client.ask("/nowhere")).status == 404
+        last = await client.ask("/metrics/flows", connection="close")
+        assert last.body == BIG
+        assert await client.reader.read() == b""
+    assert site.scrape.scrapes == 2
+
+
+@on_both_loops
+async def test_the_least_version(file, authority):
+    old = trusting(authority, maximum_version=ssl.TLSVersion.TLSv1_2)
+    async with Site(guard=Guard(file())) as site:
+        assert not await refused(site.port, old)
+    async with Site(guard=Guard(file(tls="min_version: TLS13"))) as site:
+        assert await refused(site.port, old)
+        assert not await refused(site.port, trusting(authority))
+
+
+@on_both_loops
+async def test_client_certificates(tmp_path, file, authority):
+    path = file(
+        tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt\n"
+        "client_allowed_sans: [prometheus.example, '2001:DB8::0:1']"
+    )
+    stranger = Authority(tmp_path, "stranger")
+
+    def showing(issued):
+        context = trusting(authority)
+        context.load_cert_chain(issued.certificate, issued.key)
+        return context
+
+    async with Site(guard=Guard(path)) as site:
+        assert await refused(site.port, trusting(authority))
+        assert await refused(site.port, showing(stranger.issue("prometheus.example")))
+        context = showing(authority.issue("other.example"))
+        async with await Secure.open(site.port, context) as client:
+            answer = await client.ask("/metrics")
+            assert (answer.status, answer.headers["connection"]) == (403, "close")
+            assert answer.text == "Forbidden: the certificate has no allowed name.\n"
+        assert site.scrape.handshakes_failed["client_certificate"] == 3
+        assert not site.table.asked_at
+        for name in ("prometheus.example", "2001:db8::1"):
+            assert not await refused(site.port, showing(authority.issue(name)))
+
+
+@pytest.mark.xdist_group("timing")
+@on_both_loops
+async def test_handshakes_have_the_heads_deadline_and_are_counted(file, authority, monkeypatch):
+    monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.3)
+    async with Site(guard=Guard(file()), max_connections=2) as site:
+        begin_s = time.monotonic()
+        silent = [await Client.open(site.port) for _ in range(3)]
+        # The one that waits longest makes room for the third.
+        assert await silent[0].end() in ("closed", "reset")
+        assert time.monotonic() - begin_s < 0.25
+        assert site.scrape.connections_rejected == 1
+        for client in silent[1:]:
+            await client.end()
+        assert 0.2 < time.monotonic() - begin_s < 2
+        for client in silent:
+            client.sock.close()
+        assert not await refused(site.port, trusting(authority))
+
+
+@on_both_loops
+async def test_a_client_that_the_systems_authorities_vouch_for(
+    tmp_path, file, authority, monkeypatch
+):
+    monkeypatch.setenv("SSL_CERT_FILE", authority.certificate)
+    path = file(tls="client_auth_type: RequireAndVerifyClientCert")
+    async with Site(guard=Guard(path)) as site:
+        for issuer, status in ((authority, 200), (Authority(tmp_path, "stranger"), 0)):
+            issued = issuer.issue("prometheus.example")
+            context = trusting(authority)
+            context.load_cert_chain(issued.certificate, issued.key)
+            if not status:
+                assert await refused(site.port, context)
+                continue
+            async with await Secure.open(site.port, context) as client:
+                assert (await client.ask("/-/healthy")).status == status
+
+
+def alert(data):
+    """Return the description of an alert that is not encrypted."""
+    assert data[:1] == b"\x15"
+    assert data[5:6] == b"\x02"  # fatal
+    return data[6]
+
+
+async def hello(site, **settings):
+    """Return what the server answers to the first message of a client with these settings."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for name, value in settings.items():
+        if name == "ciphers":
+            context.set_ciphers(value)
+        else:
+            setattr(context, name, value)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    async with await site.ask(outgoing.read()) as client:
+        await client.receive()
+        return bytes(client.buffer)
+
+
+def distrusts(port):
+    """Return whether a client without the authority refuses the certificate, as it tells."""
+    # Not by an event loop, whose clients send no alert.
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        try:
+            ssl.create_default_context().wrap_socket(client, server_hostname="127.0.0.1")
+        except ssl.SSLCertVerificationError:
+            return True
+    return False
+
+
+@on_both_loops
+async def test_a_failed_handshake_is_reported_to_both_sides(file, authority, caplog):
+    path = file(tls="min_version: TLS13")
+    cbc = {"ciphers": "ECDHE-ECDSA-AES128-SHA", "maximum_version": ssl.TLSVersion.TLSv1_2}
+    async with Site(guard=Guard(path)) as site:
+        old = {"maximum_version": ssl.TLSVersion.TLSv1_2}
+        assert alert(await hello(site, **old)) == 70  # protocol_version
+        for greeting in (b"SSH-2.0-OpenSSH\r\n", bytes(32)):
+            async with await site.ask(greeting) as client:
+                await client.end()
+        assert await asyncio.to_thread(distrusts, site.port)
+        await until(lambda: sum(site.scrape.handshakes_failed.values()) == 4)
+        assert site.scrape.handshakes_failed["unsupported"] == 1
+        assert site.scrape.handshakes_failed["not_tls"] == 2
+        assert site.scrape.handshakes_failed["rejected"] == 1
+        # And a check whether the port is open is none.
+        async with await site.ask(b"") as client:
+            client.sock.shutdown(socket.SHUT_WR)
+            await client.end()
+        async with await site.ask(b"\x16\x03\x01") as client:
+            client.sock.shutdown(socket.SHUT_WR)
+            await client.end()
+        await until(lambda: site.scrape.handshakes_failed["disconnected"] == 1)
+        assert sum(site.scrape.handshakes_failed.values()) == 5
+        assert not await refused(site.port, trusting(authority))
+    async with Site(guard=Guard(file())) as site:
+        assert alert(await hello(site, **cbc)) == 40  # handshake_failure
+    async with Site(guard=Guard(file(tls=f"cipher_suites: [{PEM_SUITES[9]}]"))) as site:
+        assert (await hello(site, **cbc))[:1] == b"\x16"
+    lines = [record.getMessage() for record in caplog.records]
+    begin = "TLS handshake failed for 127.0.0.1: "
+    untrusted = "usually because it does not trust the certificate (TLSV1_ALERT_UNKNOWN_CA)"
+    assert lines == [
+        f"{begin}no common TLS version, cipher suite or curve (UNSUPPORTED_PROTOCOL)",
+        f"{begin}not a TLS handshake",
+        f"{begin}rejected by the client, {untrusted}",
+        f"{begin}no common TLS version, cipher suite or curve (NO_SHARED_CIPHER)",
+    ]
+
+
+@on_both_loops
+async def test_a_client_without_its_certificate_gets_an_alert(tmp_path, file, authority, caplog):
+    """With TLS 1.3, the alert comes after the client has completed its side of the handshake."""
+    path = file(tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt")
+    stranger = Authority(tmp_path, "stranger").issue("prometheus.example")
+    async with Site(guard=Guard(path)) as site:
+        for version, reason in (("1_2", "HANDSHAKE_FAILURE"), ("1_3", "CERTIFICATE_REQUIRED")):
+            context = trusting(authority, maximum_version=ssl.TLSVersion[f"TLSv{version}"])
+            with pytest.raises(ssl.SSLError, match=reason):
+                async with await Secure.open(site.port, context) as client:
+                    await client.ask("/-/healthy")
+        context.load_cert_chain(stranger.certificate, stranger.key)
+        with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
+            async with await Secure.open(site.port, context) as client:
+                await client.ask("/-/healthy")
+        assert site.scrape.handshakes_failed["client_certificate"] == 3
+        assert "skyfast_tls_handshakes_failed_total" in selfmetrics_of(site)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith(
+        "client certificate missing or not trusted (PEER_DID_NOT_RETURN_A_CERTIFICATE)"
+    )
+
+
+def selfmetrics_of(site):
+    return selfmetrics.render(site.stats, site.table).decode()
+
+
+@on_both_loops
+async def test_plain_http_on_the_port_of_tls_is_answered(file, authority, caplog):
+    async with Site(guard=Guard(file())) as site:
+        for method in ("GET", "HEAD", "POST", "OPTIONS", "DELETE"):
+            for version in ("1.0", "1.1"):
+                answer = await site.get("/metrics", method=method, version=version)
+                assert answer.status == 400
+                assert answer.headers["connection"] == "close"
+                assert method == "HEAD" or answer.text == (
+                    "Bad Request: plain HTTP request on an HTTPS port.\n"
+                )
+        # More than is read at once.
+        async with await site.ask(request("/metrics", x="y" * 50_000)) as client:
+            assert (await client.answer()).status == 400
+            assert await client.end() == "closed"
+        assert site.scrape.handshakes_failed["plain_http"] == 11
+        assert not await refused(site.port, trusting(authority))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "TLS handshake failed for 127.0.0.1: plain HTTP request on an HTTPS port"
+
+
+@on_both_loops
+async def test_a_handshake_that_stalls_is_counted(file, authority, monkeypatch, caplog):
+    monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.2)
+    async with Site(guard=Guard(file())) as site:
+        async with await site.ask(b"\x16\x03\x01\x02\x00\x01"), await site.ask(b""):
+            await until(lambda: site.scrape.handshakes_failed["timeout"] == 1)
+            await until(lambda: not site.server._connections._open)
+        assert sum(site.scrape.handshakes_failed.values()) == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "TLS handshake failed for 127.0.0.1: timed out after 0.2 s"
+
+
+@on_both_loops
+async def test_stopping_does_not_wait_for_clients(file, authority):
+    async with contextlib.AsyncExitStack() as stack:
+        site = await stack.enter_async_context(Site(guard=Guard(file())))
+        idle = await Secure.open(site.port, trusting(authority))
+        await stack.enter_async_context(idle)
+        await idle.ask("/-/healthy")
+        shaking = await stack.enter_async_context(await Client.open(site.port))
+        await until(lambda: len(site.server._connections._open) == 2)
+        begin_s = time.monotonic()
+        await site.server.stop()
+        assert time.monotonic() - begin_s < web.STOP_TIMEOUT_S
+        assert await shaking.end() in ("closed", "reset")
+        assert await idle.reader.read() == b""
+
+
+@on_both_loops
+async def test_a_page_that_is_not_read_is_cut(file, authority):
+    async with Site(FakeTable(BIG), guard=Guard(file()), scrape_timeout_s=0.3) as site:
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        raw.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", site.port))
+        reader, writer = await asyncio.open_connection(
+            sock=raw, ssl=trusting(authority), server_hostname="127.0.0.1", limit=1024
+        )
+        writer.write(request("/metrics/flows"))
+        await until(lambda: site.scrape.failures["deadline"] == 1)
+        with contextlib.suppress(OSError):
+            page = await reader.read(2 * len(BIG))
+            assert len(page) < len(BIG)
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+# --- files that change
+
+
+@on_both_loops
+async def test_a_new_certificate_is_shown_and_open_connections_stay(
+    file, authority, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    guard = Guard(file())
+    certificate, key = tmp_path / "ca-127.0.0.1.crt", tmp_path / "ca-127.0.0.1.key"
+    async with (
+        Site(guard=guard) as site,
+        await Secure.open(site.port, trusting(authority)) as old,
+    ):
+        first = old.certificate()
+        old_key = key.read_bytes()
+        authority.issue("127.0.0.1")
+        renewed, new_key = certificate.read_text(), key.read_bytes()
+        # Between the two files, the old pair stays in use, and that is said once.
+        key.write_bytes(old_key)
+        for _ in range(3):
+            async with await Secure.open(site.port, trusting(authority)) as client:
+                assert client.certificate() == first
+        key.write_bytes(new_key)
+        async with await Secure.open(site.port, trusting(authority)) as client:
+            assert client.certificate() == ssl.PEM_cert_to_DER_cert(renewed)
+        assert (await old.ask("/-/healthy")).status == 200
+    messages = [r.getMessage() for r in caplog.records if r.name == "skyfast.web_config"]
+    assert len(messages) == 2
+    assert "KEY_VALUES_MISMATCH" in messages[0]
+    assert "has changed" in messages[1]
+
+
+@on_both_loops
+async def test_users_change_and_do_not_vanish(plain, caplog):
+    path = plain(users(alice=CHEAP, bob=CHEAP))
+    async with Site(guard=Guard(path)) as site:
+        for user in ("alice", "bob"):
+            assert (await site.get("/", authorization=basic(user))).status == 200
+        plain(users(alice=CHEAP))
+        assert (await site.get("/", authorization=basic("alice"))).status == 200
+        # Although the same password was right, and has the same hash.
+        assert (await site.get("/", authorization=basic("bob"))).status == 401
+        for broken in ("", users(alice="hunter2"), "tls_server_config: {"):
+            plain(broken)
+            for _ in range(2):
+                assert (await site.get("/")).status == 401
+                assert (await site.get("/", authorization=basic("alice"))).status == 200
+    errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(errors) == 3
+    assert "basic_auth_users cannot be removed without a new start" in errors[0]
+    assert "hunter2" not in caplog.text
+
+
+# --- who is answered
+
+
+@on_both_loops
+async def test_authentication(plain, caplog):
+    async with Site(guard=Guard(plain(users()))) as site, await site.ask(b"") as client:
+        for path in ("/metrics", "/", "/nowhere", "/-/healthy", "/-/ready"):
+            for method in ("GET", "HEAD"):
+                await client.send(request(path, method=method))
+                answer = await client.answer(head=method == "HEAD")
+                assert answer.status == 401
+                assert answer.headers["www-authenticate"].startswith('Basic realm="skyfast"')
+        for header in (basic(password="wrong"), basic("bob"), "Basic !", "Bearer x", "Basic"):
+            await client.send(request("/metrics", authorization=header))
+            assert (await client.answer()).status == 401
+        for scheme in ("Basic", "basic"):
+            header = basic().replace("Basic", scheme)
+            await client.send(request("/metrics/flows", authorization=header))
+            assert (await client.answer()).body == FLOWS
+            await client.send(request("/metrics", authorization=header, method="HEAD"))
+            assert (await client.answer(head=True)).status == 200
+    assert len(site.table.asked_at) == 2
+    assert [r.getMessage() for r in caplog.records] == ["a wrong user or password from 127.0.0.1"]
+
+
+@on_both_loops
+async def test_health_answers_everybody_if_so_configured(plain):
+    async with Site(guard=Guard(plain(users())), health_without_auth=True) as site:
+        for path in ("/-/healthy", "/-/ready"):
+            assert (await site.get(path)).status == 200
+        for path in ("/-/healthy/", "/metrics/self", "/", "/-/reload"):
+            assert (await site.get(path)).status == 401
+
+
+@on_both_loops
+async def test_long_and_strange_passwords(plain):
+    password = "ä" * 50
+    of_72 = bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(4)).decode()
+    async with Site(guard=Guard(plain(users(ä=of_72)))) as site:
+        assert (await site.get("/", authorization=basic("ä", password))).status == 200
+        for wrong in ("ä" * 30, "", "\0", "ä\0"):
+            assert (await site.get("/", authorization=basic("ä", wrong))).status == 401
+
+
+@on_both_loops
+async def test_configured_headers(plain):
+    path = plain(
+        "http_server_config: {headers: {X-Frame-Options: deny, Content-Security-Policy: x}}\n"
+        + users()
+    )
+    async with Site(guard=Guard(path)) as site:
+        for page in ("/", "/metrics", "/api/status", "/api/top", "/nowhere"):
+            for header in (basic(), ""):
+                answer = await site.get(page, authorization=header)
+                assert (answer.status == 401) is (not header)
+                assert answer.headers["x-frame-options"] == "deny"
+                assert answer.headers["content-security-policy"] == "x"
+                assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@on_both_loops
+async def test_rate_limit(plain):
+    now_s = 0.0
+    path = plain("rate_limit: {interval: 2s, burst: 3}")
+    async with Site(guard=Guard(path, now=lambda: now_s)) as site:
+        assert [(await site.get("/")).status for _ in range(5)] == [200, 200, 200, 429, 429]
+        now_s = 0.9
+        assert (await site.get("/")).headers["retry-after"] == "2"
+        now_s = 2.0
+        assert [(await site.get("/")).status for _ in range(2)] == [200, 429]
+    async with Site(guard=Guard(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
+        answer = await site.get("/")
+        assert answer.status == 429
+        assert "retry-after" not in answer.headers  # it never is another
+
+
+# --- guesses
+
+
+@on_both_loops
+async def test_wrong_passwords_are_limited_by_address(plain, caplog):
+    now_s = 0.0
+    guard = Guard(plain(users()), now=lambda: now_s)
+    async with Site(guard=guard) as site:
+        assert (await site.get("/", authorization=basic())).status == 200
+
+        async def guess(i, local="127.0.0.2"):
+            header = basic(password=f"guess {i}")
+            async with await site.ask(request("/", authorization=header), local=local) as client:
+                return (await client.answer()).status
+
+        burst = webconfig.WRONG_BURST
+        assert [await guess(i) for i in range(burst + 3)] == [401] * burst + [429] * 3
+        assert await guess(0, "127.0.0.3") == 401
+        right = request("/", authorization=basic())
+        async with await site.ask(right, local="127.0.0.2") as client:
+            assert (await client.answer()).status == 200  # known, so it is not a guess
+        now_s = webconfig.WRONG_INTERVAL_S
+        assert [await guess(i) for i in range(burst, burst + 2)] == [401, 429]
+    assert "guess" not in caplog.text
+
+
+@on_both_loops
+async def test_a_stale_password_does_not_shut_out_the_right_one(plain, monkeypatch):
+    """Of another client behind the same address, for as long as that tries."""
+    computed = []
+    checkpw = bcrypt.checkpw
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *each: computed.append(1) or checkpw(*each))
+    async with Site(guard=Guard(plain(users(alice=CHEAP, bob=CHEAP)), now=lambda: 0.0)) as site:
+        for _ in range(5 * webconfig.WRONG_BURST):
+            for stale in (basic(password="last year's"), basic("nobody")):
+                assert (await site.get("/", authorization=stale)).status == 401
+        assert len(computed) == 2
+        for user in ("alice", "bob"):
+            assert (await site.get("/", authorization=basic(user))).status == 200
+        # It is right from now on, and was remembered as wrong.
+        plain(users(alice=bcrypt.hashpw(b"last year's", bcrypt.gensalt(4)).decode()))
+        assert (await site.get("/", authorization=basic(password="last year's"))).status == 200
+
+
+@on_both_loops
+async def test_retry_after_is_true(plain):
+    now_s = 0.0
+    async with Site(guard=Guard(plain(users()), now=lambda: now_s)) as site:
+        for i in range(webconfig.WRONG_BURST):
+            assert (await site.get("/", authorization=basic(password=f"{i}"))).status == 401
+        for now_s, told in ((0.0, 5), (1.5, 4), (4.5, 1)):
+            answer = await site.get("/", authorization=basic())
+            assert (answer.status, answer.headers["retry-after"]) == (429, str(told))
+            assert now_s + told >= webconfig.WRONG_INTERVAL_S
+        now_s = 5.5
+        assert (await site.get("/", authorization=basic())).status == 200
+
+
+@on_both_loops
+async def test_right_passwords_are_not_counted(plain):
+    hashes = {f"user{i}": CHEAP for i in range(2 * webconfig.WRONG_BURST)}
+    async with Site(guard=Guard(plain(users(**hashes)), now=lambda: 0.0)) as site:
+        for user in hashes:
+            assert (await site.get("/", authorization=basic(user))).status == 200
+
+
+@on_both_loops
+async def test_guessers_do_not_hold_up_who_is_known(plain, monkeypatch):
+    monkeypatch.setattr(webconfig, "WRONG_BURST", 1000)
+    # A hash takes as long as the test wants it to, not as long as the machine needs.
+    computed = threading.Event()
+    checkpw = bcrypt.checkpw
+
+    def check(password, expected):
+        assert not password.startswith(b"guess") or computed.wait(TEST_TIMEOUT_S)
+        return checkpw(password, expected)
+
+    monkeypatch.setattr(bcrypt, "checkpw", check)
+    async with Site(guard=Guard(plain(users()))) as site:
+        try:
+            assert (await site.get("/", authorization=basic())).status == 200
+            guesses = [
+                asyncio.create_task(site.get("/", authorization=basic(password=f"guess {i}")))
+                for i in range(3 * webconfig.MAX_CHECKS)
+            ]
+            # Beyond those that may wait, guesses are sent away at once.
+            await until(lambda: sum(guess.done() for guess in guesses) == 2 * webconfig.MAX_CHECKS)
+            for _ in range(3):
+                assert (await site.get("/metrics/flows", authorization=basic())).body == FLOWS
+            assert sum(guess.done() for guess in guesses) == 2 * webconfig.MAX_CHECKS
+        finally:
+            computed.set()
+        statuses = [(await guess).status for guess in guesses]
+        assert statuses.count(503) == 2 * webconfig.MAX_CHECKS
+        assert statuses.count(401) == webconfig.MAX_CHECKS
+
+
+@on_both_loops
+async def test_a_wrong_user_costs_what_a_wrong_password_does(plain, monkeypatch):
+    computed = []
+    checkpw = bcrypt.checkpw
+    monkeypatch.setattr(
+        bcrypt, "checkpw", lambda *each: computed.append(each[1][:7]) or checkpw(*each)
+    )
+    async with Site(guard=Guard(plain(users(alice=DEAR)))) as site:
+        for user in ("alice", "nobody"):
+            for password in ("x", "y"):
+                assert (await site.get("/", authorization=basic(user, password))).status == 401
+        # Whoever knows an existing password does not get in by a name that is none.
+        assert (await site.get("/", authorization=basic("nobody"))).status == 401
+        for _ in range(3):
+            assert (await site.get("/", authorization=basic())).status == 200
+    assert computed == [b"$2b$10$"] * 6
+
+
+@on_both_loops
+async def test_memory_of_guesses_is_bounded(plain, monkeypatch):
+    monkeypatch.setattr(webconfig, "MAX_ADDRESSES", 3)
+    monkeypatch.setattr(webconfig, "MAX_VERIFIED", 2)
+    monkeypatch.setattr(webconfig, "MAX_FAILED", 4)
+    monkeypatch.setattr(webconfig, "WRONG_BURST", 1)
+    hashes = {f"user{i}": CHEAP for i in range(4)}
+    guard = Guard(plain(users(**hashes)), now=lambda: 0.0)
+
+    async def judge(header, address):
+        return await guard.judge(header, address, public=False)
+
+    numbers = itertools.count()
+
+    async def guess(address):
+        refusal = await judge(basic("user0", f"wrong {next(numbers)}"), address)
+        return refusal.status
+
+    assert [await guess(f"10.0.0.{i}") for i in range(5)] == [401] * 5
+    assert [await guess(f"10.0.0.{i}") for i in (4, 3, 2)] == [429] * 3
+    assert await guess("10.0.0.0") == 401
+    # All of an IPv6 network count as one, but another does not.
+    networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
+    assert [await guess(address) for address in networks] == [401, 429, 401]
+    assert len(guard._passwords._failed) == 4
+    # What is remembered of one address is not of another.
+    wrong = basic("user0", "wrong")
+    assert await judge(wrong, "192.0.2.1") == Refusal(HTTPStatus.UNAUTHORIZED)
+    assert await judge(wrong, "192.0.2.1") == Refusal(HTTPStatus.UNAUTHORIZED)
+    with monkeypatch.context() as patch:
+        patch.setattr(webconfig, "MAX_CHECKS", 0)
+        assert (await judge(wrong, "192.0.2.2")).status == 503
+    for user in hashes:
+        assert await judge(basic(user), "192.0.2.9") is None
+    assert len(guard._passwords._verified) == 2
+    assert PASSWORD.encode() not in repr(vars(guard._passwords)).encode()
+    guard.close()
+
+
+# --- the whole
+
+
+async def curl(*arguments):
+    """Return what curl prints of an answer: its body, and the status."""
+    process = await asyncio.create_subprocess_exec(
+        *("curl", "-s", "-m", "10", "-w", "%{http_code}", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    body, _ = await process.communicate()
+    return body.decode()
+
+
+async def test_signals_and_the_log(file, authority, tmp_path):
+    web_file = Path(file(users()))
+    async with demo(web_config=web_file, quiet=False) as skyfast, asyncio.timeout(30):
+        assert skyfast.url.startswith("https://127.0.0.1:")
+        ask = ("--cacert", authority.certificate, f"{skyfast.url}/-/healthy")
+        assert (await curl(*ask)).endswith("401")
+        assert (await curl("-u", f"alice:{PASSWORD}", *ask)).endswith("healthy.\n200")
+        file(users(alice="hunter2"))
+        skyfast.process.send_signal(signal.SIGHUP)
+        await until(lambda: any("was not reloaded" in line for line in skyfast.log))
+        assert (await curl("-u", f"alice:{PASSWORD}", *ask)).endswith("200")
+        file(users(bob=CHEAP))
+        skyfast.process.send_signal(signal.SIGHUP)
+        await until(lambda: any("was reloaded" in line for line in skyfast.log))
+        assert (await curl("-u", f"bob:{PASSWORD}", *ask)).endswith("200")
+        assert (await curl("-u", f"alice:{PASSWORD}", *ask)).endswith("401")
+    (told,) = [line for line in skyfast.log if "not reloaded" in line]
+    assert f"{web_file}: line 5: basic_auth_users.alice: <hidden> is not a bcrypt" in told
+    log = "\n".join(skyfast.log)
+    assert not any(secret in log for secret in ("hunter2", PASSWORD, CHEAP))
+
+
+@pytest.mark.slow
+@needs_prometheus
+async def test_a_prometheus_scrapes_by_https_with_a_password(file, authority, tmp_path):
+    how = (
+        f"scheme: https, tls_config: {{ca_file: {authority.certificate}}},"
+        f" basic_auth: {{username: alice, password: {PASSWORD}}}, "
+    )
+    async with (
+        demo(web_config=Path(file(users(alice=DEAR)))) as skyfast,
+        prometheus(skyfast.url.partition("//")[2], tmp_path, how=how) as server,
+        asyncio.timeout(ANSWER_S),
+    ):
+        (up,) = await growing(server, 'up{job="skyfast"}', 1)
+        assert number(up) == 1
+        await growing(server, "skydive_network_connection_total_bytes", 100)
+
+
+def test_nothing_of_it_is_imported_without_the_flag():
+    code = (
+        "import sys, skyfast.app, skyfast.cli;"
+        "sys.exit(bool({'bcrypt', 'skyfast.web.config_file'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=20, check=False).returncode == 0

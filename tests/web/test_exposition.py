@@ -1,0 +1,363 @@
+import asyncio
+import gc
+import threading
+import zlib
+
+import pytest
+
+from skyfast.stats import Stats
+from skyfast.web import cardinality
+from skyfast.web.exposition import (
+    CHUNK_BYTES,
+    FIRST_CHUNK_BYTES,
+    QUEUE_CHUNKS,
+    Exposition,
+    Part,
+    compress,
+    encoding,
+    prefers_openmetrics,
+)
+from tests.support.web_fixtures import (
+    BIG,
+    CAPTURES,
+    FLOWS,
+    INTERFACES,
+    PROMETHEUS,
+    FakeTable,
+    on_both_loops,
+    page_threads,
+    source,
+    until,
+)
+
+
+def exposition(table=None, *, now=lambda: 100.0, **parts):
+    return Exposition(source=source(table, **parts), stats=Stats(), now=now)
+
+
+async def collect(stream):
+    chunks = [chunk async for chunk in stream]
+    await stream.ended()
+    return chunks
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "chosen"),
+    [
+        (None, "identity"),
+        ("", "identity"),
+        ("gzip", "gzip"),
+        ("GZIP", "gzip"),
+        ("x-gzip", "gzip"),
+        ("gzip, deflate, br, zstd", "gzip"),
+        ("deflate, br", "identity"),
+        ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip"),
+        ("gzip;q=1", "gzip"),
+        ("gzip;q=0.001", "gzip"),
+        ("gzip ; q=1.000", "gzip"),
+        ("gzip;Q=0.5", "gzip"),
+        ("gzip;q=0", "identity"),
+        ("gzip;q=0.000", "identity"),
+        ("gzip;q=0, *", "identity"),
+        ("*", "gzip"),
+        ("*;q=0.5", "gzip"),
+        ("deflate, *;q=0", None),
+        ("*;q=0", None),
+        ("*;q=0, identity", "identity"),
+        ("*;q=0, gzip", "gzip"),
+        ("identity", "identity"),
+        ("identity, gzip", "gzip"),
+        ("identity;q=1, gzip;q=0.5", "identity"),
+        ("identity;q=0.5, gzip;q=1", "gzip"),
+        ("identity;q=0", None),
+        ("identity;q=0, gzip", "gzip"),
+        ("identity;q=0, gzip;q=0", None),
+        ("identity;q=0, *", "gzip"),
+        # What cannot be understood is as if it were not there.
+        ("gzip;q=2", "identity"),
+        ("gzip;q=-1", "identity"),
+        ("gzip;q=0.1234", "identity"),
+        ("gzip;q=nan", "identity"),
+        ("gzip;level=9", "identity"),
+        ("gzip;q=abc, identity;q=xyz", "identity"),
+        ("gzip br", "identity"),
+        (",, ,gzip,", "gzip"),
+        ("\x00gzip", "identity"),
+    ],
+)
+def test_encoding(accept_encoding, chosen):
+    assert encoding(accept_encoding) == chosen
+
+
+def test_compress():
+    data = FLOWS * 1000
+    compressed = compress(data)
+    assert zlib.decompress(compressed, wbits=31) == data
+    assert len(compressed) < len(data) / 10
+
+
+@on_both_loops
+async def test_parts_in_their_order():
+    pages = exposition()
+    own = await pages.own()
+    assert own.startswith(b"# HELP skyfast_build_info ")
+    assert own.endswith(b'\nskyfast_label_values{label="target_ip"} 2\n')
+    for part, expected in (
+        (Part.FLOWS, FLOWS),
+        (Part.INTERFACES, INTERFACES),
+        (Part.CAPTURES, CAPTURES),
+        (Part.FLOWS | Part.INTERFACES, FLOWS + INTERFACES),
+    ):
+        assert b"".join(await collect(pages.stream(part, gzip=False))) == expected
+    whole = b"".join(await collect(pages.stream(Part.ALL, gzip=False)))
+    others = FLOWS + INTERFACES + CAPTURES
+    assert whole.startswith(others + b"# HELP skyfast_build_info ")
+    # Times and sizes of the process differ between two renderings; the families do not.
+    names = [line for line in whole[len(others) :].splitlines() if line[:1] == b"#"]
+    assert names == [line for line in own.splitlines() if line[:1] == b"#"]
+
+
+@on_both_loops
+async def test_the_end_of_openmetrics():
+    """It says that nothing is missing: once, at the end of every whole page."""
+    pages = exposition(FakeTable(BIG), standard_names=True)
+    for part in (*Part, Part.FLOWS | Part.INTERFACES, Part.ALL):
+        for gzip in (False, True):
+            stream = pages.stream(part, gzip=gzip, openmetrics=True)
+            data = b"".join(await collect(stream))
+            page = zlib.decompress(data, wbits=31) if gzip else data
+            assert page.endswith(b"\n# EOF\n")
+            assert page.count(b"# EOF") == 1
+            assert stream.page_bytes == len(page)
+    own = await pages.own(openmetrics=True)
+    assert own.endswith(b"\n# EOF\n")
+    assert own.count(b"# EOF") == 1
+    empty = exposition(FakeTable(b""), interfaces=b"", standard_names=True)
+    stream = empty.stream(Part.FLOWS | Part.INTERFACES, gzip=False, openmetrics=True)
+    assert await collect(stream) == [b"# EOF\n"]
+
+
+@on_both_loops
+async def test_openmetrics_that_breaks_has_no_end():
+    table = FakeTable(BIG, break_at=FIRST_CHUNK_BYTES + CHUNK_BYTES)
+    chunks = []
+    with pytest.raises(ValueError, match="rendering broke"):
+        async for chunk in exposition(table).stream(Part.ALL, gzip=False, openmetrics=True):
+            chunks.append(chunk)  # noqa: PERF401  # a comprehension would lose them
+    assert b"# EOF" not in b"".join(chunks)
+
+
+@on_both_loops
+async def test_label_values_are_counted_in_the_thread_of_the_page():
+    table = FakeTable()
+    await collect(exposition(table).stream(Part.SELF, gzip=False))
+    assert table.scans == ["label_values"]
+    assert threading.current_thread() not in table.threads
+    await exposition(table).own()
+    assert threading.current_thread() not in table.threads
+
+
+@on_both_loops
+async def test_label_values_are_kept_for_a_moment(monkeypatch):
+    table = FakeTable()
+    pages = exposition(table)
+    for _ in range(3):
+        assert b'skyfast_label_values{label="target_ip"} 2\n' in await pages.own()
+    assert table.scans == ["label_values"]
+    monkeypatch.setattr(cardinality, "VALUES_AGE_S", 0)
+    later = exposition(table)
+    table.values["target_ip"].append(("10.0.0.4", 1))
+    for _ in range(2):
+        assert b'skyfast_label_values{label="target_ip"} 3\n' in await later.own()
+    assert table.scans == ["label_values"] * 3
+
+
+@on_both_loops
+async def test_another_source():
+    """Pages that were begun keep their own; those that follow are of the new one."""
+    pages = exposition(FakeTable(BIG))
+    begun = pages.stream(Part.ALL, gzip=False)
+    first = await anext(begun)
+    pages.source = source(FakeTable(b"new\n"), interfaces=b"", captures=b"")
+    page = first + b"".join(await collect(begun))
+    assert page.startswith(BIG + INTERFACES + CAPTURES)
+    assert await collect(pages.stream(Part.FLOWS, gzip=False)) == [b"new\n"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (None, False),
+        ("", False),
+        ("*/*", False),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", False),
+        *((accept, True) for accept in PROMETHEUS.values()),
+        ("text/plain;version=0.0.4;q=1,application/openmetrics-text;version=1.0.0;q=0.9", False),
+        ("text/plain, application/openmetrics-text", True),
+        ("text/plain;q=0.5, application/openmetrics-text;q=0.4", False),
+        ("application/openmetrics-text", True),
+        ("APPLICATION/OpenMetrics-Text ; Version=1.0.0 ; Q=0.1", True),
+        ('application/openmetrics-text; version="1.0.0"; charset="utf-8"', True),
+        ("application/openmetrics-text;version=0.0.1", False),
+        ("application/openmetrics-text;version=2.0.0", False),
+        ("application/openmetrics-text;q=0", False),
+        # The range that is most precise counts.
+        ("application/openmetrics-text;q=0, application/openmetrics-text;version=1.0.0", True),
+        ("application/openmetrics-text, application/openmetrics-text;version=1.0.0;q=0", False),
+        ("application/openmetrics-text;q=0.5, text/*;q=0.6", False),
+        ("application/openmetrics-text;q=0.5, text/*, text/plain;q=0.1", True),
+        ("application/openmetrics-text;q=0.5, */*;q=0.6", False),
+        ("application/*, text/plain;q=0.1", False),
+        # What cannot be understood is as if it were not there.
+        ("application/openmetrics-text;q=2", False),
+        ("application/openmetrics-text;q=", False),
+        ("application/openmetrics-text;version", False),
+        ("application/openmetrics-text;;version=1.0.0;", True),
+        ("openmetrics-text", False),
+        ("application/openmetrics-text/x", False),
+        (",;,=,/;q,application/openmetrics-text", True),
+    ],
+)
+def test_format(accept, chosen):
+    assert prefers_openmetrics(accept) is chosen
+
+
+@on_both_loops
+async def test_a_page_is_of_the_moment_it_was_asked_for():
+    table = FakeTable()
+    clock = iter([100.0, 200.0])
+    pages = exposition(table, now=lambda: next(clock))
+    await collect(pages.stream(Part.ALL, gzip=False))
+    await collect(pages.stream(Part.FLOWS, gzip=True))
+    assert table.asked_at == [100.0, 200.0]
+
+
+@on_both_loops
+async def test_chunks():
+    """The first is small, the others are large, and all of them in a thread of their own."""
+    table = FakeTable(BIG)
+    stream = exposition(table).stream(Part.FLOWS, gzip=False)
+    chunks = await collect(stream)
+    assert b"".join(chunks) == BIG
+    assert len(chunks[0]) == FIRST_CHUNK_BYTES
+    assert {len(chunk) for chunk in chunks[1:-1]} == {CHUNK_BYTES}
+    assert 0 < len(chunks[-1]) <= CHUNK_BYTES
+    assert stream.page_bytes == len(BIG)
+    assert threading.current_thread() not in table.threads
+
+
+@on_both_loops
+async def test_large_interfaces_come_in_chunks():
+    interfaces = INTERFACES * (3 * CHUNK_BYTES // len(INTERFACES))
+    chunks = await collect(exposition(interfaces=interfaces).stream(Part.INTERFACES, gzip=False))
+    assert b"".join(chunks) == interfaces
+    assert max(map(len, chunks)) <= CHUNK_BYTES
+
+
+@on_both_loops
+async def test_an_empty_page():
+    pages = exposition(FakeTable(b""), interfaces=b"")
+    parts = Part.FLOWS | Part.INTERFACES
+    assert await collect(pages.stream(parts, gzip=False)) == []
+    assert zlib.decompress(b"".join(await collect(pages.stream(parts, gzip=True))), wbits=31) == b""
+
+
+@on_both_loops
+async def test_gzip():
+    """No chunk is empty, though the compressor keeps most of them back: empty ends a body."""
+    stream = exposition(FakeTable(BIG)).stream(Part.FLOWS, gzip=True)
+    chunks = await collect(stream)
+    assert all(chunks)
+    assert zlib.decompress(b"".join(chunks), wbits=31) == BIG
+    assert sum(map(len, chunks)) < len(BIG) / 5
+    assert stream.page_bytes == len(BIG)
+
+
+@on_both_loops
+async def test_rendering_waits_for_its_reader():
+    table = FakeTable(BIG)
+    stream = exposition(table).stream(Part.FLOWS, gzip=False)
+    most = FIRST_CHUNK_BYTES + QUEUE_CHUNKS * CHUNK_BYTES
+    await until(lambda: table.rendered_bytes == most)
+    await asyncio.sleep(0.1)
+    assert table.rendered_bytes == most
+    assert b"".join(await collect(stream)) == BIG
+
+
+@on_both_loops
+async def test_close_ends_a_thread_that_waits():
+    table = FakeTable(BIG)
+    stream = exposition(table).stream(Part.FLOWS, gzip=False)
+    assert await anext(stream) == BIG[:FIRST_CHUNK_BYTES]
+    await until(lambda: table.rendered_bytes > CHUNK_BYTES * QUEUE_CHUNKS)
+    stream.close()
+    stream.close()
+    await stream.ended()
+    await until(lambda: not page_threads())
+    assert table.rendered_bytes < len(BIG) / 2
+
+
+@on_both_loops
+async def test_close_ends_a_thread_that_renders():
+    table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
+    stream = exposition(table).stream(Part.FLOWS, gzip=True)
+    stream.close()
+    table.resume.set()
+    await stream.ended()
+    await until(lambda: not page_threads())
+    assert table.rendered_bytes < len(BIG)
+
+
+@on_both_loops
+async def test_the_reader_may_give_up_waiting():
+    table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
+    stream = exposition(table).stream(Part.FLOWS, gzip=False)
+    first = await anext(stream)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await anext(stream)
+    table.resume.set()
+    assert first + b"".join(await collect(stream)) == BIG
+
+
+@on_both_loops
+async def test_an_error_comes_after_what_was_rendered():
+    broken_at = FIRST_CHUNK_BYTES + CHUNK_BYTES
+    stream = exposition(FakeTable(BIG, break_at=broken_at)).stream(Part.FLOWS, gzip=False)
+    chunks = []
+    with pytest.raises(ValueError, match="rendering broke"):
+        async for chunk in stream:
+            chunks.append(chunk)  # noqa: PERF401  # a comprehension would lose them
+    assert b"".join(chunks) == BIG[:broken_at]
+    await stream.ended()
+    await until(lambda: not page_threads())
+
+
+@on_both_loops
+async def test_many_at_once():
+    pages = exposition(FakeTable(BIG))
+    whole = await asyncio.gather(
+        *(collect(pages.stream(Part.FLOWS, gzip=bool(i % 2))) for i in range(6))
+    )
+    for i, chunks in enumerate(whole):
+        data = b"".join(chunks)
+        assert (zlib.decompress(data, wbits=31) if i % 2 else data) == BIG
+
+
+def test_an_event_loop_that_ends_first():
+    """The thread notices that nobody is left, and nothing is printed about it."""
+    table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
+
+    async def begin():
+        stream = exposition(table).stream(Part.FLOWS, gzip=False)
+        await anext(stream)
+        return stream
+
+    stream = asyncio.run(begin())
+    (thread,) = page_threads()
+    stream.close()
+    table.resume.set()
+    thread.join(timeout=5)
+    assert not thread.is_alive()
+    del stream
+    gc.collect()

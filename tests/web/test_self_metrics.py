@@ -1,0 +1,344 @@
+import mmap
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from skyfast import __version__
+from skyfast import stats as selfmetrics
+from skyfast.flows.plan import family_head
+from skyfast.stats import (
+    CAPTURE_SKIPS,
+    HANDSHAKE_FAILURES,
+    INTERFACE_SKIPS,
+    MESSAGE_ERRORS,
+    RECONNECT_REASONS,
+    SCRAPE_FAILURES,
+    SKIP_REASONS,
+    TOPOLOGY_ERRORS,
+    Stats,
+    render,
+    render_label_values,
+)
+from tests.support.web_fixtures import FakeTable
+
+pytestmark = pytest.mark.xdist_group("timing")
+
+PROMTOOL = shutil.which("promtool")
+
+
+def samples(stats=None, table=None):
+    """Return name, labels and value of every sample, as an independent reader sees them."""
+    text = render(stats or Stats(), table or FakeTable()).decode()
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def by_reason(name, found):
+    return {key[-1][1]: value for key, value in found.items() if key[0] == name}
+
+
+def test_every_value_known_in_advance_is_there_from_the_start():
+    stats = Stats()
+    stats.analyzer("a:1")
+    table = FakeTable()
+    table.skipped = table.finished = {}
+    found = samples(stats, table)
+    analyzer = ("analyzer", "a:1")
+    for name in ("up", "flows_total", "received_bytes_total", "last_message_timestamp_seconds"):
+        assert found[f"skyfast_{name}", analyzer] == 0
+    for kind, type_ in (("flow", "store"), ("stats", "stats")):
+        key = ("skyfast_messages_total", analyzer, ("namespace", kind), ("type", type_))
+        assert found[key] == 0
+    for name, reasons in (
+        ("skyfast_message_errors_total", MESSAGE_ERRORS),
+        ("skyfast_reconnects_total", RECONNECT_REASONS),
+        ("skyfast_flows_skipped_total", SKIP_REASONS),
+        ("skyfast_topology_errors_total", TOPOLOGY_ERRORS),
+        ("skyfast_interfaces_skipped", INTERFACE_SKIPS),
+        ("skyfast_scrapes_failed_total", SCRAPE_FAILURES),
+        ("skyfast_tls_handshakes_failed_total", HANDSHAKE_FAILURES),
+        ("skyfast_capture_reports_skipped_total", CAPTURE_SKIPS),
+    ):
+        assert by_reason(name, found) == dict.fromkeys(reasons, 0), name
+
+
+def test_flow_update_is_known_once_it_was_set():
+    stats = Stats()
+    assert (stats.flow_update_s, stats.flow_update_known) == (60.0, False)
+    stats.flow_update_s = 60.0
+    assert (stats.flow_update_s, stats.flow_update_known) == (60.0, True)
+    stats.flow_update_s = 10.0
+    assert stats.flow_update_s == 10.0
+
+
+def test_without_an_analyzer():
+    assert not [key for key in samples() if key[0] == "skyfast_up"]
+
+
+def test_values():
+    stats = Stats()
+    analyzer = stats.analyzer("a:1")
+    analyzer.up = 1
+    analyzer.flows = 11
+    analyzer.received_bytes = 12
+    analyzer.last_message_timestamp_s = 1700000000.25
+    analyzer.messages["other", "other"] = 13
+    analyzer.errors["malformed"] = 14
+    analyzer.reconnects["silent"] = 15
+    stats.analyzer("b:2").flows = 16
+    stats.flows_skipped["late"] = 100
+    stats.topology.interfaces = 18
+    stats.topology.answers = 19
+    stats.topology.last_answer_timestamp_s = 1700000001.5
+    stats.topology.skipped["duplicate"] = 20
+    stats.topology.errors["timeout"] = 21
+    stats.flows_filtered = {"keep": 27, "no-dns": 28}
+    stats.values_skipped = {"Start": 0, "Metric.RTT": 10}
+    stats.captures.captures = 29
+    stats.captures.skipped["no_id"] = 30
+    stats.config.last_reload_successful = 0
+    stats.config.last_reload_success_timestamp_s = 1700000002.5
+    stats.max_connections, stats.max_flows = 31, 32
+    stats.clock_held, stats.clock_held_s = 1, 33.5
+    stats.scrape.scrapes = 22
+    stats.scrape.last_duration_s = 0.125
+    stats.scrape.last_bytes = 23
+    stats.scrape.rejected = 24
+    stats.scrape.failures["deadline"] = 25
+    stats.scrape.connections_rejected = 26
+    stats.scrape.handshakes_failed["rejected"] = 33
+    found = samples(stats, FakeTable())
+    a = ("analyzer", "a:1")
+    expected = {
+        ("skyfast_build_info", ("python", platform.python_version()), ("version", __version__)): 1,
+        ("skyfast_up", a): 1,
+        ("skyfast_flows_total", a): 11,
+        ("skyfast_flows_total", ("analyzer", "b:2")): 16,
+        ("skyfast_received_bytes_total", a): 12,
+        ("skyfast_last_message_timestamp_seconds", a): 1700000000.25,
+        ("skyfast_messages_total", a, ("namespace", "other"), ("type", "other")): 13,
+        ("skyfast_message_errors_total", a, ("reason", "malformed")): 14,
+        ("skyfast_reconnects_total", a, ("reason", "silent")): 15,
+        # Counted outside of the table and inside of it.
+        ("skyfast_flows_skipped_total", ("reason", "late")): 108,
+        ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
+        ("skyfast_flows_finished_total", ("reason", "fin")): 10,
+        ("skyfast_values_skipped_total", ("field", "Metric.RTT")): 24,
+        ("skyfast_values_skipped_total", ("field", "Start")): 0,
+        ("skyfast_connections",): 2,
+        ("skyfast_flows",): 3,
+        ("skyfast_connections_limit",): 31,
+        ("skyfast_clock_held",): 1,
+        ("skyfast_clock_held_seconds_total",): 33.5,
+        ("skyfast_flows_limit",): 32,
+        ("skyfast_table_bytes",): 4,
+        ("skyfast_connections_created_total",): 5,
+        ("skyfast_connections_expired_total",): 6,
+        ("skyfast_connections_rejected_total",): 7,
+        ("skyfast_interfaces",): 18,
+        ("skyfast_topology_answers_total",): 19,
+        ("skyfast_topology_last_answer_timestamp_seconds",): 1700000001.5,
+        ("skyfast_interfaces_skipped", ("reason", "duplicate")): 20,
+        ("skyfast_topology_errors_total", ("reason", "timeout")): 21,
+        ("skyfast_scrapes_total",): 22,
+        ("skyfast_last_scrape_duration_seconds",): 0.125,
+        ("skyfast_last_scrape_bytes",): 23,
+        ("skyfast_scrapes_rejected_total",): 24,
+        ("skyfast_scrapes_failed_total", ("reason", "deadline")): 25,
+        ("skyfast_http_connections_rejected_total",): 26,
+        ("skyfast_tls_handshakes_failed_total", ("reason", "rejected")): 33,
+        ("skyfast_flows_filtered_total", ("rule", "keep")): 27,
+        ("skyfast_flows_filtered_total", ("rule", "no-dns")): 28,
+        ("skyfast_connections_overflowed_total",): 11,
+        ("skyfast_captures",): 29,
+        ("skyfast_capture_reports_skipped_total", ("reason", "no_id")): 30,
+        ("skyfast_config_last_reload_successful",): 0,
+        ("skyfast_config_last_reload_success_timestamp_seconds",): 1700000002.5,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+
+
+def test_views():
+    table = FakeTable()
+    table.view_connections = (12, 13)
+    table.view_rejected_totals = (0, 3)
+    page = render(Stats(), table, views=("skydive_traffic", "x"))
+    assert b'\nskyfast_view_connections{view="skydive_traffic"} 12\n' in page
+    assert b'\nskyfast_view_connections{view="x"} 13\n' in page
+    assert b'\nskyfast_view_connections_rejected_total{view="x"} 3\n' in page
+
+
+def test_the_start_counts_as_a_reload():
+    found = samples()
+    assert found["skyfast_config_last_reload_successful",] == 1
+    began = found["skyfast_config_last_reload_success_timestamp_seconds",]
+    assert abs(time.time() - began) < 5
+
+
+def test_label_values():
+    assert render_label_values({"target_ip": 3, "protocol": 2}).decode() == (
+        "# HELP skyfast_label_values Distinct values of the label on the page, by label.\n"
+        "# TYPE skyfast_label_values gauge\n"
+        'skyfast_label_values{label="target_ip"} 3\n'
+        'skyfast_label_values{label="protocol"} 2\n'
+    )
+
+
+def test_heads():
+    """OpenMetrics calls a counter's family by another name, escapes quotes, and has units."""
+    name, text = "x_bytes_total", 'a "b" \\ c\nd'
+    assert family_head(name, text, "counter", unit="bytes", openmetrics=False) == (
+        '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'
+    )
+    assert family_head(name, text, "counter", unit="bytes", openmetrics=True) == (
+        '# HELP x_bytes a \\"b\\" \\\\ c\\nd\n# TYPE x_bytes counter\n# UNIT x_bytes bytes\n'
+    )
+    assert family_head("x", "y", "gauge", openmetrics=True) == "# HELP x y\n# TYPE x gauge\n"
+
+
+def test_openmetrics():
+    """The reference parser reads everything, and finds the same as in the text format."""
+    stats = Stats()
+    stats.analyzer('a\\b"c\nd').messages["other", "other"] = 2**63 - 1
+    stats.flows_filtered = {"keep": 1}
+    table = FakeTable()
+    table.view_connections = (12,)
+    table.view_rejected_totals = (1,)
+    pages = {
+        openmetrics: (
+            render(stats, table, views=("v",), standard_names=True, openmetrics=openmetrics)
+            + render_label_values({"target_ip": 3}, openmetrics=openmetrics)
+        ).decode()
+        for openmetrics in (False, True)
+    }
+    families = list(openmetrics_families(pages[True] + "# EOF\n"))
+    found = {
+        (sample.name, *sorted(sample.labels.items()))
+        for family in families
+        for sample in family.samples
+    }
+    expected = {
+        (sample.name, *sorted(sample.labels.items()))
+        for family in text_string_to_metric_families(pages[False])
+        for sample in family.samples
+    }
+    assert found == expected
+    assert ("skyfast_table_flows",) in found
+    units = {family.name: family.unit for family in families if family.unit}
+    assert units["process_cpu_seconds"] == "seconds"
+    assert units["skyfast_received_bytes"] == "bytes"
+    assert units["skyfast_config_last_reload_success_timestamp_seconds"] == "seconds"
+    assert all(name.endswith(f"_{unit}") for name, unit in units.items())
+    assert not {family.type for family in families} - {"counter", "gauge"}
+
+
+def test_integers_are_exact():
+    table = FakeTable()
+    table.created_total = 2**63 - 1
+    assert b"\nskyfast_connections_created_total 9223372036854775807\n" in render(Stats(), table)
+
+
+def test_label_values_are_escaped():
+    stats = Stats()
+    stats.analyzer('a\\b"c\nd').up = 1
+    assert b'\nskyfast_up{analyzer="a\\\\b\\"c\\nd"} 1\n' in render(stats, FakeTable())
+    assert samples(stats)["skyfast_up", ("analyzer", 'a\\b"c\nd')] == 1
+
+
+def test_a_name_that_is_no_text():
+    """The environment can hold bytes that are no UTF-8; they do not break the page."""
+    stats = Stats()
+    stats.analyzer(b"caf\xe9:1".decode(errors="surrogateescape"))
+    assert ("skyfast_up", ("analyzer", "caf?:1")) in samples(stats)
+
+
+def test_every_family_has_a_help_and_a_type_and_comes_once():
+    stats = Stats()
+    stats.analyzer("a:1")
+    text = render(stats, FakeTable()).decode()
+    names = re.findall(r"^# HELP (\S+) \S.*\.$", text, re.MULTILINE)
+    assert names == re.findall(r"^# TYPE (\S+) (?:counter|gauge)$", text, re.MULTILINE)
+    assert len(names) == len(set(names))
+    family = None
+    for line in text.splitlines():
+        if line.startswith("# HELP"):
+            family = line.split()[2]
+        elif not line.startswith("#"):
+            assert re.match(rf"{family}[ {{]", line)
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+def test_promtool_has_no_complaint():
+    stats = Stats()
+    stats.analyzer("a:1")
+    done = subprocess.run(
+        [PROMTOOL, "check", "metrics"],
+        input=render(stats, FakeTable()) + render_label_values({"target_ip": 3}),
+        capture_output=True,
+        timeout=10,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_the_process():
+    before = samples()
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+    ballast = mmap.mmap(-1, 50_000_000)  # not of the heap, which may have as much to spare
+    ballast.write(b"x" * len(ballast))
+    busy_until = time.process_time() + 0.05
+    while time.process_time() < busy_until:
+        pass
+    after = samples()
+    assert after["process_open_fds",] - before["process_open_fds",] == len(held)
+    assert after["process_cpu_seconds_total",] - before["process_cpu_seconds_total",] >= 0.05
+    for name in ("process_resident_memory_bytes", "process_virtual_memory_bytes"):
+        assert after[name,] - before[name,] > 0.9 * len(ballast)
+    assert after["process_max_fds",] > after["process_open_fds",]
+    for descriptor in held:
+        os.close(descriptor)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_the_start_of_the_process():
+    ps = shutil.which("ps")
+    if ps is None:
+        pytest.skip("ps is not installed")
+    elapsed_s = int(subprocess.check_output([ps, "-o", "etimes=", "-p", str(os.getpid())]))
+    assert abs(time.time() - elapsed_s - samples()["process_start_time_seconds",]) < 2
+
+
+def test_a_command_that_looks_like_fields(tmp_path, monkeypatch):
+    """The command's name in proc(5)'s `stat` may hold spaces and parentheses."""
+    process = tmp_path / "self"
+    (process / "fd").mkdir(parents=True)
+    (process / "statm").write_text("300 200 100 0 0 0 0\n")
+    numbers = " ".join(map(str, range(4, 53)))
+    (process / "stat").write_text(f"42 (a) b) 3 (c) S {numbers}\n")
+    (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 1700000000\nprocesses 5\n")
+    monkeypatch.setattr(selfmetrics, "PROC", tmp_path)
+    found = samples()
+    ticks_a_second = os.sysconf("SC_CLK_TCK")
+    assert found["process_start_time_seconds",] == 1700000000 + 22 / ticks_a_second
+    assert found["process_virtual_memory_bytes",] == 300 * os.sysconf("SC_PAGE_SIZE")
+    assert found["process_resident_memory_bytes",] == 200 * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_where_there_is_no_proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(selfmetrics, "PROC", tmp_path)
+    names = {key[0] for key in samples() if key[0].startswith("process_")}
+    assert names == {"process_cpu_seconds_total", "process_max_fds"}

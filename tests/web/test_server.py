@@ -1,0 +1,1481 @@
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import json
+import logging
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+import zlib
+
+import aiohttp
+import msgspec
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as text_string_to_openmetrics_families,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from skyfast import __version__
+from skyfast.flows.plan import family_head
+from skyfast.skydive.captures import Captures
+from skyfast.stats import CaptureStats, Stats
+from skyfast.web import server as web
+from skyfast.web.exposition import FIRST_CHUNK_BYTES, Exposition
+from skyfast.web.server import WebServer
+from tests.support.configs import make_config
+from tests.support.web_fixtures import (
+    BIG,
+    CAPTURES,
+    FLOWS,
+    INTERFACES,
+    PROMETHEUS,
+    FakeTable,
+    on_both_loops,
+    page_threads,
+    source,
+    status,
+    until,
+)
+
+pytestmark = pytest.mark.xdist_group("timing")
+
+PROMTOOL = shutil.which("promtool")
+
+PAGES = (
+    *("/metrics", "/metrics/flows", "/metrics/interfaces", "/metrics/captures"),
+    "/metrics/self",
+)
+OWN = ("/", "/api/status", "/api/top")
+"""What tells of now: no two answers are the same."""
+PATHS = (*PAGES, *OWN, "/cardinality", "/-/healthy", "/-/ready")
+
+# So little is taken by the kernel for a client that does not read that rendering has to wait.
+SMALL_RECEIVE_BUFFER = 8 * 1024
+
+
+class Site:
+    """A server on 127.0.0.1, and what it serves."""
+
+    def __init__(
+        self, table=None, *, ready=lambda: True, reload=None, parts=None, guard=None, **settings
+    ):
+        store = {key: settings.pop(key) for key in ("listen_address", "port") if key in settings}
+        config = make_config()
+        self.config = dataclasses.replace(
+            config,
+            store=msgspec.structs.replace(
+                config.store, **{"listen_address": "127.0.0.1", "port": 0, **store}
+            ),
+            web=msgspec.structs.replace(config.web, **settings),
+        )
+        self.table = table or FakeTable()
+        self.stats = Stats()
+        self.scrape = self.stats.scrape
+        self.exposition = Exposition(
+            source=source(self.table, **(parts or {})), stats=self.stats, now=lambda: 100.0
+        )
+        self.server = WebServer(
+            config=self.config,
+            exposition=self.exposition,
+            status=status(self.table, stats=self.stats, config=self.config, ready=ready),
+            ready=ready,
+            stats=self.scrape,
+            reload=reload,
+            guard=guard,
+        )
+
+    async def __aenter__(self):
+        await self.server.start()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.server.stop()
+        await until(lambda: not page_threads())
+
+    @property
+    def port(self):
+        return self.server.port
+
+    async def ask(self, request=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", **options):
+        """Return a client that has sent ``request``."""
+        client = await Client.open(self.port, **options)
+        await client.send(request)
+        return client
+
+    async def get(self, path="/metrics", *, method="GET", version="1.1", **headers):
+        """Return the answer to one request on a connection of its own."""
+        client = await self.ask(request(path, method=method, version=version, **headers))
+        async with client:
+            return await client.answer(head=method == "HEAD")
+
+    async def begin_scrape(self, path="/metrics/flows", *, local=None, **headers):
+        """Return a client that has begun to read a page, and stopped."""
+        client = await self.ask(
+            request(path, **headers), local=local, receive_buffer=SMALL_RECEIVE_BUFFER
+        )
+        assert (await client.read_head())[0] == 200
+        return client
+
+
+def request(path="/metrics", *, method="GET", version="1.1", **headers):
+    lines = [f"{method} {path} HTTP/{version}", "Host: x"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@dataclasses.dataclass
+class Answer:
+    status: int
+    headers: dict
+    body: bytes
+
+    @property
+    def text(self):
+        return self.body.decode()
+
+
+class Client:
+    """A client that sees what is on the wire. Header names are in lower case.
+
+    It has a socket and no stream: some versions of uvloop take a reset for an end in good order.
+    """
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.loop = asyncio.get_running_loop()
+        self.buffer = bytearray()
+
+    @classmethod
+    async def open(cls, port, *, host="127.0.0.1", local=None, receive_buffer=None):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        client = cls(socket.socket(family, socket.SOCK_STREAM))
+        client.sock.setblocking(False)
+        if receive_buffer:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if local:
+            client.sock.bind((local, 0))
+        try:
+            await client.loop.sock_connect(client.sock, (host, port))
+        except OSError:
+            client.sock.close()
+            raise
+        return client
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        self.sock.close()
+
+    async def send(self, data):
+        await self.loop.sock_sendall(self.sock, data)
+
+    async def receive(self, size=2**18):
+        """Wait for more. Returns False at the end."""
+        data = await self.loop.sock_recv(self.sock, size)
+        self.buffer += data
+        return bool(data)
+
+    async def read(self, size):
+        while len(self.buffer) < size:
+            if not await self.receive():
+                raise ConnectionAbortedError("the answer is incomplete")
+        data = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return data
+
+    async def read_until(self, end):
+        while (position := self.buffer.find(end)) < 0:
+            if not await self.receive():
+                raise ConnectionAbortedError("the answer is incomplete")
+        return await self.read(position + len(end))
+
+    async def read_rest(self):
+        while await self.receive():
+            pass
+        return await self.read(len(self.buffer))
+
+    async def read_head(self):
+        head = (await self.read_until(b"\r\n\r\n")).decode()
+        first, *lines = head.split("\r\n")[:-2]
+        headers = {}
+        for line in lines:
+            name, _, value = line.partition(": ")
+            assert name.lower() not in headers
+            headers[name.lower()] = value
+        return int(first.split()[1]), headers
+
+    async def read_chunks(self):
+        chunks = []
+        while size := int(await self.read_until(b"\r\n"), 16):
+            chunks.append(await self.read(size))
+            assert await self.read(2) == b"\r\n"
+        assert await self.read(2) == b"\r\n"
+        return b"".join(chunks)
+
+    async def answer(self, *, head=False):
+        """Read one answer. Raises ConnectionError where it is cut."""
+        status, headers = await self.read_head()
+        if head:
+            body = b""
+        elif headers.get("transfer-encoding") == "chunked":
+            body = await self.read_chunks()
+        elif "content-length" in headers:
+            body = await self.read(int(headers["content-length"]))
+        else:
+            body = await self.read_rest()
+        return Answer(status, headers, body)
+
+    async def end(self):
+        """Wait for the end, and return how it came: "closed" in good order, or "reset"."""
+        try:
+            await self.read_rest()
+        except ConnectionResetError:
+            return "reset"
+        return "closed"
+
+    def is_open(self):
+        """Return whether the server has not closed the connection; nothing may be to read."""
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+
+
+# --- what is answered
+
+
+@on_both_loops
+async def test_the_page():
+    async with Site() as site:
+        answer = await site.get("/metrics")
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert answer.headers["vary"] == "Accept-Encoding"
+        assert answer.headers["server"] == f"skyfast/{__version__}"
+        assert "content-encoding" not in answer.headers
+        assert answer.body.startswith(FLOWS + INTERFACES + CAPTURES + b"# HELP skyfast_build_info ")
+        families = {family.name for family in text_string_to_metric_families(answer.text)}
+        assert {
+            "skydive_network_connection_total_bytes",
+            "skydive_network_interface_rx_bytes",
+            "skyfast_connections",
+            "process_cpu_seconds",
+        } <= families
+
+
+@on_both_loops
+async def test_the_parts():
+    async with Site() as site:
+        assert (await site.get("/metrics/flows")).body == FLOWS
+        assert (await site.get("/metrics/interfaces")).body == INTERFACES
+        assert (await site.get("/metrics/captures")).body == CAPTURES
+        own = await site.get("/metrics/self")
+        assert own.body.startswith(b"# HELP skyfast_build_info ")
+        assert own.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert len(site.table.asked_at) == 1
+
+
+@on_both_loops
+async def test_parts_that_are_empty():
+    async with Site(FakeTable(b""), parts={"interfaces": b"", "captures": b""}) as site:
+        for path in ("/metrics/flows", "/metrics/interfaces", "/metrics/captures"):
+            answer = await site.get(path)
+            assert (answer.status, answer.body) == (200, b"")
+            answer = await site.get(path, accept_encoding="gzip")
+            assert zlib.decompress(answer.body, wbits=31) == b""
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+@on_both_loops
+async def test_promtool_complains_of_the_inherited_names_only():
+    async with Site() as site:
+        page = (await site.get()).body
+    promtool = await asyncio.create_subprocess_exec(
+        PROMTOOL,
+        "check",
+        "metrics",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    complaints, _ = await promtool.communicate(page)
+    assert {line.split()[0] for line in complaints.decode().splitlines()} == {
+        "skydive_network_connection_total_bytes",
+        "skydive_network_interface_rx_bytes",
+    }
+
+
+@on_both_loops
+async def test_only_one_format_is_offered():
+    async with Site() as site:
+        for accept in (
+            "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5",
+            "application/vnd.google.protobuf",
+            "text/html",
+            "image/png;q=1, */*;q=0",
+        ):
+            for path in PAGES:
+                answer = await site.get(path, accept=accept)
+                assert answer.status == 200
+                assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+                assert answer.headers["vary"] == "Accept-Encoding"
+                assert b"# EOF" not in answer.body
+
+
+@on_both_loops
+async def test_openmetrics_is_negotiated():
+    openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    async with Site(parts={"standard_names": True}) as site:
+        for accept, chosen in (
+            ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5", True),
+            ("text/plain, application/openmetrics-text;q=0.5", False),
+            ("*/*", False),
+        ):
+            for path in PAGES:
+                for method in ("GET", "HEAD"):
+                    answer = await site.get(path, method=method, accept=accept)
+                    assert (answer.headers["content-type"] == openmetrics) == chosen
+                    assert answer.headers["vary"] == "Accept, Accept-Encoding"
+                    if method == "GET":
+                        assert answer.body.endswith(b"\n# EOF\n") == chosen
+                        assert answer.body.count(b"# EOF") == chosen
+        answer = await site.get("/metrics/flows")
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        async with await site.ask(
+            b"GET /metrics/flows HTTP/1.1\r\nHost: x\r\n"
+            b"Accept: text/plain;q=0.1\r\nAccept: application/openmetrics-text\r\n\r\n"
+        ) as client:
+            assert (await client.answer()).headers["content-type"] == openmetrics
+        compressed = await site.get(accept="application/openmetrics-text", accept_encoding="gzip")
+        assert zlib.decompress(compressed.body, wbits=31).endswith(b"\n# EOF\n")
+        refused = await site.get(accept_encoding="br, *;q=0")
+        assert refused.headers["vary"] == "Accept, Accept-Encoding"
+
+
+@on_both_loops
+async def test_openmetrics_can_be_switched_off():
+    async with Site(parts={"standard_names": True}, openmetrics=False) as site:
+        for accept in PROMETHEUS.values():
+            for path in PAGES:
+                answer = await site.get(path, accept=accept)
+                assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+                assert answer.headers["vary"] == "Accept-Encoding"
+                assert b"# EOF" not in answer.body
+        # A reload can do so, too.
+        limits = msgspec.structs.replace(site.config.web, openmetrics=True)
+        site.server.configure(limits, reload=None)
+        answer = await site.get(accept=PROMETHEUS["3"])
+        assert answer.body.endswith(b"\n# EOF\n")
+
+
+@on_both_loops
+async def test_the_reference_parser_reads_openmetrics():
+    captures = Captures(naming="standard", stats=CaptureStats())
+    captures.message(b'{"CaptureID":"c-1","FlowCount":3,"FlowDropped":4}', 100)
+    name = "skydive_x_bytes_total"
+    flows = family_head(name, "Bytes.", "counter", unit="bytes", openmetrics=True)
+    flows += f'{name}{{initiator_ip="10.0.0.1"}} 7\n'
+    table = FakeTable(flows.encode())
+    table.view_connections = (2,)
+    table.view_rejected_totals = (0,)
+    parts = {"interfaces": b"", "views": ("skydive_traffic",), "standard_names": True}
+    async with Site(table, parts=parts) as site:
+        site.exposition.source = dataclasses.replace(site.exposition.source, captures=captures)
+        for path in PAGES:
+            answer = await site.get(path, accept=PROMETHEUS["2.42"])
+            families = {
+                family.name: family for family in text_string_to_openmetrics_families(answer.text)
+            }
+            if path == "/metrics":
+                assert families["skydive_x_bytes"].unit == "bytes"
+                assert families["skydive_capture_flows_dropped"].samples[0].value == 4
+                assert families["skyfast_label_values"].samples
+                assert families["skyfast_view_connections"].samples[0].value == 2
+                assert families["process_cpu_seconds"].type == "counter"
+
+
+@on_both_loops
+async def test_another_source():
+    async with Site() as site:
+        accept = {"accept": "application/openmetrics-text"}
+        assert (await site.get("/metrics/flows", **accept)).body == FLOWS
+        site.exposition.source = source(FakeTable(b"new 1\n"), standard_names=True)
+        assert (await site.get("/metrics/flows", **accept)).body == b"new 1\n# EOF\n"
+
+
+@on_both_loops
+async def test_gzip():
+    async with Site(FakeTable(BIG)) as site:
+        plain = await site.get("/metrics/flows")
+        answer = await site.get("/metrics/flows", accept_encoding="gzip")
+        assert answer.headers["content-encoding"] == "gzip"
+        assert answer.headers["vary"] == "Accept-Encoding"
+        assert zlib.decompress(answer.body, wbits=31) == plain.body == BIG
+        assert len(answer.body) < len(BIG) / 5
+        own = await site.get("/metrics/self", accept_encoding="gzip")
+        assert own.headers["content-encoding"] == "gzip"
+        assert own.headers["vary"] == "Accept-Encoding"
+        assert zlib.decompress(own.body, wbits=31).startswith(b"# HELP skyfast_build_info ")
+
+
+@on_both_loops
+async def test_gzip_is_negotiated():
+    async with Site() as site:
+        for accepted, coding in (
+            ("", None),
+            ("deflate, br", None),
+            ("gzip;q=0", None),
+            ("*", "gzip"),
+            ("identity;q=0, gzip", "gzip"),
+        ):
+            for path in ("/metrics", "/metrics/self"):
+                answer = await site.get(path, accept_encoding=accepted)
+                assert answer.headers.get("content-encoding") == coding, accepted
+        async with await site.ask(
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+            b"Accept-Encoding: gzip;q=0.5\r\nAccept-Encoding: identity;q=1\r\n\r\n"
+        ) as client:
+            assert "content-encoding" not in (await client.answer()).headers
+
+
+@on_both_loops
+async def test_no_encoding_is_acceptable():
+    async with Site() as site:
+        for method in ("GET", "HEAD"):
+            answer = await site.get(accept_encoding="br, *;q=0", method=method)
+            assert answer.status == 406
+            assert answer.headers["vary"] == "Accept-Encoding"
+        assert not site.table.asked_at
+
+
+@on_both_loops
+async def test_the_status_page():
+    async with Site() as site:
+        answer = await site.get("/")
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert answer.headers["cache-control"] == "no-store"
+        assert __version__ in answer.text
+        links = set(re.findall(r'<a href="([^"?]+)"', answer.text))
+        # Relative ones: a proxy can put the pages into a folder.
+        assert {f"/{link}" for link in links} == set(PATHS) - {"/"}
+        for link in links:
+            assert (await site.get(f"/{link}")).status == 200
+
+
+@on_both_loops
+async def test_pages_for_browsers_load_nothing():
+    async with Site() as site:
+        for path in ("/", "/cardinality"):
+            answer = await site.get(path)
+            policy = answer.headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'; style-src 'sha256-")
+            assert "unsafe" not in policy
+            assert not re.findall(r" src=|url\(|@import|https?://(?!www\.w3\.org)", answer.text)
+            assert not re.findall(r" (?:style|on\w+)=", answer.text)
+
+
+@on_both_loops
+async def test_health_and_readiness():
+    subscribed = False
+    async with Site(ready=lambda: subscribed) as site:
+        answer = await site.get("/-/healthy")
+        assert (answer.status, answer.text) == (200, "skyfast is healthy.\n")
+        answer = await site.get("/-/ready")
+        assert (answer.status, answer.text) == (503, "Not ready: no analyzer is subscribed to.\n")
+        assert (await site.get("/-/ready", method="HEAD")).status == 503
+        subscribed = True
+        answer = await site.get("/-/ready")
+        assert (answer.status, answer.text) == (200, "skyfast is ready.\n")
+
+
+@on_both_loops
+async def test_cardinality():
+    async with Site() as site:
+        page = await site.get("/cardinality")
+        assert page.status == 200
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert page.headers["vary"] == "Accept"
+        assert "<h2>target_ip</h2> 2 values" in page.text
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        for headers in ({"accept": "text/html, */*"}, {"accept": "*/*"}):
+            assert (await site.get("/cardinality", **headers)).text == page.text
+        expected = {
+            "connections": 2,
+            "series_at_most": 6,
+            "labels": [
+                {
+                    "name": "initiator_ip",
+                    "values": 1,
+                    "top": [{"value": "10.0.0.1", "connections": 2}],
+                },
+                {
+                    "name": "target_ip",
+                    "values": 2,
+                    "top": [
+                        {"value": "10.0.0.2", "connections": 1},
+                        {"value": "10.0.0.3", "connections": 1},
+                    ],
+                },
+            ],
+            "without": None,
+        }
+        for path, headers in (
+            ("/cardinality?format=json", {}),
+            ("/cardinality?format=json", {"accept": "text/html"}),
+            ("/cardinality", {"accept": "application/json"}),
+            ("/cardinality?without=", {"accept": "application/json, text/html;q=0.9"}),
+        ):
+            answer = await site.get(path, **headers)
+            assert answer.headers["content-type"] == "application/json"
+            assert json.loads(answer.body) == expected
+        html = await site.get("/cardinality?format=html", accept="application/json")
+        assert html.text == page.text
+        # One scan answered all of that, and not on the event loop.
+        assert site.table.scans == ["cardinality"]
+        assert threading.current_thread() not in site.table.threads
+
+
+@on_both_loops
+async def test_cardinality_without_a_label():
+    async with Site() as site:
+        answer = await site.get("/cardinality?without=target_ip&format=json")
+        without = {"label": "target_ip", "connections": 1, "series_at_most": 3}
+        assert json.loads(answer.body)["without"] == without
+        page = await site.get("/cardinality?without=target_ip")
+        assert "Without <code>target_ip</code> there would be <strong>1 connection" in page.text
+        for label in ("nothing", "direction", "%3Cb%3E%0A"):
+            answer = await site.get(f"/cardinality?without={label}")
+            assert answer.status == 400
+            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+            assert answer.text.endswith(", but initiator_ip, target_ip.\n")
+            assert answer.text.count("\n") == 1
+        assert site.table.scans == ["cardinality target_ip"]
+
+
+@on_both_loops
+async def test_cardinality_is_counted_once_at_a_time():
+    """Whoever asks meanwhile is told so, also when the one who asked first has left."""
+    async with Site(FakeTable(pause_scans=True)) as site:
+        async with await site.ask(request("/cardinality")):
+            await until(lambda: site.table.scans)
+            for path in ("/cardinality", "/cardinality?without=target_ip"):
+                answer = await site.get(path)
+                assert answer.status == 503
+                assert answer.headers["retry-after"] == "1"
+                assert answer.text == "Try again: another report is being made.\n"
+            # Nothing else has to wait.
+            for path in ("/metrics/flows", "/-/healthy"):
+                assert (await site.get(path)).status == 200
+        assert (await site.get("/cardinality")).status == 503
+        site.table.resume.set()
+        await until(lambda: not site.exposition.source.cardinality._making)
+        assert (await site.get("/cardinality")).status == 200
+        assert site.table.scans == ["cardinality"]
+
+
+@on_both_loops
+async def test_cardinality_that_takes_too_long(monkeypatch):
+    monkeypatch.setattr(web, "ANSWER_TIMEOUT_S", 0.1)
+    async with Site(FakeTable(pause_scans=True)) as site:
+        with pytest.raises(ConnectionError):
+            await site.get("/cardinality")
+        site.table.resume.set()
+
+
+@on_both_loops
+async def test_cardinality_that_breaks(caplog):
+    table = FakeTable()
+    table.values = {}
+    async with Site(table) as site:
+        for _ in range(2):
+            assert (await site.get("/cardinality")).status == 500
+        table.values = FakeTable().values
+        await asyncio.sleep(0)
+        assert (await site.get("/-/healthy")).status == 200
+    assert [record.getMessage() for record in caplog.records] == ["GET /cardinality failed"] * 2
+
+
+# --- reloading
+
+
+@on_both_loops
+async def test_reload():
+    outcomes = [None, "skyfast.yml: port: 70000 is not from 0 to 65535", None]
+
+    async def reload():
+        await asyncio.sleep(0)
+        return outcomes.pop(0)
+
+    async with Site(reload=reload) as site:
+        answer = await site.get("/-/reload", method="POST")
+        assert (answer.status, answer.text) == (200, "The configuration was reloaded.\n")
+        answer = await site.get("/-/reload", method="PUT")
+        assert answer.status == 500
+        assert answer.text == (
+            "failed to reload config: skyfast.yml: port: 70000 is not from 0 to 65535\n"
+        )
+        for method in ("GET", "HEAD", "DELETE"):
+            answer = await site.get("/-/reload", method=method)
+            assert (answer.status, answer.headers["allow"]) == (405, "POST, PUT, OPTIONS")
+        body = b"name=value"
+        async with await site.ask(
+            request("/-/reload", method="POST", content_length=len(body)) + body
+        ) as client:
+            assert (await client.answer()).status == 200
+        assert outcomes == []
+
+
+@on_both_loops
+async def test_reload_that_is_not_enabled():
+    async with Site() as site:
+        for method in ("POST", "PUT"):
+            answer = await site.get("/-/reload", method=method)
+            assert (answer.status, answer.text) == (403, "Lifecycle API is not enabled.\n")
+        answer = await site.get("/-/reload")
+        assert (answer.status, answer.headers["allow"]) == (405, "POST, PUT, OPTIONS")
+
+
+@on_both_loops
+async def test_a_reload_ends_though_nobody_waits_for_it():
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    ended = False
+
+    async def reload():
+        nonlocal ended
+        begun.set()
+        await may_end.wait()
+        ended = True
+
+    async with Site(reload=reload) as site:
+        async with await site.ask(request("/-/reload", method="POST")):
+            await begun.wait()
+        await asyncio.sleep(0.05)
+        may_end.set()
+        await until(lambda: ended)
+
+
+@on_both_loops
+async def test_a_reload_that_breaks(caplog):
+    async def reload():
+        raise ValueError("a fault of its own")
+
+    async with Site(reload=reload) as site:
+        answer = await site.get("/-/reload", method="POST")
+        assert (answer.status, answer.text) == (500, "Internal Server Error.\n")
+    assert caplog.records[0].getMessage() == "POST /-/reload failed"
+
+
+@on_both_loops
+async def test_other_bounds():
+    async def reload():
+        return None
+
+    async with Site(FakeTable(BIG), max_scrapes=1) as site, await site.begin_scrape():
+        assert (await site.get("/metrics/flows")).status == 503
+        limits = msgspec.structs.replace(site.config.web, max_scrapes=2, max_connections=2)
+        site.server.configure(limits, reload=reload)
+        assert (await site.get("/metrics/flows")).status == 200
+        assert (await site.get("/-/reload", method="POST")).status == 200
+        async with await site.ask(b""), await site.ask(b""):
+            await until(lambda: site.scrape.connections_rejected == 1)
+
+
+@on_both_loops
+async def test_unknown_paths():
+    async with Site() as site:
+        for path in ("/metric", "/metrics/", "//metrics", "/metrics/x", "/-/", "/favicon.ico"):
+            for method in ("GET", "POST"):
+                answer = await site.get(path, method=method)
+                assert answer.status == 404
+                assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+                assert answer.text == "There is no such page.\n"
+
+
+@on_both_loops
+async def test_a_query_and_an_absolute_form_change_nothing():
+    async with Site() as site:
+        assert (await site.get("/metrics/flows?name[]=x&debug=1")).body == FLOWS
+        assert (await site.get("http://x/metrics/flows")).body == FLOWS
+
+
+@on_both_loops
+async def test_other_methods():
+    async with Site() as site:
+        for path in PATHS:
+            for method in ("POST", "PUT", "DELETE", "PATCH", "TRACE"):
+                answer = await site.get(path, method=method)
+                assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+        assert (await site.get("*")).status == 400
+        assert not site.table.asked_at
+
+
+@on_both_loops
+async def test_options_are_answered():
+    """As proxies ask that look whether a server is alive."""
+    allowed = dict.fromkeys((*PATHS, "*"), "GET, HEAD, OPTIONS")
+    allowed["/-/reload"] = "POST, PUT, OPTIONS"
+    async with Site() as site:
+        for path, methods in allowed.items():
+            for version in ("1.0", "1.1"):
+                async with await site.ask(request(path, method="OPTIONS", version=version)) as one:
+                    status, headers = await one.read_head()
+                    assert (status, headers["allow"]) == (204, methods)
+                    assert not {"content-length", "content-type"} & {*headers}
+        assert (await site.get("/nowhere", method="OPTIONS")).status == 404
+        assert not site.table.asked_at
+
+
+@on_both_loops
+async def test_nothing_is_to_be_kept_by_caches():
+    async with Site(max_scrapes=1) as site:
+        for path in (*PATHS, "/nowhere", "/-/reload"):
+            for method in ("GET", "HEAD", "DELETE"):
+                answer = await site.get(path, method=method)
+                assert answer.headers["cache-control"] == "no-store", path
+
+
+@on_both_loops
+async def test_head_is_get_without_a_body():
+    """On one connection, so that a body, or a wrong length, would show in the next answer."""
+    async with Site() as site, await site.ask(b"") as client:
+        for path in (*PATHS, "/nothing"):
+            for headers in ({}, {"accept_encoding": "gzip"}):
+                await client.send(request(path, method="HEAD", **headers))
+                head = await client.answer(head=True)
+                await client.send(request(path, **headers))
+                get = await client.answer()
+                assert head.status == get.status
+                for answer in (head, get):
+                    # A page's length is not known before it is rendered.
+                    for name in ("date", "transfer-encoding"):
+                        answer.headers.pop(name, None)
+                if path == "/metrics/self":
+                    del get.headers["content-length"]
+                if path in OWN:
+                    for answer in (head, get):
+                        assert int(answer.headers.pop("content-length")) > 0
+                assert head.headers == get.headers
+                assert get.body
+        pages_of_flows = 2 * 2
+        assert len(site.table.asked_at) == pages_of_flows
+        assert site.scrape.scrapes == pages_of_flows
+
+
+@on_both_loops
+async def test_pipelined_requests_are_answered_in_order():
+    requests = [
+        request("/metrics/flows"),
+        request("/metrics", method="HEAD"),
+        request("/-/healthy"),
+        request("/metrics/interfaces", accept_encoding="gzip"),
+        request("/nothing", method="HEAD"),
+        request("/metrics", method="POST", content_length=5) + b"hello",
+        request("/metrics/flows"),
+    ]
+    async with Site() as site, await site.ask(b"".join(requests)) as client:
+        assert (await client.answer()).body == FLOWS
+        assert (await client.answer(head=True)).status == 200
+        assert (await client.answer()).text == "skyfast is healthy.\n"
+        assert zlib.decompress((await client.answer()).body, wbits=31) == INTERFACES
+        assert (await client.answer(head=True)).status == 404
+        assert (await client.answer()).status == 405
+        assert (await client.answer()).body == FLOWS
+
+
+@pytest.mark.parametrize("version", ["0.9", "2.0"])
+async def test_other_versions_are_answered_in_one_that_there_is(version):
+    async with Site() as site:
+        client = await site.ask(request("/-/healthy", version=version))
+        async with client:
+            assert (await client.read_until(b" ")) == b"HTTP/1.0 "
+            assert await client.end() == "closed"
+
+
+@on_both_loops
+async def test_http_1_0():
+    """Its pages have no length and end with the connection, whatever the client asks."""
+    async with Site(FakeTable(BIG)) as site:
+        for path in (*PATHS, "/nowhere"):
+            for method in ("GET", "HEAD"):
+                answer = await site.get(path, method=method, version="1.0", connection="keep-alive")
+                assert "keep-alive" not in answer.headers.get("connection", ""), path
+        for headers in ({}, {"connection": "keep-alive"}):
+            answer = await site.get("/metrics/flows", version="1.0", **headers)
+            assert answer.status == 200
+            assert "transfer-encoding" not in answer.headers
+            assert "keep-alive" not in answer.headers.get("connection", "")
+            assert answer.body == BIG
+            assert (await site.get("/-/healthy", version="1.0", **headers)).status == 200
+            assert (await site.get(method="HEAD", version="1.0", **headers)).status == 200
+
+
+@on_both_loops
+async def test_a_client_that_has_finished_sending_is_answered():
+    async with Site(FakeTable(BIG)) as site:
+        for version in ("1.0", "1.1"):
+            async with await site.ask(request("/metrics/flows", version=version)) as client:
+                client.sock.shutdown(socket.SHUT_WR)
+                assert (await client.answer()).body == BIG
+                assert await client.end() == "closed"
+        async with await site.ask(b"") as client:
+            client.sock.shutdown(socket.SHUT_WR)
+            assert await client.end() == "closed"
+
+
+@on_both_loops
+async def test_an_upgrade_is_not_taken():
+    async with Site() as site:
+        for protocol in ("h2c", "websocket"):
+            answer = await site.get(
+                "/metrics/flows", connection="Upgrade", upgrade=protocol, http2_settings="AAMAAABk"
+            )
+            assert (answer.status, answer.body) == (200, FLOWS)
+            assert answer.headers["connection"] == "close"
+
+
+@on_both_loops
+async def test_a_common_client():
+    async with Site(FakeTable(BIG)) as site, aiohttp.ClientSession() as session:
+        for _ in range(3):
+            url = f"http://127.0.0.1:{site.port}/metrics/flows"
+            async with session.get(url) as response:
+                assert response.headers["Content-Encoding"] == "gzip"
+                assert await response.read() == BIG
+
+
+@on_both_loops
+async def test_scrapes_are_measured():
+    async with Site() as site:
+        for path in ("/metrics/self", "/metrics/interfaces", "/", "/nothing"):
+            await site.get(path)
+        await site.get("/metrics", method="HEAD")
+        assert site.scrape.scrapes == 0
+        page = await site.get("/metrics/flows", accept_encoding="gzip")
+        await until(lambda: site.scrape.scrapes == 1)
+        assert site.scrape.last_bytes == len(FLOWS) > len(page.body)
+        assert 0 < site.scrape.last_duration_s < 5
+        page = await site.get("/metrics")
+        await until(lambda: site.scrape.scrapes == 2)
+        assert site.scrape.last_bytes == len(page.body)
+        assert not site.scrape.rejected
+        assert not any(site.scrape.failures.values())
+
+
+# --- requests that are wrong
+
+
+@on_both_loops
+async def test_bad_requests(caplog):
+    """Each has an answer that ends the connection, and none has a traceback in the log."""
+    async with Site() as site:
+        for bad in (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS client\r\n\r\n",
+            b"hello\r\n\r\n",
+            b"GET /metrics HTTP/9.9\r\n\r\n",
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        ):
+            async with await site.ask(bad) as client:
+                answer = await client.answer()
+                assert (answer.status, answer.text) == (400, "Bad Request.\n"), bad
+                assert answer.headers["server"] == f"skyfast/{__version__}"
+                assert answer.headers["connection"] == "close"
+                await client.end()
+        assert (await site.get("/metrics/flows")).body == FLOWS
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+TOO_LARGE = {
+    "line": (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\n", 414, "line is longer than 4096 bytes"),
+    "value": (b"GET / HTTP/1.1\r\nX: " + b"x" * 9000 + b"\r\n", 431, "longer than 8190 bytes"),
+    "name": (b"GET / HTTP/1.1\r\n" + b"x" * 9000 + b": \r\n", 431, "longer than 8190 bytes"),
+    "number": (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200, 431, "more than 128 headers"),
+    "huge value": (b"GET / HTTP/1.1\r\nX: " + b"x" * 900_000, 431, "longer than 8190 bytes"),
+    "head": (
+        b"GET / HTTP/1.1\r\n" + (b"x: " + b"x" * 8000 + b"\r\n") * 100,
+        431,
+        "head is longer than 65536 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOO_LARGE)
+@on_both_loops
+async def test_a_head_that_is_too_large_gets_an_answer(what):
+    head, status, reason = TOO_LARGE[what]
+    async with Site() as site:
+        for before in (b"", request("/-/healthy")):
+            async with await site.ask(before) as client:
+                if before:
+                    await client.answer()
+                # In parts, so that some come after the answer.
+                for at in range(0, len(head), 60_000):
+                    await client.send(head[at : at + 60_000])
+                    await asyncio.sleep(0.002)
+                await client.send(b"\r\n\r\n")
+                answer = await client.answer()
+                assert answer.status == status
+                assert answer.text.endswith(f"{reason}.\n")
+                assert answer.headers["connection"] == "close"
+                assert await client.end() == "closed"
+
+
+@on_both_loops
+async def test_bodies_are_ignored():
+    async with Site() as site, await site.ask(b"") as client:
+        for path in ("/metrics/flows", "/-/healthy"):
+            for body in (b"x", b"x" * 50_000):
+                await client.send(request(path, content_length=len(body)) + body)
+                assert (await client.answer()).status == 200
+        await client.send(
+            request("/metrics/flows", transfer_encoding="chunked") + b"1\r\nx\r\n0\r\n\r\n"
+        )
+        assert (await client.answer()).body == FLOWS
+        bomb = zlib.compress(b"0" * 50_000_000)
+        await client.send(
+            request("/metrics/flows", content_encoding="deflate", content_length=len(bomb)) + bomb
+        )
+        assert (await client.answer()).body == FLOWS
+
+
+@on_both_loops
+async def test_a_large_body_is_not_read():
+    async with Site() as site, await site.ask(request(content_length=10**9)) as client:
+        assert (await client.answer()).status == 200
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                await client.send(b"x" * 1_000_000)
+                await asyncio.sleep(0)
+
+
+@on_both_loops
+async def test_a_body_that_does_not_come():
+    async with Site() as site, await site.ask(request(content_length=10)) as client:
+        assert (await client.answer()).status == 200
+        begin = time.monotonic()
+        assert await client.end() == "closed"
+        assert time.monotonic() - begin < web.BODY_TIMEOUT_S + 1
+
+
+@on_both_loops
+async def test_endless_pipelining_is_cut():
+    """What is pipelined behind a page that is not read does not pile up in the server."""
+    pipelined = request("/-/healthy") * 10_000
+    sent_bytes = 0
+    site = Site(FakeTable(BIG), scrape_timeout_s=0.5)
+    async with site, await site.begin_scrape() as client:
+        with pytest.raises(ConnectionError):
+            while True:
+                await client.send(pipelined)
+                await asyncio.sleep(0)
+                sent_bytes += len(pipelined)
+    assert sent_bytes < 20_000_000  # the kernel's share
+
+
+@on_both_loops
+async def test_endless_headers_are_cut():
+    async with Site() as site, await site.ask(b"GET /metrics HTTP/1.1\r\n") as client:
+        with pytest.raises(ConnectionError):
+            for i in range(1_000_000):
+                await client.send(b"X-%d: %s\r\n" % (i, b"x" * 1000))
+
+
+@on_both_loops
+async def test_a_head_that_dribbles(monkeypatch):
+    monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.3)
+    async with Site() as site:
+        for before in (b"", request("/-/healthy")):
+            async with await site.ask(before) as client:
+                if before:
+                    await client.answer()
+                begin = time.monotonic()
+                with pytest.raises(ConnectionError):
+                    for byte in request("/metrics", x="x" * 1000):
+                        await client.send(bytes([byte]))
+                        await asyncio.sleep(0.01)
+                assert 0.2 < time.monotonic() - begin < 1.5
+
+
+@on_both_loops
+async def test_connections_outlive_the_usual_scrape_intervals():
+    """Of up to five minutes: nobody waits for so long here, so it is the deadline that is read."""
+    async with Site() as site, await site.ask(request("/metrics/flows")) as client:
+        await client.answer()
+        (connection,) = site.server._connections._open
+        await until(lambda: not connection._answering)
+        left_s = connection._deadline.when() - asyncio.get_running_loop().time()
+        assert 325 < left_s <= 330
+
+
+@on_both_loops
+async def test_silence_is_closed_in_good_order(monkeypatch):
+    monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.15)
+    monkeypatch.setattr(web, "IDLE_TIMEOUT_S", 0.4)
+    async with Site() as site:
+        begin = time.monotonic()
+        async with await site.ask(b"") as client:
+            assert await client.end() == "closed"
+            assert 0.1 < time.monotonic() - begin < 0.4
+        async with await site.ask(request("/metrics/flows")) as client:
+            assert (await client.answer()).body == FLOWS
+            await asyncio.sleep(0.25)
+            await client.send(request("/metrics/flows"))
+            assert (await client.answer()).body == FLOWS
+            begin = time.monotonic()
+            assert await client.end() == "closed"
+            assert 0.35 < time.monotonic() - begin < 1.4
+
+
+@on_both_loops
+async def test_answers_that_nobody_reads(monkeypatch):
+    """Small ones, asked for again and again: no page, so no deadline of a page ends them."""
+    monkeypatch.setattr(web, "ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(web, "IDLE_TIMEOUT_S", 0.3)
+    async with Site() as site:
+        client = await Client.open(site.port, receive_buffer=SMALL_RECEIVE_BUFFER)
+        async with client:
+            with pytest.raises(ConnectionError):
+                while True:
+                    await client.send(request("/") * 20)
+                    await asyncio.sleep(0.001)
+
+
+@on_both_loops
+async def test_clients_that_reset_at_once(caplog):
+    async with Site() as site:
+        for data in (b"", b"GET", request("/")):
+            for _ in range(50):
+                sock = socket.create_connection(("127.0.0.1", site.port))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.send(data)
+                sock.close()
+        assert (await site.get("/metrics/flows")).body == FLOWS
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+# --- how long a page may take
+
+
+@on_both_loops
+async def test_the_first_byte_does_not_wait_for_the_last():
+    table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
+    async with Site(table) as site, await site.ask(request("/metrics/flows")) as client:
+        await client.read_head()
+        assert int(await client.read_until(b"\r\n"), 16) == FIRST_CHUNK_BYTES
+        assert await client.read(FIRST_CHUNK_BYTES) == BIG[:FIRST_CHUNK_BYTES]
+        table.resume.set()
+
+
+@on_both_loops
+async def test_the_event_loop_goes_on_while_a_page_is_rendered():
+    table = FakeTable(BIG, pause_at=0)
+    async with Site(table) as site, await site.ask(request("/metrics/flows")) as client:
+        await until(lambda: table.asked_at)
+        assert (await site.get("/-/healthy")).status == 200
+        assert (await site.get("/metrics/self")).status == 200
+        table.resume.set()
+        assert (await client.answer()).body == BIG
+
+
+@on_both_loops
+async def test_a_reader_that_stops_is_cut_at_the_deadline(caplog):
+    async with Site(FakeTable(BIG), scrape_timeout_s=0.4) as site:
+        begin = time.monotonic()
+        async with await site.begin_scrape() as client:
+            await until(lambda: any(site.scrape.failures.values()))
+            assert 0.3 < time.monotonic() - begin < 1.5
+            await until(lambda: not page_threads())
+            # Rendered was what the kernel and the queue took of it, and not the page.
+            assert site.table.rendered_bytes < len(BIG) / 2
+            assert await client.end() == "reset"
+        assert site.scrape.failures == {"deadline": 1, "disconnected": 0, "error": 0}
+        assert site.scrape.scrapes == 0
+        (record,) = caplog.records
+        assert re.fullmatch(
+            r"a page to 127\.0\.0\.1 was cut after 0\.4 s, with \d+ bytes of it rendered",
+            record.getMessage(),
+        )
+
+
+@on_both_loops
+async def test_a_reader_that_dribbles_is_cut_at_the_deadline():
+    site = Site(FakeTable(BIG), scrape_timeout_s=0.5)
+    async with site, await site.begin_scrape() as client:
+        begin = time.monotonic()
+        while not site.scrape.failures["deadline"]:
+            assert await client.receive(1)
+            await asyncio.sleep(0.05)
+        assert 0.3 < time.monotonic() - begin < 1.5
+        assert await client.end() == "reset"
+        await until(lambda: not page_threads())
+        assert site.table.rendered_bytes < len(BIG)
+
+
+@on_both_loops
+async def test_a_page_that_is_rendered_too_slowly_is_cut():
+    table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
+    async with Site(table, scrape_timeout_s=0.15) as site:
+        for version in ("1.1", "1.0"):
+            for headers in ({}, {"accept_encoding": "gzip"}):
+                table.resume.clear()
+                client = await site.ask(request("/metrics/flows", version=version, **headers))
+                async with client:
+                    # Not a short page that looks whole, where its end is the connection's.
+                    with pytest.raises(ConnectionError):
+                        await client.answer()
+                table.resume.set()
+                await until(lambda: not page_threads())
+        await until(lambda: site.scrape.failures["deadline"] == 4)
+
+
+@on_both_loops
+async def test_the_end_of_a_page_that_is_not_read_is_cut(monkeypatch):
+    """The answer is written, but its end waits in the process: it is not closed in good order."""
+    monkeypatch.setattr(web, "IDLE_TIMEOUT_S", 0.15)
+    monkeypatch.setattr(web, "WRITE_BUFFER_BYTES", 2 * len(BIG))
+    for version in ("1.1", "1.0"):
+        async with Site(FakeTable(BIG)) as site:
+            client = await site.ask(
+                request("/metrics/flows", version=version), receive_buffer=SMALL_RECEIVE_BUFFER
+            )
+            async with client:
+                await until(lambda site=site: site.scrape.scrapes)
+                await asyncio.sleep(0.25)
+                assert await client.end() == "reset"
+
+
+@on_both_loops
+async def test_the_scraper_asks_for_a_deadline():
+    async with Site(FakeTable(BIG)) as site:
+        begin = time.monotonic()
+        async with await site.begin_scrape(x_prometheus_scrape_timeout_seconds="0.25") as client:
+            await until(lambda: site.scrape.failures["deadline"])
+            assert 0.15 < time.monotonic() - begin < 1
+            assert await client.end() == "reset"
+
+
+@on_both_loops
+async def test_a_deadline_that_is_nonsense_is_the_default(caplog):
+    wrong = ("", "soon", "0", "-1", "nan", "inf", "1e999")
+    async with Site(FakeTable(BIG), scrape_timeout_s=0.25, max_scrapes_per_address=8) as site:
+        begin = time.monotonic()
+        async with contextlib.AsyncExitStack() as stack:
+            for value in wrong:
+                headers = {"x_prometheus_scrape_timeout_seconds": value}
+                client = await site.begin_scrape(**headers)
+                await stack.enter_async_context(client)
+            await until(lambda: site.scrape.failures["deadline"] == len(wrong))
+        assert 0.2 < time.monotonic() - begin < 2
+    assert "was cut after 0.25 s" in caplog.text
+
+
+@on_both_loops
+async def test_no_deadline_is_longer_than_the_longest(monkeypatch):
+    monkeypatch.setattr(web, "MAX_SCRAPE_TIMEOUT_S", 0.25)
+    async with (
+        Site(FakeTable(BIG)) as site,
+        await site.begin_scrape(x_prometheus_scrape_timeout_seconds="100000"),
+    ):
+        await until(lambda: site.scrape.failures["deadline"])
+
+
+@on_both_loops
+async def test_a_common_client_notices_a_page_that_was_cut():
+    table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
+    async with Site(table, scrape_timeout_s=0.3) as site, aiohttp.ClientSession() as session:
+        with pytest.raises((aiohttp.ClientPayloadError, aiohttp.ClientOSError)):
+            async with session.get(f"http://127.0.0.1:{site.port}/metrics/flows") as response:
+                await response.read()
+        table.resume.set()
+
+
+# --- readers that leave, and rendering that fails
+
+
+@on_both_loops
+async def test_a_reader_that_leaves():
+    async with Site(FakeTable(BIG), max_scrapes_per_address=1) as site:
+        for count in (1, 2):
+            client = await site.begin_scrape()
+            assert page_threads()
+            client.sock.close()
+            await until(lambda count=count: site.scrape.failures["disconnected"] == count)
+            await until(lambda: not page_threads())
+        assert site.table.rendered_bytes < len(BIG)
+        assert (await site.get("/metrics/flows")).status == 200
+        assert site.scrape.failures == {"deadline": 0, "disconnected": 2, "error": 0}
+
+
+@on_both_loops
+async def test_rendering_that_fails_at_once(caplog):
+    async with Site(FakeTable(break_at=0)) as site:
+        for headers in ({}, {"accept_encoding": "gzip"}):
+            answer = await site.get(**headers)
+            assert (answer.status, answer.text) == (500, "Internal Server Error.\n")
+            assert "content-encoding" not in answer.headers
+        assert site.scrape.failures["error"] == 2
+        assert (await site.get("/metrics/self")).status == 200
+        assert site.scrape.scrapes == 0
+    record = caplog.records[0]
+    assert record.getMessage() == "GET /metrics failed"
+    assert "rendering broke" in record.exc_text
+
+
+@on_both_loops
+async def test_rendering_that_fails_in_the_middle(caplog):
+    async with Site(FakeTable(BIG, break_at=len(BIG) // 2), max_scrapes=1) as site:
+        for version in ("1.1", "1.0"):
+            async with await site.ask(request("/metrics/flows", version=version)) as client:
+                with pytest.raises(ConnectionError):
+                    await client.answer()
+        assert site.scrape.failures == {"deadline": 0, "disconnected": 0, "error": 2}
+        site.table.break_at = None
+        assert (await site.get("/metrics/flows")).body == BIG
+    assert [record.getMessage() for record in caplog.records] == ["GET /metrics/flows failed"] * 2
+
+
+# --- how many at once
+
+
+@on_both_loops
+async def test_pages_at_once():
+    async with Site(FakeTable(BIG), max_scrapes=2) as site:
+        first, second = await site.begin_scrape(), await site.begin_scrape()
+        async with first, second:
+            answer = await site.get("/metrics/interfaces")
+            assert answer.status == 503
+            assert int(answer.headers["retry-after"]) > 0
+            assert answer.text == "Try again: 2 pages are being served (web.max_scrapes).\n"
+            # What is no page of flows or interfaces has no part in this.
+            for path in ("/metrics/self", "/", "/-/healthy"):
+                assert (await site.get(path)).status == 200
+            assert (await site.get(method="HEAD")).status == 200
+            assert site.scrape.rejected == 1
+            assert len(page_threads()) == 2
+            first.sock.close()
+            await until(lambda: len(page_threads()) == 1)
+            assert (await site.get("/metrics/interfaces")).status == 200
+
+
+@on_both_loops
+async def test_pages_at_once_for_one_address():
+    async with (
+        Site(FakeTable(BIG), max_scrapes_per_address=1) as site,
+        await site.begin_scrape(local="127.0.0.2"),
+    ):
+        assert (await site.get("/metrics/flows")).status == 200
+        async with await site.ask(local="127.0.0.2") as client:
+            answer = await client.answer()
+            assert answer.status == 503
+            assert answer.text == (
+                "Try again: 1 pages are being served to this address"
+                " (web.max_scrapes_per_address).\n"
+            )
+            assert site.scrape.rejected == 1
+            await client.send(request("/metrics/self"))
+            assert (await client.answer()).status == 200
+
+
+@on_both_loops
+async def test_refusals_are_logged_once_a_minute(caplog):
+    async with Site(FakeTable(BIG), max_scrapes=1) as site, await site.begin_scrape():
+        for _ in range(20):
+            assert (await site.get()).status == 503
+    assert site.scrape.rejected == 20
+    assert len(caplog.records) == 1
+
+
+@on_both_loops
+async def test_a_flood_of_connections_keeps_nobody_out(caplog):
+    async with Site(max_connections=100) as site, contextlib.AsyncExitStack() as stack:
+        kept = await stack.enter_async_context(await site.ask(b""))
+        idle = []
+        for i in range(1000):
+            idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
+            if i % 50 == 0:
+                # Who asks now and then is not the one who has waited longest.
+                await kept.send(request("/metrics/flows"))
+                assert (await kept.answer()).body == FLOWS
+                assert (await site.get("/metrics/flows")).body == FLOWS
+        await until(lambda: sum(client.is_open() for client in idle) <= 100)
+        assert (await site.get("/metrics/flows")).body == FLOWS
+        assert site.scrape.connections_rejected >= 900
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "100 HTTP connections are open (web.max_connections): one from 127.0.0.1 was closed"
+        )
+
+
+@on_both_loops
+async def test_pages_go_on_in_a_flood():
+    async with Site(FakeTable(BIG), max_connections=2) as site:
+        async with contextlib.AsyncExitStack() as stack:
+            pages = [await stack.enter_async_context(await site.begin_scrape()) for _ in range(2)]
+            for _ in range(10):
+                client = await stack.enter_async_context(await site.ask(b""))
+                assert await client.end() == "closed"
+            assert site.scrape.connections_rejected == 10
+            for page in pages:
+                assert await page.read_chunks() == BIG
+        await until(lambda: site.scrape.scrapes == 2)
+
+
+# --- start and stop
+
+
+@on_both_loops
+async def test_stop_cuts_pages_and_closes_what_is_idle():
+    async with Site(FakeTable(BIG)) as site, contextlib.AsyncExitStack() as stack:
+        silent = await stack.enter_async_context(await site.ask(b""))
+        idle = await stack.enter_async_context(await site.ask(request("/-/healthy")))
+        await idle.answer()
+        running = [await stack.enter_async_context(await site.begin_scrape()) for _ in range(3)]
+        begin = time.monotonic()
+        await site.server.stop()
+        assert time.monotonic() - begin < 1
+        assert await silent.end() == "closed"
+        assert await idle.end() == "closed"
+        for client in running:
+            assert await client.end() == "reset"
+        await until(lambda: not page_threads())
+        with pytest.raises(ConnectionRefusedError):
+            await site.ask()
+    # The port is free again at once, with connections of it in every state.
+    async with Site(port=site.port) as again:
+        assert (await again.get("/metrics/flows")).body == FLOWS
+
+
+@on_both_loops
+async def test_stop_does_not_wait_for_rendering(monkeypatch, caplog):
+    monkeypatch.setattr(web, "STOP_TIMEOUT_S", 0.2)
+    table = FakeTable(BIG, pause_at=0)
+    async with Site(table) as site, await site.ask() as client:
+        await until(lambda: table.asked_at)
+        begin = time.monotonic()
+        await site.server.stop()
+        assert time.monotonic() - begin < 1
+        assert await client.end() == "reset"
+        table.resume.set()
+    assert "1 requests unanswered" in caplog.text
+
+
+@on_both_loops
+async def test_stop_without_start():
+    await Site().server.stop()
+
+
+@on_both_loops
+async def test_a_port_in_use():
+    for address in ("127.0.0.1", "", "::"):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            site = Site(listen_address=address, port=port)
+            with pytest.raises(OSError, match="ddress already in use") as raised:
+                await site.server.start()
+            assert raised.value.errno == errno.EADDRINUSE
+            await site.server.stop()
+
+
+@on_both_loops
+async def test_an_address_that_is_not_ours():
+    for address in ("192.0.2.1", "name.invalid"):
+        with pytest.raises(OSError):
+            await Site(listen_address=address).server.start()
+
+
+@pytest.mark.parametrize("address", ["", "::"])
+@on_both_loops
+async def test_all_addresses(address):
+    async with Site(FakeTable(BIG), listen_address=address, max_scrapes_per_address=1) as site:
+        hosts = ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]
+        for host in hosts:
+            async with await site.ask(request("/metrics/flows"), host=host) as client:
+                assert (await client.answer()).body == BIG
+        # An IPv4 address is the same one, and shown as one, on a socket of both versions.
+        async with await site.begin_scrape():
+            assert (await site.get()).status == 503
+            async with await site.begin_scrape(local="127.0.0.2"):
+                pass
+
+
+@pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, None])
+@on_both_loops
+async def test_all_addresses_where_there_is_no_ipv6(monkeypatch, error):
+    create_server = socket.create_server
+
+    def no_ipv6(address, *, family=socket.AF_INET, **options):
+        if family == socket.AF_INET6:
+            raise OSError(error, "no IPv6")
+        return create_server(address, family=family, **options)
+
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: error is not None)
+    monkeypatch.setattr(socket, "create_server", no_ipv6)
+    async with Site(listen_address="") as site:
+        assert (await site.get("/metrics/flows")).body == FLOWS
+
+
+@on_both_loops
+async def test_a_name_as_the_address():
+    async with Site(listen_address="localhost") as site:
+        assert (await site.get("/metrics/flows")).body == FLOWS
+
+
+@pytest.fixture
+def a_name_of_two_addresses(monkeypatch):
+    """Only on asyncio's event loop: uvloop does not ask Python."""
+
+    def getaddrinfo(host, port, *_):
+        assert host == "two.example"
+        stream = (socket.SOCK_STREAM, 6, "")
+        return [
+            (socket.AF_INET6, *stream, ("::1", port, 0, 0)),
+            (socket.AF_INET, *stream, ("127.0.0.1", port)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return "two.example"
+
+
+async def test_a_name_of_two_addresses(a_name_of_two_addresses):
+    async with Site(listen_address=a_name_of_two_addresses) as site:
+        for host in ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]:
+            async with await site.ask(request("/metrics/flows"), host=host) as client:
+                assert (await client.answer()).body == FLOWS
+
+
+async def test_a_name_of_two_addresses_one_of_them_taken(a_name_of_two_addresses):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        site = Site(listen_address=a_name_of_two_addresses, port=taken.getsockname()[1])
+        with pytest.raises(OSError, match="ddress already in use"):
+            await site.server.start()
+
+
+@pytest.mark.parametrize("families", [{socket.AF_INET}, set()])
+async def test_a_name_of_two_addresses_that_the_machine_has_not(
+    monkeypatch, a_name_of_two_addresses, families
+):
+    create_server = socket.create_server
+
+    def without(address, *, family):
+        if family not in families:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        return create_server(address, family=family)
+
+    monkeypatch.setattr(socket, "create_server", without)
+    site = Site(listen_address=a_name_of_two_addresses)
+    if not families:
+        with pytest.raises(OSError, match="Cannot assign requested address"):
+            await site.server.start()
+        return
+    async with site:
+        assert (await site.get("/metrics/flows")).body == FLOWS

@@ -1,0 +1,828 @@
+"""What skyfast tells of itself: the last ten minutes, the busiest connections, page and API."""
+
+import asyncio
+import collections.abc
+import dataclasses
+import gc
+import html
+import json
+import re
+import threading
+import time
+import typing
+import urllib.error
+import urllib.request
+import weakref
+from contextlib import asynccontextmanager
+
+import pytest
+
+from skyfast.app import App
+from skyfast.flows.plan import Column, Counter, Family, View
+from skyfast.skydive import topology
+from skyfast.skydive import topology_nodes as nodes
+from skyfast.stats import AnalyzerStats, Failure, Stats
+from skyfast.web import server as web
+from skyfast.web import status
+from skyfast.web import status_html as statuspage
+from skyfast.web import top as ranking
+from skyfast.web.status import History
+from skyfast.web.top import BusyError, Query, QueryError, Ranking
+from tests.model import make_flow
+from tests.skydive.test_ingest import message
+from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.configs import make_config
+from tests.support.model_specs import TOPOLOGY
+from tests.support.paths import ROOT
+from tests.support.web_fixtures import VIEW, FakeTable, on_both_loops, until
+from tests.support.web_fixtures import status as fake_status
+
+EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x00"
+KEYS = ["bytes", "packets", "rtt", "bytes_per_second", "packets_per_second"]
+
+
+class Site:
+    """The pages of an app that subscribes to nobody; what an analyzer would send comes from here.
+
+    The totals of a flow are bytes and packets from initiator to target, then those back.
+    """
+
+    def __init__(self, **settings):
+        self.config = make_config(listen_address="127.0.0.1", port=0, **settings)
+        self.app = App(self.config, load=lambda: self.config)
+
+    async def __aenter__(self):
+        await self.app.web.start()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.app.web.stop()
+
+    def report(self, *flows):
+        self.app._parts.ingest.message(message(*flows), AnalyzerStats("a"))
+
+    async def get(self, path):
+        """Return the status and the body of an answer."""
+
+        def ask():
+            try:
+                with urllib.request.urlopen(url, timeout=10) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read().decode()
+
+        url = f"http://127.0.0.1:{self.app.web.port}{path}"
+        return await asyncio.to_thread(ask)
+
+    async def json(self, path):
+        code, body = await self.get(path)
+        assert code == 200, body
+        return json.loads(body)
+
+
+@asynccontextmanager
+async def three_connections(**settings):
+    """Yield a site with three connections, of one, two and three thousand bytes."""
+    async with Site(**settings) as site:
+        site.report(
+            make_flow("1", (900, 100, 5, 5), a="10.0.0.1", rtt=20_000_000),
+            make_flow("2", (1500, 500, 2, 2), a="10.0.0.2", rtt=90_000),
+            make_flow("3", (0, 3000, 0, 3), a="fd00::3"),
+        )
+        yield site
+
+
+def initiators(top):
+    return [entry["labels"]["initiator_ip"] for entry in top["entries"]]
+
+
+# The last ten minutes ------------------------------------------------------------------------
+
+
+def test_history():
+    history, stats = History(), Stats()
+    for name in ("a", "b"):
+        stats.analyzer(name)
+    assert history.rates() == {}
+    for step in range(10):
+        stats.analyzers["a"].flows = 50 * step
+        if step == 3:
+            del stats.analyzers["b"]
+        elif step < 3:
+            stats.analyzers["b"].flows = 1_000_000 + 5 * step
+        if step == 5:
+            stats.scrape.scrapes, stats.scrape.last_bytes = 2, 7
+            stats.scrape.last_duration_s = 0.5
+        history.add(stats, step, now_s=1000 + 5.0 * step)
+    stats.analyzers["a"].flows += 1000
+    stats.scrape.scrapes, stats.scrape.last_bytes = 3, 9
+    series = history.series(stats, 99, now_s=1046.0)
+    assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
+    assert series.connections == [*range(1, 10), 99]
+    # Whoever leaves, takes all its flows along: that is no rate. The last is the mean, not of 1 s.
+    assert series.flows_per_second == [11, 11, *[10] * 8]
+    assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4, 9]
+    assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4, 0.5]
+    assert history.rates() == {"a": 10}
+
+
+def test_two_samples_make_rates():
+    history, stats = History(), Stats()
+    # The last has left meanwhile, and come again with a counter that begins anew.
+    for at_s, flows in (
+        (1000, {"busy": 5, "idle": 7, "again": 9}),
+        (1003, {"busy": 6, "again": 1}),
+    ):
+        for name, number in flows.items():
+            stats.analyzer(name).flows = number
+        history.add(stats, 0, now_s=at_s)
+    assert history.rates() == {"busy": pytest.approx(1 / 3), "idle": 0, "again": 0}
+    assert history.series(stats, 0, now_s=1003).flows_per_second == [0.3, 0.3]
+
+
+def test_history_is_bounded():
+    history, stats = History(), Stats()
+    for step in range(10 * status.SAMPLES):
+        stats.analyzer("a").flows += step
+        history.add(stats, step, now_s=5.0 * step)
+    series = history.series(stats, step, now_s=5.0 * step)
+    assert len(series.connections) == len(series.age_seconds) == status.SAMPLES + 1
+    assert series.connections[-1] == step
+    assert series.age_seconds[0] == status.INTERVAL_S * (status.SAMPLES - 1)
+    # What is older does not stand where the ten minutes begin.
+    paused = history.series(stats, step, now_s=5.0 * step + 300)
+    assert paused.age_seconds[0] == 600
+    assert len(paused.connections) == status.SAMPLES // 2 + 2
+    # The mean of the latest half minute only.
+    assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
+
+
+async def test_samples_are_taken(monkeypatch):
+    monkeypatch.setattr(status, "INTERVAL_S", 0.01)
+    told = fake_status()
+    sampling = asyncio.create_task(told.run())
+    await until(lambda: len(told._history._samples) > 3)
+    sampling.cancel()
+    assert set((await told.report()).history.connections) == {FakeTable.connections}
+
+
+# The report ------------------------------------------------------------------------------------
+
+
+async def test_a_report():
+    async with three_connections() as site:
+        told = await site.json("/api/status")
+        assert told["host_id"] == "skyfast-test"
+        assert told["ready"] is False
+        assert told["warnings"] == [
+            "No analyzer is subscribed to: connections leave as their flows fall silent."
+        ]
+        assert told["rankings"] == KEYS
+        assert told["labels"][0] == "initiator_ip"
+        assert [metric["unit"] for metric in told["metrics"]] == ["bytes", "", "nanoseconds"]
+        assert told["table"]["connections"] == 3
+        assert told["table"]["connections_limit"] == site.config.store.max_connections
+        assert told["scrapes"]["last_bytes"] is None
+        assert abs(told["timestamp_seconds"] - time.time()) < 10
+        assert told["resident_bytes"] > 2**20
+        late = make_flow("3", (0, 3000, 0, 3), a="fd00::3")
+        site.report(late, make_flow("9") | {"Transport": None})
+        await site.get("/metrics")
+        told = await site.json("/api/status")
+        assert told["table"]["skipped_total"] == {"late": 1, "no_transport": 1}
+        assert told["scrapes"]["total"] == 1
+        assert told["scrapes"]["last_bytes"] > 1000
+
+
+async def test_secrets_are_hidden():
+    secrets = ("hunter2", "opensesame", "c00kie")
+    settings = {"username": "u", "password": secrets[0], "cookie": {"session": secrets[2]}}
+    config = make_config(f"ws://me:{secrets[1]}@127.0.0.1:9/ws/subscriber/flow", **settings)
+    told = App(config, load=lambda: config).status
+    report = await told.report()
+    page = statuspage.as_html(report, told.ranking, told.ranking.query([]), None)
+    for text in (page, status.as_json(report).decode()):
+        assert "127.0.0.1:9" in text
+        assert not [secret for secret in secrets if secret in text]
+
+
+async def test_what_failed_last_and_since_when():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.script.append(Answer(status=403))
+        config = make_config(analyzer.url, listen_address="127.0.0.1", port=0)
+        app, stopping = App(config, load=lambda: config), asyncio.Event()
+        running = asyncio.create_task(app.run(stopping))
+        began_s = time.time()
+        await until(lambda: app.subscriptions.any_up)
+        (told,) = (await app.status.report()).analyzers
+        stopping.set()
+        await running
+        assert told.up
+        assert began_s - 1 <= told.last_error.timestamp_seconds <= told.since_timestamp_seconds
+        assert told.last_error.reason == "forbidden"
+        assert told.last_error.text == "the user may not subscribe (HTTP 403)"
+        assert told.reconnects_total == 1
+        (told,) = (await app.status.report()).analyzers
+        assert not told.up
+        assert told.since_timestamp_seconds >= began_s
+
+
+async def test_those_that_are_down_come_first():
+    stats = Stats()
+    for name in ("a", "b", "c"):
+        stats.analyzer(name).turn(int(name != "b"))
+    report = await fake_status(stats=stats).report()
+    assert [analyzer.name for analyzer in report.analyzers] == ["b", "a", "c"]
+    assert report.warnings == ["Not subscribed to b."]
+    for name in ("d", "e", "f", "g"):
+        stats.analyzer(name)
+    report = await fake_status(stats=stats).report()
+    assert report.warnings == ["Not subscribed to b, d, e and 2 more."]
+    for name in "bdefg":
+        stats.analyzers[name].turn(1)
+    stats.max_connections, stats.max_flows = 2, 4
+    stats.config.last_reload_successful = 0
+    stats.config.last_failure = Failure("configuration", "x.yml: no <port>", 100.9)
+    report = await fake_status(stats=stats).report()
+    assert report.warnings == [
+        "2 connections, and there is room for 2 (max_connections).",
+        "The configuration was not reloaded at 1970-01-01 00:01:40 UTC: x.yml: no <port>",
+    ]
+
+
+async def test_people_are_told_while_connections_stay_though_nothing_is_reported():
+    stats = Stats()
+    stats.analyzer("a")
+    stats.clock_held = 1
+    assert (await fake_status(stats=stats).report()).warnings == [
+        "No analyzer is subscribed to.",
+        "Reports may be missing: expiry is paused.",
+    ]
+    stats.clock_held = 0
+    assert (await fake_status(stats=stats).report()).warnings == [
+        "No analyzer is subscribed to: connections leave as their flows fall silent."
+    ]
+
+
+async def test_people_are_warned_when_a_table_is_nearly_full():
+    stats, table = Stats(), FakeTable()
+    stats.analyzer("a").turn(1)
+    table.connections, table.flows = 9, 89
+    stats.max_connections, stats.max_flows = 10, 100
+    told = fake_status(table, stats=stats)
+    warning = "9 connections, and there is room for 10 (max_connections)."
+    assert (await told.report()).warnings == [warning]
+
+
+async def test_no_figure_is_above_its_own_highest():
+    """What is new since the last sample, on the page and in the JSON."""
+    stats, table = Stats(), FakeTable()
+    stats.analyzer("a").turn(1)
+    told = fake_status(table, stats=stats)
+    table.connections = 4711
+    stats.scrape.scrapes, stats.scrape.last_duration_s, stats.scrape.last_bytes = 1, 1.5, 10**9
+    report = await told.report()
+    query = told.ranking.query([])
+    page = statuspage.as_html(report, told.ranking, query, (await told.ranking.top(query)).top)
+    figures = {
+        "connections": report.table.connections,
+        "flows_per_second": report.flows_per_second,
+        "scrape_duration_seconds": report.scrapes.last_duration_seconds,
+        "scrape_bytes": report.scrapes.last_bytes,
+    }
+    for name, figure in figures.items():
+        assert getattr(report.history, name)[-1] == figure
+    highest = dict(re.findall(r'data-highest="(\w+)" data-format="\w+">(.*?)<', page))
+    assert highest == {
+        "connections": "4,711",
+        "flows_per_second": "0",
+        "scrape_duration_seconds": "1.50 s",
+        "scrape_bytes": "1.00 GB",
+    }
+    # The ranking is of another moment than the tiles, and does not say of how many it is.
+    assert re.search(r'id="note" role="status">2 connections<', page)
+
+
+def test_no_line_is_drawn_across_a_pause():
+    ages = [30, 25, 20, 9.9, 5, 0]
+    area, line = statuspage._line(ages, [1, 2, 2, 1, 1, 2])
+    assert line == "M570.0 20.0L575.0 0.0L580.0 0.0M590.1 20.0L595.0 20.0L600.0 0.0"
+    assert area.count("Z") == 2
+    assert statuspage._line([30, 25, 20, 10, 5, 0], [1] * 6)[1].count("M") == 1
+    assert statuspage._line([], []) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("up", "state", "text", "title"),
+    [
+        (3, "ready", "3 of 3 analyzers", "skyfast · skyfast-test"),
+        (2, "degraded", "2 of 3 analyzers", "▲ 2 of 3 analyzers · skyfast · skyfast-test"),
+        (0, "not ready", "0 of 3 analyzers", "▲ 0 of 3 analyzers · skyfast · skyfast-test"),
+    ],
+)
+async def test_degraded_is_not_ready_nor_green(up, state, text, title):
+    stats = Stats()
+    for number, name in enumerate("abc"):
+        stats.analyzer(name).turn(int(number < up))
+    told = fake_status(stats=stats, ready=lambda: up > 0)
+    report = await told.report()
+    answer = json.loads(status.as_json(report))
+    assert answer["health"] == {
+        "state": state,
+        "text": text,
+        "analyzers": 3,
+        "analyzers_up": up,
+    }
+    assert answer["ready"] == (up > 0)
+    page = statuspage.as_html(report, told.ranking, told.ranking.query([]), None)
+    colour = {"ready": "good", "degraded": "warn", "not ready": "bad"}[state]
+    assert f'class="state {colour}" data-key="health" data-format="health">{state}: {text}<' in page
+    assert f"<title>{title}</title>" in page
+    severities = {2: ["warning"], 0: ["critical"]}.get(up, [])
+    assert [notice["severity"] for notice in answer["notices"]] == severities
+    assert re.findall(r'<li class="(warning|critical)">', page) == severities
+
+
+async def test_a_name_of_several_analyzers_is_not_one_itself():
+    stats = Stats()
+    for name in ("analyzers:8082", "10.0.0.1:8082", "10.0.0.2:8082"):
+        stats.analyzer(name).turn(1)
+    config = make_config("dns+ws://analyzers:8082/ws/subscriber/flow")
+    told = fake_status(stats=stats, config=config)
+    assert (await told.report()).health.text == "2 of 2 analyzers"
+    del stats.analyzers["10.0.0.1:8082"], stats.analyzers["10.0.0.2:8082"]
+    stats.analyzers["analyzers:8082"].turn(0)
+    assert (await told.report()).health.text == "0 of 1 analyzer"
+
+
+async def test_the_configuration_is_written_once(monkeypatch):
+    written, dump = [], status.config.dump
+    monkeypatch.setattr(status.config, "dump", lambda given: written.append(given) or dump(given))
+    told = fake_status()
+    for _ in range(3):
+        assert "host_id: " in (await told.report()).configuration
+    assert len(written) == 1
+
+
+async def test_interfaces_and_captures():
+    async with three_connections() as site:
+        parts, now = site.app._parts, site.app.clock.now()
+        parts.interfaces.update(nodes.read(TOPOLOGY), now)
+        for number in range(status.MAX_CAPTURES + 1):
+            report = {"CaptureID": f"c-{number:03}", "PacketsReceived": 15, "FlowCount": number}
+            parts.captures.message(json.dumps(report).encode(), now)
+        told = await site.json("/api/status")
+        interfaces, captures = told["interfaces"], told["captures"]
+        page = (await site.get("/metrics/interfaces"))[1]
+        assert interfaces["count"] == page.count("skydive_network_interface_rx_bytes{")
+        totals = [
+            each["received_bytes"] + each["transmitted_bytes"] for each in interfaces["busiest"]
+        ]
+        assert totals == sorted(totals, reverse=True)
+        assert 1 < len(totals) <= topology.MAX_BUSIEST
+        for each in interfaces["busiest"]:
+            labels = ",".join(f'{name}="{value}"' for name, value in each["labels"].items())
+            assert f"rx_bytes{{{labels}}} {each['received_bytes']}\n" in page
+            assert f"tx_bytes{{{labels}}} {each['transmitted_bytes']}\n" in page
+        assert captures["count"] == status.MAX_CAPTURES + 1
+        assert len(captures["first"]) == status.MAX_CAPTURES
+        assert captures["first"][7] == {
+            "capture_id": "c-007",
+            "packets_received": 1.5,
+            "packets_dropped": 0,
+            "kernel_flows_dropped": 0,
+            "flows": 7,
+            "flows_dropped": 0,
+            "reports": 1,
+        }
+        page = (await site.get("/"))[1]
+        assert len(cells(page, "interfaces.busiest")) == len(totals)
+        assert cells(page, "captures.first")[7] == ["c-007", "1.50", "0", "7", "0", "0"]
+
+
+# The busiest connections -----------------------------------------------------------------------
+
+
+async def test_ranks():
+    async with three_connections() as site:
+        top = await site.json("/api/top")
+        assert (top["by"], top["unit"], top["filter"]) == ("bytes", "bytes", "")
+        assert (top["connections"], top["window_seconds"]) == (3, None)
+        assert [entry["rank"] for entry in top["entries"]] == [3000, 2000, 1000]
+        assert top["entries"][2] == {
+            "rank": 1000,
+            "labels": {
+                "initiator_ip": "10.0.0.1",
+                "target_ip": "10.0.0.2",
+                "initiator_port": "40000",
+                "target_port": "443",
+                "node_tid": "node-1",
+                "protocol": "TCP",
+            },
+            "values": {"bytes": [900, 100], "packets": [5, 5], "rtt": [20_000_000]},
+        }
+        assert initiators(await site.json("/api/top?by=packets&n=1")) == ["10.0.0.1"]
+        # A connection without any round-trip time has no place.
+        assert initiators(await site.json("/api/top?by=rtt")) == ["10.0.0.1", "10.0.0.2"]
+        top = await site.json("/api/top?filter=fd00::")
+        assert (initiators(top), top["filter"], top["connections"]) == (["fd00::3"], "fd00::", 3)
+
+
+async def test_values_are_in_the_units_of_the_page():
+    async with three_connections(naming="standard", metrics=["rtt", "last"]) as site:
+        top = await site.json("/api/top")
+        assert (top["by"], top["unit"]) == ("rtt", "seconds")
+        assert top["entries"][0]["rank"] == 0.02
+        assert top["entries"][0]["values"] == {"rtt": [0.02], "last": [2.0]}
+        told = await site.json("/api/status")
+        assert told["rankings"] == ["rtt", "last"]
+        assert [metric["unit"] for metric in told["metrics"]] == ["seconds", "timestamp"]
+        assert (await site.get("/api/top?by=bytes"))[0] == 400
+        assert ">1970-01-01 00:00:02<" in (await site.get("/"))[1]
+
+
+@pytest.mark.xdist_group("timing")
+async def test_rates(monkeypatch):
+    async with three_connections() as site:
+        ranks = site.app.status.ranking
+        first = await site.json("/api/top?by=bytes_per_second")
+        assert first["entries"] == []
+        assert 0 <= first["window_seconds"] < 5
+        site.report(
+            make_flow("1", (1500, 700, 9, 9), last=62_000),
+            make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
+        )
+        ranks._answers.clear()
+        top = await site.json("/api/top?by=bytes_per_second")
+        assert initiators(top) == ["10.0.0.1", "10.0.0.4"]
+        # What a report adds is what came in a minute, however soon it is seen.
+        assert [entry["rank"] for entry in top["entries"]] == [20, 1]
+        assert top["unit"] == "bytes"
+        assert ranks.snapshots == 1
+        # Once the snapshot is that old, what was added is divided by its age.
+        (taken,) = ranks._snapshots[0]
+        monkeypatch.setattr(ranking, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
+        ranks._answers.clear()
+        top = await site.json("/api/top?by=bytes_per_second&n=1")
+        rank = top["entries"][0]["rank"]
+        assert rank * top["window_seconds"] == pytest.approx(1200, rel=0.2)
+
+
+async def test_snapshots_take_turns(monkeypatch):
+    table = FakeTable()
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    now = [1000.0]
+    monkeypatch.setattr(ranking.time, "monotonic", lambda: now[0])
+    windows, held = [], []
+    for _ in range(20):
+        windows.append(ranks._rank(Query(by="bytes_per_second")).top.window_seconds)
+        held.append(ranks.snapshots)
+        now[0] += 15
+    assert max(held) == 2
+    # From a minute on, never of less than one, nor of more than two.
+    assert windows[:4] == [0, 15, 30, 45]
+    assert set(windows[4:]) == {60, 75, 90, 105}
+    assert table.scans.count("snapshot 0") == 5
+
+
+@pytest.mark.xdist_group("timing")
+async def test_snapshots_are_given_back(monkeypatch):
+    monkeypatch.setattr(ranking, "SHARED_S", 0)
+    monkeypatch.setattr(ranking, "KEPT_S", 1.0)
+    ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
+    query = ranks.query([("by", "bytes_per_second")])
+    for _ in range(5):  # while somebody looks, they stay
+        await ranks.top(query)
+        held = weakref.ref(ranks._snapshots[0][0].snapshot)
+        await asyncio.sleep(0.3)
+        assert held() is not None
+    await ranks.top(ranks.query([]))  # which is no look at rates
+    await until(lambda: not ranks.snapshots)
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.xdist_group("timing")
+@on_both_loops
+async def test_answers_are_shared():
+    table = FakeTable(pause_scans=True)
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    asked = [asyncio.create_task(ranks.top(ranks.query([]))) for _ in range(20)]
+    asked.append(asyncio.create_task(ranks.top(ranks.query([("n", "1")]))))
+    await until(lambda: table.scans)
+    asked[0].cancel()  # who leaves takes nothing from the others
+    await asyncio.sleep(0.02)
+    assert table.scans == ["top 0 50"]
+    table.resume.set()
+    answers = await asyncio.gather(*asked[1:])
+    assert table.scans == ["top 0 50", "top 0 1"]
+    assert len({id(answer) for answer in answers}) == 2
+    assert (await ranks.top(ranks.query([]))) is answers[0]
+
+
+@on_both_loops
+async def test_one_ranking_at_a_time_and_not_too_many_in_line(monkeypatch):
+    monkeypatch.setattr(ranking, "SHARED_S", 0.01)
+    table = FakeTable(pause_scans=True)
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    asked = [
+        asyncio.create_task(ranks.top(Query(by="bytes", filter=str(number))))
+        for number in range(ranking.MAX_ANSWERS)
+    ]
+    await until(lambda: table.scans)
+    with pytest.raises(BusyError):
+        await ranks.top(Query(by="rtt"))
+    assert len(table.scans) == 1
+    table.resume.set()
+    await asyncio.gather(*asked)
+    assert len(table.scans) == ranking.MAX_ANSWERS
+    await ranks.top(Query(by="rtt"))
+    await until(lambda: not ranks._answers)
+
+
+@on_both_loops
+async def test_a_ranking_that_fails():
+    table = FakeTable()
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    rows, table.rows = table.rows, None
+    with pytest.raises(TypeError):
+        await ranks.top(ranks.query([]))
+    table.rows = rows
+    await until(lambda: not ranks._answers)
+    assert len((await ranks.top(ranks.query([]))).top.entries) == 2
+
+
+async def test_another_table(monkeypatch):
+    async with three_connections() as site:
+        await site.get("/api/top?by=bytes_per_second")
+        old = site.app.status.ranking
+        monkeypatch.setattr(site, "config", make_config(host_id="other", metrics=["packets"]))
+        assert await site.app.reload() is None
+        assert old.snapshots == 0
+        told = await site.json("/api/status")
+        assert (told["host_id"], told["rankings"]) == ("other", ["packets", "packets_per_second"])
+        assert told["table"]["connections"] == 0
+        assert (await site.json("/api/top"))["by"] == "packets"
+
+
+async def test_a_reload_of_other_things_keeps_the_snapshots(monkeypatch):
+    async with three_connections() as site:
+        await site.get("/api/top?by=bytes_per_second")
+        monkeypatch.setattr(site, "config", make_config(max_flows=7))
+        assert await site.app.reload() is None
+        assert site.app.status.ranking.snapshots == 1
+        assert (await site.json("/api/status"))["table"]["flows_limit"] == 7
+
+
+WRONG = {
+    "by=byte": "by: there is no byte, but bytes, packets, rtt, bytes_per_second,"
+    " packets_per_second.",
+    "by=": "by: there is no , but bytes, packets, rtt, bytes_per_second, packets_per_second.",
+    "by=a%0Ab": "by: there is no a\\nb, but bytes, packets, rtt, bytes_per_second,"
+    " packets_per_second.",
+    **dict.fromkeys(
+        [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
+        "n: not a whole number from 1 to 1000.",
+    ),
+    "N=5": "There is no parameter N, but by, n, filter.",
+    "n=5&n=5": "The parameter n is given twice.",
+    "filter=" + 201 * "x": "filter: longer than 200 characters.",
+}
+
+
+async def test_wrong_questions():
+    async with three_connections() as site:
+        for parameters, reason in WRONG.items():
+            assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
+        assert await site.get("/?n=0") == (400, "n: not a whole number from 1 to 1000.\n")
+        assert await site.get("/api/status?x") == (400, "This page has no parameters.\n")
+        # Bytes that are no text are looked for as they came; a text can be that long.
+        for text in ("%FF", "%ED%A0%80", ranking.MAX_FILTER_CHARS * "x"):
+            assert (await site.json(f"/api/top?filter={text}"))["entries"] == []
+        assert len((await site.json("/api/top?n=1000&filter="))["entries"]) == 3
+        assert (await site.get("/?theme=dark"))[0] == 200
+
+
+def test_half_a_character_is_no_text():
+    ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
+    with pytest.raises(QueryError, match="no text"):
+        ranks.query([("filter", "\ud800")])
+
+
+async def test_too_many_questions(monkeypatch):
+    monkeypatch.setattr(ranking, "MAX_ANSWERS", 0)
+    async with three_connections() as site:
+        assert await site.get("/api/top") == (
+            503,
+            "Try again: other rankings are being made.\n",
+        )
+        code, page = await site.get("/")
+        assert code == 200
+        assert "Other rankings are being made: try again." in page
+
+
+async def test_too_many_pages(monkeypatch):
+    writing, most, go_on = 0, 0, threading.Event()
+
+    def as_html(*_):
+        nonlocal writing, most
+        writing += 1
+        most = max(most, writing)
+        go_on.wait(10)
+        writing -= 1
+        return "a page"
+
+    monkeypatch.setattr(statuspage, "as_html", as_html)
+    monkeypatch.setattr(web, "MAX_STATUS_PAGES", 3)
+    async with three_connections() as site:
+        asked = [asyncio.create_task(site.get("/")) for _ in range(3)]
+        await until(lambda: writing and site.app.web._status_pages == 3)
+        refused = await site.get("/")
+        assert refused == (503, "Try again: other status pages are being made.\n")
+        assert (await site.get("/metrics/self"))[0] == 200
+        go_on.set()
+        assert await asyncio.gather(*asked) == [(200, "a page")] * 3
+        assert most == 1, "written one at a time"
+        assert (await site.get("/"))[0] == 200
+
+
+# The page ------------------------------------------------------------------------------------
+
+
+def cells(page, table):
+    """Return the texts of a table's body, row by row."""
+    body = re.search(rf'data-rows="{table}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+    return [
+        [html.unescape(re.sub(r"<.*?>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)]
+        for row in body.splitlines()
+        if row
+    ]
+
+
+async def test_the_page_is_whole_without_its_script():
+    async with three_connections() as site:
+        code, page = await site.get("/?by=rtt&filter=10.0&n=100")
+        assert code == 200
+        assert cells(page, "analyzers")[0][:2] == ["127.0.0.1:9", "down"]
+        assert cells(page, "top") == [
+            [
+                *("20.0 ms", "10.0.0.1", "10.0.0.2", "40000", "443", "node-1", "TCP"),
+                *("900 B", "100 B", "5", "5", "20.0 ms"),
+            ],
+            [
+                *("90.0 µs", "10.0.0.2", "10.0.0.2", "40000", "443", "node-1", "TCP"),
+                *("1.50 kB", "500 B", "2", "2", "90.0 µs"),
+            ],
+        ]
+        assert ">2 connections<" in page
+        assert "<option selected>100</option>" in page
+        assert 'name="filter" value="10.0"' in page
+        assert 'href="?by=packets&amp;n=100&amp;filter=10.0"' in page
+        assert re.search(r'data-by="rtt" data-format="nanoseconds" aria-current="true"', page)
+        assert ">not ready: 0 of 1 analyzer<" in page
+        assert "No analyzer is subscribed to" in page
+
+
+async def test_markup_cannot_be_forged():
+    stats = Stats()
+    stats.analyzer(EVIL).last_failure = Failure("error", EVIL)
+    table = FakeTable()
+    table.rows = [(5, (EVIL, "b"), (5, 0, 1))]
+    told = fake_status(table, stats=stats)
+    query = told.ranking.query([("filter", EVIL)])
+    answer = await told.ranking.top(query)
+    page = statuspage.as_html(await told.report(), told.ranking, query, answer.top)
+    for tag in ("<script>alert", "<img"):
+        assert tag not in page
+    assert page.count("<script>") == 1
+    assert cells(page, "top")[0][1] == html.unescape(html.escape(EVIL))
+    assert json.loads(answer.json)["entries"][0]["labels"]["initiator_ip"] == EVIL
+
+
+async def test_columns_of_any_configuration():
+    view = View(
+        columns=(Column(name="service", path=("Application",)),),
+        direction=None,
+        families=(
+            Family(
+                name="x:y",
+                help="",
+                type="counter",
+                values=(Counter(paths=(("Metric", "ABBytes"),)),),
+            ),
+        ),
+    )
+    table = FakeTable()
+    table.rows = [(1234, ("",), (1234,))]
+    ranks = Ranking(table=table, view=view, metrics=("x:y",))
+    assert list(ranks.keys) == ["x:y"]
+    query = ranks.query([])
+    answer = await ranks.top(query)
+    page = statuspage.as_html(await fake_status().report(), ranks, query, answer.top)
+    assert cells(page, "top") == [["1,234", "–", "1,234"]]
+
+
+FORMATS = [
+    ("bytes", 0, "0 B"),
+    ("bytes", 999, "999 B"),
+    ("bytes", 1125, "1.13 kB"),
+    ("bytes", 12_345, "12.3 kB"),
+    ("bytes", 999_999, "1000 kB"),
+    ("bytes", 2**63 - 1, "9.22 EB"),
+    ("bytes-rate", 12.345, "12.3 B/s"),
+    ("number", 0.5, "0.50"),
+    ("number", 7, "7"),
+    ("number", 12_345.6, "12,345"),
+    ("number-rate", 3, "3/s"),
+    ("count", 1_000_000, "1,000,000"),
+    ("seconds", 0, "0 s"),
+    ("seconds", 0.000_000_45, "450 ns"),
+    ("seconds", 0.0123, "12.3 ms"),
+    ("seconds", 1.5, "1.50 s"),
+    ("seconds", 4321, "4321 s"),
+    ("nanoseconds", 1_500, "1.50 µs"),
+    ("timestamp", 1_795_382_126.9, "2026-11-22 21:15:26"),
+    ("timestamp", 2**34, "17,179,869,184"),
+    ("duration", 59.9, "59 s"),
+    ("duration", 3599, "59 min"),
+    ("duration", 7_260, "2 h 1 min"),
+    ("duration", 90_000, "1 d 1 h"),
+    ("since", 400, "10 min"),
+    ("ago", 1_001, "0 s ago"),
+    ("error", {"text": "no", "timestamp_seconds": 990}, "no (10 s ago)"),
+    ("reasons", {"late": 1234, "fin": 1}, "late 1,234, fin 1"),
+    ("reasons", {}, "–"),
+    ("list", ["a.b", "c"], "a.b, c"),
+    ("list", [], "–"),
+    ("text", "", "–"),
+    ("count", None, "–"),
+    ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),
+    ("state", True, "up"),
+]
+"""Formats, values, and how they are written at the time of 1,000 s; by the script, too."""
+
+
+@pytest.mark.parametrize(("format_", "value", "text"), FORMATS)
+def test_formats(format_, value, text):
+    assert statuspage.formatted(value, format_, 1000) == text
+
+
+def test_the_script_knows_the_constants_of_the_page():
+    script = statuspage.markup.read("status.js")
+    span_s = statuspage.SAMPLES * statuspage.INTERVAL_S
+    assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {statuspage.MAX_GAP_S:g};" in script
+    assert f"WIDTH = {statuspage._WIDTH}, HEIGHT = {statuspage._HEIGHT}" in script
+    assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
+    assert f'"{statuspage._NO_ANSWER}"' in script
+
+
+# The documentation ---------------------------------------------------------------------------
+
+
+def fields(kind, path=""):
+    """Return the ways to all that a type has to tell, as docs/status.md spells them."""
+    kinds = [each for each in typing.get_args(kind) if each is not type(None)]
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return set().union(
+            *(fields(hint, f"{path}.{name}".strip(".")) for name, hint in hints.items())
+        )
+    if typing.get_origin(kind) in (list, collections.abc.Sequence):
+        return fields(kinds[0], f"{path}[]")
+    if type(None) in typing.get_args(kind) and dataclasses.is_dataclass(kinds[0]):
+        return {path} | fields(kinds[0], path)
+    return {path}
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"), [("/api/top", ranking.Top), ("/api/status", status.Report)]
+)
+def test_every_field_is_documented_and_no_other(heading, kind):
+    section = (
+        (ROOT / "docs" / "status.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    )
+    lines = section.split("| field | what |")[1].splitlines()
+    cells = [line.split("|")[1] for line in lines if line.startswith("| `")]
+    documented = [name for cell in cells for name in re.findall("`(.+?)`", cell)]
+    assert len(documented) == len(set(documented))
+    assert set(documented) == {
+        path for path in fields(kind) if not path.endswith(("history", "reload"))
+    }
+
+
+def test_bounds_in_the_documentation():
+    text = (ROOT / "docs" / "status.md").read_text()
+    for sentence in (
+        f"1 to {ranking.MAX_ENTRIES} | {ranking.DEFAULT_ENTRIES} |",
+        f"of {ranking.MAX_FILTER_CHARS} characters at most",
+        f"{status.SAMPLES + 1} at most",
+        f"{status.MAX_ANALYZERS} analyzers at most",
+        f"{status.MAX_CAPTURES} captures at most",
+        f"{topology.MAX_BUSIEST} interfaces at most",
+        f"{status.FULL:.0%} full".replace("%", " %"),
+        f"divided by {ranking.REPORT_INTERVAL_S:.0f} s",
+    ):
+        assert sentence in text
+    assert (ranking.MAX_ANSWERS, ranking.KEPT_S) == (8, 60), "eight questions, a minute"
+    assert web.MAX_STATUS_PAGES == 8, "eight pages"
