@@ -5,12 +5,13 @@ In CI that is the same each time, for a failure there must repeat elsewhere.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import core_builds
+from tests.support.analyzer import FakeAnalyzer
 
 core_builds.use_chosen()
 
@@ -33,3 +34,9 @@ def _level_of_the_log() -> Iterator[None]:
     level = ours.level
     yield
     ours.setLevel(level)
+
+
+@pytest.fixture
+async def analyzer() -> AsyncIterator[FakeAnalyzer]:
+    async with FakeAnalyzer() as analyzer:
+        yield analyzer

@@ -12,23 +12,11 @@ import skyfast
 from skyfast.config.parsers import LEVELS
 from skyfast.config.yaml_nodes import MAX_PROBLEMS
 from tests.support.paths import DATA, DEPLOY, ROOT
+from tests.support.process import run
 
 DEPLOYED = DEPLOY / "prom_sky_con.yml"
 CONFIG = DATA / "config"
 PASSWORD = "hunter2"
-
-
-def run(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run ``skyfast`` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "skyfast", *arguments],
-        input=stdin,
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
 
 
 @pytest.fixture

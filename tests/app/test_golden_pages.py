@@ -23,7 +23,6 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.app.test_prometheus import lint, needs_promtool
 from tests.model import (
     BYTES,
     INTERFACE_FAMILIES,
@@ -36,9 +35,11 @@ from tests.model import (
     read_page,
 )
 from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.golden import recorded
 from tests.support.model_specs import CONFIGURATIONS, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
-from tests.support.paths import DATA, RECORDINGS, TESTS
+from tests.support.paths import DATA, TESTS
 from tests.support.process import running
+from tests.support.prometheus import lint, needs_promtool
 from tests.support.web_fixtures import PROMETHEUS
 
 GOLDEN = TESTS / "golden"
@@ -69,20 +70,6 @@ def settings(name, urls):
     store = pipeline.setdefault("store", {}).setdefault("prom_sky_con", {})
     store |= {"listen_address": "127.0.0.1", "port": 0, "connection_timeout": 600}
     return yaml.safe_dump(tree)
-
-
-def recorded(name, which):
-    """Yield the messages of one analyzer with the time they were sent at, in Unix ms.
-
-    ``LastUpdateMetric.Last`` is the time of the agent's update. What is no flow has no time of
-    its own, and is sent with what came before it.
-    """
-    sent_ms = 0
-    for line in (RECORDINGS / name).read_text().splitlines():
-        message = json.loads(line)
-        flows = message["Obj"] if message["Type"] == "store" else []
-        sent_ms = max([sent_ms, *(flow["LastUpdateMetric"]["Last"] for flow in flows)])
-        yield sent_ms, which, line, flows
 
 
 @dataclass(frozen=True, kw_only=True)

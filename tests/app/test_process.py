@@ -14,26 +14,16 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.skydive.test_ingest import BAD_FLOWS, BAD_MESSAGES, flow
-from tests.skydive.test_ingest import message as message_of
 from tests.support.analyzer import FakeAnalyzer
+from tests.support.messages import BAD_FLOWS, BAD_MESSAGES, flow
+from tests.support.messages import message as message_of
 from tests.support.paths import ROOT
-from tests.support.process import PROBLEM, demo, running
+from tests.support.process import PROBLEM, demo, running, write_config
 
-STORE = "pipeline: {{subscriber: {{urls: [{url}]}}, store: {{prom_sky_con: {{{store}}}}}}}\n"
-NOBODY = "ws://127.0.0.1:9/ws/subscriber/flow"
 FLOW = (
     '{{"UUID":"{uuid}","Network":{{"A":"10.0.0.1","B":"10.0.0.2"}},"Metric":{{"ABBytes":{bytes}}},'
     '"Transport":{{"Protocol":"TCP","A":1,"B":2}},"Start":1,"Last":{bytes},"NodeTID":"{uuid}"}}'
 )
-
-
-def write_config(directory: Path, url: str = NOBODY, **store: object) -> Path:
-    store = {"port": 0, "listen_address": "127.0.0.1"} | store
-    path = directory / "prom_sky_con.yml"
-    text = ", ".join(f"{name}: {value}" for name, value in store.items())
-    path.write_text(STORE.format(url=url, store=text))
-    return path
 
 
 def message(*flows: str) -> str:

@@ -2,118 +2,22 @@
 
 import asyncio
 import json
-import os
-import shutil
-import subprocess
-import urllib.parse
-import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.process import demo
+from tests.support.prometheus import (
+    ANSWER_S,
+    ask,
+    growing,
+    needs_prometheus,
+    number,
+    prometheus,
+    query,
+)
 
 pytestmark = pytest.mark.slow
-
-PROMTOOL, PROMETHEUS = shutil.which("promtool"), shutil.which("prometheus")
-MUST_RUN = bool(os.environ.get("CI"))
-START_S = 30.0
-ANSWER_S = 60.0
-SCRAPE_INTERVAL_S = 1
-
-needs_promtool = pytest.mark.skipif(
-    PROMTOOL is None and not MUST_RUN, reason="promtool is not installed (Debian: prometheus)"
-)
-needs_prometheus = pytest.mark.skipif(
-    PROMETHEUS is None and not MUST_RUN, reason="prometheus is not installed (Debian: prometheus)"
-)
-
-
-def lint(page: bytes) -> list[str]:
-    """Return what promtool objects to in a page, a line an objection."""
-    assert PROMTOOL is not None
-    process = subprocess.run(
-        [PROMTOOL, "check", "metrics"],
-        input=page,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=ANSWER_S,
-        check=False,
-    )
-    return process.stdout.decode().splitlines()
-
-
-@asynccontextmanager
-async def prometheus(target: str, directory: Path, *, how: str = "") -> AsyncIterator[str]:
-    """Run a Prometheus that scrapes ``target``, also by the settings ``how``; yield its address."""
-    assert PROMETHEUS is not None
-    config = directory / "prometheus.yml"
-    config.write_text(
-        f"global: {{scrape_interval: {SCRAPE_INTERVAL_S}s}}\n"
-        f"scrape_configs: [{{job_name: skyfast, {how}"
-        f"static_configs: [{{targets: ['{target}']}}]}}]\n"
-    )
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
-    process = await asyncio.create_subprocess_exec(
-        PROMETHEUS,
-        f"--config.file={config}",
-        f"--storage.tsdb.path={directory}/data",
-        f"--web.listen-address=127.0.0.1:{port}",
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        async with asyncio.timeout(START_S):
-            while True:
-                try:
-                    await ask(f"{url}/-/ready")
-                    break
-                except OSError:
-                    assert process.returncode is None
-                    await asyncio.sleep(0.1)
-        yield url
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
-
-
-async def ask(url: str) -> bytes:
-    def get() -> bytes:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            body: bytes = answer.read()
-            return body
-
-    return await asyncio.to_thread(get)
-
-
-async def query(server: str, expression: str) -> list[dict[str, Any]]:
-    """Return what the HTTP API answers to an instant query."""
-    url = f"{server}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-    answer = json.loads(await ask(url))
-    assert answer["status"] == "success"
-    result: list[dict[str, Any]] = answer["data"]["result"]
-    return result
-
-
-def number(sample: dict[str, Any]) -> float:
-    return float(sample["value"][1])
-
-
-async def growing(server: str, expression: str, count: int) -> list[dict[str, Any]]:
-    """Wait until so many series of ``expression`` are above zero, and return those."""
-    while True:
-        found = [sample for sample in await query(server, expression) if number(sample) > 0]
-        if len(found) >= count:
-            return found
-        await asyncio.sleep(0.5)
 
 
 @needs_prometheus

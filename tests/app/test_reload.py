@@ -28,20 +28,13 @@ import yaml
 from skyfast import app
 from skyfast.app import App
 from skyfast.config.loader import Config
-from tests.skydive.test_ingest import METRIC, flow, message
-from tests.skydive.test_subscription import (
-    FAST,
-    Names,
-    eventually,
-    lines,
-    subscribed,
-    two_addresses,
-)
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
+from tests.support.messages import METRIC, flow, message
 from tests.support.paths import ROOT
 from tests.support.process import PROBLEM, START_S, WAIT_S, Skyfast, demo, running
+from tests.support.subscribing import FAST, Names, eventually, lines, subscribed, two_addresses
 from tests.support.web_fixtures import PROMETHEUS
 
 STORE = "pipeline.store.prom_sky_con"
@@ -131,12 +124,6 @@ async def operated(directory: Path, keys: Keys, *, quiet: bool = True) -> AsyncI
     file.write_text(text_of(keys))
     async with running(file, quiet=quiet) as skyfast:
         yield Operator(skyfast, file, keys)
-
-
-@pytest.fixture
-async def analyzer() -> AsyncIterator[FakeAnalyzer]:
-    async with FakeAnalyzer() as analyzer:
-        yield analyzer
 
 
 def subscribing(*analyzers: FakeAnalyzer) -> dict[str, object]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.skydive.test_ingest import flow, message
 from tests.support.analyzer import FakeAnalyzer
+from tests.support.messages import flow, message
 from tests.support.paths import ROOT
 from tests.support.process import running
 

@@ -7,10 +7,9 @@ import yaml
 
 from skyfast.app import App
 from skyfast.config import cost as check
-from tests.project.test_docs import PAGES, blocks
-from tests.skydive.test_ingest import flow, message
-from tests.skydive.test_partial_decoder import values
 from tests.support.configs import make_config
+from tests.support.documentation import PAGES, blocks
+from tests.support.messages import flow, message, values
 from tests.support.sink import Sink
 
 CONNECTIONS = "skydive_network_connection_total_bytes"

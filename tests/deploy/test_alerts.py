@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.app.test_prometheus import PROMTOOL, needs_promtool
+from tests.support.alerts import RULES, alerts
 from tests.support.paths import DEPLOY
+from tests.support.prometheus import PROMTOOL, needs_promtool
 
-RULES = DEPLOY / "rules" / "alerts.yml"
 UNIT_TESTS = DEPLOY / "rules" / "tests" / "alerts.yml"
 SEVERITIES = {"critical", "warning", "info"}
-
-
-def alerts() -> list[dict[str, Any]]:
-    groups = yaml.safe_load(RULES.read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
 
 
 @needs_promtool

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.app.test_prometheus import growing, needs_prometheus, number, prometheus, query
-from tests.deploy.test_alerts import alerts
-from tests.project.test_docs import exported
+from tests.support.alerts import alerts
+from tests.support.documentation import exported
 from tests.support.paths import DEPLOY
 from tests.support.process import Skyfast, demo
+from tests.support.prometheus import growing, needs_prometheus, number, prometheus, query
 
 FILE = DEPLOY / "grafana" / "skyfast.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text())

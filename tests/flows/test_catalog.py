@@ -37,8 +37,8 @@ from skyfast.flows.plan import (
     Requirement,
 )
 from skyfast.skydive.name_index import Names
-from tests.app.test_prometheus import PROMTOOL, needs_promtool
 from tests.support.paths import DEPLOY, RECORDINGS, ROOT
+from tests.support.prometheus import PROMTOOL, needs_promtool
 from tests.support.table_adapter import read_all
 
 MESSAGES = sorted(RECORDINGS.glob("*.jsonl"))

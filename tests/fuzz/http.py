@@ -23,7 +23,7 @@ from skyfast.web import server as web
 from skyfast.web.config_file import Guard
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import BYTES, TEXTS, wrong_bytes
-from tests.web.test_server import PATHS, Site
+from tests.support.http_client import PATHS, Site
 
 START_S = 10.0
 ANSWER_S = 10.0

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.test_golden_pages import recorded
 from tests.model import BYTES, PACKETS, RTT, Model, read_page
+from tests.support.golden import recorded
 from tests.support.model_specs import DEFAULT, ONE, TWO
 from tests.support.paths import DATA, RECORDINGS, ROOT
 from tests.support.process import Skyfast, replay

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from skyfast.runtime.systemd import Manager
-from tests.app.test_process import write_config
-from tests.support.process import WAIT_S, Skyfast, running
+from tests.support.process import WAIT_S, Skyfast, running, write_config
 
 pytestmark = pytest.mark.xdist_group("timing")
 

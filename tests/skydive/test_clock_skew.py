@@ -9,7 +9,7 @@ import pytest
 
 from skyfast.skydive.clock_skew import MAX_AHEAD_S, MAX_CLOSING_BEHIND_S, Dates
 from skyfast.stats import AnalyzerStats, Stats
-from tests.skydive.test_ingest import flow, later, message
+from tests.support.messages import flow, later, message
 from tests.support.sink import Sink
 
 SLACK_S = 10.0

@@ -9,8 +9,8 @@ import pytest
 from skyfast.app import App
 from skyfast.skydive.ingest import MAX_PARTIAL_FLOWS
 from skyfast.web.exposition import Part
-from tests.skydive.test_ingest import DEEP, flow, message
 from tests.support.configs import make_config
+from tests.support.messages import DEEP, flow, message, values
 from tests.support.sink import Sink
 
 HUGE = b"1" + b"0" * 5999
@@ -30,12 +30,6 @@ BYTES = "skydive_network_connection_total_bytes"
 RTT = "skydive_network_connection_rtt_nanoseconds"
 TRAFFIC = "skydive_traffic_bytes_total"
 OUT_OF_ORDER = "skydive_network_connection_total_tcp_out_of_order"
-
-
-def values(sink: Sink, family: str) -> list[str]:
-    """Return the values of a family's series, in the page's order."""
-    lines = [line for line in sink.page().splitlines() if line.startswith(family + "{")]
-    return [line.rpartition(" ")[2] for line in lines]
 
 
 def changed(path: str, value: Any, **fields: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ from websockets.exceptions import (
 )
 from websockets.frames import Close
 
-from skyfast.config.loader import Config, ConfigError
+from skyfast.config.loader import ConfigError
 from skyfast.skydive import subscription as subscriber
 from skyfast.skydive.silence import Activity, SilenceTiming
 from skyfast.skydive.subscription import (
@@ -40,103 +40,27 @@ from skyfast.skydive.subscription import (
     OverloadError,
     SilenceError,
     Subscriptions,
-    Timing,
     backoff,
     classify,
 )
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import RECONNECT_REASONS, AnalyzerStats, Stats
-from tests.support.analyzer import Answer, FakeAnalyzer, Fault, Subscriber, frame
+from tests.support.analyzer import Answer, FakeAnalyzer, Fault, frame
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
+from tests.support.subscribing import (
+    FAST,
+    WAIT_S,
+    Names,
+    eventually,
+    lines,
+    subscribed,
+    two_addresses,
+)
 
 pytestmark = pytest.mark.xdist_group("timing")
 
-FAST = Timing(
-    open_timeout_s=0.5,
-    close_timeout_s=0.3,
-    ping_interval_s=5.0,
-    ping_timeout_s=5.0,
-    backoff_first_s=0.02,
-    backoff_most_s=0.05,
-    healthy_s=30.0,
-    tick_s=0.05,
-    conflict_grace_s=15.0,
-    log_interval_s=60.0,
-    resolve_interval_s=0.05,
-)
-WAIT_S = 5.0
 MESSAGE = b'{"Namespace":"flow","Type":"store","Obj":[]}'
-
-
-class Subscribed:
-    """Running subscriptions, and what they have handed on."""
-
-    running = 0
-
-    def __init__(self, config: Config, **options: Any) -> None:
-        self.stats = Stats()
-        self.messages: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
-        options.setdefault("on_message", self._on_message)
-        options.setdefault("timing", FAST)
-        self.subscriptions = Subscriptions(config=config, stats=self.stats, **options)
-        self.task = asyncio.create_task(self.subscriptions.run())
-
-    def _on_message(self, data: MessageData, analyzer: AnalyzerStats) -> None:
-        self.messages.put_nowait((bytes(data), analyzer.name))
-
-    async def up(self, analyzer: FakeAnalyzer) -> Subscriber:
-        """Wait until both sides know of a new subscription."""
-        remote = await analyzer.subscriber()
-        await eventually(lambda: self.row(analyzer).up)
-        return remote
-
-    async def message(self) -> bytes:
-        async with asyncio.timeout(WAIT_S):
-            return (await self.messages.get())[0]
-
-    def row(self, analyzer: FakeAnalyzer) -> AnalyzerStats:
-        return self.stats.analyzers[analyzer.name]
-
-    def reconnects(self, analyzer: FakeAnalyzer) -> dict[str, int]:
-        """What was counted for the analyzer, without the zeros."""
-        return {reason: n for reason, n in self.row(analyzer).reconnects.items() if n}
-
-
-@contextlib.asynccontextmanager
-async def subscribed(config: Config, **options: Any) -> AsyncIterator[Subscribed]:
-    """Run subscriptions, and see that they end in time and leave no task behind."""
-    running = Subscribed(config, **options)
-    Subscribed.running += 1
-    try:
-        yield running
-    finally:
-        Subscribed.running -= 1
-        running.task.cancel()
-        done, _ = await asyncio.wait([running.task], timeout=WAIT_S)
-        assert done, "the subscriptions do not end"
-        assert running.task.cancelled()
-        assert not any(row.up for row in running.stats.analyzers.values())
-        if not Subscribed.running:
-            tasks = (repr(task) for task in asyncio.all_tasks())
-            assert not [task for task in tasks if "skyfast" in task or "websockets" in task]
-
-
-async def eventually(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.005)
-
-
-def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
-    """The messages that were logged at exactly this level."""
-    return [record.getMessage() for record in caplog.records if record.levelno == level]
-
-
-@pytest.fixture
-async def analyzer() -> AsyncIterator[FakeAnalyzer]:
-    async with FakeAnalyzer() as analyzer:
-        yield analyzer
 
 
 # The request ---------------------------------------------------------------------------------
@@ -1240,30 +1164,6 @@ def test_certificates_that_cannot_be_used_are_refused_at_once(tmp_path: Path, ke
 
 
 # Names that stand for several addresses ------------------------------------------------------
-
-
-class Names:
-    """A resolver whose answer can be changed."""
-
-    def __init__(self, *addresses: str) -> None:
-        self.answer: list[str] | OSError = list(addresses)
-        self.asked: list[tuple[str, int]] = []
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        self.asked.append((host, port))
-        if isinstance(self.answer, OSError):
-            raise self.answer
-        return self.answer
-
-
-@contextlib.asynccontextmanager
-async def two_addresses() -> AsyncIterator[tuple[FakeAnalyzer, FakeAnalyzer]]:
-    """Analyzers at two addresses of the loopback, and at the same port."""
-    async with (
-        FakeAnalyzer() as first,
-        FakeAnalyzer(address="127.0.0.2", port=first.port) as second,
-    ):
-        yield first, second
 
 
 async def test_all_addresses_of_a_name_are_subscribed_to_as_they_come_and_go() -> None:

@@ -34,7 +34,6 @@ from skyfast.config import loader as config
 from skyfast.skydive import websocket as frames
 from skyfast.skydive.tls import client_context
 from skyfast.skydive.websocket import BUFFER_BYTES, Connection, MessageData
-from tests.skydive.test_ingest import DEEP, Sink, flow, message
 from tests.support.analyzer import (
     ACCEPT_GUID,
     BINARY,
@@ -48,6 +47,8 @@ from tests.support.analyzer import (
     frame,
 )
 from tests.support.certificates import Authority
+from tests.support.messages import DEEP, flow, message
+from tests.support.sink import Sink
 
 pytestmark = pytest.mark.xdist_group("timing")
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -145,3 +146,28 @@ async def _started(
     assert process.returncode == 0, skyfast.log
     if quiet:
         assert not [line for line in skyfast.log if PROBLEM.search(line)]
+
+
+STORE = "pipeline: {{subscriber: {{urls: [{url}]}}, store: {{prom_sky_con: {{{store}}}}}}}\n"
+NOBODY = "ws://127.0.0.1:9/ws/subscriber/flow"
+
+
+def write_config(directory: Path, url: str = NOBODY, **store: object) -> Path:
+    store = {"port": 0, "listen_address": "127.0.0.1"} | store
+    path = directory / "prom_sky_con.yml"
+    text = ", ".join(f"{name}: {value}" for name, value in store.items())
+    path.write_text(STORE.format(url=url, store=text))
+    return path
+
+
+def run(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run ``skyfast`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "skyfast", *arguments],
+        input=stdin,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )

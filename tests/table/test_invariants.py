@@ -19,7 +19,7 @@ from skyfast.flows.fields import flow_types
 from tests.model import DIRECTION, FAMILIES, LABELS, Label, Names, Spec, View, make_flow
 from tests.support import core_builds
 from tests.support.table_adapter import ALL_ROWS, Core, read_all
-from tests.table.test_table_model import (
+from tests.support.table_machine import (
     IS_THOROUGH,
     NODE_NAMES,
     ODD_TEXTS,

@@ -33,32 +33,15 @@ from tests.model import (
 )
 from tests.support import core_builds
 from tests.support.paths import ROOT
-from tests.support.table_adapter import CHUNK_BYTES, Core, beside, plan_of, read_all
-
-ODD_TEXTS = (
-    "",
-    " ",
-    "\\",
-    '"',
-    "\n",
-    '\\"\n' * 300,
-    'a="b",c="d"} 7 # TYPE x counter',
-    "\r\t\0\x7f",
-    "é\u2028\ufeff\U0001f600",
-    *("x" * length for length in (1, 7, 8, 15, 16, 17, 47, 48, 49, 63, 64, 65, 1023, 1024)),
-    *('"' * length for length in (23, 24, 25, 512, 1024)),
-    "é" * 512,
+from tests.support.table_adapter import (
+    CHUNK_BYTES,
+    ODD_TEXTS,
+    Core,
+    beside,
+    many_flows,
+    plan_of,
+    read_all,
 )
-
-
-def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
-    """Return flows of so many connections, each with an address of its own."""
-    return [
-        make_flow(
-            f"{n + 1:x}", total, last=last, a=f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", **fields
-        )
-        for n in range(first, first + count)
-    ]
 
 
 def a_table(**limits):

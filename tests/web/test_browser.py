@@ -13,8 +13,8 @@ from skyfast.stats import Failure
 from skyfast.web import status_html as statuspage
 from tests.model import make_flow
 from tests.support.browser import CHROMIUM, MISSING, chromium
+from tests.support.status_site import EVIL, FORMATS, Site, three_connections
 from tests.support.web_fixtures import until
-from tests.web.test_status import EVIL, FORMATS, Site, three_connections
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason=MISSING)
 pytestmark = [

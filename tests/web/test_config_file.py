@@ -25,11 +25,11 @@ from skyfast.web import config_file as webconfig
 from skyfast.web import server as web
 from skyfast.web.config_file import Guard, Refusal
 from skyfast.web.handshakes import ServerContext
-from tests.app.test_prometheus import ANSWER_S, growing, needs_prometheus, number, prometheus
 from tests.support.certificates import Authority
+from tests.support.http_client import Client, Site, request
 from tests.support.process import demo
+from tests.support.prometheus import ANSWER_S, growing, needs_prometheus, number, prometheus
 from tests.support.web_fixtures import BIG, FLOWS, TEST_TIMEOUT_S, FakeTable, on_both_loops, until
-from tests.web.test_server import Client, Site, request
 
 PASSWORD = "correct horse"
 CHEAP = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()

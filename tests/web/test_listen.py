@@ -16,10 +16,8 @@ import pytest
 from skyfast.config.parsers import Address
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import listen
-from tests.app.test_cli import run
-from tests.app.test_process import write_config
 from tests.support.paths import ROOT
-from tests.support.process import WAIT_S, Skyfast, demo, running
+from tests.support.process import WAIT_S, Skyfast, demo, run, running, write_config
 
 pytestmark = pytest.mark.xdist_group("timing")
 

@@ -18,10 +18,9 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from tests.app.test_process import write_config
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.certificates import Authority
-from tests.support.process import demo, running
+from tests.support.process import demo, running, write_config
 
 MUST_RUN = bool(os.environ.get("CI"))
 START_S = 15.0

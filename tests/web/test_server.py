@@ -24,11 +24,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from skyfast import __version__
 from skyfast.flows.plan import family_head
 from skyfast.skydive.captures import Captures
-from skyfast.stats import CaptureStats, Stats
+from skyfast.stats import CaptureStats
 from skyfast.web import server as web
-from skyfast.web.exposition import FIRST_CHUNK_BYTES, Exposition
-from skyfast.web.server import WebServer
-from tests.support.configs import make_config
+from skyfast.web.exposition import FIRST_CHUNK_BYTES
+from tests.support.http_client import OWN, PAGES, PATHS, SMALL_RECEIVE_BUFFER, Client, Site, request
 from tests.support.web_fixtures import (
     BIG,
     CAPTURES,
@@ -39,215 +38,12 @@ from tests.support.web_fixtures import (
     on_both_loops,
     page_threads,
     source,
-    status,
     until,
 )
 
 pytestmark = pytest.mark.xdist_group("timing")
 
 PROMTOOL = shutil.which("promtool")
-
-PAGES = (
-    *("/metrics", "/metrics/flows", "/metrics/interfaces", "/metrics/captures"),
-    "/metrics/self",
-)
-OWN = ("/", "/api/status", "/api/top")
-"""What tells of now: no two answers are the same."""
-PATHS = (*PAGES, *OWN, "/cardinality", "/-/healthy", "/-/ready")
-
-# So little is taken by the kernel for a client that does not read that rendering has to wait.
-SMALL_RECEIVE_BUFFER = 8 * 1024
-
-
-class Site:
-    """A server on 127.0.0.1, and what it serves."""
-
-    def __init__(
-        self, table=None, *, ready=lambda: True, reload=None, parts=None, guard=None, **settings
-    ):
-        store = {key: settings.pop(key) for key in ("listen_address", "port") if key in settings}
-        config = make_config()
-        self.config = dataclasses.replace(
-            config,
-            store=msgspec.structs.replace(
-                config.store, **{"listen_address": "127.0.0.1", "port": 0, **store}
-            ),
-            web=msgspec.structs.replace(config.web, **settings),
-        )
-        self.table = table or FakeTable()
-        self.stats = Stats()
-        self.scrape = self.stats.scrape
-        self.exposition = Exposition(
-            source=source(self.table, **(parts or {})), stats=self.stats, now=lambda: 100.0
-        )
-        self.server = WebServer(
-            config=self.config,
-            exposition=self.exposition,
-            status=status(self.table, stats=self.stats, config=self.config, ready=ready),
-            ready=ready,
-            stats=self.scrape,
-            reload=reload,
-            guard=guard,
-        )
-
-    async def __aenter__(self):
-        await self.server.start()
-        return self
-
-    async def __aexit__(self, *_):
-        await self.server.stop()
-        await until(lambda: not page_threads())
-
-    @property
-    def port(self):
-        return self.server.port
-
-    async def ask(self, request=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", **options):
-        """Return a client that has sent ``request``."""
-        client = await Client.open(self.port, **options)
-        await client.send(request)
-        return client
-
-    async def get(self, path="/metrics", *, method="GET", version="1.1", **headers):
-        """Return the answer to one request on a connection of its own."""
-        client = await self.ask(request(path, method=method, version=version, **headers))
-        async with client:
-            return await client.answer(head=method == "HEAD")
-
-    async def begin_scrape(self, path="/metrics/flows", *, local=None, **headers):
-        """Return a client that has begun to read a page, and stopped."""
-        client = await self.ask(
-            request(path, **headers), local=local, receive_buffer=SMALL_RECEIVE_BUFFER
-        )
-        assert (await client.read_head())[0] == 200
-        return client
-
-
-def request(path="/metrics", *, method="GET", version="1.1", **headers):
-    lines = [f"{method} {path} HTTP/{version}", "Host: x"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-@dataclasses.dataclass
-class Answer:
-    status: int
-    headers: dict
-    body: bytes
-
-    @property
-    def text(self):
-        return self.body.decode()
-
-
-class Client:
-    """A client that sees what is on the wire. Header names are in lower case.
-
-    It has a socket and no stream: some versions of uvloop take a reset for an end in good order.
-    """
-
-    def __init__(self, sock):
-        self.sock = sock
-        self.loop = asyncio.get_running_loop()
-        self.buffer = bytearray()
-
-    @classmethod
-    async def open(cls, port, *, host="127.0.0.1", local=None, receive_buffer=None):
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        client = cls(socket.socket(family, socket.SOCK_STREAM))
-        client.sock.setblocking(False)
-        if receive_buffer:
-            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        if local:
-            client.sock.bind((local, 0))
-        try:
-            await client.loop.sock_connect(client.sock, (host, port))
-        except OSError:
-            client.sock.close()
-            raise
-        return client
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *_):
-        self.sock.close()
-
-    async def send(self, data):
-        await self.loop.sock_sendall(self.sock, data)
-
-    async def receive(self, size=2**18):
-        """Wait for more. Returns False at the end."""
-        data = await self.loop.sock_recv(self.sock, size)
-        self.buffer += data
-        return bool(data)
-
-    async def read(self, size):
-        while len(self.buffer) < size:
-            if not await self.receive():
-                raise ConnectionAbortedError("the answer is incomplete")
-        data = bytes(self.buffer[:size])
-        del self.buffer[:size]
-        return data
-
-    async def read_until(self, end):
-        while (position := self.buffer.find(end)) < 0:
-            if not await self.receive():
-                raise ConnectionAbortedError("the answer is incomplete")
-        return await self.read(position + len(end))
-
-    async def read_rest(self):
-        while await self.receive():
-            pass
-        return await self.read(len(self.buffer))
-
-    async def read_head(self):
-        head = (await self.read_until(b"\r\n\r\n")).decode()
-        first, *lines = head.split("\r\n")[:-2]
-        headers = {}
-        for line in lines:
-            name, _, value = line.partition(": ")
-            assert name.lower() not in headers
-            headers[name.lower()] = value
-        return int(first.split()[1]), headers
-
-    async def read_chunks(self):
-        chunks = []
-        while size := int(await self.read_until(b"\r\n"), 16):
-            chunks.append(await self.read(size))
-            assert await self.read(2) == b"\r\n"
-        assert await self.read(2) == b"\r\n"
-        return b"".join(chunks)
-
-    async def answer(self, *, head=False):
-        """Read one answer. Raises ConnectionError where it is cut."""
-        status, headers = await self.read_head()
-        if head:
-            body = b""
-        elif headers.get("transfer-encoding") == "chunked":
-            body = await self.read_chunks()
-        elif "content-length" in headers:
-            body = await self.read(int(headers["content-length"]))
-        else:
-            body = await self.read_rest()
-        return Answer(status, headers, body)
-
-    async def end(self):
-        """Wait for the end, and return how it came: "closed" in good order, or "reset"."""
-        try:
-            await self.read_rest()
-        except ConnectionResetError:
-            return "reset"
-        return "closed"
-
-    def is_open(self):
-        """Return whether the server has not closed the connection; nothing may be to read."""
-        try:
-            return bool(self.sock.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return True
-        except ConnectionResetError:
-            return False
 
 
 # --- what is answered

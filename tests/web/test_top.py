@@ -19,8 +19,7 @@ from tests.model import (
     make_flow,
     one_view,
 )
-from tests.support.table_adapter import Core, beside, read_all
-from tests.table.test_table import ODD_TEXTS, many_flows
+from tests.support.table_adapter import ODD_TEXTS, Core, beside, many_flows, read_all
 
 COUNT = Family("flows", "gauge", ())
 BYTE_FAMILY = [family.name for family in FAMILIES].index(BYTES)

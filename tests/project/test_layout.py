@@ -1,0 +1,35 @@
+"""Where files are, and what they import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT, TESTS
+
+TEST_FILES = sorted(TESTS.rglob("test_*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules that a file imports, also those under a condition."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return modules
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_tests_share_helpers_and_not_each_other(path: Path) -> None:
+    parts = {module for module in imported(path) if "test_" in module.rpartition(".")[2]}
+    files = {TESTS.parent / f"{module.replace('.', '/')}.py" for module in parts}
+    assert not {file for file in files if file.exists()}
+
+
+def test_folders_of_tests_mirror_those_of_the_package() -> None:
+    """Beside them there are those for what is not one folder's, or not of the package."""
+    others = {"app", "deploy", "faults", "fuzz", "project"}
+    folders = {path.parent.relative_to(TESTS).parts[0] for path in TEST_FILES}
+    assert {name for name in folders - others if not (ROOT / "skyfast" / name).is_dir()} == set()

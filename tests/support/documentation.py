@@ -1,0 +1,72 @@
+"""The documentation's pages, and the examples in them."""
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skyfast import stats as selfmetrics
+from skyfast.config import loader as config
+from skyfast.flows.catalog import METRICS, families
+from skyfast.skydive import topology_nodes as nodes
+from skyfast.skydive.captures import Captures
+from skyfast.skydive.topology import Interfaces
+from skyfast.stats import Stats
+from tests.support.paths import RECORDINGS, ROOT
+from tests.support.web_fixtures import FakeTable
+
+TOPOLOGY = RECORDINGS / "topology.json"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+CAPTURE = b'{"CaptureID":"c","PacketsReceived":1}'
+
+
+@functools.cache
+def exported() -> set[str]:
+    """Return the names of all families that any page can have, but for those a user names."""
+    names = set()
+    for naming in ("compatible", "standard"):
+        metrics = [metric.name for metric in METRICS]
+        text = f"pipeline.store.prom_sky_con: {{naming: {naming}, metrics: {metrics}}}"
+        store = config.parse(text, {}, source="x.yml").store
+        for view in (store.main, *store.views):
+            names |= {family.name for family in families(view, naming=naming)}
+        stats = Stats()
+        interfaces = Interfaces(
+            interval_s=1, connection_timeout_s=1, stats=stats.topology, naming=naming
+        )
+        interfaces.update(nodes.read(TOPOLOGY.read_bytes()), 0)
+        captures = Captures(naming=naming, stats=stats.captures)
+        captures.message(CAPTURE, 0)
+        page = interfaces.page(0) + captures.page(0)
+        page += selfmetrics.render(stats, FakeTable(), standard_names=naming == "standard")
+        page += selfmetrics.render_label_values({"protocol": 1})
+        names |= set(re.findall(r"^# TYPE (\S+)", page.decode(), re.MULTILINE))
+    return names
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield the code blocks of a page: their language and their text.
+
+    Those without a fence are commands, a diagram or a quotation, and have the language "".
+    """
+    text = page.read_text()
+    fenced = r"(?ms)^( *)```(\w*)\n(.*?)^\1```$"
+    for indent, language, code in re.findall(fenced, text):
+        yield language, re.sub(rf"(?m)^{indent}", "", code)
+    outside = re.sub(fenced, "", text)
+    for code in re.findall(r"(?m)^\n((?: {4}.*\n)(?:(?: {4}.*)?\n)*)", outside):
+        yield "", re.sub(r"(?m)^ {4}", "", code).strip("\n")
+
+
+def code(*languages: str) -> list[Any]:
+    """Return all blocks in one of the languages as the parameters of a test."""
+    found = []
+    for page in PAGES:
+        ours = (text for language, text in blocks(page) if language in languages)
+        found += [
+            pytest.param(text, id=f"{page.stem}-{number}") for number, text in enumerate(ours, 1)
+        ]
+    return found

@@ -1,0 +1,332 @@
+"""Any sequence of what a table is asked for, of the table and of the plain model."""
+
+import os
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from skyfast import _table
+from skyfast._table import Page
+from tests.model import (
+    DIRECTION,
+    FAMILIES,
+    LABELS,
+    MAX_NUMBER,
+    PROTOCOL_OR_ICMP,
+    PROTOCOL_OR_OTHER,
+    Connection,
+    Family,
+    Fold,
+    Label,
+    Mask,
+    Model,
+    Names,
+    Spec,
+    View,
+    make_flow,
+    read_page,
+    tag_label,
+)
+from tests.support.table_adapter import ALL_ROWS, Core, read_all
+
+IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+MAX_SLOW_PAGES = 3
+MANY = 1000
+"""Flows that there is always room for."""
+
+EVER = float("-inf")
+IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
+APPLICATION = Label("application", ("Application",))
+CAPTURE = Label("capture", ("CaptureID",))
+ICMP_TYPE = Label("icmp_type", ("ICMP", "Type"))
+VLAN = Label("vlan", ("Link", "ID"), number=True)
+NETWORK_A = Label("network_a", ("Network", "A"), rewrite=Mask(ipv4=24))
+SERVICE = Label("service", ("Transport", "B"), number=True, rewrite=Fold(above=443))
+TAG = tag_label(("10.0.0.0/31",))
+NODE_NAMES, OWNERS = Names(), Names()
+NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NODE_NAMES, volatile=True)
+NAME_A = Label("name_a", ("Network", "A"), rewrite=OWNERS, volatile=True)
+NAME_B = Label("name_b", ("Network", "B"), rewrite=OWNERS, volatile=True)
+
+LABEL_SETS = (
+    LABELS,
+    (DIRECTION,),
+    (IP_A, IP_B, PORT_B, DIRECTION, PROTOCOL),
+    (DIRECTION, PORT_A, NODE),
+    (VLAN, DIRECTION),
+    (APPLICATION, PORT_B, IP_B, ICMP_TYPE, PORT_A, IP_A, VLAN, CAPTURE, NODE, DIRECTION),
+)
+
+ANY_LABELS = st.lists(
+    st.sampled_from(
+        (
+            *(IP_A, IP_B, PORT_A, PORT_B, NODE, PROTOCOL, PROTOCOL_OR_ICMP, PROTOCOL_OR_OTHER),
+            *(APPLICATION, CAPTURE, ICMP_TYPE, VLAN, NETWORK_A, SERVICE, TAG),
+            *(NODE_NAME, NAME_A, NAME_B),
+            *(DIRECTION, DIRECTION, DIRECTION),
+        )
+    ),
+    unique_by=lambda label: label.name,
+    max_size=9,
+)
+
+FAMILY_SETS = (FAMILIES, FAMILIES[:1], FAMILIES[::-1])
+
+METRICS = (
+    *FAMILIES,
+    Family("flows", "gauge", ()),
+    Family("start", "gauge", ("Start",), keep="least", decimals=3),
+    Family("last", "gauge", ("Last",), keep="most", decimals=3),
+    Family(
+        "skipped", "counter", ("TCPMetric", "ABSegmentSkipped"), ("TCPMetric", "BASegmentSkipped")
+    ),
+    Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL")),
+    Family("fragments", "counter", ("IPMetric", "Fragments")),
+    Family("rtt_seconds", "gauge", ("Metric", "RTT"), decimals=9),
+)
+
+
+@st.composite
+def views(draw, number):
+    """Draw a view; families of one page have names of their own."""
+    chosen = draw(st.lists(st.sampled_from(METRICS), min_size=1, max_size=4, unique=True))
+    labels = tuple(draw(ANY_LABELS))
+    if DIRECTION not in labels:  # a gauge has one side then
+        chosen = [replace(f, backward=None) if f.type == "gauge" else f for f in chosen]
+    return View(
+        labels,
+        tuple(replace(family, name=f"v{number}_{family.name}") for family in chosen),
+        timeout_s=draw(st.sampled_from((75, 76, 200))),
+    )
+
+
+@st.composite
+def specs(draw):
+    """Draw what a configuration may ask for, one time in four with the default labels."""
+    limits = {
+        "max_connections": draw(st.sampled_from((1, 3, 1000))),
+        "max_flows": draw(st.sampled_from((1, 4, MANY))),
+        "timeout_s": draw(st.sampled_from((1, 75))),
+        "flow_memory_s": draw(st.sampled_from((0, 40, 1290, 1290))),
+    }
+    if draw(st.integers(0, 3)) == 0:
+        view = View(draw(st.sampled_from(LABEL_SETS)), draw(st.sampled_from(FAMILY_SETS)))
+        return Spec(views=(view,), **limits)
+    return Spec(
+        views=tuple(draw(views(number)) for number in range(draw(st.integers(1, 3)))),
+        include_icmp=draw(st.booleans()),
+        include_other=draw(st.booleans()),
+        deduplicate=draw(st.sampled_from(("none", "first"))),
+        overflow=draw(st.sampled_from(("drop", "other"))),
+        **limits,
+    )
+
+
+UUIDS = ("1", "2", "3", "a", "A", "0a", "ffffffffffffffff", "8000000000000001", "xyz", "é" * 30)
+ODD_TEXTS = ("", 'a "quoted"\\\nname', "é" * 24, "x" * 48, "x" * 49, "x" * 1024)
+
+CONVERSATIONS = (
+    {"a": "10.0.0.1", "node": "node-1"},
+    {"a": "10.0.0.1", "node": "node-2"},
+    {"a": "10.0.0.1", "node": "node-1", "ports": (0, 443)},
+    {"a": "10.0.0.1", "node": "node-1", "ports": (65535, 443)},
+    {"a": "10.0.0.3", "b": "10.0.0.1", "protocol": "UDP"},
+    *({"a": text, "b": text, "node": text} for text in ODD_TEXTS),
+)
+
+PARTS = ("Network", "Transport", "Metric", "LastUpdateMetric", "NodeTID", "Start", "Last", "UUID")
+small = st.integers(0, 5)
+numbers = st.one_of(small, small, small, st.sampled_from((MAX_NUMBER, MAX_NUMBER - 1, 2**53 + 1)))
+wild_numbers = st.sampled_from((-1, MAX_NUMBER + 1, 2**63, 2**64 + 1, 10**22))
+conversations = st.one_of(st.sampled_from(CONVERSATIONS[:3]), st.sampled_from(CONVERSATIONS))
+four = st.tuples(numbers, numbers, numbers, numbers)
+
+
+@st.composite
+def flows(draw):
+    """Draw a flow: one in eight has something missing, one in eight something wrong."""
+    flow = make_flow(
+        draw(st.sampled_from(UUIDS)),
+        draw(four),
+        newest=draw(four),
+        start=draw(st.integers(0, 1)),
+        newest_start=draw(st.integers(0, 1)),
+        last=draw(st.one_of(small, small, st.integers(60_000, 60_003))),
+        newest_last=draw(st.one_of(small, small, st.integers(60_000, 60_003))),
+        rtt=draw(st.sampled_from((0, 0, 5, 7, MAX_NUMBER))),
+        finish=draw(st.sampled_from((0, 0, 0, 1, 2, 3, 4))),
+        **draw(conversations),
+    )
+    oddity = draw(st.integers(0, 9))
+    if oddity == 1:
+        flow.pop(draw(st.sampled_from(PARTS)), None)
+    elif oddity == 3:
+        flow["Link"] = {"ID": draw(small)}
+        flow["ICMP"] = {"Type": draw(st.sampled_from(ODD_TEXTS))}
+        flow["Application"] = draw(st.sampled_from(ODD_TEXTS))
+        flow["IPMetric"] = {"Fragments": draw(numbers)}
+    elif oddity == 2:
+        flow["TCPMetric"] = {
+            name: draw(small)
+            for name in ("ABSegmentSkipped", "BASegmentSkipped", "ABSynTTL", "BASynTTL")
+            if draw(st.booleans())
+        }
+        if flow["TCPMetric"] and draw(st.booleans()):
+            flow["TCPMetric"][draw(st.sampled_from(sorted(flow["TCPMetric"])))] = draw(wild_numbers)
+        without_ports = draw(st.sampled_from(("", "ICMP", "GRE", "Fragment")))
+        if without_ports:
+            del flow["Transport"]
+            flow["LayersPath"] = f"Ethernet/IPv4/{without_ports}"
+        if without_ports == "ICMP":
+            flow["ICMP"] = {"Type": "ECHO"}
+    elif oddity == 4:
+        part = draw(st.sampled_from(("Metric", "LastUpdateMetric")))
+        flow[part][draw(st.sampled_from(sorted(flow[part])))] = draw(wild_numbers)
+    elif oddity == 6:
+        part = draw(st.sampled_from(("Network", "Transport", "Metric", "LastUpdateMetric")))
+        flow[part].pop(draw(st.sampled_from(sorted(flow[part]))))
+    elif oddity == 5:
+        name = draw(st.sampled_from(("UUID", "Start", "Last", "FinishType", "NodeTID", "Port")))
+        if name == "Port":
+            flow["Transport"]["A"] = draw(wild_numbers)
+        else:
+            is_text = name in ("UUID", "NodeTID")
+            flow[name] = "x" * 1025 if is_text else draw(wild_numbers)
+    return flow
+
+
+@dataclass(eq=False)
+class SlowPage:
+    """A page that is being read, and what it may and must show.
+
+    ``born`` are the connections that were there when it began, ``due`` the lines that it has to
+    have for those that stay, ``seen`` all lines that it may have: one for each value since.
+    """
+
+    page: Page
+    now: float
+    born: list[Connection]
+    due: list[tuple[Family, Connection]]
+    pieces: list[bytes] = field(default_factory=list)
+    seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Does the same to both tables, and compares all that can be seen of them."""
+
+    build = _table
+
+    @initialize(spec=specs(), slots=st.booleans(), now=st.sampled_from((0, 1_000_000)))
+    def start(self, spec, slots, now):
+        NODE_NAMES.clear()
+        OWNERS.clear()
+        self.model = Model(spec)
+        self.core = Core(spec, slots=slots, build=self.build)
+        self.now = now
+        self.slow_pages: dict[int, SlowPage] = {}
+
+    @rule(message=st.lists(flows(), min_size=1, max_size=5))
+    def receive(self, message):
+        # Where dormant flows may have to make room, no two become dormant in the same second: which
+        # of them came first would be left open.
+        spec = self.model.spec
+        is_tight = spec.flow_memory_s > 0 and spec.max_flows < MANY
+        for part in [[flow] for flow in message] if is_tight else [message]:
+            self.core.message(part, self.now)
+            self.model.message(part, self.now)
+            self.now += is_tight
+        self.note_lines()
+
+    @rule(
+        names=st.sampled_from((NODE_NAMES, OWNERS)),
+        told=st.dictionaries(
+            st.sampled_from(("node-1", "node-2", "10.0.0.1", "10.0.0.2", *ODD_TEXTS)),
+            st.sampled_from(("", "eth0", "other", 'a "name"')),
+            min_size=1,
+        ),
+    )
+    def rename(self, names, told):
+        names.update(told)
+        self.core.relabel(names, told)
+        self.model.relabel(names, told)
+        self.note_lines()
+
+    @rule()
+    def begin(self):
+        self.core.begin(self.now)
+        self.model.begin(self.now)
+
+    @rule(seconds=st.sampled_from((0, 60)))
+    def update_every(self, seconds):
+        self.core.flow_update_s = self.model.flow_update_s = seconds
+
+    @rule(seconds=st.sampled_from((1, 1, 2, 40, 74, 75, 90, 1290, 100_000)))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
+    def sweep(self, max_rows):
+        # Rows whose time is over are on no page, swept or not; flows are counted until they are.
+        counts = {family.name for family in self.model.families if family.forward == ()}
+        page = self.model.page(self.now)
+        while self.core.table.expire(self.now, max_rows):
+            swept = self.core.page(self.now)
+            assert all(swept[name] == page[name] for name in page.keys() - counts)
+        self.model.expire(self.now, self.core.dormant_uuids())
+        self.note_lines()
+
+    @rule(scraper=st.integers(0, MAX_SLOW_PAGES - 1), size=st.sampled_from((1, 200, 1000)))
+    def read_slowly(self, scraper, size):
+        if scraper in self.slow_pages:
+            slow = self.slow_pages[scraper]
+            slow.pieces.append(slow.page.read(size))
+            return
+        due = [
+            (family, connection)
+            for family in self.model.families
+            for connection in self.model.alive(self.now)
+            if list(self.model.lines(family, connection))
+        ]
+        page = self.core.table.page(self.now)
+        self.slow_pages[scraper] = SlowPage(page, self.now, self.model.alive(EVER), due)
+        self.note_lines()
+
+    @rule(scraper=st.integers(0, MAX_SLOW_PAGES - 1))
+    def read_to_the_end(self, scraper):
+        slow = self.slow_pages.pop(scraper, None)
+        if slow is None:
+            return
+        page = read_page(b"".join(slow.pieces) + read_all(slow.page), self.model.families)
+        for name, lines in page.items():
+            assert lines <= slow.seen[name]
+        stayed = self.model.alive(EVER)
+        for family, connection in slow.due:
+            if connection in stayed:
+                for line in self.model.lines(family, connection):
+                    series = line.rpartition(" ")[0]
+                    assert any(series == shown.rpartition(" ")[0] for shown in page[family.name])
+
+    def note_lines(self):
+        for slow in self.slow_pages.values():
+            for connection in self.model.alive(slow.now):
+                if connection in slow.born:
+                    for family in self.model.families:
+                        slow.seen[family.name].update(self.model.lines(family, connection))
+
+    @invariant()
+    def what_can_be_seen_is_the_same(self):
+        model, core = self.model, self.core
+        for name in (
+            *("connections", "view_connections", "flows", "dormant_flows", "dormant_connections"),
+            *("created_total", "expired_total", "rejected_total", "overflowed_total"),
+            *("view_rejected_totals", "horizon_s"),
+        ):
+            theirs, ours = getattr(core, name), getattr(model, name)
+            assert theirs == ours, f"{name}: {theirs} {ours}"
+        for name in ("skipped", "finished", "values_skipped"):
+            theirs, ours = +Counter(getattr(core, name)), +getattr(model, name)
+            assert theirs == ours, f"{name}: {theirs} {ours}"
+        assert core.page(self.now) == model.page(self.now)
+        assert core.dormant_uuids() == model.dormant_uuids()
