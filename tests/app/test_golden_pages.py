@@ -35,14 +35,15 @@ from tests.model import (
     read_page,
 )
 from tests.support.analyzer import Answer, FakeAnalyzer
-from tests.support.golden import recorded
+from tests.support.golden import golden_lines, recorded
 from tests.support.model_specs import CONFIGURATIONS, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
-from tests.support.paths import DATA, TESTS
+from tests.support.paths import DATA, ROOT, TESTS
 from tests.support.process import running
 from tests.support.prometheus import lint, needs_promtool
 from tests.support.web_fixtures import PROMETHEUS
 
 GOLDEN = TESTS / "golden"
+BUILD = ROOT / "build" / "golden"
 REPLAYS = {
     "one-analyzer": Configuration(spec=DEFAULT, recordings=ONE),
     "two-analyzers": Configuration(spec=DEFAULT, recordings=TWO),
@@ -196,20 +197,26 @@ def test_the_page_has_its_parts_in_order(replayed):
 
 
 def test_the_page_is_the_golden_one(replayed):
+    """The page of each replay: see `tests.support.golden.golden_lines` for how it is kept."""
     name, result = replayed
-    lines = []
-    for part, families in (
+    families = []
+    for part, names in (
         (result.flow_page, result.model.families),
         (result.interface_page, result.interface_families),
     ):
-        page = read_page(part, families)
+        page = read_page(part, names)
         heads = [line for line in part.decode().splitlines() if line.startswith("#")]
-        for n, samples in enumerate(page.values()):
-            lines += [*heads[2 * n : 2 * n + 2], *sorted(samples)]
+        families += [
+            (heads[2 * n : 2 * n + 2], sorted(samples)) for n, samples in enumerate(page.values())
+        ]
+    whole = BUILD / f"{name}.txt"
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    whole.write_text("".join(f"{line}\n" for parts in families for part in parts for line in part))
+    lines = [*golden_lines(families)]
     golden = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text("\n".join(lines) + "\n")
-    assert lines == golden.read_text().splitlines()
+    assert lines == golden.read_text().splitlines(), f"the whole page is in {whole}"
 
 
 def test_another_reader_finds_the_same(replayed):

@@ -145,7 +145,8 @@ async def _started(
         await log
     assert process.returncode == 0, skyfast.log
     if quiet:
-        assert not [line for line in skyfast.log if PROBLEM.search(line)]
+        problems = [line for line in skyfast.log if PROBLEM.search(line)]
+        assert problems == []
 
 
 STORE = "pipeline: {{subscriber: {{urls: [{url}]}}, store: {{prom_sky_con: {{{store}}}}}}}\n"
