@@ -88,6 +88,7 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint skyfast/*.pyx skyfast/*.pxd skyfast/table/*.pxi
 	rm -rf build/lint
 	mkdir -p build/lint
