@@ -18,6 +18,7 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -458,20 +459,66 @@ def hook(name: str, tree: Path, target: Path) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a wheel that is built from the sdist."""
+    directory = tmp_path_factory.mktemp("wheel")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(directory, filter="data")
+    (tree,) = directory.iterdir()
+    (directory / "made").mkdir()
+    return hook("build_wheel", tree, directory / "made")
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("sdist")
-def test_a_wheel_is_built_of_the_sdist(sdist: Path, tmp_path: Path) -> None:
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (tree,) = tmp_path.iterdir()
-    (tmp_path / "wheel").mkdir()
-    wheel = hook("build_wheel", tree, tmp_path / "wheel")
+def test_a_wheel_has_what_runs_and_no_more(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     ours = [name for name in names if name.startswith("skyfast/")]
     assert {Path(name).suffix for name in ours} == SUFFIXES
     assert all(name.startswith("skyfast-") for name in set(names) - set(ours))
     assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, skyfast
+for module in pkgutil.walk_packages(skyfast.__path__, "skyfast."):
+    if module.name != "skyfast.__main__":  # which runs
+        importlib.import_module(module.name)
+    print(module.name)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("sdist")
+def test_a_wheel_runs_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
+    """In one that has nothing but the wheel and its dependencies, outside of the checkout."""
+    versions = tmp_path / "versions.txt"
+    installed = metadata.distributions()
+    versions.write_text(
+        "".join(f"{part.name}=={part.version}\n" for part in installed if part.name != "skyfast")
+    )
+    python = tmp_path / "venv" / "bin" / "python"
+
+    def done(*command: str | Path) -> str:
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=without_variables(),
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=BUILD_S,
+        ).stdout
+
+    done(sys.executable, "-m", "venv", tmp_path / "venv")
+    pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    done(*pip, "--only-binary", ":all:", "--constraint", versions, wheel)
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "skyfast").rglob("*.py")]
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in paths}
+    assert {"skyfast", *done(python, "-c", IMPORT_ALL).split()} == modules | {"skyfast._table"}
+    assert done(python.with_name("skyfast"), "--demo", "--check").startswith("host_id: ")
 
 
 @pytest.mark.slow
