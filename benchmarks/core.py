@@ -11,7 +11,7 @@ import msgspec
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import LARGE
 from skyfast._table import Table
-from skyfast.config import loader as config
+from skyfast.config import loader
 from skyfast.config.loader import Config
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types
@@ -33,7 +33,7 @@ DEFAULT = "{}"
 def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
     """Return what the connector makes of the YAML below ``prom_sky_con``."""
     file = f"pipeline: {{store: {{prom_sky_con: {chosen}}}}}"
-    configuration = config.parse(file, {}, source="-")
+    configuration = loader.parse(file, {}, source="-")
     plan = make_plan(configuration, names=Names(keep_s=0))
     return configuration, plan, flow_types(plan)
 

@@ -8,7 +8,7 @@ import sys
 
 import uvloop
 
-from skyfast.config import loader as config
+from skyfast.config import loader
 from skyfast.runtime import memory
 from skyfast.skydive.silence import Reporting
 from skyfast.skydive.subscription import Subscription
@@ -16,7 +16,7 @@ from skyfast.stats import AnalyzerStats, Stats
 
 
 async def main(path: str) -> None:
-    configuration = config.load(path, {})
+    configuration = loader.load(path, {})
     await Subscription(
         url=configuration.subscriber.endpoints[0],
         config=configuration,

@@ -18,7 +18,7 @@ import uvloop
 
 from skyfast import __version__
 from skyfast._table import Table
-from skyfast.config import cost as check
+from skyfast.config import cost
 from skyfast.config.loader import Config, ConfigError, Store, changed, redact_url
 from skyfast.flows import filters
 from skyfast.flows.catalog import make_plan
@@ -335,7 +335,7 @@ class App:
         if self._served_at and listen.configured(config) != self._served_at:
             log.warning("listen_address and port stay as they are until the next start")
         _announce(config, known=old.config.subscriber.endpoints)
-        _warn_of_double_counting(config, known=check.double_counted(old.config))
+        _warn_of_double_counting(config, known=cost.double_counted(old.config))
 
     def _count(self, parts: _Parts) -> None:
         """Let the self metrics show the rules, optional fields and bounds of these parts."""
@@ -591,7 +591,7 @@ def _announce(config: Config, *, known: Sequence[str] = ()) -> None:
 
 def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> None:
     """Log where traffic is counted several times, if that was not ``known`` before."""
-    for where in check.double_counted(config):
+    for where in cost.double_counted(config):
         if where not in known:
             log.warning(
                 "%s: traffic that is captured at several interfaces is counted several times: set"
@@ -603,8 +603,8 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
 def _costs(parts: _Parts) -> str:
     """Return what a connection costs and how many there can be, for the log."""
     store, row_bytes = parts.config.store, parts.table.row_bytes
-    series = check.series(store.main, naming=store.naming)
-    most = check.most_connections(store)
+    series = cost.series(store.main, naming=store.naming)
+    most = cost.most_connections(store)
     return (
         f"a connection of one flow costs up to {series} series and {row_bytes} bytes, its"
         f" addresses' texts apart, until"

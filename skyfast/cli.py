@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from skyfast import __version__
-from skyfast.config import cost as check
-from skyfast.config import loader as config
-from skyfast.config import sharding as shard
+from skyfast.config import cost, loader, sharding
 from skyfast.config.parsers import Address, Invalid, to_level
 from skyfast.runtime import logs, memory
 from skyfast.web import listen
@@ -205,9 +203,9 @@ def _address(text: str) -> Address:
         raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
-def _shard(text: str) -> config.Shard:
+def _shard(text: str) -> loader.Shard:
     try:
-        return shard.parse(text)
+        return sharding.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
@@ -300,13 +298,13 @@ def main(argv: list[str] | None = None) -> int:
             ),
         )
         return EXIT_OK if is_over else EXIT_CANNOT_RUN
-    except config.ConfigError as error:
+    except loader.ConfigError as error:
         for problem in error.problems:
             _complain(problem)
         return EXIT_WRONG
 
 
-def _check(arguments: argparse.Namespace, configuration: config.Config) -> int:
+def _check(arguments: argparse.Namespace, configuration: loader.Config) -> int:
     """Print what a configuration comes to; with ``--strict``, not where anything is warned of."""
     logging_ = configuration.logging
     if arguments.strict and logging.getLevelNamesMapping()[logging_.level] > logging.WARNING:
@@ -317,7 +315,7 @@ def _check(arguments: argparse.Namespace, configuration: config.Config) -> int:
     logs.write_notes(configuration.notes)
     # The other files first, which can be wrong.
     reports = _check_web(arguments.web_config_file) + _check_replay(arguments)
-    report = check.report(configuration)
+    report = cost.report(configuration)
     if arguments.strict:
         # Those of the report stand on standard output otherwise.
         begin = "# Warning: "
@@ -328,26 +326,26 @@ def _check(arguments: argparse.Namespace, configuration: config.Config) -> int:
             plural = "s" if count > 1 else ""
             _complain(f"{count} warning{plural}; --strict treats warnings as errors")
             return EXIT_WRONG
-    sys.stdout.write(config.dump(configuration) + report + reports)
+    sys.stdout.write(loader.dump(configuration) + report + reports)
     return EXIT_OK
 
 
-def _listen(arguments: argparse.Namespace, configuration: config.Config) -> listen.Listen:
+def _listen(arguments: argparse.Namespace, configuration: loader.Config) -> listen.Listen:
     if arguments.systemd_socket:
         return listen.Listen(sockets=listen.sockets(os.environ))
     addresses = tuple(arguments.addresses or ())
-    is_default = not addresses and config.PORT.path not in configuration.given
+    is_default = not addresses and loader.PORT.path not in configuration.given
     return listen.Listen(addresses=addresses, any_port=arguments.demo and is_default)
 
 
-def _load(arguments: argparse.Namespace) -> config.Config:
+def _load(arguments: argparse.Namespace) -> loader.Config:
     path = _path(arguments)
     if path is None:
-        loaded = config.parse("", os.environ, source="the defaults")
+        loaded = loader.parse("", os.environ, source="the defaults")
     else:
-        loaded = config.load(path, os.environ)
+        loaded = loader.load(path, os.environ)
     if arguments.shard is not None:
-        loaded = shard.sharded(loaded, arguments.shard)
+        loaded = sharding.sharded(loaded, arguments.shard)
     changes = {"level": arguments.log_level, "format": arguments.log_format}
     changes = {name: value for name, value in changes.items() if value is not None}
     return dataclasses.replace(loaded, logging=msgspec.structs.replace(loaded.logging, **changes))
@@ -384,13 +382,13 @@ def _check_web(path: str) -> str:
     return f"# Web configuration: {webconfig.read(path).summary()}.\n"
 
 
-def _reload(arguments: argparse.Namespace) -> config.Config:
+def _reload(arguments: argparse.Namespace) -> loader.Config:
     path = _path(arguments)
     if path == "-":
-        raise config.ConfigError("standard input cannot be read again")
+        raise loader.ConfigError("standard input cannot be read again")
     if path is not None and Path(path).exists() and not Path(path).is_file():
         # A pipe is empty by now, or whoever reads it waits for ever.
-        raise config.ConfigError(f"{path!r} is not a regular file and cannot be read again")
+        raise loader.ConfigError(f"{path!r} is not a regular file and cannot be read again")
     return _load(arguments)
 
 

@@ -31,8 +31,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 import msgspec
 import yaml
 
-from skyfast.config import hints
-from skyfast.config import labels as choices
+from skyfast.config import hints, labels
 from skyfast.config.parsers import (
     ANALYZER_PORT,
     TAGS,
@@ -399,7 +398,7 @@ SILENCE_TIMEOUT = _key(
     "pipeline.subscriber.silence_timeout",
     seconds(zero=False),
     45.0,
-    lambda c: choices.show_seconds(c.subscriber.silence_timeout_s),
+    lambda c: labels.show_seconds(c.subscriber.silence_timeout_s),
 )
 
 CLASSIFY_TYPE = _key("pipeline.classify.type", only("subnet"), "subnet", lambda _: "subnet")
@@ -418,16 +417,16 @@ EXCLUDED_TAGS: Key[tuple[str, ...]] = _key(
 )
 KEEP: Key[tuple[Rule, ...]] = _key(
     "pipeline.filter.keep",
-    choices.to_rules,
+    labels.to_rules,
     (),
-    lambda c: choices.show_rules(c.filter.keep),
+    lambda c: labels.show_rules(c.filter.keep),
     structured=True,
 )
 DROP: Key[tuple[Rule, ...]] = _key(
     "pipeline.filter.drop",
-    choices.to_rules,
+    labels.to_rules,
     (),
-    lambda c: choices.show_rules(c.filter.drop),
+    lambda c: labels.show_rules(c.filter.drop),
     structured=True,
 )
 TRANSFORM_TYPE = _key("pipeline.transform.type", only("none"), "none", lambda _: "none")
@@ -446,19 +445,19 @@ CONNECTION_TIMEOUT = _key(
     "pipeline.store.prom_sky_con.connection_timeout",
     seconds(zero=True),
     60.0,
-    lambda c: choices.show_seconds(c.store.connection_timeout_s),
+    lambda c: labels.show_seconds(c.store.connection_timeout_s),
 )
 CONNECTION_GRACE = _key(
     "pipeline.store.prom_sky_con.connection_grace",
     seconds(zero=True),
     15.0,
-    lambda c: choices.show_seconds(c.store.connection_grace_s),
+    lambda c: labels.show_seconds(c.store.connection_grace_s),
 )
 FLOW_MEMORY = _key(
     "pipeline.store.prom_sky_con.flow_memory",
     seconds(zero=True),
     1290.0,
-    lambda c: choices.show_seconds(c.store.flow_memory_s),
+    lambda c: labels.show_seconds(c.store.flow_memory_s),
 )
 MAX_CONNECTIONS = _key(
     "pipeline.store.prom_sky_con.max_connections",
@@ -473,20 +472,20 @@ INTERFACES_INTERVAL = _key(
     "pipeline.store.prom_sky_con.interfaces_interval",
     seconds(zero=True),
     20.0,
-    lambda c: choices.show_seconds(c.store.interfaces_interval_s),
+    lambda c: labels.show_seconds(c.store.interfaces_interval_s),
 )
 
 LABELS: Key[tuple[LabelChoice, ...]] = _key(
     "pipeline.store.prom_sky_con.labels",
-    choices.to_labels,
+    labels.to_labels,
     tuple(LabelChoice(name=name) for name in DEFAULT_LABELS),
-    lambda c: choices.show_labels(c.store.main.labels),
+    lambda c: labels.show_labels(c.store.main.labels),
 )
 METRICS: Key[tuple[MetricChoice, ...]] = _key(
     "pipeline.store.prom_sky_con.metrics",
-    choices.to_metrics,
+    labels.to_metrics,
     tuple(MetricChoice(name=name) for name in DEFAULT_METRICS),
-    lambda c: choices.show_metrics(c.store.main.metrics),
+    lambda c: labels.show_metrics(c.store.main.metrics),
 )
 DIRECTIONS: Key[Literal["split", "sum"]] = _key(
     "pipeline.store.prom_sky_con.direction",
@@ -496,9 +495,9 @@ DIRECTIONS: Key[Literal["split", "sum"]] = _key(
 )
 VIEWS: Key[tuple[ViewChoice, ...]] = _key(
     "pipeline.store.prom_sky_con.views",
-    choices.to_views,
-    choices.DEFAULT_VIEWS,
-    lambda c: choices.show_views(c.store.views),
+    labels.to_views,
+    labels.DEFAULT_VIEWS,
+    lambda c: labels.show_views(c.store.views),
     can_be_empty=True,
     structured=True,
 )
@@ -516,9 +515,9 @@ INCLUDE_OTHER = _key(
 )
 REWRITE: Key[Mapping[str, Rewrite]] = _key(
     "pipeline.store.prom_sky_con.rewrite",
-    choices.to_rewrites,
+    labels.to_rewrites,
     MappingProxyType({}),
-    lambda c: choices.show_rewrites(c.store.rewrites),
+    lambda c: labels.show_rewrites(c.store.rewrites),
     structured=True,
 )
 OVERFLOW: Key[Literal["drop", "other"]] = _key(
@@ -554,7 +553,7 @@ WEB_SCRAPE_TIMEOUT = _key(
     "web.scrape_timeout",
     seconds(zero=False),
     60.0,
-    lambda c: choices.show_seconds(c.web.scrape_timeout_s),
+    lambda c: labels.show_seconds(c.web.scrape_timeout_s),
 )
 
 ENABLE_RELOAD = _key("web.enable_reload", to_boolean, False, lambda c: c.web.enable_reload)
@@ -907,20 +906,20 @@ def _urls(url: Url | None, analyzers: tuple[Address, ...], *, secure: bool) -> t
 def _views(get: _Settings) -> tuple[ViewChoice, ...]:
     """Return the main view and the others."""
     direction = get(DIRECTIONS)
-    labels = get(LABELS)
+    chosen = get(LABELS)
     if direction == "sum" and not get.is_set(LABELS):
-        labels = tuple(label for label in labels if label.name != DIRECTION)
+        chosen = tuple(label for label in chosen if label.name != DIRECTION)
     main = ViewChoice(
-        prefix="", labels=labels, metrics=get(METRICS), direction=direction, timeout_s=0.0
+        prefix="", labels=chosen, metrics=get(METRICS), direction=direction, timeout_s=0.0
     )
     timeout_s = _connection_timeout_s(get) + get(CONNECTION_GRACE)
     try:
-        return choices.settled((main, *get(VIEWS)), naming=get(NAMING), least_timeout_s=timeout_s)
-    except choices.Misfit as bad:
+        return labels.settled((main, *get(VIEWS)), naming=get(NAMING), least_timeout_s=timeout_s)
+    except labels.Misfit as bad:
         raise _misfit(get, bad) from None
 
 
-def _misfit(get: _Settings, bad: choices.Misfit) -> ConfigError:
+def _misfit(get: _Settings, bad: labels.Misfit) -> ConfigError:
     """Return the error of an entry that was written, not of one that is there by default."""
     ways = [_way_to(place, bad.view) for place in bad.places]
     key, place = next((way for way in ways if get.is_set(way[0], *way[1])), ways[0])
@@ -929,7 +928,7 @@ def _misfit(get: _Settings, bad: choices.Misfit) -> ConfigError:
     return get.error(key, bad.problem, *place)
 
 
-def _way_to(place: choices.Place, view: int) -> tuple[Key[Any], choices.Place]:
+def _way_to(place: labels.Place, view: int) -> tuple[Key[Any], labels.Place]:
     """Return the key, and the place below it, of a place in a view."""
     if view:
         return VIEWS, (view - 1, *place)

@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 import msgspec
 
 from skyfast import __version__
-from skyfast.config import loader as config
+from skyfast.config import loader
 from skyfast.config.loader import Config
 from skyfast.runtime.logs import printable
 from skyfast.skydive.auth import Endpoint
@@ -428,7 +428,7 @@ class Status:
         """Return the configuration as YAML without secrets: made once, in a thread, in some ms."""
         current = self._subject.config
         if self._dumped is None or self._dumped[0] is not current:
-            self._dumped = current, await asyncio.to_thread(config.dump, current)
+            self._dumped = current, await asyncio.to_thread(loader.dump, current)
         return self._dumped[1]
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from skyfast.app import App
-from skyfast.config import cost as check
+from skyfast.config import cost
 from tests.support.configs import make_config
 from tests.support.documentation import PAGES, blocks
 from tests.support.messages import flow, message, values
@@ -50,8 +50,8 @@ SETTINGS = {
 @pytest.mark.parametrize(("settings", "places"), SETTINGS.items())
 def test_where_traffic_is_counted_several_times(settings: str, places: list[str]) -> None:
     config = make_config(**yaml.safe_load(settings))
-    assert check.double_counted(config) == places
-    said = [line for line in check.report(config).splitlines() if WARNING in line]
+    assert cost.double_counted(config) == places
+    said = [line for line in cost.report(config).splitlines() if WARNING in line]
     assert [line.split(": ")[1] for line in said] == places
 
 
@@ -68,7 +68,7 @@ def test_it_is_so(settings: str) -> None:
         if shown:
             doubled = max(shown) > (300 if one.direction == "sum" else 200)
             where = f"view {prefix}" if prefix else "connections"
-            assert doubled == (where in check.double_counted(config))
+            assert doubled == (where in cost.double_counted(config))
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -98,6 +98,6 @@ def test_no_example_of_the_documentation_counts_traffic_several_times() -> None:
             content = yaml.safe_load(text) if language == "yaml" else None
             if isinstance(content, dict) and "pipeline" in content:
                 store = content["pipeline"].get("store", {}).get("prom_sky_con", {})
-                assert check.double_counted(make_config(**store)) == [], f"{page.name}: {text}"
+                assert cost.double_counted(make_config(**store)) == [], f"{page.name}: {text}"
                 examples += 1
     assert examples

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast.config import sharding as shard
+from skyfast.config import sharding
 from skyfast.config.loader import ALONE, Shard, parse
 from skyfast.flows.catalog import make_plan
 from skyfast.skydive.name_index import Names
@@ -28,7 +28,7 @@ def config_of(text=""):
 @pytest.mark.parametrize("text", ["0/1", "0/2", "1/2", "9/10", "1023/1024"])
 def test_a_shard_is_written_as_its_number_and_how_many_there_are(text):
     index, count = map(int, text.split("/"))
-    assert shard.parse(text) == Shard(index, count)
+    assert sharding.parse(text) == Shard(index, count)
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,16 @@ def test_a_shard_is_written_as_its_number_and_how_many_there_are(text):
 )
 def test_there_are_no_other_shards(text):
     with pytest.raises(ValueError, match=r"^is not I/N with I from 0 to N - 1, and N up to 1024$"):
-        shard.parse(text)
+        sharding.parse(text)
 
 
 def test_a_shard_has_a_name_of_its_own_and_leaves_the_cluster_to_the_first():
     whole = config_of("host_id: sky")
-    first, second = (shard.sharded(whole, Shard(index, 2)) for index in (0, 1))
+    first, second = (sharding.sharded(whole, Shard(index, 2)) for index in (0, 1))
     assert [each.host_id for each in (whole, first, second)] == ["sky", "sky-0-of-2", "sky-1-of-2"]
     assert first.store == whole.store
     assert second.store.interfaces_interval_s == 0
-    assert shard.sharded(whole, ALONE) == whole
+    assert sharding.sharded(whole, ALONE) == whole
 
 
 OVERLAP = "connections are in the pages of several shards"
@@ -99,12 +99,12 @@ OVERLAP = "connections are in the pages of several shards"
 )
 def test_pages_that_overlap_are_told_of(store, is_told):
     text = yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": {**store, "views": []}}}})
-    notes = shard.sharded(config_of(text), Shard(1, 2)).notes
+    notes = sharding.sharded(config_of(text), Shard(1, 2)).notes
     assert [OVERLAP in note.text for note in notes] == ([True] if is_told else [])
 
 
 def test_views_that_overlap_are_told_of():
-    notes = shard.sharded(config_of(), Shard(0, 2)).notes
+    notes = sharding.sharded(config_of(), Shard(0, 2)).notes
     assert [note.text.partition(" are ")[0] for note in notes] == ["series of skydive_traffic"]
 
 
@@ -218,7 +218,7 @@ def test_there_are_no_other_shares():
     config = config_of()
     plan = make_plan(config, names=Names(keep_s=1))
     assert plan.share is None
-    plan = make_plan(shard.sharded(config, Shard(1, 2)), names=Names(keep_s=1))
+    plan = make_plan(sharding.sharded(config, Shard(1, 2)), names=Names(keep_s=1))
     assert (plan.share.index, plan.share.count) == (1, 2)
     for index, count in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="no such share"):

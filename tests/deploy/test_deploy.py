@@ -28,7 +28,7 @@ import pytest
 import yaml
 
 from skyfast import cli
-from skyfast.config import loader as config
+from skyfast.config import loader
 from tests.support import core_builds
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import START_S, STOP_S, demo
@@ -148,7 +148,7 @@ def test_the_drop_in_for_sockets_adds_that_and_nothing_else() -> None:
     (program, path) = setting("ExecStart")[0].split()
     assert command.split() == [program, "--web.systemd-socket", path]
     assert f"Requires={SOCKET_UNIT.name}\n" in drop_in
-    assert f"ListenStream={config.PORT.default}\n" in SOCKET_UNIT.read_text()
+    assert f"ListenStream={loader.PORT.default}\n" in SOCKET_UNIT.read_text()
 
 
 @needs_systemd
@@ -423,7 +423,7 @@ def test_the_image_holds_what_runs_and_no_more(image: Build) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
 def test_the_image_tells_what_it_is(image: Build) -> None:
-    assert image.settings["EXPOSE"] == config.parse("", {}, source="none").store.port
+    assert image.settings["EXPOSE"] == loader.parse("", {}, source="none").store.port
     assert image.settings["LABEL"]["org.opencontainers.image.title"] == "skyfast"
     assert int(image.settings["USER"].split(":")[0]) > 0
 
@@ -646,7 +646,7 @@ def test_the_manifests_find_each_other() -> None:
     assert selects(policy["podSelector"]["matchLabels"], labels)
     assert selects(monitor["selector"]["matchLabels"], service["metadata"]["labels"])
     (port,) = only["ports"]
-    assert port["containerPort"] == config.parse("", {}, source="none").store.port
+    assert port["containerPort"] == loader.parse("", {}, source="none").store.port
     (served,) = service["spec"]["ports"]
     assert (served["targetPort"], served["port"]) == (port["name"], port["containerPort"])
     assert [endpoint["port"] for endpoint in monitor["endpoints"]] == [served["name"]]
@@ -672,7 +672,7 @@ def test_the_shards_are_such_pods_too() -> None:
     assert "pod-index" in number["valueFrom"]["fieldRef"]["fieldPath"]
     for index in range(shards["spec"]["replicas"]):
         given = cli._parser().parse_args([option.replace("$(SHARD)", str(index)), *arguments])
-        assert given.shard == config.Shard(index, shards["spec"]["replicas"])
+        assert given.shard == loader.Shard(index, shards["spec"]["replicas"])
     assert {**template["spec"], "containers": []} == {**pod, "containers": []}
     assert {**each, "args": [], "env": []} == {**only, "args": [], "env": []}
     assert template["metadata"] == single["spec"]["template"]["metadata"]
@@ -716,7 +716,7 @@ def test_names_can_be_resolved_where_the_pods_of_dns_have_another_port() -> None
 def test_the_pods_configuration_is_right() -> None:
     _, only = container()
     environ = {variable["name"]: "given" for variable in only["env"]}
-    loaded = config.load(str(KUBERNETES / "prom_sky_con.yml"), environ)
+    loaded = loader.load(str(KUBERNETES / "prom_sky_con.yml"), environ)
     assert (loaded.credentials.username, loaded.credentials.password) == ("given", "given")
     assert not [note for note in loaded.notes if note.level >= 30]
     egress = [port["port"] for port in manifest("networkpolicy.yml")["spec"]["egress"][0]["ports"]]
@@ -745,9 +745,9 @@ def test_the_resources_are_those_of_the_benchmarks() -> None:
         figure(r"\| 1,000,000 connections over that \| ([\d,.]+) bytes"),
         max(map(float, re.findall(r"more while a page is read, \w+ \| ([\d.]+) MiB", BENCHMARKS))),
     )
-    store = config.parse("", {}, source="none").store
-    web = config.parse("", {}, source="none").web
-    message = config.parse("", {}, source="none").subscriber.max_message_bytes / 2**20
+    store = loader.parse("", {}, source="none").store
+    web = loader.parse("", {}, source="none").web
+    message = loader.parse("", {}, source="none").subscriber.max_message_bytes / 2**20
     most = EMPTY_PROCESS_MIB + store.max_flows * connection / 2**20 + web.max_scrapes * page
     _, only = container()
     limit = only["resources"]["limits"]["memory"]

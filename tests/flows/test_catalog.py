@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from skyfast._table import MAX_VIEWS, Table
-from skyfast.config import labels as choices
-from skyfast.config import loader as config
+from skyfast.config import labels, loader
 from skyfast.flows.catalog import (
     DANGEROUS_FIELDS,
     LABEL_FIELDS,
@@ -49,7 +48,7 @@ EVERY_METRIC = [metric.name for metric in METRICS]
 def plan_of(names: Names | None = None, **keys: object) -> Plan:
     """Return the plan of a file with these keys of the store."""
     text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
-    return make_plan(config.parse(text, {}, source="x.yml"), names=names or Names(keep_s=0))
+    return make_plan(loader.parse(text, {}, source="x.yml"), names=names or Names(keep_s=0))
 
 
 def metric(name: str, **keys: object) -> Family:
@@ -256,7 +255,7 @@ def test_tag_is_that_of_the_classification() -> None:
         "pipeline: {classify: {cluster_net_masks: 10.0.0.0/8},"
         " store: {prom_sky_con: {labels: tag}}}"
     )
-    plan = make_plan(config.parse(text, {}, source="x.yml"), names=Names(keep_s=0))
+    plan = make_plan(loader.parse(text, {}, source="x.yml"), names=Names(keep_s=0))
     (made,) = plan.views[0].columns
     assert made.rewrite is not None
     flow = decoded({"Network": {"A": "10.0.0.1", "B": "192.0.2.1"}}, plan)
@@ -486,20 +485,20 @@ def largest() -> dict[str, Any]:
         for i, path in enumerate(paths)
     ]
     texts = [
-        *({"name": f"a_{i}", "path": "Link.A"} for i in range(choices.MAX_LABELS)),
-        *({"name": f"b_{i}", "path": "Link.B"} for i in range(choices.MAX_LABELS)),
+        *({"name": f"a_{i}", "path": "Link.A"} for i in range(labels.MAX_LABELS)),
+        *({"name": f"b_{i}", "path": "Link.B"} for i in range(labels.MAX_LABELS)),
     ]
-    half = choices.MAX_LABELS
+    half = labels.MAX_LABELS
     return {
         "labels": texts[:half],
-        "metrics": own[: choices.MAX_VALUES],
+        "metrics": own[: labels.MAX_VALUES],
         "views": [
             {
                 "prefix": f"view_{i}",
                 "labels": texts[half:],
-                "metrics": [*own[choices.MAX_VALUES :], {"name": "z_total", **COUNTER}],
+                "metrics": [*own[labels.MAX_VALUES :], {"name": "z_total", **COUNTER}],
             }
-            for i in range(choices.MAX_VIEWS)
+            for i in range(labels.MAX_VIEWS)
         ],
     }
 
@@ -510,14 +509,14 @@ COUNTER = {"value": "RawPacketsCaptured", "type": "counter"}
 def test_the_table_takes_the_largest_plan() -> None:
     keys = largest()
     plan = plan_of(**keys)
-    assert len(plan.columns) == choices.MAX_ALL_LABELS
-    assert len(plan.views) == choices.MAX_VIEWS + 1 == MAX_VIEWS
-    assert len(plan.views[0].families) == choices.MAX_VALUES
+    assert len(plan.columns) == labels.MAX_ALL_LABELS
+    assert len(plan.views) == labels.MAX_VIEWS + 1 == MAX_VIEWS
+    assert len(plan.views[0].families) == labels.MAX_VALUES
     types = flow_types(plan)
-    timeouts = (3600,) * choices.MAX_VIEWS
+    timeouts = (3600,) * labels.MAX_VIEWS
     limits = {"max_connections": 1, "max_flows": 1, "timeout_s": 1, "view_timeouts_s": timeouts}
     table = Table(plan, types, **limits)
-    assert table.view_connections == (0,) * choices.MAX_VIEWS
+    assert table.view_connections == (0,) * labels.MAX_VIEWS
 
 
 # Recording rules
@@ -536,7 +535,7 @@ def pairs() -> dict[str, str]:
     """Return the standard names of all families of the page that have another, by that."""
     page = (ROOT / "docs" / "metrics.md").read_text()
     others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(skydive_\w+)` \|", page)
-    main = config.parse(
+    main = loader.parse(
         f"pipeline.store.prom_sky_con.metrics: {EVERY_METRIC}", {}, source="x"
     ).store
     compatible, standard = (

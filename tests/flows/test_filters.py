@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyfast.config.loader import Filter
-from skyfast.flows import rewrites as rewrite
+from skyfast.flows import rewrites
 from skyfast.flows.fields import FIELDS, flow_types
 from skyfast.flows.filters import Admission, admission, classifier, reads
 from skyfast.flows.plan import Path, Plan, Requirement
@@ -144,7 +144,7 @@ def test_without_networks_there_is_no_cluster() -> None:
 
 
 def test_addresses_are_forgotten_rather_than_piled_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite, "MAX_REMEMBERED", 5)
+    monkeypatch.setattr(rewrites, "MAX_REMEMBERED", 5)
     sink = Sink(a_filter(drop=[rule("net", where(A, networks=CLUSTER[:1]))]))
     for _ in range(2):
         flows = [flow(str(n), Network={"A": f"{9 + n % 2}.0.0.{n}"}) for n in range(20)]

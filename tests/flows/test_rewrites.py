@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast.flows import rewrites as rewrite
+from skyfast.flows import rewrites
 from skyfast.flows.fields import flow_types
 from skyfast.flows.plan import Plan
 from skyfast.flows.rewrites import FlowProtocol, Memory, fold, mask
@@ -67,7 +67,7 @@ def test_a_mask_has_an_answer_for_everything(text: str) -> None:
 
 
 def test_masks_forget_rather_than_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite, "MAX_REMEMBERED", 5)
+    monkeypatch.setattr(rewrites, "MAX_REMEMBERED", 5)
     masks = mask(Mask(ipv4=24, ipv6=None))
     for _ in range(2):
         for number in range(12):
@@ -78,7 +78,7 @@ def test_masks_forget_rather_than_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_answer_is_asked_for_once() -> None:
     asked: list[str] = []
     memory = Memory[str, int](lambda text: asked.append(text) or len(text))
-    long = "x" * (rewrite.MAX_REMEMBERED_CHARS + 1)
+    long = "x" * (rewrites.MAX_REMEMBERED_CHARS + 1)
     assert [memory["ab"], memory["ab"], memory[long], memory[long]] == [2, 2, len(long), len(long)]
     # A long text costs its sender more than it costs here; keeping it would not.
     assert asked == ["ab", long, long]

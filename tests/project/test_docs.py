@@ -17,7 +17,7 @@ import yaml
 
 from skyfast import cli
 from skyfast import stats as selfmetrics
-from skyfast.config import loader as config
+from skyfast.config import loader
 from skyfast.flows.catalog import LABELS, METRICS, STANDARD_PREFIX
 from skyfast.flows.fields import FIELDS
 from skyfast.skydive import subscription as subscriber
@@ -207,7 +207,7 @@ def test_yaml_is_what_it_is_meant_to_be(text: str, tmp_path: Path) -> None:
     content = yaml.safe_load(text)
     assert content
     if isinstance(content, dict) and content.keys() & {"pipeline", "analyzers", "web", "logging"}:
-        config.parse(text, {}, source="x.yml")
+        loader.parse(text, {}, source="x.yml")
     elif isinstance(content, dict) and content.keys() & {"scrape_configs", "rule_files"}:
         if PROMTOOL is None:
             pytest.skip("promtool is not installed (Debian: prometheus)")

@@ -4,12 +4,12 @@ from typing import Any
 
 import yaml
 
-from skyfast.config import loader as config
+from skyfast.config import loader
 
-_PATHS = {path.rpartition(".")[2]: path for path in config.SCHEMA}
+_PATHS = {path.rpartition(".")[2]: path for path in loader.SCHEMA}
 
 
-def make_config(*urls: str, **settings: Any) -> config.Config:
+def make_config(*urls: str, **settings: Any) -> loader.Config:
     """Return a configuration that subscribes to ``urls``, by default to nobody who listens.
 
     ``settings`` are named like the last part of the key's path in the file, so
@@ -24,4 +24,4 @@ def make_config(*urls: str, **settings: Any) -> config.Config:
         for section in sections:
             branch = branch.setdefault(section, {})
         branch[leaf] = value
-    return config.parse(yaml.safe_dump(tree), {}, source="test.yml")
+    return loader.parse(yaml.safe_dump(tree), {}, source="test.yml")

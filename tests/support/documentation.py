@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from skyfast import stats as selfmetrics
-from skyfast.config import loader as config
+from skyfast.config import loader
 from skyfast.flows.catalog import METRICS, families
 from skyfast.skydive import topology_nodes as nodes
 from skyfast.skydive.captures import Captures
@@ -30,7 +30,7 @@ def exported() -> set[str]:
     for naming in ("compatible", "standard"):
         metrics = [metric.name for metric in METRICS]
         text = f"pipeline.store.prom_sky_con: {{naming: {naming}, metrics: {metrics}}}"
-        store = config.parse(text, {}, source="x.yml").store
+        store = loader.parse(text, {}, source="x.yml").store
         for view in (store.main, *store.views):
             names |= {family.name for family in families(view, naming=naming)}
         stats = Stats()

@@ -29,8 +29,8 @@ from pathlib import Path
 from unittest import mock
 
 from skyfast.app import App
-from skyfast.config import loader as config
-from skyfast.flows import rewrites as rewrite
+from skyfast.config import loader
+from skyfast.flows import rewrites
 from skyfast.runtime import memory
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import topology_nodes as nodes
@@ -105,7 +105,7 @@ pipeline:
 
 
 def _app(text: str) -> App:
-    parsed = config.parse(text, {}, source="soak.yml")
+    parsed = loader.parse(text, {}, source="soak.yml")
     return App(parsed, load=lambda: parsed)
 
 
@@ -168,7 +168,7 @@ class Virtual:
             self._pass_step()
         for _, found in containers(**self.apps).values():
             for one in found:
-                if isinstance(one, rewrite.Memory):
+                if isinstance(one, rewrites.Memory):
                     one.clear()
         self._highest = {}
         await self._page()
@@ -268,7 +268,7 @@ class Virtual:
             self._most_dormant[name] = max(table.dormant_flows, self._most_dormant[name])
         for path, (count, same) in containers(**self.apps).items():
             # How full a memory is, is chance.
-            bounds = rewrite.MAX_REMEMBERED * sum(isinstance(one, rewrite.Memory) for one in same)
+            bounds = rewrites.MAX_REMEMBERED * sum(isinstance(one, rewrites.Memory) for one in same)
             found[f"entries of {path}"] = max(count, bounds)
         for name, figure in found.items():
             self._highest[name] = max(figure, self._highest.get(name, 0))

@@ -126,7 +126,7 @@ async def test_a_report():
         assert told["labels"][0] == "initiator_ip"
         assert [metric["unit"] for metric in told["metrics"]] == ["bytes", "", "nanoseconds"]
         assert told["table"]["connections"] == 3
-        assert told["table"]["connections_limit"] == site.config.store.max_connections
+        assert told["table"]["connections_limit"] == site.config.limits.max_connections
         assert told["scrapes"]["last_bytes"] is None
         assert abs(told["timestamp_seconds"] - time.time()) < 10
         assert told["resident_bytes"] > 2**20
@@ -301,8 +301,8 @@ async def test_a_name_of_several_analyzers_is_not_one_itself():
 
 
 async def test_the_configuration_is_written_once(monkeypatch):
-    written, dump = [], status.config.dump
-    monkeypatch.setattr(status.config, "dump", lambda given: written.append(given) or dump(given))
+    written, dump = [], status.loader.dump
+    monkeypatch.setattr(status.loader, "dump", lambda given: written.append(given) or dump(given))
     told = fake_status()
     for _ in range(3):
         assert "host_id: " in (await told.report()).configuration
