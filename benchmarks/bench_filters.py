@@ -10,12 +10,11 @@ from typing import Any
 from benchmarks.core import PLAN, decoder
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import Report
-from skyfast.config.loader import Filter
 from skyfast.flows.fields import flow_types
 from skyfast.flows.filters import admission, classifier, matcher, reads
 from skyfast.flows.plan import Path
 from skyfast.flows.rewrites import Memory
-from skyfast.flows.selection import Condition, Rule
+from skyfast.flows.selection import Condition, Filter, Rule
 
 MESSAGES = 100
 REPEATS = 9

@@ -41,9 +41,9 @@ from skyfast.flows.catalog import (
     families,
 )
 from skyfast.flows.fields import FIELDS
-from skyfast.flows.filters import KEEP
 from skyfast.flows.plan import Family, FlowCount, Path
 from skyfast.flows.selection import (
+    KEEP,
     Condition,
     Fold,
     LabelChoice,

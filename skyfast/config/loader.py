@@ -69,6 +69,7 @@ from skyfast.config.yaml_nodes import ConfigError as ConfigError
 from skyfast.config.yaml_nodes import redact_url as redact_url
 from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
 from skyfast.flows.selection import Condition as Condition
+from skyfast.flows.selection import Filter
 from skyfast.flows.selection import Fold as Fold
 from skyfast.flows.selection import LabelChoice as LabelChoice
 from skyfast.flows.selection import Mask as Mask
@@ -125,18 +126,6 @@ class Classify(msgspec.Struct, frozen=True, kw_only=True):
     """The networks that count as inside the cluster."""
 
     cluster_net_masks: tuple[Network, ...]
-
-
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which flows are dropped: those with ``excluded_tags``, of `TAGS`, and by rules.
-
-    A flow is dropped by the first of ``drop`` that holds for it, and, where there is ``keep``, if
-    none of those does.
-    """
-
-    excluded_tags: frozenset[str]
-    keep: tuple[Rule, ...]
-    drop: tuple[Rule, ...]
 
 
 class Store(msgspec.Struct, frozen=True, kw_only=True):

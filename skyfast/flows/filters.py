@@ -8,25 +8,19 @@ constant that it refers to.
 
 from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from skyfast.flows import addresses
 from skyfast.flows.fields import FIELDS
 from skyfast.flows.plan import Path, Requirement
 from skyfast.flows.rewrites import OTHER, Memory
-from skyfast.flows.selection import Condition, Network, Rule
-
-if TYPE_CHECKING:  # the configuration's own checks import this module
-    from skyfast.config.loader import Filter
+from skyfast.flows.selection import KEEP, Condition, Filter, Network, Rule
 
 Flow = Any
 """A struct of the plan's flow types: which fields it has is known at run time only."""
 
 EXCLUDED = "excluded"
 """The reason under which flows of excluded tags are counted."""
-
-KEEP = "keep"
-"""The rule name under which flows are counted that none of the keep rules holds for."""
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
@@ -74,7 +68,7 @@ def classifier(masks: Sequence[Network]) -> Classifier:
     return Classifier(Memory(place))
 
 
-def reads(config: "Filter") -> tuple[Path, ...]:
+def reads(config: Filter) -> tuple[Path, ...]:
     """Return the fields that the rules look at, beside those of the plan's requirements."""
     fields = [condition.path for condition in _conditions(config)]
     paths = [path for path in fields if path is not None]
@@ -114,7 +108,7 @@ class Admission:
 
 
 def admission(
-    config: "Filter",
+    config: Filter,
     classifier: Classifier,
     *,
     requirements: Iterable[Requirement],
@@ -279,5 +273,5 @@ def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _conditions(config: "Filter") -> Iterable[Condition]:
+def _conditions(config: Filter) -> Iterable[Condition]:
     return (condition for rule in (*config.drop, *config.keep) for condition in rule.conditions)

@@ -15,6 +15,9 @@ from skyfast.flows.plan import Path
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+KEEP = "keep"
+"""The rule name under which flows are counted that none of the keep rules holds for."""
+
 
 class LabelChoice(msgspec.Struct, frozen=True, kw_only=True):
     """A label: a known one where ``path`` is None, else what stands at ``path`` in a flow."""
@@ -92,3 +95,15 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     conditions: tuple[Condition, ...]
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which flows are dropped: those with ``excluded_tags``, of `TAGS`, and by rules.
+
+    A flow is dropped by the first of ``drop`` that holds for it, and, where there is ``keep``, if
+    none of those does.
+    """
+
+    excluded_tags: frozenset[str]
+    keep: tuple[Rule, ...]
+    drop: tuple[Rule, ...]

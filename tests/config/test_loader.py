@@ -30,6 +30,7 @@ from skyfast.config.loader import (
     Rule,
     ViewChoice,
 )
+from skyfast.flows import selection
 from skyfast.flows.catalog import families
 from tests.support.paths import ROOT
 
@@ -117,7 +118,7 @@ def check_defaults(result: Config) -> None:
         silence_timeout_s=45.0,
     )
     assert result.classify == loader.Classify(cluster_net_masks=())
-    assert result.filter == loader.Filter(excluded_tags=frozenset(), keep=(), drop=())
+    assert result.filter == selection.Filter(excluded_tags=frozenset(), keep=(), drop=())
     assert result.store == loader.Store(
         port=9100,
         listen_address="",
@@ -193,7 +194,7 @@ def test_every_key(yaml_loader: str) -> None:
         ipaddress.ip_network("10.0.0.0/8"),
         ipaddress.ip_network("fd00::/8"),
     )
-    assert result.filter == loader.Filter(
+    assert result.filter == selection.Filter(
         excluded_tags=frozenset({"internal", "other"}),
         keep=(
             Rule(

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyfast.config.loader import Filter
 from skyfast.flows import rewrites
 from skyfast.flows.fields import FIELDS, flow_types
 from skyfast.flows.filters import Admission, admission, classifier, reads
 from skyfast.flows.plan import Path, Plan, Requirement
-from skyfast.flows.selection import Condition, Network, Rule
+from skyfast.flows.selection import Condition, Filter, Network, Rule
 
 JSON = dict[str, Any]
 
