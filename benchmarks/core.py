@@ -12,7 +12,7 @@ from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import LARGE
 from skyfast._table import Table
 from skyfast.config import loader
-from skyfast.config.loader import Config
+from skyfast.config.model import Config
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan

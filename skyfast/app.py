@@ -19,7 +19,9 @@ import uvloop
 from skyfast import __version__
 from skyfast._table import Table
 from skyfast.config import cost
-from skyfast.config.loader import Config, ConfigError, Store, changed, redact_url
+from skyfast.config.loader import changed
+from skyfast.config.model import Config, Store
+from skyfast.config.yaml_nodes import ConfigError, redact_url
 from skyfast.flows import filters
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types

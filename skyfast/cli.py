@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from skyfast import __version__
-from skyfast.config import cost, loader, sharding
+from skyfast.config import cost, loader, model, sharding, yaml_nodes
 from skyfast.config.parsers import Address, Invalid, to_level
 from skyfast.runtime import logs, memory
 from skyfast.web import listen
@@ -203,7 +203,7 @@ def _address(text: str) -> Address:
         raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
-def _shard(text: str) -> loader.Shard:
+def _shard(text: str) -> model.Shard:
     try:
         return sharding.parse(text)
     except ValueError as error:
@@ -298,13 +298,13 @@ def main(argv: list[str] | None = None) -> int:
             ),
         )
         return EXIT_OK if is_over else EXIT_CANNOT_RUN
-    except loader.ConfigError as error:
+    except yaml_nodes.ConfigError as error:
         for problem in error.problems:
             _complain(problem)
         return EXIT_WRONG
 
 
-def _check(arguments: argparse.Namespace, configuration: loader.Config) -> int:
+def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     """Print what a configuration comes to; with ``--strict``, not where anything is warned of."""
     logging_ = configuration.logging
     if arguments.strict and logging.getLevelNamesMapping()[logging_.level] > logging.WARNING:
@@ -330,7 +330,7 @@ def _check(arguments: argparse.Namespace, configuration: loader.Config) -> int:
     return EXIT_OK
 
 
-def _listen(arguments: argparse.Namespace, configuration: loader.Config) -> listen.Listen:
+def _listen(arguments: argparse.Namespace, configuration: model.Config) -> listen.Listen:
     if arguments.systemd_socket:
         return listen.Listen(sockets=listen.sockets(os.environ))
     addresses = tuple(arguments.addresses or ())
@@ -338,7 +338,7 @@ def _listen(arguments: argparse.Namespace, configuration: loader.Config) -> list
     return listen.Listen(addresses=addresses, any_port=arguments.demo and is_default)
 
 
-def _load(arguments: argparse.Namespace) -> loader.Config:
+def _load(arguments: argparse.Namespace) -> model.Config:
     path = _path(arguments)
     if path is None:
         loaded = loader.parse("", os.environ, source="the defaults")
@@ -382,13 +382,13 @@ def _check_web(path: str) -> str:
     return f"# Web configuration: {webconfig.read(path).summary()}.\n"
 
 
-def _reload(arguments: argparse.Namespace) -> loader.Config:
+def _reload(arguments: argparse.Namespace) -> model.Config:
     path = _path(arguments)
     if path == "-":
-        raise loader.ConfigError("standard input cannot be read again")
+        raise yaml_nodes.ConfigError("standard input cannot be read again")
     if path is not None and Path(path).exists() and not Path(path).is_file():
         # A pipe is empty by now, or whoever reads it waits for ever.
-        raise loader.ConfigError(f"{path!r} is not a regular file and cannot be read again")
+        raise yaml_nodes.ConfigError(f"{path!r} is not a regular file and cannot be read again")
     return _load(arguments)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from skyfast.config.loader import Config, LabelChoice, MetricChoice, Store, ViewChoice
+from skyfast.config.model import Config, Store
 from skyfast.flows.catalog import (
     DANGEROUS_FIELDS,
     DIRECTION,
@@ -12,6 +12,7 @@ from skyfast.flows.catalog import (
     families,
 )
 from skyfast.flows.plan import Path
+from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 """The fields that tell a conversation's capture points apart: each has flows of its own."""

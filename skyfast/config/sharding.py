@@ -12,8 +12,9 @@ from typing import Final
 
 import msgspec
 
-from skyfast.config.loader import Config, Note, Shard, ViewChoice
+from skyfast.config.model import Config, Note, Shard
 from skyfast.flows.catalog import ENDPOINTS, LABELS_BY_NAME, PROTOCOL
+from skyfast.flows.selection import ViewChoice
 
 MAX_SHARDS: Final = 1024
 """Every one of them decodes everything: far fewer are of use."""

@@ -30,7 +30,7 @@ from skyfast.flows.rewrites import OTHER, FlowProtocol, fold, mask
 from skyfast.flows.selection import Mask
 
 if TYPE_CHECKING:
-    from skyfast.config.loader import Config, Store
+    from skyfast.config.model import Config, Store
     from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
 
 DIRECTION: Final = "direction"

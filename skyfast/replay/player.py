@@ -18,8 +18,8 @@ from typing import Any, Final
 import msgspec
 from aiohttp import WSCloseCode, web
 
-from skyfast.config.loader import ConfigError
 from skyfast.config.parsers import Address
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay.recording import Playback, Sending, addressed
 from skyfast.runtime.logs import printable
 from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES

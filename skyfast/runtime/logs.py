@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Literal, TextIO
 
-from skyfast.config.loader import Logging, Note
+from skyfast.config.model import Logging, Note
 
 MAX_SHOWN: Final = 200
 """Characters of a text from the network that one log line shows."""

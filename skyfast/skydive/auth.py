@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
-from skyfast.config.loader import Credentials, redact_url
+from skyfast.config.model import Credentials
+from skyfast.config.yaml_nodes import redact_url
 from skyfast.runtime.logs import printable
 
 if TYPE_CHECKING:

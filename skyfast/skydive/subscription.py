@@ -37,7 +37,8 @@ from websockets.frames import CloseCode
 from websockets.protocol import State
 
 from skyfast import __version__
-from skyfast.config.loader import TLS, Config, ConfigError
+from skyfast.config.model import TLS, Config
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.auth import (
     NOT_TLS,

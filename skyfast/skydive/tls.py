@@ -2,7 +2,8 @@
 
 import ssl
 
-from skyfast.config.loader import TLS, ConfigError
+from skyfast.config.model import TLS
+from skyfast.config.yaml_nodes import ConfigError
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from skyfast.config.loader import Config
+from skyfast.config.model import Config
 from skyfast.flows.plan import family_head
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive import topology_nodes as nodes

@@ -12,7 +12,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Final
 
-from skyfast.config.loader import LISTEN_ADDRESS, PORT, Config, Key
+from skyfast.config.loader import LISTEN_ADDRESS, PORT, Key
+from skyfast.config.model import Config
 from skyfast.config.parsers import Address, to_host
 from skyfast.config.yaml_nodes import ConfigError
 

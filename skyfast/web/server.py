@@ -26,7 +26,7 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from skyfast import __version__
-from skyfast.config.loader import Config, Web
+from skyfast.config.model import Config, Web
 from skyfast.config.parsers import Address
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.stats import ScrapeStats

@@ -19,7 +19,7 @@ import msgspec
 
 from skyfast import __version__
 from skyfast.config import loader
-from skyfast.config.loader import Config
+from skyfast.config.model import Config
 from skyfast.runtime.logs import printable
 from skyfast.skydive.auth import Endpoint
 from skyfast.skydive.captures import CaptureReport

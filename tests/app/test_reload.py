@@ -27,7 +27,7 @@ import yaml
 
 from skyfast import app
 from skyfast.app import App
-from skyfast.config.loader import Config
+from skyfast.config.model import Config
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault
 from tests.support.certificates import Authority
 from tests.support.configs import make_config

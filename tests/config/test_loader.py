@@ -17,12 +17,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyfast.config import loader, yaml_nodes
-from skyfast.config.loader import (
-    SCHEMA,
+from skyfast.config import loader, model, yaml_nodes
+from skyfast.config.loader import SCHEMA
+from skyfast.config.model import Config
+from skyfast.config.yaml_nodes import ConfigError
+from skyfast.flows import selection
+from skyfast.flows.catalog import families
+from skyfast.flows.selection import (
     Condition,
-    Config,
-    ConfigError,
     Fold,
     LabelChoice,
     Mask,
@@ -30,8 +32,6 @@ from skyfast.config.loader import (
     Rule,
     ViewChoice,
 )
-from skyfast.flows import selection
-from skyfast.flows.catalog import families
 from tests.support.paths import ROOT
 
 DATA = Path("tests/data/config")
@@ -107,19 +107,19 @@ def view(
 
 def check_defaults(result: Config) -> None:
     assert result.host_id == socket.gethostname()
-    assert result.credentials == loader.Credentials(username="", password="")
-    assert result.tls == loader.TLS(client_cert="", client_key="", ca_cert="")
+    assert result.credentials == model.Credentials(username="", password="")
+    assert result.tls == model.TLS(client_cert="", client_key="", ca_cert="")
     assert dict(result.cookies) == {}
     assert result.analyzers == ("127.0.0.1:8082",)
-    assert result.subscriber == loader.Subscriber(
+    assert result.subscriber == model.Subscriber(
         endpoints=(DEFAULT_URL,),
         capture_id="",
         max_message_bytes=64 * 1024 * 1024,
         silence_timeout_s=45.0,
     )
-    assert result.classify == loader.Classify(cluster_net_masks=())
+    assert result.classify == model.Classify(cluster_net_masks=())
     assert result.filter == selection.Filter(excluded_tags=frozenset(), keep=(), drop=())
-    assert result.store == loader.Store(
+    assert result.store == model.Store(
         port=9100,
         listen_address="",
         connection_timeout_s=60.0,
@@ -142,7 +142,7 @@ def check_defaults(result: Config) -> None:
         deduplicate="none",
         naming="compatible",
     )
-    assert result.web == loader.Web(
+    assert result.web == model.Web(
         max_connections=256,
         max_scrapes=8,
         max_scrapes_per_address=4,
@@ -151,7 +151,7 @@ def check_defaults(result: Config) -> None:
         health_without_auth=False,
         openmetrics=True,
     )
-    assert result.logging == loader.Logging(level="INFO", format="text")
+    assert result.logging == model.Logging(level="INFO", format="text")
 
 
 @pytest.mark.parametrize("name", ["go", "empty", "nulls", "skydive"])
@@ -176,10 +176,10 @@ def test_every_key(yaml_loader: str) -> None:
         "[2001:db8::3]:8082",
     )
     assert (result.credentials.username, result.credentials.password) == ("admin", "0123")
-    assert result.logging == loader.Logging(level="INFO", format="json")
-    assert result.tls == loader.TLS(client_cert=PEM, client_key=PEM, ca_cert=PEM)
+    assert result.logging == model.Logging(level="INFO", format="json")
+    assert result.tls == model.TLS(client_cert=PEM, client_key=PEM, ca_cert=PEM)
     assert dict(result.cookies) == {"SessionId": "aBc", "theme": "1"}
-    assert result.subscriber == loader.Subscriber(
+    assert result.subscriber == model.Subscriber(
         endpoints=(
             "wss://analyzer-1:8082/Flow?X=Y",
             "wss://analyzer-2:8082/Flow?X=Y",
@@ -244,7 +244,7 @@ def test_every_key(yaml_loader: str) -> None:
             ),
         ),
     )
-    assert result.store == loader.Store(
+    assert result.store == model.Store(
         port=9200,
         listen_address="::1",
         connection_timeout_s=75.0,
@@ -297,7 +297,7 @@ def test_every_key(yaml_loader: str) -> None:
         deduplicate="first",
         naming="standard",
     )
-    assert result.web == loader.Web(
+    assert result.web == model.Web(
         max_connections=64,
         max_scrapes=2,
         max_scrapes_per_address=1,
@@ -563,7 +563,7 @@ def test_url_and_analyzers(url: str, analyzers: str, hosts: str) -> None:
 def test_url_beside_several_analyzers_is_a_warning() -> None:
     text = "analyzers: [a, b]\npipeline.subscriber.url: ws://u:hunter2@c:8082\n"
     assert parse(text).notes == (
-        loader.Note(
+        model.Note(
             level=logging.WARNING,
             text="pipeline.subscriber.url names none of the 2 analyzers, so it alone is"
             " subscribed to: ws://c:8082/ws/subscriber/flow",
@@ -590,7 +590,7 @@ def test_an_analyzer_is_subscribed_to_once() -> None:
     result = parse(subscriber(urls="ws://localhost:1/x ws://b:1/x wss://[::1]:1/y"))
     assert result.subscriber.endpoints == ("ws://localhost:1/x", "ws://b:1/x")
     assert result.notes == (
-        loader.Note(
+        model.Note(
             level=logging.WARNING,
             text="[::1]:1 is named more than once; it is subscribed to once",
         ),
@@ -625,7 +625,7 @@ def test_a_certificate_authority_works_alone() -> None:
     ],
 )
 def test_redact_url(url: str, shown: str) -> None:
-    assert loader.redact_url(url) == shown
+    assert yaml_nodes.redact_url(url) == shown
 
 
 # Notes

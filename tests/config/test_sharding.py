@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfast.config import sharding
-from skyfast.config.loader import ALONE, Shard, parse
+from skyfast.config.loader import parse
+from skyfast.config.model import ALONE, Shard
 from skyfast.flows.catalog import make_plan
 from skyfast.skydive.name_index import Names
 from tests.model import DIRECTION, FAMILIES, LABELS, make_flow, one_view

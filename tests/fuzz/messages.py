@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import _table
-from skyfast.config import loader
+from skyfast.config import loader, model
 from skyfast.flows.fields import FIELDS
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import NUMBERS, TEXTS, copied, places, wrong_bytes, wrong_value
@@ -68,7 +68,7 @@ def recorded() -> list[dict[str, Any]]:
 
 
 @cache
-def configured(name: str) -> loader.Config:
+def configured(name: str) -> model.Config:
     """Return a configuration, the default where there is none of this name."""
     path = DATA / "configs" / f"{name}.yml"
     text = path.read_text() if path.is_file() else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from skyfast.config.loader import ConfigError
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay import recorder as record
 from skyfast.replay.recorder import Recorder
 from skyfast.replay.recording import Recording

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skyfast.config.loader import ConfigError
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay import recording
 from skyfast.replay.recording import MAX_GAP_MS, Playback, Recording, addressed, line, moved, parse
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from skyfast.config.loader import Logging, Note
+from skyfast.config.model import Logging, Note
 from skyfast.runtime import logs
 from skyfast.runtime.logs import MAX_CAUSES, MAX_SHOWN, LogLimit, printable
 

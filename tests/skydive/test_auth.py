@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from skyfast.config.loader import TLS, ConfigError, Credentials
+from skyfast.config.model import TLS, Credentials
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.skydive import auth as login
 from skyfast.skydive.auth import Authentication, Endpoint, host_and_port
 from skyfast.skydive.tls import client_context

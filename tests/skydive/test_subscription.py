@@ -29,7 +29,7 @@ from websockets.exceptions import (
 )
 from websockets.frames import Close
 
-from skyfast.config.loader import ConfigError
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.skydive import subscription as subscriber
 from skyfast.skydive.silence import Activity, SilenceTiming
 from skyfast.skydive.subscription import (

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from skyfast.config.loader import ConfigError
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.skydive import name_index as names_module
 from skyfast.skydive import topology as topology_module
 from skyfast.skydive.name_index import Names

@@ -30,7 +30,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from skyfast.config import loader
+from skyfast.config import model
 from skyfast.skydive import websocket as frames
 from skyfast.skydive.tls import client_context
 from skyfast.skydive.websocket import BUFFER_BYTES, Connection, MessageData
@@ -511,7 +511,7 @@ def tls(scheme: str, tmp_path: Path) -> TLS:
     if scheme == "ws":
         return TLS()
     authority = Authority(tmp_path)
-    trusted = loader.TLS(client_cert="", client_key="", ca_cert=authority.certificate)
+    trusted = model.TLS(client_cert="", client_key="", ca_cert=authority.certificate)
     client = client_context(trusted)
     return TLS(authority.server_context("127.0.0.1"), client)
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import yaml
 
-from skyfast.config import loader
+from skyfast.config import loader, model
 
 _PATHS = {path.rpartition(".")[2]: path for path in loader.SCHEMA}
 
 
-def make_config(*urls: str, **settings: Any) -> loader.Config:
+def make_config(*urls: str, **settings: Any) -> model.Config:
     """Return a configuration that subscribes to ``urls``, by default to nobody who listens.
 
     ``settings`` are named like the last part of the key's path in the file, so

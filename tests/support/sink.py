@@ -3,7 +3,7 @@
 from typing import Any
 
 from skyfast import _table
-from skyfast.config.loader import Config
+from skyfast.config.model import Config
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import flow_types
 from skyfast.flows.filters import admission, classifier, reads

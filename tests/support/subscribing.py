@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from skyfast.config.loader import Config
+from skyfast.config.model import Config
 from skyfast.skydive.subscription import (
     Subscriptions,
     Timing,
