@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from skyfast import __version__
-from skyfast.config import cost, loader, model, sharding, yaml_nodes
+from skyfast.config import cost, loader, model, schema, sharding, yaml_nodes
 from skyfast.config.parsers import Address, Invalid, to_level
 from skyfast.runtime import logs, memory
 from skyfast.web import listen
@@ -334,7 +334,7 @@ def _listen(arguments: argparse.Namespace, configuration: model.Config) -> liste
     if arguments.systemd_socket:
         return listen.Listen(sockets=listen.sockets(os.environ))
     addresses = tuple(arguments.addresses or ())
-    is_default = not addresses and loader.PORT.path not in configuration.given
+    is_default = not addresses and schema.PORT.path not in configuration.given
     return listen.Listen(addresses=addresses, any_port=arguments.demo and is_default)
 
 

@@ -1,10 +1,7 @@
 """The configuration: a file and the environment become one frozen `Config`.
 
-Whatever can be set has one entry in `SCHEMA`, and nowhere else: its path in the file, how
-its text becomes a value, its default, and where `dump` finds it. The names of the
-environment variables, the suggestions for misspelt keys and the tests of
-``docs/configuration.md`` come from there too. Nothing here knows a socket or the event
-loop; files are opened to read the configuration and to see that the certificates can be read.
+Whatever can be set has one entry in `skyfast.config.schema`. Nothing here knows a socket or the
+event loop; files are opened to read the configuration and to see that the certificates can be read.
 
 How a file becomes a `Config`:
 
@@ -20,13 +17,11 @@ All errors are one `ConfigError`, with a line each. It never holds a password or
 
 import logging
 import math
-import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from types import MappingProxyType
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -42,29 +37,63 @@ from skyfast.config.model import (
     Subscriber,
     Web,
 )
-from skyfast.config.parsers import (
-    ANALYZER_PORT,
-    TAGS,
-    Address,
-    Invalid,
-    Url,
-    list_of,
-    one_of,
-    only,
-    seconds,
-    to_address,
-    to_boolean,
-    to_cookies,
-    to_level,
-    to_listen_address,
-    to_network,
-    to_readable_file,
-    to_text,
-    to_url,
-    whole,
+from skyfast.config.parsers import ANALYZER_PORT, Address, Invalid, Url
+from skyfast.config.schema import (
+    ANALYZERS,
+    CA_CERT,
+    CAPTURE_ID,
+    CLIENT_CERT,
+    CLIENT_KEY,
+    CONNECTION_GRACE,
+    CONNECTION_TIMEOUT,
+    COOKIE,
+    DEDUPLICATE,
+    DIRECTIONS,
+    DROP,
+    ENABLE_RELOAD,
+    ENV_PREFIX,
+    EXCLUDED_TAGS,
+    FLOW_MEMORY,
+    HEALTH_WITHOUT_AUTH,
+    HOST_ID,
+    INCLUDE_ICMP,
+    INCLUDE_OTHER,
+    INTERFACES_INTERVAL,
+    KEEP,
+    KNOWN,
+    LABELS,
+    LEVEL,
+    LISTEN_ADDRESS,
+    LOG_FORMAT,
+    MAX_CONNECTIONS,
+    MAX_FLOWS,
+    MAX_ROWS,
+    MESSAGE_BYTES,
+    METRICS,
+    NAMING,
+    NET_MASKS,
+    OPENMETRICS,
+    OVERFLOW,
+    PASSWORD,
+    PORT,
+    REWRITE,
+    SCHEMA,
+    SECRETS,
+    SECTIONS_OF_GO_CORE,
+    SECTIONS_OF_SKYDIVE,
+    SILENCE_TIMEOUT,
+    STRICT_SECTIONS,
+    URL,
+    URLS,
+    USERNAME,
+    VIEWS,
+    WEB_CONNECTIONS,
+    WEB_SCRAPE_TIMEOUT,
+    WEB_SCRAPES,
+    WEB_SCRAPES_PER_ADDRESS,
+    Key,
 )
 from skyfast.config.yaml_nodes import (
-    HIDDEN,
     ConfigError,
     Node,
     Value,
@@ -77,27 +106,13 @@ from skyfast.config.yaml_nodes import (
     read_file,
     redact_url,
 )
-from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
-from skyfast.flows.selection import (
-    Filter,
-    LabelChoice,
-    MetricChoice,
-    Network,
-    Rewrite,
-    Rule,
-    ViewChoice,
-)
+from skyfast.flows.catalog import DIRECTION
+from skyfast.flows.selection import Filter, ViewChoice
 
 T = TypeVar("T")
 
-MAX_ROWS = 1 << 27
-"""The largest ``max_connections`` and ``max_flows``: see ``_table.pyx``."""
-
-MAX_MESSAGE_BYTES = 1 << 30
-"""The largest ``max_message_bytes``."""
-
-MAX_SOCKETS = 65_536
-"""The largest number of HTTP connections or of simultaneous scrapes."""
+MAX_MISPLACED = 20
+"""Sections that are noted at most below one unknown key."""
 
 
 def load(path: str, environ: Mapping[str, str]) -> Config:
@@ -154,332 +169,10 @@ def changed(old: Config, new: Config) -> tuple[str, ...]:
 
 
 def _compared(key: "Key[Any]", config: Config) -> object:
-    secret = _SECRETS.get(key.path)
+    secret = SECRETS.get(key.path)
     if secret is not None:
         return secret(config)
     return key.show(config) if key.show is not None else None
-
-
-# What can be set -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key(Generic[T]):
-    """A key of the configuration file.
-
-    ``parse`` turns what was written into a value or raises `Invalid`. ``default`` counts where
-    the key is missing, null or empty; an empty list is a value of its own with ``can_be_empty``.
-    ``show`` returns what `dump` writes, with secrets hidden; a key without it is expressed by
-    others. ``secret`` keeps the value out of messages. ``env`` is the environment variable that
-    overrides the key; what has a structure has none.
-    """
-
-    path: str
-    parse: Callable[[Value], T]
-    default: T
-    show: Callable[[Config], object] | None
-    secret: bool
-    can_be_empty: bool
-    env: str
-
-
-_PREFIX: Final = "SKYDIVE_"
-"""What the names of environment variables begin with."""
-
-SCHEMA: dict[str, Key[Any]] = {}
-"""Everything that can be set, by path, in the order in which it is shown."""
-
-
-def _key(
-    path: str,
-    parse: Callable[[Value], T],
-    default: T,
-    show: Callable[[Config], object] | None,
-    *,
-    secret: bool = False,
-    can_be_empty: bool = False,
-    structured: bool = False,
-) -> Key[T]:
-    key = Key(
-        path=path,
-        parse=parse,
-        default=default,
-        show=show,
-        secret=secret,
-        can_be_empty=can_be_empty,
-        env="" if structured else hints.variable(path, prefix=_PREFIX),
-    )
-    SCHEMA[path] = key
-    return key
-
-
-def _hidden(secret: str) -> str:
-    return HIDDEN if secret else ""
-
-
-def _shown_endpoint(url: str) -> str:
-    """Hide the password, and only that, in an endpoint."""
-    return re.sub(r"(//[^:@/]*:)[^/]+@", rf"\1{HIDDEN}@", url)
-
-
-HOST_ID = _key("host_id", to_text, "", lambda c: c.host_id)
-ANALYZERS: Key[tuple[Address, ...]] = _key(
-    "analyzers", list_of(to_address), (), lambda c: list(c.analyzers)
-)
-
-USERNAME = _key("analyzer.auth.cluster.username", to_text, "", lambda c: c.credentials.username)
-PASSWORD = _key(
-    "analyzer.auth.cluster.password",
-    to_text,
-    "",
-    lambda c: _hidden(c.credentials.password),
-    secret=True,
-)
-CLIENT_CERT = _key("tls.client_cert", to_readable_file, "", lambda c: c.tls.client_cert)
-CLIENT_KEY = _key("tls.client_key", to_readable_file, "", lambda c: c.tls.client_key)
-CA_CERT = _key("tls.ca_cert", to_readable_file, "", lambda c: c.tls.ca_cert)
-COOKIE: Key[Mapping[str, str]] = _key(
-    "http.cookie",
-    to_cookies,
-    MappingProxyType({}),
-    lambda c: {name: _hidden(value) for name, value in c.cookies.items()},
-    secret=True,
-    structured=True,
-)
-LEVEL = _key("logging.level", to_level, "INFO", lambda c: c.logging.level)
-LOG_FORMAT: Key[Literal["text", "json"]] = _key(
-    "logging.format", one_of("text", "json"), "text", lambda c: c.logging.format
-)
-
-URL: Key[Url | None] = _key("pipeline.subscriber.url", to_url, None, None)
-URLS: Key[tuple[Url, ...]] = _key(
-    "pipeline.subscriber.urls",
-    list_of(to_url),
-    (),
-    lambda c: [_shown_endpoint(url) for url in c.subscriber.endpoints],
-)
-CAPTURE_ID = _key("pipeline.subscriber.capture_id", to_text, "", lambda c: c.subscriber.capture_id)
-MESSAGE_BYTES = _key(
-    "pipeline.subscriber.max_message_bytes",
-    whole(1, MAX_MESSAGE_BYTES),
-    64 << 20,
-    lambda c: c.subscriber.max_message_bytes,
-)
-SILENCE_TIMEOUT = _key(
-    "pipeline.subscriber.silence_timeout",
-    seconds(zero=False),
-    45.0,
-    lambda c: labels.show_seconds(c.subscriber.silence_timeout_s),
-)
-
-CLASSIFY_TYPE = _key("pipeline.classify.type", only("subnet"), "subnet", lambda _: "subnet")
-NET_MASKS: Key[tuple[Network, ...]] = _key(
-    "pipeline.classify.cluster_net_masks",
-    list_of(to_network),
-    (),
-    lambda c: [str(network) for network in c.classify.cluster_net_masks],
-)
-FILTER_TYPE = _key("pipeline.filter.type", only("subnet"), "subnet", lambda _: "subnet")
-EXCLUDED_TAGS: Key[tuple[str, ...]] = _key(
-    "pipeline.filter.excluded_tags",
-    list_of(one_of(*TAGS)),
-    (),
-    lambda c: [tag for tag in TAGS if tag in c.filter.excluded_tags],
-)
-KEEP: Key[tuple[Rule, ...]] = _key(
-    "pipeline.filter.keep",
-    labels.to_rules,
-    (),
-    lambda c: labels.show_rules(c.filter.keep),
-    structured=True,
-)
-DROP: Key[tuple[Rule, ...]] = _key(
-    "pipeline.filter.drop",
-    labels.to_rules,
-    (),
-    lambda c: labels.show_rules(c.filter.drop),
-    structured=True,
-)
-TRANSFORM_TYPE = _key("pipeline.transform.type", only("none"), "none", lambda _: "none")
-STORE_TYPE = _key(
-    "pipeline.store.type", only("prom_sky_con"), "prom_sky_con", lambda _: "prom_sky_con"
-)
-
-PORT = _key("pipeline.store.prom_sky_con.port", whole(0, 65_535), 9100, lambda c: c.store.port)
-LISTEN_ADDRESS = _key(
-    "pipeline.store.prom_sky_con.listen_address",
-    to_listen_address,
-    "",
-    lambda c: c.store.listen_address,
-)
-CONNECTION_TIMEOUT = _key(
-    "pipeline.store.prom_sky_con.connection_timeout",
-    seconds(zero=True),
-    60.0,
-    lambda c: labels.show_seconds(c.store.connection_timeout_s),
-)
-CONNECTION_GRACE = _key(
-    "pipeline.store.prom_sky_con.connection_grace",
-    seconds(zero=True),
-    15.0,
-    lambda c: labels.show_seconds(c.store.connection_grace_s),
-)
-FLOW_MEMORY = _key(
-    "pipeline.store.prom_sky_con.flow_memory",
-    seconds(zero=True),
-    1290.0,
-    lambda c: labels.show_seconds(c.store.flow_memory_s),
-)
-MAX_CONNECTIONS = _key(
-    "pipeline.store.prom_sky_con.max_connections",
-    whole(1, MAX_ROWS),
-    1_000_000,
-    lambda c: c.store.max_connections,
-)
-MAX_FLOWS: Key[int | None] = _key(
-    "pipeline.store.prom_sky_con.max_flows", whole(1, MAX_ROWS), None, lambda c: c.store.max_flows
-)
-INTERFACES_INTERVAL = _key(
-    "pipeline.store.prom_sky_con.interfaces_interval",
-    seconds(zero=True),
-    20.0,
-    lambda c: labels.show_seconds(c.store.interfaces_interval_s),
-)
-
-LABELS: Key[tuple[LabelChoice, ...]] = _key(
-    "pipeline.store.prom_sky_con.labels",
-    labels.to_labels,
-    tuple(LabelChoice(name=name) for name in DEFAULT_LABELS),
-    lambda c: labels.show_labels(c.store.main.labels),
-)
-METRICS: Key[tuple[MetricChoice, ...]] = _key(
-    "pipeline.store.prom_sky_con.metrics",
-    labels.to_metrics,
-    tuple(MetricChoice(name=name) for name in DEFAULT_METRICS),
-    lambda c: labels.show_metrics(c.store.main.metrics),
-)
-DIRECTIONS: Key[Literal["split", "sum"]] = _key(
-    "pipeline.store.prom_sky_con.direction",
-    one_of("split", "sum"),
-    "split",
-    lambda c: c.store.main.direction,
-)
-VIEWS: Key[tuple[ViewChoice, ...]] = _key(
-    "pipeline.store.prom_sky_con.views",
-    labels.to_views,
-    labels.DEFAULT_VIEWS,
-    lambda c: labels.show_views(c.store.views),
-    can_be_empty=True,
-    structured=True,
-)
-INCLUDE_ICMP = _key(
-    "pipeline.store.prom_sky_con.include_icmp",
-    to_boolean,
-    False,
-    lambda c: c.store.include_icmp,
-)
-INCLUDE_OTHER = _key(
-    "pipeline.store.prom_sky_con.include_other",
-    to_boolean,
-    False,
-    lambda c: c.store.include_other,
-)
-REWRITE: Key[Mapping[str, Rewrite]] = _key(
-    "pipeline.store.prom_sky_con.rewrite",
-    labels.to_rewrites,
-    MappingProxyType({}),
-    lambda c: labels.show_rewrites(c.store.rewrites),
-    structured=True,
-)
-OVERFLOW: Key[Literal["drop", "other"]] = _key(
-    "pipeline.store.prom_sky_con.overflow",
-    one_of("drop", "other"),
-    "drop",
-    lambda c: c.store.overflow,
-)
-DEDUPLICATE: Key[Literal["none", "first"]] = _key(
-    "pipeline.store.prom_sky_con.deduplicate",
-    one_of("none", "first"),
-    "none",
-    lambda c: c.store.deduplicate,
-)
-NAMING: Key[Literal["compatible", "standard"]] = _key(
-    "pipeline.store.prom_sky_con.naming",
-    one_of("compatible", "standard"),
-    "compatible",
-    lambda c: c.store.naming,
-)
-
-WEB_CONNECTIONS = _key(
-    "web.max_connections", whole(1, MAX_SOCKETS), 256, lambda c: c.web.max_connections
-)
-WEB_SCRAPES = _key("web.max_scrapes", whole(1, MAX_SOCKETS), 8, lambda c: c.web.max_scrapes)
-WEB_SCRAPES_PER_ADDRESS = _key(
-    "web.max_scrapes_per_address",
-    whole(1, MAX_SOCKETS),
-    4,
-    lambda c: c.web.max_scrapes_per_address,
-)
-WEB_SCRAPE_TIMEOUT = _key(
-    "web.scrape_timeout",
-    seconds(zero=False),
-    60.0,
-    lambda c: labels.show_seconds(c.web.scrape_timeout_s),
-)
-
-ENABLE_RELOAD = _key("web.enable_reload", to_boolean, False, lambda c: c.web.enable_reload)
-HEALTH_WITHOUT_AUTH = _key(
-    "web.health_without_auth", to_boolean, False, lambda c: c.web.health_without_auth
-)
-
-OPENMETRICS = _key("web.openmetrics", to_boolean, True, lambda c: c.web.openmetrics)
-
-_SECRETS: Final[dict[str, Callable[[Config], object]]] = {
-    PASSWORD.path: lambda c: c.credentials.password,
-    COOKIE.path: lambda c: dict(c.cookies),
-    URLS.path: lambda c: c.subscriber.endpoints,
-}
-"""The values of keys that `Key.show` hides."""
-
-KNOWN: Final = hints.KnownKeys(
-    SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]
-)
-"""The tree of these keys."""
-
-MAX_MISPLACED = 20
-"""Sections that are noted at most below one unknown key."""
-
-_STRICT = ("pipeline.", "web.")
-"""Where an unknown key is an error. Elsewhere the file is Skydive's as well."""
-
-_OF_GO_CORE = (
-    "pipeline.mangle.",
-    "pipeline.encode.",
-    "pipeline.compress.",
-    "pipeline.storeheader.",
-    "pipeline.account.",
-    "pipeline.write.",
-    "pipeline.action.",
-    "pipeline.transform.awsflowlogs.",
-    "pipeline.transform.secadvisor.",
-    "pipeline.transform.vpclogs.",
-    "pipeline.store.buffered.",
-    "pipeline.store.direct.",
-    "pipeline.store.prom_sky_con.monitoring_port.",
-)
-"""Parts of the pipeline that the Go connector and others of its core know and skyfast does not."""
-
-_OF_SKYDIVE = (
-    *("agent.", "auth.", "cache.", "docker.", "dpdk.", "etcd.", "flow.", "graph.", "k8s."),
-    *("netns.", "opencontrail.", "openstack.", "ovs.", "rbac.", "sflow.", "storage.", "ui."),
-    *("analyzer.auth.api.", "analyzer.auth.cluster.backend.", "analyzer.flow.", "analyzer.listen."),
-    *("analyzer.replication.", "analyzer.startup.", "analyzer.storage.", "analyzer.topology."),
-    *("http.rest.", "http.ws."),
-    *("logging.backends.", "logging.color.", "logging.encoder.", "logging.file.", "logging.id."),
-    *("logging.stderr.", "logging.stdout.", "logging.syslog."),
-    *("tls.require_client_cert.", "tls.server_cert.", "tls.server_key."),
-)
-"""What Skydive's own programs read from the same file."""
 
 
 # From the file's keys to the configuration ---------------------------------------------------
@@ -568,12 +261,12 @@ def _check_unknown(
     ignored = []
     for path, node in unknown.items():
         origin = f"{file}: line {node.line}: {describe_path(path)}"
-        if f"{path}.".startswith(_OF_GO_CORE):
+        if f"{path}.".startswith(SECTIONS_OF_GO_CORE):
             text = f"{origin}: is ignored: skyfast has nothing of that kind"
             notes.append(Note(level=logging.WARNING, text=text))
-        elif path.startswith(_STRICT):
+        elif path.startswith(STRICT_SECTIONS):
             problems.add(f"{origin}: is an unknown key; {_advice(path, node.value)}", node.line)
-        elif f"{path}.".startswith(_OF_SKYDIVE):
+        elif f"{path}.".startswith(SECTIONS_OF_SKYDIVE):
             ignored.append(describe_path(path))
         elif meant := _meant(path, node):
             for below, line, near in meant:
@@ -615,33 +308,35 @@ def _check_variables(environ: Mapping[str, str]) -> list[Note]:
     notes = []
     known = {key.env: key.path for key in SCHEMA.values() if key.env}
     in_file_only = {
-        hints.variable(key.path, prefix=_PREFIX): key.path for key in SCHEMA.values() if not key.env
+        hints.variable(key.path, prefix=ENV_PREFIX): key.path
+        for key in SCHEMA.values()
+        if not key.env
     }
-    sections = [hints.variable(f"{each}.", prefix=_PREFIX) for each in KNOWN.sections]
+    sections = [hints.variable(f"{each}.", prefix=ENV_PREFIX) for each in KNOWN.sections]
     for name in sorted(environ):
-        if not name.startswith(_PREFIX) or name in known or not environ[name]:
+        if not name.startswith(ENV_PREFIX) or name in known or not environ[name]:
             continue
         shown = name if name.isprintable() else repr(name)
         origin = f"environment variable {describe_path(shown)}"
         if path := in_file_only.get(name):
             text = f"{origin}: is ignored: {path} can only be set in the file"
             notes.append(Note(level=logging.WARNING, text=text))
-        elif f"{name}_".startswith(_variables(_OF_GO_CORE)):
+        elif f"{name}_".startswith(_variables(SECTIONS_OF_GO_CORE)):
             text = f"{origin}: is ignored: skyfast has nothing of that kind"
             notes.append(Note(level=logging.WARNING, text=text))
-        elif f"{name}_".startswith(_variables(_OF_SKYDIVE)):
+        elif f"{name}_".startswith(_variables(SECTIONS_OF_SKYDIVE)):
             continue
-        elif near := hints.similar_variable(name, known, sections, prefix=_PREFIX):
+        elif near := hints.similar_variable(name, known, sections, prefix=ENV_PREFIX):
             text = f"{origin}: is ignored; did you mean {near}?"
             notes.append(Note(level=logging.WARNING, text=text))
-        elif name.startswith(f"{_PREFIX}PIPELINE_"):
+        elif name.startswith(f"{ENV_PREFIX}PIPELINE_"):
             text = f"{origin}: is ignored: no key has this variable"
             notes.append(Note(level=logging.WARNING, text=text))
     return notes
 
 
 def _variables(sections: Sequence[str]) -> tuple[str, ...]:
-    return tuple(hints.variable(each, prefix=_PREFIX) for each in sections)
+    return tuple(hints.variable(each, prefix=ENV_PREFIX) for each in sections)
 
 
 class _Settings:

@@ -12,9 +12,9 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Final
 
-from skyfast.config.loader import LISTEN_ADDRESS, PORT, Key
 from skyfast.config.model import Config
 from skyfast.config.parsers import Address, to_host
+from skyfast.config.schema import LISTEN_ADDRESS, PORT, Key
 from skyfast.config.yaml_nodes import ConfigError
 
 FIRST_DESCRIPTOR: Final = 3

@@ -17,9 +17,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyfast.config import loader, model, yaml_nodes
-from skyfast.config.loader import SCHEMA
+from skyfast.config import loader, model, schema, yaml_nodes
 from skyfast.config.model import Config
+from skyfast.config.schema import SCHEMA
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows import selection
 from skyfast.flows.catalog import families
@@ -884,7 +884,7 @@ SETTABLE = [key for key in SCHEMA.values() if key.env]
 
 
 @pytest.mark.parametrize("key", SETTABLE, ids=lambda key: key.env)
-def test_environment_sets_every_key(key: loader.Key[Any]) -> None:
+def test_environment_sets_every_key(key: schema.Key[Any]) -> None:
     # The two files of the client certificate are wrong without each other.
     other = {"tls.client_cert": "tls.client_key", "tls.client_key": "tls.client_cert"}
     beside = {other[key.path]: PEM} if key.path in other else {}
@@ -1106,7 +1106,7 @@ def test_documentation_has_every_key() -> None:
 
 
 @pytest.mark.parametrize("key", SCHEMA.values(), ids=lambda key: key.path)
-def test_documentation_of(key: loader.Key[Any]) -> None:
+def test_documentation_of(key: schema.Key[Any]) -> None:
     row = documented()[key.path]
     assert row["env"] == key.env
     if key.path in SPECIAL_DEFAULTS:
@@ -1121,7 +1121,7 @@ def test_documentation_of(key: loader.Key[Any]) -> None:
 @pytest.mark.parametrize(
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
 )
-def test_documented_examples_work(key: loader.Key[Any]) -> None:
+def test_documented_examples_work(key: schema.Key[Any]) -> None:
     text = f"{key.path}: {documented()[key.path]['example']}\n"
     assert meaning(parse(text)) != meaning(parse("")) or key.path.endswith(".type")
 
@@ -1170,7 +1170,7 @@ def test_default_file_shows_every_key_with_its_default() -> None:
 # Anything at all
 
 PATHS = st.sampled_from(
-    [*SCHEMA, *loader.KNOWN.sections, "pipeline.x", "web.x", "x", "", "a.b", "<<"]
+    [*SCHEMA, *schema.KNOWN.sections, "pipeline.x", "web.x", "x", "", "a.b", "<<"]
 )
 SECRETS = st.sampled_from(
     [

@@ -28,7 +28,7 @@ import pytest
 import yaml
 
 from skyfast import cli
-from skyfast.config import loader, model
+from skyfast.config import loader, model, schema
 from tests.support import core_builds
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import START_S, STOP_S, demo
@@ -148,7 +148,7 @@ def test_the_drop_in_for_sockets_adds_that_and_nothing_else() -> None:
     (program, path) = setting("ExecStart")[0].split()
     assert command.split() == [program, "--web.systemd-socket", path]
     assert f"Requires={SOCKET_UNIT.name}\n" in drop_in
-    assert f"ListenStream={loader.PORT.default}\n" in SOCKET_UNIT.read_text()
+    assert f"ListenStream={schema.PORT.default}\n" in SOCKET_UNIT.read_text()
 
 
 @needs_systemd

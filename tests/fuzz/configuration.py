@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import yaml
 
 from skyfast._table import Table
-from skyfast.config import loader
+from skyfast.config import loader, schema
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import flow_types
@@ -151,7 +151,7 @@ def _dumped(rng: random.Random, tree: Any) -> str:
 def _changed(rng: random.Random) -> Any:
     """Return what a file says, with something else in it."""
     tree = copied(rng.choice(example_trees()))
-    keys = [part for path in loader.SCHEMA for part in path.split(".")]
+    keys = [part for path in schema.SCHEMA for part in path.split(".")]
     keys += ["name", "labels", "metrics", "prefix", "path", "not", "regex", "timeout", "type"]
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         wrong_value(rng, tree, keys)
@@ -175,7 +175,7 @@ def _examples_of(path: str) -> list[Any]:
 def _tree_of_keys(rng: random.Random) -> Any:
     """Return a file of some known keys, with values that they have somewhere, or any."""
     tree: dict[str, Any] = {}
-    for path in rng.sample(sorted(loader.SCHEMA), rng.randrange(1, 12)):
+    for path in rng.sample(sorted(schema.SCHEMA), rng.randrange(1, 12)):
         *sections, name = path.split(".")
         branch = tree
         for section in sections:

@@ -4,9 +4,9 @@ from typing import Any
 
 import yaml
 
-from skyfast.config import loader, model
+from skyfast.config import loader, model, schema
 
-_PATHS = {path.rpartition(".")[2]: path for path in loader.SCHEMA}
+_PATHS = {path.rpartition(".")[2]: path for path in schema.SCHEMA}
 
 
 def make_config(*urls: str, **settings: Any) -> model.Config:

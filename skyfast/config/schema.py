@@ -1,0 +1,365 @@
+"""The keys of the configuration file.
+
+Whatever can be set has one entry in `SCHEMA`, and nowhere else: its path in the file, how
+its text becomes a value, its default, and where `skyfast.config.loader.dump` finds it. The names of
+the environment variables, the suggestions for misspelt keys and the tests of
+``docs/configuration.md`` come from there too.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from skyfast.config import hints, labels
+from skyfast.config.model import Config
+from skyfast.config.parsers import (
+    TAGS,
+    Address,
+    Url,
+    list_of,
+    one_of,
+    only,
+    seconds,
+    to_address,
+    to_boolean,
+    to_cookies,
+    to_level,
+    to_listen_address,
+    to_network,
+    to_readable_file,
+    to_text,
+    to_url,
+    whole,
+)
+from skyfast.config.yaml_nodes import HIDDEN, Value
+from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS
+from skyfast.flows.selection import LabelChoice, MetricChoice, Network, Rewrite, Rule, ViewChoice
+
+T = TypeVar("T")
+
+MAX_ROWS = 1 << 27
+"""The largest ``max_connections`` and ``max_flows``: see ``_table.pyx``."""
+
+MAX_MESSAGE_BYTES = 1 << 30
+"""The largest ``max_message_bytes``."""
+
+MAX_SOCKETS = 65_536
+"""The largest number of HTTP connections or of simultaneous scrapes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key(Generic[T]):
+    """A key of the configuration file.
+
+    ``parse`` turns what was written into a value or raises `Invalid`. ``default`` counts where
+    the key is missing, null or empty; an empty list is a value of its own with ``can_be_empty``.
+    ``show`` returns what `dump` writes, with secrets hidden; a key without it is expressed by
+    others. ``secret`` keeps the value out of messages. ``env`` is the environment variable that
+    overrides the key; what has a structure has none.
+    """
+
+    path: str
+    parse: Callable[[Value], T]
+    default: T
+    show: Callable[[Config], object] | None
+    secret: bool
+    can_be_empty: bool
+    env: str
+
+
+ENV_PREFIX: Final = "SKYDIVE_"
+"""What the names of environment variables begin with."""
+
+SCHEMA: dict[str, Key[Any]] = {}
+"""Everything that can be set, by path, in the order in which it is shown."""
+
+
+def _key(
+    path: str,
+    parse: Callable[[Value], T],
+    default: T,
+    show: Callable[[Config], object] | None,
+    *,
+    secret: bool = False,
+    can_be_empty: bool = False,
+    structured: bool = False,
+) -> Key[T]:
+    key = Key(
+        path=path,
+        parse=parse,
+        default=default,
+        show=show,
+        secret=secret,
+        can_be_empty=can_be_empty,
+        env="" if structured else hints.variable(path, prefix=ENV_PREFIX),
+    )
+    SCHEMA[path] = key
+    return key
+
+
+def _hidden(secret: str) -> str:
+    return HIDDEN if secret else ""
+
+
+def _shown_endpoint(url: str) -> str:
+    """Hide the password, and only that, in an endpoint."""
+    return re.sub(r"(//[^:@/]*:)[^/]+@", rf"\1{HIDDEN}@", url)
+
+
+HOST_ID = _key("host_id", to_text, "", lambda c: c.host_id)
+ANALYZERS: Key[tuple[Address, ...]] = _key(
+    "analyzers", list_of(to_address), (), lambda c: list(c.analyzers)
+)
+
+USERNAME = _key("analyzer.auth.cluster.username", to_text, "", lambda c: c.credentials.username)
+PASSWORD = _key(
+    "analyzer.auth.cluster.password",
+    to_text,
+    "",
+    lambda c: _hidden(c.credentials.password),
+    secret=True,
+)
+CLIENT_CERT = _key("tls.client_cert", to_readable_file, "", lambda c: c.tls.client_cert)
+CLIENT_KEY = _key("tls.client_key", to_readable_file, "", lambda c: c.tls.client_key)
+CA_CERT = _key("tls.ca_cert", to_readable_file, "", lambda c: c.tls.ca_cert)
+COOKIE: Key[Mapping[str, str]] = _key(
+    "http.cookie",
+    to_cookies,
+    MappingProxyType({}),
+    lambda c: {name: _hidden(value) for name, value in c.cookies.items()},
+    secret=True,
+    structured=True,
+)
+LEVEL = _key("logging.level", to_level, "INFO", lambda c: c.logging.level)
+LOG_FORMAT: Key[Literal["text", "json"]] = _key(
+    "logging.format", one_of("text", "json"), "text", lambda c: c.logging.format
+)
+
+URL: Key[Url | None] = _key("pipeline.subscriber.url", to_url, None, None)
+URLS: Key[tuple[Url, ...]] = _key(
+    "pipeline.subscriber.urls",
+    list_of(to_url),
+    (),
+    lambda c: [_shown_endpoint(url) for url in c.subscriber.endpoints],
+)
+CAPTURE_ID = _key("pipeline.subscriber.capture_id", to_text, "", lambda c: c.subscriber.capture_id)
+MESSAGE_BYTES = _key(
+    "pipeline.subscriber.max_message_bytes",
+    whole(1, MAX_MESSAGE_BYTES),
+    64 << 20,
+    lambda c: c.subscriber.max_message_bytes,
+)
+SILENCE_TIMEOUT = _key(
+    "pipeline.subscriber.silence_timeout",
+    seconds(zero=False),
+    45.0,
+    lambda c: labels.show_seconds(c.subscriber.silence_timeout_s),
+)
+
+CLASSIFY_TYPE = _key("pipeline.classify.type", only("subnet"), "subnet", lambda _: "subnet")
+NET_MASKS: Key[tuple[Network, ...]] = _key(
+    "pipeline.classify.cluster_net_masks",
+    list_of(to_network),
+    (),
+    lambda c: [str(network) for network in c.classify.cluster_net_masks],
+)
+FILTER_TYPE = _key("pipeline.filter.type", only("subnet"), "subnet", lambda _: "subnet")
+EXCLUDED_TAGS: Key[tuple[str, ...]] = _key(
+    "pipeline.filter.excluded_tags",
+    list_of(one_of(*TAGS)),
+    (),
+    lambda c: [tag for tag in TAGS if tag in c.filter.excluded_tags],
+)
+KEEP: Key[tuple[Rule, ...]] = _key(
+    "pipeline.filter.keep",
+    labels.to_rules,
+    (),
+    lambda c: labels.show_rules(c.filter.keep),
+    structured=True,
+)
+DROP: Key[tuple[Rule, ...]] = _key(
+    "pipeline.filter.drop",
+    labels.to_rules,
+    (),
+    lambda c: labels.show_rules(c.filter.drop),
+    structured=True,
+)
+TRANSFORM_TYPE = _key("pipeline.transform.type", only("none"), "none", lambda _: "none")
+STORE_TYPE = _key(
+    "pipeline.store.type", only("prom_sky_con"), "prom_sky_con", lambda _: "prom_sky_con"
+)
+
+PORT = _key("pipeline.store.prom_sky_con.port", whole(0, 65_535), 9100, lambda c: c.store.port)
+LISTEN_ADDRESS = _key(
+    "pipeline.store.prom_sky_con.listen_address",
+    to_listen_address,
+    "",
+    lambda c: c.store.listen_address,
+)
+CONNECTION_TIMEOUT = _key(
+    "pipeline.store.prom_sky_con.connection_timeout",
+    seconds(zero=True),
+    60.0,
+    lambda c: labels.show_seconds(c.store.connection_timeout_s),
+)
+CONNECTION_GRACE = _key(
+    "pipeline.store.prom_sky_con.connection_grace",
+    seconds(zero=True),
+    15.0,
+    lambda c: labels.show_seconds(c.store.connection_grace_s),
+)
+FLOW_MEMORY = _key(
+    "pipeline.store.prom_sky_con.flow_memory",
+    seconds(zero=True),
+    1290.0,
+    lambda c: labels.show_seconds(c.store.flow_memory_s),
+)
+MAX_CONNECTIONS = _key(
+    "pipeline.store.prom_sky_con.max_connections",
+    whole(1, MAX_ROWS),
+    1_000_000,
+    lambda c: c.store.max_connections,
+)
+MAX_FLOWS: Key[int | None] = _key(
+    "pipeline.store.prom_sky_con.max_flows", whole(1, MAX_ROWS), None, lambda c: c.store.max_flows
+)
+INTERFACES_INTERVAL = _key(
+    "pipeline.store.prom_sky_con.interfaces_interval",
+    seconds(zero=True),
+    20.0,
+    lambda c: labels.show_seconds(c.store.interfaces_interval_s),
+)
+
+LABELS: Key[tuple[LabelChoice, ...]] = _key(
+    "pipeline.store.prom_sky_con.labels",
+    labels.to_labels,
+    tuple(LabelChoice(name=name) for name in DEFAULT_LABELS),
+    lambda c: labels.show_labels(c.store.main.labels),
+)
+METRICS: Key[tuple[MetricChoice, ...]] = _key(
+    "pipeline.store.prom_sky_con.metrics",
+    labels.to_metrics,
+    tuple(MetricChoice(name=name) for name in DEFAULT_METRICS),
+    lambda c: labels.show_metrics(c.store.main.metrics),
+)
+DIRECTIONS: Key[Literal["split", "sum"]] = _key(
+    "pipeline.store.prom_sky_con.direction",
+    one_of("split", "sum"),
+    "split",
+    lambda c: c.store.main.direction,
+)
+VIEWS: Key[tuple[ViewChoice, ...]] = _key(
+    "pipeline.store.prom_sky_con.views",
+    labels.to_views,
+    labels.DEFAULT_VIEWS,
+    lambda c: labels.show_views(c.store.views),
+    can_be_empty=True,
+    structured=True,
+)
+INCLUDE_ICMP = _key(
+    "pipeline.store.prom_sky_con.include_icmp",
+    to_boolean,
+    False,
+    lambda c: c.store.include_icmp,
+)
+INCLUDE_OTHER = _key(
+    "pipeline.store.prom_sky_con.include_other",
+    to_boolean,
+    False,
+    lambda c: c.store.include_other,
+)
+REWRITE: Key[Mapping[str, Rewrite]] = _key(
+    "pipeline.store.prom_sky_con.rewrite",
+    labels.to_rewrites,
+    MappingProxyType({}),
+    lambda c: labels.show_rewrites(c.store.rewrites),
+    structured=True,
+)
+OVERFLOW: Key[Literal["drop", "other"]] = _key(
+    "pipeline.store.prom_sky_con.overflow",
+    one_of("drop", "other"),
+    "drop",
+    lambda c: c.store.overflow,
+)
+DEDUPLICATE: Key[Literal["none", "first"]] = _key(
+    "pipeline.store.prom_sky_con.deduplicate",
+    one_of("none", "first"),
+    "none",
+    lambda c: c.store.deduplicate,
+)
+NAMING: Key[Literal["compatible", "standard"]] = _key(
+    "pipeline.store.prom_sky_con.naming",
+    one_of("compatible", "standard"),
+    "compatible",
+    lambda c: c.store.naming,
+)
+
+WEB_CONNECTIONS = _key(
+    "web.max_connections", whole(1, MAX_SOCKETS), 256, lambda c: c.web.max_connections
+)
+WEB_SCRAPES = _key("web.max_scrapes", whole(1, MAX_SOCKETS), 8, lambda c: c.web.max_scrapes)
+WEB_SCRAPES_PER_ADDRESS = _key(
+    "web.max_scrapes_per_address",
+    whole(1, MAX_SOCKETS),
+    4,
+    lambda c: c.web.max_scrapes_per_address,
+)
+WEB_SCRAPE_TIMEOUT = _key(
+    "web.scrape_timeout",
+    seconds(zero=False),
+    60.0,
+    lambda c: labels.show_seconds(c.web.scrape_timeout_s),
+)
+
+ENABLE_RELOAD = _key("web.enable_reload", to_boolean, False, lambda c: c.web.enable_reload)
+HEALTH_WITHOUT_AUTH = _key(
+    "web.health_without_auth", to_boolean, False, lambda c: c.web.health_without_auth
+)
+
+OPENMETRICS = _key("web.openmetrics", to_boolean, True, lambda c: c.web.openmetrics)
+
+SECRETS: Final[dict[str, Callable[[Config], object]]] = {
+    PASSWORD.path: lambda c: c.credentials.password,
+    COOKIE.path: lambda c: dict(c.cookies),
+    URLS.path: lambda c: c.subscriber.endpoints,
+}
+"""The values of keys that `Key.show` hides."""
+
+KNOWN: Final = hints.KnownKeys(
+    SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]
+)
+"""The tree of these keys."""
+
+STRICT_SECTIONS = ("pipeline.", "web.")
+"""Where an unknown key is an error. Elsewhere the file is Skydive's as well."""
+
+SECTIONS_OF_GO_CORE = (
+    "pipeline.mangle.",
+    "pipeline.encode.",
+    "pipeline.compress.",
+    "pipeline.storeheader.",
+    "pipeline.account.",
+    "pipeline.write.",
+    "pipeline.action.",
+    "pipeline.transform.awsflowlogs.",
+    "pipeline.transform.secadvisor.",
+    "pipeline.transform.vpclogs.",
+    "pipeline.store.buffered.",
+    "pipeline.store.direct.",
+    "pipeline.store.prom_sky_con.monitoring_port.",
+)
+"""Parts of the pipeline that the Go connector and others of its core know and skyfast does not."""
+
+SECTIONS_OF_SKYDIVE = (
+    *("agent.", "auth.", "cache.", "docker.", "dpdk.", "etcd.", "flow.", "graph.", "k8s."),
+    *("netns.", "opencontrail.", "openstack.", "ovs.", "rbac.", "sflow.", "storage.", "ui."),
+    *("analyzer.auth.api.", "analyzer.auth.cluster.backend.", "analyzer.flow.", "analyzer.listen."),
+    *("analyzer.replication.", "analyzer.startup.", "analyzer.storage.", "analyzer.topology."),
+    *("http.rest.", "http.ws."),
+    *("logging.backends.", "logging.color.", "logging.encoder.", "logging.file.", "logging.id."),
+    *("logging.stderr.", "logging.stdout.", "logging.syslog."),
+    *("tls.require_client_cert.", "tls.server_cert.", "tls.server_key."),
+)
+"""What Skydive's own programs read from the same file."""
