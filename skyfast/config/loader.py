@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from skyfast.config import hints, labels
+from skyfast.config import hints, labels, schema
 from skyfast.config.model import (
     TLS,
     Classify,
@@ -39,58 +39,14 @@ from skyfast.config.model import (
 )
 from skyfast.config.parsers import ANALYZER_PORT, Address, Invalid, Url
 from skyfast.config.schema import (
-    ANALYZERS,
-    CA_CERT,
-    CAPTURE_ID,
-    CLIENT_CERT,
-    CLIENT_KEY,
-    CONNECTION_GRACE,
-    CONNECTION_TIMEOUT,
-    COOKIE,
-    DEDUPLICATE,
-    DIRECTIONS,
-    DROP,
-    ENABLE_RELOAD,
     ENV_PREFIX,
-    EXCLUDED_TAGS,
-    FLOW_MEMORY,
-    HEALTH_WITHOUT_AUTH,
-    HOST_ID,
-    INCLUDE_ICMP,
-    INCLUDE_OTHER,
-    INTERFACES_INTERVAL,
-    KEEP,
     KNOWN,
-    LABELS,
-    LEVEL,
-    LISTEN_ADDRESS,
-    LOG_FORMAT,
-    MAX_CONNECTIONS,
-    MAX_FLOWS,
     MAX_ROWS,
-    MESSAGE_BYTES,
-    METRICS,
-    NAMING,
-    NET_MASKS,
-    OPENMETRICS,
-    OVERFLOW,
-    PASSWORD,
-    PORT,
-    REWRITE,
     SCHEMA,
     SECRETS,
     SECTIONS_OF_GO_CORE,
     SECTIONS_OF_SKYDIVE,
-    SILENCE_TIMEOUT,
     STRICT_SECTIONS,
-    URL,
-    URLS,
-    USERNAME,
-    VIEWS,
-    WEB_CONNECTIONS,
-    WEB_SCRAPE_TIMEOUT,
-    WEB_SCRAPES,
-    WEB_SCRAPES_PER_ADDRESS,
     Key,
 )
 from skyfast.config.yaml_nodes import (
@@ -415,11 +371,15 @@ def _value(key: Key[T], found: _Found | None, problems: _Problems) -> T:
 
 
 def _tls(get: _Settings) -> TLS:
-    tls = TLS(client_cert=get(CLIENT_CERT), client_key=get(CLIENT_KEY), ca_cert=get(CA_CERT))
+    tls = TLS(
+        client_cert=get(schema.CLIENT_CERT),
+        client_key=get(schema.CLIENT_KEY),
+        ca_cert=get(schema.CA_CERT),
+    )
     if tls.client_cert and not tls.client_key:
-        raise get.error(CLIENT_CERT, f"needs {CLIENT_KEY.path} beside it")
+        raise get.error(schema.CLIENT_CERT, f"needs {schema.CLIENT_KEY.path} beside it")
     if tls.client_key and not tls.client_cert:
-        raise get.error(CLIENT_KEY, f"needs {CLIENT_CERT.path} beside it")
+        raise get.error(schema.CLIENT_KEY, f"needs {schema.CLIENT_CERT.path} beside it")
     return tls
 
 
@@ -427,7 +387,7 @@ def _whom(
     get: _Settings, notes: list[Note], *, secure: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the analyzers and the endpoints; add what is worth knowing to ``notes``."""
-    analyzers, url, urls = get(ANALYZERS), get(URL), get(URLS)
+    analyzers, url, urls = get(schema.ANALYZERS), get(schema.URL), get(schema.URLS)
     if not analyzers and url is None and not urls:
         analyzers = (Address("127.0.0.1", ANALYZER_PORT),)
     if not urls:
@@ -436,8 +396,9 @@ def _whom(
             notes.append(
                 Note(
                     level=logging.WARNING,
-                    text=f"{URL.path} names none of the {len(analyzers)} {ANALYZERS.path}, so it"
-                    f" alone is subscribed to: {redact_url(str(urls[0]))}",
+                    text=f"{schema.URL.path} names none of the {len(analyzers)}"
+                    f" {schema.ANALYZERS.path}, so it alone is subscribed to:"
+                    f" {redact_url(str(urls[0]))}",
                 )
             )
     endpoints: dict[object, str] = {}
@@ -471,16 +432,18 @@ def _urls(url: Url | None, analyzers: tuple[Address, ...], *, secure: bool) -> t
 
 def _views(get: _Settings) -> tuple[ViewChoice, ...]:
     """Return the main view and the others."""
-    direction = get(DIRECTIONS)
-    chosen = get(LABELS)
-    if direction == "sum" and not get.is_set(LABELS):
+    direction = get(schema.DIRECTIONS)
+    chosen = get(schema.LABELS)
+    if direction == "sum" and not get.is_set(schema.LABELS):
         chosen = tuple(label for label in chosen if label.name != DIRECTION)
     main = ViewChoice(
-        prefix="", labels=chosen, metrics=get(METRICS), direction=direction, timeout_s=0.0
+        prefix="", labels=chosen, metrics=get(schema.METRICS), direction=direction, timeout_s=0.0
     )
-    timeout_s = _connection_timeout_s(get) + get(CONNECTION_GRACE)
+    timeout_s = _connection_timeout_s(get) + get(schema.CONNECTION_GRACE)
     try:
-        return labels.settled((main, *get(VIEWS)), naming=get(NAMING), least_timeout_s=timeout_s)
+        return labels.settled(
+            (main, *get(schema.VIEWS)), naming=get(schema.NAMING), least_timeout_s=timeout_s
+        )
     except labels.Misfit as bad:
         raise _misfit(get, bad) from None
 
@@ -497,14 +460,14 @@ def _misfit(get: _Settings, bad: labels.Misfit) -> ConfigError:
 def _way_to(place: labels.Place, view: int) -> tuple[Key[Any], labels.Place]:
     """Return the key, and the place below it, of a place in a view."""
     if view:
-        return VIEWS, (view - 1, *place)
-    return (LABELS if place[0] == "labels" else METRICS), place[1:]
+        return schema.VIEWS, (view - 1, *place)
+    return (schema.LABELS if place[0] == "labels" else schema.METRICS), place[1:]
 
 
 def _filter(get: _Settings) -> Filter:
-    keep, drop, excluded_tags = get(KEEP), get(DROP), get(EXCLUDED_TAGS)
+    keep, drop, excluded_tags = get(schema.KEEP), get(schema.DROP), get(schema.EXCLUDED_TAGS)
     names: set[str] = set()
-    for key, rules in ((KEEP, keep), (DROP, drop)):
+    for key, rules in ((schema.KEEP, keep), (schema.DROP, drop)):
         for i, rule in enumerate(rules):
             if rule.name in names:
                 raise get.error(key, "is the name of another rule", i, "name")
@@ -513,7 +476,7 @@ def _filter(get: _Settings) -> Filter:
 
 
 def _connection_timeout_s(get: _Settings) -> float:
-    return get(CONNECTION_TIMEOUT) or CONNECTION_TIMEOUT.default
+    return get(schema.CONNECTION_TIMEOUT) or schema.CONNECTION_TIMEOUT.default
 
 
 def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problems) -> Config:
@@ -525,50 +488,50 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problem
         filter_ = _filter(get)
     problems.check()
     analyzers, endpoints = _whom(get, notes, secure=bool(tls.client_cert))
-    max_connections = get(MAX_CONNECTIONS)
+    max_connections = get(schema.MAX_CONNECTIONS)
     return Config(
         source=source,
-        host_id=get(HOST_ID) or socket.gethostname(),
+        host_id=get(schema.HOST_ID) or socket.gethostname(),
         analyzers=analyzers,
-        credentials=Credentials(username=get(USERNAME), password=get(PASSWORD)),
+        credentials=Credentials(username=get(schema.USERNAME), password=get(schema.PASSWORD)),
         tls=tls,
-        cookies=get(COOKIE),
+        cookies=get(schema.COOKIE),
         subscriber=Subscriber(
             endpoints=endpoints,
-            capture_id=get(CAPTURE_ID),
-            max_message_bytes=get(MESSAGE_BYTES),
-            silence_timeout_s=get(SILENCE_TIMEOUT),
+            capture_id=get(schema.CAPTURE_ID),
+            max_message_bytes=get(schema.MESSAGE_BYTES),
+            silence_timeout_s=get(schema.SILENCE_TIMEOUT),
         ),
-        classify=Classify(cluster_net_masks=get(NET_MASKS)),
+        classify=Classify(cluster_net_masks=get(schema.NET_MASKS)),
         filter=filter_,
         store=Store(
-            port=get(PORT),
-            listen_address=get(LISTEN_ADDRESS),
+            port=get(schema.PORT),
+            listen_address=get(schema.LISTEN_ADDRESS),
             connection_timeout_s=_connection_timeout_s(get),
-            connection_grace_s=get(CONNECTION_GRACE),
-            flow_memory_s=get(FLOW_MEMORY),
+            connection_grace_s=get(schema.CONNECTION_GRACE),
+            flow_memory_s=get(schema.FLOW_MEMORY),
             max_connections=max_connections,
-            max_flows=get(MAX_FLOWS) or min(4 * max_connections, MAX_ROWS),
-            interfaces_interval_s=get(INTERFACES_INTERVAL),
+            max_flows=get(schema.MAX_FLOWS) or min(4 * max_connections, MAX_ROWS),
+            interfaces_interval_s=get(schema.INTERFACES_INTERVAL),
             main=views[0],
             views=views[1:],
-            include_icmp=get(INCLUDE_ICMP),
-            include_other=get(INCLUDE_OTHER),
-            rewrites=get(REWRITE),
-            overflow=get(OVERFLOW),
-            deduplicate=get(DEDUPLICATE),
-            naming=get(NAMING),
+            include_icmp=get(schema.INCLUDE_ICMP),
+            include_other=get(schema.INCLUDE_OTHER),
+            rewrites=get(schema.REWRITE),
+            overflow=get(schema.OVERFLOW),
+            deduplicate=get(schema.DEDUPLICATE),
+            naming=get(schema.NAMING),
         ),
         web=Web(
-            max_connections=get(WEB_CONNECTIONS),
-            max_scrapes=get(WEB_SCRAPES),
-            max_scrapes_per_address=get(WEB_SCRAPES_PER_ADDRESS),
-            scrape_timeout_s=get(WEB_SCRAPE_TIMEOUT),
-            enable_reload=get(ENABLE_RELOAD),
-            health_without_auth=get(HEALTH_WITHOUT_AUTH),
-            openmetrics=get(OPENMETRICS),
+            max_connections=get(schema.WEB_CONNECTIONS),
+            max_scrapes=get(schema.WEB_SCRAPES),
+            max_scrapes_per_address=get(schema.WEB_SCRAPES_PER_ADDRESS),
+            scrape_timeout_s=get(schema.WEB_SCRAPE_TIMEOUT),
+            enable_reload=get(schema.ENABLE_RELOAD),
+            health_without_auth=get(schema.HEALTH_WITHOUT_AUTH),
+            openmetrics=get(schema.OPENMETRICS),
         ),
-        logging=Logging(level=get(LEVEL), format=get(LOG_FORMAT)),
+        logging=Logging(level=get(schema.LEVEL), format=get(schema.LOG_FORMAT)),
         notes=tuple(notes),
         given=get.given,
     )
