@@ -40,7 +40,7 @@ from skyfast.flows.catalog import (
     RUNNING_TOTALS,
     families,
 )
-from skyfast.flows.fields import FIELDS
+from skyfast.flows.fields import FIELDS, PATHS
 from skyfast.flows.plan import Family, FlowCount, Path
 from skyfast.flows.selection import (
     KEEP,
@@ -102,7 +102,6 @@ DEFAULT_VIEWS = (
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _RULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _RANGE = re.compile(r"([0-9]{1,19})(?: *- *([0-9]{1,19}))?")
-_PATHS: Mapping[str, Path] = {".".join(path): path for path in FIELDS}
 
 # Labels and metrics ------------------------------------------------------------------------
 
@@ -114,7 +113,7 @@ def to_label(value: Value) -> LabelChoice:
     nodes = mapping_of(
         value, known=("name", "path"), required=("name", "path"), what="a label with name and path"
     )
-    entries = _Entries(nodes)
+    entries = Entries(nodes)
     name = entries.of("name", _to_own_label)
     path = entries.of("path", _to_label_path)
     entries.check()
@@ -131,11 +130,11 @@ def to_metric(value: Value) -> MetricChoice:
         required=("name", "value", "type"),
         what="a metric with name, value and type",
     )
-    entries = _Entries(nodes)
+    entries = Entries(nodes)
     kind = cast(Literal["counter", "gauge"], entries.of("type", one_of("counter", "gauge")))
     to_path = _to_total if kind == "counter" else _to_number_path
     name = entries.of("name", _to_own_metric)
-    paths = entries.of("value", _unique(to_path, "field", most=2))
+    paths = entries.of("value", unique_list_of(to_path, "field", most=2))
     help_ = entries.of("help", to_text, "")
     entries.check()
     return MetricChoice(name=name, paths=paths, type=kind, help=help_)
@@ -159,7 +158,7 @@ def _to_own_label(value: Value) -> str:
 
 
 def _to_own_metric(value: Value) -> str:
-    text = _to_metric_name(value)
+    text = to_metric_name(value)
     if text == "_total":
         raise Invalid("is how names of counters end, and no name", text)
     if text in METRICS_BY_NAME:
@@ -167,7 +166,7 @@ def _to_own_metric(value: Value) -> str:
     return text
 
 
-def _to_metric_name(value: Value) -> str:
+def to_metric_name(value: Value) -> str:
     text = to_text(value)
     if not _NAME.fullmatch(text):
         raise Invalid("is not a metric name: letters, digits and _, beginning with no digit", text)
@@ -176,10 +175,10 @@ def _to_metric_name(value: Value) -> str:
 
 def _to_path(value: Value) -> Path:
     text = to_text(value)
-    if text not in _PATHS:
-        advice = suggestion(text, _PATHS, otherwise="they are written like NodeTID or Link.ID")
+    if text not in PATHS:
+        advice = suggestion(text, PATHS, otherwise="they are written like NodeTID or Link.ID")
         raise Invalid(f"is not a field of a flow; {advice}", text)
-    return _PATHS[text]
+    return PATHS[text]
 
 
 def _to_label_path(value: Value) -> Path:
@@ -203,7 +202,7 @@ def _to_total(value: Value) -> Path:
     return path
 
 
-def _of(
+def entry_of(
     nodes: Mapping[str, Node], name: str, parse: Callable[[Value], T], default: T | None = None
 ) -> T:
     """Return an entry of a mapping; where it is missing or empty, the default."""
@@ -213,7 +212,7 @@ def _of(
         return parse(nodes[name].value)
 
 
-class _Entries:
+class Entries:
     """The entries of a mapping. All are read before an error is raised."""
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:
@@ -221,9 +220,9 @@ class _Entries:
         self._problems = Problems()
 
     def of(self, name: str, parse: Callable[[Value], T], default: T | None = None) -> T:
-        """Return an entry like `_of`; where it is refused, something that is not to be used."""
+        """Return an entry like `entry_of`; where it is refused, something not to be used."""
         with self._problems:
-            return _of(self._nodes, name, parse, default)
+            return entry_of(self._nodes, name, parse, default)
         return cast(T, None)
 
     def check(self) -> None:
@@ -231,7 +230,7 @@ class _Entries:
         self._problems.check()
 
 
-def _unique(
+def unique_list_of(
     item: Callable[[Value], T], kind: str, *, most: int
 ) -> Callable[[Value], tuple[T, ...]]:
     """Accept a list like `list_of`, not empty, of at most so many, and none twice."""
@@ -257,7 +256,7 @@ def _unique(
     return parse
 
 
-def _several(
+def bounded_list_of(
     item: Callable[[Value], T], kind: str, *, most: int
 ) -> Callable[[Value], tuple[T, ...]]:
     """Accept a list, which can be empty, of at most so many."""
@@ -277,8 +276,8 @@ def _check_count(entries: Sequence[object], value: Value, most: int) -> None:
         raise Invalid(f"has more than {most} entries", value)
 
 
-to_labels = _unique(to_label, "label", most=MAX_LABELS + 1)
-to_metrics = _unique(to_metric, "metric", most=MAX_VALUES)
+to_labels = unique_list_of(to_label, "label", most=MAX_LABELS + 1)
+to_metrics = unique_list_of(to_metric, "metric", most=MAX_VALUES)
 
 
 def show_labels(labels: Sequence[LabelChoice]) -> list[object]:
@@ -310,8 +309,8 @@ def _to_view(value: Value) -> ViewChoice:
         required=("prefix", "labels"),
         what="a view with prefix and labels",
     )
-    entries = _Entries(nodes)
-    prefix = entries.of("prefix", _to_metric_name)
+    entries = Entries(nodes)
+    prefix = entries.of("prefix", to_metric_name)
     labels = entries.of("labels", to_labels)
     metrics = entries.of("metrics", to_metrics, DEFAULT_VIEWS[0].metrics)
     direction = cast(
@@ -324,7 +323,7 @@ def _to_view(value: Value) -> ViewChoice:
     )
 
 
-to_views = _several(_to_view, "views", most=MAX_VIEWS)
+to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS)
 """Accepts a list of views. Those without a time-out have 0."""
 
 
@@ -503,7 +502,7 @@ _to_port = whole(0, MAX_PORT)
 def to_rewrites(value: Value) -> Mapping[str, Rewrite]:
     """Accept a mapping of labels to ``{mask: …, mask6: …}`` or ``{above: …, keep: […]}``."""
     nodes = mapping_of(value, known=(*_ADDRESSES, *_PORTS), what="a mapping of labels")
-    entries = _Entries(nodes)
+    entries = Entries(nodes)
     rewrites = {
         name: entries.of(name, _to_mask if name in _ADDRESSES else _to_fold)
         for name in (*_ADDRESSES, *_PORTS)
@@ -518,7 +517,7 @@ def _to_mask(value: Value) -> Rewrite:
     nodes = mapping_of(value, known=("mask", "mask6"), what=what)
     if not nodes:
         raise Invalid(f"is not {what}", value)
-    entries = _Entries(nodes)
+    entries = Entries(nodes)
     ipv4 = entries.of("mask", whole(0, 32)) if "mask" in nodes else None
     ipv6 = entries.of("mask6", whole(0, 128)) if "mask6" in nodes else None
     entries.check()
@@ -530,8 +529,8 @@ def _to_fold(value: Value) -> Rewrite:
     nodes = mapping_of(value, known=("above", "keep"), what=what)
     if not nodes:
         raise Invalid(f"is not {what}", value)
-    to_ports = _unique(_to_port, "port", most=MAX_ENTRIES)
-    entries = _Entries(nodes)
+    to_ports = unique_list_of(_to_port, "port", most=MAX_ENTRIES)
+    entries = Entries(nodes)
     above = entries.of("above", _to_port) if "above" in nodes else None
     keep = entries.of("keep", to_ports) if "keep" in nodes else None
     entries.check()
@@ -556,7 +555,7 @@ def _show_rewrite(rewrite: Rewrite) -> dict[str, object]:
 # Rules ---------------------------------------------------------------------------------------
 
 _RULE_FIELDS: Mapping[str, Path | None] = {
-    **_PATHS,
+    **PATHS,
     **{
         label.name: label.path or None
         for label in LABELS
@@ -600,7 +599,7 @@ def _to_rule(value: Value) -> Rule:
     return Rule(name=name, conditions=tuple(conditions))
 
 
-to_rules = _several(_to_rule, "rules", most=MAX_RULES)
+to_rules = bounded_list_of(_to_rule, "rules", most=MAX_RULES)
 """Accepts a list of mappings with ``name`` and conditions by field."""
 
 
@@ -635,9 +634,9 @@ def _to_condition(field: str, value: Value, *, known: tuple[str, ...]) -> Condit
     if len(nodes) != 1:
         raise Invalid(f"is not a value, a list, or a mapping with {' or '.join(known)}", value)
     if "regex" in nodes:
-        pattern = _of(nodes, "regex", lambda text: _to_pattern(path, text))
+        pattern = entry_of(nodes, "regex", lambda text: _to_pattern(path, text))
         return Condition(field=field, path=path, pattern=pattern)
-    condition = _of(nodes, "not", lambda below: _to_condition(field, below, known=("regex",)))
+    condition = entry_of(nodes, "not", lambda below: _to_condition(field, below, known=("regex",)))
     return msgspec.structs.replace(condition, negated=True)
 
 
@@ -659,7 +658,7 @@ def _to_values(field: str, path: Path | None, value: Value) -> Condition:
     if value == []:
         raise Invalid("names no value", value)
     if isinstance(value, list):
-        found = _several(to_entry, "values", most=MAX_ENTRIES)(value)
+        found = bounded_list_of(to_entry, "values", most=MAX_ENTRIES)(value)
     else:
         found = (to_entry(value),)
     ranges = tuple(each for each in found if isinstance(each, tuple))

@@ -57,6 +57,9 @@ def _fields() -> dict[Path, type]:
 FIELDS: Final[Mapping[Path, type]] = MappingProxyType(_fields())
 """Every field of a flow that is a text or an integer, and which; from Skydive's ``flow.proto``."""
 
+PATHS: Final[Mapping[str, Path]] = {".".join(path): path for path in FIELDS}
+"""The same fields by the name that a configuration gives them, such as ``Link.ID``."""
+
 CLOSING: Final = 1
 """``FinishType`` of a flow's last report. Others stand in ordinary reports."""
 
