@@ -7,7 +7,7 @@ checks what depends on one another.
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar, cast
@@ -15,20 +15,26 @@ from typing import Literal, TypeAlias, TypeVar, cast
 import msgspec
 
 from skyfast.config.parsers import (
+    MAX_ENTRIES,
+    MAX_PORT,
     TAGS,
+    Entries,
     Invalid,
     Problems,
-    list_of,
+    bounded_list_of,
+    entry_of,
     mapping_of,
     one_of,
     seconds,
+    show_seconds,
     suggestion,
     to_network,
     to_text,
+    unique_list_of,
     whole,
     within,
 )
-from skyfast.config.yaml_nodes import Node, Value
+from skyfast.config.yaml_nodes import Value
 from skyfast.flows import addresses
 from skyfast.flows.catalog import (
     DIRECTION,
@@ -77,13 +83,10 @@ MAX_ALL_VALUES = 64
 MAX_RULES = 256
 """Rules of one list: each is a series of ``skyfast_flows_filtered_total``."""
 
-MAX_ENTRIES = 4096
-"""Entries of one condition, and ports of one list."""
 
 MAX_INTEGER = 1 << 62
 """The largest number that a flow can hold."""
 
-MAX_PORT = 65_535
 
 VIEW_TIMEOUT_S = 3600.0
 """When a view's silent rows leave, unless the view says otherwise."""
@@ -202,80 +205,6 @@ def _to_total(value: Value) -> Path:
     return path
 
 
-def entry_of(
-    nodes: Mapping[str, Node], name: str, parse: Callable[[Value], T], default: T | None = None
-) -> T:
-    """Return an entry of a mapping; where it is missing or empty, the default."""
-    if name not in nodes or (default is not None and nodes[name].value in ("", [])):
-        return cast(T, default)
-    with within(nodes[name], name):
-        return parse(nodes[name].value)
-
-
-class Entries:
-    """The entries of a mapping. All are read before an error is raised."""
-
-    def __init__(self, nodes: Mapping[str, Node]) -> None:
-        self._nodes = nodes
-        self._problems = Problems()
-
-    def of(self, name: str, parse: Callable[[Value], T], default: T | None = None) -> T:
-        """Return an entry like `entry_of`; where it is refused, something not to be used."""
-        with self._problems:
-            return entry_of(self._nodes, name, parse, default)
-        return cast(T, None)
-
-    def check(self) -> None:
-        """Raise `Invalid` where any entry was refused."""
-        self._problems.check()
-
-
-def unique_list_of(
-    item: Callable[[Value], T], kind: str, *, most: int
-) -> Callable[[Value], tuple[T, ...]]:
-    """Accept a list like `list_of`, not empty, of at most so many, and none twice."""
-    entries = list_of(item)
-
-    def parse(value: Value) -> tuple[T, ...]:
-        if isinstance(value, list):
-            _check_count(value, value, most)
-        parsed = entries(value)
-        if not parsed:
-            raise Invalid(f"names no {kind}", value)
-        _check_count(parsed, value, most)
-        for i, each in enumerate(parsed):
-            if each in parsed[:i]:
-                node = value[i] if isinstance(value, list) else None
-                raise Invalid(
-                    f"names a {kind} for the second time",
-                    node.value if node else value,
-                    line=node.line if node else None,
-                )
-        return parsed
-
-    return parse
-
-
-def bounded_list_of(
-    item: Callable[[Value], T], kind: str, *, most: int
-) -> Callable[[Value], tuple[T, ...]]:
-    """Accept a list, which can be empty, of at most so many."""
-    entries = list_of(item)
-
-    def parse(value: Value) -> tuple[T, ...]:
-        if not isinstance(value, list):
-            raise Invalid(f"is not a list of {kind}", value)
-        _check_count(value, value, most)
-        return entries(value)
-
-    return parse
-
-
-def _check_count(entries: Sequence[object], value: Value, most: int) -> None:
-    if len(entries) > most:
-        raise Invalid(f"has more than {most} entries", value)
-
-
 to_labels = unique_list_of(to_label, "label", most=MAX_LABELS + 1)
 to_metrics = unique_list_of(to_metric, "metric", most=MAX_VALUES)
 
@@ -325,11 +254,6 @@ def _to_view(value: Value) -> ViewChoice:
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS)
 """Accepts a list of views. Those without a time-out have 0."""
-
-
-def show_seconds(number: float) -> float:
-    """Return a time as it is written."""
-    return int(number) if number.is_integer() else number
 
 
 def show_views(views: Sequence[ViewChoice]) -> list[object]:

@@ -8,12 +8,12 @@ import difflib
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from skyfast.config.yaml_nodes import (
@@ -33,6 +33,11 @@ T = TypeVar("T")
 
 MAX_SECONDS = 31_536_000
 """The longest duration: a year."""
+
+MAX_ENTRIES = 4096
+"""Entries of one condition, and ports of one list."""
+
+MAX_PORT = 65_535
 
 ANALYZER_PORT = 8082
 """Where an analyzer listens unless its address says otherwise."""
@@ -212,6 +217,11 @@ def seconds(*, zero: bool) -> Callable[[Value], float]:
     return parse
 
 
+def show_seconds(number: float) -> float:
+    """Return a time as it is written."""
+    return int(number) if number.is_integer() else number
+
+
 def only(name: str) -> Callable[[Value], str]:
     """Accept the one type of a phase of the pipeline that skyfast has."""
 
@@ -283,6 +293,52 @@ def _entry(item: Callable[[Value], T], node: Node) -> T:
         return item(node.value)
 
 
+def unique_list_of(
+    item: Callable[[Value], T], kind: str, *, most: int
+) -> Callable[[Value], tuple[T, ...]]:
+    """Accept a list like `list_of`, not empty, of at most so many, and none twice."""
+    entries = list_of(item)
+
+    def parse(value: Value) -> tuple[T, ...]:
+        if isinstance(value, list):
+            _check_count(value, value, most)
+        parsed = entries(value)
+        if not parsed:
+            raise Invalid(f"names no {kind}", value)
+        _check_count(parsed, value, most)
+        for i, each in enumerate(parsed):
+            if each in parsed[:i]:
+                node = value[i] if isinstance(value, list) else None
+                raise Invalid(
+                    f"names a {kind} for the second time",
+                    node.value if node else value,
+                    line=node.line if node else None,
+                )
+        return parsed
+
+    return parse
+
+
+def bounded_list_of(
+    item: Callable[[Value], T], kind: str, *, most: int
+) -> Callable[[Value], tuple[T, ...]]:
+    """Accept a list, which can be empty, of at most so many."""
+    entries = list_of(item)
+
+    def parse(value: Value) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            raise Invalid(f"is not a list of {kind}", value)
+        _check_count(value, value, most)
+        return entries(value)
+
+    return parse
+
+
+def _check_count(entries: Sequence[object], value: Value, most: int) -> None:
+    if len(entries) > most:
+        raise Invalid(f"has more than {most} entries", value)
+
+
 def mapping_of(
     value: Value, *, known: Collection[str], required: Collection[str] = (), what: str
 ) -> dict[str, Node]:
@@ -305,6 +361,34 @@ def mapping_of(
     if missing := [name for name in required if name not in nodes]:
         raise Invalid(f"{' and '.join(missing)} is missing: {what} is needed", value, shown=False)
     return nodes
+
+
+def entry_of(
+    nodes: Mapping[str, Node], name: str, parse: Callable[[Value], T], default: T | None = None
+) -> T:
+    """Return an entry of a mapping; where it is missing or empty, the default."""
+    if name not in nodes or (default is not None and nodes[name].value in ("", [])):
+        return cast(T, default)
+    with within(nodes[name], name):
+        return parse(nodes[name].value)
+
+
+class Entries:
+    """The entries of a mapping. All are read before an error is raised."""
+
+    def __init__(self, nodes: Mapping[str, Node]) -> None:
+        self._nodes = nodes
+        self._problems = Problems()
+
+    def of(self, name: str, parse: Callable[[Value], T], default: T | None = None) -> T:
+        """Return an entry like `entry_of`; where it is refused, something not to be used."""
+        with self._problems:
+            return entry_of(self._nodes, name, parse, default)
+        return cast(T, None)
+
+    def check(self) -> None:
+        """Raise `Invalid` where any entry was refused."""
+        self._problems.check()
 
 
 def to_cookies(value: Value) -> Mapping[str, str]:

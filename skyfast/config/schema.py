@@ -22,6 +22,7 @@ from skyfast.config.parsers import (
     one_of,
     only,
     seconds,
+    show_seconds,
     to_address,
     to_boolean,
     to_cookies,
@@ -155,7 +156,7 @@ SILENCE_TIMEOUT = _key(
     "pipeline.subscriber.silence_timeout",
     seconds(zero=False),
     45.0,
-    lambda c: labels.show_seconds(c.subscriber.silence_timeout_s),
+    lambda c: show_seconds(c.subscriber.silence_timeout_s),
 )
 
 CLASSIFY_TYPE = _key("pipeline.classify.type", only("subnet"), "subnet", lambda _: "subnet")
@@ -202,19 +203,19 @@ CONNECTION_TIMEOUT = _key(
     "pipeline.store.prom_sky_con.connection_timeout",
     seconds(zero=True),
     60.0,
-    lambda c: labels.show_seconds(c.store.connection_timeout_s),
+    lambda c: show_seconds(c.store.connection_timeout_s),
 )
 CONNECTION_GRACE = _key(
     "pipeline.store.prom_sky_con.connection_grace",
     seconds(zero=True),
     15.0,
-    lambda c: labels.show_seconds(c.store.connection_grace_s),
+    lambda c: show_seconds(c.store.connection_grace_s),
 )
 FLOW_MEMORY = _key(
     "pipeline.store.prom_sky_con.flow_memory",
     seconds(zero=True),
     1290.0,
-    lambda c: labels.show_seconds(c.store.flow_memory_s),
+    lambda c: show_seconds(c.store.flow_memory_s),
 )
 MAX_CONNECTIONS = _key(
     "pipeline.store.prom_sky_con.max_connections",
@@ -229,7 +230,7 @@ INTERFACES_INTERVAL = _key(
     "pipeline.store.prom_sky_con.interfaces_interval",
     seconds(zero=True),
     20.0,
-    lambda c: labels.show_seconds(c.store.interfaces_interval_s),
+    lambda c: show_seconds(c.store.interfaces_interval_s),
 )
 
 LABELS: Key[tuple[LabelChoice, ...]] = _key(
@@ -310,7 +311,7 @@ WEB_SCRAPE_TIMEOUT = _key(
     "web.scrape_timeout",
     seconds(zero=False),
     60.0,
-    lambda c: labels.show_seconds(c.web.scrape_timeout_s),
+    lambda c: show_seconds(c.web.scrape_timeout_s),
 )
 
 ENABLE_RELOAD = _key("web.enable_reload", to_boolean, False, lambda c: c.web.enable_reload)
