@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from skyfast.config import hints, labels, schema
+from skyfast.config import hints, schema, views
 from skyfast.config.model import (
     TLS,
     Classify,
@@ -441,14 +441,14 @@ def _views(get: _Settings) -> tuple[ViewChoice, ...]:
     )
     timeout_s = _connection_timeout_s(get) + get(schema.CONNECTION_GRACE)
     try:
-        return labels.settled(
+        return views.settled(
             (main, *get(schema.VIEWS)), naming=get(schema.NAMING), least_timeout_s=timeout_s
         )
-    except labels.Misfit as bad:
+    except views.Misfit as bad:
         raise _misfit(get, bad) from None
 
 
-def _misfit(get: _Settings, bad: labels.Misfit) -> ConfigError:
+def _misfit(get: _Settings, bad: views.Misfit) -> ConfigError:
     """Return the error of an entry that was written, not of one that is there by default."""
     ways = [_way_to(place, bad.view) for place in bad.places]
     key, place = next((way for way in ways if get.is_set(way[0], *way[1])), ways[0])
@@ -457,7 +457,7 @@ def _misfit(get: _Settings, bad: labels.Misfit) -> ConfigError:
     return get.error(key, bad.problem, *place)
 
 
-def _way_to(place: labels.Place, view: int) -> tuple[Key[Any], labels.Place]:
+def _way_to(place: views.Place, view: int) -> tuple[Key[Any], views.Place]:
     """Return the key, and the place below it, of a place in a view."""
     if view:
         return schema.VIEWS, (view - 1, *place)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from skyfast.config import hints, labels
+from skyfast.config import hints, labels, rules, views
 from skyfast.config.model import Config
 from skyfast.config.parsers import (
     TAGS,
@@ -175,16 +175,16 @@ EXCLUDED_TAGS: Key[tuple[str, ...]] = _key(
 )
 KEEP: Key[tuple[Rule, ...]] = _key(
     "pipeline.filter.keep",
-    labels.to_rules,
+    rules.to_rules,
     (),
-    lambda c: labels.show_rules(c.filter.keep),
+    lambda c: rules.show_rules(c.filter.keep),
     structured=True,
 )
 DROP: Key[tuple[Rule, ...]] = _key(
     "pipeline.filter.drop",
-    labels.to_rules,
+    rules.to_rules,
     (),
-    lambda c: labels.show_rules(c.filter.drop),
+    lambda c: rules.show_rules(c.filter.drop),
     structured=True,
 )
 TRANSFORM_TYPE = _key("pipeline.transform.type", only("none"), "none", lambda _: "none")
@@ -253,9 +253,9 @@ DIRECTIONS: Key[Literal["split", "sum"]] = _key(
 )
 VIEWS: Key[tuple[ViewChoice, ...]] = _key(
     "pipeline.store.prom_sky_con.views",
-    labels.to_views,
-    labels.DEFAULT_VIEWS,
-    lambda c: labels.show_views(c.store.views),
+    views.to_views,
+    views.DEFAULT_VIEWS,
+    lambda c: views.show_views(c.store.views),
     can_be_empty=True,
     structured=True,
 )

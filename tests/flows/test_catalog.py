@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from skyfast._table import MAX_VIEWS, Table
-from skyfast.config import labels, loader
+from skyfast.config import labels, loader, views
 from skyfast.flows.catalog import (
     DANGEROUS_FIELDS,
     LABEL_FIELDS,
@@ -498,7 +498,7 @@ def largest() -> dict[str, Any]:
                 "labels": texts[half:],
                 "metrics": [*own[labels.MAX_VALUES :], {"name": "z_total", **COUNTER}],
             }
-            for i in range(labels.MAX_VIEWS)
+            for i in range(views.MAX_VIEWS)
         ],
     }
 
@@ -509,14 +509,14 @@ COUNTER = {"value": "RawPacketsCaptured", "type": "counter"}
 def test_the_table_takes_the_largest_plan() -> None:
     keys = largest()
     plan = plan_of(**keys)
-    assert len(plan.columns) == labels.MAX_ALL_LABELS
-    assert len(plan.views) == labels.MAX_VIEWS + 1 == MAX_VIEWS
+    assert len(plan.columns) == views.MAX_ALL_LABELS
+    assert len(plan.views) == views.MAX_VIEWS + 1 == MAX_VIEWS
     assert len(plan.views[0].families) == labels.MAX_VALUES
     types = flow_types(plan)
-    timeouts = (3600,) * labels.MAX_VIEWS
+    timeouts = (3600,) * views.MAX_VIEWS
     limits = {"max_connections": 1, "max_flows": 1, "timeout_s": 1, "view_timeouts_s": timeouts}
     table = Table(plan, types, **limits)
-    assert table.view_connections == (0,) * labels.MAX_VIEWS
+    assert table.view_connections == (0,) * views.MAX_VIEWS
 
 
 # Recording rules

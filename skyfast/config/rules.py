@@ -1,0 +1,204 @@
+"""The rules of a configuration, which keep or drop flows: read and written."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import msgspec
+
+from skyfast.config.parsers import (
+    MAX_ENTRIES,
+    MAX_PORT,
+    TAGS,
+    Invalid,
+    Problems,
+    bounded_list_of,
+    entry_of,
+    mapping_of,
+    one_of,
+    suggestion,
+    to_network,
+    to_text,
+    within,
+)
+from skyfast.config.yaml_nodes import Value
+from skyfast.flows import addresses
+from skyfast.flows.catalog import DIRECTION, LABELS, LABELS_BY_NAME
+from skyfast.flows.fields import FIELDS, PATHS
+from skyfast.flows.plan import Path
+from skyfast.flows.selection import KEEP, Condition, Network, Rule
+
+MAX_RULES = 256
+"""Rules of one list: each is a series of ``skyfast_flows_filtered_total``."""
+
+MAX_INTEGER = 1 << 62
+"""The largest number that a flow can hold."""
+
+_RULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_RANGE = re.compile(r"([0-9]{1,19})(?: *- *([0-9]{1,19}))?")
+_RULE_FIELDS: Mapping[str, Path | None] = {
+    **PATHS,
+    **{
+        label.name: label.path or None
+        for label in LABELS
+        if label.name != DIRECTION and label.lookup in ("", "classification")
+    },
+}
+"""What a condition can be on: fields, and labels of a flow itself; None is the tag."""
+
+_WRITTEN = {name.lower(): name for name in _RULE_FIELDS}
+_ENUMERATIONS: Mapping[Path, tuple[str, ...]] = {
+    ("Link", "Protocol"): ("ETHERNET",),
+    ("Network", "Protocol"): ("IPV4", "IPV6"),
+    ("Transport", "Protocol"): ("TCP", "UDP", "SCTP"),
+    ("ICMP", "Type"): (
+        *("UNKNOWN", "DESTINATION_UNREACHABLE", "ECHO", "NEIGHBOR", "ADDRESS_MASK", "INFO"),
+        *("PARAMETER_PROBLEM", "REDIRECT", "ROUTER", "SOURCE_QUENCH", "TIME_EXCEEDED"),
+        *("TIMESTAMP", "PACKET_TOO_BIG"),
+    ),
+}
+
+_ADDRESS_FIELDS = frozenset({("Network", "A"), ("Network", "B")})
+_PORT_FIELDS = frozenset({("Transport", "A"), ("Transport", "B")})
+
+
+def _to_rule(value: Value) -> Rule:
+    if not isinstance(value, dict):
+        raise Invalid("is not a rule: a mapping with name and conditions", value)
+    name = ""
+    conditions = []
+    problems = Problems()
+    for key, node in value.items():
+        with problems, within(node, key):
+            if key.lower() == "name":
+                name = _to_rule_name(node.value)
+            else:
+                conditions.append(_to_field_condition(key, node.value))
+    problems.check()
+    if not name or not conditions:
+        missing = "a condition" if name else "name"
+        problem = f"{missing} is missing: a rule with name and conditions is needed"
+        raise Invalid(problem, value, shown=False)
+    return Rule(name=name, conditions=tuple(conditions))
+
+
+to_rules = bounded_list_of(_to_rule, "rules", most=MAX_RULES)
+"""Accepts a list of mappings with ``name`` and conditions by field."""
+
+
+def _to_rule_name(value: Value) -> str:
+    text = to_text(value)
+    if not _RULE_NAME.fullmatch(text):
+        problem = (
+            "is not a rule's name: up to 64 letters, digits and _ . -, beginning with neither"
+            " of these three"
+        )
+        raise Invalid(problem, text)
+    if text == KEEP:
+        raise Invalid("is what flows are counted under that no keep rule holds for", text)
+    return text
+
+
+def _to_field_condition(key: str, value: Value) -> Condition:
+    field = _WRITTEN.get(key.lower())
+    if field is None and key.lower() in LABELS_BY_NAME:
+        raise Invalid("cannot be a condition, for no flow has it", shown=False)
+    if field is None:
+        advice = suggestion(key, _RULE_FIELDS, otherwise="it is neither a label nor a field")
+        raise Invalid(f"cannot be a condition; {advice}", shown=False)
+    return _to_condition(field, value, known=("not", "regex"))
+
+
+def _to_condition(field: str, value: Value, *, known: tuple[str, ...]) -> Condition:
+    path = _RULE_FIELDS[field]
+    if not isinstance(value, dict):
+        return _to_values(field, path, value)
+    nodes = mapping_of(value, known=known, what="a condition")
+    if len(nodes) != 1:
+        raise Invalid(f"is not a value, a list, or a mapping with {' or '.join(known)}", value)
+    if "regex" in nodes:
+        pattern = entry_of(nodes, "regex", lambda text: _to_pattern(path, text))
+        return Condition(field=field, path=path, pattern=pattern)
+    condition = entry_of(nodes, "not", lambda below: _to_condition(field, below, known=("regex",)))
+    return msgspec.structs.replace(condition, negated=True)
+
+
+def _to_pattern(path: Path | None, value: Value) -> re.Pattern[str]:
+    text = to_text(value)
+    if path is not None and FIELDS[path] is not str:
+        raise Invalid("is a regular expression, but the field is a number", text)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise Invalid(f"is not a regular expression: {error}", text) from None
+
+
+def _to_values(field: str, path: Path | None, value: Value) -> Condition:
+    """Make a condition of one entry or a list: whatever each of them is."""
+    to_entry = partial(_to_entry, path)
+    if value == []:
+        raise Invalid("names no value", value)
+    if isinstance(value, list):
+        found = bounded_list_of(to_entry, "values", most=MAX_ENTRIES)(value)
+    else:
+        found = (to_entry(value),)
+    ranges = tuple(each for each in found if isinstance(each, tuple))
+    values = frozenset(each for each in found if isinstance(each, str | int))
+    networks = tuple(each for each in found if not isinstance(each, str | int | tuple))
+    return Condition(field=field, path=path, values=values, ranges=ranges, networks=networks)
+
+
+def _to_entry(path: Path | None, value: Value) -> str | int | tuple[int, int] | Network:
+    """Accept what a field of this kind can be."""
+    if path is None:
+        return one_of(*TAGS)(value)
+    if path in _ENUMERATIONS:
+        return one_of(*_ENUMERATIONS[path])(value)
+    if path in _ADDRESS_FIELDS:
+        return _to_address_or_network(value)
+    return _to_range(path, value) if FIELDS[path] is int else to_text(value)
+
+
+def _to_address_or_network(value: Value) -> str | Network:
+    text = to_text(value)
+    if "/" in text:
+        return to_network(text)
+    address = addresses.read(text)
+    if address is None:
+        raise Invalid("is neither an IP address nor a network such as 10.0.0.0/8", text)
+    return addresses.write(address)
+
+
+def _to_range(path: Path, value: Value) -> int | tuple[int, int]:
+    most = MAX_PORT if path in _PORT_FIELDS else MAX_INTEGER
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if match and first > last:
+        raise Invalid("is a range that ends before it begins", value)
+    if first > last or last > most:
+        problem = f"is neither a whole number from 0 to {most} nor a range such as 8000-8999"
+        raise Invalid(problem, value)
+    return (first, last) if match and match[2] else first
+
+
+def show_rules(rules: Sequence[Rule]) -> list[object]:
+    """Return what `to_rules` makes ``rules`` of."""
+    return [
+        {"name": rule.name, **{each.field: _show_condition(each) for each in rule.conditions}}
+        for rule in rules
+    ]
+
+
+def _show_condition(condition: Condition) -> object:
+    if condition.pattern is not None:
+        shown: object = {"regex": condition.pattern.pattern}
+    else:
+        shown = [
+            *sorted(condition.values, key=lambda value: (str(type(value)), value)),
+            *(f"{first}-{last}" for first, last in condition.ranges),
+            *map(str, condition.networks),
+        ]
+    return {"not": shown} if condition.negated else shown

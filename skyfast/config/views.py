@@ -1,0 +1,242 @@
+"""The views of a configuration: read, written, and checked beside one another.
+
+`settled` checks what depends on one another, and what the table has room for.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, cast
+
+import msgspec
+
+from skyfast.config.labels import (
+    MAX_LABELS,
+    MAX_VALUES,
+    show_labels,
+    show_metrics,
+    to_labels,
+    to_metric_name,
+    to_metrics,
+)
+from skyfast.config.parsers import (
+    Entries,
+    bounded_list_of,
+    mapping_of,
+    one_of,
+    seconds,
+    show_seconds,
+)
+from skyfast.config.yaml_nodes import Value
+from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES, LABELS_BY_NAME, families
+from skyfast.flows.plan import Family, FlowCount
+from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
+
+Place: TypeAlias = tuple[str | int, ...]
+"""What leads to an entry: positions in lists and keys of mappings."""
+
+MAX_VIEWS = 15
+"""Views beside the main one: the table has room for 16."""
+
+MAX_ALL_LABELS = 64
+"""Different labels of all views; those from the topology count twice."""
+
+MAX_ALL_VALUES = 64
+"""Different values of all views."""
+
+VIEW_TIMEOUT_S = 3600.0
+"""When a view's silent rows leave, unless the view says otherwise."""
+
+DEFAULT_VIEWS = (
+    ViewChoice(
+        prefix="skydive_traffic",
+        labels=tuple(LabelChoice(name=name) for name in ("node_tid", "protocol", DIRECTION)),
+        metrics=(MetricChoice(name="bytes"), MetricChoice(name="packets")),
+        direction="split",
+        timeout_s=0.0,
+    ),
+)
+"""The views beside the main one where none are written: few series, so that none is short-lived."""
+
+
+def _to_view(value: Value) -> ViewChoice:
+    nodes = mapping_of(
+        value,
+        known=("prefix", "labels", "metrics", "direction", "timeout"),
+        required=("prefix", "labels"),
+        what="a view with prefix and labels",
+    )
+    entries = Entries(nodes)
+    prefix = entries.of("prefix", to_metric_name)
+    labels = entries.of("labels", to_labels)
+    metrics = entries.of("metrics", to_metrics, DEFAULT_VIEWS[0].metrics)
+    direction = cast(
+        Literal["split", "sum"], entries.of("direction", one_of("split", "sum"), "split")
+    )
+    timeout_s = entries.of("timeout", seconds(zero=False), 0.0)
+    entries.check()
+    return ViewChoice(
+        prefix=prefix, labels=labels, metrics=metrics, direction=direction, timeout_s=timeout_s
+    )
+
+
+to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS)
+"""Accepts a list of views. Those without a time-out have 0."""
+
+
+def show_views(views: Sequence[ViewChoice]) -> list[object]:
+    """Return what `to_views` makes ``views`` of."""
+    return [
+        {
+            "prefix": view.prefix,
+            "labels": show_labels(view.labels),
+            "metrics": show_metrics(view.metrics),
+            "direction": view.direction,
+            "timeout": show_seconds(view.timeout_s),
+        }
+        for view in views
+    ]
+
+
+class Misfit(Exception):  # noqa: N818 - becomes a ConfigError
+    """An entry of the ``view``-th view is wrong beside others.
+
+    ``places`` lead to it, the best one first: not all of them need to have been written. ``other``
+    says the same of the entry that it is wrong beside.
+    """
+
+    def __init__(
+        self, problem: str, view: int, *places: Place, other: "Misfit | None" = None
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.view = view
+        self.places = places
+        self.other = other
+
+
+def settled(
+    views: Sequence[ViewChoice], *, naming: str, least_timeout_s: float
+) -> tuple[ViewChoice, ...]:
+    """Return the views, of which the first is the main one, with what they leave open filled in.
+
+    Raises:
+        Misfit: They cannot be on one page.
+
+    """
+    done = tuple(
+        _settled(view, number, naming=naming, least_timeout_s=least_timeout_s)
+        for number, view in enumerate(views)
+    )
+    _check_names(done, naming=naming)
+    _check_sizes(done, naming=naming)
+    return done
+
+
+def _settled(view: ViewChoice, number: int, *, naming: str, least_timeout_s: float) -> ViewChoice:
+    split = view.direction == "split"
+    names = [label.name for label in view.labels]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise Misfit("has the name of another label", number, ("labels", i, "name"))
+    if DIRECTION in names and not split:
+        raise Misfit(
+            f"cannot be a label where {DIRECTION} is sum",
+            number,
+            ("labels", names.index(DIRECTION)),
+        )
+    if names == [DIRECTION]:
+        raise Misfit("names no label of a flow", number, ("labels",))
+    for i, metric in enumerate(view.metrics):
+        own = bool(metric.paths)
+        if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
+            problem = f"has two fields, but where {DIRECTION} is sum a gauge can have one"
+            raise Misfit(problem, number, ("metrics", i, "value"))
+        total = metric.name.endswith("_total")
+        if own and metric.type == "counter" and not total and (view.prefix or naming == "standard"):
+            where = "in a view" if view.prefix else "where naming is standard"
+            problem = f"is a counter, whose name ends with _total {where}"
+            raise Misfit(problem, number, ("metrics", i, "name"))
+    if view.prefix and 0 < view.timeout_s < least_timeout_s:
+        problem = (
+            f"is less than connection_timeout and connection_grace together, {least_timeout_s:g}"
+        )
+        raise Misfit(problem, number, ("timeout",))
+    timeout_s = view.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
+    labels = view.labels
+    if split and DIRECTION not in names:
+        labels = (*labels, LabelChoice(name=DIRECTION))
+    return msgspec.structs.replace(view, labels=labels, timeout_s=timeout_s)
+
+
+def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:
+    """Refuse families that are called like others of the page."""
+    taken: dict[str, tuple[str, int, int]] = {}
+    for number, view in enumerate(views):
+        for i, family in enumerate(families(view, naming=naming)):
+            for prefix in FIXED_PREFIXES:
+                if family.name.startswith(prefix):
+                    problem = f"makes the family {family.name}, but {prefix}* has another meaning"
+                    raise _wrong_metric(problem, number, i)
+            for name in _sample_names(family):
+                if name in taken:
+                    first, its_view, at = taken[name]
+                    other = _clash(first, family.name)
+                    raise _wrong_metric(
+                        _clash(family.name, first),
+                        number,
+                        i,
+                        other=_wrong_metric(other, its_view, at),
+                    )
+            taken |= dict.fromkeys(_sample_names(family), (family.name, number, i))
+
+
+def _clash(name: str, other: str) -> str:
+    clash = "which is there already" if name == other else f"which clashes with {other}"
+    return f"makes the family {name}, {clash}"
+
+
+def _wrong_metric(problem: str, view: int, i: int, *, other: Misfit | None = None) -> Misfit:
+    """Return what is wrong with the name that a view's ``i``-th metric gets."""
+    places: tuple[Place, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
+    return Misfit(problem, view, *places, other=other)
+
+
+def _sample_names(family: Family) -> tuple[str, ...]:
+    """Return the names that OpenMetrics reserves for a family."""
+    if family.type == "gauge":
+        return (family.name,)
+    name = family.name.removesuffix("_total")
+    return (name, f"{name}_total", f"{name}_created")
+
+
+def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
+    """Refuse what is more than the table has room for."""
+    labels: dict[LabelChoice, int] = {}
+    values: set[object] = set()
+    for number, view in enumerate(views):
+        own_labels = [label for label in view.labels if label.name != DIRECTION]
+        if len(own_labels) > MAX_LABELS:
+            raise Misfit(f"has more than {MAX_LABELS} labels", number, ("labels",))
+        own_values = {
+            value
+            for family in families(view, naming=naming)
+            for value in family.values
+            if not isinstance(value, FlowCount)
+        }
+        if len(own_values) > MAX_VALUES:
+            problem = f"has more than {MAX_VALUES} values; a counter of two directions is two"
+            raise Misfit(problem, number, ("metrics",))
+        labels |= {label: 2 if _is_volatile(label) else 1 for label in own_labels}
+        if sum(labels.values()) > MAX_ALL_LABELS:
+            problem = (
+                f"and the views before have more than {MAX_ALL_LABELS} different labels;"
+                " one from the topology counts twice"
+            )
+            raise Misfit(problem, number, ("labels",))
+        values |= own_values
+        if len(values) > MAX_ALL_VALUES:
+            problem = f"and the views before have more than {MAX_ALL_VALUES} different values"
+            raise Misfit(problem, number, ("metrics",))
+
+
+def _is_volatile(label: LabelChoice) -> bool:
+    return label.path is None and LABELS_BY_NAME[label.name].lookup not in ("", "classification")
