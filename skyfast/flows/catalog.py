@@ -69,35 +69,35 @@ class KnownLabel:
     lookup: Literal["", "classification", "node_name", "node_host", "node_type", "owner"] = ""
 
 
-_INITIATOR_IP: Final = ("Network", "A")
-_TARGET_IP: Final = ("Network", "B")
-_INITIATOR_PORT: Final = ("Transport", "A")
-_TARGET_PORT: Final = ("Transport", "B")
+INITIATOR_IP: Final = ("Network", "A")
+TARGET_IP: Final = ("Network", "B")
+INITIATOR_PORT: Final = ("Transport", "A")
+TARGET_PORT: Final = ("Transport", "B")
 PROTOCOL: Final = ("Transport", "Protocol")
-_NODE_TID: Final = ("NodeTID",)
+NODE_TID: Final = ("NodeTID",)
 
 LABELS: Final[tuple[KnownLabel, ...]] = (
     KnownLabel(
         name="initiator_ip",
-        path=_INITIATOR_IP,
+        path=INITIATOR_IP,
         cardinality="careful",
         help="who sent the first packet that was seen",
     ),
     KnownLabel(
         name="target_ip",
-        path=_TARGET_IP,
+        path=TARGET_IP,
         cardinality="careful",
         help="to whom it was sent",
     ),
     KnownLabel(
         name="initiator_port",
-        path=_INITIATOR_PORT,
+        path=INITIATOR_PORT,
         cardinality="dangerous",
         help="most clients take another one for each connection",
     ),
     KnownLabel(
         name="target_port",
-        path=_TARGET_PORT,
+        path=TARGET_PORT,
         cardinality="careful",
         help="the service; a port scan shows all 65,536",
     ),
@@ -109,7 +109,7 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
     ),
     KnownLabel(
         name="node_tid",
-        path=_NODE_TID,
+        path=NODE_TID,
         cardinality="careful",
         help="the interface where it was captured: a conversation captured at two has two "
         "connections",
@@ -190,35 +190,35 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
     ),
     KnownLabel(
         name="node_name",
-        path=_NODE_TID,
+        path=NODE_TID,
         cardinality="careful",
         help="the name of that interface, from the topology",
         lookup="node_name",
     ),
     KnownLabel(
         name="node_host",
-        path=_NODE_TID,
+        path=NODE_TID,
         cardinality="fine",
         help="the host of that interface, from the topology",
         lookup="node_host",
     ),
     KnownLabel(
         name="node_type",
-        path=_NODE_TID,
+        path=NODE_TID,
         cardinality="fine",
         help="the type of that interface, from the topology",
         lookup="node_type",
     ),
     KnownLabel(
         name="initiator_name",
-        path=_INITIATOR_IP,
+        path=INITIATOR_IP,
         cardinality="careful",
         help="the node that owns the initiator's address, from the topology",
         lookup="owner",
     ),
     KnownLabel(
         name="target_name",
-        path=_TARGET_IP,
+        path=TARGET_IP,
         cardinality="careful",
         help="the node that owns the target's address, from the topology",
         lookup="owner",
@@ -477,13 +477,13 @@ def _transport(store: "Store") -> tuple[Requirement, ...]:
     )
 
 
-ENDPOINTS: Final = frozenset({_INITIATOR_IP, _TARGET_IP, _INITIATOR_PORT, _TARGET_PORT})
+ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PORT})
 """Both addresses and both ports."""
 
 _CONVERSATION: Final = Conversation(
     protocol=PROTOCOL,
-    ends=((_INITIATOR_IP, _INITIATOR_PORT), (_TARGET_IP, _TARGET_PORT)),
-    point=_NODE_TID,
+    ends=((INITIATOR_IP, INITIATOR_PORT), (TARGET_IP, TARGET_PORT)),
+    point=NODE_TID,
 )
 
 
