@@ -13,9 +13,9 @@ from benchmarks.harness import LARGE
 from skyfast._table import Table
 from skyfast.config import loader
 from skyfast.config.model import Config
-from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan
+from skyfast.flows.planner import make_plan
 from skyfast.runtime import memory
 from skyfast.skydive.name_index import Names
 from skyfast.web.exposition import CHUNK_BYTES

@@ -23,9 +23,9 @@ from skyfast.config.loader import changed
 from skyfast.config.model import Config, Store
 from skyfast.config.yaml_nodes import ConfigError, redact_url
 from skyfast.flows import filters
-from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan
+from skyfast.flows.planner import make_plan
 from skyfast.runtime import logs, memory, systemd
 from skyfast.runtime.clock import Clock
 from skyfast.skydive.captures import Captures

@@ -4,14 +4,9 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 from skyfast.config.model import Config, Store
-from skyfast.flows.catalog import (
-    DANGEROUS_FIELDS,
-    DIRECTION,
-    LABELS_BY_NAME,
-    METRICS_BY_NAME,
-    families,
-)
+from skyfast.flows.catalog import DANGEROUS_FIELDS, DIRECTION, LABELS_BY_NAME, METRICS_BY_NAME
 from skyfast.flows.plan import Path
+from skyfast.flows.planner import families
 from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})

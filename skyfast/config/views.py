@@ -26,8 +26,9 @@ from skyfast.config.parsers import (
     show_seconds,
 )
 from skyfast.config.yaml_nodes import Value
-from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES, LABELS_BY_NAME, families
+from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES, LABELS_BY_NAME
 from skyfast.flows.plan import Family, FlowCount
+from skyfast.flows.planner import families
 from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
 
 Place: TypeAlias = tuple[str | int, ...]

@@ -1,37 +1,15 @@
-"""The known labels and metrics, and the plan that a configuration makes of them.
+"""The known labels and metrics.
 
 `LABELS` and `METRICS` are all that can be chosen by name. The configuration is checked against
-them, `make_plan` builds from them, and a test compares them with the tables of
+them, `skyfast.flows.planner` builds from them, and a test compares them with the tables of
 ``docs/metrics.md``. What each field holds is said by Skydive's ``flow.proto``.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import Final, Literal
 
 from skyfast.flows.fields import FIELDS
-from skyfast.flows.filters import Classifier, classifier
-from skyfast.flows.plan import (
-    Column,
-    Conversation,
-    Counter,
-    Direction,
-    Family,
-    FlowCount,
-    Gauge,
-    Path,
-    Plan,
-    Requirement,
-    Rewrite,
-    Share,
-    Value,
-    View,
-)
-from skyfast.flows.rewrites import OTHER, FlowProtocol, fold, mask
-from skyfast.flows.selection import Mask
-
-if TYPE_CHECKING:
-    from skyfast.config.model import Config, Store
-    from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
+from skyfast.flows.plan import Path
 
 DIRECTION: Final = "direction"
 """The label that is no field, but tells the initiator's series from the target's."""
@@ -58,8 +36,8 @@ class KnownLabel:
     """A label that can be chosen by name.
 
     ``path`` is the field that it comes from; it is empty where that is no single one. ``lookup``
-    says where the label value is looked up by the field: in that mapping of `Names`, or
-    ``classification``.
+    says where the label value is looked up by the field: in that mapping of
+    `skyfast.flows.planner.Names`, or ``classification``.
     """
 
     name: str
@@ -238,6 +216,9 @@ DANGEROUS_FIELDS: Final = {
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
+
+ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PORT})
+"""Both addresses and both ports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -418,199 +399,3 @@ LABEL_FIELDS: Final = frozenset(
     and path not in {("Last",), ("RawPacketsCaptured",), ("FinishType",)}
 )
 """The fields that stay as they are while a flow lives: those that a label can be made of."""
-
-UNITS: Final = ("bytes", "seconds", "nanoseconds")
-"""Units that a family's name can end with."""
-
-
-class Names(Protocol):
-    """What the topology calls nodes: an empty text for what it does not know.
-
-    ``owner`` is asked with an address, the others with a ``NodeTID``.
-    """
-
-    @property
-    def node_name(self) -> Rewrite: ...
-    @property
-    def node_host(self) -> Rewrite: ...
-    @property
-    def node_type(self) -> Rewrite: ...
-    @property
-    def owner(self) -> Rewrite: ...
-
-
-def make_plan(config: "Config", *, names: Names) -> Plan:
-    """Return the plan of the page that ``config`` wants. Topology labels come from ``names``.
-
-    Views that have a label in common share its column.
-    """
-    store, shard = config.store, config.shard
-    columns = _Columns(config, names)
-    return Plan(
-        views=tuple(_view(view, columns, store) for view in (store.main, *store.views)),
-        requirements=(
-            Requirement(paths=(("Network",),), reason="no_network"),
-            *_transport(store),
-            Requirement(paths=(("Metric",),), reason="no_metric"),
-        ),
-        conversation=_CONVERSATION if store.deduplicate == "first" else None,
-        overflow=OTHER if store.overflow == "other" else None,
-        share=(
-            Share(conversation=_CONVERSATION, index=shard.index, count=shard.count)
-            if shard.count > 1
-            else None
-        ),
-    )
-
-
-def _transport(store: "Store") -> tuple[Requirement, ...]:
-    """Return what a flow must have beside its addresses: nothing where everything is included."""
-    if store.include_icmp and store.include_other:
-        return ()
-    transport: tuple[Path, ...] = (("Transport",),)
-    return (
-        Requirement(
-            paths=(*transport, ("ICMP",)) if store.include_icmp else transport,
-            or_without=("ICMP",) if store.include_other else (),
-            reason="no_transport",
-        ),
-    )
-
-
-ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PORT})
-"""Both addresses and both ports."""
-
-_CONVERSATION: Final = Conversation(
-    protocol=PROTOCOL,
-    ends=((INITIATOR_IP, INITIATOR_PORT), (TARGET_IP, TARGET_PORT)),
-    point=NODE_TID,
-)
-
-
-class _Columns:
-    """Makes the columns of the labels, one for each label."""
-
-    def __init__(self, config: "Config", names: Names) -> None:
-        self._config = config
-        self._names = names
-        self._made: dict[LabelChoice, Column] = {}
-
-    def __getitem__(self, label: "LabelChoice") -> Column:
-        if label not in self._made:
-            self._made[label] = self._make(label)
-        return self._made[label]
-
-    def _make(self, label: "LabelChoice") -> Column:
-        if label.path is not None:
-            return Column(name=label.name, path=label.path)
-        known = LABELS_BY_NAME[label.name]
-        if known.lookup == "classification":
-            return Column(
-                name=known.name,
-                path=(),
-                rewrite=classifier(self._config.classify.cluster_net_masks),
-                reads=Classifier.READS,
-            )
-        if known.lookup:
-            names = getattr(self._names, known.lookup)
-            return Column(name=known.name, path=known.path, rewrite=names, volatile=True)
-        store = self._config.store
-        if known.path == PROTOCOL and (store.include_icmp or store.include_other):
-            rewrite = FlowProtocol(other=store.include_other)
-            return Column(name=known.name, path=(), rewrite=rewrite, reads=rewrite.reads)
-        return Column(name=known.name, path=known.path, rewrite=self._rewrite(known.name))
-
-    def _rewrite(self, name: str) -> Rewrite | None:
-        wanted = self._config.store.rewrites.get(name)
-        if wanted is None:
-            return None
-        return mask(wanted) if isinstance(wanted, Mask) else fold(wanted)
-
-
-def _view(view: "ViewChoice", columns: _Columns, store: "Store") -> View:
-    chosen = tuple(columns[label] for label in view.labels if label.name != DIRECTION)
-    names = [label.name for label in view.labels]
-    split = view.direction == "split"
-    return View(
-        columns=chosen,
-        direction=Direction(position=names.index(DIRECTION)) if split else None,
-        families=families(view, naming=store.naming),
-        # A flow without ports is not known by its addresses alone.
-        complete=not (store.include_icmp or store.include_other)
-        and {column.path for column in chosen if column.rewrite is None} >= ENDPOINTS,
-    )
-
-
-def families(view: "ViewChoice", *, naming: str) -> tuple[Family, ...]:
-    """Return the families of a view. ``naming`` is that of the main one, which has no prefix."""
-    return tuple(
-        _custom(view, metric) if metric.paths else _known(view, metric.name, naming=naming)
-        for metric in view.metrics
-    )
-
-
-def _known(view: "ViewChoice", name: str, *, naming: str) -> Family:
-    metric = METRICS_BY_NAME[name]
-    compatible = not view.prefix and naming == "compatible"
-    values = _values(metric.paths, metric.type, metric.keep, direction=view.direction)
-    return _family(
-        name=(
-            metric.compatible
-            if compatible
-            else f"{view.prefix or STANDARD_PREFIX}_{metric.standard}"
-        ),
-        help=metric.help
-        + ("" if view.prefix else " on this connection")
-        + (" in this direction." if len(values) == 2 else "."),
-        type=metric.type,
-        values=values,
-        decimals=metric.compatible_decimals if compatible else metric.standard_decimals,
-    )
-
-
-def _custom(view: "ViewChoice", metric: "MetricChoice") -> Family:
-    fields = " and ".join(map(".".join, metric.paths))
-    return _family(
-        name=f"{view.prefix}_{metric.name}" if view.prefix else metric.name,
-        help=metric.help or f"Field {fields} of the flows.",
-        type=metric.type,
-        values=_values(metric.paths, metric.type, "latest", direction=view.direction),
-        decimals=0,
-    )
-
-
-def _family(
-    *,
-    name: str,
-    help: str,  # noqa: A002 - as in Family
-    type: Literal["counter", "gauge"],  # noqa: A002
-    values: tuple[Value, ...],
-    decimals: int,
-) -> Family:
-    unit = next((unit for unit in UNITS if name.removesuffix("_total").endswith(f"_{unit}")), "")
-    return Family(name=name, help=help, type=type, values=values, decimals=decimals, unit=unit)
-
-
-def _values(
-    paths: tuple[Path, ...],
-    kind: Literal["counter", "gauge"],
-    keep: Literal["latest", "least", "most"],
-    *,
-    direction: str,
-) -> tuple[Value, ...]:
-    """Return a family's values: one for each direction, or the sum of both."""
-    if not paths:
-        return (FlowCount(),)
-    if kind == "gauge":
-        return tuple(Gauge(path=path, keep=keep) for path in paths)
-    if direction == "sum":
-        return (_counter(paths),)
-    return tuple(_counter((path,)) for path in paths)
-
-
-def _counter(paths: tuple[Path, ...]) -> Counter:
-    if all(path[0] == "Metric" for path in paths):
-        # Every flow has Metric, else it is skipped.
-        return Counter(paths=paths, amounts=tuple(("LastUpdateMetric", path[1]) for path in paths))
-    optional = any(len(path) > 1 and path[0] != "Metric" for path in paths)
-    return Counter(paths=paths, optional=optional)

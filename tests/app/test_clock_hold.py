@@ -8,7 +8,8 @@ import pytest
 
 from skyfast import app
 from skyfast.app import App
-from skyfast.config.model import ALONE, Config, Shard
+from skyfast.config.model import Config
+from skyfast.flows.selection import ALONE, Shard
 from skyfast.runtime.clock import Clock
 from skyfast.skydive.reporting_gap import INCIDENT_UPDATES, SLACK_S
 from tests.support.configs import make_config

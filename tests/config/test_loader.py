@@ -22,7 +22,7 @@ from skyfast.config.model import Config
 from skyfast.config.schema import SCHEMA
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows import selection
-from skyfast.flows.catalog import families
+from skyfast.flows.planner import families
 from skyfast.flows.selection import (
     Condition,
     Fold,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from skyfast.config import sharding
 from skyfast.config.loader import parse
-from skyfast.config.model import ALONE, Shard
-from skyfast.flows.catalog import make_plan
+from skyfast.flows.planner import make_plan
+from skyfast.flows.selection import ALONE, Shard
 from skyfast.skydive.name_index import Names
 from tests.model import DIRECTION, FAMILIES, LABELS, make_flow, one_view
 from tests.support.analyzer import Answer, FakeAnalyzer

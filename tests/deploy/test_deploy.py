@@ -28,7 +28,8 @@ import pytest
 import yaml
 
 from skyfast import cli
-from skyfast.config import loader, model, schema
+from skyfast.config import loader, schema
+from skyfast.flows import selection
 from tests.support import core_builds
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import START_S, STOP_S, demo
@@ -672,7 +673,7 @@ def test_the_shards_are_such_pods_too() -> None:
     assert "pod-index" in number["valueFrom"]["fieldRef"]["fieldPath"]
     for index in range(shards["spec"]["replicas"]):
         given = cli._parser().parse_args([option.replace("$(SHARD)", str(index)), *arguments])
-        assert given.shard == model.Shard(index, shards["spec"]["replicas"])
+        assert given.shard == selection.Shard(index, shards["spec"]["replicas"])
     assert {**template["spec"], "containers": []} == {**pod, "containers": []}
     assert {**each, "args": [], "env": []} == {**only, "args": [], "env": []}
     assert template["metadata"] == single["spec"]["template"]["metadata"]

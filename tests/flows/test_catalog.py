@@ -21,8 +21,6 @@ from skyfast.flows.catalog import (
     METRICS,
     METRICS_BY_NAME,
     RUNNING_TOTALS,
-    families,
-    make_plan,
 )
 from skyfast.flows.fields import FIELDS, flow_types
 from skyfast.flows.plan import (
@@ -35,6 +33,7 @@ from skyfast.flows.plan import (
     Plan,
     Requirement,
 )
+from skyfast.flows.planner import families, make_plan
 from skyfast.skydive.name_index import Names
 from tests.support.paths import DEPLOY, RECORDINGS, ROOT
 from tests.support.prometheus import PROMTOOL, needs_promtool

@@ -17,9 +17,9 @@ import yaml
 from skyfast._table import Table
 from skyfast.config import loader, schema
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import flow_types
 from skyfast.flows.filters import admission, classifier, reads
+from skyfast.flows.planner import make_plan
 from skyfast.skydive.name_index import Names
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import anything, copied, wrong_bytes, wrong_value

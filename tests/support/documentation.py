@@ -10,7 +10,8 @@ import pytest
 
 from skyfast import stats as selfmetrics
 from skyfast.config import loader
-from skyfast.flows.catalog import METRICS, families
+from skyfast.flows.catalog import METRICS
+from skyfast.flows.planner import families
 from skyfast.skydive import topology_nodes as nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.topology import Interfaces

@@ -4,9 +4,9 @@ from typing import Any
 
 from skyfast import _table
 from skyfast.config.model import Config
-from skyfast.flows.catalog import make_plan
 from skyfast.flows.fields import flow_types
 from skyfast.flows.filters import admission, classifier, reads
+from skyfast.flows.planner import make_plan
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.ingest import Ingest
 from skyfast.skydive.name_index import Names
