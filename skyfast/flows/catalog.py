@@ -14,9 +14,8 @@ from skyfast.flows.plan import Path
 DIRECTION: Final = "direction"
 """The label that is no field, but tells the initiator's series from the target's."""
 
-COMPATIBLE_PREFIX: Final = "skydive_network_connection"
 STANDARD_PREFIX: Final = "skydive_connection"
-"""What the families of the main view begin with, in either naming."""
+"""What the families of the main view begin with where the naming is standard."""
 
 FIXED_PREFIXES: Final = (
     "skydive_network_interface_",
