@@ -656,7 +656,7 @@ def _exported(config: Config) -> dict[str, object]:
         "labels": store.main.labels,
         "metrics": store.main.metrics,
         "direction": store.main.direction,
-        "views": [msgspec.structs.replace(view, timeout_s=0.0) for view in store.views],
+        "views": [dataclasses.replace(view, timeout_s=0.0) for view in store.views],
         "include_icmp": store.include_icmp,
         "include_other": store.include_other,
         "rewrite": store.rewrites,

@@ -16,8 +16,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import msgspec
-
 from skyfast import __version__
 from skyfast.config import cost, loader, model, schema, sharding, yaml_nodes
 from skyfast.config.parsers import Address, Invalid, to_level
@@ -308,7 +306,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     """Print what a configuration comes to; with ``--strict``, not where anything is warned of."""
     logging_ = configuration.logging
     if arguments.strict and logging.getLevelNamesMapping()[logging_.level] > logging.WARNING:
-        logging_ = msgspec.structs.replace(logging_, level="WARNING")
+        logging_ = dataclasses.replace(logging_, level="WARNING")
     logs.set_up(logging_)
     warnings = logs.WarningCounter()
     logging.getLogger().addHandler(warnings)
@@ -348,7 +346,7 @@ def _load(arguments: argparse.Namespace) -> model.Config:
         loaded = sharding.sharded(loaded, arguments.shard)
     changes = {"level": arguments.log_level, "format": arguments.log_format}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(loaded, logging=msgspec.structs.replace(loaded.logging, **changes))
+    return dataclasses.replace(loaded, logging=dataclasses.replace(loaded.logging, **changes))
 
 
 def _playback(arguments: argparse.Namespace) -> "Playback | None":

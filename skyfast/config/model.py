@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-import msgspec
-
 from skyfast.flows.selection import Filter, Network, Rewrite, ViewChoice
 
 
@@ -17,7 +15,8 @@ class Credentials:
     password: str = field(repr=False)
 
 
-class TLS(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLS:
     """Paths of PEM files; empty where not set. The two of the client come together."""
 
     client_cert: str
@@ -40,13 +39,15 @@ class Subscriber:
     silence_timeout_s: float
 
 
-class Classify(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classify:
     """The networks that count as inside the cluster."""
 
     cluster_net_masks: tuple[Network, ...]
 
 
-class Store(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
     """What is exported, the table's bounds and times, and where the page is served.
 
     ``port`` 0 is any free port, ``listen_address`` empty all addresses of both IP versions,
@@ -72,7 +73,8 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     naming: Literal["compatible", "standard"]
 
 
-class Web(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Web:
     """The bounds of the HTTP server."""
 
     max_connections: int
@@ -84,14 +86,16 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
     openmetrics: bool
 
 
-class Logging(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logging:
     """How the log looks. ``level`` is a name of the standard library's `logging`."""
 
     level: str
     format: Literal["text", "json"]
 
 
-class Shard(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Shard:
     """Which of several instances this is: the ``index``-th, counted from 0, of ``count``."""
 
     index: int
@@ -102,7 +106,8 @@ ALONE: Final = Shard(0, 1)
 """The only instance that there is."""
 
 
-class Note(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
     """Something noticed while reading, to be logged once. ``level`` is one of `logging`."""
 
     level: int

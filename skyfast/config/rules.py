@@ -3,9 +3,8 @@
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-
-import msgspec
 
 from skyfast.config.parsers import (
     MAX_ENTRIES,
@@ -121,7 +120,7 @@ def _to_condition(field: str, value: Value, *, known: tuple[str, ...]) -> Condit
         pattern = entry_of(nodes, "regex", lambda text: _to_pattern(path, text))
         return Condition(field=field, path=path, pattern=pattern)
     condition = entry_of(nodes, "not", lambda below: _to_condition(field, below, known=("regex",)))
-    return msgspec.structs.replace(condition, negated=True)
+    return replace(condition, negated=True)
 
 
 def _to_pattern(path: Path | None, value: Value) -> re.Pattern[str]:

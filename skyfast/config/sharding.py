@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-import msgspec
-
 from skyfast.config.model import Config, Note, Shard
 from skyfast.flows.catalog import ENDPOINTS, LABELS_BY_NAME, PROTOCOL
 from skyfast.flows.selection import ViewChoice
@@ -42,7 +40,7 @@ def sharded(config: Config, shard: Shard) -> Config:
         return config
     store = config.store
     if shard.index:
-        store = msgspec.structs.replace(store, interfaces_interval_s=0.0)
+        store = dataclasses.replace(store, interfaces_interval_s=0.0)
     notes = (Note(level=logging.WARNING, text=text) for text in _overlaps(config))
     return dataclasses.replace(
         config,

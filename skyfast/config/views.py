@@ -4,9 +4,8 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias, cast
-
-import msgspec
 
 from skyfast.config.labels import (
     MAX_LABELS,
@@ -165,7 +164,7 @@ def _settled(view: ViewChoice, number: int, *, naming: str, least_timeout_s: flo
     labels = view.labels
     if split and DIRECTION not in names:
         labels = (*labels, LabelChoice(name=DIRECTION))
-    return msgspec.structs.replace(view, labels=labels, timeout_s=timeout_s)
+    return replace(view, labels=labels, timeout_s=timeout_s)
 
 
 def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:

@@ -6,9 +6,8 @@ labels and metrics there are to choose from is said in `skyfast.flows.catalog`, 
 too.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
-
-import msgspec
 
 Path = tuple[str, ...]
 """Where a value stands in a flow: the names of the wire's fields from the outside in.
@@ -52,7 +51,8 @@ class Rewrite(Protocol):
     def __getitem__(self, value: Any, /) -> str | int: ...
 
 
-class Column(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Column:
     """A label. Views that have it in common share the object: each is like itself only.
 
     Its value is what stands at ``path``, or what ``rewrite`` makes of that: the empty text where
@@ -68,7 +68,8 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     volatile: bool = False
 
 
-class Direction(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Direction:
     """The label that tells a connection's two series of one family apart.
 
     ``position`` counts from 0 among all labels of the page, the columns keeping their order
@@ -80,7 +81,8 @@ class Direction(msgspec.Struct, frozen=True, kw_only=True):
     values: tuple[str, str] = (INITIATOR_TO_TARGET, TARGET_TO_INITIATOR)
 
 
-class Counter(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counter:
     """A running total of a flow, summed by its deltas.
 
     ``paths`` are one total since the flow began or several that are added up; ``amounts`` what its
@@ -93,7 +95,8 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
     optional: bool = False
 
 
-class Gauge(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauge:
     """A value of a flow of which a connection keeps one: none as long as all were zero.
 
     ``keep`` says which: that of the latest report, or the least or the most of all.
@@ -103,14 +106,16 @@ class Gauge(msgspec.Struct, frozen=True, kw_only=True):
     keep: Literal["latest", "least", "most"] = "latest"
 
 
-class FlowCount(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class FlowCount:
     """How many flows a connection has now."""
 
 
 Value = Counter | Gauge | FlowCount
 
 
-class Family(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
     """A metric family of the page.
 
     ``values`` is one where there is the initiator's direction only, or the view has no
@@ -131,7 +136,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         return family_head(self.name, self.help, self.type, unit=self.unit, openmetrics=openmetrics)
 
 
-class View(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
     """A set of series with the same labels: one connection row a label tuple.
 
     ``complete`` says that the labels hold both addresses and both ports, so that the flow which
@@ -145,7 +151,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = False
 
 
-class Requirement(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
     """Parts, at least one of which a flow must have; else it is skipped under ``reason``.
 
     Unless ``or_without`` is empty, a flow can lack them all where it has not that part either.
@@ -161,7 +168,8 @@ class Requirement(msgspec.Struct, frozen=True, kw_only=True):
         return (*self.paths, self.or_without) if self.or_without else self.paths
 
 
-class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
     """What makes a conversation the same at every capture point, and what tells those apart.
 
     ``ends`` are the two sides, each the paths of address and port; which is which does not matter.
@@ -177,7 +185,8 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
         return (self.protocol, *self.ends[0], *self.ends[1])
 
 
-class Share(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
     """Which conversations are kept: those whose hash leaves ``index`` when divided by ``count``.
 
     The hash is the same in every process and version, for the shares of several to be disjoint.
@@ -188,7 +197,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
     """What the table keeps of a flow, and the families of its page.
 
     The rows of the first view leave with their last flow, those of the others have time-outs of

@@ -7,9 +7,8 @@ flow.
 
 import ipaddress
 import re
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
-
-import msgspec
 
 from skyfast.flows.plan import Path
 
@@ -19,14 +18,16 @@ KEEP = "keep"
 """The rule name under which flows are counted that none of the keep rules holds for."""
 
 
-class LabelChoice(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelChoice:
     """A label: a known one where ``path`` is None, else what stands at ``path`` in a flow."""
 
     name: str
     path: Path | None = None
 
 
-class MetricChoice(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricChoice:
     """A metric: a known one where ``paths`` is empty, else one or two fields of a flow.
 
     Two fields are the initiator's direction and the target's. ``type`` and ``help`` are those of a
@@ -39,7 +40,8 @@ class MetricChoice(msgspec.Struct, frozen=True, kw_only=True):
     help: str = ""
 
 
-class ViewChoice(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewChoice:
     """A set of series with the same labels.
 
     The main view has an empty ``prefix`` and a ``timeout_s`` of 0: its rows leave with their
@@ -53,14 +55,16 @@ class ViewChoice(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
 
 
-class Mask(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
     """Addresses shown as the networks of these prefix lengths; None is the address itself."""
 
     ipv4: int | None
     ipv6: int | None
 
 
-class Fold(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
     """Ports shown as ``other``: those ``above`` a port, or all, but never those to ``keep``.
 
     One of the two can be None.
@@ -73,7 +77,8 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True):
 Rewrite: TypeAlias = Mask | Fold
 
 
-class Condition(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
     """What a field of a flow must be; ``path`` None is the classification's tag.
 
     It holds where any of ``values``, ``ranges`` (both ends included), ``networks`` or ``pattern``
@@ -90,14 +95,16 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     pattern: re.Pattern[str] | None = None
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
     """Flows for which all ``conditions`` hold; ``name`` is a label value."""
 
     name: str
     conditions: tuple[Condition, ...]
 
 
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
     """Which flows are dropped: those with ``excluded_tags``, of `TAGS`, and by rules.
 
     A flow is dropped by the first of ``drop`` that holds for it, and, where there is ``keep``, if

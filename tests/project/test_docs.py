@@ -20,7 +20,6 @@ from skyfast import stats as selfmetrics
 from skyfast.config import loader
 from skyfast.flows.catalog import LABELS, METRICS, STANDARD_PREFIX
 from skyfast.flows.fields import FIELDS
-from skyfast.flows.planner import families
 from skyfast.skydive import subscription as subscriber
 from tests.support.documentation import PAGES, blocks, code, exported
 from tests.support.paths import DEPLOY, ROOT

@@ -4,8 +4,6 @@ import asyncio
 import dataclasses
 import socket
 
-import msgspec
-
 from skyfast.stats import Stats
 from skyfast.web.exposition import Exposition
 from skyfast.web.server import WebServer
@@ -41,10 +39,10 @@ class Site:
         config = make_config()
         self.config = dataclasses.replace(
             config,
-            store=msgspec.structs.replace(
+            store=dataclasses.replace(
                 config.store, **{"listen_address": "127.0.0.1", "port": 0, **store}
             ),
-            web=msgspec.structs.replace(config.web, **settings),
+            web=dataclasses.replace(config.web, **settings),
         )
         self.table = table or FakeTable()
         self.stats = Stats()

@@ -486,8 +486,8 @@ def test_a_family_with_more_values_than_directions():
     (view,) = plan.views
     (bytes_family, *others) = view.families
     values = (*bytes_family.values, *bytes_family.values)
-    families = (msgspec.structs.replace(bytes_family, values=values), *others)
-    plan = msgspec.structs.replace(plan, views=(msgspec.structs.replace(view, families=families),))
+    families = (dataclasses.replace(bytes_family, values=values), *others)
+    plan = dataclasses.replace(plan, views=(dataclasses.replace(view, families=families),))
     with pytest.raises(ValueError, match=BYTES):
         Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
 
@@ -554,9 +554,9 @@ def test_every_reason_and_every_finish_is_there_from_the_start():
 def test_help_texts_are_escaped(openmetrics, shown):
     plan = plan_of(Spec())
     (view,) = plan.views
-    family = msgspec.structs.replace(view.families[0], help='a "b"\\c\nd')
-    view = msgspec.structs.replace(view, families=(family,))
-    plan = msgspec.structs.replace(plan, views=(view,))
+    family = dataclasses.replace(view.families[0], help='a "b"\\c\nd')
+    view = dataclasses.replace(view, families=(family,))
+    plan = dataclasses.replace(plan, views=(view,))
     table = Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
     page = table.page(0, openmetrics=openmetrics).read(1000).decode()
     assert page.startswith(f"# HELP {BYTES} {shown}\n# TYPE {BYTES} counter\n")
@@ -564,7 +564,7 @@ def test_help_texts_are_escaped(openmetrics, shown):
 
 def test_the_text_of_what_finds_no_room_is_plain_and_short():
     for text in ('"', "\\", "\n", "x" * (MAX_TEXT_BYTES + 1)):
-        plan = msgspec.structs.replace(plan_of(Spec()), overflow=text)
+        plan = dataclasses.replace(plan_of(Spec()), overflow=text)
         with pytest.raises(ValueError, match="finds no room"):
             Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
 
@@ -572,10 +572,8 @@ def test_the_text_of_what_finds_no_room_is_plain_and_short():
 def test_a_direction_has_its_place_among_the_labels():
     plan = plan_of(Spec())
     (view,) = plan.views
-    direction = msgspec.structs.replace(view.direction, position=len(view.columns) + 1)
-    plan = msgspec.structs.replace(
-        plan, views=(msgspec.structs.replace(view, direction=direction),)
-    )
+    direction = dataclasses.replace(view.direction, position=len(view.columns) + 1)
+    plan = dataclasses.replace(plan, views=(dataclasses.replace(view, direction=direction),))
     with pytest.raises(ValueError, match="direction"):
         Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
 

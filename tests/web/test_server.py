@@ -14,7 +14,6 @@ import time
 import zlib
 
 import aiohttp
-import msgspec
 import pytest
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as text_string_to_openmetrics_families,
@@ -167,7 +166,7 @@ async def test_openmetrics_can_be_switched_off():
                 assert answer.headers["vary"] == "Accept-Encoding"
                 assert b"# EOF" not in answer.body
         # A reload can do so, too.
-        limits = msgspec.structs.replace(site.config.web, openmetrics=True)
+        limits = dataclasses.replace(site.config.web, openmetrics=True)
         site.server.configure(limits, reload=None)
         answer = await site.get(accept=PROMETHEUS["3"])
         assert answer.body.endswith(b"\n# EOF\n")
@@ -478,7 +477,7 @@ async def test_other_bounds():
 
     async with Site(FakeTable(BIG), max_scrapes=1) as site, await site.begin_scrape():
         assert (await site.get("/metrics/flows")).status == 503
-        limits = msgspec.structs.replace(site.config.web, max_scrapes=2, max_connections=2)
+        limits = dataclasses.replace(site.config.web, max_scrapes=2, max_connections=2)
         site.server.configure(limits, reload=reload)
         assert (await site.get("/metrics/flows")).status == 200
         assert (await site.get("/-/reload", method="POST")).status == 200
