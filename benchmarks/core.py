@@ -34,7 +34,7 @@ def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
     """Return what the connector makes of the YAML below ``prom_sky_con``."""
     file = f"pipeline: {{store: {{prom_sky_con: {chosen}}}}}"
     configuration = loader.parse(file, {}, source="-")
-    plan = make_plan(configuration, names=Names(keep_s=0))
+    plan = make_plan(configuration.export, names=Names(keep_s=0))
     return configuration, plan, flow_types(plan)
 
 
@@ -80,7 +80,7 @@ class Parts:
         self, chosen: str = DEFAULT, *, slots: bool = True, memory_s: float | None = None
     ) -> None:
         configuration, plan, types = configured(chosen)
-        store = configuration.store
+        limits = configuration.limits
         self.now_s = NOW_S
         self._decode_new = decoder(types.NewFlow).decode
         self._decode_known = decoder(types.Flow).decode
@@ -89,9 +89,9 @@ class Parts:
             types,
             max_connections=LARGE,
             max_flows=4 * LARGE,
-            timeout_s=store.connection_timeout_s + store.connection_grace_s,
-            memory_s=store.flow_memory_s if memory_s is None else memory_s,
-            view_timeouts_s=[view.timeout_s for view in store.views],
+            timeout_s=limits.timeout_s,
+            memory_s=limits.flow_memory_s if memory_s is None else memory_s,
+            view_timeouts_s=limits.view_timeouts_s,
             slots=slots,
         )
         assert self.table.reads_slots == slots

@@ -20,12 +20,13 @@ from skyfast import __version__
 from skyfast._table import Table
 from skyfast.config import cost
 from skyfast.config.loader import changed
-from skyfast.config.model import Config, Store
+from skyfast.config.model import Config, TableLimits
 from skyfast.config.yaml_nodes import ConfigError, redact_url
 from skyfast.flows import filters
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan
 from skyfast.flows.planner import make_plan
+from skyfast.flows.selection import changed_fields
 from skyfast.runtime import logs, memory, systemd
 from skyfast.runtime.clock import Clock
 from skyfast.skydive.captures import Captures
@@ -310,12 +311,12 @@ class App:
         logs.write_notes(config.notes)
         self._parts = new
         new.table.use(new.types)
-        new.table.limit(**_limits(config.store))
+        new.table.limit(**_table_limits(config.limits))
         new.table.flow_update_s = self.stats.flow_update_s
         if _counts_other_flows(old.config, config) and new.table.horizon_s is not None:
             new.table.begin(self.clock.now())
-        new.interfaces.keep(**_interface_times(config.store))
-        new.names.keep(_longest_s(config.store))
+        new.interfaces.keep(**_interface_times(config))
+        new.names.keep(_longest_s(config))
         for rule in new.filtered.keys() & old.filtered.keys():
             new.filtered[rule] = old.filtered[rule]
         self._count(new)
@@ -332,7 +333,7 @@ class App:
             for field, count in old.table.values_skipped.items():
                 own = self.stats.values_skipped
                 own[field] = own.get(field, 0) + count
-            changes = ", ".join(_changes(old.config, config))
+            changes = ", ".join(changed_fields(old.config.export, config.export))
             log.warning("all connections begin anew, by the change of %s", changes)
         if self._served_at and listen.configured(config) != self._served_at:
             log.warning("listen_address and port stay as they are until the next start")
@@ -342,33 +343,33 @@ class App:
     def _count(self, parts: _Parts) -> None:
         """Let the self metrics show the rules, optional fields and bounds of these parts."""
         self.stats.flows_filtered = parts.filtered
-        self.stats.max_connections = parts.config.store.max_connections
-        self.stats.max_flows = parts.config.store.max_flows
-        self.stats.flow_memory_s = parts.config.store.flow_memory_s
+        self.stats.max_connections = parts.config.limits.max_connections
+        self.stats.max_flows = parts.config.limits.max_flows
+        self.stats.flow_memory_s = parts.config.limits.flow_memory_s
 
     def _build(self, config: Config, old: _Parts | None) -> _Parts:
         """Make the parts of ``config`` with what can be kept of the ``old`` ones; change nothing.
 
         This blocks: it reads certificates. Raises ConfigError where they cannot be used.
         """
-        store = config.store
+        export = config.export
         # Names that nobody has asked for since they were used are out of date.
-        names = old.names if old and _has_names(old.plan) else Names(keep_s=_longest_s(store))
-        alike = old if old and not _changes(old.config, config) else None
-        plan = alike.plan if alike else make_plan(config, names=names)
+        names = old.names if old and _has_names(old.plan) else Names(keep_s=_longest_s(config))
+        alike = old if old and old.config.export == export else None
+        plan = alike.plan if alike else make_plan(export, names=names, shard=config.shard)
         types = flow_types(plan, also=filters.reads(config.filter))
-        table = alike.table if alike else Table(plan, types, **_limits(store))
-        same_names = old if old and old.config.store.naming == store.naming else None
+        table = alike.table if alike else Table(plan, types, **_table_limits(config.limits))
+        same_names = old if old and old.config.export.naming == export.naming else None
         captures = (
             same_names.captures
             if same_names
-            else Captures(naming=store.naming, stats=self.stats.captures)
+            else Captures(naming=export.naming, stats=self.stats.captures)
         )
         interfaces = (
             same_names.interfaces
-            if same_names and store.interfaces_interval_s
+            if same_names and config.topology.interfaces_interval_s
             else Interfaces(
-                naming=store.naming, stats=self.stats.topology, **_interface_times(store)
+                naming=export.naming, stats=self.stats.topology, **_interface_times(config)
             )
         )
         poller = TopologyPoller(
@@ -385,7 +386,7 @@ class App:
             else Ranking(
                 table=table,
                 view=plan.views[0],
-                metrics=[metric.name for metric in store.main.metrics],
+                metrics=[metric.name for metric in export.main.metrics],
             )
         )
         checker = (
@@ -435,10 +436,10 @@ class App:
             source=Source(
                 table=table,
                 cardinality=Cardinality(table=table, view=plan.views[0]),
-                views=tuple(view.prefix for view in store.views),
+                views=tuple(view.prefix for view in export.views),
                 interfaces=interfaces,
                 captures=captures,
-                standard_names=store.naming == "standard",
+                standard_names=export.naming == "standard",
             ),
             ranking=ranking,
             subject=Subject(
@@ -536,7 +537,7 @@ class App:
     def _warn_of_updates(self) -> None:
         """Warn once if connections expire between two reports."""
         update_s = round(self.stats.flow_update_s)  # which is measured, to some milliseconds
-        timeout_s = _limits(self._parts.config.store)["timeout_s"]
+        timeout_s = self._parts.config.limits.timeout_s
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
             return
         self._warned = (update_s, timeout_s)
@@ -558,14 +559,14 @@ class App:
             full, connections = table.skipped["table_full"], table.rejected_total
             interval_s = EXPIRY_INTERVAL_S
             if full > known:
-                store = self._parts.config.store
+                limits = self._parts.config.limits
                 log.warning(
                     "the table is full: no room for %d reports of new connections"
                     " (max_connections: %d), and for %d of other new flows (max_flows: %d)",
                     connections - known_connections,
-                    store.max_connections,
+                    limits.max_connections,
                     full - known - (connections - known_connections),
-                    store.max_flows,
+                    limits.max_flows,
                 )
                 known, known_connections, interval_s = full, connections, FULL_INTERVAL_S
             await asyncio.sleep(interval_s)
@@ -604,16 +605,17 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
 
 def _costs(parts: _Parts) -> str:
     """Return what a connection costs and how many there can be, for the log."""
-    store, row_bytes = parts.config.store, parts.table.row_bytes
-    series = cost.series(store.main, naming=store.naming)
-    most = cost.most_connections(store)
+    export, limits = parts.config.export, parts.config.limits
+    row_bytes = parts.table.row_bytes
+    series = cost.series(export.main, naming=export.naming)
+    most = cost.most_connections(limits)
     return (
         f"a connection of one flow costs up to {series} series and {row_bytes} bytes, its"
         f" addresses' texts apart, until"
-        f" {store.connection_timeout_s + store.connection_grace_s:g} s after its last report;"
+        f" {limits.timeout_s:g} s after its last report;"
         f" at most {most} connections"
         f" ({most * series} series, {most * row_bytes >> 20} MiB)"
-        f" of {store.max_flows} flows"
+        f" of {limits.max_flows} flows"
     )
 
 
@@ -621,50 +623,29 @@ def _has_names(plan: Plan) -> bool:
     return any(column.volatile for column in plan.columns)
 
 
-def _limits(store: Store) -> dict[str, Any]:
+def _table_limits(limits: TableLimits) -> dict[str, Any]:
     """Return the table's bounds."""
     return {
-        "max_connections": store.max_connections,
-        "max_flows": store.max_flows,
-        "timeout_s": store.connection_timeout_s + store.connection_grace_s,
-        "memory_s": store.flow_memory_s,
-        "view_timeouts_s": [view.timeout_s for view in store.views],
+        "max_connections": limits.max_connections,
+        "max_flows": limits.max_flows,
+        "timeout_s": limits.timeout_s,
+        "memory_s": limits.flow_memory_s,
+        "view_timeouts_s": limits.view_timeouts_s,
     }
 
 
-def _interface_times(store: Store) -> dict[str, float]:
+def _interface_times(config: Config) -> dict[str, float]:
     return {
-        "interval_s": store.interfaces_interval_s,
-        "connection_timeout_s": store.connection_timeout_s,
+        "interval_s": config.topology.interfaces_interval_s,
+        "connection_timeout_s": config.limits.connection_timeout_s,
     }
 
 
-def _longest_s(store: Store) -> float:
+def _longest_s(config: Config) -> float:
     """Return for how long names are to be remembered: no row lives longer without a report."""
-    limits = _limits(store)
-    rows_s: list[float] = [limits["timeout_s"], *limits["view_timeouts_s"]]
-    return max(*rows_s, 3 * (store.interfaces_interval_s or NAMES_INTERVAL_S))
-
-
-def _exported(config: Config) -> dict[str, object]:
-    """Return what the table is built of: where any of it is another, so must the table be."""
-    store = config.store
-    has_tags = any(
-        label.name == "tag" for view in (store.main, *store.views) for label in view.labels
-    )
-    return {
-        "labels": store.main.labels,
-        "metrics": store.main.metrics,
-        "direction": store.main.direction,
-        "views": [dataclasses.replace(view, timeout_s=0.0) for view in store.views],
-        "include_icmp": store.include_icmp,
-        "include_other": store.include_other,
-        "rewrite": store.rewrites,
-        "overflow": store.overflow,
-        "deduplicate": store.deduplicate,
-        "naming": store.naming,
-        "cluster_net_masks": config.classify.cluster_net_masks if has_tags else (),
-    }
+    limits = config.limits
+    interval_s = config.topology.interfaces_interval_s or NAMES_INTERVAL_S
+    return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)
 
 
 def _counts_other_flows(old: Config, new: Config) -> bool:
@@ -674,12 +655,6 @@ def _counts_other_flows(old: Config, new: Config) -> bool:
         new.classify,
         new.subscriber.capture_id,
     )
-
-
-def _changes(old: Config, new: Config) -> list[str]:
-    """Return the keys by which what is exported differs."""
-    before, after = _exported(old), _exported(new)
-    return [key for key in after if after[key] != before[key]]
 
 
 async def _serve(config: Config, load: Callable[[], Config], options: Options) -> bool:

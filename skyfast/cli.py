@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from skyfast import __version__
 from skyfast.config import cost, loader, model, schema, sharding, yaml_nodes
 from skyfast.config.parsers import Address, Invalid, to_level
+from skyfast.flows import selection
 from skyfast.runtime import logs, memory
 from skyfast.web import listen
 
@@ -201,7 +202,7 @@ def _address(text: str) -> Address:
         raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
-def _shard(text: str) -> model.Shard:
+def _shard(text: str) -> selection.Shard:
     try:
         return sharding.parse(text)
     except ValueError as error:

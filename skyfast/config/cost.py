@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from skyfast.config.model import Config, Store
+from skyfast.config.model import Config, TableLimits
 from skyfast.flows.catalog import DANGEROUS_FIELDS, DIRECTION, LABELS_BY_NAME, METRICS_BY_NAME
 from skyfast.flows.plan import Path
 from skyfast.flows.planner import families
@@ -18,9 +18,9 @@ def series(view: ViewChoice, *, naming: Literal["compatible", "standard"]) -> in
     return sum(len(family.values) for family in families(view, naming=naming))
 
 
-def most_connections(store: Store) -> int:
+def most_connections(limits: TableLimits) -> int:
     """Return how many connections there can be: none is without a flow."""
-    return min(store.max_connections, store.max_flows)
+    return min(limits.max_connections, limits.max_flows)
 
 
 def double_counted(config: Config) -> list[str]:
@@ -29,12 +29,12 @@ def double_counted(config: Config) -> list[str]:
     That is in each view, the connections among them, in which the flows of one conversation's
     capture points can share a series. What has only gauges counts nothing.
     """
-    store = config.store
-    if store.deduplicate != "none":
+    export = config.export
+    if export.deduplicate != "none":
         return []
     return [
         _where(view)
-        for view in (store.main, *store.views)
+        for view in (export.main, *export.views)
         if any(_is_counted(metric) for metric in view.metrics)
         and not any(_path(label) in _POINTS for label in view.labels)
     ]
@@ -46,21 +46,23 @@ def report(config: Config) -> str:
 
 
 def _lines(config: Config) -> Iterator[str]:
-    store = config.store
-    for view in (store.main, *store.views):
-        shown = families(view, naming=store.naming)
-        count = series(view, naming=store.naming)
+    export, limits = config.export, config.limits
+    for view, timeout_s in zip(
+        (export.main, *export.views), (0.0, *limits.view_timeouts_s), strict=True
+    ):
+        shown = families(view, naming=export.naming)
+        count = series(view, naming=export.naming)
         labels = [label.name for label in view.labels if label.name != DIRECTION]
         if view.prefix:
-            kept = f"kept until silent for {view.timeout_s:g} s"
+            kept = f"kept until silent for {timeout_s:g} s"
             row = f"row of view {view.prefix} ({', '.join(labels)})"
             yield f"Each {row} costs up to {count} series, {kept}:"
         else:
-            most = most_connections(store) * count
+            most = most_connections(limits) * count
             yield f"Each connection costs up to {count} series, all together up to {most}:"
         for family in shown:
             yield f"  {len(family.values)} {family.name}"
-    for view in (store.main, *store.views):
+    for view in (export.main, *export.views):
         for label in view.labels:
             if danger := _danger(label, config):
                 yield f"Note: label {label.name} of the {_where(view)} is dangerous: {danger}."
@@ -91,7 +93,7 @@ def _path(label: LabelChoice) -> Path:
 
 def _danger(label: LabelChoice, config: Config) -> str:
     """Return why a label has values without end, or nothing."""
-    if label.name in config.store.rewrites:
+    if label.name in config.export.rewrite:
         return ""
     path = LABELS_BY_NAME[label.name].path if label.path is None else label.path
     return DANGEROUS_FIELDS.get(path, "")

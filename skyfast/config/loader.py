@@ -33,8 +33,9 @@ from skyfast.config.model import (
     Credentials,
     Logging,
     Note,
-    Store,
     Subscriber,
+    TableLimits,
+    Topology,
     Web,
 )
 from skyfast.config.parsers import ANALYZER_PORT, Address, Invalid, Url
@@ -62,8 +63,8 @@ from skyfast.config.yaml_nodes import (
     read_file,
     redact_url,
 )
-from skyfast.flows.catalog import DIRECTION
-from skyfast.flows.selection import Filter, ViewChoice
+from skyfast.flows.catalog import DIRECTION, TAG
+from skyfast.flows.selection import ExportSelection, Filter, ViewChoice
 
 T = TypeVar("T")
 
@@ -430,19 +431,19 @@ def _urls(url: Url | None, analyzers: tuple[Address, ...], *, secure: bool) -> t
     )
 
 
-def _views(get: _Settings) -> tuple[ViewChoice, ...]:
+def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
     """Return the main view and the others."""
     direction = get(schema.DIRECTIONS)
     chosen = get(schema.LABELS)
     if direction == "sum" and not get.is_set(schema.LABELS):
         chosen = tuple(label for label in chosen if label.name != DIRECTION)
-    main = ViewChoice(
-        prefix="", labels=chosen, metrics=get(schema.METRICS), direction=direction, timeout_s=0.0
-    )
+    main = ViewChoice(prefix="", labels=chosen, metrics=get(schema.METRICS), direction=direction)
     timeout_s = _connection_timeout_s(get) + get(schema.CONNECTION_GRACE)
     try:
         return views.settled(
-            (main, *get(schema.VIEWS)), naming=get(schema.NAMING), least_timeout_s=timeout_s
+            (views.ViewEntry(choice=main), *get(schema.VIEWS)),
+            naming=get(schema.NAMING),
+            least_timeout_s=timeout_s,
         )
     except views.Misfit as bad:
         raise _misfit(get, bad) from None
@@ -475,6 +476,33 @@ def _filter(get: _Settings) -> Filter:
     return Filter(excluded_tags=frozenset(excluded_tags), keep=keep, drop=drop)
 
 
+def _export(get: _Settings, main: ViewChoice, others: tuple[ViewChoice, ...]) -> ExportSelection:
+    has_tag = any(label.name == TAG for view in (main, *others) for label in view.labels)
+    return ExportSelection(
+        main=main,
+        views=others,
+        include_icmp=get(schema.INCLUDE_ICMP),
+        include_other=get(schema.INCLUDE_OTHER),
+        rewrite=get(schema.REWRITE),
+        overflow=get(schema.OVERFLOW),
+        deduplicate=get(schema.DEDUPLICATE),
+        naming=get(schema.NAMING),
+        cluster_net_masks=get(schema.NET_MASKS) if has_tag else (),
+    )
+
+
+def _limits(get: _Settings, view_timeouts_s: tuple[float, ...]) -> TableLimits:
+    max_connections = get(schema.MAX_CONNECTIONS)
+    return TableLimits(
+        max_connections=max_connections,
+        max_flows=get(schema.MAX_FLOWS) or min(4 * max_connections, MAX_ROWS),
+        connection_timeout_s=_connection_timeout_s(get),
+        connection_grace_s=get(schema.CONNECTION_GRACE),
+        flow_memory_s=get(schema.FLOW_MEMORY),
+        view_timeouts_s=view_timeouts_s,
+    )
+
+
 def _connection_timeout_s(get: _Settings) -> float:
     return get(schema.CONNECTION_TIMEOUT) or schema.CONNECTION_TIMEOUT.default
 
@@ -483,12 +511,11 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problem
     with problems:
         tls = _tls(get)
     with problems:
-        views = _views(get)
+        main, *others = _views(get)
     with problems:
         filter_ = _filter(get)
     problems.check()
     analyzers, endpoints = _whom(get, notes, secure=bool(tls.client_cert))
-    max_connections = get(schema.MAX_CONNECTIONS)
     return Config(
         source=source,
         host_id=get(schema.HOST_ID) or socket.gethostname(),
@@ -504,25 +531,12 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problem
         ),
         classify=Classify(cluster_net_masks=get(schema.NET_MASKS)),
         filter=filter_,
-        store=Store(
-            port=get(schema.PORT),
-            listen_address=get(schema.LISTEN_ADDRESS),
-            connection_timeout_s=_connection_timeout_s(get),
-            connection_grace_s=get(schema.CONNECTION_GRACE),
-            flow_memory_s=get(schema.FLOW_MEMORY),
-            max_connections=max_connections,
-            max_flows=get(schema.MAX_FLOWS) or min(4 * max_connections, MAX_ROWS),
-            interfaces_interval_s=get(schema.INTERFACES_INTERVAL),
-            main=views[0],
-            views=views[1:],
-            include_icmp=get(schema.INCLUDE_ICMP),
-            include_other=get(schema.INCLUDE_OTHER),
-            rewrites=get(schema.REWRITE),
-            overflow=get(schema.OVERFLOW),
-            deduplicate=get(schema.DEDUPLICATE),
-            naming=get(schema.NAMING),
-        ),
+        export=_export(get, main.choice, tuple(each.choice for each in others)),
+        limits=_limits(get, tuple(each.timeout_s for each in others)),
+        topology=Topology(interfaces_interval_s=get(schema.INTERFACES_INTERVAL)),
         web=Web(
+            listen_address=get(schema.LISTEN_ADDRESS),
+            port=get(schema.PORT),
             max_connections=get(schema.WEB_CONNECTIONS),
             max_scrapes=get(schema.WEB_SCRAPES),
             max_scrapes_per_address=get(schema.WEB_SCRAPES_PER_ADDRESS),

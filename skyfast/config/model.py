@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
-from skyfast.flows.selection import Filter, Network, Rewrite, ViewChoice
+from skyfast.flows.selection import ALONE, ExportSelection, Filter, Network, Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,36 +47,41 @@ class Classify:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
-    """What is exported, the table's bounds and times, and where the page is served.
+class TableLimits:
+    """The table's bounds and times, which can change while it runs.
 
-    ``port`` 0 is any free port, ``listen_address`` empty all addresses of both IP versions,
-    and ``interfaces_interval_s`` 0 switches the interfaces off. ``rewrites`` are by label;
-    ``naming`` is that of the main view's families.
+    A connection leaves ``timeout_s`` after its last report. ``view_timeouts_s`` is when a silent
+    row of each view leaves, in the order of the selection's views.
     """
 
-    port: int
-    listen_address: str
+    max_connections: int
+    max_flows: int
     connection_timeout_s: float
     connection_grace_s: float
     flow_memory_s: float
-    max_connections: int
-    max_flows: int
+    view_timeouts_s: tuple[float, ...]
+
+    @property
+    def timeout_s(self) -> float:
+        return self.connection_timeout_s + self.connection_grace_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """How often the topology is asked for interfaces; 0 switches them off."""
+
     interfaces_interval_s: float
-    main: ViewChoice
-    views: tuple[ViewChoice, ...]
-    include_icmp: bool
-    include_other: bool
-    rewrites: Mapping[str, Rewrite]
-    overflow: Literal["drop", "other"]
-    deduplicate: Literal["none", "first"]
-    naming: Literal["compatible", "standard"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Web:
-    """The bounds of the HTTP server."""
+    """Where the page is served, and the bounds of the HTTP server.
 
+    ``port`` 0 is any free port, and ``listen_address`` empty all addresses of both IP versions.
+    """
+
+    listen_address: str
+    port: int
     max_connections: int
     max_scrapes: int
     max_scrapes_per_address: int
@@ -92,18 +97,6 @@ class Logging:
 
     level: str
     format: Literal["text", "json"]
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Which of several instances this is: the ``index``-th, counted from 0, of ``count``."""
-
-    index: int
-    count: int
-
-
-ALONE: Final = Shard(0, 1)
-"""The only instance that there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +126,9 @@ class Config:
     subscriber: Subscriber
     classify: Classify
     filter: Filter
-    store: Store
+    export: ExportSelection
+    limits: TableLimits
+    topology: Topology
     web: Web
     logging: Logging
     notes: tuple[Note, ...]

@@ -36,7 +36,7 @@ from skyfast.config.parsers import (
 )
 from skyfast.config.yaml_nodes import HIDDEN, Value
 from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS
-from skyfast.flows.selection import LabelChoice, MetricChoice, Network, Rewrite, Rule, ViewChoice
+from skyfast.flows.selection import LabelChoice, MetricChoice, Network, Rewrite, Rule
 
 T = TypeVar("T")
 
@@ -192,70 +192,70 @@ STORE_TYPE = _key(
     "pipeline.store.type", only("prom_sky_con"), "prom_sky_con", lambda _: "prom_sky_con"
 )
 
-PORT = _key("pipeline.store.prom_sky_con.port", whole(0, 65_535), 9100, lambda c: c.store.port)
+PORT = _key("pipeline.store.prom_sky_con.port", whole(0, 65_535), 9100, lambda c: c.web.port)
 LISTEN_ADDRESS = _key(
     "pipeline.store.prom_sky_con.listen_address",
     to_listen_address,
     "",
-    lambda c: c.store.listen_address,
+    lambda c: c.web.listen_address,
 )
 CONNECTION_TIMEOUT = _key(
     "pipeline.store.prom_sky_con.connection_timeout",
     seconds(zero=True),
     60.0,
-    lambda c: show_seconds(c.store.connection_timeout_s),
+    lambda c: show_seconds(c.limits.connection_timeout_s),
 )
 CONNECTION_GRACE = _key(
     "pipeline.store.prom_sky_con.connection_grace",
     seconds(zero=True),
     15.0,
-    lambda c: show_seconds(c.store.connection_grace_s),
+    lambda c: show_seconds(c.limits.connection_grace_s),
 )
 FLOW_MEMORY = _key(
     "pipeline.store.prom_sky_con.flow_memory",
     seconds(zero=True),
     1290.0,
-    lambda c: show_seconds(c.store.flow_memory_s),
+    lambda c: show_seconds(c.limits.flow_memory_s),
 )
 MAX_CONNECTIONS = _key(
     "pipeline.store.prom_sky_con.max_connections",
     whole(1, MAX_ROWS),
     1_000_000,
-    lambda c: c.store.max_connections,
+    lambda c: c.limits.max_connections,
 )
 MAX_FLOWS: Key[int | None] = _key(
-    "pipeline.store.prom_sky_con.max_flows", whole(1, MAX_ROWS), None, lambda c: c.store.max_flows
+    "pipeline.store.prom_sky_con.max_flows", whole(1, MAX_ROWS), None, lambda c: c.limits.max_flows
 )
 INTERFACES_INTERVAL = _key(
     "pipeline.store.prom_sky_con.interfaces_interval",
     seconds(zero=True),
     20.0,
-    lambda c: show_seconds(c.store.interfaces_interval_s),
+    lambda c: show_seconds(c.topology.interfaces_interval_s),
 )
 
 LABELS: Key[tuple[LabelChoice, ...]] = _key(
     "pipeline.store.prom_sky_con.labels",
     labels.to_labels,
     tuple(LabelChoice(name=name) for name in DEFAULT_LABELS),
-    lambda c: labels.show_labels(c.store.main.labels),
+    lambda c: labels.show_labels(c.export.main.labels),
 )
 METRICS: Key[tuple[MetricChoice, ...]] = _key(
     "pipeline.store.prom_sky_con.metrics",
     labels.to_metrics,
     tuple(MetricChoice(name=name) for name in DEFAULT_METRICS),
-    lambda c: labels.show_metrics(c.store.main.metrics),
+    lambda c: labels.show_metrics(c.export.main.metrics),
 )
 DIRECTIONS: Key[Literal["split", "sum"]] = _key(
     "pipeline.store.prom_sky_con.direction",
     one_of("split", "sum"),
     "split",
-    lambda c: c.store.main.direction,
+    lambda c: c.export.main.direction,
 )
-VIEWS: Key[tuple[ViewChoice, ...]] = _key(
+VIEWS: Key[tuple[views.ViewEntry, ...]] = _key(
     "pipeline.store.prom_sky_con.views",
     views.to_views,
     views.DEFAULT_VIEWS,
-    lambda c: views.show_views(c.store.views),
+    lambda c: views.show_views(c.export.views, c.limits.view_timeouts_s),
     can_be_empty=True,
     structured=True,
 )
@@ -263,38 +263,38 @@ INCLUDE_ICMP = _key(
     "pipeline.store.prom_sky_con.include_icmp",
     to_boolean,
     False,
-    lambda c: c.store.include_icmp,
+    lambda c: c.export.include_icmp,
 )
 INCLUDE_OTHER = _key(
     "pipeline.store.prom_sky_con.include_other",
     to_boolean,
     False,
-    lambda c: c.store.include_other,
+    lambda c: c.export.include_other,
 )
 REWRITE: Key[Mapping[str, Rewrite]] = _key(
     "pipeline.store.prom_sky_con.rewrite",
     labels.to_rewrites,
     MappingProxyType({}),
-    lambda c: labels.show_rewrites(c.store.rewrites),
+    lambda c: labels.show_rewrites(c.export.rewrite),
     structured=True,
 )
 OVERFLOW: Key[Literal["drop", "other"]] = _key(
     "pipeline.store.prom_sky_con.overflow",
     one_of("drop", "other"),
     "drop",
-    lambda c: c.store.overflow,
+    lambda c: c.export.overflow,
 )
 DEDUPLICATE: Key[Literal["none", "first"]] = _key(
     "pipeline.store.prom_sky_con.deduplicate",
     one_of("none", "first"),
     "none",
-    lambda c: c.store.deduplicate,
+    lambda c: c.export.deduplicate,
 )
 NAMING: Key[Literal["compatible", "standard"]] = _key(
     "pipeline.store.prom_sky_con.naming",
     one_of("compatible", "standard"),
     "compatible",
-    lambda c: c.store.naming,
+    lambda c: c.export.naming,
 )
 
 WEB_CONNECTIONS = _key(

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from skyfast.config.model import Config, Note, Shard
+from skyfast.config.model import Config, Note, Topology
 from skyfast.flows.catalog import ENDPOINTS, LABELS_BY_NAME, PROTOCOL
-from skyfast.flows.selection import ViewChoice
+from skyfast.flows.selection import Shard, ViewChoice
 
 MAX_SHARDS: Final = 1024
 """Every one of them decodes everything: far fewer are of use."""
@@ -38,27 +38,25 @@ def sharded(config: Config, shard: Shard) -> Config:
     """
     if shard.count == 1:
         return config
-    store = config.store
-    if shard.index:
-        store = dataclasses.replace(store, interfaces_interval_s=0.0)
+    topology = Topology(interfaces_interval_s=0.0) if shard.index else config.topology
     notes = (Note(level=logging.WARNING, text=text) for text in _overlaps(config))
     return dataclasses.replace(
         config,
         shard=shard,
         host_id=f"{config.host_id}-{shard.index}-of-{shard.count}",
-        store=store,
+        topology=topology,
         notes=(*config.notes, *notes),
     )
 
 
 def _overlaps(config: Config) -> Iterator[str]:
     """Say which of the shards' pages have series in common."""
-    if not _tells_apart(config.store.main, config):
+    if not _tells_apart(config.export.main, config):
         yield (
             "connections are in the pages of several shards, each with a part of their values:"
             " their labels are not both addresses, both ports and the protocol as they are"
         )
-    views = [view.prefix for view in config.store.views if not _tells_apart(view, config)]
+    views = [view.prefix for view in config.export.views if not _tells_apart(view, config)]
     if views:
         yield (
             f"series of {', '.join(views)} are in the pages of several shards, each with a part"
@@ -70,7 +68,7 @@ def _tells_apart(view: ViewChoice, config: Config) -> bool:
     """Tell whether connections with the same labels are always of one shard."""
     paths = set()
     for label in view.labels:
-        if label.name in config.store.rewrites:
+        if label.name in config.export.rewrite:
             continue
         if label.path is not None:
             paths.add(label.path)

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast
 
 from skyfast.config.labels import (
@@ -45,19 +45,32 @@ MAX_ALL_VALUES = 64
 VIEW_TIMEOUT_S = 3600.0
 """When a view's silent rows leave, unless the view says otherwise."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewEntry:
+    """A view of a configuration, and when its silent rows leave: 0 where that is not written.
+
+    The main view has 0: its rows leave with their flows.
+    """
+
+    choice: ViewChoice
+    timeout_s: float = 0.0
+
+
 DEFAULT_VIEWS = (
-    ViewChoice(
-        prefix="skydive_traffic",
-        labels=tuple(LabelChoice(name=name) for name in ("node_tid", "protocol", DIRECTION)),
-        metrics=(MetricChoice(name="bytes"), MetricChoice(name="packets")),
-        direction="split",
-        timeout_s=0.0,
+    ViewEntry(
+        choice=ViewChoice(
+            prefix="skydive_traffic",
+            labels=tuple(LabelChoice(name=name) for name in ("node_tid", "protocol", DIRECTION)),
+            metrics=(MetricChoice(name="bytes"), MetricChoice(name="packets")),
+            direction="split",
+        )
     ),
 )
 """The views beside the main one where none are written: few series, so that none is short-lived."""
 
 
-def _to_view(value: Value) -> ViewChoice:
+def _to_view(value: Value) -> ViewEntry:
     nodes = mapping_of(
         value,
         known=("prefix", "labels", "metrics", "direction", "timeout"),
@@ -67,32 +80,31 @@ def _to_view(value: Value) -> ViewChoice:
     entries = Entries(nodes)
     prefix = entries.of("prefix", to_metric_name)
     labels = entries.of("labels", to_labels)
-    metrics = entries.of("metrics", to_metrics, DEFAULT_VIEWS[0].metrics)
+    metrics = entries.of("metrics", to_metrics, DEFAULT_VIEWS[0].choice.metrics)
     direction = cast(
         Literal["split", "sum"], entries.of("direction", one_of("split", "sum"), "split")
     )
     timeout_s = entries.of("timeout", seconds(zero=False), 0.0)
     entries.check()
-    return ViewChoice(
-        prefix=prefix, labels=labels, metrics=metrics, direction=direction, timeout_s=timeout_s
-    )
+    choice = ViewChoice(prefix=prefix, labels=labels, metrics=metrics, direction=direction)
+    return ViewEntry(choice=choice, timeout_s=timeout_s)
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS)
 """Accepts a list of views. Those without a time-out have 0."""
 
 
-def show_views(views: Sequence[ViewChoice]) -> list[object]:
-    """Return what `to_views` makes ``views`` of."""
+def show_views(views: Sequence[ViewChoice], timeouts_s: Sequence[float]) -> list[object]:
+    """Return what `to_views` makes ``views`` with these time-outs of."""
     return [
         {
             "prefix": view.prefix,
             "labels": show_labels(view.labels),
             "metrics": show_metrics(view.metrics),
             "direction": view.direction,
-            "timeout": show_seconds(view.timeout_s),
+            "timeout": show_seconds(timeout_s),
         }
-        for view in views
+        for view, timeout_s in zip(views, timeouts_s, strict=True)
     ]
 
 
@@ -114,8 +126,8 @@ class Misfit(Exception):  # noqa: N818 - becomes a ConfigError
 
 
 def settled(
-    views: Sequence[ViewChoice], *, naming: str, least_timeout_s: float
-) -> tuple[ViewChoice, ...]:
+    views: Sequence[ViewEntry], *, naming: str, least_timeout_s: float
+) -> tuple[ViewEntry, ...]:
     """Return the views, of which the first is the main one, with what they leave open filled in.
 
     Raises:
@@ -123,15 +135,17 @@ def settled(
 
     """
     done = tuple(
-        _settled(view, number, naming=naming, least_timeout_s=least_timeout_s)
-        for number, view in enumerate(views)
+        _settled(entry, number, naming=naming, least_timeout_s=least_timeout_s)
+        for number, entry in enumerate(views)
     )
-    _check_names(done, naming=naming)
-    _check_sizes(done, naming=naming)
+    choices = [entry.choice for entry in done]
+    _check_names(choices, naming=naming)
+    _check_sizes(choices, naming=naming)
     return done
 
 
-def _settled(view: ViewChoice, number: int, *, naming: str, least_timeout_s: float) -> ViewChoice:
+def _settled(entry: ViewEntry, number: int, *, naming: str, least_timeout_s: float) -> ViewEntry:
+    view = entry.choice
     split = view.direction == "split"
     names = [label.name for label in view.labels]
     for i, name in enumerate(names):
@@ -155,16 +169,16 @@ def _settled(view: ViewChoice, number: int, *, naming: str, least_timeout_s: flo
             where = "in a view" if view.prefix else "where naming is standard"
             problem = f"is a counter, whose name ends with _total {where}"
             raise Misfit(problem, number, ("metrics", i, "name"))
-    if view.prefix and 0 < view.timeout_s < least_timeout_s:
+    if view.prefix and 0 < entry.timeout_s < least_timeout_s:
         problem = (
             f"is less than connection_timeout and connection_grace together, {least_timeout_s:g}"
         )
         raise Misfit(problem, number, ("timeout",))
-    timeout_s = view.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
+    timeout_s = entry.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
     labels = view.labels
     if split and DIRECTION not in names:
         labels = (*labels, LabelChoice(name=DIRECTION))
-    return replace(view, labels=labels, timeout_s=timeout_s)
+    return ViewEntry(choice=replace(view, labels=labels), timeout_s=timeout_s)
 
 
 def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:

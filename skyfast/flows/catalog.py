@@ -14,6 +14,9 @@ from skyfast.flows.plan import Path
 DIRECTION: Final = "direction"
 """The label that is no field, but tells the initiator's series from the target's."""
 
+TAG: Final = "tag"
+"""The label that is the classification by the cluster's networks."""
+
 STANDARD_PREFIX: Final = "skydive_connection"
 """What the families of the main view begin with where the naming is standard."""
 
@@ -153,7 +156,7 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
         help="the flow of the tunnel that it went through, empty without one",
     ),
     KnownLabel(
-        name="tag",
+        name=TAG,
         path=(),
         cardinality="fine",
         help="`internal`, `ingress`, `egress` or `other`, by `classify.cluster_net_masks`",

@@ -3,7 +3,7 @@
 `make_plan` builds from the known labels and metrics of `skyfast.flows.catalog`.
 """
 
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from skyfast.flows.catalog import (
     DIRECTION,
@@ -36,10 +36,15 @@ from skyfast.flows.plan import (
     View,
 )
 from skyfast.flows.rewrites import OTHER, FlowProtocol, fold, mask
-from skyfast.flows.selection import LabelChoice, Mask, MetricChoice, ViewChoice
-
-if TYPE_CHECKING:
-    from skyfast.config.model import Config, Store
+from skyfast.flows.selection import (
+    ALONE,
+    ExportSelection,
+    LabelChoice,
+    Mask,
+    MetricChoice,
+    Shard,
+    ViewChoice,
+)
 
 UNITS: Final = ("bytes", "seconds", "nanoseconds")
 """Units that a family's name can end with."""
@@ -61,22 +66,21 @@ class Names(Protocol):
     def owner(self) -> Rewrite: ...
 
 
-def make_plan(config: "Config", *, names: Names) -> Plan:
-    """Return the plan of the page that ``config`` wants. Topology labels come from ``names``.
+def make_plan(export: ExportSelection, *, names: Names, shard: Shard = ALONE) -> Plan:
+    """Return the plan of the page that ``export`` selects, of the flows of ``shard``.
 
-    Views that have a label in common share its column.
+    Topology labels come from ``names``. Views that have a label in common share its column.
     """
-    store, shard = config.store, config.shard
-    columns = _Columns(config, names)
+    columns = _Columns(export, names)
     return Plan(
-        views=tuple(_view(view, columns, store) for view in (store.main, *store.views)),
+        views=tuple(_view(view, columns, export) for view in (export.main, *export.views)),
         requirements=(
             Requirement(paths=(("Network",),), reason="no_network"),
-            *_transport(store),
+            *_transport(export),
             Requirement(paths=(("Metric",),), reason="no_metric"),
         ),
-        conversation=_CONVERSATION if store.deduplicate == "first" else None,
-        overflow=OTHER if store.overflow == "other" else None,
+        conversation=_CONVERSATION if export.deduplicate == "first" else None,
+        overflow=OTHER if export.overflow == "other" else None,
         share=(
             Share(conversation=_CONVERSATION, index=shard.index, count=shard.count)
             if shard.count > 1
@@ -85,15 +89,15 @@ def make_plan(config: "Config", *, names: Names) -> Plan:
     )
 
 
-def _transport(store: "Store") -> tuple[Requirement, ...]:
+def _transport(export: ExportSelection) -> tuple[Requirement, ...]:
     """Return what a flow must have beside its addresses: nothing where everything is included."""
-    if store.include_icmp and store.include_other:
+    if export.include_icmp and export.include_other:
         return ()
     transport: tuple[Path, ...] = (("Transport",),)
     return (
         Requirement(
-            paths=(*transport, ("ICMP",)) if store.include_icmp else transport,
-            or_without=("ICMP",) if store.include_other else (),
+            paths=(*transport, ("ICMP",)) if export.include_icmp else transport,
+            or_without=("ICMP",) if export.include_other else (),
             reason="no_transport",
         ),
     )
@@ -109,8 +113,8 @@ _CONVERSATION: Final = Conversation(
 class _Columns:
     """Makes the columns of the labels, one for each label."""
 
-    def __init__(self, config: "Config", names: Names) -> None:
-        self._config = config
+    def __init__(self, export: ExportSelection, names: Names) -> None:
+        self._export = export
         self._names = names
         self._made: dict[LabelChoice, Column] = {}
 
@@ -127,35 +131,35 @@ class _Columns:
             return Column(
                 name=known.name,
                 path=(),
-                rewrite=classifier(self._config.classify.cluster_net_masks),
+                rewrite=classifier(self._export.cluster_net_masks),
                 reads=Classifier.READS,
             )
         if known.lookup:
             names = getattr(self._names, known.lookup)
             return Column(name=known.name, path=known.path, rewrite=names, volatile=True)
-        store = self._config.store
-        if known.path == PROTOCOL and (store.include_icmp or store.include_other):
-            rewrite = FlowProtocol(other=store.include_other)
+        export = self._export
+        if known.path == PROTOCOL and (export.include_icmp or export.include_other):
+            rewrite = FlowProtocol(other=export.include_other)
             return Column(name=known.name, path=(), rewrite=rewrite, reads=rewrite.reads)
         return Column(name=known.name, path=known.path, rewrite=self._rewrite(known.name))
 
     def _rewrite(self, name: str) -> Rewrite | None:
-        wanted = self._config.store.rewrites.get(name)
+        wanted = self._export.rewrite.get(name)
         if wanted is None:
             return None
         return mask(wanted) if isinstance(wanted, Mask) else fold(wanted)
 
 
-def _view(view: ViewChoice, columns: _Columns, store: "Store") -> View:
+def _view(view: ViewChoice, columns: _Columns, export: ExportSelection) -> View:
     chosen = tuple(columns[label] for label in view.labels if label.name != DIRECTION)
     names = [label.name for label in view.labels]
     split = view.direction == "split"
     return View(
         columns=chosen,
         direction=Direction(position=names.index(DIRECTION)) if split else None,
-        families=families(view, naming=store.naming),
+        families=families(view, naming=export.naming),
         # A flow without ports is not known by its addresses alone.
-        complete=not (store.include_icmp or store.include_other)
+        complete=not (export.include_icmp or export.include_other)
         and {column.path for column in chosen if column.rewrite is None} >= ENDPOINTS,
     )
 

@@ -7,8 +7,9 @@ flow.
 
 import ipaddress
 import re
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, fields
+from typing import Any, Final, Literal, TypeAlias
 
 from skyfast.flows.plan import Path
 
@@ -44,15 +45,14 @@ class MetricChoice:
 class ViewChoice:
     """A set of series with the same labels.
 
-    The main view has an empty ``prefix`` and a ``timeout_s`` of 0: its rows leave with their
-    flows. ``labels`` holds ``direction`` exactly where the directions are split.
+    The main view has an empty ``prefix``. ``labels`` holds ``direction`` exactly where the
+    directions are split.
     """
 
     prefix: str
     labels: tuple[LabelChoice, ...]
     metrics: tuple[MetricChoice, ...]
     direction: Literal["split", "sum"]
-    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,49 @@ class Fold:
 
 
 Rewrite: TypeAlias = Mask | Fold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSelection:
+    """What is exported: another selection needs a new table.
+
+    ``main`` is the view whose rows are the connections, and ``naming`` that of its families.
+    ``rewrite`` is by label. ``cluster_net_masks`` are the networks by which the label ``tag`` is
+    told; without that label they change nothing that is exported, and it is empty.
+    """
+
+    main: ViewChoice
+    views: tuple[ViewChoice, ...]
+    include_icmp: bool
+    include_other: bool
+    rewrite: Mapping[str, Rewrite]
+    overflow: Literal["drop", "other"]
+    deduplicate: Literal["none", "first"]
+    naming: Literal["compatible", "standard"]
+    cluster_net_masks: tuple[Network, ...]
+
+
+def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
+    """Return the names of the fields by which two selections differ, of the main view its own."""
+    main = _changed(old.main, new.main, fields(ViewChoice))
+    rest = [each for each in fields(ExportSelection) if each.name != "main"]
+    return [*main, *_changed(old, new, rest)]
+
+
+def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:
+    return [each.name for each in of if getattr(old, each.name) != getattr(new, each.name)]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which of several instances this is: the ``index``-th, counted from 0, of ``count``."""
+
+    index: int
+    count: int
+
+
+ALONE: Final = Shard(0, 1)
+"""The only instance that there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

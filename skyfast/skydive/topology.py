@@ -380,7 +380,7 @@ class TopologyPoller:
         """
         endpoints = [Endpoint.parse(url) for url in config.subscriber.endpoints]
         context = client_context(config.tls) if any(one.secure for one in endpoints) else None
-        interval_s = config.store.interfaces_interval_s
+        interval_s = config.topology.interfaces_interval_s
         self._interfaces = interfaces if interval_s else None
         self._names = names
         self._renamed = renamed

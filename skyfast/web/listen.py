@@ -65,7 +65,7 @@ class ListenError(OSError):
 
 def configured(config: Config) -> Address:
     """Return the configuration's address; the host is empty where that is every one."""
-    return Address(config.store.listen_address, config.store.port)
+    return Address(config.web.listen_address, config.web.port)
 
 
 def parse(text: str) -> Address:

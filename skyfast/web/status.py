@@ -398,7 +398,7 @@ class Status:
                 last_bytes=scrape.last_bytes if scrape.scrapes else None,
             ),
             interfaces=InterfacesState(
-                enabled=subject.config.store.interfaces_interval_s > 0,
+                enabled=subject.config.topology.interfaces_interval_s > 0,
                 count=stats.topology.interfaces,
                 answers_total=stats.topology.answers,
                 errors_total=sum(stats.topology.errors.values()),

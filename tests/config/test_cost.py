@@ -62,7 +62,7 @@ def test_it_is_so(settings: str) -> None:
     # One conversation, captured at both ends of a link.
     ends = [flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")]
     sink.take(message(*ends))
-    for one, prefix in ((config.store.main, ""), *((v, v.prefix) for v in config.store.views)):
+    for one, prefix in ((config.export.main, ""), *((v, v.prefix) for v in config.export.views)):
         family = f"{prefix}_bytes_total" if prefix else CONNECTIONS
         shown = [int(value) for value in values(sink, family)]
         if shown:

@@ -90,7 +90,6 @@ def view(
     labels: str,
     metrics: str = "bytes packets",
     direction: Literal["split", "sum"] = "split",
-    timeout_s: float = 3600.0,
 ) -> ViewChoice:
     """Return a view of known labels and metrics."""
     return ViewChoice(
@@ -98,7 +97,6 @@ def view(
         labels=tuple(LabelChoice(name=name) for name in labels.split()),
         metrics=tuple(MetricChoice(name=name) for name in metrics.split()),
         direction=direction,
-        timeout_s=timeout_s,
     )
 
 
@@ -119,30 +117,33 @@ def check_defaults(result: Config) -> None:
     )
     assert result.classify == model.Classify(cluster_net_masks=())
     assert result.filter == selection.Filter(excluded_tags=frozenset(), keep=(), drop=())
-    assert result.store == model.Store(
-        port=9100,
-        listen_address="",
+    assert result.limits == model.TableLimits(
         connection_timeout_s=60.0,
         connection_grace_s=15.0,
         flow_memory_s=1290.0,
         max_connections=1_000_000,
         max_flows=4_000_000,
-        interfaces_interval_s=20.0,
+        view_timeouts_s=(3600.0,),
+    )
+    assert result.topology == model.Topology(interfaces_interval_s=20.0)
+    assert result.export == selection.ExportSelection(
         main=view(
             prefix="",
             labels="initiator_ip target_ip initiator_port target_port direction node_tid protocol",
             metrics="bytes packets rtt",
-            timeout_s=0.0,
         ),
         views=(view(prefix="skydive_traffic", labels="node_tid protocol direction"),),
         include_icmp=False,
         include_other=False,
-        rewrites={},
+        rewrite={},
         overflow="drop",
         deduplicate="none",
         naming="compatible",
+        cluster_net_masks=(),
     )
     assert result.web == model.Web(
+        listen_address="",
+        port=9100,
         max_connections=256,
         max_scrapes=8,
         max_scrapes_per_address=4,
@@ -244,15 +245,16 @@ def test_every_key(yaml_loader: str) -> None:
             ),
         ),
     )
-    assert result.store == model.Store(
-        port=9200,
-        listen_address="::1",
+    assert result.limits == model.TableLimits(
         connection_timeout_s=75.0,
         connection_grace_s=0.0,
         flow_memory_s=300.0,
         max_connections=200_000,
         max_flows=300_000,
-        interfaces_interval_s=0.0,
+        view_timeouts_s=(600.0, 3600.0),
+    )
+    assert result.topology == model.Topology(interfaces_interval_s=0.0)
+    assert result.export == selection.ExportSelection(
         main=ViewChoice(
             prefix="",
             labels=(
@@ -272,7 +274,6 @@ def test_every_key(yaml_loader: str) -> None:
                 ),
             ),
             direction="split",
-            timeout_s=0.0,
         ),
         views=(
             ViewChoice(
@@ -283,21 +284,23 @@ def test_every_key(yaml_loader: str) -> None:
                     MetricChoice(name="captured_total", paths=(("RawPacketsCaptured",),)),
                 ),
                 direction="sum",
-                timeout_s=600.0,
             ),
             view(prefix="skydive_hosts", labels="direction node_host"),
         ),
         include_icmp=True,
         include_other=True,
-        rewrites={
+        rewrite={
             "initiator_ip": Mask(ipv4=24, ipv6=64),
             "target_port": Fold(above=1023, keep=frozenset({8080, 3306})),
         },
         overflow="other",
         deduplicate="first",
         naming="standard",
+        cluster_net_masks=(),
     )
     assert result.web == model.Web(
+        listen_address="::1",
+        port=9200,
         max_connections=64,
         max_scrapes=2,
         max_scrapes_per_address=1,
@@ -315,7 +318,7 @@ def test_keys_have_no_case(yaml_loader: str) -> None:
 
 def test_keys_can_be_paths() -> None:
     text = "pipeline.store.prom_sky_con: {port: 1}\npipeline: {Store.Type: prom_sky_con}\n"
-    assert parse(text).store.port == 1
+    assert parse(text).web.port == 1
 
 
 def test_aliases(yaml_loader: str) -> None:
@@ -358,19 +361,19 @@ def test_text_is_what_was_written(text: str, value: str, yaml_loader: str) -> No
     [("0", 0), ("65535", 65535), ("'9100'", 9100), ("9100.0", 9100), ("1e3", 1000)],
 )
 def test_whole_numbers(text: str, port: int) -> None:
-    assert parse(f"pipeline.store.prom_sky_con.port: {text}").store.port == port
+    assert parse(f"pipeline.store.prom_sky_con.port: {text}").web.port == port
 
 
 def test_a_timeout_of_zero_is_the_default() -> None:
-    assert parse(store(connection_timeout=0)).store.connection_timeout_s == 60.0
-    assert parse(store(connection_timeout=-0.0)).store.connection_timeout_s == 60.0
-    assert parse(store(connection_timeout=0.5)).store.connection_timeout_s == 0.5
+    assert parse(store(connection_timeout=0)).limits.connection_timeout_s == 60.0
+    assert parse(store(connection_timeout=-0.0)).limits.connection_timeout_s == 60.0
+    assert parse(store(connection_timeout=0.5)).limits.connection_timeout_s == 0.5
 
 
 def test_flows_follow_connections() -> None:
-    assert parse(store(max_connections=10)).store.max_flows == 40
-    assert parse(store(max_connections=10, max_flows=5)).store.max_flows == 5
-    assert parse(store(max_connections=1 << 27)).store.max_flows == 1 << 27
+    assert parse(store(max_connections=10)).limits.max_flows == 40
+    assert parse(store(max_connections=10, max_flows=5)).limits.max_flows == 5
+    assert parse(store(max_connections=1 << 27)).limits.max_flows == 1 << 27
 
 
 @pytest.mark.parametrize(
@@ -389,7 +392,7 @@ def test_levels_are_those_of_logging(level: str, name: str) -> None:
 )
 def test_listen_address(text: str, address: str) -> None:
     result = parse(f"pipeline.store.prom_sky_con.listen_address: {text}")
-    assert result.store.listen_address == address
+    assert result.web.listen_address == address
 
 
 # What is exported
@@ -412,29 +415,29 @@ def labels_of(choice: ViewChoice) -> str:
     ],
 )
 def test_direction_is_a_label_where_it_is_split(keys: dict[str, Any], labels: str) -> None:
-    main = parse(store(**keys)).store.main
+    main = parse(store(**keys)).export.main
     assert labels_of(main) == labels
-    (other,) = parse(store(views=[{"prefix": "a", "labels": "protocol", **keys}])).store.views
+    (other,) = parse(store(views=[{"prefix": "a", "labels": "protocol", **keys}])).export.views
     assert labels_of(other) == (labels if "labels" in keys else "protocol")
 
 
 def test_views_can_be_none() -> None:
-    assert parse(store(views=[])).store.views == ()
+    assert parse(store(views=[])).export.views == ()
     assert loader.dump(parse(store(views=[]))).count("views: []") == 1
-    assert parse(store(views=None)).store.views == parse("").store.views
+    assert parse(store(views=None)).export.views == parse("").export.views
 
 
 def test_a_view_needs_a_prefix_and_labels_alone() -> None:
-    (written,) = parse(store(views=[{"prefix": "a", "labels": ["protocol"]}])).store.views
-    assert written == view(prefix="a", labels="protocol direction")
+    written = parse(store(views=[{"prefix": "a", "labels": ["protocol"]}]))
+    assert written.export.views == (view(prefix="a", labels="protocol direction"),)
+    assert written.limits.view_timeouts_s == (3600.0,)
 
 
 def test_views_outlive_connections() -> None:
-    (default,) = parse(store(connection_timeout=7200)).store.views
-    assert default.timeout_s == 7215.0
+    assert parse(store(connection_timeout=7200)).limits.view_timeouts_s == (7215.0,)
     views = [{"prefix": "a", "labels": "protocol", "timeout": 7215}]
-    (written,) = parse(store(connection_timeout=7200, views=views)).store.views
-    assert written.timeout_s == 7215.0
+    written = parse(store(connection_timeout=7200, views=views))
+    assert written.limits.view_timeouts_s == (7215.0,)
 
 
 def test_a_view_can_be_used_twice() -> None:
@@ -446,9 +449,9 @@ def test_a_view_can_be_used_twice() -> None:
         "    - {prefix: b, labels: *few, metrics: *all}\n"
     )
     result = parse(text)
-    first, second = result.store.views
+    first, second = result.export.views
     assert first.labels == second.labels
-    assert first.metrics == second.metrics == result.store.main.metrics
+    assert first.metrics == second.metrics == result.export.main.metrics
     assert meaning(parse(loader.dump(result))) == meaning(result)
 
 
@@ -911,7 +914,7 @@ def test_environment_names(path: str, env: str) -> None:
 
 def test_environment_goes_before_the_file() -> None:
     text = store(port="not looked at")
-    assert parse(text, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="1").store.port == 1
+    assert parse(text, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="1").web.port == 1
 
 
 def test_empty_and_unknown_variables_are_ignored() -> None:
@@ -925,8 +928,8 @@ def test_empty_and_unknown_variables_are_ignored() -> None:
         skydive_host_id="x",
         HOST_ID="x",
     )
-    assert result.store.port == 1
-    assert meaning(replace(result, store=parse("").store)) == meaning(parse(""))
+    assert result.web.port == 1
+    assert meaning(replace(result, web=parse("").web)) == meaning(parse(""))
 
 
 @pytest.mark.parametrize(
@@ -1309,11 +1312,11 @@ def test_any_selection_is_a_page_or_refused(tree: dict[str, Any]) -> None:
         return
     assert meaning(parse(loader.dump(result))) == meaning(result)
     names = []
-    for choice in (result.store.main, *result.store.views):
+    for choice in (result.export.main, *result.export.views):
         labels = [label.name for label in choice.labels]
         assert len(set(labels)) == len(labels)
         assert ("direction" in labels) == (choice.direction == "split")
-        names += [family.name for family in families(choice, naming=result.store.naming)]
+        names += [family.name for family in families(choice, naming=result.export.naming)]
     assert len(set(names)) == len(names)
 
 

@@ -48,8 +48,9 @@ def test_a_shard_has_a_name_of_its_own_and_leaves_the_cluster_to_the_first():
     whole = config_of("host_id: sky")
     first, second = (sharding.sharded(whole, Shard(index, 2)) for index in (0, 1))
     assert [each.host_id for each in (whole, first, second)] == ["sky", "sky-0-of-2", "sky-1-of-2"]
-    assert first.store == whole.store
-    assert second.store.interfaces_interval_s == 0
+    assert (first.export, first.limits) == (whole.export, whole.limits)
+    assert first.topology == whole.topology
+    assert second.topology.interfaces_interval_s == 0
     assert sharding.sharded(whole, ALONE) == whole
 
 
@@ -217,9 +218,9 @@ def test_a_share_of_a_view_without_addresses_is_a_part_of_each_series():
 
 def test_there_are_no_other_shares():
     config = config_of()
-    plan = make_plan(config, names=Names(keep_s=1))
+    plan = make_plan(config.export, names=Names(keep_s=1), shard=config.shard)
     assert plan.share is None
-    plan = make_plan(sharding.sharded(config, Shard(1, 2)), names=Names(keep_s=1))
+    plan = make_plan(config.export, names=Names(keep_s=1), shard=Shard(1, 2))
     assert (plan.share.index, plan.share.count) == (1, 2)
     for index, count in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="no such share"):

@@ -424,7 +424,7 @@ def test_the_image_holds_what_runs_and_no_more(image: Build) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
 def test_the_image_tells_what_it_is(image: Build) -> None:
-    assert image.settings["EXPOSE"] == loader.parse("", {}, source="none").store.port
+    assert image.settings["EXPOSE"] == loader.parse("", {}, source="none").web.port
     assert image.settings["LABEL"]["org.opencontainers.image.title"] == "skyfast"
     assert int(image.settings["USER"].split(":")[0]) > 0
 
@@ -647,7 +647,7 @@ def test_the_manifests_find_each_other() -> None:
     assert selects(policy["podSelector"]["matchLabels"], labels)
     assert selects(monitor["selector"]["matchLabels"], service["metadata"]["labels"])
     (port,) = only["ports"]
-    assert port["containerPort"] == loader.parse("", {}, source="none").store.port
+    assert port["containerPort"] == loader.parse("", {}, source="none").web.port
     (served,) = service["spec"]["ports"]
     assert (served["targetPort"], served["port"]) == (port["name"], port["containerPort"])
     assert [endpoint["port"] for endpoint in monitor["endpoints"]] == [served["name"]]
@@ -746,10 +746,10 @@ def test_the_resources_are_those_of_the_benchmarks() -> None:
         figure(r"\| 1,000,000 connections over that \| ([\d,.]+) bytes"),
         max(map(float, re.findall(r"more while a page is read, \w+ \| ([\d.]+) MiB", BENCHMARKS))),
     )
-    store = loader.parse("", {}, source="none").store
+    limits = loader.parse("", {}, source="none").limits
     web = loader.parse("", {}, source="none").web
     message = loader.parse("", {}, source="none").subscriber.max_message_bytes / 2**20
-    most = EMPTY_PROCESS_MIB + store.max_flows * connection / 2**20 + web.max_scrapes * page
+    most = EMPTY_PROCESS_MIB + limits.max_flows * connection / 2**20 + web.max_scrapes * page
     _, only = container()
     limit = only["resources"]["limits"]["memory"]
     assert limit == "1Gi"

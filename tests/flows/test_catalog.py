@@ -47,7 +47,8 @@ EVERY_METRIC = [metric.name for metric in METRICS]
 def plan_of(names: Names | None = None, **keys: object) -> Plan:
     """Return the plan of a file with these keys of the store."""
     text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
-    return make_plan(loader.parse(text, {}, source="x.yml"), names=names or Names(keep_s=0))
+    export = loader.parse(text, {}, source="x.yml").export
+    return make_plan(export, names=names or Names(keep_s=0))
 
 
 def metric(name: str, **keys: object) -> Family:
@@ -254,7 +255,7 @@ def test_tag_is_that_of_the_classification() -> None:
         "pipeline: {classify: {cluster_net_masks: 10.0.0.0/8},"
         " store: {prom_sky_con: {labels: tag}}}"
     )
-    plan = make_plan(loader.parse(text, {}, source="x.yml"), names=Names(keep_s=0))
+    plan = make_plan(loader.parse(text, {}, source="x.yml").export, names=Names(keep_s=0))
     (made,) = plan.views[0].columns
     assert made.rewrite is not None
     flow = decoded({"Network": {"A": "10.0.0.1", "B": "192.0.2.1"}}, plan)
@@ -536,9 +537,9 @@ def pairs() -> dict[str, str]:
     others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(skydive_\w+)` \|", page)
     main = loader.parse(
         f"pipeline.store.prom_sky_con.metrics: {EVERY_METRIC}", {}, source="x"
-    ).store
+    ).export.main
     compatible, standard = (
-        [family.name for family in families(main.main, naming=naming)]
+        [family.name for family in families(main, naming=naming)]
         for naming in ("compatible", "standard")
     )
     return dict(ChainMap(dict(others), dict(zip(compatible, standard, strict=True))))

@@ -91,15 +91,15 @@ class Configuration(Target):
             return
         # What is accepted can be used, and shown, and read again.
         loader.parse(loader.dump(made), ENVIRON, source="the dump")
-        plan = make_plan(made, names=Names(keep_s=0))
+        plan = make_plan(made.export, names=Names(keep_s=0))
         types = flow_types(plan, also=reads(made.filter))
         Table(
             plan,
             types,
-            max_connections=made.store.max_connections,
-            max_flows=made.store.max_flows,
-            timeout_s=made.store.connection_timeout_s + made.store.connection_grace_s,
-            view_timeouts_s=[view.timeout_s for view in made.store.views],
+            max_connections=made.limits.max_connections,
+            max_flows=made.limits.max_flows,
+            timeout_s=made.limits.timeout_s,
+            view_timeouts_s=made.limits.view_timeouts_s,
         )
         admission(
             made.filter,

@@ -199,7 +199,7 @@ class _Fed(Fed):
         made = configured(name)
         super().__init__(made, max_connections=MAX_CONNECTIONS, max_flows=2 * MAX_CONNECTIONS)
         self.name = name
-        self.standard = made.store.naming == "standard"
+        self.standard = made.export.naming == "standard"
         self._check = getattr(_table, "check", lambda table: None)
 
     def counts(self) -> tuple[int, int, int]:

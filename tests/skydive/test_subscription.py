@@ -710,7 +710,7 @@ def test_silence_is_over_before_the_connections_of_an_analyzer_leave() -> None:
         + DEFAULT_TIMING.backoff_first_s
         + 10  # until the analyzer sends what it holds back
     )
-    assert longest_s < config.store.connection_timeout_s + config.store.connection_grace_s
+    assert longest_s < config.limits.timeout_s
 
 
 # Waiting -------------------------------------------------------------------------------------

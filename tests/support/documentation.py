@@ -31,8 +31,8 @@ def exported() -> set[str]:
     for naming in ("compatible", "standard"):
         metrics = [metric.name for metric in METRICS]
         text = f"pipeline.store.prom_sky_con: {{naming: {naming}, metrics: {metrics}}}"
-        store = loader.parse(text, {}, source="x.yml").store
-        for view in (store.main, *store.views):
+        export = loader.parse(text, {}, source="x.yml").export
+        for view in (export.main, *export.views):
             names |= {family.name for family in families(view, naming=naming)}
         stats = Stats()
         interfaces = Interfaces(

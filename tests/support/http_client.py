@@ -35,15 +35,9 @@ class Site:
     def __init__(
         self, table=None, *, ready=lambda: True, reload=None, parts=None, guard=None, **settings
     ):
-        store = {key: settings.pop(key) for key in ("listen_address", "port") if key in settings}
         config = make_config()
-        self.config = dataclasses.replace(
-            config,
-            store=dataclasses.replace(
-                config.store, **{"listen_address": "127.0.0.1", "port": 0, **store}
-            ),
-            web=dataclasses.replace(config.web, **settings),
-        )
+        settings = {"listen_address": "127.0.0.1", "port": 0} | settings
+        self.config = dataclasses.replace(config, web=dataclasses.replace(config.web, **settings))
         self.table = table or FakeTable()
         self.stats = Stats()
         self.scrape = self.stats.scrape

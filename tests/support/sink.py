@@ -25,10 +25,10 @@ class Fed:
     def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
         self.now = 100.0
         self.chance = 1.0
-        self.plan = make_plan(config, names=Names(keep_s=0))
+        self.plan = make_plan(config.export, names=Names(keep_s=0), shard=config.shard)
         self.stats = Stats()
         self.analyzer = AnalyzerStats("analyzer:8082")
-        self.captures = Captures(naming=config.store.naming, stats=self.stats.captures)
+        self.captures = Captures(naming=config.export.naming, stats=self.stats.captures)
         types = flow_types(self.plan, also=reads(config.filter))
         self.table = _table.Table(
             self.plan,
@@ -36,7 +36,7 @@ class Fed:
             max_connections=max_connections,
             max_flows=max_flows,
             timeout_s=75,
-            memory_s=config.store.flow_memory_s,
+            memory_s=config.limits.flow_memory_s,
             view_timeouts_s=[3600] * (len(self.plan.views) - 1),
         )
         self.checker = ReportChecker(
