@@ -6,6 +6,7 @@ subscriptions that nobody but a name server can move are within this process.
 
 import asyncio
 import contextlib
+import dataclasses
 import html
 import json
 import logging
@@ -27,7 +28,9 @@ import yaml
 
 from skyfast import app
 from skyfast.app import App
-from skyfast.config.model import Config
+from skyfast.config import loader
+from skyfast.config.model import Config, TableLimits
+from skyfast.flows.selection import ExportSelection, ViewChoice
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
@@ -847,6 +850,104 @@ async def test_other_labels_and_metrics_begin_a_new_table(
         }
         assert len(analyzer.upgrades) == 1
         assert not problems(await operator.reload())
+
+
+# By the field that they change: a configuration, and what another one has in its place.
+SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
+    "main": ({}, {"labels": ["protocol"]}),
+    "views": ({}, {"views": []}),
+    "include_icmp": ({}, {"include_icmp": True}),
+    "include_other": ({}, {"include_other": True}),
+    "rewrite": ({}, {"rewrite": {"initiator_ip": {"mask": 24}}}),
+    "overflow": ({}, {"overflow": "other"}),
+    "deduplicate": ({}, {"deduplicate": "first"}),
+    "naming": ({}, {"naming": "standard"}),
+    "cluster_net_masks": ({"labels": ["tag"]}, {"cluster_net_masks": ["10.0.0.0/8"]}),
+}
+VIEWS: Mapping[str, tuple[Keys, Keys]] = {
+    "prefix": ({"prefix": "a"}, {"prefix": "b"}),
+    "labels": ({}, {"labels": ["application"]}),
+    "metrics": ({}, {"metrics": ["flows"]}),
+    "direction": ({"labels": ["protocol", "direction"]}, {"direction": "sum", "labels": ["vlan"]}),
+}
+LIMITS: Mapping[str, tuple[Keys, Keys]] = {
+    "max_connections": ({"max_flows": 9}, {"max_connections": 7}),
+    "max_flows": ({}, {"max_flows": 7}),
+    "connection_timeout_s": ({}, {"connection_timeout": 77}),
+    "connection_grace_s": ({}, {"connection_grace": 7}),
+    "flow_memory_s": ({}, {"flow_memory": 7}),
+    "view_timeouts_s": (
+        {"views": [{"prefix": "a", "labels": ["protocol"]}]},
+        {"views": [{"prefix": "a", "labels": ["protocol"], "timeout": 777}]},
+    ),
+}
+
+
+def differing(old: Any, new: Any) -> list[str]:
+    """Return the fields by which two records of a type differ."""
+    names = [field.name for field in dataclasses.fields(old)]
+    return [name for name in names if getattr(old, name) != getattr(new, name)]
+
+
+def of_store(keys: Keys) -> Config:
+    """Return a configuration with these keys of the store, and networks of the cluster."""
+    networks = "cluster_net_masks"
+    paths = {f"pipeline.classify.{k}" if k == networks else f"{STORE}.{k}": keys[k] for k in keys}
+    return loader.parse(text_of(paths), {}, source="x.yml")
+
+
+async def has_new_table(keys: Keys, changes: Keys) -> bool:
+    """Return whether a reload with these changes makes another table."""
+    part = App(of_store(keys), load=lambda: of_store({**keys, **changes}))
+    table = part._parts.table
+    assert await part.reload() is None
+    return part._parts.table is not table
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ExportSelection)])
+async def test_another_selection_begins_a_new_table(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys, changes = SELECTIONS[name]
+    old, new = of_store(keys), of_store({**keys, **changes})
+    assert differing(old.export, new.export) == [name]
+    assert old.limits == new.limits or name == "views"
+    assert await has_new_table(keys, changes)
+    (line,) = (line for line in lines(caplog) if "begin anew" in line)
+    assert line.endswith(f"by the change of {', '.join(changes)}")
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ViewChoice)])
+async def test_another_view_begins_a_new_table(name: str) -> None:
+    keys, changes = VIEWS[name]
+    first: Keys = {"prefix": "a", "labels": ["protocol"], **keys}
+    second: Keys = {**first, **changes}
+    old, new = (of_store({"views": [view]}).export.views[0] for view in (first, second))
+    assert name in differing(old, new)
+    assert await has_new_table({"views": [first]}, {"views": [second]})
+
+
+@pytest.mark.parametrize("name", ["labels", "metrics", "direction"])
+async def test_another_main_view_begins_a_new_table(name: str) -> None:
+    keys, changes = VIEWS[name]
+    first: Keys = {"labels": ["protocol"], **keys}
+    second: Keys = {**first, **changes}
+    assert name in differing(of_store(first).export.main, of_store(second).export.main)
+    assert await has_new_table(first, second)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TableLimits)])
+async def test_other_limits_keep_the_table(name: str) -> None:
+    keys, changes = LIMITS[name]
+    old, new = of_store(keys), of_store({**keys, **changes})
+    assert differing(old.limits, new.limits) == [name]
+    assert old.export == new.export
+    assert app._table_limits(old.limits) != app._table_limits(new.limits)
+    assert not await has_new_table(keys, changes)
+
+
+async def test_networks_that_no_label_tells_keep_the_table() -> None:
+    assert not await has_new_table({}, {"cluster_net_masks": ["10.0.0.0/8"]})
 
 
 async def test_a_page_that_has_begun_ends_as_it_began(
