@@ -6,6 +6,18 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
+# What a plan, a flow and a table can have at most. Python sees these: see _table.pyi.
+cpdef enum:
+    MAX_TEXT_BYTES = 1024       # of a label value or UUID; a longer one skips its flow
+    MAX_ROWS = 1 << 27          # row numbers share their 32 bits with flags, and some are extra
+    MAX_VIEWS = 16
+    MAX_VALUES = 64             # counters and gauges of one plan
+    MAX_COLUMNS = 64            # labels of one plan, and keys of volatile ones
+    MAX_VIEW_VALUES = 32        # of one view
+    MAX_VIEW_COLUMNS = 32
+    MAX_RANKED = 1 << 16
+
+
 cdef struct RowHead:
     # What every kind of row begins with. `next` chains the rows of one bucket of the index
     # and, in rows that are not in use, the list of free rows.
@@ -188,10 +200,10 @@ cdef struct View:
     Wheel wheel                 # of rows that leave by themselves: not of the first view
     double timeout_s
     uint32_t columns
-    uint32_t cells[32]          # which of the plan's columns
+    uint32_t cells[MAX_VIEW_COLUMNS]     # which of the plan's columns
     uint32_t counters
     uint32_t values             # counters and gauges
-    uint32_t sources[32]        # which of the plan's counters, which of its gauges
+    uint32_t sources[MAX_VIEW_VALUES]    # which of the plan's counters, which of its gauges
     uint32_t values_at          # where values and cells begin in a row
     uint32_t cells_at
     bint complete

@@ -1,15 +1,144 @@
-"""Types of the compiled core. The docstrings are in ``_table.pyx``."""
+"""Types of the compiled core. The docstrings are in ``_table.pyx``.
 
-from collections.abc import Collection, Sequence
-from typing import Any
+The core imports nothing of skyfast's. What it reads of a plan and of flow types is declared here:
+`skyfast.flows.plan` and `skyfast.flows.fields` have what fits.
+"""
 
-from skyfast.flows.fields import FlowTypes
-from skyfast.flows.plan import Plan, Rewrite
+from collections.abc import Collection, Hashable, Sequence
+from typing import Any, Protocol
 
 MAX_TEXT_BYTES: int
+"""Of a label value or a UUID, in UTF-8: a longer one skips its flow."""
+
+MAX_NUMBER: int
+"""The largest number of a flow's field: a larger one skips its flow."""
+
 MAX_ROWS: int
+"""The largest ``max_connections`` and ``max_flows``."""
+
 MAX_VIEWS: int
+"""Views of a plan, the first one among them."""
+
+MAX_COLUMNS: int
+"""Different columns of a plan; volatile ones count twice."""
+
+MAX_VALUES: int
+"""Different counters and gauges of a plan."""
+
+MAX_VIEW_COLUMNS: int
+"""Columns of a view."""
+
+MAX_VIEW_VALUES: int
+"""Different counters and gauges of a view."""
+
 MAX_RANKED: int
+"""Connections that `Table.top` returns at most."""
+
+_Path = tuple[str, ...]
+
+class _Rewrite(Protocol):
+    def __getitem__(self, value: Any, /) -> str | int: ...
+
+class _Column(Hashable, Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> _Path: ...
+    @property
+    def rewrite(self) -> _Rewrite | None: ...
+    @property
+    def volatile(self) -> bool: ...
+
+class _Direction(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def values(self) -> tuple[str, str]: ...
+
+class _Counter(Hashable, Protocol):
+    @property
+    def paths(self) -> tuple[_Path, ...]: ...
+    @property
+    def amounts(self) -> tuple[_Path, ...]: ...
+    @property
+    def optional(self) -> bool: ...
+
+class _Gauge(Hashable, Protocol):
+    @property
+    def path(self) -> _Path: ...
+    @property
+    def keep(self) -> str: ...
+
+class _Family(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def values(self) -> tuple[Hashable, ...]: ...
+    @property
+    def decimals(self) -> int: ...
+    def head(self, *, openmetrics: bool) -> str: ...
+
+class _View(Protocol):
+    @property
+    def columns(self) -> tuple[_Column, ...]: ...
+    @property
+    def direction(self) -> _Direction | None: ...
+    @property
+    def families(self) -> tuple[_Family, ...]: ...
+    @property
+    def complete(self) -> bool: ...
+
+class _Requirement(Protocol):
+    @property
+    def paths(self) -> tuple[_Path, ...]: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def or_without(self) -> _Path: ...
+    @property
+    def reads(self) -> tuple[_Path, ...]: ...
+
+class _Conversation(Protocol):
+    @property
+    def paths(self) -> tuple[_Path, ...]: ...
+    @property
+    def point(self) -> _Path: ...
+
+class _Share(Protocol):
+    @property
+    def conversation(self) -> _Conversation: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+
+class _Plan(Protocol):
+    @property
+    def views(self) -> tuple[_View, ...]: ...
+    @property
+    def columns(self) -> tuple[_Column, ...]: ...
+    @property
+    def counters(self) -> tuple[_Counter, ...]: ...
+    @property
+    def gauges(self) -> tuple[_Gauge, ...]: ...
+    @property
+    def requirements(self) -> tuple[_Requirement, ...]: ...
+    @property
+    def conversation(self) -> _Conversation | None: ...
+    @property
+    def overflow(self) -> str | None: ...
+    @property
+    def share(self) -> _Share | None: ...
+
+class _FlowTypes(Protocol):
+    @property
+    def Flow(self) -> type[Any]: ...
+    @property
+    def NewFlow(self) -> type[Any]: ...
+    @property
+    def FullFlow(self) -> type[Any]: ...
 
 class Page:
     def read(self, size: int, /) -> bytes: ...
@@ -21,8 +150,8 @@ class Snapshot:
 class Table:
     def __init__(
         self,
-        plan: Plan,
-        types: FlowTypes,
+        plan: _Plan,
+        types: _FlowTypes,
         *,
         max_connections: int,
         max_flows: int,
@@ -41,10 +170,10 @@ class Table:
         view_timeouts_s: Sequence[float] = (),
     ) -> None: ...
     def begin(self, now: float) -> None: ...
-    def use(self, types: FlowTypes) -> None: ...
+    def use(self, types: _FlowTypes) -> None: ...
     def update(self, flows: list[Any], now: float, start: int = 0) -> int: ...
     def expire(self, now: float, max_rows: int) -> bool: ...
-    def relabel(self, renamed: list[tuple[Rewrite, Collection[str]]]) -> None: ...
+    def relabel(self, renamed: list[tuple[_Rewrite, Collection[str]]]) -> None: ...
     def page(self, now: float, openmetrics: bool = False) -> Page: ...
     def label_values(self) -> dict[str, int]: ...
     def cardinality(

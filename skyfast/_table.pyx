@@ -126,10 +126,7 @@ cdef extern from *:
     bint unlikely(bint) noexcept nogil
 
 
-MAX_TEXT_BYTES = 1024           # of a label value or UUID; a longer one skips its flow
-MAX_ROWS = 1 << 27              # row numbers share their 32 bits with flags, and some are extra
-MAX_VIEWS = 16
-MAX_RANKED = 1 << 16
+MAX_NUMBER = 1 << 62            # of a flow's field; a larger one skips its flow
 
 cdef enum:
     # Fields of a flow that it can do without, beside its values.
@@ -140,15 +137,11 @@ cdef enum:
     MARKS
 
 cdef enum:
-    MAX_TEXT = 1024
+    MAX_TEXT = MAX_TEXT_BYTES
     MAX_CELL = 2 * MAX_TEXT     # every byte escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
-    MAX_VALUES = 64             # counters and gauges of one plan
-    MAX_COLUMNS = 64            # labels of one plan, and keys of volatile ones
-    MAX_VIEW_VALUES = 32        # of one view
-    MAX_VIEW_COLUMNS = 32
-    MAX_VIEWS_ = 16
+    MAX_VIEWS_ = MAX_VIEWS
     MAX_FIELDS = 4 * MAX_VALUES + MARKS     # whose values can be left out
     INLINE_TEXT = 48
     FLOW_TYPES = 3

@@ -6,7 +6,7 @@
 # to leave a value out, never an exception, as strangers choose what stands there. What is read is
 # borrowed: it lives as long as the flow does.
 
-cdef int64_t MAX_INTEGER = <int64_t>1 << 62     # on the wire; larger ones skip the flow
+cdef int64_t MAX_INTEGER = MAX_NUMBER            # on the wire; larger ones skip the flow
 
 
 cdef struct Field:
