@@ -89,6 +89,7 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell .
+	$(BIN)/lint-imports --no-logo --cache-dir build/import-linter
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint skyfast/*.pyx skyfast/*.pxd skyfast/table/*.pxi
 	rm -rf build/lint
 	mkdir -p build/lint
