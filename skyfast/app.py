@@ -91,7 +91,20 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
+class Shared:
+    """What the parts of every configuration share; it lives as long as the process.
+
+    ``relabel`` is called with the names that the topology has changed.
+    """
+
+    stats: Stats
+    clock: Clock
+    activity: Activity
+    relabel: Callable[[Lookup, Set[str]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
     """What is made of a configuration, and replaced together with it."""
 
     config: Config
@@ -111,10 +124,6 @@ class _Parts:
     subject: Subject
 
 
-class _WebConfigError(ConfigError):
-    """The web configuration cannot be used."""
-
-
 class _CaptureReports:
     """Passes the agents' capture statistics on; another shard may export them."""
 
@@ -128,6 +137,189 @@ class _CaptureReports:
         self._activity.message(raw, running)
         if self._captures:
             self._captures.message(raw, now, running)
+
+
+def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
+    """Make the parts of ``config`` with what can be kept of the ``old`` ones; change nothing.
+
+    This blocks: it reads certificates. Raises ConfigError where they cannot be used.
+    """
+    export, stats, clock = config.export, shared.stats, shared.clock
+    # Names that nobody has asked for since they were used are out of date.
+    names = old.names if old and _has_names(old.plan) else Names(keep_s=_longest_s(config))
+    alike = old if old and old.config.export == export else None
+    plan = alike.plan if alike else make_plan(export, names=names, shard=config.shard)
+    types = flow_types(plan, also=filters.reads(config.filter))
+    table = alike.table if alike else Table(plan, types, **_table_limits(config.limits))
+    same_names = old if old and old.config.export.naming == export.naming else None
+    captures = (
+        same_names.captures if same_names else Captures(naming=export.naming, stats=stats.captures)
+    )
+    interfaces = (
+        same_names.interfaces
+        if same_names and config.topology.interfaces_interval_s
+        else Interfaces(naming=export.naming, stats=stats.topology, **_interface_times(config))
+    )
+    poller = TopologyPoller(
+        config=config,
+        interfaces=interfaces,
+        now=clock.now,
+        stats=stats.topology,
+        names=names if _has_names(plan) else None,
+        renamed=shared.relabel,
+    )
+    ranking = (
+        alike.ranking
+        if alike
+        else Ranking(
+            table=table,
+            view=plan.views[0],
+            metrics=[metric.name for metric in export.main.metrics],
+        )
+    )
+    checker = (
+        alike.checker
+        if alike
+        else ReportChecker(
+            plan=plan,
+            table=table,
+            stats=stats,
+            now=clock.now,
+            running=clock.running,
+            held_s=lambda: clock.held_s,
+        )
+    )
+    filtered: dict[str, int] = {}
+    admitted = filters.admission(
+        config.filter,
+        filters.classifier(config.classify.cluster_net_masks),
+        requirements=plan.requirements,
+        skipped=stats.flows_skipped,
+        filtered=filtered,
+    )
+    return Parts(
+        config=config,
+        names=names,
+        plan=plan,
+        types=types,
+        table=table,
+        filtered=filtered,
+        captures=captures,
+        interfaces=interfaces,
+        poller=poller,
+        checker=checker,
+        ingest=Ingest(
+            types=types,
+            table=table,
+            admitted=admitted,
+            checker=checker,
+            captures=_CaptureReports(
+                activity=shared.activity,
+                captures=None if config.shard.index else captures,
+                clock=clock,
+            ),
+            stats=stats,
+            now=clock.now,
+        ),
+        source=Source(
+            table=table,
+            cardinality=Cardinality(table=table, view=plan.views[0]),
+            views=tuple(view.prefix for view in export.views),
+            interfaces=interfaces,
+            captures=captures,
+            standard_names=export.naming == "standard",
+        ),
+        ranking=ranking,
+        subject=Subject(
+            config=config,
+            table=table,
+            ranking=ranking,
+            interfaces=interfaces,
+            captures=captures,
+        ),
+    )
+
+
+def take_over(new: Parts, old: Parts, shared: Shared) -> None:
+    """Put ``new`` in the place of ``old``: set up what is kept, and lose no count."""
+    stats, config = shared.stats, new.config
+    new.table.use(new.types)
+    new.table.limit(**_table_limits(config.limits))
+    new.table.flow_update_s = stats.flow_update_s
+    if _counts_other_flows(old.config, config) and new.table.horizon_s is not None:
+        new.table.begin(shared.clock.now())
+    new.interfaces.keep(**_interface_times(config))
+    new.names.keep(_longest_s(config))
+    for rule in new.filtered.keys() & old.filtered.keys():
+        new.filtered[rule] = old.filtered[rule]
+    record_limits(new, stats)
+    if new.table is not old.table:
+        # These are shown as sums with what the table counts, and must not become less.
+        for reason, count in old.table.skipped.items():
+            stats.flows_skipped[reason] += count
+        for field, count in old.table.values_skipped.items():
+            stats.values_skipped[field] = stats.values_skipped.get(field, 0) + count
+
+
+def record_limits(parts: Parts, stats: Stats) -> None:
+    """Let the self metrics show the rules, optional fields and bounds of these parts."""
+    stats.flows_filtered = parts.filtered
+    stats.max_connections = parts.config.limits.max_connections
+    stats.max_flows = parts.config.limits.max_flows
+    stats.flow_memory_s = parts.config.limits.flow_memory_s
+
+
+async def names_known(parts: Parts) -> None:
+    """Wait for the topology's first answer, if not for ever, where labels are names.
+
+    A flow that comes before its names would change its labels at once.
+    """
+    if _has_names(parts.plan):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NAMES_WAIT_S):
+                await parts.names.ready.wait()
+
+
+def _has_names(plan: Plan) -> bool:
+    return any(column.volatile for column in plan.columns)
+
+
+def _table_limits(limits: TableLimits) -> dict[str, Any]:
+    """Return the table's bounds."""
+    return {
+        "max_connections": limits.max_connections,
+        "max_flows": limits.max_flows,
+        "timeout_s": limits.timeout_s,
+        "memory_s": limits.flow_memory_s,
+        "view_timeouts_s": limits.view_timeouts_s,
+    }
+
+
+def _interface_times(config: Config) -> dict[str, float]:
+    return {
+        "interval_s": config.topology.interfaces_interval_s,
+        "connection_timeout_s": config.limits.connection_timeout_s,
+    }
+
+
+def _longest_s(config: Config) -> float:
+    """Return for how long names are to be remembered: no row lives longer without a report."""
+    limits = config.limits
+    interval_s = config.topology.interfaces_interval_s or NAMES_INTERVAL_S
+    return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)
+
+
+def _counts_other_flows(old: Config, new: Config) -> bool:
+    """Tell whether flows may come now that were left out before."""
+    return (old.filter, old.classify, old.subscriber.capture_id) != (
+        new.filter,
+        new.classify,
+        new.subscriber.capture_id,
+    )
+
+
+class _WebConfigError(ConfigError):
+    """The web configuration cannot be used."""
 
 
 class App:
@@ -159,9 +351,12 @@ class App:
         self._gap = ReportingGap()
         self._warned: tuple[float, float] | None = None
         self._activity = Activity()
-        self._parts = self._build(config, None)
+        self._shared = Shared(
+            stats=self.stats, clock=self.clock, activity=self._activity, relabel=self._relabel
+        )
+        self._parts = build(config, None, self._shared)
         self._poller = self._parts.poller
-        self._count(self._parts)
+        record_limits(self._parts, self.stats)
         self.subscriptions = Subscriptions(
             config=config,
             stats=self.stats,
@@ -299,27 +494,18 @@ class App:
         """
         old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
-        new = await asyncio.to_thread(self._build, config, old)
+        new = await asyncio.to_thread(build, config, old, self._shared)
         try:
             web_config = await asyncio.to_thread(self._guard.read) if self._guard else None
         except ConfigError as error:
             raise _WebConfigError(*error.problems) from None
         self._poll_by(new.poller)
-        await _names_known(new)
+        await names_known(new)
         # From here on, nothing fails and nobody else has a turn.
         logs.configure(config.logging)
         logs.write_notes(config.notes)
         self._parts = new
-        new.table.use(new.types)
-        new.table.limit(**_table_limits(config.limits))
-        new.table.flow_update_s = self.stats.flow_update_s
-        if _counts_other_flows(old.config, config) and new.table.horizon_s is not None:
-            new.table.begin(self.clock.now())
-        new.interfaces.keep(**_interface_times(config))
-        new.names.keep(_longest_s(config))
-        for rule in new.filtered.keys() & old.filtered.keys():
-            new.filtered[rule] = old.filtered[rule]
-        self._count(new)
+        take_over(new, old, self._shared)
         self.exposition.source = new.source
         self.status.use(new.subject)
         self.web.configure(config.web, reload=self._reload_by_web(config))
@@ -327,12 +513,6 @@ class App:
             self._guard.use(web_config)
         self.subscriptions.configure(subscriptions)
         if new.table is not old.table:
-            # These are shown as sums with what the table counts, and must not become less.
-            for reason, count in old.table.skipped.items():
-                self.stats.flows_skipped[reason] += count
-            for field, count in old.table.values_skipped.items():
-                own = self.stats.values_skipped
-                own[field] = own.get(field, 0) + count
             changes = ", ".join(changed_fields(old.config.export, config.export))
             log.warning("all connections begin anew, by the change of %s", changes)
         if self._served_at and listen.configured(config) != self._served_at:
@@ -340,119 +520,8 @@ class App:
         _announce(config, known=old.config.subscriber.endpoints)
         _warn_of_double_counting(config, known=cost.double_counted(old.config))
 
-    def _count(self, parts: _Parts) -> None:
-        """Let the self metrics show the rules, optional fields and bounds of these parts."""
-        self.stats.flows_filtered = parts.filtered
-        self.stats.max_connections = parts.config.limits.max_connections
-        self.stats.max_flows = parts.config.limits.max_flows
-        self.stats.flow_memory_s = parts.config.limits.flow_memory_s
-
-    def _build(self, config: Config, old: _Parts | None) -> _Parts:
-        """Make the parts of ``config`` with what can be kept of the ``old`` ones; change nothing.
-
-        This blocks: it reads certificates. Raises ConfigError where they cannot be used.
-        """
-        export = config.export
-        # Names that nobody has asked for since they were used are out of date.
-        names = old.names if old and _has_names(old.plan) else Names(keep_s=_longest_s(config))
-        alike = old if old and old.config.export == export else None
-        plan = alike.plan if alike else make_plan(export, names=names, shard=config.shard)
-        types = flow_types(plan, also=filters.reads(config.filter))
-        table = alike.table if alike else Table(plan, types, **_table_limits(config.limits))
-        same_names = old if old and old.config.export.naming == export.naming else None
-        captures = (
-            same_names.captures
-            if same_names
-            else Captures(naming=export.naming, stats=self.stats.captures)
-        )
-        interfaces = (
-            same_names.interfaces
-            if same_names and config.topology.interfaces_interval_s
-            else Interfaces(
-                naming=export.naming, stats=self.stats.topology, **_interface_times(config)
-            )
-        )
-        poller = TopologyPoller(
-            config=config,
-            interfaces=interfaces,
-            now=self.clock.now,
-            stats=self.stats.topology,
-            names=names if _has_names(plan) else None,
-            renamed=self._relabel,
-        )
-        ranking = (
-            alike.ranking
-            if alike
-            else Ranking(
-                table=table,
-                view=plan.views[0],
-                metrics=[metric.name for metric in export.main.metrics],
-            )
-        )
-        checker = (
-            alike.checker
-            if alike
-            else ReportChecker(
-                plan=plan,
-                table=table,
-                stats=self.stats,
-                now=self.clock.now,
-                running=self.clock.running,
-                held_s=lambda: self.clock.held_s,
-            )
-        )
-        filtered: dict[str, int] = {}
-        admitted = filters.admission(
-            config.filter,
-            filters.classifier(config.classify.cluster_net_masks),
-            requirements=plan.requirements,
-            skipped=self.stats.flows_skipped,
-            filtered=filtered,
-        )
-        return _Parts(
-            config=config,
-            names=names,
-            plan=plan,
-            types=types,
-            table=table,
-            filtered=filtered,
-            captures=captures,
-            interfaces=interfaces,
-            poller=poller,
-            checker=checker,
-            ingest=Ingest(
-                types=types,
-                table=table,
-                admitted=admitted,
-                checker=checker,
-                captures=_CaptureReports(
-                    activity=self._activity,
-                    captures=None if config.shard.index else captures,
-                    clock=self.clock,
-                ),
-                stats=self.stats,
-                now=self.clock.now,
-            ),
-            source=Source(
-                table=table,
-                cardinality=Cardinality(table=table, view=plan.views[0]),
-                views=tuple(view.prefix for view in export.views),
-                interfaces=interfaces,
-                captures=captures,
-                standard_names=export.naming == "standard",
-            ),
-            ranking=ranking,
-            subject=Subject(
-                config=config,
-                table=table,
-                ranking=ranking,
-                interfaces=interfaces,
-                captures=captures,
-            ),
-        )
-
     async def _subscribe(self) -> None:
-        await _names_known(self._parts)
+        await names_known(self._parts)
         await self.subscriptions.run()
 
     async def _poll(self) -> None:
@@ -572,17 +641,6 @@ class App:
             await asyncio.sleep(interval_s)
 
 
-async def _names_known(parts: _Parts) -> None:
-    """Wait for the topology's first answer, if not for ever, where labels are names.
-
-    A flow that comes before its names would change its labels at once.
-    """
-    if _has_names(parts.plan):
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(NAMES_WAIT_S):
-                await parts.names.ready.wait()
-
-
 def _announce(config: Config, *, known: Sequence[str] = ()) -> None:
     """Log who is subscribed to and was not ``known`` before."""
     new = [redact_url(url) for url in config.subscriber.endpoints if url not in known]
@@ -603,7 +661,7 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
             )
 
 
-def _costs(parts: _Parts) -> str:
+def _costs(parts: Parts) -> str:
     """Return what a connection costs and how many there can be, for the log."""
     export, limits = parts.config.export, parts.config.limits
     row_bytes = parts.table.row_bytes
@@ -616,44 +674,6 @@ def _costs(parts: _Parts) -> str:
         f" at most {most} connections"
         f" ({most * series} series, {most * row_bytes >> 20} MiB)"
         f" of {limits.max_flows} flows"
-    )
-
-
-def _has_names(plan: Plan) -> bool:
-    return any(column.volatile for column in plan.columns)
-
-
-def _table_limits(limits: TableLimits) -> dict[str, Any]:
-    """Return the table's bounds."""
-    return {
-        "max_connections": limits.max_connections,
-        "max_flows": limits.max_flows,
-        "timeout_s": limits.timeout_s,
-        "memory_s": limits.flow_memory_s,
-        "view_timeouts_s": limits.view_timeouts_s,
-    }
-
-
-def _interface_times(config: Config) -> dict[str, float]:
-    return {
-        "interval_s": config.topology.interfaces_interval_s,
-        "connection_timeout_s": config.limits.connection_timeout_s,
-    }
-
-
-def _longest_s(config: Config) -> float:
-    """Return for how long names are to be remembered: no row lives longer without a report."""
-    limits = config.limits
-    interval_s = config.topology.interfaces_interval_s or NAMES_INTERVAL_S
-    return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)
-
-
-def _counts_other_flows(old: Config, new: Config) -> bool:
-    """Tell whether flows may come now that were left out before."""
-    return (old.filter, old.classify, old.subscriber.capture_id) != (
-        new.filter,
-        new.classify,
-        new.subscriber.capture_id,
     )
 
 
