@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 import yaml
 
-from skyfast import app
+from skyfast import pipeline
 from skyfast.app import App
 from skyfast.config import loader
 from skyfast.config.model import Config, TableLimits
@@ -942,7 +942,7 @@ async def test_other_limits_keep_the_table(name: str) -> None:
     old, new = of_store(keys), of_store({**keys, **changes})
     assert differing(old.limits, new.limits) == [name]
     assert old.export == new.export
-    assert app._table_limits(old.limits) != app._table_limits(new.limits)
+    assert pipeline._table_limits(old.limits) != pipeline._table_limits(new.limits)
     assert not await has_new_table(keys, changes)
 
 
@@ -1207,7 +1207,7 @@ async def started(config: Config, load: Callable[[], Config]) -> AsyncIterator[A
 async def test_names_are_not_waited_for_for_ever(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "NAMES_WAIT_S", 0.2)
+    monkeypatch.setattr(pipeline, "NAMES_WAIT_S", 0.2)
     analyzer.topology = Fault.HANG
     settings = {"port": 0, "listen_address": "127.0.0.1", "labels": ["node_name", "target_ip"]}
     config = make_config(analyzer.url, **settings)
@@ -1229,7 +1229,7 @@ async def test_names_are_not_waited_for_for_ever(
 async def test_a_new_configuration_before_the_first_subscription(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "NAMES_WAIT_S", 0.5)
+    monkeypatch.setattr(pipeline, "NAMES_WAIT_S", 0.5)
     settings = {"port": 0, "listen_address": "127.0.0.1"}
     async with FakeAnalyzer() as other:
         other.topology = Fault.HANG

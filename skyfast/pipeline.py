@@ -1,0 +1,259 @@
+"""The parts that a configuration is made into, and which of them survive a reload."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from skyfast._table import Table
+from skyfast.config.model import Config, TableLimits
+from skyfast.flows import filters
+from skyfast.flows.fields import FlowTypes, flow_types
+from skyfast.flows.plan import Plan
+from skyfast.flows.planner import make_plan
+from skyfast.runtime.clock import Clock
+from skyfast.skydive.captures import Captures
+from skyfast.skydive.ingest import Ingest
+from skyfast.skydive.name_index import Lookup, Names
+from skyfast.skydive.report_checks import ReportChecker
+from skyfast.skydive.silence import Activity
+from skyfast.skydive.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
+from skyfast.stats import Stats
+from skyfast.web.cardinality import Cardinality
+from skyfast.web.exposition import Source
+from skyfast.web.status import Subject
+from skyfast.web.top import Ranking
+
+NAMES_WAIT_S = 5.0
+"""How long the subscriptions wait for the topology's first answer, where labels are names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What the parts of every configuration share; it lives as long as the process.
+
+    ``relabel`` is called with the names that the topology has changed.
+    """
+
+    stats: Stats
+    clock: Clock
+    activity: Activity
+    relabel: Callable[[Lookup, Set[str]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What is made of a configuration, and replaced together with it."""
+
+    config: Config
+    names: Names
+    plan: Plan
+    types: FlowTypes
+    table: Table
+    filtered: dict[str, int]
+    """Drops by rule, of exactly the rules that there are."""
+    captures: Captures
+    interfaces: Interfaces
+    poller: TopologyPoller
+    checker: ReportChecker
+    ingest: Ingest
+    source: Source
+    ranking: Ranking
+    subject: Subject
+
+
+class _CaptureReports:
+    """Passes the agents' capture statistics on; another shard may export them."""
+
+    def __init__(self, *, activity: Activity, captures: Captures | None, clock: Clock) -> None:
+        self._activity = activity
+        self._captures = captures
+        self._clock = clock
+
+    def message(self, raw: msgspec.Raw, now: float) -> None:
+        running = self._clock.running()
+        self._activity.message(raw, running)
+        if self._captures:
+            self._captures.message(raw, now, running)
+
+
+def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
+    """Make the parts of ``config`` with what can be kept of the ``old`` ones; change nothing.
+
+    This blocks: it reads certificates. Raises ConfigError where they cannot be used.
+    """
+    export, stats, clock = config.export, shared.stats, shared.clock
+    # Names that nobody has asked for since they were used are out of date.
+    names = old.names if old and _has_names(old.plan) else Names(keep_s=_longest_s(config))
+    alike = old if old and old.config.export == export else None
+    plan = alike.plan if alike else make_plan(export, names=names, shard=config.shard)
+    types = flow_types(plan, also=filters.reads(config.filter))
+    table = alike.table if alike else Table(plan, types, **_table_limits(config.limits))
+    same_names = old if old and old.config.export.naming == export.naming else None
+    captures = (
+        same_names.captures if same_names else Captures(naming=export.naming, stats=stats.captures)
+    )
+    interfaces = (
+        same_names.interfaces
+        if same_names and config.topology.interfaces_interval_s
+        else Interfaces(naming=export.naming, stats=stats.topology, **_interface_times(config))
+    )
+    poller = TopologyPoller(
+        config=config,
+        interfaces=interfaces,
+        now=clock.now,
+        stats=stats.topology,
+        names=names if _has_names(plan) else None,
+        renamed=shared.relabel,
+    )
+    ranking = (
+        alike.ranking
+        if alike
+        else Ranking(
+            table=table,
+            view=plan.views[0],
+            metrics=[metric.name for metric in export.main.metrics],
+        )
+    )
+    checker = (
+        alike.checker
+        if alike
+        else ReportChecker(
+            plan=plan,
+            table=table,
+            stats=stats,
+            now=clock.now,
+            running=clock.running,
+            held_s=lambda: clock.held_s,
+        )
+    )
+    filtered: dict[str, int] = {}
+    admitted = filters.admission(
+        config.filter,
+        filters.classifier(config.classify.cluster_net_masks),
+        requirements=plan.requirements,
+        skipped=stats.flows_skipped,
+        filtered=filtered,
+    )
+    return Parts(
+        config=config,
+        names=names,
+        plan=plan,
+        types=types,
+        table=table,
+        filtered=filtered,
+        captures=captures,
+        interfaces=interfaces,
+        poller=poller,
+        checker=checker,
+        ingest=Ingest(
+            types=types,
+            table=table,
+            admitted=admitted,
+            checker=checker,
+            captures=_CaptureReports(
+                activity=shared.activity,
+                captures=None if config.shard.index else captures,
+                clock=clock,
+            ),
+            stats=stats,
+            now=clock.now,
+        ),
+        source=Source(
+            table=table,
+            cardinality=Cardinality(table=table, view=plan.views[0]),
+            views=tuple(view.prefix for view in export.views),
+            interfaces=interfaces,
+            captures=captures,
+            standard_names=export.naming == "standard",
+        ),
+        ranking=ranking,
+        subject=Subject(
+            config=config,
+            table=table,
+            ranking=ranking,
+            interfaces=interfaces,
+            captures=captures,
+        ),
+    )
+
+
+def take_over(new: Parts, old: Parts, shared: Shared) -> None:
+    """Put ``new`` in the place of ``old``: set up what is kept, and lose no count."""
+    stats, config = shared.stats, new.config
+    new.table.use(new.types)
+    new.table.limit(**_table_limits(config.limits))
+    new.table.flow_update_s = stats.flow_update_s
+    if _counts_other_flows(old.config, config) and new.table.horizon_s is not None:
+        new.table.begin(shared.clock.now())
+    new.interfaces.keep(**_interface_times(config))
+    new.names.keep(_longest_s(config))
+    for rule in new.filtered.keys() & old.filtered.keys():
+        new.filtered[rule] = old.filtered[rule]
+    record_limits(new, stats)
+    if new.table is not old.table:
+        # These are shown as sums with what the table counts, and must not become less.
+        for reason, count in old.table.skipped.items():
+            stats.flows_skipped[reason] += count
+        for field, count in old.table.values_skipped.items():
+            stats.values_skipped[field] = stats.values_skipped.get(field, 0) + count
+
+
+def record_limits(parts: Parts, stats: Stats) -> None:
+    """Let the self metrics show the rules, optional fields and bounds of these parts."""
+    stats.flows_filtered = parts.filtered
+    stats.max_connections = parts.config.limits.max_connections
+    stats.max_flows = parts.config.limits.max_flows
+    stats.flow_memory_s = parts.config.limits.flow_memory_s
+
+
+async def names_known(parts: Parts) -> None:
+    """Wait for the topology's first answer, if not for ever, where labels are names.
+
+    A flow that comes before its names would change its labels at once.
+    """
+    if _has_names(parts.plan):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NAMES_WAIT_S):
+                await parts.names.ready.wait()
+
+
+def _has_names(plan: Plan) -> bool:
+    return any(column.volatile for column in plan.columns)
+
+
+def _table_limits(limits: TableLimits) -> dict[str, Any]:
+    """Return the table's bounds."""
+    return {
+        "max_connections": limits.max_connections,
+        "max_flows": limits.max_flows,
+        "timeout_s": limits.timeout_s,
+        "memory_s": limits.flow_memory_s,
+        "view_timeouts_s": limits.view_timeouts_s,
+    }
+
+
+def _interface_times(config: Config) -> dict[str, float]:
+    return {
+        "interval_s": config.topology.interfaces_interval_s,
+        "connection_timeout_s": config.limits.connection_timeout_s,
+    }
+
+
+def _longest_s(config: Config) -> float:
+    """Return for how long names are to be remembered: no row lives longer without a report."""
+    limits = config.limits
+    interval_s = config.topology.interfaces_interval_s or NAMES_INTERVAL_S
+    return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)
+
+
+def _counts_other_flows(old: Config, new: Config) -> bool:
+    """Tell whether flows may come now that were left out before."""
+    return (old.filter, old.classify, old.subscriber.capture_id) != (
+        new.filter,
+        new.classify,
+        new.subscriber.capture_id,
+    )
