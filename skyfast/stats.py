@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from skyfast import __version__
-from skyfast.flows.plan import escaped, family_head
+from skyfast.text_format import family_head, label_text
 
 NAMESPACES = ("flow", "stats", "other")
 """Values of the label ``namespace``: anything an analyzer invents is ``other``."""
@@ -766,11 +766,3 @@ def _by_labels_and_reason(
         for reason, count in counts.items()
     ]
     return _Family(name, "counter", text, samples)
-
-
-def label_text(labels: Mapping[str, str]) -> str:
-    """Return ``{name="value",...}``, escaped by the text format's rules; "" without labels."""
-    if not labels:
-        return ""
-    pairs = (f'{name}="{escaped(value)}"' for name, value in labels.items())
-    return "{" + ",".join(pairs) + "}"

@@ -30,8 +30,8 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
-from skyfast.flows.plan import family_head
-from skyfast.stats import CaptureStats, label_text
+from skyfast.stats import CaptureStats
+from skyfast.text_format import family_head, label_text
 
 SILENCE_S: Final = 60.0
 """A capture leaves when there was no report of it for so long: six in a row."""

@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from skyfast.config.model import Config
-from skyfast.flows.plan import family_head
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive import topology_nodes as nodes
 from skyfast.skydive.auth import (
@@ -36,7 +35,8 @@ from skyfast.skydive.auth import (
 from skyfast.skydive.name_index import Lookup, Names
 from skyfast.skydive.tls import client_context
 from skyfast.skydive.topology_nodes import Answer, Counters, MalformedAnswerError, Node
-from skyfast.stats import INTERFACE_SKIPS, Failure, TopologyStats, label_text
+from skyfast.stats import INTERFACE_SKIPS, Failure, TopologyStats
+from skyfast.text_format import family_head, label_text
 
 if TYPE_CHECKING:
     import aiohttp

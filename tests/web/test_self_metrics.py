@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import __version__
 from skyfast import stats as selfmetrics
-from skyfast.flows.plan import family_head
 from skyfast.stats import (
     CAPTURE_SKIPS,
     HANDSHAKE_FAILURES,
@@ -29,6 +28,7 @@ from skyfast.stats import (
     render,
     render_label_values,
 )
+from skyfast.text_format import family_head
 from tests.support.web_fixtures import FakeTable
 
 pytestmark = pytest.mark.xdist_group("timing")

@@ -21,9 +21,9 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import __version__
-from skyfast.flows.plan import family_head
 from skyfast.skydive.captures import Captures
 from skyfast.stats import CaptureStats
+from skyfast.text_format import family_head
 from skyfast.web import server as web
 from skyfast.web.exposition import FIRST_CHUNK_BYTES
 from tests.support.http_client import OWN, PAGES, PATHS, SMALL_RECEIVE_BUFFER, Client, Site, request

@@ -5,7 +5,7 @@ import random
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from skyfast.flows.plan import escaped
+from skyfast.text_format import escaped
 from tests.model import (
     BYTES,
     DIRECTION,
