@@ -16,8 +16,8 @@ from typing import Protocol
 
 from isal import isal_zlib
 
-from skyfast import stats as selfmetrics
 from skyfast.stats import Stats, TableCounts
+from skyfast.web import self_metrics
 from skyfast.web.cardinality import Cardinality
 
 FIRST_CHUNK_BYTES = 16 * 1024
@@ -131,7 +131,7 @@ class Exposition:
         counts = b""
         if Part.SELF in parts:
             # Belongs on the event loop: see there.
-            counts = selfmetrics.render(
+            counts = self_metrics.render(
                 self._stats,
                 source.table,
                 views=source.views,
@@ -161,7 +161,7 @@ def _chunks(
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
         values = source.cardinality.values()
-        yield counts + selfmetrics.render_label_values(values, openmetrics=openmetrics)
+        yield counts + self_metrics.render_label_values(values, openmetrics=openmetrics)
     if openmetrics:
         yield _END
 

@@ -24,7 +24,8 @@ from skyfast.runtime.logs import printable
 from skyfast.skydive.auth import Endpoint
 from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.topology import Interface
-from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, memory_bytes, sums
+from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, sums
+from skyfast.web.self_metrics import memory_bytes
 from skyfast.web.top import Metric, Ranking
 
 INTERVAL_S: Final = 5.0

@@ -16,11 +16,22 @@ import pytest
 import yaml
 
 from skyfast import cli
-from skyfast import stats as selfmetrics
 from skyfast.config import loader
 from skyfast.flows.catalog import LABELS, METRICS, STANDARD_PREFIX
 from skyfast.flows.fields import FIELDS
 from skyfast.skydive import subscription as subscriber
+from skyfast.stats import (
+    CAPTURE_SKIPS,
+    HANDSHAKE_FAILURES,
+    INTERFACE_SKIPS,
+    MESSAGE_ERRORS,
+    MISDATED_REASONS,
+    RECONNECT_REASONS,
+    RELOAD_FAILURES,
+    SCRAPE_FAILURES,
+    SKIP_REASONS,
+    TOPOLOGY_ERRORS,
+)
 from tests.support.documentation import PAGES, blocks, code, exported
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import demo
@@ -92,17 +103,17 @@ def test_table_of_names_is_the_catalogue() -> None:
 @pytest.mark.parametrize(
     ("metric", "reasons"),
     [
-        ("skyfast_flows_skipped_total", selfmetrics.SKIP_REASONS),
-        ("skyfast_flows_misdated_total", selfmetrics.MISDATED_REASONS),
+        ("skyfast_flows_skipped_total", SKIP_REASONS),
+        ("skyfast_flows_misdated_total", MISDATED_REASONS),
         ("skyfast_flows_finished_total", tuple(Core().finished)),
-        ("skyfast_message_errors_total", selfmetrics.MESSAGE_ERRORS),
-        ("skyfast_reconnects_total", selfmetrics.RECONNECT_REASONS),
-        ("skyfast_topology_errors_total", selfmetrics.TOPOLOGY_ERRORS),
-        ("skyfast_interfaces_skipped", selfmetrics.INTERFACE_SKIPS),
-        ("skyfast_config_reload_failures_total", selfmetrics.RELOAD_FAILURES),
-        ("skyfast_scrapes_failed_total", selfmetrics.SCRAPE_FAILURES),
-        ("skyfast_tls_handshakes_failed_total", selfmetrics.HANDSHAKE_FAILURES),
-        ("skyfast_capture_reports_skipped_total", selfmetrics.CAPTURE_SKIPS),
+        ("skyfast_message_errors_total", MESSAGE_ERRORS),
+        ("skyfast_reconnects_total", RECONNECT_REASONS),
+        ("skyfast_topology_errors_total", TOPOLOGY_ERRORS),
+        ("skyfast_interfaces_skipped", INTERFACE_SKIPS),
+        ("skyfast_config_reload_failures_total", RELOAD_FAILURES),
+        ("skyfast_scrapes_failed_total", SCRAPE_FAILURES),
+        ("skyfast_tls_handshakes_failed_total", HANDSHAKE_FAILURES),
+        ("skyfast_capture_reports_skipped_total", CAPTURE_SKIPS),
     ],
 )
 def test_every_reason_is_documented_and_no_other(metric: str, reasons: tuple[str, ...]) -> None:

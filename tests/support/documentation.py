@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from skyfast import stats as selfmetrics
 from skyfast.config import loader
 from skyfast.flows.catalog import METRICS
 from skyfast.flows.planner import families
@@ -16,6 +15,7 @@ from skyfast.skydive import topology_nodes as nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.topology import Interfaces
 from skyfast.stats import Stats
+from skyfast.web import self_metrics
 from tests.support.paths import RECORDINGS, ROOT
 from tests.support.web_fixtures import FakeTable
 
@@ -42,8 +42,8 @@ def exported() -> set[str]:
         captures = Captures(naming=naming, stats=stats.captures)
         captures.message(CAPTURE, 0)
         page = interfaces.page(0) + captures.page(0)
-        page += selfmetrics.render(stats, FakeTable(), standard_names=naming == "standard")
-        page += selfmetrics.render_label_values({"protocol": 1})
+        page += self_metrics.render(stats, FakeTable(), standard_names=naming == "standard")
+        page += self_metrics.render_label_values({"protocol": 1})
         names |= set(re.findall(r"^# TYPE (\S+)", page.decode(), re.MULTILINE))
     return names
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from skyfast import stats as selfmetrics
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import config_file as webconfig
+from skyfast.web import self_metrics
 from skyfast.web import server as web
 from skyfast.web.config_file import Guard, Refusal
 from skyfast.web.handshakes import ServerContext
@@ -578,7 +578,7 @@ async def test_a_client_without_its_certificate_gets_an_alert(tmp_path, file, au
 
 
 def selfmetrics_of(site):
-    return selfmetrics.render(site.stats, site.table).decode()
+    return self_metrics.render(site.stats, site.table).decode()
 
 
 @on_both_loops

@@ -14,7 +14,6 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import __version__
-from skyfast import stats as selfmetrics
 from skyfast.stats import (
     CAPTURE_SKIPS,
     HANDSHAKE_FAILURES,
@@ -25,10 +24,10 @@ from skyfast.stats import (
     SKIP_REASONS,
     TOPOLOGY_ERRORS,
     Stats,
-    render,
-    render_label_values,
 )
 from skyfast.text_format import family_head
+from skyfast.web import self_metrics
+from skyfast.web.self_metrics import render, render_label_values
 from tests.support.web_fixtures import FakeTable
 
 pytestmark = pytest.mark.xdist_group("timing")
@@ -330,7 +329,7 @@ def test_a_command_that_looks_like_fields(tmp_path, monkeypatch):
     numbers = " ".join(map(str, range(4, 53)))
     (process / "stat").write_text(f"42 (a) b) 3 (c) S {numbers}\n")
     (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 1700000000\nprocesses 5\n")
-    monkeypatch.setattr(selfmetrics, "PROC", tmp_path)
+    monkeypatch.setattr(self_metrics, "PROC", tmp_path)
     found = samples()
     ticks_a_second = os.sysconf("SC_CLK_TCK")
     assert found["process_start_time_seconds",] == 1700000000 + 22 / ticks_a_second
@@ -339,6 +338,6 @@ def test_a_command_that_looks_like_fields(tmp_path, monkeypatch):
 
 
 def test_where_there_is_no_proc(tmp_path, monkeypatch):
-    monkeypatch.setattr(selfmetrics, "PROC", tmp_path)
+    monkeypatch.setattr(self_metrics, "PROC", tmp_path)
     names = {key[0] for key in samples() if key[0].startswith("process_")}
     assert names == {"process_cpu_seconds_total", "process_max_fds"}

@@ -27,6 +27,6 @@ if "PROBE" in os.environ:
     signal.signal(signal.SIGUSR1, _tell)
 
 if "FLOW_UPDATE_S" in os.environ:
-    from skyfast import stats as selfmetrics
+    from skyfast import stats
 
-    selfmetrics.FLOW_UPDATE_S = float(os.environ["FLOW_UPDATE_S"])
+    stats.FLOW_UPDATE_S = float(os.environ["FLOW_UPDATE_S"])
