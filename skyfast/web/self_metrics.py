@@ -3,15 +3,14 @@
 It is rendered only when it is asked for. The names are listed in ``docs/metrics.md``.
 """
 
-import os
 import platform
 import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from skyfast import __version__
+from skyfast.runtime import process
 from skyfast.stats import (
     CaptureStats,
     ConfigStats,
@@ -22,8 +21,6 @@ from skyfast.stats import (
     sums,
 )
 from skyfast.text_format import family_head, label_text
-
-PROC = Path("/proc")
 
 Sample = tuple[Mapping[str, str], float]
 """Labels and value. An integer is rendered exactly, a float as its shortest exact text."""
@@ -403,17 +400,12 @@ def _process_families() -> Iterable[_Family]:
         resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     )
     try:
-        open_fds = len(list((PROC / "self/fd").iterdir()))
-        virtual_bytes, resident_bytes = memory_bytes()
-        start_time_s = _start_time_s()
+        open_fds = process.open_fds()
+        virtual_bytes, resident_bytes = process.memory_bytes()
+        start_time_s = process.start_time_s()
     except OSError:
         return
-    yield _single(
-        "process_open_fds",
-        "gauge",
-        "Number of open file descriptors.",
-        open_fds - 1,  # the listing's own
-    )
+    yield _single("process_open_fds", "gauge", "Number of open file descriptors.", open_fds)
     yield _single(
         "process_virtual_memory_bytes",
         "gauge",
@@ -432,28 +424,6 @@ def _process_families() -> Iterable[_Family]:
         "Start time of the process since unix epoch in seconds.",
         start_time_s,
     )
-
-
-def memory_bytes() -> tuple[int, int]:
-    """Return the process's virtual memory and what of it is resident, from proc(5).
-
-    Raises OSError where the system does not tell.
-    """
-    page_bytes = resource.getpagesize()
-    virtual_pages, resident_pages = map(int, (PROC / "self/statm").read_text().split()[:2])
-    return virtual_pages * page_bytes, resident_pages * page_bytes
-
-
-def _start_time_s() -> float:
-    """Return the Unix time at which the process began, from proc(5)."""
-    # Field 22 of `stat`, in clock ticks since the machine's start. Field 2 is the command in
-    # parentheses and may hold anything, so counting begins behind it, at field 3.
-    after_command = (PROC / "self/stat").read_text(errors="replace").rpartition(")")[2]
-    ticks = int(after_command.split()[22 - 3])
-    boot_line = next(
-        line for line in (PROC / "stat").read_text().splitlines() if line.startswith("btime ")
-    )
-    return int(boot_line.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _single(name: str, kind: str, text: str, value: float) -> _Family:

@@ -20,12 +20,12 @@ import msgspec
 from skyfast import __version__
 from skyfast.config import loader
 from skyfast.config.model import Config
+from skyfast.runtime import process
 from skyfast.runtime.logs import printable
 from skyfast.skydive.auth import Endpoint
 from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.topology import Interface
 from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, sums
-from skyfast.web.self_metrics import memory_bytes
 from skyfast.web.top import Metric, Ranking
 
 INTERVAL_S: Final = 5.0
@@ -537,6 +537,6 @@ def _table(stats: Stats, table: TableCounts) -> TableState:
 
 def _resident_bytes() -> int | None:
     try:
-        return memory_bytes()[1]
+        return process.memory_bytes()[1]
     except OSError:
         return None

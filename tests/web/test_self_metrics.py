@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import __version__
+from skyfast.runtime import process
 from skyfast.stats import (
     CAPTURE_SKIPS,
     HANDSHAKE_FAILURES,
@@ -26,7 +27,6 @@ from skyfast.stats import (
     Stats,
 )
 from skyfast.text_format import family_head
-from skyfast.web import self_metrics
 from skyfast.web.self_metrics import render, render_label_values
 from tests.support.web_fixtures import FakeTable
 
@@ -323,13 +323,13 @@ def test_the_start_of_the_process():
 
 def test_a_command_that_looks_like_fields(tmp_path, monkeypatch):
     """The command's name in proc(5)'s `stat` may hold spaces and parentheses."""
-    process = tmp_path / "self"
-    (process / "fd").mkdir(parents=True)
-    (process / "statm").write_text("300 200 100 0 0 0 0\n")
+    own = tmp_path / "self"
+    (own / "fd").mkdir(parents=True)
+    (own / "statm").write_text("300 200 100 0 0 0 0\n")
     numbers = " ".join(map(str, range(4, 53)))
-    (process / "stat").write_text(f"42 (a) b) 3 (c) S {numbers}\n")
+    (own / "stat").write_text(f"42 (a) b) 3 (c) S {numbers}\n")
     (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 1700000000\nprocesses 5\n")
-    monkeypatch.setattr(self_metrics, "PROC", tmp_path)
+    monkeypatch.setattr(process, "PROC", tmp_path)
     found = samples()
     ticks_a_second = os.sysconf("SC_CLK_TCK")
     assert found["process_start_time_seconds",] == 1700000000 + 22 / ticks_a_second
@@ -338,6 +338,6 @@ def test_a_command_that_looks_like_fields(tmp_path, monkeypatch):
 
 
 def test_where_there_is_no_proc(tmp_path, monkeypatch):
-    monkeypatch.setattr(self_metrics, "PROC", tmp_path)
+    monkeypatch.setattr(process, "PROC", tmp_path)
     names = {key[0] for key in samples() if key[0].startswith("process_")}
     assert names == {"process_cpu_seconds_total", "process_max_fds"}
