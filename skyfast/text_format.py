@@ -1,17 +1,56 @@
-"""The rules of the text exposition format, and of OpenMetrics where they differ."""
+"""The rules of the text exposition format 0.0.4, and of OpenMetrics 1.0 where they differ.
 
-from collections.abc import Mapping
+https://prometheus.io/docs/instrumenting/exposition_formats/,
+https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
+"""
 
-_VALUE_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-_HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+MetricType = Literal["counter", "gauge"]
+
+Sample = tuple[Mapping[str, str], float]
+"""The labels and the value."""
+
+UNITS: Final = ("bytes", "seconds", "nanoseconds")
+"""The units that names of families end with."""
+
+_VALUE_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+_HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricFamily:
+    """A metric family. ``name`` is that of its samples."""
+
+    name: str
+    type: MetricType
+    help: str
+
+    @property
+    def unit(self) -> str:
+        """The one of `UNITS` that the name ends with, before ``_total``; "" without one."""
+        name = self.name.removesuffix("_total")
+        return next((unit for unit in UNITS if name.endswith(f"_{unit}")), "")
+
+    def head(self, *, openmetrics: bool) -> str:
+        """Return the lines that stand before the samples: see `family_head`."""
+        return family_head(self.name, self.help, self.type, unit=self.unit, openmetrics=openmetrics)
+
+    def render(self, samples: Iterable[Sample], *, openmetrics: bool) -> str:
+        """Return the family's lines on a page."""
+        lines = (
+            f"{self.name}{label_text(labels)} {number_text(value)}\n" for labels, value in samples
+        )
+        return self.head(openmetrics=openmetrics) + "".join(lines)
 
 
 def family_head(name: str, text: str, kind: str, *, unit: str = "", openmetrics: bool) -> str:
     """Return the lines that stand before the samples of the family whose samples are ``name``.
 
-    OpenMetrics 1.0 calls a counter's family what its samples are called without ``_total``, and
-    has a line for the unit, which is the end of the family's name:
-    https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
+    OpenMetrics calls a counter's family what its samples are called without ``_total``, has a line
+    for the unit, which is the end of the family's name, and escapes quotes in the help.
     """
     if openmetrics and kind == "counter":
         name = name.removesuffix("_total")
@@ -31,3 +70,8 @@ def label_text(labels: Mapping[str, str]) -> str:
         return ""
     pairs = (f'{name}="{escaped(value)}"' for name, value in labels.items())
     return "{" + ",".join(pairs) + "}"
+
+
+def number_text(value: float) -> str:
+    """Return a finite sample value: an integer exactly, a float as its shortest exact text."""
+    return repr(value)

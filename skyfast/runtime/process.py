@@ -5,14 +5,32 @@ Every function raises OSError where there is no such file system.
 
 import os
 import resource
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
 
 
-def open_fds() -> int:
-    """Return the number of open file descriptors."""
-    return len(list((PROC / "self/fd").iterdir())) - 1  # the listing's own
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessUsage:
+    """What the process has now, and the Unix time at which it began."""
+
+    open_fds: int
+    virtual_bytes: int
+    resident_bytes: int
+    start_time_s: float
+
+
+def process_usage() -> ProcessUsage:
+    """Return what the process has now."""
+    open_fds = len(list((PROC / "self/fd").iterdir())) - 1  # the listing's own
+    virtual_bytes, resident_bytes = memory_bytes()
+    return ProcessUsage(
+        open_fds=open_fds,
+        virtual_bytes=virtual_bytes,
+        resident_bytes=resident_bytes,
+        start_time_s=_start_time_s(),
+    )
 
 
 def memory_bytes() -> tuple[int, int]:
@@ -22,7 +40,7 @@ def memory_bytes() -> tuple[int, int]:
     return virtual_pages * page_bytes, resident_pages * page_bytes
 
 
-def start_time_s() -> float:
+def _start_time_s() -> float:
     """Return the Unix time at which the process began."""
     # Field 22 of `stat`, in clock ticks since the machine's start. Field 2 is the command in
     # parentheses and may hold anything, so counting begins behind it, at field 3.

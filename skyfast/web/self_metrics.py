@@ -6,45 +6,413 @@ It is rendered only when it is asked for. The names are listed in ``docs/metrics
 import platform
 import resource
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from skyfast import __version__
-from skyfast.runtime import process
-from skyfast.stats import (
-    CaptureStats,
-    ConfigStats,
-    ScrapeStats,
-    Stats,
-    TableCounts,
-    TopologyStats,
-    sums,
+from skyfast.runtime.process import ProcessUsage, process_usage
+from skyfast.stats import AnalyzerStats, Stats, TableCounts, sums
+from skyfast.text_format import MetricFamily, Sample
+
+_BUILD: Final = {"version": __version__, "python": platform.python_version()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What a page shows. ``process`` is None where the system does not tell."""
+
+    stats: Stats
+    table: TableCounts
+    views: Sequence[str]
+    process: ProcessUsage | None
+
+
+_Samples = Callable[[_Source], Iterable[Sample] | None]
+"""Returns a family's samples; None leaves the family out of the page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Metric:
+    """A family, what it is where all families have standard names, and its samples."""
+
+    family: MetricFamily
+    standard: MetricFamily
+    samples: _Samples
+
+
+def _metric(name: str, help_text: str, samples: _Samples, *, standard_name: str = "") -> _Metric:
+    """Declare a metric: a counter where its name ends with ``_total``, else a gauge."""
+    family = MetricFamily(
+        name=name, type="counter" if name.endswith("_total") else "gauge", help=help_text
+    )
+    standard = replace(family, name=standard_name or name)
+    return _Metric(family=family, standard=standard, samples=samples)
+
+
+def _value(read: Callable[[_Source], float]) -> _Samples:
+    """Read a single value."""
+    return lambda source: [({}, read(source))]
+
+
+def _by(label: str, read: Callable[[_Source], Mapping[str, float]]) -> _Samples:
+    """Read a value for each value of ``label``."""
+    return lambda source: [({label: key}, value) for key, value in read(source).items()]
+
+
+def _by_view(read: Callable[[TableCounts], Sequence[int]]) -> _Samples:
+    """Read a value for each view beside the main one."""
+    return _by("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
+
+
+def _by_analyzer(read: Callable[[AnalyzerStats], float]) -> _Samples:
+    """Read a value for each analyzer."""
+    return _by(
+        "analyzer",
+        lambda source: {each.name: read(each) for each in source.stats.analyzers.values()},
+    )
+
+
+def _by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) -> _Samples:
+    """Read a value for each analyzer and reason."""
+    return lambda source: [
+        ({"analyzer": analyzer.name, "reason": reason}, count)
+        for analyzer in source.stats.analyzers.values()
+        for reason, count in read(analyzer).items()
+    ]
+
+
+def _messages(source: _Source) -> Iterable[Sample]:
+    return [
+        ({"analyzer": analyzer.name, "namespace": namespace, "type": type_}, count)
+        for analyzer in source.stats.analyzers.values()
+        for (namespace, type_), count in analyzer.messages.items()
+    ]
+
+
+def _values_skipped(source: _Source) -> Mapping[str, int]:
+    counts = sums(source.stats.values_skipped, source.table.values_skipped)
+    return dict(sorted(counts.items()))
+
+
+def _last_reload_failure_timestamp_s(source: _Source) -> float:
+    failure = source.stats.config.last_failure
+    return failure.timestamp_s if failure else 0
+
+
+def _process(read: Callable[[ProcessUsage], float]) -> _Samples:
+    """Read a value of the process, where the system tells it."""
+    return lambda source: None if source.process is None else [({}, read(source.process))]
+
+
+_SUBSCRIPTIONS: Final = (
+    _metric(
+        "skyfast_build_info",
+        "Always 1; the labels tell what runs.",
+        lambda _: [(_BUILD, 1)],
+    ),
+    _metric(
+        "skyfast_up",
+        "Whether the analyzer is subscribed to.",
+        _by_analyzer(lambda analyzer: analyzer.up),
+    ),
+    _metric(
+        "skyfast_messages_total",
+        "Messages received from the analyzer.",
+        _messages,
+    ),
+    _metric(
+        "skyfast_received_bytes_total",
+        "Bytes of the messages received from the analyzer.",
+        _by_analyzer(lambda analyzer: analyzer.received_bytes),
+    ),
+    _metric(
+        "skyfast_last_message_timestamp_seconds",
+        "Unix time of the latest message from the analyzer; 0 before the first.",
+        _by_analyzer(lambda analyzer: analyzer.last_message_timestamp_s),
+    ),
+    _metric(
+        "skyfast_message_errors_total",
+        "Messages that were dropped whole.",
+        _by_analyzer_and_reason(lambda analyzer: analyzer.errors),
+    ),
+    _metric(
+        "skyfast_reconnects_total",
+        "Subscriptions, or attempts at one, that ended.",
+        _by_analyzer_and_reason(lambda analyzer: analyzer.reconnects),
+    ),
+    _metric(
+        "skyfast_flows_total",
+        "Flow reports in the messages of the analyzer.",
+        _by_analyzer(lambda analyzer: analyzer.flows),
+    ),
+    _metric(
+        "skyfast_flows_misdated_total",
+        "Flow reports whose time is far from ours.",
+        _by_analyzer_and_reason(lambda analyzer: analyzer.misdated),
+    ),
+    _metric(
+        "skyfast_reports_checked_total",
+        "Flow reports checked for a missing one before them: a random sample.",
+        _by_analyzer(lambda analyzer: analyzer.reports_checked),
+    ),
+    _metric(
+        "skyfast_report_gaps_total",
+        "Checked flow reports with a missing one before them.",
+        _by_analyzer_and_reason(lambda analyzer: analyzer.report_gaps),
+    ),
 )
-from skyfast.text_format import family_head, label_text
 
-Sample = tuple[Mapping[str, str], float]
-"""Labels and value. An integer is rendered exactly, a float as its shortest exact text."""
+_TABLE: Final = (
+    _metric(
+        "skyfast_flows_skipped_total",
+        "Flow reports that changed nothing.",
+        _by("reason", lambda source: sums(source.stats.flows_skipped, source.table.skipped)),
+    ),
+    _metric(
+        "skyfast_flows_filtered_total",
+        "Flow reports dropped by filter.keep or filter.drop.",
+        _by("rule", lambda source: source.stats.flows_filtered),
+    ),
+    _metric(
+        "skyfast_values_skipped_total",
+        "Values left out of flow reports that were used, by field.",
+        _by("field", _values_skipped),
+    ),
+    _metric(
+        "skyfast_flows_finished_total",
+        "Flow reports that said why the flow had ended.",
+        _by("reason", lambda source: source.table.finished),
+    ),
+    _metric(
+        "skyfast_connections",
+        "Connections on the page.",
+        _value(lambda source: source.table.connections),
+    ),
+    _metric(
+        "skyfast_flows",
+        "Flows the connections consist of.",
+        _value(lambda source: source.table.flows),
+        # OpenMetrics has no room for a gauge beside the counter skyfast_flows_total.
+        standard_name="skyfast_table_flows",
+    ),
+    _metric(
+        "skyfast_dormant_flows",
+        "Flows that are not reported any more and whose totals are remembered.",
+        _value(lambda source: source.table.dormant_flows),
+    ),
+    _metric(
+        "skyfast_dormant_connections",
+        "Connections that expired and whose counters are remembered apart from their flows.",
+        _value(lambda source: source.table.dormant_connections),
+    ),
+    _metric(
+        "skyfast_connections_limit",
+        "Connections there is room for, and label tuples in each other view.",
+        _value(lambda source: source.stats.max_connections),
+    ),
+    _metric(
+        "skyfast_flows_limit",
+        "Flows there is room for.",
+        _value(lambda source: source.stats.max_flows),
+    ),
+    _metric(
+        "skyfast_flow_memory_seconds",
+        "How long the totals of a flow are remembered after it has left the page.",
+        _value(lambda source: source.stats.flow_memory_s),
+    ),
+    _metric(
+        "skyfast_table_bytes",
+        "Memory of the table.",
+        _value(lambda source: source.table.bytes),
+    ),
+    _metric(
+        "skyfast_connections_created_total",
+        "Connections that were new.",
+        _value(lambda source: source.table.created_total),
+    ),
+    _metric(
+        "skyfast_connections_expired_total",
+        "Connections that left because nothing was reported of them.",
+        _value(lambda source: source.table.expired_total),
+    ),
+    _metric(
+        "skyfast_connections_rejected_total",
+        "Flow reports that found no room for a new connection.",
+        _value(lambda source: source.table.rejected_total),
+    ),
+    _metric(
+        "skyfast_connections_overflowed_total",
+        "Flow reports added up in the connection of those that found no room.",
+        _value(lambda source: source.table.overflowed_total),
+    ),
+    _metric(
+        "skyfast_view_connections",
+        "Label tuples on the page, by view beside the main one.",
+        _by_view(lambda table: table.view_connections),
+    ),
+    _metric(
+        "skyfast_view_connections_rejected_total",
+        "Flow reports that found no room for a new label tuple, by view beside the main one.",
+        _by_view(lambda table: table.view_rejected_totals),
+    ),
+    _metric(
+        "skyfast_clock_held",
+        "Whether expiry is paused because reports may be missing.",
+        _value(lambda source: source.stats.clock_held),
+    ),
+    _metric(
+        "skyfast_clock_held_seconds_total",
+        "Time for which expiry was paused because reports may be missing.",
+        _value(lambda source: source.stats.clock_held_s),
+    ),
+)
 
-_UNITS = ("bytes", "seconds")
+_TOPOLOGY: Final = (
+    _metric(
+        "skyfast_interfaces",
+        "Interfaces on the page.",
+        _value(lambda source: source.stats.topology.interfaces),
+    ),
+    _metric(
+        "skyfast_interfaces_skipped",
+        "Nodes of the topology's latest answer that are not on the page.",
+        _by("reason", lambda source: source.stats.topology.skipped),
+    ),
+    _metric(
+        "skyfast_topology_answers_total",
+        "Answers of the topology API that were used.",
+        _value(lambda source: source.stats.topology.answers),
+    ),
+    _metric(
+        "skyfast_topology_last_answer_timestamp_seconds",
+        "Unix time of the topology's latest answer that was used; 0 before the first.",
+        _value(lambda source: source.stats.topology.last_answer_timestamp_s),
+    ),
+    _metric(
+        "skyfast_topology_errors_total",
+        "Queries of an analyzer's topology API that gave nothing.",
+        _by("reason", lambda source: source.stats.topology.errors),
+    ),
+    _metric(
+        "skyfast_captures",
+        "Captures on the page.",
+        _value(lambda source: source.stats.captures.captures),
+    ),
+    _metric(
+        "skyfast_capture_reports_skipped_total",
+        "Reports of a capture's statistics that were not used.",
+        _by("reason", lambda source: source.stats.captures.skipped),
+    ),
+)
 
+_CONFIG: Final = (
+    _metric(
+        "skyfast_config_last_reload_successful",
+        "Whether the latest reload of the configuration was successful.",
+        _value(lambda source: source.stats.config.last_reload_successful),
+    ),
+    _metric(
+        "skyfast_config_last_reload_success_timestamp_seconds",
+        "Unix time of the latest reload that was successful; at first that of the start.",
+        _value(lambda source: source.stats.config.last_reload_success_timestamp_s),
+    ),
+    _metric(
+        "skyfast_config_last_reload_failure_timestamp_seconds",
+        "Unix time of the latest failed reload; 0 if none failed.",
+        _value(_last_reload_failure_timestamp_s),
+    ),
+    _metric(
+        "skyfast_config_last_reload_changed",
+        "Keys changed by the latest successful reload.",
+        _by("key", lambda source: dict.fromkeys(source.stats.config.last_reload_changed, 1)),
+    ),
+    _metric(
+        "skyfast_config_reload_failures_total",
+        "Failed reloads of the configuration, by reason.",
+        _by("reason", lambda source: source.stats.config.failures),
+    ),
+)
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """A metric family; ``name`` is that of its samples, and ends with the unit or ``_total``."""
+_SCRAPES: Final = (
+    _metric(
+        "skyfast_scrapes_total",
+        "Pages with flows that were served whole: of /metrics and /metrics/flows.",
+        _value(lambda source: source.stats.scrape.scrapes),
+    ),
+    _metric(
+        "skyfast_last_scrape_duration_seconds",
+        "How long the latest such page took, from the request to its last byte.",
+        _value(lambda source: source.stats.scrape.last_duration_s),
+    ),
+    _metric(
+        "skyfast_last_scrape_bytes",
+        "Size of the latest such page before compression.",
+        _value(lambda source: source.stats.scrape.last_bytes),
+    ),
+    _metric(
+        "skyfast_scrapes_rejected_total",
+        "Pages refused with status 503 because too many were being served.",
+        _value(lambda source: source.stats.scrape.rejected),
+    ),
+    _metric(
+        "skyfast_scrapes_failed_total",
+        "Pages that were begun and cut.",
+        _by("reason", lambda source: source.stats.scrape.failures),
+    ),
+    _metric(
+        "skyfast_http_connections_rejected_total",
+        "HTTP connections closed because too many were open.",
+        _value(lambda source: source.stats.scrape.connections_rejected),
+    ),
+    _metric(
+        "skyfast_tls_handshakes_failed_total",
+        "TLS handshakes of HTTP clients that failed.",
+        _by("reason", lambda source: source.stats.scrape.handshakes_failed),
+    ),
+)
 
-    name: str
-    kind: str
-    text: str
-    samples: Iterable[Sample]
+# What client libraries show of a process, under the names they use.
+_PROCESS: Final = (
+    _metric(
+        "process_cpu_seconds_total",
+        "Total user and system CPU time spent in seconds.",
+        _value(lambda _: time.process_time()),
+    ),
+    _metric(
+        "process_max_fds",
+        "Maximum number of open file descriptors.",
+        _value(lambda _: resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+    ),
+    _metric(
+        "process_open_fds",
+        "Number of open file descriptors.",
+        _process(lambda usage: usage.open_fds),
+    ),
+    _metric(
+        "process_virtual_memory_bytes",
+        "Virtual memory size in bytes.",
+        _process(lambda usage: usage.virtual_bytes),
+    ),
+    _metric(
+        "process_resident_memory_bytes",
+        "Resident memory size in bytes.",
+        _process(lambda usage: usage.resident_bytes),
+    ),
+    _metric(
+        "process_start_time_seconds",
+        "Start time of the process since unix epoch in seconds.",
+        _process(lambda usage: usage.start_time_s),
+    ),
+)
 
-    def render(self, *, openmetrics: bool) -> str:
-        ending = self.name.removesuffix("_total").rpartition("_")[2]
-        unit = ending if ending in _UNITS else ""
-        lines = [family_head(self.name, self.text, self.kind, unit=unit, openmetrics=openmetrics)]
-        lines.extend(
-            f"{self.name}{label_text(labels)} {value!r}\n" for labels, value in self.samples
-        )
-        return "".join(lines)
+_METRICS: Final = (*_SUBSCRIPTIONS, *_TABLE, *_TOPOLOGY, *_CONFIG, *_SCRAPES, *_PROCESS)
+
+_LABEL_VALUES: Final = MetricFamily(
+    name="skyfast_label_values",
+    type="gauge",
+    help="Distinct values of the label on the page, by label.",
+)
 
 
 def render(
@@ -62,384 +430,21 @@ def render(
     end that a whole page has. Takes well under a millisecond. The counters are read without a lock,
     so this belongs on the thread that writes them.
     """
-    families = (
-        *_subscription_families(stats),
-        *_table_families(stats, table, views, standard_names=standard_names),
-        *_clock_families(stats),
-        *_topology_families(stats.topology),
-        *_capture_families(stats.captures),
-        *_config_families(stats.config),
-        *_scrape_families(stats.scrape),
-        *_process_families(),
-    )
-    return _text(families, openmetrics=openmetrics)
+    try:
+        usage = process_usage()
+    except OSError:
+        usage = None
+    source = _Source(stats=stats, table=table, views=views, process=usage)
+    parts = []
+    for metric in _METRICS:
+        samples = metric.samples(source)
+        if samples is not None:
+            family = metric.standard if standard_names else metric.family
+            parts.append(family.render(samples, openmetrics=openmetrics))
+    return "".join(parts).encode(errors="replace")
 
 
 def render_label_values(values: Mapping[str, int], *, openmetrics: bool = False) -> bytes:
     """Return the family of the numbers of distinct values, by label."""
-    family = _Family(
-        "skyfast_label_values",
-        "gauge",
-        "Distinct values of the label on the page, by label.",
-        [({"label": label}, count) for label, count in values.items()],
-    )
-    return _text([family], openmetrics=openmetrics)
-
-
-def _text(families: Iterable[_Family], *, openmetrics: bool) -> bytes:
-    text = "".join(family.render(openmetrics=openmetrics) for family in families)
-    return text.encode(errors="replace")
-
-
-def _subscription_families(stats: Stats) -> Iterable[_Family]:
-    build = {"version": __version__, "python": platform.python_version()}
-    yield _Family(
-        "skyfast_build_info", "gauge", "Always 1; the labels tell what runs.", [(build, 1)]
-    )
-    analyzers = [({"analyzer": analyzer.name}, analyzer) for analyzer in stats.analyzers.values()]
-    yield _Family(
-        "skyfast_up",
-        "gauge",
-        "Whether the analyzer is subscribed to.",
-        [(labels, analyzer.up) for labels, analyzer in analyzers],
-    )
-    yield _Family(
-        "skyfast_messages_total",
-        "counter",
-        "Messages received from the analyzer.",
-        [
-            ({**labels, "namespace": namespace, "type": type_}, count)
-            for labels, analyzer in analyzers
-            for (namespace, type_), count in analyzer.messages.items()
-        ],
-    )
-    yield _Family(
-        "skyfast_received_bytes_total",
-        "counter",
-        "Bytes of the messages received from the analyzer.",
-        [(labels, analyzer.received_bytes) for labels, analyzer in analyzers],
-    )
-    yield _Family(
-        "skyfast_last_message_timestamp_seconds",
-        "gauge",
-        "Unix time of the latest message from the analyzer; 0 before the first.",
-        [(labels, analyzer.last_message_timestamp_s) for labels, analyzer in analyzers],
-    )
-    yield _by_labels_and_reason(
-        "skyfast_message_errors_total",
-        "Messages that were dropped whole.",
-        [(labels, analyzer.errors) for labels, analyzer in analyzers],
-    )
-    yield _by_labels_and_reason(
-        "skyfast_reconnects_total",
-        "Subscriptions, or attempts at one, that ended.",
-        [(labels, analyzer.reconnects) for labels, analyzer in analyzers],
-    )
-    yield _Family(
-        "skyfast_flows_total",
-        "counter",
-        "Flow reports in the messages of the analyzer.",
-        [(labels, analyzer.flows) for labels, analyzer in analyzers],
-    )
-    yield _by_labels_and_reason(
-        "skyfast_flows_misdated_total",
-        "Flow reports whose time is far from ours.",
-        [(labels, analyzer.misdated) for labels, analyzer in analyzers],
-    )
-    yield _Family(
-        "skyfast_reports_checked_total",
-        "counter",
-        "Flow reports checked for a missing one before them: a random sample.",
-        [(labels, analyzer.reports_checked) for labels, analyzer in analyzers],
-    )
-    yield _by_labels_and_reason(
-        "skyfast_report_gaps_total",
-        "Checked flow reports with a missing one before them.",
-        [(labels, analyzer.report_gaps) for labels, analyzer in analyzers],
-    )
-
-
-def _table_families(
-    stats: Stats, table: TableCounts, views: Sequence[str], *, standard_names: bool
-) -> Iterable[_Family]:
-    yield _by_reason(
-        "skyfast_flows_skipped_total",
-        "Flow reports that changed nothing.",
-        sums(stats.flows_skipped, table.skipped),
-    )
-    yield _Family(
-        "skyfast_flows_filtered_total",
-        "counter",
-        "Flow reports dropped by filter.keep or filter.drop.",
-        [({"rule": rule}, count) for rule, count in stats.flows_filtered.items()],
-    )
-    yield _Family(
-        "skyfast_values_skipped_total",
-        "counter",
-        "Values left out of flow reports that were used, by field.",
-        [
-            ({"field": name}, count)
-            for name, count in sorted(sums(stats.values_skipped, table.values_skipped).items())
-        ],
-    )
-    yield _by_reason(
-        "skyfast_flows_finished_total",
-        "Flow reports that said why the flow had ended.",
-        table.finished,
-    )
-    yield _single("skyfast_connections", "gauge", "Connections on the page.", table.connections)
-    # OpenMetrics has no room for a gauge beside the counter skyfast_flows_total.
-    flows = "skyfast_table_flows" if standard_names else "skyfast_flows"
-    yield _single(flows, "gauge", "Flows the connections consist of.", table.flows)
-    yield _single(
-        "skyfast_dormant_flows",
-        "gauge",
-        "Flows that are not reported any more and whose totals are remembered.",
-        table.dormant_flows,
-    )
-    yield _single(
-        "skyfast_dormant_connections",
-        "gauge",
-        "Connections that expired and whose counters are remembered apart from their flows.",
-        table.dormant_connections,
-    )
-    yield _single(
-        "skyfast_connections_limit",
-        "gauge",
-        "Connections there is room for, and label tuples in each other view.",
-        stats.max_connections,
-    )
-    yield _single("skyfast_flows_limit", "gauge", "Flows there is room for.", stats.max_flows)
-    yield _single(
-        "skyfast_flow_memory_seconds",
-        "gauge",
-        "How long the totals of a flow are remembered after it has left the page.",
-        stats.flow_memory_s,
-    )
-    yield _single("skyfast_table_bytes", "gauge", "Memory of the table.", table.bytes)
-    yield _single(
-        "skyfast_connections_created_total",
-        "counter",
-        "Connections that were new.",
-        table.created_total,
-    )
-    yield _single(
-        "skyfast_connections_expired_total",
-        "counter",
-        "Connections that left because nothing was reported of them.",
-        table.expired_total,
-    )
-    yield _single(
-        "skyfast_connections_rejected_total",
-        "counter",
-        "Flow reports that found no room for a new connection.",
-        table.rejected_total,
-    )
-    yield _single(
-        "skyfast_connections_overflowed_total",
-        "counter",
-        "Flow reports added up in the connection of those that found no room.",
-        table.overflowed_total,
-    )
-    yield _Family(
-        "skyfast_view_connections",
-        "gauge",
-        "Label tuples on the page, by view beside the main one.",
-        [
-            ({"view": view}, count)
-            for view, count in zip(views, table.view_connections, strict=True)
-        ],
-    )
-    yield _Family(
-        "skyfast_view_connections_rejected_total",
-        "counter",
-        "Flow reports that found no room for a new label tuple, by view beside the main one.",
-        [
-            ({"view": view}, count)
-            for view, count in zip(views, table.view_rejected_totals, strict=True)
-        ],
-    )
-
-
-def _clock_families(stats: Stats) -> Iterable[_Family]:
-    yield _single(
-        "skyfast_clock_held",
-        "gauge",
-        "Whether expiry is paused because reports may be missing.",
-        stats.clock_held,
-    )
-    yield _single(
-        "skyfast_clock_held_seconds_total",
-        "counter",
-        "Time for which expiry was paused because reports may be missing.",
-        stats.clock_held_s,
-    )
-
-
-def _topology_families(topology: TopologyStats) -> Iterable[_Family]:
-    yield _single("skyfast_interfaces", "gauge", "Interfaces on the page.", topology.interfaces)
-    yield _Family(
-        "skyfast_interfaces_skipped",
-        "gauge",
-        "Nodes of the topology's latest answer that are not on the page.",
-        [({"reason": reason}, count) for reason, count in topology.skipped.items()],
-    )
-    yield _single(
-        "skyfast_topology_answers_total",
-        "counter",
-        "Answers of the topology API that were used.",
-        topology.answers,
-    )
-    yield _single(
-        "skyfast_topology_last_answer_timestamp_seconds",
-        "gauge",
-        "Unix time of the topology's latest answer that was used; 0 before the first.",
-        topology.last_answer_timestamp_s,
-    )
-    yield _by_reason(
-        "skyfast_topology_errors_total",
-        "Queries of an analyzer's topology API that gave nothing.",
-        topology.errors,
-    )
-
-
-def _capture_families(captures: CaptureStats) -> Iterable[_Family]:
-    yield _single("skyfast_captures", "gauge", "Captures on the page.", captures.captures)
-    yield _by_reason(
-        "skyfast_capture_reports_skipped_total",
-        "Reports of a capture's statistics that were not used.",
-        captures.skipped,
-    )
-
-
-def _config_families(config: ConfigStats) -> Iterable[_Family]:
-    yield _single(
-        "skyfast_config_last_reload_successful",
-        "gauge",
-        "Whether the latest reload of the configuration was successful.",
-        config.last_reload_successful,
-    )
-    yield _single(
-        "skyfast_config_last_reload_success_timestamp_seconds",
-        "gauge",
-        "Unix time of the latest reload that was successful; at first that of the start.",
-        config.last_reload_success_timestamp_s,
-    )
-    yield _single(
-        "skyfast_config_last_reload_failure_timestamp_seconds",
-        "gauge",
-        "Unix time of the latest failed reload; 0 if none failed.",
-        config.last_failure.timestamp_s if config.last_failure else 0,
-    )
-    yield _Family(
-        "skyfast_config_last_reload_changed",
-        "gauge",
-        "Keys changed by the latest successful reload.",
-        [({"key": key}, 1) for key in config.last_reload_changed],
-    )
-    yield _by_reason(
-        "skyfast_config_reload_failures_total",
-        "Failed reloads of the configuration, by reason.",
-        config.failures,
-    )
-
-
-def _scrape_families(scrape: ScrapeStats) -> Iterable[_Family]:
-    yield _single(
-        "skyfast_scrapes_total",
-        "counter",
-        "Pages with flows that were served whole: of /metrics and /metrics/flows.",
-        scrape.scrapes,
-    )
-    yield _single(
-        "skyfast_last_scrape_duration_seconds",
-        "gauge",
-        "How long the latest such page took, from the request to its last byte.",
-        scrape.last_duration_s,
-    )
-    yield _single(
-        "skyfast_last_scrape_bytes",
-        "gauge",
-        "Size of the latest such page before compression.",
-        scrape.last_bytes,
-    )
-    yield _single(
-        "skyfast_scrapes_rejected_total",
-        "counter",
-        "Pages refused with status 503 because too many were being served.",
-        scrape.rejected,
-    )
-    yield _by_reason(
-        "skyfast_scrapes_failed_total", "Pages that were begun and cut.", scrape.failures
-    )
-    yield _single(
-        "skyfast_http_connections_rejected_total",
-        "counter",
-        "HTTP connections closed because too many were open.",
-        scrape.connections_rejected,
-    )
-    yield _by_reason(
-        "skyfast_tls_handshakes_failed_total",
-        "TLS handshakes of HTTP clients that failed.",
-        scrape.handshakes_failed,
-    )
-
-
-def _process_families() -> Iterable[_Family]:
-    """Yield what client libraries show of a process, under the names they use."""
-    yield _single(
-        "process_cpu_seconds_total",
-        "counter",
-        "Total user and system CPU time spent in seconds.",
-        time.process_time(),
-    )
-    yield _single(
-        "process_max_fds",
-        "gauge",
-        "Maximum number of open file descriptors.",
-        resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-    )
-    try:
-        open_fds = process.open_fds()
-        virtual_bytes, resident_bytes = process.memory_bytes()
-        start_time_s = process.start_time_s()
-    except OSError:
-        return
-    yield _single("process_open_fds", "gauge", "Number of open file descriptors.", open_fds)
-    yield _single(
-        "process_virtual_memory_bytes",
-        "gauge",
-        "Virtual memory size in bytes.",
-        virtual_bytes,
-    )
-    yield _single(
-        "process_resident_memory_bytes",
-        "gauge",
-        "Resident memory size in bytes.",
-        resident_bytes,
-    )
-    yield _single(
-        "process_start_time_seconds",
-        "gauge",
-        "Start time of the process since unix epoch in seconds.",
-        start_time_s,
-    )
-
-
-def _single(name: str, kind: str, text: str, value: float) -> _Family:
-    return _Family(name, kind, text, [({}, value)])
-
-
-def _by_reason(name: str, text: str, counts: Mapping[str, int]) -> _Family:
-    return _by_labels_and_reason(name, text, [({}, counts)])
-
-
-def _by_labels_and_reason(
-    name: str, text: str, counted: Iterable[tuple[Mapping[str, str], Mapping[str, int]]]
-) -> _Family:
-    samples = [
-        ({**labels, "reason": reason}, count)
-        for labels, counts in counted
-        for reason, count in counts.items()
-    ]
-    return _Family(name, "counter", text, samples)
+    samples = [({"label": label}, count) for label, count in values.items()]
+    return _LABEL_VALUES.render(samples, openmetrics=openmetrics).encode(errors="replace")
