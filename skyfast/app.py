@@ -1,4 +1,4 @@
-"""Wires the parts together, starts, reconfigures and stops them; the only one that knows all."""
+"""Runs, reloads and stops skyfast: the process around the parts of `skyfast.pipeline`."""
 
 import asyncio
 import dataclasses
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from skyfast import __version__
+from skyfast import __version__, pipeline
 from skyfast.config import cost
 from skyfast.config.loader import changed
 from skyfast.config.model import Config
 from skyfast.config.yaml_nodes import ConfigError, redact_url
 from skyfast.flows.selection import changed_fields
-from skyfast.pipeline import Parts, Shared, build, names_known, record_limits, take_over
+from skyfast.pipeline import Parts, Shared
 from skyfast.runtime import logs, memory, systemd
 from skyfast.runtime.clock import Clock
 from skyfast.skydive.name_index import Lookup
@@ -81,7 +81,7 @@ class _WebConfigError(ConfigError):
 
 
 class App:
-    """All parts of a running skyfast."""
+    """A running skyfast."""
 
     def __init__(
         self,
@@ -112,9 +112,9 @@ class App:
         self._shared = Shared(
             stats=self.stats, clock=self.clock, activity=self._activity, relabel=self._relabel
         )
-        self._parts = build(config, None, self._shared)
+        self._parts = pipeline.build(config, None, self._shared)
         self._poller = self._parts.poller
-        record_limits(self._parts, self.stats)
+        self._parts.record_limits(self.stats)
         self.subscriptions = Subscriptions(
             config=config,
             stats=self.stats,
@@ -252,18 +252,18 @@ class App:
         """
         old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
-        new = await asyncio.to_thread(build, config, old, self._shared)
+        new = await asyncio.to_thread(pipeline.build, config, old, self._shared)
         try:
             web_config = await asyncio.to_thread(self._guard.read) if self._guard else None
         except ConfigError as error:
             raise _WebConfigError(*error.problems) from None
         self._poll_by(new.poller)
-        await names_known(new)
+        await new.names_known()
         # From here on, nothing fails and nobody else has a turn.
         logs.configure(config.logging)
         logs.write_notes(config.notes)
         self._parts = new
-        take_over(new, old, self._shared)
+        new.take_over(old, self._shared)
         self.exposition.source = new.source
         self.status.use(new.subject)
         self.web.configure(config.web, reload=self._reload_by_web(config))
@@ -279,7 +279,7 @@ class App:
         _warn_of_double_counting(config, known=cost.double_counted(old.config))
 
     async def _subscribe(self) -> None:
-        await names_known(self._parts)
+        await self._parts.names_known()
         await self.subscriptions.run()
 
     async def _poll(self) -> None:

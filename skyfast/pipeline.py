@@ -46,7 +46,10 @@ class Shared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What is made of a configuration, and replaced together with it."""
+    """What is made of a configuration, and replaced together with it.
+
+    ``filtered`` counts drops by rule, of exactly the rules that there are.
+    """
 
     config: Config
     names: Names
@@ -54,7 +57,6 @@ class Parts:
     types: FlowTypes
     table: Table
     filtered: dict[str, int]
-    """Drops by rule, of exactly the rules that there are."""
     captures: Captures
     interfaces: Interfaces
     poller: TopologyPoller
@@ -63,6 +65,43 @@ class Parts:
     source: Source
     ranking: Ranking
     subject: Subject
+
+    def take_over(self, old: "Parts", shared: Shared) -> None:
+        """Take the place of ``old``: set up what is kept, and lose no count."""
+        stats, config = shared.stats, self.config
+        self.table.use(self.types)
+        self.table.limit(**_table_limits(config.limits))
+        self.table.flow_update_s = stats.flow_update_s
+        if _counts_other_flows(old.config, config) and self.table.horizon_s is not None:
+            self.table.begin(shared.clock.now())
+        self.interfaces.keep(**_interface_times(config))
+        self.names.keep(_longest_s(config))
+        for rule in self.filtered.keys() & old.filtered.keys():
+            self.filtered[rule] = old.filtered[rule]
+        self.record_limits(stats)
+        if self.table is not old.table:
+            # These are shown as sums with what the table counts, and must not become less.
+            for reason, count in old.table.skipped.items():
+                stats.flows_skipped[reason] += count
+            for field, count in old.table.values_skipped.items():
+                stats.values_skipped[field] = stats.values_skipped.get(field, 0) + count
+
+    def record_limits(self, stats: Stats) -> None:
+        """Let the self metrics show the rules and limits of these parts."""
+        stats.flows_filtered = self.filtered
+        stats.max_connections = self.config.limits.max_connections
+        stats.max_flows = self.config.limits.max_flows
+        stats.flow_memory_s = self.config.limits.flow_memory_s
+
+    async def names_known(self) -> None:
+        """Wait for the topology's first answer, if not for ever, where labels are names.
+
+        A flow that comes before its names would change its labels at once.
+        """
+        if _has_names(self.plan):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NAMES_WAIT_S):
+                    await self.names.ready.wait()
 
 
 class _CaptureReports:
@@ -179,46 +218,6 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             captures=captures,
         ),
     )
-
-
-def take_over(new: Parts, old: Parts, shared: Shared) -> None:
-    """Put ``new`` in the place of ``old``: set up what is kept, and lose no count."""
-    stats, config = shared.stats, new.config
-    new.table.use(new.types)
-    new.table.limit(**_table_limits(config.limits))
-    new.table.flow_update_s = stats.flow_update_s
-    if _counts_other_flows(old.config, config) and new.table.horizon_s is not None:
-        new.table.begin(shared.clock.now())
-    new.interfaces.keep(**_interface_times(config))
-    new.names.keep(_longest_s(config))
-    for rule in new.filtered.keys() & old.filtered.keys():
-        new.filtered[rule] = old.filtered[rule]
-    record_limits(new, stats)
-    if new.table is not old.table:
-        # These are shown as sums with what the table counts, and must not become less.
-        for reason, count in old.table.skipped.items():
-            stats.flows_skipped[reason] += count
-        for field, count in old.table.values_skipped.items():
-            stats.values_skipped[field] = stats.values_skipped.get(field, 0) + count
-
-
-def record_limits(parts: Parts, stats: Stats) -> None:
-    """Let the self metrics show the rules, optional fields and bounds of these parts."""
-    stats.flows_filtered = parts.filtered
-    stats.max_connections = parts.config.limits.max_connections
-    stats.max_flows = parts.config.limits.max_flows
-    stats.flow_memory_s = parts.config.limits.flow_memory_s
-
-
-async def names_known(parts: Parts) -> None:
-    """Wait for the topology's first answer, if not for ever, where labels are names.
-
-    A flow that comes before its names would change its labels at once.
-    """
-    if _has_names(parts.plan):
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(NAMES_WAIT_S):
-                await parts.names.ready.wait()
 
 
 def _has_names(plan: Plan) -> bool:
