@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -119,8 +119,9 @@ not counted.
 """
 
 
-def _zeros(*names: str) -> dict[str, int]:
-    return dict.fromkeys(names, 0)
+def _zeros(names: Sequence[str]) -> Callable[[], dict[str, int]]:
+    """Return what makes the counts by these names, each 0."""
+    return lambda: dict.fromkeys(names, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +150,11 @@ class AnalyzerStats:
     messages: dict[tuple[str, str], int] = field(
         default_factory=lambda: {("flow", "store"): 0, ("stats", "stats"): 0}
     )
-    errors: dict[str, int] = field(default_factory=lambda: _zeros(*MESSAGE_ERRORS))
-    reconnects: dict[str, int] = field(default_factory=lambda: _zeros(*RECONNECT_REASONS))
-    misdated: dict[str, int] = field(default_factory=lambda: _zeros(*MISDATED_REASONS))
+    errors: dict[str, int] = field(default_factory=_zeros(MESSAGE_ERRORS))
+    reconnects: dict[str, int] = field(default_factory=_zeros(RECONNECT_REASONS))
+    misdated: dict[str, int] = field(default_factory=_zeros(MISDATED_REASONS))
     reports_checked: int = 0
-    report_gaps: dict[str, int] = field(default_factory=lambda: _zeros(*GAP_REASONS))
+    report_gaps: dict[str, int] = field(default_factory=_zeros(GAP_REASONS))
 
     def turn(self, up: int) -> None:
         """Let it be ``up`` from now on, where it was not."""
@@ -177,9 +178,9 @@ class ScrapeStats:
     last_duration_s: float = 0.0
     last_bytes: int = 0
     rejected: int = 0
-    failures: dict[str, int] = field(default_factory=lambda: _zeros(*SCRAPE_FAILURES))
+    failures: dict[str, int] = field(default_factory=_zeros(SCRAPE_FAILURES))
     connections_rejected: int = 0
-    handshakes_failed: dict[str, int] = field(default_factory=lambda: _zeros(*HANDSHAKE_FAILURES))
+    handshakes_failed: dict[str, int] = field(default_factory=_zeros(HANDSHAKE_FAILURES))
 
 
 @dataclass(slots=True, eq=False)
@@ -192,8 +193,8 @@ class TopologyStats:
     answers: int = 0
     last_answer_timestamp_s: float = 0.0
     interfaces: int = 0
-    skipped: dict[str, int] = field(default_factory=lambda: _zeros(*INTERFACE_SKIPS))
-    errors: dict[str, int] = field(default_factory=lambda: _zeros(*TOPOLOGY_ERRORS))
+    skipped: dict[str, int] = field(default_factory=_zeros(INTERFACE_SKIPS))
+    errors: dict[str, int] = field(default_factory=_zeros(TOPOLOGY_ERRORS))
     last_failure: Failure | None = None
 
 
@@ -202,7 +203,7 @@ class CaptureStats:
     """How many captures are known now, and the reports of them that were not used."""
 
     captures: int = 0
-    skipped: dict[str, int] = field(default_factory=lambda: _zeros(*CAPTURE_SKIPS))
+    skipped: dict[str, int] = field(default_factory=_zeros(CAPTURE_SKIPS))
 
 
 @dataclass(slots=True, eq=False)
@@ -217,7 +218,7 @@ class ConfigStats:
     last_reload_success_timestamp_s: float = field(default_factory=time.time)
     last_reload_changed: tuple[str, ...] = ()
     last_failure: Failure | None = None
-    failures: dict[str, int] = field(default_factory=lambda: _zeros(*RELOAD_FAILURES))
+    failures: dict[str, int] = field(default_factory=_zeros(RELOAD_FAILURES))
 
 
 @dataclass(slots=True, eq=False)
@@ -232,7 +233,7 @@ class Stats:
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
-    flows_skipped: dict[str, int] = field(default_factory=lambda: _zeros(*SKIP_REASONS))
+    flows_skipped: dict[str, int] = field(default_factory=_zeros(SKIP_REASONS))
     flows_filtered: dict[str, int] = field(default_factory=dict)
     values_skipped: dict[str, int] = field(default_factory=dict)
     max_connections: int = 0
