@@ -40,10 +40,12 @@ class MetricFamily:
 
     def render(self, samples: Iterable[Sample], *, openmetrics: bool) -> str:
         """Return the family's lines on a page."""
-        lines = (
-            f"{self.name}{label_text(labels)} {number_text(value)}\n" for labels, value in samples
-        )
-        return self.head(openmetrics=openmetrics) + "".join(lines)
+        texts = ((label_text(labels), number_text(value)) for labels, value in samples)
+        return self.head(openmetrics=openmetrics) + self.lines(texts)
+
+    def lines(self, samples: Iterable[tuple[str, str]]) -> str:
+        """Return the lines of samples whose labels and values are text already."""
+        return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
 
 
 def family_head(name: str, text: str, kind: str, *, unit: str = "", openmetrics: bool) -> str:

@@ -23,7 +23,7 @@ its ``rate`` times 10 s is the number of points.
 Like the table, this has no clock and no socket: reports and ``now`` go in, a page comes out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Final, Literal, NamedTuple
 
@@ -31,7 +31,7 @@ import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
 from skyfast.stats import CaptureStats
-from skyfast.text_format import family_head, label_text
+from skyfast.text_format import MetricFamily, label_text
 
 SILENCE_S: Final = 60.0
 """A capture leaves when there was no report of it for so long: six in a row."""
@@ -112,41 +112,38 @@ class _Capture:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    name: str
-    help: str
-    kind: Literal["counter", "gauge"]
-
-
 _MEAN: Final = "since the capture began, at its point with the most: mean of the last ten readings."
 
 _FAMILIES: Final = (
-    _Family("skydive_capture_packets_received", f"Packets {_MEAN}", "gauge"),
-    _Family(
-        "skydive_capture_packets_dropped",
-        f"Packets for which the agent had no room {_MEAN}",
-        "gauge",
+    MetricFamily(
+        name="skydive_capture_packets_received",
+        type="gauge",
+        help=f"Packets {_MEAN}",
     ),
-    _Family(
-        "skydive_capture_kernel_flows_dropped",
-        "Flows for which the kernel's table had no room, at all points of the capture.",
-        "counter",
+    MetricFamily(
+        name="skydive_capture_packets_dropped",
+        type="gauge",
+        help=f"Packets for which the agent had no room {_MEAN}",
     ),
-    _Family(
-        "skydive_capture_flows",
-        "Flows in the agent's table, at the capture's point with the most.",
-        "gauge",
+    MetricFamily(
+        name="skydive_capture_kernel_flows_dropped",
+        type="counter",
+        help="Flows for which the kernel's table had no room, at all points of the capture.",
     ),
-    _Family(
-        "skydive_capture_flows_dropped",
-        "Flows for which the agents' tables had no room, at all points of the capture.",
-        "counter",
+    MetricFamily(
+        name="skydive_capture_flows",
+        type="gauge",
+        help="Flows in the agent's table, at the capture's point with the most.",
     ),
-    _Family(
-        "skydive_capture_reports",
-        "Reports received: one in 10 s from each point of the capture.",
-        "counter",
+    MetricFamily(
+        name="skydive_capture_flows_dropped",
+        type="counter",
+        help="Flows for which the agents' tables had no room, at all points of the capture.",
+    ),
+    MetricFamily(
+        name="skydive_capture_reports",
+        type="counter",
+        help="Reports received: one in 10 s from each point of the capture.",
     ),
 )
 
@@ -173,8 +170,9 @@ class Captures:
     def __init__(self, *, naming: Literal["compatible", "standard"], stats: CaptureStats) -> None:
         """Begin without captures; with ``standard``, the counters' names end with ``_total``."""
         ending = "_total" if naming == "standard" else ""
-        self._names = tuple(
-            family.name + (ending if family.kind == "counter" else "") for family in _FAMILIES
+        self._families = tuple(
+            replace(family, name=family.name + ending) if family.type == "counter" else family
+            for family in _FAMILIES
         )
         self._stats = stats
         self._captures: dict[str, _Capture] = {}
@@ -228,9 +226,9 @@ class Captures:
         if not rows:
             return b""
         lines = []
-        for index, (name, family) in enumerate(zip(self._names, _FAMILIES, strict=True)):
-            lines.append(family_head(name, family.help, family.kind, openmetrics=openmetrics))
-            lines += [f"{name}{labels} {values[index]}\n" for labels, values in rows]
+        for index, family in enumerate(self._families):
+            lines.append(family.head(openmetrics=openmetrics))
+            lines.append(family.lines((labels, values[index]) for labels, values in rows))
         return "".join(lines).encode()
 
     def first(self, count: int, now: float) -> list[CaptureReport]:
