@@ -36,7 +36,7 @@ from skyfast.skydive.name_index import Lookup, Names
 from skyfast.skydive.tls import client_context
 from skyfast.skydive.topology_nodes import Answer, Counters, MalformedAnswerError, Node
 from skyfast.stats import INTERFACE_SKIPS, Failure, TopologyStats
-from skyfast.text_format import family_head, label_text
+from skyfast.text_format import MetricFamily, label_text
 
 if TYPE_CHECKING:
     import aiohttp
@@ -104,18 +104,11 @@ class Interface:
     errors: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    name: str
-    help: str
-    counter: str
-    """The field of `Counters`; empty where Skydive has none, which shows 0."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family(MetricFamily):
+    """``counter`` is the field of `Counters`; empty where Skydive has none, which shows 0."""
 
-    def head(self, *, openmetrics: bool) -> bytes:
-        unit = "bytes" if self.name.endswith("_bytes_total") else ""
-        return family_head(
-            self.name, self.help, "counter", unit=unit, openmetrics=openmetrics
-        ).encode()
+    counter: str
 
 
 _COUNTERS: Final = (
@@ -137,11 +130,16 @@ The former is the field of `Counters` too; the one that Skydive lacks has no sta
 
 _FAMILIES: Final[dict[Naming, tuple[_Family, ...]]] = {
     "compatible": tuple(
-        _Family(f"skydive_network_interface_{name}", text, name if standard else "")
+        _Family(
+            name=f"skydive_network_interface_{name}",
+            type="counter",
+            help=text,
+            counter=name if standard else "",
+        )
         for name, standard, text in _COUNTERS
     ),
     "standard": tuple(
-        _Family(f"skydive_interface_{standard}_total", text, name)
+        _Family(name=f"skydive_interface_{standard}_total", type="counter", help=text, counter=name)
         for name, standard, text in _COUNTERS
         if standard
     ),
@@ -169,7 +167,7 @@ class _Page:
         return b"".join(
             part
             for family, samples in self.families
-            for part in (family.head(openmetrics=True), text[samples])
+            for part in (family.head(openmetrics=True).encode(), text[samples])
         )
 
 
@@ -304,7 +302,7 @@ def _render(
     places: list[tuple[_Family, slice]] = []
     end = 0
     for family in families:
-        head, samples = family.head(openmetrics=False), _samples(family, rows, skipped)
+        head, samples = family.head(openmetrics=False).encode(), _samples(family, rows, skipped)
         begin = end + len(head)
         end = begin + len(samples)
         parts += (head, samples)
@@ -334,14 +332,14 @@ def _sum(*values: int) -> int:
 
 
 def _samples(family: _Family, rows: list[_Row], skipped: dict[str, int]) -> bytes:
-    lines = []
+    samples = []
     for labels, _, counters in rows:
         value = getattr(counters, family.counter) if family.counter else 0
         if 0 <= value <= MAX_COUNTER:
-            lines.append(f"{family.name}{labels} {value}\n")
+            samples.append((labels, str(value)))
         else:
             skipped["out_of_range"] += 1
-    return "".join(lines).encode()
+    return family.lines(samples).encode()
 
 
 class _FailedError(Exception):
