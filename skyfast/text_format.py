@@ -35,8 +35,17 @@ class MetricFamily:
         return next((unit for unit in UNITS if name.endswith(f"_{unit}")), "")
 
     def head(self, *, openmetrics: bool) -> str:
-        """Return the lines that stand before the samples: see `family_head`."""
-        return family_head(self.name, self.help, self.type, unit=self.unit, openmetrics=openmetrics)
+        """Return the lines that stand before the samples.
+
+        OpenMetrics calls a counter's family what its samples are called without ``_total``, has a
+        line for the unit, and escapes quotes in the help.
+        """
+        name = self.name
+        if openmetrics and self.type == "counter":
+            name = name.removesuffix("_total")
+        text = self.help.translate(_VALUE_ESCAPES if openmetrics else _HELP_ESCAPES)
+        unit = f"# UNIT {name} {self.unit}\n" if openmetrics and self.unit else ""
+        return f"# HELP {name} {text}\n# TYPE {name} {self.type}\n{unit}"
 
     def render(self, samples: Iterable[Sample], *, openmetrics: bool) -> str:
         """Return the family's lines on a page."""
@@ -46,19 +55,6 @@ class MetricFamily:
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
         """Return the lines of samples whose labels and values are text already."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
-
-
-def family_head(name: str, text: str, kind: str, *, unit: str = "", openmetrics: bool) -> str:
-    """Return the lines that stand before the samples of the family whose samples are ``name``.
-
-    OpenMetrics calls a counter's family what its samples are called without ``_total``, has a line
-    for the unit, which is the end of the family's name, and escapes quotes in the help.
-    """
-    if openmetrics and kind == "counter":
-        name = name.removesuffix("_total")
-    escapes = _VALUE_ESCAPES if openmetrics else _HELP_ESCAPES
-    units = f"# UNIT {name} {unit}\n" if openmetrics and unit else ""
-    return f"# HELP {name} {text.translate(escapes)}\n# TYPE {name} {kind}\n{units}"
 
 
 def escaped(value: str) -> str:

@@ -9,7 +9,7 @@ too.
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from skyfast.text_format import family_head
+from skyfast.text_format import MetricFamily
 
 Path = tuple[str, ...]
 """Where a value stands in a flow: the names of the wire's fields from the outside in.
@@ -94,25 +94,16 @@ Value = Counter | Gauge | FlowCount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """A metric family of the page.
+class Family(MetricFamily):
+    """A metric family of the flows.
 
     ``values`` is one where there is the initiator's direction only, or the view has no
     directions; two (initiator to target, target to initiator) where there are both. Values are
-    shown divided by ten to the power of ``decimals``, exactly. ``name`` is that of the samples.
-    ``unit``, when not empty, is the OpenMetrics unit that the name ends with (before ``_total``).
+    shown divided by ten to the power of ``decimals``, exactly.
     """
 
-    name: str
-    help: str
-    type: Literal["counter", "gauge"]
     values: tuple[Value, ...]
     decimals: int = 0
-    unit: str = ""
-
-    def head(self, *, openmetrics: bool) -> str:
-        """Return the lines that stand before the samples: see `family_head`."""
-        return family_head(self.name, self.help, self.type, unit=self.unit, openmetrics=openmetrics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

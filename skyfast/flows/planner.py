@@ -46,9 +46,6 @@ from skyfast.flows.selection import (
     ViewChoice,
 )
 
-UNITS: Final = ("bytes", "seconds", "nanoseconds")
-"""Units that a family's name can end with."""
-
 
 class Names(Protocol):
     """What the topology calls nodes: an empty text for what it does not know.
@@ -176,7 +173,7 @@ def _known(view: ViewChoice, name: str, *, naming: str) -> Family:
     metric = METRICS_BY_NAME[name]
     compatible = not view.prefix and naming == "compatible"
     values = _values(metric.paths, metric.type, metric.keep, direction=view.direction)
-    return _family(
+    return Family(
         name=(
             metric.compatible
             if compatible
@@ -193,25 +190,13 @@ def _known(view: ViewChoice, name: str, *, naming: str) -> Family:
 
 def _custom(view: ViewChoice, metric: MetricChoice) -> Family:
     fields = " and ".join(map(".".join, metric.paths))
-    return _family(
+    return Family(
         name=f"{view.prefix}_{metric.name}" if view.prefix else metric.name,
         help=metric.help or f"Field {fields} of the flows.",
         type=metric.type,
         values=_values(metric.paths, metric.type, "latest", direction=view.direction),
         decimals=0,
     )
-
-
-def _family(
-    *,
-    name: str,
-    help: str,  # noqa: A002 - as in Family
-    type: Literal["counter", "gauge"],  # noqa: A002
-    values: tuple[Value, ...],
-    decimals: int,
-) -> Family:
-    unit = next((unit for unit in UNITS if name.removesuffix("_total").endswith(f"_{unit}")), "")
-    return Family(name=name, help=help, type=type, values=values, decimals=decimals, unit=unit)
 
 
 def _values(

@@ -92,7 +92,6 @@ def test_connections_are_those_of_the_go_connector() -> None:
             help="Bytes transferred on this connection in this direction.",
             type="counter",
             values=both("Bytes"),
-            unit="bytes",
         ),
         Family(
             name="skydive_network_connection_total_packets",
@@ -105,7 +104,6 @@ def test_connections_are_those_of_the_go_connector() -> None:
             help="Latest round-trip time measured on this connection.",
             type="gauge",
             values=(Gauge(path=("Metric", "RTT")),),
-            unit="nanoseconds",
         ),
     )
 

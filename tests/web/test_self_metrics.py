@@ -26,7 +26,6 @@ from skyfast.stats import (
     TOPOLOGY_ERRORS,
     Stats,
 )
-from skyfast.text_format import family_head
 from skyfast.web.self_metrics import render, render_label_values
 from tests.support.web_fixtures import FakeTable
 
@@ -194,18 +193,6 @@ def test_label_values():
         'skyfast_label_values{label="target_ip"} 3\n'
         'skyfast_label_values{label="protocol"} 2\n'
     )
-
-
-def test_heads():
-    """OpenMetrics calls a counter's family by another name, escapes quotes, and has units."""
-    name, text = "x_bytes_total", 'a "b" \\ c\nd'
-    assert family_head(name, text, "counter", unit="bytes", openmetrics=False) == (
-        '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'
-    )
-    assert family_head(name, text, "counter", unit="bytes", openmetrics=True) == (
-        '# HELP x_bytes a \\"b\\" \\\\ c\\nd\n# TYPE x_bytes counter\n# UNIT x_bytes bytes\n'
-    )
-    assert family_head("x", "y", "gauge", openmetrics=True) == "# HELP x y\n# TYPE x gauge\n"
 
 
 def test_openmetrics():

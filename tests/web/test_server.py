@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from skyfast import __version__
 from skyfast.skydive.captures import Captures
 from skyfast.stats import CaptureStats
-from skyfast.text_format import family_head
+from skyfast.text_format import MetricFamily
 from skyfast.web import server as web
 from skyfast.web.exposition import FIRST_CHUNK_BYTES
 from tests.support.http_client import OWN, PAGES, PATHS, SMALL_RECEIVE_BUFFER, Client, Site, request
@@ -177,7 +177,7 @@ async def test_the_reference_parser_reads_openmetrics():
     captures = Captures(naming="standard", stats=CaptureStats())
     captures.message(b'{"CaptureID":"c-1","FlowCount":3,"FlowDropped":4}', 100)
     name = "skydive_x_bytes_total"
-    flows = family_head(name, "Bytes.", "counter", unit="bytes", openmetrics=True)
+    flows = MetricFamily(name=name, type="counter", help="Bytes.").head(openmetrics=True)
     flows += f'{name}{{initiator_ip="10.0.0.1"}} 7\n'
     table = FakeTable(flows.encode())
     table.view_connections = (2,)

@@ -1,0 +1,64 @@
+"""The exposition format's rules: the lines before the samples, escapes, numbers."""
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from skyfast.text_format import MetricFamily, escaped, label_text, number_text
+
+
+def test_heads():
+    """OpenMetrics calls a counter's family by another name, escapes quotes, and has units."""
+    family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
+    assert family.head(openmetrics=False) == (
+        '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'
+    )
+    assert family.head(openmetrics=True) == (
+        '# HELP x_bytes a \\"b\\" \\\\ c\\nd\n# TYPE x_bytes counter\n# UNIT x_bytes bytes\n'
+    )
+    gauge = MetricFamily(name="x", type="gauge", help="y")
+    assert gauge.head(openmetrics=True) == "# HELP x y\n# TYPE x gauge\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("x_bytes_total", "bytes"),
+        ("x_timestamp_seconds", "seconds"),
+        ("rtt_nanoseconds", "nanoseconds"),
+        ("x_total_bytes", "bytes"),
+        ("x_total", ""),
+        ("x_megabytes", ""),
+        ("bytes", ""),
+        ("x_bytes_sent", ""),
+    ],
+)
+def test_units_are_the_ends_of_names(name, unit):
+    assert MetricFamily(name=name, type="counter", help="").unit == unit
+
+
+def test_a_family_with_its_samples():
+    family = MetricFamily(name="x_seconds", type="gauge", help="Help.")
+    samples = [({}, 2**63 - 1), ({"a": 'b"\\\n', "c": ""}, 0.1)]
+    head = "# HELP x_seconds Help.\n# TYPE x_seconds gauge\n"
+    lines = 'x_seconds 9223372036854775807\nx_seconds{a="b\\"\\\\\\n",c=""} 0.1\n'
+    assert family.render(samples, openmetrics=False) == head + lines
+    page = family.render(samples, openmetrics=True)
+    assert page == head + "# UNIT x_seconds seconds\n" + lines
+    (read,) = text_string_to_metric_families(page + "# EOF\n")
+    assert [(sample.labels, sample.value) for sample in read.samples] == samples
+
+
+def test_lines_of_texts():
+    family = MetricFamily(name="x", type="gauge", help="Help.")
+    assert family.lines([('{a="b"}', "1"), ("", "2.5")]) == 'x{a="b"} 1\nx 2.5\n'
+
+
+def test_label_texts():
+    assert escaped('a\\b"c\nd') == 'a\\\\b\\"c\\nd'
+    assert label_text({}) == ""
+    assert label_text({"a": "1", "b": '"'}) == '{a="1",b="\\""}'
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (10**18, "1" + "0" * 18), (0.5, "0.5")])
+def test_numbers(value, text):
+    assert number_text(value) == text
