@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, cast
 
+from skyfast._table import MAX_VIEW_COLUMNS, MAX_VIEW_VALUES
 from skyfast.config.parsers import (
     MAX_ENTRIES,
     MAX_PORT,
@@ -27,12 +28,6 @@ from skyfast.flows.catalog import LABEL_FIELDS, LABELS_BY_NAME, METRICS_BY_NAME,
 from skyfast.flows.fields import FIELDS, PATHS
 from skyfast.flows.plan import Path
 from skyfast.flows.selection import Fold, LabelChoice, Mask, MetricChoice, Rewrite
-
-MAX_LABELS = 32
-"""Labels of a view, without ``direction``."""
-
-MAX_VALUES = 32
-"""Values that a view keeps of a connection: a counter of two directions is two."""
 
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -133,8 +128,9 @@ def _to_total(value: Value) -> Path:
     return path
 
 
-to_labels = unique_list_of(to_label, "label", most=MAX_LABELS + 1)
-to_metrics = unique_list_of(to_metric, "metric", most=MAX_VALUES)
+# Of a view, without ``direction``; a counter of two directions is two values.
+to_labels = unique_list_of(to_label, "label", most=MAX_VIEW_COLUMNS + 1)
+to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 
 
 def show_labels(labels: Sequence[LabelChoice]) -> list[object]:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from skyfast._table import MAX_ROWS
 from skyfast.config import hints, schema, views
 from skyfast.config.model import (
     TLS,
@@ -42,7 +43,6 @@ from skyfast.config.parsers import ANALYZER_PORT, Address, Invalid, Url
 from skyfast.config.schema import (
     ENV_PREFIX,
     KNOWN,
-    MAX_ROWS,
     SCHEMA,
     SECRETS,
     SECTIONS_OF_GO_CORE,

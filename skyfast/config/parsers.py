@@ -38,6 +38,7 @@ MAX_ENTRIES = 4096
 """Entries of one condition, and ports of one list."""
 
 MAX_PORT = 65_535
+"""The highest port of TCP and UDP."""
 
 ANALYZER_PORT = 8082
 """Where an analyzer listens unless its address says otherwise."""
@@ -488,7 +489,7 @@ def to_address(value: Value) -> Address:
         text = f":{text}"
     match = re.fullmatch(r"(?:\[(.*:.*)\]|([^\[\]:]*))(?::([0-9]{1,5}))?", text)
     try:
-        if match and text and 1 <= int(match[3] or ANALYZER_PORT) <= 65_535:
+        if match and text and 1 <= int(match[3] or ANALYZER_PORT) <= MAX_PORT:
             host = to_host(match[1] or match[2] or "localhost")
             return Address(host, int(match[3] or ANALYZER_PORT))
     except ValueError:
@@ -536,7 +537,7 @@ def to_url(value: Value) -> Url:
         shown = _PORT_THAT_IS_NONE.sub(r"\1<hidden>", text)
         raise Invalid("is not a valid URL: its host, port or user cannot be read", shown) from None
     if port == 0:
-        raise Invalid("has a port that is not from 1 to 65535", text)
+        raise Invalid(f"has a port that is not from 1 to {MAX_PORT}", text)
     if "#" in text:
         raise Invalid("has a fragment (#); write %23 in a password", text)
     if "@" in parts.path + parts.query:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from skyfast._table import MAX_NUMBER
 from skyfast.config.parsers import (
     MAX_ENTRIES,
     MAX_PORT,
@@ -30,9 +31,6 @@ from skyfast.flows.selection import KEEP, Condition, Network, Rule
 
 MAX_RULES = 256
 """Rules of one list: each is a series of ``skyfast_flows_filtered_total``."""
-
-MAX_INTEGER = 1 << 62
-"""The largest number that a flow can hold."""
 
 _RULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _RANGE = re.compile(r"([0-9]{1,19})(?: *- *([0-9]{1,19}))?")
@@ -172,7 +170,7 @@ def _to_address_or_network(value: Value) -> str | Network:
 
 
 def _to_range(path: Path, value: Value) -> int | tuple[int, int]:
-    most = MAX_PORT if path in _PORT_FIELDS else MAX_INTEGER
+    most = MAX_PORT if path in _PORT_FIELDS else MAX_NUMBER
     match = _RANGE.fullmatch(value) if isinstance(value, str) else None
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if match and first > last:

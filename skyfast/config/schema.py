@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, TypeVar
 
+from skyfast._table import MAX_ROWS
 from skyfast.config import hints, labels, rules, views
 from skyfast.config.model import Config
 from skyfast.config.parsers import (
+    MAX_PORT,
     TAGS,
     Address,
     Url,
@@ -39,9 +41,6 @@ from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS
 from skyfast.flows.selection import LabelChoice, MetricChoice, Network, Rewrite, Rule
 
 T = TypeVar("T")
-
-MAX_ROWS = 1 << 27
-"""The largest ``max_connections`` and ``max_flows``: see ``_table.pyx``."""
 
 MAX_MESSAGE_BYTES = 1 << 30
 """The largest ``max_message_bytes``."""
@@ -192,7 +191,7 @@ STORE_TYPE = _key(
     "pipeline.store.type", only("prom_sky_con"), "prom_sky_con", lambda _: "prom_sky_con"
 )
 
-PORT = _key("pipeline.store.prom_sky_con.port", whole(0, 65_535), 9100, lambda c: c.web.port)
+PORT = _key("pipeline.store.prom_sky_con.port", whole(0, MAX_PORT), 9100, lambda c: c.web.port)
 LISTEN_ADDRESS = _key(
     "pipeline.store.prom_sky_con.listen_address",
     to_listen_address,

@@ -7,15 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast
 
-from skyfast.config.labels import (
-    MAX_LABELS,
-    MAX_VALUES,
-    show_labels,
-    show_metrics,
-    to_labels,
-    to_metric_name,
-    to_metrics,
-)
+from skyfast._table import MAX_COLUMNS, MAX_VALUES, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES, MAX_VIEWS
+from skyfast.config.labels import show_labels, show_metrics, to_labels, to_metric_name, to_metrics
 from skyfast.config.parsers import (
     Entries,
     bounded_list_of,
@@ -32,15 +25,6 @@ from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
 
 Place: TypeAlias = tuple[str | int, ...]
 """What leads to an entry: positions in lists and keys of mappings."""
-
-MAX_VIEWS = 15
-"""Views beside the main one: the table has room for 16."""
-
-MAX_ALL_LABELS = 64
-"""Different labels of all views; those from the topology count twice."""
-
-MAX_ALL_VALUES = 64
-"""Different values of all views."""
 
 VIEW_TIMEOUT_S = 3600.0
 """When a view's silent rows leave, unless the view says otherwise."""
@@ -90,8 +74,8 @@ def _to_view(value: Value) -> ViewEntry:
     return ViewEntry(choice=choice, timeout_s=timeout_s)
 
 
-to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS)
-"""Accepts a list of views. Those without a time-out have 0."""
+to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
+"""Accepts a list of views, beside which the main one is. Those without a time-out have 0."""
 
 
 def show_views(views: Sequence[ViewChoice], timeouts_s: Sequence[float]) -> list[object]:
@@ -228,27 +212,27 @@ def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
     values: set[object] = set()
     for number, view in enumerate(views):
         own_labels = [label for label in view.labels if label.name != DIRECTION]
-        if len(own_labels) > MAX_LABELS:
-            raise Misfit(f"has more than {MAX_LABELS} labels", number, ("labels",))
+        if len(own_labels) > MAX_VIEW_COLUMNS:
+            raise Misfit(f"has more than {MAX_VIEW_COLUMNS} labels", number, ("labels",))
         own_values = {
             value
             for family in families(view, naming=naming)
             for value in family.values
             if not isinstance(value, FlowCount)
         }
-        if len(own_values) > MAX_VALUES:
-            problem = f"has more than {MAX_VALUES} values; a counter of two directions is two"
+        if len(own_values) > MAX_VIEW_VALUES:
+            problem = f"has more than {MAX_VIEW_VALUES} values; a counter of two directions is two"
             raise Misfit(problem, number, ("metrics",))
         labels |= {label: 2 if _is_volatile(label) else 1 for label in own_labels}
-        if sum(labels.values()) > MAX_ALL_LABELS:
+        if sum(labels.values()) > MAX_COLUMNS:
             problem = (
-                f"and the views before have more than {MAX_ALL_LABELS} different labels;"
+                f"and the views before have more than {MAX_COLUMNS} different labels;"
                 " one from the topology counts twice"
             )
             raise Misfit(problem, number, ("labels",))
         values |= own_values
-        if len(values) > MAX_ALL_VALUES:
-            problem = f"and the views before have more than {MAX_ALL_VALUES} different values"
+        if len(values) > MAX_VALUES:
+            problem = f"and the views before have more than {MAX_VALUES} different values"
             raise Misfit(problem, number, ("metrics",))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+from skyfast._table import MAX_NUMBER
 from skyfast.flows.fields import CLOSING
 from skyfast.flows.plan import Path, Plan
 from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
@@ -41,8 +42,6 @@ UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
 """``flow.update`` is the greatest of the last hour that was seen in two different minutes. When an
 agent's clock is set, all updates of one tick seem longer or shorter."""
-
-MAX_NUMBER: Final = 2**62
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 """Reasons to skip a report that leave a gap in its flow; the others skip all reports of a flow."""

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 import yaml
 
-from skyfast._table import MAX_VIEWS, Table
-from skyfast.config import labels, loader, views
+from skyfast._table import MAX_COLUMNS, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES, MAX_VIEWS, Table
+from skyfast.config import loader
 from skyfast.flows.catalog import (
     DANGEROUS_FIELDS,
     LABEL_FIELDS,
@@ -483,20 +483,20 @@ def largest() -> dict[str, Any]:
         for i, path in enumerate(paths)
     ]
     texts = [
-        *({"name": f"a_{i}", "path": "Link.A"} for i in range(labels.MAX_LABELS)),
-        *({"name": f"b_{i}", "path": "Link.B"} for i in range(labels.MAX_LABELS)),
+        *({"name": f"a_{i}", "path": "Link.A"} for i in range(MAX_VIEW_COLUMNS)),
+        *({"name": f"b_{i}", "path": "Link.B"} for i in range(MAX_VIEW_COLUMNS)),
     ]
-    half = labels.MAX_LABELS
+    half = MAX_VIEW_COLUMNS
     return {
         "labels": texts[:half],
-        "metrics": own[: labels.MAX_VALUES],
+        "metrics": own[:MAX_VIEW_VALUES],
         "views": [
             {
                 "prefix": f"view_{i}",
                 "labels": texts[half:],
-                "metrics": [*own[labels.MAX_VALUES :], {"name": "z_total", **COUNTER}],
+                "metrics": [*own[MAX_VIEW_VALUES:], {"name": "z_total", **COUNTER}],
             }
-            for i in range(views.MAX_VIEWS)
+            for i in range(MAX_VIEWS - 1)
         ],
     }
 
@@ -507,14 +507,14 @@ COUNTER = {"value": "RawPacketsCaptured", "type": "counter"}
 def test_the_table_takes_the_largest_plan() -> None:
     keys = largest()
     plan = plan_of(**keys)
-    assert len(plan.columns) == views.MAX_ALL_LABELS
-    assert len(plan.views) == views.MAX_VIEWS + 1 == MAX_VIEWS
-    assert len(plan.views[0].families) == labels.MAX_VALUES
+    assert len(plan.columns) == MAX_COLUMNS
+    assert len(plan.views) == MAX_VIEWS
+    assert len(plan.views[0].families) == MAX_VIEW_VALUES
     types = flow_types(plan)
-    timeouts = (3600,) * views.MAX_VIEWS
+    timeouts = (3600,) * (MAX_VIEWS - 1)
     limits = {"max_connections": 1, "max_flows": 1, "timeout_s": 1, "view_timeouts_s": timeouts}
     table = Table(plan, types, **limits)
-    assert table.view_connections == (0,) * views.MAX_VIEWS
+    assert table.view_connections == (0,) * (MAX_VIEWS - 1)
 
 
 # Recording rules
