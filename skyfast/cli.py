@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from skyfast import __version__
 from skyfast.config import cost, loader, model, schema, sharding, yaml_nodes
-from skyfast.config.parsers import Address, Invalid, to_level
+from skyfast.config.errors import Invalid
+from skyfast.config.parsers import Address, to_level
 from skyfast.flows import selection
 from skyfast.runtime import logs, memory
 from skyfast.web import listen

@@ -27,6 +27,7 @@ import yaml
 
 from skyfast._table import MAX_ROWS
 from skyfast.config import hints, schema, views
+from skyfast.config.errors import Invalid
 from skyfast.config.model import (
     TLS,
     Classify,
@@ -39,7 +40,7 @@ from skyfast.config.model import (
     Topology,
     Web,
 )
-from skyfast.config.parsers import ANALYZER_PORT, Address, Invalid, Url
+from skyfast.config.parsers import ANALYZER_PORT, Address, Url
 from skyfast.config.schema import (
     ENV_PREFIX,
     KNOWN,

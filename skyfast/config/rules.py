@@ -7,12 +7,11 @@ from dataclasses import replace
 from functools import partial
 
 from skyfast._table import MAX_NUMBER
+from skyfast.config.errors import Invalid, Problems, within
 from skyfast.config.parsers import (
     MAX_ENTRIES,
     MAX_PORT,
     TAGS,
-    Invalid,
-    Problems,
     bounded_list_of,
     entry_of,
     mapping_of,
@@ -20,7 +19,6 @@ from skyfast.config.parsers import (
     suggestion,
     to_network,
     to_text,
-    within,
 )
 from skyfast.config.yaml_nodes import Value
 from skyfast.flows import addresses

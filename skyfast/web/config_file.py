@@ -32,15 +32,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from skyfast.config.parsers import (
-    Invalid,
-    list_of,
-    mapping_of,
-    one_of,
-    to_boolean,
-    to_text,
-    whole,
-)
+from skyfast.config.errors import Invalid
+from skyfast.config.parsers import list_of, mapping_of, one_of, to_boolean, to_text, whole
 from skyfast.config.yaml_nodes import (
     ConfigError,
     Node,
