@@ -1,11 +1,13 @@
 """Errors of a configuration: values that are refused, and how an error says where and why."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from skyfast.config.yaml_nodes import (
     HIDDEN,
     MAX_PROBLEMS,
+    ConfigError,
     Node,
     Value,
     describe,
@@ -62,6 +64,61 @@ def within(node: Node, name: str = "") -> Iterator[None]:
             each.name = join(name, each.name) if each.name else name
             each.line = each.line or node.line
         raise
+
+
+def nothing(_: Value) -> bool:
+    """Hide no value."""
+    return False
+
+
+def scalars(value: Value) -> bool:
+    """Hide single values, and show what kind of value another one is."""
+    return isinstance(value, str | bool)
+
+
+def everything(_: Value) -> bool:
+    """Hide every value."""
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where something is set: in a line of a file, or in a variable, which has no line.
+
+    ``source`` is what messages call the file or the variable.
+    """
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}: line {self.line}"
+
+    def part(self, line: int | None) -> "Origin":
+        """Return the origin of a part of it; where ``line`` is None, that is its own."""
+        return self if self.line is None or line is None else Origin(self.source, line)
+
+    def problems(
+        self, refused: Invalid, path: str, *, hides: Callable[[Value], bool] = nothing
+    ) -> Iterator[tuple[int | None, str]]:
+        """Yield line and text of each problem at ``path``, without the values that ``hides``."""
+        for each in refused.all():
+            origin = self.part(each.line)
+            yield origin.line, f"{origin}: {each.told(path, hidden=hides(each.value))}"
+
+    def error(
+        self, refused: Invalid, path: str, *, hides: Callable[[Value], bool] = nothing
+    ) -> ConfigError:
+        """Return the error that says what is refused at ``path``."""
+        return ConfigError(*(text for _, text in self.problems(refused, path, hides=hides)))
+
+    @contextmanager
+    def refusing(self, path: str, *, hides: Callable[[Value], bool] = nothing) -> Iterator[None]:
+        """Make a `ConfigError` of what is refused at ``path``."""
+        try:
+            yield
+        except Invalid as refused:
+            raise self.error(refused, path, hides=hides) from None
 
 
 class Problems:

@@ -27,7 +27,7 @@ import yaml
 
 from skyfast._table import MAX_ROWS
 from skyfast.config import hints, schema, views
-from skyfast.config.errors import Invalid
+from skyfast.config.errors import Invalid, Origin, nothing, scalars
 from skyfast.config.model import (
     TLS,
     Classify,
@@ -56,7 +56,6 @@ from skyfast.config.yaml_nodes import (
     Node,
     Value,
     compose,
-    describe,
     describe_path,
     file_name,
     join,
@@ -97,8 +96,8 @@ def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
     notes += _check_variables(environ)
     for key in SCHEMA.values():
         if key.env and environ.get(key.env):
-            origin = f"environment variable {key.env}"
-            found[key.path] = _Found(origin, None, environ[key.env])
+            origin = Origin(f"environment variable {key.env}")
+            found[key.path] = _Found(origin, environ[key.env])
     settings = _Settings(found, problems)
     problems.check()
     return _build(settings, source=source, notes=notes, problems=problems)
@@ -138,16 +137,10 @@ def _compared(key: "Key[Any]", config: Config) -> object:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A value that is set, and where: in the file's line, or in a variable, where that is None."""
+    """A value that is set, and where."""
 
-    source: str
-    line: int | None
+    origin: Origin
     value: Value
-
-    def origin(self, line: int | None = None) -> str:
-        """Say where it is set; ``line`` is that of a part of it."""
-        number = line or self.line
-        return f"{self.source}: line {number}" if self.line and number else self.source
 
 
 class _Problems:
@@ -189,12 +182,13 @@ def _walk(
     def descend(nodes: dict[str, Node], parent: str) -> None:
         for name, node in nodes.items():
             path = join(parent, name.lower())
-            origin = f"{file}: line {node.line}"
+            origin = Origin(file, node.line)
             if path in found:
-                text = f"{origin}: {path}: is already set in line {found[path].line}"
+                first = found[path].origin.line
+                text = f"{origin}: {path}: is already set in line {first}"
                 problems.add(text, node.line)
             elif path in SCHEMA:
-                found[path] = _Found(file, node.line, node.value)
+                found[path] = _Found(origin, node.value)
             elif path not in KNOWN.sections:
                 unknown[path] = node
             elif isinstance(node.value, dict):
@@ -218,7 +212,7 @@ def _check_unknown(
     notes = []
     ignored = []
     for path, node in unknown.items():
-        origin = f"{file}: line {node.line}: {describe_path(path)}"
+        origin = f"{Origin(file, node.line)}: {describe_path(path)}"
         if f"{path}.".startswith(SECTIONS_OF_GO_CORE):
             text = f"{origin}: is ignored: skyfast has nothing of that kind"
             notes.append(Note(level=logging.WARNING, text=text))
@@ -228,7 +222,7 @@ def _check_unknown(
             ignored.append(describe_path(path))
         elif meant := _meant(path, node):
             for below, line, near in meant:
-                origin = f"{file}: line {line}: {describe_path(below)}"
+                origin = f"{Origin(file, line)}: {describe_path(below)}"
                 text = f"{origin}: is ignored; did you mean {near}?"
                 notes.append(Note(level=logging.WARNING, text=text))
         else:
@@ -332,9 +326,9 @@ class _Settings:
         found = self._found[key.path]
         way = _way(found.value, place)
         path = ".".join([key.path, *(each for each in place[: len(way)] if isinstance(each, str))])
-        origin = found.origin(way[-1].line if way else None)
-        value = way[-1].value if way else found.value
-        return ConfigError(f"{origin}: {path}: {describe(value)} {problem}")
+        if way:
+            return found.origin.error(Invalid(problem, way[-1].value, line=way[-1].line), path)
+        return found.origin.error(Invalid(problem, found.value), path)
 
 
 def _says_something(key: Key[Any], value: Value) -> bool:
@@ -364,11 +358,10 @@ def _value(key: Key[T], found: _Found | None, problems: _Problems) -> T:
         return key.default
     try:
         return key.parse(found.value)
-    except Invalid as first:
-        for bad in first.all():
-            hidden = key.secret and isinstance(bad.value, str | bool)
-            text = f"{found.origin(bad.line)}: {bad.told(key.path, hidden=hidden)}"
-            problems.add(text, found.line and (bad.line or found.line))
+    except Invalid as refused:
+        hides = scalars if key.secret else nothing
+        for line, text in found.origin.problems(refused, key.path, hides=hides):
+            problems.add(text, line)
         return key.default
 
 

@@ -25,21 +25,20 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from skyfast.config.errors import Invalid
+from skyfast.config.errors import Invalid, Origin, everything, nothing
 from skyfast.config.parsers import list_of, mapping_of, one_of, to_boolean, to_text, whole
 from skyfast.config.yaml_nodes import (
     ConfigError,
     Node,
     Value,
     compose,
-    describe,
     file_name,
     join,
     read_file,
@@ -225,7 +224,7 @@ class _Reader:
 
     def read(self) -> WebConfig:
         top = compose(read_file(self._path), file=self._name)
-        with self.told(Node(top, 1), ""):
+        with self.refusing(Node(top, 1), ""):
             sections = mapping_of(top, known=_SECTIONS, what="a web configuration")
         tls, sans = None, frozenset[str]()
         if node := sections.get("tls_server_config"):
@@ -249,28 +248,24 @@ class _Reader:
             files=self._files,
         )
 
-    @contextmanager
-    def told(self, node: Node, path: str, *, secret: bool = False) -> Iterator[None]:
+    def origin(self, node: Node) -> Origin:
+        return Origin(self._name, node.line)
+
+    def refusing(
+        self, node: Node, path: str, *, secret: bool = False
+    ) -> AbstractContextManager[None]:
         """Make errors of what is refused: it stands in ``node``, at ``path``."""
-        try:
-            yield
-        except Invalid as bad:
-            raise ConfigError(
-                *(
-                    f"{self._name}: line {each.line or node.line}: {each.told(path, hidden=secret)}"
-                    for each in bad.all()
-                )
-            ) from None
+        return self.origin(node).refusing(path, hides=everything if secret else nothing)
 
     def note(self, node: Node, path: str, text: str) -> None:
         """Keep a warning about ``node``, at ``path``."""
-        self._warnings.append(f"{self._name}: line {node.line}: {path}: {text}")
+        self._warnings.append(f"{self.origin(node)}: {path}: {text}")
 
     def _section(self, node: Node, path: str, known: Sequence[str]) -> "_Section":
         return _Section(self, path, self._mapping(node, path, known), node)
 
     def _mapping(self, node: Node, path: str, known: Sequence[str]) -> dict[str, Node]:
-        with self.told(node, path):
+        with self.refusing(node, path):
             _check_mapping(node.value)
             return mapping_of(node.value, known=known, what="a mapping")
 
@@ -401,7 +396,7 @@ class _Reader:
             nodes = self._mapping(below, path, [name.lower() for name in HEADERS])
             for name, values in HEADERS.items():
                 if entry := nodes.get(name.lower()):
-                    with self.told(entry, join(path, name)):
+                    with self.refusing(entry, join(path, name)):
                         if text := to_text(entry.value):
                             headers[name] = one_of(*values)(text) if values else text
         return headers
@@ -409,11 +404,11 @@ class _Reader:
     def _users(self, node: Node) -> dict[bytes, bytes]:
         path = "basic_auth_users"
         users = {}
-        with self.told(node, path, secret=True):
+        with self.refusing(node, path, secret=True):
             _check_mapping(node.value)
         assert isinstance(node.value, dict)  # noqa: S101 - for mypy
         for name, entry in node.value.items():
-            with self.told(entry, join(path, name), secret=True):
+            with self.refusing(entry, join(path, name), secret=True):
                 if ":" in to_text(name):
                     raise Invalid("is a user's name with a colon, which none can send", shown=False)
                 users[name.encode()] = hashed = _to_hash(entry.value)
@@ -453,7 +448,7 @@ class _Section:
     def get(self, key: str, parse: Callable[[Value], T], default: T, *, secret: bool = False) -> T:
         if not self.has(key):
             return default
-        with self.reader.told(self.nodes[key], join(self.path, key), secret=secret):
+        with self.reader.refusing(self.nodes[key], join(self.path, key), secret=secret):
             return parse(self.nodes[key].value)
 
     def names(self, key: str, parse: Callable[[Value], str]) -> tuple[str, ...]:
@@ -463,17 +458,15 @@ class _Section:
     def error(self, key: str, problem: str, *, shown: bool = True) -> ConfigError:
         """Return an error of what is wrong only beside other keys."""
         node = self.nodes[key]
-        what = f"{describe(node.value)} " if shown else ""
-        return self._error(node, join(self.path, key), what + problem)
+        refused = Invalid(problem, node.value, shown=shown)
+        return self.reader.origin(node).error(refused, join(self.path, key))
 
     def note(self, key: str, text: str) -> None:
         self.reader.note(self.nodes[key], join(self.path, key), text)
 
     def missing(self, what: str) -> ConfigError:
-        return self._error(self.node, self.path, f"{what} is missing")
-
-    def _error(self, node: Node, path: str, problem: str) -> ConfigError:
-        return ConfigError(f"{self.reader._name}: line {node.line}: {path}: {problem}")
+        refused = Invalid(f"{what} is missing", shown=False)
+        return self.reader.origin(self.node).error(refused, self.path)
 
 
 def _check_mapping(value: Value) -> None:
