@@ -50,8 +50,8 @@ class Classify:
 class TableLimits:
     """The table's bounds and times, which can change while it runs.
 
-    A connection leaves ``timeout_s`` after its last report. ``view_timeouts_s`` is when a silent
-    row of each view leaves, in the order of the selection's views.
+    ``view_timeouts_s`` is when a silent row of each view leaves, in the order of the selection's
+    views.
     """
 
     max_connections: int
@@ -63,6 +63,7 @@ class TableLimits:
 
     @property
     def timeout_s(self) -> float:
+        """When a connection leaves after its last report."""
         return self.connection_timeout_s + self.connection_grace_s
 
 

@@ -40,9 +40,6 @@ SUBSCRIBER_PATH = "/ws/subscriber/flow"
 SCHEMES = ("ws", "wss", "dns+ws", "dns+wss")
 """Schemes of a subscription; those with ``dns+`` stand for all addresses of a name."""
 
-TAGS = ("internal", "ingress", "egress", "other")
-"""What the classification can call a flow."""
-
 LEVELS = {
     "DEBUG": "DEBUG",
     "INFO": "INFO",

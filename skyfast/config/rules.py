@@ -11,7 +11,6 @@ from skyfast.config.errors import Invalid, Problems, within
 from skyfast.config.parsers import (
     MAX_ENTRIES,
     MAX_PORT,
-    TAGS,
     bounded_list_of,
     entry_of,
     mapping_of,
@@ -25,7 +24,7 @@ from skyfast.flows import addresses
 from skyfast.flows.catalog import DIRECTION, LABELS, LABELS_BY_NAME
 from skyfast.flows.fields import FIELDS, PATHS
 from skyfast.flows.plan import Path
-from skyfast.flows.selection import KEEP, Condition, Network, Rule
+from skyfast.flows.selection import KEEP, TAGS, Condition, Network, Rule
 
 MAX_RULES = 256
 """Rules of one list: each is a series of ``skyfast_flows_filtered_total``."""

@@ -17,7 +17,6 @@ from skyfast.config import hints, labels, rules, views
 from skyfast.config.model import Config
 from skyfast.config.parsers import (
     MAX_PORT,
-    TAGS,
     Address,
     Url,
     list_of,
@@ -38,7 +37,7 @@ from skyfast.config.parsers import (
 )
 from skyfast.config.yaml_nodes import HIDDEN, Value
 from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS
-from skyfast.flows.selection import LabelChoice, MetricChoice, Network, Rewrite, Rule
+from skyfast.flows.selection import TAGS, LabelChoice, MetricChoice, Network, Rewrite, Rule
 
 T = TypeVar("T")
 

@@ -1,9 +1,8 @@
 """The plan: which fields of a flow become labels and values, and how a page spells them.
 
 The table is built from a plan and knows no label or metric by name; the decoder is built
-from the paths that a plan mentions (`skyfast.flows.fields`). A plan is plain, immutable data. Which
-labels and metrics there are to choose from is said in `skyfast.flows.catalog`, which makes plans
-too.
+from the paths that a plan mentions (`skyfast.flows.fields`). A plan is plain, immutable data, made
+by `skyfast.flows.planner` of the labels and metrics of `skyfast.flows.catalog`.
 """
 
 from dataclasses import dataclass

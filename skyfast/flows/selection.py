@@ -1,8 +1,7 @@
 """What a configuration selects: labels, metrics, views, rewritten labels, and rules for flows.
 
-Plain data, made by `skyfast.config.loader` (through `skyfast.config.labels`) and used by the
-catalogue, which makes the table's plan of it, and by the filters. Nothing here knows a file or a
-flow.
+Plain data, made by `skyfast.config.loader`. `skyfast.flows.planner` makes the table's plan of it,
+and `skyfast.flows.filters` uses the rules. Nothing here knows a file or a flow.
 """
 
 import ipaddress
@@ -17,6 +16,9 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 KEEP = "keep"
 """The rule name under which flows are counted that none of the keep rules holds for."""
+
+TAGS = ("internal", "ingress", "egress", "other")
+"""What the classification can call a flow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
