@@ -142,7 +142,7 @@ _CLOSE_REASONS: Final[dict[int, str]] = {
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """What the system says when it is our own machine that has not enough: nobody refused anything."""
 
-_TEXTS: Final = {
+REASON_TEXTS: Final = {
     "refused": "cannot connect",
     "unauthorized": "the credentials were refused (HTTP 401)",
     "forbidden": "the user may not subscribe (HTTP 403)",
@@ -157,6 +157,7 @@ _TEXTS: Final = {
     "unresolved": "the name cannot be resolved",
     "error": "the subscription failed",
 }
+"""What is logged for each of ``RECONNECT_REASONS``."""
 
 
 def classify(exc: BaseException) -> str:
@@ -500,9 +501,9 @@ class Subscription:
         reason = classify(exc)
         self.stats.reconnects[reason] += 1
         level = logging.WARNING
-        text = _TEXTS[reason]
+        text = REASON_TEXTS[reason]
         if reason not in _STATUS_REASONS.values():
-            text += f": {_details(exc)}{_explanation(exc, secure=self.endpoint.secure)}"
+            text += f": {error_details(exc)}{_explanation(exc, secure=self.endpoint.secure)}"
         if reason == "too_big":
             self.stats.errors["too_big"] += 1
         elif reason == "conflict":
@@ -565,7 +566,7 @@ def _server_name(connection: ClientConnection) -> str:
     return printable(" ".join(names))
 
 
-def _details(exc: Exception) -> str:
+def error_details(exc: Exception) -> str:
     """Return what happened, fit for a log."""
     text = str(exc) or type(exc).__name__
     # What websockets raises is general; what made it do so is not.
@@ -810,7 +811,7 @@ class Subscriptions:
                 stats = self._stats.analyzer(endpoint.name)
                 stats.reconnects["unresolved"] += 1
                 delay_s = timing.resolve_interval_s if self._addresses.get(url) else next(delays)
-                text = f"{_TEXTS['unresolved']}: {_details(exc)}"
+                text = f"{REASON_TEXTS['unresolved']}: {error_details(exc)}"
                 stats.last_failure = Failure("unresolved", text)
                 self._log(endpoint.name, text, cause="unresolved")
             else:

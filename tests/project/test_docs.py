@@ -406,7 +406,7 @@ def logged() -> dict[str, str]:
 
     They are without the analyzer's name before them, and what may follow them.
     """
-    found = {re.escape(text): "subscriber" for text in subscriber._TEXTS.values()}
+    found = {re.escape(text): "subscriber" for text in subscriber.REASON_TEXTS.values()}
     for module in sorted((ROOT / "skyfast").rglob("*.py")):
         for line in Lines(module):
             found[re.sub(r"(\.\+)+$", "", line.removeprefix(ANALYZER))] = module.stem
