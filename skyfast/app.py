@@ -26,7 +26,7 @@ from skyfast.runtime.clock import Clock
 from skyfast.skydive.name_index import Lookup
 from skyfast.skydive.reporting_gap import SLACK_S, ReportingGap
 from skyfast.skydive.silence import Activity
-from skyfast.skydive.subscription import Subscriptions
+from skyfast.skydive.subscriptions import Subscriptions
 from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import AnalyzerStats, Failure, Stats

@@ -34,15 +34,14 @@ from skyfast.skydive import subscription as subscriber
 from skyfast.skydive.silence import Activity, SilenceTiming
 from skyfast.skydive.subscription import (
     DEFAULT_TIMING,
-    MAX_ADDRESSES,
     SILENCE_JITTER,
     NamelessServerError,
     OverloadError,
     SilenceError,
-    Subscriptions,
     backoff,
     classify,
 )
+from skyfast.skydive.subscriptions import MAX_ADDRESSES, Subscriptions
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import RECONNECT_REASONS, AnalyzerStats, Stats
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault, frame

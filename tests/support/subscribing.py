@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from skyfast.config.model import Config
-from skyfast.skydive.subscription import (
-    Subscriptions,
-    Timing,
-)
+from skyfast.skydive.subscription import Timing
+from skyfast.skydive.subscriptions import Subscriptions
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import AnalyzerStats, Stats
 from tests.support.analyzer import FakeAnalyzer, Subscriber

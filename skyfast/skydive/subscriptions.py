@@ -1,0 +1,354 @@
+"""The subscriptions to all analyzers: which there should be, and the addresses of their names.
+
+Each is a :class:`skyfast.skydive.subscription.Subscription`.
+"""
+
+import asyncio
+import hashlib
+import logging
+import ssl as ssl_module
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Never
+
+from skyfast.config.model import TLS, Config
+from skyfast.config.yaml_nodes import ConfigError
+from skyfast.runtime.logs import LogLimit
+from skyfast.skydive.auth import Endpoint, host_and_port, resolve
+from skyfast.skydive.silence import Activity, Reporting
+from skyfast.skydive.subscription import (
+    DEFAULT_TIMING,
+    REASON_TEXTS,
+    Subscription,
+    Timing,
+    backoff,
+    error_details,
+)
+from skyfast.skydive.tls import client_context
+from skyfast.skydive.websocket import MessageData
+from skyfast.stats import AnalyzerStats, Failure, Stats
+
+log = logging.getLogger("skyfast.subscription")
+
+MAX_ADDRESSES: Final = 64
+"""Addresses of one ``dns+`` name that are subscribed to."""
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+
+class Subscriptions:
+    """The subscriptions to all of ``config.subscriber.endpoints``.
+
+    A ``dns+`` endpoint is one subscription for each address of its name. Each has its own row
+    in ``stats.analyzers``, which is removed with its address, so that their number stays
+    bounded. The name has a row too: failed resolutions are counted there, and its ``up`` is
+    1 while one of its addresses is subscribed.
+
+    The configuration and the name servers say who is to be subscribed to. What they say is written
+    down, and `run` alone acts on it: it ends what should not be there, and begins what is missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        stats: Stats,
+        on_message: Callable[[MessageData, AnalyzerStats], None],
+        on_change: Callable[[], None] = lambda: None,
+        activity: Activity | None = None,
+        resolve: Resolve = resolve,
+        timing: Timing = DEFAULT_TIMING,
+    ) -> None:
+        """Prepare the subscriptions. This blocks: it reads the certificates.
+
+        ``on_message`` counts each message in its analyzer's stats, ``activity`` gets their
+        statistics, and ``on_change`` is called when `delivering` may have changed.
+
+        Raises:
+            ConfigError: A certificate cannot be used, or a text cannot be sent.
+
+        """
+        self._stats = stats
+        self._on_message = on_message
+        self._on_change = on_change
+        self._resolve = resolve
+        self._timing = timing
+        self._limit = LogLimit(timing.log_interval_s)
+        self._reporting = Reporting(updates=stats, activity=activity, timing=timing.silence)
+        self._prepared = self.prepare(config)
+        self._addresses: dict[str, list[str]] = {}
+        self._changed = asyncio.Event()
+        """Set when the configuration or addresses have changed."""
+        self._following: dict[str, asyncio.Task[Never]] = {}
+        self._running: dict[str, _Running] = {}
+        self._keep_rows(self._wanted())
+
+    @property
+    def any_up(self) -> bool:
+        """Whether at least one analyzer is subscribed to."""
+        return any(running.subscription.stats.up for running in self._running.values())
+
+    @property
+    def delivering(self) -> set[str]:
+        """The names of those that deliver."""
+        return {name for name, one in self._running.items() if one.subscription.delivers}
+
+    @property
+    def subscribed(self) -> Set[str]:
+        """The names of all that there should be."""
+        return self._running.keys()
+
+    def state(self, name: str) -> str:
+        """Return how the subscription of that name is, for the log."""
+        one = self._running.get(name)
+        if one is None:
+            return "not subscribed to any more"
+        if one.subscription.delivers:
+            return "delivers again"
+        return "silent" if one.subscription.stats.up else "not subscribed"
+
+    def prepare(self, config: Config) -> "Prepared":
+        """Return what `configure` takes; change nothing. This blocks: it reads the certificates.
+
+        Raises:
+            ConfigError: A certificate cannot be used, or a text cannot be sent.
+
+        """
+        _check_texts(config)
+        if not any(Endpoint.parse(url).secure for url in config.subscriber.endpoints):
+            return Prepared(config=config, ssl=None, digests=())
+        try:
+            return Prepared(
+                config=config, ssl=client_context(config.tls), digests=_digests(config.tls)
+            )
+        except ConfigError as exc:
+            raise ConfigError(f"{config.source}: {exc}") from None
+
+    def configure(self, prepared: "Prepared") -> None:
+        """Subscribe as another configuration says, in the background.
+
+        Subscriptions for which nothing changes are not disturbed. The others are closed, and
+        those of them that should still be there are begun again, with the counters they had.
+        """
+        self._prepared = prepared
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Stay subscribed to all until cancelled; then all subscriptions are closed properly."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._changed.clear()
+                wanted = self._wanted()
+                left = await self._leave(wanted)
+                self._begin(wanted, left, tasks)
+                self._keep_rows(wanted)
+                self._reporting.analyzers = max(1, len(self._running))
+                self._reporting.activity.capture_id = self._prepared.config.subscriber.capture_id
+                self._on_change()
+                await self._changed.wait()
+
+    def _wanted(self) -> dict[str, "_Target"]:
+        """Return whom to subscribe to, by name."""
+        wanted: dict[str, _Target] = {}
+        # An analyzer that is given by its address, and has a name as well, is subscribed to once.
+        for url in sorted(self._prepared.config.subscriber.endpoints, key=_is_followed):
+            for address in self._addresses.get(url, [] if _is_followed(url) else [""]):
+                target = _Target(
+                    url=url,
+                    address=address,
+                    settings=self._prepared.settings(url),
+                    prepared=self._prepared,
+                )
+                wanted.setdefault(Endpoint.parse(url, address=address).name, target)
+        return wanted
+
+    async def _leave(self, wanted: Mapping[str, "_Target"]) -> dict[str, Subscription]:
+        """End the subscriptions that are not wanted, or not as they are; return them."""
+        endpoints = self._prepared.config.subscriber.endpoints
+        unfollowed = self._following.keys() - set(endpoints)
+        left = {
+            name: running
+            for name, running in self._running.items()
+            if running.target != wanted.get(name)
+        }
+        tasks: list[asyncio.Task[Any]] = [self._following[url] for url in unfollowed]
+        tasks += [running.task for running in left.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for url in unfollowed:
+            del self._following[url]
+            self._addresses.pop(url, None)
+        for name, running in left.items():
+            del self._running[name]
+            if name in wanted:
+                reason = "is subscribed to anew, with other settings"
+            elif running.target.url in endpoints:
+                reason = "left, its name has another address"
+            else:
+                reason = "left, it is not configured any more"
+            log.info("analyzer %s: %s", name, reason)
+        return {name: running.subscription for name, running in left.items()}
+
+    def _begin(
+        self,
+        wanted: Mapping[str, "_Target"],
+        left: Mapping[str, Subscription],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Begin what is missing. ``left`` are the subscriptions that have just ended."""
+        for url in self._prepared.config.subscriber.endpoints:
+            if _is_followed(url) and url not in self._following:
+                self._following[url] = tasks.create_task(self._follow(url))
+        for name, target in wanted.items():
+            if name not in self._running:
+                subscription = self._subscription(target, left.get(name))
+                task = tasks.create_task(subscription.run())
+                self._running[name] = _Running(target, subscription, task)
+
+    def _subscription(self, target: "_Target", predecessor: Subscription | None) -> Subscription:
+        name = Endpoint.parse(target.url, address=target.address).name
+        stats, on_message = self._stats.analyzer(name), self._on_message
+        return Subscription(
+            url=target.url,
+            address=target.address,
+            config=target.prepared.config,
+            stats=stats,
+            reporting=self._reporting,
+            on_message=lambda data: on_message(data, stats),
+            on_change=self._show_change,
+            predecessor=predecessor,
+            ssl=target.prepared.ssl,
+            timing=self._timing,
+        )
+
+    def _keep_rows(self, wanted: Iterable[str]) -> None:
+        """Give every endpoint and analyzer its row, and take away those of others."""
+        endpoints = map(Endpoint.parse, self._prepared.config.subscriber.endpoints)
+        names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *wanted])
+        for name in self._stats.analyzers.keys() - names.keys():
+            del self._stats.analyzers[name]
+        for name in names:
+            self._stats.analyzer(name)
+        self._show_names()
+
+    def _show_change(self) -> None:
+        self._show_names()
+        self._on_change()
+
+    def _show_names(self) -> None:
+        """Let the row of each followed name say whether one of its addresses is subscribed to."""
+        for url, addresses in self._addresses.items():
+            endpoint = Endpoint.parse(url)
+            if endpoint.name not in self._running:  # whose row is its own
+                names = {host_and_port(address, endpoint.port) for address in addresses}
+                ups = (one.subscription.stats.up for n, one in self._running.items() if n in names)
+                self._stats.analyzer(endpoint.name).turn(int(any(ups)))
+
+    async def _follow(self, url: str) -> Never:
+        """Keep the addresses of the name in a ``dns+`` URL up to date."""
+        timing = self._timing
+        endpoint = Endpoint.parse(url)
+        delays = backoff(timing)
+        while True:
+            try:
+                addresses = await self._resolve(endpoint.host, endpoint.port)
+            except (OSError, UnicodeError) as exc:
+                stats = self._stats.analyzer(endpoint.name)
+                stats.reconnects["unresolved"] += 1
+                delay_s = timing.resolve_interval_s if self._addresses.get(url) else next(delays)
+                text = f"{REASON_TEXTS['unresolved']}: {error_details(exc)}"
+                stats.last_failure = Failure("unresolved", text)
+                self._log(endpoint.name, text, cause="unresolved")
+            else:
+                if len(addresses) > MAX_ADDRESSES:
+                    self._log(
+                        endpoint.name,
+                        f"{len(addresses)} addresses, of which the first {MAX_ADDRESSES} are used",
+                        cause="addresses",
+                    )
+                    # Not those that happen to come first, which change.
+                    addresses = sorted(addresses)[:MAX_ADDRESSES]
+                if set(addresses) != set(self._addresses.get(url, [])):
+                    self._addresses[url] = addresses
+                    self._changed.set()
+                delays = backoff(timing)
+                delay_s = timing.resolve_interval_s
+            await asyncio.sleep(delay_s)
+
+    def _log(self, name: str, text: str, *, cause: str) -> None:
+        suffix = self._limit.admit((name, cause))
+        if suffix is not None:
+            log.warning("analyzer %s: %s%s", name, text, suffix)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A configuration that can be subscribed with.
+
+    ``ssl`` is None where no endpoint needs it, and ``digests`` are of the files that it was made
+    from, which can change under their old names.
+    """
+
+    config: Config
+    ssl: ssl_module.SSLContext | None
+    digests: tuple[bytes, ...]
+
+    def settings(self, url: str) -> object:
+        """Return what a subscription to ``url`` depends on beside its address, to be compared."""
+        return (
+            self.config.host_id,
+            self.config.credentials,
+            self.config.cookies,
+            replace(self.config.subscriber, endpoints=()),
+            self.digests if Endpoint.parse(url).secure else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """Whom to subscribe to, and how: subscriptions of equal targets are the same.
+
+    ``address`` is empty where it is the URL's host.
+    """
+
+    url: str
+    address: str
+    settings: object
+    prepared: Prepared = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    target: _Target
+    subscription: Subscription
+    task: asyncio.Task[None]
+
+
+def _digests(tls: TLS) -> tuple[bytes, ...]:
+    """Return what differs where the contents of the files do."""
+    paths = [path for path in (tls.ca_cert, tls.client_cert, tls.client_key) if path]
+    try:
+        return tuple(hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
+    except OSError as exc:
+        raise ConfigError(f"tls: {exc.filename!r} cannot be read: {exc.strerror}") from None
+
+
+def _is_followed(url: str) -> bool:
+    return url.startswith("dns+")
+
+
+def _check_texts(config: Config) -> None:
+    """Refuse what websockets would refuse with every attempt, quoting secrets in its error."""
+    texts = {
+        "host_id": config.host_id,
+        "pipeline.subscriber.capture_id": config.subscriber.capture_id,
+        **{f"http.cookie.{name}": value for name, value in config.cookies.items()},
+    }
+    for key, text in texts.items():
+        if not (text.isascii() and text.isprintable()) and text:
+            raise ConfigError(
+                f"{config.source}: {key}: is sent in an HTTP header and must be printable ASCII"
+            )
