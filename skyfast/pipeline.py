@@ -17,10 +17,11 @@ from skyfast.flows.planner import make_plan
 from skyfast.runtime.clock import Clock
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.ingest import Ingest
+from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import Lookup, Names
 from skyfast.skydive.report_checks import ReportChecker
 from skyfast.skydive.silence import Activity
-from skyfast.skydive.topology import NAMES_INTERVAL_S, Interfaces, TopologyPoller
+from skyfast.skydive.topology import NAMES_INTERVAL_S, TopologyPoller
 from skyfast.stats import Stats
 from skyfast.web.cardinality import Cardinality
 from skyfast.web.exposition import Source

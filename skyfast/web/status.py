@@ -24,7 +24,7 @@ from skyfast.runtime import process
 from skyfast.runtime.logs import printable
 from skyfast.skydive.auth import Endpoint
 from skyfast.skydive.captures import CaptureReport
-from skyfast.skydive.topology import Interface
+from skyfast.skydive.interfaces import Interface
 from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, sums
 from skyfast.web.top import Metric, Ranking
 

@@ -17,15 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.skydive import name_index as names_module
 from skyfast.skydive import topology as topology_module
-from skyfast.skydive.name_index import Names
-from skyfast.skydive.topology import (
+from skyfast.skydive.interfaces import (
     MAX_INTERFACES,
     MAX_LABEL_CHARS,
     MAX_LABELS_CHARS,
-    QUERY_WITH_NAMES,
     Interfaces,
-    TopologyPoller,
 )
+from skyfast.skydive.name_index import Names
+from skyfast.skydive.topology import QUERY_WITH_NAMES, TopologyPoller
 from skyfast.skydive.topology_nodes import MalformedAnswerError, read
 from skyfast.stats import TopologyStats
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault

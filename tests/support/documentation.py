@@ -13,7 +13,7 @@ from skyfast.flows.catalog import METRICS
 from skyfast.flows.planner import families
 from skyfast.skydive import topology_nodes as nodes
 from skyfast.skydive.captures import Captures
-from skyfast.skydive.topology import Interfaces
+from skyfast.skydive.interfaces import Interfaces
 from skyfast.stats import Stats
 from skyfast.web import self_metrics
 from tests.support.paths import RECORDINGS, ROOT

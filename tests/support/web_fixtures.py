@@ -11,7 +11,7 @@ import uvloop
 
 from skyfast.flows.plan import Column, Counter, Direction, Family, Gauge, View
 from skyfast.skydive.captures import Captures
-from skyfast.skydive.topology import Interfaces
+from skyfast.skydive.interfaces import Interfaces
 from skyfast.stats import Stats
 from skyfast.web.cardinality import Cardinality
 from skyfast.web.exposition import Source

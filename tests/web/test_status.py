@@ -16,8 +16,8 @@ import pytest
 
 from skyfast.app import App
 from skyfast.flows.plan import Column, Counter, Family, View
-from skyfast.skydive import topology
 from skyfast.skydive import topology_nodes as nodes
+from skyfast.skydive.interfaces import MAX_BUSIEST
 from skyfast.stats import Failure, Stats
 from skyfast.web import server as web
 from skyfast.web import status
@@ -324,7 +324,7 @@ async def test_interfaces_and_captures():
             each["received_bytes"] + each["transmitted_bytes"] for each in interfaces["busiest"]
         ]
         assert totals == sorted(totals, reverse=True)
-        assert 1 < len(totals) <= topology.MAX_BUSIEST
+        assert 1 < len(totals) <= MAX_BUSIEST
         for each in interfaces["busiest"]:
             labels = ",".join(f'{name}="{value}"' for name, value in each["labels"].items())
             assert f"rx_bytes{{{labels}}} {each['received_bytes']}\n" in page
@@ -723,7 +723,7 @@ def test_bounds_in_the_documentation():
         f"{status.SAMPLES + 1} at most",
         f"{status.MAX_ANALYZERS} analyzers at most",
         f"{status.MAX_CAPTURES} captures at most",
-        f"{topology.MAX_BUSIEST} interfaces at most",
+        f"{MAX_BUSIEST} interfaces at most",
         f"{status.FULL:.0%} full".replace("%", " %"),
         f"divided by {ranking.REPORT_INTERVAL_S:.0f} s",
     ):
