@@ -6,7 +6,6 @@ costs neither the other flows of its message nor the subscription.
 
 import functools
 import logging
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -16,19 +15,10 @@ from skyfast.flows.fields import UNDECODABLE, Envelope, FlowTypes
 from skyfast.flows.filters import Admission
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.clock_skew import Dates
+from skyfast.skydive.json_repair import pruned, unpaired_marked
 from skyfast.skydive.partial_decoder import PartialDecoder
 from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
-
-MAX_DEPTH = 64
-"""Levels of nesting that are kept of a message which has more than the decoder can follow.
-
-A flow has 3 to 5 below the message's own two."""
-
-MAX_REPAIRED_TOKENS = 500_000
-"""Escapes, or strings and brackets, looked at to save the rest of a message.
-
-They take 0.2 s, a small part of what a pong may take; such a message of 100 flows has 10,000."""
 
 MAX_PARTIAL_FLOWS = 1_000
 """Flows of a message that are decoded field by field, which takes 10 µs each.
@@ -42,16 +32,6 @@ SHOWN_BYTES = 80
 """How many bytes of an unusable message a log line shows."""
 
 log = logging.getLogger("skyfast.ingest")
-
-# A string, whole or unfinished, or a bracket. Possessive, so that no input makes it backtrack.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
-
-# An escape; the group holds one that is half of a surrogate pair without the other half.
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
-)
 
 Flow = Any
 """A struct of the plan's flow types: which fields it has is known at run time only."""
@@ -283,40 +263,3 @@ def _kind(namespace: str, message_type: str, analyzer: AnalyzerStats) -> tuple[s
 
 def _position(wanted: Flow, flows: list[Flow]) -> int:
     return next(i for i, flow in enumerate(flows) if flow is wanted)
-
-
-def unpaired_marked(data: bytes) -> bytes:
-    r"""Return a message in which halves of surrogate pairs are bytes that are no UTF-8.
-
-    RFC 8259 allows ``"\\ud800"`` in a text, the decoder takes it for the end of the message. With
-    a wrong byte instead, only the flow that holds it is wrong.
-    """
-
-    def marked(escape: re.Match[bytes]) -> bytes:
-        return b"\xff" if escape[1] else escape[0]
-
-    return _ESCAPE.sub(marked, data, count=MAX_REPAIRED_TOKENS)
-
-
-def pruned(data: bytes) -> bytes:
-    """Return a message without what is nested deeper than `MAX_DEPTH`.
-
-    :raises msgspec.DecodeError: it has more than `MAX_REPAIRED_TOKENS` strings and brackets.
-    """
-    kept = bytearray()
-    depth = 0
-    kept_to = 0
-    for count, token in enumerate(_TOKEN.finditer(data)):
-        if count == MAX_REPAIRED_TOKENS:
-            raise msgspec.DecodeError("too long for its depth")
-        match token[0]:
-            case b"[" | b"{":
-                depth += 1
-                if depth == MAX_DEPTH:
-                    kept += data[kept_to : token.end()]
-                    kept_to = len(data)
-            case b"]" | b"}":
-                if depth == MAX_DEPTH:
-                    kept_to = token.start()
-                depth -= 1
-    return bytes(kept + data[kept_to:])

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
-from skyfast.skydive.ingest import pruned
+from skyfast.skydive.json_repair import pruned
 
 
 class MalformedAnswerError(ValueError):

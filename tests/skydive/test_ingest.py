@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from skyfast.skydive.ingest import SHOWN_BYTES, pruned, unpaired_marked
+from skyfast.skydive.ingest import SHOWN_BYTES
+from skyfast.skydive.json_repair import pruned, unpaired_marked
 from tests.support.messages import BAD_FLOWS, BAD_MESSAGES, DEEP, METRIC, flow, later, message
 from tests.support.sink import Sink
 
