@@ -15,7 +15,11 @@ from skyfast.flows.fields import UNDECODABLE, Envelope, FlowTypes
 from skyfast.flows.filters import Admission
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.clock_skew import Dates
-from skyfast.skydive.json_repair import pruned, unpaired_marked
+from skyfast.skydive.json_repair import (
+    MAX_REPAIRED_TOKENS,
+    mark_lone_surrogates,
+    prune_depth,
+)
 from skyfast.skydive.partial_decoder import PartialDecoder
 from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
@@ -215,8 +219,8 @@ class Ingest:
         except msgspec.ValidationError:
             raise
         except UNDECODABLE:
-            # Two things stop the decoder that do not make the JSON's structure wrong.
-            return self._envelope.decode(pruned(unpaired_marked(data)))
+            marked = mark_lone_surrogates(data, max_escapes=MAX_REPAIRED_TOKENS)
+            return self._envelope.decode(prune_depth(marked))
 
     def _one_by_one(self, raws: Iterable[msgspec.Raw]) -> list[Flow]:
         """Decode flows each on its own, without values that can be missed; count what is not used.

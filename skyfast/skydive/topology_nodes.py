@@ -3,14 +3,12 @@
 Nothing that an analyzer sends raises anything but :class:`MalformedAnswerError`.
 """
 
-import re
 from dataclasses import dataclass
-from typing import Final
 
 import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
-from skyfast.skydive.json_repair import pruned
+from skyfast.skydive.json_repair import prune_depth, replace_unreadable
 
 
 class MalformedAnswerError(ValueError):
@@ -70,15 +68,6 @@ _decode_nodes = msgspec.json.Decoder(list[Node] | None).decode
 _decode_node = msgspec.json.Decoder(Node).decode
 _split = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
 
-# JSON text up to half a surrogate pair, as group 1, or that half: an escape that stands for no
-# character. Possessive, so that no input makes it backtrack.
-_HALF_PAIRS: Final = re.compile(
-    r"((?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])"
-    r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})++)"
-    r"|\\u[0-9a-fA-F]{4}",
-    re.DOTALL,
-)
-
 
 def read(answer: bytes) -> Answer:
     """Decode ``answer``, the JSON text of a list of nodes.
@@ -89,7 +78,7 @@ def read(answer: bytes) -> Answer:
         return Answer(_decode_nodes(answer) or [], 0)
     except UNDECODABLE:
         # Rare, so it may be slow: node by node, with every text made readable.
-        text = _HALF_PAIRS.sub(_readable, answer.decode(errors="replace")).encode()
+        text = replace_unreadable(answer)
     try:
         parts = _parts(text)
     except msgspec.MsgspecError as error:
@@ -107,8 +96,4 @@ def _parts(text: bytes) -> list[msgspec.Raw]:
     try:
         return _split(text) or []
     except RecursionError:
-        return _split(pruned(text)) or []
-
-
-def _readable(match: re.Match[str]) -> str:
-    return match[1] or "\ufffd"
+        return _split(prune_depth(text)) or []

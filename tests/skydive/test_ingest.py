@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from skyfast.skydive.ingest import SHOWN_BYTES
-from skyfast.skydive.json_repair import pruned, unpaired_marked
-from tests.support.messages import BAD_FLOWS, BAD_MESSAGES, DEEP, METRIC, flow, later, message
+from tests.support.messages import BAD_FLOWS, BAD_MESSAGES, METRIC, flow, later, message
 from tests.support.sink import Sink
 
 
@@ -175,25 +174,6 @@ def test_what_is_no_address_is_other(address: str) -> None:
     sink = Sink(cluster_net_masks=["0.0.0.0/0", "::/0"], excluded_tags=["other"])
     sink.take(message(flow(Network={"A": address, "B": "10.0.0.2"})))
     assert sink.skipped == {"excluded": 1}
-
-
-def test_pruning_leaves_what_is_flat_as_it_was() -> None:
-    text = rb'{"a":"]}\"[","b":[1,{"c":[]}],"d":"\\"}'
-    assert pruned(text) == text
-    assert unpaired_marked(text) == text
-
-
-def test_pruning_takes_out_what_is_deep_and_no_more() -> None:
-    text = b'{"deep":%b,"after":["[",{}],"again":%b}' % (DEEP, DEEP)
-    document = json.loads(pruned(text))
-    assert document["after"] == ["[", {}]
-    assert list(document) == ["deep", "after", "again"]
-
-
-def test_whole_surrogate_pairs_stay() -> None:
-    text = rb'"\ud83d\ude00 \\ud800 \u0041"'
-    assert unpaired_marked(text) == text
-    assert unpaired_marked(rb'"\ud83d\ud83d\ude00"') == b'"\xff' + rb'\ud83d\ude00"'
 
 
 def test_statistics_go_on_to_the_captures() -> None:

@@ -3,9 +3,7 @@
 import json
 from typing import Any
 
-from skyfast.skydive.ingest import (
-    MAX_REPAIRED_TOKENS,
-)
+from skyfast.skydive.json_repair import MAX_REPAIRED_TOKENS
 from tests.support.sink import Sink
 
 METRIC = {"ABPackets": 1, "ABBytes": 100, "BAPackets": 2, "BABytes": 200}
