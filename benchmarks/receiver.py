@@ -18,7 +18,7 @@ from skyfast.stats import AnalyzerStats, Stats
 async def main(path: str) -> None:
     configuration = loader.load(path, {})
     await Subscription(
-        url=configuration.subscriber.endpoints[0],
+        endpoint=configuration.subscriber.endpoints[0],
         config=configuration,
         stats=AnalyzerStats(name="analyzer"),
         reporting=Reporting(updates=Stats()),

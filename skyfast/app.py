@@ -16,9 +16,10 @@ import uvloop
 
 from skyfast import __version__, pipeline
 from skyfast.config import cost
+from skyfast.config.endpoint import Endpoint
 from skyfast.config.loader import changed
 from skyfast.config.model import Config
-from skyfast.config.yaml_nodes import ConfigError, redact_url
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.selection import changed_fields
 from skyfast.pipeline import Parts, Shared
 from skyfast.runtime import logs, memory, systemd
@@ -399,9 +400,9 @@ class App:
             await asyncio.sleep(interval_s)
 
 
-def _announce(config: Config, *, known: Sequence[str] = ()) -> None:
+def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
     """Log who is subscribed to and was not ``known`` before."""
-    new = [redact_url(url) for url in config.subscriber.endpoints if url not in known]
+    new = [str(each) for each in config.subscriber.endpoints if each not in known]
     if new:
         others = f" and {len(new) - MAX_ANNOUNCED} more" if len(new) > MAX_ANNOUNCED else ""
         shown = ", ".join(new[:MAX_ANNOUNCED])
@@ -518,9 +519,8 @@ async def _adaptation(options: Options, stack: AsyncExitStack) -> Callable[[Conf
 
     player = Player(options.playback)
     stack.push_async_callback(player.stop)
-    endpoints = tuple(f"ws://{address}/ws/subscriber/flow" for address in await player.start())
     # A recording that has ended is no analyzer that fell silent.
-    changes: dict[str, Any] = {"endpoints": endpoints, "silence_timeout_s": 0.0}
+    changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
     return lambda config: dataclasses.replace(
         config, subscriber=dataclasses.replace(config.subscriber, **changes)
     )

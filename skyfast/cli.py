@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from skyfast import __version__
 from skyfast.config import cost, loader, model, schema, sharding, yaml_nodes
+from skyfast.config.endpoint import Endpoint, parse_listen_address
 from skyfast.config.errors import Invalid
-from skyfast.config.parsers import Address, to_level
+from skyfast.config.parsers import to_level
 from skyfast.flows import selection
 from skyfast.runtime import logs, memory
 from skyfast.web import listen
@@ -196,9 +197,9 @@ def _level(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} {bad.problem}") from None
 
 
-def _address(text: str) -> Address:
+def _address(text: str) -> Endpoint:
     try:
-        return listen.parse(text)
+        return parse_listen_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import Literal, cast
 
 from skyfast._table import MAX_VIEW_COLUMNS, MAX_VIEW_VALUES
+from skyfast.config.endpoint import MAX_PORT
 from skyfast.config.errors import Invalid
 from skyfast.config.parsers import (
     MAX_ENTRIES,
-    MAX_PORT,
     Entries,
     mapping_of,
     one_of,

@@ -27,6 +27,7 @@ import yaml
 
 from skyfast._table import MAX_ROWS
 from skyfast.config import hints, schema, views
+from skyfast.config.endpoint import ANALYZER_PORT, SUBSCRIBER_PATH, Endpoint
 from skyfast.config.errors import Invalid, Origin, nothing, scalars
 from skyfast.config.model import (
     TLS,
@@ -40,7 +41,6 @@ from skyfast.config.model import (
     Topology,
     Web,
 )
-from skyfast.config.parsers import ANALYZER_PORT, Address, Url
 from skyfast.config.schema import (
     ENV_PREFIX,
     KNOWN,
@@ -61,7 +61,6 @@ from skyfast.config.yaml_nodes import (
     join,
     kind_of,
     read_file,
-    redact_url,
 )
 from skyfast.flows.catalog import DIRECTION, TAG
 from skyfast.flows.selection import ExportSelection, Filter, ViewChoice
@@ -380,11 +379,11 @@ def _tls(get: _Settings) -> TLS:
 
 def _whom(
     get: _Settings, notes: list[Note], *, secure: bool
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+) -> tuple[tuple[str, ...], tuple[Endpoint, ...]]:
     """Return the analyzers and the endpoints; add what is worth knowing to ``notes``."""
     analyzers, url, urls = get(schema.ANALYZERS), get(schema.URL), get(schema.URLS)
     if not analyzers and url is None and not urls:
-        analyzers = (Address("127.0.0.1", ANALYZER_PORT),)
+        analyzers = (Endpoint("127.0.0.1", ANALYZER_PORT),)
     if not urls:
         urls = _urls(url, analyzers, secure=secure)
         if len(analyzers) > 1 and len(urls) == 1:
@@ -393,34 +392,35 @@ def _whom(
                     level=logging.WARNING,
                     text=f"{schema.URL.path} names none of the {len(analyzers)}"
                     f" {schema.ANALYZERS.path}, so it alone is subscribed to:"
-                    f" {redact_url(str(urls[0]))}",
+                    f" {urls[0]}",
                 )
             )
-    endpoints: dict[object, str] = {}
+    endpoints: dict[object, Endpoint] = {}
     for each in urls:
         # A name and its addresses cannot be compared, for no name is looked up here.
-        identity = (each.scheme.startswith("dns+"), each.address().identity())
+        identity = (each.follows_dns, each.identity)
         if identity in endpoints:
-            text = f"{each.address()} is named more than once; it is subscribed to once"
+            text = f"{each.name} is named more than once; it is subscribed to once"
             notes.append(Note(level=logging.WARNING, text=text))
-        endpoints.setdefault(identity, str(each))
+        endpoints.setdefault(identity, each)
     return tuple(dict.fromkeys(map(str, analyzers))), tuple(endpoints.values())
 
 
-def _urls(url: Url | None, analyzers: tuple[Address, ...], *, secure: bool) -> tuple[Url, ...]:
+def _urls(
+    url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
+) -> tuple[Endpoint, ...]:
     """Return a URL for every analyzer where ``url`` is missing or one of them, else ``url``.
 
     Skydive makes ``wss`` URLs where a client certificate is configured.
     """
     if url is None:
-        first = analyzers[0]
-        url = Url(scheme="wss" if secure else "ws", host=first.host, port=first.port)
-    own = Address(url.host, url.port or ANALYZER_PORT).identity()
-    if all(analyzer.identity() != own for analyzer in analyzers):
+        url = replace(analyzers[0], scheme="wss" if secure else "ws", resource=SUBSCRIBER_PATH)
+    own = (url if url.has_port else replace(url, port=ANALYZER_PORT)).identity
+    if all(analyzer.identity != own for analyzer in analyzers):
         return (url,)
     return tuple(
         # The URL's own host keeps its spelling, which a certificate may name.
-        replace(url, host=url.host if each.identity() == own else each.host, port=each.port)
+        replace(url, host=url.host if each.identity == own else each.host, port=each.port)
         for each in analyzers
     )
 

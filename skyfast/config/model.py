@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from skyfast.config.endpoint import Endpoint
 from skyfast.flows.selection import ALONE, ExportSelection, Filter, Network, Shard
 
 
@@ -28,12 +29,11 @@ class TLS:
 class Subscriber:
     """Who is subscribed to, and how.
 
-    ``endpoints`` are URLs with a scheme of `SCHEMES`, an explicit port and a path, in
-    order, each analyzer once. They can carry ``user:password@``, percent-encoded: show them
-    through `redact_url`. ``capture_id`` is empty for the flows of all captures.
+    ``endpoints`` are URLs in order, each analyzer once. ``capture_id`` is empty for the flows of
+    all captures.
     """
 
-    endpoints: tuple[str, ...] = field(repr=False)
+    endpoints: tuple[Endpoint, ...]
     capture_id: str
     max_message_bytes: int
     silence_timeout_s: float

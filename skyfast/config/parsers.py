@@ -9,12 +9,17 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar, cast
-from urllib.parse import unquote, urlsplit
 
+from skyfast.config.endpoint import (
+    Endpoint,
+    EndpointError,
+    parse_analyzer,
+    parse_listen_host,
+    parse_url,
+)
 from skyfast.config.errors import Invalid, Problems, within
 from skyfast.config.yaml_nodes import BOOLS, Node, Value
 from skyfast.flows.selection import Network
@@ -28,17 +33,6 @@ MAX_SECONDS = 31_536_000
 MAX_ENTRIES = 4096
 """Entries of one condition, and ports of one list."""
 
-MAX_PORT = 65_535
-"""The highest port of TCP and UDP."""
-
-ANALYZER_PORT = 8082
-"""Where an analyzer listens unless its address says otherwise."""
-
-SUBSCRIBER_PATH = "/ws/subscriber/flow"
-"""The path of an analyzer's flow subscription."""
-
-SCHEMES = ("ws", "wss", "dns+ws", "dns+wss")
-"""Schemes of a subscription; those with ``dns+`` stand for all addresses of a name."""
 
 LEVELS = {
     "DEBUG": "DEBUG",
@@ -343,122 +337,26 @@ def to_network(value: Value) -> Network:
     raise Invalid("is not a network in CIDR notation such as 10.0.0.0/8 or fd00::/8", text)
 
 
-def to_host(text: str) -> str:
-    """Return a host name in lower case or an IP address in its usual form, without brackets.
-
-    Raises:
-        ValueError: It is neither.
-
-    """
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
-            raise
-    text.encode("idna")  # the lengths of a name's parts
-    return text.lower()
-
-
 def to_listen_address(value: Value) -> str:
     text = to_text(value)
-    bracketed = re.fullmatch(r"\[(.*:.*)\]", text)
     try:
-        return to_host(bracketed.group(1) if bracketed else text)
+        return parse_listen_host(text)
     except ValueError:
         raise Invalid(
             "is not an IP address or host name (leave it empty for all addresses)", text
         ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """An analyzer's host, as `to_host` returns it, and port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def identity(self) -> tuple[str, int]:
-        """Two addresses are one analyzer's where this is equal. No name is looked up."""
-        local = self.host in ("localhost", "127.0.0.1", "::1")
-        return ("localhost" if local else self.host, self.port)
+def to_address(value: Value) -> Endpoint:
+    return _to_endpoint(value, parse_analyzer)
 
 
-def to_address(value: Value) -> Address:
-    """Accept ``host``, ``host:port``, ``[v6]``, ``[v6]:port``, ``v6``, ``:port`` and ``port``.
+def to_url(value: Value) -> Endpoint:
+    return _to_endpoint(value, parse_url)
 
-    The last two mean ``localhost``, as in Skydive's ``AddressFromString``.
-    """
-    text = to_text(value)
+
+def _to_endpoint(value: Value, parse: Callable[[str], Endpoint]) -> Endpoint:
     try:
-        return Address(str(ipaddress.IPv6Address(text)), ANALYZER_PORT)
-    except ValueError:
-        pass
-    if re.fullmatch(r"[0-9]+", text):
-        text = f":{text}"
-    match = re.fullmatch(r"(?:\[(.*:.*)\]|([^\[\]:]*))(?::([0-9]{1,5}))?", text)
-    try:
-        if match and text and 1 <= int(match[3] or ANALYZER_PORT) <= MAX_PORT:
-            host = to_host(match[1] or match[2] or "localhost")
-            return Address(host, int(match[3] or ANALYZER_PORT))
-    except ValueError:
-        pass
-    raise Invalid("is not an analyzer's address such as host:8082 or [2001:db8::1]:8082", text)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Url:
-    """A subscription's URL. ``port`` is None where it was not written."""
-
-    scheme: str
-    userinfo: str = ""
-    host: str
-    port: int | None
-    resource: str = SUBSCRIBER_PATH
-
-    def address(self) -> Address:
-        """Return where it leads to, by the URL's own default ports."""
-        return Address(self.host, self.port or (443 if self.scheme.endswith("wss") else 80))
-
-    def __str__(self) -> str:
-        at = "@" if self.userinfo else ""
-        return f"{self.scheme}://{self.userinfo}{at}{self.address()}{self.resource}"
-
-
-_PORT_THAT_IS_NONE = re.compile(r"(://[^/?#@]*:)[^/?#@:]*[^/?#@:0-9][^/?#@:]*(?=[/?#]|$)")
-
-
-def to_url(value: Value) -> Url:
-    text = to_text(value)
-    if re.search(r"\s", text):
-        raise Invalid("holds a space", text)
-    scheme, separator, _ = text.partition("://")
-    if not separator or scheme.lower() not in SCHEMES:
-        begins = ", ".join(f"{name}://" for name in SCHEMES)
-        raise Invalid(f"does not begin with one of {begins}", text)
-    try:
-        parts = urlsplit(text)
-        host = to_host(parts.hostname or "")
-        port = parts.port
-        unquote(parts.netloc, errors="strict")
-    except ValueError:
-        # Without its "@host", "user:password" reads like a host and a port that is no number.
-        shown = _PORT_THAT_IS_NONE.sub(r"\1<hidden>", text)
-        raise Invalid("is not a valid URL: its host, port or user cannot be read", shown) from None
-    if port == 0:
-        raise Invalid(f"has a port that is not from 1 to {MAX_PORT}", text)
-    if "#" in text:
-        raise Invalid("has a fragment (#); write %23 in a password", text)
-    if "@" in parts.path + parts.query:
-        # "user:80/x@host" is a valid URL of the host "user" that would be shown with "x".
-        raise Invalid("has an @ after the host; write %40, %2F and %3F in a password", text)
-    userinfo = parts.netloc.rpartition("@")[0]
-    return Url(
-        scheme=scheme.lower(),
-        userinfo=userinfo if not userinfo or ":" in userinfo else f"{userinfo}:",
-        host=host,
-        port=port,
-        resource=(parts.path or SUBSCRIBER_PATH) + (f"?{parts.query}" if parts.query else ""),
-    )
+        return parse(to_text(value))
+    except EndpointError as error:
+        raise Invalid(error.problem, error.shown) from None

@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 
 from skyfast._table import MAX_NUMBER
+from skyfast.config.endpoint import MAX_PORT
 from skyfast.config.errors import Invalid, Problems, within
 from skyfast.config.parsers import (
     MAX_ENTRIES,
-    MAX_PORT,
     bounded_list_of,
     entry_of,
     mapping_of,

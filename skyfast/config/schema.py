@@ -6,7 +6,6 @@ the environment variables, the suggestions for misspelt keys and the tests of
 ``docs/configuration.md`` come from there too.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,11 +13,9 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from skyfast._table import MAX_ROWS
 from skyfast.config import hints, labels, rules, views
+from skyfast.config.endpoint import MAX_PORT, Endpoint
 from skyfast.config.model import Config
 from skyfast.config.parsers import (
-    MAX_PORT,
-    Address,
-    Url,
     list_of,
     one_of,
     only,
@@ -102,13 +99,8 @@ def _hidden(secret: str) -> str:
     return HIDDEN if secret else ""
 
 
-def _shown_endpoint(url: str) -> str:
-    """Hide the password, and only that, in an endpoint."""
-    return re.sub(r"(//[^:@/]*:)[^/]+@", rf"\1{HIDDEN}@", url)
-
-
 HOST_ID = _key("host_id", to_text, "", lambda c: c.host_id)
-ANALYZERS: Key[tuple[Address, ...]] = _key(
+ANALYZERS: Key[tuple[Endpoint, ...]] = _key(
     "analyzers", list_of(to_address), (), lambda c: list(c.analyzers)
 )
 
@@ -136,12 +128,12 @@ LOG_FORMAT: Key[Literal["text", "json"]] = _key(
     "logging.format", one_of("text", "json"), "text", lambda c: c.logging.format
 )
 
-URL: Key[Url | None] = _key("pipeline.subscriber.url", to_url, None, None)
-URLS: Key[tuple[Url, ...]] = _key(
+URL: Key[Endpoint | None] = _key("pipeline.subscriber.url", to_url, None, None)
+URLS: Key[tuple[Endpoint, ...]] = _key(
     "pipeline.subscriber.urls",
     list_of(to_url),
     (),
-    lambda c: [_shown_endpoint(url) for url in c.subscriber.endpoints],
+    lambda c: [each.redacted for each in c.subscriber.endpoints],
 )
 CAPTURE_ID = _key("pipeline.subscriber.capture_id", to_text, "", lambda c: c.subscriber.capture_id)
 MESSAGE_BYTES = _key(

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import WSCloseCode, web
 
-from skyfast.config.parsers import Address
+from skyfast.config.endpoint import SUBSCRIBER_PATH, Endpoint
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay.recording import Playback, Sending, addressed
 from skyfast.runtime.logs import printable
@@ -61,23 +61,25 @@ class Player:
         }
         self._playing: asyncio.Task[None] | None = None
 
-    async def start(self) -> list[str]:
-        """Listen, and return ``host:port`` of each analyzer.
+    async def start(self) -> tuple[Endpoint, ...]:
+        """Listen, and return where each analyzer can be subscribed to.
 
         Raises OSError where this machine has none of `LOOPBACKS`.
         """
         host = await asyncio.to_thread(_loopback)
-        addresses = []
+        endpoints = []
         for number, recording in enumerate(self._playback.recordings):
             places = []
             for name in recording.analyzers:
                 analyzer = self._analyzers[number, name]
-                addresses.append(str(Address(host, await analyzer.start(host))))
-                places.append(f"{printable(name)} at {addresses[-1]}".strip())
+                port = await analyzer.start(host)
+                endpoint = Endpoint(host, port, scheme="ws", resource=SUBSCRIBER_PATH)
+                endpoints.append(endpoint)
+                places.append(f"{printable(name)} at {endpoint.name}".strip())
             path, places_text = printable(recording.path), ", ".join(places)
             log.info("replaying %s (%s), %s", path, recording.summary(), places_text)
         self._playing = asyncio.create_task(self._play())
-        return addresses
+        return tuple(endpoints)
 
     async def stop(self) -> None:
         """Close every subscription and stop to listen."""
@@ -150,7 +152,7 @@ class _Analyzer:
 
     async def start(self, host: str) -> int:
         app = web.Application()
-        app.router.add_get("/ws/subscriber/flow", self._subscribe)
+        app.router.add_get(SUBSCRIBER_PATH, self._subscribe)
         app.router.add_post("/api/topology", self._answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_TIMEOUT_S)
         await self._runner.setup()

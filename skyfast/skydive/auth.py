@@ -9,15 +9,13 @@ import asyncio
 import base64
 import contextlib
 import ipaddress
-import re
 import socket
 import ssl as ssl_module
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Final
 
+from skyfast.config.endpoint import Endpoint
 from skyfast.config.model import Credentials
 from skyfast.config.yaml_nodes import redact_url
 from skyfast.runtime.logs import printable
@@ -46,15 +44,6 @@ USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 """How OpenSSL calls bytes of another protocol, by its versions."""
-
-DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
-
-_SUBSCRIPTION: Final = re.compile(r"(.*)/ws/subscriber(?:/.*)?", re.ASCII)
-
-
-def host_and_port(host: str, port: int) -> str:
-    """Join them as URLs do: IPv6 addresses in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -127,65 +116,6 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
     return aiohttp.TCPConnector(resolver=Resolver(), **options)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where one analyzer listens. ``credentials`` are those of its URL, if it has any.
-
-    ``prefix`` is what precedes ``/login`` and ``/api/topology``: the part of the URL's path in
-    front of ``/ws/subscriber``, or the whole of any other path. So neither a query nor a password
-    leaves the location that the URL names.
-
-    ``host`` is the URL's: it is sent as ``Host`` and TLS checks it. ``address`` is what is
-    connected to: the same, or one of the addresses that ``host`` resolves to.
-    """
-
-    secure: bool
-    host: str
-    port: int
-    resource: str
-    prefix: str
-    address: str
-    credentials: Credentials | None
-
-    @classmethod
-    def parse(cls, url: str, *, address: str = "") -> Self:
-        """Read a subscription's URL; the prefix ``dns+`` makes no difference here.
-
-        Raises:
-            ValueError: ``url`` has no valid host or port.
-
-        """
-        parts = urlsplit(url)
-        scheme = parts.scheme.removeprefix("dns+")
-        if scheme not in DEFAULT_PORTS or not parts.hostname:
-            raise ValueError("not a WebSocket URL")
-        credentials = None
-        if parts.username:
-            credentials = Credentials(
-                username=unquote(parts.username), password=unquote(parts.password or "")
-            )
-        return cls(
-            secure=scheme == "wss",
-            host=parts.hostname,
-            port=parts.port or DEFAULT_PORTS[scheme],
-            resource=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
-            prefix=_prefix(parts.path),
-            address=address or parts.hostname,
-            credentials=credentials,
-        )
-
-    @property
-    def name(self) -> str:
-        """The analyzer's name in labels and logs, ``host:port``."""
-        return host_and_port(self.address, self.port)
-
-    @property
-    def url(self) -> str:
-        """The URL to subscribe to, without credentials; see ``address`` for where it leads."""
-        scheme = "wss" if self.secure else "ws"
-        return f"{scheme}://{host_and_port(self.host, self.port)}{self.resource}"
-
-
 def redirect(location: str) -> str:
     """Return what to log of a redirect, after its status, without the query and credentials."""
     shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
@@ -214,7 +144,11 @@ class Authentication:
         self.endpoint = endpoint
         self.problem = ""
         """Why the latest renewal failed, fit for a log; empty if it did not."""
-        self._credentials = endpoint.credentials or credentials
+        self._credentials = (
+            Credentials(username=endpoint.username, password=endpoint.password)
+            if endpoint.username
+            else credentials
+        )
         self._cookies = dict(cookies)
         self._ssl = ssl
         self._token = ""
@@ -261,14 +195,14 @@ class Authentication:
         The session should have a `aiohttp.DummyCookieJar`: cookies are sent by `headers` alone.
         Redirects are not followed, so that credentials stay with the analyzer.
         """
-        at = self.endpoint
-        scheme = "https" if at.secure else "http"
+        endpoint = self.endpoint
+        scheme = "https" if endpoint.secure else "http"
         return session.post(
-            f"{scheme}://{host_and_port(at.address, at.port)}{at.prefix}{path}",
-            headers=[("Host", host_and_port(at.host, at.port)), *headers],
+            f"{scheme}://{endpoint.name}{endpoint.prefix}{path}",
+            headers=[("Host", endpoint.at("").name), *headers],
             allow_redirects=False,
             ssl=self._ssl or True,
-            server_hostname=at.host if at.secure else None,
+            server_hostname=endpoint.host if endpoint.secure else None,
             **options,
         )
 
@@ -302,12 +236,6 @@ class Authentication:
             return f"{request} gave no answer in {LOGIN_TIMEOUT_S:g} s"
         except (aiohttp.ClientError, OSError) as exc:
             return f"{request}: {printable(exc) or type(exc).__name__}"
-
-
-def _prefix(path: str) -> str:
-    """Return the part of a subscription's path that all of the analyzer's paths begin with."""
-    match = _SUBSCRIPTION.fullmatch(path)
-    return match[1] if match else path.rstrip("/")
 
 
 def _cookie_header(cookies: Mapping[str, str]) -> Headers:

@@ -34,6 +34,7 @@ from websockets.frames import CloseCode
 from websockets.protocol import State
 
 from skyfast import __version__
+from skyfast.config.endpoint import Endpoint
 from skyfast.config.model import Config
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.auth import (
@@ -42,7 +43,6 @@ from skyfast.skydive.auth import (
     USE_PLAIN,
     USE_TLS,
     Authentication,
-    Endpoint,
     Headers,
     redirect,
     resolve,
@@ -305,25 +305,24 @@ class Subscription:
     def __init__(
         self,
         *,
-        url: str,
+        endpoint: Endpoint,
         config: Config,
         stats: AnalyzerStats,
         reporting: Reporting,
         on_message: OnMessage,
-        address: str = "",
         ssl: ssl_module.SSLContext | None = None,
         on_change: Callable[[], None] | None = None,
         predecessor: "Subscription | None" = None,
         timing: Timing = DEFAULT_TIMING,
     ) -> None:
-        """Prepare to subscribe to ``url``, one of ``config.subscriber.endpoints``.
+        """Prepare to subscribe to ``endpoint``, one of ``config.subscriber.endpoints``.
 
-        ``address`` is what to connect to in place of the URL's host. ``ssl`` is needed
-        for ``wss://``. ``on_message`` gets the bytes of each message, and counts it in ``stats``;
-        ``on_change`` is called when ``stats.up`` or `delivers` has changed. ``predecessor`` is the
-        same analyzer's subscription that has been ended for this one.
+        It may have one of its addresses. ``ssl`` is needed for ``wss://``. ``on_message`` gets
+        the bytes of each message, and counts it in ``stats``; ``on_change`` is called when
+        ``stats.up`` or `delivers` has changed. ``predecessor`` is the same analyzer's
+        subscription that has been ended for this one.
         """
-        self.endpoint = Endpoint.parse(url, address=address)
+        self.endpoint = endpoint
         self._authentication = Authentication(
             endpoint=self.endpoint,
             credentials=config.credentials,
@@ -382,7 +381,7 @@ class Subscription:
 
     async def _connect(self) -> Connection:
         """Connect to the first address that can be connected to."""
-        *others, last = await resolve(self.endpoint.address, self.endpoint.port)
+        *others, last = await resolve(self.endpoint.connect_host, self.endpoint.port)
         for address in others:
             with contextlib.suppress(OSError):
                 return await self._connect_to(address)

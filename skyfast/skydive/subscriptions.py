@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Never
 
+from skyfast.config.endpoint import Endpoint
 from skyfast.config.model import TLS, Config
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.runtime.logs import LogLimit
-from skyfast.skydive.auth import Endpoint, host_and_port, resolve
+from skyfast.skydive.auth import resolve
 from skyfast.skydive.silence import Activity, Reporting
 from skyfast.skydive.subscription import (
     DEFAULT_TIMING,
@@ -77,10 +78,10 @@ class Subscriptions:
         self._limit = LogLimit(timing.log_interval_s)
         self._reporting = Reporting(updates=stats, activity=activity, timing=timing.silence)
         self._prepared = self.prepare(config)
-        self._addresses: dict[str, list[str]] = {}
+        self._addresses: dict[Endpoint, list[str]] = {}
         self._changed = asyncio.Event()
         """Set when the configuration or addresses have changed."""
-        self._following: dict[str, asyncio.Task[Never]] = {}
+        self._following: dict[Endpoint, asyncio.Task[Never]] = {}
         self._running: dict[str, _Running] = {}
         self._keep_rows(self._wanted())
 
@@ -116,7 +117,7 @@ class Subscriptions:
 
         """
         _check_texts(config)
-        if not any(Endpoint.parse(url).secure for url in config.subscriber.endpoints):
+        if not any(endpoint.secure for endpoint in config.subscriber.endpoints):
             return Prepared(config=config, ssl=None, digests=())
         try:
             return Prepared(
@@ -152,15 +153,16 @@ class Subscriptions:
         """Return whom to subscribe to, by name."""
         wanted: dict[str, _Target] = {}
         # An analyzer that is given by its address, and has a name as well, is subscribed to once.
-        for url in sorted(self._prepared.config.subscriber.endpoints, key=_is_followed):
-            for address in self._addresses.get(url, [] if _is_followed(url) else [""]):
+        endpoints = self._prepared.config.subscriber.endpoints
+        for endpoint in sorted(endpoints, key=lambda each: each.follows_dns):
+            for address in self._addresses.get(endpoint, [] if endpoint.follows_dns else [""]):
                 target = _Target(
-                    url=url,
+                    endpoint=endpoint,
                     address=address,
-                    settings=self._prepared.settings(url),
+                    settings=self._prepared.settings(endpoint),
                     prepared=self._prepared,
                 )
-                wanted.setdefault(Endpoint.parse(url, address=address).name, target)
+                wanted.setdefault(endpoint.at(address).name, target)
         return wanted
 
     async def _leave(self, wanted: Mapping[str, "_Target"]) -> dict[str, Subscription]:
@@ -172,20 +174,20 @@ class Subscriptions:
             for name, running in self._running.items()
             if running.target != wanted.get(name)
         }
-        tasks: list[asyncio.Task[Any]] = [self._following[url] for url in unfollowed]
+        tasks: list[asyncio.Task[Any]] = [self._following[endpoint] for endpoint in unfollowed]
         tasks += [running.task for running in left.values()]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for url in unfollowed:
-            del self._following[url]
-            self._addresses.pop(url, None)
+        for endpoint in unfollowed:
+            del self._following[endpoint]
+            self._addresses.pop(endpoint, None)
         for name, running in left.items():
             del self._running[name]
             if name in wanted:
                 reason = "is subscribed to anew, with other settings"
-            elif running.target.url in endpoints:
+            elif running.target.endpoint in endpoints:
                 reason = "left, its name has another address"
             else:
                 reason = "left, it is not configured any more"
@@ -199,9 +201,9 @@ class Subscriptions:
         tasks: asyncio.TaskGroup,
     ) -> None:
         """Begin what is missing. ``left`` are the subscriptions that have just ended."""
-        for url in self._prepared.config.subscriber.endpoints:
-            if _is_followed(url) and url not in self._following:
-                self._following[url] = tasks.create_task(self._follow(url))
+        for endpoint in self._prepared.config.subscriber.endpoints:
+            if endpoint.follows_dns and endpoint not in self._following:
+                self._following[endpoint] = tasks.create_task(self._follow(endpoint))
         for name, target in wanted.items():
             if name not in self._running:
                 subscription = self._subscription(target, left.get(name))
@@ -209,11 +211,10 @@ class Subscriptions:
                 self._running[name] = _Running(target, subscription, task)
 
     def _subscription(self, target: "_Target", predecessor: Subscription | None) -> Subscription:
-        name = Endpoint.parse(target.url, address=target.address).name
-        stats, on_message = self._stats.analyzer(name), self._on_message
+        endpoint = target.endpoint.at(target.address)
+        stats, on_message = self._stats.analyzer(endpoint.name), self._on_message
         return Subscription(
-            url=target.url,
-            address=target.address,
+            endpoint=endpoint,
             config=target.prepared.config,
             stats=stats,
             reporting=self._reporting,
@@ -226,7 +227,7 @@ class Subscriptions:
 
     def _keep_rows(self, wanted: Iterable[str]) -> None:
         """Give every endpoint and analyzer its row, and take away those of others."""
-        endpoints = map(Endpoint.parse, self._prepared.config.subscriber.endpoints)
+        endpoints = self._prepared.config.subscriber.endpoints
         names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *wanted])
         for name in self._stats.analyzers.keys() - names.keys():
             del self._stats.analyzers[name]
@@ -240,17 +241,15 @@ class Subscriptions:
 
     def _show_names(self) -> None:
         """Let the row of each followed name say whether one of its addresses is subscribed to."""
-        for url, addresses in self._addresses.items():
-            endpoint = Endpoint.parse(url)
+        for endpoint, addresses in self._addresses.items():
             if endpoint.name not in self._running:  # whose row is its own
-                names = {host_and_port(address, endpoint.port) for address in addresses}
+                names = {endpoint.at(address).name for address in addresses}
                 ups = (one.subscription.stats.up for n, one in self._running.items() if n in names)
                 self._stats.analyzer(endpoint.name).turn(int(any(ups)))
 
-    async def _follow(self, url: str) -> Never:
+    async def _follow(self, endpoint: Endpoint) -> Never:
         """Keep the addresses of the name in a ``dns+`` URL up to date."""
         timing = self._timing
-        endpoint = Endpoint.parse(url)
         delays = backoff(timing)
         while True:
             try:
@@ -258,7 +257,9 @@ class Subscriptions:
             except (OSError, UnicodeError) as exc:
                 stats = self._stats.analyzer(endpoint.name)
                 stats.reconnects["unresolved"] += 1
-                delay_s = timing.resolve_interval_s if self._addresses.get(url) else next(delays)
+                delay_s = (
+                    timing.resolve_interval_s if self._addresses.get(endpoint) else next(delays)
+                )
                 text = f"{REASON_TEXTS['unresolved']}: {error_details(exc)}"
                 stats.last_failure = Failure("unresolved", text)
                 self._log(endpoint.name, text, cause="unresolved")
@@ -271,8 +272,8 @@ class Subscriptions:
                     )
                     # Not those that happen to come first, which change.
                     addresses = sorted(addresses)[:MAX_ADDRESSES]
-                if set(addresses) != set(self._addresses.get(url, [])):
-                    self._addresses[url] = addresses
+                if set(addresses) != set(self._addresses.get(endpoint, [])):
+                    self._addresses[endpoint] = addresses
                     self._changed.set()
                 delays = backoff(timing)
                 delay_s = timing.resolve_interval_s
@@ -296,14 +297,14 @@ class Prepared:
     ssl: ssl_module.SSLContext | None
     digests: tuple[bytes, ...]
 
-    def settings(self, url: str) -> object:
-        """Return what a subscription to ``url`` depends on beside its address, to be compared."""
+    def settings(self, endpoint: Endpoint) -> object:
+        """Return what a subscription depends on beside its endpoint, to be compared."""
         return (
             self.config.host_id,
             self.config.credentials,
             self.config.cookies,
             replace(self.config.subscriber, endpoints=()),
-            self.digests if Endpoint.parse(url).secure else None,
+            self.digests if endpoint.secure else None,
         )
 
 
@@ -311,10 +312,10 @@ class Prepared:
 class _Target:
     """Whom to subscribe to, and how: subscriptions of equal targets are the same.
 
-    ``address`` is empty where it is the URL's host.
+    ``address`` is empty where it is the endpoint's host.
     """
 
-    url: str
+    endpoint: Endpoint
     address: str
     settings: object
     prepared: Prepared = field(compare=False)
@@ -334,10 +335,6 @@ def _digests(tls: TLS) -> tuple[bytes, ...]:
         return tuple(hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
     except OSError as exc:
         raise ConfigError(f"tls: {exc.filename!r} cannot be read: {exc.strerror}") from None
-
-
-def _is_followed(url: str) -> bool:
-    return url.startswith("dns+")
 
 
 def _check_texts(config: Config) -> None:

@@ -21,7 +21,6 @@ from skyfast.skydive.auth import (
     USE_PLAIN,
     USE_TLS,
     Authentication,
-    Endpoint,
     Headers,
     http_connector,
     redirect,
@@ -101,7 +100,7 @@ class TopologyPoller:
 
         Raises ConfigError where an analyzer wants TLS and ``config.tls`` names unusable files.
         """
-        endpoints = [Endpoint.parse(url) for url in config.subscriber.endpoints]
+        endpoints = config.subscriber.endpoints
         context = client_context(config.tls) if any(one.secure for one in endpoints) else None
         interval_s = config.topology.interfaces_interval_s
         self._interfaces = interfaces if interval_s else None

@@ -6,14 +6,13 @@ from the service manager, as sd_listen_fds(3) describes.
 
 import errno
 import os
-import re
 import socket
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Final
 
+from skyfast.config.endpoint import Endpoint
 from skyfast.config.model import Config
-from skyfast.config.parsers import Address, to_host
 from skyfast.config.schema import LISTEN_ADDRESS, PORT, Key
 from skyfast.config.yaml_nodes import ConfigError
 
@@ -27,7 +26,6 @@ OPTION: Final = "--web.listen-address"
 SOCKET_OPTION: Final = "--web.systemd-socket"
 
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-_ADDRESS: Final = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]*)):([0-9]{1,5})", re.ASCII)
 _PORT_IN_THE_WAY: Final = (errno.EADDRINUSE, errno.EACCES)
 
 
@@ -39,7 +37,7 @@ class Listen:
     already. With ``any_port``, a free port is taken where the configured one is not.
     """
 
-    addresses: tuple[Address, ...] = ()
+    addresses: tuple[Endpoint, ...] = ()
     sockets: tuple[socket.socket, ...] = ()
     any_port: bool = False
 
@@ -56,41 +54,16 @@ AS_CONFIGURED: Final = Listen()
 class ListenError(OSError):
     """An ``address`` cannot be listened on."""
 
-    def __init__(self, error: OSError, address: Address) -> None:
+    def __init__(self, error: OSError, address: Endpoint) -> None:
         """Take over what ``error`` says."""
         super().__init__(error.errno, error.strerror)
         self.address = address
         self.is_name = isinstance(error, socket.gaierror)
 
 
-def configured(config: Config) -> Address:
+def configured(config: Config) -> Endpoint:
     """Return the configuration's address; the host is empty where that is every one."""
-    return Address(config.web.listen_address, config.web.port)
-
-
-def parse(text: str) -> Address:
-    """Return the address that is written ``host:port``, ``[IPv6]:port`` or ``:port``.
-
-    Raises:
-        ValueError: It is none; ``str()`` says what is wrong.
-
-    """
-    if "://" in text:
-        raise ValueError("has a scheme; write host:port alone")
-    match = _ADDRESS.fullmatch(text)
-    if match and int(match[3]) <= 65_535:
-        host = match[1] or match[2]
-        try:
-            return Address(to_host(host) if host else "", int(match[3]))
-        except ValueError:
-            pass
-    elif re.fullmatch(r"[0-9]{1,5}", text):
-        raise ValueError(f"has no colon; did you mean :{text}?")
-    elif re.fullmatch(r"[0-9A-Fa-f:.]*::?[0-9A-Fa-f:.]*", text) and text.count(":") > 1:
-        raise ValueError("is an IPv6 address; write it in brackets, with a port: [::1]:9100")
-    elif match is None and ":" not in text:
-        raise ValueError(f"has no port; did you mean {text}:9100?")
-    raise ValueError("is not an address such as :9100, 127.0.0.1:9100 or [::1]:9100")
+    return Endpoint(config.web.listen_address, config.web.port)
 
 
 def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
@@ -134,16 +107,16 @@ def _socket(descriptor: int) -> socket.socket:
     return passed
 
 
-def bound(listener: socket.socket) -> Address:
+def bound(listener: socket.socket) -> Endpoint:
     """Return where a socket listens."""
     host, port = listener.getsockname()[:2]
-    return Address(host, port)
+    return Endpoint(host, port)
 
 
-def url(address: Address, *, secure: bool) -> str:
+def url(address: Endpoint, *, secure: bool) -> str:
     """Return where the page can be looked at from this machine."""
     host = "127.0.0.1" if address.host in {"", "0.0.0.0", "::"} else address.host  # noqa: S104
-    return f"{'https' if secure else 'http'}://{Address(host, address.port)}/metrics"
+    return f"{'https' if secure else 'http'}://{Endpoint(host, address.port)}/metrics"
 
 
 def cure(error: ListenError) -> str:

@@ -26,8 +26,8 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from skyfast import __version__
+from skyfast.config.endpoint import Endpoint
 from skyfast.config.model import Config, Web
-from skyfast.config.parsers import Address
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.stats import ScrapeStats
 from skyfast.web import cardinality, exposition, status
@@ -260,7 +260,7 @@ class WebServer:
                 for listener in listeners:
                     listener.close()
                 raise ListenError(error, address) from None
-            self.addresses[i] = Address(address.host, bound(found[0]).port)
+            self.addresses[i] = Endpoint(address.host, bound(found[0]).port)
             listeners += found
         return listeners
 

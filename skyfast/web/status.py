@@ -22,7 +22,6 @@ from skyfast.config import loader
 from skyfast.config.model import Config
 from skyfast.runtime import process
 from skyfast.runtime.logs import printable
-from skyfast.skydive.auth import Endpoint
 from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.interfaces import Interface
 from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, sums
@@ -440,9 +439,7 @@ def as_json(report: Report) -> bytes:
 
 def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
     """Return how many analyzers are subscribed to. Names of several addresses are not analyzers."""
-    names = {
-        Endpoint.parse(url).name for url in config.subscriber.endpoints if url.startswith("dns+")
-    }
+    names = {each.name for each in config.subscriber.endpoints if each.follows_dns}
     rows = list(stats.analyzers.values())
     # A name without an address that is subscribed to is missing all the same.
     rows = [each for each in rows if each.name not in names or not each.up]

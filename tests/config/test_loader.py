@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyfast.config import loader, model, schema, yaml_nodes
+from skyfast.config.endpoint import parse_url
 from skyfast.config.model import Config
 from skyfast.config.schema import SCHEMA
 from skyfast.config.yaml_nodes import ConfigError
@@ -110,7 +111,7 @@ def check_defaults(result: Config) -> None:
     assert dict(result.cookies) == {}
     assert result.analyzers == ("127.0.0.1:8082",)
     assert result.subscriber == model.Subscriber(
-        endpoints=(DEFAULT_URL,),
+        endpoints=(parse_url(DEFAULT_URL),),
         capture_id="",
         max_message_bytes=64 * 1024 * 1024,
         silence_timeout_s=45.0,
@@ -182,10 +183,10 @@ def test_every_key(yaml_loader: str) -> None:
     assert dict(result.cookies) == {"SessionId": "aBc", "theme": "1"}
     assert result.subscriber == model.Subscriber(
         endpoints=(
-            "wss://analyzer-1:8082/Flow?X=Y",
-            "wss://analyzer-2:8082/Flow?X=Y",
-            "wss://[2001:db8::2]:8083/Flow?X=Y",
-            "wss://[2001:db8::3]:8082/Flow?X=Y",
+            parse_url("wss://analyzer-1:8082/Flow?X=Y"),
+            parse_url("wss://analyzer-2:8082/Flow?X=Y"),
+            parse_url("wss://[2001:db8::2]:8083/Flow?X=Y"),
+            parse_url("wss://[2001:db8::3]:8082/Flow?X=Y"),
         ),
         capture_id="4E2b",
         max_message_bytes=1_048_576,
@@ -492,6 +493,14 @@ def test_lists_that_an_alias_repeats_are_bounded() -> None:
 # Who is subscribed to
 
 
+def urls(result: Config) -> tuple[str, ...]:
+    """Return the URLs that are subscribed to, with their credentials."""
+    return tuple(
+        str(each).replace("://", f"://{each.userinfo}{'@' if each.userinfo else ''}", 1)
+        for each in result.subscriber.endpoints
+    )
+
+
 @pytest.mark.parametrize(
     ("entry", "address"),
     [
@@ -509,7 +518,7 @@ def test_lists_that_an_alias_repeats_are_bounded() -> None:
 def test_analyzer_addresses(entry: str, address: str) -> None:
     result = parse(yaml.safe_dump({"analyzers": [entry]}, allow_unicode=True))
     assert result.analyzers == (address,)
-    assert result.subscriber.endpoints == (f"ws://{address}/ws/subscriber/flow",)
+    assert urls(result) == (f"ws://{address}/ws/subscriber/flow",)
 
 
 @pytest.mark.parametrize(
@@ -531,7 +540,7 @@ def test_analyzer_addresses(entry: str, address: str) -> None:
 def test_urls(url: str, endpoint: str) -> None:
     for key in ({"url": url}, {"urls": [url]}, {"urls": url}):
         result = parse(subscriber(**key))
-        assert result.subscriber.endpoints == (endpoint,)
+        assert urls(result) == (endpoint,)
         assert result.analyzers == ()
         assert result.notes == ()
 
@@ -560,7 +569,7 @@ def test_url_and_analyzers(url: str, analyzers: str, hosts: str) -> None:
         subscriber(url=f"{url}/x".replace("://", "://u:p@").replace("ws:", "wss:")),
         SKYDIVE_ANALYZERS=analyzers,
     )
-    assert result.subscriber.endpoints == tuple(f"wss://u:p@{host}/x" for host in hosts.split())
+    assert urls(result) == tuple(f"wss://u:p@{host}/x" for host in hosts.split())
 
 
 def test_url_beside_several_analyzers_is_a_warning() -> None:
@@ -580,7 +589,7 @@ def test_urls_override_both() -> None:
         "analyzers: [a, b]\n"
         "pipeline.subscriber: {url: ws://a:8082, urls: [ws://d:1, dns+ws://d:1, wss://c:2/x]}\n"
     )
-    assert result.subscriber.endpoints == (
+    assert urls(result) == (
         "ws://d:1/ws/subscriber/flow",
         "dns+ws://d:1/ws/subscriber/flow",
         "wss://c:2/x",
@@ -591,7 +600,7 @@ def test_urls_override_both() -> None:
 
 def test_an_analyzer_is_subscribed_to_once() -> None:
     result = parse(subscriber(urls="ws://localhost:1/x ws://b:1/x wss://[::1]:1/y"))
-    assert result.subscriber.endpoints == ("ws://localhost:1/x", "ws://b:1/x")
+    assert urls(result) == ("ws://localhost:1/x", "ws://b:1/x")
     assert result.notes == (
         model.Note(
             level=logging.WARNING,
@@ -603,12 +612,10 @@ def test_an_analyzer_is_subscribed_to_once() -> None:
 def test_a_client_certificate_means_tls() -> None:
     tls = f"tls: {{client_cert: {PEM}, client_key: {PEM}}}\n"
     ends = ("a:8082/ws/subscriber/flow",)
-    assert parse(tls + "analyzers: [a]").subscriber.endpoints == (f"wss://{ends[0]}",)
-    assert parse(f"tls: {{ca_cert: {PEM}}}\nanalyzers: [a]").subscriber.endpoints == (
-        f"ws://{ends[0]}",
-    )
+    assert urls(parse(tls + "analyzers: [a]")) == (f"wss://{ends[0]}",)
+    assert urls(parse(f"tls: {{ca_cert: {PEM}}}\nanalyzers: [a]")) == (f"ws://{ends[0]}",)
     written = parse(tls + "pipeline.subscriber.url: ws://a:8082")
-    assert written.subscriber.endpoints == (f"ws://{ends[0]}",)
+    assert urls(written) == (f"ws://{ends[0]}",)
 
 
 def test_a_certificate_authority_works_alone() -> None:

@@ -722,7 +722,7 @@ def test_the_pods_configuration_is_right() -> None:
     assert not [note for note in loaded.notes if note.level >= 30]
     egress = [port["port"] for port in manifest("networkpolicy.yml")["spec"]["egress"][0]["ports"]]
     for endpoint in loaded.subscriber.endpoints:
-        assert int(endpoint.rpartition(":")[2].partition("/")[0]) in egress
+        assert endpoint.port in egress
 
 
 async def test_what_the_probes_and_prometheus_ask_for_is_served() -> None:

@@ -220,9 +220,9 @@ def test_counters_of_interfaces_grow_by_what_was_recorded_in_every_loop(playback
 @asynccontextmanager
 async def demo():
     player = Player(recording.demo())
-    (address,) = await player.start()
+    (endpoint,) = await player.start()
     try:
-        yield player, int(address.rpartition(":")[2])
+        yield player, endpoint.port
     finally:
         await player.stop()
 
@@ -292,8 +292,8 @@ async def test_it_pings(monkeypatch):
 
 async def test_stop_closes_subscriptions_and_the_port():
     player = Player(recording.demo())
-    (address,) = await player.start()
-    port = int(address.rpartition(":")[2])
+    (endpoint,) = await player.start()
+    port = endpoint.port
     async with subscribe(port, "stats") as socket:
         await socket.recv()
         async with asyncio.timeout(2):
@@ -330,9 +330,9 @@ async def test_a_file_that_changes_ends_the_replay_and_is_named(tmp_path, caplog
     path.write_bytes(stats(1) + stats(2))
     player = Player(recording.Playback(recordings=(recording.Recording.load(str(path)),)))
     path.write_bytes(content)
-    (address,) = await player.start()
+    (endpoint,) = await player.start()
     try:
-        async with asyncio.timeout(5), subscribe(int(address.rpartition(":")[2])) as socket:
+        async with asyncio.timeout(5), subscribe(endpoint.port) as socket:
             assert json.loads(await socket.recv())["n"] == 1
             await logged(caplog, 1)
     finally:
@@ -345,15 +345,15 @@ async def test_the_end_of_a_replay_is_told_with_what_it_took(tmp_path, caplog):
     path = tmp_path / "r.jsonl"
     path.write_bytes(stats(1) + stats(2) + stats(1002))
     player = Player(recording.Playback(recordings=(recording.Recording.load(str(path)),)))
-    (address,) = await player.start()
+    (endpoint,) = await player.start()
     try:
-        async with asyncio.timeout(5), subscribe(int(address.rpartition(":")[2])) as socket:
+        async with asyncio.timeout(5), subscribe(endpoint.port) as socket:
             assert [json.loads(await socket.recv())["n"] for _ in range(3)] == [1, 2, 1002]
             await logged(caplog, 2)
     finally:
         await player.stop()
     assert caplog.messages == [
-        f"replaying {path} (3 messages of 1 analyzer in 1 s), a at {address}",
+        f"replaying {path} (3 messages of 1 analyzer in 1 s), a at {endpoint.name}",
         "the replay has ended: 3 messages in 1 s",
     ]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from skyfast.config.endpoint import parse_url
 from skyfast.config.model import TLS, Credentials
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.skydive import auth as login
-from skyfast.skydive.auth import Authentication, Endpoint, host_and_port
+from skyfast.skydive.auth import Authentication
 from skyfast.skydive.tls import client_context
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault
 from tests.support.certificates import Authority
@@ -34,77 +35,10 @@ def authentication(
     credentials: Credentials = USER,
     cookies: dict[str, str] | None = None,
 ) -> Authentication:
-    return Authentication(
-        endpoint=Endpoint.parse(url), credentials=credentials, cookies=cookies or {}
-    )
+    return Authentication(endpoint=parse_url(url), credentials=credentials, cookies=cookies or {})
 
 
 # Where it listens ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("url", "name", "clean"),
-    [
-        ("ws://a:8082/ws", "a:8082", "ws://a:8082/ws"),
-        ("WSS://A.Example:8082/ws", "a.example:8082", "wss://a.example:8082/ws"),
-        ("ws://[2001:db8::1]:8082/ws", "[2001:db8::1]:8082", "ws://[2001:db8::1]:8082/ws"),
-        ("ws://a/ws?x-host-id=b", "a:80", "ws://a:80/ws?x-host-id=b"),
-        ("wss://a", "a:443", "wss://a:443/"),
-        ("ws://user:pass@a:8082/ws", "a:8082", "ws://a:8082/ws"),
-        ("dns+ws://a:8082/ws", "a:8082", "ws://a:8082/ws"),
-        ("dns+wss://a:8082/ws", "a:8082", "wss://a:8082/ws"),
-    ],
-)
-def test_an_endpoint_is_read_from_its_url(url: str, name: str, clean: str) -> None:
-    endpoint = Endpoint.parse(url)
-    assert endpoint.name == name
-    assert endpoint.url == clean
-
-
-@pytest.mark.parametrize(
-    ("path", "prefix"),
-    [
-        ("", ""),
-        ("/", ""),
-        ("/ws/subscriber/flow", ""),
-        ("/ws/subscriber/flow/", ""),
-        ("/skydive/ws/subscriber/flow?x=y", "/skydive"),
-        ("/a/b/ws/subscriber", "/a/b"),
-        ("/ws/subscriber/ws/subscriber/flow", "/ws/subscriber"),
-        ("/skydive/ws/subscribers", "/skydive/ws/subscribers"),
-        ("/skydive/flows/", "/skydive/flows"),
-    ],
-)
-def test_the_prefix_is_what_all_paths_of_the_analyzer_have_in_common(
-    path: str, prefix: str
-) -> None:
-    assert Endpoint.parse(f"ws://a:8082{path}").prefix == prefix
-
-
-@pytest.mark.parametrize(
-    ("userinfo", "username", "password"),
-    [("u:p", "u", "p"), ("u", "u", ""), ("u:", "u", ""), ("a%40b:c%3A%2F", "a@b", "c:/")],
-)
-def test_credentials_in_a_url_are_decoded(userinfo: str, username: str, password: str) -> None:
-    endpoint = Endpoint.parse(f"ws://{userinfo}@a:8082/ws")
-    assert endpoint.credentials == Credentials(username=username, password=password)
-
-
-@pytest.mark.parametrize("url", ["http://a:8082/", "ws:///ws", "a:8082", "ws://a:x/"])
-def test_what_is_no_websocket_url_has_no_endpoint(url: str) -> None:
-    with pytest.raises(ValueError, match=r"WebSocket URL|Port"):
-        Endpoint.parse(url)
-
-
-def test_a_resolved_address_is_the_name_but_not_the_host() -> None:
-    endpoint = Endpoint.parse("dns+ws://analyzers:8082/ws", address="2001:db8::7")
-    assert endpoint.name == "[2001:db8::7]:8082"
-    assert endpoint.url == "ws://analyzers:8082/ws"
-
-
-def test_ipv6_addresses_are_bracketed() -> None:
-    assert host_and_port("::1", 1) == "[::1]:1"
-    assert host_and_port("a", 1) == "a:1"
 
 
 async def test_a_name_is_resolved_to_each_of_its_addresses_once(
@@ -295,7 +229,7 @@ async def test_a_login_is_encrypted_where_the_subscription_is(tmp_path: Path) ->
     ) as analyzer:
         url = f"dns+wss://analyzers.test:{analyzer.port}/ws/subscriber/flow"
         proof = Authentication(
-            endpoint=Endpoint.parse(url, address=analyzer.address),
+            endpoint=parse_url(url).at(analyzer.address),
             credentials=USER,
             cookies={},
             ssl=client_context(tls),
@@ -303,7 +237,7 @@ async def test_a_login_is_encrypted_where_the_subscription_is(tmp_path: Path) ->
         assert await proof.renew(proof.headers())
         # Certificates are checked here too.
         untrusted = Authentication(
-            endpoint=Endpoint.parse(analyzer.url),
+            endpoint=parse_url(analyzer.url),
             credentials=USER,
             cookies={},
             ssl=client_context(tls),

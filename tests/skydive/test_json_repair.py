@@ -12,8 +12,7 @@ from skyfast.skydive.json_repair import (
     prune_depth,
     replace_unreadable,
 )
-
-DEEP = b"[" * 100_000 + b"]" * 100_000
+from tests.support.messages import DEEP
 
 
 def test_pruning_leaves_what_is_flat_as_it_was() -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from skyfast.config.parsers import Address
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import listen
 from tests.support.paths import ROOT
@@ -38,20 +37,6 @@ async def answers(url: str) -> bool:
             return body
 
     return b"skyfast_build_info" in await asyncio.to_thread(ask)
-
-
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
-        (":9100", "", 9100),
-        ("0.0.0.0:0", "0.0.0.0", 0),
-        ("[::]:65535", "::", 65535),
-        ("[2001:DB8::1]:80", "2001:db8::1", 80),
-        ("LocalHost:1", "localhost", 1),
-    ],
-)
-def test_an_address_is_as_other_exporters_take_it(text: str, host: str, port: int) -> None:
-    assert listen.parse(text) == Address(host, port)
 
 
 @needs_ipv6

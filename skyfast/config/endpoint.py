@@ -1,0 +1,259 @@
+"""Hosts, ports and URLs: where an analyzer is found, and where pages are served.
+
+`Endpoint` is the only type for them, and the functions here are all that parse one.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
+from urllib.parse import unquote, urlsplit
+
+from skyfast.config.yaml_nodes import HIDDEN
+
+ANALYZER_PORT: Final = 8082
+"""Where an analyzer listens unless its address says otherwise."""
+
+SUBSCRIBER_PATH: Final = "/ws/subscriber/flow"
+"""The path of an analyzer's flow subscription."""
+
+DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
+"""The port of a URL that has none, by its scheme."""
+
+FOLLOW_DNS: Final = "dns+"
+"""Begins the scheme of a URL that stands for all addresses of its host."""
+
+SCHEMES: Final = (*DEFAULT_PORTS, *(FOLLOW_DNS + scheme for scheme in DEFAULT_PORTS))
+"""Schemes of a subscription."""
+
+MAX_PORT: Final = 65_535
+
+_HOST_AND_PORT: Final = re.compile(
+    r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]*))(?::([0-9]{1,5}))?", re.ASCII
+)
+_SUBSCRIPTION: Final = re.compile(r"(.*)/ws/subscriber(?:/.*)?", re.ASCII)
+_PORT_THAT_IS_NONE: Final = re.compile(r"(://[^/?#@]*:)[^/?#@:]*[^/?#@:0-9][^/?#@:]*(?=[/?#]|$)")
+_LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
+
+
+class EndpointError(ValueError):
+    """A text is not an endpoint. ``problem`` says why, ``shown`` is the text without secrets."""
+
+    def __init__(self, problem: str, shown: str) -> None:
+        """Take what a message is made of."""
+        super().__init__(problem)
+        self.problem = problem
+        self.shown = shown
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A host and a port; with a ``scheme``, the WebSocket URL of a subscription.
+
+    ``host`` is as `parse_host` returns it, empty for all addresses of this machine. In a URL,
+    it is sent as ``Host`` and TLS checks it. ``address`` is what is connected to where that is
+    not ``host``: one of the addresses that ``host`` resolves to. ``userinfo`` is
+    ``user:password``, percent-encoded, or empty. ``resource`` is path and query.
+    """
+
+    host: str
+    port: int
+    scheme: str = ""
+    userinfo: str = field(default="", repr=False)
+    resource: str = ""
+    address: str = ""
+    has_port: bool = field(default=True, compare=False)
+    """Whether the port was written, and is not the scheme's."""
+
+    def __str__(self) -> str:
+        """Return the URL without credentials, or ``host:port`` where there is no scheme."""
+        return self._written(userinfo="")
+
+    def at(self, address: str) -> Self:
+        """Return the same endpoint, connected to at ``address``; empty is its host."""
+        return replace(self, address=address)
+
+    @property
+    def connect_host(self) -> str:
+        """What is connected to: the address, or the host where there is none."""
+        return self.address or self.host
+
+    @property
+    def name(self) -> str:
+        """``host:port`` of what is connected to, for labels and logs; IPv6 is in brackets."""
+        host = self.connect_host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def identity(self) -> tuple[str, int]:
+        """Two endpoints are one program's where this is equal. No name is looked up."""
+        return ("localhost" if self.host in _LOCAL_HOSTS else self.host, self.port)
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is used."""
+        return self.scheme.endswith("wss")
+
+    @property
+    def follows_dns(self) -> bool:
+        """Whether all addresses of the host are meant."""
+        return self.scheme.startswith(FOLLOW_DNS)
+
+    @property
+    def url(self) -> str:
+        """The URL to subscribe to, without credentials; it has the host, not the address."""
+        return str(replace(self, scheme=self.scheme.removeprefix(FOLLOW_DNS)))
+
+    @property
+    def redacted(self) -> str:
+        """The URL with its user, and without its password."""
+        user, _, password = self.userinfo.partition(":")
+        return self._written(userinfo=self.userinfo and f"{user}:{password and HIDDEN}@")
+
+    def _written(self, *, userinfo: str) -> str:
+        name = self.at("").name
+        return f"{self.scheme}://{userinfo}{name}{self.resource}" if self.scheme else name
+
+    @property
+    def username(self) -> str:
+        """The user of the URL, decoded."""
+        return unquote(self.userinfo.partition(":")[0])
+
+    @property
+    def password(self) -> str:
+        """The password of the URL, decoded."""
+        return unquote(self.userinfo.partition(":")[2])
+
+    @property
+    def prefix(self) -> str:
+        """What precedes ``/login`` and ``/api/topology`` in the paths of the analyzer.
+
+        That is the part of the URL's path in front of ``/ws/subscriber``, or the whole of any
+        other path. So neither a query nor a password leaves the location that the URL names.
+        """
+        path = self.resource.partition("?")[0]
+        match = _SUBSCRIPTION.fullmatch(path)
+        return match[1] if match else path.rstrip("/")
+
+
+def parse_host(text: str) -> str:
+    """Return a host name in lower case or an IP address in its usual form, without brackets.
+
+    Raises:
+        ValueError: It is neither.
+
+    """
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
+            raise
+    text.encode("idna")  # the lengths of a name's parts
+    return text.lower()
+
+
+def parse_listen_host(text: str) -> str:
+    """Return where to listen, by a host name or an IP address, which may be in brackets.
+
+    Raises:
+        ValueError: It is neither.
+
+    """
+    bracketed = re.fullmatch(r"\[(.*:.*)\]", text)
+    return parse_host(bracketed[1] if bracketed else text)
+
+
+def parse_listen_address(text: str) -> Endpoint:
+    """Read ``host:port``, ``[IPv6]:port`` or ``:port``.
+
+    Raises:
+        ValueError: It is none of them; ``str()`` says what is wrong.
+
+    """
+    if "://" in text:
+        raise ValueError("has a scheme; write host:port alone")
+    match = _HOST_AND_PORT.fullmatch(text)
+    has_port = match is not None and match[3] is not None
+    if match and has_port and int(match[3]) <= MAX_PORT:
+        host = match[1] or match[2]
+        try:
+            return Endpoint(parse_host(host) if host else "", int(match[3]))
+        except ValueError:
+            pass
+    elif re.fullmatch(r"[0-9]{1,5}", text):
+        raise ValueError(f"has no colon; did you mean :{text}?")
+    elif re.fullmatch(r"[0-9A-Fa-f:.]*::?[0-9A-Fa-f:.]*", text) and text.count(":") > 1:
+        raise ValueError("is an IPv6 address; write it in brackets, with a port: [::1]:9100")
+    elif not has_port and ":" not in text:
+        raise ValueError(f"has no port; did you mean {text}:9100?")
+    raise ValueError("is not an address such as :9100, 127.0.0.1:9100 or [::1]:9100")
+
+
+def parse_analyzer(text: str) -> Endpoint:
+    """Read ``host``, ``host:port``, ``[v6]``, ``[v6]:port``, ``v6``, ``:port`` or ``port``.
+
+    The last two mean ``localhost``, as in Skydive's ``AddressFromString``.
+
+    Raises:
+        EndpointError: It is none of them.
+
+    """
+    try:
+        return Endpoint(str(ipaddress.IPv6Address(text)), ANALYZER_PORT)
+    except ValueError:
+        pass
+    if re.fullmatch(r"[0-9]+", text):
+        text = f":{text}"
+    match = _HOST_AND_PORT.fullmatch(text)
+    try:
+        if match and text and 1 <= int(match[3] or ANALYZER_PORT) <= MAX_PORT:
+            host = parse_host(match[1] or match[2] or "localhost")
+            return Endpoint(host, int(match[3] or ANALYZER_PORT))
+    except ValueError:
+        pass
+    raise EndpointError(
+        "is not an analyzer's address such as host:8082 or [2001:db8::1]:8082", text
+    )
+
+
+def parse_url(text: str) -> Endpoint:
+    """Read the URL of a subscription.
+
+    Raises:
+        EndpointError: It is none.
+
+    """
+    if re.search(r"\s", text):
+        raise EndpointError("holds a space", text)
+    scheme, separator, _ = text.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in SCHEMES:
+        begins = ", ".join(f"{name}://" for name in SCHEMES)
+        raise EndpointError(f"does not begin with one of {begins}", text)
+    try:
+        parts = urlsplit(text)
+        host = parse_host(parts.hostname or "")
+        port = parts.port
+        unquote(parts.netloc, errors="strict")
+    except ValueError:
+        # Without its "@host", "user:password" reads like a host and a port that is no number.
+        shown = _PORT_THAT_IS_NONE.sub(rf"\1{HIDDEN}", text)
+        problem = "is not a valid URL: its host, port or user cannot be read"
+        raise EndpointError(problem, shown) from None
+    if port == 0:
+        raise EndpointError("has a port that is not from 1 to 65535", text)
+    if "#" in text:
+        raise EndpointError("has a fragment (#); write %23 in a password", text)
+    if "@" in parts.path + parts.query:
+        # "user:80/x@host" is a valid URL of the host "user" that would be shown with "x".
+        problem = "has an @ after the host; write %40, %2F and %3F in a password"
+        raise EndpointError(problem, text)
+    userinfo = parts.netloc.rpartition("@")[0]
+    return Endpoint(
+        host=host,
+        port=port or DEFAULT_PORTS[scheme.removeprefix(FOLLOW_DNS)],
+        scheme=scheme,
+        userinfo=userinfo if not userinfo or ":" in userinfo else f"{userinfo}:",
+        resource=(parts.path or SUBSCRIBER_PATH) + (f"?{parts.query}" if parts.query else ""),
+        has_port=port is not None,
+    )

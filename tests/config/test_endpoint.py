@@ -1,0 +1,119 @@
+"""Hosts, ports and URLs, as the configuration and the command line have them."""
+
+import pytest
+
+from skyfast.config.endpoint import (
+    Endpoint,
+    EndpointError,
+    parse_analyzer,
+    parse_listen_address,
+    parse_url,
+)
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "clean"),
+    [
+        ("ws://a:8082/ws", "a:8082", "ws://a:8082/ws"),
+        ("WSS://A.Example:8082/ws", "a.example:8082", "wss://a.example:8082/ws"),
+        ("ws://[2001:db8::1]:8082/ws", "[2001:db8::1]:8082", "ws://[2001:db8::1]:8082/ws"),
+        ("ws://a/ws?x-host-id=b", "a:80", "ws://a:80/ws?x-host-id=b"),
+        ("wss://a", "a:443", "wss://a:443/ws/subscriber/flow"),
+        ("ws://user:pass@a:8082/ws", "a:8082", "ws://a:8082/ws"),
+        ("dns+ws://a:8082/ws", "a:8082", "ws://a:8082/ws"),
+        ("dns+wss://a:8082/ws", "a:8082", "wss://a:8082/ws"),
+    ],
+)
+def test_an_endpoint_is_read_from_its_url(url: str, name: str, clean: str) -> None:
+    endpoint = parse_url(url)
+    assert endpoint.name == name
+    assert endpoint.url == clean
+    assert endpoint.secure == clean.startswith("wss")
+    assert endpoint.follows_dns == url.startswith("dns+")
+    assert str(endpoint) == ("dns+" if endpoint.follows_dns else "") + clean
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix"),
+    [
+        ("", ""),
+        ("/", ""),
+        ("/ws/subscriber/flow", ""),
+        ("/ws/subscriber/flow/", ""),
+        ("/skydive/ws/subscriber/flow?x=y", "/skydive"),
+        ("/a/b/ws/subscriber", "/a/b"),
+        ("/ws/subscriber/ws/subscriber/flow", "/ws/subscriber"),
+        ("/skydive/ws/subscribers", "/skydive/ws/subscribers"),
+        ("/skydive/flows/", "/skydive/flows"),
+    ],
+)
+def test_the_prefix_is_what_all_paths_of_the_analyzer_have_in_common(
+    path: str, prefix: str
+) -> None:
+    assert parse_url(f"ws://a:8082{path}").prefix == prefix
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "username", "password"),
+    [("u:p", "u", "p"), ("u", "u", ""), ("u:", "u", ""), ("a%40b:c%3A%2F", "a@b", "c:/")],
+)
+def test_credentials_in_a_url_are_decoded(userinfo: str, username: str, password: str) -> None:
+    endpoint = parse_url(f"ws://{userinfo}@a:8082/ws")
+    assert (endpoint.username, endpoint.password) == (username, password)
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "shown"),
+    [
+        ("", ""),
+        ("u:", "u:@"),
+        ("u:hunter2", "u:<hidden>@"),
+        ("u:hunter2@b", "u:<hidden>@"),
+        ("u@b:hunter2", "u@b:<hidden>@"),
+        (":hunter2", ":<hidden>@"),
+    ],
+)
+def test_a_password_is_not_shown(userinfo: str, shown: str) -> None:
+    endpoint = parse_url(f"ws://{userinfo}{'@' if userinfo else ''}a:8082/ws")
+    assert endpoint.redacted == f"ws://{shown}a:8082/ws"
+    assert str(endpoint) == endpoint.url == "ws://a:8082/ws"
+    assert "hunter2" not in repr(endpoint)
+
+
+@pytest.mark.parametrize("url", ["http://a:8082/", "ws:///ws", "a:8082", "ws://a:x/"])
+def test_what_is_not_a_websocket_url_has_no_endpoint(url: str) -> None:
+    with pytest.raises(EndpointError, match=r"does not begin|cannot be read"):
+        parse_url(url)
+
+
+def test_a_resolved_address_is_the_name_but_not_the_host() -> None:
+    endpoint = parse_url("dns+ws://analyzers:8082/ws").at("2001:db8::7")
+    assert endpoint.name == "[2001:db8::7]:8082"
+    assert endpoint.url == "ws://analyzers:8082/ws"
+    assert str(endpoint) == "dns+ws://analyzers:8082/ws"
+    assert endpoint.at("") == parse_url("dns+ws://analyzers:8082/ws")
+
+
+def test_ipv6_addresses_are_bracketed() -> None:
+    assert str(Endpoint("::1", 1)) == Endpoint("::1", 1).name == "[::1]:1"
+    assert str(Endpoint("a", 1)) == "a:1"
+
+
+@pytest.mark.parametrize("text", ["localhost:1", "127.0.0.1:1", "[::1]:1", ":1", "1"])
+def test_this_machine_is_one_program_by_all_its_names(text: str) -> None:
+    assert parse_analyzer(text).identity == ("localhost", 1)
+    assert parse_analyzer("127.0.0.2:1").identity == ("127.0.0.2", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        (":9100", "", 9100),
+        ("0.0.0.0:0", "0.0.0.0", 0),
+        ("[::]:65535", "::", 65535),
+        ("[2001:DB8::1]:80", "2001:db8::1", 80),
+        ("LocalHost:1", "localhost", 1),
+    ],
+)
+def test_an_address_is_as_other_exporters_take_it(text: str, host: str, port: int) -> None:
+    assert parse_listen_address(text) == Endpoint(host, port)
