@@ -38,9 +38,6 @@ FLUSH_INTERVAL_S: Final = 1.0
 STOP_TIMEOUT_S: Final = 2.0
 """How long stopping waits for what is not written yet."""
 
-LOG_INTERVAL_S: Final = 60.0
-"""Dropped messages are logged once in this time."""
-
 log = logging.getLogger("skyfast.recorder")
 
 Rewrite = Callable[[bytes, str], tuple[bytes, str] | None]
@@ -66,7 +63,7 @@ class Recorder:
             else self._file
         )
         self._queue: queue.SimpleQueue[tuple[bytes, int, str] | None] = queue.SimpleQueue()
-        self._limit = LogLimit(LOG_INTERVAL_S)
+        self._limit = LogLimit()
         # Each is changed by one thread: these two by the event loop's ...
         self._queued_bytes = 0
         self._dropped = 0

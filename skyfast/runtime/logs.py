@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Literal, TextIO
@@ -26,6 +26,9 @@ MAX_TRACEBACK_LINES: Final = 100
 
 MAX_TRACEBACK_LINE: Final = 1000
 """Characters of a line of these: an exception may quote a whole message."""
+
+LOG_INTERVAL_S: Final = 60.0
+"""Time between two log lines of one cause, for a `LogLimit` that has no other."""
 
 MAX_CAUSES: Final = 1000
 """Causes that a `LogLimit` remembers; the one with the oldest line is forgotten beyond that.
@@ -225,34 +228,55 @@ def printable(text: object) -> str:
 
 
 class LogLimit:
-    """Lets one line a cause and interval through, and counts the others."""
+    """Logs one line per cause and interval, with how many were left out since the last one.
 
-    def __init__(self, interval_s: float) -> None:
+    Each method takes the logger, what the line's cause is (any hashable value), and its text with
+    the arguments of a ``%`` format. An argument that is a function is called for what to show, and
+    only if the line is logged.
+    """
+
+    def __init__(self, interval_s: float = LOG_INTERVAL_S) -> None:
         """Begin with every cause allowed."""
         self._interval_s = interval_s
         self._causes: dict[object, tuple[float, int]] = {}
 
-    def admit(self, cause: object) -> str | None:
-        """Return None where the line is not to be logged, and else what to add to it."""
+    def warn(self, log: logging.Logger, cause: object, text: str, *args: object) -> None:
+        """Log a warning, if there was no line of this cause for the interval."""
+        self.log(log, logging.WARNING, cause, text, *args)
+
+    def log(
+        self,
+        log: logging.Logger,
+        level: int,
+        cause: object,
+        text: str,
+        *args: object,
+        exc_info: "Callable[[], logging._SysExcInfoType] | None" = None,
+    ) -> None:
+        """Log at ``level``; ``exc_info`` is called for an exception to be logged as well."""
+        left_out = self._admit(cause)
+        if left_out is None:
+            return
+        suffix = f" ({left_out} more such events since the last line)" if left_out else ""
+        values = tuple(arg() if callable(arg) else arg for arg in args)
+        line = text % values if values else text
+        log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
+
+    def reset(self) -> None:
+        """Allow the next line of every cause; what was counted so far is still added to it."""
+        self._causes = {
+            cause: (-math.inf, left_out) for cause, (_, left_out) in self._causes.items()
+        }
+
+    def _admit(self, cause: object) -> int | None:
+        """Return None where the line is left out, and else how many were before it."""
         now_s = time.monotonic()
-        next_s, suppressed = self._causes.get(cause, (-math.inf, 0))
+        next_s, left_out = self._causes.get(cause, (-math.inf, 0))
         if now_s < next_s:
-            self._causes[cause] = (next_s, suppressed + 1)
+            self._causes[cause] = (next_s, left_out + 1)
             return None
         self._causes.pop(cause, None)
         self._causes[cause] = (now_s + self._interval_s, 0)
         if len(self._causes) > MAX_CAUSES:
             del self._causes[next(iter(self._causes))]
-        return f" ({suppressed} more such events since the last line)" if suppressed else ""
-
-    def reset(self) -> None:
-        """Allow the next line of every cause; what was counted so far is still added to it."""
-        self._causes = {
-            cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
-        }
-
-    def warn(self, log: logging.Logger, cause: object, text: str) -> None:
-        """Log ``text`` as a warning, if there was none of this cause for the interval."""
-        suffix = self.admit(cause)
-        if suffix is not None:
-            log.warning("%s%s", text, suffix)
+        return left_out

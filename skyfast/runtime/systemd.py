@@ -13,9 +13,6 @@ from collections.abc import Mapping
 
 from skyfast.runtime.logs import LogLimit, printable
 
-LOG_INTERVAL_S = 60.0
-"""That nobody takes the messages is logged once in this time."""
-
 log = logging.getLogger("skyfast.systemd")
 
 
@@ -31,7 +28,7 @@ class Manager:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._interval_s = _interval_s(environ) if self._address else 0.0
         self._status = ""  # while the page is served
-        self._log_limit = LogLimit(LOG_INTERVAL_S)
+        self._log_limit = LogLimit()
 
     def ready(self, status: str) -> None:
         """Tell that the page is served, and ``status`` to whoever asks."""

@@ -32,9 +32,6 @@ MAX_CLOSING_BEHIND_S: Final = 3600.0
 
 An agent sends it one to two times ``flow.expire`` (600 s) after the flow's latest packet."""
 
-LOG_INTERVAL_S: Final = 60.0
-"""An analyzer's flows of one kind are named once in this time."""
-
 Flow = Any
 """A struct of the plan's flow types, which all have ``Last`` and ``FinishType``."""
 
@@ -68,7 +65,7 @@ class Dates:
         self._table = table
         self._stats = stats
         self._wall_clock = wall_clock
-        self._limit = LogLimit(LOG_INTERVAL_S)
+        self._limit = LogLimit()
 
     def check(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
@@ -107,16 +104,15 @@ class Dates:
         if not wrong:
             return  # those that are come with the next update
         analyzer.misdated[reason] += len(wrong)
-        suffix = self._limit.admit((analyzer.name, reason))
-        if suffix is not None:
-            log.warning(
-                "analyzer %s: a flow of %s is dated %.0f s %s our clock%s",
-                analyzer.name,
-                _origin(wrong[0], data),
-                abs(wrong[0].Last / 1000 - self._wall_clock()),
-                "ahead of" if reason == "ahead" else "behind",
-                suffix,
-            )
+        self._limit.warn(
+            log,
+            (analyzer.name, reason),
+            "analyzer %s: a flow of %s is dated %.0f s %s our clock",
+            analyzer.name,
+            lambda: _origin(wrong[0], data),
+            abs(wrong[0].Last / 1000 - self._wall_clock()),
+            "ahead of" if reason == "ahead" else "behind",
+        )
 
 
 def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:

@@ -29,9 +29,6 @@ MAX_PARTIAL_FLOWS = 1_000
 
 Analyzers send at most 100. Beyond it, a flow with a value of another type is skipped."""
 
-LOG_INTERVAL_S = 60.0
-"""Time between two log lines about one analyzer's unusable messages of one kind."""
-
 SHOWN_BYTES = 80
 """How many bytes of an unusable message a log line shows."""
 
@@ -97,7 +94,7 @@ class Ingest:
         self._types = types
         self._envelope = msgspec.json.Decoder(Envelope)
         self._raw_list = msgspec.json.Decoder(list[msgspec.Raw])
-        self._limit = LogLimit(LOG_INTERVAL_S)
+        self._limit = LogLimit()
 
     @functools.cached_property
     def _partial_flow(self) -> PartialDecoder:
@@ -200,17 +197,14 @@ class Ingest:
     def _drop(self, data: bytes, analyzer: AnalyzerStats, reason: str) -> None:
         """Count a message that cannot be used, and log its first bytes once in an interval."""
         analyzer.errors[reason] += 1
-        suffix = self._limit.admit((analyzer.name, reason))
-        if suffix is None:
-            return
-        shown = printable(data[:SHOWN_BYTES].decode("ascii", "backslashreplace"))
-        log.warning(
-            "analyzer %s: dropped a message of %d bytes (%s) beginning with %s%s",
+        self._limit.warn(
+            log,
+            (analyzer.name, reason),
+            "analyzer %s: dropped a message of %d bytes (%s) beginning with %s",
             analyzer.name,
             len(data),
             reason,
-            shown,
-            suffix,
+            lambda: printable(data[:SHOWN_BYTES].decode("ascii", "backslashreplace")),
         )
 
     def _open(self, data: bytes) -> Envelope:

@@ -21,6 +21,7 @@ import ssl as ssl_module
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Final, Never, cast
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -36,7 +37,7 @@ from websockets.protocol import State
 from skyfast import __version__
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.model import Config
-from skyfast.runtime.logs import LogLimit, printable
+from skyfast.runtime.logs import LOG_INTERVAL_S, LogLimit, printable
 from skyfast.skydive.auth import (
     NOT_TLS,
     REDIRECTS,
@@ -100,7 +101,7 @@ class Timing:
     Skydive does after 10 s in which it could not write, and 7 s in which it had no pong."""
     conflict_grace_s: float = 15.0
     """How long an analyzer may take our own last subscription for another client's."""
-    log_interval_s: float = 60.0
+    log_interval_s: float = LOG_INTERVAL_S
     """Between two log lines about one analyzer and cause."""
     resolve_interval_s: float = 30.0
     """Between two resolutions of a ``dns+`` name."""
@@ -526,21 +527,17 @@ class Subscription:
         self._server = server
 
     def _log(self, level: int, cause: str, text: str) -> None:
-        suffix = self._limit.admit((cause, level))
-        if suffix is not None:
-            log.log(level, "analyzer %s: %s%s", self.endpoint.name, text, suffix)
+        line = f"analyzer {self.endpoint.name}: {text}"
+        self._limit.log(log, level, (cause, level), line)
 
     def _log_bug(self, exc: Exception) -> None:
-        suffix = self._limit.admit("bug")
-        if suffix is not None:
+        def shown() -> tuple[type[RuntimeError], RuntimeError, TracebackType | None]:
             # The exception's own text may quote the message: only its traceback is logged as it is.
-            shown = RuntimeError(f"{type(exc).__name__}: {printable(exc)}")
-            log.error(
-                "analyzer %s: a message could not be handled%s",
-                self.endpoint.name,
-                suffix,
-                exc_info=(RuntimeError, shown, exc.__traceback__),
-            )
+            error = RuntimeError(f"{type(exc).__name__}: {printable(exc)}")
+            return RuntimeError, error, exc.__traceback__
+
+        line = f"analyzer {self.endpoint.name}: a message could not be handled"
+        self._limit.log(log, logging.ERROR, "bug", line, exc_info=shown)
 
 
 def _server_name(connection: ClientConnection) -> str:

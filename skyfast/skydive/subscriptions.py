@@ -280,9 +280,7 @@ class Subscriptions:
             await asyncio.sleep(delay_s)
 
     def _log(self, name: str, text: str, *, cause: str) -> None:
-        suffix = self._limit.admit((name, cause))
-        if suffix is not None:
-            log.warning("analyzer %s: %s%s", name, text, suffix)
+        self._limit.warn(log, (name, cause), f"analyzer {name}: {text}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

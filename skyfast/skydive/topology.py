@@ -62,9 +62,6 @@ This is a security limit: an answer may be a gzip bomb."""
 REQUEST_TIMEOUT_S: Final = 10.0
 """How long one analyzer may take over its answer, a login included, before the next is asked."""
 
-LOG_INTERVAL_S: Final = 60.0
-"""An analyzer's failures of one reason are logged once in this time, in seconds."""
-
 
 class _FailedError(Exception):
     """An analyzer gave no topology; ``reason`` is one of ``TOPOLOGY_ERRORS``."""
@@ -120,7 +117,7 @@ class TopologyPoller:
             for endpoint in endpoints
         ]
         self._preferred: Authentication | None = None
-        self._limit = LogLimit(LOG_INTERVAL_S)
+        self._limit = LogLimit()
 
     async def run(self) -> None:
         """Ask at once and then in every interval, until cancelled.
@@ -198,9 +195,9 @@ class TopologyPoller:
     async def _update_names(self, names: Names, answer: Answer, now: float) -> None:
         changes = await asyncio.to_thread(names.compare, answer.nodes, now)
         if changes.left_out:
-            suffix = self._limit.admit("left_out")
-            if suffix is not None:
-                log.warning("%d nodes and addresses have no name%s", changes.left_out, suffix)
+            self._limit.warn(
+                log, "left_out", "%d nodes and addresses have no name", changes.left_out
+            )
         for lookup, keys in names.apply(changes):
             if self._renamed is not None:
                 self._renamed(lookup, keys)
@@ -232,9 +229,7 @@ class TopologyPoller:
         self._stats.errors[reason] += 1
         text = f"analyzer {analyzer}: no topology: {printable(text)}"
         self._stats.last_failure = Failure(reason, text)
-        suffix = self._limit.admit((analyzer, reason))
-        if suffix is not None:
-            log.warning("%s%s", text, suffix)
+        self._limit.warn(log, (analyzer, reason), text)
 
 
 async def _post(

@@ -85,9 +85,6 @@ IPV6_PREFIX = 64
 CHECK_NICENESS = 10
 """How far the thread that computes hashes stands back behind all others."""
 
-LOG_INTERVAL_S = 60.0
-"""What strangers cause is logged once in this time, for each kind of event."""
-
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _OLD_VERSIONS = ("TLS10", "TLS11")
 
@@ -622,7 +619,7 @@ class Passwords:
         self._wrong: dict[str, _Bucket] = {}  # likewise
         self._check_s = 1.0  # how long the latest took
         self._checks: dict[bytes, asyncio.Task[bool]] = {}
-        self._log_limit = LogLimit(LOG_INTERVAL_S)
+        self._log_limit = LogLimit()
         self._thread = ThreadPoolExecutor(
             1, "skyfast-password", initializer=partial(os.nice, CHECK_NICENESS)
         )

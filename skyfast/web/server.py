@@ -123,9 +123,6 @@ FORBIDDEN = "the certificate has no allowed name"
 RETRY_AFTER_S = 1
 """What a client is told that found too many pages being served."""
 
-LOG_INTERVAL_S = 60.0
-"""What clients do to the server is logged once in this time, for each kind of event."""
-
 SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 
 PAGES = {
@@ -212,7 +209,7 @@ class WebServer:
         self._servers: list[asyncio.Server] = []
         self._acceptors: list[asyncio.Task[None]] = []
         self._answers: set[asyncio.Task[Any]] = set()
-        self._log_limit = LogLimit(LOG_INTERVAL_S)
+        self._log_limit = LogLimit()
 
     @property
     def port(self) -> int:
@@ -567,7 +564,7 @@ class _Connections:
         self._open: set[_Connection] = set()
         self._waiting: dict[_Connection, None] = {}  # not being answered, longest first
         self._closed = False
-        self._log_limit = LogLimit(LOG_INTERVAL_S)
+        self._log_limit = LogLimit()
 
     def add(self, connection: "_Connection") -> None:
         """Let ``connection`` in.
@@ -609,15 +606,10 @@ class _Connections:
     def handshake_failed(self, connection: "_Connection", reason: str, text: str) -> None:
         """Count and log that a client is not served because of TLS."""
         self._stats.handshakes_failed[reason] += 1
-        suffix = self._log_limit.admit(("handshake", reason))
-        if suffix is None:
-            return
+        # Monitoring of certificates and port scans disconnect, too.
+        level = logging.INFO if reason == "disconnected" else logging.WARNING
         line = f"TLS handshake failed for {connection.address}: {text}"
-        if reason == "disconnected":
-            # Monitoring of certificates and port scans end handshakes like this, too.
-            log.info("%s%s", line, suffix)
-        else:
-            log.warning("%s%s", line, suffix)
+        self._log_limit.log(log, level, ("handshake", reason), line)
 
     def remove(self, connection: "_Connection") -> None:
         """Forget ``connection``, known or not."""

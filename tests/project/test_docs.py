@@ -341,7 +341,12 @@ class Lines:
             case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr=level), args=args):
                 text = args[1] if ast.unparse(args[0]) == "'%s%s'" else args[0]
                 return text if level in cls.LEVELS else None
-            case ast.Call(func=ast.Attribute(attr="warn"), args=[_, _, text]):
+            case ast.Call(func=ast.Attribute(attr="warn"), args=[_, _, text, *_]):
+                return text
+            case ast.Call(
+                func=ast.Attribute(value=ast.Attribute(attr="_limit" | "_log_limit"), attr="log"),
+                args=[_, _, _, text, *_],
+            ):
                 return text
             case ast.Call(func=ast.Attribute(attr="_log")):
                 is_quiet = "logging.INFO" in map(ast.unparse, call.args)

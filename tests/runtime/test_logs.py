@@ -13,7 +13,7 @@ import pytest
 
 from skyfast.config.model import Logging, Note
 from skyfast.runtime import logs
-from skyfast.runtime.logs import MAX_CAUSES, MAX_SHOWN, LogLimit, printable
+from skyfast.runtime.logs import LOG_INTERVAL_S, MAX_CAUSES, MAX_SHOWN, LogLimit, printable
 
 INFO = Logging(level="INFO", format="text")
 JSON = Logging(level="INFO", format="json")
@@ -281,33 +281,120 @@ def test_what_is_logged_is_printable_and_bounded(text: object, shown: str) -> No
     assert printable(text) == shown
 
 
-def test_a_log_limit_lets_a_line_through_when_its_time_has_come(
-    monkeypatch: pytest.MonkeyPatch,
+class Limited:
+    """A limit whose clock stands, and what it lets through."""
+
+    LOG = logging.getLogger("skyfast.limited")
+
+    def __init__(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, **options: float
+    ) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr(logs.time, "monotonic", lambda: self.now_s)
+        caplog.set_level(logging.INFO, "skyfast.limited")
+        self._caplog = caplog
+        self.limit = LogLimit(**options)
+
+    def warn(self, cause: object) -> str | None:
+        self.limit.warn(self.LOG, cause, "it happened")
+        return self.line()
+
+    def line(self) -> str | None:
+        """Return the line that was logged since the last call, if any."""
+        messages = [record.getMessage() for record in self._caplog.records]
+        self._caplog.clear()
+        assert len(messages) <= 1
+        return messages[0] if messages else None
+
+
+@pytest.fixture
+def limited(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Limited:
+    return Limited(caplog, monkeypatch)
+
+
+def test_a_line_is_logged_when_its_time_has_come(limited: Limited) -> None:
+    assert limited.warn("a") == "it happened"
+    assert limited.warn("a") is None
+    limited.now_s += LOG_INTERVAL_S - 1
+    assert limited.warn("a") is None
+    assert limited.warn("b") == "it happened"
+    limited.now_s += 1
+    assert limited.warn("a") == "it happened (2 more such events since the last line)"
+    assert limited.warn("a") is None
+    limited.now_s += LOG_INTERVAL_S
+    assert limited.warn("a") == "it happened (1 more such events since the last line)"
+    limited.now_s += LOG_INTERVAL_S
+    assert limited.warn("a") == "it happened"
+
+
+def test_the_interval_can_be_another(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now_s = 1000.0
-    monkeypatch.setattr(logs.time, "monotonic", lambda: now_s)
-    limit = LogLimit(interval_s=60.0)
-    assert limit.admit("a") == ""
-    assert limit.admit("a") is None
-    now_s += 59
-    assert limit.admit("a") is None
-    assert limit.admit("b") == ""
-    now_s += 1
-    assert limit.admit("a") == " (2 more such events since the last line)"
-    assert limit.admit("a") is None
-    now_s += 60
-    assert limit.admit("a") == " (1 more such events since the last line)"
-    now_s += 60
-    assert limit.admit("a") == ""
+    limited = Limited(caplog, monkeypatch, interval_s=5.0)
+    assert limited.warn("a") == "it happened"
+    limited.now_s += 4
+    assert limited.warn("a") is None
+    limited.now_s += 1
+    assert limited.warn("a") == "it happened (1 more such events since the last line)"
 
 
-def test_a_log_limit_forgets_what_was_logged_longest_ago() -> None:
-    limit = LogLimit(interval_s=60.0)
-    assert limit.admit("first") == ""
+def test_a_reset_allows_every_cause_and_forgets_no_count(limited: Limited) -> None:
+    for cause in ("a", "a", "b"):
+        limited.warn(cause)
+    limited.limit.reset()
+    assert limited.warn("a") == "it happened (1 more such events since the last line)"
+    assert limited.warn("b") == "it happened"
+    assert limited.warn("a") is None
+
+
+def test_a_limited_line_has_its_level(limited: Limited, caplog: pytest.LogCaptureFixture) -> None:
+    for level in (logging.INFO, logging.WARNING, logging.ERROR):
+        limited.limit.log(limited.LOG, level, level, "it happened")
+    levels = [(record.levelno, record.name) for record in caplog.records]
+    assert levels == [(level, "skyfast.limited") for level in (20, 30, 40)]
+
+
+def test_a_limited_line_is_made_of_a_format_if_it_has_arguments(limited: Limited) -> None:
+    limited.limit.warn(limited.LOG, 1, "%s had %d, 100 %% of it", "it", 7)
+    assert limited.line() == "it had 7, 100 % of it"
+    limited.limit.warn(limited.LOG, 2, "100 % of %s")
+    assert limited.line() == "100 % of %s"
+
+
+def test_what_is_costly_is_made_for_lines_that_are_logged(limited: Limited) -> None:
+    made: list[str] = []
+
+    def text() -> str:
+        made.append("text")
+        return "100 %s"
+
+    def error() -> tuple[type[ValueError], ValueError, None]:
+        made.append("error")
+        return ValueError, ValueError("x"), None
+
+    for _ in range(3):
+        limited.limit.log(limited.LOG, logging.ERROR, "a", "it is %s", text, exc_info=error)
+    assert made == ["text", "error"]
+    assert limited.line() == "it is 100 %s"
+
+
+def test_the_exception_of_a_limited_line_is_logged(
+    limited: Limited, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = ValueError("x")
+    limited.limit.log(
+        limited.LOG, logging.ERROR, "a", "it", exc_info=lambda: (ValueError, error, None)
+    )
+    (record,) = caplog.records
+    assert record.exc_info == (ValueError, error, None)
+
+
+def test_a_log_limit_forgets_what_was_logged_longest_ago(limited: Limited) -> None:
+    assert limited.warn("first")
     for cause in range(MAX_CAUSES - 1):
-        assert limit.admit(cause) == ""
-    assert limit.admit("first") is None
-    assert limit.admit("one more") == ""
-    assert limit.admit("first") == ""
-    assert limit.admit(1) is None
-    assert len(limit._causes) == MAX_CAUSES
+        assert limited.warn(cause)
+    assert limited.warn("first") is None
+    assert limited.warn("one more")
+    assert limited.warn("first") == "it happened"
+    assert limited.warn(1) is None
+    assert len(limited.limit._causes) == MAX_CAUSES

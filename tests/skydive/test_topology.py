@@ -15,6 +15,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast.config.yaml_nodes import ConfigError
+from skyfast.runtime.logs import LogLimit
 from skyfast.skydive import name_index as names_module
 from skyfast.skydive import topology as topology_module
 from skyfast.skydive.interfaces import (
@@ -862,7 +863,7 @@ async def test_a_fault_of_ours_does_not_end_the_poller(monkeypatch):
 
 
 async def test_failures_are_logged_once_a_minute_with_how_many_were_not(monkeypatch, caplog):
-    monkeypatch.setattr(topology_module, "LOG_INTERVAL_S", 0.3)
+    monkeypatch.setattr(topology_module, "LogLimit", lambda: LogLimit(0.3))
     url = f"ws://127.0.0.1:{closed_port()}/ws/subscriber/flow"
     async with Poll(url, interval_s=0.02).running() as poll:
         await until(lambda: len(caplog.records) >= 2)
