@@ -64,7 +64,9 @@ class Player:
     async def start(self) -> tuple[Endpoint, ...]:
         """Listen, and return where each analyzer can be subscribed to.
 
-        Raises OSError where this machine has none of `LOOPBACKS`.
+        Raises:
+            OSError: This machine has none of `LOOPBACKS`.
+
         """
         host = await asyncio.to_thread(_loopback)
         endpoints = []

@@ -17,11 +17,10 @@ class Clock:
     more often than that; the expiry task does.
 
     While the clock is held, no time passes either: `skyfast.skydive.reporting_gap` says when.
-
-    :param source: where seconds come from; a test gives its own.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
+        """Begin now. Seconds come from ``source``; a test gives its own."""
         self._source = source
         self._last = source()
         self._paused_s = 0.0

@@ -25,7 +25,7 @@ Like the table, this has no clock and no socket: reports and ``now`` go in, a pa
 
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import msgspec
 
@@ -70,7 +70,8 @@ class _Report(msgspec.Struct, gc=False, rename="pascal"):
 _decode = msgspec.json.Decoder(_Report).decode
 
 
-class _Figures(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Figures:
     """The figures of which the highest are shown."""
 
     packets_received: int = 0
@@ -79,7 +80,11 @@ class _Figures(NamedTuple):
 
 
 def _highest(one: _Figures, other: _Figures) -> _Figures:
-    return _Figures(*map(max, one, other))
+    return _Figures(
+        packets_received=max(one.packets_received, other.packets_received),
+        packets_dropped=max(one.packets_dropped, other.packets_dropped),
+        flows=max(one.flows, other.flows),
+    )
 
 
 class _Capture:

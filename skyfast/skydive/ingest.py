@@ -57,12 +57,6 @@ class StatsSink(Protocol):
 class Ingest:
     """Decodes messages and applies their flows.
 
-    :param types: the flow types of the table's plan.
-    :param admitted: what picks the flows of a message that reach the table.
-    :param captures: gets the content of messages with capture statistics.
-    :param checker: chooses messages that are decoded fully, and checks them.
-    :param now: the table's clock, in seconds.
-
     A flow that the table does not know can be judged only with fields that updates of known flows
     do without. Where the latest message had such a flow, the next one is decoded with the few
     that a first report needs; where these do not do, the message is decoded once more.
@@ -79,6 +73,13 @@ class Ingest:
         stats: Stats,
         now: Callable[[], float],
     ) -> None:
+        """Prepare to decode.
+
+        ``types`` are the flow types of the table's plan, and ``admitted`` picks the flows of a
+        message that reach the table. ``captures`` gets the content of messages with capture
+        statistics. ``checker`` chooses messages that are decoded fully, and checks them. ``now``
+        is the table's clock, in seconds.
+        """
         self._table = table
         self._captures = captures
         self._checker = checker

@@ -8,7 +8,7 @@ import heapq
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from skyfast.skydive.topology_nodes import Answer, Counters, Node
 from skyfast.stats import INTERFACE_SKIPS, TopologyStats
@@ -187,7 +187,8 @@ class Interfaces:
         return () if now >= page.leaves_at else page.busiest
 
 
-class _Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Row:
     text: str
     """The labels as the page has them, unique."""
     labels: tuple[str, ...]
@@ -258,13 +259,13 @@ def _busiest(rows: list[_Row]) -> tuple[Interface, ...]:
 
     return tuple(
         Interface(
-            labels=dict(zip(_LABELS, labels, strict=True)),
-            received_bytes=_sum(counters.rx_bytes),
-            transmitted_bytes=_sum(counters.tx_bytes),
-            dropped_packets=_sum(counters.rx_dropped, counters.tx_dropped),
-            errors=_sum(counters.rx_errors, counters.tx_errors),
+            labels=dict(zip(_LABELS, row.labels, strict=True)),
+            received_bytes=_sum(row.counters.rx_bytes),
+            transmitted_bytes=_sum(row.counters.tx_bytes),
+            dropped_packets=_sum(row.counters.rx_dropped, row.counters.tx_dropped),
+            errors=_sum(row.counters.rx_errors, row.counters.tx_errors),
         )
-        for _, labels, counters in heapq.nlargest(MAX_BUSIEST, rows, key=traffic)
+        for row in heapq.nlargest(MAX_BUSIEST, rows, key=traffic)
     )
 
 
@@ -275,10 +276,10 @@ def _sum(*values: int) -> int:
 
 def _samples(family: _Family, rows: list[_Row], skipped: dict[str, int]) -> bytes:
     samples = []
-    for labels, _, counters in rows:
-        value = getattr(counters, family.counter) if family.counter else 0
+    for row in rows:
+        value = getattr(row.counters, family.counter) if family.counter else 0
         if 0 <= value <= MAX_COUNTER:
-            samples.append((labels, str(value)))
+            samples.append((row.text, str(value)))
         else:
             skipped["out_of_range"] += 1
     return family.lines(samples).encode()

@@ -29,8 +29,9 @@ class PartialDecoder:
     def decode(self, data: msgspec.Raw) -> Any:
         """Return a flow.
 
-        Raises one of `skyfast.flows.fields.UNDECODABLE` where something cannot be decoded that a
-        flow needs, or that is not a flow at all.
+        Raises:
+            UNDECODABLE: Something cannot be decoded that a flow needs, or it is not a flow at all.
+
         """
         return self._flow.decode(data)
 

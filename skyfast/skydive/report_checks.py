@@ -93,14 +93,7 @@ Sample = list[tuple[Flow, tuple[tuple[int, ...], int, float] | None]]
 
 
 class ReportChecker:
-    """Checks a random sample of the messages for reports that are missing.
-
-    :param plan: says which counters can be checked: those of ``Metric``.
-    :param now: the table's clock, in seconds.
-    :param running: a clock that is never held, for the rate of messages.
-    :param held_s: how long the table's clock was held so far, as reports may have been missing.
-    :param chance: random numbers from 0 to 1.
-    """
+    """Checks a random sample of the messages for reports that are missing."""
 
     def __init__(
         self,
@@ -113,6 +106,12 @@ class ReportChecker:
         held_s: Callable[[], float] = lambda: 0.0,
         chance: Callable[[], float] = random.random,
     ) -> None:
+        """Prepare to check the counters of ``plan`` that can be checked: those of ``Metric``.
+
+        ``now`` is the table's clock, in seconds, and ``running`` one that is never held, for the
+        rate of messages. ``held_s`` is how long the former was held so far, as reports may have
+        been missing. ``chance`` gives random numbers from 0 to 1.
+        """
         self._totals = tuple(
             _Total(index, counter.paths, counter.amounts)
             for index, counter in enumerate(plan.counters)

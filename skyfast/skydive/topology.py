@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from skyfast.config.model import Config
 from skyfast.runtime.logs import LogLimit, printable
-from skyfast.skydive import topology_nodes as nodes
+from skyfast.skydive import topology_nodes
 from skyfast.skydive.auth import (
     NOT_TLS,
     REDIRECTS,
@@ -95,7 +95,9 @@ class TopologyPoller:
         on the event loop, with each of their mappings that has changed and the keys for which
         it has another answer now.
 
-        Raises ConfigError where an analyzer wants TLS and ``config.tls`` names unusable files.
+        Raises:
+            ConfigError: An analyzer wants TLS and ``config.tls`` names unusable files.
+
         """
         endpoints = config.subscriber.endpoints
         context = client_context(config.tls) if any(one.secure for one in endpoints) else None
@@ -265,7 +267,7 @@ def _decoded(body: bytes, encoding: str) -> Answer:
         case _:
             raise _FailedError("malformed", f"Content-Encoding {encoding!r} was not asked for")
     try:
-        return nodes.read(body)
+        return topology_nodes.read(body)
     except MalformedAnswerError as error:
         raise _FailedError("malformed", str(error)) from None
 

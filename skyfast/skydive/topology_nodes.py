@@ -72,7 +72,9 @@ _split = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
 def read(answer: bytes) -> Answer:
     """Decode ``answer``, the JSON text of a list of nodes.
 
-    Raises MalformedAnswerError where ``answer`` as a whole is not usable.
+    Raises:
+        MalformedAnswerError: ``answer`` as a whole is not usable.
+
     """
     try:
         return Answer(_decode_nodes(answer) or [], 0)

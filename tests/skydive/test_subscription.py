@@ -30,7 +30,7 @@ from websockets.exceptions import (
 from websockets.frames import Close
 
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.skydive import subscription as subscriber
+from skyfast.skydive import subscription
 from skyfast.skydive.silence import Activity, SilenceTiming
 from skyfast.skydive.subscription import (
     DEFAULT_TIMING,
@@ -728,7 +728,7 @@ async def test_the_waits_start_over_after_a_healthy_subscription(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(subscriber, "random", SimpleNamespace(uniform=lambda least, most: most))
+    monkeypatch.setattr(subscription, "random", SimpleNamespace(uniform=lambda least, most: most))
     timing = dataclasses.replace(
         FAST, backoff_first_s=0.1, backoff_most_s=0.5, healthy_s=0.2, log_interval_s=0.0
     )
