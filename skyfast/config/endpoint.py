@@ -144,10 +144,15 @@ def parse_host(text: str) -> str:
 
     """
     try:
-        return str(ipaddress.ip_address(text))
+        address = str(ipaddress.ip_address(text))
     except ValueError:
         if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
             raise
+    else:
+        # ipaddress takes any zone; a URL with one of these ends in the middle of it.
+        if re.search(r"[\s:/?#@%\[\]\\]", address.partition("%")[2]):
+            raise ValueError(f"{text!r} has an invalid zone")
+        return address
     text.encode("idna")  # the lengths of a name's parts
     return text.lower()
 
@@ -198,14 +203,12 @@ def parse_analyzer(text: str) -> Endpoint:
         EndpointError: It is none of them.
 
     """
-    try:
-        return Endpoint(str(ipaddress.IPv6Address(text)), ANALYZER_PORT)
-    except ValueError:
-        pass
     if re.fullmatch(r"[0-9]+", text):
         text = f":{text}"
     match = _HOST_AND_PORT.fullmatch(text)
     try:
+        if text.count(":") > 1 and not text.startswith("["):
+            return Endpoint(parse_host(text), ANALYZER_PORT)
         if match and text and 1 <= int(match[3] or ANALYZER_PORT) <= MAX_PORT:
             host = parse_host(match[1] or match[2] or "localhost")
             return Endpoint(host, int(match[3] or ANALYZER_PORT))

@@ -99,6 +99,19 @@ def test_ipv6_addresses_are_bracketed() -> None:
     assert str(Endpoint("a", 1)) == "a:1"
 
 
+@pytest.mark.parametrize(
+    "text", ["fe80::1%a/b", "[fe80::1%a/b]:1", "[fe80::1%eth0]]", "[fe80::1%[eth0]:1", "fe80::1%"]
+)
+def test_a_zone_that_no_url_can_have_is_refused(text: str) -> None:
+    with pytest.raises(EndpointError, match="is not an analyzer's address"):
+        parse_analyzer(text)
+
+
+def test_an_interface_is_named_by_a_zone() -> None:
+    assert parse_analyzer("fe80::1%eth0.7") == Endpoint("fe80::1%eth0.7", 8082)
+    assert parse_url("ws://[fe80::1%eth0]:1").host == "fe80::1%eth0"
+
+
 @pytest.mark.parametrize("text", ["localhost:1", "127.0.0.1:1", "[::1]:1", ":1", "1"])
 def test_this_machine_is_one_program_by_all_its_names(text: str) -> None:
     assert parse_analyzer(text).identity == ("localhost", 1)
