@@ -4,6 +4,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/,
 https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -15,6 +16,9 @@ Sample = tuple[Mapping[str, str], float]
 
 UNITS: Final = ("bytes", "seconds", "nanoseconds")
 """The units that names of families end with."""
+
+# Names of metrics can have colons, but those are for recording rules.
+_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 _VALUE_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
@@ -33,6 +37,14 @@ class MetricFamily:
         """The one of `UNITS` that the name ends with, before ``_total``; "" without one."""
         name = self.name.removesuffix("_total")
         return next((unit for unit in UNITS if name.endswith(f"_{unit}")), "")
+
+    @property
+    def reserved_names(self) -> tuple[str, ...]:
+        """What no other family may be called: OpenMetrics keeps these names for this one."""
+        if self.type == "gauge":
+            return (self.name,)
+        name = self.name.removesuffix("_total")
+        return (name, f"{name}_total", f"{name}_created")
 
     def head(self, *, openmetrics: bool) -> str:
         """Return the lines that stand before the samples.
@@ -55,6 +67,11 @@ class MetricFamily:
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
         """Return the lines of samples whose labels and values are text already."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
+
+
+def is_name(text: str) -> bool:
+    """Tell whether ``text`` can be the name of a label, or of a metric that is exported."""
+    return _NAME.fullmatch(text) is not None
 
 
 def escaped(value: str) -> str:

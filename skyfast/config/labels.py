@@ -5,7 +5,6 @@ raise `Invalid`; those called ``show_…`` return what `skyfast.config.loader.du
 holds for `skyfast.config.views` and `skyfast.config.rules`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, cast
@@ -28,8 +27,7 @@ from skyfast.flows.catalog import LABEL_FIELDS, LABELS_BY_NAME, METRICS_BY_NAME,
 from skyfast.flows.fields import FIELDS, PATHS
 from skyfast.flows.plan import Path
 from skyfast.flows.selection import Fold, LabelChoice, Mask, MetricChoice, Rewrite
-
-_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+from skyfast.text_format import is_name
 
 
 def to_label(value: Value) -> LabelChoice:
@@ -74,7 +72,7 @@ def _known(text: str, names: Mapping[str, object], kind: str) -> str:
 
 def _to_own_label(value: Value) -> str:
     text = to_text(value)
-    if not _NAME.fullmatch(text) or text.startswith("__"):
+    if not is_name(text) or text.startswith("__"):
         raise Invalid(
             "is not a label name: letters, digits and _, beginning with neither digit nor __", text
         )
@@ -94,7 +92,7 @@ def _to_own_metric(value: Value) -> str:
 
 def to_metric_name(value: Value) -> str:
     text = to_text(value)
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise Invalid("is not a metric name: letters, digits and _, beginning with no digit", text)
     return text
 

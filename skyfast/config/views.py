@@ -19,7 +19,7 @@ from skyfast.config.parsers import (
 )
 from skyfast.config.yaml_nodes import Value
 from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES, LABELS_BY_NAME
-from skyfast.flows.plan import Family, FlowCount
+from skyfast.flows.plan import FlowCount
 from skyfast.flows.planner import families
 from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
 
@@ -174,7 +174,7 @@ def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:
                 if family.name.startswith(prefix):
                     problem = f"makes the family {family.name}, but {prefix}* has another meaning"
                     raise _wrong_metric(problem, number, i)
-            for name in _sample_names(family):
+            for name in family.reserved_names:
                 if name in taken:
                     first, its_view, at = taken[name]
                     other = _clash(first, family.name)
@@ -184,7 +184,7 @@ def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:
                         i,
                         other=_wrong_metric(other, its_view, at),
                     )
-            taken |= dict.fromkeys(_sample_names(family), (family.name, number, i))
+            taken |= dict.fromkeys(family.reserved_names, (family.name, number, i))
 
 
 def _clash(name: str, other: str) -> str:
@@ -196,14 +196,6 @@ def _wrong_metric(problem: str, view: int, i: int, *, other: Misfit | None = Non
     """Return what is wrong with the name that a view's ``i``-th metric gets."""
     places: tuple[Place, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
     return Misfit(problem, view, *places, other=other)
-
-
-def _sample_names(family: Family) -> tuple[str, ...]:
-    """Return the names that OpenMetrics reserves for a family."""
-    if family.type == "gauge":
-        return (family.name,)
-    name = family.name.removesuffix("_total")
-    return (name, f"{name}_total", f"{name}_created")
 
 
 def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from skyfast.text_format import MetricFamily, escaped, label_text, number_text
+from skyfast.text_format import MetricFamily, escaped, is_name, label_text, number_text
 
 
 def test_heads():
@@ -34,6 +34,23 @@ def test_heads():
 )
 def test_units_are_the_ends_of_names(name, unit):
     assert MetricFamily(name=name, type="counter", help="").unit == unit
+
+
+def test_names_that_a_family_reserves():
+    counter = MetricFamily(name="x_total", type="counter", help="")
+    assert counter.reserved_names == ("x", "x_total", "x_created")
+    gauge = MetricFamily(name="x_total", type="gauge", help="")
+    assert gauge.reserved_names == ("x_total",)
+
+
+@pytest.mark.parametrize("text", ["x", "_", "A_1", "__x"])
+def test_names(text):
+    assert is_name(text)
+
+
+@pytest.mark.parametrize("text", ["", "1x", "a-b", "a:b", "é", "x\n", "x "])
+def test_what_is_no_name(text):
+    assert not is_name(text)
 
 
 def test_a_family_with_its_samples():
