@@ -275,11 +275,12 @@ def _sum(*values: int) -> int:
 
 
 def _samples(family: _Family, rows: list[_Row], skipped: dict[str, int]) -> bytes:
-    samples = []
+    # Not by `MetricFamily.lines`, which takes a quarter longer for 20,000 interfaces.
+    lines = []
     for row in rows:
         value = getattr(row.counters, family.counter) if family.counter else 0
         if 0 <= value <= MAX_COUNTER:
-            samples.append((row.text, str(value)))
+            lines.append(f"{family.name}{row.text} {value}\n")
         else:
             skipped["out_of_range"] += 1
-    return family.lines(samples).encode()
+    return "".join(lines).encode()
