@@ -208,7 +208,7 @@ class WebServer:
         # Python itself writes them: two threads that do would keep the event loop waiting twice
         # as long for each of its turns, and the others of the loop's own threads from theirs.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="skyfast-status")
-        self._connections = _Connections(limit=config.web.max_connections, stats=stats)
+        self._connections = HttpConnections(limit=config.web.max_connections, stats=stats)
         self._servers: list[asyncio.Server] = []
         self._acceptors: list[asyncio.Task[None]] = []
         self._answers: set[asyncio.Task[Any]] = set()
@@ -228,7 +228,7 @@ class WebServer:
     async def start(self) -> None:
         """Listen. Raises ListenError where an address or its port cannot be had."""
         loop = asyncio.get_running_loop()
-        manager = web.Server(self._answer, request_factory=_request, handler_cancellation=True)
+        manager = web.Server(self._answer, request_factory=make_request, handler_cancellation=True)
         listeners = await self._listen()
         for listener in listeners:
             if self._guard is not None and self._guard.config.tls is not None:
@@ -236,7 +236,7 @@ class WebServer:
                 self._acceptors.append(asyncio.create_task(accepting))
                 continue
             server = await loop.create_server(
-                lambda: _Connection(manager, loop=loop, connections=self._connections),
+                lambda: HttpConnection(manager, loop=loop, connections=self._connections),
                 sock=listener,
                 backlog=BACKLOG,
             )
@@ -298,7 +298,7 @@ class WebServer:
                     self._log_limit.warn(log, "accept", f"cannot take a connection: {error}")
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
-                connection = _Connection(manager, loop=loop, connections=self._connections)
+                connection = HttpConnection(manager, loop=loop, connections=self._connections)
                 connection.secure(client, guard)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -306,7 +306,7 @@ class WebServer:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
-        connection = cast(_Connection, request.protocol)
+        connection = cast(HttpConnection, request.protocol)
         connection.answering(ANSWER_TIMEOUT_S)
         if request.version < HttpVersion11 or hdrs.UPGRADE in request.headers:
             connection.close()
@@ -322,13 +322,13 @@ class WebServer:
         return response
 
     async def _refusal(
-        self, request: web.BaseRequest, connection: "_Connection"
+        self, request: web.BaseRequest, connection: "HttpConnection"
     ) -> web.Response | None:
         """Return the answer to a request that is not to be answered, or None."""
         if self._guard is None:
             return None
         if connection.is_forbidden:
-            response = _text(f"Forbidden: {FORBIDDEN}.", HTTPStatus.FORBIDDEN)
+            response = text_response(f"Forbidden: {FORBIDDEN}.", HTTPStatus.FORBIDDEN)
             response.force_close()
             return response
         refusal = await self._guard.judge(
@@ -338,7 +338,7 @@ class WebServer:
         )
         if refusal is None:
             return None
-        response = _text(f"{refusal.status.phrase}.", refusal.status)
+        response = text_response(f"{refusal.status.phrase}.", refusal.status)
         if refusal.status is HTTPStatus.UNAUTHORIZED:
             response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
         elif refusal.retry_after_s is not None:
@@ -349,16 +349,16 @@ class WebServer:
         return {} if self._guard is None else self._guard.config.headers
 
     async def _respond(
-        self, request: web.BaseRequest, connection: "_Connection"
+        self, request: web.BaseRequest, connection: "HttpConnection"
     ) -> web.StreamResponse:
         methods = _METHODS.get(request.path)
         if methods is None:
-            return _text("There is no such page.", HTTPStatus.NOT_FOUND)
+            return text_response("There is no such page.", HTTPStatus.NOT_FOUND)
         if request.method == hdrs.METH_OPTIONS:
-            headers = _headers({hdrs.ALLOW: ", ".join(methods)})
+            headers = response_headers({hdrs.ALLOW: ", ".join(methods)})
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
         if request.method not in methods:
-            response = _text(f"Only {', '.join(methods)}.", HTTPStatus.METHOD_NOT_ALLOWED)
+            response = text_response(f"Only {', '.join(methods)}.", HTTPStatus.METHOD_NOT_ALLOWED)
             response.headers[hdrs.ALLOW] = ", ".join(methods)
             return response
         if request.path in PAGES:
@@ -375,25 +375,27 @@ class WebServer:
             case "/-/reload":
                 return await self._reloaded()
             case "/-/ready" if not self._ready():
-                return _text(
+                return text_response(
                     "Not ready: no analyzer is subscribed to.", HTTPStatus.SERVICE_UNAVAILABLE
                 )
             case "/-/ready":
-                return _text("skyfast is ready.")
-        return _text("skyfast is healthy.")
+                return text_response("skyfast is ready.")
+        return text_response("skyfast is healthy.")
 
     async def _reloaded(self) -> web.Response:
         """Answer as Prometheus does."""
         if self._reload is None:
-            return _text("Lifecycle API is not enabled.", HTTPStatus.FORBIDDEN)
+            return text_response("Lifecycle API is not enabled.", HTTPStatus.FORBIDDEN)
         # To its end, whoever asked for it and does not wait.
         task = asyncio.ensure_future(self._reload())
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
         error = await asyncio.shield(task)
         if error is not None:
-            return _text(f"failed to reload config: {error}", HTTPStatus.INTERNAL_SERVER_ERROR)
-        return _text("The configuration was reloaded.")
+            return text_response(
+                f"failed to reload config: {error}", HTTPStatus.INTERNAL_SERVER_ERROR
+            )
+        return text_response("The configuration was reloaded.")
 
     async def _status_page(self, request: web.BaseRequest) -> web.Response:
         """Return the page for browsers, who may add parameters of their own."""
@@ -402,9 +404,9 @@ class WebServer:
         try:
             query = ranks.query(parameters, n=statuspage.DEFAULT_ROWS)
         except QueryError as error:
-            return _text(str(error), HTTPStatus.BAD_REQUEST)
+            return text_response(str(error), HTTPStatus.BAD_REQUEST)
         if self._status_pages >= MAX_STATUS_PAGES:
-            return _try_again("other status pages are being made")
+            return try_again("other status pages are being made")
         self._status_pages += 1
         try:
             top = None
@@ -418,60 +420,62 @@ class WebServer:
             )
         finally:
             self._status_pages -= 1
-        return _html(text)
+        return html_response(text)
 
     async def _api_status(self, request: web.BaseRequest) -> web.Response:
         if request.query:
-            return _text("This page has no parameters.", HTTPStatus.BAD_REQUEST)
-        return _json(status.as_json(await self._status.report()))
+            return text_response("This page has no parameters.", HTTPStatus.BAD_REQUEST)
+        return json_response(status.as_json(await self._status.report()))
 
     async def _api_top(self, request: web.BaseRequest) -> web.Response:
         ranks = self._status.ranking
         try:
             query = ranks.query(list(request.query.items()))
-            return _json((await ranks.top(query)).json)
+            return json_response((await ranks.top(query)).json)
         except QueryError as error:
-            return _text(str(error), HTTPStatus.BAD_REQUEST)
+            return text_response(str(error), HTTPStatus.BAD_REQUEST)
         except BusyError:
-            return _try_again("other rankings are being made")
+            return try_again("other rankings are being made")
 
     async def _cardinality(self, request: web.BaseRequest) -> web.Response:
         counts = self._exposition.source.cardinality
         label = request.query.get("without") or None
         if label is not None and label not in counts.labels:
-            return _text(
+            return text_response(
                 f"There is no label {printable(label)}, but {', '.join(counts.labels)}.",
                 HTTPStatus.BAD_REQUEST,
             )
         try:
             report = await counts.report(label)
         except cardinality.BusyError:
-            return _try_again("another report is being made")
-        if _wants_json(request):
-            response = _json(cardinality.as_json(report))
+            return try_again("another report is being made")
+        if wants_json(request):
+            response = json_response(cardinality.as_json(report))
         else:
-            response = _html(cardinality.as_html(report))
+            response = html_response(cardinality.as_html(report))
         response.headers[hdrs.VARY] = hdrs.ACCEPT
         return response
 
     async def _page(
-        self, request: web.BaseRequest, connection: "_Connection", part: Part
+        self, request: web.BaseRequest, connection: "HttpConnection", part: Part
     ) -> web.StreamResponse:
         openmetrics = False
         vary: str = hdrs.ACCEPT_ENCODING
         if self._exposition.source.standard_names and self._limits.openmetrics:
-            openmetrics = exposition.prefers_openmetrics(_joined(request, hdrs.ACCEPT))
+            openmetrics = exposition.prefers_openmetrics(header_value(request, hdrs.ACCEPT))
             vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
-        headers = _headers(
+        headers = response_headers(
             {
                 hdrs.CONTENT_TYPE: OPENMETRICS if openmetrics else TEXT_FORMAT,
                 hdrs.VARY: vary,
                 **self._configured_headers(),
             }
         )
-        coding = exposition.encoding(_joined(request, hdrs.ACCEPT_ENCODING))
+        coding = exposition.encoding(header_value(request, hdrs.ACCEPT_ENCODING))
         if coding is None:
-            response = _text("Pages come as they are or as gzip.", HTTPStatus.NOT_ACCEPTABLE)
+            response = text_response(
+                "Pages come as they are or as gzip.", HTTPStatus.NOT_ACCEPTABLE
+            )
             response.headers[hdrs.VARY] = vary
             return response
         if coding == "gzip":
@@ -490,7 +494,7 @@ class WebServer:
             self._log_limit.warn(
                 log, "crowd", f"a page was refused to {connection.address}: {crowd}"
             )
-            return _try_again(crowd)
+            return try_again(crowd)
         self._scrapers[connection.address] += 1
         try:
             return await self._stream(
@@ -513,7 +517,7 @@ class WebServer:
     async def _stream(
         self,
         request: web.BaseRequest,
-        connection: "_Connection",
+        connection: "HttpConnection",
         response: web.StreamResponse,
         part: Part,
     ) -> web.StreamResponse:
@@ -558,18 +562,18 @@ class WebServer:
         return response
 
 
-class _Connections:
+class HttpConnections:
     """The open connections, of which there are ``limit`` at most."""
 
     def __init__(self, *, limit: int, stats: ScrapeStats) -> None:
         self.limit = limit
         self._stats = stats
-        self._open: set[_Connection] = set()
-        self._waiting: dict[_Connection, None] = {}  # not being answered, longest first
+        self._open: set[HttpConnection] = set()
+        self._waiting: dict[HttpConnection, None] = {}  # not being answered, longest first
         self._closed = False
         self._log_limit = LogLimit(LOG_INTERVAL_S)
 
-    def add(self, connection: "_Connection") -> None:
+    def add(self, connection: "HttpConnection") -> None:
         """Let ``connection`` in.
 
         Where there are enough, the one that has waited longest for a request goes. So whoever
@@ -606,7 +610,7 @@ class _Connections:
                 " without any, connections are closed unanswered",
             )
 
-    def handshake_failed(self, connection: "_Connection", reason: str, text: str) -> None:
+    def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:
         """Count and log that a client is not served because of TLS."""
         self._stats.handshakes_failed[reason] += 1
         suffix = self._log_limit.admit(("handshake", reason))
@@ -619,16 +623,16 @@ class _Connections:
         else:
             log.warning("%s%s", line, suffix)
 
-    def remove(self, connection: "_Connection") -> None:
+    def remove(self, connection: "HttpConnection") -> None:
         """Forget ``connection``, known or not."""
         self._open.discard(connection)
         self._waiting.pop(connection, None)
 
-    def answering(self, connection: "_Connection") -> None:
+    def answering(self, connection: "HttpConnection") -> None:
         """Keep ``connection``, which is being answered."""
         self._waiting.pop(connection, None)
 
-    def answered(self, connection: "_Connection") -> None:
+    def answered(self, connection: "HttpConnection") -> None:
         """Put ``connection``, which was answered, behind those that wait longer."""
         if connection in self._open:
             self._waiting[connection] = None
@@ -643,11 +647,11 @@ class _Connections:
             await asyncio.wait([connection.lost for connection in connections])
 
 
-class _Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """A client's connection, with the one deadline that it has at any time."""
 
     def __init__(
-        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, connections: _Connections
+        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, connections: HttpConnections
     ) -> None:
         super().__init__(manager, loop=loop, **_AIOHTTP)
         self.address = ""
@@ -690,7 +694,7 @@ class _Connection(web.RequestHandler):
             if reason:
                 self._connections.handshake_failed(self, reason, text)
             if reason == "plain_http":
-                await handshake.answer(raw_answer(HTTPStatus.BAD_REQUEST, PLAIN_HTTP))
+                await handshake.answer(raw_response(HTTPStatus.BAD_REQUEST, PLAIN_HTTP))
             else:
                 await handshake.answer(handshake.alert)
         except asyncio.CancelledError:
@@ -833,7 +837,7 @@ class _Connection(web.RequestHandler):
         log.error("%s %s failed", request.method, request.path, exc_info=exc)
         if self._cut:
             raise ConnectionResetError("the answer was cut")
-        response = _text(HTTPStatus(status).phrase + ".", status)
+        response = text_response(HTTPStatus(status).phrase + ".", status)
         response.force_close()
         return response
 
@@ -843,7 +847,7 @@ class _Connection(web.RequestHandler):
             return
         self._force_close = True  # aiohttp parses nothing more and does not close the connection
         self._discarded_bytes = 0
-        self._stream.write(raw_answer(status, reason))
+        self._stream.write(raw_response(status, reason))
         if self._stream.can_write_eof():
             self._stream.write_eof()
         self._allow(DISCARD_TIMEOUT_S)
@@ -880,12 +884,12 @@ def _refusal_of(error: BaseException | None) -> tuple[HTTPStatus, str]:
     return HTTPStatus.BAD_REQUEST, ""
 
 
-def raw_answer(status: HTTPStatus, reason: str = "") -> bytes:
+def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
     """Return a complete answer without aiohttp, which needs a request that it could parse."""
     body = f"{status.phrase}{f': {reason}' if reason else ''}.\n".encode()
     headers = {
         hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
-        **_headers({}),
+        **response_headers({}),
         hdrs.CONTENT_LENGTH: str(len(body)),
         hdrs.CONNECTION: "close",
     }
@@ -893,7 +897,7 @@ def raw_answer(status: HTTPStatus, reason: str = "") -> bytes:
     return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode() + body
 
 
-def _request(
+def make_request(
     message: RawRequestMessage,
     payload: StreamReader,
     protocol: web.RequestHandler,
@@ -920,7 +924,7 @@ def _peer(client: socket.socket) -> Any:
         return None
 
 
-def _headers(more: dict[str, str]) -> dict[str, str]:
+def response_headers(more: dict[str, str]) -> dict[str, str]:
     """Return the headers of every answer, and ``more``. No answer may be cached."""
     return {
         hdrs.SERVER: f"skyfast/{__version__}",
@@ -930,37 +934,37 @@ def _headers(more: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _text(text: str, status: int = HTTPStatus.OK) -> web.Response:
-    return web.Response(text=text + "\n", status=status, headers=_headers({}))
+def text_response(text: str, status: int = HTTPStatus.OK) -> web.Response:
+    return web.Response(text=text + "\n", status=status, headers=response_headers({}))
 
 
-def _html(text: str) -> web.Response:
-    headers = _headers({"Content-Security-Policy": markup.POLICY})
+def html_response(text: str) -> web.Response:
+    headers = response_headers({"Content-Security-Policy": markup.POLICY})
     return web.Response(text=text, content_type="text/html", headers=headers)
 
 
-def _json(body: bytes) -> web.Response:
-    return web.Response(body=body, content_type="application/json", headers=_headers({}))
+def json_response(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json", headers=response_headers({}))
 
 
-def _try_again(reason: str) -> web.Response:
-    response = _text(f"Try again: {reason}.", HTTPStatus.SERVICE_UNAVAILABLE)
+def try_again(reason: str) -> web.Response:
+    response = text_response(f"Try again: {reason}.", HTTPStatus.SERVICE_UNAVAILABLE)
     response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
     return response
 
 
-def _joined(request: web.BaseRequest, name: str) -> str | None:
+def header_value(request: web.BaseRequest, name: str) -> str | None:
     """Return the value of a header that may have several lines, or None where it is missing."""
     lines = request.headers.getall(name, None)
     return None if lines is None else ",".join(lines)
 
 
-def _wants_json(request: web.BaseRequest) -> bool:
+def wants_json(request: web.BaseRequest) -> bool:
     """Return whether a page that is for browsers is asked for in JSON."""
     if asked := request.query.get("format"):
         return asked == "json"
     return exposition.prefers(
-        _joined(request, hdrs.ACCEPT), ("application/json", ""), default=("text/html", "")
+        header_value(request, hdrs.ACCEPT), ("application/json", ""), default=("text/html", "")
     )
 
 
