@@ -22,7 +22,7 @@ import pytest
 from skyfast import stats as selfmetrics
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import config_file as webconfig
-from skyfast.web import server as web
+from skyfast.web import connections, server
 from skyfast.web.config_file import Guard, Refusal
 from skyfast.web.handshakes import ServerContext
 from tests.support.certificates import Authority
@@ -445,7 +445,7 @@ async def test_client_certificates(tmp_path, file, authority):
 @pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_handshakes_have_the_heads_deadline_and_are_counted(file, authority, monkeypatch):
-    monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
     async with Site(guard=Guard(file()), max_connections=2) as site:
         begin_s = time.monotonic()
         silent = [await Client.open(site.port) for _ in range(3)]
@@ -604,7 +604,7 @@ async def test_plain_http_on_the_port_of_tls_is_answered(file, authority, caplog
 
 @on_both_loops
 async def test_a_handshake_that_stalls_is_counted(file, authority, monkeypatch, caplog):
-    monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.2)
     async with Site(guard=Guard(file())) as site:
         async with await site.ask(b"\x16\x03\x01\x02\x00\x01"), await site.ask(b""):
             await until(lambda: site.scrape.handshakes_failed["timeout"] == 1)
@@ -625,7 +625,7 @@ async def test_stopping_does_not_wait_for_clients(file, authority):
         await until(lambda: len(site.server._connections._open) == 2)
         begin_s = time.monotonic()
         await site.server.stop()
-        assert time.monotonic() - begin_s < web.STOP_TIMEOUT_S
+        assert time.monotonic() - begin_s < server.STOP_TIMEOUT_S
         assert await shaking.end() in ("closed", "reset")
         assert await idle.reader.read() == b""
 

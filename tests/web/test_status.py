@@ -19,8 +19,7 @@ from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.skydive import topology
 from skyfast.skydive import topology_nodes as nodes
 from skyfast.stats import Failure, Stats
-from skyfast.web import server as web
-from skyfast.web import status
+from skyfast.web import server, status
 from skyfast.web import status_html as statuspage
 from skyfast.web import top as ranking
 from skyfast.web.status import History
@@ -578,7 +577,7 @@ async def test_too_many_pages(monkeypatch):
         return "a page"
 
     monkeypatch.setattr(statuspage, "as_html", as_html)
-    monkeypatch.setattr(web, "MAX_STATUS_PAGES", 3)
+    monkeypatch.setattr(server, "MAX_STATUS_PAGES", 3)
     async with three_connections() as site:
         asked = [asyncio.create_task(site.get("/")) for _ in range(3)]
         await until(lambda: writing and site.app.web._status_pages == 3)
@@ -729,4 +728,4 @@ def test_bounds_in_the_documentation():
     ):
         assert sentence in text
     assert (ranking.MAX_ANSWERS, ranking.KEPT_S) == (8, 60), "eight questions, a minute"
-    assert web.MAX_STATUS_PAGES == 8, "eight pages"
+    assert server.MAX_STATUS_PAGES == 8, "eight pages"
