@@ -34,9 +34,11 @@ from skyfast.web.connections import (
 from skyfast.web.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
 from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
 from skyfast.web.responses import (
+    encoding,
     header_value,
     html_response,
     json_response,
+    prefers_openmetrics,
     response_headers,
     text_response,
     try_again,
@@ -397,7 +399,7 @@ class WebServer:
         openmetrics = False
         vary: str = hdrs.ACCEPT_ENCODING
         if self._exposition.source.standard_names and self._limits.openmetrics:
-            openmetrics = exposition.prefers_openmetrics(header_value(request, hdrs.ACCEPT))
+            openmetrics = prefers_openmetrics(header_value(request, hdrs.ACCEPT))
             vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
         headers = response_headers(
             {
@@ -406,7 +408,7 @@ class WebServer:
                 **self._configured_headers(),
             }
         )
-        coding = exposition.encoding(header_value(request, hdrs.ACCEPT_ENCODING))
+        coding = encoding(header_value(request, hdrs.ACCEPT_ENCODING))
         if coding is None:
             response = text_response(
                 "Pages come as they are or as gzip.", HTTPStatus.NOT_ACCEPTABLE
