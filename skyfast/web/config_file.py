@@ -2,8 +2,8 @@
 
 Its format is exporter-toolkit's (``docs/web-configuration.md`` there), so operators have it
 already. What Python's `ssl` or aiohttp cannot do is refused, never ignored. `read` makes a
-`WebConfig` of a file; `Guard` keeps the one in use, looks whether its files have changed, and
-judges who may be answered. Imported only where ``--web.config.file`` is given.
+`WebConfig` of a file; `WebConfigFile` keeps the one in use and looks whether its files have
+changed; `Guard` judges who may be answered. Imported only where ``--web.config.file`` is given.
 
 Guessing passwords must not pay, nor cost anybody else. A wrong password takes as long as a wrong
 user. Hashes are computed by one thread of low priority, for so many at a time; what was right or
@@ -395,7 +395,7 @@ class _Reader:
                 " certificate of theirs"
             )
             section.note("client_auth_type", text)
-        return frozenset(map(_usual_name, sans))
+        return frozenset(map(normalize_san, sans))
 
     def _http(self, node: Node) -> dict[str, str]:
         path = "http_server_config"
@@ -548,7 +548,7 @@ def _to_duration_s(value: Value) -> float:
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
-def _usual_name(san: str) -> str:
+def normalize_san(san: str) -> str:
     """Return an alternative name in the spelling that two have in common if they are one."""
     try:
         return str(ipaddress.ip_address(san.strip()))
@@ -579,6 +579,81 @@ def _reason(error: Exception) -> str:
     else:
         reason = str(getattr(error, "strerror", None) or error)
     return f" ({reason})" if reason else ""
+
+
+class WebConfigFile:
+    """The web configuration file in use, read again when one of its files has changed.
+
+    TLS and authentication are never switched off, nor TLS on, while the process runs: a file that
+    is empty because it is just being written must not open the doors.
+    """
+
+    def __init__(self, path: str, *, on_use: Callable[[WebConfig], None]) -> None:
+        """Read the file at ``path``. This blocks. Raises ConfigError where it cannot be used.
+
+        ``on_use`` is called with each configuration that comes into use, this one too.
+        """
+        self._path = path
+        self._on_use = on_use
+        self._lock = asyncio.Lock()
+        self.use(read(path))
+
+    def read(self) -> WebConfig:
+        """Read the file anew, and use it not yet. This blocks.
+
+        Raises ConfigError where it cannot be used, or not without a new start.
+        """
+        files: Files = {}
+        try:
+            config = read(self._path, files=files)
+            self._check_change(config)
+        except ConfigError:
+            self._files = files  # to be tried again when one of them has changed
+            raise
+        return config
+
+    def _check_change(self, config: WebConfig) -> None:
+        if (self.config.tls is None) != (config.tls is None):
+            raise self._restart("tls_server_config", "removed" if self.config.tls else "added")
+        if self.config.users and not config.users:
+            raise self._restart("basic_auth_users", "removed")
+
+    def use(self, config: WebConfig) -> None:
+        """Use ``config`` for what comes from now on; what is open stays as it is."""
+        self._on_use(config)
+        self.config = config
+        self._files = config.files
+
+    async def refresh(self) -> WebConfig:
+        """Return what is in use, which is what stands in the files if that can be used."""
+        if self._changed():
+            async with self._lock:
+                if self._changed():
+                    await self._read_again()
+        return self.config
+
+    async def _read_again(self) -> None:
+        try:
+            config = await asyncio.to_thread(self.read)
+        except ConfigError as error:
+            log.error("the web configuration stays as it was: %s", error)
+        else:
+            self.use(config)
+            log.info("the web configuration has changed: %s", config.summary())
+
+    def _changed(self) -> bool:
+        return any(_stamp(path) != stamp for path, stamp in self._files.items())
+
+    def _restart(self, key: str, done: str) -> ConfigError:
+        return ConfigError(f"{file_name(self._path)}: {key} cannot be {done} without a new start")
+
+
+def _stamp(path: str) -> _Stamp:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 class _Bucket:
@@ -767,62 +842,42 @@ def _client(address: str) -> str:
 
 
 class Guard:
-    """The web configuration in use: what a connection is secured with, and who is answered.
-
-    TLS and authentication are never switched off, nor TLS on, while the process runs: a file that
-    is empty because it is just being written must not open the doors.
-    """
+    """What a connection is secured with, and who is answered, by the web configuration in use."""
 
     def __init__(self, path: str, *, now: Callable[[], float] = time.monotonic) -> None:
         """Read the file at ``path``. This blocks. Raises ConfigError where it cannot be used."""
-        self._path = path
         self._now = now
-        self._lock = asyncio.Lock()
         self._passwords: Passwords | None = None
         self._bucket: _Bucket | None = None
-        self.use(read(path))
+        self._file = WebConfigFile(path, on_use=self._prepare)
+
+    @property
+    def config(self) -> WebConfig:
+        """The web configuration in use."""
+        return self._file.config
 
     def read(self) -> WebConfig:
-        """Read the file anew, and use it not yet. This blocks.
-
-        Raises ConfigError where it cannot be used, or not without a new start.
-        """
-        files: Files = {}
-        try:
-            config = read(self._path, files=files)
-            self._check_change(config)
-        except ConfigError:
-            self._files = files  # to be tried again when one of them has changed
-            raise
-        return config
-
-    def _check_change(self, config: WebConfig) -> None:
-        if (self.config.tls is None) != (config.tls is None):
-            raise self._restart("tls_server_config", "removed" if self.config.tls else "added")
-        if self.config.users and not config.users:
-            raise self._restart("basic_auth_users", "removed")
+        """Read the file anew, and use it not yet: see :meth:`WebConfigFile.read`."""
+        return self._file.read()
 
     def use(self, config: WebConfig) -> None:
         """Use ``config`` for what comes from now on; what is open stays as it is."""
+        self._file.use(config)
+
+    async def refresh(self) -> WebConfig:
+        """Return what is in use, which is what stands in the files if that can be used."""
+        return await self._file.refresh()
+
+    def _prepare(self, config: WebConfig) -> None:
         if config.rate_limit != (self._bucket.limit if self._bucket else None):
             self._bucket = _Bucket(config.rate_limit, self._now()) if config.rate_limit else None
         if config.users and self._passwords is None:
             self._passwords = Passwords(now=self._now)
-        self.config = config
-        self._files = config.files
 
     def close(self) -> None:
         """End what runs beside the event loop."""
         if self._passwords is not None:
             self._passwords.close()
-
-    async def refresh(self) -> WebConfig:
-        """Return what is in use, which is what stands in the files if that can be used."""
-        if self._changed():
-            async with self._lock:
-                if self._changed():
-                    await self._read_again()
-        return self.config
 
     async def judge(
         self, authorization: str | None, address: str, *, public: bool
@@ -842,27 +897,4 @@ class Guard:
         """Return whether a client's certificate, as `ssl` shows it, has an allowed name."""
         allowed = self.config.allowed_sans
         names = (certificate or {}).get("subjectAltName", ())
-        return not allowed or any(_usual_name(name) in allowed for _, name in names)
-
-    async def _read_again(self) -> None:
-        try:
-            config = await asyncio.to_thread(self.read)
-        except ConfigError as error:
-            log.error("the web configuration stays as it was: %s", error)
-        else:
-            self.use(config)
-            log.info("the web configuration has changed: %s", config.summary())
-
-    def _changed(self) -> bool:
-        return any(_stamp(path) != stamp for path, stamp in self._files.items())
-
-    def _restart(self, key: str, done: str) -> ConfigError:
-        return ConfigError(f"{file_name(self._path)}: {key} cannot be {done} without a new start")
-
-
-def _stamp(path: str) -> _Stamp:
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+        return not allowed or any(normalize_san(name) in allowed for _, name in names)
