@@ -23,7 +23,7 @@ from skyfast.stats import ScrapeStats
 from skyfast.web.responses import raw_response, text_response
 
 if TYPE_CHECKING:
-    from skyfast.web.config_file import Guard
+    from skyfast.web.auth import Guard
 
 HEAD_TIMEOUT_S = 5.0
 """For a request's head: from its first byte, for the first one from the connection's start.

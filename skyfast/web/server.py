@@ -48,7 +48,7 @@ from skyfast.web.status import Status
 from skyfast.web.top import PARAMETERS, BusyError, QueryError
 
 if TYPE_CHECKING:
-    from skyfast.web.config_file import Guard
+    from skyfast.web.auth import Guard
 
 
 ANSWER_TIMEOUT_S = 10.0

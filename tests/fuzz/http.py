@@ -20,7 +20,7 @@ import bcrypt
 import pytest
 
 from skyfast.web import connections
-from skyfast.web.config_file import Guard
+from skyfast.web.auth import Guard
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import BYTES, TEXTS, wrong_bytes
 from tests.support.http_client import PATHS, Site
