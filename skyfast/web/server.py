@@ -23,7 +23,7 @@ from skyfast.config.model import Config, Web
 from skyfast.config.parsers import Address
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.stats import ScrapeStats
-from skyfast.web import cardinality, exposition, status
+from skyfast.web import cardinality, cardinality_html, exposition, status
 from skyfast.web import status_html as statuspage
 from skyfast.web.connections import (
     LOG_INTERVAL_S,
@@ -389,7 +389,7 @@ class WebServer:
         if wants_json(request):
             response = json_response(cardinality.as_json(report))
         else:
-            response = html_response(cardinality.as_html(report))
+            response = html_response(cardinality_html.as_html(report))
         response.headers[hdrs.VARY] = hdrs.ACCEPT
         return response
 
