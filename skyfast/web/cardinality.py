@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import msgspec
 
 from skyfast.flows.plan import View
+from skyfast.web.scan_cache import ScanCache
 
 TOP_VALUES: Final = 20
 """How many values of each label are listed."""
@@ -33,10 +34,6 @@ class Table(Protocol):
     def cardinality(
         self, count: int, without: str | None = None, /
     ) -> tuple[int, Mapping[str, tuple[int, Sequence[tuple[str, int]]]], int | None]: ...
-
-
-class BusyError(Exception):
-    """A report is being made, and there is no other to give."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +84,12 @@ class Cardinality:
         self._scanning = threading.Lock()
         self._values: Mapping[str, int] = {}
         self._values_until = 0.0
-        self._making = False
-        self._reports: dict[str | None, tuple[Report, float]] = {}
+        self._reports: ScanCache[str | None, Report] = ScanCache(
+            lambda without: asyncio.to_thread(self._make, without),
+            keep_s=REPORT_AGE_S,
+            max_results=1 + len(self.labels),
+            queue=False,
+        )
 
     def values(self) -> Mapping[str, int]:
         """Return the number of distinct values of each label. Takes long; any thread may ask."""
@@ -104,22 +105,7 @@ class Cardinality:
         ``without`` is one of `labels`, for which to find out what dropping it would leave. Raises
         BusyError where another report is being made.
         """
-        report, until_s = self._reports.get(without, (None, 0.0))
-        if report is not None and time.monotonic() < until_s:
-            return report
-        if self._making:
-            raise BusyError
-        self._making = True
-        loop = asyncio.get_running_loop()
-        made = loop.run_in_executor(None, self._make, without)
-        # Whoever asked may leave meanwhile; the thread goes on all the same.
-        made.add_done_callback(self._made)
-        return await asyncio.shield(made)
-
-    def _made(self, made: "asyncio.Future[Report]") -> None:
-        self._making = False
-        if not made.cancelled():
-            made.exception()  # looked at, also where nobody awaits it any more
+        return await self._reports.get(without)
 
     def _make(self, without: str | None) -> Report:
         """Make a report of one scan: figures of several moments would contradict each other."""
@@ -132,7 +118,6 @@ class Cardinality:
         if without is not None and left is not None:
             found = Without(label=without, connections=left, series_at_most=left * self._series)
             report = replace(report, without=found)
-        self._reports[without] = (report, time.monotonic() + REPORT_AGE_S)
         return report
 
 

@@ -44,8 +44,9 @@ from skyfast.web.responses import (
     try_again,
     wants_json,
 )
+from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import Status
-from skyfast.web.top import PARAMETERS, BusyError, QueryError
+from skyfast.web.top import PARAMETERS, QueryError
 
 if TYPE_CHECKING:
     from skyfast.web.auth import Guard
@@ -384,7 +385,7 @@ class WebServer:
             )
         try:
             report = await counts.report(label)
-        except cardinality.BusyError:
+        except BusyError:
             return try_again("another report is being made")
         if wants_json(request):
             response = json_response(cardinality.as_json(report))

@@ -3,8 +3,9 @@ import re
 import pytest
 
 from skyfast.web import cardinality
-from skyfast.web.cardinality import BusyError, Cardinality
+from skyfast.web.cardinality import Cardinality
 from skyfast.web.cardinality_html import as_html
+from skyfast.web.scan_cache import BusyError
 from tests.model import make_flow
 from tests.support.table_adapter import Core
 from tests.support.web_fixtures import FakeTable, on_both_loops, source

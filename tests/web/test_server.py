@@ -373,7 +373,7 @@ async def test_cardinality_is_counted_once_at_a_time():
                 assert (await site.get(path)).status == 200
         assert (await site.get("/cardinality")).status == 503
         site.table.resume.set()
-        await until(lambda: not site.exposition.source.cardinality._making)
+        await until(lambda: not site.exposition.source.cardinality._reports.is_scanning)
         assert (await site.get("/cardinality")).status == 200
         assert site.table.scans == ["cardinality"]
 

@@ -22,8 +22,9 @@ from skyfast.stats import Failure, Stats
 from skyfast.web import server, status
 from skyfast.web import status_html as statuspage
 from skyfast.web import top as ranking
+from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import History
-from skyfast.web.top import BusyError, Query, QueryError, Ranking
+from skyfast.web.top import Query, QueryError, Ranking
 from tests.model import make_flow
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
@@ -396,7 +397,7 @@ async def test_rates(monkeypatch):
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        ranks._answers.clear()
+        ranks._answers._results.clear()
         top = await site.json("/api/top?by=bytes_per_second")
         assert initiators(top) == ["10.0.0.1", "10.0.0.4"]
         # What a report adds is what came in a minute, however soon it is seen.
@@ -406,7 +407,7 @@ async def test_rates(monkeypatch):
         # Once the snapshot is that old, what was added is divided by its age.
         (taken,) = ranks._snapshots[0]
         monkeypatch.setattr(ranking, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
-        ranks._answers.clear()
+        ranks._answers._results.clear()
         top = await site.json("/api/top?by=bytes_per_second&n=1")
         rank = top["entries"][0]["rank"]
         assert rank * top["window_seconds"] == pytest.approx(1200, rel=0.2)
@@ -481,7 +482,7 @@ async def test_one_ranking_at_a_time_and_not_too_many_in_line(monkeypatch):
     await asyncio.gather(*asked)
     assert len(table.scans) == ranking.MAX_ANSWERS
     await ranks.top(Query(by="rtt"))
-    await until(lambda: not ranks._answers)
+    await until(lambda: not ranks._answers._results)
 
 
 @on_both_loops
@@ -492,7 +493,7 @@ async def test_a_ranking_that_fails():
     with pytest.raises(TypeError):
         await ranks.top(ranks.query([]))
     table.rows = rows
-    await until(lambda: not ranks._answers)
+    await until(lambda: not ranks._answers._results)
     assert len((await ranks.top(ranks.query([]))).top.entries) == 2
 
 
