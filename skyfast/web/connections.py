@@ -403,6 +403,11 @@ class HttpConnection(web.RequestHandler):
         self.shut()
 
 
+def connection_of(request: web.BaseRequest) -> HttpConnection:
+    """Return the connection that ``request`` came by."""
+    return cast(HttpConnection, request.protocol)
+
+
 def _refusal_of(error: BaseException | None) -> tuple[HTTPStatus, str]:
     """Return the status and the reason for a request that aiohttp could not parse."""
     if isinstance(error, LineTooLong):

@@ -14,8 +14,9 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 
@@ -29,6 +30,7 @@ from skyfast.web.connections import (
     LOG_INTERVAL_S,
     HttpConnection,
     HttpConnections,
+    connection_of,
     make_request,
 )
 from skyfast.web.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
@@ -81,22 +83,8 @@ FORBIDDEN = "the certificate has no allowed name"
 
 SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 
-PAGES = {
-    "/metrics": Part.ALL,
-    "/metrics/flows": Part.FLOWS,
-    "/metrics/interfaces": Part.INTERFACES,
-    "/metrics/captures": Part.CAPTURES,
-    "/metrics/self": Part.SELF,
-}
-
 _READING = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
 _ACTING = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
-_HEALTH = ("/-/healthy", "/-/ready")
-_METHODS = {
-    **dict.fromkeys((*PAGES, "/", "/cardinality", "/api/status", "/api/top", *_HEALTH), _READING),
-    "/-/reload": _ACTING,
-    "*": _READING,  # of OPTIONS alone: RFC 9110, section 7.1
-}
 
 # What binding says where the kernel, or the machine, has no IPv6; `localhost` may still name it.
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -244,13 +232,13 @@ class WebServer:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
-        connection = cast(HttpConnection, request.protocol)
+        connection = connection_of(request)
         connection.answering(ANSWER_TIMEOUT_S)
         if request.version < HttpVersion11 or hdrs.UPGRADE in request.headers:
             connection.close()
         try:
-            refusal = await self._refusal(request, connection)
-            response = refusal if refusal is not None else await self._respond(request, connection)
+            refusal = await self._refusal(request)
+            response = refusal if refusal is not None else await self._respond(request)
             if not response.prepared:
                 response.headers.update(self._configured_headers())
             await response.prepare(request)
@@ -259,20 +247,20 @@ class WebServer:
             connection.answered()
         return response
 
-    async def _refusal(
-        self, request: web.BaseRequest, connection: "HttpConnection"
-    ) -> web.Response | None:
+    async def _refusal(self, request: web.BaseRequest) -> web.Response | None:
         """Return the answer to a request that is not to be answered, or None."""
         if self._guard is None:
             return None
+        connection = connection_of(request)
         if connection.is_forbidden:
             response = text_response(f"Forbidden: {FORBIDDEN}.", HTTPStatus.FORBIDDEN)
             response.force_close()
             return response
+        is_health = (route := ROUTES.get(request.path)) is not None and route.is_health
         refusal = await self._guard.judge(
             request.headers.get(hdrs.AUTHORIZATION),
             connection.address,
-            public=self._limits.health_without_auth and request.path in _HEALTH,
+            public=self._limits.health_without_auth and is_health,
         )
         if refusal is None:
             return None
@@ -286,41 +274,31 @@ class WebServer:
     def _configured_headers(self) -> Mapping[str, str]:
         return {} if self._guard is None else self._guard.config.headers
 
-    async def _respond(
-        self, request: web.BaseRequest, connection: "HttpConnection"
-    ) -> web.StreamResponse:
-        methods = _METHODS.get(request.path)
-        if methods is None:
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        route = ROUTES.get(request.path)
+        if route is None:
             return text_response("There is no such page.", HTTPStatus.NOT_FOUND)
+        allowed = ", ".join(route.methods)
         if request.method == hdrs.METH_OPTIONS:
-            headers = response_headers({hdrs.ALLOW: ", ".join(methods)})
+            headers = response_headers({hdrs.ALLOW: allowed})
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
-        if request.method not in methods:
-            response = text_response(f"Only {', '.join(methods)}.", HTTPStatus.METHOD_NOT_ALLOWED)
-            response.headers[hdrs.ALLOW] = ", ".join(methods)
+        if request.method not in route.methods:
+            response = text_response(f"Only {allowed}.", HTTPStatus.METHOD_NOT_ALLOWED)
+            response.headers[hdrs.ALLOW] = allowed
             return response
-        if request.path in PAGES:
-            return await self._page(request, connection, PAGES[request.path])
-        match request.path:
-            case "/":
-                return await self._status_page(request)
-            case "/api/status":
-                return await self._api_status(request)
-            case "/api/top":
-                return await self._api_top(request)
-            case "/cardinality":
-                return await self._cardinality(request)
-            case "/-/reload":
-                return await self._reloaded()
-            case "/-/ready" if not self._ready():
-                return text_response(
-                    "Not ready: no analyzer is subscribed to.", HTTPStatus.SERVICE_UNAVAILABLE
-                )
-            case "/-/ready":
-                return text_response("skyfast is ready.")
+        return await route.answer(self, request)
+
+    async def _healthy(self, _: web.BaseRequest) -> web.Response:
         return text_response("skyfast is healthy.")
 
-    async def _reloaded(self) -> web.Response:
+    async def _is_ready(self, _: web.BaseRequest) -> web.Response:
+        if not self._ready():
+            return text_response(
+                "Not ready: no analyzer is subscribed to.", HTTPStatus.SERVICE_UNAVAILABLE
+            )
+        return text_response("skyfast is ready.")
+
+    async def _reloaded(self, _: web.BaseRequest) -> web.Response:
         """Answer as Prometheus does."""
         if self._reload is None:
             return text_response("Lifecycle API is not enabled.", HTTPStatus.FORBIDDEN)
@@ -394,9 +372,7 @@ class WebServer:
         response.headers[hdrs.VARY] = hdrs.ACCEPT
         return response
 
-    async def _page(
-        self, request: web.BaseRequest, connection: "HttpConnection", part: Part
-    ) -> web.StreamResponse:
+    async def _page(self, request: web.BaseRequest, part: Part) -> web.StreamResponse:
         openmetrics = False
         vary: str = hdrs.ACCEPT_ENCODING
         if self._exposition.source.standard_names and self._limits.openmetrics:
@@ -427,6 +403,7 @@ class WebServer:
             own = await self._exposition.own(openmetrics=openmetrics)
             body = exposition.compress(own) if coding == "gzip" else own
             return web.Response(body=body, headers=headers)
+        connection = connection_of(request)
         if crowd := self._crowd(connection.address):
             self._stats.rejected += 1
             self._log_limit.warn(
@@ -435,9 +412,7 @@ class WebServer:
             return try_again(crowd)
         self._scrapers[connection.address] += 1
         try:
-            return await self._stream(
-                request, connection, web.StreamResponse(headers=headers), part
-            )
+            return await self._stream(request, web.StreamResponse(headers=headers), part)
         finally:
             self._scrapers -= Counter((connection.address,))
 
@@ -455,7 +430,6 @@ class WebServer:
     async def _stream(
         self,
         request: web.BaseRequest,
-        connection: "HttpConnection",
         response: web.StreamResponse,
         part: Part,
     ) -> web.StreamResponse:
@@ -463,6 +437,7 @@ class WebServer:
         timeout_s = _scrape_timeout_s(
             request.headers.get(SCRAPE_TIMEOUT_HEADER), default_s=self._limits.scrape_timeout_s
         )
+        connection = connection_of(request)
         connection.answering(timeout_s)
         begin_s = time.perf_counter()
         page = self._exposition.stream(
@@ -498,6 +473,38 @@ class WebServer:
             self._stats.last_duration_s = time.perf_counter() - begin_s
             self._stats.last_bytes = page.page_bytes
         return response
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How requests for a path are answered."""
+
+    answer: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
+    methods: tuple[str, ...] = _READING
+    is_health: bool = False
+    """Whether ``web.health_without_auth`` applies."""
+
+
+def _page(part: Part) -> Route:
+    return Route(lambda server, request: server._page(request, part))
+
+
+ROUTES: Final[Mapping[str, Route]] = {
+    "/": Route(WebServer._status_page),
+    "/metrics": _page(Part.ALL),
+    "/metrics/flows": _page(Part.FLOWS),
+    "/metrics/interfaces": _page(Part.INTERFACES),
+    "/metrics/captures": _page(Part.CAPTURES),
+    "/metrics/self": _page(Part.SELF),
+    "/cardinality": Route(WebServer._cardinality),
+    "/api/status": Route(WebServer._api_status),
+    "/api/top": Route(WebServer._api_top),
+    "/-/healthy": Route(WebServer._healthy, is_health=True),
+    "/-/ready": Route(WebServer._is_ready, is_health=True),
+    "/-/reload": Route(WebServer._reloaded, _ACTING),
+    "*": Route(WebServer._healthy),  # of OPTIONS alone: RFC 9110, section 7.1
+}
+"""All paths there are, and ``*``; others are answered with 404."""
 
 
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:

@@ -514,6 +514,10 @@ async def test_other_methods():
         assert not site.table.asked_at
 
 
+def test_every_route_is_tested():
+    assert set(server.ROUTES) == {*PATHS, "/-/reload", "*"}
+
+
 @on_both_loops
 async def test_options_are_answered():
     """As proxies ask that look whether a server is alive."""
