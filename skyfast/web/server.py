@@ -31,7 +31,7 @@ from skyfast.web.connections import (
     HttpConnection,
     HttpConnections,
     connection_of,
-    make_request,
+    make_manager,
 )
 from skyfast.web.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
 from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
@@ -154,7 +154,7 @@ class WebServer:
     async def start(self) -> None:
         """Listen. Raises ListenError where an address or its port cannot be had."""
         loop = asyncio.get_running_loop()
-        manager = web.Server(self._answer, request_factory=make_request, handler_cancellation=True)
+        manager = make_manager(self._answer)
         listeners = await self._listen()
         for listener in listeners:
             if self._guard is not None and self._guard.config.tls is not None:
