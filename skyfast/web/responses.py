@@ -7,7 +7,7 @@ from http import HTTPStatus
 from aiohttp import hdrs, web
 
 from skyfast import __version__
-from skyfast.web import html as markup
+from skyfast.web import html
 
 RETRY_AFTER_S = 1
 """What a client is told that found too many pages being served."""
@@ -53,7 +53,7 @@ def text_response(text: str, status: int = HTTPStatus.OK) -> web.Response:
 
 
 def html_response(text: str) -> web.Response:
-    headers = response_headers({"Content-Security-Policy": markup.POLICY})
+    headers = response_headers({"Content-Security-Policy": html.POLICY})
     return web.Response(text=text, content_type="text/html", headers=headers)
 
 

@@ -24,8 +24,7 @@ from skyfast.config.model import Config, Web
 from skyfast.config.parsers import Address
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.stats import ScrapeStats
-from skyfast.web import cardinality, cardinality_html, exposition, status
-from skyfast.web import status_html as statuspage
+from skyfast.web import cardinality, cardinality_html, exposition, status, status_html
 from skyfast.web.connections import (
     LOG_INTERVAL_S,
     HttpConnection,
@@ -318,7 +317,7 @@ class WebServer:
         ranks = self._status.ranking
         parameters = [(name, text) for name, text in request.query.items() if name in PARAMETERS]
         try:
-            query = ranks.query(parameters, n=statuspage.DEFAULT_ROWS)
+            query = ranks.query(parameters, n=status_html.DEFAULT_ROWS)
         except QueryError as error:
             return text_response(str(error), HTTPStatus.BAD_REQUEST)
         if self._status_pages >= MAX_STATUS_PAGES:
@@ -332,7 +331,7 @@ class WebServer:
             report = await self._status.report()
             # Some hundred rows take some ten milliseconds.
             text = await asyncio.get_running_loop().run_in_executor(
-                self._writer, statuspage.as_html, report, ranks, query, top
+                self._writer, status_html.as_html, report, ranks, query, top
             )
         finally:
             self._status_pages -= 1
