@@ -262,7 +262,7 @@ class Guard:
         return self._file.config
 
     def read(self) -> WebConfig:
-        """Read the file anew, and use it not yet: see :meth:`WebConfigFile.read`."""
+        """Read the file anew, and use it not yet: see `WebConfigFile.read`."""
         return self._file.read()
 
     def use(self, config: WebConfig) -> None:

@@ -154,8 +154,16 @@ class WebConfig:
         return ", ".join(parts)
 
 
-_Stamp: TypeAlias = tuple[int, int, int] | None
-Files: TypeAlias = dict[str, _Stamp]
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """What shows that a file has changed; times in nanoseconds."""
+
+    modified_ns: int
+    size_bytes: int
+    inode: int
+
+
+Files: TypeAlias = dict[str, _Stamp | None]
 """Paths, and what showed at each, before it was read, that it has not changed."""
 
 
@@ -545,9 +553,13 @@ class WebConfigFile:
     """
 
     def __init__(self, path: str, *, on_use: Callable[[WebConfig], None]) -> None:
-        """Read the file at ``path``. This blocks. Raises ConfigError where it cannot be used.
+        """Read the file at ``path``. This blocks.
 
         ``on_use`` is called with each configuration that comes into use, this one too.
+
+        Raises:
+            ConfigError: It cannot be used.
+
         """
         self._path = path
         self._on_use = on_use
@@ -557,7 +569,9 @@ class WebConfigFile:
     def read(self) -> WebConfig:
         """Read the file anew, and use it not yet. This blocks.
 
-        Raises ConfigError where it cannot be used, or not without a new start.
+        Raises:
+            ConfigError: It cannot be used, or not without a new start.
+
         """
         files: Files = {}
         try:
@@ -604,9 +618,9 @@ class WebConfigFile:
         return ConfigError(f"{file_name(self._path)}: {key} cannot be {done} without a new start")
 
 
-def _stamp(path: str) -> _Stamp:
+def _stamp(path: str) -> _Stamp | None:
     try:
         stat = Path(path).stat()
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    return _Stamp(stat.st_mtime_ns, stat.st_size, stat.st_ino)

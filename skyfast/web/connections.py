@@ -208,7 +208,8 @@ class HttpConnection(web.RequestHandler):
     ) -> None:
         super().__init__(manager, loop=loop, **_OPTIONS)
         self.address = ""
-        self.late = False  # the deadline passed in the middle of an answer
+        self.late = False
+        """Whether the deadline passed in the middle of an answer."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self._connections = connections
         self._stream: asyncio.Transport | None = None

@@ -1,7 +1,7 @@
 """The page: which families it has, in which order, how it is compressed and handed over.
 
 Rendering and compression run in a thread of their own, some chunks ahead of the reader;
-nobody ever holds a whole page. Nothing here knows of HTTP: :mod:`skyfast.web.server` decides who is
+nobody ever holds a whole page. Nothing here knows of HTTP: `skyfast.web.server` decides who is
 served.
 """
 

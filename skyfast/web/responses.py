@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
@@ -18,11 +19,32 @@ _CODING = re.compile(rf"({_NAME})(?:[ \t]*;[ \t]*q=({_WEIGHT}))?", re.IGNORECASE
 _MEDIA_TYPE = re.compile(rf"{_NAME}/{_NAME}", re.IGNORECASE)
 _PARAMETER = re.compile(rf'({_NAME})=(?:({_NAME})|"([^"\\]*)")', re.IGNORECASE)
 
-MediaType = tuple[str, str]
-"""Its name and its ``version`` parameter, empty where it has none."""
-
-_MediaRange = tuple[str, str, float]  # with a weight; other parameters make no difference here
 _BY_NAME = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MediaType:
+    """A media type; ``version`` is a parameter of it, empty where it has none."""
+
+    name: str
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _MediaRange:
+    """What a client accepts, and how much it wants that, from 0 to 1.
+
+    Other parameters make no difference here.
+    """
+
+    type: MediaType
+    weight: float
+
+
+_OPENMETRICS = MediaType("application/openmetrics-text", "1.0.0")
+_TEXT = MediaType("text/plain", "0.0.4")
+_JSON = MediaType("application/json")
+_HTML = MediaType("text/html")
 
 
 def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
@@ -77,9 +99,7 @@ def wants_json(request: web.BaseRequest) -> bool:
     """Return whether a page that is for browsers is asked for in JSON."""
     if asked := request.query.get("format"):
         return asked == "json"
-    return prefers(
-        header_value(request, hdrs.ACCEPT), ("application/json", ""), default=("text/html", "")
-    )
+    return prefers(header_value(request, hdrs.ACCEPT), _JSON, default=_HTML)
 
 
 def encoding(accept_encoding: str | None) -> str | None:
@@ -107,10 +127,8 @@ def _weight(element: str) -> tuple[str, float] | None:
 
 
 def prefers_openmetrics(accept: str | None) -> bool:
-    """Choose between OpenMetrics 1.0 and the text format 0.0.4, as :func:`prefers` does."""
-    return prefers(
-        accept, ("application/openmetrics-text", "1.0.0"), default=("text/plain", "0.0.4")
-    )
+    """Choose between OpenMetrics 1.0 and the text format 0.0.4, as `prefers` does."""
+    return prefers(accept, _OPENMETRICS, default=_TEXT)
 
 
 def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
@@ -128,17 +146,20 @@ def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool
 def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, float]:
     """Return how precisely the range that matches best does so, and its weight."""
     return max(
-        ((_precedence(each, wanted), each[2]) for each in ranges if _precedence(each, wanted)),
+        (
+            (_precedence(each.type, wanted), each.weight)
+            for each in ranges
+            if _precedence(each.type, wanted)
+        ),
         default=(0, 0.0),
     )
 
 
-def _precedence(media_range: _MediaRange, wanted: MediaType) -> int:
+def _precedence(named: MediaType, wanted: MediaType) -> int:
     """Return how precisely a range names what is wanted; 0 where it means something else."""
-    (name, version), (wanted_name, wanted_version) = media_range[:2], wanted
-    if name == wanted_name:
-        return {"": _BY_NAME, wanted_version: _BY_NAME + 1}.get(version, 0)
-    return {f"{wanted_name.partition('/')[0]}/*": 2, "*/*": 1}.get(name, 0)
+    if named.name == wanted.name:
+        return {"": _BY_NAME, wanted.version: _BY_NAME + 1}.get(named.version, 0)
+    return {f"{wanted.name.partition('/')[0]}/*": 2, "*/*": 1}.get(named.name, 0)
 
 
 def _media_range(element: str) -> _MediaRange | None:
@@ -152,4 +173,4 @@ def _media_range(element: str) -> _MediaRange | None:
     weight = parameters["q"]
     if not _MEDIA_TYPE.fullmatch(name) or not re.fullmatch(_WEIGHT, weight):
         return None
-    return name.lower(), parameters["version"], float(weight)
+    return _MediaRange(MediaType(name.lower(), parameters["version"]), float(weight))

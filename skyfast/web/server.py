@@ -1,7 +1,7 @@
 """The HTTP server: who is answered what, for how long, and how many at once.
 
-What a page consists of is the business of :mod:`skyfast.web.exposition`, and what a connection may
-take that of :mod:`skyfast.web.connections`.
+What a page consists of is the business of `skyfast.web.exposition`, and what a connection may
+take that of `skyfast.web.connections`.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ MAX_SCRAPE_TIMEOUT_S = 600.0
 """The longest deadline of a page that a scraper can ask for."""
 
 STOP_TIMEOUT_S = 1.0
-"""For everything to end that :meth:`WebServer.stop` has cut."""
+"""For everything to end that `WebServer.stop` has cut."""
 
 ACCEPT_PAUSE_S = 0.1
 """After a connection could not be taken, for example because no descriptor is free."""
@@ -95,7 +95,7 @@ log = logging.getLogger("skyfast.web")
 
 
 class WebServer:
-    """Serves the pages, from :meth:`start` to :meth:`stop`."""
+    """Serves the pages, from `start` to `stop`."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class WebServer:
         """
         self._listen_at = listen_at
         self.addresses = list(listen_at.addresses) or [configured(config)]
-        """What is listened on; before :meth:`start`, with the port 0 where it is any."""
+        """What is listened on; before `start`, with the port 0 where it is any."""
         self._limits = config.web
         self._reload = reload
         self._guard = guard
@@ -519,7 +519,11 @@ async def _listen(address: str, port: int) -> list[socket.socket]:
     """Return sockets bound to ``address``: all addresses of both IP versions, where it is empty.
 
     A name may have several addresses. All sockets have the same port, where ``port`` is 0 too:
-    that is a free one. Raises OSError.
+    that is a free one.
+
+    Raises:
+        OSError: An address or the port cannot be had.
+
     """
     if address in ("", "::"):
         return [_listen_everywhere(port)]
