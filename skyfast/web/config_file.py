@@ -343,7 +343,7 @@ class _Reader:
                 problem = f"does not hold PEM certificates{_reason(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
-            # As in Go, and for the analyzers: see skyfast.tls.
+            # As in Go, and for the analyzers: see skyfast.skydive.tls.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", to_text)
