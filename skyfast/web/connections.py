@@ -4,7 +4,8 @@ A connection has exactly one deadline at any time, for a request's head, for its
 next request, and is closed when that passes. aiohttp parses and frames; every bound is kept here.
 
 No other module relies on what aiohttp does not document. Checked with aiohttp 3.10.11, 3.11.18,
-3.12.15, 3.13.5, 3.14.0 and 3.14.5 (before 3.13.4, aiohttp does not limit the number of headers):
+3.12.15, 3.13.5, 3.14.0 and 3.14.5. Before 3.13.4, the number of headers is not limited, and up to
+3.14.0, ``GET *`` is answered. The list:
 
 * ``web.RequestHandler``: the base class of `HttpConnection`, with the parameters in ``_OPTIONS``
 * ``web.RequestHandler.connection_made``, ``web.RequestHandler.connection_lost``,
