@@ -10,8 +10,8 @@ from typing import cast
 import uvloop
 from aiohttp import web
 
+from skyfast.web.connections import WRITE_BUFFER_BYTES
 from skyfast.web.exposition import CHUNK_BYTES
-from skyfast.web.server import WRITE_BUFFER_BYTES
 
 
 class _Connection(web.RequestHandler):

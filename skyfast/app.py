@@ -40,7 +40,7 @@ from skyfast.web.status import Status
 if TYPE_CHECKING:
     from skyfast.replay.recorder import Recorder
     from skyfast.replay.recording import Playback
-    from skyfast.web.config_file import Guard
+    from skyfast.web.auth import Guard
 
 EXPIRY_INTERVAL_S = 0.5
 """How often the table is asked for what has expired; deadlines are full seconds."""
@@ -486,7 +486,7 @@ def _guard(path: str) -> "Guard | None":
     """Return what keeps the web configuration at ``path``; None where there is none."""
     if not path:
         return None
-    from skyfast.web.config_file import Guard
+    from skyfast.web.auth import Guard
 
     return Guard(path)
 

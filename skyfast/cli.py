@@ -378,9 +378,9 @@ def _check_web(path: str) -> str:
     """Return what a web configuration comes to, as YAML comments; nothing where there is none."""
     if not path:
         return ""
-    from skyfast.web import config_file as webconfig
+    from skyfast.web import config_file
 
-    return f"# Web configuration: {webconfig.read(path).summary()}.\n"
+    return f"# Web configuration: {config_file.read(path).summary()}.\n"
 
 
 def _reload(arguments: argparse.Namespace) -> model.Config:

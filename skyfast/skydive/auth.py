@@ -188,7 +188,7 @@ class Authentication:
         *,
         headers: Iterable[tuple[str, str]] = (),
         **options: Any,
-    ) -> "aiohttp.client._RequestContextManager":
+    ) -> "contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]":
         """Begin ``POST path``, below the prefix, to the analyzer.
 
         ``headers`` and ``options`` go to aiohttp.

@@ -10,14 +10,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Final, Protocol
-from urllib.parse import quote
 
 import msgspec
 
 from skyfast.flows.plan import View
-from skyfast.web.html import bar, document
+from skyfast.web.scan_cache import ScanCache
 
 TOP_VALUES: Final = 20
 """How many values of each label are listed."""
@@ -36,10 +34,6 @@ class Table(Protocol):
     def cardinality(
         self, count: int, without: str | None = None, /
     ) -> tuple[int, Mapping[str, tuple[int, Sequence[tuple[str, int]]]], int | None]: ...
-
-
-class BusyError(Exception):
-    """A report is being made, and there is no other to give."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +84,12 @@ class Cardinality:
         self._scanning = threading.Lock()
         self._values: Mapping[str, int] = {}
         self._values_until = 0.0
-        self._making = False
-        self._reports: dict[str | None, tuple[Report, float]] = {}
+        self._reports: ScanCache[str | None, Report] = ScanCache(
+            lambda without: asyncio.to_thread(self._make, without),
+            keep_s=REPORT_AGE_S,
+            max_results=1 + len(self.labels),
+            queue=False,
+        )
 
     def values(self) -> Mapping[str, int]:
         """Return the number of distinct values of each label. Takes long; any thread may ask."""
@@ -107,22 +105,7 @@ class Cardinality:
         ``without`` is one of `labels`, for which to find out what dropping it would leave. Raises
         BusyError where another report is being made.
         """
-        report, until_s = self._reports.get(without, (None, 0.0))
-        if report is not None and time.monotonic() < until_s:
-            return report
-        if self._making:
-            raise BusyError
-        self._making = True
-        loop = asyncio.get_running_loop()
-        made = loop.run_in_executor(None, self._make, without)
-        # Whoever asked may leave meanwhile; the thread goes on all the same.
-        made.add_done_callback(self._made)
-        return await asyncio.shield(made)
-
-    def _made(self, made: "asyncio.Future[Report]") -> None:
-        self._making = False
-        if not made.cancelled():
-            made.exception()  # looked at, also where nobody awaits it any more
+        return await self._reports.get(without)
 
     def _make(self, without: str | None) -> Report:
         """Make a report of one scan: figures of several moments would contradict each other."""
@@ -135,7 +118,6 @@ class Cardinality:
         if without is not None and left is not None:
             found = Without(label=without, connections=left, series_at_most=left * self._series)
             report = replace(report, without=found)
-        self._reports[without] = (report, time.monotonic() + REPORT_AGE_S)
         return report
 
 
@@ -150,54 +132,3 @@ def _label(name: str, values: int, top: Sequence[tuple[str, int]]) -> Label:
 def as_json(report: Report) -> bytes:
     """Return ``report`` as a JSON object with the names of its fields."""
     return msgspec.json.encode(report)
-
-
-def as_html(report: Report) -> str:
-    """Return ``report`` for a browser."""
-    labels = sorted(report.labels, key=lambda label: -label.values)
-    return document(
-        title="skyfast: cardinality",
-        body=(
-            "<h1>Cardinality</h1>\n"
-            f"<p>{_count(report.connections, 'connection')}, "
-            f"at most {_count(report.series_at_most, 'series', 'series')} · "
-            '<a href="./">skyfast</a> · <a href="?format=json">as JSON</a></p>\n'
-            f"{_aside(report)}{''.join(_section(label, report) for label in labels)}"
-        ),
-    )
-
-
-def _aside(report: Report) -> str:
-    without = report.without
-    if without is None:
-        return ""
-    saved = report.connections - without.connections
-    return (
-        f"<aside>Without <code>{escape(without.label)}</code> there would be "
-        f"<strong>{_count(without.connections, 'connection')}</strong> "
-        f"({_share(saved, report.connections)} fewer), at most "
-        f"{_count(without.series_at_most, 'series', 'series')}.</aside>\n"
-    )
-
-
-def _section(label: Label, report: Report) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(value.value) or '<small>(empty)</small>'}"
-        f'<td class="number share">{bar(value.connections / (report.connections or 1))}'
-        f"<span>{value.connections:,}</span>\n"
-        for value in label.top
-    )
-    shown = "all" if len(label.top) == label.values else f"the {len(label.top)} most frequent"
-    return (
-        f'<section>\n<a href="?without={quote(label.name)}">what if it were dropped?</a>\n'
-        f"<h2>{escape(label.name)}</h2> {_count(label.values, 'value')}\n"
-        f"<details><summary>{shown}</summary>\n<table>\n{rows}</table></details>\n</section>\n"
-    )
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole if whole else 0:.1f}%"

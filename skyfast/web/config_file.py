@@ -2,35 +2,21 @@
 
 Its format is exporter-toolkit's (``docs/web-configuration.md`` there), so operators have it
 already. What Python's `ssl` or aiohttp cannot do is refused, never ignored. `read` makes a
-`WebConfig` of a file; `Guard` keeps the one in use, looks whether its files have changed, and
-judges who may be answered. Imported only where ``--web.config.file`` is given.
-
-Guessing passwords must not pay, nor cost anybody else. A wrong password takes as long as a wrong
-user. Hashes are computed by one thread of low priority, for so many at a time; what was right or
-wrong once is remembered under a keyed hash, so the same credentials are computed once. An address
-that tries too many different ones has to wait.
+`WebConfig` of a file; `WebConfigFile` keeps the one in use and looks whether its files have
+changed. Imported only where ``--web.config.file`` is given.
 """
 
 import asyncio
-import base64
-import binascii
-import hashlib
 import ipaddress
 import logging
-import math
 import os
 import re
-import secrets
 import ssl
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from skyfast.config.errors import Invalid, Origin, everything, nothing
 from skyfast.config.parsers import list_of, mapping_of, one_of, to_boolean, to_text, whole
@@ -43,7 +29,6 @@ from skyfast.config.yaml_nodes import (
     join,
     read_file,
 )
-from skyfast.runtime.logs import LogLimit
 from skyfast.web.handshakes import ServerContext
 
 T = TypeVar("T")
@@ -58,32 +43,6 @@ DEAR_COST = 16
 """... and the dearest, about 4 s, without a warning: an answer has a deadline of 10 s. A check that
 takes longer goes on, and the next request with these credentials finds its result."""
 
-MAX_PASSWORD_BYTES = 72
-"""What bcrypt looks at of a password."""
-
-MAX_CHECKS = 16
-"""Passwords that wait for their hash; beyond it, the answer is 503."""
-
-MAX_VERIFIED = 128
-"""Remembered credentials that were right. This is a security limit, as are the next two."""
-
-MAX_FAILED = 4096
-"""Remembered credentials that were wrong, by address; beyond it, those not sent for longest go."""
-
-MAX_ADDRESSES = 4096
-"""Remembered addresses that were wrong; beyond it, the one whose last try is longest ago goes."""
-
-WRONG_BURST = 10
-"""Different wrong passwords that an address can try at once."""
-
-WRONG_INTERVAL_S = 5.0
-"""An address that has used these up can try another one after so long."""
-
-IPV6_PREFIX = 64
-"""An IPv6 client has all addresses of such a network."""
-
-CHECK_NICENESS = 10
-"""How far the thread that computes hashes stands back behind all others."""
 
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _OLD_VERSIONS = ("TLS10", "TLS11")
@@ -187,8 +146,16 @@ class WebConfig:
         return ", ".join(parts)
 
 
-_Stamp: TypeAlias = tuple[int, int, int] | None
-Files: TypeAlias = dict[str, _Stamp]
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """What shows that a file has changed; times in nanoseconds."""
+
+    modified_ns: int
+    size_bytes: int
+    inode: int
+
+
+Files: TypeAlias = dict[str, _Stamp | None]
 """Paths, and what showed at each, before it was read, that it has not changed."""
 
 
@@ -364,7 +331,7 @@ class _Reader:
                 problem = f"does not hold PEM certificates{_reason(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
-            # As in Go, and for the analyzers: see skyfast.tls.
+            # As in Go, and for the analyzers: see skyfast.skydive.tls.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", to_text)
@@ -380,7 +347,7 @@ class _Reader:
                 " certificate of theirs"
             )
             section.note("client_auth_type", text)
-        return frozenset(map(_usual_name, sans))
+        return frozenset(map(normalize_san, sans))
 
     def _http(self, node: Node) -> dict[str, str]:
         path = "http_server_config"
@@ -531,7 +498,7 @@ def _to_duration_s(value: Value) -> float:
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
-def _usual_name(san: str) -> str:
+def normalize_san(san: str) -> str:
     """Return an alternative name in the spelling that two have in common if they are one."""
     try:
         return str(ipaddress.ip_address(san.strip()))
@@ -564,211 +531,33 @@ def _reason(error: Exception) -> str:
     return f" ({reason})" if reason else ""
 
 
-class _Bucket:
-    """A token bucket, full at first."""
-
-    __slots__ = ("_at_s", "_tokens", "limit")
-
-    def __init__(self, limit: RateLimit, now_s: float) -> None:
-        self.limit = limit
-        self._tokens = float(limit.burst)
-        self._at_s = now_s
-
-    def take(self, now_s: float) -> bool:
-        more = (now_s - self._at_s) / self.limit.interval_s
-        self._tokens = min(self.limit.burst, self._tokens + more)
-        self._at_s = now_s
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-    def wait_s(self) -> int | None:
-        """Return in how many seconds, rounded up, there is another token; None for never."""
-        if not self.limit.burst:
-            return None
-        return max(math.ceil((1 - self._tokens) * self.limit.interval_s), 1)
-
-    def give_back(self) -> None:
-        self._tokens = min(self.limit.burst, self._tokens + 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """How a request is refused; ``retry_after_s`` is None where no retry will succeed."""
-
-    status: HTTPStatus
-    retry_after_s: int | None = None
-
-
-class Passwords:
-    """Judges credentials, at a cost that neither guesses nor guessers can raise.
-
-    Everything but the computing of hashes happens on the event loop.
-    """
-
-    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
-        """Begin with nothing remembered; ``now`` is in seconds."""
-        import bcrypt
-
-        self._check_password = bcrypt.checkpw
-        self._now = now
-        self._secret = secrets.token_bytes(32)
-        self._verified: dict[bytes, None] = {}  # the one used last is the last
-        self._failed: dict[bytes, None] = {}  # likewise
-        self._wrong: dict[str, _Bucket] = {}  # likewise
-        self._check_s = 1.0  # how long the latest took
-        self._checks: dict[bytes, asyncio.Task[bool]] = {}
-        self._log_limit = LogLimit()
-        self._thread = ThreadPoolExecutor(
-            1, "skyfast-password", initializer=partial(os.nice, CHECK_NICENESS)
-        )
-
-    def close(self) -> None:
-        """End the thread, behind what it is at."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    async def judge(
-        self, users: Mapping[bytes, bytes], authorization: str | None, address: str
-    ) -> Refusal | None:
-        """Return how a request with this header is refused, or None."""
-        user, password = _credentials(authorization)
-        if user is None:
-            return Refusal(HTTPStatus.UNAUTHORIZED)
-        known = users.get(user)
-        # Who is unknown waits as long as somebody known would, and always for the same hash.
-        expected = known or self._stand_in(user, users)
-        digest = self._digest(b"known" if known else b"", user, expected, password)
-        if digest in self._verified:
-            self._verified[digest] = self._verified.pop(digest)
-            return None
-        client = _client(address)
-        # By address: a fast answer must not reveal which credentials another client has tried.
-        failed = self._digest(client.encode(), digest)
-        if failed in self._failed:
-            self._failed[failed] = self._failed.pop(failed)
-            self._log_wrong(address)
-            return Refusal(HTTPStatus.UNAUTHORIZED)
-        if digest not in self._checks:
-            if len(self._checks) >= MAX_CHECKS:
-                wait_s = max(math.ceil(len(self._checks) * self._check_s), 1)
-                return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, wait_s)
-            bucket = self._bucket(client)
-            if not bucket.take(self._now()):
-                self._log_limit.warn(log, "often", f"too many wrong passwords from {address}")
-                return Refusal(HTTPStatus.TOO_MANY_REQUESTS, bucket.wait_s())
-            task = asyncio.create_task(
-                self._check(digest, password, expected, client, known=known is not None)
-            )
-            self._checks[digest] = task
-            task.add_done_callback(lambda _: self._checks.pop(digest, None))
-        # To its end, also where the client does not wait for it.
-        if await asyncio.shield(self._checks[digest]):
-            return None
-        _remember(self._failed, failed, MAX_FAILED)
-        self._log_wrong(address)
-        return Refusal(HTTPStatus.UNAUTHORIZED)
-
-    def _log_wrong(self, address: str) -> None:
-        self._log_limit.warn(log, "wrong", f"a wrong user or password from {address}")
-
-    async def _check(
-        self, digest: bytes, password: bytes, expected: bytes, client: str, *, known: bool
-    ) -> bool:
-        loop = asyncio.get_running_loop()
-        matches, self._check_s = await loop.run_in_executor(
-            self._thread, self._timed_check, password, expected
-        )
-        if not matches or not known:
-            # Even if the client has disconnected meanwhile.
-            _remember(self._failed, self._digest(client.encode(), digest), MAX_FAILED)
-            return False
-        if bucket := self._wrong.get(client):
-            bucket.give_back()
-        _remember(self._verified, digest, MAX_VERIFIED)
-        return True
-
-    def _timed_check(self, password: bytes, expected: bytes) -> tuple[bool, float]:
-        """Return whether the password is right, and how long it took to find out."""
-        begin_s = time.monotonic()
-        matches = self._check_password(password, expected)
-        return matches, time.monotonic() - begin_s
-
-    def _bucket(self, client: str) -> _Bucket:
-        """Return what limits the tries of ``client``."""
-        bucket = self._wrong.pop(client, None)
-        if bucket is None:
-            if len(self._wrong) >= MAX_ADDRESSES:
-                del self._wrong[next(iter(self._wrong))]
-            bucket = _Bucket(RateLimit(WRONG_INTERVAL_S, WRONG_BURST), self._now())
-        self._wrong[client] = bucket
-        return bucket
-
-    def _stand_in(self, user: bytes, users: Mapping[bytes, bytes]) -> bytes:
-        hashes = list(users.values())
-        return hashes[int.from_bytes(self._digest(user)) % len(hashes)]
-
-    def _digest(self, *parts: bytes) -> bytes:
-        keyed = hashlib.blake2b(key=self._secret, digest_size=32)
-        for part in parts:
-            keyed.update(len(part).to_bytes(8, "big") + part)
-        return keyed.digest()
-
-
-def _remember(memory: dict[bytes, None], digest: bytes, most: int) -> None:
-    """Put ``digest`` last, and forget the first where there are too many."""
-    memory.pop(digest, None)
-    if len(memory) >= most:
-        del memory[next(iter(memory))]
-    memory[digest] = None
-
-
-def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
-    """Return user and password of a header, as far as bcrypt looks at it; None for no user."""
-    scheme, _, encoded = (authorization or "").partition(" ")
-    if scheme.lower() != "basic":
-        return None, b""
-    try:
-        user, colon, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
-    except (binascii.Error, ValueError):
-        return None, b""
-    if not colon or b"\0" in password:
-        return None, b""
-    return user, password[:MAX_PASSWORD_BYTES]
-
-
-def _client(address: str) -> str:
-    """Return under which name tries of this address are counted."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return address
-    network = ipaddress.IPv6Network((parsed.packed, IPV6_PREFIX), strict=False)
-    return str(network)
-
-
-class Guard:
-    """The web configuration in use: what a connection is secured with, and who is answered.
+class WebConfigFile:
+    """The web configuration file in use, read again when one of its files has changed.
 
     TLS and authentication are never switched off, nor TLS on, while the process runs: a file that
     is empty because it is just being written must not open the doors.
     """
 
-    def __init__(self, path: str, *, now: Callable[[], float] = time.monotonic) -> None:
-        """Read the file at ``path``. This blocks. Raises ConfigError where it cannot be used."""
+    def __init__(self, path: str, *, on_use: Callable[[WebConfig], None]) -> None:
+        """Read the file at ``path``. This blocks.
+
+        ``on_use`` is called with each configuration that comes into use, this one too.
+
+        Raises:
+            ConfigError: It cannot be used.
+
+        """
         self._path = path
-        self._now = now
+        self._on_use = on_use
         self._lock = asyncio.Lock()
-        self._passwords: Passwords | None = None
-        self._bucket: _Bucket | None = None
         self.use(read(path))
 
     def read(self) -> WebConfig:
         """Read the file anew, and use it not yet. This blocks.
 
-        Raises ConfigError where it cannot be used, or not without a new start.
+        Raises:
+            ConfigError: It cannot be used, or not without a new start.
+
         """
         files: Files = {}
         try:
@@ -787,17 +576,9 @@ class Guard:
 
     def use(self, config: WebConfig) -> None:
         """Use ``config`` for what comes from now on; what is open stays as it is."""
-        if config.rate_limit != (self._bucket.limit if self._bucket else None):
-            self._bucket = _Bucket(config.rate_limit, self._now()) if config.rate_limit else None
-        if config.users and self._passwords is None:
-            self._passwords = Passwords(now=self._now)
+        self._on_use(config)
         self.config = config
         self._files = config.files
-
-    def close(self) -> None:
-        """End what runs beside the event loop."""
-        if self._passwords is not None:
-            self._passwords.close()
 
     async def refresh(self) -> WebConfig:
         """Return what is in use, which is what stands in the files if that can be used."""
@@ -806,26 +587,6 @@ class Guard:
                 if self._changed():
                     await self._read_again()
         return self.config
-
-    async def judge(
-        self, authorization: str | None, address: str, *, public: bool
-    ) -> Refusal | None:
-        """Return how a request is refused, or None where it is to be answered.
-
-        ``public`` is what needs no authentication. ``address`` is the client's.
-        """
-        config = await self.refresh()
-        if self._bucket is not None and not self._bucket.take(self._now()):
-            return Refusal(HTTPStatus.TOO_MANY_REQUESTS, self._bucket.wait_s())
-        if public or not config.users or self._passwords is None:
-            return None
-        return await self._passwords.judge(config.users, authorization, address)
-
-    def admits(self, certificate: Mapping[str, Any] | None) -> bool:
-        """Return whether a client's certificate, as `ssl` shows it, has an allowed name."""
-        allowed = self.config.allowed_sans
-        names = (certificate or {}).get("subjectAltName", ())
-        return not allowed or any(_usual_name(name) in allowed for _, name in names)
 
     async def _read_again(self) -> None:
         try:
@@ -843,9 +604,9 @@ class Guard:
         return ConfigError(f"{file_name(self._path)}: {key} cannot be {done} without a new start")
 
 
-def _stamp(path: str) -> _Stamp:
+def _stamp(path: str) -> _Stamp | None:
     try:
         stat = Path(path).stat()
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    return _Stamp(stat.st_mtime_ns, stat.st_size, stat.st_ino)

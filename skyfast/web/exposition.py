@@ -1,12 +1,11 @@
 """The page: which families it has, in which order, how it is compressed and handed over.
 
 Rendering and compression run in a thread of their own, some chunks ahead of the reader;
-nobody ever holds a whole page. Nothing here knows of HTTP but the rules of ``Accept`` and
-``Accept-Encoding``: :mod:`skyfast.web.server` decides who is served.
+nobody ever holds a whole page. Nothing here knows of HTTP: `skyfast.web.server` decides who is
+served.
 """
 
 import asyncio
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -46,18 +45,6 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 _END = b"# EOF\n"
 """What OpenMetrics ends a page with: without it, it is not whole."""
-
-_NAME = r"[!#$%&'*+.^_`|~0-9a-z-]+"
-_WEIGHT = r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?"
-_CODING = re.compile(rf"({_NAME})(?:[ \t]*;[ \t]*q=({_WEIGHT}))?", re.IGNORECASE)
-_MEDIA_TYPE = re.compile(rf"{_NAME}/{_NAME}", re.IGNORECASE)
-_PARAMETER = re.compile(rf'({_NAME})=(?:({_NAME})|"([^"\\]*)")', re.IGNORECASE)
-
-MediaType = tuple[str, str]
-"""Its name and its ``version`` parameter, empty where it has none."""
-
-_MediaRange = tuple[str, str, float]  # with a weight; other parameters make no difference here
-_BY_NAME = 3
 
 
 class TablePage(Protocol):
@@ -298,76 +285,3 @@ def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def compress(data: bytes) -> bytes:
     """Return ``data`` as one gzip member."""
     return isal_zlib.compress(data, GZIP_LEVEL, wbits=GZIP_WBITS)
-
-
-def encoding(accept_encoding: str | None) -> str | None:
-    """Choose between ``"gzip"`` and ``"identity"`` by RFC 9110, section 12.5.3.
-
-    ``accept_encoding`` is the header's value, its lines joined with commas, None where it was
-    not sent: then a page goes out as it is, for whoever does not ask cannot be relied on to
-    decompress. gzip is chosen where it is accepted and ``identity`` not preferred. Returns None
-    where neither is acceptable. Elements that cannot be understood are ignored.
-    """
-    if accept_encoding is None:
-        return "identity"
-    weights = dict(filter(None, map(_weight, accept_encoding.split(","))))
-    others = weights.get("*")
-    gzip_weight = weights.get("gzip", weights.get("x-gzip", others))
-    identity_weight = weights.get("identity", others)
-    if gzip_weight and gzip_weight >= (identity_weight or 0):
-        return "gzip"
-    return None if identity_weight == 0 else "identity"
-
-
-def _weight(element: str) -> tuple[str, float] | None:
-    match = _CODING.fullmatch(element.strip())
-    return match and (match[1].lower(), float(match[2] or 1))
-
-
-def prefers_openmetrics(accept: str | None) -> bool:
-    """Choose between OpenMetrics 1.0 and the text format 0.0.4, as :func:`prefers` does."""
-    return prefers(
-        accept, ("application/openmetrics-text", "1.0.0"), default=("text/plain", "0.0.4")
-    )
-
-
-def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
-    """Choose between two media types by RFC 9110, section 12.5.1.
-
-    ``accept`` is the header's value, its lines joined with commas, None where it was not sent.
-    ``named`` goes to whoever names it, and weighs ``default`` no higher. Everybody else gets that
-    one, acceptable or not. Elements that cannot be understood are ignored.
-    """
-    ranges = list(filter(None, map(_media_range, (accept or "").split(","))))
-    precedence, weight = _preference(ranges, named)
-    return precedence >= _BY_NAME and 0 < weight >= _preference(ranges, default)[1]
-
-
-def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, float]:
-    """Return how precisely the range that matches best does so, and its weight."""
-    return max(
-        ((_precedence(each, wanted), each[2]) for each in ranges if _precedence(each, wanted)),
-        default=(0, 0.0),
-    )
-
-
-def _precedence(media_range: _MediaRange, wanted: MediaType) -> int:
-    """Return how precisely a range names what is wanted; 0 where it means something else."""
-    (name, version), (wanted_name, wanted_version) = media_range[:2], wanted
-    if name == wanted_name:
-        return {"": _BY_NAME, wanted_version: _BY_NAME + 1}.get(version, 0)
-    return {f"{wanted_name.partition('/')[0]}/*": 2, "*/*": 1}.get(name, 0)
-
-
-def _media_range(element: str) -> _MediaRange | None:
-    name, *pieces = (piece.strip(" \t") for piece in element.split(";"))
-    parameters = {"version": "", "q": "1"}
-    for piece in filter(None, pieces):
-        match = _PARAMETER.fullmatch(piece)
-        if match is None:
-            return None
-        parameters[match[1].lower()] = match[2] or match[3]
-    weight = parameters["q"]
-    if not _MEDIA_TYPE.fullmatch(name) or not re.fullmatch(_WEIGHT, weight):
-        return None
-    return name.lower(), parameters["version"], float(weight)

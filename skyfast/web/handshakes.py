@@ -119,7 +119,7 @@ class Handshake:
     def failure(self, error: BaseException) -> tuple[str, str]:
         """Return why the handshake failed, and a text for the log.
 
-        The reason is one of ``stats.HANDSHAKE_FAILURES``. Both are empty if the client has
+        The reason is one of `skyfast.stats.HANDSHAKE_FAILURES`. Both are empty if the client has
         sent nothing, as health checks of a TCP port do.
         """
         if not self.first:

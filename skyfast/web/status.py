@@ -2,7 +2,7 @@
 
 `Status` looks at the counters where they are, and keeps the last ten minutes of some of them in a
 ring. It belongs to the event loop. What the page looks like is the business of
-:mod:`skyfast.web.status_html`, the busiest connections that of :mod:`skyfast.web.top`.
+`skyfast.web.status_html`, the busiest connections that of `skyfast.web.top`.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice, pairwise
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -243,7 +243,10 @@ class Report:
 # The ring --------------------------------------------------------------------------------------
 
 
-class _Sample(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """The counters at a moment."""
+
     at_s: float
     connections: int
     flows: Mapping[str, int]

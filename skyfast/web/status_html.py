@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from skyfast.web import html as markup
+from skyfast.web import html
 from skyfast.web.status import INTERVAL_S, MAX_GAP_S, SAMPLES, Report, Series
 from skyfast.web.top import MAX_FILTER_CHARS, PER_SECOND, Key, Metric, Query, Ranking, Top, Unit
 
@@ -33,7 +33,7 @@ NOTHING: Final = "–"
 MAX_TIMESTAMP_S: Final = 2**33
 """The latest time that is written as one; both languages know it."""
 
-_PAGE = Template(markup.read("status.html"))
+_PAGE = Template(html.read("status.html"))
 
 _WIDTH: Final = 600
 _HEIGHT: Final = 40
@@ -266,7 +266,7 @@ def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> 
         reload_error=told.place("reload.last_error", "error"),
         configuration=escape(report.configuration),
     )
-    return markup.document(title=escape(_title_of(report)), body=body, wide=True, script=True)
+    return html.document(title=escape(_title_of(report)), body=body, wide=True, script=True)
 
 
 def _title_of(report: Report) -> str:
@@ -328,7 +328,7 @@ class _Told:
         class_ = _class(value, column.format)
         text = escape(formatted(value, column.format, self._now_s))
         if column.key == "rank":
-            return f'<td class="{class_} share">{markup.bar(row["share"])}<span>{text}</span></td>'
+            return f'<td class="{class_} share">{html.bar(row["share"])}<span>{text}</span></td>'
         title = f' title="{text}"' if column.format == "text" else ""
         return f'<td class="{class_}"{title}>{text}</td>'
 

@@ -15,6 +15,7 @@ import msgspec
 
 from skyfast.flows.plan import Family, View
 from skyfast.runtime.logs import printable
+from skyfast.web.scan_cache import ScanCache
 
 PARAMETERS: Final = ("by", "n", "filter")
 """What a URL can say of a ranking."""
@@ -60,10 +61,6 @@ class Table(Protocol):
     def top(
         self, family: int, count: int, /, since: Any = None, containing: str = ""
     ) -> Sequence[Row]: ...
-
-
-class BusyError(Exception):
-    """`MAX_ANSWERS` are being made."""
 
 
 class QueryError(ValueError):
@@ -160,8 +157,9 @@ class Ranking:
         """What can be ranked by, by its name: all metrics in their order, then the rates."""
         for key in keys:
             self.keys.setdefault(key.name, key)
-        self._turn = asyncio.Lock()
-        self._answers: dict[Query, asyncio.Task[Answer]] = {}
+        self._answers: ScanCache[Query, Answer] = ScanCache(
+            self._scan, keep_s=SHARED_S, max_results=MAX_ANSWERS, queue=True
+        )
         self._snapshots: dict[int, list[_Snapshot]] = {}
         self._freeing: asyncio.TimerHandle | None = None
 
@@ -196,14 +194,7 @@ class Ranking:
 
     async def top(self, query: Query) -> Answer:
         """Return the answer to a ``query`` of `query`. Raises BusyError."""
-        answer = self._answers.get(query)
-        if answer is None:
-            if len(self._answers) >= MAX_ANSWERS:
-                self._forget_one()
-            answer = self._answers[query] = asyncio.create_task(self._make(query))
-            answer.add_done_callback(lambda made: self._made(query, made))
-        # Whoever asked may leave meanwhile; the others want it all the same.
-        return await asyncio.shield(answer)
+        return await self._answers.get(query)
 
     def close(self) -> None:
         """Give back the snapshots."""
@@ -211,28 +202,14 @@ class Ranking:
             self._freeing.cancel()
         self._snapshots = {}
 
-    def _forget_one(self) -> None:
-        kept = next((query for query, answer in self._answers.items() if answer.done()), None)
-        if kept is None:
-            raise BusyError
-        del self._answers[kept]
-
-    def _made(self, query: Query, answer: "asyncio.Task[Answer]") -> None:
-        failed = answer.cancelled() or answer.exception() is not None
-        loop = asyncio.get_running_loop()
-        loop.call_later(0 if failed else SHARED_S, self._forget, query, answer)
-        if self.keys[query.by].is_rate:
-            if self._freeing is not None:
-                self._freeing.cancel()
-            self._freeing = loop.call_later(KEPT_S, self.close)
-
-    def _forget(self, query: Query, answer: "asyncio.Task[Answer]") -> None:
-        if self._answers.get(query) is answer:
-            del self._answers[query]
-
-    async def _make(self, query: Query) -> Answer:
-        async with self._turn:
+    async def _scan(self, query: Query) -> Answer:
+        try:
             return await asyncio.to_thread(self._rank, query)
+        finally:
+            if self.keys[query.by].is_rate:
+                if self._freeing is not None:
+                    self._freeing.cancel()
+                self._freeing = asyncio.get_running_loop().call_later(KEPT_S, self.close)
 
     def _rank(self, query: Query) -> Answer:
         key = self.keys[query.by]

@@ -19,8 +19,8 @@ from typing import ClassVar
 import bcrypt
 import pytest
 
-from skyfast.web import server as web
-from skyfast.web.config_file import Guard
+from skyfast.web import connections
+from skyfast.web.auth import Guard
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import BYTES, TEXTS, wrong_bytes
 from tests.support.http_client import PATHS, Site
@@ -130,7 +130,7 @@ class Http(Target):
             "http_server_config: {headers: {X-Frame-Options: deny}}\n"
         )
         patch = opened.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(web, "HEAD_TIMEOUT_S", HEAD_TIMEOUT_S)
+        patch.setattr(connections, "HEAD_TIMEOUT_S", HEAD_TIMEOUT_S)
         self._ports: list[int] = []
         self._stopping = asyncio.Event()
         started = threading.Event()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import yaml
 
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.web import config_file as webconfig
+from skyfast.web import config_file
 from tests.fuzz.configuration import SECRET, check_error, spoilt
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import anything, copied, wrong_value
@@ -93,7 +93,7 @@ class WebConfiguration(Target):
     def run(self, case: bytes) -> None:
         self._path.write_bytes(case)
         try:
-            made = webconfig.read(str(self._path))
+            made = config_file.read(str(self._path))
         except ConfigError as error:
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from skyfast.stats import Failure
-from skyfast.web import status_html as statuspage
+from skyfast.web import status_html
 from tests.model import make_flow
 from tests.support.browser import CHROMIUM, MISSING, chromium
 from tests.support.status_site import EVIL, FORMATS, Site, three_connections
@@ -222,14 +222,14 @@ async def test_a_proxy_that_answers_alone_is_silence_too(visited):
 
 async def test_a_page_that_was_made_before_a_change_is_made_anew(visited, monkeypatch):
     made = []
-    as_html = statuspage.as_html
+    as_html = status_html.as_html
 
     def old_at_first(report, *others):
         made.append(report)
         old = dataclasses.replace(report, version="98")
         return as_html(report if made[1:] else old, *others)
 
-    monkeypatch.setattr(statuspage, "as_html", old_at_first)
+    monkeypatch.setattr(status_html, "as_html", old_at_first)
     async with three_connections() as site, visited(site) as tab:
         await until(lambda: len(made) == 2)
         await tab.until(REFRESHED)

@@ -14,15 +14,12 @@ from skyfast.web.exposition import (
     Exposition,
     Part,
     compress,
-    encoding,
-    prefers_openmetrics,
 )
 from tests.support.web_fixtures import (
     BIG,
     CAPTURES,
     FLOWS,
     INTERFACES,
-    PROMETHEUS,
     FakeTable,
     on_both_loops,
     page_threads,
@@ -39,54 +36,6 @@ async def collect(stream):
     chunks = [chunk async for chunk in stream]
     await stream.ended()
     return chunks
-
-
-@pytest.mark.parametrize(
-    ("accept_encoding", "chosen"),
-    [
-        (None, "identity"),
-        ("", "identity"),
-        ("gzip", "gzip"),
-        ("GZIP", "gzip"),
-        ("x-gzip", "gzip"),
-        ("gzip, deflate, br, zstd", "gzip"),
-        ("deflate, br", "identity"),
-        ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip"),
-        ("gzip;q=1", "gzip"),
-        ("gzip;q=0.001", "gzip"),
-        ("gzip ; q=1.000", "gzip"),
-        ("gzip;Q=0.5", "gzip"),
-        ("gzip;q=0", "identity"),
-        ("gzip;q=0.000", "identity"),
-        ("gzip;q=0, *", "identity"),
-        ("*", "gzip"),
-        ("*;q=0.5", "gzip"),
-        ("deflate, *;q=0", None),
-        ("*;q=0", None),
-        ("*;q=0, identity", "identity"),
-        ("*;q=0, gzip", "gzip"),
-        ("identity", "identity"),
-        ("identity, gzip", "gzip"),
-        ("identity;q=1, gzip;q=0.5", "identity"),
-        ("identity;q=0.5, gzip;q=1", "gzip"),
-        ("identity;q=0", None),
-        ("identity;q=0, gzip", "gzip"),
-        ("identity;q=0, gzip;q=0", None),
-        ("identity;q=0, *", "gzip"),
-        # What cannot be understood is as if it were not there.
-        ("gzip;q=2", "identity"),
-        ("gzip;q=-1", "identity"),
-        ("gzip;q=0.1234", "identity"),
-        ("gzip;q=nan", "identity"),
-        ("gzip;level=9", "identity"),
-        ("gzip;q=abc, identity;q=xyz", "identity"),
-        ("gzip br", "identity"),
-        (",, ,gzip,", "gzip"),
-        ("\x00gzip", "identity"),
-    ],
-)
-def test_encoding(accept_encoding, chosen):
-    assert encoding(accept_encoding) == chosen
 
 
 def test_compress():
@@ -182,44 +131,6 @@ async def test_another_source():
     page = first + b"".join(await collect(begun))
     assert page.startswith(BIG + INTERFACES + CAPTURES)
     assert await collect(pages.stream(Part.FLOWS, gzip=False)) == [b"new\n"]
-
-
-@pytest.mark.parametrize(
-    ("accept", "chosen"),
-    [
-        (None, False),
-        ("", False),
-        ("*/*", False),
-        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", False),
-        *((accept, True) for accept in PROMETHEUS.values()),
-        ("text/plain;version=0.0.4;q=1,application/openmetrics-text;version=1.0.0;q=0.9", False),
-        ("text/plain, application/openmetrics-text", True),
-        ("text/plain;q=0.5, application/openmetrics-text;q=0.4", False),
-        ("application/openmetrics-text", True),
-        ("APPLICATION/OpenMetrics-Text ; Version=1.0.0 ; Q=0.1", True),
-        ('application/openmetrics-text; version="1.0.0"; charset="utf-8"', True),
-        ("application/openmetrics-text;version=0.0.1", False),
-        ("application/openmetrics-text;version=2.0.0", False),
-        ("application/openmetrics-text;q=0", False),
-        # The range that is most precise counts.
-        ("application/openmetrics-text;q=0, application/openmetrics-text;version=1.0.0", True),
-        ("application/openmetrics-text, application/openmetrics-text;version=1.0.0;q=0", False),
-        ("application/openmetrics-text;q=0.5, text/*;q=0.6", False),
-        ("application/openmetrics-text;q=0.5, text/*, text/plain;q=0.1", True),
-        ("application/openmetrics-text;q=0.5, */*;q=0.6", False),
-        ("application/*, text/plain;q=0.1", False),
-        # What cannot be understood is as if it were not there.
-        ("application/openmetrics-text;q=2", False),
-        ("application/openmetrics-text;q=", False),
-        ("application/openmetrics-text;version", False),
-        ("application/openmetrics-text;;version=1.0.0;", True),
-        ("openmetrics-text", False),
-        ("application/openmetrics-text/x", False),
-        (",;,=,/;q,application/openmetrics-text", True),
-    ],
-)
-def test_format(accept, chosen):
-    assert prefers_openmetrics(accept) is chosen
 
 
 @on_both_loops

@@ -24,7 +24,7 @@ from skyfast import __version__
 from skyfast.skydive.captures import Captures
 from skyfast.stats import CaptureStats
 from skyfast.text_format import MetricFamily
-from skyfast.web import server as web
+from skyfast.web import connections, server
 from skyfast.web.exposition import FIRST_CHUNK_BYTES
 from tests.support.http_client import OWN, PAGES, PATHS, SMALL_RECEIVE_BUFFER, Client, Site, request
 from tests.support.web_fixtures import (
@@ -373,14 +373,14 @@ async def test_cardinality_is_counted_once_at_a_time():
                 assert (await site.get(path)).status == 200
         assert (await site.get("/cardinality")).status == 503
         site.table.resume.set()
-        await until(lambda: not site.exposition.source.cardinality._making)
+        await until(lambda: not site.exposition.source.cardinality._reports.is_scanning)
         assert (await site.get("/cardinality")).status == 200
         assert site.table.scans == ["cardinality"]
 
 
 @on_both_loops
 async def test_cardinality_that_takes_too_long(monkeypatch):
-    monkeypatch.setattr(web, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(server, "ANSWER_TIMEOUT_S", 0.1)
     async with Site(FakeTable(pause_scans=True)) as site:
         with pytest.raises(ConnectionError):
             await site.get("/cardinality")
@@ -512,6 +512,10 @@ async def test_other_methods():
                 assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
         assert (await site.get("*")).status == 400
         assert not site.table.asked_at
+
+
+def test_every_route_is_tested():
+    assert set(server.ROUTES) == {*PATHS, "/-/reload", "*"}
 
 
 @on_both_loops
@@ -759,7 +763,7 @@ async def test_a_body_that_does_not_come():
         assert (await client.answer()).status == 200
         begin = time.monotonic()
         assert await client.end() == "closed"
-        assert time.monotonic() - begin < web.BODY_TIMEOUT_S + 1
+        assert time.monotonic() - begin < connections.BODY_TIMEOUT_S + 1
 
 
 @on_both_loops
@@ -787,7 +791,7 @@ async def test_endless_headers_are_cut():
 
 @on_both_loops
 async def test_a_head_that_dribbles(monkeypatch):
-    monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
     async with Site() as site:
         for before in (b"", request("/-/healthy")):
             async with await site.ask(before) as client:
@@ -814,8 +818,8 @@ async def test_connections_outlive_the_usual_scrape_intervals():
 
 @on_both_loops
 async def test_silence_is_closed_in_good_order(monkeypatch):
-    monkeypatch.setattr(web, "HEAD_TIMEOUT_S", 0.15)
-    monkeypatch.setattr(web, "IDLE_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.15)
+    monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.4)
     async with Site() as site:
         begin = time.monotonic()
         async with await site.ask(b"") as client:
@@ -834,8 +838,8 @@ async def test_silence_is_closed_in_good_order(monkeypatch):
 @on_both_loops
 async def test_answers_that_nobody_reads(monkeypatch):
     """Small ones, asked for again and again: no page, so no deadline of a page ends them."""
-    monkeypatch.setattr(web, "ANSWER_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(web, "IDLE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(server, "ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:
         client = await Client.open(site.port, receive_buffer=SMALL_RECEIVE_BUFFER)
         async with client:
@@ -936,8 +940,8 @@ async def test_a_page_that_is_rendered_too_slowly_is_cut():
 @on_both_loops
 async def test_the_end_of_a_page_that_is_not_read_is_cut(monkeypatch):
     """The answer is written, but its end waits in the process: it is not closed in good order."""
-    monkeypatch.setattr(web, "IDLE_TIMEOUT_S", 0.15)
-    monkeypatch.setattr(web, "WRITE_BUFFER_BYTES", 2 * len(BIG))
+    monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.15)
+    monkeypatch.setattr(connections, "WRITE_BUFFER_BYTES", 2 * len(BIG))
     for version in ("1.1", "1.0"):
         async with Site(FakeTable(BIG)) as site:
             client = await site.ask(
@@ -976,7 +980,7 @@ async def test_a_deadline_that_is_nonsense_is_the_default(caplog):
 
 @on_both_loops
 async def test_no_deadline_is_longer_than_the_longest(monkeypatch):
-    monkeypatch.setattr(web, "MAX_SCRAPE_TIMEOUT_S", 0.25)
+    monkeypatch.setattr(server, "MAX_SCRAPE_TIMEOUT_S", 0.25)
     async with (
         Site(FakeTable(BIG)) as site,
         await site.begin_scrape(x_prometheus_scrape_timeout_seconds="100000"),
@@ -1152,7 +1156,7 @@ async def test_stop_cuts_pages_and_closes_what_is_idle():
 
 @on_both_loops
 async def test_stop_does_not_wait_for_rendering(monkeypatch, caplog):
-    monkeypatch.setattr(web, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server, "STOP_TIMEOUT_S", 0.2)
     table = FakeTable(BIG, pause_at=0)
     async with Site(table) as site, await site.ask() as client:
         await until(lambda: table.asked_at)

@@ -19,12 +19,10 @@ from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.skydive import topology_nodes as nodes
 from skyfast.skydive.interfaces import MAX_BUSIEST
 from skyfast.stats import Failure, Stats
-from skyfast.web import server as web
-from skyfast.web import status
-from skyfast.web import status_html as statuspage
-from skyfast.web import top as ranking
+from skyfast.web import server, status, status_html, top
+from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import History
-from skyfast.web.top import BusyError, Query, QueryError, Ranking
+from skyfast.web.top import Query, QueryError, Ranking
 from tests.model import make_flow
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
@@ -37,8 +35,8 @@ from tests.support.web_fixtures import status as fake_status
 KEYS = ["bytes", "packets", "rtt", "bytes_per_second", "packets_per_second"]
 
 
-def initiators(top):
-    return [entry["labels"]["initiator_ip"] for entry in top["entries"]]
+def initiators(answer):
+    return [entry["labels"]["initiator_ip"] for entry in answer["entries"]]
 
 
 # The last ten minutes ------------------------------------------------------------------------
@@ -145,7 +143,7 @@ async def test_secrets_are_hidden():
     config = make_config(f"ws://me:{secrets[1]}@127.0.0.1:9/ws/subscriber/flow", **settings)
     told = App(config, load=lambda: config).status
     report = await told.report()
-    page = statuspage.as_html(report, told.ranking, told.ranking.query([]), None)
+    page = status_html.as_html(report, told.ranking, told.ranking.query([]), None)
     for text in (page, status.as_json(report).decode()):
         assert "127.0.0.1:9" in text
         assert not [secret for secret in secrets if secret in text]
@@ -228,7 +226,7 @@ async def test_no_figure_is_above_its_own_highest():
     stats.scrape.scrapes, stats.scrape.last_duration_s, stats.scrape.last_bytes = 1, 1.5, 10**9
     report = await told.report()
     query = told.ranking.query([])
-    page = statuspage.as_html(report, told.ranking, query, (await told.ranking.top(query)).top)
+    page = status_html.as_html(report, told.ranking, query, (await told.ranking.top(query)).top)
     figures = {
         "connections": report.table.connections,
         "flows_per_second": report.flows_per_second,
@@ -250,11 +248,11 @@ async def test_no_figure_is_above_its_own_highest():
 
 def test_no_line_is_drawn_across_a_pause():
     ages = [30, 25, 20, 9.9, 5, 0]
-    area, line = statuspage._line(ages, [1, 2, 2, 1, 1, 2])
+    area, line = status_html._line(ages, [1, 2, 2, 1, 1, 2])
     assert line == "M570.0 20.0L575.0 0.0L580.0 0.0M590.1 20.0L595.0 20.0L600.0 0.0"
     assert area.count("Z") == 2
-    assert statuspage._line([30, 25, 20, 10, 5, 0], [1] * 6)[1].count("M") == 1
-    assert statuspage._line([], []) == ("", "")
+    assert status_html._line([30, 25, 20, 10, 5, 0], [1] * 6)[1].count("M") == 1
+    assert status_html._line([], []) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +277,7 @@ async def test_degraded_is_not_ready_nor_green(up, state, text, title):
         "analyzers_up": up,
     }
     assert answer["ready"] == (up > 0)
-    page = statuspage.as_html(report, told.ranking, told.ranking.query([]), None)
+    page = status_html.as_html(report, told.ranking, told.ranking.query([]), None)
     colour = {"ready": "good", "degraded": "warn", "not ready": "bad"}[state]
     assert f'class="state {colour}" data-key="health" data-format="health">{state}: {text}<' in page
     assert f"<title>{title}</title>" in page
@@ -350,11 +348,11 @@ async def test_interfaces_and_captures():
 
 async def test_ranks():
     async with three_connections() as site:
-        top = await site.json("/api/top")
-        assert (top["by"], top["unit"], top["filter"]) == ("bytes", "bytes", "")
-        assert (top["connections"], top["window_seconds"]) == (3, None)
-        assert [entry["rank"] for entry in top["entries"]] == [3000, 2000, 1000]
-        assert top["entries"][2] == {
+        answer = await site.json("/api/top")
+        assert (answer["by"], answer["unit"], answer["filter"]) == ("bytes", "bytes", "")
+        assert (answer["connections"], answer["window_seconds"]) == (3, None)
+        assert [entry["rank"] for entry in answer["entries"]] == [3000, 2000, 1000]
+        assert answer["entries"][2] == {
             "rank": 1000,
             "labels": {
                 "initiator_ip": "10.0.0.1",
@@ -369,16 +367,17 @@ async def test_ranks():
         assert initiators(await site.json("/api/top?by=packets&n=1")) == ["10.0.0.1"]
         # A connection without any round-trip time has no place.
         assert initiators(await site.json("/api/top?by=rtt")) == ["10.0.0.1", "10.0.0.2"]
-        top = await site.json("/api/top?filter=fd00::")
-        assert (initiators(top), top["filter"], top["connections"]) == (["fd00::3"], "fd00::", 3)
+        answer = await site.json("/api/top?filter=fd00::")
+        assert initiators(answer) == ["fd00::3"]
+        assert (answer["filter"], answer["connections"]) == ("fd00::", 3)
 
 
 async def test_values_are_in_the_units_of_the_page():
     async with three_connections(naming="standard", metrics=["rtt", "last"]) as site:
-        top = await site.json("/api/top")
-        assert (top["by"], top["unit"]) == ("rtt", "seconds")
-        assert top["entries"][0]["rank"] == 0.02
-        assert top["entries"][0]["values"] == {"rtt": [0.02], "last": [2.0]}
+        answer = await site.json("/api/top")
+        assert (answer["by"], answer["unit"]) == ("rtt", "seconds")
+        assert answer["entries"][0]["rank"] == 0.02
+        assert answer["entries"][0]["values"] == {"rtt": [0.02], "last": [2.0]}
         told = await site.json("/api/status")
         assert told["rankings"] == ["rtt", "last"]
         assert [metric["unit"] for metric in told["metrics"]] == ["seconds", "timestamp"]
@@ -397,27 +396,27 @@ async def test_rates(monkeypatch):
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        ranks._answers.clear()
-        top = await site.json("/api/top?by=bytes_per_second")
-        assert initiators(top) == ["10.0.0.1", "10.0.0.4"]
+        ranks._answers._results.clear()
+        answer = await site.json("/api/top?by=bytes_per_second")
+        assert initiators(answer) == ["10.0.0.1", "10.0.0.4"]
         # What a report adds is what came in a minute, however soon it is seen.
-        assert [entry["rank"] for entry in top["entries"]] == [20, 1]
-        assert top["unit"] == "bytes"
+        assert [entry["rank"] for entry in answer["entries"]] == [20, 1]
+        assert answer["unit"] == "bytes"
         assert ranks.snapshots == 1
         # Once the snapshot is that old, what was added is divided by its age.
         (taken,) = ranks._snapshots[0]
-        monkeypatch.setattr(ranking, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
-        ranks._answers.clear()
-        top = await site.json("/api/top?by=bytes_per_second&n=1")
-        rank = top["entries"][0]["rank"]
-        assert rank * top["window_seconds"] == pytest.approx(1200, rel=0.2)
+        monkeypatch.setattr(top, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
+        ranks._answers._results.clear()
+        answer = await site.json("/api/top?by=bytes_per_second&n=1")
+        rank = answer["entries"][0]["rank"]
+        assert rank * answer["window_seconds"] == pytest.approx(1200, rel=0.2)
 
 
 async def test_snapshots_take_turns(monkeypatch):
     table = FakeTable()
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     now = [1000.0]
-    monkeypatch.setattr(ranking.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(top.time, "monotonic", lambda: now[0])
     windows, held = [], []
     for _ in range(20):
         windows.append(ranks._rank(Query(by="bytes_per_second")).top.window_seconds)
@@ -432,8 +431,8 @@ async def test_snapshots_take_turns(monkeypatch):
 
 @pytest.mark.xdist_group("timing")
 async def test_snapshots_are_given_back(monkeypatch):
-    monkeypatch.setattr(ranking, "SHARED_S", 0)
-    monkeypatch.setattr(ranking, "KEPT_S", 1.0)
+    monkeypatch.setattr(top, "SHARED_S", 0)
+    monkeypatch.setattr(top, "KEPT_S", 1.0)
     ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
     query = ranks.query([("by", "bytes_per_second")])
     for _ in range(5):  # while somebody looks, they stay
@@ -467,12 +466,12 @@ async def test_answers_are_shared():
 
 @on_both_loops
 async def test_one_ranking_at_a_time_and_not_too_many_in_line(monkeypatch):
-    monkeypatch.setattr(ranking, "SHARED_S", 0.01)
+    monkeypatch.setattr(top, "SHARED_S", 0.01)
     table = FakeTable(pause_scans=True)
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     asked = [
         asyncio.create_task(ranks.top(Query(by="bytes", filter=str(number))))
-        for number in range(ranking.MAX_ANSWERS)
+        for number in range(top.MAX_ANSWERS)
     ]
     await until(lambda: table.scans)
     with pytest.raises(BusyError):
@@ -480,9 +479,9 @@ async def test_one_ranking_at_a_time_and_not_too_many_in_line(monkeypatch):
     assert len(table.scans) == 1
     table.resume.set()
     await asyncio.gather(*asked)
-    assert len(table.scans) == ranking.MAX_ANSWERS
+    assert len(table.scans) == top.MAX_ANSWERS
     await ranks.top(Query(by="rtt"))
-    await until(lambda: not ranks._answers)
+    await until(lambda: not ranks._answers._results)
 
 
 @on_both_loops
@@ -493,7 +492,7 @@ async def test_a_ranking_that_fails():
     with pytest.raises(TypeError):
         await ranks.top(ranks.query([]))
     table.rows = rows
-    await until(lambda: not ranks._answers)
+    await until(lambda: not ranks._answers._results)
     assert len((await ranks.top(ranks.query([]))).top.entries) == 2
 
 
@@ -542,7 +541,7 @@ async def test_wrong_questions():
         assert await site.get("/?n=0") == (400, "n: not a whole number from 1 to 1000.\n")
         assert await site.get("/api/status?x") == (400, "This page has no parameters.\n")
         # Bytes that are no text are looked for as they came; a text can be that long.
-        for text in ("%FF", "%ED%A0%80", ranking.MAX_FILTER_CHARS * "x"):
+        for text in ("%FF", "%ED%A0%80", top.MAX_FILTER_CHARS * "x"):
             assert (await site.json(f"/api/top?filter={text}"))["entries"] == []
         assert len((await site.json("/api/top?n=1000&filter="))["entries"]) == 3
         assert (await site.get("/?theme=dark"))[0] == 200
@@ -555,7 +554,7 @@ def test_half_a_character_is_no_text():
 
 
 async def test_too_many_questions(monkeypatch):
-    monkeypatch.setattr(ranking, "MAX_ANSWERS", 0)
+    monkeypatch.setattr(top, "MAX_ANSWERS", 0)
     async with three_connections() as site:
         assert await site.get("/api/top") == (
             503,
@@ -577,8 +576,8 @@ async def test_too_many_pages(monkeypatch):
         writing -= 1
         return "a page"
 
-    monkeypatch.setattr(statuspage, "as_html", as_html)
-    monkeypatch.setattr(web, "MAX_STATUS_PAGES", 3)
+    monkeypatch.setattr(status_html, "as_html", as_html)
+    monkeypatch.setattr(server, "MAX_STATUS_PAGES", 3)
     async with three_connections() as site:
         asked = [asyncio.create_task(site.get("/")) for _ in range(3)]
         await until(lambda: writing and site.app.web._status_pages == 3)
@@ -636,7 +635,7 @@ async def test_markup_cannot_be_forged():
     told = fake_status(table, stats=stats)
     query = told.ranking.query([("filter", EVIL)])
     answer = await told.ranking.top(query)
-    page = statuspage.as_html(await told.report(), told.ranking, query, answer.top)
+    page = status_html.as_html(await told.report(), told.ranking, query, answer.top)
     for tag in ("<script>alert", "<img"):
         assert tag not in page
     assert page.count("<script>") == 1
@@ -663,22 +662,22 @@ async def test_columns_of_any_configuration():
     assert list(ranks.keys) == ["x:y"]
     query = ranks.query([])
     answer = await ranks.top(query)
-    page = statuspage.as_html(await fake_status().report(), ranks, query, answer.top)
+    page = status_html.as_html(await fake_status().report(), ranks, query, answer.top)
     assert cells(page, "top") == [["1,234", "–", "1,234"]]
 
 
 @pytest.mark.parametrize(("format_", "value", "text"), FORMATS)
 def test_formats(format_, value, text):
-    assert statuspage.formatted(value, format_, 1000) == text
+    assert status_html.formatted(value, format_, 1000) == text
 
 
 def test_the_script_knows_the_constants_of_the_page():
-    script = statuspage.markup.read("status.js")
-    span_s = statuspage.SAMPLES * statuspage.INTERVAL_S
-    assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {statuspage.MAX_GAP_S:g};" in script
-    assert f"WIDTH = {statuspage._WIDTH}, HEIGHT = {statuspage._HEIGHT}" in script
+    script = status_html.html.read("status.js")
+    span_s = status_html.SAMPLES * status_html.INTERVAL_S
+    assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {status_html.MAX_GAP_S:g};" in script
+    assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
-    assert f'"{statuspage._NO_ANSWER}"' in script
+    assert f'"{status_html._NO_ANSWER}"' in script
 
 
 # The documentation ---------------------------------------------------------------------------
@@ -700,7 +699,7 @@ def fields(kind, path=""):
 
 
 @pytest.mark.parametrize(
-    ("heading", "kind"), [("/api/top", ranking.Top), ("/api/status", status.Report)]
+    ("heading", "kind"), [("/api/top", top.Top), ("/api/status", status.Report)]
 )
 def test_every_field_is_documented_and_no_other(heading, kind):
     section = (
@@ -718,15 +717,15 @@ def test_every_field_is_documented_and_no_other(heading, kind):
 def test_bounds_in_the_documentation():
     text = (ROOT / "docs" / "status.md").read_text()
     for sentence in (
-        f"1 to {ranking.MAX_ENTRIES} | {ranking.DEFAULT_ENTRIES} |",
-        f"of {ranking.MAX_FILTER_CHARS} characters at most",
+        f"1 to {top.MAX_ENTRIES} | {top.DEFAULT_ENTRIES} |",
+        f"of {top.MAX_FILTER_CHARS} characters at most",
         f"{status.SAMPLES + 1} at most",
         f"{status.MAX_ANALYZERS} analyzers at most",
         f"{status.MAX_CAPTURES} captures at most",
         f"{MAX_BUSIEST} interfaces at most",
         f"{status.FULL:.0%} full".replace("%", " %"),
-        f"divided by {ranking.REPORT_INTERVAL_S:.0f} s",
+        f"divided by {top.REPORT_INTERVAL_S:.0f} s",
     ):
         assert sentence in text
-    assert (ranking.MAX_ANSWERS, ranking.KEPT_S) == (8, 60), "eight questions, a minute"
-    assert web.MAX_STATUS_PAGES == 8, "eight pages"
+    assert (top.MAX_ANSWERS, top.KEPT_S) == (8, 60), "eight questions, a minute"
+    assert server.MAX_STATUS_PAGES == 8, "eight pages"

@@ -1,0 +1,58 @@
+"""The cardinality report as HTML."""
+
+from html import escape
+from urllib.parse import quote
+
+from skyfast.web.cardinality import Label, Report
+from skyfast.web.html import bar, document
+
+
+def as_html(report: Report) -> str:
+    """Return ``report`` for a browser."""
+    labels = sorted(report.labels, key=lambda label: -label.values)
+    return document(
+        title="skyfast: cardinality",
+        body=(
+            "<h1>Cardinality</h1>\n"
+            f"<p>{_count(report.connections, 'connection')}, "
+            f"at most {_count(report.series_at_most, 'series', 'series')} · "
+            '<a href="./">skyfast</a> · <a href="?format=json">as JSON</a></p>\n'
+            f"{_aside(report)}{''.join(_section(label, report) for label in labels)}"
+        ),
+    )
+
+
+def _aside(report: Report) -> str:
+    without = report.without
+    if without is None:
+        return ""
+    saved = report.connections - without.connections
+    return (
+        f"<aside>Without <code>{escape(without.label)}</code> there would be "
+        f"<strong>{_count(without.connections, 'connection')}</strong> "
+        f"({_share(saved, report.connections)} fewer), at most "
+        f"{_count(without.series_at_most, 'series', 'series')}.</aside>\n"
+    )
+
+
+def _section(label: Label, report: Report) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(value.value) or '<small>(empty)</small>'}"
+        f'<td class="number share">{bar(value.connections / (report.connections or 1))}'
+        f"<span>{value.connections:,}</span>\n"
+        for value in label.top
+    )
+    shown = "all" if len(label.top) == label.values else f"the {len(label.top)} most frequent"
+    return (
+        f'<section>\n<a href="?without={quote(label.name)}">what if it were dropped?</a>\n'
+        f"<h2>{escape(label.name)}</h2> {_count(label.values, 'value')}\n"
+        f"<details><summary>{shown}</summary>\n<table>\n{rows}</table></details>\n</section>\n"
+    )
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole if whole else 0:.1f}%"

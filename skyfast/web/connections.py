@@ -1,0 +1,468 @@
+"""HTTP connections: how long each may take, how many there are at once, and what ends them.
+
+A connection has exactly one deadline at any time, for a request's head, for its answer, or for the
+next request, and is closed when that passes. aiohttp parses and frames; every bound is kept here.
+
+No other module relies on what aiohttp does not document. Checked with aiohttp 3.10.11, 3.11.18,
+3.12.15, 3.13.5, 3.14.0 and 3.14.5. Before 3.13.4, the number of headers is not limited, and up to
+3.14.0, ``GET *`` is answered. The list:
+
+* ``web.RequestHandler``: the base class of `HttpConnection`, with the parameters in ``_OPTIONS``
+* ``web.RequestHandler.connection_made``, ``web.RequestHandler.connection_lost``,
+  ``web.RequestHandler.data_received``, ``web.RequestHandler.eof_received``,
+  ``web.RequestHandler.handle_error``: extended or replaced
+* ``web.RequestHandler.close``: closes the connection once the current request is answered
+* ``web.RequestHandler._force_close``: set to have nothing more parsed, and nothing closed
+* ``web.RequestHandler._waiter``: not None while aiohttp waits for a complete head
+* ``web.Server``: what connections ask for the handler of requests, with the parameters
+  ``request_factory`` and ``handler_cancellation``
+* ``web.BaseRequest``: its six positional parameters
+* ``http.RawRequestMessage._replace``: changes the version, and whether to close afterwards
+* ``http_exceptions.LineTooLong.args``: the second is the limit that was exceeded
+* ``http_exceptions.BadHttpMessage.message``: how the text on too many headers begins
+"""
+
+import asyncio
+import logging
+import resource
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
+
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+
+from skyfast.runtime.logs import LogLimit
+from skyfast.stats import ScrapeStats
+from skyfast.web.responses import raw_response, text_response
+
+if TYPE_CHECKING:
+    from skyfast.web.auth import Guard
+
+HEAD_TIMEOUT_S = 5.0
+"""For a request's head: from its first byte, for the first one from the connection's start.
+
+With TLS, that is where the handshake starts."""
+
+IDLE_TIMEOUT_S = 330.0
+"""For the next request to begin on a connection that was answered.
+
+Longer than any usual scrape interval: with one of 60 s, a time-out of as much closes the connection
+while the next request is on its way. Connections that wait are the first to be closed where
+``web.max_connections`` are open."""
+
+BODY_TIMEOUT_S = 1.0
+"""How long a request's body is read and thrown away before its connection is closed."""
+
+MAX_REQUEST_BYTES = 64 * 1024
+"""What a client may send without being answered: head, body and pipelined requests.
+
+This is a security limit. It is looked at before each read, which brings up to 256 KiB. Where it is
+the head of a request that is longer, the answer is 431."""
+
+MAX_LINE_BYTES = 4096
+"""Longest request line; beyond it the answer is 414."""
+
+MAX_FIELD_BYTES = 8190
+"""Longest header; beyond it the answer is 431."""
+
+MAX_HEADERS = 128
+"""Headers of a request; beyond it the answer is 431, too."""
+
+DISCARD_TIMEOUT_S = 1.0
+"""Time during which the rest of an invalid request is discarded...
+
+Closing a socket with unread data resets the connection, and the client never sees the answer."""
+
+MAX_DISCARDED_BYTES = 1024 * 1024
+"""... and how much of it."""
+
+WRITE_BUFFER_BYTES = 64 * 1024
+"""Where so much waits for the kernel to take it, nothing more of a page is written."""
+
+TLS_CLOSE_TIMEOUT_S = 0.5
+"""For a client's own goodbye, before the connection under TLS is closed without it."""
+
+FEW_DESCRIPTORS = 8
+"""Where no more than so many can be left, that is logged.
+
+It is too late once there is none: the event loop closes a connection then, and tells nobody."""
+
+PLAIN_HTTP = "plain HTTP request on an HTTPS port"
+"""The reason in the answer to a client that does not use TLS."""
+
+_OPTIONS: dict[str, Any] = {
+    "access_log": None,
+    "auto_decompress": False,  # bodies are thrown away
+    "keepalive_timeout": 24 * 3600,  # never reached: IDLE_TIMEOUT_S is
+    "lingering_time": BODY_TIMEOUT_S,
+    "max_field_size": MAX_FIELD_BYTES,
+    "max_headers": MAX_HEADERS,
+    "max_line_size": MAX_LINE_BYTES,
+}
+
+# A socket that is closed with a linger time of zero resets its connection. So no client takes
+# the beginning of a page for the whole, not even one of HTTP/1.0, to which the end of the
+# connection is the end of the page.
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+
+log = logging.getLogger("skyfast.web")
+
+
+class HttpConnections:
+    """The open connections, of which there are ``limit`` at most."""
+
+    def __init__(self, *, limit: int, stats: ScrapeStats) -> None:
+        self.limit = limit
+        self._stats = stats
+        self._open: set[HttpConnection] = set()
+        self._waiting: dict[HttpConnection, None] = {}  # not being answered, longest first
+        self._closed = False
+        self._log_limit = LogLimit()
+
+    def add(self, connection: "HttpConnection") -> None:
+        """Let ``connection`` in.
+
+        Where there are enough, the one that has waited longest for a request goes. So whoever
+        opens connections and asks nothing cannot keep out those who ask.
+        """
+        if self._closed:
+            connection.cut()
+            return
+        if len(self._open) >= self.limit:
+            victim = next(iter(self._waiting), connection)
+            self._stats.connections_rejected += 1
+            self._log_limit.warn(
+                log,
+                "full",
+                f"{self.limit} HTTP connections are open (web.max_connections):"
+                f" one from {victim.address} was closed",
+            )
+            self.remove(victim)
+            victim.shut()
+            if victim is connection:
+                return
+        self._open.add(connection)
+        self._waiting[connection] = None
+
+    def count_descriptors(self, latest: int) -> None:
+        """Warn where few can be left behind the ``latest``: all below that are taken."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        left = limit - 1 - latest
+        if left <= FEW_DESCRIPTORS and limit != resource.RLIM_INFINITY:
+            self._log_limit.warn(
+                log,
+                "descriptors",
+                f"at most {max(left, 0)} file descriptors are left (LimitNOFILE):"
+                " without any, connections are closed unanswered",
+            )
+
+    def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:
+        """Count and log that a client is not served because of TLS."""
+        self._stats.handshakes_failed[reason] += 1
+        # Monitoring of certificates and port scans disconnect, too.
+        level = logging.INFO if reason == "disconnected" else logging.WARNING
+        line = f"TLS handshake failed for {connection.address}: {text}"
+        self._log_limit.log(log, level, ("handshake", reason), line)
+
+    def remove(self, connection: "HttpConnection") -> None:
+        """Forget ``connection``, known or not."""
+        self._open.discard(connection)
+        self._waiting.pop(connection, None)
+
+    def answering(self, connection: "HttpConnection") -> None:
+        """Keep ``connection``, which is being answered."""
+        self._waiting.pop(connection, None)
+
+    def answered(self, connection: "HttpConnection") -> None:
+        """Put ``connection``, which was answered, behind those that wait longer."""
+        if connection in self._open:
+            self._waiting[connection] = None
+
+    async def close(self) -> None:
+        """Shut every connection, those to come too, and wait until they are lost."""
+        self._closed = True
+        connections = list(self._open)
+        for connection in connections:
+            connection.shut()
+        if connections:
+            await asyncio.wait([connection.lost for connection in connections])
+
+
+class HttpConnection(web.RequestHandler):
+    """A client's connection, with the one deadline that it has at any time."""
+
+    def __init__(
+        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, connections: HttpConnections
+    ) -> None:
+        super().__init__(manager, loop=loop, **_OPTIONS)
+        self.address = ""
+        self.late = False
+        """Whether the deadline passed in the middle of an answer."""
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self._connections = connections
+        self._stream: asyncio.Transport | None = None
+        self._handshake: asyncio.Task[None] | None = None
+        self._guard: Guard | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._answering = False
+        self._unanswered_bytes = 0
+        self._discarded_bytes = -1  # not discarding
+        self._cut = False
+        self._expired = False
+        self.is_forbidden = False
+        """Whether the client's certificate has no allowed name."""
+
+    def secure(self, client: socket.socket, guard: "Guard") -> None:
+        """Begin with a handshake. The deadline of the first request's head is running by then."""
+        self._guard = guard
+        self._begin(_peer(client))
+        if self._cut:
+            self._handshake_over(client)
+            return
+        self._handshake = asyncio.create_task(self._shake_hands(client, guard))
+        self._handshake.add_done_callback(lambda _: self._handshake_over(client))
+
+    async def _shake_hands(self, client: socket.socket, guard: "Guard") -> None:
+        from skyfast.web.handshakes import Handshake
+
+        context = (await guard.refresh()).tls
+        handshake = Handshake(client)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self, client, ssl=context, ssl_shutdown_timeout=IDLE_TIMEOUT_S
+            )
+        except OSError as error:  # an `ssl.SSLError`, too
+            reason, text = handshake.failure(error)
+            if reason:
+                self._connections.handshake_failed(self, reason, text)
+            if reason == "plain_http":
+                await handshake.answer(raw_response(HTTPStatus.BAD_REQUEST, PLAIN_HTTP))
+            else:
+                await handshake.answer(handshake.alert)
+        except asyncio.CancelledError:
+            if self._expired and handshake.first:
+                text = f"timed out after {HEAD_TIMEOUT_S:g} s"
+                self._connections.handshake_failed(self, "timeout", text)
+            raise
+        finally:
+            handshake.close()
+
+    def _handshake_over(self, client: socket.socket) -> None:
+        if self._stream is None:
+            client.close()
+            self._end()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._stream = cast(asyncio.Transport, transport)  # aiohttp forgets its own early
+        self._stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        if self._guard is None:
+            self._connections.count_descriptors(transport.get_extra_info("socket").fileno())
+            self._begin(transport.get_extra_info("peername"))
+        elif not self._guard.admits(transport.get_extra_info("peercert")):
+            # The handshake has succeeded, so no alert is possible: requests get HTTP 403.
+            self.is_forbidden = True
+            text = "client certificate has none of client_allowed_sans"
+            self._connections.handshake_failed(self, "client_certificate", text)
+
+    def _begin(self, peer: Any) -> None:
+        # There is no peer where the client has reset the connection already. On a socket of both
+        # IP versions, an IPv4 client's address is mapped into IPv6.
+        self.address = peer[0].removeprefix("::ffff:") if peer else ""
+        self._allow(HEAD_TIMEOUT_S)
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._cut:
+            return
+        if self._discarded_bytes >= 0:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > MAX_DISCARDED_BYTES:
+                self.cut()
+            return
+        if self._unanswered_bytes > MAX_REQUEST_BYTES:
+            if self._waiter is not None:  # aiohttp waits for the end of a head
+                text = f"a request's head is longer than {MAX_REQUEST_BYTES} bytes"
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+            else:
+                self.cut()
+            return
+        if data and not self._unanswered_bytes and not self._answering:
+            self._allow(HEAD_TIMEOUT_S)
+        self._unanswered_bytes += len(data)
+        super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
+        """Answer a client that has finished sending, and close where it has asked nothing.
+
+        aiohttp closes in either case: with what has been sent of a page in good order.
+        """
+        if self._discarded_bytes >= 0:
+            return False
+        asked = self._answering or self._unanswered_bytes > 0
+        if asked:
+            self.close()  # once that is answered
+        # TLS, as the event loops do it, has no connections that are closed in one direction.
+        return asked and self._guard is None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._end()
+        super().connection_lost(exc)
+
+    def _end(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._connections.remove(self)
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def answering(self, timeout_s: float) -> None:
+        """Begin an answer, or change the time that it may take."""
+        self._answering = True
+        self._unanswered_bytes = 0
+        self._connections.answering(self)
+        self._allow(timeout_s)
+
+    def answered(self) -> None:
+        """End an answer, and wait for the next request."""
+        self._answering = False
+        self._connections.answered(self)
+        self._allow(HEAD_TIMEOUT_S if self._unanswered_bytes else IDLE_TIMEOUT_S)
+
+    def shut(self) -> None:
+        """Close the connection: in good order where the client has all that it was sent."""
+        if self._stream is None:
+            self._leave()
+        elif self._answering or self._stream.get_write_buffer_size():
+            self.cut()
+        else:
+            self._stream.close()
+            if self._guard is not None:
+                # Which waits for the client's own goodbye.
+                self._call_later(TLS_CLOSE_TIMEOUT_S, self._stream.abort)
+
+    def cut(self) -> None:
+        """Reset the connection."""
+        self._cut = True
+        if self.lost.done():
+            return  # and its descriptor may be another's by now
+        if self._stream is None:
+            self._leave()
+            return
+        client = self._stream.get_extra_info("socket")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        self._stream.abort()
+
+    def _leave(self) -> None:
+        """Break off the handshake, or refuse it where it has not begun."""
+        self._cut = True
+        if self._handshake is not None:
+            self._handshake.cancel()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse, and what a handler has raised.
+
+        aiohttp's own logs a traceback for every request that is malformed.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.debug("a bad request from %s: %s", self.address, message)
+            self._refuse(*_refusal_of(exc))
+            raise ConnectionResetError("nothing more is read")
+        log.error("%s %s failed", request.method, request.path, exc_info=exc)
+        if self._cut:
+            raise ConnectionResetError("the answer was cut")
+        response = text_response(HTTPStatus(status).phrase + ".", status)
+        response.force_close()
+        return response
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        """Answer an invalid request, and close the connection after the client got the answer."""
+        if self._cut or self._stream is None or self.lost.done():
+            return
+        self._force_close = True  # aiohttp parses nothing more and does not close the connection
+        self._discarded_bytes = 0
+        self._stream.write(raw_response(status, reason))
+        if self._stream.can_write_eof():
+            self._stream.write_eof()
+        self._allow(DISCARD_TIMEOUT_S)
+
+    def _allow(self, timeout_s: float) -> None:
+        self._call_later(timeout_s, self._expire)
+
+    def _call_later(self, delay_s: float, action: Callable[[], None]) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if not self.lost.done():
+            self._deadline = asyncio.get_running_loop().call_later(delay_s, action)
+
+    def _expire(self) -> None:
+        self.late = self._answering
+        self._expired = True
+        self.shut()
+
+
+def connection_of(request: web.BaseRequest) -> HttpConnection:
+    """Return the connection that ``request`` came by."""
+    return cast(HttpConnection, request.protocol)
+
+
+def _refusal_of(error: BaseException | None) -> tuple[HTTPStatus, str]:
+    """Return the status and the reason for a request that aiohttp could not parse."""
+    if isinstance(error, LineTooLong):
+        if str(error.args[1]) == str(MAX_LINE_BYTES):
+            return (
+                HTTPStatus.REQUEST_URI_TOO_LONG,
+                f"the request's line is longer than {MAX_LINE_BYTES} bytes",
+            )
+        return (
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"a header is longer than {MAX_FIELD_BYTES} bytes",
+        )
+    if isinstance(error, BadHttpMessage) and error.message.startswith("Too many headers"):
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers"
+    return HTTPStatus.BAD_REQUEST, ""
+
+
+def make_manager(answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
+    """Return what connections share: ``answer`` is called with each request. Needs the loop."""
+    return web.Server(answer, request_factory=_make_request, handler_cancellation=True)
+
+
+def _make_request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: web.RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    """Make a request of one that was read; those of other versions become HTTP/1.0.
+
+    aiohttp reads HTTP/0.9 and HTTP/2.0 where they look like HTTP/1, and would answer in them. It
+    would keep HTTP/1.0 open behind a page, which only its end delimits, and promise that behind
+    others, and would take what follows an ``Upgrade`` for another protocol.
+    """
+    if message.version not in {HttpVersion10, HttpVersion11}:
+        message = message._replace(version=HttpVersion10)
+    if message.version < HttpVersion11 or hdrs.UPGRADE in message.headers:
+        message = message._replace(should_close=True)
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
+
+
+def _peer(client: socket.socket) -> Any:
+    try:
+        return client.getpeername()
+    except OSError:
+        return None

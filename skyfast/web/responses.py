@@ -1,0 +1,176 @@
+"""Responses: the headers that all of them have, their bodies, and what a request asks for."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from aiohttp import hdrs, web
+
+from skyfast import __version__
+from skyfast.web import html
+
+RETRY_AFTER_S = 1
+"""What a client is told that found too many pages being served."""
+
+_NAME = r"[!#$%&'*+.^_`|~0-9a-z-]+"
+_WEIGHT = r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?"
+_CODING = re.compile(rf"({_NAME})(?:[ \t]*;[ \t]*q=({_WEIGHT}))?", re.IGNORECASE)
+_MEDIA_TYPE = re.compile(rf"{_NAME}/{_NAME}", re.IGNORECASE)
+_PARAMETER = re.compile(rf'({_NAME})=(?:({_NAME})|"([^"\\]*)")', re.IGNORECASE)
+
+_BY_NAME = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MediaType:
+    """A media type; ``version`` is a parameter of it, empty where it has none."""
+
+    name: str
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _MediaRange:
+    """What a client accepts, and how much it wants that, from 0 to 1.
+
+    Other parameters make no difference here.
+    """
+
+    type: MediaType
+    weight: float
+
+
+_OPENMETRICS = MediaType("application/openmetrics-text", "1.0.0")
+_TEXT = MediaType("text/plain", "0.0.4")
+_JSON = MediaType("application/json")
+_HTML = MediaType("text/html")
+
+
+def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
+    """Return a complete answer without aiohttp, which needs a request that it could parse."""
+    body = f"{status.phrase}{f': {reason}' if reason else ''}.\n".encode()
+    headers = {
+        hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
+        **response_headers({}),
+        hdrs.CONTENT_LENGTH: str(len(body)),
+        hdrs.CONNECTION: "close",
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode() + body
+
+
+def response_headers(more: dict[str, str]) -> dict[str, str]:
+    """Return the headers of every answer, and ``more``. No answer may be cached."""
+    return {
+        hdrs.SERVER: f"skyfast/{__version__}",
+        hdrs.CACHE_CONTROL: "no-store",
+        "X-Content-Type-Options": "nosniff",
+        **more,
+    }
+
+
+def text_response(text: str, status: int = HTTPStatus.OK) -> web.Response:
+    return web.Response(text=text + "\n", status=status, headers=response_headers({}))
+
+
+def html_response(text: str) -> web.Response:
+    headers = response_headers({"Content-Security-Policy": html.POLICY})
+    return web.Response(text=text, content_type="text/html", headers=headers)
+
+
+def json_response(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json", headers=response_headers({}))
+
+
+def try_again(reason: str) -> web.Response:
+    response = text_response(f"Try again: {reason}.", HTTPStatus.SERVICE_UNAVAILABLE)
+    response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
+    return response
+
+
+def header_value(request: web.BaseRequest, name: str) -> str | None:
+    """Return the value of a header that may have several lines, or None where it is missing."""
+    lines = request.headers.getall(name, None)
+    return None if lines is None else ",".join(lines)
+
+
+def wants_json(request: web.BaseRequest) -> bool:
+    """Return whether a page that is for browsers is asked for in JSON."""
+    if asked := request.query.get("format"):
+        return asked == "json"
+    return prefers(header_value(request, hdrs.ACCEPT), _JSON, default=_HTML)
+
+
+def encoding(accept_encoding: str | None) -> str | None:
+    """Choose between ``"gzip"`` and ``"identity"`` by RFC 9110, section 12.5.3.
+
+    ``accept_encoding`` is the header's value, its lines joined with commas, None where it was
+    not sent: then a page goes out as it is, for whoever does not ask cannot be relied on to
+    decompress. gzip is chosen where it is accepted and ``identity`` not preferred. Returns None
+    where neither is acceptable. Elements that cannot be understood are ignored.
+    """
+    if accept_encoding is None:
+        return "identity"
+    weights = dict(filter(None, map(_weight, accept_encoding.split(","))))
+    others = weights.get("*")
+    gzip_weight = weights.get("gzip", weights.get("x-gzip", others))
+    identity_weight = weights.get("identity", others)
+    if gzip_weight and gzip_weight >= (identity_weight or 0):
+        return "gzip"
+    return None if identity_weight == 0 else "identity"
+
+
+def _weight(element: str) -> tuple[str, float] | None:
+    match = _CODING.fullmatch(element.strip())
+    return match and (match[1].lower(), float(match[2] or 1))
+
+
+def prefers_openmetrics(accept: str | None) -> bool:
+    """Choose between OpenMetrics 1.0 and the text format 0.0.4, as `prefers` does."""
+    return prefers(accept, _OPENMETRICS, default=_TEXT)
+
+
+def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
+    """Choose between two media types by RFC 9110, section 12.5.1.
+
+    ``accept`` is the header's value, its lines joined with commas, None where it was not sent.
+    ``named`` goes to whoever names it, and weighs ``default`` no higher. Everybody else gets that
+    one, acceptable or not. Elements that cannot be understood are ignored.
+    """
+    ranges = list(filter(None, map(_media_range, (accept or "").split(","))))
+    precedence, weight = _preference(ranges, named)
+    return precedence >= _BY_NAME and 0 < weight >= _preference(ranges, default)[1]
+
+
+def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, float]:
+    """Return how precisely the range that matches best does so, and its weight."""
+    return max(
+        (
+            (_precedence(each.type, wanted), each.weight)
+            for each in ranges
+            if _precedence(each.type, wanted)
+        ),
+        default=(0, 0.0),
+    )
+
+
+def _precedence(named: MediaType, wanted: MediaType) -> int:
+    """Return how precisely a range names what is wanted; 0 where it means something else."""
+    if named.name == wanted.name:
+        return {"": _BY_NAME, wanted.version: _BY_NAME + 1}.get(named.version, 0)
+    return {f"{wanted.name.partition('/')[0]}/*": 2, "*/*": 1}.get(named.name, 0)
+
+
+def _media_range(element: str) -> _MediaRange | None:
+    name, *pieces = (piece.strip(" \t") for piece in element.split(";"))
+    parameters = {"version": "", "q": "1"}
+    for piece in filter(None, pieces):
+        match = _PARAMETER.fullmatch(piece)
+        if match is None:
+            return None
+        parameters[match[1].lower()] = match[2] or match[3]
+    weight = parameters["q"]
+    if not _MEDIA_TYPE.fullmatch(name) or not re.fullmatch(_WEIGHT, weight):
+        return None
+    return _MediaRange(MediaType(name.lower(), parameters["version"]), float(weight))

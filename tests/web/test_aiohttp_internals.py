@@ -1,0 +1,136 @@
+"""The list of what skyfast relies on in aiohttp without its documentation is complete, and true.
+
+The list is the first lines of `skyfast.web.connections`.
+"""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import aiohttp
+import aiohttp.abc
+import aiohttp.http
+import aiohttp.http_exceptions
+import aiohttp.web
+import pytest
+
+from skyfast.web import connections
+from skyfast.web.connections import HttpConnection
+from tests.support.paths import ROOT
+
+BASE = aiohttp.web.RequestHandler
+LISTED = set(re.findall(r"``((?:web|http|http_exceptions)\.[\w.]+)``", connections.__doc__))
+LISTED_OF_BASE = {name.rpartition(".")[2] for name in LISTED if name.count(".") == 2} & {*dir(BASE)}
+
+DOCUMENTED = ("aiohttp", "aiohttp.abc", "aiohttp.hdrs", "aiohttp.web")
+"""The modules of aiohttp that its reference describes."""
+
+OTHERS = sorted({*(ROOT / "skyfast").rglob("*.py")} - {Path(connections.__file__)})
+
+PRIVATE = {
+    name
+    for module in (aiohttp, aiohttp.abc, aiohttp.http, aiohttp.web)
+    for value in vars(module).values()
+    if isinstance(value, type) and value.__module__.startswith("aiohttp")
+    for name in dir(value)
+    if re.match(r"_(?!_)", name)
+}
+
+
+def tree(path):
+    return ast.parse(Path(path).read_text())
+
+
+def imported(module):
+    """Yield what a module imports from aiohttp: the module there, and the name in it."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "aiohttp":
+            for alias in node.names:
+                yield node.module, alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] == "aiohttp":
+                    yield alias.name, ""
+
+
+def attributes(module):
+    """Yield the attributes of anything but ``self`` and ``cls`` that a module names."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls"}:
+            yield node.attr
+
+
+def bases(module):
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef):
+            yield from map(ast.unparse, node.bases)
+
+
+@pytest.mark.parametrize("name", sorted(LISTED))
+def test_what_is_listed_exists(name):
+    found = aiohttp
+    for part in name.split("."):
+        found = getattr(found, part)
+
+
+def test_the_parameters_exist():
+    assert {*connections._OPTIONS} <= {*inspect.signature(BASE).parameters}
+    server = inspect.signature(aiohttp.web.Server).parameters
+    assert {"request_factory", "handler_cancellation"} <= {*server}
+    request = inspect.signature(aiohttp.web.BaseRequest).parameters.values()
+    assert sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in request) == 6
+
+
+def test_the_locked_version_is_among_those_that_were_checked():
+    (locked,) = re.findall(r"(?m)^aiohttp==(\S+)", (ROOT / "requirements.lock").read_text())
+    versions = re.search(r"Checked with aiohttp ([\d.,\s]+(?:and [\d.]+))", connections.__doc__)[1]
+    assert locked in re.findall(r"\d+\.\d+\.\d+", versions)
+
+
+def test_all_that_a_connection_has_of_its_base_class_is_listed():
+    """So no attribute of its own takes the place of one of aiohttp's either."""
+    (connection,) = [
+        node
+        for node in tree(connections.__file__).body
+        if isinstance(node, ast.ClassDef) and node.name == HttpConnection.__name__
+    ]
+    used = {
+        node.attr
+        for node in ast.walk(connection)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in {"self", "super()"}
+    }
+    named = used | {*vars(HttpConnection)}
+    ordinary = {name for name in named if name.startswith("__")}
+    assert (named & {*dir(BASE)}) - ordinary == LISTED_OF_BASE
+
+
+def test_all_else_that_is_used_is_listed():
+    module = tree(connections.__file__)
+    undocumented = {
+        f"{where.removeprefix('aiohttp.')}.{name}"
+        for where, name in imported(module)
+        if where not in DOCUMENTED
+    }
+    listed = {name for name in LISTED if not name.startswith("web.")}
+    assert undocumented == {".".join(name.split(".")[:2]) for name in listed}
+    private = {*attributes(module)} & PRIVATE
+    assert private == {"_replace"}
+    assert [base for base in bases(module) if base.startswith("web.")] == ["web.RequestHandler"]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_other_module_relies_on_internals(path):
+    module = tree(path)
+    names = {*imported(module)}
+    if not names:
+        return
+    assert {where for where, _ in names} <= {*DOCUMENTED}
+    assert not {name for _, name in names if name.startswith("_")}
+    assert not {*attributes(module)} & PRIVATE
+    assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())  # in annotations, too
+    for base in bases(module):
+        # An abstract class is there to be derived from.
+        assert not base.startswith(("aiohttp.", "web."))
+        assert ("aiohttp", base) not in names
+        assert ("aiohttp.web", base) not in names

@@ -1,0 +1,243 @@
+"""Who is answered, and what guesses cost, on real sockets."""
+
+import asyncio
+import itertools
+import threading
+from http import HTTPStatus
+
+import bcrypt
+
+from skyfast.web import auth
+from skyfast.web.auth import Guard, Refusal
+from tests.support.http_client import Site, request
+from tests.support.web_configs import CHEAP, DEAR, PASSWORD, basic, users
+from tests.support.web_fixtures import FLOWS, TEST_TIMEOUT_S, on_both_loops, until
+
+# --- who is answered
+
+
+@on_both_loops
+async def test_authentication(plain, caplog):
+    async with Site(guard=Guard(plain(users()))) as site, await site.ask(b"") as client:
+        for path in ("/metrics", "/", "/nowhere", "/-/healthy", "/-/ready"):
+            for method in ("GET", "HEAD"):
+                await client.send(request(path, method=method))
+                answer = await client.answer(head=method == "HEAD")
+                assert answer.status == 401
+                assert answer.headers["www-authenticate"].startswith('Basic realm="skyfast"')
+        for header in (basic(password="wrong"), basic("bob"), "Basic !", "Bearer x", "Basic"):
+            await client.send(request("/metrics", authorization=header))
+            assert (await client.answer()).status == 401
+        for scheme in ("Basic", "basic"):
+            header = basic().replace("Basic", scheme)
+            await client.send(request("/metrics/flows", authorization=header))
+            assert (await client.answer()).body == FLOWS
+            await client.send(request("/metrics", authorization=header, method="HEAD"))
+            assert (await client.answer(head=True)).status == 200
+    assert len(site.table.asked_at) == 2
+    assert [r.getMessage() for r in caplog.records] == ["a wrong user or password from 127.0.0.1"]
+
+
+@on_both_loops
+async def test_health_answers_everybody_if_so_configured(plain):
+    async with Site(guard=Guard(plain(users())), health_without_auth=True) as site:
+        for path in ("/-/healthy", "/-/ready"):
+            assert (await site.get(path)).status == 200
+        for path in ("/-/healthy/", "/metrics/self", "/", "/-/reload"):
+            assert (await site.get(path)).status == 401
+
+
+@on_both_loops
+async def test_long_and_strange_passwords(plain):
+    password = "ä" * 50
+    of_72 = bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(4)).decode()
+    async with Site(guard=Guard(plain(users(ä=of_72)))) as site:
+        assert (await site.get("/", authorization=basic("ä", password))).status == 200
+        for wrong in ("ä" * 30, "", "\0", "ä\0"):
+            assert (await site.get("/", authorization=basic("ä", wrong))).status == 401
+
+
+@on_both_loops
+async def test_configured_headers(plain):
+    path = plain(
+        "http_server_config: {headers: {X-Frame-Options: deny, Content-Security-Policy: x}}\n"
+        + users()
+    )
+    async with Site(guard=Guard(path)) as site:
+        for page in ("/", "/metrics", "/api/status", "/api/top", "/nowhere"):
+            for header in (basic(), ""):
+                answer = await site.get(page, authorization=header)
+                assert (answer.status == 401) is (not header)
+                assert answer.headers["x-frame-options"] == "deny"
+                assert answer.headers["content-security-policy"] == "x"
+                assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@on_both_loops
+async def test_rate_limit(plain):
+    now_s = 0.0
+    path = plain("rate_limit: {interval: 2s, burst: 3}")
+    async with Site(guard=Guard(path, now=lambda: now_s)) as site:
+        assert [(await site.get("/")).status for _ in range(5)] == [200, 200, 200, 429, 429]
+        now_s = 0.9
+        assert (await site.get("/")).headers["retry-after"] == "2"
+        now_s = 2.0
+        assert [(await site.get("/")).status for _ in range(2)] == [200, 429]
+    async with Site(guard=Guard(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
+        answer = await site.get("/")
+        assert answer.status == 429
+        assert "retry-after" not in answer.headers  # it never is another
+
+
+# --- guesses
+
+
+@on_both_loops
+async def test_wrong_passwords_are_limited_by_address(plain, caplog):
+    now_s = 0.0
+    guard = Guard(plain(users()), now=lambda: now_s)
+    async with Site(guard=guard) as site:
+        assert (await site.get("/", authorization=basic())).status == 200
+
+        async def guess(i, local="127.0.0.2"):
+            header = basic(password=f"guess {i}")
+            async with await site.ask(request("/", authorization=header), local=local) as client:
+                return (await client.answer()).status
+
+        burst = auth.WRONG_BURST
+        assert [await guess(i) for i in range(burst + 3)] == [401] * burst + [429] * 3
+        assert await guess(0, "127.0.0.3") == 401
+        right = request("/", authorization=basic())
+        async with await site.ask(right, local="127.0.0.2") as client:
+            assert (await client.answer()).status == 200  # known, so it is not a guess
+        now_s = auth.WRONG_INTERVAL_S
+        assert [await guess(i) for i in range(burst, burst + 2)] == [401, 429]
+    assert "guess" not in caplog.text
+
+
+@on_both_loops
+async def test_a_stale_password_does_not_shut_out_the_right_one(plain, monkeypatch):
+    """Of another client behind the same address, for as long as that tries."""
+    computed = []
+    checkpw = bcrypt.checkpw
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *each: computed.append(1) or checkpw(*each))
+    async with Site(guard=Guard(plain(users(alice=CHEAP, bob=CHEAP)), now=lambda: 0.0)) as site:
+        for _ in range(5 * auth.WRONG_BURST):
+            for stale in (basic(password="last year's"), basic("nobody")):
+                assert (await site.get("/", authorization=stale)).status == 401
+        assert len(computed) == 2
+        for user in ("alice", "bob"):
+            assert (await site.get("/", authorization=basic(user))).status == 200
+        # It is right from now on, and was remembered as wrong.
+        plain(users(alice=bcrypt.hashpw(b"last year's", bcrypt.gensalt(4)).decode()))
+        assert (await site.get("/", authorization=basic(password="last year's"))).status == 200
+
+
+@on_both_loops
+async def test_retry_after_is_true(plain):
+    now_s = 0.0
+    async with Site(guard=Guard(plain(users()), now=lambda: now_s)) as site:
+        for i in range(auth.WRONG_BURST):
+            assert (await site.get("/", authorization=basic(password=f"{i}"))).status == 401
+        for now_s, told in ((0.0, 5), (1.5, 4), (4.5, 1)):
+            answer = await site.get("/", authorization=basic())
+            assert (answer.status, answer.headers["retry-after"]) == (429, str(told))
+            assert now_s + told >= auth.WRONG_INTERVAL_S
+        now_s = 5.5
+        assert (await site.get("/", authorization=basic())).status == 200
+
+
+@on_both_loops
+async def test_right_passwords_are_not_counted(plain):
+    hashes = {f"user{i}": CHEAP for i in range(2 * auth.WRONG_BURST)}
+    async with Site(guard=Guard(plain(users(**hashes)), now=lambda: 0.0)) as site:
+        for user in hashes:
+            assert (await site.get("/", authorization=basic(user))).status == 200
+
+
+@on_both_loops
+async def test_guessers_do_not_hold_up_who_is_known(plain, monkeypatch):
+    monkeypatch.setattr(auth, "WRONG_BURST", 1000)
+    # A hash takes as long as the test wants it to, not as long as the machine needs.
+    computed = threading.Event()
+    checkpw = bcrypt.checkpw
+
+    def check(password, expected):
+        assert not password.startswith(b"guess") or computed.wait(TEST_TIMEOUT_S)
+        return checkpw(password, expected)
+
+    monkeypatch.setattr(bcrypt, "checkpw", check)
+    async with Site(guard=Guard(plain(users()))) as site:
+        try:
+            assert (await site.get("/", authorization=basic())).status == 200
+            guesses = [
+                asyncio.create_task(site.get("/", authorization=basic(password=f"guess {i}")))
+                for i in range(3 * auth.MAX_CHECKS)
+            ]
+            # Beyond those that may wait, guesses are sent away at once.
+            await until(lambda: sum(guess.done() for guess in guesses) == 2 * auth.MAX_CHECKS)
+            for _ in range(3):
+                assert (await site.get("/metrics/flows", authorization=basic())).body == FLOWS
+            assert sum(guess.done() for guess in guesses) == 2 * auth.MAX_CHECKS
+        finally:
+            computed.set()
+        statuses = [(await guess).status for guess in guesses]
+        assert statuses.count(503) == 2 * auth.MAX_CHECKS
+        assert statuses.count(401) == auth.MAX_CHECKS
+
+
+@on_both_loops
+async def test_a_wrong_user_costs_what_a_wrong_password_does(plain, monkeypatch):
+    computed = []
+    checkpw = bcrypt.checkpw
+    monkeypatch.setattr(
+        bcrypt, "checkpw", lambda *each: computed.append(each[1][:7]) or checkpw(*each)
+    )
+    async with Site(guard=Guard(plain(users(alice=DEAR)))) as site:
+        for user in ("alice", "nobody"):
+            for password in ("x", "y"):
+                assert (await site.get("/", authorization=basic(user, password))).status == 401
+        # Whoever knows an existing password does not get in by a name that is none.
+        assert (await site.get("/", authorization=basic("nobody"))).status == 401
+        for _ in range(3):
+            assert (await site.get("/", authorization=basic())).status == 200
+    assert computed == [b"$2b$10$"] * 6
+
+
+@on_both_loops
+async def test_memory_of_guesses_is_bounded(plain, monkeypatch):
+    monkeypatch.setattr(auth, "MAX_ADDRESSES", 3)
+    monkeypatch.setattr(auth, "MAX_VERIFIED", 2)
+    monkeypatch.setattr(auth, "MAX_FAILED", 4)
+    monkeypatch.setattr(auth, "WRONG_BURST", 1)
+    hashes = {f"user{i}": CHEAP for i in range(4)}
+    guard = Guard(plain(users(**hashes)), now=lambda: 0.0)
+
+    async def judge(header, address):
+        return await guard.judge(header, address, public=False)
+
+    numbers = itertools.count()
+
+    async def guess(address):
+        refusal = await judge(basic("user0", f"wrong {next(numbers)}"), address)
+        return refusal.status
+
+    assert [await guess(f"10.0.0.{i}") for i in range(5)] == [401] * 5
+    assert [await guess(f"10.0.0.{i}") for i in (4, 3, 2)] == [429] * 3
+    assert await guess("10.0.0.0") == 401
+    # All of an IPv6 network count as one, but another does not.
+    networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
+    assert [await guess(address) for address in networks] == [401, 429, 401]
+    assert len(guard._passwords._failed) == 4
+    # What is remembered of one address is not of another.
+    wrong = basic("user0", "wrong")
+    assert await judge(wrong, "192.0.2.1") == Refusal(HTTPStatus.UNAUTHORIZED)
+    assert await judge(wrong, "192.0.2.1") == Refusal(HTTPStatus.UNAUTHORIZED)
+    with monkeypatch.context() as patch:
+        patch.setattr(auth, "MAX_CHECKS", 0)
+        assert (await judge(wrong, "192.0.2.2")).status == 503
+    for user in hashes:
+        assert await judge(basic(user), "192.0.2.9") is None
+    assert len(guard._passwords._verified) == 2
+    assert PASSWORD.encode() not in repr(vars(guard._passwords)).encode()
+    guard.close()

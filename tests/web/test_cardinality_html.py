@@ -1,0 +1,55 @@
+import json
+import re
+
+from skyfast.web.cardinality import Label, Report, Value, Without, as_json
+from skyfast.web.cardinality_html import as_html
+
+
+def report(*values, without=None):
+    top = tuple(Value(value=value, connections=count) for value, count in values)
+    return Report(
+        connections=8,
+        series_at_most=24,
+        labels=(Label(name="few", values=1, top=top[:1]), Label(name="many", values=9, top=top)),
+        without=without,
+    )
+
+
+def test_html_is_escaped():
+    evil = "<script>alert('\"&')</script>"
+    html = as_html(report((evil, 3), ("", 1)))
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(&#x27;&quot;&amp;&#x27;)&lt;/script&gt;" in html
+    assert "<small>(empty)</small>" in html
+
+
+def test_html_begins_with_the_label_that_has_most_values():
+    html = as_html(report(("a", 4), ("b", 2)))
+    assert re.findall(r"<h2>(\w+)</h2> ([^\n]+)", html) == [
+        ("many", "9 values"),
+        ("few", "1 value"),
+    ]
+    assert re.findall(r"<summary>(.*?)</summary>", html) == ["the 2 most frequent", "all"]
+    assert re.search(r'<tr><td>a<td .*<rect height="100%" width="50.0%"/></svg><span>4<', html)
+    assert "8 connections, at most 24 series" in html
+    assert "<aside>" not in html
+
+
+def test_html_of_what_would_be_left():
+    without = Without(label="many", connections=2, series_at_most=6)
+    html = as_html(report(("a", 4), without=without))
+    aside = re.search(r"<aside>(.*?)</aside>", html, re.DOTALL)[1]
+    assert re.sub(r"<.*?>", "", aside) == (
+        "Without many there would be 2 connections (75.0% fewer), at most 6 series."
+    )
+
+
+def test_an_empty_table():
+    empty = Report(
+        connections=0,
+        series_at_most=0,
+        labels=(Label(name="x", values=0, top=()),),
+        without=Without(label="x", connections=0, series_at_most=0),
+    )
+    assert "0 connections" in as_html(empty)
+    assert json.loads(as_json(empty))["labels"] == [{"name": "x", "values": 0, "top": []}]
