@@ -64,6 +64,8 @@ coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
 	rm -rf build/coverage
 	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q $(WITH_SLOW) \
 		--ignore tests/app/test_soak.py $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 	$(BIN)/python -m tests.support.uncovered
 
 # What takes too long for every change. Hypothesis asks something new each night.

@@ -321,7 +321,7 @@ def to_readable_file(value: Value) -> str:
         if not Path(text).is_file():
             raise Invalid("is not an existing file", text)
         Path(text).open("rb").close()
-    except OSError as error:
+    except OSError as error:  # pragma: no cover - deleted between two looks, or root reads all
         raise Invalid(f"cannot be read: {error.strerror}", text) from None
     return text
 

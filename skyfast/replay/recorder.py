@@ -97,7 +97,7 @@ class Recorder:
         """
         self._queue.put(None)
         self._thread.join(STOP_TIMEOUT_S)
-        if self._thread.is_alive():
+        if self._thread.is_alive():  # pragma: no cover - the test kills the process
             log.error("%s is not written to its end: that takes too long", printable(self._path))
         elif self._failed:
             pass  # which was logged

@@ -38,7 +38,7 @@ def keep_heap() -> bool:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
+    except AttributeError:  # pragma: no cover - for C libraries other than glibc
         return False
     settings = (
         (_M_TRIM_THRESHOLD, KEPT_BYTES),

@@ -214,7 +214,7 @@ class _Lag:
     def seconds(self) -> float:
         """Return how long it has been, up to now or just before."""
         now_s = time.monotonic()
-        if self._is_long_ago(self._looked_s, now_s):
+        if self._is_long_ago(self._looked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
         # Before the end of a connection comes what was left of the backlog.
         return 0.0 if self._is_long_ago(self._behind_until_s, now_s) else self._lag_s

@@ -95,7 +95,7 @@ class Connection(ClientConnection):
         client = self.transport.get_extra_info("socket")
         try:
             waiting = fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(_INT_BYTES))
-        except (AttributeError, OSError, ValueError):  # it is closed
+        except (AttributeError, OSError, ValueError):  # pragma: no cover - it is closed
             return 0
         return int.from_bytes(waiting, sys.byteorder) + self._receiver.held_back_bytes
 
@@ -183,10 +183,10 @@ class _Receiver(asyncio.BufferedProtocol):
         self._start = self._end = 0
         self._connection.connection_lost(exc)
 
-    def pause_writing(self) -> None:
+    def pause_writing(self) -> None:  # pragma: no cover - only when the peer does not read
         self._connection.pause_writing()
 
-    def resume_writing(self) -> None:
+    def resume_writing(self) -> None:  # pragma: no cover - likewise
         self._connection.resume_writing()
 
     # Turns

@@ -267,7 +267,7 @@ class _Reader:
         elif chosen:
             try:
                 context.set_ciphers(":".join(chosen))
-            except ssl.SSLError as error:
+            except ssl.SSLError as error:  # pragma: no cover - OpenSSL lacks them
                 raise section.error("cipher_suites", f"cannot be had{_reason(error)}") from None
         elif least < ssl.TLSVersion.TLSv1_3:
             raise section.error(
@@ -288,7 +288,7 @@ class _Reader:
                     context.set_ecdh_curve(_CURVES[curves[0]])
                 else:
                     set_groups(":".join(_CURVES[curve] for curve in curves))
-            except (ssl.SSLError, ValueError) as error:
+            except (ssl.SSLError, ValueError) as error:  # pragma: no cover - OpenSSL lacks them
                 raise section.error("curve_preferences", f"cannot be had{_reason(error)}") from None
 
     def _identity(self, section: "_Section", context: ssl.SSLContext) -> None:
@@ -607,6 +607,6 @@ class WebConfigFile:
 def _stamp(path: str) -> _Stamp | None:
     try:
         stat = Path(path).stat()
-    except OSError:
+    except OSError:  # pragma: no cover - deleted between two looks at it
         return None
     return _Stamp(stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -218,7 +218,7 @@ class WebServer:
             while True:
                 try:
                     client, _ = await loop.sock_accept(listener)
-                except OSError as error:
+                except OSError as error:  # pragma: no cover - no descriptors to report with
                     self._log_limit.warn(log, "accept", f"cannot take a connection: {error}")
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue

@@ -538,5 +538,5 @@ def _table(stats: Stats, table: TableCounts) -> TableState:
 def _resident_bytes() -> int | None:
     try:
         return process.memory_bytes()[1]
-    except OSError:
+    except OSError:  # pragma: no cover - no descriptors to report with
         return None
