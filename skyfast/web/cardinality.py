@@ -85,10 +85,7 @@ class Cardinality:
         self._values: Mapping[str, int] = {}
         self._values_until = 0.0
         self._reports: ScanCache[str | None, Report] = ScanCache(
-            lambda without: asyncio.to_thread(self._make, without),
-            keep_s=REPORT_AGE_S,
-            max_results=1 + len(self.labels),
-            queue=False,
+            keep_s=REPORT_AGE_S, max_results=1 + len(self.labels), queue=False
         )
 
     def values(self) -> Mapping[str, int]:
@@ -105,7 +102,7 @@ class Cardinality:
         ``without`` is one of `labels`, for which to find out what dropping it would leave. Raises
         BusyError where another report is being made.
         """
-        return await self._reports.get(without)
+        return await self._reports.get(without, lambda: asyncio.to_thread(self._make, without))
 
     def _make(self, without: str | None) -> Report:
         """Make a report of one scan: figures of several moments would contradict each other."""

@@ -158,7 +158,7 @@ class Ranking:
         for key in keys:
             self.keys.setdefault(key.name, key)
         self._answers: ScanCache[Query, Answer] = ScanCache(
-            self._scan, keep_s=SHARED_S, max_results=MAX_ANSWERS, queue=True
+            keep_s=SHARED_S, max_results=MAX_ANSWERS, queue=True
         )
         self._snapshots: dict[int, list[_Snapshot]] = {}
         self._freeing: asyncio.TimerHandle | None = None
@@ -194,7 +194,7 @@ class Ranking:
 
     async def top(self, query: Query) -> Answer:
         """Return the answer to a ``query`` of `query`. Raises BusyError."""
-        return await self._answers.get(query)
+        return await self._answers.get(query, lambda: self._scan(query))
 
     def close(self) -> None:
         """Give back the snapshots."""

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import weakref
 
 import pytest
 
@@ -11,13 +12,16 @@ class Scans:
     """A scan that waits until it may end, and the cache of its results."""
 
     def __init__(self, *, keep_s=60.0, max_results=8, queue=True, paused=False):
-        self.cache = ScanCache(self.scan, keep_s=keep_s, max_results=max_results, queue=queue)
+        self.cache = ScanCache(keep_s=keep_s, max_results=max_results, queue=queue)
         self.started = []
         self.running = 0
         self.error = None
         self.go_on = asyncio.Event()
         if not paused:
             self.go_on.set()
+
+    async def get(self, key):
+        return await self.cache.get(key, lambda: self.scan(key))
 
     async def scan(self, key):
         self.started.append(key)
@@ -30,25 +34,25 @@ class Scans:
         return f"{key}, scan {len(self.started)}"
 
     def ask(self, *keys):
-        return [asyncio.create_task(self.cache.get(key)) for key in keys]
+        return [asyncio.create_task(self.get(key)) for key in keys]
 
 
 @on_both_loops
 async def test_a_result_is_kept_and_then_dropped():
     scans = Scans(keep_s=0.05)
-    assert await scans.cache.get("a") == "a, scan 1"
-    assert await scans.cache.get("a") == "a, scan 1"
-    assert await scans.cache.get("b") == "b, scan 2"
+    assert await scans.get("a") == "a, scan 1"
+    assert await scans.get("a") == "a, scan 1"
+    assert await scans.get("b") == "b, scan 2"
     await until(lambda: not scans.cache._results)
-    assert await scans.cache.get("a") == "a, scan 3"
+    assert await scans.get("a") == "a, scan 3"
 
 
 @on_both_loops
 @pytest.mark.parametrize("queue", [True, False])
 async def test_no_result_is_kept_for_no_time(queue):
     scans = Scans(keep_s=0, queue=queue)
-    assert await scans.cache.get("a") == "a, scan 1"
-    assert await scans.cache.get("a") == "a, scan 2"
+    assert await scans.get("a") == "a, scan 1"
+    assert await scans.get("a") == "a, scan 2"
 
 
 @on_both_loops
@@ -71,35 +75,35 @@ async def test_requests_for_one_key_share_a_scan_and_others_take_turns():
 @on_both_loops
 async def test_without_a_queue_requests_are_refused_while_a_scan_runs():
     scans = Scans(queue=False)
-    await scans.cache.get("kept")
+    await scans.get("kept")
     scans.go_on.clear()
     (asked,) = scans.ask("a")
     await until(lambda: scans.running)
     assert scans.cache.is_scanning
     for key in ("a", "b"):
         with pytest.raises(BusyError):
-            await scans.cache.get(key)
-    assert await scans.cache.get("kept") == "kept, scan 1"
+            await scans.get(key)
+    assert await scans.get("kept") == "kept, scan 1"
     scans.go_on.set()
     assert await asked == "a, scan 2"
     assert not scans.cache.is_scanning
-    assert await scans.cache.get("b") == "b, scan 3"
+    assert await scans.get("b") == "b, scan 3"
 
 
 @on_both_loops
 async def test_scans_that_wait_and_results_that_are_kept_are_limited_together():
     scans = Scans(max_results=3)
     for key in "abc":
-        await scans.cache.get(key)
+        await scans.get(key)
     # The oldest result makes room for a new one.
-    await scans.cache.get("d")
+    await scans.get("d")
     assert list(scans.cache._results) == ["b", "c", "d"]
     scans.go_on.clear()
     asked = scans.ask("x", "y", "z")
     await until(lambda: scans.running)
     assert list(scans.cache._results) == ["x", "y", "z"]
     with pytest.raises(BusyError):
-        await scans.cache.get("a")
+        await scans.get("a")
     (again,) = scans.ask("y")
     scans.go_on.set()
     assert await again == await asked[1]
@@ -112,12 +116,12 @@ async def test_scans_that_wait_and_results_that_are_kept_are_limited_together():
 async def test_a_result_is_dropped_by_its_own_time_alone():
     """Not by that of an earlier one with the same key, which made room for another."""
     scans = Scans(keep_s=1, max_results=1)
-    await scans.cache.get("a")
+    await scans.get("a")
     await asyncio.sleep(0.5)
-    await scans.cache.get("b")
-    latest = await scans.cache.get("a")
+    await scans.get("b")
+    latest = await scans.get("a")
     await asyncio.sleep(0.6)  # the first has been dropped by now
-    assert await scans.cache.get("a") is latest
+    assert await scans.get("a") is latest
 
 
 @on_both_loops
@@ -132,7 +136,7 @@ async def test_a_scan_goes_on_without_the_request_that_started_it(queue):
     assert scans.cache.is_scanning
     scans.go_on.set()
     await until(lambda: not scans.cache.is_scanning)
-    assert await scans.cache.get("a") == "a, scan 1"
+    assert await scans.get("a") == "a, scan 1"
 
 
 @on_both_loops
@@ -145,7 +149,7 @@ async def test_an_exception_is_raised_by_all_requests_and_not_kept():
     assert await asyncio.gather(*asked, return_exceptions=True) == [scans.error] * 3
     assert not scans.cache._results
     scans.error = None
-    assert await scans.cache.get("a") == "a, scan 3"
+    assert await scans.get("a") == "a, scan 3"
 
 
 @on_both_loops
@@ -159,3 +163,16 @@ async def test_an_exception_that_no_request_waits_for_is_not_logged(caplog):
     await until(lambda: not scans.cache.is_scanning)
     gc.collect()
     assert not caplog.records
+
+
+@on_both_loops
+async def test_what_scans_is_freed_at_once():
+    scans = Scans()
+    await scans.get("a")
+    freed = weakref.ref(scans)
+    gc.disable()
+    try:
+        del scans
+        assert freed() is None
+    finally:
+        gc.enable()
