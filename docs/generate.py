@@ -30,7 +30,7 @@ from skyfast.config import loader
 from skyfast.flows import catalog
 from skyfast.flows import catalog as planner
 from skyfast.flows.fields import FIELDS, flow_types
-from skyfast.skydive import topology_nodes
+from skyfast.skydive import topology, topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.name_index import Names
 from skyfast.skydive.topology import Interfaces
@@ -366,7 +366,7 @@ def configuration_keys() -> str:
     for section in sections:
         parts.append(f"## {section['title']}\n\n{section.get('text', '')}".rstrip() + "\n")
         rows = [
-            [f"[{code(path)}](#{anchor(path)})", _default(path, key, default), key.get("unit", "")]
+            [f"[{code(path)}](#{anchor(path)})", _default(path, key, default), _unit(path, key)]
             for path, key in section["keys"].items()
         ]
         parts.append(table(["Key", "Default", "Unit"], rows))
@@ -374,8 +374,8 @@ def configuration_keys() -> str:
             variable = loader.SCHEMA[path].env
             lines = [
                 f"- Default: {_default(path, key, default)}",
-                f"- Unit: {key['unit']}" if "unit" in key else "",
-                f"- Example: {code(key['example'])}",
+                f"- Unit: {unit}" if (unit := _unit(path, key)) else "",
+                f"- Example: {code(flow_style(key['example']))}",
                 f"- Environment variable: {code(variable) or 'none'}",
             ]
             head = "\n".join(filter(None, lines))
@@ -386,6 +386,13 @@ def configuration_keys() -> str:
 def anchor(heading: str) -> str:
     """Return the anchor that GitHub gives a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _unit(path: str, key: Mapping[str, Any]) -> str:
+    """Return the unit of a key. Times are the only fractions."""
+    if isinstance(loader.SCHEMA[path].default, float):
+        return "seconds"
+    return str(key.get("unit", ""))
 
 
 def _default(path: str, key: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
@@ -495,13 +502,31 @@ def json_fields(kind: Any, path: str = "", *, nullable: bool = False) -> Iterato
         yield JsonField(path, f"{JSON_TYPES[kind]}{suffix}")
 
 
+LIMITS: Final = {
+    "analyzers": status.MAX_ANALYZERS,
+    "captures": status.MAX_CAPTURES,
+    "default_entries": top.DEFAULT_ENTRIES,
+    "entries": top.MAX_ENTRIES,
+    "filter_chars": top.MAX_FILTER_CHARS,
+    "interfaces": topology.MAX_BUSIEST,
+    "rate_s": int(status.INTERVAL_S * status.RATE_INTERVALS),
+    "samples": status.SAMPLES + 1,
+}
+"""What descriptions of the API can have in braces."""
+
+
+def filled(text: str) -> str:
+    """Return a description with the numbers that it names."""
+    return text.format(**LIMITS)
+
+
 def json_table(kind: Any, name: str) -> str:
     descriptions = described("api.yml")[name]
     fields = list(json_fields(kind))
     check_names(descriptions, [field.path for field in fields], where=f"api.yml: {name}")
     return table(
         ["Field", "Type", "Description"],
-        [[code(field.path), field.type, descriptions[field.path]] for field in fields],
+        [[code(field.path), field.type, filled(descriptions[field.path])] for field in fields],
     )
 
 
@@ -513,6 +538,19 @@ def api_status() -> str:
 @part("api-top")
 def api_top() -> str:
     return json_table(top.Top, "top")
+
+
+@part("top-parameters")
+def top_parameters() -> str:
+    descriptions = described("api.yml")["parameters"]
+    check_names(descriptions, top.PARAMETERS, where="api.yml: parameters")
+    return table(
+        ["Parameter", "Description", "Default"],
+        [
+            [code(name), filled(entry["text"]), filled(entry["default"])]
+            for name, entry in descriptions.items()
+        ],
+    )
 
 
 @part("endpoints")
@@ -547,29 +585,40 @@ def alerts() -> str:
     )
 
 
-FIGURES: Final = (
-    ("CPU time per report of a known flow", "{}, known flows", "µs", 1e-3, 1),
-    ("CPU time per report of a new flow", "{}, new flows", "µs", 1e-3, 1),
-    ("Scrape of 100,000 connections (500,000 series, gzip)", "{}, gzip", "s", 1, 2),
-    ("Memory per connection", "{}, after a page", "bytes", 1, 0),
+COSTS: Final = (
+    ("CPU time per report of a known flow", "known flows", "known flows", "µs", 1e-3, 1),
+    ("CPU time per report of a new flow", "new flows", "new flows", "µs", 1e-3, 1),
+    ("Scrape of 100,000 connections (500,000 series, gzip)", "gzip", "gzip", "s", 1, 2),
+    ("Memory per connection", "1,000,000 connections", "after a scrape", "bytes", 1, 0),
 )
-"""Rows of the README's table: their name, that of the figure, unit, factor and decimals."""
+"""Rows of the README's table: name, measurement of either program, unit, factor, decimals."""
 
 
 @part("costs")
 def costs() -> str:
     """Return what skyfast and the Go connector cost, from the table of ``benchmarks.md``."""
-    page = BENCHMARKS.read_text()
-    rows = []
-    for name, measured, unit, factor, decimals in FIGURES:
-        figures = []
-        for program in ("skyfast", "Go connector"):
-            figure = re.escape(measured.format(program))
-            (number,) = re.findall(rf"(?m)^\|.*\| {figure} \| ([\d,.]+) ", page)
-            value = float(number.replace(",", "")) * factor
-            figures.append(f"{value:,.{decimals}f} {unit}")
-        rows.append([name, *figures])
-    return table(["", "skyfast", "prom_sky_con"], rows)
+    return table(
+        ["", "skyfast", "prom_sky_con"],
+        [
+            [
+                name,
+                *(
+                    f"{measured(figure) * factor:,.{decimals}f} {unit}"
+                    for figure in (f"skyfast, {ours}", f"Go connector, {theirs}")
+                ),
+            ]
+            for name, ours, theirs, unit, factor, decimals in COSTS
+        ],
+    )
+
+
+def measured(name: str) -> float:
+    """Return the median of a measurement in ``benchmarks.md``."""
+    row = rf"(?m)^\|[^|]*\| {re.escape(name)} \| ([\d,.]+) "
+    found = re.search(row, BENCHMARKS.read_text())
+    if not found:
+        raise DocumentationError(f"benchmarks.md has no measurement {name!r}")
+    return float(found[1].replace(",", ""))
 
 
 # Pages -------------------------------------------------------------------------------------------

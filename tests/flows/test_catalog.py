@@ -531,8 +531,8 @@ def rules(name: str) -> dict[str, str]:
 
 def pairs() -> dict[str, str]:
     """Return the standard names of all families of the page that have another, by that."""
-    page = (ROOT / "docs" / "metrics.md").read_text()
-    others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(skydive_\w+)` \|", page)
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(?!\1`)(skydive_\w+)` \|", page)
     main = loader.parse(
         f"pipeline.store.prom_sky_con.metrics: {EVERY_METRIC}", {}, source="x"
     ).export.main
