@@ -11,6 +11,7 @@ there, or that has nothing in the code, is an error.
 """
 
 import argparse
+import ast
 import dataclasses
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 import yaml
 
-from docs.log_messages import log_messages
+from docs.log_messages import SOURCES, log_messages
 from skyfast import cli, stats
 from skyfast import stats as self_metrics
 from skyfast._table import Table
@@ -565,6 +566,22 @@ def endpoints() -> str:
             for path, text in descriptions.items()
         ],
     )
+
+
+# Modules -----------------------------------------------------------------------------------------
+
+
+@part("modules")
+def modules() -> str:
+    """Return the modules of the package by folder, with the first sentence of their docstrings."""
+    folders: dict[str, list[list[str]]] = {}
+    for path in sorted(SOURCES.rglob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        if path.stem not in ("__init__", "__main__") and docstring:
+            summary = " ".join(docstring.split("\n\n")[0].split()).replace("``", "`")
+            name = path.relative_to(SOURCES).with_suffix("").as_posix()
+            folders.setdefault(path.parent.name, []).append([code(name), summary])
+    return table(["Module", "Purpose"], [row for rows in folders.values() for row in rows])
 
 
 # Alerts and figures ------------------------------------------------------------------------------

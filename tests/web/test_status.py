@@ -673,4 +673,4 @@ def test_the_script_knows_the_constants_of_the_page():
     assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {status_html.MAX_GAP_S:g};" in script
     assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
-    assert f'"{statuspage._NO_ANSWER}"' in script
+    assert f'"{status_html._NO_ANSWER}"' in script
