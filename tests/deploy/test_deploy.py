@@ -750,6 +750,6 @@ def test_the_resources_are_those_of_the_benchmarks() -> None:
     assert limit == "1Gi"
     assert most + 2 * message <= 1024 <= 1.5 * most
     assert setting("MemoryMax") == [limit.removesuffix("i")]
-    usual = EMPTY_PROCESS_MIB + 100_000 * 222 / 2**20 + page
+    usual = EMPTY_PROCESS_MIB + 100_000 * connection / 2**20 + page
     request = int(only["resources"]["requests"]["memory"].removesuffix("Mi"))
     assert 1.3 * usual <= request <= 2 * usual
