@@ -27,9 +27,8 @@ from docs.log_messages import SOURCES, log_messages
 from skyfast import cli, stats
 from skyfast import stats as self_metrics
 from skyfast._table import Table
-from skyfast.config import loader
-from skyfast.flows import catalog
-from skyfast.flows import catalog as planner
+from skyfast.config import loader, schema
+from skyfast.flows import catalog, planner
 from skyfast.flows.fields import FIELDS, flow_types
 from skyfast.skydive import topology, topology_nodes
 from skyfast.skydive.captures import Captures
@@ -267,7 +266,7 @@ def captures() -> str:
 
 @part("default-view")
 def default_view() -> str:
-    store = loader.parse("", {}, source="none").store
+    export = loader.parse("", {}, source="none").export
     return table(
         ["Metric", "Type", "Labels", "Description"],
         [
@@ -277,8 +276,8 @@ def default_view() -> str:
                 codes(label.name for label in view.labels),
                 family.help,
             ]
-            for view in store.views
-            for family in catalog.families(view, naming=store.naming)
+            for view in export.views
+            for family in planner.families(view, naming=export.naming)
         ],
     )
 
@@ -288,9 +287,8 @@ def default_view() -> str:
 
 def self_families() -> list[Family]:
     """Return the families of ``/metrics/self``, each with at least one sample."""
-    config = loader.parse("", {}, source="none")
-    names = Names(keep_s=0)
-    plan = planner.make_plan(config, names=names)
+    export = loader.parse("", {}, source="none").export
+    plan = planner.make_plan(export, names=Names(keep_s=0))
     table = Table(
         plan,
         flow_types(plan),
@@ -298,14 +296,14 @@ def self_families() -> list[Family]:
         max_flows=1,
         timeout_s=1,
         memory_s=0,
-        view_timeouts_s=[view.timeout_s for view in config.store.views],
+        view_timeouts_s=[1] * len(export.views),
     )
     counters = stats.Stats()
     counters.analyzer("analyzer")
     counters.flows_filtered["rule"] = 0
     counters.values_skipped["field"] = 0
     counters.config.last_reload_changed = ("key",)
-    views = [view.prefix for view in config.store.views]
+    views = [view.prefix for view in export.views]
     page = self_metrics.render(counters, table, views=views)
     page += self_metrics.render_label_values({"protocol": 1})
     return read_families(page)
@@ -359,7 +357,7 @@ def configuration_keys() -> str:
     sections = described("configuration.yml")["sections"]
     check_names(
         (path for section in sections for path in section["keys"]),
-        loader.SCHEMA,
+        schema.SCHEMA,
         where="configuration.yml",
     )
     default = yaml.safe_load(loader.dump(loader.parse("", {}, source="none")))
@@ -372,7 +370,7 @@ def configuration_keys() -> str:
         ]
         parts.append(table(["Key", "Default", "Unit"], rows))
         for path, key in section["keys"].items():
-            variable = loader.SCHEMA[path].env
+            variable = schema.SCHEMA[path].env
             lines = [
                 f"- Default: {_default(path, key, default)}",
                 f"- Unit: {unit}" if (unit := _unit(path, key)) else "",
@@ -391,7 +389,7 @@ def anchor(heading: str) -> str:
 
 def _unit(path: str, key: Mapping[str, Any]) -> str:
     """Return the unit of a key. Times are the only fractions."""
-    if isinstance(loader.SCHEMA[path].default, float):
+    if isinstance(schema.SCHEMA[path].default, float):
         return "seconds"
     return str(key.get("unit", ""))
 

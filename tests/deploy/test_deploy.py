@@ -140,7 +140,7 @@ def test_the_drop_in_for_keys_sets_variables_that_there_are() -> None:
     drop_in, _ = DROP_IN.findall(INSTRUCTIONS)
     variables = re.findall(r"(?m)^Environment=(SKYDIVE_\w+)=", drop_in)
     assert variables
-    assert set(variables) <= {key.env for key in SCHEMA.values()}
+    assert set(variables) <= {key.env for key in schema.SCHEMA.values()}
 
 
 def test_the_drop_in_for_sockets_adds_that_and_nothing_else() -> None:
