@@ -25,16 +25,15 @@ import yaml
 
 from docs.log_messages import SOURCES, log_messages
 from skyfast import cli, stats
-from skyfast import stats as self_metrics
 from skyfast._table import Table
 from skyfast.config import loader, schema
 from skyfast.flows import catalog, planner
 from skyfast.flows.fields import FIELDS, flow_types
-from skyfast.skydive import topology, topology_nodes
+from skyfast.skydive import interfaces, topology_nodes
 from skyfast.skydive.captures import Captures
+from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import Names
-from skyfast.skydive.topology import Interfaces
-from skyfast.web import server, status, top
+from skyfast.web import self_metrics, server, status, top
 
 ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -240,7 +239,7 @@ def both_namings(page: Callable[[str], bytes]) -> str:
 
 
 @part("interfaces")
-def interfaces() -> str:
+def interface_metrics() -> str:
     def page(naming: str) -> bytes:
         shown = Interfaces(
             interval_s=1,
@@ -255,7 +254,7 @@ def interfaces() -> str:
 
 
 @part("captures")
-def captures() -> str:
+def capture_metrics() -> str:
     def page(naming: str) -> bytes:
         shown = Captures(naming=naming, stats=stats.CaptureStats())  # type: ignore[arg-type]
         shown.message(CAPTURE, 0)
@@ -507,7 +506,7 @@ LIMITS: Final = {
     "default_entries": top.DEFAULT_ENTRIES,
     "entries": top.MAX_ENTRIES,
     "filter_chars": top.MAX_FILTER_CHARS,
-    "interfaces": topology.MAX_BUSIEST,
+    "interfaces": interfaces.MAX_BUSIEST,
     "rate_s": int(status.INTERVAL_S * status.RATE_INTERVALS),
     "samples": status.SAMPLES + 1,
 }

@@ -46,7 +46,7 @@ def log_messages() -> list[LogMessage]:
     """Return every message of the package that can be logged at ``WARNING`` or above."""
     found = {
         re.escape(text): LogMessage(re.escape(text), "warning", RECONNECT)
-        for text in subscription._TEXTS.values()
+        for text in subscription.REASON_TEXTS.values()
     }
     for path in sorted(SOURCES.rglob("*.py")):
         module = path.relative_to(SOURCES).with_suffix("").as_posix()
@@ -83,7 +83,12 @@ class _Module:
             case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr=method), args=args):
                 if method in LEVELS:
                     yield LEVELS[method], args[1] if ast.unparse(args[0]) == "'%s%s'" else args[0]
-            case ast.Call(func=ast.Attribute(attr="warn"), args=[_, _, text]):
+            case ast.Call(func=ast.Attribute(attr="warn"), args=[_, _, text, *_]):
+                yield "warning", text
+            case ast.Call(
+                func=ast.Attribute(value=ast.Attribute(attr="_limit" | "_log_limit"), attr="log"),
+                args=[_, _, _, text, *_],
+            ):
                 yield "warning", text
             case ast.Call(func=ast.Attribute(attr="_log")):
                 if "logging.INFO" not in map(ast.unparse, call.args):
