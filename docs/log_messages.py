@@ -87,9 +87,9 @@ class _Module:
                 yield "warning", text
             case ast.Call(
                 func=ast.Attribute(value=ast.Attribute(attr="_limit" | "_log_limit"), attr="log"),
-                args=[_, _, _, text, *_],
+                args=[_, level, _, text, *_],
             ):
-                yield "warning", text
+                yield ("error" if ast.unparse(level) == "logging.ERROR" else "warning"), text
             case ast.Call(func=ast.Attribute(attr="_log")):
                 if "logging.INFO" not in map(ast.unparse, call.args):
                     for text in filter(self._is_text, call.args[:]):
