@@ -101,7 +101,7 @@ def test_connections_are_those_of_the_go_connector() -> None:
         ),
         Family(
             name="skydive_network_connection_rtt_nanoseconds",
-            help="Latest round-trip time measured on this connection.",
+            help="Latest measured round-trip time on this connection.",
             type="gauge",
             values=(Gauge(path=("Metric", "RTT")),),
         ),
