@@ -554,7 +554,7 @@ def top_parameters() -> str:
 @part("endpoints")
 def endpoints() -> str:
     descriptions = described("api.yml")["endpoints"]
-    methods = {path: names for path, names in server._METHODS.items() if path != "*"}
+    methods = {path: route.methods for path, route in server.ROUTES.items() if path != "*"}
     check_names(descriptions, methods, where="api.yml: endpoints")
     return table(
         ["Path", "Methods", "Answer"],
