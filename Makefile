@@ -34,7 +34,7 @@ SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
 
 .PHONY: run test test-slow coverage nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
-	screenshots dist clean
+	docs screenshots dist clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
@@ -126,6 +126,10 @@ bench: $(VENV)/.built $(VENV)/.test
 
 bench-plots: $(VENV)/.built $(VENV)/.test $(VENV)/.plots
 	$(BIN)/python -m benchmarks.plots
+
+# Writes the generated parts of the documentation.
+docs: $(VENV)/.built
+	$(BIN)/python -m docs.generate
 
 # Draws the pictures of docs/status.md anew, in a bit more than ten minutes.
 screenshots: $(VENV)/.built $(VENV)/.test

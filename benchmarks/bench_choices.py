@@ -87,12 +87,12 @@ def run(report: Report) -> None:
             for all_, some in zip((decode_ns, known_ns), choices.call("take", round_), strict=True):
                 for name, samples in some.items():
                     all_[name] += samples
-        _add(report, "decoding", decode_ns, "ns a flow")
-        _add(report, "known flows in the table", known_ns, "ns a flow")
-        _add(report, "new flows in the table", new_ns, "ns a flow")
-        _add(report, "connections of as many flows", choices.call("connections"), "")
-        _add(report, "page", choices.call("page_mb"), "MB")
-        _add(report, "rendering alone", choices.call("render"), "ms")
+        _add(report, "decoding", decode_ns, "ns per flow")
+        _add(report, "known flows in the table", known_ns, "ns per flow")
+        _add(report, "new flows in the table", new_ns, "ns per flow")
+        _add(report, "connections from the same flows", choices.call("connections"), "")
+        _add(report, "page size", choices.call("page_mb"), "MB")
+        _add(report, "rendering", choices.call("render"), "ms")
 
 
 def _add(report: Report, what: str, figures: Samples, unit: str) -> None:

@@ -97,24 +97,22 @@ def run(report: Report) -> None:
             update_without_ns, expire_without_ns, bytes_without, _ = without.call("run", 3)
         what = f"{NEW_FLOWS_A_MINUTE:,} new flows a minute, flow_memory {memory_s}"
         report.add(
-            f"{what}: report", [update_ns], "ns a flow", to="without", over=[update_without_ns]
+            f"{what}: report", [update_ns], "ns per flow", to="without", over=[update_without_ns]
         )
         report.add(
-            f"{what}: expiry", [expire_ns], "ns a flow", to="without", over=[expire_without_ns]
+            f"{what}: expiry", [expire_ns], "ns per flow", to="without", over=[expire_without_ns]
         )
         target = at_most(40 if memory_s == MEMORIES_S[0] else 165)
         more = (bytes_ - bytes_without) / 1e6
-        report.add(f"{what}: more memory", [more], "MB", target=target)
-        report.add(
-            f"{what}: of a dormant flow", [1e6 * more / dormant], "bytes", target=at_most(80)
-        )
+        report.add(f"{what}: additional memory", [more], "MB", target=target)
+        report.add(f"{what}: per dormant flow", [1e6 * more / dormant], "bytes", target=at_most(80))
     with Remote(Crowd, LARGE) as crowd:
-        report.add(f"{LARGE:,} new flows", [crowd.call("report")], "ns a flow")
+        report.add(f"{LARGE:,} new flows", [crowd.call("report")], "ns per flow")
         ns, longest_ms = crowd.call("expire", 100)
-        report.add(f"{LARGE:,} flows become dormant at once", [ns], "ns a flow")
-        report.add(f"the longest slice of {SLICE_ROWS} rows", [longest_ms], "ms")
-        report.add(f"{LARGE:,} dormant flows come back", [crowd.call("report")], "ns a flow")
+        report.add(f"{LARGE:,} flows become dormant at once", [ns], "ns per flow")
+        report.add(f"longest slice of {SLICE_ROWS} rows", [longest_ms], "ms")
+        report.add(f"{LARGE:,} dormant flows come back", [crowd.call("report")], "ns per flow")
         crowd.call("expire", 100)
         ns, longest_ms = crowd.call("expire", 2_000)
-        report.add(f"{LARGE:,} dormant flows are forgotten at once", [ns], "ns a flow")
-        report.add(f"the longest slice of {SLICE_ROWS} rows", [longest_ms], "ms")
+        report.add(f"{LARGE:,} dormant flows are forgotten at once", [ns], "ns per flow")
+        report.add(f"longest slice of {SLICE_ROWS} rows", [longest_ms], "ms")

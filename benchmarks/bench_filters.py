@@ -48,8 +48,8 @@ FIVE = (
 """Few flows are dropped by any, so that each looks at nearly all."""
 
 FILTERS = {
-    "nothing": Filter(excluded_tags=frozenset(), drop=(), keep=()),
-    "an excluded tag": Filter(excluded_tags=frozenset({"other"}), drop=(), keep=()),
+    "no filter": Filter(excluded_tags=frozenset(), drop=(), keep=()),
+    "excluded tag": Filter(excluded_tags=frozenset({"other"}), drop=(), keep=()),
     "one port": Filter(excluded_tags=frozenset(), drop=(PORT,), keep=()),
     "one network": Filter(excluded_tags=frozenset(), drop=(NETWORK,), keep=()),
     "five rules": Filter(excluded_tags=frozenset(), drop=FIVE, keep=()),
@@ -65,9 +65,9 @@ def run(report: Report) -> None:
     decode = decoder(flow_types(PLAN, also=sorted(also)).Flow).decode
     picks = {name: _compiled(config) for name, config in FILTERS.items()}
     five = picks["five rules"]
-    picks["five rules, of closures"] = _closures(FIVE)
+    picks["five rules as closures"] = _closures(FIVE)
     assert all(
-        five(decode(message).Obj) == picks["five rules, of closures"](decode(message).Obj)
+        five(decode(message).Obj) == picks["five rules as closures"](decode(message).Obj)
         for message in messages
     )
     decoding: list[float] = []
@@ -77,15 +77,15 @@ def run(report: Report) -> None:
         for name, pick in picks.items():
             decode_ns, pick_ns = _measure(messages, decode, pick)
             ns[name].append(pick_ns)
-            if name == "nothing":
+            if name == "no filter":
                 decoding.append(decode_ns)
         unknown.append(_measure(messages, decode, _compiled(FILTERS["one network"]))[1])
     for name, samples in ns.items():
-        report.add(name, samples, "ns a flow", to="decoding", over=decoding)
+        report.add(name, samples, "ns per flow", to="decoding", over=decoding)
     report.add(
-        "one network, addresses not seen before",
+        "one network, new addresses",
         unknown,
-        "ns a flow",
+        "ns per flow",
         to="decoding",
         over=decoding,
     )

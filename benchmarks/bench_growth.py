@@ -86,17 +86,17 @@ def run(report: Report) -> None:
         what = f"known flow, {point.connections:,} connections"
         ns = point.known_ns
         to = f"{least.connections:,}"
-        report.add(what, ns, "ns a flow", to=to, over=least.known_ns, target=bound)
+        report.add(what, ns, "ns per flow", to=to, over=least.known_ns, target=bound)
     for point in points[1:]:
         what = f"new flow, {point.connections:,} connections"
         to = f"{least.connections:,}"
-        report.add(what, [point.new_ns], "ns a flow", to=to, over=[least.new_ns])
+        report.add(what, [point.new_ns], "ns per flow", to=to, over=[least.new_ns])
     for point in points:
         grown = point.connections > SCALE
         report.add(
             f"memory, {point.connections:,} connections",
             [point.bytes_],
-            "bytes a connection",
+            "bytes per connection",
             to=f"{SCALE:,}" if grown else "",
             over=[base.bytes_] if grown else None,
             target=bound if grown else None,

@@ -48,28 +48,28 @@ def run(report: Report) -> None:
 
     # Each round is compared with what decoding took right before and after it.
     around = [[statistics.mean(two) for two in itertools.pairwise(ns)] for ns in decode]
-    report.add("msgspec's decode alone", [ns for alone in decode for ns in alone], "ns a flow")
-    report.add("skyfast, receiving alone", received, "ns a flow")
+    report.add("decoding with msgspec", [ns for alone in decode for ns in alone], "ns per flow")
+    report.add("skyfast, receiving only", received, "ns per flow")
     report.add(
         "skyfast, known flows",
         known,
-        "ns a flow",
-        to="decode alone",
+        "ns per flow",
+        to="decoding",
         over=[ns for alone in around for ns in alone[1:]],
         target=ratio_at_most(1.6),
     )
     report.add(
         "skyfast, new flows",
         new,
-        "ns a flow",
-        to="decode alone",
+        "ns per flow",
+        to="decoding",
         over=[alone[0] for alone in around],
         target=ratio_at_most(2.2),
     )
-    report.add("skyfast, known flows by the clock", rate, "flows/s")
+    report.add("skyfast, known flows, elapsed time", rate, "flows/s")
     what = f"one of {SHARDS} shards"
-    report.add(f"{what}, known flows", shard_known, "ns a flow", to="skyfast, known", over=known)
-    report.add(f"{what}, new flows", shard_new, "ns a flow", to="skyfast, new", over=new)
+    report.add(f"{what}, known flows", shard_known, "ns per flow", to="skyfast, known", over=known)
+    report.add(f"{what}, new flows", shard_new, "ns per flow", to="skyfast, new", over=new)
     with Remote(Analyzer, NAIVE_FLOWS) as analyzer, programs.naive(analyzer) as program:
         _peer(report, "naive Python", program, analyzer, NAIVE_FLOWS, new=new, known=known)
     if programs.GO_CONNECTOR:
@@ -93,13 +93,13 @@ def _peer(
     known: list[float],
 ) -> None:
     theirs = _new(program, analyzer, flows)
-    report.add(f"{name}, new flows", theirs, "ns a flow", to="skyfast, new", over=new)
+    report.add(f"{name}, new flows", theirs, "ns per flow", to="skyfast, new", over=new)
     analyzer.call("load_some", flows)
     theirs = [program.round(FIRST_ROUND + 1)[0] / flows * 1e9]
     report.add(
         f"{name}, known flows",
         theirs,
-        "ns a flow",
+        "ns per flow",
         to="skyfast, known",
         over=known,
         target=ratio_at_least(8),

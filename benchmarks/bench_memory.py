@@ -13,7 +13,7 @@ PAGES = 3
 
 
 def run(report: Report) -> None:
-    unit = "bytes a connection"
+    unit = "bytes per connection"
     with Remote(Analyzer, LARGE) as analyzer:
         _skyfast(report, analyzer, SCALE)
         ours = _skyfast(report, analyzer, LARGE)
@@ -24,13 +24,14 @@ def run(report: Report) -> None:
         if flows:
             with Remote(Analyzer, flows) as analyzer, start(analyzer) as program:
                 theirs, empty = _fill(program, analyzer, flows)
-                report.add(f"{name}, {flows:,}", [theirs], unit, to="skyfast", over=[ours])
+                what = f"{name}, {flows:,} connections"
+                report.add(what, [theirs], unit, to="skyfast", over=[ours])
                 program.page()
                 after = (program.memory() - empty) / flows
                 report.add(
-                    "the same after a page",
+                    f"{name}, after a scrape",
                     [after],
-                    "bytes a connection",
+                    "bytes per connection",
                     to="skyfast",
                     over=[ours],
                 )
@@ -39,12 +40,12 @@ def run(report: Report) -> None:
 def _skyfast(report: Report, analyzer: Remote, flows: int) -> float:
     with programs.skyfast(analyzer) as program:
         taken, empty = _fill(program, analyzer, flows)
-        unit = "bytes a connection"
+        unit = "bytes per connection"
         report.add("skyfast, empty process", [empty / 2**20], "MiB")
         target = at_most(180) if flows == LARGE else None
-        report.add(f"{flows:,} connections over that", [taken], unit, target=target)
+        report.add(f"skyfast, {flows:,} connections", [taken], unit, target=target)
         table = program.metric("skyfast_table_bytes") / flows
-        report.add("the table of it", [table], unit)
+        report.add("skyfast, table only", [table], unit)
         before = program.memory()
         for compressed in (True, False):
             peaks = []
@@ -52,8 +53,9 @@ def _skyfast(report: Report, analyzer: Remote, flows: int) -> float:
                 program.forget_peak()
                 program.page(compressed=compressed)
                 peaks.append((program.memory("VmHWM") - before) / 2**20)
-            coding = "gzip" if compressed else "identity"
-            report.add(f"more while a page is read, {coding}", peaks, "MiB", target=at_most(16))
+            coding = "gzip" if compressed else "uncompressed"
+            what = f"additional memory during a scrape, {coding}"
+            report.add(what, peaks, "MiB", target=at_most(16))
     return taken
 
 

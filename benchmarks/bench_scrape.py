@@ -96,7 +96,7 @@ def run(report: Report) -> None:
                 report.add("Go connector, first byte", [page.first_s * 1e3], "ms")
     with Remote(Client, CLIENT_FLOWS) as client:
         theirs = [client.call("render") * series for _ in range(2)]
-    what = f"prometheus_client, as many series, by {CLIENT_FLOWS:,} connections'"
+    what = f"prometheus_client, extrapolated from {CLIENT_FLOWS:,} connections"
     report.add(what, theirs, "s", to="skyfast, gzip", over=single)
     _render(report)
 
@@ -104,27 +104,30 @@ def run(report: Report) -> None:
 def _pages(report: Report, program: Program) -> tuple[list[float], int]:
     with Remote(Content, program.port) as content:
         size, series = content.call("size"), content.call("series")
-        report.add(f"page of {SCALE:,} connections, {series:,} series", [size / 1e6], "MB")
+        what = f"size of a page of {SCALE:,} connections, {series:,} series"
+        report.add(what, [size / 1e6], "MB")
         compressed, alone = _compressed(program, content, REPEATS)
         copied = [content.call("copy") / series * 1e9 for _ in range(REPEATS)]
-    report.add("one memcpy of it", copied, "ns a series")
+    report.add("memcpy of the page", copied, "ns per series")
     single = [page.seconds for page in compressed]
-    _report_compressed(report, "page, gzip", single, alone, ratio_at_most(1.3))
+    _report_compressed(report, "skyfast, gzip", single, alone, ratio_at_most(1.3))
     first_ms = [page.first_s * 1e3 for page in compressed]
-    report.add("the same, first byte", first_ms, "ms", target=at_most(10))
+    report.add("skyfast, gzip, first byte", first_ms, "ms", target=at_most(10))
     with ThreadPoolExecutor(2) as pool:
         both = [
             max(pool.map(lambda _: program.page(compressed=True).seconds, range(2)))
             for _ in range(LARGE_REPEATS)
         ]
-    report.add("two at once, gzip, the slower", both, "s", to="one", over=single)
+    what = "skyfast, gzip, slower of two concurrent scrapes"
+    report.add(what, both, "s", to="one scrape", over=single)
     with programs.static(size) as static:
         identity, sent = [], []
         for _ in range(REPEATS):
             identity.append(program.page().seconds)
             sent.append(static.page().seconds)
-    report.add("a static body as large", sent, "s")
-    report.add("page, identity", identity, "s", to="static", over=sent, target=ratio_at_most(1.8))
+    report.add("static body of the same size", sent, "s")
+    target = ratio_at_most(1.8)
+    report.add("skyfast, uncompressed", identity, "s", to="static body", over=sent, target=target)
     return single, series
 
 
@@ -132,7 +135,7 @@ def _large_page(report: Report, program: Program) -> None:
     with Remote(Content, program.port) as content:
         compressed, alone = _compressed(program, content, LARGE_REPEATS)
     seconds = [page.seconds for page in compressed]
-    what = f"page of {LARGE:,} connections, gzip"
+    what = f"skyfast, {LARGE:,} connections, gzip"
     _report_compressed(report, what, seconds, alone, ratio_at_most(1.5))
 
 
@@ -150,8 +153,8 @@ def _compressed(
 def _report_compressed(
     report: Report, what: str, seconds: list[float], alone: list[float], target: Target
 ) -> None:
-    report.add(f"isal level {GZIP_LEVEL} alone", alone, "s")
-    report.add(what, seconds, "s", to="isal alone", over=alone, target=target)
+    report.add(f"compression only, isal level {GZIP_LEVEL}", alone, "s")
+    report.add(what, seconds, "s", to="compression only", over=alone, target=target)
 
 
 def _render(report: Report) -> None:
@@ -160,5 +163,5 @@ def _render(report: Report) -> None:
             core.call("fill", connections)
             _, series = core.call("page")
             ns = [core.call("render") / series * 1e9 for _ in range(REPEATS)]
-            what = f"rendering alone, {connections:,} connections"
-            report.add(what, ns, "ns a series", target=target)
+            what = f"rendering only, {connections:,} connections"
+            report.add(what, ns, "ns per series", target=target)

@@ -52,11 +52,11 @@ def run(report: Report) -> None:
         program.round(FIRST_ROUND)
         analyzer.call("load_some", FLOWS_PER_S)
         _scraped(report, program, analyzer, scraper)
-    report.add(f"memory with {LARGE:,} connections, first time", filled[:1], "MiB")
-    what = f"the same after {CYCLES - 1} more cycles"
+    report.add(f"memory with {LARGE:,} connections, first cycle", filled[:1], "MiB")
+    what = f"memory after {CYCLES - 1} more cycles"
     same = ratio_at_most(1.02)
-    report.add(what, filled[-1:], "MiB", to="first time", over=filled[:1], target=same)
-    report.add("memory when all have expired", emptied, "MiB")
+    report.add(what, filled[-1:], "MiB", to="first cycle", over=filled[:1], target=same)
+    report.add("memory after all have expired", emptied, "MiB")
 
 
 def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[float], list[float]]:
@@ -79,8 +79,8 @@ def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[fl
             time.sleep(POLL_S)
         delays += _end(program)
         emptied.append(program.memory() / 2**20)
-    _add_delays(report, f"{LARGE:,} connections expire, and are forgotten, at once", delays)
-    report.add("until the last of them is gone", took_s, "s")
+    _add_delays(report, f"{LARGE:,} connections expire and are forgotten at once", delays)
+    report.add("time until all have expired", took_s, "s")
     return filled, emptied
 
 
@@ -93,20 +93,20 @@ def _scraped(report: Report, program: Program, analyzer: Remote, scraper: Remote
     pages_s = scraper.result()
     program.settle()
     lost = sent - (program.metric("skyfast_flows_total") - before)
-    _add_delays(report, f"{LARGE:,} connections scraped without pause", delays)
-    report.add("flows that came meanwhile", [sent / took_s], "flows/s")
+    _add_delays(report, f"{LARGE:,} connections scraped continuously", delays)
+    report.add("flows received during scrapes", [sent / took_s], "flows/s")
     skipped = program.metric("skyfast_flows_skipped_total")
     report.add("flows lost or skipped", [lost + skipped], "", target=at_most(0))
-    report.add("a page meanwhile, gzip", pages_s, "s")
+    report.add("scrape, gzip", pages_s, "s")
     report.add("pongs", [s * 1e3 for s in pings_s], "ms")
-    report.add("the latest pong", [max(pings_s) * 1e3], "ms", target=at_most(PONG_TIMEOUT_S * 1e3))
+    report.add("slowest pong", [max(pings_s) * 1e3], "ms", target=at_most(PONG_TIMEOUT_S * 1e3))
 
 
 def _add_delays(report: Report, what: str, delays_s: list[float], *, targets: bool = True) -> None:
     waits = sorted(heartbeat.waits_ms(delays_s))
     for part, wait, limit in (
-        ("99 of 100 wait at most", waits[len(waits) * 99 // 100], 10),
-        ("longest wait", waits[-1], 50),
+        ("99th percentile of delays", waits[len(waits) * 99 // 100], 10),
+        ("longest delay", waits[-1], 50),
     ):
         report.add(f"{what}: {part}", [wait], "ms", target=at_most(limit) if targets else None)
 

@@ -30,11 +30,12 @@ def run(report: Report) -> None:
         imports.append(seconds)
         modules.append(count)
         starts.append(_start())
-    report.add("Python alone", bare, "ms")
-    report.add("the imports of what the first page needs", imports, "ms")
-    report.add("modules that these bring", modules, "")
+    report.add("Python only", bare, "ms")
+    report.add("imports for the first page", imports, "ms")
+    report.add("imported modules", modules, "")
     ratio = ratio_at_most(1.5)
-    report.add("skyfast, to its first page", starts, "ms", to="imports", over=imports, target=ratio)
+    what = "skyfast, until the first page"
+    report.add(what, starts, "ms", to="imports", over=imports, target=ratio)
 
 
 def _import(names: str) -> tuple[float, int]:

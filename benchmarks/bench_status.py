@@ -91,7 +91,7 @@ def _measure(
         time.sleep(APART_S)
     longest_ms = _longest_ms(program)
     if path is None:
-        report.add(f"{what}: the event loop's longest pause", [longest_ms], "ms")
+        report.add(f"{what}: longest pause of the event loop", [longest_ms], "ms")
     else:
         _add(report, what, seconds, longest_ms, limit_ms=limit_ms)
 
@@ -101,7 +101,7 @@ def _add(
 ) -> None:
     target = at_most(limit_ms) if limit_ms else None
     report.add(what, [each * 1e3 for each in seconds], "ms", target=target)
-    report.add("the event loop's longest pause meanwhile", [longest_ms], "ms", target=at_most(50))
+    report.add("longest pause of the event loop", [longest_ms], "ms", target=at_most(50))
 
 
 def _longest_ms(program: Program) -> float:

@@ -95,8 +95,8 @@ def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[
         what = f"{_rounded(series)} series"
         report.add(f"{what}: page", [len(page.body) / 1e6], "MB")
         compressed = program.page(compressed=True)
-        report.add(f"{what}: the same, gzip", [compressed.received_bytes / 1e6], "MB")
-        report.add(f"{what}: time until it was read, and no more, gzip", [compressed.seconds], "s")
+        report.add(f"{what}: page, gzip", [compressed.received_bytes / 1e6], "MB")
+        report.add(f"{what}: duration of a scrape, gzip", [compressed.seconds], "s")
         del page
         for kind in kinds:
             with programs.storage(kind.argv, program.port, INTERVAL_S) as server:
@@ -112,10 +112,10 @@ def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[
                 assert all(_samples(server, "up"))
                 name = f"{what}: {kind.name}"
                 report.add(f"{name}, first scrape", [first_s], "s")
-                report.add(f"{name}, a later one", later_s, "s")
-                report.add(f"{name}, its processor", [cpu_s / (SCRAPES - 1)], "s a scrape")
+                report.add(f"{name}, later scrapes", later_s, "s")
+                report.add(f"{name}, CPU time", [cpu_s / (SCRAPES - 1)], "s per scrape")
                 report.add(f"{name}, memory", [server.memory() / 2**20], "MiB")
-                report.add(f"{name}, memory at most", [server.memory("VmHWM") / 2**20], "MiB")
+                report.add(f"{name}, peak memory", [server.memory("VmHWM") / 2**20], "MiB")
 
 
 def _turnover(report: Report, analyzer: Remote, connections: int, kind: Kind) -> None:

@@ -19,27 +19,27 @@ def run(report: Report) -> None:
             _, update = core.call("fill", connections)
             alone.append(decoder.call("run"))
             report.add(
-                f"new flows until {what}", [update], "ns a flow", to="decode alone", over=alone
+                f"new flows, up to {what}", [update], "ns per flow", to="decoding", over=alone
             )
             known[connections] = _known(core, round_, in_order=False)
             report.add(
-                f"known flows of {what}, in no order",
+                f"known flows, {what}, random order",
                 known[connections],
-                "ns a flow",
+                "ns per flow",
                 target=target,
             )
             round_ += REPEATS
             in_order = _known(core, round_, in_order=True)
-            report.add(f"known flows of {what}, in the rows' order", in_order, "ns a flow")
+            report.add(f"known flows, {what}, row order", in_order, "ns per flow")
             round_ += REPEATS
     with Remote(Core, SCALE, False) as core:
         core.call("fill", SCALE)
         attributes = _known(core, FIRST_ROUND + 1, in_order=False)
     report.add(
-        f"known flows of {SCALE:,} connections, fields read as attributes",
+        f"known flows, {SCALE:,} connections, fields read as attributes",
         attributes,
-        "ns a flow",
-        to="at their offsets",
+        "ns per flow",
+        to="fields read by offset",
         over=known[SCALE],
     )
 

@@ -17,7 +17,8 @@ def main() -> None:
         f" Linux {machine['kernel'].split('-')[0]}, {machine['libc']};",
         ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
     )
-    print("\n| | | | | target | |\n| --- | --- | ---: | ---: | ---: | --- |")
+    print("\n| Benchmark | Measurement | Median | Ratio | Target | Result |")
+    print("| --- | --- | ---: | ---: | ---: | --- |")
     for result in results:
         name = result["benchmark"]
         for row in result["rows"]:
@@ -25,7 +26,7 @@ def main() -> None:
                 continue
             figure = f"{number(row['median'])} {row['unit']}".strip()
             ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} × {row['ratio_to']}"
-            verdict = {None: "", True: "PASS", False: "**over**"}[row["met"]]
+            verdict = {None: "", True: "met", False: "**missed**"}[row["met"]]
             print(f"| {name} | {row['what']} | {figure} | {ratio} | {row['target']} | {verdict} |")
             name = ""
 

@@ -61,25 +61,25 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
         name="initiator_ip",
         path=INITIATOR_IP,
         cardinality="careful",
-        help="who sent the first packet that was seen",
+        help="the host that sent the first captured packet",
     ),
     KnownLabel(
         name="target_ip",
         path=TARGET_IP,
         cardinality="careful",
-        help="to whom it was sent",
+        help="the host that the packet was sent to",
     ),
     KnownLabel(
         name="initiator_port",
         path=INITIATOR_PORT,
         cardinality="dangerous",
-        help="most clients take another one for each connection",
+        help="most clients use a new port for each connection",
     ),
     KnownLabel(
         name="target_port",
         path=TARGET_PORT,
         cardinality="careful",
-        help="the service; a port scan shows all 65,536",
+        help="the service; a port scan creates all 65,536 values",
     ),
     KnownLabel(
         name=DIRECTION,
@@ -91,21 +91,21 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
         name="node_tid",
         path=NODE_TID,
         cardinality="careful",
-        help="the interface where it was captured: a conversation captured at two has two "
-        "connections",
+        help="the interface where the flow was captured; a conversation captured at two "
+        "interfaces has two connections",
     ),
     KnownLabel(
         name="protocol",
         path=PROTOCOL,
         cardinality="fine",
-        help="`TCP`, `UDP` or `SCTP`; with `include_icmp` `ICMPV4` and `ICMPV6` too, with "
-        "`include_other` the last of its layers",
+        help="`TCP`, `UDP` or `SCTP`; with `include_icmp` also `ICMPV4` and `ICMPV6`; with "
+        "`include_other` also the last layer of other flows",
     ),
     KnownLabel(
         name="application",
         path=("Application",),
         cardinality="fine",
-        help="the last layer that was recognized, such as `DNS`",
+        help="the last recognized layer, such as `DNS`",
     ),
     KnownLabel(
         name="layers_path",
@@ -117,90 +117,90 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
         name="link_a",
         path=("Link", "A"),
         cardinality="careful",
-        help="the initiator's MAC address",
+        help="the MAC address of the initiator",
     ),
     KnownLabel(
         name="link_b",
         path=("Link", "B"),
         cardinality="careful",
-        help="the target's MAC address",
+        help="the MAC address of the target",
     ),
     KnownLabel(
         name="vlan",
         path=("Link", "ID"),
         cardinality="careful",
-        help="the VLAN's number, 0 without one; with QinQ 12 bits for each tag",
+        help="the VLAN number, or 0; with QinQ, 12 bits for each tag",
     ),
     KnownLabel(
         name="capture_id",
         path=("CaptureID",),
         cardinality="fine",
-        help="the capture that saw it; a capture that is made anew has another",
+        help="the capture; a capture that is created again gets a new ID",
     ),
     KnownLabel(
         name="tracking_id",
         path=("TrackingID",),
         cardinality="dangerous",
-        help="one for each conversation",
+        help="a new value for each conversation",
     ),
     KnownLabel(
         name="l3_tracking_id",
         path=("L3TrackingID",),
         cardinality="dangerous",
-        help="one for each conversation; it can change across a router",
+        help="a new value for each conversation; can change across a router",
     ),
     KnownLabel(
         name="parent_uuid",
         path=("ParentUUID",),
         cardinality="dangerous",
-        help="the flow of the tunnel that it went through, empty without one",
+        help="the flow of the tunnel, or empty",
     ),
     KnownLabel(
         name=TAG,
         path=(),
         cardinality="fine",
-        help="`internal`, `ingress`, `egress` or `other`, by `classify.cluster_net_masks`",
+        help="`internal`, `ingress`, `egress` or `other`: see `classify.cluster_net_masks`",
         lookup="classification",
     ),
     KnownLabel(
         name="icmp_type",
         path=("ICMP", "Type"),
         cardinality="fine",
-        help="such as `ECHO`; empty for what is no ICMP",
+        help="the ICMP type, such as `ECHO`; empty for other protocols",
     ),
     KnownLabel(
         name="node_name",
         path=NODE_TID,
         cardinality="careful",
-        help="the name of that interface, from the topology",
+        help="the name of the interface, from the topology",
         lookup="node_name",
     ),
     KnownLabel(
         name="node_host",
         path=NODE_TID,
         cardinality="fine",
-        help="the host of that interface, from the topology",
+        help="the host of the interface, from the topology",
         lookup="node_host",
     ),
     KnownLabel(
         name="node_type",
         path=NODE_TID,
         cardinality="fine",
-        help="the type of that interface, from the topology",
+        help="the type of the interface, from the topology",
         lookup="node_type",
     ),
     KnownLabel(
         name="initiator_name",
         path=INITIATOR_IP,
         cardinality="careful",
-        help="the node that owns the initiator's address, from the topology",
+        help="the node that has the initiator's address, from the topology",
         lookup="owner",
     ),
     KnownLabel(
         name="target_name",
         path=TARGET_IP,
         cardinality="careful",
-        help="the node that owns the target's address, from the topology",
+        help="the node that has the target's address, from the topology",
         lookup="owner",
     ),
 )
@@ -210,9 +210,9 @@ LABELS_BY_NAME: Final = {label.name: label for label in LABELS}
 
 DANGEROUS_FIELDS: Final = {
     **{label.path: label.help for label in LABELS if label.cardinality == "dangerous"},
-    ("UUID",): "one for each flow",
-    ("Start",): "one for each flow",
-    ("ICMP", "ID"): "one for each ping",
+    ("UUID",): "a new value for each flow",
+    ("Start",): "a new value for each flow",
+    ("ICMP", "ID"): "a new value for each ping",
 }
 """The fields that have values without end, and why."""
 
@@ -277,7 +277,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         standard="rtt_seconds",
         standard_decimals=9,
         unit="seconds",
-        help="Latest round-trip time measured",
+        help="Latest measured round-trip time",
     ),
     KnownMetric(
         name="flows",
@@ -286,7 +286,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible="skydive_network_connection_flows",
         standard="flows",
         unit="flows",
-        help="Flows there are now",
+        help="Current number of flows",
     ),
     KnownMetric(
         name="start",
@@ -298,7 +298,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         standard="start_timestamp_seconds",
         standard_decimals=3,
         unit="seconds",
-        help="Unix time of the first packet seen",
+        help="Unix time of the first packet",
     ),
     KnownMetric(
         name="last",
@@ -310,7 +310,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         standard="last_timestamp_seconds",
         standard_decimals=3,
         unit="seconds",
-        help="Unix time of the latest packet seen",
+        help="Unix time of the latest packet",
     ),
     KnownMetric(
         name="tcp_bytes",
@@ -319,7 +319,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible="skydive_network_connection_total_tcp_bytes",
         standard="tcp_bytes_total",
         unit="bytes",
-        help="Bytes of reassembled TCP streams",
+        help="Bytes in reassembled TCP streams",
     ),
     KnownMetric(
         name="tcp_packets",
@@ -328,7 +328,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible="skydive_network_connection_total_tcp_packets",
         standard="tcp_packets_total",
         unit="packets",
-        help="Segments of reassembled TCP streams",
+        help="Segments in reassembled TCP streams",
     ),
     KnownMetric(
         name="tcp_out_of_order",
@@ -337,7 +337,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible="skydive_network_connection_total_tcp_out_of_order",
         standard="tcp_out_of_order_total",
         unit="segments",
-        help="TCP segments seen out of order",
+        help="TCP segments received out of order",
     ),
     KnownMetric(
         name="tcp_skipped",
@@ -355,7 +355,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible="skydive_network_connection_total_tcp_skipped_bytes",
         standard="tcp_skipped_bytes_total",
         unit="bytes",
-        help="Bytes that were missing in those gaps of TCP streams",
+        help="Bytes missing in gaps of TCP streams",
     ),
     KnownMetric(
         name="ip_fragments",
@@ -364,7 +364,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible="skydive_network_connection_total_ip_fragments",
         standard="ip_fragments_total",
         unit="fragments",
-        help="IP fragments seen",
+        help="IP fragments",
     ),
     KnownMetric(
         name="ip_fragment_errors",
@@ -373,7 +373,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         compatible="skydive_network_connection_total_ip_fragment_errors",
         standard="ip_fragment_errors_total",
         unit="fragments",
-        help="IP fragments that could not be put together",
+        help="IP fragments that could not be reassembled",
     ),
 )
 """Every metric that can be chosen by name.

@@ -117,38 +117,41 @@ class _Capture:
         )
 
 
-_MEAN: Final = "since the capture began, at its point with the most: mean of the last ten readings."
+_MEAN: Final = (
+    "since the capture started, at the capture point with the most: average of the last ten"
+    " readings."
+)
 
 _FAMILIES: Final = (
     MetricFamily(
         name="skydive_capture_packets_received",
         type="gauge",
-        help=f"Packets {_MEAN}",
+        help=f"Packets received {_MEAN}",
     ),
     MetricFamily(
         name="skydive_capture_packets_dropped",
         type="gauge",
-        help=f"Packets for which the agent had no room {_MEAN}",
+        help=f"Packets dropped by the agent {_MEAN}",
     ),
     MetricFamily(
         name="skydive_capture_kernel_flows_dropped",
         type="counter",
-        help="Flows for which the kernel's table had no room, at all points of the capture.",
+        help="Flows dropped because the kernel's table was full, at all capture points.",
     ),
     MetricFamily(
         name="skydive_capture_flows",
         type="gauge",
-        help="Flows in the agent's table, at the capture's point with the most.",
+        help="Flows in the agent's table, at the capture point with the most.",
     ),
     MetricFamily(
         name="skydive_capture_flows_dropped",
         type="counter",
-        help="Flows for which the agents' tables had no room, at all points of the capture.",
+        help="Flows dropped because the agents' tables were full, at all capture points.",
     ),
     MetricFamily(
         name="skydive_capture_reports",
         type="counter",
-        help="Reports received: one in 10 s from each point of the capture.",
+        help="Reports received, one every 10 s from each capture point.",
     ),
 )
 

@@ -54,17 +54,21 @@ class _Family(MetricFamily):
 
 
 _COUNTERS: Final = (
-    ("rx_bytes", "receive_bytes", "Bytes the interface has received."),
-    ("tx_bytes", "transmit_bytes", "Bytes the interface has sent."),
-    ("rx_packets", "receive_packets", "Packets the interface has received."),
-    ("tx_packets", "transmit_packets", "Packets the interface has sent."),
-    ("rx_dropped", "receive_dropped", "Received packets the interface has dropped."),
-    ("tx_dropped", "transmit_dropped", "Packets to be sent the interface has dropped."),
+    ("rx_bytes", "receive_bytes", "Bytes received by the interface."),
+    ("tx_bytes", "transmit_bytes", "Bytes sent by the interface."),
+    ("rx_packets", "receive_packets", "Packets received by the interface."),
+    ("tx_packets", "transmit_packets", "Packets sent by the interface."),
+    ("rx_dropped", "receive_dropped", "Received packets dropped by the interface."),
+    ("tx_dropped", "transmit_dropped", "Outgoing packets dropped by the interface."),
     ("rx_errors", "receive_errors", "Packets received with an error."),
-    ("tx_errors", "transmit_errors", "Packets whose sending failed."),
-    ("rx_missed_errors", "receive_missed_errors", "Packets missed for lack of room to receive."),
-    ("tx_missed_errors", "", "Always 0: Skydive has no such counter."),
-    ("collisions", "collisions", "Collisions seen while sending."),
+    ("tx_errors", "transmit_errors", "Packets that could not be sent."),
+    (
+        "rx_missed_errors",
+        "receive_missed_errors",
+        "Packets missed due to a full receive buffer.",
+    ),
+    ("tx_missed_errors", "", "Always 0, because Skydive has no such counter."),
+    ("collisions", "collisions", "Collisions while sending."),
 )
 """Part of the compatible and of the standard name, and what the counter counts.
 

@@ -108,12 +108,12 @@ def _process(read: Callable[[ProcessUsage], float]) -> _Samples:
 _SUBSCRIPTIONS: Final = (
     _metric(
         "skyfast_build_info",
-        "Always 1; the labels tell what runs.",
+        "Version information. Always 1.",
         lambda _: [(_BUILD, 1)],
     ),
     _metric(
         "skyfast_up",
-        "Whether the analyzer is subscribed to.",
+        "Whether skyfast is subscribed to the analyzer.",
         _by_analyzer(lambda analyzer: analyzer.up),
     ),
     _metric(
@@ -123,7 +123,7 @@ _SUBSCRIPTIONS: Final = (
     ),
     _metric(
         "skyfast_received_bytes_total",
-        "Bytes of the messages received from the analyzer.",
+        "Bytes of messages received from the analyzer.",
         _by_analyzer(lambda analyzer: analyzer.received_bytes),
     ),
     _metric(
@@ -133,32 +133,32 @@ _SUBSCRIPTIONS: Final = (
     ),
     _metric(
         "skyfast_message_errors_total",
-        "Messages that were dropped whole.",
+        "Messages dropped, by reason.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.errors),
     ),
     _metric(
         "skyfast_reconnects_total",
-        "Subscriptions, or attempts at one, that ended.",
+        "Subscriptions that ended or failed, by reason.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.reconnects),
     ),
     _metric(
         "skyfast_flows_total",
-        "Flow reports in the messages of the analyzer.",
+        "Flow reports received from the analyzer.",
         _by_analyzer(lambda analyzer: analyzer.flows),
     ),
     _metric(
         "skyfast_flows_misdated_total",
-        "Flow reports whose time is far from ours.",
+        "Flow reports dated far from the local time.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.misdated),
     ),
     _metric(
         "skyfast_reports_checked_total",
-        "Flow reports checked for a missing one before them: a random sample.",
+        "Flow reports checked for a missing predecessor, a random sample.",
         _by_analyzer(lambda analyzer: analyzer.reports_checked),
     ),
     _metric(
         "skyfast_report_gaps_total",
-        "Checked flow reports with a missing one before them.",
+        "Checked flow reports whose predecessor is missing.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.report_gaps),
     ),
 )
@@ -166,7 +166,7 @@ _SUBSCRIPTIONS: Final = (
 _TABLE: Final = (
     _metric(
         "skyfast_flows_skipped_total",
-        "Flow reports that changed nothing.",
+        "Flow reports skipped, by reason.",
         _by("reason", lambda source: sums(source.stats.flows_skipped, source.table.skipped)),
     ),
     _metric(
@@ -176,84 +176,84 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_values_skipped_total",
-        "Values left out of flow reports that were used, by field.",
+        "Unusable values ignored in flow reports, by field.",
         _by("field", _values_skipped),
     ),
     _metric(
         "skyfast_flows_finished_total",
-        "Flow reports that said why the flow had ended.",
+        "Flow reports that contain why the flow ended.",
         _by("reason", lambda source: source.table.finished),
     ),
     _metric(
         "skyfast_connections",
-        "Connections on the page.",
+        "Connections in the table.",
         _value(lambda source: source.table.connections),
     ),
     _metric(
         "skyfast_flows",
-        "Flows the connections consist of.",
+        "Flows in the table.",
         _value(lambda source: source.table.flows),
         # OpenMetrics has no room for a gauge beside the counter skyfast_flows_total.
         standard_name="skyfast_table_flows",
     ),
     _metric(
         "skyfast_dormant_flows",
-        "Flows that are not reported any more and whose totals are remembered.",
+        "Flows that are no longer reported, but whose totals are remembered.",
         _value(lambda source: source.table.dormant_flows),
     ),
     _metric(
         "skyfast_dormant_connections",
-        "Connections that expired and whose counters are remembered apart from their flows.",
+        "Expired connections whose counters are remembered separately from their flows.",
         _value(lambda source: source.table.dormant_connections),
     ),
     _metric(
         "skyfast_connections_limit",
-        "Connections there is room for, and label tuples in each other view.",
+        "Maximum number of connections, and of rows in each view.",
         _value(lambda source: source.stats.max_connections),
     ),
     _metric(
         "skyfast_flows_limit",
-        "Flows there is room for.",
+        "Maximum number of flows.",
         _value(lambda source: source.stats.max_flows),
     ),
     _metric(
         "skyfast_flow_memory_seconds",
-        "How long the totals of a flow are remembered after it has left the page.",
+        "How long the totals of a flow are remembered after it expires.",
         _value(lambda source: source.stats.flow_memory_s),
     ),
     _metric(
         "skyfast_table_bytes",
-        "Memory of the table.",
+        "Memory used by the table.",
         _value(lambda source: source.table.bytes),
     ),
     _metric(
         "skyfast_connections_created_total",
-        "Connections that were new.",
+        "Connections created.",
         _value(lambda source: source.table.created_total),
     ),
     _metric(
         "skyfast_connections_expired_total",
-        "Connections that left because nothing was reported of them.",
+        "Connections expired without a report.",
         _value(lambda source: source.table.expired_total),
     ),
     _metric(
         "skyfast_connections_rejected_total",
-        "Flow reports that found no room for a new connection.",
+        "Flow reports of new connections when the table was full.",
         _value(lambda source: source.table.rejected_total),
     ),
     _metric(
         "skyfast_connections_overflowed_total",
-        "Flow reports added up in the connection of those that found no room.",
+        "Flow reports added to the overflow connection.",
         _value(lambda source: source.table.overflowed_total),
     ),
     _metric(
         "skyfast_view_connections",
-        "Label tuples on the page, by view beside the main one.",
+        "Rows of the view.",
         _by_view(lambda table: table.view_connections),
     ),
     _metric(
         "skyfast_view_connections_rejected_total",
-        "Flow reports that found no room for a new label tuple, by view beside the main one.",
+        "Flow reports of new rows when the view was full.",
         _by_view(lambda table: table.view_rejected_totals),
     ),
     _metric(
@@ -271,37 +271,37 @@ _TABLE: Final = (
 _TOPOLOGY: Final = (
     _metric(
         "skyfast_interfaces",
-        "Interfaces on the page.",
+        "Interfaces exported.",
         _value(lambda source: source.stats.topology.interfaces),
     ),
     _metric(
         "skyfast_interfaces_skipped",
-        "Nodes of the topology's latest answer that are not on the page.",
+        "Nodes of the latest topology answer that are not exported, by reason.",
         _by("reason", lambda source: source.stats.topology.skipped),
     ),
     _metric(
         "skyfast_topology_answers_total",
-        "Answers of the topology API that were used.",
+        "Successful topology queries.",
         _value(lambda source: source.stats.topology.answers),
     ),
     _metric(
         "skyfast_topology_last_answer_timestamp_seconds",
-        "Unix time of the topology's latest answer that was used; 0 before the first.",
+        "Unix time of the latest successful topology query; 0 before the first.",
         _value(lambda source: source.stats.topology.last_answer_timestamp_s),
     ),
     _metric(
         "skyfast_topology_errors_total",
-        "Queries of an analyzer's topology API that gave nothing.",
+        "Failed topology queries, by reason.",
         _by("reason", lambda source: source.stats.topology.errors),
     ),
     _metric(
         "skyfast_captures",
-        "Captures on the page.",
+        "Captures exported.",
         _value(lambda source: source.stats.captures.captures),
     ),
     _metric(
         "skyfast_capture_reports_skipped_total",
-        "Reports of a capture's statistics that were not used.",
+        "Capture statistics that were not used, by reason.",
         _by("reason", lambda source: source.stats.captures.skipped),
     ),
 )
@@ -309,12 +309,12 @@ _TOPOLOGY: Final = (
 _CONFIG: Final = (
     _metric(
         "skyfast_config_last_reload_successful",
-        "Whether the latest reload of the configuration was successful.",
+        "Whether the latest reload of the configuration succeeded.",
         _value(lambda source: source.stats.config.last_reload_successful),
     ),
     _metric(
         "skyfast_config_last_reload_success_timestamp_seconds",
-        "Unix time of the latest reload that was successful; at first that of the start.",
+        "Unix time of the latest successful reload, initially of the start.",
         _value(lambda source: source.stats.config.last_reload_success_timestamp_s),
     ),
     _metric(
@@ -337,12 +337,12 @@ _CONFIG: Final = (
 _SCRAPES: Final = (
     _metric(
         "skyfast_scrapes_total",
-        "Pages with flows that were served whole: of /metrics and /metrics/flows.",
+        "Pages of /metrics and /metrics/flows that were served completely.",
         _value(lambda source: source.stats.scrape.scrapes),
     ),
     _metric(
         "skyfast_last_scrape_duration_seconds",
-        "How long the latest such page took, from the request to its last byte.",
+        "Duration of the latest such page, from the request to the last byte.",
         _value(lambda source: source.stats.scrape.last_duration_s),
     ),
     _metric(
@@ -357,7 +357,7 @@ _SCRAPES: Final = (
     ),
     _metric(
         "skyfast_scrapes_failed_total",
-        "Pages that were begun and cut.",
+        "Pages that were not served completely, by reason.",
         _by("reason", lambda source: source.stats.scrape.failures),
     ),
     _metric(
@@ -367,7 +367,7 @@ _SCRAPES: Final = (
     ),
     _metric(
         "skyfast_tls_handshakes_failed_total",
-        "TLS handshakes of HTTP clients that failed.",
+        "Failed TLS handshakes of HTTP clients, by reason.",
         _by("reason", lambda source: source.stats.scrape.handshakes_failed),
     ),
 )
@@ -411,7 +411,7 @@ _METRICS: Final = (*_SUBSCRIPTIONS, *_TABLE, *_TOPOLOGY, *_CONFIG, *_SCRAPES, *_
 _LABEL_VALUES: Final = MetricFamily(
     name="skyfast_label_values",
     type="gauge",
-    help="Distinct values of the label on the page, by label.",
+    help="Distinct values of the label.",
 )
 
 

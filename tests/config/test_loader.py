@@ -17,6 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from docs import generate
 from skyfast.config import loader, model, schema, yaml_nodes
 from skyfast.config.endpoint import parse_url
 from skyfast.config.model import Config
@@ -887,7 +888,7 @@ def sample(name: str) -> str:
     """Return a value for a key, as text, from the documentation's table."""
     if name.startswith("tls."):
         return PEM
-    return documented()[name]["example"].strip("[]")
+    return EXAMPLES[name].strip("[]")
 
 
 SETTABLE = [key for key in SCHEMA.values() if key.env]
@@ -1082,49 +1083,12 @@ def test_secrets_are_not_shown() -> None:
 # Documents
 
 
-def documented() -> dict[str, dict[str, str]]:
-    """Return the rows of the documentation's tables of keys, by key."""
-    rows = {}
-    for line in (ROOT / "docs/configuration.md").read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| `") and len(cells) == 5:
-            key, default, unit, example, env = (cell.strip("`") for cell in cells)
-            assert key not in rows
-            rows[key] = {"default": default, "unit": unit, "example": example, "env": env}
-    return rows
-
-
-def shown(result: Config, path: str) -> object:
-    """Return what `dump` writes for a key."""
-    branch: Any = yaml.safe_load(loader.dump(result))
-    for name in path.split("."):
-        branch = branch[name]
-    return branch
-
-
-SPECIAL_DEFAULTS = {
-    "host_id": "the machine's host name",
-    "analyzers": "[]",
-    "pipeline.subscriber.url": "made from `analyzers",
-    "pipeline.subscriber.urls": "[]",
-    "pipeline.store.prom_sky_con.max_flows": "4 × `max_connections",
+EXAMPLES = {
+    path: generate.flow_style(key["example"])
+    for section in generate.described("configuration.yml")["sections"]
+    for path, key in section["keys"].items()
 }
-
-
-def test_documentation_has_every_key() -> None:
-    assert sorted(documented()) == sorted(SCHEMA)
-
-
-@pytest.mark.parametrize("key", SCHEMA.values(), ids=lambda key: key.path)
-def test_documentation_of(key: schema.Key[Any]) -> None:
-    row = documented()[key.path]
-    assert row["env"] == key.env
-    if key.path in SPECIAL_DEFAULTS:
-        assert row["default"] == SPECIAL_DEFAULTS[key.path]
-    elif key.show is not None:
-        assert yaml.safe_load(row["default"]) == shown(parse(""), key.path)
-    assert row["unit"] == ("seconds" if isinstance(key.default, float) else row["unit"])
-    assert f"**`{key.path}`**" in (ROOT / "docs/configuration.md").read_text()
+"""What the documentation shows for each key."""
 
 
 # The examples of the others are files of the reader's machine.
@@ -1132,11 +1096,11 @@ def test_documentation_of(key: schema.Key[Any]) -> None:
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
 )
 def test_documented_examples_work(key: schema.Key[Any]) -> None:
-    text = f"{key.path}: {documented()[key.path]['example']}\n"
+    text = f"{key.path}: {EXAMPLES[key.path]}\n"
     assert meaning(parse(text)) != meaning(parse("")) or key.path.endswith(".type")
 
 
-@pytest.mark.parametrize("page", ["docs/configuration.md", "README.md"])
+@pytest.mark.parametrize("page", ["docs/configuration.md", "docs/choosing-metrics.md", "README.md"])
 def test_documented_files_work(page: str) -> None:
     blocks = re.findall(r"(?ms)^```yaml\n(pipeline:.*?)^```", (ROOT / page).read_text())
     assert blocks
@@ -1145,9 +1109,9 @@ def test_documented_files_work(page: str) -> None:
 
 
 def test_documented_labels_and_metrics_work() -> None:
-    page = (ROOT / "docs/configuration.md").read_text()
-    (labels,) = re.findall(r"(?m)^      (labels: .*)", page)
-    (metrics,) = re.findall(r"(?m)^      (metrics:\n(?: {8}.*\n)+)", page)
+    page = (ROOT / "docs/reference/configuration.md").read_text()
+    (labels,) = re.findall(r"(?m)^(labels: .*)", page)
+    (metrics,) = re.findall(r"(?m)^(metrics:\n(?: {2}.*\n)+)", page)
     for text in (labels, metrics):
         key, value = next(iter(yaml.safe_load(text).items()))
         assert meaning(parse(store(**{key: value}))) != meaning(parse(""))

@@ -59,9 +59,3 @@ def test_every_unit_test_waits_first() -> None:
     """Before its time, nothing fires: so ``for`` is tested too."""
     for test in yaml.safe_load(UNIT_TESTS.read_text())["tests"]:
         assert test["promql_expr_test"][0]["exp_samples"] == [], test["name"]
-
-
-def test_the_documentation_lists_them() -> None:
-    page = (DEPLOY.parent / "docs" / "monitoring.md").read_text()
-    listed = re.findall(r"(?m)^\| `(Sky\w+)` \| (\w+) \|", page)
-    assert listed == [(alert["alert"], alert["labels"]["severity"]) for alert in alerts()]

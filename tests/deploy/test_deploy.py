@@ -40,7 +40,7 @@ DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 KUBERNETES = DEPLOY / "kubernetes"
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
 INSTRUCTIONS = (ROOT / "docs" / "deployment.md").read_text()
-CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+RECORDINGS = (ROOT / "docs" / "recordings.md").read_text()
 DROP_IN = re.compile(r"(?s)```ini\n(.*?)```")
 
 VERSIONS = ("1.27", "1.31", "1.35")
@@ -113,7 +113,7 @@ def test_systemd_understands_the_unit(unit: Path) -> None:
 def test_systemd_understands_the_drop_ins_of_the_documentation(unit: Path) -> None:
     directory = unit.parent / f"{unit.name}.d"
     directory.mkdir()
-    drop_ins = [*DROP_IN.findall(INSTRUCTIONS), *DROP_IN.findall(CONFIGURATION)]
+    drop_ins = [*DROP_IN.findall(INSTRUCTIONS), *DROP_IN.findall(RECORDINGS)]
     assert len(drop_ins) == 3
     for drop_in in drop_ins:
         (directory / "override.conf").write_text(with_a_program(drop_in))
@@ -121,7 +121,7 @@ def test_systemd_understands_the_drop_ins_of_the_documentation(unit: Path) -> No
 
 
 def test_the_drop_in_that_records_adds_that_and_nothing_else(tmp_path: Path) -> None:
-    (drop_in,) = DROP_IN.findall(CONFIGURATION)
+    (drop_in,) = DROP_IN.findall(RECORDINGS)
     (directory,) = re.findall(r"(?m)^StateDirectory=(\w+)$", drop_in)
     (command,) = re.findall(r"(?m)^ExecStart=(.+)$", drop_in)
     (program, *arguments) = setting("ExecStart")[0].split()
@@ -140,7 +140,7 @@ def test_the_drop_in_for_keys_sets_variables_that_there_are() -> None:
     drop_in, _ = DROP_IN.findall(INSTRUCTIONS)
     variables = re.findall(r"(?m)^Environment=(SKYDIVE_\w+)=", drop_in)
     assert variables
-    assert set(variables) <= documented_variables()
+    assert set(variables) <= {key.env for key in schema.SCHEMA.values()}
 
 
 def test_the_drop_in_for_sockets_adds_that_and_nothing_else() -> None:
@@ -219,10 +219,6 @@ def test_skyfast_runs_without_memory_that_is_written_and_executed() -> None:
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(STOP_S) == 0
-
-
-def documented_variables() -> set[str]:
-    return set(re.findall(r"`(SKYDIVE_\w+)`", CONFIGURATION))
 
 
 # The image
@@ -742,10 +738,9 @@ def figure(pattern: str) -> float:
 
 
 def test_the_resources_are_those_of_the_benchmarks() -> None:
-    connection, page = (
-        figure(r"\| 1,000,000 connections over that \| ([\d,.]+) bytes"),
-        max(map(float, re.findall(r"more while a page is read, \w+ \| ([\d.]+) MiB", BENCHMARKS))),
-    )
+    connection = figure(r"\| skyfast, 1,000,000 connections \| ([\d,.]+) bytes")
+    peaks = r"additional memory during a scrape, \w+ \| ([\d.]+) MiB"
+    page = max(map(float, re.findall(peaks, BENCHMARKS)))
     limits = loader.parse("", {}, source="none").limits
     web = loader.parse("", {}, source="none").web
     message = loader.parse("", {}, source="none").subscriber.max_message_bytes / 2**20
@@ -755,6 +750,6 @@ def test_the_resources_are_those_of_the_benchmarks() -> None:
     assert limit == "1Gi"
     assert most + 2 * message <= 1024 <= 1.5 * most
     assert setting("MemoryMax") == [limit.removesuffix("i")]
-    usual = EMPTY_PROCESS_MIB + 100_000 * 222 / 2**20 + page
+    usual = EMPTY_PROCESS_MIB + 100_000 * connection / 2**20 + page
     request = int(only["resources"]["requests"]["memory"].removesuffix("Mi"))
     assert 1.3 * usual <= request <= 2 * usual

@@ -101,7 +101,7 @@ def test_connections_are_those_of_the_go_connector() -> None:
         ),
         Family(
             name="skydive_network_connection_rtt_nanoseconds",
-            help="Latest round-trip time measured on this connection.",
+            help="Latest measured round-trip time on this connection.",
             type="gauge",
             values=(Gauge(path=("Metric", "RTT")),),
         ),
@@ -531,8 +531,8 @@ def rules(name: str) -> dict[str, str]:
 
 def pairs() -> dict[str, str]:
     """Return the standard names of all families of the page that have another, by that."""
-    page = (ROOT / "docs" / "metrics.md").read_text()
-    others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(skydive_\w+)` \|", page)
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(?!\1`)(skydive_\w+)` \|", page)
     main = loader.parse(
         f"pipeline.store.prom_sky_con.metrics: {EVERY_METRIC}", {}, source="x"
     ).export.main

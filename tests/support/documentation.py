@@ -20,7 +20,7 @@ from tests.support.paths import RECORDINGS, ROOT
 from tests.support.web_fixtures import FakeTable
 
 TOPOLOGY = RECORDINGS / "topology.json"
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 CAPTURE = b'{"CaptureID":"c","PacketsReceived":1}'
 
 

@@ -28,7 +28,7 @@ skydive_network_connection_total_bytes{initiator_ip="10.0.0.1",target_ip="10.0.0
 """
 
 INTERFACES = b"""\
-# HELP skydive_network_interface_rx_bytes Bytes the interface has received.
+# HELP skydive_network_interface_rx_bytes Bytes received by the interface.
 # TYPE skydive_network_interface_rx_bytes counter
 skydive_network_interface_rx_bytes{interface_name="eth0"} 8
 """

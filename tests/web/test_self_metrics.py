@@ -188,7 +188,7 @@ def test_the_start_counts_as_a_reload():
 
 def test_label_values():
     assert render_label_values({"target_ip": 3, "protocol": 2}).decode() == (
-        "# HELP skyfast_label_values Distinct values of the label on the page, by label.\n"
+        "# HELP skyfast_label_values Distinct values of the label.\n"
         "# TYPE skyfast_label_values gauge\n"
         'skyfast_label_values{label="target_ip"} 3\n'
         'skyfast_label_values{label="protocol"} 2\n'

@@ -1,15 +1,12 @@
 """What skyfast tells of itself: the last ten minutes, the busiest connections, page and API."""
 
 import asyncio
-import collections.abc
-import dataclasses
 import gc
 import html
 import json
 import re
 import threading
 import time
-import typing
 import weakref
 
 import pytest
@@ -27,7 +24,6 @@ from tests.model import make_flow
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.model_specs import TOPOLOGY
-from tests.support.paths import ROOT
 from tests.support.status_site import EVIL, FORMATS, three_connections
 from tests.support.web_fixtures import VIEW, FakeTable, on_both_loops, until
 from tests.support.web_fixtures import status as fake_status
@@ -678,54 +674,3 @@ def test_the_script_knows_the_constants_of_the_page():
     assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
     assert f'"{status_html._NO_ANSWER}"' in script
-
-
-# The documentation ---------------------------------------------------------------------------
-
-
-def fields(kind, path=""):
-    """Return the ways to all that a type has to tell, as docs/status.md spells them."""
-    kinds = [each for each in typing.get_args(kind) if each is not type(None)]
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return set().union(
-            *(fields(hint, f"{path}.{name}".strip(".")) for name, hint in hints.items())
-        )
-    if typing.get_origin(kind) in (list, collections.abc.Sequence):
-        return fields(kinds[0], f"{path}[]")
-    if type(None) in typing.get_args(kind) and dataclasses.is_dataclass(kinds[0]):
-        return {path} | fields(kinds[0], path)
-    return {path}
-
-
-@pytest.mark.parametrize(
-    ("heading", "kind"), [("/api/top", top.Top), ("/api/status", status.Report)]
-)
-def test_every_field_is_documented_and_no_other(heading, kind):
-    section = (
-        (ROOT / "docs" / "status.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
-    )
-    lines = section.split("| field | what |")[1].splitlines()
-    cells = [line.split("|")[1] for line in lines if line.startswith("| `")]
-    documented = [name for cell in cells for name in re.findall("`(.+?)`", cell)]
-    assert len(documented) == len(set(documented))
-    assert set(documented) == {
-        path for path in fields(kind) if not path.endswith(("history", "reload"))
-    }
-
-
-def test_bounds_in_the_documentation():
-    text = (ROOT / "docs" / "status.md").read_text()
-    for sentence in (
-        f"1 to {top.MAX_ENTRIES} | {top.DEFAULT_ENTRIES} |",
-        f"of {top.MAX_FILTER_CHARS} characters at most",
-        f"{status.SAMPLES + 1} at most",
-        f"{status.MAX_ANALYZERS} analyzers at most",
-        f"{status.MAX_CAPTURES} captures at most",
-        f"{MAX_BUSIEST} interfaces at most",
-        f"{status.FULL:.0%} full".replace("%", " %"),
-        f"divided by {top.REPORT_INTERVAL_S:.0f} s",
-    ):
-        assert sentence in text
-    assert (top.MAX_ANSWERS, top.KEPT_S) == (8, 60), "eight questions, a minute"
-    assert server.MAX_STATUS_PAGES == 8, "eight pages"

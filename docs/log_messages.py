@@ -1,0 +1,146 @@
+"""The log messages of a module from ``WARNING`` on, read from its source.
+
+`docs/reference/log_messages.yml` explains them; `docs.generate` compares the two.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from skyfast.skydive import subscription
+
+SOURCES = Path(subscription.__file__).parent.parent
+"""The folder of the package."""
+
+LEVELS = {
+    "warning": "warning",
+    "error": "error",
+    "exception": "error",
+    "critical": "critical",
+}
+"""Methods of a logger, and the level that each logs at."""
+
+ANALYZER = re.escape("analyzer ") + ".+" + re.escape(": ")
+"""What many messages begin with; the explanations leave it out."""
+
+RECONNECT = "subscription"
+"""The module whose messages are looked up by reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogMessage:
+    """A message that can be logged.
+
+    ``pattern`` is a regular expression in which ``.+`` stands for the arguments; ``module`` is a
+    path in the package.
+    """
+
+    pattern: str
+    level: str
+    module: str
+
+
+def log_messages() -> list[LogMessage]:
+    """Return every message of the package that can be logged at ``WARNING`` or above."""
+    found = {
+        re.escape(text): LogMessage(re.escape(text), "warning", RECONNECT)
+        for text in subscription.REASON_TEXTS.values()
+    }
+    for path in sorted(SOURCES.rglob("*.py")):
+        module = path.relative_to(SOURCES).with_suffix("").as_posix()
+        for level, pattern in _Module(path).messages():
+            # Without the analyzer in front, and without what only arguments say at the end.
+            short = re.sub(r"(\.\+)+$", "", pattern.removeprefix(ANALYZER))
+            if re.search(r"\w{4}", short):
+                found[short] = LogMessage(short, level, module)
+    return list(found.values())
+
+
+class _Module:
+    """The calls of one source file that log."""
+
+    def __init__(self, path: Path) -> None:
+        self._tree = ast.parse(path.read_text())
+        self._parents = {
+            child: parent
+            for parent in ast.walk(self._tree)
+            for child in ast.iter_child_nodes(parent)
+        }
+
+    def messages(self) -> Iterator[tuple[str, str]]:
+        """Yield the level and the pattern of each message."""
+        for call in ast.walk(self._tree):
+            if isinstance(call, ast.Call):
+                for level, text in self._logged(call):
+                    for pattern in self._patterns(text, call):
+                        yield level, pattern
+
+    def _logged(self, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
+        """Yield the level and the text of a call that logs, or that makes what is logged."""
+        match call:
+            case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr=method), args=args):
+                if method in LEVELS:
+                    yield LEVELS[method], args[1] if ast.unparse(args[0]) == "'%s%s'" else args[0]
+            case ast.Call(func=ast.Attribute(attr="warn"), args=[_, _, text, *_]):
+                yield "warning", text
+            case ast.Call(
+                func=ast.Attribute(value=ast.Attribute(attr="_limit" | "_log_limit"), attr="log"),
+                args=[_, level, _, text, *_],
+            ):
+                yield ("error" if ast.unparse(level) == "logging.ERROR" else "warning"), text
+            case ast.Call(func=ast.Attribute(attr="_log")):
+                if "logging.INFO" not in map(ast.unparse, call.args):
+                    for text in filter(self._is_text, call.args[:]):
+                        yield "warning", text
+                        break
+            case ast.Call(func=ast.Name("Note"), keywords=keywords):
+                given = {each.arg: each.value for each in keywords}
+                if ast.unparse(given["level"]) == "logging.WARNING":
+                    yield "warning", given["text"]
+            case ast.Call(func=ast.Name("_FailedError"), args=[_, text]):
+                yield "warning", text
+
+    @staticmethod
+    def _is_text(node: ast.expr) -> bool:
+        return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Name) and node.id == "text")
+
+    def _patterns(self, text: ast.expr, where: ast.AST) -> Iterator[str]:
+        match text:
+            case ast.Constant(str(words)):
+                yield ".+".join(map(re.escape, re.split(r"%[\d.]*[sdfr]", words)))
+            case ast.JoinedStr(values):
+                yield "".join(
+                    re.escape(str(each.value)) if isinstance(each, ast.Constant) else ".+"
+                    for each in values
+                )
+            case ast.Name(name):
+                for value in self._values(name, where):
+                    yield from self._patterns(value, where)
+
+    def _values(self, name: str, where: ast.AST) -> Iterator[ast.expr]:
+        """Yield the values of a variable at a call: the last assigned, or all iterated over."""
+        function = where
+        while not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            function = self._parents[function]
+        assigned = {
+            node.lineno: node.value
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign)
+            and ast.unparse(node.targets[0]) == name
+            and node.lineno < where.lineno  # type: ignore[attr-defined]
+        }
+        if assigned:
+            yield assigned[max(assigned)]
+        for node in ast.walk(function):
+            match node:
+                case ast.comprehension(ast.Name(id), ast.Call(ast.Name(source))) if id == name:
+                    yield from self._yielded(source)
+
+    def _yielded(self, name: str) -> Iterator[ast.expr]:
+        for function in ast.walk(self._tree):
+            if isinstance(function, ast.FunctionDef) and function.name == name:
+                for node in ast.walk(function):
+                    if isinstance(node, ast.Yield) and node.value:
+                        yield node.value
