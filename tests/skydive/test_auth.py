@@ -13,7 +13,7 @@ import pytest
 from skyfast.config.endpoint import parse_url
 from skyfast.config.model import TLS, Credentials
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.skydive import auth as login
+from skyfast.skydive import auth
 from skyfast.skydive.auth import Authentication
 from skyfast.skydive.tls import client_context
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault
@@ -50,13 +50,13 @@ async def test_a_name_is_resolved_to_each_of_its_addresses_once(
         return [(0, 0, 0, "", address) for address in (first, second, first)]
 
     monkeypatch.setattr(socket, "getaddrinfo", addresses)
-    assert await login.resolve("analyzer.test", 8082) == ["2001:db8::7", "192.0.2.7"]
+    assert await auth.resolve("analyzer.test", 8082) == ["2001:db8::7", "192.0.2.7"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 async def test_an_address_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.delattr(socket, "getaddrinfo")
-    assert await login.resolve(address, 8082) == [address]
+    assert await auth.resolve(address, 8082) == [address]
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(-2, "unknown"), UnicodeError("label too long")])
@@ -68,7 +68,7 @@ async def test_what_the_resolver_raises_is_raised(
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     with pytest.raises(type(error), match=r"unknown|label"):
-        await login.resolve("analyzer.test", 8082)
+        await auth.resolve("analyzer.test", 8082)
 
 
 async def test_a_name_server_that_does_not_answer_is_given_up(
@@ -76,10 +76,10 @@ async def test_a_name_server_that_does_not_answer_is_given_up(
 ) -> None:
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(5) and [])
-    monkeypatch.setattr(login, "RESOLVE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(auth, "RESOLVE_TIMEOUT_S", 0.1)
     try:
         with pytest.raises(socket.gaierror, match=r"no answer in 0\.1 s"):
-            await login.resolve("analyzer.test", 8082)
+            await auth.resolve("analyzer.test", 8082)
     finally:
         answered.set()
 
@@ -180,7 +180,7 @@ async def test_a_failed_login_says_why_and_leaves_basic(
     answer: Answer | Fault,
     problem: str,
 ) -> None:
-    monkeypatch.setattr(login, "LOGIN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(auth, "LOGIN_TIMEOUT_S", 0.2)
     proof = authentication(analyzer.url)
     basic = proof.headers()
     assert await proof.renew(basic)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast.skydive import name_index as names_module
+from skyfast.skydive import name_index
 from skyfast.skydive.name_index import MAX_NAME_CHARS, Names
 from skyfast.skydive.topology_nodes import read
 from tests.support.paths import RECORDINGS
@@ -307,8 +307,8 @@ def test_texts_are_bounded(topology):
 
 
 def test_nodes_and_addresses_are_bounded_and_counted(topology, monkeypatch):
-    monkeypatch.setattr(names_module, "MAX_NODES", 3)
-    monkeypatch.setattr(names_module, "MAX_ADDRESSES", 5)
+    monkeypatch.setattr(name_index, "MAX_NODES", 3)
+    monkeypatch.setattr(name_index, "MAX_ADDRESSES", 5)
     nodes = [
         owning(f"eth{number}", f"10.0.{number}.1/24", f"fd00::{number}/64") for number in range(5)
     ]
@@ -319,7 +319,7 @@ def test_nodes_and_addresses_are_bounded_and_counted(topology, monkeypatch):
 
 
 def test_what_is_remembered_is_bounded(topology, monkeypatch):
-    monkeypatch.setattr(names_module, "MAX_NAMES", 4)
+    monkeypatch.setattr(name_index, "MAX_NAMES", 4)
     topology.tell(node("a", tid="a"), node("b", tid="b"), now=0.0)
     topology.tell(node("c", tid="c"), node("d", tid="d"), now=1.0)
     assert topology.changed()["node_name"] == {"c", "d"}

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.runtime.logs import LogLimit
-from skyfast.skydive import name_index as names_module
+from skyfast.skydive import name_index
 from skyfast.skydive import topology as topology_module
 from skyfast.skydive.interfaces import (
     MAX_INTERFACES,
@@ -625,7 +625,7 @@ async def test_a_failure_keeps_the_names_and_nobody_is_ready_before_an_answer(ca
 
 
 async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
-    monkeypatch.setattr(names_module, "MAX_NODES", 2)
+    monkeypatch.setattr(name_index, "MAX_NODES", 2)
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = answer_of(*(node(tid=f"t{number}") for number in range(5)))
         async with Poll(analyzer.url, names=Names(keep_s=60.0)).running() as poll:
