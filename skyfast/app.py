@@ -1,4 +1,4 @@
-"""Runs, reloads and stops skyfast: the process around the parts of `skyfast.pipeline`."""
+"""Runs, reloads and stops the process around the parts in `skyfast.pipeline`."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""The command line: arguments, exit codes, and nothing that runs for long.
+"""The command line: arguments, options and exit codes.
 
 0: stopped by SIGTERM or SIGINT, or asked only to look. 1: cannot run. 2: a wrong argument
 or configuration; each error is one line.

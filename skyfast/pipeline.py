@@ -1,4 +1,4 @@
-"""The parts that a configuration is made into, and which of them survive a reload."""
+"""The parts that a configuration is turned into, and which of them survive a reload."""
 
 import asyncio
 import contextlib

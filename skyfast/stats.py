@@ -1,4 +1,4 @@
-"""What skyfast counts about itself: plain records that the other modules count in.
+"""Counters of skyfast itself: plain records that other modules increment.
 
 `skyfast.web.self_metrics` shows them as metrics.
 """

@@ -1,4 +1,4 @@
-"""What a configuration costs, told by ``skyfast --check`` and at the start."""
+"""The cost of a configuration in series, for ``skyfast --check`` and the startup log."""
 
 from collections.abc import Iterator
 from typing import Final, Literal

@@ -1,4 +1,4 @@
-"""Hosts, ports and URLs: where an analyzer is found, and where pages are served.
+"""Hosts, ports and URLs: addresses of analyzers, and addresses that pages are served on.
 
 `Endpoint` is the only type for them, and the functions here are all that parse one.
 """

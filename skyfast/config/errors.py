@@ -1,4 +1,4 @@
-"""Errors of a configuration: values that are refused, and how an error says where and why."""
+"""Configuration errors: rejected values, and messages with their location and reason."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Suggestions for keys and variables that are unknown: which known one was probably meant.
+"""Suggestions for unknown keys and variables: the known one that was probably meant.
 
 Everything follows from the tree of known keys; no key is named here.
 """

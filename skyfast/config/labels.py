@@ -1,4 +1,4 @@
-"""The labels, metrics and rewritten labels of a configuration: read and written.
+"""Reads and writes labels, metrics and label rewrites of a configuration.
 
 The functions called ``to_…`` turn what stands in a file into `skyfast.flows.selection`'s data, or
 raise `Invalid`; those called ``show_…`` return what `skyfast.config.loader.dump` writes. The same

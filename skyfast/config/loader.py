@@ -1,4 +1,4 @@
-"""The configuration: a file and the environment become one frozen `Config`.
+"""Turns a configuration file and the environment into a frozen `Config`.
 
 Whatever can be set has one entry in `skyfast.config.schema`. Nothing here knows a socket or the
 event loop; files are opened to read the configuration and to see that the certificates can be read.

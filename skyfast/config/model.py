@@ -1,4 +1,4 @@
-"""The configuration: frozen dataclasses, made by `skyfast.config.loader` and read by all parts."""
+"""The configuration as frozen dataclasses, created by `skyfast.config.loader`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a single value of the configuration can be: functions that accept or refuse it.
+"""Parsers for single values of the configuration.
 
 Each takes a `skyfast.config.yaml_nodes.Value`, and returns what is meant or raises `Invalid`.
 Nothing here knows a key. What has a structure of its own is in `skyfast.config.labels`.

@@ -1,4 +1,4 @@
-"""The rules of a configuration, which keep or drop flows: read and written."""
+"""Reads and writes the filter rules of a configuration."""
 
 import re
 import warnings

@@ -1,9 +1,8 @@
 """The keys of the configuration file.
 
-Whatever can be set has one entry in `SCHEMA`, and nowhere else: its path in the file, how
-its text becomes a value, its default, and where `skyfast.config.loader.dump` finds it. The names of
-the environment variables, the suggestions for misspelt keys and the tests of
-``docs/configuration.md`` come from there too.
+Each key has one entry in `SCHEMA`: its path in the file, how its text becomes a value, its default,
+and how `skyfast.config.loader.dump` shows it. The names of environment variables, suggestions for
+misspelled keys, and ``docs/reference/configuration.md`` are derived from it.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""One of several instances that share the connections: what ``--shard I/N`` changes.
+"""Changes to the configuration for ``--shard I/N``.
 
 Which flows belong to which is decided by the table: see `skyfast.flows.plan.Share`. Here is the
 rest. Families of the whole cluster come from the first instance alone.

@@ -1,4 +1,4 @@
-"""The views of a configuration: read, written, and checked beside one another.
+"""Reads, writes and checks the views of a configuration.
 
 `settled` checks what depends on one another, and what the table has room for.
 """

@@ -1,4 +1,4 @@
-"""A configuration file as nodes: YAML in which scalars stay the text that was written.
+"""Parses YAML into nodes whose scalars keep the text of the file.
 
 What is a number or a text is decided by the key, not by YAML, so a password ``0123`` and an
 address ``10:30`` are not turned into integers. (PyYAML's own composer is not used: the compiled

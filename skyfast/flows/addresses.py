@@ -1,4 +1,4 @@
-"""IP addresses as they stand in flows: read, written, masked, and looked for in networks.
+"""Parses, formats, masks and matches the IP addresses in flows.
 
 An address is its 4 or 16 bytes. The objects of `ipaddress` cost ten times as much, and while
 somebody scans a network, every flow has an address that was never seen.

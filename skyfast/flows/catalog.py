@@ -1,8 +1,8 @@
 """The known labels and metrics.
 
-`LABELS` and `METRICS` are all that can be chosen by name. The configuration is checked against
-them, `skyfast.flows.planner` builds from them, and a test compares them with the tables of
-``docs/metrics.md``. What each field holds is said by Skydive's ``flow.proto``.
+`LABELS` and `METRICS` can be selected by name. The configuration is checked against them,
+`skyfast.flows.planner` builds plans from them, and ``docs/reference/metrics.md`` lists them. Skydive's
+``flow.proto`` describes the fields.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What an analyzer sends, as msgspec structs.
+"""The messages of analyzers, as msgspec structs.
 
 The structs of a flow are made for a plan and hold only the fields that it uses: a field that no
 struct names costs the decoder nothing but the scan. Names, types and optionality are those

@@ -1,4 +1,4 @@
-"""Which flows reach the table: classification by the cluster's networks, and the rules.
+"""Decides which flows reach the table: classification by networks, and filter rules.
 
 The rules of a configuration become one function, whose source is written here, for each flow
 passes through it: closures take twice as long. Its text has fields' names from

@@ -1,4 +1,4 @@
-"""The plan: which fields of a flow become labels and values, and how a page spells them.
+"""The plan: which fields of a flow become labels and values, and how a page shows them.
 
 The table is built from a plan and knows no label or metric by name; the decoder is built
 from the paths that a plan mentions (`skyfast.flows.fields`). A plan is plain, immutable data, made

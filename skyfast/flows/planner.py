@@ -1,4 +1,4 @@
-"""The plan of a page: from what a configuration selects to what the table keeps and shows.
+"""Creates a plan from the labels, metrics and views that a configuration selects.
 
 `make_plan` builds from the known labels and metrics of `skyfast.flows.catalog`.
 """

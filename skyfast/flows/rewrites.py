@@ -1,4 +1,4 @@
-"""Label values that are made of what stands in a flow: masked addresses, folded ports, protocols.
+"""Computes label values from fields: masked addresses, grouped ports, protocols.
 
 What they are made by are `skyfast.flows.plan.Rewrite`s. What is remembered is bounded, for
 strangers choose what stands in a flow; nothing is locked, for one thread asks.

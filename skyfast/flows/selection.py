@@ -1,4 +1,4 @@
-"""What a configuration selects: labels, metrics, views, rewritten labels, and rules for flows.
+"""What a configuration selects: labels, metrics, views, rewrites and filter rules.
 
 Plain data, made by `skyfast.config.loader`. `skyfast.flows.planner` makes the table's plan of it,
 and `skyfast.flows.filters` uses the rules. Nothing here knows a file or a flow.

@@ -1,4 +1,4 @@
-"""Pseudonyms: messages in which addresses and names are others, with a key that nobody keeps.
+"""Replaces addresses and names in messages by pseudonyms, with a key that is never stored.
 
 What is kept of a message is what skyfast can read of it (`wire.FIELDS`), and nothing else: what
 agents say of DNS, DHCP and VRRP, raw packets and fields that are not known are left out. So no

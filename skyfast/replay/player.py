@@ -1,4 +1,4 @@
-"""Analyzers played from recordings: for trying skyfast without Skydive, and to see a bug again.
+"""Replays recordings as if they were analyzers.
 
 They serve what skyfast uses of real ones: the flow subscription and the topology API. What is
 sent, and when, is a pure function of the recordings and the time (:mod:`skyfast.replay.recording`);

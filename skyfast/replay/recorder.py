@@ -1,4 +1,4 @@
-"""Recording: what the analyzers send is kept in a file, while it is exported as ever.
+"""Records the messages of analyzers to a file while they are exported.
 
 The event loop copies each message into a queue and does nothing else for it; a thread writes. What
 finds no room in the queue is dropped, counted and said. The file has a largest size, and when it

@@ -1,4 +1,4 @@
-"""Recordings: files of what analyzers sent, one JSON message a line, plain or as gzip.
+"""The format of recordings: one JSON message per line, optionally compressed.
 
 `line` writes one, and `Recording` reads them. Both hold one message at a time, so a recording can
 be of any size. Nothing here has a clock or a socket: :mod:`skyfast.replay.recorder` writes while

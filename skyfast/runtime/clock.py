@@ -1,4 +1,4 @@
-"""The table's clock: monotonic seconds without pauses of the process and without holds."""
+"""The clock of the table: monotonic seconds, without pauses of the process or of expiry."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""The log: one record a line on standard error, in UTC, safe to look at, and never a flood.
+"""Logging to standard error: one record per line, escaped, and limited in rate.
 
 `set_up` is called once, `configure` with every configuration. What a stranger sent may reach a
 message or an exception: neither form lets it forge a record or move a cursor.

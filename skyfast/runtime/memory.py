@@ -1,4 +1,4 @@
-"""How the process keeps its memory: settings of the C library, the collector and the kernel."""
+"""Memory settings of the C library, the garbage collector and the kernel."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""What the kernel tells of this process, in proc(5).
+"""What the kernel reports about this process in proc(5).
 
 Every function raises OSError where there is no such file system.
 """

@@ -1,4 +1,4 @@
-"""Tells systemd how the process is doing: sd_notify(3), without its library.
+"""Notifies systemd of the state of the process, as sd_notify(3) does.
 
 Nothing is sent unless systemd asks for it, by the variables NOTIFY_SOCKET, WATCHDOG_USEC and
 WATCHDOG_PID; other service managers know the first of them, too.

@@ -1,4 +1,4 @@
-"""One analyzer: where it listens, and what proves to it who we are.
+"""Authentication at an analyzer.
 
 For the subscriptions and for the topology poller. Nothing here decides when to connect or
 what to log. aiohttp is imported with the first login: most installations have none, and

@@ -1,4 +1,4 @@
-"""Capture statistics: the reports that agents send about their captures, as metric families.
+"""Metric families from the statistics that agents send about their captures.
 
 What a report holds was read in Skydive's sources (``flow/table.go``, ``flow/probes``) and seen in
 recordings. Each flow table of an agent, which is one capture point (a capture on an interface),

@@ -1,4 +1,4 @@
-"""Whether flows are dated as they can be: an agent whose clock is wrong is counted and named.
+"""Detects flows with impossible times: the clock of an agent is wrong.
 
 Of what is exported, only the metrics ``start`` and ``last`` show the agents' times. But whether a
 report is late is told by them too, and a clock of ours that is wrong looks the same from here.

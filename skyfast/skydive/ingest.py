@@ -1,4 +1,4 @@
-"""From a message's bytes to updates of the table: decoding, counts, salvage.
+"""Decodes messages and applies their flows to the table.
 
 Whatever a message holds, nothing is raised for it: what cannot be used is counted, and
 costs neither the other flows of its message nor the subscription.

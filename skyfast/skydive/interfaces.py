@@ -1,4 +1,4 @@
-"""Network interfaces, rendered as metric families.
+"""Network interfaces as metric families.
 
 :class:`Interfaces` holds the state and has neither clock nor socket: answers and ``now`` go in,
 a page comes out. :mod:`skyfast.skydive.topology` asks for the answers.

@@ -1,4 +1,4 @@
-"""Repairs JSON text that the decoder refuses although its structure is right.
+"""Repairs JSON text that the decoder rejects although its structure is valid.
 
 Two things stop the decoder that RFC 8259 allows: an escape that is half of a surrogate pair
 without the other half, and nesting that is too deep to follow. Neither must cost more than the

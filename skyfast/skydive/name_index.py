@@ -1,4 +1,4 @@
-"""What the topology knows of a flow's interface and addresses: the values of topology labels.
+"""Looks up the topology's names of interfaces and addresses.
 
 :class:`Names` has neither clock nor socket: nodes and ``now`` go in, mappings are kept up to
 date, and what changed comes out. An analyzer decides what they hold, so everything is bounded.

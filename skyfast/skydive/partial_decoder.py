@@ -1,4 +1,4 @@
-"""Decoding a flow without the values that have another JSON type than Skydive gives them.
+"""Decodes a flow without the values that have the wrong JSON type.
 
 A flow whose round-trip time is a text still has bytes and packets. What may be missing is said by
 `skyfast.flows.fields.FlowTypes.omissible`; anything else that cannot be decoded costs the whole

@@ -1,4 +1,4 @@
-"""Whether all reports of the flows arrive: gaps in a random sample of the messages.
+"""Checks a random sample of messages for lost reports.
 
 Agents send reports to the analyzers in UDP datagrams by default, without acknowledgement, and an
 analyzer that any subscriber leaves sends nothing for a while. A report that got lost leaves a trace

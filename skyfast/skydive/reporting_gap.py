@@ -1,4 +1,4 @@
-"""When reports may be missing, and for how long the table's clock is held because of that.
+"""Decides when reports may be missing, so that expiry pauses.
 
 While a subscription does not deliver, the reports of live connections do not arrive. So no row
 expires until the subscription has delivered for one more ``flow.update``: by then, every live flow

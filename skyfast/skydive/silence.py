@@ -1,4 +1,4 @@
-"""Silence: when a subscription without messages can no longer be explained by chance.
+"""Detects subscriptions whose silence cannot be explained by chance.
 
 Each capture point (a flow table of an agent: a capture on an interface) sends ``stats`` every 10 s,
 to an analyzer that it picks at random each time (``flow/table.go`` and

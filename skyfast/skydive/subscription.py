@@ -1,4 +1,4 @@
-"""One analyzer's subscription: connect, authenticate, keep alive, reconnect for ever.
+"""One analyzer's subscription: connects, authenticates, receives and reconnects.
 
 A message is handed on as the bytes that came: what is in it is no concern of this module.
 

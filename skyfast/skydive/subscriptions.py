@@ -1,4 +1,4 @@
-"""The subscriptions to all analyzers: which there should be, and the addresses of their names.
+"""The subscriptions to all analyzers, and the addresses of their host names.
 
 Each is a :class:`skyfast.skydive.subscription.Subscription`.
 """

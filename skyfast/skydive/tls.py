@@ -1,4 +1,4 @@
-"""The TLS side of ``wss://`` and ``https://``: whom we trust, and the certificate we show."""
+"""TLS settings for ``wss://`` and ``https://``: authorities and the client certificate."""
 
 import ssl
 

@@ -1,4 +1,4 @@
-"""The questions to the topology API: :class:`TopologyPoller` asks the analyzers.
+"""Polls the topology API of the analyzers.
 
 For :mod:`skyfast.skydive.interfaces` and :mod:`skyfast.skydive.name_index`. Nothing here knows of
 flows, so a topology API that fails cannot harm them.

@@ -1,4 +1,4 @@
-"""What the topology API answers: a list of nodes, and of each only what is used here.
+"""Decodes the topology API's answer, a list of nodes.
 
 Nothing that an analyzer sends raises anything but :class:`MalformedAnswerError`.
 """

@@ -1,4 +1,4 @@
-"""Receiving: a subscription's messages, handed on where the socket's bytes were put.
+"""Receives WebSocket messages directly from the buffer of the socket.
 
 A message of 100 flows has 80 KB. websockets copies them several times until they are one piece,
 which takes more CPU time than the table. So the bytes come here first: a message that is one

@@ -1,4 +1,4 @@
-"""Who is answered: passwords, allowed names of client certificates, and a rate limit.
+"""Authentication of HTTP clients: passwords, client certificates, and the rate limit.
 
 `Guard` judges by the web configuration in use. Imported only where ``--web.config.file`` is given.
 

@@ -1,4 +1,4 @@
-"""What the labels of the main view cost: how many values each has, and which the most frequent are.
+"""The number of values of each label, and the most frequent values.
 
 Everything is counted when it is asked for, by scans of the table that take up to some hundred
 milliseconds. So they run in threads, one at a time, and what they gave is kept for a moment. A

@@ -1,4 +1,4 @@
-"""HTTP connections: how long each may take, how many there are at once, and what ends them.
+"""HTTP connections: their deadlines, their number, and how they are closed.
 
 A connection has exactly one deadline at any time, for a request's head, for its answer, or for the
 next request, and is closed when that passes. aiohttp parses and frames; every bound is kept here.

@@ -1,4 +1,4 @@
-"""The page: which families it has, in which order, how it is compressed and handed over.
+"""The metrics page: its families and their order, its compression and its delivery.
 
 Rendering and compression run in a thread of their own, some chunks ahead of the reader;
 nobody ever holds a whole page. Nothing here knows of HTTP: `skyfast.web.server` decides who is

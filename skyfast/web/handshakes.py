@@ -1,4 +1,4 @@
-"""Failed TLS handshakes: their reasons, and the alerts that clients get.
+"""Failed TLS handshakes: their reasons, and the alerts sent to clients.
 
 The event loops close a connection after a failed handshake without sending the alert that OpenSSL
 has written. Connections of a `ServerContext` keep that alert and the first bytes of the client for

@@ -1,4 +1,4 @@
-"""What the HTML pages have in common: the frame, the style, and what a browser may do with them.
+"""The common parts of the HTML pages: frame, style and security headers.
 
 Nothing is loaded from anywhere, and no script runs but the status page's own: `POLICY` lets the
 browser see to that too. The style and the script are files beside the recording of the demo.

@@ -1,4 +1,4 @@
-"""Where the page is served: ``--web.listen-address``, and sockets of systemd.
+"""Listening addresses: ``--web.listen-address``, and sockets passed by systemd.
 
 The configuration names one address. The command line can name several, or none: then sockets come
 from the service manager, as sd_listen_fds(3) describes.

@@ -1,4 +1,4 @@
-"""Responses: the headers that all of them have, their bodies, and what a request asks for."""
+"""HTTP responses: common headers, bodies and content negotiation."""
 
 import re
 from collections.abc import Iterable

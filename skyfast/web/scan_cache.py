@@ -1,4 +1,4 @@
-"""Results of scans of the table: one scan at a time, whose result is kept for a moment.
+"""Runs one scan of the table at a time, and keeps its result for a moment.
 
 A scan takes up to some hundred milliseconds, in a thread. Running several at once would only make
 each of them slower, so they take turns.

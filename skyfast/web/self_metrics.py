@@ -1,6 +1,6 @@
-"""The page of skyfast's own counters: the families ``skyfast_*`` and ``process_*``.
+"""The metrics of skyfast itself: the families ``skyfast_*`` and ``process_*``.
 
-It is rendered only when it is asked for. The names are listed in ``docs/metrics.md``.
+They are rendered only when requested. ``docs/reference/self-metrics.md`` lists them.
 """
 
 import platform

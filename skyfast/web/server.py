@@ -1,4 +1,4 @@
-"""The HTTP server: who is answered what, for how long, and how many at once.
+"""The HTTP server: routes, start and stop.
 
 What a page consists of is the business of `skyfast.web.exposition`, and what a connection may
 take that of `skyfast.web.connections`.

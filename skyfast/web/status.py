@@ -1,4 +1,4 @@
-"""What skyfast tells of itself on its status page and in ``/api/status``.
+"""The content of the status page and of ``/api/status``.
 
 `Status` looks at the counters where they are, and keeps the last ten minutes of some of them in a
 ring. It belongs to the event loop. What the page looks like is the business of
@@ -77,7 +77,7 @@ class Subject:
 
 # What is told ----------------------------------------------------------------------------------
 #
-# The names of the fields are those of the JSON objects, which docs/status.md describes.
+# The names of the fields are those of the JSON objects: see docs/reference/api.md.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

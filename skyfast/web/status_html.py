@@ -1,4 +1,4 @@
-"""The status page: what `skyfast.web.status` and `skyfast.web.top` tell, as HTML.
+"""The status page as HTML.
 
 The page is whole without its script, which fills the same places from ``/api/status`` and
 ``/api/top`` later. So where something stands is said here alone: ``data-key`` is the way to it in
