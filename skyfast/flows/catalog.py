@@ -1,8 +1,8 @@
 """The known labels and metrics.
 
 `LABELS` and `METRICS` can be selected by name. The configuration is checked against them,
-`skyfast.flows.planner` builds plans from them, and ``docs/reference/metrics.md`` lists them. Skydive's
-``flow.proto`` describes the fields.
+`skyfast.flows.planner` builds plans from them, and ``docs/reference/metrics.md`` lists them.
+Skydive's ``flow.proto`` describes the fields.
 """
 
 from dataclasses import dataclass
