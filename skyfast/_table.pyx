@@ -55,6 +55,7 @@ Files
     small ones. Constants that several of them share are here.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
@@ -291,6 +292,7 @@ cdef struct Cursor:
     uint32_t head               # which of the heads
 
 
+@cython.final
 cdef class Table:
     """The flows and connections of one plan.
 
@@ -3234,6 +3236,7 @@ cdef str unescaped(str text):
     return ESCAPES.sub(lambda match: UNESCAPED[match[0]], text) if "\\" in text else text
 
 
+@cython.final
 cdef class Snapshot:
     """What each connection had of one family at some time: see `Table.snapshot`."""
 
@@ -3282,6 +3285,7 @@ def line_literals(metric, columns, direction):
 include "table/counter.pxi"
 
 
+@cython.final
 cdef class Page:
     """A page being read. Made by `Table.page`."""
 
