@@ -126,9 +126,9 @@ def stop_failing():
 
 def age(Table table not None, uint64_t births):
     """Let a table without rows be one that has seen so many births."""
-    if table.texts.live or table.flow_rows.live:
+    if table.state.texts.live or table.state.flow_rows.live:
         raise ValueError("there are rows already")
-    table.births = births
+    table.state.births = births
 
 
 class BrokenError(AssertionError):
@@ -143,18 +143,18 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 def rows_ever(Table table not None):
     """Return how many rows of each kind were ever in use at once, added up: what `check` costs."""
-    cdef uint32_t i, rows = table.texts.fresh + table.flow_rows.fresh
-    for i in range(table.view_count):
-        rows += table.views[i].rows.fresh
+    cdef uint32_t i, rows = table.state.texts.fresh + table.state.flow_rows.fresh
+    for i in range(table.state.view_count):
+        rows += table.state.views[i].rows.fresh
     return rows
 
 
 def longest_chains(Table table not None):
     """Return how many rows of each kind are looked at for one, in the worst case."""
     return {
-        "texts": longest_chain(&table.texts),
-        "flows": longest_chain(&table.flow_rows),
-        "connections": longest_chain(&table.views[0].rows),
+        "texts": longest_chain(&table.state.texts),
+        "flows": longest_chain(&table.state.flow_rows),
+        "connections": longest_chain(&table.state.views[0].rows),
     }
 
 
@@ -198,7 +198,7 @@ cdef class _Check:
 
     def everything(self):
         cdef uint32_t i
-        cdef Table table = self.table
+        cdef TableState *table = &self.table.state
         self.texts = self.members("text", &table.texts)
         self.flows = self.members("flow", &table.flow_rows)
         self.conversations = set()
@@ -214,7 +214,7 @@ cdef class _Check:
         self.check_texts()
         self.check_wheels()
         expect(self.bytes == table.arena.bytes, "bytes", (self.bytes, table.arena.bytes))
-        expect(not table.held, "a batch's values are still held")
+        expect(not self.table.held, "a batch's values are still held")
         expect(table.change_count == 0, "changes are still kept")
 
     cdef set members(self, str kind, Rows *rows):
@@ -257,22 +257,22 @@ cdef class _Check:
         return 0
 
     cdef int check_dormant(self) except -1:
-        cdef Table table = self.table
+        cdef TableState *table = &self.table.state
         cdef set ended = self.listed("ended", &table.ended)
         cdef set dormant = self.listed("dormant", &table.dormant)
         cdef uint32_t number, kept = 0
         expect(not ended & dormant, "a row is in both lists", (ended & dormant,))
         for number in ended:
-            expect(table._flow(number).connection & ENDED != 0, "a row has not ended", (number,))
-            expect(not table._flow(number).connection & LABELS_KEY, "a connection has ended")
+            expect(flow_at(table, number).connection & ENDED != 0, "a row has not ended", (number,))
+            expect(not flow_at(table, number).connection & LABELS_KEY, "a connection has ended")
         for number in dormant:
-            expect(not table._flow(number).connection & ENDED, "a row has ended", (number,))
-            kept += table._flow(number).connection & LABELS_KEY != 0
+            expect(not flow_at(table, number).connection & ENDED, "a row has ended", (number,))
+            kept += flow_at(table, number).connection & LABELS_KEY != 0
         expect(kept == table.kept_connections, "connections that are kept",
                (kept, table.kept_connections))
         self.dormant = ended | dormant
         self.live = self.flows - self.dormant
-        expect(len(self.live) == table._live_flows(), "live flows")
+        expect(len(self.live) == live_flows(table), "live flows")
         expect(table.dead_text_count == 0 and not table.in_batch, "a batch is open")
         return 0
 
@@ -283,7 +283,7 @@ cdef class _Check:
         while number:
             expect(number in self.flows, f"{kind} row that is free", (number,))
             expect(number not in found, f"{kind} row twice in its list", (number,))
-            flow = self.table._flow(number)
+            flow = flow_at(&self.table.state, number)
             expect(flow.connection & DORMANT != 0, f"{kind} row is live", (number,))
             expect(flow.connection & ROW == before, f"{kind} row's link back", (number, before))
             expect(flow.deadline_s >= since_s, f"{kind} row out of order", (number,))
@@ -296,7 +296,7 @@ cdef class _Check:
         return found
 
     cdef int check_flows(self) except -1:
-        cdef Table table = self.table
+        cdef TableState *table = &self.table.state
         cdef uint32_t number, i
         cdef Flow *flow
         cdef const int64_t *totals
@@ -321,7 +321,7 @@ cdef class _Check:
                 expect(totals[i] >= (ABSENT if table.optional[i] else 0), "a flow's total",
                        (number, i, totals[i]))
             if table.converses:
-                i = table._links(flow)[0]
+                i = links_of(table, flow)[0]
                 expect(i in self.conversations or (i == 0 and number in self.dormant),
                        "a flow's conversation is free", (number, i))
                 if i:
@@ -330,20 +330,20 @@ cdef class _Check:
             if number in self.dormant:
                 continue
             for i in range(table.cells - table.columns):
-                self.refer(table._links(flow)[table.keys_at + i], "volatile label's key")
+                self.refer(links_of(table, flow)[table.keys_at + i], "volatile label's key")
         expect(len(keys) == len(self.flows), "two flows have the same key")
         expect(talking.keys() == self.conversations, "a conversation without flows")
         for number, counts in talking.items():
-            expect([table._conversation_at(number).flows,
-                    table._conversation_at(number).dormant] == counts,
+            expect([conversation_at(table, number).flows,
+                    conversation_at(table, number).dormant] == counts,
                    "flows of a conversation", (number, counts))
-            expect(not (table._conversation_at(number).superseded
-                        and table._conversation_at(number).flows),
+            expect(not (conversation_at(table, number).superseded
+                        and conversation_at(table, number).flows),
                    "a conversation of two points", (number,))
         return 0
 
     cdef int check_view(self, uint32_t at, View *view) except -1:
-        cdef Table table = self.table
+        cdef TableState *table = &self.table.state
         cdef set rows = self.rows[at]
         cdef set labels = set()
         cdef dict flows = {}
@@ -358,14 +358,14 @@ cdef class _Check:
             link = flow.connection & ROW
             expect(link in <set>self.rows[0], "a flow's connection is free", (number, link))
             if at:
-                link = table._link(view, flow, table._row(&table.views[0], link))[0]
+                link = link_of(table, view, flow, connection_at(&table.views[0], link))[0]
                 if link == 0:           # there was no room
                     continue
                 expect(link in rows, "a flow's row is free", (at, number, link))
             flows[link] = flows.get(link, 0) + 1
             deadlines_s[link] = max(deadlines_s.get(link, 0), flow.deadline_s)
         for number in range(1, view.rows.fresh):
-            row = table._row(view, number)
+            row = connection_at(view, number)
             if number not in rows:
                 expect(row.deadline_s == 0, "a free row has a deadline", (at, number))
                 continue
@@ -379,7 +379,7 @@ cdef class _Check:
                    (number,))
             expect(<uint32_t>table.births - row.birth < <uint32_t>1 << 31, "a birth to come",
                    (at, number, row.birth, table.births))
-            cells = table._cells(view, row)
+            cells = cells_of(view, row)
             expect(row.hash == text_hash(<const char *>cells, 4 * view.columns, table.seed),
                    "the hash of a row's labels", (at, number))
             labels.add(tuple(cells[i] for i in range(view.columns)))
@@ -395,7 +395,7 @@ cdef class _Check:
         return 0
 
     cdef int check_texts(self) except -1:
-        cdef Table table = self.table
+        cdef TableState *table = &self.table.state
         cdef uint32_t number
         cdef set contents = set()
         cdef Text *text
@@ -416,7 +416,7 @@ cdef class _Check:
         return 0
 
     cdef int check_wheels(self) except -1:
-        cdef Table table = self.table
+        cdef TableState *table = &self.table.state
         cdef View *view
         cdef Flow *flow
         cdef Connection *row
@@ -440,7 +440,7 @@ cdef class _Check:
                     expect(number in <set>self.rows[i], "a free row in the wheel", (i, number))
                     expect(number not in filed, "a row twice in the wheel", (i, number))
                     filed.add(number)
-                    row = table._row(view, number)
+                    row = connection_at(view, number)
                     expect(slot_s <= max(row.deadline_s, view.wheel.next_s),
                            "a row's turn comes late", (i, number, slot_s, row.deadline_s))
                     number = row.links[0]

@@ -61,3 +61,270 @@ cdef void dormant_remove(DormantList *rows, const Rows *flows, uint32_t number) 
         rows.tail = before
     row.connection &= ~(ROW | DORMANT)
     rows.count -= 1
+
+
+cdef int wake(TableState *table, Report *report, const int64_t *values, const Cell *cells,
+              const int64_t *amounts) noexcept nogil:
+    # A report of a flow that is dormant.
+    cdef View *first = &table.views[0]
+    cdef Flow *flow = flow_at(table, report.flow)
+    cdef int change = find_deltas(table, flow, report, values)
+    cdef bint closing = report.finish == CLOSING
+    cdef uint32_t number, conversation = 0
+    cdef int done
+    if change == NOTHING_NEW:
+        if closing:
+            unlink_dormant(table, report.flow)
+            mark_ended(table, report.flow)
+        return SKIP_LATE
+    if unlikely(report.skip_new != SKIP_NONE):
+        return report.skip_new
+    if table.converses:
+        conversation = find_conversation(table, report.conversation)
+        if is_taken(table, conversation, report):
+            forget_flow(table, report.flow)
+            return SKIP_DUPLICATE
+        number = links_of(table, flow)[0]
+        if number and conversation_at(table, number).superseded:
+            # What it adds may have been counted at another point.
+            forget_flow(table, report.flow)
+            report.flow = 0
+            table.met_unknown = True
+            return apply_unknown(table, report, values, cells, amounts)
+    if closing:
+        if report.worth == WORTH_UNREAD:
+            return APPLY_STOP
+        report.leaves_out_marks &= ~((1 << MARK_START) | (1 << MARK_UPDATE_START))
+        report.uses_marks = report.repeats
+    if not intern_labels(table, cells):
+        return APPLY_NO_MEMORY
+    number = find_row(table, first, gather(table, first))
+    if closing and report.repeats:
+        done = wake_ended(table, report, number, values, change)
+    elif number == 0 and is_full(table, first):
+        done = wake_without_room(table, report, values, change)
+    elif find_places(table, report, number, &conversation):
+        unlink_dormant(table, report.flow)
+        make_live(table, report.flow, report, conversation,
+                  find_kept_of_new_row(table), values, NULL)
+        update_totals(table, flow, report, values, change)
+        make_room(table)
+        done = SKIP_NONE
+    else:
+        done = APPLY_NO_MEMORY
+    release_interned(table)
+    return done
+
+
+cdef int wake_ended(TableState *table, const Report *report, uint32_t number, const int64_t *values,
+                    int change) noexcept nogil:
+    # The closing report of a dormant flow that has more than was known.
+    cdef uint32_t kept = 0 if number else find_kept(table, table.view_cells)
+    if not credit(table, number, kept, table.news, values):
+        return APPLY_NO_MEMORY
+    update_totals(table, flow_at(table, report.flow), report, values, change)
+    unlink_dormant(table, report.flow)
+    make_room(table)
+    mark_ended(table, report.flow)
+    return SKIP_NONE
+
+
+cdef int wake_without_room(TableState *table, const Report *report, const int64_t *values,
+                           int change) noexcept nogil:
+    # There is no room for the connection of a dormant flow.
+    if table.overflows:
+        if add_to_overflow(table, table.news, values) == APPLY_NO_MEMORY:
+            return APPLY_NO_MEMORY
+        update_totals(table, flow_at(table, report.flow), report, values, change)
+    table.rejected += 1
+    unlink_dormant(table, report.flow)
+    if report.finish == CLOSING:
+        mark_ended(table, report.flow)
+    else:
+        flow_at(table, report.flow).connection &= ~ENDED
+        dormant_append(&table.dormant, &table.flow_rows, report.flow,
+                       <uint32_t>floor(table.now))
+    return SKIP_TABLE_FULL
+
+
+cdef int add_ended_flow(TableState *table, const Report *report, uint32_t number, uint32_t kept,
+                        const int64_t *values) noexcept nogil:
+    # The closing report of an unknown flow. The flow is remembered for a while, because its
+    # other reports may still be under way.
+    cdef uint32_t row = new_flow(table, report, values)
+    if row == 0:
+        return APPLY_NO_MEMORY
+    if not credit(table, number, kept, values, values):
+        remove_flow(table, row)
+        return APPLY_NO_MEMORY
+    make_room(table)
+    mark_ended(table, row)
+    return SKIP_NONE
+
+
+cdef bint credit(TableState *table, uint32_t number, uint32_t kept, const int64_t *news,
+                 const int64_t *values) noexcept nogil:
+    # Add `news` to all rows of a flow without showing it: no row of the first view is made.
+    # `number` is the row there, or 0, and `kept` has its counters, or is 0. False without
+    # memory.
+    cdef View *first = &table.views[0]
+    cdef View *view
+    cdef uint32_t i, done = 1
+    if number == 0 and kept == 0 and not first.complete and table.memory_s > 0:
+        gather(table, first)
+        kept = add_kept(table, table.view_cells, <uint32_t>floor(table.now))
+        if kept == 0:
+            return False
+        for i in range(table.counters):
+            (<int64_t *>(flow_at(table, kept) + 1))[i] = ABSENT if table.optional[i] else 0
+    while done < table.view_count:
+        view = &table.views[done]
+        table.created[done] = False
+        if not view.by_flow and has_links(table, number):
+            table.targets[done] = connection_at(first, number).links[view.link]
+        else:
+            table.targets[done] = find_or_add_row(table, view, &table.created[done])
+            if table.targets[done] == 0 and (table.created[done] or table.overflows):
+                break
+        done += 1
+    if done < table.view_count:
+        # An empty row that is kept does no harm.
+        while done > 1:
+            done -= 1
+            if table.created[done]:
+                remove_row(table, &table.views[done], table.targets[done])
+        return False
+    for i in range(1, table.view_count):
+        view = &table.views[i]
+        if table.targets[i] == 0:
+            continue
+        if table.created[i]:
+            file_row(view, table.targets[i], view.deadline_s)
+        add_deltas(table, view, connection_at(view, table.targets[i]), news, values)
+    if number:
+        add_counters(first, connection_at(first, number), news)
+    elif kept:
+        for i in range(first.counters):
+            add(<int64_t *>(flow_at(table, kept) + 1) + first.sources[i], news[first.sources[i]])
+    return True
+
+
+cdef uint32_t find_kept(TableState *table, const uint32_t *cells) noexcept nogil:
+    # The dormant row that has the counters of the connection with these labels, or 0.
+    if table.kept_connections == 0:
+        return 0
+    return flow_find(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
+
+
+cdef uint32_t find_kept_of_new_row(TableState *table) noexcept nogil:
+    # That of the row of the first view which was made for the flow at hand, or 0.
+    if not table.created[0]:
+        return 0
+    return find_kept(
+        table, cells_of(&table.views[0], connection_at(&table.views[0], table.targets[0]))
+    )
+
+
+cdef uint64_t labels_key(TableState *table, const uint32_t *cells) noexcept nogil:
+    # A hash of the label values themselves: the numbers of texts can be others' by now.
+    cdef const Text *text
+    cdef uint64_t key = table.seed
+    cdef uint32_t i
+    for i in range(table.views[0].columns):
+        if cells[i] & IS_TEXT:
+            text = <const Text *>row_at(&table.texts, cells[i] & ~IS_TEXT)
+            key = mixed(key ^ long_hash(text_bytes(text), text.length, table.seed))
+        else:
+            key = mixed(key + cells[i])
+    return key
+
+
+cdef uint32_t add_kept(TableState *table, const uint32_t *cells, uint32_t now_s) noexcept nogil:
+    # A dormant row for the counters of the connection with these labels; 0 without memory.
+    cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
+    if number:
+        flow_at(table, number).last_ms = 0
+        if table.converses:
+            links_of(table, flow_at(table, number))[0] = 0
+        memset(flow_at(table, number) + 1, 0, table.counters * sizeof(int64_t))
+        dormant_append(&table.dormant, &table.flow_rows, number, now_s)
+        table.kept_connections += 1
+    return number
+
+
+cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noexcept nogil:
+    # Continue the counters of a connection that is back.
+    cdef const View *first = &table.views[0]
+    cdef const int64_t *totals = <const int64_t *>(flow_at(table, number) + 1)
+    cdef int64_t *sums = <int64_t *>(<char *>row + first.values_at)
+    cdef uint32_t i
+    row.flows |= BACK
+    for i in range(first.counters):
+        sums[i] = totals[first.sources[i]]
+    forget_flow(table, number)
+
+
+cdef void keep_counters(TableState *table, const Flow *flow, Connection *row,
+                        uint32_t now_s) noexcept nogil:
+    # Keep the counters of a connection that leaves with its last flow, unless they are the
+    # flow's totals.
+    cdef const View *first = &table.views[0]
+    cdef const int64_t *totals = <const int64_t *>(flow + 1)
+    cdef const int64_t *sums = <const int64_t *>(<char *>row + first.values_at)
+    cdef bint differs = not first.complete
+    cdef uint32_t i, number
+    for i in range(first.counters):
+        differs |= sums[i] != totals[first.sources[i]]
+    if not differs or table.memory_s == 0:
+        return
+    number = add_kept(table, cells_of(first, row), now_s)
+    if number:
+        for i in range(first.counters):
+            (<int64_t *>(flow_at(table, number) + 1))[first.sources[i]] = sums[i]
+        make_room(table)
+
+
+cdef void unlink_dormant(TableState *table, uint32_t number) noexcept nogil:
+    cdef bint ended = flow_at(table, number).connection & ENDED != 0
+    dormant_remove(&table.ended if ended else &table.dormant, &table.flow_rows, number)
+
+
+cdef void mark_ended(TableState *table, uint32_t number) noexcept nogil:
+    # Remember a flow that is in no list only while reports of it may still be under way.
+    flow_at(table, number).connection |= ENDED
+    dormant_append(&table.ended, &table.flow_rows, number, <uint32_t>floor(table.now))
+
+
+cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
+    # Take a dormant row out of the table.
+    cdef Flow *flow = flow_at(table, number)
+    cdef double reported_s
+    if flow.connection & LABELS_KEY:
+        table.kept_connections -= 1
+    elif not flow.connection & ENDED and table.begun:
+        reported_s = max(0.0, flow.deadline_s - floor(table.least_timeout_s))
+        table.horizon_s = max(table.horizon_s, reported_s)
+    unlink_dormant(table, number)
+    remove_flow(table, number)
+
+
+cdef inline void make_room(TableState *table) noexcept nogil:
+    # Forget what has been dormant for longest, where there are more rows than there is room.
+    # After a limit was lowered, `expire` does the rest: a report takes bounded time.
+    cdef uint32_t _row
+    for _row in range(ROOM_ROWS):
+        if likely(table.flow_rows.live <= table.max_flows) or not forget_first(table):
+            break
+
+
+cdef bint forget_first(TableState *table) noexcept nogil:
+    # False if no row is dormant. Flows that have ended go first, but not while one of their
+    # reports may still be under way: it would count again.
+    cdef uint32_t number = table.ended.head
+    if table.dormant.head and (
+        number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)
+    ):
+        number = table.dormant.head
+    if number:
+        forget_flow(table, number)
+    return number != 0

@@ -38,9 +38,16 @@ cdef struct Requirement:
     bint absent                 # it is the second's absence that does
 
 
+cdef struct Column:
+    # A label, or what a volatile one is asked with. The rewrite is owned by the plan.
+    Field field
+    PyObject *rewrite           # or NULL
+
+
 cdef struct Reader:
     # The fields of one of the plan's flow types.
     PyTypeObject *type
+    bint slots                  # values are read at their offsets, else as attributes
     bint marks                  # it can tell a first report
     bint full                   # ... and what the last update added
     Field uuid
@@ -51,7 +58,7 @@ cdef struct Reader:
     Field update_last
     Number amounts[MAX_VALUES]  # where it is full
     Number totals[MAX_VALUES]   # counters, then gauges
-    Field columns[MAX_COLUMNS]
+    Column columns[MAX_COLUMNS]
     Requirement required[MAX_SKIPS]
     Field conversation[5]       # protocol, and address and port of either end
     Field point

@@ -4,6 +4,13 @@
 # A ranking belongs to the one call that asks. The heap never grows: there is room for all of it
 # before the first row is looked at, as that happens under the table's mutex.
 
+cdef struct Kept:
+    # What rows had, by their number from 1 on, and which labels: a row can be another's by now.
+    int64_t *values
+    uint32_t *hashes
+    uint32_t rows
+
+
 cdef struct Ranked:
     # A row that is among the first, in a heap whose root is the last of them.
     int64_t rank

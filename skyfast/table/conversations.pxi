@@ -1,0 +1,47 @@
+# Conversations: which capture point's flows count. Part of `_table.pyx`, which includes it.
+
+cdef inline Conversation *conversation_at(TableState *table, uint32_t number) noexcept nogil:
+    return <Conversation *>row_at(&table.conversations, number)
+
+
+cdef uint32_t find_conversation(TableState *table, uint64_t key) noexcept nogil:
+    cdef uint32_t number = bucket_of(&table.conversations, <uint32_t>key)[0]
+    cdef Conversation *row
+    while number:
+        row = conversation_at(table, number)
+        if (row.hash == <uint32_t>key and row.key_high == <uint32_t>(key >> 32)
+                and not row.superseded):
+            return number
+        number = row.next
+    return 0
+
+
+cdef bint is_taken(TableState *table, uint32_t number, const Report *report) noexcept nogil:
+    # Whether a conversation, or 0, is reported by another point. With dormant flows alone, it
+    # is free.
+    cdef const Conversation *row
+    if number == 0:
+        return False
+    row = conversation_at(table, number)
+    return row.flows != 0 and row.point != report.point
+
+
+cdef uint32_t add_conversation(TableState *table, const Report *report) noexcept nogil:
+    cdef uint32_t number = row_new(&table.conversations)
+    cdef Conversation *row
+    if number:
+        row = conversation_at(table, number)
+        row.hash = <uint32_t>report.conversation
+        row.key_high = <uint32_t>(report.conversation >> 32)
+        row.flows = row.dormant = 0
+        row.point = report.point
+        row.superseded = False
+        index_add(&table.conversations, number)
+    return number
+
+
+cdef void release_conversation(TableState *table, uint32_t number) noexcept nogil:
+    # Take a row out of the table that no flow leads to any more.
+    if conversation_at(table, number).flows == 0 and conversation_at(table, number).dormant == 0:
+        index_remove(&table.conversations, number)
+        row_release(&table.conversations, number)

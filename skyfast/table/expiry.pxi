@@ -1,0 +1,115 @@
+# Expiry. Part of `_table.pyx`, which includes it.
+
+cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
+    cdef uint32_t i
+    table.now = max(table.now, <double>now_s)
+    # Flows go first: then no row of a view has flows left when its own time has come.
+    if expire_flows(table, now_s, &max_rows) or expire_dormant(table, now_s, &max_rows):
+        return True
+    for i in range(table.view_count):
+        if table.views[i].other:
+            aged(connection_at(&table.views[i], table.views[i].other), <uint32_t>table.births)
+        if i and expire_rows(table, &table.views[i], now_s, &max_rows):
+            return True
+    return False
+
+
+cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
+    cdef Wheel *wheel = &table.wheel
+    cdef uint32_t number
+    cdef Flow *flow
+    while True:
+        number = wheel_due(wheel, live_flows(table), now_s, max_rows)
+        if number == 0:
+            return wheel.next_s <= now_s
+        flow = flow_at(table, number)
+        wheel_take(wheel, flow.wheel_next)
+        if flow.wheel_next:
+            prefetch(row_at(&table.flow_rows, flow.wheel_next))
+        if flow.deadline_s > wheel.next_s:
+            wheel_file(wheel, flow.deadline_s, number, &flow.wheel_next)
+            aged(connection_at(&table.views[0], flow.connection & ROW), <uint32_t>table.births)
+        else:
+            make_dormant(table, flow, number, now_s)
+
+
+cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
+    # Whether there is more to forget by now.
+    cdef DormantList *rows
+    cdef double memory_s
+    cdef uint32_t i, number
+    while table.flow_rows.live > table.max_flows and (table.ended.head or table.dormant.head):
+        if max_rows[0] == 0:
+            return True
+        max_rows[0] -= 1
+        forget_first(table)
+    for i in range(2):
+        rows = &table.ended if i else &table.dormant
+        memory_s = ceil(table.views[0].timeout_s if i else table.memory_s)
+        while rows.head:
+            number = rows.head
+            if flow_at(table, number).deadline_s + memory_s > now_s:
+                break
+            if max_rows[0] == 0:
+                return True
+            max_rows[0] -= 1
+            prefetch_after(table, number)
+            forget_flow(table, number)
+    return False
+
+
+cdef inline void prefetch_after(TableState *table, uint32_t number) noexcept nogil:
+    # Rows became dormant in no order of memory, and a bucket is far from its rows.
+    cdef uint32_t next = flow_at(table, number).wheel_next
+    if next:
+        prefetch(bucket_of(&table.flow_rows, flow_at(table, next).hash))
+        next = flow_at(table, next).wheel_next
+        if next:
+            prefetch(flow_at(table, next))
+
+
+cdef bint expire_rows(TableState *table, View *view, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
+    cdef Wheel *wheel = &view.wheel
+    cdef uint32_t number
+    cdef Connection *row
+    while True:
+        number = wheel_due(wheel, view.rows.live, now_s, max_rows)
+        if number == 0:
+            return wheel.next_s <= now_s
+        row = connection_at(view, number)
+        wheel_take(wheel, row.links[0])
+        if row.links[0]:
+            prefetch(connection_at(view, row.links[0]))
+        if row.flows and row.deadline_s <= wheel.next_s:
+            row.deadline_s = wheel.next_s + 1       # never before the last of its flows
+        if row.deadline_s > wheel.next_s:
+            wheel_file(wheel, row.deadline_s, number, row.links)
+            aged(row, <uint32_t>table.births)
+        else:
+            remove_row(table, view, number)
+
+
+cdef void make_dormant(TableState *table, Flow *flow, uint32_t number, uint32_t now_s) noexcept nogil:
+    # Make a live flow dormant. Its connection leaves the first view if it was the last.
+    cdef uint32_t at = flow.connection & ROW
+    cdef Connection *connection = connection_at(&table.views[0], at)
+    cdef uint32_t *links = links_of(table, flow)
+    cdef bint ended = flow.connection & ENDED != 0
+    cdef uint32_t i, link
+    for i in range(1, table.view_count):
+        link = link_of(table, &table.views[i], flow, connection)[0]
+        if link:
+            connection_at(&table.views[i], link).flows -= 1
+    if table.converses:
+        conversation_at(table, links[0]).flows -= 1
+        conversation_at(table, links[0]).dormant += 1
+    for i in range(table.cells - table.columns):
+        text_release(&table.texts, links[table.keys_at + i])
+    dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
+    connection.flows -= 1
+    if flows_of(connection) == 0 and at != table.views[0].other:
+        keep_counters(table, flow, connection, now_s)
+        remove_row(table, &table.views[0], at)
+        table.expired += 1
+    if table.memory_s == 0 and not ended:
+        forget_flow(table, number)

@@ -1,0 +1,378 @@
+# Layout: from a plan to the places where its labels and values stand, in a flow and in rows. Part
+# of `_table.pyx`, which includes it.
+#
+# `Table.__cinit__` calls it once, before anybody else has the table, and `Table.use` for other
+# types of flows. It reads the plan, so it needs the GIL and raises, and takes no lock. What it
+# allocates and hands to the state is the state's, also where it raises.
+
+cdef void *allocate(size_t size) except NULL:
+    cdef void *memory = malloc(size if size else 1)
+    if memory == NULL:
+        raise MemoryError
+    memset(memory, 0, size)
+    return memory
+
+
+cdef int wheel_allocate(Wheel *wheel, double timeout_s) except -1:
+    # As many slots as the time-out has seconds, if it is a usual one. A longer one, now or
+    # later, costs more rounds and nothing else.
+    cdef uint32_t slots = 4
+    while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
+        slots *= 2
+    wheel.mask = slots - 1
+    wheel.slots = <uint32_t *>allocate(slots * sizeof(uint32_t))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Numbers of columns, values and fields
+
+cdef list key_paths(plan):
+    # The paths of what volatile columns' rewrites are asked with.
+    return list(dict.fromkeys(column.path for column in plan.columns if column.volatile))
+
+
+cdef list volatile_columns(plan):
+    # Rewrite, slot of the key and number of each volatile column.
+    keys = key_paths(plan)
+    return [
+        (column.rewrite, keys.index(column.path), i)
+        for i, column in enumerate(plan.columns)
+        if column.volatile
+    ]
+
+
+cdef int number_columns(TableState *table, plan) except -1:
+    table.columns = len(plan.columns)
+    if len(plan.columns) + len(key_paths(plan)) > MAX_COLUMNS:
+        raise ValueError("the plan has more labels than the table can keep")
+    table.cells = len(plan.columns) + len(key_paths(plan))
+    return 0
+
+
+cdef int number_values(TableState *table, plan) except -1:
+    cdef uint32_t i
+    table.counters = len(plan.counters)
+    table.values = table.counters + len(plan.gauges)
+    table.requirements = len(plan.requirements)
+    for i, counter in enumerate(plan.counters):
+        table.optional[i] = counter.optional
+    for i, gauge in enumerate(plan.gauges, table.counters):
+        table.keeps[i] = GAUGE_KINDS.index(gauge.keep)
+    return 0
+
+
+cdef list number_fields(TableState *table, plan):
+    # The names of the fields, by their numbers; None where a value is never left out.
+    cdef uint32_t i, j
+    numbers = {}
+
+    def number(path):
+        return numbers.setdefault(path, len(numbers))
+
+    update = "LastUpdateMetric"
+    marks = (("FinishType",), ("Start",), (update, "Start"), (update, "Last"))
+    for i, path in enumerate(marks):
+        table.mark_fields[i] = number(path)
+    for i, counter in enumerate(plan.counters):
+        for j, path in enumerate(counter.paths):
+            table.value_fields[2 * i + j] = number(path)
+        for j, path in enumerate(counter.amounts):
+            table.amount_fields[2 * i + j] = number(path)
+    for i, gauge in enumerate(plan.gauges, table.counters):
+        table.value_fields[2 * i] = number(gauge.path)
+    required = {
+        path for counter in plan.counters if not counter.optional for path in counter.paths
+    }
+    return [None if path in required else ".".join(path) for path in numbers]
+
+
+# ---------------------------------------------------------------------------------------------
+# Where values stand in a flow
+
+cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) except -1:
+    # `keep` gets what the readers borrow. A reader's `slots` is cleared where offsets cannot be
+    # trusted.
+    cdef Reader *reader
+    cdef uint32_t i
+    for i, owner in enumerate((types.Flow, types.NewFlow, types.FullFlow)):
+        reader = &readers[i]
+        reader.slots = slots
+        reader.marks = i > 0
+        reader.full = i > 1
+        keep.append(owner)
+        reader.type = <PyTypeObject *><PyObject *>owner
+        resolve_times(reader, owner, keep)
+        resolve_values(reader, owner, plan, keep)
+        resolve_columns(reader, owner, plan, keep)
+        resolve_requirements(reader, owner, plan, keep)
+        resolve_conversation(reader, owner, plan, keep)
+    return 0
+
+
+cdef int resolve_times(Reader *reader, owner, list keep) except -1:
+    resolve_field(reader, &reader.uuid, owner, ("UUID",), keep)
+    resolve_field(reader, &reader.last, owner, ("Last",), keep)
+    resolve_field(reader, &reader.finish, owner, ("FinishType",), keep)
+    if reader.marks:
+        resolve_field(reader, &reader.start, owner, ("Start",), keep)
+        resolve_field(reader, &reader.update_start, owner, ("LastUpdateMetric", "Start"), keep)
+        resolve_field(reader, &reader.update_last, owner, ("LastUpdateMetric", "Last"), keep)
+    return 0
+
+
+cdef int resolve_values(Reader *reader, owner, plan, list keep) except -1:
+    cdef uint32_t i
+    if reader.full:
+        for i, counter in enumerate(plan.counters):
+            resolve_number(reader, &reader.amounts[i], owner, counter.amounts, False, keep)
+    for i, counter in enumerate(plan.counters):
+        resolve_number(reader, &reader.totals[i], owner, counter.paths, counter.optional, keep)
+    for i, gauge in enumerate(plan.gauges, len(plan.counters)):
+        resolve_number(reader, &reader.totals[i], owner, (gauge.path,), False, keep)
+    return 0
+
+
+cdef int resolve_columns(Reader *reader, owner, plan, list keep) except -1:
+    cdef uint32_t i
+    for i, column in enumerate(plan.columns):
+        resolve_field(reader, &reader.columns[i].field, owner, column.path, keep)
+        if column.rewrite is not None:
+            reader.columns[i].rewrite = <PyObject *>column.rewrite
+    for i, path in enumerate(key_paths(plan), len(plan.columns)):
+        resolve_field(reader, &reader.columns[i].field, owner, path, keep)
+        if not reader.columns[i].field.is_text:
+            raise ValueError("a volatile label is made of a text")
+    return 0
+
+
+cdef int resolve_requirements(Reader *reader, owner, plan, list keep) except -1:
+    cdef uint32_t i, j
+    for i, requirement in enumerate(plan.requirements):
+        if not requirement.paths or len(requirement.reads) > 2:
+            raise ValueError("a requirement is one part of a flow, or one of two")
+        reader.required[i].pair = len(requirement.reads) == 2
+        reader.required[i].absent = len(requirement.or_without) > 0
+        for j, path in enumerate(requirement.reads):
+            resolve_field(reader, &reader.required[i].parts[j], owner, path, keep)
+    return 0
+
+
+cdef int resolve_conversation(Reader *reader, owner, plan, list keep) except -1:
+    cdef uint32_t i
+    for known in (plan.conversation, plan.share and plan.share.conversation):
+        if known is not None:
+            for i, path in enumerate(known.paths):
+                resolve_field(reader, &reader.conversation[i], owner, path, keep)
+    if plan.conversation is not None:
+        resolve_field(reader, &reader.point, owner, plan.conversation.point, keep)
+    return 0
+
+
+cdef int resolve_number(Reader *reader, Number *number, owner, tuple paths, bint optional,
+                        list keep) except -1:
+    if len(paths) > 2:
+        raise ValueError("a counter is one field, or the sum of two")
+    number.read = len(paths) > 0
+    number.pair = len(paths) == 2
+    number.optional = optional
+    if number.read:
+        resolve_field(reader, &number.first, owner, paths[0], keep)
+    if number.pair:
+        resolve_field(reader, &number.second, owner, paths[1], keep)
+    return 0
+
+
+cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list keep) except -1:
+    if not path:
+        field.whole = True
+        return 0
+    cdef str name = path[0]
+    keep.append((owner, path))
+    field.outer_name = <PyObject *>name
+    field.outer = member_offset(owner, name)
+    field.inner = -1
+    if not slot_reads_as(owner, name, field.outer):
+        reader.slots = False
+    kind = {f.name: f.type for f in msgspec.structs.fields(owner)}[name]
+    inner = next((t for t in typing.get_args(kind) if t is not type(None)), None)
+    if inner is None:
+        field.is_text = kind is str
+        return 0
+    keep.append(inner)
+    field.inner_type = <PyTypeObject *><PyObject *>inner
+    if len(path) == 1:              # the part itself: whether it is there
+        return 0
+    field.inner_name = <PyObject *>path[1]
+    field.inner = member_offset(inner, path[1])
+    if not slot_reads_as(inner, path[1], field.inner):
+        reader.slots = False
+        field.inner = 0
+    field.is_text = {f.name: f.type for f in msgspec.structs.fields(inner)}[path[1]] is str
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Where values stand in rows
+
+cdef int prepare_views(TableState *table, plan) except -1:
+    # The views with their rows, and the rows of flows and conversations.
+    cdef uint32_t i, connection_links = 0
+    cdef uint32_t flow_links = 1 if table.converses else 0
+    cdef View *view
+    first = set(plan.views[0].columns)
+    table.views = <View *>allocate(len(plan.views) * sizeof(View))
+    table.view_count = len(plan.views)
+    for i, declared in enumerate(plan.views):
+        view = &table.views[i]
+        number_view(table, view, declared, plan)
+        if i == 0:
+            continue
+        view.by_flow = not first.issuperset(declared.columns)
+        if view.by_flow:
+            view.link = flow_links
+            flow_links += 1
+        else:
+            view.link = connection_links
+            connection_links += 1
+    table.keys_at = flow_links
+    flow_links += table.cells - table.columns
+    table.links_at = sizeof(Flow) + 8 * table.counters
+    if not (
+        rows_init(&table.flow_rows, &table.arena, (table.links_at + 4 * flow_links + 7) & ~7)
+        and (not table.converses
+             or rows_init(&table.conversations, &table.arena, sizeof(Conversation)))
+    ):
+        raise MemoryError
+    for i in range(table.view_count):
+        view = &table.views[i]
+        view.values_at = sizeof(Connection)
+        if i == 0 and connection_links > 1:
+            view.values_at = (sizeof(Connection) + 4 * (connection_links - 1) + 7) & ~7
+        view.cells_at = view.values_at + 8 * view.values
+        if not rows_init(&view.rows, &table.arena, (view.cells_at + 4 * view.columns + 7) & ~7):
+            raise MemoryError
+    return 0
+
+
+cdef int number_view(const TableState *table, View *view, declared, plan) except -1:
+    # Which of the plan's columns and values a view has.
+    cdef uint32_t j
+    numbers = {column: i for i, column in enumerate(plan.columns)}
+    values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
+    kept = sorted(
+        {values[v] for family in declared.families for v in family.values if v in values}
+    )
+    if len(declared.columns) > MAX_VIEW_COLUMNS or len(kept) > MAX_VIEW_VALUES:
+        raise ValueError("a view has more labels or values than the table can keep")
+    view.columns = len(declared.columns)
+    for j, column in enumerate(declared.columns):
+        view.cells[j] = numbers[column]
+    view.values = len(kept)
+    for j, source in enumerate(kept):
+        view.sources[j] = source
+        if source < table.counters:
+            view.counters = j + 1
+    view.complete = declared.complete
+    view.direction_at = 0 if declared.direction is None else declared.direction.position
+    if view.direction_at > view.columns:
+        raise ValueError("a direction stands among a view's labels, or behind them")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Where values stand in lines: each is literal, cell, literal, cell, …, literal, value. The
+# direction is part of a literal; the second side's line differs from the first in that literal
+# alone.
+
+cdef int prepare_families(TableState *table, plan) except -1:
+    cdef uint32_t i
+    cdef size_t bytes_, longest = 0
+    table.families = <Family *>allocate(
+        sum(len(each.families) for each in plan.views) * sizeof(Family)
+    )
+    for i, planned in enumerate(plan.views):
+        for declared in planned.families:
+            # From here on its memory is freed with the table's.
+            table.families[table.family_count].view = i
+            table.families[table.family_count].literals = <Literal *>allocate(
+                (table.views[i].columns + 1) * sizeof(Literal)
+            )
+            table.family_count += 1
+            bytes_ = prepare_family(
+                &table.families[table.family_count - 1], &table.views[i], declared, planned, plan
+            )
+            longest = max(longest, bytes_)
+    table.max_lines = longest + 64      # whole blocks may be written beyond the last line
+    return 0
+
+
+cdef size_t prepare_family(Family *family, const View *view, declared, planned,
+                           plan) except? 0:
+    # Returns how many bytes the family's head or a connection's lines can take.
+    cdef uint32_t j, k
+    cdef size_t fixed, longest = 0
+    cdef bytes head
+    values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
+    family.sides = len(declared.values)
+    if not 1 <= family.sides <= (1 if planned.direction is None else 2):
+        raise ValueError(f"{declared.name} has more values than directions")
+    for j, value in enumerate(declared.values):
+        family.values[j] = FLOWS
+        for k in range(view.values):
+            if value in values and view.sources[k] == values[value]:
+                family.values[j] = k
+    family.absent = 0 if declared.values[0] in plan.gauges else ABSENT
+    family.decimals = declared.decimals
+    if family.decimals > MAX_DECIMALS:
+        raise ValueError(f"{declared.name} has more decimals than a value has digits")
+    for j in range(2):
+        head = declared.head(openmetrics=j == 1).encode()
+        family.heads[j] = <char *>allocate(len(head))
+        family.head_lengths[j] = len(head)
+        memcpy(family.heads[j], PyBytes_AS_STRING(head), len(head))
+        longest = max(longest, <size_t>len(head))
+    names = [column.name for column in planned.columns]
+    sides = line_literals(declared.name, names, planned.direction)
+    for j in range(view.columns + 1):
+        literal_init(&family.literals[j], sides[0][j])
+    literal_init(&family.second, sides[len(sides) - 1][view.direction_at])
+    fixed = sum(len(text.encode()) for side in sides for text in side)
+    fixed += 2 * (view.columns * MAX_CELL + MAX_INTEGER_DIGITS + 2)
+    return max(longest, fixed)
+
+
+cdef int literal_init(Literal *literal, str text) except -1:
+    cdef bytes encoded = text.encode()
+    literal.length = len(encoded)
+    literal.text = <char *>allocate(literal.length + 32)
+    memcpy(literal.text, PyBytes_AS_STRING(encoded), literal.length)
+    return 0
+
+
+def line_literals(metric, columns, direction):
+    """Return what stands before, between and behind the label values of a line.
+
+    One list for each value of `direction`, or one where that is None. `columns` are the other
+    labels' names. Each list has one literal more than there are columns; the last one ends where
+    the sample's value begins.
+    """
+    if direction is None:
+        names = [f'{name}="' for name in columns]
+        if not names:
+            return [[f"{metric} "]]
+        return [[f"{metric}{{{names[0]}", *(f'",{name}' for name in names[1:]), '"} ']]
+    sides = []
+    for value in direction.values:
+        literals = []
+        text = metric + "{"
+        for at in range(len(columns) + 1):
+            if at == direction.position:
+                text += f'{direction.name}="{value}"' + ("," if at < len(columns) else "")
+            if at < len(columns):
+                literals.append(f'{text}{columns[at]}="')
+                last = at + 1 == len(columns) and direction.position != at + 1
+                text = '"' if last else '",'
+        literals.append(text + "} ")
+        sides.append(literals)
+    return sides

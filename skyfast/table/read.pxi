@@ -1,0 +1,245 @@
+# Reading reports: what the table needs of each flow of a batch. Part of `_table.pyx`, which includes
+# it.
+#
+# `Table.update` calls it. Here are Python's objects, so it needs the GIL, and none of it may run under
+# the table's mutex. It writes to the batch alone.
+
+cdef const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
+    cdef uint32_t i
+    for i in range(FLOW_TYPES):
+        if Py_TYPE(flow) == readers[i].type:
+            return &readers[i]
+    return NULL
+
+
+cdef uint32_t read_reports(TableState *table, const Reader *readers, list flows,
+                           Py_ssize_t start, uint32_t size) except? 0:
+    # Fill `reports` with what known flows need. Returns how many were read: fewer than asked
+    # for where something is no flow at all.
+    cdef uint32_t i
+    cdef const Reader *reader
+    cdef PyObject *flow
+    for i in range(size):
+        flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
+        reader = reader_of(readers, flow)
+        if reader == NULL:
+            return i
+        table.reports[i].skip = read_report(
+            table, flow, reader, &table.reports[i],
+            table.batch_values + <size_t>i * table.values,
+        )
+    return size
+
+
+cdef int read_report(TableState *table, PyObject *flow, const Reader *reader, Report *report,
+                     int64_t *values) except -1:
+    cdef const char *text
+    cdef uint32_t length, i
+    cdef uint64_t number
+    cdef int64_t finish
+    cdef int wrong, too_long
+    report.flow = 0
+    report.dormant = False
+    report.leaves_out = False
+    report.key_text = NULL
+    too_long = read_text(value_of(flow, &reader.uuid, reader.slots), &text, &length)
+    if unlikely(too_long == SKIP_INVALID):
+        return SKIP_INVALID
+    if unlikely(length == 0 and too_long == SKIP_NONE):
+        return SKIP_NO_UUID
+    for i in range(table.requirements):
+        if unlikely(part(flow, &reader.required[i].parts[0], reader.slots) == NULL):
+            if (not reader.required[i].pair
+                    or (part(flow, &reader.required[i].parts[1], reader.slots) == NULL)
+                    != reader.required[i].absent):
+                return SKIP_REQUIRED + <int>i
+    for i in range(table.values):
+        wrong = read_number(flow, &reader.totals[i], reader.slots, &values[i])
+        if unlikely(wrong):
+            if i < table.counters and not table.optional[i]:
+                return wrong & ~SECOND_FIELD
+            values[i] = ABSENT if i < table.counters else 0
+            leave_out(report, &report.values_left_out, i, wrong)
+    wrong = read_integer(value_of(flow, &reader.last, reader.slots), &report.last_ms)
+    if unlikely(wrong):
+        return wrong
+    table.newest_ms = max(table.newest_ms, report.last_ms)
+    if likely(report.last_ms):
+        table.oldest_ms = min(table.oldest_ms, report.last_ms)
+    if unlikely(read_integer(value_of(flow, &reader.finish, reader.slots), &finish)):
+        finish = 0
+        leave_out_mark(report, MARK_FINISH)
+    if unlikely(too_long):          # what is missing, or no number, is told first
+        return too_long
+    report.finish = <int>finish if finish < 4 else 4
+    if likely(parse_key(text, length, &number)):
+        report.key = mixed(number ^ table.seed)
+        prefetch(bucket_of(&table.flow_rows, <uint32_t>report.key))
+    else:
+        report.key_text = text
+        report.key_length = length
+    return SKIP_NONE
+
+
+cdef int read_unknown(TableState *table, const Reader *readers, list flows, Py_ssize_t start,
+                      uint32_t size, list held) except -1:
+    # Labels, and what tells a first report from others, of the flows that are not live.
+    cdef uint32_t i
+    cdef PyObject *flow
+    cdef Report *report
+    cdef Cell *cells
+    cdef const Cell *previous = NULL
+    for i in range(size):
+        report = &table.reports[i]
+        if report.skip == SKIP_NONE and (report.flow == 0 or report.dormant):
+            flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
+            cells = table.batch_cells + <size_t>i * table.cells
+            report.skip_new = read_labels(
+                table, flow, reader_of(readers, flow), report, cells, previous, held,
+                table.batch_values + <size_t>i * table.values,
+                table.batch_amounts + <size_t>i * table.counters,
+            )
+            if report.skip_new == SKIP_NONE:
+                previous = cells
+    return 0
+
+
+cdef int read_labels(TableState *table, PyObject *flow, const Reader *reader, Report *report,
+                     Cell *cells, const Cell *previous, list held, const int64_t *values,
+                     int64_t *amounts) except -1:
+    # `previous` are the labels of another flow, or NULL: many of a message have the same
+    # protocol and the same interface, whose hash is then known.
+    cdef uint32_t i
+    cdef int wrong
+    if table.shares > 1:
+        wrong = read_conversation(table, flow, reader, SHARE_SEED, &report.conversation)
+        if unlikely(wrong):
+            return wrong
+        if report.conversation % table.shares != table.share:
+            return SKIP_OTHER_SHARD
+    for i in range(table.cells):
+        wrong = read_cell(flow, &reader.columns[i], reader.slots, &cells[i], held)
+        if unlikely(wrong):
+            return wrong
+        if cells[i].text != NULL:
+            cells[i].repeats = previous != NULL and same_text(&previous[i], &cells[i])
+            if cells[i].repeats:
+                cells[i].escapes = previous[i].escapes
+                cells[i].hash = previous[i].hash
+            else:
+                cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
+                cells[i].hash = text_hash(cells[i].text, cells[i].length, table.seed)
+                prefetch(bucket_of(&table.texts, cells[i].hash))
+    if table.converses:
+        wrong = read_capture_point(table, flow, reader, report)
+        if unlikely(wrong):
+            return wrong
+    report.worth = WORTH_UNREAD
+    report.repeats = False
+    report.age_ms = -1
+    if reader.marks:
+        read_marks(table, flow, reader, report, values, amounts)
+    return SKIP_NONE
+
+
+cdef inline int read_cell(PyObject *flow, const Column *column, bint slots, Cell *cell,
+                          list held) except -1:
+    cdef PyObject *value = value_of(flow, &column.field, slots)
+    cdef bint is_text = column.field.is_text
+    cell.found = 0
+    cell.text = NULL
+    if column.rewrite != NULL and value != NULL:
+        value = PyObject_GetItem(column.rewrite, value)
+        held.append(<object>value)
+        Py_DECREF(<object>value)
+        is_text = not PyLong_CheckExact(value)
+    if is_text or value == NULL:            # a part that is missing is an empty text
+        return read_text(value, &cell.text, &cell.length)
+    return read_integer(value, &cell.number)
+
+
+cdef int read_capture_point(TableState *table, PyObject *flow, const Reader *reader, Report *report) except -1:
+    # Hashes of what a conversation is known by, and of where it was captured.
+    cdef const char *text
+    cdef uint32_t length
+    cdef int wrong = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)
+    if unlikely(wrong):
+        return wrong
+    report.point = long_hash(text, length, table.seed)
+    return read_conversation(table, flow, reader, table.seed, &report.conversation)
+
+
+cdef int read_conversation(TableState *table, PyObject *flow, const Reader *reader, uint64_t seed,
+                           uint64_t *hash) except -1:
+    # The same for both ways round.
+    cdef uint64_t hashes[3]                 # of the protocol, and of either end
+    cdef const char *text
+    cdef uint32_t length, i
+    cdef int64_t port
+    cdef int wrong
+    for i in range(3):
+        wrong = read_text(
+            value_of(flow, &reader.conversation[2 * i - 1 if i else 0], reader.slots),
+            &text, &length,
+        )
+        if unlikely(wrong):
+            return wrong
+        hashes[i] = long_hash(text, length, seed)
+    for i in range(1, 3):
+        wrong = read_integer(value_of(flow, &reader.conversation[2 * i], reader.slots), &port)
+        if unlikely(wrong):
+            return wrong
+        hashes[i] = mixed(hashes[i] ^ <uint64_t>port)
+    hash[0] = mixed(
+        hashes[0] ^ mixed(min(hashes[1], hashes[2])) ^ max(hashes[1], hashes[2])
+    )
+    return SKIP_NONE
+
+
+cdef int read_marks(TableState *table, PyObject *flow, const Reader *reader, Report *report,
+                    const int64_t *values, int64_t *amounts) except -1:
+    # What the report counts for if the flow is not known; `amounts` if that is what its latest
+    # update added. It is zero where nobody knows whether the report is the first.
+    cdef int64_t start, update_start, update_last
+    cdef bint wrong_start, wrong_update_start, wrong_last
+    # Then it may be a closing report that repeats the one before.
+    cdef bint wrong_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
+    cdef uint32_t i
+    cdef int wrong
+    report.worth = WORTH_TOTAL
+    if part(flow, &reader.update_start, reader.slots) == NULL and likely(not wrong_finish):
+        return 0
+    wrong_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
+    wrong_update_start = read_integer(
+        value_of(flow, &reader.update_start, reader.slots), &update_start
+    )
+    wrong_last = read_integer(value_of(flow, &reader.update_last, reader.slots), &update_last)
+    if unlikely(wrong_start or wrong_update_start or wrong_last):
+        if wrong_start:
+            leave_out_mark(report, MARK_START)
+        if wrong_update_start:
+            leave_out_mark(report, MARK_UPDATE_START)
+        if wrong_last:
+            leave_out_mark(report, MARK_UPDATE_LAST)
+    report.repeats = (report.finish == CLOSING
+                      and (wrong_last or update_last != report.last_ms))
+    if not wrong_start and not wrong_last and update_last >= start:
+        report.age_ms = update_last - start
+    for i in range(table.counters):
+        amounts[i] = min(values[i], <int64_t>0)     # ABSENT where the total is
+    report.worth = WORTH_AMOUNTS
+    if unlikely(wrong_start or wrong_update_start or wrong_finish):
+        if not report.repeats:
+            report.age_ms = -1
+    elif update_start == start:
+        report.worth = WORTH_TOTAL
+    elif not reader.full:
+        report.worth = WORTH_AMOUNTS_UNREAD
+    else:
+        for i in range(table.counters):
+            if reader.amounts[i].read and amounts[i] == 0:
+                wrong = read_number(flow, &reader.amounts[i], reader.slots, &amounts[i])
+                if unlikely(wrong):
+                    amounts[i] = 0
+                    leave_out(report, &report.amounts_left_out, i, wrong)
+    return 0

@@ -1,0 +1,106 @@
+# Rendering pages. Part of `_table.pyx`, which includes it.
+
+cdef struct Cursor:
+    # How far a page has been rendered.
+    uint32_t now_s
+    uint32_t family
+    uint32_t row                # 0: the family's head comes next
+    uint32_t births             # connections born from this number on are not on the page
+    uint32_t head               # which of the heads
+
+
+cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char *limit) noexcept nogil:
+    # Lines until `limit` is reached or the page ends. The last connection's lines, or a
+    # family's head, may go beyond the limit, by up to `max_lines`.
+    cdef const Family *family
+    while cursor.family < table.family_count and out < limit:
+        family = &table.families[cursor.family]
+        if cursor.row == 0:
+            memcpy(out, family.heads[cursor.head], family.head_lengths[cursor.head])
+            out += family.head_lengths[cursor.head]
+            cursor.row = 1
+        pthread_mutex_lock(&table.lock)
+        out = render_rows(table, cursor, family, out, limit)
+        if cursor.row >= table.views[family.view].rows.fresh:
+            cursor.family += 1
+            cursor.row = 0
+        pthread_mutex_unlock(&table.lock)
+    return out
+
+
+cdef char *render_rows(TableState *table, Cursor *cursor, const Family *family, char *out,
+                       const char *limit) noexcept nogil:
+    cdef const View *view = &table.views[family.view]
+    cdef const Rows *rows = &view.rows
+    cdef uint32_t row = cursor.row
+    cdef uint32_t stop = min(rows.fresh, row + RENDER_ROWS)
+    cdef Connection *connection
+    while row < stop and out < limit:
+        if row + 2 * AHEAD < rows.fresh:
+            prefetch(row_at(rows, row + 2 * AHEAD))
+            prefetch(row_at(rows, row + 2 * AHEAD) + CACHE_LINE)
+        if row + AHEAD < rows.fresh:
+            prefetch_strings(table, view, <Connection *>row_at(rows, row + AHEAD))
+        connection = <Connection *>row_at(rows, row)
+        if (connection.deadline_s > cursor.now_s
+                and born_before(connection.birth, cursor.births)):
+            out = render_connection(table, family, view, connection, out)
+        row += 1
+    cursor.row = row
+    return out
+
+
+cdef inline void prefetch_strings(TableState *table, const View *view, Connection *row) noexcept nogil:
+    cdef const uint32_t *cells = cells_of(view, row)
+    cdef uint32_t i
+    if row.deadline_s:
+        for i in range(view.columns):
+            if cells[i] & IS_TEXT:
+                prefetch(row_at(&table.texts, cells[i] & ~IS_TEXT))
+
+
+cdef inline int64_t series_value(const Family *family, const View *view, Connection *row,
+                                 uint32_t side) noexcept nogil:
+    if unlikely(family.values[side] == FLOWS):
+        return flows_of(row)
+    return (<const int64_t *>(<char *>row + view.values_at))[family.values[side]]
+
+
+cdef inline char *render_connection(TableState *table, const Family *family, const View *view,
+                                    Connection *row, char *out) noexcept nogil:
+    # The labels are composed once; the second side's line is a copy with another direction.
+    cdef const uint32_t *cells = cells_of(view, row)
+    cdef const Literal *literals = family.literals
+    cdef int64_t value = series_value(family, view, row, 0)
+    cdef int64_t second = family.absent
+    cdef char *start = out
+    cdef char *direction = out
+    cdef char *rest
+    cdef char *first
+    cdef uint32_t i
+    cdef Py_ssize_t before, after
+    if family.sides == 2:
+        second = series_value(family, view, row, 1)
+    if value <= family.absent and second <= family.absent:
+        return out
+    for i in range(view.columns):
+        if i == view.direction_at:
+            direction = out
+        out = put(out, literals[i].text, literals[i].length)
+        out = put_cell(out, cells[i], &table.texts)
+    if view.direction_at == view.columns:
+        direction = out
+    out = put(out, literals[view.columns].text, literals[view.columns].length)
+    rest = direction + literals[view.direction_at].length
+    before = direction - start
+    after = out - rest
+    first = out = put_value(out, max(value, <int64_t>0), family.decimals)
+    if second > family.absent:
+        memcpy(out, start, before)
+        out = put(out + before, family.second.text, family.second.length)
+        memcpy(out, rest, after)
+        out = put_value(out + after, second, family.decimals)
+        if unlikely(value <= family.absent):    # there is the second line alone
+            memmove(start, first, out - first)
+            out = start + (out - first)
+    return out
