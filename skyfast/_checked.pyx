@@ -124,11 +124,11 @@ def stop_failing():
 # ---------------------------------------------------------------------------------------------
 # Invariants
 
-def age(Table table not None, uint64_t births):
-    """Let a table without rows be one that has seen so many births."""
-    if table.state.texts.live or table.state.flow_rows.live:
+def age(Table table not None, uint64_t next_seq):
+    """Let a table without rows be one that has created so many rows."""
+    if table.state.strings.live or table.state.flow_rows.live:
         raise ValueError("there are rows already")
-    table.state.births = births
+    table.state.next_seq = next_seq
 
 
 class BrokenError(AssertionError):
@@ -143,7 +143,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 def rows_ever(Table table not None):
     """Return how many rows of each kind were ever in use at once, added up: what `check` costs."""
-    cdef uint32_t i, rows = table.state.texts.fresh + table.state.flow_rows.fresh
+    cdef uint32_t i, rows = table.state.strings.fresh + table.state.flow_rows.fresh
     for i in range(table.state.view_count):
         rows += table.state.views[i].rows.fresh
     return rows
@@ -152,7 +152,7 @@ def rows_ever(Table table not None):
 def longest_chains(Table table not None):
     """Return how many rows of each kind are looked at for one, in the worst case."""
     return {
-        "texts": longest_chain(&table.state.texts),
+        "strings": longest_chain(&table.state.strings),
         "flows": longest_chain(&table.state.flow_rows),
         "connections": longest_chain(&table.state.views[0].rows),
     }
@@ -186,7 +186,7 @@ cdef size_t padded(size_t size):
 
 cdef class _Check:
     cdef Table table
-    cdef set texts, flows, conversations
+    cdef set strings, flows, conversations
     cdef set live, dormant              # of the flows' rows
     cdef list rows                      # of each view
     cdef dict references                # those that were found, by text
@@ -199,7 +199,7 @@ cdef class _Check:
     def everything(self):
         cdef uint32_t i
         cdef TableState *table = &self.table.state
-        self.texts = self.members("text", &table.texts)
+        self.strings = self.members("text", &table.strings)
         self.flows = self.members("flow", &table.flow_rows)
         self.conversations = set()
         if table.converses:
@@ -252,7 +252,7 @@ cdef class _Check:
         return found
 
     cdef int refer(self, uint32_t text, str what) except -1:
-        expect(text in self.texts, f"a {what}'s text is free", (text,))
+        expect(text in self.strings, f"a {what}'s text is free", (text,))
         self.references[text] = self.references.get(text, 0) + 1
         return 0
 
@@ -273,7 +273,7 @@ cdef class _Check:
         self.dormant = ended | dormant
         self.live = self.flows - self.dormant
         expect(len(self.live) == live_flows(table), "live flows")
-        expect(table.dead_text_count == 0 and not table.in_batch, "a batch is open")
+        expect(table.dead_string_count == 0 and not table.in_batch, "a batch is open")
         return 0
 
     cdef set listed(self, str kind, DormantList *rows):
@@ -308,11 +308,11 @@ cdef class _Check:
                    "a flow is free and leads to a connection, or neither", (number,))
             if number not in self.flows:
                 continue
-            kind = flow.connection & (TEXT_KEY | LABELS_KEY)
-            if kind == TEXT_KEY:
+            kind = flow.connection & (STRING_KEY | LABELS_KEY)
+            if kind == STRING_KEY:
                 self.refer(flow.key_high, "flow key")
-                expect(<uint32_t>text_key(flow.key_high) == flow.hash, "a text key's hash")
-            expect(kind in (0, TEXT_KEY) or number in self.dormant, "a live row of a connection")
+                expect(<uint32_t>string_key(flow.key_high) == flow.hash, "a text key's hash")
+            expect(kind in (0, STRING_KEY) or number in self.dormant, "a live row of a connection")
             keys.add((flow.hash, flow.key_high, kind))
             expect((flow.connection & DORMANT != 0) == (number in self.dormant),
                    "a dormant row is in no list", (number,))
@@ -330,7 +330,7 @@ cdef class _Check:
             if number in self.dormant:
                 continue
             for i in range(table.cells - table.columns):
-                self.refer(links_of(table, flow)[table.keys_at + i], "volatile label's key")
+                self.refer(links_of(table, flow)[table.keys_at + i], "dynamic label's key")
         expect(len(keys) == len(self.flows), "two flows have the same key")
         expect(talking.keys() == self.conversations, "a conversation without flows")
         for number, counts in talking.items():
@@ -377,15 +377,15 @@ cdef class _Check:
                    "a row that never leaves", (at, number, view.other))
             expect(at or flows_of(row) or number == view.other, "a connection without flows",
                    (number,))
-            expect(<uint32_t>table.births - row.birth < <uint32_t>1 << 31, "a birth to come",
-                   (at, number, row.birth, table.births))
+            expect(<uint32_t>table.next_seq - row.created_seq < <uint32_t>1 << 31, "created in the future",
+                   (at, number, row.created_seq, table.next_seq))
             cells = cells_of(view, row)
-            expect(row.hash == text_hash(<const char *>cells, 4 * view.columns, table.seed),
+            expect(row.hash == hash_bytes32(<const char *>cells, 4 * view.columns, table.seed),
                    "the hash of a row's labels", (at, number))
             labels.add(tuple(cells[i] for i in range(view.columns)))
             for i in range(view.columns):
-                if cells[i] & IS_TEXT:
-                    self.refer(cells[i] & ~IS_TEXT, "label")
+                if cells[i] & IS_STRING:
+                    self.refer(cells[i] & ~IS_STRING, "label")
             for i in range(view.values):
                 value = (<const int64_t *>(<char *>row + view.values_at))[i]
                 expect(value >= (ABSENT if i < view.counters and table.optional[view.sources[i]]
@@ -398,21 +398,21 @@ cdef class _Check:
         cdef TableState *table = &self.table.state
         cdef uint32_t number
         cdef set contents = set()
-        cdef Text *text
-        for number in range(1, table.texts.fresh):
-            text = <Text *>row_at(&table.texts, number)
+        cdef String *text
+        for number in range(1, table.strings.fresh):
+            text = <String *>row_at(&table.strings, number)
             expect(text.refs == self.references.get(number, 0), "references to a text",
                    (number, text.refs, self.references.get(number, 0)))
-            if number not in self.texts:
+            if number not in self.strings:
                 continue
             expect(text.refs != 0, "a text that nobody has", (number,))
             expect(text.length <= MAX_CELL, "a text's length", (number, text.length))
-            expect(text.hash == text_hash(text_bytes(text), text.length, table.seed),
+            expect(text.hash == hash_bytes32(string_bytes(text), text.length, table.seed),
                    "a text's hash", (number,))
-            contents.add(text_bytes(text)[:text.length])
-            if text.length > INLINE_TEXT:
+            contents.add(string_bytes(text)[:text.length])
+            if text.length > INLINE_STRING:
                 self.bytes += text.length + 16
-        expect(len(contents) == len(self.texts), "a text is kept twice")
+        expect(len(contents) == len(self.strings), "a text is kept twice")
         return 0
 
     cdef int check_wheels(self) except -1:
@@ -449,7 +449,7 @@ cdef class _Check:
                    "rows in no slot", (i, <set>self.rows[i] - filed))
         return 0
 
-    cdef list slots(self, Wheel *wheel):
+    cdef list slots(self, TimerWheel *wheel):
         cdef uint32_t slot_s
         return [
             (slot_s, wheel.slots[slot_s & wheel.mask])

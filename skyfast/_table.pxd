@@ -55,7 +55,7 @@ cdef struct Rows:
     uint32_t mask               # 2^k - 1, with buckets <= 2^k < 2 * buckets + 1
 
 
-cdef struct Text:
+cdef struct String:
     # An interned text, as it stands on a page: UTF-8, escaped for a label value.
     # 64 bytes, one cache line. `refs` counts the cells and keys that hold its number.
     uint32_t hash
@@ -65,7 +65,7 @@ cdef struct Text:
     char inline[48]             # the text, or a pointer to it when it is longer than this
 
 
-cdef struct Wheel:
+cdef struct TimerWheel:
     # One list of row numbers a second, over as many seconds as there are slots.
     uint32_t *slots
     uint32_t mask
@@ -95,8 +95,8 @@ cdef struct Flow:
     uint32_t wheel_next         # list of the flows in one slot of the expiry wheel
     int64_t last_ms             # the newest report's `Last`, Unix time
     # int64_t totals[counters] follow, ABSENT where no report had the part; then uint32_t links: the
-    # conversation and, of live flows, rows of other views and the texts that volatile labels were
-    # asked with. Flags: TEXT_KEY, the UUID is no 64-bit number; LABELS_KEY, it is a connection's
+    # conversation and, of live flows, rows of other views and the strings that dynamic labels were
+    # asked with. Flags: STRING_KEY, the UUID is no 64-bit number; LABELS_KEY, it is a connection's
     # row; DORMANT; ENDED, the latest report was the closing one.
 
 
@@ -107,7 +107,7 @@ cdef struct Connection:
     uint32_t next
     uint32_t deadline_s         # the latest of its flows'; 0 in a free row
     uint32_t flows              # flow rows that lead here, and the flag BACK
-    uint32_t birth              # which of all births this was, as far as 32 bits tell
+    uint32_t created_seq        # its sequence number, of all rows that were ever created (modulo 2^32)
     uint32_t links[1]           # in the first view rows of others, else the list of a wheel's slot
     # int64_t values[counters + gauges] follow, then uint32_t cells[columns]. BACK, in the first
     # view: the row began with the counters of a connection that had left.
@@ -156,21 +156,21 @@ cdef struct Report:
     # what follows is read of flows only that are not live
     int skip_new                # why it is not to be applied, if it is not live
     int worth                   # what it counts for if it is not known: see WORTH_UNREAD
-    bint repeats                # a closing report whose amounts are those of the one before
+    bint repeats                # a closing report whose last_update are those of the one before
     int64_t age_ms              # from the flow's beginning to the update, or -1
     uint64_t conversation       # hashes
     uint64_t point
     # values that are left out
     bint leaves_out             # there are any: else nothing below is set
     bint uses_marks             # those that matter for the report, decided as it is applied
-    bint uses_amounts
+    bint uses_last_update
     uint32_t leaves_out_marks   # a bit for each mark
     LeftOut values_left_out
-    LeftOut amounts_left_out
+    LeftOut last_update_left_out
 
 
 cdef struct Change:
-    # A volatile label that is to become another: of flows whose `slot`th key is the text `key`.
+    # A dynamic label that is to become another: of flows whose `slot`th key is the text `key`.
     uint32_t key
     uint32_t slot
     uint32_t column
@@ -197,7 +197,7 @@ cdef struct Family:
 
 cdef struct View:
     Rows rows
-    Wheel wheel                 # of rows that leave by themselves: not of the first view
+    TimerWheel wheel            # of rows that leave by themselves: not of the first view
     double timeout_s
     uint32_t columns
     uint32_t cells[MAX_VIEW_COLUMNS]     # which of the plan's columns
@@ -206,8 +206,8 @@ cdef struct View:
     uint32_t sources[MAX_VIEW_VALUES]    # which of the plan's counters, which of its gauges
     uint32_t values_at          # where values and cells begin in a row
     uint32_t cells_at
-    bint complete
-    bint by_flow                # a flow's row has the link; else its connection's row has it
+    bint identifies_connection
+    bint linked_from_flow                # a flow's row has the link; else its connection's row has it
     uint32_t link               # where in either
     uint32_t direction_at       # the literal that tells the two sides apart
     uint32_t other              # the row of what found no room, or 0

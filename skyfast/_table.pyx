@@ -9,7 +9,7 @@ Data structures
     There is one set of connection rows for each of the plan's views. A flow leads to its row of the
     first view. That row leads to those of the views whose labels are among its own, for they are
     the same for all of its flows; the rows of all other views are led to by the flow itself.
-    All kinds of rows (texts, flows, connections, conversations) live in slabs under one allocator
+    All kinds of rows (strings, flows, connections, conversations) live in slabs under one allocator
     with one index (`Rows`): linear hashing, which splits one bucket at a time, so that no insert
     ever pays for a million rows. The shapes are in ``_table.pxd``.
 
@@ -33,7 +33,7 @@ Costs
     A page: one pass over the connections a family.
 
 Memory
-    Slabs and index segments come from an arena of large pieces (`Arena`), texts longer than 48
+    Slabs and index segments come from an arena of large pieces (`Arena`), strings longer than 48
     bytes from malloc. Slabs and segments are kept until the table goes; freed rows are used again
     first. No Python object is kept but the names and types of the fields. When memory runs out,
     `update` raises MemoryError with the table as if the flow at hand had not come.
@@ -48,7 +48,7 @@ Lock
 Files
     The methods of `Table` are here, and what only they need. Functions that need no table are in
     files of their own: ``table/rows.pxi`` has arena, slabs and index, ``table/strings.pxi`` hashes
-    and interned texts, ``table/fields.pxi`` what reads a flow, ``table/text_format.pxi`` what
+    and interned strings, ``table/fields.pxi`` what reads a flow, ``table/text_format.pxi`` what
     writes a page's lines, ``table/timer_wheel.pxi`` the wheels, ``table/dormant.pxi`` the lists of
     dormant flows, ``table/top_k.pxi`` and ``table/counter.pxi`` what has most and what is
     commonest. They are included because the C compiler needs all of it in one unit, to inline the
@@ -144,7 +144,7 @@ cdef enum:
     MAX_DECIMALS = 18
     MAX_VIEWS_ = MAX_VIEWS
     MAX_FIELDS = 4 * MAX_VALUES + MARKS     # whose values can be left out
-    INLINE_TEXT = 48
+    INLINE_STRING = 48
     FLOW_TYPES = 3
     BATCH = 128                 # reports between two turns of the lock
     ROOM_ROWS = 2               # dormant rows that make room for those that one report adds
@@ -187,8 +187,8 @@ cdef extern from *:
     void row_used(void *address, size_t size) noexcept nogil
 
 
-cdef uint32_t IS_TEXT = <uint32_t>1 << 31       # in a cell
-cdef uint32_t TEXT_KEY = <uint32_t>1 << 31      # in a flow's `connection`, as the next three
+cdef uint32_t IS_STRING = <uint32_t>1 << 31       # in a cell
+cdef uint32_t STRING_KEY = <uint32_t>1 << 31      # in a flow's `connection`, as the next three
 cdef uint32_t LABELS_KEY = <uint32_t>1 << 30
 cdef uint32_t DORMANT = <uint32_t>1 << 29
 cdef uint32_t ENDED = <uint32_t>1 << 28
@@ -198,7 +198,7 @@ cdef int64_t ABSENT = -1                        # of an optional counter: no rep
 cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
 cdef uint64_t SHARE_SEED = 0x9E3779B97F4A7C15   # never another: shares would overlap meanwhile
-cdef uint32_t OLD = <uint32_t>1 << 30           # births: see `aged`
+cdef uint32_t MAX_SEQ_AGE = <uint32_t>1 << 30   # see `clamp_seq_age`
 
 cdef enum:
     SKIP_NONE
@@ -231,8 +231,8 @@ cdef enum:
     # What an unknown flow's report counts for where it is not the first of its row.
     WORTH_UNREAD                # its type does not have the fields that tell
     WORTH_TOTAL
-    WORTH_AMOUNTS               # what its latest update added
-    WORTH_AMOUNTS_UNREAD        # likewise; its type does not have them
+    WORTH_LAST_UPDATE               # what its latest update added
+    WORTH_LAST_UPDATE_UNREAD        # likewise; its type does not have them
 
 cdef enum:
     # What a report says of a flow whose totals are known.
@@ -263,13 +263,13 @@ include "table/counter.pxi"
 cdef struct TableState:
     pthread_mutex_t lock
     Arena arena
-    Rows texts
+    Rows strings
     Rows flow_rows
     Rows conversations
     View *views                    # of which the first is that of the connections
     uint32_t view_count
     uint32_t counters, values      # of a flow
-    uint32_t columns, cells        # labels of any view; and keys of volatile ones
+    uint32_t columns, cells        # labels of any view; and keys of dynamic ones
     uint32_t requirements
     uint32_t max_flows, max_connections
     bint converses                 # there are conversation rows
@@ -280,7 +280,7 @@ cdef struct TableState:
     # where things stand among a flow row's links
     uint32_t links_at              # bytes from the row's beginning
     uint32_t keys_at               # links; the conversation is the first where there are any
-    Wheel wheel
+    TimerWheel wheel
     # dormant flows
     DormantList dormant            # and the counters of connections that have left
     DormantList ended              # flows whose closing report came
@@ -291,20 +291,20 @@ cdef struct TableState:
     double horizon_s              # unknown flows that began later were never counted
     double flow_update_s
     # Keys of flows that were forgotten during a batch: a report can forget its own flow, too.
-    uint32_t dead_texts[(ROOM_ROWS + 1) * BATCH]
-    uint32_t dead_text_count
+    uint32_t dead_strings[(ROOM_ROWS + 1) * BATCH]
+    uint32_t dead_string_count
     bint in_batch
     double now                     # of the latest update
     # a batch between reading and applying
     Report reports[BATCH]
     int64_t *batch_values          # BATCH x values
-    int64_t *batch_amounts         # BATCH x counters
+    int64_t *batch_last_update         # BATCH x counters
     Cell *batch_cells              # BATCH x cells
     uint32_t *row_cells            # cells: those of the flow being added
     uint32_t *view_cells           # those of them that one view has
-    uint32_t interned[MAX_COLUMNS]  # texts of them that were not known before
+    uint32_t interned[MAX_COLUMNS]  # strings of them that were not known before
     uint32_t interned_count
-    int64_t *news                  # what a report adds to each counter
+    int64_t *deltas                  # what a report adds to each counter
     uint32_t targets[MAX_VIEWS_]   # the rows that a new flow leads to
     bint created[MAX_VIEWS_]       # for it
     char *escaped                  # MAX_CELL
@@ -312,7 +312,7 @@ cdef struct TableState:
     int64_t oldest_ms, newest_ms       # of `Last` in the reports of the latest update
     # values that are left out: which field of all each of them comes from
     uint32_t value_fields[2 * MAX_VALUES]
-    uint32_t amount_fields[2 * MAX_VALUES]
+    uint32_t last_update_fields[2 * MAX_VALUES]
     uint32_t mark_fields[MARKS]
     uint64_t values_left_out[MAX_FIELDS]
     # overflow
@@ -329,7 +329,7 @@ cdef struct TableState:
     uint32_t family_count
     size_t max_lines               # bytes that one connection's lines can take
     # counts
-    uint64_t births
+    uint64_t next_seq
     uint64_t connections_created
     uint64_t expired
     uint64_t rejected
@@ -371,7 +371,7 @@ cdef class Table:
     cdef bint wants_slots
     cdef list keep                      # owns what `Field` borrows
     cdef list held                      # owns what rewrites returned for the batch at hand
-    cdef list volatile                  # (rewrite, slot, column) of each volatile column
+    cdef list dynamic                  # (rewrite, slot, column) of each dynamic column
     cdef list field_names
     cdef bytes other                    # the text of the labels of `other` rows
     cdef tuple skip_names
@@ -405,20 +405,20 @@ cdef class Table:
         self.held = []
         self.wants_slots = slots
         number_columns(&self.state, plan)
-        self.volatile = volatile_columns(plan)
+        self.dynamic = dynamic_columns(plan)
         self.field_names = number_fields(&self.state, plan)
         self.state.least_timeout_s = timeout_s
         self.state.flow_update_s = 60
 
         self.state.batch_values = <int64_t *>allocate(BATCH * self.state.values * sizeof(int64_t))
-        self.state.batch_amounts = <int64_t *>allocate(BATCH * self.state.counters * sizeof(int64_t))
+        self.state.batch_last_update = <int64_t *>allocate(BATCH * self.state.counters * sizeof(int64_t))
         self.state.batch_cells = <Cell *>allocate(BATCH * self.state.cells * sizeof(Cell))
         self.state.row_cells = <uint32_t *>allocate(self.state.cells * sizeof(uint32_t))
         self.state.view_cells = <uint32_t *>allocate(self.state.cells * sizeof(uint32_t))
         self.state.new_cells = <uint32_t *>allocate(self.state.cells * sizeof(uint32_t))
-        self.state.news = <int64_t *>allocate(self.state.counters * sizeof(int64_t))
+        self.state.deltas = <int64_t *>allocate(self.state.counters * sizeof(int64_t))
         self.state.escaped = <char *>allocate(MAX_CELL)
-        if not rows_init(&self.state.texts, &self.state.arena, sizeof(Text)):
+        if not rows_init(&self.state.strings, &self.state.arena, sizeof(String)):
             raise MemoryError
         self.use(types)
         prepare_views(&self.state, plan)
@@ -429,12 +429,12 @@ cdef class Table:
 
     def __dealloc__(self):
         cdef uint32_t i, j
-        cdef Text *text
-        for i in range(1, self.state.texts.fresh):
-            text = <Text *>row_at(&self.state.texts, i)
-            if text.refs and text.length > INLINE_TEXT:
+        cdef String *text
+        for i in range(1, self.state.strings.fresh):
+            text = <String *>row_at(&self.state.strings, i)
+            if text.refs and text.length > INLINE_STRING:
                 free((<char **>text.inline)[0])
-        rows_destroy(&self.state.texts)
+        rows_destroy(&self.state.strings)
         rows_destroy(&self.state.flow_rows)
         rows_destroy(&self.state.conversations)
         for i in range(self.state.family_count):
@@ -453,12 +453,12 @@ cdef class Table:
         free(self.state.wheel.slots)
         free(self.readers)
         free(self.state.batch_values)
-        free(self.state.batch_amounts)
+        free(self.state.batch_last_update)
         free(self.state.batch_cells)
         free(self.state.row_cells)
         free(self.state.view_cells)
         free(self.state.new_cells)
-        free(self.state.news)
+        free(self.state.deltas)
         free(self.state.escaped)
         free(self.state.changes)
         pthread_mutex_destroy(&self.state.lock)
@@ -606,12 +606,12 @@ cdef class Table:
             pthread_mutex_unlock(&self.state.lock)
         return more
 
-    # -- volatile labels ------------------------------------------------------------------------
+    # -- dynamic labels ------------------------------------------------------------------------
 
     def relabel(self, list renamed not None):
         """Move flows to other connections after a rewrite's answers have changed.
 
-        :param renamed: pairs of a volatile column's rewrite and the keys of which it makes another
+        :param renamed: pairs of a dynamic column's rewrite and the keys of which it makes another
             label than before.
         :raises MemoryError: then some flows may have their old labels still.
 
@@ -622,7 +622,7 @@ cdef class Table:
         cdef bint done
         try:
             for rewrite, keys in renamed:
-                for column_rewrite, slot, column in self.volatile:
+                for column_rewrite, slot, column in self.dynamic:
                     if column_rewrite is rewrite:
                         for key in keys:
                             add_change(&self.state, rewrite, key, slot, column)
@@ -655,7 +655,7 @@ cdef class Table:
         page.cursor.now_s = <uint32_t>floor(now)
         with nogil:
             pthread_mutex_lock(&self.state.lock)
-            page.cursor.births = <uint32_t>self.state.births
+            page.cursor.page_seq = <uint32_t>self.state.next_seq
             pthread_mutex_unlock(&self.state.lock)
         page.cursor.head = 1 if openmetrics else 0
         return page
@@ -670,8 +670,8 @@ cdef class Table:
         """
         cdef View *view = &self.state.views[0]
         cdef uint32_t i
-        cdef uint32_t texts = fresh_rows(&self.state, &self.state.texts)
-        cdef size_t words = (texts + (1 << 16)) / 64 + 2
+        cdef uint32_t strings = fresh_rows(&self.state, &self.state.strings)
+        cdef size_t words = (strings + (1 << 16)) / 64 + 2
         cdef uint64_t *seen = <uint64_t *>allocate(words * view.columns * sizeof(uint64_t))
         cdef uint64_t *counts = NULL
         cdef uint32_t row = 1
@@ -680,7 +680,7 @@ cdef class Table:
             with nogil:
                 while row:
                     pthread_mutex_lock(&self.state.lock)
-                    row = see_rows(&self.state, row, texts, words, seen, counts)
+                    row = see_rows(&self.state, row, strings, words, seen, counts)
                     pthread_mutex_unlock(&self.state.lock)
             return {name: counts[i] for i, name in enumerate(self.label_names)}
         finally:
@@ -702,7 +702,7 @@ cdef class Table:
         leave one out. Any thread may call it. Connections that come or go meanwhile may be counted
         or not.
         """
-        cdef Tally tallies[MAX_VIEW_COLUMNS + 1]    # the last is of the connections without
+        cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last is of the connections without
         cdef uint32_t columns = self.state.views[0].columns
         cdef int32_t column = -1
         cdef uint32_t row = 1
@@ -712,24 +712,24 @@ cdef class Table:
         if without is not None:
             column = self.label_names.index(without)
         for i in range(columns + 1):
-            tally_init(&tallies[i])
+            counter_init(&counters[i])
         try:
             with nogil:
                 while row and enough:
                     pthread_mutex_lock(&self.state.lock)
-                    enough = tally_rows(&self.state, tallies, &row, &connections, column)
+                    enough = tally_rows(&self.state, counters, &row, &connections, column)
                     pthread_mutex_unlock(&self.state.lock)
             if not enough:
                 raise MemoryError
             labels = {}
             for i in range(columns):
                 labels[self.label_names[i]] = (
-                    tallies[i].used, commonest(&self.state, &tallies[i], count)
+                    counters[i].used, commonest(&self.state, &counters[i], count)
                 )
-            return connections, labels, None if column < 0 else tallies[columns].used
+            return connections, labels, None if column < 0 else counters[columns].used
         finally:
             for i in range(columns + 1):
-                tally_destroy(&tallies[i])
+                counter_destroy(&counters[i])
 
     # -- which connections have most ------------------------------------------------------------
 
@@ -750,40 +750,40 @@ cdef class Table:
         30 ns a label with `containing`, without the GIL; may be called from any thread. Connections
         that change meanwhile may be seen before or afterwards.
         """
-        cdef Ranking ranking
+        cdef TopK top
         cdef uint32_t i
-        cdef char *texts = NULL
+        cdef char *strings = NULL
         cdef int64_t *values = NULL
         cdef bytes part = containing.encode()
         if count > MAX_RANKED:
             raise ValueError(f"not more than {MAX_RANKED} connections at once")
-        ranking.family = family_of_first(&self.state, family)
-        ranking.is_gauge = self.plan.views[0].families[family].type == "gauge"
-        ranking.since = NULL
+        top.family = family_of_first(&self.state, family)
+        top.is_gauge = self.plan.views[0].families[family].type == "gauge"
+        top.since = NULL
         if since is not None:
             if since.table is not self or since.family != family:
                 raise ValueError("the snapshot is of something else")
-            ranking.since = &since.kept
-        ranking.part = part
-        ranking.part_length = len(part)
-        ranking.count = 0
-        ranking.room = count
-        ranking.heap = <Ranked *>allocate(count * sizeof(Ranked))
+            top.since = &since.kept
+        top.part = part
+        top.part_length = len(part)
+        top.count = 0
+        top.room = count
+        top.heap = <TopRow *>allocate(count * sizeof(TopRow))
         try:
-            texts = <char *>allocate(self.state.views[0].columns * MAX_CELL)
+            strings = <char *>allocate(self.state.views[0].columns * MAX_CELL)
             values = <int64_t *>allocate(2 * self.state.family_count * sizeof(int64_t))
             with nogil:
-                rank_all(&self.state, &ranking)
-            qsort(ranking.heap, ranking.count, sizeof(Ranked), compare_ranks)
+                rank_all(&self.state, &top)
+            qsort(top.heap, top.count, sizeof(TopRow), compare_ranks)
             found = []
-            for i in range(ranking.count):
-                shown = shown_row(&self.state, &ranking.heap[i], texts, values)
+            for i in range(top.count):
+                shown = shown_row(&self.state, &top.heap[i], strings, values)
                 if shown is not None:
                     found.append(shown)
             return found
         finally:
-            free(ranking.heap)
-            free(texts)
+            free(top.heap)
+            free(strings)
             free(values)
 
     def snapshot(self, uint32_t family):
@@ -857,11 +857,11 @@ cdef class Table:
         for number in (self.state.ended.head, self.state.dormant.head):
             while number:
                 flow = flow_at(&self.state, number)
-                if flow.connection & TEXT_KEY:
-                    uuids.append(unescaped_key(<Text *>row_at(&self.state.texts, flow.key_high)))
+                if flow.connection & STRING_KEY:
+                    uuids.append(key_string(<String *>row_at(&self.state.strings, flow.key_high)))
                 elif not flow.connection & LABELS_KEY:
                     key = (<uint64_t>flow.key_high << 32) | flow.hash
-                    uuids.append(f"{unmixed(key) ^ self.state.seed:x}")
+                    uuids.append(f"{unmix64(key) ^ self.state.seed:x}")
                 number = flow.wheel_next
         return uuids
 
@@ -881,7 +881,7 @@ cdef class Table:
             return None
         report.key_text = NULL
         if parse_key(text, length, &number):
-            report.key = mixed(number ^ self.state.seed)
+            report.key = mix64(number ^ self.state.seed)
         else:
             report.key_text = text
             report.key_length = length
@@ -917,12 +917,12 @@ cdef class Table:
 
     @property
     def bytes(self):
-        """Memory that the rows, indexes and texts hold, in bytes, whether in use or free."""
+        """Memory that the rows, indexes and strings hold, in bytes, whether in use or free."""
         return self.state.arena.bytes
 
     @property
     def row_bytes(self):
-        """Memory that a connection of one flow takes in the first view, its texts left out."""
+        """Memory that a connection of one flow takes in the first view, its strings left out."""
         cdef uint32_t taken = self.state.flow_rows.stride + self.state.views[0].rows.stride
         cdef uint32_t rows = 2
         if self.state.converses:

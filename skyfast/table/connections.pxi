@@ -5,17 +5,17 @@
 # table's mutex.
 
 # ---------------------------------------------------------------------------------------------
-# Births: a page shows what was born before it began. Numbers of 32 bits are compared by their
-# distance, so that those of living rows are kept within 2^30 of the newest.
+# Sequence numbers: a page shows the rows that were created before it began. Numbers of 32 bits are
+# compared by their distance, so those of rows in use are kept within 2^30 of the newest.
 
-cdef inline bint born_before(uint32_t birth, uint32_t page) noexcept nogil:
-    return <int32_t>(birth - page) < 0
+cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
+    return <int32_t>(created_seq - page_seq) < 0
 
 
-cdef inline void aged(Connection *row, uint32_t births) noexcept nogil:
-    # To be called for every row at least once in 2^30 births.
-    if unlikely(births - row.birth > OLD):
-        row.birth = births - OLD
+cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
+    # To be called for every row at least once in 2^30 sequence numbers.
+    if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
+        row.created_seq = next_seq - MAX_SEQ_AGE
 
 
 cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
@@ -55,7 +55,7 @@ cdef inline uint32_t *links_of(TableState *table, Flow *flow) noexcept nogil:
 cdef inline uint32_t *link_of(TableState *table, const View *view, Flow *flow,
                               Connection *connection) noexcept nogil:
     # Where the number of a row of any view but the first is kept.
-    if view.by_flow:
+    if view.linked_from_flow:
         return links_of(table, flow) + view.link
     return connection.links + view.link
 
@@ -79,7 +79,7 @@ cdef inline uint32_t gather(TableState *table, const View *view) noexcept nogil:
     cdef uint32_t i
     for i in range(view.columns):
         table.view_cells[i] = table.row_cells[view.cells[i]]
-    return text_hash(<const char *>table.view_cells, 4 * view.columns, table.seed)
+    return hash_bytes32(<const char *>table.view_cells, 4 * view.columns, table.seed)
 
 
 cdef uint32_t find_row(TableState *table, const View *view, uint32_t hash) noexcept nogil:
@@ -106,8 +106,8 @@ cdef uint32_t add_row(TableState *table, View *view, uint32_t hash) noexcept nog
     row = connection_at(view, number)
     memset(row, 0, view.rows.stride)
     row.hash = hash
-    row.birth = <uint32_t>table.births
-    table.births += 1
+    row.created_seq = <uint32_t>table.next_seq
+    table.next_seq += 1
     sums = <int64_t *>(<char *>row + view.values_at)
     for i in range(view.counters):
         if table.optional[view.sources[i]]:
@@ -153,21 +153,21 @@ cdef inline bint is_full(TableState *table, const View *view) noexcept nogil:
 
 
 cdef inline void add_counters(const View *view, Connection *row,
-                              const int64_t *news) noexcept nogil:
+                              const int64_t *deltas) noexcept nogil:
     cdef int64_t *sums = <int64_t *>(<char *>row + view.values_at)
     cdef uint32_t i
     for i in range(view.counters):
-        add(&sums[i], news[view.sources[i]])
+        add(&sums[i], deltas[view.sources[i]])
 
 
-cdef inline void add_deltas(TableState *table, const View *view, Connection *row, const int64_t *news,
+cdef inline void add_deltas(TableState *table, const View *view, Connection *row, const int64_t *deltas,
                             const int64_t *values) noexcept nogil:
-    # Add a report to a row: `news` to its counters, of `values` what its gauges keep (those
+    # Add a report to a row: `deltas` to its counters, of `values` what its gauges keep (those
     # of an `other` row nothing).
     cdef int64_t *sums = <int64_t *>(<char *>row + view.values_at)
     cdef int64_t value
     cdef uint32_t i
-    add_counters(view, row, news)
+    add_counters(view, row, deltas)
     for i in range(view.counters, view.values):
         value = values[view.sources[i]]
         if (value and row.deadline_s != NEVER_S
@@ -186,12 +186,12 @@ cdef inline void file_row(View *view, uint32_t number,
 cdef inline void retain_cells(TableState *table, const uint32_t *cells, uint32_t count) noexcept nogil:
     cdef uint32_t i
     for i in range(count):
-        if cells[i] & IS_TEXT:
-            (<Text *>row_at(&table.texts, cells[i] & ~IS_TEXT)).refs += 1
+        if cells[i] & IS_STRING:
+            (<String *>row_at(&table.strings, cells[i] & ~IS_STRING)).refs += 1
 
 
 cdef void release_cells(TableState *table, const uint32_t *cells, uint32_t count) noexcept nogil:
     cdef uint32_t i
     for i in range(count):
-        if cells[i] & IS_TEXT:
-            text_release(&table.texts, cells[i] & ~IS_TEXT)
+        if cells[i] & IS_STRING:
+            string_release(&table.strings, cells[i] & ~IS_STRING)

@@ -7,13 +7,13 @@
 # whatever the length. Everything runs under the table's mutex.
 
 cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # The row with a key of that kind (TEXT_KEY, LABELS_KEY or 0), live or dormant; or 0.
+    # The row with a key of that kind (STRING_KEY, LABELS_KEY or 0), live or dormant; or 0.
     cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
     cdef Flow *row
     while number:
         row = <Flow *>row_at(flows, number)
         if (row.hash == <uint32_t>key and row.key_high == <uint32_t>(key >> 32)
-                and row.connection & (TEXT_KEY | LABELS_KEY) == kind):
+                and row.connection & (STRING_KEY | LABELS_KEY) == kind):
             return number
         number = row.next
     return 0
@@ -64,7 +64,7 @@ cdef void dormant_remove(DormantList *rows, const Rows *flows, uint32_t number) 
 
 
 cdef int wake(TableState *table, Report *report, const int64_t *values, const Cell *cells,
-              const int64_t *amounts) noexcept nogil:
+              const int64_t *last_update) noexcept nogil:
     # A report of a flow that is dormant.
     cdef View *first = &table.views[0]
     cdef Flow *flow = flow_at(table, report.flow)
@@ -90,7 +90,7 @@ cdef int wake(TableState *table, Report *report, const int64_t *values, const Ce
             forget_flow(table, report.flow)
             report.flow = 0
             table.met_unknown = True
-            return apply_unknown(table, report, values, cells, amounts)
+            return apply_unknown(table, report, values, cells, last_update)
     if closing:
         if report.worth == WORTH_UNREAD:
             return APPLY_STOP
@@ -120,7 +120,7 @@ cdef int wake_ended(TableState *table, const Report *report, uint32_t number, co
                     int change) noexcept nogil:
     # The closing report of a dormant flow that has more than was known.
     cdef uint32_t kept = 0 if number else find_kept(table, table.view_cells)
-    if not credit(table, number, kept, table.news, values):
+    if not credit(table, number, kept, table.deltas, values):
         return APPLY_NO_MEMORY
     update_totals(table, flow_at(table, report.flow), report, values, change)
     unlink_dormant(table, report.flow)
@@ -133,7 +133,7 @@ cdef int wake_without_room(TableState *table, const Report *report, const int64_
                            int change) noexcept nogil:
     # There is no room for the connection of a dormant flow.
     if table.overflows:
-        if add_to_overflow(table, table.news, values) == APPLY_NO_MEMORY:
+        if add_to_overflow(table, table.deltas, values) == APPLY_NO_MEMORY:
             return APPLY_NO_MEMORY
         update_totals(table, flow_at(table, report.flow), report, values, change)
     table.rejected += 1
@@ -162,15 +162,15 @@ cdef int add_ended_flow(TableState *table, const Report *report, uint32_t number
     return SKIP_NONE
 
 
-cdef bint credit(TableState *table, uint32_t number, uint32_t kept, const int64_t *news,
+cdef bint credit(TableState *table, uint32_t number, uint32_t kept, const int64_t *deltas,
                  const int64_t *values) noexcept nogil:
-    # Add `news` to all rows of a flow without showing it: no row of the first view is made.
+    # Add `deltas` to all rows of a flow without showing it: no row of the first view is made.
     # `number` is the row there, or 0, and `kept` has its counters, or is 0. False without
     # memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef uint32_t i, done = 1
-    if number == 0 and kept == 0 and not first.complete and table.memory_s > 0:
+    if number == 0 and kept == 0 and not first.identifies_connection and table.memory_s > 0:
         gather(table, first)
         kept = add_kept(table, table.view_cells, <uint32_t>floor(table.now))
         if kept == 0:
@@ -180,7 +180,7 @@ cdef bint credit(TableState *table, uint32_t number, uint32_t kept, const int64_
     while done < table.view_count:
         view = &table.views[done]
         table.created[done] = False
-        if not view.by_flow and has_links(table, number):
+        if not view.linked_from_flow and has_links(table, number):
             table.targets[done] = connection_at(first, number).links[view.link]
         else:
             table.targets[done] = find_or_add_row(table, view, &table.created[done])
@@ -200,12 +200,12 @@ cdef bint credit(TableState *table, uint32_t number, uint32_t kept, const int64_
             continue
         if table.created[i]:
             file_row(view, table.targets[i], view.deadline_s)
-        add_deltas(table, view, connection_at(view, table.targets[i]), news, values)
+        add_deltas(table, view, connection_at(view, table.targets[i]), deltas, values)
     if number:
-        add_counters(first, connection_at(first, number), news)
+        add_counters(first, connection_at(first, number), deltas)
     elif kept:
         for i in range(first.counters):
-            add(<int64_t *>(flow_at(table, kept) + 1) + first.sources[i], news[first.sources[i]])
+            add(<int64_t *>(flow_at(table, kept) + 1) + first.sources[i], deltas[first.sources[i]])
     return True
 
 
@@ -226,16 +226,16 @@ cdef uint32_t find_kept_of_new_row(TableState *table) noexcept nogil:
 
 
 cdef uint64_t labels_key(TableState *table, const uint32_t *cells) noexcept nogil:
-    # A hash of the label values themselves: the numbers of texts can be others' by now.
-    cdef const Text *text
+    # A hash of the label values themselves: the numbers of strings can be others' by now.
+    cdef const String *text
     cdef uint64_t key = table.seed
     cdef uint32_t i
     for i in range(table.views[0].columns):
-        if cells[i] & IS_TEXT:
-            text = <const Text *>row_at(&table.texts, cells[i] & ~IS_TEXT)
-            key = mixed(key ^ long_hash(text_bytes(text), text.length, table.seed))
+        if cells[i] & IS_STRING:
+            text = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
+            key = mix64(key ^ hash_bytes(string_bytes(text), text.length, table.seed))
         else:
-            key = mixed(key + cells[i])
+            key = mix64(key + cells[i])
     return key
 
 
@@ -271,7 +271,7 @@ cdef void keep_counters(TableState *table, const Flow *flow, Connection *row,
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = <const int64_t *>(flow + 1)
     cdef const int64_t *sums = <const int64_t *>(<char *>row + first.values_at)
-    cdef bint differs = not first.complete
+    cdef bint differs = not first.identifies_connection
     cdef uint32_t i, number
     for i in range(first.counters):
         differs |= sums[i] != totals[first.sources[i]]

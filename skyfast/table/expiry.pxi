@@ -8,14 +8,14 @@ cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noe
         return True
     for i in range(table.view_count):
         if table.views[i].other:
-            aged(connection_at(&table.views[i], table.views[i].other), <uint32_t>table.births)
+            clamp_seq_age(connection_at(&table.views[i], table.views[i].other), <uint32_t>table.next_seq)
         if i and expire_rows(table, &table.views[i], now_s, &max_rows):
             return True
     return False
 
 
 cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    cdef Wheel *wheel = &table.wheel
+    cdef TimerWheel *wheel = &table.wheel
     cdef uint32_t number
     cdef Flow *flow
     while True:
@@ -28,7 +28,7 @@ cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) no
             prefetch(row_at(&table.flow_rows, flow.wheel_next))
         if flow.deadline_s > wheel.next_s:
             wheel_file(wheel, flow.deadline_s, number, &flow.wheel_next)
-            aged(connection_at(&table.views[0], flow.connection & ROW), <uint32_t>table.births)
+            clamp_seq_age(connection_at(&table.views[0], flow.connection & ROW), <uint32_t>table.next_seq)
         else:
             make_dormant(table, flow, number, now_s)
 
@@ -69,7 +69,7 @@ cdef inline void prefetch_after(TableState *table, uint32_t number) noexcept nog
 
 
 cdef bint expire_rows(TableState *table, View *view, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    cdef Wheel *wheel = &view.wheel
+    cdef TimerWheel *wheel = &view.wheel
     cdef uint32_t number
     cdef Connection *row
     while True:
@@ -84,7 +84,7 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s, uint32_t *m
             row.deadline_s = wheel.next_s + 1       # never before the last of its flows
         if row.deadline_s > wheel.next_s:
             wheel_file(wheel, row.deadline_s, number, row.links)
-            aged(row, <uint32_t>table.births)
+            clamp_seq_age(row, <uint32_t>table.next_seq)
         else:
             remove_row(table, view, number)
 
@@ -104,7 +104,7 @@ cdef void make_dormant(TableState *table, Flow *flow, uint32_t number, uint32_t 
         conversation_at(table, links[0]).flows -= 1
         conversation_at(table, links[0]).dormant += 1
     for i in range(table.cells - table.columns):
-        text_release(&table.texts, links[table.keys_at + i])
+        string_release(&table.strings, links[table.keys_at + i])
     dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
     connection.flows -= 1
     if flows_of(connection) == 0 and at != table.views[0].other:

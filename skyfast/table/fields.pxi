@@ -17,7 +17,7 @@ cdef struct Field:
     PyTypeObject *inner_type
     PyObject *outer_name
     PyObject *inner_name
-    bint is_text
+    bint is_string
     bint whole                  # the value is the flow itself
 
 
@@ -39,7 +39,7 @@ cdef struct Requirement:
 
 
 cdef struct Column:
-    # A label, or what a volatile one is asked with. The rewrite is owned by the plan.
+    # A label, or what a dynamic one is asked with. The rewrite is owned by the plan.
     Field field
     PyObject *rewrite           # or NULL
 
@@ -56,7 +56,7 @@ cdef struct Reader:
     Field start                 # where there are marks
     Field update_start
     Field update_last
-    Number amounts[MAX_VALUES]  # where it is full
+    Number last_update[MAX_VALUES]  # where it is full
     Number totals[MAX_VALUES]   # counters, then gauges
     Column columns[MAX_COLUMNS]
     Requirement required[MAX_SKIPS]
@@ -138,7 +138,7 @@ cdef void begin_left_out(Report *report) noexcept nogil:
         report.leaves_out = True
         report.leaves_out_marks = 0
         memset(&report.values_left_out, 0, sizeof(LeftOut))
-        memset(&report.amounts_left_out, 0, sizeof(LeftOut))
+        memset(&report.last_update_left_out, 0, sizeof(LeftOut))
 
 
 cdef void leave_out(Report *report, LeftOut *left_out, uint32_t value, int wrong) noexcept nogil:

@@ -13,7 +13,7 @@ cdef void *allocate(size_t size) except NULL:
     return memory
 
 
-cdef int wheel_allocate(Wheel *wheel, double timeout_s) except -1:
+cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
     # As many slots as the time-out has seconds, if it is a usual one. A longer one, now or
     # later, costs more rounds and nothing else.
     cdef uint32_t slots = 4
@@ -28,12 +28,12 @@ cdef int wheel_allocate(Wheel *wheel, double timeout_s) except -1:
 # Numbers of columns, values and fields
 
 cdef list key_paths(plan):
-    # The paths of what volatile columns' rewrites are asked with.
+    # The paths of what dynamic columns' rewrites are asked with.
     return list(dict.fromkeys(column.path for column in plan.columns if column.volatile))
 
 
-cdef list volatile_columns(plan):
-    # Rewrite, slot of the key and number of each volatile column.
+cdef list dynamic_columns(plan):
+    # Rewrite, slot of the key and number of each dynamic column.
     keys = key_paths(plan)
     return [
         (column.rewrite, keys.index(column.path), i)
@@ -78,7 +78,7 @@ cdef list number_fields(TableState *table, plan):
         for j, path in enumerate(counter.paths):
             table.value_fields[2 * i + j] = number(path)
         for j, path in enumerate(counter.amounts):
-            table.amount_fields[2 * i + j] = number(path)
+            table.last_update_fields[2 * i + j] = number(path)
     for i, gauge in enumerate(plan.gauges, table.counters):
         table.value_fields[2 * i] = number(gauge.path)
     required = {
@@ -125,7 +125,7 @@ cdef int resolve_values(Reader *reader, owner, plan, list keep) except -1:
     cdef uint32_t i
     if reader.full:
         for i, counter in enumerate(plan.counters):
-            resolve_number(reader, &reader.amounts[i], owner, counter.amounts, False, keep)
+            resolve_number(reader, &reader.last_update[i], owner, counter.amounts, False, keep)
     for i, counter in enumerate(plan.counters):
         resolve_number(reader, &reader.totals[i], owner, counter.paths, counter.optional, keep)
     for i, gauge in enumerate(plan.gauges, len(plan.counters)):
@@ -141,7 +141,7 @@ cdef int resolve_columns(Reader *reader, owner, plan, list keep) except -1:
             reader.columns[i].rewrite = <PyObject *>column.rewrite
     for i, path in enumerate(key_paths(plan), len(plan.columns)):
         resolve_field(reader, &reader.columns[i].field, owner, path, keep)
-        if not reader.columns[i].field.is_text:
+        if not reader.columns[i].field.is_string:
             raise ValueError("a volatile label is made of a text")
     return 0
 
@@ -197,7 +197,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
     kind = {f.name: f.type for f in msgspec.structs.fields(owner)}[name]
     inner = next((t for t in typing.get_args(kind) if t is not type(None)), None)
     if inner is None:
-        field.is_text = kind is str
+        field.is_string = kind is str
         return 0
     keep.append(inner)
     field.inner_type = <PyTypeObject *><PyObject *>inner
@@ -208,7 +208,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
     if not slot_reads_as(inner, path[1], field.inner):
         reader.slots = False
         field.inner = 0
-    field.is_text = {f.name: f.type for f in msgspec.structs.fields(inner)}[path[1]] is str
+    field.is_string = {f.name: f.type for f in msgspec.structs.fields(inner)}[path[1]] is str
     return 0
 
 
@@ -228,8 +228,8 @@ cdef int prepare_views(TableState *table, plan) except -1:
         number_view(table, view, declared, plan)
         if i == 0:
             continue
-        view.by_flow = not first.issuperset(declared.columns)
-        if view.by_flow:
+        view.linked_from_flow = not first.issuperset(declared.columns)
+        if view.linked_from_flow:
             view.link = flow_links
             flow_links += 1
         else:
@@ -273,7 +273,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
         view.sources[j] = source
         if source < table.counters:
             view.counters = j + 1
-    view.complete = declared.complete
+    view.identifies_connection = declared.complete
     view.direction_at = 0 if declared.direction is None else declared.direction.position
     if view.direction_at > view.columns:
         raise ValueError("a direction stands among a view's labels, or behind them")

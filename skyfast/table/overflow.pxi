@@ -7,12 +7,12 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     cdef Connection *row
     if view.other:
         return view.other
-    text = text_intern(&table.texts, table.other_text, table.other_length, table.seed)
+    text = string_intern(&table.strings, table.other_text, table.other_length, table.seed)
     if text == 0:
         return 0
     for i in range(view.columns):
-        table.view_cells[i] = text | IS_TEXT
-    hash = text_hash(<const char *>table.view_cells, 4 * view.columns, table.seed)
+        table.view_cells[i] = text | IS_STRING
+    hash = hash_bytes32(<const char *>table.view_cells, 4 * view.columns, table.seed)
     view.other = find_row(table, view, hash)     # a flow may have such labels
     if view.other == 0:
         view.other = add_row(table, view, hash)
@@ -22,30 +22,30 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
         row.deadline_s = NEVER_S
         for i in range(view.counters, view.values):
             (<int64_t *>(<char *>row + view.values_at))[i] = 0
-    text_release(&table.texts, text)
+    string_release(&table.strings, text)
     return view.other
 
 
 cdef int apply_overflow(TableState *table, Report *report, const int64_t *values,
-                        const int64_t *amounts) noexcept nogil:
+                        const int64_t *last_update) noexcept nogil:
     # An unknown flow that is not kept: what its report counts for goes to the first view's
     # `other` row, and to its own rows of the other views.
     cdef int wrong
     if not table.overflows:
         return SKIP_TABLE_FULL
-    if report.worth == WORTH_UNREAD or report.worth == WORTH_AMOUNTS_UNREAD:
+    if report.worth == WORTH_UNREAD or report.worth == WORTH_LAST_UPDATE_UNREAD:
         return APPLY_STOP
     report.uses_marks = True
-    report.uses_amounts = report.worth == WORTH_AMOUNTS
+    report.uses_last_update = report.worth == WORTH_LAST_UPDATE
     wrong = add_to_overflow(
-        table, values if report.worth == WORTH_TOTAL else amounts, values
+        table, values if report.worth == WORTH_TOTAL else last_update, values
     )
     if wrong == SKIP_TABLE_FULL:
         table.horizon_s = max(table.horizon_s, table.now)
     return wrong
 
 
-cdef int add_to_overflow(TableState *table, const int64_t *news, const int64_t *values) noexcept nogil:
+cdef int add_to_overflow(TableState *table, const int64_t *deltas, const int64_t *values) noexcept nogil:
     cdef View *view
     cdef uint32_t i
     for i in range(table.view_count):
@@ -60,5 +60,5 @@ cdef int add_to_overflow(TableState *table, const int64_t *news, const int64_t *
     table.overflow_reports += 1
     for i in range(table.view_count):
         view = &table.views[i]
-        add_deltas(table, view, connection_at(view, table.targets[i]), news, values)
+        add_deltas(table, view, connection_at(view, table.targets[i]), deltas, values)
     return SKIP_TABLE_FULL

@@ -73,7 +73,7 @@ cdef int read_report(TableState *table, PyObject *flow, const Reader *reader, Re
         return too_long
     report.finish = <int>finish if finish < 4 else 4
     if likely(parse_key(text, length, &number)):
-        report.key = mixed(number ^ table.seed)
+        report.key = mix64(number ^ table.seed)
         prefetch(bucket_of(&table.flow_rows, <uint32_t>report.key))
     else:
         report.key_text = text
@@ -97,7 +97,7 @@ cdef int read_unknown(TableState *table, const Reader *readers, list flows, Py_s
             report.skip_new = read_labels(
                 table, flow, reader_of(readers, flow), report, cells, previous, held,
                 table.batch_values + <size_t>i * table.values,
-                table.batch_amounts + <size_t>i * table.counters,
+                table.batch_last_update + <size_t>i * table.counters,
             )
             if report.skip_new == SKIP_NONE:
                 previous = cells
@@ -106,7 +106,7 @@ cdef int read_unknown(TableState *table, const Reader *readers, list flows, Py_s
 
 cdef int read_labels(TableState *table, PyObject *flow, const Reader *reader, Report *report,
                      Cell *cells, const Cell *previous, list held, const int64_t *values,
-                     int64_t *amounts) except -1:
+                     int64_t *last_update) except -1:
     # `previous` are the labels of another flow, or NULL: many of a message have the same
     # protocol and the same interface, whose hash is then known.
     cdef uint32_t i
@@ -122,14 +122,14 @@ cdef int read_labels(TableState *table, PyObject *flow, const Reader *reader, Re
         if unlikely(wrong):
             return wrong
         if cells[i].text != NULL:
-            cells[i].repeats = previous != NULL and same_text(&previous[i], &cells[i])
+            cells[i].repeats = previous != NULL and same_string(&previous[i], &cells[i])
             if cells[i].repeats:
                 cells[i].escapes = previous[i].escapes
                 cells[i].hash = previous[i].hash
             else:
                 cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
-                cells[i].hash = text_hash(cells[i].text, cells[i].length, table.seed)
-                prefetch(bucket_of(&table.texts, cells[i].hash))
+                cells[i].hash = hash_bytes32(cells[i].text, cells[i].length, table.seed)
+                prefetch(bucket_of(&table.strings, cells[i].hash))
     if table.converses:
         wrong = read_capture_point(table, flow, reader, report)
         if unlikely(wrong):
@@ -138,22 +138,22 @@ cdef int read_labels(TableState *table, PyObject *flow, const Reader *reader, Re
     report.repeats = False
     report.age_ms = -1
     if reader.marks:
-        read_marks(table, flow, reader, report, values, amounts)
+        read_marks(table, flow, reader, report, values, last_update)
     return SKIP_NONE
 
 
 cdef inline int read_cell(PyObject *flow, const Column *column, bint slots, Cell *cell,
                           list held) except -1:
     cdef PyObject *value = value_of(flow, &column.field, slots)
-    cdef bint is_text = column.field.is_text
+    cdef bint is_string = column.field.is_string
     cell.found = 0
     cell.text = NULL
     if column.rewrite != NULL and value != NULL:
         value = PyObject_GetItem(column.rewrite, value)
         held.append(<object>value)
         Py_DECREF(<object>value)
-        is_text = not PyLong_CheckExact(value)
-    if is_text or value == NULL:            # a part that is missing is an empty text
+        is_string = not PyLong_CheckExact(value)
+    if is_string or value == NULL:            # a part that is missing is an empty text
         return read_text(value, &cell.text, &cell.length)
     return read_integer(value, &cell.number)
 
@@ -165,7 +165,7 @@ cdef int read_capture_point(TableState *table, PyObject *flow, const Reader *rea
     cdef int wrong = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)
     if unlikely(wrong):
         return wrong
-    report.point = long_hash(text, length, table.seed)
+    report.point = hash_bytes(text, length, table.seed)
     return read_conversation(table, flow, reader, table.seed, &report.conversation)
 
 
@@ -184,21 +184,21 @@ cdef int read_conversation(TableState *table, PyObject *flow, const Reader *read
         )
         if unlikely(wrong):
             return wrong
-        hashes[i] = long_hash(text, length, seed)
+        hashes[i] = hash_bytes(text, length, seed)
     for i in range(1, 3):
         wrong = read_integer(value_of(flow, &reader.conversation[2 * i], reader.slots), &port)
         if unlikely(wrong):
             return wrong
-        hashes[i] = mixed(hashes[i] ^ <uint64_t>port)
-    hash[0] = mixed(
-        hashes[0] ^ mixed(min(hashes[1], hashes[2])) ^ max(hashes[1], hashes[2])
+        hashes[i] = mix64(hashes[i] ^ <uint64_t>port)
+    hash[0] = mix64(
+        hashes[0] ^ mix64(min(hashes[1], hashes[2])) ^ max(hashes[1], hashes[2])
     )
     return SKIP_NONE
 
 
 cdef int read_marks(TableState *table, PyObject *flow, const Reader *reader, Report *report,
-                    const int64_t *values, int64_t *amounts) except -1:
-    # What the report counts for if the flow is not known; `amounts` if that is what its latest
+                    const int64_t *values, int64_t *last_update) except -1:
+    # What the report counts for if the flow is not known; `last_update` if that is what its latest
     # update added. It is zero where nobody knows whether the report is the first.
     cdef int64_t start, update_start, update_last
     cdef bint wrong_start, wrong_update_start, wrong_last
@@ -226,20 +226,20 @@ cdef int read_marks(TableState *table, PyObject *flow, const Reader *reader, Rep
     if not wrong_start and not wrong_last and update_last >= start:
         report.age_ms = update_last - start
     for i in range(table.counters):
-        amounts[i] = min(values[i], <int64_t>0)     # ABSENT where the total is
-    report.worth = WORTH_AMOUNTS
+        last_update[i] = min(values[i], <int64_t>0)     # ABSENT where the total is
+    report.worth = WORTH_LAST_UPDATE
     if unlikely(wrong_start or wrong_update_start or wrong_finish):
         if not report.repeats:
             report.age_ms = -1
     elif update_start == start:
         report.worth = WORTH_TOTAL
     elif not reader.full:
-        report.worth = WORTH_AMOUNTS_UNREAD
+        report.worth = WORTH_LAST_UPDATE_UNREAD
     else:
         for i in range(table.counters):
-            if reader.amounts[i].read and amounts[i] == 0:
-                wrong = read_number(flow, &reader.amounts[i], reader.slots, &amounts[i])
+            if reader.last_update[i].read and last_update[i] == 0:
+                wrong = read_number(flow, &reader.last_update[i], reader.slots, &last_update[i])
                 if unlikely(wrong):
-                    amounts[i] = 0
-                    leave_out(report, &report.amounts_left_out, i, wrong)
+                    last_update[i] = 0
+                    leave_out(report, &report.last_update_left_out, i, wrong)
     return 0

@@ -14,7 +14,7 @@ cdef int add_change(TableState *table, rewrite, str key, uint32_t slot, uint32_t
     if read_text(<PyObject *>key, &text, &length):
         return 0
     text = escaped_label(table, text, &length)
-    known = text_find(&table.texts, text, length, text_hash(text, length, table.seed))
+    known = string_find(&table.strings, text, length, hash_bytes32(text, length, table.seed))
     if known == 0:
         return 0                    # no flow has it
     if table.change_count == table.change_room:
@@ -28,8 +28,8 @@ cdef int add_change(TableState *table, rewrite, str key, uint32_t slot, uint32_t
         return 0
     text = escaped_label(table, text, &length)
     pthread_mutex_lock(&table.lock)
-    label = text_intern(&table.texts, text, length, table.seed)
-    (<Text *>row_at(&table.texts, known)).refs += label != 0
+    label = string_intern(&table.strings, text, length, table.seed)
+    (<String *>row_at(&table.strings, known)).refs += label != 0
     pthread_mutex_unlock(&table.lock)
     if label == 0:
         raise MemoryError
@@ -37,7 +37,7 @@ cdef int add_change(TableState *table, rewrite, str key, uint32_t slot, uint32_t
     change.key = known
     change.slot = slot
     change.column = column
-    change.cell = label | IS_TEXT
+    change.cell = label | IS_STRING
     table.change_count += 1
     return 0
 
@@ -52,8 +52,8 @@ cdef const char *escaped_label(TableState *table, const char *text, uint32_t *le
 cdef void release_changes(TableState *table) noexcept nogil:
     cdef uint32_t i
     for i in range(table.change_count):
-        text_release(&table.texts, table.changes[i].key)
-        text_release(&table.texts, table.changes[i].cell & ~IS_TEXT)
+        string_release(&table.strings, table.changes[i].key)
+        string_release(&table.strings, table.changes[i].cell & ~IS_STRING)
     table.change_count = 0
 
 
@@ -148,7 +148,7 @@ cdef uint32_t detach(TableState *table, Flow *flow) noexcept nogil:
     for i in range(1, table.view_count):
         view = &table.views[i]
         number = link_of(table, view, flow, connection)[0]
-        if number and (relabelled(table, view, number) if view.by_flow else moves):
+        if number and (relabelled(table, view, number) if view.linked_from_flow else moves):
             connection_at(view, number).flows -= 1
     if not moves:
         return 0
@@ -174,7 +174,7 @@ cdef bint attach(TableState *table, Flow *flow) noexcept nogil:
     find_new_cells(table, flow)
     for i in range(1, table.view_count):
         view = &table.views[i]
-        if view.by_flow:
+        if view.linked_from_flow:
             link = link_of(table, view, flow, old)
             if relabelled(table, view, link[0]):
                 done &= move_link(table, view, link, flow)
@@ -203,7 +203,7 @@ cdef bint attach(TableState *table, Flow *flow) noexcept nogil:
             restore_kept(table, kept, connection)
     for i in range(1, table.view_count):
         view = &table.views[i]
-        if not view.by_flow:
+        if not view.linked_from_flow:
             link = link_of(table, view, flow, connection)
             if not leads:
                 link[0] = link_of(table, view, flow, old)[0]

@@ -5,7 +5,7 @@ cdef struct Cursor:
     uint32_t now_s
     uint32_t family
     uint32_t row                # 0: the family's head comes next
-    uint32_t births             # connections born from this number on are not on the page
+    uint32_t page_seq           # connections created from this number on are not on the page
     uint32_t head               # which of the heads
 
 
@@ -43,7 +43,7 @@ cdef char *render_rows(TableState *table, Cursor *cursor, const Family *family, 
             prefetch_strings(table, view, <Connection *>row_at(rows, row + AHEAD))
         connection = <Connection *>row_at(rows, row)
         if (connection.deadline_s > cursor.now_s
-                and born_before(connection.birth, cursor.births)):
+                and created_before(connection.created_seq, cursor.page_seq)):
             out = render_connection(table, family, view, connection, out)
         row += 1
     cursor.row = row
@@ -55,8 +55,8 @@ cdef inline void prefetch_strings(TableState *table, const View *view, Connectio
     cdef uint32_t i
     if row.deadline_s:
         for i in range(view.columns):
-            if cells[i] & IS_TEXT:
-                prefetch(row_at(&table.texts, cells[i] & ~IS_TEXT))
+            if cells[i] & IS_STRING:
+                prefetch(row_at(&table.strings, cells[i] & ~IS_STRING))
 
 
 cdef inline int64_t series_value(const Family *family, const View *view, Connection *row,
@@ -87,7 +87,7 @@ cdef inline char *render_connection(TableState *table, const Family *family, con
         if i == view.direction_at:
             direction = out
         out = put(out, literals[i].text, literals[i].length)
-        out = put_cell(out, cells[i], &table.texts)
+        out = put_cell(out, cells[i], &table.strings)
     if view.direction_at == view.columns:
         direction = out
     out = put(out, literals[view.columns].text, literals[view.columns].length)

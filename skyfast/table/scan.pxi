@@ -14,7 +14,7 @@ cdef uint32_t fresh_rows(TableState *table, const Rows *rows):
     return fresh
 
 
-cdef uint32_t see_rows(TableState *table, uint32_t row, uint32_t texts, size_t words, uint64_t *seen,
+cdef uint32_t see_rows(TableState *table, uint32_t row, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
     # Mark the values of some rows, and count those that were not marked; the row to go on
     # with, or 0. An integer of 2^16 or more shares its mark with those of its last 16 bits.
@@ -35,9 +35,9 @@ cdef uint32_t see_rows(TableState *table, uint32_t row, uint32_t texts, size_t w
             continue
         cells = cells_of(view, connection)
         for i in range(view.columns):
-            at = cells[i] & ~IS_TEXT
-            if cells[i] & IS_TEXT:
-                if at >= texts:     # interned since
+            at = cells[i] & ~IS_STRING
+            if cells[i] & IS_STRING:
+                if at >= strings:     # interned since
                     continue
                 at += 1 << 16
             else:
@@ -49,7 +49,7 @@ cdef uint32_t see_rows(TableState *table, uint32_t row, uint32_t texts, size_t w
     return row if row < view.rows.fresh else 0
 
 
-cdef bint tally_rows(TableState *table, Tally *tallies, uint32_t *at, uint32_t *connections,
+cdef bint tally_rows(TableState *table, Counter *counters, uint32_t *at, uint32_t *connections,
                      int32_t without) noexcept nogil:
     # Count some rows by the value of each label, and by all but one; False without memory.
     cdef const View *view = &table.views[0]
@@ -67,32 +67,32 @@ cdef bint tally_rows(TableState *table, Tally *tallies, uint32_t *at, uint32_t *
         memcpy(cells, cells_of(view, connection), 4 * view.columns)
         for i in range(view.columns):
             key = cells[i]
-            if not tally_count(&tallies[i], key + 1):
+            if not counter_count(&counters[i], key + 1):
                 return False
         if without >= 0:
             cells[without] = 0
-            key = long_hash(<const char *>cells, 4 * view.columns, table.seed)
-            if not tally_count(&tallies[view.columns], key + 1):
+            key = hash_bytes(<const char *>cells, 4 * view.columns, table.seed)
+            if not counter_count(&counters[view.columns], key + 1):
                 return False
     if at[0] >= view.rows.fresh:
         at[0] = 0
     return True
 
 
-cdef list commonest(TableState *table, const Tally *tally, uint32_t count):
+cdef list commonest(TableState *table, const Counter *counter, uint32_t count):
     # The values with most rows, from a heap of so many: a label can have a million.
     cdef list heap = []
     cdef uint32_t least = 0
     cdef size_t at
     if count == 0:
         return heap
-    for at in range(tally.room):
-        if tally.keys[at] == 0 or tally.counts[at] < least:
+    for at in range(counter.room):
+        if counter.keys[at] == 0 or counter.counts[at] < least:
             continue
         if <uint32_t>len(heap) < count:
-            heapq.heappush(heap, (tally.counts[at], tally.keys[at]))
+            heapq.heappush(heap, (counter.counts[at], counter.keys[at]))
         else:
-            heapq.heappushpop(heap, (tally.counts[at], tally.keys[at]))
+            heapq.heappushpop(heap, (counter.counts[at], counter.keys[at]))
         if <uint32_t>len(heap) == count:
             least = heap[0][0]
     named = [(cell_text(table, cell - 1), number) for number, cell in sorted(heap, reverse=True)]
@@ -103,16 +103,16 @@ cdef str cell_text(TableState *table, uint32_t cell):
     # None where the text has left meanwhile.
     cdef char copied[MAX_CELL]
     cdef uint32_t length
-    cdef Text *text
+    cdef String *text
     cdef bint is_there
-    if not cell & IS_TEXT:
+    if not cell & IS_STRING:
         return str(cell)
     pthread_mutex_lock(&table.lock)
-    text = <Text *>row_at(&table.texts, cell & ~IS_TEXT)
+    text = <String *>row_at(&table.strings, cell & ~IS_STRING)
     is_there = text.refs != 0
     if is_there:
         length = text.length
-        memcpy(copied, text_bytes(text), length)
+        memcpy(copied, string_bytes(text), length)
     pthread_mutex_unlock(&table.lock)
     if not is_there:
         return None
@@ -160,18 +160,18 @@ cdef inline int64_t rank_of(TableState *table, const Family *family, Connection 
     return value
 
 
-cdef void rank_all(TableState *table, Ranking *ranking) noexcept nogil:
+cdef void rank_all(TableState *table, TopK *top) noexcept nogil:
     cdef uint32_t row = 1
     while row:
         pthread_mutex_lock(&table.lock)
-        row = rank_rows(table, ranking, row)
+        row = rank_rows(table, top, row)
         pthread_mutex_unlock(&table.lock)
 
 
-cdef uint32_t rank_rows(TableState *table, Ranking *ranking, uint32_t row) noexcept nogil:
+cdef uint32_t rank_rows(TableState *table, TopK *top, uint32_t row) noexcept nogil:
     # Look at some rows; the one to go on with, or 0.
     cdef const View *view = &table.views[0]
-    cdef const Kept *since = ranking.since
+    cdef const Kept *since = top.since
     cdef uint32_t stop = min(view.rows.fresh, row + RENDER_ROWS)
     cdef Connection *connection
     cdef int64_t rank
@@ -179,7 +179,7 @@ cdef uint32_t rank_rows(TableState *table, Ranking *ranking, uint32_t row) noexc
         if row + AHEAD < view.rows.fresh:
             prefetch(row_at(&view.rows, row + AHEAD))
         connection = connection_at(view, row)
-        rank = rank_of(table, ranking.family, connection, ranking.is_gauge)
+        rank = rank_of(table, top.family, connection, top.is_gauge)
         if since != NULL:
             if (row < since.rows and since.hashes[row] == connection.hash
                     and 0 <= since.values[row] <= rank):
@@ -188,60 +188,60 @@ cdef uint32_t rank_rows(TableState *table, Ranking *ranking, uint32_t row) noexc
                 rank = -1           # the counter that it began with is not known
             if rank == 0:
                 rank = -1
-        if (rank >= 0 and (ranking.count < ranking.room
-                           or (ranking.room and rank > ranking.heap[0].rank))
-                and has_part(table, view, connection, ranking)):
-            rank_add(ranking, rank, row, connection.hash)
+        if (rank >= 0 and (top.count < top.room
+                           or (top.room and rank > top.heap[0].rank))
+                and has_part(table, view, connection, top)):
+            top_k_add(top, rank, row, connection.hash)
         row += 1
     return row if row < view.rows.fresh else 0
 
 
 cdef bint has_part(TableState *table, const View *view, Connection *row,
-                   const Ranking *ranking) noexcept nogil:
+                   const TopK *top) noexcept nogil:
     cdef const uint32_t *cells = cells_of(view, row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
-    cdef const Text *interned
+    cdef const String *interned
     cdef uint32_t i, length
-    if ranking.part_length == 0:
+    if top.part_length == 0:
         return True
     for i in range(view.columns):
-        if cells[i] & IS_TEXT:
-            interned = <const Text *>row_at(&table.texts, cells[i] & ~IS_TEXT)
-            text = text_bytes(interned)
+        if cells[i] & IS_STRING:
+            interned = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
+            text = string_bytes(interned)
             length = interned.length
         else:
             text = digits
             length = <uint32_t>(put_number(digits, cells[i]) - digits)
-        if memmem(text, length, ranking.part, ranking.part_length) != NULL:
+        if memmem(text, length, top.part, top.part_length) != NULL:
             return True
     return False
 
 
-cdef tuple shown_row(TableState *table, const Ranked *ranked, char *texts, int64_t *values):
-    # Rank, labels and values of a row; None where it is gone or another's. `texts` and `values`
+cdef tuple shown_row(TableState *table, const TopRow *entry, char *strings, int64_t *values):
+    # Rank, labels and values of a row; None where it is gone or another's. `strings` and `values`
     # have room for its own: nothing is allocated under the lock.
     cdef const View *view = &table.views[0]
     cdef Connection *row
     cdef const uint32_t *cells
     cdef uint32_t lengths[MAX_VIEW_COLUMNS]
-    cdef const Text *text
+    cdef const String *text
     cdef const Family *family
     cdef uint32_t i, side, count = 0
     cdef bint is_there
     pthread_mutex_lock(&table.lock)
-    row = connection_at(view, ranked.row)
-    is_there = row.deadline_s != 0 and row.hash == ranked.hash
+    row = connection_at(view, entry.row)
+    is_there = row.deadline_s != 0 and row.hash == entry.hash
     if is_there:
         cells = cells_of(view, row)
         for i in range(view.columns):
-            if cells[i] & IS_TEXT:
-                text = <const Text *>row_at(&table.texts, cells[i] & ~IS_TEXT)
+            if cells[i] & IS_STRING:
+                text = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
                 lengths[i] = text.length
-                memcpy(texts + i * MAX_CELL, text_bytes(text), text.length)
+                memcpy(strings + i * MAX_CELL, string_bytes(text), text.length)
             else:
                 lengths[i] = <uint32_t>(
-                    put_number(texts + i * MAX_CELL, cells[i]) - (texts + i * MAX_CELL)
+                    put_number(strings + i * MAX_CELL, cells[i]) - (strings + i * MAX_CELL)
                 )
         for i in range(table.family_count):
             family = &table.families[i]
@@ -256,8 +256,8 @@ cdef tuple shown_row(TableState *table, const Ranked *ranked, char *texts, int64
     if not is_there:
         return None
     labels = [
-        unescaped(texts[i * MAX_CELL:i * MAX_CELL + lengths[i]].decode())
+        unescaped(strings[i * MAX_CELL:i * MAX_CELL + lengths[i]].decode())
         for i in range(view.columns)
     ]
     shown = [values[i] if values[i] >= 0 else None for i in range(count)]
-    return ranked.rank, tuple(labels), tuple(shown)
+    return entry.rank, tuple(labels), tuple(shown)

@@ -1,10 +1,10 @@
-# Texts: how they are hashed, and those that are interned, each kept once and escaped as it stands
+# Strings: how they are hashed, and those that are interned, each kept once and escaped as it stands
 # on a page. Part of `_table.pyx`, which includes it.
 #
-# Who keeps the number of a text has a reference to it, and gives it back with `text_release`.
+# Who keeps the number of a text has a reference to it, and gives it back with `string_release`.
 # Rendering copies whole blocks of 16 bytes, so there is room for that behind each text. Hashes
 # may become others, but for one: shards hash a conversation with `SHARE_SEED`, and agree on
-# whose it is. With another `mixed`, `load` or `long_hash`, flows would be kept twice or by nobody
+# whose it is. With another `mix64`, `load` or `hash_bytes`, flows would be kept twice or by nobody
 # while shards of both versions run.
 
 cdef uint64_t EACH_BYTE = 0x0101010101010101
@@ -13,9 +13,9 @@ cdef uint64_t EACH_BYTE = 0x0101010101010101
 # ---------------------------------------------------------------------------------------------
 # Hashes. Seeded, since strangers choose addresses and could otherwise choose collisions.
 
-cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
+cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
     # The finaliser of splitmix64 (Steele, Lea, Flood 2014). It is a bijection, so that a
-    # flow row can keep a mixed UUID as its key and nothing else.
+    # flow row can keep a mix64 UUID as its key and nothing else.
     x ^= x >> 30
     x *= <uint64_t>0xBF58476D1CE4E5B9
     x ^= x >> 27
@@ -23,8 +23,8 @@ cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
     return x ^ (x >> 31)
 
 
-cdef uint64_t unmixed(uint64_t x) noexcept nogil:
-    # The inverse of `mixed`: the factors are inverses modulo 2^64.
+cdef uint64_t unmix64(uint64_t x) noexcept nogil:
+    # The inverse of `mix64`: the factors are inverses modulo 2^64.
     x ^= (x >> 31) ^ (x >> 62)
     x *= <uint64_t>0x319642B2D24D8EC3
     x ^= (x >> 27) ^ (x >> 54)
@@ -50,19 +50,19 @@ cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
             | <uint64_t><uint8_t>text[length - 1] << 8 * (length - 1))
 
 
-cdef inline uint64_t long_hash(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
+cdef inline uint64_t hash_bytes(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
     cdef uint64_t h = seed ^ length
     while length >= 8:
-        h = mixed(h ^ load(text, 8))
+        h = mix64(h ^ load(text, 8))
         text += 8
         length -= 8
     if length:
-        h = mixed(h ^ load(text, length))
+        h = mix64(h ^ load(text, length))
     return h
 
 
-cdef inline uint32_t text_hash(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
-    cdef uint64_t h = long_hash(text, length, seed)
+cdef inline uint32_t hash_bytes32(const char *text, uint32_t length, uint64_t seed) noexcept nogil:
+    cdef uint64_t h = hash_bytes(text, length, seed)
     return <uint32_t>(h ^ (h >> 32))
 
 
@@ -88,76 +88,76 @@ cdef inline bint parse_key(const char *text, Py_ssize_t length, uint64_t *key) n
 
 
 # ---------------------------------------------------------------------------------------------
-# Interned texts
+# Interned strings
 
-cdef inline const char *text_bytes(const Text *text) noexcept nogil:
-    if likely(text.length <= INLINE_TEXT):
+cdef inline const char *string_bytes(const String *text) noexcept nogil:
+    if likely(text.length <= INLINE_STRING):
         return text.inline
     return (<char **>text.inline)[0]
 
 
-cdef str unescaped_key(const Text *text):
+cdef str key_string(const String *text):
     # A UUID that is no 64-bit number. It is kept as it came.
-    return text_bytes(text)[:text.length].decode()
+    return string_bytes(text)[:text.length].decode()
 
 
-cdef inline uint32_t text_find(
-    const Rows *texts, const char *text, uint32_t length, uint32_t hash
+cdef inline uint32_t string_find(
+    const Rows *strings, const char *text, uint32_t length, uint32_t hash
 ) noexcept nogil:
-    cdef uint32_t number = bucket_of(texts, hash)[0]
-    cdef Text *row
+    cdef uint32_t number = bucket_of(strings, hash)[0]
+    cdef String *row
     while number:
-        row = <Text *>row_at(texts, number)
+        row = <String *>row_at(strings, number)
         if (row.hash == hash and row.length == length
-                and memcmp(text_bytes(row), text, length) == 0):
+                and memcmp(string_bytes(row), text, length) == 0):
             return number
         number = row.next
     return 0
 
 
-cdef uint32_t text_intern(
-    Rows *texts, const char *text, uint32_t length, uint64_t seed
+cdef uint32_t string_intern(
+    Rows *strings, const char *text, uint32_t length, uint64_t seed
 ) noexcept nogil:
     # The number of an escaped text, with one reference more; 0 when there is no memory.
-    cdef uint32_t hash = text_hash(text, length, seed)
-    cdef uint32_t number = text_find(texts, text, length, hash)
+    cdef uint32_t hash = hash_bytes32(text, length, seed)
+    cdef uint32_t number = string_find(strings, text, length, hash)
     cdef char *copy
-    cdef Text *row
+    cdef String *row
     if number:
-        (<Text *>row_at(texts, number)).refs += 1
+        (<String *>row_at(strings, number)).refs += 1
         return number
-    number = row_new(texts)
+    number = row_new(strings)
     if not number:
         return 0
-    row = <Text *>row_at(texts, number)
+    row = <String *>row_at(strings, number)
     row.hash = hash
     row.refs = 1
     row.length = length
-    if length <= INLINE_TEXT:
+    if length <= INLINE_STRING:
         memcpy(row.inline, text, length)
     else:
         copy = <char *>malloc(length + 16)     # copied out in blocks of 16
         if copy == NULL:
             row.refs = 0
-            row_release(texts, number)
+            row_release(strings, number)
             return 0
         memcpy(copy, text, length)
         (<char **>row.inline)[0] = copy
-        texts.arena.bytes += length + 16
-    index_add(texts, number)
+        strings.arena.bytes += length + 16
+    index_add(strings, number)
     return number
 
 
-cdef void text_release(Rows *texts, uint32_t number) noexcept nogil:
-    cdef Text *row = <Text *>row_at(texts, number)
+cdef void string_release(Rows *strings, uint32_t number) noexcept nogil:
+    cdef String *row = <String *>row_at(strings, number)
     row.refs -= 1
     if row.refs:
         return
-    index_remove(texts, number)
-    if row.length > INLINE_TEXT:
+    index_remove(strings, number)
+    if row.length > INLINE_STRING:
         free((<char **>row.inline)[0])
-        texts.arena.bytes -= row.length + 16
-    row_release(texts, number)
+        strings.arena.bytes -= row.length + 16
+    row_release(strings, number)
 
 
 cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogil:
@@ -181,7 +181,7 @@ cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogi
     return <uint32_t>(out - start)
 
 
-cdef inline bint same_text(const Cell *a, const Cell *b) noexcept nogil:
+cdef inline bint same_string(const Cell *a, const Cell *b) noexcept nogil:
     return (a.text != NULL and a.length == b.length
             and memcmp(a.text, b.text, a.length) == 0)
 

@@ -1,4 +1,4 @@
-# Writing lines: texts, numbers and label values, each behind the one before. Part of
+# Writing lines: strings, numbers and label values, each behind the one before. Part of
 # `_table.pyx`, which includes it.
 #
 # A page's time goes into these functions, most of it under the table's mutex: they are plain C,
@@ -19,7 +19,7 @@ for _power in range(MAX_DECIMALS + 1):
 
 
 cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nogil:
-    # In whole blocks of 16: both sides have room for it, and the common texts need no loop.
+    # In whole blocks of 16: both sides have room for it, and the common strings need no loop.
     cdef uint32_t i = 16
     memcpy(out, text, 16)
     while i < length:
@@ -72,9 +72,9 @@ cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexce
     return out + 1
 
 
-cdef inline char *put_cell(char *out, uint32_t cell, const Rows *texts) noexcept nogil:
-    cdef Text *text
-    if cell & IS_TEXT:
-        text = <Text *>row_at(texts, cell & ~IS_TEXT)
-        return put(out, text_bytes(text), text.length)
+cdef inline char *put_cell(char *out, uint32_t cell, const Rows *strings) noexcept nogil:
+    cdef String *text
+    if cell & IS_STRING:
+        text = <String *>row_at(strings, cell & ~IS_STRING)
+        return put(out, string_bytes(text), text.length)
     return put_number(out, cell)

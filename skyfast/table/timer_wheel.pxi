@@ -6,7 +6,7 @@
 # comes: then it is taken, and leaves or is filed again. A deadline that became later meanwhile
 # costs nothing but that.
 
-cdef inline void wheel_file(Wheel *wheel, uint32_t deadline_s, uint32_t number,
+cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                             uint32_t *next) noexcept nogil:
     # Into the slot of its deadline, or the farthest one when that is beyond the wheel.
     cdef uint32_t slot_s = max(min(deadline_s, wheel.next_s + wheel.mask), wheel.next_s)
@@ -15,7 +15,7 @@ cdef inline void wheel_file(Wheel *wheel, uint32_t deadline_s, uint32_t number,
     head[0] = number
 
 
-cdef inline uint32_t wheel_due(Wheel *wheel, uint32_t live, uint32_t now_s,
+cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t live, uint32_t now_s,
                                uint32_t *max_rows) noexcept nogil:
     # The first row of the slot whose turn it is; 0 when there is none by now, which `next_s` then
     # tells, or when no more may be looked at. `live` rows are in the wheel.
@@ -34,6 +34,6 @@ cdef inline uint32_t wheel_due(Wheel *wheel, uint32_t live, uint32_t now_s,
     return 0
 
 
-cdef inline void wheel_take(Wheel *wheel, uint32_t next) noexcept nogil:
+cdef inline void wheel_take(TimerWheel *wheel, uint32_t next) noexcept nogil:
     # Out of its slot with the row that is due, behind which `next` stands.
     wheel.slots[wheel.next_s & wheel.mask] = next

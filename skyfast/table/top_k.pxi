@@ -1,7 +1,7 @@
-# Ranking: which rows are the first ones, by a heap of so many. Part of `_table.pyx`, which
+# Top k: which rows have most, by a min-heap of k. Part of `_table.pyx`, which
 # includes it.
 #
-# A ranking belongs to the one call that asks. The heap never grows: there is room for all of it
+# It belongs to the one call that asks. The heap never grows: there is room for all of it
 # before the first row is looked at, as that happens under the table's mutex.
 
 cdef struct Kept:
@@ -11,31 +11,31 @@ cdef struct Kept:
     uint32_t rows
 
 
-cdef struct Ranked:
+cdef struct TopRow:
     # A row that is among the first, in a heap whose root is the last of them.
     int64_t rank
     uint32_t row
     uint32_t hash               # of the labels it had
 
 
-cdef struct Ranking:
+cdef struct TopK:
     const Family *family
     const Kept *since      # or NULL
     bint is_gauge
     const char *part            # that a label must have
     uint32_t part_length
-    Ranked *heap
+    TopRow *heap
     uint32_t count, room
 
 
-cdef inline void rank_add(Ranking *ranking, int64_t rank, uint32_t row,
+cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
                           uint32_t hash) noexcept nogil:
     # Into the heap, in place of its root where it is full.
-    cdef Ranked *heap = ranking.heap
+    cdef TopRow *heap = top.heap
     cdef uint32_t at, child
-    if ranking.count < ranking.room:
-        at = ranking.count
-        ranking.count += 1
+    if top.count < top.room:
+        at = top.count
+        top.count += 1
         while at and heap[(at - 1) / 2].rank > rank:
             heap[at] = heap[(at - 1) / 2]
             at = (at - 1) / 2
@@ -43,9 +43,9 @@ cdef inline void rank_add(Ranking *ranking, int64_t rank, uint32_t row,
         at = 0
         while True:
             child = 2 * at + 1
-            if child + 1 < ranking.count and heap[child + 1].rank < heap[child].rank:
+            if child + 1 < top.count and heap[child + 1].rank < heap[child].rank:
                 child += 1
-            if child >= ranking.count or heap[child].rank >= rank:
+            if child >= top.count or heap[child].rank >= rank:
                 break
             heap[at] = heap[child]
             at = child
@@ -56,8 +56,8 @@ cdef inline void rank_add(Ranking *ranking, int64_t rank, uint32_t row,
 
 cdef int compare_ranks(const void *one, const void *other) noexcept nogil:
     # The greatest first, and of those alike the one that stands first on the page.
-    cdef const Ranked *a = <const Ranked *>one
-    cdef const Ranked *b = <const Ranked *>other
+    cdef const TopRow *a = <const TopRow *>one
+    cdef const TopRow *b = <const TopRow *>other
     if a.rank != b.rank:
         return (a.rank < b.rank) - (a.rank > b.rank)
     return (a.row > b.row) - (a.row < b.row)

@@ -6,9 +6,9 @@ cdef enum:
     APPLY_NO_MEMORY
 
 
-cdef inline uint64_t text_key(uint32_t text) noexcept nogil:
+cdef inline uint64_t string_key(uint32_t text) noexcept nogil:
     # The key of a flow whose UUID is an interned text: its number above, a hash of that below.
-    return (<uint64_t>text << 32) | <uint32_t>mixed(text)
+    return (<uint64_t>text << 32) | <uint32_t>mix64(text)
 
 
 cdef void look_up_flows(TableState *table, uint32_t size) noexcept:
@@ -53,19 +53,19 @@ cdef uint32_t find_flow(TableState *table, Report *report) noexcept nogil:
     cdef uint32_t kind = 0
     cdef uint32_t number
     if unlikely(report.key_text != NULL):
-        number = text_find(
-            &table.texts, report.key_text, report.key_length,
-            text_hash(report.key_text, report.key_length, table.seed),
+        number = string_find(
+            &table.strings, report.key_text, report.key_length,
+            hash_bytes32(report.key_text, report.key_length, table.seed),
         )
         if number == 0:
             return 0
-        key = text_key(number)
-        kind = TEXT_KEY
+        key = string_key(number)
+        kind = STRING_KEY
     return flow_find(&table.flow_rows, key, kind)
 
 
 cdef void look_up_labels(TableState *table, uint32_t size) noexcept:
-    # Look up the texts and connections of flows that are not live, in passes as in `_find`.
+    # Look up the strings and connections of flows that are not live, in passes as in `_find`.
     # What is found stays valid for the batch: no text leaves the table in between.
     cdef uint32_t i, j, number
     cdef Cell *cells
@@ -76,9 +76,9 @@ cdef void look_up_labels(TableState *table, uint32_t size) noexcept:
             cells = table.batch_cells + <size_t>i * table.cells
             for j in range(table.cells):
                 if cells[j].text != NULL and not cells[j].repeats:
-                    number = bucket_of(&table.texts, cells[j].hash)[0]
+                    number = bucket_of(&table.strings, cells[j].hash)[0]
                     if number:
-                        prefetch(row_at(&table.texts, number))
+                        prefetch(row_at(&table.strings, number))
     for i in range(size):
         if needs_rows(&table.reports[i]):
             cells = table.batch_cells + <size_t>i * table.cells
@@ -98,23 +98,23 @@ cdef inline bint needs_rows(const Report *report) noexcept nogil:
 
 cdef void look_up_strings(TableState *table, Report *report, Cell *cells,
                           const Cell *previous) noexcept nogil:
-    # The numbers of the texts; where all are known, the hash of the connection too.
+    # The numbers of the strings; where all are known, the hash of the connection too.
     cdef uint32_t i
     cdef bint all_found = True
     report.connection_hash = 0
     for i in range(table.cells):
         if cells[i].text == NULL:
-            all_found &= cells[i].number < <int64_t>IS_TEXT
+            all_found &= cells[i].number < <int64_t>IS_STRING
             table.row_cells[i] = <uint32_t>cells[i].number
             continue
         if cells[i].repeats:
             cells[i].found = previous[i].found
         elif not cells[i].escapes:  # the others are looked up when they have got them
-            cells[i].found = text_find(
-                &table.texts, cells[i].text, cells[i].length, cells[i].hash
+            cells[i].found = string_find(
+                &table.strings, cells[i].text, cells[i].length, cells[i].hash
             )
         all_found &= cells[i].found != 0
-        table.row_cells[i] = cells[i].found | IS_TEXT
+        table.row_cells[i] = cells[i].found | IS_STRING
     if all_found:
         report.connection_hash = gather(table, &table.views[0])
         prefetch(bucket_of(&table.views[0].rows, report.connection_hash))
@@ -136,7 +136,7 @@ cdef int apply_batch(TableState *table, uint32_t size) noexcept nogil:
             else:
                 report.skip = apply_unless_live(
                     table, report, values, table.batch_cells + <size_t>i * table.cells,
-                    table.batch_amounts + <size_t>i * table.counters,
+                    table.batch_last_update + <size_t>i * table.counters,
                 )
                 if unlikely(report.skip == APPLY_STOP):
                     done = <int>i
@@ -155,26 +155,26 @@ cdef int apply_batch(TableState *table, uint32_t size) noexcept nogil:
         if unlikely(report.skip != SKIP_NONE):
             table.skips[report.skip] += 1
     table.in_batch = False
-    for i in range(table.dead_text_count):
-        text_release(&table.texts, table.dead_texts[i])
-    table.dead_text_count = 0
+    for i in range(table.dead_string_count):
+        string_release(&table.strings, table.dead_strings[i])
+    table.dead_string_count = 0
     return done
 
 
 cdef int apply_unless_live(TableState *table, Report *report, const int64_t *values, const Cell *cells,
-                           const int64_t *amounts) noexcept nogil:
+                           const int64_t *last_update) noexcept nogil:
     # A report of a flow that was not live when the batch was read. Earlier reports of the batch
     # may have made it live, or may have taken its room.
     report.flow = find_flow(table, report)
-    report.uses_marks = report.uses_amounts = False
+    report.uses_marks = report.uses_last_update = False
     if report.flow:
         if not flow_at(table, report.flow).connection & DORMANT:
             return apply_known(table, report, values)
-        return wake(table, report, values, cells, amounts)
+        return wake(table, report, values, cells, last_update)
     if unlikely(report.skip_new != SKIP_NONE):
         return report.skip_new
     table.met_unknown = True
-    return apply_unknown(table, report, values, cells, amounts)
+    return apply_unknown(table, report, values, cells, last_update)
 
 
 cdef void count_left_out(TableState *table, const Report *report) noexcept nogil:
@@ -188,19 +188,19 @@ cdef void count_left_out(TableState *table, const Report *report) noexcept nogil
     for i in range(MARKS):
         if report.leaves_out_marks >> i & 1 and (i == MARK_FINISH or report.uses_marks):
             seen[table.mark_fields[i]] = True
-    if report.uses_amounts:
+    if report.uses_last_update:
         for i in range(2 * table.counters):
-            if is_left_out(&report.amounts_left_out, i):
-                seen[table.amount_fields[i]] = True
+            if is_left_out(&report.last_update_left_out, i):
+                seen[table.last_update_fields[i]] = True
     for i in range(MAX_FIELDS):
         table.values_left_out[i] += seen[i]
 
 
 cdef inline int find_deltas(TableState *table, const Flow *flow, const Report *report,
                             const int64_t *values) noexcept nogil:
-    # What a report says of a flow, and `news` if that is anything.
+    # What a report says of a flow, and `deltas` if that is anything.
     cdef const int64_t *totals = <const int64_t *>(flow + 1)
-    cdef int64_t *news = table.news
+    cdef int64_t *deltas = table.deltas
     cdef int64_t total
     cdef bint newer = report.last_ms > flow.last_ms
     cdef bint higher = False
@@ -215,12 +215,12 @@ cdef inline int find_deltas(TableState *table, const Flow *flow, const Report *r
         return NOTHING_NEW
     if unlikely(newer and lower):
         for i in range(table.counters):
-            news[i] = values[i]
+            deltas[i] = values[i]
         return STARTED_OVER
     for i in range(table.counters):
-        news[i] = min(values[i], <int64_t>0)
+        deltas[i] = min(values[i], <int64_t>0)
         if values[i] > totals[i]:
-            news[i] = values[i] - max(totals[i], <int64_t>0)
+            deltas[i] = values[i] - max(totals[i], <int64_t>0)
     return GREW
 
 
@@ -247,16 +247,16 @@ cdef int apply_known(TableState *table, const Report *report, const int64_t *val
         return SKIP_LATE
     update_totals(table, flow, report, values, change)
     flow.deadline_s = max(flow.deadline_s, table.views[0].deadline_s)
-    add_deltas(table, &table.views[0], connection, table.news, values)
+    add_deltas(table, &table.views[0], connection, table.deltas, values)
     for i in range(1, table.view_count):
         number = link_of(table, &table.views[i], flow, connection)[0]
         if number:
-            add_deltas(table, &table.views[i], connection_at(&table.views[i], number), table.news, values)
+            add_deltas(table, &table.views[i], connection_at(&table.views[i], number), table.deltas, values)
     return SKIP_NONE
 
 
 cdef int apply_unknown(TableState *table, Report *report, const int64_t *values, const Cell *cells,
-                       const int64_t *amounts) noexcept nogil:
+                       const int64_t *last_update) noexcept nogil:
     cdef View *first = &table.views[0]
     cdef uint32_t number, kept, conversation = 0
     cdef int wrong
@@ -280,27 +280,27 @@ cdef int apply_unknown(TableState *table, Report *report, const int64_t *values,
     kept = find_kept(table, table.view_cells) if creates else 0
     full = creates and not report.repeats and is_full(table, first)
     if full or live_flows(table) >= table.max_flows:
-        wrong = apply_overflow(table, report, values, amounts)
+        wrong = apply_overflow(table, report, values, last_update)
         table.rejected += full and wrong == SKIP_TABLE_FULL
     elif report.repeats:
         wrong = add_ended_flow(table, report, number, kept, values)
-    elif (report.worth == WORTH_UNREAD or report.worth == WORTH_AMOUNTS_UNREAD) and (
+    elif (report.worth == WORTH_UNREAD or report.worth == WORTH_LAST_UPDATE_UNREAD) and (
         table.view_count > 1 or not counts_whole(table, first, creates and not kept)
     ):
         wrong = APPLY_STOP
     else:
         if unlikely(report.leaves_out) and needs_worth(table, number, kept):
             report.uses_marks = True
-            report.uses_amounts = report.worth == WORTH_AMOUNTS
-        wrong = add_flow(table, report, number, kept, conversation, values, amounts)
+            report.uses_last_update = report.worth == WORTH_LAST_UPDATE
+        wrong = add_flow(table, report, number, kept, conversation, values, last_update)
     release_interned(table)
     return wrong
 
 
 cdef inline bint counts_whole(TableState *table, const View *view, bint creates) noexcept nogil:
-    # Whether a flow's total is news for the row that it creates, or not, in any report: no
+    # Whether all of a flow's total is new to the row that it creates, or not, in any report: no
     # other flow can have been in that row.
-    return creates and view.complete and not table.overflowed
+    return creates and view.identifies_connection and not table.overflowed
 
 
 cdef inline bint was_never_counted(TableState *table, const Report *report) noexcept nogil:
@@ -313,13 +313,13 @@ cdef inline bint was_never_counted(TableState *table, const Report *report) noex
 
 cdef bint needs_worth(TableState *table, uint32_t number, uint32_t kept) noexcept nogil:
     # Whether the flow whose row of the first view is `number`, or is to be made, comes to a row
-    # in any view where its total is not news for that reason alone. `kept` has the counters of
+    # in any view where its total is not new for that reason alone. `kept` has the counters of
     # that row of the first view, or is 0.
     cdef View *view
     cdef uint32_t i
     for i in range(table.view_count):
         view = &table.views[i]
-        if i and not view.by_flow and has_links(table, number):
+        if i and not view.linked_from_flow and has_links(table, number):
             if connection_at(&table.views[0], number).links[view.link]:
                 return True
             continue
@@ -342,12 +342,12 @@ cdef bint intern_labels(TableState *table, const Cell *cells) noexcept nogil:
     table.interned_count = 0
     for i in range(table.cells):
         if likely(cells[i].found != 0):
-            table.row_cells[i] = cells[i].found | IS_TEXT
+            table.row_cells[i] = cells[i].found | IS_STRING
             continue
         text = cells[i].text
         length = cells[i].length
         if text == NULL:
-            if cells[i].number < <int64_t>IS_TEXT:
+            if cells[i].number < <int64_t>IS_STRING:
                 table.row_cells[i] = <uint32_t>cells[i].number
                 continue
             text = digits           # an integer that does not fit is kept as a text
@@ -355,11 +355,11 @@ cdef bint intern_labels(TableState *table, const Cell *cells) noexcept nogil:
         elif unlikely(cells[i].escapes):
             length = escape(text, length, table.escaped)
             text = table.escaped
-        number = text_intern(&table.texts, text, length, table.seed)
+        number = string_intern(&table.strings, text, length, table.seed)
         if number == 0:
             release_interned(table)
             return False
-        table.row_cells[i] = number | IS_TEXT
+        table.row_cells[i] = number | IS_STRING
         table.interned[table.interned_count] = number
         table.interned_count += 1
     return True
@@ -368,12 +368,12 @@ cdef bint intern_labels(TableState *table, const Cell *cells) noexcept nogil:
 cdef void release_interned(TableState *table) noexcept nogil:
     cdef uint32_t i
     for i in range(table.interned_count):
-        text_release(&table.texts, table.interned[i])
+        string_release(&table.strings, table.interned[i])
 
 
 cdef int add_flow(TableState *table, const Report *report, uint32_t number, uint32_t kept,
                   uint32_t conversation, const int64_t *values,
-                  const int64_t *amounts) noexcept nogil:
+                  const int64_t *last_update) noexcept nogil:
     # A new flow row, and what it needs of the other kinds; all of it or nothing. `number` is
     # its row in the first view, or 0, and `kept` has that row's counters, or is 0.
     cdef uint32_t row = new_flow(table, report, values)
@@ -382,7 +382,7 @@ cdef int add_flow(TableState *table, const Report *report, uint32_t number, uint
     if not find_places(table, report, number, &conversation):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
-    make_live(table, row, report, conversation, kept, values, amounts)
+    make_live(table, row, report, conversation, kept, values, last_update)
     make_room(table)
     return SKIP_NONE
 
@@ -393,14 +393,14 @@ cdef uint32_t new_flow(TableState *table, const Report *report, const int64_t *v
     cdef uint32_t text = 0
     cdef uint32_t row
     if report.key_text != NULL:
-        text = text_intern(&table.texts, report.key_text, report.key_length, table.seed)
+        text = string_intern(&table.strings, report.key_text, report.key_length, table.seed)
         if text == 0:
             return 0
-        key = text_key(text)
-    row = flow_new(&table.flow_rows, key, TEXT_KEY if text else 0)
+        key = string_key(text)
+    row = flow_new(&table.flow_rows, key, STRING_KEY if text else 0)
     if row == 0:
         if text:
-            text_release(&table.texts, text)
+            string_release(&table.strings, text)
         return 0
     flow_at(table, row).last_ms = report.last_ms
     if table.converses:
@@ -416,13 +416,13 @@ cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
         conversation_at(table, links_of(table, flow)[0]).dormant -= 1
         release_conversation(table, links_of(table, flow)[0])
     index_remove(&table.flow_rows, number)
-    if flow.connection & TEXT_KEY:
+    if flow.connection & STRING_KEY:
         if table.in_batch:
             # The number may have been found for a label of the batch.
-            table.dead_texts[table.dead_text_count] = flow.key_high
-            table.dead_text_count += 1
+            table.dead_strings[table.dead_string_count] = flow.key_high
+            table.dead_string_count += 1
         else:
-            text_release(&table.texts, flow.key_high)
+            string_release(&table.strings, flow.key_high)
     flow.connection = 0
     row_release(&table.flow_rows, number)
 
@@ -464,7 +464,7 @@ cdef uint32_t find_targets(TableState *table, uint32_t number) noexcept nogil:
         if i == 0:
             table.created[0] = number == 0
             table.targets[0] = number if number else add_row(table, view, gather(table, view))
-        elif not view.by_flow and has_links(table, number):
+        elif not view.linked_from_flow and has_links(table, number):
             table.created[i] = False
             table.targets[i] = connection_at(&table.views[0], number).links[view.link]
             continue
@@ -477,17 +477,17 @@ cdef uint32_t find_targets(TableState *table, uint32_t number) noexcept nogil:
 
 cdef void make_live(TableState *table, uint32_t row, const Report *report, uint32_t conversation,
                     uint32_t kept, const int64_t *values,
-                    const int64_t *amounts) noexcept nogil:
-    # Make a flow live, in the rows of `targets`. Without `amounts`, it is one that was dormant:
-    # then it adds `news`.
+                    const int64_t *last_update) noexcept nogil:
+    # Make a flow live, in the rows of `targets`. Without `last_update`, it is one that was dormant:
+    # then it adds `deltas`.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], table.targets[0])
     cdef Connection *target
-    cdef const int64_t *news
+    cdef const int64_t *deltas
     cdef View *view
     cdef uint32_t *links = links_of(table, flow)
     cdef uint32_t i
-    flow.connection = flow.connection & TEXT_KEY | table.targets[0]
+    flow.connection = flow.connection & STRING_KEY | table.targets[0]
     if report.finish == CLOSING:
         flow.connection |= ENDED
     flow.deadline_s = table.views[0].deadline_s
@@ -499,7 +499,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, uint3
             release_conversation(table, links[0])
         links[0] = conversation
     for i in range(table.columns, table.cells):
-        links[table.keys_at + i - table.columns] = table.row_cells[i] & ~IS_TEXT
+        links[table.keys_at + i - table.columns] = table.row_cells[i] & ~IS_STRING
     retain_cells(table, table.row_cells + table.columns, table.cells - table.columns)
     for i in range(table.view_count):
         view = &table.views[i]
@@ -511,18 +511,18 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, uint3
         if i and table.created[i]:
             file_row(view, table.targets[i], view.deadline_s)
         target.flows += 1
-        if amounts == NULL:
-            news = table.news
+        if last_update == NULL:
+            deltas = table.deltas
         elif (report.worth == WORTH_TOTAL
                 or counts_whole(table, view, table.created[i] and (i or not kept))):
-            news = values
+            deltas = values
         else:
-            news = amounts
+            deltas = last_update
         if i == 0 and table.created[0]:
             if kept:
                 restore_kept(table, kept, target)
-            elif amounts == NULL and view.complete:
+            elif last_update == NULL and view.identifies_connection:
                 target.flows |= BACK
                 add_counters(view, target, <const int64_t *>(flow + 1))
-        add_deltas(table, view, target, news, values)
+        add_deltas(table, view, target, deltas, values)
     table.connections_created += table.created[0]
