@@ -142,24 +142,32 @@ cdef struct LeftOut:
     uint64_t fields[2]
 
 
+cdef struct FlowKey:
+    # A UUID.
+    uint64_t number             # as a 64-bit number, mixed; undefined if it is not one
+    const char *string          # then it is this string, borrowed from the flow; else NULL
+    uint32_t length
+
+
 cdef struct Report:
     # One flow of a message, read but not yet applied.
-    uint64_t key
+    FlowKey key
     int64_t last_ms
-    const char *key_text        # not NULL: the UUID is no 64-bit number, but this text
-    uint32_t key_length
     uint32_t flow               # row number, 0 when the flow is not known
     bint dormant                # the flow, when the batch was read
-    uint32_t connection_hash    # of its labels; 0 while not all of them are interned
     int skip                    # why it is not to be applied, or SKIP_NONE
     int finish                  # FinishType
+    int64_t *values             # of all counters and gauges; the batch's memory
     # what follows is read of flows only that are not live
+    uint32_t connection_hash    # of its labels; 0 while not all of them are interned
     int skip_new                # why it is not to be applied, if it is not live
     int worth                   # what it counts for if it is not known: see WORTH_UNREAD
-    bint repeats                # a closing report whose last_update are those of the one before
+    bint repeats                # a closing report whose last update is that of the one before
     int64_t age_ms              # from the flow's beginning to the update, or -1
     uint64_t conversation       # hashes
     uint64_t point
+    Cell *cells                 # labels, and what dynamic ones are made of; the batch's memory
+    int64_t *last_update        # what its latest update added to each counter; likewise
     # values that are left out
     bint leaves_out             # there are any: else nothing below is set
     bint uses_marks             # those that matter for the report, decided as it is applied

@@ -260,90 +260,87 @@ include "table/top_k.pxi"
 include "table/counter.pxi"
 
 
+cdef struct Batch:
+    # Reports on their way into the table: read with the GIL, looked up, applied under the lock.
+    Report reports[BATCH]
+    uint32_t size
+    int64_t *values             # BATCH x the plan's values; as the next two, the reports'
+    int64_t *last_update        # BATCH x its counters
+    Cell *cells                 # BATCH x its cells
+    # Keys of flows that are removed while the batch is applied: their numbers may have been found
+    # for a label of the batch. A report can remove its own flow, too.
+    uint32_t dead_strings[(ROOM_ROWS + 1) * BATCH]
+    uint32_t dead_string_count
+    int64_t oldest_ms, newest_ms    # of `Last` in the reports of the latest update
+
+
 cdef struct TableState:
     pthread_mutex_t lock
+    # rows
     Arena arena
     Rows strings
     Rows flow_rows
     Rows conversations
-    View *views                    # of which the first is that of the connections
+    View *views                 # of which the first is that of the connections
     uint32_t view_count
-    uint32_t counters, values      # of a flow
-    uint32_t columns, cells        # labels of any view; and keys of dynamic ones
+    TimerWheel wheel            # of live flows
+    DormantList dormant         # and the counters of connections that have left
+    DormantList ended           # flows whose closing report came
+    uint32_t kept_connections   # rows of `dormant` that have a connection's counters
+    uint64_t next_seq           # of the connection rows of all views
+    # layout: set when the table is made
+    uint64_t seed               # of all hashes but that of shares
+    uint32_t counters, values   # of a flow
+    uint32_t columns, cells     # labels of any view; and what dynamic ones are made of
     uint32_t requirements
-    uint32_t max_flows, max_connections
-    bint converses                 # there are conversation rows
-    uint64_t share, shares         # which of how many shares is kept: 0 of 1 is everything
-    uint64_t seed
     bint optional[MAX_VALUES]
-    int keeps[MAX_VALUES]          # of gauges
-    # where things stand among a flow row's links
-    uint32_t links_at              # bytes from the row's beginning
-    uint32_t keys_at               # links; the conversation is the first where there are any
-    TimerWheel wheel
-    # dormant flows
-    DormantList dormant            # and the counters of connections that have left
-    DormantList ended              # flows whose closing report came
-    uint32_t kept_connections      # rows of `dormant` that have a connection's counters
-    double memory_s                # how long a flow is dormant until it is forgotten
-    double least_timeout_s         # of the first view, ever
-    bint begun                     # there is a horizon
-    double horizon_s              # unknown flows that began later were never counted
-    double flow_update_s
-    # Keys of flows that were forgotten during a batch: a report can forget its own flow, too.
-    uint32_t dead_strings[(ROOM_ROWS + 1) * BATCH]
-    uint32_t dead_string_count
-    bint in_batch
-    double now                     # of the latest update
-    # a batch between reading and applying
-    Report reports[BATCH]
-    int64_t *batch_values          # BATCH x values
-    int64_t *batch_last_update         # BATCH x counters
-    Cell *batch_cells              # BATCH x cells
-    uint32_t *row_cells            # cells: those of the flow being added
-    uint32_t *view_cells           # those of them that one view has
-    uint32_t interned[MAX_COLUMNS]  # strings of them that were not known before
-    uint32_t interned_count
-    int64_t *deltas                  # what a report adds to each counter
-    uint32_t targets[MAX_VIEWS_]   # the rows that a new flow leads to
-    bint created[MAX_VIEWS_]       # for it
-    char *escaped                  # MAX_CELL
-    bint met_unknown
-    int64_t oldest_ms, newest_ms       # of `Last` in the reports of the latest update
-    # values that are left out: which field of all each of them comes from
+    int keeps[MAX_VALUES]       # of gauges
+    bint converses              # there are conversation rows
+    uint64_t share, shares      # which of how many shares is kept: 0 of 1 is everything
+    uint32_t links_at           # of a flow row: bytes from its beginning
+    uint32_t keys_at            # among its links; the conversation is the first if there are any
+    Family *families
+    uint32_t family_count
+    size_t max_lines            # bytes that one connection's lines can take
+    # the fields that values which are left out come from
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
     uint32_t mark_fields[MARKS]
-    uint64_t values_left_out[MAX_FIELDS]
+    # limits
+    uint32_t max_flows, max_connections
+    double memory_s             # how long a flow is dormant until it is forgotten
+    double least_timeout_s      # of the first view, ever
+    double flow_update_s
+    bint begun                  # there is a horizon
+    double horizon_s            # unknown flows that began later were never counted
     # overflow
-    bint overflows                 # what finds no room is added up in `other` rows
-    bint overflowed                # ... and some was
-    const char *other_text
+    bint overflows              # what finds no room is added up in `other` rows
+    bint overflowed             # ... and some was
+    const char *other_text      # of their labels
     uint32_t other_length
-    # relabelling
-    Change *changes
-    uint32_t change_count, change_room
-    uint32_t *new_cells            # columns; 0 where the label stays
-    # rendering
-    Family *families
-    uint32_t family_count
-    size_t max_lines               # bytes that one connection's lines can take
+    # the update at hand
+    Batch *batch                # while it is applied, else NULL
+    double now                  # of the latest update
+    bint met_unknown            # the latest update met a flow that was not known
     # counts
-    uint64_t next_seq
     uint64_t connections_created
     uint64_t expired
     uint64_t rejected
     uint64_t overflow_reports
+    uint64_t values_left_out[MAX_FIELDS]
     uint64_t skips[MAX_SKIPS]
     uint64_t finishes[4]
 
 
-include "table/layout.pxi"
-include "table/read.pxi"
+include "table/labels.pxi"
+include "table/flows.pxi"
 include "table/connections.pxi"
 include "table/conversations.pxi"
 include "table/dormant.pxi"
 include "table/overflow.pxi"
+include "table/layout.pxi"
+include "table/reports.pxi"
+include "table/lookup.pxi"
 include "table/update.pxi"
 include "table/expiry.pxi"
 include "table/relabel.pxi"
@@ -366,6 +363,7 @@ cdef class Table:
     """
 
     cdef TableState state
+    cdef Batch batch
     cdef Reader *readers                # of the plan's Flow, NewFlow and FullFlow
     cdef object plan
     cdef bint wants_slots
@@ -410,14 +408,7 @@ cdef class Table:
         self.state.least_timeout_s = timeout_s
         self.state.flow_update_s = 60
 
-        self.state.batch_values = <int64_t *>allocate(BATCH * self.state.values * sizeof(int64_t))
-        self.state.batch_last_update = <int64_t *>allocate(BATCH * self.state.counters * sizeof(int64_t))
-        self.state.batch_cells = <Cell *>allocate(BATCH * self.state.cells * sizeof(Cell))
-        self.state.row_cells = <uint32_t *>allocate(self.state.cells * sizeof(uint32_t))
-        self.state.view_cells = <uint32_t *>allocate(self.state.cells * sizeof(uint32_t))
-        self.state.new_cells = <uint32_t *>allocate(self.state.cells * sizeof(uint32_t))
-        self.state.deltas = <int64_t *>allocate(self.state.counters * sizeof(int64_t))
-        self.state.escaped = <char *>allocate(MAX_CELL)
+        batch_allocate(&self.batch, &self.state)
         if not rows_init(&self.state.strings, &self.state.arena, sizeof(String)):
             raise MemoryError
         self.use(types)
@@ -452,15 +443,7 @@ cdef class Table:
         free(self.state.families)
         free(self.state.wheel.slots)
         free(self.readers)
-        free(self.state.batch_values)
-        free(self.state.batch_last_update)
-        free(self.state.batch_cells)
-        free(self.state.row_cells)
-        free(self.state.view_cells)
-        free(self.state.new_cells)
-        free(self.state.deltas)
-        free(self.state.escaped)
-        free(self.state.changes)
+        batch_destroy(&self.batch)
         pthread_mutex_destroy(&self.state.lock)
 
     # -- set-up ---------------------------------------------------------------------------------
@@ -543,45 +526,33 @@ cdef class Table:
         connection that the labels tell from all others; elsewhere it adds what its last update
         added. Skipped flows are counted in `skipped`, values that are left out in `values_skipped`.
         """
-        cdef Py_ssize_t count = PyList_GET_SIZE(flows)
+        cdef TableState *table = &self.state
+        cdef Batch *batch = &self.batch
         cdef Py_ssize_t at = start
-        cdef uint32_t i, size
         cdef int done
-        cdef View *view
         if start < 0:
             raise ValueError("start counts from the beginning")
-        self.state.now = now
-        if live_flows(&self.state) == 0:
-            self.state.wheel.next_s = <uint32_t>floor(now)
-        for i in range(self.state.view_count):
-            view = &self.state.views[i]
-            view.deadline_s = <uint32_t>ceil(now + view.timeout_s)
-            if view.rows.live == 0:
-                view.wheel.next_s = <uint32_t>floor(now)
-        self.state.met_unknown = False
-        self.state.oldest_ms = INT64_MAX
-        self.state.newest_ms = 0
-        while at < count:
-            size = <uint32_t>min(count - at, <Py_ssize_t>BATCH)
-            size = read_reports(&self.state, self.readers, flows, at, size)
-            if size == 0:
+        begin_update(table, batch, now)
+        while at < PyList_GET_SIZE(flows):
+            read_reports(table, self.readers, flows, at, batch)
+            if batch.size == 0:
                 raise TypeError(f"not a flow of this table's plan: {type(flows[at]).__name__}")
-            look_up_flows(&self.state, size)
+            look_up_flows(table, batch)
             try:
-                read_unknown(&self.state, self.readers, flows, at, size, self.held)
+                read_unknown(table, self.readers, flows, at, batch, self.held)
             except BaseException:       # a rewrite's
                 self.held.clear()
                 raise
-            look_up_labels(&self.state, size)
-            pthread_mutex_lock(&self.state.lock)
-            done = apply_batch(&self.state, size)
-            pthread_mutex_unlock(&self.state.lock)
+            look_up_labels(table, batch)
+            pthread_mutex_lock(&table.lock)
+            done = apply_batch(table, batch)
+            pthread_mutex_unlock(&table.lock)
             if self.held:
                 self.held.clear()
             if done < 0:
                 raise MemoryError
             at += done
-            if <uint32_t>done < size:
+            if <uint32_t>done < batch.size:
                 break
         return at
 
@@ -619,25 +590,27 @@ cdef class Table:
         and its counters are kept. Every flow is looked at, dormant ones too, which takes some 10 ns
         each, and 0.5 µs for those that go over.
         """
+        cdef Changes changes
         cdef bint done
+        memset(&changes, 0, sizeof(Changes))
         try:
             for rewrite, keys in renamed:
                 for column_rewrite, slot, column in self.dynamic:
                     if column_rewrite is rewrite:
                         for key in keys:
-                            add_change(&self.state, rewrite, key, slot, column)
-            if self.state.change_count == 0:
+                            add_change(&self.state, &changes, rewrite, key, slot, column)
+            if changes.count == 0:
                 return
-            qsort(self.state.changes, self.state.change_count, sizeof(Change), compare_changes)
+            qsort(changes.items, changes.count, sizeof(Change), compare_changes)
             with nogil:
                 pthread_mutex_lock(&self.state.lock)
-                done = apply_changes(&self.state)
+                done = apply_changes(&self.state, &changes)
                 pthread_mutex_unlock(&self.state.lock)
             if not done:
                 raise MemoryError
         finally:
             pthread_mutex_lock(&self.state.lock)
-            release_changes(&self.state)
+            release_changes(&self.state, &changes)
             pthread_mutex_unlock(&self.state.lock)
 
     # -- pages ----------------------------------------------------------------------------------
@@ -872,29 +845,23 @@ cdef class Table:
             ``Last`` in Unix milliseconds and the time of the latest report in seconds of the
             caller's clock, up to a second later; of a dormant flow, up to a time-out earlier.
         """
-        cdef Report report
+        cdef FlowKey key
         cdef const char *text
-        cdef uint32_t length, i
-        cdef uint64_t number
+        cdef uint32_t length, i, number
         cdef Flow *flow
         if read_text(<PyObject *>uuid, &text, &length) or length == 0:
             return None
-        report.key_text = NULL
-        if parse_key(text, length, &number):
-            report.key = mix64(number ^ self.state.seed)
-        else:
-            report.key_text = text
-            report.key_length = length
-        report.flow = find_flow(&self.state, &report)
-        if report.flow == 0:
+        flow_key(&key, text, length, self.state.seed)
+        number = find_flow(&self.state, &key)
+        if number == 0:
             return None
-        flow = flow_at(&self.state, report.flow)
+        flow = flow_at(&self.state, number)
         reported_s = <double>flow.deadline_s
         if flow.connection & DORMANT:
             reported_s -= floor(self.state.least_timeout_s)
         else:
             reported_s -= floor(self.state.views[0].timeout_s)
-        totals = tuple((<const int64_t *>(flow + 1))[i] for i in range(self.state.counters))
+        totals = tuple(totals_of(flow)[i] for i in range(self.state.counters))
         return totals, flow.last_ms, reported_s
 
     @property
@@ -992,7 +959,7 @@ cdef class Table:
 
         Reports that have none are left out; without any, the latest is 0 and before the earliest.
         """
-        return self.state.oldest_ms, self.state.newest_ms
+        return self.batch.oldest_ms, self.batch.newest_ms
 
     @property
     def met_unknown_flow(self):

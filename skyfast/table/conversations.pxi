@@ -1,10 +1,13 @@
-# Conversations: which capture point's flows count. Part of `_table.pyx`, which includes it.
+# Conversations: which capture point's flows of a conversation count. Part of `_table.pyx`, which
+# includes it.
+#
+# There are such rows only where `converses`. Applying and expiry call this, under the table's mutex.
 
-cdef inline Conversation *conversation_at(TableState *table, uint32_t number) noexcept nogil:
+cdef inline Conversation *conversation_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Conversation *>row_at(&table.conversations, number)
 
 
-cdef uint32_t find_conversation(TableState *table, uint64_t key) noexcept nogil:
+cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept nogil:
     cdef uint32_t number = bucket_of(&table.conversations, <uint32_t>key)[0]
     cdef Conversation *row
     while number:
@@ -16,7 +19,7 @@ cdef uint32_t find_conversation(TableState *table, uint64_t key) noexcept nogil:
     return 0
 
 
-cdef bint is_taken(TableState *table, uint32_t number, const Report *report) noexcept nogil:
+cdef bint is_taken(const TableState *table, uint32_t number, const Report *report) noexcept nogil:
     # Whether a conversation, or 0, is reported by another point. With dormant flows alone, it
     # is free.
     cdef const Conversation *row

@@ -1,36 +1,13 @@
-# Lists of dormant flows, and the index of flows by their key. Part of `_table.pyx`, which includes
-# it.
+# Dormant flows: their two lists, how they wake, and the counters of connections that have left. Part
+# of `_table.pyx`, which includes it.
 #
 # A list has the numbers of the rows that are not live, in the order in which they came. The links
 # are in fields that live rows use otherwise (see `Flow`), so a row is in one list at most, and in
 # none while it leads to a connection. Adding, removing and finding the first take the same time
-# whatever the length. Everything runs under the table's mutex.
+# whatever the length. Applying and expiry call this; everything runs under the table's mutex.
 
-cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # The row with a key of that kind (STRING_KEY, LABELS_KEY or 0), live or dormant; or 0.
-    cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
-    cdef Flow *row
-    while number:
-        row = <Flow *>row_at(flows, number)
-        if (row.hash == <uint32_t>key and row.key_high == <uint32_t>(key >> 32)
-                and row.connection & (STRING_KEY | LABELS_KEY) == kind):
-            return number
-        number = row.next
-    return 0
-
-
-cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # A row with a key, in the index and in no list; 0 without memory.
-    cdef uint32_t number = row_new(flows)
-    cdef Flow *row
-    if number:
-        row = <Flow *>row_at(flows, number)
-        row.hash = <uint32_t>key
-        row.key_high = <uint32_t>(key >> 32)
-        row.connection = kind
-        index_add(flows, number)
-    return number
-
+# ---------------------------------------------------------------------------------------------
+# Lists
 
 cdef void dormant_append(DormantList *rows, const Rows *flows, uint32_t number,
                          uint32_t now_s) noexcept nogil:
@@ -61,227 +38,6 @@ cdef void dormant_remove(DormantList *rows, const Rows *flows, uint32_t number) 
         rows.tail = before
     row.connection &= ~(ROW | DORMANT)
     rows.count -= 1
-
-
-cdef int wake(TableState *table, Report *report, const int64_t *values, const Cell *cells,
-              const int64_t *last_update) noexcept nogil:
-    # A report of a flow that is dormant.
-    cdef View *first = &table.views[0]
-    cdef Flow *flow = flow_at(table, report.flow)
-    cdef int change = find_deltas(table, flow, report, values)
-    cdef bint closing = report.finish == CLOSING
-    cdef uint32_t number, conversation = 0
-    cdef int done
-    if change == NOTHING_NEW:
-        if closing:
-            unlink_dormant(table, report.flow)
-            mark_ended(table, report.flow)
-        return SKIP_LATE
-    if unlikely(report.skip_new != SKIP_NONE):
-        return report.skip_new
-    if table.converses:
-        conversation = find_conversation(table, report.conversation)
-        if is_taken(table, conversation, report):
-            forget_flow(table, report.flow)
-            return SKIP_DUPLICATE
-        number = links_of(table, flow)[0]
-        if number and conversation_at(table, number).superseded:
-            # What it adds may have been counted at another point.
-            forget_flow(table, report.flow)
-            report.flow = 0
-            table.met_unknown = True
-            return apply_unknown(table, report, values, cells, last_update)
-    if closing:
-        if report.worth == WORTH_UNREAD:
-            return APPLY_STOP
-        report.leaves_out_marks &= ~((1 << MARK_START) | (1 << MARK_UPDATE_START))
-        report.uses_marks = report.repeats
-    if not intern_labels(table, cells):
-        return APPLY_NO_MEMORY
-    number = find_row(table, first, gather(table, first))
-    if closing and report.repeats:
-        done = wake_ended(table, report, number, values, change)
-    elif number == 0 and is_full(table, first):
-        done = wake_without_room(table, report, values, change)
-    elif find_places(table, report, number, &conversation):
-        unlink_dormant(table, report.flow)
-        make_live(table, report.flow, report, conversation,
-                  find_kept_of_new_row(table), values, NULL)
-        update_totals(table, flow, report, values, change)
-        make_room(table)
-        done = SKIP_NONE
-    else:
-        done = APPLY_NO_MEMORY
-    release_interned(table)
-    return done
-
-
-cdef int wake_ended(TableState *table, const Report *report, uint32_t number, const int64_t *values,
-                    int change) noexcept nogil:
-    # The closing report of a dormant flow that has more than was known.
-    cdef uint32_t kept = 0 if number else find_kept(table, table.view_cells)
-    if not credit(table, number, kept, table.deltas, values):
-        return APPLY_NO_MEMORY
-    update_totals(table, flow_at(table, report.flow), report, values, change)
-    unlink_dormant(table, report.flow)
-    make_room(table)
-    mark_ended(table, report.flow)
-    return SKIP_NONE
-
-
-cdef int wake_without_room(TableState *table, const Report *report, const int64_t *values,
-                           int change) noexcept nogil:
-    # There is no room for the connection of a dormant flow.
-    if table.overflows:
-        if add_to_overflow(table, table.deltas, values) == APPLY_NO_MEMORY:
-            return APPLY_NO_MEMORY
-        update_totals(table, flow_at(table, report.flow), report, values, change)
-    table.rejected += 1
-    unlink_dormant(table, report.flow)
-    if report.finish == CLOSING:
-        mark_ended(table, report.flow)
-    else:
-        flow_at(table, report.flow).connection &= ~ENDED
-        dormant_append(&table.dormant, &table.flow_rows, report.flow,
-                       <uint32_t>floor(table.now))
-    return SKIP_TABLE_FULL
-
-
-cdef int add_ended_flow(TableState *table, const Report *report, uint32_t number, uint32_t kept,
-                        const int64_t *values) noexcept nogil:
-    # The closing report of an unknown flow. The flow is remembered for a while, because its
-    # other reports may still be under way.
-    cdef uint32_t row = new_flow(table, report, values)
-    if row == 0:
-        return APPLY_NO_MEMORY
-    if not credit(table, number, kept, values, values):
-        remove_flow(table, row)
-        return APPLY_NO_MEMORY
-    make_room(table)
-    mark_ended(table, row)
-    return SKIP_NONE
-
-
-cdef bint credit(TableState *table, uint32_t number, uint32_t kept, const int64_t *deltas,
-                 const int64_t *values) noexcept nogil:
-    # Add `deltas` to all rows of a flow without showing it: no row of the first view is made.
-    # `number` is the row there, or 0, and `kept` has its counters, or is 0. False without
-    # memory.
-    cdef View *first = &table.views[0]
-    cdef View *view
-    cdef uint32_t i, done = 1
-    if number == 0 and kept == 0 and not first.identifies_connection and table.memory_s > 0:
-        gather(table, first)
-        kept = add_kept(table, table.view_cells, <uint32_t>floor(table.now))
-        if kept == 0:
-            return False
-        for i in range(table.counters):
-            (<int64_t *>(flow_at(table, kept) + 1))[i] = ABSENT if table.optional[i] else 0
-    while done < table.view_count:
-        view = &table.views[done]
-        table.created[done] = False
-        if not view.linked_from_flow and has_links(table, number):
-            table.targets[done] = connection_at(first, number).links[view.link]
-        else:
-            table.targets[done] = find_or_add_row(table, view, &table.created[done])
-            if table.targets[done] == 0 and (table.created[done] or table.overflows):
-                break
-        done += 1
-    if done < table.view_count:
-        # An empty row that is kept does no harm.
-        while done > 1:
-            done -= 1
-            if table.created[done]:
-                remove_row(table, &table.views[done], table.targets[done])
-        return False
-    for i in range(1, table.view_count):
-        view = &table.views[i]
-        if table.targets[i] == 0:
-            continue
-        if table.created[i]:
-            file_row(view, table.targets[i], view.deadline_s)
-        add_deltas(table, view, connection_at(view, table.targets[i]), deltas, values)
-    if number:
-        add_counters(first, connection_at(first, number), deltas)
-    elif kept:
-        for i in range(first.counters):
-            add(<int64_t *>(flow_at(table, kept) + 1) + first.sources[i], deltas[first.sources[i]])
-    return True
-
-
-cdef uint32_t find_kept(TableState *table, const uint32_t *cells) noexcept nogil:
-    # The dormant row that has the counters of the connection with these labels, or 0.
-    if table.kept_connections == 0:
-        return 0
-    return flow_find(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
-
-
-cdef uint32_t find_kept_of_new_row(TableState *table) noexcept nogil:
-    # That of the row of the first view which was made for the flow at hand, or 0.
-    if not table.created[0]:
-        return 0
-    return find_kept(
-        table, cells_of(&table.views[0], connection_at(&table.views[0], table.targets[0]))
-    )
-
-
-cdef uint64_t labels_key(TableState *table, const uint32_t *cells) noexcept nogil:
-    # A hash of the label values themselves: the numbers of strings can be others' by now.
-    cdef const String *text
-    cdef uint64_t key = table.seed
-    cdef uint32_t i
-    for i in range(table.views[0].columns):
-        if cells[i] & IS_STRING:
-            text = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
-            key = mix64(key ^ hash_bytes(string_bytes(text), text.length, table.seed))
-        else:
-            key = mix64(key + cells[i])
-    return key
-
-
-cdef uint32_t add_kept(TableState *table, const uint32_t *cells, uint32_t now_s) noexcept nogil:
-    # A dormant row for the counters of the connection with these labels; 0 without memory.
-    cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
-    if number:
-        flow_at(table, number).last_ms = 0
-        if table.converses:
-            links_of(table, flow_at(table, number))[0] = 0
-        memset(flow_at(table, number) + 1, 0, table.counters * sizeof(int64_t))
-        dormant_append(&table.dormant, &table.flow_rows, number, now_s)
-        table.kept_connections += 1
-    return number
-
-
-cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noexcept nogil:
-    # Continue the counters of a connection that is back.
-    cdef const View *first = &table.views[0]
-    cdef const int64_t *totals = <const int64_t *>(flow_at(table, number) + 1)
-    cdef int64_t *sums = <int64_t *>(<char *>row + first.values_at)
-    cdef uint32_t i
-    row.flows |= BACK
-    for i in range(first.counters):
-        sums[i] = totals[first.sources[i]]
-    forget_flow(table, number)
-
-
-cdef void keep_counters(TableState *table, const Flow *flow, Connection *row,
-                        uint32_t now_s) noexcept nogil:
-    # Keep the counters of a connection that leaves with its last flow, unless they are the
-    # flow's totals.
-    cdef const View *first = &table.views[0]
-    cdef const int64_t *totals = <const int64_t *>(flow + 1)
-    cdef const int64_t *sums = <const int64_t *>(<char *>row + first.values_at)
-    cdef bint differs = not first.identifies_connection
-    cdef uint32_t i, number
-    for i in range(first.counters):
-        differs |= sums[i] != totals[first.sources[i]]
-    if not differs or table.memory_s == 0:
-        return
-    number = add_kept(table, cells_of(first, row), now_s)
-    if number:
-        for i in range(first.counters):
-            (<int64_t *>(flow_at(table, number) + 1))[first.sources[i]] = sums[i]
-        make_room(table)
 
 
 cdef void unlink_dormant(TableState *table, uint32_t number) noexcept nogil:
@@ -328,3 +84,220 @@ cdef bint forget_first(TableState *table) noexcept nogil:
     if number:
         forget_flow(table, number)
     return number != 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Reports of dormant flows
+
+cdef int wake(TableState *table, Report *report) noexcept nogil:
+    # SKIP_NONE, or why the report is skipped, or one of the outcomes of `apply_unknown`.
+    cdef int64_t deltas[MAX_VALUES]
+    cdef Flow *flow = flow_at(table, report.flow)
+    cdef int change = find_deltas(table, flow, report, deltas)
+    cdef bint closing = report.finish == CLOSING
+    cdef uint32_t number, conversation = 0
+    if change == NOTHING_NEW:
+        if closing:
+            unlink_dormant(table, report.flow)
+            mark_ended(table, report.flow)
+        return SKIP_LATE
+    if unlikely(report.skip_new != SKIP_NONE):
+        return report.skip_new
+    if table.converses:
+        conversation = find_conversation(table, report.conversation)
+        if is_taken(table, conversation, report):
+            forget_flow(table, report.flow)
+            return SKIP_DUPLICATE
+        number = links_of(table, flow)[0]
+        if number and conversation_at(table, number).superseded:
+            # What it adds may have been counted at another point.
+            forget_flow(table, report.flow)
+            report.flow = 0
+            table.met_unknown = True
+            return apply_unknown(table, report)
+    if closing:
+        if report.worth == WORTH_UNREAD:
+            return APPLY_STOP
+        report.leaves_out_marks &= ~((1 << MARK_START) | (1 << MARK_UPDATE_START))
+        report.uses_marks = report.repeats
+    return wake_labelled(table, report, conversation, deltas, change)
+
+
+cdef int wake_labelled(TableState *table, const Report *report, uint32_t conversation,
+                       const int64_t *deltas, int change) noexcept nogil:
+    cdef View *first = &table.views[0]
+    cdef Labels labels
+    cdef RowKey key
+    cdef Targets targets
+    cdef uint32_t number
+    cdef int done
+    if not intern_labels(table, report.cells, &labels):
+        return APPLY_NO_MEMORY
+    row_key(table, first, labels.cells, &key)
+    number = find_row(first, &key)
+    if report.finish == CLOSING and report.repeats:
+        done = wake_ended(table, report, &labels, &key, number, deltas, change)
+    elif number == 0 and is_full(table, first):
+        done = wake_without_room(table, report, &labels, deltas, change)
+    elif find_places(table, report, &labels, number, &conversation, &targets):
+        unlink_dormant(table, report.flow)
+        make_live(table, report.flow, report, &labels, &targets, conversation,
+                  find_kept(table, key.cells) if targets.created[0] else 0, deltas)
+        update_totals(table, flow_at(table, report.flow), report, change)
+        make_room(table)
+        done = SKIP_NONE
+    else:
+        done = APPLY_NO_MEMORY
+    release_interned(table, &labels)
+    return done
+
+
+cdef int wake_ended(TableState *table, const Report *report, const Labels *labels,
+                    const RowKey *key, uint32_t number, const int64_t *deltas,
+                    int change) noexcept nogil:
+    # The closing report of a dormant flow that has more than was known.
+    cdef uint32_t kept = 0 if number else find_kept(table, key.cells)
+    if not credit(table, labels, number, kept, deltas, report.values):
+        return APPLY_NO_MEMORY
+    update_totals(table, flow_at(table, report.flow), report, change)
+    unlink_dormant(table, report.flow)
+    make_room(table)
+    mark_ended(table, report.flow)
+    return SKIP_NONE
+
+
+cdef int wake_without_room(TableState *table, const Report *report, const Labels *labels,
+                           const int64_t *deltas, int change) noexcept nogil:
+    # There is no room for the connection of a dormant flow.
+    if table.overflows:
+        if add_to_overflow(table, labels, deltas, report.values) == APPLY_NO_MEMORY:
+            return APPLY_NO_MEMORY
+        update_totals(table, flow_at(table, report.flow), report, change)
+    table.rejected += 1
+    unlink_dormant(table, report.flow)
+    if report.finish == CLOSING:
+        mark_ended(table, report.flow)
+    else:
+        flow_at(table, report.flow).connection &= ~ENDED
+        dormant_append(&table.dormant, &table.flow_rows, report.flow,
+                       <uint32_t>floor(table.now))
+    return SKIP_TABLE_FULL
+
+
+cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
+                        uint32_t number, uint32_t kept) noexcept nogil:
+    # The closing report of an unknown flow. The flow is remembered for a while, because its
+    # other reports may still be under way.
+    cdef uint32_t row = add_unknown_flow(table, report)
+    if row == 0:
+        return APPLY_NO_MEMORY
+    if not credit(table, labels, number, kept, report.values, report.values):
+        remove_flow(table, row)
+        return APPLY_NO_MEMORY
+    make_room(table)
+    mark_ended(table, row)
+    return SKIP_NONE
+
+
+cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint32_t kept,
+                 const int64_t *deltas, const int64_t *values) noexcept nogil:
+    # Add `deltas` to all rows of a flow without showing it: no row of the first view is made.
+    # `number` is the row there, or 0, and `kept` has its counters, or is 0. False without
+    # memory.
+    cdef View *first = &table.views[0]
+    cdef View *view
+    cdef RowKey key
+    cdef Targets targets
+    cdef uint32_t i
+    if number == 0 and kept == 0 and not first.identifies_connection and table.memory_s > 0:
+        row_key(table, first, labels.cells, &key)
+        kept = add_kept(table, key.cells, <uint32_t>floor(table.now))
+        if kept == 0:
+            return False
+        for i in range(table.counters):
+            totals_of(flow_at(table, kept))[i] = ABSENT if table.optional[i] else 0
+    # Without memory, an empty row that is kept does no harm.
+    if not find_further_targets(table, labels, number, &targets):
+        return False
+    for i in range(1, table.view_count):
+        view = &table.views[i]
+        if targets.rows[i] == 0:
+            continue
+        if targets.created[i]:
+            file_row(view, targets.rows[i], view.deadline_s)
+        add_deltas(table, view, connection_at(view, targets.rows[i]), deltas, values)
+    if number:
+        add_to_counters(first, connection_at(first, number), deltas)
+    elif kept:
+        for i in range(first.counters):
+            add(&totals_of(flow_at(table, kept))[first.sources[i]], deltas[first.sources[i]])
+    return True
+
+
+# ---------------------------------------------------------------------------------------------
+# The counters of connections that have left, in rows of flows whose key is a hash of the labels
+
+cdef uint32_t find_kept(const TableState *table, const uint32_t *cells) noexcept nogil:
+    # The dormant row that has the counters of the connection with these labels, or 0.
+    if table.kept_connections == 0:
+        return 0
+    return flow_find(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
+
+
+cdef uint64_t labels_key(const TableState *table, const uint32_t *cells) noexcept nogil:
+    # A hash of the label values themselves: the numbers of strings can be others' by now.
+    cdef const String *string
+    cdef uint64_t key = table.seed
+    cdef uint32_t i
+    for i in range(table.views[0].columns):
+        if cells[i] & IS_STRING:
+            string = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
+            key = mix64(key ^ hash_bytes(string_bytes(string), string.length, table.seed))
+        else:
+            key = mix64(key + cells[i])
+    return key
+
+
+cdef uint32_t add_kept(TableState *table, const uint32_t *cells, uint32_t now_s) noexcept nogil:
+    # A dormant row for the counters of the connection with these labels; 0 without memory.
+    cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
+    if number:
+        flow_at(table, number).last_ms = 0
+        if table.converses:
+            links_of(table, flow_at(table, number))[0] = 0
+        memset(totals_of(flow_at(table, number)), 0, table.counters * sizeof(int64_t))
+        dormant_append(&table.dormant, &table.flow_rows, number, now_s)
+        table.kept_connections += 1
+    return number
+
+
+cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noexcept nogil:
+    # Continue the counters of a connection that is back.
+    cdef const View *first = &table.views[0]
+    cdef const int64_t *totals = totals_of(flow_at(table, number))
+    cdef int64_t *sums = values_of(first, row)
+    cdef uint32_t i
+    row.flows |= BACK
+    for i in range(first.counters):
+        sums[i] = totals[first.sources[i]]
+    forget_flow(table, number)
+
+
+cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
+                        uint32_t now_s) noexcept nogil:
+    # Keep the counters of a connection that leaves with its last flow, unless they are the
+    # flow's totals.
+    cdef const View *first = &table.views[0]
+    cdef const int64_t *totals = totals_of(flow)
+    cdef const int64_t *sums = values_of(first, row)
+    cdef bint differs = not first.identifies_connection
+    cdef uint32_t i, number
+    for i in range(first.counters):
+        differs |= sums[i] != totals[first.sources[i]]
+    if not differs or table.memory_s == 0:
+        return
+    number = add_kept(table, cells_of(first, row), now_s)
+    if number:
+        for i in range(first.counters):
+            totals_of(flow_at(table, number))[first.sources[i]] = sums[i]
+        make_room(table)

@@ -2,13 +2,15 @@
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     cdef uint32_t i
+    cdef Connection *other
     table.now = max(table.now, <double>now_s)
     # Flows go first: then no row of a view has flows left when its own time has come.
     if expire_flows(table, now_s, &max_rows) or expire_dormant(table, now_s, &max_rows):
         return True
     for i in range(table.view_count):
         if table.views[i].other:
-            clamp_seq_age(connection_at(&table.views[i], table.views[i].other), <uint32_t>table.next_seq)
+            other = connection_at(&table.views[i], table.views[i].other)
+            clamp_seq_age(other, <uint32_t>table.next_seq)
         if i and expire_rows(table, &table.views[i], now_s, &max_rows):
             return True
     return False

@@ -24,6 +24,24 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
     return 0
 
 
+cdef int batch_allocate(Batch *batch, const TableState *table) except -1:
+    cdef uint32_t i
+    batch.values = <int64_t *>allocate(BATCH * table.values * sizeof(int64_t))
+    batch.last_update = <int64_t *>allocate(BATCH * table.counters * sizeof(int64_t))
+    batch.cells = <Cell *>allocate(BATCH * table.cells * sizeof(Cell))
+    for i in range(BATCH):
+        batch.reports[i].values = batch.values + i * table.values
+        batch.reports[i].last_update = batch.last_update + i * table.counters
+        batch.reports[i].cells = batch.cells + i * table.cells
+    return 0
+
+
+cdef void batch_destroy(Batch *batch) noexcept nogil:
+    free(batch.values)
+    free(batch.last_update)
+    free(batch.cells)
+
+
 # ---------------------------------------------------------------------------------------------
 # Numbers of columns, values and fields
 

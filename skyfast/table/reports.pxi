@@ -1,10 +1,11 @@
-# Reading reports: what the table needs of each flow of a batch. Part of `_table.pyx`, which includes
-# it.
+# Reading reports: what the table needs of each flow of a batch. Part of `_table.pyx`, which
+# includes it. The first of the three steps of `Table.update`: read, look up, apply.
 #
-# `Table.update` calls it. Here are Python's objects, so it needs the GIL, and none of it may run under
-# the table's mutex. It writes to the batch alone.
+# Here are Python's objects, so it needs the GIL, and none of it may run under the table's mutex. Of
+# the table it reads what never changes, and which flows are known; it writes to the batch alone.
+# What is read is borrowed from the flows, or from `held`, until the batch has been applied.
 
-cdef const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
+cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
     for i in range(FLOW_TYPES):
         if Py_TYPE(flow) == readers[i].type:
@@ -12,36 +13,34 @@ cdef const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     return NULL
 
 
-cdef uint32_t read_reports(TableState *table, const Reader *readers, list flows,
-                           Py_ssize_t start, uint32_t size) except? 0:
-    # Fill `reports` with what known flows need. Returns how many were read: fewer than asked
-    # for where something is no flow at all.
+cdef int read_reports(const TableState *table, const Reader *readers, list flows,
+                      Py_ssize_t start, Batch *batch) except -1:
+    # Begin a batch with what known flows need. It has fewer flows than there is room for where
+    # something is no flow at all.
     cdef uint32_t i
+    cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
     cdef PyObject *flow
+    batch.size = 0
     for i in range(size):
         flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
         reader = reader_of(readers, flow)
         if reader == NULL:
-            return i
-        table.reports[i].skip = read_report(
-            table, flow, reader, &table.reports[i],
-            table.batch_values + <size_t>i * table.values,
-        )
-    return size
+            break
+        batch.reports[i].skip = read_report(table, flow, reader, batch, &batch.reports[i])
+        batch.size += 1
+    return 0
 
 
-cdef int read_report(TableState *table, PyObject *flow, const Reader *reader, Report *report,
-                     int64_t *values) except -1:
+cdef int read_report(const TableState *table, PyObject *flow, const Reader *reader, Batch *batch,
+                     Report *report) except -1:
     cdef const char *text
     cdef uint32_t length, i
-    cdef uint64_t number
     cdef int64_t finish
     cdef int wrong, too_long
     report.flow = 0
     report.dormant = False
     report.leaves_out = False
-    report.key_text = NULL
     too_long = read_text(value_of(flow, &reader.uuid, reader.slots), &text, &length)
     if unlikely(too_long == SKIP_INVALID):
         return SKIP_INVALID
@@ -54,69 +53,80 @@ cdef int read_report(TableState *table, PyObject *flow, const Reader *reader, Re
                     != reader.required[i].absent):
                 return SKIP_REQUIRED + <int>i
     for i in range(table.values):
-        wrong = read_number(flow, &reader.totals[i], reader.slots, &values[i])
+        wrong = read_number(flow, &reader.totals[i], reader.slots, &report.values[i])
         if unlikely(wrong):
             if i < table.counters and not table.optional[i]:
                 return wrong & ~SECOND_FIELD
-            values[i] = ABSENT if i < table.counters else 0
+            report.values[i] = ABSENT if i < table.counters else 0
             leave_out(report, &report.values_left_out, i, wrong)
     wrong = read_integer(value_of(flow, &reader.last, reader.slots), &report.last_ms)
     if unlikely(wrong):
         return wrong
-    table.newest_ms = max(table.newest_ms, report.last_ms)
+    batch.newest_ms = max(batch.newest_ms, report.last_ms)
     if likely(report.last_ms):
-        table.oldest_ms = min(table.oldest_ms, report.last_ms)
+        batch.oldest_ms = min(batch.oldest_ms, report.last_ms)
     if unlikely(read_integer(value_of(flow, &reader.finish, reader.slots), &finish)):
         finish = 0
         leave_out_mark(report, MARK_FINISH)
     if unlikely(too_long):          # what is missing, or no number, is told first
         return too_long
     report.finish = <int>finish if finish < 4 else 4
-    if likely(parse_key(text, length, &number)):
-        report.key = mix64(number ^ table.seed)
-        prefetch(bucket_of(&table.flow_rows, <uint32_t>report.key))
-    else:
-        report.key_text = text
-        report.key_length = length
+    flow_key(&report.key, text, length, table.seed)
+    if likely(report.key.string == NULL):
+        prefetch(bucket_of(&table.flow_rows, <uint32_t>report.key.number))
     return SKIP_NONE
 
 
-cdef int read_unknown(TableState *table, const Reader *readers, list flows, Py_ssize_t start,
-                      uint32_t size, list held) except -1:
+cdef int read_unknown(const TableState *table, const Reader *readers, list flows,
+                      Py_ssize_t start, Batch *batch, list held) except -1:
     # Labels, and what tells a first report from others, of the flows that are not live.
     cdef uint32_t i
     cdef PyObject *flow
     cdef Report *report
-    cdef Cell *cells
     cdef const Cell *previous = NULL
-    for i in range(size):
-        report = &table.reports[i]
+    for i in range(batch.size):
+        report = &batch.reports[i]
         if report.skip == SKIP_NONE and (report.flow == 0 or report.dormant):
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
-            cells = table.batch_cells + <size_t>i * table.cells
-            report.skip_new = read_labels(
-                table, flow, reader_of(readers, flow), report, cells, previous, held,
-                table.batch_values + <size_t>i * table.values,
-                table.batch_last_update + <size_t>i * table.counters,
+            report.skip_new = read_new(
+                table, flow, reader_of(readers, flow), report, previous, held
             )
             if report.skip_new == SKIP_NONE:
-                previous = cells
+                previous = report.cells
     return 0
 
 
-cdef int read_labels(TableState *table, PyObject *flow, const Reader *reader, Report *report,
-                     Cell *cells, const Cell *previous, list held, const int64_t *values,
-                     int64_t *last_update) except -1:
-    # `previous` are the labels of another flow, or NULL: many of a message have the same
-    # protocol and the same interface, whose hash is then known.
-    cdef uint32_t i
+cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
+                  const Cell *previous, list held) except -1:
+    # `previous` are the labels of another flow, or NULL.
     cdef int wrong
     if table.shares > 1:
-        wrong = read_conversation(table, flow, reader, SHARE_SEED, &report.conversation)
+        wrong = read_conversation(flow, reader, SHARE_SEED, &report.conversation)
         if unlikely(wrong):
             return wrong
         if report.conversation % table.shares != table.share:
             return SKIP_OTHER_SHARD
+    wrong = read_labels(table, flow, reader, report.cells, previous, held)
+    if unlikely(wrong):
+        return wrong
+    if table.converses:
+        wrong = read_capture_point(flow, reader, table.seed, report)
+        if unlikely(wrong):
+            return wrong
+    report.worth = WORTH_UNREAD
+    report.repeats = False
+    report.age_ms = -1
+    if reader.marks:
+        read_marks(table, flow, reader, report)
+    return SKIP_NONE
+
+
+cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
+                            Cell *cells, const Cell *previous, list held) except -1:
+    # Many flows of a message have the same protocol and the same interface as the one before, whose
+    # hash is then known.
+    cdef uint32_t i
+    cdef int wrong
     for i in range(table.cells):
         wrong = read_cell(flow, &reader.columns[i], reader.slots, &cells[i], held)
         if unlikely(wrong):
@@ -130,15 +140,6 @@ cdef int read_labels(TableState *table, PyObject *flow, const Reader *reader, Re
                 cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
                 cells[i].hash = hash_bytes32(cells[i].text, cells[i].length, table.seed)
                 prefetch(bucket_of(&table.strings, cells[i].hash))
-    if table.converses:
-        wrong = read_capture_point(table, flow, reader, report)
-        if unlikely(wrong):
-            return wrong
-    report.worth = WORTH_UNREAD
-    report.repeats = False
-    report.age_ms = -1
-    if reader.marks:
-        read_marks(table, flow, reader, report, values, last_update)
     return SKIP_NONE
 
 
@@ -153,23 +154,24 @@ cdef inline int read_cell(PyObject *flow, const Column *column, bint slots, Cell
         held.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
-    if is_string or value == NULL:            # a part that is missing is an empty text
+    if is_string or value == NULL:          # a part that is missing is an empty string
         return read_text(value, &cell.text, &cell.length)
     return read_integer(value, &cell.number)
 
 
-cdef int read_capture_point(TableState *table, PyObject *flow, const Reader *reader, Report *report) except -1:
+cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
+                            Report *report) except -1:
     # Hashes of what a conversation is known by, and of where it was captured.
     cdef const char *text
     cdef uint32_t length
     cdef int wrong = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)
     if unlikely(wrong):
         return wrong
-    report.point = hash_bytes(text, length, table.seed)
-    return read_conversation(table, flow, reader, table.seed, &report.conversation)
+    report.point = hash_bytes(text, length, seed)
+    return read_conversation(flow, reader, seed, &report.conversation)
 
 
-cdef int read_conversation(TableState *table, PyObject *flow, const Reader *reader, uint64_t seed,
+cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
                            uint64_t *hash) except -1:
     # The same for both ways round.
     cdef uint64_t hashes[3]                 # of the protocol, and of either end
@@ -196,16 +198,15 @@ cdef int read_conversation(TableState *table, PyObject *flow, const Reader *read
     return SKIP_NONE
 
 
-cdef int read_marks(TableState *table, PyObject *flow, const Reader *reader, Report *report,
-                    const int64_t *values, int64_t *last_update) except -1:
-    # What the report counts for if the flow is not known; `last_update` if that is what its latest
-    # update added. It is zero where nobody knows whether the report is the first.
+cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reader,
+                    Report *report) except -1:
+    # What the report counts for if the flow is not known, and `last_update` if that is what its
+    # latest update added. It is zero where nobody knows whether the report is the first.
     cdef int64_t start, update_start, update_last
     cdef bint wrong_start, wrong_update_start, wrong_last
     # Then it may be a closing report that repeats the one before.
     cdef bint wrong_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
     cdef uint32_t i
-    cdef int wrong
     report.worth = WORTH_TOTAL
     if part(flow, &reader.update_start, reader.slots) == NULL and likely(not wrong_finish):
         return 0
@@ -226,7 +227,7 @@ cdef int read_marks(TableState *table, PyObject *flow, const Reader *reader, Rep
     if not wrong_start and not wrong_last and update_last >= start:
         report.age_ms = update_last - start
     for i in range(table.counters):
-        last_update[i] = min(values[i], <int64_t>0)     # ABSENT where the total is
+        report.last_update[i] = min(report.values[i], <int64_t>0)   # ABSENT where the total is
     report.worth = WORTH_LAST_UPDATE
     if unlikely(wrong_start or wrong_update_start or wrong_finish):
         if not report.repeats:
@@ -236,10 +237,20 @@ cdef int read_marks(TableState *table, PyObject *flow, const Reader *reader, Rep
     elif not reader.full:
         report.worth = WORTH_LAST_UPDATE_UNREAD
     else:
-        for i in range(table.counters):
-            if reader.last_update[i].read and last_update[i] == 0:
-                wrong = read_number(flow, &reader.last_update[i], reader.slots, &last_update[i])
-                if unlikely(wrong):
-                    last_update[i] = 0
-                    leave_out(report, &report.last_update_left_out, i, wrong)
+        read_last_update(table, flow, reader, report)
+    return 0
+
+
+cdef int read_last_update(const TableState *table, PyObject *flow, const Reader *reader,
+                          Report *report) except -1:
+    cdef uint32_t i
+    cdef int wrong
+    for i in range(table.counters):
+        if reader.last_update[i].read and report.last_update[i] == 0:
+            wrong = read_number(
+                flow, &reader.last_update[i], reader.slots, &report.last_update[i]
+            )
+            if unlikely(wrong):
+                report.last_update[i] = 0
+                leave_out(report, &report.last_update_left_out, i, wrong)
     return 0

@@ -1,0 +1,170 @@
+# Flow rows: their keys, their totals, and what they lead to. Part of `_table.pyx`, which includes
+# it.
+#
+# All steps of an update, expiry and relabelling call this. A row is changed under the table's mutex
+# alone. The thread that updates may read and find rows without it.
+
+cdef inline Flow *flow_at(const TableState *table, uint32_t number) noexcept nogil:
+    return <Flow *>row_at(&table.flow_rows, number)
+
+
+cdef inline int64_t *totals_of(Flow *flow) noexcept nogil:
+    return <int64_t *>(flow + 1)
+
+
+cdef inline uint32_t *links_of(const TableState *table, Flow *flow) noexcept nogil:
+    return <uint32_t *>(<char *>flow + table.links_at)
+
+
+cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *flow,
+                              Connection *connection) noexcept nogil:
+    # Where the number of a row of any view but the first is kept.
+    if view.linked_from_flow:
+        return links_of(table, flow) + view.link
+    return connection.links + view.link
+
+
+cdef inline uint32_t live_flows(const TableState *table) noexcept nogil:
+    return table.flow_rows.live - table.dormant.count - table.ended.count
+
+
+# ---------------------------------------------------------------------------------------------
+# Keys
+
+cdef inline void flow_key(FlowKey *key, const char *uuid, uint32_t length,
+                          uint64_t seed) noexcept nogil:
+    cdef uint64_t number
+    key.string = NULL
+    if likely(parse_key(uuid, length, &number)):
+        key.number = mix64(number ^ seed)
+    else:
+        key.string = uuid
+        key.length = length
+
+
+cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
+    # The key of a flow whose UUID is an interned string: its number above, a hash of that below.
+    return (<uint64_t>string << 32) | <uint32_t>mix64(string)
+
+
+cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
+    # The row with a key of that kind (STRING_KEY, LABELS_KEY or 0), live or dormant; or 0.
+    cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
+    cdef Flow *row
+    while number:
+        row = <Flow *>row_at(flows, number)
+        if (row.hash == <uint32_t>key and row.key_high == <uint32_t>(key >> 32)
+                and row.connection & (STRING_KEY | LABELS_KEY) == kind):
+            return number
+        number = row.next
+    return 0
+
+
+cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
+    # A row with a key, in the index and in no list; 0 without memory.
+    cdef uint32_t number = row_new(flows)
+    cdef Flow *row
+    if number:
+        row = <Flow *>row_at(flows, number)
+        row.hash = <uint32_t>key
+        row.key_high = <uint32_t>(key >> 32)
+        row.connection = kind
+        index_add(flows, number)
+    return number
+
+
+cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept nogil:
+    # The row of a flow, or 0.
+    cdef uint32_t string
+    if likely(key.string == NULL):
+        return flow_find(&table.flow_rows, key.number, 0)
+    string = string_find(
+        &table.strings, key.string, key.length,
+        hash_bytes32(key.string, key.length, table.seed),
+    )
+    if string == 0:
+        return 0
+    return flow_find(&table.flow_rows, string_key(string), STRING_KEY)
+
+
+cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept nogil:
+    # The row of an unknown flow, which is neither live nor in a list yet; 0 without memory.
+    cdef uint64_t key = report.key.number
+    cdef uint32_t string = 0
+    cdef uint32_t row
+    if report.key.string != NULL:
+        string = string_intern(
+            &table.strings, report.key.string, report.key.length, table.seed
+        )
+        if string == 0:
+            return 0
+        key = string_key(string)
+    row = flow_new(&table.flow_rows, key, STRING_KEY if string else 0)
+    if row == 0:
+        if string:
+            string_release(&table.strings, string)
+        return 0
+    flow_at(table, row).last_ms = report.last_ms
+    if table.converses:
+        links_of(table, flow_at(table, row))[0] = 0
+    memcpy(totals_of(flow_at(table, row)), report.values, table.counters * sizeof(int64_t))
+    return row
+
+
+cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
+    # Take a row that is neither live nor in a list out of the table.
+    cdef Flow *flow = flow_at(table, number)
+    cdef Batch *batch = table.batch
+    if table.converses and links_of(table, flow)[0]:
+        conversation_at(table, links_of(table, flow)[0]).dormant -= 1
+        release_conversation(table, links_of(table, flow)[0])
+    index_remove(&table.flow_rows, number)
+    if flow.connection & STRING_KEY:
+        if batch != NULL:
+            batch.dead_strings[batch.dead_string_count] = flow.key_high
+            batch.dead_string_count += 1
+        else:
+            string_release(&table.strings, flow.key_high)
+    flow.connection = 0
+    row_release(&table.flow_rows, number)
+
+
+# ---------------------------------------------------------------------------------------------
+# Totals
+
+cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *report,
+                            int64_t *deltas) noexcept nogil:
+    # What a report says of a flow (NOTHING_NEW and so on), and `deltas` if that is anything.
+    cdef const int64_t *totals = totals_of(flow)
+    cdef const int64_t *values = report.values
+    cdef int64_t total
+    cdef bint newer = report.last_ms > flow.last_ms
+    cdef bint higher = False
+    cdef bint lower = False
+    cdef uint32_t i
+    for i in range(table.counters):
+        # ABSENT is never higher, and as an unsigned number never lower.
+        total = max(totals[i], <int64_t>0)
+        higher |= values[i] > total
+        lower |= <uint64_t>values[i] < <uint64_t>total
+    if unlikely(not newer and not higher):
+        return NOTHING_NEW
+    if unlikely(newer and lower):
+        for i in range(table.counters):
+            deltas[i] = values[i]
+        return STARTED_OVER
+    for i in range(table.counters):
+        deltas[i] = min(values[i], <int64_t>0)
+        if values[i] > totals[i]:
+            deltas[i] = values[i] - max(totals[i], <int64_t>0)
+    return GREW
+
+
+cdef inline void update_totals(const TableState *table, Flow *flow, const Report *report,
+                               int change) noexcept nogil:
+    cdef int64_t *totals = totals_of(flow)
+    cdef uint32_t i
+    for i in range(table.counters):
+        if report.values[i] > totals[i] or change == STARTED_OVER:
+            totals[i] = report.values[i]
+    flow.last_ms = max(flow.last_ms, report.last_ms)

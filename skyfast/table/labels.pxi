@@ -1,0 +1,85 @@
+# Labels: what the flows at hand have for label values, as cells. Part of `_table.pyx`, which includes
+# it.
+#
+# A cell is the number of an interned string (with IS_STRING), or a small integer. Applying, waking
+# and relabelling call this. It changes the table's strings alone, under the table's mutex; `row_key`
+# only reads, and may also be called by the thread that updates without it.
+
+cdef struct Labels:
+    # Those of one flow: of all the plan's columns, and then what dynamic labels are made of.
+    uint32_t cells[MAX_COLUMNS]
+    uint32_t interned[MAX_COLUMNS]      # strings of them that were not known before
+    uint32_t interned_count
+
+
+cdef struct RowKey:
+    # What a row of one view is found by.
+    uint32_t hash
+    uint32_t cells[MAX_VIEW_COLUMNS]
+
+
+cdef inline void row_key(const TableState *table, const View *view, const uint32_t *cells,
+                         RowKey *key) noexcept nogil:
+    # What a view has of a flow's labels.
+    cdef uint32_t i
+    for i in range(view.columns):
+        key.cells[i] = cells[view.cells[i]]
+    key.hash = hash_bytes32(<const char *>key.cells, 4 * view.columns, table.seed)
+
+
+cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
+    # Valid until `release_interned`; False without memory, and then there is nothing to release. A
+    # string that was found stays where it is meanwhile; one that was not has a reference for that
+    # time.
+    cdef char digits[32]
+    cdef uint32_t i, length, number
+    labels.interned_count = 0
+    for i in range(table.cells):
+        if likely(cells[i].found != 0):
+            labels.cells[i] = cells[i].found | IS_STRING
+            continue
+        if cells[i].text != NULL:
+            number = intern_label(table, &cells[i])
+        elif cells[i].number < <int64_t>IS_STRING:
+            labels.cells[i] = <uint32_t>cells[i].number
+            continue
+        else:                           # an integer that does not fit is kept as a string
+            length = <uint32_t>(put_number(digits, cells[i].number) - digits)
+            number = string_intern(&table.strings, digits, length, table.seed)
+        if number == 0:
+            release_interned(table, labels)
+            return False
+        labels.cells[i] = number | IS_STRING
+        labels.interned[labels.interned_count] = number
+        labels.interned_count += 1
+    return True
+
+
+cdef uint32_t intern_label(TableState *table, const Cell *cell) noexcept nogil:
+    cdef char escaped[MAX_CELL]
+    cdef uint32_t length
+    if likely(not cell.escapes):
+        return string_intern(&table.strings, cell.text, cell.length, table.seed)
+    length = escape(cell.text, cell.length, escaped)
+    return string_intern(&table.strings, escaped, length, table.seed)
+
+
+cdef void release_interned(TableState *table, const Labels *labels) noexcept nogil:
+    cdef uint32_t i
+    for i in range(labels.interned_count):
+        string_release(&table.strings, labels.interned[i])
+
+
+cdef inline void retain_cells(TableState *table, const uint32_t *cells,
+                              uint32_t count) noexcept nogil:
+    cdef uint32_t i
+    for i in range(count):
+        if cells[i] & IS_STRING:
+            (<String *>row_at(&table.strings, cells[i] & ~IS_STRING)).refs += 1
+
+
+cdef void release_cells(TableState *table, const uint32_t *cells, uint32_t count) noexcept nogil:
+    cdef uint32_t i
+    for i in range(count):
+        if cells[i] & IS_STRING:
+            string_release(&table.strings, cells[i] & ~IS_STRING)

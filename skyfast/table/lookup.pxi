@@ -1,0 +1,104 @@
+# Looking up what the reports of a batch lead to. Part of `_table.pyx`, which includes it. The second
+# of the three steps of `Table.update`.
+#
+# It goes in passes, so that the memory of one flow is on its way while others are looked at. It reads
+# the table without the lock, as only the thread that updates changes it, and writes to the batch
+# alone. What is found stays valid for the batch but for flow rows, which are looked up once more.
+
+cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
+    # `flow` and `dormant` of all reports.
+    cdef uint32_t i, number
+    cdef Report *report
+    cdef const Rows *rows = &table.views[0].rows
+    for i in range(batch.size):
+        report = &batch.reports[i]
+        if report.skip == SKIP_NONE and report.key.string == NULL:
+            number = bucket_of(&table.flow_rows, <uint32_t>report.key.number)[0]
+            if number:
+                prefetch(row_at(&table.flow_rows, number))
+                prefetch(row_at(&table.flow_rows, number) + table.flow_rows.stride - 1)
+    for i in range(batch.size):
+        report = &batch.reports[i]
+        if report.skip == SKIP_NONE:
+            report.flow = find_flow(table, &report.key)
+            if report.flow:
+                number = flow_at(table, report.flow).connection
+                report.dormant = number & DORMANT != 0
+                if likely(not report.dormant):
+                    prefetch(row_at(rows, number & ROW))
+                    prefetch(row_at(rows, number & ROW) + CACHE_LINE)
+    if table.view_count > 1:
+        for i in range(batch.size):
+            report = &batch.reports[i]
+            if report.skip == SKIP_NONE and report.flow and not report.dormant:
+                prefetch_views(table, flow_at(table, report.flow))
+
+
+cdef inline void prefetch_views(const TableState *table, Flow *flow) noexcept nogil:
+    # The rows that a live flow leads to in all views but the first.
+    cdef Connection *connection = connection_at(&table.views[0], flow.connection & ROW)
+    cdef uint32_t i, number
+    for i in range(1, table.view_count):
+        number = link_of(table, &table.views[i], flow, connection)[0]
+        if number:
+            prefetch(row_at(&table.views[i].rows, number))
+
+
+cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
+    # The strings of flows that are not live, and the memory of their connections.
+    cdef uint32_t i, j, number
+    cdef Report *report
+    cdef const Cell *cells
+    cdef const Cell *previous = NULL
+    cdef const Rows *rows = &table.views[0].rows
+    for i in range(batch.size):
+        if needs_labels(&batch.reports[i]):
+            cells = batch.reports[i].cells
+            for j in range(table.cells):
+                if cells[j].text != NULL and not cells[j].repeats:
+                    number = bucket_of(&table.strings, cells[j].hash)[0]
+                    if number:
+                        prefetch(row_at(&table.strings, number))
+    for i in range(batch.size):
+        report = &batch.reports[i]
+        if needs_labels(report):
+            report.connection_hash = look_up_strings(table, report.cells, previous)
+            previous = report.cells
+    for i in range(batch.size):
+        report = &batch.reports[i]
+        if needs_labels(report) and report.connection_hash:
+            number = bucket_of(rows, report.connection_hash)[0]
+            if number:
+                prefetch(row_at(rows, number))
+
+
+cdef inline bint needs_labels(const Report *report) noexcept nogil:
+    return (report.skip == SKIP_NONE and (report.flow == 0 or report.dormant)
+            and report.skip_new == SKIP_NONE)
+
+
+cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
+                              const Cell *previous) noexcept nogil:
+    # `found` of all cells. Returns the hash of the connection, or 0 unless all strings are known.
+    cdef uint32_t label_cells[MAX_COLUMNS]
+    cdef RowKey key
+    cdef uint32_t i
+    cdef bint all_found = True
+    for i in range(table.cells):
+        if cells[i].text == NULL:
+            all_found &= cells[i].number < <int64_t>IS_STRING
+            label_cells[i] = <uint32_t>cells[i].number
+            continue
+        if cells[i].repeats:
+            cells[i].found = previous[i].found
+        elif not cells[i].escapes:      # the others are looked up when they are escaped
+            cells[i].found = string_find(
+                &table.strings, cells[i].text, cells[i].length, cells[i].hash
+            )
+        all_found &= cells[i].found != 0
+        label_cells[i] = cells[i].found | IS_STRING
+    if not all_found:
+        return 0
+    row_key(table, &table.views[0], label_cells, &key)
+    prefetch(bucket_of(&table.views[0].rows, key.hash))
+    return key.hash
