@@ -197,6 +197,7 @@ cdef uint32_t BACK = <uint32_t>1 << 31          # in a connection's `flows`
 cdef int64_t ABSENT = -1                        # of an optional counter: no report had the part
 cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
+cdef uint32_t MAX_NUMBER = <uint32_t>-1         # beyond those of all rows
 cdef uint64_t SHARE_SEED = 0x9E3779B97F4A7C15   # never another: shares would overlap meanwhile
 cdef uint32_t MAX_SEQ_AGE = <uint32_t>1 << 30   # see `clamp_seq_age`
 
@@ -643,18 +644,18 @@ cdef class Table:
         """
         cdef View *view = &self.state.views[0]
         cdef uint32_t i
-        cdef uint32_t strings = fresh_rows(&self.state, &self.state.strings)
-        cdef size_t words = (strings + (1 << 16)) / 64 + 2
-        cdef uint64_t *seen = <uint64_t *>allocate(words * view.columns * sizeof(uint64_t))
+        cdef uint32_t strings
+        cdef size_t words
+        cdef uint64_t *seen
         cdef uint64_t *counts = NULL
-        cdef uint32_t row = 1
+        with nogil:
+            strings = fresh_rows(&self.state, &self.state.strings)
+        words = (strings + (1 << 16)) / 64 + 2
+        seen = <uint64_t *>allocate(words * view.columns * sizeof(uint64_t))
         try:
             counts = <uint64_t *>allocate(view.columns * sizeof(uint64_t))
             with nogil:
-                while row:
-                    pthread_mutex_lock(&self.state.lock)
-                    row = see_rows(&self.state, row, strings, words, seen, counts)
-                    pthread_mutex_unlock(&self.state.lock)
+                count_values(&self.state, strings, words, seen, counts)
             return {name: counts[i] for i, name in enumerate(self.label_names)}
         finally:
             free(seen)
@@ -678,9 +679,8 @@ cdef class Table:
         cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last is of the connections without
         cdef uint32_t columns = self.state.views[0].columns
         cdef int32_t column = -1
-        cdef uint32_t row = 1
         cdef uint32_t connections = 0
-        cdef bint enough = True
+        cdef bint enough
         cdef uint32_t i
         if without is not None:
             column = self.label_names.index(without)
@@ -688,10 +688,7 @@ cdef class Table:
             counter_init(&counters[i])
         try:
             with nogil:
-                while row and enough:
-                    pthread_mutex_lock(&self.state.lock)
-                    enough = tally_rows(&self.state, counters, &row, &connections, column)
-                    pthread_mutex_unlock(&self.state.lock)
+                enough = count_cells(&self.state, counters, column, &connections)
             if not enough:
                 raise MemoryError
             labels = {}
@@ -725,7 +722,7 @@ cdef class Table:
         """
         cdef TopK top
         cdef uint32_t i
-        cdef char *strings = NULL
+        cdef char *copies = NULL
         cdef int64_t *values = NULL
         cdef bytes part = containing.encode()
         if count > MAX_RANKED:
@@ -743,20 +740,20 @@ cdef class Table:
         top.room = count
         top.heap = <TopRow *>allocate(count * sizeof(TopRow))
         try:
-            strings = <char *>allocate(self.state.views[0].columns * MAX_CELL)
+            copies = <char *>allocate(self.state.views[0].columns * MAX_CELL)
             values = <int64_t *>allocate(2 * self.state.family_count * sizeof(int64_t))
             with nogil:
-                rank_all(&self.state, &top)
+                find_top(&self.state, &top)
             qsort(top.heap, top.count, sizeof(TopRow), compare_ranks)
             found = []
             for i in range(top.count):
-                shown = shown_row(&self.state, &top.heap[i], strings, values)
+                shown = shown_row(&self.state, &top.heap[i], copies, values)
                 if shown is not None:
                     found.append(shown)
             return found
         finally:
             free(top.heap)
-            free(strings)
+            free(copies)
             free(values)
 
     def snapshot(self, uint32_t family):
@@ -768,22 +765,19 @@ cdef class Table:
         :raises MemoryError: there is no room for it.
         """
         cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
-        cdef uint32_t row = 1
         cdef const Family *kept = family_of_first(&self.state, family)
         if self.plan.views[0].families[family].type == "gauge":
             raise ValueError("a gauge does not grow")
         snapshot.table = self
         snapshot.family = family
-        snapshot.kept.rows = fresh_rows(&self.state, &self.state.views[0].rows)
+        with nogil:
+            snapshot.kept.rows = fresh_rows(&self.state, &self.state.views[0].rows)
         snapshot.kept.values = <int64_t *>malloc(snapshot.kept.rows * sizeof(int64_t))
         snapshot.kept.hashes = <uint32_t *>malloc(snapshot.kept.rows * sizeof(uint32_t))
         if snapshot.kept.values == NULL or snapshot.kept.hashes == NULL:
             raise MemoryError
         with nogil:
-            while row < snapshot.kept.rows:
-                pthread_mutex_lock(&self.state.lock)
-                row = keep_rows(&self.state, kept, row, &snapshot.kept)
-                pthread_mutex_unlock(&self.state.lock)
+            fill_snapshot(&self.state, kept, &snapshot.kept)
         return snapshot
 
     # -- counts ---------------------------------------------------------------------------------

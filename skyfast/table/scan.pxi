@@ -1,43 +1,84 @@
-# Scans of all connections. Part of `_table.pyx`, which includes it.
+# Scans of all connections of the first view: how many values labels have, how often each occurs,
+# which connections have most, and snapshots. Part of `_table.pyx`, which includes it.
+#
+# `Table.label_values`, `cardinality`, `top` and `snapshot` call this, from any thread. A scan only
+# reads. It has the table's mutex for RENDER_ROWS rows at a time, without the GIL; what a row has is
+# gone when the mutex is given up, so it is counted or copied before that.
 
-cdef str unescaped(str text):
-    return ESCAPES.sub(lambda match: UNESCAPED[match[0]], text) if "\\" in text else text
+cdef struct Scan:
+    uint32_t row                # of the connection at hand
+    uint32_t next               # row that comes next
+    uint32_t stop               # the row at which the lock is given up
+    uint32_t end                # rows from here on are not looked at
 
 
-cdef uint32_t fresh_rows(TableState *table, const Rows *rows):
+cdef inline Scan scan_until(uint32_t end) noexcept nogil:
+    cdef Scan scan
+    scan.row = scan.stop = 0
+    scan.next = 1
+    scan.end = end
+    return scan
+
+
+cdef inline Connection *scan_next(TableState *table, Scan *scan) noexcept nogil:
+    # The next connection, with the lock; NULL behind the last one, and then the lock is free, as it
+    # is before the first call. Whoever does not go on to the end calls `scan_leave`.
+    cdef const View *view = &table.views[0]
+    cdef Connection *row
+    cdef uint32_t end
+    while True:
+        if unlikely(scan.next >= scan.stop):
+            if scan.stop:
+                pthread_mutex_unlock(&table.lock)
+            pthread_mutex_lock(&table.lock)
+            end = min(view.rows.fresh, scan.end)
+            scan.stop = min(end, scan.next + RENDER_ROWS)
+            if scan.next >= end:
+                pthread_mutex_unlock(&table.lock)
+                return NULL
+        scan.row = scan.next
+        scan.next += 1
+        if scan.row + AHEAD < view.rows.fresh:
+            prefetch(row_at(&view.rows, scan.row + AHEAD))
+            prefetch(row_at(&view.rows, scan.row + AHEAD) + CACHE_LINE)
+        row = connection_at(view, scan.row)
+        if likely(row.deadline_s != 0):
+            return row
+
+
+cdef inline void scan_leave(TableState *table) noexcept nogil:
+    pthread_mutex_unlock(&table.lock)
+
+
+cdef uint32_t fresh_rows(TableState *table, const Rows *rows) noexcept nogil:
     # The lowest number that was never in use by now, as any thread may ask.
     cdef uint32_t fresh
-    with nogil:
-        pthread_mutex_lock(&table.lock)
-        fresh = rows.fresh
-        pthread_mutex_unlock(&table.lock)
+    pthread_mutex_lock(&table.lock)
+    fresh = rows.fresh
+    pthread_mutex_unlock(&table.lock)
     return fresh
 
 
-cdef uint32_t see_rows(TableState *table, uint32_t row, uint32_t strings, size_t words, uint64_t *seen,
+# ---------------------------------------------------------------------------------------------
+# Values of labels
+
+cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
-    # Mark the values of some rows, and count those that were not marked; the row to go on
-    # with, or 0. An integer of 2^16 or more shares its mark with those of its last 16 bits.
+    # Mark the values of each label in its bit set of so many words, and count those that were not
+    # marked. An integer of 2^16 or more shares its mark with those of its last 16 bits.
     cdef const View *view = &table.views[0]
-    cdef uint32_t stop = min(view.rows.fresh, row + RENDER_ROWS)
+    cdef Scan scan = scan_until(MAX_NUMBER)
+    cdef Connection *row = scan_next(table, &scan)
     cdef const uint32_t *cells
-    cdef Connection *connection
     cdef uint32_t i, at
     cdef uint64_t *word
     cdef uint64_t bit
-    while row < stop:
-        connection = connection_at(view, row)
-        row += 1
-        if row + AHEAD < view.rows.fresh:
-            prefetch(row_at(&view.rows, row + AHEAD))
-            prefetch(row_at(&view.rows, row + AHEAD) + CACHE_LINE)
-        if connection.deadline_s == 0:
-            continue
-        cells = cells_of(view, connection)
+    while row != NULL:
+        cells = cells_of(view, row)
         for i in range(view.columns):
             at = cells[i] & ~IS_STRING
             if cells[i] & IS_STRING:
-                if at >= strings:     # interned since
+                if at >= strings:       # interned since
                     continue
                 at += 1 << 16
             else:
@@ -46,36 +87,34 @@ cdef uint32_t see_rows(TableState *table, uint32_t row, uint32_t strings, size_t
             bit = <uint64_t>1 << at % 64
             counts[i] += not word[0] & bit
             word[0] |= bit
-    return row if row < view.rows.fresh else 0
+        row = scan_next(table, &scan)
 
 
-cdef bint tally_rows(TableState *table, Counter *counters, uint32_t *at, uint32_t *connections,
-                     int32_t without) noexcept nogil:
-    # Count some rows by the value of each label, and by all but one; False without memory.
+cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
+                      uint32_t *connections) noexcept nogil:
+    # Count connections by the value of each label, and in the last counter by all labels but one,
+    # unless `without` is -1; False without memory.
     cdef const View *view = &table.views[0]
-    cdef uint32_t stop = min(view.rows.fresh, at[0] + RENDER_ROWS)
+    cdef Scan scan = scan_until(MAX_NUMBER)
+    cdef Connection *row = scan_next(table, &scan)
     cdef uint32_t cells[MAX_VIEW_COLUMNS]
-    cdef Connection *connection
-    cdef uint32_t i
     cdef uint64_t key
-    while at[0] < stop:
-        connection = connection_at(view, at[0])
-        at[0] += 1
-        if connection.deadline_s == 0:
-            continue
+    cdef uint32_t i
+    while row != NULL:
         connections[0] += 1
-        memcpy(cells, cells_of(view, connection), 4 * view.columns)
+        memcpy(cells, cells_of(view, row), 4 * view.columns)
         for i in range(view.columns):
             key = cells[i]
             if not counter_count(&counters[i], key + 1):
+                scan_leave(table)
                 return False
         if without >= 0:
             cells[without] = 0
             key = hash_bytes(<const char *>cells, 4 * view.columns, table.seed)
             if not counter_count(&counters[view.columns], key + 1):
+                scan_leave(table)
                 return False
-    if at[0] >= view.rows.fresh:
-        at[0] = 0
+        row = scan_next(table, &scan)
     return True
 
 
@@ -100,24 +139,31 @@ cdef list commonest(TableState *table, const Counter *counter, uint32_t count):
 
 
 cdef str cell_text(TableState *table, uint32_t cell):
-    # None where the text has left meanwhile.
+    # None where the string has left meanwhile.
     cdef char copied[MAX_CELL]
     cdef uint32_t length
-    cdef String *text
+    cdef String *string
     cdef bint is_there
     if not cell & IS_STRING:
         return str(cell)
     pthread_mutex_lock(&table.lock)
-    text = <String *>row_at(&table.strings, cell & ~IS_STRING)
-    is_there = text.refs != 0
+    string = <String *>row_at(&table.strings, cell & ~IS_STRING)
+    is_there = string.refs != 0
     if is_there:
-        length = text.length
-        memcpy(copied, string_bytes(text), length)
+        length = string.length
+        memcpy(copied, string_bytes(string), length)
     pthread_mutex_unlock(&table.lock)
     if not is_there:
         return None
     return unescaped(copied[:length].decode())
 
+
+cdef str unescaped(str text):
+    return ESCAPES.sub(lambda match: UNESCAPED[match[0]], text) if "\\" in text else text
+
+
+# ---------------------------------------------------------------------------------------------
+# Values of connections
 
 cdef const Family *family_of_first(TableState *table, uint32_t family) except NULL:
     if family >= table.family_count or table.families[family].view != 0:
@@ -125,28 +171,11 @@ cdef const Family *family_of_first(TableState *table, uint32_t family) except NU
     return &table.families[family]
 
 
-cdef uint32_t keep_rows(TableState *table, const Family *family, uint32_t row,
-                        Kept *kept) noexcept nogil:
-    cdef const View *view = &table.views[0]
-    cdef uint32_t stop = min(kept.rows, row + RENDER_ROWS)
-    cdef Connection *connection
-    while row < stop:
-        if row + AHEAD < view.rows.fresh:
-            prefetch(row_at(&view.rows, row + AHEAD))
-        connection = connection_at(view, row)
-        kept.values[row] = rank_of(table, family, connection, False)
-        kept.hashes[row] = connection.hash
-        row += 1
-    return row
-
-
-cdef inline int64_t rank_of(TableState *table, const Family *family, Connection *row,
+cdef inline int64_t rank_of(const TableState *table, const Family *family, Connection *row,
                             bint is_gauge) noexcept nogil:
-    # -1 where the row is free or has no such series.
+    # -1 where the row has no such series.
     cdef const View *view = &table.views[0]
     cdef int64_t value, second
-    if row.deadline_s == 0:
-        return -1
     value = series_value(family, view, row, 0)
     if value <= family.absent:
         value = -1
@@ -160,104 +189,112 @@ cdef inline int64_t rank_of(TableState *table, const Family *family, Connection 
     return value
 
 
-cdef void rank_all(TableState *table, TopK *top) noexcept nogil:
-    cdef uint32_t row = 1
-    while row:
-        pthread_mutex_lock(&table.lock)
-        row = rank_rows(table, top, row)
-        pthread_mutex_unlock(&table.lock)
+cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noexcept nogil:
+    cdef Scan scan = scan_until(kept.rows)
+    cdef Connection *row = scan_next(table, &scan)
+    cdef uint32_t filled = 1
+    while row != NULL:
+        while filled < scan.row:        # rows that are free
+            kept.values[filled] = -1
+            filled += 1
+        kept.values[scan.row] = rank_of(table, family, row, False)
+        kept.hashes[scan.row] = row.hash
+        filled = scan.row + 1
+        row = scan_next(table, &scan)
+    while filled < kept.rows:
+        kept.values[filled] = -1
+        filled += 1
 
 
-cdef uint32_t rank_rows(TableState *table, TopK *top, uint32_t row) noexcept nogil:
-    # Look at some rows; the one to go on with, or 0.
-    cdef const View *view = &table.views[0]
+cdef void find_top(TableState *table, TopK *top) noexcept nogil:
     cdef const Kept *since = top.since
-    cdef uint32_t stop = min(view.rows.fresh, row + RENDER_ROWS)
-    cdef Connection *connection
+    cdef Scan scan = scan_until(MAX_NUMBER)
+    cdef Connection *row = scan_next(table, &scan)
     cdef int64_t rank
-    while row < stop:
-        if row + AHEAD < view.rows.fresh:
-            prefetch(row_at(&view.rows, row + AHEAD))
-        connection = connection_at(view, row)
-        rank = rank_of(table, top.family, connection, top.is_gauge)
+    while row != NULL:
+        rank = rank_of(table, top.family, row, top.is_gauge)
         if since != NULL:
-            if (row < since.rows and since.hashes[row] == connection.hash
-                    and 0 <= since.values[row] <= rank):
-                rank -= since.values[row]
-            elif connection.flows & BACK:
+            if (scan.row < since.rows and 0 <= since.values[scan.row] <= rank
+                    and since.hashes[scan.row] == row.hash):
+                rank -= since.values[scan.row]
+            elif row.flows & BACK:
                 rank = -1           # the counter that it began with is not known
             if rank == 0:
                 rank = -1
-        if (rank >= 0 and (top.count < top.room
-                           or (top.room and rank > top.heap[0].rank))
-                and has_part(table, view, connection, top)):
-            top_k_add(top, rank, row, connection.hash)
-        row += 1
-    return row if row < view.rows.fresh else 0
+        if rank >= 0 and top_k_takes(top, rank) and has_part(table, row, top):
+            top_k_add(top, rank, scan.row, row.hash)
+        row = scan_next(table, &scan)
 
 
-cdef bint has_part(TableState *table, const View *view, Connection *row,
-                   const TopK *top) noexcept nogil:
+cdef inline const char *cell_bytes(const TableState *table, uint32_t cell, char *digits,
+                                   uint32_t *length) noexcept nogil:
+    # A label value as it stands on a page; an integer's is written to `digits`, which has room for
+    # twice as many as there can be.
+    cdef const String *string
+    if cell & IS_STRING:
+        string = <const String *>row_at(&table.strings, cell & ~IS_STRING)
+        length[0] = string.length
+        return string_bytes(string)
+    length[0] = <uint32_t>(put_number(digits, cell) - digits)
+    return digits
+
+
+cdef bint has_part(const TableState *table, Connection *row, const TopK *top) noexcept nogil:
+    cdef const View *view = &table.views[0]
     cdef const uint32_t *cells = cells_of(view, row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
-    cdef const String *interned
     cdef uint32_t i, length
     if top.part_length == 0:
         return True
     for i in range(view.columns):
-        if cells[i] & IS_STRING:
-            interned = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
-            text = string_bytes(interned)
-            length = interned.length
-        else:
-            text = digits
-            length = <uint32_t>(put_number(digits, cells[i]) - digits)
+        text = cell_bytes(table, cells[i], digits, &length)
         if memmem(text, length, top.part, top.part_length) != NULL:
             return True
     return False
 
 
-cdef tuple shown_row(TableState *table, const TopRow *entry, char *strings, int64_t *values):
-    # Rank, labels and values of a row; None where it is gone or another's. `strings` and `values`
+cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64_t *values):
+    # Rank, labels and values of a row; None where it is gone or another's. `copies` and `values`
     # have room for its own: nothing is allocated under the lock.
     cdef const View *view = &table.views[0]
     cdef Connection *row
-    cdef const uint32_t *cells
+    cdef char digits[2 * MAX_INTEGER_DIGITS]
+    cdef const char *text
     cdef uint32_t lengths[MAX_VIEW_COLUMNS]
-    cdef const String *text
-    cdef const Family *family
-    cdef uint32_t i, side, count = 0
+    cdef uint32_t i, count = 0
     cdef bint is_there
     pthread_mutex_lock(&table.lock)
     row = connection_at(view, entry.row)
     is_there = row.deadline_s != 0 and row.hash == entry.hash
     if is_there:
-        cells = cells_of(view, row)
         for i in range(view.columns):
-            if cells[i] & IS_STRING:
-                text = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
-                lengths[i] = text.length
-                memcpy(strings + i * MAX_CELL, string_bytes(text), text.length)
-            else:
-                lengths[i] = <uint32_t>(
-                    put_number(strings + i * MAX_CELL, cells[i]) - (strings + i * MAX_CELL)
-                )
-        for i in range(table.family_count):
-            family = &table.families[i]
-            if family.view:
-                break
-            for side in range(family.sides):
-                values[count] = series_value(family, view, row, side)
-                if values[count] <= family.absent:
-                    values[count] = -1
-                count += 1
+            text = cell_bytes(table, cells_of(view, row)[i], digits, &lengths[i])
+            memcpy(copies + i * MAX_CELL, text, lengths[i])
+        count = copy_values(table, row, values)
     pthread_mutex_unlock(&table.lock)
     if not is_there:
         return None
     labels = [
-        unescaped(strings[i * MAX_CELL:i * MAX_CELL + lengths[i]].decode())
+        unescaped(copies[i * MAX_CELL:i * MAX_CELL + lengths[i]].decode())
         for i in range(view.columns)
     ]
     shown = [values[i] if values[i] >= 0 else None for i in range(count)]
     return entry.rank, tuple(labels), tuple(shown)
+
+
+cdef uint32_t copy_values(const TableState *table, Connection *row,
+                          int64_t *values) noexcept nogil:
+    # Those of all series of the first view, -1 where there is none. Returns how many.
+    cdef const Family *family
+    cdef uint32_t i, side, count = 0
+    for i in range(table.family_count):
+        family = &table.families[i]
+        if family.view:
+            break
+        for side in range(family.sides):
+            values[count] = series_value(family, &table.views[0], row, side)
+            if values[count] <= family.absent:
+                values[count] = -1
+            count += 1
+    return count

@@ -28,6 +28,11 @@ cdef struct TopK:
     uint32_t count, room
 
 
+cdef inline bint top_k_takes(const TopK *top, int64_t rank) noexcept nogil:
+    # Whether a row of this rank is among the first.
+    return top.count < top.room or (top.room != 0 and rank > top.heap[0].rank)
+
+
 cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
                           uint32_t hash) noexcept nogil:
     # Into the heap, in place of its root where it is full.
