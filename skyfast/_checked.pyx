@@ -377,8 +377,8 @@ cdef class _Check:
                    "a row that never leaves", (at, number, view.other))
             expect(at or flows_of(row) or number == view.other, "a connection without flows",
                    (number,))
-            expect(<uint32_t>table.next_seq - row.created_seq < <uint32_t>1 << 31, "created in the future",
-                   (at, number, row.created_seq, table.next_seq))
+            expect(<uint32_t>table.next_seq - row.created_seq < <uint32_t>1 << 31,
+                   "created in the future", (at, number, row.created_seq, table.next_seq))
             cells = cells_of(view, row)
             expect(row.hash == hash_bytes32(<const char *>cells, 4 * view.columns, table.seed),
                    "the hash of a row's labels", (at, number))

@@ -107,7 +107,7 @@ cdef struct Connection:
     uint32_t next
     uint32_t deadline_s         # the latest of its flows'; 0 in a free row
     uint32_t flows              # flow rows that lead here, and the flag BACK
-    uint32_t created_seq        # its sequence number, of all rows that were ever created (modulo 2^32)
+    uint32_t created_seq        # its number, of all rows that were ever created (modulo 2^32)
     uint32_t links[1]           # in the first view rows of others, else the list of a wheel's slot
     # int64_t values[counters + gauges] follow, then uint32_t cells[columns]. BACK, in the first
     # view: the row began with the counters of a connection that had left.
@@ -214,8 +214,8 @@ cdef struct View:
     uint32_t sources[MAX_VIEW_VALUES]    # which of the plan's counters, which of its gauges
     uint32_t values_at          # where values and cells begin in a row
     uint32_t cells_at
-    bint identifies_connection
-    bint linked_from_flow                # a flow's row has the link; else its connection's row has it
+    bint identifies_connection  # flows with the same labels are of the same connection
+    bint linked_from_flow       # a flow's row has the link; else its row of the first view has it
     uint32_t link               # where in either
     uint32_t direction_at       # the literal that tells the two sides apart
     uint32_t other              # the row of what found no room, or 0

@@ -1,22 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
-"""The table: flows, connections, expiry wheel, rendering. No clock, no socket, no log inside.
+"""The table: flows, connections, expiry, rendering. No clock, no socket, no log inside.
 
 Data structures
     Two levels. A *flow* row is one report stream of an agent, known by its UUID, with its last
     known totals. A *connection* row is one label tuple of the page; its values are sums of the
-    deltas of its flows. Label values are numbers: an interned text (bit 31 set) or a small integer.
-    There is one set of connection rows for each of the plan's views. A flow leads to its row of the
-    first view. That row leads to those of the views whose labels are among its own, for they are
-    the same for all of its flows; the rows of all other views are led to by the flow itself.
-    All kinds of rows (strings, flows, connections, conversations) live in slabs under one allocator
-    with one index (`Rows`): linear hashing, which splits one bucket at a time, so that no insert
-    ever pays for a million rows. The shapes are in ``_table.pxd``.
+    deltas of its flows. Label values are numbers: an interned string (bit 31 set) or a small
+    integer. There is one set of connection rows for each of the plan's views. A flow leads to its
+    row of the first view. That row leads to those of the views whose labels are among its own, for
+    they are the same for all of its flows; the rows of all other views are led to by the flow
+    itself. All kinds of rows (strings, flows, connections, conversations) live in slabs under one
+    allocator with one index (`Rows`): linear hashing, which splits one bucket at a time, so that no
+    insert ever pays for a million rows. The shapes are in ``_table.pxd``.
 
-    A wheel has one slot a second. A flow stands in the slot of the deadline it had when it was
-    filed; a report only writes a later deadline into the row. When the slot's turn comes, the flow
-    is filed again or becomes dormant, and a connection of the first view leaves with its last flow.
-    The other views have wheels for their connections, which stay longer than any flow of theirs.
+    A timer wheel has one slot a second. A flow stands in the slot of the deadline it had when it
+    was filed; a report only writes a later deadline into the row. When the slot's turn comes, the
+    flow is filed again or becomes dormant, and a connection of the first view leaves with its last
+    flow. The other views have wheels for their connections, which stay longer than any flow of
+    theirs.
 
     A *dormant* flow keeps its row, its key and its totals, and leads nowhere: its next report adds
     the difference to what is known. Dormant rows are in one of two lists, in the order in which
@@ -28,7 +29,7 @@ Data structures
 
 Costs
     A report of a known flow: one look-up, two cache lines of rows. A new flow, and one that was
-    dormant: two look-ups and one for each text of its labels. Expiry: what expires, and one
+    dormant: two look-ups and one for each string of its labels. Expiry: what expires, and one
     re-filing a flow and time-out. Becoming dormant and being forgotten: the neighbours in a list.
     A page: one pass over the connections a family.
 
@@ -46,13 +47,21 @@ Lock
     Even memory comes from C's own functions: Python's may take the GIL, where it is traced.
 
 Files
-    The methods of `Table` are here, and what only they need. Functions that need no table are in
-    files of their own: ``table/rows.pxi`` has arena, slabs and index, ``table/strings.pxi`` hashes
-    and interned strings, ``table/fields.pxi`` what reads a flow, ``table/text_format.pxi`` what
-    writes a page's lines, ``table/timer_wheel.pxi`` the wheels, ``table/dormant.pxi`` the lists of
-    dormant flows, ``table/top_k.pxi`` and ``table/counter.pxi`` what has most and what is
-    commonest. They are included because the C compiler needs all of it in one unit, to inline the
-    small ones. Constants that several of them share are here.
+    `Table` is here: what Python calls, the state that it has, and the constants that several files
+    share. What its methods do is in ``table/``, one file a concern, as free functions on
+    `TableState`. Cython includes them, because the C compiler needs all of it in one unit, to
+    inline the small ones; ``include`` cannot stand in a class, so the state is a struct.
+
+    Structures that do not know the table:
+        ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (what a
+        decoded flow has), ``text_format`` (what a line is made of), ``timer_wheel``, ``top_k``,
+        ``counter``.
+    Kinds of rows:
+        ``labels``, ``flows``, ``connections``, ``conversations``, ``dormant``, ``overflow``.
+    What the methods of `Table` do:
+        ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
+        of an update), ``expiry``, ``relabel``, ``render`` (pages), ``scan`` (what label values
+        there are, which connections have most).
 """
 
 cimport cython
@@ -370,7 +379,7 @@ cdef class Table:
     cdef bint wants_slots
     cdef list keep                      # owns what `Field` borrows
     cdef list held                      # owns what rewrites returned for the batch at hand
-    cdef list dynamic                  # (rewrite, slot, column) of each dynamic column
+    cdef list dynamic                   # (rewrite, slot, column) of each dynamic column
     cdef list field_names
     cdef bytes other                    # the text of the labels of `other` rows
     cdef tuple skip_names
@@ -397,7 +406,8 @@ cdef class Table:
         self.other = (plan.overflow or "").encode()
         self.state.other_text = self.other
         self.state.other_length = len(self.other)
-        if len(self.other) > MAX_TEXT or needs_escape(self.state.other_text, self.state.other_length):
+        if (len(self.other) > MAX_TEXT
+                or needs_escape(self.state.other_text, self.state.other_length)):
             raise ValueError("the text for what finds no room is too long, or not plain")
         self.state.seed = int.from_bytes(os.urandom(8), "little")
         self.plan = plan
@@ -420,32 +430,9 @@ cdef class Table:
                    memory_s=memory_s, view_timeouts_s=view_timeouts_s)
 
     def __dealloc__(self):
-        cdef uint32_t i, j
-        cdef String *text
-        for i in range(1, self.state.strings.fresh):
-            text = <String *>row_at(&self.state.strings, i)
-            if text.refs and text.length > INLINE_STRING:
-                free((<char **>text.inline)[0])
-        rows_destroy(&self.state.strings)
-        rows_destroy(&self.state.flow_rows)
-        rows_destroy(&self.state.conversations)
-        for i in range(self.state.family_count):
-            for j in range(self.state.views[self.state.families[i].view].columns + 1):
-                free(self.state.families[i].literals[j].text)
-            free(self.state.families[i].literals)
-            free(self.state.families[i].second.text)
-            free(self.state.families[i].heads[0])
-            free(self.state.families[i].heads[1])
-        for i in range(self.state.view_count):
-            rows_destroy(&self.state.views[i].rows)
-            free(self.state.views[i].wheel.slots)
-        arena_destroy(&self.state.arena)
-        free(self.state.views)
-        free(self.state.families)
-        free(self.state.wheel.slots)
-        free(self.readers)
+        state_destroy(&self.state)
         batch_destroy(&self.batch)
-        pthread_mutex_destroy(&self.state.lock)
+        free(self.readers)
 
     # -- set-up ---------------------------------------------------------------------------------
 
@@ -578,7 +565,7 @@ cdef class Table:
             pthread_mutex_unlock(&self.state.lock)
         return more
 
-    # -- dynamic labels ------------------------------------------------------------------------
+    # -- dynamic labels -------------------------------------------------------------------------
 
     def relabel(self, list renamed not None):
         """Move flows to other connections after a rewrite's answers have changed.

@@ -1,7 +1,8 @@
 # Conversations: which capture point's flows of a conversation count. Part of `_table.pyx`, which
 # includes it.
 #
-# There are such rows only where `converses`. Applying and expiry call this, under the table's mutex.
+# There are such rows only where `converses`. Applying and expiry call this, under the table's
+# mutex.
 
 cdef inline Conversation *conversation_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Conversation *>row_at(&table.conversations, number)

@@ -1,5 +1,5 @@
-# Dormant flows: their two lists, how they wake, and the counters of connections that have left. Part
-# of `_table.pyx`, which includes it.
+# Dormant flows: their two lists, how they wake, and the counters of connections that have left.
+# Part of `_table.pyx`, which includes it.
 #
 # A list has the numbers of the rows that are not live, in the order in which they came. The links
 # are in fields that live rows use otherwise (see `Flow`), so a row is in one list at most, and in

@@ -1,6 +1,11 @@
-# Expiry. Part of `_table.pyx`, which includes it.
+# Expiry: flows become dormant at their deadlines, rows leave, dormant flows are forgotten. Part of
+# `_table.pyx`, which includes it.
+#
+# `Table.expire` calls `expire_slice` under the table's mutex, and as often as there is more to do.
+# All of it is bounded by `max_rows`, which counts down: nothing here may go through all rows.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
+    # Whether there is more to do by now.
     cdef uint32_t i
     cdef Connection *other
     table.now = max(table.now, <double>now_s)
@@ -17,9 +22,11 @@ cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noe
 
 
 cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
+    # Whether there is more by now.
     cdef TimerWheel *wheel = &table.wheel
     cdef uint32_t number
     cdef Flow *flow
+    cdef Connection *connection
     while True:
         number = wheel_due(wheel, live_flows(table), now_s, max_rows)
         if number == 0:
@@ -30,7 +37,8 @@ cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) no
             prefetch(row_at(&table.flow_rows, flow.wheel_next))
         if flow.deadline_s > wheel.next_s:
             wheel_file(wheel, flow.deadline_s, number, &flow.wheel_next)
-            clamp_seq_age(connection_at(&table.views[0], flow.connection & ROW), <uint32_t>table.next_seq)
+            connection = connection_at(&table.views[0], flow.connection & ROW)
+            clamp_seq_age(connection, <uint32_t>table.next_seq)
         else:
             make_dormant(table, flow, number, now_s)
 
@@ -60,7 +68,7 @@ cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) 
     return False
 
 
-cdef inline void prefetch_after(TableState *table, uint32_t number) noexcept nogil:
+cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
     # Rows became dormant in no order of memory, and a bucket is far from its rows.
     cdef uint32_t next = flow_at(table, number).wheel_next
     if next:
@@ -70,7 +78,9 @@ cdef inline void prefetch_after(TableState *table, uint32_t number) noexcept nog
             prefetch(flow_at(table, next))
 
 
-cdef bint expire_rows(TableState *table, View *view, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
+cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
+                      uint32_t *max_rows) noexcept nogil:
+    # Of any view but the first; whether there is more by now.
     cdef TimerWheel *wheel = &view.wheel
     cdef uint32_t number
     cdef Connection *row
@@ -91,7 +101,8 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s, uint32_t *m
             remove_row(table, view, number)
 
 
-cdef void make_dormant(TableState *table, Flow *flow, uint32_t number, uint32_t now_s) noexcept nogil:
+cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
+                       uint32_t now_s) noexcept nogil:
     # Make a live flow dormant. Its connection leaves the first view if it was the last.
     cdef uint32_t at = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], at)

@@ -1,9 +1,9 @@
-# Labels: what the flows at hand have for label values, as cells. Part of `_table.pyx`, which includes
-# it.
+# Labels: what the flows at hand have for label values, as cells. Part of `_table.pyx`, which
+# includes it.
 #
 # A cell is the number of an interned string (with IS_STRING), or a small integer. Applying, waking
-# and relabelling call this. It changes the table's strings alone, under the table's mutex; `row_key`
-# only reads, and may also be called by the thread that updates without it.
+# and relabelling call this. It changes the table's strings alone, under the table's mutex;
+# `row_key` only reads, and the thread that updates may call it without the mutex, too.
 
 cdef struct Labels:
     # Those of one flow: of all the plan's columns, and then what dynamic labels are made of.

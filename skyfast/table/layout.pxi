@@ -3,7 +3,7 @@
 #
 # `Table.__cinit__` calls it once, before anybody else has the table, and `Table.use` for other
 # types of flows. It reads the plan, so it needs the GIL and raises, and takes no lock. What it
-# allocates and hands to the state is the state's, also where it raises.
+# allocates and hands to the state is the state's, also where it raises: `state_destroy` frees it.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)
@@ -22,6 +22,35 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
     wheel.mask = slots - 1
     wheel.slots = <uint32_t *>allocate(slots * sizeof(uint32_t))
     return 0
+
+
+cdef void state_destroy(TableState *table) noexcept nogil:
+    cdef uint32_t i, j
+    cdef String *string
+    cdef Family *family
+    for i in range(1, table.strings.fresh):
+        string = <String *>row_at(&table.strings, i)
+        if string.refs and string.length > INLINE_STRING:
+            free((<char **>string.inline)[0])
+    rows_destroy(&table.strings)
+    rows_destroy(&table.flow_rows)
+    rows_destroy(&table.conversations)
+    for i in range(table.family_count):
+        family = &table.families[i]
+        for j in range(table.views[family.view].columns + 1):
+            free(family.literals[j].text)
+        free(family.literals)
+        free(family.second.text)
+        free(family.heads[0])
+        free(family.heads[1])
+    for i in range(table.view_count):
+        rows_destroy(&table.views[i].rows)
+        free(table.views[i].wheel.slots)
+    arena_destroy(&table.arena)
+    free(table.views)
+    free(table.families)
+    free(table.wheel.slots)
+    pthread_mutex_destroy(&table.lock)
 
 
 cdef int batch_allocate(Batch *batch, const TableState *table) except -1:

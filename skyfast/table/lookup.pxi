@@ -1,9 +1,10 @@
-# Looking up what the reports of a batch lead to. Part of `_table.pyx`, which includes it. The second
-# of the three steps of `Table.update`.
+# Looking up what the reports of a batch lead to. Part of `_table.pyx`, which includes it. The
+# second of the three steps of `Table.update`: read, look up, apply.
 #
-# It goes in passes, so that the memory of one flow is on its way while others are looked at. It reads
-# the table without the lock, as only the thread that updates changes it, and writes to the batch
-# alone. What is found stays valid for the batch but for flow rows, which are looked up once more.
+# It goes in passes, so that the memory of one flow is on its way while others are looked at. It
+# reads the table without the lock, as only the thread that updates changes it, and writes to the
+# batch alone. What is found stays valid while the batch is applied, but for the rows of flows that
+# are not live, which are looked up once more.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # `flow` and `dormant` of all reports.

@@ -1,8 +1,8 @@
 # Relabelling: flows move to other connections when a rewrite's answers have changed. Part of
 # `_table.pyx`, which includes it.
 #
-# `Table.relabel` calls it. `add_change` needs the GIL and takes the table's mutex itself; everything
-# else is plain C under the mutex.
+# `Table.relabel` calls it. `add_change` needs the GIL and takes the table's mutex itself;
+# everything else is plain C under the mutex.
 
 cdef struct Changes:
     # Sorted by key once all of them are there. Each has a reference to both of its strings.

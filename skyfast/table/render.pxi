@@ -1,4 +1,9 @@
-# Rendering pages. Part of `_table.pyx`, which includes it.
+# Rendering: a page's lines, family by family. Part of `_table.pyx`, which includes it; how a value
+# is written is in text_format.pxi.
+#
+# `Page.read` calls `render_lines`, from any thread and without the GIL. It takes the table's mutex
+# for RENDER_ROWS rows at a time and changes nothing but its cursor. A page's rows may come and go
+# between two slices: the cursor's time and sequence number tell which are on it.
 
 cdef struct Cursor:
     # How far a page has been rendered.
@@ -9,7 +14,8 @@ cdef struct Cursor:
     uint32_t head               # which of the heads
 
 
-cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char *limit) noexcept nogil:
+cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
+                        const char *limit) noexcept nogil:
     # Lines until `limit` is reached or the page ends. The last connection's lines, or a
     # family's head, may go beyond the limit, by up to `max_lines`.
     cdef const Family *family
@@ -28,7 +34,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
     return out
 
 
-cdef char *render_rows(TableState *table, Cursor *cursor, const Family *family, char *out,
+cdef char *render_rows(const TableState *table, Cursor *cursor, const Family *family, char *out,
                        const char *limit) noexcept nogil:
     cdef const View *view = &table.views[family.view]
     cdef const Rows *rows = &view.rows
@@ -50,7 +56,8 @@ cdef char *render_rows(TableState *table, Cursor *cursor, const Family *family, 
     return out
 
 
-cdef inline void prefetch_strings(TableState *table, const View *view, Connection *row) noexcept nogil:
+cdef inline void prefetch_strings(const TableState *table, const View *view,
+                                  Connection *row) noexcept nogil:
     cdef const uint32_t *cells = cells_of(view, row)
     cdef uint32_t i
     if row.deadline_s:
@@ -63,11 +70,11 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
                                  uint32_t side) noexcept nogil:
     if unlikely(family.values[side] == FLOWS):
         return flows_of(row)
-    return (<const int64_t *>(<char *>row + view.values_at))[family.values[side]]
+    return values_of(view, row)[family.values[side]]
 
 
-cdef inline char *render_connection(TableState *table, const Family *family, const View *view,
-                                    Connection *row, char *out) noexcept nogil:
+cdef inline char *render_connection(const TableState *table, const Family *family,
+                                    const View *view, Connection *row, char *out) noexcept nogil:
     # The labels are composed once; the second side's line is a copy with another direction.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef const Literal *literals = family.literals

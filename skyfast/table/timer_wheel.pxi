@@ -1,10 +1,10 @@
-# Wheels: one list of rows a second, by the deadline that a row had when it was filed. Part of
+# Timer wheels: one list of rows a second, by the deadline that a row had when it was filed. Part of
 # `_table.pyx`, which includes it.
 #
 # A wheel knows numbers alone. The link to the next of a list is in the row, where whoever calls
 # says. A list can only be left at its head, so a row that was filed stays in use until its turn
 # comes: then it is taken, and leaves or is filed again. A deadline that became later meanwhile
-# costs nothing but that.
+# costs nothing but that. Applying, relabelling and expiry call this, under the table's mutex.
 
 cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                             uint32_t *next) noexcept nogil:

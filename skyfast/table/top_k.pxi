@@ -34,7 +34,7 @@ cdef inline bint top_k_takes(const TopK *top, int64_t rank) noexcept nogil:
 
 
 cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
-                          uint32_t hash) noexcept nogil:
+                           uint32_t hash) noexcept nogil:
     # Into the heap, in place of its root where it is full.
     cdef TopRow *heap = top.heap
     cdef uint32_t at, child

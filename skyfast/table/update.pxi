@@ -301,9 +301,9 @@ cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t
 cdef void make_live(TableState *table, uint32_t row, const Report *report, const Labels *labels,
                     const Targets *targets, uint32_t conversation, uint32_t kept,
                     const int64_t *deltas) noexcept nogil:
-    # Let a flow lead to its rows. It adds `deltas` if it was dormant; an unknown one, for which they
-    # are NULL, what its report counts for. `kept` has the counters of a row that was created in the
-    # first view, or is 0.
+    # Let a flow lead to its rows. It adds `deltas` if it was dormant; an unknown one, for which
+    # they are NULL, what its report counts for. `kept` has the counters of a row that was created
+    # in the first view, or is 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target
