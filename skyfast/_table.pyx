@@ -151,7 +151,6 @@ cdef enum:
     MAX_CELL = 2 * MAX_TEXT     # every byte escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
-    MAX_VIEWS_ = MAX_VIEWS
     MAX_FIELDS = 4 * MAX_VALUES + MARKS     # whose values can be left out
     INLINE_STRING = 48
     FLOW_TYPES = 3
@@ -206,7 +205,7 @@ cdef uint32_t BACK = <uint32_t>1 << 31          # in a connection's `flows`
 cdef int64_t ABSENT = -1                        # of an optional counter: no report had the part
 cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
-cdef uint32_t MAX_NUMBER = <uint32_t>-1         # beyond those of all rows
+cdef uint32_t NO_END = <uint32_t>-1             # of a scan: all rows
 cdef uint64_t SHARE_SEED = 0x9E3779B97F4A7C15   # never another: shares would overlap meanwhile
 cdef uint32_t MAX_SEQ_AGE = <uint32_t>1 << 30   # see `clamp_seq_age`
 
@@ -388,7 +387,7 @@ cdef class Table:
     def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, memory_s=0,
                   view_timeouts_s=(), slots=True):
         pthread_mutex_init(&self.state.lock, NULL)
-        if (not 0 < len(plan.views) <= MAX_VIEWS_
+        if (not 0 < len(plan.views) <= MAX_VIEWS
                 or len(plan.counters) + len(plan.gauges) > MAX_VALUES
                 or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
             raise ValueError("the plan has more than the table can keep")

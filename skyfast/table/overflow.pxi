@@ -52,7 +52,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 cdef int add_to_overflow(TableState *table, const Labels *labels, const int64_t *deltas,
                          const int64_t *values) noexcept nogil:
     cdef View *view
-    cdef uint32_t rows[MAX_VIEWS_]
+    cdef uint32_t rows[MAX_VIEWS]
     cdef uint32_t i
     cdef bint created
     for i in range(table.view_count):

@@ -67,7 +67,7 @@ cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64
     # Mark the values of each label in its bit set of so many words, and count those that were not
     # marked. An integer of 2^16 or more shares its mark with those of its last 16 bits.
     cdef const View *view = &table.views[0]
-    cdef Scan scan = scan_until(MAX_NUMBER)
+    cdef Scan scan = scan_until(NO_END)
     cdef Connection *row = scan_next(table, &scan)
     cdef const uint32_t *cells
     cdef uint32_t i, at
@@ -95,7 +95,7 @@ cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
     # Count connections by the value of each label, and in the last counter by all labels but one,
     # unless `without` is -1; False without memory.
     cdef const View *view = &table.views[0]
-    cdef Scan scan = scan_until(MAX_NUMBER)
+    cdef Scan scan = scan_until(NO_END)
     cdef Connection *row = scan_next(table, &scan)
     cdef uint32_t cells[MAX_VIEW_COLUMNS]
     cdef uint64_t key
@@ -208,7 +208,7 @@ cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noe
 
 cdef void find_top(TableState *table, TopK *top) noexcept nogil:
     cdef const Kept *since = top.since
-    cdef Scan scan = scan_until(MAX_NUMBER)
+    cdef Scan scan = scan_until(NO_END)
     cdef Connection *row = scan_next(table, &scan)
     cdef int64_t rank
     while row != NULL:

@@ -12,8 +12,8 @@ cdef enum:
 
 cdef struct Targets:
     # The rows that a flow is to lead to, by view: 0 where there is no room.
-    uint32_t rows[MAX_VIEWS_]
-    bint created[MAX_VIEWS_]    # for it
+    uint32_t rows[MAX_VIEWS]
+    bint created[MAX_VIEWS]    # for it
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
