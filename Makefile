@@ -90,6 +90,7 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest --allowlist tests/table/stubtest_allowlist.txt skyfast._table
 	$(BIN)/codespell .
 	$(BIN)/lint-imports --no-logo --cache-dir build/import-linter
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint skyfast/*.pyx skyfast/*.pxd skyfast/table/*.pxi

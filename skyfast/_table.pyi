@@ -5,7 +5,7 @@ The core imports nothing of skyfast's. What it reads of a plan and of flow types
 """
 
 from collections.abc import Collection, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, final
 
 MAX_TEXT_BYTES: int
 """Of a label value or a UUID, in UTF-8: a longer one skips its flow."""
@@ -140,16 +140,19 @@ class _FlowTypes(Protocol):
     @property
     def FullFlow(self) -> type[Any]: ...
 
+@final
 class Page:
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int) -> bytes: ...
 
+@final
 class Snapshot:
     @property
     def bytes(self) -> int: ...
 
+@final
 class Table:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         plan: _Plan,
         types: _FlowTypes,
         *,
@@ -159,7 +162,7 @@ class Table:
         memory_s: float = 0,
         view_timeouts_s: Sequence[float] = (),
         slots: bool = True,
-    ) -> None: ...
+    ) -> Self: ...
     def limit(
         self,
         *,
@@ -177,7 +180,7 @@ class Table:
     def page(self, now: float, openmetrics: bool = False) -> Page: ...
     def label_values(self) -> dict[str, int]: ...
     def cardinality(
-        self, count: int, without: str | None = None, /
+        self, count: int, without: str | None = None
     ) -> tuple[int, dict[str, tuple[int, list[tuple[str, int]]]], int | None]: ...
     def top(
         self, family: int, count: int, since: Snapshot | None = None, containing: str = ""

@@ -512,6 +512,10 @@ cdef class Table:
         total in its first report, where it cannot have been counted before, or where it creates a
         connection that the labels tell from all others; elsewhere it adds what its last update
         added. Skipped flows are counted in `skipped`, values that are left out in `values_skipped`.
+
+        Takes the mutex once for each 128 flows, and holds the GIL while it waits for it: at most
+        for 2,048 connections of another thread's page or scan, some 0.5 ms, or for the moment in
+        which `cardinality` enlarges a counter, some 20 ns for each value in it.
         """
         cdef TableState *table = &self.state
         cdef Batch *batch = &self.batch

@@ -397,13 +397,10 @@ cdef int literal_init(Literal *literal, str text) except -1:
     return 0
 
 
-def line_literals(metric, columns, direction):
-    """Return what stands before, between and behind the label values of a line.
-
-    One list for each value of `direction`, or one where that is None. `columns` are the other
-    labels' names. Each list has one literal more than there are columns; the last one ends where
-    the sample's value begins.
-    """
+cdef list line_literals(str metric, list columns, direction):
+    # What stands before, between and behind the label values of a line: one list for each value of
+    # `direction`, or one where that is None. `columns` are the other labels' names. Each list has
+    # one literal more than there are columns; the last one ends where the sample's value begins.
     if direction is None:
         names = [f'{name}="' for name in columns]
         if not names:

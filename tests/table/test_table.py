@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Table
+from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Page, Snapshot, Table
 from skyfast.flows.fields import flow_types
 from tests.model import (
     BYTES,
@@ -823,6 +823,16 @@ def test_memory_is_reused_while_names_change_and_rows_overflow():
         names.clear()
         sizes.append(core.bytes)
     assert sizes[-1] == sizes[2]
+
+
+# How it is compiled
+
+
+@pytest.mark.parametrize("kind", [Table, Page, Snapshot])
+def test_calls_within_the_core_go_through_no_table_of_methods(kind):
+    assert not hasattr(kind, "__pyx_vtable__")
+    with pytest.raises(TypeError):
+        type("Derived", (kind,), {})
 
 
 # Types and bounds that change
