@@ -367,7 +367,7 @@ cdef class Table:
     :param slots: read the structs' slots at their offsets, where that can be shown to work;
         with False the fields are read as attributes. Results are the same.
 
-    The other parameters are those of `limit`. `now` is everywhere a time in seconds that never
+    The other parameters are those of `set_limits`. `now` is everywhere a time in seconds that never
     runs backwards; its origin does not matter.
     """
 
@@ -421,12 +421,12 @@ cdef class Table:
         batch_allocate(&self.batch, &self.state)
         if not rows_init(&self.state.strings, &self.state.arena, sizeof(String)):
             raise MemoryError
-        self.use(types)
+        self.set_flow_types(types)
         prepare_views(&self.state, plan)
         prepare_families(&self.state, plan)
         wheel_allocate(&self.state.wheel, timeout_s)
-        self.limit(max_connections=max_connections, max_flows=max_flows, timeout_s=timeout_s,
-                   memory_s=memory_s, view_timeouts_s=view_timeouts_s)
+        self.set_limits(max_connections=max_connections, max_flows=max_flows, timeout_s=timeout_s,
+                        memory_s=memory_s, view_timeouts_s=view_timeouts_s)
 
     def __dealloc__(self):
         state_destroy(&self.state)
@@ -435,7 +435,7 @@ cdef class Table:
 
     # -- set-up ---------------------------------------------------------------------------------
 
-    def limit(self, *, max_connections, max_flows, timeout_s, memory_s=0, view_timeouts_s=()):
+    def set_limits(self, *, max_connections, max_flows, timeout_s, memory_s=0, view_timeouts_s=()):
         """Set the bounds, now or at any later time. What is kept already stays.
 
         :param max_connections: rows kept at most of each view; what needs one more is not kept.
@@ -477,7 +477,7 @@ cdef class Table:
         self.state.horizon_s = max(self.state.horizon_s, <double>now) if self.state.begun else now
         self.state.begun = True
 
-    def use(self, types):
+    def set_flow_types(self, types):
         """Take flows of these types from now on, those of the same plan, and of no others."""
         cdef Reader *readers = <Reader *>allocate(FLOW_TYPES * sizeof(Reader))
         cdef list keep = []

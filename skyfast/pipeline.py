@@ -70,8 +70,8 @@ class Parts:
     def take_over(self, old: "Parts", shared: Shared) -> None:
         """Take the place of ``old``: set up what is kept, and lose no count."""
         stats, config = shared.stats, self.config
-        self.table.use(self.types)
-        self.table.limit(**_table_limits(config.limits))
+        self.table.set_flow_types(self.types)
+        self.table.set_limits(**_table_limits(config.limits))
         self.table.flow_update_s = stats.flow_update_s
         if _counts_other_flows(old.config, config) and self.table.horizon_s is not None:
             self.table.begin(shared.clock.now())

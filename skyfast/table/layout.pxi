@@ -1,9 +1,10 @@
 # Layout: from a plan to the places where its labels and values stand, in a flow and in rows. Part
 # of `_table.pyx`, which includes it.
 #
-# `Table.__cinit__` calls it once, before anybody else has the table, and `Table.use` for other
-# types of flows. It reads the plan, so it needs the GIL and raises, and takes no lock. What it
-# allocates and hands to the state is the state's, also where it raises: `state_destroy` frees it.
+# `Table.__cinit__` calls it once, before anybody else has the table, and `Table.set_flow_types`
+# for other types of flows. It reads the plan, so it needs the GIL and raises, and takes no lock.
+# What it allocates and hands to the state is the state's, also where it raises: `state_destroy`
+# frees it.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)

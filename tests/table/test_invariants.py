@@ -140,7 +140,7 @@ class HungryMachine(RuleBasedStateMachine):
         self.hungrily(
             nth,
             1,
-            lambda: self.core.limit(
+            lambda: self.core.set_limits(
                 max_connections=max_connections,
                 max_flows=max_flows,
                 timeout_s=timeout_s,
@@ -152,9 +152,9 @@ class HungryMachine(RuleBasedStateMachine):
     @rule(nth=failing)
     def use(self, nth):
         types = flow_types(self.core.plan, also=[("LayersPath",), ("Link", "B")])
-        self.hungrily(nth, 1, lambda: self.core.use(types))
+        self.hungrily(nth, 1, lambda: self.core.set_flow_types(types))
         # The core's decoders stay those of its own types.
-        self.core.use(self.core.types)
+        self.core.set_flow_types(self.core.types)
 
     @rule(nth=failing, times=times, count=st.sampled_from((0, 1, 3, 100)))
     def look(self, nth, times, count):
@@ -298,8 +298,8 @@ OPERATIONS = {
     ),
     "known flows": lambda core: core.message(some_flows("a", 12), START_S + 1),
     "names": rename,
-    "other types": lambda core: core.use(core.types),
-    "limits": lambda core: core.limit(
+    "other types": lambda core: core.set_flow_types(core.types),
+    "limits": lambda core: core.set_limits(
         max_connections=1, max_flows=1, timeout_s=200, view_timeouts_s=[5000, 5000]
     ),
     "label values": lambda core: core.label_values(),
@@ -426,7 +426,7 @@ def test_tables_keep_nothing_of_what_they_were_made_of():
         NAMES["node-1"] = name
         core.message(some_flows("b", 9), START_S + 1)
         core.relabel(NAMES, ["node-1"])
-        core.use(core.types)
+        core.set_flow_types(core.types)
         NAMES.clear()
     core = None
     gc.collect()

@@ -2360,7 +2360,7 @@ def test_after_a_longer_time_out_the_horizon_is_no_earlier():
     table = Core(MEMORY)
     table.begin(BEGAN)
     table.report(make_flow("a1", last=1), BEGAN + 100)
-    table.limit(max_connections=10, max_flows=10, timeout_s=150, memory_s=300,
+    table.set_limits(max_connections=10, max_flows=10, timeout_s=150, memory_s=300,
                 view_timeouts_s=[VIEW_TIMEOUT_S])  # fmt: skip
     table.expire(BEGAN + 100 + TIMEOUT_S)
     table.expire(BEGAN + 100 + TIMEOUT_S + 300)

@@ -105,14 +105,14 @@ class Stress:
                 NAMES.update(told)
                 self.core.relabel(NAMES, told)
             if steps % 7 == 0:
-                self.core.limit(
+                self.core.set_limits(
                     max_connections=rng.choice((FLOWS // 4, FLOWS // 2)),
                     max_flows=FLOWS,
                     timeout_s=rng.choice((0.5, 2)),
                     view_timeouts_s=[3, 3],
                 )
-                self.core.use(rng.choice((types, self.core.types)))
-                self.core.use(self.core.types)
+                self.core.set_flow_types(rng.choice((types, self.core.types)))
+                self.core.set_flow_types(self.core.types)
             steps += 1
         return steps
 

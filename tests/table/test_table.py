@@ -843,7 +843,7 @@ def test_a_table_takes_other_types_of_the_same_plan_from_one_message_to_the_next
     old = decode(types.Flow, make_flow("a1", (1, 1, 1, 1)))
     assert table.update(old, 0) == 1
     others = flow_types(plan_of(Spec()), also=[("LayersPath",), ("Link", "Protocol")])
-    table.use(others)
+    table.set_flow_types(others)
     with pytest.raises(TypeError):
         table.update(old, 1)
     new = decode(others.FullFlow, make_flow("a1", (5, 5, 5, 5), last=9_000), make_flow("b2"))
@@ -865,7 +865,7 @@ def test_types_that_cannot_be_used_change_nothing():
         None,
     ):
         with pytest.raises((AttributeError, KeyError, TypeError)):
-            table.use(wrong)
+            table.set_flow_types(wrong)
         assert table.reads_slots
         for struct in (poor.Flow, poor.FullFlow):
             with pytest.raises(TypeError):
@@ -890,9 +890,9 @@ def test_bounds_can_be_raised_and_lowered():
     core = Core(max_connections=1, max_flows=2)
     flows = many_flows(4)
     assert [core.report(flow, 0) for flow in flows[:2]] == [None, "table_full"]
-    core.limit(max_connections=3, max_flows=2, timeout_s=TIMEOUT_S)
+    core.set_limits(max_connections=3, max_flows=2, timeout_s=TIMEOUT_S)
     assert [core.report(flow, 0) for flow in flows[1:3]] == [None, "table_full"]
-    core.limit(max_connections=1, max_flows=1, timeout_s=TIMEOUT_S)
+    core.set_limits(max_connections=1, max_flows=1, timeout_s=TIMEOUT_S)
     later = many_flows(4, total=(5, 5, 5, 5), last=2_000)
     assert [core.report(flow, 0) for flow in later] == [None, None, "table_full", "table_full"]
     assert core.connections == core.flows == 2
@@ -905,7 +905,7 @@ def test_after_a_lower_limit_dormant_flows_are_forgotten_step_by_step(uuid):
     core.message([flow | {"UUID": uuid.format(n + 1)} for n, flow in enumerate(flows)], 0)
     core.expire(TIMEOUT_S)
     assert core.dormant_flows == 600
-    core.limit(max_connections=100, max_flows=10, timeout_s=TIMEOUT_S, memory_s=1290)
+    core.set_limits(max_connections=100, max_flows=10, timeout_s=TIMEOUT_S, memory_s=1290)
     # A report forgets two at most, so that no message takes long.
     assert core.report(make_flow("ffff"), 80) is None
     assert core.dormant_flows == 598
@@ -917,7 +917,7 @@ def test_after_a_lower_limit_dormant_flows_are_forgotten_step_by_step(uuid):
     assert turns == 6
     assert (core.flows, core.dormant_flows) == (1, 9)
     # With more live flows than there is room for, no dormant one stays.
-    core.limit(max_connections=100, max_flows=1, timeout_s=TIMEOUT_S, memory_s=1290)
+    core.set_limits(max_connections=100, max_flows=1, timeout_s=TIMEOUT_S, memory_s=1290)
     assert not core.table.expire(80, 100)
     assert (core.flows, core.dormant_flows) == (1, 0)
 
@@ -926,13 +926,13 @@ def test_a_new_time_out_holds_from_the_next_report_on():
     core = Core(timeout_s=75)
     stays, renewed, comes = many_flows(3)
     core.message([stays, renewed], 0)
-    core.limit(max_connections=10, max_flows=10, timeout_s=5)
+    core.set_limits(max_connections=10, max_flows=10, timeout_s=5)
     core.message([renewed | {"Last": 9_000}, comes], 1)
     core.expire(5.9)
     assert core.flows == 3
     core.expire(6)
     assert core.flows == 2  # none leaves before the time that it had already
-    core.limit(max_connections=10, max_flows=10, timeout_s=5_000)
+    core.set_limits(max_connections=10, max_flows=10, timeout_s=5_000)
     core.report(stays | {"Last": 9_000}, 10)
     core.expire(74.9)
     assert core.flows == core.connections == 2
@@ -949,14 +949,14 @@ def test_a_new_time_out_of_a_view_holds_from_the_next_report_on():
     core = Core(Spec(views=(View(), View((), (total,), timeout_s=100))))
     core.report(make_flow("1"), 0)
     limits = {"max_connections": 10, "max_flows": 10}
-    core.limit(**limits, timeout_s=5, view_timeouts_s=[5])
+    core.set_limits(**limits, timeout_s=5, view_timeouts_s=[5])
     core.report(make_flow("2", a="10.0.0.9"), 1)
     core.expire(6)
     assert (core.flows, core.view_connections) == (1, (1,))
     assert core.page(99.9)["total"] == {"total 200"}
     core.expire(99.9)
     assert (core.flows, core.view_connections) == (0, (1,))
-    core.limit(**limits, timeout_s=5, view_timeouts_s=[9_000])
+    core.set_limits(**limits, timeout_s=5, view_timeouts_s=[9_000])
     core.report(make_flow("3"), 99.9)
     core.expire(9_099)
     assert core.page(9_099)["total"] == {"total 300"}
@@ -991,7 +991,7 @@ def test_limits_that_cannot_be_change_nothing(wrong):
     )
     limits = {"max_connections": 9, "max_flows": 9, "timeout_s": 5, "view_timeouts_s": [100]}
     with pytest.raises((ValueError, TypeError)):
-        core.limit(**limits | wrong)
+        core.set_limits(**limits | wrong)
     assert [core.report(flow, 0) for flow in many_flows(2)] == [None, "table_full"]
     core.expire(TIMEOUT_S - 1)
     assert core.flows == 1
@@ -1076,7 +1076,7 @@ def test_values_are_counted_by_threads_while_everything_changes():
             core.message(flows, now[0])
             names.update({node: f"{node} the {cycle}." for node in nodes})
             core.relabel(names, nodes)
-            core.limit(max_connections=300 + 10 * (cycle % 10), **limits)
+            core.set_limits(max_connections=300 + 10 * (cycle % 10), **limits)
             while core.table.expire(now[0], 50):
                 pass
 
