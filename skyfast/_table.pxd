@@ -12,7 +12,7 @@ cpdef enum:
     MAX_ROWS = 1 << 27          # row numbers share their 32 bits with flags, and some are extra
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges of one plan
-    MAX_COLUMNS = 64            # labels of one plan, and keys of volatile ones
+    MAX_COLUMNS = 64            # labels of one plan, and keys of dynamic ones
     MAX_VIEW_VALUES = 32        # of one view
     MAX_VIEW_COLUMNS = 32
     MAX_RANKED = 1 << 16

@@ -20,7 +20,7 @@ MAX_VIEWS: int
 """Views of a plan, the first one among them."""
 
 MAX_COLUMNS: int
-"""Different columns of a plan; volatile ones count twice."""
+"""Different columns of a plan; dynamic ones count twice."""
 
 MAX_VALUES: int
 """Different counters and gauges of a plan."""
@@ -47,7 +47,7 @@ class _Column(Hashable, Protocol):
     @property
     def rewrite(self) -> _Rewrite | None: ...
     @property
-    def volatile(self) -> bool: ...
+    def dynamic(self) -> bool: ...
 
 class _Direction(Protocol):
     @property
@@ -88,7 +88,7 @@ class _View(Protocol):
     @property
     def families(self) -> tuple[_Family, ...]: ...
     @property
-    def complete(self) -> bool: ...
+    def identifies_connection(self) -> bool: ...
 
 class _Requirement(Protocol):
     @property

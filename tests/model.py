@@ -95,7 +95,7 @@ class Label:
     """One label: its name, and where in a flow its value is. An empty path is the flow itself.
 
     ``number`` tells what stands there when it is left out. ``reads`` are the fields that
-    a rewrite of the flow looks at. The answers of a ``volatile`` rewrite change. A label is like
+    a rewrite of the flow looks at. The answers of a ``dynamic`` rewrite change. A label is like
     itself only: views that have it in common share the object.
     """
 
@@ -104,7 +104,7 @@ class Label:
     number: bool = False
     rewrite: Rewrite | None = None
     reads: tuple[Path, ...] = ()
-    volatile: bool = False
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -605,7 +605,7 @@ class Model:
     def _labels_of(self, flow: JSON) -> dict[Label, str | int] | str:
         """Return a flow's labels, or why it is skipped for what they are."""
         labels = {label: self._label(label, flow) for label in self._labels}
-        keys = [at(flow, label.path, "") for label in self._labels if label.volatile]
+        keys = [at(flow, label.path, "") for label in self._labels if label.dynamic]
         looked_at = [
             *labels.values(),
             *keys,
@@ -783,7 +783,7 @@ class Model:
             known.rows.append(row)
         if not first:
             known.rows[0].followers = {n: known.rows[n] for n in self._followers()}
-        known.keys = {label: at(flow, label.path, "") for label in self._labels if label.volatile}
+        known.keys = {label: at(flow, label.path, "") for label in self._labels if label.dynamic}
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
         for other in self._flows.values():
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
@@ -1426,7 +1426,7 @@ def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
         for address in (data.get("IPV4") or []) + (data.get("IPV6") or []):
             owners[address.partition("/")[0]] = data["Name"]
     return {
-        name: Label(name, path, rewrite=rewrite, volatile=True)
+        name: Label(name, path, rewrite=rewrite, dynamic=True)
         for name, path, rewrite in (
             ("node_name", ("NodeTID",), names),
             ("node_host", ("NodeTID",), hosts),

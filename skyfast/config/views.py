@@ -215,7 +215,7 @@ def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
         if len(own_values) > MAX_VIEW_VALUES:
             problem = f"has more than {MAX_VIEW_VALUES} values; a counter of two directions is two"
             raise Misfit(problem, number, ("metrics",))
-        labels |= {label: 2 if _is_volatile(label) else 1 for label in own_labels}
+        labels |= {label: 2 if _is_dynamic(label) else 1 for label in own_labels}
         if sum(labels.values()) > MAX_COLUMNS:
             problem = (
                 f"and the views before have more than {MAX_COLUMNS} different labels;"
@@ -228,5 +228,5 @@ def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
             raise Misfit(problem, number, ("metrics",))
 
 
-def _is_volatile(label: LabelChoice) -> bool:
+def _is_dynamic(label: LabelChoice) -> bool:
     return label.path is None and LABELS_BY_NAME[label.name].lookup not in ("", "classification")

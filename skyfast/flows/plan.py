@@ -35,7 +35,7 @@ class Column:
 
     Its value is what stands at ``path``, or what ``rewrite`` makes of that: the empty text where
     the part that holds it is missing. A rewrite of something that is no single value (of the
-    flow itself, or of a part) says in ``reads`` which fields it needs. With ``volatile``, answers
+    flow itself, or of a part) says in ``reads`` which fields it needs. With ``dynamic``, answers
     of ``rewrite`` change: the table then remembers what it asked with, for `Table.relabel`.
     """
 
@@ -43,7 +43,7 @@ class Column:
     path: Path
     rewrite: Rewrite | None = None
     reads: tuple[Path, ...] = ()
-    volatile: bool = False
+    dynamic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,15 +109,15 @@ class Family(MetricFamily):
 class View:
     """A set of series with the same labels: one connection row a label tuple.
 
-    ``complete`` says that the labels hold both addresses and both ports, so that the flow which
-    creates a connection is the connection: its total may then be counted even where it is not
-    the flow's first report. ``direction`` is None where both directions are added up.
+    ``identifies_connection`` says that the labels hold both addresses and both ports, so that the
+    flow which creates a connection is the connection: its total may then be counted even where it
+    is not the flow's first report. ``direction`` is None where both directions are added up.
     """
 
     columns: tuple[Column, ...]
     direction: Direction | None
     families: tuple[Family, ...]
-    complete: bool = False
+    identifies_connection: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

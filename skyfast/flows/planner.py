@@ -133,7 +133,7 @@ class _Columns:
             )
         if known.lookup:
             names = getattr(self._names, known.lookup)
-            return Column(name=known.name, path=known.path, rewrite=names, volatile=True)
+            return Column(name=known.name, path=known.path, rewrite=names, dynamic=True)
         export = self._export
         if known.path == PROTOCOL and (export.include_icmp or export.include_other):
             rewrite = FlowProtocol(other=export.include_other)
@@ -156,7 +156,7 @@ def _view(view: ViewChoice, columns: _Columns, export: ExportSelection) -> View:
         direction=Direction(position=names.index(DIRECTION)) if split else None,
         families=families(view, naming=export.naming),
         # A flow without ports is not known by its addresses alone.
-        complete=not (export.include_icmp or export.include_other)
+        identifies_connection=not (export.include_icmp or export.include_other)
         and {column.path for column in chosen if column.rewrite is None} >= ENDPOINTS,
     )
 

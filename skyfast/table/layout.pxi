@@ -77,7 +77,7 @@ cdef void batch_destroy(Batch *batch) noexcept nogil:
 
 cdef list key_paths(plan):
     # The paths of what dynamic columns' rewrites are asked with.
-    return list(dict.fromkeys(column.path for column in plan.columns if column.volatile))
+    return list(dict.fromkeys(column.path for column in plan.columns if column.dynamic))
 
 
 cdef list dynamic_columns(plan):
@@ -86,7 +86,7 @@ cdef list dynamic_columns(plan):
     return [
         (column.rewrite, keys.index(column.path), i)
         for i, column in enumerate(plan.columns)
-        if column.volatile
+        if column.dynamic
     ]
 
 
@@ -190,7 +190,7 @@ cdef int resolve_columns(Reader *reader, owner, plan, list keep) except -1:
     for i, path in enumerate(key_paths(plan), len(plan.columns)):
         resolve_field(reader, &reader.columns[i].field, owner, path, keep)
         if not reader.columns[i].field.is_string:
-            raise ValueError("a volatile label is made of a text")
+            raise ValueError("a dynamic label is made of a text")
     return 0
 
 
@@ -321,7 +321,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
         view.sources[j] = source
         if source < table.counters:
             view.counters = j + 1
-    view.identifies_connection = declared.complete
+    view.identifies_connection = declared.identifies_connection
     view.direction_at = 0 if declared.direction is None else declared.direction.position
     if view.direction_at > view.columns:
         raise ValueError("a direction stands among a view's labels, or behind them")

@@ -85,7 +85,7 @@ def test_connections_are_those_of_the_go_connector() -> None:
         ("protocol", ("Transport", "Protocol")),
     ]
     assert connections.direction == Direction(position=4)
-    assert connections.complete
+    assert connections.identifies_connection
     assert connections.families == (
         Family(
             name="skydive_network_connection_total_bytes",
@@ -112,7 +112,7 @@ def test_one_small_view_is_on() -> None:
     _, traffic = plan_of().views
     assert [each.name for each in traffic.columns] == ["node_tid", "protocol"]
     assert traffic.direction == Direction(position=2)
-    assert not traffic.complete
+    assert not traffic.identifies_connection
     assert [(family.name, family.help) for family in traffic.families] == [
         ("skydive_traffic_bytes_total", "Bytes transferred in this direction."),
         ("skydive_traffic_packets_total", "Packets transferred in this direction."),
@@ -183,7 +183,7 @@ def test_topology_labels_can_change(label: str, mapping: str) -> None:
     names = Names(keep_s=0)
     made = column(label, names)
     assert made.rewrite is getattr(names, mapping)
-    assert made.volatile
+    assert made.dynamic
     assert made.path == LABELS_BY_NAME[label].path
 
 
@@ -237,7 +237,7 @@ def test_others_take_the_place_of_ports_and_icmp_does_not() -> None:
     wanted = Requirement(paths=(("Transport",),), or_without=("ICMP",), reason="no_transport")
     plan = plan_of(**OTHER)
     assert plan.requirements[1] == wanted
-    assert not plan.views[0].complete
+    assert not plan.views[0].identifies_connection
     assert [each.reason for each in plan_of(**BOTH).requirements] == ["no_network", "no_metric"]
 
 
@@ -245,7 +245,7 @@ def test_icmp_takes_the_place_of_ports() -> None:
     plan = plan_of(include_icmp=True)
     wanted = Requirement(paths=(("Transport",), ("ICMP",)), reason="no_transport")
     assert wanted in plan.requirements
-    assert not plan.views[0].complete
+    assert not plan.views[0].identifies_connection
 
 
 def test_tag_is_that_of_the_classification() -> None:
@@ -275,12 +275,12 @@ ENDPOINTS = ("initiator_ip", "target_ip", "initiator_port", "target_port")
 
 @pytest.mark.parametrize("missing", ENDPOINTS)
 def test_a_connection_is_one_flow_only_with_all_of_both_ends(missing: str) -> None:
-    assert plan_of(labels=list(ENDPOINTS)).views[0].complete
+    assert plan_of(labels=list(ENDPOINTS)).views[0].identifies_connection
     rest = [name for name in ENDPOINTS if name != missing]
-    assert not plan_of(labels=rest).views[0].complete
+    assert not plan_of(labels=rest).views[0].identifies_connection
     change = {"mask": 32} if missing.endswith("_ip") else {"above": 65_535}
     plan = plan_of(labels=list(ENDPOINTS), rewrite={missing: change})
-    assert not plan.views[0].complete
+    assert not plan.views[0].identifies_connection
 
 
 # Metrics

@@ -241,7 +241,7 @@ class Virtual:
         for app in self.apps.values():
             parts, now = app._parts, app.clock.now()
             parts.interfaces.update(answer, now)
-            if not any(column.volatile for column in parts.plan.columns):
+            if not any(column.dynamic for column in parts.plan.columns):
                 continue
             for lookup, keys in parts.names.apply(parts.names.compare(answer.nodes, now)):
                 parts.table.relabel([(lookup, keys)])

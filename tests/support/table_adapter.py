@@ -91,7 +91,7 @@ def _column(label: Label) -> Column:
         path=label.path,
         rewrite=rewrite,
         reads=label.reads,
-        volatile=label.volatile,
+        dynamic=label.dynamic,
     )
 
 
@@ -111,7 +111,7 @@ def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
             )
             for family in view.families
         ),
-        complete=not (spec.include_icmp or spec.include_other)
+        identifies_connection=not (spec.include_icmp or spec.include_other)
         and whole >= {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")},
     )
 

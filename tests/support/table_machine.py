@@ -46,9 +46,9 @@ NETWORK_A = Label("network_a", ("Network", "A"), rewrite=Mask(ipv4=24))
 SERVICE = Label("service", ("Transport", "B"), number=True, rewrite=Fold(above=443))
 TAG = tag_label(("10.0.0.0/31",))
 NODE_NAMES, OWNERS = Names(), Names()
-NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NODE_NAMES, volatile=True)
-NAME_A = Label("name_a", ("Network", "A"), rewrite=OWNERS, volatile=True)
-NAME_B = Label("name_b", ("Network", "B"), rewrite=OWNERS, volatile=True)
+NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NODE_NAMES, dynamic=True)
+NAME_A = Label("name_a", ("Network", "A"), rewrite=OWNERS, dynamic=True)
+NAME_B = Label("name_b", ("Network", "B"), rewrite=OWNERS, dynamic=True)
 
 LABEL_SETS = (
     LABELS,

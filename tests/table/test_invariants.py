@@ -223,7 +223,7 @@ def assert_is_page(page):
 # Each allocation of each operation
 
 NAMES = Names()
-NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NAMES, volatile=True)
+NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NAMES, dynamic=True)
 CAPTURE = Label("capture", ("CaptureID",))
 START_S = 80
 """When the flows come that are not dormant."""

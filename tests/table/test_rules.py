@@ -1255,7 +1255,7 @@ def names():
 
 
 def named(names):
-    label = Label("node_name", ("NodeTID",), rewrite=names, volatile=True)
+    label = Label("node_name", ("NodeTID",), rewrite=names, dynamic=True)
     return Spec(
         views=(
             view("a", (label, DIRECTION), "bytes", "rtt", "tcp_out_of_order"),
@@ -1376,8 +1376,8 @@ def test_names_that_change_places_leave_nothing_of_each_other(make, names):
 def test_both_ends_are_named_by_one_mapping(make):
     owners = Names({"10.0.0.1": "web", "10.0.0.2": "db"})
     labels = (
-        Label("initiator_name", ("Network", "A"), rewrite=owners, volatile=True),
-        Label("target_name", ("Network", "B"), rewrite=owners, volatile=True),
+        Label("initiator_name", ("Network", "A"), rewrite=owners, dynamic=True),
+        Label("target_name", ("Network", "B"), rewrite=owners, dynamic=True),
     )
     table = make(Spec(views=(view("a", labels, "bytes"),)))
     table.report(make_flow("a1", (1, 0, 0, 0), last=1), 0)
@@ -2012,7 +2012,7 @@ def test_a_dormant_flow_for_whose_connection_there_is_no_room(make, overflow):
 
 def test_a_relabelled_connection_goes_on_from_where_it_was(make):
     names = Names({"node-1": "old"})
-    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    name = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     table = make(Spec(views=(View((*LABELS, name)),)))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     names["node-1"] = "new"
@@ -2028,7 +2028,7 @@ def test_a_relabelled_connection_goes_on_from_where_it_was(make):
 
 def test_a_new_name_continues_the_counters_of_its_connection_that_left(make):
     names = Names()
-    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    name = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     table = make(Spec(views=(view("a", (name,), "bytes"),)))
     names["node-1"] = "eth0"
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
@@ -2288,7 +2288,7 @@ def test_a_dormant_flow_whose_conversation_another_point_took_over_is_unknown(ma
 
 def test_a_dormant_flow_that_has_got_another_name_begins_with_what_it_adds(make):
     names = Names({"node-1": "old"})
-    name = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    name = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     table = make(Spec(views=(view("a", (name,), "bytes", "flows"),)))
     for number, uuid in enumerate(("a1", "b2", "c3")):
         table.report(make_flow(uuid, (100, 0, 0, 0), last=1), 10 * number)

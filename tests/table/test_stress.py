@@ -28,7 +28,7 @@ FLOWS = 400
 NAMES = Names()
 SPEC = Spec(
     views=(
-        View((*LABELS, Label("node_name", ("NodeTID",), rewrite=NAMES, volatile=True))),
+        View((*LABELS, Label("node_name", ("NodeTID",), rewrite=NAMES, dynamic=True))),
         View((LABELS[0], DIRECTION), timeout_s=3),
         View((Label("capture", ("CaptureID",)),), timeout_s=3),
     ),

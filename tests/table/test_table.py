@@ -580,8 +580,8 @@ def test_a_direction_has_its_place_among_the_labels():
 
 @pytest.mark.parametrize("path", [("Transport", "A"), ()])
 def test_a_label_whose_value_changes_is_made_of_a_text(path):
-    label = Label("name", path, rewrite=Names(), volatile=True)
-    with pytest.raises(ValueError, match="volatile"):
+    label = Label("name", path, rewrite=Names(), dynamic=True)
+    with pytest.raises(ValueError, match="dynamic"):
         Core(labels=(label,))
 
 
@@ -734,7 +734,7 @@ def test_what_a_rewrite_raises_comes_through_and_nothing_is_kept_of_it():
 
 def test_flows_that_come_to_be_called_other_are_in_the_views_that_follow():
     names = Names({"node-1": "one", "node-2": "two"})
-    label = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     total = Family("total", "counter", ("Metric", "ABBytes"))
     spec = Spec(
         views=(View((label,), (ONE_WAY,)), View((), (total,))), overflow="other", max_connections=1
@@ -766,7 +766,7 @@ def test_flows_that_come_to_be_called_other_are_in_the_views_that_follow():
 
 def test_names_that_cannot_be_told_leave_everything_as_it_is():
     names = Answers({"node-1": "one", "node-2": "two"})
-    core = Core(labels=(Label("name", ("NodeTID",), rewrite=names, volatile=True),))
+    core = Core(labels=(Label("name", ("NodeTID",), rewrite=names, dynamic=True),))
     long = "n" * 500
     core.message([make_flow("1"), make_flow("2", node="node-2"), make_flow("3", node=long)], 0)
     size, page = core.bytes, core.page(0)
@@ -790,7 +790,7 @@ def test_names_that_cannot_be_told_leave_everything_as_it_is():
 
 def test_memory_is_reused_while_names_change_and_rows_overflow():
     names = Names()
-    label = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     spec = Spec(
         views=(
             View((label, DIRECTION, *ENDS), FAMILIES),
@@ -1043,7 +1043,7 @@ def test_values_are_as_the_flows_have_them():
 
 def test_values_are_counted_by_threads_while_everything_changes():
     names = Names()
-    label = Label("name", ("NodeTID",), rewrite=names, volatile=True)
+    label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     spec = Spec(
         views=(View((label, *ENDS), FAMILIES), View((label,), (ONE_WAY,), timeout_s=90)),
         overflow="other",
