@@ -21,7 +21,7 @@ def run(report: Report) -> None:
     size = sum(map(len, messages)) / count
     decoders: dict[str, Callable[[bytes], object]] = {
         "msgspec, used fields": decoder().decode,
-        "used fields and LastUpdateMetric": decoder(TYPES.FullFlow).decode,
+        "used fields and LastUpdateMetric": decoder(TYPES.FullReport).decode,
         "msgspec, envelope only": msgspec.json.Decoder(Envelope).decode,
         "msgspec, into dicts": msgspec.json.Decoder().decode,
         "json, into dicts": json.loads,

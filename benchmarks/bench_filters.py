@@ -62,7 +62,7 @@ def run(report: Report) -> None:
     count = MESSAGES * FLOWS_PER_MESSAGE
     messages = list(Flows(count).messages(range(count), FIRST_ROUND))
     also = {path for config in FILTERS.values() for path in reads(config)}
-    decode = decoder(flow_types(PLAN, also=sorted(also)).Flow).decode
+    decode = decoder(flow_types(PLAN, also=sorted(also)).Update).decode
     picks = {name: _compiled(config) for name, config in FILTERS.items()}
     five = picks["five rules"]
     picks["five rules as closures"] = _closures(FIVE)

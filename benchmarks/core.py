@@ -41,7 +41,7 @@ def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
 _, PLAN, TYPES = configured(DEFAULT)
 
 
-def decoder(flow: type[msgspec.Struct] = TYPES.Flow) -> msgspec.json.Decoder[Any]:
+def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[Any]:
     """Return the decoder of messages that the connector has, for flows of this type."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
@@ -82,8 +82,8 @@ class Parts:
         configuration, plan, types = configured(chosen)
         limits = configuration.limits
         self.now_s = NOW_S
-        self._decode_new = decoder(types.NewFlow).decode
-        self._decode_known = decoder(types.Flow).decode
+        self._decode_new = decoder(types.FirstReport).decode
+        self._decode_known = decoder(types.Update).decode
         self.table = Table(
             plan,
             types,

@@ -373,7 +373,7 @@ cdef class Table:
 
     cdef TableState state
     cdef Batch batch
-    cdef Reader *readers                # of the plan's Flow, NewFlow and FullFlow
+    cdef Reader *readers                # of the plan's Update, FirstReport, FullReport
     cdef object plan
     cdef bint wants_slots
     cdef list keep                      # owns what `Field` borrows
@@ -498,7 +498,7 @@ cdef class Table:
         :param flows: values of one of the plan's types, all of the same one.
         :returns: ``len(flows)``; or the index of the first flow that can only be judged by its
             ``LastUpdateMetric``, where the flows are of a type without it. Nothing from there
-            on was applied or counted: decode again as ``FullFlow``, and go on from that index.
+            on was applied or counted: decode again as ``FullReport``, and go on from that index.
         :raises TypeError: a value of another type; what stands before it was applied.
         :raises MemoryError: likewise, before the flow that found no memory.
         :raises ValueError: ``start`` is below 0.

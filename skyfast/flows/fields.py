@@ -87,18 +87,18 @@ class Envelope(msgspec.Struct, gc=False):
 class FlowTypes:
     """The decoders' types for one plan; values of each are accepted by the plan's table.
 
-    ``Flow`` has what reports of known flows need, and the labels. ``NewFlow`` has beside it what
-    tells a flow's first report from others: all that flows need which are new in fact.
-    ``FullFlow`` has what is needed of a flow that is not known and not new: ``LastUpdateMetric``.
+    ``Update`` has what reports of known flows need, and the labels. ``FirstReport`` has beside it
+    what tells a flow's first report from others: all that flows need which are new in fact.
+    ``FullReport`` has what is needed of a flow that is not known and not new: ``LastUpdateMetric``.
 
-    ``omissible`` are the fields, and parts, of ``FullFlow`` without which a flow is still worth
+    ``omissible`` are the fields, and parts, of ``FullReport`` without which a flow is still worth
     something: gauges, counters that flows can lack, and what tells a first or a last report from
     others.
     """
 
-    Flow: type[msgspec.Struct]
-    NewFlow: type[msgspec.Struct]
-    FullFlow: type[msgspec.Struct]
+    Update: type[msgspec.Struct]
+    FirstReport: type[msgspec.Struct]
+    FullReport: type[msgspec.Struct]
     omissible: frozenset[Path]
 
 
@@ -119,15 +119,15 @@ def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
     amounts = [path for counter in plan.counters for path in counter.amounts]
     full = [*paths, *_MARKS, *amounts]
     return FlowTypes(
-        Flow=_struct("Flow", paths),
-        NewFlow=_struct("NewFlow", [*paths, *_MARKS]),
-        FullFlow=_struct("FullFlow", full),
+        Update=_struct("Update", paths),
+        FirstReport=_struct("FirstReport", [*paths, *_MARKS]),
+        FullReport=_struct("FullReport", full),
         omissible=_omissible(plan, full, needed=also),
     )
 
 
 def _omissible(plan: Plan, paths: Iterable[Path], *, needed: Iterable[Path]) -> frozenset[Path]:
-    """Return what ``FullFlow``, which holds ``paths``, can do without."""
+    """Return what ``FullReport``, which holds ``paths``, can do without."""
     may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in plan.gauges)}
     may_lack |= {path for counter in plan.counters for path in counter.amounts}
     may_lack |= {path for each in plan.counters if each.optional for path in each.paths}

@@ -87,11 +87,11 @@ class Ingest:
         self._skipped = stats.flows_skipped
         self._admitted = admitted
         self._dates = Dates(table, stats=stats)
-        self._messages = msgspec.json.Decoder(_message_type(types.Flow))
-        self._new_messages = msgspec.json.Decoder(_message_type(types.NewFlow))
-        self._full_messages = msgspec.json.Decoder(_message_type(types.FullFlow))
+        self._messages = msgspec.json.Decoder(_message_type(types.Update))
+        self._new_messages = msgspec.json.Decoder(_message_type(types.FirstReport))
+        self._full_messages = msgspec.json.Decoder(_message_type(types.FullReport))
         self._next_messages = self._new_messages
-        self._full_flow = msgspec.json.Decoder(types.FullFlow)
+        self._full_flow = msgspec.json.Decoder(types.FullReport)
         self._types = types
         self._envelope = msgspec.json.Decoder(Envelope)
         self._raw_list = msgspec.json.Decoder(list[msgspec.Raw])

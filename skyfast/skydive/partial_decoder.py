@@ -16,7 +16,7 @@ from skyfast.flows.plan import Path
 
 
 class PartialDecoder:
-    """Decodes flows as ``FullFlow``, each from its own JSON, and leaves out what it has to.
+    """Decodes flows as ``FullReport``, each from its own JSON, and leaves out what it has to.
 
     In the place of a number is None then, and in the place of a part one whose numbers are all
     None. The table takes None for a value that cannot be used: it counts the value by its field,
@@ -24,7 +24,7 @@ class PartialDecoder:
     """
 
     def __init__(self, types: FlowTypes) -> None:
-        self._flow = _Struct(types.FullFlow, (), types)
+        self._flow = _Struct(types.FullReport, (), types)
 
     def decode(self, data: msgspec.Raw) -> Any:
         """Return a flow.

@@ -47,7 +47,7 @@ OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 """Reasons to skip a report that leave a gap in its flow; the others skip all reports of a flow."""
 
 Flow = Any
-"""A struct of the plan's type ``FullFlow``."""
+"""A struct of the plan's type ``FullReport``."""
 
 Reason = Literal["lost", "ours"]
 

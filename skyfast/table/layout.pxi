@@ -143,7 +143,7 @@ cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) ex
     # trusted.
     cdef Reader *reader
     cdef uint32_t i
-    for i, owner in enumerate((types.Flow, types.NewFlow, types.FullFlow)):
+    for i, owner in enumerate((types.Update, types.FirstReport, types.FullReport)):
         reader = &readers[i]
         reader.slots = slots
         reader.marks = i > 0

@@ -188,7 +188,7 @@ def test_topology_labels_can_change(label: str, mapping: str) -> None:
 
 
 def decoded(flow: dict[str, Any], plan: Plan) -> Any:
-    return msgspec.json.decode(json.dumps(flow), type=flow_types(plan).Flow)
+    return msgspec.json.decode(json.dumps(flow), type=flow_types(plan).Update)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_protocol_of_others(parts: dict[str, Any], protocol: str) -> None:
 
 def test_layers_are_decoded_for_others_alone() -> None:
     for settings, decodes in (({}, False), ({"include_icmp": True}, False), (OTHER, True)):
-        assert ("LayersPath" in flow_types(plan_of(**settings)).Flow.__struct_fields__) is decodes
+        assert ("LayersPath" in flow_types(plan_of(**settings)).Update.__struct_fields__) is decodes
 
 
 OTHER = {"include_other": True}
@@ -451,7 +451,7 @@ def test_everything_at_once_is_a_plan_for_the_decoder_and_the_table() -> None:
         naming="standard",
     )
     types = flow_types(plan)
-    decoder = msgspec.json.Decoder(list[types.FullFlow])  # type: ignore[name-defined]
+    decoder = msgspec.json.Decoder(list[types.FullReport])  # type: ignore[name-defined]
     flows = [
         flow
         for path in MESSAGES

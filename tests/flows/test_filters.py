@@ -45,7 +45,7 @@ class Sink:
     ) -> None:
         plan = Plan(views=(), requirements=requirements)
         # Only what `reads` says, so that a field which it does not is missed.
-        self._type = flow_types(plan, also=reads(config)).Flow
+        self._type = flow_types(plan, also=reads(config)).Update
         self.skipped: dict[str, int] = {"excluded": 0}
         self.filtered: dict[str, int] = filtered
         self.admission: Admission = admission(

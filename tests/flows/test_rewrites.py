@@ -15,7 +15,7 @@ from skyfast.flows.rewrites import FlowProtocol, Memory, fold, mask
 from skyfast.flows.selection import Fold, Mask
 
 READS = FlowProtocol(other=True).reads
-FLOW = flow_types(Plan(views=(), requirements=()), also=READS).Flow
+FLOW = flow_types(Plan(views=(), requirements=()), also=READS).Update
 
 NO_ADDRESSES = ("", "x", "10.0.0.256", "10.0.0.1/24", "fe80::1%eth0", "010.0.0.1", "é" * 10_000)
 

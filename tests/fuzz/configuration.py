@@ -107,7 +107,7 @@ class Configuration(Target):
             requirements=plan.requirements,
             skipped=dict.fromkeys(("no_network", "no_transport", "no_metric", "excluded"), 0),
             filtered={},
-        )([types.Flow()])
+        )([types.Update()])
 
 
 def check_error(error: ConfigError, *, hides: str | None) -> None:

@@ -208,9 +208,17 @@ def test_new_flows_are_decoded_once_where_they_come_in_numbers() -> None:
     sink.ingest._table = Spy()
     for uuids in ("a", "b", "a", "a", "c", "d"):
         sink.take(message(flow(uuids, Last=len(used) + 3000)))
-    assert used == ["NewFlow", "NewFlow", "NewFlow", "Flow", "Flow", "FullFlow", "NewFlow"]
+    assert used == [
+        "FirstReport",
+        "FirstReport",
+        "FirstReport",
+        "Update",
+        "Update",
+        "FullReport",
+        "FirstReport",
+    ]
     # One that is new to the table, but not its agent.
     used.clear()
     newest = METRIC | {"Start": 2500, "Last": 2600}
     sink.take(message(flow("e", Last=2600, LastUpdateMetric=newest)))
-    assert used == ["NewFlow", "FullFlow"]
+    assert used == ["FirstReport", "FullReport"]

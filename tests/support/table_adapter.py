@@ -155,7 +155,7 @@ class Core:
         self.types = types = flow_types(self.plan)
         self._decodes = [
             msgspec.json.Decoder(list[flow_type]).decode  # type: ignore[valid-type]
-            for flow_type in (types.Flow, types.NewFlow, types.FullFlow)
+            for flow_type in (types.Update, types.FirstReport, types.FullReport)
         ]
         self._build = build
         self.table: Table = build.Table(

@@ -376,7 +376,7 @@ def cheap_flows(types, count, *, first=0, total=1, last=1_000):
         (head + tail) % (n + 1, n >> 16, n >> 8 & 255, n & 255, n & 65535, *[total] * 4, last)
         for n in range(first, first + count)
     ]
-    return msgspec.json.decode("[" + ",".join(flows) + "]", type=list[types.Flow])
+    return msgspec.json.decode("[" + ",".join(flows) + "]", type=list[types.Update])
 
 
 def test_two_hundred_thousand_connections():
@@ -419,9 +419,9 @@ LATER = make_flow("b2", newest=(1, 1, 1, 1), newest_start=9)
 def test_update_stops_where_it_needs_more_and_goes_on_from_there():
     table, types = a_table()
     flows = (make_flow("a1"), LATER, make_flow("c3"), make_flow("", finish=1))
-    assert table.update(decode(types.Flow, *flows), 0) == 1
+    assert table.update(decode(types.Update, *flows), 0) == 1
     assert (table.flows, sum(table.skipped.values()), sum(table.finished.values())) == (1, 0, 0)
-    assert table.update(decode(types.FullFlow, *flows), 0, 1) == 4
+    assert table.update(decode(types.FullReport, *flows), 0, 1) == 4
     assert (table.flows, table.skipped["no_uuid"]) == (3, 1)
     values = {line.rpartition(" ")[2] for line in read_page(read_all(table.page(0)))[BYTES]}
     assert values == {"201", "401"}
@@ -429,8 +429,8 @@ def test_update_stops_where_it_needs_more_and_goes_on_from_there():
 
 def test_update_takes_its_own_types_only():
     table, types = a_table()
-    good = decode(types.Flow, make_flow("a1"))
-    foreign = decode(flow_types(plan_of(Spec())).Flow, make_flow("b2"))
+    good = decode(types.Update, make_flow("a1"))
+    foreign = decode(flow_types(plan_of(Spec())).Update, make_flow("b2"))
     for wrong in ([None], [{}], ["text"], [object()], foreign):
         with pytest.raises(TypeError):
             table.update(good + wrong, 0)
@@ -457,7 +457,7 @@ def test_update_takes_its_own_types_only():
 )
 def test_what_was_put_into_a_struct_later_harms_nothing(slots, name, value, reason):
     table, types = a_table(slots=slots)
-    flow, good = decode(types.Flow, make_flow("a1"), make_flow("b2"))
+    flow, good = decode(types.Update, make_flow("a1"), make_flow("b2"))
     setattr(flow, name, value)
     assert table.update([flow, good], 0) == 2
     assert table.skipped[reason] == 1
@@ -840,13 +840,13 @@ def test_calls_within_the_core_go_through_no_table_of_methods(kind):
 
 def test_a_table_takes_other_types_of_the_same_plan_from_one_message_to_the_next():
     table, types = a_table()
-    old = decode(types.Flow, make_flow("a1", (1, 1, 1, 1)))
+    old = decode(types.Update, make_flow("a1", (1, 1, 1, 1)))
     assert table.update(old, 0) == 1
     others = flow_types(plan_of(Spec()), also=[("LayersPath",), ("Link", "Protocol")])
     table.set_flow_types(others)
     with pytest.raises(TypeError):
         table.update(old, 1)
-    new = decode(others.FullFlow, make_flow("a1", (5, 5, 5, 5), last=9_000), make_flow("b2"))
+    new = decode(others.FullReport, make_flow("a1", (5, 5, 5, 5), last=9_000), make_flow("b2"))
     assert table.update(new, 1) == 2
     assert (table.flows, table.connections) == (2, 1)
     values = {line.rpartition(" ")[2] for line in read_page(read_all(table.page(1)))[BYTES]}
@@ -859,25 +859,25 @@ def test_types_that_cannot_be_used_change_nothing():
     assert shape.columns == ()
     for wrong in (
         poor,
-        dataclasses.replace(types, FullFlow=types.Flow),
-        dataclasses.replace(types, FullFlow=poor.FullFlow),
-        dataclasses.replace(types, Flow=int),
+        dataclasses.replace(types, FullReport=types.Update),
+        dataclasses.replace(types, FullReport=poor.FullReport),
+        dataclasses.replace(types, Update=int),
         None,
     ):
         with pytest.raises((AttributeError, KeyError, TypeError)):
             table.set_flow_types(wrong)
         assert table.reads_slots
-        for struct in (poor.Flow, poor.FullFlow):
+        for struct in (poor.Update, poor.FullReport):
             with pytest.raises(TypeError):
                 table.update(decode(struct, make_flow("b2")), 0)
-    assert table.update(decode(types.Flow, make_flow("a1")), 0) == 1
-    assert table.update(decode(types.FullFlow, make_flow("b2")), 0) == 1
+    assert table.update(decode(types.Update, make_flow("a1")), 0) == 1
+    assert table.update(decode(types.FullReport, make_flow("b2")), 0) == 1
     assert table.flows == 2
 
 
 def test_update_starts_within_its_list():
     table, types = a_table()
-    flows = decode(types.Flow, make_flow("a1"), make_flow("b2", a="10.0.0.9"))
+    flows = decode(types.Update, make_flow("a1"), make_flow("b2", a="10.0.0.9"))
     with pytest.raises(ValueError, match="start"):
         table.update(flows, 0, -1)
     assert table.update(flows, 0, 2) == 2
