@@ -476,7 +476,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             log.error("cannot serve %s: %s%s", url, error, listen.cure(error))
             return False
         except BaseExceptionGroup:  # pragma: no cover - a bug in skyfast, and none is known
-            log.critical("stopped by a fault of its own", exc_info=True)
+            log.critical("exiting after an unhandled exception", exc_info=True)
             return False
     log.info("stopped %s", app.summary())
     return True

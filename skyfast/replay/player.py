@@ -103,13 +103,13 @@ class Player:
                     await self._send(sending)
                     sent += 1
             except ConfigError as error:  # pragma: no cover - the file changed during playback
-                log.error("a recording changed while it was played: %s", printable(error))
+                log.error("a recording changed during the replay: %s", printable(error))
                 return
             except Exception:
-                log.exception("the replay has ended, by a fault of skyfast's own")
+                log.exception("replay stopped after an unhandled exception")
                 return
             if not self._playback.loop_s:
-                log.info("the replay has ended: %d messages in %.0f s", sent, now() - began_s)
+                log.info("replay finished: %d messages in %.0f s", sent, now() - began_s)
                 return
             # After a pause of the process the loops that were missed are left out.
             loop = max(loop + 1, int((now() - began_s) / self._playback.loop_s))
@@ -128,7 +128,7 @@ class Player:
         analyzer = self._analyzers.get((sending.recording, sending.message.analyzer))
         if analyzer is None:
             path = self._playback.recordings[sending.recording].path
-            raise ConfigError(f"{path}: has another analyzer, {sending.message.analyzer}")
+            raise ConfigError(f"{path}: unexpected analyzer {sending.message.analyzer}")
         await analyzer.send(sending.data(self._started_ms))
 
     def _answer(self) -> list[dict[str, Any]]:
@@ -203,7 +203,7 @@ class _Analyzer:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise web.HTTPBadRequest from None
         if asked.get("GremlinQuery") not in {QUERY, QUERY_WITH_NAMES}:
-            raise web.HTTPBadRequest(text="a played analyzer knows skyfast's own queries alone")
+            raise web.HTTPBadRequest(text="a replayed analyzer answers only skyfast's own queries")
         response = web.Response(
             body=msgspec.json.encode(self._topology()),
             content_type="application/json",

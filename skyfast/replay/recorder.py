@@ -84,7 +84,7 @@ class Recorder:
         waiting = self._queued_bytes - self._taken_bytes
         if waiting and waiting + len(data) > MAX_QUEUED_BYTES:
             self._dropped += 1
-            text = f"a message was not recorded: {printable(self._path)} is written too slowly"
+            text = f"message not recorded: writing to {printable(self._path)} is too slow"
             self._limit.warn(log, "dropped", text)
             return
         self._queued_bytes += len(data)
@@ -98,21 +98,21 @@ class Recorder:
         self._queue.put(None)
         self._thread.join(STOP_TIMEOUT_S)
         if self._thread.is_alive():  # pragma: no cover - the test kills the process
-            log.error("%s is not written to its end: that takes too long", printable(self._path))
+            log.error("%s is incomplete: writing took too long", printable(self._path))
         elif self._failed:
             pass  # which was logged
         elif not self._kept:
             Path(self._path).unlink(missing_ok=True)
-            log.warning("nothing was recorded; %s was removed", printable(self._path))
+            log.warning("nothing was recorded; removed %s", printable(self._path))
         else:
             log.info("recorded %s", self._summary())
 
     def _summary(self) -> str:
         text = f"{self._kept} messages to {printable(self._path)}"
         if self._left_out:
-            text += f"; {self._left_out} that are not readable were left out"
+            text += f"; {self._left_out} unreadable messages omitted"
         if self._dropped:
-            text += f"; {self._dropped} were dropped, for it was written too slowly"
+            text += f"; {self._dropped} dropped because writing was too slow"
         return text
 
     # The thread's
@@ -124,14 +124,14 @@ class Recorder:
             self._out.close()
             self._file.close()
             if is_full:
-                log.warning("recording to %s has ended: it is full", printable(self._path))
+                log.warning("recording to %s stopped: maximum size reached", printable(self._path))
         except OSError as error:
             self._failed = True
             reason = printable(error.strerror or error)
-            log.error("recording to %s has ended: %s", printable(self._path), reason)
+            log.error("recording to %s stopped: %s", printable(self._path), reason)
         except Exception:
             self._failed = True
-            log.exception("recording has ended, by a fault of skyfast's own")
+            log.exception("recording stopped after an unhandled exception")
         finally:
             self._over = True
             with contextlib.suppress(OSError):
@@ -180,6 +180,6 @@ def _create(path: str) -> io.BufferedWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return io.BufferedWriter(io.FileIO(os.open(path, flags, 0o600), "wb"), BUFFER_BYTES)
     except FileExistsError:
-        raise ConfigError(f"{path!r} exists already; a recording overwrites nothing") from None
+        raise ConfigError(f"{path!r} already exists and is not overwritten") from None
     except OSError as error:
         raise ConfigError(f"{path!r} cannot be written: {error.strerror}") from None

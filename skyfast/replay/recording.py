@@ -126,7 +126,7 @@ def parse(text: bytes) -> Message:
     try:
         analyzer = _text.decode(head[2])
     except UNDECODABLE:
-        raise ValueError("has no readable name of an analyzer") from None
+        raise ValueError("has an invalid analyzer name") from None
     if head[3] is None:
         data = b"{" + text[head.end() :]
         if _keys(data) is None:
@@ -135,7 +135,7 @@ def parse(text: bytes) -> Message:
         try:
             data = base64.b64decode(head[3], validate=True)
         except binascii.Error:
-            raise ValueError("has no valid base64") from None
+            raise ValueError("has invalid base64") from None
         if head.end() != len(text):
             raise ValueError("is not a JSON object")
     return Message(data=data, at_ms=int(head[1]), analyzer=analyzer)
@@ -167,7 +167,7 @@ class Recording:
     ``analyzers`` are the names that it has, ``messages`` the number of messages, of which
     ``flows`` are made of a flow each, and ``others`` are none that an analyzer sends. ``first_ms``
     and ``last_ms`` are the times of the first and the last message, in Unix milliseconds. ``torn``
-    says that the file breaks off within its last line, which is left out.
+    says that the file is truncated within its last line, which is left out.
     """
 
     path: str
@@ -201,7 +201,7 @@ class Recording:
             first_ms = first_ms or at_ms
         if not kinds["message"] + kinds["flow"]:
             others = f", but {kinds['other']} other lines" if kinds["other"] else ""
-            raise ConfigError(f"{path}: has no message of an analyzer and no flow{others}")
+            raise ConfigError(f"{path}: contains no messages and no flows{others}")
         return cls(
             path=path,
             analyzers=tuple(analyzers),
@@ -214,12 +214,13 @@ class Recording:
         )
 
     def summary(self) -> str:
-        """Return what it holds, in a few words."""
+        """Return the number of messages and analyzers, and the duration, for the log."""
         seconds = (self.last_ms - self.first_ms) / 1000
         analyzers = f"{len(self.analyzers)} analyzer{'s' * (len(self.analyzers) > 1)}"
-        flows = f"; {self.flows} lines hold a flow without a message" if self.flows else ""
-        others = f"; {self.others} lines hold neither a message nor a flow" if self.others else ""
-        torn = "; the file breaks off" if self.torn else ""
+        flows = f"; {self.flows} lines contain a flow without a message" if self.flows else ""
+        neither = "lines contain neither a message nor a flow"
+        others = f"; {self.others} {neither}" if self.others else ""
+        torn = "; the file is truncated" if self.torn else ""
         return f"{self.messages} messages of {analyzers} in {seconds:.0f} s{flows}{others}{torn}"
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:

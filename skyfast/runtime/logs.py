@@ -157,7 +157,7 @@ def _bounded(traceback: str) -> list[str]:
     if len(lines) > MAX_TRACEBACK_LINES:
         half = MAX_TRACEBACK_LINES // 2
         left_out = len(lines) - 2 * half
-        lines = [*lines[:half], f"... {left_out} lines left out ...", *lines[-half:]]
+        lines = [*lines[:half], f"... {left_out} lines omitted ...", *lines[-half:]]
     return [
         (line if len(line) <= MAX_TRACEBACK_LINE else line[:MAX_TRACEBACK_LINE] + "...").translate(
             _CONTROLS
@@ -185,7 +185,7 @@ def _uncaught(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     log = logging.getLogger("skyfast")
-    log.critical("stopped by a fault of its own", exc_info=(kind, error, traceback))
+    log.critical("exiting after an unhandled exception", exc_info=(kind, error, traceback))
 
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
@@ -194,7 +194,7 @@ def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     error = args.exc_value or args.exc_type()
     log = logging.getLogger("skyfast")
     log.error(
-        "a thread has ended by a fault of skyfast's own",
+        "a thread ended after an unhandled exception",
         exc_info=(args.exc_type, error, args.exc_traceback),
     )
 
@@ -257,7 +257,7 @@ class LogLimit:
         left_out = self._admit(cause)
         if left_out is None:
             return
-        suffix = f" ({left_out} more such events since the last line)" if left_out else ""
+        suffix = f" ({left_out} more suppressed)" if left_out else ""
         values = tuple(arg() if callable(arg) else arg for arg in args)
         line = text % values if values else text
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)

@@ -69,7 +69,7 @@ class Manager:
                 sender.setblocking(False)
                 sender.sendto("\n".join(assignments).encode(), self._address)
         except OSError as error:
-            text = f"the service manager does not take {assignments[0]}: {error}"
+            text = f"cannot send {assignments[0]} to the service manager: {error}"
             self._log_limit.warn(log, "lost", text)
 
 

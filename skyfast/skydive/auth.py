@@ -86,7 +86,8 @@ async def resolve(host: str, port: int) -> list[str]:
         async with asyncio.timeout(RESOLVE_TIMEOUT_S):
             return await answer
     except TimeoutError:
-        raise socket.gaierror(socket.EAI_AGAIN, f"no answer in {RESOLVE_TIMEOUT_S:g} s") from None
+        problem = f"no response within {RESOLVE_TIMEOUT_S:g} s"
+        raise socket.gaierror(socket.EAI_AGAIN, problem) from None
 
 
 def http_connector(**options: Any) -> "aiohttp.TCPConnector":
@@ -178,7 +179,7 @@ class Authentication:
             if self._credentials.username:
                 self.problem = await self._log_in()
             else:
-                self.problem = "no user name is configured"
+                self.problem = "no username is configured"
             return not self.problem
 
     def post(
@@ -226,14 +227,15 @@ class Authentication:
                 token = response.cookies.get(TOKEN_COOKIE)
                 if response.status in REDIRECTS:
                     location = response.headers.get("Location", "")
-                    return f"{request} gave HTTP {response.status}{redirect(location)}"
+                    return f"{request} returned HTTP {response.status}{redirect(location)}"
                 if response.status != 200 or token is None or not token.coded_value:
-                    return f"{request} gave HTTP {response.status} and no {TOKEN_COOKIE} cookie"
+                    status = response.status
+                    return f"{request} returned HTTP {status} without {TOKEN_COOKIE} cookie"
                 # As it was sent: a value in quotes is given back in quotes.
                 self._token = token.coded_value
                 return ""
         except TimeoutError:
-            return f"{request} gave no answer in {LOGIN_TIMEOUT_S:g} s"
+            return f"{request} did not respond within {LOGIN_TIMEOUT_S:g} s"
         except (aiohttp.ClientError, OSError) as exc:
             return f"{request}: {printable(exc) or type(exc).__name__}"
 

@@ -107,7 +107,7 @@ class Dates:
         self._limit.warn(
             log,
             (analyzer.name, reason),
-            "analyzer %s: a flow of %s is dated %.0f s %s our clock",
+            "analyzer %s: a flow from %s is %.0f s %s the local clock",
             analyzer.name,
             lambda: _origin(wrong[0], data),
             abs(wrong[0].Last / 1000 - self._wall_clock()),

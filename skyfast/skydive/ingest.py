@@ -201,7 +201,7 @@ class Ingest:
         self._limit.warn(
             log,
             (analyzer.name, reason),
-            "analyzer %s: dropped a message of %d bytes (%s) beginning with %s",
+            "analyzer %s: dropped a message of %d bytes (%s) starting with %s",
             analyzer.name,
             len(data),
             reason,

@@ -134,18 +134,18 @@ _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 REASON_TEXTS: Final = {
     "refused": "cannot connect",
-    "unauthorized": "the credentials were refused (HTTP 401)",
-    "forbidden": "the user may not subscribe (HTTP 403)",
-    "conflict": "another client is subscribed with our host_id (HTTP 409)",
-    "upgrade": "the URL's path serves no subscription (HTTP 426)",
-    "handshake": "the opening handshake failed",
-    "closed": "the connection was closed",
-    "timeout": "no answer in time",
-    "silent": "the subscription fell silent",
-    "overload": "the analyzer gave us up, for we were too slow",
-    "too_big": "a message was larger than max_message_bytes",
-    "unresolved": "the name cannot be resolved",
-    "error": "the subscription failed",
+    "unauthorized": "credentials rejected (HTTP 401)",
+    "forbidden": "user not allowed to subscribe (HTTP 403)",
+    "conflict": "another client is subscribed with the same host_id (HTTP 409)",
+    "upgrade": "no subscription endpoint at the path of the URL (HTTP 426)",
+    "handshake": "opening handshake failed",
+    "closed": "connection closed",
+    "timeout": "no response in time",
+    "silent": "subscription fell silent",
+    "overload": "dropped by the analyzer: skyfast read too slowly",
+    "too_big": "message larger than max_message_bytes",
+    "unresolved": "cannot resolve the host name",
+    "error": "subscription failed",
 }
 """What is logged for each of ``RECONNECT_REASONS``."""
 
@@ -446,7 +446,7 @@ class Subscription:
                     lag_s = watch.lag.seconds()
                     # With a code, it would be for another reason.
                     if exc.rcvd is None and exc.sent is None and lag_s >= timing.overload_s:
-                        text = f"it was kept waiting for {lag_s:.0f} s"
+                        text = f"the analyzer waited {lag_s:.0f} s"
                         raise OverloadError(text) from None
                     raise
                 finally:
@@ -498,7 +498,7 @@ class Subscription:
         elif reason == "conflict":
             if time.monotonic() - self._ended_s < self._timing.conflict_grace_s:
                 level = logging.INFO
-                text = "our last subscription is not forgotten yet (HTTP 409)"
+                text = "the analyzer has not released the previous subscription yet (HTTP 409)"
         elif reason == "unauthorized":
             if await self._authentication.renew(self._offered):
                 level = logging.INFO
@@ -522,7 +522,7 @@ class Subscription:
         if self._server in ("", server):
             log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)
         else:  # another analyzer, or one that is configured anew
-            text = "analyzer %s: subscribed to %s, which was %s before"
+            text = "analyzer %s: subscribed to %s, previously %s"
             log.warning(text, self.endpoint.name, server, self._server)
         self._server = server
 
@@ -536,7 +536,7 @@ class Subscription:
             error = RuntimeError(f"{type(exc).__name__}: {printable(exc)}")
             return RuntimeError, error, exc.__traceback__
 
-        line = f"analyzer {self.endpoint.name}: a message could not be handled"
+        line = f"analyzer {self.endpoint.name}: failed to process a message"
         self._limit.log(log, logging.ERROR, "bug", line, exc_info=shown)
 
 
@@ -547,7 +547,7 @@ def _server_name(connection: ClientConnection) -> str:
         headers = connection.response.headers
         names = [*headers.get_all("X-Service-Type"), *headers.get_all("X-Host-ID")]
     if not any(names):
-        raise NamelessServerError("the answer has neither X-Host-ID nor X-Service-Type")
+        raise NamelessServerError("the response has neither X-Host-ID nor X-Service-Type")
     return printable(" ".join(names))
 
 

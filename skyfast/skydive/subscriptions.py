@@ -104,9 +104,9 @@ class Subscriptions:
         """Return how the subscription of that name is, for the log."""
         one = self._running.get(name)
         if one is None:
-            return "not subscribed to any more"
+            return "no longer subscribed"
         if one.subscription.delivers:
-            return "delivers again"
+            return "delivering again"
         return "silent" if one.subscription.stats.up else "not subscribed"
 
     def prepare(self, config: Config) -> "Prepared":
@@ -186,11 +186,11 @@ class Subscriptions:
         for name, running in left.items():
             del self._running[name]
             if name in wanted:
-                reason = "is subscribed to anew, with other settings"
+                reason = "subscribing again: settings changed"
             elif running.target.endpoint in endpoints:
-                reason = "left, its name has another address"
+                reason = "unsubscribed: its name has another address"
             else:
-                reason = "left, it is not configured any more"
+                reason = "unsubscribed: no longer configured"
             log.info("analyzer %s: %s", name, reason)
         return {name: running.subscription for name, running in left.items()}
 
@@ -267,7 +267,7 @@ class Subscriptions:
                 if len(addresses) > MAX_ADDRESSES:
                     self._log(
                         endpoint.name,
-                        f"{len(addresses)} addresses, of which the first {MAX_ADDRESSES} are used",
+                        f"{len(addresses)} addresses; using the first {MAX_ADDRESSES}",
                         cause="addresses",
                     )
                     # Not those that happen to come first, which change.
@@ -345,5 +345,6 @@ def _check_texts(config: Config) -> None:
     for key, text in texts.items():
         if not (text.isascii() and text.isprintable()) and text:
             raise ConfigError(
-                f"{config.source}: {key}: is sent in an HTTP header and must be printable ASCII"
+                f"{config.source}: {key}: must be printable ASCII, because"
+                " it is sent in an HTTP header"
             )

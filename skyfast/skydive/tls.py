@@ -31,7 +31,7 @@ def client_context(tls: TLS) -> ssl.SSLContext:
             )
         except (OSError, ValueError) as exc:
             raise _error(
-                "tls.client_cert", tls.client_cert, "a PEM certificate of tls.client_key", exc
+                "tls.client_cert", tls.client_cert, "a PEM certificate for tls.client_key", exc
             ) from None
     return context
 
@@ -46,4 +46,4 @@ def _error(key: str, path: str, allowed: str, exc: Exception) -> ConfigError:
         reason = exc.reason or ""  # str() of it names a line of Python's own source
     else:
         reason = str(getattr(exc, "strerror", None) or exc)
-    return ConfigError(f"{key}: {path!r} does not hold {allowed}{reason and f' ({reason})'}")
+    return ConfigError(f"{key}: {path!r} does not contain {allowed}{reason and f' ({reason})'}")

@@ -157,7 +157,7 @@ class TopologyPoller:
                 self._failed(analyzer.endpoint.name, "error", f"{type(error).__name__}: {error}")
             else:
                 if analyzer is not self._preferred:
-                    log.info("analyzer %s: the topology comes from here", analyzer.endpoint.name)
+                    log.info("analyzer %s: using its topology", analyzer.endpoint.name)
                 self._preferred = analyzer
                 return
 
@@ -169,7 +169,7 @@ class TopologyPoller:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 body, encoding = await self._query(session, analyzer)
         except TimeoutError:
-            raise _FailedError("timeout", f"no answer in {REQUEST_TIMEOUT_S:g} s") from None
+            raise _FailedError("timeout", f"no response within {REQUEST_TIMEOUT_S:g} s") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
             text = str(error) or type(error).__name__
             if isinstance(error, aiohttp.ServerDisconnectedError) and not analyzer.endpoint.secure:
@@ -197,9 +197,8 @@ class TopologyPoller:
     async def _update_names(self, names: Names, answer: Answer, now: float) -> None:
         changes = await asyncio.to_thread(names.compare, answer.nodes, now)
         if changes.left_out:
-            self._limit.warn(
-                log, "left_out", "%d nodes and addresses have no name", changes.left_out
-            )
+            text = "topology too large: %d nodes and addresses ignored"
+            self._limit.warn(log, "left_out", text, changes.left_out)
         for lookup, keys in names.apply(changes):
             if self._renamed is not None:
                 self._renamed(lookup, keys)
@@ -218,10 +217,10 @@ class TopologyPoller:
             case 200:
                 return body, encoding
             case 401:
-                problem = analyzer.problem or "also after a login"
+                problem = analyzer.problem or "still rejected after a login"
                 raise _FailedError("unauthorized", f"HTTP 401; {problem}")
             case 403:
-                raise _FailedError("forbidden", "HTTP 403: the user may not read the topology")
+                raise _FailedError("forbidden", "HTTP 403: user not allowed to read the topology")
             case 400 if not analyzer.endpoint.secure:
                 raise _FailedError("status", f"HTTP {status}{USE_TLS}")
             case _:
@@ -229,7 +228,7 @@ class TopologyPoller:
 
     def _failed(self, analyzer: str, reason: str, text: str) -> None:
         self._stats.errors[reason] += 1
-        text = f"analyzer {analyzer}: no topology: {printable(text)}"
+        text = f"analyzer {analyzer}: topology query failed: {printable(text)}"
         self._stats.last_failure = Failure(reason, text)
         self._limit.warn(log, (analyzer, reason), text)
 
@@ -265,7 +264,7 @@ def _decoded(body: bytes, encoding: str) -> Answer:
         case "gzip":
             body = _gunzip(body)
         case _:
-            raise _FailedError("malformed", f"Content-Encoding {encoding!r} was not asked for")
+            raise _FailedError("malformed", f"Content-Encoding {encoding!r} was not requested")
     try:
         return topology_nodes.read(body)
     except MalformedAnswerError as error:
@@ -288,9 +287,9 @@ def _gunzip(body: bytes) -> bytes:
     if len(answer) > MAX_ANSWER_BYTES:
         raise _too_big()
     if not unpacker.eof:
-        raise _FailedError("malformed", "gzip that breaks off")
+        raise _FailedError("malformed", "truncated gzip data")
     return answer
 
 
 def _too_big() -> _FailedError:
-    return _FailedError("too_big", f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+    return _FailedError("too_big", f"response larger than {MAX_ANSWER_BYTES} bytes")

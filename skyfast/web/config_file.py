@@ -328,7 +328,7 @@ class _Reader:
                 else:
                     context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
             except (OSError, ValueError) as error:
-                problem = f"does not hold PEM certificates{_reason(error)}"
+                problem = f"does not contain PEM certificates{_reason(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
             # As in Go, and for the analyzers: see skyfast.skydive.tls.

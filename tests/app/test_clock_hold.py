@@ -27,7 +27,7 @@ class Subscriptions:
         self.any_up = True
 
     def state(self, name: str) -> str:
-        return "delivers again" if name in self.delivering else "silent"
+        return "delivering again" if name in self.delivering else "silent"
 
 
 class Running:

@@ -337,7 +337,7 @@ async def test_a_file_that_changes_ends_the_replay_and_is_named(tmp_path, caplog
             await logged(caplog, 1)
     finally:
         await player.stop()
-    assert caplog.messages == [f"a recording changed while it was played: {path}: {problem}"]
+    assert caplog.messages == [f"a recording changed during the replay: {path}: {problem}"]
 
 
 async def test_the_end_of_a_replay_is_told_with_what_it_took(tmp_path, caplog):
@@ -362,7 +362,7 @@ async def test_a_fault_of_the_player_is_logged_at_once(monkeypatch, caplog):
     monkeypatch.setattr("skyfast.replay.player.addressed", lambda *_: 1 / 0)
     async with demo() as (_, port), asyncio.timeout(5), subscribe(port):
         await logged(caplog, 1)
-    assert caplog.messages == ["the replay has ended, by a fault of skyfast's own"]
+    assert caplog.messages == ["replay stopped after an unhandled exception"]
 
 
 def ask(port, body, **headers):

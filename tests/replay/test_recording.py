@@ -81,7 +81,7 @@ WRONG = {
     "blank": (b"\n \n", "{path}: has no message"),
     "of something else": (
         b'{"a":1}\n{}\n',
-        "{path}: has no message of an analyzer and no flow, but 2 other lines",
+        "{path}: contains no messages and no flows, but 2 other lines",
     ),
     "no JSON": (GOOD + b"\nhost_id: a\n" + GOOD, "{path}: line 3: is not a JSON object"),
     "a mark of its order of bytes": (
@@ -97,11 +97,11 @@ WRONG = {
     ),
     "no base64": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":"abc"}}\n',
-        "{path}: line 1: has no valid base64",
+        "{path}: line 1: has invalid base64",
     ),
     "more base64 behind its end": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":"AA==AA=="}}\n',
-        "{path}: line 1: has no valid base64",
+        "{path}: line 1: has invalid base64",
     ),
     "behind base64": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":""}} 1\n',
@@ -109,7 +109,7 @@ WRONG = {
     ),
     "a bad name": (
         b'{"Recorded":{"At":1,"Analyzer":"\xff"}}\n',
-        "{path}: line 1: has no readable name of an analyzer",
+        "{path}: line 1: has an invalid analyzer name",
     ),
     "too many analyzers": (
         b"".join(line(b"{}", at_ms=1, analyzer=f"{i}") + b"\n" for i in range(65)),
@@ -142,7 +142,7 @@ def test_what_lines_hold_is_told(tmp_path: Path) -> None:
     found = Recording.load(path)
     assert (found.messages, found.flows, found.others) == (4, 2, 1)
     assert found.summary() == (
-        "4 messages of 1 analyzer in 0 s; 2 lines hold a flow without a message; 1 lines hold"
+        "4 messages of 1 analyzer in 0 s; 2 lines contain a flow without a message; 1 lines contain"
         " neither a message nor a flow"
     )
 
@@ -175,7 +175,7 @@ def test_a_file_that_breaks_off_is_played_as_far_as_it_goes(tmp_path: Path, pack
     assert loaded.torn
     assert 5_000 < loaded.messages < 15_000
     assert len(list(loaded)) == loaded.messages
-    assert loaded.summary().endswith("; the file breaks off")
+    assert loaded.summary().endswith("; the file is truncated")
 
 
 def test_the_last_line_needs_no_end(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ async def test_flows_without_messages_are_played() -> None:
     path = DATA / "flows/bare-flows.jsonl"
     done = run("--check", "--replay", path)
     assert done.returncode == 0
-    assert "3 messages of 1 analyzer in 0 s; 3 lines hold a flow without a" in done.stdout
+    assert "3 messages of 1 analyzer in 0 s; 3 lines contain a flow without a" in done.stdout
     async with replay(path) as skyfast:
         metrics = await skyfast.until(all_received(3))
         assert metrics["skyfast_connections"] == 3
@@ -229,6 +229,6 @@ def test_a_recording_overwrites_nothing(tmp_path: Path) -> None:
     done = run("--demo", f"--record={path}")
     assert done.returncode == 2
     assert done.stderr.endswith(
-        f"skyfast: '{path}' exists already; a recording overwrites nothing\n"
+        f"skyfast: '{path}' already exists and is not overwritten\n"
     )
     assert path.read_text() == "precious"

@@ -172,7 +172,7 @@ def test_of_a_long_traceback_the_first_and_the_last_lines_are_written(
     logging.getLogger("skyfast.x").error("failed", exc_info=error)
     every = ["ValueError: line 0", *quoted[1:]]
     half = logs.MAX_TRACEBACK_LINES // 2
-    left_out = [f"... {excess} lines left out ..."] if excess else []
+    left_out = [f"... {excess} lines omitted ..."] if excess else []
     written = json.loads(capfd.readouterr().err)["exception"].split("\n")
     assert written == [*every[:half], *left_out, *every[-half:]]
 
@@ -228,9 +228,9 @@ def test_what_python_itself_says_is_a_record_too() -> None:
     assert done.returncode == 1
     warning, thread, last = (json.loads(line) for line in done.stderr.splitlines())
     assert (warning["level"], warning["logger"]) == ("WARNING", "py.warnings")
-    assert thread["message"] == "a thread has ended by a fault of skyfast's own"
+    assert thread["message"] == "a thread ended after an unhandled exception"
     assert thread["exception"].endswith("ZeroDivisionError: division by zero")
-    assert (last["level"], last["message"]) == ("CRITICAL", "stopped by a fault of its own")
+    assert (last["level"], last["message"]) == ("CRITICAL", "exiting after an unhandled exception")
     assert "KeyError" in last["exception"]
 
 
@@ -319,10 +319,10 @@ def test_a_line_is_logged_when_its_time_has_come(limited: Limited) -> None:
     assert limited.warn("a") is None
     assert limited.warn("b") == "it happened"
     limited.now_s += 1
-    assert limited.warn("a") == "it happened (2 more such events since the last line)"
+    assert limited.warn("a") == "it happened (2 more suppressed)"
     assert limited.warn("a") is None
     limited.now_s += LOG_INTERVAL_S
-    assert limited.warn("a") == "it happened (1 more such events since the last line)"
+    assert limited.warn("a") == "it happened (1 more suppressed)"
     limited.now_s += LOG_INTERVAL_S
     assert limited.warn("a") == "it happened"
 
@@ -335,14 +335,14 @@ def test_the_interval_can_be_another(
     limited.now_s += 4
     assert limited.warn("a") is None
     limited.now_s += 1
-    assert limited.warn("a") == "it happened (1 more such events since the last line)"
+    assert limited.warn("a") == "it happened (1 more suppressed)"
 
 
 def test_a_reset_allows_every_cause_and_forgets_no_count(limited: Limited) -> None:
     for cause in ("a", "a", "b"):
         limited.warn(cause)
     limited.limit.reset()
-    assert limited.warn("a") == "it happened (1 more such events since the last line)"
+    assert limited.warn("a") == "it happened (1 more suppressed)"
     assert limited.warn("b") == "it happened"
     assert limited.warn("a") is None
 

@@ -78,7 +78,7 @@ async def test_a_name_server_that_does_not_answer_is_given_up(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(5) and [])
     monkeypatch.setattr(auth, "RESOLVE_TIMEOUT_S", 0.1)
     try:
-        with pytest.raises(socket.gaierror, match=r"no answer in 0\.1 s"):
+        with pytest.raises(socket.gaierror, match=r"no response within 0\.1 s"):
             await auth.resolve("analyzer.test", 8082)
     finally:
         answered.set()
@@ -146,7 +146,7 @@ async def test_the_credentials_of_the_url_log_in(analyzer: FakeAnalyzer) -> None
 async def test_without_a_user_name_nobody_logs_in(analyzer: FakeAnalyzer) -> None:
     proof = authentication(analyzer.url, credentials=NOBODY)
     assert not await proof.renew(proof.headers())
-    assert proof.problem == "no user name is configured"
+    assert proof.problem == "no username is configured"
     assert not analyzer.connections
 
 
@@ -156,21 +156,21 @@ async def test_a_login_keeps_to_the_prefix(analyzer: FakeAnalyzer) -> None:
     assert await proof.renew(proof.headers())
     analyzer.login = Answer(status=404)
     assert not await proof.renew(proof.headers())
-    assert proof.problem.startswith("POST /skydive/login gave HTTP 404")
+    assert proof.problem.startswith("POST /skydive/login returned HTTP 404")
     assert {*analyzer.paths} == {"/skydive/login"}
 
 
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (Answer(status=401), "POST /login gave HTTP 401 and no authtoken cookie"),
-        (Answer(status=404), "POST /login gave HTTP 404 and no authtoken cookie"),
-        (Answer(), "POST /login gave HTTP 200 and no authtoken cookie"),
+        (Answer(status=401), "POST /login returned HTTP 401 without authtoken cookie"),
+        (Answer(status=404), "POST /login returned HTTP 404 without authtoken cookie"),
+        (Answer(), "POST /login returned HTTP 200 without authtoken cookie"),
         (Answer(headers=(("Set-Cookie", "authtoken=; Path=/"),)), "no authtoken cookie"),
         (Fault.EOF, "POST /login: "),
         (Fault.RESET, "POST /login: "),
         (Fault.GARBAGE, "POST /login: "),
-        (Fault.HANG, "POST /login gave no answer in 0.2 s"),
+        (Fault.HANG, "POST /login did not respond within 0.2 s"),
     ],
     ids=str,
 )

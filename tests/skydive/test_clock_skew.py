@@ -119,8 +119,8 @@ def test_the_interface_is_named_once_a_minute(caplog: pytest.LogCaptureFixture) 
         sink.take(message(dated(uuid, 0), dated(uuid + "0", HOUR_S, NodeTID="\x1b[31m")))
     sink.take(message(dated("1", 0), dated("30", -HOUR_S, NodeTID="another")))
     assert lines(caplog) == [
-        r"analyzer analyzer:8082: a flow of node_tid \x1b[31m is dated 3600 s ahead of our clock",
-        "analyzer analyzer:8082: a flow of node_tid another is dated 3600 s behind our clock",
+        r"analyzer analyzer:8082: a flow from node_tid \x1b[31m is 3600 s ahead of the local clock",
+        "analyzer analyzer:8082: a flow from node_tid another is 3600 s behind the local clock",
     ]
 
 

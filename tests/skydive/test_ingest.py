@@ -55,10 +55,10 @@ def test_a_bad_message_is_logged_once_a_minute(
     shown = r'{"Namespace\x1b[2J\n\xff' + "x" * (SHOWN_BYTES - 17)
     assert first == (
         f"analyzer analyzer:8082: dropped a message of {len(bad)} bytes (malformed)"
-        f" beginning with {shown}"
+        f" starting with {shown}"
     )
-    assert second == f"{first} (1 more such events since the last line)"
-    assert other.endswith("dropped a message of 2 bytes (not_a_message) beginning with []")
+    assert second == f"{first} (1 more suppressed)"
+    assert other.endswith("dropped a message of 2 bytes (not_a_message) starting with []")
 
 
 @pytest.mark.parametrize(

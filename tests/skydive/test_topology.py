@@ -614,14 +614,14 @@ async def test_a_failure_keeps_the_names_and_nobody_is_ready_before_an_answer(ca
         async with Poll(analyzer.url, names=names).running() as poll:
             await until(lambda: poll.stats.errors["status"] >= 2)
             assert poll.stats.last_failure.reason == "status"
-            assert poll.stats.last_failure.text.endswith("no topology: HTTP 500")
+            assert poll.stats.last_failure.text.endswith("topology query failed: HTTP 500")
             assert not names.ready.is_set()
             analyzer.topology = answer_of(node())
             await asyncio.wait_for(names.ready.wait(), 5)
             analyzer.topology = Answer(body=b"[")
             await until(lambda: poll.stats.errors["malformed"] >= 2)
             assert names.node_name == {"t1": "eth0"}
-    assert f"analyzer {analyzer.name}: no topology: HTTP 500" in caplog.text
+    assert f"analyzer {analyzer.name}: topology query failed: HTTP 500" in caplog.text
 
 
 async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
@@ -631,7 +631,7 @@ async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
         async with Poll(analyzer.url, names=Names(keep_s=60.0)).running() as poll:
             await until(lambda: poll.stats.answers >= 3)
     (record,) = (record for record in caplog.records if "have no name" in record.getMessage())
-    assert record.getMessage() == "3 nodes and addresses have no name"
+    assert record.getMessage() == "topology too large: 3 nodes and addresses ignored"
 
 
 async def test_the_first_analyzer_that_answers_is_kept():
@@ -697,7 +697,7 @@ async def test_wrong_credentials(caplog):
         assert poll.errors() == {"unauthorized": poll.stats.errors["unauthorized"]}
     (record,) = caplog.records
     assert record.getMessage().startswith(
-        f"analyzer {analyzer.name}: no topology: HTTP 401; POST /login"
+        f"analyzer {analyzer.name}: topology query failed: HTTP 401; POST /login"
     )
     assert "wr0ng" not in caplog.text
 
@@ -710,7 +710,7 @@ async def test_a_redirect_is_logged_with_its_location(caplog):
             await until(lambda: poll.errors())
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"analyzer {analyzer.name}: no topology: HTTP 303, redirect to https://sso.test/login"
+        f"analyzer {analyzer.name}: topology query failed: HTTP 303, redirect to https://sso.test/login"
         " (not followed)"
     )
 
@@ -869,7 +869,7 @@ async def test_failures_are_logged_once_a_minute_with_how_many_were_not(monkeypa
         await until(lambda: len(caplog.records) >= 2)
     first, second = (record.getMessage() for record in caplog.records[:2])
     assert "more" not in first
-    assert "more such events" in second
+    assert "more suppressed" in second
     assert len(caplog.records) < poll.stats.errors["unreachable"] / 2
 
 

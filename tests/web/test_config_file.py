@@ -123,7 +123,7 @@ WRONG = {
     ),
     "empty authority": (
         f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: /dev/null}}",
-        "'/dev/null' does not hold PEM certificates",
+        "'/dev/null' does not contain PEM certificates",
     ),
     "two authorities": (
         f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: ca.crt, client_ca: x}}",

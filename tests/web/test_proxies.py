@@ -185,8 +185,8 @@ async def test_a_proxy_that_wants_something_else_is_explained(tmp_path: Path) ->
         async with asyncio.timeout(60), nginx(tmp_path, server) as port:
             config = write_config(tmp_path, f"ws://127.0.0.1:{port}/ws/subscriber/flow")
             async with running(config, quiet=False) as skyfast:
-                topology = await skyfast.logged("no topology: HTTP ")
-                subscription = await skyfast.logged("the opening handshake failed")
+                topology = await skyfast.logged("topology query failed: HTTP ")
+                subscription = await skyfast.logged("opening handshake failed")
         for line, reason in zip((topology, subscription), reasons, strict=True):
             assert reason in line
             assert "secret" not in line

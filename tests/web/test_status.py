@@ -159,7 +159,7 @@ async def test_what_failed_last_and_since_when():
         assert told.up
         assert began_s - 1 <= told.last_error.timestamp_seconds <= told.since_timestamp_seconds
         assert told.last_error.reason == "forbidden"
-        assert told.last_error.text == "the user may not subscribe (HTTP 403)"
+        assert told.last_error.text == "user not allowed to subscribe (HTTP 403)"
         assert told.reconnects_total == 1
         (told,) = (await app.status.report()).analyzers
         assert not told.up
