@@ -49,7 +49,7 @@ def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[A
 
 def tidy() -> None:
     """Keep memory as the connector does, and nothing of the preparations."""
-    memory.keep_heap()
+    memory.tune_malloc()
     memory.freeze()
     trim()
 

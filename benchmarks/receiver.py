@@ -27,6 +27,6 @@ async def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    memory.keep_heap()
+    memory.tune_malloc()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(sys.argv[1]))

@@ -24,7 +24,7 @@ from skyfast.flows.selection import changed_fields
 from skyfast.pipeline import Parts, Shared
 from skyfast.runtime import logs, memory, systemd
 from skyfast.runtime.clock import Clock
-from skyfast.skydive.name_index import Lookup
+from skyfast.skydive.name_index import DefaultEmptyDict
 from skyfast.skydive.reporting_gap import SLACK_S, ReportingGap
 from skyfast.skydive.silence import Activity
 from skyfast.skydive.subscriptions import Subscriptions
@@ -100,7 +100,7 @@ class App:
         """
         self._load = load
         self._guard = guard
-        self._manager = systemd.Manager(os.environ)
+        self._manager = systemd.Notifier(os.environ)
         self._served_at = None if listen_at.is_fixed else listen.configured(config)
         self._reloading = asyncio.Lock()
         self._polling: asyncio.Task[None] | None = None
@@ -170,7 +170,7 @@ class App:
                         ("expiry", self._expire()),
                         ("room", self._tell_when_full()),
                         ("history", self.status.run()),
-                        ("watchdog", self._manager.keep_alive()),
+                        ("watchdog", self._manager.watchdog()),
                     )
                 ]
                 await stopping.wait()
@@ -300,7 +300,7 @@ class App:
         if self._polling is not None:
             self._polling.cancel()
 
-    def _relabel(self, lookup: Lookup, keys: Set[str]) -> None:
+    def _relabel(self, lookup: DefaultEmptyDict, keys: Set[str]) -> None:
         self._parts.table.relabel([(lookup, keys)])
 
     def _hold(self) -> None:
@@ -506,7 +506,7 @@ def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
         from skyfast.replay.anonymizer import Anonymizer
 
         rewrite = Anonymizer()
-    recorder = Recorder(options.record_file, rewrite=rewrite)
+    recorder = Recorder(options.record_file, message_filter=rewrite)
     stack.push_async_callback(asyncio.to_thread, recorder.stop)
     return recorder
 
@@ -515,9 +515,9 @@ async def _adaptation(options: Options, stack: AsyncExitStack) -> Callable[[Conf
     """Begin what the options ask for, and return how they change every configuration."""
     if options.playback is None:
         return lambda config: config
-    from skyfast.replay.player import Player
+    from skyfast.replay.player import ReplayServer
 
-    player = Player(options.playback)
+    player = ReplayServer(options.playback)
     stack.push_async_callback(player.stop)
     # A recording that has ended is no analyzer that fell silent.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
@@ -532,6 +532,6 @@ def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
     ``load`` reads the configuration anew, for SIGHUP, which must be blocked when this is called.
     Raises ConfigError where something that the configurations or the options name cannot be used.
     """
-    memory.keep_heap()
+    memory.tune_malloc()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config, load, options))

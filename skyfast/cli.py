@@ -270,7 +270,7 @@ def _joined(argv: list[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's own); return its exit code."""
     arguments = _arguments(argv)
-    memory.keep_to_itself()  # before any secret is read
+    memory.disable_core_dumps()  # before any secret is read
     # Until the event loop takes over, a request to stop finds nothing to close.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))

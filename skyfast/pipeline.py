@@ -18,7 +18,7 @@ from skyfast.runtime.clock import Clock
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.ingest import Ingest
 from skyfast.skydive.interfaces import Interfaces
-from skyfast.skydive.name_index import Lookup, Names
+from skyfast.skydive.name_index import DefaultEmptyDict, NameIndex
 from skyfast.skydive.report_checks import ReportChecker
 from skyfast.skydive.silence import Activity
 from skyfast.skydive.topology import NAMES_INTERVAL_S, TopologyPoller
@@ -42,7 +42,7 @@ class Shared:
     stats: Stats
     clock: Clock
     activity: Activity
-    relabel: Callable[[Lookup, Set[str]], None]
+    relabel: Callable[[DefaultEmptyDict, Set[str]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Parts:
     """
 
     config: Config
-    names: Names
+    names: NameIndex
     plan: Plan
     types: FlowTypes
     table: Table
@@ -127,7 +127,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     """
     export, stats, clock = config.export, shared.stats, shared.clock
     # Names that nobody has asked for since they were used are out of date.
-    names = old.names if old and _has_names(old.plan) else Names(keep_s=_longest_s(config))
+    names = old.names if old and _has_names(old.plan) else NameIndex(keep_s=_longest_s(config))
     alike = old if old and old.config.export == export else None
     plan = alike.plan if alike else make_plan(export, names=names, shard=config.shard)
     types = flow_types(plan, also=filters.reads(config.filter))

@@ -99,7 +99,7 @@ class Anonymizer:
         namespace, capture = str(message.get("Namespace", "")), ""
         if namespace.startswith("flow/"):
             namespace, _, capture = namespace.partition("/")
-        content = {"flow": self._flows, "stats": self._statistics}.get(namespace, _emptied)
+        content = {"flow": self._flows, "stats": self._statistics}.get(namespace, _empty_like)
         kept: dict[str, Any] = {}
         for key, value in message.items():
             match key, value:
@@ -116,25 +116,27 @@ class Anonymizer:
                 case "Obj", _:
                     kept[key] = content(value)
                 case (("Namespace" | "Type" | "UUID" | "Status"), _):
-                    kept[key] = _emptied(value)
+                    kept[key] = _empty_like(value)
         return kept
 
     def _flows(self, flows: object) -> object:
-        return [self._flow(one) for one in flows] if isinstance(flows, list) else _emptied(flows)
+        return [self._flow(one) for one in flows] if isinstance(flows, list) else _empty_like(flows)
 
     def _flow(self, flow: object) -> object:
         if not isinstance(flow, dict):
-            return _emptied(flow)
+            return _empty_like(flow)
         kept = _fields(flow, self._scalars)
         for part, fields in self._parts.items():
             if part in flow:
                 inner = flow[part]
-                kept[part] = _fields(inner, fields) if isinstance(inner, dict) else _emptied(inner)
+                kept[part] = (
+                    _fields(inner, fields) if isinstance(inner, dict) else _empty_like(inner)
+                )
         return kept
 
     def _statistics(self, report: object) -> object:
         if not isinstance(report, dict):
-            return _emptied(report)
+            return _empty_like(report)
         return _fields(report, {"CaptureID": self._id, **dict.fromkeys(_STATISTICS)})
 
     # Pseudonyms
@@ -172,7 +174,7 @@ class Anonymizer:
             return self._text(text)
         kept_bits = _kept_bits(address)
         while True:
-            octets = self._scrambled(b"ip", address.packed, kept_bits)
+            octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
             # One of no special kind must not become one: those are others' pseudonyms.
             if kept_bits or not _kept_bits(address):
@@ -186,13 +188,13 @@ class Anonymizer:
         octets = bytes.fromhex(text.replace(":", ""))
         while True:
             # The last two bits of the first octet stay: they say "group" and "local".
-            first, others = _reversed(octets[0]), octets[1:]
-            scrambled = self._scrambled(b"mac", bytes((first,)) + others, 2)
-            octets = bytes((_reversed(scrambled[0]),)) + scrambled[1:]
+            first, others = _reverse_bits(octets[0]), octets[1:]
+            scrambled = self._scramble(b"mac", bytes((first,)) + others, 2)
+            octets = bytes((_reverse_bits(scrambled[0]),)) + scrambled[1:]
             if octets != b"\xff" * 6:
                 return octets.hex(":")
 
-    def _scrambled(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
+    def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
         """Flip each bit behind the kept ones, or not, as the key and all bits before it say.
 
         So it is one to one, and what shares a prefix does so afterwards.
@@ -220,7 +222,7 @@ def _kept_bits(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
     return next((bits for network, bits in _KEPT_BITS if address in network), 0)
 
 
-def _reversed(octet: int) -> int:
+def _reverse_bits(octet: int) -> int:
     return int(f"{octet:08b}"[::-1], 2)
 
 
@@ -236,11 +238,11 @@ def _fields(part: dict[str, Any], fields: dict[str, Pseudonym | None]) -> dict[s
         elif pseudonym is None and isinstance(value, int | float):
             kept[key] = value
         else:
-            kept[key] = _emptied(value)
+            kept[key] = _empty_like(value)
     return kept
 
 
-def _emptied(value: object) -> object:
+def _empty_like(value: object) -> object:
     """Return something of the same kind, as wrong as that in its place, and without content."""
     match value:
         case None | bool():

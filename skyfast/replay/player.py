@@ -2,7 +2,7 @@
 
 They serve what skyfast uses of real ones: the flow subscription and the topology API. What is
 sent, and when, is a pure function of the recordings and the time (:mod:`skyfast.replay.recording`);
-only :class:`Player` has a clock and sockets.
+only :class:`ReplayServer` has a clock and sockets.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from aiohttp import WSCloseCode, web
 
 from skyfast.config.endpoint import SUBSCRIBER_PATH, Endpoint
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.replay.recording import Playback, Sending, addressed
+from skyfast.replay.recording import Playback, ScheduledMessage, for_namespaces
 from skyfast.runtime.logs import printable
 from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES
 
@@ -42,7 +42,7 @@ LOOPBACKS: Final = ("127.0.0.1", "::1")
 log = logging.getLogger("skyfast.player")
 
 
-class Player:
+class ReplayServer:
     """The analyzers of a playback, each on a port of its own choice.
 
     They begin together, when all of them have a subscriber. Who subscribes later joins in; what
@@ -55,7 +55,7 @@ class Player:
         self._topology = _read_topology(playback.topology)
         self._started_ms = 0
         self._analyzers = {
-            (number, name): _Analyzer(name or Path(recording.path).name, self._answer)
+            (number, name): _Analyzer(name or Path(recording.path).name, self._topology_response)
             for number, recording in enumerate(playback.recordings)
             for name in recording.analyzers
         }
@@ -91,16 +91,16 @@ class Player:
         await asyncio.gather(*(analyzer.stop() for analyzer in self._analyzers.values()))
 
     async def _play(self) -> None:
-        await self._subscribed()
+        await self._wait_for_subscribers()
         self._started_ms = time.time_ns() // 1_000_000
         now = asyncio.get_running_loop().time
         began_s = now()
         loop = sent = 0
         while True:
             try:
-                for sending in self._playback.sendings(loop):
-                    await asyncio.sleep(max(began_s + sending.due_s - now(), 0))
-                    await self._send(sending)
+                for scheduled in self._playback.schedule(loop):
+                    await asyncio.sleep(max(began_s + scheduled.due_s - now(), 0))
+                    await self._send(scheduled)
                     sent += 1
             except ConfigError as error:  # pragma: no cover - the file changed during playback
                 log.error("a recording changed during the replay: %s", printable(error))
@@ -114,7 +114,7 @@ class Player:
             # After a pause of the process the loops that were missed are left out.
             loop = max(loop + 1, int((now() - began_s) / self._playback.loop_s))
 
-    async def _subscribed(self) -> None:
+    async def _wait_for_subscribers(self) -> None:
         """Wait for subscribers: for the first as long as it takes, for the others not for ever."""
         waiting = [asyncio.create_task(each.subscribed.wait()) for each in self._analyzers.values()]
         try:
@@ -124,17 +124,17 @@ class Player:
             for task in waiting:
                 task.cancel()
 
-    async def _send(self, sending: Sending) -> None:
-        analyzer = self._analyzers.get((sending.recording, sending.message.analyzer))
+    async def _send(self, scheduled: ScheduledMessage) -> None:
+        analyzer = self._analyzers.get((scheduled.recording, scheduled.message.analyzer))
         if analyzer is None:
-            path = self._playback.recordings[sending.recording].path
-            raise ConfigError(f"{path}: unexpected analyzer {sending.message.analyzer}")
-        await analyzer.send(sending.data(self._started_ms))
+            path = self._playback.recordings[scheduled.recording].path
+            raise ConfigError(f"{path}: unexpected analyzer {scheduled.message.analyzer}")
+        await analyzer.send(scheduled.data(self._started_ms))
 
-    def _answer(self) -> list[dict[str, Any]]:
+    def _topology_response(self) -> list[dict[str, Any]]:
         """Return what the topology API answers now."""
         now_ms = time.time_ns() // 1_000_000
-        return grown(
+        return scale_counters(
             self._topology,
             started_ms=self._started_ms or now_ms,
             now_ms=now_ms,
@@ -155,7 +155,7 @@ class _Analyzer:
     async def start(self, host: str) -> int:
         app = web.Application()
         app.router.add_get(SUBSCRIBER_PATH, self._subscribe)
-        app.router.add_post("/api/topology", self._answer)
+        app.router.add_post("/api/topology", self._topology_response)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_TIMEOUT_S)
         await self._runner.setup()
         await web.TCPSite(self._runner, host, 0).start()
@@ -172,7 +172,7 @@ class _Analyzer:
         for socket, namespaces in list(self._sockets.items()):
             # A subscriber that has left is taken out where its frames are read.
             with contextlib.suppress(ConnectionError):
-                for copy in addressed(data, namespaces):
+                for copy in for_namespaces(data, namespaces):
                     await _send(socket, copy)
 
     async def _subscribe(self, request: web.Request) -> web.WebSocketResponse:
@@ -196,7 +196,7 @@ class _Analyzer:
             await asyncio.gather(pings, return_exceptions=True)
         return socket
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _topology_response(self, request: web.Request) -> web.Response:
         """Answer the query that was recorded, and the one for these nodes among others."""
         try:
             asked = msgspec.json.decode(await request.read(), type=dict[str, str])
@@ -253,7 +253,7 @@ def _read_topology(path: Path | None) -> list[dict[str, Any]]:
     return nodes
 
 
-def grown(
+def scale_counters(
     nodes: list[dict[str, Any]], *, started_ms: int, now_ms: int, loop_s: float
 ) -> list[dict[str, Any]]:
     """Return ``nodes`` with counters as they are at ``now_ms``; both times in Unix milliseconds.

@@ -40,14 +40,14 @@ STOP_TIMEOUT_S: Final = 2.0
 
 log = logging.getLogger("skyfast.recorder")
 
-Rewrite = Callable[[bytes, str], tuple[bytes, str] | None]
+MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
 """Makes of a message and its analyzer's name what is kept of them; None where nothing is."""
 
 
 class Recorder:
     """The file, its queue and its thread. `message` is for the event loop alone."""
 
-    def __init__(self, path: str, *, rewrite: Rewrite | None = None) -> None:
+    def __init__(self, path: str, *, message_filter: MessageFilter | None = None) -> None:
         """Create the file, for its owner's eyes only, as gzip where its name ends in ``.gz``.
 
         Raises:
@@ -55,7 +55,7 @@ class Recorder:
 
         """
         self._path = path
-        self._rewrite = rewrite
+        self._message_filter = message_filter
         self._file = _create(path)
         self._out = (
             igzip.IGzipFile("", "wb", fileobj=self._file)  # type: ignore[no-untyped-call]
@@ -165,12 +165,12 @@ class Recorder:
 
     def _write(self, data: bytes, at_ms: int, analyzer: str) -> None:
         self._taken_bytes += len(data)
-        if self._rewrite is not None:
-            rewritten = self._rewrite(data, analyzer)
-            if rewritten is None:
+        if self._message_filter is not None:
+            filtered = self._message_filter(data, analyzer)
+            if filtered is None:
                 self._left_out += 1
                 return
-            data, analyzer = rewritten
+            data, analyzer = filtered
         self._out.write(line(data, at_ms=at_ms, analyzer=analyzer) + b"\n")
         self._kept += 1
 

@@ -162,12 +162,12 @@ def _kind(keys: Set[str]) -> Literal["message", "flow", "other"]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """A recording that has been looked through, and is right.
+    """A validated recording.
 
-    ``analyzers`` are the names that it has, ``messages`` the number of messages, of which
-    ``flows`` are made of a flow each, and ``others`` are none that an analyzer sends. ``first_ms``
-    and ``last_ms`` are the times of the first and the last message, in Unix milliseconds. ``torn``
-    says that the file is truncated within its last line, which is left out.
+    ``analyzers`` are the names of the recorded analyzers. ``messages`` counts all messages:
+    ``flows`` of them are lines with a single flow, and ``others`` are lines that no analyzer
+    sends. ``first_ms`` and ``last_ms`` are the times of the first and last message, in Unix
+    milliseconds. If ``truncated`` is true, the last line is incomplete and is ignored.
     """
 
     path: str
@@ -177,7 +177,7 @@ class Recording:
     others: int
     first_ms: int
     last_ms: int
-    torn: bool
+    truncated: bool
 
     @classmethod
     def load(cls, path: str) -> "Recording":
@@ -210,7 +210,7 @@ class Recording:
             others=kinds["other"],
             first_ms=first_ms,
             last_ms=times.latest_ms,
-            torn=lines.torn,
+            truncated=lines.truncated,
         )
 
     def summary(self) -> str:
@@ -220,8 +220,10 @@ class Recording:
         flows = f"; {self.flows} lines contain a flow without a message" if self.flows else ""
         neither = "lines contain neither a message nor a flow"
         others = f"; {self.others} {neither}" if self.others else ""
-        torn = "; the file is truncated" if self.torn else ""
-        return f"{self.messages} messages of {analyzers} in {seconds:.0f} s{flows}{others}{torn}"
+        truncated = "; the file is truncated" if self.truncated else ""
+        return (
+            f"{self.messages} messages of {analyzers} in {seconds:.0f} s{flows}{others}{truncated}"
+        )
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
         """Read the messages again, with their times, which never decrease."""
@@ -260,11 +262,11 @@ def _newest_ms(data: bytes) -> int:
 
 
 class _Lines:
-    """The messages of a file. ``torn`` is set when it broke off in its last line."""
+    """The messages of a file. ``truncated`` is set when it broke off in its last line."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.torn = False
+        self.truncated = False
 
     def __iter__(self) -> Iterator[Message]:
         number = 0
@@ -279,13 +281,13 @@ class _Lines:
                     try:
                         message = parse(text)
                     except ValueError as problem:
-                        self.torn = number > 1 and not text.endswith(b"\n")
-                        if self.torn:
+                        self.truncated = number > 1 and not text.endswith(b"\n")
+                        if self.truncated:
                             return
                         raise self._error(number, str(problem)) from None
                     yield message
         except EOFError:
-            self.torn = True  # gzip without its end: whoever wrote it was killed
+            self.truncated = True  # gzip without its end: whoever wrote it was killed
         except (gzip.BadGzipFile, zlib.error) as error:
             raise self._error(number + 1, f"is not valid gzip: {error}") from None
         except OSError as error:
@@ -324,7 +326,7 @@ class Playback:
     def _first_ms(self) -> int:
         return min(recording.first_ms for recording in self.recordings)
 
-    def sendings(self, loop: int = 0) -> Iterator["Sending"]:
+    def schedule(self, loop: int = 0) -> Iterator["ScheduledMessage"]:
         """Yield what is sent in a loop, in its order.
 
         All recordings have one time: what was recorded at the same time is played so.
@@ -337,7 +339,7 @@ class Playback:
         for number, (at_ms, message) in heapq.merge(*streams, key=lambda each: each[1][0]):
             origin_ms += max(at_ms - latest_ms - MAX_GAP_MS, 0)
             latest_ms = at_ms
-            yield Sending(
+            yield ScheduledMessage(
                 recording=number,
                 message=message,
                 due_s=loop * self.loop_s + (at_ms - origin_ms) / self.speed / 1000,
@@ -371,7 +373,7 @@ def demo() -> Playback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sending:
+class ScheduledMessage:
     """A message of the recording with this number, and how long after the start it is sent."""
 
     recording: int
@@ -390,15 +392,15 @@ class Sending:
         zero. All else is sent as it was, byte for byte.
         """
         base_ms = started_ms + self.begins_ms
-        return moved(
+        return shift_times(
             self.message.data,
             lambda recorded_ms: base_ms + int((recorded_ms - self.origin_ms) // self.speed),
             mask=self.mask,
         )
 
 
-def moved(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> bytes:
-    """Return a message with its times moved by ``present_ms``, and its UUIDs changed by a mask."""
+def shift_times(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> bytes:
+    """Return a message with its times mapped by ``present_ms`` and its UUIDs XORed with a mask."""
     data = _TIME.sub(lambda found: b"%b%d" % (found[1], max(present_ms(int(found[2])), 0)), data)
     if not mask:
         return data
@@ -411,7 +413,7 @@ def moved(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> bytes:
     return _IDENTITY.sub(masked, data)
 
 
-def addressed(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
+def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
     """Yield a message once for each of ``namespaces`` that it belongs to.
 
     ``flow/CAPTURE_ID`` holds the flows of one capture, under that name. What belongs to no known

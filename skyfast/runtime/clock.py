@@ -5,32 +5,33 @@ import time
 from collections.abc import Callable
 
 PAUSE_S = 5.0
-"""A process that did not look at its clock for longer was stopped, and so was its reading."""
+"""A longer time between two calls means that the process was stopped and read no messages."""
 
 
 class Clock:
-    """Seconds since some moment, never running backwards.
+    """Monotonic seconds since an arbitrary moment.
 
-    Between two calls of `now` that are more than `PAUSE_S` apart, no time passes: while a machine
-    sleeps or a process is stopped (SIGSTOP), flows wait unread in its sockets, and whatever would
-    have expired meanwhile must be given the time to be heard of. That only holds when somebody asks
-    more often than that; the expiry task does.
+    If two calls of `now` are more than `PAUSE_S` apart, the time between them does not count:
+    while the machine sleeps or the process is stopped (SIGSTOP), flows wait unread in its sockets,
+    and connections must not expire before these flows are read. This requires more frequent calls
+    during normal operation; the expiry task makes them.
 
-    While the clock is held, no time passes either: `skyfast.skydive.reporting_gap` says when.
+    The time for which the clock is held does not count either. `skyfast.skydive.reporting_gap`
+    decides when to hold it.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
-        """Begin now. Seconds come from ``source``; a test gives its own."""
+        """Start the clock. ``source`` returns seconds; tests pass their own."""
         self._source = source
         self._last = source()
         self._paused_s = 0.0
         self._held_s = 0.0
         self._held_at: float | None = None
         self._latest = -math.inf
-        """What `now` has returned: what is taken out is rounded, and must not bring it back."""
+        """The latest result of `now`. Rounding of the subtracted times must not decrease it."""
 
     def now(self) -> float:
-        """Return the seconds that count."""
+        """Return the time in seconds, without pauses and holds."""
         running = self.running()
         if self._held_at is not None:
             return self._held_at
@@ -38,7 +39,7 @@ class Clock:
         return self._latest
 
     def running(self) -> float:
-        """Return the same without holds: pauses alone are taken out."""
+        """Return the time in seconds, without pauses but including holds."""
         at = self._source()
         gap_s = at - self._last
         self._last = at
@@ -47,7 +48,7 @@ class Clock:
         return at - self._paused_s
 
     def hold(self, held: bool) -> None:
-        """Let the clock stand still, or go on from where it stands."""
+        """Stop the clock, or continue from its current value."""
         if held and self._held_at is None:
             self._held_at = self.now()
         elif not held and self._held_at is not None:
@@ -56,17 +57,17 @@ class Clock:
 
     @property
     def held(self) -> bool:
-        """Whether the clock stands still."""
+        """Whether the clock is stopped."""
         return self._held_at is not None
 
     @property
     def held_s(self) -> float:
-        """For how long the clock has stood still so far, without pauses."""
+        """The total time for which the clock was held, without pauses."""
         if self._held_at is not None:
             return self.running() - self._held_at
         return self._held_s
 
     @property
     def paused_s(self) -> float:
-        """How much time was taken out for pauses so far."""
+        """The total time of all pauses."""
         return self._paused_s

@@ -1,7 +1,7 @@
 """Logging to standard error: one record per line, escaped, and limited in rate.
 
-`set_up` is called once, `configure` with every configuration. What a stranger sent may reach a
-message or an exception: neither form lets it forge a record or move a cursor.
+`set_up` is called once, and `configure` for every configuration. Messages and exceptions may quote
+data from the network. Both formats escape it, so that it cannot forge a record or move the cursor.
 """
 
 import json
@@ -19,24 +19,24 @@ from typing import Final, Literal, TextIO
 from skyfast.config.model import Logging, Note
 
 MAX_SHOWN: Final = 200
-"""Characters of a text from the network that one log line shows."""
+"""Maximum number of characters of a network string in a log line."""
 
 MAX_TRACEBACK_LINES: Final = 100
-"""Of an exception; what is between the first and the last is left out. Recursion has thousands."""
+"""Lines logged for an exception; the middle is omitted. Recursion errors have thousands."""
 
 MAX_TRACEBACK_LINE: Final = 1000
-"""Characters of a line of these: an exception may quote a whole message."""
+"""Maximum characters of a traceback line: an exception may quote a whole message."""
 
 LOG_INTERVAL_S: Final = 60.0
-"""Time between two log lines of one cause, for a `LogLimit` that has no other."""
+"""Default of `LogLimit`: the time between two log lines of one cause."""
 
 MAX_CAUSES: Final = 1000
-"""Causes that a `LogLimit` remembers; the one with the oldest line is forgotten beyond that.
+"""Causes that a `LogLimit` remembers. Beyond that, it forgets the one with the oldest line.
 
-Analyzers are causes, and where names have other addresses every day, these never end."""
+Analyzers are part of causes, and host names can resolve to new addresses indefinitely."""
 
 INDENT: Final = "  "
-"""Begins each line of a traceback but its first, so that none looks like a record."""
+"""Prefix of all traceback lines except the first, so that none looks like a record."""
 
 _PRIORITIES: Final = {
     logging.CRITICAL: 2,
@@ -51,7 +51,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0
 
 
 class _Formatter(logging.Formatter):
-    """Writes a record as a line for people; an exception follows it, on lines of its own."""
+    """Formats a record as one line of text, followed by the lines of its exception, if any."""
 
     def __init__(self, form: str = "%(asctime)s %(levelname)s %(name)s: %(message)s") -> None:
         super().__init__(form)
@@ -64,14 +64,14 @@ class _Formatter(logging.Formatter):
         return super().formatMessage(record)
 
     def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802
-        first, *others = _bounded(super().formatException(ei))
+        first, *others = _truncate(super().formatException(ei))
         return "\n".join([first, *(INDENT + line for line in others)])
 
 
 class _JournalFormatter(_Formatter):
-    """Writes a record for the journal: its priority begins each line, and no time is in it.
+    """Formats a record for the journal: each line starts with the priority and has no time.
 
-    See sd-daemon(3). The journal has its own time, and one entry a line.
+    See sd-daemon(3). The journal adds the time, and makes an entry of each line.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class _JournalFormatter(_Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """Writes a record as a JSON object on one line, in ASCII."""
+    """Formats a record as a JSON object on one line, in ASCII."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -93,8 +93,8 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         if record.exc_info:
-            entry["exception"] = "\n".join(_bounded(self.formatException(record.exc_info)))
-        # Half of a surrogate pair would be JSON that not every reader takes.
+            entry["exception"] = "\n".join(_truncate(self.formatException(record.exc_info)))
+        # Some JSON parsers reject a lone surrogate.
         return json.dumps(
             {key: text.encode(errors="backslashreplace").decode() for key, text in entry.items()}
         )
@@ -107,14 +107,14 @@ def _formatter(form: Literal["text", "json"]) -> logging.Formatter:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """The one that `set_up` makes and `configure` finds."""
+    """The handler that `set_up` installs and `configure` changes."""
 
 
 class WarningCounter(logging.Handler):
-    """Counts the records from WARNING on; ``count`` has their number."""
+    """Counts the records at level WARNING or above in ``count``."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start at zero."""
         super().__init__(logging.WARNING)
         self.count = 0
 
@@ -124,9 +124,9 @@ class WarningCounter(logging.Handler):
 
 
 def is_journal() -> bool:
-    """Return whether standard error goes to the journal, by JOURNAL_STREAM of systemd.exec(5).
+    """Return whether JOURNAL_STREAM, see systemd.exec(5), identifies standard error.
 
-    A program that this one was started by may have passed the variable on, and not the stream.
+    The parent process may have passed on the variable but redirected standard error.
     """
     try:
         status = os.fstat(2)
@@ -136,28 +136,28 @@ def is_journal() -> bool:
 
 
 def prefix(level: int) -> str:
-    """Return what begins a line on standard error that is not a record: a priority, or nothing."""
+    """Return the prefix of a stderr line that is not a log record: a priority, or nothing."""
     return _priority(level) if is_journal() else ""
 
 
 def _priority(level: int) -> str:
-    known = max((each for each in _PRIORITIES if each <= level), default=logging.DEBUG)
-    return f"<{_PRIORITIES[known]}>"
+    nearest = max((known for known in _PRIORITIES if known <= level), default=logging.DEBUG)
+    return f"<{_PRIORITIES[nearest]}>"
 
 
 def _time(record: logging.LogRecord) -> str:
-    """Return a record's time by RFC 3339, in UTC and milliseconds."""
+    """Return the time of a record in RFC 3339 format: UTC, with milliseconds."""
     moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _bounded(traceback: str) -> list[str]:
-    """Return a traceback's lines, not too many nor too long, without control characters."""
+def _truncate(traceback: str) -> list[str]:
+    """Return the lines of a traceback, bounded in number and length, controls escaped."""
     lines = traceback.split("\n")
     if len(lines) > MAX_TRACEBACK_LINES:
         half = MAX_TRACEBACK_LINES // 2
-        left_out = len(lines) - 2 * half
-        lines = [*lines[:half], f"... {left_out} lines omitted ...", *lines[-half:]]
+        omitted = len(lines) - 2 * half
+        lines = [*lines[:half], f"... {omitted} lines omitted ...", *lines[-half:]]
     return [
         (line if len(line) <= MAX_TRACEBACK_LINE else line[:MAX_TRACEBACK_LINE] + "...").translate(
             _CONTROLS
@@ -167,14 +167,14 @@ def _bounded(traceback: str) -> list[str]:
 
 
 def set_up(configured: Logging) -> None:
-    """Send records to standard error.
+    """Log to standard error.
 
-    The libraries' own come from WARNING on, whatever the level: at DEBUG, websockets would
-    log every frame.
+    Libraries log at WARNING or above, whatever level is configured: at DEBUG, websockets
+    logs every frame.
     """
     handler = _Handler(sys.stderr)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # What Python itself would write there is a record too.
+    # Warnings and unhandled exceptions become records too.
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
@@ -190,7 +190,7 @@ def _uncaught(
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is SystemExit:
-        return  # which ends the thread, and is no fault
+        return  # ends the thread; not an error
     error = args.exc_value or args.exc_type()
     log = logging.getLogger("skyfast")
     log.error(
@@ -200,7 +200,7 @@ def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def configure(configured: Logging) -> None:
-    """Write records in another format, and skyfast's own from another level on."""
+    """Apply the configured format to all records, and the level to those of skyfast."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Handler):
             handler.setFormatter(_formatter(configured.format))
@@ -208,16 +208,16 @@ def configure(configured: Logging) -> None:
 
 
 def write_notes(notes: Iterable[Note]) -> None:
-    """Log what was noticed while the configuration was read."""
+    """Log the warnings and notices found while the configuration was loaded."""
     log = logging.getLogger("skyfast.config")
     for note in notes:
         log.log(note.level, "%s", note.text)
 
 
 def printable(text: object) -> str:
-    """Return ``str(text)`` for a log line: bounded, without control characters or line breaks.
+    """Return ``str(text)`` for a log line: truncated, with control characters escaped.
 
-    Texts from the network, and exceptions that may quote them, are logged through this.
+    Use it for strings from the network and for exceptions that may quote them.
     """
     shown = str(text)
     if len(shown) > MAX_SHOWN:
@@ -228,20 +228,20 @@ def printable(text: object) -> str:
 
 
 class LogLimit:
-    """Logs one line per cause and interval, with how many were left out since the last one.
+    """Logs one line per cause and interval, with the number of lines suppressed in between.
 
-    Each method takes the logger, what the line's cause is (any hashable value), and its text with
-    the arguments of a ``%`` format. An argument that is a function is called for what to show, and
-    only if the line is logged.
+    Each method takes the logger, the cause of the line (any hashable value), and a ``%`` format
+    with its arguments. An argument can be a function: it is called for the value, and only if the
+    line is logged.
     """
 
     def __init__(self, interval_s: float = LOG_INTERVAL_S) -> None:
-        """Begin with every cause allowed."""
+        """Create a limit that allows the first line of each cause."""
         self._interval_s = interval_s
         self._causes: dict[object, tuple[float, int]] = {}
 
     def warn(self, log: logging.Logger, cause: object, text: str, *args: object) -> None:
-        """Log a warning, if there was no line of this cause for the interval."""
+        """Log a warning, unless this cause was logged within the interval."""
         self.log(log, logging.WARNING, cause, text, *args)
 
     def log(
@@ -253,30 +253,30 @@ class LogLimit:
         *args: object,
         exc_info: "Callable[[], logging._SysExcInfoType] | None" = None,
     ) -> None:
-        """Log at ``level``; ``exc_info`` is called for an exception to be logged as well."""
-        left_out = self._admit(cause)
-        if left_out is None:
+        """Log at ``level``. ``exc_info`` returns an exception to log with the line."""
+        suppressed = self._next(cause)
+        if suppressed is None:
             return
-        suffix = f" ({left_out} more suppressed)" if left_out else ""
+        suffix = f" ({suppressed} more suppressed)" if suppressed else ""
         values = tuple(arg() if callable(arg) else arg for arg in args)
         line = text % values if values else text
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
 
     def reset(self) -> None:
-        """Allow the next line of every cause; what was counted so far is still added to it."""
+        """Allow the next line of every cause. It still reports the lines suppressed so far."""
         self._causes = {
-            cause: (-math.inf, left_out) for cause, (_, left_out) in self._causes.items()
+            cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
         }
 
-    def _admit(self, cause: object) -> int | None:
-        """Return None where the line is left out, and else how many were before it."""
+    def _next(self, cause: object) -> int | None:
+        """Return the number of suppressed lines, or None if this line is suppressed too."""
         now_s = time.monotonic()
-        next_s, left_out = self._causes.get(cause, (-math.inf, 0))
+        next_s, suppressed = self._causes.get(cause, (-math.inf, 0))
         if now_s < next_s:
-            self._causes[cause] = (next_s, left_out + 1)
+            self._causes[cause] = (next_s, suppressed + 1)
             return None
         self._causes.pop(cause, None)
         self._causes[cause] = (now_s + self._interval_s, 0)
         if len(self._causes) > MAX_CAUSES:
             del self._causes[next(iter(self._causes))]
-        return left_out
+        return suppressed

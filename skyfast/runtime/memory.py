@@ -4,37 +4,38 @@ import ctypes
 import gc
 import resource
 
-# The names and numbers of mallopt(3), for glibc. Elsewhere the call does not exist.
+# Parameters of mallopt(3) in glibc. Other C libraries do not have this function.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
-# Of prctl(2).
+# An operation of prctl(2).
 _PR_SET_DUMPABLE = 4
 
 KEPT_BYTES = 16 << 20
-"""Free memory at the top of the heap that is kept for the next message.
+"""Free memory that glibc keeps at the top of the heap for the next message.
 
-glibc's own 128 KiB is less than one message of 100 flows and what it is decoded into: the
-heap's top would go back to the kernel after each, and be faulted in again for the next."""
+The default of 128 KiB is less than a message of 100 flows and its decoded objects: glibc would
+return the top of the heap to the kernel after each message and page it in again for the next."""
 
 HEAP_STEP_BYTES = 1 << 20
-"""What the heap grows by."""
+"""The heap grows by this size."""
 
 MAPPED_BYTES = 8 << 20
-"""What is larger gets a mapping of its own, which goes back to the kernel when it is freed."""
+"""Larger allocations get their own mapping, which free() returns to the kernel."""
 
 HEAPS = 1
-"""glibc would give threads heaps of their own, each with free memory that others cannot have.
+"""By default glibc gives threads separate heaps, which cannot use each other's free memory.
 
-Nearly all allocations hold the GIL anyway; with more heaps, a month of churn took 10 % more."""
+Nearly all allocations happen under the GIL anyway. With more heaps, a simulated month of churn
+took 10 % more memory."""
 
 
-def keep_heap() -> bool:
-    """Let malloc keep what it will need again; return False where there is no such setting.
+def tune_malloc() -> bool:
+    """Make malloc keep memory that is needed again; return False if it has no such setting.
 
-    Receiving messages of 80 KB takes two thirds of the CPU time afterwards.
+    This reduces the CPU time to receive messages of 80 KB by a third.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -46,21 +47,22 @@ def keep_heap() -> bool:
         (_M_MMAP_THRESHOLD, MAPPED_BYTES),
         (_M_ARENA_MAX, HEAPS),
     )
-    taken = [mallopt(parameter, value) for parameter, value in settings]
-    return all(taken)
+    accepted = [mallopt(parameter, value) for parameter, value in settings]
+    return all(accepted)
 
 
 def freeze() -> None:
-    """Take what exists now out of the garbage collector's view: it lives as long as the process."""
+    """Exclude all current objects from garbage collection: they live as long as the process."""
     gc.collect()
     gc.freeze()
 
 
-def keep_to_itself() -> None:
-    """Let no core dump, and no other process of the same user, tell what is in memory.
+def disable_core_dumps() -> None:
+    """Protect the memory from core dumps and from other processes of the same user.
 
-    That is passwords, cookies, keys and all flows. As ssh-agent does, by both ways there are: the
-    kernel disregards the limit where a program takes the dumps (core(5)). Root can still look.
+    It contains passwords, cookies, keys and all flows. As in ssh-agent, the process is also made
+    undumpable, because the kernel ignores the limit if core dumps are piped to a program (core(5)).
+    Root can still read the memory.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

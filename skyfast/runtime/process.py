@@ -1,6 +1,6 @@
-"""What the kernel reports about this process in proc(5).
+"""The resource usage of this process, from proc(5).
 
-Every function raises OSError where there is no such file system.
+Every function raises OSError if proc(5) is not mounted.
 """
 
 import os
@@ -13,7 +13,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessUsage:
-    """What the process has now, and the Unix time at which it began."""
+    """The current resource usage of the process, and the Unix time of its start."""
 
     open_fds: int
     virtual_bytes: int
@@ -22,8 +22,8 @@ class ProcessUsage:
 
 
 def process_usage() -> ProcessUsage:
-    """Return what the process has now."""
-    open_fds = len(list((PROC / "self/fd").iterdir())) - 1  # the listing's own
+    """Return the current resource usage of the process."""
+    open_fds = len(list((PROC / "self/fd").iterdir())) - 1  # without the one of the listing
     virtual_bytes, resident_bytes = memory_bytes()
     return ProcessUsage(
         open_fds=open_fds,
@@ -34,16 +34,16 @@ def process_usage() -> ProcessUsage:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Return the process's virtual memory and what of it is resident."""
+    """Return the virtual and the resident memory of the process, in bytes."""
     page_bytes = resource.getpagesize()
     virtual_pages, resident_pages = map(int, (PROC / "self/statm").read_text().split()[:2])
     return virtual_pages * page_bytes, resident_pages * page_bytes
 
 
 def _start_time_s() -> float:
-    """Return the Unix time at which the process began."""
-    # Field 22 of `stat`, in clock ticks since the machine's start. Field 2 is the command in
-    # parentheses and may hold anything, so counting begins behind it, at field 3.
+    """Return the Unix time at which the process started."""
+    # Field 22 of `stat`, in clock ticks since boot. Field 2 is the command in parentheses and may
+    # contain any character, so fields are counted from field 3.
     after_command = (PROC / "self/stat").read_text(errors="replace").rpartition(")")[2]
     ticks = int(after_command.split()[22 - 3])
     boot_line = next(

@@ -1,7 +1,7 @@
 """Notifies systemd of the state of the process, as sd_notify(3) does.
 
-Nothing is sent unless systemd asks for it, by the variables NOTIFY_SOCKET, WATCHDOG_USEC and
-WATCHDOG_PID; other service managers know the first of them, too.
+Notifications are sent only if systemd requests them with the environment variables NOTIFY_SOCKET,
+WATCHDOG_USEC and WATCHDOG_PID. Other service managers use NOTIFY_SOCKET too.
 """
 
 import asyncio
@@ -16,46 +16,46 @@ from skyfast.runtime.logs import LogLimit, printable
 log = logging.getLogger("skyfast.systemd")
 
 
-class Manager:
-    """The service manager that has started the process, or none.
+class Notifier:
+    """Sends notifications to the service manager, if there is one.
 
-    Every message is a datagram of its own socket, so it does not matter if the manager has made
-    its own anew. None of them waits: one that cannot be sent is lost, and logged.
+    Each notification uses a new socket, so the service manager may recreate its own. Sending never
+    blocks: a notification that cannot be sent is dropped and logged.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Take from ``environ`` who listens, and how often it wants to hear of the process."""
+        """Read the socket address and the watchdog interval from ``environ``."""
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._interval_s = _interval_s(environ) if self._address else 0.0
-        self._status = ""  # while the page is served
+        self._status = ""  # empty unless pages are served
         self._log_limit = LogLimit()
 
     def ready(self, status: str) -> None:
-        """Tell that the page is served, and ``status`` to whoever asks."""
+        """Notify that pages are served. ``systemctl status`` shows ``status``."""
         self._status = status
-        self._send("READY=1", _shown(status))
+        self._send("READY=1", _status_line(status))
 
     def reloading(self) -> None:
-        """Tell that the configuration is being read again; :meth:`reloaded` ends it."""
-        if self._status:  # else the latter would tell too soon that the page is served
+        """Notify that a reload has started; :meth:`reloaded` notifies that it has finished."""
+        if self._status:  # before that, `reloaded` would notify READY too early
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, problem: str | None) -> None:
-        """Tell that the configuration was read again, or by what ``problem`` it could not be."""
+        """Notify that the reload has finished; ``problem`` is the error if it failed."""
         if self._status:
             problem = f"; not reloaded: {problem}" if problem else ""
-            self._send("READY=1", _shown(self._status + problem))
+            self._send("READY=1", _status_line(self._status + problem))
 
     def stopping(self) -> None:
-        """Tell that the process stops by itself, or as it was told to."""
+        """Notify that the process is stopping."""
         self._status = ""
-        self._send("STOPPING=1", _shown("stopping"))
+        self._send("STOPPING=1", _status_line("stopping"))
 
-    async def keep_alive(self) -> None:
-        """Tell that the event loop has its turns, at half the interval that is asked for.
+    async def watchdog(self) -> None:
+        """Send keep-alive notifications at half the watchdog interval.
 
-        A loop that hangs does not, and systemd ends and restarts the process. Returns at once
-        where nobody asks.
+        If the event loop hangs, they stop, and systemd restarts the process. Returns at once
+        if the watchdog is not enabled.
         """
         while self._interval_s:
             self._send("WATCHDOG=1")
@@ -74,7 +74,7 @@ class Manager:
 
 
 def _address(name: str) -> str:
-    """Return a socket's address; empty where there is none, or of a kind that is not known."""
+    """Return the address of the socket; empty if there is none or its type is unsupported."""
     if name.startswith("@"):
         return "\0" + name[1:]
     if name and not name.startswith("/"):
@@ -84,7 +84,7 @@ def _address(name: str) -> str:
 
 
 def _interval_s(environ: Mapping[str, str]) -> float:
-    """Return within how many seconds the manager wants to hear of this process; 0 is never."""
+    """Return the watchdog interval for this process in seconds; 0 if it is disabled."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     interval = environ.get("WATCHDOG_USEC", "")
@@ -93,5 +93,5 @@ def _interval_s(environ: Mapping[str, str]) -> float:
     return int(interval) / 1_000_000
 
 
-def _shown(status: str) -> str:
+def _status_line(status: str) -> str:
     return f"STATUS={printable(status)}"

@@ -70,7 +70,7 @@ async def resolve(host: str, port: int) -> list[str]:
         else:
             answer.set_result(addresses)
 
-    def look_up() -> None:
+    def run() -> None:
         addresses: list[str] = []
         error: Exception | None = None
         try:
@@ -81,7 +81,7 @@ async def resolve(host: str, port: int) -> list[str]:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, addresses, error)
 
-    threading.Thread(target=look_up, name=f"resolve {host}", daemon=True).start()
+    threading.Thread(target=run, name=f"resolve {host}", daemon=True).start()
     try:
         async with asyncio.timeout(RESOLVE_TIMEOUT_S):
             return await answer
@@ -166,14 +166,14 @@ class Authentication:
             headers.append(("Authorization", f"Basic {secret}"))
         return headers
 
-    async def renew(self, refused: Headers) -> bool:
-        """Log in, after a request with the headers ``refused`` was answered 401.
+    async def reauthenticate(self, rejected_headers: Headers) -> bool:
+        """Log in, after a request with the headers ``rejected_headers`` was answered 401.
 
         Returns whether `headers` are now worth another try; if not, ``problem`` says why.
-        Of requests that were refused together, one logs in and the others use its token.
+        Of requests that were rejected_headers together, one logs in and the others use its token.
         """
         async with self._renewing:
-            if self.headers() != refused:
+            if self.headers() != rejected_headers:
                 return True
             self._token = ""
             if self._credentials.username:

@@ -55,7 +55,7 @@ class _Message(msgspec.Struct, gc=False):
 _MESSAGE = msgspec.json.Decoder(_Message)
 
 
-class Dates:
+class ClockSkewCheck:
     """Looks at the times in each update of a table."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Dates:
         if newest_ms > latest_ms:
             # What is beyond the newest is no time at all: the table has skipped that flow.
             wrong = [flow for flow in flows if latest_ms < flow.Last <= newest_ms]
-            self._found("ahead", wrong, data, analyzer)
+            self._report("ahead", wrong, data, analyzer)
         if oldest_ms < earliest_ms:
             earliest_closing_ms = now_ms - MAX_CLOSING_BEHIND_S * 1000
             wrong = [
@@ -92,9 +92,9 @@ class Dates:
                 if oldest_ms <= flow.Last < earliest_ms
                 and (flow.FinishType != CLOSING or flow.Last < earliest_closing_ms)
             ]
-            self._found("behind", wrong, data, analyzer)
+            self._report("behind", wrong, data, analyzer)
 
-    def _found(
+    def _report(
         self,
         reason: Literal["ahead", "behind"],
         wrong: list[Flow],

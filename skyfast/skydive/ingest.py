@@ -14,7 +14,7 @@ import msgspec
 from skyfast.flows.fields import UNDECODABLE, Envelope, FlowTypes
 from skyfast.flows.filters import Admission
 from skyfast.runtime.logs import LogLimit, printable
-from skyfast.skydive.clock_skew import Dates
+from skyfast.skydive.clock_skew import ClockSkewCheck
 from skyfast.skydive.json_repair import (
     MAX_REPAIRED_TOKENS,
     mark_lone_surrogates,
@@ -86,7 +86,7 @@ class Ingest:
         self._now = now
         self._skipped = stats.flows_skipped
         self._admitted = admitted
-        self._dates = Dates(table, stats=stats)
+        self._clock_skew = ClockSkewCheck(table, stats=stats)
         self._messages = msgspec.json.Decoder(_message_type(types.Update))
         self._new_messages = msgspec.json.Decoder(_message_type(types.FirstReport))
         self._full_messages = msgspec.json.Decoder(_message_type(types.FullReport))
@@ -112,20 +112,20 @@ class Ingest:
         try:
             message = messages.decode(data)
         except UNDECODABLE:
-            self._salvage(bytes(data), analyzer)
+            self._recover(bytes(data), analyzer)
             return
         match _kind(message.Namespace, message.Type, analyzer):
             case "flow", "store" if is_checked:
-                self._take_checked(message.Obj or [], data, analyzer)
+                self._apply_checked(message.Obj or [], data, analyzer)
                 return
             case "flow", "store":
-                self._take(message.Obj or [], data, analyzer)
+                self._apply(message.Obj or [], data, analyzer)
             case "stats", "stats":
                 self._captures.message(self._envelope.decode(bytes(data)).Obj, self._now())
         if is_checked:
             self._checker.skip()
 
-    def _take(
+    def _apply(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
         """Apply the flows of the message ``data``."""
@@ -136,7 +136,7 @@ class Ingest:
         if done < len(admitted):
             self._decode_fully(bytes(data), _position(admitted[done], flows), analyzer)
 
-    def _take_checked(
+    def _apply_checked(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
         """Apply the flows of the message ``data``, which are of the full type, and check them."""
@@ -151,7 +151,7 @@ class Ingest:
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
         """Look at what was applied last, and choose the type of the next message's flows."""
-        self._dates.check(flows, data, analyzer)
+        self._clock_skew.check(flows, data, analyzer)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)
         unknown = self._table.met_unknown_flow
@@ -168,7 +168,7 @@ class Ingest:
         self._table.update(admitted, self._now())
         self._finish(admitted, data, analyzer)
 
-    def _salvage(self, data: bytes, analyzer: AnalyzerStats) -> None:
+    def _recover(self, data: bytes, analyzer: AnalyzerStats) -> None:
         """Apply what is good in a message that is not, as a whole, one of flows."""
         try:
             envelope = self._open(data)
@@ -180,11 +180,11 @@ class Ingest:
             return
         match _kind(envelope.Namespace, envelope.Type, analyzer):
             case "flow", "store":
-                self._take_singly(envelope.Obj, data, analyzer)
+                self._apply_singly(envelope.Obj, data, analyzer)
             case "stats", "stats":
                 self._captures.message(envelope.Obj, self._now())
 
-    def _take_singly(self, obj: msgspec.Raw, data: bytes, analyzer: AnalyzerStats) -> None:
+    def _apply_singly(self, obj: msgspec.Raw, data: bytes, analyzer: AnalyzerStats) -> None:
         try:
             raws = self._raw_list.decode(obj)
         except UNDECODABLE:

@@ -215,13 +215,13 @@ def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[_Row]:
             if (node.updated_at or 0) > (newest[labels].updated_at or 0):
                 newest[labels] = node
     rows: list[_Row] = []
-    room = MAX_LABELS_CHARS
+    capacity = MAX_LABELS_CHARS
     for labels, node in newest.items():
         text = label_text(dict(zip(_LABELS, labels, strict=True)))
-        if len(rows) == MAX_INTERFACES or len(text) > room:
+        if len(rows) == MAX_INTERFACES or len(text) > capacity:
             skipped["too_many"] += 1
             continue
-        room -= len(text)
+        capacity -= len(text)
         rows.append(_Row(text, labels, node.metadata.metric or _NO_TRAFFIC))
     return rows
 
@@ -246,15 +246,15 @@ def _render(
     leaves_at: float,
 ) -> _Page:
     parts: list[bytes] = []
-    places: list[tuple[_Family, slice]] = []
+    positions: list[tuple[_Family, slice]] = []
     end = 0
     for family in families:
         head, samples = family.head(openmetrics=False).encode(), _samples(family, rows, skipped)
         begin = end + len(head)
         end = begin + len(samples)
         parts += (head, samples)
-        places.append((family, slice(begin, end)))
-    return _Page(b"".join(parts), tuple(places), _busiest(rows), leaves_at)
+        positions.append((family, slice(begin, end)))
+    return _Page(b"".join(parts), tuple(positions), _busiest(rows), leaves_at)
 
 
 def _busiest(rows: list[_Row]) -> tuple[Interface, ...]:

@@ -1,6 +1,6 @@
 """Looks up the topology's names of interfaces and addresses.
 
-:class:`Names` has neither clock nor socket: nodes and ``now`` go in, mappings are kept up to
+:class:`NameIndex` has neither clock nor socket: nodes and ``now`` go in, mappings are kept up to
 date, and what changed comes out. An analyzer decides what they hold, so everything is bounded.
 """
 
@@ -26,7 +26,7 @@ MAX_NAME_CHARS: Final = 256
 """Longest name, host, type and node's identity, in characters; a longer one is not known."""
 
 
-class Lookup(dict[str, str]):
+class DefaultEmptyDict(dict[str, str]):
     """A mapping that has an answer to everything: the empty text for what it does not hold."""
 
     __slots__ = ()
@@ -52,7 +52,7 @@ class Changes:
     left_out: int
 
 
-class Names:
+class NameIndex:
     """The topology's names, as mappings to be asked with what stands in a flow.
 
     ``node_name``, ``node_host`` and ``node_type`` are asked with a ``NodeTID``. ``owner`` is asked
@@ -61,7 +61,7 @@ class Names:
     * Where all interfaces that have it share one name (``lo``, ``docker0``), that name.
     * Where all are on one host (a bridge and its port, network namespaces), the first by name:
       it does not depend on an answer's order.
-    * Else nothing, because it cannot be told: link-local addresses that several hosts have
+    * Else nothing, because it cannot be current: link-local addresses that several hosts have
       under different names, a virtual address while it moves.
 
     What an answer tells holds at once. What no answer tells any more, because the node is gone or
@@ -77,17 +77,17 @@ class Names:
 
         Needs no event loop.
         """
-        self._memories = tuple(_Memory(keep_s) for _ in range(4))
+        self._name_maps = tuple(_NameMap(keep_s) for _ in range(4))
         self.node_name, self.node_host, self.node_type, self.owner = (
-            memory.lookup for memory in self._memories
+            name_map.lookup for name_map in self._name_maps
         )
         self.ready = asyncio.Event()
         """Set when the first answer has been applied."""
 
     def keep(self, keep_s: float) -> None:
         """Remember for so long from now on."""
-        for memory in self._memories:
-            memory.keep_s = keep_s
+        for name_map in self._name_maps:
+            name_map.keep_s = keep_s
 
     def compare(self, nodes: Iterable[Node], now: float) -> Changes:
         """Return what ``nodes``, the whole topology at ``now``, change. Changes nothing itself.
@@ -102,7 +102,7 @@ class Names:
             if node.tid and (node.tid not in by_tid or _rank(node) < _rank(by_tid[node.tid])):
                 by_tid[node.tid] = node
         owners, left_out = _owners(taken, known=self.owner)
-        told = (
+        current = (
             _usable((tid, node.metadata.name) for tid, node in by_tid.items()),
             _usable((tid, node.host) for tid, node in by_tid.items()),
             _usable((tid, node.metadata.type) for tid, node in by_tid.items()),
@@ -110,37 +110,38 @@ class Names:
         )
         return Changes(
             tuple(
-                memory.compare(one, now) for memory, one in zip(self._memories, told, strict=True)
+                name_map.compare(names, now)
+                for name_map, names in zip(self._name_maps, current, strict=True)
             ),
             left_out + sum(1 for _ in rest),
         )
 
-    def apply(self, changes: Changes) -> list[tuple[Lookup, Set[str]]]:
+    def apply(self, changes: Changes) -> list[tuple[DefaultEmptyDict, Set[str]]]:
         """Apply ``changes``, those of the latest :meth:`compare`; return what to look up anew.
 
         That is each mapping with another answer to anything, and the keys of which that is so.
         Takes time for these alone: some 10 ms for the first answer of a huge topology.
         """
-        renamed: list[tuple[Lookup, Set[str]]] = []
-        for memory, update in zip(self._memories, changes.updates, strict=True):
-            memory.apply(update)
+        renamed: list[tuple[DefaultEmptyDict, Set[str]]] = []
+        for name_map, update in zip(self._name_maps, changes.updates, strict=True):
+            name_map.apply(update)
             if update.changed or update.leaving:
-                renamed.append((memory.lookup, update.changed.keys() | update.leaving))
+                renamed.append((name_map.lookup, update.changed.keys() | update.leaving))
         self.ready.set()
         return renamed
 
 
-class _Memory:
-    """One mapping, and since when answers have not told which of its keys."""
+class _NameMap:
+    """One mapping, and since when answers have not current which of its keys."""
 
     def __init__(self, keep_s: float) -> None:
-        self.lookup = Lookup()
+        self.lookup = DefaultEmptyDict()
         self.keep_s = keep_s
         self._gone: Mapping[str, float] = {}
 
-    def compare(self, told: Mapping[str, str], now: float) -> _Update:
-        gone = {key: self._gone.get(key, now) for key in self.lookup.keys() - told.keys()}
-        excess = len(told) + len(gone) - MAX_NAMES
+    def compare(self, current: Mapping[str, str], now: float) -> _Update:
+        gone = {key: self._gone.get(key, now) for key in self.lookup.keys() - current.keys()}
+        excess = len(current) + len(gone) - MAX_NAMES
         oldest_first = sorted(gone, key=gone.__getitem__)
         leaving = {
             key
@@ -148,7 +149,7 @@ class _Memory:
             if number < excess or now - gone[key] >= self.keep_s
         }
         return _Update(
-            changed={key: value for key, value in told.items() if self.lookup[key] != value},
+            changed={key: value for key, value in current.items() if self.lookup[key] != value},
             leaving=leaving,
             gone={key: since for key, since in gone.items() if key not in leaving},
         )
@@ -196,7 +197,7 @@ def _owners(nodes: Iterable[Node], *, known: Container[str]) -> tuple[dict[str, 
 
 
 def _owner(candidates: Set[tuple[str, str]]) -> str:
-    """Return the name among pairs of host and name, or nothing: see :class:`Names`."""
+    """Return the name among pairs of host and name, or nothing: see :class:`NameIndex`."""
     hosts = {host for host, _ in candidates}
     names = {name for _, name in candidates}
     return min(names) if len(hosts) == 1 or len(names) == 1 else ""

@@ -227,7 +227,7 @@ class ReportChecker:
         analyzer.reports_checked += 1
         added = [0] * len(amounts) if _is_repeat(flow) else amounts
         if any(grew > amount for grew, amount in zip(growth, added, strict=True)):
-            self._found(flow, analyzer, since_s=reported_s, now=now)
+            self._record_gap(flow, analyzer, since_s=reported_s, now=now)
 
     def _check_unknown(
         self,
@@ -249,9 +249,11 @@ class ReportChecker:
         analyzer.reports_checked += 1
         grew = any(total > one for total, one in zip(totals, amounts, strict=True))
         if grew or _is_repeat(flow):
-            self._found(flow, analyzer, since_s=now - age_s, now=now)
+            self._record_gap(flow, analyzer, since_s=now - age_s, now=now)
 
-    def _found(self, flow: Flow, analyzer: AnalyzerStats, *, since_s: float, now: float) -> None:
+    def _record_gap(
+        self, flow: Flow, analyzer: AnalyzerStats, *, since_s: float, now: float
+    ) -> None:
         reason: Reason = "ours" if self._ours_s >= since_s - SETTLE_S else "lost"
         # A flow that waits already stands at its old place.
         self._unsettled.pop(flow.UUID, None)

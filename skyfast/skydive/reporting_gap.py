@@ -100,7 +100,7 @@ class ReportingGap:
                 source.delivers, source.delivers_for_s = True, 0.0
         for name, source in self._sources.items():
             source.delivers = name in delivering
-            self._judge(source, update_s)
+            self._update_state(source, update_s)
         self._forget(subscribed)
         self._is_missing = any(source.counted for source in self._sources.values())
         self._held = self._is_missing and self._incident.spent_s < INCIDENT_UPDATES * update_s
@@ -120,7 +120,7 @@ class ReportingGap:
             seconds, spending=self._held, calm=not self._is_missing, calm_s=update_s
         )
 
-    def _judge(self, source: _Source, update_s: float) -> None:
+    def _update_state(self, source: _Source, update_s: float) -> None:
         source.well = source.delivers and source.delivers_for_s >= update_s + self._slack_s
         if source.well:
             source.missing_s = 0.0

@@ -199,7 +199,7 @@ class Silence:
         self._stretch = stretch
         self._tick_s = tick_s
         self._sent_before = 0
-        self._flowless = _Flowless(reporting)
+        self._missing_flows = _MissingFlows(reporting)
 
     @property
     def delivers(self) -> bool:
@@ -219,14 +219,15 @@ class Silence:
             self._sent_before = self._reporting.statistics
         elif self.delivered:
             self.silent_s += self._tick_s
-        self._flowless.look(flows=flows, tick_s=self._tick_s)
+        self._missing_flows.look(flows=flows, tick_s=self._tick_s)
         if not self.delivered or self._longest_s == math.inf:
             return ""
         if self._is_silent():
             return f"no message for {self.silent_s:.0f} s"
-        if not self._is_quiet() and self._flowless.is_silent(self._stretch):
-            return f"no flows for {self._flowless.seconds:.0f} s, although captures receive packets"
-        self.suspect = self._is_suspect() or self._flowless.is_suspect(self._tick_s)
+        if not self._is_quiet() and self._missing_flows.is_silent(self._stretch):
+            seconds = self._missing_flows.seconds
+            return f"no flows for {seconds:.0f} s, although captures receive packets"
+        self.suspect = self._is_suspect() or self._missing_flows.is_suspect(self._tick_s)
         return ""
 
     def _is_quiet(self) -> bool:
@@ -269,7 +270,7 @@ def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0
     return sent * math.log(missed) <= math.log(chance)
 
 
-class _Flowless:
+class _MissingFlows:
     """How long a subscription has got no flows, and whether flows were due in that time."""
 
     def __init__(self, reporting: Reporting) -> None:

@@ -191,7 +191,7 @@ class _Connect(connect):
         return exc
 
 
-class _Lag:
+class _BacklogTimer:
     """For how long an analyzer is kept waiting, by a look at the backlog once a tick.
 
     A look that comes late tells of a time in which nothing was read at all.
@@ -223,7 +223,7 @@ class _Lag:
         return now_s - at_s > 2 * self._tick_s
 
 
-class _Watch:
+class _SilenceMonitor:
     """Looks once a tick whether a subscription still delivers, and ends it where not.
 
     Silence is counted in ticks, not read from a clock: when the process was stopped for a
@@ -242,7 +242,7 @@ class _Watch:
         tick_s: float,
         on_change: Callable[[], None],
     ) -> None:
-        """Begin to watch. ``deadline`` expires with silence.
+        """Begin to monitor. ``deadline`` expires with silence.
 
         ``on_change`` is called when it begins or ceases to deliver.
         """
@@ -250,7 +250,7 @@ class _Watch:
         """To be set with every message."""
         self.problem = ""
         """Why the subscription is silent, when it is."""
-        self.lag = _Lag(tick_s)
+        self.backlog = _BacklogTimer(tick_s)
         self._connection = connection
         self._deadline = deadline
         self._silence = silence
@@ -274,7 +274,7 @@ class _Watch:
         return self._messages[STATISTICS], self._messages[FLOWS]
 
     def _tick(self) -> None:
-        self.lag.look(backlog=self._connection.backlog_bytes() >= BACKLOG_BYTES)
+        self.backlog.look(backlog=self._connection.backlog_bytes() >= BACKLOG_BYTES)
         closing = self._connection.state is State.CLOSING
         if closing and self._closing:
             # websockets waits for the server to close the socket, be it for ever.
@@ -429,10 +429,10 @@ class Subscription:
         )
         self._silence = silence
         self._reporting.silences.add(silence)
-        watch: _Watch | None = None
+        monitor: _SilenceMonitor | None = None
         try:
             async with asyncio.timeout(None) as deadline:
-                watch = _Watch(
+                monitor = _SilenceMonitor(
                     connection=connection,
                     deadline=deadline,
                     silence=silence,
@@ -441,28 +441,28 @@ class Subscription:
                     on_change=self._changed,
                 )
                 try:
-                    await self._read(connection, watch)
+                    await self._read(connection, monitor)
                 except ConnectionClosed as exc:
-                    lag_s = watch.lag.seconds()
+                    waited_s = monitor.backlog.seconds()
                     # With a code, it would be for another reason.
-                    if exc.rcvd is None and exc.sent is None and lag_s >= timing.overload_s:
-                        text = f"the analyzer waited {lag_s:.0f} s"
+                    if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
+                        text = f"the analyzer waited {waited_s:.0f} s"
                         raise OverloadError(text) from None
                     raise
                 finally:
-                    watch.stop()
+                    monitor.stop()
         except TimeoutError:
-            raise SilenceError(watch.problem if watch is not None else "") from None
+            raise SilenceError(monitor.problem if monitor is not None else "") from None
         finally:
             self._reporting.silences.discard(silence)
             self._silence = None
 
-    async def _read(self, connection: Connection, watch: _Watch) -> Never:
+    async def _read(self, connection: Connection, monitor: _SilenceMonitor) -> Never:
         """Hand on message after message."""
         stats, on_message, now_s = self.stats, self._on_message, time.time
 
         def handle(data: MessageData) -> None:
-            watch.heard = True
+            monitor.heard = True
             stats.received_bytes += len(data)
             stats.last_message_timestamp_s = now_s()
             try:
@@ -500,7 +500,7 @@ class Subscription:
                 level = logging.INFO
                 text = "the analyzer has not released the previous subscription yet (HTTP 409)"
         elif reason == "unauthorized":
-            if await self._authentication.renew(self._offered):
+            if await self._authentication.reauthenticate(self._offered):
                 level = logging.INFO
                 text += ", logged in"
             else:

@@ -81,9 +81,9 @@ class Subscriptions:
         self._addresses: dict[Endpoint, list[str]] = {}
         self._changed = asyncio.Event()
         """Set when the configuration or addresses have changed."""
-        self._following: dict[Endpoint, asyncio.Task[Never]] = {}
+        self._resolvers: dict[Endpoint, asyncio.Task[Never]] = {}
         self._running: dict[str, _Running] = {}
-        self._keep_rows(self._wanted())
+        self._sync_rows(self._targets())
 
     @property
     def any_up(self) -> bool:
@@ -116,7 +116,7 @@ class Subscriptions:
             ConfigError: A certificate cannot be used, or a text cannot be sent.
 
         """
-        _check_texts(config)
+        _check_headers(config)
         if not any(endpoint.secure for endpoint in config.subscriber.endpoints):
             return Prepared(config=config, ssl=None, digests=())
         try:
@@ -140,18 +140,18 @@ class Subscriptions:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._changed.clear()
-                wanted = self._wanted()
-                left = await self._leave(wanted)
-                self._begin(wanted, left, tasks)
-                self._keep_rows(wanted)
+                targets = self._targets()
+                stopped = await self._stop_obsolete(targets)
+                self._start_missing(targets, stopped, tasks)
+                self._sync_rows(targets)
                 self._reporting.analyzers = max(1, len(self._running))
                 self._reporting.activity.capture_id = self._prepared.config.subscriber.capture_id
                 self._on_change()
                 await self._changed.wait()
 
-    def _wanted(self) -> dict[str, "_Target"]:
+    def _targets(self) -> dict[str, "_Target"]:
         """Return whom to subscribe to, by name."""
-        wanted: dict[str, _Target] = {}
+        targets: dict[str, _Target] = {}
         # An analyzer that is given by its address, and has a name as well, is subscribed to once.
         endpoints = self._prepared.config.subscriber.endpoints
         for endpoint in sorted(endpoints, key=lambda each: each.follows_dns):
@@ -162,51 +162,51 @@ class Subscriptions:
                     settings=self._prepared.settings(endpoint),
                     prepared=self._prepared,
                 )
-                wanted.setdefault(endpoint.at(address).name, target)
-        return wanted
+                targets.setdefault(endpoint.at(address).name, target)
+        return targets
 
-    async def _leave(self, wanted: Mapping[str, "_Target"]) -> dict[str, Subscription]:
-        """End the subscriptions that are not wanted, or not as they are; return them."""
+    async def _stop_obsolete(self, targets: Mapping[str, "_Target"]) -> dict[str, Subscription]:
+        """End the subscriptions that are not targets, or not as they are; return them."""
         endpoints = self._prepared.config.subscriber.endpoints
-        unfollowed = self._following.keys() - set(endpoints)
-        left = {
+        removed = self._resolvers.keys() - set(endpoints)
+        stopped = {
             name: running
             for name, running in self._running.items()
-            if running.target != wanted.get(name)
+            if running.target != targets.get(name)
         }
-        tasks: list[asyncio.Task[Any]] = [self._following[endpoint] for endpoint in unfollowed]
-        tasks += [running.task for running in left.values()]
+        tasks: list[asyncio.Task[Any]] = [self._resolvers[endpoint] for endpoint in removed]
+        tasks += [running.task for running in stopped.values()]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for endpoint in unfollowed:
-            del self._following[endpoint]
+        for endpoint in removed:
+            del self._resolvers[endpoint]
             self._addresses.pop(endpoint, None)
-        for name, running in left.items():
+        for name, running in stopped.items():
             del self._running[name]
-            if name in wanted:
+            if name in targets:
                 reason = "subscribing again: settings changed"
             elif running.target.endpoint in endpoints:
                 reason = "unsubscribed: its name has another address"
             else:
                 reason = "unsubscribed: no longer configured"
             log.info("analyzer %s: %s", name, reason)
-        return {name: running.subscription for name, running in left.items()}
+        return {name: running.subscription for name, running in stopped.items()}
 
-    def _begin(
+    def _start_missing(
         self,
-        wanted: Mapping[str, "_Target"],
-        left: Mapping[str, Subscription],
+        targets: Mapping[str, "_Target"],
+        stopped: Mapping[str, Subscription],
         tasks: asyncio.TaskGroup,
     ) -> None:
-        """Begin what is missing. ``left`` are the subscriptions that have just ended."""
+        """Begin what is missing. ``stopped`` are the subscriptions that have just ended."""
         for endpoint in self._prepared.config.subscriber.endpoints:
-            if endpoint.follows_dns and endpoint not in self._following:
-                self._following[endpoint] = tasks.create_task(self._follow(endpoint))
-        for name, target in wanted.items():
+            if endpoint.follows_dns and endpoint not in self._resolvers:
+                self._resolvers[endpoint] = tasks.create_task(self._watch_addresses(endpoint))
+        for name, target in targets.items():
             if name not in self._running:
-                subscription = self._subscription(target, left.get(name))
+                subscription = self._subscription(target, stopped.get(name))
                 task = tasks.create_task(subscription.run())
                 self._running[name] = _Running(target, subscription, task)
 
@@ -219,27 +219,27 @@ class Subscriptions:
             stats=stats,
             reporting=self._reporting,
             on_message=lambda data: on_message(data, stats),
-            on_change=self._show_change,
+            on_change=self._on_state_change,
             predecessor=predecessor,
             ssl=target.prepared.ssl,
             timing=self._timing,
         )
 
-    def _keep_rows(self, wanted: Iterable[str]) -> None:
+    def _sync_rows(self, targets: Iterable[str]) -> None:
         """Give every endpoint and analyzer its row, and take away those of others."""
         endpoints = self._prepared.config.subscriber.endpoints
-        names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *wanted])
+        names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *targets])
         for name in self._stats.analyzers.keys() - names.keys():
             del self._stats.analyzers[name]
         for name in names:
             self._stats.analyzer(name)
-        self._show_names()
+        self._update_name_states()
 
-    def _show_change(self) -> None:
-        self._show_names()
+    def _on_state_change(self) -> None:
+        self._update_name_states()
         self._on_change()
 
-    def _show_names(self) -> None:
+    def _update_name_states(self) -> None:
         """Let the row of each followed name say whether one of its addresses is subscribed to."""
         for endpoint, addresses in self._addresses.items():
             if endpoint.name not in self._running:  # whose row is its own
@@ -247,7 +247,7 @@ class Subscriptions:
                 ups = (one.subscription.stats.up for n, one in self._running.items() if n in names)
                 self._stats.analyzer(endpoint.name).turn(int(any(ups)))
 
-    async def _follow(self, endpoint: Endpoint) -> Never:
+    async def _watch_addresses(self, endpoint: Endpoint) -> Never:
         """Keep the addresses of the name in a ``dns+`` URL up to date."""
         timing = self._timing
         delays = backoff(timing)
@@ -335,7 +335,7 @@ def _digests(tls: TLS) -> tuple[bytes, ...]:
         raise ConfigError(f"tls: {exc.filename!r} cannot be read: {exc.strerror}") from None
 
 
-def _check_texts(config: Config) -> None:
+def _check_headers(config: Config) -> None:
     """Refuse what websockets would refuse with every attempt, quoting secrets in its error."""
     texts = {
         "host_id": config.host_id,

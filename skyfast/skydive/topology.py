@@ -26,7 +26,7 @@ from skyfast.skydive.auth import (
     redirect,
 )
 from skyfast.skydive.interfaces import Interfaces
-from skyfast.skydive.name_index import Lookup, Names
+from skyfast.skydive.name_index import DefaultEmptyDict, NameIndex
 from skyfast.skydive.tls import client_context
 from skyfast.skydive.topology_nodes import Answer, MalformedAnswerError
 from skyfast.stats import Failure, TopologyStats
@@ -63,7 +63,7 @@ REQUEST_TIMEOUT_S: Final = 10.0
 """How long one analyzer may take over its answer, a login included, before the next is asked."""
 
 
-class _FailedError(Exception):
+class _QueryError(Exception):
     """An analyzer gave no topology; ``reason`` is one of ``TOPOLOGY_ERRORS``."""
 
     def __init__(self, reason: str, text: str) -> None:
@@ -86,8 +86,8 @@ class TopologyPoller:
         interfaces: Interfaces,
         stats: TopologyStats,
         now: Callable[[], float],
-        names: Names | None = None,
-        renamed: Callable[[Lookup, Set[str]], object] | None = None,
+        names: NameIndex | None = None,
+        renamed: Callable[[DefaultEmptyDict, Set[str]], object] | None = None,
     ) -> None:
         """Prepare; ``now`` is the clock of ``interfaces`` and ``names``, in seconds.
 
@@ -149,7 +149,7 @@ class TopologyPoller:
         for analyzer in sorted(self._analyzers, key=lambda one: one is not self._preferred):
             try:
                 await self._ask(session, analyzer)
-            except _FailedError as error:
+            except _QueryError as error:
                 self._failed(analyzer.endpoint.name, error.reason, str(error))
             except Exception as error:
                 # A fault of ours must not end the process: flows go on without interfaces.
@@ -162,14 +162,14 @@ class TopologyPoller:
                 return
 
     async def _ask(self, session: "aiohttp.ClientSession", analyzer: Authentication) -> None:
-        """Use the answer of one analyzer, or raise _FailedError."""
+        """Use the answer of one analyzer, or raise _QueryError."""
         import aiohttp
 
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 body, encoding = await self._query(session, analyzer)
         except TimeoutError:
-            raise _FailedError("timeout", f"no response within {REQUEST_TIMEOUT_S:g} s") from None
+            raise _QueryError("timeout", f"no response within {REQUEST_TIMEOUT_S:g} s") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
             text = str(error) or type(error).__name__
             if isinstance(error, aiohttp.ServerDisconnectedError) and not analyzer.endpoint.secure:
@@ -178,9 +178,9 @@ class TopologyPoller:
                 # aiohttp's own text shows an object's address.
                 not_tls = error.__cause__.reason in NOT_TLS
                 text = f"{error.__cause__}{USE_PLAIN if not_tls else ''}"
-            raise _FailedError("unreachable", text) from None
+            raise _QueryError("unreachable", text) from None
         except aiohttp.ClientError as error:
-            raise _FailedError("malformed", str(error) or type(error).__name__) from None
+            raise _QueryError("malformed", str(error) or type(error).__name__) from None
         # Up to a second of work where there are 20,000 interfaces: decompression does not hold the
         # GIL, decoding does for 0.13 s at most, and the rest gives it away in between.
         now = self._now()
@@ -194,7 +194,7 @@ class TopologyPoller:
         self._stats.answers += 1
         self._stats.last_answer_timestamp_s = time.time()
 
-    async def _update_names(self, names: Names, answer: Answer, now: float) -> None:
+    async def _update_names(self, names: NameIndex, answer: Answer, now: float) -> None:
         changes = await asyncio.to_thread(names.compare, answer.nodes, now)
         if changes.left_out:
             text = "topology too large: %d nodes and addresses ignored"
@@ -209,7 +209,7 @@ class TopologyPoller:
         """Return an answer's body, as sent, and its ``Content-Encoding``."""
         credentials = analyzer.headers()
         status, body, encoding = await _post(session, analyzer, self._gremlin, credentials)
-        if status == 401 and await analyzer.renew(credentials):
+        if status == 401 and await analyzer.reauthenticate(credentials):
             status, body, encoding = await _post(
                 session, analyzer, self._gremlin, analyzer.headers()
             )
@@ -218,13 +218,13 @@ class TopologyPoller:
                 return body, encoding
             case 401:
                 problem = analyzer.problem or "still rejected after a login"
-                raise _FailedError("unauthorized", f"HTTP 401; {problem}")
+                raise _QueryError("unauthorized", f"HTTP 401; {problem}")
             case 403:
-                raise _FailedError("forbidden", "HTTP 403: user not allowed to read the topology")
+                raise _QueryError("forbidden", "HTTP 403: user not allowed to read the topology")
             case 400 if not analyzer.endpoint.secure:
-                raise _FailedError("status", f"HTTP {status}{USE_TLS}")
+                raise _QueryError("status", f"HTTP {status}{USE_TLS}")
             case _:
-                raise _FailedError("status", f"HTTP {status}")
+                raise _QueryError("status", f"HTTP {status}")
 
     def _failed(self, analyzer: str, reason: str, text: str) -> None:
         self._stats.errors[reason] += 1
@@ -245,7 +245,7 @@ async def _post(
     ) as response:
         if response.status in REDIRECTS:
             location = response.headers.get("Location", "")
-            raise _FailedError("status", f"HTTP {response.status}{redirect(location)}")
+            raise _QueryError("status", f"HTTP {response.status}{redirect(location)}")
         if response.status != 200:
             return response.status, b"", ""
         body = bytearray()
@@ -264,11 +264,11 @@ def _decoded(body: bytes, encoding: str) -> Answer:
         case "gzip":
             body = _gunzip(body)
         case _:
-            raise _FailedError("malformed", f"Content-Encoding {encoding!r} was not requested")
+            raise _QueryError("malformed", f"Content-Encoding {encoding!r} was not requested")
     try:
         return topology_nodes.read(body)
     except MalformedAnswerError as error:
-        raise _FailedError("malformed", str(error)) from None
+        raise _QueryError("malformed", str(error)) from None
 
 
 def _only_interfaces(answer: Answer) -> Answer:
@@ -283,13 +283,13 @@ def _gunzip(body: bytes) -> bytes:
     try:
         answer = unpacker.decompress(body, MAX_ANSWER_BYTES + 1)
     except zlib.error as error:
-        raise _FailedError("malformed", str(error)) from None
+        raise _QueryError("malformed", str(error)) from None
     if len(answer) > MAX_ANSWER_BYTES:
         raise _too_big()
     if not unpacker.eof:
-        raise _FailedError("malformed", "truncated gzip data")
+        raise _QueryError("malformed", "truncated gzip data")
     return answer
 
 
-def _too_big() -> _FailedError:
-    return _FailedError("too_big", f"response larger than {MAX_ANSWER_BYTES} bytes")
+def _too_big() -> _QueryError:
+    return _QueryError("too_big", f"response larger than {MAX_ANSWER_BYTES} bytes")

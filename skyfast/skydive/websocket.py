@@ -36,7 +36,7 @@ _MESSAGES: Final = (0x80 | Opcode.TEXT, 0x80 | Opcode.BINARY)
 
 _FIRST_FRAGMENTS: Final = (Opcode.TEXT, Opcode.BINARY)
 _LAST_FRAGMENT: Final = 0x80 | Opcode.CONT
-_PARTS: Final = (
+_FORWARDED: Final = (
     *_FIRST_FRAGMENTS,
     Opcode.CONT,
     _LAST_FRAGMENT,
@@ -45,10 +45,10 @@ _PARTS: Final = (
 )
 """First bytes of the other frames that messages may come after."""
 
-_ANSWER_END: Final = b"\r\n\r\n"
+_RESPONSE_END: Final = b"\r\n\r\n"
 """Ends the answer to the opening handshake, which has no body when it is a good one."""
 
-_FOR_GOOD: Final = sys.maxsize
+_UNLIMITED: Final = sys.maxsize
 """More bytes than a connection will ever bring."""
 
 _INT_BYTES: Final = 4
@@ -97,7 +97,7 @@ class Connection(ClientConnection):
             waiting = fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(_INT_BYTES))
         except (AttributeError, OSError, ValueError):  # pragma: no cover - it is closed
             return 0
-        return int.from_bytes(waiting, sys.byteorder) + self._receiver.held_back_bytes
+        return int.from_bytes(waiting, sys.byteorder) + self._receiver.unprocessed_bytes
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; messages that come meanwhile are thrown away."""
@@ -144,12 +144,12 @@ class _Receiver(asyncio.BufferedProtocol):
         self._end = 0
         self._opening = True
         self._fragmented = False
-        self._passing = 0
+        self._forwarding = 0
         """Bytes from ``_start`` on that are websockets' whatever they are."""
         self._paused = False
 
     @property
-    def held_back_bytes(self) -> int:
+    def unprocessed_bytes(self) -> int:
         """Bytes that could be dealt with and wait for their turn."""
         return self._end - self._start if self._paused else 0
 
@@ -171,7 +171,7 @@ class _Receiver(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._end += nbytes
-        self._work()
+        self._process()
 
     def eof_received(self) -> None:
         self._finish()
@@ -191,7 +191,7 @@ class _Receiver(asyncio.BufferedProtocol):
 
     # Turns
 
-    def _work(self) -> None:
+    def _process(self) -> None:
         """Deal with what is in the buffer, for no longer than a turn."""
         until_s = time.monotonic() + TURN_S
         while self._step():
@@ -207,7 +207,7 @@ class _Receiver(asyncio.BufferedProtocol):
     def _resume(self) -> None:
         if self._paused:
             self._paused = False
-            self._work()
+            self._process()
             if not self._paused:
                 self._transport.resume_reading()
 
@@ -215,10 +215,10 @@ class _Receiver(asyncio.BufferedProtocol):
         """Deal with what still waits for its turn or its rest, as neither will come."""
         while self._paused and self._started:
             self._paused = False
-            self._work()
+            self._process()
         self._paused = False
         if self._start < self._end:
-            self._pass(self._end)  # websockets says what is missing
+            self._forward(self._end)  # websockets says what is missing
 
     # What is in the buffer
 
@@ -229,74 +229,74 @@ class _Receiver(asyncio.BufferedProtocol):
         """
         start, end = self._start, self._end
         if self._opening:
-            return self._open()
+            return self._read_handshake()
         if start == end:
             self._buffer, self._start, self._end = self._small, 0, 0
             return False
-        if self._passing:
-            passed = min(self._passing, end - start)
-            self._passing -= passed
-            self._pass(start + passed)
+        if self._forwarding:
+            passed = min(self._forwarding, end - start)
+            self._forwarding -= passed
+            self._forward(start + passed)
             return True
-        return self._frame()
+        return self._read_frame()
 
-    def _open(self) -> bool:
+    def _read_handshake(self) -> bool:
         """Pass the handshake's answer on; what stands behind it are frames."""
-        found = bytes(self._buffer[: self._end]).find(_ANSWER_END)
+        found = bytes(self._buffer[: self._end]).find(_RESPONSE_END)
         if found < 0:
-            self._pass(self._end)
+            self._forward(self._end)
             # The end may have begun: that much stays, to be found with the rest of it.
-            kept = self._buffer[: self._end][1 - len(_ANSWER_END) :]
+            kept = self._buffer[: self._end][1 - len(_RESPONSE_END) :]
             self._buffer[: len(kept)] = kept
             self._start = self._end = len(kept)
             return False
         self._opening = False
-        self._pass(found + len(_ANSWER_END))
+        self._forward(found + len(_RESPONSE_END))
         if self._connection.state is not State.OPEN:
-            self._passing = _FOR_GOOD
+            self._forwarding = _UNLIMITED
         elif not self._started:
             self._pause()
             return False
         return True
 
-    def _frame(self) -> bool:
+    def _read_frame(self) -> bool:
         buffer, start, end = self._buffer, self._start, self._end
         payload = start + 2
         if payload > end:
-            return self._wait_for(payload)
+            return self._reserve(payload)
         first, length = buffer[start], buffer[start + 1]
         if length == 126 or length == 127:
             payload += 2 if length == 126 else 8
             if payload > end:
-                return self._wait_for(payload)
+                return self._reserve(payload)
             length = int.from_bytes(buffer[start + 2 : payload])
         elif length > 127:
-            length = _FOR_GOOD  # is masked, as a server's frames must not be
+            length = _UNLIMITED  # is masked, as a server's frames must not be
         stop = payload + length
         if length > self._max_message_bytes or self._connection.state is not State.OPEN:
-            self._passing = _FOR_GOOD
+            self._forwarding = _UNLIMITED
         elif first in _MESSAGES and not self._fragmented:
             if stop > end:
-                return self._wait_for(stop)
+                return self._reserve(stop)
             self._start = stop
             self.on_message(buffer[payload:stop])
-        elif first in _PARTS:
-            self._passing = stop - start
+        elif first in _FORWARDED:
+            self._forwarding = stop - start
             if first in _FIRST_FRAGMENTS:
                 self._fragmented = True
             elif first == _LAST_FRAGMENT:
                 self._fragmented = False
         else:
-            self._passing = _FOR_GOOD
+            self._forwarding = _UNLIMITED
         return True
 
-    def _pass(self, stop: int) -> None:
+    def _forward(self, stop: int) -> None:
         """Leave what is before ``stop`` to websockets."""
         data = bytes(self._buffer[self._start : stop])
         self._start = stop
         self._connection.data_received(data)
 
-    def _wait_for(self, stop: int) -> bool:
+    def _reserve(self, stop: int) -> bool:
         """Make sure that what begins at ``_start`` has room for more, if not as far as ``stop``."""
         buffer, begun = self._buffer, self._buffer[self._start : self._end]
         needed = stop - self._start

@@ -46,7 +46,7 @@ import ctypes
 from skyfast.runtime import memory
 prctl = ctypes.CDLL(None).prctl
 print(prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
-memory.keep_to_itself()
+memory.disable_core_dumps()
 print(prctl(3, 0, 0, 0, 0))
 """
 

@@ -339,7 +339,8 @@ async def test_its_topology_hangs(directory: Path) -> None:
         on_trial.analyzer.topology = Answer(body=b"[]")
         await until_answered(on_trial)
         await on_trial.has_recovered(
-            counted={topology_errors("timeout"): SOME}, logged=["topology query failed: no response within 10 s"]
+            counted={topology_errors("timeout"): SOME},
+            logged=["topology query failed: no response within 10 s"],
         )
 
 

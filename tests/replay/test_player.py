@@ -12,8 +12,8 @@ import pytest
 import websockets
 
 from skyfast.replay import recording
-from skyfast.replay.player import Player, grown
-from skyfast.replay.recording import DEMO_LOOP_S, addressed
+from skyfast.replay.player import ReplayServer, scale_counters
+from skyfast.replay.recording import DEMO_LOOP_S, for_namespaces
 from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES
 from tests.support.paths import RECORDINGS
 
@@ -33,7 +33,7 @@ def play(playback, loops):
     return [
         (sending.due_s, json.loads(sending.data(STARTED_MS)))
         for loop in range(loops)
-        for sending in playback.sendings(loop)
+        for sending in playback.schedule(loop)
     ]
 
 
@@ -114,7 +114,7 @@ def test_every_loop_has_its_own_flows(playback):
 def test_a_tunnel_keeps_its_outer_flow(playback):
     for loop in range(2):
         messages = [
-            (0.0, json.loads(sending.data(STARTED_MS))) for sending in playback.sendings(loop)
+            (0.0, json.loads(sending.data(STARTED_MS))) for sending in playback.schedule(loop)
         ]
         flows = {flow["UUID"] for _, flow in reports(messages)}
         parents = {flow["ParentUUID"] for _, flow in reports(messages)} - {""}
@@ -144,7 +144,7 @@ def test_what_is_no_time_and_no_uuid_is_as_recorded(playback):
                 del times["Start"], times["Last"]
         return message
 
-    for sending in playback.sendings(7):
+    for sending in playback.schedule(7):
         recorded = json.loads(sending.message.data)
         assert plain(json.loads(sending.data(STARTED_MS))) == plain(recorded)
 
@@ -178,7 +178,7 @@ def test_namespaces(playback):
         return [
             json.loads(copy)
             for message in messages
-            for copy in addressed(json.dumps(message).encode(), frozenset(namespaces))
+            for copy in for_namespaces(json.dumps(message).encode(), frozenset(namespaces))
         ]
 
     both = received("flow", "stats")
@@ -202,7 +202,7 @@ def test_counters_of_interfaces_grow_by_what_was_recorded_in_every_loop(playback
 
     def metrics(elapsed_s):
         now_ms = STARTED_MS + round(elapsed_s * 1000)
-        answer = grown(nodes, started_ms=STARTED_MS, now_ms=now_ms, loop_s=DEMO_LOOP_S)
+        answer = scale_counters(nodes, started_ms=STARTED_MS, now_ms=now_ms, loop_s=DEMO_LOOP_S)
         assert {node["UpdatedAt"] for node in answer} == {now_ms}
         return {node["Metadata"]["Name"]: node["Metadata"]["Metric"] for node in answer}
 
@@ -219,7 +219,7 @@ def test_counters_of_interfaces_grow_by_what_was_recorded_in_every_loop(playback
 
 @asynccontextmanager
 async def demo():
-    player = Player(recording.demo())
+    player = ReplayServer(recording.demo())
     (endpoint,) = await player.start()
     try:
         yield player, endpoint.port
@@ -291,7 +291,7 @@ async def test_it_pings(monkeypatch):
 
 
 async def test_stop_closes_subscriptions_and_the_port():
-    player = Player(recording.demo())
+    player = ReplayServer(recording.demo())
     (endpoint,) = await player.start()
     port = endpoint.port
     async with subscribe(port, "stats") as socket:
@@ -320,7 +320,7 @@ def stats(n, analyzer="a"):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (stats(1) + stats(2, "b"), "has another analyzer, b"),
+        (stats(1) + stats(2, "b"), "unexpected analyzer b"),
         (stats(1) + b"x\n", "line 2: is not a JSON object"),
     ],
     ids=["another analyzer", "broken"],
@@ -328,7 +328,7 @@ def stats(n, analyzer="a"):
 async def test_a_file_that_changes_ends_the_replay_and_is_named(tmp_path, caplog, content, problem):
     path = tmp_path / "r.jsonl"
     path.write_bytes(stats(1) + stats(2))
-    player = Player(recording.Playback(recordings=(recording.Recording.load(str(path)),)))
+    player = ReplayServer(recording.Playback(recordings=(recording.Recording.load(str(path)),)))
     path.write_bytes(content)
     (endpoint,) = await player.start()
     try:
@@ -344,7 +344,7 @@ async def test_the_end_of_a_replay_is_told_with_what_it_took(tmp_path, caplog):
     caplog.set_level(logging.INFO, "skyfast.player")
     path = tmp_path / "r.jsonl"
     path.write_bytes(stats(1) + stats(2) + stats(1002))
-    player = Player(recording.Playback(recordings=(recording.Recording.load(str(path)),)))
+    player = ReplayServer(recording.Playback(recordings=(recording.Recording.load(str(path)),)))
     (endpoint,) = await player.start()
     try:
         async with asyncio.timeout(5), subscribe(endpoint.port) as socket:
@@ -354,12 +354,12 @@ async def test_the_end_of_a_replay_is_told_with_what_it_took(tmp_path, caplog):
         await player.stop()
     assert caplog.messages == [
         f"replaying {path} (3 messages of 1 analyzer in 1 s), a at {endpoint.name}",
-        "the replay has ended: 3 messages in 1 s",
+        "replay finished: 3 messages in 1 s",
     ]
 
 
 async def test_a_fault_of_the_player_is_logged_at_once(monkeypatch, caplog):
-    monkeypatch.setattr("skyfast.replay.player.addressed", lambda *_: 1 / 0)
+    monkeypatch.setattr("skyfast.replay.player.for_namespaces", lambda *_: 1 / 0)
     async with demo() as (_, port), asyncio.timeout(5), subscribe(port):
         await logged(caplog, 1)
     assert caplog.messages == ["replay stopped after an unhandled exception"]

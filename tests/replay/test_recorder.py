@@ -47,7 +47,7 @@ def test_every_message_is_kept(tmp_path: Path, name: str, caplog: pytest.LogCapt
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_bytes().startswith(b"\x1f\x8b") == name.endswith(".gz")
     loaded = Recording.load(str(path))
-    assert (loaded.analyzers, loaded.torn) == (("a:8082", "b:8082"), False)
+    assert (loaded.analyzers, loaded.truncated) == (("a:8082", "b:8082"), False)
     messages = [message for _, message in loaded]
     assert [message.data for message in messages] == [MESSAGE % 1, MESSAGE % 2, b"\xff"]
     assert all(began_ms <= message.at_ms <= time.time_ns() // 1_000_000 for message in messages)
@@ -59,8 +59,8 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     path.write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for name, problem in (
-        ("r.jsonl", "exists already"),
-        ("link", "exists already"),
+        ("r.jsonl", "already exists"),
+        ("link", "already exists"),
         ("none/r", "cannot be written: No such file"),
     ):
         with pytest.raises(ConfigError, match=problem):
@@ -115,7 +115,7 @@ def test_the_file_has_a_largest_size(
     for _ in range(500):
         # Does not become smaller when it is packed.
         recorder.message(b'{"a":"%b"}' % os.urandom(500).hex().encode(), "a")
-    until(lambda: "it is full" in caplog.text)
+    until(lambda: "maximum size reached" in caplog.text)
     size = path.stat().st_size
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
@@ -132,7 +132,7 @@ def test_a_full_disk_ends_recording_and_nothing_else(
     monkeypatch.setattr(record.os, "open", lambda *_: full)
     recorder = Recorder(str(tmp_path / "r.jsonl"))
     recorder.message(MESSAGE % 1, "a")
-    until(lambda: f"has ended: {os.strerror(errno.ENOSPC)}" in caplog.text)
+    until(lambda: f"stopped: {os.strerror(errno.ENOSPC)}" in caplog.text)
     recorder.message(MESSAGE % 2, "a")
     recorder.stop()
     assert "recorded" not in caplog.messages[-1]
@@ -153,7 +153,7 @@ def test_messages_are_dropped_and_counted_when_the_disk_is_slow(
         return data, analyzer
 
     path = tmp_path / "r.jsonl"
-    recorder = Recorder(str(path), rewrite=slow)
+    recorder = Recorder(str(path), message_filter=slow)
     recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # has the disk for itself
     assert begun.wait(5)
     began = time.monotonic()
@@ -164,7 +164,7 @@ def test_messages_are_dropped_and_counted_when_the_disk_is_slow(
     recorder.stop()
     kept = Recording.load(str(path)).messages
     assert 20 < kept < 60
-    assert f"recorded {kept} messages to {path}; {101 - kept} were dropped" in caplog.messages[-1]
+    assert f"recorded {kept} messages to {path}; {101 - kept} dropped" in caplog.messages[-1]
     assert sum(f"writing to {path} is too slow" in text for text in caplog.messages) == 1
 
 
@@ -176,7 +176,7 @@ def test_nothing_is_kept_in_memory_when_recording_has_ended(tmp_path: Path) -> N
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     before = sys.getrefcount(message)
-    recorder = Recorder(str(tmp_path / "r.jsonl"), rewrite=broken)
+    recorder = Recorder(str(tmp_path / "r.jsonl"), message_filter=broken)
     for _ in range(10):
         recorder.message(message, "a")
     assert sys.getrefcount(message) == before + 10
@@ -198,10 +198,10 @@ def test_stopping_does_not_wait_for_ever(
         return data, analyzer
 
     path = tmp_path / "r.jsonl"
-    recorder = Recorder(str(path), rewrite=slow)
+    recorder = Recorder(str(path), message_filter=slow)
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
-    assert caplog.messages[-1] == f"{path} is not written to its end: that takes too long"
+    assert caplog.messages[-1] == f"{path} is incomplete: writing took too long"
     go_on.set()
     until(lambda: path.stat().st_size > 0)
 
@@ -212,7 +212,7 @@ def test_a_fault_while_rewriting_ends_recording(
     def broken(*_: object) -> None:
         raise KeyError("x")
 
-    recorder = Recorder(str(tmp_path / "r.jsonl"), rewrite=broken)
+    recorder = Recorder(str(tmp_path / "r.jsonl"), message_filter=broken)
     recorder.message(MESSAGE % 1, "a")
     until(lambda: "stopped after an unhandled exception" in caplog.text)
     recorder.stop()
@@ -225,13 +225,13 @@ def test_what_cannot_be_rewritten_is_left_out(
     caplog.set_level(logging.INFO)
     path = tmp_path / "r.jsonl"
     recorder = Recorder(
-        str(path), rewrite=lambda data, name: (data, name * 2) if b"1" in data else None
+        str(path), message_filter=lambda data, name: (data, name * 2) if b"1" in data else None
     )
     recorder.message(MESSAGE % 1, "a")
     recorder.message(MESSAGE % 2, "a")
     recorder.stop()
     assert json.loads(path.read_bytes())["Recorded"]["Analyzer"] == "aa"
-    assert caplog.messages[-1].endswith("; 1 that are not readable were left out")
+    assert caplog.messages[-1].endswith("; 1 unreadable messages omitted")
 
 
 def test_no_thread_is_left(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ import pytest
 
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay import recording
-from skyfast.replay.recording import MAX_GAP_MS, Playback, Recording, addressed, line, moved, parse
+from skyfast.replay.recording import (
+    MAX_GAP_MS,
+    Playback,
+    Recording,
+    for_namespaces,
+    line,
+    parse,
+    shift_times,
+)
 
 BASE_MS = 1_800_000_000_000
 
@@ -77,8 +85,8 @@ def test_a_flow_gets_a_message_around_it() -> None:
 
 GOOD = b'{"Namespace":"stats"}\n'
 WRONG = {
-    "empty": (b"", "{path}: has no message"),
-    "blank": (b"\n \n", "{path}: has no message"),
+    "empty": (b"", "{path}: contains no messages"),
+    "blank": (b"\n \n", "{path}: contains no messages"),
     "of something else": (
         b'{"a":1}\n{}\n',
         "{path}: contains no messages and no flows, but 2 other lines",
@@ -172,7 +180,7 @@ def test_a_file_that_breaks_off_is_played_as_far_as_it_goes(tmp_path: Path, pack
     if packed:
         content = gzip.compress(content)
     loaded = Recording.load(write(tmp_path, content[: len(content) // 2]))
-    assert loaded.torn
+    assert loaded.truncated
     assert 5_000 < loaded.messages < 15_000
     assert len(list(loaded)) == loaded.messages
     assert loaded.summary().endswith("; the file is truncated")
@@ -180,7 +188,7 @@ def test_a_file_that_breaks_off_is_played_as_far_as_it_goes(tmp_path: Path, pack
 
 def test_the_last_line_needs_no_end(tmp_path: Path) -> None:
     loaded = Recording.load(write(tmp_path, GOOD + GOOD.strip()))
-    assert (loaded.messages, loaded.torn) == (2, False)
+    assert (loaded.messages, loaded.truncated) == (2, False)
 
 
 def test_files_joined_together_are_one(tmp_path: Path) -> None:
@@ -198,7 +206,7 @@ def test_memory_is_that_of_a_message(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         loaded = Recording.load(path)
-        for _ in Playback(recordings=(loaded, loaded)).sendings():
+        for _ in Playback(recordings=(loaded, loaded)).schedule():
             pass
         assert tracemalloc.get_traced_memory()[1] < 3_000_000
     finally:
@@ -219,7 +227,7 @@ def flow(*last_ms: int) -> bytes:
 
 def due(*paths: str, speed: float = 1) -> list[tuple[int, float]]:
     playback = Playback(recordings=tuple(map(Recording.load, paths)), speed=speed)
-    return [(sending.recording, sending.due_s) for sending in playback.sendings()]
+    return [(sending.recording, sending.due_s) for sending in playback.schedule()]
 
 
 def test_recorded_times_are_kept(tmp_path: Path) -> None:
@@ -277,25 +285,25 @@ def test_times_move_to_the_present_and_nothing_else_changes() -> None:
         b'"TCPMetric":{"ABSynStart":%d,"ABSawStart":%d},'
         b'"Text":"\\"Start\\":1800000000000","UUID":"0a","Last":18000000000000}\xff'
     )
-    assert moved(data % (BASE_MS, BASE_MS + 5, BASE_MS, BASE_MS), lambda ms: ms + 7, mask=0) == (
-        data % (BASE_MS + 7, BASE_MS + 12, BASE_MS + 7, BASE_MS)
-    )
+    assert shift_times(
+        data % (BASE_MS, BASE_MS + 5, BASE_MS, BASE_MS), lambda ms: ms + 7, mask=0
+    ) == (data % (BASE_MS + 7, BASE_MS + 12, BASE_MS + 7, BASE_MS))
 
 
 def test_what_is_of_no_namespace_is_for_everybody() -> None:
     for data in (b"\xff", b"[]", b'{"Namespace":"topology"}', b"{}"):
-        assert list(addressed(data, frozenset({"flow"}))) == [data]
+        assert list(for_namespaces(data, frozenset({"flow"}))) == [data]
 
 
 def test_what_is_wrong_in_a_message_is_for_who_wants_one_capture_too() -> None:
     for rest in (b'"Obj":["\xff"]}', b'"Obj":[{"Last":1e999}]}', b'"Obj":[],"x":1e999}'):
         data = b'{"Namespace":"flow",' + rest
-        assert list(addressed(data, frozenset({"flow/1", "stats"}))) == [data]
+        assert list(for_namespaces(data, frozenset({"flow/1", "stats"}))) == [data]
     for rest in (b'"Obj":null}', b'"Type":"store"}', b'"Obj":7}'):
-        assert not list(addressed(b'{"Namespace":"flow",' + rest, frozenset({"flow/1"})))
+        assert not list(for_namespaces(b'{"Namespace":"flow",' + rest, frozenset({"flow/1"})))
 
 
 def test_flows_of_a_capture_are_for_who_wants_all_too() -> None:
     data = b'{"Namespace":"flow/1","Obj":[]}'
     for wanted, copies in (("flow", 1), ("flow/1", 1), ("flow/2", 0), ("stats", 0)):
-        assert list(addressed(data, frozenset({wanted}))) == [data] * copies
+        assert list(for_namespaces(data, frozenset({wanted}))) == [data] * copies

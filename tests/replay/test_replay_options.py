@@ -48,7 +48,7 @@ async def test_a_recording_is_played_to_its_end() -> None:
     impatient = {"SKYDIVE_PIPELINE_SUBSCRIBER_SILENCE_TIMEOUT": "0.1"}
     async with replay(RECORDINGS / ONE[0], **impatient) as skyfast:
         assert await page(skyfast, 50) == expected(*ONE)
-        await skyfast.logged("the replay has ended: 50 messages")
+        await skyfast.logged("replay finished: 50 messages")
         await asyncio.sleep(2.2)  # silence is looked for once a second
         metrics = await skyfast.self_metrics()
         assert metrics["skyfast_connections"] == 831
@@ -228,7 +228,5 @@ def test_a_recording_overwrites_nothing(tmp_path: Path) -> None:
     path.write_text("precious")
     done = run("--demo", f"--record={path}")
     assert done.returncode == 2
-    assert done.stderr.endswith(
-        f"skyfast: '{path}' already exists and is not overwritten\n"
-    )
+    assert done.stderr.endswith(f"skyfast: '{path}' already exists and is not overwritten\n")
     assert path.read_text() == "precious"

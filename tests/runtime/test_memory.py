@@ -12,7 +12,7 @@ CHURN = """
 import resource, sys
 from skyfast.runtime import memory
 if sys.argv[1] == "kept":
-    assert memory.keep_heap()
+    assert memory.tune_malloc()
 list(b"x" * 84_000 for _ in range(40))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(200):

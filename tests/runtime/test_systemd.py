@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skyfast.runtime.systemd import Manager
+from skyfast.runtime.systemd import Notifier
 from tests.support.process import WAIT_S, Skyfast, running, write_config
 
 pytestmark = pytest.mark.xdist_group("timing")
@@ -117,8 +117,8 @@ async def test_a_loop_that_hangs_gives_no_sign_of_life(tmp_path: Path, listener:
 
 
 async def test_a_callback_that_does_not_return_stops_the_signs_of_life(listener: Listener) -> None:
-    manager = Manager({**listener.environ, "WATCHDOG_USEC": "50000"})
-    task = asyncio.create_task(manager.keep_alive())
+    manager = Notifier({**listener.environ, "WATCHDOG_USEC": "50000"})
+    task = asyncio.create_task(manager.watchdog())
     assert await listener.message() == {"WATCHDOG": "1"}
     listener.waiting()
     time.sleep(0.2)  # noqa: ASYNC251 - the loop is held up on purpose
@@ -141,14 +141,14 @@ async def test_a_callback_that_does_not_return_stops_the_signs_of_life(listener:
 async def test_no_sign_of_life_that_nobody_asks_for(
     asked: dict[str, str], listener: Listener
 ) -> None:
-    manager = Manager({**listener.environ, **asked})
-    await asyncio.wait_for(manager.keep_alive(), WAIT_S)
+    manager = Notifier({**listener.environ, **asked})
+    await asyncio.wait_for(manager.watchdog(), WAIT_S)
     assert listener.waiting() == []
 
 
 async def test_a_watchdog_of_this_very_process(listener: Listener) -> None:
     asked = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
-    task = asyncio.create_task(Manager({**listener.environ, **asked}).keep_alive())
+    task = asyncio.create_task(Notifier({**listener.environ, **asked}).watchdog())
     assert await listener.message() == {"WATCHDOG": "1"}
     task.cancel()
 
@@ -159,18 +159,18 @@ async def test_nothing_happens_without_the_variables(
     def refused(*_: object) -> None:
         raise AssertionError("a socket was made")
 
-    manager = Manager({"WATCHDOG_USEC": "1000"})
+    manager = Notifier({"WATCHDOG_USEC": "1000"})
     monkeypatch.setattr(socket, "socket", refused)
     manager.ready("serving")
     manager.reloading()
     manager.reloaded(None)
     manager.stopping()
-    await manager.keep_alive()
+    await manager.watchdog()
     assert not caplog.records
 
 
 def test_no_reload_makes_ready_what_is_not(listener: Listener) -> None:
-    manager = Manager(listener.environ)
+    manager = Notifier(listener.environ)
     manager.reloading()
     manager.reloaded(None)
     assert listener.waiting() == []
@@ -183,7 +183,7 @@ def test_no_reload_makes_ready_what_is_not(listener: Listener) -> None:
 
 
 def test_a_status_is_one_line(listener: Listener) -> None:
-    manager = Manager(listener.environ)
+    manager = Notifier(listener.environ)
     manager.ready("serving\nMAINPID=1")
     assert listener.waiting() == [b"READY=1\nSTATUS=serving\\nMAINPID=1"]
 
@@ -191,7 +191,7 @@ def test_a_status_is_one_line(listener: Listener) -> None:
 def test_a_manager_that_is_gone_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager = Manager({"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    manager = Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
     manager.ready("serving")
     manager.stopping()
     (record,) = caplog.records
@@ -201,7 +201,7 @@ def test_a_manager_that_is_gone_is_logged_once(
 def test_a_manager_that_does_not_read_holds_nobody_up(
     listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager = Manager(listener.environ)
+    manager = Notifier(listener.environ)
     for _ in range(5000):
         manager.ready("serving")
         if caplog.records:
@@ -210,7 +210,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up(
 
 
 def test_a_socket_of_another_kind_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    Manager({"NOTIFY_SOCKET": "vsock:2:1234"}).ready("serving")
+    Notifier({"NOTIFY_SOCKET": "vsock:2:1234"}).ready("serving")
     assert [record.getMessage() for record in caplog.records] == [
         "NOTIFY_SOCKET is not a path: vsock:2:1234"
     ]

@@ -108,7 +108,7 @@ def test_cookies_are_one_header_beside_basic() -> None:
 
 async def test_the_login_cookie_replaces_basic(analyzer: FakeAnalyzer) -> None:
     proof = authentication(analyzer.url, cookies={"proxy": "p"})
-    assert await proof.renew(proof.headers())
+    assert await proof.reauthenticate(proof.headers())
     assert proof.headers() == [("Cookie", "proxy=p; authtoken=token1==")]
     assert proof.problem == ""
     (request,) = analyzer.logins
@@ -119,33 +119,33 @@ async def test_the_login_cookie_replaces_basic(analyzer: FakeAnalyzer) -> None:
 
 async def test_the_login_replaces_a_configured_token(analyzer: FakeAnalyzer) -> None:
     proof = authentication(analyzer.url, cookies={"authtoken": "configured"})
-    assert await proof.renew(proof.headers())
+    assert await proof.reauthenticate(proof.headers())
     assert proof.headers() == [("Cookie", "authtoken=token1==")]
 
 
 async def test_a_refused_cookie_makes_a_new_login(analyzer: FakeAnalyzer) -> None:
     proof = authentication(analyzer.url)
     for number in (1, 2, 3):
-        assert await proof.renew(proof.headers())
+        assert await proof.reauthenticate(proof.headers())
         assert proof.headers() == [("Cookie", f"authtoken=token{number}==")]
 
 
 async def test_requests_refused_together_share_one_login(analyzer: FakeAnalyzer) -> None:
     proof = authentication(analyzer.url)
     refused = proof.headers()
-    assert all(await asyncio.gather(*(proof.renew(refused) for _ in range(3))))
+    assert all(await asyncio.gather(*(proof.reauthenticate(refused) for _ in range(3))))
     assert len(analyzer.logins) == 1
 
 
 async def test_the_credentials_of_the_url_log_in(analyzer: FakeAnalyzer) -> None:
     url = analyzer.url.replace("ws://", "ws://prom:hunter2@")
     proof = authentication(url, credentials=Credentials(username="cluster", password="x"))
-    assert await proof.renew(proof.headers())
+    assert await proof.reauthenticate(proof.headers())
 
 
 async def test_without_a_user_name_nobody_logs_in(analyzer: FakeAnalyzer) -> None:
     proof = authentication(analyzer.url, credentials=NOBODY)
-    assert not await proof.renew(proof.headers())
+    assert not await proof.reauthenticate(proof.headers())
     assert proof.problem == "no username is configured"
     assert not analyzer.connections
 
@@ -153,9 +153,9 @@ async def test_without_a_user_name_nobody_logs_in(analyzer: FakeAnalyzer) -> Non
 async def test_a_login_keeps_to_the_prefix(analyzer: FakeAnalyzer) -> None:
     analyzer.prefix = "/skydive"
     proof = authentication(analyzer.url)
-    assert await proof.renew(proof.headers())
+    assert await proof.reauthenticate(proof.headers())
     analyzer.login = Answer(status=404)
-    assert not await proof.renew(proof.headers())
+    assert not await proof.reauthenticate(proof.headers())
     assert proof.problem.startswith("POST /skydive/login returned HTTP 404")
     assert {*analyzer.paths} == {"/skydive/login"}
 
@@ -166,7 +166,7 @@ async def test_a_login_keeps_to_the_prefix(analyzer: FakeAnalyzer) -> None:
         (Answer(status=401), "POST /login returned HTTP 401 without authtoken cookie"),
         (Answer(status=404), "POST /login returned HTTP 404 without authtoken cookie"),
         (Answer(), "POST /login returned HTTP 200 without authtoken cookie"),
-        (Answer(headers=(("Set-Cookie", "authtoken=; Path=/"),)), "no authtoken cookie"),
+        (Answer(headers=(("Set-Cookie", "authtoken=; Path=/"),)), "without authtoken cookie"),
         (Fault.EOF, "POST /login: "),
         (Fault.RESET, "POST /login: "),
         (Fault.GARBAGE, "POST /login: "),
@@ -183,22 +183,22 @@ async def test_a_failed_login_says_why_and_leaves_basic(
     monkeypatch.setattr(auth, "LOGIN_TIMEOUT_S", 0.2)
     proof = authentication(analyzer.url)
     basic = proof.headers()
-    assert await proof.renew(basic)
+    assert await proof.reauthenticate(basic)
     analyzer.login = answer
-    assert not await proof.renew(proof.headers())
+    assert not await proof.reauthenticate(proof.headers())
     assert problem in proof.problem
     assert proof.problem.isprintable()
     assert "hunter2" not in proof.problem
     assert proof.headers() == basic
     # And the next one can succeed again.
     analyzer.login = None
-    assert await proof.renew(basic)
+    assert await proof.reauthenticate(basic)
 
 
 async def test_an_analyzer_that_does_not_listen_is_no_exception(analyzer: FakeAnalyzer) -> None:
     await analyzer.stop()
     proof = authentication(analyzer.url)
-    assert not await proof.renew(proof.headers())
+    assert not await proof.reauthenticate(proof.headers())
     assert "POST /login: " in proof.problem
 
 
@@ -208,7 +208,7 @@ async def test_a_login_finds_its_analyzer_by_name(
     proof = authentication(f"ws://analyzer.test:{analyzer.port}/ws/subscriber/flow")
     found = [(0, 0, 0, "", (analyzer.address, analyzer.port))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert await proof.renew(proof.headers())
+    assert await proof.reauthenticate(proof.headers())
     assert analyzer.logins[0].get("Host") == f"analyzer.test:{analyzer.port}"
 
 
@@ -217,7 +217,7 @@ async def test_a_redirected_login_gives_the_password_to_nobody(analyzer: FakeAna
         target = (("Location", f"{elsewhere.http_url}/login"),)
         analyzer.login = Answer(status=307, headers=target)
         proof = authentication(analyzer.url)
-        assert not await proof.renew(proof.headers())
+        assert not await proof.reauthenticate(proof.headers())
         assert not elsewhere.connections
 
 
@@ -234,7 +234,7 @@ async def test_a_login_is_encrypted_where_the_subscription_is(tmp_path: Path) ->
             cookies={},
             ssl=client_context(tls),
         )
-        assert await proof.renew(proof.headers())
+        assert await proof.reauthenticate(proof.headers())
         # Certificates are checked here too.
         untrusted = Authentication(
             endpoint=parse_url(analyzer.url),
@@ -242,7 +242,7 @@ async def test_a_login_is_encrypted_where_the_subscription_is(tmp_path: Path) ->
             cookies={},
             ssl=client_context(tls),
         )
-        assert not await untrusted.renew(untrusted.headers())
+        assert not await untrusted.reauthenticate(untrusted.headers())
         assert "certificate" in untrusted.problem
         assert len(analyzer.logins) == 1
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from skyfast.skydive.clock_skew import MAX_AHEAD_S, MAX_CLOSING_BEHIND_S, Dates
+from skyfast.skydive.clock_skew import MAX_AHEAD_S, MAX_CLOSING_BEHIND_S, ClockSkewCheck
 from skyfast.stats import AnalyzerStats, Stats
 from tests.support.messages import flow, later, message
 from tests.support.sink import Sink
@@ -108,7 +108,7 @@ def test_a_time_at_the_bound_is_well() -> None:
         times = first_ms - beyond_ms, first_ms, now_ms, last_ms, last_ms + beyond_ms
         flows = [Flow(Last=each) for each in times]
         analyzer = AnalyzerStats("analyzer:8082")
-        dates = Dates(Dated(flows), stats=Stats(), wall_clock=lambda: now_ms / 1000)
+        dates = ClockSkewCheck(Dated(flows), stats=Stats(), wall_clock=lambda: now_ms / 1000)
         dates.check(flows, b"", analyzer)
         assert analyzer.misdated == {"ahead": counted, "behind": counted}
 
@@ -128,7 +128,7 @@ def test_it_is_named_where_it_is_no_label(caplog: pytest.LogCaptureFixture) -> N
     sink = Sink(**NO_NODE)
     sink.take(message(dated("1", 0, NodeTID="well"), dated("2", HOUR_S, NodeTID="wrong")))
     (line,) = lines(caplog)
-    assert "a flow of node_tid wrong is dated 3600 s ahead" in line
+    assert "a flow from node_tid wrong is 3600 s ahead" in line
 
 
 def test_flows_of_a_message_that_is_not_all_good_are_looked_at_too(
@@ -140,7 +140,7 @@ def test_flows_of_a_message_that_is_not_all_good_are_looked_at_too(
         sink.take(message(dated("1", HOUR_S), b'{"NodeTID":5,"UUID":5}'))
         assert sink.analyzer.misdated == {"ahead": 1, "behind": 0}
         (line,) = lines(caplog)
-        assert f"a flow of {interface} is dated" in line
+        assert f"a flow from {interface} is" in line
 
 
 def test_all_flows_of_a_message_that_is_decoded_twice_are_looked_at_once() -> None:

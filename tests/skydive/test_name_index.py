@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfast.skydive import name_index
-from skyfast.skydive.name_index import MAX_NAME_CHARS, Names
+from skyfast.skydive.name_index import MAX_NAME_CHARS, NameIndex
 from skyfast.skydive.topology_nodes import read
 from tests.support.paths import RECORDINGS
 
@@ -17,7 +17,7 @@ class Fixture:
     """Names that are kept for 60 s, told as an analyzer tells them."""
 
     def __init__(self, *, keep_s=60.0):
-        self.names = Names(keep_s=keep_s)
+        self.names = NameIndex(keep_s=keep_s)
 
     def tell(self, *nodes, now=0.0):
         """Apply an answer; return how many nodes and addresses were too many."""

@@ -841,7 +841,7 @@ async def test_another_name_is_logged_within_the_interval_too(
             analyzer.host_id = f"analyzer-{number}"
             remote.reset()
         await running.up(analyzer)
-    renamed = [line for line in lines(caplog) if "which was" in line]
+    renamed = [line for line in lines(caplog) if ", previously" in line]
     assert [line.split()[5].rstrip(",") for line in renamed] == [
         "analyzer-2",
         "analyzer-1",

@@ -24,7 +24,7 @@ from skyfast.skydive.interfaces import (
     MAX_LABELS_CHARS,
     Interfaces,
 )
-from skyfast.skydive.name_index import Names
+from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.topology import QUERY_WITH_NAMES, TopologyPoller
 from skyfast.skydive.topology_nodes import MalformedAnswerError, read
 from skyfast.stats import TopologyStats
@@ -551,7 +551,7 @@ def lo(number):
 
 async def test_names_and_interfaces_come_from_one_answer():
     async with FakeAnalyzer() as analyzer:
-        names = Names(keep_s=60.0)
+        names = NameIndex(keep_s=60.0)
         analyzer.topology = answer_of(
             node(EncapType="ether", IPV4=["10.0.0.1/24"]),
             lo(1),
@@ -583,7 +583,7 @@ async def test_names_and_interfaces_come_from_one_answer():
 
 async def test_a_new_name_is_told():
     async with FakeAnalyzer() as analyzer:
-        names = Names(keep_s=60.0)
+        names = NameIndex(keep_s=60.0)
         analyzer.topology = answer_of(node(), node("eth1", tid="t2"))
         async with Poll(analyzer.url, names=names).running() as poll:
             await until(lambda: poll.renamed)
@@ -598,7 +598,7 @@ async def test_a_new_name_is_told():
 async def test_names_are_asked_for_without_interfaces(monkeypatch):
     monkeypatch.setattr(topology_module, "NAMES_INTERVAL_S", FAST_S)
     async with FakeAnalyzer() as analyzer:
-        names = Names(keep_s=60.0)
+        names = NameIndex(keep_s=60.0)
         analyzer.topology = answer_of(node(EncapType="ether"))
         async with Poll(analyzer.url, interval_s=0, names=names).running() as poll:
             await until(lambda: poll.stats.answers >= 2)
@@ -609,7 +609,7 @@ async def test_names_are_asked_for_without_interfaces(monkeypatch):
 
 async def test_a_failure_keeps_the_names_and_nobody_is_ready_before_an_answer(caplog):
     async with FakeAnalyzer() as analyzer:
-        names = Names(keep_s=0.0)
+        names = NameIndex(keep_s=0.0)
         analyzer.topology = Answer(status=500)
         async with Poll(analyzer.url, names=names).running() as poll:
             await until(lambda: poll.stats.errors["status"] >= 2)
@@ -628,9 +628,9 @@ async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(name_index, "MAX_NODES", 2)
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = answer_of(*(node(tid=f"t{number}") for number in range(5)))
-        async with Poll(analyzer.url, names=Names(keep_s=60.0)).running() as poll:
+        async with Poll(analyzer.url, names=NameIndex(keep_s=60.0)).running() as poll:
             await until(lambda: poll.stats.answers >= 3)
-    (record,) = (record for record in caplog.records if "have no name" in record.getMessage())
+    (record,) = (record for record in caplog.records if "topology too large" in record.getMessage())
     assert record.getMessage() == "topology too large: 3 nodes and addresses ignored"
 
 

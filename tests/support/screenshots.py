@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 from skyfast.replay import recording
-from skyfast.replay.player import Player
+from skyfast.replay.player import ReplayServer
 from tests.support.browser import chromium
 from tests.support.paths import ROOT
 from tests.support.process import running
@@ -40,7 +40,7 @@ pipeline:
 
 
 async def draw(seconds: float) -> None:
-    player = Player(recording.demo())
+    player = ReplayServer(recording.demo())
     (address,) = await player.start()
     try:
         with tempfile.TemporaryDirectory() as directory:

@@ -9,7 +9,7 @@ from skyfast.flows.filters import admission, classifier, reads
 from skyfast.flows.planner import make_plan
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.ingest import Ingest
-from skyfast.skydive.name_index import Names
+from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import AnalyzerStats, Stats, sums
 from tests.support.configs import make_config
@@ -25,7 +25,7 @@ class Fed:
     def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
         self.now = 100.0
         self.chance = 1.0
-        self.plan = make_plan(config.export, names=Names(keep_s=0), shard=config.shard)
+        self.plan = make_plan(config.export, names=NameIndex(keep_s=0), shard=config.shard)
         self.stats = Stats()
         self.analyzer = AnalyzerStats("analyzer:8082")
         self.captures = Captures(naming=config.export.naming, stats=self.stats.captures)

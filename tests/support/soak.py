@@ -34,7 +34,7 @@ from skyfast.flows import rewrites
 from skyfast.runtime import memory
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import topology_nodes as nodes
-from skyfast.skydive.clock_skew import Dates
+from skyfast.skydive.clock_skew import ClockSkewCheck
 from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
 from skyfast.stats import FLOW_UPDATE_S
 from skyfast.web.exposition import Part
@@ -127,7 +127,7 @@ class Virtual:
     """
 
     def __init__(self, *, per_day: int, clock: VirtualClock) -> None:
-        memory.keep_heap()
+        memory.tune_malloc()
         self._per_day = per_day
         self._clock = clock
         self._highest: Figures = {}
@@ -303,7 +303,10 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
     clock = VirtualClock()
     with (
         mock.patch("skyfast.app.Clock", lambda: Clock(lambda: clock.seconds)),
-        mock.patch("skyfast.skydive.ingest.Dates", functools.partial(Dates, wall_clock=clock.wall)),
+        mock.patch(
+            "skyfast.skydive.ingest.ClockSkewCheck",
+            functools.partial(ClockSkewCheck, wall_clock=clock.wall),
+        ),
         mock.patch("skyfast.flows.rewrites.MAX_REMEMBERED", remembered),
     ):
         soak = Virtual(per_day=per_day, clock=clock)
