@@ -1,8 +1,8 @@
 """Authentication at an analyzer.
 
-For the subscriptions and for the topology poller. Nothing here decides when to connect or
-what to log. aiohttp is imported with the first login: most installations have none, and
-the import takes longer than all others.
+The subscriptions and the topology poller use it. They decide when to connect and what to log.
+aiohttp is imported at the first login: most installations need no login, and this import takes
+longer than all others.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     import aiohttp
 
 Headers = list[tuple[str, str]]
-"""HTTP headers in order; a name can come twice."""
+"""HTTP headers in order; a name can occur more than once."""
 
 LOGIN_TIMEOUT_S: Final = 10.0
-"""How long ``POST /login`` may take, from the connection to the answer's head."""
+"""Timeout of ``POST /login``, from connecting to the headers of the response."""
 
 RESOLVE_TIMEOUT_S: Final = 10.0
-"""How long a name server may take."""
+"""Timeout of a name resolution."""
 
 LOGIN_PATH: Final = "/login"
-"""Where an analyzer takes user name and password, below the prefix of its URL."""
+"""Path of the login endpoint, below the prefix of the analyzer's URL."""
 
 TOKEN_COOKIE: Final = "authtoken"  # noqa: S105 - its name, not its value
 """The cookie that Skydive's ``/login`` sets."""
@@ -43,18 +43,18 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""How OpenSSL calls bytes of another protocol, by its versions."""
+"""OpenSSL's reasons, which depend on its version, for data that is not TLS."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return the IP addresses of ``host``, the best first.
+    """Return the IP addresses of ``host`` in the order of preference.
 
-    Each look-up has a daemon thread of its own. The threads of the event loop would do, but
-    the end of the process waits for them, and so for a name server that does not answer.
+    Each lookup runs in its own daemon thread. At exit, Python waits for the threads of the event
+    loop's executor, and thus for a name server that does not respond.
 
     Raises:
-        OSError: There are none, or none is found in RESOLVE_TIMEOUT_S.
-        UnicodeError: ``host`` cannot be a name.
+        OSError: The resolution failed or took longer than RESOLVE_TIMEOUT_S.
+        UnicodeError: ``host`` is not a valid host name.
 
     """
     with contextlib.suppress(ValueError):
@@ -74,11 +74,11 @@ async def resolve(host: str, port: int) -> list[str]:
         addresses: list[str] = []
         error: Exception | None = None
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = list(dict.fromkeys(str(address[0]) for *_, address in infos))
         except (OSError, UnicodeError) as exc:
             error = exc
-        with contextlib.suppress(RuntimeError):  # the loop has ended
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, addresses, error)
 
     threading.Thread(target=run, name=f"resolve {host}", daemon=True).start()
@@ -91,7 +91,7 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def http_connector(**options: Any) -> "aiohttp.TCPConnector":
-    """Return a connector, with aiohttp's ``options``, that finds addresses by `resolve`."""
+    """Return an aiohttp connector with ``options`` that resolves names with `resolve`."""
     import aiohttp
     from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -118,19 +118,20 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
 
 
 def redirect(location: str) -> str:
-    """Return what to log of a redirect, after its status, without the query and credentials."""
+    """Return the log text for a redirect, without the query and credentials of its target."""
     shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
     return f", redirect to {shown} (not followed)"
 
 
 class Authentication:
-    """What is sent to one analyzer as proof of who we are.
+    """The credentials for one analyzer.
 
-    This is Basic authentication until a request is answered 401, then the cookie of a
-    login; a 401 on the cookie makes a new one. Never both: Skydive looks at the cookie first,
-    and an expired token beats a good password. Cookies of the configuration are always sent.
+    Basic authentication is used until a request returns 401, then the cookie of a login. If the
+    cookie is rejected with 401 too, a new login replaces it. The two are never sent together:
+    Skydive checks the cookie first, and rejects an expired token even with a valid password. The
+    configured cookies are always sent.
 
-    Headers, cookies and passwords of this object must not be logged.
+    The headers, cookies and passwords of this object must not be logged.
     """
 
     def __init__(
@@ -141,10 +142,13 @@ class Authentication:
         cookies: Mapping[str, str],
         ssl: ssl_module.SSLContext | None = None,
     ) -> None:
-        """Begin with Basic. The endpoint's own credentials win over ``credentials``."""
+        """Start with Basic authentication.
+
+        Credentials in the endpoint's URL take precedence over ``credentials``.
+        """
         self.endpoint = endpoint
         self.problem = ""
-        """Why the latest renewal failed, fit for a log; empty if it did not."""
+        """Why the latest `reauthenticate` failed, safe to log; empty if it succeeded."""
         self._credentials = (
             Credentials(username=endpoint.username, password=endpoint.password)
             if endpoint.username
@@ -156,7 +160,7 @@ class Authentication:
         self._renewing = asyncio.Lock()
 
     def headers(self) -> Headers:
-        """Return the headers ``Authorization`` and ``Cookie``, as far as there are any."""
+        """Return the headers ``Authorization`` and ``Cookie``, if needed."""
         if self._token:
             return _cookie_header({**self._cookies, TOKEN_COOKIE: self._token})
         headers = _cookie_header(self._cookies)
@@ -167,10 +171,10 @@ class Authentication:
         return headers
 
     async def reauthenticate(self, rejected_headers: Headers) -> bool:
-        """Log in, after a request with the headers ``rejected_headers`` was answered 401.
+        """Log in after a request with ``rejected_headers`` returned 401.
 
-        Returns whether `headers` are now worth another try; if not, ``problem`` says why.
-        Of requests that were rejected_headers together, one logs in and the others use its token.
+        Returns whether to retry with the new `headers`; if not, ``problem`` is the reason. If
+        several requests are rejected at the same time, one logs in and the others use its token.
         """
         async with self._renewing:
             if self.headers() != rejected_headers:
@@ -190,11 +194,11 @@ class Authentication:
         headers: Iterable[tuple[str, str]] = (),
         **options: Any,
     ) -> "contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]":
-        """Begin ``POST path``, below the prefix, to the analyzer.
+        """Send ``POST path``, below the prefix of the URL, to the analyzer.
 
-        ``headers`` and ``options`` go to aiohttp.
-        The session should have a `aiohttp.DummyCookieJar`: cookies are sent by `headers` alone.
-        Redirects are not followed, so that credentials stay with the analyzer.
+        ``headers`` and ``options`` are passed to aiohttp. The session should have an
+        `aiohttp.DummyCookieJar`, so that only `headers` sets cookies. Redirects are not followed,
+        so that credentials are sent to the analyzer only.
         """
         endpoint = self.endpoint
         scheme = "https" if endpoint.secure else "http"
@@ -208,7 +212,7 @@ class Authentication:
         )
 
     async def _log_in(self) -> str:
-        """Get a token; return "" or, fit for a log, what went wrong."""
+        """Get a token; return an error message that is safe to log, or an empty string."""
         import aiohttp
 
         request = f"POST {printable(self.endpoint.prefix)}{LOGIN_PATH}"
@@ -231,7 +235,7 @@ class Authentication:
                 if response.status != 200 or token is None or not token.coded_value:
                     status = response.status
                     return f"{request} returned HTTP {status} without {TOKEN_COOKIE} cookie"
-                # As it was sent: a value in quotes is given back in quotes.
+                # As received: a quoted value is sent back with its quotes.
                 self._token = token.coded_value
                 return ""
         except TimeoutError:
@@ -241,6 +245,6 @@ class Authentication:
 
 
 def _cookie_header(cookies: Mapping[str, str]) -> Headers:
-    # One header for all of them: RFC 6265, section 5.4.
+    # RFC 6265, section 5.4: all cookies in one header.
     line = "; ".join(f"{name}={value}" for name, value in cookies.items())
     return [("Cookie", line)] if line else []

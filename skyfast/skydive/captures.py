@@ -1,26 +1,27 @@
 """Metric families from the statistics that agents send about their captures.
 
-What a report holds was read in Skydive's sources (``flow/table.go``, ``flow/probes``) and seen in
-recordings. Each flow table of an agent, which is one capture point (a capture on an interface),
-sends one every 10 s to a randomly chosen analyzer, and that passes it to its subscribers:
+The fields are documented by Skydive's sources (``flow/table.go``, ``flow/probes``) and confirmed by
+recordings. Each flow table of an agent is one capture point, that is, one capture on one interface.
+It sends a report every 10 s to a randomly chosen analyzer, which forwards it to its subscribers:
 
-* ``FlowDropped`` and ``KernelFlowDropped`` are amounts since the point's previous report. They are
-  added up here, for all points of a capture: counters that begin with the first report. What is
-  in a report that got lost on the way (agents send it in a UDP datagram by default) is missing.
-* ``FlowCount`` is the size of the point's flow table at that moment.
-* ``PacketsReceived`` and ``PacketsDropped`` are neither totals nor amounts. Once a second
-  (``agent.capture.stats_update``) the agent reads the socket's totals since the capture began, adds
-  *these* up, and sends the sum of the ten readings. So a tenth is shown: the mean of the totals
-  that were read in those 10 s. Only probes that read packets from a socket have them.
+* ``FlowDropped`` and ``KernelFlowDropped`` are the increases since the capture point's previous
+  report. Their sums over all points of a capture are exported as counters that start at the first
+  report. Lost reports (agents send them in UDP datagrams by default) are missing from these sums.
+* ``FlowCount`` is the current size of the capture point's flow table.
+* ``PacketsReceived`` and ``PacketsDropped`` are neither totals nor increases. Once a second
+  (``agent.capture.stats_update``) the agent reads the socket's totals since the capture started,
+  and it sends the sum of ten such readings. So a tenth is exported: the mean of the totals read in
+  these 10 s. Only probes that read packets from a socket have these fields.
 
-A report names its capture and not its point, and a capture has a point on every interface that
-its query matches, on all hosts. Of several points' reports nobody can tell which belong together,
-and the number of readings in one varies now and then, so no counter can be made of the totals.
-The three figures that cannot be added up are gauges, those of the point where each is highest,
-in the reports of the latest 12 s or some more. The number of reports is a counter, so that
-its ``rate`` times 10 s is the number of points.
+A report identifies its capture but not its capture point, and a capture has a point on every
+interface that its query matches, on all hosts. The reports of one point cannot be told apart from
+those of others, and the number of readings in a report varies, so the totals cannot be exported as
+counters. The three values that cannot be summed are gauges: each shows the point with the highest
+value in the reports of the last 12 to 15 s. The number of reports is a counter, so its ``rate``
+times 10 s is the number of capture points.
 
-Like the table, this has no clock and no socket: reports and ``now`` go in, a page comes out.
+Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
+output is a page.
 """
 
 from dataclasses import dataclass, replace
@@ -34,28 +35,28 @@ from skyfast.stats import CaptureStats
 from skyfast.text_format import MetricFamily, label_text
 
 SILENCE_S: Final = 60.0
-"""A capture leaves when there was no report of it for so long: six in a row."""
+"""A capture expires after this time without a report: six reports."""
 
 SLOT_S: Final = 3.0
-"""The highest figures are kept for each slot of this time."""
+"""The highest values are stored per time slot of this length."""
 
 SLOTS: Final = 5
-"""How many slots are shown: 12 to 15 s up to the latest report, so that each point is in them."""
+"""The number of slots: the last 12 to 15 s, so that they contain a report of each point."""
 
 READINGS: Final = 10
-"""How many readings of a total are added up in a report."""
+"""A report contains the sum of this many readings of a total."""
 
 MAX_CAPTURES: Final = 1000
-"""Captures on the page at most; reports of others are counted as ``too_many``."""
+"""Maximum number of captures; reports of others are counted as ``too_many``."""
 
 MAX_ID_CHARS: Final = 1024
-"""Longest ID of a capture; reports with a longer one are counted as ``text_too_long``."""
+"""Maximum length of a capture ID; reports with longer ones count as ``text_too_long``."""
 
 MAX_AMOUNT: Final = 2**62
-"""The largest number that is believed; reports with others are counted as ``out_of_range``."""
+"""Largest accepted value; reports with larger ones are counted as ``out_of_range``."""
 
 MAX_TOTAL: Final = 2**63 - 1
-"""Where sums stay."""
+"""Sums stop at this value."""
 
 
 class _Report(msgspec.Struct, gc=False, rename="pascal"):
@@ -72,7 +73,7 @@ _decode = msgspec.json.Decoder(_Report).decode
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """The figures of which the highest are shown."""
+    """The values of a report that are exported as maxima."""
 
     packets_received: int = 0
     packets_dropped: int = 0
@@ -88,19 +89,19 @@ def _highest(one: _Figures, other: _Figures) -> _Figures:
 
 
 class _Capture:
-    """What is known of one capture."""
+    """The state of one capture."""
 
     def __init__(self) -> None:
         self.reported_at = 0.0
         self.reports = 0
         self.flows_dropped = 0
         self.kernel_flows_dropped = 0
-        # By the number of their slot. Replaced and never changed: a page may be reading it.
+        # By slot number. Replaced, never modified: another thread may be reading it.
         self._slots: dict[int, _Figures] = {}
 
     @property
     def highest(self) -> _Figures:
-        """The highest of the latest reports, of which there is one at least."""
+        """The highest values of the latest reports; there is at least one."""
         return reduce(_highest, self._slots.values())
 
     def add(self, report: _Report, now: float, running: float) -> None:
@@ -158,7 +159,7 @@ _FAMILIES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CaptureReport:
-    """What is told of a single capture; the docstring of the module says of what each is."""
+    """The exported values of a capture; the docstring of the module explains them."""
 
     capture_id: str
     packets_received: float
@@ -170,13 +171,13 @@ class CaptureReport:
 
 
 class Captures:
-    """The captures that agents report about.
+    """The captures that agents report.
 
-    Messages and expiry belong to one thread; any thread may ask for a page.
+    `message` and `expire` must be called from one thread, `page` from any thread.
     """
 
     def __init__(self, *, naming: Literal["compatible", "standard"], stats: CaptureStats) -> None:
-        """Begin without captures; with ``standard``, the counters' names end with ``_total``."""
+        """Start without captures. With ``standard``, counter names end with ``_total``."""
         ending = "_total" if naming == "standard" else ""
         self._families = tuple(
             replace(family, name=family.name + ending) if family.type == "counter" else family
@@ -186,10 +187,10 @@ class Captures:
         self._captures: dict[str, _Capture] = {}
 
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
-        """Take a report, the ``Obj`` of a message. Never raises; counts what it cannot use.
+        """Process a report, the ``Obj`` of a message. Never raises; counts unusable reports.
 
-        ``now`` may stand still, so that captures stay while reports of them may be missing.
-        ``running`` does not, where it is another: the gauges go by it.
+        ``now`` may be held, so that captures do not expire while reports may be missing.
+        ``running`` is never held, and defaults to ``now``; the gauges use it.
         """
         try:
             report = _decode(raw)
@@ -206,7 +207,7 @@ class Captures:
         self._stats.captures = len(self._captures)
 
     def _refusal(self, report: _Report) -> str:
-        """Return the reason why ``report`` is not used, or an empty text."""
+        """Return the reason to skip ``report``, or an empty string."""
         capture_id, *amounts = msgspec.structs.astuple(report)
         if not capture_id:
             return "no_id"
@@ -219,14 +220,14 @@ class Captures:
         return ""
 
     def expire(self, now: float) -> None:
-        """Forget the captures of which there was no report for `SILENCE_S`."""
+        """Remove the captures without a report for `SILENCE_S`."""
         silent = [key for key, capture in self._captures.items() if _is_silent(capture, now)]
         for key in silent:
             del self._captures[key]
         self._stats.captures = len(self._captures)
 
     def page(self, now: float, openmetrics: bool = False) -> bytes:
-        """Return the families, or nothing where there is no capture."""
+        """Return the metric families, or nothing if there are no captures."""
         rows = [
             (label_text({"capture_id": capture_id}), _values(capture))
             for capture_id, capture in self._known(now)
@@ -240,7 +241,7 @@ class Captures:
         return "".join(lines).encode()
 
     def first(self, count: int, now: float) -> list[CaptureReport]:
-        """Return ``count`` captures, or as many as there are, in the order of their IDs."""
+        """Return the first ``count`` captures, ordered by ID."""
         return [
             CaptureReport(
                 capture_id=capture_id,
@@ -255,9 +256,9 @@ class Captures:
         ]
 
     def _known(self, now: float) -> list[tuple[str, _Capture]]:
-        # The list is made in one step, which no other thread can come between.
+        # list() is atomic, so other threads cannot modify the dict during the iteration.
         captures = sorted(list(self._captures.items()))  # noqa: C414
-        return [each for each in captures if not _is_silent(each[1], now)]
+        return [(key, capture) for key, capture in captures if not _is_silent(capture, now)]
 
 
 def _is_silent(capture: _Capture, now: float) -> bool:
@@ -265,7 +266,7 @@ def _is_silent(capture: _Capture, now: float) -> bool:
 
 
 def _values(capture: _Capture) -> tuple[str, ...]:
-    """Return the texts of a capture's values, in the order of the families."""
+    """Return the formatted values of a capture, in the order of the families."""
     highest = capture.highest
     return (
         _mean(highest.packets_received),
@@ -278,6 +279,6 @@ def _values(capture: _Capture) -> tuple[str, ...]:
 
 
 def _mean(readings: int) -> str:
-    """Return the mean of added-up readings, exactly."""
+    """Return the exact mean of a sum of readings."""
     whole, tenths = divmod(readings, READINGS)
     return f"{whole}.{tenths}" if tenths else str(whole)

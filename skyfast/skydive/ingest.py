@@ -1,7 +1,7 @@
 """Decodes messages and applies their flows to the table.
 
-Whatever a message holds, nothing is raised for it: what cannot be used is counted, and
-costs neither the other flows of its message nor the subscription.
+No message content raises an exception. Unusable flows and messages are counted; the other flows of
+the message and the subscription are not affected.
 """
 
 import functools
@@ -25,21 +25,21 @@ from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 
 MAX_PARTIAL_FLOWS = 1_000
-"""Flows of a message that are decoded field by field, which takes 10 µs each.
+"""Maximum number of flows per message that are decoded field by field, which takes 10 µs each.
 
-Analyzers send at most 100. Beyond it, a flow with a value of another type is skipped."""
+Analyzers send at most 100. Beyond the limit, flows with values of a wrong type are skipped."""
 
 SHOWN_BYTES = 80
-"""How many bytes of an unusable message a log line shows."""
+"""A log line shows this many bytes of an unusable message."""
 
 log = logging.getLogger("skyfast.ingest")
 
 Flow = Any
-"""A struct of the plan's flow types: which fields it has is known at run time only."""
+"""A struct of the plan's flow types; its fields are only known at run time."""
 
 
 class Updatable(Protocol):
-    """The part of the table that is written to."""
+    """The methods of the table that apply flows."""
 
     def update(self, flows: list[Flow], now: float, start: int = 0) -> int: ...
     @property
@@ -49,7 +49,7 @@ class Updatable(Protocol):
 
 
 class StatsSink(Protocol):
-    """What takes the capture statistics."""
+    """The recipient of capture statistics."""
 
     def message(self, raw: msgspec.Raw, now: float) -> None: ...
 
@@ -57,9 +57,9 @@ class StatsSink(Protocol):
 class Ingest:
     """Decodes messages and applies their flows.
 
-    A flow that the table does not know can be judged only with fields that updates of known flows
-    do without. Where the latest message had such a flow, the next one is decoded with the few
-    that a first report needs; where these do not do, the message is decoded once more.
+    A flow that the table does not know needs fields that updates of known flows do not. If the
+    latest message contained such a flow, the next one is decoded with the few fields that a first
+    report needs. If these are not enough, the message is decoded again with all fields.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Ingest:
         stats: Stats,
         now: Callable[[], float],
     ) -> None:
-        """Prepare to decode.
+        """Create the decoders.
 
-        ``types`` are the flow types of the table's plan, and ``admitted`` picks the flows of a
-        message that reach the table. ``captures`` gets the content of messages with capture
-        statistics. ``checker`` chooses messages that are decoded fully, and checks them. ``now``
-        is the table's clock, in seconds.
+        ``types`` are the flow types of the table's plan, and ``admitted`` selects the flows of a
+        message that reach the table. ``captures`` receives the content of messages with capture
+        statistics. ``checker`` selects messages to decode fully, and checks them. ``now`` is the
+        table's clock, in seconds.
         """
         self._table = table
         self._captures = captures
@@ -99,13 +99,13 @@ class Ingest:
 
     @functools.cached_property
     def _partial_flow(self) -> PartialDecoder:
-        # Most never need it.
+        # Rarely needed.
         return PartialDecoder(self._types)
 
     def message(self, data: bytes | bytearray | memoryview, analyzer: AnalyzerStats) -> None:
-        """Apply one message, as received; count it under its analyzer.
+        """Apply a message, as received, and count it for its analyzer.
 
-        Nothing refers to ``data`` when this has returned.
+        Keeps no reference to ``data``.
         """
         is_checked = self._checker.chooses()
         messages = self._full_messages if is_checked else self._next_messages
@@ -128,7 +128,7 @@ class Ingest:
     def _apply(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
-        """Apply the flows of the message ``data``."""
+        """Apply the decoded flows of the message ``data``."""
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
         done = self._table.update(admitted, self._now())
@@ -139,7 +139,7 @@ class Ingest:
     def _apply_checked(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
-        """Apply the flows of the message ``data``, which are of the full type, and check them."""
+        """Apply and check the flows of the message ``data``, which are of the full type."""
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
         sample = self._checker.before(admitted)
@@ -150,7 +150,7 @@ class Ingest:
     def _finish(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
-        """Look at what was applied last, and choose the type of the next message's flows."""
+        """Check the applied flows, and choose the decoder of the next message."""
         self._clock_skew.check(flows, data, analyzer)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)
@@ -158,7 +158,7 @@ class Ingest:
         self._next_messages = self._new_messages if unknown else self._messages
 
     def _decode_fully(self, data: bytes, position: int, analyzer: AnalyzerStats) -> None:
-        """Apply the message's flows from ``position`` on, which were not applied or counted yet."""
+        """Apply the flows from ``position`` on; they have not been applied or counted yet."""
         try:
             flows = self._full_messages.decode(data).Obj[position:]
         except UNDECODABLE:
@@ -169,7 +169,7 @@ class Ingest:
         self._finish(admitted, data, analyzer)
 
     def _recover(self, data: bytes, analyzer: AnalyzerStats) -> None:
-        """Apply what is good in a message that is not, as a whole, one of flows."""
+        """Apply the usable flows of a message that cannot be decoded as a whole."""
         try:
             envelope = self._open(data)
         except msgspec.ValidationError:
@@ -196,7 +196,7 @@ class Ingest:
         self._finish(admitted, data, analyzer)
 
     def _drop(self, data: bytes, analyzer: AnalyzerStats, reason: str) -> None:
-        """Count a message that cannot be used, and log its first bytes once in an interval."""
+        """Count an unusable message, and log its first bytes once per interval."""
         analyzer.errors[reason] += 1
         self._limit.warn(
             log,
@@ -218,9 +218,9 @@ class Ingest:
             return self._envelope.decode(prune_depth(marked))
 
     def _one_by_one(self, raws: Iterable[msgspec.Raw]) -> list[Flow]:
-        """Decode flows each on its own, without values that can be missed; count what is not used.
+        """Decode each flow on its own, without unusable optional values; count unusable flows.
 
-        See `PartialDecoder` for what is left out; the table counts it.
+        `PartialDecoder` omits the unusable values, and the table counts them.
         """
         flows = []
         partial = 0
@@ -229,7 +229,7 @@ class Ingest:
                 flows.append(self._full_flow.decode(raw))
                 continue
             except UNDECODABLE as error:
-                problem = str(error)  # the error itself would keep the message
+                problem = str(error)  # the exception refers to the message
             if partial < MAX_PARTIAL_FLOWS:
                 partial += 1
                 try:
@@ -237,7 +237,7 @@ class Ingest:
                     continue
                 except UNDECODABLE as error:
                     problem = str(error)
-            # msgspec takes integers of any size up to some thousand digits.
+            # msgspec accepts integers of up to a few thousand digits.
             huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows
@@ -249,7 +249,7 @@ def _message_type(flow: Any) -> Any:
 
 
 def _kind(namespace: str, message_type: str, analyzer: AnalyzerStats) -> tuple[str, str]:
-    """Count the message under its kind, and return that: namespace and type."""
+    """Count the message by kind, and return the kind: namespace and type."""
     if namespace.startswith("flow/"):
         namespace = "flow"
     kind = (

@@ -1,7 +1,7 @@
 """Network interfaces as metric families.
 
-:class:`Interfaces` holds the state and has neither clock nor socket: answers and ``now`` go in,
-a page comes out. :mod:`skyfast.skydive.topology` asks for the answers.
+:class:`Interfaces` has no clock and no socket: its inputs are responses of the topology API and
+``now``, and its output is a page. :mod:`skyfast.skydive.topology` requests the responses.
 """
 
 import heapq
@@ -15,29 +15,29 @@ from skyfast.stats import INTERFACE_SKIPS, TopologyStats
 from skyfast.text_format import MetricFamily, label_text
 
 MAX_INTERFACES: Final = 20_000
-"""Interfaces on the page at most; the others are counted as ``too_many``."""
+"""Maximum number of interfaces; others are counted as ``too_many``."""
 
 MAX_LABEL_CHARS: Final = 1024
-"""Longest label value, in characters; a node with a longer one is counted as ``text_too_long``."""
+"""Maximum characters of a label value; nodes with longer ones count as ``text_too_long``."""
 
 MAX_LABELS_CHARS: Final = 8 * 1024 * 1024
-"""All label texts together, in characters; beyond this, nodes are counted as ``too_many``.
+"""Maximum characters of all labels together; other nodes are counted as ``too_many``.
 
-The page repeats them for every family, so this bounds the page's size where names are long."""
+The page repeats the labels in every family, so this bounds its size if names are long."""
 
 MAX_COUNTER: Final = 2**63 - 1
-"""Skydive's counters are int64. A value outside 0 to this is left out as ``out_of_range``."""
+"""Skydive's counters are int64. Negative and larger values are counted as ``out_of_range``."""
 
 
 MAX_BUSIEST: Final = 50
-"""Interfaces that `Interfaces.busiest` returns at most."""
+"""Maximum number of interfaces that `Interfaces.busiest` returns."""
 
 Naming = Literal["compatible", "standard"]
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What is told of a single interface: its labels, and what its device has counted."""
+    """The labels and counters of an interface."""
 
     labels: dict[str, str]
     received_bytes: int
@@ -48,7 +48,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family(MetricFamily):
-    """``counter`` is the field of `Counters`; empty where Skydive has none, which shows 0."""
+    """``counter`` is the field of `Counters`; if empty, Skydive has none and the value is 0."""
 
     counter: str
 
@@ -70,9 +70,10 @@ _COUNTERS: Final = (
     ("tx_missed_errors", "", "Always 0, because Skydive has no such counter."),
     ("collisions", "collisions", "Collisions while sending."),
 )
-"""Part of the compatible and of the standard name, and what the counter counts.
+"""A part of the compatible name, a part of the standard name, and the help text.
 
-The former is the field of `Counters` too; the one that Skydive lacks has no standard name."""
+The first one is also the field of `Counters`. The counter that Skydive lacks has no standard
+name."""
 
 _FAMILIES: Final[dict[Naming, tuple[_Family, ...]]] = {
     "compatible": tuple(
@@ -97,18 +98,18 @@ _NO_TRAFFIC: Final = Counters()
 
 @dataclass(frozen=True)
 class _Page:
-    """The families of an answer, and when it is too old to be shown."""
+    """The rendered families of a response, and when they expire."""
 
     text: bytes
     """In text format 0.0.4."""
     families: tuple[tuple[_Family, slice], ...]
-    """Each with the place of its samples in ``text``."""
+    """Each with the position of its samples in ``text``."""
     busiest: tuple[Interface, ...]
     leaves_at: float
 
     @cached_property
     def openmetrics(self) -> bytes:
-        """The same with the heads of OpenMetrics. Costs nothing until it is asked for."""
+        """The page in OpenMetrics format, rendered on first use."""
         text = memoryview(self.text)
         return b"".join(
             part
@@ -121,17 +122,17 @@ _NOTHING: Final = _Page(b"", (), (), 0.0)
 
 
 class Interfaces:
-    """The interfaces of the last answer, rendered.
+    """The interfaces of the last response, rendered.
 
-    An answer replaces everything: an interface that it does not name leaves at once. While no
-    answer comes, the interfaces stay for three intervals or ``connection_timeout_s``, whichever
-    is longer.
+    A response replaces the previous one: interfaces that it does not contain are removed at once.
+    Without responses, the interfaces stay for three intervals or ``connection_timeout_s``,
+    whichever is longer.
 
-    An interface is known by its ``TID``, or by its node's ``ID`` where there is none: this is
-    the label ``node_tid``. Nodes whose labels are all the same are one series, that of the
-    newest ``UpdatedAt``. Counters are the devices' own: they start over when the device does.
+    The label ``node_tid`` is the ``TID`` of the interface, or the ``ID`` of its node if it has
+    none. Nodes with identical labels are one series, and the newest ``UpdatedAt`` wins. The values
+    are the counters of the devices and reset with them.
 
-    Any thread may call any method; an update takes long and holds up nobody.
+    All methods are thread-safe. An update takes long but does not block other methods.
     """
 
     def __init__(
@@ -142,22 +143,22 @@ class Interfaces:
         stats: TopologyStats,
         naming: Naming = "compatible",
     ) -> None:
-        """Begin without interfaces. ``stats`` is kept up to date with every answer."""
+        """Start without interfaces. Every response updates ``stats``."""
         self.keep(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
         self._stats = stats
         self._families = _FAMILIES[naming]
-        # Replaced as one, so that readers need no lock.
+        # Replaced atomically, so that readers need no lock.
         self._page = _NOTHING
         self._writing = threading.Lock()
 
     def keep(self, *, interval_s: float, connection_timeout_s: float) -> None:
-        """Show each answer for these times, from the next one on."""
+        """Set the lifetime of the next responses."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
     def update(self, answer: Answer, now: float) -> None:
-        """Show the interfaces of ``answer``.
+        """Replace the interfaces with those of ``answer``.
 
-        Nodes that cannot be shown are left out and counted in ``stats.skipped``.
+        Unusable nodes are skipped and counted in ``stats.skipped``.
         """
         skipped = dict.fromkeys(INTERFACE_SKIPS, 0)
         skipped["invalid"] = answer.invalid
@@ -169,16 +170,17 @@ class Interfaces:
             self._stats.interfaces = len(rows)
 
     def expire(self, now: float) -> None:
-        """Forget the interfaces where the last answer is too old."""
+        """Remove the interfaces if the last response is too old."""
         with self._writing:
             if now >= self._page.leaves_at:
                 self._page = _NOTHING
                 self._stats.interfaces = 0
 
     def page(self, now: float, openmetrics: bool = False) -> bytes:
-        """Return the families, or nothing where there is no interface.
+        """Return the metric families, or nothing if there are no interfaces.
 
-        In text format 0.0.4, or in OpenMetrics, without its end, which wants standard names.
+        The format is text format 0.0.4, or OpenMetrics without ``# EOF``, which requires standard
+        names.
         """
         page = self._page
         if now >= page.leaves_at:
@@ -186,7 +188,7 @@ class Interfaces:
         return page.openmetrics if openmetrics else page.text
 
     def busiest(self, now: float) -> tuple[Interface, ...]:
-        """Return those that have received and sent most bytes, `MAX_BUSIEST` of them, in order."""
+        """Return the `MAX_BUSIEST` interfaces with the most traffic in bytes, in order."""
         page = self._page
         return () if now >= page.leaves_at else page.busiest
 
@@ -194,13 +196,13 @@ class Interfaces:
 @dataclass(frozen=True, slots=True)
 class _Row:
     text: str
-    """The labels as the page has them, unique."""
+    """The labels in text format; unique."""
     labels: tuple[str, ...]
     counters: Counters
 
 
 def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[_Row]:
-    """Return what is shown; count what is not."""
+    """Return the usable nodes, and count the skipped ones."""
     newest: dict[tuple[str, ...], Node] = {}
     for node in nodes:
         labels = _labels(node)
@@ -227,7 +229,7 @@ def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[_Row]:
 
 
 def _labels(node: Node) -> tuple[str, ...]:
-    """Return the label values in the order of ``_LABELS``; what is missing is empty."""
+    """Return the label values in the order of ``_LABELS``; missing values are empty."""
     metadata = node.metadata
     return (
         metadata.name or "",
@@ -274,12 +276,12 @@ def _busiest(rows: list[_Row]) -> tuple[Interface, ...]:
 
 
 def _sum(*values: int) -> int:
-    """Return the sum of those that are believed."""
+    """Return the sum of the values that are in range."""
     return sum(value for value in values if 0 <= value <= MAX_COUNTER)
 
 
 def _samples(family: _Family, rows: list[_Row], skipped: dict[str, int]) -> bytes:
-    # Not by `MetricFamily.lines`, which takes a quarter longer for 20,000 interfaces.
+    # `MetricFamily.lines` takes a quarter longer for 20,000 interfaces.
     lines = []
     for row in rows:
         value = getattr(row.counters, family.counter) if family.counter else 0

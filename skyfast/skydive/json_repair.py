@@ -1,8 +1,7 @@
 """Repairs JSON text that the decoder rejects although its structure is valid.
 
-Two things stop the decoder that RFC 8259 allows: an escape that is half of a surrogate pair
-without the other half, and nesting that is too deep to follow. Neither must cost more than the
-part of the text that holds it.
+RFC 8259 allows two things that the decoder rejects: escapes of lone surrogates, and nesting beyond
+its limit. They should only affect the part of the text that contains them.
 """
 
 import re
@@ -11,19 +10,19 @@ from typing import Final
 import msgspec
 
 MAX_DEPTH: Final = 64
-"""Levels of nesting that are kept of a text which has more than the decoder can follow.
+"""Levels of nesting that are kept if a text has more than the decoder supports.
 
-A flow has 3 to 5 below its message's own two."""
+A message has two levels, and a flow has 3 to 5 below them."""
 
 MAX_REPAIRED_TOKENS: Final = 500_000
-"""Escapes, or strings and brackets, looked at to save the rest of a message.
+"""Maximum number of escapes, or of strings and brackets, that are parsed to repair a message.
 
-They take 0.2 s, a small part of what a pong may take; such a message of 100 flows has 10,000."""
+They take 0.2 s, much less than the timeout of a pong. A message of 100 flows has 10,000."""
 
-# A string, whole or unfinished, or a bracket. Possessive, so that no input makes it backtrack.
+# A complete or incomplete string, or a bracket. Possessive, so that it never backtracks.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
-# An escape; the group holds one that is half of a surrogate pair without the other half.
+# An escape; the group matches a lone surrogate.
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
@@ -32,11 +31,11 @@ _ESCAPE: Final = re.compile(
 
 
 def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
-    r"""Return ``data`` in which halves of surrogate pairs are bytes that are not UTF-8.
+    r"""Return ``data`` with lone surrogates replaced by bytes that are not valid UTF-8.
 
-    The decoder takes ``"\\ud800"`` for the end of the text. With a wrong byte instead, only the
-    string that holds it is wrong. Looks at no more than ``max_escapes`` escapes, or at all of them
-    where that is 0.
+    The decoder takes ``"\\ud800"`` for the end of the text. With an invalid byte instead, it
+    rejects only the string that contains it. Parses up to ``max_escapes`` escapes, or all of them
+    if it is 0.
     """
 
     def marked(escape: re.Match[bytes]) -> bytes:
@@ -46,15 +45,15 @@ def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
 
 
 def replace_unreadable(data: bytes) -> bytes:
-    """Return ``data`` with U+FFFD for each half of a surrogate pair and what is not UTF-8."""
+    """Return ``data`` with lone surrogates and invalid UTF-8 replaced by U+FFFD."""
     return mark_lone_surrogates(data).decode(errors="replace").encode()
 
 
 def prune_depth(data: bytes) -> bytes:
-    """Return ``data`` without what is nested deeper than `MAX_DEPTH`.
+    """Return ``data`` without everything that is nested deeper than `MAX_DEPTH`.
 
     Raises:
-        msgspec.DecodeError: It has more than `MAX_REPAIRED_TOKENS` strings and brackets.
+        msgspec.DecodeError: ``data`` has more than `MAX_REPAIRED_TOKENS` strings and brackets.
 
     """
     kept = bytearray()

@@ -1,7 +1,7 @@
 """Looks up the topology's names of interfaces and addresses.
 
-:class:`NameIndex` has neither clock nor socket: nodes and ``now`` go in, mappings are kept up to
-date, and what changed comes out. An analyzer decides what they hold, so everything is bounded.
+:class:`NameIndex` has no clock and no socket: its inputs are nodes and ``now``. It updates mappings
+and returns the changes. The content comes from analyzers, so all sizes are bounded.
 """
 
 import asyncio
@@ -14,20 +14,20 @@ from skyfast.flows import addresses
 from skyfast.skydive.topology_nodes import Node
 
 MAX_NODES: Final = 50_000
-"""Nodes of one answer that are looked at; an answer has room for about 20,000 real ones."""
+"""Maximum number of nodes used of a response, which has space for about 20,000 real ones."""
 
 MAX_ADDRESSES: Final = 100_000
-"""Addresses of one answer that are looked at."""
+"""Maximum number of addresses used of a response."""
 
 MAX_NAMES: Final = 100_000
-"""Entries of one mapping, remembered ones included."""
+"""Maximum entries of a mapping, including those that are kept after they disappeared."""
 
 MAX_NAME_CHARS: Final = 256
-"""Longest name, host, type and node's identity, in characters; a longer one is not known."""
+"""Maximum characters of a name, host, type or node ID; longer ones are ignored."""
 
 
 class DefaultEmptyDict(dict[str, str]):
-    """A mapping that has an answer to everything: the empty text for what it does not hold."""
+    """A dict that returns an empty string for missing keys."""
 
     __slots__ = ()
 
@@ -37,7 +37,7 @@ class DefaultEmptyDict(dict[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class _Update:
-    """What becomes of one mapping; ``gone`` is which keys no answer tells any more, since when."""
+    """The changes of a mapping. ``gone`` maps the keys that responses lack to the time since then."""
 
     changed: Mapping[str, str]
     leaving: Set[str]
@@ -46,7 +46,7 @@ class _Update:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What an answer changes. ``left_out`` counts nodes and addresses beyond the bounds."""
+    """The changes of a response. ``left_out`` counts nodes and addresses beyond the limits."""
 
     updates: tuple[_Update, ...]
     left_out: int
@@ -61,7 +61,7 @@ class NameIndex:
     * Where all interfaces that have it share one name (``lo``, ``docker0``), that name.
     * Where all are on one host (a bridge and its port, network namespaces), the first by name:
       it does not depend on an answer's order.
-    * Else nothing, because it cannot be current: link-local addresses that several hosts have
+    * Otherwise none, because the owner is ambiguous: link-local addresses that several hosts have
       under different names, a virtual address while it moves.
 
     What an answer tells holds at once. What no answer tells any more, because the node is gone or
@@ -85,20 +85,20 @@ class NameIndex:
         """Set when the first answer has been applied."""
 
     def keep(self, keep_s: float) -> None:
-        """Remember for so long from now on."""
+        """Set how long entries are kept after they disappeared."""
         for name_map in self._name_maps:
             name_map.keep_s = keep_s
 
     def compare(self, nodes: Iterable[Node], now: float) -> Changes:
-        """Return what ``nodes``, the whole topology at ``now``, change. Changes nothing itself.
+        """Return the changes that ``nodes``, the whole topology at ``now``, cause.
 
-        For any thread, while none calls :meth:`apply`.
+        Modifies nothing. Any thread may call it unless another is in :meth:`apply`.
         """
         rest = iter(nodes)
         taken = list(islice(rest, MAX_NODES))
         by_tid: dict[str, Node] = {}
         for node in taken:
-            # Two of one TID are the same to a flow, so it must not matter which came first.
+            # Flows cannot distinguish two nodes with the same TID; the choice must be stable.
             if node.tid and (node.tid not in by_tid or _rank(node) < _rank(by_tid[node.tid])):
                 by_tid[node.tid] = node
         owners, left_out = _owners(taken, known=self.owner)
@@ -117,10 +117,10 @@ class NameIndex:
         )
 
     def apply(self, changes: Changes) -> list[tuple[DefaultEmptyDict, Set[str]]]:
-        """Apply ``changes``, those of the latest :meth:`compare`; return what to look up anew.
+        """Apply ``changes``, the result of the latest :meth:`compare`.
 
-        That is each mapping with another answer to anything, and the keys of which that is so.
-        Takes time for these alone: some 10 ms for the first answer of a huge topology.
+        Returns each changed mapping with its changed keys. The run time depends on the number of
+        changes: about 10 ms for the first response of a huge topology.
         """
         renamed: list[tuple[DefaultEmptyDict, Set[str]]] = []
         for name_map, update in zip(self._name_maps, changes.updates, strict=True):
@@ -132,7 +132,7 @@ class NameIndex:
 
 
 class _NameMap:
-    """One mapping, and since when answers have not current which of its keys."""
+    """A mapping, with the time since when responses lack a key."""
 
     def __init__(self, keep_s: float) -> None:
         self.lookup = DefaultEmptyDict()
@@ -166,7 +166,7 @@ def _rank(node: Node) -> tuple[str, str, str]:
 
 
 def _usable(pairs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """Return the pairs without what is missing, empty or too long."""
+    """Return the pairs with a value that is neither missing nor empty nor too long."""
     return {
         key: value
         for key, value in pairs
@@ -175,9 +175,9 @@ def _usable(pairs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
 
 
 def _owners(nodes: Iterable[Node], *, known: Container[str]) -> tuple[dict[str, str], int]:
-    """Return who owns which address, and how many addresses were not looked at.
+    """Return the owner of each address, and the number of addresses beyond the limit.
 
-    ``known`` are addresses as flows have them: of these, none needs to be parsed again.
+    ``known`` are addresses in the notation of flows, which need no parsing.
     """
     owners: dict[str, set[tuple[str, str]]] = {}
     pairs = (
@@ -197,17 +197,18 @@ def _owners(nodes: Iterable[Node], *, known: Container[str]) -> tuple[dict[str, 
 
 
 def _owner(candidates: Set[tuple[str, str]]) -> str:
-    """Return the name among pairs of host and name, or nothing: see :class:`NameIndex`."""
+    """Choose the name from pairs of host and name, or none: see :class:`NameIndex`."""
     hosts = {host for host, _ in candidates}
     names = {name for _, name in candidates}
     return min(names) if len(hosts) == 1 or len(names) == 1 else ""
 
 
 def _canonical(text: str) -> str:
-    """Return an address as flows have it, or nothing where ``text`` is none.
+    """Return an address in the notation of flows, or "" if ``text`` is not an address.
 
-    Go writes IPv6 by RFC 5952 as Python does, but never in the mixed form: what is in
-    ``::ffff:0:0/96`` looks like the IPv4 address that it maps. Flows have no zones (``%eth0``).
+    Go formats IPv6 like Python, by RFC 5952, but never uses the mixed notation: an address in
+    ``::ffff:0:0/96`` is formatted as the IPv4 address that it maps. Flows have no zones
+    (``%eth0``).
     """
     address = addresses.read(text.partition("%")[0])
     return "" if address is None else addresses.write(address)

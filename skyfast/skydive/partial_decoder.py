@@ -1,8 +1,8 @@
 """Decodes a flow without the values that have the wrong JSON type.
 
-A flow whose round-trip time is a text still has bytes and packets. What may be missing is said by
-`skyfast.flows.fields.FlowTypes.omissible`; anything else that cannot be decoded costs the whole
-flow.
+If the round-trip time of a flow is a string, its bytes and packets can still be used. The optional
+fields are listed in `skyfast.flows.fields.FlowTypes.omissible`. If any other field cannot be decoded,
+the whole flow is skipped.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from skyfast.flows.plan import Path
 
 
 class PartialDecoder:
-    """Decodes flows as ``FullReport``, each from its own JSON, and leaves out what it has to.
+    """Decodes single flows as ``FullReport`` without the fields that cannot be decoded.
 
-    In the place of a number is None then, and in the place of a part one whose numbers are all
-    None. The table takes None for a value that cannot be used: it counts the value by its field,
-    and reads the rest of the flow.
+    An undecodable number becomes None, and an undecodable part becomes a part whose fields are all
+    None. The table treats None as an unusable value: it counts the field, and uses the rest of the
+    flow.
     """
 
     def __init__(self, types: FlowTypes) -> None:
@@ -30,7 +30,7 @@ class PartialDecoder:
         """Return a flow.
 
         Raises:
-            UNDECODABLE: Something cannot be decoded that a flow needs, or it is not a flow at all.
+            UNDECODABLE: A required field cannot be decoded, or ``data`` is not a flow.
 
         """
         return self._flow.decode(data)
@@ -60,7 +60,7 @@ class _Struct:
 
 
 class _Field:
-    """Decodes a field, or leaves it out where it may be missing."""
+    """Decodes a field; omits it if it cannot be decoded and is optional."""
 
     def __init__(self, field: msgspec.structs.FieldInfo, parent: Path, types: FlowTypes) -> None:
         path = (*parent, field.name)

@@ -1,9 +1,9 @@
 """Checks a random sample of messages for lost reports.
 
 Agents send reports to the analyzers in UDP datagrams by default, without acknowledgement, and an
-analyzer that any subscriber leaves sends nothing for a while. A report that got lost leaves a trace
-in the next one of its flow: the totals have grown by more than ``LastUpdateMetric`` says. The table
-counts the difference in any case; here such gaps are counted, so that operators notice.
+analyzer stops sending for a while when a subscriber disconnects. A lost report can be detected in the
+next report of its flow: the totals have increased by more than ``LastUpdateMetric``. The table adds
+the difference in any case; this module counts such gaps, so that operators notice them.
 
 The same sample shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -21,30 +21,30 @@ from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 from skyfast.stats import AnalyzerStats, Stats
 
 SAMPLES_PER_S: Final = 4.0
-"""Messages that are checked, on average. A message of 100 flows takes about 0.4 ms."""
+"""Average rate of checked messages. A message of 100 flows takes about 0.4 ms."""
 
 MAX_SAMPLES_AT_ONCE: Final = 8
-"""Messages that are checked at most in a burst."""
+"""Maximum number of checked messages in a burst."""
 
 FIRST_PROBABILITY: Final = 0.25
-"""Of a message to be checked, until the rate of messages is known."""
+"""The probability of checking a message until the rate of messages is known."""
 
 RATE_PERIOD_S: Final = 10.0
-"""How often the probability of a message to be checked follows the rate of messages."""
+"""How often the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""A report can arrive this much later than a later one: an analyzer holds a batch for 5 s."""
+"""A report can arrive this long after a newer one: an analyzer batches reports for 5 s."""
 
 MAX_UNSETTLED: Final = 10_000
-"""Gaps that wait for a late report; more are counted at once."""
+"""Maximum number of gaps that wait for a late report; further ones are counted at once."""
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
-"""``flow.update`` is the greatest of the last hour that was seen in two different minutes. When an
-agent's clock is set, all updates of one tick seem longer or shorter."""
+"""``flow.update`` is the largest value of the last hour seen in two different minutes. When the
+clock of an agent is adjusted, all updates of one tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Reasons to skip a report that leave a gap in its flow; the others skip all reports of a flow."""
+"""Skip reasons that cause a gap in a flow. For other reasons all reports of a flow are skipped."""
 
 Flow = Any
 """A struct of the plan's type ``FullReport``."""
@@ -70,7 +70,7 @@ class KnownFlows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """A counter that ``LastUpdateMetric`` has as well; ``index`` is its position in the plan."""
+    """A counter that ``LastUpdateMetric`` contains too; ``index`` is its position in the plan."""
 
     index: int
     paths: tuple[Path, ...]
@@ -89,11 +89,11 @@ class _Gap:
 
 
 Sample = list[tuple[Flow, tuple[tuple[int, ...], int, float] | None]]
-"""The flows of a message, with what was known of each before."""
+"""The flows of a message, each with its previous state in the table."""
 
 
 class ReportChecker:
-    """Checks a random sample of the messages for reports that are missing."""
+    """Checks a random sample of the messages for missing reports."""
 
     def __init__(
         self,
@@ -106,18 +106,18 @@ class ReportChecker:
         held_s: Callable[[], float] = lambda: 0.0,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """Prepare to check the counters of ``plan`` that can be checked: those of ``Metric``.
+        """Create checks for the counters of ``plan`` that are fields of ``Metric``.
 
-        ``now`` is the table's clock, in seconds, and ``running`` one that is never held, for the
-        rate of messages. ``held_s`` is how long the former was held so far, as reports may have
-        been missing. ``chance`` gives random numbers from 0 to 1.
+        ``now`` is the table's clock, in seconds. ``running`` is a clock that is never held, for the
+        rate of messages. ``held_s`` returns for how long the table's clock was held because reports
+        could be missing. ``chance`` returns random numbers from 0 to 1.
         """
         self._totals = tuple(
             _Total(index, counter.paths, counter.amounts)
             for index, counter in enumerate(plan.counters)
             if counter.amounts
         )
-        # Nothing is known of flows that are duplicates.
+        # The table does not know duplicate flows.
         self._checks_unknown = plan.conversation is None
         self._table = table
         self._stats = stats
@@ -136,7 +136,7 @@ class ReportChecker:
         self._updates: deque[tuple[float, float]] = deque()
 
     def chooses(self) -> bool:
-        """Return whether the next message is to be decoded fully and checked."""
+        """Return whether to decode the next message fully and check it."""
         now = self._running()
         self._messages += 1
         if now - self._period_began_s >= RATE_PERIOD_S:
@@ -153,22 +153,22 @@ class ReportChecker:
         return True
 
     def skip(self) -> None:
-        """Choose another message in place of the latest one, which has no flows."""
+        """Return the credit of the latest message, which contains no flows."""
         self._credit += 1.0
 
     def before(self, flows: Sequence[Flow]) -> Sample:
-        """Return what is known of the flows of a message that was chosen, for `after`."""
+        """Return the state of a chosen message's flows before the update, for `after`."""
         known = self._table.known
         return [(flow, known(flow.UUID)) for flow in flows]
 
     def after(self, sample: Sample, analyzer: AnalyzerStats) -> None:
-        """Check the flows of `before`, which the table has taken in the meantime."""
+        """Check the flows of `before` after the table has been updated with them."""
         now = self._now()
         self._note_own_losses(now)
         seen: set[str] = set()
         for flow, known in sample:
             if flow.UUID in seen:
-                continue  # What was known of it is out of date.
+                continue  # the known state is outdated
             seen.add(flow.UUID)
             if flow.Metric is None or flow.LastUpdateMetric is None:
                 continue
@@ -183,7 +183,7 @@ class ReportChecker:
                 self._check_unknown(flow, totals, amounts, analyzer, now)
 
     def note_late(self, flows: Sequence[Flow]) -> None:
-        """Close the gaps that late reports among ``flows`` had left, the latest update's."""
+        """Close the gaps of late reports among ``flows``, the latest update."""
         if self._table.late_total == self._late_total:
             return
         self._late_total = self._table.late_total
@@ -194,11 +194,11 @@ class ReportChecker:
 
     @property
     def has_unsettled(self) -> bool:
-        """Whether gaps wait for reports that may be late."""
+        """Whether gaps wait for late reports."""
         return bool(self._unsettled)
 
     def settle(self) -> None:
-        """Count the gaps that no late report has closed in time."""
+        """Count the gaps that no late report closed in time."""
         now = self._running()
         while self._unsettled:
             gap = next(iter(self._unsettled.values()))
@@ -223,7 +223,7 @@ class ReportChecker:
         ]
         is_newer = flow.Last > last_ms
         if min(growth) < 0 or (not is_newer and max(growth) <= 0):
-            return  # It started over, or is late.
+            return  # the flow restarted, or the report is late
         analyzer.reports_checked += 1
         added = [0] * len(amounts) if _is_repeat(flow) else amounts
         if any(grew > amount for grew, amount in zip(growth, added, strict=True)):
@@ -245,9 +245,9 @@ class ReportChecker:
             or now - age_s - self._table.flow_update_s - SETTLE_S <= horizon_s
             or self._table.known(flow.UUID) is None
         ):
-            return  # It was counted once, or the table has not taken it.
+            return  # the flow may have expired before, or the table did not accept it
         analyzer.reports_checked += 1
-        grew = any(total > one for total, one in zip(totals, amounts, strict=True))
+        grew = any(total > amount for total, amount in zip(totals, amounts, strict=True))
         if grew or _is_repeat(flow):
             self._record_gap(flow, analyzer, since_s=now - age_s, now=now)
 
@@ -255,7 +255,7 @@ class ReportChecker:
         self, flow: Flow, analyzer: AnalyzerStats, *, since_s: float, now: float
     ) -> None:
         reason: Reason = "ours" if self._ours_s >= since_s - SETTLE_S else "lost"
-        # A flow that waits already stands at its old place.
+        # Dicts are ordered: move the flow to the end.
         self._unsettled.pop(flow.UUID, None)
         self._unsettled[flow.UUID] = _Gap(
             uuid=flow.UUID,
@@ -268,13 +268,13 @@ class ReportChecker:
             self.settle()
 
     def _own_losses(self) -> tuple[float, int]:
-        """Return what changes when skyfast itself misses or skips reports."""
+        """Return a value that changes when skyfast itself misses or skips reports."""
         skipped = self._table.skipped
         lost = sum(
             self._stats.flows_skipped.get(reason, 0) + skipped.get(reason, 0)
             for reason in OUR_SKIPS
         )
-        lost += sum(sum(one.errors.values()) for one in self._stats.analyzers.values())
+        lost += sum(sum(stats.errors.values()) for stats in self._stats.analyzers.values())
         return self._held_s(), lost
 
     def _note_own_losses(self, now: float) -> None:
@@ -314,5 +314,5 @@ def _sum(flow: Flow, paths: tuple[Path, ...]) -> int:
 
 
 def _is_repeat(flow: Flow) -> bool:
-    """Return whether a flow's report is a closing one that repeats the previous amounts."""
+    """Return whether this is a closing report that repeats the previous ``LastUpdateMetric``."""
     return bool(flow.FinishType == CLOSING and flow.LastUpdateMetric.Last != flow.Last)

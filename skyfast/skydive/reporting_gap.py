@@ -1,10 +1,11 @@
 """Decides when reports may be missing, so that expiry pauses.
 
-While a subscription does not deliver, the reports of live connections do not arrive. So no row
-expires until the subscription has delivered for one more ``flow.update``: by then, every live flow
-was reported again. The hold is bounded, because it also delays the expiry of ended connections.
+While a subscription does not deliver, the reports of live connections do not arrive. Therefore no
+row expires until the subscription has delivered for another ``flow.update``: by then, every live flow
+has been reported again. The pause is bounded, because it also delays the expiry of ended connections.
 
-This module has no clock and no socket: looks and ``now`` go in, a decision comes out.
+This module has no clock and no socket: its inputs are periodic states and ``now``, and its output is
+a decision.
 """
 
 import math
@@ -22,12 +23,12 @@ INCIDENT_UPDATES: Final = 4
 """One incident, or one subscription, holds the clock for at most this many ``flow.update``."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
-"""Longer values of ``flow.update`` are taken as this."""
+"""Upper limit for values of ``flow.update``."""
 
 
 @dataclass(slots=True)
 class _Budget:
-    """Time that was spent since the last long enough calm."""
+    """The time spent since the last sufficiently long calm period."""
 
     spent_s: float = 0.0
     calm_s: float = 0.0
@@ -42,34 +43,34 @@ class _Budget:
 
 @dataclass(slots=True)
 class _Source:
-    """A subscription that has delivered, as it was at the latest look."""
+    """The state of a subscription that has delivered, at the latest check."""
 
     delivers: bool = True
     delivers_for_s: float = math.inf
-    """Since it last did not; infinite if it always did."""
+    """Time since it last did not deliver; infinite if it always did."""
     well: bool = True
     missing_s: float = 0.0
-    """Time since it was well in which others delivered and it did not."""
+    """Time since it was well during which others delivered but it did not."""
     counted: bool = False
     budget: _Budget = field(default_factory=_Budget)
 
 
 class ReportingGap:
-    """Decides by the subscriptions' states whether the clock is held.
+    """Decides from the states of the subscriptions whether to hold the clock.
 
     * A subscription counts from its first message on. It is *well* once it has delivered for
       ``flow.update`` plus `SLACK_S` without interruption.
-    * The clock is held while a subscription that counts is not well. A removed subscription
-      does not deliver.
+    * The clock is held while a counted subscription is not well. A removed subscription does not
+      deliver.
     * A subscription that does not deliver for `MISSING_UPDATES` ``flow.update`` while others do
       stops counting until it is well: agents send to the others by then.
-    * One that has held the clock for `INCIDENT_UPDATES` stops counting, too, and several together
-      do not hold it for longer. Both bounds start over after one ``flow.update`` in which that
-      subscription, or every one that counts, was well.
+    * A subscription that has held the clock for `INCIDENT_UPDATES` stops counting too, and several
+      together cannot hold it for longer. The limits are reset after one ``flow.update`` during which
+      that subscription, or all counted ones, were well.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:
-        """Begin without subscriptions."""
+        """Start without subscriptions."""
         self._slack_s = slack_s
         self._sources: dict[str, _Source] = {}
         self._incident = _Budget()
@@ -85,11 +86,11 @@ class ReportingGap:
     def look(
         self, now_s: float, *, delivering: Set[str], subscribed: Set[str], flow_update_s: float
     ) -> bool:
-        """Return whether the clock is held from ``now_s`` until the next look.
+        """Return whether to hold the clock from ``now_s`` until the next call.
 
-        ``now_s`` is a clock that is not held. ``delivering`` are the names of the subscriptions
-        that deliver, ``subscribed`` those of all configured ones. The time since the previous look
-        counts with the state found then.
+        ``now_s`` is the time of a clock that is never held. ``delivering`` are the names of the
+        subscriptions that deliver, and ``subscribed`` those of all configured ones. The time since
+        the previous call is accounted with the state at that call.
         """
         update_s = min(flow_update_s, MAX_FLOW_UPDATE_S)
         self._pass_time(now_s - self._looked_s, update_s)
@@ -107,11 +108,11 @@ class ReportingGap:
         return self._held
 
     def _pass_time(self, seconds: float, update_s: float) -> None:
-        anybody = any(source.delivers for source in self._sources.values())
+        any_delivers = any(source.delivers for source in self._sources.values())
         for source in self._sources.values():
             if source.delivers:
                 source.delivers_for_s += seconds
-            elif anybody:
+            elif any_delivers:
                 source.missing_s += seconds
             source.budget.pass_time(
                 seconds, spending=source.counted, calm=source.well, calm_s=update_s
