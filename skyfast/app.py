@@ -151,7 +151,7 @@ class App:
         """
         await self.web.start()
         if self._served_at and self._served_at.port not in (0, self.web.port):
-            log.info("port %d is taken; using a free port", self._served_at.port)
+            log.info("port %d is in use; using a free port", self._served_at.port)
         secure = _is_secure(self._guard)
         urls = [listen.url(address, secure=secure) for address in self.web.addresses]
         for url in urls:
@@ -204,8 +204,8 @@ class App:
         seconds = time.monotonic() - self._began_s
         flows = sum(analyzer.flows for analyzer in self.stats.analyzers.values())
         return (
-            f"after {seconds:.0f} s: {flows} reports of flows, {self.stats.scrape.scrapes} pages,"
-            f" {self._parts.table.connections} connections at the end"
+            f"after {seconds:.0f} s: {flows} flow reports, {self.stats.scrape.scrapes} scrapes,"
+            f" {self._parts.table.connections} connections"
         )
 
     async def reload(self) -> str | None:
@@ -227,16 +227,16 @@ class App:
         except ConfigError as error:
             problem = str(error)
             reason = "web_configuration" if isinstance(error, _WebConfigError) else "configuration"
-            log.error("the configuration was not reloaded: %s", problem)
+            log.error("configuration not reloaded: %s", problem)
         except Exception as error:
-            problem, reason = f"a fault of skyfast's own ({type(error).__name__})", "error"
-            log.exception("the configuration was not reloaded, by a fault of skyfast's own")
+            problem, reason = f"internal error ({type(error).__name__})", "error"
+            log.exception("configuration not reloaded: internal error")
         else:
             stats.last_reload_successful = 1
             stats.last_reload_success_timestamp_s = time.time()
             stats.last_reload_changed = changed(old, self._parts.config)
             keys = ", ".join(stats.last_reload_changed) or "nothing"
-            log.info("the configuration was reloaded; changed: %s", keys)
+            log.info("configuration reloaded; changed: %s", keys)
             return None
         stats.last_reload_successful = 0
         stats.last_failure = Failure(reason, problem)
@@ -273,9 +273,9 @@ class App:
         self.subscriptions.configure(subscriptions)
         if new.table is not old.table:
             changes = ", ".join(changed_fields(old.config.export, config.export))
-            log.warning("all connections begin anew, by the change of %s", changes)
+            log.warning("all connections reset: %s changed", changes)
         if self._served_at and listen.configured(config) != self._served_at:
-            log.warning("listen_address and port stay as they are until the next start")
+            log.warning("listen_address and port change only at a restart")
         _announce(config, known=old.config.subscriber.endpoints)
         _warn_of_double_counting(config, known=cost.double_counted(old.config))
 
@@ -342,7 +342,7 @@ class App:
             now = self.clock.now()
             if self.clock.paused_s > paused_s:
                 log.warning(
-                    "paused for %.0f s; all deadlines move by as much",
+                    "paused for %.0f s; all deadlines are postponed by as much",
                     self.clock.paused_s - paused_s,
                 )
                 paused_s = self.clock.paused_s
@@ -372,7 +372,7 @@ class App:
         if timeout_s < update_s + SLACK_S:
             log.warning(
                 "connection_timeout plus connection_grace is %s s, less than flow.update (%s s)"
-                " plus %s s: live connections come and go",
+                " plus %s s: live connections expire between reports",
                 f"{timeout_s:g}",
                 update_s,
                 f"{SLACK_S:g}",
@@ -389,8 +389,8 @@ class App:
             if full > known:
                 limits = self._parts.config.limits
                 log.warning(
-                    "the table is full: no room for %d reports of new connections"
-                    " (max_connections: %d), and for %d of other new flows (max_flows: %d)",
+                    "table full: skipped %d reports of new connections (max_connections: %d)"
+                    " and %d reports of other new flows (max_flows: %d)",
                     connections - known_connections,
                     limits.max_connections,
                     full - known - (connections - known_connections),
@@ -414,8 +414,8 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
     for where in cost.double_counted(config):
         if where not in known:
             log.warning(
-                "%s: traffic that is captured at several interfaces is counted several times: set"
-                " deduplicate: first, or add the label node_tid",
+                "%s: traffic captured at several interfaces is counted several times; set"
+                " deduplicate: first or add the label node_tid",
                 where,
             )
 
@@ -427,12 +427,11 @@ def _costs(parts: Parts) -> str:
     series = cost.series(export.main, naming=export.naming)
     most = cost.most_connections(limits)
     return (
-        f"a connection of one flow costs up to {series} series and {row_bytes} bytes, its"
-        f" addresses' texts apart, until"
-        f" {limits.timeout_s:g} s after its last report;"
+        f"per connection: up to {series} series and {row_bytes} bytes, excluding address strings,"
+        f" until {limits.timeout_s:g} s after its last report;"
         f" at most {most} connections"
         f" ({most * series} series, {most * row_bytes >> 20} MiB)"
-        f" of {limits.max_flows} flows"
+        f" with {limits.max_flows} flows"
     )
 
 
@@ -448,7 +447,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
         try:
             adapt = await _adaptation(options, stack)
         except OSError as error:
-            log.error("recordings cannot be played on this machine: %s", error)
+            log.error("cannot replay recordings: %s", error)
             return False
         app = App(
             adapt(config),

@@ -87,9 +87,9 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="skyfast",
         usage="%(prog)s [OPTION]... [CONFIG]",
-        description="Prometheus exporter of Skydive's network flows.",
-        epilog="Every key of the file can be overridden by an environment variable: "
-        "SKYDIVE_PIPELINE_SUBSCRIBER_URL is pipeline.subscriber.url.",
+        description="Prometheus exporter for Skydive network flows.",
+        epilog="Environment variables override keys of the configuration file: "
+        "SKYDIVE_PIPELINE_SUBSCRIBER_URL sets pipeline.subscriber.url.",
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
@@ -97,15 +97,13 @@ def _parser() -> _Parser:
         "config",
         nargs="?",
         metavar="CONFIG",
-        help=f"the file of prom_sky_con; - is standard input (default: {DEFAULT_PATH})",
+        help=f"configuration file; - reads standard input (default: {DEFAULT_PATH})",
     )
-    parser.add_argument(
-        "--config.file", dest="config_file", metavar="FILE", help="the same as CONFIG"
-    )
+    parser.add_argument("--config.file", dest="config_file", metavar="FILE", help="same as CONFIG")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="print the configuration and its cost",
+        help="print the effective configuration and cost",
     )
     parser.add_argument(
         "--strict",
@@ -116,37 +114,37 @@ def _parser() -> _Parser:
     analyzers.add_argument(
         "--demo",
         action="store_true",
-        help="play the packaged recording",
+        help="replay the packaged recording",
     )
     analyzers.add_argument(
         "--replay",
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="play these recordings as analyzers",
+        help="replay recordings instead of subscribing",
     )
     parser.add_argument(
         "--replay-speed",
         type=_speed,
         metavar="N",
-        help="play them N times as fast (default: 1)",
+        help="replay N times as fast (default: 1)",
     )
     parser.add_argument(
         "--record",
         type=_record,
         metavar="FILE",
-        help="keep what analyzers send; .gz for gzip",
+        help="record analyzer messages; .gz for gzip",
     )
     parser.add_argument(
         "--record-anonymous",
         action="store_true",
-        help="with pseudonyms for addresses",
+        help="record pseudonyms instead of addresses",
     )
     parser.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="export part I, from 0, of N parts",
+        help="export shard I (from 0) of N shards",
     )
     address = parser.add_mutually_exclusive_group()
     address.add_argument(
@@ -155,29 +153,29 @@ def _parser() -> _Parser:
         type=_address,
         action="append",
         metavar="ADDRESS",
-        help=":9100, [::1]:9100; can be repeated",
+        help="listen on :9100, [::1]:9100…; repeatable",
     )
     address.add_argument(
         listen.SOCKET_OPTION,
         dest="systemd_socket",
         action="store_true",
-        help="listen on the sockets of systemd",
+        help="listen on sockets passed by systemd",
     )
     parser.add_argument(
         "--web.config.file",
         dest="web_config_file",
         default="",
         metavar="FILE",
-        help="TLS and users of the pages",
+        help="TLS and users of the HTTP server",
     )
     parser.add_argument(
         "--log.level",
         dest="log_level",
         type=_level,
         metavar="LEVEL",
-        help="debug, info, warning, error, critical",
+        help="debug, info, warning, error or critical",
     )
-    # Its name until there was the one that all exporters have.
+    # The former name of --log.level.
     parser.add_argument("--log-level", dest="log_level", type=_level, help=argparse.SUPPRESS)
     parser.add_argument(
         "--log.format",
@@ -214,7 +212,7 @@ def _shard(text: str) -> selection.Shard:
 def _record(text: str) -> str:
     # As from a variable that is not set: nothing would be recorded, and nobody told.
     if not text:
-        raise argparse.ArgumentTypeError("the name of the file is empty")
+        raise argparse.ArgumentTypeError("the file name is empty")
     return text
 
 
@@ -237,7 +235,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         hint = parser.suggestion(unknown[0])
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if arguments.config is not None and arguments.config_file is not None:
-        parser.error("CONFIG and --config.file are the same; give only one")
+        parser.error("give either CONFIG or --config.file, not both")
     if arguments.config_file is not None:
         arguments.config = arguments.config_file
     if arguments.replay_speed is not None and not arguments.replay:
@@ -245,7 +243,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if arguments.record_anonymous and not arguments.record:
         parser.error("--record-anonymous requires --record")
     if arguments.record and arguments.check:
-        parser.error("--record has nothing to keep with --check")
+        parser.error("--record cannot be combined with --check")
     if arguments.strict and not arguments.check:
         parser.error("--strict requires --check")
     if len(arguments.addresses or ()) > listen.MAX_SOCKETS:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 from skyfast.config.model import Config, TableLimits
-from skyfast.flows.catalog import DANGEROUS_FIELDS, DIRECTION, LABELS_BY_NAME, METRICS_BY_NAME
+from skyfast.flows.catalog import DIRECTION, LABELS_BY_NAME, METRICS_BY_NAME, UNBOUNDED_FIELDS
 from skyfast.flows.plan import Path
 from skyfast.flows.planner import families
 from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
@@ -54,22 +54,22 @@ def _lines(config: Config) -> Iterator[str]:
         count = series(view, naming=export.naming)
         labels = [label.name for label in view.labels if label.name != DIRECTION]
         if view.prefix:
-            kept = f"kept until silent for {timeout_s:g} s"
             row = f"row of view {view.prefix} ({', '.join(labels)})"
-            yield f"Each {row} costs up to {count} series, {kept}:"
+            until = f"until {timeout_s:g} s after its last report"
+            yield f"Each {row} costs up to {count} series {until}:"
         else:
             most = most_connections(limits) * count
-            yield f"Each connection costs up to {count} series, all together up to {most}:"
+            yield f"Each connection costs up to {count} series, at most {most} in total:"
         for family in shown:
             yield f"  {len(family.values)} {family.name}"
     for view in (export.main, *export.views):
         for label in view.labels:
-            if danger := _danger(label, config):
-                yield f"Note: label {label.name} of the {_where(view)} is dangerous: {danger}."
+            if reason := _unbounded_reason(label, config):
+                yield f"Note: label {label.name} of {_where(view)} is unbounded: {reason}."
     for where in double_counted(config):
         yield (
-            f"Warning: {where}: traffic that is captured at several interfaces is counted several"
-            " times: set deduplicate: first, or add the label node_tid."
+            f"Warning: {where}: traffic captured at several interfaces is counted several times;"
+            " set deduplicate: first or add the label node_tid."
         )
 
 
@@ -91,9 +91,9 @@ def _path(label: LabelChoice) -> Path:
     return () if known.lookup else known.path
 
 
-def _danger(label: LabelChoice, config: Config) -> str:
+def _unbounded_reason(label: LabelChoice, config: Config) -> str:
     """Return why a label has values without end, or nothing."""
     if label.name in config.export.rewrite:
         return ""
     path = LABELS_BY_NAME[label.name].path if label.path is None else label.path
-    return DANGEROUS_FIELDS.get(path, "")
+    return UNBOUNDED_FIELDS.get(path, "")

@@ -176,7 +176,7 @@ def parse_listen_address(text: str) -> Endpoint:
 
     """
     if "://" in text:
-        raise ValueError("has a scheme; write host:port alone")
+        raise ValueError("has a scheme; write only host:port")
     match = _HOST_AND_PORT.fullmatch(text)
     has_port = match is not None and match[3] is not None
     if match and has_port and int(match[3]) <= MAX_PORT:
@@ -214,9 +214,7 @@ def parse_analyzer(text: str) -> Endpoint:
             return Endpoint(host, int(match[3] or ANALYZER_PORT))
     except ValueError:
         pass
-    raise EndpointError(
-        "is not an analyzer's address such as host:8082 or [2001:db8::1]:8082", text
-    )
+    raise EndpointError("is not an analyzer address such as host:8082 or [2001:db8::1]:8082", text)
 
 
 def parse_url(text: str) -> Endpoint:
@@ -227,7 +225,7 @@ def parse_url(text: str) -> Endpoint:
 
     """
     if re.search(r"\s", text):
-        raise EndpointError("holds a space", text)
+        raise EndpointError("contains a space", text)
     scheme, separator, _ = text.partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in SCHEMES:
@@ -241,7 +239,7 @@ def parse_url(text: str) -> Endpoint:
     except ValueError:
         # Without its "@host", "user:password" reads like a host and a port that is no number.
         shown = _PORT_THAT_IS_NONE.sub(rf"\1{HIDDEN}", text)
-        problem = "is not a valid URL: its host, port or user cannot be read"
+        problem = "is not a valid URL: its host, port or user is invalid"
         raise EndpointError(problem, shown) from None
     if port == 0:
         raise EndpointError("has a port that is not from 1 to 65535", text)

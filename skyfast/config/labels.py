@@ -74,59 +74,61 @@ def _to_own_label(value: Value) -> str:
     text = to_text(value)
     if not is_name(text) or text.startswith("__"):
         raise Invalid(
-            "is not a label name: letters, digits and _, beginning with neither digit nor __", text
+            "is not a label name: use letters, digits and _, not starting with a digit or __", text
         )
     if text in LABELS_BY_NAME:
-        raise Invalid("is a known label, which is written without a path", text)
+        raise Invalid("is a known label: write it without a path", text)
     return text
 
 
 def _to_own_metric(value: Value) -> str:
     text = to_metric_name(value)
     if text == "_total":
-        raise Invalid("is how names of counters end, and no name", text)
+        raise Invalid("is the suffix of counter names, not a name", text)
     if text in METRICS_BY_NAME:
-        raise Invalid("is a known metric, which is written without a value", text)
+        raise Invalid("is a known metric: write it without a value", text)
     return text
 
 
 def to_metric_name(value: Value) -> str:
     text = to_text(value)
     if not is_name(text):
-        raise Invalid("is not a metric name: letters, digits and _, beginning with no digit", text)
+        raise Invalid(
+            "is not a metric name: use letters, digits and _, not starting with a digit", text
+        )
     return text
 
 
 def _to_path(value: Value) -> Path:
     text = to_text(value)
     if text not in PATHS:
-        advice = suggestion(text, PATHS, otherwise="they are written like NodeTID or Link.ID")
-        raise Invalid(f"is not a field of a flow; {advice}", text)
+        advice = suggestion(text, PATHS, otherwise="fields are written like NodeTID or Link.ID")
+        raise Invalid(f"is not a flow field; {advice}", text)
     return PATHS[text]
 
 
 def _to_label_path(value: Value) -> Path:
     path = _to_path(value)
     if path not in LABEL_FIELDS:
-        raise Invalid("changes while a flow lives, so it cannot be a label", value)
+        raise Invalid("changes during the lifetime of a flow and cannot be a label", value)
     return path
 
 
 def _to_number_path(value: Value) -> Path:
     path = _to_path(value)
     if FIELDS[path] is not int:
-        raise Invalid("is a text, so it cannot be a metric", value)
+        raise Invalid("is a string field and cannot be a metric", value)
     return path
 
 
 def _to_total(value: Value) -> Path:
     path = _to_number_path(value)
     if path not in RUNNING_TOTALS:
-        raise Invalid("is no running total, so it can be a gauge, but no counter", value)
+        raise Invalid("is not a running total: it can be a gauge, but not a counter", value)
     return path
 
 
-# Of a view, without ``direction``; a counter of two directions is two values.
+# Of a view, without ``direction``; a counter with two directions is two values.
 to_labels = unique_list_of(to_label, "label", most=MAX_VIEW_COLUMNS + 1)
 to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 
@@ -169,7 +171,7 @@ def to_rewrites(value: Value) -> Mapping[str, Rewrite]:
 
 
 def _to_mask(value: Value) -> Rewrite:
-    what = "what an address can be rewritten by: mask, mask6"
+    what = "an address rewrite with mask or mask6"
     nodes = mapping_of(value, known=("mask", "mask6"), what=what)
     if not nodes:
         raise Invalid(f"is not {what}", value)
@@ -181,7 +183,7 @@ def _to_mask(value: Value) -> Rewrite:
 
 
 def _to_fold(value: Value) -> Rewrite:
-    what = "what a port can be rewritten by: above, keep"
+    what = "a port rewrite with above or keep"
     nodes = mapping_of(value, known=("above", "keep"), what=what)
     if not nodes:
         raise Invalid(f"is not {what}", value)

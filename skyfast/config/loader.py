@@ -184,7 +184,7 @@ def _walk(
             origin = Origin(file, node.line)
             if path in found:
                 first = found[path].origin.line
-                text = f"{origin}: {path}: is already set in line {first}"
+                text = f"{origin}: {path}: is already set on line {first}"
                 problems.add(text, node.line)
             elif path in SCHEMA:
                 found[path] = _Found(origin, node.value)
@@ -213,7 +213,7 @@ def _check_unknown(
     for path, node in unknown.items():
         origin = f"{Origin(file, node.line)}: {describe_path(path)}"
         if f"{path}.".startswith(SECTIONS_OF_GO_CORE):
-            text = f"{origin}: is ignored: skyfast has nothing of that kind"
+            text = f"{origin}: is ignored: not supported by skyfast"
             notes.append(Note(level=logging.WARNING, text=text))
         elif path.startswith(STRICT_SECTIONS):
             problems.add(f"{origin}: is an unknown key; {_advice(path, node.value)}", node.line)
@@ -227,10 +227,10 @@ def _check_unknown(
         else:
             ignored.append(describe_path(path))
     if none_known and ignored:
-        text = f"{file}: has no key that skyfast knows"
+        text = f"{file}: contains no known key"
         notes.append(Note(level=logging.WARNING, text=text))
     if ignored:
-        text = f"{file}: ignored, for they mean nothing to skyfast: {', '.join(ignored)}"
+        text = f"{file}: ignored keys without a meaning for skyfast: {', '.join(ignored)}"
         notes.append(Note(level=logging.DEBUG, text=text))
     return notes
 
@@ -251,7 +251,7 @@ def _advice(path: str, value: Value) -> str:
         return f"did you mean {' or '.join(near)}?"
     section = path.rpartition(".")[0]
     known = KNOWN.children(section) or KNOWN.children(section.partition(".")[0])
-    return f"known are {', '.join(known)}"
+    return f"expected one of {', '.join(known)}"
 
 
 def _check_variables(environ: Mapping[str, str]) -> list[Note]:
@@ -273,7 +273,7 @@ def _check_variables(environ: Mapping[str, str]) -> list[Note]:
             text = f"{origin}: is ignored: {path} can only be set in the file"
             notes.append(Note(level=logging.WARNING, text=text))
         elif f"{name}_".startswith(_variables(SECTIONS_OF_GO_CORE)):
-            text = f"{origin}: is ignored: skyfast has nothing of that kind"
+            text = f"{origin}: is ignored: not supported by skyfast"
             notes.append(Note(level=logging.WARNING, text=text))
         elif f"{name}_".startswith(_variables(SECTIONS_OF_SKYDIVE)):
             continue
@@ -281,7 +281,7 @@ def _check_variables(environ: Mapping[str, str]) -> list[Note]:
             text = f"{origin}: is ignored; did you mean {near}?"
             notes.append(Note(level=logging.WARNING, text=text))
         elif name.startswith(f"{ENV_PREFIX}PIPELINE_"):
-            text = f"{origin}: is ignored: no key has this variable"
+            text = f"{origin}: is ignored: it matches no configuration key"
             notes.append(Note(level=logging.WARNING, text=text))
     return notes
 
@@ -371,9 +371,9 @@ def _tls(get: _Settings) -> TLS:
         ca_cert=get(schema.CA_CERT),
     )
     if tls.client_cert and not tls.client_key:
-        raise get.error(schema.CLIENT_CERT, f"needs {schema.CLIENT_KEY.path} beside it")
+        raise get.error(schema.CLIENT_CERT, f"requires {schema.CLIENT_KEY.path}")
     if tls.client_key and not tls.client_cert:
-        raise get.error(schema.CLIENT_KEY, f"needs {schema.CLIENT_CERT.path} beside it")
+        raise get.error(schema.CLIENT_KEY, f"requires {schema.CLIENT_CERT.path}")
     return tls
 
 
@@ -390,9 +390,8 @@ def _whom(
             notes.append(
                 Note(
                     level=logging.WARNING,
-                    text=f"{schema.URL.path} names none of the {len(analyzers)}"
-                    f" {schema.ANALYZERS.path}, so it alone is subscribed to:"
-                    f" {urls[0]}",
+                    text=f"{schema.URL.path} is not one of the {len(analyzers)}"
+                    f" {schema.ANALYZERS.path}; subscribing only to {urls[0]}",
                 )
             )
     endpoints: dict[object, Endpoint] = {}
@@ -400,7 +399,7 @@ def _whom(
         # A name and its addresses cannot be compared, for no name is looked up here.
         identity = (each.follows_dns, each.identity)
         if identity in endpoints:
-            text = f"{each.name} is named more than once; it is subscribed to once"
+            text = f"{each.name} is listed more than once; subscribing once"
             notes.append(Note(level=logging.WARNING, text=text))
         endpoints.setdefault(identity, each)
     return tuple(dict.fromkeys(map(str, analyzers))), tuple(endpoints.values())
@@ -465,7 +464,7 @@ def _filter(get: _Settings) -> Filter:
     for key, rules in ((schema.KEEP, keep), (schema.DROP, drop)):
         for i, rule in enumerate(rules):
             if rule.name in names:
-                raise get.error(key, "is the name of another rule", i, "name")
+                raise get.error(key, "is already the name of another rule", i, "name")
             names.add(rule.name)
     return Filter(excluded_tags=frozenset(excluded_tags), keep=keep, drop=drop)
 

@@ -75,16 +75,16 @@ def suggestion(text: str, known: Collection[str], *, otherwise: str = "") -> str
     """
     if near := nearest(text, known):
         return f"did you mean {near}?"
-    return otherwise or f"known are {', '.join(known)}"
+    return otherwise or f"expected one of {', '.join(known)}"
 
 
 def to_text(value: Value) -> str:
     if isinstance(value, bool):
-        raise Invalid("is not text; put it in quotes if it is meant as such", value)
+        raise Invalid("is not text; put it in quotes to make it text", value)
     if not isinstance(value, str):
         raise Invalid("is not text", value)
     if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", value):
-        raise Invalid("holds a control character", value)
+        raise Invalid("contains a control character", value)
     return value
 
 
@@ -133,7 +133,7 @@ def only(name: str) -> Callable[[Value], str]:
 
     def parse(value: Value) -> str:
         if to_text(value) != name:
-            raise Invalid(f"is not supported: skyfast has only {name}", value)
+            raise Invalid(f"is not supported: must be {name}", value)
         return name
 
     return parse
@@ -210,13 +210,13 @@ def unique_list_of(
             _check_count(value, value, most)
         parsed = entries(value)
         if not parsed:
-            raise Invalid(f"names no {kind}", value)
+            raise Invalid(f"contains no {kind}", value)
         _check_count(parsed, value, most)
         for i, each in enumerate(parsed):
             if each in parsed[:i]:
                 node = value[i] if isinstance(value, list) else None
                 raise Invalid(
-                    f"names a {kind} for the second time",
+                    f"repeats a {kind}",
                     node.value if node else value,
                     line=node.line if node else None,
                 )
@@ -265,7 +265,7 @@ def mapping_of(
     # Where a key is unknown, it is probably the one that is missing.
     problems.check()
     if missing := [name for name in required if name not in nodes]:
-        raise Invalid(f"{' and '.join(missing)} is missing: {what} is needed", value, shown=False)
+        raise Invalid(f"missing {' and '.join(missing)}; expected {what}", value, shown=False)
     return nodes
 
 
@@ -299,19 +299,19 @@ class Entries:
 
 def to_cookies(value: Value) -> Mapping[str, str]:
     if not isinstance(value, dict):
-        raise Invalid("is not a mapping of cookies' names to values", value)
+        raise Invalid("is not a mapping of cookie names to values", value)
     return MappingProxyType({name: _to_cookie(name, node.value) for name, node in value.items()})
 
 
 def _to_cookie(name: str, value: Value) -> str:
     if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-        raise Invalid("has a name with characters that a cookie's cannot have", value, name=name)
+        raise Invalid("has invalid characters in its name", value, name=name)
     try:
         text = "" if value is None else to_text(value)
     except Invalid as bad:
         raise Invalid(bad.problem, value, name=name) from None
     if ";" in text:
-        raise Invalid("holds a semicolon", value, name=name)
+        raise Invalid("contains a semicolon", value, name=name)
     return text
 
 

@@ -72,7 +72,7 @@ def _to_rule(value: Value) -> Rule:
     problems.check()
     if not name or not conditions:
         missing = "a condition" if name else "name"
-        problem = f"{missing} is missing: a rule with name and conditions is needed"
+        problem = f"missing {missing}; expected a rule with name and conditions"
         raise Invalid(problem, value, shown=False)
     return Rule(name=name, conditions=tuple(conditions))
 
@@ -85,19 +85,19 @@ def _to_rule_name(value: Value) -> str:
     text = to_text(value)
     if not _RULE_NAME.fullmatch(text):
         problem = (
-            "is not a rule's name: up to 64 letters, digits and _ . -, beginning with neither"
-            " of these three"
+            "is not a rule name: use up to 64 letters, digits and _ . -, starting with a letter"
+            " or digit"
         )
         raise Invalid(problem, text)
     if text == KEEP:
-        raise Invalid("is what flows are counted under that no keep rule holds for", text)
+        raise Invalid("is reserved: it counts flows that match no keep rule", text)
     return text
 
 
 def _to_field_condition(key: str, value: Value) -> Condition:
     field = _WRITTEN.get(key.lower())
     if field is None and key.lower() in LABELS_BY_NAME:
-        raise Invalid("cannot be a condition, for no flow has it", shown=False)
+        raise Invalid("cannot be a condition: it is not part of a flow", shown=False)
     if field is None:
         advice = suggestion(key, _RULE_FIELDS, otherwise="it is neither a label nor a field")
         raise Invalid(f"cannot be a condition; {advice}", shown=False)
@@ -127,14 +127,14 @@ def _to_pattern(path: Path | None, value: Value) -> re.Pattern[str]:
             warnings.simplefilter("ignore", FutureWarning)
             return re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
-        raise Invalid(f"is not a regular expression: {error}", text) from None
+        raise Invalid(f"is not a valid regular expression: {error}", text) from None
 
 
 def _to_values(field: str, path: Path | None, value: Value) -> Condition:
     """Make a condition of one entry or a list: whatever each of them is."""
     to_entry = partial(_to_entry, path)
     if value == []:
-        raise Invalid("names no value", value)
+        raise Invalid("contains no value", value)
     if isinstance(value, list):
         found = bounded_list_of(to_entry, "values", most=MAX_ENTRIES)(value)
     else:

@@ -53,14 +53,14 @@ def _overlaps(config: Config) -> Iterator[str]:
     """Say which of the shards' pages have series in common."""
     if not _tells_apart(config.export.main, config):
         yield (
-            "connections are in the pages of several shards, each with a part of their values:"
-            " their labels are not both addresses, both ports and the protocol as they are"
+            "several shards export the same connections, each with part of their values:"
+            " the labels do not include both addresses, both ports and the protocol unchanged"
         )
     views = [view.prefix for view in config.export.views if not _tells_apart(view, config)]
     if views:
         yield (
-            f"series of {', '.join(views)} are in the pages of several shards, each with a part"
-            " of their values: sum them up"
+            f"several shards export the same series of {', '.join(views)}, each with part"
+            " of their values: sum them"
         )
 
 

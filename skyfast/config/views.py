@@ -134,29 +134,27 @@ def _settled(entry: ViewEntry, number: int, *, naming: str, least_timeout_s: flo
     names = [label.name for label in view.labels]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise Misfit("has the name of another label", number, ("labels", i, "name"))
+            raise Misfit("is already the name of another label", number, ("labels", i, "name"))
     if DIRECTION in names and not split:
         raise Misfit(
-            f"cannot be a label where {DIRECTION} is sum",
+            f"cannot be a label with {DIRECTION}: sum",
             number,
             ("labels", names.index(DIRECTION)),
         )
     if names == [DIRECTION]:
-        raise Misfit("names no label of a flow", number, ("labels",))
+        raise Misfit("contains no label other than direction", number, ("labels",))
     for i, metric in enumerate(view.metrics):
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
-            problem = f"has two fields, but where {DIRECTION} is sum a gauge can have one"
+            problem = f"has two fields; with {DIRECTION}: sum, a gauge can have only one"
             raise Misfit(problem, number, ("metrics", i, "value"))
         total = metric.name.endswith("_total")
         if own and metric.type == "counter" and not total and (view.prefix or naming == "standard"):
-            where = "in a view" if view.prefix else "where naming is standard"
-            problem = f"is a counter, whose name ends with _total {where}"
+            where = "in a view" if view.prefix else "with naming: standard"
+            problem = f"is a counter: its name must end with _total {where}"
             raise Misfit(problem, number, ("metrics", i, "name"))
     if view.prefix and 0 < entry.timeout_s < least_timeout_s:
-        problem = (
-            f"is less than connection_timeout and connection_grace together, {least_timeout_s:g}"
-        )
+        problem = f"is less than connection_timeout + connection_grace, {least_timeout_s:g}"
         raise Misfit(problem, number, ("timeout",))
     timeout_s = entry.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
     labels = view.labels
@@ -172,7 +170,9 @@ def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:
         for i, family in enumerate(families(view, naming=naming)):
             for prefix in FIXED_PREFIXES:
                 if family.name.startswith(prefix):
-                    problem = f"makes the family {family.name}, but {prefix}* has another meaning"
+                    problem = (
+                        f"creates the family {family.name}, but the prefix {prefix} is reserved"
+                    )
                     raise _wrong_metric(problem, number, i)
             for name in family.reserved_names:
                 if name in taken:
@@ -188,8 +188,8 @@ def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:
 
 
 def _clash(name: str, other: str) -> str:
-    clash = "which is there already" if name == other else f"which clashes with {other}"
-    return f"makes the family {name}, {clash}"
+    clash = "which already exists" if name == other else f"which conflicts with {other}"
+    return f"creates the family {name}, {clash}"
 
 
 def _wrong_metric(problem: str, view: int, i: int, *, other: Misfit | None = None) -> Misfit:
@@ -213,18 +213,18 @@ def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
             if not isinstance(value, FlowCount)
         }
         if len(own_values) > MAX_VIEW_VALUES:
-            problem = f"has more than {MAX_VIEW_VALUES} values; a counter of two directions is two"
+            problem = f"has more than {MAX_VIEW_VALUES} values; a counter with two directions counts twice"
             raise Misfit(problem, number, ("metrics",))
         labels |= {label: 2 if _is_dynamic(label) else 1 for label in own_labels}
         if sum(labels.values()) > MAX_COLUMNS:
             problem = (
-                f"and the views before have more than {MAX_COLUMNS} different labels;"
-                " one from the topology counts twice"
+                f"and the preceding views have more than {MAX_COLUMNS} different labels;"
+                " a topology label counts twice"
             )
             raise Misfit(problem, number, ("labels",))
         values |= own_values
         if len(values) > MAX_VALUES:
-            problem = f"and the views before have more than {MAX_VALUES} different values"
+            problem = f"and the preceding views have more than {MAX_VALUES} different values"
             raise Misfit(problem, number, ("metrics",))
 
 

@@ -39,7 +39,7 @@ class ConfigError(Exception):
     def __init__(self, *problems: str) -> None:
         """Keep the first problems."""
         if len(problems) > MAX_PROBLEMS:
-            problems = (*problems[:MAX_PROBLEMS], "there are more problems")
+            problems = (*problems[:MAX_PROBLEMS], "further errors are not shown")
         super().__init__("; ".join(problems))
         self.problems = problems
 
@@ -175,7 +175,7 @@ class _Composer:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 # The name is not shown: an unquoted password can begin with an asterisk.
-                self._refuse(event, path, "this YAML alias (*) names nothing above it")
+                self._refuse(event, path, "this YAML alias (*) has no anchor above it")
                 return Node(None, _line(event))
             return self._anchors[event.anchor]
         if event.tag not in _TAGS:
@@ -212,7 +212,7 @@ class _Composer:
             if key == "<<" and event.implicit[0]:
                 self._refuse(event, path, "YAML's merge keys (<<) are not supported")
             elif first := lines.get(key.lower()):
-                self._refuse(event, below, f"is already set in line {first}")
+                self._refuse(event, below, f"is already set on line {first}")
             lines.setdefault(key.lower(), _line(event))
             value = self._node(next(events), events, below, depth + 1).value
             nodes[key] = Node(value, _line(event))
@@ -268,19 +268,19 @@ def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str
         if ": " in before:
             return "a second colon followed by a space; put the value in quotes"
         if above is not None and _WITHOUT_SPACE.fullmatch(lines[above]):
-            return f"a space is missing after the colon in line {above + 1}"
+            return f"a space is missing after the colon on line {above + 1}"
         return "the key is indented deeper than the key above it, which already has a value"
     if "could not find expected ':'" in problem and context is not None:
         return f"line {context.line + 1} has no colon followed by a space"
     if "end of stream" in problem and context is not None:
-        return f"the quote that begins in line {context.line + 1} is not closed"
+        return f"the quote that starts on line {context.line + 1} is not closed"
     if (found := _ENDS_FLOW.search(problem)) and context is not None:
         opening = "[" if found[1] == "]" else "{"
-        return f"the {opening} of line {context.line + 1} is not closed"
+        return f"the {opening} on line {context.line + 1} is not closed"
     if "expected key" in problem or "expected <block end>" in problem or "'-' ind" in problem:
         if before.strip():
             return "unexpected text after a value; put the whole value in quotes"
-        return "the indentation matches no line above; indent all keys of a section alike"
+        return "the indentation matches no line above; indent all keys of a section equally"
     if "unknown escape character" in problem:
         return "an unknown escape (\\) in double quotes; use single quotes"
     return ""

@@ -29,7 +29,7 @@ FIXED_PREFIXES: Final = (
 )
 """What the other families of the page begin with."""
 
-Cardinality = Literal["fine", "careful", "dangerous"]
+Cardinality = Literal["low", "medium", "unbounded"]
 """How many values a label has: a handful; as many as the network has parts; without end."""
 
 
@@ -60,146 +60,146 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
     KnownLabel(
         name="initiator_ip",
         path=INITIATOR_IP,
-        cardinality="careful",
+        cardinality="medium",
         help="the host that sent the first captured packet",
     ),
     KnownLabel(
         name="target_ip",
         path=TARGET_IP,
-        cardinality="careful",
+        cardinality="medium",
         help="the host that the packet was sent to",
     ),
     KnownLabel(
         name="initiator_port",
         path=INITIATOR_PORT,
-        cardinality="dangerous",
+        cardinality="unbounded",
         help="most clients use a new port for each connection",
     ),
     KnownLabel(
         name="target_port",
         path=TARGET_PORT,
-        cardinality="careful",
+        cardinality="medium",
         help="the service; a port scan creates all 65,536 values",
     ),
     KnownLabel(
         name=DIRECTION,
         path=(),
-        cardinality="fine",
+        cardinality="low",
         help="`initiator_to_target` or `target_to_initiator`",
     ),
     KnownLabel(
         name="node_tid",
         path=NODE_TID,
-        cardinality="careful",
+        cardinality="medium",
         help="the interface where the flow was captured; a conversation captured at two "
         "interfaces has two connections",
     ),
     KnownLabel(
         name="protocol",
         path=PROTOCOL,
-        cardinality="fine",
+        cardinality="low",
         help="`TCP`, `UDP` or `SCTP`; with `include_icmp` also `ICMPV4` and `ICMPV6`; with "
         "`include_other` also the last layer of other flows",
     ),
     KnownLabel(
         name="application",
         path=("Application",),
-        cardinality="fine",
+        cardinality="low",
         help="the last recognized layer, such as `DNS`",
     ),
     KnownLabel(
         name="layers_path",
         path=("LayersPath",),
-        cardinality="fine",
+        cardinality="low",
         help="all layers, such as `Ethernet/IPv4/TCP`",
     ),
     KnownLabel(
         name="link_a",
         path=("Link", "A"),
-        cardinality="careful",
+        cardinality="medium",
         help="the MAC address of the initiator",
     ),
     KnownLabel(
         name="link_b",
         path=("Link", "B"),
-        cardinality="careful",
+        cardinality="medium",
         help="the MAC address of the target",
     ),
     KnownLabel(
         name="vlan",
         path=("Link", "ID"),
-        cardinality="careful",
+        cardinality="medium",
         help="the VLAN number, or 0; with QinQ, 12 bits for each tag",
     ),
     KnownLabel(
         name="capture_id",
         path=("CaptureID",),
-        cardinality="fine",
+        cardinality="low",
         help="the capture; a capture that is created again gets a new ID",
     ),
     KnownLabel(
         name="tracking_id",
         path=("TrackingID",),
-        cardinality="dangerous",
+        cardinality="unbounded",
         help="a new value for each conversation",
     ),
     KnownLabel(
         name="l3_tracking_id",
         path=("L3TrackingID",),
-        cardinality="dangerous",
+        cardinality="unbounded",
         help="a new value for each conversation; can change across a router",
     ),
     KnownLabel(
         name="parent_uuid",
         path=("ParentUUID",),
-        cardinality="dangerous",
+        cardinality="unbounded",
         help="the flow of the tunnel, or empty",
     ),
     KnownLabel(
         name=TAG,
         path=(),
-        cardinality="fine",
+        cardinality="low",
         help="`internal`, `ingress`, `egress` or `other`: see `classify.cluster_net_masks`",
         lookup="classification",
     ),
     KnownLabel(
         name="icmp_type",
         path=("ICMP", "Type"),
-        cardinality="fine",
+        cardinality="low",
         help="the ICMP type, such as `ECHO`; empty for other protocols",
     ),
     KnownLabel(
         name="node_name",
         path=NODE_TID,
-        cardinality="careful",
+        cardinality="medium",
         help="the name of the interface, from the topology",
         lookup="node_name",
     ),
     KnownLabel(
         name="node_host",
         path=NODE_TID,
-        cardinality="fine",
+        cardinality="low",
         help="the host of the interface, from the topology",
         lookup="node_host",
     ),
     KnownLabel(
         name="node_type",
         path=NODE_TID,
-        cardinality="fine",
+        cardinality="low",
         help="the type of the interface, from the topology",
         lookup="node_type",
     ),
     KnownLabel(
         name="initiator_name",
         path=INITIATOR_IP,
-        cardinality="careful",
+        cardinality="medium",
         help="the node that has the initiator's address, from the topology",
         lookup="owner",
     ),
     KnownLabel(
         name="target_name",
         path=TARGET_IP,
-        cardinality="careful",
+        cardinality="medium",
         help="the node that has the target's address, from the topology",
         lookup="owner",
     ),
@@ -208,8 +208,8 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
 
 LABELS_BY_NAME: Final = {label.name: label for label in LABELS}
 
-DANGEROUS_FIELDS: Final = {
-    **{label.path: label.help for label in LABELS if label.cardinality == "dangerous"},
+UNBOUNDED_FIELDS: Final = {
+    **{label.path: label.help for label in LABELS if label.cardinality == "unbounded"},
     ("UUID",): "a new value for each flow",
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",

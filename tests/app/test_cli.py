@@ -128,16 +128,16 @@ def test_check_tells_what_a_connection_costs() -> None:
           views: [{prefix: lab, labels: [node_host, tag], timeout: 90, direction: sum}]
     """
     assert comments(text) == [
-        "Each connection costs up to 4 series, all together up to 4000:",
+        "Each connection costs up to 4 series, at most 4000 in total:",
         "  2 skydive_network_connection_total_bytes",
         "  1 skydive_network_connection_rtt_nanoseconds",
         "  1 ttl",
-        "Each row of view lab (node_host, tag) costs up to 2 series, kept until silent for 90 s:",
+        "Each row of view lab (node_host, tag) costs up to 2 series until 90 s after its last report:",
         "  1 lab_bytes_total",
         "  1 lab_packets_total",
         *(
-            f"Warning: {where}: traffic that is captured at several interfaces is counted several"
-            " times: set deduplicate: first, or add the label node_tid."
+            f"Warning: {where}: traffic captured at several interfaces is counted several times;"
+            " set deduplicate: first or add the label node_tid."
             for where in ("connections", "view lab")
         ),
     ]
@@ -146,23 +146,23 @@ def test_check_tells_what_a_connection_costs() -> None:
 def test_there_are_no_more_connections_than_flows() -> None:
     store = "{max_connections: 1000, max_flows: 10}"
     (first, *_) = comments(f"pipeline: {{store: {{prom_sky_con: {store}}}}}")
-    assert first == "Each connection costs up to 5 series, all together up to 50:"
+    assert first == "Each connection costs up to 5 series, at most 50 in total:"
 
 
-DANGER = "most clients take another one for each connection"
+DANGER = "most clients use a new port for each connection"
 
 
 @pytest.mark.parametrize(
     ("keys", "warnings"),
     [
-        ("{}", [f"Note: label initiator_port of the connections is dangerous: {DANGER}."]),
+        ("{}", [f"Note: label initiator_port of connections is unbounded: {DANGER}."]),
         ("{rewrite: {initiator_port: {above: 1023}}}", []),
         ("{labels: [target_port, protocol]}", []),
         (
             "{labels: [{name: id, path: UUID}], views: [{prefix: a, labels: [initiator_port]}]}",
             [
-                "Note: label id of the connections is dangerous: one for each flow.",
-                f"Note: label initiator_port of the view a is dangerous: {DANGER}.",
+                "Note: label id of connections is unbounded: a new value for each flow.",
+                f"Note: label initiator_port of view a is unbounded: {DANGER}.",
             ],
         ),
     ],
@@ -176,8 +176,8 @@ def test_check_warns_where_traffic_counts_several_times() -> None:
     views = "[{prefix: a, labels: [tag]}, {prefix: b, labels: [node_tid]}]"
     said = comments(f"pipeline.store.prom_sky_con: {{labels: [protocol], views: {views}}}")
     assert [line for line in said if line.startswith("Warning")] == [
-        f"Warning: {where}: traffic that is captured at several interfaces is counted several"
-        " times: set deduplicate: first, or add the label node_tid."
+        f"Warning: {where}: traffic captured at several interfaces is counted several times;"
+        " set deduplicate: first or add the label node_tid."
         for where in ("connections", "view a")
     ]
 
@@ -186,7 +186,7 @@ def test_warnings_of_the_report_are_strict_too() -> None:
     done = run("--check", "--strict", "-", stdin="pipeline.store.prom_sky_con.labels: [protocol]")
     assert (done.returncode, done.stdout) == (2, "")
     first, last = done.stderr.splitlines()
-    assert first.startswith("skyfast: connections: traffic that is captured at several interfaces")
+    assert first.startswith("skyfast: connections: traffic captured at several interfaces")
     assert last == "skyfast: 1 warning; --strict treats warnings as errors"
 
 
@@ -213,7 +213,11 @@ WRONG = {
     "a speed that is no number": (["--replay-speed", "nan", "--replay", "x"], "", "'nan'"),
     "a speed that is no word": (["--replay-speed", "fast", "--replay", "x"], "", "'fast' is not"),
     "a speed without an end": (["--replay-speed", "1e-300", "--replay", "x"], "", "'1e-300'"),
-    "a recording without a name": (["--record", "", "--demo"], "", "--record: the name"),
+    "a recording without a name": (
+        ["--record", "", "--demo"],
+        "",
+        "--record: the file name is empty",
+    ),
     "a recording that is not there": (["--replay", "/nowhere"], "", "/nowhere"),
     "a file that is not there": (["/nowhere.yml"], "", "/nowhere.yml"),
     "a directory": (["/"], "", "/"),
@@ -237,12 +241,12 @@ HINTS = {
     "a port alone": (["--web.listen-address", "9101"], "'9101' has no colon; did you mean :9101?"),
     "no port": (["--web.listen-address", "localhost"], "did you mean localhost:9100?"),
     "IPv6 without brackets": (["--web.listen-address", "::1"], "in brackets, with a port"),
-    "a URL": (["--web.listen-address", "http://a:1"], "has a scheme; write host:port alone"),
+    "a URL": (["--web.listen-address", "http://a:1"], "has a scheme; write only host:port"),
     "a port that is none": (["--web.listen-address", ":65536"], "is not an address such as"),
     "a name that is none": (["--web.listen-address", "a b:1"], "is not an address such as"),
     "a negative share": (["--shard", "-1/3"], "--shard: '-1/3' is not I/N with I from 0"),
     "a negative speed": (["--replay-speed", "-1", "--replay", "x"], "'-1' is not a number from"),
-    "two files": (["a", "--config.file", "b"], "CONFIG and --config.file are the same"),
+    "two files": (["a", "--config.file", "b"], "either CONFIG or --config.file"),
     "two ways to listen": (
         ["--web.listen-address=:1", "--web.systemd-socket"],
         "--web.systemd-socket: not allowed with argument --web.listen-address",
@@ -306,7 +310,7 @@ tls: {client_cert: /nowhere}
         f"line 10: {store}.port: '91OO' is not a whole number",
         f"line 11: {store}.labels: 'target_ipp' is not a known label; did you mean target_ip?",
         f"line 11: {store}.labels: 'protcol' is not a known label; did you mean protocol?",
-        f"line 12: {store}.views: prefix is missing: a view with prefix and labels is needed",
+        f"line 12: {store}.views: missing prefix; expected a view with prefix and labels",
         f"line 12: {store}.views.prefix: '1a' is not a metric name",
         f"line 12: {store}.views.labels: 'y' is not a known label",
         f"line 12: {store}.views.metrics: 'x' is not a known metric",
@@ -340,7 +344,7 @@ def test_no_more_problems_are_listed_than_somebody_reads() -> None:
     done = run("--check", "-", stdin=f"analyzers: [{', '.join(['a/b'] * 1000)}]\n")
     lines = done.stderr.splitlines()
     assert len(lines) == MAX_PROBLEMS + 1
-    assert lines[-1] == "skyfast: there are more problems"
+    assert lines[-1] == "skyfast: further errors are not shown"
 
 
 SUSPICIOUS = {
@@ -372,27 +376,27 @@ SUSPICIOUS = {
     "Prometheus": (
         "global: {scrape_interval: 15s, scrape_timeout: 10s}\nscrape_configs: []\n",
         {},
-        "standard input: has no key that skyfast knows",
+        "standard input: contains no known key",
     ),
     "Kubernetes": (
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {labels: {app: x}}\ndata: {a.yml: '{}'}\n",
         {},
-        "standard input: has no key that skyfast knows",
+        "standard input: contains no known key",
     ),
     "Skydive without analyzers": (
         "agent: {listen: ':8081'}\nanalyzer: {listen: ':8082'}\n",
         {},
-        "standard input: has no key that skyfast knows",
+        "standard input: contains no known key",
     ),
     "the Go connector's other port": (
         (CONFIG / "good" / "monitoring_port.yml").read_text(),
         {},
-        "line 8: pipeline.store.prom_sky_con.monitoring_port: is ignored: skyfast has nothing",
+        "line 8: pipeline.store.prom_sky_con.monitoring_port: is ignored: not supported by skyfast",
     ),
     "a phase of another exporter": (
         "pipeline: {action: {tid1: a}}",
         {},
-        "line 1: pipeline.action: is ignored: skyfast has nothing of that kind",
+        "line 1: pipeline.action: is ignored: not supported by skyfast",
     ),
     "a variable": (
         "",
@@ -422,12 +426,12 @@ SUSPICIOUS = {
     "a variable of another exporter": (
         "",
         {"SKYDIVE_PIPELINE_WRITE_S3_REGION": "a"},
-        "SKYDIVE_PIPELINE_WRITE_S3_REGION: is ignored: skyfast has nothing of that kind",
+        "SKYDIVE_PIPELINE_WRITE_S3_REGION: is ignored: not supported by skyfast",
     ),
     "a variable of no key": (
         "",
         {"SKYDIVE_PIPELINE_NOTHING": "a"},
-        "SKYDIVE_PIPELINE_NOTHING: is ignored: no key has this variable",
+        "SKYDIVE_PIPELINE_NOTHING: is ignored: it matches no configuration key",
     ),
 }
 

@@ -128,7 +128,7 @@ def test_a_time_out_that_is_shorter_than_an_update_is_a_warning(
     running.pass_time(10)
     text = (
         f"connection_timeout plus connection_grace is {timeout_s + 15} s, less than flow.update"
-        f" ({update_s} s) plus 15 s: live connections come and go"
+        f" ({update_s} s) plus 15 s: live connections expire between reports"
     )
     assert caplog.messages == [text] * warns
     # It is measured.

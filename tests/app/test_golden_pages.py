@@ -145,7 +145,7 @@ async def replay(name, directory):
         metrics = await skyfast.until(lambda metrics: metrics["skyfast_interfaces"] > 0)
         if is_full:
             problems = [line for line in skyfast.log if PROBLEM.search(line)]
-            assert all("the table is full" in line for line in problems), problems
+            assert all("table full" in line for line in problems), problems
         return Replay(
             model=model,
             flows=flows,

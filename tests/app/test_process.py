@@ -93,7 +93,7 @@ async def test_the_log_is_json_on_request() -> None:
     records = [json.loads(line) for line in skyfast.log]
     assert {record["level"] for record in records} == {"INFO"}
     assert records[0]["message"].startswith("skyfast ")
-    assert re.match(r"stopped after \d+ s: \d+ reports of flows, ", records[-1]["message"])
+    assert re.match(r"stopped after \d+ s: \d+ flow reports, ", records[-1]["message"])
     assert len(records) < 12
 
 
@@ -108,13 +108,13 @@ async def test_a_reload_changes_the_logs_format(tmp_path: Path) -> None:
             ),
             (
                 "text",
-                r"\S+Z INFO skyfast\.app: the configuration was reloaded; changed: logging\.format",
+                r"\S+Z INFO skyfast\.app: configuration reloaded; changed: logging\.format",
             ),
         ):
             config.write_text(f"logging: {{format: {form}}}\n{text}")
             known = len(skyfast.log)
             skyfast.process.send_signal(signal.SIGHUP)
-            await skyfast.logged("was reloaded", since=known)
+            await skyfast.logged("configuration reloaded", since=known)
             assert any(re.fullmatch(reloaded, line) for line in skyfast.log[known:])
 
 
@@ -137,7 +137,7 @@ async def test_the_log_tells_what_a_connection_costs(tmp_path: Path) -> None:
         config = write_config(tmp_path, analyzer.url, max_connections=200_000)
         skyfast = await stack.enter_async_context(running(config))
         await analyzer.subscriber()
-        line = await skyfast.logged("a connection of one flow costs up to")
+        line = await skyfast.logged("per connection: up to")
         found = re.search(r"up to (\d+) series and (\d+) bytes.* at most 200000 connections", line)
         assert found
         assert found[1] == "5"
@@ -205,11 +205,11 @@ async def test_a_full_table_is_told(tmp_path: Path) -> None:
         flows = [FLOW.format(uuid=uuid, bytes=1) for uuid in "abcdefg"]
         flows[5:] = [re.sub('"NodeTID":"."', '"NodeTID":"a"', each) for each in flows[5:]]
         await analyzer.send(message(*flows))
-        line = await skyfast.logged("the table is full")
+        line = await skyfast.logged("table full")
         assert " WARNING " in line
         assert line.endswith(
-            "no room for 3 reports of new connections (max_connections: 2),"
-            " and for 1 of other new flows (max_flows: 3)"
+            "skipped 3 reports of new connections (max_connections: 2),"
+            " and 1 reports of other new flows (max_flows: 3)"
         )
         # A report of a connection that is there finds its room.
         await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=2) for uuid in "bc")))
@@ -217,7 +217,7 @@ async def test_a_full_table_is_told(tmp_path: Path) -> None:
         await skyfast.until(lambda metrics: metrics[full] == 5)
         assert connections(await skyfast.get("/metrics/flows")) == {"a", "b"}
         await asyncio.sleep(1)
-    assert sum("the table is full" in line for line in skyfast.log) == 1
+    assert sum("table full" in line for line in skyfast.log) == 1
 
 
 @pytest.mark.slow

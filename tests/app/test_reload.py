@@ -43,7 +43,7 @@ from tests.support.web_fixtures import PROMETHEUS
 STORE = "pipeline.store.prom_sky_con"
 NOBODY = "ws://127.0.0.1:9/ws/subscriber/flow"
 BYTES = "skydive_network_connection_total_bytes"
-RELOADED = ("the configuration was reloaded", "the configuration was not reloaded")
+RELOADED = ("configuration reloaded", "configuration not reloaded")
 SUCCESSFUL = "skyfast_config_last_reload_successful"
 SUCCESS_AT = "skyfast_config_last_reload_success_timestamp_seconds"
 FAILURE_AT = "skyfast_config_last_reload_failure_timestamp_seconds"
@@ -264,7 +264,7 @@ async def test_it_is_told_what_a_reload_has_changed(tmp_path: Path) -> None:
         begun = len(skyfast.log)
         await operator.reload({f"{STORE}.max_flows": 7, "logging.level": "DEBUG", secret: "after"})
         changed = [secret, "logging.level", f"{STORE}.max_flows"]
-        line = await skyfast.logged("the configuration was reloaded; changed: ", since=begun)
+        line = await skyfast.logged("configuration reloaded; changed: ", since=begun)
         assert line.endswith(f"; changed: {', '.join(changed)}")
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
         assert f">{', '.join(changed)}</span>" in (await skyfast.get("/")).decode()
@@ -277,7 +277,7 @@ async def test_it_is_told_what_a_reload_has_changed(tmp_path: Path) -> None:
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
         begun = len(skyfast.log)
         await operator.reload({})
-        await skyfast.logged("the configuration was reloaded; changed: nothing", since=begun)
+        await skyfast.logged("configuration reloaded; changed: nothing", since=begun)
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == []
 
 
@@ -289,7 +289,7 @@ async def test_a_web_configuration_that_is_wrong_is_a_reason_of_its_own(tmp_path
     async with running(file, f"--web.config.file={web}", quiet=False) as skyfast:
         web.write_text("nothing: 1")
         skyfast.process.send_signal(signal.SIGHUP)
-        await skyfast.logged("the configuration was not reloaded: ")
+        await skyfast.logged("configuration not reloaded: ")
         told = json.loads(await skyfast.get("/api/status"))["reload"]["last_error"]
         assert told["reason"] == "web_configuration"
         assert str(web) in told["text"]
@@ -835,7 +835,7 @@ async def test_other_labels_and_metrics_begin_a_new_table(
 
         changes = {f"{STORE}.labels": ["target_port", "node_tid"], f"{STORE}.metrics": ["flows"]}
         (line,) = problems(await operator.reload(changes))
-        assert "begin anew" in line
+        assert "all connections reset" in line
         assert line.endswith("labels, metrics")
         page = await operator.flows()
         assert BYTES not in page
@@ -916,7 +916,7 @@ async def test_another_selection_begins_a_new_table(
     assert differing(old.export, new.export) == [name]
     assert old.limits == new.limits or name == "views"
     assert await has_new_table(keys, changes)
-    (line,) = (line for line in lines(caplog) if "begin anew" in line)
+    (line,) = (line for line in lines(caplog) if "all connections reset" in line)
     assert line.endswith(f"by the change of {', '.join(changes)}")
 
 
@@ -1007,7 +1007,7 @@ async def test_other_protocols_begin_a_new_table(tmp_path: Path, analyzer: FakeA
             series("TCP", "40000", "443", direction) for direction in DIRECTIONS
         }
         (line,) = problems(await operator.reload({f"{STORE}.include_other": True}))
-        assert line.endswith("begin anew, by the change of include_other")
+        assert line.endswith("all connections reset: include_other changed")
         await operator.report(analyzer, gre, ping, flow("3"))
         assert samples(await operator.flows(), BYTES).keys() == {
             series(protocol, *ports, direction)

@@ -82,7 +82,7 @@ def test_a_password_is_not_shown(userinfo: str, shown: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://a:8082/", "ws:///ws", "a:8082", "ws://a:x/"])
 def test_what_is_not_a_websocket_url_has_no_endpoint(url: str) -> None:
-    with pytest.raises(EndpointError, match=r"does not begin|cannot be read"):
+    with pytest.raises(EndpointError, match=r"does not begin|is not a valid URL"):
         parse_url(url)
 
 
@@ -103,7 +103,7 @@ def test_ipv6_addresses_are_bracketed() -> None:
     "text", ["fe80::1%a/b", "[fe80::1%a/b]:1", "[fe80::1%eth0]]", "[fe80::1%[eth0]:1", "fe80::1%"]
 )
 def test_a_zone_that_no_url_can_have_is_refused(text: str) -> None:
-    with pytest.raises(EndpointError, match="is not an analyzer's address"):
+    with pytest.raises(EndpointError, match="is not an analyzer address"):
         parse_analyzer(text)
 
 

@@ -578,8 +578,8 @@ def test_url_beside_several_analyzers_is_a_warning() -> None:
     assert parse(text).notes == (
         model.Note(
             level=logging.WARNING,
-            text="pipeline.subscriber.url names none of the 2 analyzers, so it alone is"
-            " subscribed to: ws://c:8082/ws/subscriber/flow",
+            text="pipeline.subscriber.url is not one of the 2 analyzers;"
+            " subscribing only to ws://c:8082/ws/subscriber/flow",
         ),
     )
     assert parse(text.replace("[a, b]", "[a]")).notes == ()
@@ -605,7 +605,7 @@ def test_an_analyzer_is_subscribed_to_once() -> None:
     assert result.notes == (
         model.Note(
             level=logging.WARNING,
-            text="[::1]:1 is named more than once; it is subscribed to once",
+            text="[::1]:1 is listed more than once; subscribing once",
         ),
     )
 
@@ -645,7 +645,7 @@ def test_redact_url(url: str, shown: str) -> None:
 def test_keys_of_skydive_are_noted_once() -> None:
     (note,) = good("skydive").notes
     assert note.level == logging.DEBUG
-    file, _, names = note.text.partition(": ignored, for they mean nothing to skyfast: ")
+    file, _, names = note.text.partition(": ignored keys without a meaning for skyfast: ")
     assert file == f"{DATA}/good/skydive.yml"
     assert names.split(", ") == [
         *("tls.server_cert", "tls.server_key", "tls.require_client_cert"),
@@ -663,7 +663,7 @@ def test_phases_of_other_exporters_are_warnings() -> None:
     result = good("other_exporters")
     check_defaults(result)
     file = f"{DATA}/good/other_exporters.yml"
-    ending = "is ignored: skyfast has nothing of that kind"
+    ending = "is ignored: not supported by skyfast"
     assert [note.text for note in result.notes] == [
         f"{file}: line 3: pipeline.mangle: {ending}",
         f"{file}: line 4: pipeline.encode: {ending}",
@@ -756,7 +756,7 @@ def test_no_permission(tmp_path: Path) -> None:
         ("host_id: a\n  port: 1\n", "the key is indented deeper than the key above it"),
         ("a:\n    b: 1\n  c: 2\n", "the indentation matches no line above; indent all keys"),
         ("a:\n  - b\n  c: 1\n", "the indentation matches no line above; indent all keys"),
-        ("a:\n  b:1\n  c: 2\n", "a space is missing after the colon in line 2"),
+        ("a:\n  b:1\n  c: 2\n", "a space is missing after the colon on line 2"),
         ("a:\n  c: 2\n  b:1\n", "line 3 has no colon followed by a space"),
         ("host_id: a: b\n", "a second colon followed by a space; put the value in quotes"),
         ("host_id: 'a'b\n", "unexpected text after a value; put the whole value in quotes"),
@@ -765,9 +765,9 @@ def test_no_permission(tmp_path: Path) -> None:
             "unexpected text after a value; put the whole value in quotes",
         ),
         ("host_id: @a\n", "a value cannot begin with @; put it in quotes"),
-        ("host_id: 'a\nb: c\n", "the quote that begins in line 1 is not closed"),
-        ("analyzers: [a, b\nhost_id: c\n", "the [ of line 1 is not closed"),
-        ("logging: {level: INFO\nhost_id: c\n", "the { of line 1 is not closed"),
+        ("host_id: 'a\nb: c\n", "the quote that starts on line 1 is not closed"),
+        ("analyzers: [a, b\nhost_id: c\n", "the [ on line 1 is not closed"),
+        ("logging: {level: INFO\nhost_id: c\n", "the { on line 1 is not closed"),
         ('host_id: "\\q"\n', "an unknown escape (\\) in double quotes; use single quotes"),
     ],
 )
@@ -958,7 +958,7 @@ def test_lists_in_the_environment(value: str) -> None:
         (
             "SKYDIVE_ANALYZERS",
             "a, b:c",
-            "analyzers: 'b:c' is not an analyzer's address such as host:8082 or [2001:db8::1]:8082",
+            "analyzers: 'b:c' is not an analyzer address such as host:8082 or [2001:db8::1]:8082",
         ),
         (
             "SKYDIVE_PIPELINE_FILTER_EXCLUDED_TAGS",
@@ -973,15 +973,15 @@ def test_lists_in_the_environment(value: str) -> None:
             f"ws://u:a,{SECRET},b@c",
             (
                 "pipeline.subscriber.urls: 'ws://c' is not a valid URL:"
-                " its host, port or user cannot be read"
+                " its host, port or user is invalid"
             ),
         ),
         (
             "SKYDIVE_ANALYZER_AUTH_CLUSTER_PASSWORD",
             f"{SECRET}\n",
-            "analyzer.auth.cluster.password: <hidden> holds a control character",
+            "analyzer.auth.cluster.password: <hidden> contains a control character",
         ),
-        ("SKYDIVE_HOST_ID", "caf\udce9", r"host_id: 'caf\udce9' holds a control character"),
+        ("SKYDIVE_HOST_ID", "caf\udce9", r"host_id: 'caf\udce9' contains a control character"),
     ],
 )
 def test_errors_name_the_variable(env: str, value: str, problem: str) -> None:
@@ -993,7 +993,7 @@ def test_errors_name_the_variable(env: str, value: str, problem: str) -> None:
 def test_half_of_a_certificate_from_the_environment() -> None:
     assert error(f"tls: {{client_cert: {PEM}}}", SKYDIVE_TLS_CLIENT_CERT=PEM) == (
         f"environment variable SKYDIVE_TLS_CLIENT_CERT: tls.client_cert: '{PEM}'"
-        " needs tls.client_key beside it"
+        " requires tls.client_key"
     )
 
 

@@ -54,7 +54,7 @@ def test_a_shard_has_a_name_of_its_own_and_leaves_the_cluster_to_the_first():
     assert sharding.sharded(whole, ALONE) == whole
 
 
-OVERLAP = "connections are in the pages of several shards"
+OVERLAP = "several shards export the same connections"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,9 @@ def test_pages_that_overlap_are_told_of(store, is_told):
 
 def test_views_that_overlap_are_told_of():
     notes = sharding.sharded(config_of(), Shard(0, 2)).notes
-    assert [note.text.partition(" are ")[0] for note in notes] == ["series of skydive_traffic"]
+    assert [note.text.partition(",")[0] for note in notes] == [
+        "several shards export the same series of skydive_traffic"
+    ]
 
 
 # Who has what

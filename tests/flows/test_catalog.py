@@ -14,13 +14,13 @@ import yaml
 from skyfast._table import MAX_COLUMNS, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES, MAX_VIEWS, Table
 from skyfast.config import loader
 from skyfast.flows.catalog import (
-    DANGEROUS_FIELDS,
     LABEL_FIELDS,
     LABELS,
     LABELS_BY_NAME,
     METRICS,
     METRICS_BY_NAME,
     RUNNING_TOTALS,
+    UNBOUNDED_FIELDS,
 )
 from skyfast.flows.fields import FIELDS, flow_types
 from skyfast.flows.plan import (
@@ -422,7 +422,7 @@ def test_fields_of_the_tables_exist() -> None:
         for path in known.paths:
             assert FIELDS[path] is int, known.name
     assert {path for path, kind in FIELDS.items() if kind is int} >= RUNNING_TOTALS
-    assert set(DANGEROUS_FIELDS) <= LABEL_FIELDS
+    assert set(UNBOUNDED_FIELDS) <= LABEL_FIELDS
 
 
 def test_names_of_the_tables_are_different() -> None:

@@ -672,11 +672,11 @@ async def test_signals_and_the_log(file, authority, tmp_path):
         assert (await curl("-u", f"alice:{PASSWORD}", *ask)).endswith("healthy.\n200")
         file(users(alice="hunter2"))
         skyfast.process.send_signal(signal.SIGHUP)
-        await until(lambda: any("was not reloaded" in line for line in skyfast.log))
+        await until(lambda: any("configuration not reloaded" in line for line in skyfast.log))
         assert (await curl("-u", f"alice:{PASSWORD}", *ask)).endswith("200")
         file(users(bob=CHEAP))
         skyfast.process.send_signal(signal.SIGHUP)
-        await until(lambda: any("was reloaded" in line for line in skyfast.log))
+        await until(lambda: any("configuration reloaded" in line for line in skyfast.log))
         assert (await curl("-u", f"bob:{PASSWORD}", *ask)).endswith("200")
         assert (await curl("-u", f"alice:{PASSWORD}", *ask)).endswith("401")
     (told,) = [line for line in skyfast.log if "not reloaded" in line]

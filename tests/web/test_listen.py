@@ -59,7 +59,7 @@ async def test_an_address_of_the_command_line_is_kept_by_a_reload(tmp_path: Path
         assert "port: 0" in text
         config.write_text(text.replace("port: 0", "port: 1"))
         skyfast.process.send_signal(1)
-        await skyfast.logged("the configuration was reloaded")
+        await skyfast.logged("configuration reloaded")
         assert await answers(f"{skyfast.url}/metrics")
 
 
@@ -114,7 +114,7 @@ def default_port_taken() -> Iterator[None]:
 async def test_the_demo_takes_another_port_where_the_default_one_is_taken() -> None:
     with default_port_taken():
         async with demo(**{PORT: ""}) as skyfast:
-            await skyfast.logged("port 9100 is taken; using a free port")
+            await skyfast.logged("port 9100 is in use; using a free port")
             assert not skyfast.url.endswith(":9100")
             assert await answers(f"{skyfast.url}/metrics")
 
