@@ -153,7 +153,7 @@ def _parser() -> _Parser:
         type=_address,
         action="append",
         metavar="ADDRESS",
-        help="listen on :9100, [::1]:9100…; repeatable",
+        help="listen on :9100 or [::1]:9100; repeatable",
     )
     address.add_argument(
         listen.SOCKET_OPTION,

@@ -213,7 +213,9 @@ def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
             if not isinstance(value, FlowCount)
         }
         if len(own_values) > MAX_VIEW_VALUES:
-            problem = f"has more than {MAX_VIEW_VALUES} values; a counter with two directions counts twice"
+            problem = (
+                f"has more than {MAX_VIEW_VALUES} values; a counter of two directions counts twice"
+            )
             raise Misfit(problem, number, ("metrics",))
         labels |= {label: 2 if _is_dynamic(label) else 1 for label in own_labels}
         if sum(labels.values()) > MAX_COLUMNS:
