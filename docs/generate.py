@@ -32,7 +32,7 @@ from skyfast.flows.fields import FIELDS, flow_types
 from skyfast.skydive import interfaces, topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
-from skyfast.skydive.name_index import Names
+from skyfast.skydive.name_index import NameIndex
 from skyfast.web import self_metrics, server, status, top
 
 ROOT: Final = Path(__file__).parent.parent
@@ -287,7 +287,7 @@ def default_view() -> str:
 def self_families() -> list[Family]:
     """Return the families of ``/metrics/self``, each with at least one sample."""
     export = loader.parse("", {}, source="none").export
-    plan = planner.make_plan(export, names=Names(keep_s=0))
+    plan = planner.make_plan(export, names=NameIndex(keep_s=0))
     table = Table(
         plan,
         flow_types(plan),
