@@ -62,8 +62,8 @@ fuzz: $(VENV)/.built $(VENV)/.test
 # of them grows, which a soak would take for skyfast's.
 coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
 	rm -rf build/coverage
-	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q $(WITH_SLOW) \
-		--ignore tests/app/test_soak.py $(PYTEST_ARGS)
+	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) \
+		--dist loadgroup $(WITH_SLOW) --ignore tests/app/test_soak.py $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m tests.support.uncovered
