@@ -37,7 +37,7 @@ class DefaultEmptyDict(dict[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class _Update:
-    """The changes of a mapping. ``gone`` maps the keys that responses lack to the time since then."""
+    """The changes of a mapping. ``gone`` has the keys that responses lack, and since when."""
 
     changed: Mapping[str, str]
     leaving: Set[str]
@@ -53,29 +53,30 @@ class Changes:
 
 
 class NameIndex:
-    """The topology's names, as mappings to be asked with what stands in a flow.
+    """The topology's names, as mappings from fields of flows.
 
-    ``node_name``, ``node_host`` and ``node_type`` are asked with a ``NodeTID``. ``owner`` is asked
-    with an IP address, in Go's text form, and gives the name of the interface that has it:
+    The keys of ``node_name``, ``node_host`` and ``node_type`` are ``NodeTID`` values. The keys of
+    ``owner`` are IP addresses as Go formats them, and its values are the names of the interfaces
+    with these addresses:
 
-    * Where all interfaces that have it share one name (``lo``, ``docker0``), that name.
-    * Where all are on one host (a bridge and its port, network namespaces), the first by name:
-      it does not depend on an answer's order.
+    * If all interfaces with the address have the same name (``lo``, ``docker0``), that name.
+    * If all are on one host (a bridge and its port, network namespaces), the alphabetically first
+      name, so that the order of the response does not matter.
     * Otherwise none, because the owner is ambiguous: link-local addresses that several hosts have
       under different names, a virtual address while it moves.
 
-    What an answer tells holds at once. What no answer tells any more, because the node is gone or
-    because an analyzer that has just started does not know it yet, stays for ``keep_s``, and
-    leaves with the first answer after that. While no answer comes, everything stays.
+    Changed and new entries apply at once. If responses lack an entry, because the node was deleted
+    or because an analyzer that has just started does not know it yet, the entry stays for
+    ``keep_s`` and is removed by the first response after that. Without responses, all entries stay.
 
-    Only :meth:`apply` changes the mappings, in place: the thread that calls it may look things
-    up whenever it likes.
+    Only :meth:`apply` changes the mappings, in place. The thread that calls it may use them at any
+    time.
     """
 
     def __init__(self, *, keep_s: float) -> None:
-        """Begin without names. With a ``keep_s`` no shorter than rows live, no row outlives them.
+        """Start without names. Needs no event loop.
 
-        Needs no event loop.
+        ``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
         """
         self._name_maps = tuple(_NameMap(keep_s) for _ in range(4))
         self.node_name, self.node_host, self.node_type, self.owner = (

@@ -1,8 +1,8 @@
 """Decodes a flow without the values that have the wrong JSON type.
 
-If the round-trip time of a flow is a string, its bytes and packets can still be used. The optional
-fields are listed in `skyfast.flows.fields.FlowTypes.omissible`. If any other field cannot be decoded,
-the whole flow is skipped.
+If the round-trip time of a flow is a string, its bytes and packets can still be used.
+`skyfast.flows.fields.FlowTypes.omissible` lists the optional fields. If any other field cannot be
+decoded, the whole flow is skipped.
 """
 
 import contextlib

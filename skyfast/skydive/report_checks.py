@@ -1,9 +1,9 @@
 """Checks a random sample of messages for lost reports.
 
 Agents send reports to the analyzers in UDP datagrams by default, without acknowledgement, and an
-analyzer stops sending for a while when a subscriber disconnects. A lost report can be detected in the
-next report of its flow: the totals have increased by more than ``LastUpdateMetric``. The table adds
-the difference in any case; this module counts such gaps, so that operators notice them.
+analyzer stops sending for a while when a subscriber disconnects. The next report of a flow reveals
+a lost one: the totals have increased by more than ``LastUpdateMetric``. The table adds the
+difference in any case; this module counts such gaps, so that operators notice them.
 
 The same sample shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -245,7 +245,7 @@ class ReportChecker:
             or now - age_s - self._table.flow_update_s - SETTLE_S <= horizon_s
             or self._table.known(flow.UUID) is None
         ):
-            return  # the flow may have expired before, or the table did not accept it
+            return  # it may have been counted before, or the table did not accept it
         analyzer.reports_checked += 1
         grew = any(total > amount for total, amount in zip(totals, amounts, strict=True))
         if grew or _is_repeat(flow):

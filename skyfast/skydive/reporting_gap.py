@@ -1,11 +1,12 @@
 """Decides when reports may be missing, so that expiry pauses.
 
 While a subscription does not deliver, the reports of live connections do not arrive. Therefore no
-row expires until the subscription has delivered for another ``flow.update``: by then, every live flow
-has been reported again. The pause is bounded, because it also delays the expiry of ended connections.
+row expires until the subscription has delivered for another ``flow.update``: by then, every live
+flow has been reported again. The pause is bounded, because it also delays the expiry of ended
+connections.
 
-This module has no clock and no socket: its inputs are periodic states and ``now``, and its output is
-a decision.
+This module has no clock and no socket: its inputs are periodic states and ``now``, and its output
+is a decision.
 """
 
 import math
@@ -65,8 +66,8 @@ class ReportingGap:
     * A subscription that does not deliver for `MISSING_UPDATES` ``flow.update`` while others do
       stops counting until it is well: agents send to the others by then.
     * A subscription that has held the clock for `INCIDENT_UPDATES` stops counting too, and several
-      together cannot hold it for longer. The limits are reset after one ``flow.update`` during which
-      that subscription, or all counted ones, were well.
+      together cannot hold it for longer. The limits are reset after one ``flow.update`` during
+      which that subscription, or all counted ones, were well.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:

@@ -2,16 +2,16 @@
 
 Each capture point (a flow table of an agent: a capture on an interface) sends ``stats`` every 10 s,
 to an analyzer that it picks at random each time (``flow/table.go`` and
-``flow/client/flow_client.go`` of Skydive). Where n of them were sent, none of them came by one
-of N analyzers with probability (1 - 1/N)^n. A subscription without a message is *suspect* where
-that is less than `SUSPECT_CHANCE`, and *silent* where it is less than `SILENT_CHANCE`. The number
-of capture points tells how many were sent, as long as the other subscriptions agree.
+``flow/client/flow_client.go`` of Skydive). If n of them were sent, the probability that one of N
+analyzers received none is (1 - 1/N)^n. A subscription without a message is *suspect* if this is
+less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The number of sent
+``stats`` is estimated from the number of capture points, unless the other subscriptions disagree.
 
 A subscription that gets ``stats`` and no flows is silent too if the ``stats`` show that captures
 receive packets: after a client has subscribed to ``stats`` alone, an analyzer sends only these.
 
-This module has no clock and no socket. Time passes in looks, one a tick: after a pause of the
-process, the late look counts as one tick, and waiting messages are read before the next look.
+This module has no clock and no socket. It counts ticks instead of time: after a pause of the
+process, the late tick counts as one, and waiting messages are read before the next one.
 """
 
 import math
@@ -31,17 +31,17 @@ SILENT_CHANCE: Final = 1e-6
 """... a needless reconnection interrupts all subscribers of the analyzer."""
 
 LOST: Final = 0.01
-"""The share of ``stats`` that may get lost on the way, by UDP, before a subscription is silent."""
+"""The share of ``stats`` that UDP may lose before a subscription is silent."""
 
 WINDOW_S: Final = 30.0
-"""``stats`` are counted in windows of this time..."""
+"""``stats`` are counted in windows of this length..."""
 
 WINDOWS: Final = 4
 """... and the highest count of these windows is used. Together they are longer than any silence, so
 that a silent subscription does not lower it. Captures that end lower it within 2 minutes."""
 
 ENDED_SHARE: Final = 0.5
-"""If all other subscriptions deliver, but less than this share of it, captures have ended."""
+"""If all other subscriptions deliver, but less than this share, captures have ended."""
 
 IDLE_SHARE: Final = 0.1
 """Captures may be idle if no larger share of their reports shows packets..."""
@@ -61,16 +61,16 @@ READINGS: Final = (9, 10, 11)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SilenceTiming:
-    """All times, in seconds. Only tests use others than these."""
+    """Times in seconds. Only tests change the defaults."""
 
     statistics_s: float = 10.0
-    """Between two ``stats`` of a capture point."""
+    """Interval between two ``stats`` of a capture point."""
     suspect_s: float = 15.0
-    """No subscription is suspect before..."""
+    """Minimum time without a message until a subscription is suspect..."""
     silent_s: float = 20.0
-    """... or silent before."""
+    """... and until it is silent."""
     slack_s: float = SLACK_S
-    """Beyond ``flow.update``, until what an update has sent is here."""
+    """Time after ``flow.update`` until the reports of an update have arrived."""
 
 
 class _Report(msgspec.Struct, gc=False):
@@ -80,17 +80,17 @@ class _Report(msgspec.Struct, gc=False):
 
 
 class Activity:
-    """Tells from ``stats`` whether captures receive packets.
+    """Detects from ``stats`` whether captures receive packets.
 
-    ``PacketsReceived`` is the sum of about ten readings of a point's running total, so that an idle
-    point reports the same number all the time, or the sum of nine or eleven of the same readings. A
-    number that its capture has not reported lately shows packets. Captures that do not count
-    packets (eBPF, sFlow, NetFlow) report 0, which shows nothing.
+    ``PacketsReceived`` is the sum of about ten readings of a point's total. An idle point always
+    reports the same sum, or the sum of nine or eleven of the same readings. A sum that the capture
+    has not reported recently shows that it receives packets. Captures that do not count packets
+    (eBPF, sFlow, NetFlow) report 0, which shows nothing.
     """
 
     def __init__(self) -> None:
         self.capture_id = ""
-        """The only capture that counts; empty where all do."""
+        """The only capture to consider; empty for all."""
         self.reports = 0
         self.changes = 0
         """Reports that show packets."""
@@ -100,7 +100,7 @@ class Activity:
         self._kept_until_s = -math.inf
 
     def message(self, raw: msgspec.Raw | bytes, now: float) -> None:
-        """Take a report, the ``Obj`` of a message. Ignores invalid ones; `Captures` counts them."""
+        """Process a report, the ``Obj`` of a message. `Captures` counts invalid ones."""
         try:
             report = self._decode(raw)
         except UNDECODABLE:
@@ -131,7 +131,7 @@ class Activity:
 
 
 class FlowUpdate(Protocol):
-    """What is known of the agents' ``flow.update``."""
+    """The estimate of the agents' ``flow.update``."""
 
     @property
     def flow_update_s(self) -> float: ...
@@ -140,7 +140,7 @@ class FlowUpdate(Protocol):
 
 
 class Reporting:
-    """State shared by all subscriptions: their number, and the ``stats`` that they get."""
+    """State shared by all subscriptions: their number, and the ``stats`` that they receive."""
 
     def __init__(
         self,
@@ -153,17 +153,17 @@ class Reporting:
         self.activity = activity or Activity()
         self.timing = timing or SilenceTiming()
         self.analyzers = 1
-        """Subscriptions that there should be, up or not."""
+        """Number of configured subscriptions, up or down."""
         self.statistics = 0
-        """``stats`` that all have got."""
+        """Number of ``stats`` that all subscriptions have received."""
         self.silences: set[Silence] = set()
-        """Of the subscriptions that are up."""
+        """The states of the subscriptions that are up."""
         self._counts: deque[int] = deque([0], maxlen=WINDOWS)
         self._window_ends_s = -math.inf
 
     @property
     def capture_points(self) -> float:
-        """The estimated number of capture points; 0 at first."""
+        """The estimated number of capture points; initially 0."""
         return max(self._counts) * self.timing.statistics_s / self._window_s
 
     @property
@@ -171,7 +171,7 @@ class Reporting:
         return WINDOW_S * self.timing.statistics_s / SilenceTiming().statistics_s
 
     def add(self, statistics: int, now_s: float) -> None:
-        """Count ``stats`` that one subscription has received."""
+        """Count ``stats`` received by a subscription."""
         if now_s >= self._window_ends_s:
             self._counts.append(0)
             self._window_ends_s = now_s + self._window_s
@@ -180,17 +180,17 @@ class Reporting:
 
 
 class Silence:
-    """Decides whether one subscription is suspect or silent.
+    """Decides whether a subscription is suspect or silent.
 
-    ``longest_s`` bounds the time without a message until it is suspect, and ``longest_s`` times
-    ``stretch`` the time until it is silent; 0 disables both.
+    A subscription is suspect after ``longest_s`` without a message at the latest, and silent after
+    ``longest_s`` times ``stretch``; 0 disables both.
     """
 
     def __init__(
         self, reporting: Reporting, *, longest_s: float, stretch: float = 1.0, tick_s: float
     ) -> None:
         self.suspect = False
-        """Whether it is suspect now, or will be before the next look."""
+        """Whether it is suspect now, or will be before the next tick."""
         self.delivered = False
         """Whether a message has arrived so far."""
         self.silent_s = 0.0
@@ -207,10 +207,10 @@ class Silence:
         return self.delivered and not self.suspect
 
     def look(self, *, heard: bool, statistics: int, flows: bool, now_s: float) -> str:
-        """Take what has arrived since the last look; return why it is silent, or an empty text.
+        """Update the state once per tick; return why it is silent, or an empty string.
 
-        ``heard`` says whether any message has, ``statistics`` is the number of ``stats`` among
-        them, and ``flows`` says whether any had flows.
+        ``heard`` is whether messages have arrived since the last tick, ``statistics`` is the number
+        of ``stats`` among them, and ``flows`` is whether any message contained flows.
         """
         self._reporting.add(statistics, now_s)
         if heard:
@@ -231,7 +231,7 @@ class Silence:
         return ""
 
     def _is_quiet(self) -> bool:
-        """Whether it has got no message for longer than the interval of ``stats``."""
+        """Whether it has received no message for longer than the interval of ``stats``."""
         return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
 
     def _is_suspect(self) -> bool:
@@ -249,12 +249,12 @@ class Silence:
         )
 
     def _is_improbable(self, seconds: float, chance: float, *, lost: float) -> bool:
-        """Return whether no message for ``seconds`` is less probable than ``chance``."""
+        """Return whether ``seconds`` without a message are less probable than ``chance``."""
         reporting, analyzers = self._reporting, self._reporting.analyzers
         sent = reporting.capture_points * seconds / reporting.timing.statistics_s
-        others = [each for each in reporting.silences if each is not self]
+        others = [silence for silence in reporting.silences if silence is not self]
         if len(others) == analyzers - 1 > 0 and all(
-            each.delivered and not each._is_quiet() for each in others
+            other.delivered and not other._is_quiet() for other in others
         ):
             seen = reporting.statistics - self._sent_before
             if seen < ENDED_SHARE * sent * (analyzers - 1) / analyzers:
@@ -263,7 +263,7 @@ class Silence:
 
 
 def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
-    """Return whether one analyzer gets none of ``sent`` with a probability below ``chance``."""
+    """Return whether the probability of receiving none of ``sent`` is below ``chance``."""
     missed = 1 - (1 - lost) / analyzers
     if missed <= 0:
         return sent > 0
@@ -271,7 +271,7 @@ def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0
 
 
 class _MissingFlows:
-    """How long a subscription has got no flows, and whether flows were due in that time."""
+    """Tracks how long a subscription has received no flows, and whether flows were due."""
 
     def __init__(self, reporting: Reporting) -> None:
         self._reporting = reporting
@@ -282,9 +282,9 @@ class _MissingFlows:
         self.seconds = 0.0
         self._reports, self._changes = activity.reports, activity.changes
         self._shown = 0.0
-        """Reports that show packets, beyond the share of idle captures."""
+        """Number of reports that show packets, beyond the share of idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """When enough reports had shown packets that their flows must arrive."""
+        """``seconds`` when enough reports had shown packets for their flows to be due."""
 
     def look(self, *, flows: bool, tick_s: float) -> None:
         if flows:
@@ -300,7 +300,7 @@ class _MissingFlows:
             self._silent_after_s = min(self._silent_after_s, self._due_since(SILENT_CHANCE))
 
     def _due_since(self, chance: float) -> float:
-        """Return ``seconds`` if enough reports have shown packets by now, else infinity."""
+        """Return ``seconds`` if enough reports have shown packets so far, or infinity."""
         reporting = self._reporting
         # A point with packets sends flows once per flow.update, to one analyzer.
         reports_each = self._update_s / reporting.timing.statistics_s

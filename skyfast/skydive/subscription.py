@@ -1,13 +1,12 @@
 """One analyzer's subscription: connects, authenticates, receives and reconnects.
 
-A message is handed on as the bytes that came: what is in it is no concern of this module.
+Messages are passed on as received; this module does not decode them.
 
-A subscription ends with an exception, always. :func:`classify` turns it into the reason
-that is counted and logged, :func:`backoff` says how long to wait, and it begins again. Nothing
-short of cancellation ends that, so whatever an analyzer does costs no more than its own
-subscription.
+A subscription always ends with an exception. :func:`classify` maps it to the reason that is counted
+and logged, :func:`backoff` determines the delay, and then the subscription starts again. Only
+cancellation ends this loop, so a misbehaving analyzer affects only its own subscription.
 
-What the analyzers expect, and what they do wrong, is in ``docs/skydive.md``.
+``docs/skydive.md`` describes the protocol and the bugs of analyzers.
 """
 
 import asyncio
@@ -59,54 +58,55 @@ _wire_log = logging.getLogger("skyfast.websockets")
 _wire_log.setLevel(logging.WARNING)
 
 SILENCE_JITTER: Final = 1.3
-"""The silence time-out is stretched by up to this factor, anew for each subscription.
+"""Each subscription multiplies the silence timeout by a random factor up to this one.
 
-Analyzers fall silent for all their subscribers together, and the first that reconnects wakes them
-for the others: so those should not all reconnect at once. 20 s become 26 s at most, and the 45 s
-of ``silence_timeout`` 58 s."""
+An analyzer stops sending to all its subscribers together, and the first one that reconnects makes it
+resume for all. So they should not all reconnect at once. 20 s become up to 26 s, and the 45 s of
+``silence_timeout`` up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
-"""What `AnalyzerStats.messages` counts the messages by that silence is told from."""
+"""The keys in `AnalyzerStats.messages` of the messages from which silence is detected."""
 
 BACKLOG_BYTES: Final = 32 << 10
-"""A socket with so much unread keeps its analyzer waiting, if it does so all the time.
+"""If a socket always has this much unread data, its analyzer has to wait.
 
-Less than half of the smallest receive buffer that Linux gives (``tcp_rmem``), which cannot hold
-much more of a slow reader's than its half; and more than what lies there between two messages."""
+This is less than half of the smallest receive buffer in Linux (``tcp_rmem``), as a slow reader's
+buffer cannot hold much more than half of its size. And it is more than a fast reader ever leaves
+between two messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """All times, in seconds. Only tests use others than these."""
+    """Times in seconds. Only tests change the defaults."""
 
     open_timeout_s: float = 10.0
-    """From the beginning of a connection to the end of its opening handshake."""
+    """Timeout from connecting to the end of the opening handshake."""
     close_timeout_s: float = 1.0
-    """For the closing handshake; then the socket is closed without it."""
+    """Timeout of the closing handshake; then the socket is closed."""
     ping_interval_s: float = 10.0
-    """Between our own pings, which find half-open connections..."""
+    """Interval of pings, which detect half-open connections..."""
     ping_timeout_s: float = 20.0
-    """... where they are not answered in this time."""
+    """... if there is no pong within this time."""
     backoff_first_s: float = 0.5
-    """The longest wait before the first new attempt; it doubles with every further one..."""
+    """Maximum delay before the first reconnection; it doubles with every further one..."""
     backoff_most_s: float = 10.0
-    """... up to this."""
+    """... up to this maximum."""
     healthy_s: float = 30.0
-    """A subscription that lasted as long starts the waits over."""
+    """A subscription that lasted this long resets the delay."""
     tick_s: float = 1.0
-    """How often silence is looked for."""
+    """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """An analyzer that was kept waiting for so long has closed the connection because of that.
-    Skydive does after 10 s in which it could not write, and 7 s in which it had no pong."""
+    """If an analyzer had to wait this long, that is why it closed the connection. Skydive closes
+    it after 10 s in which it could not write, or 7 s without a pong."""
     conflict_grace_s: float = 15.0
-    """How long an analyzer may take our own last subscription for another client's."""
+    """For this time, an analyzer may still list the previous subscription of this process."""
     log_interval_s: float = LOG_INTERVAL_S
-    """Between two log lines about one analyzer and cause."""
+    """Minimum interval between two log lines of the same analyzer and cause."""
     resolve_interval_s: float = 30.0
-    """Between two resolutions of a ``dns+`` name."""
+    """Interval between two resolutions of a ``dns+`` name."""
     silence: SilenceTiming = field(default_factory=SilenceTiming)
-    """Those of `skyfast.skydive.silence`."""
+    """The times of `skyfast.skydive.silence`."""
 
 
 DEFAULT_TIMING: Final = Timing()
@@ -117,11 +117,11 @@ class SilenceError(Exception):
 
 
 class OverloadError(Exception):
-    """The analyzer gave up a subscription that was not read from fast enough."""
+    """The analyzer dropped the subscription because it was read too slowly."""
 
 
 class NamelessServerError(Exception):
-    """Whoever accepted the subscription did not say that it is a Skydive service."""
+    """The server that accepted the subscription did not identify as a Skydive service."""
 
 
 _STATUS_REASONS: Final = {401: "unauthorized", 403: "forbidden", 409: "conflict", 426: "upgrade"}
@@ -130,7 +130,7 @@ _CLOSE_REASONS: Final[dict[int, str]] = {
     CloseCode.INTERNAL_ERROR: "timeout",  # websockets' code for a ping without a pong
 }
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""What the system says when it is our own machine that has not enough: nobody refused anything."""
+"""Errors of resource shortages on this machine; the analyzer has not refused the connection."""
 
 REASON_TEXTS: Final = {
     "refused": "cannot connect",
@@ -147,11 +147,11 @@ REASON_TEXTS: Final = {
     "unresolved": "cannot resolve the host name",
     "error": "subscription failed",
 }
-"""What is logged for each of ``RECONNECT_REASONS``."""
+"""The log messages of ``RECONNECT_REASONS``."""
 
 
 def classify(exc: BaseException) -> str:
-    """Return why a subscription, or the attempt at one, ended: one of ``RECONNECT_REASONS``."""
+    """Return why a subscription or connection attempt ended, one of ``RECONNECT_REASONS``."""
     match exc:
         case SilenceError():
             return "silent"
@@ -163,7 +163,7 @@ def classify(exc: BaseException) -> str:
             return "handshake"
         case ConnectionClosed():
             if exc.sent is None or exc.rcvd_then_sent:
-                return "closed"  # by the other side, whose code is echoed
+                return "closed"  # by the analyzer; its code is echoed
             return _CLOSE_REASONS.get(exc.sent.code, "error")
         case socket.gaierror() | UnicodeError():  # the latter from the encoding of host names
             return "unresolved"
@@ -177,7 +177,7 @@ def classify(exc: BaseException) -> str:
 
 
 def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
-    """Yield how many seconds to wait before each new attempt: full jitter, growing ceiling."""
+    """Yield the delays before new attempts in seconds: exponential backoff with full jitter."""
     ceiling_s = timing.backoff_first_s
     while True:
         yield random.uniform(0, ceiling_s)
@@ -185,16 +185,16 @@ def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
 
 
 class _Connect(connect):
-    """Does not follow redirects: no analyzer has any, and they would take our headers along."""
+    """Does not follow redirects: analyzers send none, and they would receive the credentials."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
 
 
 class _BacklogTimer:
-    """For how long an analyzer is kept waiting, by a look at the backlog once a tick.
+    """Measures how long an analyzer has been waiting, by checking the backlog once per tick.
 
-    A look that comes late tells of a time in which nothing was read at all.
+    A late check means that nothing was read in the meantime.
     """
 
     def __init__(self, tick_s: float) -> None:
@@ -212,11 +212,11 @@ class _BacklogTimer:
         self._looked_s = now_s
 
     def seconds(self) -> float:
-        """Return how long it has been, up to now or just before."""
+        """Return how long the analyzer has been waiting, up to now or just before."""
         now_s = time.monotonic()
         if self._is_long_ago(self._looked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
-        # Before the end of a connection comes what was left of the backlog.
+        # The rest of the backlog is read before the end of the connection is noticed.
         return 0.0 if self._is_long_ago(self._behind_until_s, now_s) else self._lag_s
 
     def _is_long_ago(self, at_s: float, now_s: float) -> bool:
@@ -224,12 +224,12 @@ class _BacklogTimer:
 
 
 class _SilenceMonitor:
-    """Looks once a tick whether a subscription still delivers, and ends it where not.
+    """Checks once per tick whether a subscription still delivers, and ends it if not.
 
-    Silence is counted in ticks, not read from a clock: when the process was stopped for a
-    while, the late tick counts as one, and what has come in is read before the next.
+    Silence is measured in ticks: after a pause of the process, the late tick counts as one, and
+    waiting messages are read before the next one.
 
-    In ``lag`` it keeps for how long the analyzer has been waiting for us.
+    ``backlog`` measures how long the analyzer has been waiting.
     """
 
     def __init__(
@@ -242,14 +242,14 @@ class _SilenceMonitor:
         tick_s: float,
         on_change: Callable[[], None],
     ) -> None:
-        """Begin to monitor. ``deadline`` expires with silence.
+        """Start monitoring. Silence expires ``deadline``.
 
-        ``on_change`` is called when it begins or ceases to deliver.
+        ``on_change`` is called when the subscription starts or stops delivering.
         """
         self.heard = False
-        """To be set with every message."""
+        """The receiver sets this for every message."""
         self.problem = ""
-        """Why the subscription is silent, when it is."""
+        """Why the subscription is silent, if it is."""
         self.backlog = _BacklogTimer(tick_s)
         self._connection = connection
         self._deadline = deadline
@@ -265,19 +265,19 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.heard and not self._silence.delivered:
-            # It has ended before the first look, and what it delivered will be missing.
+            # It ended before the first tick. It counts as having delivered, so that expiry pauses.
             self._silence.delivered = True
             self._on_change()
 
     def _counts(self) -> tuple[int, int]:
-        """Return the messages so far with statistics and with flows."""
+        """Return the number of messages so far with statistics and with flows."""
         return self._messages[STATISTICS], self._messages[FLOWS]
 
     def _tick(self) -> None:
         self.backlog.look(backlog=self._connection.backlog_bytes() >= BACKLOG_BYTES)
         closing = self._connection.state is State.CLOSING
         if closing and self._closing:
-            # websockets waits for the server to close the socket, be it for ever.
+            # websockets would wait forever for the server to close the socket.
             self._connection.transport.abort()
             return
         self._closing = closing
@@ -301,7 +301,7 @@ class _SilenceMonitor:
 
 
 class Subscription:
-    """One analyzer's subscription. ``up`` in its stats is 1 while it is subscribed."""
+    """The subscription to one analyzer. ``stats.up`` is 1 while it is subscribed."""
 
     def __init__(
         self,
@@ -316,12 +316,12 @@ class Subscription:
         predecessor: "Subscription | None" = None,
         timing: Timing = DEFAULT_TIMING,
     ) -> None:
-        """Prepare to subscribe to ``endpoint``, one of ``config.subscriber.endpoints``.
+        """Create a subscription to ``endpoint``, one of ``config.subscriber.endpoints``.
 
-        It may have one of its addresses. ``ssl`` is needed for ``wss://``. ``on_message`` gets
-        the bytes of each message, and counts it in ``stats``; ``on_change`` is called when
-        ``stats.up`` or `delivers` has changed. ``predecessor`` is the same analyzer's
-        subscription that has been ended for this one.
+        The endpoint may include one of the addresses of its host. ``ssl`` is required for
+        ``wss://``. ``on_message`` receives the bytes of each message, and counts it in ``stats``.
+        ``on_change`` is called when ``stats.up`` or `delivers` has changed. ``predecessor`` is the
+        subscription to the same analyzer that this one replaces.
         """
         self.endpoint = endpoint
         self._authentication = Authentication(
@@ -339,18 +339,18 @@ class Subscription:
         self._ssl = ssl
         self._timing = timing
         self._limit = LogLimit(timing.log_interval_s)
-        self._offered: Headers = []
+        self._sent_headers: Headers = []
         self._server: str = predecessor._server if predecessor is not None else ""
         self._lasted_s = 0.0
         self._ended_s: float = predecessor._ended_s if predecessor is not None else -math.inf
 
     @property
     def delivers(self) -> bool:
-        """Whether it is subscribed, has brought a message since then, and is not suspect."""
+        """Whether it is subscribed, has received a message since then, and is not suspect."""
         return self._silence is not None and self._silence.delivers
 
     async def run(self) -> None:
-        """Stay subscribed until cancelled; then the subscription is closed properly."""
+        """Stay subscribed until cancelled; then close the subscription cleanly."""
         delays = backoff(self._timing)
         while True:
             try:
@@ -364,24 +364,24 @@ class Subscription:
             await asyncio.sleep(delay_s)
 
     async def _subscribe(self) -> Never:
-        """Subscribe, and receive until something fails."""
+        """Subscribe, and receive messages until an error occurs."""
         connection = await self._connect()
         try:
             server = _server_name(connection)
             began_s = time.monotonic()
-            self._set_up(1)
+            self._set_state(1)
             try:
                 self._log_subscribed(server)
                 await self._receive(connection)
             finally:
-                self._set_up(0)
+                self._set_state(0)
                 self._ended_s = time.monotonic()
                 self._lasted_s = self._ended_s - began_s
         finally:
             await self._close(connection)
 
     async def _connect(self) -> Connection:
-        """Connect to the first address that can be connected to."""
+        """Connect to the first reachable address."""
         *others, last = await resolve(self.endpoint.connect_host, self.endpoint.port)
         for address in others:
             with contextlib.suppress(OSError):
@@ -391,7 +391,7 @@ class Subscription:
     async def _connect_to(self, address: str) -> Connection:
         endpoint, timing = self.endpoint, self._timing
         capture_id = self._config.subscriber.capture_id
-        self._offered = self._authentication.headers()
+        self._sent_headers = self._authentication.headers()
         connection = await _Connect(
             endpoint.url,
             additional_headers=[
@@ -399,9 +399,9 @@ class Subscription:
                 ("X-Client-Type", "analyzer"),
                 ("X-Client-Protocol", "json"),
                 ("X-Websocket-Namespace", f"flow/{capture_id}" if capture_id else "flow"),
-                # Comes every 10 s, traffic or not: without it, silence would mean nothing.
+                # Sent every 10 s even without traffic; silence cannot be detected without it.
                 ("X-Websocket-Namespace", "stats"),
-                *self._offered,
+                *self._sent_headers,
             ],
             user_agent_header=f"skyfast/{__version__}",
             compression=None,
@@ -444,7 +444,7 @@ class Subscription:
                     await self._read(connection, monitor)
                 except ConnectionClosed as exc:
                     waited_s = monitor.backlog.seconds()
-                    # With a code, it would be for another reason.
+                    # A close code would indicate another reason.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
                         text = f"the analyzer waited {waited_s:.0f} s"
                         raise OverloadError(text) from None
@@ -458,7 +458,7 @@ class Subscription:
             self._silence = None
 
     async def _read(self, connection: Connection, monitor: _SilenceMonitor) -> Never:
-        """Hand on message after message."""
+        """Pass on messages until the connection ends."""
         stats, on_message, now_s = self.stats, self._on_message, time.time
 
         def handle(data: MessageData) -> None:
@@ -476,7 +476,7 @@ class Subscription:
 
     async def _close(self, connection: ClientConnection) -> None:
         try:
-            # websockets' own time-out does not cover a full write buffer.
+            # The timeout of websockets does not cover a full write buffer.
             async with asyncio.timeout(self._timing.close_timeout_s):
                 await connection.close()
         except TimeoutError:
@@ -486,7 +486,7 @@ class Subscription:
                 connection.transport.abort()
 
     async def _failed(self, exc: Exception, delay_s: float) -> None:
-        """Count and log the end of a subscription, and log in where that may help."""
+        """Count and log the end of a subscription, and log in if that may help."""
         reason = classify(exc)
         self.stats.reconnects[reason] += 1
         level = logging.WARNING
@@ -500,7 +500,7 @@ class Subscription:
                 level = logging.INFO
                 text = "the analyzer has not released the previous subscription yet (HTTP 409)"
         elif reason == "unauthorized":
-            if await self._authentication.reauthenticate(self._offered):
+            if await self._authentication.reauthenticate(self._sent_headers):
                 level = logging.INFO
                 text += ", logged in"
             else:
@@ -508,7 +508,7 @@ class Subscription:
         self.stats.last_failure = Failure(reason, text)
         self._log(level, reason, f"{text}; next attempt in {delay_s:.1f} s")
 
-    def _set_up(self, up: int) -> None:
+    def _set_state(self, up: int) -> None:
         self.stats.turn(up)
         self._changed()
 
@@ -517,11 +517,11 @@ class Subscription:
             self._on_change()
 
     def _log_subscribed(self, server: str) -> None:
-        # The last line about an analyzer tells its present state: so does the next failure's.
+        # Always log the next failure, so that the last line shows the state of the analyzer.
         self._limit.reset()
         if self._server in ("", server):
             log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)
-        else:  # another analyzer, or one that is configured anew
+        else:  # another analyzer, or one with a new configuration
             text = "analyzer %s: subscribed to %s, previously %s"
             log.warning(text, self.endpoint.name, server, self._server)
         self._server = server
@@ -532,7 +532,7 @@ class Subscription:
 
     def _log_bug(self, exc: Exception) -> None:
         def shown() -> tuple[type[RuntimeError], RuntimeError, TracebackType | None]:
-            # The exception's own text may quote the message: only its traceback is logged as it is.
+            # The text of the exception may quote the message, so it is escaped.
             error = RuntimeError(f"{type(exc).__name__}: {printable(exc)}")
             return RuntimeError, error, exc.__traceback__
 
@@ -541,9 +541,9 @@ class Subscription:
 
 
 def _server_name(connection: ClientConnection) -> str:
-    """Return how the server calls itself, fit for a log, once it has said so."""
+    """Return the name that the server sends in its headers, safe to log."""
     names = []
-    if connection.response is not None:  # as it is before the handshake only
+    if connection.response is not None:  # None only before the handshake
         headers = connection.response.headers
         names = [*headers.get_all("X-Service-Type"), *headers.get_all("X-Host-ID")]
     if not any(names):
@@ -552,22 +552,22 @@ def _server_name(connection: ClientConnection) -> str:
 
 
 def error_details(exc: Exception) -> str:
-    """Return what happened, fit for a log."""
+    """Return the error message, safe to log."""
     text = str(exc) or type(exc).__name__
-    # What websockets raises is general; what made it do so is not.
+    # The exceptions of websockets are generic; their cause is specific.
     if isinstance(exc, InvalidHandshake | ConnectionClosed) and exc.__cause__ is not None:
         text += f": {exc.__cause__}"
     return printable(text)
 
 
 def _explanation(exc: Exception, *, secure: bool) -> str:
-    """Return what to add to the details of a failed opening handshake, if anything."""
+    """Return an explanation of a failed opening handshake, or an empty string."""
     match exc:
         case InvalidStatus() if exc.response.status_code in REDIRECTS:
             return redirect(exc.response.headers.get("Location", ""))
         case InvalidStatus() if exc.response.status_code == 400 and not secure:
             return USE_TLS
-        case InvalidMessage() if not secure:  # an HTTP/1.0 answer, an alert, or none at all
+        case InvalidMessage() if not secure:  # an HTTP/1.0 response, an alert, or no response
             return USE_TLS
         case ssl_module.SSLError() if exc.reason in NOT_TLS:
             return USE_PLAIN

@@ -1,6 +1,6 @@
 """The subscriptions to all analyzers, and the addresses of their host names.
 
-Each is a :class:`skyfast.skydive.subscription.Subscription`.
+Each of them is a :class:`skyfast.skydive.subscription.Subscription`.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from skyfast.stats import AnalyzerStats, Failure, Stats
 log = logging.getLogger("skyfast.subscription")
 
 MAX_ADDRESSES: Final = 64
-"""Addresses of one ``dns+`` name that are subscribed to."""
+"""Maximum number of addresses used of a ``dns+`` name."""
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -41,13 +41,13 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 class Subscriptions:
     """The subscriptions to all of ``config.subscriber.endpoints``.
 
-    A ``dns+`` endpoint is one subscription for each address of its name. Each has its own row
-    in ``stats.analyzers``, which is removed with its address, so that their number stays
-    bounded. The name has a row too: failed resolutions are counted there, and its ``up`` is
-    1 while one of its addresses is subscribed.
+    A ``dns+`` endpoint has one subscription for each address of its name. Each has its own row in
+    ``stats.analyzers``, which is removed with the address, so that the number of rows stays
+    bounded. The name has a row too: it counts failed resolutions, and its ``up`` is 1 while at
+    least one of the addresses is subscribed.
 
-    The configuration and the name servers say who is to be subscribed to. What they say is written
-    down, and `run` alone acts on it: it ends what should not be there, and begins what is missing.
+    The configuration and the name servers determine the targets. Only `run` acts on their changes:
+    it stops obsolete subscriptions and starts missing ones.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Subscriptions:
         resolve: Resolve = resolve,
         timing: Timing = DEFAULT_TIMING,
     ) -> None:
-        """Prepare the subscriptions. This blocks: it reads the certificates.
+        """Prepare the subscriptions. This blocks, because it reads the certificates.
 
-        ``on_message`` counts each message in its analyzer's stats, ``activity`` gets their
-        statistics, and ``on_change`` is called when `delivering` may have changed.
+        ``on_message`` counts each message in the stats of its analyzer, ``activity`` receives
+        their statistics, and ``on_change`` is called when `delivering` may have changed.
 
         Raises:
-            ConfigError: A certificate cannot be used, or a text cannot be sent.
+            ConfigError: A certificate is unusable, or a value cannot be sent in a header.
 
         """
         self._stats = stats
@@ -87,33 +87,33 @@ class Subscriptions:
 
     @property
     def any_up(self) -> bool:
-        """Whether at least one analyzer is subscribed to."""
+        """Whether at least one subscription is up."""
         return any(running.subscription.stats.up for running in self._running.values())
 
     @property
     def delivering(self) -> set[str]:
-        """The names of those that deliver."""
-        return {name for name, one in self._running.items() if one.subscription.delivers}
+        """The names of the subscriptions that deliver."""
+        return {name for name, running in self._running.items() if running.subscription.delivers}
 
     @property
     def subscribed(self) -> Set[str]:
-        """The names of all that there should be."""
+        """The names of all subscriptions, up or down."""
         return self._running.keys()
 
     def state(self, name: str) -> str:
-        """Return how the subscription of that name is, for the log."""
-        one = self._running.get(name)
-        if one is None:
+        """Return the state of a subscription for the log."""
+        running = self._running.get(name)
+        if running is None:
             return "no longer subscribed"
-        if one.subscription.delivers:
+        if running.subscription.delivers:
             return "delivering again"
-        return "silent" if one.subscription.stats.up else "not subscribed"
+        return "silent" if running.subscription.stats.up else "not subscribed"
 
     def prepare(self, config: Config) -> "Prepared":
-        """Return what `configure` takes; change nothing. This blocks: it reads the certificates.
+        """Validate a configuration for `configure`. This blocks, because it reads certificates.
 
         Raises:
-            ConfigError: A certificate cannot be used, or a text cannot be sent.
+            ConfigError: A certificate is unusable, or a value cannot be sent in a header.
 
         """
         _check_headers(config)
@@ -127,16 +127,16 @@ class Subscriptions:
             raise ConfigError(f"{config.source}: {exc}") from None
 
     def configure(self, prepared: "Prepared") -> None:
-        """Subscribe as another configuration says, in the background.
+        """Apply another configuration in the background.
 
-        Subscriptions for which nothing changes are not disturbed. The others are closed, and
-        those of them that should still be there are begun again, with the counters they had.
+        Unaffected subscriptions continue. The others are closed; those that are still configured
+        are restarted and keep their counters.
         """
         self._prepared = prepared
         self._changed.set()
 
     async def run(self) -> None:
-        """Stay subscribed to all until cancelled; then all subscriptions are closed properly."""
+        """Stay subscribed to all until cancelled; then close all subscriptions cleanly."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._changed.clear()
@@ -150,11 +150,11 @@ class Subscriptions:
                 await self._changed.wait()
 
     def _targets(self) -> dict[str, "_Target"]:
-        """Return whom to subscribe to, by name."""
+        """Return the targets to subscribe to, by name."""
         targets: dict[str, _Target] = {}
-        # An analyzer that is given by its address, and has a name as well, is subscribed to once.
+        # An analyzer that is configured by address and by name gets one subscription.
         endpoints = self._prepared.config.subscriber.endpoints
-        for endpoint in sorted(endpoints, key=lambda each: each.follows_dns):
+        for endpoint in sorted(endpoints, key=lambda endpoint: endpoint.follows_dns):
             for address in self._addresses.get(endpoint, [] if endpoint.follows_dns else [""]):
                 target = _Target(
                     endpoint=endpoint,
@@ -166,7 +166,7 @@ class Subscriptions:
         return targets
 
     async def _stop_obsolete(self, targets: Mapping[str, "_Target"]) -> dict[str, Subscription]:
-        """End the subscriptions that are not targets, or not as they are; return them."""
+        """Stop the subscriptions that are not in ``targets`` or have changed; return them."""
         endpoints = self._prepared.config.subscriber.endpoints
         removed = self._resolvers.keys() - set(endpoints)
         stopped = {
@@ -200,7 +200,7 @@ class Subscriptions:
         stopped: Mapping[str, Subscription],
         tasks: asyncio.TaskGroup,
     ) -> None:
-        """Begin what is missing. ``stopped`` are the subscriptions that have just ended."""
+        """Start missing subscriptions. ``stopped`` are those that have just been stopped."""
         for endpoint in self._prepared.config.subscriber.endpoints:
             if endpoint.follows_dns and endpoint not in self._resolvers:
                 self._resolvers[endpoint] = tasks.create_task(self._watch_addresses(endpoint))
@@ -226,7 +226,7 @@ class Subscriptions:
         )
 
     def _sync_rows(self, targets: Iterable[str]) -> None:
-        """Give every endpoint and analyzer its row, and take away those of others."""
+        """Add the rows of endpoints and targets, and remove all others."""
         endpoints = self._prepared.config.subscriber.endpoints
         names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *targets])
         for name in self._stats.analyzers.keys() - names.keys():
@@ -240,15 +240,19 @@ class Subscriptions:
         self._on_change()
 
     def _update_name_states(self) -> None:
-        """Let the row of each followed name say whether one of its addresses is subscribed to."""
+        """Set ``up`` of each ``dns+`` name to whether one of its addresses is subscribed."""
         for endpoint, addresses in self._addresses.items():
-            if endpoint.name not in self._running:  # whose row is its own
+            if endpoint.name not in self._running:  # otherwise it is the row of a subscription
                 names = {endpoint.at(address).name for address in addresses}
-                ups = (one.subscription.stats.up for n, one in self._running.items() if n in names)
+                ups = (
+                    running.subscription.stats.up
+                    for name, running in self._running.items()
+                    if name in names
+                )
                 self._stats.analyzer(endpoint.name).turn(int(any(ups)))
 
     async def _watch_addresses(self, endpoint: Endpoint) -> Never:
-        """Keep the addresses of the name in a ``dns+`` URL up to date."""
+        """Keep the addresses of a ``dns+`` name up to date."""
         timing = self._timing
         delays = backoff(timing)
         while True:
@@ -270,7 +274,7 @@ class Subscriptions:
                         f"{len(addresses)} addresses; using the first {MAX_ADDRESSES}",
                         cause="addresses",
                     )
-                    # Not those that happen to come first, which change.
+                    # Sorted, because the order of the response changes.
                     addresses = sorted(addresses)[:MAX_ADDRESSES]
                 if set(addresses) != set(self._addresses.get(endpoint, [])):
                     self._addresses[endpoint] = addresses
@@ -285,10 +289,10 @@ class Subscriptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A configuration that can be subscribed with.
+    """A validated configuration.
 
-    ``ssl`` is None where no endpoint needs it, and ``digests`` are of the files that it was made
-    from, which can change under their old names.
+    ``ssl`` is None if no endpoint needs it. ``digests`` are the hashes of its certificate files,
+    which can change without a change of their names.
     """
 
     config: Config
@@ -296,7 +300,7 @@ class Prepared:
     digests: tuple[bytes, ...]
 
     def settings(self, endpoint: Endpoint) -> object:
-        """Return what a subscription depends on beside its endpoint, to be compared."""
+        """Return the settings of a subscription besides its endpoint, for comparison."""
         return (
             self.config.host_id,
             self.config.credentials,
@@ -308,9 +312,9 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """Whom to subscribe to, and how: subscriptions of equal targets are the same.
+    """The parameters of a subscription; equal targets do not need a restart.
 
-    ``address`` is empty where it is the endpoint's host.
+    ``address`` is empty if the host of the endpoint is used.
     """
 
     endpoint: Endpoint
@@ -327,7 +331,7 @@ class _Running:
 
 
 def _digests(tls: TLS) -> tuple[bytes, ...]:
-    """Return what differs where the contents of the files do."""
+    """Return the hashes of the certificate files."""
     paths = [path for path in (tls.ca_cert, tls.client_cert, tls.client_key) if path]
     try:
         return tuple(hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
@@ -336,14 +340,14 @@ def _digests(tls: TLS) -> tuple[bytes, ...]:
 
 
 def _check_headers(config: Config) -> None:
-    """Refuse what websockets would refuse with every attempt, quoting secrets in its error."""
-    texts = {
+    """Reject header values that websockets rejects with errors that quote secrets."""
+    values = {
         "host_id": config.host_id,
         "pipeline.subscriber.capture_id": config.subscriber.capture_id,
         **{f"http.cookie.{name}": value for name, value in config.cookies.items()},
     }
-    for key, text in texts.items():
-        if not (text.isascii() and text.isprintable()) and text:
+    for key, value in values.items():
+        if not (value.isascii() and value.isprintable()) and value:
             raise ConfigError(
                 f"{config.source}: {key}: must be printable ASCII, because"
                 " it is sent in an HTTP header"

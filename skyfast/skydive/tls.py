@@ -9,19 +9,19 @@ from skyfast.config.yaml_nodes import ConfigError
 def client_context(tls: TLS) -> ssl.SSLContext:
     """Return the context for connections to analyzers.
 
-    ``ca_cert``, where set, is trusted instead of the system's authorities. Host names are
-    checked. This blocks: it reads the files.
+    If set, ``ca_cert`` is trusted instead of the system's authorities. Host names are verified.
+    This blocks, because it reads the files.
 
     Raises:
-        ConfigError: A file does not hold what its key says.
+        ConfigError: A file cannot be read or is not valid for its key.
 
     """
     try:
         context = ssl.create_default_context(cafile=tls.ca_cert or None)
     except (OSError, ValueError) as exc:
         raise _error("tls.ca_cert", tls.ca_cert, "PEM certificates", exc) from None
-    # As the Go connector reads it: a certificate in ca_cert is trusted whether or not it is
-    # self-signed, and authorities without the extensions that Python 3.13 asks for are accepted.
+    # Like Go's TLS client: certificates in ca_cert are trusted even if they are not self-signed,
+    # and authorities without the extensions that Python 3.13 requires are accepted.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if tls.client_cert:
@@ -37,13 +37,13 @@ def client_context(tls: TLS) -> ssl.SSLContext:
 
 
 def _refuse_password() -> str:
-    # Without this, OpenSSL asks the terminal, and a daemon hangs.
+    # Otherwise OpenSSL prompts on the terminal, and a daemon hangs.
     raise ValueError("the key is encrypted")
 
 
 def _error(key: str, path: str, allowed: str, exc: Exception) -> ConfigError:
     if isinstance(exc, ssl.SSLError):
-        reason = exc.reason or ""  # str() of it names a line of Python's own source
+        reason = exc.reason or ""  # its str() contains a line number of CPython's source
     else:
         reason = str(getattr(exc, "strerror", None) or exc)
     return ConfigError(f"{key}: {path!r} does not contain {allowed}{reason and f' ({reason})'}")

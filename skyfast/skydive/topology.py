@@ -1,7 +1,7 @@
 """Polls the topology API of the analyzers.
 
-For :mod:`skyfast.skydive.interfaces` and :mod:`skyfast.skydive.name_index`. Nothing here knows of
-flows, so a topology API that fails cannot harm them.
+The responses go to :mod:`skyfast.skydive.interfaces` and :mod:`skyfast.skydive.name_index`. This
+module is independent of flows, so that failures of the topology API cannot affect them.
 """
 
 import asyncio
@@ -37,34 +37,34 @@ if TYPE_CHECKING:
 log = logging.getLogger("skyfast.topology")
 
 PATH: Final = "/api/topology"
-"""Where an analyzer answers queries, below the prefix of its URL."""
+"""Path of the topology API, below the prefix of the analyzer's URL."""
 
 QUERY: Final = "G.V().Has('EncapType', 'ether')"
-"""The Gremlin query for the network interfaces of the page."""
+"""The Gremlin query for the exported network interfaces."""
 
 QUERY_WITH_NAMES: Final = (
     "G.V().HasEither('EncapType', Ne(''), 'Type', 'ovsbridge', 'Type', 'ovsport')"
 )
-"""The Gremlin query for these and all else that has addresses or where flows are captured.
+"""The Gremlin query for these and all other nodes that have addresses or can be captured.
 
-That is every device of Linux, as loopback and tunnels have other ``EncapType``s (``loopback``,
-``gre``, ``sit``, ``none``, …), and Open vSwitch's bridges and ports, which have none: see
-``CaptureTypes`` in Skydive's ``flow/probes/capabilities.go``. Since Skydive 0.21."""
+These are all Linux devices, because loopback and tunnels have other ``EncapType``s (``loopback``,
+``gre``, ``sit``, ``none``, …), and Open vSwitch bridges and ports, which have none: see
+``CaptureTypes`` in Skydive's ``flow/probes/capabilities.go``. Requires Skydive 0.21."""
 
 NAMES_INTERVAL_S: Final = 20.0
-"""How often names are asked for where the interfaces are switched off."""
+"""Polling interval for names if interface metrics are disabled."""
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
-"""Longest answer that is read, before and after decompression: about 20,000 real interfaces.
+"""Maximum size of a response, before and after decompression: about 20,000 real interfaces.
 
-This is a security limit: an answer may be a gzip bomb."""
+This is a security limit: a response may be a gzip bomb."""
 
 REQUEST_TIMEOUT_S: Final = 10.0
-"""How long one analyzer may take over its answer, a login included, before the next is asked."""
+"""Timeout of a query, including a login. Then the next analyzer is queried."""
 
 
 class _QueryError(Exception):
-    """An analyzer gave no topology; ``reason`` is one of ``TOPOLOGY_ERRORS``."""
+    """A query of an analyzer failed; ``reason`` is one of ``TOPOLOGY_ERRORS``."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -72,11 +72,11 @@ class _QueryError(Exception):
 
 
 class TopologyPoller:
-    """Asks for the interfaces, and for names where somebody looks them up, again and again.
+    """Periodically queries the interfaces, and the names if they are used.
 
-    The analyzers of ``config.subscriber.endpoints`` are asked in their order until one answers.
-    That one is asked first from then on. Of a name that stands for several addresses, one that
-    the resolver gives is asked: every analyzer knows the whole topology.
+    The analyzers of ``config.subscriber.endpoints`` are queried in order until one responds. The
+    next poll starts with that one. If a name resolves to several addresses, only one of them is
+    queried, because every analyzer knows the whole topology.
     """
 
     def __init__(
@@ -89,18 +89,18 @@ class TopologyPoller:
         names: NameIndex | None = None,
         renamed: Callable[[DefaultEmptyDict, Set[str]], object] | None = None,
     ) -> None:
-        """Prepare; ``now`` is the clock of ``interfaces`` and ``names``, in seconds.
+        """Create the poller; ``now`` is the clock of ``interfaces`` and ``names``, in seconds.
 
-        Without ``names``, nobody looks them up and nothing is done for them. ``renamed`` is called
-        on the event loop, with each of their mappings that has changed and the keys for which
-        it has another answer now.
+        Without ``names``, only interfaces are polled. ``renamed`` is called on the event loop for
+        each changed mapping of ``names``, with the changed keys.
 
         Raises:
-            ConfigError: An analyzer wants TLS and ``config.tls`` names unusable files.
+            ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.
 
         """
         endpoints = config.subscriber.endpoints
-        context = client_context(config.tls) if any(one.secure for one in endpoints) else None
+        uses_tls = any(endpoint.secure for endpoint in endpoints)
+        context = client_context(config.tls) if uses_tls else None
         interval_s = config.topology.interfaces_interval_s
         self._interfaces = interfaces if interval_s else None
         self._names = names
@@ -122,10 +122,10 @@ class TopologyPoller:
         self._limit = LogLimit()
 
     async def run(self) -> None:
-        """Ask at once and then in every interval, until cancelled.
+        """Poll now and then once per interval, until cancelled.
 
-        The interval is ``interfaces_interval_s``, or that of names where it is 0. Returns where
-        neither is wanted. No failure of an analyzer is raised.
+        The interval is ``interfaces_interval_s``, or `NAMES_INTERVAL_S` if that is 0. Returns at
+        once if neither interfaces nor names are used. Failures of analyzers are not raised.
         """
         if not self._interval_s:
             return
@@ -133,7 +133,7 @@ class TopologyPoller:
 
         clock = asyncio.get_running_loop().time
         async with aiohttp.ClientSession(
-            # The next request comes when a kept connection has timed out, and POST is not retried.
+            # A kept connection would time out before the next request, and POST is not retried.
             connector=http_connector(force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             # A few kilobytes can decompress to gigabytes: see `_gunzip`.
@@ -145,15 +145,16 @@ class TopologyPoller:
                 await asyncio.sleep(self._interval_s - (clock() - begun) % self._interval_s)
 
     async def _refresh(self, session: "aiohttp.ClientSession") -> None:
-        """Ask one analyzer after the other until one has answered."""
-        for analyzer in sorted(self._analyzers, key=lambda one: one is not self._preferred):
+        """Query one analyzer after the other until one responds."""
+        preferred = self._preferred
+        for analyzer in sorted(self._analyzers, key=lambda analyzer: analyzer is not preferred):
             try:
                 await self._ask(session, analyzer)
             except _QueryError as error:
                 self._failed(analyzer.endpoint.name, error.reason, str(error))
             except Exception as error:
-                # A fault of ours must not end the process: flows go on without interfaces.
-                log.debug("analyzer %s: unexpected", analyzer.endpoint.name, exc_info=True)
+                # A bug must not end the process: flows are exported without interfaces too.
+                log.debug("analyzer %s: unexpected error", analyzer.endpoint.name, exc_info=True)
                 self._failed(analyzer.endpoint.name, "error", f"{type(error).__name__}: {error}")
             else:
                 if analyzer is not self._preferred:
@@ -162,7 +163,12 @@ class TopologyPoller:
                 return
 
     async def _ask(self, session: "aiohttp.ClientSession", analyzer: Authentication) -> None:
-        """Use the answer of one analyzer, or raise _QueryError."""
+        """Query one analyzer and apply the response.
+
+        Raises:
+            _QueryError: The query failed.
+
+        """
         import aiohttp
 
         try:
@@ -175,14 +181,14 @@ class TopologyPoller:
             if isinstance(error, aiohttp.ServerDisconnectedError) and not analyzer.endpoint.secure:
                 text += USE_TLS
             elif isinstance(error.__cause__, ssl.SSLError):
-                # aiohttp's own text shows an object's address.
+                # aiohttp's message contains the address of an object.
                 not_tls = error.__cause__.reason in NOT_TLS
                 text = f"{error.__cause__}{USE_PLAIN if not_tls else ''}"
             raise _QueryError("unreachable", text) from None
         except aiohttp.ClientError as error:
             raise _QueryError("malformed", str(error) or type(error).__name__) from None
-        # Up to a second of work where there are 20,000 interfaces: decompression does not hold the
-        # GIL, decoding does for 0.13 s at most, and the rest gives it away in between.
+        # This takes up to a second for 20,000 interfaces. Decompression releases the GIL, decoding
+        # holds it for up to 0.13 s, and the rest is interruptible Python code.
         now = self._now()
         answer = await asyncio.to_thread(_decoded, body, encoding)
         if self._names is not None:
@@ -206,7 +212,7 @@ class TopologyPoller:
     async def _query(
         self, session: "aiohttp.ClientSession", analyzer: Authentication
     ) -> tuple[bytes, str]:
-        """Return an answer's body, as sent, and its ``Content-Encoding``."""
+        """Return the undecoded body of a response, and its ``Content-Encoding``."""
         credentials = analyzer.headers()
         status, body, encoding = await _post(session, analyzer, self._gremlin, credentials)
         if status == 401 and await analyzer.reauthenticate(credentials):
@@ -236,7 +242,7 @@ class TopologyPoller:
 async def _post(
     session: "aiohttp.ClientSession", analyzer: Authentication, query: str, credentials: Headers
 ) -> tuple[int, bytes, str]:
-    """Ask, and return the status, the body of a 200 as sent, and its ``Content-Encoding``."""
+    """Send a query; return the status, the undecoded body of a 200, and ``Content-Encoding``."""
     async with analyzer.post(
         session,
         PATH,
@@ -257,7 +263,7 @@ async def _post(
 
 
 def _decoded(body: bytes, encoding: str) -> Answer:
-    """Return what an answer of that ``Content-Encoding`` says. Runs in a worker thread."""
+    """Decode a response with the given ``Content-Encoding``. Runs in a worker thread."""
     match encoding.lower():
         case "" | "identity":
             pass
@@ -272,13 +278,13 @@ def _decoded(body: bytes, encoding: str) -> Answer:
 
 
 def _only_interfaces(answer: Answer) -> Answer:
-    """Return of an answer to `QUERY_WITH_NAMES` what `QUERY` would have given."""
+    """Return the nodes of a `QUERY_WITH_NAMES` response that `QUERY` would have returned."""
     ether = [node for node in answer.nodes if node.metadata.encap_type == "ether"]
     return Answer(ether, answer.invalid)
 
 
 def _gunzip(body: bytes) -> bytes:
-    """Decompress an answer, and no more of it than is allowed."""
+    """Decompress a response up to the size limit."""
     unpacker = zlib.decompressobj(wbits=31)  # 31 is gzip
     try:
         answer = unpacker.decompress(body, MAX_ANSWER_BYTES + 1)

@@ -1,6 +1,6 @@
-"""Decodes the topology API's answer, a list of nodes.
+"""Decodes responses of the topology API, which are lists of nodes.
 
-Nothing that an analyzer sends raises anything but :class:`MalformedAnswerError`.
+No response raises an exception other than :class:`MalformedAnswerError`.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from skyfast.skydive.json_repair import prune_depth, replace_unreadable
 
 
 class MalformedAnswerError(ValueError):
-    """An answer is no JSON list, so nothing of it can be used."""
+    """A response is not a JSON list."""
 
 
 class Counters(msgspec.Struct, gc=False, rename="pascal"):
-    """``Metric``: each counter is left out where it is zero."""
+    """``Metric``; Skydive omits counters that are zero."""
 
     rx_bytes: int = 0
     tx_bytes: int = 0
@@ -52,13 +52,13 @@ class Node(msgspec.Struct, gc=False, rename="pascal"):
 
     @property
     def tid(self) -> str:
-        """What flows call it: its ``TID``, or its ``ID`` where it has none, or nothing."""
+        """The ``NodeTID`` in flows: the ``TID``, or the ``ID`` if there is none, or ""."""
         return self.metadata.tid or self.id or ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The usable nodes, in no certain order, and how many others there were."""
+    """The usable nodes, in no particular order, and the number of unusable ones."""
 
     nodes: list[Node]
     invalid: int
@@ -73,13 +73,13 @@ def read(answer: bytes) -> Answer:
     """Decode ``answer``, the JSON text of a list of nodes.
 
     Raises:
-        MalformedAnswerError: ``answer`` as a whole is not usable.
+        MalformedAnswerError: ``answer`` is not a JSON list.
 
     """
     try:
         return Answer(_decode_nodes(answer) or [], 0)
     except UNDECODABLE:
-        # Rare, so it may be slow: node by node, with every text made readable.
+        # Rare, so it may be slow: decode node by node, with invalid text replaced.
         text = replace_unreadable(answer)
     try:
         parts = _parts(text)

@@ -1,12 +1,12 @@
 """Receives WebSocket messages directly from the buffer of the socket.
 
-A message of 100 flows has 80 KB. websockets copies them several times until they are one piece,
-which takes more CPU time than the table. So the bytes come here first: a message that is one
-frame, as good as all of an analyzer's are, is handed on as a part of the buffer it was received
-in. websockets gets everything else, byte by byte as it came: the opening handshake, pings and
-pongs, fragments, the close, and whatever is wrong. It alone answers, ends and explains.
+A message of 100 flows has 80 KB. websockets copies it several times to assemble it, which takes more
+CPU time than the table. So this module receives the bytes first: a message in a single frame, as
+nearly all messages of analyzers are, is passed on as a slice of the receive buffer. All other bytes
+are forwarded to websockets unchanged: the opening handshake, pings and pongs, fragments, the close,
+and invalid frames. Only websockets sends responses, closes the connection and reports errors.
 
-Frames are read as RFC 6455, section 5.2 has them; what they carry is no concern of this module.
+RFC 6455, section 5.2, specifies the frames. This module does not decode their payload.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 BUFFER_BYTES: Final = 256 << 10
-"""Of a subscription's buffer, and so of one read. It holds three messages of 100 flows; larger
-messages get a buffer of their own."""
+"""Size of a subscription's buffer, and thus of a read. It has space for three messages of 100
+flows; larger messages get a temporary buffer."""
 
 GROWTH: Final = 4
-"""A large message's buffer grows by this factor each time that it is full."""
+"""The buffer of a large message grows by this factor whenever it is full."""
 
 TURN_S: Final = 0.01
-"""After this time the event loop has its turn, also where more messages are there already."""
+"""After this time, the receiver yields to the event loop, even if more messages are available."""
 
 _MESSAGES: Final = (0x80 | Opcode.TEXT, 0x80 | Opcode.BINARY)
-"""First bytes of frames that are a message: FIN is set, the reserved bits are not."""
+"""First bytes of frames that are a complete message: FIN is set, the reserved bits are not."""
 
 _FIRST_FRAGMENTS: Final = (Opcode.TEXT, Opcode.BINARY)
 _LAST_FRAGMENT: Final = 0x80 | Opcode.CONT
@@ -43,16 +43,16 @@ _FORWARDED: Final = (
     0x80 | Opcode.PING,
     0x80 | Opcode.PONG,
 )
-"""First bytes of the other frames that messages may come after."""
+"""First bytes of the other valid frames, except close: messages may follow them."""
 
 _RESPONSE_END: Final = b"\r\n\r\n"
-"""Ends the answer to the opening handshake, which has no body when it is a good one."""
+"""The end of a successful opening handshake response, which has no body."""
 
 _UNLIMITED: Final = sys.maxsize
-"""More bytes than a connection will ever bring."""
+"""More bytes than a connection can ever receive."""
 
 _INT_BYTES: Final = 4
-"""What FIONREAD, of ioctl(2), answers with is a C int."""
+"""The result of FIONREAD, see ioctl(2), is a C int."""
 
 _DATA: Final = (Opcode.CONT, Opcode.TEXT, Opcode.BINARY)
 
@@ -61,14 +61,14 @@ _NO_BUFFER: Final = memoryview(b"")
 MessageData = bytes | bytearray | memoryview
 
 OnMessage = Callable[[MessageData], None]
-"""Gets a message's bytes, which it must not keep: where they are, others will be received."""
+"""Receives the bytes of a message. It must not keep them, because the buffer is reused."""
 
 
 class Connection(ClientConnection):
-    """A client connection that hands its messages on as they come, without a queue.
+    """A client connection that passes its messages on immediately, without a queue.
 
-    Nothing of websockets is used here that its subclasses are not meant to override or to call:
-    the callbacks of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
+    It only uses methods that subclasses of websockets' class may override or call: the callbacks
+    of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -77,38 +77,38 @@ class Connection(ClientConnection):
         self._fragments = bytearray()
 
     async def receive(self, on_message: OnMessage, *, max_message_bytes: int) -> Never:
-        """Hand on message after message, from the first that came.
+        """Pass all messages to ``on_message``, starting with the first one received.
 
-        ``max_message_bytes`` is the ``max_size`` that websockets has for this connection.
-        ``on_message`` is called by the event loop, so what it raises ends the connection.
+        ``max_message_bytes`` is the ``max_size`` of the connection in websockets. ``on_message``
+        runs in a callback of the event loop, so its exceptions end the connection.
 
         Raises:
-            ConnectionClosed: The connection has ended, for whatever reason.
+            ConnectionClosed: The connection has ended for any reason.
 
         """
         self._receiver.start(on_message, max_message_bytes)
         while True:
-            await self.recv()  # of the end only: `process_event` leaves no message to it
+            await self.recv()  # only raises: `process_event` consumes all messages
 
     def backlog_bytes(self) -> int:
-        """Return how much has come and waits for us, in the socket or for its turn."""
+        """Return the number of unprocessed bytes in the socket and in the buffer."""
         client = self.transport.get_extra_info("socket")
         try:
             waiting = fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(_INT_BYTES))
-        except (AttributeError, OSError, ValueError):  # pragma: no cover - it is closed
+        except (AttributeError, OSError, ValueError):  # pragma: no cover - closed
             return 0
         return int.from_bytes(waiting, sys.byteorder) + self._receiver.unprocessed_bytes
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the connection; messages that come meanwhile are thrown away."""
-        # Also where nobody received: the server's answer comes behind what is held back.
+        """Close the connection; messages received in the meantime are discarded."""
+        # Required even without `receive`: the server's close frame follows unprocessed messages.
         self._receiver.start(_ignore, 0)
         await super().close(code, reason)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._receiver.connection_made(transport)
-        # No loop reads before it has called this, so not one byte goes the other way.
+        # Event loops read no data before this call, so the receiver gets all bytes.
         cast(asyncio.Transport, transport).set_protocol(self._receiver)
 
     def process_event(self, event: Event) -> None:
@@ -124,14 +124,14 @@ class Connection(ClientConnection):
 
 
 def _ignore(_: MessageData) -> None:
-    """Throw a message away."""
+    """Discard a message."""
 
 
 class _Receiver(asyncio.BufferedProtocol):
-    """Owns the buffer that the transport reads into, and finds the frames in it.
+    """Owns the receive buffer of the transport, and parses the frames in it.
 
-    ``_buffer[_start:_end]`` has come and is not dealt with yet. Nothing is read from the socket
-    while it waits, for its turn or for `start`, so the analyzer feels when we are slow.
+    ``_buffer[_start:_end]`` is received but not processed yet. Reading from the socket pauses while
+    it waits for the event loop or for `start`, so backpressure reaches the analyzer.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -145,22 +145,22 @@ class _Receiver(asyncio.BufferedProtocol):
         self._opening = True
         self._fragmented = False
         self._forwarding = 0
-        """Bytes from ``_start`` on that are websockets' whatever they are."""
+        """Number of bytes from ``_start`` on to forward to websockets unparsed."""
         self._paused = False
 
     @property
     def unprocessed_bytes(self) -> int:
-        """Bytes that could be dealt with and wait for their turn."""
+        """Number of bytes that wait for the event loop."""
         return self._end - self._start if self._paused else 0
 
     def start(self, on_message: OnMessage, max_message_bytes: int) -> None:
-        """Hand messages on from now on, and before all others those that were held back."""
+        """Start to pass messages on, beginning with those already received."""
         self.on_message = on_message
         self._max_message_bytes = max_message_bytes
         self._started = True
         self._resume()
 
-    # What the transport calls
+    # Callbacks of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -179,7 +179,7 @@ class _Receiver(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish()
-        self._small = self._buffer = _NO_BUFFER  # not only when the garbage collector comes by
+        self._small = self._buffer = _NO_BUFFER  # do not wait for the garbage collector
         self._start = self._end = 0
         self._connection.connection_lost(exc)
 
@@ -189,10 +189,10 @@ class _Receiver(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:  # pragma: no cover - likewise
         self._connection.resume_writing()
 
-    # Turns
+    # Sharing the event loop
 
     def _process(self) -> None:
-        """Deal with what is in the buffer, for no longer than a turn."""
+        """Process the buffer for at most `TURN_S`."""
         until_s = time.monotonic() + TURN_S
         while self._step():
             if time.monotonic() >= until_s:
@@ -212,20 +212,20 @@ class _Receiver(asyncio.BufferedProtocol):
                 self._transport.resume_reading()
 
     def _finish(self) -> None:
-        """Deal with what still waits for its turn or its rest, as neither will come."""
+        """Process the rest of the buffer, because no more data will arrive."""
         while self._paused and self._started:
             self._paused = False
             self._process()
         self._paused = False
         if self._start < self._end:
-            self._forward(self._end)  # websockets says what is missing
+            self._forward(self._end)  # websockets reports the incomplete frame
 
-    # What is in the buffer
+    # Parsing the buffer
 
     def _step(self) -> bool:
-        """Deal with the next frame, or with what has come of it.
+        """Process the next frame, or its received part.
 
-        Returns False where nothing can be done before more bytes have come.
+        Returns False if more bytes are required.
         """
         start, end = self._start, self._end
         if self._opening:
@@ -241,17 +241,17 @@ class _Receiver(asyncio.BufferedProtocol):
         return self._read_frame()
 
     def _read_handshake(self) -> bool:
-        """Pass the handshake's answer on; what stands behind it are frames."""
-        found = bytes(self._buffer[: self._end]).find(_RESPONSE_END)
-        if found < 0:
+        """Forward the handshake response; frames follow it."""
+        index = bytes(self._buffer[: self._end]).find(_RESPONSE_END)
+        if index < 0:
             self._forward(self._end)
-            # The end may have begun: that much stays, to be found with the rest of it.
+            # Keep a possible start of _RESPONSE_END, to find it with the rest.
             kept = self._buffer[: self._end][1 - len(_RESPONSE_END) :]
             self._buffer[: len(kept)] = kept
             self._start = self._end = len(kept)
             return False
         self._opening = False
-        self._forward(found + len(_RESPONSE_END))
+        self._forward(index + len(_RESPONSE_END))
         if self._connection.state is not State.OPEN:
             self._forwarding = _UNLIMITED
         elif not self._started:
@@ -271,7 +271,7 @@ class _Receiver(asyncio.BufferedProtocol):
                 return self._reserve(payload)
             length = int.from_bytes(buffer[start + 2 : payload])
         elif length > 127:
-            length = _UNLIMITED  # is masked, as a server's frames must not be
+            length = _UNLIMITED  # masked, which is invalid for servers
         stop = payload + length
         if length > self._max_message_bytes or self._connection.state is not State.OPEN:
             self._forwarding = _UNLIMITED
@@ -291,19 +291,19 @@ class _Receiver(asyncio.BufferedProtocol):
         return True
 
     def _forward(self, stop: int) -> None:
-        """Leave what is before ``stop`` to websockets."""
+        """Forward the bytes before ``stop`` to websockets."""
         data = bytes(self._buffer[self._start : stop])
         self._start = stop
         self._connection.data_received(data)
 
     def _reserve(self, stop: int) -> bool:
-        """Make sure that what begins at ``_start`` has room for more, if not as far as ``stop``."""
+        """Make space in the buffer for more of the frame at ``_start``, which ends at ``stop``."""
         buffer, begun = self._buffer, self._buffer[self._start : self._end]
         needed = stop - self._start
         if stop <= len(buffer):
             return False
         if needed > len(buffer) and (buffer is self._small or len(begun) == len(buffer)):
-            # Not at once: memory is for what has come, not for what was announced.
+            # Grow gradually: allocate for received data, not for the announced length.
             self._buffer = _allocate(min(needed, GROWTH * len(buffer)))
         elif self._start == 0:
             return False
