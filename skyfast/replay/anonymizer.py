@@ -1,17 +1,18 @@
 """Replaces addresses and names in messages by pseudonyms, with a key that is never stored.
 
-What is kept of a message is what skyfast can read of it (`wire.FIELDS`), and nothing else: what
-agents say of DNS, DHCP and VRRP, raw packets and fields that are not known are left out. So no
-address can hide in a text that nobody thought of. Of what is kept,
+Only fields that skyfast reads (`skyfast.flows.fields.FIELDS`) are kept. DNS, DHCP and VRRP data,
+raw packets and unknown fields are removed, so that no address remains in an unexpected place. The
+kept fields are anonymized as follows:
 
-* IP and MAC addresses get pseudonyms of their own kind. Those of IP addresses preserve prefixes:
-  two addresses share as many leading bits as before. It is Crypto-PAn's construction (Xu, Fan,
-  Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002) on BLAKE2. What an address is for
-  (loopback, private, link-local, multicast) can be seen, and how long a network's prefix is.
-* UUIDs and tracking IDs, which are hashes of addresses, nodes, captures and analyzers get others.
-* Numbers, times, ports, VLANs, protocols and the names of layers and of applications stay.
+* IP and MAC addresses get pseudonyms of the same type. Pseudonyms of IP addresses preserve
+  prefixes: two addresses share as many leading bits as before. This is the construction of
+  Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002) with BLAKE2.
+  The type of an address (loopback, private, link-local, multicast) and the prefix lengths of
+  networks stay visible.
+* UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
+* Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged.
 
-Pseudonyms are one to one, so a recording of them has as many connections as the original, with
+Pseudonyms are one to one, so an anonymized recording has as many connections as the original, with
 the same totals.
 """
 
@@ -30,18 +31,18 @@ from skyfast.flows.fields import FIELDS, UNDECODABLE
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES
 
 CACHED: Final = 1 << 16
-"""Pseudonyms of each kind that are remembered; others are computed again."""
+"""Maximum number of cached pseudonyms of each type."""
 
 MAX_CACHED_CHARS: Final = 64
-"""Of a text whose pseudonym is. All that has a form is shorter; another can have megabytes."""
+"""Maximum length of cached strings. Addresses and IDs are shorter; others may have megabytes."""
 
 _STATISTICS: Final = (
     *("FlowCount", "FlowDropped", "KernelFlowDropped", "PacketsDropped", "PacketsReceived"),
 )
-"""The numbers in the report of a capture, from Skydive's ``flow.proto``."""
+"""The numbers in a capture report, see ``flow.proto`` in Skydive."""
 
 _KINDS: Final = (
-    # A range of addresses, and how many leading bits of those in it stay.
+    # Address ranges, and how many leading bits of their addresses are unchanged.
     *(("0.0.0.0/32", 32), ("255.255.255.255/32", 32), ("127.0.0.0/8", 8), ("10.0.0.0/8", 8)),
     *(("172.16.0.0/12", 12), ("192.168.0.0/16", 16), ("169.254.0.0/16", 16), ("224.0.0.0/4", 4)),
     *(("::/128", 128), ("::1/128", 128), ("fc00::/7", 8), ("fe80::/10", 64), ("ff00::/8", 16)),
@@ -59,10 +60,10 @@ Pseudonym = Callable[[str], str]
 
 
 class Anonymizer:
-    """Rewrites messages. Each has a key of its own, which is gone with it."""
+    """Anonymizes messages with its own random key, which is never stored."""
 
     def __init__(self) -> None:
-        """Take a new key."""
+        """Generate a key."""
         self._key = secrets.token_bytes(32)
         self._address, self._mac = _cached(self._address_of), _cached(self._mac_of)
         self._hash, self._id = _cached(self._hash_of), _cached(self._id_of)
@@ -79,13 +80,13 @@ class Anonymizer:
         self._parts: dict[str, dict[str, Pseudonym | None]] = {}
         for path, kind in FIELDS.items():
             fields = self._scalars if len(path) == 1 else self._parts.setdefault(path[0], {})
-            # A text without a pseudonym is an error here, not a leak.
+            # A string field without a pseudonym raises KeyError here, instead of leaking.
             fields[path[-1]] = texts[path] if kind is str else None
 
     def __call__(self, data: bytes, analyzer: str) -> tuple[bytes, str] | None:
-        """Return what is kept of a message and of its analyzer's name.
+        """Return the anonymized message and analyzer name.
 
-        None where the message cannot be read, and so neither can what is in it.
+        Returns None if the message cannot be parsed, and therefore not be anonymized.
         """
         try:
             message = msgspec.json.decode(data)
@@ -120,7 +121,9 @@ class Anonymizer:
         return kept
 
     def _flows(self, flows: object) -> object:
-        return [self._flow(one) for one in flows] if isinstance(flows, list) else _empty_like(flows)
+        if not isinstance(flows, list):
+            return _empty_like(flows)
+        return [self._flow(flow) for flow in flows]
 
     def _flow(self, flow: object) -> object:
         if not isinstance(flow, dict):
@@ -145,16 +148,16 @@ class Anonymizer:
         return blake2b(value, digest_size=size, key=self._key, person=kind).digest()
 
     def _text(self, text: str) -> str:
-        """Return a pseudonym for any text; an empty one stays, a long one stays long."""
+        """Return a pseudonym for any string; empty strings stay empty, long ones stay long."""
         data = text.encode(errors="surrogatepass")
         return f"x{self._digest(b'text', data, 12).hex()}".ljust(len(data), "x") if data else ""
 
     def _word(self, text: str) -> str:
-        """Return a name that Skydive itself has given, or else a pseudonym."""
+        """Return a name in Skydive's format unchanged, or a pseudonym."""
         return text if _WORD.fullmatch(text) else self._text(text)
 
     def _hash_of(self, text: str) -> str:
-        """Return another hash of 64 bits, as hexadecimal without leading zeros."""
+        """Return a different 64-bit hash, in hexadecimal without leading zeros."""
         if not _HASH.fullmatch(text):
             return self._text(text)
         return f"{int.from_bytes(self._digest(b'hash', text.encode(), 8)):x}"
@@ -169,14 +172,14 @@ class Anonymizer:
             address = ipaddress.ip_address(text)
         except ValueError:
             return self._text(text)
-        # Another spelling is another text, and another series; so is one with a zone.
+        # Other notations, and addresses with a zone, are other label values and thus other series.
         if str(address) != text or "%" in text:
             return self._text(text)
         kept_bits = _kept_bits(address)
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # One of no special kind must not become one: those are others' pseudonyms.
+            # An ordinary address must not become one of _KINDS: others have these pseudonyms.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 
@@ -187,7 +190,7 @@ class Anonymizer:
             return text
         octets = bytes.fromhex(text.replace(":", ""))
         while True:
-            # The last two bits of the first octet stay: they say "group" and "local".
+            # The last two bits of the first octet stay: the group bit and the local bit.
             first, others = _reverse_bits(octets[0]), octets[1:]
             scrambled = self._scramble(b"mac", bytes((first,)) + others, 2)
             octets = bytes((_reverse_bits(scrambled[0]),)) + scrambled[1:]
@@ -195,13 +198,13 @@ class Anonymizer:
                 return octets.hex(":")
 
     def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
-        """Flip each bit behind the kept ones, or not, as the key and all bits before it say.
+        """Flip each bit after the kept ones or not, depending on the key and all bits before it.
 
-        So it is one to one, and what shares a prefix does so afterwards.
+        The result is one to one and preserves common prefixes.
         """
         result = bytearray()
         for i, octet in enumerate(octets):
-            # A bit of the digest for each node of the tree of an octet's 8 bits.
+            # One bit of the digest for each node of the binary tree of the octet's 8 bits.
             flips = int.from_bytes(self._digest(kind, octets[:i], 32))
             node, scrambled = 1, 0
             for bit in range(8):
@@ -227,7 +230,7 @@ def _reverse_bits(octet: int) -> int:
 
 
 def _fields(part: dict[str, Any], fields: dict[str, Pseudonym | None]) -> dict[str, Any]:
-    """Return what is known of a part of a flow: texts by their pseudonyms, numbers as they are."""
+    """Return the known fields of a part of a flow: pseudonyms of strings, unchanged numbers."""
     kept: dict[str, Any] = {}
     for key, value in part.items():
         if key not in fields:
@@ -243,7 +246,7 @@ def _fields(part: dict[str, Any], fields: dict[str, Pseudonym | None]) -> dict[s
 
 
 def _empty_like(value: object) -> object:
-    """Return something of the same kind, as wrong as that in its place, and without content."""
+    """Return an empty value of the same type, which is as invalid in its place."""
     match value:
         case None | bool():
             return value

@@ -1,8 +1,8 @@
 """Replays recordings as if they were analyzers.
 
-They serve what skyfast uses of real ones: the flow subscription and the topology API. What is
-sent, and when, is a pure function of the recordings and the time (:mod:`skyfast.replay.recording`);
-only :class:`ReplayServer` has a clock and sockets.
+The replayed analyzers serve the flow subscription and the topology API. The messages and their
+times are a pure function of the recordings and the start time (:mod:`skyfast.replay.recording`). Only
+:class:`ReplayServer` has a clock and sockets.
 """
 
 import asyncio
@@ -25,32 +25,32 @@ from skyfast.runtime.logs import printable
 from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES
 
 PING_INTERVAL_S: Final = 2.0
-"""How often an analyzer pings its subscribers: ``http.ws.ping_delay``'s default."""
+"""Interval of the pings to subscribers: the default of ``http.ws.ping_delay``."""
 
 STOP_TIMEOUT_S: Final = 1.0
-"""How long a subscriber may take over the closing handshake, in seconds."""
+"""Timeout of the closing handshake, in seconds."""
 
 START_WAIT_S: Final = 5.0
-"""How long the first analyzer with a subscriber waits until the others have one."""
+"""How long the first analyzer with a subscriber waits for the subscribers of the others."""
 
 PROBE_TIMEOUT_S: Final = 2.0
-"""How long an address may take to be connected to, in seconds."""
+"""Timeout for connecting to a loopback address, in seconds."""
 
 LOOPBACKS: Final = ("127.0.0.1", "::1")
-"""Where analyzers can be played; the first that this machine has is taken."""
+"""Addresses for replayed analyzers; the first available one is used."""
 
 log = logging.getLogger("skyfast.player")
 
 
 class ReplayServer:
-    """The analyzers of a playback, each on a port of its own choice.
+    """Serves the analyzers of a playback, each on an ephemeral port.
 
-    They begin together, when all of them have a subscriber. Who subscribes later joins in; what
-    is due while nobody is subscribed is lost, as it is with real ones.
+    The replay starts when all analyzers have a subscriber. Later subscribers receive the following
+    messages. As with real analyzers, messages without a subscriber are lost.
     """
 
     def __init__(self, playback: Playback) -> None:
-        """Prepare to listen."""
+        """Load the topology; `start` opens the ports."""
         self._playback = playback
         self._topology = _read_topology(playback.topology)
         self._started_ms = 0
@@ -62,29 +62,29 @@ class ReplayServer:
         self._playing: asyncio.Task[None] | None = None
 
     async def start(self) -> tuple[Endpoint, ...]:
-        """Listen, and return where each analyzer can be subscribed to.
+        """Listen, and return the endpoint of each analyzer.
 
         Raises:
-            OSError: This machine has none of `LOOPBACKS`.
+            OSError: None of `LOOPBACKS` is available.
 
         """
         host = await asyncio.to_thread(_loopback)
         endpoints = []
         for number, recording in enumerate(self._playback.recordings):
-            places = []
+            locations = []
             for name in recording.analyzers:
                 analyzer = self._analyzers[number, name]
                 port = await analyzer.start(host)
                 endpoint = Endpoint(host, port, scheme="ws", resource=SUBSCRIBER_PATH)
                 endpoints.append(endpoint)
-                places.append(f"{printable(name)} at {endpoint.name}".strip())
-            path, places_text = printable(recording.path), ", ".join(places)
-            log.info("replaying %s (%s), %s", path, recording.summary(), places_text)
+                locations.append(f"{printable(name)} at {endpoint.name}".strip())
+            path, analyzers = printable(recording.path), ", ".join(locations)
+            log.info("replaying %s (%s), %s", path, recording.summary(), analyzers)
         self._playing = asyncio.create_task(self._play())
         return tuple(endpoints)
 
     async def stop(self) -> None:
-        """Close every subscription and stop to listen."""
+        """Close all subscriptions and ports."""
         if self._playing is not None:
             self._playing.cancel()
             await asyncio.wait([self._playing])
@@ -111,12 +111,14 @@ class ReplayServer:
             if not self._playback.loop_s:
                 log.info("replay finished: %d messages in %.0f s", sent, now() - began_s)
                 return
-            # After a pause of the process the loops that were missed are left out.
+            # Skip the loops that a pause of the process has missed.
             loop = max(loop + 1, int((now() - began_s) / self._playback.loop_s))
 
     async def _wait_for_subscribers(self) -> None:
-        """Wait for subscribers: for the first as long as it takes, for the others not for ever."""
-        waiting = [asyncio.create_task(each.subscribed.wait()) for each in self._analyzers.values()]
+        """Wait for the first subscriber without a timeout, and for the others with one."""
+        waiting = [
+            asyncio.create_task(analyzer.subscribed.wait()) for analyzer in self._analyzers.values()
+        ]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait(waiting, timeout=START_WAIT_S)
@@ -132,7 +134,7 @@ class ReplayServer:
         await analyzer.send(scheduled.data(self._started_ms))
 
     def _topology_response(self) -> list[dict[str, Any]]:
-        """Return what the topology API answers now."""
+        """Return the current response of the topology API."""
         now_ms = time.time_ns() // 1_000_000
         return scale_counters(
             self._topology,
@@ -170,7 +172,7 @@ class _Analyzer:
 
     async def send(self, data: bytes) -> None:
         for socket, namespaces in list(self._sockets.items()):
-            # A subscriber that has left is taken out where its frames are read.
+            # `_subscribe` removes disconnected subscribers.
             with contextlib.suppress(ConnectionError):
                 for copy in for_namespaces(data, namespaces):
                     await _send(socket, copy)
@@ -192,12 +194,12 @@ class _Analyzer:
         finally:
             del self._sockets[socket]
             pings.cancel()
-            # A ping that fails has lost its socket, which ends the loop above as well.
+            # Pings fail if the connection is lost, which also ends the loop above.
             await asyncio.gather(pings, return_exceptions=True)
         return socket
 
     async def _topology_response(self, request: web.Request) -> web.Response:
-        """Answer the query that was recorded, and the one for these nodes among others."""
+        """Answer both queries of skyfast with the recorded nodes."""
         try:
             asked = msgspec.json.decode(await request.read(), type=dict[str, str])
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -229,9 +231,9 @@ async def _ping(socket: web.WebSocketResponse) -> None:
 
 
 def _loopback() -> str:
-    """Return the first address that can be connected to.
+    """Return the first loopback address that accepts connections.
 
-    Where the loopback interface is down, its addresses can be listened on all the same.
+    Listening alone proves nothing: it works even if the loopback interface is down.
     """
     problems = []
     for host in LOOPBACKS:
@@ -256,9 +258,9 @@ def _read_topology(path: Path | None) -> list[dict[str, Any]]:
 def scale_counters(
     nodes: list[dict[str, Any]], *, started_ms: int, now_ms: int, loop_s: float
 ) -> list[dict[str, Any]]:
-    """Return ``nodes`` with counters as they are at ``now_ms``; both times in Unix milliseconds.
+    """Return ``nodes`` with their counters at ``now_ms``; both times are Unix milliseconds.
 
-    Every loop adds the recorded totals once more, spread evenly over its time.
+    Every loop adds the recorded totals again, spread evenly over its duration.
     """
     played_ms = max(now_ms - started_ms, 0)
     loop_ms = round(loop_s * 1000)

@@ -1,9 +1,8 @@
 """Records the messages of analyzers to a file while they are exported.
 
-The event loop copies each message into a queue and does nothing else for it; a thread writes. What
-finds no room in the queue is dropped, counted and said. The file has a largest size, and when it
-is reached or the disk fails, recording ends and exporting goes on. Its form is that of
-:mod:`skyfast.replay.recording`.
+The event loop only copies each message into a queue; a thread writes them. If the queue is full,
+messages are dropped, counted and logged. When the file reaches its maximum size or the disk fails,
+the recording stops and the export continues. :mod:`skyfast.replay.recording` describes the format.
 """
 
 import contextlib
@@ -24,34 +23,34 @@ from skyfast.replay.recording import line
 from skyfast.runtime.logs import LogLimit, printable
 
 MAX_FILE_BYTES: Final = 1 << 30
-"""Size of the file at which recording ends. What is buffered by then comes behind it."""
+"""Recording stops at this file size; the rest of the buffer is still written."""
 
 MAX_QUEUED_BYTES: Final = 64 << 20
-"""Messages that wait to be written. One that is larger is let in where no other waits."""
+"""Maximum size of the queue. An empty queue accepts a message of any size."""
 
 BUFFER_BYTES: Final = 1 << 18
-"""What is written at once."""
+"""Size of the write buffer."""
 
 FLUSH_INTERVAL_S: Final = 1.0
-"""So much of the end is lost when the process is killed."""
+"""Interval of flushes; if the process is killed, the recording lacks this time."""
 
 STOP_TIMEOUT_S: Final = 2.0
-"""How long stopping waits for what is not written yet."""
+"""How long `Recorder.stop` waits for the queue to be written."""
 
 log = logging.getLogger("skyfast.recorder")
 
 MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
-"""Makes of a message and its analyzer's name what is kept of them; None where nothing is."""
+"""Maps a message and its analyzer's name to what is recorded, or None to omit the message."""
 
 
 class Recorder:
-    """The file, its queue and its thread. `message` is for the event loop alone."""
+    """The file, its queue and its thread. Only the event loop may call `message`."""
 
     def __init__(self, path: str, *, message_filter: MessageFilter | None = None) -> None:
-        """Create the file, for its owner's eyes only, as gzip where its name ends in ``.gz``.
+        """Create the file, readable by its owner only; as gzip if its name ends with ``.gz``.
 
         Raises:
-            ConfigError: It exists already, or cannot be created.
+            ConfigError: The file already exists or cannot be created.
 
         """
         self._path = path
@@ -64,10 +63,10 @@ class Recorder:
         )
         self._queue: queue.SimpleQueue[tuple[bytes, int, str] | None] = queue.SimpleQueue()
         self._limit = LogLimit()
-        # Each is changed by one thread: these two by the event loop's ...
+        # Each is modified by one thread only: these two by the event loop's ...
         self._queued_bytes = 0
         self._dropped = 0
-        # ... and these by the one that writes.
+        # ... and these by the writing one.
         self._taken_bytes = 0
         self._kept = 0
         self._left_out = 0
@@ -78,7 +77,7 @@ class Recorder:
         log.info("recording to %s", printable(path))
 
     def message(self, data: bytes | bytearray | memoryview, analyzer: str) -> None:
-        """Keep a copy of a message, or count it as dropped where too much is waiting."""
+        """Queue a copy of a message, or count it as dropped if the queue is full."""
         if self._over:
             return
         waiting = self._queued_bytes - self._taken_bytes
@@ -91,16 +90,16 @@ class Recorder:
         self._queue.put((bytes(data), time.time_ns() // 1_000_000, analyzer))
 
     def stop(self) -> None:
-        """Write what is waiting, close the file and log what is in it. This blocks.
+        """Write the queue, close the file and log a summary. This blocks.
 
-        A file without a message is removed.
+        A file without messages is removed.
         """
         self._queue.put(None)
         self._thread.join(STOP_TIMEOUT_S)
         if self._thread.is_alive():  # pragma: no cover - the test kills the process
             log.error("%s is incomplete: writing took too long", printable(self._path))
         elif self._failed:
-            pass  # which was logged
+            pass  # already logged
         elif not self._kept:
             Path(self._path).unlink(missing_ok=True)
             log.warning("nothing was recorded; removed %s", printable(self._path))
@@ -115,7 +114,7 @@ class Recorder:
             text += f"; {self._dropped} dropped because writing was too slow"
         return text
 
-    # The thread's
+    # The writing thread
 
     def _run(self) -> None:
         try:
@@ -136,13 +135,13 @@ class Recorder:
             self._over = True
             with contextlib.suppress(OSError):
                 self._file.close()
-            # What still waits is not wanted any more.
+            # Discard the rest of the queue.
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._queue.get_nowait()
 
     def _write_all(self) -> bool:
-        """Write what comes until the end, or until the file is full, and return whether it is."""
+        """Write messages until `stop` or the maximum size; return whether that was reached."""
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
         unflushed = False
         while True:
@@ -155,7 +154,7 @@ class Recorder:
                     return False
                 self._write(*entry)
                 unflushed = True
-            # Of gzip, each flush is some bytes more, also where there is nothing to write.
+            # A gzip flush writes some bytes even if there is no data.
             if unflushed and time.monotonic() >= flush_at_s:
                 self._out.flush()
                 unflushed = False

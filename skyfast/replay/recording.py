@@ -1,17 +1,17 @@
 """The format of recordings: one JSON message per line, optionally compressed.
 
-`line` writes one, and `Recording` reads them. Both hold one message at a time, so a recording can
-be of any size. Nothing here has a clock or a socket: :mod:`skyfast.replay.recorder` writes while
-skyfast runs, :mod:`skyfast.replay.player` plays.
+`line` formats a message, and `Recording` reads a file. Both keep one message in memory at a time,
+so a recording can have any size. This module has no clock and no socket:
+:mod:`skyfast.replay.recorder` records, and :mod:`skyfast.replay.player` replays.
 
-Any file of messages will do, and one of flows without the message around them. What skyfast writes
-has one key more in front of each::
+Any file with one message or one flow per line can be replayed. skyfast adds a key at the start of
+each message::
 
     {"Recorded":{"At":1795352101512,"Analyzer":"analyzer-1:8082"},"Namespace":"flow",…}
 
-``At`` is the time of receipt in Unix milliseconds. Behind it the message is as it came, byte for
-byte; white space around it is not kept. A message that is no JSON object on one line of UTF-8
-is in ``Recorded`` too, as ``Base64``, and nothing follows.
+``At`` is the time of receipt in Unix milliseconds. After this key, the message is recorded byte for
+byte, except for surrounding white space. A message that is not a JSON object on a single line of
+UTF-8 is stored in ``Recorded`` as ``Base64``, and nothing follows.
 """
 
 import base64
@@ -37,22 +37,22 @@ from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.fields import UNDECODABLE, Envelope
 
 MAX_LINE_BYTES: Final = 256 << 20
-"""Longest line of a recording: a message of 64 MiB is 86 MiB as base64."""
+"""Maximum length of a line: a message of 64 MiB is 86 MiB as base64."""
 
 MAX_ANALYZERS: Final = 64
-"""Analyzers of one recording: each of them is a server."""
+"""Maximum number of analyzers of a recording: each of them becomes a server."""
 
 MAX_GAP_MS: Final = 300_000
-"""A time without messages is not played for longer. It is also how far a time in a flow may lie
-from the others of its message to be believed."""
+"""Longer times without messages are shortened to this. Also the maximum difference between the time
+of a flow and the others of its message; times beyond it are ignored."""
 
 _OF_MESSAGE: Final = frozenset({"Namespace", "Type", "Obj"})
 _OF_FLOW: Final = frozenset(
     {"LastUpdateMetric", "LayersPath", "Link", "Metric", "Network", "NodeTID", "Transport"}
 )
-"""Keys that tell what a line holds: any of them will do."""
+"""Any of these keys identifies the content of a line."""
 
-_UUID_STEP: Final = 0x9E3779B97F4A7C15  # odd, so that 2^64 loops go by before a mask comes back
+_UUID_STEP: Final = 0x9E3779B97F4A7C15  # odd, so that masks repeat only after 2^64 loops
 
 _GZIP: Final = b"\x1f\x8b"
 
@@ -61,8 +61,8 @@ _HEAD: Final = re.compile(
     rb'(?:,"Base64":"([A-Za-z0-9+/=]*+)"\}\}|\}(?:,|(?=\s*\})))'
 )
 
-# Unix milliseconds have 13 digits from 2001 to 2286. A quote inside a text is escaped, so these
-# are keys wherever they are found.
+# Unix milliseconds have 13 digits from 2001 to 2286. Quotes inside strings are escaped, so these
+# patterns only match keys.
 _LAST: Final = re.compile(rb'"Last"\s*:\s*([1-9]\d{12})(?!\d)')
 _TIME: Final = re.compile(
     rb'("(?:Start|Last|(?:AB|BA)(?:Syn|Fin|Rst)Start)"\s*:\s*)([1-9]\d{12})(?!\d)'
@@ -79,11 +79,11 @@ _text: Final = msgspec.json.Decoder(str)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A message as it was sent.
+    """A recorded message.
 
-    ``at_ms`` is when, in Unix milliseconds, or None where that was not written down;
-    ``analyzer`` is empty then. ``line`` is what the recording holds: the message, a flow, which
-    ``data`` has a message around, or something that no analyzer sends.
+    ``at_ms`` is the time of receipt in Unix milliseconds. If it was not recorded, it is None, and
+    ``analyzer`` is empty. ``line`` is the content of the line: a message; a flow, which ``data``
+    wraps in a message; or something that no analyzer sends.
     """
 
     data: bytes
@@ -93,7 +93,7 @@ class Message:
 
 
 def line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
-    """Return the line of a message, without its end."""
+    """Return the line of a message, without the newline."""
     head = b'{"Recorded":{"At":%d,"Analyzer":%b' % (at_ms, msgspec.json.encode(analyzer))
     data = data.strip()
     if not _is_plain(data):
@@ -102,7 +102,7 @@ def line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
 
 
 def _is_plain(data: bytes) -> bool:
-    """Return whether any tool can read ``data`` as a line of JSON."""
+    """Return whether ``data`` is a JSON object on one line that any tool can parse."""
     if not data.startswith(b"{") or b"\n" in data or b"\r" in data:
         return False
     try:
@@ -114,7 +114,12 @@ def _is_plain(data: bytes) -> bool:
 
 
 def parse(text: bytes) -> Message:
-    """Read a line; raise ValueError, with what is wrong, where it has no message."""
+    """Parse a line.
+
+    Raises:
+        ValueError: The line is invalid. The text completes a sentence that starts with the line.
+
+    """
     text = text.strip()
     head = _HEAD.match(text)
     if head is None:
@@ -142,16 +147,16 @@ def parse(text: bytes) -> Message:
 
 
 def _keys(text: bytes) -> Set[str] | None:
-    """Return the keys of a JSON object, or None where it is none."""
+    """Return the keys of a JSON object, or None if ``text`` is not a JSON object."""
     try:
         return _object.decode(text).keys()
     except UNDECODABLE:
-        # Half of a surrogate pair is JSON, and an analyzer can send it.
+        # Lone surrogates are valid JSON, and analyzers can send them.
         try:
-            read = json.loads(text.decode())
+            value = json.loads(text.decode())
         except (ValueError, RecursionError):
             return None
-        return read.keys() if isinstance(read, dict) else None
+        return value.keys() if isinstance(value, dict) else None
 
 
 def _kind(keys: Set[str]) -> Literal["message", "flow", "other"]:
@@ -181,10 +186,10 @@ class Recording:
 
     @classmethod
     def load(cls, path: str) -> "Recording":
-        """Look through a file.
+        """Read and validate a file.
 
         Raises:
-            ConfigError: It cannot be read, or is no recording.
+            ConfigError: The file cannot be read, or is not a recording.
 
         """
         lines = _Lines(path)
@@ -226,14 +231,14 @@ class Recording:
         )
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
-        """Read the messages again, with their times, which never decrease."""
+        """Read the messages again; yields them with their times, which never decrease."""
         times = _Times(self.first_ms)
         for message in _Lines(self.path):
             yield times.of(message), message
 
 
 class _Times:
-    """Gives each message of a recording its time, from its line or from its flows."""
+    """Determines the time of each message of a recording from its line or its flows."""
 
     def __init__(self, first_ms: int) -> None:
         self.latest_ms = first_ms
@@ -241,24 +246,24 @@ class _Times:
 
     def of(self, message: Message) -> int:
         if message.at_ms is None:
-            # Nothing is sent before it has happened; what has no time comes with the rest.
+            # A message is sent after the latest time in it, or with the previous message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms
-            # The clock was set while it recorded.
+            # If the clock was set back during the recording, shift the following times.
             self._set_back_ms += max(self.latest_ms - at_ms, 0)
             self.latest_ms = max(self.latest_ms, at_ms)
         return self.latest_ms
 
 
 def _newest_ms(data: bytes) -> int:
-    """Return the newest time that is believed in a message, in Unix ms, or 0 where it has none."""
+    """Return the newest plausible time in a message in Unix milliseconds, or 0 if there is none."""
     times = sorted(map(int, _LAST.findall(data)))
     if not times:
         return 0
-    # Of two, the older: one that is too late would hold for all messages behind it.
-    believed_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
-    return max(time for time in times if time <= believed_ms)
+    # The lower median, because a time that is too late would delay all messages after it.
+    latest_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
+    return max(time for time in times if time <= latest_ms)
 
 
 class _Lines:
@@ -287,7 +292,7 @@ class _Lines:
                         raise self._error(number, str(problem)) from None
                     yield message
         except EOFError:
-            self.truncated = True  # gzip without its end: whoever wrote it was killed
+            self.truncated = True  # gzip without an end: the writer was killed
         except (gzip.BadGzipFile, zlib.error) as error:
             raise self._error(number + 1, f"is not valid gzip: {error}") from None
         except OSError as error:
@@ -305,16 +310,16 @@ def _opened(path: str) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path) if is_packed else Path(path).open("rb")
 
 
-# Playing it ----------------------------------------------------------------------------------
+# Replay --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Playback:
-    """What is played, and how.
+    """The recordings to replay, and the settings.
 
-    ``speed`` is how many recorded seconds go by in one. ``loop_s`` is the time from the
-    start of one loop to that of the next, in seconds; 0 plays once. ``topology`` is the path of
-    what the topology API answers, as JSON in gzip; None where that is nothing.
+    ``speed`` is the number of recorded seconds per second. ``loop_s`` is the time between the
+    starts of two loops in seconds; 0 means a single replay. ``topology`` is the path of the
+    response of the topology API, as gzipped JSON; None means no nodes.
     """
 
     recordings: tuple[Recording, ...]
@@ -327,16 +332,16 @@ class Playback:
         return min(recording.first_ms for recording in self.recordings)
 
     def schedule(self, loop: int = 0) -> Iterator["ScheduledMessage"]:
-        """Yield what is sent in a loop, in its order.
+        """Yield the messages of a loop in the order in which they are sent.
 
-        All recordings have one time: what was recorded at the same time is played so.
+        All recordings share a timeline: messages recorded at the same time are sent together.
         """
         origin_ms = latest_ms = self._first_ms
         streams = [
             zip(repeat(number), recording, strict=False)
             for number, recording in enumerate(self.recordings)
         ]
-        for number, (at_ms, message) in heapq.merge(*streams, key=lambda each: each[1][0]):
+        for number, (at_ms, message) in heapq.merge(*streams, key=lambda item: item[1][0]):
             origin_ms += max(at_ms - latest_ms - MAX_GAP_MS, 0)
             latest_ms = at_ms
             yield ScheduledMessage(
@@ -359,10 +364,10 @@ _DATA: Final = Path(str(files("skyfast") / "data"))
 def demo() -> Playback:
     """Return the playback of the packaged recording.
 
-    It is 139 s long and is played five times as fast, again and again. So every connection is
-    reported at least once every `DEMO_LOOP_S` seconds: well within the default
-    ``connection_timeout``, so that it never leaves, and often enough for a ``rate()`` over one
-    minute to see it grow at a scrape interval of 15 s.
+    It is 139 s long and is replayed in a loop at five times the speed. So every connection is
+    reported at least once every `DEMO_LOOP_S` seconds. This is well within the default
+    ``connection_timeout``, so that connections never expire, and often enough for a ``rate()`` over
+    one minute at a scrape interval of 15 s.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
@@ -374,7 +379,7 @@ def demo() -> Playback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledMessage:
-    """A message of the recording with this number, and how long after the start it is sent."""
+    """A message of a recording, by its index, and the time from the start to its sending."""
 
     recording: int
     message: Message
@@ -385,11 +390,11 @@ class ScheduledMessage:
     mask: int
 
     def data(self, started_ms: int) -> bytes:
-        """Return what is sent where playing began at ``started_ms``, in Unix milliseconds.
+        """Return the bytes to send if the replay started at ``started_ms``, in Unix milliseconds.
 
-        All times of flows move to the present. In further loops, flows and messages get UUIDs
-        of their own: every loop is new traffic under the same labels, and its totals begin at
-        zero. All else is sent as it was, byte for byte.
+        All times of flows are shifted to the present. In further loops, flows and messages get new
+        UUIDs: every loop is new traffic with the same labels, and its totals start at zero.
+        Everything else is sent byte for byte as recorded.
         """
         base_ms = started_ms + self.begins_ms
         return shift_times(
@@ -416,8 +421,8 @@ def shift_times(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> 
 def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
     """Yield a message once for each of ``namespaces`` that it belongs to.
 
-    ``flow/CAPTURE_ID`` holds the flows of one capture, under that name. What belongs to no known
-    namespace is for everybody: an analyzer sent it to a subscriber of these.
+    ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown namespaces are sent
+    to all subscribers, because an analyzer has sent them to the recording one.
     """
     try:
         namespace = _envelope.decode(data).Namespace
@@ -439,10 +444,12 @@ def _of_capture(data: bytes, capture_id: str) -> Iterator[bytes]:
     try:
         message = msgspec.json.decode(data)
     except UNDECODABLE:
-        yield data  # of whichever capture
+        yield data  # the capture is unknown
         return
     flows = message.get("Obj")
     flows = flows if isinstance(flows, list) else []
-    mine = [one for one in flows if isinstance(one, dict) and one.get("CaptureID") == capture_id]
-    if mine:
-        yield msgspec.json.encode(message | {"Namespace": f"flow/{capture_id}", "Obj": mine})
+    selected = [
+        flow for flow in flows if isinstance(flow, dict) and flow.get("CaptureID") == capture_id
+    ]
+    if selected:
+        yield msgspec.json.encode(message | {"Namespace": f"flow/{capture_id}", "Obj": selected})

@@ -60,8 +60,8 @@ _wire_log.setLevel(logging.WARNING)
 SILENCE_JITTER: Final = 1.3
 """Each subscription multiplies the silence timeout by a random factor up to this one.
 
-An analyzer stops sending to all its subscribers together, and the first one that reconnects makes it
-resume for all. So they should not all reconnect at once. 20 s become up to 26 s, and the 45 s of
+An analyzer stops sending to all its subscribers together, and the first one that reconnects makes
+it resume for all. So they should not all reconnect at once. 20 s become up to 26 s, and the 45 s of
 ``silence_timeout`` up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
@@ -355,7 +355,7 @@ class Subscription:
         while True:
             try:
                 await self._subscribe()
-            except Exception as exc:  # noqa: BLE001 - whatever it is, it must not end the process
+            except Exception as exc:  # noqa: BLE001 - no error may end the process
                 if self._lasted_s >= self._timing.healthy_s:
                     delays = backoff(self._timing)
                 self._lasted_s = 0.0
@@ -467,7 +467,7 @@ class Subscription:
             stats.last_message_timestamp_s = now_s()
             try:
                 on_message(data)
-            except Exception as exc:  # noqa: BLE001 - a bug, but the next message may be well
+            except Exception as exc:  # noqa: BLE001 - a bug, but the next message may work
                 self._log_bug(exc)
 
         await connection.receive(
