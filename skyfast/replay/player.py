@@ -1,8 +1,8 @@
 """Replays recordings as if they were analyzers.
 
 The replayed analyzers serve the flow subscription and the topology API. The messages and their
-times are a pure function of the recordings and the start time (:mod:`skyfast.replay.recording`). Only
-:class:`ReplayServer` has a clock and sockets.
+times are a pure function of the recordings and the start time (:mod:`skyfast.replay.recording`).
+Only :class:`ReplayServer` has a clock and sockets.
 """
 
 import asyncio

@@ -4,7 +4,8 @@ A message of 100 flows has 80 KB. websockets copies it several times to assemble
 more CPU time than the table. So this module receives the bytes first. A message in a single frame,
 as nearly all messages of analyzers are, is passed on as a slice of the receive buffer. All other
 bytes are forwarded to websockets unchanged: the opening handshake, pings and pongs, fragments, the
-close, and invalid frames. Only websockets sends responses, closes the connection and reports errors.
+close, and invalid frames. Only websockets sends responses, closes the connection and reports
+errors.
 
 RFC 6455, section 5.2, specifies the frames. This module does not decode their payload.
 """
