@@ -328,9 +328,9 @@ def test_it_is_suspect_before_the_connections_are_due() -> None:
     cluster = Cluster(analyzers=1, points=20)
     assert not cluster.run(600)
     while not cluster.flowless:
-        before = cluster.subscriptions[0]._flowless.seconds
+        before = cluster.subscriptions[0]._missing_flows.seconds
         cluster.tick()
-        if cluster.subscriptions[0]._flowless.seconds <= before:
+        if cluster.subscriptions[0]._missing_flows.seconds <= before:
             cluster.flowless = {0}
     assert cluster.until_suspect(0) == UPDATE_S + 15 - TICK_S
 
