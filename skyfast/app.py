@@ -307,7 +307,7 @@ class App:
         """Hold the clock while reports may be missing."""
         if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
             self.clock.hold(
-                self._gap.look(
+                self._gap.update(
                     self.clock.running(),
                     delivering=self.subscriptions.delivering,
                     subscribed=self.subscriptions.subscribed,

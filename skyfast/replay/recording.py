@@ -267,7 +267,7 @@ def _newest_ms(data: bytes) -> int:
 
 
 class _Lines:
-    """The messages of a file. ``truncated`` is set when it broke off in its last line."""
+    """The messages of a file. ``truncated`` is set if its last line is incomplete."""
 
     def __init__(self, path: str) -> None:
         self.path = path

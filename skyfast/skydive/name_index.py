@@ -83,7 +83,7 @@ class NameIndex:
             name_map.lookup for name_map in self._name_maps
         )
         self.ready = asyncio.Event()
-        """Set when the first answer has been applied."""
+        """Set when the first response has been applied."""
 
     def keep(self, keep_s: float) -> None:
         """Set how long entries are kept after they disappeared."""

@@ -127,7 +127,7 @@ class ReportChecker:
         self._chance = chance
         self._probability = FIRST_PROBABILITY
         self._credit = float(MAX_SAMPLES_AT_ONCE)
-        self._looked_s = self._period_began_s = running()
+        self._checked_s = self._period_began_s = running()
         self._messages = 0
         self._unsettled: dict[str, _Gap] = {}
         self._late_total = table.late_total
@@ -144,9 +144,9 @@ class ReportChecker:
             self._probability = min(1.0, SAMPLES_PER_S / rate)
             self._messages = 0
             self._period_began_s = now
-        credit = self._credit + SAMPLES_PER_S * (now - self._looked_s)
+        credit = self._credit + SAMPLES_PER_S * (now - self._checked_s)
         self._credit = min(credit, float(MAX_SAMPLES_AT_ONCE))
-        self._looked_s = now
+        self._checked_s = now
         if self._credit < 1.0 or self._chance() >= self._probability:
             return False
         self._credit -= 1.0

@@ -77,14 +77,14 @@ class ReportingGap:
         self._incident = _Budget()
         self._is_missing = False
         self._held = False
-        self._looked_s = 0.0
+        self._checked_s = 0.0
 
     @property
     def causes(self) -> tuple[str, ...]:
         """The subscriptions whose reports may be missing."""
         return tuple(name for name, source in self._sources.items() if source.counted)
 
-    def look(
+    def update(
         self, now_s: float, *, delivering: Set[str], subscribed: Set[str], flow_update_s: float
     ) -> bool:
         """Return whether to hold the clock from ``now_s`` until the next call.
@@ -94,8 +94,8 @@ class ReportingGap:
         the previous call is accounted with the state at that call.
         """
         update_s = min(flow_update_s, MAX_FLOW_UPDATE_S)
-        self._pass_time(now_s - self._looked_s, update_s)
-        self._looked_s = now_s
+        self._pass_time(now_s - self._checked_s, update_s)
+        self._checked_s = now_s
         for name in delivering:
             source = self._sources.setdefault(name, _Source())
             if not source.delivers:

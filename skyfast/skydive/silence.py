@@ -53,10 +53,10 @@ MEMORY_S: Final = 60.0
 """Reported values are remembered for at least this time: six reports."""
 
 MAX_VALUES: Final = 20_000
-"""Values that are remembered at most; beyond that, reports do not show packets."""
+"""Maximum number of remembered values; beyond that, reports do not show packets."""
 
 READINGS: Final = (9, 10, 11)
-"""How many readings of a total are added up in ``PacketsReceived``: ten, or one more or less."""
+"""``PacketsReceived`` is the sum of this many readings of a total: ten, or one more or less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,20 +206,20 @@ class Silence:
         """Whether a message has arrived so far, and the subscription is not suspect."""
         return self.delivered and not self.suspect
 
-    def look(self, *, heard: bool, statistics: int, flows: bool, now_s: float) -> str:
+    def update(self, *, received: bool, statistics: int, flows: bool, now_s: float) -> str:
         """Update the state once per tick; return why it is silent, or an empty string.
 
-        ``heard`` is whether messages have arrived since the last tick, ``statistics`` is the number
-        of ``stats`` among them, and ``flows`` is whether any message contained flows.
+        ``received`` is whether messages have arrived since the last tick, ``statistics`` is the
+        number of ``stats`` among them, and ``flows`` is whether any message contained flows.
         """
         self._reporting.add(statistics, now_s)
-        if heard:
+        if received:
             self.delivered = True
             self.silent_s = 0.0
             self._sent_before = self._reporting.statistics
         elif self.delivered:
             self.silent_s += self._tick_s
-        self._missing_flows.look(flows=flows, tick_s=self._tick_s)
+        self._missing_flows.update(flows=flows, tick_s=self._tick_s)
         if not self.delivered or self._longest_s == math.inf:
             return ""
         if self._is_silent():
@@ -286,7 +286,7 @@ class _MissingFlows:
         self._suspect_after_s = self._silent_after_s = math.inf
         """``seconds`` when enough reports had shown packets for their flows to be due."""
 
-    def look(self, *, flows: bool, tick_s: float) -> None:
+    def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:
             self._begin()
             return

@@ -199,22 +199,22 @@ class _BacklogTimer:
 
     def __init__(self, tick_s: float) -> None:
         self._tick_s = tick_s
-        self._looked_s = self._kept_up_s = self._behind_until_s = time.monotonic()
+        self._checked_s = self._kept_up_s = self._behind_until_s = time.monotonic()
         self._lag_s = 0.0
 
-    def look(self, *, backlog: bool) -> None:
+    def update(self, *, backlog: bool) -> None:
         now_s = time.monotonic()
-        if backlog or self._is_long_ago(self._looked_s, now_s):
+        if backlog or self._is_long_ago(self._checked_s, now_s):
             self._lag_s = now_s - self._kept_up_s
             self._behind_until_s = now_s
         else:
             self._kept_up_s = now_s
-        self._looked_s = now_s
+        self._checked_s = now_s
 
     def seconds(self) -> float:
         """Return how long the analyzer has been waiting, up to now or just before."""
         now_s = time.monotonic()
-        if self._is_long_ago(self._looked_s, now_s):  # pragma: no cover - only on a slow machine
+        if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
         # The rest of the backlog is read before the end of the connection is noticed.
         return 0.0 if self._is_long_ago(self._behind_until_s, now_s) else self._lag_s
@@ -246,7 +246,7 @@ class _SilenceMonitor:
 
         ``on_change`` is called when the subscription starts or stops delivering.
         """
-        self.heard = False
+        self.received = False
         """The receiver sets this for every message."""
         self.problem = ""
         """Why the subscription is silent, if it is."""
@@ -264,7 +264,7 @@ class _SilenceMonitor:
 
     def stop(self) -> None:
         self._timer.cancel()
-        if self.heard and not self._silence.delivered:
+        if self.received and not self._silence.delivered:
             # It ended before the first tick. It counts as having delivered, so that expiry pauses.
             self._silence.delivered = True
             self._on_change()
@@ -274,7 +274,7 @@ class _SilenceMonitor:
         return self._messages[STATISTICS], self._messages[FLOWS]
 
     def _tick(self) -> None:
-        self.backlog.look(backlog=self._connection.backlog_bytes() >= BACKLOG_BYTES)
+        self.backlog.update(backlog=self._connection.backlog_bytes() >= BACKLOG_BYTES)
         closing = self._connection.state is State.CLOSING
         if closing and self._closing:
             # websockets would wait forever for the server to close the socket.
@@ -284,13 +284,13 @@ class _SilenceMonitor:
         silence = self._silence
         before = silence.delivers
         statistics, flows = self._counts()
-        self.problem = silence.look(
-            heard=self.heard,
+        self.problem = silence.update(
+            received=self.received,
             statistics=statistics - self._statistics,
             flows=flows > self._flows,
             now_s=self._loop.time(),
         )
-        self.heard = False
+        self.received = False
         self._statistics, self._flows = statistics, flows
         if silence.delivers != before:
             self._on_change()
@@ -462,7 +462,7 @@ class Subscription:
         stats, on_message, now_s = self.stats, self._on_message, time.time
 
         def handle(data: MessageData) -> None:
-            monitor.heard = True
+            monitor.received = True
             stats.received_bytes += len(data)
             stats.last_message_timestamp_s = now_s()
             try:

@@ -122,7 +122,7 @@ class TopologyPoller:
         self._limit = LogLimit()
 
     async def run(self) -> None:
-        """Poll now and then once per interval, until cancelled.
+        """Poll at once, and then once per interval, until cancelled.
 
         The interval is ``interfaces_interval_s``, or `NAMES_INTERVAL_S` if that is 0. Returns at
         once if neither interfaces nor names are used. Failures of analyzers are not raised.

@@ -46,7 +46,7 @@ class Story:
         return self.held_s - before_s
 
     def _look(self) -> None:
-        self.held = self.gap.look(
+        self.held = self.gap.update(
             self.now_s,
             delivering=self.delivering,
             subscribed=self.subscribed,
@@ -198,7 +198,7 @@ class Plain:
     known: dict[str, int] = field(default_factory=dict)
     """By name, the number of the look at which it delivered first."""
 
-    def look(
+    def update(
         self, now_s: float, delivering: Iterable[str], subscribed: Iterable[str], update_s: float
     ) -> bool:
         self.looks.append((now_s, frozenset(delivering), frozenset(subscribed)))
@@ -279,10 +279,10 @@ def test_any_story_is_judged_as_the_rules_say(
             now_s += max(1, seconds // 4)
             delivering &= subscribed
             held_s = held_s + max(1, seconds // 4) if held else 0
-            held = gap.look(
+            held = gap.update(
                 now_s, delivering=delivering, subscribed=subscribed, flow_update_s=update_s
             )
-            assert held == plain.look(now_s, delivering, subscribed, update_s)
+            assert held == plain.update(now_s, delivering, subscribed, update_s)
             assert bool(gap.causes) == plain.missing[-1]
             run_s = max(run_s, held_s)
     # The look that finds the bound comes late by no more than one step.

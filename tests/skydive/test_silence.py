@@ -114,8 +114,8 @@ class Cluster:
         found = {}
         for number, one in enumerate(self.subscriptions):
             suspected = one.suspect
-            text = one.look(
-                heard=statistics[number] > 0 or flows[number],
+            text = one.update(
+                received=statistics[number] > 0 or flows[number],
                 statistics=statistics[number],
                 flows=flows[number],
                 now_s=self.now,
@@ -248,7 +248,7 @@ def test_the_times_are_those_of_the_probabilities(points: int, analyzers: int) -
 def test_silence_timeout_is_the_most(stretch: float, longest_s: float) -> None:
     cluster = Cluster(analyzers=5, points=2, stretch=stretch, longest_s=longest_s)
     for number in range(5):  # all have delivered, and will not again
-        cluster.subscriptions[number].look(heard=True, statistics=0, flows=False, now_s=0)
+        cluster.subscriptions[number].update(received=True, statistics=0, flows=False, now_s=0)
     cluster.mute = set(range(5))
     suspect_s = cluster.until_suspect(0)
     assert suspect_s + TICK_S == longest_s

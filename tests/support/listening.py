@@ -36,7 +36,7 @@ class _Watched:
         self.subscriber = subscriber
         self.silence: Silence | None = None
         self.session = 0
-        self.heard = False
+        self.received = False
         self.statistics = 0
         self.flows = False
 
@@ -82,7 +82,7 @@ class Listener:
         for delivery in self.cluster.run(until_ms):
             watched = self._watched[delivery.analyzer]
             if delivery.subscriber is watched.subscriber:
-                watched.heard = True
+                watched.received = True
                 if delivery.message["Type"] == "stats":
                     watched.statistics += 1
                     report = json.dumps(delivery.message["Obj"]).encode()
@@ -102,14 +102,14 @@ class Listener:
             watched.session = subscriber.session
             watched.silence = Silence(self.reporting, longest_s=LONGEST_S, tick_s=TICK_MS / 1000)
             self.reporting.silences.add(watched.silence)
-        if watched.silence is not None and watched.silence.look(
-            heard=watched.heard,
+        if watched.silence is not None and watched.silence.update(
+            received=watched.received,
             statistics=watched.statistics,
             flows=watched.flows,
             now_s=self.cluster.now_ms / 1000,
         ):
             subscriber.disconnect()
-        watched.heard, watched.statistics, watched.flows = False, 0, False
+        watched.received, watched.statistics, watched.flows = False, 0, False
         self._look()
 
     def _look(self) -> None:
@@ -123,7 +123,7 @@ class Listener:
             and watched.silence.delivers
         }
         self.clock.hold(
-            self.gap.look(
+            self.gap.update(
                 self.clock.running(),
                 delivering=delivering,
                 subscribed=self._watched.keys(),
