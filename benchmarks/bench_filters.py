@@ -11,9 +11,9 @@ from benchmarks.core import PLAN, decoder
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 from benchmarks.harness import Report
 from skyfast.flows.fields import flow_types
-from skyfast.flows.filters import admission, classifier, matcher, reads
-from skyfast.flows.plan import Path
-from skyfast.flows.rewrites import Memory
+from skyfast.flows.filters import classifier, make_flow_filter, matcher, reads
+from skyfast.flows.plan import FieldPath
+from skyfast.flows.rewrites import BoundedCache
 from skyfast.flows.selection import Condition, Filter, Rule
 
 MESSAGES = 100
@@ -22,7 +22,7 @@ REPEATS = 9
 CLUSTER = (ip_network("10.0.0.0/9"),)
 
 
-def _condition(path: Path, **what: Any) -> Condition:
+def _condition(path: FieldPath, **what: Any) -> Condition:
     return Condition(field=".".join(path), path=path, **what)
 
 
@@ -111,7 +111,7 @@ def _measure(
 
 
 def _compiled(config: Filter) -> Pick:
-    return admission(
+    return make_flow_filter(
         config, classifier(CLUSTER), requirements=PLAN.requirements, skipped={}, filtered={}
     )
 
@@ -122,7 +122,7 @@ def _closures(rules: tuple[Rule, ...]) -> Pick:
     def condition(condition: Condition) -> Callable[[Any], bool]:
         value = attrgetter(".".join(condition.path or ()))
         matches = matcher(condition)
-        verdicts = Memory[Any, bool](lambda value: matches(value) != condition.negated)
+        verdicts = BoundedCache[Any, bool](lambda value: matches(value) != condition.negated)
         return lambda flow: verdicts[value(flow)]
 
     def rule(rule: Rule) -> Callable[[Any], bool]:

@@ -43,31 +43,30 @@ if TYPE_CHECKING:
     from skyfast.web.auth import Guard
 
 EXPIRY_INTERVAL_S = 0.5
-"""How often the table is asked for what has expired; deadlines are full seconds."""
+"""Interval between expiry runs; deadlines are whole seconds."""
 
 EXPIRY_SLICE_S = 0.002
-"""How long expiry may hold up the event loop at a time."""
+"""Maximum time for which expiry blocks the event loop."""
 
 EXPIRY_ROWS = 256
-"""Rows between two looks at the clock, about 0.1 ms."""
+"""Rows to expire between two clock reads; takes about 0.1 ms."""
 
 FULL_INTERVAL_S = 60.0
-"""Time between two log lines about reports that found no room."""
+"""Minimum time between two log messages about a full table."""
 
 MAX_ANNOUNCED = 8
-"""Analyzers that a log line names at most."""
+"""Maximum number of analyzers in a log message."""
 
 log = logging.getLogger("skyfast.app")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line asks for and the configuration does not say; fixed until the end.
+    """Command line options that are not part of the configuration; a reload keeps them.
 
-    ``web_config_file`` is the path of the web configuration, empty where there is none.
-    ``playback`` is what takes the analyzers' place. ``record_file`` is where to keep what they
-    send, empty where nowhere; with ``anonymous``, addresses and names get pseudonyms there.
-    ``listen`` is where the page is served.
+    ``listen`` is where the HTTP server listens. ``web_config_file`` is the path of the web
+    configuration, or empty. ``playback`` replaces the analyzers. ``record_file`` is the path of the
+    recording, or empty; with ``anonymous``, it contains pseudonyms for addresses and names.
     """
 
     listen: Listen = AS_CONFIGURED
@@ -82,7 +81,7 @@ class _WebConfigError(ConfigError):
 
 
 class App:
-    """A running skyfast."""
+    """The running program."""
 
     def __init__(
         self,
@@ -93,10 +92,10 @@ class App:
         recorder: "Recorder | None" = None,
         listen_at: Listen = AS_CONFIGURED,
     ) -> None:
-        """Build the parts; nothing is opened yet. ``load`` reads the configuration anew.
+        """Build the parts without opening sockets.
 
-        ``guard`` has the web configuration, where there is one, and ``recorder`` gets a copy of
-        each message. The page is served where ``listen_at`` says.
+        ``load`` reads the configuration again. ``guard`` has the web configuration, if there is
+        one. ``recorder`` gets a copy of each message. The HTTP server listens at ``listen_at``.
         """
         self._load = load
         self._guard = guard
@@ -146,8 +145,8 @@ class App:
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until ``stopping`` is set.
 
-        Raises ListenError when the page cannot be served where it is wanted, and an
-        ExceptionGroup when a part ends by a fault of its own.
+        Raises ListenError if the HTTP server cannot listen, and an ExceptionGroup if a task
+        fails with an unhandled exception.
         """
         await self.web.start()
         if self._served_at and self._served_at.port not in (0, self.web.port):
@@ -158,7 +157,7 @@ class App:
             log.info("serving %s", url)
         self._manager.ready(f"serving {', '.join(urls)}")
         _announce(self._parts.config)
-        log.info("%s", _costs(self._parts))
+        log.info("%s", _cost_summary(self._parts))
         _warn_of_double_counting(self._parts.config)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -168,7 +167,7 @@ class App:
                         ("subscriptions", self._subscribe()),
                         ("topology", self._poll()),
                         ("expiry", self._expire()),
-                        ("room", self._tell_when_full()),
+                        ("room", self._warn_when_full()),
                         ("history", self.status.run()),
                         ("watchdog", self._manager.watchdog()),
                     )
@@ -183,9 +182,9 @@ class App:
     def _receiver(
         self, recorder: "Recorder | None"
     ) -> Callable[[MessageData, AnalyzerStats], None]:
-        """Return what takes each message."""
+        """Return the function that receives each message."""
 
-        # Not ingest's method itself: a reload puts another ingest in this one's place.
+        # Looks up ingest for each message: a reload replaces it.
         def receive(data: MessageData, analyzer: AnalyzerStats) -> None:
             self._parts.ingest.message(data, analyzer)
 
@@ -200,7 +199,7 @@ class App:
         return record
 
     def summary(self) -> str:
-        """Return what was done since the start, in a line for the log."""
+        """Return a summary of the run for the log."""
         seconds = time.monotonic() - self._began_s
         flows = sum(analyzer.flows for analyzer in self.stats.analyzers.values())
         return (
@@ -209,10 +208,10 @@ class App:
         )
 
     async def reload(self) -> str | None:
-        """Read the configuration anew and use it; return why that cannot be, or None.
+        """Reload the configuration; return the error, or None.
 
-        What cannot be used as a whole changes nothing. No counter is lost, unless what is exported
-        is another: then the table is.
+        An invalid configuration changes nothing. Counters survive, unless the export selection
+        changes: then the table is replaced.
         """
         async with self._reloading:
             self._manager.reloading()
@@ -247,9 +246,9 @@ class App:
         return self.reload if config.web.enable_reload else None
 
     async def _configure(self, config: Config) -> None:
-        """Put what is made of ``config`` in the place of what there is.
+        """Replace the running parts by those of ``config``.
 
-        Raises ConfigError, with nothing changed, where a file that it names cannot be used.
+        Raises ConfigError and changes nothing if a file that ``config`` names cannot be used.
         """
         old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
@@ -258,9 +257,9 @@ class App:
             web_config = await asyncio.to_thread(self._guard.read) if self._guard else None
         except ConfigError as error:
             raise _WebConfigError(*error.problems) from None
-        self._poll_by(new.poller)
-        await new.names_known()
-        # From here on, nothing fails and nobody else has a turn.
+        self._replace_poller(new.poller)
+        await new.wait_for_names()
+        # From here on, nothing fails and no other task runs.
         logs.configure(config.logging)
         logs.write_notes(config.notes)
         self._parts = new
@@ -280,11 +279,11 @@ class App:
         _warn_of_double_counting(config, known=cost.double_counted(old.config))
 
     async def _subscribe(self) -> None:
-        await self._parts.names_known()
+        await self._parts.wait_for_names()
         await self.subscriptions.run()
 
     async def _poll(self) -> None:
-        """Ask for the topology, by one poller after the other."""
+        """Poll the topology; a reload replaces the poller."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._polling = tasks.create_task(self._poll_until_cancelled(self._poller))
@@ -292,10 +291,10 @@ class App:
 
     async def _poll_until_cancelled(self, poller: TopologyPoller) -> None:
         await poller.run()
-        await asyncio.Event().wait()  # there is nothing to ask for
+        await asyncio.Event().wait()  # there is nothing to poll
 
-    def _poll_by(self, poller: TopologyPoller) -> None:
-        """Let another poller ask from now on."""
+    def _replace_poller(self, poller: TopologyPoller) -> None:
+        """Stop the current poller and start another one."""
         self._poller = poller
         if self._polling is not None:
             self._polling.cancel()
@@ -304,7 +303,7 @@ class App:
         self._parts.table.relabel([(lookup, keys)])
 
     def _hold(self) -> None:
-        """Hold the clock while reports may be missing."""
+        """Stop the clock while reports may be missing."""
         if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
             self.clock.hold(
                 self._gap.update(
@@ -316,7 +315,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Hold or release the clock; count the held time, and log each change."""
+        """Stop or resume the clock; count the stopped time and log each change."""
         self._hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
@@ -328,14 +327,14 @@ class App:
         stats.clock_held = int(held)
 
     def _missing_analyzers(self) -> str:
-        """Return the analyzers that cause the hold, with their states."""
+        """Return the analyzers for which the clock is stopped, with their states."""
         causes, subscriptions = self._gap.causes, self.subscriptions
         texts = [f"{name} ({subscriptions.state(name)})" for name in causes[:MAX_ANNOUNCED]]
         more = len(causes) - MAX_ANNOUNCED
         return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
 
     async def _expire(self) -> None:
-        """Take out what has expired, in slices between which everything else has its turn."""
+        """Expire rows in slices, so that other tasks can run in between."""
         paused_s = 0.0
         while True:
             self._look_for_gaps()
@@ -358,13 +357,13 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """Note when reports begin to come: what flows did before has not been counted."""
+        """Tell the table when reports start: earlier traffic was not counted."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.begin(now)
 
     def _warn_of_updates(self) -> None:
         """Warn once if connections expire between two reports."""
-        update_s = round(self.stats.flow_update_s)  # which is measured, to some milliseconds
+        update_s = round(self.stats.flow_update_s)  # measured, accurate to milliseconds
         timeout_s = self._parts.config.limits.timeout_s
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
             return
@@ -378,8 +377,8 @@ class App:
                 f"{SLACK_S:g}",
             )
 
-    async def _tell_when_full(self) -> None:
-        """Log that reports found no room in the table, once an interval as long as some do."""
+    async def _warn_when_full(self) -> None:
+        """Log reports that a full table skipped, at most once per `FULL_INTERVAL_S`."""
         table, known, known_connections = self._parts.table, 0, 0
         while True:
             if self._parts.table is not table:
@@ -401,7 +400,7 @@ class App:
 
 
 def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
-    """Log who is subscribed to and was not ``known`` before."""
+    """Log the analyzers that are not in ``known``."""
     new = [str(each) for each in config.subscriber.endpoints if each not in known]
     if new:
         others = f" and {len(new) - MAX_ANNOUNCED} more" if len(new) > MAX_ANNOUNCED else ""
@@ -410,7 +409,7 @@ def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
 
 
 def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> None:
-    """Log where traffic is counted several times, if that was not ``known`` before."""
+    """Log the views that count traffic several times, except those in ``known``."""
     for where in cost.double_counted(config):
         if where not in known:
             log.warning(
@@ -420,8 +419,8 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
             )
 
 
-def _costs(parts: Parts) -> str:
-    """Return what a connection costs and how many there can be, for the log."""
+def _cost_summary(parts: Parts) -> str:
+    """Return the cost of a connection and the limits, for the log."""
     export, limits = parts.config.export, parts.config.limits
     row_bytes = parts.table.row_bytes
     series = cost.series(export.main, naming=export.naming)
@@ -463,7 +462,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        # Not by the loop, which would give it back its default, to kill, when it closes.
+        # Not by the loop: when it closes, it restores the default action, which kills the process.
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(reload))
         stack.callback(signal.signal, signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
@@ -474,7 +473,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             url = listen.url(error.address, secure=_is_secure(guard))
             log.error("cannot serve %s: %s%s", url, error, listen.cure(error))
             return False
-        except BaseExceptionGroup:  # pragma: no cover - a bug in skyfast, and none is known
+        except BaseExceptionGroup:  # pragma: no cover - no known bug raises this
             log.critical("exiting after an unhandled exception", exc_info=True)
             return False
     log.info("stopped %s", app.summary())
@@ -482,7 +481,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
 
 
 def _guard(path: str) -> "Guard | None":
-    """Return what keeps the web configuration at ``path``; None where there is none."""
+    """Return the holder of the web configuration at ``path``, or None if ``path`` is empty."""
     if not path:
         return None
     from skyfast.web.auth import Guard
@@ -495,7 +494,7 @@ def _is_secure(guard: "Guard | None") -> bool:
 
 
 def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
-    """Begin to record, where that is asked for."""
+    """Start recording if the options ask for it."""
     if not options.record_file:
         return None
     from skyfast.replay.recorder import Recorder
@@ -511,14 +510,14 @@ def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
 
 
 async def _adaptation(options: Options, stack: AsyncExitStack) -> Callable[[Config], Config]:
-    """Begin what the options ask for, and return how they change every configuration."""
+    """Start the replay, if any; return the function that adapts each configuration to it."""
     if options.playback is None:
         return lambda config: config
     from skyfast.replay.player import ReplayServer
 
     player = ReplayServer(options.playback)
     stack.push_async_callback(player.stop)
-    # A recording that has ended is no analyzer that fell silent.
+    # The end of a recording is not an analyzer that stopped sending.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
     return lambda config: dataclasses.replace(
         config, subscriber=dataclasses.replace(config.subscriber, **changes)
@@ -526,10 +525,10 @@ async def _adaptation(options: Options, stack: AsyncExitStack) -> Callable[[Conf
 
 
 def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
-    """Run until SIGTERM or SIGINT; return False when it could not run, which was logged.
+    """Run until SIGTERM or SIGINT; return False, after logging the error, if that fails.
 
-    ``load`` reads the configuration anew, for SIGHUP, which must be blocked when this is called.
-    Raises ConfigError where something that the configurations or the options name cannot be used.
+    ``load`` reads the configuration again on SIGHUP, which the caller must have blocked. Raises
+    ConfigError if a file that the configuration or the options name cannot be used.
     """
     memory.tune_malloc()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

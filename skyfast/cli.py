@@ -1,7 +1,7 @@
 """The command line: arguments, options and exit codes.
 
-0: stopped by SIGTERM or SIGINT, or asked only to look. 1: cannot run. 2: a wrong argument
-or configuration; each error is one line.
+Exit codes: 0 after SIGTERM, SIGINT, ``--check``, ``--help`` or ``--version``; 1 if skyfast cannot
+run; 2 for an invalid argument or configuration. Each error is one line.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from skyfast import __version__
 from skyfast.config import cost, loader, model, schema, sharding, yaml_nodes
 from skyfast.config.endpoint import Endpoint, parse_listen_address
-from skyfast.config.errors import Invalid
+from skyfast.config.errors import InvalidValue
 from skyfast.config.parsers import to_level
 from skyfast.flows import selection
 from skyfast.runtime import logs, memory
@@ -36,20 +36,20 @@ EXIT_WRONG = 2
 
 MIN_SPEED = 0.001
 MAX_SPEED = 1000.0
-"""Lowest and highest ``--replay-speed``."""
+"""Limits of ``--replay-speed``."""
 
-SIMILAR = 0.6
-"""How similar an option is to an unknown one that is suggested: the ratio of `difflib`."""
+MIN_SIMILARITY = 0.6
+"""Minimum similarity of a suggested option to the unknown one: the ratio of `difflib`."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Has room for the longest option beside its help."""
+    """Formats each option and its help on one line."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        # Not "FILE [FILE ...]", which has no room.
+        # "FILE [FILE ...]" is too long.
         if action.nargs == argparse.ONE_OR_MORE:
             return f"{action.metavar}..."
         return super()._format_args(action, default_metavar)
@@ -57,11 +57,11 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        _complain(f"{message} (see {self.prog} --help)")
+        _print_error(f"{message} (see {self.prog} --help)")
         sys.exit(EXIT_WRONG)
 
     def suggestion(self, unknown: str) -> str:
-        """Return what to say beside an option that there is not."""
+        """Return a hint for an unknown option, or an empty string."""
         options = {
             _simplified(option): option
             for action in self._actions
@@ -69,17 +69,17 @@ class _Parser(argparse.ArgumentParser):
             if option.startswith("--") and action.help != argparse.SUPPRESS
         }
         name = _simplified(unknown.partition("=")[0])
-        near = difflib.get_close_matches(name, options, 1, SIMILAR)
+        near = difflib.get_close_matches(name, options, 1, MIN_SIMILARITY)
         return f"; did you mean {options[near[0]]}?" if near and unknown.startswith("-") else ""
 
 
 def _simplified(option: str) -> str:
-    """Return an option's name without what people confuse: hyphens, dots, underscores, case."""
+    """Return an option's name in lower case, with dots and underscores as hyphens."""
     return re.sub(r"[._]", "-", option.lstrip("-").lower())
 
 
-def _complain(text: str) -> None:
-    """Write why nothing runs, where the log would be."""
+def _print_error(text: str) -> None:
+    """Write an error that prevents startup to stderr, in the form of a log line."""
     sys.stderr.write(f"{logs.prefix(logging.ERROR)}skyfast: {text}\n")
 
 
@@ -191,7 +191,7 @@ def _parser() -> _Parser:
 def _level(text: str) -> str:
     try:
         return to_level(text)
-    except Invalid as bad:
+    except InvalidValue as bad:
         raise argparse.ArgumentTypeError(f"{text!r} {bad.problem}") from None
 
 
@@ -210,7 +210,7 @@ def _shard(text: str) -> selection.Shard:
 
 
 def _record(text: str) -> str:
-    # As from a variable that is not set: nothing would be recorded, and nobody told.
+    # An unset shell variable must not silently disable recording.
     if not text:
         raise argparse.ArgumentTypeError("the file name is empty")
     return text
@@ -230,7 +230,9 @@ def _speed(text: str) -> float:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
-    arguments, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    arguments, unknown = parser.parse_known_args(
+        _join_negative_values(sys.argv[1:] if argv is None else argv)
+    )
     if unknown:
         hint = parser.suggestion(unknown[0])
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
@@ -251,10 +253,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _joined(argv: list[str]) -> list[str]:
-    """Return the arguments with a value that begins with a hyphen joined to its option.
+def _join_negative_values(argv: list[str]) -> list[str]:
+    """Join values such as ``-1/3`` to the option before them.
 
-    Otherwise argparse takes ``-1/3`` for an option, and says that a value is missing.
+    Otherwise argparse parses them as options and reports a missing value.
     """
     joined: list[str] = []
     for each in argv:
@@ -266,13 +268,13 @@ def _joined(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments (default: the process's own); return its exit code."""
+    """Run the command and return its exit code. ``argv`` defaults to `sys.argv`."""
     arguments = _arguments(argv)
     memory.disable_core_dumps()  # before any secret is read
-    # Until the event loop takes over, a request to stop finds nothing to close.
+    # Until the event loop takes over, there is nothing to close on exit.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
-    # And a request to reload waits for it, even where it comes while the file is being read.
+    # A reload request that arrives during startup waits for the event loop.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         configuration = _load(arguments)
@@ -299,12 +301,12 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_OK if is_over else EXIT_CANNOT_RUN
     except yaml_nodes.ConfigError as error:
         for problem in error.problems:
-            _complain(problem)
+            _print_error(problem)
         return EXIT_WRONG
 
 
 def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
-    """Print what a configuration comes to; with ``--strict``, not where anything is warned of."""
+    """Print the effective configuration and its cost; with ``--strict``, fail on warnings."""
     logging_ = configuration.logging
     if arguments.strict and logging.getLevelNamesMapping()[logging_.level] > logging.WARNING:
         logging_ = dataclasses.replace(logging_, level="WARNING")
@@ -312,18 +314,18 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     warnings = logs.WarningCounter()
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
-    # The other files first, which can be wrong.
+    # Check the other files first: they can contain errors.
     reports = _check_web(arguments.web_config_file) + _check_replay(arguments)
     report = cost.report(configuration)
     if arguments.strict:
-        # Those of the report stand on standard output otherwise.
+        # Without --strict, the warnings of the report are part of standard output.
         begin = "# Warning: "
         more = [line for line in report.splitlines() if line.startswith(begin)]
         for line in more:
-            _complain(line.removeprefix(begin))
+            _print_error(line.removeprefix(begin))
         if count := warnings.count + len(more):
             plural = "s" if count > 1 else ""
-            _complain(f"{count} warning{plural}; --strict treats warnings as errors")
+            _print_error(f"{count} warning{plural}; --strict treats warnings as errors")
             return EXIT_WRONG
     sys.stdout.write(loader.dump(configuration) + report + reports)
     return EXIT_OK
@@ -351,7 +353,7 @@ def _load(arguments: argparse.Namespace) -> model.Config:
 
 
 def _playback(arguments: argparse.Namespace) -> "Playback | None":
-    """Return what is played in place of subscribing to analyzers; None where nothing is."""
+    """Return the recordings to replay instead of subscribing to analyzers, or None."""
     if not arguments.demo and not arguments.replay:
         return None
     from skyfast.replay import recording
@@ -365,7 +367,7 @@ def _playback(arguments: argparse.Namespace) -> "Playback | None":
 
 
 def _check_replay(arguments: argparse.Namespace) -> str:
-    """Return what recordings hold, as YAML comments; nothing where there are none."""
+    """Return summaries of the recordings as YAML comments, or an empty string."""
     playback = _playback(arguments)
     if not playback or not arguments.replay:
         return ""
@@ -373,7 +375,7 @@ def _check_replay(arguments: argparse.Namespace) -> str:
 
 
 def _check_web(path: str) -> str:
-    """Return what a web configuration comes to, as YAML comments; nothing where there is none."""
+    """Return a summary of the web configuration as a YAML comment, or an empty string."""
     if not path:
         return ""
     from skyfast.web import config_file
@@ -386,13 +388,13 @@ def _reload(arguments: argparse.Namespace) -> model.Config:
     if path == "-":
         raise yaml_nodes.ConfigError("standard input cannot be read again")
     if path is not None and Path(path).exists() and not Path(path).is_file():
-        # A pipe is empty by now, or whoever reads it waits for ever.
+        # A pipe is already empty, or reading it blocks forever.
         raise yaml_nodes.ConfigError(f"{path!r} is not a regular file and cannot be read again")
     return _load(arguments)
 
 
 def _path(arguments: argparse.Namespace) -> str | None:
-    """Return the configuration file's path; None where none is needed."""
+    """Return the path of the configuration file, or None if a replay needs no file."""
     if (arguments.demo or arguments.replay) and arguments.config is None:
         return None
     path: str = arguments.config or DEFAULT_PATH

@@ -1,4 +1,4 @@
-"""The parts that a configuration is turned into, and which of them survive a reload."""
+"""Builds the parts of a configuration, and decides which of them survive a reload."""
 
 import asyncio
 import contextlib
@@ -29,14 +29,14 @@ from skyfast.web.status import Subject
 from skyfast.web.top import Ranking
 
 NAMES_WAIT_S = 5.0
-"""How long the subscriptions wait for the topology's first answer, where labels are names."""
+"""Maximum time the subscriptions wait for the topology's first answer, if labels need it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What the parts of every configuration share; it lives as long as the process.
+    """State that the parts of every configuration share, for the lifetime of the process.
 
-    ``relabel`` is called with the names that the topology has changed.
+    ``relabel`` is called with the names that changed in the topology.
     """
 
     stats: Stats
@@ -47,9 +47,9 @@ class Shared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What is made of a configuration, and replaced together with it.
+    """The parts of one configuration, which a reload replaces together.
 
-    ``filtered`` counts drops by rule, of exactly the rules that there are.
+    ``filtered`` counts dropped flows by rule; it has exactly the rules of the configuration.
     """
 
     config: Config
@@ -68,7 +68,7 @@ class Parts:
     subject: Subject
 
     def take_over(self, old: "Parts", shared: Shared) -> None:
-        """Take the place of ``old``: set up what is kept, and lose no count."""
+        """Replace ``old``: configure the parts that survive and keep all counts."""
         stats, config = shared.stats, self.config
         self.table.set_flow_types(self.types)
         self.table.set_limits(**_table_limits(config.limits))
@@ -81,23 +81,23 @@ class Parts:
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
         if self.table is not old.table:
-            # These are shown as sums with what the table counts, and must not become less.
+            # The pages add these to the counts of the table; the sums must not decrease.
             for reason, count in old.table.skipped.items():
                 stats.flows_skipped[reason] += count
             for field, count in old.table.values_skipped.items():
                 stats.values_skipped[field] = stats.values_skipped.get(field, 0) + count
 
     def record_limits(self, stats: Stats) -> None:
-        """Let the self metrics show the rules and limits of these parts."""
+        """Export the rules and limits of these parts as self metrics."""
         stats.flows_filtered = self.filtered
         stats.max_connections = self.config.limits.max_connections
         stats.max_flows = self.config.limits.max_flows
         stats.flow_memory_s = self.config.limits.flow_memory_s
 
-    async def names_known(self) -> None:
-        """Wait for the topology's first answer, if not for ever, where labels are names.
+    async def wait_for_names(self) -> None:
+        """Wait up to `NAMES_WAIT_S` for the topology's first answer, if labels need it.
 
-        A flow that comes before its names would change its labels at once.
+        Labels of a flow that arrives before its names would change immediately.
         """
         if _has_names(self.plan):
             with contextlib.suppress(TimeoutError):
@@ -106,7 +106,7 @@ class Parts:
 
 
 class _CaptureReports:
-    """Passes the agents' capture statistics on; another shard may export them."""
+    """Forwards the agents' capture statistics, unless another shard exports them."""
 
     def __init__(self, *, activity: Activity, captures: Captures | None, clock: Clock) -> None:
         self._activity = activity
@@ -121,12 +121,12 @@ class _CaptureReports:
 
 
 def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
-    """Make the parts of ``config`` with what can be kept of the ``old`` ones; change nothing.
+    """Return the parts of ``config``, reusing ``old`` parts where possible, without changing them.
 
-    This blocks: it reads certificates. Raises ConfigError where they cannot be used.
+    This blocks: it reads certificates. Raises ConfigError if they cannot be used.
     """
     export, stats, clock = config.export, shared.stats, shared.clock
-    # Names that nobody has asked for since they were used are out of date.
+    # Names that are not polled any more are out of date.
     names = old.names if old and _has_names(old.plan) else NameIndex(keep_s=_longest_s(config))
     alike = old if old and old.config.export == export else None
     plan = alike.plan if alike else make_plan(export, names=names, shard=config.shard)
@@ -171,7 +171,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         )
     )
     filtered: dict[str, int] = {}
-    admitted = filters.admission(
+    admitted = filters.make_flow_filter(
         config.filter,
         filters.classifier(config.classify.cluster_net_masks),
         requirements=plan.requirements,
@@ -226,7 +226,7 @@ def _has_names(plan: Plan) -> bool:
 
 
 def _table_limits(limits: TableLimits) -> dict[str, Any]:
-    """Return the table's bounds."""
+    """Return the limits of the table."""
     return {
         "max_connections": limits.max_connections,
         "max_flows": limits.max_flows,
@@ -244,14 +244,14 @@ def _interface_times(config: Config) -> dict[str, float]:
 
 
 def _longest_s(config: Config) -> float:
-    """Return for how long names are to be remembered: no row lives longer without a report."""
+    """Return the retention time of names: the longest lifetime of a row without reports."""
     limits = config.limits
     interval_s = config.topology.interfaces_interval_s or NAMES_INTERVAL_S
     return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)
 
 
 def _counts_other_flows(old: Config, new: Config) -> bool:
-    """Tell whether flows may come now that were left out before."""
+    """Return whether flows that were dropped before may be counted now."""
     return (old.filter, old.classify, old.subscriber.capture_id) != (
         new.filter,
         new.classify,

@@ -5,29 +5,29 @@ from typing import Final, Literal
 
 from skyfast.config.model import Config, TableLimits
 from skyfast.flows.catalog import DIRECTION, LABELS_BY_NAME, METRICS_BY_NAME, UNBOUNDED_FIELDS
-from skyfast.flows.plan import Path
+from skyfast.flows.plan import FieldPath
 from skyfast.flows.planner import families
-from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
+from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
-"""The fields that tell a conversation's capture points apart: each has flows of its own."""
+"""Fields that identify the capture point: a conversation has separate flows at each."""
 
 
-def series(view: ViewChoice, *, naming: Literal["compatible", "standard"]) -> int:
-    """Return how many series each row of a view has at most."""
+def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
+    """Return the maximum number of series of a view's row."""
     return sum(len(family.values) for family in families(view, naming=naming))
 
 
 def most_connections(limits: TableLimits) -> int:
-    """Return how many connections there can be: none is without a flow."""
+    """Return the maximum number of connections; each has at least one flow."""
     return min(limits.max_connections, limits.max_flows)
 
 
 def double_counted(config: Config) -> list[str]:
-    """Return where traffic that is captured at several interfaces is counted several times.
+    """Return the views, "connections" included, that count traffic captured twice several times.
 
-    That is in each view, the connections among them, in which the flows of one conversation's
-    capture points can share a series. What has only gauges counts nothing.
+    In such a view, flows of one conversation from several capture points can share a series. Views
+    with only gauges are left out.
     """
     export = config.export
     if export.deduplicate != "none":
@@ -41,7 +41,7 @@ def double_counted(config: Config) -> list[str]:
 
 
 def report(config: Config) -> str:
-    """Return YAML comments: the series of each view's rows, and labels to be afraid of."""
+    """Return YAML comments: the series of each view's rows, and warnings about its labels."""
     return "".join(f"# {line}\n" for line in _lines(config))
 
 
@@ -73,26 +73,26 @@ def _lines(config: Config) -> Iterator[str]:
         )
 
 
-def _where(view: ViewChoice) -> str:
+def _where(view: ViewSpec) -> str:
     return f"view {view.prefix}" if view.prefix else "connections"
 
 
-def _is_counted(metric: MetricChoice) -> bool:
+def _is_counted(metric: MetricSpec) -> bool:
     if metric.paths:
         return metric.type == "counter"
     return metric.name == "flows" or METRICS_BY_NAME[metric.name].type == "counter"
 
 
-def _path(label: LabelChoice) -> Path:
-    """Return the field whose value a label shows; an empty one where it shows something else."""
+def _path(label: LabelSpec) -> FieldPath:
+    """Return the field that a label shows unchanged, or an empty path."""
     if label.path is not None:
         return label.path
     known = LABELS_BY_NAME[label.name]
     return () if known.lookup else known.path
 
 
-def _unbounded_reason(label: LabelChoice, config: Config) -> str:
-    """Return why a label has values without end, or nothing."""
+def _unbounded_reason(label: LabelSpec, config: Config) -> str:
+    """Return why a label is unbounded, or an empty string."""
     if label.name in config.export.rewrite:
         return ""
     path = LABELS_BY_NAME[label.name].path if label.path is None else label.path

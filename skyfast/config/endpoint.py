@@ -1,6 +1,6 @@
-"""Hosts, ports and URLs: addresses of analyzers, and addresses that pages are served on.
+"""Hosts, ports and URLs of analyzers, and addresses that the HTTP server listens on.
 
-`Endpoint` is the only type for them, and the functions here are all that parse one.
+`Endpoint` is the only type for them, and only the functions here parse one.
 """
 
 import ipaddress
@@ -12,19 +12,19 @@ from urllib.parse import unquote, urlsplit
 from skyfast.config.yaml_nodes import HIDDEN
 
 ANALYZER_PORT: Final = 8082
-"""Where an analyzer listens unless its address says otherwise."""
+"""The default port of an analyzer."""
 
 SUBSCRIBER_PATH: Final = "/ws/subscriber/flow"
 """The path of an analyzer's flow subscription."""
 
 DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
-"""The port of a URL that has none, by its scheme."""
+"""The default port of a URL, by scheme."""
 
 FOLLOW_DNS: Final = "dns+"
-"""Begins the scheme of a URL that stands for all addresses of its host."""
+"""Prefix of the scheme of a URL that means all addresses of its host."""
 
 SCHEMES: Final = (*DEFAULT_PORTS, *(FOLLOW_DNS + scheme for scheme in DEFAULT_PORTS))
-"""Schemes of a subscription."""
+"""Schemes of subscription URLs."""
 
 MAX_PORT: Final = 65_535
 
@@ -37,10 +37,10 @@ _LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class EndpointError(ValueError):
-    """A text is not an endpoint. ``problem`` says why, ``shown`` is the text without secrets."""
+    """A string is not a valid endpoint; ``shown`` is the string without secrets."""
 
     def __init__(self, problem: str, shown: str) -> None:
-        """Take what a message is made of."""
+        """Keep the parts of the message."""
         super().__init__(problem)
         self.problem = problem
         self.shown = shown
@@ -50,9 +50,9 @@ class EndpointError(ValueError):
 class Endpoint:
     """A host and a port; with a ``scheme``, the WebSocket URL of a subscription.
 
-    ``host`` is as `parse_host` returns it, empty for all addresses of this machine. In a URL,
-    it is sent as ``Host`` and TLS checks it. ``address`` is what is connected to where that is
-    not ``host``: one of the addresses that ``host`` resolves to. ``userinfo`` is
+    ``host`` is normalized by `parse_host`; empty means all addresses of this machine. In a URL, it
+    is the ``Host`` header and the name that TLS verifies. ``address``, if not empty, is the address
+    to connect to instead of ``host``: one that ``host`` resolves to. ``userinfo`` is
     ``user:password``, percent-encoded, or empty. ``resource`` is path and query.
     """
 
@@ -63,30 +63,30 @@ class Endpoint:
     resource: str = ""
     address: str = ""
     has_port: bool = field(default=True, compare=False)
-    """Whether the port was written, and is not the scheme's."""
+    """Whether the URL contains the port."""
 
     def __str__(self) -> str:
-        """Return the URL without credentials, or ``host:port`` where there is no scheme."""
+        """Return the URL without credentials, or ``host:port`` without a scheme."""
         return self._written(userinfo="")
 
     def at(self, address: str) -> Self:
-        """Return the same endpoint, connected to at ``address``; empty is its host."""
+        """Return a copy that connects to ``address``, or to the host if that is empty."""
         return replace(self, address=address)
 
     @property
     def connect_host(self) -> str:
-        """What is connected to: the address, or the host where there is none."""
+        """The address to connect to, or else the host."""
         return self.address or self.host
 
     @property
     def name(self) -> str:
-        """``host:port`` of what is connected to, for labels and logs; IPv6 is in brackets."""
+        """``host:port`` of the connection for labels and logs; IPv6 is in brackets."""
         host = self.connect_host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property
     def identity(self) -> tuple[str, int]:
-        """Two endpoints are one program's where this is equal. No name is looked up."""
+        """A key that is equal for endpoints of the same program; no DNS lookup is made."""
         return ("localhost" if self.host in _LOCAL_HOSTS else self.host, self.port)
 
     @property
@@ -96,17 +96,17 @@ class Endpoint:
 
     @property
     def follows_dns(self) -> bool:
-        """Whether all addresses of the host are meant."""
+        """Whether the endpoint means all addresses of the host."""
         return self.scheme.startswith(FOLLOW_DNS)
 
     @property
     def url(self) -> str:
-        """The URL to subscribe to, without credentials; it has the host, not the address."""
+        """The subscription URL with the host, not the address, and without credentials."""
         return str(replace(self, scheme=self.scheme.removeprefix(FOLLOW_DNS)))
 
     @property
     def redacted(self) -> str:
-        """The URL with its user, and without its password."""
+        """The URL with its user but without its password."""
         user, _, password = self.userinfo.partition(":")
         return self._written(userinfo=self.userinfo and f"{user}:{password and HIDDEN}@")
 
@@ -126,10 +126,10 @@ class Endpoint:
 
     @property
     def prefix(self) -> str:
-        """What precedes ``/login`` and ``/api/topology`` in the paths of the analyzer.
+        """The path prefix of the analyzer's ``/login`` and ``/api/topology``.
 
-        That is the part of the URL's path in front of ``/ws/subscriber``, or the whole of any
-        other path. So neither a query nor a password leaves the location that the URL names.
+        This is the part of the URL's path before ``/ws/subscriber``, or any other path as a whole.
+        Credentials are sent only below the location in the URL.
         """
         path = self.resource.partition("?")[0]
         match = _SUBSCRIPTION.fullmatch(path)
@@ -137,10 +137,10 @@ class Endpoint:
 
 
 def parse_host(text: str) -> str:
-    """Return a host name in lower case or an IP address in its usual form, without brackets.
+    """Return a host name in lower case, or an IP address in canonical form without brackets.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: ``text`` is neither.
 
     """
     try:
@@ -149,19 +149,19 @@ def parse_host(text: str) -> str:
         if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
             raise
     else:
-        # ipaddress takes any zone; a URL with one of these ends in the middle of it.
+        # ipaddress accepts any zone; in a URL, these characters would end the host.
         if re.search(r"[\s:/?#@%\[\]\\]", address.partition("%")[2]):
             raise ValueError(f"{text!r} has an invalid zone")
         return address
-    text.encode("idna")  # the lengths of a name's parts
+    text.encode("idna")  # checks the length of each part
     return text.lower()
 
 
 def parse_listen_host(text: str) -> str:
-    """Return where to listen, by a host name or an IP address, which may be in brackets.
+    """Return the host to listen on: a host name or an IP address, with or without brackets.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: ``text`` is neither.
 
     """
     bracketed = re.fullmatch(r"\[(.*:.*)\]", text)
@@ -172,7 +172,7 @@ def parse_listen_address(text: str) -> Endpoint:
     """Read ``host:port``, ``[IPv6]:port`` or ``:port``.
 
     Raises:
-        ValueError: It is none of them; ``str()`` says what is wrong.
+        ValueError: ``text`` is invalid; ``str()`` is the reason.
 
     """
     if "://" in text:
@@ -200,7 +200,7 @@ def parse_analyzer(text: str) -> Endpoint:
     The last two mean ``localhost``, as in Skydive's ``AddressFromString``.
 
     Raises:
-        EndpointError: It is none of them.
+        EndpointError: ``text`` is invalid.
 
     """
     if re.fullmatch(r"[0-9]+", text):
@@ -221,7 +221,7 @@ def parse_url(text: str) -> Endpoint:
     """Read the URL of a subscription.
 
     Raises:
-        EndpointError: It is none.
+        EndpointError: ``text`` is invalid.
 
     """
     if re.search(r"\s", text):
@@ -237,7 +237,7 @@ def parse_url(text: str) -> Endpoint:
         port = parts.port
         unquote(parts.netloc, errors="strict")
     except ValueError:
-        # Without its "@host", "user:password" reads like a host and a port that is no number.
+        # If "@host" is missing, "user:password" looks like a host and an invalid port.
         shown = _PORT_THAT_IS_NONE.sub(rf"\1{HIDDEN}", text)
         problem = "is not a valid URL: its host, port or user is invalid"
         raise EndpointError(problem, shown) from None
@@ -246,7 +246,7 @@ def parse_url(text: str) -> Endpoint:
     if "#" in text:
         raise EndpointError("has a fragment (#); write %23 in a password", text)
     if "@" in parts.path + parts.query:
-        # "user:80/x@host" is a valid URL of the host "user" that would be shown with "x".
+        # "user:80/x@host" is a valid URL of the host "user": messages would show "x".
         problem = "has an @ after the host; write %40, %2F and %3F in a password"
         raise EndpointError(problem, text)
     userinfo = parts.netloc.rpartition("@")[0]

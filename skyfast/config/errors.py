@@ -9,24 +9,24 @@ from skyfast.config.yaml_nodes import (
     MAX_PROBLEMS,
     ConfigError,
     Node,
-    Value,
+    YamlValue,
     describe,
     describe_path,
     join,
 )
 
 
-class Invalid(Exception):  # noqa: N818 - becomes a ConfigError
-    """A value that its key does not accept: what is wrong, said of the value that is shown.
+class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
+    """A value that its key does not accept.
 
-    ``name`` is the place below the key. ``line``, where it is known, is better than the key's.
-    Without ``shown``, the problem is said of the place itself.
+    The message is the value and ``problem``, or ``problem`` alone if not ``shown``. ``name`` is
+    the path below the key. ``line``, if known, replaces the line of the key.
     """
 
     def __init__(
         self,
         problem: str,
-        value: Value = None,
+        value: YamlValue = None,
         *,
         name: str = "",
         line: int | None = None,
@@ -38,54 +38,54 @@ class Invalid(Exception):  # noqa: N818 - becomes a ConfigError
         self.name = name
         self.line = line
         self.shown = shown
-        self.others: list[Invalid] = []
-        """What is wrong beside it."""
+        self.others: list[InvalidValue] = []
+        """Further errors of the same key."""
 
-    def all(self) -> "Iterator[Invalid]":
-        """Yield it and the others."""
+    def all(self) -> "Iterator[InvalidValue]":
+        """Yield this error and the others."""
         yield self
         for other in self.others:
             yield from other.all()
 
-    def told(self, path: str, *, hidden: bool) -> str:
-        """Say what is wrong at ``path``; ``hidden`` stands for a value that is a secret."""
+    def message(self, path: str, *, hidden: bool) -> str:
+        """Return the message for ``path``; ``hidden`` redacts the value."""
         where = describe_path(join(path, self.name) if self.name else path)
         value = HIDDEN if hidden else describe(self.value)
         return f"{where}: {value} {self.problem}" if self.shown else f"{where}: {self.problem}"
 
 
 @contextmanager
-def within(node: Node, name: str = "") -> Iterator[None]:
-    """Say of what is refused here that it stands in ``node``, below ``name``."""
+def error_context(node: Node, name: str = "") -> Iterator[None]:
+    """Add the line of ``node`` and the path ``name`` to errors raised in this block."""
     try:
         yield
-    except Invalid as bad:
+    except InvalidValue as bad:
         for each in bad.all():
             each.name = join(name, each.name) if each.name else name
             each.line = each.line or node.line
         raise
 
 
-def nothing(_: Value) -> bool:
+def hide_nothing(_: YamlValue) -> bool:
     """Hide no value."""
     return False
 
 
-def scalars(value: Value) -> bool:
-    """Hide single values, and show what kind of value another one is."""
+def hide_scalars(value: YamlValue) -> bool:
+    """Hide scalars; messages show only the kind of other values."""
     return isinstance(value, str | bool)
 
 
-def everything(_: Value) -> bool:
+def hide_all(_: YamlValue) -> bool:
     """Hide every value."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where something is set: in a line of a file, or in a variable, which has no line.
+    """Where a value is set: a line of a file, or an environment variable, which has no line.
 
-    ``source`` is what messages call the file or the variable.
+    ``source`` is the name of the file or the variable in messages.
     """
 
     source: str
@@ -95,45 +95,47 @@ class Origin:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
     def part(self, line: int | None) -> "Origin":
-        """Return the origin of a part of it; where ``line`` is None, that is its own."""
+        """Return the origin of a nested value; without ``line``, this origin."""
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(
-        self, refused: Invalid, path: str, *, hides: Callable[[Value], bool] = nothing
+        self, refused: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[tuple[int | None, str]]:
-        """Yield line and text of each problem at ``path``, without the values that ``hides``."""
+        """Yield line and message of each error at ``path``; ``hides`` selects values to redact."""
         for each in refused.all():
             origin = self.part(each.line)
-            yield origin.line, f"{origin}: {each.told(path, hidden=hides(each.value))}"
+            yield origin.line, f"{origin}: {each.message(path, hidden=hides(each.value))}"
 
     def error(
-        self, refused: Invalid, path: str, *, hides: Callable[[Value], bool] = nothing
+        self, refused: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> ConfigError:
-        """Return the error that says what is refused at ``path``."""
+        """Return a `ConfigError` with all errors at ``path``."""
         return ConfigError(*(text for _, text in self.problems(refused, path, hides=hides)))
 
     @contextmanager
-    def refusing(self, path: str, *, hides: Callable[[Value], bool] = nothing) -> Iterator[None]:
-        """Make a `ConfigError` of what is refused at ``path``."""
+    def refusing(
+        self, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
+    ) -> Iterator[None]:
+        """Convert an `InvalidValue` raised in this block to a `ConfigError` for ``path``."""
         try:
             yield
-        except Invalid as refused:
+        except InvalidValue as refused:
             raise self.error(refused, path, hides=hides) from None
 
 
 class Problems:
-    """Collects what is refused, to raise all of it at once: what is behind too many is not read."""
+    """Collects errors to raise them together; stops after `MAX_PROBLEMS`."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
-        self._found: list[Invalid] = []
+        """Start without errors."""
+        self._found: list[InvalidValue] = []
 
     def __enter__(self) -> None:
-        """Begin what can be refused."""
+        """Start a block that may raise `InvalidValue`."""
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
-        """Go on behind what is refused."""
-        if not isinstance(error, Invalid):
+        """Collect an `InvalidValue` and continue after the block."""
+        if not isinstance(error, InvalidValue):
             return False
         self._found.append(error)
         if len(self._found) > MAX_PROBLEMS:
@@ -141,7 +143,7 @@ class Problems:
         return True
 
     def check(self) -> None:
-        """Raise `Invalid` where anything was collected."""
+        """Raise the collected errors, if any."""
         if self._found:
             first, *others = self._found
             first.others += others

@@ -1,6 +1,6 @@
-"""Suggestions for unknown keys and variables: the known one that was probably meant.
+"""Suggestions for unknown keys and variables: the known one that the user probably meant.
 
-Everything follows from the tree of known keys; no key is named here.
+All suggestions come from the tree of known keys.
 """
 
 import difflib
@@ -8,26 +8,26 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
-from skyfast.config.yaml_nodes import Node, Value, join
+from skyfast.config.yaml_nodes import Node, YamlValue, join
 
 MAX_SUGGESTIONS: Final = 3
-"""Known keys of one name that a message lists; where there are more, none is."""
+"""Maximum number of keys of one name in a message; if there are more, it lists none."""
 
 CLOSE: Final = 0.8
-"""How similar a name is that is certainly misspelt: the ratio of `difflib`."""
+"""Minimum similarity to report a name as a misspelling: the ratio of `difflib`."""
 
 SIMILAR: Final = 0.6
-"""The same where it is certain that a key of ours is meant."""
+"""Minimum similarity if the name certainly means a key of skyfast."""
 
 MIN_END: Final = 8
-"""Characters of a variable that are taken for the end of a known one, not for a chance."""
+"""Minimum length of a name that is compared with the ends of known variables."""
 
 
 class KnownKeys:
-    """The tree of all keys and of the sections that hold them, by path."""
+    """The tree of all keys and their sections, by path."""
 
     def __init__(self, keys: Iterable[str], *, structured: Collection[str] = ()) -> None:
-        """Take the paths of keys; ``structured`` are those whose value can be a mapping."""
+        """Build the tree from paths of keys; values of ``structured`` ones can be mappings."""
         self._keys = tuple(keys)
         self._structured = frozenset(structured)
         sections = {
@@ -44,14 +44,14 @@ class KnownKeys:
             self._by_name[name].append(path)
 
     def children(self, section: str) -> list[str]:
-        """Return the names that are known in a section; in the whole file where it is empty."""
+        """Return the names in a section, or at the top level if ``section`` is empty."""
         return self._children.get(section, [])
 
-    def suggest(self, path: str, value: Value, *, cutoff: float) -> tuple[str, ...]:
-        """Return the known paths that ``path``, with this value, may stand for.
+    def suggest(self, path: str, value: YamlValue, *, cutoff: float) -> tuple[str, ...]:
+        """Return the known paths that an unknown ``path`` with this value may mean.
 
-        The first that there are of: a name beside it that is at least so similar; the same name at
-        another level; the section that has what stands below it; a similar name at another level.
+        The candidates, in order: a sibling with at least this similarity; the same name at another
+        level; the section that contains its keys; a similar name at another level.
         """
         parent, _, name = path.rpartition(".")
         if near := difflib.get_close_matches(name, self.children(parent), 1, cutoff):
@@ -63,20 +63,20 @@ class KnownKeys:
         near = difflib.get_close_matches(name, self._by_name, 1, CLOSE)
         return self._elsewhere(near[0], value) if near else ()
 
-    def _elsewhere(self, name: str, value: Value) -> tuple[str, ...]:
-        """Return the paths that have this name, where they can have such a value."""
+    def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
+        """Return the paths with this name that can have such a value."""
         found = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
         return found if len(found) <= MAX_SUGGESTIONS else ()
 
-    def _fits(self, path: str, value: Value) -> bool:
+    def _fits(self, path: str, value: YamlValue) -> bool:
         if path in self.sections:
             return value is None or isinstance(value, dict)
         return not isinstance(value, dict) or path in self._structured
 
-    def section_of(self, value: Value) -> str:
-        """Return the section that has at least half of the keys of a mapping, or nothing.
+    def section_of(self, value: YamlValue) -> str:
+        """Return the section that has at least half of the keys of a mapping, or an empty string.
 
-        Names that several sections have do not count.
+        Names in several sections do not count.
         """
         if not isinstance(value, dict) or not value:
             return ""
@@ -86,14 +86,14 @@ class KnownKeys:
             if len(found) == 1:
                 counts[found[0].rpartition(".")[0]] += 1
         section = max(counts, key=counts.__getitem__, default="")
-        # One of two can be a chance.
+        # One match out of two can be coincidence.
         needed = max(len(value) / 2, min(len(value), 2))
         return section if section and counts[section] >= needed else ""
 
     def misplaced(self, path: str, nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node, str]]:
-        """Yield known sections that stand below an unknown one: path, node and known path.
+        """Yield known sections below an unknown one: path, node and known path.
 
-        Each mapping is looked at once, however many aliases it has.
+        Each mapping is visited once, even if it has aliases.
         """
         seen: set[int] = set()
 
@@ -124,11 +124,11 @@ def variable(path: str, *, prefix: str) -> str:
 def similar_variable(
     name: str, known: Mapping[str, str], sections: Iterable[str], *, prefix: str
 ) -> str:
-    """Return the known variable that ``name`` only nearly is, or nothing.
+    """Return the known variable that is most similar to ``name``, or an empty string.
 
-    ``known`` are all by name, and ``sections`` what several of them begin with. What two names
-    begin with in common makes them similar and says nothing, so it is left out. What ends a
-    single known one will do; ``prefix`` begins all of them.
+    ``known`` has all variables by name; ``sections`` are the common prefixes of several variables,
+    and ``prefix`` is the prefix of all. The comparison ignores the longest section that ``name``
+    starts with. A name that is the end of exactly one known variable matches it.
     """
     begins = max((each for each in sections if name.startswith(each)), key=len, default="")
     end = name.removeprefix(prefix)

@@ -1,18 +1,17 @@
 """Turns a configuration file and the environment into a frozen `Config`.
 
-Whatever can be set has one entry in `skyfast.config.schema`. Nothing here knows a socket or the
-event loop; files are opened to read the configuration and to see that the certificates can be read.
+Each key has one entry in `skyfast.config.schema`. This module opens the configuration file, and the
+certificates to check that they are readable; it uses neither sockets nor the event loop.
 
 How a file becomes a `Config`:
 
-1. `skyfast.config.yaml_nodes` makes nodes of the text. Scalars stay the text that was written.
-2. `_walk` descends along the keys of `SCHEMA` and nothing else, so an alias is never
-   expanded more often than the schema has keys.
-3. Environment variables replace what the file says; then each key's `Key.parse`, made in
+1. `skyfast.config.yaml_nodes` parses the text to nodes. Scalars keep their text.
+2. `_collect` visits only the keys of `SCHEMA`, so an alias is expanded at most once per key.
+3. Environment variables override the file. The `Key.parse` of each key, from
    `skyfast.config.parsers` and `skyfast.config.labels`, checks its value, and `_build` combines
-   what depends on one another.
+   values that depend on each other.
 
-All errors are one `ConfigError`, with a line each. It never holds a password or a cookie.
+One `ConfigError` has all errors, one per line. It never contains a password or a cookie.
 """
 
 import logging
@@ -28,7 +27,7 @@ import yaml
 from skyfast._table import MAX_ROWS
 from skyfast.config import hints, schema, views
 from skyfast.config.endpoint import ANALYZER_PORT, SUBSCRIBER_PATH, Endpoint
-from skyfast.config.errors import Invalid, Origin, nothing, scalars
+from skyfast.config.errors import InvalidValue, Origin, hide_nothing, hide_scalars
 from skyfast.config.model import (
     TLS,
     Classify,
@@ -54,7 +53,7 @@ from skyfast.config.schema import (
 from skyfast.config.yaml_nodes import (
     ConfigError,
     Node,
-    Value,
+    YamlValue,
     compose,
     describe_path,
     file_name,
@@ -63,34 +62,34 @@ from skyfast.config.yaml_nodes import (
     read_file,
 )
 from skyfast.flows.catalog import DIRECTION, TAG
-from skyfast.flows.selection import ExportSelection, Filter, ViewChoice
+from skyfast.flows.selection import ExportSelection, Filter, ViewSpec
 
 T = TypeVar("T")
 
 MAX_MISPLACED = 20
-"""Sections that are noted at most below one unknown key."""
+"""Maximum number of sections below one unknown key for which a note is logged."""
 
 
 def load(path: str, environ: Mapping[str, str]) -> Config:
-    """Read the file at ``path``, or standard input where that is ``-``.
+    """Read the file at ``path``, or standard input if that is ``-``.
 
     Raises:
-        ConfigError: The file cannot be read, or what it or the environment says is wrong.
+        ConfigError: The file cannot be read, or the file or the environment is invalid.
 
     """
     return parse(read_file(path), environ, source=path)
 
 
 def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
-    """Make a `Config` of the YAML ``text``, which came from ``source``.
+    """Parse the YAML ``text``; ``source`` is the path that it was read from.
 
     Raises:
-        ConfigError: What the text or the environment says is wrong.
+        ConfigError: The text or the environment is invalid.
 
     """
     file = file_name(source)
     problems = _Problems()
-    found, unknown = _walk(compose(text, file=file), file=file, problems=problems)
+    found, unknown = _collect(compose(text, file=file), file=file, problems=problems)
     notes = _check_unknown(unknown, file=file, none_known=not found, problems=problems)
     notes += _check_variables(environ)
     for key in SCHEMA.values():
@@ -103,9 +102,9 @@ def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
 
 
 def dump(config: Config) -> str:
-    """Return the effective configuration as YAML, in the file's own structure.
+    """Return the effective configuration as YAML, in the structure of the file.
 
-    It can be loaded again, and then means the same but for the secrets, which are hidden.
+    Loading the result gives the same configuration, except for secrets, which are hidden.
     """
     tree: dict[str, Any] = {}
     for key in SCHEMA.values():
@@ -120,7 +119,7 @@ def dump(config: Config) -> str:
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
-    """Return the paths of the keys by which two configurations differ, secrets among them."""
+    """Return the paths of the keys that differ between two configurations, including secrets."""
     return tuple(path for path, key in SCHEMA.items() if _compared(key, old) != _compared(key, new))
 
 
@@ -136,10 +135,10 @@ def _compared(key: "Key[Any]", config: Config) -> object:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A value that is set, and where."""
+    """A value and where it is set."""
 
     origin: Origin
-    value: Value
+    value: YamlValue
 
 
 class _Problems:
@@ -152,10 +151,10 @@ class _Problems:
         self._found.append((math.inf if line is None else line, text))
 
     def __enter__(self) -> None:
-        """Begin what can be wrong."""
+        """Start a block that may raise `ConfigError`."""
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
-        """Continue after an error."""
+        """Collect a `ConfigError` and continue after the block."""
         if not isinstance(error, ConfigError):
             return False
         for problem in error.problems:
@@ -163,17 +162,17 @@ class _Problems:
         return True
 
     def check(self) -> None:
-        """Raise `ConfigError` where there is anything."""
+        """Raise the collected errors, if any."""
         if self._found:
             raise ConfigError(*(text for _, text in sorted(self._found, key=lambda each: each[0])))
 
 
-def _walk(
+def _collect(
     nodes: dict[str, Node], *, file: str, problems: _Problems
 ) -> tuple[dict[str, _Found], dict[str, Node]]:
-    """Return the known keys' values and the unknown keys' nodes, both by path.
+    """Return the values of known keys and the nodes of unknown keys, both by path.
 
-    A key with dots is a path, as in viper: ``pipeline.store: {…}`` works.
+    As in viper, a key with dots is a path: ``pipeline.store: {…}`` works.
     """
     found: dict[str, _Found] = {}
     unknown: dict[str, Node] = {}
@@ -193,7 +192,7 @@ def _walk(
             elif isinstance(node.value, dict):
                 descend(node.value, path)
             elif node.value is not None:
-                # The value is not shown: "password:secret" lacks a space and is one text.
+                # The value is not shown: without a space, "password:secret" is a single string.
                 text = f"{origin}: {path}: {kind_of(node.value)} is not a mapping of keys"
                 problems.add(text, node.line)
 
@@ -204,9 +203,9 @@ def _walk(
 def _check_unknown(
     unknown: Mapping[str, Node], *, file: str, none_known: bool, problems: _Problems
 ) -> list[Note]:
-    """Refuse unknown keys where a file is skyfast's own, and note them elsewhere.
+    """Report unknown keys: as errors in the sections of skyfast, and as notes elsewhere.
 
-    Where ``none_known``, the file has no known key.
+    ``none_known`` means that the file has no known key.
     """
     notes = []
     ignored = []
@@ -219,7 +218,7 @@ def _check_unknown(
             problems.add(f"{origin}: is an unknown key; {_advice(path, node.value)}", node.line)
         elif f"{path}.".startswith(SECTIONS_OF_SKYDIVE):
             ignored.append(describe_path(path))
-        elif meant := _meant(path, node):
+        elif meant := _probable_keys(path, node):
             for below, line, near in meant:
                 origin = f"{Origin(file, line)}: {describe_path(below)}"
                 text = f"{origin}: is ignored; did you mean {near}?"
@@ -235,8 +234,8 @@ def _check_unknown(
     return notes
 
 
-def _meant(path: str, node: Node) -> list[tuple[str, int, str]]:
-    """Return what an unknown key, or sections below it, may stand for: path, line, known paths."""
+def _probable_keys(path: str, node: Node) -> list[tuple[str, int, str]]:
+    """Return path, line and probable meaning of an unknown key or of sections below it."""
     if near := KNOWN.suggest(path, node.value, cutoff=hints.CLOSE):
         return [(path, node.line, " or ".join(near))]
     if not isinstance(node.value, dict):
@@ -245,8 +244,8 @@ def _meant(path: str, node: Node) -> list[tuple[str, int, str]]:
     return [(below, each.line, known) for below, each, known in found]
 
 
-def _advice(path: str, value: Value) -> str:
-    """Say which key was probably meant by one that is unknown, or else which there are."""
+def _advice(path: str, value: YamlValue) -> str:
+    """Return a hint with the key that is probably meant, or with all keys of the section."""
     if near := KNOWN.suggest(path, value, cutoff=hints.SIMILAR):
         return f"did you mean {' or '.join(near)}?"
     section = path.rpartition(".")[0]
@@ -255,7 +254,7 @@ def _advice(path: str, value: Value) -> str:
 
 
 def _check_variables(environ: Mapping[str, str]) -> list[Note]:
-    """Note the variables that are no key's, and look as if they were meant to be."""
+    """Return notes about variables that look like those of a key but are not."""
     notes = []
     known = {key.env: key.path for key in SCHEMA.values() if key.env}
     in_file_only = {
@@ -291,12 +290,12 @@ def _variables(sections: Sequence[str]) -> tuple[str, ...]:
 
 
 class _Settings:
-    """The keys' values, each checked by itself."""
+    """The values of the keys, each checked on its own."""
 
     def __init__(self, found: Mapping[str, _Found], problems: _Problems) -> None:
-        """Check every value. Errors go to ``problems``, and such keys get their defaults."""
+        """Check every value. Invalid keys are added to ``problems`` and get their defaults."""
         self._found = {
-            path: each for path, each in found.items() if _says_something(SCHEMA[path], each.value)
+            path: each for path, each in found.items() if _is_set(SCHEMA[path], each.value)
         }
         self._values = {
             path: _value(key, self._found.get(path), problems) for path, key in SCHEMA.items()
@@ -312,30 +311,30 @@ class _Settings:
         return value
 
     def is_set(self, key: Key[Any], *place: str | int) -> bool:
-        """Return whether something stands at ``place`` below the key."""
+        """Return whether there is a node at ``place`` below the key."""
         found = self._found.get(key.path)
-        return found is not None and len(_way(found.value, place)) == len(place)
+        return found is not None and len(_nodes_along(found.value, place)) == len(place)
 
     def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
-        """Return an error of a value that is wrong only beside others.
+        """Return an error about a value that conflicts with others.
 
-        ``place`` leads below the key, by positions in lists and keys of mappings, as far as
-        the file goes.
+        ``place`` is the path below the key: list positions and mapping keys, which may go deeper
+        than the file.
         """
         found = self._found[key.path]
-        way = _way(found.value, place)
+        way = _nodes_along(found.value, place)
         path = ".".join([key.path, *(each for each in place[: len(way)] if isinstance(each, str))])
         if way:
-            return found.origin.error(Invalid(problem, way[-1].value, line=way[-1].line), path)
-        return found.origin.error(Invalid(problem, found.value), path)
+            return found.origin.error(InvalidValue(problem, way[-1].value, line=way[-1].line), path)
+        return found.origin.error(InvalidValue(problem, found.value), path)
 
 
-def _says_something(key: Key[Any], value: Value) -> bool:
+def _is_set(key: Key[Any], value: YamlValue) -> bool:
     return value not in (None, "") and (value != [] or key.can_be_empty)
 
 
-def _way(value: Value, place: Sequence[str | int]) -> list[Node]:
-    """Return the nodes on the way to ``place``, as far as there are any."""
+def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[Node]:
+    """Return the nodes on the path to ``place`` that exist."""
     way: list[Node] = []
     for each in place:
         if isinstance(value, list) and isinstance(each, int) and each < len(value):
@@ -357,8 +356,8 @@ def _value(key: Key[T], found: _Found | None, problems: _Problems) -> T:
         return key.default
     try:
         return key.parse(found.value)
-    except Invalid as refused:
-        hides = scalars if key.secret else nothing
+    except InvalidValue as refused:
+        hides = hide_scalars if key.secret else hide_nothing
         for line, text in found.origin.problems(refused, key.path, hides=hides):
             problems.add(text, line)
         return key.default
@@ -377,10 +376,10 @@ def _tls(get: _Settings) -> TLS:
     return tls
 
 
-def _whom(
+def _resolve_endpoints(
     get: _Settings, notes: list[Note], *, secure: bool
 ) -> tuple[tuple[str, ...], tuple[Endpoint, ...]]:
-    """Return the analyzers and the endpoints; add what is worth knowing to ``notes``."""
+    """Return the analyzers and the endpoints to subscribe to; add warnings to ``notes``."""
     analyzers, url, urls = get(schema.ANALYZERS), get(schema.URL), get(schema.URLS)
     if not analyzers and url is None and not urls:
         analyzers = (Endpoint("127.0.0.1", ANALYZER_PORT),)
@@ -396,7 +395,7 @@ def _whom(
             )
     endpoints: dict[object, Endpoint] = {}
     for each in urls:
-        # A name and its addresses cannot be compared, for no name is looked up here.
+        # A name is not compared with its addresses: no DNS lookup is made here.
         identity = (each.follows_dns, each.identity)
         if identity in endpoints:
             text = f"{each.name} is listed more than once; subscribing once"
@@ -408,9 +407,9 @@ def _whom(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return a URL for every analyzer where ``url`` is missing or one of them, else ``url``.
+    """Return a URL for each analyzer if ``url`` is missing or one of them, else only ``url``.
 
-    Skydive makes ``wss`` URLs where a client certificate is configured.
+    Like Skydive, use ``wss`` if a client certificate is configured.
     """
     if url is None:
         url = replace(analyzers[0], scheme="wss" if secure else "ws", resource=SUBSCRIBER_PATH)
@@ -418,41 +417,41 @@ def _urls(
     if all(analyzer.identity != own for analyzer in analyzers):
         return (url,)
     return tuple(
-        # The URL's own host keeps its spelling, which a certificate may name.
+        # Keep the spelling of the URL's host: a certificate may contain it.
         replace(url, host=url.host if each.identity == own else each.host, port=each.port)
         for each in analyzers
     )
 
 
 def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
-    """Return the main view and the others."""
+    """Return the main view, then the others."""
     direction = get(schema.DIRECTIONS)
     chosen = get(schema.LABELS)
     if direction == "sum" and not get.is_set(schema.LABELS):
         chosen = tuple(label for label in chosen if label.name != DIRECTION)
-    main = ViewChoice(prefix="", labels=chosen, metrics=get(schema.METRICS), direction=direction)
+    main = ViewSpec(prefix="", labels=chosen, metrics=get(schema.METRICS), direction=direction)
     timeout_s = _connection_timeout_s(get) + get(schema.CONNECTION_GRACE)
     try:
-        return views.settled(
+        return views.resolve_views(
             (views.ViewEntry(choice=main), *get(schema.VIEWS)),
             naming=get(schema.NAMING),
             least_timeout_s=timeout_s,
         )
-    except views.Misfit as bad:
-        raise _misfit(get, bad) from None
+    except views.ViewError as bad:
+        raise _view_error(get, bad) from None
 
 
-def _misfit(get: _Settings, bad: views.Misfit) -> ConfigError:
-    """Return the error of an entry that was written, not of one that is there by default."""
-    ways = [_way_to(place, bad.view) for place in bad.places]
+def _view_error(get: _Settings, bad: views.ViewError) -> ConfigError:
+    """Return the error for an entry in the file rather than for a default entry."""
+    ways = [_key_and_place(place, bad.view) for place in bad.places]
     key, place = next((way for way in ways if get.is_set(way[0], *way[1])), ways[0])
     if bad.other is not None and not get.is_set(key):
-        return _misfit(get, bad.other)
+        return _view_error(get, bad.other)
     return get.error(key, bad.problem, *place)
 
 
-def _way_to(place: views.Place, view: int) -> tuple[Key[Any], views.Place]:
-    """Return the key, and the place below it, of a place in a view."""
+def _key_and_place(place: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
+    """Return the key of an entry of a view, and the path below the key."""
     if view:
         return schema.VIEWS, (view - 1, *place)
     return (schema.LABELS if place[0] == "labels" else schema.METRICS), place[1:]
@@ -469,7 +468,7 @@ def _filter(get: _Settings) -> Filter:
     return Filter(excluded_tags=frozenset(excluded_tags), keep=keep, drop=drop)
 
 
-def _export(get: _Settings, main: ViewChoice, others: tuple[ViewChoice, ...]) -> ExportSelection:
+def _export(get: _Settings, main: ViewSpec, others: tuple[ViewSpec, ...]) -> ExportSelection:
     has_tag = any(label.name == TAG for view in (main, *others) for label in view.labels)
     return ExportSelection(
         main=main,
@@ -508,7 +507,7 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problem
     with problems:
         filter_ = _filter(get)
     problems.check()
-    analyzers, endpoints = _whom(get, notes, secure=bool(tls.client_cert))
+    analyzers, endpoints = _resolve_endpoints(get, notes, secure=bool(tls.client_cert))
     return Config(
         source=source,
         host_id=get(schema.HOST_ID) or socket.gethostname(),

@@ -18,7 +18,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLS:
-    """Paths of PEM files; empty where not set. The two of the client come together."""
+    """Paths of PEM files, or empty strings. Client certificate and key require each other."""
 
     client_cert: str
     client_key: str
@@ -27,10 +27,10 @@ class TLS:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscriber:
-    """Who is subscribed to, and how.
+    """The subscriptions.
 
-    ``endpoints`` are URLs in order, each analyzer once. ``capture_id`` is empty for the flows of
-    all captures.
+    ``endpoints`` are the URLs in order, each analyzer once. An empty ``capture_id`` means the flows
+    of all captures.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -48,9 +48,9 @@ class Classify:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableLimits:
-    """The table's bounds and times, which can change while it runs.
+    """The table's limits and timeouts, which can change at run time.
 
-    ``view_timeouts_s`` is when a silent row of each view leaves, in the order of the selection's
+    ``view_timeouts_s`` are the timeouts of rows without reports, in the order of the selection's
     views.
     """
 
@@ -63,22 +63,22 @@ class TableLimits:
 
     @property
     def timeout_s(self) -> float:
-        """When a connection leaves after its last report."""
+        """Time after its last report at which a connection expires."""
         return self.connection_timeout_s + self.connection_grace_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """How often the topology is asked for interfaces; 0 switches them off."""
+    """The polling interval for interfaces; 0 disables it."""
 
     interfaces_interval_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Web:
-    """Where the page is served, and the bounds of the HTTP server.
+    """Address and limits of the HTTP server.
 
-    ``port`` 0 is any free port, and ``listen_address`` empty all addresses of both IP versions.
+    ``port`` 0 means any free port. An empty ``listen_address`` means all IPv4 and IPv6 addresses.
     """
 
     listen_address: str
@@ -94,7 +94,7 @@ class Web:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logging:
-    """How the log looks. ``level`` is a name of the standard library's `logging`."""
+    """Level and format of the log. ``level`` is a name of the standard library's `logging`."""
 
     level: str
     format: Literal["text", "json"]
@@ -102,7 +102,7 @@ class Logging:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Something noticed while reading, to be logged once. ``level`` is one of `logging`."""
+    """A message about the configuration to log once. ``level`` is one of `logging`."""
 
     level: int
     text: str
@@ -110,12 +110,12 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What skyfast runs with.
+    """The effective configuration.
 
-    ``source`` is the file's path, or ``-``. ``analyzers`` are the listed ones as
-    ``host:port``; they are empty where only URLs are given. Whom to talk to is said by
-    ``subscriber.endpoints``. ``shard`` is not of the file. ``given`` are the paths of the keys
-    that the file or a variable sets.
+    ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
+    ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
+    ``shard`` comes from the command line. ``given`` are the paths of the keys that the file or a
+    variable sets.
     """
 
     source: str

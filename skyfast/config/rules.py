@@ -8,30 +8,30 @@ from functools import partial
 
 from skyfast._table import MAX_NUMBER
 from skyfast.config.endpoint import MAX_PORT
-from skyfast.config.errors import Invalid, Problems, within
+from skyfast.config.errors import InvalidValue, Problems, error_context
 from skyfast.config.parsers import (
     MAX_ENTRIES,
     bounded_list_of,
     entry_of,
     mapping_of,
     one_of,
+    parse_str,
     suggestion,
     to_network,
-    to_text,
 )
-from skyfast.config.yaml_nodes import Value
+from skyfast.config.yaml_nodes import YamlValue
 from skyfast.flows import addresses
 from skyfast.flows.catalog import DIRECTION, LABELS, LABELS_BY_NAME
 from skyfast.flows.fields import FIELDS, PATHS
-from skyfast.flows.plan import Path
+from skyfast.flows.plan import FieldPath
 from skyfast.flows.selection import KEEP, TAGS, Condition, Network, Rule
 
 MAX_RULES = 256
-"""Rules of one list: each is a series of ``skyfast_flows_filtered_total``."""
+"""Maximum number of rules in a list; each has a series in ``skyfast_flows_filtered_total``."""
 
 _RULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _RANGE = re.compile(r"([0-9]{1,19})(?: *- *([0-9]{1,19}))?")
-_RULE_FIELDS: Mapping[str, Path | None] = {
+_RULE_FIELDS: Mapping[str, FieldPath | None] = {
     **PATHS,
     **{
         label.name: label.path or None
@@ -39,10 +39,10 @@ _RULE_FIELDS: Mapping[str, Path | None] = {
         if label.name != DIRECTION and label.lookup in ("", "classification")
     },
 }
-"""What a condition can be on: fields, and labels of a flow itself; None is the tag."""
+"""The fields of conditions: fields of a flow, and labels made from them; None is the tag."""
 
 _WRITTEN = {name.lower(): name for name in _RULE_FIELDS}
-_ENUMERATIONS: Mapping[Path, tuple[str, ...]] = {
+_ENUMERATIONS: Mapping[FieldPath, tuple[str, ...]] = {
     ("Link", "Protocol"): ("ETHERNET",),
     ("Network", "Protocol"): ("IPV4", "IPV6"),
     ("Transport", "Protocol"): ("TCP", "UDP", "SCTP"),
@@ -57,14 +57,14 @@ _ADDRESS_FIELDS = frozenset({("Network", "A"), ("Network", "B")})
 _PORT_FIELDS = frozenset({("Transport", "A"), ("Transport", "B")})
 
 
-def _to_rule(value: Value) -> Rule:
+def _to_rule(value: YamlValue) -> Rule:
     if not isinstance(value, dict):
-        raise Invalid("is not a rule: a mapping with name and conditions", value)
+        raise InvalidValue("is not a rule: a mapping with name and conditions", value)
     name = ""
     conditions = []
     problems = Problems()
     for key, node in value.items():
-        with problems, within(node, key):
+        with problems, error_context(node, key):
             if key.lower() == "name":
                 name = _to_rule_name(node.value)
             else:
@@ -73,7 +73,7 @@ def _to_rule(value: Value) -> Rule:
     if not name or not conditions:
         missing = "a condition" if name else "name"
         problem = f"missing {missing}; expected a rule with name and conditions"
-        raise Invalid(problem, value, shown=False)
+        raise InvalidValue(problem, value, shown=False)
     return Rule(name=name, conditions=tuple(conditions))
 
 
@@ -81,36 +81,36 @@ to_rules = bounded_list_of(_to_rule, "rules", most=MAX_RULES)
 """Accepts a list of mappings with ``name`` and conditions by field."""
 
 
-def _to_rule_name(value: Value) -> str:
-    text = to_text(value)
+def _to_rule_name(value: YamlValue) -> str:
+    text = parse_str(value)
     if not _RULE_NAME.fullmatch(text):
         problem = (
             "is not a rule name: use up to 64 letters, digits and _ . -, starting with a letter"
             " or digit"
         )
-        raise Invalid(problem, text)
+        raise InvalidValue(problem, text)
     if text == KEEP:
-        raise Invalid("is reserved: it counts flows that match no keep rule", text)
+        raise InvalidValue("is reserved: it counts flows that match no keep rule", text)
     return text
 
 
-def _to_field_condition(key: str, value: Value) -> Condition:
+def _to_field_condition(key: str, value: YamlValue) -> Condition:
     field = _WRITTEN.get(key.lower())
     if field is None and key.lower() in LABELS_BY_NAME:
-        raise Invalid("cannot be a condition: it is not part of a flow", shown=False)
+        raise InvalidValue("cannot be a condition: it is not part of a flow", shown=False)
     if field is None:
         advice = suggestion(key, _RULE_FIELDS, otherwise="it is neither a label nor a field")
-        raise Invalid(f"cannot be a condition; {advice}", shown=False)
+        raise InvalidValue(f"cannot be a condition; {advice}", shown=False)
     return _to_condition(field, value, known=("not", "regex"))
 
 
-def _to_condition(field: str, value: Value, *, known: tuple[str, ...]) -> Condition:
+def _to_condition(field: str, value: YamlValue, *, known: tuple[str, ...]) -> Condition:
     path = _RULE_FIELDS[field]
     if not isinstance(value, dict):
         return _to_values(field, path, value)
     nodes = mapping_of(value, known=known, what="a condition")
     if len(nodes) != 1:
-        raise Invalid(f"is not a value, a list, or a mapping with {' or '.join(known)}", value)
+        raise InvalidValue(f"is not a value, a list, or a mapping with {' or '.join(known)}", value)
     if "regex" in nodes:
         pattern = entry_of(nodes, "regex", lambda text: _to_pattern(path, text))
         return Condition(field=field, path=path, pattern=pattern)
@@ -118,23 +118,23 @@ def _to_condition(field: str, value: Value, *, known: tuple[str, ...]) -> Condit
     return replace(condition, negated=True)
 
 
-def _to_pattern(path: Path | None, value: Value) -> re.Pattern[str]:
-    text = to_text(value)
+def _to_pattern(path: FieldPath | None, value: YamlValue) -> re.Pattern[str]:
+    text = parse_str(value)
     if path is not None and FIELDS[path] is not str:
-        raise Invalid("is a regular expression, but the field is a number", text)
+        raise InvalidValue("is a regular expression, but the field is a number", text)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
-        raise Invalid(f"is not a valid regular expression: {error}", text) from None
+        raise InvalidValue(f"is not a valid regular expression: {error}", text) from None
 
 
-def _to_values(field: str, path: Path | None, value: Value) -> Condition:
-    """Make a condition of one entry or a list: whatever each of them is."""
+def _to_values(field: str, path: FieldPath | None, value: YamlValue) -> Condition:
+    """Parse one value or a list of values, ranges and networks."""
     to_entry = partial(_to_entry, path)
     if value == []:
-        raise Invalid("contains no value", value)
+        raise InvalidValue("contains no value", value)
     if isinstance(value, list):
         found = bounded_list_of(to_entry, "values", most=MAX_ENTRIES)(value)
     else:
@@ -145,41 +145,41 @@ def _to_values(field: str, path: Path | None, value: Value) -> Condition:
     return Condition(field=field, path=path, values=values, ranges=ranges, networks=networks)
 
 
-def _to_entry(path: Path | None, value: Value) -> str | int | tuple[int, int] | Network:
-    """Accept what a field of this kind can be."""
+def _to_entry(path: FieldPath | None, value: YamlValue) -> str | int | tuple[int, int] | Network:
+    """Accept a value that the field can have."""
     if path is None:
         return one_of(*TAGS)(value)
     if path in _ENUMERATIONS:
         return one_of(*_ENUMERATIONS[path])(value)
     if path in _ADDRESS_FIELDS:
         return _to_address_or_network(value)
-    return _to_range(path, value) if FIELDS[path] is int else to_text(value)
+    return _to_range(path, value) if FIELDS[path] is int else parse_str(value)
 
 
-def _to_address_or_network(value: Value) -> str | Network:
-    text = to_text(value)
+def _to_address_or_network(value: YamlValue) -> str | Network:
+    text = parse_str(value)
     if "/" in text:
         return to_network(text)
     address = addresses.read(text)
     if address is None:
-        raise Invalid("is neither an IP address nor a network such as 10.0.0.0/8", text)
+        raise InvalidValue("is neither an IP address nor a network such as 10.0.0.0/8", text)
     return addresses.write(address)
 
 
-def _to_range(path: Path, value: Value) -> int | tuple[int, int]:
+def _to_range(path: FieldPath, value: YamlValue) -> int | tuple[int, int]:
     most = MAX_PORT if path in _PORT_FIELDS else MAX_NUMBER
     match = _RANGE.fullmatch(value) if isinstance(value, str) else None
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if match and first > last:
-        raise Invalid("is a range that ends before it begins", value)
+        raise InvalidValue("is a range that ends before it begins", value)
     if first > last or last > most:
         problem = f"is neither a whole number from 0 to {most} nor a range such as 8000-8999"
-        raise Invalid(problem, value)
+        raise InvalidValue(problem, value)
     return (first, last) if match and match[2] else first
 
 
 def show_rules(rules: Sequence[Rule]) -> list[object]:
-    """Return what `to_rules` makes ``rules`` of."""
+    """Return the value that `to_rules` converts to ``rules``."""
     return [
         {"name": rule.name, **{each.field: _show_condition(each) for each in rule.conditions}}
         for rule in rules

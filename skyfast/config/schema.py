@@ -1,7 +1,7 @@
 """The keys of the configuration file.
 
-Each key has one entry in `SCHEMA`: its path in the file, how its text becomes a value, its default,
-and how `skyfast.config.loader.dump` shows it. The names of environment variables, suggestions for
+Each key has one entry in `SCHEMA`: its path in the file, its parser, its default, and how
+`skyfast.config.loader.dump` shows it. The names of environment variables, suggestions for
 misspelled keys, and ``docs/reference/configuration.md`` are derived from it.
 """
 
@@ -15,10 +15,12 @@ from skyfast.config import hints, labels, rules, views
 from skyfast.config.endpoint import MAX_PORT, Endpoint
 from skyfast.config.model import Config
 from skyfast.config.parsers import (
+    duration,
+    integer,
     list_of,
+    must_equal,
     one_of,
-    only,
-    seconds,
+    parse_str,
     show_seconds,
     to_address,
     to_boolean,
@@ -27,13 +29,11 @@ from skyfast.config.parsers import (
     to_listen_address,
     to_network,
     to_readable_file,
-    to_text,
     to_url,
-    whole,
 )
-from skyfast.config.yaml_nodes import HIDDEN, Value
+from skyfast.config.yaml_nodes import HIDDEN, YamlValue
 from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS
-from skyfast.flows.selection import TAGS, LabelChoice, MetricChoice, Network, Rewrite, Rule
+from skyfast.flows.selection import TAGS, LabelSpec, MetricSpec, Network, RewriteSpec, Rule
 
 T = TypeVar("T")
 
@@ -48,15 +48,15 @@ MAX_SOCKETS = 65_536
 class Key(Generic[T]):
     """A key of the configuration file.
 
-    ``parse`` turns what was written into a value or raises `Invalid`. ``default`` counts where
-    the key is missing, null or empty; an empty list is a value of its own with ``can_be_empty``.
-    ``show`` returns what `dump` writes, with secrets hidden; a key without it is expressed by
-    others. ``secret`` keeps the value out of messages. ``env`` is the environment variable that
-    overrides the key; what has a structure has none.
+    ``parse`` returns the parsed value or raises `InvalidValue`. ``default`` applies if the key is
+    missing, null or empty; with ``can_be_empty``, an empty list is a value. ``show`` returns the
+    value that `dump` writes, with secrets hidden; None if other keys express it. ``secret`` keeps
+    the value out of messages. ``env`` is the environment variable that overrides the key, empty for
+    structured values.
     """
 
     path: str
-    parse: Callable[[Value], T]
+    parse: Callable[[YamlValue], T]
     default: T
     show: Callable[[Config], object] | None
     secret: bool
@@ -65,15 +65,15 @@ class Key(Generic[T]):
 
 
 ENV_PREFIX: Final = "SKYDIVE_"
-"""What the names of environment variables begin with."""
+"""Prefix of environment variables."""
 
 SCHEMA: dict[str, Key[Any]] = {}
-"""Everything that can be set, by path, in the order in which it is shown."""
+"""All keys by path, in the order in which `dump` shows them."""
 
 
 def _key(
     path: str,
-    parse: Callable[[Value], T],
+    parse: Callable[[YamlValue], T],
     default: T,
     show: Callable[[Config], object] | None,
     *,
@@ -98,15 +98,15 @@ def _hidden(secret: str) -> str:
     return HIDDEN if secret else ""
 
 
-HOST_ID = _key("host_id", to_text, "", lambda c: c.host_id)
+HOST_ID = _key("host_id", parse_str, "", lambda c: c.host_id)
 ANALYZERS: Key[tuple[Endpoint, ...]] = _key(
     "analyzers", list_of(to_address), (), lambda c: list(c.analyzers)
 )
 
-USERNAME = _key("analyzer.auth.cluster.username", to_text, "", lambda c: c.credentials.username)
+USERNAME = _key("analyzer.auth.cluster.username", parse_str, "", lambda c: c.credentials.username)
 PASSWORD = _key(
     "analyzer.auth.cluster.password",
-    to_text,
+    parse_str,
     "",
     lambda c: _hidden(c.credentials.password),
     secret=True,
@@ -134,28 +134,30 @@ URLS: Key[tuple[Endpoint, ...]] = _key(
     (),
     lambda c: [each.redacted for each in c.subscriber.endpoints],
 )
-CAPTURE_ID = _key("pipeline.subscriber.capture_id", to_text, "", lambda c: c.subscriber.capture_id)
+CAPTURE_ID = _key(
+    "pipeline.subscriber.capture_id", parse_str, "", lambda c: c.subscriber.capture_id
+)
 MESSAGE_BYTES = _key(
     "pipeline.subscriber.max_message_bytes",
-    whole(1, MAX_MESSAGE_BYTES),
+    integer(1, MAX_MESSAGE_BYTES),
     64 << 20,
     lambda c: c.subscriber.max_message_bytes,
 )
 SILENCE_TIMEOUT = _key(
     "pipeline.subscriber.silence_timeout",
-    seconds(zero=False),
+    duration(zero=False),
     45.0,
     lambda c: show_seconds(c.subscriber.silence_timeout_s),
 )
 
-CLASSIFY_TYPE = _key("pipeline.classify.type", only("subnet"), "subnet", lambda _: "subnet")
+CLASSIFY_TYPE = _key("pipeline.classify.type", must_equal("subnet"), "subnet", lambda _: "subnet")
 NET_MASKS: Key[tuple[Network, ...]] = _key(
     "pipeline.classify.cluster_net_masks",
     list_of(to_network),
     (),
     lambda c: [str(network) for network in c.classify.cluster_net_masks],
 )
-FILTER_TYPE = _key("pipeline.filter.type", only("subnet"), "subnet", lambda _: "subnet")
+FILTER_TYPE = _key("pipeline.filter.type", must_equal("subnet"), "subnet", lambda _: "subnet")
 EXCLUDED_TAGS: Key[tuple[str, ...]] = _key(
     "pipeline.filter.excluded_tags",
     list_of(one_of(*TAGS)),
@@ -176,12 +178,12 @@ DROP: Key[tuple[Rule, ...]] = _key(
     lambda c: rules.show_rules(c.filter.drop),
     structured=True,
 )
-TRANSFORM_TYPE = _key("pipeline.transform.type", only("none"), "none", lambda _: "none")
+TRANSFORM_TYPE = _key("pipeline.transform.type", must_equal("none"), "none", lambda _: "none")
 STORE_TYPE = _key(
-    "pipeline.store.type", only("prom_sky_con"), "prom_sky_con", lambda _: "prom_sky_con"
+    "pipeline.store.type", must_equal("prom_sky_con"), "prom_sky_con", lambda _: "prom_sky_con"
 )
 
-PORT = _key("pipeline.store.prom_sky_con.port", whole(0, MAX_PORT), 9100, lambda c: c.web.port)
+PORT = _key("pipeline.store.prom_sky_con.port", integer(0, MAX_PORT), 9100, lambda c: c.web.port)
 LISTEN_ADDRESS = _key(
     "pipeline.store.prom_sky_con.listen_address",
     to_listen_address,
@@ -190,48 +192,51 @@ LISTEN_ADDRESS = _key(
 )
 CONNECTION_TIMEOUT = _key(
     "pipeline.store.prom_sky_con.connection_timeout",
-    seconds(zero=True),
+    duration(zero=True),
     60.0,
     lambda c: show_seconds(c.limits.connection_timeout_s),
 )
 CONNECTION_GRACE = _key(
     "pipeline.store.prom_sky_con.connection_grace",
-    seconds(zero=True),
+    duration(zero=True),
     15.0,
     lambda c: show_seconds(c.limits.connection_grace_s),
 )
 FLOW_MEMORY = _key(
     "pipeline.store.prom_sky_con.flow_memory",
-    seconds(zero=True),
+    duration(zero=True),
     1290.0,
     lambda c: show_seconds(c.limits.flow_memory_s),
 )
 MAX_CONNECTIONS = _key(
     "pipeline.store.prom_sky_con.max_connections",
-    whole(1, MAX_ROWS),
+    integer(1, MAX_ROWS),
     1_000_000,
     lambda c: c.limits.max_connections,
 )
 MAX_FLOWS: Key[int | None] = _key(
-    "pipeline.store.prom_sky_con.max_flows", whole(1, MAX_ROWS), None, lambda c: c.limits.max_flows
+    "pipeline.store.prom_sky_con.max_flows",
+    integer(1, MAX_ROWS),
+    None,
+    lambda c: c.limits.max_flows,
 )
 INTERFACES_INTERVAL = _key(
     "pipeline.store.prom_sky_con.interfaces_interval",
-    seconds(zero=True),
+    duration(zero=True),
     20.0,
     lambda c: show_seconds(c.topology.interfaces_interval_s),
 )
 
-LABELS: Key[tuple[LabelChoice, ...]] = _key(
+LABELS: Key[tuple[LabelSpec, ...]] = _key(
     "pipeline.store.prom_sky_con.labels",
     labels.to_labels,
-    tuple(LabelChoice(name=name) for name in DEFAULT_LABELS),
+    tuple(LabelSpec(name=name) for name in DEFAULT_LABELS),
     lambda c: labels.show_labels(c.export.main.labels),
 )
-METRICS: Key[tuple[MetricChoice, ...]] = _key(
+METRICS: Key[tuple[MetricSpec, ...]] = _key(
     "pipeline.store.prom_sky_con.metrics",
     labels.to_metrics,
-    tuple(MetricChoice(name=name) for name in DEFAULT_METRICS),
+    tuple(MetricSpec(name=name) for name in DEFAULT_METRICS),
     lambda c: labels.show_metrics(c.export.main.metrics),
 )
 DIRECTIONS: Key[Literal["split", "sum"]] = _key(
@@ -260,7 +265,7 @@ INCLUDE_OTHER = _key(
     False,
     lambda c: c.export.include_other,
 )
-REWRITE: Key[Mapping[str, Rewrite]] = _key(
+REWRITE: Key[Mapping[str, RewriteSpec]] = _key(
     "pipeline.store.prom_sky_con.rewrite",
     labels.to_rewrites,
     MappingProxyType({}),
@@ -287,18 +292,18 @@ NAMING: Key[Literal["compatible", "standard"]] = _key(
 )
 
 WEB_CONNECTIONS = _key(
-    "web.max_connections", whole(1, MAX_SOCKETS), 256, lambda c: c.web.max_connections
+    "web.max_connections", integer(1, MAX_SOCKETS), 256, lambda c: c.web.max_connections
 )
-WEB_SCRAPES = _key("web.max_scrapes", whole(1, MAX_SOCKETS), 8, lambda c: c.web.max_scrapes)
+WEB_SCRAPES = _key("web.max_scrapes", integer(1, MAX_SOCKETS), 8, lambda c: c.web.max_scrapes)
 WEB_SCRAPES_PER_ADDRESS = _key(
     "web.max_scrapes_per_address",
-    whole(1, MAX_SOCKETS),
+    integer(1, MAX_SOCKETS),
     4,
     lambda c: c.web.max_scrapes_per_address,
 )
 WEB_SCRAPE_TIMEOUT = _key(
     "web.scrape_timeout",
-    seconds(zero=False),
+    duration(zero=False),
     60.0,
     lambda c: show_seconds(c.web.scrape_timeout_s),
 )
@@ -315,7 +320,7 @@ SECRETS: Final[dict[str, Callable[[Config], object]]] = {
     COOKIE.path: lambda c: dict(c.cookies),
     URLS.path: lambda c: c.subscriber.endpoints,
 }
-"""The values of keys that `Key.show` hides."""
+"""Return the values of keys that `Key.show` hides."""
 
 KNOWN: Final = hints.KnownKeys(
     SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]
@@ -323,7 +328,7 @@ KNOWN: Final = hints.KnownKeys(
 """The tree of these keys."""
 
 STRICT_SECTIONS = ("pipeline.", "web.")
-"""Where an unknown key is an error. Elsewhere the file is Skydive's as well."""
+"""Sections in which an unknown key is an error; Skydive reads other sections too."""
 
 SECTIONS_OF_GO_CORE = (
     "pipeline.mangle.",
@@ -340,7 +345,7 @@ SECTIONS_OF_GO_CORE = (
     "pipeline.store.direct.",
     "pipeline.store.prom_sky_con.monitoring_port.",
 )
-"""Parts of the pipeline that the Go connector and others of its core know and skyfast does not."""
+"""Sections of the Go connectors' common core that skyfast does not support."""
 
 SECTIONS_OF_SKYDIVE = (
     *("agent.", "auth.", "cache.", "docker.", "dpdk.", "etcd.", "flow.", "graph.", "k8s."),
@@ -352,4 +357,4 @@ SECTIONS_OF_SKYDIVE = (
     *("logging.stderr.", "logging.stdout.", "logging.syslog."),
     *("tls.require_client_cert.", "tls.server_cert.", "tls.server_key."),
 )
-"""What Skydive's own programs read from the same file."""
+"""Sections that Skydive's own programs read from the same file."""

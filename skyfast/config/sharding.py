@@ -1,7 +1,7 @@
 """Changes to the configuration for ``--shard I/N``.
 
-Which flows belong to which is decided by the table: see `skyfast.flows.plan.Share`. Here is the
-rest. Families of the whole cluster come from the first instance alone.
+The table selects the flows of a shard: see `skyfast.flows.plan.Share`. This module changes the
+rest. Only the first shard exports the families of the whole cluster.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ from typing import Final
 
 from skyfast.config.model import Config, Note, Topology
 from skyfast.flows.catalog import ENDPOINTS, LABELS_BY_NAME, PROTOCOL
-from skyfast.flows.selection import Shard, ViewChoice
+from skyfast.flows.selection import Shard, ViewSpec
 
 MAX_SHARDS: Final = 1024
-"""Every one of them decodes everything: far fewer are of use."""
+"""Each shard decodes all messages, so that far fewer are useful."""
 
 _TEXT: Final = re.compile(r"(0|[1-9][0-9]{0,3})/([1-9][0-9]{0,3})", re.ASCII)
 
 
 def parse(text: str) -> Shard:
-    """Return the shard that is written ``I/N``.
+    """Parse ``I/N``.
 
-    Raises ValueError, with what is allowed instead, where there is no such shard.
+    Raises ValueError, with the allowed range, if ``text`` is invalid.
     """
     match = _TEXT.fullmatch(text)
     if match and int(match[1]) < int(match[2]) <= MAX_SHARDS:
@@ -32,9 +32,9 @@ def parse(text: str) -> Shard:
 
 
 def sharded(config: Config, shard: Shard) -> Config:
-    """Return what this shard of ``config`` runs with.
+    """Return the configuration of a shard.
 
-    An analyzer has one subscriber of a name, so each shard has its own ``host_id``.
+    An analyzer accepts one subscriber per name, so each shard has its own ``host_id``.
     """
     if shard.count == 1:
         return config
@@ -50,7 +50,7 @@ def sharded(config: Config, shard: Shard) -> Config:
 
 
 def _overlaps(config: Config) -> Iterator[str]:
-    """Say which of the shards' pages have series in common."""
+    """Yield warnings about series that several shards export."""
     if not _tells_apart(config.export.main, config):
         yield (
             "several shards export the same connections, each with part of their values:"
@@ -64,8 +64,8 @@ def _overlaps(config: Config) -> Iterator[str]:
         )
 
 
-def _tells_apart(view: ViewChoice, config: Config) -> bool:
-    """Tell whether connections with the same labels are always of one shard."""
+def _tells_apart(view: ViewSpec, config: Config) -> bool:
+    """Return whether connections with the same labels always belong to one shard."""
     paths = set()
     for label in view.labels:
         if label.name in config.export.rewrite:

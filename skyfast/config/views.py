@@ -1,6 +1,6 @@
 """Reads, writes and checks the views of a configuration.
 
-`settled` checks what depends on one another, and what the table has room for.
+`resolve_views` checks entries against each other and against the limits of the table.
 """
 
 from collections.abc import Sequence
@@ -12,49 +12,49 @@ from skyfast.config.labels import show_labels, show_metrics, to_labels, to_metri
 from skyfast.config.parsers import (
     Entries,
     bounded_list_of,
+    duration,
     mapping_of,
     one_of,
-    seconds,
     show_seconds,
 )
-from skyfast.config.yaml_nodes import Value
+from skyfast.config.yaml_nodes import YamlValue
 from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES, LABELS_BY_NAME
 from skyfast.flows.plan import FlowCount
 from skyfast.flows.planner import families
-from skyfast.flows.selection import LabelChoice, MetricChoice, ViewChoice
+from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 
-Place: TypeAlias = tuple[str | int, ...]
-"""What leads to an entry: positions in lists and keys of mappings."""
+KeyPath: TypeAlias = tuple[str | int, ...]
+"""The path to an entry: list positions and mapping keys."""
 
 VIEW_TIMEOUT_S = 3600.0
-"""When a view's silent rows leave, unless the view says otherwise."""
+"""Default timeout of a view's rows without reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewEntry:
-    """A view of a configuration, and when its silent rows leave: 0 where that is not written.
+    """A view of a configuration, and the timeout of its rows without reports, or 0 if unset.
 
-    The main view has 0: its rows leave with their flows.
+    The main view has 0: its rows expire with their flows.
     """
 
-    choice: ViewChoice
+    choice: ViewSpec
     timeout_s: float = 0.0
 
 
 DEFAULT_VIEWS = (
     ViewEntry(
-        choice=ViewChoice(
+        choice=ViewSpec(
             prefix="skydive_traffic",
-            labels=tuple(LabelChoice(name=name) for name in ("node_tid", "protocol", DIRECTION)),
-            metrics=(MetricChoice(name="bytes"), MetricChoice(name="packets")),
+            labels=tuple(LabelSpec(name=name) for name in ("node_tid", "protocol", DIRECTION)),
+            metrics=(MetricSpec(name="bytes"), MetricSpec(name="packets")),
             direction="split",
         )
     ),
 )
-"""The views beside the main one where none are written: few series, so that none is short-lived."""
+"""The views in addition to the main one by default: few and therefore long-lived series."""
 
 
-def _to_view(value: Value) -> ViewEntry:
+def _to_view(value: YamlValue) -> ViewEntry:
     nodes = mapping_of(
         value,
         known=("prefix", "labels", "metrics", "direction", "timeout"),
@@ -68,18 +68,18 @@ def _to_view(value: Value) -> ViewEntry:
     direction = cast(
         Literal["split", "sum"], entries.of("direction", one_of("split", "sum"), "split")
     )
-    timeout_s = entries.of("timeout", seconds(zero=False), 0.0)
+    timeout_s = entries.of("timeout", duration(zero=False), 0.0)
     entries.check()
-    choice = ViewChoice(prefix=prefix, labels=labels, metrics=metrics, direction=direction)
+    choice = ViewSpec(prefix=prefix, labels=labels, metrics=metrics, direction=direction)
     return ViewEntry(choice=choice, timeout_s=timeout_s)
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
-"""Accepts a list of views, beside which the main one is. Those without a time-out have 0."""
+"""Accepts a list of views other than the main one. Views without a timeout have 0."""
 
 
-def show_views(views: Sequence[ViewChoice], timeouts_s: Sequence[float]) -> list[object]:
-    """Return what `to_views` makes ``views`` with these time-outs of."""
+def show_views(views: Sequence[ViewSpec], timeouts_s: Sequence[float]) -> list[object]:
+    """Return the value that `to_views` converts to ``views`` with these timeouts."""
     return [
         {
             "prefix": view.prefix,
@@ -92,15 +92,15 @@ def show_views(views: Sequence[ViewChoice], timeouts_s: Sequence[float]) -> list
     ]
 
 
-class Misfit(Exception):  # noqa: N818 - becomes a ConfigError
-    """An entry of the ``view``-th view is wrong beside others.
+class ViewError(Exception):
+    """An entry of view number ``view`` conflicts with another one or with a limit.
 
-    ``places`` lead to it, the best one first: not all of them need to have been written. ``other``
-    says the same of the entry that it is wrong beside.
+    ``places`` are paths to the entry, best first; the file need not contain all of them. ``other``
+    is the error from the point of view of the other entry.
     """
 
     def __init__(
-        self, problem: str, view: int, *places: Place, other: "Misfit | None" = None
+        self, problem: str, view: int, *places: KeyPath, other: "ViewError | None" = None
     ) -> None:
         super().__init__(problem)
         self.problem = problem
@@ -109,17 +109,17 @@ class Misfit(Exception):  # noqa: N818 - becomes a ConfigError
         self.other = other
 
 
-def settled(
+def resolve_views(
     views: Sequence[ViewEntry], *, naming: str, least_timeout_s: float
 ) -> tuple[ViewEntry, ...]:
-    """Return the views, of which the first is the main one, with what they leave open filled in.
+    """Return the views, main view first, with defaults filled in.
 
     Raises:
-        Misfit: They cannot be on one page.
+        ViewError: The views cannot be on one page.
 
     """
     done = tuple(
-        _settled(entry, number, naming=naming, least_timeout_s=least_timeout_s)
+        _resolve_view(entry, number, naming=naming, least_timeout_s=least_timeout_s)
         for number, entry in enumerate(views)
     )
     choices = [entry.choice for entry in done]
@@ -128,43 +128,45 @@ def settled(
     return done
 
 
-def _settled(entry: ViewEntry, number: int, *, naming: str, least_timeout_s: float) -> ViewEntry:
+def _resolve_view(
+    entry: ViewEntry, number: int, *, naming: str, least_timeout_s: float
+) -> ViewEntry:
     view = entry.choice
     split = view.direction == "split"
     names = [label.name for label in view.labels]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise Misfit("is already the name of another label", number, ("labels", i, "name"))
+            raise ViewError("is already the name of another label", number, ("labels", i, "name"))
     if DIRECTION in names and not split:
-        raise Misfit(
+        raise ViewError(
             f"cannot be a label with {DIRECTION}: sum",
             number,
             ("labels", names.index(DIRECTION)),
         )
     if names == [DIRECTION]:
-        raise Misfit("contains no label other than direction", number, ("labels",))
+        raise ViewError("contains no label other than direction", number, ("labels",))
     for i, metric in enumerate(view.metrics):
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
             problem = f"has two fields; with {DIRECTION}: sum, a gauge can have only one"
-            raise Misfit(problem, number, ("metrics", i, "value"))
+            raise ViewError(problem, number, ("metrics", i, "value"))
         total = metric.name.endswith("_total")
         if own and metric.type == "counter" and not total and (view.prefix or naming == "standard"):
             where = "in a view" if view.prefix else "with naming: standard"
             problem = f"is a counter: its name must end with _total {where}"
-            raise Misfit(problem, number, ("metrics", i, "name"))
+            raise ViewError(problem, number, ("metrics", i, "name"))
     if view.prefix and 0 < entry.timeout_s < least_timeout_s:
         problem = f"is less than connection_timeout + connection_grace, {least_timeout_s:g}"
-        raise Misfit(problem, number, ("timeout",))
+        raise ViewError(problem, number, ("timeout",))
     timeout_s = entry.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
     labels = view.labels
     if split and DIRECTION not in names:
-        labels = (*labels, LabelChoice(name=DIRECTION))
+        labels = (*labels, LabelSpec(name=DIRECTION))
     return ViewEntry(choice=replace(view, labels=labels), timeout_s=timeout_s)
 
 
-def _check_names(views: Sequence[ViewChoice], *, naming: str) -> None:
-    """Refuse families that are called like others of the page."""
+def _check_names(views: Sequence[ViewSpec], *, naming: str) -> None:
+    """Reject families whose names conflict with others of the page."""
     taken: dict[str, tuple[str, int, int]] = {}
     for number, view in enumerate(views):
         for i, family in enumerate(families(view, naming=naming)):
@@ -192,20 +194,20 @@ def _clash(name: str, other: str) -> str:
     return f"creates the family {name}, {clash}"
 
 
-def _wrong_metric(problem: str, view: int, i: int, *, other: Misfit | None = None) -> Misfit:
-    """Return what is wrong with the name that a view's ``i``-th metric gets."""
-    places: tuple[Place, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
-    return Misfit(problem, view, *places, other=other)
+def _wrong_metric(problem: str, view: int, i: int, *, other: ViewError | None = None) -> ViewError:
+    """Return an error about the family name of metric number ``i`` of a view."""
+    places: tuple[KeyPath, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
+    return ViewError(problem, view, *places, other=other)
 
 
-def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
-    """Refuse what is more than the table has room for."""
-    labels: dict[LabelChoice, int] = {}
+def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
+    """Reject views that exceed the limits of the table."""
+    labels: dict[LabelSpec, int] = {}
     values: set[object] = set()
     for number, view in enumerate(views):
         own_labels = [label for label in view.labels if label.name != DIRECTION]
         if len(own_labels) > MAX_VIEW_COLUMNS:
-            raise Misfit(f"has more than {MAX_VIEW_COLUMNS} labels", number, ("labels",))
+            raise ViewError(f"has more than {MAX_VIEW_COLUMNS} labels", number, ("labels",))
         own_values = {
             value
             for family in families(view, naming=naming)
@@ -216,19 +218,19 @@ def _check_sizes(views: Sequence[ViewChoice], *, naming: str) -> None:
             problem = (
                 f"has more than {MAX_VIEW_VALUES} values; a counter of two directions counts twice"
             )
-            raise Misfit(problem, number, ("metrics",))
+            raise ViewError(problem, number, ("metrics",))
         labels |= {label: 2 if _is_dynamic(label) else 1 for label in own_labels}
         if sum(labels.values()) > MAX_COLUMNS:
             problem = (
                 f"and the preceding views have more than {MAX_COLUMNS} different labels;"
                 " a topology label counts twice"
             )
-            raise Misfit(problem, number, ("labels",))
+            raise ViewError(problem, number, ("labels",))
         values |= own_values
         if len(values) > MAX_VALUES:
             problem = f"and the preceding views have more than {MAX_VALUES} different values"
-            raise Misfit(problem, number, ("metrics",))
+            raise ViewError(problem, number, ("metrics",))
 
 
-def _is_dynamic(label: LabelChoice) -> bool:
+def _is_dynamic(label: LabelSpec) -> bool:
     return label.path is None and LABELS_BY_NAME[label.name].lookup not in ("", "classification")

@@ -1,8 +1,8 @@
 """Parses YAML into nodes whose scalars keep the text of the file.
 
-What is a number or a text is decided by the key, not by YAML, so a password ``0123`` and an
-address ``10:30`` are not turned into integers. (PyYAML's own composer is not used: the compiled
-one recurses without a limit.) What an error message shows of a file is decided here too.
+The key, not YAML, decides whether a value is a number or a string, so that a password ``0123`` and
+an address ``10:30`` do not become integers. (PyYAML's compiled composer is not used: it recurses
+without a limit.) This module also decides how much of a file an error message shows.
 """
 
 import re
@@ -14,30 +14,30 @@ from typing import Any, TypeAlias
 import yaml
 
 MAX_FILE_BYTES = 1 << 20
-"""A longer file is refused: this is a security limit."""
+"""Security limit: longer files are rejected."""
 
 MAX_DEPTH = 64
-"""Deeper nesting is refused: this is a security limit."""
+"""Security limit: deeper nesting is rejected."""
 
 HIDDEN = "<hidden>"
-"""Stands for a secret wherever the configuration is shown."""
+"""Replaces secrets wherever the configuration is shown."""
 
 MAX_SHOWN = 80
-"""Characters of a value that an error message shows."""
+"""Maximum number of characters of a value in an error message."""
 
 MAX_PROBLEMS = 20
-"""Problems of a file that are listed."""
+"""Maximum number of errors of a file that are reported."""
 
 
 class ConfigError(Exception):
     """The configuration cannot be used.
 
-    ``problems`` are lines that say where and why, at most `MAX_PROBLEMS` and one that says so;
-    ``str()`` is all of them in one line.
+    ``problems`` are the errors, one line each: at most `MAX_PROBLEMS`, and a line if there are
+    more. ``str()`` joins them in one line.
     """
 
     def __init__(self, *problems: str) -> None:
-        """Keep the first problems."""
+        """Keep the first `MAX_PROBLEMS` errors."""
         if len(problems) > MAX_PROBLEMS:
             problems = (*problems[:MAX_PROBLEMS], "further errors are not shown")
         super().__init__("; ".join(problems))
@@ -46,14 +46,14 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A YAML value and its line, counted from 1: in a mapping, that of its key."""
+    """A YAML value and its line, counted from 1; in a mapping, the line of the key."""
 
-    value: "Value"
+    value: "YamlValue"
     line: int
 
 
-Value: TypeAlias = str | bool | list[Node] | dict[str, Node] | None
-"""A YAML value: what looks like a number or a date stays text; mappings keep their keys' case."""
+YamlValue: TypeAlias = str | bool | list[Node] | dict[str, Node] | None
+"""A YAML value: numbers and dates stay strings, and keys keep their case."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -65,23 +65,23 @@ BOOLS = {
     for word in words
     for spelling in (word, word.capitalize(), word.upper())
 }
-"""What YAML reads as a boolean where it is not quoted."""
+"""Unquoted scalars that are booleans in YAML."""
 
 _TAGS = {None, "!", *(f"tag:yaml.org,2002:{n}" for n in ("str", "int", "float", "seq", "map"))}
 
 
 def file_name(source: str) -> str:
-    """Name the source in a message; a path can hold a line break."""
+    """Return the name of the source for messages; a path can contain a line break."""
     if source == "-":
         return "standard input"
     return source if source and source.isprintable() else repr(source)
 
 
 def read_file(path: str) -> str:
-    """Return the text of the file at ``path``, or of standard input where that is ``-``.
+    """Return the text of the file at ``path``, or of standard input if that is ``-``.
 
     Raises:
-        ConfigError: It cannot be read, is too long, or is not UTF-8.
+        ConfigError: The file cannot be read, is too long, or is not UTF-8.
 
     """
     try:
@@ -107,20 +107,20 @@ def read_file(path: str) -> str:
 
 
 def compose(text: str, *, file: str) -> dict[str, Node]:
-    """Return the top level's mapping of the YAML ``text``, empty for an empty file.
+    """Return the top-level mapping of the YAML ``text``, empty for an empty file.
 
     Raises:
-        ConfigError: It is no YAML, or is not a mapping.
+        ConfigError: The text is not valid YAML, or not a mapping.
 
     """
     return _Composer(text, file=file).document()
 
 
 class _Composer:
-    """Makes nodes of one document's events.
+    """Builds nodes from the events of one document.
 
-    An alias is the node that it names, not a copy of it, and can name only what is complete,
-    so nodes form no cycles.
+    An alias is the same object as its anchor's node. It can only refer to a complete node, so nodes
+    form no cycles.
     """
 
     def __init__(self, text: str, *, file: str) -> None:
@@ -140,7 +140,7 @@ class _Composer:
         try:
             node = self._root(yaml.parse(self._text, Loader=_Loader))
         except (yaml.YAMLError, ValueError, OverflowError) as error:
-            # The parser in Python lets some errors of number conversions through.
+            # The pure Python parser lets some errors of number conversions through.
             problem = f"{self._file}: {_syntax_error(error, self._text)}"
             raise ConfigError(*self._problems, problem) from None
         if self._problems:
@@ -154,12 +154,12 @@ class _Composer:
         return node.value
 
     def _error(self, event: Any, path: str, text: str) -> ConfigError:
-        """Return an error behind which nothing can be read, with those before it."""
+        """Return a fatal error, together with the errors before it."""
         self._refuse(event, path, text)
         return ConfigError(*self._problems)
 
     def _refuse(self, event: Any, path: str, text: str) -> None:
-        """Note an error behind which the rest of the document can be read."""
+        """Record an error after which parsing can continue."""
         self._problems.append(f"{self._file}: line {_line(event)}: {describe_path(path)}: {text}")
 
     def _root(self, events: Iterator[Any]) -> Node | None:
@@ -179,11 +179,11 @@ class _Composer:
                 return Node(None, _line(event))
             return self._anchors[event.anchor]
         if event.tag not in _TAGS:
-            # Nor is the tag: an unquoted password can begin with an exclamation mark.
+            # The tag is not shown either: an unquoted password can begin with an exclamation mark.
             self._refuse(event, path, "this YAML tag (!) is unknown")
         if depth > MAX_DEPTH:
             raise self._error(event, path, f"is nested deeper than {MAX_DEPTH} levels")
-        value: Value
+        value: YamlValue
         if isinstance(event, yaml.ScalarEvent):
             value = _scalar(event)
         elif isinstance(event, yaml.SequenceStartEvent):
@@ -240,7 +240,7 @@ def _syntax_error(error: Exception, text: str) -> str:
         return f"not valid YAML: {problem}"
     context = getattr(error, "context_mark", None)
     lines = _LINE_BREAK.split(text)
-    # The parser in Python quotes the handle, and an unquoted password can look like one.
+    # The pure Python parser quotes the handle, and an unquoted password can look like one.
     explained = _explanation(problem, mark, context, lines) or re.sub(
         r"(undefined tag handle).*", r"\1", problem
     )
@@ -253,9 +253,9 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 
 
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
-    """Say what is probably wrong, in words that need no knowledge of YAML's grammar.
+    """Return the probable cause in terms that need no knowledge of YAML's grammar.
 
-    Empty where that is not known. Nothing of the line is shown: it may hold a password.
+    Empty if the cause is unknown. The line is not quoted: it may contain a password.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]
@@ -291,8 +291,8 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def kind_of(value: Value) -> str:
-    """Say what a value is, without showing it."""
+def kind_of(value: YamlValue) -> str:
+    """Describe the kind of a value without showing it."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -300,8 +300,8 @@ def kind_of(value: Value) -> str:
     return "an empty entry" if value is None else "a single value"
 
 
-def describe(value: Value) -> str:
-    """Show a value in a message: on one line, not too long, and without a URL's password."""
+def describe(value: YamlValue) -> str:
+    """Format a value for a message: on one line, truncated, and without a URL's credentials."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str):
@@ -311,7 +311,7 @@ def describe(value: Value) -> str:
 
 
 def describe_path(path: str) -> str:
-    """Show a path of keys in a message."""
+    """Format a path of keys for a message."""
     text = redact_url(path)
     if len(text) > MAX_SHOWN:
         text = text[:MAX_SHOWN] + "…"
@@ -319,7 +319,7 @@ def describe_path(path: str) -> str:
 
 
 def redact_url(url: str) -> str:
-    """Return ``url`` without its user and password. It need not be a valid URL."""
+    """Return ``url``, which may be invalid, without its user and password."""
     before, at, after = url.rpartition("@")
     if not at:
         return url

@@ -1,7 +1,7 @@
 """Parses, formats, masks and matches the IP addresses in flows.
 
-An address is its 4 or 16 bytes. The objects of `ipaddress` cost ten times as much, and while
-somebody scans a network, every flow has an address that was never seen.
+An address is represented by its 4 or 16 bytes. The objects of `ipaddress` are ten times as slow,
+and during a network scan, every flow has an address that was not seen before.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Final
 
 MAX_CHARS: Final = 45
-"""Of an IP address: IPv6 with the last 32 bits as IPv4, none of them left out."""
+"""Maximum length of an IP address: an uncompressed IPv6 address with an IPv4 suffix."""
 
 _IPV4_BYTES: Final = 4
 _MAPPED: Final = bytes(10) + b"\xff\xff"
@@ -18,10 +18,10 @@ _ZEROES: Final = bytes(12)
 
 
 def read(text: str) -> bytes | None:
-    """Return the address that a flow's text stands for, or None where it is none.
+    """Parse an address of a flow; return None if it is invalid.
 
-    An IPv4 address in IPv6 form is that IPv4 address. One with a zone (``fe80::1%eth0``) is none:
-    Skydive does not write zones.
+    An IPv4-mapped IPv6 address is returned as IPv4. Addresses with a zone (``fe80::1%eth0``) are
+    invalid: Skydive does not write zones.
     """
     if len(text) > MAX_CHARS:
         return None
@@ -29,34 +29,34 @@ def read(text: str) -> bytes | None:
         if ":" not in text:
             return inet_pton(AF_INET, text)
         address = inet_pton(AF_INET6, text)
-    except (OSError, ValueError):  # the latter for what C cannot take: NUL, half a surrogate pair
+    except (OSError, ValueError):  # ValueError: NUL or a lone surrogate
         return None
     return address[12:] if address.startswith(_MAPPED) else address
 
 
 def write(address: bytes) -> str:
-    """Return an address that `read` knows in the text form of RFC 5952, IPv6 without dots."""
+    """Format an address as RFC 5952 recommends; IPv6 always without dots."""
     if len(address) == _IPV4_BYTES:
         return inet_ntop(AF_INET, address)
-    if address.startswith(_ZEROES):  # where C libraries write dots
+    if address.startswith(_ZEROES):  # C libraries write dots here
         return str(IPv6Address(address))
     return inet_ntop(AF_INET6, address)
 
 
 def masked(address: bytes, bits: int) -> bytes:
-    """Return an address with nothing behind its first ``bits`` bits."""
+    """Return an address with all but its first ``bits`` bits set to 0."""
     length = len(address)
     behind = 8 * length - bits
     return (int.from_bytes(address) >> behind << behind).to_bytes(length)
 
 
 class Networks:
-    """Tells whether an address is in one of some networks."""
+    """A set of networks; ``address in networks`` tests whether any of them contains it."""
 
     __slots__ = ("_ipv4", "_ipv6")
 
     def __init__(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
-        # Of each, what an address's number has in common with all others in it.
+        # Netmask and network address of each network, as integers.
         self._ipv4: list[tuple[int, int]] = []
         self._ipv6: list[tuple[int, int]] = []
         for network in networks:

@@ -1,6 +1,6 @@
 """The known labels and metrics.
 
-`LABELS` and `METRICS` can be selected by name. The configuration is checked against them,
+`LABELS` and `METRICS` can be selected by name. The configuration is validated against them,
 `skyfast.flows.planner` builds plans from them, and ``docs/reference/metrics.md`` lists them.
 Skydive's ``flow.proto`` describes the fields.
 """
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from skyfast.flows.fields import FIELDS
-from skyfast.flows.plan import Path
+from skyfast.flows.plan import FieldPath
 
 DIRECTION: Final = "direction"
-"""The label that is no field, but tells the initiator's series from the target's."""
+"""The label that distinguishes the initiator's series from the target's."""
 
 TAG: Final = "tag"
-"""The label that is the classification by the cluster's networks."""
+"""The label with the classification by the cluster's networks."""
 
 STANDARD_PREFIX: Final = "skydive_connection"
-"""What the families of the main view begin with where the naming is standard."""
+"""Prefix of the main view's families with ``naming: standard``."""
 
 FIXED_PREFIXES: Final = (
     "skydive_network_interface_",
@@ -27,23 +27,23 @@ FIXED_PREFIXES: Final = (
     "skyfast_",
     "process_",
 )
-"""What the other families of the page begin with."""
+"""Prefixes of the other families of the page."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
-"""How many values a label has: a handful; as many as the network has parts; without end."""
+"""Number of label values: a handful; limited by the size of the network; unlimited over time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KnownLabel:
-    """A label that can be chosen by name.
+class LabelDef:
+    """A label that can be selected by name.
 
-    ``path`` is the field that it comes from; it is empty where that is no single one. ``lookup``
-    says where the label value is looked up by the field: in that mapping of
-    `skyfast.flows.planner.Names`, or ``classification``.
+    ``path`` is its field, or empty if it does not come from a single field. ``lookup`` is the
+    mapping of `skyfast.flows.planner.NameSource` that maps the field to the label value, or
+    ``classification``.
     """
 
     name: str
-    path: Path
+    path: FieldPath
     cardinality: Cardinality
     help: str
     lookup: Literal["", "classification", "node_name", "node_host", "node_type", "owner"] = ""
@@ -56,147 +56,147 @@ TARGET_PORT: Final = ("Transport", "B")
 PROTOCOL: Final = ("Transport", "Protocol")
 NODE_TID: Final = ("NodeTID",)
 
-LABELS: Final[tuple[KnownLabel, ...]] = (
-    KnownLabel(
+LABELS: Final[tuple[LabelDef, ...]] = (
+    LabelDef(
         name="initiator_ip",
         path=INITIATOR_IP,
         cardinality="medium",
         help="the host that sent the first captured packet",
     ),
-    KnownLabel(
+    LabelDef(
         name="target_ip",
         path=TARGET_IP,
         cardinality="medium",
         help="the host that the packet was sent to",
     ),
-    KnownLabel(
+    LabelDef(
         name="initiator_port",
         path=INITIATOR_PORT,
         cardinality="unbounded",
         help="most clients use a new port for each connection",
     ),
-    KnownLabel(
+    LabelDef(
         name="target_port",
         path=TARGET_PORT,
         cardinality="medium",
         help="the service; a port scan creates all 65,536 values",
     ),
-    KnownLabel(
+    LabelDef(
         name=DIRECTION,
         path=(),
         cardinality="low",
         help="`initiator_to_target` or `target_to_initiator`",
     ),
-    KnownLabel(
+    LabelDef(
         name="node_tid",
         path=NODE_TID,
         cardinality="medium",
         help="the interface where the flow was captured; a conversation captured at two "
         "interfaces has two connections",
     ),
-    KnownLabel(
+    LabelDef(
         name="protocol",
         path=PROTOCOL,
         cardinality="low",
         help="`TCP`, `UDP` or `SCTP`; with `include_icmp` also `ICMPV4` and `ICMPV6`; with "
         "`include_other` also the last layer of other flows",
     ),
-    KnownLabel(
+    LabelDef(
         name="application",
         path=("Application",),
         cardinality="low",
         help="the last recognized layer, such as `DNS`",
     ),
-    KnownLabel(
+    LabelDef(
         name="layers_path",
         path=("LayersPath",),
         cardinality="low",
         help="all layers, such as `Ethernet/IPv4/TCP`",
     ),
-    KnownLabel(
+    LabelDef(
         name="link_a",
         path=("Link", "A"),
         cardinality="medium",
         help="the MAC address of the initiator",
     ),
-    KnownLabel(
+    LabelDef(
         name="link_b",
         path=("Link", "B"),
         cardinality="medium",
         help="the MAC address of the target",
     ),
-    KnownLabel(
+    LabelDef(
         name="vlan",
         path=("Link", "ID"),
         cardinality="medium",
         help="the VLAN number, or 0; with QinQ, 12 bits for each tag",
     ),
-    KnownLabel(
+    LabelDef(
         name="capture_id",
         path=("CaptureID",),
         cardinality="low",
         help="the capture; a capture that is created again gets a new ID",
     ),
-    KnownLabel(
+    LabelDef(
         name="tracking_id",
         path=("TrackingID",),
         cardinality="unbounded",
         help="a new value for each conversation",
     ),
-    KnownLabel(
+    LabelDef(
         name="l3_tracking_id",
         path=("L3TrackingID",),
         cardinality="unbounded",
         help="a new value for each conversation; can change across a router",
     ),
-    KnownLabel(
+    LabelDef(
         name="parent_uuid",
         path=("ParentUUID",),
         cardinality="unbounded",
         help="the flow of the tunnel, or empty",
     ),
-    KnownLabel(
+    LabelDef(
         name=TAG,
         path=(),
         cardinality="low",
         help="`internal`, `ingress`, `egress` or `other`: see `classify.cluster_net_masks`",
         lookup="classification",
     ),
-    KnownLabel(
+    LabelDef(
         name="icmp_type",
         path=("ICMP", "Type"),
         cardinality="low",
         help="the ICMP type, such as `ECHO`; empty for other protocols",
     ),
-    KnownLabel(
+    LabelDef(
         name="node_name",
         path=NODE_TID,
         cardinality="medium",
         help="the name of the interface, from the topology",
         lookup="node_name",
     ),
-    KnownLabel(
+    LabelDef(
         name="node_host",
         path=NODE_TID,
         cardinality="low",
         help="the host of the interface, from the topology",
         lookup="node_host",
     ),
-    KnownLabel(
+    LabelDef(
         name="node_type",
         path=NODE_TID,
         cardinality="low",
         help="the type of the interface, from the topology",
         lookup="node_type",
     ),
-    KnownLabel(
+    LabelDef(
         name="initiator_name",
         path=INITIATOR_IP,
         cardinality="medium",
         help="the node that has the initiator's address, from the topology",
         lookup="owner",
     ),
-    KnownLabel(
+    LabelDef(
         name="target_name",
         path=TARGET_IP,
         cardinality="medium",
@@ -204,7 +204,7 @@ LABELS: Final[tuple[KnownLabel, ...]] = (
         lookup="owner",
     ),
 )
-"""Every label that can be chosen by name."""
+"""All labels that can be selected by name."""
 
 LABELS_BY_NAME: Final = {label.name: label for label in LABELS}
 
@@ -214,7 +214,7 @@ UNBOUNDED_FIELDS: Final = {
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",
 }
-"""The fields that have values without end, and why."""
+"""The fields with unbounded values, and the reason."""
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
@@ -224,18 +224,18 @@ ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KnownMetric:
-    """A metric that can be chosen by name.
+class MetricDef:
+    """A metric that can be selected by name.
 
-    ``paths`` are the fields: that of both directions or one for each, none where skyfast itself
-    counts. ``compatible`` is the family's name in the main view; ``standard`` is what follows
-    the prefix where the naming is standard, and in every other view; ``unit`` is that of these. A
-    value is shown divided by ten to the power of the naming's decimals. ``help`` can be followed
-    by "on this connection".
+    ``paths`` are the fields: one for both directions or one for each, none if skyfast counts.
+    ``compatible`` is the family's name in the main view; ``standard``, after the prefix, is its
+    name with ``naming: standard`` and in other views; ``unit`` is the unit of the latter. Pages
+    show values divided by ``10 ** decimals`` of the naming. ``help`` can be followed by "on this
+    connection".
     """
 
     name: str
-    paths: tuple[Path, ...]
+    paths: tuple[FieldPath, ...]
     type: Literal["counter", "gauge"]
     compatible: str
     standard: str
@@ -246,12 +246,12 @@ class KnownMetric:
     standard_decimals: int = 0
 
 
-def _both(part: str, name: str) -> tuple[Path, Path]:
+def _both(part: str, name: str) -> tuple[FieldPath, FieldPath]:
     return ((part, f"AB{name}"), (part, f"BA{name}"))
 
 
-METRICS: Final[tuple[KnownMetric, ...]] = (
-    KnownMetric(
+METRICS: Final[tuple[MetricDef, ...]] = (
+    MetricDef(
         name="bytes",
         paths=_both("Metric", "Bytes"),
         type="counter",
@@ -260,7 +260,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="bytes",
         help="Bytes transferred",
     ),
-    KnownMetric(
+    MetricDef(
         name="packets",
         paths=_both("Metric", "Packets"),
         type="counter",
@@ -269,7 +269,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="packets",
         help="Packets transferred",
     ),
-    KnownMetric(
+    MetricDef(
         name="rtt",
         paths=(("Metric", "RTT"),),
         type="gauge",
@@ -279,7 +279,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="seconds",
         help="Latest measured round-trip time",
     ),
-    KnownMetric(
+    MetricDef(
         name="flows",
         paths=(),
         type="gauge",
@@ -288,7 +288,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="flows",
         help="Current number of flows",
     ),
-    KnownMetric(
+    MetricDef(
         name="start",
         paths=(("Start",),),
         type="gauge",
@@ -300,7 +300,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="seconds",
         help="Unix time of the first packet",
     ),
-    KnownMetric(
+    MetricDef(
         name="last",
         paths=(("Last",),),
         type="gauge",
@@ -312,7 +312,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="seconds",
         help="Unix time of the latest packet",
     ),
-    KnownMetric(
+    MetricDef(
         name="tcp_bytes",
         paths=_both("TCPMetric", "Bytes"),
         type="counter",
@@ -321,7 +321,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="bytes",
         help="Bytes in reassembled TCP streams",
     ),
-    KnownMetric(
+    MetricDef(
         name="tcp_packets",
         paths=_both("TCPMetric", "Packets"),
         type="counter",
@@ -330,7 +330,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="packets",
         help="Segments in reassembled TCP streams",
     ),
-    KnownMetric(
+    MetricDef(
         name="tcp_out_of_order",
         paths=_both("TCPMetric", "SegmentOutOfOrder"),
         type="counter",
@@ -339,7 +339,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="segments",
         help="TCP segments received out of order",
     ),
-    KnownMetric(
+    MetricDef(
         name="tcp_skipped",
         paths=_both("TCPMetric", "SegmentSkipped"),
         type="counter",
@@ -348,7 +348,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="gaps",
         help="Gaps in TCP streams that were never filled",
     ),
-    KnownMetric(
+    MetricDef(
         name="tcp_skipped_bytes",
         paths=_both("TCPMetric", "SegmentSkippedBytes"),
         type="counter",
@@ -357,7 +357,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="bytes",
         help="Bytes missing in gaps of TCP streams",
     ),
-    KnownMetric(
+    MetricDef(
         name="ip_fragments",
         paths=(("IPMetric", "Fragments"),),
         type="counter",
@@ -366,7 +366,7 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         unit="fragments",
         help="IP fragments",
     ),
-    KnownMetric(
+    MetricDef(
         name="ip_fragment_errors",
         paths=(("IPMetric", "FragmentErrors"),),
         type="counter",
@@ -376,10 +376,10 @@ METRICS: Final[tuple[KnownMetric, ...]] = (
         help="IP fragments that could not be reassembled",
     ),
 )
-"""Every metric that can be chosen by name.
+"""All metrics that can be selected by name.
 
-``TCPMetric`` has times and TTLs of the first SYN, FIN and RST beside the counters, and flags: these
-are no running totals of what happened, so none is here.
+``TCPMetric`` also has flags, and times and TTLs of the first SYN, FIN and RST. They are not listed,
+because they are not running totals.
 """
 
 METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
@@ -392,7 +392,7 @@ RUNNING_TOTALS: Final = frozenset(
     | {path for name in ("SawStart", "SawEnd") for path in _both("TCPMetric", name)}
     | {("RawPacketsCaptured",)}
 )
-"""The fields that only grow while a flow lives: those that a counter can be made of."""
+"""The fields that only increase during the lifetime of a flow: they can be counters."""
 
 LABEL_FIELDS: Final = frozenset(
     path
@@ -400,4 +400,4 @@ LABEL_FIELDS: Final = frozenset(
     if path[0] not in {"Metric", "LastUpdateMetric", "TCPMetric", "IPMetric"}
     and path not in {("Last",), ("RawPacketsCaptured",), ("FinishType",)}
 )
-"""The fields that stay as they are while a flow lives: those that a label can be made of."""
+"""The fields that do not change during the lifetime of a flow: they can be labels."""

@@ -1,8 +1,8 @@
 """The messages of analyzers, as msgspec structs.
 
-The structs of a flow are made for a plan and hold only the fields that it uses: a field that no
-struct names costs the decoder nothing but the scan. Names, types and optionality are those
-of Skydive's protobuf messages with Go's JSON rules: whatever is empty may be missing.
+The structs of a flow are created for a plan and have only the fields that it uses: the decoder only
+skips other fields. Names, types and optionality are those of Skydive's protobuf messages, encoded
+by Go's JSON rules: empty fields may be missing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,14 +12,14 @@ from typing import Any, Final
 
 import msgspec
 
-from skyfast.flows.plan import Path, Plan
+from skyfast.flows.plan import FieldPath, Plan
 
-# Bad UTF-8 and deep nesting have Python's own errors.
+# Invalid UTF-8 and deep nesting raise errors of Python itself.
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for JSON that it cannot decode."""
 
 
-def _fields() -> dict[Path, type]:
+def _fields() -> dict[FieldPath, type]:
     metric = ("ABPackets", "ABBytes", "BAPackets", "BABytes", "Start", "Last", "RTT")
     tcp_sides = (
         *("SynStart", "SynTTL", "FinStart", "RstStart"),
@@ -54,21 +54,21 @@ def _fields() -> dict[Path, type]:
     }
 
 
-FIELDS: Final[Mapping[Path, type]] = MappingProxyType(_fields())
-"""Every field of a flow that is a text or an integer, and which; from Skydive's ``flow.proto``."""
+FIELDS: Final[Mapping[FieldPath, type]] = MappingProxyType(_fields())
+"""The type of every string or integer field of a flow, from Skydive's ``flow.proto``."""
 
-PATHS: Final[Mapping[str, Path]] = {".".join(path): path for path in FIELDS}
-"""The same fields by the name that a configuration gives them, such as ``Link.ID``."""
+PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS}
+"""The same fields by their names in the configuration, such as ``Link.ID``."""
 
 CLOSING: Final = 1
-"""``FinishType`` of a flow's last report. Others stand in ordinary reports."""
+"""``FinishType`` of a flow's last report. Ordinary reports can have other values."""
 
-# Read for every flow, whatever the plan: the table's own bookkeeping.
-_BOOKKEEPING: tuple[Path, ...] = (("UUID",), ("Last",), ("FinishType",))
+# The table reads these of every flow, whatever the plan.
+_BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# They tell a flow's first report, whose first two are equal, when the flow began, and a closing
-# report that repeats the one before.
-_MARKS: tuple[Path, ...] = (
+# These identify a flow's first report (the first two are equal), its start, and a closing report
+# that repeats the previous one.
+_MARKS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
     ("LastUpdateMetric", "Last"),
@@ -76,7 +76,7 @@ _MARKS: tuple[Path, ...] = (
 
 
 class Envelope(msgspec.Struct, gc=False):
-    """A message whose content is not decoded yet. ``Obj`` is raw JSON, or empty when missing."""
+    """A message with undecoded content. ``Obj`` is raw JSON, or empty if missing."""
 
     Namespace: str = ""
     Type: str = ""
@@ -85,25 +85,24 @@ class Envelope(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class FlowTypes:
-    """The decoders' types for one plan; values of each are accepted by the plan's table.
+    """The types to decode flows for one plan; the plan's table accepts all of them.
 
-    ``Update`` has what reports of known flows need, and the labels. ``FirstReport`` has beside it
-    what tells a flow's first report from others: all that flows need which are new in fact.
-    ``FullReport`` has what is needed of a flow that is not known and not new: ``LastUpdateMetric``.
+    ``Update`` has the fields of reports of known flows, and the labels. ``FirstReport`` adds the
+    fields that identify a flow's first report; this suffices for flows that are really new.
+    ``FullReport`` adds ``LastUpdateMetric``, for flows that are unknown but not new.
 
-    ``omissible`` are the fields, and parts, of ``FullReport`` without which a flow is still worth
-    something: gauges, counters that flows can lack, and what tells a first or a last report from
-    others.
+    ``omissible`` are the fields and parts of ``FullReport`` without which a flow can still be
+    counted: gauges, optional counters, and the fields that identify a first or a last report.
     """
 
     Update: type[msgspec.Struct]
     FirstReport: type[msgspec.Struct]
     FullReport: type[msgspec.Struct]
-    omissible: frozenset[Path]
+    omissible: frozenset[FieldPath]
 
 
-def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
-    """Make the structs that hold what ``plan`` uses, and the fields ``also``."""
+def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
+    """Return structs with the fields that ``plan`` uses, and the fields ``also``."""
     also = tuple(also)
     paths = [*_BOOKKEEPING, *also]
     for column in plan.columns:
@@ -126,12 +125,14 @@ def flow_types(plan: Plan, *, also: Iterable[Path] = ()) -> FlowTypes:
     )
 
 
-def _omissible(plan: Plan, paths: Iterable[Path], *, needed: Iterable[Path]) -> frozenset[Path]:
-    """Return what ``FullReport``, which holds ``paths``, can do without."""
+def _omissible(
+    plan: Plan, paths: Iterable[FieldPath], *, needed: Iterable[FieldPath]
+) -> frozenset[FieldPath]:
+    """Return the omissible fields and parts of ``FullReport``, which has ``paths``."""
     may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in plan.gauges)}
     may_lack |= {path for counter in plan.counters for path in counter.amounts}
     may_lack |= {path for each in plan.counters if each.optional for path in each.paths}
-    # What else is made of a field decides.
+    # A field that is also used for something required is not omissible.
     must_have = {*needed, ("UUID",), ("Last",)}
     must_have |= {path for each in plan.counters if not each.optional for path in each.paths}
     must_have |= {path for column in plan.columns for path in (column.path, *column.reads)}
@@ -146,10 +147,10 @@ def _omissible(plan: Plan, paths: Iterable[Path], *, needed: Iterable[Path]) -> 
     return frozenset(omissible | (parts - needed_parts))
 
 
-def _struct(name: str, paths: Iterable[Path]) -> type[msgspec.Struct]:
-    """Make the struct that holds ``paths``: fields of `FIELDS`, or whole parts of a flow.
+def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
+    """Return a struct with ``paths``: fields of `FIELDS`, or whole parts of a flow.
 
-    A part of which no field is asked for is decoded as an empty struct: there or not.
+    A part without requested fields is decoded as an empty struct, which shows only its presence.
     """
     scalars: list[str] = []
     parts: dict[str, list[str]] = {}
@@ -165,6 +166,6 @@ def _struct(name: str, paths: Iterable[Path]) -> type[msgspec.Struct]:
     return msgspec.defstruct(name, fields, gc=False)
 
 
-def _type_and_default(path: Path) -> tuple[type, str | int]:
+def _type_and_default(path: FieldPath) -> tuple[type, str | int]:
     kind = FIELDS[path]
     return kind, kind()

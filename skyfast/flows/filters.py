@@ -1,9 +1,8 @@
 """Decides which flows reach the table: classification by networks, and filter rules.
 
-The rules of a configuration become one function, whose source is written here, for each flow
-passes through it: closures take twice as long. Its text has fields' names from
-`skyfast.flows.fields.FIELDS` and names of constants; what a person has written is only ever a
-constant that it refers to.
+The rules of a configuration are compiled to one function, because it runs for every flow and
+closures take twice as long. Its source contains only names of fields from
+`skyfast.flows.fields.FIELDS` and names of constants; values from the configuration are constants.
 """
 
 from bisect import bisect
@@ -12,19 +11,19 @@ from typing import Any, ClassVar
 
 from skyfast.flows import addresses
 from skyfast.flows.fields import FIELDS
-from skyfast.flows.plan import Path, Requirement
-from skyfast.flows.rewrites import OTHER, Memory
+from skyfast.flows.plan import FieldPath, Requirement
+from skyfast.flows.rewrites import OTHER, BoundedCache
 from skyfast.flows.selection import KEEP, Condition, Filter, Network, Rule
 
 Flow = Any
-"""A struct of the plan's flow types: which fields it has is known at run time only."""
+"""A struct of the plan's flow types; its fields are known only at run time."""
 
 EXCLUDED = "excluded"
-"""The reason under which flows of excluded tags are counted."""
+"""The reason under which flows with excluded tags are counted."""
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# By the initiator's place, then by the target's.
+# Indexed by the place of the initiator, then of the target.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -33,15 +32,14 @@ _TAGS = (
 
 
 class Classifier:
-    """Tells a flow's classification: ``internal``, ``egress``, ``ingress`` or ``other``.
+    """Classifies flows as ``internal``, ``egress``, ``ingress`` or ``other``.
 
-    A flow is ``internal`` when both its addresses lie in the cluster's networks, ``egress`` or
-    ``ingress`` when only the initiator's or the target's does, and ``other`` when neither does,
-    one is no address, or it has no Network. It is a `skyfast.flows.plan.Rewrite` of the flow
-    itself.
+    A flow is ``internal`` if both addresses are in the cluster's networks, ``egress`` or
+    ``ingress`` if only the initiator's or the target's is, and ``other`` if neither is, one is
+    invalid, or the flow has no Network. This is a `skyfast.flows.plan.LabelMapper` of whole flows.
     """
 
-    READS: ClassVar[tuple[Path, ...]] = (("Network", "A"), ("Network", "B"))
+    READS: ClassVar[tuple[FieldPath, ...]] = (("Network", "A"), ("Network", "B"))
 
     __slots__ = ("_places",)
 
@@ -65,11 +63,11 @@ def classifier(masks: Sequence[Network]) -> Classifier:
             return _NO_ADDRESS
         return _INSIDE if address in cluster else _OUTSIDE
 
-    return Classifier(Memory(place))
+    return Classifier(BoundedCache(place))
 
 
-def reads(config: Filter) -> tuple[Path, ...]:
-    """Return the fields that the rules look at, beside those of the plan's requirements."""
+def reads(config: Filter) -> tuple[FieldPath, ...]:
+    """Return the fields that the rules read, without those of the plan's requirements."""
     fields = [condition.path for condition in _conditions(config)]
     paths = [path for path in fields if path is not None]
     if config.excluded_tags or None in fields:
@@ -77,8 +75,8 @@ def reads(config: Filter) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(paths))
 
 
-class Admission:
-    """Picks the flows of a message that go on to the table; see `admission`."""
+class FlowFilter:
+    """Selects the flows of a message for the table; see `make_flow_filter`."""
 
     def __init__(
         self,
@@ -89,9 +87,9 @@ class Admission:
         self._counters = counters
 
     def __call__(self, flows: list[Flow]) -> list[Flow]:
-        """Return the flows that are let in, in their order; count the others.
+        """Return the flows that pass, in order; count the others.
 
-        Where nothing is configured, it is the very list that was given.
+        Without rules, the result is ``flows`` itself.
         """
         if self._pick is None:
             return flows
@@ -103,33 +101,33 @@ class Admission:
         return admitted
 
     def again(self, flows: list[Flow]) -> list[Flow]:
-        """Return the same as a call, for flows that have been counted before."""
+        """Filter flows that were already counted, without counting them again."""
         return flows if self._pick is None else self._pick(flows, [0] * len(self._counters))
 
 
-def admission(
+def make_flow_filter(
     config: Filter,
     classifier: Classifier,
     *,
     requirements: Iterable[Requirement],
     skipped: MutableMapping[str, int],
     filtered: MutableMapping[str, int],
-) -> Admission:
-    """Return what applies ``excluded_tags``, ``drop`` and ``keep`` of a filter, in this order.
+) -> FlowFilter:
+    """Return a filter that applies ``excluded_tags``, ``drop`` and ``keep``, in this order.
 
-    A flow is counted once: where its tag is excluded, as `EXCLUDED` in ``skipped``; else under the
-    first drop rule that holds, in ``filtered``; else, where there are keep rules and none holds, as
-    `KEEP` in ``filtered``. All names are in ``filtered`` from the start.
+    A dropped flow is counted once: as `EXCLUDED` in ``skipped`` if its tag is excluded; else under
+    the first matching drop rule in ``filtered``; else, if there are keep rules and none matches, as
+    `KEEP` in ``filtered``. ``filtered`` has all names from the start.
 
-    A condition on a field of a part that the flow lacks does not hold, its negation does. No flow
-    lacks a tag: see `Classifier`.
+    A condition on a field of a missing part does not match, and its negation does. Every flow has a
+    tag: see `Classifier`.
 
-    Flows that the table would skip, for they have no UUID or fail one of ``requirements``, are let
-    in whatever the rules say: the table counts them under its own reasons, and a rule's count is
-    that of flows which would have been exported without it.
+    Flows that the table skips, because they have no UUID or fail one of ``requirements``, always
+    pass: the table counts them under its own reasons, so that the count of a rule is the number of
+    flows that would be exported without it.
     """
     if not (config.excluded_tags or config.drop or config.keep):
-        return Admission(None, ())
+        return FlowFilter(None, ())
     source = _Source()
     counters: list[tuple[MutableMapping[str, int], str]] = []
     if config.excluded_tags:
@@ -144,11 +142,11 @@ def admission(
         counters.append((filtered, KEEP))
     for counts, name in counters:
         counts.setdefault(name, 0)
-    return Admission(source.function(classifier, requirements), counters)
+    return FlowFilter(source.function(classifier, requirements), counters)
 
 
 class _Source:
-    """The text of the function that picks flows, and the constants that the text names."""
+    """The source of the filter function, and the constants that it refers to."""
 
     def __init__(self) -> None:
         self._constants: dict[str, Any] = {"bisect": bisect}
@@ -173,8 +171,8 @@ class _Source:
     def function(
         self, classifier: Classifier, requirements: Iterable[Requirement]
     ) -> Callable[[list[Flow], list[int]], list[Flow]]:
-        """Compile the text: one drop after another, each counted at its position."""
-        # Only of flows that would be dropped is it asked whether the table would skip them.
+        """Compile the source; drops are tested in order and counted by position."""
+        # Only flows that match a drop are tested for whether the table would skip them.
         complete = ["flow.UUID"]
         for requirement in requirements:
             ways = [f"flow.{part} is not None" for (part,) in requirement.paths]
@@ -194,7 +192,7 @@ class _Source:
             ]
         lines += ["        admitted.append(flow)", "    return admitted"]
         names: dict[str, Any] = {**self._constants, "classifier": classifier}
-        exec("\n".join(lines), names)  # noqa: S102  # none of the text is from outside
+        exec("\n".join(lines), names)  # noqa: S102  # no part of the source is user input
         pick: Callable[[list[Flow], list[int]], list[Flow]] = names["pick"]
         return pick
 
@@ -206,7 +204,7 @@ class _Source:
         if condition.path is None:
             text = self._test(condition, self.tag(), str)
         else:
-            # Looked up here, so that only names of known fields get into the text.
+            # The lookup ensures that only names of known fields get into the source.
             kind = FIELDS[condition.path]
             if len(condition.path) == 1:
                 text = self._test(condition, f"flow.{condition.path[0]}", kind)
@@ -217,11 +215,11 @@ class _Source:
         return f"not {text}" if condition.negated else text
 
     def _test(self, condition: Condition, value: str, kind: type) -> str:
-        """Return an expression that tells what `matcher`'s does; it binds closer than ``not``."""
+        """Return an expression equivalent to `matcher`; it binds more tightly than ``not``."""
         if condition.pattern is not None or condition.networks:
             alike = (condition.values, condition.ranges, condition.networks, condition.pattern)
             if alike not in self._memories:
-                self._memories[alike] = self.constant(Memory(matcher(condition)))
+                self._memories[alike] = self.constant(BoundedCache(matcher(condition)))
             return f"{self._memories[alike]}[{value}]"
         if kind is int and condition.ranges:
             return self._within(condition, value)
@@ -235,15 +233,15 @@ class _Source:
         if len(intervals) == 1:
             low, high = map(self.constant, intervals[0])
             return f"({low} <= {value} <= {high})"
-        # A value lies in an interval where the number of bounds up to it is odd.
+        # A value is in an interval if the number of bounds up to it is odd.
         bounds = [bound for low, high in intervals for bound in (low, high + 1)]
         return f"(bisect({self.constant(bounds)}, {value}) & 1)"
 
 
 def matcher(condition: Condition) -> Callable[[str | int], bool]:
-    """Return what tells whether any of a condition's alternatives matches a field's value.
+    """Return a function that tests whether a field's value matches a condition.
 
-    Whether the condition is negated is not looked at.
+    It ignores whether the condition is negated.
     """
     networks = addresses.Networks(condition.networks)
 
@@ -263,7 +261,7 @@ def matcher(condition: Condition) -> Callable[[str | int], bool]:
 
 
 def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the same numbers as intervals that are in order and do not overlap."""
+    """Return sorted intervals without overlaps that contain the same numbers."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(intervals):
         if merged and low <= merged[-1][1]:

@@ -1,8 +1,8 @@
 """The plan: which fields of a flow become labels and values, and how a page shows them.
 
-The table is built from a plan and knows no label or metric by name; the decoder is built
-from the paths that a plan mentions (`skyfast.flows.fields`). A plan is plain, immutable data, made
-by `skyfast.flows.planner` of the labels and metrics of `skyfast.flows.catalog`.
+The table is built from a plan and contains no names of labels or metrics; the decoder is built from
+the paths in a plan (`skyfast.flows.fields`). A plan is immutable data, created by
+`skyfast.flows.planner` from the labels and metrics of `skyfast.flows.catalog`.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 
 from skyfast.text_format import MetricFamily
 
-Path = tuple[str, ...]
-"""Where a value stands in a flow: the names of the wire's fields from the outside in.
+FieldPath = tuple[str, ...]
+"""The path of a value in a flow: names of JSON fields, outermost first.
 
 The empty path is the flow itself."""
 
@@ -19,11 +19,11 @@ INITIATOR_TO_TARGET = "initiator_to_target"
 TARGET_TO_INITIATOR = "target_to_initiator"
 
 
-class Rewrite(Protocol):
-    """Makes a label value of what stands in the flow; a dict with ``__missing__`` is one.
+class LabelMapper(Protocol):
+    """Maps a value of the flow to a label value; for example, a dict with ``__missing__``.
 
-    It is asked once for each flow that the table does not know, and must have an answer for
-    everything: an exception ends the update of the whole message.
+    The table calls it once for each unknown flow. It must accept every value: an exception aborts
+    the update of the whole message.
     """
 
     def __getitem__(self, value: Any, /) -> str | int: ...
@@ -31,27 +31,27 @@ class Rewrite(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Column:
-    """A label. Views that have it in common share the object: each is like itself only.
+    """A label. Views with the same label share the object, which is equal only to itself.
 
-    Its value is what stands at ``path``, or what ``rewrite`` makes of that: the empty text where
-    the part that holds it is missing. A rewrite of something that is no single value (of the
-    flow itself, or of a part) says in ``reads`` which fields it needs. With ``dynamic``, answers
-    of ``rewrite`` change: the table then remembers what it asked with, for `Table.relabel`.
+    Its value is the value at ``path``, mapped by ``rewrite`` if that is set, or empty if the part
+    with the value is missing. If ``rewrite`` maps a part or the whole flow, ``reads`` are the
+    fields that it needs. ``dynamic`` means that the results of ``rewrite`` can change: the table
+    then stores its arguments for `Table.relabel`.
     """
 
     name: str
-    path: Path
-    rewrite: Rewrite | None = None
-    reads: tuple[Path, ...] = ()
+    path: FieldPath
+    rewrite: LabelMapper | None = None
+    reads: tuple[FieldPath, ...] = ()
     dynamic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Direction:
-    """The label that tells a connection's two series of one family apart.
+    """The label that distinguishes the two series of a connection in one family.
 
-    ``position`` counts from 0 among all labels of the page, the columns keeping their order
-    around it. ``values`` are its texts, the initiator's first.
+    ``position`` is its index among all labels of the page; the columns keep their order around it.
+    ``values`` are its values, the initiator's first.
     """
 
     name: str = "direction"
@@ -61,32 +61,33 @@ class Direction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter:
-    """A running total of a flow, summed by its deltas.
+    """A running total of a flow, of which the deltas are summed.
 
-    ``paths`` are one total since the flow began or several that are added up; ``amounts`` what its
-    latest update added to each, and empty where Skydive does not tell: then 0 is taken for it.
-    With ``optional``, flows can lack it; a connection of only such flows has no series of it.
+    ``paths`` are one total since the flow started, or several to add up. ``amounts`` are the parts
+    of each total that belong to the latest update, or empty if Skydive does not send them: then 0
+    is assumed. With ``optional``, flows can lack the counter; a connection of only such flows has
+    no series of it.
     """
 
-    paths: tuple[Path, ...]
-    amounts: tuple[Path, ...] = ()
+    paths: tuple[FieldPath, ...]
+    amounts: tuple[FieldPath, ...] = ()
     optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge:
-    """A value of a flow of which a connection keeps one: none as long as all were zero.
+    """A value of a flow. A connection keeps one value, or none while all values are zero.
 
-    ``keep`` says which: that of the latest report, or the least or the most of all.
+    ``keep`` selects the value of the latest report, the minimum or the maximum.
     """
 
-    path: Path
+    path: FieldPath
     keep: Literal["latest", "least", "most"] = "latest"
 
 
 @dataclass(frozen=True, slots=True)
 class FlowCount:
-    """How many flows a connection has now."""
+    """The current number of flows of a connection."""
 
 
 Value = Counter | Gauge | FlowCount
@@ -96,9 +97,9 @@ Value = Counter | Gauge | FlowCount
 class Family(MetricFamily):
     """A metric family of the flows.
 
-    ``values`` is one where there is the initiator's direction only, or the view has no
-    directions; two (initiator to target, target to initiator) where there are both. Values are
-    shown divided by ten to the power of ``decimals``, exactly.
+    ``values`` has one value if there is only the initiator's direction or the view has no
+    directions, else two: initiator to target, target to initiator. Pages show values divided by
+    ``10 ** decimals``, exactly.
     """
 
     values: tuple[Value, ...]
@@ -107,11 +108,11 @@ class Family(MetricFamily):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A set of series with the same labels: one connection row a label tuple.
+    """A set of series with the same labels: one row for each tuple of label values.
 
-    ``identifies_connection`` says that the labels hold both addresses and both ports, so that the
-    flow which creates a connection is the connection: its total may then be counted even where it
-    is not the flow's first report. ``direction`` is None where both directions are added up.
+    ``identifies_connection`` means that the labels include both addresses and both ports and so
+    identify the flow that creates a connection: its total can then be counted even if this is not
+    its first report. ``direction`` is None if both directions are added up.
     """
 
     columns: tuple[Column, ...]
@@ -122,43 +123,43 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """Parts, at least one of which a flow must have; else it is skipped under ``reason``.
+    """Parts of which a flow must have at least one; otherwise it is skipped with ``reason``.
 
-    Unless ``or_without`` is empty, a flow can lack them all where it has not that part either.
+    If ``or_without`` is not empty, a flow without that part needs none of ``paths``.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[FieldPath, ...]
     reason: str
-    or_without: Path = ()
+    or_without: FieldPath = ()
 
     @property
-    def reads(self) -> tuple[Path, ...]:
-        """Every part that it looks at."""
+    def reads(self) -> tuple[FieldPath, ...]:
+        """Every part that the requirement tests."""
         return (*self.paths, self.or_without) if self.or_without else self.paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What makes a conversation the same at every capture point, and what tells those apart.
+    """The fields that identify a conversation at every capture point, and the capture point.
 
-    ``ends`` are the two sides, each the paths of address and port; which is which does not matter.
+    ``ends`` are the two sides, each with the paths of address and port; their order is irrelevant.
     """
 
-    protocol: Path
-    ends: tuple[tuple[Path, Path], tuple[Path, Path]]
-    point: Path
+    protocol: FieldPath
+    ends: tuple[tuple[FieldPath, FieldPath], tuple[FieldPath, FieldPath]]
+    point: FieldPath
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """What it is known by: protocol, then address and port of either end."""
+    def paths(self) -> tuple[FieldPath, ...]:
+        """The identifying fields: protocol, then address and port of either end."""
         return (self.protocol, *self.ends[0], *self.ends[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Which conversations are kept: those whose hash leaves ``index`` when divided by ``count``.
+    """Selects the conversations whose hash modulo ``count`` is ``index``.
 
-    The hash is the same in every process and version, for the shares of several to be disjoint.
+    The hash is the same in every process and version, so that shares are disjoint.
     """
 
     conversation: Conversation
@@ -168,13 +169,12 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the table keeps of a flow, and the families of its page.
+    """The fields of a flow that the table stores, and the families of its page.
 
-    The rows of the first view leave with their last flow, those of the others have time-outs of
-    their own. With ``conversation``, only the capture point that was first to report a conversation
-    is kept, until it falls silent. With ``overflow``, what is not kept for lack of room is added up
-    in one connection whose label values are this text. With ``share``, flows of other conversations
-    than its own are skipped.
+    Rows of the first view expire with their last flow; rows of other views have timeouts. With
+    ``conversation``, only the capture point that reports a conversation first is counted, until it
+    stops reporting. With ``overflow``, flows that do not fit are added up in one connection with
+    this string as label values. With ``share``, flows of other shares are skipped.
     """
 
     views: tuple[View, ...]
@@ -185,17 +185,17 @@ class Plan:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Every column of any view, once."""
+        """The columns of all views, without duplicates."""
         return tuple(dict.fromkeys(column for view in self.views for column in view.columns))
 
     @property
     def counters(self) -> tuple[Counter, ...]:
-        """Every counter of any view, once."""
+        """The counters of all views, without duplicates."""
         return tuple(value for value in self._values() if isinstance(value, Counter))
 
     @property
     def gauges(self) -> tuple[Gauge, ...]:
-        """Every gauge of any view, once."""
+        """The gauges of all views, without duplicates."""
         return tuple(value for value in self._values() if isinstance(value, Gauge))
 
     def _values(self) -> dict[Value, None]:

@@ -25,12 +25,12 @@ from skyfast.flows.plan import (
     Counter,
     Direction,
     Family,
+    FieldPath,
     FlowCount,
     Gauge,
-    Path,
+    LabelMapper,
     Plan,
     Requirement,
-    Rewrite,
     Share,
     Value,
     View,
@@ -39,34 +39,34 @@ from skyfast.flows.rewrites import OTHER, FlowProtocol, fold, mask
 from skyfast.flows.selection import (
     ALONE,
     ExportSelection,
-    LabelChoice,
+    LabelSpec,
     Mask,
-    MetricChoice,
+    MetricSpec,
     Shard,
-    ViewChoice,
+    ViewSpec,
 )
 
 
-class Names(Protocol):
-    """What the topology calls nodes: an empty text for what it does not know.
+class NameSource(Protocol):
+    """Names of nodes in the topology; unknown nodes have an empty name.
 
-    ``owner`` is asked with an address, the others with a ``NodeTID``.
+    ``owner`` maps an address, the others map a ``NodeTID``.
     """
 
     @property
-    def node_name(self) -> Rewrite: ...
+    def node_name(self) -> LabelMapper: ...
     @property
-    def node_host(self) -> Rewrite: ...
+    def node_host(self) -> LabelMapper: ...
     @property
-    def node_type(self) -> Rewrite: ...
+    def node_type(self) -> LabelMapper: ...
     @property
-    def owner(self) -> Rewrite: ...
+    def owner(self) -> LabelMapper: ...
 
 
-def make_plan(export: ExportSelection, *, names: Names, shard: Shard = ALONE) -> Plan:
-    """Return the plan of the page that ``export`` selects, of the flows of ``shard``.
+def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALONE) -> Plan:
+    """Return the plan for the selection ``export`` and the flows of ``shard``.
 
-    Topology labels come from ``names``. Views that have a label in common share its column.
+    Topology labels come from ``names``. Views with the same label share its column.
     """
     columns = _Columns(export, names)
     return Plan(
@@ -87,10 +87,10 @@ def make_plan(export: ExportSelection, *, names: Names, shard: Shard = ALONE) ->
 
 
 def _transport(export: ExportSelection) -> tuple[Requirement, ...]:
-    """Return what a flow must have beside its addresses: nothing where everything is included."""
+    """Return the requirement on the transport layer; none if all flows are included."""
     if export.include_icmp and export.include_other:
         return ()
-    transport: tuple[Path, ...] = (("Transport",),)
+    transport: tuple[FieldPath, ...] = (("Transport",),)
     return (
         Requirement(
             paths=(*transport, ("ICMP",)) if export.include_icmp else transport,
@@ -108,19 +108,19 @@ _CONVERSATION: Final = Conversation(
 
 
 class _Columns:
-    """Makes the columns of the labels, one for each label."""
+    """Creates the columns, one for each label."""
 
-    def __init__(self, export: ExportSelection, names: Names) -> None:
+    def __init__(self, export: ExportSelection, names: NameSource) -> None:
         self._export = export
         self._names = names
-        self._made: dict[LabelChoice, Column] = {}
+        self._made: dict[LabelSpec, Column] = {}
 
-    def __getitem__(self, label: LabelChoice) -> Column:
+    def __getitem__(self, label: LabelSpec) -> Column:
         if label not in self._made:
             self._made[label] = self._make(label)
         return self._made[label]
 
-    def _make(self, label: LabelChoice) -> Column:
+    def _make(self, label: LabelSpec) -> Column:
         if label.path is not None:
             return Column(name=label.name, path=label.path)
         known = LABELS_BY_NAME[label.name]
@@ -140,14 +140,14 @@ class _Columns:
             return Column(name=known.name, path=(), rewrite=rewrite, reads=rewrite.reads)
         return Column(name=known.name, path=known.path, rewrite=self._rewrite(known.name))
 
-    def _rewrite(self, name: str) -> Rewrite | None:
+    def _rewrite(self, name: str) -> LabelMapper | None:
         wanted = self._export.rewrite.get(name)
         if wanted is None:
             return None
         return mask(wanted) if isinstance(wanted, Mask) else fold(wanted)
 
 
-def _view(view: ViewChoice, columns: _Columns, export: ExportSelection) -> View:
+def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
     chosen = tuple(columns[label] for label in view.labels if label.name != DIRECTION)
     names = [label.name for label in view.labels]
     split = view.direction == "split"
@@ -155,21 +155,21 @@ def _view(view: ViewChoice, columns: _Columns, export: ExportSelection) -> View:
         columns=chosen,
         direction=Direction(position=names.index(DIRECTION)) if split else None,
         families=families(view, naming=export.naming),
-        # A flow without ports is not known by its addresses alone.
+        # Without ports, the addresses alone do not identify a flow.
         identifies_connection=not (export.include_icmp or export.include_other)
         and {column.path for column in chosen if column.rewrite is None} >= ENDPOINTS,
     )
 
 
-def families(view: ViewChoice, *, naming: str) -> tuple[Family, ...]:
-    """Return the families of a view. ``naming`` is that of the main one, which has no prefix."""
+def families(view: ViewSpec, *, naming: str) -> tuple[Family, ...]:
+    """Return the families of a view. ``naming`` applies to the main view, without a prefix."""
     return tuple(
         _custom(view, metric) if metric.paths else _known(view, metric.name, naming=naming)
         for metric in view.metrics
     )
 
 
-def _known(view: ViewChoice, name: str, *, naming: str) -> Family:
+def _known(view: ViewSpec, name: str, *, naming: str) -> Family:
     metric = METRICS_BY_NAME[name]
     compatible = not view.prefix and naming == "compatible"
     values = _values(metric.paths, metric.type, metric.keep, direction=view.direction)
@@ -188,7 +188,7 @@ def _known(view: ViewChoice, name: str, *, naming: str) -> Family:
     )
 
 
-def _custom(view: ViewChoice, metric: MetricChoice) -> Family:
+def _custom(view: ViewSpec, metric: MetricSpec) -> Family:
     fields = " and ".join(map(".".join, metric.paths))
     return Family(
         name=f"{view.prefix}_{metric.name}" if view.prefix else metric.name,
@@ -200,13 +200,13 @@ def _custom(view: ViewChoice, metric: MetricChoice) -> Family:
 
 
 def _values(
-    paths: tuple[Path, ...],
+    paths: tuple[FieldPath, ...],
     kind: Literal["counter", "gauge"],
     keep: Literal["latest", "least", "most"],
     *,
     direction: str,
 ) -> tuple[Value, ...]:
-    """Return a family's values: one for each direction, or the sum of both."""
+    """Return the values of a family: one for each direction, or the sum of both."""
     if not paths:
         return (FlowCount(),)
     if kind == "gauge":
@@ -216,9 +216,9 @@ def _values(
     return tuple(_counter((path,)) for path in paths)
 
 
-def _counter(paths: tuple[Path, ...]) -> Counter:
+def _counter(paths: tuple[FieldPath, ...]) -> Counter:
     if all(path[0] == "Metric" for path in paths):
-        # Every flow has Metric, else it is skipped.
+        # Every flow has Metric; others are skipped.
         return Counter(paths=paths, amounts=tuple(("LastUpdateMetric", path[1]) for path in paths))
     optional = any(len(path) > 1 and path[0] != "Metric" for path in paths)
     return Counter(paths=paths, optional=optional)

@@ -1,31 +1,31 @@
 """Computes label values from fields: masked addresses, grouped ports, protocols.
 
-What they are made by are `skyfast.flows.plan.Rewrite`s. What is remembered is bounded, for
-strangers choose what stands in a flow; nothing is locked, for one thread asks.
+The functions return `skyfast.flows.plan.LabelMapper` objects. Caches are bounded, because anyone on
+the network can create new values. There are no locks, because only one thread uses the caches.
 """
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from skyfast.flows import addresses
-from skyfast.flows.plan import Path
+from skyfast.flows.plan import FieldPath
 from skyfast.flows.selection import Fold, Mask
 
 K = TypeVar("K", bound=str | int)
 V = TypeVar("V")
 
 MAX_REMEMBERED = 65_536
-"""Answers that a `Memory` holds; when one more comes, all are forgotten."""
+"""Maximum size of a `BoundedCache`; when it is full, the next entry clears it."""
 
 MAX_REMEMBERED_CHARS = 256
-"""Of a text whose answer is remembered; no address, node or layers' path is longer."""
+"""Maximum length of a cached string; no address, node or layer path is longer."""
 
 OTHER = "other"
-"""What stands for all values that are not told apart."""
+"""The label value for all values that are grouped together."""
 
 
-class Memory(dict[K, V], Generic[K, V]):
-    """Answers of a function, kept for when the same is asked again; at most `MAX_REMEMBERED`."""
+class BoundedCache(dict[K, V], Generic[K, V]):
+    """A cache of a function's results, with at most `MAX_REMEMBERED` entries."""
 
     __slots__ = ("_answer",)
 
@@ -42,11 +42,11 @@ class Memory(dict[K, V], Generic[K, V]):
         return value
 
 
-def mask(config: Mask) -> Memory[str, str]:
-    """Return what makes network text of address text, such as ``10.0.0.0/24``.
+def mask(config: Mask) -> BoundedCache[str, str]:
+    """Return a mapping from addresses to their networks, such as ``10.0.0.0/24``.
 
-    Addresses of a family that has no mask stay as they are written, and so do texts that are no
-    address, the empty one among them.
+    Addresses of a family without a mask stay unchanged, as do strings that are not addresses,
+    including the empty one.
     """
     bits_of = {4: config.ipv4, 16: config.ipv6}
 
@@ -56,11 +56,11 @@ def mask(config: Mask) -> Memory[str, str]:
             return text
         return f"{addresses.write(addresses.masked(address, bits))}/{bits}"
 
-    return Memory(network)
+    return BoundedCache(network)
 
 
 class _Folded(dict[int | str, int | str]):
-    """The ports that stay by their number; those above the bound are answered, not kept."""
+    """Maps the ports that stay to themselves; computes the others without storing them."""
 
     __slots__ = ("_above",)
 
@@ -74,24 +74,28 @@ class _Folded(dict[int | str, int | str]):
 
 
 def fold(config: Fold) -> dict[int | str, int | str]:
-    """Return what leaves the ports of the list or up to the bound, and makes `OTHER` of the rest.
+    """Return a mapping that keeps listed ports and those up to the bound; others become `OTHER`.
 
-    The empty text, for a port that is missing, stays.
+    The empty string, for a missing port, stays.
     """
     above = -1 if config.above is None else config.above
     return _Folded(config.keep or frozenset(), above)
 
 
 class FlowProtocol:
-    """The protocol of a flow, ICMP among them: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4``, ``ICMPV6``.
+    """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
-    A flow with neither Transport nor ICMP has the empty text; with ``other``, the last of its
-    layers, such as ``GRE`` or ``Fragment``. ``reads`` are the fields that this needs.
+    For a flow with neither Transport nor ICMP, this is empty, or with ``other`` the last of its
+    layers, such as ``GRE`` or ``Fragment``. ``reads`` are the fields that it needs.
     """
 
     def __init__(self, *, other: bool = False) -> None:
         self._other = other
-        reads: tuple[Path, ...] = (("Transport", "Protocol"), ("ICMP",), ("Network", "Protocol"))
+        reads: tuple[FieldPath, ...] = (
+            ("Transport", "Protocol"),
+            ("ICMP",),
+            ("Network", "Protocol"),
+        )
         self.reads = (*reads, ("LayersPath",)) if other else reads
 
     def __getitem__(self, flow: Any) -> str:

@@ -1,7 +1,7 @@
 """What a configuration selects: labels, metrics, views, rewrites and filter rules.
 
-Plain data, made by `skyfast.config.loader`. `skyfast.flows.planner` makes the table's plan of it,
-and `skyfast.flows.filters` uses the rules. Nothing here knows a file or a flow.
+Plain data, created by `skyfast.config.loader`. `skyfast.flows.planner` creates the table's plan
+from it, and `skyfast.flows.filters` compiles the rules.
 """
 
 import ipaddress
@@ -10,56 +10,56 @@ from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, Final, Literal, TypeAlias
 
-from skyfast.flows.plan import Path
+from skyfast.flows.plan import FieldPath
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 KEEP = "keep"
-"""The rule name under which flows are counted that none of the keep rules holds for."""
+"""The rule name under which flows that match no keep rule are counted."""
 
 TAGS = ("internal", "ingress", "egress", "other")
-"""What the classification can call a flow."""
+"""The tags that the classification assigns to flows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelChoice:
-    """A label: a known one where ``path`` is None, else what stands at ``path`` in a flow."""
+class LabelSpec:
+    """A label: a known one if ``path`` is None, else the value at ``path`` in a flow."""
 
     name: str
-    path: Path | None = None
+    path: FieldPath | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricChoice:
-    """A metric: a known one where ``paths`` is empty, else one or two fields of a flow.
+class MetricSpec:
+    """A metric: a known one if ``paths`` is empty, else one or two fields of a flow.
 
-    Two fields are the initiator's direction and the target's. ``type`` and ``help`` are those of a
-    metric that is not known.
+    Two fields are the initiator's direction and the target's. ``type`` and ``help`` apply only to
+    metrics with ``paths``.
     """
 
     name: str
-    paths: tuple[Path, ...] = ()
+    paths: tuple[FieldPath, ...] = ()
     type: Literal["counter", "gauge"] = "counter"
     help: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ViewChoice:
+class ViewSpec:
     """A set of series with the same labels.
 
-    The main view has an empty ``prefix``. ``labels`` holds ``direction`` exactly where the
+    The main view has an empty ``prefix``. ``labels`` contains ``direction`` if and only if the
     directions are split.
     """
 
     prefix: str
-    labels: tuple[LabelChoice, ...]
-    metrics: tuple[MetricChoice, ...]
+    labels: tuple[LabelSpec, ...]
+    metrics: tuple[MetricSpec, ...]
     direction: Literal["split", "sum"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
-    """Addresses shown as the networks of these prefix lengths; None is the address itself."""
+    """Replaces addresses by networks of these prefix lengths; None keeps the address."""
 
     ipv4: int | None
     ipv6: int | None
@@ -67,7 +67,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """Ports shown as ``other``: those ``above`` a port, or all, but never those to ``keep``.
+    """Replaces ports ``above`` a bound, or all ports, by ``other``, except those in ``keep``.
 
     One of the two can be None.
     """
@@ -76,23 +76,23 @@ class Fold:
     keep: frozenset[int] | None
 
 
-Rewrite: TypeAlias = Mask | Fold
+RewriteSpec: TypeAlias = Mask | Fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSelection:
-    """What is exported: another selection needs a new table.
+    """The exported series; a change requires a new table.
 
-    ``main`` is the view whose rows are the connections, and ``naming`` that of its families.
-    ``rewrite`` is by label. ``cluster_net_masks`` are the networks by which the label ``tag`` is
-    told; without that label they change nothing that is exported, and it is empty.
+    ``main`` is the view whose rows are the connections, and ``naming`` applies to its families.
+    ``rewrite`` is by label. ``cluster_net_masks`` are the networks for the label ``tag``; without
+    that label they do not affect the export, and the tuple is empty.
     """
 
-    main: ViewChoice
-    views: tuple[ViewChoice, ...]
+    main: ViewSpec
+    views: tuple[ViewSpec, ...]
     include_icmp: bool
     include_other: bool
-    rewrite: Mapping[str, Rewrite]
+    rewrite: Mapping[str, RewriteSpec]
     overflow: Literal["drop", "other"]
     deduplicate: Literal["none", "first"]
     naming: Literal["compatible", "standard"]
@@ -100,8 +100,8 @@ class ExportSelection:
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
-    """Return the names of the fields by which two selections differ, of the main view its own."""
-    main = _changed(old.main, new.main, fields(ViewChoice))
+    """Return the names of the fields that differ, with those of the main view."""
+    main = _changed(old.main, new.main, fields(ViewSpec))
     rest = [each for each in fields(ExportSelection) if each.name != "main"]
     return [*main, *_changed(old, new, rest)]
 
@@ -112,27 +112,27 @@ def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which of several instances this is: the ``index``-th, counted from 0, of ``count``."""
+    """Shard number ``index``, counted from 0, of ``count``."""
 
     index: int
     count: int
 
 
 ALONE: Final = Shard(0, 1)
-"""The only instance that there is."""
+"""The shard of an unsharded instance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """What a field of a flow must be; ``path`` None is the classification's tag.
+    """A condition on a field of a flow; ``path`` None is the classification's tag.
 
-    It holds where any of ``values``, ``ranges`` (both ends included), ``networks`` or ``pattern``
-    (found anywhere in the text) fits, or none where ``negated``. A field that a flow lacks fits
-    nothing. ``field`` is the name that was written.
+    It matches if any of ``values``, ``ranges`` (both ends included), ``networks`` or ``pattern``
+    (found anywhere in the string) matches, or with ``negated`` if none does. A missing field
+    matches none of them. ``field`` is the name in the configuration.
     """
 
     field: str
-    path: Path | None
+    path: FieldPath | None
     negated: bool = False
     values: frozenset[str | int] = frozenset()
     ranges: tuple[tuple[int, int], ...] = ()
@@ -142,7 +142,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Flows for which all ``conditions`` hold; ``name`` is a label value."""
+    """Matches flows for which all ``conditions`` match; ``name`` is a label value."""
 
     name: str
     conditions: tuple[Condition, ...]
@@ -150,10 +150,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which flows are dropped: those with ``excluded_tags``, of `TAGS`, and by rules.
+    """Drops flows with ``excluded_tags``, which are in `TAGS`, and by rules.
 
-    A flow is dropped by the first of ``drop`` that holds for it, and, where there is ``keep``, if
-    none of those does.
+    A flow is dropped by the first matching rule of ``drop``, or if ``keep`` is not empty and none
+    of its rules matches.
     """
 
     excluded_tags: frozenset[str]

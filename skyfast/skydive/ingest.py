@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from skyfast.flows.fields import UNDECODABLE, Envelope, FlowTypes
-from skyfast.flows.filters import Admission
+from skyfast.flows.filters import FlowFilter
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.clock_skew import ClockSkewCheck
 from skyfast.skydive.json_repair import (
@@ -67,7 +67,7 @@ class Ingest:
         *,
         types: FlowTypes,
         table: Updatable,
-        admitted: Admission,
+        admitted: FlowFilter,
         captures: StatsSink,
         checker: ReportChecker,
         stats: Stats,

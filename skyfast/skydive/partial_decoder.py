@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from skyfast.flows.fields import UNDECODABLE, FlowTypes
-from skyfast.flows.plan import Path
+from skyfast.flows.plan import FieldPath
 
 
 class PartialDecoder:
@@ -39,7 +39,7 @@ class PartialDecoder:
 class _Struct:
     """Decodes an object field by field."""
 
-    def __init__(self, struct: type[msgspec.Struct], path: Path, types: FlowTypes) -> None:
+    def __init__(self, struct: type[msgspec.Struct], path: FieldPath, types: FlowTypes) -> None:
         fields = msgspec.structs.fields(struct)
         raw = [(field.name, msgspec.Raw, msgspec.Raw()) for field in fields]
         self._type = struct
@@ -62,7 +62,9 @@ class _Struct:
 class _Field:
     """Decodes a field; omits it if it cannot be decoded and is optional."""
 
-    def __init__(self, field: msgspec.structs.FieldInfo, parent: Path, types: FlowTypes) -> None:
+    def __init__(
+        self, field: msgspec.structs.FieldInfo, parent: FieldPath, types: FlowTypes
+    ) -> None:
         path = (*parent, field.name)
         self.name = field.name
         self._is_omissible = path in types.omissible

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Protocol
 
 from skyfast._table import MAX_NUMBER
 from skyfast.flows.fields import CLOSING
-from skyfast.flows.plan import Path, Plan
+from skyfast.flows.plan import FieldPath, Plan
 from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 from skyfast.stats import AnalyzerStats, Stats
 
@@ -73,8 +73,8 @@ class _Total:
     """A counter that ``LastUpdateMetric`` contains too; ``index`` is its position in the plan."""
 
     index: int
-    paths: tuple[Path, ...]
-    amounts: tuple[Path, ...]
+    paths: tuple[FieldPath, ...]
+    amounts: tuple[FieldPath, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +309,7 @@ class ReportChecker:
         self._table.flow_update_s = update_s
 
 
-def _sum(flow: Flow, paths: tuple[Path, ...]) -> int:
+def _sum(flow: Flow, paths: tuple[FieldPath, ...]) -> int:
     return sum(getattr(getattr(flow, part), name) for part, name in paths)
 
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from skyfast.config.errors import Invalid, Origin, everything, nothing
-from skyfast.config.parsers import list_of, mapping_of, one_of, to_boolean, to_text, whole
+from skyfast.config.errors import InvalidValue, Origin, hide_all, hide_nothing
+from skyfast.config.parsers import integer, list_of, mapping_of, one_of, parse_str, to_boolean
 from skyfast.config.yaml_nodes import (
     ConfigError,
     Node,
-    Value,
+    YamlValue,
     compose,
     file_name,
     join,
@@ -219,7 +219,7 @@ class _Reader:
         self, node: Node, path: str, *, secret: bool = False
     ) -> AbstractContextManager[None]:
         """Make errors of what is refused: it stands in ``node``, at ``path``."""
-        return self.origin(node).refusing(path, hides=everything if secret else nothing)
+        return self.origin(node).refusing(path, hides=hide_all if secret else hide_nothing)
 
     def note(self, node: Node, path: str, text: str) -> None:
         """Keep a warning about ``node``, at ``path``."""
@@ -233,14 +233,14 @@ class _Reader:
             _check_mapping(node.value)
             return mapping_of(node.value, known=known, what="a mapping")
 
-    def file(self, value: Value) -> str:
+    def file(self, value: YamlValue) -> str:
         """Accept a path, by the web configuration's own directory, of what can be read."""
-        path = str(Path(self._path).parent / to_text(value))
+        path = str(Path(self._path).parent / parse_str(value))
         self._files[path] = _stamp(path)
         try:
             Path(path).open("rb").close()
         except OSError as error:
-            raise Invalid(f"cannot be read: {error.strerror}", path) from None
+            raise InvalidValue(f"cannot be read: {error.strerror}", path) from None
         return path
 
     def _tls(self, node: Node) -> tuple[ssl.SSLContext | None, frozenset[str]]:
@@ -334,7 +334,7 @@ class _Reader:
             # As in Go, and for the analyzers: see skyfast.skydive.tls.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        sans = section.names("client_allowed_sans", to_text)
+        sans = section.names("client_allowed_sans", parse_str)
         if section.has("client_allowed_sans") and not sans:
             raise section.error("client_allowed_sans", "without a name would let nobody in")
         if sans and mode is not ssl.CERT_REQUIRED:
@@ -361,7 +361,7 @@ class _Reader:
             for name, values in HEADERS.items():
                 if entry := nodes.get(name.lower()):
                     with self.refusing(entry, join(path, name)):
-                        if text := to_text(entry.value):
+                        if text := parse_str(entry.value):
                             headers[name] = one_of(*values)(text) if values else text
         return headers
 
@@ -373,8 +373,10 @@ class _Reader:
         assert isinstance(node.value, dict)  # noqa: S101 - for mypy
         for name, entry in node.value.items():
             with self.refusing(entry, join(path, name), secret=True):
-                if ":" in to_text(name):
-                    raise Invalid("is a user's name with a colon, which none can send", shown=False)
+                if ":" in parse_str(name):
+                    raise InvalidValue(
+                        "is a user's name with a colon, which none can send", shown=False
+                    )
                 users[name.encode()] = hashed = _to_hash(entry.value)
             if (cost := _cost(hashed)) > DEAR_COST:
                 text = (
@@ -387,7 +389,7 @@ class _Reader:
     def _rate_limit(self, node: Node) -> RateLimit | None:
         section = self._section(node, "rate_limit", ("interval", "burst"))
         interval_s = section.get("interval", _to_duration_s, 0.0)
-        burst = section.get("burst", whole(0, _MAX_BURST), 0)
+        burst = section.get("burst", integer(0, _MAX_BURST), 0)
         if not interval_s:
             return None
         if not section.has("burst"):
@@ -409,47 +411,49 @@ class _Section:
     def has(self, key: str) -> bool:
         return key in self.nodes and self.nodes[key].value != ""
 
-    def get(self, key: str, parse: Callable[[Value], T], default: T, *, secret: bool = False) -> T:
+    def get(
+        self, key: str, parse: Callable[[YamlValue], T], default: T, *, secret: bool = False
+    ) -> T:
         if not self.has(key):
             return default
         with self.reader.refusing(self.nodes[key], join(self.path, key), secret=secret):
             return parse(self.nodes[key].value)
 
-    def names(self, key: str, parse: Callable[[Value], str]) -> tuple[str, ...]:
+    def names(self, key: str, parse: Callable[[YamlValue], str]) -> tuple[str, ...]:
         nothing: tuple[str, ...] = ()
         return self.get(key, list_of(parse), nothing)
 
     def error(self, key: str, problem: str, *, shown: bool = True) -> ConfigError:
         """Return an error of what is wrong only beside other keys."""
         node = self.nodes[key]
-        refused = Invalid(problem, node.value, shown=shown)
+        refused = InvalidValue(problem, node.value, shown=shown)
         return self.reader.origin(node).error(refused, join(self.path, key))
 
     def note(self, key: str, text: str) -> None:
         self.reader.note(self.nodes[key], join(self.path, key), text)
 
     def missing(self, what: str) -> ConfigError:
-        refused = Invalid(f"{what} is missing", shown=False)
+        refused = InvalidValue(f"{what} is missing", shown=False)
         return self.reader.origin(self.node).error(refused, self.path)
 
 
-def _check_mapping(value: Value) -> None:
+def _check_mapping(value: YamlValue) -> None:
     # The value is not shown: "alice:hash" lacks a space and is one text.
     if not isinstance(value, dict):
-        raise Invalid("is not a mapping of keys", shown=False)
+        raise InvalidValue("is not a mapping of keys", shown=False)
 
 
-def _to_version(value: Value) -> ssl.TLSVersion:
-    text = to_text(value)
+def _to_version(value: YamlValue) -> ssl.TLSVersion:
+    text = parse_str(value)
     if text in _OLD_VERSIONS:
-        raise Invalid("is not offered any more; TLS12 and TLS13 are", text)
+        raise InvalidValue("is not offered any more; TLS12 and TLS13 are", text)
     return _VERSIONS[one_of(*_VERSIONS)(text)]
 
 
-def _to_client_auth(value: Value) -> ssl.VerifyMode:
-    text = to_text(value)
+def _to_client_auth(value: YamlValue) -> ssl.VerifyMode:
+    text = parse_str(value)
     if text in _UNVERIFIED:
-        raise Invalid(
+        raise InvalidValue(
             "would accept any certificate, which authenticates nobody, and which Python cannot ask"
             " for without verifying it; use RequireAndVerifyClientCert",
             text,
@@ -457,13 +461,13 @@ def _to_client_auth(value: Value) -> ssl.VerifyMode:
     return _CLIENT_AUTH[one_of(*_CLIENT_AUTH)(text)]
 
 
-def _to_pem(value: Value) -> str:
+def _to_pem(value: YamlValue) -> str:
     if not isinstance(value, str) or not value.isascii():
-        raise Invalid("is not PEM", shown=False)
+        raise InvalidValue("is not PEM", shown=False)
     return value
 
 
-def _to_hash(value: Value) -> bytes:
+def _to_hash(value: YamlValue) -> bytes:
     import bcrypt
 
     text = value if isinstance(value, str) else ""
@@ -476,25 +480,27 @@ def _to_hash(value: Value) -> bytes:
             and int(match[1]) >= MIN_COST
         ):
             if int(match[1]) > MAX_COST:
-                raise Invalid(f"has a cost above {MAX_COST}, which takes too long for an answer")
+                raise InvalidValue(
+                    f"has a cost above {MAX_COST}, which takes too long for an answer"
+                )
             return text.encode()
     except ValueError:
         pass
-    raise Invalid("is not a bcrypt hash, such as htpasswd -nBC 10 makes")
+    raise InvalidValue("is not a bcrypt hash, such as htpasswd -nBC 10 makes")
 
 
 def _cost(hashed: bytes) -> int:
     return int(hashed.split(b"$")[2])
 
 
-def _to_duration_s(value: Value) -> float:
+def _to_duration_s(value: YamlValue) -> float:
     """Accept what Go's ``time.ParseDuration`` does, but nothing negative."""
-    text = to_text(value)
+    text = parse_str(value)
     if text == "0":
         return 0.0
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise Invalid("is not a duration such as 1s or 500ms", text)
+        raise InvalidValue("is not a duration such as 1s or 500ms", text)
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 

@@ -28,11 +28,11 @@ from skyfast.flows.planner import families
 from skyfast.flows.selection import (
     Condition,
     Fold,
-    LabelChoice,
+    LabelSpec,
     Mask,
-    MetricChoice,
+    MetricSpec,
     Rule,
-    ViewChoice,
+    ViewSpec,
 )
 from tests.support.paths import ROOT
 
@@ -92,12 +92,12 @@ def view(
     labels: str,
     metrics: str = "bytes packets",
     direction: Literal["split", "sum"] = "split",
-) -> ViewChoice:
+) -> ViewSpec:
     """Return a view of known labels and metrics."""
-    return ViewChoice(
+    return ViewSpec(
         prefix=prefix,
-        labels=tuple(LabelChoice(name=name) for name in labels.split()),
-        metrics=tuple(MetricChoice(name=name) for name in metrics.split()),
+        labels=tuple(LabelSpec(name=name) for name in labels.split()),
+        metrics=tuple(MetricSpec(name=name) for name in metrics.split()),
         direction=direction,
     )
 
@@ -257,18 +257,18 @@ def test_every_key(yaml_loader: str) -> None:
     )
     assert result.topology == model.Topology(interfaces_interval_s=0.0)
     assert result.export == selection.ExportSelection(
-        main=ViewChoice(
+        main=ViewSpec(
             prefix="",
             labels=(
-                LabelChoice(name="initiator_ip"),
-                LabelChoice(name="direction"),
-                LabelChoice(name="target_port"),
-                LabelChoice(name="target_mac", path=("Link", "B")),
+                LabelSpec(name="initiator_ip"),
+                LabelSpec(name="direction"),
+                LabelSpec(name="target_port"),
+                LabelSpec(name="target_mac", path=("Link", "B")),
             ),
             metrics=(
-                MetricChoice(name="bytes"),
-                MetricChoice(name="tcp_out_of_order"),
-                MetricChoice(
+                MetricSpec(name="bytes"),
+                MetricSpec(name="tcp_out_of_order"),
+                MetricSpec(
                     name="skydive_syn_ttl",
                     paths=(("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL")),
                     type="gauge",
@@ -278,12 +278,12 @@ def test_every_key(yaml_loader: str) -> None:
             direction="split",
         ),
         views=(
-            ViewChoice(
+            ViewSpec(
                 prefix="skydive_services",
-                labels=(LabelChoice(name="target_port"), LabelChoice(name="node_name")),
+                labels=(LabelSpec(name="target_port"), LabelSpec(name="node_name")),
                 metrics=(
-                    MetricChoice(name="flows"),
-                    MetricChoice(name="captured_total", paths=(("RawPacketsCaptured",),)),
+                    MetricSpec(name="flows"),
+                    MetricSpec(name="captured_total", paths=(("RawPacketsCaptured",),)),
                 ),
                 direction="sum",
             ),
@@ -400,7 +400,7 @@ def test_listen_address(text: str, address: str) -> None:
 # What is exported
 
 
-def labels_of(choice: ViewChoice) -> str:
+def labels_of(choice: ViewSpec) -> str:
     return " ".join(label.name for label in choice.labels)
 
 

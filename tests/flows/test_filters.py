@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from skyfast.flows import rewrites
 from skyfast.flows.fields import FIELDS, flow_types
-from skyfast.flows.filters import Admission, admission, classifier, reads
-from skyfast.flows.plan import Path, Plan, Requirement
+from skyfast.flows.filters import FlowFilter, classifier, make_flow_filter, reads
+from skyfast.flows.plan import FieldPath, Plan, Requirement
 from skyfast.flows.selection import Condition, Filter, Network, Rule
 
 JSON = dict[str, Any]
@@ -38,7 +38,7 @@ WITH_OTHER = (
 
 
 class Sink:
-    """An admission with its counts, and the flows that it let in, by their UUIDs."""
+    """A flow filter with its counts, and the flows that it let in, by their UUIDs."""
 
     def __init__(
         self, config: Filter, *, requirements: tuple[Requirement, ...] = TRANSPORT, **filtered: int
@@ -48,7 +48,7 @@ class Sink:
         self._type = flow_types(plan, also=reads(config)).Update
         self.skipped: dict[str, int] = {"excluded": 0}
         self.filtered: dict[str, int] = filtered
-        self.admission: Admission = admission(
+        self.flow_filter: FlowFilter = make_flow_filter(
             config,
             classifier(CLUSTER),
             requirements=requirements,
@@ -60,7 +60,7 @@ class Sink:
         return [msgspec.convert(each, self._type) for each in flows]
 
     def take(self, *flows: JSON) -> list[str]:
-        return [each.UUID for each in self.admission(self.decode(*flows))]
+        return [each.UUID for each in self.flow_filter(self.decode(*flows))]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -88,7 +88,7 @@ def rule(name: str, *conditions: Condition) -> Rule:
     return Rule(name=name, conditions=conditions)
 
 
-def where(path: Path | None, *values: str | int, **more: Any) -> Condition:
+def where(path: FieldPath | None, *values: str | int, **more: Any) -> Condition:
     field = ".".join(path or ("tag",))
     return Condition(field=field, path=path, values=frozenset(values), **more)
 
@@ -101,8 +101,8 @@ APPLICATION = ("Application",)
 def test_nothing_configured_gives_the_list_back() -> None:
     sink = Sink(a_filter())
     flows = sink.decode(flow(), flow(Network=None))
-    assert sink.admission(flows) is flows
-    assert sink.admission.again(flows) is flows
+    assert sink.flow_filter(flows) is flows
+    assert sink.flow_filter.again(flows) is flows
     assert reads(a_filter()) == ()
     assert sink.filtered == {}
 
@@ -304,7 +304,7 @@ def test_names_are_counted_from_zero_and_from_what_was() -> None:
 def test_the_same_verdicts_again_are_not_counted() -> None:
     sink = Sink(a_filter(excluded={"internal"}, drop=[rule("port", where(PORT, 443))]))
     flows = sink.decode(flow(), flow("2", Transport={"B": 80}))
-    assert [each.UUID for each in sink.admission.again(flows)] == ["2"]
+    assert [each.UUID for each in sink.flow_filter.again(flows)] == ["2"]
     assert sink.counts == {}
 
 
@@ -401,7 +401,7 @@ PATHS = (
 )
 
 
-def value(path: Path | None, of: JSON) -> str | int | None:
+def value(path: FieldPath | None, of: JSON) -> str | int | None:
     """Return what stands in the flow, or None where the part is missing."""
     if path is None:
         return tag(of)
@@ -546,8 +546,8 @@ def test_any_filter_does_what_its_rules_say(
     decoded = sink.decode(*flows)
     verdicts = [verdict(config, requirements, each) for each in flows]
     expected = [one for one, reason in zip(decoded, verdicts, strict=True) if reason is None]
-    again = sink.admission.again(decoded)
-    admitted = sink.admission(decoded)
+    again = sink.flow_filter.again(decoded)
+    admitted = sink.flow_filter(decoded)
     assert [id(one) for one in admitted] == [id(one) for one in expected]
     assert [id(one) for one in again] == [id(one) for one in expected]
     assert sink.counts == Counter(reason for reason in verdicts if reason is not None)

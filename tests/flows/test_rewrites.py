@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skyfast.flows import rewrites
 from skyfast.flows.fields import flow_types
 from skyfast.flows.plan import Plan
-from skyfast.flows.rewrites import FlowProtocol, Memory, fold, mask
+from skyfast.flows.rewrites import BoundedCache, FlowProtocol, fold, mask
 from skyfast.flows.selection import Fold, Mask
 
 READS = FlowProtocol(other=True).reads
@@ -77,7 +77,7 @@ def test_masks_forget_rather_than_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_answer_is_asked_for_once() -> None:
     asked: list[str] = []
-    memory = Memory[str, int](lambda text: asked.append(text) or len(text))
+    memory = BoundedCache[str, int](lambda text: asked.append(text) or len(text))
     long = "x" * (rewrites.MAX_REMEMBERED_CHARS + 1)
     assert [memory["ab"], memory["ab"], memory[long], memory[long]] == [2, 2, len(long), len(long)]
     # A long text costs its sender more than it costs here; keeping it would not.

@@ -18,7 +18,7 @@ from skyfast._table import Table
 from skyfast.config import loader, schema
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.fields import flow_types
-from skyfast.flows.filters import admission, classifier, reads
+from skyfast.flows.filters import classifier, make_flow_filter, reads
 from skyfast.flows.planner import make_plan
 from skyfast.skydive.name_index import Names
 from tests.fuzz.driver import Target
@@ -101,7 +101,7 @@ class Configuration(Target):
             timeout_s=made.limits.timeout_s,
             view_timeouts_s=made.limits.view_timeouts_s,
         )
-        admission(
+        make_flow_filter(
             made.filter,
             classifier(made.classify.cluster_net_masks),
             requirements=plan.requirements,

@@ -5,7 +5,7 @@ from typing import Any
 from skyfast import _table
 from skyfast.config.model import Config
 from skyfast.flows.fields import flow_types
-from skyfast.flows.filters import admission, classifier, reads
+from skyfast.flows.filters import classifier, make_flow_filter, reads
 from skyfast.flows.planner import make_plan
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.ingest import Ingest
@@ -50,7 +50,7 @@ class Fed:
         self.ingest = Ingest(
             types=types,
             table=self.table,
-            admitted=admission(
+            admitted=make_flow_filter(
                 config.filter,
                 classifier(config.classify.cluster_net_masks),
                 requirements=self.plan.requirements,

@@ -168,7 +168,7 @@ class Virtual:
             self._pass_step()
         for _, found in containers(**self.apps).values():
             for one in found:
-                if isinstance(one, rewrites.Memory):
+                if isinstance(one, rewrites.BoundedCache):
                     one.clear()
         self._highest = {}
         await self._page()
@@ -268,7 +268,9 @@ class Virtual:
             self._most_dormant[name] = max(table.dormant_flows, self._most_dormant[name])
         for path, (count, same) in containers(**self.apps).items():
             # How full a memory is, is chance.
-            bounds = rewrites.MAX_REMEMBERED * sum(isinstance(one, rewrites.Memory) for one in same)
+            bounds = rewrites.MAX_REMEMBERED * sum(
+                isinstance(one, rewrites.BoundedCache) for one in same
+            )
             found[f"entries of {path}"] = max(count, bounds)
         for name, figure in found.items():
             self._highest[name] = max(figure, self._highest.get(name, 0))
