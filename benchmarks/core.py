@@ -17,7 +17,7 @@ from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Plan
 from skyfast.flows.planner import make_plan
 from skyfast.runtime import memory
-from skyfast.skydive.name_index import Names
+from skyfast.skydive.name_index import NameIndex
 from skyfast.web.exposition import CHUNK_BYTES
 
 NOW_S = 1_000.0
@@ -34,7 +34,7 @@ def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
     """Return what the connector makes of the YAML below ``prom_sky_con``."""
     file = f"pipeline: {{store: {{prom_sky_con: {chosen}}}}}"
     configuration = loader.parse(file, {}, source="-")
-    plan = make_plan(configuration.export, names=Names(keep_s=0))
+    plan = make_plan(configuration.export, names=NameIndex(keep_s=0))
     return configuration, plan, flow_types(plan)
 
 

@@ -13,7 +13,7 @@ from skyfast.config import sharding
 from skyfast.config.loader import parse
 from skyfast.flows.planner import make_plan
 from skyfast.flows.selection import ALONE, Shard
-from skyfast.skydive.name_index import Names
+from skyfast.skydive.name_index import NameIndex
 from tests.model import DIRECTION, FAMILIES, LABELS, make_flow, one_view
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.model_specs import ONE, TOPOLOGY
@@ -220,9 +220,9 @@ def test_a_share_of_a_view_without_addresses_is_a_part_of_each_series():
 
 def test_there_are_no_other_shares():
     config = config_of()
-    plan = make_plan(config.export, names=Names(keep_s=1), shard=config.shard)
+    plan = make_plan(config.export, names=NameIndex(keep_s=1), shard=config.shard)
     assert plan.share is None
-    plan = make_plan(config.export, names=Names(keep_s=1), shard=Shard(1, 2))
+    plan = make_plan(config.export, names=NameIndex(keep_s=1), shard=Shard(1, 2))
     assert (plan.share.index, plan.share.count) == (1, 2)
     for index, count in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="no such share"):

@@ -34,7 +34,7 @@ from skyfast.flows.plan import (
     Requirement,
 )
 from skyfast.flows.planner import families, make_plan
-from skyfast.skydive.name_index import Names
+from skyfast.skydive.name_index import NameIndex
 from tests.support.paths import DEPLOY, RECORDINGS, ROOT
 from tests.support.prometheus import PROMTOOL, needs_promtool
 from tests.support.table_adapter import read_all
@@ -44,11 +44,11 @@ EVERY_LABEL = [label.name for label in LABELS]
 EVERY_METRIC = [metric.name for metric in METRICS]
 
 
-def plan_of(names: Names | None = None, **keys: object) -> Plan:
+def plan_of(names: NameIndex | None = None, **keys: object) -> Plan:
     """Return the plan of a file with these keys of the store."""
     text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
     export = loader.parse(text, {}, source="x.yml").export
-    return make_plan(export, names=names or Names(keep_s=0))
+    return make_plan(export, names=names or NameIndex(keep_s=0))
 
 
 def metric(name: str, **keys: object) -> Family:
@@ -57,7 +57,7 @@ def metric(name: str, **keys: object) -> Family:
     return family
 
 
-def column(name: str, names: Names | None = None, **keys: object) -> Column:
+def column(name: str, names: NameIndex | None = None, **keys: object) -> Column:
     """Return the one column of the main view."""
     (found,) = plan_of(names, labels=[name], **keys).views[0].columns
     return found
@@ -180,7 +180,7 @@ def test_labels_of_one_name_can_differ_between_views() -> None:
     ],
 )
 def test_topology_labels_can_change(label: str, mapping: str) -> None:
-    names = Names(keep_s=0)
+    names = NameIndex(keep_s=0)
     made = column(label, names)
     assert made.rewrite is getattr(names, mapping)
     assert made.dynamic
@@ -253,7 +253,7 @@ def test_tag_is_that_of_the_classification() -> None:
         "pipeline: {classify: {cluster_net_masks: 10.0.0.0/8},"
         " store: {prom_sky_con: {labels: tag}}}"
     )
-    plan = make_plan(loader.parse(text, {}, source="x.yml").export, names=Names(keep_s=0))
+    plan = make_plan(loader.parse(text, {}, source="x.yml").export, names=NameIndex(keep_s=0))
     (made,) = plan.views[0].columns
     assert made.rewrite is not None
     flow = decoded({"Network": {"A": "10.0.0.1", "B": "192.0.2.1"}}, plan)

@@ -20,7 +20,7 @@ from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.fields import flow_types
 from skyfast.flows.filters import classifier, make_flow_filter, reads
 from skyfast.flows.planner import make_plan
-from skyfast.skydive.name_index import Names
+from skyfast.skydive.name_index import NameIndex
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import anything, copied, wrong_bytes, wrong_value
 from tests.support.paths import DATA
@@ -91,7 +91,7 @@ class Configuration(Target):
             return
         # What is accepted can be used, and shown, and read again.
         loader.parse(loader.dump(made), ENVIRON, source="the dump")
-        plan = make_plan(made.export, names=Names(keep_s=0))
+        plan = make_plan(made.export, names=NameIndex(keep_s=0))
         types = flow_types(plan, also=reads(made.filter))
         Table(
             plan,
