@@ -10,7 +10,7 @@
   const MAX_TIMESTAMP_S = 2 ** 33;
   const NOTHING = "–";
   const WIDTH = 600, HEIGHT = 40, SPAN_S = 600, MAX_GAP_S = 10;
-  const NO_ANSWER = "Other rankings are being made: try again.";
+  const NO_ANSWER = "Too many rankings are in progress: try again.";
 
   const all = (selector) => document.querySelectorAll(selector);
   const one = (id) => document.getElementById(id);
@@ -211,8 +211,8 @@
     fillTable(topTable, rows, 0);
     let text = `${count(rows.length)} connection${rows.length === 1 ? "" : "s"}`;
     if (top.window_seconds !== null) {
-      text += `, by what they added in the last ${duration(top.window_seconds)};`
-        + " each is reported about once a minute";
+      text += `, by increase over the last ${duration(top.window_seconds)};`
+        + " each connection is reported about once a minute";
     }
     write(note, text);
   }
@@ -232,10 +232,10 @@
     failures += 1;
     // One answer that is missing can be a restart.
     if (failures < 2) return;
-    write(stale, `No answer from skyfast since ${heardAt.toTimeString().slice(0, 8)}:`
-      + " what is shown is from then.");
+    write(stale, `No response from skyfast since ${heardAt.toTimeString().slice(0, 8)}:`
+      + " this page shows the state at that time.");
     stale.hidden = false;
-    document.title = `▲ skyfast does not answer`;
+    document.title = `▲ skyfast does not respond`;
   }
 
   let number = 0;
@@ -302,7 +302,7 @@
   pause.addEventListener("click", () => {
     const paused = !isPaused();
     pause.setAttribute("aria-pressed", String(paused));
-    pause.textContent = paused ? "Go on" : "Pause";
+    pause.textContent = paused ? "Resume" : "Pause";
     run();
   });
   run();

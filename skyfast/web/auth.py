@@ -164,7 +164,7 @@ class Passwords:
         return Refusal(HTTPStatus.UNAUTHORIZED)
 
     def _log_wrong(self, address: str) -> None:
-        self._log_limit.warn(log, "wrong", f"a wrong user or password from {address}")
+        self._log_limit.warn(log, "wrong", f"wrong user or password from {address}")
 
     async def _check(
         self, digest: bytes, password: bytes, expected: bytes, client: str, *, known: bool

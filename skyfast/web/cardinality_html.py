@@ -44,7 +44,7 @@ def _section(label: Label, report: Report) -> str:
     )
     shown = "all" if len(label.top) == label.values else f"the {len(label.top)} most frequent"
     return (
-        f'<section>\n<a href="?without={quote(label.name)}">what if it were dropped?</a>\n'
+        f'<section>\n<a href="?without={quote(label.name)}">estimate without this label</a>\n'
         f"<h2>{escape(label.name)}</h2> {_count(label.values, 'value')}\n"
         f"<details><summary>{shown}</summary>\n<table>\n{rows}</table></details>\n</section>\n"
     )

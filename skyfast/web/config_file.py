@@ -142,7 +142,7 @@ class WebConfig:
         else:
             parts.append("no users")
         if self.rate_limit:
-            parts.append(f"a request every {self.rate_limit.interval_s:g} s")
+            parts.append(f"one request every {self.rate_limit.interval_s:g} s")
         return ", ".join(parts)
 
 
@@ -169,7 +169,9 @@ def read(path: str, *, files: Files | None = None) -> WebConfig:
 
     """
     if path == "-":
-        raise ConfigError("--web.config.file: standard input could not be read again")
+        raise ConfigError(
+            "--web.config.file: standard input is not supported, because it cannot be read again"
+        )
     config = _Reader(path, {} if files is None else files).read()
     for warning in config.warnings:
         log.warning("web configuration: %s", warning)
@@ -268,10 +270,12 @@ class _Reader:
             try:
                 context.set_ciphers(":".join(chosen))
             except ssl.SSLError as error:  # pragma: no cover - OpenSSL lacks them
-                raise section.error("cipher_suites", f"cannot be had{_reason(error)}") from None
+                raise section.error(
+                    "cipher_suites", f"is not supported by OpenSSL{_reason(error)}"
+                ) from None
         elif least < ssl.TLSVersion.TLSv1_3:
             raise section.error(
-                "cipher_suites", "has suites of TLS 1.3 only; set min_version to TLS13"
+                "cipher_suites", "contains only TLS 1.3 suites; set min_version to TLS13"
             )
         if section.get("prefer_server_cipher_suites", to_boolean, True):
             context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
@@ -280,7 +284,7 @@ class _Reader:
         curves = section.names("curve_preferences", one_of(*_CURVES))
         set_groups = getattr(context, "set_groups", None)  # since Python 3.15
         if len(curves) > 1 and set_groups is None:
-            text = f"only the first, {curves[0]}, is offered: this Python cannot offer several"
+            text = f"only {curves[0]} is offered: this Python version supports a single curve"
             section.note("curve_preferences", text)
         if curves:
             try:
@@ -289,7 +293,9 @@ class _Reader:
                 else:
                     set_groups(":".join(_CURVES[curve] for curve in curves))
             except (ssl.SSLError, ValueError) as error:  # pragma: no cover - OpenSSL lacks them
-                raise section.error("curve_preferences", f"cannot be had{_reason(error)}") from None
+                raise section.error(
+                    "curve_preferences", f"is not supported by OpenSSL{_reason(error)}"
+                ) from None
 
     def _identity(self, section: "_Section", context: ssl.SSLContext) -> None:
         """Load the certificate that is shown to clients."""
@@ -299,7 +305,9 @@ class _Reader:
                 path = section.get(f"{name}_file", self.file, "")
                 text = section.get(name, _to_pem, "", secret=True)
                 if path and text:
-                    raise section.error(name, f"is set beside {name}_file", shown=False)
+                    raise section.error(
+                        name, f"cannot be set together with {name}_file", shown=False
+                    )
                 if not path and not text:
                     raise section.missing(f"{name}_file or {name}")
                 # OpenSSL takes files only; this one is on no disk.
@@ -308,7 +316,7 @@ class _Reader:
             try:
                 context.load_cert_chain(paths[0], paths[1], password=_refuse_password)
             except (OSError, ValueError) as error:
-                problem = f"is not the PEM certificate of the key beside it{_reason(error)}"
+                problem = f"is not a PEM certificate that matches the key{_reason(error)}"
                 raise section.error(key, problem, shown=key == "cert_file") from None
 
     def _clients(self, section: "_Section", context: ssl.SSLContext) -> frozenset[str]:
@@ -318,9 +326,13 @@ class _Reader:
         text = section.get("client_ca", _to_pem, "")
         key = "client_ca_file" if path else "client_ca"
         if path and text:
-            raise section.error("client_ca", "is set beside client_ca_file", shown=False)
+            raise section.error(
+                "client_ca", "cannot be set together with client_ca_file", shown=False
+            )
         if (path or text) and mode is ssl.CERT_NONE:
-            raise section.error(key, "is set without a client_auth_type that uses it", shown=False)
+            raise section.error(
+                key, "requires a client_auth_type that verifies certificates", shown=False
+            )
         if mode is not ssl.CERT_NONE:
             try:
                 if path or text:
@@ -336,15 +348,15 @@ class _Reader:
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", parse_str)
         if section.has("client_allowed_sans") and not sans:
-            raise section.error("client_allowed_sans", "without a name would let nobody in")
+            raise section.error("client_allowed_sans", "without a name would reject every client")
         if sans and mode is not ssl.CERT_REQUIRED:
             raise section.error(
-                "client_allowed_sans", "needs client_auth_type: RequireAndVerifyClientCert"
+                "client_allowed_sans", "requires client_auth_type: RequireAndVerifyClientCert"
             )
         if mode is not ssl.CERT_NONE and not (path or text or sans):
             text = (
-                "without client_ca_file, the system's authorities are trusted: anybody can have a"
-                " certificate of theirs"
+                "without client_ca_file, the system's certificate authorities are trusted: anyone"
+                " can get a certificate from them"
             )
             section.note("client_auth_type", text)
         return frozenset(map(normalize_san, sans))
@@ -353,7 +365,7 @@ class _Reader:
         path = "http_server_config"
         section = self._section(node, path, ("http2", "headers"))
         if section.get("http2", to_boolean, False):
-            section.note("http2", "HTTP/2 is not served; clients use HTTP/1.1 instead")
+            section.note("http2", "HTTP/2 is not supported; clients use HTTP/1.1 instead")
         headers = {}
         if below := section.nodes.get("headers"):
             path = join(path, "headers")
@@ -374,14 +386,12 @@ class _Reader:
         for name, entry in node.value.items():
             with self.refusing(entry, join(path, name), secret=True):
                 if ":" in parse_str(name):
-                    raise InvalidValue(
-                        "is a user's name with a colon, which none can send", shown=False
-                    )
+                    raise InvalidValue("is not a valid user name: it contains a colon", shown=False)
                 users[name.encode()] = hashed = _to_hash(entry.value)
             if (cost := _cost(hashed)) > DEAR_COST:
                 text = (
-                    f"has a cost of {cost}: the user's first request after a start may be cut"
-                    " before the password is checked, and later ones are answered"
+                    f"has a cost of {cost}: the user's first request after a start may time out"
+                    " before the password is checked; later requests succeed"
                 )
                 self.note(entry, join(path, name), text)
         return users
@@ -393,9 +403,9 @@ class _Reader:
         if not interval_s:
             return None
         if not section.has("burst"):
-            raise section.missing("burst, of at least 1,")
+            raise section.missing("burst (at least 1)")
         if not burst:
-            section.note("burst", "0 refuses every request")
+            section.note("burst", "0 rejects every request")
         return RateLimit(interval_s, burst)
 
 
@@ -446,7 +456,7 @@ def _check_mapping(value: YamlValue) -> None:
 def _to_version(value: YamlValue) -> ssl.TLSVersion:
     text = parse_str(value)
     if text in _OLD_VERSIONS:
-        raise InvalidValue("is not offered any more; TLS12 and TLS13 are", text)
+        raise InvalidValue("is not supported; use TLS12 or TLS13", text)
     return _VERSIONS[one_of(*_VERSIONS)(text)]
 
 
@@ -454,8 +464,8 @@ def _to_client_auth(value: YamlValue) -> ssl.VerifyMode:
     text = parse_str(value)
     if text in _UNVERIFIED:
         raise InvalidValue(
-            "would accept any certificate, which authenticates nobody, and which Python cannot ask"
-            " for without verifying it; use RequireAndVerifyClientCert",
+            "accepts any certificate, which does not authenticate clients and is not supported by"
+            " Python; use RequireAndVerifyClientCert",
             text,
         )
     return _CLIENT_AUTH[one_of(*_CLIENT_AUTH)(text)]
@@ -480,13 +490,11 @@ def _to_hash(value: YamlValue) -> bytes:
             and int(match[1]) >= MIN_COST
         ):
             if int(match[1]) > MAX_COST:
-                raise InvalidValue(
-                    f"has a cost above {MAX_COST}, which takes too long for an answer"
-                )
+                raise InvalidValue(f"has a cost above {MAX_COST}, which takes too long to check")
             return text.encode()
     except ValueError:
         pass
-    raise InvalidValue("is not a bcrypt hash, such as htpasswd -nBC 10 makes")
+    raise InvalidValue("is not a bcrypt hash such as htpasswd -nBC 10 prints")
 
 
 def _cost(hashed: bytes) -> int:
@@ -598,16 +606,16 @@ class WebConfigFile:
         try:
             config = await asyncio.to_thread(self.read)
         except ConfigError as error:
-            log.error("the web configuration stays as it was: %s", error)
+            log.error("web configuration not reloaded: %s", error)
         else:
             self.use(config)
-            log.info("the web configuration has changed: %s", config.summary())
+            log.info("web configuration reloaded: %s", config.summary())
 
     def _changed(self) -> bool:
         return any(_stamp(path) != stamp for path, stamp in self._files.items())
 
     def _restart(self, key: str, done: str) -> ConfigError:
-        return ConfigError(f"{file_name(self._path)}: {key} cannot be {done} without a new start")
+        return ConfigError(f"{file_name(self._path)}: {key} cannot be {done} without a restart")
 
 
 def _stamp(path: str) -> _Stamp | None:

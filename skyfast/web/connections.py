@@ -139,8 +139,8 @@ class HttpConnections:
             self._log_limit.warn(
                 log,
                 "full",
-                f"{self.limit} HTTP connections are open (web.max_connections):"
-                f" one from {victim.address} was closed",
+                f"HTTP connection from {victim.address} closed:"
+                f" {self.limit} connections are open (web.max_connections)",
             )
             self.remove(victim)
             victim.shut()
@@ -157,8 +157,8 @@ class HttpConnections:
             self._log_limit.warn(
                 log,
                 "descriptors",
-                f"at most {max(left, 0)} file descriptors are left (LimitNOFILE):"
-                " without any, connections are closed unanswered",
+                f"at most {max(left, 0)} file descriptors left (LimitNOFILE):"
+                " without any, connections are closed without a response",
             )
 
     def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:
@@ -267,7 +267,7 @@ class HttpConnection(web.RequestHandler):
         elif not self._guard.admits(transport.get_extra_info("peercert")):
             # The handshake has succeeded, so no alert is possible: requests get HTTP 403.
             self.is_forbidden = True
-            text = "client certificate has none of client_allowed_sans"
+            text = "client certificate matches none of client_allowed_sans"
             self._connections.handshake_failed(self, "client_certificate", text)
 
     def _begin(self, peer: Any) -> None:
@@ -287,7 +287,7 @@ class HttpConnection(web.RequestHandler):
             return
         if self._unanswered_bytes > MAX_REQUEST_BYTES:
             if self._waiter is not None:  # aiohttp waits for the end of a head
-                text = f"a request's head is longer than {MAX_REQUEST_BYTES} bytes"
+                text = f"request head longer than {MAX_REQUEST_BYTES} bytes"
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
             else:
                 self.cut()
@@ -378,7 +378,7 @@ class HttpConnection(web.RequestHandler):
         if isinstance(exc, ConnectionError):
             raise exc
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.debug("a bad request from %s: %s", self.address, message)
+            log.debug("bad request from %s: %s", self.address, message)
             self._refuse(*_refusal_of(exc))
             raise ConnectionResetError("nothing more is read")
         log.error("%s %s failed", request.method, request.path, exc_info=exc)
@@ -425,11 +425,11 @@ def _refusal_of(error: BaseException | None) -> tuple[HTTPStatus, str]:
         if str(error.args[1]) == str(MAX_LINE_BYTES):
             return (
                 HTTPStatus.REQUEST_URI_TOO_LONG,
-                f"the request's line is longer than {MAX_LINE_BYTES} bytes",
+                f"request line longer than {MAX_LINE_BYTES} bytes",
             )
         return (
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-            f"a header is longer than {MAX_FIELD_BYTES} bytes",
+            f"header longer than {MAX_FIELD_BYTES} bytes",
         )
     if isinstance(error, BadHttpMessage) and error.message.startswith("Too many headers"):
         return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS} headers"

@@ -79,12 +79,12 @@ def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
     if not count or pid != str(os.getpid()):
         reason = f"LISTEN_PID is {pid or 'not set'}" if count else "LISTEN_FDS is not set"
         raise ConfigError(
-            f"{SOCKET_OPTION}: the service manager passed no socket ({reason}):"
+            f"{SOCKET_OPTION}: no socket passed by the service manager ({reason}):"
             " start skyfast through skyfast.socket"
         )
     if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_SOCKETS):
         raise ConfigError(
-            f"{SOCKET_OPTION}: LISTEN_FDS is {count!r}, and not a number from 1 to {MAX_SOCKETS}"
+            f"{SOCKET_OPTION}: LISTEN_FDS is {count!r}, not a number from 1 to {MAX_SOCKETS}"
         )
     return tuple(map(_socket, range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count))))
 
@@ -101,7 +101,7 @@ def _socket(descriptor: int) -> socket.socket:
     )
     if not is_tcp or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ConfigError(
-            f"{SOCKET_OPTION}: descriptor {descriptor} is not a TCP socket that is listened on:"
+            f"{SOCKET_OPTION}: descriptor {descriptor} is not a listening TCP socket:"
             " skyfast.socket needs ListenStream= with a port, and Accept=no"
         )
     return passed

@@ -148,7 +148,7 @@ _SUBSCRIPTIONS: Final = (
     ),
     _metric(
         "skyfast_flows_misdated_total",
-        "Flow reports dated far from the local time.",
+        "Flow reports dated far from the local time, by reason.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.misdated),
     ),
     _metric(
@@ -158,7 +158,7 @@ _SUBSCRIPTIONS: Final = (
     ),
     _metric(
         "skyfast_report_gaps_total",
-        "Checked flow reports whose predecessor is missing.",
+        "Checked flow reports whose predecessor is missing, by reason.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.report_gaps),
     ),
 )
@@ -171,7 +171,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_flows_filtered_total",
-        "Flow reports dropped by filter.keep or filter.drop.",
+        "Flow reports dropped by filter.keep or filter.drop, by rule.",
         _by("rule", lambda source: source.stats.flows_filtered),
     ),
     _metric(
@@ -181,7 +181,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_flows_finished_total",
-        "Flow reports that contain why the flow ended.",
+        "Flow reports with a finish reason, by reason.",
         _by("reason", lambda source: source.table.finished),
     ),
     _metric(
@@ -342,12 +342,12 @@ _SCRAPES: Final = (
     ),
     _metric(
         "skyfast_last_scrape_duration_seconds",
-        "Duration of the latest such page, from the request to the last byte.",
+        "Time to serve the latest page of /metrics or /metrics/flows.",
         _value(lambda source: source.stats.scrape.last_duration_s),
     ),
     _metric(
         "skyfast_last_scrape_bytes",
-        "Size of the latest such page before compression.",
+        "Size of the latest page of /metrics or /metrics/flows before compression.",
         _value(lambda source: source.stats.scrape.last_bytes),
     ),
     _metric(

@@ -200,7 +200,7 @@ class WebServer:
                 if self._answers:
                     await asyncio.wait(self._answers)
         except TimeoutError:
-            log.warning("the HTTP server stops with %d requests unanswered", len(self._answers))
+            log.warning("HTTP server stopped with %d unanswered requests", len(self._answers))
         self._writer.shutdown(wait=False, cancel_futures=True)
         if self._guard is not None:
             self._guard.close()
@@ -219,7 +219,7 @@ class WebServer:
                 try:
                     client, _ = await loop.sock_accept(listener)
                 except OSError as error:  # pragma: no cover - no descriptors to report with
-                    self._log_limit.warn(log, "accept", f"cannot take a connection: {error}")
+                    self._log_limit.warn(log, "accept", f"cannot accept a connection: {error}")
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
                 connection = HttpConnection(manager, loop=loop, connections=self._connections)
@@ -275,13 +275,15 @@ class WebServer:
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         route = ROUTES.get(request.path)
         if route is None:
-            return text_response("There is no such page.", HTTPStatus.NOT_FOUND)
+            return text_response("Page not found.", HTTPStatus.NOT_FOUND)
         allowed = ", ".join(route.methods)
         if request.method == hdrs.METH_OPTIONS:
             headers = response_headers({hdrs.ALLOW: allowed})
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
         if request.method not in route.methods:
-            response = text_response(f"Only {allowed}.", HTTPStatus.METHOD_NOT_ALLOWED)
+            response = text_response(
+                f"Method not allowed. Allowed methods: {allowed}.", HTTPStatus.METHOD_NOT_ALLOWED
+            )
             response.headers[hdrs.ALLOW] = allowed
             return response
         return await route.answer(self, request)
@@ -292,7 +294,7 @@ class WebServer:
     async def _is_ready(self, _: web.BaseRequest) -> web.Response:
         if not self._ready():
             return text_response(
-                "Not ready: no analyzer is subscribed to.", HTTPStatus.SERVICE_UNAVAILABLE
+                "Not ready: not subscribed to any analyzer.", HTTPStatus.SERVICE_UNAVAILABLE
             )
         return text_response("skyfast is ready.")
 
@@ -309,7 +311,7 @@ class WebServer:
             return text_response(
                 f"failed to reload config: {error}", HTTPStatus.INTERNAL_SERVER_ERROR
             )
-        return text_response("The configuration was reloaded.")
+        return text_response("Configuration reloaded.")
 
     async def _status_page(self, request: web.BaseRequest) -> web.Response:
         """Return the page for browsers, who may add parameters of their own."""
@@ -320,7 +322,7 @@ class WebServer:
         except QueryError as error:
             return text_response(str(error), HTTPStatus.BAD_REQUEST)
         if self._status_pages >= MAX_STATUS_PAGES:
-            return try_again("other status pages are being made")
+            return try_again("too many status pages are being rendered")
         self._status_pages += 1
         try:
             top = None
@@ -338,7 +340,7 @@ class WebServer:
 
     async def _api_status(self, request: web.BaseRequest) -> web.Response:
         if request.query:
-            return text_response("This page has no parameters.", HTTPStatus.BAD_REQUEST)
+            return text_response("This page accepts no parameters.", HTTPStatus.BAD_REQUEST)
         return json_response(status.as_json(await self._status.report()))
 
     async def _api_top(self, request: web.BaseRequest) -> web.Response:
@@ -349,20 +351,20 @@ class WebServer:
         except QueryError as error:
             return text_response(str(error), HTTPStatus.BAD_REQUEST)
         except BusyError:
-            return try_again("other rankings are being made")
+            return try_again("too many rankings are in progress")
 
     async def _cardinality(self, request: web.BaseRequest) -> web.Response:
         counts = self._exposition.source.cardinality
         label = request.query.get("without") or None
         if label is not None and label not in counts.labels:
             return text_response(
-                f"There is no label {printable(label)}, but {', '.join(counts.labels)}.",
+                f"Unknown label {printable(label)}. Labels: {', '.join(counts.labels)}.",
                 HTTPStatus.BAD_REQUEST,
             )
         try:
             report = await counts.report(label)
         except BusyError:
-            return try_again("another report is being made")
+            return try_again("another report is in progress")
         if wants_json(request):
             response = json_response(cardinality.as_json(report))
         else:
@@ -386,7 +388,7 @@ class WebServer:
         coding = encoding(header_value(request, hdrs.ACCEPT_ENCODING))
         if coding is None:
             response = text_response(
-                "Pages come as they are or as gzip.", HTTPStatus.NOT_ACCEPTABLE
+                "Supported encodings: identity, gzip.", HTTPStatus.NOT_ACCEPTABLE
             )
             response.headers[hdrs.VARY] = vary
             return response
@@ -405,7 +407,7 @@ class WebServer:
         if crowd := self._crowd(connection.address):
             self._stats.rejected += 1
             self._log_limit.warn(
-                log, "crowd", f"a page was refused to {connection.address}: {crowd}"
+                log, "crowd", f"scrape from {connection.address} rejected: {crowd}"
             )
             return try_again(crowd)
         self._scrapers[connection.address] += 1
@@ -456,8 +458,8 @@ class WebServer:
                 self._log_limit.warn(
                     log,
                     "late",
-                    f"a page to {connection.address} was cut after {timeout_s:g} s,"
-                    f" with {page.page_bytes} bytes of it rendered",
+                    f"scrape from {connection.address} timed out after {timeout_s:g} s:"
+                    f" {page.page_bytes} bytes rendered",
                 )
             self._stats.failures["deadline" if connection.late else "disconnected"] += 1
             raise

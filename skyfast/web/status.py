@@ -461,8 +461,8 @@ def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
 def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
     down = [each.name for each in stats.analyzers.values() if not each.up]
     if down and len(down) == len(stats.analyzers):
-        rest = "" if stats.clock_held else ": connections leave as their flows fall silent"
-        yield Notice(severity="critical", text=f"No analyzer is subscribed to{rest}.")
+        rest = "" if stats.clock_held else ": connections expire"
+        yield Notice(severity="critical", text=f"Not subscribed to any analyzer{rest}.")
     elif down:
         others = len(down) - MAX_NAMED
         more = f" and {others:,} more" if others > 0 else ""
@@ -479,14 +479,13 @@ def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
         if count >= FULL * limit > 0:
             yield Notice(
                 severity="critical" if count >= limit else "warning",
-                text=f"{count:,} {what}, and there is room for {limit:,} (max_{what}).",
+                text=f"{count:,} of at most {limit:,} {what} (max_{what}).",
             )
     if not stats.config.last_reload_successful and (failure := stats.config.last_failure):
         when = datetime.fromtimestamp(int(failure.timestamp_s), UTC)
         yield Notice(
             severity="warning",
-            text=f"The configuration was not reloaded at {when:%Y-%m-%d %H:%M:%S} UTC:"
-            f" {failure.text}",
+            text=f"Configuration not reloaded at {when:%Y-%m-%d %H:%M:%S} UTC: {failure.text}",
         )
 
 

@@ -204,22 +204,22 @@ _TILES = (
 )
 
 _FIGURES = (
-    ("table.connections_limit", "count", "room for connections (max_connections)"),
-    ("table.flows", "count", "flows that they consist of"),
-    ("table.flows_limit", "count", "room for flows (max_flows)"),
+    ("table.connections_limit", "count", "limit on connections (max_connections)"),
+    ("table.flows", "count", "flows"),
+    ("table.flows_limit", "count", "limit on flows (max_flows)"),
     ("table.dormant_flows", "count", "dormant flows, whose totals are remembered"),
-    ("table.bytes", "bytes", "memory of the table"),
-    ("table.created_total", "count", "connections that were new"),
-    ("table.expired_total", "count", "connections that left in silence"),
-    ("table.rejected_total", "count", "reports that found no room"),
-    ("table.overflowed_total", "count", "reports added up as other"),
+    ("table.bytes", "bytes", "table memory"),
+    ("table.created_total", "count", "connections created"),
+    ("table.expired_total", "count", "connections expired"),
+    ("table.rejected_total", "count", "reports rejected because the table was full"),
+    ("table.overflowed_total", "count", "reports added to the overflow connection"),
     ("table.filtered_total", "count", "reports dropped by filter rules"),
-    ("table.reports_checked_total", "count", "reports checked for a lost one before them"),
-    ("table.reports_lost_total", "count", "lost reports found"),
-    ("scrapes.total", "count", "pages served whole"),
-    ("scrapes.failed_total", "count", "pages cut"),
-    ("scrapes.rejected_total", "count", "pages refused"),
-    ("table.skipped_total", "reasons", "reports that changed nothing"),
+    ("table.reports_checked_total", "count", "reports checked for a lost predecessor"),
+    ("table.reports_lost_total", "count", "reports with a lost predecessor"),
+    ("scrapes.total", "count", "pages served completely"),
+    ("scrapes.failed_total", "count", "pages not served completely"),
+    ("scrapes.rejected_total", "count", "pages rejected"),
+    ("table.skipped_total", "reasons", "reports skipped, by reason"),
 )
 
 _DIRECTIONS = (
@@ -227,7 +227,7 @@ _DIRECTIONS = (
     '<span aria-hidden="true">←</span><span class="unseen">from target to initiator</span>',
 )
 
-_NO_ANSWER: Final = "Other rankings are being made: try again."
+_NO_ANSWER: Final = "Too many rankings are in progress: try again."
 
 
 def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> str:
@@ -254,7 +254,7 @@ def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> 
         top=_top(ranking, query, top, told),
         interfaces_note=_interfaces_note(report, told),
         interfaces=told.table("interfaces.busiest", _INTERFACES),
-        captures_note=f"{told.place('captures.count', 'count')} that agents report of",
+        captures_note=f"{told.place('captures.count', 'count')} reported by agents",
         captures=told.table("captures.first", _CAPTURES),
         table="".join(
             f"<div><dt>{text}</dt><dd>{told.place(key, format_)}</dd></div>\n"
@@ -441,8 +441,8 @@ def _note(top: Top) -> str:
     if top.window_seconds is None:
         return shown
     return (
-        f"{shown}, by what they added in the last {_duration(top.window_seconds)};"
-        " each is reported about once a minute"
+        f"{shown}, by increase over the last {_duration(top.window_seconds)};"
+        " each connection is reported about once a minute"
     )
 
 
@@ -481,7 +481,7 @@ def _value_columns(metric: Metric, query: Query) -> Iterable[_Column]:
 
 def _interfaces_note(report: Report, told: _Told) -> str:
     if not report.interfaces.enabled:
-        return "switched off by the configuration"
+        return "disabled by the configuration"
     answered = told.place("interfaces.last_answer_timestamp_seconds", "ago")
     failed = told.place("interfaces.last_error", "error")
     return (

@@ -179,15 +179,15 @@ class Ranking:
         for name, value in parameters:
             if name not in PARAMETERS:
                 known = ", ".join(PARAMETERS)
-                raise QueryError(f"There is no parameter {printable(name)}, but {known}.")
+                raise QueryError(f"Unknown parameter {printable(name)}. Parameters: {known}.")
             if name in given:
-                raise QueryError(f"The parameter {name} is given twice.")
+                raise QueryError(f"The parameter {name} is repeated.")
             given[name] = value
         by, number, text = given.get("by", self.default), given.get("n"), given.get("filter", "")
         if by not in self.keys:
-            raise QueryError(f"by: there is no {printable(by)}, but {', '.join(self.keys)}.")
+            raise QueryError(f"by: unknown value {printable(by)}. Values: {', '.join(self.keys)}.")
         if not text.isascii() and not text.encode(errors="ignore").decode() == text:
-            raise QueryError("filter: this is no text.")
+            raise QueryError("filter: not valid UTF-8.")
         if len(text) > MAX_FILTER_CHARS:
             raise QueryError(f"filter: longer than {MAX_FILTER_CHARS} characters.")
         return Query(by=by, n=n if number is None else _count(number), filter=text)

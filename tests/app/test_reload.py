@@ -236,7 +236,7 @@ async def test_what_cannot_be_used_changes_nothing(tmp_path: Path, analyzer: Fak
             assert failure[FAILURE_AT] == told["reload"]["last_error"]["timestamp_seconds"]
             assert failure[FAILURE_AT] > success[SUCCESS_AT]
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(failure[FAILURE_AT]))
-            warning = f"The configuration was not reloaded at {at} UTC: {problem}"
+            warning = f"Configuration not reloaded at {at} UTC: {problem}"
             assert warning in told["warnings"]
             assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page

@@ -43,7 +43,7 @@ async def test_they_read_one_byte_a_second(directory: Path) -> None:
         writer.close()
         await on_trial.has_recovered(
             counted={failed("deadline"): 1},
-            logged=[f"a page to 127.0.0.1 was cut after {DEADLINE_S} s"],
+            logged=[f"scrape from 127.0.0.1 timed out after {DEADLINE_S} s"],
         )
 
 

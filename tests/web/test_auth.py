@@ -35,7 +35,7 @@ async def test_authentication(plain, caplog):
             await client.send(request("/metrics", authorization=header, method="HEAD"))
             assert (await client.answer(head=True)).status == 200
     assert len(site.table.asked_at) == 2
-    assert [r.getMessage() for r in caplog.records] == ["a wrong user or password from 127.0.0.1"]
+    assert [r.getMessage() for r in caplog.records] == ["wrong user or password from 127.0.0.1"]
 
 
 @on_both_loops

@@ -205,7 +205,7 @@ async def test_silence_is_told(visited):
         await tab.until("!document.querySelector('#stale').hidden")
         text = await tab.evaluate("document.querySelector('#stale').textContent")
         assert text.startswith("No answer from skyfast since ")
-        assert await tab.evaluate("document.title") == "▲ skyfast does not answer"
+        assert await tab.evaluate("document.title") == "▲ skyfast does not respond"
 
 
 async def test_a_proxy_that_answers_alone_is_silence_too(visited):
@@ -322,7 +322,7 @@ async def test_a_hidden_page_asks_nothing(visited):
         await tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         await asyncio.sleep(0.3)
         assert len(tab.requested) == asked
-        assert await tab.evaluate("document.querySelector('#pause').textContent") == "Go on"
+        assert await tab.evaluate("document.querySelector('#pause').textContent") == "Resume"
         await tab.click("#pause")
         await tab.until("document.querySelector('#pause').textContent === 'Pause'")
         await until(lambda: len(tab.requested) >= asked + 2)

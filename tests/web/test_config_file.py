@@ -100,18 +100,21 @@ WRONG = {
         "tls_server_config: {cert_file: ca.crt, key_file: ca-127.0.0.1.key}",
         "(KEY_VALUES_MISMATCH)",
     ),
-    "both": (f"tls_server_config: {{{TLS}, key: hunter2}}", "key: is set beside key_file"),
+    "both": (
+        f"tls_server_config: {{{TLS}, key: hunter2}}",
+        "key: cannot be set together with key_file",
+    ),
     "inline": (
         "tls_server_config: {cert_file: ca-127.0.0.1.crt, key: hunter2}",
-        "tls_server_config.cert_file: 'ca-127.0.0.1.crt' is not the PEM certificate of the key",
+        "tls_server_config.cert_file: 'ca-127.0.0.1.crt' is not a PEM certificate that matches the",
     ),
     "client_auth_type": (
         f"tls_server_config: {{{TLS}, client_auth_type: RequireAnyClientCert}}",
-        "'RequireAnyClientCert' would accept any certificate, which authenticates nobody",
+        "'RequireAnyClientCert' accepts any certificate, which does not authenticate clients",
     ),
     "client_auth_type that asks": (
         f"tls_server_config: {{{TLS}, client_auth_type: RequestClientCert}}",
-        "'RequestClientCert' would accept any certificate, which authenticates nobody",
+        "'RequestClientCert' accepts any certificate, which does not authenticate clients",
     ),
     "client_auth_type misspelt": (
         f"tls_server_config: {{{TLS}, client_auth_type: NoClientCerts}}",
@@ -119,7 +122,7 @@ WRONG = {
     ),
     "authority without type": (
         f"tls_server_config: {{{TLS}, client_ca_file: ca.crt}}",
-        "client_ca_file: is set without a client_auth_type that uses it",
+        "client_ca_file: requires a client_auth_type that verifies certificates",
     ),
     "empty authority": (
         f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: /dev/null}}",
@@ -127,7 +130,7 @@ WRONG = {
     ),
     "two authorities": (
         f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: ca.crt, client_ca: x}}",
-        "client_ca: is set beside client_ca_file",
+        "client_ca: cannot be set together with client_ca_file",
     ),
     "authority that is no text": (
         f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca: [x]}}",
@@ -135,13 +138,16 @@ WRONG = {
     ),
     "names without certificates": (
         f"tls_server_config: {{{TLS}, client_allowed_sans: [x]}}",
-        "needs client_auth_type: RequireAndVerifyClientCert",
+        "requires client_auth_type: RequireAndVerifyClientCert",
     ),
     "no names": (
         f"tls_server_config: {{{TLS}, client_allowed_sans: []}}",
-        "client_allowed_sans: a list without a name would let nobody in",
+        "client_allowed_sans: a list without a name would reject every client",
     ),
-    "old": (f"tls_server_config: {{{TLS}, min_version: TLS10}}", "'TLS10' is not offered any more"),
+    "old": (
+        f"tls_server_config: {{{TLS}, min_version: TLS10}}",
+        "'TLS10' is not supported; use TLS12 or TLS13",
+    ),
     "version": (f"tls_server_config: {{{TLS}, max_version: TLS14}}", "is not one of TLS12, TLS13"),
     "versions": (
         f"tls_server_config: {{{TLS}, min_version: TLS13, max_version: TLS12}}",
@@ -171,9 +177,12 @@ WRONG = {
         f"basic_auth_users: {{alice: {CHEAP.replace('$04$', '$19$')}}}",
         "<hidden> has a cost above 18",
     ),
-    "colon": (f"basic_auth_users: {{'a:b': {CHEAP}}}", "is a user's name with a colon"),
+    "colon": (
+        f"basic_auth_users: {{'a:b': {CHEAP}}}",
+        "is not a valid user name: it contains a colon",
+    ),
     "interval": ("rate_limit: {interval: 5, burst: 1}", "'5' is not a duration such as 1s"),
-    "no burst": ("rate_limit: {interval: 1s}", "rate_limit: burst, of at least 1, is missing"),
+    "no burst": ("rate_limit: {interval: 1s}", "rate_limit: burst (at least 1) is missing"),
     "no YAML": ("rate_limit: [", "not valid YAML"),
 }
 
@@ -226,7 +235,7 @@ http_server_config:
 basic_auth_users: {{alice: {CHEAP}, bob: {CHEAP.replace("$2b", "$2y")}}}
 rate_limit: {{interval: 1m0.5s, burst: 20}}
 """,
-        "HTTPS, TLSv1_3, client certificates required, 2 users, a request every 60.5 s",
+        "HTTPS, TLSv1_3, client certificates required, 2 users, one request every 60.5 s",
     ),
     "no rate": ("rate_limit: {interval: 0, burst: 0}", "plain HTTP, no users"),
 }
@@ -249,7 +258,9 @@ PEM_SUITES = (
     *("TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA"),
     *("TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA"),
 )
-SYSTEM = "client_auth_type: without client_ca_file, the system's authorities are trusted"
+SYSTEM = (
+    "client_auth_type: without client_ca_file, the system's certificate authorities are trusted"
+)
 TOOLKIT = {
     "verified by the system": (f"{OPTIONAL}", [SYSTEM]),
     "required by the system": ("client_auth_type: RequireAndVerifyClientCert", [SYSTEM]),
@@ -264,16 +275,16 @@ TOOLKIT = {
     ),
     "all curves": (
         "curve_preferences: [CurveP256, CurveP384, CurveP521, X25519]",
-        ["curve_preferences: only the first, CurveP256, is offered"],
+        ["curve_preferences: only CurveP256 is offered"],
     ),
     "a curve": ("min_version: TLS13, curve_preferences: [CurveP521]", []),
-    "HTTP/2": ("}, http_server_config: {http2: true", ["http2: HTTP/2 is not served"]),
+    "HTTP/2": ("}, http_server_config: {http2: true", ["http2: HTTP/2 is not supported"]),
     "costs": (
         "}, basic_auth_users: {"
         + ", ".join(f"user{cost}: {CHEAP.replace('$04$', f'${cost}$')}" for cost in (12, 16, 18)),
         ["basic_auth_users.user18: has a cost of 18: the user's first request"],
     ),
-    "no requests": ("}, rate_limit: {interval: 1s, burst: 0", ["burst: 0 refuses every request"]),
+    "no requests": ("}, rate_limit: {interval: 1s, burst: 0", ["burst: 0 rejects every request"]),
 }
 
 
@@ -626,7 +637,7 @@ async def test_a_new_certificate_is_shown_and_open_connections_stay(
     messages = [r.getMessage() for r in caplog.records if r.name == "skyfast.web_config"]
     assert len(messages) == 2
     assert "KEY_VALUES_MISMATCH" in messages[0]
-    assert "has changed" in messages[1]
+    assert "web configuration reloaded" in messages[1]
 
 
 @on_both_loops
@@ -646,7 +657,7 @@ async def test_users_change_and_do_not_vanish(plain, caplog):
                 assert (await site.get("/", authorization=basic("alice"))).status == 200
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert len(errors) == 3
-    assert "basic_auth_users cannot be removed without a new start" in errors[0]
+    assert "basic_auth_users cannot be removed without a restart" in errors[0]
     assert "hunter2" not in caplog.text
 
 

@@ -185,18 +185,24 @@ async def test_all_sockets_of_systemd_are_served(tmp_path: Path) -> None:
 
 
 NO_SOCKETS = {
-    "none": ([], "the service manager passed no socket (LISTEN_FDS is not set)"),
-    "another process's": (activation(TCP, pid="1"), "no socket (LISTEN_PID is 1)"),
-    "no number": (activation(TCP, fds=-1), "LISTEN_FDS is '-1', and not a number from 1 to 64"),
-    "too many": (activation(TCP, fds=65), "LISTEN_FDS is '65', and not a number from 1 to 64"),
+    "none": ([], "no socket passed by the service manager (LISTEN_FDS is not set)"),
+    "another process's": (
+        activation(TCP, pid="1"),
+        "no socket passed by the service manager (LISTEN_PID is 1)",
+    ),
+    "no number": (activation(TCP, fds=-1), "LISTEN_FDS is '-1', not a number from 1 to 64"),
+    "too many": (activation(TCP, fds=65), "LISTEN_FDS is '65', not a number from 1 to 64"),
     "one that is not there": (activation(TCP, fds=60), "is not a socket: "),
     "a file": (activation("open('/dev/null')"), "descriptor 3 is not a socket: "),
     "a datagram socket": (
         activation("socket.socket(type=socket.SOCK_DGRAM)"),
-        "descriptor 3 is not a TCP socket that is listened on",
+        "descriptor 3 is not a listening TCP socket",
     ),
-    "a connection": (activation("socket.socketpair()[0]"), "descriptor 3 is not a TCP socket"),
-    "not listening": (activation("socket.socket()"), "descriptor 3 is not a TCP socket that is"),
+    "a connection": (
+        activation("socket.socketpair()[0]"),
+        "descriptor 3 is not a listening TCP socket",
+    ),
+    "not listening": (activation("socket.socket()"), "descriptor 3 is not a listening TCP socket"),
 }
 
 

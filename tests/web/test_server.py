@@ -286,7 +286,7 @@ async def test_health_and_readiness():
         answer = await site.get("/-/healthy")
         assert (answer.status, answer.text) == (200, "skyfast is healthy.\n")
         answer = await site.get("/-/ready")
-        assert (answer.status, answer.text) == (503, "Not ready: no analyzer is subscribed to.\n")
+        assert (answer.status, answer.text) == (503, "Not ready: not subscribed to any analyzer.\n")
         assert (await site.get("/-/ready", method="HEAD")).status == 503
         subscribed = True
         answer = await site.get("/-/ready")
@@ -352,7 +352,7 @@ async def test_cardinality_without_a_label():
             answer = await site.get(f"/cardinality?without={label}")
             assert answer.status == 400
             assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-            assert answer.text.endswith(", but initiator_ip, target_ip.\n")
+            assert answer.text.endswith(". Labels: initiator_ip, target_ip.\n")
             assert answer.text.count("\n") == 1
         assert site.table.scans == ["cardinality target_ip"]
 
@@ -367,7 +367,7 @@ async def test_cardinality_is_counted_once_at_a_time():
                 answer = await site.get(path)
                 assert answer.status == 503
                 assert answer.headers["retry-after"] == "1"
-                assert answer.text == "Try again: another report is being made.\n"
+                assert answer.text == "Try again: another report is in progress.\n"
             # Nothing else has to wait.
             for path in ("/metrics/flows", "/-/healthy"):
                 assert (await site.get(path)).status == 200
@@ -413,7 +413,7 @@ async def test_reload():
 
     async with Site(reload=reload) as site:
         answer = await site.get("/-/reload", method="POST")
-        assert (answer.status, answer.text) == (200, "The configuration was reloaded.\n")
+        assert (answer.status, answer.text) == (200, "Configuration reloaded.\n")
         answer = await site.get("/-/reload", method="PUT")
         assert answer.status == 500
         assert answer.text == (
@@ -493,7 +493,7 @@ async def test_unknown_paths():
                 answer = await site.get(path, method=method)
                 assert answer.status == 404
                 assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-                assert answer.text == "There is no such page.\n"
+                assert answer.text == "Page not found.\n"
 
 
 @on_both_loops
@@ -695,7 +695,7 @@ async def test_bad_requests(caplog):
 
 
 TOO_LARGE = {
-    "line": (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\n", 414, "line is longer than 4096 bytes"),
+    "line": (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\n", 414, "request line longer than 4096 bytes"),
     "value": (b"GET / HTTP/1.1\r\nX: " + b"x" * 9000 + b"\r\n", 431, "longer than 8190 bytes"),
     "name": (b"GET / HTTP/1.1\r\n" + b"x" * 9000 + b": \r\n", 431, "longer than 8190 bytes"),
     "number": (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200, 431, "more than 128 headers"),
@@ -703,7 +703,7 @@ TOO_LARGE = {
     "head": (
         b"GET / HTTP/1.1\r\n" + (b"x: " + b"x" * 8000 + b"\r\n") * 100,
         431,
-        "head is longer than 65536 bytes",
+        "request head longer than 65536 bytes",
     ),
 }
 
@@ -901,7 +901,7 @@ async def test_a_reader_that_stops_is_cut_at_the_deadline(caplog):
         assert site.scrape.scrapes == 0
         (record,) = caplog.records
         assert re.fullmatch(
-            r"a page to 127\.0\.0\.1 was cut after 0\.4 s, with \d+ bytes of it rendered",
+            r"scrape from 127\.0\.0\.1 timed out after 0\.4 s: \d+ bytes rendered",
             record.getMessage(),
         )
 
@@ -975,7 +975,7 @@ async def test_a_deadline_that_is_nonsense_is_the_default(caplog):
                 await stack.enter_async_context(client)
             await until(lambda: site.scrape.failures["deadline"] == len(wrong))
         assert 0.2 < time.monotonic() - begin < 2
-    assert "was cut after 0.25 s" in caplog.text
+    assert "timed out after 0.25 s" in caplog.text
 
 
 @on_both_loops
@@ -1111,7 +1111,7 @@ async def test_a_flood_of_connections_keeps_nobody_out(caplog):
         assert site.scrape.connections_rejected >= 900
         (record,) = caplog.records
         assert record.getMessage() == (
-            "100 HTTP connections are open (web.max_connections): one from 127.0.0.1 was closed"
+            "HTTP connection from 127.0.0.1 closed: 100 connections are open (web.max_connections)"
         )
 
 
@@ -1165,7 +1165,7 @@ async def test_stop_does_not_wait_for_rendering(monkeypatch, caplog):
         assert time.monotonic() - begin < 1
         assert await client.end() == "reset"
         table.resume.set()
-    assert "1 requests unanswered" in caplog.text
+    assert "HTTP server stopped with 1 unanswered requests" in caplog.text
 
 
 @on_both_loops

@@ -113,9 +113,7 @@ async def test_a_report():
         told = await site.json("/api/status")
         assert told["host_id"] == "skyfast-test"
         assert told["ready"] is False
-        assert told["warnings"] == [
-            "No analyzer is subscribed to: connections leave as their flows fall silent."
-        ]
+        assert told["warnings"] == ["Not subscribed to any analyzer: connections expire."]
         assert told["rankings"] == KEYS
         assert told["labels"][0] == "initiator_ip"
         assert [metric["unit"] for metric in told["metrics"]] == ["bytes", "", "nanoseconds"]
@@ -184,8 +182,8 @@ async def test_those_that_are_down_come_first():
     stats.config.last_failure = Failure("configuration", "x.yml: no <port>", 100.9)
     report = await fake_status(stats=stats).report()
     assert report.warnings == [
-        "2 connections, and there is room for 2 (max_connections).",
-        "The configuration was not reloaded at 1970-01-01 00:01:40 UTC: x.yml: no <port>",
+        "2 of at most 2 connections (max_connections).",
+        "Configuration not reloaded at 1970-01-01 00:01:40 UTC: x.yml: no <port>",
     ]
 
 
@@ -194,12 +192,12 @@ async def test_people_are_told_while_connections_stay_though_nothing_is_reported
     stats.analyzer("a")
     stats.clock_held = 1
     assert (await fake_status(stats=stats).report()).warnings == [
-        "No analyzer is subscribed to.",
+        "Not subscribed to any analyzer.",
         "Reports may be missing: expiry is paused.",
     ]
     stats.clock_held = 0
     assert (await fake_status(stats=stats).report()).warnings == [
-        "No analyzer is subscribed to: connections leave as their flows fall silent."
+        "Not subscribed to any analyzer: connections expire."
     ]
 
 
@@ -209,7 +207,7 @@ async def test_people_are_warned_when_a_table_is_nearly_full():
     table.connections, table.flows = 9, 89
     stats.max_connections, stats.max_flows = 10, 100
     told = fake_status(table, stats=stats)
-    warning = "9 connections, and there is room for 10 (max_connections)."
+    warning = "9 of at most 10 connections (max_connections)."
     assert (await told.report()).warnings == [warning]
 
 
@@ -515,17 +513,17 @@ async def test_a_reload_of_other_things_keeps_the_snapshots(monkeypatch):
 
 
 WRONG = {
-    "by=byte": "by: there is no byte, but bytes, packets, rtt, bytes_per_second,"
+    "by=byte": "by: unknown value byte. Values: bytes, packets, rtt, bytes_per_second,"
     " packets_per_second.",
-    "by=": "by: there is no , but bytes, packets, rtt, bytes_per_second, packets_per_second.",
-    "by=a%0Ab": "by: there is no a\\nb, but bytes, packets, rtt, bytes_per_second,"
+    "by=": "by: unknown value . Values: bytes, packets, rtt, bytes_per_second, packets_per_second.",
+    "by=a%0Ab": "by: unknown value a\\nb. Values: bytes, packets, rtt, bytes_per_second,"
     " packets_per_second.",
     **dict.fromkeys(
         [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
         "n: not a whole number from 1 to 1000.",
     ),
-    "N=5": "There is no parameter N, but by, n, filter.",
-    "n=5&n=5": "The parameter n is given twice.",
+    "N=5": "Unknown parameter N. Parameters: by, n, filter.",
+    "n=5&n=5": "The parameter n is repeated.",
     "filter=" + 201 * "x": "filter: longer than 200 characters.",
 }
 
@@ -535,7 +533,7 @@ async def test_wrong_questions():
         for parameters, reason in WRONG.items():
             assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
         assert await site.get("/?n=0") == (400, "n: not a whole number from 1 to 1000.\n")
-        assert await site.get("/api/status?x") == (400, "This page has no parameters.\n")
+        assert await site.get("/api/status?x") == (400, "This page accepts no parameters.\n")
         # Bytes that are no text are looked for as they came; a text can be that long.
         for text in ("%FF", "%ED%A0%80", top.MAX_FILTER_CHARS * "x"):
             assert (await site.json(f"/api/top?filter={text}"))["entries"] == []
@@ -545,7 +543,7 @@ async def test_wrong_questions():
 
 def test_half_a_character_is_no_text():
     ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
-    with pytest.raises(QueryError, match="no text"):
+    with pytest.raises(QueryError, match="not valid UTF-8"):
         ranks.query([("filter", "\ud800")])
 
 
@@ -554,11 +552,11 @@ async def test_too_many_questions(monkeypatch):
     async with three_connections() as site:
         assert await site.get("/api/top") == (
             503,
-            "Try again: other rankings are being made.\n",
+            "Try again: too many rankings are in progress.\n",
         )
         code, page = await site.get("/")
         assert code == 200
-        assert "Other rankings are being made: try again." in page
+        assert "Too many rankings are in progress: try again." in page
 
 
 async def test_too_many_pages(monkeypatch):
@@ -578,7 +576,7 @@ async def test_too_many_pages(monkeypatch):
         asked = [asyncio.create_task(site.get("/")) for _ in range(3)]
         await until(lambda: writing and site.app.web._status_pages == 3)
         refused = await site.get("/")
-        assert refused == (503, "Try again: other status pages are being made.\n")
+        assert refused == (503, "Try again: too many status pages are being rendered.\n")
         assert (await site.get("/metrics/self"))[0] == 200
         go_on.set()
         assert await asyncio.gather(*asked) == [(200, "a page")] * 3
@@ -620,7 +618,7 @@ async def test_the_page_is_whole_without_its_script():
         assert 'href="?by=packets&amp;n=100&amp;filter=10.0"' in page
         assert re.search(r'data-by="rtt" data-format="nanoseconds" aria-current="true"', page)
         assert ">not ready: 0 of 1 analyzer<" in page
-        assert "No analyzer is subscribed to" in page
+        assert "Not subscribed to any analyzer" in page
 
 
 async def test_markup_cannot_be_forged():
