@@ -40,7 +40,7 @@ from skyfast.web.status import Status
 if TYPE_CHECKING:
     from skyfast.replay.recorder import Recorder
     from skyfast.replay.recording import Playback
-    from skyfast.web.auth import Guard
+    from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
 """Interval between expiry runs; deadlines are whole seconds."""
@@ -88,17 +88,17 @@ class App:
         config: Config,
         *,
         load: Callable[[], Config],
-        guard: "Guard | None" = None,
+        security: "WebSecurity | None" = None,
         recorder: "Recorder | None" = None,
         listen_at: Listen = AS_CONFIGURED,
     ) -> None:
         """Build the parts without opening sockets.
 
-        ``load`` reads the configuration again. ``guard`` has the web configuration, if there is
+        ``load`` reads the configuration again. ``security`` has the web configuration, if there is
         one. ``recorder`` gets a copy of each message. The HTTP server listens at ``listen_at``.
         """
         self._load = load
-        self._guard = guard
+        self._security = security
         self._manager = systemd.Notifier(os.environ)
         self._served_at = None if listen_at.is_fixed else listen.configured(config)
         self._reloading = asyncio.Lock()
@@ -138,7 +138,7 @@ class App:
             ready=lambda: self.subscriptions.any_up,
             stats=self.stats.scrape,
             reload=self._reload_by_web(config),
-            guard=guard,
+            security=security,
             listen_at=listen_at,
         )
 
@@ -151,7 +151,7 @@ class App:
         await self.web.start()
         if self._served_at and self._served_at.port not in (0, self.web.port):
             log.info("port %d is in use; using a free port", self._served_at.port)
-        secure = _is_secure(self._guard)
+        secure = _is_secure(self._security)
         urls = [listen.url(address, secure=secure) for address in self.web.addresses]
         for url in urls:
             log.info("serving %s", url)
@@ -254,7 +254,7 @@ class App:
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
         new = await asyncio.to_thread(pipeline.build, config, old, self._shared)
         try:
-            web_config = await asyncio.to_thread(self._guard.read) if self._guard else None
+            web_config = await asyncio.to_thread(self._security.read) if self._security else None
         except ConfigError as error:
             raise _WebConfigError(*error.problems) from None
         self._replace_poller(new.poller)
@@ -267,8 +267,8 @@ class App:
         self.exposition.source = new.source
         self.status.use(new.subject)
         self.web.configure(config.web, reload=self._reload_by_web(config))
-        if self._guard and web_config:
-            self._guard.use(web_config)
+        if self._security and web_config:
+            self._security.use(web_config)
         self.subscriptions.configure(subscriptions)
         if new.table is not old.table:
             changes = ", ".join(changed_fields(old.config.export, config.export))
@@ -439,7 +439,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    guard = _guard(options.web_config_file)
+    security = _web_security(options.web_config_file)
     log.info("skyfast %s, Python %s", __version__, platform.python_version())
     async with AsyncExitStack() as stack:
         recorder = _recorder(options, stack)
@@ -451,7 +451,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
         app = App(
             adapt(config),
             load=lambda: adapt(load()),
-            guard=guard,
+            security=security,
             recorder=recorder,
             listen_at=options.listen,
         )
@@ -470,8 +470,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
         try:
             await app.run(stopping)
         except ListenError as error:
-            url = listen.url(error.address, secure=_is_secure(guard))
-            log.error("cannot serve %s: %s%s", url, error, listen.cure(error))
+            url = listen.url(error.address, secure=_is_secure(security))
+            log.error("cannot serve %s: %s%s", url, error, listen.hint(error))
             return False
         except BaseExceptionGroup:  # pragma: no cover - no known bug raises this
             log.critical("exiting after an unhandled exception", exc_info=True)
@@ -480,17 +480,17 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
     return True
 
 
-def _guard(path: str) -> "Guard | None":
+def _web_security(path: str) -> "WebSecurity | None":
     """Return the holder of the web configuration at ``path``, or None if ``path`` is empty."""
     if not path:
         return None
-    from skyfast.web.auth import Guard
+    from skyfast.web.auth import WebSecurity
 
-    return Guard(path)
+    return WebSecurity(path)
 
 
-def _is_secure(guard: "Guard | None") -> bool:
-    return guard is not None and guard.config.tls is not None
+def _is_secure(security: "WebSecurity | None") -> bool:
+    return security is not None and security.config.tls is not None
 
 
 def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":

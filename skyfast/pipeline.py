@@ -24,8 +24,8 @@ from skyfast.skydive.silence import Activity
 from skyfast.skydive.topology import NAMES_INTERVAL_S, TopologyPoller
 from skyfast.stats import Stats
 from skyfast.web.cardinality import Cardinality
-from skyfast.web.exposition import Source
-from skyfast.web.status import Subject
+from skyfast.web.exposition import ExpositionSource
+from skyfast.web.status import StatusSource
 from skyfast.web.top import Ranking
 
 NAMES_WAIT_S = 5.0
@@ -63,9 +63,9 @@ class Parts:
     poller: TopologyPoller
     checker: ReportChecker
     ingest: Ingest
-    source: Source
+    source: ExpositionSource
     ranking: Ranking
-    subject: Subject
+    subject: StatusSource
 
     def take_over(self, old: "Parts", shared: Shared) -> None:
         """Replace ``old``: configure the parts that survive and keep all counts."""
@@ -202,7 +202,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             stats=stats,
             now=clock.now,
         ),
-        source=Source(
+        source=ExpositionSource(
             table=table,
             cardinality=Cardinality(table=table, view=plan.views[0]),
             views=tuple(view.prefix for view in export.views),
@@ -211,7 +211,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             standard_names=export.naming == "standard",
         ),
         ranking=ranking,
-        subject=Subject(
+        subject=StatusSource(
             config=config,
             table=table,
             ranking=ranking,

@@ -156,7 +156,7 @@ class AnalyzerStats:
     reports_checked: int = 0
     report_gaps: dict[str, int] = field(default_factory=_zeros(GAP_REASONS))
 
-    def turn(self, up: int) -> None:
+    def set_up(self, up: int) -> None:
         """Let it be ``up`` from now on, where it was not."""
         if up != self.up:
             self.up = up

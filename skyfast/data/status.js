@@ -10,7 +10,7 @@
   const MAX_TIMESTAMP_S = 2 ** 33;
   const NOTHING = "–";
   const WIDTH = 600, HEIGHT = 40, SPAN_S = 600, MAX_GAP_S = 10;
-  const NO_ANSWER = "Too many rankings are in progress: try again.";
+  const BUSY = "Too many rankings are in progress: try again.";
 
   const all = (selector) => document.querySelectorAll(selector);
   const one = (id) => document.getElementById(id);
@@ -195,7 +195,7 @@
 
   function showTop(top) {
     if (top === null) {
-      write(note, NO_ANSWER);
+      write(note, BUSY);
       return;
     }
     const choice = [...all(".choice a")].find((link) => link.dataset.by === top.by);

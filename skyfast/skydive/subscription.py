@@ -509,7 +509,7 @@ class Subscription:
         self._log(level, reason, f"{text}; next attempt in {delay_s:.1f} s")
 
     def _set_state(self, up: int) -> None:
-        self.stats.turn(up)
+        self.stats.set_up(up)
         self._changed()
 
     def _changed(self) -> None:

@@ -249,7 +249,7 @@ class Subscriptions:
                     for name, running in self._running.items()
                     if name in names
                 )
-                self._stats.analyzer(endpoint.name).turn(int(any(ups)))
+                self._stats.analyzer(endpoint.name).set_up(int(any(ups)))
 
     async def _watch_addresses(self, endpoint: Endpoint) -> Never:
         """Keep the addresses of a ``dns+`` name up to date."""

@@ -1,6 +1,6 @@
 """Authentication of HTTP clients: passwords, client certificates, and the rate limit.
 
-`Guard` judges by the web configuration in use. Imported only where ``--web.config.file`` is given.
+`WebSecurity` applies the web configuration in use. Imported only with ``--web.config.file``.
 
 Guessing passwords must not pay, nor cost anybody else. A wrong password takes as long as a wrong
 user. Hashes are computed by one thread of low priority, for so many at a time; what was right or
@@ -83,19 +83,19 @@ class _Bucket:
             return None
         return max(math.ceil((1 - self._tokens) * self.limit.interval_s), 1)
 
-    def give_back(self) -> None:
+    def refund(self) -> None:
         self._tokens = min(self.limit.burst, self._tokens + 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Rejection:
     """How a request is refused; ``retry_after_s`` is None where no retry will succeed."""
 
     status: HTTPStatus
     retry_after_s: int | None = None
 
 
-class Passwords:
+class PasswordChecker:
     """Judges credentials, at a cost that neither guesses nor guessers can raise.
 
     Everything but the computing of hashes happens on the event loop.
@@ -110,7 +110,7 @@ class Passwords:
         self._secret = secrets.token_bytes(32)
         self._verified: dict[bytes, None] = {}  # the one used last is the last
         self._failed: dict[bytes, None] = {}  # likewise
-        self._wrong: dict[str, _Bucket] = {}  # likewise
+        self._buckets: dict[str, _Bucket] = {}  # likewise
         self._check_s = 1.0  # how long the latest took
         self._checks: dict[bytes, asyncio.Task[bool]] = {}
         self._log_limit = LogLimit()
@@ -122,16 +122,16 @@ class Passwords:
         """End the thread, behind what it is at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def judge(
+    async def authenticate(
         self, users: Mapping[bytes, bytes], authorization: str | None, address: str
-    ) -> Refusal | None:
+    ) -> Rejection | None:
         """Return how a request with this header is refused, or None."""
         user, password = _credentials(authorization)
         if user is None:
-            return Refusal(HTTPStatus.UNAUTHORIZED)
+            return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
         # Who is unknown waits as long as somebody known would, and always for the same hash.
-        expected = known or self._stand_in(user, users)
+        expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:
             self._verified[digest] = self._verified.pop(digest)
@@ -141,16 +141,16 @@ class Passwords:
         failed = self._digest(client.encode(), digest)
         if failed in self._failed:
             self._failed[failed] = self._failed.pop(failed)
-            self._log_wrong(address)
-            return Refusal(HTTPStatus.UNAUTHORIZED)
+            self._log_failure(address)
+            return Rejection(HTTPStatus.UNAUTHORIZED)
         if digest not in self._checks:
             if len(self._checks) >= MAX_CHECKS:
                 wait_s = max(math.ceil(len(self._checks) * self._check_s), 1)
-                return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, wait_s)
+                return Rejection(HTTPStatus.SERVICE_UNAVAILABLE, wait_s)
             bucket = self._bucket(client)
             if not bucket.take(self._now()):
                 self._log_limit.warn(log, "often", f"too many wrong passwords from {address}")
-                return Refusal(HTTPStatus.TOO_MANY_REQUESTS, bucket.wait_s())
+                return Rejection(HTTPStatus.TOO_MANY_REQUESTS, bucket.wait_s())
             task = asyncio.create_task(
                 self._check(digest, password, expected, client, known=known is not None)
             )
@@ -160,10 +160,10 @@ class Passwords:
         if await asyncio.shield(self._checks[digest]):
             return None
         _remember(self._failed, failed, MAX_FAILED)
-        self._log_wrong(address)
-        return Refusal(HTTPStatus.UNAUTHORIZED)
+        self._log_failure(address)
+        return Rejection(HTTPStatus.UNAUTHORIZED)
 
-    def _log_wrong(self, address: str) -> None:
+    def _log_failure(self, address: str) -> None:
         self._log_limit.warn(log, "wrong", f"wrong user or password from {address}")
 
     async def _check(
@@ -177,8 +177,8 @@ class Passwords:
             # Even if the client has disconnected meanwhile.
             _remember(self._failed, self._digest(client.encode(), digest), MAX_FAILED)
             return False
-        if bucket := self._wrong.get(client):
-            bucket.give_back()
+        if bucket := self._buckets.get(client):
+            bucket.refund()
         _remember(self._verified, digest, MAX_VERIFIED)
         return True
 
@@ -190,15 +190,15 @@ class Passwords:
 
     def _bucket(self, client: str) -> _Bucket:
         """Return what limits the tries of ``client``."""
-        bucket = self._wrong.pop(client, None)
+        bucket = self._buckets.pop(client, None)
         if bucket is None:
-            if len(self._wrong) >= MAX_ADDRESSES:
-                del self._wrong[next(iter(self._wrong))]
+            if len(self._buckets) >= MAX_ADDRESSES:
+                del self._buckets[next(iter(self._buckets))]
             bucket = _Bucket(RateLimit(WRONG_INTERVAL_S, WRONG_BURST), self._now())
-        self._wrong[client] = bucket
+        self._buckets[client] = bucket
         return bucket
 
-    def _stand_in(self, user: bytes, users: Mapping[bytes, bytes]) -> bytes:
+    def _dummy_hash(self, user: bytes, users: Mapping[bytes, bytes]) -> bytes:
         hashes = list(users.values())
         return hashes[int.from_bytes(self._digest(user)) % len(hashes)]
 
@@ -243,15 +243,15 @@ def _client(address: str) -> str:
     return str(network)
 
 
-class Guard:
+class WebSecurity:
     """What a connection is secured with, and who is answered, by the web configuration in use."""
 
     def __init__(self, path: str, *, now: Callable[[], float] = time.monotonic) -> None:
         """Read the file at ``path``. This blocks. Raises ConfigError where it cannot be used."""
         self._now = now
-        self._passwords: Passwords | None = None
+        self._passwords: PasswordChecker | None = None
         self._bucket: _Bucket | None = None
-        self._file = WebConfigFile(path, on_use=self._prepare)
+        self._file = WebConfigFile(path, on_change=self._prepare)
 
     @property
     def config(self) -> WebConfig:
@@ -274,28 +274,28 @@ class Guard:
         if config.rate_limit != (self._bucket.limit if self._bucket else None):
             self._bucket = _Bucket(config.rate_limit, self._now()) if config.rate_limit else None
         if config.users and self._passwords is None:
-            self._passwords = Passwords(now=self._now)
+            self._passwords = PasswordChecker(now=self._now)
 
     def close(self) -> None:
         """End what runs beside the event loop."""
         if self._passwords is not None:
             self._passwords.close()
 
-    async def judge(
+    async def authenticate(
         self, authorization: str | None, address: str, *, public: bool
-    ) -> Refusal | None:
+    ) -> Rejection | None:
         """Return how a request is refused, or None where it is to be answered.
 
         ``public`` is what needs no authentication. ``address`` is the client's.
         """
         config = await self.refresh()
         if self._bucket is not None and not self._bucket.take(self._now()):
-            return Refusal(HTTPStatus.TOO_MANY_REQUESTS, self._bucket.wait_s())
+            return Rejection(HTTPStatus.TOO_MANY_REQUESTS, self._bucket.wait_s())
         if public or not config.users or self._passwords is None:
             return None
-        return await self._passwords.judge(config.users, authorization, address)
+        return await self._passwords.authenticate(config.users, authorization, address)
 
-    def admits(self, certificate: Mapping[str, Any] | None) -> bool:
+    def allows_certificate(self, certificate: Mapping[str, Any] | None) -> bool:
         """Return whether a client's certificate, as `ssl` shows it, has an allowed name."""
         allowed = self.config.allowed_sans
         names = (certificate or {}).get("subjectAltName", ())

@@ -27,7 +27,7 @@ VALUES_AGE_S: Final = 1.0
 """How old the numbers of values may be that are given again."""
 
 
-class Table(Protocol):
+class CardinalityTable(Protocol):
     """What is asked of the table, from any thread."""
 
     def label_values(self) -> Mapping[str, int]: ...
@@ -37,7 +37,7 @@ class Table(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Value:
+class ValueCount:
     """A value of a label, and how many connections have it."""
 
     value: str
@@ -45,16 +45,16 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
+class LabelCardinality:
     """A label, how many values it has, and the most frequent of them."""
 
     name: str
     values: int
-    top: tuple[Value, ...]
+    top: tuple[ValueCount, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Without:
+class WithoutLabel:
     """What would be left if a label were dropped."""
 
     label: str
@@ -63,19 +63,19 @@ class Without:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class CardinalityReport:
     """What the main view holds. Some series are left out where a connection has no such value."""
 
     connections: int
     series_at_most: int
-    labels: tuple[Label, ...]
-    without: Without | None = None
+    labels: tuple[LabelCardinality, ...]
+    without: WithoutLabel | None = None
 
 
 class Cardinality:
     """Counts the values of a table's labels."""
 
-    def __init__(self, *, table: Table, view: View) -> None:
+    def __init__(self, *, table: CardinalityTable, view: View) -> None:
         """Count in ``table``, whose main view is ``view``."""
         self._table = table
         self.labels = tuple(column.name for column in view.columns)
@@ -84,7 +84,7 @@ class Cardinality:
         self._scanning = threading.Lock()
         self._values: Mapping[str, int] = {}
         self._values_until = 0.0
-        self._reports: ScanCache[str | None, Report] = ScanCache(
+        self._reports: ScanCache[str | None, CardinalityReport] = ScanCache(
             keep_s=REPORT_AGE_S, max_results=1 + len(self.labels), queue=False
         )
 
@@ -96,7 +96,7 @@ class Cardinality:
                 self._values_until = time.monotonic() + VALUES_AGE_S
             return self._values
 
-    async def report(self, without: str | None = None) -> Report:
+    async def report(self, without: str | None = None) -> CardinalityReport:
         """Return a report, made in a thread where there is none that is young enough.
 
         ``without`` is one of `labels`, for which to find out what dropping it would leave. Raises
@@ -104,28 +104,30 @@ class Cardinality:
         """
         return await self._reports.get(without, lambda: asyncio.to_thread(self._make, without))
 
-    def _make(self, without: str | None) -> Report:
+    def _make(self, without: str | None) -> CardinalityReport:
         """Make a report of one scan: figures of several moments would contradict each other."""
         connections, labels, left = self._table.cardinality(TOP_VALUES, without)
-        report = Report(
+        report = CardinalityReport(
             connections=connections,
             series_at_most=connections * self._series,
             labels=tuple(_label(name, *labels[name]) for name in self.labels),
         )
         if without is not None and left is not None:
-            found = Without(label=without, connections=left, series_at_most=left * self._series)
+            found = WithoutLabel(
+                label=without, connections=left, series_at_most=left * self._series
+            )
             report = replace(report, without=found)
         return report
 
 
-def _label(name: str, values: int, top: Sequence[tuple[str, int]]) -> Label:
-    return Label(
+def _label(name: str, values: int, top: Sequence[tuple[str, int]]) -> LabelCardinality:
+    return LabelCardinality(
         name=name,
         values=values,
-        top=tuple(Value(value=value, connections=count) for value, count in top),
+        top=tuple(ValueCount(value=value, connections=count) for value, count in top),
     )
 
 
-def as_json(report: Report) -> bytes:
+def as_json(report: CardinalityReport) -> bytes:
     """Return ``report`` as a JSON object with the names of its fields."""
     return msgspec.json.encode(report)

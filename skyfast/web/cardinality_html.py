@@ -3,11 +3,11 @@
 from html import escape
 from urllib.parse import quote
 
-from skyfast.web.cardinality import Label, Report
+from skyfast.web.cardinality import CardinalityReport, LabelCardinality
 from skyfast.web.html import bar, document
 
 
-def as_html(report: Report) -> str:
+def as_html(report: CardinalityReport) -> str:
     """Return ``report`` for a browser."""
     labels = sorted(report.labels, key=lambda label: -label.values)
     return document(
@@ -22,7 +22,7 @@ def as_html(report: Report) -> str:
     )
 
 
-def _aside(report: Report) -> str:
+def _aside(report: CardinalityReport) -> str:
     without = report.without
     if without is None:
         return ""
@@ -35,7 +35,7 @@ def _aside(report: Report) -> str:
     )
 
 
-def _section(label: Label, report: Report) -> str:
+def _section(label: LabelCardinality, report: CardinalityReport) -> str:
     rows = "".join(
         f"<tr><td>{escape(value.value) or '<small>(empty)</small>'}"
         f'<td class="number share">{bar(value.connections / (report.connections or 1))}'

@@ -39,7 +39,7 @@ MIN_COST = 4
 MAX_COST = 18
 """The dearest hash, about 15 s..."""
 
-DEAR_COST = 16
+SLOW_COST = 16
 """... and the dearest, about 4 s, without a warning: an answer has a deadline of 10 s. A check that
 takes longer goes on, and the next request with these credentials finds its result."""
 
@@ -132,8 +132,8 @@ class WebConfig:
         """Say what it comes to, in one line without a secret."""
         parts = ["plain HTTP"]
         if self.tls is not None:
-            least, most = self.tls.minimum_version.name, self.tls.maximum_version.name
-            parts = ["HTTPS", least if least == most else f"{least} to {most}"]
+            minimum, maximum = self.tls.minimum_version.name, self.tls.maximum_version.name
+            parts = ["HTTPS", minimum if minimum == maximum else f"{minimum} to {maximum}"]
             if self.tls.verify_mode is not ssl.CERT_NONE:
                 required = self.tls.verify_mode is ssl.CERT_REQUIRED
                 parts.append(f"client certificates {'required' if required else 'verified'}")
@@ -147,7 +147,7 @@ class WebConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stamp:
+class _FileState:
     """What shows that a file has changed; times in nanoseconds."""
 
     modified_ns: int
@@ -155,7 +155,7 @@ class _Stamp:
     inode: int
 
 
-Files: TypeAlias = dict[str, _Stamp | None]
+Files: TypeAlias = dict[str, _FileState | None]
 """Paths, and what showed at each, before it was read, that it has not changed."""
 
 
@@ -186,11 +186,11 @@ class _Reader:
         self._name = file_name(path)
         self._files = files
         self._warnings: list[str] = []
-        files[path] = _stamp(path)
+        files[path] = _file_state(path)
 
     def read(self) -> WebConfig:
         top = compose(read_file(self._path), file=self._name)
-        with self.refusing(Node(top, 1), ""):
+        with self.errors_at(Node(top, 1), ""):
             sections = mapping_of(top, known=_SECTIONS, what="a web configuration")
         tls, sans = None, frozenset[str]()
         if node := sections.get("tls_server_config"):
@@ -217,13 +217,13 @@ class _Reader:
     def origin(self, node: Node) -> Origin:
         return Origin(self._name, node.line)
 
-    def refusing(
+    def errors_at(
         self, node: Node, path: str, *, secret: bool = False
     ) -> AbstractContextManager[None]:
         """Make errors of what is refused: it stands in ``node``, at ``path``."""
         return self.origin(node).refusing(path, hides=hide_all if secret else hide_nothing)
 
-    def note(self, node: Node, path: str, text: str) -> None:
+    def warn(self, node: Node, path: str, text: str) -> None:
         """Keep a warning about ``node``, at ``path``."""
         self._warnings.append(f"{self.origin(node)}: {path}: {text}")
 
@@ -231,14 +231,14 @@ class _Reader:
         return _Section(self, path, self._mapping(node, path, known), node)
 
     def _mapping(self, node: Node, path: str, known: Sequence[str]) -> dict[str, Node]:
-        with self.refusing(node, path):
+        with self.errors_at(node, path):
             _check_mapping(node.value)
             return mapping_of(node.value, known=known, what="a mapping")
 
     def file(self, value: YamlValue) -> str:
         """Accept a path, by the web configuration's own directory, of what can be read."""
         path = str(Path(self._path).parent / parse_str(value))
-        self._files[path] = _stamp(path)
+        self._files[path] = _file_state(path)
         try:
             Path(path).open("rb").close()
         except OSError as error:
@@ -252,16 +252,18 @@ class _Reader:
         context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols(["http/1.1"])
         context.options |= ssl.OP_NO_RENEGOTIATION
-        least = section.get("min_version", _to_version, ssl.TLSVersion.TLSv1_2)
-        most = section.get("max_version", _to_version, ssl.TLSVersion.TLSv1_3)
-        if least > most:
+        minimum = section.get("min_version", _to_version, ssl.TLSVersion.TLSv1_2)
+        maximum = section.get("max_version", _to_version, ssl.TLSVersion.TLSv1_3)
+        if minimum > maximum:
             raise section.error("min_version", "is above max_version")
-        context.minimum_version, context.maximum_version = least, most
-        self._ciphers(section, context, least)
+        context.minimum_version, context.maximum_version = minimum, maximum
+        self._ciphers(section, context, minimum)
         self._identity(section, context)
         return context, self._clients(section, context)
 
-    def _ciphers(self, section: "_Section", context: ServerContext, least: ssl.TLSVersion) -> None:
+    def _ciphers(
+        self, section: "_Section", context: ServerContext, minimum: ssl.TLSVersion
+    ) -> None:
         suites = section.names("cipher_suites", one_of(*_CIPHERS, *_CIPHERS_13))
         chosen = [_CIPHERS[name] for name in suites if name in _CIPHERS]
         if not suites:
@@ -273,7 +275,7 @@ class _Reader:
                 raise section.error(
                     "cipher_suites", f"is not supported by OpenSSL{_reason(error)}"
                 ) from None
-        elif least < ssl.TLSVersion.TLSv1_3:
+        elif minimum < ssl.TLSVersion.TLSv1_3:
             raise section.error(
                 "cipher_suites", "contains only TLS 1.3 suites; set min_version to TLS13"
             )
@@ -285,7 +287,7 @@ class _Reader:
         set_groups = getattr(context, "set_groups", None)  # since Python 3.15
         if len(curves) > 1 and set_groups is None:
             text = f"only {curves[0]} is offered: this Python version supports a single curve"
-            section.note("curve_preferences", text)
+            section.warn("curve_preferences", text)
         if curves:
             try:
                 if set_groups is None:
@@ -358,21 +360,21 @@ class _Reader:
                 "without client_ca_file, the system's certificate authorities are trusted: anyone"
                 " can get a certificate from them"
             )
-            section.note("client_auth_type", text)
+            section.warn("client_auth_type", text)
         return frozenset(map(normalize_san, sans))
 
     def _http(self, node: Node) -> dict[str, str]:
         path = "http_server_config"
         section = self._section(node, path, ("http2", "headers"))
         if section.get("http2", to_boolean, False):
-            section.note("http2", "HTTP/2 is not supported; clients use HTTP/1.1 instead")
+            section.warn("http2", "HTTP/2 is not supported; clients use HTTP/1.1 instead")
         headers = {}
-        if below := section.nodes.get("headers"):
+        if headers_node := section.nodes.get("headers"):
             path = join(path, "headers")
-            nodes = self._mapping(below, path, [name.lower() for name in HEADERS])
+            nodes = self._mapping(headers_node, path, [name.lower() for name in HEADERS])
             for name, values in HEADERS.items():
                 if entry := nodes.get(name.lower()):
-                    with self.refusing(entry, join(path, name)):
+                    with self.errors_at(entry, join(path, name)):
                         if text := parse_str(entry.value):
                             headers[name] = one_of(*values)(text) if values else text
         return headers
@@ -380,20 +382,20 @@ class _Reader:
     def _users(self, node: Node) -> dict[bytes, bytes]:
         path = "basic_auth_users"
         users = {}
-        with self.refusing(node, path, secret=True):
+        with self.errors_at(node, path, secret=True):
             _check_mapping(node.value)
         assert isinstance(node.value, dict)  # noqa: S101 - for mypy
         for name, entry in node.value.items():
-            with self.refusing(entry, join(path, name), secret=True):
+            with self.errors_at(entry, join(path, name), secret=True):
                 if ":" in parse_str(name):
                     raise InvalidValue("is not a valid user name: it contains a colon", shown=False)
                 users[name.encode()] = hashed = _to_hash(entry.value)
-            if (cost := _cost(hashed)) > DEAR_COST:
+            if (cost := _cost(hashed)) > SLOW_COST:
                 text = (
                     f"has a cost of {cost}: the user's first request after a start may time out"
                     " before the password is checked; later requests succeed"
                 )
-                self.note(entry, join(path, name), text)
+                self.warn(entry, join(path, name), text)
         return users
 
     def _rate_limit(self, node: Node) -> RateLimit | None:
@@ -405,7 +407,7 @@ class _Reader:
         if not section.has("burst"):
             raise section.missing("burst (at least 1)")
         if not burst:
-            section.note("burst", "0 rejects every request")
+            section.warn("burst", "0 rejects every request")
         return RateLimit(interval_s, burst)
 
 
@@ -426,7 +428,7 @@ class _Section:
     ) -> T:
         if not self.has(key):
             return default
-        with self.reader.refusing(self.nodes[key], join(self.path, key), secret=secret):
+        with self.reader.errors_at(self.nodes[key], join(self.path, key), secret=secret):
             return parse(self.nodes[key].value)
 
     def names(self, key: str, parse: Callable[[YamlValue], str]) -> tuple[str, ...]:
@@ -439,8 +441,8 @@ class _Section:
         refused = InvalidValue(problem, node.value, shown=shown)
         return self.reader.origin(node).error(refused, join(self.path, key))
 
-    def note(self, key: str, text: str) -> None:
-        self.reader.note(self.nodes[key], join(self.path, key), text)
+    def warn(self, key: str, text: str) -> None:
+        self.reader.warn(self.nodes[key], join(self.path, key), text)
 
     def missing(self, what: str) -> ConfigError:
         refused = InvalidValue(f"{what} is missing", shown=False)
@@ -552,17 +554,17 @@ class WebConfigFile:
     is empty because it is just being written must not open the doors.
     """
 
-    def __init__(self, path: str, *, on_use: Callable[[WebConfig], None]) -> None:
+    def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:
         """Read the file at ``path``. This blocks.
 
-        ``on_use`` is called with each configuration that comes into use, this one too.
+        ``on_change`` is called with each configuration that comes into use, this one too.
 
         Raises:
             ConfigError: It cannot be used.
 
         """
         self._path = path
-        self._on_use = on_use
+        self._on_change = on_change
         self._lock = asyncio.Lock()
         self.use(read(path))
 
@@ -584,13 +586,15 @@ class WebConfigFile:
 
     def _check_change(self, config: WebConfig) -> None:
         if (self.config.tls is None) != (config.tls is None):
-            raise self._restart("tls_server_config", "removed" if self.config.tls else "added")
+            raise self._needs_restart(
+                "tls_server_config", "removed" if self.config.tls else "added"
+            )
         if self.config.users and not config.users:
-            raise self._restart("basic_auth_users", "removed")
+            raise self._needs_restart("basic_auth_users", "removed")
 
     def use(self, config: WebConfig) -> None:
         """Use ``config`` for what comes from now on; what is open stays as it is."""
-        self._on_use(config)
+        self._on_change(config)
         self.config = config
         self._files = config.files
 
@@ -599,10 +603,10 @@ class WebConfigFile:
         if self._changed():
             async with self._lock:
                 if self._changed():
-                    await self._read_again()
+                    await self._reload()
         return self.config
 
-    async def _read_again(self) -> None:
+    async def _reload(self) -> None:
         try:
             config = await asyncio.to_thread(self.read)
         except ConfigError as error:
@@ -612,15 +616,15 @@ class WebConfigFile:
             log.info("web configuration reloaded: %s", config.summary())
 
     def _changed(self) -> bool:
-        return any(_stamp(path) != stamp for path, stamp in self._files.items())
+        return any(_file_state(path) != state for path, state in self._files.items())
 
-    def _restart(self, key: str, done: str) -> ConfigError:
-        return ConfigError(f"{file_name(self._path)}: {key} cannot be {done} without a restart")
+    def _needs_restart(self, key: str, change: str) -> ConfigError:
+        return ConfigError(f"{file_name(self._path)}: {key} cannot be {change} without a restart")
 
 
-def _stamp(path: str) -> _Stamp | None:
+def _file_state(path: str) -> _FileState | None:
     try:
         stat = Path(path).stat()
     except OSError:  # pragma: no cover - deleted between two looks at it
         return None
-    return _Stamp(stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    return _FileState(stat.st_mtime_ns, stat.st_size, stat.st_ino)

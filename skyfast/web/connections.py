@@ -41,7 +41,7 @@ from skyfast.stats import ScrapeStats
 from skyfast.web.responses import raw_response, text_response
 
 if TYPE_CHECKING:
-    from skyfast.web.auth import Guard
+    from skyfast.web.auth import WebSecurity
 
 HEAD_TIMEOUT_S = 5.0
 """For a request's head: from its first byte, for the first one from the connection's start.
@@ -120,7 +120,7 @@ class HttpConnections:
         self.limit = limit
         self._stats = stats
         self._open: set[HttpConnection] = set()
-        self._waiting: dict[HttpConnection, None] = {}  # not being answered, longest first
+        self._idle: dict[HttpConnection, None] = {}  # not being answered, longest first
         self._closed = False
         self._log_limit = LogLimit()
 
@@ -131,10 +131,10 @@ class HttpConnections:
         opens connections and asks nothing cannot keep out those who ask.
         """
         if self._closed:  # pragma: no cover - accepted during a stop
-            connection.cut()
+            connection.reset()
             return
         if len(self._open) >= self.limit:
-            victim = next(iter(self._waiting), connection)
+            victim = next(iter(self._idle), connection)
             self._stats.connections_rejected += 1
             self._log_limit.warn(
                 log,
@@ -143,13 +143,13 @@ class HttpConnections:
                 f" {self.limit} connections are open (web.max_connections)",
             )
             self.remove(victim)
-            victim.shut()
+            victim.close_or_reset()
             if victim is connection:
                 return
         self._open.add(connection)
-        self._waiting[connection] = None
+        self._idle[connection] = None
 
-    def count_descriptors(self, latest: int) -> None:
+    def check_descriptors(self, latest: int) -> None:
         """Warn where few can be left behind the ``latest``: all below that are taken."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         left = limit - 1 - latest
@@ -172,23 +172,23 @@ class HttpConnections:
     def remove(self, connection: "HttpConnection") -> None:
         """Forget ``connection``, known or not."""
         self._open.discard(connection)
-        self._waiting.pop(connection, None)
+        self._idle.pop(connection, None)
 
-    def answering(self, connection: "HttpConnection") -> None:
+    def begin_response(self, connection: "HttpConnection") -> None:
         """Keep ``connection``, which is being answered."""
-        self._waiting.pop(connection, None)
+        self._idle.pop(connection, None)
 
-    def answered(self, connection: "HttpConnection") -> None:
+    def end_response(self, connection: "HttpConnection") -> None:
         """Put ``connection``, which was answered, behind those that wait longer."""
         if connection in self._open:
-            self._waiting[connection] = None
+            self._idle[connection] = None
 
     async def close(self) -> None:
         """Shut every connection, those to come too, and wait until they are lost."""
         self._closed = True
         connections = list(self._open)
         for connection in connections:
-            connection.shut()
+            connection.close_or_reset()
         if connections:
             await asyncio.wait([connection.lost for connection in connections])
 
@@ -201,36 +201,36 @@ class HttpConnection(web.RequestHandler):
     ) -> None:
         super().__init__(manager, loop=loop, **_OPTIONS)
         self.address = ""
-        self.late = False
+        self.timed_out = False
         """Whether the deadline passed in the middle of an answer."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self._connections = connections
         self._stream: asyncio.Transport | None = None
         self._handshake: asyncio.Task[None] | None = None
-        self._guard: Guard | None = None
+        self._security: WebSecurity | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._answering = False
-        self._unanswered_bytes = 0
+        self._responding = False
+        self._unprocessed_bytes = 0
         self._discarded_bytes = -1  # not discarding
-        self._cut = False
-        self._expired = False
+        self._reset = False
+        self._deadline_passed = False
         self.is_forbidden = False
         """Whether the client's certificate has no allowed name."""
 
-    def secure(self, client: socket.socket, guard: "Guard") -> None:
+    def start_tls(self, client: socket.socket, security: "WebSecurity") -> None:
         """Begin with a handshake. The deadline of the first request's head is running by then."""
-        self._guard = guard
-        self._begin(_peer(client))
-        if self._cut:  # pragma: no cover - closed within microseconds
-            self._handshake_over(client)
+        self._security = security
+        self._register(_peer(client))
+        if self._reset:  # pragma: no cover - closed within microseconds
+            self._handshake_done(client)
             return
-        self._handshake = asyncio.create_task(self._shake_hands(client, guard))
-        self._handshake.add_done_callback(lambda _: self._handshake_over(client))
+        self._handshake = asyncio.create_task(self._do_handshake(client, security))
+        self._handshake.add_done_callback(lambda _: self._handshake_done(client))
 
-    async def _shake_hands(self, client: socket.socket, guard: "Guard") -> None:
+    async def _do_handshake(self, client: socket.socket, security: "WebSecurity") -> None:
         from skyfast.web.handshakes import Handshake
 
-        context = (await guard.refresh()).tls
+        context = (await security.refresh()).tls
         handshake = Handshake(client)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -245,56 +245,56 @@ class HttpConnection(web.RequestHandler):
             else:
                 await handshake.answer(handshake.alert)
         except asyncio.CancelledError:
-            if self._expired and handshake.first:
+            if self._deadline_passed and handshake.first:
                 text = f"timed out after {HEAD_TIMEOUT_S:g} s"
                 self._connections.handshake_failed(self, "timeout", text)
             raise
         finally:
             handshake.close()
 
-    def _handshake_over(self, client: socket.socket) -> None:
+    def _handshake_done(self, client: socket.socket) -> None:
         if self._stream is None:
             client.close()
-            self._end()
+            self._unregister()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._stream = cast(asyncio.Transport, transport)  # aiohttp forgets its own early
         self._stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        if self._guard is None:
-            self._connections.count_descriptors(transport.get_extra_info("socket").fileno())
-            self._begin(transport.get_extra_info("peername"))
-        elif not self._guard.admits(transport.get_extra_info("peercert")):
+        if self._security is None:
+            self._connections.check_descriptors(transport.get_extra_info("socket").fileno())
+            self._register(transport.get_extra_info("peername"))
+        elif not self._security.allows_certificate(transport.get_extra_info("peercert")):
             # The handshake has succeeded, so no alert is possible: requests get HTTP 403.
             self.is_forbidden = True
             text = "client certificate matches none of client_allowed_sans"
             self._connections.handshake_failed(self, "client_certificate", text)
 
-    def _begin(self, peer: Any) -> None:
+    def _register(self, peer: Any) -> None:
         # There is no peer where the client has reset the connection already. On a socket of both
         # IP versions, an IPv4 client's address is mapped into IPv6.
         self.address = peer[0].removeprefix("::ffff:") if peer else ""
-        self._allow(HEAD_TIMEOUT_S)
+        self._set_deadline(HEAD_TIMEOUT_S)
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._cut:
+        if self._reset:
             return
         if self._discarded_bytes >= 0:
             self._discarded_bytes += len(data)
             if self._discarded_bytes > MAX_DISCARDED_BYTES:
-                self.cut()
+                self.reset()
             return
-        if self._unanswered_bytes > MAX_REQUEST_BYTES:
+        if self._unprocessed_bytes > MAX_REQUEST_BYTES:
             if self._waiter is not None:  # aiohttp waits for the end of a head
                 text = f"request head longer than {MAX_REQUEST_BYTES} bytes"
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+                self._send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
             else:
-                self.cut()
+                self.reset()
             return
-        if data and not self._unanswered_bytes and not self._answering:
-            self._allow(HEAD_TIMEOUT_S)
-        self._unanswered_bytes += len(data)
+        if data and not self._unprocessed_bytes and not self._responding:
+            self._set_deadline(HEAD_TIMEOUT_S)
+        self._unprocessed_bytes += len(data)
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
@@ -304,63 +304,63 @@ class HttpConnection(web.RequestHandler):
         """
         if self._discarded_bytes >= 0:
             return False
-        asked = self._answering or self._unanswered_bytes > 0
+        asked = self._responding or self._unprocessed_bytes > 0
         if asked:
             self.close()  # once that is answered
         # TLS, as the event loops do it, has no connections that are closed in one direction.
-        return asked and self._guard is None
+        return asked and self._security is None
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._end()
+        self._unregister()
         super().connection_lost(exc)
 
-    def _end(self) -> None:
+    def _unregister(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
         self._connections.remove(self)
         if not self.lost.done():
             self.lost.set_result(None)
 
-    def answering(self, timeout_s: float) -> None:
+    def begin_response(self, timeout_s: float) -> None:
         """Begin an answer, or change the time that it may take."""
-        self._answering = True
-        self._unanswered_bytes = 0
-        self._connections.answering(self)
-        self._allow(timeout_s)
+        self._responding = True
+        self._unprocessed_bytes = 0
+        self._connections.begin_response(self)
+        self._set_deadline(timeout_s)
 
-    def answered(self) -> None:
+    def end_response(self) -> None:
         """End an answer, and wait for the next request."""
-        self._answering = False
-        self._connections.answered(self)
-        self._allow(HEAD_TIMEOUT_S if self._unanswered_bytes else IDLE_TIMEOUT_S)
+        self._responding = False
+        self._connections.end_response(self)
+        self._set_deadline(HEAD_TIMEOUT_S if self._unprocessed_bytes else IDLE_TIMEOUT_S)
 
-    def shut(self) -> None:
+    def close_or_reset(self) -> None:
         """Close the connection: in good order where the client has all that it was sent."""
         if self._stream is None:  # pragma: no cover - during a handshake
-            self._leave()
-        elif self._answering or self._stream.get_write_buffer_size():
-            self.cut()
+            self._abort_handshake()
+        elif self._responding or self._stream.get_write_buffer_size():
+            self.reset()
         else:
             self._stream.close()
-            if self._guard is not None:
+            if self._security is not None:
                 # Which waits for the client's own goodbye.
                 self._call_later(TLS_CLOSE_TIMEOUT_S, self._stream.abort)
 
-    def cut(self) -> None:
+    def reset(self) -> None:
         """Reset the connection."""
-        self._cut = True
+        self._reset = True
         if self.lost.done():
             return  # and its descriptor may be another's by now
         if self._stream is None:  # pragma: no cover - during a handshake
-            self._leave()
+            self._abort_handshake()
             return
         client = self._stream.get_extra_info("socket")
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self._stream.abort()
 
-    def _leave(self) -> None:
+    def _abort_handshake(self) -> None:
         """Break off the handshake, or refuse it where it has not begun."""
-        self._cut = True
+        self._reset = True
         if self._handshake is not None:
             self._handshake.cancel()
 
@@ -379,28 +379,28 @@ class HttpConnection(web.RequestHandler):
             raise exc
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             log.debug("bad request from %s: %s", self.address, message)
-            self._refuse(*_refusal_of(exc))
+            self._send_error(*_parse_error_response(exc))
             raise ConnectionResetError("nothing more is read")
         log.error("%s %s failed", request.method, request.path, exc_info=exc)
-        if self._cut:
+        if self._reset:
             raise ConnectionResetError("the answer was cut")
         response = text_response(HTTPStatus(status).phrase + ".", status)
         response.force_close()
         return response
 
-    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+    def _send_error(self, status: HTTPStatus, reason: str) -> None:
         """Answer an invalid request, and close the connection after the client got the answer."""
-        if self._cut or self._stream is None or self.lost.done():
+        if self._reset or self._stream is None or self.lost.done():
             return
         self._force_close = True  # aiohttp parses nothing more and does not close the connection
         self._discarded_bytes = 0
         self._stream.write(raw_response(status, reason))
         if self._stream.can_write_eof():
             self._stream.write_eof()
-        self._allow(DISCARD_TIMEOUT_S)
+        self._set_deadline(DISCARD_TIMEOUT_S)
 
-    def _allow(self, timeout_s: float) -> None:
-        self._call_later(timeout_s, self._expire)
+    def _set_deadline(self, timeout_s: float) -> None:
+        self._call_later(timeout_s, self._on_deadline)
 
     def _call_later(self, delay_s: float, action: Callable[[], None]) -> None:
         if self._deadline is not None:
@@ -408,10 +408,10 @@ class HttpConnection(web.RequestHandler):
         if not self.lost.done():
             self._deadline = asyncio.get_running_loop().call_later(delay_s, action)
 
-    def _expire(self) -> None:
-        self.late = self._answering
-        self._expired = True
-        self.shut()
+    def _on_deadline(self) -> None:
+        self.timed_out = self._responding
+        self._deadline_passed = True
+        self.close_or_reset()
 
 
 def connection_of(request: web.BaseRequest) -> HttpConnection:
@@ -419,7 +419,7 @@ def connection_of(request: web.BaseRequest) -> HttpConnection:
     return cast(HttpConnection, request.protocol)
 
 
-def _refusal_of(error: BaseException | None) -> tuple[HTTPStatus, str]:
+def _parse_error_response(error: BaseException | None) -> tuple[HTTPStatus, str]:
     """Return the status and the reason for a request that aiohttp could not parse."""
     if isinstance(error, LineTooLong):
         if str(error.args[1]) == str(MAX_LINE_BYTES):

@@ -54,13 +54,13 @@ class TablePage(Protocol):
         """Return about ``size`` bytes, and nothing at the end. Does not hold the GIL."""
 
 
-class Table(TableCounts, Protocol):
+class ExpositionTable(TableCounts, Protocol):
     """What a page needs of the table."""
 
     def page(self, now: float, openmetrics: bool = False) -> TablePage: ...
 
 
-class Rendered(Protocol):
+class RenderedPart(Protocol):
     """A part of the page that is rendered in one go."""
 
     def page(self, now: float, openmetrics: bool = False) -> bytes: ...
@@ -77,18 +77,18 @@ class Part(Flag):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class ExpositionSource:
     """What a configuration decides of the pages.
 
     ``cardinality`` is that of the table's main view, ``views`` are the prefixes of its others.
     ``standard_names`` says that all families have such; then OpenMetrics is offered too.
     """
 
-    table: Table
+    table: ExpositionTable
     cardinality: Cardinality
     views: tuple[str, ...]
-    interfaces: Rendered
-    captures: Rendered
+    interfaces: RenderedPart
+    captures: RenderedPart
     standard_names: bool
 
 
@@ -98,13 +98,13 @@ class Exposition:
     Another ``source`` may be set at any time: pages that were begun go on with their own.
     """
 
-    def __init__(self, *, source: Source, stats: Stats, now: Callable[[], float]) -> None:
+    def __init__(self, *, source: ExpositionSource, stats: Stats, now: Callable[[], float]) -> None:
         """Build pages of these; ``now`` is the clock that the table's time-outs run by."""
         self.source = source
         self._stats = stats
         self._now = now
 
-    async def own(self, *, openmetrics: bool = False) -> bytes:
+    async def self_page(self, *, openmetrics: bool = False) -> bytes:
         """Return the page of self metrics. Takes no thread of those that pages are rendered in."""
         return await asyncio.to_thread(b"".join, self._chunks(Part.SELF, openmetrics=openmetrics))
 
@@ -129,7 +129,7 @@ class Exposition:
 
 
 def _chunks(
-    source: Source, parts: Part, counts: bytes, now: float, *, openmetrics: bool
+    source: ExpositionSource, parts: Part, counts: bytes, now: float, *, openmetrics: bool
 ) -> Iterator[bytes]:
     """Yield the page of ``now``; ``counts`` are the self metrics that the event loop rendered."""
     if Part.FLOWS in parts:
@@ -171,11 +171,11 @@ class Stream:
         """Bytes rendered, before compression."""
         self._queue: deque[bytes] = deque()
         self._lock = threading.Lock()  # held for some instructions only, by either side
-        self._room = threading.Condition(self._lock)
+        self._not_full = threading.Condition(self._lock)
         self._closed = False
         self._done = False
         self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._reader: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         counted = self._counted(chunks)
@@ -200,12 +200,12 @@ class Stream:
         while True:
             with self._lock:
                 if self._queue:
-                    self._room.notify()
+                    self._not_full.notify()
                     return self._queue.popleft()
                 if self._done:
                     break
-                self._waiter = self._loop.create_future()
-            await self._waiter
+                self._reader = self._loop.create_future()
+            await self._reader
         if self._error is not None:
             raise self._error
         raise StopAsyncIteration
@@ -215,7 +215,7 @@ class Stream:
         with self._lock:
             self._closed = True
             self._queue.clear()
-            self._room.notify()
+            self._not_full.notify()
 
     async def ended(self) -> None:
         """Wait until the thread has done its work."""
@@ -237,7 +237,7 @@ class Stream:
         with self._lock:
             self._error = error
             self._done = True
-            waiter, self._waiter = self._waiter, None
+            waiter, self._reader = self._reader, None
         if waiter is not None:
             self._resolve(waiter)
         self._resolve(self._ended)
@@ -246,11 +246,11 @@ class Stream:
         """Queue ``chunk`` as soon as there is room; return False when nobody wants it."""
         with self._lock:
             while len(self._queue) >= QUEUE_CHUNKS and not self._closed:
-                self._room.wait()
+                self._not_full.wait()
             if self._closed:
                 return False
             self._queue.append(chunk)
-            waiter, self._waiter = self._waiter, None
+            waiter, self._reader = self._reader, None
         if waiter is not None:
             self._resolve(waiter)
         return True

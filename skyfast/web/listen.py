@@ -26,7 +26,7 @@ OPTION: Final = "--web.listen-address"
 SOCKET_OPTION: Final = "--web.systemd-socket"
 
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-_PORT_IN_THE_WAY: Final = (errno.EADDRINUSE, errno.EACCES)
+_PORT_UNAVAILABLE: Final = (errno.EADDRINUSE, errno.EACCES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +119,14 @@ def url(address: Endpoint, *, secure: bool) -> str:
     return f"{'https' if secure else 'http'}://{Endpoint(host, address.port)}/metrics"
 
 
-def cure(error: ListenError) -> str:
+def hint(error: ListenError) -> str:
     """Return how another address can be chosen where that would help; else nothing."""
-    if error.errno in _PORT_IN_THE_WAY:
-        return f"; choose another port: {_ways(PORT)}"
+    if error.errno in _PORT_UNAVAILABLE:
+        return f"; choose another port: {_settings(PORT)}"
     if error.is_name or error.errno == errno.EADDRNOTAVAIL:
-        return f"; choose another address: {_ways(LISTEN_ADDRESS)}"
+        return f"; choose another address: {_settings(LISTEN_ADDRESS)}"
     return ""
 
 
-def _ways(key: Key[int] | Key[str]) -> str:
+def _settings(key: Key[int] | Key[str]) -> str:
     return f"{key.path}, {key.env} or {OPTION}"

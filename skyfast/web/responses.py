@@ -83,7 +83,7 @@ def json_response(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json", headers=response_headers({}))
 
 
-def try_again(reason: str) -> web.Response:
+def busy_response(reason: str) -> web.Response:
     response = text_response(f"Try again: {reason}.", HTTPStatus.SERVICE_UNAVAILABLE)
     response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
     return response
@@ -147,9 +147,9 @@ def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, 
     """Return how precisely the range that matches best does so, and its weight."""
     return max(
         (
-            (_precedence(each.type, wanted), each.weight)
-            for each in ranges
-            if _precedence(each.type, wanted)
+            (_precedence(media_range.type, wanted), media_range.weight)
+            for media_range in ranges
+            if _precedence(media_range.type, wanted)
         ),
         default=(0, 0.0),
     )

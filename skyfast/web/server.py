@@ -34,6 +34,7 @@ from skyfast.web.connections import (
 from skyfast.web.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
 from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
 from skyfast.web.responses import (
+    busy_response,
     encoding,
     header_value,
     html_response,
@@ -41,7 +42,6 @@ from skyfast.web.responses import (
     prefers_openmetrics,
     response_headers,
     text_response,
-    try_again,
     wants_json,
 )
 from skyfast.web.scan_cache import BusyError
@@ -49,10 +49,10 @@ from skyfast.web.status import Status
 from skyfast.web.top import PARAMETERS, QueryError
 
 if TYPE_CHECKING:
-    from skyfast.web.auth import Guard
+    from skyfast.web.auth import WebSecurity
 
 
-ANSWER_TIMEOUT_S = 10.0
+RESPONSE_TIMEOUT_S = 10.0
 """For an answer that is no page."""
 
 RANKING_TIMEOUT_S = 5.0
@@ -81,11 +81,11 @@ FORBIDDEN = "the certificate has no allowed name"
 
 SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 
-_READING = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
-_ACTING = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
+_READ_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
+_RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
 
 # What binding says where the kernel, or the machine, has no IPv6; `localhost` may still name it.
-_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 Reload = Callable[[], Awaitable[str | None]]
 """Reads the configuration again, and returns what is wrong with it where that was not possible."""
@@ -105,14 +105,14 @@ class WebServer:
         ready: Callable[[], bool],
         stats: ScrapeStats,
         reload: Reload | None = None,
-        guard: "Guard | None" = None,
+        security: "WebSecurity | None" = None,
         listen_at: Listen = AS_CONFIGURED,
     ) -> None:
         """Prepare to serve ``exposition`` and ``status``.
 
         ``ready`` tells whether there is a subscription.
 
-        ``reload`` is what ``/-/reload`` calls; None where that is not enabled. ``guard`` has TLS
+        ``reload`` is what ``/-/reload`` calls; None where that is not enabled. ``security`` has TLS
         and users; without it, everybody is answered. It ends with the server.
 
         ``listen_at`` says where it listens, where that is not the configuration's address.
@@ -122,7 +122,7 @@ class WebServer:
         """What is listened on; before `start`, with the port 0 where it is any."""
         self._limits = config.web
         self._reload = reload
-        self._guard = guard
+        self._security = security
         self._exposition = exposition
         self._status = status
         self._ready = ready
@@ -131,11 +131,11 @@ class WebServer:
         self._status_pages = 0
         # Python itself writes them: two threads that do would keep the event loop waiting twice
         # as long for each of its turns, and the others of the loop's own threads from theirs.
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="skyfast-status")
+        self._html_executor = ThreadPoolExecutor(1, thread_name_prefix="skyfast-status")
         self._connections = HttpConnections(limit=config.web.max_connections, stats=stats)
         self._servers: list[asyncio.Server] = []
         self._acceptors: list[asyncio.Task[None]] = []
-        self._answers: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._log_limit = LogLimit()
 
     @property
@@ -155,8 +155,8 @@ class WebServer:
         manager = make_manager(self._answer)
         listeners = await self._listen()
         for listener in listeners:
-            if self._guard is not None and self._guard.config.tls is not None:
-                accepting = self._accept(listener, manager, self._guard)
+            if self._security is not None and self._security.config.tls is not None:
+                accepting = self._accept(listener, manager, self._security)
                 self._acceptors.append(asyncio.create_task(accepting))
                 continue
             server = await loop.create_server(
@@ -197,15 +197,17 @@ class WebServer:
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self._connections.close()
-                if self._answers:
-                    await asyncio.wait(self._answers)
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
         except TimeoutError:
-            log.warning("HTTP server stopped with %d unanswered requests", len(self._answers))
-        self._writer.shutdown(wait=False, cancel_futures=True)
-        if self._guard is not None:
-            self._guard.close()
+            log.warning("HTTP server stopped with %d unanswered requests", len(self._tasks))
+        self._html_executor.shutdown(wait=False, cancel_futures=True)
+        if self._security is not None:
+            self._security.close()
 
-    async def _accept(self, listener: socket.socket, manager: web.Server, guard: "Guard") -> None:
+    async def _accept(
+        self, listener: socket.socket, manager: web.Server, security: "WebSecurity"
+    ) -> None:
         """Take connections that are to be secured.
 
         A server of the event loop's would have one context for all of them, and would not tell of
@@ -223,31 +225,31 @@ class WebServer:
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
                 connection = HttpConnection(manager, loop=loop, connections=self._connections)
-                connection.secure(client, guard)
+                connection.start_tls(client, security)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, to the last byte: aiohttp has nothing left to send."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         connection = connection_of(request)
-        connection.answering(ANSWER_TIMEOUT_S)
+        connection.begin_response(RESPONSE_TIMEOUT_S)
         if request.version < HttpVersion11 or hdrs.UPGRADE in request.headers:
             connection.close()
         try:
-            refusal = await self._refusal(request)
-            response = refusal if refusal is not None else await self._respond(request)
+            rejection = await self._rejection(request)
+            response = rejection if rejection is not None else await self._route(request)
             if not response.prepared:
                 response.headers.update(self._configured_headers())
             await response.prepare(request)
             await response.write_eof()
         finally:
-            connection.answered()
+            connection.end_response()
         return response
 
-    async def _refusal(self, request: web.BaseRequest) -> web.Response | None:
+    async def _rejection(self, request: web.BaseRequest) -> web.Response | None:
         """Return the answer to a request that is not to be answered, or None."""
-        if self._guard is None:
+        if self._security is None:
             return None
         connection = connection_of(request)
         if connection.is_forbidden:
@@ -255,24 +257,24 @@ class WebServer:
             response.force_close()
             return response
         is_health = (route := ROUTES.get(request.path)) is not None and route.is_health
-        refusal = await self._guard.judge(
+        rejection = await self._security.authenticate(
             request.headers.get(hdrs.AUTHORIZATION),
             connection.address,
             public=self._limits.health_without_auth and is_health,
         )
-        if refusal is None:
+        if rejection is None:
             return None
-        response = text_response(f"{refusal.status.phrase}.", refusal.status)
-        if refusal.status is HTTPStatus.UNAUTHORIZED:
+        response = text_response(f"{rejection.status.phrase}.", rejection.status)
+        if rejection.status is HTTPStatus.UNAUTHORIZED:
             response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
-        elif refusal.retry_after_s is not None:
-            response.headers[hdrs.RETRY_AFTER] = str(refusal.retry_after_s)
+        elif rejection.retry_after_s is not None:
+            response.headers[hdrs.RETRY_AFTER] = str(rejection.retry_after_s)
         return response
 
     def _configured_headers(self) -> Mapping[str, str]:
-        return {} if self._guard is None else self._guard.config.headers
+        return {} if self._security is None else self._security.config.headers
 
-    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         route = ROUTES.get(request.path)
         if route is None:
             return text_response("Page not found.", HTTPStatus.NOT_FOUND)
@@ -288,24 +290,24 @@ class WebServer:
             return response
         return await route.answer(self, request)
 
-    async def _healthy(self, _: web.BaseRequest) -> web.Response:
+    async def _health(self, _: web.BaseRequest) -> web.Response:
         return text_response("skyfast is healthy.")
 
-    async def _is_ready(self, _: web.BaseRequest) -> web.Response:
+    async def _readiness(self, _: web.BaseRequest) -> web.Response:
         if not self._ready():
             return text_response(
                 "Not ready: not subscribed to any analyzer.", HTTPStatus.SERVICE_UNAVAILABLE
             )
         return text_response("skyfast is ready.")
 
-    async def _reloaded(self, _: web.BaseRequest) -> web.Response:
+    async def _reload_config(self, _: web.BaseRequest) -> web.Response:
         """Answer as Prometheus does."""
         if self._reload is None:
             return text_response("Lifecycle API is not enabled.", HTTPStatus.FORBIDDEN)
         # To its end, whoever asked for it and does not wait.
         task = asyncio.ensure_future(self._reload())
-        self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         error = await asyncio.shield(task)
         if error is not None:
             return text_response(
@@ -315,24 +317,24 @@ class WebServer:
 
     async def _status_page(self, request: web.BaseRequest) -> web.Response:
         """Return the page for browsers, who may add parameters of their own."""
-        ranks = self._status.ranking
+        ranking = self._status.ranking
         parameters = [(name, text) for name, text in request.query.items() if name in PARAMETERS]
         try:
-            query = ranks.query(parameters, n=status_html.DEFAULT_ROWS)
+            query = ranking.query(parameters, n=status_html.DEFAULT_ROWS)
         except QueryError as error:
             return text_response(str(error), HTTPStatus.BAD_REQUEST)
         if self._status_pages >= MAX_STATUS_PAGES:
-            return try_again("too many status pages are being rendered")
+            return busy_response("too many status pages are being rendered")
         self._status_pages += 1
         try:
             top = None
             with contextlib.suppress(BusyError, TimeoutError):
                 async with asyncio.timeout(RANKING_TIMEOUT_S):
-                    top = (await ranks.top(query)).top
+                    top = (await ranking.top(query)).top
             report = await self._status.report()
             # Some hundred rows take some ten milliseconds.
             text = await asyncio.get_running_loop().run_in_executor(
-                self._writer, status_html.as_html, report, ranks, query, top
+                self._html_executor, status_html.as_html, report, ranking, query, top
             )
         finally:
             self._status_pages -= 1
@@ -344,14 +346,14 @@ class WebServer:
         return json_response(status.as_json(await self._status.report()))
 
     async def _api_top(self, request: web.BaseRequest) -> web.Response:
-        ranks = self._status.ranking
+        ranking = self._status.ranking
         try:
-            query = ranks.query(list(request.query.items()))
-            return json_response((await ranks.top(query)).json)
+            query = ranking.query(list(request.query.items()))
+            return json_response((await ranking.top(query)).json)
         except QueryError as error:
             return text_response(str(error), HTTPStatus.BAD_REQUEST)
         except BusyError:
-            return try_again("too many rankings are in progress")
+            return busy_response("too many rankings are in progress")
 
     async def _cardinality(self, request: web.BaseRequest) -> web.Response:
         counts = self._exposition.source.cardinality
@@ -364,7 +366,7 @@ class WebServer:
         try:
             report = await counts.report(label)
         except BusyError:
-            return try_again("another report is in progress")
+            return busy_response("another report is in progress")
         if wants_json(request):
             response = json_response(cardinality.as_json(report))
         else:
@@ -400,23 +402,23 @@ class WebServer:
             return web.StreamResponse(headers=headers)
         if part is Part.SELF:
             # Small, and not counted among the pages: it has to come when nothing else does.
-            own = await self._exposition.own(openmetrics=openmetrics)
-            body = exposition.compress(own) if coding == "gzip" else own
+            self_page = await self._exposition.self_page(openmetrics=openmetrics)
+            body = exposition.compress(self_page) if coding == "gzip" else self_page
             return web.Response(body=body, headers=headers)
         connection = connection_of(request)
-        if crowd := self._crowd(connection.address):
+        if limit := self._scrape_limit(connection.address):
             self._stats.rejected += 1
             self._log_limit.warn(
-                log, "crowd", f"scrape from {connection.address} rejected: {crowd}"
+                log, "crowd", f"scrape from {connection.address} rejected: {limit}"
             )
-            return try_again(crowd)
+            return busy_response(limit)
         self._scrapers[connection.address] += 1
         try:
             return await self._stream(request, web.StreamResponse(headers=headers), part)
         finally:
             self._scrapers -= Counter((connection.address,))
 
-    def _crowd(self, address: str) -> str:
+    def _scrape_limit(self, address: str) -> str:
         """Return which bound on pages at once is reached, if one is."""
         if self._scrapers.total() >= self._limits.max_scrapes:
             return f"{self._limits.max_scrapes} pages are being served (web.max_scrapes)"
@@ -438,8 +440,8 @@ class WebServer:
             request.headers.get(SCRAPE_TIMEOUT_HEADER), default_s=self._limits.scrape_timeout_s
         )
         connection = connection_of(request)
-        connection.answering(timeout_s)
-        begin_s = time.perf_counter()
+        connection.begin_response(timeout_s)
+        start_s = time.perf_counter()
         page = self._exposition.stream(
             part,
             gzip=hdrs.CONTENT_ENCODING in response.headers,
@@ -454,23 +456,23 @@ class WebServer:
                 await response.write_eof()
         except (asyncio.CancelledError, ConnectionError):
             # The connection was lost: to the client, to its deadline, or to stop().
-            if connection.late:
+            if connection.timed_out:
                 self._log_limit.warn(
                     log,
                     "late",
                     f"scrape from {connection.address} timed out after {timeout_s:g} s:"
                     f" {page.page_bytes} bytes rendered",
                 )
-            self._stats.failures["deadline" if connection.late else "disconnected"] += 1
+            self._stats.failures["deadline" if connection.timed_out else "disconnected"] += 1
             raise
         except Exception:
             self._stats.failures["error"] += 1
             if response.prepared:
-                connection.cut()
+                connection.reset()
             raise
         if Part.FLOWS in part:
             self._stats.scrapes += 1
-            self._stats.last_duration_s = time.perf_counter() - begin_s
+            self._stats.last_duration_s = time.perf_counter() - start_s
             self._stats.last_bytes = page.page_bytes
         return response
 
@@ -480,7 +482,7 @@ class Route:
     """How requests for a path are answered."""
 
     answer: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
-    methods: tuple[str, ...] = _READING
+    methods: tuple[str, ...] = _READ_METHODS
     is_health: bool = False
     """Whether ``web.health_without_auth`` applies."""
 
@@ -499,10 +501,10 @@ ROUTES: Final[Mapping[str, Route]] = {
     "/cardinality": Route(WebServer._cardinality),
     "/api/status": Route(WebServer._api_status),
     "/api/top": Route(WebServer._api_top),
-    "/-/healthy": Route(WebServer._healthy, is_health=True),
-    "/-/ready": Route(WebServer._is_ready, is_health=True),
-    "/-/reload": Route(WebServer._reloaded, _ACTING),
-    "*": Route(WebServer._healthy),  # of OPTIONS alone: RFC 9110, section 7.1
+    "/-/healthy": Route(WebServer._health, is_health=True),
+    "/-/ready": Route(WebServer._readiness, is_health=True),
+    "/-/reload": Route(WebServer._reload_config, _RELOAD_METHODS),
+    "*": Route(WebServer._health),  # of OPTIONS alone: RFC 9110, section 7.1
 }
 """All paths there are, and ``*``; others are answered with 404."""
 
@@ -530,21 +532,21 @@ async def _listen(address: str, port: int) -> list[socket.socket]:
         return [_listen_everywhere(port)]
     found = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
     listeners: list[socket.socket] = []
-    absent = None
-    for family, _, _, _, where in dict.fromkeys(found):
+    unavailable = None
+    for family, _, _, _, sockaddr in dict.fromkeys(found):
         try:
-            listener = socket.create_server((where[0], port, *where[2:]), family=family)
+            listener = socket.create_server((sockaddr[0], port, *sockaddr[2:]), family=family)
         except OSError as error:
-            if error.errno in _NO_SUCH_ADDRESS:
-                absent = error
+            if error.errno in _UNAVAILABLE:
+                unavailable = error
                 continue
             for listener in listeners:
                 listener.close()
             raise
         port = listener.getsockname()[1]
         listeners.append(listener)
-    if not listeners and absent:
-        raise absent
+    if not listeners and unavailable:
+        raise unavailable
     return listeners
 
 
@@ -554,6 +556,6 @@ def _listen_everywhere(port: int) -> socket.socket:
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         except OSError as error:
-            if error.errno not in _NO_SUCH_ADDRESS:
+            if error.errno not in _UNAVAILABLE:
                 raise
     return socket.create_server(("", port))

@@ -45,34 +45,34 @@ MAX_ANALYZERS: Final = 200
 MAX_NAMED: Final = 3
 """Analyzers that a warning names."""
 
-FULL: Final = 0.9
+NEARLY_FULL: Final = 0.9
 """The share of a bound of the table from which on people are warned."""
 
 MAX_CAPTURES: Final = 50
 """Captures that are listed."""
 
 
-class Interfaces(Protocol):
+class InterfaceSource(Protocol):
     """What is asked of the interfaces."""
 
     def busiest(self, now: float) -> Sequence[Interface]: ...
 
 
-class Captures(Protocol):
+class CaptureSource(Protocol):
     """What is asked of the captures."""
 
     def first(self, count: int, now: float) -> Sequence[CaptureReport]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class StatusSource:
     """What a configuration decides of the page."""
 
     config: Config
     table: TableCounts
     ranking: Ranking
-    interfaces: Interfaces
-    captures: Captures
+    interfaces: InterfaceSource
+    captures: CaptureSource
 
 
 # What is told ----------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class Reload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class StatusReport:
     """Everything but the busiest connections. ``warnings`` are the texts of ``notices``."""
 
     version: str
@@ -333,7 +333,7 @@ class Status:
     def __init__(
         self,
         *,
-        subject: Subject,
+        subject: StatusSource,
         stats: Stats,
         ready: Callable[[], bool],
         now: Callable[[], float],
@@ -343,8 +343,8 @@ class Status:
         self._stats = stats
         self._ready = ready
         self._now = now
-        self._began_s = time.monotonic()
-        self._dumped: tuple[Config, str] | None = None
+        self._start_s = time.monotonic()
+        self._dump: tuple[Config, str] | None = None
         self._history = History()
         self.sample()
 
@@ -353,7 +353,7 @@ class Status:
         """The ranking of the table that there is now."""
         return self._subject.ranking
 
-    def use(self, subject: Subject) -> None:
+    def use(self, subject: StatusSource) -> None:
         """Tell of another configuration from now on."""
         if subject.ranking is not self._subject.ranking:
             self._subject.ranking.close()
@@ -369,7 +369,7 @@ class Status:
             await asyncio.sleep(INTERVAL_S)
             self.sample()
 
-    async def report(self) -> Report:
+    async def report(self) -> StatusReport:
         """Return what there is to tell now."""
         configuration = await self._configuration()
         subject, stats = self._subject, self._stats
@@ -379,7 +379,7 @@ class Status:
         # Each is looked at once, so that no two figures of it differ.
         counts = _table(stats, table)
         ready = self._ready()
-        return Report(
+        return StatusReport(
             version=__version__,
             python=platform.python_version(),
             host_id=subject.config.host_id,
@@ -388,7 +388,7 @@ class Status:
             warnings=[notice.text for notice in notices],
             notices=notices,
             timestamp_seconds=round(time.time(), 3),
-            uptime_seconds=round(time.monotonic() - self._began_s, 1),
+            uptime_seconds=round(time.monotonic() - self._start_s, 1),
             resident_bytes=_resident_bytes(),
             flows_per_second=round(sum(rates.values(), 0.0), 1),
             analyzers=list(_analyzers(stats, rates)),
@@ -430,12 +430,12 @@ class Status:
     async def _configuration(self) -> str:
         """Return the configuration as YAML without secrets: made once, in a thread, in some ms."""
         current = self._subject.config
-        if self._dumped is None or self._dumped[0] is not current:
-            self._dumped = current, await asyncio.to_thread(loader.dump, current)
-        return self._dumped[1]
+        if self._dump is None or self._dump[0] is not current:
+            self._dump = current, await asyncio.to_thread(loader.dump, current)
+        return self._dump[1]
 
 
-def as_json(report: Report) -> bytes:
+def as_json(report: StatusReport) -> bytes:
     """Return ``report`` as a JSON object with the names of its fields."""
     return msgspec.json.encode(report)
 
@@ -476,7 +476,7 @@ def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
         ("connections", table.connections, stats.max_connections),
         ("flows", table.flows, stats.max_flows),
     ):
-        if count >= FULL * limit > 0:
+        if count >= NEARLY_FULL * limit > 0:
             yield Notice(
                 severity="critical" if count >= limit else "warning",
                 text=f"{count:,} of at most {limit:,} {what} (max_{what}).",

@@ -19,15 +19,24 @@ from urllib.parse import urlencode
 import msgspec
 
 from skyfast.web import html
-from skyfast.web.status import INTERVAL_S, MAX_GAP_S, SAMPLES, Report, Series
-from skyfast.web.top import MAX_FILTER_CHARS, PER_SECOND, Key, Metric, Query, Ranking, Top, Unit
+from skyfast.web.status import INTERVAL_S, MAX_GAP_S, SAMPLES, Series, StatusReport
+from skyfast.web.top import (
+    MAX_FILTER_CHARS,
+    PER_SECOND,
+    Metric,
+    Query,
+    Ranking,
+    RankingKey,
+    Top,
+    Unit,
+)
 
 ROWS: Final = (20, 50, 100, 500)
 """How many connections the page offers to list."""
 
 DEFAULT_ROWS: Final = 20
 
-NOTHING: Final = "–"
+EMPTY: Final = "–"
 """Stands for what there is not."""
 
 MAX_TIMESTAMP_S: Final = 2**33
@@ -132,7 +141,7 @@ _UNIT_FORMATS: Final[dict[Unit, str]] = {
 
 def formatted(value: Any, format_: str, now_s: float) -> str:
     """Return how ``value`` is written on the page of ``now_s``; not escaped."""
-    return NOTHING if value in (None, "", {}, [], ()) else _FORMATS[format_](value, now_s)
+    return EMPTY if value in (None, "", {}, [], ()) else _FORMATS[format_](value, now_s)
 
 
 # Places ------------------------------------------------------------------------------------------
@@ -227,56 +236,56 @@ _DIRECTIONS = (
     '<span aria-hidden="true">←</span><span class="unseen">from target to initiator</span>',
 )
 
-_NO_ANSWER: Final = "Too many rankings are in progress: try again."
+_BUSY: Final = "Too many rankings are in progress: try again."
 
 
-def as_html(report: Report, ranking: Ranking, query: Query, top: Top | None) -> str:
+def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | None) -> str:
     """Return the page. ``top`` answers ``query``; None where there was no time for that."""
-    told = _Told(msgspec.to_builtins(report), report.timestamp_seconds)
+    elements = _Elements(msgspec.to_builtins(report), report.timestamp_seconds)
     body = _PAGE.substitute(
-        health=told.place("health", "health"),
-        host=told.place("host_id", "text", tag="strong"),
-        version=told.place("version", "text"),
-        uptime=told.place("uptime_seconds", "duration"),
-        memory=told.place("resident_bytes", "bytes"),
-        made=escape(_made(report, ranking)),
+        health=elements.place("health", "health"),
+        host=elements.place("host_id", "text", tag="strong"),
+        version=elements.place("version", "text"),
+        uptime=elements.place("uptime_seconds", "duration"),
+        memory=elements.place("resident_bytes", "bytes"),
+        made=escape(_page_shape(report, ranking)),
         notices="".join(
             f'<li class="{notice.severity}">{escape(notice.text)}</li>' for notice in report.notices
         ),
-        tiles="".join(_tile(tile, told, report.history) for tile in _TILES),
-        analyzers=told.table("analyzers", _ANALYZERS),
-        choices="\n".join(_choice(key, ranking, query) for key in ranking.keys.values()),
+        tiles="".join(_tile(tile, elements, report.history) for tile in _TILES),
+        analyzers=elements.table("analyzers", _ANALYZERS),
+        choices="\n".join(_ranking_link(key, ranking, query) for key in ranking.keys.values()),
         by=escape(query.by),
         filter=escape(query.filter),
         max_filter=MAX_FILTER_CHARS,
-        counts=_counts(query.n),
-        note=_note(top) if top else _NO_ANSWER,
-        top=_top(ranking, query, top, told),
-        interfaces_note=_interfaces_note(report, told),
-        interfaces=told.table("interfaces.busiest", _INTERFACES),
-        captures_note=f"{told.place('captures.count', 'count')} reported by agents",
-        captures=told.table("captures.first", _CAPTURES),
+        counts=_row_options(query.n),
+        note=_note(top) if top else _BUSY,
+        top=_top(ranking, query, top, elements),
+        interfaces_note=_interfaces_note(report, elements),
+        interfaces=elements.table("interfaces.busiest", _INTERFACES),
+        captures_note=f"{elements.place('captures.count', 'count')} reported by agents",
+        captures=elements.table("captures.first", _CAPTURES),
         table="".join(
-            f"<div><dt>{text}</dt><dd>{told.place(key, format_)}</dd></div>\n"
+            f"<div><dt>{text}</dt><dd>{elements.place(key, format_)}</dd></div>\n"
             for key, format_, text in _FIGURES
         ),
-        source=told.place("configuration_source", "text", tag="code"),
-        reloaded=told.place("reload.last_success_timestamp_seconds", "ago"),
-        changed=told.place("reload.changed", "list"),
-        reload_error=told.place("reload.last_error", "error"),
+        source=elements.place("configuration_source", "text", tag="code"),
+        reloaded=elements.place("reload.last_success_timestamp_seconds", "ago"),
+        changed=elements.place("reload.changed", "list"),
+        reload_error=elements.place("reload.last_error", "error"),
         configuration=escape(report.configuration),
     )
     return html.document(title=escape(_title_of(report)), body=body, wide=True, script=True)
 
 
-def _title_of(report: Report) -> str:
+def _title_of(report: StatusReport) -> str:
     """Return the page's title: where only that can be seen, it says whether something is wrong."""
     warning = "▲ " if report.notices else ""
     health = "" if report.health.state == "ready" else f"{report.health.text} · "
     return f"{warning}{health}skyfast · {report.host_id}"
 
 
-def _made(report: Report, ranking: Ranking) -> str:
+def _page_shape(report: StatusReport, ranking: Ranking) -> str:
     """Return what the page is made for, as JSON: its script compares that with each status."""
     # Of this ranking, which can be of another configuration than the report, for a moment.
     parts = (
@@ -289,7 +298,7 @@ def _made(report: Report, ranking: Ranking) -> str:
     return msgspec.json.encode(parts).decode()
 
 
-class _Told:
+class _Elements:
     """What is told, by the ways to it; what it gives, the script will find."""
 
     def __init__(self, tree: Any, now_s: float) -> None:
@@ -358,12 +367,12 @@ def _side(format_: str) -> str:
 # Parts -------------------------------------------------------------------------------------------
 
 
-def _tile(tile: _Tile, told: _Told, history: Series) -> str:
+def _tile(tile: _Tile, elements: _Elements, history: Series) -> str:
     values: list[float | None] = getattr(history, tile.series)
     highest = max((value for value in values if value is not None), default=None)
     area, line = (_bars if tile.is_bars else _line)(history.age_seconds, values)
     return (
-        f"<li><h2>{tile.title}</h2>{told.place(tile.key, tile.format, tag='b')}\n"
+        f"<li><h2>{tile.title}</h2>{elements.place(tile.key, tile.format, tag='b')}\n"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img"'
         f' aria-label="{tile.title}, the last ten minutes" data-series="{tile.series}">'
         f'<path class="area" d="{area}"/>'
@@ -374,36 +383,38 @@ def _tile(tile: _Tile, told: _Told, history: Series) -> str:
     )
 
 
-def _runs(ages_s: Sequence[float], values: Sequence[float | None]) -> list[list[tuple[str, str]]]:
+def _segments(
+    ages_s: Sequence[float], values: Sequence[float | None]
+) -> list[list[tuple[str, str]]]:
     """Return the coordinates of what is there: from ten minutes ago to now, from 0 to the most.
 
     In runs, between which there is nothing for longer than `MAX_GAP_S`.
     """
     highest = max((value for value in values if value is not None), default=0) or 1
-    runs: list[list[tuple[str, str]]] = []
+    segments: list[list[tuple[str, str]]] = []
     before_s = math.inf
     for age_s, value in zip(ages_s, values, strict=True):
         if value is None:
             continue
         if before_s - age_s > MAX_GAP_S:
-            runs.append([])
+            segments.append([])
         before_s = age_s
         x = max(_WIDTH - age_s * _WIDTH / (INTERVAL_S * SAMPLES), 0)
-        runs[-1].append((f"{x:.1f}", f"{_HEIGHT - value * _HEIGHT / highest:.1f}"))
-    return runs
+        segments[-1].append((f"{x:.1f}", f"{_HEIGHT - value * _HEIGHT / highest:.1f}"))
+    return segments
 
 
 def _line(ages_s: Sequence[float], values: Sequence[float | None]) -> tuple[str, str]:
     area, line = "", ""
-    for run in _runs(ages_s, values):
-        path = "L".join(f"{x} {y}" for x, y in run)
-        area += f"M{run[0][0]} {_HEIGHT}L{path}L{run[-1][0]} {_HEIGHT}Z"
+    for segment in _segments(ages_s, values):
+        path = "L".join(f"{x} {y}" for x, y in segment)
+        area += f"M{segment[0][0]} {_HEIGHT}L{path}L{segment[-1][0]} {_HEIGHT}Z"
         line += f"M{path}"
     return area, line
 
 
 def _bars(ages_s: Sequence[float], values: Sequence[float | None]) -> tuple[str, str]:
-    points = [point for run in _runs(ages_s, values) for point in run]
+    points = [point for segment in _segments(ages_s, values) for point in segment]
     return "", "".join(f"M{x} {_HEIGHT}V{y}" for x, y in points)
 
 
@@ -411,7 +422,7 @@ def _link(by: str, query: Query) -> str:
     return escape("?" + urlencode({"by": by, "n": query.n, "filter": query.filter}))
 
 
-def _title(key: Key) -> str:
+def _title(key: RankingKey) -> str:
     name = key.name.removesuffix(PER_SECOND) + "/s" if key.is_rate else key.name
     return escape(name.replace("_", " "))
 
@@ -420,7 +431,7 @@ def _format(metric: Metric, *, is_rate: bool = False) -> str:
     return _UNIT_FORMATS[metric.unit] + ("-rate" if is_rate else "")
 
 
-def _choice(key: Key, ranking: Ranking, query: Query) -> str:
+def _ranking_link(key: RankingKey, ranking: Ranking, query: Query) -> str:
     format_ = _format(ranking.metrics[key.family], is_rate=key.is_rate)
     current = ' aria-current="true"' if key.name == query.by else ""
     return (
@@ -429,7 +440,7 @@ def _choice(key: Key, ranking: Ranking, query: Query) -> str:
     )
 
 
-def _counts(chosen: int) -> str:
+def _row_options(chosen: int) -> str:
     return "".join(
         f"<option{' selected' if n == chosen else ''}>{n}</option>" for n in sorted({*ROWS, chosen})
     )
@@ -446,7 +457,7 @@ def _note(top: Top) -> str:
     )
 
 
-def _top(ranking: Ranking, query: Query, top: Top | None, told: _Told) -> str:
+def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -> str:
     key = ranking.keys[query.by]
     columns = [
         _Column(
@@ -468,7 +479,7 @@ def _top(ranking: Ranking, query: Query, top: Top | None, told: _Told) -> str:
         }
         for entry in entries
     ]
-    return told.rows("top", columns, rows)
+    return elements.rows("top", columns, rows)
 
 
 def _value_columns(metric: Metric, query: Query) -> Iterable[_Column]:
@@ -479,12 +490,12 @@ def _value_columns(metric: Metric, query: Query) -> Iterable[_Column]:
         yield _Column(f"values.{metric.name}.{index}", _format(metric), link + arrow)
 
 
-def _interfaces_note(report: Report, told: _Told) -> str:
+def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
     if not report.interfaces.enabled:
         return "disabled by the configuration"
-    answered = told.place("interfaces.last_answer_timestamp_seconds", "ago")
-    failed = told.place("interfaces.last_error", "error")
+    answered = elements.place("interfaces.last_answer_timestamp_seconds", "ago")
+    failed = elements.place("interfaces.last_error", "error")
     return (
-        f"{told.place('interfaces.count', 'count')} in the topology, last answer {answered},"
+        f"{elements.place('interfaces.count', 'count')} in the topology, last answer {answered},"
         f" last error {failed}"
     )

@@ -27,13 +27,13 @@ MAX_ENTRIES: Final = 1000
 MAX_FILTER_CHARS: Final = 200
 """The longest text that can be looked for in label values."""
 
-SHARED_S: Final = 1.0
+ANSWER_AGE_S: Final = 1.0
 """How long an answer is given to others who ask the same."""
 
 MAX_ANSWERS: Final = 8
 """Answers that are being made, or are kept for others, at once."""
 
-KEPT_S: Final = 60.0
+SNAPSHOT_IDLE_S: Final = 60.0
 """How long snapshots are kept when nobody asks for rates any more."""
 
 REPORT_INTERVAL_S: Final = 60.0
@@ -52,7 +52,7 @@ Unit = Literal["bytes", "seconds", "nanoseconds", "timestamp", ""]
 Row = tuple[int, tuple[str, ...], tuple[int | None, ...]]
 
 
-class Table(Protocol):
+class TopTable(Protocol):
     """What is asked of the table, from any thread."""
 
     @property
@@ -88,7 +88,7 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
+class RankingKey:
     """What can be ranked by: the metric with the same name, or its rate."""
 
     name: str
@@ -122,7 +122,7 @@ class Top:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TopAnswer:
     """A `Top`, and the JSON object with the names of its fields: a thousand entries take 1 ms."""
 
     top: Top
@@ -138,30 +138,30 @@ class _Snapshot:
 class Ranking:
     """Ranks the connections of one table."""
 
-    def __init__(self, *, table: Table, view: View, metrics: Sequence[str]) -> None:
+    def __init__(self, *, table: TopTable, view: View, metrics: Sequence[str]) -> None:
         """Rank in ``table``; ``metrics`` are the names of the families of its main ``view``."""
         self._table = table
         self._families = view.families
         self.labels = tuple(column.name for column in view.columns)
         self.metrics = tuple(map(_metric, metrics, view.families))
         keys = [
-            Key(name=metric.name, family=family, is_rate=False)
+            RankingKey(name=metric.name, family=family, is_rate=False)
             for family, metric in enumerate(self.metrics)
         ]
         keys += [
-            Key(name=metric.name + PER_SECOND, family=family, is_rate=True)
+            RankingKey(name=metric.name + PER_SECOND, family=family, is_rate=True)
             for family, metric in enumerate(self.metrics)
             if metric.name in RATES and metric.type == "counter"
         ]
-        self.keys: dict[str, Key] = {}
+        self.keys: dict[str, RankingKey] = {}
         """What can be ranked by, by its name: all metrics in their order, then the rates."""
         for key in keys:
             self.keys.setdefault(key.name, key)
-        self._answers: ScanCache[Query, Answer] = ScanCache(
-            keep_s=SHARED_S, max_results=MAX_ANSWERS, queue=True
+        self._answers: ScanCache[Query, TopAnswer] = ScanCache(
+            keep_s=ANSWER_AGE_S, max_results=MAX_ANSWERS, queue=True
         )
         self._snapshots: dict[int, list[_Snapshot]] = {}
-        self._freeing: asyncio.TimerHandle | None = None
+        self._release_timer: asyncio.TimerHandle | None = None
 
     @property
     def default(self) -> str:
@@ -192,29 +192,31 @@ class Ranking:
             raise QueryError(f"filter: longer than {MAX_FILTER_CHARS} characters.")
         return Query(by=by, n=n if number is None else _count(number), filter=text)
 
-    async def top(self, query: Query) -> Answer:
+    async def top(self, query: Query) -> TopAnswer:
         """Return the answer to a ``query`` of `query`. Raises BusyError."""
         return await self._answers.get(query, lambda: self._scan(query))
 
     def close(self) -> None:
         """Give back the snapshots."""
-        if self._freeing is not None:
-            self._freeing.cancel()
+        if self._release_timer is not None:
+            self._release_timer.cancel()
         self._snapshots = {}
 
-    async def _scan(self, query: Query) -> Answer:
+    async def _scan(self, query: Query) -> TopAnswer:
         try:
             return await asyncio.to_thread(self._rank, query)
         finally:
             if self.keys[query.by].is_rate:
-                if self._freeing is not None:
-                    self._freeing.cancel()
-                self._freeing = asyncio.get_running_loop().call_later(KEPT_S, self.close)
+                if self._release_timer is not None:
+                    self._release_timer.cancel()
+                self._release_timer = asyncio.get_running_loop().call_later(
+                    SNAPSHOT_IDLE_S, self.close
+                )
 
-    def _rank(self, query: Query) -> Answer:
+    def _rank(self, query: Query) -> TopAnswer:
         key = self.keys[query.by]
-        began_s = time.monotonic()
-        since = self._since(key.family, began_s) if key.is_rate else None
+        start_s = time.monotonic()
+        since = self._baseline(key.family, start_s) if key.is_rate else None
         rows = self._table.top(
             key.family,
             query.n,
@@ -222,7 +224,7 @@ class Ranking:
             containing=query.filter,
         )
         family = self._families[key.family]
-        seconds = max(began_s - since.taken_s, REPORT_INTERVAL_S) if since else None
+        seconds = max(start_s - since.taken_s, REPORT_INTERVAL_S) if since else None
         entries = [
             self._entry(
                 row, rank=_scaled(row[0], family) / seconds if seconds else _scaled(row[0], family)
@@ -233,14 +235,14 @@ class Ranking:
             by=query.by,
             unit=self.metrics[key.family].unit,
             filter=query.filter,
-            window_seconds=round(began_s - since.taken_s, 3) if since else None,
-            took_seconds=round(time.monotonic() - began_s, 6),
+            window_seconds=round(start_s - since.taken_s, 3) if since else None,
+            took_seconds=round(time.monotonic() - start_s, 6),
             connections=self._table.connections,
             entries=entries,
         )
-        return Answer(top, msgspec.json.encode(top))
+        return TopAnswer(top, msgspec.json.encode(top))
 
-    def _since(self, family: int, now_s: float) -> _Snapshot:
+    def _baseline(self, family: int, now_s: float) -> _Snapshot:
         """Return what to compare with: a snapshot of a minute or two ago, or the oldest there is.
 
         There are two at most, of which the younger will be that in a minute.

@@ -20,7 +20,7 @@ import bcrypt
 import pytest
 
 from skyfast.web import connections
-from skyfast.web.auth import Guard
+from skyfast.web.auth import WebSecurity
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import BYTES, TEXTS, wrong_bytes
 from tests.support.http_client import PATHS, Site
@@ -151,7 +151,10 @@ class Http(Target):
             async def reload() -> str | None:
                 return "it is not to be had\nby\0 a fuzzer"
 
-            async with Site(reload=reload) as site, Site(guard=Guard(str(self._file))) as guarded:
+            async with (
+                Site(reload=reload) as site,
+                Site(security=WebSecurity(str(self._file))) as guarded,
+            ):
                 self._ports = [site.port, guarded.port]
                 started.set()
                 await self._stopping.wait()

@@ -33,7 +33,7 @@ class Site:
     """A server on 127.0.0.1, and what it serves."""
 
     def __init__(
-        self, table=None, *, ready=lambda: True, reload=None, parts=None, guard=None, **settings
+        self, table=None, *, ready=lambda: True, reload=None, parts=None, security=None, **settings
     ):
         config = make_config()
         settings = {"listen_address": "127.0.0.1", "port": 0} | settings
@@ -51,7 +51,7 @@ class Site:
             ready=ready,
             stats=self.scrape,
             reload=reload,
-            guard=guard,
+            security=security,
         )
 
     async def __aenter__(self):

@@ -14,8 +14,8 @@ from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
 from skyfast.stats import Stats
 from skyfast.web.cardinality import Cardinality
-from skyfast.web.exposition import Source
-from skyfast.web.status import Status, Subject
+from skyfast.web.exposition import ExpositionSource
+from skyfast.web.status import Status, StatusSource
 from skyfast.web.top import Ranking
 from tests.support.configs import make_config
 
@@ -208,7 +208,7 @@ def source(
 ):
     """Return what pages are made of: a fake of everything."""
     table = table or FakeTable()
-    return Source(
+    return ExpositionSource(
         table=table,
         cardinality=Cardinality(table=table, view=view),
         views=views,
@@ -222,7 +222,7 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
     """Return what the status page is made of, without interfaces and captures."""
     table, stats = table or FakeTable(), stats or Stats()
     return Status(
-        subject=Subject(
+        subject=StatusSource(
             config=config or make_config(),
             table=table,
             ranking=Ranking(table=table, view=view, metrics=("bytes", "rtt")),

@@ -8,7 +8,7 @@ from http import HTTPStatus
 import bcrypt
 
 from skyfast.web import auth
-from skyfast.web.auth import Guard, Refusal
+from skyfast.web.auth import Rejection, WebSecurity
 from tests.support.http_client import Site, request
 from tests.support.web_configs import CHEAP, DEAR, PASSWORD, basic, users
 from tests.support.web_fixtures import FLOWS, TEST_TIMEOUT_S, on_both_loops, until
@@ -18,7 +18,7 @@ from tests.support.web_fixtures import FLOWS, TEST_TIMEOUT_S, on_both_loops, unt
 
 @on_both_loops
 async def test_authentication(plain, caplog):
-    async with Site(guard=Guard(plain(users()))) as site, await site.ask(b"") as client:
+    async with Site(security=WebSecurity(plain(users()))) as site, await site.ask(b"") as client:
         for path in ("/metrics", "/", "/nowhere", "/-/healthy", "/-/ready"):
             for method in ("GET", "HEAD"):
                 await client.send(request(path, method=method))
@@ -40,7 +40,7 @@ async def test_authentication(plain, caplog):
 
 @on_both_loops
 async def test_health_answers_everybody_if_so_configured(plain):
-    async with Site(guard=Guard(plain(users())), health_without_auth=True) as site:
+    async with Site(security=WebSecurity(plain(users())), health_without_auth=True) as site:
         for path in ("/-/healthy", "/-/ready"):
             assert (await site.get(path)).status == 200
         for path in ("/-/healthy/", "/metrics/self", "/", "/-/reload"):
@@ -51,7 +51,7 @@ async def test_health_answers_everybody_if_so_configured(plain):
 async def test_long_and_strange_passwords(plain):
     password = "ä" * 50
     of_72 = bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(4)).decode()
-    async with Site(guard=Guard(plain(users(ä=of_72)))) as site:
+    async with Site(security=WebSecurity(plain(users(ä=of_72)))) as site:
         assert (await site.get("/", authorization=basic("ä", password))).status == 200
         for wrong in ("ä" * 30, "", "\0", "ä\0"):
             assert (await site.get("/", authorization=basic("ä", wrong))).status == 401
@@ -63,7 +63,7 @@ async def test_configured_headers(plain):
         "http_server_config: {headers: {X-Frame-Options: deny, Content-Security-Policy: x}}\n"
         + users()
     )
-    async with Site(guard=Guard(path)) as site:
+    async with Site(security=WebSecurity(path)) as site:
         for page in ("/", "/metrics", "/api/status", "/api/top", "/nowhere"):
             for header in (basic(), ""):
                 answer = await site.get(page, authorization=header)
@@ -77,13 +77,13 @@ async def test_configured_headers(plain):
 async def test_rate_limit(plain):
     now_s = 0.0
     path = plain("rate_limit: {interval: 2s, burst: 3}")
-    async with Site(guard=Guard(path, now=lambda: now_s)) as site:
+    async with Site(security=WebSecurity(path, now=lambda: now_s)) as site:
         assert [(await site.get("/")).status for _ in range(5)] == [200, 200, 200, 429, 429]
         now_s = 0.9
         assert (await site.get("/")).headers["retry-after"] == "2"
         now_s = 2.0
         assert [(await site.get("/")).status for _ in range(2)] == [200, 429]
-    async with Site(guard=Guard(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
+    async with Site(security=WebSecurity(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
         answer = await site.get("/")
         assert answer.status == 429
         assert "retry-after" not in answer.headers  # it never is another
@@ -95,8 +95,8 @@ async def test_rate_limit(plain):
 @on_both_loops
 async def test_wrong_passwords_are_limited_by_address(plain, caplog):
     now_s = 0.0
-    guard = Guard(plain(users()), now=lambda: now_s)
-    async with Site(guard=guard) as site:
+    security = WebSecurity(plain(users()), now=lambda: now_s)
+    async with Site(security=security) as site:
         assert (await site.get("/", authorization=basic())).status == 200
 
         async def guess(i, local="127.0.0.2"):
@@ -121,7 +121,9 @@ async def test_a_stale_password_does_not_shut_out_the_right_one(plain, monkeypat
     computed = []
     checkpw = bcrypt.checkpw
     monkeypatch.setattr(bcrypt, "checkpw", lambda *each: computed.append(1) or checkpw(*each))
-    async with Site(guard=Guard(plain(users(alice=CHEAP, bob=CHEAP)), now=lambda: 0.0)) as site:
+    async with Site(
+        security=WebSecurity(plain(users(alice=CHEAP, bob=CHEAP)), now=lambda: 0.0)
+    ) as site:
         for _ in range(5 * auth.WRONG_BURST):
             for stale in (basic(password="last year's"), basic("nobody")):
                 assert (await site.get("/", authorization=stale)).status == 401
@@ -136,7 +138,7 @@ async def test_a_stale_password_does_not_shut_out_the_right_one(plain, monkeypat
 @on_both_loops
 async def test_retry_after_is_true(plain):
     now_s = 0.0
-    async with Site(guard=Guard(plain(users()), now=lambda: now_s)) as site:
+    async with Site(security=WebSecurity(plain(users()), now=lambda: now_s)) as site:
         for i in range(auth.WRONG_BURST):
             assert (await site.get("/", authorization=basic(password=f"{i}"))).status == 401
         for now_s, told in ((0.0, 5), (1.5, 4), (4.5, 1)):
@@ -150,7 +152,7 @@ async def test_retry_after_is_true(plain):
 @on_both_loops
 async def test_right_passwords_are_not_counted(plain):
     hashes = {f"user{i}": CHEAP for i in range(2 * auth.WRONG_BURST)}
-    async with Site(guard=Guard(plain(users(**hashes)), now=lambda: 0.0)) as site:
+    async with Site(security=WebSecurity(plain(users(**hashes)), now=lambda: 0.0)) as site:
         for user in hashes:
             assert (await site.get("/", authorization=basic(user))).status == 200
 
@@ -167,7 +169,7 @@ async def test_guessers_do_not_hold_up_who_is_known(plain, monkeypatch):
         return checkpw(password, expected)
 
     monkeypatch.setattr(bcrypt, "checkpw", check)
-    async with Site(guard=Guard(plain(users()))) as site:
+    async with Site(security=WebSecurity(plain(users()))) as site:
         try:
             assert (await site.get("/", authorization=basic())).status == 200
             guesses = [
@@ -193,7 +195,7 @@ async def test_a_wrong_user_costs_what_a_wrong_password_does(plain, monkeypatch)
     monkeypatch.setattr(
         bcrypt, "checkpw", lambda *each: computed.append(each[1][:7]) or checkpw(*each)
     )
-    async with Site(guard=Guard(plain(users(alice=DEAR)))) as site:
+    async with Site(security=WebSecurity(plain(users(alice=DEAR)))) as site:
         for user in ("alice", "nobody"):
             for password in ("x", "y"):
                 assert (await site.get("/", authorization=basic(user, password))).status == 401
@@ -211,16 +213,16 @@ async def test_memory_of_guesses_is_bounded(plain, monkeypatch):
     monkeypatch.setattr(auth, "MAX_FAILED", 4)
     monkeypatch.setattr(auth, "WRONG_BURST", 1)
     hashes = {f"user{i}": CHEAP for i in range(4)}
-    guard = Guard(plain(users(**hashes)), now=lambda: 0.0)
+    security = WebSecurity(plain(users(**hashes)), now=lambda: 0.0)
 
-    async def judge(header, address):
-        return await guard.judge(header, address, public=False)
+    async def authenticate(header, address):
+        return await security.authenticate(header, address, public=False)
 
     numbers = itertools.count()
 
     async def guess(address):
-        refusal = await judge(basic("user0", f"wrong {next(numbers)}"), address)
-        return refusal.status
+        rejection = await authenticate(basic("user0", f"wrong {next(numbers)}"), address)
+        return rejection.status
 
     assert [await guess(f"10.0.0.{i}") for i in range(5)] == [401] * 5
     assert [await guess(f"10.0.0.{i}") for i in (4, 3, 2)] == [429] * 3
@@ -228,16 +230,16 @@ async def test_memory_of_guesses_is_bounded(plain, monkeypatch):
     # All of an IPv6 network count as one, but another does not.
     networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
     assert [await guess(address) for address in networks] == [401, 429, 401]
-    assert len(guard._passwords._failed) == 4
+    assert len(security._passwords._failed) == 4
     # What is remembered of one address is not of another.
     wrong = basic("user0", "wrong")
-    assert await judge(wrong, "192.0.2.1") == Refusal(HTTPStatus.UNAUTHORIZED)
-    assert await judge(wrong, "192.0.2.1") == Refusal(HTTPStatus.UNAUTHORIZED)
+    assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)
+    assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)
     with monkeypatch.context() as patch:
         patch.setattr(auth, "MAX_CHECKS", 0)
-        assert (await judge(wrong, "192.0.2.2")).status == 503
+        assert (await authenticate(wrong, "192.0.2.2")).status == 503
     for user in hashes:
-        assert await judge(basic(user), "192.0.2.9") is None
-    assert len(guard._passwords._verified) == 2
-    assert PASSWORD.encode() not in repr(vars(guard._passwords)).encode()
-    guard.close()
+        assert await authenticate(basic(user), "192.0.2.9") is None
+    assert len(security._passwords._verified) == 2
+    assert PASSWORD.encode() not in repr(vars(security._passwords)).encode()
+    security.close()

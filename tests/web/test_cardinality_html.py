@@ -1,16 +1,25 @@
 import json
 import re
 
-from skyfast.web.cardinality import Label, Report, Value, Without, as_json
+from skyfast.web.cardinality import (
+    CardinalityReport,
+    LabelCardinality,
+    ValueCount,
+    WithoutLabel,
+    as_json,
+)
 from skyfast.web.cardinality_html import as_html
 
 
 def report(*values, without=None):
-    top = tuple(Value(value=value, connections=count) for value, count in values)
-    return Report(
+    top = tuple(ValueCount(value=value, connections=count) for value, count in values)
+    return CardinalityReport(
         connections=8,
         series_at_most=24,
-        labels=(Label(name="few", values=1, top=top[:1]), Label(name="many", values=9, top=top)),
+        labels=(
+            LabelCardinality(name="few", values=1, top=top[:1]),
+            LabelCardinality(name="many", values=9, top=top),
+        ),
         without=without,
     )
 
@@ -36,7 +45,7 @@ def test_html_begins_with_the_label_that_has_most_values():
 
 
 def test_html_of_what_would_be_left():
-    without = Without(label="many", connections=2, series_at_most=6)
+    without = WithoutLabel(label="many", connections=2, series_at_most=6)
     html = as_html(report(("a", 4), without=without))
     aside = re.search(r"<aside>(.*?)</aside>", html, re.DOTALL)[1]
     assert re.sub(r"<.*?>", "", aside) == (
@@ -45,11 +54,11 @@ def test_html_of_what_would_be_left():
 
 
 def test_an_empty_table():
-    empty = Report(
+    empty = CardinalityReport(
         connections=0,
         series_at_most=0,
-        labels=(Label(name="x", values=0, top=()),),
-        without=Without(label="x", connections=0, series_at_most=0),
+        labels=(LabelCardinality(name="x", values=0, top=()),),
+        without=WithoutLabel(label="x", connections=0, series_at_most=0),
     )
     assert "0 connections" in as_html(empty)
     assert json.loads(as_json(empty))["labels"] == [{"name": "x", "values": 0, "top": []}]

@@ -16,7 +16,7 @@ import pytest
 
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import config_file, connections, self_metrics, server
-from skyfast.web.auth import Guard
+from skyfast.web.auth import WebSecurity
 from skyfast.web.handshakes import ServerContext
 from tests.support.certificates import Authority
 from tests.support.http_client import Client, Site, request
@@ -335,7 +335,7 @@ async def test_certificate_and_key_in_the_file_itself(authority, plain):
         f"tls_server_config:\n{inline('cert', issued.certificate)}{inline('key', issued.key)}"
     )
     async with (
-        Site(guard=Guard(path)) as site,
+        Site(security=WebSecurity(path)) as site,
         await Secure.open(site.port, trusting(authority)) as client,
     ):
         assert (await client.ask("/-/healthy")).status == 200
@@ -348,7 +348,7 @@ async def test_certificate_and_key_in_the_file_itself(authority, plain):
 async def test_pages_under_tls(file, authority):
     """HEAD, keep-alive and a page that is long."""
     async with (
-        Site(FakeTable(BIG), guard=Guard(file())) as site,
+        Site(FakeTable(BIG), security=WebSecurity(file())) as site,
         await Secure.open(site.port, trusting(authority)) as client,
     ):
         head = await client.ask("/metrics/flows", method="HEAD")
@@ -365,9 +365,9 @@ async def test_pages_under_tls(file, authority):
 @on_both_loops
 async def test_the_least_version(file, authority):
     old = trusting(authority, maximum_version=ssl.TLSVersion.TLSv1_2)
-    async with Site(guard=Guard(file())) as site:
+    async with Site(security=WebSecurity(file())) as site:
         assert not await refused(site.port, old)
-    async with Site(guard=Guard(file(tls="min_version: TLS13"))) as site:
+    async with Site(security=WebSecurity(file(tls="min_version: TLS13"))) as site:
         assert await refused(site.port, old)
         assert not await refused(site.port, trusting(authority))
 
@@ -385,7 +385,7 @@ async def test_client_certificates(tmp_path, file, authority):
         context.load_cert_chain(issued.certificate, issued.key)
         return context
 
-    async with Site(guard=Guard(path)) as site:
+    async with Site(security=WebSecurity(path)) as site:
         assert await refused(site.port, trusting(authority))
         assert await refused(site.port, showing(stranger.issue("prometheus.example")))
         context = showing(authority.issue("other.example"))
@@ -403,7 +403,7 @@ async def test_client_certificates(tmp_path, file, authority):
 @on_both_loops
 async def test_handshakes_have_the_heads_deadline_and_are_counted(file, authority, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
-    async with Site(guard=Guard(file()), max_connections=2) as site:
+    async with Site(security=WebSecurity(file()), max_connections=2) as site:
         begin_s = time.monotonic()
         silent = [await Client.open(site.port) for _ in range(3)]
         # The one that waits longest makes room for the third.
@@ -424,7 +424,7 @@ async def test_a_client_that_the_systems_authorities_vouch_for(
 ):
     monkeypatch.setenv("SSL_CERT_FILE", authority.certificate)
     path = file(tls="client_auth_type: RequireAndVerifyClientCert")
-    async with Site(guard=Guard(path)) as site:
+    async with Site(security=WebSecurity(path)) as site:
         for issuer, status in ((authority, 200), (Authority(tmp_path, "stranger"), 0)):
             issued = issuer.issue("prometheus.example")
             context = trusting(authority)
@@ -475,7 +475,7 @@ def distrusts(port):
 async def test_a_failed_handshake_is_reported_to_both_sides(file, authority, caplog):
     path = file(tls="min_version: TLS13")
     cbc = {"ciphers": "ECDHE-ECDSA-AES128-SHA", "maximum_version": ssl.TLSVersion.TLSv1_2}
-    async with Site(guard=Guard(path)) as site:
+    async with Site(security=WebSecurity(path)) as site:
         old = {"maximum_version": ssl.TLSVersion.TLSv1_2}
         assert alert(await hello(site, **old)) == 70  # protocol_version
         for greeting in (b"SSH-2.0-OpenSSH\r\n", bytes(32)):
@@ -496,9 +496,9 @@ async def test_a_failed_handshake_is_reported_to_both_sides(file, authority, cap
         await until(lambda: site.scrape.handshakes_failed["disconnected"] == 1)
         assert sum(site.scrape.handshakes_failed.values()) == 5
         assert not await refused(site.port, trusting(authority))
-    async with Site(guard=Guard(file())) as site:
+    async with Site(security=WebSecurity(file())) as site:
         assert alert(await hello(site, **cbc)) == 40  # handshake_failure
-    async with Site(guard=Guard(file(tls=f"cipher_suites: [{PEM_SUITES[9]}]"))) as site:
+    async with Site(security=WebSecurity(file(tls=f"cipher_suites: [{PEM_SUITES[9]}]"))) as site:
         assert (await hello(site, **cbc))[:1] == b"\x16"
     lines = [record.getMessage() for record in caplog.records]
     begin = "TLS handshake failed for 127.0.0.1: "
@@ -516,7 +516,7 @@ async def test_a_client_without_its_certificate_gets_an_alert(tmp_path, file, au
     """With TLS 1.3, the alert comes after the client has completed its side of the handshake."""
     path = file(tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt")
     stranger = Authority(tmp_path, "stranger").issue("prometheus.example")
-    async with Site(guard=Guard(path)) as site:
+    async with Site(security=WebSecurity(path)) as site:
         for version, reason in (("1_2", "HANDSHAKE_FAILURE"), ("1_3", "CERTIFICATE_REQUIRED")):
             context = trusting(authority, maximum_version=ssl.TLSVersion[f"TLSv{version}"])
             with pytest.raises(ssl.SSLError, match=reason):
@@ -540,7 +540,7 @@ def selfmetrics_of(site):
 
 @on_both_loops
 async def test_plain_http_on_the_port_of_tls_is_answered(file, authority, caplog):
-    async with Site(guard=Guard(file())) as site:
+    async with Site(security=WebSecurity(file())) as site:
         for method in ("GET", "HEAD", "POST", "OPTIONS", "DELETE"):
             for version in ("1.0", "1.1"):
                 answer = await site.get("/metrics", method=method, version=version)
@@ -562,7 +562,7 @@ async def test_plain_http_on_the_port_of_tls_is_answered(file, authority, caplog
 @on_both_loops
 async def test_a_handshake_that_stalls_is_counted(file, authority, monkeypatch, caplog):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.2)
-    async with Site(guard=Guard(file())) as site:
+    async with Site(security=WebSecurity(file())) as site:
         async with await site.ask(b"\x16\x03\x01\x02\x00\x01"), await site.ask(b""):
             await until(lambda: site.scrape.handshakes_failed["timeout"] == 1)
             await until(lambda: not site.server._connections._open)
@@ -574,7 +574,7 @@ async def test_a_handshake_that_stalls_is_counted(file, authority, monkeypatch, 
 @on_both_loops
 async def test_stopping_does_not_wait_for_clients(file, authority):
     async with contextlib.AsyncExitStack() as stack:
-        site = await stack.enter_async_context(Site(guard=Guard(file())))
+        site = await stack.enter_async_context(Site(security=WebSecurity(file())))
         idle = await Secure.open(site.port, trusting(authority))
         await stack.enter_async_context(idle)
         await idle.ask("/-/healthy")
@@ -589,7 +589,7 @@ async def test_stopping_does_not_wait_for_clients(file, authority):
 
 @on_both_loops
 async def test_a_page_that_is_not_read_is_cut(file, authority):
-    async with Site(FakeTable(BIG), guard=Guard(file()), scrape_timeout_s=0.3) as site:
+    async with Site(FakeTable(BIG), security=WebSecurity(file()), scrape_timeout_s=0.3) as site:
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         raw.setblocking(False)
@@ -615,10 +615,10 @@ async def test_a_new_certificate_is_shown_and_open_connections_stay(
     file, authority, tmp_path, caplog
 ):
     caplog.set_level(logging.INFO)
-    guard = Guard(file())
+    security = WebSecurity(file())
     certificate, key = tmp_path / "ca-127.0.0.1.crt", tmp_path / "ca-127.0.0.1.key"
     async with (
-        Site(guard=guard) as site,
+        Site(security=security) as site,
         await Secure.open(site.port, trusting(authority)) as old,
     ):
         first = old.certificate()
@@ -643,7 +643,7 @@ async def test_a_new_certificate_is_shown_and_open_connections_stay(
 @on_both_loops
 async def test_users_change_and_do_not_vanish(plain, caplog):
     path = plain(users(alice=CHEAP, bob=CHEAP))
-    async with Site(guard=Guard(path)) as site:
+    async with Site(security=WebSecurity(path)) as site:
         for user in ("alice", "bob"):
             assert (await site.get("/", authorization=basic(user))).status == 200
         plain(users(alice=CHEAP))

@@ -48,7 +48,7 @@ def test_compress():
 @on_both_loops
 async def test_parts_in_their_order():
     pages = exposition()
-    own = await pages.own()
+    own = await pages.self_page()
     assert own.startswith(b"# HELP skyfast_build_info ")
     assert own.endswith(b'\nskyfast_label_values{label="target_ip"} 2\n')
     for part, expected in (
@@ -78,7 +78,7 @@ async def test_the_end_of_openmetrics():
             assert page.endswith(b"\n# EOF\n")
             assert page.count(b"# EOF") == 1
             assert stream.page_bytes == len(page)
-    own = await pages.own(openmetrics=True)
+    own = await pages.self_page(openmetrics=True)
     assert own.endswith(b"\n# EOF\n")
     assert own.count(b"# EOF") == 1
     empty = exposition(FakeTable(b""), interfaces=b"", standard_names=True)
@@ -102,7 +102,7 @@ async def test_label_values_are_counted_in_the_thread_of_the_page():
     await collect(exposition(table).stream(Part.SELF, gzip=False))
     assert table.scans == ["label_values"]
     assert threading.current_thread() not in table.threads
-    await exposition(table).own()
+    await exposition(table).self_page()
     assert threading.current_thread() not in table.threads
 
 
@@ -111,13 +111,13 @@ async def test_label_values_are_kept_for_a_moment(monkeypatch):
     table = FakeTable()
     pages = exposition(table)
     for _ in range(3):
-        assert b'skyfast_label_values{label="target_ip"} 2\n' in await pages.own()
+        assert b'skyfast_label_values{label="target_ip"} 2\n' in await pages.self_page()
     assert table.scans == ["label_values"]
     monkeypatch.setattr(cardinality, "VALUES_AGE_S", 0)
     later = exposition(table)
     table.values["target_ip"].append(("10.0.0.4", 1))
     for _ in range(2):
-        assert b'skyfast_label_values{label="target_ip"} 3\n' in await later.own()
+        assert b'skyfast_label_values{label="target_ip"} 3\n' in await later.self_page()
     assert table.scans == ["label_values"] * 3
 
 

@@ -380,7 +380,7 @@ async def test_cardinality_is_counted_once_at_a_time():
 
 @on_both_loops
 async def test_cardinality_that_takes_too_long(monkeypatch):
-    monkeypatch.setattr(server, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.1)
     async with Site(FakeTable(pause_scans=True)) as site:
         with pytest.raises(ConnectionError):
             await site.get("/cardinality")
@@ -811,7 +811,7 @@ async def test_connections_outlive_the_usual_scrape_intervals():
     async with Site() as site, await site.ask(request("/metrics/flows")) as client:
         await client.answer()
         (connection,) = site.server._connections._open
-        await until(lambda: not connection._answering)
+        await until(lambda: not connection._responding)
         left_s = connection._deadline.when() - asyncio.get_running_loop().time()
         assert 325 < left_s <= 330
 
@@ -838,7 +838,7 @@ async def test_silence_is_closed_in_good_order(monkeypatch):
 @on_both_loops
 async def test_answers_that_nobody_reads(monkeypatch):
     """Small ones, asked for again and again: no page, so no deadline of a page ends them."""
-    monkeypatch.setattr(server, "ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:
         client = await Client.open(site.port, receive_buffer=SMALL_RECEIVE_BUFFER)

@@ -167,7 +167,7 @@ async def test_what_failed_last_and_since_when():
 async def test_those_that_are_down_come_first():
     stats = Stats()
     for name in ("a", "b", "c"):
-        stats.analyzer(name).turn(int(name != "b"))
+        stats.analyzer(name).set_up(int(name != "b"))
     report = await fake_status(stats=stats).report()
     assert [analyzer.name for analyzer in report.analyzers] == ["b", "a", "c"]
     assert report.warnings == ["Not subscribed to b."]
@@ -176,7 +176,7 @@ async def test_those_that_are_down_come_first():
     report = await fake_status(stats=stats).report()
     assert report.warnings == ["Not subscribed to b, d, e and 2 more."]
     for name in "bdefg":
-        stats.analyzers[name].turn(1)
+        stats.analyzers[name].set_up(1)
     stats.max_connections, stats.max_flows = 2, 4
     stats.config.last_reload_successful = 0
     stats.config.last_failure = Failure("configuration", "x.yml: no <port>", 100.9)
@@ -203,7 +203,7 @@ async def test_people_are_told_while_connections_stay_though_nothing_is_reported
 
 async def test_people_are_warned_when_a_table_is_nearly_full():
     stats, table = Stats(), FakeTable()
-    stats.analyzer("a").turn(1)
+    stats.analyzer("a").set_up(1)
     table.connections, table.flows = 9, 89
     stats.max_connections, stats.max_flows = 10, 100
     told = fake_status(table, stats=stats)
@@ -214,7 +214,7 @@ async def test_people_are_warned_when_a_table_is_nearly_full():
 async def test_no_figure_is_above_its_own_highest():
     """What is new since the last sample, on the page and in the JSON."""
     stats, table = Stats(), FakeTable()
-    stats.analyzer("a").turn(1)
+    stats.analyzer("a").set_up(1)
     told = fake_status(table, stats=stats)
     table.connections = 4711
     stats.scrape.scrapes, stats.scrape.last_duration_s, stats.scrape.last_bytes = 1, 1.5, 10**9
@@ -260,7 +260,7 @@ def test_no_line_is_drawn_across_a_pause():
 async def test_degraded_is_not_ready_nor_green(up, state, text, title):
     stats = Stats()
     for number, name in enumerate("abc"):
-        stats.analyzer(name).turn(int(number < up))
+        stats.analyzer(name).set_up(int(number < up))
     told = fake_status(stats=stats, ready=lambda: up > 0)
     report = await told.report()
     answer = json.loads(status.as_json(report))
@@ -283,12 +283,12 @@ async def test_degraded_is_not_ready_nor_green(up, state, text, title):
 async def test_a_name_of_several_analyzers_is_not_one_itself():
     stats = Stats()
     for name in ("analyzers:8082", "10.0.0.1:8082", "10.0.0.2:8082"):
-        stats.analyzer(name).turn(1)
+        stats.analyzer(name).set_up(1)
     config = make_config("dns+ws://analyzers:8082/ws/subscriber/flow")
     told = fake_status(stats=stats, config=config)
     assert (await told.report()).health.text == "2 of 2 analyzers"
     del stats.analyzers["10.0.0.1:8082"], stats.analyzers["10.0.0.2:8082"]
-    stats.analyzers["analyzers:8082"].turn(0)
+    stats.analyzers["analyzers:8082"].set_up(0)
     assert (await told.report()).health.text == "0 of 1 analyzer"
 
 
@@ -425,8 +425,8 @@ async def test_snapshots_take_turns(monkeypatch):
 
 @pytest.mark.xdist_group("timing")
 async def test_snapshots_are_given_back(monkeypatch):
-    monkeypatch.setattr(top, "SHARED_S", 0)
-    monkeypatch.setattr(top, "KEPT_S", 1.0)
+    monkeypatch.setattr(top, "ANSWER_AGE_S", 0)
+    monkeypatch.setattr(top, "SNAPSHOT_IDLE_S", 1.0)
     ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
     query = ranks.query([("by", "bytes_per_second")])
     for _ in range(5):  # while somebody looks, they stay
@@ -460,7 +460,7 @@ async def test_answers_are_shared():
 
 @on_both_loops
 async def test_one_ranking_at_a_time_and_not_too_many_in_line(monkeypatch):
-    monkeypatch.setattr(top, "SHARED_S", 0.01)
+    monkeypatch.setattr(top, "ANSWER_AGE_S", 0.01)
     table = FakeTable(pause_scans=True)
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     asked = [
@@ -671,4 +671,4 @@ def test_the_script_knows_the_constants_of_the_page():
     assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {status_html.MAX_GAP_S:g};" in script
     assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
-    assert f'"{status_html._NO_ANSWER}"' in script
+    assert f'"{status_html._BUSY}"' in script
