@@ -1,6 +1,6 @@
 """Counters of skyfast itself: plain records that other modules increment.
 
-`skyfast.web.self_metrics` shows them as metrics.
+`skyfast.web.self_metrics` exports them as metrics.
 """
 
 import time
@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 NAMESPACES = ("flow", "stats", "other")
-"""Values of the label ``namespace``: anything an analyzer invents is ``other``."""
+"""Values of the label ``namespace``. Unknown namespaces are counted as ``other``."""
 
 MESSAGE_TYPES = ("store", "stats", "other")
-"""Values of the label ``type``, bounded in the same way."""
+"""Values of the label ``type``. Unknown types are counted as ``other``."""
 
 MESSAGE_ERRORS = ("malformed", "not_a_message", "not_a_list", "too_big")
-"""Why a whole message was dropped.
+"""Reasons for dropping a whole message.
 
-``malformed`` is no JSON, ``not_a_message`` is JSON of another shape, ``not_a_list`` is a
-``store`` message whose ``Obj`` is neither a list nor null, and ``too_big`` is longer than
-``max_message_bytes``.
+* ``malformed``: not valid JSON
+* ``not_a_message``: JSON of another shape
+* ``not_a_list``: a ``store`` message whose ``Obj`` is neither a list nor null
+* ``too_big``: longer than ``max_message_bytes``
 """
 
 SKIP_REASONS = (
@@ -37,16 +38,20 @@ SKIP_REASONS = (
     "other_shard",
     "ended",
 )
-"""Why a flow of a good message changed nothing."""
+"""Reasons for skipping a flow report of a valid message."""
 
 CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many")
-"""Why a report of a capture's statistics was not used."""
+"""Reasons for skipping a report of a capture's statistics."""
 
 MISDATED_REASONS = ("ahead", "behind")
-"""How the time of a flow differs from ours, beyond the bounds of `skyfast.skydive.clock_skew`."""
+"""How a flow's time exceeds the tolerance of `skyfast.skydive.clock_skew`."""
 
 GAP_REASONS = ("lost", "ours")
-"""Why a report is missing: it was lost on its way, or skyfast skipped it or was not listening."""
+"""Reasons for a missing report.
+
+* ``lost``: lost in transit
+* ``ours``: skipped by skyfast, or sent while skyfast was not subscribed
+"""
 
 RECONNECT_REASONS = (
     "refused",
@@ -63,12 +68,12 @@ RECONNECT_REASONS = (
     "unresolved",
     "error",
 )
-"""Why a subscription, or the attempt at one, ended.
+"""Reasons why a subscription, or an attempt to subscribe, ended.
 
 HTTP 401, 403, 409 and 426 are ``unauthorized``, ``forbidden``, ``conflict`` and ``upgrade``;
-any other answer that is no upgrade is ``handshake``. ``timeout`` is a connection that stopped
-answering pings, ``silent`` one that answers them and sends nothing, ``overload`` one that the
-analyzer gave up because we did not read it fast enough.
+any other response without an upgrade is ``handshake``. ``timeout``: the connection stopped
+answering pings. ``silent``: it answers pings but delivers no messages. ``overload``: dropped by the
+analyzer, because skyfast read too slowly.
 """
 
 TOPOLOGY_ERRORS = (
@@ -81,24 +86,30 @@ TOPOLOGY_ERRORS = (
     "malformed",
     "error",
 )
-"""Why an analyzer's topology API gave no interfaces.
+"""Reasons for a failed topology query.
 
-HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other answer but 200 is
-``status``. ``malformed`` is an answer that is no JSON list, ``too_big`` one beyond
+HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other status except 200 is
+``status``. ``malformed``: the response is not a JSON list. ``too_big``: it is longer than
 ``topology.MAX_ANSWER_BYTES``.
 """
 
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
-"""Why a node of the last answer is not shown; ``out_of_range`` counts single values instead."""
+"""Reasons for not exporting a node of the latest response.
+
+``out_of_range`` counts values, not nodes.
+"""
 
 FLOW_UPDATE_S = 60.0
-"""Skydive's own default of ``flow.update``."""
+"""Skydive's default for ``flow.update``."""
 
 SCRAPE_FAILURES = ("deadline", "disconnected", "error")
-"""Why a page was begun and not served whole: it took too long, its reader left, it broke."""
+"""Reasons for serving a page incompletely: timeout, client disconnected, internal error."""
 
 RELOAD_FAILURES = ("configuration", "web_configuration", "error")
-"""Why the configuration was not reloaded: it is wrong, that of the web is, skyfast is."""
+"""Reasons for a failed reload.
+
+An error in the configuration or in the web configuration, or an internal error.
+"""
 
 HANDSHAKE_FAILURES = (
     "plain_http",
@@ -110,23 +121,25 @@ HANDSHAKE_FAILURES = (
     "timeout",
     "error",
 )
-"""Why a client was not connected to the port of HTTPS.
+"""Reasons for a failed TLS handshake.
 
-``unsupported`` is no common TLS version, cipher suite or curve, ``client_certificate`` one that
-is missing, not trusted or of no allowed name, ``rejected`` a client that ended the handshake with
-an alert, mostly because it does not trust the server's certificate. Clients that send nothing are
-not counted.
+* ``unsupported``: no common TLS version, cipher suite or curve
+* ``client_certificate``: the certificate is missing, not trusted or has no allowed name
+* ``rejected``: the client ended the handshake with an alert, usually because it does not trust the
+  server's certificate
+
+Clients that send nothing are not counted.
 """
 
 
 def _zeros(names: Sequence[str]) -> Callable[[], dict[str, int]]:
-    """Return what makes the counts by these names, each 0."""
+    """Return a factory of dictionaries that map each name to 0."""
     return lambda: dict.fromkeys(names, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong: one of the reasons that are counted, and a text that is fit for a log."""
+    """A failure: the reason, as counted by metrics, and the text of the log message."""
 
     reason: str
     text: str
@@ -137,7 +150,7 @@ class Failure:
 class AnalyzerStats:
     """The counters of one analyzer's subscription. ``name`` is its host and port.
 
-    ``up`` is what it is since the Unix time ``since_timestamp_s``.
+    ``up`` has its current value since the Unix time ``since_timestamp_s``.
     """
 
     name: str
@@ -157,7 +170,7 @@ class AnalyzerStats:
     report_gaps: dict[str, int] = field(default_factory=_zeros(GAP_REASONS))
 
     def set_up(self, up: int) -> None:
-        """Let it be ``up`` from now on, where it was not."""
+        """Set ``up``, and the time of the change if it differs."""
         if up != self.up:
             self.up = up
             self.since_timestamp_s = time.time()
@@ -167,11 +180,10 @@ class AnalyzerStats:
 class ScrapeStats:
     """The counters of the HTTP server.
 
-    ``scrapes`` and ``last_…`` are of pages with flows on them (``/metrics``, ``/metrics/flows``)
-    that were served whole; ``last_bytes`` is counted before compression. ``rejected`` and
-    ``failures`` are of the pages of interfaces too. ``connections_rejected`` counts TCP
-    connections closed because ``web.max_connections`` were open, ``handshakes_failed`` those
-    that got no further than the TLS handshake.
+    ``scrapes`` and ``last_…`` cover pages with flows (``/metrics``, ``/metrics/flows``) that were
+    served completely; ``last_bytes`` is the size before compression. ``rejected`` and ``failures``
+    also cover the other streamed pages. ``connections_rejected`` counts TCP connections closed
+    because ``web.max_connections`` were open, ``handshakes_failed`` counts failed TLS handshakes.
     """
 
     scrapes: int = 0
@@ -185,9 +197,9 @@ class ScrapeStats:
 
 @dataclass(slots=True, eq=False)
 class TopologyStats:
-    """The counters of the topology API, and what its last answer held.
+    """The counters of topology queries.
 
-    ``interfaces`` and ``skipped`` describe the last answer, so they are gauges.
+    ``interfaces`` and ``skipped`` describe the latest response, so they are gauges.
     """
 
     answers: int = 0
@@ -200,7 +212,7 @@ class TopologyStats:
 
 @dataclass(slots=True, eq=False)
 class CaptureStats:
-    """How many captures are known now, and the reports of them that were not used."""
+    """The number of captures, and the counts of skipped capture reports by reason."""
 
     captures: int = 0
     skipped: dict[str, int] = field(default_factory=_zeros(CAPTURE_SKIPS))
@@ -208,10 +220,10 @@ class CaptureStats:
 
 @dataclass(slots=True, eq=False)
 class ConfigStats:
-    """How the latest reload of the configuration went. The start counts as the first.
+    """The result of the latest reload of the configuration. The start counts as a reload.
 
-    ``last_reload_changed`` are the keys that the latest successful one changed. ``last_failure``
-    is why the latest one that failed did, and ``failures`` counts them by its reason.
+    ``last_reload_changed`` contains the keys changed by the latest successful reload.
+    ``last_failure`` is the latest failure, and ``failures`` counts failed reloads by reason.
     """
 
     last_reload_successful: int = 1
@@ -223,13 +235,13 @@ class ConfigStats:
 
 @dataclass(slots=True, eq=False)
 class Stats:
-    """Every counter of the process that is not kept by the table itself.
+    """All counters of the process except those of the table.
 
-    ``flows_filtered`` counts by the name of the rule that a flow was dropped by; whoever makes the
-    rules puts their names there. ``values_skipped`` counts by field, such as ``Metric.RTT``, what
-    tables before the present one left out. ``max_connections``, ``max_flows`` and ``flow_memory_s``
-    are the table's limits, put there by whoever sets them. ``clock_held`` is 1 while the table's
-    clock is held, and ``clock_held_s`` is the time for which it was.
+    ``flows_filtered`` counts dropped flows by the name of the filter rule; the code that creates
+    the rules adds the names. ``values_skipped`` counts the values skipped by earlier tables, by
+    field, such as ``Metric.RTT``. ``max_connections``, ``max_flows`` and ``flow_memory_s`` are the
+    table's limits. ``clock_held`` is 1 while the table's clock is paused, and ``clock_held_s`` is
+    the total time for which it was paused.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
@@ -249,7 +261,7 @@ class Stats:
 
     @property
     def flow_update_s(self) -> float:
-        """The analyzers' ``flow.update``, as seen in reports; `FLOW_UPDATE_S` until known."""
+        """The analyzers' ``flow.update``, estimated from reports; `FLOW_UPDATE_S` until then."""
         known_s = self.observed_flow_update_s
         return FLOW_UPDATE_S if known_s is None else known_s
 
@@ -259,11 +271,11 @@ class Stats:
 
     @property
     def flow_update_known(self) -> bool:
-        """Whether ``flow_update_s`` was set since the start."""
+        """Whether ``flow_update_s`` has been estimated."""
         return self.observed_flow_update_s is not None
 
     def analyzer(self, name: str) -> AnalyzerStats:
-        """Return the counters of ``name``, created at zero when it is new."""
+        """Return the counters of ``name``, creating them if necessary."""
         stats = self.analyzers.get(name)
         if stats is None:
             stats = self.analyzers[name] = AnalyzerStats(name)
@@ -271,7 +283,7 @@ class Stats:
 
 
 class TableCounts(Protocol):
-    """What is shown of the table; every property is cheap."""
+    """The table's counters. Reading any of them is cheap."""
 
     @property
     def connections(self) -> int: ...
@@ -304,5 +316,5 @@ class TableCounts(Protocol):
 
 
 def sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    """Add up what was counted outside of the table and inside of it."""
+    """Return the sums of two mappings of counters, by key."""
     return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}

@@ -15,9 +15,9 @@ Sample = tuple[Mapping[str, str], float]
 """The labels and the value."""
 
 UNITS: Final = ("bytes", "seconds", "nanoseconds")
-"""The units that names of families end with."""
+"""The units that can end the name of a metric family."""
 
-# Names of metrics can have colons, but those are for recording rules.
+# Metric names may contain colons, but these are reserved for recording rules.
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 _VALUE_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
@@ -26,7 +26,7 @@ _HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricFamily:
-    """A metric family. ``name`` is that of its samples."""
+    """A metric family. ``name`` is the name of its samples."""
 
     name: str
     type: MetricType
@@ -34,23 +34,23 @@ class MetricFamily:
 
     @property
     def unit(self) -> str:
-        """The one of `UNITS` that the name ends with, before ``_total``; "" without one."""
+        """The unit at the end of the name, ignoring ``_total``; "" if there is none."""
         name = self.name.removesuffix("_total")
         return next((unit for unit in UNITS if name.endswith(f"_{unit}")), "")
 
     @property
     def reserved_names(self) -> tuple[str, ...]:
-        """What no other family may be called: OpenMetrics keeps these names for this one."""
+        """The names that OpenMetrics reserves for this family."""
         if self.type == "gauge":
             return (self.name,)
         name = self.name.removesuffix("_total")
         return (name, f"{name}_total", f"{name}_created")
 
     def head(self, *, openmetrics: bool) -> str:
-        """Return the lines that stand before the samples.
+        """Return the metadata lines before the samples.
 
-        OpenMetrics calls a counter's family what its samples are called without ``_total``, has a
-        line for the unit, and escapes quotes in the help.
+        In OpenMetrics, the name of a counter family does not end with ``_total``, there is a
+        ``# UNIT`` line, and quotes in the help text are escaped.
         """
         name = self.name
         if openmetrics and self.type == "counter":
@@ -60,27 +60,27 @@ class MetricFamily:
         return f"# HELP {name} {text}\n# TYPE {name} {self.type}\n{unit}"
 
     def render(self, samples: Iterable[Sample], *, openmetrics: bool) -> str:
-        """Return the family's lines on a page."""
+        """Return the metadata lines and the samples."""
         texts = ((label_text(labels), number_text(value)) for labels, value in samples)
         return self.head(openmetrics=openmetrics) + self.lines(texts)
 
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
-        """Return the lines of samples whose labels and values are text already."""
+        """Return the lines of samples with rendered labels and values."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
 
 
 def is_name(text: str) -> bool:
-    """Tell whether ``text`` can be the name of a label, or of a metric that is exported."""
+    """Return whether ``text`` is a valid name of a label or of an exported metric."""
     return _NAME.fullmatch(text) is not None
 
 
 def escaped(value: str) -> str:
-    """Return a label value as both text formats write it."""
+    """Return a label value, escaped as in both text formats."""
     return value.translate(_VALUE_ESCAPES)
 
 
 def label_text(labels: Mapping[str, str]) -> str:
-    """Return ``{name="value",...}``, escaped by the text format's rules; "" without labels."""
+    """Return ``{name="value",...}``, with escaped values; "" without labels."""
     if not labels:
         return ""
     pairs = (f'{name}="{escaped(value)}"' for name, value in labels.items())
@@ -88,5 +88,5 @@ def label_text(labels: Mapping[str, str]) -> str:
 
 
 def number_text(value: float) -> str:
-    """Return a finite sample value: an integer exactly, a float as its shortest exact text."""
+    """Return a finite sample value: an exact integer, or the shortest exact float."""
     return repr(value)

@@ -1,7 +1,7 @@
 """The HTTP server: routes, start and stop.
 
-What a page consists of is the business of `skyfast.web.exposition`, and what a connection may
-take that of `skyfast.web.connections`.
+`skyfast.web.exposition` renders the metrics pages, and `skyfast.web.connections` enforces the limits
+of connections.
 """
 
 import asyncio
@@ -53,48 +53,48 @@ if TYPE_CHECKING:
 
 
 RESPONSE_TIMEOUT_S = 10.0
-"""For an answer that is no page."""
+"""Timeout of responses other than metrics pages."""
 
 RANKING_TIMEOUT_S = 5.0
-"""For the busiest connections on the status page, which comes without them otherwise."""
+"""Timeout of the ranking on the status page. After it, the page is sent without the ranking."""
 
 MAX_STATUS_PAGES = 8
-"""Status pages that are being made at once; more are refused, to be asked for again."""
+"""Status pages rendered at once; further requests get status 503."""
 
 MAX_SCRAPE_TIMEOUT_S = 600.0
-"""The longest deadline of a page that a scraper can ask for."""
+"""The longest timeout that a scraper can request."""
 
 STOP_TIMEOUT_S = 1.0
-"""For everything to end that `WebServer.stop` has cut."""
+"""Timeout of `WebServer.stop`."""
 
 ACCEPT_PAUSE_S = 0.1
-"""After a connection could not be taken, for example because no descriptor is free."""
+"""The delay after a failed accept, for example because no file descriptor is free."""
 
 BACKLOG = 256
-"""Connections that the kernel accepts while the event loop is busy with other things."""
+"""Connections queued by the kernel while the event loop is busy."""
 
 CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
-"""What a client is told that has to authenticate."""
+"""The ``WWW-Authenticate`` header of responses with status 401."""
 
 FORBIDDEN = "the certificate has no allowed name"
-"""The reason in the answer to a client without any of ``client_allowed_sans``."""
+"""The reason in the response to a client whose certificate has none of the allowed SANs."""
 
 SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 
 _READ_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
 _RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
 
-# What binding says where the kernel, or the machine, has no IPv6; `localhost` may still name it.
+# Errors of bind() if there is no IPv6. `localhost` may resolve to ::1 nevertheless.
 _UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 Reload = Callable[[], Awaitable[str | None]]
-"""Reads the configuration again, and returns what is wrong with it where that was not possible."""
+"""Reloads the configuration, and returns the error, or None on success."""
 
 log = logging.getLogger("skyfast.web")
 
 
 class WebServer:
-    """Serves the pages, from `start` to `stop`."""
+    """The HTTP server, which runs from `start` to `stop`."""
 
     def __init__(
         self,
@@ -110,16 +110,16 @@ class WebServer:
     ) -> None:
         """Prepare to serve ``exposition`` and ``status``.
 
-        ``ready`` tells whether there is a subscription.
+        ``ready`` returns whether skyfast is subscribed to an analyzer.
 
-        ``reload`` is what ``/-/reload`` calls; None where that is not enabled. ``security`` has TLS
-        and users; without it, everybody is answered. It ends with the server.
+        ``/-/reload`` calls ``reload``; None disables it. ``security`` provides TLS and
+        authentication; without it, all requests are served. `stop` closes it.
 
-        ``listen_at`` says where it listens, where that is not the configuration's address.
+        ``listen_at`` contains listening addresses or sockets that override the configuration.
         """
         self._listen_at = listen_at
         self.addresses = list(listen_at.addresses) or [configured(config)]
-        """What is listened on; before `start`, with the port 0 where it is any."""
+        """The listening addresses. Before `start`, a port can be 0, for any free port."""
         self._limits = config.web
         self._reload = reload
         self._security = security
@@ -129,8 +129,8 @@ class WebServer:
         self._stats = stats
         self._scrapers: Counter[str] = Counter()
         self._status_pages = 0
-        # Python itself writes them: two threads that do would keep the event loop waiting twice
-        # as long for each of its turns, and the others of the loop's own threads from theirs.
+        # Rendering HTML holds the GIL. With two threads, the event loop would wait twice as long
+        # for it, and the threads of the default executor would be blocked.
         self._html_executor = ThreadPoolExecutor(1, thread_name_prefix="skyfast-status")
         self._connections = HttpConnections(limit=config.web.max_connections, stats=stats)
         self._servers: list[asyncio.Server] = []
@@ -144,13 +144,13 @@ class WebServer:
         return self.addresses[0].port
 
     def configure(self, limits: Web, *, reload: Reload | None) -> None:
-        """Serve by other bounds from now on; what was begun keeps those that it had."""
+        """Apply new limits. Responses in progress keep the limits they started with."""
         self._limits = limits
         self._connections.limit = limits.max_connections
         self._reload = reload
 
     async def start(self) -> None:
-        """Listen. Raises ListenError where an address or its port cannot be had."""
+        """Start listening. Raises ListenError if an address or port is unavailable."""
         loop = asyncio.get_running_loop()
         manager = make_manager(self._answer)
         listeners = await self._listen()
@@ -167,7 +167,7 @@ class WebServer:
             self._servers.append(server)
 
     async def _listen(self) -> list[socket.socket]:
-        """Return all sockets, and note where they listen."""
+        """Return the listening sockets, and store their addresses."""
         if self._listen_at.sockets:
             self.addresses = [bound(each) for each in self._listen_at.sockets]
             return list(self._listen_at.sockets)
@@ -189,7 +189,7 @@ class WebServer:
         return listeners
 
     async def stop(self) -> None:
-        """Close every connection, within ``STOP_TIMEOUT_S``. A page in the middle is cut."""
+        """Close all connections within ``STOP_TIMEOUT_S``. Those with a response in progress are reset."""
         for server in self._servers:
             server.close()
         for acceptor in self._acceptors:
@@ -208,10 +208,10 @@ class WebServer:
     async def _accept(
         self, listener: socket.socket, manager: web.Server, security: "WebSecurity"
     ) -> None:
-        """Take connections that are to be secured.
+        """Accept TLS connections.
 
-        A server of the event loop's would have one context for all of them, and would not tell of
-        those in the middle of a handshake, which have to be counted too.
+        `asyncio.Server` would use one SSL context for all connections, and would not report those
+        in the middle of a handshake, which count towards ``web.max_connections`` too.
         """
         loop = asyncio.get_running_loop()
         with listener:
@@ -228,7 +228,7 @@ class WebServer:
                 connection.start_tls(client, security)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request, to the last byte: aiohttp has nothing left to send."""
+        """Handle a request and send the complete response, so that aiohttp sends nothing."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -248,7 +248,7 @@ class WebServer:
         return response
 
     async def _rejection(self, request: web.BaseRequest) -> web.Response | None:
-        """Return the answer to a request that is not to be answered, or None."""
+        """Return the response to a request that is not authorized, or None."""
         if self._security is None:
             return None
         connection = connection_of(request)
@@ -301,10 +301,10 @@ class WebServer:
         return text_response("skyfast is ready.")
 
     async def _reload_config(self, _: web.BaseRequest) -> web.Response:
-        """Answer as Prometheus does."""
+        """Reload the configuration, with the same responses as Prometheus."""
         if self._reload is None:
             return text_response("Lifecycle API is not enabled.", HTTPStatus.FORBIDDEN)
-        # To its end, whoever asked for it and does not wait.
+        # The reload continues if the client disconnects.
         task = asyncio.ensure_future(self._reload())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -316,7 +316,7 @@ class WebServer:
         return text_response("Configuration reloaded.")
 
     async def _status_page(self, request: web.BaseRequest) -> web.Response:
-        """Return the page for browsers, who may add parameters of their own."""
+        """Return the status page. Unknown parameters are ignored."""
         ranking = self._status.ranking
         parameters = [(name, text) for name, text in request.query.items() if name in PARAMETERS]
         try:
@@ -332,7 +332,7 @@ class WebServer:
                 async with asyncio.timeout(RANKING_TIMEOUT_S):
                     top = (await ranking.top(query)).top
             report = await self._status.report()
-            # Some hundred rows take some ten milliseconds.
+            # Rendering hundreds of rows takes tens of milliseconds.
             text = await asyncio.get_running_loop().run_in_executor(
                 self._html_executor, status_html.as_html, report, ranking, query, top
             )
@@ -397,11 +397,11 @@ class WebServer:
         if coding == "gzip":
             headers[hdrs.CONTENT_ENCODING] = coding
         if request.method == hdrs.METH_HEAD:
-            # Nothing is written to it: aiohttp would send a body, and the client would take it
-            # for the next answer.
+            # Write nothing: aiohttp would send a body, which the client would take for the next
+            # response.
             return web.StreamResponse(headers=headers)
         if part is Part.SELF:
-            # Small, and not counted among the pages: it has to come when nothing else does.
+            # This page is small and exempt from the limits, so that it works under overload.
             self_page = await self._exposition.self_page(openmetrics=openmetrics)
             body = exposition.compress(self_page) if coding == "gzip" else self_page
             return web.Response(body=body, headers=headers)
@@ -419,7 +419,7 @@ class WebServer:
             self._scrapers -= Counter((connection.address,))
 
     def _scrape_limit(self, address: str) -> str:
-        """Return which bound on pages at once is reached, if one is."""
+        """Return a description of the exceeded limit on concurrent scrapes, or ""."""
         if self._scrapers.total() >= self._limits.max_scrapes:
             return f"{self._limits.max_scrapes} pages are being served (web.max_scrapes)"
         if self._scrapers[address] >= self._limits.max_scrapes_per_address:
@@ -435,7 +435,7 @@ class WebServer:
         response: web.StreamResponse,
         part: Part,
     ) -> web.StreamResponse:
-        """Send a page. Whatever goes wrong once it has begun, the connection is cut."""
+        """Send a page. After its first byte, any error resets the connection."""
         timeout_s = _scrape_timeout_s(
             request.headers.get(SCRAPE_TIMEOUT_HEADER), default_s=self._limits.scrape_timeout_s
         )
@@ -455,7 +455,7 @@ class WebServer:
                 await response.prepare(request)
                 await response.write_eof()
         except (asyncio.CancelledError, ConnectionError):
-            # The connection was lost: to the client, to its deadline, or to stop().
+            # The connection was closed by the client, by its deadline, or by stop().
             if connection.timed_out:
                 self._log_limit.warn(
                     log,
@@ -479,7 +479,7 @@ class WebServer:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How requests for a path are answered."""
+    """The handler of a path, and its methods."""
 
     answer: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
     methods: tuple[str, ...] = _READ_METHODS
@@ -504,13 +504,13 @@ ROUTES: Final[Mapping[str, Route]] = {
     "/-/healthy": Route(WebServer._health, is_health=True),
     "/-/ready": Route(WebServer._readiness, is_health=True),
     "/-/reload": Route(WebServer._reload_config, _RELOAD_METHODS),
-    "*": Route(WebServer._health),  # of OPTIONS alone: RFC 9110, section 7.1
+    "*": Route(WebServer._health),  # for OPTIONS only: RFC 9110, section 7.1
 }
-"""All paths there are, and ``*``; others are answered with 404."""
+"""All paths, and ``*``. Other paths get status 404."""
 
 
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
-    """Return the deadline that a scraper asks for, in seconds; nonsense asks for nothing."""
+    """Return the timeout requested by a scraper, in seconds; ``default_s`` if it is invalid."""
     try:
         timeout_s = float(value or "")
     except ValueError:
@@ -519,13 +519,13 @@ def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
 
 
 async def _listen(address: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to ``address``: all addresses of both IP versions, where it is empty.
+    """Return sockets bound to ``address``; an empty address means all addresses, IPv4 and IPv6.
 
-    A name may have several addresses. All sockets have the same port, where ``port`` is 0 too:
-    that is a free one.
+    A name can have several addresses. All sockets have the same port, even if ``port`` is 0, which
+    chooses a free port.
 
     Raises:
-        OSError: An address or the port cannot be had.
+        OSError: An address or the port is unavailable.
 
     """
     if address in ("", "::"):
@@ -551,7 +551,7 @@ async def _listen(address: str, port: int) -> list[socket.socket]:
 
 
 def _listen_everywhere(port: int) -> socket.socket:
-    # One socket for both versions, because two would not get the same free port.
+    # A single dual-stack socket, because two sockets would not get the same free port.
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
