@@ -530,7 +530,7 @@ def json_table(kind: Any, name: str) -> str:
 
 @part("api-status")
 def api_status() -> str:
-    return json_table(status.Report, "status")
+    return json_table(status.StatusReport, "status")
 
 
 @part("api-top")

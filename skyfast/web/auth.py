@@ -2,10 +2,10 @@
 
 `WebSecurity` applies the web configuration in use. Imported only with ``--web.config.file``.
 
-Guessing passwords must not pay, nor cost anybody else. A wrong password takes as long as a wrong
-user. Hashes are computed by one thread of low priority, for so many at a time; what was right or
-wrong once is remembered under a keyed hash, so the same credentials are computed once. An address
-that tries too many different ones has to wait.
+Password guessing must neither succeed nor slow down other clients. Checking an unknown user takes
+as long as checking a wrong password. A single low-priority thread computes the hashes, for a
+limited number of requests. Results are cached under a keyed hash, so that the same credentials are
+checked once. An address that tries too many different credentials is rate-limited.
 """
 
 import asyncio
@@ -29,37 +29,37 @@ from skyfast.runtime.logs import LogLimit
 from skyfast.web.config_file import RateLimit, WebConfig, WebConfigFile, normalize_san
 
 MAX_PASSWORD_BYTES = 72
-"""What bcrypt looks at of a password."""
+"""The part of a password that bcrypt uses."""
 
 MAX_CHECKS = 16
-"""Passwords that wait for their hash; beyond it, the answer is 503."""
+"""Password checks running or queued; further requests get status 503."""
 
 MAX_VERIFIED = 128
-"""Remembered credentials that were right. This is a security limit, as are the next two."""
+"""Cached valid credentials. This is a security limit, as are the next two."""
 
 MAX_FAILED = 4096
-"""Remembered credentials that were wrong, by address; beyond it, those not sent for longest go."""
+"""Cached invalid credentials, by address; beyond it, the least recently used are dropped."""
 
 MAX_ADDRESSES = 4096
-"""Remembered addresses that were wrong; beyond it, the one whose last try is longest ago goes."""
+"""Addresses with failed attempts; beyond it, the least recently used is dropped."""
 
 WRONG_BURST = 10
-"""Different wrong passwords that an address can try at once."""
+"""Different wrong passwords that an address can try in a burst."""
 
 WRONG_INTERVAL_S = 5.0
-"""An address that has used these up can try another one after so long."""
+"""After the burst, an address can try one more password per interval."""
 
 IPV6_PREFIX = 64
-"""An IPv6 client has all addresses of such a network."""
+"""The prefix length of the network that counts as one IPv6 client."""
 
 CHECK_NICENESS = 10
-"""How far the thread that computes hashes stands back behind all others."""
+"""The niceness of the thread that computes hashes."""
 
 log = logging.getLogger("skyfast.web_config")
 
 
 class _Bucket:
-    """A token bucket, full at first."""
+    """A token bucket, initially full."""
 
     __slots__ = ("_at_s", "_tokens", "limit")
 
@@ -78,7 +78,7 @@ class _Bucket:
         return True
 
     def wait_s(self) -> int | None:
-        """Return in how many seconds, rounded up, there is another token; None for never."""
+        """Return the seconds until the next token, rounded up; None if there is never one."""
         if not self.limit.burst:
             return None
         return max(math.ceil((1 - self._tokens) * self.limit.interval_s), 1)
@@ -89,29 +89,29 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """How a request is refused; ``retry_after_s`` is None where no retry will succeed."""
+    """The rejection of a request. ``retry_after_s`` is None if a retry cannot succeed."""
 
     status: HTTPStatus
     retry_after_s: int | None = None
 
 
 class PasswordChecker:
-    """Judges credentials, at a cost that neither guesses nor guessers can raise.
+    """Checks credentials, at a bounded cost.
 
-    Everything but the computing of hashes happens on the event loop.
+    Hashes are computed in a thread; everything else runs on the event loop.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
-        """Begin with nothing remembered; ``now`` is in seconds."""
+        """Start with empty caches. ``now`` returns seconds."""
         import bcrypt
 
         self._check_password = bcrypt.checkpw
         self._now = now
         self._secret = secrets.token_bytes(32)
-        self._verified: dict[bytes, None] = {}  # the one used last is the last
-        self._failed: dict[bytes, None] = {}  # likewise
-        self._buckets: dict[str, _Bucket] = {}  # likewise
-        self._check_s = 1.0  # how long the latest took
+        self._verified: dict[bytes, None] = {}  # in LRU order
+        self._failed: dict[bytes, None] = {}  # in LRU order
+        self._buckets: dict[str, _Bucket] = {}  # in LRU order
+        self._check_s = 1.0  # duration of the latest check
         self._checks: dict[bytes, asyncio.Task[bool]] = {}
         self._log_limit = LogLimit()
         self._thread = ThreadPoolExecutor(
@@ -119,25 +119,26 @@ class PasswordChecker:
         )
 
     def close(self) -> None:
-        """End the thread, behind what it is at."""
+        """Stop the thread after its current check."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def authenticate(
         self, users: Mapping[bytes, bytes], authorization: str | None, address: str
     ) -> Rejection | None:
-        """Return how a request with this header is refused, or None."""
+        """Return the rejection of a request with this header, or None if it is valid."""
         user, password = _credentials(authorization)
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
-        # Who is unknown waits as long as somebody known would, and always for the same hash.
+        # An unknown user is checked against a hash of another user, always the same, so that the
+        # duration does not reveal which users exist.
         expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:
             self._verified[digest] = self._verified.pop(digest)
             return None
         client = _client(address)
-        # By address: a fast answer must not reveal which credentials another client has tried.
+        # By address: a fast response must not reveal which credentials another client has tried.
         failed = self._digest(client.encode(), digest)
         if failed in self._failed:
             self._failed[failed] = self._failed.pop(failed)
@@ -156,7 +157,7 @@ class PasswordChecker:
             )
             self._checks[digest] = task
             task.add_done_callback(lambda _: self._checks.pop(digest, None))
-        # To its end, also where the client does not wait for it.
+        # The check continues if the client disconnects.
         if await asyncio.shield(self._checks[digest]):
             return None
         _remember(self._failed, failed, MAX_FAILED)
@@ -174,7 +175,7 @@ class PasswordChecker:
             self._thread, self._timed_check, password, expected
         )
         if not matches or not known:
-            # Even if the client has disconnected meanwhile.
+            # Also if the client has disconnected meanwhile.
             _remember(self._failed, self._digest(client.encode(), digest), MAX_FAILED)
             return False
         if bucket := self._buckets.get(client):
@@ -183,13 +184,13 @@ class PasswordChecker:
         return True
 
     def _timed_check(self, password: bytes, expected: bytes) -> tuple[bool, float]:
-        """Return whether the password is right, and how long it took to find out."""
+        """Return whether the password matches, and the duration of the check."""
         begin_s = time.monotonic()
         matches = self._check_password(password, expected)
         return matches, time.monotonic() - begin_s
 
     def _bucket(self, client: str) -> _Bucket:
-        """Return what limits the tries of ``client``."""
+        """Return the bucket that limits the attempts of ``client``."""
         bucket = self._buckets.pop(client, None)
         if bucket is None:
             if len(self._buckets) >= MAX_ADDRESSES:
@@ -210,7 +211,7 @@ class PasswordChecker:
 
 
 def _remember(memory: dict[bytes, None], digest: bytes, most: int) -> None:
-    """Put ``digest`` last, and forget the first where there are too many."""
+    """Move ``digest`` to the end, and drop the first entry if there are more than ``most``."""
     memory.pop(digest, None)
     if len(memory) >= most:
         del memory[next(iter(memory))]
@@ -218,7 +219,7 @@ def _remember(memory: dict[bytes, None], digest: bytes, most: int) -> None:
 
 
 def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
-    """Return user and password of a header, as far as bcrypt looks at it; None for no user."""
+    """Return user and password of a header, truncated as by bcrypt; None without a user."""
     scheme, _, encoded = (authorization or "").partition(" ")
     if scheme.lower() != "basic":
         return None, b""
@@ -232,7 +233,7 @@ def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
 
 
 def _client(address: str) -> str:
-    """Return under which name tries of this address are counted."""
+    """Return the client that an address belongs to: itself, or its IPv6 network."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -244,10 +245,10 @@ def _client(address: str) -> str:
 
 
 class WebSecurity:
-    """What a connection is secured with, and who is answered, by the web configuration in use."""
+    """TLS, authentication and rate limit, as set by the web configuration in use."""
 
     def __init__(self, path: str, *, now: Callable[[], float] = time.monotonic) -> None:
-        """Read the file at ``path``. This blocks. Raises ConfigError where it cannot be used."""
+        """Read the file at ``path``. This blocks. Raises ConfigError if it is invalid."""
         self._now = now
         self._passwords: PasswordChecker | None = None
         self._bucket: _Bucket | None = None
@@ -259,15 +260,15 @@ class WebSecurity:
         return self._file.config
 
     def read(self) -> WebConfig:
-        """Read the file anew, and use it not yet: see `WebConfigFile.read`."""
+        """Read the file again without applying it: see `WebConfigFile.read`."""
         return self._file.read()
 
     def use(self, config: WebConfig) -> None:
-        """Use ``config`` for what comes from now on; what is open stays as it is."""
+        """Apply ``config`` to new connections and requests."""
         self._file.use(config)
 
     async def refresh(self) -> WebConfig:
-        """Return what is in use, which is what stands in the files if that can be used."""
+        """Return the configuration in use, reloaded if its files have changed and are valid."""
         return await self._file.refresh()
 
     def _prepare(self, config: WebConfig) -> None:
@@ -277,16 +278,16 @@ class WebSecurity:
             self._passwords = PasswordChecker(now=self._now)
 
     def close(self) -> None:
-        """End what runs beside the event loop."""
+        """Stop the thread that computes hashes."""
         if self._passwords is not None:
             self._passwords.close()
 
     async def authenticate(
         self, authorization: str | None, address: str, *, public: bool
     ) -> Rejection | None:
-        """Return how a request is refused, or None where it is to be answered.
+        """Return the rejection of a request, or None if it is authorized.
 
-        ``public`` is what needs no authentication. ``address`` is the client's.
+        ``public`` requests need no authentication. ``address`` is the client's address.
         """
         config = await self.refresh()
         if self._bucket is not None and not self._bucket.take(self._now()):
@@ -296,7 +297,7 @@ class WebSecurity:
         return await self._passwords.authenticate(config.users, authorization, address)
 
     def allows_certificate(self, certificate: Mapping[str, Any] | None) -> bool:
-        """Return whether a client's certificate, as `ssl` shows it, has an allowed name."""
+        """Return whether a client certificate, in the form of `ssl`, has an allowed SAN."""
         allowed = self.config.allowed_sans
         names = (certificate or {}).get("subjectAltName", ())
         return not allowed or any(normalize_san(name) in allowed for _, name in names)

@@ -1,25 +1,26 @@
-"""HTTP connections: their deadlines, their number, and how they are closed.
+"""HTTP connections: deadlines, limits, and how connections are closed.
 
-A connection has exactly one deadline at any time, for a request's head, for its answer, or for the
-next request, and is closed when that passes. aiohttp parses and frames; every bound is kept here.
+A connection has exactly one deadline at any time: for the head of a request, for the response, or
+for the next request. It is closed when the deadline passes. aiohttp only parses and frames; this
+module enforces all limits.
 
-No other module relies on what aiohttp does not document. Checked with aiohttp 3.10.11, 3.11.18,
+Only this module uses undocumented features of aiohttp. Tested with aiohttp 3.10.11, 3.11.18,
 3.12.15, 3.13.5, 3.14.0 and 3.14.5. Before 3.13.4, the number of headers is not limited, and up to
-3.14.0, ``GET *`` is answered. The list:
+3.14.0, ``GET *`` is accepted. These features are:
 
 * ``web.RequestHandler``: the base class of `HttpConnection`, with the parameters in ``_OPTIONS``
 * ``web.RequestHandler.connection_made``, ``web.RequestHandler.connection_lost``,
   ``web.RequestHandler.data_received``, ``web.RequestHandler.eof_received``,
   ``web.RequestHandler.handle_error``: extended or replaced
-* ``web.RequestHandler.close``: closes the connection once the current request is answered
-* ``web.RequestHandler._force_close``: set to have nothing more parsed, and nothing closed
+* ``web.RequestHandler.close``: closes the connection after the response to the current request
+* ``web.RequestHandler._force_close``: set to stop parsing without closing the connection
 * ``web.RequestHandler._waiter``: not None while aiohttp waits for a complete head
-* ``web.Server``: what connections ask for the handler of requests, with the parameters
+* ``web.Server``: provides the request handler to connections, with the parameters
   ``request_factory`` and ``handler_cancellation``
 * ``web.BaseRequest``: its six positional parameters
-* ``http.RawRequestMessage._replace``: changes the version, and whether to close afterwards
+* ``http.RawRequestMessage._replace``: changes the version and ``should_close``
 * ``http_exceptions.LineTooLong.args``: the second is the limit that was exceeded
-* ``http_exceptions.BadHttpMessage.message``: how the text on too many headers begins
+* ``http_exceptions.BadHttpMessage.message``: the beginning of the text for too many headers
 """
 
 import asyncio
@@ -44,91 +45,92 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 HEAD_TIMEOUT_S = 5.0
-"""For a request's head: from its first byte, for the first one from the connection's start.
+"""Timeout of a request's head, from its first byte.
 
-With TLS, that is where the handshake starts."""
+For the first request, it starts with the connection, and includes the TLS handshake."""
 
 IDLE_TIMEOUT_S = 330.0
-"""For the next request to begin on a connection that was answered.
+"""Timeout of an idle connection.
 
-Longer than any usual scrape interval: with one of 60 s, a time-out of as much closes the connection
-while the next request is on its way. Connections that wait are the first to be closed where
+It exceeds usual scrape intervals: with a scrape interval of 60 s, a timeout of 60 s would close the
+connection while the next request is in transit. Idle connections are the first to be closed if
 ``web.max_connections`` are open."""
 
 BODY_TIMEOUT_S = 1.0
-"""How long a request's body is read and thrown away before its connection is closed."""
+"""How long the body of a request is read and discarded before the connection is closed."""
 
 MAX_REQUEST_BYTES = 64 * 1024
-"""What a client may send without being answered: head, body and pipelined requests.
+"""The maximum of unprocessed data from a client: head, body and pipelined requests.
 
-This is a security limit. It is looked at before each read, which brings up to 256 KiB. Where it is
-the head of a request that is longer, the answer is 431."""
+This is a security limit. It is checked before each read, which returns up to 256 KiB. If the head
+of a request exceeds it, the response has status 431."""
 
 MAX_LINE_BYTES = 4096
-"""Longest request line; beyond it the answer is 414."""
+"""The longest request line; a longer one gets status 414."""
 
 MAX_FIELD_BYTES = 8190
-"""Longest header; beyond it the answer is 431."""
+"""The longest header; a longer one gets status 431."""
 
 MAX_HEADERS = 128
-"""Headers of a request; beyond it the answer is 431, too."""
+"""The maximum number of headers of a request; more get status 431."""
 
 DISCARD_TIMEOUT_S = 1.0
-"""Time during which the rest of an invalid request is discarded...
+"""How long the rest of an invalid request is discarded.
 
-Closing a socket with unread data resets the connection, and the client never sees the answer."""
+Closing a socket with unread data would reset the connection, and the client would not receive the
+response."""
 
 MAX_DISCARDED_BYTES = 1024 * 1024
-"""... and how much of it."""
+"""The maximum of discarded data of an invalid request."""
 
 WRITE_BUFFER_BYTES = 64 * 1024
-"""Where so much waits for the kernel to take it, nothing more of a page is written."""
+"""The size of the write buffer from which on writing a page pauses."""
 
 TLS_CLOSE_TIMEOUT_S = 0.5
-"""For a client's own goodbye, before the connection under TLS is closed without it."""
+"""How long to wait for the client's TLS close_notify before the connection is aborted."""
 
 FEW_DESCRIPTORS = 8
-"""Where no more than so many can be left, that is logged.
+"""The number of free file descriptors from which on a warning is logged.
 
-It is too late once there is none: the event loop closes a connection then, and tells nobody."""
+Without any, the event loop closes new connections without an error."""
 
 PLAIN_HTTP = "plain HTTP request on an HTTPS port"
-"""The reason in the answer to a client that does not use TLS."""
+"""The reason in the response to a client that does not use TLS."""
 
 _OPTIONS: dict[str, Any] = {
     "access_log": None,
-    "auto_decompress": False,  # bodies are thrown away
-    "keepalive_timeout": 24 * 3600,  # never reached: IDLE_TIMEOUT_S is
+    "auto_decompress": False,  # bodies are discarded
+    "keepalive_timeout": 24 * 3600,  # IDLE_TIMEOUT_S is shorter
     "lingering_time": BODY_TIMEOUT_S,
     "max_field_size": MAX_FIELD_BYTES,
     "max_headers": MAX_HEADERS,
     "max_line_size": MAX_LINE_BYTES,
 }
 
-# A socket that is closed with a linger time of zero resets its connection. So no client takes
-# the beginning of a page for the whole, not even one of HTTP/1.0, to which the end of the
-# connection is the end of the page.
+# Closing a socket with a linger time of zero resets the connection. A client then never takes a
+# truncated page for a complete one, not even with HTTP/1.0, where the end of the connection marks
+# the end of the page.
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 log = logging.getLogger("skyfast.web")
 
 
 class HttpConnections:
-    """The open connections, of which there are ``limit`` at most."""
+    """The open connections, at most ``limit``."""
 
     def __init__(self, *, limit: int, stats: ScrapeStats) -> None:
         self.limit = limit
         self._stats = stats
         self._open: set[HttpConnection] = set()
-        self._idle: dict[HttpConnection, None] = {}  # not being answered, longest first
+        self._idle: dict[HttpConnection, None] = {}  # idle for the longest time first
         self._closed = False
         self._log_limit = LogLimit()
 
     def add(self, connection: "HttpConnection") -> None:
-        """Let ``connection`` in.
+        """Add ``connection``.
 
-        Where there are enough, the one that has waited longest for a request goes. So whoever
-        opens connections and asks nothing cannot keep out those who ask.
+        If the limit is reached, the connection that has been idle for the longest time is closed,
+        so that idle connections do not block active clients.
         """
         if self._closed:  # pragma: no cover - accepted during a stop
             connection.reset()
@@ -150,7 +152,7 @@ class HttpConnections:
         self._idle[connection] = None
 
     def check_descriptors(self, latest: int) -> None:
-        """Warn where few can be left behind the ``latest``: all below that are taken."""
+        """Warn if few descriptors are free. All below ``latest`` are in use."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         left = limit - 1 - latest
         if left <= FEW_DESCRIPTORS and limit != resource.RLIM_INFINITY:
@@ -162,29 +164,29 @@ class HttpConnections:
             )
 
     def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:
-        """Count and log that a client is not served because of TLS."""
+        """Count and log a failed TLS handshake."""
         self._stats.handshakes_failed[reason] += 1
-        # Monitoring of certificates and port scans disconnect, too.
+        # Certificate monitoring and port scans disconnect during the handshake, too.
         level = logging.INFO if reason == "disconnected" else logging.WARNING
         line = f"TLS handshake failed for {connection.address}: {text}"
         self._log_limit.log(log, level, ("handshake", reason), line)
 
     def remove(self, connection: "HttpConnection") -> None:
-        """Forget ``connection``, known or not."""
+        """Remove ``connection`` if it is present."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
 
     def begin_response(self, connection: "HttpConnection") -> None:
-        """Keep ``connection``, which is being answered."""
+        """Mark ``connection`` as active."""
         self._idle.pop(connection, None)
 
     def end_response(self, connection: "HttpConnection") -> None:
-        """Put ``connection``, which was answered, behind those that wait longer."""
+        """Mark ``connection`` as idle from now on."""
         if connection in self._open:
             self._idle[connection] = None
 
     async def close(self) -> None:
-        """Shut every connection, those to come too, and wait until they are lost."""
+        """Close all connections, reject new ones, and wait until all are closed."""
         self._closed = True
         connections = list(self._open)
         for connection in connections:
@@ -194,7 +196,7 @@ class HttpConnections:
 
 
 class HttpConnection(web.RequestHandler):
-    """A client's connection, with the one deadline that it has at any time."""
+    """A client's connection, with a single deadline at any time."""
 
     def __init__(
         self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, connections: HttpConnections
@@ -202,7 +204,7 @@ class HttpConnection(web.RequestHandler):
         super().__init__(manager, loop=loop, **_OPTIONS)
         self.address = ""
         self.timed_out = False
-        """Whether the deadline passed in the middle of an answer."""
+        """Whether the deadline passed during a response."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self._connections = connections
         self._stream: asyncio.Transport | None = None
@@ -218,7 +220,7 @@ class HttpConnection(web.RequestHandler):
         """Whether the client's certificate has no allowed name."""
 
     def start_tls(self, client: socket.socket, security: "WebSecurity") -> None:
-        """Begin with a handshake. The deadline of the first request's head is running by then."""
+        """Start the TLS handshake, within the deadline of the first request's head."""
         self._security = security
         self._register(_peer(client))
         if self._reset:  # pragma: no cover - closed within microseconds
@@ -236,7 +238,7 @@ class HttpConnection(web.RequestHandler):
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self, client, ssl=context, ssl_shutdown_timeout=IDLE_TIMEOUT_S
             )
-        except OSError as error:  # an `ssl.SSLError`, too
+        except OSError as error:  # includes `ssl.SSLError`
             reason, text = handshake.failure(error)
             if reason:
                 self._connections.handshake_failed(self, reason, text)
@@ -259,7 +261,7 @@ class HttpConnection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._stream = cast(asyncio.Transport, transport)  # aiohttp forgets its own early
+        self._stream = cast(asyncio.Transport, transport)  # aiohttp clears its own reference early
         self._stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         if self._security is None:
             self._connections.check_descriptors(transport.get_extra_info("socket").fileno())
@@ -271,8 +273,8 @@ class HttpConnection(web.RequestHandler):
             self._connections.handshake_failed(self, "client_certificate", text)
 
     def _register(self, peer: Any) -> None:
-        # There is no peer where the client has reset the connection already. On a socket of both
-        # IP versions, an IPv4 client's address is mapped into IPv6.
+        # There is no peer name if the client has already reset the connection. On a dual-stack
+        # socket, IPv4 addresses are mapped to IPv6.
         self.address = peer[0].removeprefix("::ffff:") if peer else ""
         self._set_deadline(HEAD_TIMEOUT_S)
         self._connections.add(self)
@@ -298,16 +300,16 @@ class HttpConnection(web.RequestHandler):
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
-        """Answer a client that has finished sending, and close where it has asked nothing.
+        """Respond to a client that has finished sending, or close the connection if it sent nothing.
 
-        aiohttp closes in either case: with what has been sent of a page in good order.
+        aiohttp would close it in both cases, even in the middle of a page.
         """
         if self._discarded_bytes >= 0:
             return False
         asked = self._responding or self._unprocessed_bytes > 0
         if asked:
-            self.close()  # once that is answered
-        # TLS, as the event loops do it, has no connections that are closed in one direction.
+            self.close()  # after the response
+        # The event loops do not support half-closed TLS connections.
         return asked and self._security is None
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -322,20 +324,20 @@ class HttpConnection(web.RequestHandler):
             self.lost.set_result(None)
 
     def begin_response(self, timeout_s: float) -> None:
-        """Begin an answer, or change the time that it may take."""
+        """Start a response, or change its timeout."""
         self._responding = True
         self._unprocessed_bytes = 0
         self._connections.begin_response(self)
         self._set_deadline(timeout_s)
 
     def end_response(self) -> None:
-        """End an answer, and wait for the next request."""
+        """Finish a response, and wait for the next request."""
         self._responding = False
         self._connections.end_response(self)
         self._set_deadline(HEAD_TIMEOUT_S if self._unprocessed_bytes else IDLE_TIMEOUT_S)
 
     def close_or_reset(self) -> None:
-        """Close the connection: in good order where the client has all that it was sent."""
+        """Close the connection, or reset it if a response is in progress."""
         if self._stream is None:  # pragma: no cover - during a handshake
             self._abort_handshake()
         elif self._responding or self._stream.get_write_buffer_size():
@@ -343,14 +345,14 @@ class HttpConnection(web.RequestHandler):
         else:
             self._stream.close()
             if self._security is not None:
-                # Which waits for the client's own goodbye.
+                # close() waits for the client's close_notify.
                 self._call_later(TLS_CLOSE_TIMEOUT_S, self._stream.abort)
 
     def reset(self) -> None:
         """Reset the connection."""
         self._reset = True
         if self.lost.done():
-            return  # and its descriptor may be another's by now
+            return  # the descriptor may already be reused
         if self._stream is None:  # pragma: no cover - during a handshake
             self._abort_handshake()
             return
@@ -359,7 +361,7 @@ class HttpConnection(web.RequestHandler):
         self._stream.abort()
 
     def _abort_handshake(self) -> None:
-        """Break off the handshake, or refuse it where it has not begun."""
+        """Cancel the handshake, or prevent it from starting."""
         self._reset = True
         if self._handshake is not None:
             self._handshake.cancel()
@@ -371,28 +373,28 @@ class HttpConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what aiohttp could not parse, and what a handler has raised.
+        """Respond to malformed requests and to exceptions of the handler.
 
-        aiohttp's own logs a traceback for every request that is malformed.
+        aiohttp's method logs a traceback for every malformed request.
         """
         if isinstance(exc, ConnectionError):
             raise exc
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             log.debug("bad request from %s: %s", self.address, message)
             self._send_error(*_parse_error_response(exc))
-            raise ConnectionResetError("nothing more is read")
+            raise ConnectionResetError("no further requests are read")
         log.error("%s %s failed", request.method, request.path, exc_info=exc)
         if self._reset:
-            raise ConnectionResetError("the answer was cut")
+            raise ConnectionResetError("the connection was reset")
         response = text_response(HTTPStatus(status).phrase + ".", status)
         response.force_close()
         return response
 
     def _send_error(self, status: HTTPStatus, reason: str) -> None:
-        """Answer an invalid request, and close the connection after the client got the answer."""
+        """Respond to an invalid request, and close the connection after the client got it."""
         if self._reset or self._stream is None or self.lost.done():
             return
-        self._force_close = True  # aiohttp parses nothing more and does not close the connection
+        self._force_close = True  # aiohttp stops parsing and does not close the connection
         self._discarded_bytes = 0
         self._stream.write(raw_response(status, reason))
         if self._stream.can_write_eof():
@@ -415,12 +417,12 @@ class HttpConnection(web.RequestHandler):
 
 
 def connection_of(request: web.BaseRequest) -> HttpConnection:
-    """Return the connection that ``request`` came by."""
+    """Return the connection of ``request``."""
     return cast(HttpConnection, request.protocol)
 
 
 def _parse_error_response(error: BaseException | None) -> tuple[HTTPStatus, str]:
-    """Return the status and the reason for a request that aiohttp could not parse."""
+    """Return status and reason of the response to a request that aiohttp could not parse."""
     if isinstance(error, LineTooLong):
         if str(error.args[1]) == str(MAX_LINE_BYTES):
             return (
@@ -437,7 +439,10 @@ def _parse_error_response(error: BaseException | None) -> tuple[HTTPStatus, str]
 
 
 def make_manager(answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
-    """Return what connections share: ``answer`` is called with each request. Needs the loop."""
+    """Return the object shared by all connections, which calls ``answer`` for each request.
+
+    Requires a running event loop.
+    """
     return web.Server(answer, request_factory=_make_request, handler_cancellation=True)
 
 
@@ -448,11 +453,11 @@ def _make_request(
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
-    """Make a request of one that was read; those of other versions become HTTP/1.0.
+    """Create a request; versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0.
 
-    aiohttp reads HTTP/0.9 and HTTP/2.0 where they look like HTTP/1, and would answer in them. It
-    would keep HTTP/1.0 open behind a page, which only its end delimits, and promise that behind
-    others, and would take what follows an ``Upgrade`` for another protocol.
+    aiohttp parses HTTP/0.9 and HTTP/2.0 requests that look like HTTP/1, and would respond with
+    the same version. It would keep HTTP/1.0 connections open after a page, although only closing
+    them marks its end. It would parse the data after an ``Upgrade`` as another protocol.
     """
     if message.version not in {HttpVersion10, HttpVersion11}:
         message = message._replace(version=HttpVersion10)

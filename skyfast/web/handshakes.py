@@ -14,10 +14,10 @@ from contextvars import ContextVar
 from typing import Final, cast
 
 LINGER_TIMEOUT_S: Final = 1.0
-"""Time for a client to receive its alert or answer; its own data is discarded meanwhile..."""
+"""How long a client may take to receive its alert or response. Its data is discarded."""
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024
-"""... up to so many bytes."""
+"""The maximum of discarded data."""
 
 FIRST_BYTES: Final = 32
 """Bytes of a client's first message that are kept until the handshake ends."""
@@ -103,7 +103,7 @@ class Handshake:
         self.alert = b""
         self._client: socket.socket | None = None
         # The event loop closes its own descriptor as soon as the handshake fails.
-        with contextlib.suppress(OSError):  # no descriptor left: no alert is sent
+        with contextlib.suppress(OSError):  # without a free descriptor, no alert is sent
             self._client = client.dup()
         _current.set(self)
 

@@ -1,7 +1,7 @@
 """The HTTP server: routes, start and stop.
 
-`skyfast.web.exposition` renders the metrics pages, and `skyfast.web.connections` enforces the limits
-of connections.
+`skyfast.web.exposition` renders the metrics pages, and `skyfast.web.connections` enforces the
+limits of connections.
 """
 
 import asyncio
@@ -189,7 +189,7 @@ class WebServer:
         return listeners
 
     async def stop(self) -> None:
-        """Close all connections within ``STOP_TIMEOUT_S``. Those with a response in progress are reset."""
+        """Close all connections within ``STOP_TIMEOUT_S``, and reset those in mid-response."""
         for server in self._servers:
             server.close()
         for acceptor in self._acceptors:
