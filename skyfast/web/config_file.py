@@ -223,7 +223,7 @@ class _Reader:
         """Make errors of what is refused: it stands in ``node``, at ``path``."""
         return self.origin(node).refusing(path, hides=hide_all if secret else hide_nothing)
 
-    def warn(self, node: Node, path: str, text: str) -> None:
+    def add_warning(self, node: Node, path: str, text: str) -> None:
         """Keep a warning about ``node``, at ``path``."""
         self._warnings.append(f"{self.origin(node)}: {path}: {text}")
 
@@ -287,7 +287,7 @@ class _Reader:
         set_groups = getattr(context, "set_groups", None)  # since Python 3.15
         if len(curves) > 1 and set_groups is None:
             text = f"only {curves[0]} is offered: this Python version supports a single curve"
-            section.warn("curve_preferences", text)
+            section.add_warning("curve_preferences", text)
         if curves:
             try:
                 if set_groups is None:
@@ -360,14 +360,14 @@ class _Reader:
                 "without client_ca_file, the system's certificate authorities are trusted: anyone"
                 " can get a certificate from them"
             )
-            section.warn("client_auth_type", text)
+            section.add_warning("client_auth_type", text)
         return frozenset(map(normalize_san, sans))
 
     def _http(self, node: Node) -> dict[str, str]:
         path = "http_server_config"
         section = self._section(node, path, ("http2", "headers"))
         if section.get("http2", to_boolean, False):
-            section.warn("http2", "HTTP/2 is not supported; clients use HTTP/1.1 instead")
+            section.add_warning("http2", "HTTP/2 is not supported; clients use HTTP/1.1 instead")
         headers = {}
         if headers_node := section.nodes.get("headers"):
             path = join(path, "headers")
@@ -395,7 +395,7 @@ class _Reader:
                     f"has a cost of {cost}: the user's first request after a start may time out"
                     " before the password is checked; later requests succeed"
                 )
-                self.warn(entry, join(path, name), text)
+                self.add_warning(entry, join(path, name), text)
         return users
 
     def _rate_limit(self, node: Node) -> RateLimit | None:
@@ -407,7 +407,7 @@ class _Reader:
         if not section.has("burst"):
             raise section.missing("burst (at least 1)")
         if not burst:
-            section.warn("burst", "0 rejects every request")
+            section.add_warning("burst", "0 rejects every request")
         return RateLimit(interval_s, burst)
 
 
@@ -441,8 +441,8 @@ class _Section:
         refused = InvalidValue(problem, node.value, shown=shown)
         return self.reader.origin(node).error(refused, join(self.path, key))
 
-    def warn(self, key: str, text: str) -> None:
-        self.reader.warn(self.nodes[key], join(self.path, key), text)
+    def add_warning(self, key: str, text: str) -> None:
+        self.reader.add_warning(self.nodes[key], join(self.path, key), text)
 
     def missing(self, what: str) -> ConfigError:
         refused = InvalidValue(f"{what} is missing", shown=False)

@@ -300,7 +300,7 @@ class HttpConnection(web.RequestHandler):
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
-        """Respond to a client that has finished sending, or close the connection if it sent nothing.
+        """Respond to a client that has finished sending; close if it sent nothing.
 
         aiohttp would close it in both cases, even in the middle of a page.
         """
