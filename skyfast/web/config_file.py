@@ -1,9 +1,9 @@
 """The web configuration file: TLS, users, headers and a rate limit of the HTTP server.
 
-Its format is exporter-toolkit's (``docs/web-configuration.md`` there), so operators have it
-already. What Python's `ssl` or aiohttp cannot do is refused, never ignored. `read` makes a
-`WebConfig` of a file; `WebConfigFile` keeps the one in use and looks whether its files have
-changed. Imported only where ``--web.config.file`` is given.
+The format is that of Prometheus's exporter-toolkit (``docs/web-configuration.md`` there). Settings
+that Python's `ssl` or aiohttp do not support are errors or warnings. `read` parses a file into a
+`WebConfig`; `WebConfigFile` provides the configuration in use and reloads it when its files change.
+Imported only with ``--web.config.file``.
 """
 
 import asyncio
@@ -34,20 +34,23 @@ from skyfast.web.handshakes import ServerContext
 T = TypeVar("T")
 
 MIN_COST = 4
-"""What bcrypt has at least."""
+"""The lowest cost of bcrypt."""
 
 MAX_COST = 18
-"""The dearest hash, about 15 s..."""
+"""The highest accepted cost of a hash, about 15 s."""
 
 SLOW_COST = 16
-"""... and the dearest, about 4 s, without a warning: an answer has a deadline of 10 s. A check that
-takes longer goes on, and the next request with these credentials finds its result."""
+"""The highest cost without a warning, about 4 s.
+
+A response has a deadline of 10 s. A longer check continues after it, and the next request with the
+same credentials uses its result.
+"""
 
 
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _OLD_VERSIONS = ("TLS10", "TLS11")
 
-# Those of TLS 1.3 are always offered, by Go too: neither can choose among them.
+# TLS 1.3 suites are always offered; neither Python nor Go can configure them.
 _CIPHERS_13 = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 _CIPHERS = {
     "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -62,7 +65,7 @@ _CIPHERS = {
     "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
 }
 
-# What TLS 1.2 offers without a choice: authenticated encryption with forward secrecy.
+# The default for TLS 1.2: authenticated encryption with forward secrecy.
 _DEFAULT_CIPHERS = [cipher for name, cipher in _CIPHERS.items() if "_CBC_" not in name]
 
 _CURVES = {
@@ -95,7 +98,7 @@ HEADERS: Mapping[str, tuple[str, ...]] = {
     "X-Frame-Options": ("deny", "sameorigin"),
     "X-XSS-Protection": (),
 }
-"""The headers that can be set, with the values that they can have; none are all."""
+"""The headers that can be set, with their allowed values; empty allows any value."""
 
 _HASH = re.compile(r"\$2[aby]\$(\d\d)\$([./A-Za-z0-9]{53})", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
@@ -107,7 +110,7 @@ log = logging.getLogger("skyfast.web_config")
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """One request more every ``interval_s``, and at most ``burst`` at once."""
+    """One request per ``interval_s``, and at most ``burst`` at once."""
 
     interval_s: float
     burst: int
@@ -115,21 +118,21 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebConfig:
-    """What a file says, ready for use."""
+    """A parsed web configuration file."""
 
     tls: ssl.SSLContext | None
     allowed_sans: frozenset[str]
-    """Names of which a client's certificate must have one; empty where any will do."""
+    """A client certificate must have one of these names; empty allows any name."""
     users: Mapping[bytes, bytes] = field(repr=False)
-    """Hashes of passwords by user; empty where nobody has to authenticate."""
+    """Password hashes by user; empty if no authentication is required."""
     headers: Mapping[str, str]
     rate_limit: RateLimit | None
     warnings: tuple[str, ...]
-    """Settings that have another effect than they say, each with file, line and key."""
+    """Settings that skyfast handles differently, each with file, line and key."""
     files: "Files" = field(repr=False)
 
     def summary(self) -> str:
-        """Say what it comes to, in one line without a secret."""
+        """Return a summary of the configuration in one line, without secrets."""
         parts = ["plain HTTP"]
         if self.tls is not None:
             minimum, maximum = self.tls.minimum_version.name, self.tls.maximum_version.name
@@ -148,7 +151,7 @@ class WebConfig:
 
 @dataclass(frozen=True, slots=True)
 class _FileState:
-    """What shows that a file has changed; times in nanoseconds."""
+    """The attributes that reveal a change of a file."""
 
     modified_ns: int
     size_bytes: int
@@ -156,16 +159,16 @@ class _FileState:
 
 
 Files: TypeAlias = dict[str, _FileState | None]
-"""Paths, and what showed at each, before it was read, that it has not changed."""
+"""Paths, and the state of each file before it was read."""
 
 
 def read(path: str, *, files: Files | None = None) -> WebConfig:
-    """Read the file at ``path`` and those that it names. This blocks.
+    """Read the file at ``path`` and the files that it names. This blocks.
 
-    ``files`` gets all of them, also where this raises. Warnings are logged.
+    Adds all of them to ``files``, even on errors. Logs warnings.
 
     Raises:
-        ConfigError: One cannot be used; the line names file, line and key, and holds no secret.
+        ConfigError: A file is invalid. The text contains file, line and key, and no secrets.
 
     """
     if path == "-":
@@ -179,7 +182,7 @@ def read(path: str, *, files: Files | None = None) -> WebConfig:
 
 
 class _Reader:
-    """Makes a `WebConfig` of one file."""
+    """Parses one file into a `WebConfig`."""
 
     def __init__(self, path: str, files: Files) -> None:
         self._path = path
@@ -220,11 +223,11 @@ class _Reader:
     def errors_at(
         self, node: Node, path: str, *, secret: bool = False
     ) -> AbstractContextManager[None]:
-        """Make errors of what is refused: it stands in ``node``, at ``path``."""
+        """Convert errors of values in ``node``, at ``path``, to ConfigErrors."""
         return self.origin(node).refusing(path, hides=hide_all if secret else hide_nothing)
 
     def add_warning(self, node: Node, path: str, text: str) -> None:
-        """Keep a warning about ``node``, at ``path``."""
+        """Add a warning about ``node``, at ``path``."""
         self._warnings.append(f"{self.origin(node)}: {path}: {text}")
 
     def _section(self, node: Node, path: str, known: Sequence[str]) -> "_Section":
@@ -236,7 +239,7 @@ class _Reader:
             return mapping_of(node.value, known=known, what="a mapping")
 
     def file(self, value: YamlValue) -> str:
-        """Accept a path, by the web configuration's own directory, of what can be read."""
+        """Return the path of a readable file, relative to the web configuration's directory."""
         path = str(Path(self._path).parent / parse_str(value))
         self._files[path] = _file_state(path)
         try:
@@ -300,7 +303,7 @@ class _Reader:
                 ) from None
 
     def _identity(self, section: "_Section", context: ssl.SSLContext) -> None:
-        """Load the certificate that is shown to clients."""
+        """Load the server certificate."""
         with ExitStack() as stack:
             paths: list[str] = []
             for name in ("cert", "key"):
@@ -312,7 +315,7 @@ class _Reader:
                     )
                 if not path and not text:
                     raise section.missing(f"{name}_file or {name}")
-                # OpenSSL takes files only; this one is on no disk.
+                # OpenSSL only loads from files, so use an in-memory file.
                 paths.append(path or stack.enter_context(_in_memory(text)))
             key = "cert_file" if section.has("cert_file") else "cert"
             try:
@@ -322,7 +325,7 @@ class _Reader:
                 raise section.error(key, problem, shown=key == "cert_file") from None
 
     def _clients(self, section: "_Section", context: ssl.SSLContext) -> frozenset[str]:
-        """Set up whom of the clients to trust; return the names of which each must have one."""
+        """Set up the verification of client certificates; return the allowed SANs."""
         mode = section.get("client_auth_type", _to_client_auth, ssl.CERT_NONE)
         path = section.get("client_ca_file", self.file, "")
         text = section.get("client_ca", _to_pem, "")
@@ -345,7 +348,7 @@ class _Reader:
                 problem = f"does not contain PEM certificates{_reason(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
-            # As in Go, and for the analyzers: see skyfast.skydive.tls.
+            # As in Go, and as for analyzers: see skyfast.skydive.tls.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", parse_str)
@@ -413,7 +416,7 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """A mapping of the file, whose keys are known ones."""
+    """A mapping in the file, with known keys only."""
 
     reader: _Reader
     path: str
@@ -436,7 +439,7 @@ class _Section:
         return self.get(key, list_of(parse), nothing)
 
     def error(self, key: str, problem: str, *, shown: bool = True) -> ConfigError:
-        """Return an error of what is wrong only beside other keys."""
+        """Return the error of a value that conflicts with other keys."""
         node = self.nodes[key]
         refused = InvalidValue(problem, node.value, shown=shown)
         return self.reader.origin(node).error(refused, join(self.path, key))
@@ -450,7 +453,7 @@ class _Section:
 
 
 def _check_mapping(value: YamlValue) -> None:
-    # The value is not shown: "alice:hash" lacks a space and is one text.
+    # The value is hidden: "alice:hash" without a space is a string that contains a hash.
     if not isinstance(value, dict):
         raise InvalidValue("is not a mapping of keys", shown=False)
 
@@ -485,7 +488,7 @@ def _to_hash(value: YamlValue) -> bytes:
     text = value if isinstance(value, str) else ""
     match = _HASH.fullmatch(text)
     try:
-        # Not all that looks like one is: the cheapest hash of the same salt tells.
+        # The pattern accepts some invalid hashes; computing the cheapest one detects them.
         if (
             match
             and bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode())
@@ -504,7 +507,7 @@ def _cost(hashed: bytes) -> int:
 
 
 def _to_duration_s(value: YamlValue) -> float:
-    """Accept what Go's ``time.ParseDuration`` does, but nothing negative."""
+    """Parse a duration in the format of Go's ``time.ParseDuration``, except negative ones."""
     text = parse_str(value)
     if text == "0":
         return 0.0
@@ -515,7 +518,7 @@ def _to_duration_s(value: YamlValue) -> float:
 
 
 def normalize_san(san: str) -> str:
-    """Return an alternative name in the spelling that two have in common if they are one."""
+    """Return the canonical form of a SAN."""
     try:
         return str(ipaddress.ip_address(san.strip()))
     except ValueError:
@@ -524,7 +527,7 @@ def normalize_san(san: str) -> str:
 
 @contextmanager
 def _in_memory(text: str) -> Iterator[str]:
-    """Yield the path of a file that holds ``text`` and is on no disk."""
+    """Yield the path of an in-memory file that contains ``text``."""
     descriptor = os.memfd_create("skyfast")
     try:
         with open(descriptor, "w", closefd=False) as file:
@@ -535,23 +538,23 @@ def _in_memory(text: str) -> Iterator[str]:
 
 
 def _refuse_password() -> str:
-    # Without this, OpenSSL asks the terminal, and a daemon hangs.
+    # Without this, OpenSSL prompts on the terminal, and a daemon hangs.
     raise ValueError("the key is encrypted")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or ""  # str() of it names a line of Python's own source
+        reason = error.reason or ""  # str() would contain a line number of Python's source
     else:
         reason = str(getattr(error, "strerror", None) or error)
     return f" ({reason})" if reason else ""
 
 
 class WebConfigFile:
-    """The web configuration file in use, read again when one of its files has changed.
+    """The web configuration file in use, reloaded when one of its files changes.
 
-    TLS and authentication are never switched off, nor TLS on, while the process runs: a file that
-    is empty because it is just being written must not open the doors.
+    TLS cannot be switched on or off, and authentication cannot be switched off, while the process
+    runs: a file that is empty because it is being written must not disable security.
     """
 
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:
@@ -569,10 +572,10 @@ class WebConfigFile:
         self.use(read(path))
 
     def read(self) -> WebConfig:
-        """Read the file anew, and use it not yet. This blocks.
+        """Read the file again without applying it. This blocks.
 
         Raises:
-            ConfigError: It cannot be used, or not without a new start.
+            ConfigError: The file is invalid, or the change requires a restart.
 
         """
         files: Files = {}
@@ -580,7 +583,7 @@ class WebConfigFile:
             config = read(self._path, files=files)
             self._check_change(config)
         except ConfigError:
-            self._files = files  # to be tried again when one of them has changed
+            self._files = files  # try again when one of them changes
             raise
         return config
 
@@ -593,13 +596,13 @@ class WebConfigFile:
             raise self._needs_restart("basic_auth_users", "removed")
 
     def use(self, config: WebConfig) -> None:
-        """Use ``config`` for what comes from now on; what is open stays as it is."""
+        """Apply ``config`` to new connections and requests."""
         self._on_change(config)
         self.config = config
         self._files = config.files
 
     async def refresh(self) -> WebConfig:
-        """Return what is in use, which is what stands in the files if that can be used."""
+        """Return the configuration in use, reloaded if its files have changed and are valid."""
         if self._changed():
             async with self._lock:
                 if self._changed():
@@ -625,6 +628,6 @@ class WebConfigFile:
 def _file_state(path: str) -> _FileState | None:
     try:
         stat = Path(path).stat()
-    except OSError:  # pragma: no cover - deleted between two looks at it
+    except OSError:  # pragma: no cover - deleted in the meantime
         return None
     return _FileState(stat.st_mtime_ns, stat.st_size, stat.st_ino)

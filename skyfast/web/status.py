@@ -1,8 +1,8 @@
 """The content of the status page and of ``/api/status``.
 
-`Status` looks at the counters where they are, and keeps the last ten minutes of some of them in a
-ring. It belongs to the event loop. What the page looks like is the business of
-`skyfast.web.status_html`, the busiest connections that of `skyfast.web.top`.
+`Status` reads the counters, and keeps a ring buffer with the last ten minutes of some of them. It
+must be used on the event loop. `skyfast.web.status_html` renders the page, and `skyfast.web.top`
+ranks connections.
 """
 
 import asyncio
@@ -28,45 +28,45 @@ from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, sums
 from skyfast.web.top import Metric, Ranking
 
 INTERVAL_S: Final = 5.0
-"""Between two samples of the ring. Analyzers send what they have at least as often."""
+"""The time between two samples. Analyzers send messages at least as often."""
 
 SAMPLES: Final = 120
-"""How many intervals the ring holds: ten minutes."""
+"""The number of intervals in the history: ten minutes."""
 
 MAX_GAP_S: Final = 2 * INTERVAL_S
-"""Samples further apart have a pause of the process between them: no line is drawn across it."""
+"""A longer gap between samples means that the process was paused, and interrupts the line."""
 
 RATE_INTERVALS: Final = 6
-"""How many of the latest intervals the analyzers' rates are means of: half a minute."""
+"""The number of intervals that the analyzers' rates are averaged over: half a minute."""
 
 MAX_ANALYZERS: Final = 200
-"""Analyzers that are listed."""
+"""The maximum number of listed analyzers."""
 
 MAX_NAMED: Final = 3
-"""Analyzers that a warning names."""
+"""The maximum number of analyzers named by a warning."""
 
 NEARLY_FULL: Final = 0.9
-"""The share of a bound of the table from which on people are warned."""
+"""The fraction of a limit of the table from which on there is a warning."""
 
 MAX_CAPTURES: Final = 50
-"""Captures that are listed."""
+"""The maximum number of listed captures."""
 
 
 class InterfaceSource(Protocol):
-    """What is asked of the interfaces."""
+    """The interface table, as used by the status page."""
 
     def busiest(self, now: float) -> Sequence[Interface]: ...
 
 
 class CaptureSource(Protocol):
-    """What is asked of the captures."""
+    """The capture table, as used by the status page."""
 
     def first(self, count: int, now: float) -> Sequence[CaptureReport]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusSource:
-    """What a configuration decides of the page."""
+    """The objects that the status page reads, which a reload may replace."""
 
     config: Config
     table: TableCounts
@@ -75,14 +75,14 @@ class StatusSource:
     captures: CaptureSource
 
 
-# What is told ----------------------------------------------------------------------------------
+# The report ------------------------------------------------------------------------------------
 #
-# The names of the fields are those of the JSON objects: see docs/reference/api.md.
+# The field names are the keys of the JSON objects: see docs/reference/api.md.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastError:
-    """What failed last."""
+    """The last error."""
 
     reason: str
     text: str
@@ -94,7 +94,7 @@ Severity = Literal["warning", "critical"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """What somebody should look at, as a sentence for people."""
+    """A warning for operators, as a sentence."""
 
     severity: Severity
     text: str
@@ -102,7 +102,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How many analyzers are subscribed to, and what that makes of the whole."""
+    """The overall state, and the number of analyzers."""
 
     state: Literal["ready", "degraded", "not ready"]
     text: str
@@ -127,9 +127,9 @@ class Analyzer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableState:
-    """The table. ``skipped_total`` has the reasons that were met, the filters' rules not.
+    """The table. ``skipped_total`` contains reasons that occurred, without filter rules.
 
-    ``reports_lost_total`` are those of the checked reports that show a lost one before them.
+    ``reports_lost_total`` counts checked reports whose predecessor was lost.
     """
 
     connections: int
@@ -150,7 +150,7 @@ class TableState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scrapes:
-    """The pages with flows. What is of the last one is None before it."""
+    """Counters of pages with flows. ``last_…`` is None before the first page."""
 
     total: int
     rejected_total: int
@@ -161,7 +161,7 @@ class Scrapes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterfacesState:
-    """The interfaces of the topology's last answer, and the busiest of them."""
+    """The state of topology queries, and the busiest interfaces of the last response."""
 
     enabled: bool
     count: int
@@ -174,7 +174,7 @@ class InterfacesState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturesState:
-    """The captures that agents report of, and the first of them."""
+    """The number of captures, and the first of them."""
 
     count: int
     first: Sequence[CaptureReport]
@@ -182,11 +182,11 @@ class CapturesState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The last ten minutes, an entry an interval, the oldest first, and one of now.
+    """The last ten minutes: an entry for each interval, oldest first, and the current state.
 
-    ``age_seconds`` says how long ago the intervals ended. What is of scrapes is that of the last
-    one in the interval, None where none ended in it. The last entry has what the rest of the report
-    has: so no figure of now is above the highest of these.
+    ``age_seconds`` is the age of each entry. The scrape values are those of the last scrape in the
+    interval, or None if there was none. The last entry has the same values as the rest of the
+    report, so that no current value exceeds the maximum of the history.
     """
 
     interval_seconds: float
@@ -199,10 +199,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """The latest reload of the configuration; the start counts as one.
+    """The latest reload of the configuration. The start counts as a reload.
 
-    ``changed`` are the keys that the latest successful one has changed, ``last_error`` is of the
-    latest one that failed.
+    ``changed`` contains the keys changed by the latest successful reload; ``last_error`` is the
+    error of the latest failed reload.
     """
 
     successful: bool
@@ -213,7 +213,7 @@ class Reload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
-    """Everything but the busiest connections. ``warnings`` are the texts of ``notices``."""
+    """The status, without the busiest connections. ``warnings`` are the texts of ``notices``."""
 
     version: str
     python: str
@@ -240,37 +240,37 @@ class StatusReport:
     configuration: str
 
 
-# The ring --------------------------------------------------------------------------------------
+# The history -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sample:
-    """The counters at a moment."""
+    """The counters at one point in time."""
 
     at_s: float
     connections: int
     flows: Mapping[str, int]
-    """By analyzer: one that leaves takes its counter along."""
+    """By analyzer, because the counter of a removed analyzer disappears."""
     scrapes: int
     scrape_duration_s: float
     scrape_bytes: int
 
 
 class History:
-    """A ring of samples: what `Series` is made of. Its size does not depend on what happens."""
+    """A ring buffer of samples, the source of `Series`."""
 
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES + 1)
 
     def add(self, stats: Stats, connections: int, *, now_s: float) -> None:
-        """Take a sample at ``now_s``, which never runs backwards."""
+        """Take a sample at ``now_s``, which must be monotonic."""
         self._samples.append(_sample(stats, connections, now_s))
 
     def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
-        """Return the ten minutes before ``now_s``, and what there is now.
+        """Return the ten minutes before ``now_s``, and the current state.
 
-        The last rate is the mean of the latest intervals, as it is elsewhere on the page: a part of
-        an interval would make a rate of its own.
+        The last rate is the average of the latest intervals, as elsewhere on the page, because a
+        partial interval would give a different rate.
         """
         every = [*self._samples, _sample(stats, connections, now_s)]
         rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
@@ -298,7 +298,7 @@ class History:
         )
 
     def rates(self) -> Mapping[str, float]:
-        """Return the flows per second by analyzer, of the latest `RATE_INTERVALS`."""
+        """Return flows per second by analyzer, averaged over the last `RATE_INTERVALS`."""
         if len(self._samples) < 2:
             return {}
         return _rates(
@@ -318,7 +318,7 @@ def _sample(stats: Stats, connections: int, now_s: float) -> _Sample:
 
 
 def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
-    """Return the flows per second of each analyzer that was there at both times."""
+    """Return flows per second of each analyzer in both samples."""
     seconds = max(after.at_s - before.at_s, 1e-3)
     return {
         name: max(flows - before.flows[name], 0) / seconds
@@ -328,7 +328,7 @@ def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
 
 
 class Status:
-    """Tells of the process. Another ``subject`` may be used at any time."""
+    """Creates status reports. `use` replaces the ``subject`` at any time."""
 
     def __init__(
         self,
@@ -338,7 +338,7 @@ class Status:
         ready: Callable[[], bool],
         now: Callable[[], float],
     ) -> None:
-        """Tell of these; ``now`` is the clock that the interfaces and captures go by."""
+        """Initialize. ``now`` is the clock of the interfaces and captures."""
         self._subject = subject
         self._stats = stats
         self._ready = ready
@@ -350,11 +350,11 @@ class Status:
 
     @property
     def ranking(self) -> Ranking:
-        """The ranking of the table that there is now."""
+        """The ranking of the current table."""
         return self._subject.ranking
 
     def use(self, subject: StatusSource) -> None:
-        """Tell of another configuration from now on."""
+        """Replace the source of future reports, after a reload."""
         if subject.ranking is not self._subject.ranking:
             self._subject.ranking.close()
         self._subject = subject
@@ -370,13 +370,13 @@ class Status:
             self.sample()
 
     async def report(self) -> StatusReport:
-        """Return what there is to tell now."""
+        """Return a report of the current state."""
         configuration = await self._configuration()
         subject, stats = self._subject, self._stats
         rates = self._history.rates()
         table, scrape, now = subject.table, stats.scrape, self._now()
         notices = list(_notices(stats, table))
-        # Each is looked at once, so that no two figures of it differ.
+        # Read each counter once, so that the values are consistent.
         counts = _table(stats, table)
         ready = self._ready()
         return StatusReport(
@@ -428,7 +428,7 @@ class Status:
         )
 
     async def _configuration(self) -> str:
-        """Return the configuration as YAML without secrets: made once, in a thread, in some ms."""
+        """Return the configuration as YAML without secrets; dumped once, in a thread."""
         current = self._subject.config
         if self._dump is None or self._dump[0] is not current:
             self._dump = current, await asyncio.to_thread(loader.dump, current)
@@ -441,10 +441,10 @@ def as_json(report: StatusReport) -> bytes:
 
 
 def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
-    """Return how many analyzers are subscribed to. Names of several addresses are not analyzers."""
+    """Return the overall state. Names that resolve to addresses are not analyzers themselves."""
     names = {each.name for each in config.subscriber.endpoints if each.follows_dns}
     rows = list(stats.analyzers.values())
-    # A name without an address that is subscribed to is missing all the same.
+    # A name without a subscription to any of its addresses counts as an analyzer that is down.
     rows = [each for each in rows if each.name not in names or not each.up]
     up = sum(each.up for each in rows)
     state: Literal["ready", "degraded", "not ready"] = "not ready"
@@ -490,7 +490,7 @@ def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
 
 
 def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:
-    # Those that are down come first, so that they are among those that are listed.
+    # Analyzers that are down come first, so that they are always listed.
     by_state: Iterable[AnalyzerStats] = sorted(stats.analyzers.values(), key=lambda each: each.up)
     for each in islice(by_state, MAX_ANALYZERS):
         yield Analyzer(
