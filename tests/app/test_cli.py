@@ -132,8 +132,10 @@ def test_check_tells_what_a_connection_costs() -> None:
         "  2 skydive_network_connection_total_bytes",
         "  1 skydive_network_connection_rtt_nanoseconds",
         "  1 ttl",
-        "Each row of view lab (node_host, tag) costs up to 2 series"
-        " until 90 s after its last report:",
+        (
+            "Each row of view lab (node_host, tag) costs up to 2 series"
+            " until 90 s after its last report:"
+        ),
         "  1 lab_bytes_total",
         "  1 lab_packets_total",
         *(
