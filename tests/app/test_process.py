@@ -208,7 +208,7 @@ async def test_a_full_table_is_told(tmp_path: Path) -> None:
         line = await skyfast.logged("table full")
         assert " WARNING " in line
         assert line.endswith(
-            "skipped 3 reports of new connections (max_connections: 2),"
+            "skipped 3 reports of new connections (max_connections: 2)"
             " and 1 reports of other new flows (max_flows: 3)"
         )
         # A report of a connection that is there finds its room.
