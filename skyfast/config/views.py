@@ -166,7 +166,7 @@ def _resolve_view(
 
 
 def _check_names(views: Sequence[ViewSpec], *, naming: str) -> None:
-    """Reject families whose names conflict with others of the page."""
+    """Reject families whose names conflict with other families of the page."""
     taken: dict[str, tuple[str, int, int]] = {}
     for number, view in enumerate(views):
         for i, family in enumerate(families(view, naming=naming)):

@@ -16,7 +16,7 @@ from skyfast.flows.plan import FieldPath, Plan
 
 # Invalid UTF-8 and deep nesting raise errors of Python itself.
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for JSON that it cannot decode."""
+"""Exceptions of msgspec for JSON that it cannot decode."""
 
 
 def _fields() -> dict[FieldPath, type]:

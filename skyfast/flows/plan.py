@@ -61,7 +61,7 @@ class Direction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter:
-    """A running total of a flow, of which the deltas are summed.
+    """A running total of a flow; connections sum its deltas.
 
     ``paths`` are one total since the flow started, or several to add up. ``amounts`` are the parts
     of each total that belong to the latest update, or empty if Skydive does not send them: then 0
@@ -123,7 +123,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """Parts of which a flow must have at least one; otherwise it is skipped with ``reason``.
+    """Parts that a flow must have at least one of; otherwise it is skipped with ``reason``.
 
     If ``or_without`` is not empty, a flow without that part needs none of ``paths``.
     """

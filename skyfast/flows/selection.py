@@ -1,4 +1,4 @@
-"""What a configuration selects: labels, metrics, views, rewrites and filter rules.
+"""The selection made by a configuration: labels, metrics, views, rewrites and filter rules.
 
 Plain data, created by `skyfast.config.loader`. `skyfast.flows.planner` creates the table's plan
 from it, and `skyfast.flows.filters` compiles the rules.

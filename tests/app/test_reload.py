@@ -836,7 +836,7 @@ async def test_other_labels_and_metrics_begin_a_new_table(
         changes = {f"{STORE}.labels": ["target_port", "node_tid"], f"{STORE}.metrics": ["flows"]}
         (line,) = problems(await operator.reload(changes))
         assert "all connections reset" in line
-        assert line.endswith("labels, metrics")
+        assert line.endswith("all connections reset: labels, metrics changed")
         page = await operator.flows()
         assert BYTES not in page
         assert "node_tid" not in page
