@@ -191,8 +191,8 @@ def _parser() -> _Parser:
 def _level(text: str) -> str:
     try:
         return to_level(text)
-    except InvalidValue as bad:
-        raise argparse.ArgumentTypeError(f"{text!r} {bad.problem}") from None
+    except InvalidValue as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error.problem}") from None
 
 
 def _address(text: str) -> Endpoint:

@@ -59,8 +59,8 @@ def error_context(node: Node, name: str = "") -> Iterator[None]:
     """Add the line of ``node`` and the path ``name`` to errors raised in this block."""
     try:
         yield
-    except InvalidValue as bad:
-        for each in bad.all():
+    except InvalidValue as error:
+        for each in error.all():
             each.name = join(name, each.name) if each.name else name
             each.line = each.line or node.line
         raise
@@ -99,18 +99,18 @@ class Origin:
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(
-        self, refused: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
+        self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[tuple[int | None, str]]:
         """Yield line and message of each error at ``path``; ``hides`` selects values to redact."""
-        for each in refused.all():
+        for each in error.all():
             origin = self.part(each.line)
             yield origin.line, f"{origin}: {each.message(path, hidden=hides(each.value))}"
 
     def error(
-        self, refused: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
+        self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> ConfigError:
         """Return a `ConfigError` with all errors at ``path``."""
-        return ConfigError(*(text for _, text in self.problems(refused, path, hides=hides)))
+        return ConfigError(*(text for _, text in self.problems(error, path, hides=hides)))
 
     @contextmanager
     def refusing(
@@ -119,8 +119,8 @@ class Origin:
         """Convert an `InvalidValue` raised in this block to a `ConfigError` for ``path``."""
         try:
             yield
-        except InvalidValue as refused:
-            raise self.error(refused, path, hides=hides) from None
+        except InvalidValue as error:
+            raise self.error(error, path, hides=hides) from None
 
 
 class Problems:

@@ -356,9 +356,9 @@ def _value(key: Key[T], found: _Found | None, problems: _Problems) -> T:
         return key.default
     try:
         return key.parse(found.value)
-    except InvalidValue as refused:
+    except InvalidValue as error:
         hides = hide_scalars if key.secret else hide_nothing
-        for line, text in found.origin.problems(refused, key.path, hides=hides):
+        for line, text in found.origin.problems(error, key.path, hides=hides):
             problems.add(text, line)
         return key.default
 
@@ -437,17 +437,17 @@ def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
             naming=get(schema.NAMING),
             least_timeout_s=timeout_s,
         )
-    except views.ViewError as bad:
-        raise _view_error(get, bad) from None
+    except views.ViewError as error:
+        raise _view_error(get, error) from None
 
 
-def _view_error(get: _Settings, bad: views.ViewError) -> ConfigError:
+def _view_error(get: _Settings, error: views.ViewError) -> ConfigError:
     """Return the error for an entry in the file rather than for a default entry."""
-    ways = [_key_and_place(place, bad.view) for place in bad.places]
+    ways = [_key_and_place(place, error.view) for place in error.places]
     key, place = next((way for way in ways if get.is_set(way[0], *way[1])), ways[0])
-    if bad.other is not None and not get.is_set(key):
-        return _view_error(get, bad.other)
-    return get.error(key, bad.problem, *place)
+    if error.other is not None and not get.is_set(key):
+        return _view_error(get, error.other)
+    return get.error(key, error.problem, *place)
 
 
 def _key_and_place(place: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:

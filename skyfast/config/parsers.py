@@ -187,9 +187,9 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
             raise InvalidValue("is not a list", value)
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
-        except InvalidValue as bad:
+        except InvalidValue as error:
             # A password with a comma was split too: only the whole string can be redacted.
-            bad.value = value if "@" in value else bad.value
+            error.value = value if "@" in value else error.value
             raise
 
     return parse
@@ -309,8 +309,8 @@ def _to_cookie(name: str, value: YamlValue) -> str:
         raise InvalidValue("has invalid characters in its name", value, name=name)
     try:
         text = "" if value is None else parse_str(value)
-    except InvalidValue as bad:
-        raise InvalidValue(bad.problem, value, name=name) from None
+    except InvalidValue as error:
+        raise InvalidValue(error.problem, value, name=name) from None
     if ";" in text:
         raise InvalidValue("contains a semicolon", value, name=name)
     return text
