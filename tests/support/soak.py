@@ -543,7 +543,7 @@ class _Real:
             f" {resident_bytes(self._pid) / 1e6:.1f} MB resident, {self._open_files()} files,"
             f" {self._threads()} threads, {seen.pages} pages, the last of"
             f" {seen.page_bytes / 1e6:.1f} MB, {len(self._analyzer.upgrades)} subscriptions,"
-            f" {sum('was reloaded' in line for line in self._skyfast.log)} reloads"
+            f" {sum('configuration reloaded' in line for line in self._skyfast.log)} reloads"
         )
 
     @property
