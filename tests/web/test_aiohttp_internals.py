@@ -84,7 +84,7 @@ def test_the_parameters_exist():
 
 def test_the_locked_version_is_among_those_that_were_checked():
     (locked,) = re.findall(r"(?m)^aiohttp==(\S+)", (ROOT / "requirements.lock").read_text())
-    versions = re.search(r"Checked with aiohttp ([\d.,\s]+(?:and [\d.]+))", connections.__doc__)[1]
+    versions = re.search(r"Tested with aiohttp ([\d.,\s]+(?:and [\d.]+))", connections.__doc__)[1]
     assert locked in re.findall(r"\d+\.\d+\.\d+", versions)
 
 
