@@ -1,8 +1,8 @@
 """The number of values of each label, and the most frequent values.
 
-Everything is counted when it is asked for, by scans of the table that take up to some hundred
-milliseconds. So they run in threads, one at a time, and what they gave is kept for a moment. A
-report is of a single scan, so that its figures fit each other.
+Values are counted on request, by scans of the table that take up to hundreds of milliseconds. Scans
+run in threads, one at a time, and their results are cached briefly. A report uses a single scan, so
+that its values are consistent.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from skyfast.flows.plan import View
 from skyfast.web.scan_cache import ScanCache
 
 TOP_VALUES: Final = 20
-"""How many values of each label are listed."""
+"""The number of listed values of each label."""
 
 REPORT_AGE_S: Final = 5.0
-"""How old a report may be that is given again."""
+"""How long a report is cached."""
 
 VALUES_AGE_S: Final = 1.0
-"""How old the numbers of values may be that are given again."""
+"""How long the numbers of values are cached."""
 
 
 class CardinalityTable(Protocol):
-    """What is asked of the table, from any thread."""
+    """The table, as used by cardinality reports, from any thread."""
 
     def label_values(self) -> Mapping[str, int]: ...
     def cardinality(
@@ -38,7 +38,7 @@ class CardinalityTable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueCount:
-    """A value of a label, and how many connections have it."""
+    """A value of a label, and the number of connections with it."""
 
     value: str
     connections: int
@@ -46,7 +46,7 @@ class ValueCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCardinality:
-    """A label, how many values it has, and the most frequent of them."""
+    """A label, the number of its values, and the most frequent values."""
 
     name: str
     values: int
@@ -55,7 +55,7 @@ class LabelCardinality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithoutLabel:
-    """What would be left if a label were dropped."""
+    """The number of connections and series without a label."""
 
     label: str
     connections: int
@@ -64,7 +64,10 @@ class WithoutLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardinalityReport:
-    """What the main view holds. Some series are left out where a connection has no such value."""
+    """The cardinality of the main view.
+
+    ``series_at_most`` is an upper bound: a connection without a value has no series for it.
+    """
 
     connections: int
     series_at_most: int
@@ -76,10 +79,10 @@ class Cardinality:
     """Counts the values of a table's labels."""
 
     def __init__(self, *, table: CardinalityTable, view: View) -> None:
-        """Count in ``table``, whose main view is ``view``."""
+        """Initialize for ``table``, whose main view is ``view``."""
         self._table = table
         self.labels = tuple(column.name for column in view.columns)
-        """The names of the labels, ``direction`` not among them: it is the same for all."""
+        """The label names, without ``direction``, which is the same for all connections."""
         self._series = sum(len(family.values) for family in view.families)
         self._scanning = threading.Lock()
         self._values: Mapping[str, int] = {}
@@ -89,7 +92,7 @@ class Cardinality:
         )
 
     def values(self) -> Mapping[str, int]:
-        """Return the number of distinct values of each label. Takes long; any thread may ask."""
+        """Return the number of distinct values of each label. Slow and thread-safe."""
         with self._scanning:
             if time.monotonic() >= self._values_until:
                 self._values = self._table.label_values()
@@ -97,15 +100,15 @@ class Cardinality:
             return self._values
 
     async def report(self, without: str | None = None) -> CardinalityReport:
-        """Return a report, made in a thread where there is none that is young enough.
+        """Return a report, from the cache or from a new scan in a thread.
 
-        ``without`` is one of `labels`, for which to find out what dropping it would leave. Raises
-        BusyError where another report is being made.
+        ``without`` is one of `labels`: the report then estimates the cardinality without it. Raises
+        BusyError if another report is in progress.
         """
         return await self._reports.get(without, lambda: asyncio.to_thread(self._make, without))
 
     def _make(self, without: str | None) -> CardinalityReport:
-        """Make a report of one scan: figures of several moments would contradict each other."""
+        """Create a report from a single scan, so that its values are consistent."""
         connections, labels, left = self._table.cardinality(TOP_VALUES, without)
         report = CardinalityReport(
             connections=connections,
@@ -129,5 +132,5 @@ def _label(name: str, values: int, top: Sequence[tuple[str, int]]) -> LabelCardi
 
 
 def as_json(report: CardinalityReport) -> bytes:
-    """Return ``report`` as a JSON object with the names of its fields."""
+    """Return ``report`` as JSON."""
     return msgspec.json.encode(report)

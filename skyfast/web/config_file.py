@@ -560,10 +560,10 @@ class WebConfigFile:
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:
         """Read the file at ``path``. This blocks.
 
-        ``on_change`` is called with each configuration that comes into use, this one too.
+        ``on_change`` is called with each new configuration, including this one.
 
         Raises:
-            ConfigError: It cannot be used.
+            ConfigError: The file is invalid.
 
         """
         self._path = path

@@ -1,8 +1,7 @@
 """The metrics page: its families and their order, its compression and its delivery.
 
-Rendering and compression run in a thread of their own, some chunks ahead of the reader;
-nobody ever holds a whole page. Nothing here knows of HTTP: `skyfast.web.server` decides who is
-served.
+Each page is rendered and compressed in its own thread, a few chunks ahead of the reader, and never
+buffered as a whole. This module is independent of HTTP, which `skyfast.web.server` handles.
 """
 
 import asyncio
@@ -20,48 +19,48 @@ from skyfast.web import self_metrics
 from skyfast.web.cardinality import Cardinality
 
 FIRST_CHUNK_BYTES = 16 * 1024
-"""A page's first chunk: small, so that the first byte leaves at once."""
+"""The size of a page's first chunk: small, so that the first byte is sent early."""
 
 CHUNK_BYTES = 512 * 1024
-"""What is rendered, and compressed, without the GIL at a time."""
+"""The size of a chunk, which is rendered and compressed without the GIL."""
 
 COMPRESSED_BYTES = 128 * 1024
-"""What is handed on of a compressed page at a time: waking the event loop costs."""
+"""The size of a compressed chunk: smaller ones would wake the event loop too often."""
 
 QUEUE_CHUNKS = 4
-"""How far rendering runs ahead of the reader."""
+"""The maximum number of chunks rendered ahead of the reader."""
 
 GZIP_LEVEL = 1
-"""isal's second of four: 1.1 GB/s, and pages shrink tenfold."""
+"""The second of isal's four levels: 1.1 GB/s, and a ratio of about 10."""
 
 GZIP_WBITS = 31
-"""zlib's spelling of a gzip header and trailer."""
+"""The value of zlib for the gzip format."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
-"""The format that everybody reads."""
+"""The default format."""
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-"""The format that is offered beside it where the counters' names end as it demands."""
+"""The format offered additionally if all counters have standard names."""
 
 _END = b"# EOF\n"
-"""What OpenMetrics ends a page with: without it, it is not whole."""
+"""The end of an OpenMetrics page; without it, the page is incomplete."""
 
 
 class TablePage(Protocol):
-    """The flows' families, read once from front to back."""
+    """The families of flows, read sequentially and only once."""
 
     def read(self, size: int, /) -> bytes:
-        """Return about ``size`` bytes, and nothing at the end. Does not hold the GIL."""
+        """Return about ``size`` bytes, or b"" at the end. Releases the GIL."""
 
 
 class ExpositionTable(TableCounts, Protocol):
-    """What a page needs of the table."""
+    """The table, as used by pages."""
 
     def page(self, now: float, openmetrics: bool = False) -> TablePage: ...
 
 
 class RenderedPart(Protocol):
-    """A part of the page that is rendered in one go."""
+    """A part of the page that is rendered as a whole."""
 
     def page(self, now: float, openmetrics: bool = False) -> bytes: ...
 
@@ -78,10 +77,10 @@ class Part(Flag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpositionSource:
-    """What a configuration decides of the pages.
+    """The sources of pages, which a reload may replace.
 
-    ``cardinality`` is that of the table's main view, ``views`` are the prefixes of its others.
-    ``standard_names`` says that all families have such; then OpenMetrics is offered too.
+    ``cardinality`` belongs to the table's main view, ``views`` are the prefixes of the other views.
+    OpenMetrics requires ``standard_names``.
     """
 
     table: ExpositionTable
@@ -93,31 +92,31 @@ class ExpositionSource:
 
 
 class Exposition:
-    """Makes pages of what the source and the counters hold now.
+    """Renders pages of the current state of the source and the counters.
 
-    Another ``source`` may be set at any time: pages that were begun go on with their own.
+    ``source`` can be replaced at any time; pages in progress continue with the previous one.
     """
 
     def __init__(self, *, source: ExpositionSource, stats: Stats, now: Callable[[], float]) -> None:
-        """Build pages of these; ``now`` is the clock that the table's time-outs run by."""
+        """Initialize. ``now`` is the clock of the table's timeouts."""
         self.source = source
         self._stats = stats
         self._now = now
 
     async def self_page(self, *, openmetrics: bool = False) -> bytes:
-        """Return the page of self metrics. Takes no thread of those that pages are rendered in."""
+        """Return the page of self metrics. Independent of the threads that render other pages."""
         return await asyncio.to_thread(b"".join, self._chunks(Part.SELF, openmetrics=openmetrics))
 
     def stream(self, parts: Part, *, gzip: bool, openmetrics: bool = False) -> "Stream":
-        """Begin to render ``parts`` in a thread, and return what comes out of it."""
+        """Start rendering ``parts`` in a thread, and return the stream of chunks."""
         return Stream(self._chunks(parts, openmetrics=openmetrics), gzip=gzip)
 
     def _chunks(self, parts: Part, *, openmetrics: bool) -> Iterator[bytes]:
-        """Return what renders ``parts``, in any thread, as they are now."""
+        """Return an iterator that renders ``parts`` in any thread. The source is fixed now."""
         source = self.source
         counts = b""
         if Part.SELF in parts:
-            # Belongs on the event loop: see there.
+            # Must run on the event loop: see self_metrics.render.
             counts = self_metrics.render(
                 self._stats,
                 source.table,
@@ -131,7 +130,7 @@ class Exposition:
 def _chunks(
     source: ExpositionSource, parts: Part, counts: bytes, now: float, *, openmetrics: bool
 ) -> Iterator[bytes]:
-    """Yield the page of ``now``; ``counts`` are the self metrics that the event loop rendered."""
+    """Yield the page; ``counts`` are the self metrics rendered on the event loop."""
     if Part.FLOWS in parts:
         page = source.table.page(now, openmetrics=openmetrics)
         size = FIRST_CHUNK_BYTES
@@ -154,23 +153,21 @@ def _chunks(
 
 
 class Stream:
-    """A page on its way from the thread that renders it to the event loop that sends it.
+    """A page, transferred from the thread that renders it to the event loop that sends it.
 
-    Iterate over it for the chunks, none of them empty; an error of rendering is raised
-    there. The thread ends with the context: within the time that one chunk takes, where
-    that is left before the page is at its end.
+    Iterating yields non-empty chunks, and raises errors of rendering. Leaving the context stops the
+    thread, after its current chunk if the page is not complete.
 
-    The two sides meet in a bounded queue. The thread sleeps while it is full, and wakes the
-    event loop only when that is waiting, which a hop through an executor would do for every
-    chunk.
+    Both sides share a bounded queue. The thread sleeps while the queue is full, and wakes the event
+    loop only if it is waiting, whereas an executor would wake it for every chunk.
     """
 
     def __init__(self, chunks: Iterator[bytes], *, gzip: bool) -> None:
-        """Start the thread; call this on the event loop that iterates."""
+        """Start the thread. Must be called on the event loop that iterates."""
         self.page_bytes = 0
         """Bytes rendered, before compression."""
         self._queue: deque[bytes] = deque()
-        self._lock = threading.Lock()  # held for some instructions only, by either side
+        self._lock = threading.Lock()  # held only briefly by both sides
         self._not_full = threading.Condition(self._lock)
         self._closed = False
         self._done = False
@@ -183,7 +180,7 @@ class Stream:
             target=self._run,
             args=(_gzipped(counted) if gzip else counted,),
             name="skyfast-page",
-            daemon=True,  # nothing is lost with it: the reader is gone too
+            daemon=True,  # losing it at exit is harmless: the reader is gone too
         ).start()
 
     async def __aenter__(self) -> "Stream":
@@ -211,14 +208,14 @@ class Stream:
         raise StopAsyncIteration
 
     def close(self) -> None:
-        """Drop what was rendered and let the thread end. May be called again."""
+        """Drop queued chunks and stop the thread. Idempotent."""
         with self._lock:
             self._closed = True
             self._queue.clear()
             self._not_full.notify()
 
     async def ended(self) -> None:
-        """Wait until the thread has done its work."""
+        """Wait until the thread has finished."""
         await asyncio.shield(self._ended)
 
     def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -232,7 +229,7 @@ class Stream:
             for chunk in chunks:
                 if not self._put(chunk):
                     break
-        except Exception as raised:  # noqa: BLE001  # raised again where the page is awaited
+        except Exception as raised:  # noqa: BLE001  # raised by __anext__
             error = raised
         with self._lock:
             self._error = error
@@ -243,7 +240,7 @@ class Stream:
         self._resolve(self._ended)
 
     def _put(self, chunk: bytes) -> bool:
-        """Queue ``chunk`` as soon as there is room; return False when nobody wants it."""
+        """Queue ``chunk``, waiting while the queue is full; return False if closed."""
         with self._lock:
             while len(self._queue) >= QUEUE_CHUNKS and not self._closed:
                 self._not_full.wait()
@@ -260,7 +257,7 @@ class Stream:
         try:
             self._loop.call_soon_threadsafe(_set, future)
         except RuntimeError:
-            pass  # the event loop was closed, and the reader with it
+            pass  # the event loop is closed, and so is the reader
 
 
 def _set(future: "asyncio.Future[None]") -> None:
@@ -269,10 +266,10 @@ def _set(future: "asyncio.Future[None]") -> None:
 
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    # isal keeps some of what it has back, so many calls return nothing.
+    # isal buffers data, so many calls return nothing.
     compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
     ready: list[bytes] = []
-    wanted_bytes = 1  # the first that comes leaves at once
+    wanted_bytes = 1  # send the first output at once
     for chunk in chunks:
         ready.append(compressor.compress(chunk))
         if sum(map(len, ready)) >= wanted_bytes:

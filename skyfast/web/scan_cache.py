@@ -1,7 +1,7 @@
-"""Runs one scan of the table at a time, and keeps its result for a moment.
+"""A cache of table scans, which runs one scan at a time.
 
-A scan takes up to some hundred milliseconds, in a thread. Running several at once would only make
-each of them slower, so they take turns.
+A scan takes up to hundreds of milliseconds in a thread. Concurrent scans would only slow each other
+down, so they run one after the other.
 """
 
 import asyncio
@@ -14,20 +14,20 @@ Result = TypeVar("Result")
 
 
 class BusyError(Exception):
-    """No further scan can be started now."""
+    """No further scan can be started at the moment."""
 
 
 class ScanCache(Generic[Key, Result]):
-    """The results of scans by key. Belongs to the event loop."""
+    """The results of scans by key. Must be used on the event loop."""
 
     def __init__(self, *, keep_s: float, max_results: int, queue: bool) -> None:
-        """Begin without a result.
+        """Start with an empty cache.
 
         ``keep_s`` is the number of seconds for which a result is kept; 0 keeps none.
-        ``max_results`` limits the results that are kept and the scans that run or wait, together.
+        ``max_results`` limits the total of cached results, running and waiting scans.
 
         With ``queue``, requests wait for the running scan: those with the same key share its
-        result, the others take turns. Without, they get a BusyError.
+        result, the others run one after the other. Without it, they raise BusyError.
         """
         self._keep_s = keep_s
         self._max_results = max_results
@@ -37,18 +37,18 @@ class ScanCache(Generic[Key, Result]):
 
     @property
     def is_scanning(self) -> bool:
-        """Whether a scan runs."""
+        """Whether a scan is running or waiting."""
         return any(not result.done() for result in self._results.values())
 
     async def get(self, key: Key, scan: Callable[[], Awaitable[Result]]) -> Result:
-        """Return the result for ``key``: the one that is kept, or that of a new ``scan``.
+        """Return the result for ``key``, from the cache or from a new ``scan``.
 
-        A scan goes on when the request that started it is cancelled. Its exception is raised by all
-        requests that wait for it, and is not kept. ``scan`` is not kept either: it refers to a
-        table, whose memory is to be free as soon as another one replaces it.
+        A scan continues when the request that started it is cancelled. Its exception is raised by
+        all waiting requests, and is not cached. No reference to ``scan`` is kept, because it
+        refers to a table, whose memory must be freed when another table replaces it.
 
         Raises:
-            BusyError: A scan runs, without ``queue``; or ``max_results`` scans run or wait.
+            BusyError: A scan is running and ``queue`` is false, or ``max_results`` is exceeded.
 
         """
         result = self._results.get(key)
@@ -78,7 +78,7 @@ class ScanCache(Generic[Key, Result]):
         del self._results[kept]
 
     def _done(self, key: Key, result: "asyncio.Task[Result]") -> None:
-        # The exception is retrieved here: perhaps no request waits for it any more.
+        # Retrieve the exception here, because there may be no waiting request.
         failed = result.cancelled() or result.exception() is not None
         if failed or not self._keep_s:
             self._drop(key, result)

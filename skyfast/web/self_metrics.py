@@ -20,7 +20,7 @@ _BUILD: Final = {"version": __version__, "python": platform.python_version()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """What a page shows. ``process`` is None where the system does not tell."""
+    """The sources of a page. ``process`` is None if the system does not report it."""
 
     stats: Stats
     table: TableCounts
@@ -34,7 +34,7 @@ _Samples = Callable[[_Source], Iterable[Sample] | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Metric:
-    """A family, what it is where all families have standard names, and its samples."""
+    """A family, its variant for standard names, and a function that returns its samples."""
 
     family: MetricFamily
     standard: MetricFamily
@@ -42,7 +42,7 @@ class _Metric:
 
 
 def _metric(name: str, help_text: str, samples: _Samples, *, standard_name: str = "") -> _Metric:
-    """Declare a metric: a counter where its name ends with ``_total``, else a gauge."""
+    """Declare a metric: a counter if its name ends with ``_total``, otherwise a gauge."""
     family = MetricFamily(
         name=name, type="counter" if name.endswith("_total") else "gauge", help=help_text
     )
@@ -61,7 +61,7 @@ def _by(label: str, read: Callable[[_Source], Mapping[str, float]]) -> _Samples:
 
 
 def _by_view(read: Callable[[TableCounts], Sequence[int]]) -> _Samples:
-    """Read a value for each view beside the main one."""
+    """Read a value for each view other than the main one."""
     return _by("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
 
 
@@ -101,7 +101,7 @@ def _last_reload_failure_timestamp_s(source: _Source) -> float:
 
 
 def _process(read: Callable[[ProcessUsage], float]) -> _Samples:
-    """Read a value of the process, where the system tells it."""
+    """Read a value of the process, if the system reports it."""
     return lambda source: None if source.process is None else [({}, read(source.process))]
 
 
@@ -193,7 +193,7 @@ _TABLE: Final = (
         "skyfast_flows",
         "Flows in the table.",
         _value(lambda source: source.table.flows),
-        # OpenMetrics has no room for a gauge beside the counter skyfast_flows_total.
+        # In OpenMetrics, this name would collide with the counter skyfast_flows_total.
         standard_name="skyfast_table_flows",
     ),
     _metric(
@@ -372,7 +372,7 @@ _SCRAPES: Final = (
     ),
 )
 
-# What client libraries show of a process, under the names they use.
+# The process metrics of Prometheus client libraries, with the same names.
 _PROCESS: Final = (
     _metric(
         "process_cpu_seconds_total",
@@ -423,12 +423,12 @@ def render(
     standard_names: bool = False,
     openmetrics: bool = False,
 ) -> bytes:
-    """Return the families ``skyfast_*`` and ``process_*``, but for that of the label values.
+    """Return the families ``skyfast_*`` and ``process_*``, except ``skyfast_label_values``.
 
-    ``views`` are the prefixes of the views beside the main one, in the table's order. The text is
-    of format 0.0.4 or, where ``standard_names`` make that possible, of OpenMetrics 1.0, without the
-    end that a whole page has. Takes well under a millisecond. The counters are read without a lock,
-    so this belongs on the thread that writes them.
+    ``views`` are the prefixes of the views other than the main one, in the table's order. The
+    format is 0.0.4 or, which requires ``standard_names``, OpenMetrics 1.0 without ``# EOF``. Takes
+    well under a millisecond. The counters are read without a lock, so call this on the thread that
+    writes them.
     """
     try:
         usage = process_usage()
@@ -445,6 +445,6 @@ def render(
 
 
 def render_label_values(values: Mapping[str, int], *, openmetrics: bool = False) -> bytes:
-    """Return the family of the numbers of distinct values, by label."""
+    """Return the family ``skyfast_label_values``."""
     samples = [({"label": label}, count) for label, count in values.items()]
     return _LABEL_VALUES.render(samples, openmetrics=openmetrics).encode(errors="replace")

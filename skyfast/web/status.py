@@ -436,7 +436,7 @@ class Status:
 
 
 def as_json(report: StatusReport) -> bytes:
-    """Return ``report`` as a JSON object with the names of its fields."""
+    """Return ``report`` as JSON."""
     return msgspec.json.encode(report)
 
 

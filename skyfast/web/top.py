@@ -1,8 +1,8 @@
 """The busiest connections, for ``/api/top`` and the status page.
 
-A ranking is a scan of the table. So it is made in a thread, one at a time, and its answer is shared
-by all who ask the same within a moment. Rates need a snapshot of the table to compare with: it
-is taken when somebody asks for rates, and given back when nobody has for a minute.
+A ranking scans the table. Scans run in a thread, one at a time, and requests for the same ranking
+within a second share the result. Rates compare the table with a snapshot, which is taken on the
+first request for rates and released after a minute without requests.
 """
 
 import asyncio
@@ -18,32 +18,32 @@ from skyfast.runtime.logs import printable
 from skyfast.web.scan_cache import ScanCache
 
 PARAMETERS: Final = ("by", "n", "filter")
-"""What a URL can say of a ranking."""
+"""The query parameters of a ranking."""
 
 DEFAULT_ENTRIES: Final = 50
 MAX_ENTRIES: Final = 1000
-"""How many connections an answer has, and how many can be asked for."""
+"""The default and the maximum number of connections in a response."""
 
 MAX_FILTER_CHARS: Final = 200
-"""The longest text that can be looked for in label values."""
+"""The longest text to search for in label values."""
 
 ANSWER_AGE_S: Final = 1.0
-"""How long an answer is given to others who ask the same."""
+"""How long a result is shared with equal requests."""
 
 MAX_ANSWERS: Final = 8
-"""Answers that are being made, or are kept for others, at once."""
+"""The maximum number of rankings running, queued or cached."""
 
 SNAPSHOT_IDLE_S: Final = 60.0
-"""How long snapshots are kept when nobody asks for rates any more."""
+"""How long snapshots are kept after the last request for rates."""
 
 REPORT_INTERVAL_S: Final = 60.0
 """How often an analyzer reports a flow (``flow.update``).
 
-What a report adds is the traffic of so long, however soon after the snapshot it comes. So it is
-never taken for the traffic of less."""
+A report adds the traffic of a whole interval, even if it arrives right after the snapshot.
+Therefore rates are never computed over a shorter time."""
 
 RATES: Final = ("bytes", "packets")
-"""The metrics that can be ranked by rate: each of them costs a snapshot or two."""
+"""The metrics that can be ranked by rate. Each needs up to two snapshots."""
 
 PER_SECOND: Final = "_per_second"
 
@@ -53,7 +53,7 @@ Row = tuple[int, tuple[str, ...], tuple[int | None, ...]]
 
 
 class TopTable(Protocol):
-    """What is asked of the table, from any thread."""
+    """The table, as used by rankings, from any thread."""
 
     @property
     def connections(self) -> int: ...
@@ -64,12 +64,12 @@ class TopTable(Protocol):
 
 
 class QueryError(ValueError):
-    """What is asked for cannot be told; the text says why, in one line."""
+    """The query is invalid. The text is the reason, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What is asked for: ``n`` connections at most, whose label values contain ``filter``."""
+    """A query for at most ``n`` connections with ``filter`` in a label value."""
 
     by: str
     n: int = DEFAULT_ENTRIES
@@ -78,7 +78,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A metric of the main view. ``directions`` is 2 where each direction has its own value."""
+    """A metric of the main view. ``directions`` is 2 if each direction has its own value."""
 
     name: str
     family: str
@@ -89,7 +89,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankingKey:
-    """What can be ranked by: the metric with the same name, or its rate."""
+    """A ranking criterion: a metric of the same name, or its rate."""
 
     name: str
     family: int
@@ -100,7 +100,7 @@ class RankingKey:
 class Entry:
     """A connection: its labels and, by metric, its values, in the metric's unit.
 
-    A value is None where the connection has none. ``rank`` is what it was ranked by.
+    A value is None if the connection has none. ``rank`` is the value of the ranking criterion.
     """
 
     rank: float
@@ -110,7 +110,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Top:
-    """The answer. ``window_seconds`` is how long ago the snapshot was taken, None without one."""
+    """A ranking. ``window_seconds`` is the age of the snapshot, or None without one."""
 
     by: str
     unit: Unit
@@ -123,7 +123,7 @@ class Top:
 
 @dataclass(frozen=True, slots=True)
 class TopAnswer:
-    """A `Top`, and the JSON object with the names of its fields: a thousand entries take 1 ms."""
+    """A `Top`, and its JSON encoding, which takes 1 ms for a thousand entries."""
 
     top: Top
     json: bytes
@@ -154,7 +154,7 @@ class Ranking:
             if metric.name in RATES and metric.type == "counter"
         ]
         self.keys: dict[str, RankingKey] = {}
-        """What can be ranked by, by its name: all metrics in their order, then the rates."""
+        """Ranking criteria by name: all metrics in their order, then the rates."""
         for key in keys:
             self.keys.setdefault(key.name, key)
         self._answers: ScanCache[Query, TopAnswer] = ScanCache(
@@ -165,16 +165,16 @@ class Ranking:
 
     @property
     def default(self) -> str:
-        """What is ranked by where nobody says: bytes, or else the first there is."""
+        """The default criterion: bytes, or the first metric if there is no such metric."""
         return "bytes" if "bytes" in self.keys else next(iter(self.keys))
 
     @property
     def snapshots(self) -> int:
-        """How many snapshots are held."""
+        """The number of snapshots."""
         return sum(map(len, self._snapshots.values()))
 
     def query(self, parameters: Sequence[tuple[str, str]], *, n: int = DEFAULT_ENTRIES) -> Query:
-        """Return what the ``parameters`` of a URL ask for, by default ``n``. Raises QueryError."""
+        """Parse the ``parameters`` of a URL; ``n`` is the default. Raises QueryError."""
         given: dict[str, str] = {}
         for name, value in parameters:
             if name not in PARAMETERS:
@@ -193,11 +193,11 @@ class Ranking:
         return Query(by=by, n=n if number is None else _count(number), filter=text)
 
     async def top(self, query: Query) -> TopAnswer:
-        """Return the answer to a ``query`` of `query`. Raises BusyError."""
+        """Return the ranking for a ``query`` returned by `query`. Raises BusyError."""
         return await self._answers.get(query, lambda: self._scan(query))
 
     def close(self) -> None:
-        """Give back the snapshots."""
+        """Release the snapshots."""
         if self._release_timer is not None:
             self._release_timer.cancel()
         self._snapshots = {}
@@ -243,9 +243,9 @@ class Ranking:
         return TopAnswer(top, msgspec.json.encode(top))
 
     def _baseline(self, family: int, now_s: float) -> _Snapshot:
-        """Return what to compare with: a snapshot of a minute or two ago, or the oldest there is.
+        """Return the snapshot to compare with: one or two minutes old, or the oldest available.
 
-        There are two at most, of which the younger will be that in a minute.
+        Keeps at most two snapshots. The newer one replaces the older one after a minute.
         """
         taken = self._snapshots.setdefault(family, [])
         if len(taken) > 1 and now_s - taken[1].taken_s >= REPORT_INTERVAL_S:
@@ -286,12 +286,12 @@ def _metric(name: str, family: Family) -> Metric:
 
 
 def _scaled(value: int, family: Family) -> float:
-    """Return the number that the page shows: an integer as long as it can be one."""
+    """Return the value as shown on the page: an integer if possible."""
     return value / 10**family.decimals if family.decimals else value
 
 
 def _count(text: str) -> int:
-    # Not `int` alone, which takes signs, blanks, underscores and the digits of all scripts.
+    # `int` also accepts signs, spaces, underscores and non-ASCII digits.
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
     if not 1 <= number <= MAX_ENTRIES:
         raise QueryError(f"n: not a whole number from 1 to {MAX_ENTRIES}.")
