@@ -1,7 +1,7 @@
 
-// The status page's script: fills the places that the page has (data-key, data-rows, data-series)
-// from api/status and api/top, again and again. What stands where, the page says; the formats have
-// twins in statuspage.py. Whatever comes from the network becomes text, never markup.
+// The script of the status page: updates the elements with data-key, data-rows and data-series from
+// api/status and api/top. The page defines the elements; status_html.py implements the same formats.
+// Data from the network is always inserted as text, never as HTML.
 "use strict";
 (() => {
   const INTERVAL_MS = 5000;
@@ -69,7 +69,7 @@
     return TEXTS.includes(format) ? format : "number";
   };
 
-  // Nothing is touched that is as it should be: selections, focus and screen readers stay calm.
+  // Update changed text only, to preserve selection and focus and not to disturb screen readers.
   function write(element, text) {
     if (element.textContent !== text) element.textContent = text;
   }
@@ -118,7 +118,7 @@
     let before = Infinity;
     values.forEach((value, i) => {
       if (value === null) return;
-      // Nothing is drawn across a pause of the process.
+      // Interrupt the line if the process was paused.
       if (before - ages[i] > MAX_GAP_S) runs.push([]);
       before = ages[i];
       const x = Math.max(WIDTH - ages[i] * WIDTH / SPAN_S, 0).toFixed(1);
@@ -141,14 +141,14 @@
     return answer.json();
   }
 
-  // What the page was made for, which may be long ago: where that is another, it has to be made anew.
+  // The structure that the page was rendered for. If it has changed, the page is reloaded.
   const made = JSON.stringify(JSON.parse(document.querySelector("main").dataset.made));
   const shape = (status) => JSON.stringify(
     [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled]);
 
   function showStatus(status) {
     if (made !== shape(status)) {
-      // Without what was chosen: it may not be there any more.
+      // Without the query, because the selected metric may no longer exist.
       location.replace(location.pathname);
       return;
     }
@@ -230,7 +230,7 @@
   function missed(error) {
     console.debug(error);
     failures += 1;
-    // One answer that is missing can be a restart.
+    // A single failure may be a restart.
     if (failures < 2) return;
     write(stale, `No response from skyfast since ${heardAt.toTimeString().slice(0, 8)}:`
       + " this page shows the state at that time.");
@@ -242,11 +242,11 @@
   async function refreshTop() {
     const mine = number += 1, query = wanted();
     const top = await ask(`api/top?${query}`).catch((error) => {
-      // It may say so of the ranking alone; with the status, nothing is told by a 503.
+      // Status 503 affects only the ranking.
       if (error.cause === 503) return null;
       throw error;
     });
-    // Meanwhile something else may be wanted.
+    // The selection may have changed in the meantime.
     if (mine === number && query === wanted()) showTop(top);
   }
 
@@ -255,14 +255,14 @@
   }
 
   async function refresh() {
-    // Each by itself: what was ranked by may be gone, which only the status tells.
+    // Independently: if the selected metric no longer exists, only the status request succeeds.
     const ends = await Promise.allSettled([refreshStatus(), refreshTop()]);
     const failed = ends.find((end) => end.status === "rejected");
     if (failed) missed(failed.reason);
     else heard();
   }
 
-  // One refresh after the other, and none while nobody can see it.
+  // One refresh at a time, and none while the page is hidden.
   const pause = one("pause");
   const isPaused = () => pause.getAttribute("aria-pressed") === "true";
   let timer = 0;

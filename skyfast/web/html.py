@@ -1,7 +1,7 @@
 """The common parts of the HTML pages: frame, style and security headers.
 
-Nothing is loaded from anywhere, and no script runs but the status page's own: `POLICY` lets the
-browser see to that too. The style and the script are files beside the recording of the demo.
+Pages load nothing from other hosts, and the only script is that of the status page; browsers
+enforce this by `POLICY`. The style and the script are package data.
 """
 
 from base64 import b64encode
@@ -10,12 +10,12 @@ from importlib.resources import files
 
 
 def read(name: str) -> str:
-    """Return one of the packaged files that pages are made of."""
+    """Return the text of a file in the package data."""
     return files("skyfast").joinpath("data", name).read_text(encoding="utf-8")
 
 
 def _source(text: str) -> str:
-    """Return how the policy names a style or script that stands on the page itself."""
+    """Return the CSP source expression of an inline style or script."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
@@ -27,7 +27,7 @@ _ICON = (
 )
 
 _REFRESH = '<noscript><meta http-equiv="refresh" content="30"></noscript>\n'
-"""For those who run no scripts."""
+"""Reloads the page in browsers without JavaScript."""
 
 POLICY = (
     f"default-src 'none'; style-src {_source(_STYLE)}; script-src {_source(_SCRIPT)};"
@@ -37,9 +37,9 @@ POLICY = (
 
 
 def document(*, title: str, body: str, wide: bool = False, script: bool = False) -> str:
-    """Return a whole page, for a wide screen or for reading; with the script or without.
+    """Return a complete page, with a wide or a narrow layout, with or without the script.
 
-    Title and body are trusted: what comes from outside is escaped in them.
+    ``title`` and ``body`` are HTML, so the caller must escape untrusted text.
     """
     return f"""\
 <!DOCTYPE html>
@@ -60,7 +60,7 @@ def document(*, title: str, body: str, wide: bool = False, script: bool = False)
 
 
 def bar(share: float) -> str:
-    """Return a bar that fills ``share`` of the cell it stands in, from 0 to 1."""
+    """Return a bar that fills ``share`` of its table cell, from 0 to 1."""
     return (
         '<svg aria-hidden="true"><rect height="100%"'
         f' width="{100 * min(max(share, 0.0), 1.0):.1f}%"/></svg>'

@@ -1,7 +1,7 @@
 """Listening addresses: ``--web.listen-address``, and sockets passed by systemd.
 
-The configuration names one address. The command line can name several, or none: then sockets come
-from the service manager, as sd_listen_fds(3) describes.
+The configuration sets one address. The command line can set several addresses, or use sockets
+passed by the service manager, see sd_listen_fds(3).
 """
 
 import errno
@@ -17,10 +17,10 @@ from skyfast.config.schema import LISTEN_ADDRESS, PORT, Key
 from skyfast.config.yaml_nodes import ConfigError
 
 FIRST_DESCRIPTOR: Final = 3
-"""The first socket that is passed: SD_LISTEN_FDS_START."""
+"""The descriptor of the first passed socket: SD_LISTEN_FDS_START."""
 
 MAX_SOCKETS: Final = 64
-"""Sockets that can be passed, and addresses that can be listened on."""
+"""The maximum number of passed sockets, and of listening addresses."""
 
 OPTION: Final = "--web.listen-address"
 SOCKET_OPTION: Final = "--web.systemd-socket"
@@ -31,10 +31,10 @@ _PORT_UNAVAILABLE: Final = (errno.EADDRINUSE, errno.EACCES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
-    """What the command line says of where the page is served.
+    """Listening addresses or sockets set on the command line.
 
-    ``addresses`` replace that of the configuration, and so do ``sockets``, which are listened on
-    already. With ``any_port``, a free port is taken where the configured one is not.
+    ``addresses`` override the configuration, and so do ``sockets``, which are already listening.
+    With ``any_port``, a free port is used if the configured one is in use.
     """
 
     addresses: tuple[Endpoint, ...] = ()
@@ -43,34 +43,34 @@ class Listen:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the configuration's address does not count."""
+        """Whether the configuration's address is overridden."""
         return bool(self.addresses or self.sockets)
 
 
 AS_CONFIGURED: Final = Listen()
-"""The configuration's address."""
+"""Listen on the configuration's address."""
 
 
 class ListenError(OSError):
-    """An ``address`` cannot be listened on."""
+    """Listening on ``address`` failed."""
 
     def __init__(self, error: OSError, address: Endpoint) -> None:
-        """Take over what ``error`` says."""
+        """Copy errno and text of ``error``."""
         super().__init__(error.errno, error.strerror)
         self.address = address
         self.is_name = isinstance(error, socket.gaierror)
 
 
 def configured(config: Config) -> Endpoint:
-    """Return the configuration's address; the host is empty where that is every one."""
+    """Return the configuration's address. An empty host means all addresses."""
     return Endpoint(config.web.listen_address, config.web.port)
 
 
 def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
-    """Return the sockets that the service manager has passed, and take their variables away.
+    """Return the sockets passed by the service manager, and remove their variables.
 
     Raises:
-        ConfigError: There are none, or one is not a TCP socket that is listened on.
+        ConfigError: There are no sockets, or one is not a listening TCP socket.
 
     """
     pid, count = (environ.get(name, "") for name in _VARIABLES[:2])
@@ -108,19 +108,19 @@ def _socket(descriptor: int) -> socket.socket:
 
 
 def bound(listener: socket.socket) -> Endpoint:
-    """Return where a socket listens."""
+    """Return the address of a listening socket."""
     host, port = listener.getsockname()[:2]
     return Endpoint(host, port)
 
 
 def url(address: Endpoint, *, secure: bool) -> str:
-    """Return where the page can be looked at from this machine."""
+    """Return the URL of the metrics page for clients on this machine."""
     host = "127.0.0.1" if address.host in {"", "0.0.0.0", "::"} else address.host  # noqa: S104
     return f"{'https' if secure else 'http'}://{Endpoint(host, address.port)}/metrics"
 
 
 def hint(error: ListenError) -> str:
-    """Return how another address can be chosen where that would help; else nothing."""
+    """Return a hint on setting another address or port if that would help, otherwise ""."""
     if error.errno in _PORT_UNAVAILABLE:
         return f"; choose another port: {_settings(PORT)}"
     if error.is_name or error.errno == errno.EADDRNOTAVAIL:

@@ -11,7 +11,7 @@ from skyfast import __version__
 from skyfast.web import html
 
 RETRY_AFTER_S = 1
-"""What a client is told that found too many pages being served."""
+"""The ``Retry-After`` header of responses with status 503."""
 
 _NAME = r"[!#$%&'*+.^_`|~0-9a-z-]+"
 _WEIGHT = r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?"
@@ -24,7 +24,7 @@ _BY_NAME = 3
 
 @dataclass(frozen=True, slots=True)
 class MediaType:
-    """A media type; ``version`` is a parameter of it, empty where it has none."""
+    """A media type. ``version`` is its parameter of that name, or empty."""
 
     name: str
     version: str = ""
@@ -32,9 +32,9 @@ class MediaType:
 
 @dataclass(frozen=True, slots=True)
 class _MediaRange:
-    """What a client accepts, and how much it wants that, from 0 to 1.
+    """An element of an ``Accept`` header; ``weight`` is from 0 to 1.
 
-    Other parameters make no difference here.
+    Other parameters are ignored.
     """
 
     type: MediaType
@@ -48,7 +48,7 @@ _HTML = MediaType("text/html")
 
 
 def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
-    """Return a complete answer without aiohttp, which needs a request that it could parse."""
+    """Return a complete response without aiohttp, which requires a parsed request."""
     body = f"{status.phrase}{f': {reason}' if reason else ''}.\n".encode()
     headers = {
         hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
@@ -61,7 +61,7 @@ def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
 
 
 def response_headers(more: dict[str, str]) -> dict[str, str]:
-    """Return the headers of every answer, and ``more``. No answer may be cached."""
+    """Return the common headers of all responses, and ``more``. Responses are never cached."""
     return {
         hdrs.SERVER: f"skyfast/{__version__}",
         hdrs.CACHE_CONTROL: "no-store",
@@ -90,13 +90,13 @@ def busy_response(reason: str) -> web.Response:
 
 
 def header_value(request: web.BaseRequest, name: str) -> str | None:
-    """Return the value of a header that may have several lines, or None where it is missing."""
+    """Return the value of a header, with several lines joined, or None if it is missing."""
     lines = request.headers.getall(name, None)
     return None if lines is None else ",".join(lines)
 
 
 def wants_json(request: web.BaseRequest) -> bool:
-    """Return whether a page that is for browsers is asked for in JSON."""
+    """Return whether the client requests JSON instead of HTML."""
     if asked := request.query.get("format"):
         return asked == "json"
     return prefers(header_value(request, hdrs.ACCEPT), _JSON, default=_HTML)
@@ -105,10 +105,10 @@ def wants_json(request: web.BaseRequest) -> bool:
 def encoding(accept_encoding: str | None) -> str | None:
     """Choose between ``"gzip"`` and ``"identity"`` by RFC 9110, section 12.5.3.
 
-    ``accept_encoding`` is the header's value, its lines joined with commas, None where it was
-    not sent: then a page goes out as it is, for whoever does not ask cannot be relied on to
-    decompress. gzip is chosen where it is accepted and ``identity`` not preferred. Returns None
-    where neither is acceptable. Elements that cannot be understood are ignored.
+    ``accept_encoding`` is the header's value, its lines joined with commas, or None without the
+    header: then the response is not compressed, because the client may not support gzip. gzip is
+    chosen if it is accepted and ``identity`` is not preferred. Returns None if neither is
+    acceptable. Invalid elements are ignored.
     """
     if accept_encoding is None:
         return "identity"
@@ -134,9 +134,9 @@ def prefers_openmetrics(accept: str | None) -> bool:
 def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
     """Choose between two media types by RFC 9110, section 12.5.1.
 
-    ``accept`` is the header's value, its lines joined with commas, None where it was not sent.
-    ``named`` goes to whoever names it, and weighs ``default`` no higher. Everybody else gets that
-    one, acceptable or not. Elements that cannot be understood are ignored.
+    ``accept`` is the header's value, its lines joined with commas, or None without the header.
+    ``named`` is chosen if the header contains it explicitly, with at least the weight of
+    ``default``. Otherwise ``default`` is chosen, acceptable or not. Invalid elements are ignored.
     """
     ranges = list(filter(None, map(_media_range, (accept or "").split(","))))
     precedence, weight = _preference(ranges, named)
@@ -144,7 +144,7 @@ def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool
 
 
 def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, float]:
-    """Return how precisely the range that matches best does so, and its weight."""
+    """Return the precedence and the weight of the best matching range."""
     return max(
         (
             (_precedence(media_range.type, wanted), media_range.weight)
@@ -156,7 +156,7 @@ def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, 
 
 
 def _precedence(named: MediaType, wanted: MediaType) -> int:
-    """Return how precisely a range names what is wanted; 0 where it means something else."""
+    """Return how specifically a range matches ``wanted``; 0 if it does not match."""
     if named.name == wanted.name:
         return {"": _BY_NAME, wanted.version: _BY_NAME + 1}.get(named.version, 0)
     return {f"{wanted.name.partition('/')[0]}/*": 2, "*/*": 1}.get(named.name, 0)

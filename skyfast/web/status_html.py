@@ -1,9 +1,9 @@
 """The status page as HTML.
 
-The page is whole without its script, which fills the same places from ``/api/status`` and
-``/api/top`` later. So where something stands is said here alone: ``data-key`` is the way to it in
-the JSON, ``data-format`` how it is written. The formats are here and in ``data/status.js``, and a
-test compares what the two write.
+The page is complete without its script, which updates the same elements from ``/api/status`` and
+``/api/top``. Only this module defines the elements: ``data-key`` is the path of the value in the
+JSON, and ``data-format`` its format. The formats are implemented here and in ``data/status.js``,
+and a test compares their output.
 """
 
 import math
@@ -32,24 +32,24 @@ from skyfast.web.top import (
 )
 
 ROWS: Final = (20, 50, 100, 500)
-"""How many connections the page offers to list."""
+"""The selectable numbers of connections."""
 
 DEFAULT_ROWS: Final = 20
 
 EMPTY: Final = "–"
-"""Stands for what there is not."""
+"""The text for missing values."""
 
 MAX_TIMESTAMP_S: Final = 2**33
-"""The latest time that is written as one; both languages know it."""
+"""The latest time formatted as a timestamp, supported by Python and JavaScript."""
 
 _PAGE = Template(html.read("status.html"))
 
 _WIDTH: Final = 600
 _HEIGHT: Final = 40
-"""The coordinates of a sparkline."""
+"""The size of a sparkline's coordinate system."""
 
 
-# Formats: each has a twin in status.js ----------------------------------------------------------
+# Formats, also implemented in status.js ---------------------------------------------------------
 
 
 def _short(number: float, unit: str, prefixes: str) -> str:
@@ -128,7 +128,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
 _STATES: Final = ("state", "health")
 _COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
 _TEXTS: Final = (*_STATES, "text", "error", "list", "reasons")
-"""The formats that are no numbers, which stand to the left."""
+"""Formats of text, aligned to the left."""
 
 _UNIT_FORMATS: Final[dict[Unit, str]] = {
     "bytes": "bytes",
@@ -140,18 +140,18 @@ _UNIT_FORMATS: Final[dict[Unit, str]] = {
 
 
 def formatted(value: Any, format_: str, now_s: float) -> str:
-    """Return how ``value`` is written on the page of ``now_s``; not escaped."""
+    """Return ``value`` as text, not escaped. ``now_s`` is the time of the page."""
     return EMPTY if value in (None, "", {}, [], ()) else _FORMATS[format_](value, now_s)
 
 
-# Places ------------------------------------------------------------------------------------------
+# Elements ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column of a table: the way to its values in a row, how they are written, and its head.
+    """A column of a table: the path of its values in a row, their format, and the header.
 
-    ``head`` and ``attributes``, those of the head, are trusted HTML.
+    ``head`` and ``attributes`` are HTML of the header cell.
     """
 
     key: str
@@ -194,7 +194,7 @@ _CAPTURES = (
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """A figure of now, with its last ten minutes: a line, or a bar where there is something."""
+    """A current value and its last ten minutes, as a line or as bars."""
 
     title: str
     key: str
@@ -240,7 +240,7 @@ _BUSY: Final = "Too many rankings are in progress: try again."
 
 
 def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | None) -> str:
-    """Return the page. ``top`` answers ``query``; None where there was no time for that."""
+    """Return the page. ``top`` is the result of ``query``, or None after a timeout."""
     elements = _Elements(msgspec.to_builtins(report), report.timestamp_seconds)
     body = _PAGE.substitute(
         health=elements.place("health", "health"),
@@ -279,15 +279,15 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
 
 
 def _title_of(report: StatusReport) -> str:
-    """Return the page's title: where only that can be seen, it says whether something is wrong."""
+    """Return the page's title, which shows the state in a background tab."""
     warning = "▲ " if report.notices else ""
     health = "" if report.health.state == "ready" else f"{report.health.text} · "
     return f"{warning}{health}skyfast · {report.host_id}"
 
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
-    """Return what the page is made for, as JSON: its script compares that with each status."""
-    # Of this ranking, which can be of another configuration than the report, for a moment.
+    """Return the structure of the page as JSON. If it changes, the script reloads the page."""
+    # From the ranking, because during a reload the report may belong to another configuration.
     parts = (
         report.version,
         ranking.labels,
@@ -299,7 +299,7 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
 
 
 class _Elements:
-    """What is told, by the ways to it; what it gives, the script will find."""
+    """Renders values by their path, as elements that the script can update."""
 
     def __init__(self, tree: Any, now_s: float) -> None:
         self._tree = tree
@@ -317,7 +317,7 @@ class _Elements:
         return self.rows(key, columns, _at(self._tree, key))
 
     def rows(self, key: str, columns: Iterable[_Column], rows: Sequence[Any]) -> str:
-        """Return a table of ``rows``, hidden where there are none."""
+        """Return a table of ``rows``, hidden if there are none."""
         columns = tuple(columns)
         heads = "".join(
             f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'
@@ -386,9 +386,9 @@ def _tile(tile: _Tile, elements: _Elements, history: Series) -> str:
 def _segments(
     ages_s: Sequence[float], values: Sequence[float | None]
 ) -> list[list[tuple[str, str]]]:
-    """Return the coordinates of what is there: from ten minutes ago to now, from 0 to the most.
+    """Return the coordinates of the values, in segments separated by gaps over `MAX_GAP_S`.
 
-    In runs, between which there is nothing for longer than `MAX_GAP_S`.
+    The x axis is the last ten minutes, the y axis is from 0 to the highest value.
     """
     highest = max((value for value in values if value is not None), default=0) or 1
     segments: list[list[tuple[str, str]]] = []
@@ -447,7 +447,7 @@ def _row_options(chosen: int) -> str:
 
 
 def _note(top: Top) -> str:
-    # Not of how many: that is above, and may be of another moment.
+    # Without the total, which is shown above and may be newer.
     shown = f"{_count(len(top.entries))} connection{'' if len(top.entries) == 1 else 's'}"
     if top.window_seconds is None:
         return shown
