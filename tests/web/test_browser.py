@@ -155,7 +155,7 @@ async def test_sort_and_filter(visited):
         assert search == "?by=bytes&filter=0.0.1x&n=20"
         site.report(make_flow("5", a="10.0.0.1x"))
         await tab.click(".choice a[data-by=bytes_per_second]")
-        await tab.until("document.querySelector('#note').textContent.includes('added')")
+        await tab.until("document.querySelector('#note').textContent.includes('increase')")
         assert (
             await tab.evaluate("document.querySelector('th[aria-sort]').textContent") == "bytes/s"
         )
@@ -204,7 +204,7 @@ async def test_silence_is_told(visited):
             await tab.click(".choice a")
         await tab.until("!document.querySelector('#stale').hidden")
         text = await tab.evaluate("document.querySelector('#stale').textContent")
-        assert text.startswith("No answer from skyfast since ")
+        assert text.startswith("No response from skyfast since ")
         assert await tab.evaluate("document.title") == "▲ skyfast does not respond"
 
 
