@@ -296,7 +296,7 @@ async def test_it_changes_its_host_id(directory: Path) -> None:
         (
             401,
             "unauthorized",
-            "WARNING skyfast.subscription: analyzer 127.0.0.1:{port}: the creden",
+            "WARNING skyfast.subscription: analyzer 127.0.0.1:{port}: creden",
         ),
         (403, "forbidden", "user not allowed to subscribe (HTTP 403)"),
         (409, "conflict", "the analyzer has not released the previous subscription yet (HTTP 409)"),
