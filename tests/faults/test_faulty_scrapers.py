@@ -109,6 +109,6 @@ async def test_they_open_a_thousand_connections(directory: Path) -> None:
             writer.close()
         counts = await on_trial.counted()
         await on_trial.has_recovered(
-            counted=counts, logged=[f"{LIMIT} HTTP connections are open (web.max_connections)"]
+            counted=counts, logged=[f"closed: {LIMIT} connections are open (web.max_connections)"]
         )
         assert not [line for line in on_trial.skyfast.log if re.search(r" ERROR |Traceback", line)]
