@@ -212,7 +212,7 @@ def _check_unknown(
     for path, node in unknown.items():
         origin = f"{Origin(file, node.line)}: {describe_path(path)}"
         if f"{path}.".startswith(SECTIONS_OF_GO_CORE):
-            text = f"{origin}: is ignored: not supported by skyfast"
+            text = f"{origin} is ignored: not supported by skyfast"
             notes.append(Note(level=logging.WARNING, text=text))
         elif path.startswith(STRICT_SECTIONS):
             problems.add(f"{origin}: is an unknown key; {_advice(path, node.value)}", node.line)
@@ -221,7 +221,7 @@ def _check_unknown(
         elif meant := _probable_keys(path, node):
             for below, line, near in meant:
                 origin = f"{Origin(file, line)}: {describe_path(below)}"
-                text = f"{origin}: is ignored; did you mean {near}?"
+                text = f"{origin} is ignored; did you mean {near}?"
                 notes.append(Note(level=logging.WARNING, text=text))
         else:
             ignored.append(describe_path(path))
@@ -269,18 +269,18 @@ def _check_variables(environ: Mapping[str, str]) -> list[Note]:
         shown = name if name.isprintable() else repr(name)
         origin = f"environment variable {describe_path(shown)}"
         if path := in_file_only.get(name):
-            text = f"{origin}: is ignored: {path} can only be set in the file"
+            text = f"{origin} is ignored: {path} can only be set in the file"
             notes.append(Note(level=logging.WARNING, text=text))
         elif f"{name}_".startswith(_variables(SECTIONS_OF_GO_CORE)):
-            text = f"{origin}: is ignored: not supported by skyfast"
+            text = f"{origin} is ignored: not supported by skyfast"
             notes.append(Note(level=logging.WARNING, text=text))
         elif f"{name}_".startswith(_variables(SECTIONS_OF_SKYDIVE)):
             continue
         elif near := hints.similar_variable(name, known, sections, prefix=ENV_PREFIX):
-            text = f"{origin}: is ignored; did you mean {near}?"
+            text = f"{origin} is ignored; did you mean {near}?"
             notes.append(Note(level=logging.WARNING, text=text))
         elif name.startswith(f"{ENV_PREFIX}PIPELINE_"):
-            text = f"{origin}: is ignored: it matches no configuration key"
+            text = f"{origin} is ignored: it matches no configuration key"
             notes.append(Note(level=logging.WARNING, text=text))
     return notes
 

@@ -148,7 +148,7 @@
 
   function showStatus(status) {
     if (made !== shape(status)) {
-      // Without the query, because the selected metric may no longer exist.
+      // Drop the query string: the selected metric may no longer exist.
       location.replace(location.pathname);
       return;
     }

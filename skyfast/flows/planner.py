@@ -190,9 +190,10 @@ def _known(view: ViewSpec, name: str, *, naming: str) -> Family:
 
 def _custom(view: ViewSpec, metric: MetricSpec) -> Family:
     fields = " and ".join(map(".".join, metric.paths))
+    noun = "field" if len(metric.paths) == 1 else "fields"
     return Family(
         name=f"{view.prefix}_{metric.name}" if view.prefix else metric.name,
-        help=metric.help or f"Field {fields} of the flows.",
+        help=metric.help or f"Skydive flow {noun} {fields}.",
         type=metric.type,
         values=_values(metric.paths, metric.type, "latest", direction=view.direction),
         decimals=0,

@@ -46,7 +46,7 @@ class _Update:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The changes of a response. ``left_out`` counts nodes and addresses beyond the limits."""
+    """The changes caused by a response. ``left_out`` counts nodes and addresses over the limits."""
 
     updates: tuple[_Update, ...]
     left_out: int

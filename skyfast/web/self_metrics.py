@@ -153,7 +153,7 @@ _SUBSCRIPTIONS: Final = (
     ),
     _metric(
         "skyfast_reports_checked_total",
-        "Flow reports checked for a missing predecessor, a random sample.",
+        "Flow reports, chosen at random, that were checked for a lost previous report.",
         _by_analyzer(lambda analyzer: analyzer.reports_checked),
     ),
     _metric(
@@ -238,7 +238,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_connections_rejected_total",
-        "Flow reports of new connections when the table was full.",
+        "Flow reports of new connections rejected because the table was full.",
         _value(lambda source: source.table.rejected_total),
     ),
     _metric(
@@ -253,7 +253,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_view_connections_rejected_total",
-        "Flow reports of new rows when the view was full.",
+        "Flow reports of new rows rejected because the view was full.",
         _by_view(lambda table: table.view_rejected_totals),
     ),
     _metric(
@@ -314,7 +314,7 @@ _CONFIG: Final = (
     ),
     _metric(
         "skyfast_config_last_reload_success_timestamp_seconds",
-        "Unix time of the latest successful reload, initially of the start.",
+        "Unix time of the latest successful reload, or of the start if there was none.",
         _value(lambda source: source.stats.config.last_reload_success_timestamp_s),
     ),
     _metric(

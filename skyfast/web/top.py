@@ -139,7 +139,7 @@ class Ranking:
     """Ranks the connections of one table."""
 
     def __init__(self, *, table: TopTable, view: View, metrics: Sequence[str]) -> None:
-        """Rank in ``table``; ``metrics`` are the names of the families of its main ``view``."""
+        """Rank connections of ``table``. ``metrics`` names the families of ``view``, in order."""
         self._table = table
         self._families = view.families
         self.labels = tuple(column.name for column in view.columns)

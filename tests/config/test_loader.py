@@ -665,15 +665,15 @@ def test_phases_of_other_exporters_are_warnings() -> None:
     file = f"{DATA}/good/other_exporters.yml"
     ending = "is ignored: not supported by skyfast"
     assert [note.text for note in result.notes] == [
-        f"{file}: line 3: pipeline.mangle: {ending}",
-        f"{file}: line 4: pipeline.encode: {ending}",
-        f"{file}: line 5: pipeline.compress: {ending}",
-        f"{file}: line 6: pipeline.storeheader: {ending}",
-        f"{file}: line 7: pipeline.account: {ending}",
-        f"{file}: line 8: pipeline.write: {ending}",
-        f"{file}: line 10: pipeline.store.buffered: {ending}",
-        f"{file}: line 11: pipeline.store.direct: {ending}",
-        f"{file}: line 12: pipeline.encode.csv: {ending}",
+        f"{file}: line 3: pipeline.mangle {ending}",
+        f"{file}: line 4: pipeline.encode {ending}",
+        f"{file}: line 5: pipeline.compress {ending}",
+        f"{file}: line 6: pipeline.storeheader {ending}",
+        f"{file}: line 7: pipeline.account {ending}",
+        f"{file}: line 8: pipeline.write {ending}",
+        f"{file}: line 10: pipeline.store.buffered {ending}",
+        f"{file}: line 11: pipeline.store.direct {ending}",
+        f"{file}: line 12: pipeline.encode.csv {ending}",
     ]
     assert {note.level for note in result.notes} == {logging.WARNING}
 
@@ -682,11 +682,11 @@ def test_keys_that_look_misspelt_are_warnings() -> None:
     result = good("misspelt")
     file = f"{DATA}/good/misspelt.yml"
     assert [note.text for note in result.notes] == [
-        f"{file}: line 2: analyser: is ignored; did you mean analyzer?",
-        f"{file}: line 3: pipelines: is ignored; did you mean pipeline?",
-        f"{file}: line 4: tls.cacert: is ignored; did you mean tls.ca_cert?",
-        f"{file}: line 5: logging.levels: is ignored; did you mean logging.level?",
-        f"{file}: line 6: http.cookies: is ignored; did you mean http.cookie?",
+        f"{file}: line 2: analyser is ignored; did you mean analyzer?",
+        f"{file}: line 3: pipelines is ignored; did you mean pipeline?",
+        f"{file}: line 4: tls.cacert is ignored; did you mean tls.ca_cert?",
+        f"{file}: line 5: logging.levels is ignored; did you mean logging.level?",
+        f"{file}: line 6: http.cookies is ignored; did you mean http.cookie?",
     ]
     assert {note.level for note in result.notes} == {logging.WARNING}
 
@@ -794,7 +794,7 @@ def test_what_stands_below_unknown_keys_is_looked_at_once() -> None:
     begin = time.monotonic()
     warnings = [each.text for each in parse("\n".join(lines)).notes if each.level > logging.DEBUG]
     assert time.monotonic() - begin < 5
-    assert "x.yml: line 1: a0: is ignored; did you mean pipeline?" in warnings
+    assert "x.yml: line 1: a0 is ignored; did you mean pipeline?" in warnings
     assert len(warnings) <= 31
 
 

@@ -392,7 +392,7 @@ def test_own_counters_are_added_up() -> None:
     views = [{"prefix": "lab", "labels": ["protocol"], "metrics": [own], "direction": "sum"}]
     (family,) = plan_of(views=views).views[1].families
     assert family.name == "lab_mixed_total"
-    assert family.help == "Field Metric.ABBytes and TCPMetric.BABytes of the flows."
+    assert family.help == "Skydive flow fields Metric.ABBytes and TCPMetric.BABytes."
     paths = (("Metric", "ABBytes"), ("TCPMetric", "BABytes"))
     assert family.values == (Counter(paths=paths, optional=True),)
 
