@@ -34,19 +34,20 @@ SHOWN = "/?by=bytes_per_second&n=20"
 CONFIG = """\
 host_id: skyfast-1
 pipeline:
-  subscriber: {{urls: ["ws://{address}/ws/subscriber/flow", "ws://127.0.0.1:9/ws/subscriber/flow"]}}
+  subscriber: {{urls: ["{url}", "ws://127.0.0.1:9/ws/subscriber/flow"]}}
   store: {{prom_sky_con: {{port: 0, listen_address: 127.0.0.1}}}}
 """
 
 
 async def draw(seconds: float) -> None:
     player = ReplayServer(recording.demo())
-    (address,) = await player.start()
+    (endpoint,) = await player.start()
     try:
         with tempfile.TemporaryDirectory() as directory:
             config = Path(directory) / "skyfast.yml"
-            config.write_text(CONFIG.format(address=address))
+            config.write_text(CONFIG.format(url=endpoint))
             async with running(config, quiet=False) as skyfast, chromium() as browser:
+                await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)
                 for _ in range(int(seconds / SCRAPE_INTERVAL_S)):
                     await skyfast.get("/metrics")
                     await skyfast.get("/api/top?by=bytes_per_second")
