@@ -1,11 +1,11 @@
-# Connection rows: how they are created, found and removed, and what a report adds to them. Part of
-# `_table.pyx`, which includes it.
+# Connection rows: how they are created, found and removed, and how reports are added to them. Part
+# of `_table.pyx`, which includes it.
 #
-# Whatever applies, expires or relabels calls this. A row is changed under the table's mutex alone.
-# The thread that updates may read and find rows without it.
+# Update, expiry and relabelling call this. Rows are changed only under the table's mutex. The
+# thread that updates may read and find rows without it.
 
 # ---------------------------------------------------------------------------------------------
-# Sequence numbers: a page shows the rows that were created before it began. Numbers of 32 bits are
+# Sequence numbers: a page shows the rows that were created before it began. The 32-bit numbers are
 # compared by their distance, so those of rows in use are kept within 2^30 of the newest.
 
 cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
@@ -13,7 +13,7 @@ cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcep
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
-    # To be called for every row at least once in 2^30 sequence numbers.
+    # Must be called for every row at least once per 2^30 sequence numbers.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
 
@@ -38,8 +38,8 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether a row of the first view, or 0, has links. That of "other" may be without flows;
-    # then what it had links to may be gone.
+    # Whether row `number` of the first view (0: none) has valid links. The overflow row can have no
+    # flows; then the rows it linked to may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -64,7 +64,7 @@ cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
 
 
 cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept nogil:
-    # A row with these labels, of no flow yet and in no wheel; 0 without memory.
+    # A new row with these labels, without flows and in no wheel; 0 if out of memory.
     cdef uint32_t number = row_new(&view.rows)
     cdef uint32_t i
     cdef int64_t *sums
@@ -88,8 +88,9 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cells,
                               bint *created) noexcept nogil:
-    # The row of any view but the first for a flow with these labels: found or made, or what stands
-    # for it where there is no room for another (0 if nothing does).
+    # The row for these labels in any view except the first: an existing or a new one, or the
+    # overflow row if the view is full. 0 if the view is full and there is no overflow row, or if
+    # out of memory.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, cells, &key)
@@ -119,7 +120,7 @@ cdef void remove_row(TableState *table, View *view, uint32_t number) noexcept no
 
 
 cdef void free_row(TableState *table, View *view, uint32_t number) noexcept nogil:
-    # Give back a row that is not in the index any more.
+    # Free a row that is no longer in the index.
     cdef Connection *row = connection_at(view, number)
     release_cells(table, cells_of(view, row), view.columns)
     row.deadline_s = 0
@@ -130,7 +131,7 @@ cdef void free_row(TableState *table, View *view, uint32_t number) noexcept nogi
 # Values
 
 cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
-    # Saturating: a counter that cannot grow stays, where wrapping would be a reset.
+    # Saturating: a counter at its maximum stays there, because wrapping would look like a reset.
     cdef int64_t base = max(total[0], <int64_t>0)
     if unlikely(amount == ABSENT):
         return
@@ -141,7 +142,7 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
 
 
 cdef inline bint gauge_takes(int kind, int64_t value, int64_t kept) noexcept nogil:
-    # Whether a gauge of this kind takes a new value, which is not 0.
+    # Whether a gauge of this kind takes a new value, which must not be 0.
     if kind == KEEP_LATEST or kept == 0:
         return True
     return value < kept if kind == KEEP_LEAST else value > kept
@@ -157,8 +158,8 @@ cdef inline void add_to_counters(const View *view, Connection *row,
 
 cdef inline void add_deltas(const TableState *table, const View *view, Connection *row,
                             const int64_t *deltas, const int64_t *values) noexcept nogil:
-    # Add a report to a row: `deltas` to its counters, of `values` what its gauges keep (those
-    # of an `other` row nothing).
+    # Add a report to a row: `deltas` to its counters, and `values` to its gauges, according to
+    # their kinds. The gauges of an overflow row do not change.
     cdef int64_t *sums = values_of(view, row)
     cdef int64_t value
     cdef uint32_t i
