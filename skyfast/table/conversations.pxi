@@ -1,8 +1,7 @@
-# Conversations: which capture point's flows of a conversation count. Part of `_table.pyx`, which
-# includes it.
+# Conversations: the capture point whose flows are counted, per conversation. Part of `_table.pyx`,
+# which includes it.
 #
-# There are such rows only where `converses`. Applying and expiry call this, under the table's
-# mutex.
+# These rows exist only if `converses` is set. Update and expiry call this under the table's mutex.
 
 cdef inline Conversation *conversation_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Conversation *>row_at(&table.conversations, number)
@@ -21,8 +20,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 
 cdef bint is_taken(const TableState *table, uint32_t number, const Report *report) noexcept nogil:
-    # Whether a conversation, or 0, is reported by another point. With dormant flows alone, it
-    # is free.
+    # Whether another capture point reports the conversation in row `number` (0: none). A
+    # conversation whose flows are all dormant is free.
     cdef const Conversation *row
     if number == 0:
         return False
@@ -45,7 +44,7 @@ cdef uint32_t add_conversation(TableState *table, const Report *report) noexcept
 
 
 cdef void release_conversation(TableState *table, uint32_t number) noexcept nogil:
-    # Take a row out of the table that no flow leads to any more.
+    # Remove the row if no flow links to it any more.
     if conversation_at(table, number).flows == 0 and conversation_at(table, number).dormant == 0:
         index_remove(&table.conversations, number)
         row_release(&table.conversations, number)
