@@ -1,12 +1,12 @@
-# Counters: how often each of many numbers occurs, by open addressing. Part of `_table.pyx`, which
+# Counters: how often each of many keys occurs, by open addressing. Part of `_table.pyx`, which
 # includes it.
 #
-# A counter belongs to the one call that asks, and is none of the table's memory. It counts and
-# grows under the table's mutex, a slice of rows at a time, so it is plain C. There is no taking
-# out: a place that has a key keeps it.
+# A counter belongs to one call and is not part of the table's memory. It counts and grows under the
+# table's mutex, for one slice of rows at a time, so it is plain C. Keys cannot be removed: a used
+# slot keeps its key.
 
 cdef struct Counter:
-    uint64_t *keys              # 0: a free place
+    uint64_t *keys              # 0: a free slot
     uint32_t *counts
     size_t room                 # a power of two, or 0
     size_t used
@@ -49,7 +49,7 @@ cdef inline size_t counter_place(const Counter *counter, uint64_t key) noexcept 
 
 
 cdef bint counter_count(Counter *counter, uint64_t key) noexcept nogil:
-    # False when there is no memory. Keys are not 0.
+    # False if out of memory. Key 0 is counted as 1, because 0 marks free slots.
     cdef size_t at
     key = max(key, <uint64_t>1)
     if 2 * counter.used >= counter.room and not counter_grow(counter):
