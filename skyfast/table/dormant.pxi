@@ -1,10 +1,10 @@
-# Dormant flows: their two lists, how they wake, and the counters of connections that have left.
+# Dormant flows: their two lists, their return to live, and the counters of removed connections.
 # Part of `_table.pyx`, which includes it.
 #
-# A list has the numbers of the rows that are not live, in the order in which they came. The links
-# are in fields that live rows use otherwise (see `Flow`), so a row is in one list at most, and in
-# none while it leads to a connection. Adding, removing and finding the first take the same time
-# whatever the length. Applying and expiry call this; everything runs under the table's mutex.
+# A list contains the numbers of rows that are not live, in the order in which they were added. The
+# links reuse fields that live rows use otherwise (see `Flow`), so a row is in one list at most, and
+# in none while it links to a connection. Adding, removing and finding the first row take constant
+# time. Update, relabelling and expiry call this; everything runs under the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists
@@ -46,13 +46,13 @@ cdef void unlink_dormant(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef void mark_ended(TableState *table, uint32_t number) noexcept nogil:
-    # Remember a flow that is in no list only while reports of it may still be under way.
+    # Keep a flow that is in no list, but only while its reports may still be in transit.
     flow_at(table, number).connection |= ENDED
     dormant_append(&table.ended, &table.flow_rows, number, <uint32_t>floor(table.now))
 
 
 cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
-    # Take a dormant row out of the table.
+    # Remove a dormant row from the table.
     cdef Flow *flow = flow_at(table, number)
     cdef double reported_s
     if flow.connection & LABELS_KEY:
@@ -65,8 +65,9 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef inline void make_room(TableState *table) noexcept nogil:
-    # Forget what has been dormant for longest, where there are more rows than there is room.
-    # After a limit was lowered, `expire` does the rest: a report takes bounded time.
+    # Forget the flows that have been dormant the longest while there are more rows than
+    # `max_flows`. After the limit was lowered, `expire` does the rest, so that a report takes
+    # bounded time.
     cdef uint32_t _row
     for _row in range(ROOM_ROWS):
         if likely(table.flow_rows.live <= table.max_flows) or not forget_first(table):
@@ -74,8 +75,8 @@ cdef inline void make_room(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # False if no row is dormant. Flows that have ended go first, but not while one of their
-    # reports may still be under way: it would count again.
+    # False if no row is dormant. Ended flows are first, except while one of their reports may still
+    # be in transit: it would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)
@@ -90,7 +91,7 @@ cdef bint forget_first(TableState *table) noexcept nogil:
 # Reports of dormant flows
 
 cdef int wake(TableState *table, Report *report) noexcept nogil:
-    # SKIP_NONE, or why the report is skipped, or one of the outcomes of `apply_unknown`.
+    # SKIP_NONE, the reason to skip the report, or another result of `apply_unknown`.
     cdef int64_t deltas[MAX_VALUES]
     cdef Flow *flow = flow_at(table, report.flow)
     cdef int change = find_deltas(table, flow, report, deltas)
@@ -110,7 +111,7 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
             return SKIP_DUPLICATE
         number = links_of(table, flow)[0]
         if number and conversation_at(table, number).superseded:
-            # What it adds may have been counted at another point.
+            # Its deltas may have been counted at another capture point.
             forget_flow(table, report.flow)
             report.flow = 0
             table.met_unknown = True
@@ -155,7 +156,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
 cdef int wake_ended(TableState *table, const Report *report, const Labels *labels,
                     const RowKey *key, uint32_t number, const int64_t *deltas,
                     int change) noexcept nogil:
-    # The closing report of a dormant flow that has more than was known.
+    # The closing report of a dormant flow, with totals that were not known yet.
     cdef uint32_t kept = 0 if number else find_kept(table, key.cells)
     if not credit(table, labels, number, kept, deltas, report.values):
         return APPLY_NO_MEMORY
@@ -168,7 +169,7 @@ cdef int wake_ended(TableState *table, const Report *report, const Labels *label
 
 cdef int wake_without_room(TableState *table, const Report *report, const Labels *labels,
                            const int64_t *deltas, int change) noexcept nogil:
-    # There is no room for the connection of a dormant flow.
+    # The first view is full, so a dormant flow's connection cannot be created.
     if table.overflows:
         if add_to_overflow(table, labels, deltas, report.values) == APPLY_NO_MEMORY:
             return APPLY_NO_MEMORY
@@ -186,8 +187,8 @@ cdef int wake_without_room(TableState *table, const Report *report, const Labels
 
 cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
                         uint32_t number, uint32_t kept) noexcept nogil:
-    # The closing report of an unknown flow. The flow is remembered for a while, because its
-    # other reports may still be under way.
+    # The closing report of an unknown flow. The flow is kept for a while, because its other reports
+    # may still be in transit.
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
@@ -201,9 +202,9 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 
 cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint32_t kept,
                  const int64_t *deltas, const int64_t *values) noexcept nogil:
-    # Add `deltas` to all rows of a flow without showing it: no row of the first view is made.
-    # `number` is the row there, or 0, and `kept` has its counters, or is 0. False without
-    # memory.
+    # Add `deltas` to all rows of a flow without making it live: no row is created in the first
+    # view. `number` is its row there, or 0. `kept` has that row's counters, or is 0. False if out
+    # of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -216,7 +217,7 @@ cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint3
             return False
         for i in range(table.counters):
             totals_of(flow_at(table, kept))[i] = ABSENT if table.optional[i] else 0
-    # Without memory, an empty row that is kept does no harm.
+    # If out of memory, an empty row is kept, which does no harm.
     if not find_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):
@@ -235,7 +236,7 @@ cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint3
 
 
 # ---------------------------------------------------------------------------------------------
-# The counters of connections that have left, in rows of flows whose key is a hash of the labels
+# Counters of removed connections, in flow rows whose key is a hash of the labels
 
 cdef uint32_t find_kept(const TableState *table, const uint32_t *cells) noexcept nogil:
     # The dormant row that has the counters of the connection with these labels, or 0.
@@ -245,7 +246,7 @@ cdef uint32_t find_kept(const TableState *table, const uint32_t *cells) noexcept
 
 
 cdef uint64_t labels_key(const TableState *table, const uint32_t *cells) noexcept nogil:
-    # A hash of the label values themselves: the numbers of strings can be others' by now.
+    # A hash of the label values themselves, because the numbers of strings are reused.
     cdef const String *string
     cdef uint64_t key = table.seed
     cdef uint32_t i
@@ -259,7 +260,7 @@ cdef uint64_t labels_key(const TableState *table, const uint32_t *cells) noexcep
 
 
 cdef uint32_t add_kept(TableState *table, const uint32_t *cells, uint32_t now_s) noexcept nogil:
-    # A dormant row for the counters of the connection with these labels; 0 without memory.
+    # A new dormant row for the counters of the connection with these labels; 0 if out of memory.
     cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
     if number:
         flow_at(table, number).last_ms = 0
@@ -272,7 +273,7 @@ cdef uint32_t add_kept(TableState *table, const uint32_t *cells, uint32_t now_s)
 
 
 cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noexcept nogil:
-    # Continue the counters of a connection that is back.
+    # Continue the counters of a removed connection.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow_at(table, number))
     cdef int64_t *sums = values_of(first, row)
@@ -285,8 +286,8 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
 
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Keep the counters of a connection that leaves with its last flow, unless they are the
-    # flow's totals.
+    # Keep the counters of a connection that is removed with its last flow, unless the flow's own
+    # row is enough: it has the same totals, and its labels identify the connection.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)
