@@ -1,15 +1,16 @@
-# Expiry: flows become dormant at their deadlines, rows leave, dormant flows are forgotten. Part of
-# `_table.pyx`, which includes it.
+# Expiry: flows become dormant at their deadlines, rows are removed, dormant flows are forgotten.
+# Part of `_table.pyx`, which includes it.
 #
-# `Table.expire` calls `expire_slice` under the table's mutex, and as often as there is more to do.
-# All of it is bounded by `max_rows`, which counts down: nothing here may go through all rows.
+# `Table.expire` calls `expire_slice` under the table's mutex; its caller repeats that while there
+# is more to do. All work is bounded by `max_rows`, which counts down: nothing here may visit all
+# rows.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
-    # Whether there is more to do by now.
+    # Returns whether there is more to do at this time.
     cdef uint32_t i
     cdef Connection *other
     table.now = max(table.now, <double>now_s)
-    # Flows go first: then no row of a view has flows left when its own time has come.
+    # Flows are first, so that a row of a view has no flows any more when it is due.
     if expire_flows(table, now_s, &max_rows) or expire_dormant(table, now_s, &max_rows):
         return True
     for i in range(table.view_count):
@@ -22,7 +23,7 @@ cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noe
 
 
 cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Whether there is more by now.
+    # Returns whether more flows are due.
     cdef TimerWheel *wheel = &table.wheel
     cdef uint32_t number
     cdef Flow *flow
@@ -44,7 +45,7 @@ cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) no
 
 
 cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Whether there is more to forget by now.
+    # Returns whether more flows are to be forgotten at this time.
     cdef DormantList *rows
     cdef double memory_s
     cdef uint32_t i, number
@@ -69,7 +70,7 @@ cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) 
 
 
 cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
-    # Rows became dormant in no order of memory, and a bucket is far from its rows.
+    # Rows do not become dormant in the order of their memory, and a bucket is far from its rows.
     cdef uint32_t next = flow_at(table, number).wheel_next
     if next:
         prefetch(bucket_of(&table.flow_rows, flow_at(table, next).hash))
@@ -80,7 +81,7 @@ cdef inline void prefetch_after(const TableState *table, uint32_t number) noexce
 
 cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
                       uint32_t *max_rows) noexcept nogil:
-    # Of any view but the first; whether there is more by now.
+    # Expire rows of any view except the first. Returns whether more rows are due.
     cdef TimerWheel *wheel = &view.wheel
     cdef uint32_t number
     cdef Connection *row
@@ -93,7 +94,7 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
         if row.links[0]:
             prefetch(connection_at(view, row.links[0]))
         if row.flows and row.deadline_s <= wheel.next_s:
-            row.deadline_s = wheel.next_s + 1       # never before the last of its flows
+            row.deadline_s = wheel.next_s + 1       # never before its last flow
         if row.deadline_s > wheel.next_s:
             wheel_file(wheel, row.deadline_s, number, row.links)
             clamp_seq_age(row, <uint32_t>table.next_seq)
@@ -103,7 +104,8 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
 
 cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
                        uint32_t now_s) noexcept nogil:
-    # Make a live flow dormant. Its connection leaves the first view if it was the last.
+    # Make a live flow dormant. If it was the last flow of its connection, the connection is removed
+    # from the first view.
     cdef uint32_t at = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], at)
     cdef uint32_t *links = links_of(table, flow)
