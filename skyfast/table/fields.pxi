@@ -1,19 +1,19 @@
-# Reading the fields of a flow: where they stand in a decoded flow, and a function for each kind
-# of value. Part of `_table.pyx`, which includes it.
+# Reading the fields of a flow: their locations in a decoded flow, and a function for each kind of
+# value. Part of `_table.pyx`, which includes it.
 #
-# Here are Python's objects, so it needs the GIL: none of it may be called under the table's
-# mutex, and none of it changes the table. What a flow has wrong is a reason to skip that flow or
-# to leave a value out, never an exception, as strangers choose what stands there. What is read is
-# borrowed: it lives as long as the flow does.
+# This code uses Python objects, so it needs the GIL. It must not be called under the table's mutex,
+# and does not change the table. An error in a flow is a reason to skip the flow or to omit a value,
+# never an exception, because the contents of flows are untrusted. Values are borrowed: they are
+# valid as long as the flow exists.
 
-cdef int64_t MAX_INTEGER = MAX_NUMBER            # on the wire; larger ones skip the flow
+cdef int64_t MAX_INTEGER = MAX_NUMBER            # largest valid number in a field of a flow
 
 
 cdef struct Field:
-    # Where a value stands in a decoded flow. Offsets are those of the types' own slots; the
-    # names serve where slots cannot be read. Names and types are owned by the table's `keep`.
+    # The location of a value in a decoded flow. Offsets are those of the types' slots; names are
+    # used if slots cannot be read. Names and types are owned by the table's `keep`.
     Py_ssize_t outer
-    Py_ssize_t inner            # -1: the value is the flow's own field
+    Py_ssize_t inner            # -1: the value is a field of the flow itself
     PyTypeObject *inner_type
     PyObject *outer_name
     PyObject *inner_name
@@ -25,21 +25,21 @@ cdef struct Number:
     # A counter or gauge: one field, or the sum of two.
     Field first
     Field second
-    bint read                   # otherwise it is 0
+    bint read                   # if false, the value is always 0
     bint pair
-    bint optional               # ABSENT where the flow has no such part
+    bint optional               # ABSENT if the flow does not have the part
 
 
 cdef struct Requirement:
-    # A flow needs the first part, or with `pair` either part, or with `absent` the first part
-    # unless the second is missing too.
+    # A flow must have the first part. With `pair`, either part is enough. With `absent`, a flow
+    # without the second part needs neither.
     Field parts[2]
     bint pair
-    bint absent                 # it is the second's absence that does
+    bint absent                 # a flow without the second part needs neither
 
 
 cdef struct Column:
-    # A label, or what a dynamic one is asked with. The rewrite is owned by the plan.
+    # A label, or the lookup key of a dynamic label. The rewrite is owned by the plan.
     Field field
     PyObject *rewrite           # or NULL
 
@@ -47,26 +47,26 @@ cdef struct Column:
 cdef struct Reader:
     # The fields of one of the plan's flow types.
     PyTypeObject *type
-    bint slots                  # values are read at their offsets, else as attributes
-    bint marks                  # it can tell a first report
-    bint full                   # ... and what the last update added
+    bint slots                  # values are read at slot offsets, otherwise as attributes
+    bint marks                  # has the fields that identify a first report
+    bint full                   # has the deltas of the last update, too
     Field uuid
     Field last
     Field finish
-    Field start                 # where there are marks
+    Field start                 # set with `marks`, like the next two
     Field update_start
     Field update_last
-    Number last_update[MAX_VALUES]  # where it is full
+    Number last_update[MAX_VALUES]  # set with `full`
     Number totals[MAX_VALUES]   # counters, then gauges
     Column columns[MAX_COLUMNS]
     Requirement required[MAX_SKIPS]
-    Field conversation[5]       # protocol, and address and port of either end
+    Field conversation[5]       # protocol, then address and port of each end
     Field point
 
 
 cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
                            bint slots) except? NULL:
-    # Borrowed: the struct keeps it alive.
+    # The reference is borrowed: the struct keeps the value alive.
     cdef PyObject *value
     if likely(slots):
         return (<PyObject **>(<char *>owner + offset))[0]
@@ -76,7 +76,8 @@ cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
 
 
 cdef inline PyObject *part(PyObject *flow, const Field *field, bint slots) except? NULL:
-    # The sub-struct that holds a nested field; NULL when the flow has none, or another thing.
+    # The sub-struct that contains a nested field; NULL if the flow has none, or a value of another
+    # type.
     cdef PyObject *owner = slot(flow, field.outer, field.outer_name, slots)
     if owner == NULL or Py_TYPE(owner) != field.inner_type:
         return NULL
@@ -96,8 +97,8 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
 
 
 cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
-    # SKIP_NONE, or why the flow is to be skipped. A missing value is 0. The ingest puts None in the
-    # place of a value that it could not decode.
+    # Returns SKIP_NONE or the reason to skip the flow. A missing value is 0. The ingest replaces
+    # values that it cannot decode by None.
     cdef int overflow
     out[0] = 0
     if value == NULL:
@@ -111,7 +112,7 @@ cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
 
 
 cdef enum:
-    SECOND_FIELD = 1 << 8       # with a reason: it is the second field of a number that is wrong
+    SECOND_FIELD = 1 << 8       # added to a reason: the error is in the second field of a number
 
 
 cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
@@ -142,7 +143,7 @@ cdef void begin_left_out(Report *report) noexcept nogil:
 
 
 cdef void leave_out(Report *report, LeftOut *left_out, uint32_t value, int wrong) noexcept nogil:
-    # `left_out` is of the report.
+    # `left_out` belongs to the report.
     begin_left_out(report)
     left_out.fields[1 if wrong & SECOND_FIELD else 0] |= <uint64_t>1 << value
 
@@ -153,7 +154,7 @@ cdef void leave_out_mark(Report *report, uint32_t mark) noexcept nogil:
 
 
 cdef inline bint is_left_out(const LeftOut *left_out, uint32_t field) noexcept nogil:
-    # `field` is twice the value's number, and one more for its second field.
+    # `field` is twice the value's number, plus one for its second field.
     return left_out.fields[field & 1] >> (field >> 1) & 1
 
 
@@ -180,7 +181,7 @@ cdef inline int read_text(PyObject *value, const char **text, uint32_t *length) 
 
 
 cdef Py_ssize_t member_offset(owner, str name):
-    # Where `owner` keeps its field `name`; -1 when that is no plain slot.
+    # The offset of the field `name` in `owner`; -1 if it is not a plain slot.
     descriptor = owner.__dict__.get(name)
     if type(descriptor).__name__ != "member_descriptor":
         return -1
@@ -189,7 +190,7 @@ cdef Py_ssize_t member_offset(owner, str name):
 
 
 cdef bint slot_reads_as(owner, str name, Py_ssize_t offset):
-    # Put an object into the field and look whether it can be seen at the offset.
+    # Whether an object that is assigned to the field can be read at the offset.
     if offset <= 0:
         return False
     sample = owner()
