@@ -1,8 +1,7 @@
-# Flow rows: their keys, their totals, and what they lead to. Part of `_table.pyx`, which includes
-# it.
+# Flow rows: their keys, totals and links. Part of `_table.pyx`, which includes it.
 #
-# All steps of an update, expiry and relabelling call this. A row is changed under the table's mutex
-# alone. The thread that updates may read and find rows without it.
+# All steps of an update, expiry and relabelling call this. Rows are changed only under the table's
+# mutex. The thread that updates may read and find rows without it.
 
 cdef inline Flow *flow_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Flow *>row_at(&table.flow_rows, number)
@@ -18,7 +17,7 @@ cdef inline uint32_t *links_of(const TableState *table, Flow *flow) noexcept nog
 
 cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *flow,
                               Connection *connection) noexcept nogil:
-    # Where the number of a row of any view but the first is kept.
+    # The location of a flow's link to its row in any view except the first.
     if view.linked_from_flow:
         return links_of(table, flow) + view.link
     return connection.links + view.link
@@ -43,12 +42,14 @@ cdef inline void flow_key(FlowKey *key, const char *uuid, uint32_t length,
 
 
 cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
-    # The key of a flow whose UUID is an interned string: its number above, a hash of that below.
+    # The key of a flow whose UUID is an interned string: the string's number in the high half, a
+    # hash of that number in the low half.
     return (<uint64_t>string << 32) | <uint32_t>mix64(string)
 
 
 cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # The row with a key of that kind (STRING_KEY, LABELS_KEY or 0), live or dormant; or 0.
+    # The live or dormant row with this key of this kind (STRING_KEY, LABELS_KEY or 0); 0 if there
+    # is none.
     cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
     cdef Flow *row
     while number:
@@ -61,7 +62,7 @@ cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) n
 
 
 cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # A row with a key, in the index and in no list; 0 without memory.
+    # A new row with this key, in the index but in no list; 0 if out of memory.
     cdef uint32_t number = row_new(flows)
     cdef Flow *row
     if number:
@@ -74,7 +75,7 @@ cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
 
 
 cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept nogil:
-    # The row of a flow, or 0.
+    # The flow's row, or 0.
     cdef uint32_t string
     if likely(key.string == NULL):
         return flow_find(&table.flow_rows, key.number, 0)
@@ -88,7 +89,7 @@ cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept no
 
 
 cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept nogil:
-    # The row of an unknown flow, which is neither live nor in a list yet; 0 without memory.
+    # The new row of an unknown flow, not yet live or in a list; 0 if out of memory.
     cdef uint64_t key = report.key.number
     cdef uint32_t string = 0
     cdef uint32_t row
@@ -112,7 +113,7 @@ cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept
 
 
 cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
-    # Take a row that is neither live nor in a list out of the table.
+    # Remove a row that is neither live nor in a list.
     cdef Flow *flow = flow_at(table, number)
     cdef Batch *batch = table.batch
     if table.converses and links_of(table, flow)[0]:
@@ -134,7 +135,8 @@ cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
 
 cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *report,
                             int64_t *deltas) noexcept nogil:
-    # What a report says of a flow (NOTHING_NEW and so on), and `deltas` if that is anything.
+    # How a report changes a flow: NOTHING_NEW, GREW or STARTED_OVER. Sets `deltas` unless it is
+    # NOTHING_NEW.
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *values = report.values
     cdef int64_t total
@@ -143,7 +145,7 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # ABSENT is never higher, and as an unsigned number never lower.
+        # ABSENT is never higher and, as an unsigned number, never lower.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total
