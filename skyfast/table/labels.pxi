@@ -1,26 +1,26 @@
-# Labels: what the flows at hand have for label values, as cells. Part of `_table.pyx`, which
-# includes it.
+# Labels: the label values of flows, as cells. Part of `_table.pyx`, which includes it.
 #
-# A cell is the number of an interned string (with IS_STRING), or a small integer. Applying, waking
-# and relabelling call this. It changes the table's strings alone, under the table's mutex;
-# `row_key` only reads, and the thread that updates may call it without the mutex, too.
+# A cell is the number of an interned string (with IS_STRING) or a small integer. Updates and
+# relabelling call this. It changes only the table's strings, under the table's mutex. `row_key`
+# only reads, so the thread that updates may call it without the mutex, too.
 
 cdef struct Labels:
-    # Those of one flow: of all the plan's columns, and then what dynamic labels are made of.
+    # The labels of one flow: the cells of all columns of the plan, then the lookup keys of dynamic
+    # labels.
     uint32_t cells[MAX_COLUMNS]
-    uint32_t interned[MAX_COLUMNS]      # strings of them that were not known before
+    uint32_t interned[MAX_COLUMNS]      # strings that have a reference until `release_interned`
     uint32_t interned_count
 
 
 cdef struct RowKey:
-    # What a row of one view is found by.
+    # The key of a row in one view.
     uint32_t hash
     uint32_t cells[MAX_VIEW_COLUMNS]
 
 
 cdef inline void row_key(const TableState *table, const View *view, const uint32_t *cells,
                          RowKey *key) noexcept nogil:
-    # What a view has of a flow's labels.
+    # The view's part of a flow's labels.
     cdef uint32_t i
     for i in range(view.columns):
         key.cells[i] = cells[view.cells[i]]
@@ -28,9 +28,9 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
 
 
 cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
-    # Valid until `release_interned`; False without memory, and then there is nothing to release. A
-    # string that was found stays where it is meanwhile; one that was not has a reference for that
-    # time.
+    # The cells are valid until `release_interned`. False if out of memory; then there is nothing to
+    # release. Strings that were found by the lookup stay valid for that time; all others have a
+    # reference.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0
@@ -43,7 +43,7 @@ cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) no
         elif cells[i].number < <int64_t>IS_STRING:
             labels.cells[i] = <uint32_t>cells[i].number
             continue
-        else:                           # an integer that does not fit is kept as a string
+        else:                           # an integer that does not fit is stored as a string
             length = <uint32_t>(put_number(digits, cells[i].number) - digits)
             number = string_intern(&table.strings, digits, length, table.seed)
         if number == 0:
