@@ -1,10 +1,9 @@
-# Layout: from a plan to the places where its labels and values stand, in a flow and in rows. Part
-# of `_table.pyx`, which includes it.
+# Layout: from a plan to the locations of its labels and values in flows and rows. Part of
+# `_table.pyx`, which includes it.
 #
-# `Table.__cinit__` calls it once, before anybody else has the table, and `Table.set_flow_types`
-# for other types of flows. It reads the plan, so it needs the GIL and raises, and takes no lock.
-# What it allocates and hands to the state is the state's, also where it raises: `state_destroy`
-# frees it.
+# `Table.__cinit__` calls it once, before the table is shared, and `Table.set_flow_types` calls it
+# for new flow types. It reads the plan, so it needs the GIL and may raise; it takes no lock. Memory
+# that it stores in the state belongs to the state, even if it raises: `state_destroy` frees it.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)
@@ -15,8 +14,8 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # As many slots as the time-out has seconds, if it is a usual one. A longer one, now or
-    # later, costs more rounds and nothing else.
+    # One slot per second of the timeout, up to MAX_WHEEL_SLOTS. With a longer timeout, now or
+    # later, rows only need more rounds.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2
@@ -76,12 +75,12 @@ cdef void batch_destroy(Batch *batch) noexcept nogil:
 # Numbers of columns, values and fields
 
 cdef list key_paths(plan):
-    # The paths of what dynamic columns' rewrites are asked with.
+    # The paths of the lookup keys of dynamic columns.
     return list(dict.fromkeys(column.path for column in plan.columns if column.dynamic))
 
 
 cdef list dynamic_columns(plan):
-    # Rewrite, slot of the key and number of each dynamic column.
+    # Rewrite, key slot and number of each dynamic column.
     keys = key_paths(plan)
     return [
         (column.rewrite, keys.index(column.path), i)
@@ -111,7 +110,7 @@ cdef int number_values(TableState *table, plan) except -1:
 
 
 cdef list number_fields(TableState *table, plan):
-    # The names of the fields, by their numbers; None where a value is never left out.
+    # The names of the fields, by number; None for fields that are never omitted.
     cdef uint32_t i, j
     numbers = {}
 
@@ -136,11 +135,11 @@ cdef list number_fields(TableState *table, plan):
 
 
 # ---------------------------------------------------------------------------------------------
-# Where values stand in a flow
+# Locations of values in a flow
 
 cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) except -1:
-    # `keep` gets what the readers borrow. A reader's `slots` is cleared where offsets cannot be
-    # trusted.
+    # Objects that the readers borrow are added to `keep`. A reader's `slots` is cleared if its
+    # offsets cannot be trusted.
     cdef Reader *reader
     cdef uint32_t i
     for i, owner in enumerate((types.Update, types.FirstReport, types.FullReport)):
@@ -249,7 +248,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
         return 0
     keep.append(inner)
     field.inner_type = <PyTypeObject *><PyObject *>inner
-    if len(path) == 1:              # the part itself: whether it is there
+    if len(path) == 1:              # the part itself: only its presence counts
         return 0
     field.inner_name = <PyObject *>path[1]
     field.inner = member_offset(inner, path[1])
@@ -261,10 +260,10 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
 
 
 # ---------------------------------------------------------------------------------------------
-# Where values stand in rows
+# Locations of values in rows
 
 cdef int prepare_views(TableState *table, plan) except -1:
-    # The views with their rows, and the rows of flows and conversations.
+    # Initialize the views with their rows, and the rows of flows and conversations.
     cdef uint32_t i, connection_links = 0
     cdef uint32_t flow_links = 1 if table.converses else 0
     cdef View *view
@@ -304,7 +303,7 @@ cdef int prepare_views(TableState *table, plan) except -1:
 
 
 cdef int number_view(const TableState *table, View *view, declared, plan) except -1:
-    # Which of the plan's columns and values a view has.
+    # Set the columns and values of a view.
     cdef uint32_t j
     numbers = {column: i for i, column in enumerate(plan.columns)}
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
@@ -329,9 +328,8 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
 
 
 # ---------------------------------------------------------------------------------------------
-# Where values stand in lines: each is literal, cell, literal, cell, …, literal, value. The
-# direction is part of a literal; the second side's line differs from the first in that literal
-# alone.
+# Locations of values in lines: each line is literal, cell, literal, cell, …, literal, value. The
+# direction is part of a literal, the only one that differs in the second side's line.
 
 cdef int prepare_families(TableState *table, plan) except -1:
     cdef uint32_t i
@@ -341,7 +339,7 @@ cdef int prepare_families(TableState *table, plan) except -1:
     )
     for i, planned in enumerate(plan.views):
         for declared in planned.families:
-            # From here on its memory is freed with the table's.
+            # From here on, its memory is freed with the table's.
             table.families[table.family_count].view = i
             table.families[table.family_count].literals = <Literal *>allocate(
                 (table.views[i].columns + 1) * sizeof(Literal)
@@ -357,7 +355,7 @@ cdef int prepare_families(TableState *table, plan) except -1:
 
 cdef size_t prepare_family(Family *family, const View *view, declared, planned,
                            plan) except? 0:
-    # Returns how many bytes the family's head or a connection's lines can take.
+    # Returns the maximum size of the family's head and of a connection's lines, in bytes.
     cdef uint32_t j, k
     cdef size_t fixed, longest = 0
     cdef bytes head
@@ -399,9 +397,10 @@ cdef int literal_init(Literal *literal, str text) except -1:
 
 
 cdef list line_literals(str metric, list columns, direction):
-    # What stands before, between and behind the label values of a line: one list for each value of
-    # `direction`, or one where that is None. `columns` are the other labels' names. Each list has
-    # one literal more than there are columns; the last one ends where the sample's value begins.
+    # The literals before, between and after the label values of a line: one list per value of
+    # `direction`, or a single list if that is None. `columns` are the names of the other labels.
+    # Each list has one more literal than there are columns; the last literal ends where the
+    # sample's value begins.
     if direction is None:
         names = [f'{name}="' for name in columns]
         if not names:
