@@ -1,13 +1,13 @@
-# Looking up what the reports of a batch lead to. Part of `_table.pyx`, which includes it. The
-# second of the three steps of `Table.update`: read, look up, apply.
+# Looking up the rows of a batch's reports. Part of `_table.pyx`, which includes it. The second of
+# the three steps of `Table.update`: read, look up, apply.
 #
-# It goes in passes, so that the memory of one flow is on its way while others are looked at. It
-# reads the table without the lock, as only the thread that updates changes it, and writes to the
-# batch alone. What is found stays valid while the batch is applied, but for the rows of flows that
-# are not live, which are looked up once more.
+# It works in passes, so that the memory of one flow is fetched while others are processed. It reads
+# the table without the lock, because only the thread that updates changes it, and writes only to
+# the batch. Results stay valid while the batch is applied, except for flows that are not live,
+# whose rows are looked up again.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
-    # `flow` and `dormant` of all reports.
+    # Sets `flow` and `dormant` of all reports.
     cdef uint32_t i, number
     cdef Report *report
     cdef const Rows *rows = &table.views[0].rows
@@ -36,7 +36,7 @@ cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
 
 
 cdef inline void prefetch_views(const TableState *table, Flow *flow) noexcept nogil:
-    # The rows that a live flow leads to in all views but the first.
+    # Prefetch the rows that a live flow links to in all views except the first.
     cdef Connection *connection = connection_at(&table.views[0], flow.connection & ROW)
     cdef uint32_t i, number
     for i in range(1, table.view_count):
@@ -46,7 +46,7 @@ cdef inline void prefetch_views(const TableState *table, Flow *flow) noexcept no
 
 
 cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
-    # The strings of flows that are not live, and the memory of their connections.
+    # Look up the strings of flows that are not live, and prefetch their connections.
     cdef uint32_t i, j, number
     cdef Report *report
     cdef const Cell *cells
@@ -80,7 +80,8 @@ cdef inline bint needs_labels(const Report *report) noexcept nogil:
 
 cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
                               const Cell *previous) noexcept nogil:
-    # `found` of all cells. Returns the hash of the connection, or 0 unless all strings are known.
+    # Sets `found` of all cells. Returns the hash of the connection, or 0 unless all strings are
+    # known.
     cdef uint32_t label_cells[MAX_COLUMNS]
     cdef RowKey key
     cdef uint32_t i
@@ -92,7 +93,7 @@ cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
             continue
         if cells[i].repeats:
             cells[i].found = previous[i].found
-        elif not cells[i].escapes:      # the others are looked up when they are escaped
+        elif not cells[i].escapes:      # the others are looked up after escaping
             cells[i].found = string_find(
                 &table.strings, cells[i].text, cells[i].length, cells[i].hash
             )
