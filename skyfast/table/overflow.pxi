@@ -1,11 +1,11 @@
-# Overflow: what finds no room is added up in one `other` row of each view. Part of `_table.pyx`,
-# which includes it.
+# Overflow: reports of flows that cannot be stored are added up in one overflow row per view,
+# `View.other`. Part of `_table.pyx`, which includes it.
 #
-# Applying calls it, under the table's mutex. Without `overflows`, there is no such row, and what
-# finds no room is skipped.
+# Updates call this under the table's mutex. Without `overflows`, there are no such rows, and these
+# flows are skipped.
 
 cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
-    # Made when it is first needed, and known by its deadline; 0 without memory.
+    # Created on first use, and marked by its deadline; 0 if out of memory.
     cdef RowKey key
     cdef uint32_t string, i
     cdef Connection *row
@@ -17,7 +17,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     for i in range(view.columns):
         key.cells[i] = string | IS_STRING
     key.hash = hash_bytes32(<const char *>key.cells, 4 * view.columns, table.seed)
-    view.other = find_row(view, &key)       # a flow may have such labels
+    view.other = find_row(view, &key)       # a flow may have the same labels
     if view.other == 0:
         view.other = add_row(table, view, &key)
         table.connections_created += view.other != 0 and view == &table.views[0]
@@ -31,8 +31,8 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 
 cdef int apply_overflow(TableState *table, Report *report, const Labels *labels) noexcept nogil:
-    # An unknown flow that is not kept: what its report counts for goes to the first view's
-    # `other` row, and to its own rows of the other views.
+    # Apply the report of an unknown flow that cannot be stored: it counts in the first view's
+    # overflow row and in the flow's own rows of the other views.
     cdef int done
     if not table.overflows:
         return SKIP_TABLE_FULL
