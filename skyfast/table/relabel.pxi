@@ -1,17 +1,17 @@
-# Relabelling: flows move to other connections when a rewrite's answers have changed. Part of
+# Relabelling: flows move to other connections after the results of a rewrite have changed. Part of
 # `_table.pyx`, which includes it.
 #
 # `Table.relabel` calls it. `add_change` needs the GIL and takes the table's mutex itself;
 # everything else is plain C under the mutex.
 
 cdef struct Changes:
-    # Sorted by key once all of them are there. Each has a reference to both of its strings.
+    # Sorted by key once complete. Each change has a reference to both of its strings.
     Change *items
     uint32_t count, room
 
 
 # ---------------------------------------------------------------------------------------------
-# What has changed
+# Changed labels
 
 cdef int add_change(TableState *table, Changes *changes, rewrite, str key, uint32_t slot,
                     uint32_t column) except -1:
@@ -23,7 +23,7 @@ cdef int add_change(TableState *table, Changes *changes, rewrite, str key, uint3
         return 0
     known = string_find(&table.strings, text, length, hash_bytes32(text, length, table.seed))
     if known == 0:
-        return 0                    # no flow has it
+        return 0                    # no flow has this key
     reserve_change(changes)
     answer = rewrite[key]
     if read_label(<PyObject *>answer, escaped, &text, &length):
@@ -45,7 +45,8 @@ cdef int add_change(TableState *table, Changes *changes, rewrite, str key, uint3
 
 cdef int read_label(PyObject *value, char *escaped, const char **text,
                     uint32_t *length) except -1:
-    # As on a page, in `escaped` (MAX_CELL) where that differs. Returns whether it is no label.
+    # Reads a label as it appears on a page, into `escaped` (MAX_CELL bytes) if it needs escapes.
+    # Returns whether it is invalid.
     if read_text(value, text, length):
         return True
     if needs_escape(text[0], length[0]):
@@ -83,7 +84,8 @@ cdef void release_changes(TableState *table, Changes *changes) noexcept nogil:
 # Moving
 
 cdef bint apply_changes(TableState *table, const Changes *changes) noexcept nogil:
-    # False without memory. All flows leave before the first comes: their order is not to be seen.
+    # False if out of memory. All flows are detached before the first one is attached, so that their
+    # order has no effect.
     cdef uint32_t *moving = NULL
     cdef uint32_t *emptied
     cdef uint32_t i, number, count = 0, emptied_count = 0
@@ -112,8 +114,8 @@ cdef bint apply_changes(TableState *table, const Changes *changes) noexcept nogi
 
 cdef bint find_moving(const TableState *table, const Changes *changes, uint32_t **moving,
                       uint32_t *count) noexcept nogil:
-    # The live flows that have a new label, to be freed; False without memory, and then there is
-    # nothing to free.
+    # Find the live flows that have a new label. The caller frees `moving`. False if out of memory;
+    # then there is nothing to free.
     cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t *longer
     cdef uint32_t number, room = 0
@@ -136,7 +138,8 @@ cdef bint find_moving(const TableState *table, const Changes *changes, uint32_t 
 
 cdef bint find_new_cells(const TableState *table, const Changes *changes, Flow *flow,
                          uint32_t *new_cells) noexcept nogil:
-    # A flow's new labels by column, 0 where one stays; whether there is any.
+    # Sets a flow's new labels by column, 0 for labels that do not change. Returns whether any
+    # changes.
     cdef const uint32_t *keys = links_of(table, flow) + table.keys_at
     cdef const Change *change
     cdef uint32_t slot, low, high, middle
@@ -162,8 +165,8 @@ cdef bint find_new_cells(const TableState *table, const Changes *changes, Flow *
 
 cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
                      uint32_t *cells) noexcept nogil:
-    # Fill the view's part of `cells` with the new labels of a flow in this row; whether they are
-    # others. Without a row, or in that of "other", there are none.
+    # Fill the view's part of `cells` with the new labels of a flow in this row. Returns whether
+    # they differ. Without a row, and in the overflow row, they do not.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -178,7 +181,8 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
 
 
 cdef uint32_t detach(TableState *table, const Changes *changes, Flow *flow) noexcept nogil:
-    # Returns the row of the first view that has no flow any more, for flows not to find, or 0.
+    # Returns the row of the first view if it has no flows any more, otherwise 0. The row is removed
+    # from the index, so that other flows do not find it.
     cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t cells[MAX_COLUMNS]
     cdef uint32_t at = flow.connection & ROW
@@ -205,7 +209,7 @@ cdef uint32_t detach(TableState *table, const Changes *changes, Flow *flow) noex
 
 
 cdef bint attach(TableState *table, const Changes *changes, Flow *flow) noexcept nogil:
-    # False without memory: then the flow keeps its labels, in some views.
+    # False if out of memory: then the flow keeps its labels in some views.
     cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t cells[MAX_COLUMNS]
     cdef View *view
@@ -228,7 +232,7 @@ cdef bint attach(TableState *table, const Changes *changes, Flow *flow) noexcept
 
 cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cells,
                           uint32_t *cells) noexcept nogil:
-    # To the row of the first view that has these labels, and with it to those that it links to.
+    # Move a flow to the row of the first view that has these labels, and to the rows it links to.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -238,7 +242,7 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
     cdef uint32_t *link
     cdef uint32_t i, number, kept
     cdef bint created = False
-    cdef bint links_are_set         # to rows of the other views
+    cdef bint links_are_set         # to the rows of other views
     cdef bint done = True
     row_key(table, first, cells, &key)
     number = find_row(first, &key)
@@ -272,8 +276,8 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # The row with the labels that a flow keeps: its own, which may have left the index, unless
-    # others that left have made a row with these labels.
+    # The row for a flow that keeps its labels: the row with these labels that is in the index, if
+    # there is one, otherwise the flow's own row, put back into the index.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t found
@@ -288,7 +292,8 @@ cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
 
 cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *flow,
                     const uint32_t *cells) noexcept nogil:
-    # To the row with these labels, in any view but the first; it stays without memory.
+    # Link to the row with these labels, in any view except the first. If out of memory, the link
+    # does not change.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, cells, &key)
@@ -304,13 +309,13 @@ cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *f
 
 cdef inline uint32_t due_s(const TableState *table, const View *view,
                            const Flow *flow) noexcept nogil:
-    # The deadline that the flow's latest report gave to its row of a view.
+    # The deadline that the flow's latest report set for its row in a view.
     return flow.deadline_s + <uint32_t>ceil(view.timeout_s - table.views[0].timeout_s)
 
 
 cdef void count_flow(const TableState *table, const View *view, uint32_t number,
                      Flow *flow) noexcept nogil:
-    # Let a row have one more flow.
+    # Count one more flow in a row.
     cdef const int64_t *totals = totals_of(flow)
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)
