@@ -1,23 +1,23 @@
-# Rendering: a page's lines, family by family. Part of `_table.pyx`, which includes it; how a value
-# is written is in text_format.pxi.
+# Rendering: a page's lines, family by family. Part of `_table.pyx`, which includes it;
+# text_format.pxi writes the values.
 #
-# `Page.read` calls `render_lines`, from any thread and without the GIL. It takes the table's mutex
-# for RENDER_ROWS rows at a time and changes nothing but its cursor. A page's rows may come and go
-# between two slices: the cursor's time and sequence number tell which are on it.
+# `Page.read` calls `render_lines` from any thread, without the GIL. It takes the table's mutex for
+# RENDER_ROWS rows at a time and changes only its cursor. Rows may be created and removed between
+# two slices: the cursor's time and sequence number determine which of them are on the page.
 
 cdef struct Cursor:
-    # How far a page has been rendered.
+    # The current position in a page.
     uint32_t now_s
     uint32_t family
-    uint32_t row                # 0: the family's head comes next
-    uint32_t page_seq           # connections created from this number on are not on the page
-    uint32_t head               # which of the heads
+    uint32_t row                # 0: the family's head is next
+    uint32_t page_seq           # rows created from this number on are not on the page
+    uint32_t head               # index in `Family.heads`
 
 
 cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
                         const char *limit) noexcept nogil:
-    # Lines until `limit` is reached or the page ends. The last connection's lines, or a
-    # family's head, may go beyond the limit, by up to `max_lines`.
+    # Writes lines until `limit` is reached or the page ends. The last connection's lines, or a
+    # family's head, may exceed the limit by up to `max_lines`.
     cdef const Family *family
     while cursor.family < table.family_count and out < limit:
         family = &table.families[cursor.family]
@@ -75,7 +75,7 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 
 cdef inline char *render_connection(const TableState *table, const Family *family,
                                     const View *view, Connection *row, char *out) noexcept nogil:
-    # The labels are composed once; the second side's line is a copy with another direction.
+    # The labels are written once; the second side's line is a copy with another direction.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef const Literal *literals = family.literals
     cdef int64_t value = series_value(family, view, row, 0)
@@ -107,7 +107,7 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
         out = put(out + before, family.second.text, family.second.length)
         memcpy(out, rest, after)
         out = put_value(out + after, second, family.decimals)
-        if unlikely(value <= family.absent):    # there is the second line alone
+        if unlikely(value <= family.absent):    # there is only the second line
             memmove(start, first, out - first)
             out = start + (out - first)
     return out
