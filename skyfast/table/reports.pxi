@@ -1,9 +1,9 @@
-# Reading reports: what the table needs of each flow of a batch. Part of `_table.pyx`, which
-# includes it. The first of the three steps of `Table.update`: read, look up, apply.
+# Reading reports: the fields that the table needs of each flow of a batch. Part of `_table.pyx`,
+# which includes it. The first of the three steps of `Table.update`: read, look up, apply.
 #
-# Here are Python's objects, so it needs the GIL, and none of it may run under the table's mutex. Of
-# the table it reads what never changes, and which flows are known; it writes to the batch alone.
-# What is read is borrowed from the flows, or from `held`, until the batch has been applied.
+# This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
+# reads only constant parts of the table and the index of flows, and writes only to the batch.
+# Values are borrowed from the flows, or from `held`, until the batch has been applied.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -15,8 +15,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Begin a batch with what known flows need. It has fewer flows than there is room for where
-    # something is no flow at all.
+    # Begin a batch with the fields that known flows need. The batch ends before the first object
+    # that is not a flow of the plan.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -68,7 +68,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     if unlikely(read_integer(value_of(flow, &reader.finish, reader.slots), &finish)):
         finish = 0
         leave_out_mark(report, MARK_FINISH)
-    if unlikely(too_long):          # what is missing, or no number, is told first
+    if unlikely(too_long):          # missing parts and invalid numbers take precedence
         return too_long
     report.finish = <int>finish if finish < 4 else 4
     flow_key(&report.key, text, length, table.seed)
@@ -79,7 +79,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
 
 cdef int read_unknown(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch, list held) except -1:
-    # Labels, and what tells a first report from others, of the flows that are not live.
+    # Read the labels of flows that are not live, and the fields that identify a first report.
     cdef uint32_t i
     cdef PyObject *flow
     cdef Report *report
@@ -98,7 +98,7 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
 
 cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
                   const Cell *previous, list held) except -1:
-    # `previous` are the labels of another flow, or NULL.
+    # `previous` has the labels of another flow, or is NULL.
     cdef int wrong
     if table.shares > 1:
         wrong = read_conversation(flow, reader, SHARE_SEED, &report.conversation)
@@ -123,8 +123,8 @@ cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader,
 
 cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
                             Cell *cells, const Cell *previous, list held) except -1:
-    # Many flows of a message have the same protocol and the same interface as the one before, whose
-    # hash is then known.
+    # Many flows of a message have the same protocol and interface as the flow before, so the hashes
+    # of these labels are already known.
     cdef uint32_t i
     cdef int wrong
     for i in range(table.cells):
@@ -154,14 +154,14 @@ cdef inline int read_cell(PyObject *flow, const Column *column, bint slots, Cell
         held.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
-    if is_string or value == NULL:          # a part that is missing is an empty string
+    if is_string or value == NULL:          # a missing part is an empty string
         return read_text(value, &cell.text, &cell.length)
     return read_integer(value, &cell.number)
 
 
 cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
                             Report *report) except -1:
-    # Hashes of what a conversation is known by, and of where it was captured.
+    # Hashes of the conversation and of its capture point.
     cdef const char *text
     cdef uint32_t length
     cdef int wrong = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)
@@ -173,8 +173,8 @@ cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
                            uint64_t *hash) except -1:
-    # The same for both ways round.
-    cdef uint64_t hashes[3]                 # of the protocol, and of either end
+    # The hash is the same for both directions.
+    cdef uint64_t hashes[3]                 # hashes of the protocol and of each end
     cdef const char *text
     cdef uint32_t length, i
     cdef int64_t port
@@ -200,11 +200,12 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reader,
                     Report *report) except -1:
-    # What the report counts for if the flow is not known, and `last_update` if that is what its
-    # latest update added. It is zero where nobody knows whether the report is the first.
+    # Set what the report counts for if the flow is unknown, and `last_update` if that is what its
+    # latest update added. `last_update` is zero if it cannot be determined whether the report is
+    # the first.
     cdef int64_t start, update_start, update_last
     cdef bint wrong_start, wrong_update_start, wrong_last
-    # Then it may be a closing report that repeats the one before.
+    # With an invalid FinishType, it may be a closing report that repeats the one before.
     cdef bint wrong_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
     cdef uint32_t i
     report.worth = WORTH_TOTAL
@@ -227,7 +228,7 @@ cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reade
     if not wrong_start and not wrong_last and update_last >= start:
         report.age_ms = update_last - start
     for i in range(table.counters):
-        report.last_update[i] = min(report.values[i], <int64_t>0)   # ABSENT where the total is
+        report.last_update[i] = min(report.values[i], <int64_t>0)   # ABSENT if the total is
     report.worth = WORTH_LAST_UPDATE
     if unlikely(wrong_start or wrong_update_start or wrong_finish):
         if not report.repeats:
