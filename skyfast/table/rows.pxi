@@ -1,19 +1,19 @@
-# Rows: the arena that memory comes from, the slabs in which rows lie, and the index that finds
-# them by their hash. Part of `_table.pyx`, which includes it; the shapes are in `_table.pxd`.
+# Rows: the arena that provides their memory, the slabs that contain them, and the index that finds
+# them by hash. Part of `_table.pyx`, which includes it; the structs are in `_table.pxd`.
 #
-# All kinds of rows are alike here: nothing of them may be known but the head, and the stride. It
-# is plain C, as most of it runs under the table's mutex. A function that gets no memory says so
-# (False, 0 or NULL), and what was there before is as good as it was. Whatever hands out a row or
-# takes it back calls `row_used` or `row_unused`, and memory comes from the functions that
-# `_checked.pyx` counts: without that, its tests find nothing. An insert may divide a few buckets,
-# and never go through all rows.
+# This code is the same for all kinds of rows: it may only use their head and stride. It is plain C,
+# because most of it runs under the table's mutex. Functions report that memory ran out by returning
+# False, 0 or NULL, and existing data stays intact. Every function that hands out or takes back a
+# row must call `row_used` or `row_unused`, and memory must come from the functions that
+# `_checked.pyx` counts; otherwise its tests find nothing. An insert may split a few buckets, but
+# must never visit all rows.
 
 cdef enum:
-    FREE_ROW_BYTES = 16         # which of a free row tell that it is one, and which is the next
+    FREE_ROW_BYTES = 16  # bytes of a free row that are read: whether it is free, and its link
 
 
 cdef bint pointer_room(void ***pointers, uint32_t used, uint32_t *room) noexcept nogil:
-    # Room for one more pointer; the arrays of pointers are small enough to be copied.
+    # Make space for one more pointer. The pointer arrays are small enough to be copied.
     cdef uint32_t larger
     cdef void *moved
     if used < room[0]:
@@ -28,7 +28,7 @@ cdef bint pointer_room(void ***pointers, uint32_t used, uint32_t *room) noexcept
 
 
 cdef void *arena_take(Arena *arena, size_t size) noexcept nogil:
-    # Memory that begins at a cache line, or NULL.
+    # Memory aligned to a cache line, or NULL.
     cdef size_t piece_size
     cdef void *piece = NULL
     size = (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
@@ -40,7 +40,7 @@ cdef void *arena_take(Arena *arena, size_t size) noexcept nogil:
         if posix_memalign(&piece, HUGE_PAGE_BYTES, piece_size) != 0:
             return NULL
         if arena.piece_count:
-            madvise(piece, piece_size, MADV_HUGEPAGE)   # a wish: nothing depends on it
+            madvise(piece, piece_size, MADV_HUGEPAGE)   # only a hint: nothing depends on it
         arena.pieces[arena.piece_count] = <char *>piece
         arena.piece_count += 1
         arena.free = <char *>piece
@@ -73,7 +73,7 @@ cdef inline uint32_t *bucket_at(const Rows *rows, uint32_t bucket) noexcept nogi
 
 
 cdef inline uint32_t *bucket_of(const Rows *rows, uint32_t hash) noexcept nogil:
-    # Linear hashing: buckets above the split position use one bit more of the hash.
+    # Linear hashing: a bucket that has not been split yet uses one bit less of the hash.
     cdef uint32_t bucket = hash & rows.mask
     if bucket >= rows.buckets:
         bucket &= rows.mask >> 1
@@ -117,13 +117,13 @@ cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride) noexcept nogil:
 
 
 cdef void rows_destroy(Rows *rows) noexcept nogil:
-    # The slabs and segments themselves are the arena's.
+    # The arena owns the slabs and segments themselves.
     free(rows.slabs)
     free(rows.segments)
 
 
 cdef uint32_t row_new(Rows *rows) noexcept nogil:
-    # A row's number, its content undefined; 0 when there is no memory.
+    # The number of a new row, whose contents are undefined; 0 if out of memory.
     cdef uint32_t number = rows.free_head
     if number:
         rows.free_head = head_at(rows, number).next
@@ -142,12 +142,12 @@ cdef void row_release(Rows *rows, uint32_t number) noexcept nogil:
     row.next = rows.free_head
     rows.free_head = number
     rows.live -= 1
-    # What is looked at in rows that nobody uses stands before this.
+    # The fields that are read in free rows come before this offset.
     row_unused(<char *>row + FREE_ROW_BYTES, rows.stride - FREE_ROW_BYTES)
 
 
 cdef void index_split(Rows *rows) noexcept nogil:
-    # Divide the next bucket in turn between itself and a new last one.
+    # Split the next bucket in turn: distribute its rows between it and a new last bucket.
     cdef uint32_t fresh = rows.buckets
     cdef uint32_t number
     cdef uint32_t *old
@@ -155,9 +155,9 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef uint32_t *new
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
-        return                  # longer chains are all that a lack of memory costs here
-    # Buckets are divided in order, so the rows of those to come can be fetched in time: the first
-    # of a chain, and when that is there, the second.
+        return                  # out of memory only means longer chains
+    # Buckets are split in order, so their rows can be prefetched: first the first row of a chain
+    # and later, through its link, the second.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:
         prefetch(row_at(rows, number))
