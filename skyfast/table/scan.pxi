@@ -1,15 +1,15 @@
-# Scans of all connections of the first view: how many values labels have, how often each occurs,
-# which connections have most, and snapshots. Part of `_table.pyx`, which includes it.
+# Scans of all connections of the first view: the number of values per label, their frequencies, the
+# connections with the highest values, and snapshots. Part of `_table.pyx`, which includes it.
 #
-# `Table.label_values`, `cardinality`, `top` and `snapshot` call this, from any thread. A scan only
-# reads. It has the table's mutex for RENDER_ROWS rows at a time, without the GIL; what a row has is
-# gone when the mutex is given up, so it is counted or copied before that.
+# `Table.label_values`, `cardinality`, `top` and `snapshot` call this from any thread. A scan only
+# reads. It takes the table's mutex for RENDER_ROWS rows at a time, without the GIL. Rows may be
+# removed after the mutex is released, so their contents are counted or copied before that.
 
 cdef struct Scan:
-    uint32_t row                # of the connection at hand
-    uint32_t next               # row that comes next
-    uint32_t stop               # the row at which the lock is given up
-    uint32_t end                # rows from here on are not looked at
+    uint32_t row                # current row
+    uint32_t next               # next row
+    uint32_t stop               # row at which the lock is released
+    uint32_t end                # rows from here on are not visited
 
 
 cdef inline Scan scan_until(uint32_t end) noexcept nogil:
@@ -21,8 +21,8 @@ cdef inline Scan scan_until(uint32_t end) noexcept nogil:
 
 
 cdef inline Connection *scan_next(TableState *table, Scan *scan) noexcept nogil:
-    # The next connection, with the lock; NULL behind the last one, and then the lock is free, as it
-    # is before the first call. Whoever does not go on to the end calls `scan_leave`.
+    # The next connection, with the lock held. After the last one, NULL with the lock released, as
+    # it is before the first call. A caller that stops earlier must call `scan_leave`.
     cdef const View *view = &table.views[0]
     cdef Connection *row
     cdef uint32_t end
@@ -51,7 +51,7 @@ cdef inline void scan_leave(TableState *table) noexcept nogil:
 
 
 cdef uint32_t fresh_rows(TableState *table, const Rows *rows) noexcept nogil:
-    # The lowest number that was never in use by now, as any thread may ask.
+    # The lowest row number that has never been used. Callable from any thread.
     cdef uint32_t fresh
     pthread_mutex_lock(&table.lock)
     fresh = rows.fresh
@@ -64,8 +64,8 @@ cdef uint32_t fresh_rows(TableState *table, const Rows *rows) noexcept nogil:
 
 cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
-    # Mark the values of each label in its bit set of so many words, and count those that were not
-    # marked. An integer of 2^16 or more shares its mark with those of its last 16 bits.
+    # Mark the values of each label in its bit set of `words` words, and count newly marked values.
+    # An integer of 2^16 or more shares its mark with all integers that have the same last 16 bits.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(NO_END)
     cdef Connection *row = scan_next(table, &scan)
@@ -78,7 +78,7 @@ cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64
         for i in range(view.columns):
             at = cells[i] & ~IS_STRING
             if cells[i] & IS_STRING:
-                if at >= strings:       # interned since
+                if at >= strings:       # interned after the scan began
                     continue
                 at += 1 << 16
             else:
@@ -92,8 +92,8 @@ cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64
 
 cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
                       uint32_t *connections) noexcept nogil:
-    # Count connections by the value of each label, and in the last counter by all labels but one,
-    # unless `without` is -1; False without memory.
+    # Count connections by the value of each label. Unless `without` is -1, the last counter counts
+    # them by all labels except that one. False if out of memory.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(NO_END)
     cdef Connection *row = scan_next(table, &scan)
@@ -119,7 +119,7 @@ cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
 
 
 cdef list commonest(TableState *table, const Counter *counter, uint32_t count):
-    # The values with most rows, from a heap of so many: a label can have a million.
+    # The `count` most frequent values, by a heap of that size: a label can have a million values.
     cdef list heap = []
     cdef uint32_t least = 0
     cdef size_t at
@@ -139,7 +139,7 @@ cdef list commonest(TableState *table, const Counter *counter, uint32_t count):
 
 
 cdef str cell_text(TableState *table, uint32_t cell):
-    # None where the string has left meanwhile.
+    # None if the string was removed in the meantime.
     cdef char copied[MAX_CELL]
     cdef uint32_t length
     cdef String *string
@@ -173,7 +173,7 @@ cdef const Family *family_of_first(TableState *table, uint32_t family) except NU
 
 cdef inline int64_t rank_of(const TableState *table, const Family *family, Connection *row,
                             bint is_gauge) noexcept nogil:
-    # -1 where the row has no such series.
+    # -1 if the row does not have the series.
     cdef const View *view = &table.views[0]
     cdef int64_t value, second
     value = series_value(family, view, row, 0)
@@ -194,7 +194,7 @@ cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noe
     cdef Connection *row = scan_next(table, &scan)
     cdef uint32_t filled = 1
     while row != NULL:
-        while filled < scan.row:        # rows that are free
+        while filled < scan.row:        # free rows
             kept.values[filled] = -1
             filled += 1
         kept.values[scan.row] = rank_of(table, family, row, False)
@@ -218,7 +218,7 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
                     and since.hashes[scan.row] == row.hash):
                 rank -= since.values[scan.row]
             elif row.flows & BACK:
-                rank = -1           # the counter that it began with is not known
+                rank = -1           # the initial value of its counter is unknown
             if rank == 0:
                 rank = -1
         if rank >= 0 and top_k_takes(top, rank) and has_part(table, row, top):
@@ -228,8 +228,8 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
 
 cdef inline const char *cell_bytes(const TableState *table, uint32_t cell, char *digits,
                                    uint32_t *length) noexcept nogil:
-    # A label value as it stands on a page; an integer's is written to `digits`, which has room for
-    # twice as many as there can be.
+    # A label value as it appears on a page. An integer is written to `digits`, which has space for
+    # twice the maximum number of digits.
     cdef const String *string
     if cell & IS_STRING:
         string = <const String *>row_at(&table.strings, cell & ~IS_STRING)
@@ -255,8 +255,8 @@ cdef bint has_part(const TableState *table, Connection *row, const TopK *top) no
 
 
 cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64_t *values):
-    # Rank, labels and values of a row; None where it is gone or another's. `copies` and `values`
-    # have room for its own: nothing is allocated under the lock.
+    # Rank, labels and values of a row; None if it was removed or reused. Callers allocate `copies`
+    # and `values`: nothing is allocated under the lock.
     cdef const View *view = &table.views[0]
     cdef Connection *row
     cdef char digits[2 * MAX_INTEGER_DIGITS]
@@ -285,7 +285,7 @@ cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64
 
 cdef uint32_t copy_values(const TableState *table, Connection *row,
                           int64_t *values) noexcept nogil:
-    # Those of all series of the first view, -1 where there is none. Returns how many.
+    # Copy the values of all series of the first view, -1 for missing ones. Returns their number.
     cdef const Family *family
     cdef uint32_t i, side, count = 0
     for i in range(table.family_count):
