@@ -1,21 +1,22 @@
-# Strings: how they are hashed, and those that are interned, each kept once and escaped as it stands
-# on a page. Part of `_table.pyx`, which includes it.
+# Strings: hash functions, and interned strings. Each interned string is stored once, with the
+# escapes of a label value. Part of `_table.pyx`, which includes it.
 #
-# Who keeps the number of a text has a reference to it, and gives it back with `string_release`.
-# Rendering copies whole blocks of 16 bytes, so there is room for that behind each text. Hashes
-# may become others, but for one: shards hash a conversation with `SHARE_SEED`, and agree on
-# whose it is. With another `mix64`, `load` or `hash_bytes`, flows would be kept twice or by nobody
-# while shards of both versions run.
+# Code that stores a string's number owns a reference to it and gives it back with `string_release`.
+# Rendering copies whole blocks of 16 bytes, so all blocks of a string must be readable to their
+# end. Hash functions may change between versions, with one exception: shards must agree on the hash
+# of a conversation (`SHARE_SEED`). If `mix64`, `load` or `hash_bytes` changed, shards of different
+# versions would export some flows twice and others not at all.
 
 cdef uint64_t EACH_BYTE = 0x0101010101010101
 
 
 # ---------------------------------------------------------------------------------------------
-# Hashes. Seeded, since strangers choose addresses and could otherwise choose collisions.
+# Hashes. They are seeded because addresses come from untrusted hosts, which could otherwise cause
+# collisions on purpose.
 
 cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
-    # The finaliser of splitmix64 (Steele, Lea, Flood 2014). It is a bijection, so that a
-    # flow row can keep a mix64 UUID as its key and nothing else.
+    # The finalizer of splitmix64 (Steele, Lea, Flood 2014). It is a bijection, so a flow row needs
+    # only the mixed UUID as its key.
     x ^= x >> 30
     x *= <uint64_t>0xBF58476D1CE4E5B9
     x ^= x >> 27
@@ -33,7 +34,7 @@ cdef uint64_t unmix64(uint64_t x) noexcept nogil:
 
 
 cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
-    # The first `length` bytes of a text, 8 at most, without a call.
+    # The first `length` bytes of a string, 8 at most, without a function call.
     cdef uint64_t word
     cdef uint32_t low, high
     if length >= 8:
@@ -73,7 +74,8 @@ for _digit in range(16):
 
 
 cdef inline bint parse_key(const char *text, Py_ssize_t length, uint64_t *key) noexcept nogil:
-    # Whether a UUID is what Skydive makes: 1 to 16 hexadecimal digits without leading zeros.
+    # Whether a UUID has Skydive's format: 1 to 16 lowercase hexadecimal digits without leading
+    # zeros.
     cdef uint64_t value = 0
     cdef uint8_t digit, wrong = 0
     cdef Py_ssize_t i
@@ -97,7 +99,7 @@ cdef inline const char *string_bytes(const String *text) noexcept nogil:
 
 
 cdef str key_string(const String *text):
-    # A UUID that is no 64-bit number. It is kept as it came.
+    # A UUID that is not a 64-bit number. It is stored without escapes.
     return string_bytes(text)[:text.length].decode()
 
 
@@ -118,7 +120,8 @@ cdef inline uint32_t string_find(
 cdef uint32_t string_intern(
     Rows *strings, const char *text, uint32_t length, uint64_t seed
 ) noexcept nogil:
-    # The number of an escaped text, with one reference more; 0 when there is no memory.
+    # The number of a string, with one more reference; 0 if out of memory. Label values must be
+    # escaped.
     cdef uint32_t hash = hash_bytes32(text, length, seed)
     cdef uint32_t number = string_find(strings, text, length, hash)
     cdef char *copy
@@ -136,7 +139,7 @@ cdef uint32_t string_intern(
     if length <= INLINE_STRING:
         memcpy(row.inline, text, length)
     else:
-        copy = <char *>malloc(length + 16)     # copied out in blocks of 16
+        copy = <char *>malloc(length + 16)     # read in blocks of 16 bytes
         if copy == NULL:
             row.refs = 0
             row_release(strings, number)
@@ -187,7 +190,7 @@ cdef inline bint same_string(const Cell *a, const Cell *b) noexcept nogil:
 
 
 cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
-    # Not 0 when one of the word's bytes is.
+    # Nonzero if at least one byte of the word is zero.
     return (word - EACH_BYTE) & ~word & (EACH_BYTE << 7)
 
 
