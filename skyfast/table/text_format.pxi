@@ -1,10 +1,11 @@
-# Writing lines: strings, numbers and label values, each behind the one before. Part of
-# `_table.pyx`, which includes it.
+# Writing lines: strings, numbers and label values, one after another. Part of `_table.pyx`, which
+# includes it.
 #
-# A page's time goes into these functions, most of it under the table's mutex: they are plain C,
-# all inline, and none of them looks whether there is room. Who calls them has room for the longest
-# line and for the blocks that are copied beyond its end (`max_lines`); what is put has as much
-# behind it. How a number is spelled is what Prometheus reads: exact, without exponent.
+# Pages spend most of their time in these functions, mostly under the table's mutex. So they are
+# plain C, inline, and do not check for space: callers provide space for the longest line and for
+# the blocks that are copied beyond its end (`max_lines`), and all blocks of a source must be
+# readable to their end. Numbers are written exactly and without an exponent, as Prometheus reads
+# them.
 
 cdef const char *DIGITS = (
     "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
@@ -19,7 +20,8 @@ for _power in range(MAX_DECIMALS + 1):
 
 
 cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nogil:
-    # In whole blocks of 16: both sides have room for it, and the common strings need no loop.
+    # Copies whole blocks of 16 bytes: both sides have space for them, and common strings need no
+    # loop.
     cdef uint32_t i = 16
     memcpy(out, text, 16)
     while i < length:
@@ -29,7 +31,7 @@ cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nog
 
 
 cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
-    # Two digits at a time, from the end of a scratch buffer.
+    # Writes two digits at a time, from the end of a scratch buffer.
     cdef char scratch[2 * MAX_INTEGER_DIGITS]
     cdef char *end = scratch + MAX_INTEGER_DIGITS
     cdef char *at = end
@@ -50,7 +52,7 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
 
 
 cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexcept nogil:
-    # The value divided by ten to the power of `decimals`, exactly, and the end of its line.
+    # Writes the value divided by ten to the power of `decimals`, exactly, and the end of its line.
     cdef uint64_t scale
     cdef uint64_t rest
     if unlikely(decimals):
