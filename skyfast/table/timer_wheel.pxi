@@ -1,14 +1,16 @@
-# Timer wheels: one list of rows a second, by the deadline that a row had when it was filed. Part of
-# `_table.pyx`, which includes it.
+# Timer wheels: one list of rows per second, by the deadline that each row had when it was added.
+# Part of `_table.pyx`, which includes it.
 #
-# A wheel knows numbers alone. The link to the next of a list is in the row, where whoever calls
-# says. A list can only be left at its head, so a row that was filed stays in use until its turn
-# comes: then it is taken, and leaves or is filed again. A deadline that became later meanwhile
-# costs nothing but that. Applying, relabelling and expiry call this, under the table's mutex.
+# A wheel contains only row numbers. The link to the next row of a list is in the row; callers pass
+# its location. Only the head of a list can be removed, so an added row stays in use until its slot
+# is due: then it is removed from the slot and either expires or is added again. This re-insertion
+# is the only cost of a deadline that became later. Update, relabelling and expiry call this under
+# the table's mutex.
 
 cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                             uint32_t *next) noexcept nogil:
-    # Into the slot of its deadline, or the farthest one when that is beyond the wheel.
+    # Add a row to the slot of its deadline, or to the farthest slot if the deadline is beyond the
+    # wheel.
     cdef uint32_t slot_s = max(min(deadline_s, wheel.next_s + wheel.mask), wheel.next_s)
     cdef uint32_t *head = &wheel.slots[slot_s & wheel.mask]
     next[0] = head[0]
@@ -17,8 +19,8 @@ cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t num
 
 cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t live, uint32_t now_s,
                                uint32_t *max_rows) noexcept nogil:
-    # The first row of the slot whose turn it is; 0 when there is none by now, which `next_s` then
-    # tells, or when no more may be looked at. `live` rows are in the wheel.
+    # The first due row; 0 if none is due (then `next_s` is later than `now_s`) or `max_rows` is
+    # used up. `live` is the number of rows in the wheel.
     cdef uint32_t number
     while wheel.next_s <= now_s:
         if live == 0:
@@ -35,5 +37,5 @@ cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t live, uint32_t now_s,
 
 
 cdef inline void wheel_take(TimerWheel *wheel, uint32_t next) noexcept nogil:
-    # Out of its slot with the row that is due, behind which `next` stands.
+    # Remove the due row from its slot. `next` is the row after it.
     wheel.slots[wheel.next_s & wheel.mask] = next
