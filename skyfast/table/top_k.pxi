@@ -1,41 +1,42 @@
-# Top k: which rows have most, by a min-heap of k. Part of `_table.pyx`, which
+# Top k: the rows with the highest values, by a bounded min-heap. Part of `_table.pyx`, which
 # includes it.
 #
-# It belongs to the one call that asks. The heap never grows: there is room for all of it
-# before the first row is looked at, as that happens under the table's mutex.
+# A heap belongs to one call. It never grows: all of its memory is allocated before the first row is
+# visited, because rows are visited under the table's mutex.
 
 cdef struct Kept:
-    # What rows had, by their number from 1 on, and which labels: a row can be another's by now.
+    # Values by row number (from 1), and the hash of the row's labels at that time, because the row
+    # may have been reused.
     int64_t *values
     uint32_t *hashes
     uint32_t rows
 
 
 cdef struct TopRow:
-    # A row that is among the first, in a heap whose root is the last of them.
+    # One of the top rows. The heap's root is the one with the lowest rank.
     int64_t rank
     uint32_t row
-    uint32_t hash               # of the labels it had
+    uint32_t hash               # hash of the row's labels at that time
 
 
 cdef struct TopK:
     const Family *family
     const Kept *since      # or NULL
     bint is_gauge
-    const char *part            # that a label must have
+    const char *part            # substring that a label must contain
     uint32_t part_length
     TopRow *heap
     uint32_t count, room
 
 
 cdef inline bint top_k_takes(const TopK *top, int64_t rank) noexcept nogil:
-    # Whether a row of this rank is among the first.
+    # Whether a row of this rank is among the top rows so far.
     return top.count < top.room or (top.room != 0 and rank > top.heap[0].rank)
 
 
 cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
                            uint32_t hash) noexcept nogil:
-    # Into the heap, in place of its root where it is full.
+    # Add a row to the heap. If the heap is full, the row replaces the root.
     cdef TopRow *heap = top.heap
     cdef uint32_t at, child
     if top.count < top.room:
@@ -60,7 +61,7 @@ cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
 
 
 cdef int compare_ranks(const void *one, const void *other) noexcept nogil:
-    # The greatest first, and of those alike the one that stands first on the page.
+    # The highest rank first; rows of equal rank in the order of the page.
     cdef const TopRow *a = <const TopRow *>one
     cdef const TopRow *b = <const TopRow *>other
     if a.rank != b.rank:
