@@ -2,22 +2,23 @@
 # `Table.update`, and the only one that changes the table.
 #
 # `Table.update` calls `apply_batch` under the table's mutex. The rules are in docs/architecture.md.
-# A report that finds no memory leaves everything as if it had not come.
+# If an allocation fails, the current report has no effect.
 
 cdef enum:
-    # Outcomes of `apply_unknown` beside the reasons to skip.
+    # Results of `apply_unknown`, in addition to the reasons to skip.
     APPLY_STOP = MAX_SKIPS
     APPLY_NO_MEMORY
 
 
 cdef struct Targets:
-    # The rows that a flow is to lead to, by view: 0 where there is no room.
+    # The rows that a flow will link to, by view: 0 if there is no room.
     uint32_t rows[MAX_VIEWS]
-    bint created[MAX_VIEWS]    # for it
+    bint created[MAX_VIEWS]    # for this flow
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
-    # The deadlines that reports set, and the wheels of what was empty, which may be far behind.
+    # Set the deadlines for the reports of this update, and advance the wheels without rows, which
+    # may be far behind.
     cdef uint32_t i
     cdef View *view
     table.now = now
@@ -34,7 +35,7 @@ cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nog
 
 
 cdef int apply_batch(TableState *table, Batch *batch) noexcept nogil:
-    # How many reports of the batch were dealt with, or -1 when memory ran out.
+    # The number of reports that were processed, or -1 if out of memory.
     cdef uint32_t i
     cdef int done = <int>batch.size
     cdef Report *report
@@ -70,7 +71,7 @@ cdef int apply_batch(TableState *table, Batch *batch) noexcept nogil:
 
 
 cdef void count_left_out(TableState *table, const Report *report) noexcept nogil:
-    # Each field once, whatever it is used for.
+    # Count each field once, even if several values use it.
     cdef bint seen[MAX_FIELDS]
     cdef uint32_t i
     memset(seen, 0, sizeof(seen))
@@ -119,8 +120,8 @@ cdef int apply_known(TableState *table, const Report *report) noexcept nogil:
 # Unknown flows
 
 cdef int apply_unless_live(TableState *table, Report *report) noexcept nogil:
-    # A report of a flow that was not live when the batch was read. Earlier reports of the batch
-    # may have made it live, or may have taken its room.
+    # A report of a flow that was not live when the batch was read. Earlier reports of the batch may
+    # have made the flow live or evicted it.
     report.flow = find_flow(table, &report.key)
     report.uses_marks = report.uses_last_update = False
     if report.flow:
@@ -178,8 +179,9 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
-    # Whether an unknown flow began after the latest report of all flows that were known once.
-    # Only durations of the agent's clock are used. Nothing is known about duplicates.
+    # Whether an unknown flow began after the latest report of all flows that were forgotten, so
+    # that it was never counted. Only durations of the agent's clock are used. False if flows are
+    # deduplicated, because duplicates are not remembered.
     return (table.begun and report.age_ms >= 0 and not table.converses
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - BATCH_S
                  > table.horizon_s))
@@ -187,16 +189,16 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 
 cdef inline bint counts_whole(const TableState *table, const View *view,
                               bint creates) noexcept nogil:
-    # Whether all of a flow's total is new to the row that it creates, or not, in any report: no
-    # other flow can have been in that row.
+    # Whether the flow's whole total is new to this row, even if this is not its first report: the
+    # flow creates the row, and no other flow can have used it.
     return creates and view.identifies_connection and not table.overflowed
 
 
 cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t number,
                       uint32_t kept) noexcept nogil:
-    # Whether the flow whose row of the first view is `number`, or is to be made, comes to a row
-    # in any view where its total is not new for that reason alone. `kept` has the counters of
-    # that row of the first view, or is 0.
+    # Whether, in at least one view, `counts_whole` does not apply to the flow's row, so that the
+    # fields that identify a first report are needed. `number` is its row in the first view, or 0 if
+    # that must be created. `kept` has the counters of that row, or is 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -219,8 +221,8 @@ cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t nu
 
 cdef int add_flow(TableState *table, const Report *report, const Labels *labels, uint32_t number,
                   uint32_t kept, uint32_t conversation) noexcept nogil:
-    # A new flow row, and what it needs of the other kinds; all of it or nothing. `number` is
-    # its row in the first view, or 0, and `kept` has that row's counters, or is 0.
+    # Add a flow row and the other rows that it needs: all of them or none. `number` is its row in
+    # the first view, or 0. `kept` has that row's counters, or is 0.
     cdef Targets targets
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
@@ -234,12 +236,12 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
 
 
 # ---------------------------------------------------------------------------------------------
-# The rows that a flow leads to
+# The rows that a flow links to
 
 cdef bint find_places(TableState *table, const Report *report, const Labels *labels,
                       uint32_t number, uint32_t *conversation, Targets *targets) noexcept nogil:
-    # Targets and conversation of a flow that becomes live, found or made; all of them, or
-    # False without memory.
+    # Find or create the targets and the conversation of a flow that becomes live: all of them, or
+    # False if out of memory.
     cdef uint32_t before = conversation[0]
     cdef bint adds_conversation = table.converses and (
         before == 0 or conversation_at(table, before).point != report.point
@@ -259,8 +261,8 @@ cdef bint find_places(TableState *table, const Report *report, const Labels *lab
 
 cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
                        Targets *targets) noexcept nogil:
-    # The rows of a flow whose row of the first view is `number`, or is to be made; all of them, or
-    # False without memory.
+    # Find or create the rows of a flow. `number` is its row in the first view, or 0 if that must be
+    # created. All of them, or False if out of memory.
     cdef View *first = &table.views[0]
     cdef RowKey key
     targets.created[0] = number == 0
@@ -279,7 +281,7 @@ cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
 
 cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t number,
                                Targets *targets) noexcept nogil:
-    # The same for all views but the first.
+    # The same for all views except the first.
     cdef View *view
     cdef uint32_t i
     for i in range(1, table.view_count):
@@ -301,9 +303,9 @@ cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t
 cdef void make_live(TableState *table, uint32_t row, const Report *report, const Labels *labels,
                     const Targets *targets, uint32_t conversation, uint32_t kept,
                     const int64_t *deltas) noexcept nogil:
-    # Let a flow lead to its rows. It adds `deltas` if it was dormant; an unknown one, for which
-    # they are NULL, what its report counts for. `kept` has the counters of a row that was created
-    # in the first view, or is 0.
+    # Link a flow to its rows. A flow that was dormant adds `deltas`; an unknown one, for which
+    # `deltas` is NULL, adds what its report counts for. `kept` has the counters of a row that was
+    # created in the first view, or is 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target
