@@ -347,7 +347,7 @@ class App:
                 paused_s = self.clock.paused_s
             slice_ends = time.monotonic() + EXPIRY_SLICE_S
             while self._parts.table.expire(now, EXPIRY_ROWS):
-                if time.monotonic() > slice_ends:  # pragma: no cover - only on a slow machine
+                if time.monotonic() > slice_ends:
                     await asyncio.sleep(0)
                     slice_ends = time.monotonic() + EXPIRY_SLICE_S
             self._count_from_now(now)

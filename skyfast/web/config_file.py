@@ -628,6 +628,6 @@ class WebConfigFile:
 def _file_state(path: str) -> _FileState | None:
     try:
         stat = Path(path).stat()
-    except OSError:  # pragma: no cover - deleted in the meantime
+    except OSError:
         return None
     return _FileState(stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -338,7 +338,7 @@ class HttpConnection(web.RequestHandler):
 
     def close_or_reset(self) -> None:
         """Close the connection, or reset it if a response is in progress."""
-        if self._stream is None:  # pragma: no cover - during a handshake
+        if self._stream is None:
             self._abort_handshake()
         elif self._responding or self._stream.get_write_buffer_size():
             self.reset()

@@ -44,8 +44,8 @@ class ScanCache(Generic[Key, Result]):
         """Return the result for ``key``, from the cache or from a new ``scan``.
 
         A scan continues when the request that started it is cancelled. Its exception is raised by
-        all waiting requests, and is not cached. No reference to ``scan`` is kept, because it
-        refers to a table, whose memory must be freed when another table replaces it.
+        all waiting requests, and is not cached. After a success, no reference to ``scan`` is kept:
+        it refers to a table, whose memory must be freed when another table replaces it.
 
         Raises:
             BusyError: A scan is running and ``queue`` is false, or ``max_results`` is exceeded.
