@@ -29,7 +29,11 @@ cdef inline Connection *scan_next(TableState *table, Scan *scan) noexcept nogil:
     while True:
         if unlikely(scan.next >= scan.stop):
             if scan.stop:
+                # Checked before the lock is released: rows added from then on are not visited.
+                end = min(view.rows.fresh, scan.end)
                 pthread_mutex_unlock(&table.lock)
+                if scan.next >= end:
+                    return NULL
             pthread_mutex_lock(&table.lock)
             end = min(view.rows.fresh, scan.end)
             scan.stop = min(end, scan.next + RENDER_ROWS)
