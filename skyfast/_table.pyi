@@ -1,38 +1,38 @@
 """Types of the compiled core. The docstrings are in ``_table.pyx``.
 
-The core imports nothing of skyfast's. What it reads of a plan and of flow types is declared here:
-`skyfast.flows.plan` and `skyfast.flows.fields` have what fits.
+The core does not import other modules of skyfast. The parts of plans and flow types that it reads
+are declared here; `skyfast.flows.plan` and `skyfast.flows.fields` provide them.
 """
 
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Protocol, Self, final
 
 MAX_TEXT_BYTES: int
-"""Of a label value or a UUID, in UTF-8: a longer one skips its flow."""
+"""The maximum of a label value or UUID, in bytes of UTF-8. A longer one skips its flow."""
 
 MAX_NUMBER: int
-"""The largest number of a flow's field: a larger one skips its flow."""
+"""The largest valid number in a field of a flow."""
 
 MAX_ROWS: int
 """The largest ``max_connections`` and ``max_flows``."""
 
 MAX_VIEWS: int
-"""Views of a plan, the first one among them."""
+"""Views per plan, including the first one."""
 
 MAX_COLUMNS: int
-"""Different columns of a plan; dynamic ones count twice."""
+"""Different columns per plan, plus the lookup keys of dynamic ones."""
 
 MAX_VALUES: int
-"""Different counters and gauges of a plan."""
+"""Different counters and gauges per plan."""
 
 MAX_VIEW_COLUMNS: int
-"""Columns of a view."""
+"""Columns per view."""
 
 MAX_VIEW_VALUES: int
-"""Different counters and gauges of a view."""
+"""Different counters and gauges per view."""
 
 MAX_RANKED: int
-"""Connections that `Table.top` returns at most."""
+"""The maximum number of connections that `Table.top` returns."""
 
 _Path = tuple[str, ...]
 
