@@ -1,17 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
-"""The table, built to be doubted: for tests alone, in place of ``skyfast._table``.
+"""The table with invariant checks, for tests only. It replaces ``skyfast._table``.
 
-It is the source of ``_table.pyx``, all that this includes, and three things beside it, of which
-the real build has none:
+It consists of ``_table.pyx``, with all files that it includes, and three additions:
 
-* `check` walks through all that a table keeps and compares what must agree.
-* Every allocation is counted, and `fail_allocation` lets one of those to come fail.
-* Rows that are not in use hold rubbish, and AddressSanitizer reports who looks at them. The
-  steps of growth are so small that a dozen rows go through all of them, unless SKYFAST_STEPS
-  is ``usual`` when this is imported.
+* `check` visits everything in a table and checks that it is consistent.
+* Every allocation is counted, and `fail_allocation` makes a later one fail.
+* Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of them. The
+  steps of growth are so small that a dozen rows cover all of them, unless SKYFAST_STEPS is
+  ``usual`` when this module is imported.
 
-Where the core gets another structure, its rules belong in here.
+Add checks here for every new structure of the core.
 """
 
 cdef extern from *:
@@ -46,7 +45,7 @@ cdef extern from *:
         (void)address, (void)size;
     }
 
-    /* Blocks in use, of all tables; how many calls go well until some fail, and how many do. */
+    /* Blocks in use by all tables; successful calls before the next failures; failures to come. */
     static long skyfast_blocks = 0;
     static long skyfast_before_failure = 0;
     static long skyfast_failures = 0;
@@ -100,12 +99,12 @@ skyfast_small_steps = os.environ.get("SKYFAST_STEPS") != "usual"
 # Allocations
 
 def blocks():
-    """Return how many blocks of memory all tables have together."""
+    """Return the number of memory blocks in use by all tables."""
     return skyfast_blocks
 
 
 def fail_allocation(long nth, long times=1):
-    """Let the `nth` allocation from now on fail, counted from 1, and all in all `times` of them."""
+    """Make the `nth` allocation from now on fail, counted from 1, and `times` in total."""
     global skyfast_before_failure, skyfast_failures
     if nth < 1 or times < 1:
         raise ValueError("allocations are counted from 1")
@@ -114,7 +113,7 @@ def fail_allocation(long nth, long times=1):
 
 
 def stop_failing():
-    """Let all go well again; return how many failures there should have been and were not."""
+    """Stop failing allocations; return how many of the requested failures have not happened."""
     global skyfast_failures
     cdef long left = skyfast_failures
     skyfast_failures = 0
@@ -125,14 +124,14 @@ def stop_failing():
 # Invariants
 
 def age(Table table not None, uint64_t next_seq):
-    """Let a table without rows be one that has created so many rows."""
+    """Make a table without rows look as if it had created `next_seq` rows."""
     if table.state.strings.live or table.state.flow_rows.live:
         raise ValueError("there are rows already")
     table.state.next_seq = next_seq
 
 
 class BrokenError(AssertionError):
-    """What a table keeps does not agree."""
+    """The contents of a table are inconsistent."""
 
 
 cdef int expect(bint holds, str what, numbers=()) except -1:
@@ -142,7 +141,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 
 def rows_ever(Table table not None):
-    """Return how many rows of each kind were ever in use at once, added up: what `check` costs."""
+    """Return the peak numbers of rows of all kinds, added up: `check` takes time for each."""
     cdef uint32_t i, rows = table.state.strings.fresh + table.state.flow_rows.fresh
     for i in range(table.state.view_count):
         rows += table.state.views[i].rows.fresh
@@ -150,7 +149,7 @@ def rows_ever(Table table not None):
 
 
 def longest_chains(Table table not None):
-    """Return how many rows of each kind are looked at for one, in the worst case."""
+    """Return the length of the longest chain in the index, by kind of row."""
     return {
         "strings": longest_chain(&table.state.strings),
         "flows": longest_chain(&table.state.flow_rows),
@@ -171,11 +170,11 @@ cdef uint32_t longest_chain(const Rows *rows):
 
 
 def check(Table table not None):
-    """Look whether all that a table keeps agrees; to be called by the thread that updates it.
+    """Check that everything in a table is consistent. Only for the thread that updates it.
 
-    Takes some microseconds a row.
+    Takes some microseconds per row.
 
-    :raises BrokenError: it does not.
+    :raises BrokenError: it is not.
     """
     _Check(table).everything()
 
@@ -187,10 +186,10 @@ cdef size_t padded(size_t size):
 cdef class _Check:
     cdef Table table
     cdef set strings, flows, conversations
-    cdef set live, dormant              # of the flows' rows
-    cdef list rows                      # of each view
-    cdef dict references                # those that were found, by text
-    cdef size_t bytes                   # likewise, of memory
+    cdef set live, dormant              # flow rows
+    cdef list rows                      # sets of row numbers, by view
+    cdef dict references                # number of references found, by string
+    cdef size_t bytes                   # memory found
 
     def __cinit__(self, Table table):
         self.table = table
@@ -217,8 +216,8 @@ cdef class _Check:
         expect(not self.table.held, "a batch's values are still held")
 
     cdef set members(self, str kind, Rows *rows):
-        # Each row that is in use is in the one chain where it is looked for; all others are in the
-        # list of free rows.
+        # Each row in use is in exactly one chain, the one in which it is looked up; all others are
+        # in the list of free rows.
         cdef uint32_t bucket, number
         cdef set found = set()
         cdef set unused = set()
@@ -359,7 +358,7 @@ cdef class _Check:
             expect(link in <set>self.rows[0], "a flow's connection is free", (number, link))
             if at:
                 link = link_of(table, view, flow, connection_at(&table.views[0], link))[0]
-                if link == 0:           # there was no room
+                if link == 0:           # the view was full
                     continue
                 expect(link in rows, "a flow's row is free", (at, number, link))
             flows[link] = flows.get(link, 0) + 1
@@ -444,7 +443,7 @@ cdef class _Check:
                     expect(slot_s <= max(row.deadline_s, view.wheel.next_s),
                            "a row's turn comes late", (i, number, slot_s, row.deadline_s))
                     number = row.links[0]
-            # One that was there before it became that of others is in the wheel as well.
+            # A row that existed before it became the overflow row is in the wheel, too.
             expect(filed | {view.other} == <set>self.rows[i] | {view.other},
                    "rows in no slot", (i, <set>self.rows[i] - filed))
         return 0
