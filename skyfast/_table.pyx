@@ -1,67 +1,69 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
-"""The table: flows, connections, expiry, rendering. No clock, no socket, no log inside.
+"""The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    Two levels. A *flow* row is one report stream of an agent, known by its UUID, with its last
-    known totals. A *connection* row is one label tuple of the page; its values are sums of the
+    Two levels. A *flow* row is one report stream of an agent, identified by its UUID, with its
+    latest totals. A *connection* row is one label tuple of the page; its values are sums of the
     deltas of its flows. Label values are numbers: an interned string (bit 31 set) or a small
-    integer. There is one set of connection rows for each of the plan's views. A flow leads to its
-    row of the first view. That row leads to those of the views whose labels are among its own, for
-    they are the same for all of its flows; the rows of all other views are led to by the flow
-    itself. All kinds of rows (strings, flows, connections, conversations) live in slabs under one
-    allocator with one index (`Rows`): linear hashing, which splits one bucket at a time, so that no
-    insert ever pays for a million rows. The shapes are in ``_table.pxd``.
+    integer. There is one set of connection rows per view of the plan. A flow links to its row of
+    the first view. That row links to the rows of views whose labels are a subset of its own,
+    because all its flows share them. For other views, the flow row has the link. All kinds of rows
+    (strings, flows, connections, conversations) use the same slab allocator and index (`Rows`):
+    linear hashing, which splits one bucket at a time, so that no insert has to rehash a million
+    rows. The structs are in ``_table.pxd``.
 
-    A timer wheel has one slot a second. A flow stands in the slot of the deadline it had when it
-    was filed; a report only writes a later deadline into the row. When the slot's turn comes, the
-    flow is filed again or becomes dormant, and a connection of the first view leaves with its last
-    flow. The other views have wheels for their connections, which stay longer than any flow of
-    theirs.
+    A timer wheel has one slot per second. A flow is in the slot of the deadline that it had when
+    it was added to the wheel; a report only writes a later deadline into the row. When the slot is
+    due, the flow is added again or becomes dormant. A connection of the first view is removed with
+    its last live flow. The other views have wheels for their connections, which are kept longer
+    than their flows.
 
-    A *dormant* flow keeps its row, its key and its totals, and leads nowhere: its next report adds
-    the difference to what is known. Dormant rows are in one of two lists, in the order in which
-    they became dormant; the links of the lists are the fields that lead a live flow to its
-    connection and through the wheel, so a live row is no larger for it. The first of a list is the
-    first to be forgotten, when its time is over or another flow needs the room. A connection that
-    leaves with other counters than its last flow's totals keeps them in such a row as well, whose
-    key is a hash of its labels. See ``table/dormant.pxi``.
+    A *dormant* flow keeps its row, its key and its totals, but is not part of a connection: its
+    next report adds the difference to these totals. Dormant rows are in one of two lists, in the
+    order in which they became dormant. The list links reuse the fields that link a live flow to
+    its connection and its wheel slot, so rows need no extra space. The first row of a list is the
+    first to be forgotten, when its time is over or another flow needs the space. If a removed
+    connection's counters differ from the totals of its last flow, a dormant row keeps them too,
+    keyed by a hash of the labels. See ``table/dormant.pxi``.
 
 Costs
-    A report of a known flow: one look-up, two cache lines of rows. A new flow, and one that was
-    dormant: two look-ups and one for each string of its labels. Expiry: what expires, and one
-    re-filing a flow and time-out. Becoming dormant and being forgotten: the neighbours in a list.
-    A page: one pass over the connections a family.
+    Report of a known flow: one lookup, two cache lines of rows. Report of a new or a dormant flow:
+    two lookups, plus one per label string. Expiry: the expired rows, plus one re-insertion per
+    flow and timeout. Adding to or removing from a dormant list: constant time. Page: one pass over
+    all connections per family.
 
 Memory
-    Slabs and index segments come from an arena of large pieces (`Arena`), strings longer than 48
-    bytes from malloc. Slabs and segments are kept until the table goes; freed rows are used again
-    first. No Python object is kept but the names and types of the fields. When memory runs out,
-    `update` raises MemoryError with the table as if the flow at hand had not come.
+    Slabs and index segments are allocated from an arena of large pieces (`Arena`), strings longer
+    than 48 bytes with malloc. Slabs and segments are kept until the table is destroyed; freed rows
+    are reused first. The table keeps no Python objects per flow or connection, only the plan and
+    the names and types of fields. If an allocation fails, `update` raises MemoryError, and the
+    current flow has no effect.
 
 Lock
-    One mutex, held for a batch of reports, a slice of expiry, or about a thousand lines of a page.
-    Only one thread may call `update` and `expire`; it reads without the lock what it alone
-    changes. Any thread may read pages. Whoever holds the mutex never waits for the GIL:
-    everything under it is plain C, as a thread that has the GIL may be waiting for the mutex.
-    Even memory comes from C's own functions: Python's may take the GIL, where it is traced.
+    One mutex, held for a batch of reports, a slice of expiry, or up to RENDER_ROWS connections of
+    a page. Only one thread may call `update`, `expire` and `relabel`; no other thread changes
+    rows, so it reads them without the lock. Any thread may read pages. A thread that holds the
+    mutex never waits for the GIL: all code under the mutex is plain C, because a thread that has
+    the GIL may be waiting for the mutex. Even memory is allocated with C functions: Python's may
+    take the GIL if allocations are traced.
 
 Files
-    `Table` is here: what Python calls, the state that it has, and the constants that several files
-    share. What its methods do is in ``table/``, one file a concern, as free functions on
-    `TableState`. Cython includes them, because the C compiler needs all of it in one unit, to
-    inline the small ones; ``include`` cannot stand in a class, so the state is a struct.
+    This file contains `Table`, the interface for Python, its state, and the constants that several
+    files share. Its methods are implemented in ``table/``, one file per concern, as free functions
+    on `TableState`. Cython includes these files, because the C compiler can only inline small
+    functions within one unit. ``include`` is not possible in a class body, so the state is a
+    struct.
 
-    Structures that do not know the table:
-        ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (what a
-        decoded flow has), ``text_format`` (what a line is made of), ``timer_wheel``, ``top_k``,
-        ``counter``.
+    Structures that do not depend on the table:
+        ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
+        decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``top_k``, ``counter``.
     Kinds of rows:
         ``labels``, ``flows``, ``connections``, ``conversations``, ``dormant``, ``overflow``.
-    What the methods of `Table` do:
+    Implementation of the methods of `Table`:
         ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
-        of an update), ``expiry``, ``relabel``, ``render`` (pages), ``scan`` (what label values
-        there are, which connections have most).
+        of an update), ``expiry``, ``relabel``, ``render`` (pages), ``scan`` (label values, top
+        connections, snapshots).
 """
 
 cimport cython
@@ -136,10 +138,10 @@ cdef extern from *:
     bint unlikely(bint) noexcept nogil
 
 
-MAX_NUMBER = 1 << 62            # of a flow's field; a larger one skips its flow
+MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow
 
 cdef enum:
-    # Fields of a flow that it can do without, beside its values.
+    # Fields besides the values that are omitted if they are invalid.
     MARK_FINISH
     MARK_START
     MARK_UPDATE_START
@@ -151,16 +153,16 @@ cdef enum:
     MAX_CELL = 2 * MAX_TEXT     # every byte escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
-    MAX_FIELDS = 4 * MAX_VALUES + MARKS     # whose values can be left out
+    MAX_FIELDS = 4 * MAX_VALUES + MARKS     # fields that can be omitted
     INLINE_STRING = 48
     FLOW_TYPES = 3
-    BATCH = 128                 # reports between two turns of the lock
-    ROOM_ROWS = 2               # dormant rows that make room for those that one report adds
-    BUCKETS_PER_ROW = 2         # what the index grows to: chains are short, and 8 bytes a row
+    BATCH = 128                 # reports per acquisition of the lock
+    ROOM_ROWS = 2               # dormant rows that one report can replace by its own
+    BUCKETS_PER_ROW = 2         # target size of the index: short chains, and 8 bytes per row
     CACHE_LINE = 64
 
-# How it grows, and in what steps it goes. _checked.pyx has smaller ones, so that few rows come
-# to all of that, and tells the sanitizer which rows are in use.
+# Sizes and steps of growth. _checked.pyx has smaller ones, so that a few rows cover all of them,
+# and tells the sanitizer which rows are in use.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -181,8 +183,8 @@ cdef extern from *:
     #define SEGMENT_BUCKETS (1 << SEGMENT_SHIFT)
     """
     enum:
-        RENDER_ROWS             # connections looked at between two turns of the lock
-        AHEAD                   # connections, or buckets, whose rows are fetched before their turn
+        RENDER_ROWS             # connections per acquisition of the lock
+        AHEAD                   # distance of prefetches, in connections or buckets
         SLAB_SHIFT
         SLAB_ROWS
         SEGMENT_SHIFT
@@ -195,18 +197,18 @@ cdef extern from *:
     void row_used(void *address, size_t size) noexcept nogil
 
 
-cdef uint32_t IS_STRING = <uint32_t>1 << 31       # in a cell
-cdef uint32_t STRING_KEY = <uint32_t>1 << 31      # in a flow's `connection`, as the next three
+cdef uint32_t IS_STRING = <uint32_t>1 << 31       # flag in a cell
+cdef uint32_t STRING_KEY = <uint32_t>1 << 31      # flag in `Flow.connection`, like the next three
 cdef uint32_t LABELS_KEY = <uint32_t>1 << 30
 cdef uint32_t DORMANT = <uint32_t>1 << 29
 cdef uint32_t ENDED = <uint32_t>1 << 28
-cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # the number that is left beside them
-cdef uint32_t BACK = <uint32_t>1 << 31          # in a connection's `flows`
-cdef int64_t ABSENT = -1                        # of an optional counter: no report had the part
-cdef uint32_t FLOWS = <uint32_t>-1              # of a family: the row's number of flows
-cdef uint32_t NEVER_S = <uint32_t>-1            # a deadline
-cdef uint32_t NO_END = <uint32_t>-1             # of a scan: all rows
-cdef uint64_t SHARE_SEED = 0x9E3779B97F4A7C15   # never another: shares would overlap meanwhile
+cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # mask of the row number next to these flags
+cdef uint32_t BACK = <uint32_t>1 << 31          # flag in `Connection.flows`
+cdef int64_t ABSENT = -1                        # optional counter: no report had the part
+cdef uint32_t FLOWS = <uint32_t>-1              # in `Family.values`: the row's number of flows
+cdef uint32_t NEVER_S = <uint32_t>-1            # deadline of rows that do not expire
+cdef uint32_t NO_END = <uint32_t>-1             # end of a scan of all rows
+cdef uint64_t SHARE_SEED = 0x9E3779B97F4A7C15   # must never change: shards would overlap
 cdef uint32_t MAX_SEQ_AGE = <uint32_t>1 << 30   # see `clamp_seq_age`
 
 cdef enum:
@@ -220,7 +222,7 @@ cdef enum:
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
     SKIP_ENDED
-    SKIP_REQUIRED               # and one more for each requirement of the plan
+    SKIP_REQUIRED               # plus one for each requirement of the plan
     MAX_SKIPS = 32
 
 cdef tuple SKIP_NAMES = (
@@ -230,21 +232,22 @@ cdef tuple SKIP_NAMES = (
 cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
 
 cdef enum:
-    CLOSING = 1                 # the FinishType of the last report: others stand in updates
+    CLOSING = 1                 # FinishType of a flow's last report; updates have others
 
-# How late a report can come, beside the time until its agent's next update: an analyzer holds a
-# batch for up to 5 s; the rest is for transport, and for sockets that wait to be read.
+# The maximum delay of a report, in addition to the time until its agent's next update: an analyzer
+# keeps a batch for up to 5 s; the rest is for transport, and for sockets that have not been read
+# yet.
 cdef double BATCH_S = 15.0
 
 cdef enum:
-    # What an unknown flow's report counts for where it is not the first of its row.
-    WORTH_UNREAD                # its type does not have the fields that tell
+    # What an unknown flow's report adds to a row that other flows may have used.
+    WORTH_UNREAD                # not known: its type lacks the fields that identify a first report
     WORTH_TOTAL
-    WORTH_LAST_UPDATE               # what its latest update added
-    WORTH_LAST_UPDATE_UNREAD        # likewise; its type does not have them
+    WORTH_LAST_UPDATE               # deltas of its last update
+    WORTH_LAST_UPDATE_UNREAD        # the same, but its type lacks them
 
 cdef enum:
-    # What a report says of a flow whose totals are known.
+    # How a report changes a flow whose totals are known.
     NOTHING_NEW
     GREW
     STARTED_OVER
@@ -270,17 +273,18 @@ include "table/counter.pxi"
 
 
 cdef struct Batch:
-    # Reports on their way into the table: read with the GIL, looked up, applied under the lock.
+    # Reports that are being processed: read with the GIL, looked up, applied under the lock.
     Report reports[BATCH]
     uint32_t size
-    int64_t *values             # BATCH x the plan's values; as the next two, the reports'
-    int64_t *last_update        # BATCH x its counters
-    Cell *cells                 # BATCH x its cells
-    # Keys of flows that are removed while the batch is applied: their numbers may have been found
-    # for a label of the batch. A report can remove its own flow, too.
+    int64_t *values             # BATCH x the plan's values; used by the reports, like the next two
+    int64_t *last_update        # BATCH x the plan's counters
+    Cell *cells                 # BATCH x the plan's cells
+    # String keys of flows that are removed while the batch is applied, to be released after it: a
+    # label of the batch may have been looked up as the same string. A report can remove its own
+    # flow, too.
     uint32_t dead_strings[(ROOM_ROWS + 1) * BATCH]
     uint32_t dead_string_count
-    int64_t oldest_ms, newest_ms    # of `Last` in the reports of the latest update
+    int64_t oldest_ms, newest_ms    # range of `Last` in the latest update
 
 
 cdef struct TableState:
@@ -290,47 +294,47 @@ cdef struct TableState:
     Rows strings
     Rows flow_rows
     Rows conversations
-    View *views                 # of which the first is that of the connections
+    View *views                 # the first one contains the connections
     uint32_t view_count
-    TimerWheel wheel            # of live flows
-    DormantList dormant         # and the counters of connections that have left
-    DormantList ended           # flows whose closing report came
+    TimerWheel wheel            # live flows by deadline
+    DormantList dormant         # flows, and counters of removed connections
+    DormantList ended           # flows that have sent their closing report
     uint32_t kept_connections   # rows of `dormant` that have a connection's counters
-    uint64_t next_seq           # of the connection rows of all views
-    # layout: set when the table is made
-    uint64_t seed               # of all hashes but that of shares
-    uint32_t counters, values   # of a flow
-    uint32_t columns, cells     # labels of any view; and what dynamic ones are made of
+    uint64_t next_seq           # sequence number for the next connection row of any view
+    # layout: set when the table is created
+    uint64_t seed               # seed of all hashes except those for sharding
+    uint32_t counters, values   # numbers per flow
+    uint32_t columns, cells     # labels of all views; the same plus lookup keys
     uint32_t requirements
     bint optional[MAX_VALUES]
-    int keeps[MAX_VALUES]       # of gauges
-    bint converses              # there are conversation rows
-    uint64_t share, shares      # which of how many shares is kept: 0 of 1 is everything
-    uint32_t links_at           # of a flow row: bytes from its beginning
-    uint32_t keys_at            # among its links; the conversation is the first if there are any
+    int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
+    bint converses              # whether there are conversation rows
+    uint64_t share, shares      # index and number of shards; 0 of 1 is everything
+    uint32_t links_at           # offset of the links in a flow row, in bytes
+    uint32_t keys_at            # index of the lookup keys among them; a conversation has index 0
     Family *families
     uint32_t family_count
-    size_t max_lines            # bytes that one connection's lines can take
-    # the fields that values which are left out come from
+    size_t max_lines            # maximum size of a connection's lines, in bytes
+    # numbers of the fields of values that can be omitted
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
     uint32_t mark_fields[MARKS]
     # limits
     uint32_t max_flows, max_connections
-    double memory_s             # how long a flow is dormant until it is forgotten
-    double least_timeout_s      # of the first view, ever
+    double memory_s             # time until a dormant flow is forgotten
+    double least_timeout_s      # shortest timeout the first view has had
     double flow_update_s
-    bint begun                  # there is a horizon
+    bint begun                  # whether there is a horizon
     double horizon_s            # unknown flows that began later were never counted
     # overflow
-    bint overflows              # what finds no room is added up in `other` rows
-    bint overflowed             # ... and some was
-    const char *other_text      # of their labels
+    bint overflows              # whether flows without room are added up in overflow rows
+    bint overflowed             # ... and whether this has happened
+    const char *other_text      # label value of overflow rows
     uint32_t other_length
-    # the update at hand
-    Batch *batch                # while it is applied, else NULL
-    double now                  # of the latest update
-    bint met_unknown            # the latest update met a flow that was not known
+    # current update
+    Batch *batch                # while it is applied, otherwise NULL
+    double now                  # time of the latest update or expiry
+    bint met_unknown            # whether the latest update included an unknown flow
     # counts
     uint64_t connections_created
     uint64_t expired
@@ -362,25 +366,25 @@ cdef class Table:
     """The flows and connections of one plan.
 
     :param plan: labels, values and families (`skyfast.flows.plan.Plan`).
-    :param types: the structs that `update` takes (`skyfast.flows.fields.flow_types` of the same
+    :param types: the structs that `update` accepts (`skyfast.flows.fields.flow_types` of the same
         plan).
-    :param slots: read the structs' slots at their offsets, where that can be shown to work;
-        with False the fields are read as attributes. Results are the same.
+    :param slots: read the structs' slots at their offsets if this is verified to work; with False,
+        fields are read as attributes. The results are the same.
 
-    The other parameters are those of `set_limits`. `now` is everywhere a time in seconds that never
-    runs backwards; its origin does not matter.
+    The other parameters are those of `set_limits`. Every `now` is a time in seconds that never runs
+    backwards; its origin does not matter.
     """
 
     cdef TableState state
     cdef Batch batch
-    cdef Reader *readers                # of the plan's Update, FirstReport, FullReport
+    cdef Reader *readers                # for the plan's Update, FirstReport, FullReport
     cdef object plan
     cdef bint wants_slots
-    cdef list keep                      # owns what `Field` borrows
-    cdef list held                      # owns what rewrites returned for the batch at hand
+    cdef list keep                      # owns the objects that `Field` borrows
+    cdef list held                      # owns the results of rewrites for the current batch
     cdef list dynamic                   # (rewrite, slot, column) of each dynamic column
     cdef list field_names
-    cdef bytes other                    # the text of the labels of `other` rows
+    cdef bytes other                    # label value of overflow rows
     cdef tuple skip_names
     cdef tuple label_names
 
@@ -436,16 +440,18 @@ cdef class Table:
     # -- set-up ---------------------------------------------------------------------------------
 
     def set_limits(self, *, max_connections, max_flows, timeout_s, memory_s=0, view_timeouts_s=()):
-        """Set the bounds, now or at any later time. What is kept already stays.
+        """Set the limits, initially or later. Existing rows are kept.
 
-        :param max_connections: rows kept at most of each view; what needs one more is not kept.
-        :param max_flows: likewise, flow rows. A live flow takes the room of a dormant one. Where
-            more are dormant than a lower limit leaves room for, `expire` forgets them.
-        :param timeout_s: a flow becomes dormant when it was not reported for so long, rounded up to
-            the next full second of the caller's clock; from its next report on.
-        :param memory_s: a dormant flow is forgotten after so long, rounded up; 0 is at once.
-        :param view_timeouts_s: the same for the connections of the second and further views, none
-            of them less than `timeout_s`.
+        :param max_connections: maximum number of rows per view; flows that need another row are
+            rejected or, with an overflow row, added up there.
+        :param max_flows: maximum number of flow rows. A new live flow can replace a dormant one.
+            After the limit is lowered, `expire` forgets surplus dormant flows.
+        :param timeout_s: a flow becomes dormant after this long without a report, rounded up to a
+            full second; a change applies from the flow's next report.
+        :param memory_s: a dormant flow is forgotten after this long, rounded up; 0 means
+            immediately.
+        :param view_timeouts_s: timeouts of the connections in the second and further views, each at
+            least `timeout_s`.
         """
         cdef uint32_t i
         if not 0 < max_connections <= MAX_ROWS or not 0 < max_flows <= MAX_ROWS:
@@ -469,16 +475,16 @@ cdef class Table:
                 wheel_allocate(&self.state.views[i].wheel, self.state.views[i].timeout_s)
 
     def begin(self, now):
-        """Assume that unknown flows that begin after `now` were never counted.
+        """Assume that unknown flows that begin after `now` have never been counted.
 
-        To be called when reports begin to arrive, and when flows arrive that were excluded before.
-        Until the first call, no unknown flow's total counts for that reason.
+        Call this when reports begin to arrive, and when flows arrive that were excluded before.
+        Until the first call, no unknown flow's total counts for this reason.
         """
         self.state.horizon_s = max(self.state.horizon_s, <double>now) if self.state.begun else now
         self.state.begun = True
 
     def set_flow_types(self, types):
-        """Take flows of these types from now on, those of the same plan, and of no others."""
+        """Accept flows of these types from now on, and no others. They must be of the same plan."""
         cdef Reader *readers = <Reader *>allocate(FLOW_TYPES * sizeof(Reader))
         cdef list keep = []
         try:
@@ -493,29 +499,30 @@ cdef class Table:
     # -- reports --------------------------------------------------------------------------------
 
     def update(self, list flows not None, double now, Py_ssize_t start=0):
-        """Apply ``flows[start:]`` in their order; return how far it came.
+        """Apply ``flows[start:]`` in order; return the index after the last flow applied.
 
-        :param flows: values of one of the plan's types, all of the same one.
-        :returns: ``len(flows)``; or the index of the first flow that can only be judged by its
-            ``LastUpdateMetric``, where the flows are of a type without it. Nothing from there
-            on was applied or counted: decode again as ``FullReport``, and go on from that index.
-        :raises TypeError: a value of another type; what stands before it was applied.
-        :raises MemoryError: likewise, before the flow that found no memory.
-        :raises ValueError: ``start`` is below 0.
+        :param flows: instances of one of the plan's types, all of the same one.
+        :returns: ``len(flows)``, or the index of the first flow that requires its
+            ``LastUpdateMetric`` if the flows' type does not have it. Flows from this index on were
+            not applied or counted: decode again as ``FullReport``, and continue from this index.
+        :raises TypeError: a value is of another type; the flows before it were applied.
+        :raises MemoryError: an allocation failed; flows before the current one were applied.
+        :raises ValueError: ``start`` is negative.
 
-        What a column's rewrite raises comes through; then some flows from ``start`` on were
-        applied, but none that stands behind the one it was asked for.
+        Exceptions of a column's rewrite propagate. Some flows before the one being rewritten may
+        have been applied; none after it has.
 
-        The rules are those of docs/architecture.md: a known flow adds its deltas; a report that
-        is not newer and nowhere higher is late; one that is newer and anywhere lower started over.
-        One that was dormant adds its deltas to the rows that it comes to. An unknown flow adds its
-        total in its first report, where it cannot have been counted before, or where it creates a
-        connection that the labels tell from all others; elsewhere it adds what its last update
-        added. Skipped flows are counted in `skipped`, values that are left out in `values_skipped`.
+        The rules are those of docs/architecture.md. A known flow adds its deltas. A report that is
+        not newer, and in which no counter is higher, is late; if it is newer and any counter is
+        lower, the flow has started over. A flow that was dormant adds its deltas to its rows. An
+        unknown flow adds its total if this is its first report, if it cannot have been counted
+        before, or if it creates a connection that is identified by its labels; otherwise it adds
+        the deltas of its last update. Skipped flows are counted in `skipped`, omitted values in
+        `values_skipped`.
 
-        Takes the mutex once for each 128 flows, and holds the GIL while it waits for it: at most
-        for 2,048 connections of another thread's page or scan, some 0.5 ms, or for the moment in
-        which `cardinality` enlarges a counter, some 20 ns for each value in it.
+        Takes the mutex once per 128 flows, and holds the GIL while waiting for it: at most for
+        2,048 connections of another thread's page or scan, about 0.5 ms, or while `cardinality`
+        enlarges a counter, about 20 ns per value in it.
         """
         cdef TableState *table = &self.state
         cdef Batch *batch = &self.batch
@@ -531,7 +538,7 @@ cdef class Table:
             look_up_flows(table, batch)
             try:
                 read_unknown(table, self.readers, flows, at, batch, self.held)
-            except BaseException:       # a rewrite's
+            except BaseException:       # raised by a rewrite
                 self.held.clear()
                 raise
             look_up_labels(table, batch)
@@ -552,14 +559,14 @@ cdef class Table:
     def expire(self, double now, uint32_t max_rows):
         """Make flows dormant at their deadlines, and remove connections without live flows.
 
-        Flows that have been dormant for long enough are forgotten, and those beyond the limit.
+        Flows that have been dormant for long enough, and those beyond the limit, are forgotten.
 
-        :param max_rows: rows (and empty slots) looked at, at most: a bound on the time it takes,
+        :param max_rows: maximum number of rows and empty slots to visit, which limits the time:
             about 0.2 µs each.
         :returns: whether there is more to do at this `now`.
 
-        A row past its deadline is not on any page any more, but stays known until this takes
-        it: a report that was waiting meanwhile continues it.
+        A row is not on any page after its deadline, but stays known until this removes it: a report
+        that was delayed until then continues it.
         """
         cdef bint more
         with nogil:
@@ -571,15 +578,14 @@ cdef class Table:
     # -- dynamic labels -------------------------------------------------------------------------
 
     def relabel(self, list renamed not None):
-        """Move flows to other connections after a rewrite's answers have changed.
+        """Move flows to other connections after the results of a rewrite have changed.
 
-        :param renamed: pairs of a dynamic column's rewrite and the keys of which it makes another
-            label than before.
-        :raises MemoryError: then some flows may have their old labels still.
+        :param renamed: pairs of a dynamic column's rewrite and the keys whose labels have changed.
+        :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
-        A connection that is new begins at zero; one that was there goes on, also where it has left
-        and its counters are kept. Every flow is looked at, dormant ones too, which takes some 10 ns
-        each, and 0.5 µs for those that go over.
+        A new connection starts at zero. An existing one continues, and so does a removed one whose
+        counters are kept. Every flow is visited, including dormant ones, which takes about 10 ns
+        each, and 0.5 µs for each flow that moves.
         """
         cdef Changes changes
         cdef bint done
@@ -607,12 +613,13 @@ cdef class Table:
     # -- pages ----------------------------------------------------------------------------------
 
     def page(self, double now, openmetrics=False):
-        """Begin a page: it shows the connections that are alive at `now`, and none born later.
+        """Begin a page: it shows connections that are alive at `now` and were created before this
+        call.
 
-        :param openmetrics: whether the families' heads are those of OpenMetrics 1.0, which needs
-            names that suit it, or of the text format 0.0.4. The samples are the same.
+        :param openmetrics: whether the families' heads are those of OpenMetrics 1.0, which requires
+            suitable names, or of the text format 0.0.4. The samples are the same.
 
-        It may be read from any thread, by one at a time, and however slowly.
+        It may be read from any thread, by one at a time, at any speed.
         """
         cdef Page page = Page.__new__(Page)
         page.table = self
@@ -624,13 +631,13 @@ cdef class Table:
         page.cursor.head = 1 if openmetrics else 0
         return page
 
-    # -- what the labels have for values --------------------------------------------------------
+    # -- label values ---------------------------------------------------------------------------
 
     def label_values(self):
-        """Return how many different values each label of the first view has now.
+        """Return the current number of different values for each label of the first view.
 
-        Takes about a nanosecond a connection and label, without the GIL; may be called from any
-        thread. Connections that come or go meanwhile may be counted or not.
+        Takes about a nanosecond per connection and label, without the GIL. Callable from any
+        thread. Connections that are created or removed during the call may or may not be counted.
         """
         cdef View *view = &self.state.views[0]
         cdef uint32_t i
@@ -652,21 +659,20 @@ cdef class Table:
             free(counts)
 
     def cardinality(self, uint32_t count, str without=None):
-        """Return what the labels of the first view have for values, all of the same connections.
+        """Return the number and frequency of label values of the first view, from one scan.
 
-        :param count: how many values of each label.
-        :param without: a label to leave out.
-        :returns: the number of connections; by label, how many values it has and the commonest of
-            them, as pairs of value and connections with the greatest number first, but for values
-            that left meanwhile; and how many connections there would be without that label, None
-            where there is no such.
+        :param count: how many of the most frequent values to return for each label.
+        :param without: a label to ignore.
+        :returns: the number of connections; for each label, its number of values and the `count`
+            most frequent ones as (value, connections), most frequent first, without values removed
+            during the call; and the number of connections without the label `without`, or None.
 
-        One scan, which takes some 10 ns a connection and label, and 30 ns to leave one out,
-        without the GIL; 24 to 48 bytes for each value of each label, and for each connection to
-        leave one out. Any thread may call it. Connections that come or go meanwhile may be counted
-        or not.
+        Takes about 10 ns per connection and label, plus 30 ns per connection if a label is ignored,
+        without the GIL. Uses 24 to 48 bytes per value of each label, plus the same per connection
+        if a label is ignored. Callable from any thread. Connections that are created or removed
+        during the call may or may not be counted.
         """
-        cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last is of the connections without
+        cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last one: connections without the label
         cdef uint32_t columns = self.state.views[0].columns
         cdef int32_t column = -1
         cdef uint32_t connections = 0
@@ -691,24 +697,26 @@ cdef class Table:
             for i in range(columns + 1):
                 counter_destroy(&counters[i])
 
-    # -- which connections have most ------------------------------------------------------------
+    # -- top connections ------------------------------------------------------------------------
 
     def top(self, uint32_t family, uint32_t count, Snapshot since=None, str containing=""):
-        """Return the connections of the first view that have most of one of its families.
+        """Return the top connections of the first view by the values of one of its families.
 
-        :param family: its position among the first view's.
-        :param count: how many connections, up to 65,536.
-        :param since: rank by what a counter has grown by since then, and not by the whole.
-        :param containing: leave out connections of which no label has this in it, as it stands on
-            the page.
-        :returns: triples of the rank, the values of the labels, and those of the view's families
-            in their order, undivided by their decimals: None where there is no such series. The
-            greatest rank first. A counter's is the sum of both directions, a gauge's the larger.
+        :param family: its index among the first view's families.
+        :param count: maximum number of connections, up to 65,536.
+        :param since: rank by the growth of a counter since then, instead of by its value.
+        :param containing: only connections with a label that contains this, including the escapes
+            of a page.
+        :returns: triples of the rank, the label values, and the values of the view's families in
+            order, not divided by their decimals: None if there is no such series. Highest rank
+            first. The rank of a counter is the sum of both directions, that of a gauge the larger
+            one.
 
-        Without connections that have no such value or did not grow, and with `since` without those
-        that came back later with the counters they had. Takes some 10 ns a connection, and up to
-        30 ns a label with `containing`, without the GIL; may be called from any thread. Connections
-        that change meanwhile may be seen before or afterwards.
+        Omits connections without such a value or, with `since`, without growth. With `since`, it
+        also omits connections that were removed and created again later with their previous
+        counters. Takes about 10 ns per connection, and up to 30 ns per label with `containing`,
+        without the GIL. Callable from any thread. Connections that change during the call may be
+        seen before or after the change.
         """
         cdef TopK top
         cdef uint32_t i
@@ -747,12 +755,13 @@ cdef class Table:
             free(values)
 
     def snapshot(self, uint32_t family):
-        """Keep what connections of the first view have now of a counter's family, for `top`.
+        """Store the current values of a counter's family in the first view, for `top`.
 
-        Takes some 10 ns a connection without the GIL, and 12 bytes for as long as it is kept.
+        Takes about 10 ns per connection, without the GIL, and 12 bytes per connection while it
+        exists.
 
-        :raises ValueError: for a gauge, which does not grow.
-        :raises MemoryError: there is no room for it.
+        :raises ValueError: the family is a gauge, which does not grow.
+        :raises MemoryError: an allocation failed.
         """
         cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
         cdef const Family *kept = family_of_first(&self.state, family)
@@ -772,11 +781,11 @@ cdef class Table:
 
     # -- counts ---------------------------------------------------------------------------------
 
-    # All but the first are for the thread that updates.
+    # Only the first may be read from any thread, all others only from the thread that updates.
 
     @property
     def connections(self):
-        """Connection rows of the first view in use. Any thread may ask."""
+        """Connection rows of the first view in use. Callable from any thread."""
         cdef uint32_t live
         with nogil:
             pthread_mutex_lock(&self.state.lock)
@@ -786,13 +795,13 @@ cdef class Table:
 
     @property
     def view_connections(self):
-        """The same of each further view."""
+        """The same for each further view."""
         cdef uint32_t i
         return tuple(self.state.views[i].rows.live for i in range(1, self.state.view_count))
 
     @property
     def flows(self):
-        """Flows that connections consist of: the live ones."""
+        """Live flows, which are part of connections."""
         return live_flows(&self.state)
 
     @property
@@ -802,11 +811,13 @@ cdef class Table:
 
     @property
     def dormant_connections(self):
-        """Connections that have left, whose counters are kept in rows of their own."""
+        """Removed connections whose counters are kept in rows of their own."""
         return self.state.kept_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of the dormant flows, the first to be forgotten of each list first."""
+        """Return the UUIDs of the dormant flows, list by list, in the order in which they are
+        forgotten.
+        """
         cdef uint32_t number
         cdef Flow *flow
         cdef uint64_t key
@@ -823,11 +834,11 @@ cdef class Table:
         return uuids
 
     def known(self, str uuid):
-        """Return what is known of a flow: its totals, and the time of its latest report.
+        """Return the known totals of a flow, and the time of its latest report.
 
-        :returns: None, or a tuple of the plan's counters (-1 where no report had one), the latest
-            ``Last`` in Unix milliseconds and the time of the latest report in seconds of the
-            caller's clock, up to a second later; of a dormant flow, up to a time-out earlier.
+        :returns: None, or a tuple of the plan's counters (-1 if no report had one), the highest
+            ``Last`` in Unix milliseconds, and the time of the latest report in seconds of the
+            caller's clock, up to a second too late; for a dormant flow, up to a timeout too early.
         """
         cdef FlowKey key
         cdef const char *text
@@ -859,7 +870,7 @@ cdef class Table:
 
     @property
     def flow_update_s(self):
-        """The agents' ``flow.update``, in seconds: how late a flow's first report can be."""
+        """The agents' ``flow.update``, in seconds: the maximum delay of a flow's first report."""
         return self.state.flow_update_s
 
     @flow_update_s.setter
@@ -868,12 +879,12 @@ cdef class Table:
 
     @property
     def bytes(self):
-        """Memory that the rows, indexes and strings hold, in bytes, whether in use or free."""
+        """Memory of the rows, indexes and strings, in bytes, whether in use or free."""
         return self.state.arena.bytes
 
     @property
     def row_bytes(self):
-        """Memory that a connection of one flow takes in the first view, its strings left out."""
+        """Memory of a connection with one flow in the first view, in bytes, without its strings."""
         cdef uint32_t taken = self.state.flow_rows.stride + self.state.views[0].rows.stride
         cdef uint32_t rows = 2
         if self.state.converses:
@@ -888,28 +899,28 @@ cdef class Table:
 
     @property
     def expired_total(self):
-        """Connections of the first view that left."""
+        """Connections that were removed from the first view."""
         return self.state.expired
 
     @property
     def rejected_total(self):
-        """Reports that found no room for the connection they would have created."""
+        """Reports that required a new connection in the first view when it was full."""
         return self.state.rejected
 
     @property
     def view_rejected_totals(self):
-        """The same of each further view."""
+        """The same for each further view."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 
     @property
     def overflowed_total(self):
-        """Reports that were added up in the connection of what finds no room."""
+        """Reports that were added up in the overflow row."""
         return self.state.overflow_reports
 
     @property
     def skipped(self):
-        """Flows that changed nothing, by reason."""
+        """Skipped flows, by reason."""
         cdef uint32_t i
         return {
             self.skip_names[i]: self.state.skips[i]
@@ -923,7 +934,7 @@ cdef class Table:
 
     @property
     def values_skipped(self):
-        """Values that were left out of reports which counted otherwise, by field."""
+        """Values that were omitted from reports which were otherwise counted, by field."""
         cdef uint32_t i
         return {
             name: self.state.values_left_out[i]
@@ -933,7 +944,7 @@ cdef class Table:
 
     @property
     def finished(self):
-        """Reports whose ``FinishType`` was set, by its meaning, whether they were news or not."""
+        """Reports with a ``FinishType``, by its meaning, including reports without new values."""
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.state.finishes[i] for i in range(4)}
 
@@ -941,25 +952,26 @@ cdef class Table:
     def times_ms(self):
         """The earliest and the latest ``Last`` in the latest `update`, in Unix milliseconds.
 
-        Reports that have none are left out; without any, the latest is 0 and before the earliest.
+        Reports without ``Last`` are ignored. If all are, the latest is 0 and the earliest is
+        higher.
         """
         return self.batch.oldest_ms, self.batch.newest_ms
 
     @property
     def met_unknown_flow(self):
-        """Whether the latest `update` met a flow that the table did not know."""
+        """Whether the latest `update` included a flow that the table did not know."""
         return self.state.met_unknown
 
     @property
     def reads_slots(self):
-        """Whether fields are read at their offsets, or as attributes."""
+        """Whether fields are read at their offsets, not as attributes."""
         cdef uint32_t i
         return all(self.readers[i].slots for i in range(FLOW_TYPES))
 
 
 @cython.final
 cdef class Snapshot:
-    """What each connection had of one family at some time: see `Table.snapshot`."""
+    """The values of one family at some time, by connection: see `Table.snapshot`."""
 
     cdef Table table
     cdef uint32_t family
@@ -971,22 +983,22 @@ cdef class Snapshot:
 
     @property
     def bytes(self):
-        """Memory that it holds."""
+        """Memory of the snapshot, in bytes."""
         return self.kept.rows * (sizeof(int64_t) + sizeof(uint32_t))
 
 
 @cython.final
 cdef class Page:
-    """A page being read. Made by `Table.page`."""
+    """A page that is being read. Created by `Table.page`."""
 
     cdef Table table
     cdef Cursor cursor
 
     def read(self, Py_ssize_t size):
-        """Return the next lines, whole ones, about `size` bytes; ``b""`` at the end.
+        """Return the next whole lines, about `size` bytes; ``b""`` at the end.
 
-        Renders without the GIL. The lock is given up now and then, so that other threads' calls
-        come in between.
+        Renders without the GIL. The lock is released from time to time, so that other threads'
+        calls are not blocked.
         """
         cdef Table table = self.table
         cdef Py_ssize_t wanted = max(size, <Py_ssize_t>1)
@@ -997,5 +1009,5 @@ cdef class Page:
             end = render_lines(&table.state, &self.cursor, start, start + wanted)
         _PyBytes_Resize(&out, end - start)
         lines = <object>out
-        Py_DECREF(lines)            # `out` was a reference of its own
+        Py_DECREF(lines)            # `out` was a separate reference
         return lines
