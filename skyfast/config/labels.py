@@ -7,7 +7,7 @@ writes. `skyfast.config.views` and `skyfast.config.rules` use the same names.
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import cast
 
 from skyfast._table import MAX_VIEW_COLUMNS, MAX_VIEW_VALUES
 from skyfast.config.endpoint import MAX_PORT
@@ -27,7 +27,7 @@ from skyfast.flows.catalog import LABEL_FIELDS, LABELS_BY_NAME, METRICS_BY_NAME,
 from skyfast.flows.fields import FIELDS, PATHS
 from skyfast.flows.plan import FieldPath
 from skyfast.flows.selection import Fold, LabelSpec, Mask, MetricSpec, RewriteSpec
-from skyfast.text_format import is_name
+from skyfast.text_format import MetricType, is_name
 
 
 def to_label(value: YamlValue) -> LabelSpec:
@@ -55,7 +55,7 @@ def to_metric(value: YamlValue) -> MetricSpec:
         what="a metric with name, value and type",
     )
     entries = Entries(nodes)
-    kind = cast(Literal["counter", "gauge"], entries.of("type", one_of("counter", "gauge")))
+    kind = cast(MetricType, entries.of("type", one_of("counter", "gauge")))
     to_path = _to_total if kind == "counter" else _to_number_path
     name = entries.of("name", _to_own_metric)
     paths = entries.of("value", unique_list_of(to_path, "field", most=2))

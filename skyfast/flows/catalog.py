@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from skyfast.flows.fields import FIELDS
 from skyfast.flows.plan import FieldPath
+from skyfast.text_format import MetricType
 
 DIRECTION: Final = "direction"
 """The label that distinguishes the initiator's series from the target's."""
@@ -236,7 +237,7 @@ class MetricDef:
 
     name: str
     paths: tuple[FieldPath, ...]
-    type: Literal["counter", "gauge"]
+    type: MetricType
     compatible: str
     standard: str
     unit: str

@@ -45,6 +45,7 @@ from skyfast.flows.selection import (
     Shard,
     ViewSpec,
 )
+from skyfast.text_format import MetricType
 
 
 class NameSource(Protocol):
@@ -202,7 +203,7 @@ def _custom(view: ViewSpec, metric: MetricSpec) -> Family:
 
 def _values(
     paths: tuple[FieldPath, ...],
-    kind: Literal["counter", "gauge"],
+    kind: MetricType,
     keep: Literal["latest", "least", "most"],
     *,
     direction: str,

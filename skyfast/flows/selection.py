@@ -11,6 +11,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, Final, Literal, TypeAlias
 
 from skyfast.flows.plan import FieldPath
+from skyfast.text_format import MetricType
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -39,7 +40,7 @@ class MetricSpec:
 
     name: str
     paths: tuple[FieldPath, ...] = ()
-    type: Literal["counter", "gauge"] = "counter"
+    type: MetricType = "counter"
     help: str = ""
 
 

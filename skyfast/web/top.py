@@ -15,6 +15,7 @@ import msgspec
 
 from skyfast.flows.plan import Family, View
 from skyfast.runtime.logs import printable
+from skyfast.text_format import MetricType
 from skyfast.web.scan_cache import ScanCache
 
 PARAMETERS: Final = ("by", "n", "filter")
@@ -82,7 +83,7 @@ class Metric:
 
     name: str
     family: str
-    type: Literal["counter", "gauge"]
+    type: MetricType
     unit: Unit
     directions: int
 
