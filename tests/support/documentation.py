@@ -11,7 +11,7 @@ import pytest
 from skyfast.config import loader
 from skyfast.flows.catalog import METRICS
 from skyfast.flows.planner import families
-from skyfast.skydive import topology_nodes as nodes
+from skyfast.skydive import topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
 from skyfast.stats import Stats
@@ -38,7 +38,7 @@ def exported() -> set[str]:
         interfaces = Interfaces(
             interval_s=1, connection_timeout_s=1, stats=stats.topology, naming=naming
         )
-        interfaces.update(nodes.read(TOPOLOGY.read_bytes()), 0)
+        interfaces.update(topology_nodes.read(TOPOLOGY.read_bytes()), 0)
         captures = Captures(naming=naming, stats=stats.captures)
         captures.message(CAPTURE, 0)
         page = interfaces.page(0) + captures.page(0)

@@ -33,7 +33,7 @@ from skyfast.config import loader
 from skyfast.flows import rewrites
 from skyfast.runtime import memory
 from skyfast.runtime.clock import Clock
-from skyfast.skydive import topology_nodes as nodes
+from skyfast.skydive import topology_nodes
 from skyfast.skydive.clock_skew import ClockSkewCheck
 from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
 from skyfast.stats import FLOW_UPDATE_S
@@ -237,7 +237,7 @@ class Virtual:
             one.captures.expire(now())
 
     def _topology(self, topology: bytes) -> None:
-        answer = nodes.read(topology)
+        answer = topology_nodes.read(topology)
         for app in self.apps.values():
             parts, now = app._parts, app.clock.now()
             parts.interfaces.update(answer, now)

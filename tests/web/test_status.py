@@ -13,7 +13,7 @@ import pytest
 
 from skyfast.app import App
 from skyfast.flows.plan import Column, Counter, Family, View
-from skyfast.skydive import topology_nodes as nodes
+from skyfast.skydive import topology_nodes
 from skyfast.skydive.interfaces import MAX_BUSIEST
 from skyfast.stats import Failure, Stats
 from skyfast.web import server, status, status_html, top
@@ -304,7 +304,7 @@ async def test_the_configuration_is_written_once(monkeypatch):
 async def test_interfaces_and_captures():
     async with three_connections() as site:
         parts, now = site.app._parts, site.app.clock.now()
-        parts.interfaces.update(nodes.read(TOPOLOGY), now)
+        parts.interfaces.update(topology_nodes.read(TOPOLOGY), now)
         for number in range(status.MAX_CAPTURES + 1):
             report = {"CaptureID": f"c-{number:03}", "PacketsReceived": 15, "FlowCount": number}
             parts.captures.message(json.dumps(report).encode(), now)
