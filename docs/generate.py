@@ -639,7 +639,7 @@ def measured(name: str) -> float:
 
 
 def generated(page: str) -> str:
-    """Return the text of a page with its generated parts made anew."""
+    """Return the text of a page with its generated parts updated."""
 
     def replace(match: re.Match[str]) -> str:
         name = match[1]

@@ -76,7 +76,7 @@ class _Folded(dict[int | str, int | str]):
 def fold(config: Fold) -> dict[int | str, int | str]:
     """Return a mapping that keeps listed ports and those up to the bound; others become `OTHER`.
 
-    The empty string, for a missing port, stays.
+    An empty string, which is a missing port, does not change.
     """
     above = -1 if config.above is None else config.above
     return _Folded(config.keep or frozenset(), above)
