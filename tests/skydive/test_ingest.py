@@ -190,7 +190,7 @@ def test_statistics_reach_the_captures() -> None:
     assert sink.stats.captures.skipped["invalid"] == 4
 
 
-def test_first_reports_are_decoded_once() -> None:
+def test_messages_of_new_flows_are_decoded_once() -> None:
     # The struct type shows which decoder was used.
     sink = Sink()
     used: list[str] = []
