@@ -68,7 +68,7 @@ async def test_analyzer_disconnects_slow_reader_during_flood(directory: Path) ->
             while True:
                 await subscriber.send_raw(block)
         os.kill(trial.pid, signal.SIGCONT)
-        assert subscriber.given_up
+        assert subscriber.was_dropped
         await trial.has_recovered(
             counted={reconnects("overload"): 1, skipped("late"): SOME},
             logged=["dropped by the analyzer: skyfast read too slowly: the analyzer waited 1"],
@@ -200,7 +200,7 @@ async def test_analyzer_falls_silent_when_another_subscriber_leaves(directory: P
     settings = {"subscriber": {"silence_timeout": 3}, "prom_sky_con": store}
     async with start_trial(directory, settings=settings) as trial:
         analyzer = trial.analyzer
-        analyzer.forgetful = True
+        analyzer.stops_after_disconnect = True
         async with connect(analyzer.url, additional_headers={"X-Host-ID": "another"}):
             await trial.wait_for_page()
             (skyfast, _) = analyzer.subscribers
@@ -208,7 +208,7 @@ async def test_analyzer_falls_silent_when_another_subscriber_leaves(directory: P
                 await skyfast.send(message)
             reported_s = time.monotonic()
             await trial.wait_for_page()
-        await until(lambda: analyzer.mute)
+        await until(lambda: analyzer.is_stopped)
         expected = trial.expected_on_page()
         states = set()
         while time.monotonic() < reported_s + 2 * timeout_s:

@@ -193,7 +193,7 @@ class Trial:
         """Send statistics like Skydive, so that the subscription is not silent."""
         while True:
             await asyncio.sleep(STATISTICS_S)
-            if not (self.analyzer.stalling or self.analyzer.mute or self.silent):
+            if not (self.analyzer.stalling or self.analyzer.is_stopped or self.silent):
                 await subscriber.send(STATISTICS)
 
     def restart_agents(self) -> None:

@@ -542,7 +542,7 @@ async def test_normal_close_is_not_overload(
 async def test_reconnect_restores_flows_after_another_subscriber_leaves(
     analyzer: FakeAnalyzer,
 ) -> None:
-    analyzer.forgetful = True
+    analyzer.stops_after_disconnect = True
     async with subscribed(make_config(analyzer.url, silence_timeout=0.2)) as running:
         await analyzer.subscriber()
         async with subscribed(make_config(analyzer.url, host_id="another")):
