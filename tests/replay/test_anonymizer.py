@@ -232,6 +232,6 @@ def test_no_secret_of_the_recordings_is_left() -> None:
         lines = (RECORDINGS / name).read_bytes().splitlines()
         before = {text for line in lines for text in secret.findall(line)}
         after = b"".join(result[0] for line in lines if (result := anonymize(line, name)))
-        left = before & set(secret.findall(after))
+        leaked = before & set(secret.findall(after))
         assert len(before) > 500
-        assert left <= {b"ff:ff:ff:ff:ff:ff", b"0.0.0.0", b"255.255.255.255"}
+        assert leaked <= {b"ff:ff:ff:ff:ff:ff", b"0.0.0.0", b"255.255.255.255"}

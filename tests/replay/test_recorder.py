@@ -165,9 +165,11 @@ def test_slow_disk_drops_and_counts_messages(
     assert time.monotonic() - start_s < 1
     resume.set()
     recorder.stop()
-    kept = Recording.load(str(path)).messages
-    assert 20 < kept < 60
-    assert f"recorded {kept} messages to {path}; {101 - kept} dropped" in caplog.messages[-1]
+    recorded = Recording.load(str(path)).messages
+    assert 20 < recorded < 60
+    assert (
+        f"recorded {recorded} messages to {path}; {101 - recorded} dropped" in caplog.messages[-1]
+    )
     assert sum(f"writing to {path} is too slow" in text for text in caplog.messages) == 1
 
 

@@ -87,9 +87,9 @@ def test_journal_lines_have_priority_and_no_time(capfd: pytest.CaptureFixture[st
 def test_each_traceback_line_has_a_priority(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(INFO)
     log_exception("a\n<0>b")
-    record, begin, *others = capfd.readouterr().err.splitlines()
+    record, first_line, *others = capfd.readouterr().err.splitlines()
     assert record == "<3>ERROR skyfast.x: failed"
-    assert begin == "<3>Traceback (most recent call last):"
+    assert first_line == "<3>Traceback (most recent call last):"
     assert len(others) >= 3
     assert all(line.startswith("<3>  ") for line in others)
 
@@ -141,9 +141,9 @@ def log_exception(text: str) -> None:
 def test_exception_text_cannot_forge_a_line(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(INFO)
     log_exception("a\n2026-01-01T00:00:00.000Z INFO skyfast.app: stopped\r\x1b[31mred")
-    record, begin, *others = capfd.readouterr().err.split("\n")[:-1]
+    record, first_line, *others = capfd.readouterr().err.split("\n")[:-1]
     assert record.endswith(" ERROR skyfast.x: failed")
-    assert begin == "Traceback (most recent call last):"
+    assert first_line == "Traceback (most recent call last):"
     assert others
     assert all(line.startswith("  ") for line in others)
     assert others[-1].endswith(r" skyfast.app: stopped\x0d\x1b[31mred")

@@ -87,8 +87,8 @@ async def test_start_reloads_and_stop_are_notified(tmp_path: Path, listener: Lis
 
 
 async def test_no_ready_message_if_the_port_is_in_use(tmp_path: Path, listener: Listener) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = write_config(tmp_path, port=taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        config = write_config(tmp_path, port=occupied.getsockname()[1])
         with pytest.raises(AssertionError):
             async with running(config, quiet=False, **listener.environ):
                 pass

@@ -79,10 +79,10 @@ def test_drop_counters_are_summed():
     captures = make_captures()
     for turn in range(3):
         captures.message(report(FlowDropped=2, KernelFlowDropped=5), turn * PERIOD_S)
-    shown = samples(captures.page(2 * PERIOD_S))
-    assert shown["flows_dropped", "c-1"] == 6
-    assert shown["kernel_flows_dropped", "c-1"] == 15
-    assert shown["reports", "c-1"] == 3
+    values = samples(captures.page(2 * PERIOD_S))
+    assert values["flows_dropped", "c-1"] == 6
+    assert values["kernel_flows_dropped", "c-1"] == 15
+    assert values["reports", "c-1"] == 3
 
 
 def test_gauges_show_maximum_of_last_two_reports():
@@ -91,9 +91,9 @@ def test_gauges_show_maximum_of_last_two_reports():
     for turn, count in enumerate(flows):
         now = turn * PERIOD_S
         captures.message(report(FlowCount=count, PacketsReceived=count * 10), now)
-        shown = samples(captures.page(now))
-        assert shown["flows", "c-1"] == max(flows[max(turn - 1, 0) : turn + 1])
-        assert shown["flows", "c-1"] == shown["packets_received", "c-1"]
+        values = samples(captures.page(now))
+        assert values["flows", "c-1"] == max(flows[max(turn - 1, 0) : turn + 1])
+        assert values["flows", "c-1"] == values["packets_received", "c-1"]
 
 
 def test_held_clock_keeps_captures_and_updates_gauges():
@@ -102,9 +102,9 @@ def test_held_clock_keeps_captures_and_updates_gauges():
     for running in (110.0, 120.0, 130.0):
         captures.message(report(FlowCount=5, FlowDropped=1), 100.0, running)
     captures.expire(100.0)
-    shown = samples(captures.page(100.0))
-    assert shown["flows", "c-1"] == 5
-    assert shown["flows_dropped", "c-1"] == 4
+    values = samples(captures.page(100.0))
+    assert values["flows", "c-1"] == 5
+    assert values["flows_dropped", "c-1"] == 4
 
 
 @pytest.mark.parametrize("points", [2, 7, 100])
@@ -117,10 +117,10 @@ def test_gauges_are_stable_with_several_capture_points(points):
             counts = {"FlowCount": point, "PacketsReceived": 10 * (points - point)}
             captures.message(report(**counts), now)
             if turn:
-                shown = samples(captures.page(now))
-                assert shown["flows", "c-1"] == points - 1
-                assert shown["packets_received", "c-1"] == points
-    assert shown["reports", "c-1"] == 8 * points
+                values = samples(captures.page(now))
+                assert values["flows", "c-1"] == points - 1
+                assert values["packets_received", "c-1"] == points
+    assert values["reports", "c-1"] == 8 * points
 
 
 def test_agent_restart_resets_totals_but_not_counters():
@@ -129,9 +129,9 @@ def test_agent_restart_resets_totals_but_not_counters():
     captures.message(report(PacketsReceived=1000, FlowDropped=1), 0)
     for turn in range(1, 4):
         captures.message(report(PacketsReceived=50 * turn, FlowDropped=1), turn * PERIOD_S)
-    shown = samples(captures.page(30))
-    assert shown["packets_received", "c-1"] == 15
-    assert shown["flows_dropped", "c-1"] == 4
+    values = samples(captures.page(30))
+    assert values["packets_received", "c-1"] == 15
+    assert values["flows_dropped", "c-1"] == 4
 
 
 def test_old_readings_are_dropped_after_a_gap():
@@ -262,9 +262,9 @@ def test_page_is_consistent_while_captures_change():
     thread.start()
     try:
         for _ in range(200):
-            shown = samples(captures.page(0))
-            ids = {capture for _, capture in shown}
-            assert len(shown) == 6 * len(ids)
+            values = samples(captures.page(0))
+            ids = {capture for _, capture in values}
+            assert len(values) == 6 * len(ids)
     finally:
         stop.set()
         thread.join()
@@ -277,11 +277,11 @@ def test_recorded_reports_of_a_real_agent():
         message = msgspec.json.decode(line)
         if message["Namespace"] == "stats":
             captures.message(msgspec.json.encode(message["Obj"]), 0)
-    shown = samples(captures.page(0))
+    values = samples(captures.page(0))
     capture = "c3bcbbb0-de8b-4008-a6ff-5cc5f8778acd"
-    assert shown["packets_received", capture] == 16159
-    assert shown["flows", capture] == 428
-    assert shown["reports", capture] == 9
-    assert shown["packets_received", "0040279d-de57-4c5c-b0a6-59557485e385"] == 5594.3
-    assert len({capture for _, capture in shown}) == 4
+    assert values["packets_received", capture] == 16159
+    assert values["flows", capture] == 428
+    assert values["reports", capture] == 9
+    assert values["packets_received", "0040279d-de57-4c5c-b0a6-59557485e385"] == 5594.3
+    assert len({capture for _, capture in values}) == 4
     assert sum(captures._stats.skipped.values()) == 0

@@ -456,12 +456,12 @@ class MonitoredTable:
 )
 def test_no_connection_expires_while_subscriptions_are_interrupted(seed, analyzers, interruptions):
     monitored = MonitoredTable(seed, analyzers)
-    begin = len(monitored.connections)
+    start = len(monitored.connections)
     for how, number, phase_s in interruptions:
         monitored.run(phase_s)  # after an update tick of all agents
         monitored.interrupt(how, pick(monitored.cluster.analyzers, number))
         monitored.run(CALM_S - phase_s)
-    assert {count for _, count in monitored.connections[begin:]} == {CAPTURES}
+    assert {count for _, count in monitored.connections[start:]} == {CAPTURES}
 
 
 @pytest.mark.parametrize("analyzers", [1, 2, 3])
@@ -472,9 +472,9 @@ def test_another_stats_subscriber_does_not_hide_missing_flows(analyzers):
     Subscriber(analyzer, host_id="visitor", namespaces=["stats"]).start()
     silent_s = analyzers * (UPDATE_S + SLACK_S)
     monitored.run(round(silent_s + UPDATE_S + SLACK_S + 5))
-    begin = len(monitored.connections)
+    start = len(monitored.connections)
     monitored.run(CALM_S)
-    assert {count for _, count in monitored.connections[begin:]} == {CAPTURES}
+    assert {count for _, count in monitored.connections[start:]} == {CAPTURES}
     history = [event for _, event in monitored.listener.history(analyzer)]
     assert history == ["connected", "disconnected", "connected"]
 

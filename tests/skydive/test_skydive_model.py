@@ -412,9 +412,9 @@ def make_cluster(*, analyzers=1, random=None, **options):
     return cluster, agent, table, subscribers
 
 
-def traffic(cluster, agent, table, until, *, every=10, begin=5, **packet):
-    """Schedule a packet every ``every`` seconds from ``begin`` to ``until``."""
-    for time_s in range(begin, until, every):
+def traffic(cluster, agent, table, until, *, interval=10, start=5, **packet):
+    """Schedule a packet every ``interval`` seconds from ``start`` to ``until``."""
+    for time_s in range(start, until, interval):
         cluster.at(
             time_s * 1000, lambda: agent.packet(table, Packet(**{"conversation": WEB} | packet))
         )

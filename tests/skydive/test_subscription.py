@@ -98,8 +98,8 @@ async def test_username_password_and_cookies_are_sent(analyzer: FakeAnalyzer) ->
 
 async def test_url_credentials_override_configured_ones(analyzer: FakeAnalyzer) -> None:
     async with FakeAnalyzer() as other:
-        own = analyzer.url.replace("ws://", "ws://url%40user:p%3Aw@")
-        async with subscribed(make_config(own, other.url, username="cluster", password="secret")):
+        url = analyzer.url.replace("ws://", "ws://url%40user:p%3Aw@")
+        async with subscribed(make_config(url, other.url, username="cluster", password="secret")):
             assert (await analyzer.subscriber()).request.basic == ("url@user", "p:w")
             assert (await other.subscriber()).request.basic == ("cluster", "secret")
 
@@ -730,7 +730,7 @@ async def test_backoff_restarts_after_healthy_subscription(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(subscription, "random", SimpleNamespace(uniform=lambda least, most: most))
+    monkeypatch.setattr(subscription, "random", SimpleNamespace(uniform=lambda low, high: high))
     timing = dataclasses.replace(
         FAST, backoff_first_s=0.1, backoff_most_s=0.5, healthy_s=0.2, log_interval_s=0.0
     )
@@ -1261,8 +1261,8 @@ async def test_address_listed_twice_is_subscribed_once(
         remote = await analyzer.subscriber()
         await eventually(lambda: len(names.asked) >= 3)
         names.answer = []
-        asked = len(names.asked)
-        await eventually(lambda: len(names.asked) >= asked + 2)
+        resolve_count = len(names.asked)
+        await eventually(lambda: len(names.asked) >= resolve_count + 2)
         await remote.send(MESSAGE)
         assert await running.message() == MESSAGE
         assert len(analyzer.upgrades) == 1

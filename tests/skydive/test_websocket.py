@@ -221,8 +221,8 @@ async def receive_with_skyfast(
     wire = Receiver()
     stream = wire.answer + stream
     started = False
-    for begin, end in itertools.pairwise([0, *(len(stream) * cut // 10**6 for cut in cuts)]):
-        data = stream[begin:end]
+    for start, end in itertools.pairwise([0, *(len(stream) * cut // 10**6 for cut in cuts)]):
+        data = stream[start:end]
         while data := wire.deliver(data):
             if not started:
                 await wire.start()

@@ -76,8 +76,10 @@ class Sink(IngestSetup):
     @property
     def skipped(self) -> dict[str, int]:
         """Skipped flows by reason, of the decoder and the table, without zeros."""
-        table, own = self.table.skipped, self.stats.flows_skipped
-        counts = {reason: table.get(reason, 0) + own.get(reason, 0) for reason in {*table, *own}}
+        table, decoder = self.table.skipped, self.stats.flows_skipped
+        counts = {
+            reason: table.get(reason, 0) + decoder.get(reason, 0) for reason in {*table, *decoder}
+        }
         return {reason: count for reason, count in counts.items() if count}
 
     @property
