@@ -69,7 +69,7 @@ def recorded_messages() -> list[dict[str, Any]]:
 
 @cache
 def load_config(name: str) -> model.Config:
-    """Return a configuration by its name; unknown names have the default one."""
+    """Return the configuration ``name``, or the default one if there is no such file."""
     path = DATA / "configs" / f"{name}.yml"
     text = path.read_text() if path.is_file() else ""
     environ = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082"}
@@ -255,7 +255,9 @@ class _CheckedIngest(IngestSetup):
 
     def check_page(self) -> None:
         names = {family.name for view in self.plan.views for family in view.families}
-        known = names | {f"{name}_total" for name in names}  # the parser's name of a counter
+        known = names | {
+            f"{name}_total" for name in names
+        }  # the parser appends _total to the names of counters
         text = self.page().decode()
         series = set()
         for family in text_string_to_metric_families(text):

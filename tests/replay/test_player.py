@@ -85,7 +85,7 @@ def test_messages_are_sent_after_their_times(playback):
 
 
 def test_times_are_recent(playback):
-    """When a flow is sent, its start is at most one loop ago."""
+    """Every flow is sent at most one loop after its start."""
     for sent_s, flow in reports(play(playback, 3)):
         age_s = (STARTED_MS + sent_s * 1000 - flow["Start"]) / 1000
         assert 0 <= age_s <= DEMO_LOOP_S

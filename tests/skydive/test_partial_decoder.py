@@ -69,7 +69,7 @@ PART_FIELDS = {
 """The fields that are counted if a record part has a wrong type."""
 
 NON_NUMBERS = ("x", 1.5, 1e300, True, [1], {"a": 1})
-"""Values that are not numbers. The last one is an object, so it is only tested for fields."""
+"""Values that are not numbers. The last one is a valid part of a flow, so only fields get it."""
 
 
 @pytest.mark.parametrize(

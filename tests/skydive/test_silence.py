@@ -208,7 +208,7 @@ def test_silence_is_detected_while_others_recover() -> None:
     ("points", "analyzers"), [(1, 1), (2, 1), (4, 2), (8, 3), (10, 2), (20, 3), (60, 10)]
 )
 def test_random_pauses_are_not_silence(points: int, analyzers: int) -> None:
-    """Silence has a false positive probability of 1e-6, so 8,000 s pass without one."""
+    """False positives have a probability of 1e-6, so none occurs within 8,000 s."""
     # A large longest_s leaves only the probabilities to decide.
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(8_000)

@@ -792,7 +792,7 @@ async def test_failures_are_logged_once_per_interval_with_count(
 ) -> None:
     analyzer.script.extend([503] * 10_000)
     timing = dataclasses.replace(FAST, log_interval_s=0.5)
-    counts: dict[str, int] = {}  # by log line, the number of failures when it was logged
+    counts: dict[str, int] = {}  # the number of failures when each line was logged
 
     def count(record: logging.LogRecord) -> bool:
         counts[record.getMessage()] = running.row(analyzer).reconnects["handshake"]

@@ -572,7 +572,7 @@ class Receiving:
 async def raw_server(
     tls: TLS, play: Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 ) -> AsyncIterator[str]:
-    """Serve connections with ``play``, which must first send its second argument; yield the URL."""
+    """Yield the URL of a server. ``play`` must send its second argument, the handshake response."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 JSON = dict[str, Any]
 
 EPOCH_MS = 1_700_000_000_000
-"""The time of a correct wall clock at time 0."""
+"""The Unix time at time 0 of a cluster."""
 
 HOLD_MS = 15_000
 """``HoldTimeoutMilliseconds``: a flow that started with FIN or RST is removed this long after its

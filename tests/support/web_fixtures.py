@@ -208,7 +208,7 @@ def source(
     standard_names=False,
     view=VIEW,
 ):
-    """Return a source of pages that consists of fakes."""
+    """Return an exposition source that consists of fakes."""
     table = table or FakeTable()
     return ExpositionSource(
         table=table,
