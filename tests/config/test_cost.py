@@ -1,4 +1,4 @@
-"""Where traffic is counted several times: what is said of it, and that it is so."""
+"""Warnings about traffic that is counted several times."""
 
 import logging
 
@@ -47,51 +47,53 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("settings", "places"), SETTINGS.items())
-def test_where_traffic_is_counted_several_times(settings: str, places: list[str]) -> None:
+@pytest.mark.parametrize(("settings", "exports"), SETTINGS.items())
+def test_report_names_exports_that_count_traffic_several_times(
+    settings: str, exports: list[str]
+) -> None:
     config = make_config(**yaml.safe_load(settings))
-    assert cost.double_counted(config) == places
-    said = [line for line in cost.report(config).splitlines() if WARNING in line]
-    assert [line.split(": ")[1] for line in said] == places
+    assert cost.double_counted(config) == exports
+    warnings = [line for line in cost.report(config).splitlines() if WARNING in line]
+    assert [line.split(": ")[1] for line in warnings] == exports
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_it_is_so(settings: str) -> None:
+def test_warnings_match_the_exported_values(settings: str) -> None:
     config = make_config(**yaml.safe_load(settings))
     sink = Sink(**yaml.safe_load(settings))
     # One conversation, captured at both ends of a link.
     ends = [flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")]
     sink.take(message(*ends))
-    for one, prefix in ((config.export.main, ""), *((v, v.prefix) for v in config.export.views)):
+    for spec, prefix in ((config.export.main, ""), *((v, v.prefix) for v in config.export.views)):
         family = f"{prefix}_bytes_total" if prefix else CONNECTIONS
         shown = [int(value) for value in values(sink, family)]
         if shown:
-            doubled = max(shown) > (300 if one.direction == "sum" else 200)
-            where = f"view {prefix}" if prefix else "connections"
-            assert doubled == (where in cost.double_counted(config))
+            doubled = max(shown) > (300 if spec.direction == "sum" else 200)
+            name = f"view {prefix}" if prefix else "connections"
+            assert doubled == (name in cost.double_counted(config))
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def warned_exports(caplog: pytest.LogCaptureFixture) -> list[str]:
     lines = [record.getMessage() for record in caplog.records]
     caplog.clear()
     return [line.split(": ")[0] for line in lines if WARNING in line]
 
 
-async def test_a_reload_says_it_of_what_is_new_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_reload_warns_only_about_new_views(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     config = make_config(labels=["protocol"], views=[])
     part = App(config, load=lambda: config)
     assert await part.reload() is None
-    assert said(caplog) == []
+    assert warned_exports(caplog) == []
     views = [view("application"), view("node_tid", prefix="nodes"), view("tag", prefix="tags")]
     config = make_config(labels=["protocol"], views=views)
     assert await part.reload() is None
-    assert said(caplog) == ["view apps", "view tags"]
+    assert warned_exports(caplog) == ["view apps", "view tags"]
     assert await part.reload() is None
-    assert said(caplog) == []
+    assert warned_exports(caplog) == []
 
 
-def test_no_example_of_the_documentation_counts_traffic_several_times() -> None:
+def test_documented_examples_count_traffic_once() -> None:
     examples = 0
     for page in PAGES:
         for language, text in blocks(page):
