@@ -21,7 +21,7 @@ WAIT_S = 60.0
 """Time limit for the connector; the benchmark fails if it is exceeded."""
 
 STATS_INTERVAL_S = 10.0
-"""skyfast drops a subscription that delivers nothing for longer."""
+"""Interval of stats messages, without which skyfast considers a subscription silent."""
 
 _STATS = (
     b'{"Namespace":"stats","Type":"stats","UUID":"5c26acfa-5980-452b-a0ab-2848cb848504",'

@@ -64,7 +64,7 @@ class Point:
 
 
 def measure(connector: Callable[..., Any], *, reports: int, repeats: int) -> list[Point]:
-    """Measure a connector without sockets at each step."""
+    """Measure a connector without sockets at each of the `STEPS`."""
     points = []
     with Remote(connector, LARGE) as remote:
         for step, connections in enumerate(STEPS):

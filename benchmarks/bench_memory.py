@@ -60,7 +60,7 @@ def _skyfast(report: Report, analyzer: Remote, flows: int) -> float:
 
 
 def _fill(program: Program, analyzer: Remote, flows: int) -> tuple[float, int]:
-    """Return the bytes per connection without the empty process, and those of the latter."""
+    """Return the bytes per connection above the empty process, and those of that process."""
     analyzer.call("load", 0, flows)
     empty = program.memory()
     program.round(FIRST_ROUND)

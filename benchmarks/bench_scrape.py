@@ -26,7 +26,7 @@ REPEATS = 5
 LARGE_REPEATS = 3
 
 CLIENT_FLOWS = SCALE // 10
-"""prometheus_client renders fewer to save time; the cost per series does not depend on them."""
+"""prometheus_client renders fewer to save time; the cost per series stays the same."""
 
 
 class Content:

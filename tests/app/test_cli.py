@@ -1,4 +1,4 @@
-"""The command line: output, exit codes, and errors of one line."""
+"""The command line: output, exit codes, and one-line errors."""
 
 import os
 import subprocess
@@ -486,7 +486,7 @@ SKYDIVE_VARIABLES = {
     "SKYDIVE_TLS_SERVER_CERT": "x",
 }
 KUBERNETES_VARIABLES = {
-    # Kubernetes sets these for services expected skydive, skydive-analyzer and skydive-web.
+    # Kubernetes sets these for services named skydive, skydive-analyzer and skydive-web.
     "SKYDIVE_PORT": "tcp://10.0.0.1:8082",
     "SKYDIVE_SERVICE_HOST": "10.0.0.1",
     "SKYDIVE_ANALYZER_PORT_8082_TCP_ADDR": "10.0.0.1",

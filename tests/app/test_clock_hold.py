@@ -131,12 +131,12 @@ def test_timeout_shorter_than_an_update_causes_a_warning(
         f" ({update_s} s) plus 15 s: live connections expire between reports"
     )
     assert caplog.messages == [text] * warns
-    # The interval is measured: small deviations cause no other warning.
+    # Small deviations of the measured interval cause no second warning.
     for deviation_s in (-0.02, 0.003, 0.4):
         running.app.stats.flow_update_s = update_s + deviation_s
         running.pass_time(10)
     assert caplog.messages == [text] * warns
-    # Another interval causes another warning.
+    # A different interval causes a new warning.
     running.app.stats.flow_update_s = 300.0
     running.pass_time(10)
     assert len(caplog.messages) == warns + 1

@@ -52,8 +52,8 @@ REPLAYS = {
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
 # Metrics that break the naming conventions: inherited ones that dashboards depend on, and
-# custom ones of the configurations. They are counters without _total, and a unit that is not
-# a base unit.
+# custom ones of the configurations. They are counters without _total, and a metric whose unit
+# is not a base unit.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"

@@ -899,7 +899,7 @@ def differing(old: Any, new: Any) -> list[str]:
 
 
 def config_of_store(keys: Keys) -> Config:
-    """Return a configuration with these keys of the store section, or cluster_net_masks."""
+    """Return a configuration with these keys: store keys, or cluster_net_masks."""
     networks = "cluster_net_masks"
     paths = {f"pipeline.classify.{k}" if k == networks else f"{STORE}.{k}": keys[k] for k in keys}
     return loader.parse(text_of(paths), {}, source="x.yml")

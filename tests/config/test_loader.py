@@ -329,7 +329,7 @@ def test_aliases(yaml_loader: str) -> None:
     assert result.analyzers == ("a:8082", "b:8083")
 
 
-def test_is_frozen() -> None:
+def test_configuration_is_frozen() -> None:
     result = good("full")
     with pytest.raises(FrozenInstanceError):
         result.host_id = "b"  # type: ignore[misc]
@@ -891,7 +891,7 @@ def test_unprintable_keys_are_escaped_and_shortened() -> None:
 
 
 def sample(name: str) -> str:
-    """Return a value for a key, as text, from the documentation's table."""
+    """Return the documented example of a key as text."""
     if name.startswith("tls."):
         return PEM
     return EXAMPLES[name].strip("[]")

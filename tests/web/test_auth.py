@@ -111,7 +111,7 @@ async def test_wrong_passwords_are_limited_per_address(plain, caplog):
         async with await site.ask(valid_request, local="127.0.0.2") as client:
             assert (
                 await client.answer()
-            ).status == 200  # this password is cached and is not limited
+            ).status == 200  # requests with a cached password are not limited
         now_s = auth.WRONG_INTERVAL_S
         assert [await guess(i) for i in range(burst, burst + 2)] == [401, 429]
     assert "guess" not in caplog.text

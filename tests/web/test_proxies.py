@@ -1,6 +1,6 @@
 """Real proxies: nginx in front of analyzers and pages, haproxy's checks, and a Varnish cache.
 
-Each test starts the proxy of Debian with its own configuration on a free port of 127.0.0.1.
+Each test starts a proxy with its own configuration on a free port of 127.0.0.1.
 """
 
 import asyncio

@@ -1115,7 +1115,7 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
         for i in range(1000):
             idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
             if i % 50 == 0:
-                # Its requests keep this connection from being the one that is idle longest.
+                # Its requests keep this connection from being the longest idle one.
                 await kept.send(request("/metrics/flows"))
                 assert (await kept.answer()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS

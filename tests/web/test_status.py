@@ -105,7 +105,7 @@ async def test_samples_are_taken(monkeypatch):
     assert set((await source.report()).history.connections) == {FakeTable.connections}
 
 
-# The report ------------------------------------------------------------------------------------
+# Report --------------------------------------------------------------------------------------
 
 
 async def test_report():
@@ -437,7 +437,7 @@ async def test_unused_snapshots_are_freed(monkeypatch):
         snapshot = weakref.ref(ranks._snapshots[0][0].snapshot)
         await asyncio.sleep(0.3)
         assert snapshot() is not None
-    await ranks.top(ranks.query([]))  # does not request rates
+    await ranks.top(ranks.query([]))  # this request is not for rates
     await until(lambda: not ranks.snapshots)
     gc.collect()
     assert snapshot() is None
@@ -540,7 +540,7 @@ async def test_invalid_queries():
             assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
         assert await site.get("/?n=0") == (400, "n: not a whole number from 1 to 1000.\n")
         assert await site.get("/api/status?x") == (400, "This page accepts no parameters.\n")
-        # A filter can be invalid UTF-8, and as long as this.
+        # Filters can be invalid UTF-8, and can have the maximum length.
         for text in ("%FF", "%ED%A0%80", top.MAX_FILTER_CHARS * "x"):
             assert (await site.json(f"/api/top?filter={text}"))["entries"] == []
         assert len((await site.json("/api/top?n=1000&filter="))["entries"]) == 3
