@@ -18,7 +18,7 @@ SHARDS = 3
 """Number of shards; only one of them is measured."""
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer flows to save time; its cost does not depend on the number."""
+"""The naive connector gets fewer flows to save time; its cost per flow stays the same."""
 
 
 def run(report: Report) -> None:

@@ -7,7 +7,7 @@ from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 from benchmarks.programs import Program
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer flows to save time; its cost does not depend on the number."""
+"""The naive connector gets fewer flows to save time; its memory per connection stays the same."""
 
 PAGES = 3
 

@@ -30,7 +30,7 @@ CLIENT_FLOWS = SCALE // 10
 
 
 class Content:
-    """A served page, which is compressed and copied on its own."""
+    """A served page, to measure its compression and copying alone."""
 
     def __init__(self, port: int) -> None:
         self._page = memoryview(programs.get(port, "/metrics").body)

@@ -158,7 +158,7 @@ class Parts:
 
 
 class Core(Parts):
-    """Parts that generate their own messages, for a separate process."""
+    """Parts that generate their own messages, for use in a separate process."""
 
     def __init__(self, count: int, slots: bool = True) -> None:
         super().__init__(slots=slots)

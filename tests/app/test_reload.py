@@ -1176,7 +1176,7 @@ async def test_names_are_polled_without_interfaces(tmp_path: Path, analyzer: Fak
         analyzer.topology = topology("eth1")
         await operator.report(analyzer, flow("1"))
         assert len(analyzer.topology_requests) == requests
-        # The names from before are outdated.
+        # The names from before the reload are outdated.
         await operator.reload({f"{STORE}.labels": NAME_LABELS})
         await operator.report(analyzer, flow("1"))
         assert total(await operator.flows(), node_name="eth1", target_name="eth9") == "100"

@@ -288,7 +288,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_prometheus
 async def test_interfaces_without_a_topology_are_shown_by_identifier(tmp_path: Path) -> None:
-    """They can also be selected by their identifiers."""
+    """The variable can also be set to their identifiers."""
     config = "pipeline.store.prom_sky_con.interfaces_interval: 0"
     async with scraped(config, tmp_path) as (_, server), asyncio.timeout(ANSWER_S):
         (by_interface,) = panel_expressions("Traffic by interface")

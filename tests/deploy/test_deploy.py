@@ -244,7 +244,7 @@ class Build:
         }
 
     def here(self, text: str) -> str:
-        """Return ``text`` with its absolute paths below the directory."""
+        """Return ``text`` with the directory in front of its absolute paths."""
         return re.sub(r"(?<![^\s=:'\"\[])/(?=\w)", f"{self.root}/", text)
 
     def run(self, dockerfile: str) -> None:
@@ -396,7 +396,7 @@ def test_image_serves_is_healthy_and_stops(image: Build) -> None:
 
 
 def health(image: Build, port: str) -> int:
-    """Return the exit code of the health check, with this port in place of that of the image."""
+    """Return the exit code of the health check of ``port``."""
     served = f" {image.settings['EXPOSE']},"
     check = [word.replace(served, f" {port},") for word in image.settings["HEALTHCHECK"]]
     assert check != image.settings["HEALTHCHECK"]

@@ -662,7 +662,7 @@ async def test_users_can_change_but_not_disappear(plain, caplog):
             assert (await site.get("/", authorization=basic(user))).status == 200
         plain(users(alice=CHEAP))
         assert (await site.get("/", authorization=basic("alice"))).status == 200
-        # bob is rejected although his password is cached, and alice has the same hash.
+        # A removed user is rejected, even if the password was cached as valid.
         assert (await site.get("/", authorization=basic("bob"))).status == 401
         for broken in ("", users(alice="hunter2"), "tls_server_config: {"):
             plain(broken)

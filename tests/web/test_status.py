@@ -212,7 +212,7 @@ async def test_nearly_full_table_causes_a_warning():
 
 
 async def test_highest_value_includes_the_current_one():
-    """The current values are newer than the last sample, on the page and in the JSON."""
+    """The page and the JSON include values that are newer than the last sample."""
     stats, table = Stats(), FakeTable()
     stats.analyzer("a").set_up(1)
     source = fake_status(table, stats=stats)
@@ -396,7 +396,7 @@ async def test_rates(monkeypatch):
         ranks._answers._results.clear()
         response = await site.json("/api/top?by=bytes_per_second")
         assert initiators(response) == ["10.0.0.1", "10.0.0.4"]
-        # The increase in a report is divided by a minute, even right after the snapshot.
+        # The increase in one report is divided by one minute, even right after the snapshot.
         assert [entry["rank"] for entry in response["entries"]] == [20, 1]
         assert response["unit"] == "bytes"
         assert ranks.snapshots == 1
