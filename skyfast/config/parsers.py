@@ -103,7 +103,7 @@ def integer(least: int, most: int) -> Callable[[YamlValue], int]:
     def parse(value: YamlValue) -> int:
         number = to_number(value)
         if not (least <= number <= most and number.is_integer()):
-            raise InvalidValue(f"is not a whole number from {least} to {most}", value)
+            raise InvalidValue(f"is not an integer from {least} to {most}", value)
         return int(number)
 
     return parse

@@ -173,7 +173,7 @@ def _to_range(path: FieldPath, value: YamlValue) -> int | tuple[int, int]:
     if match and first > last:
         raise InvalidValue("is a range that ends before it begins", value)
     if first > last or last > most:
-        problem = f"is neither a whole number from 0 to {most} nor a range such as 8000-8999"
+        problem = f"is neither an integer from 0 to {most} nor a range such as 8000-8999"
         raise InvalidValue(problem, value)
     return (first, last) if match and match[2] else first
 

@@ -295,5 +295,5 @@ def _count(text: str) -> int:
     # `int` also accepts signs, spaces, underscores and non-ASCII digits.
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
     if not 1 <= number <= MAX_ENTRIES:
-        raise QueryError(f"n: not a whole number from 1 to {MAX_ENTRIES}.")
+        raise QueryError(f"n: not an integer from 1 to {MAX_ENTRIES}.")
     return number

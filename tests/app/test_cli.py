@@ -319,7 +319,7 @@ tls: {client_cert: /nowhere}
         "line 5: pipeline.filter.drop.protocol: 'UPD' is not one of",
         "line 6: pipeline.filter.drop.nmae: cannot be a condition",
         f"line 9: {store}.prot: is an unknown key; did you mean {store}.port?",
-        f"line 10: {store}.port: '91OO' is not a whole number",
+        f"line 10: {store}.port: '91OO' is not an integer",
         f"line 11: {store}.labels: 'target_ipp' is not a known label; did you mean target_ip?",
         f"line 11: {store}.labels: 'protcol' is not a known label; did you mean protocol?",
         f"line 12: {store}.views: missing prefix; expected a view with prefix and labels",
@@ -327,7 +327,7 @@ tls: {client_cert: /nowhere}
         f"line 12: {store}.views.labels: 'y' is not a known label",
         f"line 12: {store}.views.metrics: 'x' is not a known metric",
         f"line 12: {store}.views.timeout: '5m' has a unit; times are in seconds: write 300",
-        "line 13: web.max_scrapes: '0' is not a whole number",
+        "line 13: web.max_scrapes: '0' is not an integer",
         "line 14: tls.client_cert: '/nowhere' is not an existing file",
     ]
     assert len(problems) == len(expected) + 1

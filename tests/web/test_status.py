@@ -526,7 +526,7 @@ INVALID_QUERIES = {
     " packets_per_second.",
     **dict.fromkeys(
         [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
-        "n: not a whole number from 1 to 1000.",
+        "n: not an integer from 1 to 1000.",
     ),
     "N=5": "Unknown parameter N. Parameters: by, n, filter.",
     "n=5&n=5": "The parameter n is repeated.",
@@ -538,7 +538,7 @@ async def test_invalid_queries():
     async with three_connections() as site:
         for parameters, reason in INVALID_QUERIES.items():
             assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
-        assert await site.get("/?n=0") == (400, "n: not a whole number from 1 to 1000.\n")
+        assert await site.get("/?n=0") == (400, "n: not an integer from 1 to 1000.\n")
         assert await site.get("/api/status?x") == (400, "This page accepts no parameters.\n")
         # Filters can be invalid UTF-8, and can have the maximum length.
         for text in ("%FF", "%ED%A0%80", top.MAX_FILTER_CHARS * "x"):
