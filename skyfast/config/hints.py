@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
-from skyfast.config.yaml_nodes import Node, YamlValue, join
+from skyfast.config.yaml_nodes import YamlNode, YamlValue, join
 
 MAX_SUGGESTIONS: Final = 3
 """Maximum number of keys of one name in a message; if there are more, it lists none."""
@@ -90,14 +90,14 @@ class KnownKeys:
         needed = max(len(value) / 2, min(len(value), 2))
         return section if section and counts[section] >= needed else ""
 
-    def misplaced(self, path: str, nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node, str]]:
+    def misplaced(self, path: str, nodes: Mapping[str, YamlNode]) -> Iterator[tuple[str, YamlNode, str]]:
         """Yield known sections below an unknown one: path, node and known path.
 
         Each mapping is visited once, even if it has aliases.
         """
         seen: set[int] = set()
 
-        def descend(path: str, nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node, str]]:
+        def descend(path: str, nodes: Mapping[str, YamlNode]) -> Iterator[tuple[str, YamlNode, str]]:
             for name, node in nodes.items():
                 if not isinstance(node.value, dict) or id(node.value) in seen:
                     continue
@@ -112,7 +112,7 @@ class KnownKeys:
 
         yield from descend(path, nodes)
 
-    def _has_some(self, section: str, nodes: Mapping[str, Node]) -> bool:
+    def _has_some(self, section: str, nodes: Mapping[str, YamlNode]) -> bool:
         return any(name.lower() in self._children.get(section, ()) for name in nodes)
 
 

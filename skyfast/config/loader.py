@@ -52,7 +52,7 @@ from skyfast.config.schema import (
 )
 from skyfast.config.yaml_nodes import (
     ConfigError,
-    Node,
+    YamlNode,
     YamlValue,
     compose,
     describe_path,
@@ -168,16 +168,16 @@ class _Problems:
 
 
 def _collect(
-    nodes: dict[str, Node], *, file: str, problems: _Problems
-) -> tuple[dict[str, _Found], dict[str, Node]]:
+    nodes: dict[str, YamlNode], *, file: str, problems: _Problems
+) -> tuple[dict[str, _Found], dict[str, YamlNode]]:
     """Return the values of known keys and the nodes of unknown keys, both by path.
 
     As in viper, a key with dots is a path: ``pipeline.store: {…}`` works.
     """
     found: dict[str, _Found] = {}
-    unknown: dict[str, Node] = {}
+    unknown: dict[str, YamlNode] = {}
 
-    def descend(nodes: dict[str, Node], parent: str) -> None:
+    def descend(nodes: dict[str, YamlNode], parent: str) -> None:
         for name, node in nodes.items():
             path = join(parent, name.lower())
             origin = Origin(file, node.line)
@@ -201,7 +201,7 @@ def _collect(
 
 
 def _check_unknown(
-    unknown: Mapping[str, Node], *, file: str, none_known: bool, problems: _Problems
+    unknown: Mapping[str, YamlNode], *, file: str, none_known: bool, problems: _Problems
 ) -> list[Note]:
     """Report unknown keys: as errors in the sections of skyfast, and as notes elsewhere.
 
@@ -234,7 +234,7 @@ def _check_unknown(
     return notes
 
 
-def _probable_keys(path: str, node: Node) -> list[tuple[str, int, str]]:
+def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
     """Return path, line and probable meaning of an unknown key or of sections below it."""
     if near := KNOWN.suggest(path, node.value, cutoff=hints.CLOSE):
         return [(path, node.line, " or ".join(near))]
@@ -333,9 +333,9 @@ def _is_set(key: Key[Any], value: YamlValue) -> bool:
     return value not in (None, "") and (value != [] or key.can_be_empty)
 
 
-def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[Node]:
+def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[YamlNode]:
     """Return the nodes on the path to ``place`` that exist."""
-    way: list[Node] = []
+    way: list[YamlNode] = []
     for each in place:
         if isinstance(value, list) and isinstance(each, int) and each < len(value):
             way.append(value[each])
@@ -347,7 +347,7 @@ def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[Node]:
     return way
 
 
-def _below(nodes: Mapping[str, Node], name: str | int) -> Node | None:
+def _below(nodes: Mapping[str, YamlNode], name: str | int) -> YamlNode | None:
     return next((node for key, node in nodes.items() if key.lower() == name), None)
 
 

@@ -22,7 +22,7 @@ from skyfast.config.endpoint import (
     parse_url,
 )
 from skyfast.config.errors import InvalidValue, Problems, error_context
-from skyfast.config.yaml_nodes import BOOLS, Node, YamlValue
+from skyfast.config.yaml_nodes import BOOLS, YamlNode, YamlValue
 from skyfast.flows.selection import Network
 
 S = TypeVar("S", bound=str)
@@ -195,7 +195,7 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
     return parse
 
 
-def _entry(item: Callable[[YamlValue], T], node: Node) -> T:
+def _entry(item: Callable[[YamlValue], T], node: YamlNode) -> T:
     with error_context(node):
         return item(node.value)
 
@@ -248,7 +248,7 @@ def _check_count(entries: Sequence[object], value: YamlValue, most: int) -> None
 
 def mapping_of(
     value: YamlValue, *, known: Collection[str], required: Collection[str] = (), what: str
-) -> dict[str, Node]:
+) -> dict[str, YamlNode]:
     """Accept a mapping with these keys; return the nodes by key in lower case.
 
     Keys with a null value are left out.
@@ -271,7 +271,7 @@ def mapping_of(
 
 
 def entry_of(
-    nodes: Mapping[str, Node], name: str, parse: Callable[[YamlValue], T], default: T | None = None
+    nodes: Mapping[str, YamlNode], name: str, parse: Callable[[YamlValue], T], default: T | None = None
 ) -> T:
     """Return a parsed entry of a mapping, or the default if it is missing or empty."""
     if name not in nodes or (default is not None and nodes[name].value in ("", [])):
@@ -283,7 +283,7 @@ def entry_of(
 class Entries:
     """The entries of a mapping; `check` raises the errors of all of them together."""
 
-    def __init__(self, nodes: Mapping[str, Node]) -> None:
+    def __init__(self, nodes: Mapping[str, YamlNode]) -> None:
         self._nodes = nodes
         self._problems = Problems()
 
