@@ -48,7 +48,7 @@ from skyfast.skydive.auth import (
     resolve,
 )
 from skyfast.skydive.silence import Reporting, Silence, SilenceTiming
-from skyfast.skydive.websocket import Connection, MessageData, OnMessage
+from skyfast.skydive.websocket import WebSocketConnection, MessageData, OnMessage
 from skyfast.stats import AnalyzerStats, Failure
 
 log = logging.getLogger("skyfast.subscription")
@@ -235,7 +235,7 @@ class _SilenceMonitor:
     def __init__(
         self,
         *,
-        connection: Connection,
+        connection: WebSocketConnection,
         deadline: asyncio.Timeout,
         silence: Silence,
         stats: AnalyzerStats,
@@ -380,7 +380,7 @@ class Subscription:
         finally:
             await self._close(connection)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> WebSocketConnection:
         """Connect to the first reachable address."""
         *others, last = await resolve(self.endpoint.connect_host, self.endpoint.port)
         for address in others:
@@ -388,7 +388,7 @@ class Subscription:
                 return await self._connect_to(address)
         return await self._connect_to(last)
 
-    async def _connect_to(self, address: str) -> Connection:
+    async def _connect_to(self, address: str) -> WebSocketConnection:
         endpoint, timing = self.endpoint, self._timing
         capture_id = self._config.subscriber.capture_id
         self._sent_headers = self._authentication.headers()
@@ -415,11 +415,11 @@ class Subscription:
             host=address,
             port=endpoint.port,
             ssl=self._ssl if endpoint.secure else None,
-            create_connection=Connection,
+            create_connection=WebSocketConnection,
         )
-        return cast(Connection, connection)
+        return cast(WebSocketConnection, connection)
 
-    async def _receive(self, connection: Connection) -> Never:
+    async def _receive(self, connection: WebSocketConnection) -> Never:
         timing = self._timing
         silence = Silence(
             self._reporting,
@@ -457,7 +457,7 @@ class Subscription:
             self._reporting.silences.discard(silence)
             self._silence = None
 
-    async def _read(self, connection: Connection, monitor: _SilenceMonitor) -> Never:
+    async def _read(self, connection: WebSocketConnection, monitor: _SilenceMonitor) -> Never:
         """Pass on messages until the connection ends."""
         stats, on_message, now_s = self.stats, self._on_message, time.time
 
