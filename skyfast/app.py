@@ -34,7 +34,7 @@ from skyfast.stats import AnalyzerStats, Failure, Stats
 from skyfast.web import listen
 from skyfast.web.exposition import Exposition
 from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError
-from skyfast.web.server import Reload, WebServer
+from skyfast.web.server import ReloadFunction, WebServer
 from skyfast.web.status import Status
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class App:
         stats.failures[reason] += 1
         return problem
 
-    def _reload_by_web(self, config: Config) -> Reload | None:
+    def _reload_by_web(self, config: Config) -> ReloadFunction | None:
         return self.reload if config.web.enable_reload else None
 
     async def _configure(self, config: Config) -> None:

@@ -88,7 +88,7 @@ def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
 
     """
     file = file_name(source)
-    problems = _Problems()
+    problems = _SortedProblems()
     found, unknown = _collect(compose(text, file=file), file=file, problems=problems)
     notes = _check_unknown(unknown, file=file, none_known=not found, problems=problems)
     notes += _check_variables(environ)
@@ -141,7 +141,7 @@ class _Found:
     value: YamlValue
 
 
-class _Problems:
+class _SortedProblems:
     """Errors in the order of their lines, then errors without a line."""
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class _Problems:
 
 
 def _collect(
-    nodes: dict[str, YamlNode], *, file: str, problems: _Problems
+    nodes: dict[str, YamlNode], *, file: str, problems: _SortedProblems
 ) -> tuple[dict[str, _Found], dict[str, YamlNode]]:
     """Return the values of known keys and the nodes of unknown keys, both by path.
 
@@ -201,7 +201,7 @@ def _collect(
 
 
 def _check_unknown(
-    unknown: Mapping[str, YamlNode], *, file: str, none_known: bool, problems: _Problems
+    unknown: Mapping[str, YamlNode], *, file: str, none_known: bool, problems: _SortedProblems
 ) -> list[Note]:
     """Report unknown keys: as errors in the sections of skyfast, and as notes elsewhere.
 
@@ -292,7 +292,7 @@ def _variables(sections: Sequence[str]) -> tuple[str, ...]:
 class _Settings:
     """The values of the keys, each checked on its own."""
 
-    def __init__(self, found: Mapping[str, _Found], problems: _Problems) -> None:
+    def __init__(self, found: Mapping[str, _Found], problems: _SortedProblems) -> None:
         """Check every value. Invalid keys are added to ``problems`` and get their defaults."""
         self._found = {
             path: each for path, each in found.items() if _is_set(SCHEMA[path], each.value)
@@ -351,7 +351,7 @@ def _below(nodes: Mapping[str, YamlNode], name: str | int) -> YamlNode | None:
     return next((node for key, node in nodes.items() if key.lower() == name), None)
 
 
-def _value(key: Key[T], found: _Found | None, problems: _Problems) -> T:
+def _value(key: Key[T], found: _Found | None, problems: _SortedProblems) -> T:
     if found is None:
         return key.default
     try:
@@ -499,7 +499,7 @@ def _connection_timeout_s(get: _Settings) -> float:
     return get(schema.CONNECTION_TIMEOUT) or schema.CONNECTION_TIMEOUT.default
 
 
-def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problems) -> Config:
+def _build(get: _Settings, *, source: str, notes: list[Note], problems: _SortedProblems) -> Config:
     with problems:
         tls = _tls(get)
     with problems:

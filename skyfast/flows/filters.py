@@ -128,7 +128,7 @@ def make_flow_filter(
     """
     if not (config.excluded_tags or config.drop or config.keep):
         return FlowFilter(None, ())
-    source = _Source()
+    source = _FunctionSource()
     counters: list[tuple[MutableMapping[str, int], str]] = []
     if config.excluded_tags:
         source.drop(f"{source.tag()} in {source.constant(config.excluded_tags)}")
@@ -145,7 +145,7 @@ def make_flow_filter(
     return FlowFilter(source.function(classifier, requirements), counters)
 
 
-class _Source:
+class _FunctionSource:
     """The source of the filter function, and the constants that it refers to."""
 
     def __init__(self) -> None:

@@ -73,7 +73,7 @@ class SilenceTiming:
     """Time after ``flow.update`` until the reports of an update have arrived."""
 
 
-class _Report(msgspec.Struct, gc=False):
+class _PacketReport(msgspec.Struct, gc=False):
     CaptureID: str = ""
     FlowCount: int = 0
     PacketsReceived: int = 0
@@ -94,7 +94,7 @@ class Activity:
         self.reports = 0
         self.changes = 0
         """Reports that show packets."""
-        self._decode = msgspec.json.Decoder(_Report).decode
+        self._decode = msgspec.json.Decoder(_PacketReport).decode
         self._values: set[tuple[int, int]] = set()
         self._older: set[tuple[int, int]] = set()
         self._kept_until_s = -math.inf

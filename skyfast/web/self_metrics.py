@@ -19,7 +19,7 @@ _BUILD: Final = {"version": __version__, "python": platform.python_version()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
+class _Sources:
     """The sources of a page. ``process`` is None if the system does not report it."""
 
     stats: Stats
@@ -28,7 +28,7 @@ class _Source:
     process: ProcessUsage | None
 
 
-_Samples = Callable[[_Source], Iterable[Sample] | None]
+_Samples = Callable[[_Sources], Iterable[Sample] | None]
 """Returns a family's samples; None leaves the family out of the page."""
 
 
@@ -50,12 +50,12 @@ def _metric(name: str, help_text: str, samples: _Samples, *, standard_name: str 
     return _Metric(family=family, standard=standard, samples=samples)
 
 
-def _value(read: Callable[[_Source], float]) -> _Samples:
+def _value(read: Callable[[_Sources], float]) -> _Samples:
     """Read a single value."""
     return lambda source: [({}, read(source))]
 
 
-def _by(label: str, read: Callable[[_Source], Mapping[str, float]]) -> _Samples:
+def _by(label: str, read: Callable[[_Sources], Mapping[str, float]]) -> _Samples:
     """Read a value for each value of ``label``."""
     return lambda source: [({label: key}, value) for key, value in read(source).items()]
 
@@ -82,7 +82,7 @@ def _by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) 
     ]
 
 
-def _messages(source: _Source) -> Iterable[Sample]:
+def _messages(source: _Sources) -> Iterable[Sample]:
     return [
         ({"analyzer": analyzer.name, "namespace": namespace, "type": type_}, count)
         for analyzer in source.stats.analyzers.values()
@@ -90,12 +90,12 @@ def _messages(source: _Source) -> Iterable[Sample]:
     ]
 
 
-def _values_skipped(source: _Source) -> Mapping[str, int]:
+def _values_skipped(source: _Sources) -> Mapping[str, int]:
     counts = sums(source.stats.values_skipped, source.table.values_skipped)
     return dict(sorted(counts.items()))
 
 
-def _last_reload_failure_timestamp_s(source: _Source) -> float:
+def _last_reload_failure_timestamp_s(source: _Sources) -> float:
     failure = source.stats.config.last_failure
     return failure.timestamp_s if failure else 0
 
@@ -434,7 +434,7 @@ def render(
         usage = process_usage()
     except OSError:
         usage = None
-    source = _Source(stats=stats, table=table, views=views, process=usage)
+    source = _Sources(stats=stats, table=table, views=views, process=usage)
     parts = []
     for metric in _METRICS:
         samples = metric.samples(source)

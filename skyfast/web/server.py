@@ -87,7 +87,7 @@ _RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
 # Errors of bind() if there is no IPv6. `localhost` may resolve to ::1 nevertheless.
 _UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
-Reload = Callable[[], Awaitable[str | None]]
+ReloadFunction = Callable[[], Awaitable[str | None]]
 """Reloads the configuration, and returns the error, or None on success."""
 
 log = logging.getLogger("skyfast.web")
@@ -104,7 +104,7 @@ class WebServer:
         status: Status,
         ready: Callable[[], bool],
         stats: ScrapeStats,
-        reload: Reload | None = None,
+        reload: ReloadFunction | None = None,
         security: "WebSecurity | None" = None,
         listen_at: Listen = AS_CONFIGURED,
     ) -> None:
@@ -143,7 +143,7 @@ class WebServer:
         """The first port of `addresses`."""
         return self.addresses[0].port
 
-    def configure(self, limits: Web, *, reload: Reload | None) -> None:
+    def configure(self, limits: Web, *, reload: ReloadFunction | None) -> None:
         """Apply new limits. Responses in progress keep the limits they started with."""
         self._limits = limits
         self._connections.limit = limits.max_connections

@@ -126,7 +126,7 @@ class Analyzer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableState:
+class TableStatus:
     """The table. ``skipped_total`` contains reasons that occurred, without filter rules.
 
     ``reports_lost_total`` counts checked reports whose predecessor was lost.
@@ -160,7 +160,7 @@ class Scrapes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InterfacesState:
+class InterfacesStatus:
     """The state of topology queries, and the busiest interfaces of the last response."""
 
     enabled: bool
@@ -173,7 +173,7 @@ class InterfacesState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CapturesState:
+class CapturesStatus:
     """The number of captures, and the first of them."""
 
     count: int
@@ -227,10 +227,10 @@ class StatusReport:
     resident_bytes: int | None
     flows_per_second: float
     analyzers: list[Analyzer]
-    table: TableState
+    table: TableStatus
     scrapes: Scrapes
-    interfaces: InterfacesState
-    captures: CapturesState
+    interfaces: InterfacesStatus
+    captures: CapturesStatus
     history: Series
     labels: Sequence[str]
     metrics: Sequence[Metric]
@@ -400,7 +400,7 @@ class Status:
                 last_duration_seconds=scrape.last_duration_s if scrape.scrapes else None,
                 last_bytes=scrape.last_bytes if scrape.scrapes else None,
             ),
-            interfaces=InterfacesState(
+            interfaces=InterfacesStatus(
                 enabled=subject.config.topology.interfaces_interval_s > 0,
                 count=stats.topology.interfaces,
                 answers_total=stats.topology.answers,
@@ -409,7 +409,7 @@ class Status:
                 last_error=_last_error(stats.topology.last_failure),
                 busiest=subject.interfaces.busiest(now),
             ),
-            captures=CapturesState(
+            captures=CapturesStatus(
                 count=stats.captures.captures,
                 first=subject.captures.first(MAX_CAPTURES, now),
             ),
@@ -514,9 +514,9 @@ def _last_error(failure: Failure | None) -> LastError | None:
     )
 
 
-def _table(stats: Stats, table: TableCounts) -> TableState:
+def _table(stats: Stats, table: TableCounts) -> TableStatus:
     skipped = sums(stats.flows_skipped, table.skipped)
-    return TableState(
+    return TableStatus(
         connections=table.connections,
         connections_limit=stats.max_connections,
         flows=table.flows,

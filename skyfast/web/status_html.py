@@ -148,7 +148,7 @@ def formatted(value: Any, format_: str, now_s: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
+class _HtmlColumn:
     """A column of a table: the path of its values in a row, their format, and the header.
 
     ``head`` and ``attributes`` are HTML of the header cell.
@@ -161,34 +161,34 @@ class _Column:
 
 
 _ANALYZERS = (
-    _Column("name", "text", "analyzer"),
-    _Column("up", "state", "state"),
-    _Column("since_timestamp_seconds", "since", "since"),
-    _Column("flows_per_second", "number", "flows/s"),
-    _Column("flows_total", "count", "flows"),
-    _Column("reconnects_total", "count", "reconnects"),
-    _Column("last_message_timestamp_seconds", "ago", "last message"),
-    _Column("last_error", "error", "last error"),
+    _HtmlColumn("name", "text", "analyzer"),
+    _HtmlColumn("up", "state", "state"),
+    _HtmlColumn("since_timestamp_seconds", "since", "since"),
+    _HtmlColumn("flows_per_second", "number", "flows/s"),
+    _HtmlColumn("flows_total", "count", "flows"),
+    _HtmlColumn("reconnects_total", "count", "reconnects"),
+    _HtmlColumn("last_message_timestamp_seconds", "ago", "last message"),
+    _HtmlColumn("last_error", "error", "last error"),
 )
 
 _INTERFACES = (
-    _Column("labels.interface_name", "text", "interface"),
-    _Column("labels.host", "text", "host"),
-    _Column("labels.interface_type", "text", "type"),
-    _Column("labels.ipv4", "text", "address"),
-    _Column("received_bytes", "bytes", "received"),
-    _Column("transmitted_bytes", "bytes", "sent"),
-    _Column("dropped_packets", "count", "dropped"),
-    _Column("errors", "count", "errors"),
+    _HtmlColumn("labels.interface_name", "text", "interface"),
+    _HtmlColumn("labels.host", "text", "host"),
+    _HtmlColumn("labels.interface_type", "text", "type"),
+    _HtmlColumn("labels.ipv4", "text", "address"),
+    _HtmlColumn("received_bytes", "bytes", "received"),
+    _HtmlColumn("transmitted_bytes", "bytes", "sent"),
+    _HtmlColumn("dropped_packets", "count", "dropped"),
+    _HtmlColumn("errors", "count", "errors"),
 )
 
 _CAPTURES = (
-    _Column("capture_id", "text", "capture"),
-    _Column("packets_received", "number", "packets"),
-    _Column("packets_dropped", "number", "dropped"),
-    _Column("flows", "count", "flows"),
-    _Column("flows_dropped", "count", "flows dropped"),
-    _Column("kernel_flows_dropped", "count", "by the kernel"),
+    _HtmlColumn("capture_id", "text", "capture"),
+    _HtmlColumn("packets_received", "number", "packets"),
+    _HtmlColumn("packets_dropped", "number", "dropped"),
+    _HtmlColumn("flows", "count", "flows"),
+    _HtmlColumn("flows_dropped", "count", "flows dropped"),
+    _HtmlColumn("kernel_flows_dropped", "count", "by the kernel"),
 )
 
 
@@ -312,11 +312,11 @@ class _Elements:
         text = escape(formatted(value, format_, self._now_s))
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
-    def table(self, key: str, columns: Iterable[_Column]) -> str:
+    def table(self, key: str, columns: Iterable[_HtmlColumn]) -> str:
         """Return the list as a table."""
         return self.rows(key, columns, _at(self._tree, key))
 
-    def rows(self, key: str, columns: Iterable[_Column], rows: Sequence[Any]) -> str:
+    def rows(self, key: str, columns: Iterable[_HtmlColumn], rows: Sequence[Any]) -> str:
         """Return a table of ``rows``, hidden if there are none."""
         columns = tuple(columns)
         heads = "".join(
@@ -332,7 +332,7 @@ class _Elements:
             f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table></div>\n"
         )
 
-    def _cell(self, column: _Column, row: Any) -> str:
+    def _cell(self, column: _HtmlColumn, row: Any) -> str:
         value = _at(row, column.key)
         class_ = _class(value, column.format)
         text = escape(formatted(value, column.format, self._now_s))
@@ -460,13 +460,13 @@ def _note(top: Top) -> str:
 def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -> str:
     key = ranking.keys[query.by]
     columns = [
-        _Column(
+        _HtmlColumn(
             "rank",
             _format(ranking.metrics[key.family], is_rate=key.is_rate),
             _title(key),
             ' aria-sort="descending"',
         ),
-        *(_Column(f"labels.{name}", "text", name.replace("_", " ")) for name in ranking.labels),
+        *(_HtmlColumn(f"labels.{name}", "text", name.replace("_", " ")) for name in ranking.labels),
         *(column for metric in ranking.metrics for column in _value_columns(metric, query)),
     ]
     entries = top.entries if top else []
@@ -482,12 +482,12 @@ def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -
     return elements.rows("top", columns, rows)
 
 
-def _value_columns(metric: Metric, query: Query) -> Iterable[_Column]:
+def _value_columns(metric: Metric, query: Query) -> Iterable[_HtmlColumn]:
     name = escape(metric.name.replace("_", " "))
     link = f'<a href="{_link(metric.name, query)}" data-by="{escape(metric.name)}">{name}</a>'
     for index in range(metric.directions):
         arrow = f" {_DIRECTIONS[index]}" if metric.directions == 2 else ""
-        yield _Column(f"values.{metric.name}.{index}", _format(metric), link + arrow)
+        yield _HtmlColumn(f"values.{metric.name}.{index}", _format(metric), link + arrow)
 
 
 def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
