@@ -113,7 +113,7 @@ class Origin:
         return ConfigError(*(text for _, text in self.problems(error, path, hides=hides)))
 
     @contextmanager
-    def refusing(
+    def errors_at(
         self, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[None]:
         """Convert an `InvalidValue` raised in this block to a `ConfigError` for ``path``."""

@@ -224,7 +224,7 @@ class _Reader:
         self, node: YamlNode, path: str, *, secret: bool = False
     ) -> AbstractContextManager[None]:
         """Convert errors of values in ``node``, at ``path``, to ConfigErrors."""
-        return self.origin(node).refusing(path, hides=hide_all if secret else hide_nothing)
+        return self.origin(node).errors_at(path, hides=hide_all if secret else hide_nothing)
 
     def add_warning(self, node: YamlNode, path: str, text: str) -> None:
         """Add a warning about ``node``, at ``path``."""
