@@ -115,8 +115,8 @@ def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
         paths += [*plan.conversation.paths, plan.conversation.point]
     if plan.share is not None:
         paths += plan.share.conversation.paths
-    amounts = [path for counter in plan.counters for path in counter.amounts]
-    full = [*paths, *_MARKS, *amounts]
+    last_updates = [path for counter in plan.counters for path in counter.last_update]
+    full = [*paths, *_MARKS, *last_updates]
     return FlowTypes(
         Update=_struct("Update", paths),
         FirstReport=_struct("FirstReport", [*paths, *_MARKS]),
@@ -130,7 +130,7 @@ def _omissible(
 ) -> frozenset[FieldPath]:
     """Return the omissible fields and parts of ``FullReport``, which has ``paths``."""
     may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in plan.gauges)}
-    may_lack |= {path for counter in plan.counters for path in counter.amounts}
+    may_lack |= {path for counter in plan.counters for path in counter.last_update}
     may_lack |= {path for each in plan.counters if each.optional for path in each.paths}
     # A field that is also used for something required is not omissible.
     must_have = {*needed, ("UUID",), ("Last",)}
