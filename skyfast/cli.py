@@ -259,11 +259,11 @@ def _join_negative_values(argv: list[str]) -> list[str]:
     Otherwise argparse parses them as options and reports a missing value.
     """
     joined: list[str] = []
-    for each in argv:
-        if joined and re.fullmatch(r"--[\w.-]+", joined[-1]) and re.match(r"-[0-9]", each):
-            joined[-1] += f"={each}"
+    for argument in argv:
+        if joined and re.fullmatch(r"--[\w.-]+", joined[-1]) and re.match(r"-[0-9]", argument):
+            joined[-1] += f"={argument}"
         else:
-            joined.append(each)
+            joined.append(argument)
     return joined
 
 
@@ -371,7 +371,10 @@ def _check_replay(arguments: argparse.Namespace) -> str:
     playback = _playback(arguments)
     if not playback or not arguments.replay:
         return ""
-    return "".join(f"# Recording {one.path}: {one.summary()}.\n" for one in playback.recordings)
+    return "".join(
+        f"# Recording {recording.path}: {recording.summary()}.\n"
+        for recording in playback.recordings
+    )
 
 
 def _check_web(path: str) -> str:

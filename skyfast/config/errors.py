@@ -60,9 +60,9 @@ def error_context(node: YamlNode, name: str = "") -> Iterator[None]:
     try:
         yield
     except InvalidValue as error:
-        for each in error.all():
-            each.name = join(name, each.name) if each.name else name
-            each.line = each.line or node.line
+        for nested in error.all():
+            nested.name = join(name, nested.name) if nested.name else name
+            nested.line = nested.line or node.line
         raise
 
 
@@ -102,9 +102,10 @@ class Origin:
         self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[tuple[int | None, str]]:
         """Yield line and message of each error at ``path``; ``hides`` selects values to redact."""
-        for each in error.all():
-            origin = self.part(each.line)
-            yield origin.line, f"{origin}: {each.message(path, hidden=hides(each.value))}"
+        for nested in error.all():
+            origin = self.part(nested.line)
+            message = nested.message(path, hidden=hides(nested.value))
+            yield origin.line, f"{origin}: {message}"
 
     def error(
         self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
@@ -128,7 +129,7 @@ class Problems:
 
     def __init__(self) -> None:
         """Start without errors."""
-        self._found: list[InvalidValue] = []
+        self._errors: list[InvalidValue] = []
 
     def __enter__(self) -> None:
         """Start a block that may raise `InvalidValue`."""
@@ -137,14 +138,14 @@ class Problems:
         """Collect an `InvalidValue` and continue after the block."""
         if not isinstance(error, InvalidValue):
             return False
-        self._found.append(error)
-        if len(self._found) > MAX_PROBLEMS:
+        self._errors.append(error)
+        if len(self._errors) > MAX_PROBLEMS:
             self.check()
         return True
 
     def check(self) -> None:
         """Raise the collected errors, if any."""
-        if self._found:
-            first, *others = self._found
+        if self._errors:
+            first, *others = self._errors
             first.others += others
             raise first

@@ -271,7 +271,10 @@ def mapping_of(
 
 
 def entry_of(
-    nodes: Mapping[str, YamlNode], name: str, parse: Callable[[YamlValue], T], default: T | None = None
+    nodes: Mapping[str, YamlNode],
+    name: str,
+    parse: Callable[[YamlValue], T],
+    default: T | None = None,
 ) -> T:
     """Return a parsed entry of a mapping, or the default if it is missing or empty."""
     if name not in nodes or (default is not None and nodes[name].value in ("", [])):

@@ -136,12 +136,12 @@ def _to_values(field: str, path: FieldPath | None, value: YamlValue) -> Conditio
     if value == []:
         raise InvalidValue("contains no value", value)
     if isinstance(value, list):
-        found = bounded_list_of(to_entry, "values", most=MAX_ENTRIES)(value)
+        entries = bounded_list_of(to_entry, "values", most=MAX_ENTRIES)(value)
     else:
-        found = (to_entry(value),)
-    ranges = tuple(each for each in found if isinstance(each, tuple))
-    values = frozenset(each for each in found if isinstance(each, str | int))
-    networks = tuple(each for each in found if not isinstance(each, str | int | tuple))
+        entries = (to_entry(value),)
+    ranges = tuple(entry for entry in entries if isinstance(entry, tuple))
+    values = frozenset(entry for entry in entries if isinstance(entry, str | int))
+    networks = tuple(entry for entry in entries if not isinstance(entry, str | int | tuple))
     return Condition(field=field, path=path, values=values, ranges=ranges, networks=networks)
 
 
@@ -181,7 +181,8 @@ def _to_range(path: FieldPath, value: YamlValue) -> int | tuple[int, int]:
 def show_rules(rules: Sequence[Rule]) -> list[object]:
     """Return the value that `to_rules` converts to ``rules``."""
     return [
-        {"name": rule.name, **{each.field: _show_condition(each) for each in rule.conditions}}
+        {"name": rule.name}
+        | {condition.field: _show_condition(condition) for condition in rule.conditions}
         for rule in rules
     ]
 

@@ -274,8 +274,8 @@ def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str
         return f"line {context.line + 1} has no colon followed by a space"
     if "end of stream" in problem and context is not None:
         return f"the quote that starts on line {context.line + 1} is not closed"
-    if (found := _ENDS_FLOW.search(problem)) and context is not None:
-        opening = "[" if found[1] == "]" else "{"
+    if (match := _ENDS_FLOW.search(problem)) and context is not None:
+        opening = "[" if match[1] == "]" else "{"
         return f"the {opening} on line {context.line + 1} is not closed"
     if "expected key" in problem or "expected <block end>" in problem or "'-' ind" in problem:
         if before.strip():
@@ -320,8 +320,8 @@ def describe_path(path: str) -> str:
 
 def redact_url(url: str) -> str:
     """Return ``url``, which may be invalid, without its user and password."""
-    before, at, after = url.rpartition("@")
-    if not at:
+    before, separator, after = url.rpartition("@")
+    if not separator:
         return url
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", before)
     return (scheme.group() if scheme else "") + after

@@ -80,11 +80,11 @@ class _Figures:
     flows: int = 0
 
 
-def _highest(one: _Figures, other: _Figures) -> _Figures:
+def _highest(first: _Figures, second: _Figures) -> _Figures:
     return _Figures(
-        packets_received=max(one.packets_received, other.packets_received),
-        packets_dropped=max(one.packets_dropped, other.packets_dropped),
-        flows=max(one.flows, other.flows),
+        packets_received=max(first.packets_received, second.packets_received),
+        packets_dropped=max(first.packets_dropped, second.packets_dropped),
+        flows=max(first.flows, second.flows),
     )
 
 

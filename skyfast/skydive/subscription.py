@@ -48,7 +48,7 @@ from skyfast.skydive.auth import (
     resolve,
 )
 from skyfast.skydive.silence import Reporting, Silence, SilenceTiming
-from skyfast.skydive.websocket import WebSocketConnection, MessageData, OnMessage
+from skyfast.skydive.websocket import MessageData, OnMessage, WebSocketConnection
 from skyfast.stats import AnalyzerStats, Failure
 
 log = logging.getLogger("skyfast.subscription")

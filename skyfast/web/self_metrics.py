@@ -69,7 +69,9 @@ def _by_analyzer(read: Callable[[AnalyzerStats], float]) -> _Samples:
     """Read a value for each analyzer."""
     return _by(
         "analyzer",
-        lambda source: {each.name: read(each) for each in source.stats.analyzers.values()},
+        lambda source: {
+            analyzer.name: read(analyzer) for analyzer in source.stats.analyzers.values()
+        },
     )
 
 

@@ -169,23 +169,23 @@ class WebServer:
     async def _listen(self) -> list[socket.socket]:
         """Return the listening sockets, and store their addresses."""
         if self._listen_at.sockets:
-            self.addresses = [bound(each) for each in self._listen_at.sockets]
+            self.addresses = [bound(socket_) for socket_ in self._listen_at.sockets]
             return list(self._listen_at.sockets)
         listeners: list[socket.socket] = []
         for i, address in enumerate(self.addresses):
             try:
                 try:
-                    found = await _listen(address.host, address.port)
+                    listening = await _listen(address.host, address.port)
                 except OSError as error:
                     if error.errno != errno.EADDRINUSE or not self._listen_at.any_port:
                         raise
-                    found = await _listen(address.host, 0)
+                    listening = await _listen(address.host, 0)
             except OSError as error:
                 for listener in listeners:
                     listener.close()
                 raise ListenError(error, address) from None
-            self.addresses[i] = Endpoint(address.host, bound(found[0]).port)
-            listeners += found
+            self.addresses[i] = Endpoint(address.host, bound(listening[0]).port)
+            listeners += listening
         return listeners
 
     async def stop(self) -> None:
@@ -530,10 +530,10 @@ async def _listen(address: str, port: int) -> list[socket.socket]:
     """
     if address in ("", "::"):
         return [_listen_everywhere(port)]
-    found = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    infos = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
     listeners: list[socket.socket] = []
     unavailable = None
-    for family, _, _, _, sockaddr in dict.fromkeys(found):
+    for family, _, _, _, sockaddr in dict.fromkeys(infos):
         try:
             listener = socket.create_server((sockaddr[0], port, *sockaddr[2:]), family=family)
         except OSError as error:

@@ -53,13 +53,15 @@ _HEIGHT: Final = 40
 
 
 def _short(number: float, unit: str, prefixes: str) -> str:
-    at = 0
-    while number >= 1000 and at < len(prefixes) - 1:
+    power = 0
+    while number >= 1000 and power < len(prefixes) - 1:
         number /= 1000
-        at += 1
-    digits = 0 if number >= 100 or (at == 0 and number == int(number)) else 1 if number >= 10 else 2
+        power += 1
+    digits = (
+        0 if number >= 100 or (power == 0 and number == int(number)) else 1 if number >= 10 else 2
+    )
     rounded = Decimal(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-    return f"{rounded} {prefixes[at].strip()}{unit}".strip()
+    return f"{rounded} {prefixes[power].strip()}{unit}".strip()
 
 
 def _count(value: Any) -> str:

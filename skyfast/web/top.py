@@ -258,13 +258,13 @@ class Ranking:
     def _entry(self, row: Row, *, rank: float) -> Entry:
         _, labels, flat = row
         values: dict[str, list[float | None]] = {}
-        at = 0
+        start = 0
         for metric, family in zip(self.metrics, self._families, strict=True):
-            end = at + len(family.values)
+            end = start + len(family.values)
             values[metric.name] = [
-                None if value is None else _scaled(value, family) for value in flat[at:end]
+                None if value is None else _scaled(value, family) for value in flat[start:end]
             ]
-            at = end
+            start = end
         return Entry(rank=rank, labels=dict(zip(self.labels, labels, strict=True)), values=values)
 
 

@@ -33,7 +33,7 @@ from websockets.uri import parse_uri
 from skyfast.config import model
 from skyfast.skydive import websocket as frames
 from skyfast.skydive.tls import client_context
-from skyfast.skydive.websocket import BUFFER_BYTES, WebSocketConnection, MessageData
+from skyfast.skydive.websocket import BUFFER_BYTES, MessageData, WebSocketConnection
 from tests.support.analyzer import (
     ACCEPT_GUID,
     BINARY,
