@@ -167,7 +167,7 @@ class App:
                         ("subscriptions", self._subscribe()),
                         ("topology", self._poll()),
                         ("expiry", self._expire()),
-                        ("room", self._warn_when_full()),
+                        ("table limits", self._warn_when_full()),
                         ("history", self.status.run()),
                         ("watchdog", self._manager.watchdog()),
                     )
@@ -303,7 +303,7 @@ class App:
         self._parts.table.relabel([(lookup, keys)])
 
     def _hold(self) -> None:
-        """Stop the clock while reports may be missing."""
+        """Hold the clock while reports may be missing."""
         if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
             self.clock.hold(
                 self._gap.update(
@@ -315,7 +315,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Stop or resume the clock; count the stopped time and log each change."""
+        """Hold or release the clock; count the held time and log each change."""
         self._hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
@@ -327,7 +327,7 @@ class App:
         stats.clock_held = int(held)
 
     def _missing_analyzers(self) -> str:
-        """Return the analyzers for which the clock is stopped, with their states."""
+        """Return the analyzers for which the clock is held, with their states."""
         causes, subscriptions = self._gap.causes, self.subscriptions
         texts = [f"{name} ({subscriptions.state(name)})" for name in causes[:MAX_ANNOUNCED]]
         more = len(causes) - MAX_ANNOUNCED
@@ -341,7 +341,7 @@ class App:
             now = self.clock.now()
             if self.clock.paused_s > paused_s:
                 log.warning(
-                    "paused for %.0f s; all deadlines are postponed by as much",
+                    "process paused for %.0f s; all deadlines are postponed by as much",
                     self.clock.paused_s - paused_s,
                 )
                 paused_s = self.clock.paused_s

@@ -2,7 +2,7 @@
 
 While a subscription does not deliver, the reports of live connections do not arrive. Therefore no
 row expires until the subscription has delivered for another ``flow.update``: by then, every live
-flow has been reported again. The pause is bounded, because it also delays the expiry of ended
+flow has been reported again. This time is bounded, because it also delays the expiry of ended
 connections.
 
 This module has no clock and no socket: its inputs are periodic states and ``now``, and its output
