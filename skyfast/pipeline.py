@@ -29,7 +29,7 @@ from skyfast.web.status import StatusSource
 from skyfast.web.top import Ranking
 
 NAMES_WAIT_S = 5.0
-"""Maximum time the subscriptions wait for the topology's first answer, if labels need it."""
+"""Maximum time the subscriptions wait for the topology's first response, if labels need it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class Parts:
         stats.flow_memory_s = self.config.limits.flow_memory_s
 
     async def wait_for_names(self) -> None:
-        """Wait up to `NAMES_WAIT_S` for the topology's first answer, if labels need it.
+        """Wait up to `NAMES_WAIT_S` for the topology's first response, if labels need it.
 
         Labels of a flow that arrives before its names would change immediately.
         """

@@ -72,8 +72,8 @@ RECONNECT_REASONS = (
 
 HTTP 401, 403, 409 and 426 are ``unauthorized``, ``forbidden``, ``conflict`` and ``upgrade``;
 any other response without an upgrade is ``handshake``. ``timeout``: the connection stopped
-responding to pings. ``silent``: it answers pings but delivers no messages. ``overload``: dropped by the
-analyzer, because skyfast read too slowly.
+responding to pings. ``silent``: it responds to pings but delivers no messages. ``overload``:
+dropped by the analyzer, because skyfast read too slowly.
 """
 
 TOPOLOGY_ERRORS = (

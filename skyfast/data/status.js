@@ -136,9 +136,9 @@
   }
 
   async function ask(path) {
-    const answer = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
-    if (!answer.ok) throw new Error(`${path}: ${answer.status}`, { cause: answer.status });
-    return answer.json();
+    const response = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+    if (!response.ok) throw new Error(`${path}: ${response.status}`, { cause: response.status });
+    return response.json();
   }
 
   // The structure that the page was rendered for. If it has changed, the page is reloaded.

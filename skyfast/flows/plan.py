@@ -65,8 +65,8 @@ class Counter:
 
     ``paths`` are one total since the flow started, or several to add up. ``last_update`` are the
     parts of each total that belong to the latest update, or empty if Skydive does not send them:
-    then 0 is assumed. With ``optional``, flows can lack the counter; a connection of only such flows has
-    no series of it.
+    then 0 is assumed. With ``optional``, flows can lack the counter; a connection of only such
+    flows has no series of it.
     """
 
     paths: tuple[FieldPath, ...]

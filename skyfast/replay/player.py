@@ -199,13 +199,13 @@ class _Analyzer:
         return socket
 
     async def _topology_response(self, request: web.Request) -> web.Response:
-        """Answer both queries of skyfast with the recorded nodes."""
+        """Return the recorded nodes, for both queries of skyfast."""
         try:
             asked = msgspec.json.decode(await request.read(), type=dict[str, str])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise web.HTTPBadRequest from None
         if asked.get("GremlinQuery") not in {QUERY, QUERY_WITH_NAMES}:
-            raise web.HTTPBadRequest(text="a replayed analyzer answers only skyfast's own queries")
+            raise web.HTTPBadRequest(text="a replayed analyzer supports only skyfast's own queries")
         response = web.Response(
             body=msgspec.json.encode(self._topology()),
             content_type="application/json",

@@ -60,15 +60,15 @@ async def resolve(host: str, port: int) -> list[str]:
     with contextlib.suppress(ValueError):
         return [str(ipaddress.ip_address(host))]
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[str]] = loop.create_future()
+    resolution: asyncio.Future[list[str]] = loop.create_future()
 
     def settle(addresses: list[str], error: Exception | None) -> None:
-        if answer.done():  # pragma: no cover - the waiter was cancelled
+        if resolution.done():  # pragma: no cover - the waiter was cancelled
             return
         if error is not None:
-            answer.set_exception(error)
+            resolution.set_exception(error)
         else:
-            answer.set_result(addresses)
+            resolution.set_result(addresses)
 
     def run() -> None:
         addresses: list[str] = []
@@ -84,7 +84,7 @@ async def resolve(host: str, port: int) -> list[str]:
     threading.Thread(target=run, name=f"resolve {host}", daemon=True).start()
     try:
         async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-            return await answer
+            return await resolution
     except TimeoutError:
         problem = f"no response within {RESOLVE_TIMEOUT_S:g} s"
         raise socket.gaierror(socket.EAI_AGAIN, problem) from None

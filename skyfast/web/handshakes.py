@@ -143,7 +143,7 @@ class Handshake:
             return "client_certificate", f"client certificate missing or not trusted{details}"
         return "error", f"handshake error{details}"
 
-    async def answer(self, data: bytes) -> None:
+    async def respond(self, data: bytes) -> None:
         """Send ``data``, and wait until the client has closed the connection."""
         client = self._client
         if client is None or not data:

@@ -278,7 +278,7 @@ _TOPOLOGY: Final = (
     ),
     _metric(
         "skyfast_interfaces_skipped",
-        "Nodes of the latest topology answer that are not exported, by reason.",
+        "Nodes of the latest topology response that are not exported, by reason.",
         _by("reason", lambda source: source.stats.topology.skipped),
     ),
     _metric(

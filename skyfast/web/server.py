@@ -152,7 +152,7 @@ class WebServer:
     async def start(self) -> None:
         """Start listening. Raises ListenError if an address or port is unavailable."""
         loop = asyncio.get_running_loop()
-        manager = make_manager(self._answer)
+        manager = make_manager(self._handle)
         listeners = await self._listen()
         for listener in listeners:
             if self._security is not None and self._security.config.tls is not None:
@@ -200,7 +200,7 @@ class WebServer:
                 if self._tasks:
                     await asyncio.wait(self._tasks)
         except TimeoutError:
-            log.warning("HTTP server stopped with %d unanswered requests", len(self._tasks))
+            log.warning("HTTP server stopped before it finished %d responses", len(self._tasks))
         self._html_executor.shutdown(wait=False, cancel_futures=True)
         if self._security is not None:
             self._security.close()
@@ -227,7 +227,7 @@ class WebServer:
                 connection = HttpConnection(manager, loop=loop, connections=self._connections)
                 connection.start_tls(client, security)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle a request and send the complete response, so that aiohttp sends nothing."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tasks.add(task)
@@ -288,7 +288,7 @@ class WebServer:
             )
             response.headers[hdrs.ALLOW] = allowed
             return response
-        return await route.answer(self, request)
+        return await route.handle(self, request)
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         return text_response("skyfast is healthy.")
@@ -481,7 +481,7 @@ class WebServer:
 class Route:
     """The handler of a path, and its methods."""
 
-    answer: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
+    handle: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
     methods: tuple[str, ...] = _READ_METHODS
     is_health: bool = False
     """Whether ``web.health_without_auth`` applies."""

@@ -495,9 +495,9 @@ def _value_columns(metric: Metric, query: Query) -> Iterable[_HtmlColumn]:
 def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
     if not report.interfaces.enabled:
         return "disabled by the configuration"
-    answered = elements.place("interfaces.last_answer_timestamp_seconds", "ago")
+    last_response = elements.place("interfaces.last_answer_timestamp_seconds", "ago")
     failed = elements.place("interfaces.last_error", "error")
     return (
-        f"{elements.place('interfaces.count', 'count')} in the topology, last answer {answered},"
-        f" last error {failed}"
+        f"{elements.place('interfaces.count', 'count')} in the topology,"
+        f" last response {last_response}, last error {failed}"
     )
