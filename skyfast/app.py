@@ -152,10 +152,13 @@ class App:
         if self._served_at and self._served_at.port not in (0, self.web.port):
             log.info("port %d is in use; using a free port", self._served_at.port)
         secure = _is_secure(self._security)
-        urls = [listen.url(address, secure=secure) for address in self.web.addresses]
-        for url in urls:
-            log.info("serving %s", url)
-        self._manager.ready(f"serving {', '.join(urls)}")
+        listening = [
+            f"{listen.describe(address)} ({listen.url(address, secure=secure)})"
+            for address in self.web.addresses
+        ]
+        for text in listening:
+            log.info("listening on %s", text)
+        self._manager.ready(f"listening on {', '.join(listening)}")
         _announce(self._parts.config)
         log.info("%s", _cost_summary(self._parts))
         _warn_of_double_counting(self._parts.config)
@@ -405,7 +408,7 @@ def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
     if new:
         others = f" and {len(new) - MAX_ANNOUNCED} more" if len(new) > MAX_ANNOUNCED else ""
         shown = ", ".join(new[:MAX_ANNOUNCED])
-        log.info("subscribing to %s%s as %s", shown, others, config.host_id)
+        log.info("subscribing to %s%s with host_id %s", shown, others, config.host_id)
 
 
 def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> None:
@@ -470,8 +473,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
         try:
             await app.run(stopping)
         except ListenError as error:
-            url = listen.url(error.address, secure=_is_secure(security))
-            log.error("cannot serve %s: %s%s", url, error, listen.hint(error))
+            address = listen.describe(error.address)
+            log.error("cannot listen on %s: %s%s", address, error, listen.hint(error))
             return False
         except BaseExceptionGroup:  # pragma: no cover - no known bug raises this
             log.critical("exiting after an unhandled exception", exc_info=True)
