@@ -342,14 +342,21 @@ def _listen(arguments: argparse.Namespace, configuration: model.Config) -> liste
 def _load(arguments: argparse.Namespace) -> model.Config:
     path = _path(arguments)
     if path is None:
-        loaded = loader.parse("", os.environ, source="the defaults")
+        loaded = loader.parse("", os.environ, source="the defaults", replayed=_replayed(arguments))
     else:
-        loaded = loader.load(path, os.environ)
+        loaded = loader.load(path, os.environ, replayed=_replayed(arguments))
     if arguments.shard is not None:
         loaded = sharding.sharded(loaded, arguments.shard)
     changes = {"level": arguments.log_level, "format": arguments.log_format}
     changes = {name: value for name, value in changes.items() if value is not None}
     return dataclasses.replace(loaded, logging=dataclasses.replace(loaded.logging, **changes))
+
+
+def _replayed(arguments: argparse.Namespace) -> str:
+    """Describe the recordings to replay instead of subscribing, or return an empty string."""
+    if arguments.demo:
+        return "the packaged recording"
+    return ", ".join(map(yaml_nodes.file_name, arguments.replay or ()))
 
 
 def _playback(arguments: argparse.Namespace) -> "Playback | None":

@@ -70,18 +70,22 @@ MAX_MISPLACED = 20
 """Maximum number of sections below one unknown key for which a note is logged."""
 
 
-def load(path: str, environ: Mapping[str, str]) -> Config:
+def load(path: str, environ: Mapping[str, str], *, replayed: str = "") -> Config:
     """Read the file at ``path``, or standard input if that is ``-``.
+
+    ``replayed`` describes the recordings that replace the analyzers, if any.
 
     Raises:
         ConfigError: The file cannot be read, or the file or the environment is invalid.
 
     """
-    return parse(read_file(path), environ, source=path)
+    return parse(read_file(path), environ, source=path, replayed=replayed)
 
 
-def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
+def parse(text: str, environ: Mapping[str, str], *, source: str, replayed: str = "") -> Config:
     """Parse the YAML ``text``; ``source`` is the path that it was read from.
+
+    ``replayed`` describes the recordings that replace the analyzers, if any.
 
     Raises:
         ConfigError: The text or the environment is invalid.
@@ -98,7 +102,7 @@ def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
             values[key.path] = _SetValue(origin, environ[key.env])
     settings = _Settings(values, problems)
     problems.check()
-    return _build(settings, source=source, notes=notes, problems=problems)
+    return _build(settings, source=source, notes=notes, problems=problems, replayed=replayed)
 
 
 def dump(config: Config) -> str:
@@ -115,7 +119,8 @@ def dump(config: Config) -> str:
         for section in sections:
             branch = branch.setdefault(section, {})
         branch[name] = key.show(config)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    head = f"# Replaying {config.replayed} instead of subscribing.\n" if config.replayed else ""
+    return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
@@ -387,6 +392,8 @@ def _resolve_endpoints(
     analyzers, url, urls = get(schema.ANALYZERS), get(schema.URL), get(schema.URLS)
     if not analyzers and url is None and not urls:
         analyzers = (Endpoint("127.0.0.1", ANALYZER_PORT),)
+        text = f"no analyzers are configured; subscribing to {analyzers[0].name}"
+        notes.append(Note(level=logging.INFO, text=text))
     if not urls:
         urls = _urls(url, analyzers, secure=secure)
         if len(analyzers) > 1 and len(urls) == 1:
@@ -509,7 +516,14 @@ def _connection_timeout_s(get: _Settings) -> float:
     return get(schema.CONNECTION_TIMEOUT) or schema.CONNECTION_TIMEOUT.default
 
 
-def _build(get: _Settings, *, source: str, notes: list[Note], problems: _SortedProblems) -> Config:
+def _build(
+    get: _Settings,
+    *,
+    source: str,
+    notes: list[Note],
+    problems: _SortedProblems,
+    replayed: str,
+) -> Config:
     with problems:
         tls = _tls(get)
     with problems:
@@ -517,7 +531,10 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _SortedP
     with problems:
         filter_ = _filter(get)
     problems.check()
-    analyzers, endpoints = _resolve_endpoints(get, notes, secure=bool(tls.client_cert))
+    analyzers: tuple[str, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    if not replayed:
+        analyzers, endpoints = _resolve_endpoints(get, notes, secure=bool(tls.client_cert))
     return Config(
         source=source,
         host_id=get(schema.HOST_ID) or socket.gethostname(),
@@ -550,4 +567,5 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _SortedP
         logging=Logging(level=get(schema.LEVEL), format=get(schema.LOG_FORMAT)),
         notes=tuple(notes),
         given=get.given,
+        replayed=replayed,
     )

@@ -41,6 +41,10 @@ _RULE_FIELDS: Mapping[str, FieldPath | None] = {
 }
 """The fields of conditions: fields of a flow, and labels made from them; None is the tag."""
 
+_EXPECTED = (
+    f"expected one of {', '.join(name for name in _RULE_FIELDS if name not in PATHS)},"
+    " or a field of a flow such as Metric.ABBytes"
+)
 _WRITTEN = {name.lower(): name for name in _RULE_FIELDS}
 _ENUMERATIONS: Mapping[FieldPath, tuple[str, ...]] = {
     ("Link", "Protocol"): ("ETHERNET",),
@@ -97,10 +101,11 @@ def _to_rule_name(value: YamlValue) -> str:
 def _to_field_condition(key: str, value: YamlValue) -> Condition:
     field = _WRITTEN.get(key.lower())
     if field is None and key.lower() in LABELS_BY_NAME:
-        raise InvalidValue("cannot be a condition: it is not part of a flow", shown=False)
+        problem = f"unknown condition: the label is not part of a flow; {_EXPECTED}"
+        raise InvalidValue(problem, shown=False)
     if field is None:
-        advice = suggestion(key, _RULE_FIELDS, otherwise="it is neither a label nor a field")
-        raise InvalidValue(f"cannot be a condition; {advice}", shown=False)
+        advice = suggestion(key, _RULE_FIELDS, otherwise=_EXPECTED)
+        raise InvalidValue(f"unknown condition; {advice}", shown=False)
     return _to_condition(field, value, known=("not", "regex"))
 
 

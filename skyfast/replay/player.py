@@ -79,7 +79,8 @@ class ReplayServer:
                 endpoints.append(endpoint)
                 locations.append(f"{printable(name)} at {endpoint.name}".strip())
             path, analyzers = printable(recording.path), ", ".join(locations)
-            log.info("replaying %s (%s), %s", path, recording.summary(), analyzers)
+            pace = _pace(self._playback)
+            log.info("replaying %s (%s)%s, %s", path, recording.summary(), pace, analyzers)
         self._playing = asyncio.create_task(self._play())
         return tuple(endpoints)
 
@@ -228,6 +229,13 @@ async def _ping(socket: web.WebSocketResponse) -> None:
     while True:
         await asyncio.sleep(PING_INTERVAL_S)
         await socket.ping()
+
+
+def _pace(playback: Playback) -> str:
+    """Describe the speed and the loop of a playback for the log; empty if it has neither."""
+    speed = f", {playback.speed:g} times as fast" if playback.speed != 1 else ""
+    loop = f", again every {playback.loop_s:g} s" if playback.loop_s else ""
+    return speed + loop
 
 
 def _loopback() -> str:

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import ipaddress
+import os
 import socket
 import ssl as ssl_module
 import threading
@@ -115,6 +116,20 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
             pass
 
     return aiohttp.TCPConnector(resolver=Resolver(), **options)
+
+
+def connection_error(error: BaseException) -> str:
+    """Return the error message of a failed connection, safe to log.
+
+    For an error of the system, this is the system's own message: those of asyncio and aiohttp
+    add the addresses of sockets and objects.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
+        # Name resolution has error numbers of its own, which are negative.
+        system = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
+        text = system[:1].lower() + system[1:]
+    return printable(text or type(error).__name__)
 
 
 def redirect(location: str) -> str:
@@ -241,7 +256,7 @@ class Authentication:
         except TimeoutError:
             return f"{request} did not respond within {LOGIN_TIMEOUT_S:g} s"
         except (aiohttp.ClientError, OSError) as exc:
-            return f"{request}: {printable(exc) or type(exc).__name__}"
+            return f"{request}: {connection_error(exc)}"
 
 
 def _cookie_header(cookies: Mapping[str, str]) -> Headers:

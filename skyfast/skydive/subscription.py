@@ -44,6 +44,7 @@ from skyfast.skydive.auth import (
     USE_TLS,
     Authentication,
     Headers,
+    connection_error,
     redirect,
     resolve,
 )
@@ -342,6 +343,8 @@ class Subscription:
         self._sent_headers: Headers = []
         self._server: str = predecessor._server if predecessor is not None else ""
         self._lasted_s = 0.0
+        self._attempts = 0
+        """Number of attempts to subscribe since the last successful one."""
         self._ended_s: float = predecessor._ended_s if predecessor is not None else -math.inf
 
     @property
@@ -365,10 +368,12 @@ class Subscription:
 
     async def _subscribe(self) -> Never:
         """Subscribe, and receive messages until an error occurs."""
+        self._attempts += 1
         connection = await self._connect()
         try:
             server = _server_name(connection)
             began_s = time.monotonic()
+            self._attempts = 0
             self._set_state(1)
             try:
                 self._log_subscribed(server)
@@ -506,6 +511,8 @@ class Subscription:
             else:
                 text += f", {self._authentication.problem}"
         self.stats.last_failure = Failure(reason, text)
+        if self._attempts > 1:
+            text = f"still not subscribed after {self._attempts} attempts: {text}"
         self._log(level, reason, f"{text}; next attempt in {delay_s:.1f} s")
 
     def _set_state(self, up: int) -> None:
@@ -553,11 +560,11 @@ def _server_name(connection: ClientConnection) -> str:
 
 def error_details(exc: Exception) -> str:
     """Return the error message, safe to log."""
-    text = str(exc) or type(exc).__name__
+    text = connection_error(exc)
     # The exceptions of websockets are generic; their cause is specific.
     if isinstance(exc, InvalidHandshake | ConnectionClosed) and exc.__cause__ is not None:
-        text += f": {exc.__cause__}"
-    return printable(text)
+        text += f": {connection_error(exc.__cause__)}"
+    return text
 
 
 def _explanation(exc: Exception, *, secure: bool) -> str:

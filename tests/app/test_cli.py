@@ -317,7 +317,7 @@ tls: {client_cert: /nowhere}
     expected = [
         "line 5: pipeline.filter.drop.target_port: 'x' is neither",
         "line 5: pipeline.filter.drop.protocol: 'UPD' is not one of",
-        "line 6: pipeline.filter.drop.nmae: cannot be a condition",
+        "line 6: pipeline.filter.drop.nmae: unknown condition",
         f"line 9: {store}.prot: is an unknown key; did you mean {store}.port?",
         f"line 10: {store}.port: '91OO' is not an integer",
         f"line 11: {store}.labels: 'target_ipp' is not a known label; did you mean target_ip?",
