@@ -17,7 +17,7 @@ import uvloop
 from skyfast import __version__, pipeline
 from skyfast.config import cost
 from skyfast.config.endpoint import Endpoint
-from skyfast.config.loader import changed
+from skyfast.config.loader import changed, uses_default_analyzer
 from skyfast.config.model import Config
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.selection import changed_fields
@@ -408,6 +408,8 @@ def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
     if new:
         others = f" and {len(new) - MAX_ANNOUNCED} more" if len(new) > MAX_ANNOUNCED else ""
         shown = ", ".join(new[:MAX_ANNOUNCED])
+        if uses_default_analyzer(config):
+            log.info("no analyzers are configured; using the default")
         log.info("subscribing to %s%s with host_id %s", shown, others, config.host_id)
 
 

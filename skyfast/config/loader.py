@@ -123,6 +123,12 @@ def dump(config: Config) -> str:
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
+def uses_default_analyzer(config: Config) -> bool:
+    """Return whether skyfast subscribes to its default because no analyzer is configured."""
+    keys = (schema.ANALYZERS, schema.URL, schema.URLS)
+    return not config.replayed and not any(key.path in config.given for key in keys)
+
+
 def changed(old: Config, new: Config) -> tuple[str, ...]:
     """Return the paths of the keys that differ between two configurations, including secrets."""
     return tuple(path for path, key in SCHEMA.items() if _compared(key, old) != _compared(key, new))
@@ -392,8 +398,6 @@ def _resolve_endpoints(
     analyzers, url, urls = get(schema.ANALYZERS), get(schema.URL), get(schema.URLS)
     if not analyzers and url is None and not urls:
         analyzers = (Endpoint("127.0.0.1", ANALYZER_PORT),)
-        text = f"no analyzers are configured; subscribing to {analyzers[0].name}"
-        notes.append(Note(level=logging.INFO, text=text))
     if not urls:
         urls = _urls(url, analyzers, secure=secure)
         if len(analyzers) > 1 and len(urls) == 1:

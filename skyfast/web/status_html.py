@@ -121,6 +121,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "since": lambda value, now_s: _duration(now_s - value),
     "ago": lambda value, now_s: f"{_duration(now_s - value)} ago",
     "error": _error,
+    "last-error": lambda value, now_s: f", last error: {_error(value, now_s)}",
     "list": lambda value, _: ", ".join(value),
     "reasons": lambda value, _: ", ".join(f"{name} {_count(n)}" for name, n in value.items()),
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
@@ -129,7 +130,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
 
 _STATES: Final = ("state", "health")
 _COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
-_TEXTS: Final = (*_STATES, "text", "error", "list", "reasons")
+_TEXTS: Final = (*_STATES, "text", "error", "last-error", "list", "reasons")
 """Formats of text, aligned to the left."""
 
 _UNIT_FORMATS: Final[dict[Unit, str]] = {
@@ -143,7 +144,9 @@ _UNIT_FORMATS: Final[dict[Unit, str]] = {
 
 def formatted(value: Any, format_: str, now_s: float) -> str:
     """Return ``value`` as text, not escaped. ``now_s`` is the time of the page."""
-    return EMPTY if value in (None, "", {}, [], ()) else _FORMATS[format_](value, now_s)
+    if value in (None, "", {}, [], ()):
+        return "" if format_ == "last-error" else EMPTY
+    return _FORMATS[format_](value, now_s)
 
 
 # Elements ----------------------------------------------------------------------------------------
@@ -274,7 +277,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         source=elements.place("configuration_source", "text", tag="code"),
         reloaded=elements.place("reload.last_success_timestamp_seconds", "ago"),
         changed=elements.place("reload.changed", "list"),
-        reload_error=elements.place("reload.last_error", "error"),
+        reload_error=elements.place("reload.last_error", "last-error"),
         configuration=escape(report.configuration),
     )
     return html.document(title=escape(_title_of(report)), body=body, wide=True, script=True)
@@ -449,8 +452,9 @@ def _row_options(chosen: int) -> str:
 
 
 def _note(top: Top) -> str:
-    # Without the total, which is shown above and may be newer.
-    shown = f"{_count(len(top.entries))} connection{'' if len(top.entries) == 1 else 's'}"
+    # The total belongs to the same scan; the one shown above may be newer.
+    plural = "" if top.connections == 1 else "s"
+    shown = f"{_count(len(top.entries))} of {_count(top.connections)} connection{plural}"
     if top.window_seconds is None:
         return shown
     return (
@@ -496,8 +500,8 @@ def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
     if not report.interfaces.enabled:
         return "disabled by the configuration"
     last_response = elements.place("interfaces.last_answer_timestamp_seconds", "ago")
-    failed = elements.place("interfaces.last_error", "error")
+    last_error = elements.place("interfaces.last_error", "last-error")
     return (
         f"{elements.place('interfaces.count', 'count')} in the topology,"
-        f" last response {last_response}, last error {failed}"
+        f" last response {last_response}{last_error}"
     )

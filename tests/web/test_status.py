@@ -236,8 +236,7 @@ async def test_highest_value_includes_the_current_one():
         "scrape_duration_seconds": "1.50 s",
         "scrape_bytes": "1.00 GB",
     }
-    # The ranking is of another moment than the tiles, and does not say of how many it is.
-    assert re.search(r'id="note" role="status">2 connections<', page)
+    assert re.search(r'id="note" role="status">2 of 4,711 connections<', page)
 
 
 def test_line_has_a_gap_at_a_pause():
@@ -618,7 +617,7 @@ async def test_page_is_complete_without_its_script():
                 *("1.50 kB", "500 B", "2", "2", "90.0 µs"),
             ],
         ]
-        assert ">2 connections<" in page
+        assert re.search(r">2 of [\d,]+ connections<", page)
         assert "<option selected>100</option>" in page
         assert 'name="filter" value="10.0"' in page
         assert 'href="?by=packets&amp;n=100&amp;filter=10.0"' in page
@@ -678,3 +677,9 @@ def test_script_and_page_share_constants():
     assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
     assert f'"{status_html._BUSY}"' in script
+
+
+def test_the_last_error_is_shown_only_if_there_is_one():
+    failure = {"text": "no", "timestamp_seconds": 10.0}
+    assert status_html.formatted(None, "last-error", 20.0) == ""
+    assert status_html.formatted(failure, "last-error", 20.0) == ", last error: no (10 s ago)"
