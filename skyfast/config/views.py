@@ -51,7 +51,7 @@ DEFAULT_VIEWS = (
         )
     ),
 )
-"""The views in addition to the main one by default: few and therefore long-lived series."""
+"""The default views besides the main one. They have few series, which therefore live long."""
 
 
 def _to_view(value: YamlValue) -> ViewEntry:

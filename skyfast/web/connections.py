@@ -159,8 +159,8 @@ class HttpConnections:
             self._log_limit.warn(
                 log,
                 "descriptors",
-                f"at most {max(left, 0)} file descriptors left (LimitNOFILE):"
-                " without any, connections are closed without a response",
+                f"at most {max(left, 0)} file descriptors are free (LimitNOFILE);"
+                " when none is, connections are closed without a response",
             )
 
     def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:
