@@ -32,7 +32,7 @@ DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
 
 EXIT_OK = 0
 EXIT_CANNOT_RUN = 1
-EXIT_WRONG = 2
+EXIT_INVALID = 2
 
 MIN_SPEED = 0.001
 MAX_SPEED = 1000.0
@@ -58,7 +58,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         _print_error(f"{message} (see {self.prog} --help)")
-        sys.exit(EXIT_WRONG)
+        sys.exit(EXIT_INVALID)
 
     def suggestion(self, unknown: str) -> str:
         """Return a hint for an unknown option, or an empty string."""
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     except yaml_nodes.ConfigError as error:
         for problem in error.problems:
             _print_error(problem)
-        return EXIT_WRONG
+        return EXIT_INVALID
 
 
 def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
@@ -326,7 +326,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
         if count := warnings.count + len(more):
             plural = "s" if count > 1 else ""
             _print_error(f"{count} warning{plural}; --strict treats warnings as errors")
-            return EXIT_WRONG
+            return EXIT_INVALID
     sys.stdout.write(loader.dump(configuration) + report + reports)
     return EXIT_OK
 

@@ -213,8 +213,8 @@ def unique_list_of(
         if not parsed:
             raise InvalidValue(f"contains no {kind}", value)
         _check_count(parsed, value, most)
-        for i, each in enumerate(parsed):
-            if each in parsed[:i]:
+        for i, entry in enumerate(parsed):
+            if entry in parsed[:i]:
                 node = value[i] if isinstance(value, list) else None
                 raise InvalidValue(
                     f"repeats a {kind}",

@@ -137,8 +137,8 @@ def make_flow_filter(
         source.drop(source.rule(rule))
         counters.append((filtered, rule.name))
     if config.keep:
-        held = " or ".join(map(source.rule, config.keep))
-        source.drop(f"not ({held})")
+        kept = " or ".join(map(source.rule, config.keep))
+        source.drop(f"not ({kept})")
         counters.append((filtered, KEEP))
     for counts, name in counters:
         counts.setdefault(name, 0)
@@ -175,9 +175,9 @@ class _FunctionSource:
         # Only flows that match a drop are tested for whether the table would skip them.
         complete = ["flow.UUID"]
         for requirement in requirements:
-            ways = [f"flow.{part} is not None" for (part,) in requirement.paths]
-            ways += [f"flow.{part} is None" for part in requirement.or_without]
-            complete.append(f"({' or '.join(ways)})")
+            alternatives = [f"flow.{part} is not None" for (part,) in requirement.paths]
+            alternatives += [f"flow.{part} is None" for part in requirement.or_without]
+            complete.append(f"({' or '.join(alternatives)})")
         lines = [
             "def pick(flows, dropped):",
             "    admitted = []",

@@ -25,7 +25,7 @@ OTHER = "other"
 
 
 class BoundedCache(dict[K, V], Generic[K, V]):
-    """A cache of a function's results, with at most `MAX_REMEMBERED` entries."""
+    """A cache of a function's results with at most `MAX_REMEMBERED` entries."""
 
     __slots__ = ("_function",)
 
