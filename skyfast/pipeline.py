@@ -49,7 +49,7 @@ class Shared:
 class Parts:
     """The parts of one configuration, which a reload replaces together.
 
-    ``filtered`` counts dropped flows by rule; it has exactly the rules of the configuration.
+    ``filtered`` counts dropped flows by rule, for exactly the rules of the configuration.
     """
 
     config: Config

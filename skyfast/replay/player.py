@@ -45,8 +45,8 @@ log = logging.getLogger("skyfast.player")
 class ReplayServer:
     """Serves the analyzers of a playback, each on an ephemeral port.
 
-    The replay starts when all analyzers have a subscriber. Later subscribers receive the following
-    messages. As with real analyzers, messages without a subscriber are lost.
+    The replay starts when all analyzers have a subscriber. A later subscriber receives only the
+    messages that follow. As with real analyzers, messages without a subscriber are lost.
     """
 
     def __init__(self, playback: Playback) -> None:

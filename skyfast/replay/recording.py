@@ -246,7 +246,7 @@ class _Times:
 
     def of(self, message: Message) -> int:
         if message.at_ms is None:
-            # A message is sent after the latest time in it, or with the previous message.
+            # It was sent after the latest time in it, and not before the previous message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms

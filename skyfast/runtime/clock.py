@@ -1,4 +1,4 @@
-"""The clock of the table: monotonic seconds, without pauses of the process and holds."""
+"""The clock of the table: monotonic seconds, except while the process is paused or expiry is."""
 
 import math
 import time

@@ -121,8 +121,8 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
 def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
-    For an error of the system, this is the system's own message: those of asyncio and aiohttp
-    add the addresses of sockets and objects.
+    For an error number of the system, this is the message of the system, because asyncio and
+    aiohttp write messages of their own, such as ``Connect call failed ('127.0.0.1', 8082)``.
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:

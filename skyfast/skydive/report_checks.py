@@ -40,11 +40,11 @@ MAX_UNSETTLED: Final = 10_000
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
-"""``flow.update`` is the largest value of the last hour seen in two different minutes. When the
-clock of an agent is adjusted, all updates of one tick seem longer or shorter."""
+"""The estimate of ``flow.update`` is the largest value seen in two different minutes of the last
+hour. When the clock of an agent is adjusted, all updates of one tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Skip reasons that cause a gap in a flow. For other reasons all reports of a flow are skipped."""
+"""Skip reasons that cause gaps. The others apply to all reports of a flow."""
 
 Flow = Any
 """A struct of the plan's type ``FullReport``."""

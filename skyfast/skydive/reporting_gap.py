@@ -18,7 +18,7 @@ SLACK_S: Final = 15.0
 """Added to ``flow.update``: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""A subscription that does not deliver while others do counts for this many ``flow.update``."""
+"""If a subscription does not deliver while others do, it counts for this many ``flow.update``."""
 
 INCIDENT_UPDATES: Final = 4
 """One incident, or one subscription, holds the clock for at most this many ``flow.update``."""
@@ -63,7 +63,7 @@ class ReportingGap:
       ``flow.update`` plus `SLACK_S` without interruption.
     * The clock is held while a counted subscription is not healthy. A removed subscription does not
       deliver.
-    * A subscription that does not deliver for `MISSING_UPDATES` ``flow.update`` while others do
+    * If a subscription does not deliver for `MISSING_UPDATES` ``flow.update`` while others do, it
       stops counting until it is healthy: agents send to the others by then.
     * A subscription that has held the clock for `INCIDENT_UPDATES` stops counting too, and several
       together cannot hold it for longer. The limits are reset after one ``flow.update`` during

@@ -391,7 +391,7 @@ class HttpConnection(web.RequestHandler):
         return response
 
     def _send_error(self, status: HTTPStatus, reason: str) -> None:
-        """Respond to an invalid request, and close the connection after the client got it."""
+        """Respond to an invalid request; close the connection when the client has received it."""
         if self._reset or self._stream is None or self.lost.done():
             return
         self._force_close = True  # aiohttp stops parsing and does not close the connection

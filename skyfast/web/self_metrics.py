@@ -428,9 +428,9 @@ def render(
     """Return the families ``skyfast_*`` and ``process_*``, except ``skyfast_label_values``.
 
     ``views`` are the prefixes of the views other than the main one, in the table's order. The
-    format is 0.0.4 or, which requires ``standard_names``, OpenMetrics 1.0 without ``# EOF``. Takes
-    well under a millisecond. The counters are read without a lock, so call this on the thread that
-    writes them.
+    format is 0.0.4, or OpenMetrics 1.0 without ``# EOF``, which requires ``standard_names``. This
+    takes well under a millisecond. The counters are read without a lock, so call this on the thread
+    that writes them.
     """
     try:
         usage = process_usage()
