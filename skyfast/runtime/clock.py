@@ -1,4 +1,4 @@
-"""The clock of the table: monotonic seconds, except while the process is paused or expiry is."""
+"""The clock of the table: monotonic seconds, excluding pauses of the process and of expiry."""
 
 import math
 import time

@@ -200,7 +200,7 @@ class WebServer:
                 if self._tasks:
                     await asyncio.wait(self._tasks)
         except TimeoutError:
-            log.warning("HTTP server stopped before it finished %d responses", len(self._tasks))
+            log.warning("HTTP server stopped; unfinished responses: %d", len(self._tasks))
         self._html_executor.shutdown(wait=False, cancel_futures=True)
         if self._security is not None:
             self._security.close()
