@@ -143,7 +143,15 @@ def test_check_prints_the_cost_of_a_connection() -> None:
             " set deduplicate: first or add the label node_tid."
             for export in ("connections", "view lab")
         ),
+        "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082.",
     ]
+
+
+def test_the_default_analyzer_is_named_only_if_none_is_configured() -> None:
+    default = "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082."
+    assert default in comments("host_id: a\n")
+    assert default not in comments("analyzers: [127.0.0.1:8082]\n")
+    assert default not in comments("pipeline: {subscriber: {url: ws://127.0.0.1:8082}}\n")
 
 
 def test_cost_is_limited_by_max_flows() -> None:

@@ -392,7 +392,7 @@ async def test_rates(monkeypatch):
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        ranks._answers._results.clear()
+        ranks._results._results.clear()
         response = await site.json("/api/top?by=bytes_per_second")
         assert initiators(response) == ["10.0.0.1", "10.0.0.4"]
         # The increase in one report is divided by one minute, even right after the snapshot.
@@ -402,7 +402,7 @@ async def test_rates(monkeypatch):
         # Once the snapshot is older than the interval, the increase is divided by its age.
         (taken,) = ranks._snapshots[0]
         monkeypatch.setattr(top, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
-        ranks._answers._results.clear()
+        ranks._results._results.clear()
         response = await site.json("/api/top?by=bytes_per_second&n=1")
         rank = response["entries"][0]["rank"]
         assert rank * response["window_seconds"] == pytest.approx(1200, rel=0.2)
@@ -427,7 +427,7 @@ async def test_snapshots_rotate(monkeypatch):
 
 @pytest.mark.xdist_group("timing")
 async def test_unused_snapshots_are_freed(monkeypatch):
-    monkeypatch.setattr(top, "ANSWER_AGE_S", 0)
+    monkeypatch.setattr(top, "RESULT_AGE_S", 0)
     monkeypatch.setattr(top, "SNAPSHOT_IDLE_S", 1.0)
     ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
     query = ranks.query([("by", "bytes_per_second")])
@@ -462,7 +462,7 @@ async def test_concurrent_requests_share_a_ranking():
 
 @on_both_loops
 async def test_rankings_run_one_at_a_time_from_a_bounded_queue(monkeypatch):
-    monkeypatch.setattr(top, "ANSWER_AGE_S", 0.01)
+    monkeypatch.setattr(top, "RESULT_AGE_S", 0.01)
     table = FakeTable(pause_scans=True)
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     requests = [
@@ -477,7 +477,7 @@ async def test_rankings_run_one_at_a_time_from_a_bounded_queue(monkeypatch):
     await asyncio.gather(*requests)
     assert len(table.scans) == top.MAX_ANSWERS
     await ranks.top(Query(by="rtt"))
-    await until(lambda: not ranks._answers._results)
+    await until(lambda: not ranks._results._results)
 
 
 @on_both_loops
@@ -488,7 +488,7 @@ async def test_failed_ranking_is_not_cached():
     with pytest.raises(TypeError):
         await ranks.top(ranks.query([]))
     table.rows = rows
-    await until(lambda: not ranks._answers._results)
+    await until(lambda: not ranks._results._results)
     assert len((await ranks.top(ranks.query([]))).top.entries) == 2
 
 
