@@ -467,7 +467,7 @@ async def test_rankings_run_one_at_a_time_from_a_bounded_queue(monkeypatch):
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     requests = [
         asyncio.create_task(ranks.top(Query(by="bytes", filter=str(number))))
-        for number in range(top.MAX_ANSWERS)
+        for number in range(top.MAX_RESULTS)
     ]
     await until(lambda: table.scans)
     with pytest.raises(BusyError):
@@ -475,7 +475,7 @@ async def test_rankings_run_one_at_a_time_from_a_bounded_queue(monkeypatch):
     assert len(table.scans) == 1
     table.resume.set()
     await asyncio.gather(*requests)
-    assert len(table.scans) == top.MAX_ANSWERS
+    assert len(table.scans) == top.MAX_RESULTS
     await ranks.top(Query(by="rtt"))
     await until(lambda: not ranks._results._results)
 
@@ -553,7 +553,7 @@ def test_lone_surrogate_is_rejected():
 
 
 async def test_too_many_rankings(monkeypatch):
-    monkeypatch.setattr(top, "MAX_ANSWERS", 0)
+    monkeypatch.setattr(top, "MAX_RESULTS", 0)
     async with three_connections() as site:
         assert await site.get("/api/top") == (
             503,
