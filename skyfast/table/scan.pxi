@@ -6,52 +6,42 @@
 # removed after the mutex is released, so their contents are counted or copied before that.
 
 cdef struct Scan:
-    uint32_t row                # current row
-    uint32_t next               # next row
-    uint32_t stop               # row at which the lock is released
+    uint32_t start              # rows of the current slice, from this one
+    uint32_t stop               # ... to the one before this; 0 before the first slice
     uint32_t end                # rows from here on are not visited
 
 
 cdef inline Scan scan_until(uint32_t end) noexcept nogil:
     cdef Scan scan
-    scan.row = scan.stop = 0
-    scan.next = 1
+    scan.start = 1
+    scan.stop = 0
     scan.end = end
     return scan
 
 
-cdef inline Connection *scan_next(TableState *table, Scan *scan) noexcept nogil:
-    # The next connection, with the lock held. After the last one, NULL with the lock released, as
-    # it is before the first call. A caller that stops earlier must call `scan_leave`.
-    cdef const View *view = &table.views[0]
-    cdef Connection *row
+cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
+    # Begin the next slice, with the lock held. After the last one, return False with the lock
+    # released, as it is before the first call. A caller that stops earlier must release it.
     cdef uint32_t end
-    while True:
-        if unlikely(scan.next >= scan.stop):
-            if scan.stop:
-                # Checked before the lock is released: rows added from then on are not visited.
-                end = min(view.rows.fresh, scan.end)
-                pthread_mutex_unlock(&table.lock)
-                if scan.next >= end:
-                    return NULL
-            pthread_mutex_lock(&table.lock)
-            end = min(view.rows.fresh, scan.end)
-            scan.stop = min(end, scan.next + RENDER_ROWS)
-            if scan.next >= end:
-                pthread_mutex_unlock(&table.lock)
-                return NULL
-        scan.row = scan.next
-        scan.next += 1
-        if scan.row + AHEAD < view.rows.fresh:
-            prefetch(row_at(&view.rows, scan.row + AHEAD))
-            prefetch(row_at(&view.rows, scan.row + AHEAD) + CACHE_LINE)
-        row = connection_at(view, scan.row)
-        if likely(row.deadline_s != 0):
-            return row
+    if scan.stop:
+        pthread_mutex_unlock(&table.lock)
+        scan.start = scan.stop
+    if scan.start >= scan.end:
+        return False
+    pthread_mutex_lock(&table.lock)
+    end = min(table.views[0].rows.fresh, scan.end)
+    scan.stop = min(end, scan.start + RENDER_ROWS)
+    if scan.stop == end:
+        scan.end = end          # rows that are added after this slice are not visited
+    return True
 
 
-cdef inline void scan_leave(TableState *table) noexcept nogil:
-    pthread_mutex_unlock(&table.lock)
+cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nogil:
+    # Row `number` of the slice, which may be free. Prefetches a row that is visited later.
+    if number + AHEAD < view.rows.fresh:
+        prefetch(row_at(&view.rows, number + AHEAD))
+        prefetch(row_at(&view.rows, number + AHEAD) + CACHE_LINE)
+    return connection_at(view, number)
 
 
 cdef uint32_t fresh_rows(TableState *table, const Rows *rows) noexcept nogil:
@@ -72,26 +62,29 @@ cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64
     # An integer of 2^16 or more shares its mark with all integers that have the same last 16 bits.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(NO_END)
-    cdef Connection *row = scan_next(table, &scan)
+    cdef Connection *row
     cdef const uint32_t *cells
-    cdef uint32_t i, at
+    cdef uint32_t number, i, mark
     cdef uint64_t *word
     cdef uint64_t bit
-    while row != NULL:
-        cells = cells_of(view, row)
-        for i in range(view.columns):
-            at = cells[i] & ~IS_STRING
-            if cells[i] & IS_STRING:
-                if at >= strings:       # interned after the scan began
-                    continue
-                at += 1 << 16
-            else:
-                at &= 0xFFFF
-            word = &seen[i * words + at / 64]
-            bit = <uint64_t>1 << at % 64
-            counts[i] += not word[0] & bit
-            word[0] |= bit
-        row = scan_next(table, &scan)
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            row = scan_row(view, number)
+            if row.deadline_s == 0:
+                continue
+            cells = cells_of(view, row)
+            for i in range(view.columns):
+                mark = cells[i] & ~IS_STRING
+                if cells[i] & IS_STRING:
+                    if mark >= strings:     # interned after the scan began
+                        continue
+                    mark += 1 << 16
+                else:
+                    mark &= 0xFFFF
+                word = &seen[i * words + mark / 64]
+                bit = <uint64_t>1 << mark % 64
+                counts[i] += not word[0] & bit
+                word[0] |= bit
 
 
 cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
@@ -100,25 +93,35 @@ cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
     # them by all labels except that one. False if out of memory.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(NO_END)
-    cdef Connection *row = scan_next(table, &scan)
+    cdef Connection *row
+    cdef uint32_t number
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            row = scan_row(view, number)
+            if row.deadline_s == 0:
+                continue
+            connections[0] += 1
+            if not count_row(table, row, counters, without):
+                pthread_mutex_unlock(&table.lock)
+                return False
+    return True
+
+
+cdef inline bint count_row(const TableState *table, Connection *row, Counter *counters,
+                           int32_t without) noexcept nogil:
+    cdef const View *view = &table.views[0]
     cdef uint32_t cells[MAX_VIEW_COLUMNS]
     cdef uint64_t key
     cdef uint32_t i
-    while row != NULL:
-        connections[0] += 1
-        memcpy(cells, cells_of(view, row), 4 * view.columns)
-        for i in range(view.columns):
-            key = cells[i]
-            if not counter_count(&counters[i], key + 1):
-                scan_leave(table)
-                return False
-        if without >= 0:
-            cells[without] = 0
-            key = hash_bytes(<const char *>cells, 4 * view.columns, table.seed)
-            if not counter_count(&counters[view.columns], key + 1):
-                scan_leave(table)
-                return False
-        row = scan_next(table, &scan)
+    memcpy(cells, cells_of(view, row), 4 * view.columns)
+    for i in range(view.columns):
+        key = cells[i]
+        if not counter_count(&counters[i], key + 1):
+            return False
+    if without >= 0:
+        cells[without] = 0
+        key = hash_bytes(<const char *>cells, 4 * view.columns, table.seed)
+        return counter_count(&counters[view.columns], key + 1)
     return True
 
 
@@ -177,9 +180,11 @@ cdef const Family *family_of_first(TableState *table, uint32_t family) except NU
 
 cdef inline int64_t rank_of(const TableState *table, const Family *family, Connection *row,
                             bint is_gauge) noexcept nogil:
-    # -1 if the row does not have the series.
+    # -1 if the row is free or does not have the series.
     cdef const View *view = &table.views[0]
     cdef int64_t value, second
+    if row.deadline_s == 0:
+        return -1
     value = series_value(family, view, row, 0)
     if value <= family.absent:
         value = -1
@@ -194,40 +199,43 @@ cdef inline int64_t rank_of(const TableState *table, const Family *family, Conne
 
 
 cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noexcept nogil:
+    cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(kept.rows)
-    cdef Connection *row = scan_next(table, &scan)
-    cdef uint32_t filled = 1
-    while row != NULL:
-        while filled < scan.row:        # free rows
-            kept.values[filled] = -1
-            filled += 1
-        kept.values[scan.row] = rank_of(table, family, row, False)
-        kept.hashes[scan.row] = row.hash
-        filled = scan.row + 1
-        row = scan_next(table, &scan)
-    while filled < kept.rows:
-        kept.values[filled] = -1
-        filled += 1
+    cdef Connection *row
+    cdef uint32_t number
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            row = scan_row(view, number)
+            kept.values[number] = rank_of(table, family, row, False)
+            kept.hashes[number] = row.hash
 
 
 cdef void find_top(TableState *table, TopK *top) noexcept nogil:
-    cdef const Kept *since = top.since
+    cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(NO_END)
-    cdef Connection *row = scan_next(table, &scan)
+    cdef Connection *row
+    cdef uint32_t number
     cdef int64_t rank
-    while row != NULL:
-        rank = rank_of(table, top.family, row, top.is_gauge)
-        if since != NULL:
-            if (scan.row < since.rows and 0 <= since.values[scan.row] <= rank
-                    and since.hashes[scan.row] == row.hash):
-                rank -= since.values[scan.row]
-            elif row.flows & BACK:
-                rank = -1           # the initial value of its counter is unknown
-            if rank == 0:
-                rank = -1
-        if rank >= 0 and top_k_takes(top, rank) and has_part(table, row, top):
-            top_k_add(top, rank, scan.row, row.hash)
-        row = scan_next(table, &scan)
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            row = scan_row(view, number)
+            rank = rank_of(table, top.family, row, top.is_gauge)
+            if top.since != NULL:
+                rank = growth_since(top.since, number, row, rank)
+            if rank >= 0 and top_k_takes(top, rank) and has_part(table, row, top):
+                top_k_add(top, rank, number, row.hash)
+
+
+cdef inline int64_t growth_since(const Kept *since, uint32_t number, const Connection *row,
+                                 int64_t value) noexcept nogil:
+    # The growth of a row's counter to `value`; -1 if it did not grow.
+    cdef int64_t growth = value
+    if (number < since.rows and 0 <= since.values[number] <= value
+            and since.hashes[number] == row.hash):
+        growth -= since.values[number]
+    elif row.flows & BACK:
+        return -1               # the initial value of its counter is unknown
+    return growth if growth else -1
 
 
 cdef inline const char *cell_bytes(const TableState *table, uint32_t cell, char *digits,
