@@ -176,7 +176,7 @@ def check(Table table not None):
 
     :raises BrokenError: it is not.
     """
-    _Check(table).everything()
+    _Check(table).check_all()
 
 
 cdef size_t padded(size_t size):
@@ -195,13 +195,13 @@ cdef class _Check:
         self.table = table
         self.references = {}
 
-    def everything(self):
+    def check_all(self):
         cdef uint32_t i
         cdef TableState *table = &self.table.state
         self.strings = self.members("text", &table.strings)
         self.flows = self.members("flow", &table.flow_rows)
         self.conversations = set()
-        if table.converses:
+        if table.has_conversations:
             self.conversations = self.members("conversation", &table.conversations)
         self.rows = [
             self.members(f"row of view {i}", &table.views[i].rows) for i in range(table.view_count)
@@ -210,7 +210,7 @@ cdef class _Check:
         self.check_flows()
         for i in range(table.view_count):
             self.check_view(i, &table.views[i])
-        self.check_texts()
+        self.check_strings()
         self.check_wheels()
         expect(self.bytes == table.arena.bytes, "bytes", (self.bytes, table.arena.bytes))
         expect(not self.table.held, "a batch's values are still held")
@@ -249,7 +249,7 @@ cdef class _Check:
         self.bytes += rows.segment_count * padded(SEGMENT_BUCKETS * sizeof(uint32_t))
         return found
 
-    cdef int refer(self, uint32_t text, str what) except -1:
+    cdef int count_reference(self, uint32_t text, str what) except -1:
         expect(text in self.strings, f"a {what}'s text is free", (text,))
         self.references[text] = self.references.get(text, 0) + 1
         return 0
@@ -300,7 +300,7 @@ cdef class _Check:
         cdef Flow *flow
         cdef const int64_t *totals
         cdef set keys = set()
-        cdef dict talking = {}
+        cdef dict conversation_flows = {}
         for number in range(1, table.flow_rows.fresh):
             flow = <Flow *>row_at(&table.flow_rows, number)
             expect((number in self.flows) == (flow.connection != 0),
@@ -309,7 +309,7 @@ cdef class _Check:
                 continue
             kind = flow.connection & (STRING_KEY | LABELS_KEY)
             if kind == STRING_KEY:
-                self.refer(flow.key_high, "flow key")
+                self.count_reference(flow.key_high, "flow key")
                 expect(<uint32_t>string_key(flow.key_high) == flow.hash, "a text key's hash")
             expect(kind in (0, STRING_KEY) or number in self.dormant, "a live row of a connection")
             keys.add((flow.hash, flow.key_high, kind))
@@ -319,20 +319,20 @@ cdef class _Check:
             for i in range(table.counters):
                 expect(totals[i] >= (ABSENT if table.optional[i] else 0), "a flow's total",
                        (number, i, totals[i]))
-            if table.converses:
+            if table.has_conversations:
                 i = links_of(table, flow)[0]
                 expect(i in self.conversations or (i == 0 and number in self.dormant),
                        "a flow's conversation is free", (number, i))
                 if i:
-                    counts = talking.setdefault(i, [0, 0])
+                    counts = conversation_flows.setdefault(i, [0, 0])
                     counts[number in self.dormant] += 1
             if number in self.dormant:
                 continue
             for i in range(table.cells - table.columns):
-                self.refer(links_of(table, flow)[table.keys_at + i], "dynamic label's key")
+                self.count_reference(links_of(table, flow)[table.first_key + i], "dynamic label's key")
         expect(len(keys) == len(self.flows), "two flows have the same key")
-        expect(talking.keys() == self.conversations, "a conversation without flows")
-        for number, counts in talking.items():
+        expect(conversation_flows.keys() == self.conversations, "a conversation without flows")
+        for number, counts in conversation_flows.items():
             expect([conversation_at(table, number).flows,
                     conversation_at(table, number).dormant] == counts,
                    "flows of a conversation", (number, counts))
@@ -341,9 +341,9 @@ cdef class _Check:
                    "a conversation of two points", (number,))
         return 0
 
-    cdef int check_view(self, uint32_t at, View *view) except -1:
+    cdef int check_view(self, uint32_t view_index, View *view) except -1:
         cdef TableState *table = &self.table.state
-        cdef set rows = self.rows[at]
+        cdef set rows = self.rows[view_index]
         cdef set labels = set()
         cdef dict flows = {}
         cdef dict deadlines_s = {}
@@ -356,44 +356,44 @@ cdef class _Check:
             flow = <Flow *>row_at(&table.flow_rows, number)
             link = flow.connection & ROW
             expect(link in <set>self.rows[0], "a flow's connection is free", (number, link))
-            if at:
+            if view_index:
                 link = link_of(table, view, flow, connection_at(&table.views[0], link))[0]
                 if link == 0:           # the view was full
                     continue
-                expect(link in rows, "a flow's row is free", (at, number, link))
+                expect(link in rows, "a flow's row is free", (view_index, number, link))
             flows[link] = flows.get(link, 0) + 1
             deadlines_s[link] = max(deadlines_s.get(link, 0), flow.deadline_s)
         for number in range(1, view.rows.fresh):
             row = connection_at(view, number)
             if number not in rows:
-                expect(row.deadline_s == 0, "a free row has a deadline", (at, number))
+                expect(row.deadline_s == 0, "a free row has a deadline", (view_index, number))
                 continue
             expect(flows_of(row) == flows.get(number, 0), "flows of a row",
-                   (at, number, row.flows, flows.get(number, 0)))
+                   (view_index, number, row.flows, flows.get(number, 0)))
             expect(row.deadline_s >= deadlines_s.get(number, 1), "a row leaves before its flows",
-                   (at, number, row.deadline_s, deadlines_s.get(number)))
+                   (view_index, number, row.deadline_s, deadlines_s.get(number)))
             expect((row.deadline_s == NEVER_S) == (number == view.other),
-                   "a row that never leaves", (at, number, view.other))
-            expect(at or flows_of(row) or number == view.other, "a connection without flows",
+                   "a row that never leaves", (view_index, number, view.other))
+            expect(view_index or flows_of(row) or number == view.other, "a connection without flows",
                    (number,))
             expect(<uint32_t>table.next_seq - row.created_seq < <uint32_t>1 << 31,
-                   "created in the future", (at, number, row.created_seq, table.next_seq))
+                   "created in the future", (view_index, number, row.created_seq, table.next_seq))
             cells = cells_of(view, row)
             expect(row.hash == hash_bytes32(<const char *>cells, 4 * view.columns, table.seed),
-                   "the hash of a row's labels", (at, number))
+                   "the hash of a row's labels", (view_index, number))
             labels.add(tuple(cells[i] for i in range(view.columns)))
             for i in range(view.columns):
                 if cells[i] & IS_STRING:
-                    self.refer(cells[i] & ~IS_STRING, "label")
+                    self.count_reference(cells[i] & ~IS_STRING, "label")
             for i in range(view.values):
-                value = (<const int64_t *>(<char *>row + view.values_at))[i]
+                value = (<const int64_t *>(<char *>row + view.values_offset))[i]
                 expect(value >= (ABSENT if i < view.counters and table.optional[view.sources[i]]
-                                 else 0), "a row's value", (at, number, i, value))
-        expect(len(labels) == len(rows), "two rows have the same labels", (at,))
-        expect(view.other == 0 or view.other in rows, "the row of others is free", (at,))
+                                 else 0), "a row's value", (view_index, number, i, value))
+        expect(len(labels) == len(rows), "two rows have the same labels", (view_index,))
+        expect(view.other == 0 or view.other in rows, "the row of others is free", (view_index,))
         return 0
 
-    cdef int check_texts(self) except -1:
+    cdef int check_strings(self) except -1:
         cdef TableState *table = &self.table.state
         cdef uint32_t number
         cdef set contents = set()

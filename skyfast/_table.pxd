@@ -31,7 +31,7 @@ cdef struct Arena:
     # and with small pages every visit would cost a page walk, too.
     char **pieces
     uint32_t piece_count
-    uint32_t piece_room         # capacity of `pieces`
+    uint32_t piece_capacity         # capacity of `pieces`
     char *free                  # unused part of the newest piece
     size_t free_bytes
     size_t bytes                # of slabs, segments and long strings in use
@@ -43,14 +43,14 @@ cdef struct Rows:
     Arena *arena
     char **slabs                # SLAB_ROWS rows each; never moved, kept with the table
     uint32_t slab_count
-    uint32_t slab_room          # capacity of `slabs`
+    uint32_t slab_capacity          # capacity of `slabs`
     uint32_t stride             # bytes per row
     uint32_t fresh              # lowest row number that has never been used
     uint32_t live               # rows in use
     uint32_t free_head          # list of free rows
     uint32_t **segments         # SEGMENT_BUCKETS buckets each: numbers of first rows
     uint32_t segment_count
-    uint32_t segment_room
+    uint32_t segment_capacity
     uint32_t buckets            # buckets in use
     uint32_t mask               # 2^k - 1, with buckets <= mask < 2 * buckets
 
@@ -132,7 +132,7 @@ cdef struct Cell:
     const char *text
     uint32_t length
     uint32_t hash
-    uint32_t found              # the string's number, 0 if it is not known to be interned
+    uint32_t string             # the string's number, 0 if it is not known to be interned
     bint escapes                # needs escapes as a label value
     bint repeats                # same string as in the previous flow that is not live
     int64_t number
@@ -202,7 +202,7 @@ cdef struct Family:
     int64_t absent              # only values above this one have a series
     uint32_t decimals           # values are written divided by ten to the power of this
     Literal *literals           # columns + 1: before, between and after the label values
-    Literal second              # replaces the literal at `direction_at` for the second side
+    Literal second              # replaces the literal at `direction_index` for the second side
 
 
 cdef struct View:
@@ -214,12 +214,12 @@ cdef struct View:
     uint32_t counters
     uint32_t values             # number of counters and gauges
     uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges
-    uint32_t values_at          # like the next one, an offset in a row
-    uint32_t cells_at
+    uint32_t values_offset          # like the next one, an offset in a row
+    uint32_t cells_offset
     bint identifies_connection  # flows with the same labels belong to the same connection
     bint linked_from_flow       # links are in flow rows, otherwise in rows of the first view
     uint32_t link               # index among the links of such a row
-    uint32_t direction_at       # index of the literal that contains the direction
+    uint32_t direction_index       # index of the literal that contains the direction
     uint32_t other              # the overflow row, or 0
     uint32_t deadline_s         # deadline that a report of the current update sets
     uint64_t rejected           # reports without room for their row

@@ -151,15 +151,14 @@ cdef enum:
     MARKS
 
 cdef enum:
-    MAX_TEXT = MAX_TEXT_BYTES
-    MAX_CELL = 2 * MAX_TEXT     # every byte escaped
+    MAX_CELL = 2 * MAX_TEXT_BYTES     # every byte escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
     MAX_FIELDS = 4 * MAX_VALUES + MARKS     # fields that can be omitted
     INLINE_STRING = 48
     FLOW_TYPES = 3
     BATCH = 128                 # reports per acquisition of the lock
-    ROOM_ROWS = 2               # dormant rows that one report can replace by its own
+    MAX_EVICTIONS = 2               # dormant rows that one report can replace by its own
     BUCKETS_PER_ROW = 2         # target size of the index: short chains, and 8 bytes per row
     CACHE_LINE = 64
 
@@ -284,7 +283,7 @@ cdef struct Batch:
     # String keys of flows that are removed while the batch is applied, to be released after it: a
     # label of the batch may have been looked up as the same string. A report can remove its own
     # flow, too.
-    uint32_t dead_strings[(ROOM_ROWS + 1) * BATCH]
+    uint32_t dead_strings[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t dead_string_count
     int64_t oldest_ms, newest_ms    # range of `Last` in the latest update
 
@@ -310,10 +309,10 @@ cdef struct TableState:
     uint32_t requirements
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
-    bint converses              # whether there are conversation rows
+    bint has_conversations              # whether there are conversation rows
     uint64_t share, shares      # index and number of shards; 0 of 1 is everything
-    uint32_t links_at           # offset of the links in a flow row, in bytes
-    uint32_t keys_at            # index of the lookup keys among them; a conversation has index 0
+    uint32_t links_offset           # offset of the links in a flow row, in bytes
+    uint32_t first_key            # index of the lookup keys among them; a conversation has index 0
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
@@ -326,7 +325,7 @@ cdef struct TableState:
     double memory_s             # time until a dormant flow is forgotten
     double least_timeout_s      # shortest timeout the first view has had
     double flow_update_s
-    bint begun                  # whether there is a horizon
+    bint has_horizon                  # whether there is a horizon
     double horizon_s            # unknown flows that began later were never counted
     # overflow
     bint overflows              # whether flows without room are added up in overflow rows
@@ -400,7 +399,7 @@ cdef class Table:
         number_values(&self.state, plan)
         self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
         self.label_names = tuple(column.name for column in plan.views[0].columns)
-        self.state.converses = plan.conversation is not None
+        self.state.has_conversations = plan.conversation is not None
         self.state.shares = 1
         if plan.share is not None:
             if not 0 <= plan.share.index < plan.share.count:
@@ -411,7 +410,7 @@ cdef class Table:
         self.other = (plan.overflow or "").encode()
         self.state.other_text = self.other
         self.state.other_length = len(self.other)
-        if (len(self.other) > MAX_TEXT
+        if (len(self.other) > MAX_TEXT_BYTES
                 or needs_escape(self.state.other_text, self.state.other_length)):
             raise ValueError("the text for what finds no room is too long, or not plain")
         self.state.seed = int.from_bytes(os.urandom(8), "little")
@@ -482,8 +481,8 @@ cdef class Table:
         Call this when reports begin to arrive, and when flows arrive that were excluded before.
         Until the first call, no unknown flow's total counts for this reason.
         """
-        self.state.horizon_s = max(self.state.horizon_s, <double>now) if self.state.begun else now
-        self.state.begun = True
+        self.state.horizon_s = max(self.state.horizon_s, <double>now) if self.state.has_horizon else now
+        self.state.has_horizon = True
 
     def set_flow_types(self, types):
         """Accept flows of these types from now on, and no others. They must be of the same plan."""
@@ -692,7 +691,7 @@ cdef class Table:
             labels = {}
             for i in range(columns):
                 labels[self.label_names[i]] = (
-                    counters[i].used, commonest(&self.state, &counters[i], count)
+                    counters[i].used, most_frequent(&self.state, &counters[i], count)
                 )
             return connections, labels, None if column < 0 else counters[columns].used
         finally:
@@ -737,7 +736,7 @@ cdef class Table:
         top.part = part
         top.part_length = len(part)
         top.count = 0
-        top.room = count
+        top.capacity = count
         top.heap = <TopRow *>allocate(count * sizeof(TopRow))
         try:
             copies = <char *>allocate(self.state.views[0].columns * MAX_CELL)
@@ -868,7 +867,7 @@ cdef class Table:
         Seconds of the caller's clock, None before `begin`. Unknown flows that began later were
         never counted.
         """
-        return self.state.horizon_s if self.state.begun else None
+        return self.state.horizon_s if self.state.has_horizon else None
 
     @property
     def flow_update_s(self):
@@ -889,7 +888,7 @@ cdef class Table:
         """Memory of a connection with one flow in the first view, in bytes, without its strings."""
         cdef uint32_t taken = self.state.flow_rows.stride + self.state.views[0].rows.stride
         cdef uint32_t rows = 2
-        if self.state.converses:
+        if self.state.has_conversations:
             taken += self.state.conversations.stride
             rows += 1
         return taken + rows * BUCKETS_PER_ROW * sizeof(uint32_t)

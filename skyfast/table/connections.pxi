@@ -26,11 +26,11 @@ cdef inline Connection *connection_at(const View *view, uint32_t number) noexcep
 
 
 cdef inline uint32_t *cells_of(const View *view, Connection *row) noexcept nogil:
-    return <uint32_t *>(<char *>row + view.cells_at)
+    return <uint32_t *>(<char *>row + view.cells_offset)
 
 
 cdef inline int64_t *values_of(const View *view, Connection *row) noexcept nogil:
-    return <int64_t *>(<char *>row + view.values_at)
+    return <int64_t *>(<char *>row + view.values_offset)
 
 
 cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:

@@ -1,7 +1,8 @@
 # Conversations: the capture point whose flows are counted, per conversation. Part of `_table.pyx`,
 # which includes it.
 #
-# These rows exist only if `converses` is set. Update and expiry call this under the table's mutex.
+# These rows exist only if `has_conversations` is set. Update and expiry call this under the table's
+# mutex.
 
 cdef inline Conversation *conversation_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Conversation *>row_at(&table.conversations, number)

@@ -57,19 +57,19 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
     cdef double reported_s
     if flow.connection & LABELS_KEY:
         table.kept_connections -= 1
-    elif not flow.connection & ENDED and table.begun:
+    elif not flow.connection & ENDED and table.has_horizon:
         reported_s = max(0.0, flow.deadline_s - floor(table.least_timeout_s))
         table.horizon_s = max(table.horizon_s, reported_s)
     unlink_dormant(table, number)
     remove_flow(table, number)
 
 
-cdef inline void make_room(TableState *table) noexcept nogil:
+cdef inline void evict_surplus(TableState *table) noexcept nogil:
     # Forget the flows that have been dormant the longest while there are more rows than
     # `max_flows`. After the limit was lowered, `expire` does the rest, so that a report takes
     # bounded time.
     cdef uint32_t _row
-    for _row in range(ROOM_ROWS):
+    for _row in range(MAX_EVICTIONS):
         if likely(table.flow_rows.live <= table.max_flows) or not forget_first(table):
             break
 
@@ -104,7 +104,7 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
         return SKIP_LATE
     if unlikely(report.skip_new != SKIP_NONE):
         return report.skip_new
-    if table.converses:
+    if table.has_conversations:
         conversation = find_conversation(table, report.conversation)
         if is_taken(table, conversation, report):
             forget_flow(table, report.flow)
@@ -139,13 +139,13 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
     if report.finish == CLOSING and report.repeats:
         done = wake_ended(table, report, &labels, &key, number, deltas, change)
     elif number == 0 and is_full(table, first):
-        done = wake_without_room(table, report, &labels, deltas, change)
-    elif find_places(table, report, &labels, number, &conversation, &targets):
+        done = wake_when_full(table, report, &labels, deltas, change)
+    elif find_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
         make_live(table, report.flow, report, &labels, &targets, conversation,
                   find_kept(table, key.cells) if targets.created[0] else 0, deltas)
         update_totals(table, flow_at(table, report.flow), report, change)
-        make_room(table)
+        evict_surplus(table)
         done = SKIP_NONE
     else:
         done = APPLY_NO_MEMORY
@@ -162,12 +162,12 @@ cdef int wake_ended(TableState *table, const Report *report, const Labels *label
         return APPLY_NO_MEMORY
     update_totals(table, flow_at(table, report.flow), report, change)
     unlink_dormant(table, report.flow)
-    make_room(table)
+    evict_surplus(table)
     mark_ended(table, report.flow)
     return SKIP_NONE
 
 
-cdef int wake_without_room(TableState *table, const Report *report, const Labels *labels,
+cdef int wake_when_full(TableState *table, const Report *report, const Labels *labels,
                            const int64_t *deltas, int change) noexcept nogil:
     # The first view is full, so a dormant flow's connection cannot be created.
     if table.overflows:
@@ -195,7 +195,7 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
     if not credit(table, labels, number, kept, report.values, report.values):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
-    make_room(table)
+    evict_surplus(table)
     mark_ended(table, row)
     return SKIP_NONE
 
@@ -264,7 +264,7 @@ cdef uint32_t add_kept(TableState *table, const uint32_t *cells, uint32_t now_s)
     cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
     if number:
         flow_at(table, number).last_ms = 0
-        if table.converses:
+        if table.has_conversations:
             links_of(table, flow_at(table, number))[0] = 0
         memset(totals_of(flow_at(table, number)), 0, table.counters * sizeof(int64_t))
         dormant_append(&table.dormant, &table.flow_rows, number, now_s)
@@ -301,4 +301,4 @@ cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
     if number:
         for i in range(first.counters):
             totals_of(flow_at(table, number))[first.sources[i]] = sums[i]
-        make_room(table)
+        evict_surplus(table)

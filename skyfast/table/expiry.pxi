@@ -106,8 +106,8 @@ cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
                        uint32_t now_s) noexcept nogil:
     # Make a live flow dormant. If it was the last flow of its connection, the connection is removed
     # from the first view.
-    cdef uint32_t at = flow.connection & ROW
-    cdef Connection *connection = connection_at(&table.views[0], at)
+    cdef uint32_t connection_row = flow.connection & ROW
+    cdef Connection *connection = connection_at(&table.views[0], connection_row)
     cdef uint32_t *links = links_of(table, flow)
     cdef bint ended = flow.connection & ENDED != 0
     cdef uint32_t i, link
@@ -115,16 +115,16 @@ cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
         link = link_of(table, &table.views[i], flow, connection)[0]
         if link:
             connection_at(&table.views[i], link).flows -= 1
-    if table.converses:
+    if table.has_conversations:
         conversation_at(table, links[0]).flows -= 1
         conversation_at(table, links[0]).dormant += 1
     for i in range(table.cells - table.columns):
-        string_release(&table.strings, links[table.keys_at + i])
+        string_release(&table.strings, links[table.first_key + i])
     dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
     connection.flows -= 1
-    if flows_of(connection) == 0 and at != table.views[0].other:
+    if flows_of(connection) == 0 and connection_row != table.views[0].other:
         keep_counters(table, flow, connection, now_s)
-        remove_row(table, &table.views[0], at)
+        remove_row(table, &table.views[0], connection_row)
         table.expired += 1
     if table.memory_s == 0 and not ended:
         forget_flow(table, number)

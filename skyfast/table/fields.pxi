@@ -119,19 +119,19 @@ cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
                             int64_t *out) except -1:
     cdef PyObject *value = value_of(flow, &number.first, slots)
     cdef int64_t second = 0
-    cdef int wrong
+    cdef int error
     if unlikely(value == NULL and number.optional):
         out[0] = ABSENT
         return SKIP_NONE
-    wrong = read_integer(value, out)
-    if unlikely(number.pair) and wrong == SKIP_NONE:
-        wrong = read_integer(value_of(flow, &number.second, slots), &second)
-        if wrong == SKIP_NONE and out[0] > MAX_INTEGER - second:
-            wrong = SKIP_OUT_OF_RANGE
-        if unlikely(wrong):
-            return wrong | SECOND_FIELD
+    error = read_integer(value, out)
+    if unlikely(number.pair) and error == SKIP_NONE:
+        error = read_integer(value_of(flow, &number.second, slots), &second)
+        if error == SKIP_NONE and out[0] > MAX_INTEGER - second:
+            error = SKIP_OUT_OF_RANGE
+        if unlikely(error):
+            return error | SECOND_FIELD
         out[0] += second
-    return wrong
+    return error
 
 
 cdef void begin_left_out(Report *report) noexcept nogil:
@@ -142,10 +142,10 @@ cdef void begin_left_out(Report *report) noexcept nogil:
         memset(&report.last_update_left_out, 0, sizeof(LeftOut))
 
 
-cdef void leave_out(Report *report, LeftOut *left_out, uint32_t value, int wrong) noexcept nogil:
+cdef void leave_out(Report *report, LeftOut *left_out, uint32_t value, int error) noexcept nogil:
     # `left_out` belongs to the report.
     begin_left_out(report)
-    left_out.fields[1 if wrong & SECOND_FIELD else 0] |= <uint64_t>1 << value
+    left_out.fields[1 if error & SECOND_FIELD else 0] |= <uint64_t>1 << value
 
 
 cdef void leave_out_mark(Report *report, uint32_t mark) noexcept nogil:
@@ -174,7 +174,7 @@ cdef inline int read_text(PyObject *value, const char **text, uint32_t *length) 
             text[0] = PyUnicode_AsUTF8AndSize(value, &size)
         except UnicodeEncodeError:      # a lone surrogate
             return SKIP_INVALID
-    if unlikely(size > MAX_TEXT):
+    if unlikely(size > MAX_TEXT_BYTES):
         return SKIP_TEXT_TOO_LONG
     length[0] = <uint32_t>size
     return SKIP_NONE

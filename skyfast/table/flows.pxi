@@ -12,7 +12,7 @@ cdef inline int64_t *totals_of(Flow *flow) noexcept nogil:
 
 
 cdef inline uint32_t *links_of(const TableState *table, Flow *flow) noexcept nogil:
-    return <uint32_t *>(<char *>flow + table.links_at)
+    return <uint32_t *>(<char *>flow + table.links_offset)
 
 
 cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *flow,
@@ -106,7 +106,7 @@ cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept
             string_release(&table.strings, string)
         return 0
     flow_at(table, row).last_ms = report.last_ms
-    if table.converses:
+    if table.has_conversations:
         links_of(table, flow_at(table, row))[0] = 0
     memcpy(totals_of(flow_at(table, row)), report.values, table.counters * sizeof(int64_t))
     return row
@@ -116,7 +116,7 @@ cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
     # Remove a row that is neither live nor in a list.
     cdef Flow *flow = flow_at(table, number)
     cdef Batch *batch = table.batch
-    if table.converses and links_of(table, flow)[0]:
+    if table.has_conversations and links_of(table, flow)[0]:
         conversation_at(table, links_of(table, flow)[0]).dormant -= 1
         release_conversation(table, links_of(table, flow)[0])
     index_remove(&table.flow_rows, number)

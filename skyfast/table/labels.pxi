@@ -35,8 +35,8 @@ cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) no
     cdef uint32_t i, length, number
     labels.interned_count = 0
     for i in range(table.cells):
-        if likely(cells[i].found != 0):
-            labels.cells[i] = cells[i].found | IS_STRING
+        if likely(cells[i].string != 0):
+            labels.cells[i] = cells[i].string | IS_STRING
             continue
         if cells[i].text != NULL:
             number = intern_label(table, &cells[i])

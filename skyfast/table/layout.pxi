@@ -265,7 +265,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
 cdef int prepare_views(TableState *table, plan) except -1:
     # Initialize the views with their rows, and the rows of flows and conversations.
     cdef uint32_t i, connection_links = 0
-    cdef uint32_t flow_links = 1 if table.converses else 0
+    cdef uint32_t flow_links = 1 if table.has_conversations else 0
     cdef View *view
     first = set(plan.views[0].columns)
     table.views = <View *>allocate(len(plan.views) * sizeof(View))
@@ -282,22 +282,22 @@ cdef int prepare_views(TableState *table, plan) except -1:
         else:
             view.link = connection_links
             connection_links += 1
-    table.keys_at = flow_links
+    table.first_key = flow_links
     flow_links += table.cells - table.columns
-    table.links_at = sizeof(Flow) + 8 * table.counters
+    table.links_offset = sizeof(Flow) + 8 * table.counters
     if not (
-        rows_init(&table.flow_rows, &table.arena, (table.links_at + 4 * flow_links + 7) & ~7)
-        and (not table.converses
+        rows_init(&table.flow_rows, &table.arena, (table.links_offset + 4 * flow_links + 7) & ~7)
+        and (not table.has_conversations
              or rows_init(&table.conversations, &table.arena, sizeof(Conversation)))
     ):
         raise MemoryError
     for i in range(table.view_count):
         view = &table.views[i]
-        view.values_at = sizeof(Connection)
+        view.values_offset = sizeof(Connection)
         if i == 0 and connection_links > 1:
-            view.values_at = (sizeof(Connection) + 4 * (connection_links - 1) + 7) & ~7
-        view.cells_at = view.values_at + 8 * view.values
-        if not rows_init(&view.rows, &table.arena, (view.cells_at + 4 * view.columns + 7) & ~7):
+            view.values_offset = (sizeof(Connection) + 4 * (connection_links - 1) + 7) & ~7
+        view.cells_offset = view.values_offset + 8 * view.values
+        if not rows_init(&view.rows, &table.arena, (view.cells_offset + 4 * view.columns + 7) & ~7):
             raise MemoryError
     return 0
 
@@ -321,8 +321,8 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
         if source < table.counters:
             view.counters = j + 1
     view.identifies_connection = declared.identifies_connection
-    view.direction_at = 0 if declared.direction is None else declared.direction.position
-    if view.direction_at > view.columns:
+    view.direction_index = 0 if declared.direction is None else declared.direction.position
+    if view.direction_index > view.columns:
         raise ValueError("a direction stands among a view's labels, or behind them")
     return 0
 
@@ -382,7 +382,7 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned,
     sides = line_literals(declared.name, names, planned.direction)
     for j in range(view.columns + 1):
         literal_init(&family.literals[j], sides[0][j])
-    literal_init(&family.second, sides[len(sides) - 1][view.direction_at])
+    literal_init(&family.second, sides[len(sides) - 1][view.direction_index])
     fixed = sum(len(text.encode()) for side in sides for text in side)
     fixed += 2 * (view.columns * MAX_CELL + MAX_INTEGER_DIGITS + 2)
     return max(longest, fixed)
@@ -410,12 +410,12 @@ cdef list line_literals(str metric, list columns, direction):
     for value in direction.values:
         literals = []
         text = metric + "{"
-        for at in range(len(columns) + 1):
-            if at == direction.position:
-                text += f'{direction.name}="{value}"' + ("," if at < len(columns) else "")
-            if at < len(columns):
-                literals.append(f'{text}{columns[at]}="')
-                last = at + 1 == len(columns) and direction.position != at + 1
+        for position in range(len(columns) + 1):
+            if position == direction.position:
+                text += f'{direction.name}="{value}"' + ("," if position < len(columns) else "")
+            if position < len(columns):
+                literals.append(f'{text}{columns[position]}="')
+                last = position + 1 == len(columns) and direction.position != position + 1
                 text = '"' if last else '",'
         literals.append(text + "} ")
         sides.append(literals)

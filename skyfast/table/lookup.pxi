@@ -80,7 +80,7 @@ cdef inline bint needs_labels(const Report *report) noexcept nogil:
 
 cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
                               const Cell *previous) noexcept nogil:
-    # Sets `found` of all cells. Returns the hash of the connection, or 0 unless all strings are
+    # Sets `string` of all cells. Returns the hash of the connection, or 0 unless all strings are
     # known.
     cdef uint32_t label_cells[MAX_COLUMNS]
     cdef RowKey key
@@ -92,13 +92,13 @@ cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
             label_cells[i] = <uint32_t>cells[i].number
             continue
         if cells[i].repeats:
-            cells[i].found = previous[i].found
+            cells[i].string = previous[i].string
         elif not cells[i].escapes:      # the others are looked up after escaping
-            cells[i].found = string_find(
+            cells[i].string = string_find(
                 &table.strings, cells[i].text, cells[i].length, cells[i].hash
             )
-        all_found &= cells[i].found != 0
-        label_cells[i] = cells[i].found | IS_STRING
+        all_found &= cells[i].string != 0
+        label_cells[i] = cells[i].string | IS_STRING
     if not all_found:
         return 0
     row_key(table, &table.views[0], label_cells, &key)

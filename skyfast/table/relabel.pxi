@@ -7,7 +7,7 @@
 cdef struct Changes:
     # Sorted by key once complete. Each change has a reference to both of its strings.
     Change *items
-    uint32_t count, room
+    uint32_t count, capacity
 
 
 # ---------------------------------------------------------------------------------------------
@@ -57,12 +57,12 @@ cdef int read_label(PyObject *value, char *escaped, const char **text,
 
 cdef int reserve_change(Changes *changes) except -1:
     cdef void *moved
-    if changes.count == changes.room:
-        moved = realloc(changes.items, (2 * changes.room + 64) * sizeof(Change))
+    if changes.count == changes.capacity:
+        moved = realloc(changes.items, (2 * changes.capacity + 64) * sizeof(Change))
         if moved == NULL:
             raise MemoryError
         changes.items = <Change *>moved
-        changes.room = 2 * changes.room + 64
+        changes.capacity = 2 * changes.capacity + 64
     return 0
 
 
@@ -118,15 +118,15 @@ cdef bint find_moving(const TableState *table, const Changes *changes, uint32_t 
     # then there is nothing to free.
     cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t *longer
-    cdef uint32_t number, room = 0
+    cdef uint32_t number, capacity = 0
     cdef Flow *flow
     for number in range(1, table.flow_rows.fresh):
         flow = flow_at(table, number)
         if (flow.connection and not flow.connection & DORMANT
                 and find_new_cells(table, changes, flow, new_cells)):
-            if count[0] == room:
-                room = 2 * room + 1024
-                longer = <uint32_t *>realloc(moving[0], room * sizeof(uint32_t))
+            if count[0] == capacity:
+                capacity = 2 * capacity + 1024
+                longer = <uint32_t *>realloc(moving[0], capacity * sizeof(uint32_t))
                 if longer == NULL:
                     free(moving[0])
                     return False
@@ -140,7 +140,7 @@ cdef bint find_new_cells(const TableState *table, const Changes *changes, Flow *
                          uint32_t *new_cells) noexcept nogil:
     # Sets a flow's new labels by column, 0 for labels that do not change. Returns whether any
     # changes.
-    cdef const uint32_t *keys = links_of(table, flow) + table.keys_at
+    cdef const uint32_t *keys = links_of(table, flow) + table.first_key
     cdef const Change *change
     cdef uint32_t slot, low, high, middle
     cdef bint found = False
@@ -185,13 +185,13 @@ cdef uint32_t detach(TableState *table, const Changes *changes, Flow *flow) noex
     # from the index, so that other flows do not find it.
     cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t cells[MAX_COLUMNS]
-    cdef uint32_t at = flow.connection & ROW
-    cdef Connection *connection = connection_at(&table.views[0], at)
+    cdef uint32_t row = flow.connection & ROW
+    cdef Connection *connection = connection_at(&table.views[0], row)
     cdef const View *view
     cdef uint32_t i, number
     cdef bint moves
     find_new_cells(table, changes, flow, new_cells)
-    moves = relabelled(&table.views[0], at, new_cells, cells)
+    moves = relabelled(&table.views[0], row, new_cells, cells)
     for i in range(1, table.view_count):
         view = &table.views[i]
         number = link_of(table, view, flow, connection)[0]
@@ -204,8 +204,8 @@ cdef uint32_t detach(TableState *table, const Changes *changes, Flow *flow) noex
     connection.flows -= 1
     if flows_of(connection):
         return 0
-    index_remove(&table.views[0].rows, at)
-    return at
+    index_remove(&table.views[0].rows, row)
+    return row
 
 
 cdef bint attach(TableState *table, const Changes *changes, Flow *flow) noexcept nogil:
@@ -236,8 +236,8 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
-    cdef uint32_t at = flow.connection & ROW
-    cdef Connection *old = connection_at(first, at)
+    cdef uint32_t row = flow.connection & ROW
+    cdef Connection *old = connection_at(first, row)
     cdef Connection *connection
     cdef uint32_t *link
     cdef uint32_t i, number, kept
@@ -253,7 +253,7 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
     if number == 0:
         done = False
         links_are_set = True
-        number = return_to_row(first, at)
+        number = return_to_row(first, row)
     connection = connection_at(first, number)
     if created:
         table.connections_created += 1

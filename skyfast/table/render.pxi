@@ -91,14 +91,14 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     if value <= family.absent and second <= family.absent:
         return out
     for i in range(view.columns):
-        if i == view.direction_at:
+        if i == view.direction_index:
             direction = out
         out = put(out, literals[i].text, literals[i].length)
         out = put_cell(out, cells[i], &table.strings)
-    if view.direction_at == view.columns:
+    if view.direction_index == view.columns:
         direction = out
     out = put(out, literals[view.columns].text, literals[view.columns].length)
-    rest = direction + literals[view.direction_at].length
+    rest = direction + literals[view.direction_index].length
     before = direction - start
     after = out - rest
     first = out = put_value(out, max(value, <int64_t>0), family.decimals)

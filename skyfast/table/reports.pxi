@@ -37,7 +37,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     cdef const char *text
     cdef uint32_t length, i
     cdef int64_t finish
-    cdef int wrong, too_long
+    cdef int error, too_long
     report.flow = 0
     report.dormant = False
     report.leaves_out = False
@@ -53,15 +53,15 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
                     != reader.required[i].absent):
                 return SKIP_REQUIRED + <int>i
     for i in range(table.values):
-        wrong = read_number(flow, &reader.totals[i], reader.slots, &report.values[i])
-        if unlikely(wrong):
+        error = read_number(flow, &reader.totals[i], reader.slots, &report.values[i])
+        if unlikely(error):
             if i < table.counters and not table.optional[i]:
-                return wrong & ~SECOND_FIELD
+                return error & ~SECOND_FIELD
             report.values[i] = ABSENT if i < table.counters else 0
-            leave_out(report, &report.values_left_out, i, wrong)
-    wrong = read_integer(value_of(flow, &reader.last, reader.slots), &report.last_ms)
-    if unlikely(wrong):
-        return wrong
+            leave_out(report, &report.values_left_out, i, error)
+    error = read_integer(value_of(flow, &reader.last, reader.slots), &report.last_ms)
+    if unlikely(error):
+        return error
     batch.newest_ms = max(batch.newest_ms, report.last_ms)
     if likely(report.last_ms):
         batch.oldest_ms = min(batch.oldest_ms, report.last_ms)
@@ -99,20 +99,20 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
 cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
                   const Cell *previous, list held) except -1:
     # `previous` has the labels of another flow, or is NULL.
-    cdef int wrong
+    cdef int error
     if table.shares > 1:
-        wrong = read_conversation(flow, reader, SHARE_SEED, &report.conversation)
-        if unlikely(wrong):
-            return wrong
+        error = read_conversation(flow, reader, SHARE_SEED, &report.conversation)
+        if unlikely(error):
+            return error
         if report.conversation % table.shares != table.share:
             return SKIP_OTHER_SHARD
-    wrong = read_labels(table, flow, reader, report.cells, previous, held)
-    if unlikely(wrong):
-        return wrong
-    if table.converses:
-        wrong = read_capture_point(flow, reader, table.seed, report)
-        if unlikely(wrong):
-            return wrong
+    error = read_labels(table, flow, reader, report.cells, previous, held)
+    if unlikely(error):
+        return error
+    if table.has_conversations:
+        error = read_capture_point(flow, reader, table.seed, report)
+        if unlikely(error):
+            return error
     report.worth = WORTH_UNREAD
     report.repeats = False
     report.age_ms = -1
@@ -126,11 +126,11 @@ cdef inline int read_labels(const TableState *table, PyObject *flow, const Reade
     # Many flows of a message have the same protocol and interface as the flow before, so the hashes
     # of these labels are already known.
     cdef uint32_t i
-    cdef int wrong
+    cdef int error
     for i in range(table.cells):
-        wrong = read_cell(flow, &reader.columns[i], reader.slots, &cells[i], held)
-        if unlikely(wrong):
-            return wrong
+        error = read_cell(flow, &reader.columns[i], reader.slots, &cells[i], held)
+        if unlikely(error):
+            return error
         if cells[i].text != NULL:
             cells[i].repeats = previous != NULL and same_string(&previous[i], &cells[i])
             if cells[i].repeats:
@@ -147,7 +147,7 @@ cdef inline int read_cell(PyObject *flow, const Column *column, bint slots, Cell
                           list held) except -1:
     cdef PyObject *value = value_of(flow, &column.field, slots)
     cdef bint is_string = column.field.is_string
-    cell.found = 0
+    cell.string = 0
     cell.text = NULL
     if column.rewrite != NULL and value != NULL:
         value = PyObject_GetItem(column.rewrite, value)
@@ -164,9 +164,9 @@ cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
     # Hashes of the conversation and of its capture point.
     cdef const char *text
     cdef uint32_t length
-    cdef int wrong = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)
-    if unlikely(wrong):
-        return wrong
+    cdef int error = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)
+    if unlikely(error):
+        return error
     report.point = hash_bytes(text, length, seed)
     return read_conversation(flow, reader, seed, &report.conversation)
 
@@ -178,19 +178,19 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
     cdef const char *text
     cdef uint32_t length, i
     cdef int64_t port
-    cdef int wrong
+    cdef int error
     for i in range(3):
-        wrong = read_text(
+        error = read_text(
             value_of(flow, &reader.conversation[2 * i - 1 if i else 0], reader.slots),
             &text, &length,
         )
-        if unlikely(wrong):
-            return wrong
+        if unlikely(error):
+            return error
         hashes[i] = hash_bytes(text, length, seed)
     for i in range(1, 3):
-        wrong = read_integer(value_of(flow, &reader.conversation[2 * i], reader.slots), &port)
-        if unlikely(wrong):
-            return wrong
+        error = read_integer(value_of(flow, &reader.conversation[2 * i], reader.slots), &port)
+        if unlikely(error):
+            return error
         hashes[i] = mix64(hashes[i] ^ <uint64_t>port)
     hash[0] = mix64(
         hashes[0] ^ mix64(min(hashes[1], hashes[2])) ^ max(hashes[1], hashes[2])
@@ -204,33 +204,33 @@ cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reade
     # latest update added. `last_update` is zero if it cannot be determined whether the report is
     # the first.
     cdef int64_t start, update_start, update_last
-    cdef bint wrong_start, wrong_update_start, wrong_last
+    cdef bint invalid_start, invalid_update_start, invalid_last
     # With an invalid FinishType, it may be a closing report that repeats the one before.
-    cdef bint wrong_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
+    cdef bint invalid_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
     cdef uint32_t i
     report.worth = WORTH_TOTAL
-    if part(flow, &reader.update_start, reader.slots) == NULL and likely(not wrong_finish):
+    if part(flow, &reader.update_start, reader.slots) == NULL and likely(not invalid_finish):
         return 0
-    wrong_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
-    wrong_update_start = read_integer(
+    invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
+    invalid_update_start = read_integer(
         value_of(flow, &reader.update_start, reader.slots), &update_start
     )
-    wrong_last = read_integer(value_of(flow, &reader.update_last, reader.slots), &update_last)
-    if unlikely(wrong_start or wrong_update_start or wrong_last):
-        if wrong_start:
+    invalid_last = read_integer(value_of(flow, &reader.update_last, reader.slots), &update_last)
+    if unlikely(invalid_start or invalid_update_start or invalid_last):
+        if invalid_start:
             leave_out_mark(report, MARK_START)
-        if wrong_update_start:
+        if invalid_update_start:
             leave_out_mark(report, MARK_UPDATE_START)
-        if wrong_last:
+        if invalid_last:
             leave_out_mark(report, MARK_UPDATE_LAST)
     report.repeats = (report.finish == CLOSING
-                      and (wrong_last or update_last != report.last_ms))
-    if not wrong_start and not wrong_last and update_last >= start:
+                      and (invalid_last or update_last != report.last_ms))
+    if not invalid_start and not invalid_last and update_last >= start:
         report.age_ms = update_last - start
     for i in range(table.counters):
         report.last_update[i] = min(report.values[i], <int64_t>0)   # ABSENT if the total is
     report.worth = WORTH_LAST_UPDATE
-    if unlikely(wrong_start or wrong_update_start or wrong_finish):
+    if unlikely(invalid_start or invalid_update_start or invalid_finish):
         if not report.repeats:
             report.age_ms = -1
     elif update_start == start:
@@ -245,13 +245,13 @@ cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reade
 cdef int read_last_update(const TableState *table, PyObject *flow, const Reader *reader,
                           Report *report) except -1:
     cdef uint32_t i
-    cdef int wrong
+    cdef int error
     for i in range(table.counters):
         if reader.last_update[i].read and report.last_update[i] == 0:
-            wrong = read_number(
+            error = read_number(
                 flow, &reader.last_update[i], reader.slots, &report.last_update[i]
             )
-            if unlikely(wrong):
+            if unlikely(error):
                 report.last_update[i] = 0
-                leave_out(report, &report.last_update_left_out, i, wrong)
+                leave_out(report, &report.last_update_left_out, i, error)
     return 0

@@ -12,18 +12,18 @@ cdef enum:
     FREE_ROW_BYTES = 16  # bytes of a free row that are read: whether it is free, and its link
 
 
-cdef bint pointer_room(void ***pointers, uint32_t used, uint32_t *room) noexcept nogil:
+cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) noexcept nogil:
     # Make space for one more pointer. The pointer arrays are small enough to be copied.
     cdef uint32_t larger
     cdef void *moved
-    if used < room[0]:
+    if used < capacity[0]:
         return True
-    larger = room[0] * 2 if room[0] else 16
+    larger = capacity[0] * 2 if capacity[0] else 16
     moved = realloc(pointers[0], larger * sizeof(void *))
     if moved == NULL:
         return False
     pointers[0] = <void **>moved
-    room[0] = larger
+    capacity[0] = larger
     return True
 
 
@@ -33,7 +33,7 @@ cdef void *arena_take(Arena *arena, size_t size) noexcept nogil:
     cdef void *piece = NULL
     size = (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
     if size > arena.free_bytes:
-        if not pointer_room(<void ***>&arena.pieces, arena.piece_count, &arena.piece_room):
+        if not reserve_pointer(<void ***>&arena.pieces, arena.piece_count, &arena.piece_capacity):
             return NULL
         piece_size = FIRST_PIECE_BYTES if arena.piece_count == 0 else PIECE_BYTES
         piece_size = max(size, piece_size)
@@ -82,7 +82,7 @@ cdef inline uint32_t *bucket_of(const Rows *rows, uint32_t hash) noexcept nogil:
 
 cdef bint rows_add_segment(Rows *rows) noexcept nogil:
     cdef void *segment
-    if not pointer_room(<void ***>&rows.segments, rows.segment_count, &rows.segment_room):
+    if not reserve_pointer(<void ***>&rows.segments, rows.segment_count, &rows.segment_capacity):
         return False
     segment = arena_take(rows.arena, SEGMENT_BUCKETS * sizeof(uint32_t))
     if segment == NULL:
@@ -95,7 +95,7 @@ cdef bint rows_add_segment(Rows *rows) noexcept nogil:
 
 cdef bint rows_add_slab(Rows *rows) noexcept nogil:
     cdef void *slab
-    if not pointer_room(<void ***>&rows.slabs, rows.slab_count, &rows.slab_room):
+    if not reserve_pointer(<void ***>&rows.slabs, rows.slab_count, &rows.slab_capacity):
         return False
     slab = arena_take(rows.arena, <size_t>SLAB_ROWS * rows.stride)
     if slab == NULL:

@@ -125,20 +125,20 @@ cdef inline bint count_row(const TableState *table, Connection *row, Counter *co
     return True
 
 
-cdef list commonest(TableState *table, const Counter *counter, uint32_t count):
+cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
     # The `count` most frequent values, by a heap of that size: a label can have a million values.
     cdef list heap = []
     cdef uint32_t least = 0
-    cdef size_t at
+    cdef size_t slot
     if count == 0:
         return heap
-    for at in range(counter.room):
-        if counter.keys[at] == 0 or counter.counts[at] < least:
+    for slot in range(counter.capacity):
+        if counter.keys[slot] == 0 or counter.counts[slot] < least:
             continue
         if <uint32_t>len(heap) < count:
-            heapq.heappush(heap, (counter.counts[at], counter.keys[at]))
+            heapq.heappush(heap, (counter.counts[slot], counter.keys[slot]))
         else:
-            heapq.heappushpop(heap, (counter.counts[at], counter.keys[at]))
+            heapq.heappushpop(heap, (counter.counts[slot], counter.keys[slot]))
         if <uint32_t>len(heap) == count:
             least = heap[0][0]
     named = [(cell_text(table, cell - 1), number) for number, cell in sorted(heap, reverse=True)]

@@ -77,16 +77,16 @@ cdef inline bint parse_key(const char *text, Py_ssize_t length, uint64_t *key) n
     # Whether a UUID has Skydive's format: 1 to 16 lowercase hexadecimal digits without leading
     # zeros.
     cdef uint64_t value = 0
-    cdef uint8_t digit, wrong = 0
+    cdef uint8_t digit, combined = 0
     cdef Py_ssize_t i
     if length < 1 or length > 16 or (text[0] == c'0' and length > 1):
         return False
     for i in range(length):
         digit = HEX[<uint8_t>text[i]]
-        wrong |= digit
+        combined |= digit
         value = (value << 4) | (digit & 15)
     key[0] = value
-    return wrong < 16
+    return combined < 16
 
 
 # ---------------------------------------------------------------------------------------------
@@ -195,13 +195,13 @@ cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
 
 
 cdef inline bint needs_escape(const char *text, uint32_t length) noexcept nogil:
-    cdef uint64_t word, found = 0
+    cdef uint64_t word, matches = 0
     cdef uint32_t taken
     while length:
         taken = min(length, <uint32_t>8)
         word = load(text, taken)
-        found |= (zero_bytes(word ^ EACH_BYTE * c'\\') | zero_bytes(word ^ EACH_BYTE * c'"')
-                  | zero_bytes(word ^ EACH_BYTE * c'\n'))
+        matches |= (zero_bytes(word ^ EACH_BYTE * c'\\') | zero_bytes(word ^ EACH_BYTE * c'"')
+                    | zero_bytes(word ^ EACH_BYTE * c'\n'))
         text += taken
         length -= taken
-    return found != 0
+    return matches != 0

@@ -34,21 +34,21 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
     # Writes two digits at a time, from the end of a scratch buffer.
     cdef char scratch[2 * MAX_INTEGER_DIGITS]
     cdef char *end = scratch + MAX_INTEGER_DIGITS
-    cdef char *at = end
+    cdef char *start = end
     cdef uint64_t rest
     while number >= 100:
         rest = number / 100
-        at -= 2
-        memcpy(at, DIGITS + 2 * (number - rest * 100), 2)
+        start -= 2
+        memcpy(start, DIGITS + 2 * (number - rest * 100), 2)
         number = rest
     if number >= 10:
-        at -= 2
-        memcpy(at, DIGITS + 2 * number, 2)
+        start -= 2
+        memcpy(start, DIGITS + 2 * number, 2)
     else:
-        at -= 1
-        at[0] = <char>(c'0' + number)
-    memcpy(out, at, MAX_INTEGER_DIGITS)     # the scratch buffer is longer than its digits
-    return out + (end - at)
+        start -= 1
+        start[0] = <char>(c'0' + number)
+    memcpy(out, start, MAX_INTEGER_DIGITS)     # the scratch buffer is longer than its digits
+    return out + (end - start)
 
 
 cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexcept nogil:

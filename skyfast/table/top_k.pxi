@@ -26,38 +26,38 @@ cdef struct TopK:
     const char *part            # substring that a label must contain
     uint32_t part_length
     TopRow *heap
-    uint32_t count, room
+    uint32_t count, capacity
 
 
 cdef inline bint top_k_takes(const TopK *top, int64_t rank) noexcept nogil:
     # Whether a row of this rank is among the top rows so far.
-    return top.count < top.room or (top.room != 0 and rank > top.heap[0].rank)
+    return top.count < top.capacity or (top.capacity != 0 and rank > top.heap[0].rank)
 
 
 cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
                            uint32_t hash) noexcept nogil:
     # Add a row to the heap. If the heap is full, the row replaces the root.
     cdef TopRow *heap = top.heap
-    cdef uint32_t at, child
-    if top.count < top.room:
-        at = top.count
+    cdef uint32_t index, child
+    if top.count < top.capacity:
+        index = top.count
         top.count += 1
-        while at and heap[(at - 1) / 2].rank > rank:
-            heap[at] = heap[(at - 1) / 2]
-            at = (at - 1) / 2
+        while index and heap[(index - 1) / 2].rank > rank:
+            heap[index] = heap[(index - 1) / 2]
+            index = (index - 1) / 2
     else:
-        at = 0
+        index = 0
         while True:
-            child = 2 * at + 1
+            child = 2 * index + 1
             if child + 1 < top.count and heap[child + 1].rank < heap[child].rank:
                 child += 1
             if child >= top.count or heap[child].rank >= rank:
                 break
-            heap[at] = heap[child]
-            at = child
-    heap[at].rank = rank
-    heap[at].row = row
-    heap[at].hash = hash
+            heap[index] = heap[child]
+            index = child
+    heap[index].rank = rank
+    heap[index].row = row
+    heap[index].hash = hash
 
 
 cdef int compare_ranks(const void *one, const void *other) noexcept nogil:

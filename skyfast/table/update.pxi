@@ -141,7 +141,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
     cdef uint32_t number, kept, conversation = 0
     cdef int done
     cdef bint creates, full
-    if table.converses:
+    if table.has_conversations:
         conversation = find_conversation(table, report.conversation)
         if is_taken(table, conversation, report):
             return SKIP_DUPLICATE
@@ -182,7 +182,7 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
     # Whether an unknown flow began after the latest report of all flows that were forgotten, so
     # that it was never counted. Only durations of the agent's clock are used. False if flows are
     # deduplicated, because duplicates are not remembered.
-    return (table.begun and report.age_ms >= 0 and not table.converses
+    return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - BATCH_S
                  > table.horizon_s))
 
@@ -227,23 +227,23 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
-    if not find_places(table, report, labels, number, &conversation, &targets):
+    if not find_all_targets(table, report, labels, number, &conversation, &targets):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
     make_live(table, row, report, labels, &targets, conversation, kept, NULL)
-    make_room(table)
+    evict_surplus(table)
     return SKIP_NONE
 
 
 # ---------------------------------------------------------------------------------------------
 # The rows that a flow links to
 
-cdef bint find_places(TableState *table, const Report *report, const Labels *labels,
+cdef bint find_all_targets(TableState *table, const Report *report, const Labels *labels,
                       uint32_t number, uint32_t *conversation, Targets *targets) noexcept nogil:
     # Find or create the targets and the conversation of a flow that becomes live: all of them, or
     # False if out of memory.
     cdef uint32_t before = conversation[0]
-    cdef bint adds_conversation = table.converses and (
+    cdef bint adds_conversation = table.has_conversations and (
         before == 0 or conversation_at(table, before).point != report.point
     )
     if adds_conversation:
@@ -325,7 +325,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             release_conversation(table, links[0])
         links[0] = conversation
     for i in range(table.columns, table.cells):
-        links[table.keys_at + i - table.columns] = labels.cells[i] & ~IS_STRING
+        links[table.first_key + i - table.columns] = labels.cells[i] & ~IS_STRING
     retain_cells(table, labels.cells + table.columns, table.cells - table.columns)
     for i in range(table.view_count):
         view = &table.views[i]
