@@ -151,7 +151,7 @@ cdef enum:
     MARKS
 
 cdef enum:
-    MAX_CELL = 2 * MAX_TEXT_BYTES     # every byte escaped
+    MAX_CELL = 2 * MAX_TEXT_BYTES   # every byte escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
     MAX_FIELDS = 4 * MAX_VALUES + MARKS     # fields that can be omitted
@@ -392,44 +392,16 @@ cdef class Table:
     def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, memory_s=0,
                   view_timeouts_s=(), slots=True):
         pthread_mutex_init(&self.state.lock, NULL)
-        if (not 0 < len(plan.views) <= MAX_VIEWS
-                or len(plan.counters) + len(plan.gauges) > MAX_VALUES
-                or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
-            raise ValueError("the plan has more than the table can keep")
-        number_values(&self.state, plan)
-        self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
-        self.label_names = tuple(column.name for column in plan.views[0].columns)
-        self.state.has_conversations = plan.conversation is not None
-        self.state.shares = 1
-        if plan.share is not None:
-            if not 0 <= plan.share.index < plan.share.count:
-                raise ValueError("there is no such share")
-            self.state.share = plan.share.index
-            self.state.shares = plan.share.count
-        self.state.overflows = plan.overflow is not None
-        self.other = (plan.overflow or "").encode()
-        self.state.other_text = self.other
-        self.state.other_length = len(self.other)
-        if (len(self.other) > MAX_TEXT_BYTES
-                or needs_escape(self.state.other_text, self.state.other_length)):
-            raise ValueError("the text for what finds no room is too long, or not plain")
-        self.state.seed = int.from_bytes(os.urandom(8), "little")
         self.plan = plan
-        self.held = []
         self.wants_slots = slots
-        number_columns(&self.state, plan)
+        self.held = []
+        self.other = (plan.overflow or "").encode()
+        self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
+        self.field_names = state_init(&self.state, plan, self.other)
+        self.label_names = tuple(column.name for column in plan.views[0].columns)
         self.dynamic = dynamic_columns(plan)
-        self.field_names = number_fields(&self.state, plan)
-        self.state.least_timeout_s = timeout_s
-        self.state.flow_update_s = 60
-
         batch_allocate(&self.batch, &self.state)
-        if not rows_init(&self.state.strings, &self.state.arena, sizeof(String)):
-            raise MemoryError
         self.set_flow_types(types)
-        prepare_views(&self.state, plan)
-        prepare_families(&self.state, plan)
-        wheel_allocate(&self.state.wheel, timeout_s)
         self.set_limits(max_connections=max_connections, max_flows=max_flows, timeout_s=timeout_s,
                         memory_s=memory_s, view_timeouts_s=view_timeouts_s)
 
@@ -454,26 +426,7 @@ cdef class Table:
         :param view_timeouts_s: timeouts of the connections in the second and further views, each at
             least `timeout_s`.
         """
-        cdef uint32_t i
-        if not 0 < max_connections <= MAX_ROWS or not 0 < max_flows <= MAX_ROWS:
-            raise ValueError(f"max_connections and max_flows are 1 to {MAX_ROWS}")
-        if not 0 < timeout_s <= 1 << 30:
-            raise ValueError("timeout_s is above 0 and at most 2^30")
-        if not 0 <= memory_s <= 1 << 30:
-            raise ValueError("memory_s is 0 to 2^30")
-        if len(view_timeouts_s) != self.state.view_count - 1:
-            raise ValueError("there is one timeout for each view but the first")
-        if not all(timeout_s <= each <= 1 << 30 for each in view_timeouts_s):
-            raise ValueError("a view's timeout is at least timeout_s and at most 2^30")
-        self.state.max_connections = max_connections
-        self.state.max_flows = max_flows
-        self.state.memory_s = memory_s
-        self.state.least_timeout_s = min(self.state.least_timeout_s, <double>timeout_s)
-        self.state.views[0].timeout_s = timeout_s
-        for i in range(1, self.state.view_count):
-            self.state.views[i].timeout_s = view_timeouts_s[i - 1]
-            if self.state.views[i].wheel.slots == NULL:
-                wheel_allocate(&self.state.views[i].wheel, self.state.views[i].timeout_s)
+        set_limits(&self.state, max_connections, max_flows, timeout_s, memory_s, view_timeouts_s)
 
     def begin(self, now):
         """Assume that unknown flows that begin after `now` have never been counted.
@@ -481,8 +434,7 @@ cdef class Table:
         Call this when reports begin to arrive, and when flows arrive that were excluded before.
         Until the first call, no unknown flow's total counts for this reason.
         """
-        self.state.horizon_s = max(self.state.horizon_s, <double>now) if self.state.has_horizon else now
-        self.state.has_horizon = True
+        raise_horizon(&self.state, now)
 
     def set_flow_types(self, types):
         """Accept flows of these types from now on, and no others. They must be of the same plan."""
@@ -525,35 +477,9 @@ cdef class Table:
         2,048 connections of another thread's page or scan, about 0.5 ms, or while `cardinality`
         enlarges a counter, about 20 ns per value in it.
         """
-        cdef TableState *table = &self.state
-        cdef Batch *batch = &self.batch
-        cdef Py_ssize_t at = start
-        cdef int done
         if start < 0:
-            raise ValueError("start counts from the beginning")
-        begin_update(table, batch, now)
-        while at < PyList_GET_SIZE(flows):
-            read_reports(table, self.readers, flows, at, batch)
-            if batch.size == 0:
-                raise TypeError(f"not a flow of this table's plan: {type(flows[at]).__name__}")
-            look_up_flows(table, batch)
-            try:
-                read_unknown(table, self.readers, flows, at, batch, self.held)
-            except BaseException:       # raised by a rewrite
-                self.held.clear()
-                raise
-            look_up_labels(table, batch)
-            pthread_mutex_lock(&table.lock)
-            done = apply_batch(table, batch)
-            pthread_mutex_unlock(&table.lock)
-            if self.held:
-                self.held.clear()
-            if done < 0:
-                raise MemoryError
-            at += done
-            if <uint32_t>done < batch.size:
-                break
-        return at
+            raise ValueError("start must not be negative")
+        return update_flows(&self.state, &self.batch, self.readers, flows, start, now, self.held)
 
     # -- expiry ---------------------------------------------------------------------------------
 
@@ -571,9 +497,7 @@ cdef class Table:
         """
         cdef bint more
         with nogil:
-            pthread_mutex_lock(&self.state.lock)
             more = expire_slice(&self.state, <uint32_t>floor(now), max_rows)
-            pthread_mutex_unlock(&self.state.lock)
         return more
 
     # -- dynamic labels -------------------------------------------------------------------------
@@ -588,28 +512,7 @@ cdef class Table:
         counters are kept. Every flow is visited, including dormant ones, which takes about 10 ns
         each, and 0.5 µs for each flow that moves.
         """
-        cdef Changes changes
-        cdef bint done
-        memset(&changes, 0, sizeof(Changes))
-        try:
-            for rewrite, keys in renamed:
-                for column_rewrite, slot, column in self.dynamic:
-                    if column_rewrite is rewrite:
-                        for key in keys:
-                            add_change(&self.state, &changes, rewrite, key, slot, column)
-            if changes.count == 0:
-                return
-            qsort(changes.items, changes.count, sizeof(Change), compare_changes)
-            with nogil:
-                pthread_mutex_lock(&self.state.lock)
-                done = apply_changes(&self.state, &changes)
-                pthread_mutex_unlock(&self.state.lock)
-            if not done:
-                raise MemoryError
-        finally:
-            pthread_mutex_lock(&self.state.lock)
-            release_changes(&self.state, &changes)
-            pthread_mutex_unlock(&self.state.lock)
+        relabel_flows(&self.state, renamed, self.dynamic)
 
     # -- pages ----------------------------------------------------------------------------------
 
@@ -624,11 +527,8 @@ cdef class Table:
         """
         cdef Page page = Page.__new__(Page)
         page.table = self
-        page.cursor.now_s = <uint32_t>floor(now)
         with nogil:
-            pthread_mutex_lock(&self.state.lock)
-            page.cursor.page_seq = <uint32_t>self.state.next_seq
-            pthread_mutex_unlock(&self.state.lock)
+            page.cursor = begin_page(&self.state, <uint32_t>floor(now))
         page.cursor.head = 1 if openmetrics else 0
         return page
 
@@ -640,24 +540,7 @@ cdef class Table:
         Takes about a nanosecond per connection and label, without the GIL. Callable from any
         thread. Connections that are created or removed during the call may or may not be counted.
         """
-        cdef View *view = &self.state.views[0]
-        cdef uint32_t i
-        cdef uint32_t strings
-        cdef size_t words
-        cdef uint64_t *seen
-        cdef uint64_t *counts = NULL
-        with nogil:
-            strings = fresh_rows(&self.state, &self.state.strings)
-        words = (strings + (1 << 16)) / 64 + 2
-        seen = <uint64_t *>allocate(words * view.columns * sizeof(uint64_t))
-        try:
-            counts = <uint64_t *>allocate(view.columns * sizeof(uint64_t))
-            with nogil:
-                count_values(&self.state, strings, words, seen, counts)
-            return {name: counts[i] for i, name in enumerate(self.label_names)}
-        finally:
-            free(seen)
-            free(counts)
+        return count_label_values(&self.state, self.label_names)
 
     def cardinality(self, uint32_t count, str without=None):
         """Return the number and frequency of label values of the first view, from one scan.
@@ -673,30 +556,8 @@ cdef class Table:
         if a label is ignored. Callable from any thread. Connections that are created or removed
         during the call may or may not be counted.
         """
-        cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last one: connections without the label
-        cdef uint32_t columns = self.state.views[0].columns
-        cdef int32_t column = -1
-        cdef uint32_t connections = 0
-        cdef bint enough
-        cdef uint32_t i
-        if without is not None:
-            column = self.label_names.index(without)
-        for i in range(columns + 1):
-            counter_init(&counters[i])
-        try:
-            with nogil:
-                enough = count_cells(&self.state, counters, column, &connections)
-            if not enough:
-                raise MemoryError
-            labels = {}
-            for i in range(columns):
-                labels[self.label_names[i]] = (
-                    counters[i].used, most_frequent(&self.state, &counters[i], count)
-                )
-            return connections, labels, None if column < 0 else counters[columns].used
-        finally:
-            for i in range(columns + 1):
-                counter_destroy(&counters[i])
+        cdef int32_t column = -1 if without is None else self.label_names.index(without)
+        return label_frequencies(&self.state, self.label_names, count, column)
 
     # -- top connections ------------------------------------------------------------------------
 
@@ -719,41 +580,15 @@ cdef class Table:
         without the GIL. Callable from any thread. Connections that change during the call may be
         seen before or after the change.
         """
-        cdef TopK top
-        cdef uint32_t i
-        cdef char *copies = NULL
-        cdef int64_t *values = NULL
-        cdef bytes part = containing.encode()
+        cdef const Kept *kept = NULL
         if count > MAX_RANKED:
-            raise ValueError(f"not more than {MAX_RANKED} connections at once")
-        top.family = family_of_first(&self.state, family)
-        top.is_gauge = self.plan.views[0].families[family].type == "gauge"
-        top.since = NULL
+            raise ValueError(f"count must be at most {MAX_RANKED}")
+        is_gauge = family_is_gauge(&self.state, family, self.plan)
         if since is not None:
             if since.table is not self or since.family != family:
-                raise ValueError("the snapshot is of something else")
-            top.since = &since.kept
-        top.part = part
-        top.part_length = len(part)
-        top.count = 0
-        top.capacity = count
-        top.heap = <TopRow *>allocate(count * sizeof(TopRow))
-        try:
-            copies = <char *>allocate(self.state.views[0].columns * MAX_CELL)
-            values = <int64_t *>allocate(2 * self.state.family_count * sizeof(int64_t))
-            with nogil:
-                find_top(&self.state, &top)
-            qsort(top.heap, top.count, sizeof(TopRow), compare_ranks)
-            found = []
-            for i in range(top.count):
-                shown = shown_row(&self.state, &top.heap[i], copies, values)
-                if shown is not None:
-                    found.append(shown)
-            return found
-        finally:
-            free(top.heap)
-            free(copies)
-            free(values)
+                raise ValueError("the snapshot is of another table or family")
+            kept = &since.kept
+        return top_rows(&self.state, family, is_gauge, count, kept, containing.encode())
 
     def snapshot(self, uint32_t family):
         """Store the current values of a counter's family in the first view, for `top`.
@@ -765,19 +600,11 @@ cdef class Table:
         :raises MemoryError: an allocation failed.
         """
         cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
-        cdef const Family *kept = family_of_first(&self.state, family)
-        if self.plan.views[0].families[family].type == "gauge":
-            raise ValueError("a gauge does not grow")
+        if family_is_gauge(&self.state, family, self.plan):
+            raise ValueError("a snapshot requires a counter, not a gauge")
         snapshot.table = self
         snapshot.family = family
-        with nogil:
-            snapshot.kept.rows = fresh_rows(&self.state, &self.state.views[0].rows)
-        snapshot.kept.values = <int64_t *>malloc(snapshot.kept.rows * sizeof(int64_t))
-        snapshot.kept.hashes = <uint32_t *>malloc(snapshot.kept.rows * sizeof(uint32_t))
-        if snapshot.kept.values == NULL or snapshot.kept.hashes == NULL:
-            raise MemoryError
-        with nogil:
-            fill_snapshot(&self.state, kept, &snapshot.kept)
+        keep_values(&self.state, family, &snapshot.kept)
         return snapshot
 
     # -- counts ---------------------------------------------------------------------------------
@@ -789,9 +616,7 @@ cdef class Table:
         """Connection rows of the first view in use. Callable from any thread."""
         cdef uint32_t live
         with nogil:
-            pthread_mutex_lock(&self.state.lock)
-            live = self.state.views[0].rows.live
-            pthread_mutex_unlock(&self.state.lock)
+            live = live_connections(&self.state)
         return live
 
     @property
@@ -819,20 +644,9 @@ cdef class Table:
         """Return the UUIDs of the dormant flows, list by list, in the order in which they are
         forgotten.
         """
-        cdef uint32_t number
-        cdef Flow *flow
-        cdef uint64_t key
-        uuids = []
-        for number in (self.state.ended.head, self.state.dormant.head):
-            while number:
-                flow = flow_at(&self.state, number)
-                if flow.connection & STRING_KEY:
-                    uuids.append(key_string(<String *>row_at(&self.state.strings, flow.key_high)))
-                elif not flow.connection & LABELS_KEY:
-                    key = (<uint64_t>flow.key_high << 32) | flow.hash
-                    uuids.append(f"{unmix64(key) ^ self.state.seed:x}")
-                number = flow.wheel_next
-        return uuids
+        return list_uuids(&self.state, self.state.ended.head) + list_uuids(
+            &self.state, self.state.dormant.head
+        )
 
     def known(self, str uuid):
         """Return the known totals of a flow, and the time of its latest report.
@@ -841,24 +655,11 @@ cdef class Table:
             ``Last`` in Unix milliseconds, and the time of the latest report in seconds of the
             caller's clock, up to a second too late; for a dormant flow, up to a timeout too early.
         """
-        cdef FlowKey key
         cdef const char *text
-        cdef uint32_t length, i, number
-        cdef Flow *flow
+        cdef uint32_t length
         if read_text(<PyObject *>uuid, &text, &length) or length == 0:
             return None
-        flow_key(&key, text, length, self.state.seed)
-        number = find_flow(&self.state, &key)
-        if number == 0:
-            return None
-        flow = flow_at(&self.state, number)
-        reported_s = <double>flow.deadline_s
-        if flow.connection & DORMANT:
-            reported_s -= floor(self.state.least_timeout_s)
-        else:
-            reported_s -= floor(self.state.views[0].timeout_s)
-        totals = tuple(totals_of(flow)[i] for i in range(self.state.counters))
-        return totals, flow.last_ms, reported_s
+        return known_totals(&self.state, text, length)
 
     @property
     def horizon_s(self):
@@ -886,12 +687,7 @@ cdef class Table:
     @property
     def row_bytes(self):
         """Memory of a connection with one flow in the first view, in bytes, without its strings."""
-        cdef uint32_t taken = self.state.flow_rows.stride + self.state.views[0].rows.stride
-        cdef uint32_t rows = 2
-        if self.state.has_conversations:
-            taken += self.state.conversations.stride
-            rows += 1
-        return taken + rows * BUCKETS_PER_ROW * sizeof(uint32_t)
+        return row_bytes(&self.state)
 
     @property
     def created_total(self):

@@ -50,6 +50,15 @@ cdef inline bint is_full(const TableState *table, const View *view) noexcept nog
     return view.rows.live - (1 if view.other else 0) >= table.max_connections
 
 
+cdef uint32_t live_connections(TableState *table) noexcept nogil:
+    # Rows of the first view in use. Takes the mutex; callable from any thread.
+    cdef uint32_t live
+    pthread_mutex_lock(&table.lock)
+    live = table.views[0].rows.live
+    pthread_mutex_unlock(&table.lock)
+    return live
+
+
 cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
     # The row with these labels, or 0.
     cdef uint32_t number = bucket_of(&view.rows, key.hash)[0]

@@ -87,6 +87,28 @@ cdef bint forget_first(TableState *table) noexcept nogil:
     return number != 0
 
 
+cdef inline void raise_horizon(TableState *table, double time_s) noexcept nogil:
+    table.horizon_s = max(table.horizon_s, time_s) if table.has_horizon else time_s
+    table.has_horizon = True
+
+
+cdef list list_uuids(const TableState *table, uint32_t head):
+    # The UUIDs of the flows in the list that begins with row `head`, in order.
+    cdef uint32_t number = head
+    cdef Flow *flow
+    cdef uint64_t key
+    uuids = []
+    while number:
+        flow = flow_at(table, number)
+        if flow.connection & STRING_KEY:
+            uuids.append(key_string(<String *>row_at(&table.strings, flow.key_high)))
+        elif not flow.connection & LABELS_KEY:
+            key = (<uint64_t>flow.key_high << 32) | flow.hash
+            uuids.append(f"{unmix64(key) ^ table.seed:x}")
+        number = flow.wheel_next
+    return uuids
+
+
 # ---------------------------------------------------------------------------------------------
 # Reports of dormant flows
 
@@ -168,7 +190,7 @@ cdef int wake_ended(TableState *table, const Report *report, const Labels *label
 
 
 cdef int wake_when_full(TableState *table, const Report *report, const Labels *labels,
-                           const int64_t *deltas, int change) noexcept nogil:
+                        const int64_t *deltas, int change) noexcept nogil:
     # The first view is full, so a dormant flow's connection cannot be created.
     if table.overflows:
         if add_to_overflow(table, labels, deltas, report.values) == APPLY_NO_MEMORY:

@@ -1,12 +1,20 @@
 # Expiry: flows become dormant at their deadlines, rows are removed, dormant flows are forgotten.
 # Part of `_table.pyx`, which includes it.
 #
-# `Table.expire` calls `expire_slice` under the table's mutex; its caller repeats that while there
-# is more to do. All work is bounded by `max_rows`, which counts down: nothing here may visit all
-# rows.
+# `Table.expire` calls `expire_slice`, which takes the table's mutex; its caller repeats that while
+# there is more to do. All work is bounded by `max_rows`, which counts down: nothing here may visit
+# all rows.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether there is more to do at this time.
+    cdef bint more
+    pthread_mutex_lock(&table.lock)
+    more = expire_locked(table, now_s, max_rows)
+    pthread_mutex_unlock(&table.lock)
+    return more
+
+
+cdef bint expire_locked(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     cdef uint32_t i
     cdef Connection *other
     table.now = max(table.now, <double>now_s)

@@ -170,3 +170,22 @@ cdef inline void update_totals(const TableState *table, Flow *flow, const Report
         if report.values[i] > totals[i] or change == STARTED_OVER:
             totals[i] = report.values[i]
     flow.last_ms = max(flow.last_ms, report.last_ms)
+
+
+cdef tuple known_totals(const TableState *table, const char *uuid, uint32_t length):
+    # See `Table.known`.
+    cdef FlowKey key
+    cdef uint32_t i, number
+    cdef Flow *flow
+    flow_key(&key, uuid, length, table.seed)
+    number = find_flow(table, &key)
+    if number == 0:
+        return None
+    flow = flow_at(table, number)
+    reported_s = <double>flow.deadline_s
+    if flow.connection & DORMANT:
+        reported_s -= floor(table.least_timeout_s)
+    else:
+        reported_s -= floor(table.views[0].timeout_s)
+    totals = tuple(totals_of(flow)[i] for i in range(table.counters))
+    return totals, flow.last_ms, reported_s

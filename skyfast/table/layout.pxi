@@ -24,6 +24,42 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
     return 0
 
 
+cdef list state_init(TableState *table, plan, bytes other):
+    # Prepare the state for a plan, except for the limits. Returns the names of fields, by number.
+    # `other`, the label value of overflow rows, is borrowed.
+    if (not 0 < len(plan.views) <= MAX_VIEWS
+            or len(plan.counters) + len(plan.gauges) > MAX_VALUES
+            or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
+        raise ValueError("the plan has too many views, values or requirements")
+    number_values(table, plan)
+    number_columns(table, plan)
+    names = number_fields(table, plan)
+    set_share(table, plan.share)
+    table.overflows = plan.overflow is not None
+    table.other_text = other
+    table.other_length = len(other)
+    if len(other) > MAX_TEXT_BYTES or needs_escape(table.other_text, table.other_length):
+        raise ValueError("the overflow label is too long or requires escapes")
+    table.seed = int.from_bytes(os.urandom(8), "little")
+    table.has_conversations = plan.conversation is not None
+    table.flow_update_s = 60
+    if not rows_init(&table.strings, &table.arena, sizeof(String)):
+        raise MemoryError
+    prepare_views(table, plan)
+    prepare_families(table, plan)
+    return names
+
+
+cdef int set_share(TableState *table, share) except -1:
+    table.shares = 1
+    if share is not None:
+        if not 0 <= share.index < share.count:
+            raise ValueError("the index of a share must be below the number of shares")
+        table.share = share.index
+        table.shares = share.count
+    return 0
+
+
 cdef void state_destroy(TableState *table) noexcept nogil:
     cdef uint32_t i, j
     cdef String *string
@@ -92,7 +128,7 @@ cdef list dynamic_columns(plan):
 cdef int number_columns(TableState *table, plan) except -1:
     table.columns = len(plan.columns)
     if len(plan.columns) + len(key_paths(plan)) > MAX_COLUMNS:
-        raise ValueError("the plan has more labels than the table can keep")
+        raise ValueError("the plan has too many labels")
     table.cells = len(plan.columns) + len(key_paths(plan))
     return 0
 
@@ -189,7 +225,7 @@ cdef int resolve_columns(Reader *reader, owner, plan, list keep) except -1:
     for i, path in enumerate(key_paths(plan), len(plan.columns)):
         resolve_field(reader, &reader.columns[i].field, owner, path, keep)
         if not reader.columns[i].field.is_string:
-            raise ValueError("a dynamic label is made of a text")
+            raise ValueError("the lookup key of a dynamic label must be a string")
     return 0
 
 
@@ -197,7 +233,7 @@ cdef int resolve_requirements(Reader *reader, owner, plan, list keep) except -1:
     cdef uint32_t i, j
     for i, requirement in enumerate(plan.requirements):
         if not requirement.paths or len(requirement.reads) > 2:
-            raise ValueError("a requirement is one part of a flow, or one of two")
+            raise ValueError("a requirement must be one part of a flow, or one of two")
         reader.required[i].pair = len(requirement.reads) == 2
         reader.required[i].absent = len(requirement.or_without) > 0
         for j, path in enumerate(requirement.reads):
@@ -219,7 +255,7 @@ cdef int resolve_conversation(Reader *reader, owner, plan, list keep) except -1:
 cdef int resolve_number(Reader *reader, Number *number, owner, tuple paths, bint optional,
                         list keep) except -1:
     if len(paths) > 2:
-        raise ValueError("a counter is one field, or the sum of two")
+        raise ValueError("a counter must be one field or the sum of two")
     number.read = len(paths) > 0
     number.pair = len(paths) == 2
     number.optional = optional
@@ -311,7 +347,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
         {values[v] for family in declared.families for v in family.values if v in values}
     )
     if len(declared.columns) > MAX_VIEW_COLUMNS or len(kept) > MAX_VIEW_VALUES:
-        raise ValueError("a view has more labels or values than the table can keep")
+        raise ValueError("a view has too many labels or values")
     view.columns = len(declared.columns)
     for j, column in enumerate(declared.columns):
         view.cells[j] = numbers[column]
@@ -323,7 +359,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
     view.identifies_connection = declared.identifies_connection
     view.direction_index = 0 if declared.direction is None else declared.direction.position
     if view.direction_index > view.columns:
-        raise ValueError("a direction stands among a view's labels, or behind them")
+        raise ValueError("a direction must be among or after the labels of its view")
     return 0
 
 
@@ -335,7 +371,7 @@ cdef int prepare_families(TableState *table, plan) except -1:
     cdef uint32_t i
     cdef size_t bytes_, longest = 0
     table.families = <Family *>allocate(
-        sum(len(each.families) for each in plan.views) * sizeof(Family)
+        sum(len(view.families) for view in plan.views) * sizeof(Family)
     )
     for i, planned in enumerate(plan.views):
         for declared in planned.families:
@@ -420,3 +456,47 @@ cdef list line_literals(str metric, list columns, direction):
         literals.append(text + "} ")
         sides.append(literals)
     return sides
+
+
+# ---------------------------------------------------------------------------------------------
+# Limits
+
+cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, memory_s,
+                    view_timeouts_s) except -1:
+    cdef uint32_t i
+    if not 0 < max_connections <= MAX_ROWS or not 0 < max_flows <= MAX_ROWS:
+        raise ValueError(f"max_connections and max_flows must be 1 to {MAX_ROWS}")
+    if not 0 < timeout_s <= 1 << 30:
+        raise ValueError("timeout_s must be above 0 and at most 2^30")
+    if not 0 <= memory_s <= 1 << 30:
+        raise ValueError("memory_s must be 0 to 2^30")
+    if len(view_timeouts_s) != table.view_count - 1:
+        raise ValueError("each view except the first requires a timeout")
+    if not all(timeout_s <= view_timeout_s <= 1 << 30 for view_timeout_s in view_timeouts_s):
+        raise ValueError("a view's timeout must be at least timeout_s and at most 2^30")
+    table.max_connections = max_connections
+    table.max_flows = max_flows
+    table.memory_s = memory_s
+    if table.wheel.slots == NULL:
+        wheel_allocate(&table.wheel, timeout_s)
+        table.least_timeout_s = timeout_s
+    table.least_timeout_s = min(table.least_timeout_s, <double>timeout_s)
+    table.views[0].timeout_s = timeout_s
+    for i in range(1, table.view_count):
+        table.views[i].timeout_s = view_timeouts_s[i - 1]
+        if table.views[i].wheel.slots == NULL:
+            wheel_allocate(&table.views[i].wheel, table.views[i].timeout_s)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Sizes
+
+cdef uint32_t row_bytes(const TableState *table) noexcept:
+    # Memory of a connection with one flow in the first view, in bytes, without its strings.
+    cdef uint32_t total = table.flow_rows.stride + table.views[0].rows.stride
+    cdef uint32_t rows = 2
+    if table.has_conversations:
+        total += table.conversations.stride
+        rows += 1
+    return total + rows * BUCKETS_PER_ROW * sizeof(uint32_t)

@@ -1,13 +1,40 @@
 # Relabelling: flows move to other connections after the results of a rewrite have changed. Part of
 # `_table.pyx`, which includes it.
 #
-# `Table.relabel` calls it. `add_change` needs the GIL and takes the table's mutex itself;
-# everything else is plain C under the mutex.
+# `Table.relabel` calls `relabel_flows`, which needs the GIL, as does `add_change`. Both take the
+# table's mutex; everything else is plain C under the mutex.
 
 cdef struct Changes:
     # Sorted by key once complete. Each change has a reference to both of its strings.
     Change *items
     uint32_t count, capacity
+
+
+cdef int relabel_flows(TableState *table, list renamed, list dynamic) except -1:
+    # `renamed` is that of `Table.relabel`; `dynamic` has the result of `dynamic_columns`.
+    cdef Changes changes
+    cdef bint done
+    memset(&changes, 0, sizeof(Changes))
+    try:
+        for rewrite, keys in renamed:
+            for column_rewrite, slot, column in dynamic:
+                if column_rewrite is rewrite:
+                    for key in keys:
+                        add_change(table, &changes, rewrite, key, slot, column)
+        if changes.count == 0:
+            return 0
+        qsort(changes.items, changes.count, sizeof(Change), compare_changes)
+        with nogil:
+            pthread_mutex_lock(&table.lock)
+            done = apply_changes(table, &changes)
+            pthread_mutex_unlock(&table.lock)
+        if not done:
+            raise MemoryError
+    finally:
+        pthread_mutex_lock(&table.lock)
+        release_changes(table, &changes)
+        pthread_mutex_unlock(&table.lock)
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -143,7 +170,7 @@ cdef bint find_new_cells(const TableState *table, const Changes *changes, Flow *
     cdef const uint32_t *keys = links_of(table, flow) + table.first_key
     cdef const Change *change
     cdef uint32_t slot, low, high, middle
-    cdef bint found = False
+    cdef bint changes_any = False
     memset(new_cells, 0, table.cells * sizeof(uint32_t))
     for slot in range(table.cells - table.columns):
         low = 0
@@ -158,9 +185,9 @@ cdef bint find_new_cells(const TableState *table, const Changes *changes, Flow *
             change = &changes.items[low]
             if change.slot == slot:
                 new_cells[change.column] = change.cell
-                found = True
+                changes_any = True
             low += 1
-    return found
+    return changes_any
 
 
 cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
@@ -280,12 +307,12 @@ cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
     # there is one, otherwise the flow's own row, put back into the index.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
-    cdef uint32_t found
+    cdef uint32_t existing
     key.hash = row.hash
     memcpy(key.cells, cells_of(first, row), 4 * first.columns)
-    found = find_row(first, &key)
-    if found:
-        return found
+    existing = find_row(first, &key)
+    if existing:
+        return existing
     index_add(&first.rows, number)
     return number
 

@@ -14,6 +14,17 @@ cdef struct Cursor:
     uint32_t head               # index in `Family.heads`
 
 
+cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
+    # The start of a page of the text format. Callable from any thread.
+    cdef Cursor cursor
+    memset(&cursor, 0, sizeof(Cursor))
+    cursor.now_s = now_s
+    pthread_mutex_lock(&table.lock)
+    cursor.page_seq = <uint32_t>table.next_seq
+    pthread_mutex_unlock(&table.lock)
+    return cursor
+
+
 cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
                         const char *limit) noexcept nogil:
     # Writes lines until `limit` is reached or the page ends. The last connection's lines, or a

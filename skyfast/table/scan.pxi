@@ -56,6 +56,27 @@ cdef uint32_t fresh_rows(TableState *table, const Rows *rows) noexcept nogil:
 # ---------------------------------------------------------------------------------------------
 # Values of labels
 
+cdef dict count_label_values(TableState *table, tuple names):
+    # The number of different values of each label of the first view, by name.
+    cdef uint32_t columns = table.views[0].columns
+    cdef uint32_t i, strings
+    cdef size_t words
+    cdef uint64_t *seen
+    cdef uint64_t *counts = NULL
+    with nogil:
+        strings = fresh_rows(table, &table.strings)
+    words = (strings + (1 << 16)) / 64 + 2
+    seen = <uint64_t *>allocate(words * columns * sizeof(uint64_t))
+    try:
+        counts = <uint64_t *>allocate(columns * sizeof(uint64_t))
+        with nogil:
+            count_values(table, strings, words, seen, counts)
+        return {name: counts[i] for i, name in enumerate(names)}
+    finally:
+        free(seen)
+        free(counts)
+
+
 cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
     # Mark the values of each label in its bit set of `words` words, and count newly marked values.
@@ -85,6 +106,30 @@ cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64
                 bit = <uint64_t>1 << mark % 64
                 counts[i] += not word[0] & bit
                 word[0] |= bit
+
+
+cdef tuple label_frequencies(TableState *table, tuple names, uint32_t count, int32_t without):
+    # The result of `Table.cardinality`. `without` is the number of the ignored label, or -1.
+    cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last one: connections without the label
+    cdef uint32_t columns = table.views[0].columns
+    cdef uint32_t connections = 0
+    cdef bint enough
+    cdef uint32_t i
+    for i in range(columns + 1):
+        counter_init(&counters[i])
+    try:
+        with nogil:
+            enough = count_cells(table, counters, without, &connections)
+        if not enough:
+            raise MemoryError
+        labels = {
+            name: (counters[i].used, most_frequent(table, &counters[i], count))
+            for i, name in enumerate(names)
+        }
+        return connections, labels, None if without < 0 else counters[columns].used
+    finally:
+        for i in range(columns + 1):
+            counter_destroy(&counters[i])
 
 
 cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
@@ -178,6 +223,11 @@ cdef const Family *family_of_first(TableState *table, uint32_t family) except NU
     return &table.families[family]
 
 
+cdef bint family_is_gauge(TableState *table, uint32_t family, plan) except -1:
+    family_of_first(table, family)
+    return plan.views[0].families[family].type == "gauge"
+
+
 cdef inline int64_t rank_of(const TableState *table, const Family *family, Connection *row,
                             bint is_gauge) noexcept nogil:
     # -1 if the row is free or does not have the series.
@@ -198,6 +248,20 @@ cdef inline int64_t rank_of(const TableState *table, const Family *family, Conne
     return value
 
 
+cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
+    # Store the current values of a family of the first view. The caller frees them, even if this
+    # raises.
+    with nogil:
+        kept.rows = fresh_rows(table, &table.views[0].rows)
+    kept.values = <int64_t *>malloc(kept.rows * sizeof(int64_t))
+    kept.hashes = <uint32_t *>malloc(kept.rows * sizeof(uint32_t))
+    if kept.values == NULL or kept.hashes == NULL:
+        raise MemoryError
+    with nogil:
+        fill_snapshot(table, &table.families[family], kept)
+    return 0
+
+
 cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noexcept nogil:
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(kept.rows)
@@ -208,6 +272,35 @@ cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noe
             row = scan_row(view, number)
             kept.values[number] = rank_of(table, family, row, False)
             kept.hashes[number] = row.hash
+
+
+cdef list top_rows(TableState *table, uint32_t family, bint is_gauge, uint32_t count,
+                   const Kept *since, bytes part):
+    # The result of `Table.top`. `since` is NULL to rank by value.
+    cdef TopK top
+    cdef uint32_t i
+    cdef char *copies = NULL
+    cdef int64_t *values = NULL
+    top.family = &table.families[family]
+    top.is_gauge = is_gauge
+    top.since = since
+    top.part = part
+    top.part_length = len(part)
+    top.count = 0
+    top.capacity = count
+    top.heap = <TopRow *>allocate(count * sizeof(TopRow))
+    try:
+        copies = <char *>allocate(table.views[0].columns * MAX_CELL)
+        values = <int64_t *>allocate(2 * table.family_count * sizeof(int64_t))
+        with nogil:
+            find_top(table, &top)
+        qsort(top.heap, top.count, sizeof(TopRow), compare_ranks)
+        rows = [shown_row(table, &top.heap[i], copies, values) for i in range(top.count)]
+        return [row for row in rows if row is not None]
+    finally:
+        free(top.heap)
+        free(copies)
+        free(values)
 
 
 cdef void find_top(TableState *table, TopK *top) noexcept nogil:

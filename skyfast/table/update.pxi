@@ -1,8 +1,9 @@
 # Applying reports. Part of `_table.pyx`, which includes it. The last of the three steps of
 # `Table.update`, and the only one that changes the table.
 #
-# `Table.update` calls `apply_batch` under the table's mutex. The rules are in docs/architecture.md.
-# If an allocation fails, the current report has no effect.
+# `Table.update` calls `update_flows`, which takes the mutex once per batch for `apply_batch`;
+# everything below that runs under the mutex. The rules are in docs/architecture.md. If an
+# allocation fails, the current report has no effect.
 
 cdef enum:
     # Results of `apply_unknown`, in addition to the reasons to skip.
@@ -11,9 +12,39 @@ cdef enum:
 
 
 cdef struct Targets:
-    # The rows that a flow will link to, by view: 0 if there is no room.
+    # The rows that a flow will link to, by view: 0 if the view is full.
     uint32_t rows[MAX_VIEWS]
     bint created[MAX_VIEWS]    # for this flow
+
+
+cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *readers, list flows,
+                             Py_ssize_t start, double now, list held) except -1:
+    # Apply `flows[start:]` in batches. Returns the index after the last flow applied.
+    cdef Py_ssize_t position = start
+    cdef int done
+    begin_update(table, batch, now)
+    while position < PyList_GET_SIZE(flows):
+        read_reports(table, readers, flows, position, batch)
+        if batch.size == 0:
+            raise TypeError(f"not a flow of this table's plan: {type(flows[position]).__name__}")
+        look_up_flows(table, batch)
+        try:
+            read_unknown(table, readers, flows, position, batch, held)
+        except BaseException:       # raised by a rewrite
+            held.clear()
+            raise
+        look_up_labels(table, batch)
+        pthread_mutex_lock(&table.lock)
+        done = apply_batch(table, batch)
+        pthread_mutex_unlock(&table.lock)
+        if held:
+            held.clear()
+        if done < 0:
+            raise MemoryError
+        position += done
+        if <uint32_t>done < batch.size:
+            break
+    return position
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
@@ -239,7 +270,8 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
 # The rows that a flow links to
 
 cdef bint find_all_targets(TableState *table, const Report *report, const Labels *labels,
-                      uint32_t number, uint32_t *conversation, Targets *targets) noexcept nogil:
+                           uint32_t number, uint32_t *conversation,
+                           Targets *targets) noexcept nogil:
     # Find or create the targets and the conversation of a flow that becomes live: all of them, or
     # False if out of memory.
     cdef uint32_t before = conversation[0]

@@ -229,7 +229,7 @@ def test_invalid_share_is_rejected():
     plan = make_plan(config.export, names=NameIndex(keep_s=1), shard=Shard(1, 2))
     assert (plan.share.index, plan.share.count) == (1, 2)
     for index, count in ((2, 2), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match="no such share"):
+        with pytest.raises(ValueError, match="index of a share"):
             Core(share=(index, count))
 
 
