@@ -2,10 +2,11 @@
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
 """The table with invariant checks, for tests only. It replaces ``skyfast._table``.
 
-It consists of ``_table.pyx``, with all files that it includes, and three additions:
+It consists of ``_table.pyx``, with all files that it includes, and four additions:
 
 * `check` visits everything in a table and checks that it is consistent.
 * Every allocation is counted, and `fail_allocation` makes a later one fail.
+* `after_unlock` calls a function whenever the mutex is released.
 * Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of them. The
   steps of growth are so small that a dozen rows cover all of them, unless SKYFAST_STEPS is
   ``usual`` when this module is imported.
@@ -16,6 +17,7 @@ Add checks here for every new structure of the core.
 cdef extern from *:
     """
     #define SKYFAST_CHECKED
+    #include <pthread.h>
     #include <stdlib.h>
     #include <string.h>
     #if defined(__SANITIZE_ADDRESS__)
@@ -79,6 +81,17 @@ cdef extern from *:
         if (block) __atomic_sub_fetch(&skyfast_blocks, 1, __ATOMIC_RELAXED);
         free(block);
     }
+
+    /* Called after each release of a table's mutex, unless it is NULL. */
+    static void (*skyfast_after_unlock)(void) = NULL;
+
+    static int skyfast_mutex_unlock(pthread_mutex_t *mutex) {
+        void (*after_unlock)(void) = __atomic_load_n(&skyfast_after_unlock, __ATOMIC_RELAXED);
+        int error = pthread_mutex_unlock(mutex);
+        if (after_unlock) after_unlock();
+        return error;
+    }
+    #define pthread_mutex_unlock(mutex) skyfast_mutex_unlock(mutex)
     #define malloc(size) skyfast_malloc(size)
     #define calloc(count, size) skyfast_calloc(count, size)
     #define realloc(block, size) skyfast_realloc(block, size)
@@ -89,6 +102,7 @@ cdef extern from *:
     long skyfast_blocks
     long skyfast_before_failure
     long skyfast_failures
+    void (*skyfast_after_unlock)() noexcept nogil
 
 include "_table.pyx"
 
@@ -118,6 +132,34 @@ def stop_failing():
     cdef long left = skyfast_failures
     skyfast_failures = 0
     return left
+
+
+# ---------------------------------------------------------------------------------------------
+# Interruptions
+
+cdef object interruption = None
+
+
+cdef void interrupt() noexcept with gil:
+    global skyfast_after_unlock
+    skyfast_after_unlock = NULL         # not for what the function itself does
+    interruption()
+    if interruption is not None:
+        skyfast_after_unlock = interrupt
+
+
+def after_unlock(function):
+    """Call a function whenever the mutex of a table is released, until this is called with None.
+
+    What another thread can do between two slices of a call happens in each of these places. The
+    function may call tables.
+    """
+    global interruption, skyfast_after_unlock
+    interruption = function
+    if function is None:
+        skyfast_after_unlock = NULL
+    else:
+        skyfast_after_unlock = interrupt
 
 
 # ---------------------------------------------------------------------------------------------
@@ -198,13 +240,13 @@ cdef class _Check:
     def check_all(self):
         cdef uint32_t i
         cdef TableState *table = &self.table.state
-        self.strings = self.members("text", &table.strings)
+        self.strings = self.members("string", &table.strings)
         self.flows = self.members("flow", &table.flow_rows)
         self.conversations = set()
         if table.has_conversations:
             self.conversations = self.members("conversation", &table.conversations)
         self.rows = [
-            self.members(f"row of view {i}", &table.views[i].rows) for i in range(table.view_count)
+            self.members(f"view {i}", &table.views[i].rows) for i in range(table.view_count)
         ]
         self.check_dormant()
         self.check_flows()
@@ -212,46 +254,52 @@ cdef class _Check:
             self.check_view(i, &table.views[i])
         self.check_strings()
         self.check_wheels()
-        expect(self.bytes == table.arena.bytes, "bytes", (self.bytes, table.arena.bytes))
-        expect(not self.table.held, "a batch's values are still held")
+        expect(self.bytes == table.arena.bytes, "bytes in use", (self.bytes, table.arena.bytes))
+        expect(not self.table.held, "the table still holds values of a batch")
 
     cdef set members(self, str kind, Rows *rows):
         # Each row in use is in exactly one chain, the one in which it is looked up; all others are
         # in the list of free rows.
         cdef uint32_t bucket, number
-        cdef set found = set()
+        cdef set used = set()
         cdef set unused = set()
-        expect(rows.mask & (rows.mask + 1) == 0, f"{kind}: mask", (rows.mask,))
-        expect(rows.mask >> 1 < rows.buckets <= rows.mask, f"{kind}: buckets",
+        expect(rows.mask & (rows.mask + 1) == 0, f"mask of {kind} rows", (rows.mask,))
+        expect(rows.mask >> 1 < rows.buckets <= rows.mask, f"number of buckets of {kind} rows",
                (rows.buckets, rows.mask))
-        expect(rows.buckets <= rows.segment_count * SEGMENT_BUCKETS, f"{kind}: segments")
-        expect(rows.fresh <= rows.slab_count * SLAB_ROWS, f"{kind}: slabs")
+        expect(rows.buckets <= rows.segment_count * SEGMENT_BUCKETS,
+               f"number of segments of {kind} rows")
+        expect(rows.fresh <= rows.slab_count * SLAB_ROWS, f"number of slabs of {kind} rows")
         for bucket in range(rows.buckets):
             number = bucket_at(rows, bucket)[0]
             while number:
-                expect(0 < number < rows.fresh, f"{kind} that never was", (number,))
-                expect(number not in found, f"{kind} twice in the index", (number,))
+                expect(0 < number < rows.fresh,
+                       f"the index of {kind} rows contains an unused number", (number,))
+                expect(number not in used,
+                       f"the index of {kind} rows contains a row twice", (number,))
                 expect(bucket_of(rows, head_at(rows, number).hash) == bucket_at(rows, bucket),
-                       f"{kind} in another bucket than its own", (number, bucket))
-                found.add(number)
+                       f"a {kind} row is in the wrong bucket", (number, bucket))
+                used.add(number)
                 number = head_at(rows, number).next
-        expect(len(found) == rows.live, f"{kind}: in use", (len(found), rows.live))
+        expect(len(used) == rows.live, f"number of {kind} rows in use", (len(used), rows.live))
         number = rows.free_head
         while number:
-            expect(0 < number < rows.fresh, f"free {kind} that never was", (number,))
-            expect(number not in unused, f"free {kind} twice in its list", (number,))
-            expect(number not in found, f"free {kind} in the index", (number,))
+            expect(0 < number < rows.fresh,
+                   f"the list of free {kind} rows contains an unused number", (number,))
+            expect(number not in unused,
+                   f"the list of free {kind} rows contains a row twice", (number,))
+            expect(number not in used, f"the index of {kind} rows contains a free row", (number,))
             unused.add(number)
             number = head_at(rows, number).next
-        expect(len(found) + len(unused) + 1 == rows.fresh, f"{kind} lost",
-               (len(found), len(unused), rows.fresh))
+        expect(len(used) + len(unused) + 1 == rows.fresh,
+               f"{kind} rows are neither indexed nor free",
+               (len(used), len(unused), rows.fresh))
         self.bytes += rows.slab_count * padded(<size_t>SLAB_ROWS * rows.stride)
         self.bytes += rows.segment_count * padded(SEGMENT_BUCKETS * sizeof(uint32_t))
-        return found
+        return used
 
-    cdef int count_reference(self, uint32_t text, str what) except -1:
-        expect(text in self.strings, f"a {what}'s text is free", (text,))
-        self.references[text] = self.references.get(text, 0) + 1
+    cdef int count_reference(self, uint32_t string, str what) except -1:
+        expect(string in self.strings, f"a {what} refers to a free string row", (string,))
+        self.references[string] = self.references.get(string, 0) + 1
         return 0
 
     cdef int check_dormant(self) except -1:
@@ -259,40 +307,47 @@ cdef class _Check:
         cdef set ended = self.listed("ended", &table.ended)
         cdef set dormant = self.listed("dormant", &table.dormant)
         cdef uint32_t number, kept = 0
-        expect(not ended & dormant, "a row is in both lists", (ended & dormant,))
+        expect(not ended & dormant, "a row is in both dormant lists", (ended & dormant,))
         for number in ended:
-            expect(flow_at(table, number).connection & ENDED != 0, "a row has not ended", (number,))
-            expect(not flow_at(table, number).connection & LABELS_KEY, "a connection has ended")
+            expect(flow_at(table, number).connection & ENDED != 0,
+                   "the list of ended flows contains a flow that has not ended", (number,))
+            expect(not flow_at(table, number).connection & LABELS_KEY,
+                   "counters of a removed connection are in the list of ended flows")
         for number in dormant:
-            expect(not flow_at(table, number).connection & ENDED, "a row has ended", (number,))
+            expect(not flow_at(table, number).connection & ENDED,
+                   "the list of dormant flows contains an ended flow", (number,))
             kept += flow_at(table, number).connection & LABELS_KEY != 0
-        expect(kept == table.kept_connections, "connections that are kept",
+        expect(kept == table.kept_connections, "number of kept connections",
                (kept, table.kept_connections))
         self.dormant = ended | dormant
         self.live = self.flows - self.dormant
-        expect(len(self.live) == live_flows(table), "live flows")
+        expect(len(self.live) == live_flows(table), "number of live flows")
         expect(table.batch == NULL and self.table.batch.dead_string_count == 0,
-               "a batch is open")
+               "a batch has not been completed")
         return 0
 
     cdef set listed(self, str kind, DormantList *rows):
-        cdef uint32_t number = rows.head, before = 0, since_s = 0
-        cdef set found = set()
+        cdef uint32_t number = rows.head, previous = 0, since_s = 0
+        cdef set numbers = set()
         cdef Flow *flow
         while number:
-            expect(number in self.flows, f"{kind} row that is free", (number,))
-            expect(number not in found, f"{kind} row twice in its list", (number,))
+            expect(number in self.flows, f"the list of {kind} rows contains a free row", (number,))
+            expect(number not in numbers,
+                   f"the list of {kind} rows contains a row twice", (number,))
             flow = flow_at(&self.table.state, number)
-            expect(flow.connection & DORMANT != 0, f"{kind} row is live", (number,))
-            expect(flow.connection & ROW == before, f"{kind} row's link back", (number, before))
-            expect(flow.deadline_s >= since_s, f"{kind} row out of order", (number,))
+            expect(flow.connection & DORMANT != 0,
+                   f"the list of {kind} rows contains a live row", (number,))
+            expect(flow.connection & ROW == previous,
+                   f"previous row of a {kind} row", (number, previous))
+            expect(flow.deadline_s >= since_s,
+                   f"the list of {kind} rows is not in order of time", (number,))
             since_s = flow.deadline_s
-            found.add(number)
-            before = number
+            numbers.add(number)
+            previous = number
             number = flow.wheel_next
-        expect(rows.tail == before, f"{kind}: the last", (rows.tail, before))
-        expect(rows.count == len(found), f"{kind}: count", (rows.count, len(found)))
-        return found
+        expect(rows.tail == previous, f"last row of the list of {kind} rows", (rows.tail, previous))
+        expect(rows.count == len(numbers), f"number of {kind} rows", (rows.count, len(numbers)))
+        return numbers
 
     cdef int check_flows(self) except -1:
         cdef TableState *table = &self.table.state
@@ -304,41 +359,44 @@ cdef class _Check:
         for number in range(1, table.flow_rows.fresh):
             flow = <Flow *>row_at(&table.flow_rows, number)
             expect((number in self.flows) == (flow.connection != 0),
-                   "a flow is free and leads to a connection, or neither", (number,))
+                   "a flow row is in use without a connection, or the reverse", (number,))
             if number not in self.flows:
                 continue
             kind = flow.connection & (STRING_KEY | LABELS_KEY)
             if kind == STRING_KEY:
                 self.count_reference(flow.key_high, "flow key")
-                expect(<uint32_t>string_key(flow.key_high) == flow.hash, "a text key's hash")
-            expect(kind in (0, STRING_KEY) or number in self.dormant, "a live row of a connection")
+                expect(<uint32_t>string_key(flow.key_high) == flow.hash, "hash of a string key")
+            expect(kind in (0, STRING_KEY) or number in self.dormant,
+                   "a row with a removed connection's counters is not dormant")
             keys.add((flow.hash, flow.key_high, kind))
             expect((flow.connection & DORMANT != 0) == (number in self.dormant),
-                   "a dormant row is in no list", (number,))
+                   "the DORMANT flag does not match the lists", (number,))
             totals = <const int64_t *>(flow + 1)
             for i in range(table.counters):
-                expect(totals[i] >= (ABSENT if table.optional[i] else 0), "a flow's total",
+                expect(totals[i] >= (ABSENT if table.optional[i] else 0), "total of a flow",
                        (number, i, totals[i]))
             if table.has_conversations:
                 i = links_of(table, flow)[0]
                 expect(i in self.conversations or (i == 0 and number in self.dormant),
-                       "a flow's conversation is free", (number, i))
+                       "a flow links to a free conversation row", (number, i))
                 if i:
                     counts = conversation_flows.setdefault(i, [0, 0])
                     counts[number in self.dormant] += 1
             if number in self.dormant:
                 continue
             for i in range(table.cells - table.columns):
-                self.count_reference(links_of(table, flow)[table.first_key + i], "dynamic label's key")
+                self.count_reference(
+                    links_of(table, flow)[table.first_key + i], "dynamic label's key"
+                )
         expect(len(keys) == len(self.flows), "two flows have the same key")
-        expect(conversation_flows.keys() == self.conversations, "a conversation without flows")
+        expect(conversation_flows.keys() == self.conversations, "a conversation has no flows")
         for number, counts in conversation_flows.items():
             expect([conversation_at(table, number).flows,
                     conversation_at(table, number).dormant] == counts,
-                   "flows of a conversation", (number, counts))
+                   "number of a conversation's flows", (number, counts))
             expect(not (conversation_at(table, number).superseded
                         and conversation_at(table, number).flows),
-                   "a conversation of two points", (number,))
+                   "a superseded conversation has live flows", (number,))
         return 0
 
     cdef int check_view(self, uint32_t view_index, View *view) except -1:
@@ -355,12 +413,14 @@ cdef class _Check:
         for number in self.live:
             flow = <Flow *>row_at(&table.flow_rows, number)
             link = flow.connection & ROW
-            expect(link in <set>self.rows[0], "a flow's connection is free", (number, link))
+            expect(link in <set>self.rows[0],
+                   "a flow links to a free connection row", (number, link))
             if view_index:
                 link = link_of(table, view, flow, connection_at(&table.views[0], link))[0]
                 if link == 0:           # the view was full
                     continue
-                expect(link in rows, "a flow's row is free", (view_index, number, link))
+                expect(link in rows,
+                       "a flow links to a free row of a view", (view_index, number, link))
             flows[link] = flows.get(link, 0) + 1
             deadlines_s[link] = max(deadlines_s.get(link, 0), flow.deadline_s)
         for number in range(1, view.rows.fresh):
@@ -368,19 +428,21 @@ cdef class _Check:
             if number not in rows:
                 expect(row.deadline_s == 0, "a free row has a deadline", (view_index, number))
                 continue
-            expect(flows_of(row) == flows.get(number, 0), "flows of a row",
+            expect(flows_of(row) == flows.get(number, 0), "number of a row's flows",
                    (view_index, number, row.flows, flows.get(number, 0)))
-            expect(row.deadline_s >= deadlines_s.get(number, 1), "a row leaves before its flows",
+            expect(row.deadline_s >= deadlines_s.get(number, 1),
+                   "the deadline of a row is before a deadline of its flows",
                    (view_index, number, row.deadline_s, deadlines_s.get(number)))
             expect((row.deadline_s == NEVER_S) == (number == view.other),
-                   "a row that never leaves", (view_index, number, view.other))
-            expect(view_index or flows_of(row) or number == view.other, "a connection without flows",
-                   (number,))
+                   "only the overflow row may have no deadline", (view_index, number, view.other))
+            expect(view_index or flows_of(row) or number == view.other,
+                   "a connection has no flows", (number,))
             expect(<uint32_t>table.next_seq - row.created_seq < <uint32_t>1 << 31,
-                   "created in the future", (view_index, number, row.created_seq, table.next_seq))
+                   "a row has a sequence number from the future",
+                   (view_index, number, row.created_seq, table.next_seq))
             cells = cells_of(view, row)
             expect(row.hash == hash_bytes32(<const char *>cells, 4 * view.columns, table.seed),
-                   "the hash of a row's labels", (view_index, number))
+                   "hash of a row's labels", (view_index, number))
             labels.add(tuple(cells[i] for i in range(view.columns)))
             for i in range(view.columns):
                 if cells[i] & IS_STRING:
@@ -388,9 +450,9 @@ cdef class _Check:
             for i in range(view.values):
                 value = (<const int64_t *>(<char *>row + view.values_offset))[i]
                 expect(value >= (ABSENT if i < view.counters and table.optional[view.sources[i]]
-                                 else 0), "a row's value", (view_index, number, i, value))
+                                 else 0), "value of a row", (view_index, number, i, value))
         expect(len(labels) == len(rows), "two rows have the same labels", (view_index,))
-        expect(view.other == 0 or view.other in rows, "the row of others is free", (view_index,))
+        expect(view.other == 0 or view.other in rows, "the overflow row is free", (view_index,))
         return 0
 
     cdef int check_strings(self) except -1:
@@ -400,18 +462,18 @@ cdef class _Check:
         cdef String *text
         for number in range(1, table.strings.fresh):
             text = <String *>row_at(&table.strings, number)
-            expect(text.refs == self.references.get(number, 0), "references to a text",
+            expect(text.refs == self.references.get(number, 0), "number of references to a string",
                    (number, text.refs, self.references.get(number, 0)))
             if number not in self.strings:
                 continue
-            expect(text.refs != 0, "a text that nobody has", (number,))
-            expect(text.length <= MAX_CELL, "a text's length", (number, text.length))
+            expect(text.refs != 0, "a string in use has no references", (number,))
+            expect(text.length <= MAX_CELL, "length of a string", (number, text.length))
             expect(text.hash == hash_bytes32(string_bytes(text), text.length, table.seed),
-                   "a text's hash", (number,))
+                   "hash of a string", (number,))
             contents.add(string_bytes(text)[:text.length])
             if text.length > INLINE_STRING:
                 self.bytes += text.length + 16
-        expect(len(contents) == len(self.strings), "a text is kept twice")
+        expect(len(contents) == len(self.strings), "a string is stored twice")
         return 0
 
     cdef int check_wheels(self) except -1:
@@ -423,29 +485,32 @@ cdef class _Check:
         cdef set filed = set()
         for slot_s, number in self.slots(&table.wheel):
             while number:
-                expect(number in self.live, "a flow that is not live in the wheel", (number,))
-                expect(number not in filed, "a flow twice in the wheel", (number,))
+                expect(number in self.live, "the wheel contains a flow that is not live", (number,))
+                expect(number not in filed, "the wheel contains a flow twice", (number,))
                 filed.add(number)
                 flow = <Flow *>row_at(&table.flow_rows, number)
                 expect(slot_s <= max(flow.deadline_s, table.wheel.next_s),
-                       "a flow's turn comes late", (number, slot_s, flow.deadline_s))
+                       "the slot of a flow is after its deadline",
+                       (number, slot_s, flow.deadline_s))
                 number = flow.wheel_next
-        expect(filed == self.live, "flows in no slot", (self.live - filed,))
+        expect(filed == self.live, "live flows are missing in the wheel", (self.live - filed,))
         for i in range(1, table.view_count):
             view = &table.views[i]
             filed = set()
             for slot_s, number in self.slots(&view.wheel):
                 while number:
-                    expect(number in <set>self.rows[i], "a free row in the wheel", (i, number))
-                    expect(number not in filed, "a row twice in the wheel", (i, number))
+                    expect(number in <set>self.rows[i],
+                           "the wheel contains a free row", (i, number))
+                    expect(number not in filed, "the wheel contains a row twice", (i, number))
                     filed.add(number)
                     row = connection_at(view, number)
                     expect(slot_s <= max(row.deadline_s, view.wheel.next_s),
-                           "a row's turn comes late", (i, number, slot_s, row.deadline_s))
+                           "the slot of a row is after its deadline",
+                           (i, number, slot_s, row.deadline_s))
                     number = row.links[0]
             # A row that existed before it became the overflow row is in the wheel, too.
             expect(filed | {view.other} == <set>self.rows[i] | {view.other},
-                   "rows in no slot", (i, <set>self.rows[i] - filed))
+                   "rows are missing in the wheel", (i, <set>self.rows[i] - filed))
         return 0
 
     cdef list slots(self, TimerWheel *wheel):

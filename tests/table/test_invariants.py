@@ -18,7 +18,7 @@ from skyfast import _table
 from skyfast.flows.fields import flow_types
 from tests.model import DIRECTION, FAMILIES, LABELS, Label, Names, Spec, View, make_flow
 from tests.support import core_builds
-from tests.support.table_adapter import ALL_ROWS, Core, read_all
+from tests.support.table_adapter import ALL_ROWS, Core, many_flows, read_all
 from tests.support.table_machine import (
     IS_THOROUGH,
     NODE_NAMES,
@@ -342,6 +342,35 @@ def test_every_allocation_may_fail(name, times):
     else:
         raise AssertionError("there is no end of allocations")
     assert failed or name in {"known flows", "limits", "a page", "expiry"}
+
+
+SCANS = {
+    "cardinality": lambda core: core.cardinality(1)[0],
+    "top": lambda core: len(core.top(0, 1000)),
+}
+
+
+@pytest.mark.parametrize("scan", SCANS.values(), ids=SCANS.keys())
+@pytest.mark.parametrize("slices", [1, 3])
+def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
+    """A scan ends with the rows that exist in its last slice, even if more are added after it."""
+    core = Core(build=checked)
+    core.message(many_flows(3 * slices), 0)
+    unlocks = 0
+
+    def add_connections():
+        nonlocal unlocks
+        unlocks += 1
+        if unlocks == slices:
+            core.message(many_flows(10, first=1000), 0)
+
+    checked.after_unlock(add_connections)
+    try:
+        connections = scan(core)
+    finally:
+        checked.after_unlock(None)
+    assert core.connections == 3 * slices + 10
+    assert connections == 3 * slices
 
 
 def series(core):
