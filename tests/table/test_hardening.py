@@ -63,27 +63,27 @@ def core():
     return Elf(CORE)
 
 
-def test_no_memory_is_both_written_and_run(core):
+def test_no_segment_is_writable_and_executable(core):
     (stack,) = core.flags(PT_GNU_STACK)
     assert not stack & PF_X
     assert not [flags for flags in core.flags(PT_LOAD) if flags & PF_W and flags & PF_X]
     assert DT_TEXTREL not in core.dynamic
 
 
-def test_addresses_of_functions_are_read_only_once_it_is_loaded(core):
+def test_relocations_are_read_only(core):
     assert core.flags(PT_GNU_RELRO)
     assert core.dynamic[DT_FLAGS] & DF_BIND_NOW
 
 
-def test_a_smashed_stack_ends_the_process(core):
+def test_stack_protector_is_enabled(core):
     assert "__stack_chk_fail" in core.names
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-def test_copies_are_checked_where_the_room_is_known(core):
+def test_memory_functions_are_fortified(core):
     assert {"__memcpy_chk", "__memset_chk"} & core.names
 
 
-def test_nothing_but_the_module_is_offered_to_others(core):
+def test_only_the_module_init_function_is_exported(core):
     assert {name for name in core.names if "skyfast" in name} == set()
     assert "PyInit__table" in core.names

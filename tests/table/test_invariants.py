@@ -313,7 +313,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("times", [1, 10_000], ids=["once", "on and on"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_allocation_may_fail(name, times):
+def test_operations_survive_any_failed_allocation(name, times):
     operation = OPERATIONS[name]
     gc.collect()
     before = checked.blocks()
@@ -382,7 +382,7 @@ def series(core):
     }
 
 
-def test_a_flow_without_memory_takes_no_conversation_over():
+def test_failed_allocation_does_not_supersede_a_conversation():
     spec = Spec(deduplicate="first", views=(View((CAPTURE, *LABELS[:2], DIRECTION)),))
     for nth in range(1, MAX_ALLOCATIONS):
         core = Core(spec, build=checked)
@@ -411,7 +411,7 @@ def test_a_flow_without_memory_takes_no_conversation_over():
     assert nth > 1
 
 
-def test_a_text_that_a_forgotten_flow_leaves_during_a_batch_is_there_for_a_label():
+def test_string_of_an_evicted_flow_can_be_a_label_of_the_same_batch():
     core = Core(max_flows=3, build=checked)
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
@@ -424,7 +424,7 @@ def test_a_text_that_a_forgotten_flow_leaves_during_a_batch_is_there_for_a_label
     core.expire(10_000)
 
 
-def test_a_table_for_which_there_is_no_memory_leaves_none_behind():
+def test_failed_construction_frees_all_memory():
     gc.collect()
     before = checked.blocks()
     references = sys.getrefcount(NAMES)
@@ -446,7 +446,7 @@ def test_a_table_for_which_there_is_no_memory_leaves_none_behind():
     assert sys.getrefcount(NAMES) == references
 
 
-def test_tables_keep_nothing_of_what_they_were_made_of():
+def test_destroyed_tables_release_all_references():
     name = "".join(["the name", " of node 1"])
     gc.collect()
     before = sys.getrefcount(NAMES), sys.getrefcount(name)

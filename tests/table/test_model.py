@@ -46,7 +46,7 @@ def test_tags(a, b, tag):
     assert dropped.report(flow, 0) == "excluded"
 
 
-def test_an_excluded_flow_is_not_looked_at_further():
+def test_excluded_flow_is_not_validated():
     model = Model(cluster_net_masks=["0.0.0.0/0"], excluded_tags=["internal"])
     assert model.report(make_flow(total=(-1, 0, 0, 0)), 0) == "excluded"
 
@@ -82,7 +82,7 @@ def test_conditions(condition, fits, does_not):
     assert [value for value in fits + does_not if matches(condition, value)] == fits
 
 
-def test_rules_drop_what_they_hold_for_first():
+def test_rules_apply_before_validation():
     spec = Spec(
         drop=[
             {"name": "web", "target_port": [80, 443], "initiator_ip": {"not": "10.0.0.0/8"}},
@@ -122,7 +122,7 @@ def test_rules_on_tags():
 
 
 @pytest.mark.parametrize("part", ["UUID", "Network", "Transport", "Metric"])
-def test_no_rule_is_asked_about_a_flow_that_lacks_what_every_flow_has(part):
+def test_rules_do_not_see_flows_without_required_parts(part):
     flow = make_flow()
     del flow[part]
     model = Model(
@@ -132,7 +132,7 @@ def test_no_rule_is_asked_about_a_flow_that_lacks_what_every_flow_has(part):
     assert not model.filtered
 
 
-def test_a_lone_surrogate_that_only_a_rule_looks_at_is_invalid():
+def test_lone_surrogate_in_a_field_of_a_rule_is_invalid():
     flow = make_flow() | {"Application": "\ud800"}
     assert Model().report(flow, 0) is None
     assert Model(Spec(drop=[{"name": "a", "application": "DNS"}])).report(flow, 0) == "invalid"
@@ -157,7 +157,7 @@ def test_decimals(number, decimals, text):
     assert decimal(number, decimals) == text
 
 
-def test_the_standard_names():
+def test_standard_names():
     names = [family.name for family in standard(STANDARD, *METRICS)]
     assert names[:4] == [
         "skydive_connection_bytes_total",
@@ -168,7 +168,7 @@ def test_the_standard_names():
     assert "skydive_connection_tcp_skipped_bytes_total" in names
 
 
-def test_the_views_of_a_configuration_that_says_nothing():
+def test_views_of_an_empty_configuration():
     model = Model(DEFAULT)
     model.report(make_flow(total=(100, 200, 1, 2)), 0)
     page = model.page(0)
@@ -177,7 +177,7 @@ def test_the_views_of_a_configuration_that_says_nothing():
     assert f"skydive_traffic_bytes_total{{{labels}}} 200" in page["skydive_traffic_bytes_total"]
 
 
-def test_names_from_the_topology():
+def test_topology_names():
     nodes = [
         {
             "Host": "h",
@@ -208,7 +208,7 @@ def a_family(name: str, *samples: str, kind: str = "counter") -> str:
     return head + "".join(f"{name}{sample}\n" for sample in samples)
 
 
-def test_the_reader_takes_a_page_apart():
+def test_reader_parses_a_page():
     page = a_page(
         a_family(BYTES, '{a="1 2"} 3', '{a="4"} 5'),
         a_family(PACKETS),
@@ -245,12 +245,12 @@ def test_the_reader_takes_a_page_apart():
         ],
     ],
 )
-def test_the_reader_finds_what_is_wrong_with_a_page(page):
+def test_reader_rejects_invalid_pages(page):
     with pytest.raises(AssertionError):
         read_page(page)
 
 
-def test_the_families_are_those_of_the_dashboards():
+def test_families_match_the_dashboards():
     assert [(family.name, family.type) for family in FAMILIES] == [
         ("skydive_network_connection_total_bytes", "counter"),
         ("skydive_network_connection_total_packets", "counter"),

@@ -66,7 +66,7 @@ def rtt_ns(table, now=0.0):
 # Known flows
 
 
-def test_an_update_adds_what_is_new_since_the_last_report(make):
+def test_known_flow_adds_its_deltas(make):
     table = make()
     assert table.report(make_flow(total=(100, 200, 1, 2), last=1), 0) is None
     assert table.report(make_flow(total=(150, 200, 3, 2), last=2), 0) is None
@@ -74,7 +74,7 @@ def test_an_update_adds_what_is_new_since_the_last_report(make):
     assert table.flows == table.connections == 1
 
 
-def test_two_flows_of_a_connection_add_up(make):
+def test_flows_of_one_connection_add_up(make):
     table = make()
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     table.report(make_flow("b2", (10, 20, 3, 4), last=1), 0)
@@ -83,7 +83,7 @@ def test_two_flows_of_a_connection_add_up(make):
     assert (table.flows, table.connections) == (2, 1)
 
 
-def test_two_capture_points_are_two_connections(make):
+def test_capture_points_are_separate_connections(make):
     table = make()
     table.report(make_flow("a1", node="node-1"), 0)
     table.report(make_flow("b2", node="node-2"), 0)
@@ -91,14 +91,14 @@ def test_two_capture_points_are_two_connections(make):
     assert len(table.page(0)[BYTES]) == 4
 
 
-def test_the_same_report_again_is_late(make):
+def test_repeated_report_is_late(make):
     table = make()
     table.report(make_flow(last=5), 0)
     assert table.report(make_flow(last=5), 0) == "late"
     assert sums(table) == [100, 200, 1, 2]
 
 
-def test_older_news_without_a_higher_counter_changes_nothing(make):
+def test_older_report_without_higher_counter_is_late(make):
     table = make()
     table.report(make_flow(total=(100, 200, 1, 2), last=5), 0)
     assert table.report(make_flow(total=(90, 190, 1, 1), last=4, rtt=7), 60) == "late"
@@ -109,7 +109,7 @@ def test_older_news_without_a_higher_counter_changes_nothing(make):
 
 
 @pytest.mark.parametrize("counter", range(len(COUNTERS)))
-def test_older_news_with_one_higher_counter_counts_that_one(make, counter):
+def test_older_report_adds_only_its_higher_counter(make, counter):
     table = make()
     old = [100, 200, 10, 20]
     new = [50, 60, 7, 8]
@@ -126,7 +126,7 @@ def test_older_news_with_one_higher_counter_counts_that_one(make, counter):
     assert sums(table) == [n + 1 for n in best]
 
 
-def test_newer_news_with_nothing_changed_keeps_the_row(make):
+def test_newer_report_without_changes_keeps_the_row(make):
     table = make()
     table.report(make_flow(last=5), 0)
     assert table.report(make_flow(last=6), 60) is None
@@ -135,7 +135,7 @@ def test_newer_news_with_nothing_changed_keeps_the_row(make):
 
 
 @pytest.mark.parametrize("counter", range(len(COUNTERS)))
-def test_a_lower_counter_in_newer_news_means_that_the_flow_started_over(make, counter):
+def test_lower_counter_in_newer_report_restarts_the_flow(make, counter):
     table = make()
     old = [100, 200, 10, 20]
     new = [101, 201, 11, 21]
@@ -149,7 +149,7 @@ def test_a_lower_counter_in_newer_news_means_that_the_flow_started_over(make, co
     assert sums(table) == [n + 1 for n in expected]
 
 
-def test_a_known_flow_stays_with_its_connection(make):
+def test_known_flow_stays_in_its_connection(make):
     table = make()
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
     table.report(make_flow(total=(110, 210, 2, 3), last=2, node="node-2"), 0)
@@ -166,7 +166,7 @@ LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, 
 """Fields that make a flow no first report."""
 
 
-def test_rule_a_a_first_report_counts_whole(make):
+def test_first_report_adds_its_total(make):
     table = make()
     table.report(KNOWN, 0)
     table.report(make_flow(newest=(0, 0, 0, 0), newest_start=1_000, start=1_000), 0)
@@ -174,7 +174,7 @@ def test_rule_a_a_first_report_counts_whole(make):
 
 
 @pytest.mark.parametrize("start", [{}, {"Start": 0}, {"Start": 1}])
-def test_rule_a_no_last_update_metric_counts_whole(make, start):
+def test_report_without_last_update_metric_adds_its_total(make, start):
     table = make()
     table.report(KNOWN, 0)
     flow = make_flow() | start
@@ -183,21 +183,21 @@ def test_rule_a_no_last_update_metric_counts_whole(make, start):
     assert sums(table) == [101, 201, 2, 3]
 
 
-def test_rule_b_what_creates_the_connection_counts_whole(make):
+def test_report_that_creates_the_connection_adds_its_total(make):
     table = make()
     table.report(make_flow(**LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
 
 
 @pytest.mark.parametrize("missing", [label for label in LABELS if label != DIRECTION])
-def test_rule_b_needs_both_addresses_and_both_ports_as_labels(make, missing):
+def test_labels_without_addresses_and_ports_do_not_identify_a_connection(make, missing):
     table = make(labels=[label for label in LABELS if label != missing])
     table.report(make_flow(**LATER), 0)
     is_endpoint = missing.name.endswith(("_ip", "_port"))
     assert sums(table) == ([5, 6, 7, 8] if is_endpoint else [100, 200, 1, 2])
 
 
-def test_rule_c_counts_the_newest_amount(make):
+def test_unknown_flow_of_existing_connection_adds_its_last_update(make):
     table = make()
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER), 0)
@@ -207,7 +207,7 @@ def test_rule_c_counts_the_newest_amount(make):
     assert sums(table) == [7, 7, 8, 9]
 
 
-def test_rule_c_a_closing_report_that_repeats_its_amounts_is_skipped(make):
+def test_closing_report_that_repeats_the_last_update_is_skipped(make):
     table = make()
     table.report(KNOWN, 0)
     repeat = make_flow(**LATER | {"newest_last": 69_999}, finish=1)
@@ -217,7 +217,7 @@ def test_rule_c_a_closing_report_that_repeats_its_amounts_is_skipped(make):
     assert table.finished["timeout"] == 1
 
 
-def test_a_closing_report_that_repeats_is_not_a_first_report(make):
+def test_repeated_closing_report_is_not_a_first_report(make):
     # Protocols with a time-out of their own close at the next update, with the first one's amounts.
     table = make()
     repeat = make_flow(start=1_000, newest_start=1_000, last=5_000, newest_last=10_000, finish=1)
@@ -228,14 +228,14 @@ def test_a_closing_report_that_repeats_is_not_a_first_report(make):
 @pytest.mark.parametrize(
     ("finish", "newest_last"), [(1, 70_000), (0, 69_999), (2, 69_999), (3, 69_999), (4, 69_999)]
 )
-def test_rule_c_counts_what_the_update_added_in_all_other_reports(make, finish, newest_last):
+def test_other_unknown_reports_add_their_last_update(make, finish, newest_last):
     table = make()
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER | {"newest_last": newest_last}, finish=finish), 0)
     assert sums(table) == [6, 7, 8, 9]
 
 
-def test_any_text_is_a_key_of_its_own(make):
+def test_any_string_is_a_distinct_flow_key(make):
     hexadecimal = ["0", "a", "ffffffffffffffff", "1000000000000000"]
     other = ["00", "0a", "A", "0x1", "+1", "-1", "1.0", "10000000000000000", "fffffffffffffffff"]
     other += [" ", "a ", "a\n", "\0", "é", "e\u0301", "\U0001f600", "x" * 16, "x" * 17, "x" * 1024]
@@ -251,7 +251,7 @@ def test_any_text_is_a_key_of_its_own(make):
     assert sums(table)[0] == len(uuids) + 2 ** len(uuids) - 1
 
 
-def test_finish_is_counted_and_shortens_nothing(make):
+def test_finish_type_is_counted_and_keeps_the_timeout(make):
     table = make()
     table.report(make_flow(last=1), 0)
     table.report(make_flow(total=(101, 200, 1, 2), last=2, finish=1), 60)
@@ -267,7 +267,7 @@ def test_finish_is_counted_and_shortens_nothing(make):
 # RTT
 
 
-def test_the_latest_rtt_that_is_not_zero_wins(make):
+def test_rtt_is_the_latest_nonzero_value(make):
     table = make()
     table.report(make_flow("a1", last=1), 0)
     assert rtt_ns(table) is None
@@ -281,7 +281,7 @@ def test_the_latest_rtt_that_is_not_zero_wins(make):
 # Time
 
 
-def test_a_flow_leaves_when_its_time_is_over_and_the_connection_with_the_last_one(make):
+def test_connection_expires_with_its_last_flow(make):
     table = make()
     table.report(make_flow("a1"), 0)
     table.report(make_flow("b2"), 10)
@@ -297,7 +297,7 @@ def test_a_flow_leaves_when_its_time_is_over_and_the_connection_with_the_last_on
     assert (table.created_total, table.expired_total) == (1, 1)
 
 
-def test_a_connection_that_comes_back_starts_from_what_is_new(make):
+def test_returning_connection_starts_with_new_deltas(make):
     table = make()
     table.report(make_flow(total=(100, 200, 1, 2), rtt=5), 0)
     table.expire(TIMEOUT_S)
@@ -307,7 +307,7 @@ def test_a_connection_that_comes_back_starts_from_what_is_new(make):
     assert table.created_total == 2
 
 
-def test_a_report_before_the_row_was_swept_goes_on_with_it(make):
+def test_report_before_removal_continues_the_row(make):
     table = make()
     table.report(make_flow(total=(100, 200, 1, 2)), 0)
     assert not table.page(TIMEOUT_S + 1)[BYTES]
@@ -320,7 +320,7 @@ def test_a_report_before_the_row_was_swept_goes_on_with_it(make):
 # Limits
 
 
-def test_at_the_limit_of_connections_the_known_ones_go_on(make):
+def test_known_connections_are_updated_at_max_connections(make):
     table = make(max_connections=1)
     table.report(make_flow("a1"), 0)
     assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
@@ -331,7 +331,7 @@ def test_at_the_limit_of_connections_the_known_ones_go_on(make):
     assert sums(table) == [200, 400, 2, 4]
 
 
-def test_at_both_limits_what_would_be_a_new_connection_is_counted(make):
+def test_new_connections_are_rejected_at_both_limits(make):
     table = make(max_connections=1, max_flows=1)
     table.report(make_flow("a1"), 0)
     assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
@@ -339,7 +339,7 @@ def test_at_both_limits_what_would_be_a_new_connection_is_counted(make):
     assert table.rejected_total == 1
 
 
-def test_at_the_limit_of_flows_the_known_ones_go_on(make):
+def test_known_flows_are_updated_at_max_flows(make):
     table = make(max_flows=1)
     table.report(make_flow("a1", last=1), 0)
     assert table.report(make_flow("b2"), 0) == "table_full"
@@ -352,14 +352,14 @@ def test_at_the_limit_of_flows_the_known_ones_go_on(make):
     assert table.report(make_flow("b2"), TIMEOUT_S) is None
 
 
-def test_for_what_finds_no_room_the_newest_amount_is_not_looked_at(make):
+def test_rejected_flows_do_not_require_the_last_update(make):
     table = make(max_flows=1)
     table.report(make_flow("a1"), 0)
     assert table.report(make_flow("b2", **LATER | {"newest": (-1, 0, 0, 0)}), 0) == "table_full"
     assert table.report(make_flow("b2", start=-1), 0) == "table_full"
 
 
-def test_sums_saturate(make):
+def test_counters_saturate(make):
     table = make()
     table.report(make_flow("a1", (MAX_NUMBER, MAX_NUMBER, 1, 1)), 0)
     table.report(make_flow("b2", (MAX_NUMBER - 1, MAX_NUMBER, 1, 1)), 0)
@@ -380,7 +380,7 @@ def test_values_are_exact(make):
 @pytest.mark.parametrize(
     "number", [0, *(10**n - 1 for n in range(1, 19)), *(10**n for n in range(19))]
 )
-def test_values_of_every_length(make, number):
+def test_values_of_every_number_of_digits(make, number):
     table = make()
     numbers = (number, number + 1, max(0, number - 1), number)
     if max(numbers) > MAX_NUMBER:
@@ -434,7 +434,7 @@ LEFT_OUT = [("Metric", "RTT"), ("", "FinishType")]
         ],
     ],
 )
-def test_what_cannot_be_taken_leaves_no_trace(make, flow, reason):
+def test_skipped_flow_changes_nothing(make, flow, reason):
     table = make()
     assert table.report(flow, 0) == reason
     assert table.connections == table.flows == table.created_total == 0
@@ -455,7 +455,7 @@ def test_what_cannot_be_taken_leaves_no_trace(make, flow, reason):
         *[with_number("Transport", name, number) for name in "AB" for number in (0, MAX_NUMBER)],
     ],
 )
-def test_what_is_just_within_the_limits_is_taken(make, flow):
+def test_values_at_the_limits_are_accepted(make, flow):
     table = make()
     assert table.report(flow, 0) is None
     assert table.report(flow, 0) == "late"
@@ -464,7 +464,7 @@ def test_what_is_just_within_the_limits_is_taken(make, flow):
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize(("group", "name"), NUMBERS)
-def test_a_wild_number_in_an_update_changes_nothing(make, group, name, number):
+def test_out_of_range_number_in_an_update_changes_nothing(make, group, name, number):
     table = make()
     table.report(make_flow("b2", (1, 1, 1, 1), last=1), 0)
     assert table.report(with_number(group, name, number), 60) == "out_of_range"
@@ -472,7 +472,7 @@ def test_a_wild_number_in_an_update_changes_nothing(make, group, name, number):
     assert not table.page(TIMEOUT_S)[BYTES]
 
 
-def test_the_start_is_looked_at_only_where_it_says_whether_a_report_is_the_first(make):
+def test_start_is_read_only_to_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
@@ -490,7 +490,7 @@ def test_the_start_is_looked_at_only_where_it_says_whether_a_report_is_the_first
 
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
-def test_where_nobody_knows_whether_a_report_is_a_closing_one_it_is_not_the_first(make, number):
+def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
     table = make()
     table.report(make_flow("a1"), 0)
     # Either may be a closing report that repeats what was counted before.
@@ -507,7 +507,7 @@ def test_where_nobody_knows_whether_a_report_is_a_closing_one_it_is_not_the_firs
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize("name", [*COUNTERS, "Start", "Last"])
-def test_the_newest_amount_is_looked_at_only_where_it_counts(make, name, number):
+def test_last_update_is_read_only_if_it_counts(make, name, number):
     def flow(uuid, **fields):
         flow = make_flow(uuid, **LATER | fields)
         flow["LastUpdateMetric"][name] = number
@@ -538,7 +538,7 @@ def test_the_newest_amount_is_looked_at_only_where_it_counts(make, name, number)
 # The page
 
 
-def test_a_page(make):
+def test_page_has_all_families(make):
     table = make()
     table.report(make_flow(total=(10, 20, 1, 2), rtt=2**62, a="fd77::1", b="fd77::2"), 0)
     labels = (
@@ -553,11 +553,11 @@ def test_a_page(make):
     }
 
 
-def test_a_page_without_connections_has_its_families(make):
+def test_page_without_connections_has_heads(make):
     assert make().page(0) == {BYTES: set(), PACKETS: set(), RTT: set()}
 
 
-def test_other_labels_and_missing_values(make):
+def test_custom_labels_and_missing_values(make):
     number = Label("vlan", ("Link", "ID"), number=True)
     table = make(labels=(Label("app", ("Application",)), number, DIRECTION))
     table.report(make_flow(), 0)
@@ -573,7 +573,7 @@ def test_other_labels_and_missing_values(make):
     }
 
 
-def test_the_direction_alone(make):
+def test_direction_is_the_only_label(make):
     table = make(labels=(DIRECTION,))
     for n in range(5):
         table.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n}"), 0)
@@ -584,7 +584,7 @@ def test_the_direction_alone(make):
 
 
 @pytest.mark.parametrize("position", range(len(LABELS)))
-def test_the_direction_anywhere(make, position):
+def test_direction_at_any_position(make, position):
     labels = [label for label in LABELS if label != DIRECTION]
     labels.insert(position, DIRECTION)
     table = make(labels=labels)
@@ -599,7 +599,7 @@ def test_the_direction_anywhere(make, position):
     assert table.page(0)[BYTES] == expected
 
 
-def test_other_families(make):
+def test_custom_families(make):
     rtt, packets = FAMILIES[2], FAMILIES[1]
     table = make(families=(rtt, packets))
     table.report(make_flow(rtt=8), 0)
@@ -645,7 +645,7 @@ def icmp(flow, version="IPV4"):
     return flow
 
 
-def test_views_get_the_same_deltas(make):
+def test_all_views_add_the_same_deltas(make):
     table = make(
         Spec(
             views=(
@@ -675,7 +675,7 @@ def test_views_get_the_same_deltas(make):
     assert (table.connections, table.view_connections) == (2, (1, 2))
 
 
-def test_each_view_judges_what_an_unknown_flow_is_worth(make):
+def test_each_view_decides_what_an_unknown_flow_adds(make):
     table = make(
         Spec(
             views=(
@@ -705,7 +705,7 @@ def test_each_view_judges_what_an_unknown_flow_is_worth(make):
 
 
 @pytest.mark.parametrize("name", ["Start", "Last", *COUNTERS])
-def test_the_newest_amount_is_looked_at_if_any_view_needs_it(make, name):
+def test_last_update_is_read_if_any_view_needs_it(make, name):
     flow = make_flow(**LATER)
     flow["LastUpdateMetric"][name] = -1
     field = f"LastUpdateMetric.{name}"
@@ -720,7 +720,7 @@ def test_the_newest_amount_is_looked_at_if_any_view_needs_it(make, name):
     }
 
 
-def test_a_view_keeps_its_rows_until_they_are_silent(make):
+def test_view_keeps_rows_for_its_own_timeout(make):
     table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows", "rtt"))))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1, rtt=1_500_000_000), 0)
     table.report(make_flow("a1", (110, 200, 1, 2), last=2), 50)
@@ -737,7 +737,7 @@ def test_a_view_keeps_its_rows_until_they_are_silent(make):
     assert table.view_connections == (0,)
 
 
-def test_a_view_row_goes_on_with_another_flow_and_starts_anew_when_it_was_gone(make):
+def test_view_row_continues_until_it_expires(make):
     table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows"))))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     table.expire(900)
@@ -749,7 +749,7 @@ def test_a_view_row_goes_on_with_another_flow_and_starts_anew_when_it_was_gone(m
     assert samples(table, "node_bytes_total", 900 + VIEW_TIMEOUT_S) == {"node-1": "3"}
 
 
-def test_late_reports_renew_no_row(make):
+def test_late_reports_do_not_extend_deadlines(make):
     table = make(Spec(views=(View(), view("node", (NODE,), "bytes"))))
     table.report(make_flow(last=5), 0)
     assert table.report(make_flow(last=5), 70) == "late"
@@ -757,7 +757,7 @@ def test_late_reports_renew_no_row(make):
     assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S - 1) == {"node-1": "300"}
 
 
-def test_the_time_out_ends_with_a_full_second(make):
+def test_timeout_is_rounded_up_to_a_full_second(make):
     table = make(Spec(views=(View(), view("node", (NODE,), "bytes"))))
     table.report(make_flow(), 0.25)
     assert samples(table, "node_bytes_total", VIEW_TIMEOUT_S + 0.75) == {"node-1": "300"}
@@ -766,7 +766,7 @@ def test_the_time_out_ends_with_a_full_second(make):
     assert not table.page(TIMEOUT_S + 1)[BYTES]
 
 
-def test_what_no_view_shows_is_not_looked_at(make):
+def test_unused_fields_are_not_read(make):
     table = make(Spec(views=(view("node", (NODE,), "packets"),)))
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
     # Fewer bytes, or a wrong number of them: neither a start over, nor wrong.
@@ -781,7 +781,7 @@ def test_what_no_view_shows_is_not_looked_at(make):
 SUM = Spec(views=(view("node", (NODE,), "bytes", "rtt"),))
 
 
-def test_a_sum_of_both_directions(make):
+def test_counter_can_be_the_sum_of_both_directions(make):
     table = make(SUM)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1, rtt=7), 0)
     table.report(make_flow("b2", **LATER), 0)
@@ -790,7 +790,7 @@ def test_a_sum_of_both_directions(make):
     assert samples(table, "node_rtt_seconds") == {"node-1": "0.000000007"}
 
 
-def test_of_a_sum_only_the_sum_is_judged(make):
+def test_only_the_sum_of_a_counter_is_compared(make):
     table = make(SUM)
     table.report(make_flow(total=(100, 200, 1, 2), last=5), 0)
     assert table.report(make_flow(total=(200, 100, 1, 2), last=4), 0) == "late"
@@ -800,7 +800,7 @@ def test_of_a_sum_only_the_sum_is_judged(make):
     assert samples(table, "node_bytes_total") == {"node-1": "619"}
 
 
-def test_a_flow_starts_over_in_all_views_at_once(make):
+def test_flow_restarts_in_all_views(make):
     table = make(Spec(views=(view("a", (NODE, DIRECTION), "bytes"), view("b", (NODE,), "bytes"))))
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
     table.report(make_flow(total=(90, 210, 1, 2), last=2), 0)
@@ -808,7 +808,7 @@ def test_a_flow_starts_over_in_all_views_at_once(make):
     assert samples(table, "b_bytes_total") == {"node-1": "600"}
 
 
-def test_a_sum_must_be_in_range_too(make):
+def test_sum_must_be_in_range(make):
     half = 2**61
     table = make(SUM)
     assert table.report(make_flow("a1", (half + 1, half, 0, 0)), 0) == "out_of_range"
@@ -829,7 +829,7 @@ def test_a_sum_must_be_in_range_too(make):
 OPTIONAL = Spec(views=(view("tcp", (NODE, DIRECTION), "packets", "tcp_out_of_order"),))
 
 
-def test_a_counter_that_no_flow_has_has_no_series(make):
+def test_optional_counter_without_values_has_no_series(make):
     table = make(OPTIONAL)
     table.report(make_flow("a1", node="node-1"), 0)
     table.report(tcp(make_flow("b2", node="node-2"), (3, 4)), 0)
@@ -847,7 +847,7 @@ def test_a_counter_that_no_flow_has_has_no_series(make):
     assert len(samples(table, "tcp_packets_total")) == 8
 
 
-def test_a_part_that_is_missing_once_changes_nothing(make):
+def test_missing_part_in_one_report_changes_nothing(make):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(0, 0, 1, 2), last=1), (3, 4)), 0)
     assert table.report(make_flow(total=(0, 0, 5, 2), last=2), 0) is None
@@ -858,7 +858,7 @@ def test_a_part_that_is_missing_once_changes_nothing(make):
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "2"}
 
 
-def test_a_part_that_comes_later_counts_from_nothing(make):
+def test_part_that_appears_later_counts_from_zero(make):
     table = make(OPTIONAL)
     table.report(make_flow(last=1), 0)
     assert table.report(tcp(make_flow(last=1), (0, 0)), 0) == "late"
@@ -867,7 +867,7 @@ def test_a_part_that_comes_later_counts_from_nothing(make):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "0"}
 
 
-def test_a_part_that_is_missing_when_the_flow_starts_over_is_forgotten(make):
+def test_restart_without_a_part_forgets_its_total(make):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(0, 0, 9, 9), last=1), (3, 4)), 0)
     table.report(make_flow(total=(0, 0, 1, 1), last=2), 0)
@@ -878,7 +878,7 @@ def test_a_part_that_is_missing_when_the_flow_starts_over_is_forgotten(make):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "4", "node-1,<": "5"}
 
 
-def test_an_optional_counter_alone_can_start_a_flow_over(make):
+def test_lower_optional_counter_restarts_the_flow(make):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(0, 0, 1, 2), last=1), (3, 4)), 0)
     table.report(tcp(make_flow(total=(0, 0, 1, 2), last=2), (3, 3)), 0)
@@ -886,7 +886,7 @@ def test_an_optional_counter_alone_can_start_a_flow_over(make):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "6", "node-1,<": "7"}
 
 
-def test_without_an_amount_nothing_is_new_of_an_unknown_flow(make):
+def test_unknown_flow_without_last_update_field_adds_zero(make):
     table = make(Spec(views=(*OPTIONAL.views, view("ip", (NODE,), "ip_fragments"))))
     first = tcp(make_flow("a1"), (3, 4)) | {"IPMetric": {"Fragments": 5}}
     later = tcp(make_flow("b2", **LATER), (30, 40)) | {"IPMetric": {"Fragments": 50}}
@@ -901,7 +901,7 @@ def test_without_an_amount_nothing_is_new_of_an_unknown_flow(make):
     assert samples(table, "ip_ip_fragments_total") == {"node-1": "6"}
 
 
-def test_without_an_amount_the_total_counts_of_a_complete_connection(make):
+def test_unknown_flow_of_identified_connection_adds_total_without_last_update_field(make):
     families = (*FAMILIES, *OPTIONAL.views[0].families[1:])
     table = make(Spec(views=(View(LABELS, families),)))
     table.report(tcp(make_flow(**LATER), (30, 40)), 0)
@@ -912,7 +912,7 @@ def test_without_an_amount_the_total_counts_of_a_complete_connection(make):
 
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
-def test_a_wild_number_in_an_optional_counter_is_left_out(make, number):
+def test_out_of_range_number_in_an_optional_counter_is_omitted(make, number):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(1, 1, 1, 1), last=1), (1, 0)), 0)
     assert table.report(tcp(make_flow(total=(1, 1, 5, 6), last=2), (2, number)), 0) is None
@@ -924,7 +924,7 @@ def test_a_wild_number_in_an_optional_counter_is_left_out(make, number):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "7"}
 
 
-def test_a_counter_of_one_direction_has_one_series(make):
+def test_counter_of_one_direction_has_one_series(make):
     table = make(
         Spec(
             views=(
@@ -941,7 +941,7 @@ def test_a_counter_of_one_direction_has_one_series(make):
 # Gauges
 
 
-def test_the_number_of_flows(make):
+def test_flow_count_is_a_gauge_of_live_flows(make):
     table = make(
         Spec(views=(view("a", (IP_A, DIRECTION), "flows"), view("b", (PROTOCOL,), "flows")))
     )
@@ -958,7 +958,7 @@ def test_the_number_of_flows(make):
     assert samples(table, "b_flows", 30 + TIMEOUT_S) == {"TCP": "0"}
 
 
-def test_the_first_start_and_the_last_packet_of_all_flows(make):
+def test_gauges_keep_the_least_start_and_the_greatest_last(make):
     table = make(Spec(views=(view("a", (NODE, DIRECTION), "start", "last", "packets"),)))
 
     def times():
@@ -1002,7 +1002,7 @@ def test_seconds_are_exact(make, rtt_ns, shown):
     assert samples(table, "a_rtt_seconds") == {"node-1,>": shown}
 
 
-def test_gauges_alone(make):
+def test_view_with_only_gauges(make):
     table = make(Spec(views=(view("a", (NODE,), "flows", "rtt"),)))
     assert table.report(make_flow(last=1, rtt=5), 0) is None
     assert table.report(make_flow(last=1, rtt=6), 0) == "late"
@@ -1010,7 +1010,7 @@ def test_gauges_alone(make):
     assert samples(table, "a_rtt_seconds") == {"node-1": "0.000000007"}
 
 
-def test_a_gauge_of_both_directions(make):
+def test_gauge_of_both_directions(make):
     family = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"))
     table = make(Spec(views=(View((NODE, DIRECTION), (family, *FAMILIES[1:2])),)))
     table.report(make_flow("a1"), 0)
@@ -1068,7 +1068,7 @@ def test_folded_ports(make, fold, port, shown):
     assert samples(table, "a_bytes_total") == {shown: "300"}
 
 
-def test_folded_connections_add_up_and_are_not_complete(make):
+def test_folded_connections_add_up_and_are_not_identified(make):
     fold = Label("initiator_port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
     table = make(Spec(views=(view("a", (IP_A, IP_B, fold, PORT_B), "bytes"),)))
     table.report(make_flow("a1", **LATER), 0)
@@ -1077,7 +1077,7 @@ def test_folded_connections_add_up_and_are_not_complete(make):
     assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,other,443": "14"}
 
 
-def test_one_view_can_have_an_address_and_another_its_network(make):
+def test_views_can_show_an_address_and_its_network(make):
     table = make(Spec(views=(view("a", (IP_A,), "bytes"), view("b", (masked(24),), "bytes"))))
     table.report(make_flow("a1", a="10.0.0.1"), 0)
     table.report(make_flow("b2", a="10.0.0.2"), 0)
@@ -1085,7 +1085,7 @@ def test_one_view_can_have_an_address_and_another_its_network(make):
     assert samples(table, "b_bytes_total") == {"10.0.0.0/24": "600"}
 
 
-def test_the_tag_as_a_label(make):
+def test_tag_can_be_a_label(make):
     table = make(Spec(views=(view("a", (tag_label(["10.0.0.0/24"]),), "bytes"),)))
     for n, (a, b) in enumerate(
         [("10.0.0.1", "10.0.0.2"), ("10.0.0.1", "1.1.1.1"), ("1.1.1.1", "10.0.0.1"), ("", "")]
@@ -1132,14 +1132,14 @@ def test_icmp_is_a_connection_without_ports(make):
     assert samples(table, "b_rtt_seconds") == {"ICMPV4,ECHO,>": "0.000000005"}
 
 
-def test_what_has_neither_transport_nor_icmp_is_skipped(make):
+def test_flow_without_transport_and_icmp_is_skipped(make):
     assert make(ICMP).report(without("Transport"), 0) == "no_transport"
     assert make(ICMP).report(without("Transport") | {"ICMP": None}, 0) == "no_transport"
     assert make(ICMP).report(without("Transport") | {"ICMP": {}}, 0) is None
     assert make().report(icmp(make_flow()), 0) == "no_transport"
 
 
-def test_with_icmp_two_addresses_are_no_connection_of_their_own(make):
+def test_addresses_do_not_identify_a_connection_with_icmp(make):
     table = make(ICMP)
     table.report(icmp(make_flow("a1", **LATER)), 0)
     assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,,,ICMPV4": "11"}
@@ -1164,7 +1164,7 @@ def portless(path, flow=None, **changes):
     return flow
 
 
-def test_what_has_no_transport_is_a_connection_by_its_last_layer(make):
+def test_protocol_without_transport_is_the_last_layer(make):
     table = make(WITH_OTHER)
     table.report(portless("Ethernet/IPv4/GRE", make_flow("a1")), 0)
     table.report(portless("Ethernet/Dot1Q/IPv4/Fragment", make_flow("b2")), 0)
@@ -1184,7 +1184,7 @@ def test_what_has_no_transport_is_a_connection_by_its_last_layer(make):
     assert samples(table, "b_flows")["Fragment,>"] == "2"
 
 
-def test_without_a_path_of_layers_the_protocol_is_empty(make):
+def test_protocol_without_layers_path_is_empty(make):
     table = make(WITH_OTHER)
     flow = portless("")
     del flow["LayersPath"]
@@ -1194,7 +1194,7 @@ def test_without_a_path_of_layers_the_protocol_is_empty(make):
 
 @pytest.mark.parametrize("with_icmp", [False, True])
 @pytest.mark.parametrize("with_other", [False, True])
-def test_icmp_and_others_are_asked_for_apart(make, with_icmp, with_other):
+def test_icmp_and_other_protocols_are_separate_options(make, with_icmp, with_other):
     table = make(replace(WITH_OTHER, include_icmp=with_icmp, include_other=with_other))
     ping = icmp(make_flow("a1")) | {"LayersPath": "Ethernet/IPv4/ICMPv4"}
     assert table.report(ping, 0) == (None if with_icmp else "no_transport")
@@ -1208,19 +1208,19 @@ def test_icmp_and_others_are_asked_for_apart(make, with_icmp, with_other):
     }
 
 
-def test_others_have_a_network_and_a_metric(make):
+def test_other_protocols_require_network_and_metric(make):
     table = make(WITH_OTHER)
     assert table.report(portless("Ethernet/ARP", Network=None), 0) == "no_network"
     assert table.report(portless("Ethernet/IPv4/GRE", Metric=None), 0) == "no_metric"
 
 
-def test_a_flow_with_icmp_and_a_transport_is_one_of_that_transport(make):
+def test_transport_takes_precedence_over_icmp(make):
     table = make(WITH_OTHER)
     table.report(make_flow() | {"ICMP": {"Type": "ECHO"}, "LayersPath": "a/b"}, 0)
     assert samples(table, "b_flows") == {"TCP,>": "1"}
 
 
-def test_with_others_two_addresses_are_no_connection_of_their_own(make):
+def test_addresses_do_not_identify_a_connection_with_other_protocols(make):
     table = make(WITH_OTHER)
     table.report(portless("Ethernet/IPv4/GRE", make_flow("a1", **LATER)), 0)
     table.report(make_flow("b2", **LATER), 0)
@@ -1230,13 +1230,13 @@ def test_with_others_two_addresses_are_no_connection_of_their_own(make):
     }
 
 
-def test_what_a_protocol_is_made_of_is_checked_as_it_is_shown(make):
+def test_sources_of_the_protocol_label_are_validated(make):
     table = make(WITH_OTHER)
     assert table.report(portless("x" * 1025 + "/GRE", make_flow("a1")), 0) is None
     assert table.report(portless("GRE/" + "x" * 1025, make_flow("b2")), 0) == "text_too_long"
 
 
-def test_conversations_of_others_have_no_ports_and_no_protocol(make):
+def test_conversations_of_other_protocols_have_no_ports(make):
     table = make(replace(WITH_OTHER, deduplicate="first"))
     assert table.report(portless("Ethernet/IPv4/GRE", make_flow("a1", node="node-1")), 0) is None
     back = make_flow("b2", a="10.0.0.2", b="10.0.0.1", node="node-2")
@@ -1265,7 +1265,7 @@ def named(names):
     )
 
 
-def test_names_are_looked_up(make, names):
+def test_node_names_are_looked_up(make, names):
     table = make(named(names))
     table.report(make_flow("a1", node="node-1"), 0)
     table.report(make_flow("b2", node="node-2"), 0)
@@ -1277,7 +1277,7 @@ def test_names_are_looked_up(make, names):
     }
 
 
-def test_a_changed_name_files_the_flows_again_with_counters_from_zero(make, names):
+def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names):
     table = make(named(names))
     table.report(tcp(make_flow("a1", (100, 200, 1, 2), last=1_000, rtt=7), (1, 1)), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1_000, node="node-2"), 0)
@@ -1333,7 +1333,7 @@ def test_a_changed_name_files_the_flows_again_with_counters_from_zero(make, name
     assert samples(table, "c_bytes_total") == {"10.0.0.1": "345"}
 
 
-def test_flows_that_get_a_name_that_is_there_go_on_with_its_row(make, names):
+def test_flows_join_the_existing_row_of_their_new_name(make, names):
     table = make(named(names))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
@@ -1344,7 +1344,7 @@ def test_flows_that_get_a_name_that_is_there_go_on_with_its_row(make, names):
     assert samples(table, "a_bytes_total") == {"eth1,>": "11", "eth1,<": "21"}
 
 
-def test_a_row_stays_for_the_flows_whose_name_stays(make, names):
+def test_row_keeps_flows_that_are_not_renamed(make, names):
     names["node-2"] = "eth0"
     table = make(named(names))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
@@ -1360,7 +1360,7 @@ def test_a_row_stays_for_the_flows_whose_name_stays(make, names):
     assert samples(table, "b_flows") == {"10.0.0.1,eth0": "1", "10.0.0.1,": "1"}
 
 
-def test_names_that_change_places_leave_nothing_of_each_other(make, names):
+def test_swapped_names_do_not_mix_counters(make, names):
     table = make(named(names))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
@@ -1373,7 +1373,7 @@ def test_names_that_change_places_leave_nothing_of_each_other(make, names):
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
 
 
-def test_both_ends_are_named_by_one_mapping(make):
+def test_one_mapping_names_both_ends(make):
     owners = Names({"10.0.0.1": "web", "10.0.0.2": "db"})
     labels = (
         Label("initiator_name", ("Network", "A"), rewrite=owners, dynamic=True),
@@ -1400,7 +1400,7 @@ def test_both_ends_are_named_by_one_mapping(make):
     }
 
 
-def test_a_new_row_of_a_changed_name_lives_from_the_latest_report_on(make, names):
+def test_row_of_a_new_name_expires_after_the_latest_report(make, names):
     table = make(named(names))
     table.report(make_flow("a1", last=1), 0)
     table.report(make_flow("a1", last=2), 30)
@@ -1413,7 +1413,7 @@ def test_a_new_row_of_a_changed_name_lives_from_the_latest_report_on(make, names
     assert samples(table, "b_bytes_total", 30 + VIEW_TIMEOUT_S) == {}
 
 
-def test_names_find_room_where_there_is_none(make):
+def test_relabelling_ignores_max_connections(make):
     names = Names({"node-1": "eth0", "node-2": "eth0"})
     table = make(Spec(views=named(names).views[:2], max_connections=1))
     table.report(make_flow("a1", last=1), 0)
@@ -1432,7 +1432,7 @@ def test_names_find_room_where_there_is_none(make):
     assert table.report(make_flow("c3", node="node-3"), 0) == "table_full"
 
 
-def test_what_a_name_is_asked_with_is_checked(make, names):
+def test_lookup_keys_of_names_are_validated(make, names):
     table = make(named(names))
     assert table.report(make_flow(node="x" * 1025), 0) == "text_too_long"
     names["node-1"] = "x" * 1025
@@ -1446,7 +1446,7 @@ def test_what_a_name_is_asked_with_is_checked(make, names):
 FIRST = Spec(deduplicate="first", views=(view("a", (NODE,), "bytes", "flows"),))
 
 
-def test_the_point_that_was_first_is_counted_alone(make):
+def test_only_the_first_capture_point_is_counted(make):
     table = make(FIRST)
     assert table.report(make_flow("a1", last=1, node="node-1"), 0) is None
     assert table.report(make_flow("b2", last=1, node="node-2"), 0) == "duplicate"
@@ -1466,13 +1466,13 @@ def test_the_point_that_was_first_is_counted_alone(make):
         ({"start": 5_000, "newest_start": 5_000}, "duplicate"),
     ],
 )
-def test_a_conversation_is_known_by_its_ends_and_protocol(make, other, reason):
+def test_conversation_is_identified_by_ends_and_protocol(make, other, reason):
     table = make(FIRST)
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2", **other), 0) == reason
 
 
-def test_the_first_point_may_have_many_flows_of_a_conversation(make):
+def test_first_capture_point_can_report_several_flows(make):
     table = make(FIRST)
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("c3", node="node-1"), 50) is None
@@ -1488,7 +1488,7 @@ def test_the_first_point_may_have_many_flows_of_a_conversation(make):
     assert table.dormant_flows == 1
 
 
-def test_a_point_without_a_name_is_a_point(make):
+def test_empty_capture_id_is_a_capture_point(make):
     table = make(FIRST)
     nameless = make_flow("a1")
     del nameless["NodeTID"]
@@ -1515,12 +1515,12 @@ def test_conversations_of_icmp_have_no_ports(make):
         (make_flow(ports=(1, 2**62 + 1)), "out_of_range"),
     ],
 )
-def test_what_tells_conversations_apart_is_checked(make, flow, reason):
+def test_fields_of_a_conversation_are_validated(make, flow, reason):
     assert make(FIRST).report(flow, 0) == reason
     assert make(Spec(views=FIRST.views)).report(flow, 0) is None
 
 
-def test_a_duplicate_is_one_even_where_there_is_no_room(make):
+def test_duplicate_takes_precedence_over_table_full(make):
     table = make(Spec(deduplicate="first", views=FIRST.views, max_connections=1))
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
@@ -1532,7 +1532,7 @@ def test_a_duplicate_is_one_even_where_there_is_no_room(make):
 # What there is no room for
 
 
-def test_without_room_a_flow_is_in_no_view(make):
+def test_rejected_flow_is_in_no_view(make):
     table = make(Spec(max_connections=1, views=(View(), view("a", (NODE,), "bytes"))))
     table.report(make_flow("a1"), 0)
     assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
@@ -1540,7 +1540,7 @@ def test_without_room_a_flow_is_in_no_view(make):
     assert (table.rejected_total, table.overflowed_total) == (1, 0)
 
 
-def test_a_view_without_room_leaves_flows_out(make):
+def test_full_view_omits_flows(make):
     table = make(
         Spec(max_connections=1, views=(view("a", (NODE,), "bytes"), view("b", (IP_A,), "bytes")))
     )
@@ -1554,7 +1554,7 @@ def test_a_view_without_room_leaves_flows_out(make):
     assert (table.rejected_total, table.view_connections) == (0, (1,))
 
 
-def test_a_view_without_more_labels_takes_all_flows_of_a_connection_or_none(make):
+def test_full_linked_view_omits_all_flows_of_a_connection(make):
     table = make(
         Spec(
             max_connections=1, views=(view("a", (IP_A, NODE), "bytes"), view("b", (NODE,), "bytes"))
@@ -1589,7 +1589,7 @@ OVERFLOW = Spec(
 OTHERS = "other,other,other,other,{},other,other"
 
 
-def test_what_has_no_room_is_added_up(make):
+def test_rejected_flows_are_added_to_the_overflow_row(make):
     table = make(OVERFLOW)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_000), 0)
     assert samples(table, BYTES).keys() == {
@@ -1620,7 +1620,7 @@ def test_what_has_no_room_is_added_up(make):
     assert table.finished["timeout"] == 1
 
 
-def test_what_is_added_up_never_leaves(make):
+def test_overflow_row_never_expires(make):
     table = make(OVERFLOW)
     table.report(make_flow("a1"), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3"), 0)
@@ -1633,7 +1633,7 @@ def test_what_is_added_up_never_leaves(make):
     assert (table.created_total, table.expired_total) == (2, 1)
 
 
-def test_what_is_admitted_after_an_overflow_starts_with_its_newest_amount(make):
+def test_flow_accepted_after_overflow_adds_its_last_update(make):
     table = make(OVERFLOW)
     table.report(make_flow("a1", **LATER), 0)
     assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
@@ -1654,7 +1654,7 @@ def test_what_is_admitted_after_an_overflow_starts_with_its_newest_amount(make):
     assert samples(table, BYTES, 2 * TIMEOUT_S)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "7"
 
 
-def test_without_room_for_flows_it_is_added_up_too(make):
+def test_flows_beyond_max_flows_are_added_to_the_overflow_row(make):
     table = make(Spec(overflow="other", max_flows=1, views=OVERFLOW.views))
     table.report(make_flow("a1", last=1), 0)
     # Even though there is its connection.
@@ -1664,7 +1664,7 @@ def test_without_room_for_flows_it_is_added_up_too(make):
     assert (table.rejected_total, table.overflowed_total) == (0, 1)
 
 
-def test_in_a_view_without_room_flows_are_among_the_others(make):
+def test_full_view_adds_flows_to_its_overflow_row(make):
     spec = Spec(
         overflow="other",
         max_connections=1,
@@ -1688,7 +1688,7 @@ def test_in_a_view_without_room_flows_are_among_the_others(make):
     assert samples(table, "b_flows", VIEW_TIMEOUT_S) == {"other": "0"}
 
 
-def test_a_connection_that_is_called_other_is_the_same_series(make):
+def test_connection_labelled_other_is_the_overflow_row(make):
     fold = Label("target_port", ("Transport", "B"), number=True, rewrite=Fold(above=1023))
     table = make(
         Spec(overflow="other", max_connections=2, views=(view("a", (fold,), "bytes", "flows"),))
@@ -1706,7 +1706,7 @@ def test_a_connection_that_is_called_other_is_the_same_series(make):
 
 
 @pytest.mark.parametrize("name", ["Start", "Last", *COUNTERS])
-def test_an_amount_that_is_wrong_is_not_added_up(make, name):
+def test_invalid_last_update_is_not_added_to_the_overflow_row(make, name):
     table = make(OVERFLOW)
     table.report(make_flow("a1"), 0)
     flow = make_flow("b2", a="10.0.0.3", **LATER)
@@ -1727,7 +1727,7 @@ def test_an_amount_that_is_wrong_is_not_added_up(make, name):
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize(("group", "name"), LEFT_OUT)
-def test_a_wild_number_that_the_flow_can_do_without_is_left_out(make, group, name, number):
+def test_out_of_range_optional_number_is_omitted(make, group, name, number):
     table = make()
     field = f"{group}.{name}" if group else name
     assert table.report(make_flow("a1", (1, 2, 1, 2), last=1, rtt=7), 0) is None
@@ -1741,7 +1741,7 @@ def test_a_wild_number_that_the_flow_can_do_without_is_left_out(make, group, nam
     assert not table.finished.get("other")
 
 
-def test_a_negative_rtt_has_no_series(make):
+def test_negative_rtt_has_no_series(make):
     # Skydive subtracts the wall-clock times of two packets; it stays so in all later reports.
     table = make()
     flow = make_flow("a1", (10, 20, 1, 2))
@@ -1752,7 +1752,7 @@ def test_a_negative_rtt_has_no_series(make):
     assert table.values_skipped["Metric.RTT"] == 1
 
 
-def test_a_report_that_is_skipped_has_no_values_left_out(make):
+def test_skipped_report_has_no_omitted_values(make):
     table = make()
     flow = make_flow("a1", (-1, 0, 0, 0))
     flow["Metric"]["RTT"] = -5
@@ -1760,7 +1760,7 @@ def test_a_report_that_is_skipped_has_no_values_left_out(make):
     assert table.values_skipped["Metric.RTT"] == 0
 
 
-def test_a_field_that_is_used_twice_is_left_out_once(make):
+def test_omitted_field_is_counted_once(make):
     table = make(Spec(views=(view("a", (NODE,), "start", "packets"),)))
     table.report(make_flow("a1"), 0)
     assert table.report(make_flow("b2", start=-1), 0) is None
@@ -1775,7 +1775,7 @@ SHARED = Spec(views=(view("a", (IP_A, IP_B), "bytes", "flows"), view("node", (NO
 A_WHILE_S = 120.0
 
 
-def test_a_report_that_was_lost_counts_with_the_next_one(make):
+def test_lost_report_is_counted_with_the_next(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     # The report at 60 is lost.
@@ -1789,7 +1789,7 @@ def test_a_report_that_was_lost_counts_with_the_next_one(make):
     assert (table.created_total, table.expired_total) == (2, 1)
 
 
-def test_a_dormant_flow_is_not_counted_among_those_of_its_rows(make):
+def test_dormant_flows_are_not_in_flow_counts(make):
     table = make(
         Spec(views=(view("a", (NODE,), "flows"), view("b", (PROTOCOL,), "bytes", "flows")))
     )
@@ -1802,7 +1802,7 @@ def test_a_dormant_flow_is_not_counted_among_those_of_its_rows(make):
 
 
 @pytest.mark.parametrize("total", [(100, 200, 1, 2), (90, 200, 1, 2)])
-def test_an_old_report_does_not_wake_a_dormant_flow(make, total):
+def test_late_report_does_not_wake_a_dormant_flow(make, total):
     table = make(MEMORY)
     table.report(make_flow("a1", last=5), 0)
     table.expire(TIMEOUT_S)
@@ -1810,7 +1810,7 @@ def test_an_old_report_does_not_wake_a_dormant_flow(make, total):
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
 
 
-def test_a_dormant_flow_that_started_over_adds_its_totals(make):
+def test_restarted_dormant_flow_adds_its_totals(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     table.expire(TIMEOUT_S)
@@ -1820,7 +1820,7 @@ def test_a_dormant_flow_that_started_over_adds_its_totals(make):
     assert sums(table, A_WHILE_S) == [110, 220, 4, 6]
 
 
-def test_a_flow_is_forgotten_after_its_memory(make):
+def test_dormant_flow_is_forgotten_after_memory_s(make):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
@@ -1832,7 +1832,7 @@ def test_a_flow_is_forgotten_after_its_memory(make):
     assert samples(table, "node_bytes_total", TIMEOUT_S + 300) == {"node-1": "311"}
 
 
-def test_without_a_memory_nothing_is_dormant(make):
+def test_no_flow_is_dormant_without_memory(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
@@ -1841,7 +1841,7 @@ def test_without_a_memory_nothing_is_dormant(make):
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "311"}
 
 
-def test_a_live_flow_takes_the_room_of_the_one_that_has_been_dormant_for_longest(make):
+def test_live_flow_evicts_the_longest_dormant_flow(make):
     table = make(Spec(views=MEMORY.views, max_flows=2))
     table.report(make_flow("a1", (1, 0, 0, 0), last=1, node="node-1"), 0)
     table.report(make_flow("b2", (1, 0, 0, 0), last=1, node="node-2"), 1)
@@ -1857,7 +1857,7 @@ def test_a_live_flow_takes_the_room_of_the_one_that_has_been_dormant_for_longest
     assert table.report(make_flow("d4", node="node-4"), A_WHILE_S) == "table_full"
 
 
-def test_flows_that_have_ended_make_room_first(make):
+def test_ended_flows_are_evicted_first(make):
     table = make(Spec(views=MEMORY.views, max_flows=2))
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
@@ -1869,7 +1869,7 @@ def test_flows_that_have_ended_make_room_first(make):
     assert table.dormant_uuids() == ["a1"]
 
 
-def test_a_flow_that_has_just_ended_is_not_forgotten_for_another(make):
+def test_recently_ended_flow_is_not_evicted(make):
     # Its update and its closing report can take different ways, and arrive in the wrong order.
     table = make(Spec(views=MEMORY.views, max_flows=2))
     table.begin(0)
@@ -1883,7 +1883,7 @@ def test_a_flow_that_has_just_ended_is_not_forgotten_for_another(make):
     assert table.report(update, 1_114) == "late"
 
 
-def test_a_connection_that_several_flows_shared_goes_on_with_its_counter(make):
+def test_shared_connection_continues_its_counter(make):
     table = make(SHARED)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (10, 0, 0, 0), last=1, ports=(40_001, 443)), 0)
@@ -1898,7 +1898,7 @@ def test_a_connection_that_several_flows_shared_goes_on_with_its_counter(make):
     assert table.dormant_connections == 0
 
 
-def test_an_unknown_flow_continues_the_counter_of_a_connection_that_left(make):
+def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     # An agent was restarted: two flows of one connection.
     table = make()
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
@@ -1913,7 +1913,7 @@ def test_an_unknown_flow_continues_the_counter_of_a_connection_that_left(make):
     assert sums(table, 4 * A_WHILE_S)[0] == 122
 
 
-def test_the_counters_of_a_connection_are_forgotten_like_a_flow(make):
+def test_kept_counters_are_forgotten_like_a_flow(make):
     table = make(Spec(views=SHARED.views, flow_memory_s=300, max_flows=3))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
@@ -1928,7 +1928,7 @@ def test_the_counters_of_a_connection_are_forgotten_like_a_flow(make):
     assert (table.flows, table.dormant_flows, table.dormant_connections) == (2, 0, 1)
 
 
-def test_a_closing_report_with_nothing_new_ends_a_dormant_flow(make):
+def test_closing_report_without_deltas_ends_a_dormant_flow(make):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1_500, newest_last=2_000), 0)
     table.expire(TIMEOUT_S)
@@ -1943,7 +1943,7 @@ def test_a_closing_report_with_nothing_new_ends_a_dormant_flow(make):
     assert table.dormant_flows == 0
 
 
-def test_a_closing_report_with_something_new_counts_and_brings_nothing_back(make):
+def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
@@ -1959,7 +1959,7 @@ def test_a_closing_report_with_something_new_counts_and_brings_nothing_back(make
     assert table.report(closing, 701) == "late"
 
 
-def test_a_closing_report_of_the_latest_packets_shows_its_connection(make):
+def test_closing_report_of_new_packets_creates_its_connection(make):
     # An agent that stops closes its flows at once: with what they did since the latest update.
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
@@ -1977,7 +1977,7 @@ def test_a_closing_report_of_the_latest_packets_shows_its_connection(make):
     assert table.dormant_flows == 0
 
 
-def test_what_a_closing_report_adds_goes_to_counters_that_are_kept(make):
+def test_closing_report_adds_to_kept_counters(make):
     table = make(SHARED)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1_500), 0)
     table.report(make_flow("b2", (10, 0, 0, 0), last=1_500, ports=(40_001, 443)), 0)
@@ -1991,7 +1991,7 @@ def test_what_a_closing_report_adds_goes_to_counters_that_are_kept(make):
 
 
 @pytest.mark.parametrize("overflow", ["drop", "other"])
-def test_a_dormant_flow_for_whose_connection_there_is_no_room(make, overflow):
+def test_dormant_flow_is_rejected_at_max_connections(make, overflow):
     table = make(Spec(views=MEMORY.views, max_connections=1, overflow=overflow))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
@@ -2010,7 +2010,7 @@ def test_a_dormant_flow_for_whose_connection_there_is_no_room(make, overflow):
     assert samples(table, "node_bytes_total", 200) == {"node-1": "141"}
 
 
-def test_a_relabelled_connection_goes_on_from_where_it_was(make):
+def test_relabelled_connection_continues(make):
     names = Names({"node-1": "old"})
     name = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     table = make(Spec(views=(View((*LABELS, name)),)))
@@ -2026,7 +2026,7 @@ def test_a_relabelled_connection_goes_on_from_where_it_was(make):
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
 
 
-def test_a_new_name_continues_the_counters_of_its_connection_that_left(make):
+def test_new_name_continues_counters_of_its_removed_connection(make):
     names = Names()
     name = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     table = make(Spec(views=(view("a", (name,), "bytes"),)))
@@ -2072,7 +2072,7 @@ def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
 
 
 @pytest.mark.parametrize(("age_s", "counted"), [(120, 33), (124, 33), (125, 11), (3_600, 11)])
-def test_a_flow_whose_first_reports_were_lost_counts_whole(make, age_s, counted):
+def test_flow_with_lost_first_reports_adds_its_total(make, age_s, counted):
     table = make(MEMORY)
     table.begin(BEGAN)
     # 200 s later: its beginning, less 60 and 15 s, is later than the first subscription or not.
@@ -2081,7 +2081,7 @@ def test_a_flow_whose_first_reports_were_lost_counts_whole(make, age_s, counted)
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
 
 
-def test_the_time_of_an_update_of_a_flow_belongs_to_that_margin(make):
+def test_flow_update_is_part_of_the_margin(make):
     table = make(MEMORY)
     table.begin(BEGAN)
     table.flow_update_s = 10
@@ -2090,7 +2090,7 @@ def test_the_time_of_an_update_of_a_flow_belongs_to_that_margin(make):
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": "33"}
 
 
-def test_before_the_first_subscription_nothing_is_taken_for_never_counted(make):
+def test_no_flow_was_never_counted_before_begin(make):
     table = make(MEMORY)
     report = an_update("a1", (30, 3, 0, 0), age_s=1, newest=(10, 1, 0, 0))
     table.report(report, BEGAN)
@@ -2098,7 +2098,7 @@ def test_before_the_first_subscription_nothing_is_taken_for_never_counted(make):
     assert samples(table, "node_bytes_total", BEGAN) == {"node-1": "11"}
 
 
-def test_a_flow_that_is_forgotten_moves_the_horizon_to_its_latest_report(make):
+def test_forgotten_flow_moves_the_horizon_to_its_latest_report(make):
     table = make(MEMORY)
     table.begin(BEGAN)
     table.report(make_flow("a1", last=1), BEGAN + 100)
@@ -2116,7 +2116,7 @@ def test_a_flow_that_is_forgotten_moves_the_horizon_to_its_latest_report(make):
     assert table.horizon_s == BEGAN + 100
 
 
-def test_what_goes_to_others_moves_the_horizon(make):
+def test_overflow_moves_the_horizon(make):
     table = make(OVERFLOW)
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 1)
@@ -2129,7 +2129,7 @@ def test_what_goes_to_others_moves_the_horizon(make):
     assert samples(table, BYTES, BEGAN + 360)[OTHERS.format(">")] == "37"
 
 
-def test_a_flow_of_which_only_the_closing_report_came_counts_without_being_shown(make):
+def test_flow_with_only_a_closing_report_counts_without_a_series(make):
     table = make(MEMORY)
     table.begin(BEGAN)
     closing = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20)
@@ -2146,7 +2146,7 @@ def test_a_flow_of_which_only_the_closing_report_came_counts_without_being_shown
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
 
 
-def test_duplicates_are_never_taken_for_never_counted(make):
+def test_deduplicated_flows_are_never_new(make):
     table = make(FIRST)
     table.begin(BEGAN)
     report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
@@ -2162,7 +2162,7 @@ REMEMBERED_S = 200.0
 
 
 @pytest.mark.parametrize("finish", [2, 3])
-def test_a_flow_whose_first_packet_had_a_flag_has_not_ended(make, finish):
+def test_finish_type_of_an_update_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
@@ -2175,7 +2175,7 @@ def test_a_flow_whose_first_packet_had_a_flag_has_not_ended(make, finish):
     assert table.dormant_flows == 2
 
 
-def test_a_flow_that_goes_on_after_its_closing_report_has_not_ended(make):
+def test_report_after_the_closing_report_reopens_the_flow(make):
     table = make(MEMORY)
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=6), 1)
@@ -2187,7 +2187,7 @@ def test_a_flow_that_goes_on_after_its_closing_report_has_not_ended(make):
     assert table.dormant_uuids() == ["a1"]
 
 
-def test_a_flow_that_ended_and_comes_back_has_not_ended(make):
+def test_returning_ended_flow_is_reopened(make):
     table = make(MEMORY)
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.expire(TIMEOUT_S)
@@ -2197,7 +2197,7 @@ def test_a_flow_that_ended_and_comes_back_has_not_ended(make):
     assert table.dormant_flows == 1
 
 
-def test_a_flow_that_ended_is_remembered_for_a_while_without_a_memory(make):
+def test_ended_flow_is_kept_for_a_timeout_without_memory(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.expire(TIMEOUT_S)
@@ -2207,7 +2207,7 @@ def test_a_flow_that_ended_is_remembered_for_a_while_without_a_memory(make):
     assert table.dormant_flows == 0
 
 
-def test_an_unknown_closing_report_says_which_of_its_marks_are_left_out(make):
+def test_unknown_closing_report_counts_omitted_marks(make):
     table = make(MEMORY)
     closing = make_flow("a1", **LATER | {"newest_last": -1, "finish": 1})
     assert table.report(closing, 0) == "ended"
@@ -2215,7 +2215,7 @@ def test_an_unknown_closing_report_says_which_of_its_marks_are_left_out(make):
 
 
 @pytest.mark.parametrize("finish", [0, 1])
-def test_a_flow_that_ended_and_finds_no_room_is_remembered_as_it_ends(make, finish):
+def test_rejected_closing_report_ends_its_flow(make, finish):
     table = make(Spec(views=MEMORY.views, flow_memory_s=300, max_connections=1))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, finish=1 - finish), 0)
     table.report(make_flow("b2", last=1, a="10.0.0.9"), 0)
@@ -2229,7 +2229,7 @@ def test_a_flow_that_ended_and_finds_no_room_is_remembered_as_it_ends(make, fini
     assert table.dormant_uuids() == ["c3"]
 
 
-def test_without_room_for_its_connection_a_closing_report_counts_in_other_views(make):
+def test_closing_report_counts_in_other_views_at_max_connections(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN)
@@ -2244,7 +2244,7 @@ def test_without_room_for_its_connection_a_closing_report_counts_in_other_views(
     assert table.dormant_uuids() == ["a1"]
 
 
-def test_what_closing_reports_add_is_there_when_the_connection_comes(make):
+def test_connection_starts_with_deltas_of_earlier_closing_reports(make):
     labels = (IP_A, IP_B)
     table = make(Spec(views=(view("a", labels, "bytes", "tcp_out_of_order"),)))
     table.begin(BEGAN)
@@ -2262,7 +2262,7 @@ def test_what_closing_reports_add_is_there_when_the_connection_comes(make):
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "106"}
 
 
-def test_a_flow_that_was_dropped_for_lack_of_room_was_never_counted(make):
+def test_rejected_flow_was_never_counted(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 190)
@@ -2274,7 +2274,7 @@ def test_a_flow_that_was_dropped_for_lack_of_room_was_never_counted(make):
     assert samples(table, "node_bytes_total", BEGAN + 290) == {"node-1": "35"}
 
 
-def test_a_dormant_flow_whose_conversation_another_point_took_over_is_unknown(make):
+def test_dormant_flow_of_a_superseded_conversation_is_unknown(make):
     table = make(FIRST)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
     table.expire(TIMEOUT_S)
@@ -2286,7 +2286,7 @@ def test_a_dormant_flow_whose_conversation_another_point_took_over_is_unknown(ma
     assert samples(table, "a_bytes_total", 2 * TIMEOUT_S) == {"node-1": "105"}
 
 
-def test_a_dormant_flow_that_has_got_another_name_begins_with_what_it_adds(make):
+def test_renamed_dormant_flow_starts_with_its_deltas(make):
     names = Names({"node-1": "old"})
     name = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     table = make(Spec(views=(view("a", (name,), "bytes", "flows"),)))
@@ -2308,7 +2308,7 @@ def test_a_dormant_flow_that_has_got_another_name_begins_with_what_it_adds(make)
     assert samples(table, "a_bytes_total", 250) == {"newer": "2"}
 
 
-def test_a_text_that_was_a_uuid_can_be_a_label(make):
+def test_uuid_string_can_become_a_label(make):
     table = make(Spec(views=(view("a", (NODE, IP_A), "bytes"),), max_flows=3))
     table.report(make_flow("no number", (1, 0, 0, 0), last=1), 0)
     table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
@@ -2324,7 +2324,7 @@ def test_a_text_that_was_a_uuid_can_be_a_label(make):
     }
 
 
-def test_the_second_field_of_a_sum_is_left_out_by_its_own_name(make):
+def test_second_field_of_a_sum_is_omitted_by_its_name(make):
     table = make(Spec(views=(view("a", (NODE,), "bytes"),)))
     table.report(make_flow("a1", (1, 0, 0, 0)), 0)
     flow = make_flow("b2", **LATER)
@@ -2334,7 +2334,7 @@ def test_the_second_field_of_a_sum_is_left_out_by_its_own_name(make):
     assert table.values_skipped["LastUpdateMetric.ABBytes"] == 0
 
 
-def test_an_optional_counter_that_is_left_out_has_no_series(make):
+def test_omitted_optional_counter_has_no_series(make):
     table = make(Spec(views=(view("a", (NODE, DIRECTION), "bytes", "tcp_out_of_order"),)))
     flow = tcp(make_flow("a1"), (-1, 3))
     assert table.report(flow, 0) is None
@@ -2343,7 +2343,7 @@ def test_an_optional_counter_that_is_left_out_has_no_series(make):
 
 
 @pytest.mark.parametrize("mark", ["Start", "LastUpdateMetric.Start"])
-def test_a_flow_with_unreadable_marks_is_not_taken_for_never_counted(make, mark):
+def test_flow_with_invalid_times_may_have_been_counted(make, mark):
     table = make(MEMORY)
     table.begin(BEGAN)
     now = BEGAN + 1_000
@@ -2356,7 +2356,7 @@ def test_a_flow_with_unreadable_marks_is_not_taken_for_never_counted(make, mark)
     assert samples(table, "node_bytes_total", now) == {"node-1": "0"}
 
 
-def test_after_a_longer_time_out_the_horizon_is_no_earlier():
+def test_longer_timeout_does_not_move_the_horizon_back():
     table = Core(MEMORY)
     table.begin(BEGAN)
     table.report(make_flow("a1", last=1), BEGAN + 100)
@@ -2367,7 +2367,7 @@ def test_after_a_longer_time_out_the_horizon_is_no_earlier():
     assert table.horizon_s == BEGAN + 100
 
 
-def test_connections_that_differ_in_a_number_keep_counters_of_their_own(make):
+def test_connections_that_differ_in_a_number_keep_separate_counters(make):
     table = make(Spec(views=(view("a", (IP_A, PORT_B), "bytes"),)))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, ports=(1, 443)), 0)
     table.report(make_flow("b2", (7, 0, 0, 0), last=1, ports=(1, 80)), 0)

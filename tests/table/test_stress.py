@@ -127,7 +127,7 @@ class Stress:
         ) | {"CaptureID": "c" * rng.choice((1, 40, 400))}
 
 
-def test_everything_at_once():
+def test_concurrent_operations():
     NAMES.clear()
     stress = Stress()
     threads = [threading.Thread(target=stress.reader, args=(n,)) for n in range(READERS)]

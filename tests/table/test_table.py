@@ -81,13 +81,13 @@ def a_table_of_odd_texts():
     return core, model
 
 
-def test_odd_texts_are_spelled_by_the_rules_of_the_format():
+def test_label_values_are_escaped():
     core, model = a_table_of_odd_texts()
     assert core.page(0) == model.page(0)
 
 
 @pytest.mark.parametrize("size", [1, 100, 1_000, 4_096, CHUNK_BYTES, 2**31 - 1])
-def test_a_page_is_the_same_in_pieces_of_any_size(size):
+def test_page_does_not_depend_on_the_read_size(size):
     core, model = a_table_of_odd_texts()
     core.message(many_flows(500, first=1_000), 0)
     whole = read_all(core.table.page(0), 2**31 - 1)
@@ -95,7 +95,7 @@ def test_a_page_is_the_same_in_pieces_of_any_size(size):
     assert len(read_page(whole)[BYTES]) == len(model.page(0)[BYTES]) + 1_000
 
 
-def test_pieces_are_whole_lines_of_about_the_size_asked_for():
+def test_reads_return_whole_lines_of_about_the_requested_size():
     core = Core()
     core.message(many_flows(2_000), 0)
     page = core.table.page(0)
@@ -105,7 +105,7 @@ def test_pieces_are_whole_lines_of_about_the_size_asked_for():
     assert page.read(10_000) == b""
 
 
-def test_a_page_that_was_begun_shows_nothing_that_came_later():
+def test_page_omits_connections_created_after_its_start():
     core = Core()
     core.message(many_flows(1), 0)
     page = core.table.page(0)
@@ -114,7 +114,7 @@ def test_a_page_that_was_begun_shows_nothing_that_came_later():
     assert len(core.page(0)[BYTES]) == 202
 
 
-def test_a_page_shows_what_was_alive_when_it_began():
+def test_page_shows_connections_alive_at_its_start():
     core = Core()
     core.message(many_flows(10), 0)
     page, later = core.table.page(TIMEOUT_S - 1), core.table.page(TIMEOUT_S)
@@ -122,7 +122,7 @@ def test_a_page_shows_what_was_alive_when_it_began():
     assert len(read_page(read_all(later))[BYTES]) == 0
 
 
-def test_a_page_shows_the_values_at_the_time_of_reading():
+def test_page_shows_values_at_the_time_of_reading():
     core = Core()
     core.message(many_flows(1, total=(1, 1, 1, 1)), 0)
     page = core.table.page(0)
@@ -131,7 +131,7 @@ def test_a_page_shows_the_values_at_the_time_of_reading():
     assert values == {"5"}
 
 
-def test_a_slow_page_has_no_series_twice_while_all_connections_leave_and_return():
+def test_slow_page_has_no_duplicate_series_while_connections_return():
     core = Core()
     now, total = 0.0, 1
     core.message(many_flows(300, total=(1, 1, 1, 1), rtt=1), now)
@@ -152,7 +152,7 @@ def test_a_slow_page_has_no_series_twice_while_all_connections_leave_and_return(
     assert core.connections == 300
 
 
-def test_a_slow_page_shows_what_stayed_while_others_come_and_go():
+def test_slow_page_shows_all_connections_that_stay():
     core = Core()
     now = 0.0
     stayers = many_flows(200, node="stays")
@@ -175,7 +175,7 @@ def test_a_slow_page_shows_what_stayed_while_others_come_and_go():
     assert len(shown[BYTES]) <= 800
 
 
-def test_many_pages_at_once_do_not_disturb_one_another():
+def test_concurrent_pages_are_independent():
     core = Core()
     core.message(many_flows(100), 0)
     whole = read_all(core.table.page(0))
@@ -190,7 +190,7 @@ def test_many_pages_at_once_do_not_disturb_one_another():
     assert all(b"".join(pieces) == whole for _, _, pieces in pages)
 
 
-def test_a_page_outlives_the_table_and_the_table_an_unread_page():
+def test_pages_keep_their_table_alive():
     core = Core()
     core.message(many_flows(50), 0)
     whole = read_all(core.table.page(0))
@@ -237,7 +237,7 @@ def test_pages_are_read_by_threads_while_the_table_is_written():
 
 @pytest.mark.parametrize("origin", [0.0, 1.0, 12345.6789, 3e8])
 @pytest.mark.parametrize("timeout_s", [1.0, 75.0, 75.3, 100_000.0])
-def test_rows_live_for_the_timeout_and_at_most_a_second_longer(origin, timeout_s):
+def test_rows_expire_at_most_a_second_after_their_timeout(origin, timeout_s):
     core = Core(timeout_s=timeout_s)
     core.report(make_flow(), origin)
     before, after = origin + timeout_s - 0.001, origin + timeout_s + 1
@@ -249,7 +249,7 @@ def test_rows_live_for_the_timeout_and_at_most_a_second_longer(origin, timeout_s
     assert core.flows == core.connections == 0
 
 
-def test_sweeping_goes_in_slices():
+def test_expiry_is_limited_by_max_rows():
     core = Core()
     core.message(many_flows(100), 0)
     assert core.table.expire(TIMEOUT_S - 1, 10_000) is False
@@ -266,7 +266,7 @@ def test_sweeping_goes_in_slices():
 
 
 @pytest.mark.parametrize("pause_s", [80, 86_400, 10**8])
-def test_after_a_long_pause_everything_leaves_and_the_table_goes_on(pause_s):
+def test_table_continues_after_a_long_pause(pause_s):
     core = Core()
     core.message(many_flows(100), 0)
     core.expire(pause_s)
@@ -278,7 +278,7 @@ def test_after_a_long_pause_everything_leaves_and_the_table_goes_on(pause_s):
     assert core.connections == 0
 
 
-def test_rows_that_are_touched_again_and_again_stay_and_others_leave_in_time():
+def test_only_rows_without_reports_expire():
     core = Core()
     core.message(many_flows(20), 0)
     for second in range(1, 400):
@@ -291,7 +291,7 @@ def test_rows_that_are_touched_again_and_again_stay_and_others_leave_in_time():
 
 
 @pytest.mark.xdist_group("timing")
-def test_memory_is_reused_over_cycles():
+def test_memory_is_reused_by_new_rows():
     # The flows of two cycles are dormant at once.
     core = Core(flow_memory_s=TIMEOUT_S)
     sizes = []
@@ -308,7 +308,7 @@ def test_memory_is_reused_over_cycles():
 
 
 @pytest.mark.xdist_group("timing")
-def test_what_the_table_says_about_its_memory_is_what_it_takes():
+def test_bytes_matches_the_resident_memory():
     def one_cycle(core, cycle):
         now = cycle * TIMEOUT_S
         core.expire(now)
@@ -328,7 +328,7 @@ def test_what_the_table_says_about_its_memory_is_what_it_takes():
 
 
 @pytest.mark.xdist_group("timing")
-def test_a_table_gives_its_memory_back():
+def test_destroyed_table_frees_its_memory():
     def fill():
         core = Core()
         core.message([make_flow(f"{n}", a="x" * 900 + str(n)) for n in range(5_000)], 0)
@@ -341,7 +341,7 @@ def test_a_table_gives_its_memory_back():
     assert resident_bytes() - before < 15_000_000
 
 
-def test_a_text_stays_as_long_as_anything_holds_it():
+def test_string_exists_while_it_has_references():
     core, model = Core(), Model()
     shared = "node-" + "s" * 100
     for table in (core, model):
@@ -358,7 +358,7 @@ def test_a_text_stays_as_long_as_anything_holds_it():
     assert not any(shared in line for line in core.page(now)[BYTES])
 
 
-def test_rejected_flows_leave_no_texts_behind():
+def test_rejected_flows_free_their_strings():
     core = Core(max_connections=1)
     core.report(make_flow("1"), 0)
     size = core.bytes
@@ -416,7 +416,7 @@ def decode(struct, *flows):
 LATER = make_flow("b2", newest=(1, 1, 1, 1), newest_start=9)
 
 
-def test_update_stops_where_it_needs_more_and_goes_on_from_there():
+def test_update_stops_at_flows_that_require_more_fields():
     table, types = a_table()
     flows = (make_flow("a1"), LATER, make_flow("c3"), make_flow("", finish=1))
     assert table.update(decode(types.Update, *flows), 0) == 1
@@ -427,7 +427,7 @@ def test_update_stops_where_it_needs_more_and_goes_on_from_there():
     assert values == {"201", "401"}
 
 
-def test_update_takes_its_own_types_only():
+def test_update_rejects_foreign_types():
     table, types = a_table()
     good = decode(types.Update, make_flow("a1"))
     foreign = decode(flow_types(plan_of(Spec())).Update, make_flow("b2"))
@@ -455,7 +455,7 @@ def test_update_takes_its_own_types_only():
         ("Metric", object(), "no_metric"),
     ],
 )
-def test_what_was_put_into_a_struct_later_harms_nothing(slots, name, value, reason):
+def test_values_assigned_to_a_struct_are_validated(slots, name, value, reason):
     table, types = a_table(slots=slots)
     flow, good = decode(types.Update, make_flow("a1"), make_flow("b2"))
     setattr(flow, name, value)
@@ -476,12 +476,12 @@ def test_what_was_put_into_a_struct_later_harms_nothing(slots, name, value, reas
         {"timeout_s": float("inf")},
     ],
 )
-def test_limits_that_cannot_be(limits):
+def test_invalid_limits_are_rejected(limits):
     with pytest.raises(ValueError, match="|".join(limits)):
         a_table(**limits)
 
 
-def test_a_family_with_more_values_than_directions():
+def test_family_with_more_values_than_directions_is_rejected():
     plan = plan_of(Spec())
     (view,) = plan.views
     (bytes_family, *others) = view.families
@@ -527,18 +527,18 @@ assert core.report(make_flow("next"), 1 + TIMEOUT_S) is None
 @pytest.mark.skipif(
     core_builds.IS_SLOW, reason="sanitizers reserve more addresses than the limit allows"
 )
-def test_where_there_is_no_memory_the_table_stays_whole():
+def test_failed_allocation_leaves_the_table_consistent():
     run_apart(OUT_OF_MEMORY, timeout_s=60)
 
 
-def test_slots_are_read_unless_told_otherwise():
+def test_slots_are_read_by_default():
     table, _ = a_table()
     assert table.reads_slots
     table, _ = a_table(slots=False)
     assert not table.reads_slots
 
 
-def test_every_reason_and_every_finish_is_there_from_the_start():
+def test_all_reasons_and_finish_types_exist_from_the_start():
     table, _ = a_table()
     assert {"no_uuid", "no_metric", "out_of_range", "text_too_long", "late", "table_full"} <= set(
         table.skipped
@@ -562,14 +562,14 @@ def test_help_texts_are_escaped(openmetrics, shown):
     assert page.startswith(f"# HELP {BYTES} {shown}\n# TYPE {BYTES} counter\n")
 
 
-def test_the_text_of_what_finds_no_room_is_plain_and_short():
+def test_overflow_label_is_validated():
     for text in ('"', "\\", "\n", "x" * (MAX_TEXT_BYTES + 1)):
         plan = dataclasses.replace(plan_of(Spec()), overflow=text)
         with pytest.raises(ValueError, match="overflow label"):
             Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
 
 
-def test_a_direction_has_its_place_among_the_labels():
+def test_direction_position_is_validated():
     plan = plan_of(Spec())
     (view,) = plan.views
     direction = dataclasses.replace(view.direction, position=len(view.columns) + 1)
@@ -579,7 +579,7 @@ def test_a_direction_has_its_place_among_the_labels():
 
 
 @pytest.mark.parametrize("path", [("Transport", "A"), ()])
-def test_a_label_whose_value_changes_is_made_of_a_text(path):
+def test_lookup_key_of_a_dynamic_label_must_be_a_string(path):
     label = Label("name", path, rewrite=Names(), dynamic=True)
     with pytest.raises(ValueError, match="dynamic"):
         Core(labels=(label,))
@@ -644,7 +644,7 @@ def test_plans_of_every_shape(spec, slots):
         assert core.page(now) == model.page(now)
 
 
-def test_the_longest_lines_that_there_are():
+def test_longest_lines_fit_the_buffer():
     spec = shaped((32, [TTL, dataclasses.replace(FAMILIES[0], decimals=18)]))
     core, model = Core(spec), Model(spec)
     for n, number in enumerate((1, 10**18 - 1, 10**18, MAX_NUMBER)):
@@ -703,7 +703,7 @@ class Number(int):
     ],
 )
 @pytest.mark.parametrize("slots", [True, False])
-def test_whatever_a_rewrite_answers(slots, answer, outcome):
+def test_rewrite_results_of_any_type_are_accepted(slots, answer, outcome):
     core = rewriting(Answers({"node-1": answer}), slots=slots)
     reason = core.report(make_flow("1"), 0)
     if reason is None:
@@ -713,7 +713,7 @@ def test_whatever_a_rewrite_answers(slots, answer, outcome):
     assert core.report(make_flow("2", node="other"), 0) is None
 
 
-def test_what_a_rewrite_raises_comes_through_and_nothing_is_kept_of_it():
+def test_rewrite_exceptions_propagate():
     answer = "an answer " * 9
     answers = Answers({"good": answer, "bad": KeyError("bad")})
     core = rewriting(answers)
@@ -732,7 +732,7 @@ def test_what_a_rewrite_raises_comes_through_and_nothing_is_kept_of_it():
 # Names that change
 
 
-def test_flows_that_come_to_be_called_other_are_in_the_views_that_follow():
+def test_flows_relabelled_other_keep_their_linked_rows():
     names = Names({"node-1": "one", "node-2": "two"})
     label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     total = Family("total", "counter", ("Metric", "ABBytes"))
@@ -764,7 +764,7 @@ def test_flows_that_come_to_be_called_other_are_in_the_views_that_follow():
     assert core.view_connections == (1,)
 
 
-def test_names_that_cannot_be_told_leave_everything_as_it_is():
+def test_invalid_new_names_change_nothing():
     names = Answers({"node-1": "one", "node-2": "two"})
     core = Core(labels=(Label("name", ("NodeTID",), rewrite=names, dynamic=True),))
     long = "n" * 500
@@ -829,7 +829,7 @@ def test_memory_is_reused_while_names_change_and_rows_overflow():
 
 
 @pytest.mark.parametrize("kind", [Table, Page, Snapshot])
-def test_calls_within_the_core_go_through_no_table_of_methods(kind):
+def test_internal_calls_do_not_use_a_vtable(kind):
     assert not hasattr(kind, "__pyx_vtable__")
     with pytest.raises(TypeError):
         type("Derived", (kind,), {})
@@ -838,7 +838,7 @@ def test_calls_within_the_core_go_through_no_table_of_methods(kind):
 # Types and bounds that change
 
 
-def test_a_table_takes_other_types_of_the_same_plan_from_one_message_to_the_next():
+def test_flow_types_can_change_between_messages():
     table, types = a_table()
     old = decode(types.Update, make_flow("a1", (1, 1, 1, 1)))
     assert table.update(old, 0) == 1
@@ -853,7 +853,7 @@ def test_a_table_takes_other_types_of_the_same_plan_from_one_message_to_the_next
     assert values == {"105", "205"}
 
 
-def test_types_that_cannot_be_used_change_nothing():
+def test_invalid_flow_types_change_nothing():
     table, types = a_table()
     poor = flow_types(shape := plan_of(Spec(views=(View((), (COUNT,)),))))
     assert shape.columns == ()
@@ -875,7 +875,7 @@ def test_types_that_cannot_be_used_change_nothing():
     assert table.flows == 2
 
 
-def test_update_starts_within_its_list():
+def test_update_validates_start():
     table, types = a_table()
     flows = decode(types.Update, make_flow("a1"), make_flow("b2", a="10.0.0.9"))
     with pytest.raises(ValueError, match="start"):
@@ -886,7 +886,7 @@ def test_update_starts_within_its_list():
     assert table.flows == 1
 
 
-def test_bounds_can_be_raised_and_lowered():
+def test_limits_can_be_raised_and_lowered():
     core = Core(max_connections=1, max_flows=2)
     flows = many_flows(4)
     assert [core.report(flow, 0) for flow in flows[:2]] == [None, "table_full"]
@@ -899,7 +899,7 @@ def test_bounds_can_be_raised_and_lowered():
 
 
 @pytest.mark.parametrize("uuid", ["{:x}", "no number {}"])
-def test_after_a_lower_limit_dormant_flows_are_forgotten_step_by_step(uuid):
+def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
     core = Core()
     flows = many_flows(600)
     core.message([flow | {"UUID": uuid.format(n + 1)} for n, flow in enumerate(flows)], 0)
@@ -922,7 +922,7 @@ def test_after_a_lower_limit_dormant_flows_are_forgotten_step_by_step(uuid):
     assert (core.flows, core.dormant_flows) == (1, 0)
 
 
-def test_a_new_time_out_holds_from_the_next_report_on():
+def test_new_timeout_applies_from_the_next_report():
     core = Core(timeout_s=75)
     stays, renewed, comes = many_flows(3)
     core.message([stays, renewed], 0)
@@ -944,7 +944,7 @@ def test_a_new_time_out_holds_from_the_next_report_on():
     assert core.flows == core.connections == 0
 
 
-def test_a_new_time_out_of_a_view_holds_from_the_next_report_on():
+def test_new_view_timeout_applies_from_the_next_report():
     total = Family("total", "counter", ("Metric", "ABBytes"))
     core = Core(Spec(views=(View(), View((), (total,), timeout_s=100))))
     core.report(make_flow("1"), 0)
@@ -981,7 +981,7 @@ def test_a_new_time_out_of_a_view_holds_from_the_next_report_on():
         {"view_timeouts_s": [None]},
     ],
 )
-def test_limits_that_cannot_be_change_nothing(wrong):
+def test_invalid_limits_change_nothing(wrong):
     core = Core(
         Spec(
             views=(View(), View((), (COUNT,), timeout_s=100)),
@@ -1000,7 +1000,7 @@ def test_limits_that_cannot_be_change_nothing(wrong):
 # What the labels have for values
 
 
-def test_values_are_counted():
+def test_label_values_are_counted():
     core = Core()
     core.message(many_flows(300), 0)
     core.message(
@@ -1034,14 +1034,14 @@ def test_values_are_counted():
     assert (connections, left, labels["protocol"]) == (0, 0, (0, []))
 
 
-def test_values_are_as_the_flows_have_them():
+def test_frequent_values_are_unescaped():
     core = Core()
     for n, text in enumerate(ODD_TEXTS):
         core.report(make_flow(f"{n + 1:x}", node=text), 0)
     assert dict(core.cardinality(99)[1]["node_tid"][1]) == dict.fromkeys(ODD_TEXTS, 1)
 
 
-def test_values_are_counted_by_threads_while_everything_changes():
+def test_threads_count_values_while_the_table_changes():
     names = Names()
     label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
     spec = Spec(
@@ -1107,5 +1107,5 @@ while not done.is_set():
 """
 
 
-def test_looking_at_values_goes_on_beside_updates_while_memory_is_traced():
+def test_scans_do_not_deadlock_with_updates_under_tracemalloc():
     run_apart(TRACED, timeout_s=30)
