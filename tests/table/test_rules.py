@@ -1,4 +1,4 @@
-"""Every rule of the table by an example worked by hand, asked of the model and of the core."""
+"""Worked examples of all rules of the table, checked against the model and the core."""
 
 import re
 from dataclasses import replace
@@ -39,7 +39,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return what makes a table; the core also in the way that reads attributes, not slots."""
+    """Return a function that makes a table: the model, or the core with either way of reading."""
     return request.param
 
 
@@ -57,7 +57,7 @@ def sums(table, now=0.0):
 
 
 def rtt_ns(table, now=0.0):
-    """Return the RTT of the only connection on the page, None where it has no series."""
+    """Return the RTT of the only connection on the page, or None without a series."""
     lines = [int(line.rpartition(" ")[2]) for line in table.page(now)[RTT]]
     assert len(lines) <= 1
     return lines[0] if lines else None
@@ -120,7 +120,7 @@ def test_older_report_adds_only_its_higher_counter(make, counter):
     assert sums(table) == best
     assert rtt_ns(table) == 7
     assert table.page(60 + TIMEOUT_S - 1)[BYTES]
-    # What the row knows has not gone back: neither its counters nor its time.
+    # Neither the flow's totals nor its time have decreased.
     assert table.report(make_flow(total=best, last=5), 60) == "late"
     assert table.report(make_flow(total=[n + 1 for n in best], last=6), 60) is None
     assert sums(table) == [n + 1 for n in best]
@@ -144,7 +144,7 @@ def test_lower_counter_in_newer_report_restarts_the_flow(make, counter):
     assert table.report(make_flow(total=new, last=6), 0) is None
     expected = [sum(pair) for pair in zip(old, new, strict=True)]
     assert sums(table) == expected
-    # The next difference is taken from the new totals.
+    # The next report adds its difference to the new totals.
     table.report(make_flow(total=[n + 1 for n in new], last=7), 0)
     assert sums(table) == [n + 1 for n in expected]
 
@@ -160,10 +160,10 @@ def test_known_flow_stays_in_its_connection(make):
 # Unknown flows
 
 KNOWN = make_flow("1", (1, 1, 1, 1))
-"""A first flow of the connection, so that rule (b) is not for the next one."""
+"""The first flow of the connection, so that the next one does not create it."""
 
 LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, "last": 70_000}
-"""Fields that make a flow no first report."""
+"""Fields of a report that is not the first of its flow."""
 
 
 def test_first_report_adds_its_total(make):
@@ -202,7 +202,7 @@ def test_unknown_flow_of_existing_connection_adds_its_last_update(make):
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER), 0)
     assert sums(table) == [6, 7, 8, 9]
-    # The totals are known from now on.
+    # From now on, the totals are known.
     table.report(make_flow(total=(101, 200, 1, 2), last=80_000), 0)
     assert sums(table) == [7, 7, 8, 9]
 
@@ -218,7 +218,7 @@ def test_closing_report_that_repeats_the_last_update_is_skipped(make):
 
 
 def test_repeated_closing_report_is_not_a_first_report(make):
-    # Protocols with a time-out of their own close at the next update, with the first one's amounts.
+    # Protocols with their own timeout close at the next update, which repeats the last update.
     table = make()
     repeat = make_flow(start=1_000, newest_start=1_000, last=5_000, newest_last=10_000, finish=1)
     assert table.report(repeat, 0) == "ended"
@@ -389,7 +389,7 @@ def test_values_of_every_number_of_digits(make, number):
     assert sums(table) == list(numbers)
 
 
-# Flows that are not taken
+# Skipped flows
 
 
 def without(*names):
@@ -476,12 +476,12 @@ def test_start_is_read_only_to_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
-    # It is not a first report, and nobody knows what it adds.
+    # It is not a first report, and its deltas are unknown.
     assert table.report(make_flow("b2", start=-1), 0) is None
     assert table.report(make_flow("c3", start=10**22), 0) is None
     assert sums(table) == [100, 200, 1, 2]
     assert table.report(make_flow("a1", start=-1, last=3_000), 0) is None
-    # And so it is whatever else is in the message.
+    # Other flows in the message do not change this.
     table.message([make_flow("d4", **LATER), make_flow("a1", start=-1, last=4_000)], 0)
     assert table.values_skipped["Start"] == 2
     # Its next report adds the difference.
@@ -493,7 +493,7 @@ def test_start_is_read_only_to_identify_a_first_report(make):
 def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
     table = make()
     table.report(make_flow("a1"), 0)
-    # Either may be a closing report that repeats what was counted before.
+    # Each may be a closing report that repeats the previous one.
     for uuid, changes in (("b2", {}), ("c3", LATER), ("d4", {"newest_last": 9_000})):
         assert table.report(make_flow(uuid, **changes, finish=number), 0) is None
     unmarked = make_flow("e5", finish=number)
@@ -517,7 +517,7 @@ def test_last_update_is_read_only_if_it_counts(make, name, number):
     table = make()
     assert table.report(flow("a1"), 0) is None
     assert table.values_skipped[field] == 0
-    # The others count.
+    # The others are counted.
     assert table.report(flow("b2"), 0) is None
     assert table.values_skipped[field] == 1
     added = [5, 6, 7, 8]
@@ -529,7 +529,7 @@ def test_last_update_is_read_only_if_it_counts(make, name, number):
     assert table.report(flow("a1", last=80_000), 0) is None
     if name in COUNTERS:
         assert table.report(flow("c3", newest_start=1_000), 0) is None
-    # And so it is whatever else is in the message.
+    # Other flows in the message do not change this.
     table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
     assert table.values_skipped[field] == 1
     assert not table.skipped["out_of_range"]
@@ -621,7 +621,7 @@ def view(prefix, labels, *metrics):
 
 
 def samples(table, family, now=0.0):
-    """Return a family's numbers by label values, with > and < for the directions."""
+    """Return the values of a family by label values, with > and < for the directions."""
     found = {}
     for line in table.page(now)[family]:
         series, _, number = line.rpartition(" ")
@@ -638,7 +638,7 @@ def tcp(flow, out_of_order=(0, 0)):
 
 
 def icmp(flow, version="IPV4"):
-    """Return a flow of ICMP in place of TCP."""
+    """Return an ICMP flow."""
     flow = flow | {"ICMP": {"Type": "ECHO", "ID": 7}, "Network": flow["Network"] | {}}
     flow["Network"]["Protocol"] = version
     del flow["Transport"]
@@ -686,12 +686,12 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
             )
         )
     )
-    # The first connection of the main view: its total. Of the node: its newest amount.
+    # The main view adds the total to a new connection, the node's view adds the last update.
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "300"}
-    # Another node has its first flow, but between these ends there was one.
+    # The node is new, but the connection exists.
     table.report(make_flow("b2", (1000, 2000, 1, 2), node="node-2", **LATER), 0)
     assert samples(table, "node_bytes_total") == {"node-1": "11", "node-2": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "311"}
@@ -699,7 +699,7 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
         "10.0.0.1,10.0.0.2,40000,443,node-1": "300",
         "10.0.0.1,10.0.0.2,40000,443,node-2": "3000",
     }
-    # A first report counts whole everywhere.
+    # A first report adds its total to all views.
     table.report(make_flow("c3", (1, 2, 0, 0)), 0)
     assert samples(table, "node_bytes_total") == {"node-1": "14", "node-2": "11"}
 
@@ -769,13 +769,13 @@ def test_timeout_is_rounded_up_to_a_full_second(make):
 def test_unused_fields_are_not_read(make):
     table = make(Spec(views=(view("node", (NODE,), "packets"),)))
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
-    # Fewer bytes, or a wrong number of them: neither a start over, nor wrong.
+    # A lower or invalid number of bytes neither restarts the flow nor skips it.
     assert table.report(make_flow(total=(1, -1, 2, 2), last=2, rtt=-1), 0) is None
     assert table.report(make_flow(total=(9, 9, 2, 2), last=2), 0) == "late"
     assert samples(table, "node_packets_total") == {"node-1": "4"}
 
 
-# Both directions in one
+# Counters that add both directions
 
 
 SUM = Spec(views=(view("node", (NODE,), "bytes", "rtt"),))
@@ -818,12 +818,12 @@ def test_sum_must_be_in_range(make):
     assert table.report(make_flow("b2", **wrong), 0) is None
     assert table.values_skipped["LastUpdateMetric.BABytes"] == 1
     assert samples(table, "node_bytes_total") == {"node-1": str(2**62)}
-    # Twice 2^62 is one more than there is.
+    # Twice 2^62 exceeds the maximum by one.
     table.report(make_flow("c3", (half, half, 0, 0)), 0)
     assert samples(table, "node_bytes_total") == {"node-1": str(MAX_SUM)}
 
 
-# Counters that not every flow has
+# Optional counters
 
 
 OPTIONAL = Spec(views=(view("tcp", (NODE, DIRECTION), "packets", "tcp_out_of_order"),))
@@ -919,7 +919,7 @@ def test_out_of_range_number_in_an_optional_counter_is_omitted(make, number):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "0"}
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "6"}
     assert table.values_skipped["TCPMetric.BASegmentOutOfOrder"] == 1
-    # What it becomes is counted when it can be read.
+    # The next valid value adds the whole difference.
     table.report(tcp(make_flow(total=(1, 1, 5, 6), last=3), (2, 7)), 0)
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "7"}
 
@@ -975,7 +975,7 @@ def test_gauges_keep_the_least_start_and_the_greatest_last(make):
     assert times() == ("1600000000.1", "1600000009")
     table.report(make_flow("d4", start=1_600_000_000_200, last=1_600_000_010_020), 0)
     assert times() == ("1600000000.1", "1600000010.02")
-    # What is late says nothing, and nothing is forgotten.
+    # A late report changes no gauge.
     table.report(make_flow("d4", start=1, last=1_600_000_010_020), 0)
     table.report(make_flow("a1", start=0, newest_start=0, last=1), 0)
     assert times() == ("1600000000.1", "1600000010.02")
@@ -1021,7 +1021,7 @@ def test_gauge_of_both_directions(make):
     assert samples(table, "ttl") == {"node-1,>": "64", "node-1,<": "63"}
 
 
-# Labels that are made
+# Computed labels
 
 
 def masked(ipv4=None, ipv6=None):
@@ -1158,7 +1158,7 @@ WITH_OTHER = Spec(
 
 
 def portless(path, flow=None, **changes):
-    """Return a flow of neither TCP, UDP, SCTP nor ICMP."""
+    """Return a flow without TCP, UDP, SCTP and ICMP."""
     flow = dict(flow or make_flow(), LayersPath=path, **changes)
     del flow["Transport"]
     return flow
@@ -1282,7 +1282,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     table.report(tcp(make_flow("a1", (100, 200, 1, 2), last=1_000, rtt=7), (1, 1)), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1_000, node="node-2"), 0)
     names["node-1"] = "bond0"
-    # Nobody has been told yet.
+    # The table has not been relabelled yet.
     table.report(tcp(make_flow("a1", (101, 200, 1, 2), last=2_000, rtt=8), (1, 1)), 0)
     assert samples(table, "a_bytes_total") == {
         "eth0,>": "101",
@@ -1299,7 +1299,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     }
     assert samples(table, "a_rtt_seconds") == {}
     assert samples(table, "a_tcp_out_of_order_total") == {"bond0,>": "0", "bond0,<": "0"}
-    # Another view keeps the old row until it is silent.
+    # Another view keeps the old row until it expires.
     assert samples(table, "b_bytes_total") == {
         "10.0.0.1,eth0": "301",
         "10.0.0.1,bond0": "0",
@@ -1314,12 +1314,12 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
         "10.0.0.1,eth0": "1",
         "10.0.0.1,eth1": "1",
     }
-    # A view without names does not notice.
+    # A view without names does not change.
     assert samples(table, "c_bytes_total") == {"10.0.0.1": "331"}
     assert samples(table, "c_flows") == {"10.0.0.1": "2"}
     assert (table.connections, table.view_connections, table.flows) == (2, (3, 1), 2)
     assert (table.created_total, table.expired_total) == (3, 1)
-    # From here on it counts what comes.
+    # From here on, it adds new deltas.
     table.report(tcp(make_flow("a1", (105, 210, 1, 2), last=3_000, rtt=9), (2, 1)), 0)
     assert samples(table, "a_bytes_total") == {
         "bond0,>": "4",
@@ -1367,7 +1367,7 @@ def test_swapped_names_do_not_mix_counters(make, names):
     names |= {"node-1": "eth1", "node-2": "eth0"}
     table.relabel(names, ["node-1", "node-2"])
     assert set(samples(table, "a_bytes_total").values()) == {"0"}
-    # In a view whose rows outlive their flows, they are the rows of these names.
+    # In a view whose rows outlive their flows, each name keeps its row.
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "30"}
     table.report(make_flow("a1", (107, 200, 1, 2), last=2, node="node-1"), 0)
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
@@ -1428,7 +1428,7 @@ def test_relabelling_ignores_max_connections(make):
         "bond0,<": "2",
     }
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "600", "10.0.0.1,bond0": "3"}
-    # There is still none for what comes.
+    # New connections are still rejected.
     assert table.report(make_flow("c3", node="node-3"), 0) == "table_full"
 
 
@@ -1440,7 +1440,7 @@ def test_lookup_keys_of_names_are_validated(make, names):
     assert (table.connections, table.flows) == (0, 0)
 
 
-# Conversations that are captured twice
+# Conversations captured at several points
 
 
 FIRST = Spec(deduplicate="first", views=(view("a", (NODE,), "bytes", "flows"),))
@@ -1478,13 +1478,13 @@ def test_first_capture_point_can_report_several_flows(make):
     assert table.report(make_flow("c3", node="node-1"), 50) is None
     table.expire(TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), TIMEOUT_S) == "duplicate"
-    # When its last flow is dormant, whoever comes first has it.
+    # When its last flow is dormant, the next report of any capture point takes it over.
     table.expire(50 + TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), 50 + TIMEOUT_S) is None
     assert table.dormant_flows == 2
     again = make_flow("c3", node="node-1", last=3_000)
     assert table.report(again, 50 + TIMEOUT_S) == "duplicate"
-    # What is a duplicate now is not remembered.
+    # Duplicates are not remembered.
     assert table.dormant_flows == 1
 
 
@@ -1525,11 +1525,11 @@ def test_duplicate_takes_precedence_over_table_full(make):
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
     assert table.report(make_flow("b2", node="node-2", a="10.0.0.3"), 0) == "table_full"
-    # What was not taken is nobody's.
+    # A rejected flow does not take over the conversation.
     assert table.report(make_flow("c3", node="node-1", a="10.0.0.3"), 0) is None
 
 
-# What there is no room for
+# Full tables and views
 
 
 def test_rejected_flow_is_in_no_view(make):
@@ -1548,7 +1548,7 @@ def test_full_view_omits_flows(make):
     assert table.report(make_flow("b2", (1, 2, 0, 0), last=1, a="10.0.0.3"), 0) is None
     assert samples(table, "a_bytes_total") == {"node-1": "303"}
     assert samples(table, "b_bytes_total") == {"10.0.0.1": "300"}
-    # And stays out, even when there is room.
+    # It stays omitted even when the view is not full any more.
     table.report(make_flow("b2", (1, 2, 0, 0), last=2, a="10.0.0.3"), 60)
     table.expire(VIEW_TIMEOUT_S - 1)
     assert (table.rejected_total, table.view_connections) == (0, (1,))
@@ -1562,7 +1562,7 @@ def test_full_linked_view_omits_all_flows_of_a_connection(make):
     )
     table.report(make_flow("a1", node="node-1"), 0)
     table.expire(TIMEOUT_S)
-    # The second view has no room for another node before this one's row is silent.
+    # The second view is full until the row of this node expires.
     for n in range(20):
         now = 100 + 60 * n
         table.expire(now)
@@ -1572,7 +1572,7 @@ def test_full_linked_view_omits_all_flows_of_a_connection(make):
     assert table.report(make_flow("c3", (5, 0, 0, 0), node="node-2"), now) is None
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,node-2": "25"}
     assert samples(table, "b_bytes_total", now) == {}
-    # The next connection finds room.
+    # The next connection has a row.
     table.expire(now + TIMEOUT_S)
     table.report(make_flow("d4", (7, 0, 0, 0), node="node-2"), now + TIMEOUT_S)
     assert samples(table, "b_bytes_total", now + TIMEOUT_S) == {"node-2": "7"}
@@ -1595,11 +1595,11 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert samples(table, BYTES).keys() == {
         f"10.0.0.1,10.0.0.2,40000,443,{direction},node-1,TCP" for direction in "<>"
     }
-    # Its first report: the total.
+    # A first report adds its total.
     assert table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3", rtt=5), 0) == "table_full"
     assert samples(table, BYTES)[OTHERS.format(">")] == "10"
     assert samples(table, BYTES)[OTHERS.format("<")] == "20"
-    # Another report of it, and a closing one that repeats it.
+    # Another report, and a closing report that repeats it.
     later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
     repeat = LATER | {"newest_last": 69_999, "finish": 1}
     assert table.report(later, 0) == "table_full"
@@ -1610,7 +1610,7 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert OTHERS.format(">") not in samples(table, RTT)
     assert samples(table, "main_flows")[OTHERS.format(">")] == "0"
     assert samples(table, "main_tcp_out_of_order_total") == {}
-    # In other views it is where it belongs, but none of their flows.
+    # In other views, its own rows count its deltas, but not the flow.
     assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
     assert samples(table, "a_flows") == {"node-1,>": "1"}
     assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
@@ -1639,7 +1639,7 @@ def test_flow_accepted_after_overflow_adds_its_last_update(make):
     assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
     table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3"), 0)
     table.expire(TIMEOUT_S)
-    # The connection is new, and there is room now: the rows of what had none take none away.
+    # The overflow row does not count towards max_connections.
     later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
     assert table.report(later, TIMEOUT_S) is None
     assert samples(table, BYTES, TIMEOUT_S) == {
@@ -1648,7 +1648,7 @@ def test_flow_accepted_after_overflow_adds_its_last_update(make):
         OTHERS.format(">"): "10",
         OTHERS.format("<"): "20",
     }
-    # A first report still counts whole.
+    # A first report still adds its total.
     table.expire(2 * TIMEOUT_S)
     table.report(make_flow("c3", (7, 8, 1, 1)), 2 * TIMEOUT_S)
     assert samples(table, BYTES, 2 * TIMEOUT_S)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "7"
@@ -1657,7 +1657,7 @@ def test_flow_accepted_after_overflow_adds_its_last_update(make):
 def test_flows_beyond_max_flows_are_added_to_the_overflow_row(make):
     table = make(Spec(overflow="other", max_flows=1, views=OVERFLOW.views))
     table.report(make_flow("a1", last=1), 0)
-    # Even though there is its connection.
+    # This applies even if the connection exists.
     assert table.report(make_flow("b2", (10, 20, 1, 2)), 0) == "table_full"
     assert samples(table, BYTES)[OTHERS.format(">")] == "10"
     assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
@@ -1679,7 +1679,7 @@ def test_full_view_adds_flows_to_its_overflow_row(make):
     assert samples(table, "b_flows") == {"10.0.0.1": "1", "other": "1"}
     assert samples(table, "b_rtt_seconds") == {"10.0.0.1": "0.000000001"}
     assert (table.overflowed_total, table.view_connections) == (0, (2,))
-    # What has no room in the main view either is among the others of both.
+    # A flow that is rejected by the main view, too, is added to both overflow rows.
     table.report(make_flow("c3", (4, 4, 0, 0), a="10.0.0.4", protocol="UDP"), 0)
     assert samples(table, "a_bytes_total") == {"TCP": "306", "other": "8"}
     assert samples(table, "b_bytes_total") == {"10.0.0.1": "300", "other": "14"}
@@ -1699,7 +1699,7 @@ def test_connection_labelled_other_is_the_overflow_row(make):
     assert table.report(make_flow("c3", (4, 0, 0, 0), ports=(1, 81)), 0) == "table_full"
     assert samples(table, "a_bytes_total") == {"other": "5", "80": "2"}
     assert samples(table, "a_flows") == {"other": "1", "80": "1"}
-    # It stays, and takes no room any more.
+    # It stays and does not count towards the limit any more.
     assert table.report(make_flow("d5", (8, 0, 0, 0), ports=(1, 443)), 0) is None
     table.expire(TIMEOUT_S)
     assert samples(table, "a_bytes_total", TIMEOUT_S) == {"other": "5"}
@@ -1722,7 +1722,7 @@ def test_invalid_last_update_is_not_added_to_the_overflow_row(make, name):
     assert (table.connections, table.rejected_total, table.overflowed_total) == (2, 1, 1)
 
 
-# Values that are left out
+# Omitted values
 
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
@@ -1742,7 +1742,7 @@ def test_out_of_range_optional_number_is_omitted(make, group, name, number):
 
 
 def test_negative_rtt_has_no_series(make):
-    # Skydive subtracts the wall-clock times of two packets; it stays so in all later reports.
+    # Skydive subtracts wall-clock times of two packets, so all reports of a flow repeat it.
     table = make()
     flow = make_flow("a1", (10, 20, 1, 2))
     flow["Metric"]["RTT"] = -5
@@ -1767,7 +1767,7 @@ def test_omitted_field_is_counted_once(make):
     assert table.values_skipped["Start"] == 1
 
 
-# Flows that are dormant
+# Dormant flows
 
 
 MEMORY = Spec(views=(View(), view("node", (NODE,), "bytes")), flow_memory_s=300)
@@ -1816,7 +1816,7 @@ def test_restarted_dormant_flow_adds_its_totals(make):
     table.expire(TIMEOUT_S)
     table.report(make_flow("a1", (10, 20, 3, 4), last=2), A_WHILE_S)
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "330"}
-    # No counter is lower than it was.
+    # No counter is lower than before.
     assert sums(table, A_WHILE_S) == [110, 220, 4, 6]
 
 
@@ -1850,10 +1850,10 @@ def test_live_flow_evicts_the_longest_dormant_flow(make):
     assert table.report(make_flow("c3", node="node-3"), A_WHILE_S) is None
     assert (table.flows, table.dormant_flows) == (1, 1)
     assert table.dormant_uuids() == ["b2"]
-    # The dormant one has a room of its own to wake in.
+    # The dormant flow wakes in its own row.
     assert table.report(make_flow("b2", (4, 0, 0, 0), last=2, node="node-2"), A_WHILE_S) is None
     assert samples(table, "node_bytes_total", A_WHILE_S)["node-2"] == "4"
-    # Live ones are not taken away.
+    # Live flows are not evicted.
     assert table.report(make_flow("d4", node="node-4"), A_WHILE_S) == "table_full"
 
 
@@ -1870,7 +1870,7 @@ def test_ended_flows_are_evicted_first(make):
 
 
 def test_recently_ended_flow_is_not_evicted(make):
-    # Its update and its closing report can take different ways, and arrive in the wrong order.
+    # Its update and its closing report can arrive in the wrong order.
     table = make(Spec(views=MEMORY.views, max_flows=2))
     table.begin(0)
     table.report(make_flow("a1", last=1, node="node-1"), 1_000)
@@ -1899,7 +1899,7 @@ def test_shared_connection_continues_its_counter(make):
 
 
 def test_unknown_flow_continues_counters_of_a_removed_connection(make):
-    # An agent was restarted: two flows of one connection.
+    # After an agent restarted, there are two flows of one connection.
     table = make()
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (10, 0, 0, 0), last=1), 0)
@@ -1907,7 +1907,7 @@ def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     assert table.dormant_connections == 1
     table.report(make_flow("c3", (7, 0, 0, 0), last=1, newest=(7, 0, 0, 0)), A_WHILE_S)
     assert sums(table, A_WHILE_S)[0] == 117
-    # It may be in these counters, so its total does not count for making the row.
+    # The kept counters may include it, so creating the row does not make its total count.
     table.expire(A_WHILE_S + TIMEOUT_S)
     table.report(make_flow("d4", (1000, 0, 0, 0), **LATER), 4 * A_WHILE_S)
     assert sums(table, 4 * A_WHILE_S)[0] == 122
@@ -1920,7 +1920,7 @@ def test_kept_counters_are_forgotten_like_a_flow(make):
     assert (table.dormant_flows, table.dormant_connections) == (1, 1)
     table.expire(TIMEOUT_S + 300)
     assert (table.dormant_flows, table.dormant_connections) == (0, 0)
-    # They take a flow's room.
+    # They count towards max_flows.
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 400)
     table.expire(400 + TIMEOUT_S)
     table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9"), 500)
@@ -1936,7 +1936,7 @@ def test_closing_report_without_deltas_ends_a_dormant_flow(make):
     assert table.report(closing, A_WHILE_S) == "late"
     assert table.finished["timeout"] == 1
     assert (table.connections, table.dormant_flows) == (0, 1)
-    # It is remembered as long as a report of it can be under way.
+    # It is remembered while its reports can be in transit.
     table.expire(A_WHILE_S + TIMEOUT_S - 1)
     assert table.dormant_flows == 1
     table.expire(A_WHILE_S + TIMEOUT_S)
@@ -1947,7 +1947,7 @@ def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
-    # Its latest update is lost: the closing report repeats what that has added.
+    # The latest update is lost; the closing report repeats its deltas.
     closing = make_flow(
         "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1,
         newest_last=62_000,
@@ -1960,7 +1960,7 @@ def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
 
 
 def test_closing_report_of_new_packets_creates_its_connection(make):
-    # An agent that stops closes its flows at once: with what they did since the latest update.
+    # A stopping agent closes its flows with the packets since the latest update.
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
@@ -1970,7 +1970,7 @@ def test_closing_report_of_new_packets_creates_its_connection(make):
     assert table.report(closing, A_WHILE_S) is None
     assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
     assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 0)
-    # After its time it is remembered for a while only.
+    # After its timeout, it is kept only for a while.
     table.expire(A_WHILE_S + TIMEOUT_S)
     assert table.dormant_flows == 1
     table.expire(A_WHILE_S + 2 * TIMEOUT_S)
@@ -2004,7 +2004,7 @@ def test_dormant_flow_is_rejected_at_max_connections(make, overflow):
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": node}
     if overflow == "other":
         assert samples(table, BYTES, A_WHILE_S)[OTHERS.format(">")] == "30"
-    # When there is room, it counts from what counted last.
+    # When the view is not full any more, it adds the difference to its last counted totals.
     table.expire(TIMEOUT_S + TIMEOUT_S)
     table.report(make_flow("a1", (140, 0, 0, 0), last=3), 200)
     assert samples(table, "node_bytes_total", 200) == {"node-1": "141"}
@@ -2020,7 +2020,7 @@ def test_relabelled_connection_continues(make):
     table.report(make_flow("a1", (110, 220, 1, 2), last=2), 10)
     assert sums(table, 10) == [10, 20, 0, 0]
     table.expire(10 + TIMEOUT_S)
-    # Its counters are less than its flow's totals.
+    # Its counters are lower than the totals of its flow.
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (111, 222, 1, 2), last=3), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
@@ -2040,22 +2040,22 @@ def test_new_name_continues_counters_of_its_removed_connection(make):
     assert table.dormant_connections == 0
     table.report(make_flow("b2", (9, 0, 0, 0), last=2, node="node-2"), 81)
     assert samples(table, "a_bytes_total", 81) == {"eth0": "102"}
-    # It is kept once when it leaves again.
+    # When it is removed again, its counters are kept once.
     table.expire(81 + TIMEOUT_S)
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (101, 0, 0, 0), last=3, node="node-1"), 200)
     assert samples(table, "a_bytes_total", 200) == {"eth0": "103"}
 
 
-# Flows that were never counted
+# Flows that cannot have been counted before
 
 
 BEGAN = 1_000_000.0
-"""When reports begin to come."""
+"""The time at which reports begin to arrive."""
 
 
 def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
-    """Return a report of a flow that began ``age_s`` before the update, in its agent's time."""
+    """Return a report of a flow that began ``age_s`` before the update, by the agent's clock."""
     start = 5_000_000
     update = start + round(age_s * 1000)
     return make_flow(
@@ -2075,7 +2075,7 @@ def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
 def test_flow_with_lost_first_reports_adds_its_total(make, age_s, counted):
     table = make(MEMORY)
     table.begin(BEGAN)
-    # 200 s later: its beginning, less 60 and 15 s, is later than the first subscription or not.
+    # 200 s later: its start minus 60 and 15 s is either after or before the subscription.
     report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
@@ -2106,7 +2106,7 @@ def test_forgotten_flow_moves_the_horizon_to_its_latest_report(make):
     assert table.horizon_s == BEGAN
     table.expire(BEGAN + 100 + TIMEOUT_S + 300)
     assert table.horizon_s == BEGAN + 100
-    # One that has ended does not: nothing more comes of it.
+    # An ended flow does not, because it sends no more reports.
     table.report(make_flow("b2", last=1_500, newest_last=2_000), BEGAN + 600)
     table.report(make_flow("b2", last=1_500, newest_last=2_000, finish=1), BEGAN + 610)
     table.expire(BEGAN + 900)
@@ -2136,11 +2136,11 @@ def test_flow_with_only_a_closing_report_counts_without_a_series(make):
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
-    # What was lost and comes after all is known.
+    # A delayed report of a known flow is late.
     lost = an_update("a1", (30, 3, 0, 0), age_s=60, newest=(30, 3, 0, 0), last_s=20)
     assert table.report(lost, BEGAN + 1_005) == "late"
     assert samples(table, "node_bytes_total", BEGAN + 1_005) == {"node-1": "33"}
-    # Of an older flow, nobody knows.
+    # An older flow may have been counted.
     old = an_update("b2", (30, 3, 0, 0), age_s=1_500, newest=(0, 0, 0, 0), finish=1, last_s=20)
     assert table.report(old, BEGAN + 1_000) == "ended"
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
@@ -2158,7 +2158,7 @@ def test_deduplicated_flows_are_never_new(make):
 
 
 REMEMBERED_S = 200.0
-"""After the time of a flow that has ended, within the memory of one that has not."""
+"""After the time for which ended flows are kept, and within the memory of others."""
 
 
 @pytest.mark.parametrize("finish", [2, 3])
@@ -2166,7 +2166,7 @@ def test_finish_type_of_an_update_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # Nor does its update repeat anything, wherever its latest packet was.
+    # Its update repeats nothing, whatever the time of its latest packet.
     update = LATER | {"newest_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
@@ -2179,7 +2179,7 @@ def test_report_after_the_closing_report_reopens_the_flow(make):
     table = make(MEMORY)
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=6), 1)
-    # An older report does not change what the closing one says.
+    # An older report does not reopen the flow.
     table.report(make_flow("b2", last=5, a="10.0.0.9", finish=1), 1)
     table.report(make_flow("b2", (101, 200, 1, 2), last=4, a="10.0.0.9"), 1)
     table.expire(1 + TIMEOUT_S)
@@ -2238,7 +2238,7 @@ def test_closing_report_counts_in_other_views_at_max_connections(make):
     )
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "35"}
-    # It is remembered like one that has ended, and shows no connection later.
+    # It is kept as an ended flow and creates no connection later.
     assert (table.dormant_flows, table.dormant_connections) == (1, 0)
     table.expire(BEGAN + 1_000 + TIMEOUT_S)
     assert table.dormant_uuids() == ["a1"]
@@ -2256,7 +2256,7 @@ def test_connection_starts_with_deltas_of_earlier_closing_reports(make):
     table.report(make_flow("c3", (7, 0, 0, 0), last=1), now)
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "73"}
     assert samples(table, "a_tcp_out_of_order_total", now) == {}
-    # A connection that is shown gets it at once.
+    # An existing connection adds it immediately.
     closing = an_update("d4", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
     assert table.report(closing, now) is None
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "106"}
@@ -2280,7 +2280,7 @@ def test_dormant_flow_of_a_superseded_conversation_is_unknown(make):
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", (120, 0, 0, 0), last=1, node="node-2"), TIMEOUT_S)
     table.expire(2 * TIMEOUT_S)
-    # What it has more than at first was counted at the other point.
+    # The other capture point has counted the difference.
     later = make_flow("a1", (125, 0, 0, 0), newest=(5, 0, 0, 0), newest_start=9, last=10)
     assert table.report(later, 2 * TIMEOUT_S) is None
     assert samples(table, "a_bytes_total", 2 * TIMEOUT_S) == {"node-1": "105"}
@@ -2296,7 +2296,7 @@ def test_renamed_dormant_flow_starts_with_its_deltas(make):
     assert (table.flows, table.dormant_flows) == (1, 2)
     names["node-1"] = "new"
     table.relabel(names, ["node-1"])
-    # That of dormant flows is not changed before they come back.
+    # Dormant flows are relabelled when they wake.
     assert samples(table, "a_flows", 50) == {"new": "1"}
     table.report(make_flow("c3", (101, 0, 0, 0), last=2), 90)
     table.expire(90 + TIMEOUT_S)
@@ -2314,7 +2314,7 @@ def test_uuid_string_can_become_a_label(make):
     table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
     assert (table.dormant_flows, table.dormant_connections) == (2, 1)
-    # The first flow takes the room of a dormant one, whose key is the second flow's label.
+    # The first flow evicts a dormant one whose key is the second flow's label.
     takes = make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.8")
     named = make_flow("c3", (4, 0, 0, 0), last=1, node="no number", a="10.0.0.9")
     table.message([takes, named], TIMEOUT_S)
@@ -2372,7 +2372,7 @@ def test_connections_that_differ_in_a_number_keep_separate_counters(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, ports=(1, 443)), 0)
     table.report(make_flow("b2", (7, 0, 0, 0), last=1, ports=(1, 80)), 0)
     table.expire(TIMEOUT_S)
-    for number in range(2):  # whichever of them was kept later
+    for number in range(2):  # in the order in which their counters were kept
         now = 80 + 80 * number
         flows = [
             make_flow("a1", (101 + number, 0, 0, 0), last=now, ports=(1, 443)),

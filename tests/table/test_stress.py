@@ -1,7 +1,7 @@
-"""Everything at once that threads may do to a table at once, for as long as `STRESS_S` says.
+"""All operations that threads may call concurrently, for `STRESS_S` seconds.
 
-As in the process: one thread updates, expires, relabels and reloads; others read pages and look at
-what there is. `make tsan` runs this under ThreadSanitizer.
+As in the program, one thread updates, expires, relabels and changes limits. Others read pages and
+scan the table. `make tsan` runs this under ThreadSanitizer.
 """
 
 import contextlib
@@ -41,15 +41,15 @@ SPEC = Spec(
 
 
 class Stress:
-    """A table and the threads around it. ``now`` is the table's clock, ten times as fast."""
+    """A table and the threads that use it. ``now`` is the table's clock, ten times as fast."""
 
     def __init__(self) -> None:
         self.core = Core(SPEC)
         self.began = time.monotonic()
         self.stopping = threading.Event()
-        self.problems: list[BaseException] = []
+        self.errors: list[BaseException] = []
         self.pages = 0
-        self.looks = 0
+        self.scans = 0
 
     @property
     def now(self) -> float:
@@ -57,53 +57,53 @@ class Stress:
 
     def reader(self, number: int) -> None:
         rng = random.Random(number)
-        with self.watched():
+        with self.collect_errors():
             while not self.stopping.is_set():
                 page = read_all(self.core.table.page(self.now), rng.choice((1, 500, 100_000)))
                 lines = [line for line in page.splitlines() if not line.startswith(b"#")]
                 series = [line.rpartition(b" ")[0] for line in lines]
-                assert len(series) == len(set(series)), "each series is there once"
+                assert len(series) == len(set(series)), "duplicate series"
                 assert page.endswith(b"\n")
                 self.pages += 1
 
-    def looker(self) -> None:
-        with self.watched():
+    def scanner(self) -> None:
+        with self.collect_errors():
             table = self.core.table
             while not self.stopping.is_set():
                 since = table.snapshot(0)
                 for label, values in table.label_values().items():
                     assert values >= 0
                     connections, labels, without = table.cardinality(3, label)
-                    # Rows come and go meanwhile, but none is looked at twice; and while names
-                    # change there are the new ones, the old ones and that of others.
+                    # Rows are created and removed during the scan, but none is visited twice. While
+                    # names change, there can be rows of old and new names, and the overflow row.
                     assert 0 <= without <= connections <= 2 * FLOWS + 1
                     for count, top in labels.values():
                         assert len(top) <= min(count, 3)
                         assert sum(number for _, number in top) <= connections
                 table.top(0, 10, since, "10.0")
                 assert table.connections <= 2 * FLOWS + 1
-                self.looks += 1
+                self.scans += 1
 
     @contextlib.contextmanager
-    def watched(self):
+    def collect_errors(self):
         try:
             yield
-        except BaseException as error:  # noqa: BLE001 - told by the test's own thread
-            self.problems.append(error)
+        except BaseException as error:  # noqa: BLE001 - reported by the test's own thread
+            self.errors.append(error)
 
     def write(self) -> int:
-        """Do what the event loop's thread does, until the time is over."""
+        """Do what the thread of the event loop does, until the time is over."""
         rng = random.Random(0)
         steps = 0
         types = flow_types(self.core.plan, also=[("LayersPath",)])
-        while self.now < 10 * STRESS_S and not self.problems:
+        while self.now < 10 * STRESS_S and not self.errors:
             flows = [self.flow(rng) for _ in range(rng.choice((1, 30, 200)))]
             self.core.message(flows, self.now)
             self.core.table.expire(self.now, rng.choice((10, 1000)))
             if steps % 5 == 0:
-                told = {f"node-{n}": f"name {rng.randrange(5)}" * 9 for n in range(4)}
-                NAMES.update(told)
-                self.core.relabel(NAMES, told)
+                changed = {f"node-{n}": f"name {rng.randrange(5)}" * 9 for n in range(4)}
+                NAMES.update(changed)
+                self.core.relabel(NAMES, changed)
             if steps % 7 == 0:
                 self.core.set_limits(
                     max_connections=rng.choice((FLOWS // 4, FLOWS // 2)),
@@ -131,7 +131,7 @@ def test_concurrent_operations():
     NAMES.clear()
     stress = Stress()
     threads = [threading.Thread(target=stress.reader, args=(n,)) for n in range(READERS)]
-    threads.append(threading.Thread(target=stress.looker))
+    threads.append(threading.Thread(target=stress.scanner))
     interval_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
     try:
@@ -143,11 +143,11 @@ def test_concurrent_operations():
         for thread in threads:
             thread.join(JOIN_S)
         sys.setswitchinterval(interval_s)
-    assert not [thread for thread in threads if thread.is_alive()], "none waits for ever"
-    assert stress.problems == []
-    assert min(steps, stress.pages, stress.looks) >= 3
+    assert not [thread for thread in threads if thread.is_alive()], "a thread is blocked"
+    assert stress.errors == []
+    assert min(steps, stress.pages, stress.scans) >= 3
     assert stress.core.expired_total > 0
-    # When all have left, there is nothing but the rows of what found no room.
+    # After all flows have expired, only the overflow rows are left.
     stress.core.expire(1e6)
     assert stress.core.flows == 0
     assert stress.core.connections <= 1

@@ -1,4 +1,4 @@
-"""The compiled table: its pages, its memory and its sizes. Its rules are in ``test_rules.py``."""
+"""Pages, memory and sizes of the compiled table. Its rules are in ``test_rules.py``."""
 
 import dataclasses
 import gc
@@ -56,7 +56,7 @@ def resident_bytes():
 
 
 def run_apart(program, *, timeout_s):
-    """Run a program of its own, which fails where it ends badly, says a word, or does not end."""
+    """Run Python code in a new process; fail if it fails, prints anything or does not end."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -142,7 +142,7 @@ def test_slow_page_has_no_duplicate_series_while_connections_return():
         now += TIMEOUT_S
         total += 1
         core.expire(now)
-        # In another order, so that the rows change their places too.
+        # In another order, so that connections also change their rows.
         flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
         core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
     shown = read_page(b"".join(pieces))
@@ -217,7 +217,7 @@ def test_pages_are_read_by_threads_while_the_table_is_written():
     with beside(lambda: pages.append(read_all(core.table.page(now[0]), 16_384))):
         for cycle in range(2, 26):
             now[0] = cycle * TIMEOUT_S / 3
-            # Two thirds stay all the time, the others come and go.
+            # Two thirds stay all the time, the others expire and return.
             first = 0 if cycle % 6 < 2 else 170
             flows = many_flows(500 - first, first=first, total=(cycle,) * 4, last=1_000 + cycle)
             for at in range(0, len(flows), 100):
@@ -226,7 +226,7 @@ def test_pages_are_read_by_threads_while_the_table_is_written():
                 pass
     for page in pages:
         for lines in (read_page(page)[family] for family in (BYTES, PACKETS)):
-            # Both directions of a connection are written together: they never differ.
+            # Both directions of a connection are written together, so they never differ.
             sides = Counter(re.sub('direction="[^"]*"', "", line) for line in lines)
             assert set(sides.values()) == {2}
             assert len(sides) >= 330
@@ -292,14 +292,14 @@ def test_only_rows_without_reports_expire():
 
 @pytest.mark.xdist_group("timing")
 def test_memory_is_reused_by_new_rows():
-    # The flows of two cycles are dormant at once.
+    # Flows of two cycles are dormant at the same time.
     core = Core(flow_memory_s=TIMEOUT_S)
     sizes = []
     for cycle in range(12):
         now = cycle * TIMEOUT_S
         core.expire(now)
         assert core.connections == core.flows == 0
-        # New addresses, nodes and UUIDs, some of them too long for a row, in every cycle.
+        # Every cycle has new addresses, nodes and UUIDs, and some are too long for a row.
         for n in range(2_000):
             text = f"{cycle:02}-{n}-" + "x" * (n % 200)
             core.report(make_flow(text, a=text, node=text[::-1]), now)
@@ -322,7 +322,7 @@ def test_bytes_matches_the_resident_memory():
     before = resident_bytes()
     for cycle in range(3, 23):
         one_cycle(core, cycle)
-    # 40 MB of texts went through.
+    # The cycles used 40 MB of strings.
     assert resident_bytes() - before < 10_000_000
     assert core.bytes > 2_000 * 1_000
 
@@ -351,7 +351,7 @@ def test_string_exists_while_it_has_references():
         for at in (0, 10, 20):
             now = at + TIMEOUT_S
             table.expire(now)
-            # What takes the place of freed texts must not shine through.
+            # Strings that reuse freed rows must not appear on the page.
             table.report(make_flow(f"new-{at}", a=f"{at}-" + "n" * 100), now)
     now = 20 + TIMEOUT_S
     assert core.page(now) == model.page(now)
@@ -369,7 +369,7 @@ def test_rejected_flows_free_their_strings():
 
 
 def cheap_flows(types, count, *, first=0, total=1, last=1_000):
-    """Return flows of so many connections, decoded from texts that take no time to make."""
+    """Return flows of ``count`` connections, decoded from quickly generated JSON."""
     head = '{"UUID":"%x","Network":{"A":"10.%d.%d.%d","B":"10.0.0.1"},"Transport":{"A":%d,"B":443},'
     tail = '"Metric":{"ABBytes":%d,"BABytes":%d,"ABPackets":%d,"BAPackets":%d,"RTT":5},"Last":%d}'
     flows = [
@@ -389,7 +389,7 @@ def test_two_hundred_thousand_connections():
     lines = read_all(table.page(0)).splitlines()
     assert len(set(lines)) == len(lines) == 6 + 5 * count
 
-    # Updates find their rows; the rest leaves, in slices, and its rows are used again.
+    # Updates find their rows; the others expire in slices, and their rows are reused.
     table.update(cheap_flows(types, part, first=100_000, total=7, last=2_000), 60)
     assert table.flows == count
     while table.expire(TIMEOUT_S, 5_000):
@@ -513,7 +513,7 @@ except MemoryError:
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 assert kept > 1_000
-# All that was applied is there, and nothing by halves.
+# All applied flows are on the page, and each is complete.
 assert core.connections == core.flows == kept + 1, (core.connections, core.flows, kept)
 assert len(core.page(0)[BYTES]) == 2 * (kept + 1)
 core.report(make_flow("first", (1_000, 1_000, 10, 10), last=9_000), 1)
@@ -585,7 +585,7 @@ def test_lookup_key_of_a_dynamic_label_must_be_a_string(path):
         Core(labels=(label,))
 
 
-# Plans of every shape
+# Plans of all shapes
 
 ENDS = tuple(label for label in LABELS if label.path[:1] in (("Network",), ("Transport",)))
 COUNT = Family("flows", "gauge", ())
@@ -595,7 +595,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return what asks for views with so many labels and these families."""
+    """Return a spec whose views have these numbers of labels and these families."""
     return Spec(
         views=[
             View(
@@ -661,7 +661,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite that answers as told, else with what it is asked; and raises what is raisable."""
+    """A rewrite that returns or raises predefined results, otherwise returns the value."""
 
     def __missing__(self, key):
         return key
@@ -723,13 +723,13 @@ def test_rewrite_exceptions_propagate():
         core.message([*flows[:200], make_flow("bad", node="bad"), *flows[200:]], 0)
     assert core.flows <= 200
     assert sys.getrefcount(answer) == references
-    # The rest of the messages is taken as if nothing had been.
+    # Later messages are processed normally.
     core.message(flows, 1)
     assert core.flows == 300
     assert sys.getrefcount(answer) == references
 
 
-# Names that change
+# Relabelling
 
 
 def test_flows_relabelled_other_keep_their_linked_rows():
@@ -750,7 +750,7 @@ def test_flows_relabelled_other_keep_their_linked_rows():
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
     assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
-    # Nor does a row of a view that is gone come back by such a flow.
+    # Such a flow does not restore the removed row of a view, either.
     core.expire(10_000)
     core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
@@ -807,7 +807,7 @@ def test_memory_is_reused_while_names_change_and_rows_overflow():
     for cycle in range(12):
         now = cycle * 500.0
         core.expire(now)
-        # What there is then is the first view's row for what found no room, and those of others.
+        # Only the overflow rows of the views are left.
         assert core.flows == 0
         assert core.connections == (cycle > 0)
         nodes = [f"node-{cycle:02}-{n:02}-" + "x" * 60 for n in range(50)]
@@ -825,7 +825,7 @@ def test_memory_is_reused_while_names_change_and_rows_overflow():
     assert sizes[-1] == sizes[2]
 
 
-# How it is compiled
+# Generated code
 
 
 @pytest.mark.parametrize("kind", [Table, Page, Snapshot])
@@ -835,7 +835,7 @@ def test_internal_calls_do_not_use_a_vtable(kind):
         type("Derived", (kind,), {})
 
 
-# Types and bounds that change
+# Changes of types and limits
 
 
 def test_flow_types_can_change_between_messages():
@@ -906,17 +906,17 @@ def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
     core.expire(TIMEOUT_S)
     assert core.dormant_flows == 600
     core.set_limits(max_connections=100, max_flows=10, timeout_s=TIMEOUT_S, memory_s=1290)
-    # A report forgets two at most, so that no message takes long.
+    # A report evicts at most two flows, so that every message takes bounded time.
     assert core.report(make_flow("ffff"), 80) is None
     assert core.dormant_flows == 598
-    # `expire` forgets the rest, not more at a time than it is asked to.
+    # `expire` forgets the others, at most `max_rows` at a time.
     turns, before = 1, 598
     while core.table.expire(80, 100):
         assert before - 100 <= core.dormant_flows < before
         turns, before = turns + 1, core.dormant_flows
     assert turns == 6
     assert (core.flows, core.dormant_flows) == (1, 9)
-    # With more live flows than there is room for, no dormant one stays.
+    # If there are more live flows than max_flows, no dormant flow stays.
     core.set_limits(max_connections=100, max_flows=1, timeout_s=TIMEOUT_S, memory_s=1290)
     assert not core.table.expire(80, 100)
     assert (core.flows, core.dormant_flows) == (1, 0)
@@ -931,7 +931,7 @@ def test_new_timeout_applies_from_the_next_report():
     core.expire(5.9)
     assert core.flows == 3
     core.expire(6)
-    assert core.flows == 2  # none leaves before the time that it had already
+    assert core.flows == 2  # deadlines that were already set stay
     core.set_limits(max_connections=10, max_flows=10, timeout_s=5_000)
     core.report(stays | {"Last": 9_000}, 10)
     core.expire(74.9)
@@ -997,7 +997,7 @@ def test_invalid_limits_change_nothing(wrong):
     assert core.flows == 1
 
 
-# What the labels have for values
+# Label values
 
 
 def test_label_values_are_counted():

@@ -1,4 +1,4 @@
-"""The compiled table against the model: random flows, times, limits, plans, names and slow pages.
+"""The compiled table compared with the model by random operations.
 
 Few labels, few UUIDs and small numbers, so that flows collide, come late, start over and find
 their row's slot reused. ``HYPOTHESIS_PROFILE=thorough`` looks fifty times longer.
