@@ -1,10 +1,10 @@
-"""Builds of the compiled core that are for tests alone, and how to run tests with one of them.
+"""Test builds of the compiled core, and how to run tests with one of them.
 
-``setup.py`` says what they are made of. Each has a directory of its own under ``build``, and
-is made anew when a source is newer.
+``setup.py`` defines them. Each has its own directory under ``build`` and is rebuilt when a source
+is newer.
 
 ``python -m tests.support.core_builds NAME COMMAND …`` runs a command whose ``skyfast._table`` is
-that build, as far as it imports ``tests``: with the sanitizer's run-time loaded first.
+that build, if it imports ``tests``. The runtime library of a sanitizer is loaded first.
 """
 
 import fcntl
@@ -26,10 +26,10 @@ SOURCES = (
 )
 CORE = "skyfast._table"
 CHOSEN = "SKYFAST_CORE"
-"""The environment variable that holds the path of the build in use, if it is not the usual one."""
+"""The environment variable that contains the path of the build in use, if not the default."""
 
-# Python keeps memory until it ends, which the leak check would report; the builds count their
-# own blocks instead. The mutex is destroyed while nobody can hold it.
+# Python does not free all memory at exit, which the leak check would report. The builds count
+# their own blocks instead. The mutex is destroyed when no thread can lock it.
 _ENVIRON: dict[str, dict[str, str]] = {
     "checked": {},
     "coverage": {},
@@ -51,15 +51,15 @@ _PREFIXES = {"checked": (), "coverage": (), "address": (), "thread": ("setarch",
 
 
 IS_SLOW = CHOSEN in os.environ
-"""Whether a sanitizer, or the checks after each operation, take most of the time."""
+"""Whether a sanitizer or the consistency checks take most of the time."""
 
 
 def built(name: str) -> Path:
-    """Return the path of a build, made or made anew where it is not that of the sources."""
+    """Return the path of a build, after building it if a source is newer."""
     directory = ROOT / "build" / name
     path = directory / "skyfast" / f"_table{sysconfig.get_config_var('EXT_SUFFIX')}"
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:  # several test processes may ask at once
+    with (directory / "lock").open("w") as lock:  # several test processes may build at once
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _made(name, directory, path)
 
@@ -83,7 +83,7 @@ def _made(name: str, directory: Path, path: Path) -> Path:
 
 
 def load(path: Path) -> ModuleType:
-    """Return the compiled core at ``path``, as a module beside the one that is imported."""
+    """Load the compiled core at ``path`` as another module, besides the imported one."""
     loader = importlib.machinery.ExtensionFileLoader(CORE, str(path))
     spec = importlib.util.spec_from_file_location(CORE, path, loader=loader)
     assert spec is not None
@@ -93,10 +93,10 @@ def load(path: Path) -> ModuleType:
 
 
 def use_chosen() -> None:
-    """Let the chosen build be what is imported as the core from now on, if there is a choice."""
+    """Import the chosen build as the core from now on, if one is chosen."""
     path = os.environ.get(CHOSEN)
     if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
-        assert CORE not in sys.modules, "the core is imported already"
+        assert CORE not in sys.modules, "the core has already been imported"
         sys.modules[CORE] = load(Path(path))
         import skyfast
 
@@ -104,19 +104,19 @@ def use_chosen() -> None:
 
 
 def _run_time(library: str) -> str:
-    found = subprocess.run(
+    path = subprocess.run(
         (os.environ.get("CC", "gcc"), f"-print-file-name={library}"),
         capture_output=True,
         text=True,
         check=True,
     ).stdout.strip()
-    if not Path(found).is_absolute():
+    if not Path(path).is_absolute():
         raise RuntimeError(f"{library} is not installed")
-    return found
+    return path
 
 
 def main(name: str, *command: str) -> None:
-    """Become ``command``, with a build for its core."""
+    """Replace this process by ``command``, with a test build as its core."""
     environ = os.environ | _ENVIRON[name] | {CHOSEN: str(built(name))}
     if libraries := [_run_time(library) for library in _RUN_TIMES[name]]:
         environ["LD_PRELOAD"] = " ".join(libraries)

@@ -1,6 +1,6 @@
-"""What a process holds: its heap, and every container that skyfast's objects lead to.
+"""Measures the memory of a process: its heap, and all containers reachable from skyfast's objects.
 
-The containers are found and not listed, so that one that is added to skyfast is looked at, too.
+Containers are found automatically, so that new ones of skyfast are included.
 """
 
 import ctypes
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LOOKED_INTO = 64
-"""So many entries of a container are looked into; they are alike."""
+MAX_ENTRIES = 64
+"""Entries of a container that are followed; all entries are similar."""
 
-FIELDS = 8
-"""A dict of no more texts has fields, which have a path each."""
+MAX_FIELDS = 8
+"""A dict with up to this many string keys has one path per key."""
 
 
 class _MallInfo(ctypes.Structure):
@@ -33,7 +33,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return what malloc holds, and what of that is in use; nothing where it is not glibc's."""
+    """Return the bytes that malloc has allocated and that are in use; empty without glibc."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:
@@ -47,18 +47,18 @@ def heap_bytes() -> dict[str, int]:
 
 
 def resident_bytes(pid: int | str = "self") -> int:
-    """Return what a process has in memory."""
+    """Return the resident set size of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
 
 
 def containers(**roots: object) -> dict[str, tuple[int, list[Any]]]:
-    """Return every container that ``roots`` and skyfast's modules lead to, by its path.
+    """Return all containers reachable from ``roots`` and skyfast's modules, by path.
 
-    That is the number of entries and the containers themselves: those of one path, such as of
-    every analyzer, are added up.
+    Each value has the number of entries and the containers. Containers with the same path, such as
+    those of all analyzers, are added up.
     """
-    found: dict[str, tuple[int, list[Any]]] = {}
+    result: dict[str, tuple[int, list[Any]]] = {}
     seen: set[int] = set()
     todo = deque((*_globals(), *roots.items()))
     while todo:
@@ -70,10 +70,10 @@ def containers(**roots: object) -> dict[str, tuple[int, list[Any]]]:
         if isinstance(thing, functools._lru_cache_wrapper):
             size = thing.cache_info().currsize
         if size is not None:
-            count, others = found.get(path, (0, []))
-            found[path] = count + size, [*others, thing]
+            count, others = result.get(path, (0, []))
+            result[path] = count + size, [*others, thing]
         todo.extend((f"{path}{name}", part) for name, part in _parts(thing))
-    return found
+    return result
 
 
 def _globals() -> Iterator[tuple[str, object]]:
@@ -85,16 +85,16 @@ def _globals() -> Iterator[tuple[str, object]]:
 
 def _parts(thing: Any) -> Iterator[tuple[str, object]]:
     if isinstance(thing, dict):
-        fields = len(thing) <= FIELDS and all(isinstance(key, str) for key in thing)
-        for key, value in list(thing.items())[:LOOKED_INTO]:
+        fields = len(thing) <= MAX_FIELDS and all(isinstance(key, str) for key in thing)
+        for key, value in list(thing.items())[:MAX_ENTRIES]:
             yield f"[{key if fields else ''}]", value
     elif isinstance(thing, list | set | deque | tuple | frozenset):
-        yield from (("[]", value) for value in list(thing)[:LOOKED_INTO])
+        yield from (("[]", value) for value in list(thing)[:MAX_ENTRIES])
     if isinstance(thing, types.MethodType):
         yield "()", thing.__self__
     elif isinstance(thing, types.FunctionType):
         yield from inspect.getclosurevars(thing).nonlocals.items()
-        if "__name__" not in thing.__globals__:  # it was written for a configuration
+        if "__name__" not in thing.__globals__:  # generated for a configuration
             named = list(thing.__globals__.items())
             yield from ((f":{name}", value) for name, value in named if name != "__builtins__")
     elif isinstance(thing, functools.partial):

@@ -1,4 +1,4 @@
-"""The compiled table behind the model's face, so that one test can ask both the same things."""
+"""The compiled table with the interface of the model, so that tests can run with both."""
 
 import json
 import threading
@@ -44,22 +44,22 @@ ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
 JOIN_S = 20
 MAX_CHECKED_ROWS = 300
-"""More are too many to look whether they agree after every operation."""
+"""Larger tables are not checked after every operation."""
 
 
 class _OfFlow:
-    """A rewrite of whole flows, which asks the model's with a flow as the model has it."""
+    """A rewrite of whole flows that calls the model's rewrite with the flow as a dict."""
 
     def __init__(self, rewrite: Any) -> None:
         self._rewrite = rewrite
 
     def __getitem__(self, flow: msgspec.Struct) -> str | int:
-        answer: str | int = self._rewrite[msgspec.to_builtins(flow)]
-        return answer
+        result: str | int = self._rewrite[msgspec.to_builtins(flow)]
+        return result
 
 
 def plan_of(spec: Spec, *, share: tuple[int, int] | None = None) -> Plan:
-    """Return the plan of what the model is asked for; ``share`` is which of how many is kept."""
+    """Return the plan of a spec; ``share`` is the index and the number of shards."""
     columns: dict[Label, Column] = {}
     for view in spec.views:
         for label in labels_of(view):
@@ -96,7 +96,7 @@ def _column(label: Label) -> Column:
 
 
 def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
-    whole = {label.path for label in labels_of(view) if label.rewrite is None}
+    unchanged = {label.path for label in labels_of(view) if label.rewrite is None}
     labels = list(view.labels)
     return PlanView(
         columns=tuple(columns[label] for label in labels_of(view)),
@@ -112,7 +112,8 @@ def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
             for family in view.families
         ),
         identifies_connection=not (spec.include_icmp or spec.include_other)
-        and whole >= {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")},
+        and unchanged
+        >= {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")},
     )
 
 
@@ -121,19 +122,21 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount:
         return FlowCount()
     if isinstance(value, ModelGauge):
         return Gauge(path=value.path, keep=value.keep)  # type: ignore[arg-type]
-    told = all(path[0] == "Metric" for path in value.paths)
+    has_last_update = all(path[0] == "Metric" for path in value.paths)
     return Counter(
         paths=value.paths,
-        last_update=tuple(("LastUpdateMetric", path[1]) for path in value.paths) if told else (),
+        last_update=tuple(("LastUpdateMetric", path[1]) for path in value.paths)
+        if has_last_update
+        else (),
         optional=value.is_optional,
     )
 
 
 class Core:
-    """A table that takes flows as JSON objects, in the way a message's flows reach it.
+    """A table that accepts flows as JSON objects and decodes them as the program does.
 
-    Where the compiled core is one of those that can (`tests.support.core_builds`), it is asked
-    after every operation whether all that it keeps agrees.
+    With a build that has consistency checks (`tests.support.core_builds`), it is checked after
+    every operation.
     """
 
     def __init__(
@@ -145,7 +148,7 @@ class Core:
         build: Any = _table,
         **options: Any,
     ) -> None:
-        """Make what ``spec`` asks for, or ``one_view(**options)``; rules for flows are not its.
+        """Make a table for ``spec`` or ``one_view(**options)``. Rules for flows are ignored.
 
         ``build`` is the compiled core.
         """
@@ -173,21 +176,21 @@ class Core:
         return getattr(self.table, name)
 
     def check(self) -> None:
-        """Look whether all that the table keeps agrees, if it can tell and is not too large."""
+        """Check the consistency of the table, if the build can and the table is not too large."""
         if hasattr(self._build, "check") and self._build.rows_ever(self.table) <= MAX_CHECKED_ROWS:
             self._build.check(self.table)
 
     def message(self, flows: Sequence[dict[str, Any]], now: float) -> None:
-        """Take the flows of one message, with more fields from where that is needed."""
+        """Apply the flows of one message, decoded with more fields where they are required."""
         obj = json.dumps(flows).encode()
-        taken = 0
+        done = 0
         for decode in self._decodes:
-            taken = self.table.update(decode(obj), now, taken)
+            done = self.table.update(decode(obj), now, done)
             self.check()
-        assert taken == len(flows)
+        assert done == len(flows)
 
     def report(self, flow: dict[str, Any], now: float) -> str | None:
-        """Take one flow, and return why it changed nothing, or None."""
+        """Apply one flow; return the reason why it was skipped, or None."""
         before = self.skipped
         self.message([flow], now)
         (*reasons,) = (reason for reason, n in self.skipped.items() if n != before[reason])
@@ -211,37 +214,39 @@ class Core:
         self.check()
 
     def page(self, now: float) -> dict[str, set[str]]:
-        """Return the sample lines of every family of a page made at ``now``."""
+        """Return the sample lines of a page at ``now``, by family."""
         return read_page(read_all(self.table.page(now)), self.families)
 
 
 @contextmanager
-def beside(look: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
-    """Let threads look again and again while a block runs; nothing that they see may be wrong."""
+def beside(function: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
+    """Call a function repeatedly from threads while a block runs; it must not fail."""
     stop = threading.Event()
     rounds = [0] * threads
     errors: list[BaseException] = []
 
-    def look_on(thread: int) -> None:
+    def call_repeatedly(thread: int) -> None:
         try:
             while not stop.is_set():
-                look()
+                function()
                 rounds[thread] += 1
-        except BaseException as error:  # noqa: BLE001 - told by the test's own thread
+        except BaseException as error:  # noqa: BLE001 - reported by the test's own thread
             errors.append(error)
 
-    lookers = [threading.Thread(target=look_on, args=(thread,)) for thread in range(threads)]
-    for thread in lookers:
+    workers = [
+        threading.Thread(target=call_repeatedly, args=(thread,)) for thread in range(threads)
+    ]
+    for thread in workers:
         thread.start()
     try:
         yield
     finally:
         stop.set()
-        for thread in lookers:
+        for thread in workers:
             thread.join(JOIN_S)
-    assert not [thread for thread in lookers if thread.is_alive()], "none waits for ever"
+    assert not [thread for thread in workers if thread.is_alive()], "a thread is blocked"
     assert not errors
-    assert all(rounds), "each has seen something"
+    assert all(rounds), "a thread has not called the function"
 
 
 def read_all(page: Page, size: int = CHUNK_BYTES) -> bytes:
@@ -250,7 +255,7 @@ def read_all(page: Page, size: int = CHUNK_BYTES) -> bytes:
 
 
 def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
-    """Return flows of so many connections, each with an address of its own."""
+    """Return ``count`` flows, each of a connection with its own address."""
     return [
         make_flow(
             f"{n + 1:x}", total, last=last, a=f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", **fields

@@ -1,4 +1,4 @@
-"""Any sequence of what a table is asked for, of the table and of the plain model."""
+"""Random sequences of operations, applied to the table and to the model in plain Python."""
 
 import os
 from collections import Counter, defaultdict
@@ -34,7 +34,7 @@ from tests.support.table_adapter import ALL_ROWS, Core, read_all
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 MAX_SLOW_PAGES = 3
 MANY = 1000
-"""Flows that there is always room for."""
+"""A maximum number of flows that is never reached."""
 
 EVER = float("-inf")
 IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
@@ -90,10 +90,10 @@ METRICS = (
 
 @st.composite
 def views(draw, number):
-    """Draw a view; families of one page have names of their own."""
+    """Draw a view; the names of its families include ``number``, so they are unique."""
     chosen = draw(st.lists(st.sampled_from(METRICS), min_size=1, max_size=4, unique=True))
     labels = tuple(draw(ANY_LABELS))
-    if DIRECTION not in labels:  # a gauge has one side then
+    if DIRECTION not in labels:  # without directions, a gauge has one value
         chosen = [replace(f, backward=None) if f.type == "gauge" else f for f in chosen]
     return View(
         labels,
@@ -104,7 +104,7 @@ def views(draw, number):
 
 @st.composite
 def specs(draw):
-    """Draw what a configuration may ask for, one time in four with the default labels."""
+    """Draw a spec; one in four has the default labels."""
     limits = {
         "max_connections": draw(st.sampled_from((1, 3, 1000))),
         "max_flows": draw(st.sampled_from((1, 4, MANY))),
@@ -146,7 +146,7 @@ four = st.tuples(numbers, numbers, numbers, numbers)
 
 @st.composite
 def flows(draw):
-    """Draw a flow: one in eight has something missing, one in eight something wrong."""
+    """Draw a flow; some lack a field, and some have an invalid value."""
     flow = make_flow(
         draw(st.sampled_from(UUIDS)),
         draw(four),
@@ -199,22 +199,22 @@ def flows(draw):
 
 @dataclass(eq=False)
 class SlowPage:
-    """A page that is being read, and what it may and must show.
+    """A page that is being read, with its allowed and required lines.
 
-    ``born`` are the connections that were there when it began, ``due`` the lines that it has to
-    have for those that stay, ``seen`` all lines that it may have: one for each value since.
+    ``existing`` has the connections at its start, ``required`` the series that it must have of
+    those that stay, and ``allowed`` all lines that it may have: one for each value since then.
     """
 
     page: Page
     now: float
-    born: list[Connection]
-    due: list[tuple[Family, Connection]]
+    existing: list[Connection]
+    required: list[tuple[Family, Connection]]
     pieces: list[bytes] = field(default_factory=list)
-    seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    allowed: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 class TableMachine(RuleBasedStateMachine):
-    """Does the same to both tables, and compares all that can be seen of them."""
+    """Applies the same operations to both tables, and compares all results."""
 
     build = _table
 
@@ -229,8 +229,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
-        # Where dormant flows may have to make room, no two become dormant in the same second: which
-        # of them came first would be left open.
+        # If dormant flows can be evicted, no two of them become dormant in the same second, because
+        # their order would be undefined.
         spec = self.model.spec
         is_tight = spec.flow_memory_s > 0 and spec.max_flows < MANY
         for part in [[flow] for flow in message] if is_tight else [message]:
@@ -241,16 +241,16 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(
         names=st.sampled_from((NODE_NAMES, OWNERS)),
-        told=st.dictionaries(
+        changed=st.dictionaries(
             st.sampled_from(("node-1", "node-2", "10.0.0.1", "10.0.0.2", *ODD_TEXTS)),
             st.sampled_from(("", "eth0", "other", 'a "name"')),
             min_size=1,
         ),
     )
-    def rename(self, names, told):
-        names.update(told)
-        self.core.relabel(names, told)
-        self.model.relabel(names, told)
+    def rename(self, names, changed):
+        names.update(changed)
+        self.core.relabel(names, changed)
+        self.model.relabel(names, changed)
         self.note_lines()
 
     @rule()
@@ -267,13 +267,13 @@ class TableMachine(RuleBasedStateMachine):
         self.now += seconds
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
-    def sweep(self, max_rows):
-        # Rows whose time is over are on no page, swept or not; flows are counted until they are.
+    def expire(self, max_rows):
+        # Expired rows are on no page, even before they are removed; flow counts include them.
         counts = {family.name for family in self.model.families if family.forward == ()}
         page = self.model.page(self.now)
         while self.core.table.expire(self.now, max_rows):
-            swept = self.core.page(self.now)
-            assert all(swept[name] == page[name] for name in page.keys() - counts)
+            current = self.core.page(self.now)
+            assert all(current[name] == page[name] for name in page.keys() - counts)
         self.model.expire(self.now, self.core.dormant_uuids())
         self.note_lines()
 
@@ -283,14 +283,14 @@ class TableMachine(RuleBasedStateMachine):
             slow = self.slow_pages[scraper]
             slow.pieces.append(slow.page.read(size))
             return
-        due = [
+        required = [
             (family, connection)
             for family in self.model.families
             for connection in self.model.alive(self.now)
             if list(self.model.lines(family, connection))
         ]
         page = self.core.table.page(self.now)
-        self.slow_pages[scraper] = SlowPage(page, self.now, self.model.alive(EVER), due)
+        self.slow_pages[scraper] = SlowPage(page, self.now, self.model.alive(EVER), required)
         self.note_lines()
 
     @rule(scraper=st.integers(0, MAX_SLOW_PAGES - 1))
@@ -300,9 +300,9 @@ class TableMachine(RuleBasedStateMachine):
             return
         page = read_page(b"".join(slow.pieces) + read_all(slow.page), self.model.families)
         for name, lines in page.items():
-            assert lines <= slow.seen[name]
+            assert lines <= slow.allowed[name]
         stayed = self.model.alive(EVER)
-        for family, connection in slow.due:
+        for family, connection in slow.required:
             if connection in stayed:
                 for line in self.model.lines(family, connection):
                     series = line.rpartition(" ")[0]
@@ -311,22 +311,22 @@ class TableMachine(RuleBasedStateMachine):
     def note_lines(self):
         for slow in self.slow_pages.values():
             for connection in self.model.alive(slow.now):
-                if connection in slow.born:
+                if connection in slow.existing:
                     for family in self.model.families:
-                        slow.seen[family.name].update(self.model.lines(family, connection))
+                        slow.allowed[family.name].update(self.model.lines(family, connection))
 
     @invariant()
-    def what_can_be_seen_is_the_same(self):
+    def table_matches_model(self):
         model, core = self.model, self.core
         for name in (
             *("connections", "view_connections", "flows", "dormant_flows", "dormant_connections"),
             *("created_total", "expired_total", "rejected_total", "overflowed_total"),
             *("view_rejected_totals", "horizon_s"),
         ):
-            theirs, ours = getattr(core, name), getattr(model, name)
-            assert theirs == ours, f"{name}: {theirs} {ours}"
+            actual, expected = getattr(core, name), getattr(model, name)
+            assert actual == expected, f"{name}: {actual} {expected}"
         for name in ("skipped", "finished", "values_skipped"):
-            theirs, ours = +Counter(getattr(core, name)), +getattr(model, name)
-            assert theirs == ours, f"{name}: {theirs} {ours}"
+            actual, expected = +Counter(getattr(core, name)), +getattr(model, name)
+            assert actual == expected, f"{name}: {actual} {expected}"
         assert core.page(self.now) == model.page(self.now)
         assert core.dormant_uuids() == model.dormant_uuids()

@@ -1,7 +1,7 @@
-"""What the compiler was asked for to make faults of the core harder to exploit, in the file itself.
+"""Hardening of the compiled core: the effects of compiler and linker flags in the shared object.
 
-The flags are in ``setup.py``; this looks for what they bring about, by the ELF specification and
-the Linux extensions to it (``elf.h``).
+The flags are in ``setup.py``. The file is read as defined by the ELF specification and its Linux
+extensions (``elf.h``).
 """
 
 import platform
@@ -22,40 +22,40 @@ DF_BIND_NOW = 8
 
 
 class Elf:
-    """A shared object of 64 bits, as far as the tests look at it."""
+    """The parts of a 64-bit shared object that the tests use."""
 
     def __init__(self, path: Path) -> None:
         self.data = path.read_bytes()
         assert self.data[:5] == b"\x7fELF\x02", "64 bits"
         self._order = "<" if self.data[5] == 1 else ">"
-        (at,) = self._read("Q", 32)
+        (offset,) = self._read("Q", 32)
         size, count = self._read("HH", 54)
-        self.segments = [self._read("IIQQQQ", at + n * size) for n in range(count)]
-        """Type, flags, offset, virtual address, physical address and bytes in the file, of each."""
+        self.segments = [self._read("IIQQQQ", offset + n * size) for n in range(count)]
+        """Type, flags, offset, virtual address, physical address and size in the file."""
 
-    def _read(self, layout: str, at: int) -> tuple[int, ...]:
-        return struct.unpack_from(self._order + layout, self.data, at)
+    def _read(self, layout: str, offset: int) -> tuple[int, ...]:
+        return struct.unpack_from(self._order + layout, self.data, offset)
 
     def flags(self, kind: int) -> list[int]:
-        """Return the flags of the segments of a kind."""
-        return [flags for each, flags, *_ in self.segments if each == kind]
+        """Return the flags of all segments of a type."""
+        return [flags for type_, flags, *_ in self.segments if type_ == kind]
 
     @property
     def dynamic(self) -> dict[int, int]:
-        """The dynamic section, but for the tags that it has several times."""
-        (segment,) = [each for each in self.segments if each[0] == PT_DYNAMIC]
-        _, _, offset, _, _, size = segment
-        return dict(self._read("qQ", at) for at in range(offset, offset + size, 16))
+        """The dynamic section, without repeated tags."""
+        (dynamic,) = [segment for segment in self.segments if segment[0] == PT_DYNAMIC]
+        _, _, start, _, _, size = dynamic
+        return dict(self._read("qQ", offset) for offset in range(start, start + size, 16))
 
     @property
     def names(self) -> set[str]:
-        """The names that are looked up in other files, or that others look up."""
+        """The names of imported and exported symbols."""
         address, size = self.dynamic[DT_STRTAB], self.dynamic[DT_STRSZ]
         for kind, _, offset, start, _, length in self.segments:
             if kind == PT_LOAD and start <= address < start + length:
-                at = offset + address - start
-                return set(self.data[at : at + size].decode().split("\0"))
-        raise AssertionError("the names are in no segment")
+                begin = offset + address - start
+                return set(self.data[begin : begin + size].decode().split("\0"))
+        raise AssertionError("no segment contains the names")
 
 
 @pytest.fixture(scope="module")

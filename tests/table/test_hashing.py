@@ -1,6 +1,6 @@
-"""What strangers choose is hashed: no choice of theirs makes the table look at many rows for one.
+"""Hashes of untrusted values: they cannot be chosen to cause long chains.
 
-Runs with the build `checked` of the core (`tests.support.core_builds`), which tells chain lengths.
+Runs with the build `checked` of the core (`tests.support.core_builds`), which reports chain lengths.
 """
 
 import os
@@ -19,13 +19,13 @@ checked = (
 
 COUNT = 4000
 MOST = 16
-"""Rows of one chain, where each has a bucket to itself on average: once in 10^9 tables."""
+"""Maximum length of a chain. With random hashes, one table in 10^9 has a longer one."""
 
 SEED = 0x0123456789ABCDEF
 
 
 def chosen_uuids(seed: int) -> Iterator[str]:
-    """Yield UUIDs that all fall into one bucket of a table that has this seed."""
+    """Yield UUIDs that are all in one bucket of a table with this seed."""
     number = 0
     while True:
         number += 1
@@ -33,7 +33,7 @@ def chosen_uuids(seed: int) -> Iterator[str]:
 
 
 def _unmixed(x: int) -> int:
-    """Undo the finaliser of splitmix64, by which the table mixes: anybody can."""
+    """Return the inverse of the finalizer of splitmix64, which the table uses. It is public."""
     x ^= x >> 31 ^ x >> 62
     x = x * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
     x ^= x >> 27 ^ x >> 54

@@ -1,7 +1,7 @@
-"""What the table keeps, looked at from inside after every operation, with and without memory.
+"""Consistency of the table's data after every operation, including failed allocations.
 
-Runs with the build `checked` of the core (`tests.support.core_builds`): it checks
-row by row, fails chosen allocations, and grows in such small steps that a dozen flows take all.
+Runs with the build `checked` of the core (`tests.support.core_builds`). It checks every row, can
+fail chosen allocations, and grows in such small steps that a dozen flows cover all of them.
 """
 
 import gc
@@ -32,17 +32,17 @@ from tests.support.table_machine import (
 checked = _table if hasattr(_table, "check") else core_builds.load(core_builds.built("checked"))
 
 MAX_ALLOCATIONS = 200
-"""More than any operation here needs."""
+"""More than any operation of these tests needs."""
 
 END_S = 1e7
-"""When all flows and rows of all tables here have left."""
+"""A time at which all flows and rows of these tests have expired."""
 
 
 # Against the model
 
 
 class CheckedMachine(TableMachine):
-    """The table against the model, and against itself."""
+    """The table compared with the model, with checks of its consistency."""
 
     build = checked
 
@@ -56,23 +56,23 @@ TestChecked.settings = settings(
 )
 
 
-# Random operations, some of which find no memory
+# Random operations, some of which run out of memory
 
 failing = st.one_of(st.just(0), st.integers(1, 12))
 times = st.sampled_from((1, 1, 2, 1000))
 limits = st.sampled_from((1, 2, 5, 1000))
 
 
-class HungryMachine(RuleBasedStateMachine):
-    """Everything that can be asked of a table, where any allocation may fail.
+class AllocationFailureMachine(RuleBasedStateMachine):
+    """All operations of a table, in which any allocation may fail.
 
-    What the table then shows is not compared with anything: a flow was or was not taken. But it
-    is a table and its pages are pages, and nothing is lost or left.
+    The pages are not compared with a model, because a flow may or may not have been applied. But
+    the table is consistent, its pages are valid, and no memory leaks.
     """
 
     def __init__(self):
         super().__init__()
-        gc.collect()  # other tests have tables, too
+        gc.collect()  # other tests also create tables
         self.blocks = checked.blocks()
 
     @initialize(
@@ -90,8 +90,8 @@ class HungryMachine(RuleBasedStateMachine):
         self.now = now
         self.pages = []
 
-    def hungrily(self, nth, times, operation):
-        """Do something while the ``nth`` allocation fails; with 0, none does."""
+    def with_failures(self, nth, times, operation):
+        """Call an operation while the ``nth`` allocation fails; 0 means none."""
         if nth == 0:
             operation()
             return
@@ -104,7 +104,7 @@ class HungryMachine(RuleBasedStateMachine):
 
     @rule(message=st.lists(flows(), min_size=1, max_size=8), nth=failing, times=times)
     def receive(self, message, nth, times):
-        self.hungrily(nth, times, lambda: self.core.message(message, self.now))
+        self.with_failures(nth, times, lambda: self.core.message(message, self.now))
 
     @rule(
         names=st.sampled_from((NODE_NAMES, OWNERS)),
@@ -118,7 +118,7 @@ class HungryMachine(RuleBasedStateMachine):
     )
     def rename(self, names, told, nth, times):
         names.update(told)
-        self.hungrily(nth, times, lambda: self.core.relabel(names, told))
+        self.with_failures(nth, times, lambda: self.core.relabel(names, told))
 
     @rule(
         seconds=st.sampled_from((0, 1, 2, 40, 75, 1290, 100_000)),
@@ -137,7 +137,7 @@ class HungryMachine(RuleBasedStateMachine):
         nth=failing,
     )
     def limit(self, max_connections, max_flows, timeout_s, memory_s, longer_s, nth):
-        self.hungrily(
+        self.with_failures(
             nth,
             1,
             lambda: self.core.set_limits(
@@ -152,7 +152,7 @@ class HungryMachine(RuleBasedStateMachine):
     @rule(nth=failing)
     def use(self, nth):
         types = flow_types(self.core.plan, also=[("LayersPath",), ("Link", "B")])
-        self.hungrily(nth, 1, lambda: self.core.set_flow_types(types))
+        self.with_failures(nth, 1, lambda: self.core.set_flow_types(types))
         # The core's decoders stay those of its own types.
         self.core.set_flow_types(self.core.types)
 
@@ -167,7 +167,7 @@ class HungryMachine(RuleBasedStateMachine):
                 self.core.top(at, count, since, "1")
                 self.core.top(at, count)
 
-        self.hungrily(nth, times, operation)
+        self.with_failures(nth, times, operation)
 
     @rule(size=st.sampled_from((1, 100, 10_000)), openmetrics=st.booleans())
     def begin_page(self, size, openmetrics):
@@ -311,7 +311,7 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("times", [1, 10_000], ids=["once", "on and on"])
+@pytest.mark.parametrize("times", [1, 10_000], ids=["once", "all"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_survive_any_failed_allocation(name, times):
     operation = OPERATIONS[name]
@@ -337,10 +337,10 @@ def test_operations_survive_any_failed_allocation(name, times):
         assert series(core) == expected
         core = None
         assert checked.blocks() == before
-        if left == times:  # there was no such allocation
+        if left == times:  # the operation has fewer allocations
             break
     else:
-        raise AssertionError("there is no end of allocations")
+        raise AssertionError("too many allocations")
     assert failed or name in {"known flows", "limits", "a page", "expiry"}
 
 
@@ -374,7 +374,7 @@ def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
 
 
 def series(core):
-    """Return what a page shows, without the values: a report may have been taken twice."""
+    """Return the series of a page, without values: a report may have been applied twice."""
     return {
         line.rpartition(" ")[0]
         for line in read_all(core.table.page(START_S + 1)).decode().splitlines()
@@ -389,7 +389,7 @@ def test_failed_allocation_does_not_supersede_a_conversation():
         known = make_flow("a1", (100, 0, 0, 0), last=1, node="node-1")
         core.message([known], 0)
         core.expire(START_S)
-        # The next connection needs another slab.
+        # The next connection requires another slab.
         core.message([make_flow(f"c{n}", a=f"10.0.1.{n}") for n in range(3)], START_S)
         checked.fail_allocation(nth)
         failed = False
@@ -400,14 +400,14 @@ def test_failed_allocation_does_not_supersede_a_conversation():
         finally:
             left = checked.stop_failing()
         if failed:
-            # It is still the flow that was dormant: what it adds counts.
+            # The flow is still dormant, so its next report adds its deltas.
             later = known | {"Last": 70_000, "Metric": {"ABBytes": 130}}
             core.message([later | {"LastUpdateMetric": {"Start": 60_000}}], START_S)
             assert any(" 130" in line for line in core.page(START_S)[FAMILIES[0].name])
-        if left:  # there was no such allocation
+        if left:  # the operation has fewer allocations
             break
     else:
-        raise AssertionError("there is no end of allocations")
+        raise AssertionError("too many allocations")
     assert nth > 1
 
 
@@ -416,7 +416,7 @@ def test_string_of_an_evicted_flow_can_be_a_label_of_the_same_batch():
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
     core.expire(100)
-    # The second flow takes the room of the first one; its name is the third one's label.
+    # The second flow evicts the first one, whose UUID is the third one's label.
     nodes = ("node-3", "node-4", "named like a node")
     core.message([make_flow(f"{n + 5}", node=node) for n, node in enumerate(nodes)], 100)
     assert core.dormant_flows == 0

@@ -1,7 +1,7 @@
 """The compiled table compared with the model by random operations.
 
-Few labels, few UUIDs and small numbers, so that flows collide, come late, start over and find
-their row's slot reused. ``HYPOTHESIS_PROFILE=thorough`` looks fifty times longer.
+Labels, UUIDs and numbers are few and small, so that flows collide, are late, restart and reuse
+rows. ``HYPOTHESIS_PROFILE=thorough`` runs fifty times as many examples.
 """
 
 import pytest
