@@ -1,6 +1,6 @@
 """Hashes of untrusted values: they cannot be chosen to cause long chains.
 
-Runs with the build `checked` of the core (`tests.support.core_builds`), which reports chain lengths.
+Runs with the build `checked` (`tests.support.core_builds`), which reports the lengths of chains.
 """
 
 import os

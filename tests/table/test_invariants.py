@@ -205,8 +205,8 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         assert checked.blocks() == self.blocks
 
 
-TestHungry = HungryMachine.TestCase
-TestHungry.settings = TestChecked.settings
+TestAllocationFailures = AllocationFailureMachine.TestCase
+TestAllocationFailures.settings = TestChecked.settings
 
 
 def assert_is_page(page):
