@@ -1,55 +1,56 @@
-"""The table's rules in plain Python: slow, obvious, and written without a look at the core.
+"""The rules of the table in plain Python: slow, simple, and independent of the core.
 
-The tests feed the same flows to this model and to skyfast and compare what comes out. A change
-here is a change of what the page promises, so it comes with a worked example in
-``test_rules.py``. Flows are the decoded JSON objects of the wire; times are seconds.
+The tests apply the same flows to this model and to skyfast and compare the results. A change of the
+model changes what a page promises, so it needs a worked example in ``test_rules.py``. Flows are the
+decoded JSON objects of the wire; times are in seconds.
 
-What a configuration can ask for is a `Spec`. The rules, where docs/architecture.md is silent:
+A `Spec` has the options of a configuration. Rules that docs/architecture.md does not mention:
 
-* The counters and gauges that any view has are all that is looked at: what is not exported is
-  neither checked, nor makes a report late or a flow start over. A sum of both directions is a
-  counter of its own, beside the two.
-* A counter whose part is missing in a report is taken for unchanged. Where the flow started over
-  in that report, the counter's total is forgotten, and the next one counts from zero.
-* What is checked of a label is the value that the page would have, not what it was made of;
-  except for what a name is asked with, which is kept as well.
-* Flows that lack what every flow must have are let through by all rules, and counted under the
-  reason for which they are skipped. A flow that a rule drops is counted by that rule alone.
-* A duplicate, a report of another capture point than the conversation's own, is not looked at
-  further: not even its end is counted.
-* A view all of whose labels the first view has too follows it: all flows of a row of the first
-  view are in the same row of such a view, the one that the first of them came to.
-* A flow that another view has no room for is never in that view, or always in its row of
-  "other"; in a view that follows, that is so for all flows of its row of the first view. The
-  rows of "other" come on top of the bounds, count as rows, never leave, and have no
-  gauges. They are found by their labels: a row that already has these becomes one.
-* What finds no room in the first view is none of the flows of any row, but is otherwise like
-  a report of the rows that it goes to: it renews them, and their gauges. As soon as there was
-  anything in any row of "other", no flow's total counts because it created a row.
-* Where names change, all flows whose labels become others leave their rows first, and are filed
-  again then: no order among them is to be seen. Bounds are for flows that come, not for these. A
-  row that such a flow comes to lives as if the flow's latest report had been its own, and has
-  the series, from zero, of all counters that the flow ever had.
-* A flow is live until `Model.expire` takes it: it counts as one of its row's, owns its
-  conversation, and keeps its row from being created again, even where no page shows it any more.
-  Then it is dormant: only its totals are known, and the time since when.
-* With ``deduplicate``, a dormant flow whose conversation another capture point has taken since is
-  not known any more: what it adds may have been counted from there.
-* Dormant flows are forgotten in the order in which they became dormant; where room is needed, first
-  those that ended 15 s ago. Which of two that became dormant in the same second comes first is
-  left open: `Model.expire` takes the order from outside.
-* A row of the first view that leaves keeps its counters where they are not those of its last
-  flow, or where its labels do not tell flows apart. They are forgotten like a flow that became
-  dormant right after its last one, and count as a flow for ``max_flows``.
-* A closing report that repeats its amounts brings no row of the first view back. What it adds
-  goes to a row that is there, to the counters that are kept or, where the labels do not tell
-  flows apart, to new ones that are kept.
-* The fields that a flow can do without are its gauges, the counters of optional parts, its marks
-  (``Start``, ``LastUpdateMetric``) and ``FinishType``. Out of range, they are left out and counted,
-  once a report and field, unless the report is skipped for another reason than being late, ended
-  or without room. Marks are looked at only where an unknown flow's worth depends on them. Without
-  ``FinishType``, a report may be a closing one that repeats its amounts, so it is not a first one.
-  Of a sum of two fields, the first that is wrong is counted; where only the sum is, the second.
+* Only the counters and gauges of the views are read. Values that are not exported are not
+  validated, and do not make a report late or restart a flow. A sum of both directions is a separate
+  counter.
+* A counter whose part is missing in a report is unchanged. If the flow restarted in that report,
+  the counter's total is forgotten, and the next one counts from zero.
+* Label values are validated as the page shows them, not their sources. The lookup keys of names are
+  validated, too, because they are stored.
+* Rules do not drop flows without a required part: these are counted by the reason to skip them. A
+  flow that is dropped by a rule is counted only by that rule.
+* A duplicate is a report of another capture point than the one of its conversation. Nothing else of
+  it is read or counted, not even its ``FinishType``.
+* A view whose labels are all labels of the first view is linked to it: all flows of a row of the
+  first view are in the same row of that view, which is the row of the first of these flows.
+* If another view is full, a flow is omitted from it for its whole life, or is always in its
+  overflow row. In a linked view, this applies to all flows of a row of the first view. Overflow
+  rows do not count towards the limits, count as rows, never expire, and have no gauges. They are
+  found by their labels: an existing row with these labels becomes the overflow row.
+* A report that is rejected by the first view does not count as a flow of any row. Otherwise, it is
+  like a report of the rows to which it is added: it extends their deadlines and sets their gauges.
+  After the first report in any overflow row, no total counts because it created a row.
+* When names change, all flows with new labels are detached from their rows before the first one is
+  attached, so their order has no effect. The limits do not apply to them. A row to which such a
+  flow moves has the deadline that the flow's latest report would have set, and has series, from
+  zero, for all counters that the flow ever had.
+* A flow is live until `Model.expire` makes it dormant. Until then, it is a flow of its row, owns
+  its conversation, and keeps its row, even if no page shows the row any more. Of a dormant flow,
+  only the totals and the time since when it is dormant are known.
+* With ``deduplicate``, a dormant flow is unknown after another capture point has taken over its
+  conversation, because its deltas may have been counted there.
+* Dormant flows are forgotten in the order in which they became dormant. If they are evicted, those
+  that ended at least 15 s ago are first. The order of flows that became dormant in the same second
+  is undefined: `Model.expire` accepts it as an argument.
+* When a row of the first view is removed, its counters are kept if they differ from those of its
+  last flow, or if its labels do not identify a connection. They are forgotten like a flow that
+  became dormant after its last one, and count as a flow for ``max_flows``.
+* A closing report that repeats its last update does not create a row of the first view. Its deltas
+  are added to an existing row, to kept counters or, if the labels do not identify a connection, to
+  new kept counters.
+* Optional fields are gauges, counters of optional parts, the marks (``Start``,
+  ``LastUpdateMetric``) and ``FinishType``. If they are out of range, they are omitted and counted,
+  once per report and field, unless the report is skipped for another reason than late, ended or a
+  full table. Marks are read only if they affect what an unknown flow adds. Without a valid
+  ``FinishType``, a report may be a closing one that repeats its last update, so it is not a first
+  report. Of a sum of two fields, the first invalid one is counted, or the second one if only the
+  sum is invalid.
 """
 
 from __future__ import annotations
@@ -74,29 +75,29 @@ VIEW_TIMEOUT_S = 3600.0
 FLOW_MEMORY_S = 1290.0
 FLOW_UPDATE_S = 60.0
 BATCH_S = 15.0
-"""How late a report can come, beside the time until the agent's next update."""
+"""The maximum delay of a report, in addition to the time until the agent's next update."""
 MARKS = (("Start",), ("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last"))
 CLOSING = 1
 FINISHES = {CLOSING: "timeout", 2: "fin", 3: "rst"}
 OTHER = "other"
 
 
-# What a configuration asks for
+# Options of a configuration
 
 
 class Rewrite(Protocol):
-    """Makes a label value of what stands at the label's path; of the flow, where that is empty."""
+    """Maps the value at a label's path, or the flow if the path is empty, to a label value."""
 
     def __getitem__(self, value: Any, /) -> str | int: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """One label: its name, and where in a flow its value is. An empty path is the flow itself.
+    """A label: its name, and the path of its value in a flow. An empty path is the flow itself.
 
-    ``number`` tells what stands there when it is left out. ``reads`` are the fields that
-    a rewrite of the flow looks at. The answers of a ``dynamic`` rewrite change. A label is like
-    itself only: views that have it in common share the object.
+    ``number`` determines the value of a missing field: 0 or "". ``reads`` has the fields that a
+    rewrite of the flow reads. The results of a ``dynamic`` rewrite change. Labels are compared by
+    identity: views that share a label share the object.
     """
 
     name: str
@@ -109,10 +110,10 @@ class Label:
 
 @dataclass(frozen=True)
 class Family:
-    """One metric: the field that is its value from initiator to target, and the way back.
+    """A metric: the path of its value from initiator to target, and of the opposite direction.
 
-    An empty path is the number of flows. ``keep`` says which value a gauge has: the "latest", the
-    "least" or the "most". Values are shown divided by ten to the power of ``decimals``.
+    An empty path is the number of flows. ``keep`` is the kind of a gauge: "latest", "least" or
+    "most". Values are written divided by ten to the power of ``decimals``.
     """
 
     name: str
@@ -148,10 +149,10 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class View:
-    """A set of series with the same labels. Without `DIRECTION` both directions are added up.
+    """A set of series with the same labels. Without `DIRECTION`, both directions are added.
 
-    Rows of the first view leave with their last flow, those of others ``timeout_s`` after the
-    last report, which is not before any of their flows.
+    Rows of the first view expire with their last flow, those of other views ``timeout_s`` after the
+    last report, which is not earlier than any of their flows.
     """
 
     labels: Sequence[Label] = LABELS
@@ -161,10 +162,10 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """Everything that a configuration can ask of the table.
+    """The options of a table.
 
-    ``drop`` and ``keep`` are rules as they are written in a configuration, and the texts that can
-    be chosen are the configuration's, too.
+    ``drop`` and ``keep`` are rules as in a configuration. The choices are strings as in a
+    configuration, too.
     """
 
     views: Sequence[View] = (View(),)
@@ -185,12 +186,12 @@ class Spec:
 def one_view(
     *, labels: Sequence[Label] = LABELS, families: Sequence[Family] = FAMILIES, **others: Any
 ) -> Spec:
-    """Return what asks for a page with a single view; ``others`` are fields of `Spec`."""
+    """Return a spec with a single view; ``others`` are fields of `Spec`."""
     return Spec(views=(View(labels, families),), **others)
 
 
 class Names(dict[str, str]):
-    """What the topology calls things; a rewrite whose answers change."""
+    """Names from the topology: a rewrite whose results change."""
 
     def __missing__(self, key: str) -> str:
         return ""
@@ -198,7 +199,7 @@ class Names(dict[str, str]):
 
 @dataclass(frozen=True)
 class Mask:
-    """Makes networks of addresses; None leaves those of that version as they are."""
+    """Maps addresses to networks; None does not change addresses of that version."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -213,7 +214,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Fold:
-    """Makes "other" of ports ``above`` a bound, or of all that are not in ``keep``."""
+    """Maps ports above a maximum, or all that are not in ``keep``, to "other"."""
 
     above: int = -1
     keep: frozenset[int] = frozenset()
@@ -224,7 +225,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Tags:
-    """The word of the classification: which of a flow's ends are in the cluster's networks."""
+    """The tag of a flow: which of its ends are in the cluster's networks."""
 
     masks: Sequence[str]
 
@@ -243,7 +244,7 @@ class Tags:
 
 @dataclass(frozen=True)
 class Protocols:
-    """The protocol of a flow where ICMP is one, and with ``other`` whatever is the last layer."""
+    """The protocol of a flow, including ICMP and, with ``other``, the last layer of any flow."""
 
     other: bool = False
 
@@ -272,7 +273,7 @@ PROTOCOL_OR_OTHER = Label(
 
 
 def tag_label(masks: Sequence[str]) -> Label:
-    """Return the label that is the classification by the cluster's networks."""
+    """Return the label for the tag of the cluster's networks."""
     return Label("tag", (), rewrite=Tags(masks), reads=(("Network", "A"), ("Network", "B")))
 
 
@@ -284,7 +285,7 @@ CONVERSATION = (
     ("Transport", "B"),
     ("NodeTID",),
 )
-"""What tells conversations apart, and the capture points that see them."""
+"""The fields that identify a conversation and its capture point."""
 
 KNOWN_LABELS = {
     label.name: label
@@ -305,12 +306,12 @@ KNOWN_LABELS = {
 """The labels that are fields of a flow, by name."""
 
 
-# What the table keeps
+# Contents of the table
 
 
 @dataclass(frozen=True)
 class Total:
-    """A counter: one running total of a flow, or both directions' added up."""
+    """A counter: a running total of a flow, or the sum of both directions."""
 
     paths: tuple[Path, ...]
 
@@ -319,7 +320,7 @@ class Total:
         return any(len(path) > 1 and path[0] != "Metric" for path in self.paths)
 
     def of(self, flow: JSON) -> int | None:
-        """Return the total in a report; None where the flow lacks the part, or it is left out."""
+        """Return the total in a report, or None if the part is missing or omitted."""
         if self.is_optional and first_wrong(flow, self.paths):
             return None
         numbers = [at(flow, path, 0) for path in self.paths]
@@ -327,13 +328,13 @@ class Total:
 
     @property
     def newest_paths(self) -> tuple[Path, ...]:
-        """Where a report has what its update added to each field; empty if Skydive has no such."""
+        """The paths of the last update's deltas; empty if Skydive has none."""
         if any(path[0] != "Metric" for path in self.paths):
             return ()
         return tuple(("LastUpdateMetric", path[1]) for path in self.paths)
 
     def newest(self, flow: JSON) -> int:
-        """Return what the flow's latest update added; 0 where that is not known."""
+        """Return the deltas of the last update; 0 if they are unknown."""
         if first_wrong(flow, self.newest_paths):
             return 0
         return sum(at(flow, path, 0) for path in self.newest_paths)
@@ -341,7 +342,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Gauge:
-    """A value of which a row keeps one of all that are not zero."""
+    """A gauge: a row keeps one of all values that are not zero."""
 
     path: Path
     keep: str
@@ -358,9 +359,9 @@ Values = tuple[str, ...]
 
 @dataclass(eq=False)
 class Row:
-    """What Prometheus sees: one row for each tuple of label values, in one of the views.
+    """A row of a page: one per view and tuple of label values.
 
-    A counter or gauge that it never had is not there.
+    It has no series for a counter or gauge that it never had.
     """
 
     view: View
@@ -371,7 +372,7 @@ class Row:
     deadline_s: int = 0
     is_other: bool = False
     followers: dict[int, Row | None] = field(default_factory=dict)
-    """Of a row of the first view: the rows of the views that follow it, by their number."""
+    """For a row of the first view: its rows in linked views, by the number of the view."""
 
     def add(self, amounts: Amounts) -> None:
         self.totals = added(self.totals, amounts)
@@ -385,19 +386,19 @@ class Row:
 
 
 Connection = Row
-"""A row of the first view, in the word of the page."""
+"""A row of the first view."""
 
 
 @dataclass(eq=False)
 class Flow:
-    """What Skydive sends: one capture point's view of one conversation.
+    """A flow of Skydive: a conversation as seen by one capture point.
 
-    ``rows`` has one for each view, None where there was no room in it. ``keys`` are what the
-    names among its labels were asked with. Its conversation is known by the protocol and both
-    ``ends``, and seen from a capture ``point``.
+    ``rows`` has one row per view, or None if the view was full. ``keys`` has the lookup keys of
+    names among its labels. Its conversation is identified by the protocol and both ``ends``, and
+    reported by a capture ``point``.
 
     While it is dormant, ``rows`` is empty, and its memory counts from ``since_s``. ``is_ended``
-    says that its latest report was the closing one.
+    means that its latest report was the closing one.
     """
 
     uuid: str
@@ -417,7 +418,7 @@ class Flow:
 
 @dataclass(eq=False)
 class Kept:
-    """The counters of a connection that left. Its memory counts from ``since_s``."""
+    """The counters of a removed connection, kept since ``since_s``."""
 
     values: Values
     totals: dict[Total, int]
@@ -425,21 +426,21 @@ class Kept:
 
 
 class Model:
-    """The table, with the core's names for what both have.
+    """The table, with the attribute names of the core.
 
-    ``skipped`` counts the flows that changed nothing, by reason, and ``filtered`` those that a rule
-    dropped, by its name; ``finished`` the reports of flows that ended, by the kind of the
-    end, whether there was news or room or not; ``values_skipped`` values that were left out, by
-    field. ``created_total``, ``expired_total``, ``rejected_total`` and ``overflowed_total`` are
-    about the first view.
+    ``skipped`` counts skipped flows by reason, and ``filtered`` flows dropped by a rule, by its
+    name. ``finished`` counts reports with a ``FinishType``, by its meaning, including reports that
+    are late or rejected. ``values_skipped`` counts omitted values by
+    field. ``created_total``, ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer
+    to the first view.
 
-    ``horizon_s`` is the latest time at which a flow that is forgotten now was reported: unknown
+    ``horizon_s`` is the time of the latest report of any forgotten flow: unknown
     flows that began later were never counted. It is None before `begin`. ``flow_update_s`` is the
     agents' ``flow.update``.
     """
 
     def __init__(self, spec: Spec | None = None, **options: Any) -> None:
-        """Make what ``spec`` asks for, or ``one_view(**options)``."""
+        """Make a table for ``spec`` or ``one_view(**options)``."""
         self.spec = spec or one_view(**options)
         self.views = tuple(self.spec.views)
         self.families = tuple(family for view in self.views for family in view.families)
@@ -451,7 +452,7 @@ class Model:
         self._is_choosy = self.spec.deduplicate == "first"
 
         self._rows: list[dict[Values, Row]] = [{} for _ in self.views]
-        # A text is a key of its own; canonical hexadecimal texts and 64-bit keys are one to one.
+        # Strings are distinct keys; canonical hexadecimal strings correspond to 64-bit keys.
         self._flows: dict[str, Flow] = {}
         self._dormant: list[Flow | Kept] = []
         self._ended: list[Flow] = []
@@ -492,25 +493,25 @@ class Model:
         return len(self._kept)
 
     def dormant_uuids(self) -> list[str]:
-        """Return the UUIDs of the dormant flows, the first to be forgotten of each list first."""
+        """Return the UUIDs of the dormant flows, list by list, in the order of forgetting."""
         entries = [*self._ended, *self._dormant]
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
     def begin(self, now: float) -> None:
-        """Take it that flows which begin from now on and are not known were never counted."""
+        """Assume that unknown flows that begin from now on have never been counted."""
         self.horizon_s = max(self.horizon_s or now, now)
 
     # Reports
 
     def message(self, flows: Iterable[JSON], now: float) -> None:
-        """Take the flows of one message."""
+        """Apply the flows of a message."""
         for flow in flows:
             self.report(flow, now)
 
     def report(self, flow: JSON, now: float) -> str | None:
-        """Take one flow, and return why it changed nothing, or None.
+        """Apply a flow; return the reason why it was skipped, or None.
 
-        Where a rule dropped it, that is the rule's name.
+        If a rule dropped it, this is the name of the rule.
         """
         self._wrong = set()
         reason = self._unusable(flow)
@@ -542,7 +543,7 @@ class Model:
         return reason
 
     def _unusable(self, flow: JSON) -> str | None:
-        """Return what a flow lacks, or why it is dropped before anybody counts it."""
+        """Return the reason to skip a flow before rules are applied, or None."""
         paths = [("UUID",), *CONVERSATION] if self._is_choosy else [("UUID",)]
         for label in self._labels:
             paths += [label.path, *label.reads]
@@ -580,7 +581,7 @@ class Model:
         )
 
     def _field(self, name: str, flow: JSON) -> Any:
-        """Return what a rule's condition is about, None where a flow lacks it."""
+        """Return the value for a rule's condition, or None if the flow does not have it."""
         if name == "tag":
             return self.tag(flow)
         path = path_of(name)
@@ -589,7 +590,7 @@ class Model:
         return at(flow, path, "" if is_text(path) else 0)
 
     def _uncountable(self, flow: JSON) -> str | None:
-        """Return what is wrong with a flow's numbers, or its name, whether known or not."""
+        """Return the reason to skip a flow because of its numbers or UUID, or None."""
         needed = [total for total in self.totals if not total.is_optional]
         if any(first_wrong(flow, total.paths) for total in needed) or not in_range(
             [flow.get("Last", 0)]
@@ -603,7 +604,7 @@ class Model:
             self._wrong |= first_wrong(flow, paths)
 
     def _labels_of(self, flow: JSON) -> dict[Label, str | int] | str:
-        """Return a flow's labels, or why it is skipped for what they are."""
+        """Return a flow's labels, or the reason to skip it because of them."""
         labels = {label: self._label(label, flow) for label in self._labels}
         keys = [at(flow, label.path, "") for label in self._labels if label.dynamic]
         looked_at = [
@@ -633,7 +634,7 @@ class Model:
         )
 
     def _add(self, flow: JSON, now: float) -> str | None:
-        """Take a report of a flow that is not known."""
+        """Apply a report of an unknown flow."""
         labels = self._labels_of(flow)
         if isinstance(labels, str):
             return labels
@@ -680,13 +681,13 @@ class Model:
         return [tuple(str(labels[label]) for label in labels_of(view)) for view in self.views]
 
     def _worth(self, flow: JSON, now: float) -> str:
-        """Return what an unknown flow's report counts for where it is not the first of a row.
+        """Return what an unknown flow's report adds to an existing row.
 
-        That is its "total", what its latest "update" added, "nothing", or "ended" where it is to
-        be skipped.
+        This is its "total", the deltas of its last "update", "nothing", or "ended" if it is
+        skipped.
         """
         newest = flow.get("LastUpdateMetric")
-        is_unmarked = ("FinishType",) in self._wrong  # it may be a repeat
+        is_unmarked = ("FinishType",) in self._wrong  # it may repeat the last update
         if newest is None:
             return "nothing" if is_unmarked else "total"
         wrong = {path for path in MARKS if not in_range([at(flow, path, 0)])}
@@ -701,7 +702,7 @@ class Model:
         return "update"
 
     def _is_repeat(self, flow: JSON) -> bool:
-        """Tell whether it is a closing report with the amounts of the one before."""
+        """Return whether it is a closing report that repeats the last update."""
         newest = flow.get("LastUpdateMetric")
         if flow.get("FinishType", 0) != CLOSING or newest is None:
             return False
@@ -709,14 +710,14 @@ class Model:
         return not in_range([last]) or last != flow.get("Last", 0)
 
     def _was_never_counted(self, flow: JSON, now: float) -> bool:
-        """Tell whether an unknown flow began after all reports of flows that are forgotten."""
+        """Return whether an unknown flow began after all reports of forgotten flows."""
         start, last = flow.get("Start", 0), at(flow, ("LastUpdateMetric", "Last"), 0)
         if self._is_choosy or self.horizon_s is None or not in_range((start, last, last - start)):
             return False
         return now - (last - start) / 1000 - self.flow_update_s - BATCH_S > self.horizon_s
 
     def _news(self, flow: JSON, worth: str) -> Amounts:
-        """Return what a report counts for, where that is not its total for another reason."""
+        """Return what a report adds, unless its total counts for another reason."""
         totals = self._totals_of(flow)
         if flow.get("LastUpdateMetric") is not None:
             self._wrong |= {path for path in MARKS if not in_range([at(flow, path, 0)])}
@@ -739,14 +740,14 @@ class Model:
         difference: Amounts | None = None,
         known_totals: Amounts | None = None,
     ) -> None:
-        """Put a flow into its rows: an unknown one of some ``worth``, or one that was dormant.
+        """Add a flow to its rows: an unknown flow with this ``worth``, or a dormant one.
 
-        Such a one has a ``difference`` to the totals that were known.
+        A dormant flow has a ``difference`` to its known totals.
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
         kept = self._kept.get(places[0])
-        # Rule (b): no other flow can have been in a row that it creates.
+        # No other flow can have been in a row that it creates.
         counts_whole = [
             difference is None
             and self._is_complete(n)
@@ -760,7 +761,7 @@ class Model:
         first = self._rows[0].get(places[0])
         is_new = first is None
         if first and not first.flows:
-            first = None  # the row of "other", which nothing follows now
+            first = None  # the overflow row, which has no linked rows now
         for n in self._followers() if first else ():
             counts_whole[n] = False
             stays_out[n] = first.followers.get(n) is None
@@ -794,7 +795,7 @@ class Model:
         known.is_ended = flow.get("FinishType", 0) == CLOSING
 
     def _begin_connection(self, row: Row, kept: Kept | None, known_totals: Amounts | None) -> None:
-        """Give a row of the first view what its connection had when it left."""
+        """Continue the counters of a removed connection in its new row."""
         if kept:
             del self._kept[kept.values]
             self._dormant.remove(kept)
@@ -805,7 +806,7 @@ class Model:
     # Dormant flows
 
     def _wake(self, known: Flow, flow: JSON, now: float) -> str | None:
-        """Take a report of a flow that is dormant."""
+        """Apply a report of a dormant flow."""
         is_closing = flow.get("FinishType", 0) == CLOSING
         change = self._difference(known, flow)
         if change is None:
@@ -861,13 +862,13 @@ class Model:
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
     def _end(self, known: Flow, now: float) -> None:
-        """Remember a flow that is not shown just long enough for reports that are under way."""
+        """Keep a flow without rows while its reports may be in transit."""
         known.is_dormant = known.is_ended = True
         known.since_s = math.floor(now)
         self._ended.append(known)
 
     def _credit(self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float) -> None:
-        """Count what a closing report says, without showing its connection."""
+        """Add the deltas of a closing report without creating its connection."""
         first = self._rows[0].get(places[0])
         if first is not None:
             first.add(amounts)
@@ -894,7 +895,7 @@ class Model:
             self._dormant.append(kept)
 
     def _retire(self, flow: Flow, now: float) -> None:
-        """Take a live flow out of its rows, whose time is over."""
+        """Make a flow dormant: remove it from its rows."""
         first = flow.rows[0]
         assert first is not None
         for row in flow.rows:
@@ -930,16 +931,16 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """Forget whatever has been dormant for longest, where there is more than has room."""
+        """Forget the flows that have been dormant the longest while there are too many."""
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
-            # A report of one that has ended may be under way still.
+            # A report of an ended flow may still be in transit.
             is_over = self._ended and self._ended[0].since_s + BATCH_S <= math.floor(now)
             self._forget(self._ended[0] if is_over or not self._dormant else self._dormant[0])
 
     def _followers(self) -> list[int]:
-        """Return the numbers of the views that follow the first."""
+        """Return the numbers of the views that are linked to the first one."""
         first = set(labels_of(self.views[0]))
         return [n for n, view in enumerate(self.views) if n and first >= set(labels_of(view))]
 
@@ -964,7 +965,7 @@ class Model:
         return any(row.is_other for rows in self._rows for row in rows.values())
 
     def _row(self, n: int, values: Values) -> Row:
-        """Return the row with these label values, a new one where there is none."""
+        """Return the row with these label values, after creating it if necessary."""
         view = self.views[n]
         if values not in self._rows[n]:
             zero = {total: 0 for total in self.totals if not total.is_optional}
@@ -973,7 +974,7 @@ class Model:
         return self._rows[n][values]
 
     def _other(self, n: int) -> Row:
-        """Return a view's row for what has no room; there is one from now on."""
+        """Return the overflow row of a view, after creating it if necessary."""
         row = self._row(n, tuple(OTHER for _ in labels_of(self.views[n])))
         row.is_other = True
         row.gauges.clear()
@@ -1005,20 +1006,20 @@ class Model:
     def _difference(
         self, known: Flow, flow: JSON
     ) -> tuple[dict[Total, int], dict[Total, int]] | None:
-        """Return what a report adds and the totals with it; None where it says nothing new."""
+        """Return the deltas of a report and the new totals, or None if it is late."""
         totals = self._totals_of(flow)
         old = {total: known.totals.get(total, 0) for total in totals}
         is_newer = flow.get("Last", 0) > known.last_ms
         if not is_newer and all(totals[total] <= old[total] for total in totals):
             return None
         if is_newer and any(totals[total] < old[total] for total in totals):
-            return totals, totals  # it started over
+            return totals, totals  # it restarted
         amounts = {total: max(0, totals[total] - old[total]) for total in totals}
         highest = {total: max(totals[total], old[total]) for total in totals}
         return amounts, known.totals | highest
 
     def _update(self, known: Flow, flow: JSON, now: float) -> str | None:
-        """Take a report of a live flow."""
+        """Apply a report of a live flow."""
         is_closing = flow.get("FinishType", 0) == CLOSING
         change = self._difference(known, flow)
         if change is None:
@@ -1038,7 +1039,7 @@ class Model:
     # Names
 
     def relabel(self, rewrite: Rewrite, keys: Iterable[str]) -> None:
-        """File flows again whose labels ``rewrite`` makes, now that it answers differently."""
+        """Move flows to the rows of their new labels after the results of ``rewrite`` changed."""
         keys = frozenset(keys)
         followers = self._followers()
 
@@ -1091,10 +1092,10 @@ class Model:
     # Time
 
     def expire(self, now: float, order: Sequence[str] = ()) -> None:
-        """Let flows become dormant whose time is over, and forget those that were for long.
+        """Make flows dormant at their deadlines, and forget those that were dormant long enough.
 
-        Rows leave that are without any flows or silent. ``order`` has the UUIDs of the flows that
-        are dormant afterwards, and says which of those came first that had the same deadline.
+        Rows without flows or reports are removed. ``order`` has the UUIDs of the flows that
+        are dormant afterwards; it defines the order of those with the same deadline.
         """
         places = {uuid: place for place, uuid in enumerate(order)}
         due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
@@ -1112,14 +1113,14 @@ class Model:
             for values, row in list(rows.items()):
                 is_over = not row.flows if n == 0 else row.deadline_s <= now
                 if is_over and not row.is_other:
-                    assert not row.flows, "a view's time-out is too short"
+                    assert not row.flows, "the timeout of a view is too short"
                     del rows[values]
                     self.expired_total += n == 0
 
     # The page
 
     def alive(self, now: float) -> list[Row]:
-        """Return the rows, of all views, that a page made at ``now`` shows."""
+        """Return the rows of all views that a page at ``now`` shows."""
         return [
             row
             for rows in self._rows
@@ -1136,7 +1137,7 @@ class Model:
         }
 
     def lines(self, family: Family, row: Row) -> Iterator[str]:
-        """Yield the lines of one row in one family, in the page's order; none in another view's."""
+        """Yield the lines of a row in a family, in order; none if the view has no such family."""
         if family not in row.view.families:
             return
         for direction, value in zip(DIRECTIONS, family_values(family, row.view), strict=False):
@@ -1151,19 +1152,19 @@ class Model:
                 yield f"{series} {decimal(number, family.decimals)}"
 
     def tag(self, flow: JSON) -> str:
-        """Return the word of the classification."""
+        """Return the tag of a flow."""
         return Tags(self.spec.cluster_net_masks)[flow]
 
 
 def labels_of(view: View) -> list[Label]:
-    """Return a view's labels but for the direction."""
+    """Return a view's labels without the direction."""
     return [label for label in view.labels if label != DIRECTION]
 
 
 def family_values(family: Family, view: View) -> list[Total | Gauge | None]:
-    """Return the values of a family: the initiator's direction, the other, or both in one.
+    """Return the values of a family: one per direction, or their sum.
 
-    None stands for the number of flows.
+    None is the number of flows.
     """
     paths = [path for path in (family.forward, family.backward) if path is not None]
     if paths == [()]:
@@ -1187,7 +1188,7 @@ def values_of(view: View) -> Iterator[Total | Gauge | None]:
 
 
 def number_of(value: Total | Gauge | None, row: Row) -> int | None:
-    """Return a value of a row as a whole number; None where it has no series."""
+    """Return a value of a row as an integer, or None without a series."""
     if value is None:
         return len(row.flows)
     if isinstance(value, Total):
@@ -1196,17 +1197,17 @@ def number_of(value: Total | Gauge | None, row: Row) -> int | None:
 
 
 def decimal(number: int, decimals: int) -> str:
-    """Write a number divided by ten to the power of ``decimals``: exactly, and no longer."""
+    """Format a number divided by ten to the power of ``decimals``, exactly, without extra zeros."""
     whole, rest = divmod(number, 10**decimals)
     return f"{whole}.{rest:0{decimals}}".rstrip("0") if rest else str(whole)
 
 
 def matches(condition: Any, value: Any) -> bool:
-    """Tell whether a field's value fits a condition as it is written in a rule.
+    """Return whether the value of a field matches a condition of a rule.
 
-    That is a value, a list of them, ``{"regex": …}``, or ``{"not": …}`` with any of these. A text
-    with ``/`` is a network, for an address in it; ``"1-5"`` for an integer is any from 1 to 5.
-    A field that the flow lacks, ``value`` None, fits nothing.
+    A condition is a value, a list of values, ``{"regex": …}``, or ``{"not": …}`` with any of these.
+    A string with ``/`` is a network that contains the address; ``"1-5"`` is a range of integers.
+    A missing field, with the ``value`` None, matches nothing.
     """
     if isinstance(condition, Mapping):
         if "not" in condition:
@@ -1224,7 +1225,7 @@ def matches(condition: Any, value: Any) -> bool:
 
 
 def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that a text is; IPv4 in IPv6's form is IPv4, one with a zone is none."""
+    """Parse an address; return IPv4 for a mapped address, None for one with a zone."""
     try:
         address = ipaddress.ip_address(text or "")
     except ValueError:
@@ -1235,7 +1236,7 @@ def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
 
 
 def at(flow: JSON, path: Path, default: Any) -> Any:
-    """Return what stands in a flow; ``default`` where it is left out, "" where its part is."""
+    """Return the value at a path; ``default`` if the field is missing, "" if its part is."""
     value: Any = flow
     for name in path:
         if value is None:
@@ -1245,12 +1246,12 @@ def at(flow: JSON, path: Path, default: Any) -> Any:
 
 
 def path_of(name: str) -> Path:
-    """Return where in a flow the field of a rule stands: a known label's, or a path's with dots."""
+    """Return the path of a rule's field, which is a known label or a path with dots."""
     return KNOWN_LABELS[name].path if name in KNOWN_LABELS else tuple(name.split("."))
 
 
 def is_text(path: Path) -> bool:
-    """Tell whether a field is a text; the others are integers."""
+    """Return whether a field is a string; all others are integers."""
     *part, name = path
     is_port = part == ["Transport"] and name in "AB"
     numbers = ("ID", "Code", "Start", "Last", "FinishType", "RawPacketsCaptured")
@@ -1262,7 +1263,7 @@ def in_range(numbers: Iterable[int]) -> bool:
 
 
 def first_wrong(flow: JSON, paths: Sequence[Path]) -> set[Path]:
-    """Return which of the fields that are added up is the first that is out of range, if any."""
+    """Return the first field of a sum that is out of range, or None."""
     total = 0
     for path in paths:
         number = at(flow, path, 0) or 0
@@ -1273,7 +1274,7 @@ def first_wrong(flow: JSON, paths: Sequence[Path]) -> set[Path]:
 
 
 def added(totals: Amounts, amounts: Amounts) -> dict[Total, int]:
-    """Return counters with some amounts more."""
+    """Return the counters plus some deltas."""
     return dict(totals) | {
         total: min(MAX_SUM, totals.get(total, 0) + amount) for total, amount in amounts.items()
     }
@@ -1303,10 +1304,10 @@ def make_flow(
     protocol: str = "TCP",
     node: str = "node-1",
 ) -> dict[str, Any]:
-    """Return a flow as an analyzer sends it, a first report unless said otherwise.
+    """Return a flow as an analyzer sends it, by default a first report.
 
-    ``total`` and ``newest`` (the ``LastUpdateMetric``; the total if left out) are in the order of
-    ``COUNTERS``. Fields that the wire leaves out when they are zero are left out.
+    ``total`` and ``newest`` (the ``LastUpdateMetric``, by default the total) are in the order of
+    ``COUNTERS``. Fields that the wire omits if they are zero are omitted.
     """
     metric = dict(zip(COUNTERS, total, strict=True)) | {"Start": start, "Last": last}
     amount = dict(zip(COUNTERS, total if newest is None else newest, strict=True))
@@ -1329,15 +1330,15 @@ def make_flow(
 
 
 def escape(value: str) -> str:
-    """Write a label value as the text format 0.0.4 wants it."""
+    """Escape a label value for the text format 0.0.4."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, set[str]]:
-    """Take a page of connections apart into each family's sample lines.
+    """Parse a page of connections; return the sample lines by family.
 
-    Asserts what holds for every page: the families in their order, each under its ``HELP`` and
-    ``TYPE``, nothing else in between, a line break at the end, and no series twice.
+    Assert that the page is valid: all families in order, each with its ``HELP`` and
+    ``TYPE``, nothing else in between, a line break at the end, and no duplicate series.
     """
     text = page.decode()
     assert text.endswith("\n")
@@ -1391,7 +1392,7 @@ STANDARD_INTERFACE_FAMILIES = tuple(
 def interface_page(
     nodes: Sequence[JSON], families: Sequence[Family] = INTERFACE_FAMILIES
 ) -> dict[str, set[str]]:
-    """Return the sample lines of the interfaces in an answer of the topology API."""
+    """Return the sample lines of the interfaces in a response of the topology API."""
     page: dict[str, set[str]] = {family.name: set() for family in families}
     newest: dict[str, JSON] = {}
     for node in sorted(nodes, key=lambda node: node["UpdatedAt"]):
@@ -1413,9 +1414,9 @@ def interface_page(
 
 
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
-    """Return the labels that have the names of an answer of the topology API, by name.
+    """Return labels with the names of a response of the topology API, by name.
 
-    No two of its interfaces have a ``TID`` or an address in common.
+    Its interfaces have different ``TID`` and addresses.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:

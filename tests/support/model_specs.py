@@ -1,6 +1,6 @@
-"""What configurations ask for, as specifications of the model.
+"""Configurations as specs of the model.
 
-`CONFIGURATIONS` are the files under ``data/configs``, which the recordings are replayed to.
+`CONFIGURATIONS` has the files under ``data/configs`` with which the recordings are replayed.
 """
 
 import json
@@ -60,7 +60,7 @@ METRICS = {
     "ip_fragments": _counter("ip_fragments", ("IPMetric", "Fragments")),
     "ip_fragment_errors": _counter("ip_fragment_errors", ("IPMetric", "FragmentErrors")),
 }
-"""The known metrics, by name, as the compatible naming has them."""
+"""The known metrics in the compatible naming, by name."""
 
 assert [METRICS[name].name for name in ("bytes", "packets", "rtt")] == [BYTES, PACKETS, RTT]
 
@@ -85,13 +85,13 @@ def _standard(prefix: str, family: Family) -> Family:
 
 
 def labelled(*names: str, others: Iterable[Label] = ()) -> tuple[Label, ...]:
-    """Return the labels of these names; ``others`` are there beside the flow's own fields."""
+    """Return the labels with these names; ``others`` are known besides the fields of flows."""
     known = KNOWN_LABELS | {label.name: label for label in others}
     return tuple(known[name] for name in names)
 
 
 def traffic(protocol: Label = KNOWN_LABELS["protocol"]) -> View:
-    """Return the view that there is beside the main one where a configuration names none."""
+    """Return the default view besides the main one."""
     return View(
         (KNOWN_LABELS["node_tid"], protocol, DIRECTION),
         standard("skydive_traffic", "bytes", "packets"),
@@ -99,12 +99,12 @@ def traffic(protocol: Label = KNOWN_LABELS["protocol"]) -> View:
 
 
 DEFAULT = Spec(views=(View(LABELS, FAMILIES), traffic()))
-"""What a configuration asks for that says nothing about the page."""
+"""The spec of a configuration without options for the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A file under ``data/configs``, as the model has it, and the analyzers replayed to it."""
+    """A file under ``data/configs`` as a spec, and the analyzers that are replayed with it."""
 
     spec: Spec
     recordings: Sequence[str]

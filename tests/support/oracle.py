@@ -1,8 +1,8 @@
-"""Which counters a page has to show, from delivered reports alone.
+"""Computes the counters that a page must show from the delivered reports alone.
 
-`Oracle` knows neither rows nor how flows are kept. It adds up the highest totals of each flow, and
-says where the page may show less: a flow whose reports were so far apart that it was forgotten, or
-whose first reports were lost while it could be one of those. Everywhere else the page is exact.
+`Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows, and
+knows where a page may show less: a flow whose reports were so far apart that it was forgotten, or
+one with lost first reports that may be such a flow. Everywhere else, the page is exact.
 
 Times are seconds of the clock of the page. Flows are JSON objects of the wire.
 """
@@ -19,10 +19,10 @@ from tests.model import DIRECTION, DIRECTIONS, Spec, View, at, labels_of
 from tests.support.skydive import COUNTERS, JSON, TIMEOUT, is_counted
 
 BATCH_S = 15.0
-"""A report arrives at most so late after its tick."""
+"""The maximum delay of a report after its tick."""
 
 ENDED_S = 75.0
-"""A flow is remembered for so long after its closing report."""
+"""The time for which a flow is kept after its closing report."""
 
 Values = tuple[str, ...]
 Counters = Counter[str]
@@ -36,14 +36,14 @@ def is_repeat(report: JSON) -> bool:
 
 
 def is_first(report: JSON) -> bool:
-    """Return whether it is the first report that the agent sent of this flow."""
+    """Return whether it is the agent's first report of this flow."""
     return not is_repeat(report) and report["LastUpdateMetric"]["Start"] == report["Start"]
 
 
 def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Counters]:
-    """Return the counters of a view's series by label values, the direction left out.
+    """Return the counters of a view's series by label values, without the direction.
 
-    The view has `DIRECTION` among its labels, and each counter is a field of ``Metric``.
+    The view must have the label `DIRECTION`, and each counter is a field of ``Metric``.
     """
     counters: dict[Values, Counters] = {}
     place = list(view.labels).index(DIRECTION)
@@ -61,7 +61,7 @@ def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Coun
 
 @dataclass(frozen=True)
 class Range:
-    """Counters of a known size, or of one between two bounds."""
+    """Counters with exact values, or with a lower and an upper bound."""
 
     low: Counters
     high: Counters
@@ -85,25 +85,25 @@ NOTHING = exactly(Counter())
 
 @dataclass
 class Heard:
-    """What was delivered of a flow."""
+    """The delivered reports of a flow."""
 
     values: Sequence[Values]
     totals: Counters
     renewed_s: float
-    """The time of the latest report with something new."""
+    """The time of the latest report with new values."""
     closed_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What one report adds to each view."""
+    """The deltas that a report adds to each view."""
 
     report: JSON
     values: Sequence[Values]
     amount: Range
     totals: Counters
     is_known: bool
-    """Whether the flow was reported before this message, and is certainly remembered."""
+    """Whether the flow was reported before this message and cannot have been forgotten."""
 
     @property
     def is_news(self) -> bool:
@@ -111,7 +111,7 @@ class Growth:
 
     @property
     def shows(self) -> bool:
-        """Return whether the report brings its connection to the page."""
+        """Return whether the report makes its connection visible."""
         return self.is_news and not is_repeat(self.report)
 
 
@@ -119,8 +119,8 @@ class Growth:
 class Shown:
     """A connection: its latest counters on the page, and the growth since then.
 
-    It stays until its time-out after ``renewed_s`` at least, after ``touched_s`` at most. A closing
-    report without new packets can add to a connection that is there without renewing it.
+    It expires after its timeout since ``renewed_s`` at the earliest, ``touched_s`` at the latest. A
+    closing report without new packets can add to an existing connection without renewing it.
     """
 
     counters: Counters = field(default_factory=Counter)
@@ -131,11 +131,11 @@ class Shown:
 
 @dataclass(kw_only=True)
 class Oracle:
-    """The page that a table has to have after each message.
+    """The page that a table must have after each message.
 
-    ``horizon_s`` is the latest report of any flow that may be forgotten, at first the time of the
-    first subscription. Without ``is_exact``, flows can be rejected and evicted, and only the upper
-    bounds hold.
+    ``horizon_s`` is the time of the latest report of any flow that may be forgotten, initially the
+    first subscription. Without ``is_exact``, flows can be rejected and evicted, so only the upper
+    bounds apply.
     """
 
     spec: Spec
@@ -157,7 +157,7 @@ class Oracle:
     # Reports
 
     def message(self, reports: Sequence[JSON], now: float) -> list[Growth]:
-        """Take the flows of a message, and return what each one adds."""
+        """Apply the flows of a message, and return the growth of each."""
         known = {uuid for uuid, heard in self.flows.items() if self._is_remembered(heard, now)}
         forgotten = [
             math.ceil(heard.renewed_s)
@@ -184,7 +184,7 @@ class Oracle:
             low = totals if counts else self._newest(report)
             amount = Range(low, totals)
             if is_repeat(report) and not counts:
-                # Nothing is remembered of it, and its latest update can still be under way.
+                # It is not kept, and its latest update may still be in transit.
                 return Growth(report, values, amount, totals, is_known)
             self.flows[report["UUID"]] = heard = Heard(values, totals, now)
         else:
@@ -201,7 +201,7 @@ class Oracle:
         return Growth(report, heard.values, amount, totals, is_known)
 
     def _newest(self, report: JSON) -> Counters:
-        """Return what a report adds of a flow that is not known."""
+        """Return what a report of an unknown flow adds."""
         if is_repeat(report):
             return Counter()
         return Counter({name: report["LastUpdateMetric"][name] for name in COUNTERS})
@@ -212,9 +212,9 @@ class Oracle:
         return now < heard.renewed_s + max(self.flow_memory_s, ENDED_S)
 
     def _was_never_counted(self, report: JSON, now: float) -> bool:
-        """Return whether a flow began after the latest report of all flows that are forgotten.
+        """Return whether a flow began after the latest report of all forgotten flows.
 
-        A closed flow is never reported again, so it is none of these.
+        A closed flow is never reported again, so it does not count as forgotten.
         """
         age_s = (report["LastUpdateMetric"]["Last"] - report["Start"]) / 1000
         began_s = now - age_s - self.flow_update_s - BATCH_S
@@ -223,7 +223,7 @@ class Oracle:
     # Pages
 
     def check_before(self, page: Mapping[str, set[str]], now: float) -> None:
-        """Check a page before the next message: connections only leave, at their time."""
+        """Check a page before the next message: connections only expire, at their time."""
         if not self.is_exact:
             return
         visible = read_counters(page, self.spec.views[0])
@@ -295,8 +295,8 @@ class Oracle:
     ) -> None:
         """Check a connection that was not on the page before.
 
-        It goes on where a flow of it comes back that is remembered, or may begin with the flows
-        that come now.
+        It continues if one of its flows is still known, or starts with the flows of this
+        message.
         """
         due = exactly(shown.counters) + shown.since
         if counters in due:
@@ -315,8 +315,8 @@ class Oracle:
         assert not remembered, f"{values}: {counters} is not {due}"
         fresh = NOTHING
         for growth in growths:
-            # A closing report that shows nothing counts for a connection that comes after it only
-            # where counters of connections are kept.
+            # A closing report that does not show its connection counts for later connections only
+            # if counters of connections are kept.
             counts = growth.shows or (self.flow_memory_s > 0 and not self.is_complete)
             low = growth.amount.low & growth.totals if counts else Counter()
             fresh += Range(low, growth.totals)
