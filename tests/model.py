@@ -22,7 +22,7 @@ A `Spec` has the options of a configuration. Rules that docs/architecture.md doe
 * If another view is full, a flow is omitted from it for its whole life, or is always in its
   overflow row. In a linked view, this applies to all flows of a row of the first view. Overflow
   rows do not count towards the limits, count as rows, never expire, and have no gauges. They are
-  found by their labels: an existing row with these labels becomes the overflow row.
+  result by their labels: an existing row with these labels becomes the overflow row.
 * A report that is rejected by the first view does not count as a flow of any row. Otherwise, it is
   like a report of the rows to which it is added: it extends their deadlines and sets their gauges.
   After the first report in any overflow row, no total counts because it created a row.
@@ -321,7 +321,7 @@ class Total:
 
     def of(self, flow: JSON) -> int | None:
         """Return the total in a report, or None if the part is missing or omitted."""
-        if self.is_optional and first_wrong(flow, self.paths):
+        if self.is_optional and first_invalid(flow, self.paths):
             return None
         numbers = [at(flow, path, 0) for path in self.paths]
         return None if "" in numbers else sum(numbers)
@@ -335,7 +335,7 @@ class Total:
 
     def newest(self, flow: JSON) -> int:
         """Return the deltas of the last update; 0 if they are unknown."""
-        if first_wrong(flow, self.newest_paths):
+        if first_invalid(flow, self.newest_paths):
             return 0
         return sum(at(flow, path, 0) for path in self.newest_paths)
 
@@ -444,10 +444,12 @@ class Model:
         self.spec = spec or one_view(**options)
         self.views = tuple(self.spec.views)
         self.families = tuple(family for view in self.views for family in view.families)
-        found = [value for view in self.views for value in values_of(view)]
-        self.totals = [value for value in dict.fromkeys(found) if isinstance(value, Total)]
-        self.gauges = [value for value in dict.fromkeys(found) if isinstance(value, Gauge)]
-        self._labels = list(dict.fromkeys(each for view in self.views for each in labels_of(view)))
+        values = [value for view in self.views for value in values_of(view)]
+        self.totals = [value for value in dict.fromkeys(values) if isinstance(value, Total)]
+        self.gauges = [value for value in dict.fromkeys(values) if isinstance(value, Gauge)]
+        self._labels = list(
+            dict.fromkeys(label for view in self.views for label in labels_of(view))
+        )
 
         self._is_choosy = self.spec.deduplicate == "first"
 
@@ -459,7 +461,7 @@ class Model:
         self._kept: dict[Values, Kept] = {}
         self.horizon_s: float | None = None
         self.flow_update_s = FLOW_UPDATE_S
-        self._wrong: set[Path] = set()
+        self._invalid: set[Path] = set()
         self.values_skipped: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.filtered: Counter[str] = Counter()
@@ -513,7 +515,7 @@ class Model:
 
         If a rule dropped it, this is the name of the rule.
         """
-        self._wrong = set()
+        self._invalid = set()
         reason = self._unusable(flow)
         if reason is None and (rule := self._dropped_by(flow)):
             self.filtered[rule] += 1
@@ -522,7 +524,7 @@ class Model:
             reason = self._uncountable(flow)
         finish = flow.get("FinishType", 0)
         if not in_range([finish]):
-            self._wrong.add(("FinishType",))
+            self._invalid.add(("FinishType",))
             flow = {**flow, "FinishType": 0}
             finish = 0
         if reason is None:
@@ -537,7 +539,7 @@ class Model:
         if reason is not None:
             self.skipped[reason] += 1
         if reason in (None, "late", "ended", "table_full"):
-            self.values_skipped.update(".".join(path) for path in self._wrong)
+            self.values_skipped.update(".".join(path) for path in self._invalid)
             if finish:
                 self.finished[FINISHES.get(finish, "other")] += 1
         return reason
@@ -592,7 +594,7 @@ class Model:
     def _uncountable(self, flow: JSON) -> str | None:
         """Return the reason to skip a flow because of its numbers or UUID, or None."""
         needed = [total for total in self.totals if not total.is_optional]
-        if any(first_wrong(flow, total.paths) for total in needed) or not in_range(
+        if any(first_invalid(flow, total.paths) for total in needed) or not in_range(
             [flow.get("Last", 0)]
         ):
             return "out_of_range"
@@ -601,7 +603,7 @@ class Model:
     def _note_wrong_values(self, flow: JSON) -> None:
         for value in (*self.totals, *self.gauges):
             paths = value.paths if isinstance(value, Total) else (value.path,)
-            self._wrong |= first_wrong(flow, paths)
+            self._invalid |= first_invalid(flow, paths)
 
     def _labels_of(self, flow: JSON) -> dict[Label, str | int] | str:
         """Return a flow's labels, or the reason to skip it because of them."""
@@ -687,15 +689,15 @@ class Model:
         skipped.
         """
         newest = flow.get("LastUpdateMetric")
-        is_unmarked = ("FinishType",) in self._wrong  # it may repeat the last update
+        is_unmarked = ("FinishType",) in self._invalid  # it may repeat the last update
         if newest is None:
             return "nothing" if is_unmarked else "total"
-        wrong = {path for path in MARKS if not in_range([at(flow, path, 0)])}
+        invalid = {path for path in MARKS if not in_range([at(flow, path, 0)])}
         if flow.get("FinishType", 0) == CLOSING:
-            self._wrong |= wrong
+            self._invalid |= invalid
         if self._is_repeat(flow):
             return "total" if self._was_never_counted(flow, now) else "ended"
-        if wrong - {MARKS[2]} or is_unmarked:
+        if invalid - {MARKS[2]} or is_unmarked:
             return "nothing"
         if newest.get("Start", 0) == flow.get("Start", 0) or self._was_never_counted(flow, now):
             return "total"
@@ -720,13 +722,13 @@ class Model:
         """Return what a report adds, unless its total counts for another reason."""
         totals = self._totals_of(flow)
         if flow.get("LastUpdateMetric") is not None:
-            self._wrong |= {path for path in MARKS if not in_range([at(flow, path, 0)])}
+            self._invalid |= {path for path in MARKS if not in_range([at(flow, path, 0)])}
         if worth == "total":
             return totals
         if worth == "nothing":
             return dict.fromkeys(totals, 0)
         for total in self.totals:
-            self._wrong |= first_wrong(flow, total.newest_paths)
+            self._invalid |= first_invalid(flow, total.newest_paths)
         return {total: total.newest(flow) for total in totals}
 
     def _show(
@@ -757,7 +759,7 @@ class Model:
             and not self._has_other()
             for n, place in enumerate(places)
         ]
-        stays_out = [self.spec.overflow == "drop" and not room for room in has_room]
+        stays_out = [self.spec.overflow == "drop" and not fits for fits in has_room]
         first = self._rows[0].get(places[0])
         is_new = first is None
         if first and not first.flows:
@@ -827,7 +829,7 @@ class Model:
         places = self._places(labels)
         if is_closing and self._is_repeat(flow):
             last = ("LastUpdateMetric", "Last")
-            self._wrong |= set() if in_range([at(flow, last, 0)]) else {last}
+            self._invalid |= set() if in_range([at(flow, last, 0)]) else {last}
             self._credit(places, difference, flow, now)
             self._learn(known, flow, totals)
             self._unlist(known)
@@ -1075,11 +1077,11 @@ class Model:
                     row = flow.rows[n] = self._row(n, place)
                     if n == 0 and is_new:
                         self._begin_connection(row, kept, None)
-                        for each in followers:
-                            wanted = places[each]
-                            row.followers[each] = old[each]
+                        for number in followers:
+                            wanted = places[number]
+                            row.followers[number] = old[number]
                             if wanted is not None:
-                                row.followers[each] = self._row(each, wanted)
+                                row.followers[number] = self._row(number, wanted)
             for n in moving:
                 if n in followers:
                     assert flow.rows[0] is not None
@@ -1214,7 +1216,7 @@ def matches(condition: Any, value: Any) -> bool:
             return not matches(condition["not"], value)
         return value is not None and re.search(condition["regex"], str(value)) is not None
     if isinstance(condition, list):
-        return any(matches(each, value) for each in condition)
+        return any(matches(alternative, value) for alternative in condition)
     if isinstance(condition, str) and isinstance(value, int):
         low, high = condition.split("-")
         return int(low) <= value <= int(high)
@@ -1262,7 +1264,7 @@ def in_range(numbers: Iterable[int]) -> bool:
     return all(0 <= number <= MAX_NUMBER for number in numbers)
 
 
-def first_wrong(flow: JSON, paths: Sequence[Path]) -> set[Path]:
+def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
     """Return the first field of a sum that is out of range, or None."""
     total = 0
     for path in paths:
@@ -1343,13 +1345,13 @@ def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, s
     text = page.decode()
     assert text.endswith("\n")
     lines = iter(text.removesuffix("\n").split("\n"))
-    found: dict[str, set[str]] = {}
+    result: dict[str, set[str]] = {}
     line = next(lines, None)
     for family in families:
         assert line is not None, f"{family.name} is missing"
         assert re.fullmatch(rf"# HELP {family.name} \S.*", line), line
         assert next(lines) == f"# TYPE {family.name} {family.type}"
-        samples = found[family.name] = set()
+        samples = result[family.name] = set()
         series = set()
         for line in lines:
             if not line.startswith((family.name + "{", family.name + " ")):
@@ -1362,7 +1364,7 @@ def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, s
         else:
             line = None
     assert line is None, f"after the last family: {line!r}"
-    return found
+    return result
 
 
 INTERFACE_COUNTERS = {

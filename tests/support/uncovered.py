@@ -1,17 +1,16 @@
-"""What no test runs of the core: the report of a run that gcov counted, and what is known of it.
+"""Reports the lines of the core that no test runs, and compares them with the known ones.
 
-``make coverage`` runs the tests with coverage.py, which counts the modules in Python and has its
-limit in ``pyproject.toml``, and with a core that was built for gcov, which counts its lines in C;
-this maps those to the core's source. (Cython's own tracing would take the GIL under the table's
-lock.)
+``make coverage`` runs the tests with coverage.py, which covers the Python modules and has its limit
+in ``pyproject.toml``, and with a core that is built for gcov, which counts lines of C. This module
+maps those to the source of the core. (Cython's own tracing would take the GIL while the table's
+lock is held.)
 
 * At least `LEAST_PERCENT` of all lines must have run.
-* Every line that did not is named in ``tests/support/uncovered.txt``, by its text, under the reason
-  why not; a short one, such as ``return``, with the line before it. So a new line that no test runs
-  fails the check, and so does a name whose line is gone. A line that is named may run: some do by
-  chance.
+* Every other line is named in ``tests/support/uncovered.txt`` by its text, below the reason. A
+  short line, such as ``return``, is named together with the line before it. A new line that no test
+  runs fails the check, and so does a name without a line. A named line may run: some do by chance.
 
-``python -m tests.support.uncovered`` prints the report, and what is wrong.
+``python -m tests.support.uncovered`` prints the report and the errors.
 """
 
 import json
@@ -29,21 +28,21 @@ BUILD = ROOT / "build" / "coverage"
 KNOWN = Path(__file__).with_name("uncovered.txt")
 LEAST_PERCENT = 90.0
 SHORT = 24
-"""Characters of a text that says too little by itself."""
+"""A line with fewer characters is named together with the line before it."""
 
 ORIGIN = re.compile(r'\s*/\* "(skyfast/[^"]+)":(\d+)$')
-NOBODYS = re.compile(r"\s*/\* (function exit code|#### Code section: .*) \*/$")
+NO_SOURCE = re.compile(r"\s*/\* (function exit code|#### Code section: .*) \*/$")
 
 
 class File(NamedTuple):
-    """One source file: how many lines can run, and which of them did not."""
+    """A source file: its number of executable lines, and the lines that did not run."""
 
     lines: int
     missing: list[int]
 
 
 def core_files() -> dict[str, File]:
-    """Return what gcov counted in the core."""
+    """Return the lines of the core's source files, as counted by gcov."""
     (counters,) = BUILD.rglob("_table.gcda")
     (c_file,) = BUILD.rglob("_table.c")
     gcov = ("gcov", "--json-format", "--stdout", str(counters))
@@ -62,26 +61,26 @@ def core_files() -> dict[str, File]:
 
 
 def source_lines(c_text: str) -> dict[int, tuple[str, int]]:
-    """Return file and line in Cython for each line in C that has one.
+    """Return file and line of the Cython source for each line of C that has one.
 
-    Cython writes before each statement where it comes from. (The ``#line`` directives that it can
-    write instead hold for the next line alone: those behind it would count as lines of their own.)
-    What leaves a function, whichever way, is nobody's, and so is what Cython itself brings along.
+    Cython writes the source line of each statement before it. (Its optional ``#line`` directives
+    apply only to the next line, so the lines after it would count as separate lines.)
+    Code that leaves a function and Cython's own functions have no source line.
     """
-    found = {}
+    result = {}
     source = None
     for number, text in enumerate(c_text.splitlines(), 1):
         if origin := ORIGIN.match(text):
             source = (origin[1], int(origin[2]))
-        elif NOBODYS.match(text):
+        elif NO_SOURCE.match(text):
             source = None
         elif source:
-            found[number] = source
-    return found
+            result[number] = source
+    return result
 
 
 def known() -> Iterator[tuple[str, str]]:
-    """Yield file and text of the lines that need not run."""
+    """Yield file and name of the lines that need not run."""
     for line in KNOWN.read_text().splitlines():
         if line and not line.startswith("#"):
             name, _, text = line.partition(": ")
@@ -89,7 +88,7 @@ def known() -> Iterator[tuple[str, str]]:
 
 
 def names(path: str) -> list[str]:
-    """Return what each line of a file is called."""
+    """Return the names of the lines of a file."""
     lines = [line.strip() for line in (ROOT / path).read_text().splitlines()]
     before = ["", *lines]
     return [
@@ -99,30 +98,30 @@ def names(path: str) -> list[str]:
 
 
 def check(files: Mapping[str, File]) -> list[str]:
-    """Return what is wrong, a line each."""
-    wrong = []
+    """Return the errors, one per line."""
+    errors = []
     total = sum(file.lines for file in files.values())
     percent = 100 - 100 * sum(len(file.missing) for file in files.values()) / total
     if percent < LEAST_PERCENT:
-        wrong.append(f"{percent:.1f} % of the lines ran, fewer than {LEAST_PERCENT:.0f} %")
-    called = {path: names(path) for path in files}
+        errors.append(f"{percent:.1f} % of the lines ran, fewer than {LEAST_PERCENT:.0f} %")
+    names_by_path = {path: names(path) for path in files}
     unknown = {
-        (path, called[path][number - 1]): number
+        (path, names_by_path[path][number - 1]): number
         for path, file in files.items()
         for number in file.missing
     }
     for path, name in known():
         unknown.pop((path, name), None)
-        if name not in called.get(path, ()):
-            wrong.append(f"{KNOWN.name} names what is gone: {path}: {name}")
+        if name not in names_by_path.get(path, ()):
+            errors.append(f"{KNOWN.name} names a line that does not exist: {path}: {name}")
     if unknown:
-        wrong.append(f"nothing runs these, and {KNOWN.name} does not say why:")
-        wrong += [f"{path}: {name}" for path, name in unknown]
-    return wrong
+        errors.append(f"lines that no test runs and {KNOWN.name} does not name:")
+        errors += [f"{path}: {name}" for path, name in unknown]
+    return errors
 
 
 def report(files: Mapping[str, File]) -> Iterator[str]:
-    """Yield a table, worst file first."""
+    """Yield the lines of a table; files with the most uncovered lines are first."""
     total = File(
         sum(file.lines for file in files.values()), [n for f in files.values() for n in f.missing]
     )
@@ -133,11 +132,11 @@ def report(files: Mapping[str, File]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the report and what is wrong; return the exit code."""
+    """Print the report and the errors; return the exit code."""
     files = core_files()
-    wrong = check(files)
-    sys.stdout.write("\n".join([*report(files), *wrong, ""]))
-    return bool(wrong)
+    errors = check(files)
+    sys.stdout.write("\n".join([*report(files), *errors, ""]))
+    return bool(errors)
 
 
 if __name__ == "__main__":

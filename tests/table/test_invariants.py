@@ -108,7 +108,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
 
     @rule(
         names=st.sampled_from((NODE_NAMES, OWNERS)),
-        told=st.dictionaries(
+        changed=st.dictionaries(
             st.sampled_from(("node-1", "node-2", "10.0.0.1", "10.0.0.2", *ODD_TEXTS)),
             st.sampled_from(("", "eth0", "other", 'a "name"', "n" * 100)),
             min_size=1,
@@ -116,9 +116,9 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         nth=failing,
         times=times,
     )
-    def rename(self, names, told, nth, times):
-        names.update(told)
-        self.with_failures(nth, times, lambda: self.core.relabel(names, told))
+    def rename(self, names, changed, nth, times):
+        names.update(changed)
+        self.with_failures(nth, times, lambda: self.core.relabel(names, changed))
 
     @rule(
         seconds=st.sampled_from((0, 1, 2, 40, 75, 1290, 100_000)),
@@ -199,7 +199,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
             pass
         checked.check(self.core.table)
         assert self.core.flows == self.core.dormant_flows == self.core.dormant_connections == 0
-        # There is nothing left but the rows of what found no room.
+        # Only the overflow rows are left.
         assert max(self.core.connections, *self.core.view_connections, 0) <= 1
         self.core = self.pages = None
         assert checked.blocks() == self.blocks
@@ -210,7 +210,7 @@ TestAllocationFailures.settings = TestChecked.settings
 
 
 def assert_is_page(page):
-    """Look whether an independent reader takes a page, and finds each series once."""
+    """Check that an independent parser accepts a page and finds no duplicate series."""
     seen = set()
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -220,7 +220,7 @@ def assert_is_page(page):
             assert sample.value >= 0
 
 
-# Each allocation of each operation
+# Every allocation of every operation
 
 NAMES = Names()
 NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NAMES, dynamic=True)

@@ -46,14 +46,14 @@ def make(request):
 def sums(table, now=0.0):
     """Return the counters of the only connection on the page, in the order of COUNTERS."""
     page = table.page(now)
-    found = []
+    result = []
     for family in (BYTES, PACKETS):
         lines = sorted(page[family])
         assert len(lines) == 2
         assert "initiator_to_target" in lines[0]
         assert "target_to_initiator" in lines[1]
-        found += [int(line.rpartition(" ")[2]) for line in lines]
-    return found
+        result += [int(line.rpartition(" ")[2]) for line in lines]
+    return result
 
 
 def rtt_ns(table, now=0.0):
@@ -622,13 +622,13 @@ def view(prefix, labels, *metrics):
 
 def samples(table, family, now=0.0):
     """Return the values of a family by label values, with > and < for the directions."""
-    found = {}
+    result = {}
     for line in table.page(now)[family]:
         series, _, number = line.rpartition(" ")
         values = ",".join(re.findall(r'="([^"]*)"', series))
         values = values.replace("initiator_to_target", ">").replace("target_to_initiator", "<")
-        found[values] = number
-    return found
+        result[values] = number
+    return result
 
 
 def tcp(flow, out_of_order=(0, 0)):
@@ -814,8 +814,8 @@ def test_sum_must_be_in_range(make):
     assert table.report(make_flow("a1", (half + 1, half, 0, 0)), 0) == "out_of_range"
     assert table.report(make_flow("a1", (half, half, 0, 0), last=1), 0) is None
     assert table.report(make_flow("a1", (half + 1, half, 0, 0), last=2), 0) == "out_of_range"
-    wrong = LATER | {"newest": (half, half + 1, 0, 0)}
-    assert table.report(make_flow("b2", **wrong), 0) is None
+    sum_too_large = LATER | {"newest": (half, half + 1, 0, 0)}
+    assert table.report(make_flow("b2", **sum_too_large), 0) is None
     assert table.values_skipped["LastUpdateMetric.BABytes"] == 1
     assert samples(table, "node_bytes_total") == {"node-1": str(2**62)}
     # Twice 2^62 exceeds the maximum by one.

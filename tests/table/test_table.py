@@ -431,13 +431,13 @@ def test_update_rejects_foreign_types():
     table, types = a_table()
     good = decode(types.Update, make_flow("a1"))
     foreign = decode(flow_types(plan_of(Spec())).Update, make_flow("b2"))
-    for wrong in ([None], [{}], ["text"], [object()], foreign):
+    for invalid in ([None], [{}], ["text"], [object()], foreign):
         with pytest.raises(TypeError):
-            table.update(good + wrong, 0)
+            table.update(good + invalid, 0)
         assert table.flows == 1
-    for wrong in (None, 5, good[0]):
+    for invalid in (None, 5, good[0]):
         with pytest.raises(TypeError):
-            table.update(wrong, 0)
+            table.update(invalid, 0)
     assert table.update([], 0) == 0
 
 
@@ -857,7 +857,7 @@ def test_invalid_flow_types_change_nothing():
     table, types = a_table()
     poor = flow_types(shape := plan_of(Spec(views=(View((), (COUNT,)),))))
     assert shape.columns == ()
-    for wrong in (
+    for invalid in (
         poor,
         dataclasses.replace(types, FullReport=types.Update),
         dataclasses.replace(types, FullReport=poor.FullReport),
@@ -865,7 +865,7 @@ def test_invalid_flow_types_change_nothing():
         None,
     ):
         with pytest.raises((AttributeError, KeyError, TypeError)):
-            table.set_flow_types(wrong)
+            table.set_flow_types(invalid)
         assert table.reads_slots
         for struct in (poor.Update, poor.FullReport):
             with pytest.raises(TypeError):
@@ -924,16 +924,16 @@ def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
 
 def test_new_timeout_applies_from_the_next_report():
     core = Core(timeout_s=75)
-    stays, renewed, comes = many_flows(3)
-    core.message([stays, renewed], 0)
+    unchanged, renewed, new = many_flows(3)
+    core.message([unchanged, renewed], 0)
     core.set_limits(max_connections=10, max_flows=10, timeout_s=5)
-    core.message([renewed | {"Last": 9_000}, comes], 1)
+    core.message([renewed | {"Last": 9_000}, new], 1)
     core.expire(5.9)
     assert core.flows == 3
     core.expire(6)
     assert core.flows == 2  # deadlines that were already set stay
     core.set_limits(max_connections=10, max_flows=10, timeout_s=5_000)
-    core.report(stays | {"Last": 9_000}, 10)
+    core.report(unchanged | {"Last": 9_000}, 10)
     core.expire(74.9)
     assert core.flows == core.connections == 2
     core.expire(75)
@@ -965,7 +965,7 @@ def test_new_view_timeout_applies_from_the_next_report():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         {"max_connections": 0},
         {"max_flows": MAX_ROWS + 1},
@@ -981,7 +981,7 @@ def test_new_view_timeout_applies_from_the_next_report():
         {"view_timeouts_s": [None]},
     ],
 )
-def test_invalid_limits_change_nothing(wrong):
+def test_invalid_limits_change_nothing(invalid):
     core = Core(
         Spec(
             views=(View(), View((), (COUNT,), timeout_s=100)),
@@ -991,7 +991,7 @@ def test_invalid_limits_change_nothing(wrong):
     )
     limits = {"max_connections": 9, "max_flows": 9, "timeout_s": 5, "view_timeouts_s": [100]}
     with pytest.raises((ValueError, TypeError)):
-        core.set_limits(**limits | wrong)
+        core.set_limits(**limits | invalid)
     assert [core.report(flow, 0) for flow in many_flows(2)] == [None, "table_full"]
     core.expire(TIMEOUT_S - 1)
     assert core.flows == 1
