@@ -153,7 +153,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
     def use(self, nth):
         types = flow_types(self.core.plan, also=[("LayersPath",), ("Link", "B")])
         self.with_failures(nth, 1, lambda: self.core.set_flow_types(types))
-        # The core's decoders stay those of its own types.
+        # `core.message` still decodes the original types.
         self.core.set_flow_types(self.core.types)
 
     @rule(nth=failing, times=times, count=st.sampled_from((0, 1, 3, 100)))
@@ -193,7 +193,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         while self.core.table.expire(self.now, 1000):
             pass
         checked.check(self.core.table)
-        # Flows whose time was over long ago became dormant only now.
+        # Flows whose deadlines were long ago have just become dormant.
         self.now += END_S
         while self.core.table.expire(self.now, 1000):
             pass
@@ -226,7 +226,7 @@ NAMES = Names()
 NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NAMES, dynamic=True)
 CAPTURE = Label("capture", ("CaptureID",))
 START_S = 80
-"""When the flows come that are not dormant."""
+"""The time at which the flows arrive that are not dormant."""
 LONG = 'a "long" label \\' + "x" * 100
 SPEC = Spec(
     views=(
@@ -257,7 +257,7 @@ def some_flows(prefix, count):
 
 
 def later(flows):
-    """Return reports of the same flows with more, whose latest update was lost."""
+    """Return later reports of the same flows, after a lost update."""
     return [
         flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
         for flow in flows
@@ -340,7 +340,7 @@ def test_operations_survive_any_failed_allocation(name, times):
         if left == times:  # the operation has fewer allocations
             break
     else:
-        raise AssertionError("too many allocations")
+        raise AssertionError("MAX_ALLOCATIONS is too small")
     assert failed or name in {"known flows", "limits", "a page", "expiry"}
 
 
@@ -407,7 +407,7 @@ def test_failed_allocation_does_not_supersede_a_conversation():
         if left:  # the operation has fewer allocations
             break
     else:
-        raise AssertionError("too many allocations")
+        raise AssertionError("MAX_ALLOCATIONS is too small")
     assert nth > 1
 
 

@@ -1,6 +1,6 @@
-"""What is the model's alone: tags, rules, texts that are no texts, and the reader of pages.
+"""Parts that only the model has: tags, rules, invalid strings, and the parser of pages.
 
-Its rules have their examples in ``test_rules.py``.
+The rules of the table have their examples in ``test_rules.py``.
 """
 
 import pytest
@@ -138,7 +138,7 @@ def test_lone_surrogate_in_a_field_of_a_rule_is_invalid():
     assert Model(Spec(drop=[{"name": "a", "application": "DNS"}])).report(flow, 0) == "invalid"
 
 
-# Spelling
+# Naming
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_topology_names():
     assert len(interface_page(nodes)) == 11
 
 
-# The reader
+# The parser
 
 
 def a_page(*families: str) -> bytes:
@@ -208,7 +208,7 @@ def a_family(name: str, *samples: str, kind: str = "counter") -> str:
     return head + "".join(f"{name}{sample}\n" for sample in samples)
 
 
-def test_reader_parses_a_page():
+def test_read_page_parses_a_page():
     page = a_page(
         a_family(BYTES, '{a="1 2"} 3', '{a="4"} 5'),
         a_family(PACKETS),
@@ -245,7 +245,7 @@ def test_reader_parses_a_page():
         ],
     ],
 )
-def test_reader_rejects_invalid_pages(page):
+def test_read_page_rejects_invalid_pages(page):
     with pytest.raises(AssertionError):
         read_page(page)
 
