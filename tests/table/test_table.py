@@ -278,6 +278,17 @@ def test_table_continues_after_a_long_pause(pause_s):
     assert core.connections == 0
 
 
+def test_forgetting_is_limited_by_max_rows():
+    core = Core(flow_memory_s=100)
+    core.message(many_flows(5), 0)
+    core.expire(TIMEOUT_S)
+    for remaining in (3, 1):
+        assert core.table.expire(TIMEOUT_S + 100, 2) is True
+        assert core.dormant_flows == remaining
+    assert core.table.expire(TIMEOUT_S + 100, 2) is False
+    assert core.dormant_flows == 0
+
+
 def test_only_rows_without_reports_expire():
     core = Core()
     core.message(many_flows(20), 0)
@@ -973,6 +984,8 @@ def test_new_view_timeout_applies_from_the_next_report():
         {"timeout_s": 0},
         {"timeout_s": 101},
         {"timeout_s": "5"},
+        {"memory_s": -1},
+        {"memory_s": 2**30 + 1},
         {"view_timeouts_s": []},
         {"view_timeouts_s": [100, 100]},
         {"view_timeouts_s": [4.9]},
