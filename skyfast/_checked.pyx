@@ -385,9 +385,7 @@ cdef class _Check:
             if number in self.dormant:
                 continue
             for i in range(table.cells - table.columns):
-                self.count_reference(
-                    links_of(table, flow)[table.first_key + i], "dynamic label's key"
-                )
+                self.count_reference(links_of(table, flow)[table.first_key + i], "lookup's string")
         expect(len(keys) == len(self.flows), "two flows have the same key")
         expect(conversation_flows.keys() == self.conversations, "a conversation has no flows")
         for number, counts in conversation_flows.items():

@@ -94,6 +94,10 @@ cdef extern from "Python.h":
     void *PyUnicode_DATA(PyObject *)
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject *)
     const char *PyUnicode_AsUTF8AndSize(PyObject *, Py_ssize_t *) except NULL
+    PyObject *PyDict_GetItemWithError(PyObject *, PyObject *) except? NULL
+    bint PyTuple_CheckExact(PyObject *)
+    Py_ssize_t PyTuple_GET_SIZE(PyObject *)
+    PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
     PyObject *PyObject_GetAttr(PyObject *, PyObject *) except NULL
     PyObject *PyObject_GetItem(PyObject *, PyObject *) except NULL
     PyObject *PyBytes_FromStringAndSize(const char *, Py_ssize_t) except NULL
@@ -160,6 +164,7 @@ cdef enum:
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that one report can replace by its own
     BUCKETS_PER_ROW = 2         # target size of the index: short chains, and 8 bytes per row
+    NAMES_AHEAD = 4             # distance of prefetches of names, in reports
     CACHE_LINE = 64
 
 # Sizes and steps of growth. _checked.pyx has smaller ones, so that a few rows cover all of them,
@@ -260,6 +265,8 @@ cdef enum:
 
 cdef tuple GAUGE_KINDS = ("latest", "least", "most")
 
+cdef str EMPTY = ""
+cdef object END = object()      # what an iterator gives at its end
 cdef object ESCAPES = re.compile(r"\\(.)", re.DOTALL)
 cdef dict UNESCAPED = {r"\\": "\\", r'\"': '"', r"\n": "\n"}
 
@@ -280,6 +287,7 @@ cdef struct Batch:
     int64_t *values             # BATCH x the plan's values; used by the reports, like the next two
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
+    PyObject **names            # BATCH x the plan's lookups: results, borrowed
     # String keys of flows that are removed while the batch is applied, to be released after it: a
     # label of the batch may have been looked up as the same string. A report can remove its own
     # flow, too.
@@ -305,14 +313,16 @@ cdef struct TableState:
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except those for sharding
     uint32_t counters, values   # numbers per flow
-    uint32_t columns, cells     # labels of all views; the same plus lookup keys
+    uint32_t columns, cells     # labels of all views; the same plus the strings that lookups use
+    uint32_t looked_up          # the first columns are labels of lookups
+    uint32_t lookup_count
     uint32_t requirements
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
     bint has_conversations              # whether there are conversation rows
     uint64_t share, shares      # index and number of shards; 0 of 1 is everything
     uint32_t links_offset           # offset of the links in a flow row, in bytes
-    uint32_t first_key            # index of the lookup keys among them; a conversation has index 0
+    uint32_t first_key            # index of the lookups' strings there; a conversation has index 0
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
@@ -344,6 +354,11 @@ cdef struct TableState:
     uint64_t values_left_out[MAX_FIELDS]
     uint64_t skips[MAX_SKIPS]
     uint64_t finishes[4]
+    # lookups: set when the table is created
+    Lookup lookups[MAX_COLUMNS]
+    uint32_t name_indexes[MAX_COLUMNS]  # by column of a lookup: index in the result
+    uint32_t key_columns[MAX_COLUMNS]   # by string that lookups use: the column with the same value
+    bint key_is_column[MAX_COLUMNS]     # ... if there is one
 
 
 include "table/labels.pxi"
@@ -382,8 +397,7 @@ cdef class Table:
     cdef object plan
     cdef bint wants_slots
     cdef list keep                      # owns the objects that `Field` borrows
-    cdef list held                      # owns the results of rewrites for the current batch
-    cdef list dynamic                   # (rewrite, slot, column) of each dynamic column
+    cdef list held                      # owns the results of rewrites and lookups for a batch
     cdef list field_names
     cdef bytes other                    # label value of overflow rows
     cdef tuple skip_names
@@ -399,7 +413,6 @@ cdef class Table:
         self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
         self.field_names = state_init(&self.state, plan, self.other)
         self.label_names = tuple(column.name for column in plan.views[0].columns)
-        self.dynamic = dynamic_columns(plan)
         batch_allocate(&self.batch, &self.state)
         self.set_flow_types(types)
         self.set_limits(max_connections=max_connections, max_flows=max_flows, timeout_s=timeout_s,
@@ -462,8 +475,8 @@ cdef class Table:
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.
 
-        Exceptions of a column's rewrite propagate. Some flows before the one being rewritten may
-        have been applied; none after it has.
+        Exceptions of a column's rewrite or names propagate. Some flows before the one being
+        processed may have been applied; none after it has.
 
         The rules are those of docs/architecture.md. A known flow adds its deltas. A report that is
         not newer, and in which no counter is higher, is late; if it is newer and any counter is
@@ -500,19 +513,29 @@ cdef class Table:
             more = expire_slice(&self.state, <uint32_t>floor(now), max_rows)
         return more
 
-    # -- dynamic labels -------------------------------------------------------------------------
+    # -- names ----------------------------------------------------------------------------------
 
-    def relabel(self, list renamed not None):
-        """Move flows to other connections after the results of a rewrite have changed.
+    def relabel(self, names, keys, Py_ssize_t budget):
+        """Move flows to other connections after names have changed. Call this until it returns
+        False.
 
-        :param renamed: pairs of a dynamic column's rewrite and the keys whose labels have changed.
+        :param names: the mapping of lookups, which has changed already.
+        :param keys: an iterator of the keys whose results have changed, which is advanced.
+        :param budget: how many flows to move; no key is taken after this number is exceeded. A key
+            counts as one, plus the references to its string: its flows, and connections that have
+            it as a label.
+        :returns: whether keys may be left; False without a lookup in `names`.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
         A new connection starts at zero. An existing one continues, and so does a removed one whose
-        counters are kept. Every flow is visited, including dormant ones, which takes about 10 ns
-        each, and 0.5 µs for each flow that moves.
+        counters are kept. All flows of a call leave their connections before the first one is
+        added to another. If a name is invalid, the flows with this key keep their labels.
+
+        Exceptions of `names` and `keys` propagate; then no flow of this call has moved. Each call
+        visits every flow, including dormant ones, which takes about 10 ns each, and 0.5 µs for each
+        flow that moves. For an ambiguous key, `names` are called once for each different context.
         """
-        relabel_flows(&self.state, renamed, self.dynamic)
+        return relabel_flows(&self.state, names, keys, budget)
 
     # -- pages ----------------------------------------------------------------------------------
 

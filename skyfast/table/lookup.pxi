@@ -74,8 +74,7 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
 
 
 cdef inline bint needs_labels(const Report *report) noexcept nogil:
-    return (report.skip == SKIP_NONE and (report.flow == 0 or report.dormant)
-            and report.skip_new == SKIP_NONE)
+    return is_unknown(report) and report.skip_new == SKIP_NONE
 
 
 cdef uint32_t look_up_strings(const TableState *table, Cell *cells,

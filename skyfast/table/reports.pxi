@@ -84,29 +84,126 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
     cdef PyObject *flow
     cdef Report *report
     cdef const Cell *previous = NULL
+    cdef PyObject **names = batch.names
+    cdef bint prepared = table.shares > 1 or table.lookup_count > 0
+    if prepared:
+        prepare_unknown(table, readers, flows, start, batch, held)
     for i in range(batch.size):
         report = &batch.reports[i]
-        if report.skip == SKIP_NONE and (report.flow == 0 or report.dormant):
+        if table.lookup_count and i + NAMES_AHEAD < batch.size:
+            prefetch_names(table, batch, i + NAMES_AHEAD)
+        if is_unknown(report) and not (prepared and report.skip_new != SKIP_NONE):
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
             report.skip_new = read_new(
-                table, flow, reader_of(readers, flow), report, previous, held
+                table, flow, reader_of(readers, flow), report, names, previous, held
             )
             if report.skip_new == SKIP_NONE:
                 previous = report.cells
+        names += table.lookup_count
     return 0
 
 
-cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
-                  const Cell *previous, list held) except -1:
-    # `previous` has the labels of another flow, or is NULL.
+cdef inline bint is_unknown(const Report *report) noexcept nogil:
+    # Whether the report's labels are needed.
+    return report.skip == SKIP_NONE and (report.flow == 0 or report.dormant)
+
+
+cdef int prepare_unknown(const TableState *table, const Reader *readers, list flows,
+                         Py_ssize_t start, Batch *batch, list held) except -1:
+    # Skip flows of other shards, and look up the names of the others. The memory of the names is
+    # fetched while other flows are looked up.
+    cdef uint32_t i, j
+    cdef PyObject *flow
+    cdef Report *report
+    cdef const Reader *reader
+    cdef PyObject **names = batch.names
+    for i in range(batch.size):
+        report = &batch.reports[i]
+        if is_unknown(report):
+            flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
+            reader = reader_of(readers, flow)
+            report.skip_new = read_share(table, flow, reader, report)
+            if report.skip_new == SKIP_NONE:
+                for j in range(table.lookup_count):
+                    names[j] = look_up(flow, reader, &table.lookups[j], held)
+        names += table.lookup_count
+    return 0
+
+
+cdef int read_share(const TableState *table, PyObject *flow, const Reader *reader,
+                    Report *report) except -1:
+    # Returns SKIP_NONE if the flow belongs to this share.
     cdef int error
-    if table.shares > 1:
-        error = read_conversation(flow, reader, SHARE_SEED, &report.conversation)
-        if unlikely(error):
-            return error
-        if report.conversation % table.shares != table.share:
-            return SKIP_OTHER_SHARD
-    error = read_labels(table, flow, reader, report.cells, previous, held)
+    if table.shares == 1:
+        return SKIP_NONE
+    error = read_conversation(flow, reader, SHARE_SEED, &report.conversation)
+    if error == SKIP_NONE and report.conversation % table.shares != table.share:
+        return SKIP_OTHER_SHARD
+    return error
+
+
+cdef PyObject *look_up(PyObject *flow, const Reader *reader, const Lookup *lookup,
+                       list held) except? NULL:
+    # The result of a lookup, borrowed from `held`; NULL if the key is not valid, so that the flow
+    # is skipped.
+    cdef PyObject *key = string_of(flow, reader, lookup.key)
+    cdef PyObject *names = NULL
+    if unlikely(not PyUnicode_CheckExact(key) or PyUnicode_GET_LENGTH(key) > MAX_TEXT_BYTES):
+        return NULL
+    if likely(lookup.is_dict):
+        names = PyDict_GetItemWithError(lookup.names, key)
+    if likely(names != NULL):
+        held.append(<object>names)
+    else:
+        names = hold((<object>lookup.names)[<object>key], held)
+    if names == <PyObject *>None and lookup.has_context:
+        names = hold(
+            (<object>lookup.names).resolve(
+                <object>key,
+                <object>string_of(flow, reader, lookup.other),
+                <object>string_of(flow, reader, lookup.point),
+            ),
+            held,
+        )
+    prefetch(names)
+    prefetch(<char *>names + CACHE_LINE)
+    return names
+
+
+cdef inline PyObject *hold(value, list held) except NULL:
+    held.append(value)
+    return <PyObject *>value
+
+
+cdef inline PyObject *string_of(PyObject *flow, const Reader *reader, uint32_t cell) except NULL:
+    # A string that a lookup uses. It is empty if its part is missing.
+    cdef PyObject *value = value_of(flow, &reader.columns[cell].field, reader.slots)
+    return <PyObject *>EMPTY if value == NULL else value
+
+
+cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t number) noexcept:
+    # Prefetch the names of a report.
+    cdef const Report *report = &batch.reports[number]
+    cdef const Lookup *lookup
+    cdef PyObject *names
+    cdef uint32_t i, j
+    cdef char *name
+    if not is_unknown(report) or report.skip_new != SKIP_NONE:
+        return
+    for j in range(table.lookup_count):
+        lookup = &table.lookups[j]
+        names = batch.names[number * table.lookup_count + j]
+        if has_names(names, lookup.length):
+            for i in range(lookup.column, lookup.column + lookup.columns):
+                name = <char *>PyTuple_GET_ITEM(names, table.name_indexes[i])
+                prefetch(name)
+                prefetch(name + CACHE_LINE - 8)
+
+
+cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
+                  PyObject **names, const Cell *previous, list held) except -1:
+    # `previous` has the labels of another flow, or is NULL.
+    cdef int error = read_labels(table, flow, reader, report.cells, names, previous, held)
     if unlikely(error):
         return error
     if table.has_conversations:
@@ -122,29 +219,54 @@ cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader,
 
 
 cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
-                            Cell *cells, const Cell *previous, list held) except -1:
+                            Cell *cells, PyObject **names, const Cell *previous,
+                            list held) except -1:
     # Many flows of a message have the same protocol and interface as the flow before, so the hashes
     # of these labels are already known.
     cdef uint32_t i
     cdef int error
-    for i in range(table.cells):
-        error = read_cell(flow, &reader.columns[i], reader.slots, &cells[i], held)
+    for i in range(table.looked_up, table.columns):
+        error = read_cell(table, flow, reader, i, cells, previous, held)
         if unlikely(error):
             return error
-        if cells[i].text != NULL:
-            cells[i].repeats = previous != NULL and same_string(&previous[i], &cells[i])
-            if cells[i].repeats:
-                cells[i].escapes = previous[i].escapes
-                cells[i].hash = previous[i].hash
-            else:
-                cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
-                cells[i].hash = hash_bytes32(cells[i].text, cells[i].length, table.seed)
-                prefetch(bucket_of(&table.strings, cells[i].hash))
+    for i in range(table.columns, table.cells):
+        if table.key_is_column[i]:
+            cells[i] = cells[table.key_columns[i]]
+            continue
+        error = read_cell(table, flow, reader, i, cells, previous, held)
+        if unlikely(error):
+            return error
+    for i in range(table.lookup_count):
+        error = read_names(table, &table.lookups[i], names[i], cells, previous)
+        if unlikely(error):
+            return error
     return SKIP_NONE
 
 
-cdef inline int read_cell(PyObject *flow, const Column *column, bint slots, Cell *cell,
+cdef inline void hash_cell(const TableState *table, Cell *cell, const Cell *previous) noexcept:
+    # `previous` has the same label of another flow, or is NULL.
+    cell.repeats = previous != NULL and same_string(previous, cell)
+    if cell.repeats:
+        cell.escapes = previous.escapes
+        cell.hash = previous.hash
+    else:
+        cell.escapes = needs_escape(cell.text, cell.length)
+        cell.hash = hash_bytes32(cell.text, cell.length, table.seed)
+        prefetch(bucket_of(&table.strings, cell.hash))
+
+
+cdef inline int read_cell(const TableState *table, PyObject *flow, const Reader *reader,
+                          uint32_t number, Cell *cells, const Cell *previous,
                           list held) except -1:
+    cdef Cell *cell = &cells[number]
+    cdef int error = read_value(flow, &reader.columns[number], reader.slots, cell, held)
+    if error == SKIP_NONE and cell.text != NULL:
+        hash_cell(table, cell, previous + number if previous != NULL else NULL)
+    return error
+
+
+cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Cell *cell,
+                           list held) except -1:
     cdef PyObject *value = value_of(flow, &column.field, slots)
     cdef bint is_string = column.field.is_string
     cell.string = 0
@@ -157,6 +279,29 @@ cdef inline int read_cell(PyObject *flow, const Column *column, bint slots, Cell
     if is_string or value == NULL:          # a missing part is an empty string
         return read_text(value, &cell.text, &cell.length)
     return read_integer(value, &cell.number)
+
+
+cdef int read_names(const TableState *table, const Lookup *lookup, PyObject *names, Cell *cells,
+                    const Cell *previous) except -1:
+    # Read the labels of a lookup from its result.
+    cdef uint32_t i
+    cdef int error
+    if unlikely(not has_names(names, lookup.length)):
+        return SKIP_INVALID
+    for i in range(lookup.column, lookup.column + lookup.columns):
+        error = read_text(
+            PyTuple_GET_ITEM(names, table.name_indexes[i]), &cells[i].text, &cells[i].length
+        )
+        if unlikely(error):
+            return error
+        cells[i].string = 0
+        hash_cell(table, &cells[i], previous + i if previous != NULL else NULL)
+    return SKIP_NONE
+
+
+cdef inline bint has_names(PyObject *names, Py_ssize_t length) noexcept:
+    # Whether the result of a lookup is a tuple that has at least this length.
+    return names != NULL and PyTuple_CheckExact(names) and PyTuple_GET_SIZE(names) >= length
 
 
 cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,

@@ -33,7 +33,7 @@ from skyfast.flows.plan import (
     Plan,
     Requirement,
 )
-from skyfast.flows.planner import families, make_plan
+from skyfast.flows.planner import SingleNames, families, make_plan
 from skyfast.skydive.name_index import NameIndex
 from tests.support.paths import DEPLOY, RECORDINGS, ROOT
 from tests.support.prometheus import PROMTOOL, needs_promtool
@@ -179,11 +179,12 @@ def test_views_can_use_one_label_name_for_different_paths() -> None:
         ("target_name", "owner"),
     ],
 )
-def test_topology_labels_are_dynamic(label: str, mapping: str) -> None:
+def test_topology_labels_are_looked_up(label: str, mapping: str) -> None:
     names = NameIndex(keep_s=0)
     label_column = column(label, names)
-    assert label_column.rewrite is getattr(names, mapping)
-    assert label_column.dynamic
+    assert label_column.lookup is not None
+    assert isinstance(label_column.lookup.names, SingleNames)
+    assert label_column.lookup.names.mapping is getattr(names, mapping)
     assert label_column.path == LABELS_BY_NAME[label].path
 
 

@@ -16,16 +16,27 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import _table
 from skyfast.flows.fields import flow_types
-from tests.model import DIRECTION, FAMILIES, LABELS, Label, Names, Spec, View, make_flow
+from tests.model import (
+    DIRECTION,
+    FAMILIES,
+    LABELS,
+    Label,
+    Lookup,
+    Names,
+    Spec,
+    View,
+    looked_up,
+    make_flow,
+)
 from tests.support import core_builds
 from tests.support.table_adapter import ALL_ROWS, Core, many_flows, read_all
 from tests.support.table_machine import (
     IS_THOROUGH,
     NODE_NAMES,
-    ODD_TEXTS,
     OWNERS,
     TableMachine,
     flows,
+    renamings,
     specs,
 )
 
@@ -106,19 +117,10 @@ class AllocationFailureMachine(RuleBasedStateMachine):
     def receive(self, message, nth, times):
         self.with_failures(nth, times, lambda: self.core.message(message, self.now))
 
-    @rule(
-        names=st.sampled_from((NODE_NAMES, OWNERS)),
-        changed=st.dictionaries(
-            st.sampled_from(("node-1", "node-2", "10.0.0.1", "10.0.0.2", *ODD_TEXTS)),
-            st.sampled_from(("", "eth0", "other", 'a "name"', "n" * 100)),
-            min_size=1,
-        ),
-        nth=failing,
-        times=times,
-    )
-    def rename(self, names, changed, nth, times):
-        names.update(changed)
-        self.with_failures(nth, times, lambda: self.core.relabel(names, changed))
+    @rule(renaming=renamings, budget=st.sampled_from((0, 3, ALL_ROWS)), nth=failing, times=times)
+    def rename(self, renaming, budget, nth, times):
+        keys = renaming.apply()
+        self.with_failures(nth, times, lambda: self.core.relabel(renaming.names, keys, budget))
 
     @rule(
         seconds=st.sampled_from((0, 1, 2, 40, 75, 1290, 100_000)),
@@ -223,16 +225,21 @@ def assert_is_page(page):
 # Every allocation of every operation
 
 NAMES = Names()
-NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NAMES, dynamic=True)
+NODE_NAME = looked_up("node_name", ("NodeTID",), NAMES)
+OWNERS_OF_SPEC = Names(count=2)
+OWNER = Lookup(OWNERS_OF_SPEC, ("Network", "A"), (("Network", "B"), ("NodeTID",)))
+OWNER_LABELS = tuple(
+    Label(f"owner_{index}", OWNER.key, lookup=OWNER, index=index) for index in range(2)
+)
 CAPTURE = Label("capture", ("CaptureID",))
 START_S = 80
 """The time at which the flows arrive that are not dormant."""
 LONG = 'a "long" label \\' + "x" * 100
 SPEC = Spec(
     views=(
-        View((*LABELS, NODE_NAME)),
+        View((*LABELS, NODE_NAME, OWNER_LABELS[1])),
         View((LABELS[0], DIRECTION), timeout_s=100),
-        View((CAPTURE, NODE_NAME), timeout_s=100),
+        View((CAPTURE, NODE_NAME, *OWNER_LABELS), timeout_s=100),
     ),
     deduplicate="first",
     overflow="other",
@@ -275,11 +282,24 @@ def with_flows():
 
 
 def rename(core):
-    NAMES.update({"node-1": LONG + "of node 1", "node-2": "two", LONG + "a": "three"})
+    NAMES.update({"node-1": (LONG + "of node 1",), "node-2": ("two",), LONG + "a": ("three",)})
     try:
         core.relabel(NAMES, NAMES.keys())
     finally:
         NAMES.clear()
+
+
+def rename_ambiguous(core):
+    flows = some_flows("a", 12)
+    addresses = sorted({flow["Network"]["A"] for flow in flows})
+    OWNERS_OF_SPEC.update(dict.fromkeys(addresses))
+    for n, flow in enumerate(flows):
+        context = (flow["Network"]["A"], flow["Network"]["B"], flow["NodeTID"])
+        OWNERS_OF_SPEC.contexts[context] = (LONG + f"owner {n}", f"namespace {n % 3}")
+    try:
+        core.relabel(OWNERS_OF_SPEC, addresses, 8)
+    finally:
+        OWNERS_OF_SPEC.clear()
 
 
 def watch(core):
@@ -298,6 +318,7 @@ OPERATIONS = {
     ),
     "known flows": lambda core: core.message(some_flows("a", 12), START_S + 1),
     "names": rename,
+    "ambiguous names": rename_ambiguous,
     "other types": lambda core: core.set_flow_types(core.types),
     "limits": lambda core: core.set_limits(
         max_connections=1, max_flows=1, timeout_s=200, view_timeouts_s=[5000, 5000]
@@ -452,7 +473,7 @@ def test_destroyed_tables_release_all_references():
     before = sys.getrefcount(NAMES), sys.getrefcount(name)
     for _ in range(10):
         core = with_flows()
-        NAMES["node-1"] = name
+        NAMES["node-1"] = (name,)
         core.message(some_flows("b", 9), START_S + 1)
         core.relabel(NAMES, ["node-1"])
         core.set_flow_types(core.types)

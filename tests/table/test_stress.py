@@ -15,8 +15,8 @@ import pytest
 
 from skyfast import _table
 from skyfast.flows.fields import flow_types
-from tests.model import DIRECTION, LABELS, Label, Names, Spec, View, make_flow
-from tests.support.table_adapter import Core, read_all
+from tests.model import DIRECTION, LABELS, Label, Lookup, Names, Spec, View, looked_up, make_flow
+from tests.support.table_adapter import ALL_ROWS, Core, read_all
 
 pytestmark = pytest.mark.xdist_group("timing")
 
@@ -25,10 +25,14 @@ JOIN_S = 60.0
 READERS = 2
 FLOWS = 400
 
-NAMES = Names()
+NAMES, OWNERS = Names(), Names(count=2)
+OWNER = Lookup(OWNERS, ("Network", "A"), (("Network", "B"), ("NodeTID",)))
+OWNER_LABELS = tuple(
+    Label(f"owner_{index}", OWNER.key, lookup=OWNER, index=index) for index in range(2)
+)
 SPEC = Spec(
     views=(
-        View((*LABELS, Label("node_name", ("NodeTID",), rewrite=NAMES, dynamic=True))),
+        View((*LABELS, looked_up("node_name", ("NodeTID",), NAMES), *OWNER_LABELS)),
         View((LABELS[0], DIRECTION), timeout_s=3),
         View((Label("capture", ("CaptureID",)),), timeout_s=3),
     ),
@@ -101,9 +105,10 @@ class Stress:
             self.core.message(flows, self.now)
             self.core.table.expire(self.now, rng.choice((10, 1000)))
             if steps % 5 == 0:
-                changed = {f"node-{n}": f"name {rng.randrange(5)}" * 9 for n in range(4)}
+                changed = {f"node-{n}": (f"name {rng.randrange(5)}" * 9,) for n in range(4)}
                 NAMES.update(changed)
                 self.core.relabel(NAMES, changed)
+                self.rename_owners(rng)
             if steps % 7 == 0:
                 self.core.set_limits(
                     max_connections=rng.choice((FLOWS // 4, FLOWS // 2)),
@@ -115,6 +120,17 @@ class Stress:
                 self.core.set_flow_types(self.core.types)
             steps += 1
         return steps
+
+    def rename_owners(self, rng):
+        """Change the owners of some addresses, and move the flows in slices."""
+        keys = [f"10.0.0.{rng.randrange(20)}" for _ in range(8)]
+        for key in keys:
+            owner = (f"owner {rng.randrange(3)}", f"namespace {rng.randrange(2)}" * 6)
+            OWNERS[key] = rng.choice((owner, None))
+            for node in range(6):
+                context = (key, "10.0.0.2", f"node-{node}")
+                OWNERS.contexts[context] = (f"owner {rng.randrange(5)}", "")
+        self.core.relabel(OWNERS, keys, rng.choice((0, 50, ALL_ROWS)))
 
     def flow(self, rng):
         return make_flow(
@@ -129,6 +145,7 @@ class Stress:
 
 def test_concurrent_operations():
     NAMES.clear()
+    OWNERS.clear()
     stress = Stress()
     threads = [threading.Thread(target=stress.reader, args=(n,)) for n in range(READERS)]
     threads.append(threading.Thread(target=stress.scanner))

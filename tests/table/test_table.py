@@ -28,12 +28,14 @@ from tests.model import (
     Names,
     Spec,
     View,
+    looked_up,
     make_flow,
     read_page,
 )
 from tests.support import core_builds
 from tests.support.paths import ROOT
 from tests.support.table_adapter import (
+    ALL_ROWS,
     CHUNK_BYTES,
     ODD_TEXTS,
     Core,
@@ -590,9 +592,9 @@ def test_direction_position_is_validated():
 
 
 @pytest.mark.parametrize("path", [("Transport", "A"), ()])
-def test_lookup_key_of_a_dynamic_label_must_be_a_string(path):
-    label = Label("name", path, rewrite=Names(), dynamic=True)
-    with pytest.raises(ValueError, match="dynamic"):
+def test_lookup_key_must_be_a_string(path):
+    label = looked_up("name", path, Names())
+    with pytest.raises(ValueError, match="lookup"):
         Core(labels=(label,))
 
 
@@ -743,9 +745,16 @@ def test_rewrite_exceptions_propagate():
 # Relabelling
 
 
+class AnyNames(Answers):
+    """Names with results of any type, or exceptions. Unknown keys are their own names."""
+
+    def __missing__(self, key):
+        return (key,)
+
+
 def test_flows_relabelled_other_keep_their_linked_rows():
-    names = Names({"node-1": "one", "node-2": "two"})
-    label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
+    names = Names({"node-1": ("one",), "node-2": ("two",)})
+    label = looked_up("name", ("NodeTID",), names)
     total = Family("total", "counter", ("Metric", "ABBytes"))
     spec = Spec(
         views=(View((label,), (ONE_WAY,)), View((), (total,))), overflow="other", max_connections=1
@@ -756,7 +765,7 @@ def test_flows_relabelled_other_keep_their_linked_rows():
     assert core.page(0)["total"] == {"total 30"}
     core.expire(TIMEOUT_S)
     core.report(make_flow("3", (40, 0, 0, 0)), TIMEOUT_S)
-    names["node-1"] = "other"
+    names["node-1"] = ("other",)
     core.relabel(names, ["node-1"])
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
@@ -767,31 +776,32 @@ def test_flows_relabelled_other_keep_their_linked_rows():
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
     core.expire(20_000)
     assert core.page(20_000) == {"forward": {'forward{name="other"} 101'}, "total": set()}
-    names["node-1"] = "one"
+    names["node-1"] = ("one",)
     core.report(make_flow("5", (1, 0, 0, 0)), 20_000)
-    names["node-1"] = "other"
+    names["node-1"] = ("other",)
     core.relabel(names, ["node-1"])
     assert core.page(20_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 1"}}
     assert core.view_connections == (1,)
 
 
 def test_invalid_new_names_change_nothing():
-    names = Answers({"node-1": "one", "node-2": "two"})
-    core = Core(labels=(Label("name", ("NodeTID",), rewrite=names, dynamic=True),))
+    names = AnyNames({"node-1": ("one",), "node-2": ("two",)})
+    core = Core(labels=(looked_up("name", ("NodeTID",), names),))
     long = "n" * 500
     core.message([make_flow("1"), make_flow("2", node="node-2"), make_flow("3", node=long)], 0)
     size, page = core.bytes, core.page(0)
-    names.update({"node-1": "x" * 500, "node-2": KeyError("two"), long: "y" * 900})
+    names.update({"node-1": ("x" * 500,), "node-2": KeyError("two"), long: ("y" * 900,)})
     for keys, error in (
         (["node-1", long, "node-2"], KeyError),
         (["node-1", long, 5], TypeError),
         (["node-1", long, *["node-1"] * 200, "node-2"], KeyError),
     ):
         with pytest.raises(error):
-            core.table.relabel([(names, keys)])
+            core.table.relabel(names, iter(keys), ALL_ROWS)
         assert core.page(0) == page
     assert core.bytes == size
-    for answer in (5, None, "\ud800", "x" * (MAX_TEXT_BYTES + 1)):
+    long = "x" * (MAX_TEXT_BYTES + 1)
+    for answer in (5, None, "one", (), (5,), ("\ud800",), (long,), ["new"]):
         names["node-1"] = answer
         core.relabel(names, ["node-1", "unheard of", "\ud800"])
         assert core.page(0) == page
@@ -801,7 +811,7 @@ def test_invalid_new_names_change_nothing():
 
 def test_memory_is_reused_while_names_change_and_rows_overflow():
     names = Names()
-    label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
+    label = looked_up("name", ("NodeTID",), names)
     spec = Spec(
         views=(
             View((label, DIRECTION, *ENDS), FAMILIES),
@@ -828,7 +838,7 @@ def test_memory_is_reused_while_names_change_and_rows_overflow():
             flow["UUID"] = f"{cycle:02}-{n:03}-" + "u" * 60
         core.message(flows, now)
         for word in ("first", "second"):
-            names.update({node: f"{node}-{word}" for node in nodes})
+            names.update({node: (f"{node}-{word}",) for node in nodes})
             core.relabel(names, nodes)
         assert core.flows > 250
         names.clear()
@@ -1056,7 +1066,7 @@ def test_frequent_values_are_unescaped():
 
 def test_threads_count_values_while_the_table_changes():
     names = Names()
-    label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
+    label = looked_up("name", ("NodeTID",), names)
     spec = Spec(
         views=(View((label, *ENDS), FAMILIES), View((label,), (ONE_WAY,), timeout_s=90)),
         overflow="other",
@@ -1087,7 +1097,7 @@ def test_threads_count_values_while_the_table_changes():
             for n, flow in enumerate(flows):
                 flow["NodeTID"] = nodes[n % 20]
             core.message(flows, now[0])
-            names.update({node: f"{node} the {cycle}." for node in nodes})
+            names.update({node: (f"{node} the {cycle}.",) for node in nodes})
             core.relabel(names, nodes)
             core.set_limits(max_connections=300 + 10 * (cycle % 10), **limits)
             while core.table.expire(now[0], 50):
