@@ -1,0 +1,570 @@
+"""Labels that come from lookups: several labels of a field, ambiguous keys, and relabeling."""
+
+import gc
+import sys
+from functools import partial
+
+import msgspec
+import pytest
+
+from skyfast._table import MAX_COLUMNS, MAX_TEXT_BYTES, Table
+from skyfast.flows.fields import flow_types
+from skyfast.flows.plan import Column
+from tests.model import (
+    BYTES,
+    DIRECTION,
+    FAMILIES,
+    LABELS,
+    TIMEOUT_S,
+    Family,
+    Label,
+    Lookup,
+    Model,
+    Names,
+    Spec,
+    View,
+    looked_up,
+    make_flow,
+)
+from tests.support.model_specs import standard
+from tests.support.table_adapter import ALL_ROWS, ODD_TEXTS, Core, many_flows, plan_of
+
+A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
+FORWARD = Family("forward", "counter", ("Metric", "ABBytes"))
+WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", "infra", "node-3")
+
+
+@pytest.fixture(
+    params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
+)
+def make(request):
+    """Return the constructor of a table: the model, or the core with either way to read fields."""
+    return request.param
+
+
+def ends(names, *, context=True):
+    """Return the labels of both ends: three for each."""
+    lookups = {
+        "initiator": Lookup(names, A, (B, POINT) if context else ()),
+        "target": Lookup(names, B, (A, POINT) if context else ()),
+    }
+    return tuple(
+        Label(f"{end}_{name}", lookup.key, lookup=lookup, index=index)
+        for end, lookup in lookups.items()
+        for index, name in enumerate(("name", "namespace", "host"))
+    )
+
+
+def spec_of(*labels, families=(FORWARD,), **options):
+    return Spec(views=(View(labels, families),), **options)
+
+
+def update(core, flow):
+    """Update a table with a flow that has all fields, so that it is read once."""
+    flows = msgspec.convert([flow], list[core.types.FullReport])
+    assert core.table.update(flows, 0) == 1
+    core.check()
+
+
+def samples(table, name="forward", now=0.0):
+    """Return the values of a family by label values."""
+    return {
+        tuple(part.partition('="')[2].removesuffix('"') for part in labels.split('",')): value
+        for line in table.page(now)[name]
+        for labels, _, value in [line.partition("{")[2].partition('"} ')]
+    }
+
+
+# Labels of one lookup
+
+
+def test_one_lookup_gives_all_labels_of_an_end(make):
+    names = Names({"10.0.0.1": WEB, "10.0.0.2": DB}, count=3)
+    table = make(spec_of(*ends(names)))
+    table.report(make_flow("1", (1, 0, 0, 0)), 0)
+    table.report(make_flow("2", (2, 0, 0, 0), a="10.0.0.2", b="10.0.0.9"), 0)
+    assert samples(table) == {(*WEB, *DB): "1", (*DB, "", "", ""): "2"}
+
+
+def test_views_show_different_labels_of_one_lookup(make):
+    names = Names({"10.0.0.1": WEB, "10.0.0.2": DB}, count=3)
+    name, namespace, host, *_, target_host = ends(names)
+    views = (
+        View((host, target_host), standard("a", "bytes")),
+        View((target_host, DIRECTION, namespace, name), standard("b", "bytes")),
+        View((namespace,), standard("c", "flows")),
+    )
+    table = make(Spec(views=views))
+    table.report(make_flow("1", (1, 2, 0, 0)), 0)
+    assert samples(table, "a_bytes_total") == {("node-1", "node-2"): "3"}
+    assert samples(table, "b_bytes_total") == {
+        ("node-2", "initiator_to_target", "shop", "web"): "1",
+        ("node-2", "target_to_initiator", "shop", "web"): "2",
+    }
+    names["10.0.0.1"] = ("web", "shop2", "node-1")
+    table.relabel(names, ["10.0.0.1"])
+    # The labels of the first view have not changed, so it keeps its row.
+    assert samples(table, "a_bytes_total") == {("node-1", "node-2"): "3"}
+    assert samples(table, "c_flows") == {("shop",): "0", ("shop2",): "1"}
+
+
+def test_a_missing_part_is_an_empty_key(make):
+    names = Names({"": ("none",), "aa:bb": ("some",)})
+    table = make(spec_of(looked_up("link", ("Link", "A"), names), LABELS[2]))
+    table.report(make_flow("1", (1, 0, 0, 0), ports=(1, 2)), 0)
+    table.report(make_flow("2", (2, 0, 0, 0), ports=(2, 2)) | {"Link": {}}, 0)
+    table.report(make_flow("3", (3, 0, 0, 0), ports=(3, 2)) | {"Link": {"A": "aa:bb"}}, 0)
+    assert samples(table) == {("none", "1"): "1", ("none", "2"): "2", ("some", "3"): "3"}
+    names[""] = ("nothing",)
+    table.relabel(names, [""])
+    assert samples(table).keys() == {("nothing", "1"), ("nothing", "2"), ("some", "3")}
+
+
+class CountingNames(Names):
+    """Names that note each call. Its keys are not read as those of a dict."""
+
+    def __init__(self, known=None, *, count=1):
+        super().__init__(known, count=count)
+        self.calls = []
+
+    def __getitem__(self, key):
+        self.calls.append(key)
+        return super().__getitem__(key)
+
+    def resolve(self, key, other, point):
+        self.calls.append((key, other, point))
+        return super().resolve(key, other, point)
+
+
+def test_names_are_asked_once_for_each_new_flow_and_end():
+    names = CountingNames({"10.0.0.1": WEB, "10.0.0.2": None}, count=3)
+    core = Core(spec_of(*ends(names)))
+    update(core, make_flow("1"))
+    assert names.calls == ["10.0.0.1", "10.0.0.2", ("10.0.0.2", "10.0.0.1", "node-1")]
+    names.calls.clear()
+    update(core, make_flow("1", (200, 200, 1, 2), last=9_000))
+    assert names.calls == []
+
+
+def test_missing_keys_are_asked_for():
+    class Missing(dict):
+        def __missing__(self, key):
+            return (f"no {key}",)
+
+    core = Core(spec_of(looked_up("name", A, Missing({"10.0.0.1": ("web",)}))))
+    core.message([make_flow("1"), make_flow("2", a="10.0.0.2")], 0)
+    assert samples(core).keys() == {("web",), ("no 10.0.0.2",)}
+
+
+def test_names_need_not_be_a_dict():
+    class Lengths:
+        def __getitem__(self, key):
+            return (str(len(key)),)
+
+    core = Core(spec_of(looked_up("length", A, Lengths())))
+    core.report(make_flow("1"), 0)
+    assert samples(core).keys() == {("8",)}
+
+
+# Ambiguous keys
+
+
+def test_an_ambiguous_key_is_resolved_by_the_other_address_and_the_capture_point(make):
+    names = Names({"10.0.0.1": None, "10.0.0.9": WEB}, count=3)
+    names.contexts = {
+        ("10.0.0.1", "10.0.0.2", "node-1"): WEB,
+        ("10.0.0.1", "10.0.0.2", "node-2"): DB,
+        ("10.0.0.1", "10.0.0.9", "node-1"): CACHE,
+    }
+    initiator = ends(names)[:3]
+    table = make(spec_of(*initiator, LABELS[2]))
+    for port, (b, node) in enumerate(
+        (
+            ("10.0.0.2", "node-1"),
+            ("10.0.0.2", "node-2"),
+            ("10.0.0.9", "node-1"),
+            ("10.0.0.9", "node-2"),
+        )
+    ):
+        table.report(make_flow(f"{port + 1}", b=b, node=node, ports=(port, 443)), 0)
+    assert samples(table).keys() == {
+        (*WEB, "0"),
+        (*DB, "1"),
+        (*CACHE, "2"),
+        ("", "", "", "3"),
+    }
+
+
+def test_both_ends_may_be_ambiguous(make):
+    names = Names({"10.0.0.1": None, "10.0.0.2": None}, count=3)
+    names.contexts = {
+        ("10.0.0.1", "10.0.0.2", "node-1"): WEB,
+        ("10.0.0.2", "10.0.0.1", "node-1"): DB,
+    }
+    table = make(spec_of(*ends(names)))
+    table.report(make_flow("1", (1, 0, 0, 0)), 0)
+    assert samples(table) == {(*WEB, *DB): "1"}
+
+
+def test_a_key_becomes_ambiguous_and_unique_again(make):
+    names = Names({"10.0.0.1": WEB}, count=3)
+    table = make(spec_of(*ends(names)[:3], LABELS[2]))
+    table.report(make_flow("1", (1, 0, 0, 0), node="node-1", ports=(1, 443)), 0)
+    table.report(make_flow("2", (2, 0, 0, 0), node="node-2", ports=(2, 443)), 0)
+    names["10.0.0.1"] = None
+    names.contexts[("10.0.0.1", "10.0.0.2", "node-1")] = WEB
+    names.contexts[("10.0.0.1", "10.0.0.2", "node-2")] = DB
+    table.relabel(names, ["10.0.0.1"])
+    # Only the flow at the other point has a new name.
+    assert samples(table) == {(*WEB, "1"): "1", (*DB, "2"): "0"}
+    del names.contexts[("10.0.0.1", "10.0.0.2", "node-1")]
+    table.relabel(names, ["10.0.0.1"])
+    assert samples(table) == {("", "", "", "1"): "0", (*DB, "2"): "0"}
+    names["10.0.0.1"] = WEB
+    table.relabel(names, ["10.0.0.1"])
+    assert samples(table) == {(*WEB, "1"): "0", (*WEB, "2"): "0"}
+
+
+def test_ambiguous_keys_change_places_without_meeting(make):
+    names = Names({"10.0.0.1": None}, count=3)
+    first = ("10.0.0.1", "10.0.0.2", "node-1")
+    second = ("10.0.0.1", "10.0.0.2", "node-2")
+    names.contexts = {first: WEB, second: DB}
+    table = make(spec_of(*ends(names)[:3]))
+    table.report(make_flow("1", (1, 0, 0, 0), node="node-1"), 0)
+    table.report(make_flow("2", (2, 0, 0, 0), node="node-2"), 0)
+    names.contexts = {first: DB, second: WEB}
+    table.relabel(names, ["10.0.0.1"])
+    assert samples(table) == {WEB: "0", DB: "0"}
+    table.report(make_flow("1", (11, 0, 0, 0), node="node-1", last=9_000), 0)
+    assert samples(table) == {WEB: "0", DB: "10"}
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS, ids=range(len(ODD_TEXTS)))
+def test_names_get_their_keys_without_escapes(text):
+    names = CountingNames({text: None}, count=3)
+    core = Core(spec_of(*ends(names)[:3]))
+    update(core, make_flow("1", a=text, b=text, node=text))
+    assert names.calls == [text, (text, text, text)]
+    names.calls.clear()
+    names.contexts[(text, text, text)] = WEB
+    core.relabel(names, [text])
+    assert names.calls == [text, (text, text, text)]
+    assert samples(core).keys() == {WEB}
+
+
+def test_each_context_is_resolved_once_when_names_change():
+    names = CountingNames({"10.0.0.1": None}, count=3)
+    core = Core(spec_of(*ends(names), LABELS[2]))
+    for n in range(60):
+        flow = make_flow(f"{n + 1:x}", node=f"node-{n % 3}", b=f"10.0.1.{n % 2}", ports=(n, 443))
+        core.report(flow, 0)
+    names.calls.clear()
+    core.relabel(names, ["10.0.0.1", "10.0.1.0"])
+    contexts = [call for call in names.calls if isinstance(call, tuple)]
+    assert sorted(contexts) == [
+        ("10.0.0.1", f"10.0.1.{b}", f"node-{node}") for b in range(2) for node in range(3)
+    ]
+    assert sorted(call for call in names.calls if call not in contexts) == ["10.0.0.1", "10.0.1.0"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"b": "x" * (MAX_TEXT_BYTES + 1)}, "text_too_long"),
+        ({"node": "x" * (MAX_TEXT_BYTES + 1)}, "text_too_long"),
+    ],
+)
+def test_the_context_of_a_key_is_checked_like_a_label(make, fields, reason):
+    names = Names({"10.0.0.1": WEB}, count=3)
+    table = make(spec_of(*ends(names)[:3]))
+    assert table.report(make_flow("1", **fields), 0) == reason
+    assert table.flows == 0
+
+
+# Results that are not names
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (None, "invalid"),
+        ("web", "invalid"),
+        (["web", "shop"], "invalid"),
+        ((), "invalid"),
+        (("web",), "invalid"),
+        (("web", None), "invalid"),
+        (("web", 5), "invalid"),
+        (("web", b"shop"), "invalid"),
+        (("web", "\ud800"), "invalid"),
+        (("web", "x" * (MAX_TEXT_BYTES + 1)), "text_too_long"),
+        (("web", "x" * MAX_TEXT_BYTES), None),
+        (("web", "shop", "more", None), None),
+        ((None, "shop"), None),
+    ],
+)
+@pytest.mark.parametrize("is_ambiguous", [False, True], ids=["known", "ambiguous"])
+def test_flows_with_invalid_names_are_skipped_or_keep_their_labels(found, reason, is_ambiguous):
+    names = Names({"10.0.0.1": ("", "old"), "10.0.0.3": ("", "other")}, count=2)
+    context = (B, POINT) if is_ambiguous else ()
+    label = Label("namespace", A, lookup=Lookup(names, A, context), index=1)
+    core = Core(spec_of(label, LABELS[2]))
+    core.report(make_flow("1", (1, 0, 0, 0)), 0)
+    core.report(make_flow("2", (2, 0, 0, 0), a="10.0.0.3"), 0)
+    names["10.0.0.1"] = None if is_ambiguous else found
+    names.contexts[("10.0.0.1", "10.0.0.2", "node-1")] = found
+    names["10.0.0.3"] = ("", "new")
+    core.relabel(names, ["10.0.0.1", "10.0.0.3"])
+    shown = "old" if reason else found[1]
+    assert samples(core).keys() == {(shown, "40000"), ("new", "40000")}
+    assert core.report(make_flow("3", ports=(7, 443)), 0) == reason
+    assert core.report(make_flow("4", a="10.0.0.3", ports=(8, 443)), 0) is None
+
+
+class FailingNames(Names):
+    """Names that raise an error for some keys and contexts."""
+
+    def __init__(self, known=None, *, count=1):
+        super().__init__(known, count=count)
+        self.errors = {}
+
+    def __missing__(self, key):
+        if key in self.errors:
+            raise self.errors[key]
+        return super().__missing__(key)
+
+    def resolve(self, key, other, point):
+        if (key, other, point) in self.errors:
+            raise self.errors[(key, other, point)]
+        return super().resolve(key, other, point)
+
+
+def test_an_exception_of_names_leaves_the_rest_of_a_message_for_later():
+    names = FailingNames({"10.0.0.1": ("web",), "10.0.0.3": None})
+    names.errors = {"10.0.0.4": KeyError("4"), ("10.0.0.3", "10.0.0.2", "node-1"): OSError("3")}
+    name = "".join(["the name", " of the web"])
+    names["10.0.0.1"] = (name,)
+    core = Core(spec_of(looked_up("name", A, names, (B, POINT)), LABELS[2]))
+    references = sys.getrefcount(name)
+    good = [make_flow(f"{n + 1:x}", ports=(n, 443)) for n in range(300)]
+    for address, error in (("10.0.0.3", OSError), ("10.0.0.4", KeyError)):
+        with pytest.raises(error):
+            core.message([*good[:200], make_flow("bad", a=address), *good[200:]], 0)
+        assert core.flows <= 200
+        assert sys.getrefcount(name) == references
+    core.message(good, 0)
+    assert core.flows == 300
+    assert sys.getrefcount(name) == references
+
+
+def test_an_exception_while_relabeling_leaves_all_flows_where_they_are():
+    names = FailingNames({"10.0.0.1": None, "10.0.0.3": ("three",)})
+    core = Core(spec_of(looked_up("name", A, names, (B, POINT)), LABELS[2]))
+    for n in range(400):
+        a = "10.0.0.1" if n % 2 else "10.0.0.3"
+        core.report(make_flow(f"{n + 1:x}", a=a, b=f"10.1.0.{n}", ports=(n, 443)), 0)
+    size, page = core.bytes, core.page(0)
+    for n in range(400):
+        names.contexts[("10.0.0.1", f"10.1.0.{n}", "node-1")] = ("z" * 100 + str(n),)
+    names["10.0.0.3"] = ("y" * 100,)
+    names.errors = {
+        "10.0.0.9": KeyError("9"),
+        ("10.0.0.1", "10.1.0.301", "node-1"): OSError("301"),
+    }
+
+    def keys(*found):
+        yield from found
+        raise ValueError("the iterator")
+
+    core.report(make_flow("aaa", a="10.0.0.9x", ports=(1_000, 1)), 0)
+    core.relabel(names, ["10.0.0.9x"])
+    for taken, error in (
+        (iter(["10.0.0.3", "10.0.0.1"]), OSError),
+        (iter(["10.0.0.1", "10.0.0.3"]), OSError),
+        (keys("10.0.0.3", "10.0.0.1"), ValueError),
+        (iter(["10.0.0.3", 5]), TypeError),
+    ):
+        with pytest.raises(error):
+            core.table.relabel(names, taken, ALL_ROWS)
+        core.check()
+        assert {*page[FORWARD.name]} <= core.page(0)[FORWARD.name]
+    assert core.flows == 401
+    names.errors.clear()
+    core.relabel(names, ["10.0.0.1", "10.0.0.3"])
+    assert len(samples(core)) == 401
+    assert not {*page[FORWARD.name]} & core.page(0)[FORWARD.name]
+    core.expire(10_000)
+    core.expire(20_000)
+    assert core.flows == core.connections == 0
+    assert core.bytes <= size + 200_000
+
+
+def test_nothing_is_kept_of_results():
+    names = Names({"10.0.0.2": None}, count=3)
+    texts = ["".join(["text ", str(n), "é" * (n % 2)]) for n in range(3)]
+    found = tuple(texts)
+    names["10.0.0.1"] = found
+    names.contexts[("10.0.0.2", "10.0.0.1", "node-1")] = found
+    core = Core(spec_of(*ends(names), LABELS[2]))
+    gc.collect()
+    before = [sys.getrefcount(each) for each in (found, *texts)]
+    core.message([make_flow(f"{n + 1:x}", ports=(n, 443)) for n in range(300)], 0)
+    core.relabel(names, ["10.0.0.1", "10.0.0.2"])
+    core.relabel(names, ["10.0.0.1", "10.0.0.2"], budget=0)
+    gc.collect()
+    assert [sys.getrefcount(each) for each in (found, *texts)] == before
+
+
+# Slices
+
+
+def test_keys_are_taken_until_the_flows_that_may_use_them_exceed_the_budget():
+    names = Names()
+    core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
+    for n in range(8):
+        for port in range(4):
+            flow = make_flow(f"{8 * n + port + 1:x}", a=f"10.0.0.{n}", ports=(port, 443))
+            core.report(flow, 0)
+    keys = [f"10.0.0.{n}" for n in range(8)]
+    # Each key counts as one and its four flows.
+    for budget, sizes in (
+        (0, [1] * 8 + [0]),
+        (4, [1] * 8 + [0]),
+        (5, [2] * 4 + [0]),
+        (9, [2] * 4 + [0]),
+        (10, [3, 3, 2]),
+        (39, [8, 0]),
+        (40, [8]),
+        (ALL_ROWS, [8]),
+    ):
+        names.update({key: (f"{key} {budget}",) for key in keys})
+        taken = core.relabel(names, keys, budget)
+        assert [len(part) for part in taken] == sizes
+        assert [key for part in taken for key in part] == keys
+        assert {labels[0] for labels in samples(core)} == {f"{key} {budget}" for key in keys}
+
+
+def test_unknown_keys_count_as_one_each():
+    names = Names()
+    core = Core(spec_of(looked_up("name", A, names)))
+    core.report(make_flow("1"), 0)
+    unknown = [f"10.9.0.{n}" for n in range(10)]
+    assert [len(part) for part in core.relabel(names, unknown, 4)] == [5, 5, 0]
+    assert core.relabel(names, [], 4) == [[]]
+
+
+def test_keys_of_labels_that_the_plan_lacks_are_not_taken():
+    core = Core(spec_of(looked_up("name", A, Names())))
+    keys = iter(["10.0.0.1"])
+    assert core.table.relabel(Names(), keys, 10) is False
+    assert list(keys) == ["10.0.0.1"]
+
+
+def test_a_key_that_comes_twice_is_changed_once():
+    names = Names()
+    core = Core(spec_of(looked_up("name", A, names)))
+    core.report(make_flow("1", (5, 0, 0, 0)), 0)
+    names["10.0.0.1"] = ("web",)
+    core.relabel(names, ["10.0.0.1"] * 300)
+    assert samples(core) == {("web",): "0"}
+    assert (core.created_total, core.expired_total) == (2, 1)
+
+
+def test_reports_between_slices_find_the_new_names():
+    names = Names({"10.0.0.1": ("old",), "10.0.0.2": ("old",)})
+    core = Core(spec_of(looked_up("name", A, names)))
+    core.report(make_flow("1", (1, 0, 0, 0), a="10.0.0.1", b="x"), 0)
+    core.report(make_flow("2", (2, 0, 0, 0), a="10.0.0.2", b="x"), 0)
+    names.update({"10.0.0.1": ("new",), "10.0.0.2": ("new",)})
+    keys = iter(["10.0.0.1", "10.0.0.2"])
+    assert core.table.relabel(names, keys, 0)
+    assert samples(core) == {("old",): "3", ("new",): "0"}
+    core.report(make_flow("3", (4, 0, 0, 0), a="10.0.0.2", b="x"), 0)
+    core.report(make_flow("2", (12, 0, 0, 0), a="10.0.0.2", b="x", last=9_000), 0)
+    assert samples(core) == {("old",): "13", ("new",): "4"}
+    core.expire(0)
+    assert core.table.relabel(names, keys, 0)
+    assert not core.table.relabel(names, keys, 0)
+    assert samples(core) == {("new",): "4"}
+
+
+def test_hundreds_of_names_change_at_once_as_in_the_model():
+    names = Names(count=3)
+    spec = spec_of(*ends(names), families=FAMILIES)
+    core, model = Core(spec), Model(spec)
+    flows = many_flows(400)
+    for n, flow in enumerate(flows):
+        flow |= {"NodeTID": f"node-{n % 3}"}
+    addresses = [flow["Network"]["A"] for flow in flows]
+    core.message(flows, 0)
+    model.message(flows, 0)
+    for step in range(6):
+        for n, address in enumerate(addresses):
+            kind = (n + step) % 4
+            names[address] = None if kind == 0 else (f"{kind}", f"{n % 7}", "x" * (10 * kind))
+            names.contexts[(address, "10.0.0.2", f"node-{n % 3}")] = (f"{step}", "", f"{n % 2}")
+        names["10.0.0.2"] = (f"{step}", "b", "c")
+        for part in core.relabel(names, [*addresses, "10.0.0.2"], (ALL_ROWS, 300, 3)[step % 3]):
+            model.relabel(names, part)
+        assert core.page(0) == model.page(0)
+        assert (core.created_total, core.expired_total) == (
+            model.created_total,
+            model.expired_total,
+        )
+
+
+# Limits and layout
+
+
+def lookup_columns(count, names, *, context):
+    lookup = Lookup(names, A, context)
+    return [Label(f"n{n}", A, lookup=lookup, index=n) for n in range(count)]
+
+
+@pytest.mark.parametrize(("context", "keys"), [((), 1), ((B, POINT), 3)])
+def test_a_field_that_lookups_use_counts_once_against_the_columns(context, keys):
+    names = Names(count=MAX_COLUMNS)
+    most = MAX_COLUMNS - keys
+    labels = lookup_columns(most + 1, names, context=context)
+    views = (View(labels[:32], (FORWARD,)), View(labels[32:most], standard("b", "bytes")))
+    core = Core(Spec(views=views))
+    names["10.0.0.1"] = tuple(f"name {n}" for n in range(MAX_COLUMNS))
+    core.report(make_flow("1"), 0)
+    assert samples(core).keys() == {tuple(f"name {n}" for n in range(32))}
+    too_many = View(labels[32:], standard("b", "bytes"))
+    with pytest.raises(ValueError, match="more labels"):
+        Core(Spec(views=(views[0], too_many)))
+
+
+def test_a_flow_has_four_bytes_for_each_field_that_lookups_use():
+    def flow_bytes(*labels):
+        core = Core(spec_of(*labels))
+        return core.row_bytes - 4 * (len(labels) + len(labels) % 2)
+
+    names = Names(count=9)
+    plain = flow_bytes(LABELS[0], LABELS[1])
+    assert flow_bytes(*lookup_columns(2, names, context=())) == plain + 8
+    assert flow_bytes(*lookup_columns(8, names, context=())) == plain + 8
+    with_context = flow_bytes(*ends(names))
+    assert with_context == plain + 16
+
+
+@pytest.mark.parametrize("wrong", [{"index": -1}, {"rewrite": Names()}])
+def test_a_label_of_a_lookup_has_an_index_and_no_rewrite(wrong):
+    plan = plan_of(spec_of(looked_up("name", A, Names())))
+    (view,) = plan.views
+    lookup = view.columns[0].lookup
+    column = Column(**{"name": "n", "path": A, "lookup": lookup} | wrong)
+    plan = plan_of(spec_of(LABELS[0]))
+    object.__setattr__(plan.views[0], "columns", (column,))
+    with pytest.raises(ValueError, match="index"):
+        Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=TIMEOUT_S)
+
+
+def test_a_lookup_does_not_identify_a_connection():
+    names = Names({"10.0.0.1": ("web",)})
+    labels = (looked_up("a", A, names), *LABELS[1:4], DIRECTION)
+    assert not plan_of(spec_of(*labels, families=FAMILIES)).views[0].identifies_connection
+    core = Core(spec_of(*labels, families=FAMILIES))
+    core.report(make_flow("1", (9, 0, 0, 0), newest=(1, 0, 0, 0), newest_start=5), 0)
+    assert any(line.endswith(" 1") for line in core.page(0)[BYTES])
