@@ -1,11 +1,11 @@
 # Relabelling: flows move to other connections after names have changed. Part of `_table.pyx`, which
 # includes it.
 #
-# `Table.relabel` calls `relabel_flows`, which has four steps: take keys from an iterator, find the flows with these
-# keys, resolve ambiguous keys in the contexts of these flows, move the flows. The first and the
-# third step call Python code, so they need the GIL; they take the table's mutex only to intern new
-# labels. The second step only reads the table, which only the caller's thread changes. The last one
-# runs under the mutex.
+# `Table.relabel` calls `relabel_flows`, which has four steps: take keys from an iterator, find the
+# flows with these keys, resolve ambiguous keys in the contexts of these flows, move the flows. The
+# first and the third step call Python code, so they need the GIL; they take the table's mutex only
+# to intern new labels. The second step only reads the table, which no other thread changes. The
+# last one runs under the mutex.
 
 cdef struct Changes:
     # One call of `Table.relabel`, for the lookups in one mapping. A change is a set of labels, one
@@ -157,7 +157,7 @@ cdef int add_key(TableState *table, Changes *changes, uint32_t string, result,
         if change == 0:
             return 0
     if not reserve(<void **>&changes.keys, changes.key_count, &changes.key_capacity,
-                    sizeof(ChangedKey)):
+                   sizeof(ChangedKey)):
         raise MemoryError
     changes.keys[changes.key_count].string = string
     changes.keys[changes.key_count].change = change
@@ -181,7 +181,7 @@ cdef uint32_t add_change(TableState *table, Changes *changes, result, list held)
             return 0
         cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
     if not reserve(<void **>&changes.cells, changes.change_count, &changes.change_capacity,
-                    changes.labels * sizeof(uint32_t)):
+                   changes.labels * sizeof(uint32_t)):
         raise MemoryError
     memset(changes.cells + changes.change_count * changes.labels, 0,
            changes.labels * sizeof(uint32_t))
@@ -263,7 +263,8 @@ cdef bint add_move(const TableState *table, Changes *changes, uint32_t flow, uin
     cdef const Lookup *row = &table.lookups[lookup]
     cdef Context *context
     cdef Move *move
-    if not reserve(<void **>&changes.moves, changes.move_count, &changes.move_capacity, sizeof(Move)):
+    if not reserve(<void **>&changes.moves, changes.move_count, &changes.move_capacity,
+                   sizeof(Move)):
         return False
     move = &changes.moves[changes.move_count]
     move.flow = flow
@@ -271,7 +272,7 @@ cdef bint add_move(const TableState *table, Changes *changes, uint32_t flow, uin
     move.change = change_of(changes, key)
     if move.change == 0 and row.has_context:
         if not reserve(<void **>&changes.contexts, changes.context_count, &changes.context_capacity,
-                        sizeof(Context)):
+                       sizeof(Context)):
             return False
         context = &changes.contexts[changes.context_count]
         context.strings[0] = key

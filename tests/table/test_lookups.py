@@ -532,7 +532,7 @@ def test_a_field_that_lookups_use_counts_once_against_the_columns(context, keys)
     core.report(make_flow("1"), 0)
     assert samples(core).keys() == {tuple(f"name {n}" for n in range(32))}
     too_many = View(labels[32:], standard("b", "bytes"))
-    with pytest.raises(ValueError, match="more labels"):
+    with pytest.raises(ValueError, match="too many labels"):
         Core(Spec(views=(views[0], too_many)))
 
 
