@@ -3,8 +3,12 @@
 from benchmarks.core import Core, Decoder
 from benchmarks.flows import FIRST_ROUND
 from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
+from benchmarks.lookups import LABELS, Lookups
 
 REPEATS = 5
+BUDGET = 10_000
+"""Of a slice of relabeling, in flows."""
+
 REPORTS = SCALE // 2
 """Number of known flows that each repeat reports."""
 
@@ -42,6 +46,27 @@ def run(report: Report) -> None:
         to="fields read by offset",
         over=known[SCALE],
     )
+    _names(report)
+
+
+def _names(report: Report) -> None:
+    with Remote(Lookups, SCALE) as lookups:
+        ns = lookups.call("take_new")
+        slices = {
+            f"{pods:,} pods": lookups.call("relabel", pods, BUDGET) for pods in (1, 100, 5_000)
+        }
+    what = f"names: {len(LABELS)} labels of"
+    for name, ends in (("one end", 1), ("both ends", 2), ("ambiguous", 2)):
+        added = [with_ - without for with_, without in zip(ns[name], ns["none"], strict=True)]
+        where = "both ends, ambiguous addresses" if name == "ambiguous" else name
+        report.add(
+            f"{what} {where}, added to a new flow",
+            added,
+            "ns per flow",
+            target=None if name == "ambiguous" else at_most(1000 * ends),
+        )
+    for name, ms in slices.items():
+        report.add(f"names: slice of a relabeling of {name}, {SCALE:,} flows", ms, "ms")
 
 
 def _known(core: Remote, round_: int, *, in_order: bool) -> list[float]:

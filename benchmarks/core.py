@@ -14,7 +14,7 @@ from skyfast._table import Table
 from skyfast.config import loader
 from skyfast.config.model import Config
 from skyfast.flows.fields import FlowTypes, flow_types
-from skyfast.flows.plan import Plan
+from skyfast.flows.plan import Names, Plan
 from skyfast.flows.planner import make_plan
 from skyfast.runtime import memory
 from skyfast.skydive.name_index import NameIndex
@@ -73,13 +73,21 @@ class Parts:
 
     Like the connector, it decodes more fields of new flows than of known flows. ``take_new`` and
     ``take_known`` return the number of flows, and the ns of decoding and of the table.
-    ``memory_s`` overrides ``flow_memory``.
+    ``memory_s`` overrides ``flow_memory``. ``change`` modifies the plan.
     """
 
     def __init__(
-        self, chosen: str = DEFAULT, *, slots: bool = True, memory_s: float | None = None
+        self,
+        chosen: str = DEFAULT,
+        *,
+        change: Callable[[Plan], Plan] | None = None,
+        slots: bool = True,
+        memory_s: float | None = None,
     ) -> None:
         configuration, plan, types = configured(chosen)
+        if change is not None:
+            plan = change(plan)
+            types = flow_types(plan)
         limits = configuration.limits
         self.now_s = NOW_S
         self._decode_new = decoder(types.FirstReport).decode
@@ -127,6 +135,17 @@ class Parts:
             count += len(flows)
         assert taken == count, "the table skipped a flow"
         return count, decode_ns, update_ns
+
+    def relabel(self, names: Names, keys: Iterable[str], budget: int) -> list[float]:
+        """Relabel in slices; return the ms of each."""
+        left = iter(keys)
+        ms = []
+        more = True
+        while more:
+            began_ns = time.thread_time_ns()
+            more = self.table.relabel(names, left, budget)
+            ms.append((time.thread_time_ns() - began_ns) / 1e6)
+        return ms
 
     def connections(self) -> int:
         return self.table.connections

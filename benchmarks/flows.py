@@ -82,7 +82,7 @@ class Flows:
         self._template = _template()
         self._keys = array("Q", chance.randbytes(8 * count))
         self._noise = array("Q", chance.randbytes(8 * count))
-        self._addresses = [
+        self.addresses = [
             b"10.%d.%d.%d" % tuple(n.to_bytes(3, "big"))
             for n in chance.sample(range(1 << 24), ADDRESSES)
         ]
@@ -116,8 +116,8 @@ class Flows:
         tracking = b"%x" % (key ^ 0x5555)
         return self._template % (
             b"%x" % key,
-            self._addresses[initiator],
-            self._addresses[noise % ADDRESSES],
+            self.addresses[initiator],
+            self.addresses[noise % ADDRESSES],
             # An initiator uses each port only once, so that the connections are distinct.
             FIRST_PORT + (number // ADDRESSES * 7_919 + initiator * 31) % PORTS,
             TARGET_PORTS[noise >> 16 & 7],
