@@ -531,9 +531,10 @@ cdef class Table:
         counters are kept. All flows of a call leave their connections before the first one is
         added to another. If a name is invalid, the flows with this key keep their labels.
 
-        Exceptions of `names` and `keys` propagate; then no flow of this call has moved. Each call
-        visits every flow, including dormant ones, which takes about 10 ns each, and 0.5 µs for each
-        flow that moves. For an ambiguous key, `names` are called once for each different context.
+        Exceptions of `names` and `keys` propagate; then no flow of this call has moved. They must
+        not use the table. Each call visits every flow, including dormant ones, which takes about
+        10 ns each, and 0.5 µs for each flow that moves. For an ambiguous key, `names.resolve` is
+        called once for each different context.
         """
         return relabel_flows(&self.state, names, keys, budget)
 
