@@ -125,7 +125,7 @@ cdef int prepare_unknown(const TableState *table, const Reader *readers, list fl
             report.skip_new = read_share(table, flow, reader, report)
             if report.skip_new == SKIP_NONE:
                 for j in range(table.lookup_count):
-                    names[j] = look_up(flow, reader, &table.lookups[j], held)
+                    names[j] = find_names(flow, reader, &table.lookups[j], held)
         names += table.lookup_count
     return 0
 
@@ -142,13 +142,15 @@ cdef int read_share(const TableState *table, PyObject *flow, const Reader *reade
     return error
 
 
-cdef PyObject *look_up(PyObject *flow, const Reader *reader, const Lookup *lookup,
-                       list held) except? NULL:
-    # The result of a lookup, borrowed from `held`; NULL if the key is not valid, so that the flow
-    # is skipped.
+cdef PyObject *find_names(PyObject *flow, const Reader *reader, const Lookup *lookup,
+                          list held) except? NULL:
+    # The result of a lookup, borrowed from `held`; NULL if a string that it needs is not valid, so
+    # that the flow is skipped.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
     cdef PyObject *names = NULL
-    if unlikely(not PyUnicode_CheckExact(key) or PyUnicode_GET_LENGTH(key) > MAX_TEXT_BYTES):
+    cdef PyObject *other
+    cdef PyObject *point
+    if unlikely(not is_valid(key)):
         return NULL
     if likely(lookup.is_dict):
         names = PyDict_GetItemWithError(lookup.names, key)
@@ -157,13 +159,12 @@ cdef PyObject *look_up(PyObject *flow, const Reader *reader, const Lookup *looku
     else:
         names = hold((<object>lookup.names)[<object>key], held)
     if names == <PyObject *>None and lookup.has_context:
+        other = string_of(flow, reader, lookup.other)
+        point = string_of(flow, reader, lookup.point)
+        if unlikely(not is_valid(other) or not is_valid(point)):
+            return NULL
         names = hold(
-            (<object>lookup.names).resolve(
-                <object>key,
-                <object>string_of(flow, reader, lookup.other),
-                <object>string_of(flow, reader, lookup.point),
-            ),
-            held,
+            (<object>lookup.names).resolve(<object>key, <object>other, <object>point), held
         )
     prefetch(names)
     prefetch(<char *>names + CACHE_LINE)
@@ -179,6 +180,11 @@ cdef inline PyObject *string_of(PyObject *flow, const Reader *reader, uint32_t c
     # A string that a lookup uses. It is empty if its part is missing.
     cdef PyObject *value = value_of(flow, &reader.columns[cell].field, reader.slots)
     return <PyObject *>EMPTY if value == NULL else value
+
+
+cdef inline bint is_valid(PyObject *value) noexcept:
+    # Whether it can be a string within the limit, which is in bytes.
+    return PyUnicode_CheckExact(value) and PyUnicode_GET_LENGTH(value) <= MAX_TEXT_BYTES
 
 
 cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t number) noexcept:

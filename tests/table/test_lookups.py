@@ -282,6 +282,17 @@ def test_the_context_of_a_key_is_checked_like_a_label(make, fields, reason):
     assert table.flows == 0
 
 
+@pytest.mark.parametrize("field", ["A", "B", "NodeTID"])
+def test_names_are_not_asked_with_values_that_are_not_strings(field):
+    names = CountingNames({"10.0.0.1": None}, count=3)
+    core = Core(spec_of(*ends(names)[:3]))
+    flow = msgspec.convert(make_flow("1"), core.types.FullReport)
+    setattr(flow if field == "NodeTID" else flow.Network, field, None)
+    core.table.update([flow], 0)
+    assert core.skipped["invalid"] == 1
+    assert names.calls == ([] if field == "A" else ["10.0.0.1"])
+
+
 # Results that are not names
 
 
