@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 from skyfast.config.model import Config, TableLimits
-from skyfast.flows.catalog import DIRECTION, LABELS_BY_NAME, METRICS_BY_NAME, UNBOUNDED_FIELDS
-from skyfast.flows.plan import FieldPath
-from skyfast.flows.planner import families
+from skyfast.flows.catalog import DIRECTION, METRICS_BY_NAME, UNBOUNDED_FIELDS
+from skyfast.flows.planner import families, shown_field
 from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
@@ -36,7 +35,7 @@ def double_counted(config: Config) -> list[str]:
         _where(view)
         for view in (export.main, *export.views)
         if any(_is_counted(metric) for metric in view.metrics)
-        and not any(_path(label) in _POINTS for label in view.labels)
+        and not any(shown_field(label) in _POINTS for label in view.labels)
     ]
 
 
@@ -83,17 +82,8 @@ def _is_counted(metric: MetricSpec) -> bool:
     return metric.name == "flows" or METRICS_BY_NAME[metric.name].type == "counter"
 
 
-def _path(label: LabelSpec) -> FieldPath:
-    """Return the field that a label shows unchanged, or an empty path."""
-    if label.path is not None:
-        return label.path
-    known = LABELS_BY_NAME[label.name]
-    return () if known.lookup else known.path
-
-
 def _unbounded_reason(label: LabelSpec, config: Config) -> str:
     """Return why a label is unbounded, or an empty string."""
     if label.name in config.export.rewrite:
         return ""
-    path = LABELS_BY_NAME[label.name].path if label.path is None else label.path
-    return UNBOUNDED_FIELDS.get(path, "")
+    return UNBOUNDED_FIELDS.get(shown_field(label), "")
