@@ -14,11 +14,13 @@ import yaml
 from skyfast._table import MAX_COLUMNS, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES, MAX_VIEWS, Table
 from skyfast.config import loader
 from skyfast.flows.catalog import (
+    ADDRESS_NAMES,
     LABEL_FIELDS,
     LABELS,
     LABELS_BY_NAME,
     METRICS,
     METRICS_BY_NAME,
+    NODE_NAMES,
     RUNNING_TOTALS,
     UNBOUNDED_FIELDS,
 )
@@ -34,7 +36,6 @@ from skyfast.flows.plan import (
     Requirement,
 )
 from skyfast.flows.planner import families, make_plan
-from skyfast.skydive.name_index import NameIndex
 from tests.support.paths import DEPLOY, RECORDINGS, ROOT
 from tests.support.prometheus import PROMTOOL, needs_promtool
 from tests.support.table_adapter import read_all
@@ -44,11 +45,33 @@ EVERY_LABEL = [label.name for label in LABELS]
 EVERY_METRIC = [metric.name for metric in METRICS]
 
 
-def plan_of(names: NameIndex | None = None, **keys: object) -> Plan:
+class Names(dict[str, tuple[str, ...]]):
+    """Names of addresses or capture points; the names of unknown keys are empty."""
+
+    def __init__(self, count: int, **known: tuple[str, ...]) -> None:
+        super().__init__(known)
+        self._unknown = ("",) * count
+
+    def __missing__(self, key: str) -> tuple[str, ...]:
+        return self._unknown
+
+    def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
+        return self._unknown
+
+
+class Source:
+    """The names of a topology without nodes, with up to two labels of pods."""
+
+    def __init__(self) -> None:
+        self.addresses = Names(len(ADDRESS_NAMES) + 2)
+        self.nodes = Names(len(NODE_NAMES))
+
+
+def plan_of(names: Source | None = None, **keys: object) -> Plan:
     """Return the plan of a file with these keys of the store."""
     text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
     export = loader.parse(text, {}, source="x.yml").export
-    return make_plan(export, names=names or NameIndex(keep_s=0))
+    return make_plan(export, names=names or Source())
 
 
 def metric(name: str, **keys: object) -> Family:
@@ -57,7 +80,7 @@ def metric(name: str, **keys: object) -> Family:
     return family
 
 
-def column(name: str, names: NameIndex | None = None, **keys: object) -> Column:
+def column(name: str, names: Source | None = None, **keys: object) -> Column:
     """Return the one column of the main view."""
     (found,) = plan_of(names, labels=[name], **keys).views[0].columns
     return found
@@ -169,22 +192,66 @@ def test_labels_of_one_name_can_differ_between_views() -> None:
     assert [view.columns[0].path for view in plan.views[1:]] == [("Link", "A"), ("Link", "B")]
 
 
+FROM = {
+    "initiator": (("Network", "A"), (("Network", "B"), ("NodeTID",)), ADDRESS_NAMES),
+    "target": (("Network", "B"), (("Network", "A"), ("NodeTID",)), ADDRESS_NAMES),
+    "node": (("NodeTID",), (), NODE_NAMES),
+}
+
+
 @pytest.mark.parametrize(
-    ("label", "mapping"),
-    [
-        ("node_name", "node_name"),
-        ("node_host", "node_host"),
-        ("node_type", "node_type"),
-        ("initiator_name", "owner"),
-        ("target_name", "owner"),
-    ],
+    ("prefix", "name"), [(prefix, name) for prefix in FROM for name in FROM[prefix][2]]
 )
-def test_topology_labels_can_change(label: str, mapping: str) -> None:
-    names = NameIndex(keep_s=0)
-    made = column(label, names)
-    assert made.rewrite is getattr(names, mapping)
-    assert made.dynamic
-    assert made.path == LABELS_BY_NAME[label].path
+def test_names_are_looked_up(prefix: str, name: str) -> None:
+    key, context, order = FROM[prefix]
+    names = Source()
+    made = column(f"{prefix}_{name}", names)
+    assert (made.path, made.rewrite, made.index) == (key, None, order.index(name))
+    assert made.lookup is not None
+    assert made.lookup.names is (names.nodes if prefix == "node" else names.addresses)
+    assert (made.lookup.key, made.lookup.context) == (key, context)
+
+
+def test_an_end_is_looked_up_once_for_all_its_labels() -> None:
+    labels = [label.name for label in LABELS if label.lookup in ("addresses", "nodes")]
+    plan = plan_of(
+        labels=labels[:20],
+        views=[{"prefix": "x", "labels": [*labels[20:], {"name": "team", "k8s_label": "team"}]}],
+    )
+    assert len(plan.columns) == 2 * (len(ADDRESS_NAMES) + 1) + len(NODE_NAMES)
+    assert len({each.lookup for each in plan.columns}) == 3
+
+
+def test_labels_of_pods_are_behind_the_other_names() -> None:
+    plan = plan_of(
+        labels=[{"name": "team", "k8s_label": "team"}, "target_pod"],
+        views=[
+            {
+                "prefix": "x",
+                "labels": [{"name": "initiator_app", "k8s_label": "app.kubernetes.io/name"}],
+            },
+            {"prefix": "y", "labels": [{"name": "target_squad", "k8s_label": "team"}]},
+        ],
+    )
+    app, team = len(ADDRESS_NAMES), len(ADDRESS_NAMES) + 1
+    assert [(each.name, each.path, each.index) for each in plan.columns] == [
+        ("initiator_team", ("Network", "A"), team),
+        ("target_team", ("Network", "B"), team),
+        ("target_pod", ("Network", "B"), ADDRESS_NAMES.index("pod")),
+        ("initiator_app", ("Network", "A"), app),
+        ("target_squad", ("Network", "B"), team),
+    ]
+    assert plan.columns[1].lookup is plan.columns[2].lookup is plan.columns[4].lookup
+
+
+def test_the_keys_of_pod_labels_are_those_of_all_views() -> None:
+    text = """
+        pipeline.store.prom_sky_con:
+          labels: [{name: b, k8s_label: team}, {name: initiator_c, k8s_label: app}]
+          views: [{prefix: x, labels: [target_pod, {name: d, k8s_label: app}]}]
+    """
+    assert loader.parse(text, {}, source="x.yml").export.k8s_labels == ("app", "team")
+    assert loader.parse("", {}, source="x.yml").export.k8s_labels == ()
 
 
 def decoded(flow: dict[str, Any], plan: Plan) -> Any:
@@ -253,7 +320,7 @@ def test_tag_is_that_of_the_classification() -> None:
         "pipeline: {classify: {cluster_net_masks: 10.0.0.0/8},"
         " store: {prom_sky_con: {labels: tag}}}"
     )
-    plan = make_plan(loader.parse(text, {}, source="x.yml").export, names=NameIndex(keep_s=0))
+    plan = make_plan(loader.parse(text, {}, source="x.yml").export, names=Source())
     (made,) = plan.views[0].columns
     assert made.rewrite is not None
     flow = decoded({"Network": {"A": "10.0.0.1", "B": "192.0.2.1"}}, plan)
@@ -433,14 +500,15 @@ def test_names_of_the_tables_are_different() -> None:
 
 
 def test_everything_at_once_is_a_plan_for_the_decoder_and_the_table() -> None:
+    first, rest = EVERY_LABEL[:MAX_VIEW_COLUMNS], EVERY_LABEL[MAX_VIEW_COLUMNS:]
     plan = plan_of(
-        labels=EVERY_LABEL,
+        labels=first,
         metrics=EVERY_METRIC,
         views=[
-            {"prefix": "a", "labels": EVERY_LABEL, "metrics": EVERY_METRIC},
+            {"prefix": "a", "labels": [*rest, *first[:5]], "metrics": EVERY_METRIC},
             {
                 "prefix": "b",
-                "labels": [name for name in EVERY_LABEL if name != "direction"],
+                "labels": [name for name in EVERY_LABEL[5:35] if name != "direction"],
                 "metrics": EVERY_METRIC,
                 "direction": "sum",
             },
