@@ -26,10 +26,13 @@ from skyfast.config.parsers import (
 )
 from skyfast.config.yaml_nodes import YamlValue
 from skyfast.flows.catalog import (
+    ADDRESS_NAMES,
     ENDS,
     LABEL_FIELDS,
+    LABELS,
     LABELS_BY_NAME,
     METRICS_BY_NAME,
+    NODE_NAMES,
     RUNNING_TOTALS,
 )
 from skyfast.flows.fields import FIELDS, PATHS
@@ -41,7 +44,7 @@ from skyfast.text_format import MetricType, is_name
 def to_label(value: YamlValue) -> LabelSpec:
     """Accept the name of a known label, ``{name: …, path: …}`` or ``{name: …, k8s_label: …}``."""
     if not isinstance(value, dict):
-        return LabelSpec(name=_known(parse_str(value), LABELS_BY_NAME, "label"))
+        return LabelSpec(name=_known_label(parse_str(value)))
     of_pods = any(key.lower() == "k8s_label" for key in value)
     nodes = mapping_of(
         value,
@@ -76,7 +79,7 @@ _PREFIXES = tuple(f"{end}_" for end in ENDS)
 def to_metric(value: YamlValue) -> MetricSpec:
     """Accept the name of a known metric, or ``{name: …, value: …, type: …, help: …}``."""
     if not isinstance(value, dict):
-        return MetricSpec(name=_known(parse_str(value), METRICS_BY_NAME, "metric"))
+        return MetricSpec(name=_known_metric(parse_str(value)))
     nodes = mapping_of(
         value,
         known=("name", "value", "type", "help"),
@@ -93,9 +96,25 @@ def to_metric(value: YamlValue) -> MetricSpec:
     return MetricSpec(name=name, paths=paths, type=kind, help=help_)
 
 
-def _known(text: str, names: Mapping[str, object], kind: str) -> str:
-    if text not in names:
-        raise InvalidValue(f"is not a known {kind}; {suggestion(text, names)}", text)
+def _known_label(text: str) -> str:
+    if text not in LABELS_BY_NAME:
+        advice = suggestion(text, LABELS_BY_NAME, otherwise=f"expected one of {_ALL_LABELS}")
+        raise InvalidValue(f"is not a known label; {advice}", text)
+    return text
+
+
+_ALL_LABELS = "; ".join(
+    [
+        ", ".join(label.name for label in LABELS if label.lookup in ("", "classification")),
+        f"node_ with {', '.join(NODE_NAMES)}",
+        f"{' or '.join(_PREFIXES)} with {', '.join(ADDRESS_NAMES)}",
+    ]
+)
+
+
+def _known_metric(text: str) -> str:
+    if text not in METRICS_BY_NAME:
+        raise InvalidValue(f"is not a known metric; {suggestion(text, METRICS_BY_NAME)}", text)
     return text
 
 
