@@ -1091,6 +1091,82 @@ EXAMPLES = {
 """What the documentation shows for each key."""
 
 
+def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
+    """Return the labels of the main view of a file with this list."""
+    return parse(
+        f"pipeline.store.prom_sky_con: {{direction: sum, labels: {text}}}"
+    ).export.main.labels
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("team", "initiator_team target_team"),
+        ("initiator_team", "initiator_team"),
+        ("target_team", "target_team"),
+        ("Target_team", "initiator_Target_team target_Target_team"),
+        ("node_team", "initiator_node_team target_node_team"),
+    ],
+)
+def test_a_label_of_pods_is_added_for_each_end(name: str, labels: str) -> None:
+    text = f"[target_ip, {{name: {name}, k8s_label: app}}, protocol]"
+    assert chosen_labels(text) == (
+        LabelSpec(name="target_ip"),
+        *(LabelSpec(name=each, k8s_label="app") for each in labels.split()),
+        LabelSpec(name="protocol"),
+    )
+
+
+def test_labels_of_pods_are_shown_for_each_end() -> None:
+    config = parse("""
+        pipeline.store.prom_sky_con:
+          labels: [target_ip, {name: team, k8s_label: example.org/team}]
+          views: [{prefix: x, labels: [{Name: target_team, K8s_Label: team}]}]
+    """)
+    shown = yaml.safe_load(loader.dump(config))["pipeline"]["store"]["prom_sky_con"]
+    assert shown["labels"] == [
+        "target_ip",
+        {"name": "initiator_team", "k8s_label": "example.org/team"},
+        {"name": "target_team", "k8s_label": "example.org/team"},
+        "direction",
+    ]
+    assert shown["views"][0]["labels"] == [
+        {"name": "target_team", "k8s_label": "team"},
+        "direction",
+    ]
+    assert meaning(parse(loader.dump(config))) == meaning(config)
+
+
+LONG = "a" * 63
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("a", "A", "0", "team", "app.kubernetes.io/name", "a-b_c.D", LONG, f"{LONG}/{LONG}"),
+        *("k8s-app", "1.2/3", "pod-template-hash", ".".join([LONG] * 3) + ".a/b"),
+    ],
+)
+def test_keys_of_pod_labels(key: str) -> None:
+    initiator, target = chosen_labels(f"[{{name: team, k8s_label: '{key}'}}]")
+    assert initiator.k8s_label == target.k8s_label == key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("''", "-a", "a-", "a/", "/a", "a/b/c", "a b", "é", LONG + "a", "A.b/c", "a..b/c"),
+        *("_a", "a_", "a/-b", f"{LONG}a/b", ".".join([LONG] * 4) + "/b", '"a\\n"', "[a]", "true"),
+    ],
+)
+def test_wrong_keys_of_pod_labels(key: str) -> None:
+    assert "k8s_label: " in error(store_of(f"[{{name: team, k8s_label: {key}}}]"))
+
+
+def store_of(labels: str) -> str:
+    return f"pipeline.store.prom_sky_con: {{labels: {labels}}}"
+
+
 # The examples of the others are files of the reader's machine.
 @pytest.mark.parametrize(
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
@@ -1207,9 +1283,11 @@ def attempt(text: str, environ: dict[str, str]) -> Config | None:
 
 LABEL_ENTRIES = st.sampled_from(
     [
-        *("initiator_ip", "target_port", "direction", "tag", "node_name", "x"),
+        *("initiator_ip", "target_port", "direction", "tag", "node_name", "target_pod", "x"),
         {"name": "mac", "path": "Link.A"},
         {"name": "mac", "path": "Link.B"},
+        {"name": "team", "k8s_label": "team"},
+        {"name": "initiator_team", "k8s_label": "example.org/Team_1"},
         {"name": "x", "path": "Metric.RTT"},
     ]
 )
