@@ -1,15 +1,27 @@
-"""The cost of a configuration in series, for ``skyfast --check`` and the startup log."""
+"""The cost of a configuration in series and bytes, for ``skyfast --check`` and the startup log."""
 
 from collections.abc import Iterator
 from typing import Final, Literal
 
 from skyfast.config.model import Config, TableLimits
-from skyfast.flows.catalog import DIRECTION, METRICS_BY_NAME, UNBOUNDED_FIELDS
-from skyfast.flows.planner import families, shown_field
-from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
+from skyfast.flows.catalog import (
+    DIRECTION,
+    INTERFACE_LABELS,
+    METRICS_BY_NAME,
+    UNBOUNDED_FIELDS,
+)
+from skyfast.flows.planner import families, key_fields, shown_field
+from skyfast.flows.selection import ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 """Fields that identify the capture point: a conversation has separate flows at each."""
+
+
+CELL_BYTES: Final = 4
+"""Memory of a label value in a connection, and of a lookup key in a flow."""
+
+STRING_BYTES: Final = 72
+"""Memory of a different label value or key, up to 48 bytes long, with its share of an index."""
 
 
 def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
@@ -61,6 +73,7 @@ def _lines(config: Config) -> Iterator[str]:
             yield f"Each connection costs up to {count} series, at most {most} in total:"
         for family in shown:
             yield f"  {len(family.values)} {family.name}"
+    yield from _names(export)
     for view in (export.main, *export.views):
         for label in view.labels:
             if reason := _unbounded_reason(label, config):
@@ -70,6 +83,29 @@ def _lines(config: Config) -> Iterator[str]:
             f"Warning: {where}: traffic captured at several interfaces is counted several times;"
             " set deduplicate: first or add the label node_tid."
         )
+
+
+def _names(export: ExportSelection) -> Iterator[str]:
+    """Yield the memory and the queries that labels from the topology need, if there are any."""
+    chosen: list[LabelSpec] = []
+    bytes_ = []
+    for view in (export.main, *export.views):
+        if labels := [label for label in view.labels if key_fields(label)]:
+            chosen += labels
+            row = f"row of view {view.prefix}" if view.prefix else "connection"
+            bytes_.append(f"{CELL_BYTES * len(labels)} bytes per {row}")
+    if not chosen:
+        return
+    keys = {field for label in chosen for field in key_fields(label)}
+    bytes_.append(f"{CELL_BYTES * len(keys)} bytes per flow")
+    yield (
+        f"Labels from the topology take {', '.join(bytes_)}, and about {STRING_BYTES} bytes for"
+        " each different name, address or capture point."
+    )
+    queries = "interfaces"
+    if any(label.name not in INTERFACE_LABELS for label in chosen):
+        queries += ", namespaces, containers, VMs, pods, workloads, services and their relations"
+    yield f"They need topology queries for {queries}."
 
 
 def _where(view: ViewSpec) -> str:

@@ -71,6 +71,9 @@ NODE_NAMES: Final = (
 )
 """The names of a capture point, in the order of the tuples in `NameSource.nodes`."""
 
+INTERFACE_LABELS: Final = frozenset({"node_name", "node_host", "node_type"})
+"""The labels with names that only need the interfaces of the topology."""
+
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
 """The two ends of a flow, as prefixes of label names, and the fields with their addresses."""
 

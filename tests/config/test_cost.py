@@ -7,6 +7,7 @@ import yaml
 
 from skyfast.app import App
 from skyfast.config import cost
+from skyfast.flows.catalog import ADDRESS_NAMES
 from tests.support.configs import make_config
 from tests.support.documentation import PAGES, blocks
 from tests.support.messages import flow, message, values
@@ -69,6 +70,86 @@ def test_it_is_so(settings: str) -> None:
             doubled = max(shown) > (300 if one.direction == "sum" else 200)
             where = f"view {prefix}" if prefix else "connections"
             assert doubled == (where in cost.double_counted(config))
+
+
+EVERYTHING = ", namespaces, containers, VMs, pods, workloads, services and their relations"
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken", "queries"),
+    [
+        ("{}", "", ""),
+        ("{labels: [tag, initiator_ip, {name: x, path: NodeTID}]}", "", ""),
+        (
+            "{labels: [protocol, node_name, node_host]}",
+            "8 bytes per connection, 4 bytes per flow",
+            "interfaces",
+        ),
+        (
+            "{labels: [node_netns]}",
+            "4 bytes per connection, 4 bytes per flow",
+            f"interfaces{EVERYTHING}",
+        ),
+        (
+            "{labels: [node_tid, {name: team, k8s_label: team}]}",
+            "8 bytes per connection, 12 bytes per flow",
+            f"interfaces{EVERYTHING}",
+        ),
+        (
+            "{labels: [protocol], views: [{prefix: a, labels: [target_pod, target_host]}]}",
+            "8 bytes per row of view a, 12 bytes per flow",
+            f"interfaces{EVERYTHING}",
+        ),
+        (
+            "{labels: [node_type, initiator_name, target_name], views: ["
+            "{prefix: a, labels: [target_name]}, {prefix: b, labels: [tag]}]}",
+            "12 bytes per connection, 4 bytes per row of view a, 12 bytes per flow",
+            f"interfaces{EVERYTHING}",
+        ),
+    ],
+)
+def test_what_labels_from_the_topology_take(settings: str, taken: str, queries: str) -> None:
+    lines = cost.report(make_config(**yaml.safe_load(settings))).splitlines()
+    shown = [line for line in lines if "from the topology" in line or "topology queries" in line]
+    rest = "and about 72 bytes for each different name, address or capture point."
+    assert shown == (
+        [
+            f"# Labels from the topology take {taken}, {rest}",
+            f"# They need topology queries for {queries}.",
+        ]
+        if taken
+        else []
+    )
+
+
+def row_bytes(*labels: str) -> int:
+    return int(Sink(labels=["target_ip", "protocol", *labels], views=[]).table.row_bytes)
+
+
+def test_bytes_of_names_are_those_of_the_table() -> None:
+    rows_are_rounded_to = 8
+    for labels, keys in (
+        (["node_name", "node_host", "node_type"], 1),
+        ([f"{end}_{name}" for end in ("initiator", "target") for name in ADDRESS_NAMES], 3),
+    ):
+        taken = row_bytes(*labels) - row_bytes()
+        assert abs(taken - cost.CELL_BYTES * (len(labels) + keys)) <= rows_are_rounded_to
+
+
+def test_bytes_of_strings_are_those_of_the_table() -> None:
+    count, taken = 20_000, []
+    for different in (False, True):
+        sink = Sink(labels=["tracking_id", "application"], views=[])
+        for start in range(0, count, 1000):
+            numbers = range(start + 1, start + 1001)
+            flows = [
+                flow(f"{i:x}", TrackingID=f"{i}", Application=f"{i if different else 0:048}")
+                for i in numbers
+            ]
+            sink.take(message(*flows))
+        assert sink.table.connections == count
+        taken.append(sink.table.bytes)
+    assert (taken[1] - taken[0]) / count == pytest.approx(cost.STRING_BYTES, rel=0.1)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:

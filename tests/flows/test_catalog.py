@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections import ChainMap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from skyfast._table import MAX_COLUMNS, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES, MAX_VIEWS, Table
 from skyfast.config import loader
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.catalog import (
     ADDRESS_NAMES,
     LABEL_FIELDS,
@@ -36,6 +38,7 @@ from skyfast.flows.plan import (
     Requirement,
 )
 from skyfast.flows.planner import families, make_plan
+from skyfast.flows.selection import ExportSelection, LabelSpec
 from tests.support.paths import DEPLOY, RECORDINGS, ROOT
 from tests.support.prometheus import PROMTOOL, needs_promtool
 from tests.support.table_adapter import read_all
@@ -583,6 +586,48 @@ def test_the_table_takes_the_largest_plan() -> None:
     limits = {"max_connections": 1, "max_flows": 1, "timeout_s": 1, "view_timeouts_s": timeouts}
     table = Table(plan, types, **limits)
     assert table.view_connections == (0,) * (MAX_VIEWS - 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        ([], 0),
+        (["node_name", "node_pod", "node_netns"], 1),
+        (["initiator_name", "initiator_pod"], 3),
+        (["target_workload", "initiator_host", "node_type"], 3),
+        ([{"name": "team", "k8s_label": "team"}], 3),
+        ([{"name": "target_team", "k8s_label": "team"}, "node_name"], 3),
+    ],
+)
+def test_a_key_counts_once_against_the_columns(names: list[Any], keys: int) -> None:
+    def accepted(count: int) -> ExportSelection:
+        """Return the selection of ``count`` labels of fields, and those with names twice."""
+        fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
+        half = MAX_VIEW_COLUMNS - 10
+        views = [
+            {"prefix": f"x{i}", "labels": [*fields[at : at + half], *names]}
+            for i, at in enumerate(range(half, count, half))
+        ]
+        keys = {"labels": [*names, *fields[:half]], "direction": "sum", "views": views}
+        text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
+        return loader.parse(text, {}, source="x.yml").export
+
+    def table(export: ExportSelection) -> Table:
+        plan = make_plan(export, names=Source())
+        timeouts = (3600,) * (len(plan.views) - 1)
+        limits = {"max_connections": 1, "max_flows": 1, "timeout_s": 1}
+        return Table(plan, flow_types(plan), view_timeouts_s=timeouts, **limits)
+
+    ends = sum(isinstance(each, dict) and each["name"] == "team" for each in names)
+    most = MAX_COLUMNS - keys - len(names) - ends
+    export = accepted(most)
+    assert table(export).flows == 0
+    with pytest.raises(ConfigError, match=f"more than {MAX_COLUMNS} different labels"):
+        accepted(most + 1)
+    *views, last = export.views
+    more = replace(last, labels=(*last.labels, LabelSpec(name="more", path=("Link", "B"))))
+    with pytest.raises(ValueError, match="more labels than the table can keep"):
+        table(replace(export, views=(*views, more)))
 
 
 # Recording rules
