@@ -11,7 +11,7 @@ from skyfast.flows.catalog import ADDRESS_NAMES
 from tests.support.configs import make_config
 from tests.support.documentation import PAGES, blocks
 from tests.support.messages import flow, message, values
-from tests.support.sink import Sink
+from tests.support.sink import Fed, Sink
 
 CONNECTIONS = "skydive_network_connection_total_bytes"
 WARNING = "is counted several times"
@@ -101,9 +101,8 @@ EVERYTHING = ", namespaces, containers, VMs, pods, workloads, services and their
             f"interfaces{EVERYTHING}",
         ),
         (
-            "{labels: [node_type, initiator_name, target_name], views: ["
-            "{prefix: a, labels: [target_name]}, {prefix: b, labels: [tag]}]}",
-            "12 bytes per connection, 4 bytes per row of view a, 12 bytes per flow",
+            "{labels: [node_type, target_pod], views: [{prefix: a, labels: [node_pod]}]}",
+            "8 bytes per connection, 4 bytes per row of view a, 12 bytes per flow",
             f"interfaces{EVERYTHING}",
         ),
     ],
@@ -139,16 +138,17 @@ def test_bytes_of_names_are_those_of_the_table() -> None:
 def test_bytes_of_strings_are_those_of_the_table() -> None:
     count, taken = 20_000, []
     for different in (False, True):
-        sink = Sink(labels=["tracking_id", "application"], views=[])
+        config = make_config(labels=["tracking_id", "application"], views=[])
+        fed = Fed(config, max_connections=count, max_flows=count)
         for start in range(0, count, 1000):
             numbers = range(start + 1, start + 1001)
             flows = [
                 flow(f"{i:x}", TrackingID=f"{i}", Application=f"{i if different else 0:048}")
                 for i in numbers
             ]
-            sink.take(message(*flows))
-        assert sink.table.connections == count
-        taken.append(sink.table.bytes)
+            fed.ingest.message(message(*flows), fed.analyzer)
+        assert fed.table.connections == count
+        taken.append(fed.table.bytes)
     assert (taken[1] - taken[0]) / count == pytest.approx(cost.STRING_BYTES, rel=0.1)
 
 
