@@ -120,6 +120,9 @@ KUBERNETES: Final = _of_types(
 )
 """Pods, their owners, services, and the nodes of the cluster."""
 
+PODS: Final = _of_types("V", "Type", ("pod",))
+"""The pods alone, for `changes`."""
+
 EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2", "vlayer2"))
 """Which host or network namespace an interface or container is in; pairs of interfaces."""
 
@@ -128,14 +131,14 @@ _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefuls
 KUBERNETES_EDGES: Final = _of_types("E", "RelationType", ("container", *_OWNERS))
 """Which container runs a container of Kubernetes; what selects or owns a pod; where it runs."""
 
-_CHANGING: Final = (NAMESPACES, KUBERNETES, EDGES, KUBERNETES_EDGES)
+_CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 
 
 def changes(query: Query, since_ms: int) -> Query:
     """Return the query for those elements of ``query`` that were updated after ``since_ms``.
 
-    ``query`` is one of `NAMESPACES`, `KUBERNETES`, `EDGES` and `KUBERNETES_EDGES`. Interfaces are
-    not among them: the agents update their counters every 30 s. Deleted elements are not reported.
+    ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
+    Interfaces are not among them: the agents update their counters every 30 s. Deleted elements are not reported.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")
@@ -203,10 +206,7 @@ def _values(texts: Iterable[str]) -> list[str]:
     return values
 
 
-_CONSTANT: Final = {
-    query.gremlin: query
-    for query in (INTERFACES, NAMED_INTERFACES, NAMESPACES, KUBERNETES, EDGES, KUBERNETES_EDGES)
-}
+_CONSTANT: Final = {query.gremlin: query for query in (INTERFACES, NAMED_INTERFACES, *_CHANGING)}
 _CHANGES: Final = re.compile(r"(G\..*\)), '@UpdatedAt', Gt\((\d{1,18})\)\)")
 _LIST: Final = re.compile(r"Within\(([^()]*)\)\)$")
 

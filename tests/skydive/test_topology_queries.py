@@ -13,6 +13,7 @@ CONSTANTS = (
     queries.KUBERNETES,
     queries.EDGES,
     queries.KUBERNETES_EDGES,
+    queries.PODS,
 )
 CHANGING = CONSTANTS[2:]
 
@@ -71,7 +72,7 @@ def test_each_query_is_one_that_skydive_s_parser_accepts(query):
         "G.V()",
         "G.V().Has('EncapType','ether')",
         "G.V().Has('EncapType', 'ether', '@UpdatedAt', Gt(1))",
-        "G.V().Has('Type', Within('pod'))",
+        "G.V().Has('Type', Within('pods'))",
         "G.V().Has('Type', 'pod', 'K8s.IP', Within())",
         "G.V().Has('Type', 'pod', 'K8s.IP', Within('10.0.0.1 '))",
         "G.V().Has('Type', 'pod', 'K8s.IP', Within('10.0.0.1')).Limit(1)",
