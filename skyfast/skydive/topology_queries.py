@@ -138,7 +138,8 @@ def changes(query: Query, since_ms: int) -> Query:
     """Return the query for those elements of ``query`` that were updated after ``since_ms``.
 
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
-    Interfaces are not among them: the agents update their counters every 30 s. Deleted elements are not reported.
+    Interfaces are not among them: the agents update their counters every 30 s. Deleted elements
+    are not reported.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")
