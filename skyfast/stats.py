@@ -90,7 +90,7 @@ TOPOLOGY_ERRORS = (
 
 HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other status except 200 is
 ``status``. ``malformed``: the response is not a JSON list. ``too_big``: it is longer than
-``topology.MAX_ANSWER_BYTES``.
+``topology_client.MAX_ANSWER_BYTES``.
 """
 
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
@@ -196,10 +196,35 @@ class ScrapeStats:
 
 
 @dataclass(slots=True, eq=False)
+class NameStats:
+    """The names of addresses and capture points, and how they were read.
+
+    ``addresses`` and ``nodes`` have names, ``ambiguous`` is the number of those addresses whose
+    names depend on the capture point, and ``unknown`` the number of addresses of recent flows that
+    have none. ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts
+    lookups over limits. The durations are those of the latest query of each kind, and of the latest
+    resolution of all names.
+    """
+
+    addresses: int = 0
+    nodes: int = 0
+    ambiguous: int = 0
+    unknown: int = 0
+    elements: int = 0
+    resolutions: int = 0
+    resolution_duration_s: float = 0.0
+    last_reading_timestamp_s: float = 0.0
+    skipped: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    query_duration_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
 class TopologyStats:
     """The counters of topology queries.
 
-    ``interfaces`` and ``skipped`` describe the latest response, so they are gauges.
+    ``interfaces`` and ``skipped`` describe the latest response, so they are gauges. ``names`` is
+    None unless labels need names.
     """
 
     answers: int = 0
@@ -208,6 +233,7 @@ class TopologyStats:
     skipped: dict[str, int] = field(default_factory=_zeros(INTERFACE_SKIPS))
     errors: dict[str, int] = field(default_factory=_zeros(TOPOLOGY_ERRORS))
     last_failure: Failure | None = None
+    names: NameStats | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -149,6 +149,11 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         names = self._triples[triple] = self._context.choose(triple) or self.empty
         return names
 
+    @property
+    def unknown(self) -> int:
+        """The number of unknown addresses that were looked up recently."""
+        return len(self._unknown) + len(self._missed)
+
     def take_unknown(self, now: float, count: int) -> list[str]:
         """Return up to ``count`` unknown addresses to query.
 
