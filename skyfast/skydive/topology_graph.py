@@ -2,7 +2,7 @@
 
 The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
 ``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises: a field of an
-unexpected type is absent, and an element that is not a node or an edge is skipped. Both are counted.
+unexpected type is absent, and elements that are not nodes or edges are skipped. Both are counted.
 """
 
 import sys
@@ -291,7 +291,7 @@ def _repaired(element: bytes, struct: type[_T], skipped: Skipped) -> _T | None:
             data = msgspec.json.decode(prune_depth(text))
     except msgspec.MsgspecError:
         return None
-    read: Callable[[object, Skipped], _T | None] = _reader(struct)
+    read: Callable[[object, Skipped], _T | None] = _struct_reader(struct)
     return read(data, skipped)
 
 
@@ -331,7 +331,8 @@ def _list_reader(
     return read
 
 
-def _struct_reader(struct: type[_Struct]) -> Callable[[object, Skipped], object]:
+@cache
+def _struct_reader(struct: Any) -> Callable[[object, Skipped], object]:
     fields = [
         (member.name, member.encode_name, _reader(member.type), member.required)
         for member in msgspec.structs.fields(struct)
