@@ -119,13 +119,12 @@ class GraphIndex:
                 if _version(node) > _version(other):
                     by_id[node_id] = node
         self._skip(NODE_LIMIT, len(nodes) - MAX_NODES)
-        for nodes in (by_id.values(), without_id):
-            for node in nodes:
-                node_type = type_of(node)
-                if node_type in _NO_INTERFACES:
-                    self._types[node_type].append(node)
-                else:
-                    self.interfaces.append(node)
+        for node in (*by_id.values(), *without_id):
+            node_type = type_of(node)
+            if node_type in _NO_INTERFACES:
+                self._types[node_type].append(node)
+            else:
+                self.interfaces.append(node)
         return by_id
 
     def _add_edges(self, graph: Graph, by_id: dict[str, Node]) -> None:
