@@ -53,7 +53,7 @@ class Pod:
 
     ``host`` is the agent's host if ``agent_known``, else the name of the Kubernetes node, or "".
     ``addresses`` are in the notation of flows, and empty if the pod does not run.
-    ``containers`` are the nodes of its containers in Kubernetes.
+    ``only_container`` is the name of its container in Kubernetes, or "" if it has several.
     """
 
     node: Node
@@ -63,7 +63,7 @@ class Pod:
     agent_known: bool
     addresses: tuple[str, ...]
     host_network: bool
-    containers: tuple[Node, ...]
+    only_container: str
 
     @property
     def created_at(self) -> int:
@@ -221,6 +221,7 @@ class Workloads:
         k8s = _k8s(node)
         extra = k8s.extra
         spec, status = (extra.spec, extra.status) if extra else (None, None)
+        containers = self._containers_of_pod.get(id(node), [])
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
@@ -244,7 +245,7 @@ class Workloads:
             agent_known=agent_known,
             addresses=tuple(dict.fromkeys(pod_addresses)) if k8s.status in RUNNING else (),
             host_network=bool(spec and spec.host_network) or host_address in pod_addresses,
-            containers=tuple(self._containers_of_pod.get(id(node), ())),
+            only_container=index.name(_k8s(containers[0]).name) if len(containers) == 1 else "",
         )
 
     def _only_service(self, pod: Node) -> str:
