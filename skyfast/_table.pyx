@@ -129,7 +129,9 @@ cdef extern from "stdlib.h" nogil:
 
 cdef extern from *:
     """
-    #define prefetch(address) __builtin_prefetch(address)
+    /* GCC removes calls of functions that do nothing but prefetch: it considers them free of side
+       effects. The empty assembler statement is one. */
+    #define prefetch(address) do { __builtin_prefetch(address); __asm__ volatile (""); } while (0)
     #define likely(x) __builtin_expect(!!(x), 1)
     #define unlikely(x) __builtin_expect(!!(x), 0)
     """
