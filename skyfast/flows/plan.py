@@ -29,14 +29,49 @@ class LabelMapper(Protocol):
     def __getitem__(self, value: Any, /) -> str | int: ...
 
 
+class Names(Protocol):
+    """Maps a key to the values of several labels; the results can change.
+
+    The table calls it once for each unknown flow and `Lookup`. It must accept every key: an
+    exception aborts the update of the whole message. A dict is looked up fastest, also a subclass
+    with ``__missing__``. All tuples have the same length.
+    """
+
+    def __getitem__(self, key: str, /) -> tuple[str, ...] | None:
+        """Return the label values, or None if they depend on the context."""
+
+    def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
+        """Return the label values of an ambiguous key in this context."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lookup:
+    """Looks up a field in ``names``, once for all labels of that field.
+
+    The key is the string at ``key``, or empty if its part is missing. If the result is None, the
+    key is ambiguous: ``names.resolve`` then gets the key and the two values at ``context`` (the
+    other address and the capture point). Without ``context``, results are never None.
+
+    The table stores the key and the context of each live flow for `Table.relabel`. A field counts
+    once against the maximum number of columns, however many labels and lookups use it.
+    """
+
+    names: Names
+    key: FieldPath
+    context: tuple[()] | tuple[FieldPath, FieldPath] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Column:
     """A label. Views with the same label share the object, which is equal only to itself.
 
-    Its value is the value at ``path``, mapped by ``rewrite`` if that is set, or empty if the part
-    with the value is missing. If ``rewrite`` maps a part or the whole flow, ``reads`` are the
-    fields that it needs. ``dynamic`` means that the results of ``rewrite`` can change: the table
-    then stores its arguments for `Table.relabel`.
+    With ``lookup``, its value is element ``index`` of the tuple that the lookup returns; ``path``
+    is then ``lookup.key``, and there is no ``rewrite``. Labels of one field share the lookup.
+
+    Otherwise, its value is the value at ``path``, mapped by ``rewrite`` if that is set, or empty if
+    the part with the value is missing. If ``rewrite`` maps a part or the whole flow, ``reads`` are
+    the fields that it needs. ``dynamic`` means that the results of ``rewrite`` can change: the
+    table then stores its arguments for `Table.relabel`.
     """
 
     name: str
@@ -44,6 +79,19 @@ class Column:
     rewrite: LabelMapper | None = None
     reads: tuple[FieldPath, ...] = ()
     dynamic: bool = False
+    lookup: Lookup | None = None
+    index: int = 0
+
+    @property
+    def fields(self) -> tuple[FieldPath, ...]:
+        """All fields of the flow that the label needs, and the path, which can be empty."""
+        context = self.lookup.context if self.lookup is not None else ()
+        return (self.path, *self.reads, *context)
+
+    @property
+    def is_field(self) -> bool:
+        """Whether the label has the value at ``path``, unchanged."""
+        return self.rewrite is None and self.lookup is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
