@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from skyfast import __version__, pipeline
+from skyfast._table import MAX_ROWS
 from skyfast.config import cost
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.loader import changed
 from skyfast.config.model import Config
 from skyfast.config.yaml_nodes import ConfigError
+from skyfast.flows.planner import names_in
 from skyfast.flows.selection import changed_fields
 from skyfast.pipeline import Parts, Shared
 from skyfast.runtime import logs, memory, systemd
@@ -300,7 +302,9 @@ class App:
             self._polling.cancel()
 
     def _relabel(self, lookup: DefaultEmptyDict, keys: Set[str]) -> None:
-        self._parts.table.relabel([(lookup, keys)])
+        names = names_in(self._parts.plan, lookup)
+        if names is not None:
+            self._parts.table.relabel(names, iter(keys), MAX_ROWS)
 
     def _hold(self) -> None:
         """Stop the clock while reports may be missing."""

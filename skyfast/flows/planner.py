@@ -3,6 +3,8 @@
 `make_plan` builds from the known labels and metrics of `skyfast.flows.catalog`.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from skyfast.flows.catalog import (
@@ -29,6 +31,7 @@ from skyfast.flows.plan import (
     FlowCount,
     Gauge,
     LabelMapper,
+    Lookup,
     Plan,
     Requirement,
     Share,
@@ -55,13 +58,35 @@ class NameSource(Protocol):
     """
 
     @property
-    def node_name(self) -> LabelMapper: ...
+    def node_name(self) -> Mapping[str, str]: ...
     @property
-    def node_host(self) -> LabelMapper: ...
+    def node_host(self) -> Mapping[str, str]: ...
     @property
-    def node_type(self) -> LabelMapper: ...
+    def node_type(self) -> Mapping[str, str]: ...
     @property
-    def owner(self) -> LabelMapper: ...
+    def owner(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SingleNames:
+    """Names of a single label, from a mapping that accepts every key."""
+
+    mapping: Mapping[str, str]
+
+    def __getitem__(self, key: str) -> tuple[str]:
+        return (self.mapping[key],)
+
+    def resolve(self, key: str, other: str, point: str) -> tuple[str]:
+        raise NotImplementedError("no key is ambiguous")
+
+
+def names_in(plan: Plan, mapping: Mapping[str, str]) -> SingleNames | None:
+    """Return the names from ``mapping`` in the plan's lookups; None if there are none."""
+    for column in plan.columns:
+        names = column.lookup and column.lookup.names
+        if isinstance(names, SingleNames) and names.mapping is mapping:
+            return names
+    return None
 
 
 def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALONE) -> Plan:
@@ -115,6 +140,7 @@ class _Columns:
         self._export = export
         self._names = names
         self._made: dict[LabelSpec, Column] = {}
+        self._single: dict[str, SingleNames] = {}
 
     def __getitem__(self, label: LabelSpec) -> Column:
         if label not in self._made:
@@ -133,8 +159,11 @@ class _Columns:
                 reads=Classifier.READS,
             )
         if known.lookup:
-            names = getattr(self._names, known.lookup)
-            return Column(name=known.name, path=known.path, rewrite=names, dynamic=True)
+            names = self._single.setdefault(
+                known.lookup, SingleNames(getattr(self._names, known.lookup))
+            )
+            lookup = Lookup(names=names, key=known.path)
+            return Column(name=known.name, path=known.path, lookup=lookup)
         export = self._export
         if known.path == PROTOCOL and (export.include_icmp or export.include_other):
             rewrite = FlowProtocol(other=export.include_other)
@@ -158,7 +187,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
         families=families(view, naming=export.naming),
         # Without ports, the addresses alone do not identify a flow.
         identifies_connection=not (export.include_icmp or export.include_other)
-        and {column.path for column in chosen if column.rewrite is None} >= ENDPOINTS,
+        and {column.path for column in chosen if column.is_field} >= ENDPOINTS,
     )
 
 

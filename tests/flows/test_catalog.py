@@ -33,7 +33,7 @@ from skyfast.flows.plan import (
     Plan,
     Requirement,
 )
-from skyfast.flows.planner import families, make_plan
+from skyfast.flows.planner import SingleNames, families, make_plan
 from skyfast.skydive.name_index import NameIndex
 from tests.support.paths import DEPLOY, RECORDINGS, ROOT
 from tests.support.prometheus import PROMTOOL, needs_promtool
@@ -182,8 +182,9 @@ def test_labels_of_one_name_can_differ_between_views() -> None:
 def test_topology_labels_can_change(label: str, mapping: str) -> None:
     names = NameIndex(keep_s=0)
     made = column(label, names)
-    assert made.rewrite is getattr(names, mapping)
-    assert made.dynamic
+    assert made.lookup is not None
+    assert isinstance(made.lookup.names, SingleNames)
+    assert made.lookup.names.mapping is getattr(names, mapping)
     assert made.path == LABELS_BY_NAME[label].path
 
 
