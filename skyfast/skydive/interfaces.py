@@ -162,6 +162,8 @@ class Interfaces:
         """
         skipped = dict.fromkeys(INTERFACE_SKIPS, 0)
         skipped["invalid"] = answer.invalid
+        skipped["text_too_long"] = answer.too_long
+        skipped["too_many"] = answer.excess
         rows = _rows(answer.nodes, skipped)
         page = _render(self._families, rows, skipped, now + self._lifetime_s) if rows else _NOTHING
         with self._writing:
