@@ -2,7 +2,7 @@
 
 The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
 ``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises: a field of an
-unexpected type is absent, and an element that is not a node or an edge is skipped. Both are counted.
+unexpected type is absent, and elements that are not nodes or edges are skipped. Both are counted.
 """
 
 import sys
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final, TypeAlias, TypeVar, get_args, get_origin
+from typing import Any, Final, TypeAlias, get_args, get_origin
 
 import msgspec
 
@@ -29,8 +29,6 @@ DELETED: Final = "deleted"
 
 Skipped: TypeAlias = Counter[str]
 """How often something was not usable, by reason."""
-
-_T = TypeVar("_T")
 
 
 class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
@@ -258,7 +256,7 @@ def decode_node(element: bytes, skipped: Skipped | None = None) -> Node | None:
     try:
         return _decode_node(element)
     except UNDECODABLE:
-        node = _repaired(element, Node, skipped)
+        node: Node | None = _repaired(element, Node, skipped)
     if node is None:
         skipped[MALFORMED] += 1
     return node
@@ -281,7 +279,7 @@ def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
     return Edge(edge.parent, edge.child, sys.intern(relation_type))
 
 
-def _repaired(element: bytes, struct: type[_T], skipped: Skipped) -> _T | None:
+def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
     """Decode an element without the fields of wrong types. Rare, so it may be slow."""
     text = replace_unreadable(bytes(element))
     try:
@@ -291,8 +289,7 @@ def _repaired(element: bytes, struct: type[_T], skipped: Skipped) -> _T | None:
             data = msgspec.json.decode(prune_depth(text))
     except msgspec.MsgspecError:
         return None
-    read: Callable[[object, Skipped], _T | None] = _reader(struct)
-    return read(data, skipped)
+    return _struct_reader(struct)(data, skipped)
 
 
 @cache
@@ -331,7 +328,8 @@ def _list_reader(
     return read
 
 
-def _struct_reader(struct: type[_Struct]) -> Callable[[object, Skipped], object]:
+@cache
+def _struct_reader(struct: Any) -> Callable[[object, Skipped], object]:
     fields = [
         (member.name, member.encode_name, _reader(member.type), member.required)
         for member in msgspec.structs.fields(struct)
