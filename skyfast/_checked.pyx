@@ -329,7 +329,7 @@ cdef class _Check:
             if number in self.dormant:
                 continue
             for i in range(table.cells - table.columns):
-                self.refer(links_of(table, flow)[table.keys_at + i], "dynamic label's key")
+                self.refer(links_of(table, flow)[table.keys_at + i], "lookup's string")
         expect(len(keys) == len(self.flows), "two flows have the same key")
         expect(talking.keys() == self.conversations, "a conversation without flows")
         for number, counts in talking.items():

@@ -12,7 +12,7 @@ cpdef enum:
     MAX_ROWS = 1 << 27  # row numbers share their 32 bits with flags, and some rows are extra
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
-    MAX_COLUMNS = 64            # labels per plan, and lookup keys of dynamic ones
+    MAX_COLUMNS = 64            # labels per plan, and fields that lookups use
     MAX_VIEW_VALUES = 32        # counters and gauges per view
     MAX_VIEW_COLUMNS = 32
     MAX_RANKED = 1 << 16
@@ -95,9 +95,9 @@ cdef struct Flow:
     uint32_t wheel_next         # next flow in the same slot of the timer wheel
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
     # int64_t totals[counters] follow, ABSENT if no report had the part; then uint32_t links: the
-    # conversation and, for live flows, rows of other views and the strings that are lookup keys of
-    # dynamic labels. Flags: STRING_KEY, the UUID is not a 64-bit number; LABELS_KEY, the row has
-    # the counters of a removed connection; DORMANT; ENDED, the latest report was the closing one.
+    # conversation and, for live flows, rows of other views and the strings that lookups use, keys
+    # and context. Flags: STRING_KEY, the UUID is not a 64-bit number; LABELS_KEY, the row has the
+    # counters of a removed connection; DORMANT; ENDED, the latest report was the closing one.
 
 
 cdef struct Connection:
@@ -128,7 +128,7 @@ cdef struct Conversation:
 
 cdef struct Cell:
     # A label value of a report. It is borrowed from the flow's own objects, or from the result of a
-    # rewrite: valid for one batch. `text` is NULL for an integer.
+    # rewrite or lookup: valid for one batch. `text` is NULL for an integer.
     const char *text
     uint32_t length
     uint32_t hash
@@ -178,13 +178,23 @@ cdef struct Report:
     LeftOut last_update_left_out
 
 
-cdef struct Change:
-    # A change of a dynamic label: `column` becomes `cell` in flows whose lookup key number `slot`
-    # is the string `key`.
-    uint32_t key
-    uint32_t slot
-    uint32_t column
-    uint32_t cell
+cdef struct ChangedKey:
+    # A lookup key with new labels.
+    uint32_t string
+    uint32_t change             # number of the labels; 0 if they depend on the context
+
+
+cdef struct Move:
+    # A flow with new labels from one of its lookups.
+    uint32_t flow
+    uint32_t lookup             # index
+    uint32_t change             # number of the labels; 0 if they do not change
+
+
+cdef struct Context:
+    # An ambiguous key of a flow, and the strings that its labels depend on.
+    uint32_t strings[3]         # the key, the other address, the capture point
+    uint32_t move               # index of the flow's move
 
 
 cdef struct Literal:

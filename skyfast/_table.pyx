@@ -71,6 +71,7 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
+from cpython.tuple cimport PyTuple_CheckExact, PyTuple_GET_SIZE
 from libc.math cimport ceil, floor
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
@@ -94,6 +95,8 @@ cdef extern from "Python.h":
     void *PyUnicode_DATA(PyObject *)
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject *)
     const char *PyUnicode_AsUTF8AndSize(PyObject *, Py_ssize_t *) except NULL
+    PyObject *PyDict_GetItemWithError(PyObject *, PyObject *) except? NULL
+    PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)
     PyObject *PyObject_GetAttr(PyObject *, PyObject *) except NULL
     PyObject *PyObject_GetItem(PyObject *, PyObject *) except NULL
     PyObject *PyBytes_FromStringAndSize(const char *, Py_ssize_t) except NULL
@@ -129,7 +132,9 @@ cdef extern from "stdlib.h" nogil:
 
 cdef extern from *:
     """
-    #define prefetch(address) __builtin_prefetch(address)
+    /* GCC removes calls of functions that do nothing but prefetch: it considers them free of side
+       effects. The empty assembler statement is one. */
+    #define prefetch(address) do { __builtin_prefetch(address); __asm__ volatile (""); } while (0)
     #define likely(x) __builtin_expect(!!(x), 1)
     #define unlikely(x) __builtin_expect(!!(x), 0)
     """
@@ -259,6 +264,8 @@ cdef enum:
 
 cdef tuple GAUGE_KINDS = ("latest", "least", "most")
 
+cdef str EMPTY = ""
+cdef object END = object()      # what an iterator gives at its end
 cdef object ESCAPES = re.compile(r"\\(.)", re.DOTALL)
 cdef dict UNESCAPED = {r"\\": "\\", r'\"': '"', r"\n": "\n"}
 
@@ -304,14 +311,16 @@ cdef struct TableState:
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except those for sharding
     uint32_t counters, values   # numbers per flow
-    uint32_t columns, cells     # labels of all views; the same plus lookup keys
+    uint32_t columns, cells     # labels of all views; the same plus the strings that lookups use
+    uint32_t looked_up          # the first columns are labels of lookups
+    uint32_t lookup_count
     uint32_t requirements
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
     bint converses              # whether there are conversation rows
     uint64_t share, shares      # index and number of shards; 0 of 1 is everything
     uint32_t links_at           # offset of the links in a flow row, in bytes
-    uint32_t keys_at            # index of the lookup keys among them; a conversation has index 0
+    uint32_t keys_at            # index of the lookups' strings there; a conversation has index 0
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
@@ -343,6 +352,9 @@ cdef struct TableState:
     uint64_t values_left_out[MAX_FIELDS]
     uint64_t skips[MAX_SKIPS]
     uint64_t finishes[4]
+    # lookups: set when the table is created
+    Lookup lookups[MAX_COLUMNS]
+    uint32_t name_indexes[MAX_COLUMNS]  # by column of a lookup: index in the result
 
 
 include "table/labels.pxi"
@@ -381,8 +393,7 @@ cdef class Table:
     cdef object plan
     cdef bint wants_slots
     cdef list keep                      # owns the objects that `Field` borrows
-    cdef list held                      # owns the results of rewrites for the current batch
-    cdef list dynamic                   # (rewrite, slot, column) of each dynamic column
+    cdef list held                      # owns the results of rewrites and lookups for a batch
     cdef list field_names
     cdef bytes other                    # label value of overflow rows
     cdef tuple skip_names
@@ -417,7 +428,7 @@ cdef class Table:
         self.held = []
         self.wants_slots = slots
         number_columns(&self.state, plan)
-        self.dynamic = dynamic_columns(plan)
+        prepare_lookups(&self.state, plan)
         self.field_names = number_fields(&self.state, plan)
         self.state.least_timeout_s = timeout_s
         self.state.flow_update_s = 60
@@ -509,8 +520,8 @@ cdef class Table:
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.
 
-        Exceptions of a column's rewrite propagate. Some flows before the one being rewritten may
-        have been applied; none after it has.
+        Exceptions of a column's rewrite or names propagate. Some flows before the one being
+        processed may have been applied; none after it has.
 
         The rules are those of docs/architecture.md. A known flow adds its deltas. A report that is
         not newer, and in which no counter is higher, is late; if it is newer and any counter is
@@ -538,7 +549,7 @@ cdef class Table:
             look_up_flows(table, batch)
             try:
                 read_unknown(table, self.readers, flows, at, batch, self.held)
-            except BaseException:       # raised by a rewrite
+            except BaseException:       # raised by a rewrite or names
                 self.held.clear()
                 raise
             look_up_labels(table, batch)
@@ -575,40 +586,48 @@ cdef class Table:
             pthread_mutex_unlock(&self.state.lock)
         return more
 
-    # -- dynamic labels -------------------------------------------------------------------------
+    # -- names ----------------------------------------------------------------------------------
 
-    def relabel(self, list renamed not None):
-        """Move flows to other connections after the results of a rewrite have changed.
+    def relabel(self, names, keys, Py_ssize_t budget):
+        """Move flows to other connections after names have changed. Call this until it returns
+        False.
 
-        :param renamed: pairs of a dynamic column's rewrite and the keys whose labels have changed.
+        :param names: the mapping of lookups, which has changed already.
+        :param keys: an iterator of the keys whose results have changed, which is advanced.
+        :param budget: how many flows to move; no key is taken after this number is exceeded. A key
+            counts as one, plus the references to its string: its flows, and connections that have
+            it as a label.
+        :returns: whether keys may be left; False without a lookup in `names`.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
         A new connection starts at zero. An existing one continues, and so does a removed one whose
-        counters are kept. Every flow is visited, including dormant ones, which takes about 10 ns
-        each, and 0.5 µs for each flow that moves.
+        counters are kept. All flows of a call leave their connections before the first one is
+        added to another. If a name is invalid, the flows with this key keep their labels.
+
+        Exceptions of `names` and `keys` propagate; then no flow of this call has moved. Each call
+        visits every flow, including dormant ones, which takes about 10 ns each, and 0.5 µs for each
+        flow that moves. For an ambiguous key, `names` are called once for each different context.
         """
+        cdef TableState *table = &self.state
         cdef Changes changes
-        cdef bint done
-        memset(&changes, 0, sizeof(Changes))
+        cdef bint more, done
         try:
-            for rewrite, keys in renamed:
-                for column_rewrite, slot, column in self.dynamic:
-                    if column_rewrite is rewrite:
-                        for key in keys:
-                            add_change(&self.state, &changes, rewrite, key, slot, column)
-            if changes.count == 0:
-                return
-            qsort(changes.items, changes.count, sizeof(Change), compare_changes)
-            with nogil:
-                pthread_mutex_lock(&self.state.lock)
-                done = apply_changes(&self.state, &changes)
-                pthread_mutex_unlock(&self.state.lock)
-            if not done:
-                raise MemoryError
+            changes_init(table, &changes, names)
+            if changes.lookup_count == 0:
+                return False
+            more = take_keys(table, &changes, names, keys, budget)
+            if changes.key_count:
+                find_moves(table, &changes)
+                resolve_contexts(table, &changes, names)
+                with nogil:
+                    pthread_mutex_lock(&table.lock)
+                    done = apply_moves(table, &changes)
+                    pthread_mutex_unlock(&table.lock)
+                if not done:
+                    raise MemoryError
+            return more
         finally:
-            pthread_mutex_lock(&self.state.lock)
-            release_changes(&self.state, &changes)
-            pthread_mutex_unlock(&self.state.lock)
+            changes_destroy(table, &changes)
 
     # -- pages ----------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from skyfast import __version__, pipeline
+from skyfast._table import MAX_ROWS
 from skyfast.config import cost
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.loader import changed
@@ -300,7 +301,7 @@ class App:
             self._polling.cancel()
 
     def _relabel(self, lookup: DefaultEmptyDict, keys: Set[str]) -> None:
-        self._parts.table.relabel([(lookup, keys)])
+        self._parts.table.relabel(lookup, iter(keys), MAX_ROWS)
 
     def _hold(self) -> None:
         """Stop the clock while reports may be missing."""

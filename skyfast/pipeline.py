@@ -222,7 +222,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 
 
 def _has_names(plan: Plan) -> bool:
-    return any(column.dynamic for column in plan.columns)
+    return any(column.lookup is not None for column in plan.columns)
 
 
 def _table_limits(limits: TableLimits) -> dict[str, Any]:

@@ -90,13 +90,61 @@ class Rewrite(Protocol):
     def __getitem__(self, value: Any, /) -> str | int: ...
 
 
+class Names(dict[str, tuple[str, ...] | None]):
+    """The names of keys, ``count`` for each, which can change. Unknown keys have empty names.
+
+    A key whose names are None is ambiguous: ``contexts`` has its names by key, other address and
+    capture point; in other contexts, they are empty.
+    """
+
+    def __init__(
+        self, known: Mapping[str, tuple[str, ...] | None] | None = None, *, count: int = 1
+    ) -> None:
+        super().__init__(known or {})
+        self.count = count
+        self.contexts: dict[tuple[str, str, str], tuple[str, ...]] = {}
+
+    def __missing__(self, key: str) -> tuple[str, ...]:
+        return ("",) * self.count
+
+    def clear(self) -> None:
+        super().clear()
+        self.contexts.clear()
+
+    def resolve(self, key: str, other: str, point: str) -> tuple[str, ...]:
+        return self.contexts.get((key, other, point), ("",) * self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """Finds the names of the value at ``key``, for all labels that share this object.
+
+    ``context`` has the paths of the other address and of the capture point, if there are keys
+    whose names depend on them. A part that a flow lacks is an empty key.
+    """
+
+    names: Names
+    key: Path
+    context: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.key, *self.context)
+
+    def find(self, values: Mapping[Path, str]) -> tuple[str, ...]:
+        """Return the names for the values of a flow, which are given by path."""
+        key, *context = (values[path] for path in self.paths)
+        found = self.names[key]
+        return self.names.resolve(key, *context) if found is None else found
+
+
 @dataclass(frozen=True, eq=False)
 class Label:
     """One label: its name, and where in a flow its value is. An empty path is the flow itself.
 
     ``number`` tells what stands there when it is left out. ``reads`` are the fields that
-    a rewrite of the flow looks at. The answers of a ``dynamic`` rewrite change. A label is like
-    itself only: views that have it in common share the object.
+    a rewrite of the flow looks at. With ``lookup``, it is the name number ``index`` of those that
+    the lookup finds. A label is like itself only: views that have it in common share the object.
     """
 
     name: str
@@ -104,7 +152,8 @@ class Label:
     number: bool = False
     rewrite: Rewrite | None = None
     reads: tuple[Path, ...] = ()
-    dynamic: bool = False
+    lookup: Lookup | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,11 +238,9 @@ def one_view(
     return Spec(views=(View(labels, families),), **others)
 
 
-class Names(dict[str, str]):
-    """What the topology calls things; a rewrite whose answers change."""
-
-    def __missing__(self, key: str) -> str:
-        return ""
+def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()) -> Label:
+    """Return a label with the first name of the value at ``key``, by a lookup of its own."""
+    return Label(name, key, lookup=Lookup(names, key, context))
 
 
 @dataclass(frozen=True)
@@ -392,8 +439,8 @@ Connection = Row
 class Flow:
     """What Skydive sends: one capture point's view of one conversation.
 
-    ``rows`` has one for each view, None where there was no room in it. ``keys`` are what the
-    names among its labels were asked with. Its conversation is known by the protocol and both
+    ``rows`` has one for each view, None where there was no room in it. ``keys`` are the values
+    that its lookups use, by path. Its conversation is known by the protocol and both
     ``ends``, and seen from a capture ``point``.
 
     While it is dormant, ``rows`` is empty, and its memory counts from ``since_s``. ``is_ended``
@@ -406,7 +453,7 @@ class Flow:
     last_ms: int
     reported_s: float
     deadline_s: int
-    keys: Mapping[Label, str]
+    keys: Mapping[Path, str]
     ends: tuple[Any, ...]
     point: str
     is_ended: bool = False
@@ -448,6 +495,8 @@ class Model:
         self.gauges = [value for value in dict.fromkeys(found) if isinstance(value, Gauge)]
         self._labels = list(dict.fromkeys(each for view in self.views for each in labels_of(view)))
 
+        lookups = (label.lookup for label in self._labels if label.lookup)
+        self._key_paths = list(dict.fromkeys(path for lookup in lookups for path in lookup.paths))
         self._is_choosy = self.spec.deduplicate == "first"
 
         self._rows: list[dict[Values, Row]] = [{} for _ in self.views]
@@ -546,6 +595,7 @@ class Model:
         paths = [("UUID",), *CONVERSATION] if self._is_choosy else [("UUID",)]
         for label in self._labels:
             paths += [label.path, *label.reads]
+        paths += self._key_paths
         paths += [path_of(name) for rule in (*self.spec.drop, *self.spec.keep) for name in rule]
         texts = [text for path in paths if isinstance(text := at(flow, path, ""), str)]
         if any(re.search("[\ud800-\udfff]", text) for text in texts):
@@ -605,10 +655,9 @@ class Model:
     def _labels_of(self, flow: JSON) -> dict[Label, str | int] | str:
         """Return a flow's labels, or why it is skipped for what they are."""
         labels = {label: self._label(label, flow) for label in self._labels}
-        keys = [at(flow, label.path, "") for label in self._labels if label.dynamic]
         looked_at = [
             *labels.values(),
-            *keys,
+            *self._keys_of(flow).values(),
             *(self._conversation(flow) if self._is_choosy else []),
         ]
         if not in_range(value for value in looked_at if isinstance(value, int)):
@@ -616,6 +665,9 @@ class Model:
         if any(is_too_long(value) for value in looked_at if isinstance(value, str)):
             return "text_too_long"
         return labels
+
+    def _keys_of(self, flow: JSON) -> dict[Path, str]:
+        return {path: at(flow, path, "") for path in self._key_paths}
 
     def _conversation(self, flow: JSON) -> list[Any]:
         return [at(flow, path, "" if is_text(path) else 0) for path in CONVERSATION]
@@ -783,7 +835,7 @@ class Model:
             known.rows.append(row)
         if not first:
             known.rows[0].followers = {n: known.rows[n] for n in self._followers()}
-        known.keys = {label: at(flow, label.path, "") for label in self._labels if label.dynamic}
+        known.keys = self._keys_of(flow)
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
         for other in self._flows.values():
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
@@ -947,6 +999,8 @@ class Model:
         if label.path == ():
             assert label.rewrite is not None
             return label.rewrite[flow]
+        if label.lookup is not None:
+            return label.lookup.find(self._keys_of(flow))[label.index]
         if len(label.path) > 1 and flow.get(label.path[0]) is None:
             return ""
         value = at(flow, label.path, 0 if label.number else "")
@@ -957,7 +1011,7 @@ class Model:
         return values in self._rows[n] or kept < self.spec.max_connections
 
     def _is_complete(self, n: int) -> bool:
-        paths = {label.path for label in labels_of(self.views[n]) if label.rewrite is None}
+        paths = {label.path for label in labels_of(self.views[n]) if is_field(label)}
         return paths >= ENDPOINTS and not (self.spec.include_icmp or self.spec.include_other)
 
     def _has_other(self) -> bool:
@@ -1037,17 +1091,21 @@ class Model:
 
     # Names
 
-    def relabel(self, rewrite: Rewrite, keys: Iterable[str]) -> None:
-        """File flows again whose labels ``rewrite`` makes, now that it answers differently."""
+    def relabel(self, names: Names, keys: Iterable[str]) -> None:
+        """File flows again that ``names`` name by one of ``keys``, whose names are others now."""
         keys = frozenset(keys)
         followers = self._followers()
+
+        def is_renamed(label: Label, flow: Flow) -> bool:
+            lookup = label.lookup
+            return lookup is not None and lookup.names is names and flow.keys[lookup.key] in keys
 
         def renamed(flow: Flow, row: Row | None) -> Values | None:
             if row is None or row.is_other:
                 return None
             values = tuple(
-                str(rewrite[flow.keys[label]])
-                if label.rewrite is rewrite and flow.keys[label] in keys
+                label.lookup.find(flow.keys)[label.index]
+                if label.lookup and is_renamed(label, flow)
                 else value
                 for label, value in zip(labels_of(row.view), row.values, strict=True)
             )
@@ -1158,6 +1216,11 @@ class Model:
 def labels_of(view: View) -> list[Label]:
     """Return a view's labels but for the direction."""
     return [label for label in view.labels if label != DIRECTION]
+
+
+def is_field(label: Label) -> bool:
+    """Tell whether a label is the value at its path, as it is."""
+    return label.rewrite is None and label.lookup is None
 
 
 def family_values(family: Family, view: View) -> list[Total | Gauge | None]:
@@ -1420,14 +1483,14 @@ def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:
         data = node["Metadata"]
-        names[data["TID"]] = data["Name"]
-        hosts[data["TID"]] = node["Host"]
-        types[data["TID"]] = data["Type"]
+        names[data["TID"]] = (data["Name"],)
+        hosts[data["TID"]] = (node["Host"],)
+        types[data["TID"]] = (data["Type"],)
         for address in (data.get("IPV4") or []) + (data.get("IPV6") or []):
-            owners[address.partition("/")[0]] = data["Name"]
+            owners[address.partition("/")[0]] = (data["Name"],)
     return {
-        name: Label(name, path, rewrite=rewrite, dynamic=True)
-        for name, path, rewrite in (
+        name: looked_up(name, path, known)
+        for name, path, known in (
             ("node_name", ("NodeTID",), names),
             ("node_host", ("NodeTID",), hosts),
             ("node_type", ("NodeTID",), types),

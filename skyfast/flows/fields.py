@@ -106,7 +106,7 @@ def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
     also = tuple(also)
     paths = [*_BOOKKEEPING, *also]
     for column in plan.columns:
-        paths += [path for path in (column.path, *column.reads) if path]
+        paths += [path for path in column.fields if path]
     for counter in plan.counters:
         paths += counter.paths
     paths += [gauge.path for gauge in plan.gauges]
@@ -135,7 +135,7 @@ def _omissible(
     # A field that is also used for something required is not omissible.
     must_have = {*needed, ("UUID",), ("Last",)}
     must_have |= {path for each in plan.counters if not each.optional for path in each.paths}
-    must_have |= {path for column in plan.columns for path in (column.path, *column.reads)}
+    must_have |= {path for column in plan.columns for path in column.fields}
     must_have |= {path for requirement in plan.requirements for path in requirement.reads}
     for known in (plan.conversation, plan.share and plan.share.conversation):
         must_have |= {*known.paths} if known else set()

@@ -70,15 +70,13 @@ class Column:
 
     Otherwise, its value is the value at ``path``, mapped by ``rewrite`` if that is set, or empty if
     the part with the value is missing. If ``rewrite`` maps a part or the whole flow, ``reads`` are
-    the fields that it needs. ``dynamic`` means that the results of ``rewrite`` can change: the
-    table then stores its arguments for `Table.relabel`.
+    the fields that it needs.
     """
 
     name: str
     path: FieldPath
     rewrite: LabelMapper | None = None
     reads: tuple[FieldPath, ...] = ()
-    dynamic: bool = False
     lookup: Lookup | None = None
     index: int = 0
 

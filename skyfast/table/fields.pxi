@@ -39,9 +39,23 @@ cdef struct Requirement:
 
 
 cdef struct Column:
-    # A label, or the lookup key of a dynamic label. The rewrite is owned by the plan.
+    # A label, or a field that lookups use. The rewrite is owned by the plan. Unused for labels of
+    # lookups.
     Field field
     PyObject *rewrite           # or NULL
+
+
+cdef struct Lookup:
+    # A field that is looked up once for several labels, and the columns of these labels.
+    PyObject *names             # owned by the plan
+    bint is_dict                # items can be read as those of a dict
+    bint has_context            # the result is None if the key is ambiguous
+    uint32_t key                # cells of the strings: the key and, with a context, the two others
+    uint32_t other
+    uint32_t point
+    uint32_t column             # the first column; the others follow
+    uint32_t columns
+    Py_ssize_t length           # minimum length of a result
 
 
 cdef struct Reader:

@@ -5,8 +5,8 @@
 # only reads, so the thread that updates may call it without the mutex, too.
 
 cdef struct Labels:
-    # The labels of one flow: the cells of all columns of the plan, then the lookup keys of dynamic
-    # labels.
+    # The labels of one flow: the cells of all columns of the plan, then the strings that lookups
+    # use.
     uint32_t cells[MAX_COLUMNS]
     uint32_t interned[MAX_COLUMNS]      # strings that have a reference until `release_interned`
     uint32_t interned_count

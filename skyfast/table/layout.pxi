@@ -74,19 +74,20 @@ cdef void batch_destroy(Batch *batch) noexcept nogil:
 # ---------------------------------------------------------------------------------------------
 # Numbers of columns, values and fields
 
+cdef list lookups_of(plan):
+    return list(dict.fromkeys(c.lookup for c in plan.columns if c.lookup is not None))
+
+
+cdef list ordered_columns(plan):
+    # All columns in the order of their numbers: first those of each lookup, then the others.
+    looked_up = [c for lookup in lookups_of(plan) for c in plan.columns if c.lookup is lookup]
+    return [*looked_up, *(c for c in plan.columns if c.lookup is None)]
+
+
 cdef list key_paths(plan):
-    # The paths of the lookup keys of dynamic columns.
-    return list(dict.fromkeys(column.path for column in plan.columns if column.dynamic))
-
-
-cdef list dynamic_columns(plan):
-    # Rewrite, key slot and number of each dynamic column.
-    keys = key_paths(plan)
-    return [
-        (column.rewrite, keys.index(column.path), i)
-        for i, column in enumerate(plan.columns)
-        if column.dynamic
-    ]
+    # The paths of the strings that lookups use.
+    paths = (path for lookup in lookups_of(plan) for path in (lookup.key, *lookup.context))
+    return list(dict.fromkeys(paths))
 
 
 cdef int number_columns(TableState *table, plan) except -1:
@@ -94,6 +95,35 @@ cdef int number_columns(TableState *table, plan) except -1:
     if len(plan.columns) + len(key_paths(plan)) > MAX_COLUMNS:
         raise ValueError("the plan has more labels than the table can keep")
     table.cells = len(plan.columns) + len(key_paths(plan))
+    table.looked_up = sum(column.lookup is not None for column in plan.columns)
+    return 0
+
+
+cdef int prepare_lookups(TableState *table, plan) except -1:
+    cdef Lookup *lookup
+    cdef uint32_t i, column = 0
+    keys = {path: i for i, path in enumerate(key_paths(plan), len(plan.columns))}
+    for i, declared in enumerate(lookups_of(plan)):
+        lookup = &table.lookups[i]
+        lookup.names = <PyObject *>declared.names
+        lookup.is_dict = (isinstance(declared.names, dict)
+                          and type(declared.names).__getitem__ is dict.__getitem__)
+        lookup.key = keys[declared.key]
+        lookup.has_context = len(declared.context) > 0
+        if lookup.has_context:
+            other, point = declared.context
+            lookup.other = keys[other]
+            lookup.point = keys[point]
+        lookup.column = column
+        for planned in plan.columns:
+            if planned.lookup is declared:
+                if planned.index < 0 or planned.rewrite is not None:
+                    raise ValueError("a label of a lookup has an index, and no rewrite")
+                table.name_indexes[column] = planned.index
+                lookup.length = max(lookup.length, <Py_ssize_t>planned.index + 1)
+                column += 1
+        lookup.columns = column - lookup.column
+        table.lookup_count += 1
     return 0
 
 
@@ -182,14 +212,16 @@ cdef int resolve_values(Reader *reader, owner, plan, list keep) except -1:
 
 cdef int resolve_columns(Reader *reader, owner, plan, list keep) except -1:
     cdef uint32_t i
-    for i, column in enumerate(plan.columns):
+    for i, column in enumerate(ordered_columns(plan)):
+        if column.lookup is not None:
+            continue
         resolve_field(reader, &reader.columns[i].field, owner, column.path, keep)
         if column.rewrite is not None:
             reader.columns[i].rewrite = <PyObject *>column.rewrite
     for i, path in enumerate(key_paths(plan), len(plan.columns)):
         resolve_field(reader, &reader.columns[i].field, owner, path, keep)
         if not reader.columns[i].field.is_string:
-            raise ValueError("a dynamic label is made of a text")
+            raise ValueError("a lookup needs a field that is a string")
     return 0
 
 
@@ -305,7 +337,7 @@ cdef int prepare_views(TableState *table, plan) except -1:
 cdef int number_view(const TableState *table, View *view, declared, plan) except -1:
     # Set the columns and values of a view.
     cdef uint32_t j
-    numbers = {column: i for i, column in enumerate(plan.columns)}
+    numbers = {column: i for i, column in enumerate(ordered_columns(plan))}
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     kept = sorted(
         {values[v] for family in declared.families for v in family.values if v in values}

@@ -1,166 +1,363 @@
-# Relabelling: flows move to other connections after the results of a rewrite have changed. Part of
-# `_table.pyx`, which includes it.
+# Relabelling: flows move to other connections after names have changed. Part of `_table.pyx`, which
+# includes it.
 #
-# `Table.relabel` calls it. `add_change` needs the GIL and takes the table's mutex itself;
-# everything else is plain C under the mutex.
+# `Table.relabel` calls this in four steps: take keys from an iterator, find the flows with these
+# keys, resolve ambiguous keys in the contexts of these flows, move the flows. The first and the
+# third step call Python code, so they need the GIL; they take the table's mutex only to intern new
+# labels. The second step only reads the table, which only the caller's thread changes. The last one
+# runs under the mutex.
 
 cdef struct Changes:
-    # Sorted by key once complete. Each change has a reference to both of its strings.
-    Change *items
-    uint32_t count, room
+    # One call of `Table.relabel`, for the lookups in one mapping. A change is a set of labels, one
+    # for each index of a result that any of these lookups uses. Changes are numbered from 1, and
+    # the table's strings are referenced until `changes_destroy`.
+    uint32_t lookups[MAX_COLUMNS]
+    uint32_t lookup_count
+    uint32_t indexes[MAX_COLUMNS]       # of the labels of a change, in a result
+    uint32_t labels                     # per change
+    uint32_t positions[MAX_COLUMNS]     # by column: position among the labels of a change
+    Py_ssize_t length                   # minimum length of a result
+    uint32_t *cells                     # interned labels of all changes
+    uint32_t change_count
+    uint32_t change_room
+    Cell *pending                       # labels of the last changes, up to BATCH: not interned yet
+    uint32_t pending_count
+    ChangedKey *keys                    # sorted by string once complete
+    uint32_t key_count
+    uint32_t key_room
+    Move *moves                         # those of one flow follow each other
+    uint32_t move_count
+    uint32_t move_room
+    Context *contexts
+    uint32_t context_count
+    uint32_t context_room
+
+
+cdef int changes_init(const TableState *table, Changes *changes, names) except -1:
+    cdef const Lookup *lookup
+    cdef uint32_t i, j, position
+    memset(changes, 0, sizeof(Changes))
+    for i in range(table.lookup_count):
+        lookup = &table.lookups[i]
+        if lookup.names != <PyObject *>names:
+            continue
+        changes.lookups[changes.lookup_count] = i
+        changes.lookup_count += 1
+        changes.length = max(changes.length, lookup.length)
+        for j in range(lookup.column, lookup.column + lookup.columns):
+            position = 0
+            while (position < changes.labels
+                    and changes.indexes[position] != table.name_indexes[j]):
+                position += 1
+            if position == changes.labels:
+                changes.indexes[position] = table.name_indexes[j]
+                changes.labels += 1
+            changes.positions[j] = position
+    changes.pending = <Cell *>allocate(BATCH * changes.labels * sizeof(Cell))
+    return 0
+
+
+cdef int changes_destroy(TableState *table, Changes *changes) except -1:
+    cdef uint32_t i
+    pthread_mutex_lock(&table.lock)
+    for i in range(changes.change_count * changes.labels):
+        if changes.cells[i]:
+            string_release(&table.strings, changes.cells[i] & ~IS_STRING)
+    pthread_mutex_unlock(&table.lock)
+    free(changes.cells)
+    free(changes.pending)
+    free(changes.keys)
+    free(changes.moves)
+    free(changes.contexts)
+    return 0
+
+
+cdef bint has_room(void **items, uint32_t count, uint32_t *room, size_t size) noexcept nogil:
+    # Make space for one more item. False if out of memory.
+    cdef uint32_t larger = 2 * room[0] + 64
+    cdef void *moved
+    if count < room[0]:
+        return True
+    moved = realloc(items[0], larger * size)
+    if moved == NULL:
+        return False
+    items[0] = moved
+    room[0] = larger
+    return True
 
 
 # ---------------------------------------------------------------------------------------------
-# Changed labels
+# Changed names
 
-cdef int add_change(TableState *table, Changes *changes, rewrite, str key, uint32_t slot,
-                    uint32_t column) except -1:
+cdef bint take_keys(TableState *table, Changes *changes, names, keys, Py_ssize_t budget) except -1:
+    # Take keys that flows may have, and their new labels, until the budget is exceeded. Returns
+    # whether keys may be left.
+    cdef list held = []                 # owns the pending labels
+    cdef Py_ssize_t used = 0
+    cdef uint32_t string
+    cdef bint more = True
+    while used <= budget:
+        key = next(keys, END)
+        if key is END:
+            more = False
+            break
+        used += 1
+        string = find_label(table, key)
+        if string:
+            used += (<String *>row_at(&table.strings, string)).refs
+            add_key(table, changes, string, names[key], held)
+    intern_pending(table, changes)
+    if changes.key_count:
+        qsort(changes.keys, changes.key_count, sizeof(ChangedKey), compare_keys)
+    return more
+
+
+cdef uint32_t find_label(const TableState *table, str key) except? 0:
+    # The interned string of a key, or 0.
     cdef char escaped[MAX_CELL]
     cdef const char *text
-    cdef uint32_t length, known, label
-    cdef Change *change
-    if read_label(<PyObject *>key, escaped, &text, &length):
+    cdef uint32_t length
+    if read_text(<PyObject *>key, &text, &length):
         return 0
-    known = string_find(&table.strings, text, length, hash_bytes32(text, length, table.seed))
-    if known == 0:
-        return 0                    # no flow has this key
-    reserve_change(changes)
-    answer = rewrite[key]
-    if read_label(<PyObject *>answer, escaped, &text, &length):
+    if needs_escape(text, length):
+        length = escape(text, length, escaped)
+        text = escaped
+    return string_find(&table.strings, text, length, hash_bytes32(text, length, table.seed))
+
+
+cdef int add_key(TableState *table, Changes *changes, uint32_t string, found,
+                 list held) except -1:
+    # `found` are the key's names, None if it is ambiguous. Nothing is added if they are invalid.
+    cdef uint32_t change = 0
+    if found is not None:
+        change = add_change(table, changes, found, held)
+        if change == 0:
+            return 0
+    if not has_room(<void **>&changes.keys, changes.key_count, &changes.key_room,
+                    sizeof(ChangedKey)):
+        raise MemoryError
+    changes.keys[changes.key_count].string = string
+    changes.keys[changes.key_count].change = change
+    changes.key_count += 1
+    return 0
+
+
+cdef uint32_t add_change(TableState *table, Changes *changes, found, list held) except? 0:
+    # The number of a new change with these names, whose labels are pending; 0 if they are invalid.
+    cdef Cell *cells
+    cdef uint32_t i
+    if not has_names(found, changes.length):
+        return 0
+    if changes.pending_count == BATCH:
+        intern_pending(table, changes)
+        held.clear()
+    cells = changes.pending + changes.pending_count * changes.labels
+    for i in range(changes.labels):
+        if read_text(PyTuple_GET_ITEM(found, changes.indexes[i]), &cells[i].text,
+                     &cells[i].length):
+            return 0
+        cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
+    if not has_room(<void **>&changes.cells, changes.change_count, &changes.change_room,
+                    changes.labels * sizeof(uint32_t)):
+        raise MemoryError
+    memset(changes.cells + changes.change_count * changes.labels, 0,
+           changes.labels * sizeof(uint32_t))
+    held.append(found)
+    changes.pending_count += 1
+    changes.change_count += 1
+    return changes.change_count
+
+
+cdef int intern_pending(TableState *table, Changes *changes) except -1:
+    cdef uint32_t i, string
+    cdef uint32_t count = changes.pending_count * changes.labels
+    cdef uint32_t *cells = changes.cells + changes.change_count * changes.labels - count
+    cdef bint done = True
+    if count == 0:
         return 0
     pthread_mutex_lock(&table.lock)
-    label = string_intern(&table.strings, text, length, table.seed)
-    (<String *>row_at(&table.strings, known)).refs += label != 0
+    for i in range(count):
+        string = intern_label(table, &changes.pending[i])
+        if string == 0:
+            done = False
+            break
+        cells[i] = string | IS_STRING
     pthread_mutex_unlock(&table.lock)
-    if label == 0:
+    changes.pending_count = 0
+    if not done:
         raise MemoryError
-    change = &changes.items[changes.count]
-    change.key = known
-    change.slot = slot
-    change.column = column
-    change.cell = label | IS_STRING
-    changes.count += 1
     return 0
 
 
-cdef int read_label(PyObject *value, char *escaped, const char **text,
-                    uint32_t *length) except -1:
-    # Reads a label as it appears on a page, into `escaped` (MAX_CELL bytes) if it needs escapes.
-    # Returns whether it is invalid.
-    if read_text(value, text, length):
-        return True
-    if needs_escape(text[0], length[0]):
-        length[0] = escape(text[0], length[0], escaped)
-        text[0] = escaped
-    return False
+cdef int compare_keys(const void *one, const void *other) noexcept nogil:
+    cdef uint32_t a = (<const ChangedKey *>one).string
+    cdef uint32_t b = (<const ChangedKey *>other).string
+    return (a > b) - (a < b)
 
 
-cdef int reserve_change(Changes *changes) except -1:
-    cdef void *moved
-    if changes.count == changes.room:
-        moved = realloc(changes.items, (2 * changes.room + 64) * sizeof(Change))
-        if moved == NULL:
+# ---------------------------------------------------------------------------------------------
+# Flows with changed names
+
+cdef int find_moves(const TableState *table, Changes *changes) except -1:
+    # Find the live flows with a changed key.
+    cdef uint64_t *changed = <uint64_t *>allocate((table.strings.fresh / 64 + 1) * sizeof(uint64_t))
+    cdef bint done
+    try:
+        with nogil:
+            done = scan_flows(table, changes, changed)
+        if not done:
             raise MemoryError
-        changes.items = <Change *>moved
-        changes.room = 2 * changes.room + 64
+    finally:
+        free(changed)
     return 0
 
 
-cdef int compare_changes(const void *one, const void *other) noexcept nogil:
-    cdef const Change *a = <const Change *>one
-    cdef const Change *b = <const Change *>other
-    return (a.key > b.key) - (a.key < b.key)
+cdef bint scan_flows(const TableState *table, Changes *changes,
+                     uint64_t *changed) noexcept nogil:
+    # `changed` has one bit per string, which are all cleared. False if out of memory.
+    cdef const uint32_t *strings
+    cdef uint32_t i, number, string
+    cdef Flow *flow
+    for i in range(changes.key_count):
+        string = changes.keys[i].string
+        changed[string / 64] |= <uint64_t>1 << (string & 63)
+    for number in range(1, table.flow_rows.fresh):
+        flow = flow_at(table, number)
+        if flow.connection == 0 or flow.connection & DORMANT:
+            continue
+        strings = links_of(table, flow) + table.keys_at
+        for i in range(changes.lookup_count):
+            string = strings[table.lookups[changes.lookups[i]].key - table.columns]
+            if (unlikely(changed[string / 64] >> (string & 63) & 1)
+                    and not add_move(table, changes, number, changes.lookups[i], strings, string)):
+                return False
+    return True
 
 
-cdef void release_changes(TableState *table, Changes *changes) noexcept nogil:
-    cdef uint32_t i
-    for i in range(changes.count):
-        string_release(&table.strings, changes.items[i].key)
-        string_release(&table.strings, changes.items[i].cell & ~IS_STRING)
-    free(changes.items)
+cdef bint add_move(const TableState *table, Changes *changes, uint32_t flow, uint32_t lookup,
+                   const uint32_t *strings, uint32_t key) noexcept nogil:
+    # `strings` are those that the flow's lookups use. False if out of memory.
+    cdef const Lookup *row = &table.lookups[lookup]
+    cdef Context *context
+    cdef Move *move
+    if not has_room(<void **>&changes.moves, changes.move_count, &changes.move_room, sizeof(Move)):
+        return False
+    move = &changes.moves[changes.move_count]
+    move.flow = flow
+    move.lookup = lookup
+    move.change = change_of(changes, key)
+    if move.change == 0 and row.has_context:
+        if not has_room(<void **>&changes.contexts, changes.context_count, &changes.context_room,
+                        sizeof(Context)):
+            return False
+        context = &changes.contexts[changes.context_count]
+        context.strings[0] = key
+        context.strings[1] = strings[row.other - table.columns]
+        context.strings[2] = strings[row.point - table.columns]
+        context.move = changes.move_count
+        changes.context_count += 1
+    changes.move_count += 1
+    return True
+
+
+cdef uint32_t change_of(const Changes *changes, uint32_t key) noexcept nogil:
+    # The change of one of the changed keys.
+    cdef uint32_t low = 0
+    cdef uint32_t high = changes.key_count
+    cdef uint32_t middle
+    while low < high:
+        middle = (low + high) / 2
+        if changes.keys[middle].string < key:
+            low = middle + 1
+        else:
+            high = middle
+    return changes.keys[low].change
+
+
+# ---------------------------------------------------------------------------------------------
+# Ambiguous keys
+
+cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
+    # Set the changes of flows whose key is ambiguous. Each different context is resolved once.
+    cdef list held = []                 # owns the pending labels
+    cdef const Context *context
+    cdef uint32_t i, change = 0
+    if changes.context_count:
+        qsort(changes.contexts, changes.context_count, sizeof(Context), compare_contexts)
+    for i in range(changes.context_count):
+        context = &changes.contexts[i]
+        if i == 0 or compare_contexts(context, context - 1):
+            found = names.resolve(
+                *[label_text(table, string) for string in context.strings[:3]]
+            )
+            change = add_change(table, changes, found, held)
+        changes.moves[context.move].change = change
+    intern_pending(table, changes)
+    return 0
+
+
+cdef str label_text(const TableState *table, uint32_t string):
+    return unescaped(key_string(<const String *>row_at(&table.strings, string)))
+
+
+cdef int compare_contexts(const void *one, const void *other) noexcept nogil:
+    return memcmp((<const Context *>one).strings, (<const Context *>other).strings,
+                  sizeof((<const Context *>one).strings))
 
 
 # ---------------------------------------------------------------------------------------------
 # Moving
 
-cdef bint apply_changes(TableState *table, const Changes *changes) noexcept nogil:
+cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
     # False if out of memory. All flows are detached before the first one is attached, so that their
     # order has no effect.
-    cdef uint32_t *moving = NULL
+    cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t *emptied
-    cdef uint32_t i, number, count = 0, emptied_count = 0
+    cdef uint32_t i, flow, number, emptied_count = 0
     cdef bint done = True
-    if not find_moving(table, changes, &moving, &count):
-        return False
-    emptied = <uint32_t *>malloc((count + 1) * sizeof(uint32_t))
+    emptied = <uint32_t *>malloc((changes.move_count + 1) * sizeof(uint32_t))
     if emptied == NULL:
-        free(moving)
         return False
-    for i in range(count):
-        number = detach(table, changes, flow_at(table, moving[i]))
+    i = 0
+    while i < changes.move_count:
+        flow = changes.moves[i].flow
+        i = read_moves(table, changes, i, new_cells)
+        number = detach(table, flow_at(table, flow), new_cells)
         if number:
             emptied[emptied_count] = number
             emptied_count += 1
-    for i in range(count):
-        done &= attach(table, changes, flow_at(table, moving[i]))
+    i = 0
+    while i < changes.move_count:
+        flow = changes.moves[i].flow
+        i = read_moves(table, changes, i, new_cells)
+        done &= attach(table, flow_at(table, flow), new_cells)
     for i in range(emptied_count):
         if flows_of(connection_at(&table.views[0], emptied[i])) == 0:
             free_row(table, &table.views[0], emptied[i])
             table.expired += 1
-    free(moving)
     free(emptied)
     return done
 
 
-cdef bint find_moving(const TableState *table, const Changes *changes, uint32_t **moving,
-                      uint32_t *count) noexcept nogil:
-    # Find the live flows that have a new label. The caller frees `moving`. False if out of memory;
-    # then there is nothing to free.
-    cdef uint32_t new_cells[MAX_COLUMNS]
-    cdef uint32_t *longer
-    cdef uint32_t number, room = 0
-    cdef Flow *flow
-    for number in range(1, table.flow_rows.fresh):
-        flow = flow_at(table, number)
-        if (flow.connection and not flow.connection & DORMANT
-                and find_new_cells(table, changes, flow, new_cells)):
-            if count[0] == room:
-                room = 2 * room + 1024
-                longer = <uint32_t *>realloc(moving[0], room * sizeof(uint32_t))
-                if longer == NULL:
-                    free(moving[0])
-                    return False
-                moving[0] = longer
-            moving[0][count[0]] = number
-            count[0] += 1
-    return True
-
-
-cdef bint find_new_cells(const TableState *table, const Changes *changes, Flow *flow,
+cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
                          uint32_t *new_cells) noexcept nogil:
-    # Sets a flow's new labels by column, 0 for labels that do not change. Returns whether any
-    # changes.
-    cdef const uint32_t *keys = links_of(table, flow) + table.keys_at
-    cdef const Change *change
-    cdef uint32_t slot, low, high, middle
-    cdef bint found = False
+    # Sets a flow's new labels by column, 0 for labels that do not change. `first` is the index of
+    # its first move. Returns the index of the next flow's.
+    cdef uint32_t i = first, j
+    cdef const Move *move
+    cdef const Lookup *lookup
+    cdef const uint32_t *labels
     memset(new_cells, 0, table.cells * sizeof(uint32_t))
-    for slot in range(table.cells - table.columns):
-        low = 0
-        high = changes.count
-        while low < high:
-            middle = (low + high) / 2
-            if changes.items[middle].key < keys[slot]:
-                low = middle + 1
-            else:
-                high = middle
-        while low < changes.count and changes.items[low].key == keys[slot]:
-            change = &changes.items[low]
-            if change.slot == slot:
-                new_cells[change.column] = change.cell
-                found = True
-            low += 1
-    return found
+    while i < changes.move_count and changes.moves[i].flow == changes.moves[first].flow:
+        move = &changes.moves[i]
+        i += 1
+        if move.change == 0:
+            continue
+        lookup = &table.lookups[move.lookup]
+        labels = changes.cells + (move.change - 1) * changes.labels
+        for j in range(lookup.column, lookup.column + lookup.columns):
+            new_cells[j] = labels[changes.positions[j]]
+    return i
 
 
 cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
@@ -180,17 +377,15 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
     return differs
 
 
-cdef uint32_t detach(TableState *table, const Changes *changes, Flow *flow) noexcept nogil:
+cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
     # Returns the row of the first view if it has no flows any more, otherwise 0. The row is removed
     # from the index, so that other flows do not find it.
-    cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t cells[MAX_COLUMNS]
     cdef uint32_t at = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], at)
     cdef const View *view
     cdef uint32_t i, number
     cdef bint moves
-    find_new_cells(table, changes, flow, new_cells)
     moves = relabelled(&table.views[0], at, new_cells, cells)
     for i in range(1, table.view_count):
         view = &table.views[i]
@@ -208,16 +403,14 @@ cdef uint32_t detach(TableState *table, const Changes *changes, Flow *flow) noex
     return at
 
 
-cdef bint attach(TableState *table, const Changes *changes, Flow *flow) noexcept nogil:
+cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
     # False if out of memory: then the flow keeps its labels in some views.
-    cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t cells[MAX_COLUMNS]
     cdef View *view
     cdef uint32_t *link
     cdef Connection *old = connection_at(&table.views[0], flow.connection & ROW)
     cdef uint32_t i
     cdef bint done = True
-    find_new_cells(table, changes, flow, new_cells)
     for i in range(1, table.view_count):
         view = &table.views[i]
         if view.linked_from_flow:

@@ -127,20 +127,29 @@ cdef inline int read_labels(const TableState *table, PyObject *flow, const Reade
     # of these labels are already known.
     cdef uint32_t i
     cdef int wrong
-    for i in range(table.cells):
+    for i in range(table.looked_up, table.cells):
         wrong = read_cell(flow, &reader.columns[i], reader.slots, &cells[i], held)
         if unlikely(wrong):
             return wrong
         if cells[i].text != NULL:
-            cells[i].repeats = previous != NULL and same_string(&previous[i], &cells[i])
-            if cells[i].repeats:
-                cells[i].escapes = previous[i].escapes
-                cells[i].hash = previous[i].hash
-            else:
-                cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
-                cells[i].hash = hash_bytes32(cells[i].text, cells[i].length, table.seed)
-                prefetch(bucket_of(&table.strings, cells[i].hash))
+            hash_cell(table, &cells[i], previous + i if previous != NULL else NULL)
+    for i in range(table.lookup_count):
+        wrong = read_names(table, flow, reader, &table.lookups[i], cells, previous, held)
+        if unlikely(wrong):
+            return wrong
     return SKIP_NONE
+
+
+cdef inline void hash_cell(const TableState *table, Cell *cell, const Cell *previous) noexcept:
+    # `previous` has the same label of another flow, or is NULL.
+    cell.repeats = previous != NULL and same_string(previous, cell)
+    if cell.repeats:
+        cell.escapes = previous.escapes
+        cell.hash = previous.hash
+    else:
+        cell.escapes = needs_escape(cell.text, cell.length)
+        cell.hash = hash_bytes32(cell.text, cell.length, table.seed)
+        prefetch(bucket_of(&table.strings, cell.hash))
 
 
 cdef inline int read_cell(PyObject *flow, const Column *column, bint slots, Cell *cell,
@@ -157,6 +166,51 @@ cdef inline int read_cell(PyObject *flow, const Column *column, bint slots, Cell
     if is_string or value == NULL:          # a missing part is an empty string
         return read_text(value, &cell.text, &cell.length)
     return read_integer(value, &cell.number)
+
+
+cdef int read_names(const TableState *table, PyObject *flow, const Reader *reader,
+                    const Lookup *lookup, Cell *cells, const Cell *previous, list held) except -1:
+    # Read the labels of a lookup. The cells of the strings that it uses have been read.
+    cdef uint32_t i
+    cdef int wrong
+    names = look_up(lookup, string_of(flow, reader, lookup.key))
+    if names is None and lookup.has_context:
+        names = (<object>lookup.names).resolve(
+            string_of(flow, reader, lookup.key), string_of(flow, reader, lookup.other),
+            string_of(flow, reader, lookup.point),
+        )
+    if unlikely(not has_names(names, lookup.length)):
+        return SKIP_INVALID
+    held.append(names)
+    for i in range(lookup.column, lookup.column + lookup.columns):
+        wrong = read_text(
+            PyTuple_GET_ITEM(names, table.name_indexes[i]), &cells[i].text, &cells[i].length
+        )
+        if unlikely(wrong):
+            return wrong
+        cells[i].found = 0
+        hash_cell(table, &cells[i], previous + i if previous != NULL else NULL)
+    return SKIP_NONE
+
+
+cdef inline object string_of(PyObject *flow, const Reader *reader, uint32_t cell):
+    # A string that a lookup uses. It is empty if its part is missing.
+    cdef PyObject *value = value_of(flow, &reader.columns[cell].field, reader.slots)
+    return EMPTY if value == NULL else <object>value
+
+
+cdef inline object look_up(const Lookup *lookup, key):
+    cdef PyObject *names
+    if likely(lookup.is_dict):
+        names = PyDict_GetItemWithError(lookup.names, <PyObject *>key)
+        if likely(names != NULL):
+            return <object>names
+    return (<object>lookup.names)[key]
+
+
+cdef inline bint has_names(names, Py_ssize_t length):
+    # Whether the result of a lookup is a tuple that has at least this length.
+    return PyTuple_CheckExact(names) and PyTuple_GET_SIZE(names) >= length
 
 
 cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,

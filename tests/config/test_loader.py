@@ -1186,9 +1186,9 @@ def test_documented_files_work(page: str) -> None:
 
 def test_documented_labels_and_metrics_work() -> None:
     page = (ROOT / "docs/reference/configuration.md").read_text()
-    (labels,) = re.findall(r"(?m)^(labels: .*)", page)
+    of_fields, of_pods = re.findall(r"(?m)^(labels: .*)", page)
     (metrics,) = re.findall(r"(?m)^(metrics:\n(?: {2}.*\n)+)", page)
-    for text in (labels, metrics):
+    for text in (of_fields, of_pods, metrics):
         key, value = next(iter(yaml.safe_load(text).items()))
         assert meaning(parse(store(**{key: value}))) != meaning(parse(""))
 

@@ -241,10 +241,10 @@ class Virtual:
         for app in self.apps.values():
             parts, now = app._parts, app.clock.now()
             parts.interfaces.update(answer, now)
-            if not any(column.dynamic for column in parts.plan.columns):
+            if all(column.lookup is None for column in parts.plan.columns):
                 continue
             for lookup, keys in parts.names.apply(parts.names.compare(answer.nodes, now)):
-                parts.table.relabel([(lookup, keys)])
+                app._relabel(lookup, keys)
 
     async def _page(self) -> None:
         """Let each be scraped by somebody whose memory is not ours."""

@@ -18,6 +18,7 @@ from skyfast.flows.plan import (
     Direction,
     FlowCount,
     Gauge,
+    Lookup,
     Plan,
     Requirement,
     Share,
@@ -29,16 +30,19 @@ from tests.model import (
     DIRECTION,
     OTHER,
     Label,
+    Names,
     Spec,
     Total,
     View,
     family_values,
+    is_field,
     labels_of,
     make_flow,
     one_view,
     read_page,
 )
 from tests.model import Gauge as ModelGauge
+from tests.model import Lookup as ModelLookup
 
 ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
@@ -61,9 +65,10 @@ class _OfFlow:
 def plan_of(spec: Spec, *, share: tuple[int, int] | None = None) -> Plan:
     """Return the plan of what the model is asked for; ``share`` is which of how many is kept."""
     columns: dict[Label, Column] = {}
+    lookups: dict[ModelLookup, Lookup] = {}
     for view in spec.views:
         for label in labels_of(view):
-            columns.setdefault(label, _column(label))
+            columns.setdefault(label, _column(label, lookups))
     transport: tuple[tuple[str, ...], ...] = (("Transport",),)
     if spec.include_icmp:
         transport += (("ICMP",),)
@@ -84,19 +89,21 @@ def plan_of(spec: Spec, *, share: tuple[int, int] | None = None) -> Plan:
     )
 
 
-def _column(label: Label) -> Column:
+def _column(label: Label, lookups: dict[ModelLookup, Lookup]) -> Column:
+    if label.lookup is not None:
+        theirs = label.lookup
+        lookup = lookups.setdefault(theirs, _lookup(theirs))
+        return Column(name=label.name, path=lookup.key, lookup=lookup, index=label.index)
     rewrite = label.rewrite if label.path or label.rewrite is None else _OfFlow(label.rewrite)
-    return Column(
-        name=label.name,
-        path=label.path,
-        rewrite=rewrite,
-        reads=label.reads,
-        dynamic=label.dynamic,
-    )
+    return Column(name=label.name, path=label.path, rewrite=rewrite, reads=label.reads)
+
+
+def _lookup(lookup: ModelLookup) -> Lookup:
+    return Lookup(names=lookup.names, key=lookup.key, context=lookup.context)  # type: ignore[arg-type]
 
 
 def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
-    whole = {label.path for label in labels_of(view) if label.rewrite is None}
+    whole = {label.path for label in labels_of(view) if is_field(label)}
     labels = list(view.labels)
     return PlanView(
         columns=tuple(columns[label] for label in labels_of(view)),
@@ -194,9 +201,24 @@ class Core:
         assert len(reasons) <= 1
         return reasons[0] if reasons else None
 
-    def relabel(self, rewrite: Any, keys: Iterable[str]) -> None:
-        self.table.relabel([(rewrite, frozenset(keys))])
+    def relabel(self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS) -> list[list[str]]:
+        """Relabel in slices of this budget; return the keys that each slice took."""
+        left = iter(keys)
+        slices: list[list[str]] = []
+        more = True
+        while more:
+            taken, more = self.relabel_slice(names, left, budget)
+            slices.append(taken)
+        return slices
+
+    def relabel_slice(
+        self, names: Names, keys: Iterator[str], budget: int
+    ) -> tuple[list[str], bool]:
+        """Relabel once; return the keys that were taken, and whether some may be left."""
+        taken: list[str] = []
+        more = self.table.relabel(names, _noted(keys, taken), budget)
         self.check()
+        return taken, more
 
     @property
     def flow_update_s(self) -> float:
@@ -213,6 +235,13 @@ class Core:
     def page(self, now: float) -> dict[str, set[str]]:
         """Return the sample lines of every family of a page made at ``now``."""
         return read_page(read_all(self.table.page(now)), self.families)
+
+
+def _noted(keys: Iterator[str], taken: list[str]) -> Iterator[str]:
+    """Yield keys and note those that were taken."""
+    for key in keys:
+        taken.append(key)
+        yield key
 
 
 @contextmanager

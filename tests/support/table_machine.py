@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from skyfast import _table
 from skyfast._table import Page
@@ -20,6 +21,7 @@ from tests.model import (
     Family,
     Fold,
     Label,
+    Lookup,
     Mask,
     Model,
     Names,
@@ -45,10 +47,18 @@ VLAN = Label("vlan", ("Link", "ID"), number=True)
 NETWORK_A = Label("network_a", ("Network", "A"), rewrite=Mask(ipv4=24))
 SERVICE = Label("service", ("Transport", "B"), number=True, rewrite=Fold(above=443))
 TAG = tag_label(("10.0.0.0/31",))
-NODE_NAMES, OWNERS = Names(), Names()
-NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NODE_NAMES, dynamic=True)
-NAME_A = Label("name_a", ("Network", "A"), rewrite=OWNERS, dynamic=True)
-NAME_B = Label("name_b", ("Network", "B"), rewrite=OWNERS, dynamic=True)
+A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
+NODE_NAMES, OWNERS = Names(count=2), Names(count=3)
+NODE_LOOKUP = Lookup(NODE_NAMES, POINT)
+A_LOOKUP, B_LOOKUP = Lookup(OWNERS, A, (B, POINT)), Lookup(OWNERS, B, (A, POINT))
+NAME_LABELS = (
+    Label("node_name", POINT, lookup=NODE_LOOKUP),
+    Label("node_host", POINT, lookup=NODE_LOOKUP, index=1),
+    Label("name_a", A, lookup=A_LOOKUP),
+    Label("pod_a", A, lookup=A_LOOKUP, index=2),
+    Label("name_b", B, lookup=B_LOOKUP),
+    Label("host_b", B, lookup=B_LOOKUP, index=1),
+)
 
 LABEL_SETS = (
     LABELS,
@@ -64,7 +74,7 @@ ANY_LABELS = st.lists(
         (
             *(IP_A, IP_B, PORT_A, PORT_B, NODE, PROTOCOL, PROTOCOL_OR_ICMP, PROTOCOL_OR_OTHER),
             *(APPLICATION, CAPTURE, ICMP_TYPE, VLAN, NETWORK_A, SERVICE, TAG),
-            *(NODE_NAME, NAME_A, NAME_B),
+            *NAME_LABELS,
             *(DIRECTION, DIRECTION, DIRECTION),
         )
     ),
@@ -134,6 +144,49 @@ CONVERSATIONS = (
     {"a": "10.0.0.1", "node": "node-1", "ports": (65535, 443)},
     {"a": "10.0.0.3", "b": "10.0.0.1", "protocol": "UDP"},
     *({"a": text, "b": text, "node": text} for text in ODD_TEXTS),
+)
+
+KEYS = ("node-1", "node-2", "10.0.0.1", "10.0.0.2", *ODD_TEXTS)
+CONTEXTS = tuple(
+    context
+    for flow in (make_flow(**conversation) for conversation in CONVERSATIONS)
+    for a, b in (("A", "B"), ("B", "A"))
+    for context in [(flow["Network"][a], flow["Network"][b], flow["NodeTID"])]
+)
+"""The addresses of the flows, each with the other address and the capture point."""
+
+three_names = st.tuples(*[st.sampled_from(("", "eth0", "other", 'a "name"', "n" * 100))] * 3)
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """Changes of names: those of keys, None for ambiguous ones, and those of contexts."""
+
+    names: Names
+    keys: dict[str, tuple[str, ...] | None]
+    contexts: dict[tuple[str, str, str], tuple[str, ...]]
+
+    def apply(self) -> list[str]:
+        """Change the names; return the keys whose names may have changed."""
+        count = self.names.count
+        self.names.update({key: names and names[:count] for key, names in self.keys.items()})
+        self.names.contexts.update(self.contexts)
+        return sorted({*self.keys, *(key for key, _, _ in self.contexts)})
+
+
+renamings = st.one_of(
+    st.builds(
+        Renaming,
+        st.just(NODE_NAMES),
+        st.dictionaries(st.sampled_from(KEYS), three_names, min_size=1),
+        st.just({}),
+    ),
+    st.builds(
+        Renaming,
+        st.just(OWNERS),
+        st.dictionaries(st.sampled_from(KEYS), st.one_of(three_names, st.none()), min_size=1),
+        st.dictionaries(st.sampled_from(CONTEXTS), three_names),
+    ),
 )
 
 PARTS = ("Network", "Transport", "Metric", "LastUpdateMetric", "NodeTID", "Start", "Last", "UUID")
@@ -226,6 +279,7 @@ class TableMachine(RuleBasedStateMachine):
         self.core = Core(spec, slots=slots, build=self.build)
         self.now = now
         self.slow_pages: dict[int, SlowPage] = {}
+        self.renamed: list[tuple[Names, Iterator[str]]] = []
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
@@ -239,19 +293,19 @@ class TableMachine(RuleBasedStateMachine):
             self.now += is_tight
         self.note_lines()
 
-    @rule(
-        names=st.sampled_from((NODE_NAMES, OWNERS)),
-        told=st.dictionaries(
-            st.sampled_from(("node-1", "node-2", "10.0.0.1", "10.0.0.2", *ODD_TEXTS)),
-            st.sampled_from(("", "eth0", "other", 'a "name"')),
-            min_size=1,
-        ),
-    )
-    def rename(self, names, told):
-        names.update(told)
-        self.core.relabel(names, told)
-        self.model.relabel(names, told)
+    @rule(renaming=renamings)
+    def rename(self, renaming):
+        self.renamed.append((renaming.names, iter(renaming.apply())))
+
+    @precondition(lambda self: self.renamed)
+    @rule(budget=st.sampled_from((0, 2, 10, ALL_ROWS, ALL_ROWS)))
+    def relabel(self, budget):
+        names, keys = self.renamed[0]
+        taken, more = self.core.relabel_slice(names, keys, budget)
+        self.model.relabel(names, taken)
         self.note_lines()
+        if not more:
+            self.renamed.pop(0)
 
     @rule()
     def begin(self):

@@ -16,16 +16,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast import _table
 from skyfast.flows.fields import flow_types
-from tests.model import DIRECTION, FAMILIES, LABELS, Label, Names, Spec, View, make_flow
+from tests.model import DIRECTION, FAMILIES, LABELS, Label, Names, Spec, View, looked_up, make_flow
 from tests.support import core_builds
 from tests.support.table_adapter import ALL_ROWS, Core, read_all
 from tests.support.table_machine import (
     IS_THOROUGH,
     NODE_NAMES,
-    ODD_TEXTS,
     OWNERS,
     TableMachine,
     flows,
+    renamings,
     specs,
 )
 
@@ -106,19 +106,10 @@ class HungryMachine(RuleBasedStateMachine):
     def receive(self, message, nth, times):
         self.hungrily(nth, times, lambda: self.core.message(message, self.now))
 
-    @rule(
-        names=st.sampled_from((NODE_NAMES, OWNERS)),
-        told=st.dictionaries(
-            st.sampled_from(("node-1", "node-2", "10.0.0.1", "10.0.0.2", *ODD_TEXTS)),
-            st.sampled_from(("", "eth0", "other", 'a "name"', "n" * 100)),
-            min_size=1,
-        ),
-        nth=failing,
-        times=times,
-    )
-    def rename(self, names, told, nth, times):
-        names.update(told)
-        self.hungrily(nth, times, lambda: self.core.relabel(names, told))
+    @rule(renaming=renamings, budget=st.sampled_from((0, 3, ALL_ROWS)), nth=failing, times=times)
+    def rename(self, renaming, budget, nth, times):
+        keys = renaming.apply()
+        self.hungrily(nth, times, lambda: self.core.relabel(renaming.names, keys, budget))
 
     @rule(
         seconds=st.sampled_from((0, 1, 2, 40, 75, 1290, 100_000)),
@@ -223,7 +214,7 @@ def assert_is_page(page):
 # Each allocation of each operation
 
 NAMES = Names()
-NODE_NAME = Label("node_name", ("NodeTID",), rewrite=NAMES, dynamic=True)
+NODE_NAME = looked_up("node_name", ("NodeTID",), NAMES)
 CAPTURE = Label("capture", ("CaptureID",))
 START_S = 80
 """When the flows come that are not dormant."""
@@ -275,7 +266,7 @@ def with_flows():
 
 
 def rename(core):
-    NAMES.update({"node-1": LONG + "of node 1", "node-2": "two", LONG + "a": "three"})
+    NAMES.update({"node-1": (LONG + "of node 1",), "node-2": ("two",), LONG + "a": ("three",)})
     try:
         core.relabel(NAMES, NAMES.keys())
     finally:
@@ -423,7 +414,7 @@ def test_tables_keep_nothing_of_what_they_were_made_of():
     before = sys.getrefcount(NAMES), sys.getrefcount(name)
     for _ in range(10):
         core = with_flows()
-        NAMES["node-1"] = name
+        NAMES["node-1"] = (name,)
         core.message(some_flows("b", 9), START_S + 1)
         core.relabel(NAMES, ["node-1"])
         core.set_flow_types(core.types)

@@ -186,12 +186,12 @@ def test_names_from_the_topology():
         }
     ]
     labels = topology_labels(nodes)
-    assert {name: label.rewrite for name, label in labels.items()} == {
-        "node_name": Names(t="n"),
-        "node_host": Names(t="h"),
-        "node_type": Names(t="veth"),
-        "initiator_name": Names({"10.0.0.1": "n"}),
-        "target_name": Names({"10.0.0.1": "n"}),
+    assert {name: label.lookup.names for name, label in labels.items()} == {
+        "node_name": Names({"t": ("n",)}),
+        "node_host": Names({"t": ("h",)}),
+        "node_type": Names({"t": ("veth",)}),
+        "initiator_name": Names({"10.0.0.1": ("n",)}),
+        "target_name": Names({"10.0.0.1": ("n",)}),
     }
     assert len(interface_page(nodes)) == 11
 

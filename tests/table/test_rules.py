@@ -28,6 +28,7 @@ from tests.model import (
     Names,
     Spec,
     View,
+    looked_up,
     make_flow,
     tag_label,
 )
@@ -1251,11 +1252,11 @@ def test_conversations_of_others_have_no_ports_and_no_protocol(make):
 
 @pytest.fixture
 def names():
-    return Names({"node-1": "eth0", "node-2": "eth1"})
+    return Names({"node-1": ("eth0",), "node-2": ("eth1",)})
 
 
 def named(names):
-    label = Label("node_name", ("NodeTID",), rewrite=names, dynamic=True)
+    label = looked_up("node_name", ("NodeTID",), names)
     return Spec(
         views=(
             view("a", (label, DIRECTION), "bytes", "rtt", "tcp_out_of_order"),
@@ -1281,7 +1282,7 @@ def test_a_changed_name_files_the_flows_again_with_counters_from_zero(make, name
     table = make(named(names))
     table.report(tcp(make_flow("a1", (100, 200, 1, 2), last=1_000, rtt=7), (1, 1)), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1_000, node="node-2"), 0)
-    names["node-1"] = "bond0"
+    names["node-1"] = ("bond0",)
     # Nobody has been told yet.
     table.report(tcp(make_flow("a1", (101, 200, 1, 2), last=2_000, rtt=8), (1, 1)), 0)
     assert samples(table, "a_bytes_total") == {
@@ -1337,7 +1338,7 @@ def test_flows_that_get_a_name_that_is_there_go_on_with_its_row(make, names):
     table = make(named(names))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
-    names["node-1"] = "eth1"
+    names["node-1"] = ("eth1",)
     table.relabel(names, {"node-1", "node-2", "node-9"})
     assert samples(table, "a_bytes_total") == {"eth1,>": "10", "eth1,<": "20"}
     table.report(make_flow("a1", (101, 201, 1, 2), last=2, node="node-1"), 0)
@@ -1345,7 +1346,7 @@ def test_flows_that_get_a_name_that_is_there_go_on_with_its_row(make, names):
 
 
 def test_a_row_stays_for_the_flows_whose_name_stays(make, names):
-    names["node-2"] = "eth0"
+    names["node-2"] = ("eth0",)
     table = make(named(names))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
@@ -1364,7 +1365,7 @@ def test_names_that_change_places_leave_nothing_of_each_other(make, names):
     table = make(named(names))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1, node="node-1"), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1, node="node-2"), 0)
-    names |= {"node-1": "eth1", "node-2": "eth0"}
+    names |= {"node-1": ("eth1",), "node-2": ("eth0",)}
     table.relabel(names, ["node-1", "node-2"])
     assert set(samples(table, "a_bytes_total").values()) == {"0"}
     # In a view whose rows outlive their flows, they are the rows of these names.
@@ -1374,10 +1375,10 @@ def test_names_that_change_places_leave_nothing_of_each_other(make, names):
 
 
 def test_both_ends_are_named_by_one_mapping(make):
-    owners = Names({"10.0.0.1": "web", "10.0.0.2": "db"})
+    owners = Names({"10.0.0.1": ("web",), "10.0.0.2": ("db",)})
     labels = (
-        Label("initiator_name", ("Network", "A"), rewrite=owners, dynamic=True),
-        Label("target_name", ("Network", "B"), rewrite=owners, dynamic=True),
+        looked_up("initiator_name", ("Network", "A"), owners),
+        looked_up("target_name", ("Network", "B"), owners),
     )
     table = make(Spec(views=(view("a", labels, "bytes"),)))
     table.report(make_flow("a1", (1, 0, 0, 0), last=1), 0)
@@ -1390,7 +1391,7 @@ def test_both_ends_are_named_by_one_mapping(make):
         "db,db": "4",
         ",web": "8",
     }
-    owners["10.0.0.2"] = "cache"
+    owners["10.0.0.2"] = ("cache",)
     table.relabel(owners, {"10.0.0.2"})
     assert samples(table, "a_bytes_total") == {
         "web,cache": "0",
@@ -1405,7 +1406,7 @@ def test_a_new_row_of_a_changed_name_lives_from_the_latest_report_on(make, names
     table.report(make_flow("a1", last=1), 0)
     table.report(make_flow("a1", last=2), 30)
     table.expire(60)
-    names["node-1"] = "bond0"
+    names["node-1"] = ("bond0",)
     table.relabel(names, {"node-1"})
     assert table.page(30 + TIMEOUT_S - 1)["a_bytes_total"]
     assert not table.page(30 + TIMEOUT_S)["a_bytes_total"]
@@ -1414,11 +1415,11 @@ def test_a_new_row_of_a_changed_name_lives_from_the_latest_report_on(make, names
 
 
 def test_names_find_room_where_there_is_none(make):
-    names = Names({"node-1": "eth0", "node-2": "eth0"})
+    names = Names({"node-1": ("eth0",), "node-2": ("eth0",)})
     table = make(Spec(views=named(names).views[:2], max_connections=1))
     table.report(make_flow("a1", last=1), 0)
     table.report(make_flow("b2", last=1, node="node-2"), 0)
-    names["node-2"] = "bond0"
+    names["node-2"] = ("bond0",)
     table.relabel(names, {"node-2"})
     table.report(make_flow("b2", (101, 202, 1, 2), last=2, node="node-2"), 0)
     assert samples(table, "a_bytes_total") == {
@@ -1435,7 +1436,7 @@ def test_names_find_room_where_there_is_none(make):
 def test_what_a_name_is_asked_with_is_checked(make, names):
     table = make(named(names))
     assert table.report(make_flow(node="x" * 1025), 0) == "text_too_long"
-    names["node-1"] = "x" * 1025
+    names["node-1"] = ("x" * 1025,)
     assert table.report(make_flow(), 0) == "text_too_long"
     assert (table.connections, table.flows) == (0, 0)
 
@@ -2011,11 +2012,11 @@ def test_a_dormant_flow_for_whose_connection_there_is_no_room(make, overflow):
 
 
 def test_a_relabelled_connection_goes_on_from_where_it_was(make):
-    names = Names({"node-1": "old"})
-    name = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
+    names = Names({"node-1": ("old",)})
+    name = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((*LABELS, name)),)))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
-    names["node-1"] = "new"
+    names["node-1"] = ("new",)
     table.relabel(names, ["node-1"])
     table.report(make_flow("a1", (110, 220, 1, 2), last=2), 10)
     assert sums(table, 10) == [10, 20, 0, 0]
@@ -2028,14 +2029,14 @@ def test_a_relabelled_connection_goes_on_from_where_it_was(make):
 
 def test_a_new_name_continues_the_counters_of_its_connection_that_left(make):
     names = Names()
-    name = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
+    name = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(view("a", (name,), "bytes"),)))
-    names["node-1"] = "eth0"
+    names["node-1"] = ("eth0",)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
     table.expire(TIMEOUT_S)
     assert table.dormant_connections == 1
     table.report(make_flow("b2", (7, 0, 0, 0), last=1, node="node-2"), 80)
-    names["node-2"] = "eth0"
+    names["node-2"] = ("eth0",)
     table.relabel(names, ["node-2"])
     assert table.dormant_connections == 0
     table.report(make_flow("b2", (9, 0, 0, 0), last=2, node="node-2"), 81)
@@ -2287,14 +2288,14 @@ def test_a_dormant_flow_whose_conversation_another_point_took_over_is_unknown(ma
 
 
 def test_a_dormant_flow_that_has_got_another_name_begins_with_what_it_adds(make):
-    names = Names({"node-1": "old"})
-    name = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
+    names = Names({"node-1": ("old",)})
+    name = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(view("a", (name,), "bytes", "flows"),)))
     for number, uuid in enumerate(("a1", "b2", "c3")):
         table.report(make_flow(uuid, (100, 0, 0, 0), last=1), 10 * number)
     table.expire(10 + TIMEOUT_S)
     assert (table.flows, table.dormant_flows) == (1, 2)
-    names["node-1"] = "new"
+    names["node-1"] = ("new",)
     table.relabel(names, ["node-1"])
     # That of dormant flows is not changed before they come back.
     assert samples(table, "a_flows", 50) == {"new": "1"}
@@ -2302,7 +2303,7 @@ def test_a_dormant_flow_that_has_got_another_name_begins_with_what_it_adds(make)
     table.expire(90 + TIMEOUT_S)
     table.report(make_flow("b2", (105, 0, 0, 0), last=2), 170)
     assert samples(table, "a_bytes_total", 170) == {"new": "6"}
-    names["node-1"] = "newer"
+    names["node-1"] = ("newer",)
     table.expire(170 + TIMEOUT_S)
     table.report(make_flow("b2", (107, 0, 0, 0), last=3), 250)
     assert samples(table, "a_bytes_total", 250) == {"newer": "2"}

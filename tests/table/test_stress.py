@@ -15,7 +15,7 @@ import pytest
 
 from skyfast import _table
 from skyfast.flows.fields import flow_types
-from tests.model import DIRECTION, LABELS, Label, Names, Spec, View, make_flow
+from tests.model import DIRECTION, LABELS, Label, Names, Spec, View, looked_up, make_flow
 from tests.support.table_adapter import Core, read_all
 
 pytestmark = pytest.mark.xdist_group("timing")
@@ -28,7 +28,7 @@ FLOWS = 400
 NAMES = Names()
 SPEC = Spec(
     views=(
-        View((*LABELS, Label("node_name", ("NodeTID",), rewrite=NAMES, dynamic=True))),
+        View((*LABELS, looked_up("node_name", ("NodeTID",), NAMES))),
         View((LABELS[0], DIRECTION), timeout_s=3),
         View((Label("capture", ("CaptureID",)),), timeout_s=3),
     ),
@@ -101,7 +101,7 @@ class Stress:
             self.core.message(flows, self.now)
             self.core.table.expire(self.now, rng.choice((10, 1000)))
             if steps % 5 == 0:
-                told = {f"node-{n}": f"name {rng.randrange(5)}" * 9 for n in range(4)}
+                told = {f"node-{n}": (f"name {rng.randrange(5)}" * 9,) for n in range(4)}
                 NAMES.update(told)
                 self.core.relabel(NAMES, told)
             if steps % 7 == 0:

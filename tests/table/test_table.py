@@ -28,12 +28,14 @@ from tests.model import (
     Names,
     Spec,
     View,
+    looked_up,
     make_flow,
     read_page,
 )
 from tests.support import core_builds
 from tests.support.paths import ROOT
 from tests.support.table_adapter import (
+    ALL_ROWS,
     CHUNK_BYTES,
     ODD_TEXTS,
     Core,
@@ -580,8 +582,8 @@ def test_a_direction_has_its_place_among_the_labels():
 
 @pytest.mark.parametrize("path", [("Transport", "A"), ()])
 def test_a_label_whose_value_changes_is_made_of_a_text(path):
-    label = Label("name", path, rewrite=Names(), dynamic=True)
-    with pytest.raises(ValueError, match="dynamic"):
+    label = looked_up("name", path, Names())
+    with pytest.raises(ValueError, match="lookup"):
         Core(labels=(label,))
 
 
@@ -732,9 +734,16 @@ def test_what_a_rewrite_raises_comes_through_and_nothing_is_kept_of_it():
 # Names that change
 
 
+class AnyNames(Answers):
+    """Names that are whatever they are told to be, or raised; else a key is its own name."""
+
+    def __missing__(self, key):
+        return (key,)
+
+
 def test_flows_that_come_to_be_called_other_are_in_the_views_that_follow():
-    names = Names({"node-1": "one", "node-2": "two"})
-    label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
+    names = Names({"node-1": ("one",), "node-2": ("two",)})
+    label = looked_up("name", ("NodeTID",), names)
     total = Family("total", "counter", ("Metric", "ABBytes"))
     spec = Spec(
         views=(View((label,), (ONE_WAY,)), View((), (total,))), overflow="other", max_connections=1
@@ -745,7 +754,7 @@ def test_flows_that_come_to_be_called_other_are_in_the_views_that_follow():
     assert core.page(0)["total"] == {"total 30"}
     core.expire(TIMEOUT_S)
     core.report(make_flow("3", (40, 0, 0, 0)), TIMEOUT_S)
-    names["node-1"] = "other"
+    names["node-1"] = ("other",)
     core.relabel(names, ["node-1"])
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
@@ -756,31 +765,32 @@ def test_flows_that_come_to_be_called_other_are_in_the_views_that_follow():
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
     core.expire(20_000)
     assert core.page(20_000) == {"forward": {'forward{name="other"} 101'}, "total": set()}
-    names["node-1"] = "one"
+    names["node-1"] = ("one",)
     core.report(make_flow("5", (1, 0, 0, 0)), 20_000)
-    names["node-1"] = "other"
+    names["node-1"] = ("other",)
     core.relabel(names, ["node-1"])
     assert core.page(20_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 1"}}
     assert core.view_connections == (1,)
 
 
 def test_names_that_cannot_be_told_leave_everything_as_it_is():
-    names = Answers({"node-1": "one", "node-2": "two"})
-    core = Core(labels=(Label("name", ("NodeTID",), rewrite=names, dynamic=True),))
+    names = AnyNames({"node-1": ("one",), "node-2": ("two",)})
+    core = Core(labels=(looked_up("name", ("NodeTID",), names),))
     long = "n" * 500
     core.message([make_flow("1"), make_flow("2", node="node-2"), make_flow("3", node=long)], 0)
     size, page = core.bytes, core.page(0)
-    names.update({"node-1": "x" * 500, "node-2": KeyError("two"), long: "y" * 900})
+    names.update({"node-1": ("x" * 500,), "node-2": KeyError("two"), long: ("y" * 900,)})
     for keys, error in (
         (["node-1", long, "node-2"], KeyError),
         (["node-1", long, 5], TypeError),
         (["node-1", long, *["node-1"] * 200, "node-2"], KeyError),
     ):
         with pytest.raises(error):
-            core.table.relabel([(names, keys)])
+            core.table.relabel(names, iter(keys), ALL_ROWS)
         assert core.page(0) == page
     assert core.bytes == size
-    for answer in (5, None, "\ud800", "x" * (MAX_TEXT_BYTES + 1)):
+    long = "x" * (MAX_TEXT_BYTES + 1)
+    for answer in (5, None, "one", (), (5,), ("\ud800",), (long,), ["new"]):
         names["node-1"] = answer
         core.relabel(names, ["node-1", "unheard of", "\ud800"])
         assert core.page(0) == page
@@ -790,7 +800,7 @@ def test_names_that_cannot_be_told_leave_everything_as_it_is():
 
 def test_memory_is_reused_while_names_change_and_rows_overflow():
     names = Names()
-    label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
+    label = looked_up("name", ("NodeTID",), names)
     spec = Spec(
         views=(
             View((label, DIRECTION, *ENDS), FAMILIES),
@@ -817,7 +827,7 @@ def test_memory_is_reused_while_names_change_and_rows_overflow():
             flow["UUID"] = f"{cycle:02}-{n:03}-" + "u" * 60
         core.message(flows, now)
         for word in ("first", "second"):
-            names.update({node: f"{node}-{word}" for node in nodes})
+            names.update({node: (f"{node}-{word}",) for node in nodes})
             core.relabel(names, nodes)
         assert core.flows > 250
         names.clear()
@@ -1043,7 +1053,7 @@ def test_values_are_as_the_flows_have_them():
 
 def test_values_are_counted_by_threads_while_everything_changes():
     names = Names()
-    label = Label("name", ("NodeTID",), rewrite=names, dynamic=True)
+    label = looked_up("name", ("NodeTID",), names)
     spec = Spec(
         views=(View((label, *ENDS), FAMILIES), View((label,), (ONE_WAY,), timeout_s=90)),
         overflow="other",
@@ -1074,7 +1084,7 @@ def test_values_are_counted_by_threads_while_everything_changes():
             for n, flow in enumerate(flows):
                 flow["NodeTID"] = nodes[n % 20]
             core.message(flows, now[0])
-            names.update({node: f"{node} the {cycle}." for node in nodes})
+            names.update({node: (f"{node} the {cycle}.",) for node in nodes})
             core.relabel(names, nodes)
             core.set_limits(max_connections=300 + 10 * (cycle % 10), **limits)
             while core.table.expire(now[0], 50):
