@@ -9,13 +9,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
 from skyfast.flows.plan import Names
-from skyfast.skydive.name_resolver import Candidate, CapturePoint, Resolution, choose
+from skyfast.skydive.name_resolver import (
+    Candidate,
+    CapturePoint,
+    Networks,
+    Resolution,
+    choose,
+)
 
 MAX_NAMES: Final = 100_000
 """Maximum entries of a mapping, including those that are kept after they disappeared."""
@@ -62,11 +67,17 @@ class _Context:
 
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     points: Mapping[str, CapturePoint] = field(default_factory=dict)
-    networks: Mapping[str, tuple[IPv4Network | IPv6Network, ...]] = field(default_factory=dict)
+    networks: Mapping[str, Networks] = field(default_factory=dict)
 
     def choose(self, triple: Triple) -> tuple[str, ...] | None:
         address, other, point = triple
-        return choose(self.candidates[address], other, self.points.get(point), self.networks)
+        return choose(
+            self.candidates[address],
+            other,
+            self.points.get(point),
+            self.networks,
+            address=address,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Polls the topology for the names of addresses and capture points.
 
-`needed` returns the queries that the labels of a plan need, and :class:`NamePoller` sends them:
+`needed` returns the queries that the exported labels need, and :class:`NamePoller` sends them:
 
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, what was updated since then is read every `INTERVAL_S`, except for interfaces, which
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from skyfast.flows.catalog import INTERFACE_LABELS, LOCAL_LABELS
-from skyfast.flows.plan import Names, Plan
+from skyfast.flows.plan import Names
+from skyfast.flows.planner import key_fields
+from skyfast.flows.selection import ExportSelection
 from skyfast.runtime.logs import LogLimit
 from skyfast.skydive import topology_queries as queries
 from skyfast.skydive.name_index import Changes, NameIndex
@@ -59,9 +61,10 @@ KINDS: Final = {
 """The queries, and their values of the label ``query`` in self metrics."""
 
 
-def needed(plan: Plan) -> tuple[Query, ...]:
-    """Return the queries that the labels of ``plan`` need; none if no label has names."""
-    labels = {column.name for column in plan.columns if column.lookup is not None}
+def needed(export: ExportSelection) -> tuple[Query, ...]:
+    """Return the queries that the labels of ``export`` need; none if no label has names."""
+    views = (export.main, *export.views)
+    labels = {label.name for view in views for label in view.labels if key_fields(label)}
     if not labels:
         return ()
     if labels <= INTERFACE_LABELS:
@@ -282,9 +285,11 @@ class NamePoller:
         reader = await self._ask(client, query, "pods") if query else None
         if reader is None:
             return
-        found = reader.elements.values()
-        if not is_by_address:
-            found = self._store.differing(queries.KUBERNETES, reader)
+        found = (
+            list(reader.elements.values())
+            if is_by_address
+            else self._store.differing(queries.KUBERNETES, reader)
+        )
         pods = [element for element in found if isinstance(element, Node)]
         if pods:
             await self._resolve_pods(client, pods, reader)

@@ -100,8 +100,8 @@ def _of_types(start: str, key: str, values: tuple[str, ...]) -> Query:
     return Query(text, start == "E", _within((key,), values))
 
 
-NAMESPACES: Final = _of_types("V", "Type", ("host", "netns", "container", "libvirt"))
-"""Hosts, network namespaces, containers (of Docker, runc and Kubernetes) and virtual machines."""
+NAMESPACES: Final = _of_types("V", "Type", ("host", "netns", "container"))
+"""Hosts, network namespaces, and containers of Docker, runc and Kubernetes."""
 
 KUBERNETES: Final = _of_types(
     "V",
@@ -114,7 +114,6 @@ KUBERNETES: Final = _of_types(
         "deployment",
         "daemonset",
         "statefulset",
-        "replicationcontroller",
         "node",
     ),
 )
@@ -123,7 +122,7 @@ KUBERNETES: Final = _of_types(
 PODS: Final = _of_types("V", "Type", ("pod",))
 """The pods alone, for `changes`."""
 
-EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2", "vlayer2"))
+EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2"))
 """Which host or network namespace an interface or container is in; pairs of interfaces."""
 
 _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefulset", "node")
