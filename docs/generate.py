@@ -287,7 +287,7 @@ def default_view() -> str:
 def self_families() -> list[Family]:
     """Return the families of ``/metrics/self``, each with at least one sample."""
     export = loader.parse("", {}, source="none").export
-    plan = planner.make_plan(export, names=NameIndex(keep_s=0))
+    plan = planner.make_plan(export, names=NameIndex(keep_s=0, k8s_labels=export.k8s_labels))
     table = Table(
         plan,
         flow_types(plan),

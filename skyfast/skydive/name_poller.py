@@ -145,6 +145,7 @@ class NamePoller:
 
     async def received(self, reader: GraphReader) -> None:
         """Use the interfaces that somebody else has read."""
+        self._progress[queries.NAMED_INTERFACES].tried = True
         await self._keep(queries.NAMED_INTERFACES, reader, is_full=True)
         self._resolve_soon()
 

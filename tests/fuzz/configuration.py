@@ -91,7 +91,7 @@ class Configuration(Target):
             return
         # What is accepted can be used, and shown, and read again.
         loader.parse(loader.dump(made), ENVIRON, source="the dump")
-        plan = make_plan(made.export, names=NameIndex(keep_s=0))
+        plan = make_plan(made.export, names=NameIndex(keep_s=0, k8s_labels=made.export.k8s_labels))
         types = flow_types(plan, also=reads(made.filter))
         Table(
             plan,

@@ -2,7 +2,8 @@
 
 Serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one port of the loopback, as
 Skydive does. It is written on plain asyncio streams so that it can break any rule of HTTP and
-of the WebSocket protocol, and it shares no code with what it tests. Typical use::
+of the WebSocket protocol, and it shares no code with what it tests, except for what queries of the
+topology mean. Typical use::
 
     async with FakeAnalyzer() as analyzer:
         ...  # let something subscribe to analyzer.url
@@ -17,6 +18,7 @@ import enum
 import gzip
 import hashlib
 import itertools
+import json
 import socket
 import ssl as ssl_module
 import struct
@@ -25,8 +27,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 from urllib.parse import parse_qs
+
+from skyfast.skydive.topology_queries import parse
 
 ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -216,7 +220,9 @@ class FakeAnalyzer:
         self.login: Answer | Fault | None = None
         """What ``POST /login`` gets instead of the right answer."""
         self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
-        """What ``POST /api/topology`` gets once it is let in."""
+        """What ``POST /api/topology`` gets once it is let in, if there is no ``graph``."""
+        self.graph: dict[str, list[dict[str, Any]]] | None = None
+        """``Nodes`` and ``Edges``, of which every query gets those that it asks for."""
         self.unique_host_ids = False
         """Refuse a second subscriber of one X-Host-ID with 409, as Skydive does..."""
         self.host_id_linger_s = 0.0
@@ -358,7 +364,7 @@ class FakeAnalyzer:
             answer = self.login if self.login is not None else self._log_in(request)
         elif (method, path) == ("POST", "/api/topology"):
             self.topology_requests.append(request)
-            answer = self.topology if self._allowed(request) else Answer(status=401)
+            answer = self._topology(request) if self._allowed(request) else Answer(status=401)
         else:
             answer = Answer(status=404)
         return await self._respond(request, reader, writer, answer)
@@ -372,6 +378,22 @@ class FakeAnalyzer:
         self.tokens.add(token)
         cookies = (f"authtoken={token}; Path=/", "permissions=W10=; Path=/")
         return Answer(body=b"{}", headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
+
+    def _topology(self, request: Request) -> Answer | Fault:
+        """Return what a query gets; as Skydive, 400 if it is not understood."""
+        if self.graph is None:
+            return self.topology
+        query = parse(json.loads(request.body)["GremlinQuery"])
+        if query is None:
+            return Answer(status=400)
+        elements = self.graph["Edges" if query.edges else "Nodes"]
+        found = [element for element in elements if query.matches(element)]
+        return Answer(body=json.dumps(found).encode(), compress=True)
+
+    @property
+    def queries(self) -> list[str]:
+        """The queries of the topology, in order."""
+        return [json.loads(request.body)["GremlinQuery"] for request in self.topology_requests]
 
     def _allowed(self, request: Request) -> bool:
         if not self.username:
