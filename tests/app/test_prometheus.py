@@ -166,7 +166,8 @@ async def by_label(server: str, expression: str, label: str) -> dict[str, float]
 @needs_prometheus
 async def test_a_late_name_moves_no_bytes_and_is_no_spike(tmp_path: Path) -> None:
     async with FakeAnalyzer() as analyzer:
-        analyzer.elements = [pod("known")]
+        nodes = [pod("known")]
+        analyzer.graph = {"Nodes": nodes, "Edges": []}
         config = write_config(
             tmp_path,
             analyzer.url,
@@ -185,7 +186,7 @@ async def test_a_late_name_moves_no_bytes_and_is_no_spike(tmp_path: Path) -> Non
             async with reporting(analyzer) as totals:
                 await growing(server, f'rate({NAMESPACE_BYTES}{{target_namespace=""}}[1m])', 1)
                 await asyncio.sleep(WINDOW_S)
-                analyzer.elements.append(pod("late"))
+                nodes.append(pod("late"))
                 await growing(server, f'{CONNECTION_BYTES}{{target_pod="late"}}', 1)
                 await asyncio.sleep(2 * WINDOW_S)
             total = sum(totals.values())
