@@ -7,6 +7,7 @@ from skyfast.config.model import Config, TableLimits
 from skyfast.flows.catalog import (
     DIRECTION,
     INTERFACE_LABELS,
+    LOCAL_LABELS,
     METRICS_BY_NAME,
     UNBOUNDED_FIELDS,
 )
@@ -102,10 +103,11 @@ def _names(export: ExportSelection) -> Iterator[str]:
         f"Labels from the topology take {', '.join(bytes_)}, and about {STRING_BYTES} bytes for"
         " each different name, address or capture point."
     )
-    queries = "interfaces"
-    if any(label.name not in INTERFACE_LABELS for label in chosen):
-        queries += ", namespaces, containers, VMs, pods, workloads, services and their relations"
-    yield f"They need topology queries for {queries}."
+    others = {label.name for label in chosen} - INTERFACE_LABELS
+    nodes = ", namespaces, containers, VMs" if others else ""
+    if others - LOCAL_LABELS:
+        nodes += ", pods, workloads, services"
+    yield f"They need topology queries for interfaces{nodes}{' and edges' if others else ''}."
 
 
 def _where(view: ViewSpec) -> str:

@@ -74,6 +74,9 @@ NODE_NAMES: Final = (
 INTERFACE_LABELS: Final = frozenset({"node_name", "node_host", "node_type"})
 """The labels with names that only need the interfaces of the topology."""
 
+LOCAL_LABELS: Final = frozenset({"node_netns", "node_container"})
+"""The labels that need namespaces and containers, but nothing of Kubernetes."""
+
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
 """The two ends of a flow, as prefixes of label names, and the fields with their addresses."""
 

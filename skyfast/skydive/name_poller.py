@@ -17,7 +17,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Final
 
-from skyfast.flows.catalog import INTERFACE_LABELS
+from skyfast.flows.catalog import INTERFACE_LABELS, LOCAL_LABELS
 from skyfast.flows.plan import Names
 from skyfast.flows.planner import key_fields
 from skyfast.flows.selection import ExportSelection
@@ -50,9 +50,6 @@ also a few seconds under way."""
 
 PODS_OVERLAP_MS: Final = 10_000
 """The same for pods, whose ``UpdatedAt`` is the time of an analyzer."""
-
-LOCAL_LABELS: Final = frozenset({"node_netns", "node_container"})
-"""The labels that need namespaces and containers, but nothing of Kubernetes."""
 
 KINDS: Final = {
     queries.NAMED_INTERFACES: "interfaces",

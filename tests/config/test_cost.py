@@ -72,7 +72,8 @@ def test_it_is_so(settings: str) -> None:
             assert doubled == (where in cost.double_counted(config))
 
 
-EVERYTHING = ", namespaces, containers, VMs, pods, workloads, services and their relations"
+LOCAL = "interfaces, namespaces, containers, VMs and edges"
+EVERYTHING = "interfaces, namespaces, containers, VMs, pods, workloads, services and edges"
 
 
 @pytest.mark.parametrize(
@@ -86,24 +87,29 @@ EVERYTHING = ", namespaces, containers, VMs, pods, workloads, services and their
             "interfaces",
         ),
         (
-            "{labels: [node_netns]}",
-            "4 bytes per connection, 4 bytes per flow",
-            f"interfaces{EVERYTHING}",
+            "{labels: [node_netns, node_container, node_name]}",
+            "12 bytes per connection, 4 bytes per flow",
+            LOCAL,
+        ),
+        (
+            "{labels: [node_netns, node_pod]}",
+            "8 bytes per connection, 4 bytes per flow",
+            EVERYTHING,
         ),
         (
             "{labels: [node_tid, {name: team, k8s_label: team}]}",
             "8 bytes per connection, 12 bytes per flow",
-            f"interfaces{EVERYTHING}",
+            EVERYTHING,
         ),
         (
             "{labels: [protocol], views: [{prefix: a, labels: [target_pod, target_host]}]}",
             "8 bytes per row of view a, 12 bytes per flow",
-            f"interfaces{EVERYTHING}",
+            EVERYTHING,
         ),
         (
             "{labels: [node_type, target_pod], views: [{prefix: a, labels: [node_pod]}]}",
             "8 bytes per connection, 4 bytes per row of view a, 12 bytes per flow",
-            f"interfaces{EVERYTHING}",
+            EVERYTHING,
         ),
     ],
 )
