@@ -5,7 +5,7 @@ of several queries are not of the same moment, and analyzers can have defects.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from skyfast.flows import addresses
@@ -100,8 +100,7 @@ class GraphIndex:
         self.skipped: Skipped = graph.skipped.copy()
         self.interfaces: list[Node] = []
         self._types: dict[str, list[Node]] = defaultdict(list)
-        self._parents: dict[str, dict[str, list[Node]]] = {name: {} for name in RELATION_TYPES}
-        self._peers: dict[str, list[Node]] = {}
+        self._parents: dict[str, _Relation] = {name: _Relation() for name in RELATION_TYPES}
         self._addresses: dict[str, str] = {}
         by_id = self._add_nodes(graph.nodes)
         self._add_edges(graph, by_id)
@@ -139,10 +138,10 @@ class GraphIndex:
                 self.skipped[EDGE_WITHOUT_NODE] += 1
             elif relation == LAYER2:
                 if parent.metadata.type == child.metadata.type == "veth":
-                    self._peers.setdefault(edge.parent, []).append(child)
-                    self._peers.setdefault(edge.child, []).append(parent)
+                    parents.add(edge.parent, child)
+                    parents.add(edge.child, parent)
             elif relation == OWNERSHIP or _ENDS[relation] == (type_of(parent), type_of(child)):
-                parents.setdefault(edge.child, []).append(parent)
+                parents.add(edge.child, parent)
         self._skip(EDGE_LIMIT, len(graph.edges) - MAX_EDGES)
 
     def _skip(self, reason: str, count: int) -> None:
@@ -153,14 +152,13 @@ class GraphIndex:
         """Return the nodes of a type, which is not an interface's."""
         return self._types.get(node_type, [])
 
-    def parents(self, relation: str, node: Node) -> list[Node]:
+    def parents(self, relation: str, node: Node) -> Sequence[Node]:
         """Return the distinct parents of a node, which may be empty."""
-        found = self._parents[relation].get(node.id or "", [])
-        return found if len(found) < 2 else distinct(found)
+        return self._parents[relation].get(node.id)
 
-    def veth_peers(self, node: Node) -> list[Node]:
-        """Return the veth interfaces that a veth interface is connected with."""
-        return self._peers.get(node.id or "", [])
+    def veth_peers(self, node: Node) -> Sequence[Node]:
+        """Return the distinct veth interfaces that a veth interface is connected with."""
+        return self._parents[LAYER2].get(node.id)
 
     def namespace(self, node: Node) -> Node | None:
         """Return the network namespace of an interface or container.
@@ -229,9 +227,29 @@ def type_of(node: Node) -> str:
     return node_type
 
 
-def distinct(nodes: Iterable[Node]) -> list[Node]:
-    """Return the nodes without repetitions of the same object."""
-    return list({id(node): node for node in nodes}.values())
+class _Relation:
+    """Nodes by the ID of another node, almost always only one.
+
+    A list for each would be an object that the garbage collector visits.
+    """
+
+    __slots__ = ("_first", "_others")
+
+    def __init__(self) -> None:
+        self._first: dict[str, Node] = {}
+        self._others: dict[str, dict[int, Node]] = {}
+
+    def add(self, node_id: str, related: Node) -> None:
+        first = self._first.setdefault(node_id, related)
+        if first is not related:
+            self._others.setdefault(node_id, {})[id(related)] = related
+
+    def get(self, node_id: str | None) -> tuple[Node, ...]:
+        first = self._first.get(node_id or "")
+        if first is None:
+            return ()
+        others = self._others.get(node_id or "")
+        return (first, *others.values()) if others else (first,)
 
 
 def _version(node: Node) -> tuple[int, int, str, str, str]:

@@ -11,9 +11,10 @@ pods and workloads are in `skyfast.skydive.workloads`, those of containers in
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeAlias
+
+import msgspec
 
 from skyfast.flows import addresses
 from skyfast.skydive import runtime_containers
@@ -43,8 +44,7 @@ Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 """Subnets of a host."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An owner of an address.
 
     ``names`` has the values of ``ADDRESS_NAMES``, then those of the pod labels asked for.
@@ -59,8 +59,7 @@ class Candidate:
     cluster: str
 
 
-@dataclass(frozen=True, slots=True)
-class CapturePoint:
+class CapturePoint(msgspec.Struct, frozen=True, gc=False):
     """Where flows are captured. ``peers`` are the namespaces of its veth peers, in order."""
 
     namespace: str
@@ -69,8 +68,7 @@ class CapturePoint:
     cluster: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resolution:
+class Resolution(msgspec.Struct, frozen=True, gc=False):
     """All names of a topology.
 
     * ``nodes``: the values of ``NODE_NAMES`` by ``NodeTID``.
@@ -158,8 +156,7 @@ def _share_network(networks: Mapping[str, Networks], host: str, address: str, ot
     return False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Namespace:
+class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A network namespace; `_UNKNOWN` has all fields empty.
 
     ``own`` is whether it is the host's own. ``pod_names`` can be known without ``pod``.
@@ -178,8 +175,7 @@ class _Namespace:
     uncertain: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Place:
+class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """Where addresses of interfaces are: those of a namespace usually have the same one.
 
     ``of_machine`` is whether the addresses are a virtual machine's behind an interface.

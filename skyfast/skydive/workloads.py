@@ -7,8 +7,9 @@ Skydive's probe are matches of label selectors instead (``matchLabelSelector`` i
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from skyfast.skydive.graph_index import (
     CONTROLLERS,
@@ -47,8 +48,7 @@ class PodNames(NamedTuple):
     labels: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pod:
+class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A pod of the Kubernetes probe.
 
     ``host`` is the agent's host if ``agent_known``, else the name of the Kubernetes node, or "".
@@ -71,8 +71,7 @@ class Pod:
         return self.node.created_at or 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Service:
+class Service(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A service with at least one cluster IP, in the notation of flows."""
 
     namespace: str
@@ -161,7 +160,7 @@ class Workloads:
         namespace, name = self._index.name(k8s.namespace), self._index.name(k8s.pod)
         return (namespace, name) if namespace and name else None
 
-    def _pod_containers(self) -> tuple[dict[int, list[Node]], dict[int, list[Node]]]:
+    def _pod_containers(self) -> tuple[dict[int, list[Node]], dict[int, Sequence[Node]]]:
         """Return the containers of each pod, and the pods of each container, by edges or names."""
         index = self._index
         by_name: dict[tuple[str, str], list[Node]] = defaultdict(list)
@@ -169,7 +168,7 @@ class Workloads:
             k8s = _k8s(pod)
             by_name[index.name(k8s.namespace), index.name(k8s.name)].append(pod)
         containers: dict[int, list[Node]] = defaultdict(list)
-        pods: dict[int, list[Node]] = {}
+        pods: dict[int, Sequence[Node]] = {}
         for container in index.of_type(KUBERNETES_CONTAINER):
             owners = [
                 owner
@@ -331,7 +330,7 @@ class Workloads:
         name = self._index.name(_k8s(node).name)
         return Workload(name, kind) if name else _UNKNOWN
 
-    def _named_owner(self, owners: list[OwnerReference]) -> Workload:
+    def _named_owner(self, owners: Sequence[OwnerReference]) -> Workload:
         """Return the owner; unknown if it has no name or kind, or if there are several."""
         if len(owners) > 1:
             return _UNKNOWN
@@ -363,7 +362,7 @@ def _k8s(node: Node) -> K8s:
     return node.metadata.k8s or _NO_K8S
 
 
-def _controllers(node: Node) -> list[OwnerReference]:
+def _controllers(node: Node) -> Sequence[OwnerReference]:
     extra = _k8s(node).extra
     meta = extra.object_meta if extra else None
     references = meta.owner_references if meta else None
