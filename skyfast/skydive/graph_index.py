@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from skyfast.flows import addresses
+from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import DELETED, Graph, Node, Skipped
 
 MAX_NODES: Final = 200_000
@@ -100,7 +101,9 @@ class GraphIndex:
         self.skipped: Skipped = graph.skipped.copy()
         self.interfaces: list[Node] = []
         self._types: dict[str, list[Node]] = defaultdict(list)
-        self._parents: dict[str, _Relation] = {name: _Relation() for name in RELATION_TYPES}
+        self._parents: dict[str, MultiMap[str, Node]] = {
+            name: MultiMap() for name in RELATION_TYPES
+        }
         self._addresses: dict[str, str] = {}
         by_id = self._add_nodes(graph.nodes)
         self._add_edges(graph, by_id)
@@ -148,17 +151,24 @@ class GraphIndex:
         if count > 0:
             self.skipped[reason] += count
 
+    def release(self) -> None:
+        """Free the memory in parts; afterwards, the index cannot be used."""
+        while self._parents:
+            self._parents.popitem()
+        while parts := vars(self):
+            parts.popitem()
+
     def of_type(self, node_type: str) -> list[Node]:
         """Return the nodes of a type, which is not an interface's."""
         return self._types.get(node_type, [])
 
     def parents(self, relation: str, node: Node) -> Sequence[Node]:
         """Return the distinct parents of a node, which may be empty."""
-        return self._parents[relation].get(node.id)
+        return self._parents[relation].get(node.id or "")
 
     def veth_peers(self, node: Node) -> Sequence[Node]:
         """Return the distinct veth interfaces that a veth interface is connected with."""
-        return self._parents[LAYER2].get(node.id)
+        return self._parents[LAYER2].get(node.id or "")
 
     def namespace(self, node: Node) -> Node | None:
         """Return the network namespace of an interface or container.
@@ -225,31 +235,6 @@ def type_of(node: Node) -> str:
     if node_type == "container" and node.metadata.manager == "k8s":
         return KUBERNETES_CONTAINER
     return node_type
-
-
-class _Relation:
-    """Nodes by the ID of another node, almost always only one.
-
-    A list for each would be an object that the garbage collector visits.
-    """
-
-    __slots__ = ("_first", "_others")
-
-    def __init__(self) -> None:
-        self._first: dict[str, Node] = {}
-        self._others: dict[str, dict[int, Node]] = {}
-
-    def add(self, node_id: str, related: Node) -> None:
-        first = self._first.setdefault(node_id, related)
-        if first is not related:
-            self._others.setdefault(node_id, {})[id(related)] = related
-
-    def get(self, node_id: str | None) -> tuple[Node, ...]:
-        first = self._first.get(node_id or "")
-        if first is None:
-            return ()
-        others = self._others.get(node_id or "")
-        return (first, *others.values()) if others else (first,)
 
 
 def _version(node: Node) -> tuple[int, int, str, str, str]:

@@ -7,7 +7,7 @@ Skydive's probe are matches of label selectors instead (``matchLabelSelector`` i
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +20,7 @@ from skyfast.skydive.graph_index import (
     SERVICE,
     GraphIndex,
 )
+from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 
 RUNNING: Final = frozenset(("Running", "Pending"))
@@ -28,7 +29,7 @@ RUNNING: Final = frozenset(("Running", "Pending"))
 _NO_K8S: Final = K8s()
 
 
-class Workload(NamedTuple):
+class Workload(msgspec.Struct, frozen=True, gc=False):
     """The name and kind of a workload; both are "" if it is unknown."""
 
     name: str = ""
@@ -38,7 +39,7 @@ class Workload(NamedTuple):
 _UNKNOWN: Final = Workload()
 
 
-class PodNames(NamedTuple):
+class PodNames(msgspec.Struct, frozen=True, gc=False):
     """The names of a pod; "" where unknown. ``labels`` are the values of the labels asked for."""
 
     namespace: str
@@ -95,13 +96,14 @@ class Workloads:
         }
         self._containers_of_pod, self._pods_of_container = self._pod_containers()
         self._pod_of_node = {id(node): self._pod(node) for node in index.of_type("pod")}
-        self._pods_by_name: dict[tuple[str, str], list[Pod]] = defaultdict(list)
-        for pod in self._pod_of_node.values():
-            self._pods_by_name[pod.names.namespace, pod.names.pod].append(pod)
-        self._containers_by_id: dict[str, list[Node]] = defaultdict(list)
-        for node in index.of_type(KUBERNETES_CONTAINER):
-            if container_id := index.name(_k8s(node).container_id):
-                self._containers_by_id[container_id].append(node)
+        self._pods_by_name = MultiMap(
+            ((pod.names.namespace, pod.names.pod), pod) for pod in self._pod_of_node.values()
+        )
+        self._containers_by_id = MultiMap(
+            (container_id, node)
+            for node in index.of_type(KUBERNETES_CONTAINER)
+            if (container_id := index.name(_k8s(node).container_id))
+        )
 
     @property
     def pods(self) -> Sequence[Pod]:
@@ -126,7 +128,7 @@ class Workloads:
 
         ``cluster`` is "" if it is unknown: then the pod must be the only one in all clusters.
         """
-        pods = self._pods_by_name.get((namespace, name), ())
+        pods = self._pods_by_name.get((namespace, name))
         return latest([pod for pod in pods if cluster in ("", pod.cluster)])
 
     def unnamed(self, namespace: str, name: str) -> PodNames:
@@ -144,7 +146,7 @@ class Workloads:
         if not kubernetes_containers:
             runtime = container.metadata.container
             container_id = index.name(runtime.id) if runtime else ""
-            kubernetes_containers = self._containers_by_id.get(container_id, [])
+            kubernetes_containers = self._containers_by_id.get(container_id)
         pods: list[Pod] = []
         names: set[tuple[str, str]] = set()
         for node in kubernetes_containers:
@@ -160,38 +162,40 @@ class Workloads:
         namespace, name = self._index.name(k8s.namespace), self._index.name(k8s.pod)
         return (namespace, name) if namespace and name else None
 
-    def _pod_containers(self) -> tuple[dict[int, list[Node]], dict[int, Sequence[Node]]]:
-        """Return the containers of each pod, and the pods of each container, by edges or names."""
+    def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
+        """Return the containers of each pod, and the pods of each container, by edges or names.
+
+        Their keys are the identities of nodes.
+        """
         index = self._index
-        by_name: dict[tuple[str, str], list[Node]] = defaultdict(list)
-        for pod in index.of_type("pod"):
-            k8s = _k8s(pod)
-            by_name[index.name(k8s.namespace), index.name(k8s.name)].append(pod)
-        containers: dict[int, list[Node]] = defaultdict(list)
-        pods: dict[int, Sequence[Node]] = {}
+        by_name = MultiMap(
+            ((index.name(_k8s(pod).namespace), index.name(_k8s(pod).name)), pod)
+            for pod in index.of_type("pod")
+        )
+        containers: MultiMap[int, Node] = MultiMap()
+        pods: MultiMap[int, Node] = MultiMap()
         for container in index.of_type(KUBERNETES_CONTAINER):
-            owners = [
+            owners = tuple(
                 owner
                 for owner in index.parents(OWNERSHIP, container)
                 if owner.metadata.type == "pod"
-            ]
+            )
             if not owners and (name := self._pod_name(container)):
                 # Kubernetes containers have no cluster.
-                named = by_name.get(name, [])
-                owners = named if len(named) == 1 else []
-            pods[id(container)] = owners
+                named = by_name.get(name)
+                owners = named if len(named) == 1 else ()
             for owner in owners:
-                containers[id(owner)].append(container)
+                pods.add(id(container), owner)
+                containers.add(id(owner), container)
         return containers, pods
 
-    def _owner_nodes(self) -> dict[tuple[str, str, str, str], list[Node]]:
+    def _owner_nodes(self) -> MultiMap[tuple[str, str, str, str], Node]:
         """Return the replica sets and jobs by kind, cluster, namespace and name."""
-        nodes: dict[tuple[str, str, str, str], list[Node]] = defaultdict(list)
+        nodes: MultiMap[tuple[str, str, str, str], Node] = MultiMap()
         for kind in ("ReplicaSet", "Job"):
             for node in self._index.of_type(kind.lower()):
                 k8s = _k8s(node)
-                key = kind, self._cluster(node), k8s.namespace or "", k8s.name or ""
-                nodes[key].append(node)
+                nodes.add((kind, self._cluster(node), k8s.namespace or "", k8s.name or ""), node)
         return nodes
 
     def _kubernetes_hosts(
@@ -220,7 +224,7 @@ class Workloads:
         k8s = _k8s(node)
         extra = k8s.extra
         spec, status = (extra.spec, extra.status) if extra else (None, None)
-        containers = self._containers_of_pod.get(id(node), [])
+        containers = self._containers_of_pod.get(id(node))
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
@@ -340,7 +344,7 @@ class Workloads:
     def _find_owner(self, pod: Node, owner: Workload) -> list[Node]:
         """Return the latest nodes of an owner; several only if they were created together."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
-        nodes = self._owners.get(key, [])
+        nodes = self._owners.get(key)
         created_at = max((node.created_at or 0 for node in nodes), default=0)
         return [node for node in nodes if (node.created_at or 0) == created_at]
 
