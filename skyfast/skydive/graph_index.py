@@ -34,7 +34,8 @@ DUPLICATE_ID: Final = "duplicate_id"
 """Counts nodes with the ID of another node."""
 
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
-"""Counts edges whose parent or child is not in the graph."""
+"""Counts edges whose parent or child is not in the graph. A few are normal: services have edges to
+endpoints, and Kubernetes namespaces own objects of all types, which are not read."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
@@ -46,7 +47,7 @@ SEVERAL_OWNERS: Final = "several_owners"
 """Counts interfaces and containers that have several owners: Skydive allows only one."""
 
 OWNERSHIP_RING: Final = "ownership_ring"
-"""Counts interfaces and containers whose owners form a ring, or are not owned by a host."""
+"""Counts interfaces and containers whose namespace is in a ring of owners, or has several."""
 
 OWNERSHIP: Final = "ownership"
 CONTAINER: Final = "container"

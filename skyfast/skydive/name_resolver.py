@@ -29,8 +29,13 @@ from skyfast.skydive.workloads import Pod, PodNames, Workloads, latest
 MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each may have any number of candidates."""
 
+MAX_COMPARISONS: Final = 10_000
+"""Maximum number of pairs of a pod and an interface with the same address that are compared.
+
+Beyond it, none of them is assumed to be at an interface."""
+
 ADDRESS_LIMIT: Final = "address_limit"
-"""Counts candidates for addresses beyond `MAX_ADDRESSES`."""
+"""Counts addresses beyond `MAX_ADDRESSES`."""
 
 NO_ID: Final = "no_id"
 """Counts interfaces without an ID that flows could have."""
@@ -479,8 +484,9 @@ class _Resolver:
         # A place whose namespace is known to be the pod's has its names already.
         known = {id(place.namespace.pod) for place in places if not place.of_machine}
         pods = [pod for pod in pods if id(pod) not in known]
+        compared = places if len(places) * len(pods) <= MAX_COMPARISONS else ()
         matches = {
-            id(pod): [place for place in places if self._may_be_at(pod, place, len(places) == 1)]
+            id(pod): [place for place in compared if self._may_be_at(pod, place, len(places) == 1)]
             for pod in pods
         }
         claims = MultiMap((id(place), pod) for pod in pods for place in matches[id(pod)])

@@ -88,6 +88,7 @@ class Workloads:
         self._index = index
         self._k8s_labels = k8s_labels
         self._owners = self._owner_nodes()
+        self._above_owners: dict[tuple[str, str, str, str], Workload | None] = {}
         self._hosts, self._clusters = self._kubernetes_hosts()
         self._service_of_node = {
             id(node): service
@@ -99,6 +100,7 @@ class Workloads:
         self._pods_by_name = MultiMap(
             ((pod.names.namespace, pod.names.pod), pod) for pod in self._pod_of_node.values()
         )
+        self._named: dict[tuple[str, str, str], Pod | None] = {}
         self._containers_by_id = MultiMap(
             (container_id, node)
             for node in index.of_type(KUBERNETES_CONTAINER)
@@ -128,8 +130,11 @@ class Workloads:
 
         ``cluster`` is "" if it is unknown: then the pod must be the only one in all clusters.
         """
-        pods = self._pods_by_name.get((namespace, name))
-        return latest([pod for pod in pods if cluster in ("", pod.cluster)])
+        key = namespace, name, cluster
+        if key not in self._named:
+            pods = self._pods_by_name.get((namespace, name))
+            self._named[key] = latest([pod for pod in pods if cluster in ("", pod.cluster)])
+        return self._named[key]
 
     def unnamed(self, namespace: str, name: str) -> PodNames:
         """Return the names of a pod that is not in the topology."""
@@ -282,15 +287,9 @@ class Workloads:
         k8s = _k8s(pod)
         match owner.kind:
             case "ReplicaSet":
-                replica_sets = self._find_owner(pod, owner)
-                if replica_sets:
-                    return _agreed([self._replica_set(node) for node in replica_sets])
-                return self._without_replica_set(k8s, owner)
+                return self._above_owner(pod, owner) or self._without_replica_set(k8s, owner)
             case "Job":
-                jobs = self._find_owner(pod, owner)
-                if jobs:
-                    return _agreed([self._job(node) for node in jobs])
-                return owner
+                return self._above_owner(pod, owner) or owner
             case "Node":
                 # A static pod: kubelet appends the name of its node.
                 name = self._index.name(k8s.name)
@@ -341,12 +340,21 @@ class Workloads:
         kind, name = self._index.name(owners[0].kind), self._index.name(owners[0].name)
         return Workload(name, kind) if kind and name else _UNKNOWN
 
-    def _find_owner(self, pod: Node, owner: Workload) -> list[Node]:
-        """Return the latest nodes of an owner; several only if they were created together."""
+    def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
+        """Return the workload that a replica set or job belongs to, or None without its node."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
-        nodes = self._owners.get(key)
-        created_at = max((node.created_at or 0 for node in nodes), default=0)
-        return [node for node in nodes if (node.created_at or 0) == created_at]
+        if key not in self._above_owners:
+            nodes = self._owners.get(key)
+            # Several only if they were created at the same time.
+            created_at = max((node.created_at or 0 for node in nodes), default=0)
+            above = {
+                self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
+                for node in nodes
+                if (node.created_at or 0) == created_at
+            }
+            agreed = above.pop() if len(above) == 1 else _UNKNOWN
+            self._above_owners[key] = agreed if nodes else None
+        return self._above_owners[key]
 
 
 def latest(pods: Sequence[Pod]) -> Pod | None:
@@ -389,7 +397,3 @@ def _label(k8s: K8s, key: str) -> str | None:
         if isinstance(value, str):
             return value
     return None
-
-
-def _agreed(workloads: list[Workload]) -> Workload:
-    return workloads[0] if len(set(workloads)) == 1 else _UNKNOWN

@@ -614,6 +614,29 @@ def test_an_interface_of_another_pod_is_not_the_pods(topology):
     assert {each["pod"] for each in topology.candidates("10.1.0.5")} == {"web-1", "web-2"}
 
 
+def test_a_namespace_with_the_name_of_pods_in_two_clusters(topology):
+    host = topology.host()
+    netns = topology.netns(host)
+    topology.interface(netns, "10.1.0.5/24")
+    topology.container(netns, "k8s_main_web-1_shop_uid_0")
+    topology.pod("web-1", "10.1.0.5", owners=OWNED, cluster="c1")
+    topology.pod("web-1", owners=OWNED, cluster="c2")
+    # Only one of them has the address.
+    expected = {**WORKLOAD, **POD, "host": "h1", "container": "main"}
+    assert topology.names("10.1.0.5") == expected
+    topology.pod("web-1", "10.1.0.5", owners=OWNED, cluster="c3")
+    assert len(topology.candidates("10.1.0.5")) == 3
+
+
+def test_too_many_pods_and_interfaces_with_one_address_are_not_compared(topology, monkeypatch):
+    host = topology.host()
+    topology.kubernetes_node("n1", host)
+    topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
+    topology.pod("web-1", "10.1.0.5")
+    monkeypatch.setattr(name_resolver, "MAX_COMPARISONS", 0)
+    assert len(topology.candidates("10.1.0.5")) == 2
+
+
 def test_a_pod_in_a_known_namespace_is_not_in_another(topology):
     host = topology.host()
     topology.kubernetes_node("n1", host)
