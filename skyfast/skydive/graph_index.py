@@ -5,10 +5,11 @@ of several queries are not of the same moment, and analyzers can have defects.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from skyfast.flows import addresses
+from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import DELETED, Graph, Node, Skipped
 
 MAX_NODES: Final = 200_000
@@ -33,7 +34,8 @@ DUPLICATE_ID: Final = "duplicate_id"
 """Counts nodes with the ID of another node."""
 
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
-"""Counts edges whose parent or child is not in the graph."""
+"""Counts edges whose parent or child is not in the graph. A few are normal: services have edges to
+endpoints, and Kubernetes namespaces own objects of all types, which are not read."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
@@ -45,7 +47,7 @@ SEVERAL_OWNERS: Final = "several_owners"
 """Counts interfaces and containers that have several owners: Skydive allows only one."""
 
 OWNERSHIP_RING: Final = "ownership_ring"
-"""Counts interfaces and containers whose owners form a ring, or are not owned by a host."""
+"""Counts interfaces and containers whose namespace is in a ring of owners, or has several."""
 
 OWNERSHIP: Final = "ownership"
 CONTAINER: Final = "container"
@@ -100,8 +102,9 @@ class GraphIndex:
         self.skipped: Skipped = graph.skipped.copy()
         self.interfaces: list[Node] = []
         self._types: dict[str, list[Node]] = defaultdict(list)
-        self._parents: dict[str, dict[str, list[Node]]] = {name: {} for name in RELATION_TYPES}
-        self._peers: dict[str, list[Node]] = {}
+        self._parents: dict[str, MultiMap[str, Node]] = {
+            name: MultiMap() for name in RELATION_TYPES
+        }
         self._addresses: dict[str, str] = {}
         by_id = self._add_nodes(graph.nodes)
         self._add_edges(graph, by_id)
@@ -139,28 +142,34 @@ class GraphIndex:
                 self.skipped[EDGE_WITHOUT_NODE] += 1
             elif relation == LAYER2:
                 if parent.metadata.type == child.metadata.type == "veth":
-                    self._peers.setdefault(edge.parent, []).append(child)
-                    self._peers.setdefault(edge.child, []).append(parent)
+                    parents.add(edge.parent, child)
+                    parents.add(edge.child, parent)
             elif relation == OWNERSHIP or _ENDS[relation] == (type_of(parent), type_of(child)):
-                parents.setdefault(edge.child, []).append(parent)
+                parents.add(edge.child, parent)
         self._skip(EDGE_LIMIT, len(graph.edges) - MAX_EDGES)
 
     def _skip(self, reason: str, count: int) -> None:
         if count > 0:
             self.skipped[reason] += count
 
+    def release(self) -> None:
+        """Free the memory in parts; afterwards, the index cannot be used."""
+        while self._parents:
+            self._parents.popitem()
+        while parts := vars(self):
+            parts.popitem()
+
     def of_type(self, node_type: str) -> list[Node]:
         """Return the nodes of a type, which is not an interface's."""
         return self._types.get(node_type, [])
 
-    def parents(self, relation: str, node: Node) -> list[Node]:
+    def parents(self, relation: str, node: Node) -> Sequence[Node]:
         """Return the distinct parents of a node, which may be empty."""
-        found = self._parents[relation].get(node.id or "", [])
-        return found if len(found) < 2 else distinct(found)
+        return self._parents[relation].get(node.id or "")
 
-    def veth_peers(self, node: Node) -> list[Node]:
-        """Return the veth interfaces that a veth interface is connected with."""
-        return self._peers.get(node.id or "", [])
+    def veth_peers(self, node: Node) -> Sequence[Node]:
+        """Return the distinct veth interfaces that a veth interface is connected with."""
+        return self._parents[LAYER2].get(node.id or "")
 
     def namespace(self, node: Node) -> Node | None:
         """Return the network namespace of an interface or container.
@@ -227,11 +236,6 @@ def type_of(node: Node) -> str:
     if node_type == "container" and node.metadata.manager == "k8s":
         return KUBERNETES_CONTAINER
     return node_type
-
-
-def distinct(nodes: Iterable[Node]) -> list[Node]:
-    """Return the nodes without repetitions of the same object."""
-    return list({id(node): node for node in nodes}.values())
 
 
 def _version(node: Node) -> tuple[int, int, str, str, str]:

@@ -11,21 +11,31 @@ pods and workloads are in `skyfast.skydive.workloads`, those of containers in
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from heapq import merge
 from ipaddress import IPv4Network, IPv6Network
+from itertools import chain, islice
 from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import structs
 
 from skyfast.flows import addresses
 from skyfast.skydive import runtime_containers
 from skyfast.skydive.graph_index import OWNERSHIP, GraphIndex
+from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import Graph, Node
 from skyfast.skydive.workloads import Pod, PodNames, Workloads, latest
 
 MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each may have any number of candidates."""
 
+MAX_COMPARISONS: Final = 10_000
+"""Maximum number of pairs of a pod and an interface with the same address that are compared.
+
+Beyond it, none of them is assumed to be at an interface."""
+
 ADDRESS_LIMIT: Final = "address_limit"
-"""Counts candidates for addresses beyond `MAX_ADDRESSES`."""
+"""Counts addresses beyond `MAX_ADDRESSES`."""
 
 NO_ID: Final = "no_id"
 """Counts interfaces without an ID that flows could have."""
@@ -39,12 +49,14 @@ CONTRADICTORY_PODS: Final = "contradictory_pods"
 CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
 """Name of the interface to which kube-proxy adds all cluster IPs, on every host, in IPVS mode."""
 
+_SORTED_AT_ONCE: Final = 256
+"""Number of candidates that are sorted within about 1 ms."""
+
 Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 """Subnets of a host."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An owner of an address.
 
     ``names`` has the values of ``ADDRESS_NAMES``, then those of the pod labels asked for.
@@ -59,8 +71,7 @@ class Candidate:
     cluster: str
 
 
-@dataclass(frozen=True, slots=True)
-class CapturePoint:
+class CapturePoint(msgspec.Struct, frozen=True, gc=False):
     """Where flows are captured. ``peers`` are the namespaces of its veth peers, in order."""
 
     namespace: str
@@ -69,8 +80,7 @@ class CapturePoint:
     cluster: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resolution:
+class Resolution(msgspec.Struct, frozen=True, gc=False):
     """All names of a topology.
 
     * ``nodes``: the values of ``NODE_NAMES`` by ``NodeTID``.
@@ -94,7 +104,10 @@ def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
     Never raises, whatever the graph. Takes about 1 s for 5,000 pods on 200 hosts, all of it in
     interruptible Python code.
     """
-    return _Resolver(graph, k8s_labels).resolution()
+    resolver = _Resolver(graph, k8s_labels)
+    resolution = resolver.resolution()
+    resolver.release()
+    return resolution
 
 
 def choose(
@@ -158,8 +171,7 @@ def _share_network(networks: Mapping[str, Networks], host: str, address: str, ot
     return False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Namespace:
+class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A network namespace; `_UNKNOWN` has all fields empty.
 
     ``own`` is whether it is the host's own. ``pod_names`` can be known without ``pod``.
@@ -178,8 +190,7 @@ class _Namespace:
     uncertain: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Place:
+class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """Where addresses of interfaces are: those of a namespace usually have the same one.
 
     ``of_machine`` is whether the addresses are a virtual machine's behind an interface.
@@ -202,10 +213,12 @@ class _Resolver:
         self._no_pod = self._workloads.unnamed("", "")
         self._skipped = self._index.skipped
         self._namespaces = self._all_namespaces()
-        self._namespaces_of_pod: dict[int, list[_Namespace]] = defaultdict(list)
-        for namespace in self._namespaces.values():
-            if namespace.pod is not None:
-                self._namespaces_of_pod[id(namespace.pod)].append(namespace)
+        # By the identity of the pod.
+        self._namespaces_of_pod = MultiMap(
+            (id(namespace.pod), namespace)
+            for namespace in self._namespaces.values()
+            if namespace.pod is not None
+        )
         self._domains = self._libvirt_domains()
         self._places: dict[tuple[int, str, str | None], _Place] = {}
         self._subnets = _Subnets()
@@ -221,17 +234,23 @@ class _Resolver:
             skipped=dict(self._skipped),
         )
 
+    def release(self) -> None:
+        """Free the memory in parts, because freeing it at once would not be interruptible."""
+        self._index.release()
+        while parts := vars(self):
+            parts.popitem()
+
     # Network namespaces.
 
     def _all_namespaces(self) -> dict[int, _Namespace]:
         """Return the namespaces by the identity of their nodes."""
         index = self._index
-        containers: dict[int, list[Node]] = defaultdict(list)
+        containers: MultiMap[int, Node] = MultiMap()
         uncertain: set[int] = set()
         for container in index.of_type("container"):
             node = index.namespace(container)
             if node is not None:
-                containers[id(node)].append(container)
+                containers.add(id(node), container)
             else:
                 # It may be in any of these.
                 uncertain.update(id(owner) for owner in index.parents(OWNERSHIP, container))
@@ -242,11 +261,11 @@ class _Resolver:
         }
         for node in index.of_type("netns"):
             namespaces[id(node)] = self._namespace(
-                node, containers.get(id(node), []), uncertain=id(node) in uncertain
+                node, containers.get(id(node)), uncertain=id(node) in uncertain
             )
         return namespaces
 
-    def _namespace(self, node: Node, containers: list[Node], *, uncertain: bool) -> _Namespace:
+    def _namespace(self, node: Node, containers: Sequence[Node], *, uncertain: bool) -> _Namespace:
         index = self._index
         node_id, name, host = index.name(node.id), index.name(node.metadata.name), node.host
         host = index.name(host)
@@ -272,7 +291,7 @@ class _Resolver:
         )
 
     def _pod_of(
-        self, containers: list[Node], host: str
+        self, containers: Sequence[Node], host: str
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
         """Return the pod of containers that share a namespace, and its names.
 
@@ -366,23 +385,22 @@ class _Resolver:
         pods = self._pods_by_address(places)
         services = self._services_by_address()
         candidates: dict[str, tuple[Candidate, ...]] = {}
-        for address in (places | pods | services) if pods or services else places:
-            owners = _distinct(places.get(address, ()))
-            found = self._with_pods(owners, pods.get(address, []))
-            found += services.get(address, ())
+        for address in dict.fromkeys(chain(places.keys(), pods.keys(), services.keys())):
+            found = [
+                *self._with_pods(places.get(address), _newest(pods.get(address))),
+                *services.get(address),
+            ]
             if len(candidates) < MAX_ADDRESSES:
-                candidates[address] = (
-                    tuple(found) if len(found) == 1 else tuple(sorted(set(found), key=_order))
-                )
+                candidates[address] = tuple(found) if len(found) == 1 else _in_order(found)
             else:
                 self._skipped[ADDRESS_LIMIT] += 1
         return candidates
 
     def _places_by_address(
         self, interfaces: Sequence[tuple[Node, _Namespace]]
-    ) -> dict[str, list[_Place]]:
+    ) -> MultiMap[str, _Place]:
         index = self._index
-        places: dict[str, list[_Place]] = {}
+        places: MultiMap[str, _Place] = MultiMap()
         for node, namespace in interfaces:
             metadata = node.metadata
             host = index.name(node.host)
@@ -390,7 +408,7 @@ class _Resolver:
                 place = self._place(namespace, host, None)
                 for text in (*(metadata.ipv4 or ()), *(metadata.ipv6 or ())):
                     if address := index.address(text):
-                        places.setdefault(address, []).append(place)
+                        places.add(address, place)
                         self._subnets.add(host, text)
             if neutron := metadata.neutron:
                 place = self._place(namespace, host, self._virtual_machine(node))
@@ -399,7 +417,7 @@ class _Resolver:
                 }
                 for text in (*(neutron.ipv4 or ()), *(neutron.ipv6 or ())):
                     if (address := index.address(text)) and address not in own:
-                        places.setdefault(address, []).append(place)
+                        places.add(address, place)
         return places
 
     def _place(self, namespace: _Namespace, host: str, machine: str | None) -> _Place:
@@ -448,41 +466,34 @@ class _Resolver:
             domain = self._index.name(domain)
         return domain or uuid
 
-    def _pods_by_address(self, places: Mapping[str, list[_Place]]) -> dict[str, list[Pod]]:
-        """Return the pods that have an address: the newest one of each cluster."""
-        pods: dict[str, list[Pod]] = {}
-        for pod in self._workloads.pods:
-            if not _is_host_network(pod, places):
-                for address in pod.addresses:
-                    pods.setdefault(address, []).append(pod)
-        for address, sharing in pods.items():
-            if len(sharing) > 1:
-                newest: dict[str, int] = {}
-                for pod in sharing:
-                    newest[pod.cluster] = max(pod.created_at, newest.get(pod.cluster, 0))
-                pods[address] = [pod for pod in sharing if pod.created_at == newest[pod.cluster]]
-        return pods
+    def _pods_by_address(self, places: MultiMap[str, _Place]) -> MultiMap[str, Pod]:
+        return MultiMap(
+            (address, pod)
+            for pod in self._workloads.pods
+            if not _is_host_network(pod, places)
+            for address in pod.addresses
+        )
 
-    def _with_pods(self, places: list[_Place], pods: list[Pod]) -> list[Candidate]:
+    def _with_pods(self, places: Sequence[_Place], pods: Sequence[Pod]) -> list[Candidate]:
         """Return the candidates for an address that is at ``places`` and belongs to ``pods``.
 
         A pod that certainly is at a place results in one candidate with the names of both.
         """
+        if not pods:
+            return [place.candidate for place in places]
         # A place whose namespace is known to be the pod's has its names already.
         known = {id(place.namespace.pod) for place in places if not place.of_machine}
         pods = [pod for pod in pods if id(pod) not in known]
+        compared = places if len(places) * len(pods) <= MAX_COMPARISONS else ()
         matches = {
-            id(pod): [place for place in places if self._may_be_at(pod, place, len(places) == 1)]
+            id(pod): [place for place in compared if self._may_be_at(pod, place, len(places) == 1)]
             for pod in pods
         }
-        claims: dict[int, list[Pod]] = defaultdict(list)
-        for pod in pods:
-            for place in matches[id(pod)]:
-                claims[id(place)].append(pod)
+        claims = MultiMap((id(place), pod) for pod in pods for place in matches[id(pod)])
         found: list[Candidate] = []
         merged: set[int] = set()
         for place in places:
-            claiming = claims.get(id(place), ())
+            claiming = claims.get(id(place))
             if len(claiming) == 1 and len(matches[id(claiming[0])]) == 1:
                 (pod,) = claiming
                 merged.add(id(pod))
@@ -500,13 +511,13 @@ class _Resolver:
         if names := namespace.pod_names:
             same = (names.namespace, names.pod) == (pod.names.namespace, pod.names.pod)
             return same and place.cluster in ("", pod.cluster)
-        if id(pod) in self._namespaces_of_pod:
+        if self._namespaces_of_pod.get(id(pod)):
             return False
         return pod.host == place.host if pod.host else is_only
 
     def _pod_candidate(self, pod: Pod) -> Candidate:
         """Return the candidate for an address of a pod that no known interface has."""
-        namespaces = self._namespaces_of_pod.get(id(pod), ())
+        namespaces = self._namespaces_of_pod.get(id(pod))
         namespace = namespaces[0] if len(namespaces) == 1 else None
         host = (namespace and namespace.host) or pod.host
         container = namespace.container if namespace else pod.only_container
@@ -518,10 +529,10 @@ class _Resolver:
             cluster=pod.cluster or self._workloads.cluster_of_host(host),
         )
 
-    def _services_by_address(self) -> dict[str, list[Candidate]]:
-        services: dict[str, list[Candidate]] = {}
+    def _services_by_address(self) -> MultiMap[str, Candidate]:
+        services: MultiMap[str, Candidate] = MultiMap()
         for service in self._workloads.services:
-            pod = self._no_pod._replace(namespace=service.namespace, service=service.name)
+            pod = structs.replace(self._no_pod, namespace=service.namespace, service=service.name)
             candidate = Candidate(
                 names=_address_names(pod, "", "", machine=None, netns=""),
                 namespace="",
@@ -529,7 +540,7 @@ class _Resolver:
                 cluster=service.cluster,
             )
             for address in service.addresses:
-                services.setdefault(address, []).append(candidate)
+                services.add(address, candidate)
         return services
 
 
@@ -618,7 +629,7 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
     )
 
 
-def _is_host_network(pod: Pod, places: Mapping[str, list[_Place]]) -> bool:
+def _is_host_network(pod: Pod, places: MultiMap[str, _Place]) -> bool:
     """Return whether a pod has no addresses of its own, but those of its host.
 
     If the pod's host is known, addresses of other hosts do not matter: subnets can be the same.
@@ -628,12 +639,30 @@ def _is_host_network(pod: Pod, places: Mapping[str, list[_Place]]) -> bool:
         and not place.of_machine
         and (not pod.agent_known or place.host == pod.host)
         for address in pod.addresses
-        for place in places.get(address, ())
+        for place in places.get(address)
     )
 
 
-def _distinct(places: Sequence[_Place]) -> list[_Place]:
-    return list(places) if len(places) < 2 else list(dict.fromkeys(places))
+def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
+    """Return the newest pods of each cluster, of those that have the same address."""
+    if len(pods) < 2:
+        return pods
+    newest: dict[str, int] = {}
+    for pod in pods:
+        newest[pod.cluster] = max(pod.created_at, newest.get(pod.cluster, 0))
+    return [pod for pod in pods if pod.created_at == newest[pod.cluster]]
+
+
+def _in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Return the distinct candidates in order.
+
+    ``127.0.0.1`` has one in each namespace. Sorting thousands at once would not be interruptible.
+    """
+    rest = iter(set(candidates))
+    chunks = []
+    while chunk := list(islice(rest, _SORTED_AT_ONCE)):
+        chunks.append(sorted(chunk, key=_order))
+    return tuple(merge(*chunks, key=_order))
 
 
 def _order(candidate: Candidate) -> tuple[tuple[str, ...], str, str, str]:

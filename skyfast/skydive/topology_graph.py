@@ -32,7 +32,11 @@ Skipped: TypeAlias = Counter[str]
 
 
 class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
-    """A JSON object of which only some fields are read."""
+    """A JSON object of which only some fields are read.
+
+    There are 100,000s of them, which the garbage collector need not visit: so arrays are tuples,
+    which it leaves alone if they have only strings.
+    """
 
 
 class Docker(_Struct, rename=None):
@@ -118,7 +122,7 @@ class OwnerReference(_Struct):
 class ObjectMeta(_Struct):
     """``K8s.Extra.ObjectMeta``."""
 
-    owner_references: list[OwnerReference] | None = None
+    owner_references: tuple[OwnerReference, ...] | None = None
     labels: dict[str, Any] | None = None
 
 
@@ -127,7 +131,7 @@ class Spec(_Struct):
 
     host_network: bool | None = None
     node_name: str | None = None
-    cluster_ips: list[str] | None = msgspec.field(default=None, name="ClusterIPs")
+    cluster_ips: tuple[str, ...] | None = msgspec.field(default=None, name="ClusterIPs")
 
 
 class PodIp(_Struct):
@@ -139,7 +143,7 @@ class PodIp(_Struct):
 class PodStatus(_Struct):
     """``K8s.Extra.Status``, of pods."""
 
-    pod_ips: list[PodIp] | None = msgspec.field(default=None, name="PodIPs")
+    pod_ips: tuple[PodIp, ...] | None = msgspec.field(default=None, name="PodIPs")
     host_ip: str | None = msgspec.field(default=None, name="HostIP")
 
 
@@ -181,8 +185,8 @@ class ExtId(_Struct, rename="kebab"):
 class Neutron(_Struct):
     """``Neutron``, of the interfaces of OpenStack's ports. Addresses have a prefix length."""
 
-    ipv4: list[str] | None = msgspec.field(default=None, name="IPV4")
-    ipv6: list[str] | None = msgspec.field(default=None, name="IPV6")
+    ipv4: tuple[str, ...] | None = msgspec.field(default=None, name="IPV4")
+    ipv6: tuple[str, ...] | None = msgspec.field(default=None, name="IPV6")
 
 
 class Metadata(_Struct):
@@ -191,8 +195,8 @@ class Metadata(_Struct):
     name: str | None = None
     type: str | None = None
     tid: str | None = msgspec.field(default=None, name="TID")
-    ipv4: list[str] | None = msgspec.field(default=None, name="IPV4")
-    ipv6: list[str] | None = msgspec.field(default=None, name="IPV6")
+    ipv4: tuple[str, ...] | None = msgspec.field(default=None, name="IPV4")
+    ipv6: tuple[str, ...] | None = msgspec.field(default=None, name="IPV6")
     manager: str | None = None
     cluster_name: str | None = None
     container: Container | None = None
@@ -300,8 +304,8 @@ def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
     """
     if isinstance(kind, types.UnionType):
         return _reader(get_args(kind)[0])
-    if get_origin(kind) is list:
-        return _list_reader(_reader(get_args(kind)[0]))
+    if get_origin(kind) is tuple:
+        return _tuple_reader(_reader(get_args(kind)[0]))
     if isinstance(kind, type) and issubclass(kind, _Struct):
         return _struct_reader(kind)
 
@@ -315,7 +319,7 @@ def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
     return read
 
 
-def _list_reader(
+def _tuple_reader(
     read_element: Callable[[object, Skipped], object],
 ) -> Callable[[object, Skipped], object]:
     def read(value: object, skipped: Skipped) -> object:
@@ -323,7 +327,7 @@ def _list_reader(
             skipped[WRONG_TYPE] += 1
             return None
         elements = (read_element(element, skipped) for element in value)
-        return [element for element in elements if element is not None]
+        return tuple(element for element in elements if element is not None)
 
     return read
 

@@ -7,8 +7,9 @@ Skydive's probe are matches of label selectors instead (``matchLabelSelector`` i
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+import msgspec
 
 from skyfast.skydive.graph_index import (
     CONTROLLERS,
@@ -19,6 +20,7 @@ from skyfast.skydive.graph_index import (
     SERVICE,
     GraphIndex,
 )
+from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 
 RUNNING: Final = frozenset(("Running", "Pending"))
@@ -27,7 +29,7 @@ RUNNING: Final = frozenset(("Running", "Pending"))
 _NO_K8S: Final = K8s()
 
 
-class Workload(NamedTuple):
+class Workload(msgspec.Struct, frozen=True, gc=False):
     """The name and kind of a workload; both are "" if it is unknown."""
 
     name: str = ""
@@ -37,7 +39,7 @@ class Workload(NamedTuple):
 _UNKNOWN: Final = Workload()
 
 
-class PodNames(NamedTuple):
+class PodNames(msgspec.Struct, frozen=True, gc=False):
     """The names of a pod; "" where unknown. ``labels`` are the values of the labels asked for."""
 
     namespace: str
@@ -47,8 +49,7 @@ class PodNames(NamedTuple):
     labels: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pod:
+class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A pod of the Kubernetes probe.
 
     ``host`` is the agent's host if ``agent_known``, else the name of the Kubernetes node, or "".
@@ -71,8 +72,7 @@ class Pod:
         return self.node.created_at or 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Service:
+class Service(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A service with at least one cluster IP, in the notation of flows."""
 
     namespace: str
@@ -88,6 +88,7 @@ class Workloads:
         self._index = index
         self._k8s_labels = k8s_labels
         self._owners = self._owner_nodes()
+        self._above_owners: dict[tuple[str, str, str, str], Workload | None] = {}
         self._hosts, self._clusters = self._kubernetes_hosts()
         self._service_of_node = {
             id(node): service
@@ -96,13 +97,15 @@ class Workloads:
         }
         self._containers_of_pod, self._pods_of_container = self._pod_containers()
         self._pod_of_node = {id(node): self._pod(node) for node in index.of_type("pod")}
-        self._pods_by_name: dict[tuple[str, str], list[Pod]] = defaultdict(list)
-        for pod in self._pod_of_node.values():
-            self._pods_by_name[pod.names.namespace, pod.names.pod].append(pod)
-        self._containers_by_id: dict[str, list[Node]] = defaultdict(list)
-        for node in index.of_type(KUBERNETES_CONTAINER):
-            if container_id := index.name(_k8s(node).container_id):
-                self._containers_by_id[container_id].append(node)
+        self._pods_by_name = MultiMap(
+            ((pod.names.namespace, pod.names.pod), pod) for pod in self._pod_of_node.values()
+        )
+        self._named: dict[tuple[str, str, str], Pod | None] = {}
+        self._containers_by_id = MultiMap(
+            (container_id, node)
+            for node in index.of_type(KUBERNETES_CONTAINER)
+            if (container_id := index.name(_k8s(node).container_id))
+        )
 
     @property
     def pods(self) -> Sequence[Pod]:
@@ -127,8 +130,11 @@ class Workloads:
 
         ``cluster`` is "" if it is unknown: then the pod must be the only one in all clusters.
         """
-        pods = self._pods_by_name.get((namespace, name), ())
-        return latest([pod for pod in pods if cluster in ("", pod.cluster)])
+        key = namespace, name, cluster
+        if key not in self._named:
+            pods = self._pods_by_name.get((namespace, name))
+            self._named[key] = latest([pod for pod in pods if cluster in ("", pod.cluster)])
+        return self._named[key]
 
     def unnamed(self, namespace: str, name: str) -> PodNames:
         """Return the names of a pod that is not in the topology."""
@@ -145,7 +151,7 @@ class Workloads:
         if not kubernetes_containers:
             runtime = container.metadata.container
             container_id = index.name(runtime.id) if runtime else ""
-            kubernetes_containers = self._containers_by_id.get(container_id, [])
+            kubernetes_containers = self._containers_by_id.get(container_id)
         pods: list[Pod] = []
         names: set[tuple[str, str]] = set()
         for node in kubernetes_containers:
@@ -161,38 +167,40 @@ class Workloads:
         namespace, name = self._index.name(k8s.namespace), self._index.name(k8s.pod)
         return (namespace, name) if namespace and name else None
 
-    def _pod_containers(self) -> tuple[dict[int, list[Node]], dict[int, list[Node]]]:
-        """Return the containers of each pod, and the pods of each container, by edges or names."""
+    def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
+        """Return the containers of each pod, and the pods of each container, by edges or names.
+
+        Their keys are the identities of nodes.
+        """
         index = self._index
-        by_name: dict[tuple[str, str], list[Node]] = defaultdict(list)
-        for pod in index.of_type("pod"):
-            k8s = _k8s(pod)
-            by_name[index.name(k8s.namespace), index.name(k8s.name)].append(pod)
-        containers: dict[int, list[Node]] = defaultdict(list)
-        pods: dict[int, list[Node]] = {}
+        by_name = MultiMap(
+            ((index.name(_k8s(pod).namespace), index.name(_k8s(pod).name)), pod)
+            for pod in index.of_type("pod")
+        )
+        containers: MultiMap[int, Node] = MultiMap()
+        pods: MultiMap[int, Node] = MultiMap()
         for container in index.of_type(KUBERNETES_CONTAINER):
-            owners = [
+            owners = tuple(
                 owner
                 for owner in index.parents(OWNERSHIP, container)
                 if owner.metadata.type == "pod"
-            ]
+            )
             if not owners and (name := self._pod_name(container)):
                 # Kubernetes containers have no cluster.
-                named = by_name.get(name, [])
-                owners = named if len(named) == 1 else []
-            pods[id(container)] = owners
+                named = by_name.get(name)
+                owners = named if len(named) == 1 else ()
             for owner in owners:
-                containers[id(owner)].append(container)
+                pods.add(id(container), owner)
+                containers.add(id(owner), container)
         return containers, pods
 
-    def _owner_nodes(self) -> dict[tuple[str, str, str, str], list[Node]]:
+    def _owner_nodes(self) -> MultiMap[tuple[str, str, str, str], Node]:
         """Return the replica sets and jobs by kind, cluster, namespace and name."""
-        nodes: dict[tuple[str, str, str, str], list[Node]] = defaultdict(list)
+        nodes: MultiMap[tuple[str, str, str, str], Node] = MultiMap()
         for kind in ("ReplicaSet", "Job"):
             for node in self._index.of_type(kind.lower()):
                 k8s = _k8s(node)
-                key = kind, self._cluster(node), k8s.namespace or "", k8s.name or ""
-                nodes[key].append(node)
+                nodes.add((kind, self._cluster(node), k8s.namespace or "", k8s.name or ""), node)
         return nodes
 
     def _kubernetes_hosts(
@@ -221,7 +229,7 @@ class Workloads:
         k8s = _k8s(node)
         extra = k8s.extra
         spec, status = (extra.spec, extra.status) if extra else (None, None)
-        containers = self._containers_of_pod.get(id(node), [])
+        containers = self._containers_of_pod.get(id(node))
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
@@ -279,15 +287,9 @@ class Workloads:
         k8s = _k8s(pod)
         match owner.kind:
             case "ReplicaSet":
-                replica_sets = self._find_owner(pod, owner)
-                if replica_sets:
-                    return _agreed([self._replica_set(node) for node in replica_sets])
-                return self._without_replica_set(k8s, owner)
+                return self._above_owner(pod, owner) or self._without_replica_set(k8s, owner)
             case "Job":
-                jobs = self._find_owner(pod, owner)
-                if jobs:
-                    return _agreed([self._job(node) for node in jobs])
-                return owner
+                return self._above_owner(pod, owner) or owner
             case "Node":
                 # A static pod: kubelet appends the name of its node.
                 name = self._index.name(k8s.name)
@@ -331,19 +333,28 @@ class Workloads:
         name = self._index.name(_k8s(node).name)
         return Workload(name, kind) if name else _UNKNOWN
 
-    def _named_owner(self, owners: list[OwnerReference]) -> Workload:
+    def _named_owner(self, owners: Sequence[OwnerReference]) -> Workload:
         """Return the owner; unknown if it has no name or kind, or if there are several."""
         if len(owners) > 1:
             return _UNKNOWN
         kind, name = self._index.name(owners[0].kind), self._index.name(owners[0].name)
         return Workload(name, kind) if kind and name else _UNKNOWN
 
-    def _find_owner(self, pod: Node, owner: Workload) -> list[Node]:
-        """Return the latest nodes of an owner; several only if they were created together."""
+    def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
+        """Return the workload that a replica set or job belongs to, or None without its node."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
-        nodes = self._owners.get(key, [])
-        created_at = max((node.created_at or 0 for node in nodes), default=0)
-        return [node for node in nodes if (node.created_at or 0) == created_at]
+        if key not in self._above_owners:
+            nodes = self._owners.get(key)
+            # Several only if they were created at the same time.
+            created_at = max((node.created_at or 0 for node in nodes), default=0)
+            above = {
+                self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
+                for node in nodes
+                if (node.created_at or 0) == created_at
+            }
+            agreed = above.pop() if len(above) == 1 else _UNKNOWN
+            self._above_owners[key] = agreed if nodes else None
+        return self._above_owners[key]
 
 
 def latest(pods: Sequence[Pod]) -> Pod | None:
@@ -363,7 +374,7 @@ def _k8s(node: Node) -> K8s:
     return node.metadata.k8s or _NO_K8S
 
 
-def _controllers(node: Node) -> list[OwnerReference]:
+def _controllers(node: Node) -> Sequence[OwnerReference]:
     extra = _k8s(node).extra
     meta = extra.object_meta if extra else None
     references = meta.owner_references if meta else None
@@ -386,7 +397,3 @@ def _label(k8s: K8s, key: str) -> str | None:
         if isinstance(value, str):
             return value
     return None
-
-
-def _agreed(workloads: list[Workload]) -> Workload:
-    return workloads[0] if len(set(workloads)) == 1 else _UNKNOWN

@@ -64,7 +64,7 @@ def test_elements(text, expected, size):
         b"7",
         b'"[]"',
         b"nul",
-        b"nulll",
+        b"null1",
         b"n ull",
         b"null null",
         b"true",
