@@ -302,6 +302,7 @@ def self_families() -> list[Family]:
     counters.flows_filtered["rule"] = 0
     counters.values_skipped["field"] = 0
     counters.config.last_reload_changed = ("key",)
+    counters.topology.names = stats.NameStats(query_duration_s={"interfaces": 0})
     views = [view.prefix for view in export.views]
     page = self_metrics.render(counters, table, views=views)
     page += self_metrics.render_label_values({"protocol": 1})

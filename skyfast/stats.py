@@ -99,6 +99,38 @@ INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many",
 ``out_of_range`` counts values, not nodes.
 """
 
+NAME_SKIPS = (
+    "malformed",
+    "wrong_type",
+    "too_long",
+    "too_many",
+    "deleted",
+    "no_id",
+    "duplicate_id",
+    "duplicate_tid",
+    "edge_without_node",
+    "several_owners",
+    "ownership_ring",
+    "contradictory_pods",
+    "invalid_address",
+    "name_too_long",
+    "node_limit",
+    "edge_limit",
+    "address_limit",
+)
+"""Reasons for not using a node, edge or value of the topology for names.
+
+``too_many`` and ``too_long`` are nodes and edges over the limits of a response, the limits at the
+end are those of all responses together.
+"""
+
+LOOKUP_DROPS = ("ambiguous", "unknown")
+"""Lookups of names over a limit.
+
+* ``ambiguous``: the names of an ambiguous address were empty
+* ``unknown``: the analyzer was not asked for an unknown address
+"""
+
 FLOW_UPDATE_S = 60.0
 """Skydive's default for ``flow.update``."""
 
@@ -214,8 +246,8 @@ class NameStats:
     resolutions: int = 0
     resolution_duration_s: float = 0.0
     last_reading_timestamp_s: float = 0.0
-    skipped: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=_zeros(NAME_SKIPS))
+    dropped: dict[str, int] = field(default_factory=_zeros(LOOKUP_DROPS))
     query_duration_s: dict[str, float] = field(default_factory=dict)
 
 

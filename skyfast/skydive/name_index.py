@@ -6,7 +6,6 @@ content comes from analyzers and flows, so all sizes are bounded.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,6 +20,7 @@ from skyfast.skydive.name_resolver import (
     Resolution,
     choose,
 )
+from skyfast.stats import LOOKUP_DROPS
 
 MAX_NAMES: Final = 100_000
 """Maximum entries of a mapping, including those that are kept after they disappeared."""
@@ -129,8 +129,8 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         """Start without names; tuples have ``size`` strings."""
         super().__init__()
         self.empty = ("",) * size
-        self.dropped = Counter[str]()
-        """Lookups over the limits: of ``ambiguous`` and of ``unknown`` addresses."""
+        self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
+        """Lookups over the limits, by kind."""
         self._context = _Context()
         self._triples: dict[Triple, tuple[str, ...]] = {}
         self._overflowed = False

@@ -29,7 +29,7 @@ from skyfast.skydive.topology_client import TopologyClient
 from skyfast.skydive.topology_graph import Node
 from skyfast.skydive.topology_queries import MAX_VALUES, Query
 from skyfast.skydive.topology_store import GraphReader, TopologyStore
-from skyfast.stats import NameStats, TopologyStats
+from skyfast.stats import NAME_SKIPS, NameStats, TopologyStats
 
 log = logging.getLogger("skyfast.topology")
 
@@ -240,7 +240,7 @@ class NamePoller:
         resolution = await asyncio.to_thread(self._resolution)
         async with self._applying:
             self._apply(await asyncio.to_thread(self._index.compare, resolution, self._now()))
-        self.names.skipped = resolution.skipped
+        self.names.skipped = {**dict.fromkeys(NAME_SKIPS, 0), **resolution.skipped}
         self.names.resolutions += 1
 
     def _resolution(self) -> Resolution:
@@ -252,9 +252,13 @@ class NamePoller:
             self._limit.warn(log, "left_out", text, changes.left_out)
         for names, keys in self._index.apply(changes):
             self._renamed(names, keys)
+        self._count()
+
+    def _count(self) -> None:
         index, stats = self._index, self.names
         stats.nodes, stats.addresses = len(index.nodes), len(index.addresses)
-        stats.ambiguous = index.ambiguous
+        stats.ambiguous, stats.unknown = index.ambiguous, index.addresses.unknown
+        stats.dropped = dict(index.addresses.dropped)
 
     async def _ask_unknown_forever(self, client: TopologyClient) -> None:
         while True:
@@ -265,9 +269,7 @@ class NamePoller:
                 await self._ask_unknown(client)
             except Exception as error:  # noqa: BLE001 - logged and counted
                 client.unexpected(error)
-            addresses = self._index.addresses
-            self.names.unknown = addresses.unknown
-            self.names.dropped = dict(addresses.dropped)
+            self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
         """Ask for the pods of unknown addresses, or, in turn, for pods that have just changed.

@@ -203,7 +203,11 @@ class TopologyClient:
             async with asyncio.timeout(REQUEST_TIMEOUT_S) as deadline:
                 await self._query(analyzer, query, elements, deadline)
         except TimeoutError:
-            raise QueryError("timeout", elements.timeout_text) from None
+            if elements.has_begun:
+                raise QueryError(
+                    "timeout", f"incomplete response after {BODY_TIMEOUT_S:g} s"
+                ) from None
+            raise QueryError("timeout", f"no response within {REQUEST_TIMEOUT_S:g} s") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
             text = str(error) or type(error).__name__
             if isinstance(error, aiohttp.ServerDisconnectedError) and not analyzer.endpoint.secure:
@@ -298,11 +302,11 @@ class _Elements:
         self._splitter = ArraySplitter(max_element_bytes=MAX_ELEMENT_BYTES)
         self._unpacker: zlib._Decompress | None = None
         self._capacity = MAX_ANSWER_BYTES
-        self.timeout_text = f"no response within {REQUEST_TIMEOUT_S:g} s"
+        self.has_begun = False
 
     def begin(self, encoding: str) -> None:
         """Start with a response that has this ``Content-Encoding``."""
-        self.timeout_text = f"incomplete response after {BODY_TIMEOUT_S:g} s"
+        self.has_begun = True
         match encoding.lower():
             case "" | "identity":
                 pass

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from itertools import chain
 from typing import Final, TypeAlias
 
+from skyfast.skydive.graph_index import DUPLICATE_ID
 from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_edge, decode_node
 from skyfast.skydive.topology_nodes import MAX_ELEMENTS, Answer, AnswerReader
 from skyfast.skydive.topology_queries import KUBERNETES, KUBERNETES_EDGES, NAMESPACES, Query
@@ -18,9 +19,6 @@ TOO_MANY: Final = "too_many"
 
 TOO_LONG: Final = "too_long"
 """Counts elements longer than `MAX_ELEMENT_BYTES`."""
-
-DUPLICATE: Final = "duplicate"
-"""Counts nodes of a response with the same ID; the latest ``UpdatedAt`` is kept."""
 
 Element: TypeAlias = Node | Edge
 Elements: TypeAlias = dict[Hashable, Element]
@@ -68,7 +66,7 @@ class GraphReader:
         key: Hashable = node.id or len(self.elements)
         other = self.elements.get(key)
         if other is not None:
-            self.skipped[DUPLICATE] += 1
+            self.skipped[DUPLICATE_ID] += 1
             if isinstance(other, Node) and _updated_ms(other) >= _updated_ms(node):
                 return
         elif len(self.elements) >= MAX_ELEMENTS:

@@ -172,7 +172,7 @@ def test_the_contexts_are_bounded_and_pruned(index, monkeypatch):
         assert addresses.resolve("10.0.0.1", f"10.0.0.{number}", "t1") == names_of("a")
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
-    assert addresses.dropped == {"ambiguous": 1}
+    assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
     # All flows with the address are looked up again: those that still exist get their names.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
@@ -292,7 +292,7 @@ def test_unknown_addresses_are_bounded(index, monkeypatch):
     for number in range(5):
         addresses[f"10.0.0.{number}"]
     addresses["x" * 46]
-    assert addresses.dropped == {"unknown": 3}
+    assert addresses.dropped == {"ambiguous": 0, "unknown": 3}
     assert len(addresses.take_unknown(0.0, 10)) == 3
     for number in range(5, 8):
         addresses[f"10.0.0.{number}"]
