@@ -1478,7 +1478,8 @@ def interface_page(
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
     """Return the labels that have the names of an answer of the topology API, by name.
 
-    No two of its interfaces have a ``TID`` or an address in common.
+    The answer has nothing but interfaces of one host, so an address has the name of the host. No
+    two of the interfaces have a ``TID`` in common.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:
@@ -1487,7 +1488,7 @@ def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
         hosts[data["TID"]] = (node["Host"],)
         types[data["TID"]] = (data["Type"],)
         for address in (data.get("IPV4") or []) + (data.get("IPV6") or []):
-            owners[address.partition("/")[0]] = (data["Name"],)
+            owners[address.partition("/")[0]] = (node["Host"],)
     return {
         name: looked_up(name, path, known)
         for name, path, known in (

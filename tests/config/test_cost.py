@@ -11,7 +11,7 @@ from skyfast.flows.catalog import ADDRESS_NAMES
 from tests.support.configs import make_config
 from tests.support.documentation import PAGES, blocks
 from tests.support.messages import flow, message, values
-from tests.support.sink import Fed, Sink
+from tests.support.sink import IngestSetup, Sink
 
 CONNECTIONS = "skydive_network_connection_total_bytes"
 WARNING = "is counted several times"
@@ -145,16 +145,16 @@ def test_bytes_of_strings_are_those_of_the_table() -> None:
     count, taken = 20_000, []
     for different in (False, True):
         config = make_config(labels=["tracking_id", "application"], views=[])
-        fed = Fed(config, max_connections=count, max_flows=count)
+        setup = IngestSetup(config, max_connections=count, max_flows=count)
         for start in range(0, count, 1000):
             numbers = range(start + 1, start + 1001)
             flows = [
                 flow(f"{i:x}", TrackingID=f"{i}", Application=f"{i if different else 0:048}")
                 for i in numbers
             ]
-            fed.ingest.message(message(*flows), fed.analyzer)
-        assert fed.table.connections == count
-        taken.append(fed.table.bytes)
+            setup.ingest.message(message(*flows), setup.analyzer)
+        assert setup.table.connections == count
+        taken.append(setup.table.bytes)
     assert (taken[1] - taken[0]) / count == pytest.approx(cost.STRING_BYTES, rel=0.1)
 
 

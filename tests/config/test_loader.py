@@ -280,7 +280,12 @@ def test_every_key(yaml_loader: str) -> None:
         views=(
             ViewSpec(
                 prefix="skydive_services",
-                labels=(LabelSpec(name="target_port"), LabelSpec(name="node_name")),
+                labels=(
+                    LabelSpec(name="target_port"),
+                    LabelSpec(name="node_name"),
+                    LabelSpec(name="initiator_team", k8s_label="example.org/team"),
+                    LabelSpec(name="target_team", k8s_label="example.org/team"),
+                ),
                 metrics=(
                     MetricSpec(name="flows"),
                     MetricSpec(name="captured_total", paths=(("RawPacketsCaptured",),)),
