@@ -24,7 +24,7 @@ from skyfast.skydive import runtime_containers
 from skyfast.skydive.graph_index import OWNERSHIP, GraphIndex
 from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import Graph, Node
-from skyfast.skydive.workloads import Pod, PodNames, Workloads, latest
+from skyfast.skydive.workloads import ContradictionError, Pod, PodNames, Workloads, latest
 
 MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each may have any number of candidates."""
@@ -221,6 +221,8 @@ class _Resolver:
         )
         self._domains = self._libvirt_domains()
         self._places: dict[tuple[int, str, str | None], _Place] = {}
+        # The hosts that have an address in their own namespaces.
+        self._own_addresses: dict[str, set[str]] = defaultdict(set)
         self._subnets = _Subnets()
 
     def resolution(self) -> Resolution:
@@ -271,7 +273,7 @@ class _Resolver:
         host = index.name(host)
         try:
             pod, pod_names = self._pod_of(containers, host)
-        except _ContradictionError:
+        except ContradictionError:
             self._skipped[CONTRADICTORY_PODS] += 1
             uncertain = True
         if uncertain:
@@ -298,7 +300,7 @@ class _Resolver:
         It is found by the Kubernetes containers, else by labels, else by the containers' names.
 
         Raises:
-            _ContradictionError: The containers belong to different pods.
+            ContradictionError: The containers belong to different pods.
 
         """
         workloads = self._workloads
@@ -319,7 +321,7 @@ class _Resolver:
         if not names:
             return None, None
         if len(names) > 1 or len({pod.cluster for pod in pods.values()}) > 1:
-            raise _ContradictionError
+            raise ContradictionError
         ((namespace, name),) = names
         pod = (
             latest(tuple(pods.values()))
@@ -382,7 +384,7 @@ class _Resolver:
         self, interfaces: Sequence[tuple[Node, _Namespace]]
     ) -> dict[str, tuple[Candidate, ...]]:
         places = self._places_by_address(interfaces)
-        pods = self._pods_by_address(places)
+        pods = self._pods_by_address()
         services = self._services_by_address()
         candidates: dict[str, tuple[Candidate, ...]] = {}
         for address in dict.fromkeys(chain(places.keys(), pods.keys(), services.keys())):
@@ -410,6 +412,8 @@ class _Resolver:
                     if address := index.address(text):
                         places.add(address, place)
                         self._subnets.add(host, text)
+                        if namespace.own:
+                            self._own_addresses[address].add(host)
             if neutron := metadata.neutron:
                 place = self._place(namespace, host, self._virtual_machine(node))
                 own = {
@@ -466,12 +470,22 @@ class _Resolver:
             domain = self._index.name(domain)
         return domain or uuid
 
-    def _pods_by_address(self, places: MultiMap[str, _Place]) -> MultiMap[str, Pod]:
+    def _pods_by_address(self) -> MultiMap[str, Pod]:
         return MultiMap(
             (address, pod)
             for pod in self._workloads.pods
-            if not _is_host_network(pod, places)
+            if not self._is_host_network(pod)
             for address in pod.addresses
+        )
+
+    def _is_host_network(self, pod: Pod) -> bool:
+        """Return whether a pod has no addresses of its own, but those of its host.
+
+        If the pod's host is known, addresses of other hosts do not matter: subnets can be the same.
+        """
+        hosts = [self._own_addresses.get(address, ()) for address in pod.addresses]
+        return pod.host_network or any(
+            pod.host in found if pod.agent_known else found for found in hosts
         )
 
     def _with_pods(self, places: Sequence[_Place], pods: Sequence[Pod]) -> list[Candidate]:
@@ -585,10 +599,6 @@ class _Subnets:
         return network
 
 
-class _ContradictionError(Exception):
-    """The containers of a namespace belong to different pods."""
-
-
 def _address_names(
     pod: PodNames, container: str, host: str, *, machine: str | None, netns: str
 ) -> tuple[str, ...]:
@@ -629,20 +639,6 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
     )
 
 
-def _is_host_network(pod: Pod, places: MultiMap[str, _Place]) -> bool:
-    """Return whether a pod has no addresses of its own, but those of its host.
-
-    If the pod's host is known, addresses of other hosts do not matter: subnets can be the same.
-    """
-    return pod.host_network or any(
-        place.namespace.own
-        and not place.of_machine
-        and (not pod.agent_known or place.host == pod.host)
-        for address in pod.addresses
-        for place in places.get(address)
-    )
-
-
 def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
     """Return the newest pods of each cluster, of those that have the same address."""
     if len(pods) < 2:
@@ -673,5 +669,5 @@ def _network_order(network: IPv4Network | IPv6Network) -> tuple[int, int, int]:
     return network.version, int(network.network_address), network.prefixlen
 
 
-def _rank(node: Node) -> tuple[str, str, str]:
-    return node.host or "", node.metadata.name or "", node.metadata.type or ""
+def _rank(node: Node) -> tuple[str, str, str, str]:
+    return node.host or "", node.metadata.name or "", node.metadata.type or "", node.id or ""

@@ -410,6 +410,21 @@ def test_containers_of_different_pods_name_none(topology):
     assert {each.get("pod") for each in names} == {None, "web-1"}
 
 
+@pytest.mark.parametrize("pods", [1, 20])
+def test_containers_of_too_many_pods_name_none(topology, pods):
+    _, netns, interface = topology.running_pod(topology.host())
+    netns_pods = [topology.pod(f"other-{number}") for number in range(pods)]
+    containers = [topology.kubernetes_container(pod) for pod in netns_pods]
+    shared = topology.container(netns, "shared")
+    for container in containers:
+        topology.edge(container, shared, "container")
+    assert "pod" not in topology.node_names(interface)
+    topology.edges = [edge for edge in topology.edges if edge["Child"] != shared["ID"]]
+    for pod in netns_pods:
+        topology.edge(pod, topology.nodes[-1])
+    assert topology.resolve().skipped.get("contradictory_pods") is None
+
+
 def test_the_cluster_of_the_host_tells_pods_of_one_name_apart(topology):
     host = topology.host()
     netns = topology.netns(host)
