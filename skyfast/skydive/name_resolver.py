@@ -87,7 +87,7 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     * ``addresses``: the candidates by address, in the notation of flows. They are never empty, no
       two are equal, and their order does not depend on that of the graph.
     * ``points``: the capture points by ``NodeTID``.
-    * ``networks``: the subnets of all interfaces by host, in order.
+    * ``networks``: the subnets of all interfaces by host, in order, without those of one address.
     * ``skipped``: how often something was not usable, by reason.
     """
 
@@ -590,7 +590,8 @@ class _Subnets:
         address = addresses.read(address_text.partition("%")[0])
         if address is None or not (length_text.isascii() and length_text.isdecimal()):
             return None
-        if len(length_text) > 3 or (length := int(length_text)) > 8 * len(address):
+        if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
+            # Every pod can have a subnet of its own, which would never have two addresses.
             return None
         key = addresses.masked(address, length), length
         network = self._known.get(key)

@@ -234,14 +234,14 @@ def test_networks_are_the_subnets_of_all_interfaces_of_a_host(topology):
     host = topology.host()
     topology.interface(topology.netns(host), "10.2.0.7/16", "fd00::7/64")
     topology.interface(
-        topology.netns(host), "10.2.0.8/16", "10.3.0.1/32", "10.4.0.1/33", "10.5.0.1"
+        topology.netns(host), "10.2.0.8/16", "10.3.0.1/31", "10.4.0.1/33", "10.4.0.2/32", "10.5.0.1"
     )
     topology.interface(host, "10.1.0.1/24", "::ffff:10.7.0.1/120")
     topology.interface(topology.host("h2"), "10.6.0.1/24")
     topology.interface(None, "10.8.0.1/24", host="")
     networks = topology.resolve().networks
     assert {host: tuple(map(str, found)) for host, found in networks.items()} == {
-        "h1": ("10.1.0.0/24", "10.2.0.0/16", "10.3.0.1/32", "fd00::/64"),
+        "h1": ("10.1.0.0/24", "10.2.0.0/16", "10.3.0.0/31", "fd00::/64"),
         "h2": ("10.6.0.0/24",),
     }
 
@@ -1063,6 +1063,18 @@ def test_no_graph_raises(seed):
     assert resolution.addresses
     for candidates in resolution.addresses.values():
         assert len(set(candidates)) == len(candidates) > 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_order_of_a_contradictory_graph_does_not_matter(seed):
+    topology = random_graph(seed)
+    rng = random.Random(seed)
+    for node in rng.choices(topology.nodes, k=4):
+        topology.nodes.append({**node, "ID": rng.choice(topology.nodes)["ID"]})
+    before = topology.resolve()
+    rng.shuffle(topology.nodes)
+    rng.shuffle(topology.edges)
+    assert topology.resolve() == before
 
 
 def test_rings_of_any_length_end(topology):
