@@ -1,7 +1,8 @@
-"""Trials take long and do little: this lets all that were chosen run beside each other.
+"""Runs the selected trials concurrently, because they take long and mostly wait.
 
-A test made by `trial.beside_the_others` only waits for its trial. The first one to run starts them
-all, on the event loop of a thread, `AT_ONCE` at a time and in the order of the tests.
+A test made by `trial.concurrent_trial` only waits for its trial. The first test to run starts all
+trials on an event loop in a thread, at most `MAX_CONCURRENT` at a time and in the order of the
+tests.
 """
 
 import asyncio
@@ -12,41 +13,41 @@ from pathlib import Path
 
 import pytest
 
-AT_ONCE = 10
-"""Each is a skyfast of its own, with some 60 MB."""
+MAX_CONCURRENT = 10
+"""Maximum number of concurrent trials. Each runs its own skyfast process of about 60 MB."""
 
 TRIAL_S = 120.0
-"""How long a trial may take, the wait for its turn included."""
+"""Maximum duration of a trial, including the wait until it starts."""
 
 NIGHTLY_TRIAL_S = 600.0
 
 
 class Trials:
-    """All trials of this run, by the name of their test."""
+    """All trials of this run, by the ID of their test."""
 
     def __init__(self, items: list[pytest.Item], directory: Path) -> None:
         self._directory = directory
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="trials")
         self._thread.start()
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._running: dict[str, concurrent.futures.Future[None]] = {}
         for number, item in enumerate(items):
             trial = getattr(getattr(item, "function", None), "trial", None)
             skipped = any(mark.args[0] for mark in item.iter_markers("skipif"))
             if trial is not None and not skipped:
                 parameters = item.callspec.params if hasattr(item, "callspec") else {}
-                place = directory / str(number)
-                place.mkdir()
+                trial_directory = directory / str(number)
+                trial_directory.mkdir()
                 self._running[item.nodeid] = asyncio.run_coroutine_threadsafe(
-                    self._run(trial, place, parameters), self._loop
+                    self._run(trial, trial_directory, parameters), self._loop
                 )
 
     async def _run(
-        self, trial: Callable[..., Awaitable[None]], place: Path, parameters: dict[str, object]
+        self, trial: Callable[..., Awaitable[None]], directory: Path, parameters: dict[str, object]
     ) -> None:
-        async with self._turns:
-            await trial(place, **parameters)
+        async with self._slots:
+            await trial(directory, **parameters)
 
     def wait_for(self, item: pytest.Item) -> None:
         nightly = item.get_closest_marker("nightly") is not None

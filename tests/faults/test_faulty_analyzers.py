@@ -1,4 +1,4 @@
-"""What analyzers do wrong, and that skyfast is as before when they do it no more."""
+"""skyfast recovers from faults of analyzers."""
 
 import asyncio
 import contextlib
@@ -20,15 +20,15 @@ from tests.faults.trial import (
     SOME,
     Reason,
     Trial,
-    beside_the_others,
+    concurrent_trial,
     flow,
     messages,
-    trial,
+    start_trial,
 )
 from tests.support.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, FakeAnalyzer, Fault, frame
 
 SOCKET_BYTES = 64 << 20
-"""More than Linux lets wait in a connection: the largest buffers of both its ends."""
+"""More than the maximum socket buffers of both ends of a connection in Linux."""
 
 BURST_BYTES = 300_000_000
 TOPOLOGY = {"prom_sky_con": {"interfaces_interval": 1}}
@@ -41,7 +41,7 @@ def reconnects(reason: str) -> Reason:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(RECOVERY_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(POLL_S)
 
 
@@ -49,181 +49,179 @@ def skipped(reason: str) -> Reason:
     return ("skyfast_flows_skipped_total", reason)
 
 
-@beside_the_others
-async def test_it_hangs_after_the_upgrade(directory: Path) -> None:
-    async with trial(directory) as on_trial:
-        on_trial.subscriber.freeze()
-        await on_trial.has_recovered(
+@concurrent_trial
+async def test_analyzer_hangs_after_the_upgrade(directory: Path) -> None:
+    async with start_trial(directory) as trial:
+        trial.subscriber.freeze()
+        await trial.has_recovered(
             counted={reconnects("timeout"): 1}, logged=["no response in time"]
         )
 
 
-@beside_the_others
-async def test_it_floods_for_long(directory: Path) -> None:
-    async with trial(directory) as on_trial:
-        block = b"".join(frame(TEXT, message) for message in on_trial.grown())
-        subscriber = on_trial.subscriber
-        os.kill(on_trial.pid, signal.SIGSTOP)
+@concurrent_trial
+async def test_analyzer_disconnects_slow_reader_during_flood(directory: Path) -> None:
+    async with start_trial(directory) as trial:
+        block = b"".join(frame(TEXT, message) for message in trial.next_reports())
+        subscriber = trial.subscriber
+        os.kill(trial.pid, signal.SIGSTOP)
         with contextlib.suppress(ConnectionError):
             while True:
                 await subscriber.send_raw(block)
-        os.kill(on_trial.pid, signal.SIGCONT)
-        assert subscriber.given_up
-        await on_trial.has_recovered(
+        os.kill(trial.pid, signal.SIGCONT)
+        assert subscriber.was_dropped
+        await trial.has_recovered(
             counted={reconnects("overload"): 1, skipped("late"): SOME},
             logged=["dropped by the analyzer: skyfast read too slowly: the analyzer waited 1"],
         )
 
 
-@beside_the_others
-async def test_it_floods_for_a_moment(directory: Path) -> None:
-    async with trial(directory, flows=2000) as on_trial:
-        block = b"".join(frame(TEXT, message) for message in on_trial.grown())
+@concurrent_trial
+async def test_analyzer_floods_briefly(directory: Path) -> None:
+    async with start_trial(directory, flows=2000) as trial:
+        block = b"".join(frame(TEXT, message) for message in trial.next_reports())
         blocks = BURST_BYTES // len(block)
         sent = 0
 
         async def flood() -> None:
             nonlocal sent
             for _ in range(blocks):
-                await on_trial.subscriber.send_raw(block)
+                await trial.subscriber.send_raw(block)
                 sent += 1
 
-        os.kill(on_trial.pid, signal.SIGSTOP)
+        os.kill(trial.pid, signal.SIGSTOP)
         flooding = asyncio.create_task(flood())
         await asyncio.sleep(1.5)
-        assert 0 < sent * len(block) < SOCKET_BYTES, "there is no back-pressure"
-        os.kill(on_trial.pid, signal.SIGCONT)
-        most_bytes = 0
+        assert 0 < sent * len(block) < SOCKET_BYTES, "there is no backpressure"
+        os.kill(trial.pid, signal.SIGCONT)
+        max_bytes = 0
         while not flooding.done():
-            most_bytes = max(most_bytes, on_trial.resident_bytes())
+            max_bytes = max(max_bytes, trial.resident_bytes())
             await asyncio.sleep(0.01)
         await flooding
-        await on_trial.has_page()
-        assert most_bytes < on_trial.base.resident_bytes + MEMORY_BYTES
-        await on_trial.has_recovered(counted={skipped("late"): (blocks - 1) * 2000})
+        await trial.wait_for_page()
+        assert max_bytes < trial.base.resident_bytes + MEMORY_BYTES
+        await trial.has_recovered(counted={skipped("late"): (blocks - 1) * 2000})
 
 
-@beside_the_others
-async def test_it_hangs_before_the_upgrade(directory: Path) -> None:
-    async with trial(directory) as on_trial:
-        on_trial.analyzer.script.append(Fault.HANG)
-        await on_trial.subscriber.close()
-        await on_trial.has_recovered(
+@concurrent_trial
+async def test_analyzer_hangs_before_the_upgrade(directory: Path) -> None:
+    async with start_trial(directory) as trial:
+        trial.analyzer.script.append(Fault.HANG)
+        await trial.subscriber.close()
+        await trial.has_recovered(
             counted={reconnects("closed"): 1, reconnects("timeout"): 1},
             logged=["no response in time: timed out during opening handshake"],
         )
 
 
-@beside_the_others
-async def test_it_refuses(directory: Path) -> None:
-    async with trial(directory) as on_trial:
-        await on_trial.analyzer.stop()
-        await on_trial.has_counted(reconnects("refused"))
-        await on_trial.is_up(0)
-        assert await on_trial.status("/-/ready") == 503
-        assert await on_trial.status("/-/healthy") == 200
-        await on_trial.has_page()
-        await on_trial.analyzer.start()
-        await on_trial.has_recovered(
+@concurrent_trial
+async def test_analyzer_refuses_connections(directory: Path) -> None:
+    async with start_trial(directory) as trial:
+        await trial.analyzer.stop()
+        await trial.wait_for_counts(reconnects("refused"))
+        await trial.wait_for_up(0)
+        assert await trial.status("/-/ready") == 503
+        assert await trial.status("/-/healthy") == 200
+        await trial.wait_for_page()
+        await trial.analyzer.start()
+        await trial.has_recovered(
             counted={reconnects("closed"): 1, reconnects("refused"): SOME},
             logged=["connection closed", "cannot connect"],
         )
 
 
-@beside_the_others
-async def test_one_of_two_refuses_and_then_both(directory: Path) -> None:
-    async with FakeAnalyzer() as other, trial(directory, others=[other]) as on_trial:
+@concurrent_trial
+async def test_one_of_two_analyzers_refuses_and_then_both(directory: Path) -> None:
+    async with FakeAnalyzer() as other, start_trial(directory, others=[other]) as trial:
         await other.subscriber()
         up = f'skyfast_up{{analyzer="{other.name}"}}'
         await other.stop()
-        await on_trial.has_counted(reconnects("refused"))
-        await on_trial.until(lambda metrics: metrics[up] == 0)
-        assert await on_trial.status("/-/ready") == 200
-        await on_trial.report()
-        await on_trial.has_page()
-        await on_trial.analyzer.stop()
-        await on_trial.is_up(0)
-        assert await on_trial.status("/-/ready") == 503
+        await trial.wait_for_counts(reconnects("refused"))
+        await trial.until(lambda metrics: metrics[up] == 0)
+        assert await trial.status("/-/ready") == 200
+        await trial.report()
+        await trial.wait_for_page()
+        await trial.analyzer.stop()
+        await trial.wait_for_up(0)
+        assert await trial.status("/-/ready") == 503
         await other.start()
         subscriber = await other.subscriber(15)
-        await on_trial.until(lambda metrics: metrics[up] == 1)
-        assert await on_trial.status("/-/ready") == 200
-        # The same flows go on by way of the other one.
-        for message in on_trial.grown():
+        await trial.until(lambda metrics: metrics[up] == 1)
+        assert await trial.status("/-/ready") == 200
+        # The same flows continue through the other analyzer.
+        for message in trial.next_reports():
             await subscriber.send(message)
-        await on_trial.has_page()
-        await on_trial.analyzer.start()
-        await on_trial.has_recovered(counted={reconnects("closed"): 2, reconnects("refused"): SOME})
+        await trial.wait_for_page()
+        await trial.analyzer.start()
+        await trial.has_recovered(counted={reconnects("closed"): 2, reconnects("refused"): SOME})
 
 
-@beside_the_others
-async def test_it_closes_in_the_middle_of_a_message(directory: Path) -> None:
-    async with trial(directory) as on_trial:
-        (message, *_) = on_trial.grown()
+@concurrent_trial
+async def test_analyzer_closes_in_the_middle_of_a_message(directory: Path) -> None:
+    async with start_trial(directory) as trial:
+        (message, *_) = trial.next_reports()
         data = frame(TEXT, message)
-        await on_trial.subscriber.send_raw(data[: len(data) // 2])
-        on_trial.subscriber.writer.close()
-        await on_trial.has_recovered(
-            counted={reconnects("closed"): 1}, logged=["connection closed"]
-        )
+        await trial.subscriber.send_raw(data[: len(data) // 2])
+        trial.subscriber.writer.close()
+        await trial.has_recovered(counted={reconnects("closed"): 1}, logged=["connection closed"])
 
 
-@beside_the_others
-async def test_it_stalls_in_the_middle_of_a_message(directory: Path) -> None:
-    async with trial(directory, settings=SILENCE) as on_trial:
-        (message, *_) = on_trial.grown()
+@concurrent_trial
+async def test_analyzer_stalls_in_the_middle_of_a_message(directory: Path) -> None:
+    async with start_trial(directory, settings=SILENCE) as trial:
+        (message, *_) = trial.next_reports()
         data = frame(TEXT, message)
-        on_trial.analyzer.stalling = True
-        await on_trial.subscriber.send_raw(data[: len(data) // 2])
-        await on_trial.has_counted(reconnects("silent"))
-        on_trial.analyzer.stalling = False
-        await on_trial.has_recovered(
+        trial.analyzer.stalling = True
+        await trial.subscriber.send_raw(data[: len(data) // 2])
+        await trial.wait_for_counts(reconnects("silent"))
+        trial.analyzer.stalling = False
+        await trial.has_recovered(
             counted={reconnects("silent"): SOME}, logged=["subscription fell silent"]
         )
 
 
-@beside_the_others
-async def test_it_falls_silent_and_goes_on_pinging(directory: Path) -> None:
-    async with trial(directory, settings=SILENCE) as on_trial:
-        on_trial.analyzer.ping_interval_s = 0.2
-        on_trial.silent = True
-        await on_trial.has_counted(reconnects("silent"))
-        on_trial.silent = False
-        await on_trial.has_recovered(
+@concurrent_trial
+async def test_analyzer_falls_silent_but_still_pings(directory: Path) -> None:
+    async with start_trial(directory, settings=SILENCE) as trial:
+        trial.analyzer.ping_interval_s = 0.2
+        trial.silent = True
+        await trial.wait_for_counts(reconnects("silent"))
+        trial.silent = False
+        await trial.has_recovered(
             counted={reconnects("silent"): SOME}, logged=["subscription fell silent"]
         )
 
 
-@beside_the_others
-async def test_it_falls_silent_for_all_when_another_subscriber_leaves(directory: Path) -> None:
-    """No connection leaves because nothing was reported while nobody listened."""
+@concurrent_trial
+async def test_analyzer_falls_silent_when_another_subscriber_leaves(directory: Path) -> None:
+    """No connection expires because of reports that skyfast could not receive."""
     timeout_s = 5
     store = {"connection_timeout": timeout_s, "connection_grace": 0}
     settings = {"subscriber": {"silence_timeout": 3}, "prom_sky_con": store}
-    async with trial(directory, settings=settings) as on_trial:
-        analyzer = on_trial.analyzer
-        analyzer.forgetful = True
+    async with start_trial(directory, settings=settings) as trial:
+        analyzer = trial.analyzer
+        analyzer.stops_after_disconnect = True
         async with connect(analyzer.url, additional_headers={"X-Host-ID": "another"}):
-            await on_trial.has_page()
+            await trial.wait_for_page()
             (skyfast, _) = analyzer.subscribers
-            for message in on_trial.grown():
+            for message in trial.next_reports():
                 await skyfast.send(message)
             reported_s = time.monotonic()
-            await on_trial.has_page()
-        await until(lambda: analyzer.mute)
-        expected = on_trial.expected_on_page()
+            await trial.wait_for_page()
+        await until(lambda: analyzer.is_stopped)
+        expected = trial.expected_on_page()
         states = set()
         while time.monotonic() < reported_s + 2 * timeout_s:
-            metrics = await on_trial.skyfast.self_metrics()
+            metrics = await trial.skyfast.self_metrics()
             states.add(metrics["skyfast_clock_held"])
-            assert await on_trial.totals_on_page() == expected
+            assert await trial.totals_on_page() == expected
             await asyncio.sleep(POLL_S)
         assert states == {0, 1}
         assert analyzer.subscribers != [skyfast]
-        metrics = await on_trial.skyfast.self_metrics()
+        metrics = await trial.skyfast.self_metrics()
         assert metrics["skyfast_connections_expired_total"] == 0
         assert metrics["skyfast_clock_held_seconds_total"] > timeout_s - 1
-        await on_trial.has_recovered(
+        await trial.has_recovered(
             counted={reconnects("silent"): 1},
             logged=[
                 "subscription fell silent: no message for ",
@@ -232,25 +230,25 @@ async def test_it_falls_silent_for_all_when_another_subscriber_leaves(directory:
         )
 
 
-@beside_the_others
-async def test_the_clock_of_one_of_its_agents_is_wrong(directory: Path) -> None:
-    async with trial(directory) as on_trial:
+@concurrent_trial
+async def test_agent_has_a_wrong_clock(directory: Path) -> None:
+    async with start_trial(directory) as trial:
         now_ms = time.time_ns() // 1_000_000
-        wrong = [
+        flows = [
             flow(300, 0, uuid="f0", node="future", last_ms=now_ms + 300_000),
             flow(301, 0, uuid="f1", node="past", last_ms=now_ms - 3_600_000),
             flow(302, 0, uuid="f2", node="at-boot", last_ms=1),
-            # As far as clocks may differ, and agents may wait.
+            # These times are just within the limits for clock skew and late reports.
             flow(303, 0, uuid="f3", last_ms=now_ms + 30_000),
             flow(304, 0, uuid="f4", last_ms=now_ms - 160_000),
         ]
-        on_trial.totals |= dict.fromkeys(range(300, 305), 0)
-        for message in messages(wrong):
-            await on_trial.subscriber.send(message)
-        await on_trial.has_page()
+        trial.totals |= dict.fromkeys(range(300, 305), 0)
+        for message in messages(flows):
+            await trial.subscriber.send(message)
+        await trial.wait_for_page()
         counted = {("skyfast_flows_misdated_total", "ahead"): 1}
         counted |= {("skyfast_flows_misdated_total", "behind"): 2}
-        await on_trial.has_recovered(
+        await trial.has_recovered(
             counted=counted,
             logged=[
                 "a flow from node_tid future is 300 s ahead of the local clock",
@@ -259,37 +257,37 @@ async def test_the_clock_of_one_of_its_agents_is_wrong(directory: Path) -> None:
         )
 
 
-@beside_the_others
+@concurrent_trial
 @pytest.mark.parametrize("flows", ["the same", "others"])
-async def test_it_restarts(directory: Path, flows: str) -> None:
-    async with trial(directory) as on_trial:
-        await on_trial.analyzer.stop()
+async def test_analyzer_restarts(directory: Path, flows: str) -> None:
+    async with start_trial(directory) as trial:
+        await trial.analyzer.stop()
         if flows == "others":
-            on_trial.restart_agents()
-        await on_trial.analyzer.start()
-        await on_trial.has_counted(reconnects("closed"))
-        await on_trial.is_up()
-        counted = await on_trial.counted()
+            trial.restart_agents()
+        await trial.analyzer.start()
+        await trial.wait_for_counts(reconnects("closed"))
+        await trial.wait_for_up()
+        counted = await trial.counted()
         assert counted.keys() <= {reconnects("closed"), reconnects("refused")}
-        await on_trial.has_recovered(counted=counted)
-        metrics = await on_trial.skyfast.self_metrics()
-        connections = len(on_trial.totals)
+        await trial.has_recovered(counted=counted)
+        metrics = await trial.skyfast.self_metrics()
+        connections = len(trial.totals)
         assert metrics["skyfast_connections"] == connections
         assert metrics["skyfast_flows"] == connections * (1 if flows == "the same" else 2)
 
 
-@beside_the_others
-async def test_it_changes_its_host_id(directory: Path) -> None:
-    async with trial(directory) as on_trial:
-        on_trial.analyzer.host_id = "analyzer-2"
-        await on_trial.subscriber.close(1001)
-        await on_trial.has_recovered(
+@concurrent_trial
+async def test_analyzer_changes_its_host_id(directory: Path) -> None:
+    async with start_trial(directory) as trial:
+        trial.analyzer.host_id = "analyzer-2"
+        await trial.subscriber.close(1001)
+        await trial.has_recovered(
             counted={reconnects("closed"): 1},
             logged=["subscribed to analyzer analyzer-2, previously analyzer analyzer-1"],
         )
 
 
-@beside_the_others
+@concurrent_trial
 @pytest.mark.parametrize(
     ("status", "reason", "logged"),
     [
@@ -303,73 +301,75 @@ async def test_it_changes_its_host_id(directory: Path) -> None:
         (426, "upgrade", "no subscription endpoint at the path of the URL (HTTP 426)"),
     ],
 )
-async def test_it_answers_with_another_status(
+async def test_analyzer_rejects_the_upgrade(
     directory: Path, status: int, reason: str, logged: str
 ) -> None:
-    async with trial(directory) as on_trial:
-        on_trial.analyzer.script.extend([status, status])
-        await on_trial.subscriber.close()
-        await on_trial.has_recovered(
+    async with start_trial(directory) as trial:
+        trial.analyzer.script.extend([status, status])
+        await trial.subscriber.close()
+        await trial.has_recovered(
             counted={reconnects("closed"): 1, reconnects(reason): 2},
-            logged=[logged.format(port=on_trial.analyzer.port)],
+            logged=[logged.format(port=trial.analyzer.port)],
         )
 
 
-# The topology --------------------------------------------------------------------------------
+# Topology ------------------------------------------------------------------------------------
 
 
 def topology_errors(reason: str) -> Reason:
     return ("skyfast_topology_errors_total", reason)
 
 
-async def until_answered(on_trial: Trial) -> None:
-    """Wait until another answer of the topology was used."""
+async def wait_for_topology(trial: Trial) -> None:
+    """Wait until skyfast has used another topology response."""
     name = "skyfast_topology_answers_total"
-    before = (await on_trial.skyfast.self_metrics())[name]
-    await on_trial.until(lambda metrics: metrics[name] > before)
+    before = (await trial.skyfast.self_metrics())[name]
+    await trial.until(lambda metrics: metrics[name] > before)
 
 
-@beside_the_others
-async def test_its_topology_hangs(directory: Path) -> None:
-    async with trial(directory, settings=TOPOLOGY) as on_trial:
-        on_trial.analyzer.topology = Fault.HANG
-        await on_trial.has_counted(topology_errors("timeout"))
-        await on_trial.report()
-        await on_trial.has_page()
-        on_trial.analyzer.topology = Answer(body=b"[]")
-        await until_answered(on_trial)
-        await on_trial.has_recovered(
+@concurrent_trial
+async def test_topology_query_hangs(directory: Path) -> None:
+    async with start_trial(directory, settings=TOPOLOGY) as trial:
+        trial.analyzer.topology = Fault.HANG
+        await trial.wait_for_counts(topology_errors("timeout"))
+        await trial.report()
+        await trial.wait_for_page()
+        trial.analyzer.topology = Answer(body=b"[]")
+        await wait_for_topology(trial)
+        await trial.has_recovered(
             counted={topology_errors("timeout"): SOME},
             logged=["topology query failed: no response within 10 s"],
         )
 
 
-def bomb() -> bytes:
-    """Return 500 MB of JSON, as gzip."""
-    packer = zlib.compressobj(1, wbits=31)
-    parts = [packer.compress(SPACES) for _ in range(HUGE_BYTES // len(SPACES))]
-    data = b"".join([packer.compress(b"["), *parts, packer.compress(b"]"), packer.flush()])
+def gzip_bomb() -> bytes:
+    """Return 500 MB of JSON, compressed with gzip."""
+    compressor = zlib.compressobj(1, wbits=31)
+    parts = [compressor.compress(SPACES) for _ in range(HUGE_BYTES // len(SPACES))]
+    data = b"".join(
+        [compressor.compress(b"["), *parts, compressor.compress(b"]"), compressor.flush()]
+    )
     assert data.startswith(gzip.compress(b"")[:2])
     return data
 
 
-@beside_the_others
+@concurrent_trial
 @pytest.mark.parametrize("compressed", [False, True])
-async def test_its_topology_is_of_500_megabytes(directory: Path, compressed: bool) -> None:
+async def test_topology_response_has_500_megabytes(directory: Path, compressed: bool) -> None:
     huge: Answer | Fault = Fault.HUGE
     if compressed:
-        data = await asyncio.to_thread(bomb)
+        data = await asyncio.to_thread(gzip_bomb)
         huge = Answer(body=data, headers=(("Content-Encoding", "gzip"),))
-    async with trial(directory, settings=TOPOLOGY) as on_trial:
-        await until_answered(on_trial)
-        on_trial.analyzer.topology = huge
-        most_bytes = 0
-        while topology_errors("too_big") not in await on_trial.counted():
-            most_bytes = max(most_bytes, on_trial.resident_bytes())
-        on_trial.analyzer.topology = Answer(body=b"[]")
-        assert most_bytes < on_trial.base.resident_bytes + HUGE_BYTES // 2
-        await until_answered(on_trial)
-        await on_trial.has_recovered(
+    async with start_trial(directory, settings=TOPOLOGY) as trial:
+        await wait_for_topology(trial)
+        trial.analyzer.topology = huge
+        max_bytes = 0
+        while topology_errors("too_big") not in await trial.counted():
+            max_bytes = max(max_bytes, trial.resident_bytes())
+        trial.analyzer.topology = Answer(body=b"[]")
+        assert max_bytes < trial.base.resident_bytes + HUGE_BYTES // 2
+        await wait_for_topology(trial)
+        await trial.has_recovered(
             counted={topology_errors("too_big"): SOME},
             logged=["topology query failed: response larger than"],
         )

@@ -1,16 +1,16 @@
-"""A skyfast on trial: the real process, an analyzer with a fault, and what must hold afterwards.
+"""Trials: the real skyfast process meets a fault, and must recover from it.
 
-Every trial is the same but for its middle::
+All trials have the same structure::
 
-    @beside_the_others
+    @concurrent_trial
     async def test_something(directory):
-        async with trial(directory) as on_trial:
+        async with start_trial(directory) as trial:
             ...  # the fault
-            await on_trial.has_recovered(counted={("skyfast_reconnects_total", "closed"): 1})
+            await trial.has_recovered(counted={("skyfast_reconnects_total", "closed"): 1})
 
-`Trial.has_recovered` is the one check after all faults: subscribed and ready, the page has exactly
-what was reported, the reasons that the trial names were counted and no others, and sockets,
-descriptors, threads, tasks and memory are what they were before.
+`Trial.has_recovered` is the check after every fault: skyfast is subscribed and ready, the page has
+exactly the reported totals, only the expected reasons were counted, and sockets, descriptors,
+threads, tasks and memory are back at their previous values.
 """
 
 import asyncio
@@ -41,20 +41,20 @@ from tests.support.process import Skyfast, running
 PROBE = Path(__file__).parent / "probe"
 HOST_ID = "skyfast-on-trial"
 FLOWS = 200
-"""Connections that every trial has from the start."""
+"""Number of connections that a trial starts with."""
 BATCH = 100
-"""Flows a message, as Skydive sends them."""
+"""Flows per message, as Skydive sends them."""
 START_S = 30.0
 FAULT_S = 45.0
-"""For a fault to be noticed: 30 s, for an analyzer that does not answer pings, is the longest."""
+"""Time to notice a fault. An analyzer that does not answer pings takes longest: 30 s."""
 RECOVERY_S = 25.0
-"""For everything to be as before: the longest wait before an attempt to subscribe is 10 s."""
+"""Time to recover. The longest wait between attempts to subscribe is 10 s."""
 POLL_S = 0.2
 STATISTICS_S = 0.5
-"""Skydive takes 10 s; with less, silence can be noticed sooner."""
+"""Interval between statistics. It is shorter than Skydive's 10 s, to detect silence sooner."""
 STATISTICS = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"capture","FlowCount":1}}'
 MEMORY_BYTES = KEPT_BYTES
-"""How much more memory a process may have than before: what it keeps of its heap on purpose."""
+"""Allowed growth of resident memory: the part of the heap that skyfast keeps on purpose."""
 
 COUNTED = (
     "skyfast_reconnects_total",
@@ -67,10 +67,10 @@ COUNTED = (
     "skyfast_scrapes_rejected_total",
     "skyfast_http_connections_rejected_total",
 )
-"""All counters of what goes wrong."""
+"""All counters of errors."""
 
 Reason = tuple[str, str]
-"""A counter of `COUNTED` and its label ``reason``, empty where it has none."""
+"""A counter of `COUNTED`, and its label ``reason`` or an empty string."""
 
 SERIES = re.compile(
     r'skydive_network_connection_total_bytes\{initiator_ip="([\d.]+)",.*'
@@ -78,8 +78,8 @@ SERIES = re.compile(
 )
 
 
-_starting = asyncio.Semaphore(2)
-"""A start takes half a second of processor time: many at once would all take long."""
+_start_slots = asyncio.Semaphore(2)
+"""Limits concurrent starts, because each needs half a second of processor time."""
 
 
 class _Some:
@@ -97,8 +97,8 @@ class _Some:
 SOME = _Some()
 
 
-def beside_the_others(trial: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Make a test of a trial, which gets a directory of its own and the test's parameters."""
+def concurrent_trial(trial: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Make a test of a trial. The trial gets its own directory and the test's parameters."""
     parameters = list(inspect.signature(trial).parameters.values())[1:]
 
     @functools.wraps(trial)
@@ -106,8 +106,8 @@ def beside_the_others(trial: Callable[..., Awaitable[None]]) -> Callable[..., No
         request.getfixturevalue("trials").wait_for(request.node)
 
     del test.__wrapped__
-    own = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    test.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
+    request_parameter = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    test.__signature__ = inspect.Signature([request_parameter, *parameters])  # type: ignore[attr-defined]
     test.trial = trial  # type: ignore[attr-defined]
     return pytest.mark.slow(pytest.mark.xdist_group("faults")(test))
 
@@ -115,7 +115,7 @@ def beside_the_others(trial: Callable[..., Awaitable[None]]) -> Callable[..., No
 def flow(
     number: int, total: int, *, uuid: str, node: str = "node", last_ms: int | None = None
 ) -> str:
-    """Return the report of a flow: its connection is told by ``number``, its bytes by ``total``."""
+    """Return the report of a flow of connection ``number`` with ``total`` bytes."""
     now_ms = time.time_ns() // 1_000_000 if last_ms is None else last_ms
     address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
     times = f'"Start":{now_ms - 1000},"Last":{now_ms}'
@@ -129,9 +129,9 @@ def flow(
 
 
 def messages(flows: Iterable[str]) -> list[bytes]:
-    """Return the flows in messages as long as Skydive's."""
-    each = iter(flows)
-    batches = iter(lambda: list(itertools.islice(each, BATCH)), [])
+    """Return messages with ``flows``, of the same size as Skydive's."""
+    iterator = iter(flows)
+    batches = iter(lambda: list(itertools.islice(iterator, BATCH)), [])
     return [
         f'{{"Namespace":"flow","Type":"store","UUID":"","Status":200,"Obj":[{",".join(batch)}]}}'.encode()
         for batch in batches
@@ -140,9 +140,9 @@ def messages(flows: Iterable[str]) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process has: descriptors by kind, threads, tasks by coroutine, memory.
+    """The resources of a process: descriptors by kind, threads, tasks by coroutine, memory.
 
-    The threads of the event loop's own pool are left out: there are six at most, and they stay.
+    The threads of the event loop's pool are excluded: there are at most six, and they never end.
     """
 
     descriptors: Counter[str]
@@ -151,18 +151,18 @@ class Footprint:
     resident_bytes: int
 
     def exceeds(self, base: "Footprint") -> str:
-        """Return what there is more of than in ``base``, or ""."""
+        """Return the resources that exceed those of ``base``, or an empty string."""
         more = {
             "descriptors": dict(self.descriptors - base.descriptors),
             "tasks": dict(self.tasks - base.tasks),
             "threads": max(0, self.threads - base.threads),
             "bytes": max(0, self.resident_bytes - base.resident_bytes - MEMORY_BYTES),
         }
-        return ", ".join(f"{number} {what}" for what, number in more.items() if number)
+        return ", ".join(f"{number} {resource}" for resource, number in more.items() if number)
 
 
 class Trial:
-    """A running skyfast, its analyzer, and what was reported so far."""
+    """A running skyfast, its analyzer, and the totals reported so far."""
 
     def __init__(
         self, skyfast: Skyfast, analyzer: FakeAnalyzer, *, host: str, directory: Path
@@ -175,34 +175,34 @@ class Trial:
         self.pid = skyfast.process.pid
         self._proc = Path("/proc") / str(self.pid)
         self.totals: dict[int, int] = {}
-        """Bytes of each connection from initiator to target; twice as many came back."""
+        """Bytes from initiator to target by connection. The other direction has twice as many."""
         self.silent = False
-        """Whether the analyzer sends no statistics any more."""
+        """Whether the analyzer has stopped sending statistics."""
         self._generation = 1
         self._earlier: dict[int, int] = {}
         self.base = Footprint(Counter(), 0, Counter(), 0)
         self._counts: Counter[Reason] = Counter()
 
-    # What the analyzer does
+    # Actions of the analyzer
 
     @property
     def subscriber(self) -> Subscriber:
         return self.analyzer.subscribers[-1]
 
     async def send_statistics(self, subscriber: Subscriber) -> None:
-        """Keep a subscription from being silent, as Skydive does."""
+        """Send statistics like Skydive, so that the subscription is not silent."""
         while True:
             await asyncio.sleep(STATISTICS_S)
-            if not (self.analyzer.stalling or self.analyzer.mute or self.silent):
+            if not (self.analyzer.stalling or self.analyzer.is_stopped or self.silent):
                 await subscriber.send(STATISTICS)
 
     def restart_agents(self) -> None:
-        """Let every connection go on as another flow, whose totals begin at zero."""
+        """Continue every connection as a new flow whose totals start at zero."""
         self._generation += 1
         self._earlier = dict(self.totals)
 
-    def grown(self, numbers: Iterable[int] | None = None, by: int = 10) -> list[bytes]:
-        """Return the reports of connections, by default all, each with more bytes than before."""
+    def next_reports(self, numbers: Iterable[int] | None = None, by: int = 10) -> list[bytes]:
+        """Return the next reports of all or some connections, with higher totals."""
         numbers = list(self.totals if numbers is None else numbers)
         for number in numbers:
             self.totals[number] = self.totals.get(number, 0) + by
@@ -216,23 +216,23 @@ class Trial:
         )
 
     async def report(self, numbers: Iterable[int] | None = None) -> None:
-        for message in self.grown(numbers):
+        for message in self.next_reports(numbers):
             await self.subscriber.send(message)
 
-    # What skyfast says
+    # Responses of skyfast
 
     async def status(self, path: str) -> int:
         try:
             await self.skyfast.get(path)
-        except urllib.error.HTTPError as refusal:
-            refusal.close()
-            return refusal.code
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
         return 200
 
     async def totals_on_page(self) -> dict[tuple[str, str], int]:
-        """Return the bytes by initiator and the direction's first letter."""
+        """Return the bytes by initiator and first letter of the direction."""
         page = (await self.skyfast.get("/metrics/flows")).decode()
-        return {(a, way): int(value) for a, way, value in SERIES.findall(page)}
+        return {(a, direction): int(value) for a, direction, value in SERIES.findall(page)}
 
     def expected_on_page(self) -> dict[tuple[str, str], int]:
         expected = {}
@@ -242,8 +242,8 @@ class Trial:
             expected[address, "t"] = 2 * total
         return expected
 
-    async def has_page(self) -> None:
-        """Wait until the page has exactly what was reported."""
+    async def wait_for_page(self) -> None:
+        """Wait until the page has exactly the reported totals."""
         expected = self.expected_on_page()
         shown: dict[tuple[str, str], int] = {}
         async with asyncio.timeout(RECOVERY_S):
@@ -252,19 +252,19 @@ class Trial:
                 assert all(shown[key] <= expected[key] for key in shown), "more than reported"
                 await asyncio.sleep(POLL_S)
 
-    async def is_up(self, up: int = 1) -> None:
+    async def wait_for_up(self, up: int = 1) -> None:
         await self.until(lambda metrics: metrics[self.series("skyfast_up")] == up)
 
-    async def until(self, holds: Callable[[dict[str, float]], bool]) -> None:
-        """Wait until something holds for the self metrics."""
+    async def until(self, condition: Callable[[dict[str, float]], bool]) -> None:
+        """Wait until the self metrics fulfil ``condition``."""
         async with asyncio.timeout(RECOVERY_S):
             while True:
-                if holds(await self.skyfast.self_metrics()):
+                if condition(await self.skyfast.self_metrics()):
                     return
                 await asyncio.sleep(POLL_S)
 
-    async def has_logged(self, text: str) -> str:
-        """Wait for a line with ``text`` in the log, and return it."""
+    async def wait_for_log(self, text: str) -> str:
+        """Wait for a log line that contains ``text``, and return it."""
         async with asyncio.timeout(RECOVERY_S):
             while True:
                 for line in self.skyfast.log:
@@ -273,33 +273,33 @@ class Trial:
                 await asyncio.sleep(POLL_S)
 
     def series(self, name: str, **labels: str) -> str:
-        """Return how a series of the analyzer is spelt."""
+        """Return the analyzer's series ``name`` as written on the page."""
         pairs = {"analyzer": self._name, **labels}
         return name + "{" + ",".join(f'{k}="{v}"' for k, v in pairs.items()) + "}"
 
     async def counts(self) -> Counter[Reason]:
-        """Return the counters of what goes wrong, of all analyzers together."""
-        found: Counter[Reason] = Counter()
+        """Return the counters of errors, summed over all analyzers."""
+        counts: Counter[Reason] = Counter()
         for series, value in (await self.skyfast.self_metrics()).items():
             name, _, labels = series.partition("{")
             if name in COUNTED:
                 reason = re.search(r'reason="(\w+)"', labels)
-                found[name, reason[1] if reason else ""] += int(value)
-        return found
+                counts[name, reason[1] if reason else ""] += int(value)
+        return counts
 
     async def counted(self) -> dict[Reason, int]:
-        """Return what was counted since the trial began, without the zeros."""
+        """Return the counters' increases since the start of the trial, without zeros."""
         return dict(await self.counts() - self._counts)
 
-    async def has_counted(self, *reasons: Reason) -> None:
-        """Wait until all of these were counted."""
+    async def wait_for_counts(self, *reasons: Reason) -> None:
+        """Wait until all ``reasons`` have been counted."""
         async with asyncio.timeout(FAULT_S):
             while True:
                 if (await self.counted()).keys() >= set(reasons):
                     return
                 await asyncio.sleep(POLL_S)
 
-    # What the system says
+    # State of the process
 
     async def footprint(self) -> Footprint:
         target = self._directory / "probe.json"
@@ -308,16 +308,16 @@ class Trial:
         async with asyncio.timeout(RECOVERY_S):
             while not target.exists():  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.005)
-        told = json.loads(target.read_text())
+        state = json.loads(target.read_text())
         return Footprint(
             descriptors=Counter(self.descriptors()),
-            threads=len(list((self._proc / "task").iterdir())) - told["pool_threads"],
-            tasks=Counter(told["tasks"]),
+            threads=len(list((self._proc / "task").iterdir())) - state["pool_threads"],
+            tasks=Counter(state["tasks"]),
             resident_bytes=self.resident_bytes(),
         )
 
     def descriptors(self) -> list[str]:
-        """Return the kind of each: socket, file, and so on."""
+        """Return the kind of each file descriptor: socket, file, and so on."""
         kinds = []
         for descriptor in (self._proc / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
@@ -332,12 +332,12 @@ class Trial:
     # Before and after
 
     async def begin(self, flows: int) -> None:
-        """Bring skyfast to where nothing is new to it, and remember what it has there."""
+        """Bring skyfast to a steady state, and store its footprint and counters."""
         await self.analyzer.subscriber(START_S)
-        await self.is_up()
+        await self.wait_for_up()
         for _ in range(2):
             await self.report(range(flows))
-            await self.has_page()
+            await self.wait_for_page()
             await self.skyfast.get("/metrics")
         footprint = await self.footprint()
         async with asyncio.timeout(RECOVERY_S):
@@ -350,25 +350,25 @@ class Trial:
     async def has_recovered(
         self, *, counted: Mapping[Reason, object], logged: Sequence[str] = ()
     ) -> None:
-        """Check all that must hold after a fault; see the module's docstring."""
-        await self.has_counted(*counted)
-        await self.is_up()
+        """Check that skyfast has recovered from a fault; see the module's docstring."""
+        await self.wait_for_counts(*counted)
+        await self.wait_for_up()
         assert await self.status("/-/ready") == 200
         await self.report()
-        await self.has_page()
+        await self.wait_for_page()
         assert await self.counted() == counted
         for text in logged:
-            await self.has_logged(text)
-        left = "nothing looked at yet"
-        until_s = time.monotonic() + RECOVERY_S
-        while left:
-            left = (await self.footprint()).exceeds(self.base)
-            assert not left or time.monotonic() < until_s, f"left behind: {left}"
+            await self.wait_for_log(text)
+        excess = "not checked yet"
+        deadline_s = time.monotonic() + RECOVERY_S
+        while excess:
+            excess = (await self.footprint()).exceeds(self.base)
+            assert not excess or time.monotonic() < deadline_s, f"not released: {excess}"
             await asyncio.sleep(POLL_S)
 
 
 @asynccontextmanager
-async def trial(
+async def start_trial(
     directory: Path,
     *,
     flows: int = FLOWS,
@@ -381,35 +381,35 @@ async def trial(
 ) -> AsyncIterator[Trial]:
     """Run a skyfast that is subscribed and has ``flows`` connections.
 
-    ``host`` is the analyzer's name in the URL, where it is not its address. ``others`` are running
-    analyzers that it subscribes to as well. ``settings`` are those
-    of the configuration file's sections ``subscriber``, ``prom_sky_con`` and ``web``.
+    ``host`` is the analyzer's name in the URL; the default is its address. ``others`` are running
+    analyzers that skyfast also subscribes to. ``settings`` are those of the configuration file's
+    sections ``subscriber``, ``prom_sky_con`` and ``web``.
     """
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(analyzer or FakeAnalyzer())
         host = host or analyzer.address
         url = analyzer.url.replace(analyzer.address, host)
-        chosen = settings or {}
+        sections = settings or {}
         store = {"port": 0, "listen_address": "127.0.0.1", "interfaces_interval": 0}
         document = {
             "host_id": HOST_ID,
             "pipeline": {
                 "subscriber": {
                     "urls": [url, *(other.url for other in others)],
-                    **chosen.get("subscriber", {}),
+                    **sections.get("subscriber", {}),
                 },
-                "store": {"prom_sky_con": store | chosen.get("prom_sky_con", {})},
+                "store": {"prom_sky_con": store | sections.get("prom_sky_con", {})},
             },
-            "web": dict(chosen.get("web", {})),
+            "web": dict(sections.get("web", {})),
         }
         config = directory / "prom_sky_con.yml"
         config.write_text(yaml.safe_dump(document))
-        surroundings = {"PYTHONPATH": str(PROBE), "PROBE": str(directory / "probe.json")}
-        async with _starting:
+        probe_environ = {"PYTHONPATH": str(PROBE), "PROBE": str(directory / "probe.json")}
+        async with _start_slots:
             skyfast = await stack.enter_async_context(
-                running(config, quiet=False, through=through, **surroundings, **(environ or {}))
+                running(config, quiet=False, through=through, **probe_environ, **(environ or {}))
             )
-            one = Trial(skyfast, analyzer, host=host, directory=directory)
-            analyzer.on_subscribe = one.send_statistics
-            await one.begin(flows)
-        yield one
+            trial = Trial(skyfast, analyzer, host=host, directory=directory)
+            analyzer.on_subscribe = trial.send_statistics
+            await trial.begin(flows)
+        yield trial

@@ -1,7 +1,7 @@
-"""Input that nobody thought of: what makes it, what is fed with it, and what must hold then.
+"""Fuzzing: generates unusual input, and checks that skyfast handles it.
 
-docs/testing.md tells how to run it. `driver` knows no target, and a target knows nothing but how to
-make a case and how to try it.
+docs/testing.md describes how to run it. `driver` is independent of the targets; each target only
+generates cases and runs them.
 """
 
 from tests.support import core_builds
@@ -15,5 +15,5 @@ from tests.fuzz.messages import Messages
 from tests.fuzz.web_configuration import WebConfiguration
 
 TARGETS: dict[str, type[Target]] = {
-    each.name: each for each in (Messages, Configuration, WebConfiguration, Http)
+    target.name: target for target in (Messages, Configuration, WebConfiguration, Http)
 }

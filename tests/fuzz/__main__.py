@@ -1,7 +1,7 @@
-"""``python -m tests.fuzz``: tries every target for a while, each in a process of its own.
+"""``python -m tests.fuzz``: fuzzes every target for a while, each in its own process.
 
-Ends with 1 where there was a finding. What reproduces it is then under ``build/fuzz``, and the
-command that does so is on the last line.
+The exit code is 1 after a finding. The case is then in ``build/fuzz``, and the last line of the
+output is the command that reproduces it.
 """
 
 import argparse
@@ -13,68 +13,70 @@ import sys
 from pathlib import Path
 
 from tests.fuzz import TARGETS
-from tests.fuzz.driver import Finding, attempt, fuzz, written
+from tests.fuzz.driver import Finding, attempt, fuzz, write_finding
 from tests.support.paths import ROOT
 
-FOUND = ROOT / "build" / "fuzz"
+FINDINGS_DIR = ROOT / "build" / "fuzz"
 STOP_S = 120
-"""How long after its time a target may take: to begin, to try its corpus, to make cases smaller."""
+"""Additional time for a target to start, run its corpus and reduce its findings."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    parser.add_argument("--seconds", type=float, default=60, help="for all targets together")
-    parser.add_argument("--seed", default=secrets.token_hex(4), help="makes the same cases again")
-    parser.add_argument("--target", choices=TARGETS, help="this one alone, in this process")
-    parser.add_argument("--replay", type=Path, nargs="+", help="try these files and nothing else")
+    parser.add_argument("--seconds", type=float, default=60, help="total time for all targets")
+    parser.add_argument(
+        "--seed", default=secrets.token_hex(4), help="generates the same cases again"
+    )
+    parser.add_argument("--target", choices=TARGETS, help="only fuzz this target, in this process")
+    parser.add_argument("--replay", type=Path, nargs="+", help="only run these files")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)  # what is warned of is as it should be
+    logging.basicConfig(level=logging.ERROR)  # the cases cause many warnings
     if options.replay:
         return replay(options.replay)
     if options.target:
         return run(options.target, options.seconds, options.seed)
     print(f"fuzzing for {options.seconds:g} s, --seed {options.seed}", flush=True)
-    each_s = options.seconds / len(TARGETS)
-    return max([run_apart(name, each_s, options.seed) for name in TARGETS])
+    target_s = options.seconds / len(TARGETS)
+    return max([run_in_process(name, target_s, options.seed) for name in TARGETS])
 
 
-def run_apart(name: str, seconds: float, seed: str) -> int:
-    """Try a target in a process that may crash, and report the case with which it did."""
+def run_in_process(name: str, seconds: float, seed: str) -> int:
+    """Fuzz a target in another process; report the case if the process crashes or hangs."""
     arguments = (*("--target", name), *("--seconds", str(seconds)), *("--seed", seed))
     command = (sys.executable, "-m", "tests.fuzz", *arguments)
     try:
         code = subprocess.run(command, timeout=seconds + STOP_S, check=False).returncode
         if code in {0, 1} and not current(name).exists():
             return code
-        problem = f"{name}: the process ended with {code}\n"
+        problem = f"{name}: the process exited with code {code}\n"
     except subprocess.TimeoutExpired:
-        problem = f"{name}: no end in {seconds + STOP_S:g} s\n"
+        problem = f"{name}: the process did not end within {seconds + STOP_S:g} s\n"
     report(name, Finding(current(name).read_bytes(), problem))
     return 1
 
 
 def run(name: str, seconds: float, seed: str) -> int:
-    """Try a target in this process, with the case at hand in a file."""
+    """Fuzz a target in this process, with the current case in a file."""
     path = current(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = fuzz(TARGETS[name](), seconds=seconds, seed=seed, beginning=path.write_bytes)
+    result = fuzz(TARGETS[name](), seconds=seconds, seed=seed, on_case=path.write_bytes)
     path.unlink()
     for finding in result.findings:
         report(name, finding)
     rate = result.runs / result.seconds
-    found = f"{len(result.findings)} findings" if result.findings else "nothing found"
-    print(f"{name}: {result.runs} cases, {rate:.0f} a second, {found}", flush=True)
+    outcome = f"{len(result.findings)} findings" if result.findings else "nothing found"
+    print(f"{name}: {result.runs} cases, {rate:.0f} a second, {outcome}", flush=True)
     return 1 if result.findings else 0
 
 
 def report(name: str, finding: Finding) -> None:
-    path = written(finding, name, FOUND)
+    path = write_finding(finding, name, FINDINGS_DIR)
     command = ("python", "-m", "tests.fuzz", "--replay", str(path.relative_to(ROOT)))
     print(f"{finding.traceback}FOUND: {shlex.join(command)}", flush=True)
 
 
 def replay(paths: list[Path]) -> int:
-    """Try files, whose directories are named like their targets."""
+    """Run the cases in files whose directories have the names of their targets."""
     failed = 0
     for path in paths:
         with TARGETS[path.resolve().parent.name]() as target:
@@ -85,8 +87,8 @@ def replay(paths: list[Path]) -> int:
 
 
 def current(name: str) -> Path:
-    """Return where the case is that a target is trying."""
-    return FOUND / f"{name}.current"
+    """Return the path of a target's current case."""
+    return FINDINGS_DIR / f"{name}.current"
 
 
 if __name__ == "__main__":

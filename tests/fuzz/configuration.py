@@ -1,7 +1,6 @@
-"""The configuration file: good and bad ones, changed, and trees of the known keys.
+"""Fuzzes the configuration file with modified good and bad files, and with trees of known keys.
 
-A case is the file. It either becomes a configuration that can be used, or there is one line that
-says what is wrong with it.
+A case is a file. It must either load as a usable configuration or raise an error of one line.
 """
 
 import random
@@ -22,14 +21,14 @@ from skyfast.flows.filters import classifier, make_flow_filter, reads
 from skyfast.flows.planner import make_plan
 from skyfast.skydive.name_index import NameIndex
 from tests.fuzz.driver import Target
-from tests.fuzz.mutation import anything, copied, wrong_bytes, wrong_value
+from tests.fuzz.mutation import any_value, change_bytes, change_value, copy_tree
 from tests.support.paths import DATA
 
 SECRET = "hunter2-of-the-fuzzer"
 ENVIRON = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082", "SKYDIVE_HOST_ID": "fuzz"}
 MAX_LINE_CHARS = 2000
 
-# The secret alone, where only it can be meant: elsewhere it is a wrong value as any other.
+# The secret is only hidden as the value of this key; elsewhere an error may show it.
 _HIDDEN = re.compile(rb"\A(?:(?!hunter2).)*\bpassword: hunter2[\w-]+\n(?:(?!hunter2).)*\Z", re.S)
 
 PIECES = (
@@ -45,14 +44,14 @@ BOMB = "a: &a [x, x]\n" + "".join(
 
 @cache
 def examples() -> list[str]:
-    """Return the configurations of the other tests."""
+    """Return the texts of the configurations in the test data."""
     paths = [*(DATA / "config").glob("*/*.yml"), *(DATA / "configs").glob("*.yml")]
     return [path.read_bytes().decode(errors="replace") for path in sorted(paths)]
 
 
 @cache
 def example_trees() -> list[Any]:
-    """Return what those of them say that are YAML, and no larger than they look."""
+    """Return the parsed examples, without invalid YAML and without aliases that expand."""
     trees = []
     for text in examples():
         if "&" in text or "[[[[" in text:
@@ -65,7 +64,7 @@ def example_trees() -> list[Any]:
 
 
 class Configuration(Target):
-    """Reads files as skyfast does when it starts."""
+    """Loads files as skyfast does at startup."""
 
     name: ClassVar[str] = "configuration"
 
@@ -75,35 +74,35 @@ class Configuration(Target):
 
     def generate(self, rng: random.Random) -> bytes:
         if rng.random() < 0.4:
-            text = _dumped(rng, _tree_of_keys(rng))
+            text = _dump(rng, _tree_of_keys(rng))
         else:
             text = rng.choice(examples())
             if rng.random() < 0.7:
-                text = _dumped(rng, _changed(rng))
-        return spoilt(rng, text)
+                text = _dump(rng, _changed_example(rng))
+        return corrupt(rng, text)
 
     def run(self, case: bytes) -> None:
         self._path.write_bytes(case)
         try:
-            made = loader.load(str(self._path), ENVIRON)
+            config = loader.load(str(self._path), ENVIRON)
         except ConfigError as error:
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return
-        # What is accepted can be used, and shown, and read again.
-        loader.parse(loader.dump(made), ENVIRON, source="the dump")
-        plan = make_plan(made.export, names=NameIndex(keep_s=0))
-        types = flow_types(plan, also=reads(made.filter))
+        # An accepted configuration can be dumped, parsed again and used.
+        loader.parse(loader.dump(config), ENVIRON, source="the dump")
+        plan = make_plan(config.export, names=NameIndex(keep_s=0))
+        types = flow_types(plan, also=reads(config.filter))
         Table(
             plan,
             types,
-            max_connections=made.limits.max_connections,
-            max_flows=made.limits.max_flows,
-            timeout_s=made.limits.timeout_s,
-            view_timeouts_s=made.limits.view_timeouts_s,
+            max_connections=config.limits.max_connections,
+            max_flows=config.limits.max_flows,
+            timeout_s=config.limits.timeout_s,
+            view_timeouts_s=config.limits.view_timeouts_s,
         )
         make_flow_filter(
-            made.filter,
-            classifier(made.classify.cluster_net_masks),
+            config.filter,
+            classifier(config.classify.cluster_net_masks),
             requirements=plan.requirements,
             skipped=dict.fromkeys(("no_network", "no_transport", "no_metric", "excluded"), 0),
             filtered={},
@@ -111,32 +110,32 @@ class Configuration(Target):
 
 
 def check_error(error: ConfigError, *, hides: str | None) -> None:
-    """Look whether an error is one line, without what it has to hide."""
+    """Check that an error is one line, without the secret ``hides``."""
     text = str(error)
-    assert text, "something is said"
+    assert text, "the error has no message"
     assert text.isprintable(), repr(text)
     assert len(text) < MAX_LINE_CHARS, len(text)
     assert hides is None or hides not in text, text
 
 
-def spoilt(rng: random.Random, text: str) -> bytes:
-    """Return a file with what YAML makes of a text, and what no text is, in one of four."""
+def corrupt(rng: random.Random, text: str) -> bytes:
+    """Return ``text`` as a file, with pieces of YAML or invalid bytes in one of four cases."""
     for _ in range(rng.choice((0, 0, 0, 1, 3))):
-        at = rng.randrange(len(text) + 1)
-        text = text[:at] + rng.choice(PIECES) + text[at:]
+        index = rng.randrange(len(text) + 1)
+        text = text[:index] + rng.choice(PIECES) + text[index:]
     if rng.random() < 0.02:
         text = BOMB + text
     if rng.random() < 0.02:
         text = rng.choice(("[" * 3000, "a: {b: " * 2000, "- " * 3000)) + text
     data = text.encode(errors="surrogatepass")
     if rng.random() < 0.15:
-        data = wrong_bytes(rng, data)
+        data = change_bytes(rng, data)
     if rng.random() < 0.02:
         data = text.encode(rng.choice(("utf-16", "utf-16-le", "utf-32")), errors="replace")
     return data
 
 
-def _dumped(rng: random.Random, tree: Any) -> str:
+def _dump(rng: random.Random, tree: Any) -> str:
     text: str = yaml.safe_dump(
         tree,
         default_flow_style=rng.choice((False, False, True)),
@@ -148,43 +147,43 @@ def _dumped(rng: random.Random, tree: Any) -> str:
     return text
 
 
-def _changed(rng: random.Random) -> Any:
-    """Return what a file says, with something else in it."""
-    tree = copied(rng.choice(example_trees()))
+def _changed_example(rng: random.Random) -> Any:
+    """Return the tree of an example with some changes."""
+    tree = copy_tree(rng.choice(example_trees()))
     keys = [part for path in schema.SCHEMA for part in path.split(".")]
     keys += ["name", "labels", "metrics", "prefix", "path", "not", "regex", "timeout", "type"]
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
-        wrong_value(rng, tree, keys)
+        change_value(rng, tree, keys)
     return tree
 
 
 @cache
 def _examples_of(path: str) -> list[Any]:
-    """Return the values that the other tests' files have for a key."""
-    found = []
+    """Return the values that the examples have for a key."""
+    values = []
     for tree in example_trees():
         try:
             for part in path.split("."):
                 tree = tree[part]
         except (KeyError, TypeError):
             continue
-        found.append(tree)
-    return found
+        values.append(tree)
+    return values
 
 
 def _tree_of_keys(rng: random.Random) -> Any:
-    """Return a file of some known keys, with values that they have somewhere, or any."""
+    """Return a tree of some known keys, with values of the examples or arbitrary ones."""
     tree: dict[str, Any] = {}
     for path in rng.sample(sorted(schema.SCHEMA), rng.randrange(1, 12)):
         *sections, name = path.split(".")
         branch = tree
         for section in sections:
-            below = branch.setdefault(section, {})
-            if not isinstance(below, dict):
+            child = branch.setdefault(section, {})
+            if not isinstance(child, dict):
                 break
-            branch = below
+            branch = child
         values = _examples_of(path)
-        value = copied(rng.choice(values)) if values and rng.random() < 0.7 else anything(rng)
+        value = copy_tree(rng.choice(values)) if values and rng.random() < 0.7 else any_value(rng)
         if name in {"password", "cookie"}:
             value = rng.choice((SECRET, SECRET + "\n", {"session": SECRET}, [SECRET]))
         branch[name] = value

@@ -1,8 +1,8 @@
-"""What all targets share: time, seeds, hangs, findings and how one is made smaller.
+"""The part of the fuzzer that is common to all targets: time, seeds, hangs and findings.
 
-A target makes cases of a random generator, and tries them. A case is bytes, so that whatever it
-is about, it can be a file: those under ``corpus/NAME`` are tried first, and a finding is written
-likewise. A case is a finding when trying it raises, does not come to an end, or ends the process.
+A target generates cases from a random generator, and runs them. A case is always bytes, so that it
+can be stored in a file: the files in ``corpus/NAME`` run first, and findings are stored the same
+way. A case is a finding if running it raises an exception, hangs, or ends the process.
 """
 
 import faulthandler
@@ -23,50 +23,50 @@ from tests.support.paths import TESTS
 
 CORPUS = TESTS / "fuzz" / "corpus"
 HANG_S = 30.0
-"""For one case. They take milliseconds."""
+"""Maximum time of a case. Most take milliseconds."""
 
 MAX_GROWTH_KIB = 300 * 1024
-"""Of the process, from when every file of the corpus was tried."""
+"""Maximum growth of the process after it has run the corpus."""
 
 MAX_FINDINGS = 5
-"""Of one run: more of them are mostly the same."""
+"""Maximum number of findings in one run. Further ones are mostly duplicates."""
 
 MAX_REDUCTIONS = 300
 
 
 class Target(ABC):
-    """Something that is fed with what strangers send. Open while it is used."""
+    """A part of skyfast that handles untrusted input. Use it as a context manager."""
 
     name: ClassVar[str]
 
     def __enter__(self) -> Self:
-        with ExitStack() as opened:
-            self.open(opened)
-            self._opened = opened.pop_all()
+        with ExitStack() as stack:
+            self.open(stack)
+            self._opened = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def open(self, opened: ExitStack) -> None:  # noqa: B027 - many need nothing
-        """Make what a case needs; ``opened`` closes it in the end."""
+    def open(self, stack: ExitStack) -> None:  # noqa: B027 - optional
+        """Create the resources that cases need, and register their cleanup in ``stack``."""
 
     @abstractmethod
     def generate(self, rng: random.Random) -> bytes:
-        """Make a case."""
+        """Generate a case."""
 
     @abstractmethod
     def run(self, case: bytes) -> None:
-        """Try a case; raise whatever shows that something is wrong."""
+        """Run a case; raise an exception if a check fails."""
 
     def corpus(self) -> list[Path]:
-        """Return the cases that are tried each time, in order."""
+        """Return the files of the corpus, in order."""
         return sorted(path for path in (CORPUS / self.name).iterdir() if path.is_file())
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A case that is wrong, and what it was that told."""
+    """A case that failed, and the traceback."""
 
     case: bytes
     traceback: str
@@ -74,7 +74,7 @@ class Finding:
 
 @dataclass
 class Result:
-    """What came out of a target's time."""
+    """The result of fuzzing a target."""
 
     runs: int = 0
     seconds: float = 0.0
@@ -87,38 +87,38 @@ def fuzz(
     seconds: float,
     seed: str,
     max_runs: int = sys.maxsize,
-    beginning: Callable[[bytes], None] = lambda case: None,
+    on_case: Callable[[bytes], None] = lambda case: None,
 ) -> Result:
-    """Try the corpus, then cases until the time is over; ``beginning`` is told each beforehand."""
+    """Run the corpus, then cases until the time is over; ``on_case`` is called before each case."""
     result = Result()
-    began = time.monotonic()
+    start_s = time.monotonic()
     with target:
-        before = 0
+        base_kib = 0
         for case in _cases(target, seed):
             if case is None:
-                before = _peak_kib()
+                base_kib = _peak_kib()
                 continue
-            beginning(case)
+            on_case(case)
             result.runs += 1
             if problem := attempt(target, case):
-                smaller = _reduced(target, case, problem)
+                smaller = _reduce(target, case, problem)
                 result.findings.append(Finding(smaller, attempt(target, smaller) or problem))
-            result.seconds = time.monotonic() - began
+            result.seconds = time.monotonic() - start_s
             if len(result.findings) == MAX_FINDINGS:
                 break
-            if before and (result.seconds >= seconds or result.runs >= max_runs):
+            if base_kib and (result.seconds >= seconds or result.runs >= max_runs):
                 break
-        if before and (growth := _peak_kib() - before) > MAX_GROWTH_KIB:
+        if base_kib and (growth := _peak_kib() - base_kib) > MAX_GROWTH_KIB:
             result.findings.append(Finding(b"", f"the process grew by {growth} KiB\n"))
     return result
 
 
 def attempt(target: Target, case: bytes) -> str | None:
-    """Try a case, and return what was wrong with it as a traceback, or None."""
+    """Run a case; return the traceback of its exception, or None."""
     faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__)
     try:
         target.run(case)
-    except Exception:  # noqa: BLE001 - whatever it is, it is what is looked for
+    except Exception:  # noqa: BLE001 - every exception is a finding
         return traceback.format_exc()
     finally:
         faulthandler.cancel_dump_traceback_later()
@@ -126,32 +126,32 @@ def attempt(target: Target, case: bytes) -> str | None:
 
 
 def _cases(target: Target, seed: str) -> Iterator[bytes | None]:
-    """Yield the corpus, None once it is through, and then cases without end."""
+    """Yield the cases of the corpus, then None, then generated cases without end."""
     for path in target.corpus():
         yield path.read_bytes()
     yield None
     number = 0
     while True:
-        # Each has a generator of its own, so that a case depends on its number alone.
+        # Each case has its own generator, so that it only depends on seed, target and number.
         yield target.generate(random.Random(f"{seed}/{target.name}/{number}"))
         number += 1
 
 
-def _reduced(target: Target, case: bytes, problem: str) -> bytes:
-    """Return a shorter case that ends in the same way, as far as leaving parts out goes."""
-    last = problem.rstrip().rpartition("\n")[2].partition(":")[0]
+def _reduce(target: Target, case: bytes, problem: str) -> bytes:
+    """Return a shorter case with the same error, found by removing parts."""
+    error = problem.rstrip().rpartition("\n")[2].partition(":")[0]
     tries = 0
     size = len(case) // 2
     while size and tries < MAX_REDUCTIONS:
-        at = 0
-        while at < len(case) and tries < MAX_REDUCTIONS:
-            shorter = case[:at] + case[at + size :]
+        start = 0
+        while start < len(case) and tries < MAX_REDUCTIONS:
+            shorter = case[:start] + case[start + size :]
             tries += 1
-            again = attempt(target, shorter)
-            if again and again.rstrip().rpartition("\n")[2].startswith(last):
+            new_problem = attempt(target, shorter)
+            if new_problem and new_problem.rstrip().rpartition("\n")[2].startswith(error):
                 case = shorter
             else:
-                at += size
+                start += size
         size //= 2
     return case
 
@@ -160,8 +160,8 @@ def _peak_kib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def written(finding: Finding, name: str, directory: Path) -> Path:
-    """Write what reproduces a finding, and return where."""
+def write_finding(finding: Finding, name: str, directory: Path) -> Path:
+    """Write the case of a finding to a file, and return its path."""
     path = directory / name / hashlib.sha256(finding.case).hexdigest()[:12]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(finding.case)

@@ -1,7 +1,7 @@
-"""Requests, on a real socket, to the server of the pages.
+"""Fuzzes the web server with requests on a real socket.
 
-A case is what a client sends before it closes its side. Its first byte says to which of two
-servers: one that answers everybody, and one with users and a limit of requests.
+A case is the data that a client sends before it closes its side. The first byte selects the server:
+one without authentication, or one with users and a rate limit.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ import pytest
 from skyfast.web import connections
 from skyfast.web.auth import WebSecurity
 from tests.fuzz.driver import Target
-from tests.fuzz.mutation import BYTES, TEXTS, wrong_bytes
+from tests.fuzz.mutation import BYTES, TEXTS, change_bytes
 from tests.support.http_client import PATHS, Site
 
 START_S = 10.0
 ANSWER_S = 10.0
-"""For all answers of a connection, whose requests are sent at once."""
+"""Maximum time for all responses on a connection; its requests are sent at once."""
 
 HEAD_TIMEOUT_S = 0.1
-"""Instead of the server's own: many a case is half a request."""
+"""Replaces the server's own timeout, because many cases are incomplete requests."""
 
 IDLE_S = 0.02
-"""How long nothing comes before the client closes its side."""
+"""Time without received data until the client closes its side."""
 
 ALIVE = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 USER, PASSWORD = "alice", "correct horse"
@@ -101,35 +101,35 @@ BODIES = (
 )
 
 
-class Problems(logging.Handler):
-    """Keeps what is logged as an error."""
+class ErrorLog(logging.Handler):
+    """Collects log records of level ERROR."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.told: list[str] = []
+        self.errors: list[str] = []
         self.setFormatter(logging.Formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.told.append(self.format(record))
+        self.errors.append(self.format(record))
 
 
 class Http(Target):
-    """Two servers in a thread of their own, and one client."""
+    """Two servers in one thread, and a client."""
 
     name: ClassVar[str] = "http"
 
-    def open(self, opened: ExitStack) -> None:
-        directory = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        self._problems = Problems()
-        logging.getLogger().addHandler(self._problems)
-        opened.callback(logging.getLogger().removeHandler, self._problems)
+    def open(self, stack: ExitStack) -> None:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self._error_log = ErrorLog()
+        logging.getLogger().addHandler(self._error_log)
+        stack.callback(logging.getLogger().removeHandler, self._error_log)
         users = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
         self._file = directory / "web.yml"
         self._file.write_text(
             f"basic_auth_users: {{{USER}: {users}}}\nrate_limit: {{interval: 1ms, burst: 100}}\n"
             "http_server_config: {headers: {X-Frame-Options: deny}}\n"
         )
-        patch = opened.enter_context(pytest.MonkeyPatch.context())
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(connections, "HEAD_TIMEOUT_S", HEAD_TIMEOUT_S)
         self._ports: list[int] = []
         self._stopping = asyncio.Event()
@@ -138,7 +138,7 @@ class Http(Target):
         self._thread.start()
         if not started.wait(START_S) or len(self._ports) < 2:
             raise RuntimeError("the servers did not start")
-        opened.callback(self._stop)
+        stack.callback(self._stop)
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
@@ -149,7 +149,7 @@ class Http(Target):
             self._loop = asyncio.get_running_loop()
 
             async def reload() -> str | None:
-                return "it is not to be had\nby\0 a fuzzer"
+                return "cannot reload\nfor\0 a fuzzer"
 
             async with (
                 Site(reload=reload) as site,
@@ -167,30 +167,30 @@ class Http(Target):
     def generate(self, rng: random.Random) -> bytes:
         data = b"".join(_request(rng) for _ in range(rng.choice((1, 1, 2, 4))))
         if rng.random() < 0.12:
-            data = wrong_bytes(rng, data)
+            data = change_bytes(rng, data)
         if rng.random() < 0.03:
             greeting = (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\0\x01")
             data = rng.choice(greeting) + data
         return rng.choice((b"a", b"g")) + data
 
     def run(self, case: bytes) -> None:
-        """Look whether answers are answers, the end comes, and the server is as before.
+        """Check that the responses are valid and that the server still works.
 
-        What comes back is whole answers, one after the other; the connection is closed; nothing
-        is logged as an error; and whoever asks next is answered.
+        The client must receive complete responses, one after the other. Then the connection is
+        closed, no error is logged, and the next request gets a response.
         """
         port = self._ports[1 if case[:1] == b"g" else 0]
-        self._problems.told.clear()
-        check_answers(_said(port, case[1:]))
-        answer = _said(self._ports[0], ALIVE)
-        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        self._error_log.errors.clear()
+        check_responses(_exchange(port, case[1:]))
+        response = _exchange(self._ports[0], ALIVE)
+        assert response.startswith(b"HTTP/1.1 200 "), response
         assert self._thread.is_alive()
-        assert not self._problems.told, "\n".join(self._problems.told)
+        assert not self._error_log.errors, "\n".join(self._error_log.errors)
 
 
-def _said(port: int, data: bytes) -> bytes:
-    """Send ``data``, close that side, and return what comes until the other one is closed."""
-    came = bytearray()
+def _exchange(port: int, data: bytes) -> bytes:
+    """Send ``data``, close that side, and return the data received until the server closes."""
+    received = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S) as client:
         try:
             client.sendall(data)
@@ -204,72 +204,73 @@ def _said(port: int, data: bytes) -> bytes:
                     continue
                 if not piece:
                     break
-                came += piece
+                received += piece
         except (ConnectionResetError, BrokenPipeError):
-            pass  # It may close while more is on its way than it wants.
-    return bytes(came)
+            pass  # the server may close before it has read all data
+    return bytes(received)
 
 
-def check_answers(data: bytes) -> None:
-    """Look whether ``data`` is answers, the last of which may be cut.
+def check_responses(data: bytes) -> None:
+    """Check that ``data`` consists of responses. The last one may be truncated.
 
-    Whether one has a body depends on how the request was understood: ``HEAD`` has none.
+    Whether a response has a body depends on how the server parsed the request: ``HEAD`` has none.
     """
-    rest = [0]
+    positions = [0]
     best = 0
-    while rest:
-        at = rest.pop()
-        best = max(best, at)
-        ends = _ends(data, at)
+    while positions:
+        start = positions.pop()
+        best = max(best, start)
+        ends = _ends(data, start)
         if len(data) in ends:
             return
-        rest += ends
-    raise AssertionError(f"no answer: {data[best : best + 200]!r}")
+        positions += ends
+    raise AssertionError(f"invalid response: {data[best : best + 200]!r}")
 
 
-def _ends(data: bytes, at: int) -> list[int]:
-    """Return where the answer at a position can end."""
-    if at == len(data):
-        return [at]
-    if not (status := _STATUS.match(data, at)):
+def _ends(data: bytes, position: int) -> list[int]:
+    """Return the possible ends of the response at ``position``."""
+    if position == len(data):
+        return [position]
+    if not (status := _STATUS.match(data, position)):
         return []
-    at = status.end()
+    position = status.end()
     headers = {}
-    while header := _HEADER.match(data, at):
+    while header := _HEADER.match(data, position):
         headers[header[1].lower()] = header[2]
-        at = header.end()
-    if data[at : at + 2] != b"\r\n":
+        position = header.end()
+    if data[position : position + 2] != b"\r\n":
         return []
-    at += 2
+    position += 2
     if status[1][:1] == b"1" or status[1] in {b"204", b"304"}:
-        return [at]
+        return [position]
     if b"content-length" in headers:
-        return [at, min(len(data), at + int(headers[b"content-length"]))]
+        return [position, min(len(data), position + int(headers[b"content-length"]))]
     if headers.get(b"transfer-encoding") == b"chunked":
-        return [at, *_end_of_chunks(data, at, headers.get(b"content-encoding") == b"gzip")]
+        is_gzip = headers.get(b"content-encoding") == b"gzip"
+        return [position, *_end_of_chunks(data, position, is_gzip)]
     return [len(data)]
 
 
-def _end_of_chunks(data: bytes, at: int, is_gzip: bool) -> list[int]:
+def _end_of_chunks(data: bytes, position: int, is_gzip: bool) -> list[int]:
     body = b""
-    while found := re.compile(rb"([0-9a-fA-F]+)\r\n").match(data, at):
-        size = int(found[1], 16)
-        at = found.end()
-        body += data[at : at + size]
-        at += size
-        if at >= len(data):
-            return [len(data)]  # cut: the client went away
-        assert data[at : at + 2] == b"\r\n"
-        at += 2
+    while match := re.compile(rb"([0-9a-fA-F]+)\r\n").match(data, position):
+        size = int(match[1], 16)
+        position = match.end()
+        body += data[position : position + size]
+        position += size
+        if position >= len(data):
+            return [len(data)]  # truncated because the client disconnected
+        assert data[position : position + 2] == b"\r\n"
+        position += 2
         if size == 0:
             if is_gzip:
                 gzip.decompress(body)
-            return [at]
-    return [len(data)] if at >= len(data) else []
+            return [position]
+    return [len(data)] if position >= len(data) else []
 
 
 def _request(rng: random.Random) -> bytes:
-    """Make a request that is wrong, or unusual, in few of the ways in which it can be."""
+    """Generate a request with few of the possible faults and unusual parts."""
 
     def seldom(usual: str, *others: str) -> str:
         return rng.choice(others) if rng.random() < 0.02 else usual

@@ -1,7 +1,7 @@
-"""Messages of analyzers: recordings, changed. What they must not do is in `Messages.run`.
+"""Fuzzes the ingest with modified messages of recordings. The checks are in `Messages.run`.
 
-A case is a JSON text sequence (RFC 7464): records that begin with the byte 0x1E, of which the first
-names the configuration under ``tests/data/configs``, and the others are messages.
+A case is a JSON text sequence (RFC 7464): records that start with the byte 0x1E. The first record
+is the name of a configuration in ``tests/data/configs``, and the others are messages.
 """
 
 import json
@@ -19,14 +19,14 @@ from skyfast import _table
 from skyfast.config import loader, model
 from skyfast.flows.fields import FIELDS
 from tests.fuzz.driver import Target
-from tests.fuzz.mutation import NUMBERS, TEXTS, copied, places, wrong_bytes, wrong_value
+from tests.fuzz.mutation import NUMBERS, TEXTS, change_bytes, change_value, copy_tree, list_entries
 from tests.support.paths import DATA, RECORDINGS
-from tests.support.sink import Fed
+from tests.support.sink import IngestSetup
 
 RECORD = b"\x1e"
 MAX_CONNECTIONS = 20
 MAX_TABLE_BYTES = 64 << 20
-NO_ROOM = ("table_full", "duplicate", "other_shard")
+LIMIT_SKIPS = ("table_full", "duplicate", "other_shard")
 
 KEYS = sorted({name for path in FIELDS for name in path} | {"Obj", "Namespace", "Type", "uuid"})
 
@@ -41,7 +41,7 @@ GOOD = {
 
 
 class Verbatim(bytes):
-    """JSON, or what is none, that is written as it is."""
+    """Valid or invalid JSON that is written unchanged."""
 
 
 VERBATIM = tuple(
@@ -57,7 +57,7 @@ VERBATIM = tuple(
 
 
 @cache
-def recorded() -> list[dict[str, Any]]:
+def recorded_messages() -> list[dict[str, Any]]:
     """Return the messages of all recordings."""
     lines = [
         line
@@ -68,8 +68,8 @@ def recorded() -> list[dict[str, Any]]:
 
 
 @cache
-def configured(name: str) -> model.Config:
-    """Return a configuration, the default where there is none of this name."""
+def load_config(name: str) -> model.Config:
+    """Return the configuration ``name``, or the default one if there is no such file."""
     path = DATA / "configs" / f"{name}.yml"
     text = path.read_text() if path.is_file() else ""
     environ = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082"}
@@ -77,7 +77,7 @@ def configured(name: str) -> model.Config:
 
 
 class Messages(Target):
-    """Feeds an ingest with a table behind it."""
+    """Sends messages to an ingest with a table."""
 
     name: ClassVar[str] = "messages"
 
@@ -94,50 +94,50 @@ class Messages(Target):
         return RECORD + RECORD.join(records)
 
     def run(self, case: bytes) -> None:
-        """Look whether every message is counted, and every page is one.
+        """Check the counters and the page after every message.
 
-        Nothing is raised, whatever comes; a message is counted once; its flows are, if Python's own
-        reader sees them too; no more are skipped than came; what was taken is in the table;
-        an independent reader takes the page, in which each series is once; and afterwards a good
-        message is taken as if nothing had been.
+        No message may raise an exception. Every message is counted once, and so are its flows, if
+        Python's JSON module reads the same ones. At most the received flows are skipped, and the
+        table contains the others. An independent parser accepts the page, on which every series is
+        unique. In the end, a good message is still accepted.
         """
         _, name, *messages = (case if case.startswith(RECORD) else RECORD + case).split(RECORD)
-        fed = _Fed(name.decode(errors="replace"))
+        ingest = _CheckedIngest(name.decode(errors="replace"))
         for now, message in enumerate(messages, 100):
-            fed.now = float(now)
-            fed.chance = float(now % 2)  # every other message is checked for missing reports
-            fed.take(message)
-            fed.checker.settle()
-            fed.check_page()
-        fed.take_good_one()
-        fed.check_page()
+            ingest.now = float(now)
+            ingest.chance = float(now % 2)  # every other message is checked for missing reports
+            ingest.take(message)
+            ingest.checker.settle()
+            ingest.check_page()
+        ingest.take_good_message()
+        ingest.check_page()
 
 
 def _message(rng: random.Random, known: list[dict[str, Any]]) -> bytes:
-    """Make one message; its flows, or some of those that went before, go to ``known``."""
-    message = dict(rng.choice(recorded()))
+    """Generate a message with new or earlier flows, and add its flows to ``known``."""
+    message = dict(rng.choice(recorded_messages()))
     if isinstance(message["Obj"], list):
-        some = rng.sample(message["Obj"], min(len(message["Obj"]), rng.randrange(1, 4)))
+        flows = rng.sample(message["Obj"], min(len(message["Obj"]), rng.randrange(1, 4)))
         if known and rng.random() < 0.5:
-            some.append(_later(rng, rng.choice(known)))
-        message["Obj"] = some
-        known += some
-    message = copied(message)
+            flows.append(_later(rng, rng.choice(known)))
+        message["Obj"] = flows
+        known += flows
+    message = copy_tree(message)
     for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
-        wrong_value(rng, message, KEYS)
+        change_value(rng, message, KEYS)
     if rng.random() < 0.2:
         _put_verbatim(rng, message)
     data = _encoded(rng, message)
     if rng.random() < 0.15:
-        data = wrong_bytes(rng, data)
+        data = change_bytes(rng, data)
     if rng.random() < 0.03:
         data = rng.choice((data + data, data.decode(errors="replace").encode("utf-16"), b""))
     return data.replace(RECORD, b"")
 
 
 def _later(rng: random.Random, flow: dict[str, Any]) -> dict[str, Any]:
-    """Return a later report of a flow: more, less, or numbers beyond any sense."""
-    later: dict[str, Any] = copied(flow)
+    """Return a later report of a flow, with higher, lower or absurd numbers."""
+    later: dict[str, Any] = copy_tree(flow)
     later["Last"] = rng.choice((later.get("Last", 0) + 1000, *NUMBERS))
     metric = later.get("Metric")
     if isinstance(metric, dict):
@@ -154,31 +154,31 @@ def _put_verbatim(rng: random.Random, message: dict[str, Any]) -> None:
     holder: Any = message
     if isinstance(message.get("Obj"), list) and message["Obj"] and rng.random() < 0.8:
         holder = rng.choice(message["Obj"])
-        parts = [each for each in places(holder) if isinstance(each[0][each[1]], dict)]
+        parts = [entry for entry in list_entries(holder) if isinstance(entry[0][entry[1]], dict)]
         if parts and rng.random() < 0.5:
-            owner, at = rng.choice(parts)
-            holder = owner[at]
+            owner, key = rng.choice(parts)
+            holder = owner[key]
     if isinstance(holder, dict):
         holder[rng.choice([*holder, "x"])] = rng.choice(VERBATIM)
 
 
 def _encoded(rng: random.Random, tree: Any) -> bytes:
-    """Write a tree as JSON, in one of the ways in which that can be done."""
+    """Encode a tree as JSON with random spacing, escaping and duplicate keys."""
     space = rng.choice((b"", b"", b"", b" ", b"\n\t"))
     ascii_only = rng.random() < 0.5
-    twice = rng.random() < 0.1
+    repeats_key = rng.random() < 0.1
 
     def write(value: Any) -> bytes:
         if isinstance(value, Verbatim):
             return value
         if isinstance(value, dict):
             items = list(value.items())
-            if twice and items:
+            if repeats_key and items:
                 items.append(rng.choice(items))
             return (
                 b"{"
                 + (b"," + space).join(
-                    write(str(key)) + b":" + space + write(each) for key, each in items
+                    write(str(key)) + b":" + space + write(item) for key, item in items
                 )
                 + b"}"
             )
@@ -190,20 +190,20 @@ def _encoded(rng: random.Random, tree: Any) -> bytes:
     return write(tree)
 
 
-class _Fed(Fed):
-    """An ingest of one configuration that is looked at after each message."""
+class _CheckedIngest(IngestSetup):
+    """An ingest of one configuration that is checked after each message."""
 
     _numbers = count()
 
     def __init__(self, name: str) -> None:
-        made = configured(name)
-        super().__init__(made, max_connections=MAX_CONNECTIONS, max_flows=2 * MAX_CONNECTIONS)
+        config = load_config(name)
+        super().__init__(config, max_connections=MAX_CONNECTIONS, max_flows=2 * MAX_CONNECTIONS)
         self.name = name
-        self.standard = made.export.naming == "standard"
+        self.standard = config.export.naming == "standard"
         self._check = getattr(_table, "check", lambda table: None)
 
     def counts(self) -> tuple[int, int, int]:
-        """Return how many messages were counted, how many flows, and how many unused."""
+        """Return the numbers of counted messages, of counted flows and of unused flows."""
         errors = self.analyzer.errors
         return (
             sum(self.analyzer.messages.values()) + errors["malformed"] + errors["not_a_message"],
@@ -219,18 +219,20 @@ class _Fed(Fed):
         self.ingest.message(message, self.analyzer)
         self._check(self.table)
         now_messages, now_flows, now_unused = self.counts()
-        assert now_messages == messages + 1, "a message is counted once"
-        came = now_flows - flows
-        assert 0 <= now_unused - unused <= came, "no flow is skipped that did not come"
-        if now_unused - unused < came:
-            assert self.table.flows or self.table.overflowed_total, "what is taken is there"
+        assert now_messages == messages + 1, "the message is not counted exactly once"
+        new_flows = now_flows - flows
+        assert 0 <= now_unused - unused <= new_flows, "more flows are skipped than received"
+        if now_unused - unused < new_flows:
+            assert self.table.flows or self.table.overflowed_total, (
+                "an accepted flow is not in the table"
+            )
         if self.analyzer.errors == errors and (seen := _flows_in(message)) is not None:
-            assert came == seen, "every flow is counted"
+            assert new_flows == seen, "not every flow is counted"
         assert self.table.bytes < MAX_TABLE_BYTES
         assert self.table.connections <= MAX_CONNECTIONS + 1
         assert self.table.flows <= 2 * MAX_CONNECTIONS
 
-    def take_good_one(self) -> None:
+    def take_good_message(self) -> None:
         flow = GOOD | {"UUID": f"5e{next(self._numbers):x}"}
         before = self.counts()
         message = {"Namespace": "flow", "Type": "store", "Obj": [flow]}
@@ -245,7 +247,7 @@ class _Fed(Fed):
                 assert b" 1234567\n" in self.page()
         elif not sum(self.stats.flows_filtered.values()):
             (reason,) = (r for r, n in self.table.skipped.items() if n != skipped[r])
-            assert reason in NO_ROOM, reason
+            assert reason in LIMIT_SKIPS, reason
 
     def page(self, *, openmetrics: bool = False) -> bytes:
         page = self.table.page(self.now, openmetrics=openmetrics)
@@ -253,7 +255,9 @@ class _Fed(Fed):
 
     def check_page(self) -> None:
         names = {family.name for view in self.plan.views for family in view.families}
-        known = names | {f"{name}_total" for name in names}  # as the reader calls all counters
+        known = names | {
+            f"{name}_total" for name in names
+        }  # the parser appends _total to the names of counters
         text = self.page().decode()
         series = set()
         for family in text_string_to_metric_families(text):
@@ -262,7 +266,7 @@ class _Fed(Fed):
                 assert sample.value >= 0
                 series.add((sample.name, *sorted(sample.labels.items())))
         lines = [line for line in text.split("\n") if line and not line.startswith("#")]
-        assert len(series) == len(lines), "each series is there once, on a line of its own"
+        assert len(series) == len(lines), "a series is not unique"
         if self.standard:
             marked = self.page(openmetrics=True).decode() + "# EOF\n"
             assert len(list(text_string_to_openmetrics_families(marked))) == len(names)
@@ -272,9 +276,9 @@ class _Fed(Fed):
 
 
 def _flows_in(message: bytes) -> int | None:
-    """Return how many flows Python's own reader sees in a message; None where it is not sure."""
+    """Return the number of flows that Python's JSON module reads, or None if it is ambiguous."""
     try:
-        tree = json.loads(message.decode(), object_pairs_hook=_unlike)
+        tree = json.loads(message.decode(), object_pairs_hook=_reject_equal_keys)
     except (ValueError, RecursionError):
         return None
     if not isinstance(tree, dict) or tree.get("Type") != "store":
@@ -285,7 +289,7 @@ def _flows_in(message: bytes) -> int | None:
     return len(tree["Obj"]) if isinstance(tree.get("Obj"), list) else None
 
 
-def _unlike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_equal_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("which of two equal keys holds is for each reader to say")
+        raise ValueError("parsers treat equal keys differently")
     return dict(pairs)

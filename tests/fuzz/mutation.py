@@ -1,4 +1,4 @@
-"""How cases are made of good ones: values of the wrong kind and size, and bytes where they fall."""
+"""Mutations of good cases: values of another type or size, and random bytes."""
 
 import random
 from collections.abc import Callable
@@ -28,34 +28,36 @@ BYTES = (
 )
 
 
-def wrong_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Return ``data`` with one or more faults that know nothing of what it means."""
+def change_bytes(rng: random.Random, data: bytes) -> bytes:
+    """Return ``data`` with one or more random changes that ignore its format."""
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        at = rng.randrange(len(data) + 1)
-        end = min(len(data), at + rng.choice((1, 1, 2, 8, 64, 1000)))
+        start = rng.randrange(len(data) + 1)
+        end = min(len(data), start + rng.choice((1, 1, 2, 8, 64, 1000)))
         match rng.randrange(8):
             case 0:
-                data = data[:at]
+                data = data[:start]
             case 1:
-                data = data[at:]
+                data = data[start:]
             case 2:
-                data = data[:at] + rng.choice(BYTES) + data[at:]
+                data = data[:start] + rng.choice(BYTES) + data[start:]
             case 3:
-                data = data[:at] + data[end:]
+                data = data[:start] + data[end:]
             case 4:
-                data = data[:at] + data[at:end] * rng.choice((2, 3, 50)) + data[end:]
+                data = data[:start] + data[start:end] * rng.choice((2, 3, 50)) + data[end:]
             case 5:
-                data = data[:at] + bytes(rng.randrange(256) for _ in range(end - at)) + data[end:]
+                random_bytes = bytes(rng.randrange(256) for _ in range(end - start))
+                data = data[:start] + random_bytes + data[end:]
             case 6:
                 other = rng.randrange(len(data) + 1)
-                data = data[:at] + data[other : other + (end - at)] + data[at:]
-            case 7 if at < len(data):
-                data = data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+                data = data[:start] + data[other : other + (end - start)] + data[start:]
+            case 7 if start < len(data):
+                flipped = data[start] ^ 1 << rng.randrange(8)
+                data = data[:start] + bytes([flipped]) + data[start + 1 :]
     return data[:MAX_CASE_BYTES]
 
 
-def anything(rng: random.Random, depth: int = 0) -> Any:
-    """Return a value of any kind that JSON and YAML have."""
+def any_value(rng: random.Random, depth: int = 0) -> Any:
+    """Return a random value of any type that JSON and YAML have."""
     kinds: list[Callable[[], Any]] = [
         lambda: rng.choice(NUMBERS),
         lambda: rng.choice(TEXTS),
@@ -64,53 +66,53 @@ def anything(rng: random.Random, depth: int = 0) -> Any:
     ]
     if depth < 4:
         kinds += [
-            lambda: [anything(rng, depth + 1) for _ in range(rng.randrange(4))],
+            lambda: [any_value(rng, depth + 1) for _ in range(rng.randrange(4))],
             lambda: {
-                str(rng.choice(TEXTS)): anything(rng, depth + 1) for _ in range(rng.randrange(4))
+                str(rng.choice(TEXTS)): any_value(rng, depth + 1) for _ in range(rng.randrange(4))
             },
         ]
     return rng.choice(kinds)()
 
 
-def places(tree: Any) -> list[tuple[Any, Any]]:
-    """Return each container of a tree with each key or index that it has."""
-    found = []
-    rest = [tree]
-    while rest:
-        each = rest.pop()
-        if isinstance(each, dict):
-            found += [(each, key) for key in each]
-            rest += each.values()
-        elif isinstance(each, list):
-            found += [(each, at) for at in range(len(each))]
-            rest += each
-    return found
+def list_entries(tree: Any) -> list[tuple[Any, Any]]:
+    """Return all pairs of a container of a tree and one of its keys or indices."""
+    entries = []
+    nodes = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            entries += [(node, key) for key in node]
+            nodes += node.values()
+        elif isinstance(node, list):
+            entries += [(node, index) for index in range(len(node))]
+            nodes += node
+    return entries
 
 
-def wrong_value(rng: random.Random, tree: Any, keys: list[str]) -> None:
-    """Change one thing somewhere in a tree: a key, a value or where something stands."""
-    if not (all_places := places(tree)):
+def change_value(rng: random.Random, tree: Any, keys: list[str]) -> None:
+    """Change, move or remove one random key or value in a tree."""
+    if not (entries := list_entries(tree)):
         return
-    holder, at = rng.choice(all_places)
+    holder, key = rng.choice(entries)
     match rng.randrange(8):
         case 0:
-            del holder[at]
+            del holder[key]
         case 1 | 2 | 3:
-            holder[at] = anything(rng)
+            holder[key] = any_value(rng)
         case 4:
-            other, there = rng.choice(all_places)
-            if isinstance(other, list) or there in other:
-                holder[at] = copied(other[there])
+            other, other_key = rng.choice(entries)
+            if isinstance(other, list) or other_key in other:
+                holder[key] = copy_tree(other[other_key])
         case 5:
-            holder[at] = rng.choice(([holder[at]], {"a": holder[at]}, str(holder[at])))
+            holder[key] = rng.choice(([holder[key]], {"a": holder[key]}, str(holder[key])))
         case 6 if isinstance(holder, dict):
-            holder[rng.choice(keys)] = holder.pop(at)
+            holder[rng.choice(keys)] = holder.pop(key)
         case 7 if isinstance(holder, dict):
-            holder[rng.choice(keys)] = anything(rng)
+            holder[rng.choice(keys)] = any_value(rng)
 
 
-def copied(tree: Any) -> Any:
-    """Return a copy of a tree that shares nothing with it."""
+def copy_tree(tree: Any) -> Any:
+    """Return a deep copy of a tree."""
     if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
-    return [copied(value) for value in tree] if isinstance(tree, list) else tree
+        return {key: copy_tree(value) for key, value in tree.items()}
+    return [copy_tree(value) for value in tree] if isinstance(tree, list) else tree

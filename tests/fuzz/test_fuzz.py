@@ -1,6 +1,6 @@
-"""The fuzzer, for a moment: its corpus, and the same cases each time. `make fuzz` goes on.
+"""Short fuzzing runs with a fixed seed, and tests of the fuzzer itself.
 
-That it finds what is wrong is shown with a target that is.
+`make fuzz` runs longer, with random seeds. A faulty target shows that the fuzzer finds faults.
 """
 
 import random
@@ -15,18 +15,18 @@ from tests.fuzz.driver import CORPUS, Target, fuzz
 from tests.support.paths import ROOT
 
 SECONDS = 3.0
-"""For each target; with the number of cases a bound, so that a fast machine does not do more."""
+"""Time per target. The number of cases is limited too, for fast machines."""
 
 RUNS = {"messages": 250, "configuration": 250, "web_configuration": 300, "http": 120}
 
 
-def test_every_target_has_a_corpus_and_every_corpus_a_target():
+def test_targets_and_corpora_match():
     assert {path.name for path in CORPUS.iterdir()} == set(TARGETS) == set(RUNS)
     assert all(len(target().corpus()) >= 10 for target in TARGETS.values())
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_nothing_is_found(name):
+def test_short_run_finds_nothing(name):
     target = TARGETS[name]()
     result = fuzz(target, seconds=SECONDS, seed="make test", max_runs=RUNS[name])
     assert "".join(finding.traceback for finding in result.findings) == ""
@@ -34,16 +34,16 @@ def test_nothing_is_found(name):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_cases_depend_on_the_seed_alone(name):
+def test_cases_depend_only_on_the_seed(name):
     cases = [[TARGETS[name]().generate(random.Random(n)) for n in range(20)] for _ in range(2)]
     assert cases[0] == cases[1]
     assert len(set(cases[0])) > 10
 
 
-class Wrong(Target):
-    """Cannot bear the byte 0x07 behind a letter."""
+class FaultyTarget(Target):
+    """Fails on the byte 0x07 after the letter "a"."""
 
-    name: ClassVar[str] = "wrong"
+    name: ClassVar[str] = "faulty"
 
     def __exit__(self, *_):
         pass
@@ -59,13 +59,13 @@ class Wrong(Target):
             raise ValueError("a bell")
 
 
-def test_what_is_wrong_is_found_and_made_small():
-    result = fuzz(Wrong(), seconds=20, seed="x")
+def test_fault_is_found_and_reduced():
+    result = fuzz(FaultyTarget(), seconds=20, seed="x")
     assert {finding.case for finding in result.findings} == {b"a\x07"}
     assert all("ValueError: a bell" in finding.traceback for finding in result.findings)
 
 
-def test_a_finding_can_be_replayed(tmp_path):
+def test_finding_can_be_replayed(tmp_path):
     case = tmp_path / "web_configuration" / "case"
     case.parent.mkdir()
     case.write_bytes(b"rate_limit: 1\n")

@@ -1,4 +1,4 @@
-"""The web configuration file, likewise: see `tests.fuzz.configuration`."""
+"""Fuzzes the web configuration file: see `tests.fuzz.configuration`."""
 
 import random
 import re
@@ -11,9 +11,9 @@ import yaml
 
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import config_file
-from tests.fuzz.configuration import SECRET, check_error, spoilt
+from tests.fuzz.configuration import SECRET, check_error, corrupt
 from tests.fuzz.driver import Target
-from tests.fuzz.mutation import anything, copied, wrong_value
+from tests.fuzz.mutation import any_value, change_value, copy_tree
 from tests.support.certificates import Authority
 
 HASH = "$2b$04$abcdefghijklmnopqrstuuWGOmPBTv3nJqYtaoS9MKY4Aj.PzwVq6"
@@ -51,7 +51,7 @@ VALUES = (
 )
 
 
-# The secret alone, where only it can be meant: elsewhere it is a wrong value as any other.
+# The secret is only hidden as the hash of this user; elsewhere an error may show it.
 _HIDDEN = re.compile(
     rb"\A(?:(?!hunter2).)*^basic_auth_users:\n  carol: hunter2[\w-]+\n(?:(?!hunter2).)*\Z",
     re.DOTALL | re.MULTILINE,
@@ -59,48 +59,48 @@ _HIDDEN = re.compile(
 
 
 def _keys() -> list[str]:
-    found = list(GOOD)
+    keys = list(GOOD)
     for section in GOOD.values():
-        found += section
-    return [*found, "cert", "key", "client_ca", "http2"]
+        keys += section
+    return [*keys, "cert", "key", "client_ca", "http2"]
 
 
 class WebConfiguration(Target):
-    """Reads files as ``--web.config.file`` does."""
+    """Loads files as ``--web.config.file`` does."""
 
     name: ClassVar[str] = "web_configuration"
 
-    def open(self, opened: ExitStack) -> None:
-        directory = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+    def open(self, stack: ExitStack) -> None:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         Authority(directory).issue("127.0.0.1")
         self._path = directory / "fuzz.yml"
 
     def generate(self, rng: random.Random) -> bytes:
-        tree = {key: copied(GOOD[key]) for key in GOOD if rng.random() < 0.7}
+        tree = {key: copy_tree(GOOD[key]) for key in GOOD if rng.random() < 0.7}
         for section in tree.values():
             for key in list(section):
                 if rng.random() < 0.3:
                     del section[key]
                 elif rng.random() < 0.1:
-                    section[key] = rng.choice((*VALUES, [rng.choice(VALUES)], anything(rng)))
+                    section[key] = rng.choice((*VALUES, [rng.choice(VALUES)], any_value(rng)))
         for _ in range(rng.choice((0, 0, 1, 2))):
-            wrong_value(rng, tree, _keys())
+            change_value(rng, tree, _keys())
         if rng.random() < 0.1:
             tree["basic_auth_users"] = {"carol": SECRET}
         flow_style = rng.choice((False, False, True))
-        return spoilt(rng, yaml.safe_dump(tree, default_flow_style=flow_style, sort_keys=False))
+        return corrupt(rng, yaml.safe_dump(tree, default_flow_style=flow_style, sort_keys=False))
 
     def run(self, case: bytes) -> None:
         self._path.write_bytes(case)
         try:
-            made = config_file.read(str(self._path))
+            config = config_file.read(str(self._path))
         except ConfigError as error:
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return
-        assert made.summary().isprintable()
-        # A hash may also be the value of a header, or a name: those are shown.
-        public = (made.headers, made.allowed_sans, made.rate_limit)
-        assert repr(made).count(HASH) == sum(repr(each).count(HASH) for each in public)
-        for name, value in made.headers.items():
+        assert config.summary().isprintable()
+        # The same text may also be a header's value or a name, which are not hidden.
+        public = (config.headers, config.allowed_sans, config.rate_limit)
+        assert repr(config).count(HASH) == sum(repr(value).count(HASH) for value in public)
+        for name, value in config.headers.items():
             assert "\n" not in name + value
             assert "\r" not in name + value

@@ -1,4 +1,4 @@
-"""Pseudonyms: nothing is given away, and nothing that is counted changes."""
+"""Anonymized messages reveal no secret and keep all counted values."""
 
 import ipaddress
 import json
@@ -15,33 +15,33 @@ from skyfast.replay.anonymizer import Anonymizer
 from tests.support.model_specs import ONE, TWO
 from tests.support.paths import RECORDINGS
 
-anonymous = Anonymizer()
+anonymize = Anonymizer()
 
 
-def rewritten(message: object, rewrite: Anonymizer = anonymous) -> Any:
-    result = rewrite(json.dumps(message).encode(), "analyzer-1:8082")
+def anonymized(message: object, anonymizer: Anonymizer = anonymize) -> Any:
+    result = anonymizer(json.dumps(message).encode(), "analyzer-1:8082")
     assert result is not None
     return json.loads(result[0])
 
 
-def flow(rewrite: Anonymizer = anonymous, **fields: object) -> Any:
+def flow(anonymizer: Anonymizer = anonymize, **fields: object) -> Any:
     message = {"Namespace": "flow", "Type": "store", "Obj": [fields]}
-    (result,) = rewritten(message, rewrite)["Obj"]
+    (result,) = anonymized(message, anonymizer)["Obj"]
     return result
 
 
-def address(text: str, rewrite: Anonymizer = anonymous) -> str:
-    result: str = flow(rewrite, Network={"A": text})["Network"]["A"]
+def address(text: str, anonymizer: Anonymizer = anonymize) -> str:
+    result: str = flow(anonymizer, Network={"A": text})["Network"]["A"]
     return result
 
 
-def mac(text: str, rewrite: Anonymizer = anonymous) -> str:
-    result: str = flow(rewrite, Link={"A": text})["Link"]["A"]
+def mac(text: str, anonymizer: Anonymizer = anonymize) -> str:
+    result: str = flow(anonymizer, Link={"A": text})["Link"]["A"]
     return result
 
 
-def common_bits(one: str, other: str) -> int:
-    a, b = ipaddress.ip_address(one), ipaddress.ip_address(other)
+def common_bits(first: str, second: str) -> int:
+    a, b = ipaddress.ip_address(first), ipaddress.ip_address(second)
     return a.max_prefixlen - (int(a) ^ int(b)).bit_length()
 
 
@@ -50,27 +50,27 @@ ADDRESSES = [ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 @pytest.mark.parametrize("kind", ADDRESSES, ids=["4", "6"])
 @given(data=st.data())
-def test_addresses_are_one_to_one_and_keep_their_use(kind: Any, data: st.DataObject) -> None:
+def test_addresses_are_one_to_one_and_keep_their_kind(kind: Any, data: st.DataObject) -> None:
     bits = 32 if kind is ipaddress.IPv4Address else 128
     number = st.integers(0, 2**bits - 1)
-    one, other = kind(data.draw(number)), kind(data.draw(number))
-    a, b = address(str(one)), address(str(other))
-    assert (a == b) == (one == other)
-    for given_, shown in ((one, ipaddress.ip_address(a)), (other, ipaddress.ip_address(b))):
-        assert shown.version == given_.version
+    first, second = kind(data.draw(number)), kind(data.draw(number))
+    a, b = address(str(first)), address(str(second))
+    assert (a == b) == (first == second)
+    for original, result in ((first, ipaddress.ip_address(a)), (second, ipaddress.ip_address(b))):
+        assert result.version == original.version
         for trait in ("is_multicast", "is_loopback", "is_link_local", "is_unspecified"):
-            assert getattr(shown, trait) == getattr(given_, trait)
+            assert getattr(result, trait) == getattr(original, trait)
 
 
-def test_no_address_becomes_one_of_another_kind() -> None:
+def test_special_addresses_keep_their_kind() -> None:
     def kind(text: str) -> tuple[bool, ...]:
-        one = ipaddress.ip_address(text)
-        return one.is_multicast, one.is_loopback, one.is_link_local, text.startswith("10.")
+        ip = ipaddress.ip_address(text)
+        return ip.is_multicast, ip.is_loopback, ip.is_link_local, text.startswith("10.")
 
     addresses = [f"{first}.1.2.3" for first in range(256)] + ["169.254.7.7", "172.16.0.1"]
-    shown = [address(each) for each in addresses]
-    assert len(set(shown)) == len(addresses)
-    assert [kind(each) for each in shown] == [kind(each) for each in addresses]
+    results = [address(text) for text in addresses]
+    assert len(set(results)) == len(addresses)
+    assert [kind(text) for text in results] == [kind(text) for text in addresses]
 
 
 @pytest.mark.parametrize(
@@ -80,16 +80,16 @@ def test_no_address_becomes_one_of_another_kind() -> None:
 def test_prefixes_are_preserved(network: str, data: st.DataObject) -> None:
     range_ = ipaddress.ip_network(network)
     number = st.integers(0, range_.num_addresses - 1)
-    one, other = (str(range_[data.draw(number)]) for _ in range(2))
-    assert common_bits(address(one), address(other)) == common_bits(one, other)
+    first, second = (str(range_[data.draw(number)]) for _ in range(2))
+    assert common_bits(address(first), address(second)) == common_bits(first, second)
 
 
-def test_all_of_a_network_stay_apart_and_together() -> None:
-    addresses = [str(each) for each in ipaddress.ip_network("203.0.112.0/22")]
-    shown = [address(each) for each in addresses]
-    assert len(set(shown)) == len(addresses)
-    assert len({ipaddress.ip_network(f"{each}/22", strict=False) for each in shown}) == 1
-    assert sum(a != b for a, b in zip(addresses, shown, strict=True)) > 1000
+def test_addresses_of_a_network_stay_distinct_and_in_one_network() -> None:
+    addresses = [str(ip) for ip in ipaddress.ip_network("203.0.112.0/22")]
+    results = [address(text) for text in addresses]
+    assert len(set(results)) == len(addresses)
+    assert len({ipaddress.ip_network(f"{text}/22", strict=False) for text in results}) == 1
+    assert sum(a != b for a, b in zip(addresses, results, strict=True)) > 1000
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def test_all_of_a_network_stay_apart_and_together() -> None:
         *(("fd77::1", 8), ("fe80::1", 64), ("ff02::1", 16)),
     ],
 )
-def test_of_an_address_only_what_it_is_for_can_be_seen(text: str, bits: int) -> None:
-    shown = [address(text, Anonymizer()) for _ in range(40)]
-    assert min(common_bits(text, each) for each in shown) == bits
+def test_only_the_kind_of_an_address_is_visible(text: str, bits: int) -> None:
+    results = [address(text, Anonymizer()) for _ in range(40)]
+    assert min(common_bits(text, result) for result in results) == bits
 
 
-def test_of_a_mac_address_only_group_and_local_can_be_seen() -> None:
+def test_only_group_and_local_bit_of_a_mac_address_are_visible() -> None:
     for text in ("52:54:00:12:34:56", "01:80:c2:00:00:0e"):
         number = int(text.replace(":", ""), 16)
         flipped = 0
@@ -116,48 +116,48 @@ def test_of_a_mac_address_only_group_and_local_can_be_seen() -> None:
 
 
 @given(st.binary(min_size=6, max_size=6), st.binary(min_size=6, max_size=6))
-def test_mac_addresses_are_one_to_one(one: bytes, other: bytes) -> None:
-    a, b = mac(one.hex(":")), mac(other.hex(":"))
-    assert (a == b) == (one == other)
+def test_mac_addresses_are_one_to_one(first: bytes, second: bytes) -> None:
+    a, b = mac(first.hex(":")), mac(second.hex(":"))
+    assert (a == b) == (first == second)
     assert re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", a)
-    assert int(a[:2], 16) & 3 == one[0] & 3
-    assert (a == "ff:ff:ff:ff:ff:ff") == (one == b"\xff" * 6)
+    assert int(a[:2], 16) & 3 == first[0] & 3
+    assert (a == "ff:ff:ff:ff:ff:ff") == (first == b"\xff" * 6)
 
 
 @pytest.mark.parametrize(
     "text", ["10.0.0.01", "FD77::1", "fe80::1%eth0", "db.example", "10.0.0.1 "]
 )
-def test_a_text_in_an_address_s_place_is_another_text(text: str) -> None:
-    shown = address(text)
-    assert shown != text
-    assert shown == address(text)
-    assert re.fullmatch(r"x[0-9a-f]+x*", shown)
+def test_invalid_address_becomes_another_string(text: str) -> None:
+    result = address(text)
+    assert result != text
+    assert result == address(text)
+    assert re.fullmatch(r"x[0-9a-f]+x*", result)
 
 
-def test_identities_keep_their_form_and_their_relations() -> None:
+def test_ids_keep_their_format_and_equality() -> None:
     tid = "192841a0-d9bc-5cbb-b0ae-3826985d479d"
-    one, other = flow(UUID="a622dd62", NodeTID=tid), flow(ParentUUID="a622dd62", CaptureID=tid)
-    assert one["UUID"] == other["ParentUUID"] != "a622dd62"
-    assert re.fullmatch("[1-9a-f][0-9a-f]{0,15}", one["UUID"])
-    assert one["NodeTID"] == other["CaptureID"] != tid
-    assert re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", one["NodeTID"])
-    assert flow(UUID="A622DD62")["UUID"] != one["UUID"]
+    parent, child = flow(UUID="a622dd62", NodeTID=tid), flow(ParentUUID="a622dd62", CaptureID=tid)
+    assert parent["UUID"] == child["ParentUUID"] != "a622dd62"
+    assert re.fullmatch("[1-9a-f][0-9a-f]{0,15}", parent["UUID"])
+    assert parent["NodeTID"] == child["CaptureID"] != tid
+    assert re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", parent["NodeTID"])
+    assert flow(UUID="A622DD62")["UUID"] != parent["UUID"]
     assert flow(UUID="", ParentUUID="") == {"UUID": "", "ParentUUID": ""}
     capture = flow(CaptureID=tid)["CaptureID"]
-    namespace = rewritten({"Namespace": f"flow/{tid}", "Type": "store", "Obj": []})["Namespace"]
+    namespace = anonymized({"Namespace": f"flow/{tid}", "Type": "store", "Obj": []})["Namespace"]
     assert namespace == f"flow/{capture}"
     report = {"Namespace": "stats", "Type": "stats", "Obj": {"CaptureID": tid, "FlowCount": 7}}
-    assert rewritten(report)["Obj"] == {"CaptureID": capture, "FlowCount": 7}
+    assert anonymized(report)["Obj"] == {"CaptureID": capture, "FlowCount": 7}
 
 
 SECRET = "10.11.12.13"
 
 
-def test_no_text_gets_through_that_is_not_known() -> None:
-    texts = {path for path, kind in FIELDS.items() if kind is str}
+def test_unknown_strings_are_removed() -> None:
+    string_paths = {path for path, kind in FIELDS.items() if kind is str}
     full: dict[str, Any] = {"DNS": {"Answers": [SECRET]}, "BPFFilter": SECRET, SECRET: 1}
     full |= {"DHCPv4": {"YourClientIP": SECRET}, "Metric": {SECRET: 1, "ABBytes": SECRET}}
-    for path in texts:
+    for path in string_paths:
         part = full if len(path) == 1 else full.setdefault(path[0], {})
         part[path[-1]] = SECRET
     for message in (
@@ -167,13 +167,13 @@ def test_no_text_gets_through_that_is_not_known() -> None:
         {"Namespace": SECRET, "Type": SECRET, "Status": SECRET, "Obj": {"X": [SECRET]}},
         {"Namespace": [SECRET], "Obj": [SECRET]},
     ):
-        result = anonymous(json.dumps(message).encode(), SECRET)
+        result = anonymize(json.dumps(message).encode(), SECRET)
         assert result is not None
         assert SECRET not in result[0].decode() + result[1]
         assert list(json.loads(result[0])) == [key for key in message if key != "X"]
 
 
-def test_numbers_and_layers_stay() -> None:
+def test_numbers_and_layers_are_kept() -> None:
     fields = {
         "LayersPath": "Ethernet/IPv4/TCP",
         "Application": "TCP",
@@ -187,26 +187,26 @@ def test_numbers_and_layers_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, True, 1, 1.5, "text", [], {}], ids=lambda value: type(value).__name__
+    "value", [None, True, 1, 1.5, "text", [], {}], ids=lambda item: type(item).__name__
 )
-def test_what_is_wrong_stays_wrong_in_the_same_way(wrong: object) -> None:
-    for place in ("Metric", "Network", "UUID", "Start"):
-        assert type(flow(**{place: wrong})[place]) is type(wrong)
-    obj = rewritten({"Namespace": "flow", "Type": "store", "Obj": wrong})["Obj"]
-    assert type(obj) is type(wrong)
+def test_values_of_wrong_type_keep_their_type(value: object) -> None:
+    for field in ("Metric", "Network", "UUID", "Start"):
+        assert type(flow(**{field: value})[field]) is type(value)
+    obj = anonymized({"Namespace": "flow", "Type": "store", "Obj": value})["Obj"]
+    assert type(obj) is type(value)
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"[1]", b'{"a":', b'{"a":' + b"[" * 10**5], ids=len)
-def test_what_cannot_be_read_is_left_out(data: bytes) -> None:
-    assert anonymous(data, "a") is None
+def test_undecodable_message_is_dropped(data: bytes) -> None:
+    assert anonymize(data, "a") is None
 
 
-def test_a_long_text_stays_long_and_an_empty_one_empty() -> None:
+def test_long_strings_stay_long_and_empty_strings_empty() -> None:
     assert len(flow(NodeTID="é" * 1000)["NodeTID"]) == 2000
     assert flow(NodeTID="")["NodeTID"] == ""
 
 
-def test_long_texts_are_not_remembered() -> None:
+def test_long_strings_are_not_cached() -> None:
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -218,12 +218,12 @@ def test_long_texts_are_not_remembered() -> None:
         tracemalloc.stop()
 
 
-def test_every_key_gives_others() -> None:
+def test_each_anonymizer_has_its_own_key() -> None:
     data = json.dumps({"Namespace": "flow", "Obj": [{"Network": {"A": "10.0.0.1"}}]}).encode()
     assert len({Anonymizer()(data, "a") for _ in range(5)}) == 5
 
 
-def test_nothing_of_the_recordings_is_left() -> None:
+def test_no_secret_of_the_recordings_is_left() -> None:
     secret = re.compile(
         rb"\b\d+\.\d+\.\d+\.\d+\b|[0-9a-f]{2}(?::[0-9a-f]{2}){5}|fd77:[0-9a-f:]+|\b[0-9a-f]{14,16}\b"
         rb"|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -231,7 +231,7 @@ def test_nothing_of_the_recordings_is_left() -> None:
     for name in (*ONE, *TWO):
         lines = (RECORDINGS / name).read_bytes().splitlines()
         before = {text for line in lines for text in secret.findall(line)}
-        after = b"".join(result[0] for line in lines if (result := anonymous(line, name)))
-        left = before & set(secret.findall(after))
+        after = b"".join(result[0] for line in lines if (result := anonymize(line, name)))
+        leaked = before & set(secret.findall(after))
         assert len(before) > 500
-        assert left <= {b"ff:ff:ff:ff:ff:ff", b"0.0.0.0", b"255.255.255.255"}
+        assert leaked <= {b"ff:ff:ff:ff:ff:ff", b"0.0.0.0", b"255.255.255.255"}

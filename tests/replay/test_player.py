@@ -29,7 +29,7 @@ def playback():
 
 
 def play(playback, loops):
-    """All messages of the first loops, with the time in seconds at which each is sent."""
+    """Return the messages of the first loops, each with its sending time in seconds."""
     return [
         (sending.due_s, json.loads(sending.data(STARTED_MS)))
         for loop in range(loops)
@@ -42,7 +42,7 @@ def topology(playback):
 
 
 def reports(messages):
-    """Every flow of ``messages``, with the time at which it is sent."""
+    """Return the flows of ``messages``, each with its sending time."""
     return [
         (sent_s, flow)
         for sent_s, message in messages
@@ -53,45 +53,45 @@ def reports(messages):
 
 def labels(flow):
     network, transport = flow["Network"], flow["Transport"]
-    ends = (network["A"], network["B"], transport["A"], transport["B"])
-    return (*ends, transport["Protocol"], flow["NodeTID"])
+    addresses = (network["A"], network["B"], transport["A"], transport["B"])
+    return (*addresses, transport["Protocol"], flow["NodeTID"])
 
 
 def connections(messages):
-    """Per connection, when each of its flows is reported and how much came with it."""
+    """Return the time and the increase of each report, by connection."""
     totals = defaultdict(lambda: dict.fromkeys(COUNTERS, 0))
-    grows = defaultdict(list)
+    increases = defaultdict(list)
     for sent_s, flow in reports(messages):
         if "Network" in flow and "Transport" in flow:
-            known, now = totals[flow["UUID"]], flow["Metric"]
-            delta = sum(now[name] - known[name] for name in COUNTERS)
-            known.update((name, now[name]) for name in COUNTERS)
-            grows[labels(flow)].append((sent_s, delta))
-    return grows
+            previous, current = totals[flow["UUID"]], flow["Metric"]
+            delta = sum(current[name] - previous[name] for name in COUNTERS)
+            previous.update((name, current[name]) for name in COUNTERS)
+            increases[labels(flow)].append((sent_s, delta))
+    return increases
 
 
-def test_what_is_packaged_is_the_recording(playback):
+def test_packaged_recording_is_complete(playback):
     recorded = (RECORDINGS / "one-analyzer.jsonl").read_bytes()
     (packaged,) = playback.recordings
     assert b"".join(message.data + b"\n" for _, message in packaged) == recorded
     assert topology(playback) == json.loads((RECORDINGS / "topology.json").read_bytes())
 
 
-def test_nothing_is_sent_before_it_happened(playback):
+def test_messages_are_sent_after_their_times(playback):
     for sent_s, flow in reports(play(playback, 2)):
         sent_ms = STARTED_MS + sent_s * 1000
         for times in (flow, flow["Metric"], flow["LastUpdateMetric"]):
             assert times["Start"] <= times["Last"] <= sent_ms
 
 
-def test_times_are_the_present(playback):
-    """Seen from when it is sent, no flow lies further back than one loop."""
+def test_times_are_recent(playback):
+    """Every flow is sent at most one loop after its start."""
     for sent_s, flow in reports(play(playback, 3)):
         age_s = (STARTED_MS + sent_s * 1000 - flow["Start"]) / 1000
         assert 0 <= age_s <= DEMO_LOOP_S
 
 
-def test_messages_come_in_order_and_without_long_gaps(playback):
+def test_messages_are_sent_in_order_without_long_gaps(playback):
     sent = [sent_s for sent_s, _ in play(playback, 3)]
     assert sent == sorted(sent)
     assert max(after - before for before, after in itertools.pairwise(sent)) <= 5
@@ -99,7 +99,7 @@ def test_messages_come_in_order_and_without_long_gaps(playback):
     assert max(after - before for before, after in itertools.pairwise(statistics)) <= 6
 
 
-def test_every_loop_has_its_own_flows(playback):
+def test_each_loop_has_its_own_flows(playback):
     loops = [
         {flow["UUID"] for _, flow in reports(play(playback, 1))},
         {flow["UUID"] for _, flow in reports(play(playback, 2))},
@@ -111,7 +111,7 @@ def test_every_loop_has_its_own_flows(playback):
         assert int(uuid, 16) < 2**64
 
 
-def test_a_tunnel_keeps_its_outer_flow(playback):
+def test_tunnel_flow_keeps_its_outer_flow(playback):
     for loop in range(2):
         messages = [
             (0.0, json.loads(sending.data(STARTED_MS))) for sending in playback.schedule(loop)
@@ -122,7 +122,7 @@ def test_a_tunnel_keeps_its_outer_flow(playback):
         assert parents <= flows
 
 
-def test_the_first_report_of_every_flow_says_so(playback):
+def test_first_report_of_each_flow_is_marked_as_first(playback):
     seen = set()
     for _, flow in reports(play(playback, 2)):
         if flow["UUID"] not in seen:
@@ -132,10 +132,10 @@ def test_the_first_report_of_every_flow_says_so(playback):
                 assert flow["LastUpdateMetric"][name] == flow["Metric"][name]
 
 
-def test_what_is_no_time_and_no_uuid_is_as_recorded(playback):
-    """A loop differs from the recording in times and identities alone."""
+def test_other_values_are_sent_as_recorded(playback):
+    """A loop differs from the recording only in times and UUIDs."""
 
-    def plain(message):
+    def without_times_and_ids(message):
         message.pop("UUID")
         for flow in message["Obj"] if message["Type"] == "store" else ():
             for name in ("UUID", "ParentUUID"):
@@ -146,32 +146,34 @@ def test_what_is_no_time_and_no_uuid_is_as_recorded(playback):
 
     for sending in playback.schedule(7):
         recorded = json.loads(sending.message.data)
-        assert plain(json.loads(sending.data(STARTED_MS))) == plain(recorded)
+        assert without_times_and_ids(json.loads(sending.data(STARTED_MS))) == without_times_and_ids(
+            recorded
+        )
 
 
-def test_connections_live_for_ever_and_grow_in_every_minute(playback):
+def test_connections_never_end_and_grow_every_minute(playback):
     """At a scrape interval of 15 s, ``rate(...[1m])`` compares samples 45 s apart."""
     loops = 4
-    for reported in connections(play(playback, loops)).values():
-        assert all(delta >= 0 for _, delta in reported)
-        grown_at = [sent_s for sent_s, delta in reported if delta]
-        gaps = [after - before for before, after in itertools.pairwise(grown_at)]
+    for connection_reports in connections(play(playback, loops)).values():
+        assert all(delta >= 0 for _, delta in connection_reports)
+        increased_s = [sent_s for sent_s, delta in connection_reports if delta]
+        gaps = [after - before for before, after in itertools.pairwise(increased_s)]
         assert max(gaps) < 45
-        assert grown_at[0] < DEMO_LOOP_S
-        assert grown_at[-1] > (loops - 1) * DEMO_LOOP_S - 1
+        assert increased_s[0] < DEMO_LOOP_S
+        assert increased_s[-1] > (loops - 1) * DEMO_LOOP_S - 1
 
 
 @pytest.mark.xdist_group("timing")
-def test_connections_are_bounded_and_grow_within_five_seconds(playback):
+def test_number_of_connections_is_constant_and_some_grow_early(playback):
     assert len(connections(play(playback, 3))) == len(connections(play(playback, 1))) == 831
     early = [
-        [sent_s for sent_s, delta in reported if delta and sent_s < 3]
-        for reported in connections(play(playback, 1)).values()
+        [sent_s for sent_s, delta in connection_reports if delta and sent_s < 3]
+        for connection_reports in connections(play(playback, 1)).values()
     ]
     assert max(map(len, early)) >= 2
 
 
-def test_namespaces(playback):
+def test_messages_are_filtered_by_namespace(playback):
     messages = [message for _, message in play(playback, 1)]
 
     def received(*namespaces):
@@ -186,18 +188,18 @@ def test_namespaces(playback):
     assert {message["Type"] for message in received("stats")} == {"stats"}
     assert {message["Type"] for message in received("flow")} == {"store"}
     assert received("topology") == []
-    everywhere = [flow for message in received("flow") for flow in message["Obj"]]
-    capture = everywhere[-1]["CaptureID"]
-    of_one = received(f"flow/{capture}")
-    assert {message["Namespace"] for message in of_one} == {f"flow/{capture}"}
-    assert [flow for message in of_one for flow in message["Obj"]] == [
-        flow for flow in everywhere if flow["CaptureID"] == capture
+    all_flows = [flow for message in received("flow") for flow in message["Obj"]]
+    capture = all_flows[-1]["CaptureID"]
+    capture_messages = received(f"flow/{capture}")
+    assert {message["Namespace"] for message in capture_messages} == {f"flow/{capture}"}
+    assert [flow for message in capture_messages for flow in message["Obj"]] == [
+        flow for flow in all_flows if flow["CaptureID"] == capture
     ]
     assert received("flow/none") == []
-    assert len(received("flow", f"flow/{capture}")) == len(received("flow")) + len(of_one)
+    assert len(received("flow", f"flow/{capture}")) == len(received("flow")) + len(capture_messages)
 
 
-def test_counters_of_interfaces_grow_by_what_was_recorded_in_every_loop(playback):
+def test_interface_counters_grow_by_recorded_value_in_each_loop(playback):
     nodes = topology(playback)
 
     def metrics(elapsed_s):
@@ -214,7 +216,7 @@ def test_counters_of_interfaces_grow_by_what_was_recorded_in_every_loop(playback
     assert metrics(10**8)["v2"]["RxBytes"] < 2**63
 
 
-# The server.
+# Server
 
 
 @asynccontextmanager
@@ -242,9 +244,9 @@ def subscribe(port, *namespaces, **options):
 
 
 @pytest.mark.xdist_group("timing")
-async def test_a_connection_grows_within_five_seconds_of_the_start():
+async def test_a_flow_grows_within_five_seconds_of_the_start():
     async with demo() as (_, port), asyncio.timeout(5):
-        begin_ms = time.time() * 1000
+        start_ms = time.time() * 1000
         totals = defaultdict(set)
         async with subscribe(port, "flow", "stats") as socket:
             assert socket.response.headers["X-Host-ID"] == "recording.jsonl.gz"
@@ -253,11 +255,11 @@ async def test_a_connection_grows_within_five_seconds_of_the_start():
                 text = await socket.recv()
                 assert isinstance(text, str)
                 for flow in json.loads(text)["Obj"] if '"store"' in text else ():
-                    assert begin_ms - 10_000 < flow["Last"] <= time.time() * 1000
+                    assert start_ms - 10_000 < flow["Last"] <= time.time() * 1000
                     totals[flow["UUID"]].add(flow["Metric"]["ABBytes"])
 
 
-async def test_the_namespace_is_honoured_in_headers_and_in_the_query():
+async def test_namespace_is_read_from_headers_and_query():
     async with demo() as (_, port), asyncio.timeout(5):
         async with subscribe(port, "stats") as socket:
             assert json.loads(await socket.recv())["Namespace"] == "stats"
@@ -266,17 +268,17 @@ async def test_the_namespace_is_honoured_in_headers_and_in_the_query():
             assert json.loads(await socket.recv())["Namespace"] == "stats"
 
 
-async def test_who_joins_later_hears_the_same_loop():
+async def test_later_subscriber_receives_the_current_loop():
     async with demo() as (_, port), asyncio.timeout(5), subscribe(port, "flow") as first:
-        begun = await first.recv()
+        first_message = await first.recv()
         async with subscribe(port, "flow") as second:
-            heard = await second.recv()
-            assert heard != begun
-            while await first.recv() != heard:
+            later_message = await second.recv()
+            assert later_message != first_message
+            while await first.recv() != later_message:
                 pass
 
 
-async def test_it_pings(monkeypatch):
+async def test_server_sends_pings(monkeypatch):
     monkeypatch.setattr("skyfast.replay.player.PING_INTERVAL_S", 0.05)
     pinged = asyncio.Event()
 
@@ -323,9 +325,9 @@ def stats(n, analyzer="a"):
         (stats(1) + stats(2, "b"), "unexpected analyzer b"),
         (stats(1) + b"x\n", "line 2: is not a JSON object"),
     ],
-    ids=["another analyzer", "broken"],
+    ids=["another analyzer", "invalid line"],
 )
-async def test_a_file_that_changes_ends_the_replay_and_is_named(tmp_path, caplog, content, problem):
+async def test_changed_file_stops_the_replay_and_is_logged(tmp_path, caplog, content, problem):
     path = tmp_path / "r.jsonl"
     path.write_bytes(stats(1) + stats(2))
     player = ReplayServer(recording.Playback(recordings=(recording.Recording.load(str(path)),)))
@@ -340,7 +342,7 @@ async def test_a_file_that_changes_ends_the_replay_and_is_named(tmp_path, caplog
     assert caplog.messages == [f"a recording changed during the replay: {path}: {problem}"]
 
 
-async def test_the_end_of_a_replay_is_told_with_what_it_took(tmp_path, caplog):
+async def test_end_of_replay_is_logged_with_its_duration(tmp_path, caplog):
     caplog.set_level(logging.INFO, "skyfast.player")
     path = tmp_path / "r.jsonl"
     path.write_bytes(stats(1) + stats(2) + stats(1002))
@@ -358,7 +360,7 @@ async def test_the_end_of_a_replay_is_told_with_what_it_took(tmp_path, caplog):
     ]
 
 
-async def test_a_fault_of_the_player_is_logged_at_once(monkeypatch, caplog):
+async def test_exception_in_the_player_is_logged_at_once(monkeypatch, caplog):
     monkeypatch.setattr("skyfast.replay.player.for_namespaces", lambda *_: 1 / 0)
     async with demo() as (_, port), asyncio.timeout(5), subscribe(port):
         await logged(caplog, 1)
@@ -374,7 +376,7 @@ def ask(port, body, **headers):
 
 
 @pytest.mark.parametrize("query", [QUERY, QUERY_WITH_NAMES])
-async def test_topology(query):
+async def test_topology_query(query):
     body = json.dumps({"GremlinQuery": query}).encode()
     async with demo() as (_, port):
         async with subscribe(port, "stats") as socket:
@@ -391,7 +393,7 @@ async def test_topology(query):
             await asyncio.to_thread(ask, port, b"\xff[")
     assert all(abs(node["UpdatedAt"] / 1000 - time.time()) < 10 for node in second)
     tids = {node["Metadata"]["TID"] for node in second}
-    assert {V2, VX1} <= tids  # the nodes that the flows name
+    assert {V2, VX1} <= tids  # the nodes of the flows
     received = {
         node["Metadata"]["Name"]: node["Metadata"]["Metric"].get("RxBytes", 0) for node in first
     }

@@ -1,4 +1,4 @@
-"""The recorder: what is in the file, and what happens when it cannot go on."""
+"""The recorder: the contents of its file, and its behaviour on errors."""
 
 import errno
 import gzip
@@ -25,22 +25,24 @@ MESSAGE = b'{"Namespace":"stats","n":%d}'
 
 
 def until(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 5
+    deadline_s = time.monotonic() + 5
     while not condition():
-        assert time.monotonic() < give_up_at
+        assert time.monotonic() < deadline_s
         time.sleep(0.005)
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
-def test_every_message_is_kept(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_message_is_recorded(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     path = tmp_path / name
-    began_ms = time.time_ns() // 1_000_000
+    start_ms = time.time_ns() // 1_000_000
     recorder = Recorder(str(path))
     assert caplog.messages == [f"recording to {path}"]
     buffer = bytearray(MESSAGE % 1)
     recorder.message(memoryview(buffer), "a:8082")
-    buffer[:] = b"x" * len(buffer)  # another message comes where this one was
+    buffer[:] = b"x" * len(buffer)  # the receive buffer is reused for the next message
     recorder.message(MESSAGE % 2, "b:8082")
     recorder.message(b"\xff", "a:8082")
     recorder.stop()
@@ -50,11 +52,11 @@ def test_every_message_is_kept(tmp_path: Path, name: str, caplog: pytest.LogCapt
     assert (loaded.analyzers, loaded.truncated) == (("a:8082", "b:8082"), False)
     messages = [message for _, message in loaded]
     assert [message.data for message in messages] == [MESSAGE % 1, MESSAGE % 2, b"\xff"]
-    assert all(began_ms <= message.at_ms <= time.time_ns() // 1_000_000 for message in messages)
+    assert all(start_ms <= message.at_ms <= time.time_ns() // 1_000_000 for message in messages)
     assert caplog.messages[-1] == f"recorded 3 messages to {path}"
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
@@ -69,17 +71,17 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_an_empty_file_is_removed(tmp_path: Path) -> None:
+def test_empty_file_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl.gz"
     Recorder(str(path)).stop()
     assert not path.exists()
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
-def test_what_is_recorded_can_be_read_while_it_goes_on(
+def test_unfinished_recording_can_be_read(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So it can when the process was killed."""
+    """A recording of a killed process can be read for the same reason."""
     monkeypatch.setattr(record, "FLUSH_INTERVAL_S", 0.02)
     path = tmp_path / name
     recorder = Recorder(str(path))
@@ -87,44 +89,45 @@ def test_what_is_recorded_can_be_read_while_it_goes_on(
     until(lambda: path.stat().st_size > 20)
     assert Recording.load(str(path)).messages == 1
     size = path.stat().st_size
-    time.sleep(0.2)  # ten times over, there is nothing to write
+    time.sleep(0.2)  # ten flush intervals without anything to write
     assert path.stat().st_size == size
     recorder.stop()
 
 
-def test_many_messages_are_packed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_are_compressed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "FLUSH_INTERVAL_S", 0.2)
     path = tmp_path / "r.jsonl.gz"
     recorder = Recorder(str(path))
     recorder.message(MESSAGE % 0, "a")
-    until(lambda: path.stat().st_size > 20)  # what comes now is behind a flush
+    until(lambda: path.stat().st_size > 20)  # the next messages come after a flush
     for n in range(5000):
         recorder.message(MESSAGE % n, "a")
     recorder.stop()
     assert Recording.load(str(path)).messages == 5001
-    assert path.stat().st_size < 5001 * 6  # bytes; four times as many with a flush for each
+    # A flush after each message would need about four times as many bytes.
+    assert path.stat().st_size < 5001 * 6
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
-def test_the_file_has_a_largest_size(
+def test_file_size_is_limited(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(record, "MAX_FILE_BYTES", 100_000)
     path = tmp_path / name
     recorder = Recorder(str(path))
     for _ in range(500):
-        # Does not become smaller when it is packed.
+        # Random data does not compress well.
         recorder.message(b'{"a":"%b"}' % os.urandom(500).hex().encode(), "a")
     until(lambda: "maximum size reached" in caplog.text)
     size = path.stat().st_size
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
-    # It was whole when that was said, with what gzip had held back.
+    # At the time of the log line, the file was complete, including gzip's buffered data.
     assert 90_000 < size == path.stat().st_size < 250_000
     assert 50 < Recording.load(str(path)).messages < 450
 
 
-def test_a_full_disk_ends_recording_and_nothing_else(
+def test_full_disk_only_stops_the_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(record, "FLUSH_INTERVAL_S", 0.02)
@@ -140,39 +143,41 @@ def test_a_full_disk_ends_recording_and_nothing_else(
         os.fstat(full)
 
 
-def test_messages_are_dropped_and_counted_when_the_disk_is_slow(
+def test_slow_disk_drops_and_counts_messages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(record, "MAX_QUEUED_BYTES", 1000)
-    go_on, begun = threading.Event(), threading.Event()
+    resume, started = threading.Event(), threading.Event()
 
     def slow(data: bytes, analyzer: str) -> tuple[bytes, str]:
-        begun.set()
-        assert go_on.wait(5)
+        started.set()
+        assert resume.wait(5)
         return data, analyzer
 
     path = tmp_path / "r.jsonl"
     recorder = Recorder(str(path), message_filter=slow)
-    recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # has the disk for itself
-    assert begun.wait(5)
-    began = time.monotonic()
+    recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # occupies the writer alone
+    assert started.wait(5)
+    start_s = time.monotonic()
     for n in range(100):
         recorder.message(MESSAGE % n, "a")
-    assert time.monotonic() - began < 1
-    go_on.set()
+    assert time.monotonic() - start_s < 1
+    resume.set()
     recorder.stop()
-    kept = Recording.load(str(path)).messages
-    assert 20 < kept < 60
-    assert f"recorded {kept} messages to {path}; {101 - kept} dropped" in caplog.messages[-1]
+    recorded = Recording.load(str(path)).messages
+    assert 20 < recorded < 60
+    assert (
+        f"recorded {recorded} messages to {path}; {101 - recorded} dropped" in caplog.messages[-1]
+    )
     assert sum(f"writing to {path} is too slow" in text for text in caplog.messages) == 1
 
 
-def test_nothing_is_kept_in_memory_when_recording_has_ended(tmp_path: Path) -> None:
-    go_on, message = threading.Event(), os.urandom(1000)
+def test_stopped_recording_keeps_no_messages_in_memory(tmp_path: Path) -> None:
+    resume, message = threading.Event(), os.urandom(1000)
 
     def broken(*_: object) -> None:
-        assert go_on.wait(5)
+        assert resume.wait(5)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     before = sys.getrefcount(message)
@@ -180,21 +185,21 @@ def test_nothing_is_kept_in_memory_when_recording_has_ended(tmp_path: Path) -> N
     for _ in range(10):
         recorder.message(message, "a")
     assert sys.getrefcount(message) == before + 10
-    go_on.set()
+    resume.set()
     until(lambda: sys.getrefcount(message) == before)
     recorder.message(message, "a")
     assert sys.getrefcount(message) == before
     recorder.stop()
 
 
-def test_stopping_does_not_wait_for_ever(
+def test_stop_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(record, "STOP_TIMEOUT_S", 0.05)
-    go_on = threading.Event()
+    resume = threading.Event()
 
     def slow(data: bytes, analyzer: str) -> tuple[bytes, str]:
-        assert go_on.wait(5)
+        assert resume.wait(5)
         return data, analyzer
 
     path = tmp_path / "r.jsonl"
@@ -202,11 +207,11 @@ def test_stopping_does_not_wait_for_ever(
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
     assert caplog.messages[-1] == f"{path} is incomplete: writing took too long"
-    go_on.set()
+    resume.set()
     until(lambda: path.stat().st_size > 0)
 
 
-def test_a_fault_while_rewriting_ends_recording(
+def test_exception_in_message_filter_stops_the_recording(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
@@ -219,7 +224,7 @@ def test_a_fault_while_rewriting_ends_recording(
     assert caplog.messages[-1] == "recording stopped after an unhandled exception"
 
 
-def test_what_cannot_be_rewritten_is_left_out(
+def test_messages_rejected_by_the_filter_are_omitted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -234,7 +239,7 @@ def test_what_cannot_be_rewritten_is_left_out(
     assert caplog.messages[-1].endswith("; 1 unreadable messages omitted")
 
 
-def test_no_thread_is_left(tmp_path: Path) -> None:
+def test_stop_ends_the_thread(tmp_path: Path) -> None:
     recorder = Recorder(str(tmp_path / "r.jsonl.gz"))
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()

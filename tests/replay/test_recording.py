@@ -1,4 +1,4 @@
-"""Files of recorded messages: what a line holds, what is wrong, and when what is sent."""
+"""Recording files: their lines, errors, and the time at which each message is sent."""
 
 import gzip
 import json
@@ -22,21 +22,21 @@ from skyfast.replay.recording import (
 
 BASE_MS = 1_800_000_000_000
 
-AS_THEY_ARE = {
+READABLE = {
     "a message": b'{"Namespace":"flow","Type":"store","Obj":[{"UUID":"a"}]}',
-    "nothing in it": b"{}",
-    "blanks in it": b"{ }",
-    "blanks around its key": b'{ "a" : 1 }',
+    "empty": b"{}",
+    "empty with a space": b"{ }",
+    "spaces around the key": b'{ "a" : 1 }',
     "an escape": rb'{"a":"\u00e9\"}"}',
     "UTF-8": '{"a":"é\u2028"}'.encode(),
 }
-AS_BASE64 = {
-    "no JSON": b"\x00\xff{",
-    "broken": b'{"Namespace":"flow",',
+BASE64 = {
+    "binary": b"\x00\xff{",
+    "truncated": b'{"Namespace":"flow",',
     "a list": b"[1]",
-    "a text": b'"a"',
-    "nothing": b"",
-    "lines": b'{\n"a":1}',
+    "a string": b'"a"',
+    "empty": b"",
+    "a line feed": b'{\n"a":1}',
     "a carriage return": b'{\r"a":1}',
     "bad UTF-8": b'{"a":"\xff"}',
     "half a surrogate pair": rb'{"a":"\ud800"}',
@@ -44,28 +44,28 @@ AS_BASE64 = {
 }
 
 
-@pytest.mark.parametrize("data", [*AS_THEY_ARE.values(), *AS_BASE64.values()])
-def test_a_message_comes_back_byte_for_byte(data: bytes) -> None:
+@pytest.mark.parametrize("data", [*READABLE.values(), *BASE64.values()])
+def test_message_is_restored_byte_for_byte(data: bytes) -> None:
     written = line(data, at_ms=BASE_MS, analyzer='a"\\\n:8082')
     assert b"\n" not in written
     message = parse(written + b"\n")
     assert (message.data, message.at_ms, message.analyzer) == (data, BASE_MS, 'a"\\\n:8082')
-    # Any other tool can read it, too.
+    # Other tools can read the line too.
     assert json.loads(written)["Recorded"]["At"] == BASE_MS
 
 
-@pytest.mark.parametrize("data", AS_THEY_ARE.values(), ids=AS_THEY_ARE)
-def test_what_is_json_stays_readable(data: bytes) -> None:
+@pytest.mark.parametrize("data", READABLE.values(), ids=READABLE)
+def test_json_message_stays_readable(data: bytes) -> None:
     read = json.loads(line(data, at_ms=BASE_MS, analyzer="a"))
     del read["Recorded"]
     assert read == json.loads(data)
 
 
-def test_white_space_around_a_message_is_not_kept() -> None:
+def test_whitespace_around_a_message_is_removed() -> None:
     assert parse(line(b' {"a":1}\n', at_ms=BASE_MS, analyzer="a")).data == b'{"a":1}'
 
 
-def test_a_line_of_others_is_a_message() -> None:
+def test_line_of_another_tool_is_a_message() -> None:
     for data in (b'{"a":1}', b' {"a": 1}\r\n', rb'{"a":"\ud800"}'):
         message = parse(data)
         assert (message.data, message.at_ms, message.analyzer) == (data.strip(), None, "")
@@ -74,44 +74,44 @@ def test_a_line_of_others_is_a_message() -> None:
 FLOW = b'{"UUID":"f1","Last":1800000000000,"Metric":{"ABBytes":1}}'
 
 
-def test_a_flow_gets_a_message_around_it() -> None:
+def test_bare_flow_is_wrapped_in_a_message() -> None:
     for flow in (FLOW, rb'{"NodeTID":"\ud800"}'):
         message = parse(flow + b"\r\n")
         assert message.data == b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % flow
         assert (message.at_ms, message.line) == (None, "flow")
-    # As it came, whatever it was.
+    # A recorded flow without a message stays as it was received.
     assert parse(line(FLOW, at_ms=BASE_MS, analyzer="a")).data == FLOW
 
 
 GOOD = b'{"Namespace":"stats"}\n'
-WRONG = {
+INVALID = {
     "empty": (b"", "{path}: contains no messages"),
     "blank": (b"\n \n", "{path}: contains no messages"),
-    "of something else": (
+    "other JSON objects": (
         b'{"a":1}\n{}\n',
         "{path}: contains no messages and no flows, but 2 other lines",
     ),
-    "no JSON": (GOOD + b"\nhost_id: a\n" + GOOD, "{path}: line 3: is not a JSON object"),
-    "a mark of its order of bytes": (
+    "not JSON": (GOOD + b"\nhost_id: a\n" + GOOD, "{path}: line 3: is not a JSON object"),
+    "a byte order mark": (
         b"\xef\xbb\xbf" + GOOD,
         "{path}: line 1: is not a JSON object",
     ),
     "UTF-16": (GOOD.decode().encode("utf-16-le"), "{path}: line 1: is not a JSON object"),
     "a list": (GOOD + b"[]\n", "{path}: line 2: is not a JSON object"),
-    "one line without an end": (b'{"a"', "{path}: line 1: is not a JSON object"),
-    "broken behind a good head": (
+    "one unfinished line": (b'{"a"', "{path}: line 1: is not a JSON object"),
+    "invalid after a valid head": (
         b'{"Recorded":{"At":1,"Analyzer":"a"},"b\n',
         "{path}: line 1: is not a JSON object",
     ),
-    "no base64": (
+    "invalid base64": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":"abc"}}\n',
         "{path}: line 1: has invalid base64",
     ),
-    "more base64 behind its end": (
+    "base64 after its padding": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":"AA==AA=="}}\n',
         "{path}: line 1: has invalid base64",
     ),
-    "behind base64": (
+    "data after base64": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":""}} 1\n',
         "{path}: line 1: is not a JSON object",
     ),
@@ -127,17 +127,15 @@ WRONG = {
         gzip.compress(GOOD * 9)[:-8] + b"x" * 8,
         "{path}: line 10: is not valid gzip: CRC check failed",
     ),
-    "no gzip": (
+    "invalid gzip header": (
         b"\x1f\x8b" + b"x" * 20,
         "{path}: line 1: is not valid gzip: Unknown compression method",
     ),
 }
 
 
-@pytest.mark.parametrize(("content", "problem"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_told_with_file_and_line(
-    tmp_path: Path, content: bytes, problem: str
-) -> None:
+@pytest.mark.parametrize(("content", "problem"), INVALID.values(), ids=INVALID)
+def test_error_names_file_and_line(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="^" + re.escape(problem.format(path=path))) as raised:
@@ -145,24 +143,24 @@ def test_what_is_wrong_is_told_with_file_and_line(
     assert "\n" not in str(raised.value)
 
 
-def test_what_lines_hold_is_told(tmp_path: Path) -> None:
+def test_summary_counts_kinds_of_lines(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + (FLOW + b"\n") * 2 + b'{"a":1}\n')
-    found = Recording.load(path)
-    assert (found.messages, found.flows, found.others) == (4, 2, 1)
-    assert found.summary() == (
+    loaded = Recording.load(path)
+    assert (loaded.messages, loaded.flows, loaded.others) == (4, 2, 1)
+    assert loaded.summary() == (
         "4 messages of 1 analyzer in 0 s; 2 lines contain a flow without a message; 1 lines contain"
         " neither a message nor a flow"
     )
 
 
-def test_a_line_can_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_length_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "MAX_LINE_BYTES", 30)
     path = write(tmp_path, GOOD + b'{"a":"' + b"x" * 30 + b'"}\n')
     with pytest.raises(ConfigError, match="line 2: is longer than 30 bytes"):
         Recording.load(path)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
     for path, problem in (("none", "No such file"), (".", "is not a regular file")):
         with pytest.raises(ConfigError, match=problem):
             Recording.load(str(tmp_path / path))
@@ -174,10 +172,10 @@ def write(directory: Path, content: bytes, name: str = "r.jsonl") -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_file_that_breaks_off_is_played_as_far_as_it_goes(tmp_path: Path, packed: bool) -> None:
+@pytest.mark.parametrize("compressed", [False, True])
+def test_truncated_file_is_replayed_as_far_as_possible(tmp_path: Path, compressed: bool) -> None:
     content = b"".join(b'{"Namespace":"stats","n":%d}\n' % n for n in range(20_000))
-    if packed:
+    if compressed:
         content = gzip.compress(content)
     loaded = Recording.load(write(tmp_path, content[: len(content) // 2]))
     assert loaded.truncated
@@ -186,21 +184,21 @@ def test_a_file_that_breaks_off_is_played_as_far_as_it_goes(tmp_path: Path, pack
     assert loaded.summary().endswith("; the file is truncated")
 
 
-def test_the_last_line_needs_no_end(tmp_path: Path) -> None:
+def test_last_line_needs_no_line_feed(tmp_path: Path) -> None:
     loaded = Recording.load(write(tmp_path, GOOD + GOOD.strip()))
     assert (loaded.messages, loaded.truncated) == (2, False)
 
 
-def test_files_joined_together_are_one(tmp_path: Path) -> None:
-    one = line(b"{}", at_ms=BASE_MS, analyzer="a") + b"\n"
-    two = line(b"{}", at_ms=BASE_MS + 7, analyzer="b") + b"\n"
-    for content in (one + two, gzip.compress(one) + gzip.compress(two)):
+def test_concatenated_files_are_one_recording(tmp_path: Path) -> None:
+    first = line(b"{}", at_ms=BASE_MS, analyzer="a") + b"\n"
+    second = line(b"{}", at_ms=BASE_MS + 7, analyzer="b") + b"\n"
+    for content in (first + second, gzip.compress(first) + gzip.compress(second)):
         loaded = Recording.load(write(tmp_path, content))
         assert (loaded.analyzers, loaded.messages) == (("a", "b"), 2)
         assert loaded.last_ms - loaded.first_ms == 7
 
 
-def test_memory_is_that_of_a_message(tmp_path: Path) -> None:
+def test_replay_holds_one_message_in_memory(tmp_path: Path) -> None:
     content = b'{"Namespace":"stats","text":"%b"}\n' % (b"x" * 100_000)
     path = write(tmp_path, gzip.compress(content * 300))
     tracemalloc.start()
@@ -213,10 +211,10 @@ def test_memory_is_that_of_a_message(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-# When what is sent
+# Sending times
 
 
-def at(ms: int, name: str = "a", content: bytes = b"{}") -> bytes:
+def message_at(ms: int, name: str = "a", content: bytes = b"{}") -> bytes:
     return line(content, at_ms=BASE_MS + ms, analyzer=name) + b"\n"
 
 
@@ -230,56 +228,58 @@ def due(*paths: str, speed: float = 1) -> list[tuple[int, float]]:
     return [(sending.recording, sending.due_s) for sending in playback.schedule()]
 
 
-def test_recorded_times_are_kept(tmp_path: Path) -> None:
-    path = write(tmp_path, at(0) + at(500) + at(500) + at(60_000))
+def test_recorded_intervals_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path, message_at(0) + message_at(500) + message_at(500) + message_at(60_000))
     assert [s for _, s in due(path)] == [0, 0.5, 0.5, 60]
     assert [s for _, s in due(path, speed=4)] == [0, 0.125, 0.125, 15]
 
 
-def test_a_clock_that_was_set_back_costs_no_time(tmp_path: Path) -> None:
-    path = write(tmp_path, at(10_000) + at(11_000) + at(2_000) + at(3_000))
+def test_clock_set_back_adds_no_wait(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, message_at(10_000) + message_at(11_000) + message_at(2_000) + message_at(3_000)
+    )
     assert [s for _, s in due(path)] == [0, 1, 1, 2]
 
 
-def test_times_of_flows_stand_in_for_times_of_receipt(tmp_path: Path) -> None:
+def test_flow_times_replace_missing_receive_times(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + flow(0, 1000) + GOOD + flow(500) + flow(3000, -9000))
     assert [s for _, s in due(path)] == [0, 0, 0, 0, 2]
 
 
-def test_a_time_far_from_the_others_of_its_message_is_not_believed(tmp_path: Path) -> None:
+def test_outlier_time_in_a_message_is_ignored(tmp_path: Path) -> None:
     path = write(tmp_path, flow(0, 1000, 10**9) + flow(2000, 3000, 10**9))
     assert [s for _, s in due(path)] == [0, 2]
     path = write(tmp_path, flow(-(10**9), 0, 1000) + flow(3000))
     assert [s for _, s in due(path)] == [0, 2]
-    nearly = write(tmp_path, flow(0, 0, MAX_GAP_MS, MAX_GAP_MS + 1))
-    assert Recording.load(nearly).last_ms == BASE_MS + MAX_GAP_MS
+    close_path = write(tmp_path, flow(0, 0, MAX_GAP_MS, MAX_GAP_MS + 1))
+    assert Recording.load(close_path).last_ms == BASE_MS + MAX_GAP_MS
 
 
-def test_of_two_times_far_from_each_other_the_older_is_believed(tmp_path: Path) -> None:
-    """A time that is too late would hold for all messages behind it: they would come at once."""
+def test_earlier_of_two_distant_times_is_used(tmp_path: Path) -> None:
+    """A time that is too late would also apply to all later messages and send them at once."""
     path = write(tmp_path, flow(0, 10**9) + flow(2000) + flow(-(10**9), 5000) + flow(5000))
     assert [s for _, s in due(path)] == [0, 2, 2, 5]
 
 
-def test_recordings_of_one_time_are_played_at_once(tmp_path: Path) -> None:
-    one = write(tmp_path, at(1000) + at(3000), "1")
-    two = write(tmp_path, flow(0) + flow(2000), "2")
-    assert due(one, two) == [(1, 0), (0, 1), (1, 2), (0, 3)]
+def test_recordings_of_the_same_time_are_merged(tmp_path: Path) -> None:
+    first = write(tmp_path, message_at(1000) + message_at(3000), "1")
+    second = write(tmp_path, flow(0) + flow(2000), "2")
+    assert due(first, second) == [(1, 0), (0, 1), (1, 2), (0, 3)]
 
 
-def test_a_long_gap_is_cut_short(tmp_path: Path) -> None:
+def test_long_gap_is_shortened(tmp_path: Path) -> None:
     hour = 3_600_000
-    one = write(tmp_path, at(0), "1")
-    two = write(tmp_path, at(hour) + at(hour + 1000), "2")
+    first = write(tmp_path, message_at(0), "1")
+    second = write(tmp_path, message_at(hour) + message_at(hour + 1000), "2")
     gap_s = MAX_GAP_MS / 1000
-    assert due(one, two) == [(0, 0), (1, gap_s), (1, gap_s + 1)]
+    assert due(first, second) == [(0, 0), (1, gap_s), (1, gap_s + 1)]
 
 
-def test_a_recording_without_any_time_is_played_at_once(tmp_path: Path) -> None:
+def test_recording_without_times_is_sent_at_once(tmp_path: Path) -> None:
     assert [s for _, s in due(write(tmp_path, GOOD * 3))] == [0, 0, 0]
 
 
-def test_times_move_to_the_present_and_nothing_else_changes() -> None:
+def test_shift_times_changes_only_times() -> None:
     data = (
         b'{ "Start" : %d,"Last":0,"Metric":{"Last":%d},'
         b'"TCPMetric":{"ABSynStart":%d,"ABSawStart":%d},'
@@ -290,12 +290,12 @@ def test_times_move_to_the_present_and_nothing_else_changes() -> None:
     ) == (data % (BASE_MS + 7, BASE_MS + 12, BASE_MS + 7, BASE_MS))
 
 
-def test_what_is_of_no_namespace_is_for_everybody() -> None:
+def test_messages_outside_known_namespaces_go_to_all_subscribers() -> None:
     for data in (b"\xff", b"[]", b'{"Namespace":"topology"}', b"{}"):
         assert list(for_namespaces(data, frozenset({"flow"}))) == [data]
 
 
-def test_what_is_wrong_in_a_message_is_for_who_wants_one_capture_too() -> None:
+def test_undecodable_flow_message_goes_to_capture_subscribers() -> None:
     for rest in (b'"Obj":["\xff"]}', b'"Obj":[{"Last":1e999}]}', b'"Obj":[],"x":1e999}'):
         data = b'{"Namespace":"flow",' + rest
         assert list(for_namespaces(data, frozenset({"flow/1", "stats"}))) == [data]
@@ -303,7 +303,7 @@ def test_what_is_wrong_in_a_message_is_for_who_wants_one_capture_too() -> None:
         assert not list(for_namespaces(b'{"Namespace":"flow",' + rest, frozenset({"flow/1"})))
 
 
-def test_flows_of_a_capture_are_for_who_wants_all_too() -> None:
+def test_flows_of_a_capture_also_go_to_flow_subscribers() -> None:
     data = b'{"Namespace":"flow/1","Obj":[]}'
-    for wanted, copies in (("flow", 1), ("flow/1", 1), ("flow/2", 0), ("stats", 0)):
-        assert list(for_namespaces(data, frozenset({wanted}))) == [data] * copies
+    for namespace, copies in (("flow", 1), ("flow/1", 1), ("flow/2", 0), ("stats", 0)):
+        assert list(for_namespaces(data, frozenset({namespace}))) == [data] * copies

@@ -1,4 +1,4 @@
-"""``--replay`` and ``--record`` with the real process: what comes out is what was sent."""
+"""``--replay`` and ``--record`` with the real process: the pages show the recorded flows."""
 
 import asyncio
 import gzip
@@ -21,7 +21,7 @@ from tests.support.process import Skyfast, replay
 
 
 def expected(*names: str) -> dict[str, set[str]]:
-    """Return the page of the flows in these recordings."""
+    """Return the expected page after a replay of the recordings."""
     model = Model(DEFAULT)
     for _, _, _, flows in heapq.merge(*(recorded(name, n) for n, name in enumerate(names))):
         model.message(flows, 0)
@@ -38,42 +38,44 @@ def all_received(messages: int) -> Callable[[Mapping[str, float]], bool]:
 
 
 async def page(skyfast: Skyfast, messages: int) -> dict[str, set[str]]:
-    """Return the page of flows when that many messages have come."""
+    """Wait for ``messages`` messages, and return the page of flows."""
     await skyfast.until(all_received(messages))
     return read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
 
 
-async def test_a_recording_is_played_to_its_end() -> None:
-    # A recording that has ended is no analyzer that fell silent.
-    impatient = {"SKYDIVE_PIPELINE_SUBSCRIBER_SILENCE_TIMEOUT": "0.1"}
-    async with replay(RECORDINGS / ONE[0], **impatient) as skyfast:
+async def test_recording_is_replayed_completely() -> None:
+    # A finished recording is not a silent analyzer.
+    short_timeout = {"SKYDIVE_PIPELINE_SUBSCRIBER_SILENCE_TIMEOUT": "0.1"}
+    async with replay(RECORDINGS / ONE[0], **short_timeout) as skyfast:
         assert await page(skyfast, 50) == expected(*ONE)
         await skyfast.logged("replay finished: 50 messages")
-        await asyncio.sleep(2.2)  # silence is looked for once a second
+        await asyncio.sleep(2.2)  # silence is checked once a second
         metrics = await skyfast.self_metrics()
         assert metrics["skyfast_connections"] == 831
         assert not any(n for series, n in metrics.items() if "skyfast_reconnects_total{" in series)
-    assert any("one-analyzer.jsonl (50 messages of 1 analyzer in 139 s)" in x for x in skyfast.log)
+    assert any(
+        "one-analyzer.jsonl (50 messages of 1 analyzer in 139 s)" in line for line in skyfast.log
+    )
 
 
-async def test_two_recordings_are_two_analyzers(tmp_path: Path) -> None:
+async def test_two_recordings_replay_as_two_analyzers(tmp_path: Path) -> None:
     packed = tmp_path / "b.gz"
     packed.write_bytes(gzip.compress((RECORDINGS / TWO[1]).read_bytes()))
     async with replay(RECORDINGS / TWO[0], packed, "--replay-speed=60") as skyfast:
-        found = await page(skyfast, 37 + 33)
+        replayed = await page(skyfast, 37 + 33)
         metrics = await skyfast.self_metrics()
     assert metrics["skyfast_connections"] == 530
-    # What comes at the same time has no order between two sockets, which RTT would show.
-    wanted = expected(*TWO)
-    assert {name: found[name] for name in (BYTES, PACKETS)} == {
-        name: wanted[name] for name in (BYTES, PACKETS)
+    # Simultaneous messages on two sockets have no defined order, and RTT depends on it.
+    original = expected(*TWO)
+    assert {name: replayed[name] for name in (BYTES, PACKETS)} == {
+        name: original[name] for name in (BYTES, PACKETS)
     }
-    assert len(found[RTT]) == len(wanted[RTT])
+    assert len(replayed[RTT]) == len(original[RTT])
     flows = [n for series, n in metrics.items() if series.startswith("skyfast_flows_total{")]
     assert sorted(flows) == [459, 710]
 
 
-async def test_odd_messages_are_played_as_they_were(tmp_path: Path) -> None:
+async def test_unusual_messages_are_replayed_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "odd.jsonl"
     flow = (
         b'{"UUID":"a","Network":{"A":"10.0.0.1","B":"10.0.0.2"},"Metric":{"ABBytes":7},'
@@ -92,12 +94,12 @@ async def test_odd_messages_are_played_as_they_were(tmp_path: Path) -> None:
         assert metrics["skyfast_connections"] == 1
         errors = [n for series, n in metrics.items() if 'reason="malformed"' in series and n]
         assert errors == [1]
-        found = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
-        assert any(line.endswith(" 7") for line in found[BYTES])
+        series = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
+        assert any(line.endswith(" 7") for line in series[BYTES])
     assert any("of 2 analyzers" in line for line in skyfast.log)
 
 
-async def test_flows_without_messages_are_played() -> None:
+async def test_bare_flows_are_replayed() -> None:
     path = DATA / "flows/bare-flows.jsonl"
     done = run("--check", "--replay", path)
     assert done.returncode == 0
@@ -105,8 +107,8 @@ async def test_flows_without_messages_are_played() -> None:
     async with replay(path) as skyfast:
         metrics = await skyfast.until(all_received(3))
         assert metrics["skyfast_connections"] == 3
-        found = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
-        values = sorted(line.rpartition(" ")[2] for line in found[BYTES])
+        series = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
+        values = sorted(line.rpartition(" ")[2] for line in series[BYTES])
         assert values == ["10"] * 3 + ["20"] * 3
 
 
@@ -120,9 +122,11 @@ def has_network_namespaces() -> bool:
         return False
 
 
-@pytest.mark.skipif(not has_network_namespaces(), reason="network namespaces cannot be made here")
+@pytest.mark.skipif(
+    not has_network_namespaces(), reason="this user cannot create network namespaces"
+)
 @pytest.mark.parametrize("arguments", [["--demo"], ["--replay", RECORDINGS / ONE[0]]])
-def test_a_machine_without_a_loopback_is_told_in_one_line(arguments: list[object]) -> None:
+def test_missing_loopback_is_reported_in_one_line(arguments: list[object]) -> None:
     done = subprocess.run(
         [*NETWORK_NAMESPACE, sys.executable, "-m", "skyfast", *map(str, arguments)],
         env={**os.environ, "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT": "0"},
@@ -138,8 +142,8 @@ def test_a_machine_without_a_loopback_is_told_in_one_line(arguments: list[object
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
-def test_recordings_are_played_where_there_is_ipv6_alone() -> None:
-    """An address that no machine has stands for the one of IPv4."""
+def test_replay_works_with_ipv6_only() -> None:
+    """An unassigned address replaces the IPv4 loopback."""
     code = (
         "import sys; from skyfast import cli; from skyfast.replay import player;"
         "player.LOOPBACKS = ('192.0.2.1', '::1'); sys.exit(cli.main())"
@@ -173,7 +177,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("check", [["--check"], []])
-def test_a_broken_recording_is_told_in_one_line(tmp_path: Path, check: list[str]) -> None:
+def test_invalid_recording_is_reported_in_one_line(tmp_path: Path, check: list[str]) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"Namespace":"stats"}\nhost_id: me\n')
     done = run(*check, "--replay", path)
@@ -181,7 +185,7 @@ def test_a_broken_recording_is_told_in_one_line(tmp_path: Path, check: list[str]
     assert done.stderr == f"skyfast: {path}: line 2: is not a JSON object\n"
 
 
-def test_check_tells_what_recordings_hold() -> None:
+def test_check_summarizes_recordings() -> None:
     done = run("--check", "--replay", *(RECORDINGS / name for name in TWO))
     assert (done.returncode, done.stderr) == (0, "")
     *_, a, b = done.stdout.splitlines()
@@ -189,12 +193,12 @@ def test_check_tells_what_recordings_hold() -> None:
     assert b.endswith("two-analyzers-b.jsonl: 33 messages of 1 analyzer in 120 s.")
 
 
-def numbers(found: Mapping[str, set[str]]) -> dict[str, list[str]]:
-    """Return the sorted numbers of a page, by family: what is left of it without labels."""
-    return {name: sorted(line.rpartition(" ")[2] for line in found[name]) for name in found}
+def numbers(page: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """Return the sorted values of a page by family, without labels."""
+    return {name: sorted(line.rpartition(" ")[2] for line in page[name]) for name in page}
 
 
-async def test_what_was_recorded_gives_the_same_page(tmp_path: Path) -> None:
+async def test_replayed_recording_gives_the_same_page(tmp_path: Path) -> None:
     path = tmp_path / "bug.jsonl"
     async with replay(RECORDINGS / ONE[0], f"--record={path}") as skyfast:
         first = await page(skyfast, 50)
@@ -203,7 +207,7 @@ async def test_what_was_recorded_gives_the_same_page(tmp_path: Path) -> None:
         assert await page(skyfast, 50) == first == expected(*ONE)
 
 
-async def test_what_was_recorded_with_pseudonyms_gives_the_same_totals(tmp_path: Path) -> None:
+async def test_anonymized_recording_gives_the_same_totals(tmp_path: Path) -> None:
     path = tmp_path / "bug.jsonl.gz"
     recordings = [RECORDINGS / name for name in TWO]
     async with replay(*recordings, f"--record={path}", "--record-anonymous") as skyfast:
@@ -221,7 +225,7 @@ async def test_what_was_recorded_with_pseudonyms_gives_the_same_totals(tmp_path:
     assert any("of 2 analyzers" in line for line in skyfast.log)
 
 
-def test_a_recording_overwrites_nothing(tmp_path: Path) -> None:
+def test_record_does_not_overwrite_a_file(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("precious")
     done = run("--demo", f"--record={path}")

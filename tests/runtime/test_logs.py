@@ -1,4 +1,4 @@
-"""What a log line looks like, and what cannot get into one."""
+"""The format of log lines, escaping, and the log limit."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ JSON = Logging(level="INFO", format="json")
 
 
 @pytest.fixture(autouse=True)
-def _undo() -> Iterator[None]:
+def _restore_logging() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("skyfast")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     hooks = sys.excepthook, threading.excepthook
@@ -32,7 +32,7 @@ def _undo() -> Iterator[None]:
     ours.setLevel(levels[1])
 
 
-def test_a_line_has_the_time_in_utc_the_level_and_the_module(
+def test_text_line_has_utc_time_level_and_logger(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     logs.set_up(INFO)
@@ -43,14 +43,14 @@ def test_a_line_has_the_time_in_utc_the_level_and_the_module(
     )
 
 
-def test_what_a_stranger_sent_cannot_forge_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_message_text_cannot_forge_a_line(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(INFO)
     logging.getLogger("skyfast.web").warning("got %s", "a\nINFO b\r\x1b[31mred\x7f\x9bc\té")
     (line,) = capfd.readouterr().err.splitlines()
     assert line.endswith(r"got a\x0aINFO b\x0d\x1b[31mred\x7f\x9bc\x09é")
 
 
-def test_a_traceback_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
+def test_traceback_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(INFO)
     try:
         raise ValueError("boom")
@@ -63,13 +63,13 @@ def test_a_traceback_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def journal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have standard error be the stream of the journal."""
+    """Make standard error the journal's stream."""
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
 
 
 @pytest.mark.usefixtures("journal")
-def test_the_journal_gets_priorities_and_no_time(capfd: pytest.CaptureFixture[str]) -> None:
+def test_journal_lines_have_priority_and_no_time(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(Logging(level="DEBUG", format="text"))
     log = logging.getLogger("skyfast.web")
     for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
@@ -84,25 +84,25 @@ def test_the_journal_gets_priorities_and_no_time(capfd: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("journal")
-def test_each_line_of_a_traceback_has_the_priority(capfd: pytest.CaptureFixture[str]) -> None:
+def test_each_traceback_line_has_a_priority(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(INFO)
-    raised("a\n<0>b")
-    record, begin, *others = capfd.readouterr().err.splitlines()
+    log_exception("a\n<0>b")
+    record, first_line, *others = capfd.readouterr().err.splitlines()
     assert record == "<3>ERROR skyfast.x: failed"
-    assert begin == "<3>Traceback (most recent call last):"
+    assert first_line == "<3>Traceback (most recent call last):"
     assert len(others) >= 3
     assert all(line.startswith("<3>  ") for line in others)
 
 
 @pytest.mark.usefixtures("journal")
-def test_json_is_json_in_the_journal_too(capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_have_no_priority_in_the_journal(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(JSON)
     logging.getLogger("skyfast.web").warning("x")
     assert json.loads(capfd.readouterr().err)["level"] == "WARNING"
 
 
 @pytest.mark.parametrize("stream", [None, "", "1:2", "x"])
-def test_another_stream_than_the_journals_has_times(
+def test_lines_have_time_outside_the_journal(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stream: str | None
 ) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
@@ -114,7 +114,7 @@ def test_another_stream_than_the_journals_has_times(
 
 
 @pytest.mark.parametrize("arguments", [["--chekc"], ["/no/such/file.yml"]])
-def test_what_is_wrong_at_the_start_has_a_priority_too(arguments: list[str]) -> None:
+def test_startup_error_has_a_priority(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     status = os.fstat(writing)
     with os.fdopen(reading) as written:
@@ -131,19 +131,19 @@ def test_what_is_wrong_at_the_start_has_a_priority_too(arguments: list[str]) -> 
     assert line.startswith("<3>skyfast: ")
 
 
-def raised(text: str) -> None:
+def log_exception(text: str) -> None:
     try:
         raise ValueError(text)
     except ValueError:
         logging.getLogger("skyfast.x").exception("failed")
 
 
-def test_what_an_exception_quotes_cannot_forge_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_exception_text_cannot_forge_a_line(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(INFO)
-    raised("a\n2026-01-01T00:00:00.000Z INFO skyfast.app: stopped\r\x1b[31mred")
-    record, begin, *others = capfd.readouterr().err.split("\n")[:-1]
+    log_exception("a\n2026-01-01T00:00:00.000Z INFO skyfast.app: stopped\r\x1b[31mred")
+    record, first_line, *others = capfd.readouterr().err.split("\n")[:-1]
     assert record.endswith(" ERROR skyfast.x: failed")
-    assert begin == "Traceback (most recent call last):"
+    assert first_line == "Traceback (most recent call last):"
     assert others
     assert all(line.startswith("  ") for line in others)
     assert others[-1].endswith(r" skyfast.app: stopped\x0d\x1b[31mred")
@@ -151,11 +151,11 @@ def test_what_an_exception_quotes_cannot_forge_a_line(capfd: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("configured", [INFO, JSON], ids=["text", "json"])
 @pytest.mark.parametrize("text", ["line\n" * 10_000, "x" * 1_000_000], ids=["lines", "length"])
-def test_an_exception_is_no_flood(
+def test_exception_output_is_limited(
     capfd: pytest.CaptureFixture[str], configured: Logging, text: str
 ) -> None:
     logs.set_up(configured)
-    raised(text)
+    log_exception(text)
     written = capfd.readouterr().err
     assert "failed" in written
     assert "raise ValueError" in written
@@ -163,24 +163,22 @@ def test_an_exception_is_no_flood(
 
 
 @pytest.mark.parametrize("excess", [0, 1, 2, 5000])
-def test_of_a_long_traceback_the_first_and_the_last_lines_are_written(
+def test_long_traceback_keeps_first_and_last_lines(
     capfd: pytest.CaptureFixture[str], excess: int
 ) -> None:
     logs.set_up(JSON)
     quoted = [f"line {n}" for n in range(logs.MAX_TRACEBACK_LINES + excess)]
     error = ValueError("\n".join(quoted))
     logging.getLogger("skyfast.x").error("failed", exc_info=error)
-    every = ["ValueError: line 0", *quoted[1:]]
+    all_lines = ["ValueError: line 0", *quoted[1:]]
     half = logs.MAX_TRACEBACK_LINES // 2
-    left_out = [f"... {excess} lines omitted ..."] if excess else []
+    omitted = [f"... {excess} lines omitted ..."] if excess else []
     written = json.loads(capfd.readouterr().err)["exception"].split("\n")
-    assert written == [*every[:half], *left_out, *every[-half:]]
+    assert written == [*all_lines[:half], *omitted, *all_lines[-half:]]
 
 
 @pytest.mark.parametrize("excess", [0, 1])
-def test_of_a_long_line_of_a_traceback_the_beginning_is_written(
-    capfd: pytest.CaptureFixture[str], excess: int
-) -> None:
+def test_long_traceback_line_is_cut(capfd: pytest.CaptureFixture[str], excess: int) -> None:
     logs.set_up(JSON)
     line = "ValueError: " + "x" * (logs.MAX_TRACEBACK_LINE - len("ValueError: "))
     error = ValueError(line.removeprefix("ValueError: ") + "y" * excess)
@@ -188,11 +186,11 @@ def test_of_a_long_line_of_a_traceback_the_beginning_is_written(
     assert json.loads(capfd.readouterr().err)["exception"] == line + "..." * excess
 
 
-def test_a_json_record_is_an_object_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_record_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(JSON)
     text = 'a\nb\r\x00\x1b[31m\x9b\u2028\u202e"\\é\ud800\U0001f600'
     logging.getLogger("skyfast.web").warning("got %s", text)
-    raised(text)
+    log_exception(text)
     written = capfd.readouterr().err
     assert written.isascii()
     assert not any(ord(char) < 0x20 or ord(char) == 0x7F for char in written if char != "\n")
@@ -213,7 +211,7 @@ from skyfast.runtime import logs
 from skyfast.config.loader import Logging
 logs.set_up(Logging(level="INFO", format="json"))
 warnings.warn("a\\nb")
-for target in (lambda: 1 / 0, lambda: sys.exit(1)):  # the latter is no fault
+for target in (lambda: 1 / 0, lambda: sys.exit(1)):  # SystemExit in a thread is not an error
     thread = threading.Thread(target=target)
     thread.start()
     thread.join()
@@ -221,7 +219,7 @@ for target in (lambda: 1 / 0, lambda: sys.exit(1)):  # the latter is no fault
 """
 
 
-def test_what_python_itself_says_is_a_record_too() -> None:
+def test_warnings_and_unhandled_exceptions_are_logged() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=20, check=False
     )
@@ -234,7 +232,7 @@ def test_what_python_itself_says_is_a_record_too() -> None:
     assert "KeyError" in last["exception"]
 
 
-def test_the_format_can_be_changed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_format_and_level_can_be_changed(capfd: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("skyfast.x")
     logs.set_up(INFO)
     log.info("one")
@@ -249,7 +247,7 @@ def test_the_format_can_be_changed(capfd: pytest.CaptureFixture[str]) -> None:
     assert four.endswith(" ERROR skyfast.x: four")
 
 
-def test_the_level_is_ours_alone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_level_applies_to_skyfast_only(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(Logging(level="DEBUG", format="text"))
     logging.getLogger("skyfast.x").debug("ours")
     logging.getLogger("websockets.client").debug("theirs")
@@ -258,7 +256,7 @@ def test_the_level_is_ours_alone(capfd: pytest.CaptureFixture[str]) -> None:
     assert [line.rpartition(": ")[2] for line in lines] == ["ours", "warned"]
 
 
-def test_notes_are_written_at_their_level(capfd: pytest.CaptureFixture[str]) -> None:
+def test_notes_are_logged_at_their_level(capfd: pytest.CaptureFixture[str]) -> None:
     logs.set_up(INFO)
     logs.write_notes([Note(level=logging.DEBUG, text="low"), Note(level=30, text="100 % high")])
     (line,) = capfd.readouterr().err.splitlines()
@@ -277,12 +275,12 @@ def test_notes_are_written_at_their_level(capfd: pytest.CaptureFixture[str]) -> 
         ("x" * (MAX_SHOWN + 1), "x" * MAX_SHOWN + "..."),
     ],
 )
-def test_what_is_logged_is_printable_and_bounded(text: object, shown: str) -> None:
+def test_printable_escapes_and_truncates(text: object, shown: str) -> None:
     assert printable(text) == shown
 
 
 class Limited:
-    """A limit whose clock stands, and what it lets through."""
+    """A log limit with a manual clock, and the lines that it logs."""
 
     LOG = logging.getLogger("skyfast.limited")
 
@@ -312,7 +310,7 @@ def limited(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -
     return Limited(caplog, monkeypatch)
 
 
-def test_a_line_is_logged_when_its_time_has_come(limited: Limited) -> None:
+def test_cause_is_logged_once_per_interval(limited: Limited) -> None:
     assert limited.warn("a") == "it happened"
     assert limited.warn("a") is None
     limited.now_s += LOG_INTERVAL_S - 1
@@ -327,7 +325,7 @@ def test_a_line_is_logged_when_its_time_has_come(limited: Limited) -> None:
     assert limited.warn("a") == "it happened"
 
 
-def test_the_interval_can_be_another(
+def test_interval_can_be_set(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited = Limited(caplog, monkeypatch, interval_s=5.0)
@@ -338,7 +336,7 @@ def test_the_interval_can_be_another(
     assert limited.warn("a") == "it happened (1 more suppressed)"
 
 
-def test_a_reset_allows_every_cause_and_forgets_no_count(limited: Limited) -> None:
+def test_reset_allows_every_cause_and_keeps_counts(limited: Limited) -> None:
     for cause in ("a", "a", "b"):
         limited.warn(cause)
     limited.limit.reset()
@@ -347,38 +345,40 @@ def test_a_reset_allows_every_cause_and_forgets_no_count(limited: Limited) -> No
     assert limited.warn("a") is None
 
 
-def test_a_limited_line_has_its_level(limited: Limited, caplog: pytest.LogCaptureFixture) -> None:
+def test_limited_line_has_level_and_logger(
+    limited: Limited, caplog: pytest.LogCaptureFixture
+) -> None:
     for level in (logging.INFO, logging.WARNING, logging.ERROR):
         limited.limit.log(limited.LOG, level, level, "it happened")
     levels = [(record.levelno, record.name) for record in caplog.records]
     assert levels == [(level, "skyfast.limited") for level in (20, 30, 40)]
 
 
-def test_a_limited_line_is_made_of_a_format_if_it_has_arguments(limited: Limited) -> None:
+def test_limited_line_is_formatted_if_it_has_arguments(limited: Limited) -> None:
     limited.limit.warn(limited.LOG, 1, "%s had %d, 100 %% of it", "it", 7)
     assert limited.line() == "it had 7, 100 % of it"
     limited.limit.warn(limited.LOG, 2, "100 % of %s")
     assert limited.line() == "100 % of %s"
 
 
-def test_what_is_costly_is_made_for_lines_that_are_logged(limited: Limited) -> None:
-    made: list[str] = []
+def test_callable_arguments_are_only_called_for_logged_lines(limited: Limited) -> None:
+    calls: list[str] = []
 
     def text() -> str:
-        made.append("text")
+        calls.append("text")
         return "100 %s"
 
     def error() -> tuple[type[ValueError], ValueError, None]:
-        made.append("error")
+        calls.append("error")
         return ValueError, ValueError("x"), None
 
     for _ in range(3):
         limited.limit.log(limited.LOG, logging.ERROR, "a", "it is %s", text, exc_info=error)
-    assert made == ["text", "error"]
+    assert calls == ["text", "error"]
     assert limited.line() == "it is 100 %s"
 
 
-def test_the_exception_of_a_limited_line_is_logged(
+def test_exception_of_limited_line_is_logged(
     limited: Limited, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = ValueError("x")
@@ -389,7 +389,7 @@ def test_the_exception_of_a_limited_line_is_logged(
     assert record.exc_info == (ValueError, error, None)
 
 
-def test_a_log_limit_forgets_what_was_logged_longest_ago(limited: Limited) -> None:
+def test_log_limit_forgets_oldest_causes(limited: Limited) -> None:
     assert limited.warn("first")
     for cause in range(MAX_CAUSES - 1):
         assert limited.warn(cause)

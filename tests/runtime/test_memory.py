@@ -1,4 +1,4 @@
-"""The C library's settings: that they are taken, and that they do what they are for."""
+"""The settings of the C library's allocator are accepted and effective."""
 
 import platform
 import subprocess
@@ -30,5 +30,5 @@ def faults(mode: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_what_is_freed_is_not_faulted_in_again() -> None:
+def test_freed_memory_is_reused_without_page_faults() -> None:
     assert faults("kept") < faults("given back") / 10

@@ -1,4 +1,4 @@
-"""What a service manager is told, by a real process and over a real datagram socket."""
+"""Notifications to a service manager, over a real datagram socket."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ WATCHDOG_S = 0.4
 
 
 class Listener:
-    """A service manager's end of the socket."""
+    """The service manager's end of the socket."""
 
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -28,7 +28,7 @@ class Listener:
         self.environ = {"NOTIFY_SOCKET": address}
 
     async def next(self, timeout_s: float = WAIT_S) -> dict[str, str]:
-        """Return the assignments of the next message that is no sign of life alone."""
+        """Return the assignments of the next message, without watchdog messages."""
         while (message := await self.message(timeout_s)) == {"WATCHDOG": "1"}:
             pass
         return message
@@ -39,7 +39,7 @@ class Listener:
         return dict(line.split("=", 1) for line in data.decode().split("\n"))
 
     def waiting(self) -> list[bytes]:
-        """Return, and take, the messages that have come."""
+        """Receive and return all waiting messages."""
         messages = []
         try:
             while True:
@@ -56,16 +56,16 @@ def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Listene
     listener.socket.close()
 
 
-async def answers(skyfast: Skyfast) -> bool:
+async def is_healthy(skyfast: Skyfast) -> bool:
     return b"healthy" in await skyfast.get("/-/healthy")
 
 
-async def test_start_reloads_and_stop_are_told(tmp_path: Path, listener: Listener) -> None:
+async def test_start_reloads_and_stop_are_notified(tmp_path: Path, listener: Listener) -> None:
     config = write_config(tmp_path)
     async with running(config, quiet=False, **listener.environ) as skyfast:
         ready = await listener.next()
         assert ready == {"READY": "1", "STATUS": f"serving {skyfast.url}/metrics"}
-        assert await answers(skyfast)
+        assert await is_healthy(skyfast)
 
         before_us = time.monotonic_ns() // 1000
         skyfast.process.send_signal(signal.SIGHUP)
@@ -80,84 +80,84 @@ async def test_start_reloads_and_stop_are_told(tmp_path: Path, listener: Listene
         failed = await listener.next()
         assert failed["READY"] == "1"
         assert failed["STATUS"].startswith(f"{ready['STATUS']}; not reloaded: ")
-        assert await answers(skyfast)
+        assert await is_healthy(skyfast)
 
         skyfast.process.terminate()
         assert await listener.next() == {"STOPPING": "1", "STATUS": "stopping"}
 
 
-async def test_nothing_is_ready_whose_page_cannot_be_served(
-    tmp_path: Path, listener: Listener
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = write_config(tmp_path, port=taken.getsockname()[1])
+async def test_no_ready_message_if_the_port_is_in_use(tmp_path: Path, listener: Listener) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        config = write_config(tmp_path, port=occupied.getsockname()[1])
         with pytest.raises(AssertionError):
             async with running(config, quiet=False, **listener.environ):
                 pass
     assert not [data for data in listener.waiting() if b"READY" in data]
 
 
-async def test_a_loop_that_hangs_gives_no_sign_of_life(tmp_path: Path, listener: Listener) -> None:
+async def test_hanging_process_sends_no_watchdog_message(
+    tmp_path: Path, listener: Listener
+) -> None:
     watchdog = {"WATCHDOG_USEC": str(round(WATCHDOG_S * 1e6))}
     async with running(
         write_config(tmp_path), quiet=False, **listener.environ, **watchdog
     ) as skyfast:
         assert "READY" in await listener.message()
-        began = time.monotonic()
+        start_s = time.monotonic()
         for _ in range(6):
             assert await listener.message(WATCHDOG_S) == {"WATCHDOG": "1"}
-        assert time.monotonic() - began < 6 * WATCHDOG_S  # twice in each interval
+        assert time.monotonic() - start_s < 6 * WATCHDOG_S  # twice in each interval
 
         skyfast.process.send_signal(signal.SIGSTOP)
         listener.waiting()
         await asyncio.sleep(2 * WATCHDOG_S)
-        assert len(listener.waiting()) <= 1  # one that was on its way
+        assert len(listener.waiting()) <= 1  # a message that was already sent
         skyfast.process.send_signal(signal.SIGCONT)
         assert await listener.message() == {"WATCHDOG": "1"}
 
 
-async def test_a_callback_that_does_not_return_stops_the_signs_of_life(listener: Listener) -> None:
+async def test_blocked_event_loop_sends_no_watchdog_message(listener: Listener) -> None:
     manager = Notifier({**listener.environ, "WATCHDOG_USEC": "50000"})
     task = asyncio.create_task(manager.watchdog())
     assert await listener.message() == {"WATCHDOG": "1"}
     listener.waiting()
-    time.sleep(0.2)  # noqa: ASYNC251 - the loop is held up on purpose
+    time.sleep(0.2)  # noqa: ASYNC251 - blocks the loop on purpose
     assert listener.waiting() == []
     assert await listener.message() == {"WATCHDOG": "1"}
     task.cancel()
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "variables",
     [
         {},
         {"WATCHDOG_USEC": ""},
         {"WATCHDOG_USEC": "0"},
         {"WATCHDOG_USEC": "soon"},
         {"WATCHDOG_USEC": "-1"},
-        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},  # another process is meant
+        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},  # the PID of another process
     ],
 )
-async def test_no_sign_of_life_that_nobody_asks_for(
-    asked: dict[str, str], listener: Listener
+async def test_no_watchdog_message_without_valid_variables(
+    variables: dict[str, str], listener: Listener
 ) -> None:
-    manager = Notifier({**listener.environ, **asked})
+    manager = Notifier({**listener.environ, **variables})
     await asyncio.wait_for(manager.watchdog(), WAIT_S)
     assert listener.waiting() == []
 
 
-async def test_a_watchdog_of_this_very_process(listener: Listener) -> None:
-    asked = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
-    task = asyncio.create_task(Notifier({**listener.environ, **asked}).watchdog())
+async def test_watchdog_with_own_pid(listener: Listener) -> None:
+    variables = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
+    task = asyncio.create_task(Notifier({**listener.environ, **variables}).watchdog())
     assert await listener.message() == {"WATCHDOG": "1"}
     task.cancel()
 
 
-async def test_nothing_happens_without_the_variables(
+async def test_nothing_is_sent_without_notify_socket(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: object) -> None:
-        raise AssertionError("a socket was made")
+        raise AssertionError("a socket was created")
 
     manager = Notifier({"WATCHDOG_USEC": "1000"})
     monkeypatch.setattr(socket, "socket", refused)
@@ -169,7 +169,7 @@ async def test_nothing_happens_without_the_variables(
     assert not caplog.records
 
 
-def test_no_reload_makes_ready_what_is_not(listener: Listener) -> None:
+def test_reload_before_start_or_after_stop_is_not_notified(listener: Listener) -> None:
     manager = Notifier(listener.environ)
     manager.reloading()
     manager.reloaded(None)
@@ -182,13 +182,13 @@ def test_no_reload_makes_ready_what_is_not(listener: Listener) -> None:
     assert listener.waiting() == []
 
 
-def test_a_status_is_one_line(listener: Listener) -> None:
+def test_status_is_escaped_to_one_line(listener: Listener) -> None:
     manager = Notifier(listener.environ)
     manager.ready("serving\nMAINPID=1")
     assert listener.waiting() == [b"READY=1\nSTATUS=serving\\nMAINPID=1"]
 
 
-def test_a_manager_that_is_gone_is_logged_once(
+def test_missing_service_manager_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
@@ -198,9 +198,7 @@ def test_a_manager_that_is_gone_is_logged_once(
     assert "READY=1" in record.getMessage()
 
 
-def test_a_manager_that_does_not_read_holds_nobody_up(
-    listener: Listener, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unread_socket_does_not_block(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
     manager = Notifier(listener.environ)
     for _ in range(5000):
         manager.ready("serving")
@@ -209,7 +207,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up(
     assert "cannot send" in caplog.text
 
 
-def test_a_socket_of_another_kind_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_unsupported_socket_type_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     Notifier({"NOTIFY_SOCKET": "vsock:2:1234"}).ready("serving")
     assert [record.getMessage() for record in caplog.records] == [
         "NOTIFY_SOCKET is not a path: vsock:2:1234"

@@ -1,4 +1,4 @@
-"""Who an analyzer is, and how we prove to it who we are."""
+"""Name resolution, credentials, login and TLS of a connection to an analyzer."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from skyfast.skydive.tls import client_context
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault
 from tests.support.certificates import Authority
 
-NOBODY = Credentials(username="", password="")
+NO_CREDENTIALS = Credentials(username="", password="")
 USER = Credentials(username="prom", password="hunter2")
 
 
@@ -38,10 +38,10 @@ def authentication(
     return Authentication(endpoint=parse_url(url), credentials=credentials, cookies=cookies or {})
 
 
-# Where it listens ----------------------------------------------------------------------------
+# Name resolution -----------------------------------------------------------------------------
 
 
-async def test_a_name_is_resolved_to_each_of_its_addresses_once(
+async def test_resolve_returns_each_address_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def addresses(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
@@ -54,15 +54,13 @@ async def test_a_name_is_resolved_to_each_of_its_addresses_once(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-async def test_an_address_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+async def test_ip_address_is_not_resolved(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.delattr(socket, "getaddrinfo")
     assert await auth.resolve(address, 8082) == [address]
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(-2, "unknown"), UnicodeError("label too long")])
-async def test_what_the_resolver_raises_is_raised(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+async def test_resolver_error_is_raised(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -71,7 +69,7 @@ async def test_what_the_resolver_raises_is_raised(
         await auth.resolve("analyzer.test", 8082)
 
 
-async def test_a_name_server_that_does_not_answer_is_given_up(
+async def test_resolve_times_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answered = threading.Event()
@@ -84,79 +82,79 @@ async def test_a_name_server_that_does_not_answer_is_given_up(
         answered.set()
 
 
-# What is sent --------------------------------------------------------------------------------
+# Request headers -----------------------------------------------------------------------------
 
 
-def test_without_credentials_nothing_is_sent() -> None:
-    assert authentication("ws://a:1/", credentials=NOBODY).headers() == []
+def test_no_headers_without_credentials() -> None:
+    assert authentication("ws://a:1/", credentials=NO_CREDENTIALS).headers() == []
 
 
-def test_basic_is_encoded_as_utf_8() -> None:
+def test_basic_auth_is_encoded_as_utf_8() -> None:
     user = Credentials(username="prom", password="pä:ß")
     (header,) = authentication("ws://a:1/", credentials=user).headers()
     assert header == ("Authorization", "Basic cHJvbTpww6Q6w58=")
 
 
-def test_cookies_are_one_header_beside_basic() -> None:
+def test_cookies_share_one_header_beside_basic_auth() -> None:
     headers = authentication("ws://a:1/", cookies={"a": "1", "b": "2"}).headers()
     assert ("Cookie", "a=1; b=2") in headers
     assert [name for name, _ in headers].count("Authorization") == 1
 
 
-# Logging in ----------------------------------------------------------------------------------
+# Login ---------------------------------------------------------------------------------------
 
 
-async def test_the_login_cookie_replaces_basic(analyzer: FakeAnalyzer) -> None:
-    proof = authentication(analyzer.url, cookies={"proxy": "p"})
-    assert await proof.reauthenticate(proof.headers())
-    assert proof.headers() == [("Cookie", "proxy=p; authtoken=token1==")]
-    assert proof.problem == ""
+async def test_login_cookie_replaces_basic_auth(analyzer: FakeAnalyzer) -> None:
+    auth_state = authentication(analyzer.url, cookies={"proxy": "p"})
+    assert await auth_state.reauthenticate(auth_state.headers())
+    assert auth_state.headers() == [("Cookie", "proxy=p; authtoken=token1==")]
+    assert auth_state.problem == ""
     (request,) = analyzer.logins
     assert request.get("Authorization") is None
     assert request.cookies == {"proxy": "p"}
     assert request.get("Content-Type") == "application/x-www-form-urlencoded"
 
 
-async def test_the_login_replaces_a_configured_token(analyzer: FakeAnalyzer) -> None:
-    proof = authentication(analyzer.url, cookies={"authtoken": "configured"})
-    assert await proof.reauthenticate(proof.headers())
-    assert proof.headers() == [("Cookie", "authtoken=token1==")]
+async def test_login_cookie_replaces_configured_token(analyzer: FakeAnalyzer) -> None:
+    auth_state = authentication(analyzer.url, cookies={"authtoken": "configured"})
+    assert await auth_state.reauthenticate(auth_state.headers())
+    assert auth_state.headers() == [("Cookie", "authtoken=token1==")]
 
 
-async def test_a_refused_cookie_makes_a_new_login(analyzer: FakeAnalyzer) -> None:
-    proof = authentication(analyzer.url)
+async def test_rejected_cookie_triggers_new_login(analyzer: FakeAnalyzer) -> None:
+    auth_state = authentication(analyzer.url)
     for number in (1, 2, 3):
-        assert await proof.reauthenticate(proof.headers())
-        assert proof.headers() == [("Cookie", f"authtoken=token{number}==")]
+        assert await auth_state.reauthenticate(auth_state.headers())
+        assert auth_state.headers() == [("Cookie", f"authtoken=token{number}==")]
 
 
-async def test_requests_refused_together_share_one_login(analyzer: FakeAnalyzer) -> None:
-    proof = authentication(analyzer.url)
-    refused = proof.headers()
-    assert all(await asyncio.gather(*(proof.reauthenticate(refused) for _ in range(3))))
+async def test_concurrent_rejections_share_one_login(analyzer: FakeAnalyzer) -> None:
+    auth_state = authentication(analyzer.url)
+    rejected = auth_state.headers()
+    assert all(await asyncio.gather(*(auth_state.reauthenticate(rejected) for _ in range(3))))
     assert len(analyzer.logins) == 1
 
 
-async def test_the_credentials_of_the_url_log_in(analyzer: FakeAnalyzer) -> None:
+async def test_url_credentials_take_precedence_at_login(analyzer: FakeAnalyzer) -> None:
     url = analyzer.url.replace("ws://", "ws://prom:hunter2@")
-    proof = authentication(url, credentials=Credentials(username="cluster", password="x"))
-    assert await proof.reauthenticate(proof.headers())
+    auth_state = authentication(url, credentials=Credentials(username="cluster", password="x"))
+    assert await auth_state.reauthenticate(auth_state.headers())
 
 
-async def test_without_a_user_name_nobody_logs_in(analyzer: FakeAnalyzer) -> None:
-    proof = authentication(analyzer.url, credentials=NOBODY)
-    assert not await proof.reauthenticate(proof.headers())
-    assert proof.problem == "no username is configured"
+async def test_no_login_without_username(analyzer: FakeAnalyzer) -> None:
+    auth_state = authentication(analyzer.url, credentials=NO_CREDENTIALS)
+    assert not await auth_state.reauthenticate(auth_state.headers())
+    assert auth_state.problem == "no username is configured"
     assert not analyzer.connections
 
 
-async def test_a_login_keeps_to_the_prefix(analyzer: FakeAnalyzer) -> None:
+async def test_login_uses_url_prefix(analyzer: FakeAnalyzer) -> None:
     analyzer.prefix = "/skydive"
-    proof = authentication(analyzer.url)
-    assert await proof.reauthenticate(proof.headers())
+    auth_state = authentication(analyzer.url)
+    assert await auth_state.reauthenticate(auth_state.headers())
     analyzer.login = Answer(status=404)
-    assert not await proof.reauthenticate(proof.headers())
-    assert proof.problem.startswith("POST /skydive/login returned HTTP 404")
+    assert not await auth_state.reauthenticate(auth_state.headers())
+    assert auth_state.problem.startswith("POST /skydive/login returned HTTP 404")
     assert {*analyzer.paths} == {"/skydive/login"}
 
 
@@ -174,68 +172,68 @@ async def test_a_login_keeps_to_the_prefix(analyzer: FakeAnalyzer) -> None:
     ],
     ids=str,
 )
-async def test_a_failed_login_says_why_and_leaves_basic(
+async def test_failed_login_reports_problem_and_restores_basic_auth(
     analyzer: FakeAnalyzer,
     monkeypatch: pytest.MonkeyPatch,
     answer: Answer | Fault,
     problem: str,
 ) -> None:
     monkeypatch.setattr(auth, "LOGIN_TIMEOUT_S", 0.2)
-    proof = authentication(analyzer.url)
-    basic = proof.headers()
-    assert await proof.reauthenticate(basic)
+    auth_state = authentication(analyzer.url)
+    basic = auth_state.headers()
+    assert await auth_state.reauthenticate(basic)
     analyzer.login = answer
-    assert not await proof.reauthenticate(proof.headers())
-    assert problem in proof.problem
-    assert proof.problem.isprintable()
-    assert "hunter2" not in proof.problem
-    assert proof.headers() == basic
-    # And the next one can succeed again.
+    assert not await auth_state.reauthenticate(auth_state.headers())
+    assert problem in auth_state.problem
+    assert auth_state.problem.isprintable()
+    assert "hunter2" not in auth_state.problem
+    assert auth_state.headers() == basic
+    # The next login can succeed again.
     analyzer.login = None
-    assert await proof.reauthenticate(basic)
+    assert await auth_state.reauthenticate(basic)
 
 
-async def test_an_analyzer_that_does_not_listen_is_no_exception(analyzer: FakeAnalyzer) -> None:
+async def test_login_to_stopped_analyzer_does_not_raise(analyzer: FakeAnalyzer) -> None:
     await analyzer.stop()
-    proof = authentication(analyzer.url)
-    assert not await proof.reauthenticate(proof.headers())
-    assert "POST /login: " in proof.problem
+    auth_state = authentication(analyzer.url)
+    assert not await auth_state.reauthenticate(auth_state.headers())
+    assert "POST /login: " in auth_state.problem
 
 
-async def test_a_login_finds_its_analyzer_by_name(
+async def test_login_resolves_host_name(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proof = authentication(f"ws://analyzer.test:{analyzer.port}/ws/subscriber/flow")
-    found = [(0, 0, 0, "", (analyzer.address, analyzer.port))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert await proof.reauthenticate(proof.headers())
+    auth_state = authentication(f"ws://analyzer.test:{analyzer.port}/ws/subscriber/flow")
+    addresses = [(0, 0, 0, "", (analyzer.address, analyzer.port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+    assert await auth_state.reauthenticate(auth_state.headers())
     assert analyzer.logins[0].get("Host") == f"analyzer.test:{analyzer.port}"
 
 
-async def test_a_redirected_login_gives_the_password_to_nobody(analyzer: FakeAnalyzer) -> None:
+async def test_login_does_not_follow_redirects(analyzer: FakeAnalyzer) -> None:
     async with FakeAnalyzer(username="prom", password="hunter2") as elsewhere:
         target = (("Location", f"{elsewhere.http_url}/login"),)
         analyzer.login = Answer(status=307, headers=target)
-        proof = authentication(analyzer.url)
-        assert not await proof.reauthenticate(proof.headers())
+        auth_state = authentication(analyzer.url)
+        assert not await auth_state.reauthenticate(auth_state.headers())
         assert not elsewhere.connections
 
 
-async def test_a_login_is_encrypted_where_the_subscription_is(tmp_path: Path) -> None:
+async def test_login_uses_tls_of_the_subscription(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     tls = TLS(client_cert="", client_key="", ca_cert=authority.certificate)
     async with FakeAnalyzer(
         ssl=authority.server_context("analyzers.test"), username="prom", password="hunter2"
     ) as analyzer:
         url = f"dns+wss://analyzers.test:{analyzer.port}/ws/subscriber/flow"
-        proof = Authentication(
+        auth_state = Authentication(
             endpoint=parse_url(url).at(analyzer.address),
             credentials=USER,
             cookies={},
             ssl=client_context(tls),
         )
-        assert await proof.reauthenticate(proof.headers())
-        # Certificates are checked here too.
+        assert await auth_state.reauthenticate(auth_state.headers())
+        # The login checks certificates too.
         untrusted = Authentication(
             endpoint=parse_url(analyzer.url),
             credentials=USER,
@@ -247,7 +245,7 @@ async def test_a_login_is_encrypted_where_the_subscription_is(tmp_path: Path) ->
         assert len(analyzer.logins) == 1
 
 
-def test_the_http_client_is_imported_only_when_it_is_needed() -> None:
+def test_http_client_is_imported_lazily() -> None:
     code = "import sys, skyfast.skydive.subscription; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
 
@@ -255,13 +253,13 @@ def test_the_http_client_is_imported_only_when_it_is_needed() -> None:
 # TLS -----------------------------------------------------------------------------------------
 
 
-def test_without_a_ca_certificate_the_system_is_trusted() -> None:
+def test_server_certificate_is_verified_without_ca_cert() -> None:
     context = client_context(TLS(client_cert="", client_key="", ca_cert=""))
     assert context.check_hostname
     assert context.verify_mode.name == "CERT_REQUIRED"
 
 
-def test_an_encrypted_key_is_an_error_and_asks_nobody(tmp_path: Path) -> None:
+def test_encrypted_key_is_an_error_without_a_prompt(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     client = authority.issue("client", password=b"secret")
     tls = TLS(client_cert=client.certificate, client_key=client.key, ca_cert="")

@@ -12,10 +12,10 @@ from skyfast.stats import CAPTURE_SKIPS, CaptureStats
 from tests.support.paths import RECORDINGS
 
 PERIOD_S = 10
-"""How often an agent reports on each of its capture points."""
+"""Interval between an agent's reports about one capture point."""
 
 
-def captures(naming="compatible"):
+def make_captures(naming="compatible"):
     return Captures(naming=naming, stats=CaptureStats())
 
 
@@ -34,9 +34,9 @@ def samples(page):
     }
 
 
-def test_a_report():
-    some = captures()
-    some.message(
+def test_page_of_one_report():
+    captures = make_captures()
+    captures.message(
         report(
             FlowCount=3,
             FlowDropped=4,
@@ -47,7 +47,7 @@ def test_a_report():
         100.0,
     )
     assert (
-        some.page(100.0).decode()
+        captures.page(100.0).decode()
         == """\
 # HELP skydive_capture_packets_received Packets received since the capture started, at the \
 capture point with the most: average of the last ten readings.
@@ -75,92 +75,94 @@ skydive_capture_reports{capture_id="c-1"} 1
     )
 
 
-def test_amounts_are_added_up():
-    some = captures()
+def test_drop_counters_are_summed():
+    captures = make_captures()
     for turn in range(3):
-        some.message(report(FlowDropped=2, KernelFlowDropped=5), turn * PERIOD_S)
-    found = samples(some.page(2 * PERIOD_S))
-    assert found["flows_dropped", "c-1"] == 6
-    assert found["kernel_flows_dropped", "c-1"] == 15
-    assert found["reports", "c-1"] == 3
+        captures.message(report(FlowDropped=2, KernelFlowDropped=5), turn * PERIOD_S)
+    values = samples(captures.page(2 * PERIOD_S))
+    assert values["flows_dropped", "c-1"] == 6
+    assert values["kernel_flows_dropped", "c-1"] == 15
+    assert values["reports", "c-1"] == 3
 
 
-def test_gauges_follow_within_two_reports():
-    some = captures()
+def test_gauges_show_maximum_of_last_two_reports():
+    captures = make_captures()
     flows = [5, 9, 7, 3, 3, 1, 1, 1]
     for turn, count in enumerate(flows):
         now = turn * PERIOD_S
-        some.message(report(FlowCount=count, PacketsReceived=count * 10), now)
-        found = samples(some.page(now))
-        assert found["flows", "c-1"] == max(flows[max(turn - 1, 0) : turn + 1])
-        assert found["flows", "c-1"] == found["packets_received", "c-1"]
+        captures.message(report(FlowCount=count, PacketsReceived=count * 10), now)
+        values = samples(captures.page(now))
+        assert values["flows", "c-1"] == max(flows[max(turn - 1, 0) : turn + 1])
+        assert values["flows", "c-1"] == values["packets_received", "c-1"]
 
 
-def test_gauges_follow_while_the_clock_is_held_and_captures_stay():
-    some = captures()
-    some.message(report(FlowCount=900, FlowDropped=1), 100.0, 100.0)
+def test_held_clock_keeps_captures_and_updates_gauges():
+    captures = make_captures()
+    captures.message(report(FlowCount=900, FlowDropped=1), 100.0, 100.0)
     for running in (110.0, 120.0, 130.0):
-        some.message(report(FlowCount=5, FlowDropped=1), 100.0, running)
-    some.expire(100.0)
-    found = samples(some.page(100.0))
-    assert found["flows", "c-1"] == 5
-    assert found["flows_dropped", "c-1"] == 4
+        captures.message(report(FlowCount=5, FlowDropped=1), 100.0, running)
+    captures.expire(100.0)
+    values = samples(captures.page(100.0))
+    assert values["flows", "c-1"] == 5
+    assert values["flows_dropped", "c-1"] == 4
 
 
 @pytest.mark.parametrize("points", [2, 7, 100])
-def test_points_of_one_capture_do_not_make_the_gauges_flap(points):
-    """Each point is one of those shown all the time, at whatever time of the period it reports."""
-    some = captures()
+def test_gauges_are_stable_with_several_capture_points(points):
+    """The gauges show the maximum over all points, at whatever time each point reports."""
+    captures = make_captures()
     for turn in range(8):
         for point in range(points):
             now = turn * PERIOD_S + point * PERIOD_S / points + (turn % 3) * 0.2
             counts = {"FlowCount": point, "PacketsReceived": 10 * (points - point)}
-            some.message(report(**counts), now)
+            captures.message(report(**counts), now)
             if turn:
-                found = samples(some.page(now))
-                assert found["flows", "c-1"] == points - 1
-                assert found["packets_received", "c-1"] == points
-    assert found["reports", "c-1"] == 8 * points
+                values = samples(captures.page(now))
+                assert values["flows", "c-1"] == points - 1
+                assert values["packets_received", "c-1"] == points
+    assert values["reports", "c-1"] == 8 * points
 
 
-def test_an_agent_that_starts_over():
-    """Its totals begin at zero; what was counted here goes on."""
-    some = captures()
-    some.message(report(PacketsReceived=1000, FlowDropped=1), 0)
+def test_agent_restart_resets_totals_but_not_counters():
+    """The agent's totals restart at zero; the exported counters continue."""
+    captures = make_captures()
+    captures.message(report(PacketsReceived=1000, FlowDropped=1), 0)
     for turn in range(1, 4):
-        some.message(report(PacketsReceived=50 * turn, FlowDropped=1), turn * PERIOD_S)
-    found = samples(some.page(30))
-    assert found["packets_received", "c-1"] == 15
-    assert found["flows_dropped", "c-1"] == 4
+        captures.message(report(PacketsReceived=50 * turn, FlowDropped=1), turn * PERIOD_S)
+    values = samples(captures.page(30))
+    assert values["packets_received", "c-1"] == 15
+    assert values["flows_dropped", "c-1"] == 4
 
 
-def test_after_a_gap_nothing_old_is_shown():
-    some = captures()
-    some.message(report(FlowCount=9), 0)
-    some.message(report(FlowCount=2), SLOTS * SLOT_S)
-    assert samples(some.page(SLOTS * SLOT_S))["flows", "c-1"] == 2
+def test_old_readings_are_dropped_after_a_gap():
+    captures = make_captures()
+    captures.message(report(FlowCount=9), 0)
+    captures.message(report(FlowCount=2), SLOTS * SLOT_S)
+    assert samples(captures.page(SLOTS * SLOT_S))["flows", "c-1"] == 2
 
 
-def test_a_capture_leaves():
-    some = captures()
-    some.message(report("gone", FlowDropped=7), 0)
-    some.message(report("stays"), 10)
-    assert {capture for _, capture in samples(some.page(SILENCE_S - 0.1))} == {"gone", "stays"}
-    assert {capture for _, capture in samples(some.page(SILENCE_S))} == {"stays"}
-    some.expire(SILENCE_S)
-    assert some._stats.captures == 1
-    some.message(report("gone", FlowDropped=1), SILENCE_S)
-    assert samples(some.page(SILENCE_S))["flows_dropped", "gone"] == 1
-    some.expire(3 * SILENCE_S)
-    assert some.page(3 * SILENCE_S) == b""
-    assert some._stats.captures == 0
+def test_silent_capture_expires():
+    captures = make_captures()
+    captures.message(report("gone", FlowDropped=7), 0)
+    captures.message(report("stays"), 10)
+    assert {capture for _, capture in samples(captures.page(SILENCE_S - 0.1))} == {"gone", "stays"}
+    assert {capture for _, capture in samples(captures.page(SILENCE_S))} == {"stays"}
+    captures.expire(SILENCE_S)
+    assert captures._stats.captures == 1
+    captures.message(report("gone", FlowDropped=1), SILENCE_S)
+    assert samples(captures.page(SILENCE_S))["flows_dropped", "gone"] == 1
+    captures.expire(3 * SILENCE_S)
+    assert captures.page(3 * SILENCE_S) == b""
+    assert captures._stats.captures == 0
 
 
-def test_captures_come_in_the_order_of_their_ids():
-    some = captures()
+def test_captures_are_sorted_by_id():
+    captures = make_captures()
     for capture_id in "bca":
-        some.message(report(capture_id), 0)
-    assert [capture for name, capture in samples(some.page(0)) if name == "flows"] == list("abc")
+        captures.message(report(capture_id), 0)
+    assert [capture for name, capture in samples(captures.page(0)) if name == "flows"] == list(
+        "abc"
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,48 +192,48 @@ def test_captures_come_in_the_order_of_their_ids():
         (b'{"CaptureID":"c-1","FlowDropped":1' + b"0" * 100_000 + b"}", "out_of_range"),
     ],
 )
-def test_a_report_that_cannot_be_used(raw, reason):
-    some = captures()
+def test_bad_report_is_skipped_and_counted(raw, reason):
+    captures = make_captures()
     for data in (raw, msgspec.Raw(raw)):
-        some.message(data, 0)
-    assert some._stats.skipped == {**dict.fromkeys(CAPTURE_SKIPS, 0), reason: 2}
-    assert some.page(0) == b""
+        captures.message(data, 0)
+    assert captures._stats.skipped == {**dict.fromkeys(CAPTURE_SKIPS, 0), reason: 2}
+    assert captures.page(0) == b""
 
 
-def test_limits_that_are_reached():
-    some = captures()
+def test_counters_saturate_at_int64_max():
+    captures = make_captures()
     for _ in range(3):
-        some.message(report("x" * 1024, FlowDropped=2**62, PacketsReceived=2**62), 0)
-    page = some.page(0)
+        captures.message(report("x" * 1024, FlowDropped=2**62, PacketsReceived=2**62), 0)
+    page = captures.page(0)
     assert b"} 9223372036854775807\n" in page
     assert b"} 461168601842738790.4\n" in page
 
 
-def test_so_many_captures_and_no_more():
-    some = captures()
+def test_number_of_captures_is_limited():
+    captures = make_captures()
     for number in range(MAX_CAPTURES + 2):
-        some.message(report(f"c-{number:04}"), 0)
-    assert some._stats.captures == MAX_CAPTURES
-    assert some._stats.skipped["too_many"] == 2
-    some.message(report("c-0000", FlowDropped=1), 1)
-    assert samples(some.page(1))["flows_dropped", "c-0000"] == 1
-    some.expire(SILENCE_S)
-    some.message(report("new"), SILENCE_S)
-    assert ("flows", "new") in samples(some.page(SILENCE_S))
+        captures.message(report(f"c-{number:04}"), 0)
+    assert captures._stats.captures == MAX_CAPTURES
+    assert captures._stats.skipped["too_many"] == 2
+    captures.message(report("c-0000", FlowDropped=1), 1)
+    assert samples(captures.page(1))["flows_dropped", "c-0000"] == 1
+    captures.expire(SILENCE_S)
+    captures.message(report("new"), SILENCE_S)
+    assert ("flows", "new") in samples(captures.page(SILENCE_S))
 
 
-def test_the_text_of_an_id_is_escaped():
-    some = captures()
-    some.message(report('a\\b"c\nd'), 0)
-    assert ("flows", 'a\\b"c\nd') in samples(some.page(0))
+def test_capture_id_is_escaped():
+    captures = make_captures()
+    captures.message(report('a\\b"c\nd'), 0)
+    assert ("flows", 'a\\b"c\nd') in samples(captures.page(0))
 
 
-def test_standard_names_are_openmetrics():
-    some = captures("standard")
-    some.message(report(FlowCount=1, PacketsReceived=15), 0)
+def test_standard_naming_is_valid_openmetrics():
+    captures = make_captures("standard")
+    captures.message(report(FlowCount=1, PacketsReceived=15), 0)
     families = {
         family.name: family
-        for family in openmetrics_families(some.page(0, openmetrics=True).decode() + "# EOF\n")
+        for family in openmetrics_families(captures.page(0, openmetrics=True).decode() + "# EOF\n")
     }
     counters = {name for name, family in families.items() if family.type == "counter"}
     assert counters == {
@@ -241,11 +243,11 @@ def test_standard_names_are_openmetrics():
         f"{name}_total" for name in counters
     }
     assert families["skydive_capture_packets_received"].samples[0].value == 1.5
-    assert b"# TYPE skydive_capture_reports_total counter\n" in some.page(0)
+    assert b"# TYPE skydive_capture_reports_total counter\n" in captures.page(0)
 
 
-def test_a_page_while_captures_come_and_go():
-    some = captures()
+def test_page_is_consistent_while_captures_change():
+    captures = make_captures()
     stop = threading.Event()
 
     def report_and_expire():
@@ -253,33 +255,33 @@ def test_a_page_while_captures_come_and_go():
         while not stop.is_set():
             turn += 1
             for number in range(50):
-                some.message(report(f"c-{turn}-{number}"), turn)
-            some.expire(turn + SILENCE_S)
+                captures.message(report(f"c-{turn}-{number}"), turn)
+            captures.expire(turn + SILENCE_S)
 
     thread = threading.Thread(target=report_and_expire)
     thread.start()
     try:
         for _ in range(200):
-            found = samples(some.page(0))
-            ids = {capture for _, capture in found}
-            assert len(found) == 6 * len(ids)
+            values = samples(captures.page(0))
+            ids = {capture for _, capture in values}
+            assert len(values) == 6 * len(ids)
     finally:
         stop.set()
         thread.join()
 
 
-def test_what_a_real_agent_reported():
-    """At rest a report holds ten times the total, which is what shows how it is made."""
-    some = captures()
+def test_recorded_reports_of_a_real_agent():
+    """On an idle interface a report has ten times the total: it adds ten readings."""
+    captures = make_captures()
     for line in (RECORDINGS / "one-analyzer.jsonl").read_bytes().splitlines():
         message = msgspec.json.decode(line)
         if message["Namespace"] == "stats":
-            some.message(msgspec.json.encode(message["Obj"]), 0)
-    found = samples(some.page(0))
+            captures.message(msgspec.json.encode(message["Obj"]), 0)
+    values = samples(captures.page(0))
     capture = "c3bcbbb0-de8b-4008-a6ff-5cc5f8778acd"
-    assert found["packets_received", capture] == 16159
-    assert found["flows", capture] == 428
-    assert found["reports", capture] == 9
-    assert found["packets_received", "0040279d-de57-4c5c-b0a6-59557485e385"] == 5594.3
-    assert len({capture for _, capture in found}) == 4
-    assert sum(some._stats.skipped.values()) == 0
+    assert values["packets_received", capture] == 16159
+    assert values["flows", capture] == 428
+    assert values["reports", capture] == 9
+    assert values["packets_received", "0040279d-de57-4c5c-b0a6-59557485e385"] == 5594.3
+    assert len({capture for _, capture in values}) == 4
+    assert sum(captures._stats.skipped.values()) == 0

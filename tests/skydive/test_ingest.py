@@ -1,4 +1,4 @@
-"""Messages, good and bad, into a real table: what each costs, and what it must not cost."""
+"""Good and bad messages against a real table: what is dropped, and what must not be."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from tests.support.sink import Sink
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_FLOWS.values(), ids=BAD_FLOWS)
-def test_a_bad_flow_costs_itself_alone(bad: dict[str, Any] | bytes, reason: str) -> None:
+def test_bad_flow_is_skipped_alone(bad: dict[str, Any] | bytes, reason: str) -> None:
     sink = Sink()
     sink.take(message(flow("1"), bad, flow("2", NodeTID="other")))
     assert (sink.table.flows, sink.table.connections) == (2, 2)
@@ -22,15 +22,17 @@ def test_a_bad_flow_costs_itself_alone(bad: dict[str, Any] | bytes, reason: str)
     assert sink.analyzer.flows == 3
 
 
-def test_an_unused_field_may_hold_anything() -> None:
+def test_unused_field_may_have_any_value() -> None:
     sink = Sink()
-    evil = json.dumps(flow())[:-1].encode() + b',"Link":"\xff","TCPMetric":[1e999],"Evil":{"a":[]}}'
-    sink.take(message(evil))
+    data = (
+        json.dumps(flow())[:-1].encode() + b',"Link":"\xff","TCPMetric":[1e999],"Extra":{"a":[]}}'
+    )
+    sink.take(message(data))
     assert (sink.table.flows, sink.skipped) == (1, {})
 
 
 @pytest.mark.parametrize(("data", "reason"), BAD_MESSAGES.values(), ids=BAD_MESSAGES)
-def test_a_bad_message_is_dropped_whole_and_counted(data: bytes, reason: str) -> None:
+def test_bad_message_is_dropped_and_counted(data: bytes, reason: str) -> None:
     sink = Sink()
     sink.take(data)
     assert sink.errors == {reason: 1}
@@ -39,7 +41,7 @@ def test_a_bad_message_is_dropped_whole_and_counted(data: bytes, reason: str) ->
     assert sink.table.flows == 1
 
 
-def test_a_bad_message_is_logged_once_a_minute(
+def test_bad_message_is_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 0.0
@@ -75,23 +77,23 @@ def test_a_bad_message_is_logged_once_a_minute(
         (b"{}", ("other", "other")),
     ],
 )
-def test_messages_are_counted_by_bounded_kinds(data: bytes, kind: tuple[str, str]) -> None:
+def test_messages_are_counted_by_kind(data: bytes, kind: tuple[str, str]) -> None:
     sink = Sink()
     sink.take(data)
     assert {k: n for k, n in sink.analyzer.messages.items() if n} == {kind: 1}
     assert (sink.errors, sink.analyzer.flows, sink.skipped) == ({}, 0, {})
 
 
-def test_the_order_of_keys_does_not_matter() -> None:
+def test_key_order_does_not_matter() -> None:
     sink = Sink()
     sink.take(b'{"Obj":[%b],"Type":"store","Namespace":"flow"}' % json.dumps(flow()).encode())
     assert sink.table.flows == 1
 
 
-def test_a_message_is_decoded_again_from_where_the_last_update_is_needed() -> None:
+def test_message_is_decoded_again_from_first_unknown_flow() -> None:
     sink = Sink()
     sink.take(message(flow("1")))
-    # The second flow belongs to the connection of the first, and is not in its first report.
+    # The second flow is new to the table and belongs to the first flow's connection.
     sink.take(
         message(
             flow("1", Last=2001, Metric=METRIC | {"ABBytes": 101}),
@@ -106,22 +108,22 @@ def test_a_message_is_decoded_again_from_where_the_last_update_is_needed() -> No
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "bad_fields",
     [
         {"LastUpdateMetric": {"Start": "x"}},
         {"Start": "x", "LastUpdateMetric": {"Start": 1}},
         {"LastUpdateMetric": {"Start": 2, "Last": 3, "ABBytes": "y"}},
     ],
 )
-def test_a_value_that_only_the_fuller_struct_finds_wrong(wrong: dict[str, Any]) -> None:
+def test_bad_value_of_full_report_is_skipped(bad_fields: dict[str, Any]) -> None:
     sink = Sink()
     sink.take(message(flow("1")))
-    sink.take(message(flow("0", NodeTID="a"), later("2", 1500), flow("3") | wrong, flow("4")))
+    sink.take(message(flow("0", NodeTID="a"), later("2", 1500), flow("3") | bad_fields, flow("4")))
     assert (sink.skipped, sum(sink.values_skipped.values())) == ({}, 1)
     assert sink.table.flows == 5
 
 
-def test_numbers_of_the_last_update_are_checked_where_they_are_used() -> None:
+def test_last_update_counters_are_checked_when_used() -> None:
     sink = Sink()
     sink.take(message(flow("1")))
     update = {"ABBytes": -7, "Start": 1501, "Last": 2000}
@@ -132,22 +134,24 @@ def test_numbers_of_the_last_update_are_checked_where_they_are_used() -> None:
 
 
 @pytest.mark.parametrize("excluded", ["internal", "ingress", "egress", "other"])
-def test_flows_of_an_excluded_tag_are_dropped(excluded: str) -> None:
+def test_flows_with_excluded_tag_are_dropped(excluded: str) -> None:
     sink = Sink(cluster_net_masks=["10.0.0.0/8", "fd00::/8"], excluded_tags=[excluded])
-    ends = {
+    addresses = {
         "internal": ("10.0.0.1", "fd00::1"),
         "egress": ("10.0.0.1", "8.8.8.8"),
         "ingress": ("2001:db8::1", "10.1.2.3"),
         "other": ("8.8.8.8", "9.9.9.9"),
     }
-    sink.take(message(*(flow(name, Network={"A": a, "B": b}) for name, (a, b) in ends.items())))
+    sink.take(
+        message(*(flow(name, Network={"A": a, "B": b}) for name, (a, b) in addresses.items()))
+    )
     assert sink.skipped == {"excluded": 1}
     assert sink.table.flows == 3
-    a, b = ends[excluded]
+    a, b = addresses[excluded]
     assert f'initiator_ip="{a}",target_ip="{b}"' not in sink.page()
 
 
-def test_excluded_flows_are_counted_once_when_a_message_is_decoded_again() -> None:
+def test_excluded_flows_of_message_decoded_twice_are_counted_once() -> None:
     sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["egress"])
     sink.take(message(flow("1")))
     outside = flow("e", Network={"A": "10.0.0.1", "B": "8.8.8.8"})
@@ -156,27 +160,27 @@ def test_excluded_flows_are_counted_once_when_a_message_is_decoded_again() -> No
     assert sink.table.flows == 3
 
 
-def test_a_flow_without_addresses_is_no_matter_of_its_tag() -> None:
+def test_flow_without_addresses_has_no_tag() -> None:
     sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["other"])
     sink.take(message(flow("1", Network=None), flow("2", Network={"A": "x", "B": "10.0.0.1"})))
     assert sink.skipped == {"no_network": 1, "excluded": 1}
 
 
 @pytest.mark.parametrize("address", ["::ffff:10.0.0.1", "10.0.0.1"])
-def test_an_ipv4_address_in_ipv6_form_is_that_address(address: str) -> None:
+def test_ipv4_mapped_address_is_tagged_as_ipv4(address: str) -> None:
     sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["internal"])
     sink.take(message(flow(Network={"A": address, "B": "10.0.0.2"})))
     assert sink.skipped == {"excluded": 1}
 
 
 @pytest.mark.parametrize("address", ["", "fe80::1%eth0", "10.0.0.256", "x"])
-def test_what_is_no_address_is_other(address: str) -> None:
+def test_invalid_address_is_tagged_other(address: str) -> None:
     sink = Sink(cluster_net_masks=["0.0.0.0/0", "::/0"], excluded_tags=["other"])
     sink.take(message(flow(Network={"A": address, "B": "10.0.0.2"})))
     assert sink.skipped == {"excluded": 1}
 
 
-def test_statistics_go_on_to_the_captures() -> None:
+def test_statistics_reach_the_captures() -> None:
     sink = Sink()
     report = {"CaptureID": "c1", "FlowCount": 3}
     for obj in (report, [report], [], None, "x"):
@@ -186,8 +190,8 @@ def test_statistics_go_on_to_the_captures() -> None:
     assert sink.stats.captures.skipped["invalid"] == 4
 
 
-def test_new_flows_are_decoded_once_where_they_come_in_numbers() -> None:
-    # The types tell which decoder was used.
+def test_messages_of_new_flows_are_decoded_once() -> None:
+    # The struct type shows which decoder was used.
     sink = Sink()
     used: list[str] = []
     update = sink.table.update
@@ -217,7 +221,7 @@ def test_new_flows_are_decoded_once_where_they_come_in_numbers() -> None:
         "FullReport",
         "FirstReport",
     ]
-    # One that is new to the table, but not its agent.
+    # A flow that is new to the table, but not to its agent.
     used.clear()
     newest = METRIC | {"Start": 2500, "Last": 2600}
     sink.take(message(flow("e", Last=2600, LastUpdateMetric=newest)))

@@ -1,4 +1,4 @@
-"""Whether missing reports are found in a sample of the messages, and nothing else is."""
+"""Detection of missing reports in a sample of the messages, without false positives."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ START_MS = 1_000_000
 
 @pytest.fixture
 def sink() -> Sink:
-    """Return an ingest that checks every message, as far as its bounds let it."""
+    """Return an ingest that checks every message up to the rate limit."""
     sink = Sink()
     sink.chance = 0.0
     sink.table.begin(0.0)
@@ -34,12 +34,12 @@ def sink() -> Sink:
 
 def take(sink: Sink, *flows: dict[str, Any]) -> None:
     message = {"Namespace": "flow", "Type": "store", "Obj": list(flows)}
-    sink.now += 1  # It is not the number of messages a second that is asked for here.
+    sink.now += 1  # stay below the limit of checked messages per second
     sink.take(json.dumps(message).encode())
 
 
 def report(update: int, total: int, newest: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
-    """Return the report of one of a flow's updates, which are counted from 0."""
+    """Return the report of a flow's update number ``update``, which starts at 0."""
     end_ms = START_MS + (update + 1) * TICK_MS
     started = {"newest_start": end_ms - TICK_MS if update else START_MS, "newest_last": end_ms}
     fields = {"start": START_MS, "last": end_ms - 500} | started | fields
@@ -47,33 +47,33 @@ def report(update: int, total: int, newest: int, uuid: str = "a1", **fields: Any
 
 
 def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, Any]:
-    """Return the closing report, which repeats what ``update`` has added."""
+    """Return the closing report, which repeats the values of ``update``."""
     last_ms = START_MS + update * TICK_MS + 500
     return report(update, total, newest, finish=1, last=last_ms, **fields)
 
 
 def gaps(sink: Sink) -> tuple[int, int, int]:
-    """Return how many reports were checked, and how many gaps were lost and our own, by now."""
+    """Settle all gaps; return the numbers of checked reports, lost reports and our own gaps."""
     sink.now += SETTLE_S
     sink.checker.settle()
-    found = sink.analyzer.report_gaps
-    return sink.analyzer.reports_checked, found["lost"], found["ours"]
+    counts = sink.analyzer.report_gaps
+    return sink.analyzer.reports_checked, counts["lost"], counts["ours"]
 
 
-def test_reports_that_all_arrive_have_no_gap(sink: Sink) -> None:
+def test_complete_reports_have_no_gap(sink: Sink) -> None:
     for update in range(5):
         take(sink, report(update, 10 * (update + 1), 10))
     take(sink, closing(4, 50, 10))
     assert gaps(sink) == (5, 0, 0)
 
 
-def test_an_idle_flow_has_no_gap(sink: Sink) -> None:
+def test_idle_flow_has_no_gap(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, report(7, 15, 5))
     assert gaps(sink) == (2, 0, 0)
 
 
-def test_a_report_that_is_missing_is_a_gap_in_the_next_one(sink: Sink) -> None:
+def test_missing_report_is_a_gap_in_the_next_report(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, report(2, 30, 10))
     assert gaps(sink) == (2, 1, 0)
@@ -81,7 +81,7 @@ def test_a_report_that_is_missing_is_a_gap_in_the_next_one(sink: Sink) -> None:
     assert gaps(sink) == (3, 1, 0)
 
 
-def test_a_dormant_flow_is_checked_too(sink: Sink) -> None:
+def test_dormant_flow_is_checked(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     sink.now += 100
     sink.table.expire(sink.now, 1000)
@@ -90,72 +90,72 @@ def test_a_dormant_flow_is_checked_too(sink: Sink) -> None:
     assert gaps(sink) == (2, 1, 0)
 
 
-def test_a_closing_report_that_grew_is_a_gap(sink: Sink) -> None:
+def test_closing_report_with_higher_totals_is_a_gap(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, closing(1, 20, 10))
     assert gaps(sink) == (2, 1, 0)
 
 
-def test_a_flow_that_was_never_counted_has_a_gap_where_its_totals_are_more(sink: Sink) -> None:
+def test_unknown_flow_with_earlier_traffic_has_a_gap(sink: Sink) -> None:
     sink.now = 10_000.0
     take(sink, report(1, 20, 10))
     assert gaps(sink) == (1, 1, 0)
-    # A flow whose only report is the closing one.
+    # This flow's only report is the closing one.
     take(sink, closing(0, 10, 10, uuid="b2"))
     assert gaps(sink) == (2, 2, 0)
-    # One that may have been counted before is not checked.
+    # A flow that may have been counted before is not checked.
     sink.table.begin(sink.now)
     take(sink, report(1, 20, 10, uuid="c3"))
     assert gaps(sink) == (2, 2, 0)
 
 
-def test_flows_that_start_over_or_come_late_are_not_checked(sink: Sink) -> None:
+def test_reset_flows_and_late_reports_are_not_checked(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
-    over = report(1, 5, 5)
-    over["Metric"]["ABPackets"] = 9
-    take(sink, over)
+    reset = report(1, 5, 5)
+    reset["Metric"]["ABPackets"] = 9
+    take(sink, reset)
     take(sink, report(0, 10, 10, last=5))
     assert gaps(sink) == (1, 0, 0)
 
 
-def test_a_late_report_closes_the_gap_that_it_had_left(sink: Sink) -> None:
+def test_late_report_closes_its_gap(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, report(2, 30, 10))
     sink.checker.settle()
-    sink.chance = 1.0  # The message that has it need not be in the sample.
+    sink.chance = 1.0  # the message with the late report is not in the sample
     take(sink, report(1, 20, 10))
     assert gaps(sink) == (2, 0, 0)
 
 
-def test_the_closing_report_again_closes_no_gap(sink: Sink) -> None:
+def test_repeated_closing_report_closes_no_gap(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, closing(1, 20, 10))
     take(sink, closing(1, 20, 10))
     assert gaps(sink) == (2, 1, 0)
 
 
-def test_two_reports_of_a_flow_in_a_message_are_no_gap(sink: Sink) -> None:
+def test_two_reports_of_a_flow_in_one_message_have_no_gap(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, report(1, 20, 10), report(2, 30, 10))
     assert gaps(sink) == (2, 0, 0)
 
 
 @pytest.mark.parametrize("uuid", ["b2", "a1"])
-def test_after_reports_that_skyfast_skipped_a_gap_is_its_own(sink: Sink, uuid: str) -> None:
+def test_gap_after_skipped_report_is_our_own(sink: Sink, uuid: str) -> None:
     take(sink, report(0, 10, 10))
-    wrong = report(1, 20, 10, uuid=uuid)
-    wrong["Metric"]["ABBytes"] = -1
-    take(sink, wrong)
+    bad_report = report(1, 20, 10, uuid=uuid)
+    bad_report["Metric"]["ABBytes"] = -1
+    take(sink, bad_report)
     take(sink, report(2, 30, 10))
     assert gaps(sink) == (2, 0, 1)
 
 
-def test_a_gap_of_a_dormant_flow_can_be_its_own(sink: Sink) -> None:
+def test_gap_of_dormant_flow_after_skipped_report_is_our_own(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     sink.now += 40
-    wrong = report(1, 20, 10)
-    wrong["Metric"]["ABBytes"] = -1
-    take(sink, wrong)
+    bad_report = report(1, 20, 10)
+    bad_report["Metric"]["ABBytes"] = -1
+    take(sink, bad_report)
     sink.now += 60
     sink.table.expire(sink.now, 1000)
     assert sink.table.dormant_flows == 1
@@ -163,7 +163,7 @@ def test_a_gap_of_a_dormant_flow_can_be_its_own(sink: Sink) -> None:
     assert gaps(sink) == (2, 0, 1)
 
 
-def test_after_a_message_that_was_dropped_a_gap_is_its_own(sink: Sink) -> None:
+def test_gap_after_dropped_message_is_our_own(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     sink.take(b"{")
     sink.stats.analyzers[sink.analyzer.name] = sink.analyzer
@@ -171,7 +171,7 @@ def test_after_a_message_that_was_dropped_a_gap_is_its_own(sink: Sink) -> None:
     assert gaps(sink) == (2, 0, 1)
 
 
-def test_flows_that_never_reach_the_table_are_not_its_own_losses(sink: Sink) -> None:
+def test_skipped_flows_without_addresses_do_not_explain_a_gap(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     arp = report(1, 1, 1, uuid="b2")
     del arp["Network"], arp["Transport"]
@@ -180,24 +180,24 @@ def test_flows_that_never_reach_the_table_are_not_its_own_losses(sink: Sink) -> 
     assert gaps(sink) == (2, 1, 0)
 
 
-def test_flow_update_is_the_longest_of_the_last_hour(sink: Sink) -> None:
+def test_flow_update_is_the_longest_of_the_last_hour_seen_twice(sink: Sink) -> None:
     assert sink.stats.flow_update_s == 60.0
     take(sink, report(0, 10, 10))
-    # Neither the first report nor the closing one tells.
+    # Neither a first report nor a closing report shows flow.update.
     take(sink, closing(0, 10, 10) | {"UUID": "b2"})
     idle = closing(9, 10, 0, uuid="c3")
     idle["LastUpdateMetric"]["Start"] -= 1_000
     take(sink, idle)
     assert not sink.stats.flow_update_known
-    ten = report(1, 20, 10)
-    ten["LastUpdateMetric"]["Start"] = ten["LastUpdateMetric"]["Last"] - 10_000
-    take(sink, ten)
+    short = report(1, 20, 10)
+    short["LastUpdateMetric"]["Start"] = short["LastUpdateMetric"]["Last"] - 10_000
+    take(sink, short)
     assert sink.stats.flow_update_s == sink.table.flow_update_s == 10.0
     for update in (2, 3):
         sink.now += UPDATE_PERIOD_S
         take(sink, report(update, 10 * (update + 1), 10))
     assert sink.stats.flow_update_s == sink.table.flow_update_s == 60.0
-    # A clock that is set makes one of them longer.
+    # An adjusted clock makes a single update longer.
     sink.now += UPDATE_PERIOD_S
     late = report(4, 50, 10)
     late["LastUpdateMetric"]["Start"] -= 1_800_000
@@ -205,24 +205,24 @@ def test_flow_update_is_the_longest_of_the_last_hour(sink: Sink) -> None:
     assert sink.stats.flow_update_s == 60.0
     for update in range(5, 5 + UPDATE_PERIODS + 1):
         sink.now += UPDATE_PERIOD_S
-        ten = report(update, 10 * update, 10)
-        ten["LastUpdateMetric"]["Start"] = ten["LastUpdateMetric"]["Last"] - 10_000
-        take(sink, ten)
+        short = report(update, 10 * update, 10)
+        short["LastUpdateMetric"]["Start"] = short["LastUpdateMetric"]["Last"] - 10_000
+        take(sink, short)
     assert sink.stats.flow_update_s == sink.table.flow_update_s == 10.0
 
 
 @pytest.mark.parametrize("start", [0, START_MS + 61_000, START_MS + 200_000])
-def test_times_that_cannot_be_are_no_flow_update(sink: Sink, start: int) -> None:
+def test_impossible_times_do_not_set_flow_update(sink: Sink, start: int) -> None:
     take(sink, report(0, 10, 10))
-    wrong = report(1, 20, 10)
-    wrong["LastUpdateMetric"] |= {"Start": start, "Last": START_MS + 61_000}
+    bad_report = report(1, 20, 10)
+    bad_report["LastUpdateMetric"] |= {"Start": start, "Last": START_MS + 61_000}
     if start == 0:
-        wrong["LastUpdateMetric"]["Last"] = 3_600_001
-    take(sink, wrong)
+        bad_report["LastUpdateMetric"]["Last"] = 3_600_001
+    take(sink, bad_report)
     assert not sink.stats.flow_update_known
 
 
-def test_as_many_messages_are_checked_as_is_said() -> None:
+def test_rate_of_checked_messages_is_limited() -> None:
     sink = Sink()
     sink.table.begin(0.0)
     draws = iter(range(10**9))
@@ -232,16 +232,16 @@ def test_as_many_messages_are_checked_as_is_said() -> None:
         sink.now = 100.0 + number / 1_000
         if sink.checker.chooses():
             chosen.append(sink.now)
-    # After the first period, the share follows from a rate of 1,000 messages a second.
+    # After the first period, the probability matches the rate of 1,000 messages per second.
     later = [now for now in chosen if now >= 100.0 + RATE_PERIOD_S]
     assert len(later) == pytest.approx(50 * SAMPLES_PER_S, rel=0.1)
-    # No burst costs more than its bound.
+    # The first burst is limited too.
     first = [now for now in chosen if now < 101.0]
     assert len(first) <= MAX_SAMPLES_AT_ONCE + SAMPLES_PER_S
     assert FIRST_PROBABILITY < 1
 
 
-def test_messages_without_flows_take_no_turn_of_others(sink: Sink) -> None:
+def test_messages_without_flows_do_not_use_up_the_limit(sink: Sink) -> None:
     statistics = {"Namespace": "stats", "Type": "stats", "Obj": {"CaptureID": "c"}}
     for _ in range(2 * MAX_SAMPLES_AT_ONCE):
         sink.take(json.dumps(statistics).encode())
@@ -249,19 +249,19 @@ def test_messages_without_flows_take_no_turn_of_others(sink: Sink) -> None:
     assert gaps(sink) == (1, 0, 0)
 
 
-def test_what_waits_for_late_reports_is_bounded(sink: Sink) -> None:
+def test_number_of_unsettled_gaps_is_limited(sink: Sink) -> None:
     count = MAX_UNSETTLED + 50
     flows = [report(0, 10, 10, uuid=f"{n + 1:x}") for n in range(100)]
     take(sink, *flows)
     for lost in range(2, 2 + 2 * (count // 100 + 1), 2):
         sink.now += 2
         take(sink, *(report(lost, 10 * (lost + 1), 10, uuid=f"{n + 1:x}") for n in range(100)))
-    # A flow waits once, whatever it has lost.
+    # Each flow has at most one unsettled gap, however many reports it lost.
     assert len(sink.checker._unsettled) <= 100
     assert gaps(sink)[1] > 0
 
 
-def test_with_deduplication_unknown_flows_are_not_checked() -> None:
+def test_unknown_flows_are_not_checked_with_deduplication() -> None:
     sink = Sink(deduplicate="first")
     sink.chance = 0.0
     sink.table.begin(0.0)
@@ -270,7 +270,7 @@ def test_with_deduplication_unknown_flows_are_not_checked() -> None:
     assert gaps(sink) == (0, 0, 0)
 
 
-def test_without_totals_of_flows_nothing_is_checked() -> None:
+def test_nothing_is_checked_without_flow_totals() -> None:
     sink = Sink(metrics=["flows"], views=[])
     sink.chance = 0.0
     take(sink, report(0, 10, 10))
@@ -279,7 +279,7 @@ def test_without_totals_of_flows_nothing_is_checked() -> None:
 
 
 @pytest.mark.parametrize("part", ["Metric", "Network", "Transport", "LastUpdateMetric", "UUID"])
-def test_flows_that_lack_a_part_are_not_checked(sink: Sink, part: str) -> None:
+def test_flows_without_a_required_part_are_not_checked(sink: Sink, part: str) -> None:
     take(sink, report(0, 10, 10))
     flow = report(1, 20, 10, uuid="b2")
     del flow[part]

@@ -1,8 +1,8 @@
-"""The table behind a modelled Skydive: random traffic and faults, in virtual time.
+"""The table fed by a simulated Skydive: random traffic and faults, in virtual time.
 
-Hypothesis runs a cluster of agents and analyzers (`tests.support.skydive`). Whatever is delivered
-goes to the compiled core and to the plain model, and after each message both have the page that the
-oracle expects (`tests.support.oracle`).
+Hypothesis runs a cluster of agents and analyzers (`tests.support.skydive`). All delivered messages
+go to the compiled core and to the model in plain Python. After each message, both must have the
+page that the oracle expects (`tests.support.oracle`).
 """
 
 import math
@@ -37,16 +37,16 @@ from tests.support.table_adapter import Core
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 QUIET_S = 100
-"""Traffic begins so long after the first subscription."""
+"""Time from the first subscription to the first packet."""
 
 EVER_S = 10**7
 UPDATE_S = 60.0
 MANY, FEW = 1_000, 5
-"""Flows that there is room for. A few are soon evicted, or rejected."""
+"""Limits for the number of flows. With the low one, flows are soon evicted or rejected."""
 
 SILENCE_MS = 45_000
 POWER_LOSS_MS = 150_000
-"""Agents notice a host without power so late."""
+"""Time until agents notice that a host has lost power."""
 
 IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
 MAIN_VIEWS = {
@@ -78,12 +78,12 @@ WAITS = st.sampled_from((3, 20, 60, 130, 600, 1_250))
 NUMBERS = st.integers(0, 2)
 
 
-def one_of(things, number):
-    return things[number % len(things)]
+def pick(items, number):
+    return items[number % len(items)]
 
 
 class Point:
-    """A capture point, whose agent can be gone for a while."""
+    """A capture point whose agent can stop and restart."""
 
     def __init__(self, agent, number):
         self.node = f"node-{number}"
@@ -100,11 +100,11 @@ class Point:
 
 
 class FaultMachine(RuleBasedStateMachine):
-    """Traffic and faults. Messages are handled and pages checked as time goes on."""
+    """Random traffic and faults; every step handles the messages and checks the pages."""
 
     deduplicate = "none"
     captures = 1
-    """How many points each node has."""
+    """The number of capture points per node."""
 
     @initialize(
         seed=st.integers(0, 2**16),
@@ -125,7 +125,7 @@ class FaultMachine(RuleBasedStateMachine):
             ),
             min_size=1,
             max_size=4,
-            unique_by=lambda each: each[0],
+            unique_by=lambda conversation: conversation[0],
         ),
     )
     def start(
@@ -198,7 +198,7 @@ class FaultMachine(RuleBasedStateMachine):
     # Traffic
 
     def converse(self, conversation, every_s, flags, replies):
-        """Exchange packets at random intervals from now on; all capture points see them."""
+        """Exchange packets at random intervals from now on, visible to all capture points."""
 
         def exchange(flags):
             is_reply = self.cluster.random.random() < 0.2
@@ -227,7 +227,7 @@ class FaultMachine(RuleBasedStateMachine):
         seconds=WAITS,
     )
     def burst(self, conversation, flags, packets, seconds):
-        """Send some packets, one every two seconds."""
+        """Send ``packets`` packets, one every two seconds."""
         for number in range(packets):
             packet = Packet(CONVERSATIONS[conversation], 1_000, flags="A" if number else flags)
             at_ms = self.cluster.now_ms + 2_000 * number
@@ -248,7 +248,7 @@ class FaultMachine(RuleBasedStateMachine):
     @rule(number=NUMBERS, namespaces=st.sampled_from((["flow", "stats"], ["stats"], [])))
     def visit(self, number, namespaces):
         if len(self.visitors) < 3:
-            analyzer = one_of(self.cluster.analyzers, number)
+            analyzer = pick(self.cluster.analyzers, number)
             host_id = f"visitor-{len(self.visitors)}-{self.cluster.now_ms}"
             self.visitors.append(Subscriber(analyzer, host_id=host_id, namespaces=namespaces))
             self.visitors[-1].start()
@@ -262,14 +262,14 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS, after_ms=st.sampled_from((0, 500, 30_000, 400_000)), seconds=WAITS)
     def restart_analyzer(self, number, after_ms, seconds):
-        analyzer = one_of(self.cluster.analyzers, number)
+        analyzer = pick(self.cluster.analyzers, number)
         if analyzer.is_running:
             analyzer.restart(after_ms=after_ms)
         self.run(seconds)
 
     @rule(number=NUMBERS, seconds=WAITS)
     def cut_power(self, number, seconds):
-        analyzer = one_of(self.cluster.analyzers, number)
+        analyzer = pick(self.cluster.analyzers, number)
         if analyzer.is_running:
             analyzer.stop(is_noticed=False)
             self.cluster.at(self.cluster.now_ms + POWER_LOSS_MS, analyzer.notice)
@@ -283,7 +283,7 @@ class FaultMachine(RuleBasedStateMachine):
         seconds=WAITS,
     )
     def restart_agent(self, number, is_clean, after_ms, seconds):
-        agent = one_of(self.points, number).agent
+        agent = pick(self.points, number).agent
         if agent.is_running:
             points = [point for point in self.points if point.agent is agent]
             (agent.stop if is_clean else agent.kill)()
@@ -298,7 +298,7 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS, seconds=WAITS)
     def restart_capture(self, number, seconds):
-        point = one_of(self.points, number)
+        point = pick(self.points, number)
         if point.table.is_running:
             point.agent.stop_capture(point.table)
             point.resume(point.agent)
@@ -306,24 +306,24 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS, delay_ms=st.sampled_from((0, 1_000, 4_000)))
     def delay(self, number, delay_ms):
-        one_of(self.subscribers, number).delay_ms = delay_ms
+        pick(self.subscribers, number).delay_ms = delay_ms
 
     @rule(number=NUMBERS, by_ms=st.sampled_from((-3_000, 5_000, 3_600_000)), seconds=WAITS)
     def step_clock(self, number, by_ms, seconds):
-        one_of(self.points, number).agent.step_clock(by_ms)
+        pick(self.points, number).agent.step_clock(by_ms)
         self.run(seconds)
 
-    # What has to hold
+    # Checks
 
     def run(self, seconds):
-        """Let time pass, handle all deliveries, and compare the core with the model."""
+        """Advance by ``seconds``, handle all deliveries, and compare the core with the model."""
         until_ms = self.cluster.now_ms + seconds * 1000
         for delivery in self.cluster.run(until_ms):
             if delivery.subscriber in self.subscribers and delivery.flows:
                 self.take(delivery)
         now = until_ms / 1000
         page = self.page_before(now)
-        # Where flows are evicted, the order of those that left in the same second is left open.
+        # With evictions, the order of flows that expired in the same second is unspecified.
         if self.model.spec.max_flows == MANY:
             assert page == self.model.page(now)
 
@@ -337,9 +337,9 @@ class FaultMachine(RuleBasedStateMachine):
         self.check(self.core.page(now), delivery.flows, now)
 
     def page_before(self, now):
-        """Sweep both tables, and return the page that no message has changed.
+        """Sweep both tables, and return the page before the next message.
 
-        Flows are swept when they are due, as in a table that is swept twice a second.
+        Each flow is swept when it is due, as if the table were swept twice a second.
         """
         while self.due and self.due[0] < now:
             self.sweep(self.due.popleft())
@@ -360,7 +360,7 @@ class FaultMachine(RuleBasedStateMachine):
 
 
 class DeduplicatingMachine(FaultMachine):
-    """With ``deduplicate: first`` nothing counts more often than it was on the wire."""
+    """With ``deduplicate: first``, each packet is counted at most once."""
 
     deduplicate = "first"
     captures = 2
@@ -373,9 +373,9 @@ class DeduplicatingMachine(FaultMachine):
             labels = [label.name for label in labels_of(view)]
             shown = Counter()
             for values, counters in read_counters(page, view).items():
-                places = dict(zip(labels, values, strict=True))
+                row = dict(zip(labels, values, strict=True))
                 for name, amount in counters.items():
-                    sender = places.get("initiator_ip" if name.startswith("AB") else "target_ip")
+                    sender = row.get("initiator_ip" if name.startswith("AB") else "target_ip")
                     shown[name[2:], sender] += amount
             for (unit, sender), amount in shown.items():
                 assert amount <= self.wire[unit, sender], f"{unit} from {sender}"
@@ -384,15 +384,15 @@ class DeduplicatingMachine(FaultMachine):
 # Silence
 
 CAPTURES = 40
-"""With so many that report their statistics, 15 s of silence are not a coincidence."""
+"""With this many capture points, 15 s without statistics are improbable by chance."""
 
 CALM_S = 480
 PHASES_S = (0, 1, 5, 20, 40, 44, 50, 55, 58, 59)
 INTERRUPTIONS = ("leaves", "vanishes", "restarts", "is down")
 
 
-class Watched:
-    """A table behind real detectors of silence, and conversations that never pause."""
+class MonitoredTable:
+    """A table with the real silence detection, and conversations that never pause."""
 
     def __init__(self, seed, analyzers):
         self.cluster = cluster = Cluster(random=Random(seed))
@@ -407,7 +407,7 @@ class Watched:
         self.core = Core(Spec(views=(MAIN_VIEWS["complete"],)))
         self.core.begin(self.listener.clock.now())
         self.connections = []
-        """The time and the number of connections, second by second."""
+        """The time and the number of connections, for each second."""
         for point in self.points:
             self._converse(point)
         self.run(300)
@@ -454,37 +454,37 @@ class Watched:
         max_size=3,
     ),
 )
-def test_no_connection_leaves_because_skyfast_was_not_listening(seed, analyzers, interruptions):
-    watched = Watched(seed, analyzers)
-    begin = len(watched.connections)
+def test_no_connection_expires_while_subscriptions_are_interrupted(seed, analyzers, interruptions):
+    monitored = MonitoredTable(seed, analyzers)
+    start = len(monitored.connections)
     for how, number, phase_s in interruptions:
-        watched.run(phase_s)  # after an update tick of all agents
-        watched.interrupt(how, one_of(watched.cluster.analyzers, number))
-        watched.run(CALM_S - phase_s)
-    assert {count for _, count in watched.connections[begin:]} == {CAPTURES}
+        monitored.run(phase_s)  # after an update tick of all agents
+        monitored.interrupt(how, pick(monitored.cluster.analyzers, number))
+        monitored.run(CALM_S - phase_s)
+    assert {count for _, count in monitored.connections[start:]} == {CAPTURES}
 
 
 @pytest.mark.parametrize("analyzers", [1, 2, 3])
-def test_a_subscriber_to_stats_alone_does_not_hide_the_loss_of_flows(analyzers):
-    watched = Watched(1, analyzers)
-    analyzer = watched.cluster.analyzers[0]
-    watched.interrupt("leaves", analyzer)
+def test_another_stats_subscriber_does_not_hide_missing_flows(analyzers):
+    monitored = MonitoredTable(1, analyzers)
+    analyzer = monitored.cluster.analyzers[0]
+    monitored.interrupt("leaves", analyzer)
     Subscriber(analyzer, host_id="visitor", namespaces=["stats"]).start()
     silent_s = analyzers * (UPDATE_S + SLACK_S)
-    watched.run(round(silent_s + UPDATE_S + SLACK_S + 5))
-    begin = len(watched.connections)
-    watched.run(CALM_S)
-    assert {count for _, count in watched.connections[begin:]} == {CAPTURES}
-    history = [what for _, what in watched.listener.history(analyzer)]
+    monitored.run(round(silent_s + UPDATE_S + SLACK_S + 5))
+    start = len(monitored.connections)
+    monitored.run(CALM_S)
+    assert {count for _, count in monitored.connections[start:]} == {CAPTURES}
+    history = [event for _, event in monitored.listener.history(analyzer)]
     assert history == ["connected", "disconnected", "connected"]
 
 
-def test_connections_leave_an_analyzer_that_does_not_come_back():
-    watched = Watched(1, 1)
-    watched.cluster.analyzers[0].stop()
-    down_s = watched.cluster.now_ms / 1000
-    watched.run(600)
-    last_s = max(second for second, count in watched.connections if count)
+def test_connections_of_a_lost_analyzer_expire():
+    monitored = MonitoredTable(1, 1)
+    monitored.cluster.analyzers[0].stop()
+    down_s = monitored.cluster.now_ms / 1000
+    monitored.run(600)
+    last_s = max(second for second, count in monitored.connections if count)
     assert 4 * UPDATE_S <= last_s - down_s <= 4 * UPDATE_S + TIMEOUT_S + 1
 
 

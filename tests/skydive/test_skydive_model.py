@@ -1,6 +1,6 @@
-"""The model of Skydive: examples worked by hand, and recordings of a real Skydive.
+"""The model of Skydive, compared with examples by hand and recordings of a real Skydive.
 
-Times in these tests are seconds since the start. Wall clocks are correct, except in tests of
+Times in these tests are seconds since the start. Wall clocks are correct except in tests of
 clocks.
 """
 
@@ -68,12 +68,12 @@ def ms(seconds):
     return EPOCH_MS + round(seconds * 1000)
 
 
-def send(table, at, conversation=WEB, *, size=100, **options):
-    return table.packet(Packet(conversation, size, **options), ms(at))
+def send(table, time_s, conversation=WEB, *, size=100, **options):
+    return table.packet(Packet(conversation, size, **options), ms(time_s))
 
 
-def marks(report):
-    """Return ``LastUpdateMetric``: bytes both ways, and its times in seconds since the start."""
+def update_values(report):
+    """Return the bytes in both directions, start and last of ``LastUpdateMetric``."""
     metric = report["LastUpdateMetric"]
     start, last = ((metric[name] - EPOCH_MS) / 1000 for name in ("Start", "Last"))
     return metric["ABBytes"], metric["BABytes"], start, last
@@ -86,13 +86,13 @@ def totals(report):
 # Update ticks
 
 
-def test_an_update_has_what_came_since_the_previous_tick(table, sink):
+def test_update_has_traffic_since_previous_tick(table, sink):
     send(table, 3, size=100)
     send(table, 4, size=40, is_reply=True)
     table.update_at(ms(60))
     (first,) = sink.take()
     assert totals(first) == (100, 40)
-    assert marks(first) == (100, 40, 3, 60)
+    assert update_values(first) == (100, 40, 3, 60)
     assert (first["Start"], first["Last"]) == (ms(3), ms(4))
     assert "FinishType" not in first
 
@@ -100,11 +100,11 @@ def test_an_update_has_what_came_since_the_previous_tick(table, sink):
     table.update_at(ms(120))
     (second,) = sink.take()
     assert totals(second) == (107, 40)
-    assert marks(second) == (7, 0, 60, 120)
+    assert update_values(second) == (7, 0, 60, 120)
     assert second["UUID"] == first["UUID"]
 
 
-def test_a_tick_without_packets_sends_nothing_and_makes_the_marks_zero(table, sink):
+def test_tick_without_packets_sends_nothing_and_clears_last_update(table, sink):
     flow = send(table, 3)
     table.update_at(ms(60))
     table.update_at(ms(120))
@@ -118,7 +118,7 @@ def test_a_tick_without_packets_sends_nothing_and_makes_the_marks_zero(table, si
     send(table, 200, size=5)
     table.update_at(ms(240))
     (report,) = sink.take()
-    assert marks(report) == (5, 0, 180, 240)
+    assert update_values(report) == (5, 0, 180, 240)
     assert totals(report) == (105, 0)
 
 
@@ -132,7 +132,7 @@ def test_reports_are_snapshots(table, sink):
     assert totals(second) == (200, 0)
 
 
-def test_a_report_has_the_fields_of_the_wire_in_their_order(table, sink):
+def test_report_has_skydive_fields_in_order(table, sink):
     send(table, 3, DNS)
     table.update_at(ms(60))
     (report,) = sink.take()
@@ -145,7 +145,7 @@ def test_a_report_has_the_fields_of_the_wire_in_their_order(table, sink):
     assert report["Transport"] == {"Protocol": "UDP", "A": 40_000, "B": 53, "ID": 0}
 
 
-def test_the_first_packet_decides_who_is_a(table, sink):
+def test_first_packet_sets_initiator(table, sink):
     send(table, 3, size=9, is_reply=True)
     send(table, 4, size=5)
     table.update_at(ms(60))
@@ -158,7 +158,7 @@ def test_the_first_packet_decides_who_is_a(table, sink):
 # Expiry ticks
 
 
-def test_the_first_expiry_tick_closes_nothing(table, sink):
+def test_first_expiry_tick_closes_nothing(table, sink):
     send(table, 3)
     table.update_at(ms(60))
     sink.take()
@@ -167,7 +167,7 @@ def test_the_first_expiry_tick_closes_nothing(table, sink):
     assert len(table.flows) == 1
 
 
-def test_an_expiry_tick_closes_what_is_older_than_the_previous_one(table, sink):
+def test_expiry_tick_closes_flows_older_than_previous_tick(table, sink):
     send(table, 3)
     table.update_at(ms(60))
     send(table, 590)
@@ -180,7 +180,7 @@ def test_an_expiry_tick_closes_what_is_older_than_the_previous_one(table, sink):
     (closing,) = sink.take()
     assert closing["FinishType"] == TIMEOUT
     assert totals(closing) == (200, 0)
-    assert marks(closing) == (0, 0, 1080, 1140), "an idle tick lay between"
+    assert update_values(closing) == (0, 0, 1080, 1140), "an idle tick came in between"
     assert not table.flows
 
     # A packet right after the tick at 600 s keeps the flow until the tick at 1,800 s.
@@ -189,10 +189,10 @@ def test_an_expiry_tick_closes_what_is_older_than_the_previous_one(table, sink):
     assert sink.take() == []
     table.expire_at(ms(2400))
     (closing,) = sink.take()
-    assert marks(closing) == (100, 0, 1200.001, 1200.001), "no update tick lay between"
+    assert update_values(closing) == (100, 0, 1200.001, 1200.001), "no update tick came in between"
 
 
-def test_a_closing_report_comes_ten_to_twenty_minutes_after_the_last_packet(sink):
+def test_closing_report_comes_ten_to_twenty_minutes_after_last_packet(sink):
     waits = []
     for last in (599.999, 600.0):
         table = FlowTable(sink)
@@ -206,8 +206,8 @@ def test_a_closing_report_comes_ten_to_twenty_minutes_after_the_last_packet(sink
 
 
 @pytest.mark.parametrize("expire_first", [False, True])
-def test_both_ticks_at_one_instant(sink, expire_first):
-    # Update and expiry every 600 s. The update tick at 600 s reports the packet of 590 s.
+def test_update_and_expiry_tick_at_the_same_time(sink, expire_first):
+    # Updates and expiry run every 600 s. The update tick at 600 s reports the packet sent at 590 s.
     table = FlowTable(sink)
     send(table, 590)
     table.update_at(ms(600))
@@ -220,58 +220,58 @@ def test_both_ticks_at_one_instant(sink, expire_first):
     second(ms(1200))
     (closing,) = sink.take()
     # Either a repeat of the first report, or zeros.
-    assert marks(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
+    assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 
-def test_expiry_before_the_update_tick_sends_what_is_pending(sink):
+def test_expiry_before_update_tick_sends_pending_values(sink):
     table = FlowTable(sink, options=FlowOptions(update_ms=3_600_000))
     send(table, 3)
     table.expire_at(ms(600))
     table.expire_at(ms(1200))
     (closing,) = sink.take()
-    assert marks(closing) == (100, 0, 3, 3), "its Last is that of the flow"
+    assert update_values(closing) == (100, 0, 3, 3), "Last is the flow's Last"
     assert closing["FinishType"] == TIMEOUT
 
 
-# Application time-outs
+# Application timeouts
 
 
 @pytest.mark.parametrize("conversation", [DNS, ARP])
-def test_an_application_timeout_repeats_the_marks(table, sink, conversation):
+def test_application_timeout_repeats_last_update(table, sink, conversation):
     send(table, 55, conversation)
     table.update_at(ms(60))
     (first,) = sink.take()
     table.update_at(ms(120))
     (closing,) = sink.take()
-    assert marks(first) == marks(closing) == (100, 0, 55, 60)
+    assert update_values(first) == update_values(closing) == (100, 0, 55, 60)
     assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "like a first report"
     assert closing["FinishType"] == TIMEOUT
     assert not table.flows
 
 
-def test_an_application_timeout_is_for_ticks_without_packets(table, sink):
+def test_application_timeout_needs_a_tick_without_packets(table, sink):
     send(table, 5, DNS)
     table.update_at(ms(60))
     (report,) = sink.take()
     assert "FinishType" not in report, "the packet is 55 s old, but new since the previous tick"
 
 
-def test_an_application_timeout_has_to_be_exceeded(sink):
+def test_application_timeout_must_be_exceeded(sink):
     table = FlowTable(sink, options=FlowOptions(application_timeout_ms=(("DNS", 10_000),)))
     send(table, 10, DNS)
     table.update_at(ms(10))
     table.update_at(ms(20))
-    assert len(sink.take()) == 1, "exactly 10 s are not more than 10 s"
+    assert len(sink.take()) == 1, "exactly 10 s does not exceed the timeout"
     table.update_at(ms(30))
     (closing,) = sink.take()
-    assert marks(closing) == (0, 0, 10, 20), "the tick at 20 s made it zero"
+    assert update_values(closing) == (0, 0, 10, 20), "the tick at 20 s cleared it"
 
 
-# Flows that begin with FIN or RST
+# Flows that start with FIN or RST
 
 
 @pytest.mark.parametrize(("flags", "finish"), [("FA", 2), ("R", 3), ("FR", 2)])
-def test_the_first_packet_sets_the_finish_type(table, sink, flags, finish):
+def test_first_packet_sets_finish_type(table, sink, flags, finish):
     send(table, 50, flags=flags)
     table.update_at(ms(60))
     (first,) = sink.take()
@@ -279,11 +279,13 @@ def test_the_first_packet_sets_the_finish_type(table, sink, flags, finish):
     table.update_at(ms(120))
     (second,) = sink.take()
     assert [first["FinishType"], second["FinishType"]] == [finish, finish]
-    assert marks(second) == (7, 0, 60, 120), "ordinary updates"
-    assert not table.flows, "no packet for 59 s: removed in the tick that reports it"
+    assert update_values(second) == (7, 0, 60, 120), "updates are sent as usual"
+    assert not table.flows, (
+        "59 s after its last packet, the flow is removed by the tick that reports it"
+    )
 
 
-def test_later_flags_do_not_set_the_finish_type(table, sink):
+def test_later_flags_do_not_set_finish_type(table, sink):
     send(table, 50, flags="S")
     send(table, 51, flags="FA")
     send(table, 52, flags="R")
@@ -292,19 +294,19 @@ def test_later_flags_do_not_set_the_finish_type(table, sink):
     assert "FinishType" not in report
 
 
-def test_a_flow_that_began_with_fin_leaves_without_a_closing_report(table, sink):
+def test_flow_that_starts_with_fin_has_no_closing_report(table, sink):
     send(table, 50, flags="FA")
     table.update_at(ms(60))
     assert len(sink.take()) == 1
-    assert len(table.flows) == 1, "10 s"
+    assert len(table.flows) == 1, "the last packet was 10 s ago"
     table.update_at(ms(65))
-    assert not table.flows, "15 s"
+    assert not table.flows, "the last packet was 15 s ago"
     send(table, 66, flags="FA")
     table.stop()
     assert sink.take() == [], "pending packets are lost"
 
 
-def test_an_application_timeout_closes_even_a_flow_that_began_with_fin(sink):
+def test_application_timeout_closes_flow_that_starts_with_fin(sink):
     web = Conversation(application="HTTP")
     table = FlowTable(sink, options=FlowOptions(application_timeout_ms=(("HTTP", 5_000),)))
     send(table, 59, web, flags="FA")
@@ -312,13 +314,13 @@ def test_an_application_timeout_closes_even_a_flow_that_began_with_fin(sink):
     table.update_at(ms(70))
     first, closing = sink.take()
     assert [first["FinishType"], closing["FinishType"]] == [2, TIMEOUT]
-    assert marks(first) == marks(closing)
+    assert update_values(first) == update_values(closing)
 
 
 # Eviction, stop, identity
 
 
-def test_a_full_table_evicts_silently(sink):
+def test_full_table_evicts_without_report(sink):
     table = FlowTable(sink, options=FlowOptions(max_entries=2))
     a, b, c = (Conversation(a_port=port) for port in (1, 2, 3))
     send(table, 1, a)
@@ -327,18 +329,20 @@ def test_a_full_table_evicts_silently(sink):
     send(table, 4, c)
     table.stats()
     table.update_at(ms(60))
-    assert [report["Transport"]["A"] for report in sink.take()] == [1, 3], "least recently used"
+    assert [report["Transport"]["A"] for report in sink.take()] == [1, 3], (
+        "the least recently used flow is evicted"
+    )
     assert sink.stats[0]["FlowDropped"] == 1
     assert sink.stats[0]["FlowCount"] == 2
 
-    # The conversation continues as another flow.
+    # The conversation continues as a new flow.
     send(table, 61, b)
     table.update_at(ms(120))
     (report,) = sink.take()
     assert totals(report) == (100, 0)
 
 
-def test_stopping_closes_everything(table, sink):
+def test_stop_closes_all_flows(table, sink):
     idle, busy = Conversation(a_port=1), Conversation(a_port=2)
     send(table, 3, idle)
     send(table, 4, busy)
@@ -349,24 +353,24 @@ def test_stopping_closes_everything(table, sink):
     table.stop()
     reports = sink.take()
     assert [report["FinishType"] for report in reports] == [TIMEOUT] * 3
-    assert [marks(report) for report in reports] == [
-        (100, 0, 3, 60),  # repeats
-        (7, 0, 60, 70),  # pending: its Last is that of the flow
+    assert [update_values(report) for report in reports] == [
+        (100, 0, 3, 60),  # repeats the last update
+        (7, 0, 60, 70),  # pending: Last is the flow's Last
         (100, 0, 71, 71),  # pending, and the first report
     ]
 
 
-def test_a_uuid_is_of_a_start_a_key_and_a_node(sink):
-    def uuid(at=3, conversation=WEB, node="node-1", capture="capture-1"):
-        return send(FlowTable(sink, node_tid=node, capture_id=capture), at, conversation).uuid
+def test_uuid_depends_on_start_conversation_and_node(sink):
+    def uuid(time_s=3, conversation=WEB, node="node-1", capture="capture-1"):
+        return send(FlowTable(sink, node_tid=node, capture_id=capture), time_s, conversation).uuid
 
     assert uuid() == uuid(capture="capture-2")
-    assert len({uuid(), uuid(at=3.001), uuid(conversation=DNS), uuid(node="node-2")}) == 4
+    assert len({uuid(), uuid(time_s=3.001), uuid(conversation=DNS), uuid(node="node-2")}) == 4
     assert int(uuid(), 16) < 2**64
     assert not uuid().startswith("0")
 
 
-def test_stats_add_up_readings_of_a_running_total(table, sink):
+def test_stats_sum_readings_of_the_total(table, sink):
     send(table, 3, count=5)
     table.read_packets()
     send(table, 4, count=2)
@@ -395,8 +399,8 @@ def reports_of(deliveries):
     return [flow for delivery in deliveries for flow in delivery.flows]
 
 
-def a_cluster(*, analyzers=1, random=None, **options):
-    """Return a cluster with an agent that has one capture, and a subscriber to each analyzer."""
+def make_cluster(*, analyzers=1, random=None, **options):
+    """Return a cluster, its agent, the agent's capture, and a subscriber to each analyzer."""
     cluster = Cluster(random=random)
     for _ in range(analyzers):
         cluster.analyzer()
@@ -408,44 +412,46 @@ def a_cluster(*, analyzers=1, random=None, **options):
     return cluster, agent, table, subscribers
 
 
-def traffic(cluster, agent, table, until, *, every=10, begin=5, **packet):
-    """Schedule a packet every ``every`` seconds from ``begin`` to ``until``."""
-    for at in range(begin, until, every):
-        cluster.at(at * 1000, lambda: agent.packet(table, Packet(**{"conversation": WEB} | packet)))
+def traffic(cluster, agent, table, until, *, interval=10, start=5, **packet):
+    """Schedule a packet every ``interval`` seconds from ``start`` to ``until``."""
+    for time_s in range(start, until, interval):
+        cluster.at(
+            time_s * 1000, lambda: agent.packet(table, Packet(**{"conversation": WEB} | packet))
+        )
 
 
-def test_ticks_begin_with_the_capture():
-    cluster, agent, table, _ = a_cluster()
+def test_ticks_start_with_the_capture():
+    cluster, agent, table, _ = make_cluster()
     traffic(cluster, agent, table, 200)
     deliveries = list(cluster.run(200_000))
-    assert [marks(report) for report in reports_of(deliveries)] == [
+    assert [update_values(report) for report in reports_of(deliveries)] == [
         (600, 0, 5, 60),
         (600, 0, 60, 120),
         (600, 0, 120, 180),
     ]
     assert [delivery.time_ms for delivery in deliveries if delivery.flows] == [
-        *(65_000, 125_000, 185_000),  # the analyzer's next deadline
+        *(65_000, 125_000, 185_000),  # the analyzer's next flush
     ]
     stats = [d.time_ms for d in deliveries if d.message["Type"] == "stats"]
-    assert stats == list(range(10_000, 200_001, 10_000)), "not batched"
+    assert stats == list(range(10_000, 200_001, 10_000)), "stats are not batched"
 
 
 @pytest.mark.parametrize("expire_first", [False, True, None])
-def test_ticks_of_one_instant(expire_first):
+def test_order_of_simultaneous_ticks(expire_first):
     orders = set()
     for seed in range(20):
-        cluster, agent, table, _ = a_cluster(
+        cluster, agent, table, _ = make_cluster(
             random=Random(seed), update_ms=600_000, expire_first=expire_first
         )
         agent.packet(table, Packet(WEB))
         reports = reports_of(cluster.run(1_300_000))
         assert [report.get("FinishType") for report in reports] == [None, TIMEOUT]
-        orders.add(marks(reports[1])[:2] == (100, 0))
+        orders.add(update_values(reports[1])[:2] == (100, 0))
     assert orders == ({expire_first} if expire_first is not None else {False, True})
 
 
 def test_packet_counts_are_read_every_second():
-    cluster, agent, table, _ = a_cluster()
+    cluster, agent, table, _ = make_cluster()
     cluster.at(4_500, lambda: agent.packet(table, Packet(WEB, count=3)))
     cluster.at(17_000, lambda: agent.packet(table, Packet(WEB, count=4)))
     received = [
@@ -456,8 +462,8 @@ def test_packet_counts_are_read_every_second():
     assert received == [6 * 3, 7 * 3 + 3 * 7, 10 * 7]
 
 
-def test_all_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any():
-    cluster, agent, table, _ = a_cluster(analyzers=3, random=Random(1))
+def test_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any():
+    cluster, agent, table, _ = make_cluster(analyzers=3, random=Random(1))
     for port in range(1, 4):
         conversation = Conversation(a_port=port)
         traffic(cluster, agent, table, 3_000, conversation=conversation)
@@ -469,21 +475,21 @@ def test_all_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any():
         if delivery.message["Type"] == "stats":
             stats[delivery.analyzer] += 1
     assert len(ticks) == 49
-    assert all(len(found) == 3 and len(set(found)) == 1 for found in ticks.values())
-    assert {found[0] for found in ticks.values()} == stats.keys()
+    assert all(len(names) == 3 and len(set(names)) == 1 for names in ticks.values())
+    assert {names[0] for names in ticks.values()} == stats.keys()
     assert len(stats) == 3
     assert stats.total() == 300
 
 
-def test_without_an_analyzer_reports_are_dropped():
-    cluster, agent, table, _ = a_cluster()
+def test_reports_are_dropped_without_an_analyzer():
+    cluster, agent, table, _ = make_cluster()
     traffic(cluster, agent, table, 130)
     cluster.at(50_000, cluster.analyzers[0].stop)
     assert reports_of(cluster.run(150_000)) == []
     assert agent.dropped == 2
 
 
-def test_a_lost_datagram_is_one_flow():
+def test_lost_datagram_loses_one_flow():
     lost = []
 
     def loses(agent, analyzer, flows):
@@ -492,18 +498,18 @@ def test_a_lost_datagram_is_one_flow():
         lost.extend(flows if is_lost else ())
         return is_lost
 
-    cluster, agent, table, _ = a_cluster()
+    cluster, agent, table, _ = make_cluster()
     cluster.loses = loses
     for port in (1, 2, 3):
         traffic(cluster, agent, table, 120, conversation=Conversation(a_port=port))
     reports = reports_of(cluster.run(130_000))
     assert [report["Transport"]["A"] for report in reports] == [1, 3, 1, 2, 3]
     assert totals(reports[3]) == (1200, 0), "totals include the lost report"
-    assert marks(reports[3]) == (600, 0, 60, 120), "LastUpdateMetric does not"
+    assert update_values(reports[3]) == (600, 0, 60, 120), "LastUpdateMetric does not"
 
 
-def test_websocket_agents_send_ten_flows_a_message():
-    cluster, agent, table, _ = a_cluster(protocol="websocket")
+def test_websocket_agents_send_ten_flows_per_message():
+    cluster, agent, table, _ = make_cluster(protocol="websocket")
     cluster.loses = lambda *_: True
     sizes = []
     receive = cluster.analyzers[0].receive
@@ -513,23 +519,23 @@ def test_websocket_agents_send_ten_flows_a_message():
     )
     for port in range(23):
         agent.packet(table, Packet(Conversation(a_port=port)))
-    assert len(reports_of(cluster.run(70_000))) == 23, "loss is for datagrams"
+    assert len(reports_of(cluster.run(70_000))) == 23, "only datagrams are lost"
     assert [size for size in sizes if size] == [10, 10, 3]
 
 
-def test_wall_clocks_of_agents():
-    cluster, agent, table, _ = a_cluster()
+def test_agent_clock_steps():
+    cluster, agent, table, _ = make_cluster()
     agent.step_clock(-5_000)
     agent.packet(table, Packet(WEB, flags="S"))
     cluster.at(90_000, lambda: agent.step_clock(3_600_000))
     traffic(cluster, agent, table, 130)
     first, second = reports_of(cluster.run(130_000))
     assert first["Start"] == EPOCH_MS - 5_000
-    assert marks(first)[2:] == (-5, 55)
-    assert marks(second)[2:] == (55, 3715), "the tick spans the step"
+    assert update_values(first)[2:] == (-5, 55)
+    assert update_values(second)[2:] == (55, 3715), "the update includes the clock step"
 
 
-def test_a_step_back_makes_a_round_trip_time_negative(table, sink):
+def test_clock_step_back_makes_rtt_negative(table, sink):
     send(table, 10, flags="S")
     send(table, 9.75, flags="SA", is_reply=True)
     send(table, 9.8)
@@ -542,19 +548,19 @@ def test_a_step_back_makes_a_round_trip_time_negative(table, sink):
         assert report["Metric"]["RTT"] == report["LastUpdateMetric"]["RTT"] == -250_000_000
 
 
-def test_a_stopped_agent_closes_its_flows_and_a_killed_one_does_not():
+def test_stopped_agent_closes_its_flows_but_killed_agent_does_not():
     for end, closings in ((Agent.stop, 1), (Agent.kill, 0)):
-        cluster, agent, table, _ = a_cluster()
+        cluster, agent, table, _ = make_cluster()
         traffic(cluster, agent, table, 70)
         cluster.at(75_000, lambda end=end, agent=agent: end(agent))
         deliveries = list(cluster.run(300_000))
         reports = reports_of(deliveries)
         assert len([report for report in reports if "FinishType" in report]) == closings
-        assert deliveries[-1].time_ms <= 80_000, "stats end too"
+        assert deliveries[-1].time_ms <= 80_000, "stats stop too"
 
 
-def test_an_agent_that_restarts_begins_again():
-    cluster, agent, table, _ = a_cluster()
+def test_restarted_agent_starts_new_flows():
+    cluster, agent, table, _ = make_cluster()
     traffic(cluster, agent, table, 70, conversation=WEB)
     list(cluster.run(75_000))
     agent.kill()
@@ -569,8 +575,8 @@ def test_an_agent_that_restarts_begins_again():
 # Analyzers
 
 
-def test_batches_are_of_a_hundred_flows():
-    cluster, agent, table, _ = a_cluster()
+def test_analyzer_sends_batches_of_100_flows():
+    cluster, agent, table, _ = make_cluster()
     for port in range(250):
         agent.packet(table, Packet(Conversation(a_port=port)))
     deliveries = [delivery for delivery in cluster.run(70_000) if delivery.flows]
@@ -581,8 +587,8 @@ def test_batches_are_of_a_hundred_flows():
     ]
 
 
-def test_a_message_of_flows_and_one_of_stats():
-    cluster, agent, table, _ = a_cluster()
+def test_message_format():
+    cluster, agent, table, _ = make_cluster()
     agent.packet(table, Packet(WEB))
     deliveries = list(cluster.run(65_000))
     stats, flows = deliveries[0].message, deliveries[-1].message
@@ -592,68 +598,68 @@ def test_a_message_of_flows_and_one_of_stats():
     assert json.loads(json.dumps(flows)) == flows
 
 
-def heard(cluster, until):
-    """Return the subscribers that receive messages, and their namespaces."""
+def receivers(cluster, until):
+    """Return pairs of subscriber and namespace for all messages received until ``until``."""
     return {
         (delivery.subscriber.host_id, delivery.message["Namespace"])
         for delivery in cluster.run(until * 1000)
     }
 
 
-def test_a_subscriber_that_leaves_silences_all_others():
-    cluster, agent, table, _ = a_cluster()
+def test_leaving_subscriber_silences_all_others():
+    cluster, agent, table, _ = make_cluster()
     traffic(cluster, agent, table, 1_000)
     (analyzer,) = cluster.analyzers
     visitor = Subscriber(analyzer, host_id="visitor")
     visitor.start()
-    assert heard(cluster, 70) == {
+    assert receivers(cluster, 70) == {
         (host, namespace) for host in ("skyfast", "visitor") for namespace in ALL_NAMESPACES
     }
     assert [len(stored) for stored in analyzer.namespaces.values()] == [1, 1]
     visitor.stop()
-    assert heard(cluster, 200) == set()
-    assert [each.host_id for each in analyzer.speakers] == ["skyfast"], "still connected"
+    assert receivers(cluster, 200) == set()
+    assert [speaker.host_id for speaker in analyzer.speakers] == ["skyfast"], "still connected"
 
-    # Namespaces come back one by one, for all that asked for them.
+    # A namespace resumes for all its subscribers once a new client asks for it.
     stats = Subscriber(analyzer, host_id="stats", namespaces=["stats"])
     stats.start()
-    assert heard(cluster, 300) == {("skyfast", "stats"), ("stats", "stats")}
+    assert receivers(cluster, 300) == {("skyfast", "stats"), ("stats", "stats")}
     flows = Subscriber(analyzer, host_id="flows", namespaces=["flow"])
     flows.start()
-    assert heard(cluster, 400) == {("skyfast", "stats"), ("stats", "stats")} | {
+    assert receivers(cluster, 400) == {("skyfast", "stats"), ("stats", "stats")} | {
         ("skyfast", "flow"),
         ("flows", "flow"),
     }
-    # The subscriber to "flow" leaves: "stats" ends too.
+    # When the subscriber to "flow" leaves, "stats" stops too.
     flows.stop()
-    assert heard(cluster, 500) == set()
+    assert receivers(cluster, 500) == set()
 
 
-def test_the_first_of_two_subscribers_leaves():
-    cluster, agent, table, (ours,) = a_cluster()
+def test_leaving_first_subscriber_silences_the_second():
+    cluster, agent, table, (ours,) = make_cluster()
     traffic(cluster, agent, table, 1_000)
     other = Subscriber(cluster.analyzers[0], host_id="other")
     other.start()
     ours.stop()
-    assert heard(cluster, 100) == set()
+    assert receivers(cluster, 100) == set()
 
 
-def test_a_namespace_of_one_capture():
-    cluster, agent, table, _ = a_cluster()
+def test_namespace_of_one_capture():
+    cluster, agent, table, _ = make_cluster()
     second = agent.capture(node_tid="node-2", capture_id="capture-2")
     traffic(cluster, agent, table, 1_000)
     traffic(cluster, agent, second, 1_000)
-    one = Subscriber(cluster.analyzers[0], host_id="one", namespaces=["flow/capture-2"])
-    everything = Subscriber(cluster.analyzers[0], host_id="all", namespaces=[])
-    one.start()
-    everything.start()
-    found = {}
+    one_capture = Subscriber(cluster.analyzers[0], host_id="one", namespaces=["flow/capture-2"])
+    all_captures = Subscriber(cluster.analyzers[0], host_id="all", namespaces=[])
+    one_capture.start()
+    all_captures.start()
+    received = {}
     for delivery in cluster.run(70_000):
         captures = {flow["CaptureID"] for flow in delivery.flows}
         host = delivery.subscriber.host_id
-        found.setdefault((host, delivery.message["Namespace"]), set()).update(captures)
+        received.setdefault((host, delivery.message["Namespace"]), set()).update(captures)
     both = {"capture-1", "capture-2"}
-    assert found == {
+    assert received == {
         ("skyfast", "flow"): both,
         ("skyfast", "stats"): set(),
         ("one", "flow/capture-2"): {"capture-2"},
@@ -663,40 +669,42 @@ def test_a_namespace_of_one_capture():
     }
 
 
-def test_a_second_client_of_one_host_id_is_refused():
-    cluster, _, _, (ours,) = a_cluster()
+def test_second_client_with_same_host_id_is_refused():
+    cluster, _, _, (ours,) = make_cluster()
     twin = Subscriber(cluster.analyzers[0])
     twin.start()
     list(cluster.run(2_500))
     assert twin.history == [(0, "refused"), (1_000, "refused"), (2_000, "refused")]
     ours.vanish()
     list(cluster.run(20_000))
-    assert twin.history[-1] == (10_000, "connected"), "the analyzer misses the pongs at 9.5 s"
+    assert twin.history[-1] == (10_000, "connected"), (
+        "the analyzer detects the missing pongs at 9.5 s"
+    )
 
 
-def test_a_subscriber_that_vanishes_silences_the_others_when_its_pongs_are_missed():
-    cluster, _, _, (ours,) = a_cluster()
+def test_vanished_subscriber_silences_others_when_its_pongs_are_missing():
+    cluster, _, _, (ours,) = make_cluster()
     visitor = Subscriber(cluster.analyzers[0], host_id="visitor")
     visitor.start()
     list(cluster.run(24_000))
     visitor.vanish()
     times = [d.time_ms for d in cluster.run(100_000) if d.subscriber is ours]
-    assert times == [30_000], "gone at 24 s, noticed at 31 s"
+    assert times == [30_000], "it vanishes at 24 s and is noticed at 31 s"
 
 
-def test_a_restart_loses_what_is_buffered():
-    cluster, agent, table, (ours,) = a_cluster()
+def test_analyzer_restart_loses_buffered_flows():
+    cluster, agent, table, (ours,) = make_cluster()
     traffic(cluster, agent, table, 200)
     cluster.at(62_000, lambda: cluster.analyzers[0].restart(after_ms=500))
     reports = reports_of(cluster.run(130_000))
     assert [totals(report) for report in reports] == [(1200, 0)]
     assert cluster.analyzers[0].lost == {"stop": 1}
-    assert [what for _, what in ours.history] == ["connected", "disconnected", "connected"]
+    assert [event for _, event in ours.history] == ["connected", "disconnected", "connected"]
     assert agent.analyzers == cluster.analyzers
 
 
-def test_reports_to_an_analyzer_without_power_are_lost():
-    cluster, agent, table, (ours, _) = a_cluster(analyzers=2, random=Random(3))
+def test_reports_to_analyzer_without_power_are_lost():
+    cluster, agent, table, (ours, _) = make_cluster(analyzers=2, random=Random(3))
     traffic(cluster, agent, table, 2_000)
     first = cluster.analyzers[0]
     cluster.at(1, lambda: first.stop(is_noticed=False))
@@ -710,8 +718,8 @@ def test_reports_to_an_analyzer_without_power_are_lost():
     assert ours.is_connected, "the connection was never closed"
 
 
-def test_the_udp_reader_stops_for_good_when_the_channel_is_full():
-    cluster, agent, table, _ = a_cluster()
+def test_full_channel_stops_udp_reader_permanently():
+    cluster, agent, table, _ = make_cluster()
     (analyzer,) = cluster.analyzers
     analyzer.max_buffered_flows = 20
     analyzer.receive_buffer = 5
@@ -723,13 +731,13 @@ def test_the_udp_reader_stops_for_good_when_the_channel_is_full():
     # 20 flows fit in the channel; the next one ends the reader; the kernel keeps 5 datagrams.
     assert analyzer.lost == {"channel": 1, "receive buffer": 4 + 5 * 30}
     assert [len(d.flows) for d in deliveries if d.flows] == [20]
-    assert deliveries[-1].time_ms == 75_000, "the last message; stats are lost too"
+    assert deliveries[-1].time_ms == 75_000, "later messages are lost, stats included"
     analyzer.restart()
     assert reports_of(cluster.run(500_000))
 
 
-def test_with_websocket_a_full_channel_costs_the_rest_of_a_message():
-    cluster, agent, table, _ = a_cluster(protocol="websocket")
+def test_full_channel_drops_rest_of_websocket_message():
+    cluster, agent, table, _ = make_cluster(protocol="websocket")
     (analyzer,) = cluster.analyzers
     analyzer.max_buffered_flows = 25
     for port in range(30):
@@ -744,8 +752,8 @@ def test_with_websocket_a_full_channel_costs_the_rest_of_a_message():
 # Subscribers
 
 
-def test_a_subscriber_that_notices_silence_connects_again():
-    cluster, _, _, _ = a_cluster()
+def test_silent_subscription_reconnects():
+    cluster, _, _, _ = make_cluster()
     (analyzer,) = cluster.analyzers
     ours = Subscriber(analyzer, host_id="ours", silence_ms=20_000, retry_ms=2_000)
     ours.start()
@@ -762,8 +770,8 @@ def test_a_subscriber_that_notices_silence_connects_again():
     ]
 
 
-def test_messages_under_way_keep_their_order():
-    cluster, _, _, (ours,) = a_cluster()
+def test_delayed_messages_keep_their_order():
+    cluster, _, _, (ours,) = make_cluster()
     ours.delay_ms = 4_000
     cluster.at(21_000, lambda: setattr(ours, "delay_ms", 0))
     cluster.at(20_500, lambda: cluster.analyzers[0]._broadcast("stats", "stats", {}))
@@ -772,9 +780,9 @@ def test_messages_under_way_keep_their_order():
     assert times == [14_000, 24_000, 24_500, 24_500, 30_000]
 
 
-def test_a_seed_repeats_a_run():
+def test_same_seed_gives_same_run():
     def run(seed):
-        cluster, agent, table, _ = a_cluster(analyzers=2, random=Random(seed))
+        cluster, agent, table, _ = make_cluster(analyzers=2, random=Random(seed))
         traffic(cluster, agent, table, 700)
         return [(d.time_ms, d.analyzer, d.message) for d in cluster.run(900_000)]
 
@@ -790,7 +798,7 @@ def delivery(time_s, *flows, analyzer="analyzer-1"):
     return Delivery(time_s * 1000, analyzer, None, message)
 
 
-def test_the_oracle_takes_the_highest_totals(table, sink):
+def test_oracle_uses_highest_totals(table, sink):
     send(table, 3)
     send(table, 3, ARP)
     table.update_at(ms(60))
@@ -801,7 +809,7 @@ def test_the_oracle_takes_the_highest_totals(table, sink):
     web, arp, arp_closing, web_2, dns, *closings = sink.take()
     assert arp_closing["FinishType"] == TIMEOUT
     assert len(closings) == 2
-    # The first report comes last.
+    # The first report arrives last.
     flows = known_flows(
         [
             delivery(65, arp),
@@ -853,7 +861,7 @@ def is_repeat(flow):
 
 
 @pytest.mark.parametrize(("name", "reports"), [(ONE, 45), (A, 84), (B, 93)])
-def test_recorded_updates_tell_the_tick(name, reports):
+def test_recorded_updates_show_flow_update(name, reports):
     periods = [
         flow["LastUpdateMetric"]["Last"] - flow["LastUpdateMetric"]["Start"]
         for flow in recorded_flows(name)
@@ -873,14 +881,14 @@ def test_recorded_updates_tell_the_tick(name, reports):
                 "repeat": 6,
                 "zero": 319,
                 "first report": 13,
-                "news": 14,
+                "new traffic": 14,
             },
         ),
         (B, {"repeat of a first report": 4}),
     ],
 )
 def test_recorded_closing_reports(name, kinds):
-    found = Counter()
+    counts = Counter()
     for flow in recorded_flows(name):
         assert flow.get("FinishType", TIMEOUT) == TIMEOUT
         if not is_closing(flow):
@@ -889,12 +897,12 @@ def test_recorded_closing_reports(name, kinds):
         is_zero = not any(metric[name] for name in COUNTERS)
         if is_first(flow):
             assert all(metric[name] == totals[name] for name in COUNTERS)
-            found["repeat of a first report" if is_repeat(flow) else "first report"] += 1
+            counts["repeat of a first report" if is_repeat(flow) else "first report"] += 1
         elif not is_repeat(flow):
-            found["news"] += 1
+            counts["new traffic"] += 1
         else:
-            found["zero" if is_zero else "repeat"] += 1
-    assert found == kinds
+            counts["zero" if is_zero else "repeat"] += 1
+    assert counts == kinds
 
 
 @pytest.mark.parametrize("name", [ONE, A, B])
@@ -904,26 +912,26 @@ def test_recorded_reports_obey_the_model(name):
     for flow in recorded_flows(name):
         metric, totals, uuid = flow["LastUpdateMetric"], flow["Metric"], flow["UUID"]
         assert totals["Start"] == flow["Start"] <= flow["Last"] == totals["Last"]
-        assert metric["Last"] >= flow["Last"], "a tick is later than the packets"
-        assert uuid not in closed, "no report after the closing one"
+        assert metric["Last"] >= flow["Last"], "a tick comes after its packets"
+        assert uuid not in closed, "no report follows the closing one"
         if is_closing(flow):
             closed.add(uuid)
         else:
-            assert any(metric[name] for name in COUNTERS), "updates only with traffic"
+            assert any(metric[name] for name in COUNTERS), "updates are only sent after traffic"
         if is_first(flow):
             assert all(metric[name] == totals[name] for name in COUNTERS)
-        if uuid in previous and name == ONE:  # of two analyzers, one has not all reports
+        if uuid in previous and name == ONE:  # each of two analyzers receives only some reports
             before = previous[uuid]
-            grown = {name: totals[name] - before["Metric"][name] for name in COUNTERS}
+            increase = {name: totals[name] - before["Metric"][name] for name in COUNTERS}
             if is_closing(flow) and is_repeat(flow):
-                assert not any(grown.values()), "closing reports repeat"
+                assert not any(increase.values()), "closing reports repeat the totals"
             else:
-                assert grown == {name: metric[name] for name in COUNTERS}
+                assert increase == {name: metric[name] for name in COUNTERS}
         previous[uuid] = flow
 
 
 def layout(flow):
-    """Return the names of a flow's fields, and of those of its parts, in their order."""
+    """Return the names of a flow's fields and subfields, in order."""
     return [
         (name, tuple(value) if isinstance(value, dict) else type(value))
         for name, value in flow.items()
@@ -931,7 +939,7 @@ def layout(flow):
     ]
 
 
-def test_recorded_flows_look_like_those_of_the_model(table, sink):
+def test_recorded_flows_have_the_fields_of_the_model(table, sink):
     icmp = Conversation(a_port=0, b_port=0, protocol="ICMP")
     udp = Conversation(protocol="UDP", b_port=4789, application="VXLAN")
     ipv6 = Conversation("fd77::1", "fd77::2", 1, 2)

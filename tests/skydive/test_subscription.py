@@ -1,4 +1,4 @@
-"""The subscription, against an analyzer on a real socket that does whatever goes wrong.
+"""Subscriptions to a fake analyzer on a real socket, with every kind of failure.
 
 Times are shortened through `Timing`; nothing else is replaced.
 """
@@ -65,7 +65,7 @@ MESSAGE = b'{"Namespace":"flow","Type":"store","Obj":[]}'
 # The request ---------------------------------------------------------------------------------
 
 
-async def test_the_headers_are_those_that_an_analyzer_expects(analyzer: FakeAnalyzer) -> None:
+async def test_request_headers(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, host_id="probe-7")):
         request = (await analyzer.subscriber()).request
     assert request.target == "/ws/subscriber/flow"
@@ -79,13 +79,13 @@ async def test_the_headers_are_those_that_an_analyzer_expects(analyzer: FakeAnal
     assert request.get("Sec-WebSocket-Extensions") is None
 
 
-async def test_one_capture_is_subscribed_to_instead_of_all_flows(analyzer: FakeAnalyzer) -> None:
+async def test_capture_id_subscribes_to_one_capture(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, capture_id="c0ffee")):
         request = (await analyzer.subscriber()).request
     assert request.all("X-Websocket-Namespace") == ["flow/c0ffee", "stats"]
 
 
-async def test_user_password_and_cookies_are_sent(analyzer: FakeAnalyzer) -> None:
+async def test_username_password_and_cookies_are_sent(analyzer: FakeAnalyzer) -> None:
     analyzer.username, analyzer.password = "prom", "p:ä&="
     config = make_config(
         analyzer.url, username="prom", password="p:ä&=", cookie={"proxy": "a=b", "zone": "z"}
@@ -96,15 +96,15 @@ async def test_user_password_and_cookies_are_sent(analyzer: FakeAnalyzer) -> Non
     assert request.all("Cookie") == ["proxy=a=b; zone=z"]
 
 
-async def test_the_credentials_in_a_url_win_for_its_analyzer(analyzer: FakeAnalyzer) -> None:
+async def test_url_credentials_override_configured_ones(analyzer: FakeAnalyzer) -> None:
     async with FakeAnalyzer() as other:
-        own = analyzer.url.replace("ws://", "ws://url%40user:p%3Aw@")
-        async with subscribed(make_config(own, other.url, username="cluster", password="secret")):
+        url = analyzer.url.replace("ws://", "ws://url%40user:p%3Aw@")
+        async with subscribed(make_config(url, other.url, username="cluster", password="secret")):
             assert (await analyzer.subscriber()).request.basic == ("url@user", "p:w")
             assert (await other.subscriber()).request.basic == ("cluster", "secret")
 
 
-async def test_proxies_of_the_environment_are_not_used(
+async def test_proxy_environment_variables_are_ignored(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with FakeAnalyzer() as proxy:
@@ -117,7 +117,7 @@ async def test_proxies_of_the_environment_are_not_used(
 
 
 @pytest.mark.parametrize("setting", ["host_id", "capture_id", "cookie"])
-def test_a_text_that_no_header_can_carry_is_refused_at_once(setting: str) -> None:
+def test_setting_with_invalid_header_characters_is_rejected_at_start(setting: str) -> None:
     value = {"token": "s€cret"} if setting == "cookie" else "s€cret"
     with pytest.raises(ConfigError, match=rf"^test\.yml: .*{setting}.*ASCII") as error:
         Subscriptions(
@@ -126,7 +126,7 @@ def test_a_text_that_no_header_can_carry_is_refused_at_once(setting: str) -> Non
     assert "cret" not in str(error.value)
 
 
-async def test_the_analyzer_is_named_in_the_log(
+async def test_log_names_the_analyzer(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -137,7 +137,7 @@ async def test_the_analyzer_is_named_in_the_log(
     assert line == f"analyzer {analyzer.name}: subscribed to analyzer analyzer-1"
 
 
-async def test_another_name_of_the_analyzer_is_a_warning(
+async def test_changed_analyzer_name_is_logged_as_warning(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with subscribed(make_config(analyzer.url)):
@@ -155,40 +155,40 @@ async def test_another_name_of_the_analyzer_is_a_warning(
 # Messages ------------------------------------------------------------------------------------
 
 
-async def test_messages_arrive_as_the_bytes_that_were_sent(analyzer: FakeAnalyzer) -> None:
+async def test_messages_are_received_unchanged(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url)) as running:
         remote = await analyzer.subscriber()
-        begun_s = time.time()
+        start_s = time.time()
         big = bytes(range(256)) * 8192
         await remote.send(MESSAGE)
         await remote.send(MESSAGE, binary=True)
         await remote.send('"ä€"')
-        await remote.send(b'text \xff\xfe that is no UTF-8 "')
+        await remote.send(b'text \xff\xfe with invalid UTF-8 "')
         await remote.send(b"")
         await remote.send(big)
         await remote.send(big, fragments=50)
-        # What Go's WebSocket library makes of a large message: all of it, and an empty frame.
+        # Go's WebSocket library sends a large message as one frame, followed by an empty one.
         await remote.send_raw(frame(0x1, big, fin=False) + frame(0x0, b""))
-        got = [await running.message() for _ in range(8)]
-        assert got == [
+        received = [await running.message() for _ in range(8)]
+        assert received == [
             MESSAGE,
             MESSAGE,
             '"ä€"'.encode(),
-            b'text \xff\xfe that is no UTF-8 "',
+            b'text \xff\xfe with invalid UTF-8 "',
             b"",
             big,
             big,
             big,
         ]
         row = running.row(analyzer)
-        assert row.received_bytes == sum(map(len, got))
-        assert begun_s <= row.last_message_timestamp_s <= time.time()
+        assert row.received_bytes == sum(map(len, received))
+        assert start_s <= row.last_message_timestamp_s <= time.time()
         assert row.up == 1
         assert running.subscriptions.any_up
         assert not running.reconnects(analyzer)
 
 
-async def test_pings_between_the_frames_of_a_message_are_answered(analyzer: FakeAnalyzer) -> None:
+async def test_pings_between_fragments_are_answered(analyzer: FakeAnalyzer) -> None:
     analyzer.ping_interval_s = 0.02
     async with subscribed(make_config(analyzer.url)) as running:
         remote = await analyzer.subscriber()
@@ -198,41 +198,41 @@ async def test_pings_between_the_frames_of_a_message_are_answered(analyzer: Fake
         assert await running.message() == MESSAGE
 
 
-async def test_every_analyzer_has_its_own_numbers(analyzer: FakeAnalyzer) -> None:
+async def test_counters_are_kept_per_analyzer(analyzer: FakeAnalyzer) -> None:
     async with FakeAnalyzer() as other, subscribed(make_config(analyzer.url, other.url)) as running:
         await (await analyzer.subscriber()).send(b"1")
         await (await other.subscriber()).send(b"22")
         async with asyncio.timeout(WAIT_S):
-            got = {await running.messages.get() for _ in range(2)}
-        assert got == {(b"1", analyzer.name), (b"22", other.name)}
+            received = {await running.messages.get() for _ in range(2)}
+        assert received == {(b"1", analyzer.name), (b"22", other.name)}
         assert running.row(analyzer).received_bytes == 1
         assert running.row(other).received_bytes == 2
 
 
 @pytest.mark.parametrize("fragments", [1, 3])
-async def test_a_message_over_the_limit_ends_only_its_own_subscription(
+async def test_oversized_message_ends_only_its_own_subscription(
     analyzer: FakeAnalyzer, fragments: int
 ) -> None:
     async with FakeAnalyzer() as other:
         config = make_config(analyzer.url, other.url, max_message_bytes=1000)
         async with subscribed(config) as running:
-            remote, bystander = await analyzer.subscriber(), await other.subscriber()
+            remote, other_remote = await analyzer.subscriber(), await other.subscriber()
             await remote.send(b"x" * 1000, fragments=fragments)
             assert await running.message() == b"x" * 1000
             assert not running.reconnects(analyzer)
             await remote.send(b"x" * 1001, fragments=fragments)
-            again = await analyzer.subscriber()
+            new_remote = await analyzer.subscriber()
             assert remote.close_code == 1009
-            await again.send(MESSAGE)
+            await new_remote.send(MESSAGE)
             assert await running.message() == MESSAGE
             assert running.reconnects(analyzer) == {"too_big": 1}
             assert running.row(analyzer).errors["too_big"] == 1
-            await bystander.send(b"still here")
+            await other_remote.send(b"still here")
             assert await running.message() == b"still here"
             assert not running.reconnects(other)
 
 
-async def test_a_bug_in_the_handling_of_a_message_costs_that_message_only(
+async def test_exception_in_message_handler_drops_only_that_message(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     handled: asyncio.Queue[bytes] = asyncio.Queue()
@@ -257,17 +257,17 @@ async def test_a_bug_in_the_handling_of_a_message_costs_that_message_only(
     assert "\x1b" not in caplog.text
 
 
-async def test_the_event_loop_has_its_turns_while_messages_are_queued(
+async def test_event_loop_runs_while_messages_are_queued(
     analyzer: FakeAnalyzer,
 ) -> None:
-    count, each_s = 400, 0.001
+    count, handling_s = 400, 0.001
 
     def on_message(data: MessageData, stats: AnalyzerStats) -> None:
-        time.sleep(each_s)
+        time.sleep(handling_s)
 
     async with subscribed(make_config(analyzer.url), on_message=on_message) as running:
         remote = await analyzer.subscriber()
-        # One read of the socket brings all of them.
+        # One read from the socket returns all messages.
         await remote.send_raw(frame(0x1, b"x") * count)
         longest_s, last_s = 0.0, time.monotonic()
         async with asyncio.timeout(WAIT_S):
@@ -275,7 +275,7 @@ async def test_the_event_loop_has_its_turns_while_messages_are_queued(
                 await asyncio.sleep(0)
                 now_s = time.monotonic()
                 longest_s, last_s = max(longest_s, now_s - last_s), now_s
-    assert longest_s < count * each_s / 2
+    assert longest_s < count * handling_s / 2
 
 
 # Failures ------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ async def test_the_event_loop_has_its_turns_while_messages_are_queued(
     ],
     ids=str,
 )
-async def test_a_failed_attempt_is_counted_logged_and_repeated(
+async def test_failed_attempt_is_counted_logged_and_retried(
     analyzer: FakeAnalyzer,
     caplog: pytest.LogCaptureFixture,
     step: int | Fault,
@@ -311,7 +311,7 @@ async def test_a_failed_attempt_is_counted_logged_and_repeated(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # The analyzer takes a client for subscribed that thinks differently of it.
+            # After some faults the analyzer counts the client as subscribed; skyfast does not.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -324,7 +324,7 @@ async def test_a_failed_attempt_is_counted_logged_and_repeated(
     assert "next attempt in 0.0 s" in line
 
 
-async def test_an_analyzer_that_does_not_run_is_tried_until_it_does(
+async def test_stopped_analyzer_is_retried_until_it_starts(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     await analyzer.stop()
@@ -338,21 +338,21 @@ async def test_an_analyzer_that_does_not_run_is_tried_until_it_does(
     assert len(lines(caplog)) == 1
 
 
-async def test_a_name_that_does_not_exist_is_counted_as_unresolved(
+async def test_unknown_host_name_is_counted_as_unresolved(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def nowhere(*_: object, **__: object) -> None:
+    def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
-    async with subscribed(make_config("ws://nowhere.test:8082/ws/subscriber/flow")) as running:
-        row = running.stats.analyzers["nowhere.test:8082"]
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    async with subscribed(make_config("ws://unknown.test:8082/ws/subscriber/flow")) as running:
+        row = running.stats.analyzers["unknown.test:8082"]
         await eventually(lambda: row.reconnects["unresolved"] >= 2)
     (line,) = lines(caplog)
-    assert "nowhere.test:8082: cannot resolve the host name" in line
+    assert "unknown.test:8082: cannot resolve the host name" in line
 
 
-async def test_the_addresses_of_a_name_are_tried_one_after_the_other(
+async def test_addresses_of_a_name_are_tried_in_turn(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def addresses(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
@@ -374,7 +374,7 @@ async def test_the_addresses_of_a_name_are_tried_one_after_the_other(
         (lambda remote: _do(remote.writer.close), "closed"),
         (lambda remote: remote.close(1000), "closed"),
         (lambda remote: remote.close(1001, "going away"), "closed"),
-        # Codes that mean something else when they are our own.
+        # Sent by skyfast, these codes have other reasons.
         (lambda remote: remote.close(1009), "closed"),
         (lambda remote: remote.close(1011), "closed"),
         (lambda remote: _cut(remote), "closed"),
@@ -389,7 +389,7 @@ async def test_the_addresses_of_a_name_are_tried_one_after_the_other(
         *("garbage", "opcode", "continuation", "masked", "reserved-bit"),
     ],
 )
-async def test_a_subscription_that_ends_is_begun_again(
+async def test_ended_subscription_reconnects(
     analyzer: FakeAnalyzer,
     caplog: pytest.LogCaptureFixture,
     end: Callable[[Any], Awaitable[None]],
@@ -415,20 +415,20 @@ async def _cut(remote: Any) -> None:
     remote.writer.close()
 
 
-async def test_a_socket_that_stays_open_after_the_close_is_not_waited_for(
+async def test_reconnect_does_not_wait_for_unclosed_socket(
     analyzer: FakeAnalyzer,
 ) -> None:
     async with subscribed(make_config(analyzer.url)) as running:
         remote = await running.up(analyzer)
-        remote.freeze()  # so it does not see that we leave
+        remote.freeze()  # so that it does not notice the close
         await remote.send_raw(b"\xff" * 100)
-        begun_s = time.monotonic()
+        start_s = time.monotonic()
         await analyzer.subscriber()
-        assert time.monotonic() - begun_s < 1.0
+        assert time.monotonic() - start_s < 1.0
         assert running.reconnects(analyzer) == {"error": 1}
 
 
-async def test_a_half_open_connection_is_found_by_pings(analyzer: FakeAnalyzer) -> None:
+async def test_half_open_connection_is_detected_by_pings(analyzer: FakeAnalyzer) -> None:
     timing = dataclasses.replace(FAST, ping_interval_s=0.1, ping_timeout_s=0.1)
     async with subscribed(make_config(analyzer.url), timing=timing) as running:
         remote = await running.up(analyzer)
@@ -442,25 +442,25 @@ async def test_a_half_open_connection_is_found_by_pings(analyzer: FakeAnalyzer) 
 # Silence -------------------------------------------------------------------------------------
 
 
-async def test_an_analyzer_that_pings_and_sends_nothing_is_left(
+async def test_silent_subscription_reconnects_despite_pings(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     analyzer.ping_interval_s = 0.05
     async with subscribed(make_config(analyzer.url, silence_timeout=0.3)) as running:
         remote = await analyzer.subscriber()
         await remote.send(MESSAGE)
-        begun_s = time.monotonic()
+        start_s = time.monotonic()
         await analyzer.subscriber()
-        assert 0.25 < time.monotonic() - begun_s < 1.5
+        assert 0.25 < time.monotonic() - start_s < 1.5
         assert running.reconnects(analyzer) == {"silent": 1}
         assert remote.pongs >= 3
         await remote.gone()
-        assert remote.close_code == 1000  # left properly: its host id is free at once
+        assert remote.close_code == 1000  # closed properly: the host ID is free at once
     (line,) = lines(caplog)
     assert "silent" in line
 
 
-async def test_messages_keep_a_subscription_from_being_silent(analyzer: FakeAnalyzer) -> None:
+async def test_messages_prevent_silence(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, silence_timeout=0.2)) as running:
         remote = await analyzer.subscriber()
         for _ in range(8):
@@ -469,14 +469,14 @@ async def test_messages_keep_a_subscription_from_being_silent(analyzer: FakeAnal
         assert not running.reconnects(analyzer)
 
 
-async def test_a_subscription_that_never_delivered_is_not_silent(analyzer: FakeAnalyzer) -> None:
+async def test_subscription_that_never_delivered_is_not_silent(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, silence_timeout=0.1)) as running:
         await analyzer.subscriber()
         await asyncio.sleep(0.5)
         assert not running.reconnects(analyzer)
 
 
-async def test_silence_can_be_switched_off(analyzer: FakeAnalyzer) -> None:
+async def test_silence_detection_can_be_disabled(analyzer: FakeAnalyzer) -> None:
     config = make_config(analyzer.url)
     config = dataclasses.replace(
         config, subscriber=dataclasses.replace(config.subscriber, silence_timeout_s=0)
@@ -487,7 +487,7 @@ async def test_silence_can_be_switched_off(analyzer: FakeAnalyzer) -> None:
         assert not running.reconnects(analyzer)
 
 
-async def test_a_pause_of_the_process_is_not_the_analyzers_silence(
+async def test_process_pause_is_not_silence(
     analyzer: FakeAnalyzer,
 ) -> None:
     async with subscribed(make_config(analyzer.url, silence_timeout=0.4)) as running:
@@ -501,7 +501,7 @@ async def test_a_pause_of_the_process_is_not_the_analyzers_silence(
 
 
 @pytest.mark.parametrize(("behind", "reason"), [(True, "overload"), (False, "closed")])
-async def test_an_analyzer_that_was_kept_waiting_has_left_because_of_that(
+async def test_disconnect_after_slow_reading_is_overload(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, behind: bool, reason: str
 ) -> None:
     timing = dataclasses.replace(FAST, overload_s=0.4)
@@ -528,7 +528,7 @@ async def test_an_analyzer_that_was_kept_waiting_has_left_because_of_that(
     assert ("too slowly: the analyzer waited " in caplog.text) == behind
 
 
-async def test_an_analyzer_that_closes_in_good_order_has_another_reason(
+async def test_normal_close_is_not_overload(
     analyzer: FakeAnalyzer,
 ) -> None:
     timing = dataclasses.replace(FAST, overload_s=0.0)
@@ -539,10 +539,10 @@ async def test_an_analyzer_that_closes_in_good_order_has_another_reason(
         assert running.reconnects(analyzer) == {"closed": 1}
 
 
-async def test_flows_come_again_when_another_subscriber_has_silenced_the_analyzer(
+async def test_reconnect_restores_flows_after_another_subscriber_leaves(
     analyzer: FakeAnalyzer,
 ) -> None:
-    analyzer.forgetful = True
+    analyzer.stops_after_disconnect = True
     async with subscribed(make_config(analyzer.url, silence_timeout=0.2)) as running:
         await analyzer.subscriber()
         async with subscribed(make_config(analyzer.url, host_id="another")):
@@ -564,8 +564,8 @@ QUICK = dataclasses.replace(
 )
 
 
-class Counting:
-    """Hands messages on as `Subscribed` does, and counts them as `Ingest` does."""
+class MessageCounter:
+    """Callbacks that count messages as `Ingest` does."""
 
     def __init__(self) -> None:
         self.activity = Activity()
@@ -576,7 +576,7 @@ class Counting:
         stats.messages[kind] += 1
         if kind == ("stats", "stats"):
             self.activity.reports += 1
-            self.activity.changes += 1  # each tells of packets
+            self.activity.changes += 1  # every report shows packets
 
     def on_change(self) -> None:
         self.changes += 1
@@ -599,46 +599,46 @@ async def _repeat(send: Callable[[bytes], Awaitable[None]], *messages: bytes) ->
             await asyncio.sleep(0.02)
 
 
-async def test_with_many_statistics_silence_is_found_long_before_the_longest_time(
+async def test_frequent_statistics_shorten_silence_detection(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    counting = Counting()
+    counter = MessageCounter()
     async with subscribed(
-        make_config(analyzer.url, silence_timeout=60), **counting.options
+        make_config(analyzer.url, silence_timeout=60), **counter.options
     ) as running:
         remote = await running.up(analyzer)
         assert not running.subscriptions.delivering
         sending = asyncio.create_task(_repeat(remote.send, STATISTICS))
         await eventually(lambda: running.subscriptions.delivering == {analyzer.name})
-        assert counting.changes
+        assert counter.changes
         await asyncio.sleep(0.5)
         sending.cancel()
-        began_s = time.monotonic()
-        # First it is suspect, and then there is another one.
+        start_s = time.monotonic()
+        # The subscription becomes suspect first, and then reconnects.
         await eventually(lambda: not running.subscriptions.delivering)
         assert running.row(analyzer).up
         assert not running.reconnects(analyzer)
         assert running.subscriptions.state(analyzer.name) == "silent"
         remote = await running.up(analyzer)
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - start_s < 5
         assert running.reconnects(analyzer) == {"silent": 1}
         await remote.send(STATISTICS)
         await eventually(lambda: running.subscriptions.delivering)
     assert "subscription fell silent: no message for 1 s" in caplog.text
 
 
-async def test_a_suspicion_ends_with_the_next_message(analyzer: FakeAnalyzer) -> None:
-    counting = Counting()
+async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
+    counter = MessageCounter()
     timing = dataclasses.replace(QUICK, silence=dataclasses.replace(QUICK.silence, silent_s=60.0))
-    options = {**counting.options, "timing": timing}
+    options = {**counter.options, "timing": timing}
     async with subscribed(make_config(analyzer.url, silence_timeout=60), **options) as running:
         remote = await running.up(analyzer)
         for _ in range(3):
             await remote.send(STATISTICS)
-            changes = counting.changes
+            changes = counter.changes
             await eventually(lambda: running.subscriptions.delivering)
             await eventually(lambda: not running.subscriptions.delivering)
-            assert counting.changes >= changes + 2
+            assert counter.changes >= changes + 2
         assert not running.reconnects(analyzer)
 
 
@@ -646,9 +646,9 @@ async def test_a_suspicion_ends_with_the_next_message(analyzer: FakeAnalyzer) ->
 async def test_statistics_without_flows_are_silence(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
 ) -> None:
-    """As where somebody subscribes to statistics alone, after another one has left."""
-    counting = Counting()
-    async with subscribed(make_config(analyzer.url), **counting.options) as running:
+    """This happens after a subscriber leaves and another one subscribes to statistics alone."""
+    counter = MessageCounter()
+    async with subscribed(make_config(analyzer.url), **counter.options) as running:
         running.stats.flow_update_s = 0.3
         remote = await running.up(analyzer)
         await remote.send(MESSAGE)
@@ -665,10 +665,12 @@ async def test_statistics_without_flows_are_silence(
         sending.cancel()
 
 
-async def test_one_that_ends_at_once_has_delivered_all_the_same(analyzer: FakeAnalyzer) -> None:
-    counting = Counting()
+async def test_first_message_counts_as_delivery_if_subscription_ends_at_once(
+    analyzer: FakeAnalyzer,
+) -> None:
+    counter = MessageCounter()
     seen: list[set[str]] = []
-    options = {**counting.options, "timing": dataclasses.replace(QUICK, tick_s=60.0)}
+    options = {**counter.options, "timing": dataclasses.replace(QUICK, tick_s=60.0)}
     options["on_change"] = lambda: seen.append(running.subscriptions.delivering)
     async with subscribed(make_config(analyzer.url), **options) as running:
         remote = await running.up(analyzer)
@@ -679,7 +681,7 @@ async def test_one_that_ends_at_once_has_delivered_all_the_same(analyzer: FakeAn
         assert not running.subscriptions.delivering
 
 
-async def test_those_that_are_subscribed_are_named() -> None:
+async def test_names_of_subscribed_and_delivering_analyzers() -> None:
     async with FakeAnalyzer() as first, FakeAnalyzer() as second:
         config = make_config(first.url, second.url)
         async with subscribed(config) as running:
@@ -700,22 +702,22 @@ async def test_those_that_are_subscribed_are_named() -> None:
             await eventually(lambda: state(second.name) == "not subscribed")
 
 
-def test_silence_is_over_before_the_connections_of_an_analyzer_leave() -> None:
+def test_silence_is_resolved_before_connections_expire() -> None:
     config = make_config()
     longest_s = (
         config.subscriber.silence_timeout_s * SILENCE_JITTER
         + 2 * DEFAULT_TIMING.tick_s
         + DEFAULT_TIMING.close_timeout_s
         + DEFAULT_TIMING.backoff_first_s
-        + 10  # until the analyzer sends what it holds back
+        + 10  # until the analyzer flushes its buffered flows
     )
     assert longest_s < config.limits.timeout_s
 
 
-# Waiting -------------------------------------------------------------------------------------
+# Backoff -------------------------------------------------------------------------------------
 
 
-def test_the_waits_have_full_jitter_below_a_ceiling_that_doubles() -> None:
+def test_backoff_has_full_jitter_and_doubles_up_to_limit() -> None:
     ceilings = [0.5, 1, 2, 4, 8, 10, 10, 10]
     tries = [list(itertools.islice(backoff(), len(ceilings))) for _ in range(500)]
     for ceiling, waits in zip(ceilings, zip(*tries, strict=True), strict=True):
@@ -723,12 +725,12 @@ def test_the_waits_have_full_jitter_below_a_ceiling_that_doubles() -> None:
         assert 0.9 * ceiling < max(waits) <= ceiling
 
 
-async def test_the_waits_start_over_after_a_healthy_subscription(
+async def test_backoff_restarts_after_healthy_subscription(
     analyzer: FakeAnalyzer,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(subscription, "random", SimpleNamespace(uniform=lambda least, most: most))
+    monkeypatch.setattr(subscription, "random", SimpleNamespace(uniform=lambda low, high: high))
     timing = dataclasses.replace(
         FAST, backoff_first_s=0.1, backoff_most_s=0.5, healthy_s=0.2, log_interval_s=0.0
     )
@@ -748,7 +750,7 @@ async def test_the_waits_start_over_after_a_healthy_subscription(
 # The log -------------------------------------------------------------------------------------
 
 
-async def test_a_host_id_in_use_is_no_warning_right_after_our_own_subscription(
+async def test_conflict_right_after_own_subscription_is_not_a_warning(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -762,7 +764,7 @@ async def test_a_host_id_in_use_is_no_warning_right_after_our_own_subscription(
     assert sum("HTTP 409" in line for line in lines(caplog, logging.INFO)) == 1
 
 
-async def test_a_host_id_in_use_is_a_warning_otherwise(
+async def test_conflict_with_another_client_is_a_warning(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -775,7 +777,7 @@ async def test_a_host_id_in_use_is_a_warning_otherwise(
             (line,) = lines(caplog)
             assert "another client is subscribed with the same host_id (HTTP 409)" in line
             assert not owner.reconnects(analyzer)
-            # Also after a subscription of our own, once the analyzer had time to forget it.
+            # It is a warning after our own subscription too, once the grace period has passed.
             owner.task.cancel()
             remote = await late.up(analyzer)
             caplog.clear()
@@ -785,12 +787,12 @@ async def test_a_host_id_in_use_is_a_warning_otherwise(
     assert not any("HTTP 409" in line for line in lines(caplog, logging.INFO))
 
 
-async def test_one_line_an_interval_and_cause_says_how_many_there_were(
+async def test_failures_are_logged_once_per_interval_with_count(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     analyzer.script.extend([503] * 10_000)
     timing = dataclasses.replace(FAST, log_interval_s=0.5)
-    counts: dict[str, int] = {}  # of failures, when each line was logged: they go on meanwhile
+    counts: dict[str, int] = {}  # the number of failures when each line was logged
 
     def count(record: logging.LogRecord) -> bool:
         counts[record.getMessage()] = running.row(analyzer).reconnects["handshake"]
@@ -812,10 +814,10 @@ async def test_one_line_an_interval_and_cause_says_how_many_there_were(
     assert "more suppressed" not in third
 
 
-async def test_the_last_line_in_the_log_tells_the_present_state(
+async def test_last_log_line_shows_current_state(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Within one interval of the log's limit, and with the same cause of every failure."""
+    """All failures have the same cause and are within one interval of the log limit."""
     caplog.set_level(logging.INFO)
     async with subscribed(make_config(analyzer.url)) as running:
         failures = running.row(analyzer).reconnects
@@ -832,7 +834,7 @@ async def test_the_last_line_in_the_log_tells_the_present_state(
         assert "subscribed to analyzer analyzer-1" in caplog.messages[-1]
 
 
-async def test_another_name_is_logged_within_the_interval_too(
+async def test_changed_analyzer_name_is_logged_within_the_interval(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with subscribed(make_config(analyzer.url)) as running:
@@ -849,7 +851,7 @@ async def test_another_name_is_logged_within_the_interval_too(
     ]
 
 
-async def test_texts_from_the_network_are_harmless_in_the_log(
+async def test_log_escapes_text_from_the_network(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -861,12 +863,12 @@ async def test_texts_from_the_network_are_harmless_in_the_log(
         await running.up(analyzer)
         await eventually(lambda: len(lines(caplog)) == 2)
     logged = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
-    assert len(logged) == 4  # both times that it was subscribed, and why it was not
+    assert len(logged) == 4  # two subscriptions and two failures
     assert all(line.isprintable() and len(line) < 600 for line in logged)
     assert any("forged" in line for line in logged)
 
 
-async def test_no_secret_is_ever_logged(
+async def test_secrets_are_not_logged(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -890,7 +892,7 @@ async def test_no_secret_is_ever_logged(
 # Credentials ---------------------------------------------------------------------------------
 
 
-async def test_after_a_refusal_the_login_cookie_is_sent_until_it_expires(
+async def test_login_cookie_is_sent_after_401_until_it_expires(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     analyzer.username, analyzer.password = "prom", "hunter2"
@@ -915,13 +917,13 @@ async def test_after_a_refusal_the_login_cookie_is_sent_until_it_expires(
     assert not any("401" in line for line in lines(caplog))
 
 
-async def test_credentials_that_are_wrong_everywhere_are_a_warning(
+async def test_credentials_rejected_by_login_are_a_warning(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     analyzer.username, analyzer.password = "prom", "hunter2"
     async with subscribed(make_config(analyzer.url, username="prom", password="old")) as running:
         await eventually(lambda: running.row(analyzer).reconnects["unauthorized"] >= 2)
-        # Back from the login to what may work again.
+        # After the failed login, Basic auth is tried again.
         assert {request.basic for request in analyzer.upgrades} == {("prom", "old")}
         analyzer.password = "old"
         await analyzer.subscriber()
@@ -930,7 +932,7 @@ async def test_credentials_that_are_wrong_everywhere_are_a_warning(
     assert "POST /login" in line
 
 
-async def test_a_redirect_takes_no_credentials_elsewhere(
+async def test_redirect_is_not_followed(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with FakeAnalyzer() as elsewhere:
@@ -953,7 +955,7 @@ ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
 
 
 @pytest.mark.parametrize("answer", [GO, NGINX, ALERT, b""], ids=["Go", "nginx", "alert", "none"])
-async def test_ws_to_a_port_of_tls_is_explained(
+async def test_ws_to_tls_port_is_explained_in_the_log(
     answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -969,7 +971,7 @@ async def test_ws_to_a_port_of_tls_is_explained(
     assert "; use wss:// if the analyzer serves TLS; next" in lines(caplog)[0]
 
 
-async def test_wss_to_a_port_without_tls_is_explained(caplog: pytest.LogCaptureFixture) -> None:
+async def test_wss_to_plain_port_is_explained_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(5)
         writer.write(NGINX)
@@ -983,46 +985,48 @@ async def test_wss_to_a_port_without_tls_is_explained(caplog: pytest.LogCaptureF
     assert "; the port does not serve TLS, use ws://" in lines(caplog)[0]
 
 
-# The end -------------------------------------------------------------------------------------
+# Closing -------------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_subscription_is_closed_properly(analyzer: FakeAnalyzer) -> None:
+async def test_cancelled_subscription_is_closed_properly(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url)) as running:
         remote = await running.up(analyzer)
     await remote.gone()
     assert remote.close_code == 1000
 
 
-async def test_an_analyzer_that_does_not_answer_the_close_is_not_waited_for(
+async def test_closing_does_not_wait_for_unresponsive_analyzer(
     analyzer: FakeAnalyzer,
 ) -> None:
     assert DEFAULT_TIMING.close_timeout_s <= 1.0
     async with subscribed(make_config(analyzer.url)) as running:
         remote = await running.up(analyzer)
         remote.freeze()
-        begun_s = time.monotonic()
-    assert time.monotonic() - begun_s < 2 * FAST.close_timeout_s
+        start_s = time.monotonic()
+    assert time.monotonic() - start_s < 2 * FAST.close_timeout_s
 
 
-@pytest.mark.parametrize("moment", ["connecting", "waiting", "logging in"])
-async def test_it_can_be_cancelled_at_any_moment(analyzer: FakeAnalyzer, moment: str) -> None:
+@pytest.mark.parametrize("state", ["connecting", "waiting", "logging in"])
+async def test_subscription_can_be_cancelled_in_any_state(
+    analyzer: FakeAnalyzer, state: str
+) -> None:
     timing = dataclasses.replace(FAST, open_timeout_s=60.0, backoff_first_s=60.0)
-    analyzer.script.append(Fault.HANG if moment == "connecting" else 401)
+    analyzer.script.append(Fault.HANG if state == "connecting" else 401)
     analyzer.login = Fault.HANG
-    username = "prom" if moment == "logging in" else ""
+    username = "prom" if state == "logging in" else ""
     async with subscribed(make_config(analyzer.url, username=username), timing=timing) as running:
         await eventually(lambda: analyzer.upgrades)
-        if moment == "logging in":
+        if state == "logging in":
             await eventually(lambda: analyzer.logins)
-        elif moment == "waiting":
+        elif state == "waiting":
             await eventually(lambda: running.reconnects(analyzer))
-        begun_s = time.monotonic()
-    assert time.monotonic() - begun_s < 0.5
+        start_s = time.monotonic()
+    assert time.monotonic() - start_s < 0.5
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("scheme", ["ws", "dns+ws"])
-def test_a_name_server_that_does_not_answer_holds_nothing_up(
+def test_unresponsive_name_server_does_not_block(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], None], scheme: str
 ) -> None:
     asked, answered = threading.Event(), threading.Event()
@@ -1037,16 +1041,16 @@ def test_a_name_server_that_does_not_answer_holds_nothing_up(
             await eventually(asked.is_set)
 
     monkeypatch.setattr(socket, "getaddrinfo", unanswered)
-    begun_s = time.monotonic()
+    start_s = time.monotonic()
     try:
         run(scenario())
-        assert time.monotonic() - begun_s < 2.0
+        assert time.monotonic() - start_s < 2.0
     finally:
         answered.set()
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_both_event_loops_do(run: Callable[[Any], None], tmp_path: Path) -> None:
+def test_both_event_loops_work(run: Callable[[Any], None], tmp_path: Path) -> None:
     authority = Authority(tmp_path)
 
     async def scenario() -> None:
@@ -1064,11 +1068,11 @@ def test_both_event_loops_do(run: Callable[[Any], None], tmp_path: Path) -> None
                     remote = await running.up(analyzer)
                     await remote.send(MESSAGE)
                     assert await running.message() == MESSAGE
-                    remote = await analyzer.subscriber()  # it was silent
+                    remote = await analyzer.subscriber()  # reconnected after silence
                     assert running.reconnects(analyzer) == {"closed": 1, "silent": 1}
                     remote.freeze()
-                begun_s = time.monotonic()
-            assert time.monotonic() - begun_s < 2 * FAST.close_timeout_s
+                start_s = time.monotonic()
+            assert time.monotonic() - start_s < 2 * FAST.close_timeout_s
 
     run(scenario())
 
@@ -1076,7 +1080,7 @@ def test_both_event_loops_do(run: Callable[[Any], None], tmp_path: Path) -> None
 # TLS -----------------------------------------------------------------------------------------
 
 
-async def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
+async def test_client_certificate_is_sent(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     client = authority.issue("client")
     context = authority.server_context("127.0.0.1", ask_clients=True)
@@ -1091,11 +1095,11 @@ async def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
             remote = await analyzer.subscriber()
             await remote.send(MESSAGE)
             assert await running.message() == MESSAGE
-            shown: Any = remote.writer.get_extra_info("peercert")
-            assert (("commonName", "client"),) in shown["subject"]
+            certificate: Any = remote.writer.get_extra_info("peercert")
+            assert (("commonName", "client"),) in certificate["subject"]
 
 
-async def test_a_missing_client_certificate_is_a_failed_handshake(tmp_path: Path) -> None:
+async def test_missing_client_certificate_fails_the_handshake(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     context = authority.server_context("127.0.0.1", ask_clients=True)
     async with FakeAnalyzer(ssl=context) as analyzer:
@@ -1105,7 +1109,7 @@ async def test_a_missing_client_certificate_is_a_failed_handshake(tmp_path: Path
         assert not analyzer.upgrades
 
 
-async def test_a_server_certificate_can_be_trusted_by_itself(tmp_path: Path) -> None:
+async def test_self_signed_server_certificate_can_be_trusted(tmp_path: Path) -> None:
     issued = Authority(tmp_path).issue("127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(issued.certificate, issued.key)
@@ -1117,7 +1121,7 @@ async def test_a_server_certificate_can_be_trusted_by_itself(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("fault", ["authority", "name"])
-async def test_a_server_that_cannot_be_trusted_gets_no_request(
+async def test_untrusted_server_gets_no_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     authority, other = Authority(tmp_path), Authority(tmp_path, "other")
@@ -1130,7 +1134,7 @@ async def test_a_server_that_cannot_be_trusted_gets_no_request(
     assert "certificate verify failed" in lines(caplog)[0]
 
 
-async def test_tls_where_none_is_spoken_is_a_failed_handshake(
+async def test_tls_to_plain_server_fails_the_handshake(
     analyzer: FakeAnalyzer, tmp_path: Path
 ) -> None:
     url = analyzer.url.replace("ws://", "wss://")
@@ -1141,7 +1145,7 @@ async def test_tls_where_none_is_spoken_is_a_failed_handshake(
 
 
 @pytest.mark.parametrize("key", ["ca_cert", "client_cert", "client_key", "encrypted"])
-def test_certificates_that_cannot_be_used_are_refused_at_once(tmp_path: Path, key: str) -> None:
+def test_unusable_certificate_is_rejected_at_start(tmp_path: Path, key: str) -> None:
     authority = Authority(tmp_path)
     client = authority.issue("client", password=b"secret" if key == "encrypted" else b"")
     settings = {
@@ -1162,39 +1166,39 @@ def test_certificates_that_cannot_be_used_are_refused_at_once(tmp_path: Path, ke
         )
 
 
-# Names that stand for several addresses ------------------------------------------------------
+# Names with several addresses ----------------------------------------------------------------
 
 
-async def test_all_addresses_of_a_name_are_subscribed_to_as_they_come_and_go() -> None:
+async def test_subscriptions_follow_the_addresses_of_a_name() -> None:
     async with two_addresses() as (first, second):
         url = f"dns+ws://analyzers.test:{first.port}/ws/subscriber/flow"
         names = Names(first.address)
         async with subscribed(make_config(url), resolve=names) as running:
-            one = await first.subscriber()
+            first_remote = await first.subscriber()
             assert names.asked[0] == ("analyzers.test", first.port)
-            assert one.request.get("Host") == f"analyzers.test:{first.port}"
+            assert first_remote.request.get("Host") == f"analyzers.test:{first.port}"
             assert second.name not in running.stats.analyzers
 
             names.answer = [first.address, second.address]
-            two = await second.subscriber()
-            await two.send(b"from the second")
+            second_remote = await second.subscriber()
+            await second_remote.send(b"from the second")
             assert await running.message() == b"from the second"
             assert running.row(second).received_bytes == len(b"from the second")
 
             names.answer = [second.address]
-            await one.gone()
-            assert one.close_code == 1000
+            await first_remote.gone()
+            assert first_remote.close_code == 1000
             await eventually(lambda: first.name not in running.stats.analyzers)
-            await two.send(b"still")
+            await second_remote.send(b"still")
             assert await running.message() == b"still"
             assert len(second.upgrades) == 1
 
             names.answer = [first.address, second.address]
             await first.subscriber()
-            assert running.row(first).reconnects["closed"] == 0  # a new row
+            assert running.row(first).reconnects["closed"] == 0  # the row is new
 
 
-async def test_a_failed_resolution_changes_nothing_and_is_counted(
+async def test_failed_resolution_keeps_subscriptions_and_is_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with two_addresses() as (first, second):
@@ -1221,7 +1225,7 @@ async def test_a_failed_resolution_changes_nothing_and_is_counted(
     assert "try again" in line
 
 
-async def test_a_name_that_never_resolved_is_tried_again_soon() -> None:
+async def test_unresolved_name_is_retried_soon() -> None:
     names = Names()
     names.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
     timing = dataclasses.replace(FAST, resolve_interval_s=60.0)
@@ -1230,7 +1234,7 @@ async def test_a_name_that_never_resolved_is_tried_again_soon() -> None:
         await eventually(lambda: len(names.asked) >= 4)
 
 
-async def test_a_name_is_up_while_one_of_its_addresses_is() -> None:
+async def test_name_is_up_while_any_address_is_up() -> None:
     async with two_addresses() as (first, second):
         name = f"analyzers.test:{first.port}"
         names = Names(first.address, second.address)
@@ -1248,7 +1252,7 @@ async def test_a_name_is_up_while_one_of_its_addresses_is() -> None:
             await eventually(lambda: not row.up)
 
 
-async def test_an_address_that_is_named_twice_is_subscribed_to_once(
+async def test_address_listed_twice_is_subscribed_once(
     analyzer: FakeAnalyzer,
 ) -> None:
     names = Names(analyzer.address)
@@ -1257,14 +1261,14 @@ async def test_an_address_that_is_named_twice_is_subscribed_to_once(
         remote = await analyzer.subscriber()
         await eventually(lambda: len(names.asked) >= 3)
         names.answer = []
-        asked = len(names.asked)
-        await eventually(lambda: len(names.asked) >= asked + 2)
+        resolve_count = len(names.asked)
+        await eventually(lambda: len(names.asked) >= resolve_count + 2)
         await remote.send(MESSAGE)
         assert await running.message() == MESSAGE
         assert len(analyzer.upgrades) == 1
 
 
-async def test_a_name_with_very_many_addresses_is_not_followed_to_all(
+async def test_number_of_addresses_per_name_is_limited(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     names = Names(*(f"127.0.1.{i}" for i in range(MAX_ADDRESSES + 10)))
@@ -1275,7 +1279,7 @@ async def test_a_name_with_very_many_addresses_is_not_followed_to_all(
     assert sum("74 addresses" in line for line in lines(caplog)) == 1
 
 
-async def test_tls_checks_the_name_and_not_the_address(tmp_path: Path) -> None:
+async def test_tls_verifies_the_name_instead_of_the_address(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with FakeAnalyzer(
         ssl=authority.server_context("analyzers.test"), username="prom", password="pw"
@@ -1336,6 +1340,6 @@ def _status(code: int) -> InvalidStatus:
     ],
     ids=repr,
 )
-def test_every_exception_has_a_reason(exc: Exception, reason: str) -> None:
+def test_classify(exc: Exception, reason: str) -> None:
     assert classify(exc) == reason
     assert reason in RECONNECT_REASONS

@@ -1,7 +1,7 @@
-"""Receiving without copies: the same as websockets receives, whatever comes in whatever pieces.
+"""Receiving without copies has the same results as the websockets library.
 
-The reference is websockets' own connection with the same bytes. Where sockets matter, they are
-real ones, under both event loops, with and without TLS.
+The reference is a connection of websockets that gets the same bytes. Tests that depend on sockets
+use real ones, with both event loops, with and without TLS.
 """
 
 import asyncio
@@ -58,15 +58,15 @@ WAIT_S = 5.0
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
 
 
-# Beside websockets, without sockets ----------------------------------------------------------
+# Comparison with websockets, without sockets -------------------------------------------------
 
 
 class Transport(asyncio.Transport):
-    """Writes into ``written``; reads what `Wire` gives it."""
+    """A transport that writes into ``written`` and reads the data of `Wire.deliver`."""
 
     def __init__(self, protocol: asyncio.BaseProtocol) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Transport(asyncio.Transport):
 
 
 class Wire:
-    """A connection after its request, and the other end of its transport."""
+    """A connection that has sent its request, and the other end of its transport."""
 
     def __init__(self, kind: type[ClientConnection], max_message_bytes: int) -> None:
         protocol = ClientProtocol(parse_uri("ws://analyzer/"), max_size=max_message_bytes)
@@ -115,18 +115,18 @@ class Wire:
         self.answer = answer_to(request.headers["Sec-WebSocket-Key"])
 
     def deliver(self, data: bytes) -> bytes:
-        """Let ``data`` be read, or what of it is until the transport is paused; return the rest."""
+        """Deliver ``data`` until the transport is paused, and return the rest."""
         protocol: Any = self.transport.protocol
         if not isinstance(protocol, asyncio.BufferedProtocol):
             protocol.data_received(data)
             return b""
         while data and not self.transport.paused:
-            room = protocol.get_buffer(-1)
-            taken = min(len(room), len(data))
-            assert taken
-            room[:taken] = data[:taken]
-            protocol.buffer_updated(taken)
-            data = data[taken:]
+            buffer = protocol.get_buffer(-1)
+            size = min(len(buffer), len(data))
+            assert size
+            buffer[:size] = data[:size]
+            protocol.buffer_updated(size)
+            data = data[size:]
         return data
 
     def end(self, *, reset: bool = False) -> None:
@@ -137,7 +137,7 @@ class Wire:
         protocol.connection_lost(ConnectionResetError("reset") if reset else None)
 
     def replies(self) -> list[tuple[int, bytes]]:
-        """First byte and payload of each frame that was sent."""
+        """Return the first byte and the payload of each sent frame."""
         data, frames = bytes(self.transport.written), []
         while data:
             length = data[1] & 127
@@ -151,7 +151,7 @@ class Wire:
 
 @dataclass
 class Outcome:
-    """All that can be noticed of a connection."""
+    """The observable results of a connection."""
 
     messages: list[bytes]
     replies: list[tuple[int, bytes]]
@@ -167,7 +167,7 @@ def answer_to(key: str) -> bytes:
     )
 
 
-async def by_websockets(stream: bytes, *, reset: bool = False) -> Outcome:
+async def receive_with_websockets(stream: bytes, *, reset: bool = False) -> Outcome:
     wire = Wire(ClientConnection, MAX_MESSAGE_BYTES)
     wire.deliver(wire.answer + stream)
     wire.end(reset=reset)
@@ -180,7 +180,7 @@ async def by_websockets(stream: bytes, *, reset: bool = False) -> Outcome:
 
 
 class Receiver(Wire):
-    """A wire on which messages are received as skyfast does."""
+    """A wire whose connection receives messages as skyfast does."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class Receiver(Wire):
         self._on_message = on_message or (lambda data: self.messages.append(bytes(data)))
 
     async def start(self) -> None:
-        """Begin to receive."""
+        """Start receiving."""
         assert isinstance(self.connection, Connection)
         self._receiving = asyncio.create_task(
             self.connection.receive(self._on_message, max_message_bytes=self._max_message_bytes)
@@ -202,25 +202,27 @@ class Receiver(Wire):
         await asyncio.sleep(0)
 
     async def open(self) -> None:
-        """Do the opening handshake, and begin to receive."""
+        """Do the opening handshake, and start receiving."""
         assert not self.deliver(self.answer)
         await self.start()
 
     async def over(self, *, reset: bool = False) -> ConnectionClosed:
-        """End the connection, and return what receiving ends with."""
+        """End the connection, and return the exception that ends receiving."""
         self.end(reset=reset)
         with pytest.raises(ConnectionClosed) as error:
             await self._receiving
         return error.value
 
 
-async def by_skyfast(stream: bytes, cuts: Sequence[int], *, reset: bool = False) -> Outcome:
-    """Receive a stream that comes in pieces, cut at these millionths of its length."""
+async def receive_with_skyfast(
+    stream: bytes, cuts: Sequence[int], *, reset: bool = False
+) -> Outcome:
+    """Receive a stream in pieces. The unit of ``cuts`` is a millionth of its length."""
     wire = Receiver()
     stream = wire.answer + stream
     started = False
-    for begin, end in itertools.pairwise([0, *(len(stream) * cut // 10**6 for cut in cuts)]):
-        data = stream[begin:end]
+    for start, end in itertools.pairwise([0, *(len(stream) * cut // 10**6 for cut in cuts)]):
+        data = stream[start:end]
         while data := wire.deliver(data):
             if not started:
                 await wire.start()
@@ -250,7 +252,7 @@ def fragmented(opcode: int, lengths: list[int], between: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Piece:
-    """Of a stream; called by a name, since its bytes are too many to be shown."""
+    """A piece of a stream. Failures show its name instead of its many bytes."""
 
     name: str
     data: bytes = field(repr=False)
@@ -277,19 +279,19 @@ FRAGMENTED = st.builds(
 
 FAULTS = {
     "too big": frame(TEXT, payload(OVER)),
-    "too big by far": b"\x81\x7f\xff\xff\xff\xff\xff\xff\xff\xff",
+    "much too big": b"\x81\x7f\xff\xff\xff\xff\xff\xff\xff\xff",
     "too big in fragments": fragmented(TEXT, [60_000, 60_000], b""),
     "too big fragment": frame(BINARY, payload(OVER), fin=False),
     "masked": b"\x81\x83abcdabc",
-    "masked, of two bytes' length": b"\x82\xfe\x00\x80" + payload(132),
+    "masked, with a two-byte length": b"\x82\xfe\x00\x80" + payload(132),
     "RSV1": b"\xc1\x03abc",
     "RSV2": b"\xa2\x03abc",
     "RSV3": b"\x91\x03abc",
     "a ping with RSV1": b"\xc9\x00",
     "a reserved opcode": b"\x83\x03abc",
     "a reserved control opcode": b"\x8b\x03abc",
-    "continues nothing": frame(CONT, b"abc"),
-    "continues nothing, and goes on": frame(CONT, b"abc", fin=False),
+    "continuation without a start": frame(CONT, b"abc"),
+    "unfinished continuation without a start": frame(CONT, b"abc", fin=False),
     "a message inside a message": frame(TEXT, b"ab", fin=False) + frame(TEXT, b"abc"),
     "a fragment of another message": frame(TEXT, b"ab", fin=False) * 2,
     "a close inside a message": frame(TEXT, b"ab", fin=False) + frame(CLOSE, b"\x03\xe8"),
@@ -297,9 +299,9 @@ FAULTS = {
     "a ping in fragments": frame(PING, b"x", fin=False),
     "a close": frame(CLOSE, b"\x03\xe9going away"),
     "a close without a code": frame(CLOSE, b""),
-    "a close with a wrong code": frame(CLOSE, b"\x00\x01"),
+    "a close with an invalid code": frame(CLOSE, b"\x00\x01"),
     "a close of one byte": frame(CLOSE, b"\x03"),
-    "a close with a wrong text": frame(CLOSE, b"\x03\xe8\xff"),
+    "a close with invalid UTF-8": frame(CLOSE, b"\x03\xe8\xff"),
     "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "an unfinished header": b"\x82\x7f\0\0\0",
     "an unfinished message": frame(BINARY, payload(65_536))[:-1],
@@ -334,7 +336,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @given(
     pieces=STREAMS,
     cuts=CUTS | st.just(EVERYWHERE),
-    # Smaller than a frame's header and its rest, than a message, and larger than both.
+    # Smaller than a frame with its header, smaller than a message, and larger than both.
     buffer_bytes=st.sampled_from([16, 200, 40_000, BUFFER_BYTES]),
     turn_s=st.sampled_from([0.0, 10.0]),
     reset=st.booleans(),
@@ -346,7 +348,7 @@ def runner() -> Iterator[asyncio.Runner]:
     turn_s=0.0,
     reset=True,
 )
-def test_however_a_stream_is_cut_the_same_is_received(
+def test_result_does_not_depend_on_how_a_stream_is_split(
     runner: asyncio.Runner,
     pieces: list[Piece],
     cuts: Sequence[int],
@@ -355,31 +357,31 @@ def test_however_a_stream_is_cut_the_same_is_received(
     reset: bool,
 ) -> None:
     stream = b"".join(piece.data for piece in pieces)
-    expected = runner.run(by_websockets(stream, reset=reset))
+    expected = runner.run(receive_with_websockets(stream, reset=reset))
     with sizes(buffer_bytes=buffer_bytes, turn_s=turn_s):
-        assert runner.run(by_skyfast(stream, cuts, reset=reset)) == expected
+        assert runner.run(receive_with_skyfast(stream, cuts, reset=reset)) == expected
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("cuts", [EVERYWHERE, [10**6]], ids=["in pieces", "whole"])
-def test_what_is_wrong_has_websockets_own_error(
+def test_faults_raise_the_same_error_as_websockets(
     runner: asyncio.Runner, fault: bytes, cuts: Sequence[int]
 ) -> None:
     for after in (b"", frame(TEXT, b"after") * 3):
         stream = frame(TEXT, b"before") + fault + after
-        expected = runner.run(by_websockets(stream))
-        assert runner.run(by_skyfast(stream, cuts)) == expected
+        expected = runner.run(receive_with_websockets(stream))
+        assert runner.run(receive_with_skyfast(stream, cuts)) == expected
         assert expected.messages[0] == b"before"
 
 
-def test_lengths_with_more_bytes_than_needed_are_taken(runner: asyncio.Runner) -> None:
+def test_overlong_length_encoding_is_accepted(runner: asyncio.Runner) -> None:
     stream = b"\x82\x7e\x00\x03abc" + b"\x81\x7f\0\0\0\0\0\0\0\x03def"
-    outcome = runner.run(by_skyfast(stream, EVERYWHERE))
-    assert outcome == runner.run(by_websockets(stream))
+    outcome = runner.run(receive_with_skyfast(stream, EVERYWHERE))
+    assert outcome == runner.run(receive_with_websockets(stream))
     assert outcome.messages == [b"abc", b"def"]
 
 
-async def test_an_exception_costs_no_more_than_its_message() -> None:
+async def test_exception_in_callback_drops_only_that_message() -> None:
     messages = []
 
     def on_message(data: MessageData) -> None:
@@ -396,7 +398,7 @@ async def test_an_exception_costs_no_more_than_its_message() -> None:
     await wire.over()
 
 
-async def test_messages_are_not_copied_on_their_way() -> None:
+async def test_messages_are_not_copied() -> None:
     buffers = []
 
     def on_message(data: MessageData) -> None:
@@ -415,7 +417,7 @@ async def test_messages_are_not_copied_on_their_way() -> None:
     await wire.over()
 
 
-async def test_after_its_turn_a_connection_waits_for_the_next() -> None:
+async def test_connection_yields_after_its_time_slice() -> None:
     with sizes(buffer_bytes=BUFFER_BYTES, turn_s=0.0):
         wire = Receiver()
         await wire.open()
@@ -428,7 +430,7 @@ async def test_after_its_turn_a_connection_waits_for_the_next() -> None:
         await wire.over()
 
 
-async def test_a_large_message_leaves_no_large_buffer_behind() -> None:
+async def test_large_buffer_is_freed_after_large_message() -> None:
     size = 5 << 20
     lengths = []
     wire = Receiver(max_message_bytes=size, on_message=lambda data: lengths.append(len(data)))
@@ -436,12 +438,12 @@ async def test_a_large_message_leaves_no_large_buffer_behind() -> None:
     data = frame(BINARY, bytes(size))
     tracemalloc.start()
     try:
-        for at in range(0, 1000, 100):
-            wire.deliver(data[at : at + 100])
-        # What was announced takes no memory before it has come.
+        for start in range(0, 1000, 100):
+            wire.deliver(data[start : start + 100])
+        # An announced message takes no memory before it arrives.
         assert tracemalloc.get_traced_memory()[1] < 5 * BUFFER_BYTES
-        for at in range(1000, len(data), 1 << 20):
-            wire.deliver(data[at : at + (1 << 20)])
+        for start in range(1000, len(data), 1 << 20):
+            wire.deliver(data[start : start + (1 << 20)])
         assert lengths == [size]
         del data
         assert tracemalloc.get_traced_memory()[0] < 100_000
@@ -450,7 +452,7 @@ async def test_a_large_message_leaves_no_large_buffer_behind() -> None:
     await wire.over()
 
 
-async def test_a_connection_that_is_over_keeps_no_buffer() -> None:
+async def test_closed_connection_frees_its_buffer() -> None:
     tracemalloc.start()
     try:
         wires = [Receiver() for _ in range(8)]
@@ -480,12 +482,12 @@ async def test_a_connection_that_is_over_keeps_no_buffer() -> None:
     ],
     ids=lambda data: str(bytes(data[-20:])),
 )
-def test_nothing_of_a_message_is_kept(data: bytes) -> None:
+def test_ingest_keeps_no_reference_to_a_message(data: bytes) -> None:
     buffer = bytearray(b"1" + data + b"2")
     sink, expected = Sink(), Sink()
     sink.take(memoryview(buffer)[1:-1])  # type: ignore[arg-type]
     buffer[:] = b"x" * len(buffer)
-    buffer.clear()  # which nobody may do while a part of it is in use
+    buffer.clear()  # raises BufferError if part of it is in use
     expected.take(data)
     assert sink.page() == expected.page()
     assert (sink.errors, sink.skipped) == (expected.errors, expected.skipped)
@@ -500,7 +502,7 @@ SCHEMES = pytest.mark.parametrize("scheme", ["ws", "wss"])
 
 @dataclass
 class TLS:
-    """Contexts of both sides, or None without TLS."""
+    """TLS contexts of both sides; None without TLS."""
 
     server: ssl.SSLContext | None = None
     client: ssl.SSLContext | None = None
@@ -530,25 +532,25 @@ async def connected(url: str, tls: TLS, *, max_message_bytes: int = 1 << 24) -> 
 
 
 class Receiving:
-    """Messages of a connection as they come in, or what ``keep`` makes of them."""
+    """Collects a connection's messages, converted by ``keep``."""
 
     def __init__(
         self,
         connection: Connection,
         *,
         keep: Callable[[MessageData], Any] = bytes,
-        each_s: float = 0.0,
+        handling_s: float = 0.0,
     ) -> None:
         self.connection = connection
         self.messages: list[Any] = []
         self._keep = keep
-        self._each_s = each_s
+        self._handling_s = handling_s
         self._task = asyncio.create_task(
             connection.receive(self._on_message, max_message_bytes=1 << 24)
         )
 
     def _on_message(self, data: MessageData) -> None:
-        time.sleep(self._each_s)
+        time.sleep(self._handling_s)
         self.messages.append(self._keep(data))
 
     async def has(self, count: int) -> list[Any]:
@@ -570,7 +572,7 @@ class Receiving:
 async def raw_server(
     tls: TLS, play: Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 ) -> AsyncIterator[str]:
-    """Serve connections by ``play``, which gets the answer to send first; yield the URL."""
+    """Yield the URL of a server. ``play`` must send its second argument, the handshake response."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -594,7 +596,7 @@ async def raw_server(
 
 @LOOPS
 @SCHEMES
-def test_all_messages_come_in_order(run: Run, tls: TLS) -> None:
+def test_messages_arrive_in_order(run: Run, tls: TLS) -> None:
     sent = [payload(length) for length in (0, 1, 125, 126, 65_535, 65_536, 300_000, 2 << 20, 7)]
 
     async def scenario() -> None:
@@ -618,7 +620,7 @@ def test_all_messages_come_in_order(run: Run, tls: TLS) -> None:
 
 @LOOPS
 @SCHEMES
-def test_messages_that_come_with_the_answer_come_first(run: Run, tls: TLS) -> None:
+def test_messages_sent_with_the_handshake_response_come_first(run: Run, tls: TLS) -> None:
     sent = [b"%d" % number for number in range(100)]
 
     async def play(writer: asyncio.StreamWriter, answer: bytes) -> None:
@@ -642,7 +644,7 @@ def test_messages_that_come_with_the_answer_come_first(run: Run, tls: TLS) -> No
 
 @LOOPS
 @SCHEMES
-def test_a_stream_may_come_byte_by_byte(run: Run, tls: TLS) -> None:
+def test_stream_may_arrive_byte_by_byte(run: Run, tls: TLS) -> None:
     sent = [b"", b"one", payload(130)]
 
     async def play(writer: asyncio.StreamWriter, answer: bytes) -> None:
@@ -662,7 +664,7 @@ def test_a_stream_may_come_byte_by_byte(run: Run, tls: TLS) -> None:
 
 @LOOPS
 @SCHEMES
-def test_nothing_is_read_for_a_reader_that_does_not_receive(run: Run, tls: TLS) -> None:
+def test_nothing_is_read_before_receiving_starts(run: Run, tls: TLS) -> None:
     count, data = 200, payload(200_000)
 
     async def scenario() -> None:
@@ -676,7 +678,7 @@ def test_nothing_is_read_for_a_reader_that_does_not_receive(run: Run, tls: TLS) 
 
             sending = asyncio.create_task(send())
             _, pending = await asyncio.wait([sending], timeout=0.5)
-            assert pending, "40 MB were read that nobody wanted"
+            assert pending, "40 MB were read before receiving started"
             receiving = Receiving(connection, keep=len)
             assert await receiving.has(count) == [len(data)] * count
             await sending
@@ -687,8 +689,8 @@ def test_nothing_is_read_for_a_reader_that_does_not_receive(run: Run, tls: TLS) 
 
 @LOOPS
 @SCHEMES
-def test_pings_are_answered_and_others_have_their_turn_in_a_flood(run: Run, tls: TLS) -> None:
-    each_s = 0.002
+def test_flood_does_not_block_pings_or_the_event_loop(run: Run, tls: TLS) -> None:
+    handling_s = 0.002
 
     async def flood(remote: Subscriber) -> None:
         while True:
@@ -698,7 +700,9 @@ def test_pings_are_answered_and_others_have_their_turn_in_a_flood(run: Run, tls:
     async def scenario() -> None:
         async with FakeAnalyzer(ssl=tls.server) as analyzer:
             analyzer.ping_interval_s = 0.05
-            receiving = Receiving(await connected(analyzer.url, tls), keep=len, each_s=each_s)
+            receiving = Receiving(
+                await connected(analyzer.url, tls), keep=len, handling_s=handling_s
+            )
             remote = await analyzer.subscriber()
             flooding = asyncio.create_task(flood(remote))
             longest_s, last_s = 0.0, time.monotonic()
@@ -720,7 +724,7 @@ def test_pings_are_answered_and_others_have_their_turn_in_a_flood(run: Run, tls:
 @LOOPS
 @SCHEMES
 @pytest.mark.parametrize("received", [True, False])
-def test_a_flood_does_not_hold_up_the_close(run: Run, tls: TLS, received: bool) -> None:
+def test_flood_does_not_delay_the_close(run: Run, tls: TLS, received: bool) -> None:
     async def scenario() -> None:
         async with FakeAnalyzer(ssl=tls.server) as analyzer:
             connection = await connected(analyzer.url, tls)
@@ -740,7 +744,7 @@ def test_a_flood_does_not_hold_up_the_close(run: Run, tls: TLS, received: bool) 
 
 @LOOPS
 @SCHEMES
-def test_all_that_came_before_the_end_is_received(run: Run, tls: TLS) -> None:
+def test_all_messages_before_the_close_are_received(run: Run, tls: TLS) -> None:
     count = 300
 
     async def play(writer: asyncio.StreamWriter, answer: bytes) -> None:
@@ -750,7 +754,7 @@ def test_all_that_came_before_the_end_is_received(run: Run, tls: TLS) -> None:
 
     async def scenario() -> None:
         async with raw_server(tls, play) as url:
-            receiving = Receiving(await connected(url, tls), each_s=0.0005)
+            receiving = Receiving(await connected(url, tls), handling_s=0.0005)
             error = await receiving.over()
             assert error.rcvd is not None
             assert error.rcvd.code == 1001

@@ -1,4 +1,4 @@
-"""The alerts that are shipped."""
+"""The alerting rules in deploy/."""
 
 from typing import Any
 

@@ -1,11 +1,11 @@
-"""A Skydive analyzer for the tests, with every fault that a test needs.
+"""A fake Skydive analyzer that can produce every fault that a test needs.
 
-Serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one port of the loopback, as
-Skydive does. It is written on plain asyncio streams so that it can break any rule of HTTP and
-of the WebSocket protocol, and it shares no code with what it tests. Typical use::
+It serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one loopback port, like
+Skydive. It uses plain asyncio streams, so that it can break any rule of HTTP and of the WebSocket
+protocol, and it shares no code with skyfast. Typical use::
 
     async with FakeAnalyzer() as analyzer:
-        ...  # let something subscribe to analyzer.url
+        ...  # subscribe to analyzer.url
         subscriber = await analyzer.subscriber()
         await analyzer.send('{"Namespace":"flow","Type":"store","Obj":[]}')
 """
@@ -34,29 +34,29 @@ PHRASES = {101: "Switching Protocols", 200: "OK", 401: "Unauthorized", 409: "Con
 HUGE_BYTES = 500_000_000
 SPACES = b" " * (1 << 20)
 WRITE_TIMEOUT_S = 10.0
-"""As Skydive's: how long one write may take before the subscriber is given up."""
+"""Maximum duration of a write, as in Skydive. Then the subscriber is dropped."""
 PONG_TIMEOUT_S = 7.0
-"""As Skydive's: how old the latest pong may be, its two times added up."""
+"""Maximum age of the latest pong: the sum of Skydive's ping interval and pong timeout."""
 WAIT_S = 5.0
-"""How long the waiting helpers wait for what a test expects."""
+"""Timeout of all methods that wait."""
 
 
 class Fault(enum.Enum):
-    """What can be done to a request instead of answering it."""
+    """Faults that can replace the response to a request."""
 
-    HANG = "say nothing and keep the socket open"
-    EOF = "close the socket without an answer"
+    HANG = "send nothing and keep the socket open"
+    EOF = "close the socket without a response"
     RESET = "reset the connection"
-    GARBAGE = "answer with bytes that are no HTTP"
-    HUGE = "answer with 500 MB"
-    CUT = "close the socket in the middle of the answer"
+    GARBAGE = "respond with bytes that are not HTTP"
+    HUGE = "respond with 500 MB"
+    CUT = "close the socket in the middle of the response"
     NAMELESS = "upgrade without X-Host-ID and X-Service-Type"
     BAD_ACCEPT = "upgrade with a wrong Sec-WebSocket-Accept"
 
 
 @dataclass(kw_only=True)
 class Answer:
-    """An HTTP answer. ``compress``: gzip where the request accepts it."""
+    """An HTTP response. With ``compress``, it is gzipped if the request accepts that."""
 
     status: int = 200
     body: bytes = b""
@@ -66,7 +66,7 @@ class Answer:
 
 @dataclass
 class Request:
-    """A request as it came: header names as sent, in order, repeated ones too."""
+    """A received request. Headers are unchanged: in order, with duplicates, in their case."""
 
     method: str
     target: str
@@ -87,7 +87,7 @@ class Request:
 
     @property
     def basic(self) -> tuple[str, str] | None:
-        """User name and password of the Authorization header, or None."""
+        """The username and password of the Authorization header, or None."""
         scheme, _, encoded = (self.get("Authorization") or "").partition(" ")
         if scheme.lower() != "basic":
             return None
@@ -109,7 +109,7 @@ def frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
 
 @dataclass(eq=False)
 class Subscriber:
-    """The analyzer's side of one subscription."""
+    """The analyzer's side of a subscription."""
 
     request: Request
     reader: asyncio.StreamReader
@@ -120,8 +120,8 @@ class Subscriber:
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     closing: bool = False
     frozen: bool = False
-    given_up: bool = False
-    """Whether it was left because it did not read, or did not answer pings, in time."""
+    was_dropped: bool = False
+    """Whether it was dropped because it did not read or answer pings in time."""
     ponged_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -133,13 +133,13 @@ class Subscriber:
         await self._drain()
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
-        """Send one message, ``fragments`` frames long; what does not divide comes first."""
+        """Send a message in ``fragments`` frames; the last one can be shorter."""
         payload = data.encode() if isinstance(data, str) else data
         size = -(-len(payload) // fragments) or 1
         for number in range(fragments):
             opcode = CONT if number else BINARY if binary else TEXT
-            piece = payload[number * size : (number + 1) * size]
-            self.writer.write(frame(opcode, piece, fin=number == fragments - 1))
+            part = payload[number * size : (number + 1) * size]
+            self.writer.write(frame(opcode, part, fin=number == fragments - 1))
         await self._drain()
 
     async def _drain(self) -> None:
@@ -147,12 +147,12 @@ class Subscriber:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 await self.writer.drain()
         except TimeoutError:
-            self.give_up()
+            self.drop()
             raise ConnectionError("a write took too long") from None
 
-    def give_up(self) -> None:
-        """Leave at once, without a word."""
-        self.given_up = True
+    def drop(self) -> None:
+        """Close the connection at once, without a close frame."""
+        self.was_dropped = True
         self.writer.transport.abort()
 
     async def ping(self, payload: bytes = b"") -> None:
@@ -164,22 +164,22 @@ class Subscriber:
         await self.send_raw(frame(CLOSE, struct.pack("!H", code) + reason.encode()))
 
     def freeze(self) -> None:
-        """Become half-open: the socket stays, nothing is read, answered or sent any more."""
+        """Become half-open: keep the socket, but stop reading and sending."""
         self.frozen = True
         cast(asyncio.ReadTransport, self.writer.transport).pause_reading()
 
     def reset(self) -> None:
-        """End with a TCP reset."""
+        """Close the connection with a TCP reset."""
         _reset(self.writer)
 
     async def gone(self, timeout_s: float = WAIT_S) -> None:
-        """Wait until the other side has left."""
+        """Wait until the other side has closed the connection."""
         async with asyncio.timeout(timeout_s):
             await self.closed.wait()
 
 
 class FakeAnalyzer:
-    """A scriptable analyzer; see the attributes, all of which may be changed at any time."""
+    """A scriptable analyzer. Its attributes may be changed at any time."""
 
     def __init__(
         self,
@@ -199,44 +199,44 @@ class FakeAnalyzer:
         self.address = address
         self.ssl = ssl
         self.prefix = prefix
-        """What every path begins with, as behind a proxy."""
+        """Prefix of all paths, as behind a proxy."""
         self.host_id = host_id
         self.service_type = service_type
         self.username = username
-        """Name that is asked for; "" lets everybody in."""
+        """The required username; without one, there is no authentication."""
         self.password = password
         self.accepts_basic = True
-        """Whether Basic authentication is enough; otherwise only a login cookie is."""
+        """Whether Basic authentication is accepted; if not, a login cookie is required."""
         self.ping_interval_s = ping_interval_s
         self.on_subscribe = on_subscribe
-        """Called, in its own task, with each new subscriber."""
+        """Called with each new subscriber, in a separate task."""
         self.script: deque[int | Answer | Fault] = deque()
-        """What the next upgrades get: a status, an answer or a fault, one each; then they
+        """Responses to the next upgrades: a status, an answer or a fault for each. Further upgrades
         succeed."""
         self.login: Answer | Fault | None = None
-        """What ``POST /login`` gets instead of the right answer."""
+        """The response to ``POST /login`` that replaces the normal one."""
         self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
-        """What ``POST /api/topology`` gets once it is let in."""
+        """The response to authorized requests ``POST /api/topology``."""
         self.unique_host_ids = False
-        """Refuse a second subscriber of one X-Host-ID with 409, as Skydive does..."""
+        """Reject a second subscriber with the same X-Host-ID with 409, as Skydive does..."""
         self.host_id_linger_s = 0.0
-        """... for that long after it left, too."""
+        """... and for this time after the first one has left."""
         self.checks_pongs = False
-        """Give up subscribers whose pongs are late, as Skydive does."""
+        """Drop subscribers whose pongs are late, as Skydive does."""
         self.stalling = False
-        """Send no pings: they cannot come in the middle of a message."""
-        self.forgetful = False
-        """Skydive's own fault: after a disconnect ``send`` reaches nobody until one connects."""
+        """Send no pings, because they cannot interrupt a frame."""
+        self.stops_after_disconnect = False
+        """After a disconnect, send nothing until the next client subscribes: a bug of Skydive."""
 
         self.paths: list[str] = []
-        """The path of every request, also of those that nothing is served at."""
+        """The paths of all requests, including unknown ones."""
         self.upgrades: list[Request] = []
         self.logins: list[Request] = []
         self.topology_requests: list[Request] = []
         self.subscribers: list[Subscriber] = []
         self.tokens: set[str] = set()
         self.connections = 0
-        """TCP connections accepted so far."""
+        """Number of accepted TCP connections."""
 
         self._new: asyncio.Queue[Subscriber] = asyncio.Queue()
         self._lingering: dict[str | None, float] = {}
@@ -246,7 +246,7 @@ class FakeAnalyzer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
-    # Life
+    # Start and stop
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(
@@ -255,7 +255,7 @@ class FakeAnalyzer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop at once, like a killed analyzer; ``start`` again serves the same port."""
+        """Stop at once, like a killed analyzer. ``start`` uses the same port again."""
         if self._server is not None:
             self._server.close()
         for task in list(self._tasks):
@@ -295,18 +295,18 @@ class FakeAnalyzer:
         return f"{scheme}://{self.name}"
 
     async def subscriber(self, timeout_s: float = WAIT_S) -> Subscriber:
-        """Wait for the next subscriber that was not returned yet."""
+        """Wait for the next subscriber that has not been returned yet."""
         async with asyncio.timeout(timeout_s):
             return await self._new.get()
 
     @property
-    def mute(self) -> bool:
-        """Whether a disconnect keeps it from sending anything, where it is ``forgetful``."""
-        return self.forgetful and not self._stored
+    def is_stopped(self) -> bool:
+        """Whether ``stops_after_disconnect`` prevents sending now."""
+        return self.stops_after_disconnect and not self._stored
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
-        """Send one message to every subscriber."""
-        if self.mute:
+        """Send a message to every subscriber."""
+        if self.is_stopped:
             return
         for subscriber in list(self.subscribers):
             if not subscriber.frozen:
@@ -317,7 +317,7 @@ class FakeAnalyzer:
             await self.send(message)
 
     def expire_tokens(self) -> None:
-        """Forget every login."""
+        """Invalidate all login cookies."""
         self.tokens.clear()
 
     # Serving
@@ -334,7 +334,7 @@ class FakeAnalyzer:
         except (ConnectionError, asyncio.IncompleteReadError, ssl_module.SSLError):
             pass
         except asyncio.CancelledError:
-            pass  # by stop(): asyncio.streams would log it
+            pass  # by stop(); asyncio.streams would log it
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
@@ -376,7 +376,7 @@ class FakeAnalyzer:
     def _allowed(self, request: Request) -> bool:
         if not self.username:
             return True
-        # Skydive looks at the cookie first: an expired token beats a good password.
+        # Skydive checks the cookie first: it rejects an expired token despite a correct password.
         token = request.cookies.get("authtoken")
         if token is not None:
             return token in self.tokens
@@ -402,7 +402,7 @@ class FakeAnalyzer:
             case Fault.GARBAGE:
                 writer.write(b"\x00\xffgarbage \x1b[31m\r\n\r\n" * 4)
                 await writer.drain()
-                await self._hang_up(reader, writer)
+                await self._close(reader, writer)
                 return False
             case Fault.HUGE:
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n[" % HUGE_BYTES)
@@ -425,12 +425,12 @@ class FakeAnalyzer:
         writer.write(head.encode() + (body[: len(body) // 2] if fault is Fault.CUT else body))
         await writer.drain()
         if fault is Fault.CUT:
-            await self._hang_up(reader, writer)
+            await self._close(reader, writer)
             return False
         return True
 
-    async def _hang_up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Close the socket so that all that was written arrives."""
+    async def _close(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Close the socket after all written data has been sent."""
         writer.close()
         with contextlib.suppress(ConnectionError, ssl_module.SSLError):
             await writer.wait_closed()
@@ -465,7 +465,7 @@ class FakeAnalyzer:
         head += "".join(f"{name}: {value}\r\n" for name, value in headers)
         if step is Fault.CUT:
             writer.write(head.encode())
-            await self._hang_up(reader, writer)
+            await self._close(reader, writer)
             return
         writer.write(f"{head}\r\n".encode("latin-1"))
         await writer.drain()
@@ -501,7 +501,7 @@ class FakeAnalyzer:
                 if subscriber.frozen or self.stalling:
                     continue
                 if self.checks_pongs and time.monotonic() - subscriber.ponged_s > PONG_TIMEOUT_S:
-                    subscriber.give_up()
+                    subscriber.drop()
                     return
                 subscriber.pings += 1
                 await subscriber.ping()
@@ -524,7 +524,7 @@ class FakeAnalyzer:
                 subscriber.close_code = code
                 if not subscriber.closing:
                     await subscriber.send_raw(frame(CLOSE, payload))
-                await self._hang_up(reader, subscriber.writer)
+                await self._close(reader, subscriber.writer)
                 return
             if opcode == PING:
                 await subscriber.send_raw(frame(PONG, payload))
@@ -534,13 +534,13 @@ class FakeAnalyzer:
 
 
 async def _quiet(job: Awaitable[None]) -> None:
-    """Let a subscriber that left end its player without a warning."""
+    """Ignore exceptions of ``job`` because the subscriber has left."""
     with contextlib.suppress(ConnectionError, ssl_module.SSLError):
         await job
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     transport_socket = writer.get_extra_info("socket")
-    # Lingering for 0 seconds turns the close into a reset.
+    # With a linger time of 0 s, closing sends a reset.
     transport_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

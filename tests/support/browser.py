@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests and the screenshots, driven by its DevTools protocol."""
+"""A headless Chromium for tests and screenshots, controlled with its DevTools protocol."""
 
 import asyncio
 import base64
@@ -40,12 +40,12 @@ FLAGS = (
 )
 
 
-class LeftError(AssertionError):
-    """The page went to another before it could answer."""
+class NavigatedError(AssertionError):
+    """The tab navigated to another page before it responded."""
 
 
 class Page:
-    """A tab. ``problems`` are what it logged as warnings or errors, CSP violations among them."""
+    """A tab. ``problems`` are its warnings, errors and CSP violations."""
 
     def __init__(self, connection: ClientConnection, session: str) -> None:
         self.problems: list[str] = []
@@ -56,7 +56,7 @@ class Page:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     def take(self, message: dict[str, Any]) -> None:
-        """Take what the browser says of this tab."""
+        """Handle a message of the browser about this tab."""
         if answer := self._answers.pop(message.get("id", 0), None):
             if not answer.done():
                 answer.set_result(message)
@@ -70,20 +70,20 @@ class Page:
                 self.requested.append(params["request"]["url"])
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a method of the protocol, and return its result."""
+        """Call a method of the protocol and return its result."""
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": params, "sessionId": self._session}
         await self._connection.send(json.dumps(message))
-        found = await asyncio.wait_for(answer, WAIT_S)
-        if "navigated" in found.get("error", {}).get("message", ""):
-            raise LeftError(found)
-        assert "error" not in found, found
-        result: dict[str, Any] = found["result"]
+        response = await asyncio.wait_for(answer, WAIT_S)
+        if "navigated" in response.get("error", {}).get("message", ""):
+            raise NavigatedError(response)
+        assert "error" not in response, response
+        result: dict[str, Any] = response["result"]
         return result
 
     async def open(self, url: str) -> None:
-        """Go to ``url``, and wait for the whole page."""
+        """Open ``url``, and wait until the page is loaded."""
         await self.call("Page.navigate", url=url)
         await self.until(
             f"location.href !== 'about:blank' && document.readyState === 'complete'"
@@ -92,16 +92,16 @@ class Page:
 
     async def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression."""
-        found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        response = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in response, response
+        return response["result"].get("value")
 
     async def until(self, condition: str) -> Any:
-        """Wait until a JavaScript expression is true, on whatever page, and return its value."""
+        """Wait until a JavaScript expression is true, even on another page; return its value."""
         try:
             async with asyncio.timeout(WAIT_S):
                 while True:
-                    with suppress(LeftError):
+                    with suppress(NavigatedError):
                         if value := await self.evaluate(condition):
                             return value
                     await asyncio.sleep(POLL_S)
@@ -112,7 +112,7 @@ class Page:
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     async def type(self, selector: str, text: str) -> None:
-        """Focus an element and write into it, as a keyboard does."""
+        """Focus an element, and insert text as a keyboard does."""
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.call("Input.insertText", text=text)
 
@@ -128,7 +128,7 @@ class Page:
             )
 
     async def look(self, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Emulate a screen and what its owner prefers."""
+        """Emulate a screen size and a color scheme."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -160,7 +160,7 @@ class Browser:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def read(self) -> None:
-        """Hand on what the browser says, until it ends."""
+        """Dispatch messages of the browser until the connection ends."""
         async for text in self._connection:
             message = json.loads(text)
             if page := self._pages.get(message.get("sessionId", "")):
@@ -172,14 +172,14 @@ class Browser:
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._connection.send(json.dumps({"id": number, "method": method, "params": params}))
-        found = await asyncio.wait_for(answer, WAIT_S)
-        assert "error" not in found, found
-        result: dict[str, Any] = found["result"]
+        response = await asyncio.wait_for(answer, WAIT_S)
+        assert "error" not in response, response
+        result: dict[str, Any] = response["result"]
         return result
 
     @asynccontextmanager
     async def page(self) -> AsyncIterator[Page]:
-        """Open a tab, and close it."""
+        """Open a tab, and close it on exit."""
         target = await self.call("Target.createTarget", url="about:blank")
         attached = await self.call(
             "Target.attachToTarget", targetId=target["targetId"], flatten=True
@@ -193,7 +193,7 @@ class Browser:
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Run Chromium with a profile of its own, and stop it. Raises where there is none."""
+    """Run Chromium with a temporary profile. Raises RuntimeError if Chromium is missing."""
     if CHROMIUM is None:
         raise RuntimeError(MISSING)
     with TemporaryDirectory(prefix="skyfast-chromium-", ignore_cleanup_errors=True) as profile:
@@ -205,8 +205,10 @@ async def chromium() -> AsyncIterator[Browser]:
         assert process.stderr is not None
         reading: list[asyncio.Task[Any]] = []
         try:
-            url = await asyncio.wait_for(_listening(process.stderr), START_S)
-            reading.append(asyncio.create_task(process.stderr.read()))  # lest the pipe gets full
+            url = await asyncio.wait_for(_devtools_url(process.stderr), START_S)
+            reading.append(
+                asyncio.create_task(process.stderr.read())
+            )  # so that the pipe does not fill up
             async with connect(url, max_size=MAX_MESSAGE_BYTES, compression=None) as connection:
                 browser = Browser(connection)
                 reading.append(asyncio.create_task(browser.read()))
@@ -223,11 +225,11 @@ async def chromium() -> AsyncIterator[Browser]:
             await asyncio.gather(*reading, return_exceptions=True)
 
 
-async def _listening(log: asyncio.StreamReader) -> str:
-    """Return where the browser can be driven, from its log."""
+async def _devtools_url(log: asyncio.StreamReader) -> str:
+    """Return the URL of the DevTools protocol from the browser's log."""
     lines = []
     async for line in log:
         lines.append(line)
-        if found := re.match(rb"DevTools listening on (ws://\S+)", line):
-            return found[1].decode()
-    raise RuntimeError(f"Chromium does not start: {b''.join(lines).decode(errors='replace')}")
+        if match := re.match(rb"DevTools listening on (ws://\S+)", line):
+            return match[1].decode()
+    raise RuntimeError(f"Chromium did not start: {b''.join(lines).decode(errors='replace')}")

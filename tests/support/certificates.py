@@ -1,4 +1,4 @@
-"""A certificate authority for the tests, and what it has issued."""
+"""A certificate authority for tests."""
 
 import datetime
 import ipaddress
@@ -16,29 +16,29 @@ VALIDITY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Issued:
-    """The PEM files of one certificate."""
+    """The paths of the PEM files of a certificate and its key."""
 
     certificate: str
     key: str
 
 
 class Authority:
-    """Issues certificates into ``directory``; ``certificate`` is the path of its own."""
+    """Issues certificates into ``directory``. ``certificate`` is the path of the CA certificate."""
 
     def __init__(self, directory: Path, name: str = "ca") -> None:
         self._directory = directory
         self._name = name
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} of a test")])
-        # Without the key identifiers that Python 3.13 asks for by default: many authorities
-        # made by hand for Skydive lack them.
-        own = self._builder(self._subject, self._key.public_key()).add_extension(
+        # The certificate has no key identifiers, although Python 3.13 requires them by default:
+        # many authorities that were created by hand for Skydive lack them.
+        builder = self._builder(self._subject, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
-        self.certificate = self._write(f"{name}.crt", own.sign(self._key, hashes.SHA256()))
+        self.certificate = self._write(f"{name}.crt", builder.sign(self._key, hashes.SHA256()))
 
     def issue(self, name: str, *, password: bytes = b"") -> Issued:
-        """Issue a certificate for a host name or an IP address, for servers and clients."""
+        """Issue a certificate for a host name or an IP address, for servers and for clients."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         try:
@@ -66,7 +66,7 @@ class Authority:
         return Issued(self._write(f"{self._name}-{name}.crt", certificate), str(key_path))
 
     def server_context(self, name: str, *, ask_clients: bool = False) -> ssl.SSLContext:
-        """Return the context of a server called ``name``; ``ask_clients`` for certificates."""
+        """Return the context of server ``name``. ``ask_clients`` requires client certificates."""
         issued = self.issue(name)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(issued.certificate, issued.key)

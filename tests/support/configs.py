@@ -1,4 +1,4 @@
-"""Configurations for the tests, made the way a user's are: as YAML through `config.parse`."""
+"""Configurations for tests, parsed from YAML like those of users."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ _PATHS = {path.rpartition(".")[2]: path for path in schema.SCHEMA}
 
 
 def make_config(*urls: str, **settings: Any) -> model.Config:
-    """Return a configuration that subscribes to ``urls``, by default to nobody who listens.
+    """Return a configuration that subscribes to ``urls``. The default URL has a closed port.
 
-    ``settings`` are named like the last part of the key's path in the file, so
+    The name of a setting is the last part of its key, for example
     ``make_config(url, silence_timeout=1, cookie={"a": "b"})``.
     """
     settings["urls"] = list(urls) or ["ws://127.0.0.1:9/ws/subscriber/flow"]

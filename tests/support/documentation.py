@@ -1,4 +1,4 @@
-"""The documentation's pages, and the examples in them."""
+"""The pages of the documentation, and their code blocks."""
 
 import functools
 import re
@@ -26,7 +26,7 @@ CAPTURE = b'{"CaptureID":"c","PacketsReceived":1}'
 
 @functools.cache
 def exported() -> set[str]:
-    """Return the names of all families that any page can have, but for those a user names."""
+    """Return the names of all metric families, except those that users can choose."""
     names = set()
     for naming in ("compatible", "standard"):
         metrics = [metric.name for metric in METRICS]
@@ -49,9 +49,9 @@ def exported() -> set[str]:
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield the code blocks of a page: their language and their text.
+    """Yield the language and the text of each code block of a page.
 
-    Those without a fence are commands, a diagram or a quotation, and have the language "".
+    Indented blocks have the language "": they are commands, diagrams or quotations.
     """
     text = page.read_text()
     fenced = r"(?ms)^( *)```(\w*)\n(.*?)^\1```$"
@@ -63,11 +63,11 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def code(*languages: str) -> list[Any]:
-    """Return all blocks in one of the languages as the parameters of a test."""
-    found = []
+    """Return all code blocks in one of ``languages`` as parameters of a test."""
+    parameters = []
     for page in PAGES:
-        ours = (text for language, text in blocks(page) if language in languages)
-        found += [
-            pytest.param(text, id=f"{page.stem}-{number}") for number, text in enumerate(ours, 1)
+        texts = (text for language, text in blocks(page) if language in languages)
+        parameters += [
+            pytest.param(text, id=f"{page.stem}-{number}") for number, text in enumerate(texts, 1)
         ]
-    return found
+    return parameters

@@ -1,4 +1,4 @@
-"""Pages of recordings, and the form in which the expected ones are kept."""
+"""Messages of recordings, and the format of golden files."""
 
 import hashlib
 import json
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from tests.support.paths import RECORDINGS
 
 SHOWN_SAMPLES = 100
-"""Samples of a family that stand in a golden file; the others are in the family's digest alone."""
+"""Number of a family's samples in a golden file; a digest covers the others."""
 
 
 def recorded(name, which):
-    """Yield the messages of one analyzer with the time they were sent at, in Unix ms.
+    """Yield the messages of one analyzer, each with its time in Unix ms.
 
-    ``LastUpdateMetric.Last`` is the time of the agent's update. What is no flow has no time of
-    its own, and is sent with what came before it.
+    The time is that of the agents' update, ``LastUpdateMetric.Last``. A message without flows has
+    the time of the previous one.
     """
     sent_ms = 0
     for line in (RECORDINGS / name).read_text().splitlines():
@@ -25,15 +25,15 @@ def recorded(name, which):
 
 
 def golden_lines(families: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Iterator[str]:
-    """Yield the lines of a golden file, of families of (comments, sorted samples).
+    """Yield the lines of a golden file. ``families`` are pairs of comments and sorted samples.
 
-    A family of more than `SHOWN_SAMPLES` samples ends with how many were left out, and the SHA-256
-    of them all, each with a line feed behind it.
+    A family of more than `SHOWN_SAMPLES` samples ends with the number of omitted ones and the
+    SHA-256 hash of all samples, each followed by a line feed.
     """
     for comments, samples in families:
         yield from comments
         yield from samples[:SHOWN_SAMPLES]
         if len(samples) > SHOWN_SAMPLES:
             digest = hashlib.sha256("".join(f"{line}\n" for line in samples).encode()).hexdigest()
-            left_out = len(samples) - SHOWN_SAMPLES
-            yield f"# and {left_out} more samples; sha256 of all {len(samples)}: {digest}"
+            omitted = len(samples) - SHOWN_SAMPLES
+            yield f"# and {omitted} more samples; sha256 of all {len(samples)}: {digest}"

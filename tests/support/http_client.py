@@ -1,4 +1,4 @@
-"""A server with pages in this process, and a client that sees bytes."""
+"""A web server in this process, and an HTTP client that shows the raw bytes."""
 
 import asyncio
 import dataclasses
@@ -22,15 +22,15 @@ PAGES = (
 )
 
 OWN = ("/", "/api/status", "/api/top")
-"""What tells of now: no two answers are the same."""
+"""Paths whose responses change with every request."""
 
 PATHS = (*PAGES, *OWN, "/cardinality", "/-/healthy", "/-/ready")
-# So little is taken by the kernel for a client that does not read that rendering has to wait.
+# With such a small buffer, rendering waits for a client that does not read.
 SMALL_RECEIVE_BUFFER = 8 * 1024
 
 
 class Site:
-    """A server on 127.0.0.1, and what it serves."""
+    """A server on 127.0.0.1, with its table and counters."""
 
     def __init__(
         self, table=None, *, ready=lambda: True, reload=None, parts=None, security=None, **settings
@@ -73,13 +73,13 @@ class Site:
         return client
 
     async def get(self, path="/metrics", *, method="GET", version="1.1", **headers):
-        """Return the answer to one request on a connection of its own."""
+        """Send a request on a new connection, and return the response."""
         client = await self.ask(request(path, method=method, version=version, **headers))
         async with client:
             return await client.answer(head=method == "HEAD")
 
     async def begin_scrape(self, path="/metrics/flows", *, local=None, **headers):
-        """Return a client that has begun to read a page, and stopped."""
+        """Return a client that has read the headers of a page, and then stopped reading."""
         client = await self.ask(
             request(path, **headers), local=local, receive_buffer=SMALL_RECEIVE_BUFFER
         )
@@ -105,9 +105,9 @@ class Answer:
 
 
 class Client:
-    """A client that sees what is on the wire. Header names are in lower case.
+    """A client that shows the raw response. Header names are in lower case.
 
-    It has a socket and no stream: some versions of uvloop take a reset for an end in good order.
+    It uses a socket instead of a stream: some versions of uvloop treat a reset as a normal close.
     """
 
     def __init__(self, sock):
@@ -141,7 +141,7 @@ class Client:
         await self.loop.sock_sendall(self.sock, data)
 
     async def receive(self, size=2**18):
-        """Wait for more. Returns False at the end."""
+        """Wait for more data. Returns False if the connection was closed."""
         data = await self.loop.sock_recv(self.sock, size)
         self.buffer += data
         return bool(data)
@@ -149,7 +149,7 @@ class Client:
     async def read(self, size):
         while len(self.buffer) < size:
             if not await self.receive():
-                raise ConnectionAbortedError("the answer is incomplete")
+                raise ConnectionAbortedError("the response is incomplete")
         data = bytes(self.buffer[:size])
         del self.buffer[:size]
         return data
@@ -157,7 +157,7 @@ class Client:
     async def read_until(self, end):
         while (position := self.buffer.find(end)) < 0:
             if not await self.receive():
-                raise ConnectionAbortedError("the answer is incomplete")
+                raise ConnectionAbortedError("the response is incomplete")
         return await self.read(position + len(end))
 
     async def read_rest(self):
@@ -184,7 +184,7 @@ class Client:
         return b"".join(chunks)
 
     async def answer(self, *, head=False):
-        """Read one answer. Raises ConnectionError where it is cut."""
+        """Read a response. Raises ConnectionError if it is truncated."""
         status, headers = await self.read_head()
         if head:
             body = b""
@@ -197,7 +197,7 @@ class Client:
         return Answer(status, headers, body)
 
     async def end(self):
-        """Wait for the end, and return how it came: "closed" in good order, or "reset"."""
+        """Wait for the end of the connection; return "closed" for a normal close, or "reset"."""
         try:
             await self.read_rest()
         except ConnectionResetError:
@@ -205,7 +205,7 @@ class Client:
         return "closed"
 
     def is_open(self):
-        """Return whether the server has not closed the connection; nothing may be to read."""
+        """Return whether the connection is open. There must be no unread data."""
         try:
             return bool(self.sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:

@@ -1,8 +1,8 @@
-"""skyfast's side of a modelled Skydive: detection of silence, and the clock of the table.
+"""skyfast's side of a simulated Skydive: silence detection and the clock of the table.
 
-The detector (`skyfast.skydive.silence`), the decision when the clock is held
-(`skyfast.skydive.reporting_gap`) and the clock are the real ones; `Listener` runs them in the
-virtual time of a `Cluster`, as `skyfast.skydive.subscription` and `skyfast.app` do.
+The detection (`skyfast.skydive.silence`), the decision to hold the clock
+(`skyfast.skydive.reporting_gap`) and the clock are the real ones. `Listener` runs them in the
+virtual time of a `Cluster`, like `skyfast.skydive.subscription` and `skyfast.app`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from skyfast.skydive.silence import Reporting, Silence
 from tests.support.skydive import Analyzer, Cluster, Delivery, Subscriber
 
 TICK_MS = 1_000
-LOOK_MS = 500
+HOLD_UPDATE_MS = 500
 LONGEST_S = 45.0
 
 
 class Updates:
-    """What is known of the agents' ``flow.update``."""
+    """The known value of the agents' ``flow.update``."""
 
     flow_update_known = True
 
@@ -29,8 +29,8 @@ class Updates:
         self.flow_update_s = flow_update_s
 
 
-class _Watched:
-    """A subscription, and what was received since the latest look."""
+class _Monitored:
+    """A subscription, and the messages received since the latest tick."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber
@@ -44,7 +44,7 @@ class _Watched:
 class Listener:
     """Subscriptions to all analyzers of a cluster.
 
-    `run` yields deliveries. ``clock`` is the table's; look at it at delivery, as skyfast does.
+    `run` yields deliveries. Read ``clock``, the table's clock, at each delivery, as skyfast does.
     """
 
     def __init__(self, cluster: Cluster, *, flow_update_s: float) -> None:
@@ -54,21 +54,21 @@ class Listener:
         self.updates = Updates(flow_update_s)
         self.reporting = Reporting(updates=self.updates)
         self.reporting.analyzers = len(cluster.analyzers)
-        self._watched = {
-            analyzer.name: self._watch(analyzer, phase_ms=number * 100)
+        self._monitored = {
+            analyzer.name: self._monitor(analyzer, phase_ms=number * 100)
             for number, analyzer in enumerate(cluster.analyzers)
         }
-        self._every(LOOK_MS, self._look, phase_ms=0)
+        self._every(HOLD_UPDATE_MS, self._update_hold, phase_ms=0)
 
     def history(self, analyzer: Analyzer) -> list[tuple[int, str]]:
-        """Return the events of a subscription, and their times."""
-        return self._watched[analyzer.name].subscriber.history
+        """Return the events of a subscription with their times."""
+        return self._monitored[analyzer.name].subscriber.history
 
-    def _watch(self, analyzer: Analyzer, *, phase_ms: int) -> _Watched:
-        watched = _Watched(Subscriber(analyzer))
-        watched.subscriber.start()
-        self._every(TICK_MS, lambda: self._tick(watched), phase_ms=phase_ms)
-        return watched
+    def _monitor(self, analyzer: Analyzer, *, phase_ms: int) -> _Monitored:
+        monitored = _Monitored(Subscriber(analyzer))
+        monitored.subscriber.start()
+        self._every(TICK_MS, lambda: self._tick(monitored), phase_ms=phase_ms)
+        return monitored
 
     def _every(self, period_ms: int, event: Callable[[], None], *, phase_ms: int) -> None:
         def run() -> None:
@@ -78,55 +78,55 @@ class Listener:
         self.cluster.at(self.cluster.now_ms + phase_ms, run, order=3)
 
     def run(self, until_ms: int) -> Iterator[Delivery]:
-        """Let time pass, and yield what the subscriptions receive."""
+        """Advance the time, and yield the deliveries to the subscriptions."""
         for delivery in self.cluster.run(until_ms):
-            watched = self._watched[delivery.analyzer]
-            if delivery.subscriber is watched.subscriber:
-                watched.received = True
+            monitored = self._monitored[delivery.analyzer]
+            if delivery.subscriber is monitored.subscriber:
+                monitored.received = True
                 if delivery.message["Type"] == "stats":
-                    watched.statistics += 1
+                    monitored.statistics += 1
                     report = json.dumps(delivery.message["Obj"]).encode()
                     self.reporting.activity.message(report, self.clock.running())
                 else:
-                    watched.flows = True
+                    monitored.flows = True
                 yield delivery
 
-    def _tick(self, watched: _Watched) -> None:
-        """Look whether a subscription is silent (`skyfast.skydive.subscription`)."""
-        subscriber = watched.subscriber
-        is_over = not subscriber.is_connected or watched.session != subscriber.session
-        if watched.silence is not None and is_over:
-            self.reporting.silences.discard(watched.silence)
-            watched.silence = None
-        if subscriber.is_connected and watched.silence is None:
-            watched.session = subscriber.session
-            watched.silence = Silence(self.reporting, longest_s=LONGEST_S, tick_s=TICK_MS / 1000)
-            self.reporting.silences.add(watched.silence)
-        if watched.silence is not None and watched.silence.update(
-            received=watched.received,
-            statistics=watched.statistics,
-            flows=watched.flows,
+    def _tick(self, monitored: _Monitored) -> None:
+        """Check whether a subscription is silent (`skyfast.skydive.subscription`)."""
+        subscriber = monitored.subscriber
+        is_over = not subscriber.is_connected or monitored.session != subscriber.session
+        if monitored.silence is not None and is_over:
+            self.reporting.silences.discard(monitored.silence)
+            monitored.silence = None
+        if subscriber.is_connected and monitored.silence is None:
+            monitored.session = subscriber.session
+            monitored.silence = Silence(self.reporting, longest_s=LONGEST_S, tick_s=TICK_MS / 1000)
+            self.reporting.silences.add(monitored.silence)
+        if monitored.silence is not None and monitored.silence.update(
+            received=monitored.received,
+            statistics=monitored.statistics,
+            flows=monitored.flows,
             now_s=self.cluster.now_ms / 1000,
         ):
             subscriber.disconnect()
-        watched.received, watched.statistics, watched.flows = False, 0, False
-        self._look()
+        monitored.received, monitored.statistics, monitored.flows = False, 0, False
+        self._update_hold()
 
-    def _look(self) -> None:
-        """Hold the clock where reports may be missing (`skyfast.app`)."""
+    def _update_hold(self) -> None:
+        """Hold the clock if reports may be missing (`skyfast.app`)."""
         delivering = {
             name
-            for name, watched in self._watched.items()
-            if watched.silence is not None
-            and watched.subscriber.is_connected
-            and watched.session == watched.subscriber.session
-            and watched.silence.delivers
+            for name, monitored in self._monitored.items()
+            if monitored.silence is not None
+            and monitored.subscriber.is_connected
+            and monitored.session == monitored.subscriber.session
+            and monitored.silence.delivers
         }
         self.clock.hold(
             self.gap.update(
                 self.clock.running(),
                 delivering=delivering,
-                subscribed=self._watched.keys(),
+                subscribed=self._monitored.keys(),
                 flow_update_s=self.updates.flow_update_s,
             )
         )

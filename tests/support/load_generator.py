@@ -1,8 +1,8 @@
-"""A network that never rests, for soak tests: the same one for the same seed.
+"""Generates the traffic of a constantly changing network for soak tests, reproducible by a seed.
 
-Conversations begin with every step and end; ports are used again; agents restart; nodes, names,
-applications and captures come, change and go, and their texts never come back. What comes out
-are an analyzer's messages, the topology's answers, and what a correct sum of it all is.
+Conversations start and end in every step, and their ports are reused. Agents restart. Nodes, names,
+applications and captures appear, change and disappear, and most strings never return. The results
+are an analyzer's messages, topology responses, and the correct totals.
 """
 
 import contextlib
@@ -22,21 +22,21 @@ CAPTURES = 5
 SERVERS = [f"192.168.{i // 250}.{1 + i % 250}" for i in range(500)]
 PORTS = (443, 80, 53, 5432, 9100)
 ROUNDS = (1, 1, 1, 2, 3)
-"""How often a conversation is reported..."""
+"""The number of reports of most conversations..."""
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
-"""... and how often one in so many is."""
+"""... and of one in ``LONG_ONE_IN``."""
 UNIT = (3, 1000, 2, 5000)
-"""Packets and bytes, there and back, of each report."""
+"""Packets and bytes of each report, in both directions."""
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
-RX_BYTES_A_STEP = 3_000_000_000
-"""Of every interface, whose counters have 32 bits: they wrap with nearly every answer."""
+RX_BYTES_PER_CHANGE = 3_000_000_000
+"""Increase of every interface counter. It has 32 bits, so it wraps in most responses."""
 
 _FIRST = '{"Namespace":"flow","Type":"store","UUID":"","Status":200,"Obj":['
 
 
 class _Node:
-    """An interface, whose agent has restarted ``restarts`` times."""
+    """An interface. Its agent has restarted ``restarts`` times."""
 
     __slots__ = ("labels", "name", "restarts", "rx_bytes", "tid")
 
@@ -45,81 +45,81 @@ class _Node:
         self.name = f"eth-{tid[:8]}"
         self.restarts = 0
         self.rx_bytes = 0
-        self.labels = ""  # of its latest conversation
+        self.labels = ""  # those of its latest conversation
 
 
-class _Talk:
+class _Conversation:
     """A conversation as one agent sees it."""
 
     __slots__ = ("labels", "left", "node", "reported", "restarts", "start_ms", "uuid")
 
 
 class Churn:
-    """The network. ``step_s`` is the time between two batches, ``report_s`` between two reports.
+    """The network. ``step_s`` is the interval of batches, and ``report_s`` that of reports.
 
-    ``begins_s`` is the Unix time before the first step.
+    ``start_s`` is the Unix time before the first step.
     """
 
-    def __init__(self, *, step_s: int, report_s: int, begins_s: float, seed: int = 1) -> None:
+    def __init__(self, *, step_s: int, report_s: int, start_s: float, seed: int = 1) -> None:
         self._chance = random.Random(seed)
         self._step_ms = step_s * 1000
-        self._now_ms = int(begins_s * 1000)
-        self._due: deque[list[_Talk]] = deque([] for _ in range(report_s // step_s))
+        self._now_ms = int(start_s * 1000)
+        self._due: deque[list[_Conversation]] = deque([] for _ in range(report_s // step_s))
         self._report_ms = report_s * 1000
         self._serial = itertools.count(1)
         self._nodes = [self._node() for _ in range(NODES)]
         self._captures = [f"capture-{next(self._serial)}" for _ in range(CAPTURES)]
         self._steps = 0
         self.reports = 0
-        """How many were sent: each is worth `UNIT`."""
-        self.begun = 0
-        """Conversations so far, each of whose capture points counts."""
+        """Number of sent reports. Each adds `UNIT`."""
+        self.started = 0
+        """Number of conversations so far, counted per capture point."""
 
     @property
-    def talks(self) -> int:
-        """Conversations that will be reported again."""
+    def conversations(self) -> int:
+        """Number of conversations that will be reported again."""
         return sum(map(len, self._due))
 
-    def step(self, fresh: int) -> Iterator[bytes]:
-        """Yield the messages of the next step, in which ``fresh`` conversations begin."""
+    def step(self, new_conversations: int) -> Iterator[bytes]:
+        """Yield the messages of the next step, in which ``new_conversations`` start."""
         self._steps += 1
         self._now_ms += self._step_ms
         now_ms = self._now_ms
-        talks = self._due.popleft()
-        talks += [self._talk(now_ms) for _ in range(fresh)]
-        self._due.append([talk for talk in talks if talk.left > 1])
-        for first in range(0, len(talks), FLOWS_PER_MESSAGE):
-            some = talks[first : first + FLOWS_PER_MESSAGE]
-            reports = ",".join([self._report(talk, now_ms) for talk in some])
+        conversations = self._due.popleft()
+        conversations += [self._conversation(now_ms) for _ in range(new_conversations)]
+        self._due.append([conversation for conversation in conversations if conversation.left > 1])
+        for first in range(0, len(conversations), FLOWS_PER_MESSAGE):
+            batch = conversations[first : first + FLOWS_PER_MESSAGE]
+            reports = ",".join([self._report(conversation, now_ms) for conversation in batch])
             yield f"{_FIRST}{reports}]}}".encode()
-        self.reports += len(talks)
-        self.begun += fresh
+        self.reports += len(conversations)
+        self.started += new_conversations
         capture = self._captures[self._steps % CAPTURES]
-        report = {"CaptureID": capture, "FlowCount": fresh, "FlowDropped": 1}
+        report = {"CaptureID": capture, "FlowCount": new_conversations, "FlowDropped": 1}
         yield json.dumps({"Namespace": "stats", "Type": "stats", "Obj": report}).encode()
 
     def rest(self, seconds: int) -> None:
-        """Let so much time pass without a word."""
+        """Advance the time by ``seconds`` without messages."""
         self._now_ms += 1000 * seconds
 
     def restart_agent(self) -> None:
-        """Let an agent forget its flows: they start over, most under new UUIDs."""
+        """Restart an agent: its flows are reset, and most get new UUIDs."""
         self._chance.choice(self._nodes).restarts += 1
 
     def change_topology(self) -> None:
-        """Replace a node and a capture, rename some nodes, and let counters of 32 bits wrap."""
+        """Replace a node and a capture, rename some nodes, and increase the interface counters."""
         self._nodes[self._chance.randrange(NODES)] = self._node()
         self._captures[self._chance.randrange(CAPTURES)] = f"capture-{next(self._serial)}"
         for node in self._chance.sample(self._nodes, 4):
             node.name = f"eth-{next(self._serial):x}" + "-renamed" * self._chance.randrange(12)
         for node in self._nodes:
-            node.rx_bytes = (node.rx_bytes + RX_BYTES_A_STEP) % 2**32
+            node.rx_bytes = (node.rx_bytes + RX_BYTES_PER_CHANGE) % 2**32
 
     def topology(self) -> bytes:
-        """Return the topology as it is now."""
-        return json.dumps([self._described(number) for number in range(NODES)]).encode()
+        """Return the current topology."""
+        return json.dumps([self._describe(number) for number in range(NODES)]).encode()
 
-    def _described(self, number: int) -> dict[str, Any]:
+    def _describe(self, number: int) -> dict[str, Any]:
         node = self._nodes[number]
         servers = SERVERS[number::NODES]
         return {
@@ -130,8 +130,8 @@ class Churn:
                 "Name": node.name,
                 "Type": "device",
                 "EncapType": "ether",
-                # Its last ones are nobody else's, and never come back.
-                "IPV4": [f"{one}/16" for one in (*servers, *self._addresses(node))],
+                # The last address is unique and never returns.
+                "IPV4": [f"{address}/16" for address in (*servers, *self._addresses(node))],
                 "Metric": {"RxBytes": node.rx_bytes, "TxBytes": 2**63 - 1},
             },
             "UpdatedAt": self._steps,
@@ -146,22 +146,22 @@ class Churn:
         padding = "" if number % 4 else "-" + "x" * self._chance.randrange(MAX_PADDING)
         return _Node(f"{number:08x}-0000-5000-b000-{number:012x}{padding}")
 
-    def _talk(self, now_ms: int) -> _Talk:
+    def _conversation(self, now_ms: int) -> _Conversation:
         chance = self._chance.getrandbits(64)
-        talk = _Talk()
-        talk.node = node = self._nodes[chance % NODES]
-        talk.restarts = node.restarts
-        talk.uuid = self._uuid()
-        talk.start_ms = now_ms - 1000
-        talk.reported = 0
-        talk.left = ROUNDS[(chance >> 8) % len(ROUNDS)]
+        conversation = _Conversation()
+        conversation.node = node = self._nodes[chance % NODES]
+        conversation.restarts = node.restarts
+        conversation.uuid = self._uuid()
+        conversation.start_ms = now_ms - 1000
+        conversation.reported = 0
+        conversation.left = ROUNDS[(chance >> 8) % len(ROUNDS)]
         if not (chance >> 16) % LONG_ONE_IN:
-            talk.left = LONG_ROUNDS
-        if node.labels and not (chance >> 24) % 8:  # the ports are used again
-            talk.labels = node.labels
+            conversation.left = LONG_ROUNDS
+        if node.labels and not (chance >> 24) % 8:  # reuse the ports
+            conversation.labels = node.labels
         else:
-            talk.labels = node.labels = self._labels(chance >> 28, node)
-        return talk
+            conversation.labels = node.labels = self._labels(chance >> 28, node)
+        return conversation
 
     def _uuid(self) -> str:
         bits = self._chance.getrandbits(64)
@@ -183,55 +183,59 @@ class Churn:
             f'"NodeTID":"{node.tid}","CaptureID":"{self._captures[chance % CAPTURES]}"'
         )
 
-    def _report(self, talk: _Talk, now_ms: int) -> str:
-        node = talk.node
-        if talk.restarts != node.restarts:
-            talk.restarts = node.restarts
-            # One that came back with just what it had could not be told from one that stood still.
-            if node.restarts % 2 or talk.reported < 2:
-                talk.uuid = self._uuid()
-            talk.reported = 0
-            talk.start_ms = now_ms - 1000
-        first_ms = now_ms - self._report_ms if talk.reported else talk.start_ms
-        talk.reported += 1
-        talk.left -= 1
-        n, start_ms = talk.reported, talk.start_ms
+    def _report(self, conversation: _Conversation, now_ms: int) -> str:
+        node = conversation.node
+        if conversation.restarts != node.restarts:
+            conversation.restarts = node.restarts
+            # With its old UUID and its old total, a reset flow would look idle.
+            if node.restarts % 2 or conversation.reported < 2:
+                conversation.uuid = self._uuid()
+            conversation.reported = 0
+            conversation.start_ms = now_ms - 1000
+        first_ms = now_ms - self._report_ms if conversation.reported else conversation.start_ms
+        conversation.reported += 1
+        conversation.left -= 1
+        n, start_ms = conversation.reported, conversation.start_ms
         return (
-            f'{{"UUID":"{talk.uuid}",{talk.labels},"LastUpdateMetric":{{{_UNITS},"Start":{first_ms}'
-            f',"Last":{now_ms}}},"Metric":{{"ABPackets":{3 * n},"ABBytes":{1000 * n},"BAPackets":'
-            f'{2 * n},"BABytes":{5000 * n},"Start":{start_ms},"Last":{now_ms},"RTT":{1 + n}}},'
-            f'"Start":{start_ms},"Last":{now_ms},"FinishType":{int(not talk.left)}}}'
+            f'{{"UUID":"{conversation.uuid}",{conversation.labels},"LastUpdateMetric":{{{_UNITS},'
+            f'"Start":{first_ms},"Last":{now_ms}}},"Metric":{{"ABPackets":{3 * n},'
+            f'"ABBytes":{1000 * n},"BAPackets":{2 * n},"BABytes":{5000 * n},"Start":{start_ms},'
+            f'"Last":{now_ms},"RTT":{1 + n}}},"Start":{start_ms},"Last":{now_ms},'
+            f'"FinishType":{int(not conversation.left)}}}'
         )
 
 
-class Elsewhere:
-    """A `Churn` in a process of its own, whose memory is not mixed with ours. To be closed.
+class ChurnProcess:
+    """A `Churn` in a separate process. Call `close` in the end.
 
-    What a network remembers of its conversations would lie between what is measured.
+    In the same process, its conversations would distort the measured memory.
     """
 
     def __init__(self, **options: Any) -> None:
-        """Begin a churn with these options."""
-        spawning = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawning.Pipe()
-        self._process = spawning.Process(target=_answer, args=(theirs, options), daemon=True)
+        """Start a churn with these options."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_answer, args=(child_pipe, options), daemon=True)
         self._process.start()
-        theirs.close()
-        # All messages come here: those that are kept for later would lie there, too.
+        child_pipe.close()
+        # All messages share this buffer, since separate ones would distort the measurement too.
         self._message = bytearray(MAX_MESSAGE_BYTES)
-        self.reports = self.begun = 0
-        """As a `Churn`'s, after the last step of which all messages were read."""
+        self.reports = self.started = 0
+        """The values of the `Churn` after the last step whose messages were all read."""
         self.topology: bytes | None = None
-        """As it is after that step, if it has changed in it."""
+        """The topology after that step, if the step has changed it."""
 
-    def steps(self, fresh: Sequence[int], *, eventful: int) -> Iterator[Iterator[memoryview]]:
-        """Play as many steps, and yield the messages of each: to be read before the next.
+    def steps(
+        self, new_conversations: Sequence[int], *, change_interval: int
+    ) -> Iterator[Iterator[memoryview]]:
+        """Play one step for each number of new conversations, and yield the messages of each.
 
-        A message holds until the next one. The process goes on while they are looked at. After the
-        first step, and each ``eventful`` ones, an agent restarts and the topology changes.
+        Read all messages of a step before the next step. A message is valid until the next one. The
+        process continues meanwhile. After the first step, and after every ``change_interval``
+        steps, an agent restarts and the topology changes.
         """
-        self._pipe.send(("steps", (fresh, eventful)))
-        for _ in fresh:
+        self._pipe.send(("steps", (new_conversations, change_interval)))
+        for _ in new_conversations:
             yield self._messages()
 
     def rest(self, seconds: int) -> None:
@@ -244,7 +248,7 @@ class Elsewhere:
     def _messages(self) -> Iterator[memoryview]:
         while size := self._pipe.recv_bytes_into(self._message):
             yield memoryview(self._message)[:size]
-        self.reports, self.begun, self.topology = self._pipe.recv()
+        self.reports, self.started, self.topology = self._pipe.recv()
 
 
 def _answer(pipe: Connection, options: dict[str, Any]) -> None:
@@ -258,19 +262,21 @@ def _answer(pipe: Connection, options: dict[str, Any]) -> None:
                 _play(pipe, churn, *arguments)
 
 
-def _play(pipe: Connection, churn: Churn, fresh: Sequence[int], eventful: int) -> None:
-    for step, each in enumerate(fresh):
-        for message in churn.step(each):
+def _play(
+    pipe: Connection, churn: Churn, new_conversations: Sequence[int], change_interval: int
+) -> None:
+    for step, count in enumerate(new_conversations):
+        for message in churn.step(count):
             pipe.send_bytes(message)
         pipe.send_bytes(b"")
         topology = None
-        if step % eventful == 0:
+        if step % change_interval == 0:
             churn.restart_agent()
             churn.change_topology()
             topology = churn.topology()
-        pipe.send((churn.reports, churn.begun, topology))
+        pipe.send((churn.reports, churn.started, topology))
 
 
 def hash_of(text: str) -> int:
-    """Return a number that a text has in every process."""
+    """Return a hash of a string that is the same in every process."""
     return int.from_bytes(text.encode()[-24:]) % 1_000_003

@@ -1,4 +1,4 @@
-"""Messages of an analyzer, right and wrong ones."""
+"""Good and bad messages of an analyzer."""
 
 import json
 from typing import Any
@@ -31,11 +31,11 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 
 BAD_FLOWS = {
     "a number as UUID": (b'{"UUID":5}', "invalid"),
-    "no object": (b"5", "invalid"),
+    "not an object": (b"5", "invalid"),
     "null": (b"null", "invalid"),
     "a list": (b"[[]]", "invalid"),
     "no UUID": (flow(""), "no_uuid"),
-    "nothing": (b"{}", "no_uuid"),
+    "an empty object": (b"{}", "no_uuid"),
     "no Network": (flow(Network=None), "no_network"),
     "no Transport": (flow(Transport=None), "no_transport"),
     "no Metric": (flow(Metric=None), "no_metric"),
@@ -45,29 +45,29 @@ BAD_FLOWS = {
     "a float": (flow(Metric={"ABBytes": 1e3}), "invalid"),
     "a negative number": (flow(Metric={"ABBytes": -1}), "out_of_range"),
     "a number above 2^62": (flow(Metric={"ABBytes": 2**62 + 1}), "out_of_range"),
-    "a number of 30 digits": (flow(Metric={"ABBytes": 10**29}), "out_of_range"),
-    "a number of 6,000 digits": (b'{"UUID":"x","Last":1' + b"0" * 5999 + b"}", "out_of_range"),
+    "a number with 30 digits": (flow(Metric={"ABBytes": 10**29}), "out_of_range"),
+    "a number with 6,000 digits": (b'{"UUID":"x","Last":1' + b"0" * 5999 + b"}", "out_of_range"),
     "a negative port": (flow(Transport={"A": -1, "B": 1}), "out_of_range"),
     "a negative Last": (flow(Last=-1), "out_of_range"),
     "a long UUID": (flow("x" * 10_000_000), "text_too_long"),
     "a long label": (flow(NodeTID="x" * 10_000_000), "text_too_long"),
     "invalid UTF-8 in the UUID": (b'{"UUID":"\xff"}', "invalid"),
-    "half of a surrogate pair": (rb'{"UUID":"\ud800"}', "invalid"),
-    "the other half": (rb'{"UUID":"a\udc00b"}', "invalid"),
-    "a half before a plain escape": (rb'{"UUID":"\ud800\u0041"}', "invalid"),
+    "a lone high surrogate": (rb'{"UUID":"\ud800"}', "invalid"),
+    "a lone low surrogate": (rb'{"UUID":"a\udc00b"}', "invalid"),
+    "a high surrogate before another escape": (rb'{"UUID":"\ud800\u0041"}', "invalid"),
     "deep nesting in a used field": (b'{"UUID":' + DEEP + b"}", "invalid"),
-    "deep nesting elsewhere": (b'{"Evil":' + DEEP + b"}", "no_uuid"),
+    "deep nesting in an unused field": (b'{"Evil":' + DEEP + b"}", "no_uuid"),
 }
 
 BAD_MESSAGES = {
-    "nothing": (b"", "malformed"),
-    "cut": (message(flow())[:-1], "malformed"),
-    "cut in a flow": (message(flow())[:-40], "malformed"),
-    "a comma too many": (message(flow(), b'{"a":1,}'), "malformed"),
-    "more behind it": (message(flow()) + b"x", "malformed"),
+    "empty": (b"", "malformed"),
+    "truncated": (message(flow())[:-1], "malformed"),
+    "truncated in a flow": (message(flow())[:-40], "malformed"),
+    "an extra comma": (message(flow(), b'{"a":1,}'), "malformed"),
+    "trailing data": (message(flow()) + b"x", "malformed"),
     "binary": (bytes(range(256)), "malformed"),
     "UTF-16": (message(flow()).decode().encode("utf-16"), "malformed"),
-    "deep and cut": (b'{"Obj":' + b"[" * 100_000, "malformed"),
+    "deep and truncated": (b'{"Obj":' + b"[" * 100_000, "malformed"),
     "too deep for its size": (
         b'{"Namespace":"flow","Type":"store","Obj":' + b"[{}," * MAX_REPAIRED_TOKENS,
         "malformed",
@@ -76,13 +76,13 @@ BAD_MESSAGES = {
     "a number": (b"5", "not_a_message"),
     "null": (b"null", "not_a_message"),
     "a number as namespace": (b'{"Namespace":5}', "not_a_message"),
-    "Obj an object": (b'{"Namespace":"flow","Type":"store","Obj":{}}', "not_a_list"),
-    "Obj a text": (b'{"Namespace":"flow","Type":"store","Obj":"x"}', "not_a_list"),
+    "Obj is an object": (b'{"Namespace":"flow","Type":"store","Obj":{}}', "not_a_list"),
+    "Obj is a string": (b'{"Namespace":"flow","Type":"store","Obj":"x"}', "not_a_list"),
 }
 
 
 def later(uuid: str, start: int, **changes: Any) -> dict[str, Any]:
-    """A flow in a report that is not its first."""
+    """Return a report of a flow that is not its first one."""
     update = {"ABPackets": 1, "ABBytes": 7, "Start": start + 1, "Last": 2000}
     return flow(uuid, Start=start, LastUpdateMetric=update) | changes
 

@@ -1,9 +1,9 @@
-"""Where the files are that tests read."""
+"""Paths of the files that tests read."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-"""The checkout."""
+"""The root of the repository."""
 
 TESTS = ROOT / "tests"
 DATA = TESTS / "data"

@@ -1,4 +1,4 @@
-"""A skyfast of its own for a test: started as a user starts it, asked over HTTP, stopped."""
+"""Runs skyfast processes for tests, started like those of users."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 START_S = 15.0
 STOP_S = 5.0
-"""Longer than the 2 s that stopping may take: the machine may be busy."""
+"""Longer than the 2 s that skyfast needs at most, because the machine may be busy."""
 WAIT_S = 10.0
 POLL_S = 0.02
 PROBLEM = re.compile(
@@ -22,11 +22,11 @@ PROBLEM = re.compile(
     r"|ERROR |CRITICAL )"
     r"|^Traceback "
 )
-"""Most tests date their flows, and choose labels, as it suits them."""
+"""Problems in the log. Many tests use arbitrary times and labels, so it omits these warnings."""
 
 
 class Skyfast:
-    """A running skyfast. ``log`` has the lines it wrote so far."""
+    """A running skyfast process. ``log`` has its log lines so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -46,39 +46,39 @@ class Skyfast:
         return await asyncio.to_thread(ask)
 
     async def self_metrics(self) -> dict[str, float]:
-        """Return what skyfast counts about itself, by series as the page spells them."""
+        """Return skyfast's own metrics, by series as written on the page."""
         page = (await self.get("/metrics/self")).decode()
         lines = [line for line in page.splitlines() if not line.startswith("#")]
         return {
             series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)
         }
 
-    async def until(self, holds: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-        """Wait until something holds for the self metrics, and return them."""
+    async def until(self, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+        """Wait until the self metrics fulfil ``condition``, and return them."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 metrics = await self.self_metrics()
-                if holds(metrics):
+                if condition(metrics):
                     return metrics
                 await asyncio.sleep(POLL_S)
 
     async def logged(self, text: str, *, since: int = 0) -> str:
-        """Wait for a line of the log, from that number on, that has ``text``, and return it."""
+        """Wait for a log line with ``text``, from line number ``since`` on, and return it."""
         async with asyncio.timeout(WAIT_S):
             while True:
-                if found := [line for line in self.log[since:] if text in line]:
-                    return found[0]
+                if matches := [line for line in self.log[since:] if text in line]:
+                    return matches[0]
                 await asyncio.sleep(POLL_S)
 
     async def read_log(self) -> None:
-        """Collect the log until the process closes it; it tells where the page is."""
+        """Collect the log until the process closes it, and read the URL from it."""
         assert self.process.stderr is not None
         async for raw in self.process.stderr:
             line = raw.decode().rstrip("\n")
             self.log.append(line)
-            found = re.search(r"serving (https?://\S+)/metrics(\"}|$)", line)
-            if found and not self.served_at.done():
-                self.served_at.set_result(found[1])
+            match = re.search(r"serving (https?://\S+)/metrics(\"}|$)", line)
+            if match and not self.served_at.done():
+                self.served_at.set_result(match[1])
         if not self.served_at.done():
             self.served_at.set_exception(AssertionError(self.log))
 
@@ -86,10 +86,10 @@ class Skyfast:
 def running(
     config: Path, *options: str, quiet: bool = True, through: Sequence[str] = (), **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with a configuration file, options and more environment; stop it by SIGTERM.
+    """Run skyfast with a configuration file, options and environment variables.
 
-    ``through`` is a command that becomes the one behind it, such as ``env``. Asserts that it stops
-    in time with exit code 0, and that it logged no problem where ``quiet`` says so.
+    ``through`` is a command that executes its arguments, such as ``env``. On exit, SIGTERM must
+    stop the process in time with exit code 0. With ``quiet``, it must not have logged a problem.
     """
     return _started(str(config), *options, quiet=quiet, through=through, **environ)
 
@@ -97,25 +97,25 @@ def running(
 def demo(
     *config: Path, web_config: Path | None = None, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast on its own recording and on a free port, likewise; without a file, too."""
+    """Run skyfast with ``--demo`` on a free port, like `running`. A file is optional."""
     arguments = ["--demo", *map(str, config)]
     if web_config:
         arguments.append(f"--web.config.file={web_config}")
-    usual = {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT": "0"}
-    return _started(*arguments, quiet=quiet, **usual | environ)
+    defaults = {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT": "0"}
+    return _started(*arguments, quiet=quiet, **defaults | environ)
 
 
 def replay(
     *arguments: object, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with ``--replay`` and these arguments behind it, on a free port, likewise.
+    """Run skyfast with ``--replay`` and these arguments on a free port, like `running`.
 
-    They are played so fast that five minutes take a second, and no connection leaves.
+    Five minutes of a recording take a second, and no connection expires.
     """
     store = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_"
-    usual = {f"{store}PORT": "0", f"{store}CONNECTION_TIMEOUT": "600"}
+    defaults = {f"{store}PORT": "0", f"{store}CONNECTION_TIMEOUT": "600"}
     speed = "--replay-speed=300"
-    return _started(speed, "--replay", *map(str, arguments), quiet=quiet, **usual | environ)
+    return _started(speed, "--replay", *map(str, arguments), quiet=quiet, **defaults | environ)
 
 
 @asynccontextmanager
@@ -134,7 +134,7 @@ async def _started(
     try:
         skyfast.url = await asyncio.wait_for(skyfast.served_at, START_S)
         yield skyfast
-        if process.returncode is None:  # the test itself may have stopped it
+        if process.returncode is None:  # the test may have stopped it
             process.terminate()
         async with asyncio.timeout(STOP_S):
             await process.wait()
@@ -162,7 +162,7 @@ def write_config(directory: Path, url: str = NOBODY, **store: object) -> Path:
 
 
 def run(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run ``skyfast`` to its end."""
+    """Run ``skyfast`` until it exits."""
     return subprocess.run(
         [sys.executable, "-m", "skyfast", *arguments],
         input=stdin,

@@ -1,4 +1,4 @@
-"""Debian's Prometheus and promtool, run for a test."""
+"""Runs Prometheus and promtool of Debian for tests."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ needs_prometheus = pytest.mark.skipif(
 
 
 def lint(page: bytes) -> list[str]:
-    """Return what promtool objects to in a page, a line an objection."""
+    """Return the problems that promtool finds in a page, one per line."""
     assert PROMTOOL is not None
     process = subprocess.run(
         [PROMTOOL, "check", "metrics"],
@@ -45,7 +45,7 @@ def lint(page: bytes) -> list[str]:
 
 @asynccontextmanager
 async def prometheus(target: str, directory: Path, *, how: str = "") -> AsyncIterator[str]:
-    """Run a Prometheus that scrapes ``target``, also by the settings ``how``; yield its address."""
+    """Run a Prometheus that scrapes ``target``, with more settings ``how``; yield its URL."""
     assert PROMETHEUS is not None
     config = directory / "prometheus.yml"
     config.write_text(
@@ -92,7 +92,7 @@ async def ask(url: str) -> bytes:
 
 
 async def query(server: str, expression: str) -> list[dict[str, Any]]:
-    """Return what the HTTP API answers to an instant query."""
+    """Return the result of an instant query."""
     url = f"{server}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
     answer = json.loads(await ask(url))
     assert answer["status"] == "success"
@@ -105,9 +105,9 @@ def number(sample: dict[str, Any]) -> float:
 
 
 async def growing(server: str, expression: str, count: int) -> list[dict[str, Any]]:
-    """Wait until so many series of ``expression`` are above zero, and return those."""
+    """Wait until at least ``count`` series of ``expression`` are above zero; return them."""
     while True:
-        found = [sample for sample in await query(server, expression) if number(sample) > 0]
-        if len(found) >= count:
-            return found
+        samples = [sample for sample in await query(server, expression) if number(sample) > 0]
+        if len(samples) >= count:
+            return samples
         await asyncio.sleep(0.5)

@@ -1,9 +1,9 @@
-"""Draws the pictures of docs/status.md: skyfast on the packaged recording, in a headless Chromium.
+"""Takes the screenshots of docs/status.md: skyfast with its demo recording, in Chromium.
 
     python -m tests.support.screenshots [SECONDS]
 
-They are taken after so many seconds, by default the ten minutes that the page shows. One of the two
-analyzers is not there, so that the page has something to say.
+The default delay is ten minutes, the period that the page shows. One of the two analyzers is
+missing, so that the page shows a problem.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from tests.support.process import running
 SECONDS = 600.0
 SCRAPE_INTERVAL_S = 15.0
 REFRESHED_S = 6.0
-"""Longer than the page takes until it asks again."""
+"""Longer than the page's refresh interval."""
 
-PICTURES = {
+SCREENSHOTS = {
     "status-light.png": {"width": 1280, "height": 940, "dark": False},
     "status-dark.png": {"width": 1280, "height": 940, "dark": True},
     "status-narrow.png": {"width": 400, "height": 800, "dark": True},
@@ -39,7 +39,7 @@ pipeline:
 """
 
 
-async def draw(seconds: float) -> None:
+async def take_screenshots(seconds: float) -> None:
     player = ReplayServer(recording.demo())
     (endpoint,) = await player.start()
     try:
@@ -52,40 +52,40 @@ async def draw(seconds: float) -> None:
                     await skyfast.get("/metrics")
                     await skyfast.get("/api/top?by=bytes_per_second")
                     await asyncio.sleep(SCRAPE_INTERVAL_S)
-                for name, look in PICTURES.items():
+                for name, screen in SCREENSHOTS.items():
                     async with browser.page() as tab:
-                        await tab.look(**look)
+                        await tab.look(**screen)
                         await tab.open(skyfast.url + SHOWN)
                         await asyncio.sleep(REFRESHED_S)
-                        picture = smaller(await tab.screenshot())
-                    (ROOT / "docs" / name).write_bytes(picture)
-                    print(f"docs/{name}: {len(picture) / 1000:.0f} kB")  # noqa: T201
+                        image = recompress(await tab.screenshot())
+                    (ROOT / "docs" / name).write_bytes(image)
+                    print(f"docs/{name}: {len(image) / 1000:.0f} kB")  # noqa: T201
     finally:
         await player.stop()
 
 
-def smaller(png: bytes) -> bytes:
-    """Return the same picture, compressed as well as zlib can, and without what else is in it."""
-    head, at = png[:8], 8
-    kept: list[tuple[bytes, bytes]] = []
+def recompress(png: bytes) -> bytes:
+    """Return the same image with the best compression and without metadata."""
+    signature, position = png[:8], 8
+    chunks: list[tuple[bytes, bytes]] = []
     data = b""
-    while at < len(png):
-        (size,) = struct.unpack_from(">I", png, at)
-        kind, content = png[at + 4 : at + 8], png[at + 8 : at + 8 + size]
+    while position < len(png):
+        (size,) = struct.unpack_from(">I", png, position)
+        kind, content = png[position + 4 : position + 8], png[position + 8 : position + 8 + size]
         if kind == b"IDAT":
             data += content
         elif kind in (b"IHDR", b"IEND"):
-            kept.append((kind, content))
-        at += size + 12
-    kept.insert(1, (b"IDAT", zlib.compress(zlib.decompress(data), 9)))
-    return head + b"".join(
+            chunks.append((kind, content))
+        position += size + 12
+    chunks.insert(1, (b"IDAT", zlib.compress(zlib.decompress(data), 9)))
+    return signature + b"".join(
         struct.pack(">I", len(content))
         + kind
         + content
         + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in kept
+        for kind, content in chunks
     )
 
 
 if __name__ == "__main__":
-    asyncio.run(draw(float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS))
+    asyncio.run(take_screenshots(float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS))

@@ -1,4 +1,4 @@
-"""An ingest with everything that it writes to, for tests of what comes of a message."""
+"""An ingest with the table and the counters that it updates."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from skyfast.stats import AnalyzerStats, Stats, sums
 from tests.support.configs import make_config
 
 
-class Fed:
+class IngestSetup:
     """An ingest of one configuration. ``now`` is its clock and can be set.
 
-    Messages are checked for missing reports where ``chance``, from 0 to 1, is less than the
-    probability for that.
+    A message is checked for missing reports if ``chance``, from 0 to 1, is less than the
+    probability of a check.
     """
 
     def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
@@ -64,8 +64,8 @@ class Fed:
         )
 
 
-class Sink(Fed):
-    """One of the defaults but for some settings, and what messages came to."""
+class Sink(IngestSetup):
+    """An ingest of the default configuration with some settings, and its counters."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(make_config(**settings), max_connections=1000, max_flows=4000)
@@ -75,14 +75,16 @@ class Sink(Fed):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Reasons with a count, of decoding and of the table together."""
-        table, own = self.table.skipped, self.stats.flows_skipped
-        counts = {reason: table.get(reason, 0) + own.get(reason, 0) for reason in {*table, *own}}
+        """Skipped flows by reason, of the decoder and the table, without zeros."""
+        table, decoder = self.table.skipped, self.stats.flows_skipped
+        counts = {
+            reason: table.get(reason, 0) + decoder.get(reason, 0) for reason in {*table, *decoder}
+        }
         return {reason: count for reason, count in counts.items() if count}
 
     @property
     def values_skipped(self) -> dict[str, int]:
-        """Fields with a count of values that were left out, of decoding and of the table."""
+        """Skipped values by field, of the decoder and the table, without zeros."""
         counts = sums(self.stats.values_skipped, self.table.values_skipped)
         return {field: count for field, count in counts.items() if count}
 

@@ -1,18 +1,18 @@
-"""Skydive in plain Python: agents, analyzers and their messages, in virtual time.
+"""A model of Skydive in plain Python: agents, analyzers and their messages, in virtual time.
 
-Written from Skydive's sources (v0.28 line, July 2024), without their code. Docstrings name the
-Go functions that a method models. There are no sockets, threads or clocks: a `Cluster` runs an
-event queue and yields each message when a subscriber receives it, as the JSON object of the wire.
+The model follows Skydive's sources (v0.28, July 2024) but contains no code of them. Docstrings name
+the Go functions that a method models. There are no sockets, threads or clocks: a `Cluster` runs an
+event queue and yields each message as a JSON object when a subscriber receives it.
 
 Times are integers in milliseconds. ``now_ms`` is the true time of the virtual cluster. Every agent
-has a wall clock of its own, which differs by ``offset_ms`` and can step. Random choices (the
-analyzer of a tick, the order of two ticks at one instant) come from the cluster's generator, so a
-seed repeats a run.
+has its own wall clock, which differs by ``offset_ms`` and can step. Random choices (the analyzer of
+a tick, the order of simultaneous ticks) come from the cluster's generator, so the same seed gives
+the same run.
 
-Not modelled: tunnels (``ParentUUID``), ``TCPMetric`` and ``IPMetric``, captures by eBPF, sFlow and
-NetFlow, and ticks that Go drops because their reader is busy.
+The model has no tunnels (``ParentUUID``), no ``TCPMetric`` and ``IPMetric``, no captures by eBPF,
+sFlow and NetFlow, and no ticks that Go drops because their reader is busy.
 
-The oracle at the end of the file computes counters from delivered messages alone.
+The oracle at the end of the file computes the expected counters from the delivered messages.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ from typing import Any, Protocol
 JSON = dict[str, Any]
 
 EPOCH_MS = 1_700_000_000_000
-"""The reading of a correct wall clock at time 0."""
+"""The Unix time at time 0 of a cluster."""
 
 HOLD_MS = 15_000
-"""``HoldTimeoutMilliseconds``: a flow that began with FIN or RST stays so long without packets."""
+"""``HoldTimeoutMilliseconds``: a flow that started with FIN or RST is removed this long after its
+last packet."""
 
 STATS_MS = 10_000
 READING_MS = 1_000
-"""``agent.capture.stats_update``: between two readings of a socket's packet count."""
+"""``agent.capture.stats_update``: interval between readings of a socket's packet count."""
 
 BULK_FLOWS = 100
 BULK_MS = 5_000
 MAX_BUFFERED_FLOWS = 100_000
 PONG_TIMEOUT_MS = 7_000
-"""``http.ws.pong_timeout`` plus ``http.ws.ping_delay``: a client without pongs is dropped then."""
+"""``http.ws.pong_timeout`` plus ``http.ws.ping_delay``: a client without pongs is dropped after
+this time."""
 
 RECONNECT_MS = 1_000
-"""An agent tries to reconnect to an analyzer this often."""
+"""Interval between an agent's attempts to connect to an analyzer."""
 
 NOT_FINISHED, TIMEOUT, TCP_FIN, TCP_RST = range(4)
 """The values of ``FinishType``."""
@@ -59,7 +61,7 @@ ALL_NAMESPACES = ("flow", "stats")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Two ends that exchange packets. The sender of a flow's first packet is the flow's ``A``.
+    """Two endpoints that exchange packets. The sender of a flow's first packet is the flow's ``A``.
 
     ``protocol`` is TCP, UDP, SCTP, ICMP or ARP. ``application`` is the last layer that Skydive
     recognizes, by default the protocol.
@@ -73,7 +75,7 @@ class Conversation:
     application: str = ""
 
     @property
-    def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+    def endpoints(self) -> tuple[tuple[str, int], tuple[str, int]]:
         return (self.a, self.a_port), (self.b, self.b_port)
 
     @property
@@ -99,8 +101,8 @@ class Conversation:
         return path if self.layer == transport else f"{path}/{self.layer}"
 
     def layers(self, *, is_reply: bool) -> JSON:
-        """Return the flow's fields for the layers, ``A`` being the sender of the first packet."""
-        (a, a_port), (b, b_port) = reversed(self.ends) if is_reply else self.ends
+        """Return the flow's fields for its layers. ``A`` is the sender of the first packet."""
+        (a, a_port), (b, b_port) = reversed(self.endpoints) if is_reply else self.endpoints
         layers: JSON = {"Link": {"Protocol": "ETHERNET", "A": _mac(a), "B": _mac(b), "ID": 0}}
         if self.protocol != "ARP":
             family = "IPV6" if self._is_ipv6 else "IPV4"
@@ -116,7 +118,7 @@ class Conversation:
 class Packet:
     """``count`` equal packets of one conversation, ``size`` bytes each.
 
-    ``flags`` are TCP's: any of the letters S, A, F and R.
+    ``flags`` are TCP flags: any of the letters S, A, F and R.
     """
 
     conversation: Conversation
@@ -127,7 +129,7 @@ class Packet:
 
 
 def _hash(*parts: object) -> str:
-    """Return a 64-bit hash as Skydive writes it: hexadecimal, without leading zeros."""
+    """Return a 64-bit hash in Skydive's format: hexadecimal, without leading zeros."""
     digest = blake2b(repr(parts).encode(), digest_size=8).digest()
     return format(int.from_bytes(digest, "big"), "x")
 
@@ -144,8 +146,8 @@ def _mac(address: str) -> str:
 class FlowOptions:
     """The keys ``flow.*`` of an agent's configuration file.
 
-    ``expire_first`` sets the order of an update tick and an expiry tick at the same instant. None
-    leaves it to chance, as Go's ``select`` does.
+    ``expire_first`` is the order of simultaneous expiry and update ticks. With None it is random,
+    like Go's ``select``.
     """
 
     update_ms: int = 60_000
@@ -183,18 +185,18 @@ class Flow:
     """``lastMetric``: the totals at the previous update tick."""
     update_version: int = 0
     first_packet_ns: int = 0
-    """``rtt1stPacket``: the time of the packet whose answer gives the round-trip time."""
+    """``rtt1stPacket``: the time of the packet whose reply determines the round-trip time."""
 
     def add(self, packet: Packet, wall_ms: int) -> None:
         """Count packets (``Flow.Update``)."""
         self.last_ms = wall_ms
-        way = "AB" if packet.is_reply == self.is_reply else "BA"
-        self.metric[f"{way}Packets"] += packet.count
-        self.metric[f"{way}Bytes"] += packet.count * packet.size
+        direction = "AB" if packet.is_reply == self.is_reply else "BA"
+        self.metric[f"{direction}Packets"] += packet.count
+        self.metric[f"{direction}Bytes"] += packet.count * packet.size
         self._measure_rtt(packet, wall_ms * 1_000_000)
 
     def _measure_rtt(self, packet: Packet, wall_ns: int) -> None:
-        """Take a difference of wall-clock times (``updateRTT``); a step can make it negative."""
+        """Set the round-trip time (``updateRTT``); a clock step can make it negative."""
         protocol = self.conversation.protocol
         is_answer = False
         if protocol == "ICMP":
@@ -211,7 +213,7 @@ class Flow:
             self.first_packet_ns = 0
 
     def update_metric(self, start_ms: int, last_ms: int) -> None:
-        """Set ``LastUpdateMetric`` to the difference to the previous tick (``updateMetric``)."""
+        """Set ``LastUpdateMetric`` to the increase since the previous tick (``updateMetric``)."""
         if self.last_update is None:
             start_ms = self.start_ms
         self.last_update = {
@@ -219,7 +221,7 @@ class Flow:
         } | self._times(start_ms, last_ms)
 
     def zero_metric(self, start_ms: int, last_ms: int) -> None:
-        """Set ``LastUpdateMetric`` to zeros, in a tick without packets. Its RTT stays."""
+        """Set ``LastUpdateMetric`` to zeros after a tick without packets. Its RTT stays."""
         zeros: JSON = dict.fromkeys(COUNTERS, 0) | {"Start": start_ms, "Last": last_ms}
         self.last_update = (self.last_update or {}) | zeros
 
@@ -228,16 +230,18 @@ class Flow:
         return times | {"RTT": self.rtt_ns} if self.rtt_ns else times
 
     def report(self, node_tid: str, capture_id: str) -> JSON:
-        """Return the flow as JSON, with the fields in the order of the wire."""
+        """Return the flow as JSON, with the fields in Skydive's order."""
         conversation = self.conversation
         totals = {name: self.metric[name] for name in COUNTERS}
         head = {"UUID": self.uuid, "LayersPath": conversation.path}
-        marks = {} if self.last_update is None else {"LastUpdateMetric": dict(self.last_update)}
+        last_update = (
+            {} if self.last_update is None else {"LastUpdateMetric": dict(self.last_update)}
+        )
         return {
             **head,
             "Application": conversation.layer,
             **self.layers,
-            **marks,
+            **last_update,
             "Metric": totals | self._times(self.start_ms, self.last_ms),
             "Start": self.start_ms,
             "Last": self.last_ms,
@@ -251,7 +255,7 @@ class Flow:
 
 
 class FlowTable:
-    """The flows of one capture point (``flow.Table``), in times of the agent's wall clock."""
+    """The flows of a capture point (``flow.Table``). Times are those of the agent's wall clock."""
 
     def __init__(
         self,
@@ -277,14 +281,14 @@ class FlowTable:
         self._received = 0
 
     def packet(self, packet: Packet, wall_ms: int) -> Flow:
-        """Count packets in their flow, a new one where there is none (``packetToFlow``).
+        """Count packets in their flow, which is created if necessary (``packetToFlow``).
 
         A new flow in a full table evicts the least recently used one without a report
-        (``getOrCreateFlow``). ``FinishType`` is FIN or RST from the start if the first packet has
-        the flag; later packets never set it (``newTransportLayer``).
+        (``getOrCreateFlow``). ``FinishType`` is FIN or RST if the first packet has that flag; later
+        packets never set it (``newTransportLayer``).
         """
         conversation = packet.conversation
-        key = _hash(conversation.protocol, sorted(conversation.ends))
+        key = _hash(conversation.protocol, sorted(conversation.endpoints))
         flow = self.flows.get(key)
         if flow is None:
             if len(self.flows) >= self.options.max_entries:
@@ -298,7 +302,7 @@ class FlowTable:
         return flow
 
     def _new_flow(self, key: str, packet: Packet, wall_ms: int) -> Flow:
-        """Make a flow (``Init``, ``initFromPacket``, ``setUUIDs``)."""
+        """Create a flow (``Init``, ``initFromPacket``, ``setUUIDs``)."""
         conversation, flags = packet.conversation, packet.flags
         finish = NOT_FINISHED
         if conversation.protocol == "TCP":
@@ -317,13 +321,13 @@ class FlowTable:
     def update_at(self, wall_ms: int) -> None:
         """Run an update tick (``updateAt``, ``update``).
 
-        A flow with packets since the previous tick is reported. A flow without packets closes if
-        its application has a time-out, which has passed: ``FinishType`` becomes ``TIMEOUT`` and
+        A flow with packets since the previous tick is reported. A flow without packets is closed if
+        the timeout of its application has passed: ``FinishType`` becomes ``TIMEOUT``, and
         ``LastUpdateMetric`` stays. Other flows are not reported, and their ``LastUpdateMetric``
         becomes zero.
 
-        A flow with a ``FinishType`` whose last packet is 15 s old leaves the table, even if this
-        tick reports it.
+        A flow with a ``FinishType`` whose last packet is 15 s old is removed from the table, even
+        if this tick reports it.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -349,8 +353,8 @@ class FlowTable:
     def expire_at(self, wall_ms: int) -> None:
         """Run an expiry tick (``expireAt``).
 
-        It closes the flows whose last packet is older than the previous expiry tick. The first
-        tick closes none.
+        It closes the flows whose last packet is older than the previous expiry tick. The first tick
+        closes no flow.
         """
         self._expire(self.last_expire_ms)
         self.last_expire_ms = wall_ms
@@ -361,10 +365,10 @@ class FlowTable:
         self.is_running = False
 
     def _expire(self, before_ms: int | None) -> None:
-        """Close flows (``expire``). Flows that began with FIN or RST leave without a report.
+        """Close flows (``expire``). Flows that started with FIN or RST end without a report.
 
-        If there were packets since the latest update tick, ``LastUpdateMetric`` has them, and its
-        ``Last`` is that of the flow. Otherwise it stays as that tick left it.
+        ``LastUpdateMetric`` contains the packets since the latest update tick, and its ``Last`` is
+        the flow's. Without such packets, it stays unchanged.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -383,8 +387,8 @@ class FlowTable:
     def read_packets(self, times: int = 1) -> None:
         """Read the socket's packet count (``updateStats`` of the probe, every second).
 
-        The count is a running total, and ``Run`` adds up all readings: ``PacketsReceived`` is ten
-        times the total, about.
+        The count is a running total, and ``Run`` sums all readings, so ``PacketsReceived`` is about
+        ten times the total.
         """
         self._received += times * self._packets
 
@@ -407,7 +411,7 @@ class FlowTable:
 
 
 class Agent:
-    """A host's agent: flow tables, and the analyzers that it is connected to (``FlowClientPool``).
+    """The agent of a host: flow tables, and its connected analyzers (``FlowClientPool``).
 
     Its wall clock is ``offset_ms`` ahead. The monotonic clock decides when ticks are due; all
     reported times come from the wall clock.
@@ -444,17 +448,17 @@ class Agent:
         start_ms = self.cluster.now_ms
         self._readings[table] = start_ms // READING_MS
 
-        def tick(period_ms: int, due: Callable[[], None], order: Callable[[], int]) -> None:
+        def tick(period_ms: int, event: Callable[[], None], order: Callable[[], int]) -> None:
             def run(number: int) -> None:
                 if table.is_running:
-                    due()
-                    at(number + 1)
+                    event()
+                    schedule(number + 1)
 
-            def at(number: int) -> None:
-                when_ms = start_ms + number * period_ms
-                self.cluster.at(when_ms, lambda: run(number), order=order())
+            def schedule(number: int) -> None:
+                time_ms = start_ms + number * period_ms
+                self.cluster.at(time_ms, lambda: run(number), order=order())
 
-            at(1)
+            schedule(1)
 
         def expire_order() -> int:
             if options.expire_first is None:
@@ -472,7 +476,7 @@ class Agent:
         return table.packet(packet, self.wall_ms)
 
     def _read_packets(self, table: FlowTable) -> None:
-        """Take the readings since the latest ones, one a second."""
+        """Read the packet count for each second since the latest reading."""
         readings = self.cluster.now_ms // READING_MS
         table.read_packets(readings - self._readings[table])
         self._readings[table] = readings
@@ -505,11 +509,11 @@ class Agent:
         self.cluster.agents.remove(self)
 
     def step_clock(self, by_ms: int) -> None:
-        """Step the wall clock forward, or back."""
+        """Step the wall clock forward or back."""
         self.offset_ms += by_ms
 
     def on_connected(self, analyzer: Analyzer) -> None:
-        """Add an analyzer (``OnConnected``), never twice."""
+        """Add an analyzer (``OnConnected``) if it is not connected yet."""
         if self.is_running and analyzer.is_running and analyzer not in self.analyzers:
             self.analyzers.append(analyzer)
 
@@ -521,18 +525,18 @@ class Agent:
     def send_flows(self, flows: Sequence[JSON]) -> None:
         """Send all flows of one tick to one analyzer (``SendFlows``, ``sendFlows``).
 
-        With UDP every flow is a datagram; with WebSocket, up to ten flows share a message.
+        With UDP, every flow is a datagram; with WebSocket, a message has up to ten flows.
         """
         if not self.analyzers:
             self.dropped += len(flows)
             return
         analyzer = self.cluster.random.choice(self.analyzers)
         is_udp = self.options.protocol == "udp"
-        bulk = 1 if is_udp else 10
-        for i in range(0, len(flows), bulk):
-            part = flows[i : i + bulk]
-            if not (is_udp and self.cluster.loses(self, analyzer, part)):
-                analyzer.receive(Message(flows=part), is_udp=is_udp)
+        batch_size = 1 if is_udp else 10
+        for i in range(0, len(flows), batch_size):
+            batch = flows[i : i + batch_size]
+            if not (is_udp and self.cluster.loses(self, analyzer, batch)):
+                analyzer.receive(Message(flows=batch), is_udp=is_udp)
 
     def send_stats(self, stats: JSON) -> None:
         """Send a table's stats to one analyzer (``SendStats``)."""
@@ -555,19 +559,19 @@ class Message:
 
 
 class HostIdConflictError(Exception):
-    """The analyzer already has a client with this host id: HTTP 409."""
+    """The analyzer already has a client with this host ID: HTTP 409."""
 
 
 class Analyzer:
-    """One analyzer: flow server, and endpoint of subscribers.
+    """An analyzer: the flow server and the endpoint for subscribers.
 
-    A subscriber that reads too slowly has a full message queue, which blocks the flow server: see
+    If a subscriber reads too slowly, its message queue fills up, which blocks the flow server: see
     `stall`. Flows then wait in a channel of ``max_buffered_flows``. If the channel is full too, the
-    reader of UDP datagrams returns and is never started again (``FlowServerUDPConn.Serve``). With
-    ``flow.protocol: websocket`` only the rest of the message is lost
+    reader of UDP datagrams returns and never starts again (``FlowServerUDPConn.Serve``). With
+    ``flow.protocol: websocket``, only the rest of the message is lost
     (``FlowServerWebSocketConn.OnMessage``).
 
-    The kernel keeps ``receive_buffer`` datagrams while the reader is blocked, or after it returned.
+    The kernel buffers ``receive_buffer`` datagrams while the reader is blocked or stopped.
     """
 
     def __init__(
@@ -583,7 +587,7 @@ class Analyzer:
         self.max_buffered_flows = max_buffered_flows
         self.receive_buffer = receive_buffer
         self.lost: Counter[str] = Counter()
-        """Flows lost in this analyzer, by place."""
+        """Flows lost in this analyzer, by cause."""
         self.is_running = False
         self.speakers: list[Subscriber] = []
         """The pool of connected subscribers. Each has its own set of namespaces."""
@@ -593,7 +597,7 @@ class Analyzer:
         self.start()
 
     def start(self) -> None:
-        """Start. Agents connect within a second."""
+        """Start the analyzer. Agents connect within a second."""
         assert not self.is_running
         self.is_running = True
         self.is_stalled = False
@@ -610,10 +614,10 @@ class Analyzer:
         self.cluster.at(self.cluster.now_ms + wait_ms, lambda: agent.on_connected(self))
 
     def stop(self, *, is_noticed: bool = True) -> None:
-        """Stop: buffers are lost, subscribers and agents are disconnected.
+        """Stop the analyzer. Its buffers are lost, and subscribers and agents are disconnected.
 
-        With ``is_noticed`` false (a host that loses power), no connection is closed, and agents
-        keep sending until `notice`.
+        With ``is_noticed=False``, as after a power loss, no connection is closed, and agents keep
+        sending until `notice`.
         """
         assert self.is_running
         self.is_running = False
@@ -639,7 +643,7 @@ class Analyzer:
     # Flow server (flow_server.go)
 
     def receive(self, message: Message, *, is_udp: bool = True) -> None:
-        """Receive a message of an agent."""
+        """Receive a message from an agent."""
         if not self.is_running:
             self.lost["stopped"] += len(message.flows)
         elif is_udp and len(self._socket) >= self.receive_buffer:
@@ -661,7 +665,7 @@ class Analyzer:
     def _read(self) -> None:
         """Read messages (``FlowServerUDPConn.Serve``, ``FlowServerWebSocketConn.OnMessage``).
 
-        The channel for stats is unbuffered: they block the reader while the server is blocked.
+        The channel for stats is unbuffered, so they block the reader while the server is blocked.
         """
         while self._socket:
             message, is_udp = self._socket[0]
@@ -679,7 +683,7 @@ class Analyzer:
             self._drain()
 
     def _drain(self) -> None:
-        """Collect batches of 100 flows, or of 5 s (``FlowServer.Start``)."""
+        """Collect batches of 100 flows, or those of 5 s (``FlowServer.Start``)."""
         while self._channel and not self.is_stalled:
             if not self._flows:
                 self._schedule_deadline()
@@ -688,7 +692,7 @@ class Analyzer:
                 self._handle_flows()
 
     def _schedule_deadline(self) -> None:
-        """Schedule the next tick of ``dlTimer``, whose period begins with the start."""
+        """Schedule the next tick of ``dlTimer``. Its ticks are multiples of 5 s after the start."""
         started_ms = self._started_ms
         ticks = (self.cluster.now_ms - started_ms) // BULK_MS + 1
         self.cluster.at(started_ms + ticks * BULK_MS, lambda: self._deadline(started_ms))
@@ -740,19 +744,19 @@ class Analyzer:
     def connect(self, subscriber: Subscriber) -> None:
         """Add a subscriber (``serveMessages``, ``OnConnected``).
 
-        Only the first subscriber of a namespace is stored in ``nsSubscriber``. A subscriber that
-        names no namespace gets all of them, and is stored for ``flow`` and ``stats``.
+        Only the first subscriber of a namespace is stored in ``nsSubscriber``. A subscriber without
+        namespaces receives all of them, and is stored for ``flow`` and ``stats``.
         """
-        if any(each.host_id == subscriber.host_id for each in self.speakers):
+        if any(speaker.host_id == subscriber.host_id for speaker in self.speakers):
             raise HostIdConflictError(subscriber.host_id)
         for namespace in subscriber.namespaces or ALL_NAMESPACES:
             self.namespaces.setdefault(namespace, [subscriber])
         self.speakers.append(subscriber)
 
     def disconnect(self, subscriber: Subscriber) -> None:
-        """Remove a subscriber (``OnDisconnected``), and with it every namespace.
+        """Remove a subscriber and all namespaces (``OnDisconnected``).
 
-        ``OnDisconnected`` removes all speakers of all namespaces, not only the one that left.
+        ``OnDisconnected`` removes the subscribers of all namespaces, not only the leaving one.
         """
         if subscriber in self.speakers:
             self.namespaces.clear()
@@ -762,9 +766,9 @@ class Analyzer:
 class Subscriber:
     """A subscription to one analyzer, of skyfast or of another program.
 
-    Messages take ``delay_ms``, which can change, and keep their order. After ``silence_ms`` without
-    a message the subscription disconnects; None turns that off. It reconnects ``retry_ms`` after
-    every failure. Without namespaces it gets all.
+    Messages are delayed by ``delay_ms``, which can change, and keep their order. After
+    ``silence_ms`` without a message, the subscription disconnects; None disables that. It
+    reconnects ``retry_ms`` after every failure. Without namespaces, it receives all.
 
     ``history`` is a list of times and events: connected, silent, disconnected, refused.
     """
@@ -789,13 +793,13 @@ class Subscriber:
         self.is_connected = False
         self.is_wanted = False
         self.history: list[tuple[int, str]] = []
-        self.heard_ms = 0
-        """The time of the last message, or of the connect."""
+        self.last_message_ms = 0
+        """The time of the last message or of the connection."""
         self.session = 0
         self._newest_ms = 0
 
     def start(self) -> None:
-        """Connect, and reconnect until `stop`."""
+        """Connect, and reconnect after failures until `stop`."""
         self.is_wanted = True
         self._connect()
 
@@ -813,35 +817,37 @@ class Subscriber:
         self.session += 1
         self.is_connected = True
         self._note("connected")
-        self.heard_ms = self._newest_ms = self.cluster.now_ms
-        self._watch()
+        self.last_message_ms = self._newest_ms = self.cluster.now_ms
+        self._schedule_silence_check()
 
     def stop(self) -> None:
-        """Disconnect for good."""
+        """Disconnect without reconnecting."""
         self.is_wanted = False
         self.disconnect()
 
     def vanish(self) -> None:
-        """Stop without closing the connection. The analyzer notices it by missing pongs."""
+        """Stop without closing the connection. The analyzer notices the missing pongs."""
         self.is_wanted = False
         if self.is_connected:
             self.is_connected = False
             self._note("disconnected")
             session = self.session
-            self.cluster.at(self.cluster.now_ms + PONG_TIMEOUT_MS, lambda: self._missed(session))
+            self.cluster.at(
+                self.cluster.now_ms + PONG_TIMEOUT_MS, lambda: self._miss_pongs(session)
+            )
 
-    def _missed(self, session: int) -> None:
+    def _miss_pongs(self, session: int) -> None:
         if self.session == session and self in self.analyzer.speakers:
             self.analyzer.disconnect(self)
 
     def disconnect(self) -> None:
-        """Close the connection. The subscription reconnects unless it was stopped."""
+        """Close the connection. The subscription reconnects unless `stop` was called."""
         if self.is_connected:
             self.analyzer.disconnect(self)
             self.on_disconnected()
 
     def on_disconnected(self) -> None:
-        """Handle the end of the connection. Messages under way are lost."""
+        """Handle the end of the connection. Delayed messages are lost."""
         if self.is_connected:
             self.is_connected = False
             self._note("disconnected")
@@ -851,25 +857,25 @@ class Subscriber:
         if self.is_wanted:
             self.cluster.at(self.cluster.now_ms + self.retry_ms, self._connect)
 
-    def _watch(self) -> None:
+    def _schedule_silence_check(self) -> None:
         silence_ms = self.silence_ms
         if silence_ms is None:
             return
-        session, due_ms = self.session, self.heard_ms + silence_ms
+        session, due_ms = self.session, self.last_message_ms + silence_ms
 
-        def look() -> None:
+        def check() -> None:
             if self.session != session or not self.is_connected:
                 return
-            if self.heard_ms + silence_ms > self.cluster.now_ms:
-                self._watch()
+            if self.last_message_ms + silence_ms > self.cluster.now_ms:
+                self._schedule_silence_check()
             else:
                 self._note("silent")
                 self.disconnect()
 
-        self.cluster.at(due_ms, look)
+        self.cluster.at(due_ms, check)
 
-    def _note(self, what: str) -> None:
-        self.history.append((self.cluster.now_ms, what))
+    def _note(self, event: str) -> None:
+        self.history.append((self.cluster.now_ms, event))
 
     def send(self, message: JSON) -> None:
         """Send a message to this subscriber."""
@@ -881,7 +887,7 @@ class Subscriber:
 
         def arrive() -> None:
             if self.session == session and self.is_connected:
-                self.heard_ms = self.cluster.now_ms
+                self.last_message_ms = self.cluster.now_ms
                 self.cluster.deliver(delivery)
 
         self.cluster.at(self._newest_ms, arrive)
@@ -901,14 +907,14 @@ class Delivery:
         return self.message["Obj"] if self.message["Type"] == "store" else []
 
 
-# Everything together
+# Clusters
 
 
 class Cluster:
     """Agents, analyzers and the event queue.
 
-    ``loses`` decides for each datagram whether it is lost. Its arguments are the agent, the
-    analyzer and the flows of the datagram; there are none in a datagram of stats.
+    ``loses`` returns whether a datagram is lost. Its arguments are the agent, the analyzer and the
+    flows of the datagram; a datagram of stats has no flows.
     """
 
     def __init__(
@@ -927,7 +933,7 @@ class Cluster:
         self._delivered: deque[Delivery] = deque()
 
     def analyzer(self, **options: Any) -> Analyzer:
-        """Add an analyzer, and start it."""
+        """Add and start an analyzer."""
         options.setdefault("name", f"analyzer-{len(self.analyzers) + 1}")
         analyzer = Analyzer(self, **options)
         self.analyzers.append(analyzer)
@@ -942,7 +948,7 @@ class Cluster:
         return agent
 
     def at(self, time_ms: int, event: Callable[[], None], *, order: int = 0) -> None:
-        """Schedule an event. Events at one instant run by ``order``, then first in, first out."""
+        """Schedule an event. Simultaneous events run by ``order``, then first in, first out."""
         self._events += 1
         heapq.heappush(self._queue, (max(time_ms, self.now_ms), order, self._events, event))
 
@@ -950,7 +956,7 @@ class Cluster:
         self._delivered.append(delivery)
 
     def run(self, until_ms: int) -> Iterator[Delivery]:
-        """Run all events until a time, inclusive, and yield the deliveries."""
+        """Run all events until ``until_ms``, inclusive, and yield the deliveries."""
         while self._queue and self._queue[0][0] <= until_ms:
             self.now_ms, _, _, event = heapq.heappop(self._queue)
             event()
@@ -959,12 +965,12 @@ class Cluster:
         self.now_ms = max(self.now_ms, until_ms)
 
 
-# The oracle: expected counters, from delivered messages alone
+# The oracle: expected counters, computed from delivered messages
 
 
 @dataclass
 class Known:
-    """A flow as deliveries show it: the latest report, and the highest total of each counter."""
+    """The state of a flow after deliveries: the latest report, and each counter's highest total."""
 
     report: JSON
     totals: Counter[str]
@@ -977,7 +983,7 @@ class Known:
 
 
 def is_counted(report: JSON) -> bool:
-    """Return whether the page shows such a flow, without ``include_icmp``."""
+    """Return whether the page shows the flow if ``include_icmp`` is off."""
     return "Network" in report and "Transport" in report and "Metric" in report
 
 
@@ -1002,7 +1008,7 @@ def known_flows(deliveries: Iterable[Delivery]) -> dict[str, Known]:
 
 
 def label_values(report: JSON, paths: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """Return the values at these paths of a flow."""
+    """Return the values at ``paths`` of a flow."""
     values = []
     for path in paths:
         value: Any = report
@@ -1015,9 +1021,9 @@ def label_values(report: JSON, paths: Iterable[Sequence[str]]) -> tuple[str, ...
 def expected_counters(
     flows: Iterable[Known], paths: Sequence[Sequence[str]]
 ) -> dict[tuple[str, ...], Counter[str]]:
-    """Return the counters of a view: the flows' highest totals, added up by label values.
+    """Return the counters of a view: the sums of the flows' highest totals by label values.
 
-    The labels are the fields at ``paths``. Flows that the page does not show are left out.
+    The labels are the fields at ``paths``. Flows that the page does not show are excluded.
     """
     sums: dict[tuple[str, ...], Counter[str]] = {}
     for known in flows:

@@ -1,12 +1,11 @@
-"""Soaks: days of churn in virtual time, and churn for real as long as one likes.
+"""Soak tests: days of changing traffic in virtual time, or any duration in real time.
 
-``python -m tests.support.soak virtual`` plays it through the parts of three configurations,
-within this process; ``python -m tests.support.soak real`` through a process of its own, with
-sockets. Either prints what it sees, and ends with exit code 1 where
-memory grew, which it names, or a counter is wrong.
+``python -m tests.support.soak virtual`` processes the traffic with the parts of three
+configurations in this process. ``python -m tests.support.soak real`` runs a skyfast process with
+real sockets. Both print their progress, and exit with code 1 if memory grew or a counter is wrong.
 
-`tests.support.load_generator` makes the traffic, `tests.support.memory_audit`
-reads the memory.
+`tests.support.load_generator` generates the traffic, and `tests.support.memory_audit` measures the
+memory.
 """
 
 import argparse
@@ -39,39 +38,39 @@ from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
 from skyfast.stats import FLOW_UPDATE_S
 from skyfast.web.exposition import Part
 from tests.support.analyzer import Answer, FakeAnalyzer
-from tests.support.load_generator import UNIT, Churn, Elsewhere
+from tests.support.load_generator import UNIT, Churn, ChurnProcess
 from tests.support.memory_audit import containers, heap_bytes, resident_bytes
 from tests.support.process import Skyfast, running
 
 Figures = dict[str, int]
 
-MOST_GROWTH = 0.02
-"""Of any memory, from the second day to the last."""
+MAX_GROWTH = 0.02
+"""Maximum relative growth of any memory from the second day to the last."""
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
-"""By which what heap and process hold may differ in any case: it is as much as they ever needed, in
-steps, and the more pages and answers there were, the more of them came together. What is in use of
-it may not differ so."""
+"""Growth of the held heap and of resident memory that is always allowed. Both stay at their peaks,
+and later peaks can be higher because more pages and responses coincide. Memory in use has no such
+allowance."""
 ENTRIES = 64
-"""By which containers may differ in any case, such as those of the names that there are."""
+"""Growth of a container that is always allowed, for example for the current names."""
 
 PACKETS, BYTES = UNIT[0] + UNIT[2], UNIT[1] + UNIT[3]
-"""What a report is worth, both directions added up."""
+"""Packets and bytes of a report, summed over both directions."""
 
 # Virtual time
 
 DAY_S, HOUR_S = 86_400, 3_600
 STEP_S = 30
-"""Between two batches of messages."""
+"""Interval between batches of messages."""
 TICK_S = 5
-"""Between two turns of the expiry wheels. More would be taken for a pause of the process."""
+"""Interval between expiry runs. The clock would treat a longer one as a pause of the process."""
 REPORT_S = 60
-BEGINS_S = 1_700_000_000
-RUSH_STEPS = 10
-"""In so many steps of a day, half of its conversations begin."""
-LOOK_S = 12 * HOUR_S
-"""Between two looks at what is held."""
+START_S = 1_700_000_000
+PEAK_STEPS = 10
+"""Number of steps at noon in which half of a day's conversations start."""
+MEASURE_INTERVAL_S = 12 * HOUR_S
+"""Interval between memory measurements."""
 REST_S = 4_200
-"""After so long a silence nothing is left: views and interfaces stay for 3600 s."""
+"""Time without reports until everything has expired. Views and interfaces expire last: 3600 s."""
 ALL_ROWS = 2**31 - 1
 
 DEFAULT = "{}"
@@ -79,7 +78,7 @@ SUMS = """
 pipeline: {store: {prom_sky_con: {
   labels: [protocol], metrics: [bytes, packets], direction: sum, views: []}}}
 """
-"""One connection, in which everything is added up."""
+"""A configuration that aggregates all traffic in one connection."""
 RICH = """
 pipeline:
   classify: {cluster_net_masks: [10.0.0.0/8, 192.168.0.0/16]}
@@ -101,7 +100,7 @@ pipeline:
         - {prefix: apps, labels: [application, node_host, capture_id], timeout: 600}
         - {prefix: nodes, labels: [node_tid, node_type], direction: sum}
 """
-"""Everything that remembers something, and too little room for the rush."""
+"""A configuration with all features that store state, and limits too low for the peak at noon."""
 
 
 def _app(text: str) -> App:
@@ -110,20 +109,20 @@ def _app(text: str) -> App:
 
 
 class VirtualClock:
-    """A clock that stands still unless it is moved."""
+    """A clock that only advances on demand."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def wall(self) -> float:
         """Return the Unix time."""
-        return BEGINS_S + self.seconds
+        return START_S + self.seconds
 
 
 class Virtual:
-    """The parts of all configurations, fed with the same churn.
+    """The parts of all configurations, which process the same traffic.
 
-    ``per_day`` conversations begin in each day, and ``clock`` is moved.
+    ``per_day`` conversations start on each day. The soak test advances ``clock``.
     """
 
     def __init__(self, *, per_day: int, clock: VirtualClock) -> None:
@@ -131,9 +130,9 @@ class Virtual:
         self._per_day = per_day
         self._clock = clock
         self._highest: Figures = {}
-        self._left_at = 0
-        """Reports until everything left: what comes then is a new connection's."""
-        self.churn = Elsewhere(step_s=STEP_S, report_s=REPORT_S, begins_s=clock.wall())
+        self._reports_before_rest = 0
+        """Number of reports until all expired. Later ones belong to new connections."""
+        self.churn = ChurnProcess(step_s=STEP_S, report_s=REPORT_S, start_s=clock.wall())
         texts = {"default": DEFAULT, "sums": SUMS, "rich": RICH % (per_day // 8)}
         self.apps = {name: _app(text) for name, text in texts.items()}
         self._most_dormant = dict.fromkeys(self.apps, 0)
@@ -142,47 +141,51 @@ class Virtual:
         memory.freeze()
 
     async def day(self) -> Figures:
-        """Play a day, and a reload at its end; return the highest of all that was held."""
+        """Play a day with a reload at its end; return the highest value of each figure."""
         self._highest = {}
         steps = DAY_S // STEP_S
         evenly = self._per_day // 2
-        fresh = [evenly * (step + 1) // steps - evenly * step // steps for step in range(steps)]
-        rush = range(steps // 2, steps // 2 + RUSH_STEPS)
-        for step in rush:
-            fresh[step] += evenly // RUSH_STEPS
-        for step, messages in enumerate(self.churn.steps(fresh, eventful=HOUR_S // STEP_S)):
+        new_conversations = [
+            evenly * (step + 1) // steps - evenly * step // steps for step in range(steps)
+        ]
+        peak = range(steps // 2, steps // 2 + PEAK_STEPS)
+        for step in peak:
+            new_conversations[step] += evenly // PEAK_STEPS
+        for step, messages in enumerate(
+            self.churn.steps(new_conversations, change_interval=HOUR_S // STEP_S)
+        ):
             self._step(messages)
             if self.churn.topology is not None:
                 self._topology(self.churn.topology)
                 await self._page()
-            if step % (LOOK_S // STEP_S) == 0 or step == rush[-1]:
-                self._look()
+            if step % (MEASURE_INTERVAL_S // STEP_S) == 0 or step == peak[-1]:
+                self._measure()
         for app in self.apps.values():
             assert await app.reload() is None
         return self._highest
 
     async def rest(self) -> Figures:
-        """Let all leave, and forget what is only remembered; return what is still held."""
+        """Let everything expire, clear the caches, and return the remaining figures."""
         self.churn.rest(REST_S)
         for _ in range(0, REST_S, STEP_S):
             self._pass_step()
-        for _, found in containers(**self.apps).values():
-            for one in found:
-                if isinstance(one, rewrites.BoundedCache):
-                    one.clear()
+        for _, instances in containers(**self.apps).values():
+            for container in instances:
+                if isinstance(container, rewrites.BoundedCache):
+                    container.clear()
         self._highest = {}
         await self._page()
-        self._look()
-        self._left_at = self.churn.reports
+        self._measure()
+        self._reports_before_rest = self.churn.reports
         return self._highest
 
-    def wrong(self) -> Iterator[str]:
-        """Yield what is not as it should be after a rest."""
+    def problems(self) -> Iterator[str]:
+        """Yield all problems after a rest."""
         for name, app in self.apps.items():
             table, stats = app.exposition.source.table, app.stats
-            # In the rich one, the connections of what found no room never leave.
+            # With "rich", the connections that aggregate the overflow never expire.
             others = 1 if name == "rich" else 0
-            left = {
+            remaining = {
                 "flows": table.flows,
                 "dormant flows": table.dormant_flows,
                 "dormant connections": table.dormant_connections,
@@ -192,29 +195,29 @@ class Virtual:
                 "interfaces": stats.topology.interfaces,
             }
             yield from (
-                f"{name}: {count} {what} after {REST_S} s of silence"
-                for what, count in left.items()
+                f"{name}: {count} {kind} after {REST_S} s without reports"
+                for kind, count in remaining.items()
                 if count > 0
             )
             lost = {reason: count for reason, count in table.skipped.items() if count}
             if lost and name != "rich":
                 yield f"{name}: flows were skipped: {lost}"
-            misdated = sum(sum(one.misdated.values()) for one in stats.analyzers.values())
+            misdated = sum(sum(analyzer.misdated.values()) for analyzer in stats.analyzers.values())
             if misdated:
-                yield f"{name}: {misdated} flows were dated wrongly"
+                yield f"{name}: {misdated} flows were counted as misdated"
             if not self._most_dormant[name]:
                 yield f"{name}: no flow was ever dormant"
-            taken = sum(analyzer.flows for analyzer in stats.analyzers.values())
-            if taken != self.churn.reports:
-                yield f"{name}: {taken} of {self.churn.reports} reports were taken"
+            received = sum(analyzer.flows for analyzer in stats.analyzers.values())
+            if received != self.churn.reports:
+                yield f"{name}: {received} of {self.churn.reports} reports were received"
 
     async def sums(self) -> Iterator[str]:
-        """Return what the one connection of everything has wrong, while it is there."""
+        """Return the wrong totals of the connection that aggregates all traffic."""
         page = (await self._text("sums")).decode()
-        reports = self.churn.reports - self._left_at
+        reports = self.churn.reports - self._reports_before_rest
         expected = {"bytes": BYTES * reports, "packets": PACKETS * reports}
         return (
-            f"sums: {unit} are not {value}: {re.findall(rf'_{unit}{{.*', page)}"
+            f"sums: {unit} should be {value}: {re.findall(rf'_{unit}{{.*', page)}"
             for unit, value in expected.items()
             if f'skydive_network_connection_total_{unit}{{protocol="TCP"}} {value}\n' not in page
         )
@@ -226,15 +229,15 @@ class Virtual:
         self._pass_step()
 
     def _pass_step(self) -> None:
-        """Let the time of a step pass, and what is too old go."""
+        """Advance the time by a step, and expire."""
         parts = [(app._parts, app.clock.now) for app in self.apps.values()]
         for _ in range(0, STEP_S, TICK_S):
             self._clock.seconds += TICK_S
-            for one, now in parts:
-                assert not one.table.expire(now(), ALL_ROWS)
-        for one, now in parts:
-            one.interfaces.expire(now())
-            one.captures.expire(now())
+            for app_parts, now in parts:
+                assert not app_parts.table.expire(now(), ALL_ROWS)
+        for app_parts, now in parts:
+            app_parts.interfaces.expire(now())
+            app_parts.captures.expire(now())
 
     def _topology(self, topology: bytes) -> None:
         answer = topology_nodes.read(topology)
@@ -247,7 +250,7 @@ class Virtual:
                 parts.table.relabel([(lookup, keys)])
 
     async def _page(self) -> None:
-        """Let each be scraped by somebody whose memory is not ours."""
+        """Scrape every app without storing the pages."""
         for app in self.apps.values():
             async with app.exposition.stream(Part.ALL, gzip=True) as page:
                 async for _ in page:
@@ -257,50 +260,50 @@ class Virtual:
         async with self.apps[name].exposition.stream(Part.ALL, gzip=True) as page:
             return gzip.decompress(b"".join([chunk async for chunk in page]))
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         gc.collect()
-        found = heap_bytes()
-        found["bytes resident"] = resident_bytes()
-        found["blocks of Python's allocator"] = sys.getallocatedblocks()
+        figures = heap_bytes()
+        figures["bytes resident"] = resident_bytes()
+        figures["blocks of Python's allocator"] = sys.getallocatedblocks()
         for name, app in self.apps.items():
             table = app.exposition.source.table
-            found[f"bytes of the table, {name}"] = table.bytes
+            figures[f"bytes of the table, {name}"] = table.bytes
             self._most_dormant[name] = max(table.dormant_flows, self._most_dormant[name])
-        for path, (count, same) in containers(**self.apps).items():
-            # How full a memory is, is chance.
-            bounds = rewrites.MAX_REMEMBERED * sum(
-                isinstance(one, rewrites.BoundedCache) for one in same
+        for path, (count, instances) in containers(**self.apps).items():
+            # Count a cache by its limit, because its size is random.
+            limit = rewrites.MAX_REMEMBERED * sum(
+                isinstance(container, rewrites.BoundedCache) for container in instances
             )
-            found[f"entries of {path}"] = max(count, bounds)
-        for name, figure in found.items():
+            figures[f"entries of {path}"] = max(count, limit)
+        for name, figure in figures.items():
             self._highest[name] = max(figure, self._highest.get(name, 0))
 
 
 def grown(second: Figures, last: Figures, *, at_rest: bool) -> list[str]:
-    """Return what has grown by too much from the second day to the last, the worst first."""
-    found = []
+    """Return the figures that grew too much from the second day to the last, worst first."""
+    problems = []
     for name, after in last.items():
         before = second.get(name, 0)
         if name.startswith("entries"):
-            spare = ENTRIES
+            allowance = ENTRIES
         elif name.endswith(("by malloc", "resident")):
-            spare = HEAP_BYTES
+            allowance = HEAP_BYTES
         elif name.startswith(("blocks", "bytes in use")) and not at_rest:
-            continue  # by chance, memories are full or not
+            continue  # random, because the caches can be full or not
         else:
-            spare = 0
-        if after - before > max(MOST_GROWTH * before, spare):
+            allowance = 0
+        if after - before > max(MAX_GROWTH * before, allowance):
             times = after / before if before else float("inf")
             text = f"{name}: {before:,} on the second day, {after:,} on the last: {times:.3f} times"
-            found.append((times, f"at rest, {text}" if at_rest else text))
-    return [text for _, text in sorted(found, reverse=True)]
+            problems.append((times, f"at rest, {text}" if at_rest else text))
+    return [text for _, text in sorted(problems, reverse=True)]
 
 
 async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
-    """Play so many days of ``per_day`` new conversations each; return what is wrong.
+    """Play ``days`` days with ``per_day`` new conversations each; return all problems.
 
-    What is remembered of the flows' texts is bounded by ``remembered``, so that a small ``per_day``
-    comes to that bound, too.
+    ``remembered`` is the size of the caches for the flows' strings. It should be small enough that
+    ``per_day`` conversations fill them.
     """
     clock = VirtualClock()
     with (
@@ -318,33 +321,33 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
 
 async def _play(soak: Virtual, days: int) -> list[str]:
     began_s = time.monotonic()
-    # Of no other days: what is kept here would grow, too.
-    kept: dict[int, Figures] = {}
+    # Only of some days, because this dict would grow too.
+    figures_by_day: dict[int, Figures] = {}
     rests: list[Figures] = []
-    wrong: list[str] = []
+    problems: list[str] = []
     for day in range(1, days + 1):
         figures = await soak.day()
         if day in (1, 2, days):
-            kept[day] = figures
+            figures_by_day[day] = figures
         if day in (2, days):
-            wrong += await soak.sums()
+            problems += await soak.sums()
             rests.append(await soak.rest())
-            wrong += soak.wrong()
+            problems += soak.problems()
         tables = "".join(f", {name} {size / 1e6:.2f}" for name, size in _tables(figures))
         say(
-            f"day {day:2}: {soak.churn.begun:,} conversations, {soak.churn.reports:,} reports,"
+            f"day {day:2}: {soak.churn.started:,} conversations, {soak.churn.reports:,} reports,"
             f" {figures['bytes resident'] / 1e6:.1f} MB resident, MB of tables{tables}"
             f" ({time.monotonic() - began_s:.0f} s)"
         )
-    say("held on the last day by what the same load took on the first, when all was in one piece:")
-    for name in (name for name in kept[1] if name.startswith("bytes")):
-        say(f"  {name}: {kept[days][name] / kept[1][name]:.3f}")
-    say("held when all had left, by what was held then on the second day:")
+    say("memory on the last day divided by that for the same load on the first day:")
+    for name in (name for name in figures_by_day[1] if name.startswith("bytes")):
+        say(f"  {name}: {figures_by_day[days][name] / figures_by_day[1][name]:.3f}")
+    say("memory after the rest divided by that after the rest of the second day:")
     for name in (name for name in rests[0] if name.startswith("b")):
         say(f"  {name}: {rests[-1][name] / rests[0][name]:.3f}")
-    wrong += grown(kept[2], kept[days], at_rest=False)
-    wrong += grown(rests[0], rests[-1], at_rest=True)
-    return wrong
+    problems += grown(figures_by_day[2], figures_by_day[days], at_rest=False)
+    problems += grown(rests[0], rests[-1], at_rest=True)
+    return problems
 
 
 def _tables(figures: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -356,19 +359,19 @@ def _tables(figures: Mapping[str, int]) -> list[tuple[str, int]]:
 
 REAL_STEP_S, REAL_REPORT_S = 1, 5
 TOPOLOGY_S, RELOAD_S, CLOSE_S = 5, 13, 37
-"""How often the topology changes, the process reloads, and the subscription ends.
+"""Intervals between changes of the topology, reloads, and ends of the subscription.
 
-One that lasts less than 30 s is begun anew with longer and longer delays."""
+A subscription must last 30 s, or the delay before the next one increases."""
 SUBSCRIBE_S = 20
-"""How long that may take."""
+"""Maximum time until the next subscription."""
 LINE_S = 10
 WARM_S = 60
-"""After so long, memory is what it will be; a shorter soak does not judge it."""
-LEFT_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
-"""In so long all connections have left: their time-out, its grace, and some more; and the time for
-which reports may be missing, as the subscription has ended shortly before."""
+"""Time until memory is stable. It is only checked in soak tests of four times that length."""
+EXPIRED_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
+"""Time until all connections have expired: timeout, grace period and a margin, and the longest hold
+of the clock, because the subscription may have ended shortly before."""
 THREADS = 3 + min(32, (os.cpu_count() or 1) + 4)
-"""Its own, those that work for the event loop, and those of two pages."""
+"""Maximum number of threads: its own, those of the event loop's pool, and those of two pages."""
 
 REAL = """
 host_id: soak
@@ -390,19 +393,19 @@ pipeline:
 
 
 @dataclass
-class Watched:
-    """What was seen of a process; ``resident`` by the seconds since the start."""
+class Observations:
+    """Observations of a process. The keys of ``resident`` are seconds since the start."""
 
     resident: dict[float, int] = field(default_factory=dict)
     pages: int = 0
     page_bytes: int = 0
     total: int = 0
-    """What the page said last about all bytes that were sent."""
-    wrong: list[str] = field(default_factory=list)
+    """The latest total of all bytes on the page."""
+    problems: list[str] = field(default_factory=list)
 
 
 async def churn_for(seconds: float, *, flows_per_s: int) -> list[str]:
-    """Let a process live with churn for so long; return what is wrong."""
+    """Run a process with traffic for ``seconds``; return all problems."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "soak.yml"
         async with FakeAnalyzer() as analyzer:
@@ -412,15 +415,15 @@ async def churn_for(seconds: float, *, flows_per_s: int) -> list[str]:
 
 
 class _Real:
-    """A process, and what is done to it."""
+    """A soak test of a process."""
 
     def __init__(self, skyfast: Skyfast, analyzer: FakeAnalyzer, flows_per_s: int) -> None:
         self._skyfast = skyfast
         self._analyzer = analyzer
-        # A conversation is reported nearly twice.
-        self._fresh = flows_per_s // 2
-        self._churn = Churn(step_s=REAL_STEP_S, report_s=REAL_REPORT_S, begins_s=time.time())
-        self._seen = Watched()
+        # A conversation has almost two reports on average.
+        self._new_conversations = flows_per_s // 2
+        self._churn = Churn(step_s=REAL_STEP_S, report_s=REAL_REPORT_S, start_s=time.time())
+        self._observed = Observations()
         self._began_s = time.monotonic()
 
     async def run(self, seconds: float) -> list[str]:
@@ -430,37 +433,39 @@ class _Real:
         await self._skyfast.until(lambda metrics: metrics[series] == 1)
         open_files = self._open_files()
         async with asyncio.TaskGroup() as tasks:
-            others = [tasks.create_task(job) for job in (self._scrape(), self._watch())]
+            background = [tasks.create_task(job) for job in (self._scrape(), self._observe())]
             await self._send(seconds)
-            for task in others:
+            for task in background:
                 task.cancel()
-        await self._arrived()
+        await self._wait_for_reports()
         await self._read_page()
-        if self._seen.total != BYTES * self._churn.reports:
-            self._wrong(f"{BYTES * self._churn.reports} bytes were sent, not {self._seen.total}")
+        if self._observed.total != BYTES * self._churn.reports:
+            self._add_problem(
+                f"{BYTES * self._churn.reports} bytes were sent, not {self._observed.total}"
+            )
         say(self._line())
-        until_s = time.monotonic() + LEFT_S
-        left = 1.0
-        while left and time.monotonic() < until_s:
+        deadline_s = time.monotonic() + EXPIRED_S
+        connections = 1.0
+        while connections and time.monotonic() < deadline_s:
             await asyncio.sleep(LINE_S)
-            left = (await self._skyfast.self_metrics())["skyfast_connections"]
-        if left:
-            self._wrong(f"{left:.0f} connections after {LEFT_S} s of silence")
+            connections = (await self._skyfast.self_metrics())["skyfast_connections"]
+        if connections:
+            self._add_problem(f"{connections:.0f} connections after {EXPIRED_S} s without reports")
         if self._open_files() > open_files:
-            self._wrong(f"{self._open_files()} files are open, which were {open_files}")
+            self._add_problem(f"{self._open_files()} open files instead of {open_files}")
         if self._threads() > THREADS:
-            self._wrong(f"{self._threads()} threads")
-        self._judge_memory(seconds)
-        return self._seen.wrong
+            self._add_problem(f"{self._threads()} threads")
+        self._check_memory(seconds)
+        return self._observed.problems
 
     @property
     def _name(self) -> str:
         return self._analyzer.name
 
     async def _send(self, seconds: float) -> None:
-        """Send a batch a second, with what happens now and then in between."""
+        """Send a batch every second, and regularly change the topology, reload and reconnect."""
         for second in range(1, int(seconds) + 1):
-            for message in self._churn.step(self._fresh):
+            for message in self._churn.step(self._new_conversations):
                 await self._analyzer.send(message)
             if second % TOPOLOGY_S == 0:
                 self._churn.change_topology()
@@ -474,9 +479,9 @@ class _Real:
             await asyncio.sleep(max(0.0, self._began_s + second - time.monotonic()))
 
     async def _reconnect(self, second: int) -> None:
-        """End the subscription in one way or another, and wait for the next."""
-        # What is on the way when a connection breaks is lost, and would be missing.
-        await self._arrived()
+        """End the subscription in one of three ways, and wait for the next one."""
+        # Reports that are in flight when the connection ends would be lost.
+        await self._wait_for_reports()
         (subscriber,) = self._analyzer.subscribers
         match second // CLOSE_S % 3:
             case 0:
@@ -488,7 +493,7 @@ class _Real:
                 await self._analyzer.start()
         await self._analyzer.subscriber(SUBSCRIBE_S)
 
-    async def _arrived(self) -> None:
+    async def _wait_for_reports(self) -> None:
         series = f'skyfast_flows_total{{analyzer="{self._name}"}}'
         await self._skyfast.until(lambda metrics: metrics[series] == self._churn.reports)
 
@@ -506,43 +511,47 @@ class _Real:
                 return gzip.decompress(answer.read())
 
         page = await asyncio.to_thread(ask)
-        self._seen.pages += 1
-        self._seen.page_bytes = len(page)
-        if found := re.search(rb'^soak_bytes_total\{protocol="TCP"\} (\d+)$', page, re.MULTILINE):
-            total = int(found[1])
-            if not self._seen.total <= total <= BYTES * self._churn.reports:
-                self._wrong(f"the sum went from {self._seen.total} to {total}")
-            self._seen.total = total
+        self._observed.pages += 1
+        self._observed.page_bytes = len(page)
+        if match := re.search(rb'^soak_bytes_total\{protocol="TCP"\} (\d+)$', page, re.MULTILINE):
+            total = int(match[1])
+            if not self._observed.total <= total <= BYTES * self._churn.reports:
+                self._add_problem(f"the sum changed from {self._observed.total} to {total}")
+            self._observed.total = total
 
-    async def _watch(self) -> None:
+    async def _observe(self) -> None:
         while True:
             for _ in range(LINE_S):
                 await asyncio.sleep(1)
                 now_s = time.monotonic() - self._began_s
-                self._seen.resident[now_s] = resident_bytes(self._pid)
+                self._observed.resident[now_s] = resident_bytes(self._pid)
             say(self._line())
 
-    def _judge_memory(self, seconds: float) -> None:
+    def _check_memory(self, seconds: float) -> None:
         if seconds < 4 * WARM_S:
             return
         early, late = (
-            max(size for at_s, size in self._seen.resident.items() if begin <= at_s / seconds < end)
+            max(
+                size
+                for at_s, size in self._observed.resident.items()
+                if begin <= at_s / seconds < end
+            )
             for begin, end in ((0.25, 0.5), (0.75, 1.1))
         )
-        if late - early > max(MOST_GROWTH * early, HEAP_BYTES):
-            self._wrong(f"{late:,} bytes are resident, which were {early:,} in the second quarter")
+        if late - early > max(MAX_GROWTH * early, HEAP_BYTES):
+            self._add_problem(f"{late:,} resident bytes instead of {early:,} in the second quarter")
 
-    def _wrong(self, text: str) -> None:
-        self._seen.wrong.append(text)
-        say(f"WRONG: {text}")
+    def _add_problem(self, text: str) -> None:
+        self._observed.problems.append(text)
+        say(f"PROBLEM: {text}")
 
     def _line(self) -> str:
-        seen = self._seen
+        observed = self._observed
         return (
             f"{time.monotonic() - self._began_s:4.0f} s: {self._churn.reports:,} reports,"
             f" {resident_bytes(self._pid) / 1e6:.1f} MB resident, {self._open_files()} files,"
-            f" {self._threads()} threads, {seen.pages} pages, the last of"
-            f" {seen.page_bytes / 1e6:.1f} MB, {len(self._analyzer.upgrades)} subscriptions,"
+            f" {self._threads()} threads, {observed.pages} pages, the last of"
+            f" {observed.page_bytes / 1e6:.1f} MB, {len(self._analyzer.upgrades)} subscriptions,"
             f" {sum('configuration reloaded' in line for line in self._skyfast.log)} reloads"
         )
 
@@ -557,22 +566,22 @@ class _Real:
         return len(list(Path(f"/proc/{self._pid}/task").iterdir()))
 
 
-# As a program
+# Command line
 
 FULL_PER_DAY = 100_000
-"""Conversations of a day: more than one a second."""
+"""Number of new conversations per day: more than one per second."""
 REMEMBERED = 8192
-"""Of the flows' texts. With `rewrite.MAX_REMEMBERED`, it would take a week until all that
-remembers was full at the same moment once."""
+"""Size of the caches for the flows' strings. With `rewrites.MAX_REMEMBERED`, it would take a week
+until all caches were full at the same time."""
 
 
 def say(text: str) -> None:
-    """Print a line at once."""
+    """Print a line and flush."""
     print(text, flush=True)  # noqa: T201
 
 
 def main() -> int:
-    """Run the soak that the command line asks for."""
+    """Run the soak test that the command line selects."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.soak", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     virtual = kinds.add_parser("virtual", help="days in virtual time")
@@ -582,22 +591,22 @@ def main() -> int:
         "--remembered",
         type=int,
         default=REMEMBERED,
-        help="bound of what is remembered of the flows' texts",
+        help="size of the caches for the flows' strings",
     )
     real = kinds.add_parser("real", help="with a process and sockets")
     real.add_argument("--seconds", type=float, default=600)
     real.add_argument("--flows-per-s", type=int, default=3000)
     chosen = parser.parse_args()
-    logging.disable()  # the reloads' of the parts within this process
+    logging.disable()  # the reloads in this process log too
     if chosen.kind == "virtual":
         soak = play(days=chosen.days, per_day=chosen.per_day, remembered=chosen.remembered)
     else:
         soak = churn_for(chosen.seconds, flows_per_s=chosen.flows_per_s)
-    wrong = asyncio.run(soak)
-    for text in wrong:
-        say(f"WRONG: {text}")
-    say("failed" if wrong else "held")
-    return 1 if wrong else 0
+    problems = asyncio.run(soak)
+    for text in problems:
+        say(f"PROBLEM: {text}")
+    say("failed" if problems else "passed: all limits held")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u
 
 
 class Site:
-    """The pages of an app that subscribes to nobody; what an analyzer would send comes from here.
+    """The web server of an app without a reachable analyzer; `report` replaces its messages.
 
-    The totals of a flow are bytes and packets from initiator to target, then those back.
+    The totals of a flow are bytes and packets from initiator to target, and then bytes and packets
+    from target to initiator.
     """
 
     def __init__(self, **settings):
@@ -36,7 +37,7 @@ class Site:
         self.app._parts.ingest.message(message(*flows), AnalyzerStats("a"))
 
     async def get(self, path):
-        """Return the status and the body of an answer."""
+        """Return the status and the body of the response."""
 
         def ask():
             try:
@@ -57,7 +58,7 @@ class Site:
 
 @asynccontextmanager
 async def three_connections(**settings):
-    """Yield a site with three connections, of one, two and three thousand bytes."""
+    """Yield a site with three connections of 1,000, 2,000 and 3,000 bytes."""
     async with Site(**settings) as site:
         site.report(
             make_flow("1", (900, 100, 5, 5), a="10.0.0.1", rtt=20_000_000),
@@ -104,4 +105,4 @@ FORMATS = [
     ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),
     ("state", True, "up"),
 ]
-"""Formats, values, and how they are written at the time of 1,000 s; by the script, too."""
+"""Formats, values, and their text at the time of 1,000 s, in Python and in the script."""

@@ -1,4 +1,4 @@
-"""What tests of subscriptions share."""
+"""Helpers for tests of subscriptions."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ WAIT_S = 5.0
 
 
 class Subscribed:
-    """Running subscriptions, and what they have handed on."""
+    """Running subscriptions, and their messages."""
 
     running = 0
 
@@ -49,7 +49,7 @@ class Subscribed:
         self.messages.put_nowait((bytes(data), analyzer.name))
 
     async def up(self, analyzer: FakeAnalyzer) -> Subscriber:
-        """Wait until both sides know of a new subscription."""
+        """Wait until both sides have noticed a new subscription."""
         remote = await analyzer.subscriber()
         await eventually(lambda: self.row(analyzer).up)
         return remote
@@ -62,13 +62,13 @@ class Subscribed:
         return self.stats.analyzers[analyzer.name]
 
     def reconnects(self, analyzer: FakeAnalyzer) -> dict[str, int]:
-        """What was counted for the analyzer, without the zeros."""
+        """Return the analyzer's reconnects by reason, without zeros."""
         return {reason: n for reason, n in self.row(analyzer).reconnects.items() if n}
 
 
 @contextlib.asynccontextmanager
 async def subscribed(config: Config, **options: Any) -> AsyncIterator[Subscribed]:
-    """Run subscriptions, and see that they end in time and leave no task behind."""
+    """Run subscriptions, and check that they end in time and leave no task running."""
     running = Subscribed(config, **options)
     Subscribed.running += 1
     try:
@@ -77,7 +77,7 @@ async def subscribed(config: Config, **options: Any) -> AsyncIterator[Subscribed
         Subscribed.running -= 1
         running.task.cancel()
         done, _ = await asyncio.wait([running.task], timeout=WAIT_S)
-        assert done, "the subscriptions do not end"
+        assert done, "the subscriptions did not end"
         assert running.task.cancelled()
         assert not any(row.up for row in running.stats.analyzers.values())
         if not Subscribed.running:
@@ -87,12 +87,12 @@ async def subscribed(config: Config, **options: Any) -> AsyncIterator[Subscribed
 
 async def eventually(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
-    """The messages that were logged at exactly this level."""
+    """Return the messages that were logged at exactly ``level``."""
     return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
@@ -112,7 +112,7 @@ class Names:
 
 @contextlib.asynccontextmanager
 async def two_addresses() -> AsyncIterator[tuple[FakeAnalyzer, FakeAnalyzer]]:
-    """Analyzers at two addresses of the loopback, and at the same port."""
+    """Yield analyzers at two loopback addresses with the same port."""
     async with (
         FakeAnalyzer() as first,
         FakeAnalyzer(address="127.0.0.2", port=first.port) as second,

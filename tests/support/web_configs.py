@@ -1,4 +1,4 @@
-"""Users of web configurations, and what they send."""
+"""Users of web configurations, and their credentials."""
 
 import base64
 
@@ -14,5 +14,8 @@ def basic(user="alice", password=PASSWORD):
 
 
 def users(**hashes):
-    lines = [f"  {user}: {each}\n" for user, each in (hashes or {"alice": CHEAP}).items()]
+    lines = [
+        f"  {user}: {password_hash}\n"
+        for user, password_hash in (hashes or {"alice": CHEAP}).items()
+    ]
     return "basic_auth_users:\n" + "".join(lines)

@@ -1,4 +1,4 @@
-"""What the tests of pages share: a table that renders what it is told, and both event loops."""
+"""Helpers for tests of the web server: a fake table, and a decorator for both event loops."""
 
 import asyncio
 import functools
@@ -58,7 +58,7 @@ PROMETHEUS = {
         "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
     ),
 }
-"""What Prometheus sends in ``Accept``."""
+"""Values of the header ``Accept`` by version of Prometheus."""
 
 VIEW = View(
     columns=(
@@ -90,15 +90,15 @@ BIG = FLOWS + b"".join(
     % (i >> 16, i >> 8 & 255, i & 255, i * i)
     for i in range(1, 130_000)
 )
-"""12 MB: more than the kernel takes of a page that nobody reads."""
+"""A page of 12 MB, larger than the kernel's socket buffers."""
 
 
 class FakeTable:
-    """Stands for the compiled table. Its pages are ``content``, read by the rules of the real.
+    """Replaces the compiled table. Its pages are ``content``, read in the same way.
 
-    :param break_at: rendering raises when it comes here.
-    :param pause_at: rendering waits here for ``resume``.
-    :param pause_scans: so does what looks at every row.
+    :param break_at: the position where rendering raises an exception.
+    :param pause_at: the position where rendering waits for ``resume``.
+    :param pause_scans: whether scans of all rows wait for ``resume`` too.
     """
 
     connections = 2
@@ -146,8 +146,10 @@ class FakeTable:
     def cardinality(self, count, without=None, /):
         self._scan(f"cardinality {without or ''}".rstrip())
         labels = {name: (len(values), values[:count]) for name, values in self.values.items()}
-        left = max((len(each) for name, each in self.values.items() if name != without), default=0)
-        return self.connections, labels, left if without else None
+        remaining = max(
+            (len(values) for name, values in self.values.items() if name != without), default=0
+        )
+        return self.connections, labels, remaining if without else None
 
     def top(self, family, count, since=None, containing=""):
         self._scan(f"top {family} {count} {containing}".rstrip())
@@ -158,15 +160,15 @@ class FakeTable:
         self._scan(f"snapshot {family}")
         return Snapshot(self.rows)
 
-    def _scan(self, what):
+    def _scan(self, scan):
         self.threads.add(threading.current_thread())
-        self.scans.append(what)
+        self.scans.append(scan)
         if self.pause_scans:
             assert self.resume.wait(TEST_TIMEOUT_S)
 
 
 class Snapshot(list):
-    """The rows that there were. Can be referred to weakly, so that a test can see it go."""
+    """The rows of a snapshot. Weak references to it show tests when it is freed."""
 
 
 class FakePage:
@@ -188,7 +190,7 @@ class FakePage:
 
 
 class FakePart:
-    """Stands for the interfaces, or the captures."""
+    """Replaces the interfaces or the captures."""
 
     def __init__(self, content):
         self.content = content
@@ -206,7 +208,7 @@ def source(
     standard_names=False,
     view=VIEW,
 ):
-    """Return what pages are made of: a fake of everything."""
+    """Return an exposition source that consists of fakes."""
     table = table or FakeTable()
     return ExpositionSource(
         table=table,
@@ -219,7 +221,7 @@ def source(
 
 
 def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW):
-    """Return what the status page is made of, without interfaces and captures."""
+    """Return the content of the status page, without interfaces and captures."""
     table, stats = table or FakeTable(), stats or Stats()
     return Status(
         subject=StatusSource(
@@ -236,20 +238,20 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
 
 
 def page_threads():
-    """Return the threads that render pages now."""
+    """Return the threads that are rendering pages."""
     return [thread for thread in threading.enumerate() if thread.name == "skyfast-page"]
 
 
 async def until(condition, *, within_s=5.0):
     """Wait until ``condition()`` is true."""
-    give_up_at = time.monotonic() + within_s
+    deadline_s = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < give_up_at, "it did not come true in time"
+        assert time.monotonic() < deadline_s, "the condition did not become true in time"
         await asyncio.sleep(0.005)
 
 
 def on_both_loops(test):
-    """Run an async test on asyncio's event loop and on uvloop's, for a bounded time."""
+    """Run an async test on the event loops of asyncio and uvloop, with a timeout."""
     signature = inspect.signature(test)
 
     async def bounded(fixtures):

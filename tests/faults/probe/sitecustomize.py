@@ -1,9 +1,9 @@
-"""What a skyfast under trial is asked beside its pages: which tasks and threads it has.
+"""Reports the tasks and threads of a skyfast process in a trial.
 
-Python imports this in every process that has the directory in PYTHONPATH. On SIGUSR1, the names of
-the tasks' coroutines, and how many threads the event loop's pool has, are written to the file that
-the environment variable PROBE names. FLOW_UPDATE_S is what it takes for the agents' ``flow.update``
-before reports tell.
+Python imports this module in every process that has its directory in PYTHONPATH. On SIGUSR1, it
+writes the names of the tasks' coroutines and the number of threads in the event loop's pool to the
+file named by the environment variable PROBE. FLOW_UPDATE_S sets the initial value of the agents'
+``flow.update``.
 """
 
 import asyncio
@@ -14,17 +14,17 @@ import threading
 from pathlib import Path
 
 
-def _tell(number: int, frame: object) -> None:
+def _write_state(number: int, frame: object) -> None:
     target = Path(os.environ["PROBE"])
     tasks = sorted(task.get_coro().__qualname__ for task in asyncio.all_tasks())
-    pool = [each for each in threading.enumerate() if each.name.startswith("uvloop_")]
+    pool = [thread for thread in threading.enumerate() if thread.name.startswith("uvloop_")]
     part = target.with_suffix(".part")
     part.write_text(json.dumps({"tasks": tasks, "pool_threads": len(pool)}))
     part.replace(target)
 
 
 if "PROBE" in os.environ:
-    signal.signal(signal.SIGUSR1, _tell)
+    signal.signal(signal.SIGUSR1, _write_state)
 
 if "FLOW_UPDATE_S" in os.environ:
     from skyfast import stats
