@@ -175,8 +175,8 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A network namespace; `_UNKNOWN` has all fields empty.
 
     ``own`` is whether it is the host's own. ``pod_names`` can be known without ``pod``.
-    ``uncertain`` means that its containers contradict one another: then nothing is known of them,
-    and no pod with the same address may be assumed to be in it.
+    ``uncertain`` means that its containers, or their pods, contradict one another: then no pod with
+    the same address may be assumed to be in it.
     """
 
     id: str = ""
@@ -269,15 +269,16 @@ class _Resolver:
 
     def _namespace(self, node: Node, containers: Sequence[Node], *, uncertain: bool) -> _Namespace:
         index = self._index
-        node_id, name, host = index.name(node.id), index.name(node.metadata.name), node.host
-        host = index.name(host)
+        node_id, name, host = map(index.name, (node.id, node.metadata.name, node.host))
+        if uncertain:
+            return _Namespace(id=node_id, name=name, host=host, uncertain=True)
+        pod: Pod | None = None
+        pod_names: PodNames | None = None
         try:
             pod, pod_names = self._pod_of(containers, host)
         except ContradictionError:
             self._skipped[CONTRADICTORY_PODS] += 1
             uncertain = True
-        if uncertain:
-            return _Namespace(id=node_id, name=name, host=host, uncertain=True)
         applications = [
             container for container in containers if not runtime_containers.is_sandbox(container)
         ]
@@ -290,6 +291,7 @@ class _Resolver:
             container=index.name(runtime_containers.shown_name(only)) if only else "",
             pod=pod,
             pod_names=pod_names,
+            uncertain=uncertain,
         )
 
     def _pod_of(

@@ -402,8 +402,15 @@ def test_kubernetes_is_preferred_to_labels_and_these_to_names(topology):
 def test_containers_of_different_pods_name_none(topology):
     _, netns, interface = topology.running_pod(topology.host(), owners=OWNED)
     other = topology.pod("web-2", owners=OWNED)
+    runtime = next(node for node in topology.nodes if "Container" in node["Metadata"])
+    topology.kubernetes_container(other, runtime=runtime)
+    assert "pod" not in topology.node_names(interface)
+    # Its container is certain.
+    assert topology.node_names(interface)["container"] == "runtime-web-1-h1"
+    topology.edges.pop()
     topology.kubernetes_container(other, runtime=topology.container(netns, "c2"))
     assert "pod" not in topology.node_names(interface)
+    assert "container" not in topology.node_names(interface)
     assert topology.resolve().skipped == {"contradictory_pods": 1}
     # The pod has the address, but the interface may be the other pod's.
     names = topology.candidates("10.1.0.5")
