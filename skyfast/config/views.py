@@ -140,14 +140,8 @@ def _resolve_view(
 ) -> ViewEntry:
     view = entry.choice
     split = view.direction == "split"
-    names: list[str] = []
-    labels: list[LabelSpec] = []
-    for i, entry_label in enumerate(view.labels):
-        for label in for_each_end(entry_label):
-            if label.name in names:
-                raise ViewError(_taken(label, entry_label), number, ("labels", i, "name"))
-            names.append(label.name)
-            labels.append(label)
+    labels = _labels(view, number)
+    names = [label.name for label in labels]
     if DIRECTION in names and not split:
         raise ViewError(
             f"cannot be a label with {DIRECTION}: sum",
@@ -175,10 +169,18 @@ def _resolve_view(
     return ViewEntry(choice=replace(view, labels=tuple(labels)), timeout_s=timeout_s)
 
 
-def _taken(label: LabelSpec, entry: LabelSpec) -> str:
-    if label == entry:
-        return "is already the name of another label"
-    return f"adds the label {label.name}, which already exists"
+def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
+    """Return the labels that the entries of a view add; their names must be different."""
+    labels: dict[str, LabelSpec] = {}
+    for i, entry in enumerate(view.labels):
+        for label in for_each_end(entry):
+            if label.name in labels:
+                problem = "is already the name of another label"
+                if label != entry:
+                    problem = f"adds the label {label.name}, which already exists"
+                raise ViewError(problem, number, ("labels", i, "name"))
+            labels[label.name] = label
+    return list(labels.values())
 
 
 def _check_names(views: Sequence[ViewSpec], *, naming: str) -> None:
