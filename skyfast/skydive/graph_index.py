@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from skyfast.flows import addresses
 from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import DELETED, Graph, Node, Skipped
@@ -90,6 +92,8 @@ _ENDS: Final = {
     **{controller: (controller, "pod") for controller in CONTROLLERS},
 }
 
+_encode = msgspec.json.encode
+
 
 class GraphIndex:
     """The usable nodes of a graph, by ID, type and relation.
@@ -119,7 +123,7 @@ class GraphIndex:
                 without_id.append(node)
             elif (other := by_id.setdefault(node_id, node)) is not node:
                 self.skipped[DUPLICATE_ID] += 1
-                if _version(node) > _version(other):
+                if _is_later(node, other):
                     by_id[node_id] = node
         self._skip(NODE_LIMIT, len(nodes) - MAX_NODES)
         for node in (*by_id.values(), *without_id):
@@ -238,13 +242,8 @@ def type_of(node: Node) -> str:
     return node_type
 
 
-def _version(node: Node) -> tuple[int, int, str, str, str]:
-    """Order nodes with the same ID, so that the order of the graph does not matter."""
-    metadata = node.metadata
-    return (
-        node.updated_at or 0,
-        node.created_at or 0,
-        metadata.type or "",
-        metadata.name or "",
-        node.host or "",
-    )
+def _is_later(node: Node, other: Node) -> bool:
+    """Compare nodes with the same ID, so that the order of the graph does not matter."""
+    if node.updated_at != other.updated_at:
+        return (node.updated_at or 0) > (other.updated_at or 0)
+    return _encode(node) > _encode(other)

@@ -14,11 +14,12 @@ class MultiMap(Generic[K, V]):
     without releasing the GIL. Objects are distinguished by identity, not by equality.
     """
 
-    __slots__ = ("_first", "_others")
+    __slots__ = ("_all", "_first", "_others")
 
     def __init__(self, pairs: Iterable[tuple[K, V]] = ()) -> None:
         self._first: dict[K, V] = {}
         self._others: dict[K, dict[int, V]] = {}
+        self._all: dict[K, tuple[V, ...]] = {}  # filled when they are needed
         for key, value in pairs:
             self.add(key, value)
 
@@ -27,6 +28,7 @@ class MultiMap(Generic[K, V]):
         first = self._first.setdefault(key, value)
         if first is not value:
             self._others.setdefault(key, {})[id(value)] = value
+            self._all.pop(key, None)
 
     def get(self, key: K) -> tuple[V, ...]:
         """Return the values of a key, or ()."""
@@ -34,8 +36,11 @@ class MultiMap(Generic[K, V]):
             first = self._first[key]
         except KeyError:
             return ()
-        others = self._others.get(key)
-        return (first, *others.values()) if others else (first,)
+        if key not in self._others:
+            return (first,)
+        if key not in self._all:
+            self._all[key] = (first, *self._others[key].values())
+        return self._all[key]
 
     def keys(self) -> Iterable[K]:
         """Return the keys, in the order in which they were added."""

@@ -24,7 +24,7 @@ from skyfast.skydive import runtime_containers
 from skyfast.skydive.graph_index import OWNERSHIP, GraphIndex
 from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import Graph, Node
-from skyfast.skydive.workloads import Pod, PodNames, Workloads, latest
+from skyfast.skydive.workloads import ContradictionError, Pod, PodNames, Workloads, latest
 
 MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each may have any number of candidates."""
@@ -87,7 +87,7 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     * ``addresses``: the candidates by address, in the notation of flows. They are never empty, no
       two are equal, and their order does not depend on that of the graph.
     * ``points``: the capture points by ``NodeTID``.
-    * ``networks``: the subnets of all interfaces by host, in order.
+    * ``networks``: the subnets of all interfaces by host, in order, without those of one address.
     * ``skipped``: how often something was not usable, by reason.
     """
 
@@ -175,8 +175,8 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A network namespace; `_UNKNOWN` has all fields empty.
 
     ``own`` is whether it is the host's own. ``pod_names`` can be known without ``pod``.
-    ``uncertain`` means that its containers contradict one another: then nothing is known of them,
-    and no pod with the same address may be assumed to be in it.
+    ``uncertain`` means that its containers, or their pods, contradict one another: then no pod with
+    the same address may be assumed to be in it.
     """
 
     id: str = ""
@@ -221,6 +221,8 @@ class _Resolver:
         )
         self._domains = self._libvirt_domains()
         self._places: dict[tuple[int, str, str | None], _Place] = {}
+        # The hosts that have an address in their own namespaces.
+        self._own_addresses: dict[str, set[str]] = defaultdict(set)
         self._subnets = _Subnets()
 
     def resolution(self) -> Resolution:
@@ -267,15 +269,16 @@ class _Resolver:
 
     def _namespace(self, node: Node, containers: Sequence[Node], *, uncertain: bool) -> _Namespace:
         index = self._index
-        node_id, name, host = index.name(node.id), index.name(node.metadata.name), node.host
-        host = index.name(host)
-        try:
-            pod, pod_names = self._pod_of(containers, host)
-        except _ContradictionError:
-            self._skipped[CONTRADICTORY_PODS] += 1
-            uncertain = True
+        node_id, name, host = map(index.name, (node.id, node.metadata.name, node.host))
         if uncertain:
             return _Namespace(id=node_id, name=name, host=host, uncertain=True)
+        pod: Pod | None = None
+        pod_names: PodNames | None = None
+        try:
+            pod, pod_names = self._pod_of(containers, host)
+        except ContradictionError:
+            self._skipped[CONTRADICTORY_PODS] += 1
+            uncertain = True
         applications = [
             container for container in containers if not runtime_containers.is_sandbox(container)
         ]
@@ -288,6 +291,7 @@ class _Resolver:
             container=index.name(runtime_containers.shown_name(only)) if only else "",
             pod=pod,
             pod_names=pod_names,
+            uncertain=uncertain,
         )
 
     def _pod_of(
@@ -298,7 +302,7 @@ class _Resolver:
         It is found by the Kubernetes containers, else by labels, else by the containers' names.
 
         Raises:
-            _ContradictionError: The containers belong to different pods.
+            ContradictionError: The containers belong to different pods.
 
         """
         workloads = self._workloads
@@ -319,7 +323,7 @@ class _Resolver:
         if not names:
             return None, None
         if len(names) > 1 or len({pod.cluster for pod in pods.values()}) > 1:
-            raise _ContradictionError
+            raise ContradictionError
         ((namespace, name),) = names
         pod = (
             latest(tuple(pods.values()))
@@ -382,7 +386,7 @@ class _Resolver:
         self, interfaces: Sequence[tuple[Node, _Namespace]]
     ) -> dict[str, tuple[Candidate, ...]]:
         places = self._places_by_address(interfaces)
-        pods = self._pods_by_address(places)
+        pods = self._pods_by_address()
         services = self._services_by_address()
         candidates: dict[str, tuple[Candidate, ...]] = {}
         for address in dict.fromkeys(chain(places.keys(), pods.keys(), services.keys())):
@@ -410,6 +414,8 @@ class _Resolver:
                     if address := index.address(text):
                         places.add(address, place)
                         self._subnets.add(host, text)
+                        if namespace.own:
+                            self._own_addresses[address].add(host)
             if neutron := metadata.neutron:
                 place = self._place(namespace, host, self._virtual_machine(node))
                 own = {
@@ -466,12 +472,22 @@ class _Resolver:
             domain = self._index.name(domain)
         return domain or uuid
 
-    def _pods_by_address(self, places: MultiMap[str, _Place]) -> MultiMap[str, Pod]:
+    def _pods_by_address(self) -> MultiMap[str, Pod]:
         return MultiMap(
             (address, pod)
             for pod in self._workloads.pods
-            if not _is_host_network(pod, places)
+            if not self._is_host_network(pod)
             for address in pod.addresses
+        )
+
+    def _is_host_network(self, pod: Pod) -> bool:
+        """Return whether a pod has no addresses of its own, but those of its host.
+
+        If the pod's host is known, addresses of other hosts do not matter: subnets can be the same.
+        """
+        hosts = [self._own_addresses.get(address, ()) for address in pod.addresses]
+        return pod.host_network or any(
+            pod.host in found if pod.agent_known else found for found in hosts
         )
 
     def _with_pods(self, places: Sequence[_Place], pods: Sequence[Pod]) -> list[Candidate]:
@@ -576,17 +592,14 @@ class _Subnets:
         address = addresses.read(address_text.partition("%")[0])
         if address is None or not (length_text.isascii() and length_text.isdecimal()):
             return None
-        if len(length_text) > 3 or (length := int(length_text)) > 8 * len(address):
+        if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
+            # Every pod can have a subnet of its own, which would never have two addresses.
             return None
         key = addresses.masked(address, length), length
         network = self._known.get(key)
         if network is None:
             network = self._known[key] = IPv4Network(key) if len(address) == 4 else IPv6Network(key)
         return network
-
-
-class _ContradictionError(Exception):
-    """The containers of a namespace belong to different pods."""
 
 
 def _address_names(
@@ -629,20 +642,6 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
     )
 
 
-def _is_host_network(pod: Pod, places: MultiMap[str, _Place]) -> bool:
-    """Return whether a pod has no addresses of its own, but those of its host.
-
-    If the pod's host is known, addresses of other hosts do not matter: subnets can be the same.
-    """
-    return pod.host_network or any(
-        place.namespace.own
-        and not place.of_machine
-        and (not pod.agent_known or place.host == pod.host)
-        for address in pod.addresses
-        for place in places.get(address)
-    )
-
-
 def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
     """Return the newest pods of each cluster, of those that have the same address."""
     if len(pods) < 2:
@@ -673,5 +672,5 @@ def _network_order(network: IPv4Network | IPv6Network) -> tuple[int, int, int]:
     return network.version, int(network.network_address), network.prefixlen
 
 
-def _rank(node: Node) -> tuple[str, str, str]:
-    return node.host or "", node.metadata.name or "", node.metadata.type or ""
+def _rank(node: Node) -> tuple[str, str, str, str]:
+    return node.host or "", node.metadata.name or "", node.metadata.type or "", node.id or ""

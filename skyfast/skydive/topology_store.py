@@ -2,6 +2,9 @@
 
 Each query has its own elements. A response replaces them, or, if it only has changes, is merged
 into them. Elements that have not changed stay the same objects.
+
+Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts: it
+would stop the process for 0.1 s to visit 100,000 elements.
 """
 
 from collections import Counter
@@ -79,7 +82,7 @@ class GraphReader:
         edge = decode_edge(element, self.skipped)
         if edge is None:
             return
-        key = edge.parent, edge.child, edge.relation_type
+        key = f"{edge.parent} {edge.child} {edge.relation_type}"
         if key not in self.elements and len(self.elements) >= MAX_ELEMENTS:
             self.skipped[TOO_MANY] += 1
             return

@@ -26,7 +26,16 @@ from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 RUNNING: Final = frozenset(("Running", "Pending"))
 """The ``K8s.Status`` of pods that have their address. Others keep the fields after they ended."""
 
+MAX_OF_CONTAINER: Final = 16
+"""Maximum number of Kubernetes containers of a runtime container, or of pods of a container.
+
+There is only one in a consistent topology."""
+
 _NO_K8S: Final = K8s()
+
+
+class ContradictionError(Exception):
+    """Containers that share a network namespace belong to different pods."""
 
 
 class Workload(msgspec.Struct, frozen=True, gc=False):
@@ -145,6 +154,10 @@ class Workloads:
 
         The Kubernetes container is found by its edge, or by the container's ID. In a consistent
         topology, there is at most one result.
+
+        Raises:
+            ContradictionError: There are more than `MAX_OF_CONTAINER`.
+
         """
         index = self._index
         kubernetes_containers = index.parents("container", container)
@@ -152,10 +165,14 @@ class Workloads:
             runtime = container.metadata.container
             container_id = index.name(runtime.id) if runtime else ""
             kubernetes_containers = self._containers_by_id.get(container_id)
+        if len(kubernetes_containers) > MAX_OF_CONTAINER:
+            raise ContradictionError
         pods: list[Pod] = []
         names: set[tuple[str, str]] = set()
         for node in kubernetes_containers:
             owners = self._pods_of_container.get(id(node))
+            if len(owners) > MAX_OF_CONTAINER:
+                raise ContradictionError
             if owners:
                 pods += (self._pod_of_node[id(owner)] for owner in owners)
             elif name := self._pod_name(node):

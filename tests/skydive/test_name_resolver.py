@@ -234,14 +234,14 @@ def test_networks_are_the_subnets_of_all_interfaces_of_a_host(topology):
     host = topology.host()
     topology.interface(topology.netns(host), "10.2.0.7/16", "fd00::7/64")
     topology.interface(
-        topology.netns(host), "10.2.0.8/16", "10.3.0.1/32", "10.4.0.1/33", "10.5.0.1"
+        topology.netns(host), "10.2.0.8/16", "10.3.0.1/31", "10.4.0.1/33", "10.4.0.2/32", "10.5.0.1"
     )
     topology.interface(host, "10.1.0.1/24", "::ffff:10.7.0.1/120")
     topology.interface(topology.host("h2"), "10.6.0.1/24")
     topology.interface(None, "10.8.0.1/24", host="")
     networks = topology.resolve().networks
     assert {host: tuple(map(str, found)) for host, found in networks.items()} == {
-        "h1": ("10.1.0.0/24", "10.2.0.0/16", "10.3.0.1/32", "fd00::/64"),
+        "h1": ("10.1.0.0/24", "10.2.0.0/16", "10.3.0.0/31", "fd00::/64"),
         "h2": ("10.6.0.0/24",),
     }
 
@@ -402,12 +402,34 @@ def test_kubernetes_is_preferred_to_labels_and_these_to_names(topology):
 def test_containers_of_different_pods_name_none(topology):
     _, netns, interface = topology.running_pod(topology.host(), owners=OWNED)
     other = topology.pod("web-2", owners=OWNED)
+    runtime = next(node for node in topology.nodes if "Container" in node["Metadata"])
+    topology.kubernetes_container(other, runtime=runtime)
+    assert "pod" not in topology.node_names(interface)
+    # Its container is certain.
+    assert topology.node_names(interface)["container"] == "runtime-web-1-h1"
+    topology.edges.pop()
     topology.kubernetes_container(other, runtime=topology.container(netns, "c2"))
     assert "pod" not in topology.node_names(interface)
+    assert "container" not in topology.node_names(interface)
     assert topology.resolve().skipped == {"contradictory_pods": 1}
     # The pod has the address, but the interface may be the other pod's.
     names = topology.candidates("10.1.0.5")
     assert {each.get("pod") for each in names} == {None, "web-1"}
+
+
+@pytest.mark.parametrize("pods", [1, 20])
+def test_containers_of_too_many_pods_name_none(topology, pods):
+    _, netns, interface = topology.running_pod(topology.host())
+    netns_pods = [topology.pod(f"other-{number}") for number in range(pods)]
+    containers = [topology.kubernetes_container(pod) for pod in netns_pods]
+    shared = topology.container(netns, "shared")
+    for container in containers:
+        topology.edge(container, shared, "container")
+    assert "pod" not in topology.node_names(interface)
+    topology.edges = [edge for edge in topology.edges if edge["Child"] != shared["ID"]]
+    for pod in netns_pods:
+        topology.edge(pod, topology.nodes[-1])
+    assert topology.resolve().skipped.get("contradictory_pods") is None
 
 
 def test_the_cluster_of_the_host_tells_pods_of_one_name_apart(topology):
@@ -1048,6 +1070,18 @@ def test_no_graph_raises(seed):
     assert resolution.addresses
     for candidates in resolution.addresses.values():
         assert len(set(candidates)) == len(candidates) > 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_order_of_a_contradictory_graph_does_not_matter(seed):
+    topology = random_graph(seed)
+    rng = random.Random(seed)
+    for node in rng.choices(topology.nodes, k=4):
+        topology.nodes.append({**node, "ID": rng.choice(topology.nodes)["ID"]})
+    before = topology.resolve()
+    rng.shuffle(topology.nodes)
+    rng.shuffle(topology.edges)
+    assert topology.resolve() == before
 
 
 def test_rings_of_any_length_end(topology):
