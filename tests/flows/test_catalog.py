@@ -208,11 +208,15 @@ FROM = {
 def test_topology_labels_are_looked_up(prefix: str, name: str) -> None:
     key, context, order = FROM[prefix]
     names = Source()
-    made = column(f"{prefix}_{name}", names)
-    assert (made.path, made.rewrite, made.index) == (key, None, order.index(name))
-    assert made.lookup is not None
-    assert made.lookup.names is (names.nodes if prefix == "node" else names.addresses)
-    assert (made.lookup.key, made.lookup.context) == (key, context)
+    label_column = column(f"{prefix}_{name}", names)
+    assert (label_column.path, label_column.rewrite, label_column.index) == (
+        key,
+        None,
+        order.index(name),
+    )
+    assert label_column.lookup is not None
+    assert label_column.lookup.names is (names.nodes if prefix == "node" else names.addresses)
+    assert (label_column.lookup.key, label_column.lookup.context) == (key, context)
 
 
 def test_labels_of_one_end_share_their_lookup() -> None:
