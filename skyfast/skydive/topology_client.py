@@ -6,6 +6,7 @@ element takes.
 """
 
 import asyncio
+import importlib
 import logging
 import ssl
 import zlib
@@ -133,8 +134,8 @@ class TopologyClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        import aiohttp
-
+        # This takes up to 0.3 s, in which the event loop goes on.
+        aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
         self._session = aiohttp.ClientSession(
             # A kept connection would time out before the next request, and POST is not retried.
             connector=http_connector(force_close=True),
