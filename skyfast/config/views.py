@@ -58,7 +58,7 @@ DEFAULT_VIEWS = (
         )
     ),
 )
-"""The views in addition to the main one by default: few and therefore long-lived series."""
+"""The default views besides the main one. They have few series, which therefore live long."""
 
 
 def _to_view(value: YamlValue) -> ViewEntry:
@@ -193,16 +193,16 @@ def _check_names(views: Sequence[ViewSpec], *, naming: str) -> None:
                     problem = (
                         f"creates the family {family.name}, but the prefix {prefix} is reserved"
                     )
-                    raise _wrong_metric(problem, number, i)
+                    raise _metric_error(problem, number, i)
             for name in family.reserved_names:
                 if name in taken:
-                    first, its_view, at = taken[name]
+                    first, its_view, its_number = taken[name]
                     other = _clash(first, family.name)
-                    raise _wrong_metric(
+                    raise _metric_error(
                         _clash(family.name, first),
                         number,
                         i,
-                        other=_wrong_metric(other, its_view, at),
+                        other=_metric_error(other, its_view, its_number),
                     )
             taken |= dict.fromkeys(family.reserved_names, (family.name, number, i))
 
@@ -212,7 +212,7 @@ def _clash(name: str, other: str) -> str:
     return f"creates the family {name}, {clash}"
 
 
-def _wrong_metric(problem: str, view: int, i: int, *, other: ViewError | None = None) -> ViewError:
+def _metric_error(problem: str, view: int, i: int, *, other: ViewError | None = None) -> ViewError:
     """Return an error about the family name of metric number ``i`` of a view."""
     places: tuple[KeyPath, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
     return ViewError(problem, view, *places, other=other)

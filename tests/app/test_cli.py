@@ -148,7 +148,15 @@ def test_check_prints_the_cost_of_a_connection() -> None:
             " set deduplicate: first or add the label node_tid."
             for export in ("connections", "view lab")
         ),
+        "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082.",
     ]
+
+
+def test_the_default_analyzer_is_named_only_if_none_is_configured() -> None:
+    default = "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082."
+    assert default in comments("host_id: a\n")
+    assert default not in comments("analyzers: [127.0.0.1:8082]\n")
+    assert default not in comments("pipeline: {subscriber: {url: ws://127.0.0.1:8082}}\n")
 
 
 def test_cost_is_limited_by_max_flows() -> None:
@@ -322,9 +330,9 @@ tls: {client_cert: /nowhere}
     expected = [
         "line 5: pipeline.filter.drop.target_port: 'x' is neither",
         "line 5: pipeline.filter.drop.protocol: 'UPD' is not one of",
-        "line 6: pipeline.filter.drop.nmae: cannot be a condition",
+        "line 6: pipeline.filter.drop.nmae: unknown condition",
         f"line 9: {store}.prot: is an unknown key; did you mean {store}.port?",
-        f"line 10: {store}.port: '91OO' is not a whole number",
+        f"line 10: {store}.port: '91OO' is not an integer",
         f"line 11: {store}.labels: 'target_ipp' is not a known label; did you mean target_ip?",
         f"line 11: {store}.labels: 'protcol' is not a known label; did you mean protocol?",
         f"line 12: {store}.views: missing prefix; expected a view with prefix and labels",
@@ -332,7 +340,7 @@ tls: {client_cert: /nowhere}
         f"line 12: {store}.views.labels: 'y' is not a known label",
         f"line 12: {store}.views.metrics: 'x' is not a known metric",
         f"line 12: {store}.views.timeout: '5m' has a unit; times are in seconds: write 300",
-        "line 13: web.max_scrapes: '0' is not a whole number",
+        "line 13: web.max_scrapes: '0' is not an integer",
         "line 14: tls.client_cert: '/nowhere' is not an existing file",
     ]
     assert len(problems) == len(expected) + 1

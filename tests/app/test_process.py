@@ -57,7 +57,12 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
             await asyncio.sleep(0.1)
             later = (await skyfast.get("/metrics/flows")).decode()
             assert time.monotonic() - started < 10  # five seconds, and a margin for a busy machine
-        assert any("serving http://127.0.0.1:" in line for line in skyfast.log)
+        assert any("listening on " in line for line in skyfast.log)
+        pace = "), 5 times as fast, again every 30 s, "
+        assert any("replaying " in line and pace in line for line in skyfast.log)
+        status = (await skyfast.get("/api/status")).decode()
+        assert "# Replaying the packaged recording instead of subscribing." in status
+        assert ":8082" not in status
 
 
 def has_grown(before: str, after: str) -> bool:
@@ -161,7 +166,7 @@ async def test_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
         code, log = await finished(str(write_config(tmp_path, port=port)))
     assert code == 1
     (line,) = [line for line in log.splitlines() if " ERROR " in line]
-    assert f":{port}/metrics" in line
+    assert f":{port}: " in line
     assert "in use" in line
     assert "Traceback" not in log
 

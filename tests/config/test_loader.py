@@ -964,7 +964,7 @@ def test_lists_in_the_environment(value: str) -> None:
         (
             "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT",
             "x",
-            "pipeline.store.prom_sky_con.port: 'x' is not a whole number from 0 to 65535",
+            "pipeline.store.prom_sky_con.port: 'x' is not an integer from 0 to 65535",
         ),
         (
             "SKYDIVE_ANALYZERS",

@@ -91,7 +91,7 @@ def column(name: str, names: Source | None = None, **keys: object) -> Column:
 
 def counter_pair(name: str) -> tuple[Counter, Counter]:
     first, second = (
-        Counter(paths=(("Metric", side + name),), amounts=(("LastUpdateMetric", side + name),))
+        Counter(paths=(("Metric", side + name),), last_update=(("LastUpdateMetric", side + name),))
         for side in ("AB", "BA")
     )
     return first, second
@@ -411,7 +411,7 @@ def test_metric_has_one_series_per_direction_or_one_sum(known: Any) -> None:
         assert isinstance(total, Counter)
         assert total.paths == known.paths
         parts = [value for value in split.values if isinstance(value, Counter)]
-        assert total.amounts == tuple(path for part in parts for path in part.amounts)
+        assert total.last_update == tuple(path for part in parts for path in part.last_update)
 
 
 def test_flows_metric_counts_flows() -> None:

@@ -148,7 +148,7 @@ async def test_sort_and_filter(visited):
         await tab.type("#filter", "x")
         await tab.until(f"{RANKS}.length === 0")
         assert await tab.evaluate("document.querySelector('#note').textContent") == (
-            "0 connections"
+            "0 of 3 connections"
         )
         # The URL contains the selection, for bookmarks and reloads.
         search = await tab.evaluate("location.search")

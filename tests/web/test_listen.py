@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from skyfast.config.endpoint import Endpoint
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import listen
 from tests.support.paths import ROOT
@@ -27,7 +28,8 @@ needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this ma
 
 
 def served(skyfast: Skyfast) -> list[str]:
-    return [match[1] for line in skyfast.log if (match := re.search(r"serving (\S+)$", line))]
+    matches = (re.search(r"listening on \S+ \((\S+)/\)$", line) for line in skyfast.log)
+    return [f"{match[1]}/metrics" for match in matches if match]
 
 
 async def responds(url: str) -> bool:
@@ -71,8 +73,8 @@ def test_one_address_in_use_prevents_the_start(tmp_path: Path) -> None:
         result = run(str(write_config(tmp_path)), *options)
     assert result.returncode == 1
     (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
-    assert f"cannot serve http://127.0.0.1:{port}/metrics: [Errno 98]" in line
-    assert "serving" not in result.stderr
+    assert f"cannot listen on 127.0.0.1:{port}: [Errno 98]" in line
+    assert "listening on 127" not in result.stderr
 
 
 def test_port_in_use_is_reported_with_a_remedy(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_port_in_use_is_reported_with_a_remedy(tmp_path: Path) -> None:
         result = run(str(write_config(tmp_path, port=port)))
     assert result.returncode == 1
     (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
-    assert f"cannot serve http://127.0.0.1:{port}/metrics: [Errno 98] Address already in" in line
+    assert f"cannot listen on 127.0.0.1:{port}: [Errno 98] Address already in" in line
     assert line.endswith(
         f"; choose another port: pipeline.store.prom_sky_con.port, {PORT} or --web.listen-address"
     )
@@ -229,3 +231,9 @@ def test_socket_variables_are_removed_from_the_environment() -> None:
     with pytest.raises(ConfigError):
         listen.sockets(environ)
     assert environ == {"HOME": "/"}
+
+
+def test_the_host_of_all_addresses_is_an_asterisk() -> None:
+    assert listen.describe(Endpoint("", 9100)) == "*:9100"
+    assert listen.describe(Endpoint("::1", 9100)) == "[::1]:9100"
+    assert listen.url(Endpoint("", 9100), secure=True) == "https://127.0.0.1:9100/"

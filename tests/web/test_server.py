@@ -1178,7 +1178,7 @@ async def test_stop_does_not_wait_for_rendering(monkeypatch, caplog):
         assert time.monotonic() - begin < 1
         assert await client.end() == "reset"
         table.resume.set()
-    assert "HTTP server stopped with 1 unanswered requests" in caplog.text
+    assert "HTTP server stopped; unfinished responses: 1" in caplog.text
 
 
 @on_both_loops

@@ -236,8 +236,7 @@ async def test_highest_value_includes_the_current_one():
         "scrape_duration_seconds": "1.50 s",
         "scrape_bytes": "1.00 GB",
     }
-    # The ranking is of another moment than the tiles, and does not say of how many it is.
-    assert re.search(r'id="note" role="status">2 connections<', page)
+    assert re.search(r'id="note" role="status">2 of 4,711 connections<', page)
 
 
 def test_line_has_a_gap_at_a_pause():
@@ -393,7 +392,7 @@ async def test_rates(monkeypatch):
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        ranks._answers._results.clear()
+        ranks._results._results.clear()
         response = await site.json("/api/top?by=bytes_per_second")
         assert initiators(response) == ["10.0.0.1", "10.0.0.4"]
         # The increase in one report is divided by one minute, even right after the snapshot.
@@ -403,7 +402,7 @@ async def test_rates(monkeypatch):
         # Once the snapshot is older than the interval, the increase is divided by its age.
         (taken,) = ranks._snapshots[0]
         monkeypatch.setattr(top, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
-        ranks._answers._results.clear()
+        ranks._results._results.clear()
         response = await site.json("/api/top?by=bytes_per_second&n=1")
         rank = response["entries"][0]["rank"]
         assert rank * response["window_seconds"] == pytest.approx(1200, rel=0.2)
@@ -428,7 +427,7 @@ async def test_snapshots_rotate(monkeypatch):
 
 @pytest.mark.xdist_group("timing")
 async def test_unused_snapshots_are_freed(monkeypatch):
-    monkeypatch.setattr(top, "ANSWER_AGE_S", 0)
+    monkeypatch.setattr(top, "RESULT_AGE_S", 0)
     monkeypatch.setattr(top, "SNAPSHOT_IDLE_S", 1.0)
     ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
     query = ranks.query([("by", "bytes_per_second")])
@@ -463,12 +462,12 @@ async def test_concurrent_requests_share_a_ranking():
 
 @on_both_loops
 async def test_rankings_run_one_at_a_time_from_a_bounded_queue(monkeypatch):
-    monkeypatch.setattr(top, "ANSWER_AGE_S", 0.01)
+    monkeypatch.setattr(top, "RESULT_AGE_S", 0.01)
     table = FakeTable(pause_scans=True)
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     requests = [
         asyncio.create_task(ranks.top(Query(by="bytes", filter=str(number))))
-        for number in range(top.MAX_ANSWERS)
+        for number in range(top.MAX_RESULTS)
     ]
     await until(lambda: table.scans)
     with pytest.raises(BusyError):
@@ -476,9 +475,9 @@ async def test_rankings_run_one_at_a_time_from_a_bounded_queue(monkeypatch):
     assert len(table.scans) == 1
     table.resume.set()
     await asyncio.gather(*requests)
-    assert len(table.scans) == top.MAX_ANSWERS
+    assert len(table.scans) == top.MAX_RESULTS
     await ranks.top(Query(by="rtt"))
-    await until(lambda: not ranks._answers._results)
+    await until(lambda: not ranks._results._results)
 
 
 @on_both_loops
@@ -489,7 +488,7 @@ async def test_failed_ranking_is_not_cached():
     with pytest.raises(TypeError):
         await ranks.top(ranks.query([]))
     table.rows = rows
-    await until(lambda: not ranks._answers._results)
+    await until(lambda: not ranks._results._results)
     assert len((await ranks.top(ranks.query([]))).top.entries) == 2
 
 
@@ -526,7 +525,7 @@ INVALID_QUERIES = {
     " packets_per_second.",
     **dict.fromkeys(
         [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
-        "n: not a whole number from 1 to 1000.",
+        "n: not an integer from 1 to 1000.",
     ),
     "N=5": "Unknown parameter N. Parameters: by, n, filter.",
     "n=5&n=5": "The parameter n is repeated.",
@@ -538,7 +537,7 @@ async def test_invalid_queries():
     async with three_connections() as site:
         for parameters, reason in INVALID_QUERIES.items():
             assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
-        assert await site.get("/?n=0") == (400, "n: not a whole number from 1 to 1000.\n")
+        assert await site.get("/?n=0") == (400, "n: not an integer from 1 to 1000.\n")
         assert await site.get("/api/status?x") == (400, "This page accepts no parameters.\n")
         # Filters can be invalid UTF-8, and can have the maximum length.
         for text in ("%FF", "%ED%A0%80", top.MAX_FILTER_CHARS * "x"):
@@ -554,7 +553,7 @@ def test_lone_surrogate_is_rejected():
 
 
 async def test_too_many_rankings(monkeypatch):
-    monkeypatch.setattr(top, "MAX_ANSWERS", 0)
+    monkeypatch.setattr(top, "MAX_RESULTS", 0)
     async with three_connections() as site:
         assert await site.get("/api/top") == (
             503,
@@ -618,7 +617,7 @@ async def test_page_is_complete_without_its_script():
                 *("1.50 kB", "500 B", "2", "2", "90.0 µs"),
             ],
         ]
-        assert ">2 connections<" in page
+        assert re.search(r">2 of [\d,]+ connections<", page)
         assert "<option selected>100</option>" in page
         assert 'name="filter" value="10.0"' in page
         assert 'href="?by=packets&amp;n=100&amp;filter=10.0"' in page
@@ -678,3 +677,9 @@ def test_script_and_page_share_constants():
     assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
     assert f'"{status_html._BUSY}"' in script
+
+
+def test_the_last_error_is_shown_only_if_there_is_one():
+    failure = {"text": "no", "timestamp_seconds": 10.0}
+    assert status_html.formatted(None, "last-error", 20.0) == ""
+    assert status_html.formatted(failure, "last-error", 20.0) == ", last error: no (10 s ago)"
