@@ -45,8 +45,8 @@ log = logging.getLogger("skyfast.player")
 class ReplayServer:
     """Serves the analyzers of a playback, each on an ephemeral port.
 
-    The replay starts when all analyzers have a subscriber. Later subscribers receive the following
-    messages. As with real analyzers, messages without a subscriber are lost.
+    The replay starts when all analyzers have a subscriber. A later subscriber receives only the
+    messages that follow. As with real analyzers, messages without a subscriber are lost.
     """
 
     def __init__(self, playback: Playback) -> None:
@@ -79,7 +79,8 @@ class ReplayServer:
                 endpoints.append(endpoint)
                 locations.append(f"{printable(name)} at {endpoint.name}".strip())
             path, analyzers = printable(recording.path), ", ".join(locations)
-            log.info("replaying %s (%s), %s", path, recording.summary(), analyzers)
+            pace = _pace(self._playback)
+            log.info("replaying %s (%s)%s, %s", path, recording.summary(), pace, analyzers)
         self._playing = asyncio.create_task(self._play())
         return tuple(endpoints)
 
@@ -199,13 +200,13 @@ class _Analyzer:
         return socket
 
     async def _topology_response(self, request: web.Request) -> web.Response:
-        """Answer both queries of skyfast with the recorded nodes."""
+        """Return the recorded nodes, for both queries of skyfast."""
         try:
             asked = msgspec.json.decode(await request.read(), type=dict[str, str])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise web.HTTPBadRequest from None
         if asked.get("GremlinQuery") not in {INTERFACES.gremlin, NAMED_INTERFACES.gremlin}:
-            raise web.HTTPBadRequest(text="a replayed analyzer answers only skyfast's own queries")
+            raise web.HTTPBadRequest(text="a replayed analyzer supports only skyfast's own queries")
         response = web.Response(
             body=msgspec.json.encode(self._topology()),
             content_type="application/json",
@@ -228,6 +229,13 @@ async def _ping(socket: web.WebSocketResponse) -> None:
     while True:
         await asyncio.sleep(PING_INTERVAL_S)
         await socket.ping()
+
+
+def _pace(playback: Playback) -> str:
+    """Describe the speed and the loop of a playback for the log; empty if it has neither."""
+    speed = f", {playback.speed:g} times as fast" if playback.speed != 1 else ""
+    loop = f", again every {playback.loop_s:g} s" if playback.loop_s else ""
+    return speed + loop
 
 
 def _loopback() -> str:

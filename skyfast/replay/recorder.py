@@ -63,10 +63,10 @@ class Recorder:
         )
         self._queue: queue.SimpleQueue[tuple[bytes, int, str] | None] = queue.SimpleQueue()
         self._limit = LogLimit()
-        # Each is modified by one thread only: these two by the event loop's ...
+        # Modified only by the thread of the event loop:
         self._queued_bytes = 0
         self._dropped = 0
-        # ... and these by the writing one.
+        # Modified only by the writing thread:
         self._taken_bytes = 0
         self._kept = 0
         self._left_out = 0
