@@ -244,6 +244,7 @@ def type_of(node: Node) -> str:
 
 def _is_later(node: Node, other: Node) -> bool:
     """Compare nodes with the same ID, so that the order of the graph does not matter."""
-    if node.updated_at != other.updated_at:
-        return (node.updated_at or 0) > (other.updated_at or 0)
+    times = node.updated_at or 0, other.updated_at or 0
+    if times[0] != times[1]:
+        return times[0] > times[1]
     return _encode(node) > _encode(other)

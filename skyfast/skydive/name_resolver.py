@@ -322,14 +322,17 @@ class _Resolver:
                 )
         if not names:
             return None, None
-        if len(names) > 1 or len({pod.cluster for pod in pods.values()}) > 1:
+        linked = tuple(pods.values())
+        if len({pod.cluster for pod in linked}) > 1:
+            # The probe finds the pods of containers by their names, whatever the cluster.
+            cluster = workloads.cluster_of_host(host)
+            linked = tuple(pod for pod in linked if pod.cluster == cluster)
+            if not cluster or not linked:
+                raise ContradictionError
+        if len(names) > 1:
             raise ContradictionError
         ((namespace, name),) = names
-        pod = (
-            latest(tuple(pods.values()))
-            if pods
-            else workloads.named(namespace, name, workloads.cluster_of_host(host))
-        )
+        pod = latest(linked) if linked else workloads.named(namespace, name, host)
         return (pod, pod.names) if pod else (None, workloads.unnamed(namespace, name))
 
     def _namespace_of(self, interface: Node) -> _Namespace:
@@ -446,7 +449,8 @@ class _Resolver:
                 of_machine=machine is not None,
                 candidate=Candidate(
                     names=names,
-                    namespace=namespace.id,
+                    # A machine is not in the namespace of the interface that it is behind.
+                    namespace=namespace.id if machine is None else "",
                     host=host,
                     cluster=(namespace.pod.cluster if namespace.pod else "") or cluster,
                 ),
@@ -487,7 +491,7 @@ class _Resolver:
         """
         hosts = [self._own_addresses.get(address, ()) for address in pod.addresses]
         return pod.host_network or any(
-            pod.host in found if pod.agent_known else found for found in hosts
+            pod.agent in found if pod.agent else found for found in hosts
         )
 
     def _with_pods(self, places: Sequence[_Place], pods: Sequence[Pod]) -> list[Candidate]:
@@ -526,20 +530,25 @@ class _Resolver:
             return False
         if names := namespace.pod_names:
             same = (names.namespace, names.pod) == (pod.names.namespace, pod.names.pod)
-            return same and place.cluster in ("", pod.cluster)
+            return same and self._workloads.may_be_on(pod, place.host)
         if self._namespaces_of_pod.get(id(pod)):
             return False
-        return pod.host == place.host if pod.host else is_only
+        if pod.host:
+            return place.host != "" and place.host == pod.assumed_host
+        return is_only and self._workloads.may_be_on(pod, place.host)
 
     def _pod_candidate(self, pod: Pod) -> Candidate:
         """Return the candidate for an address of a pod that no known interface has."""
         namespaces = self._namespaces_of_pod.get(id(pod))
         namespace = namespaces[0] if len(namespaces) == 1 else None
-        host = (namespace and namespace.host) or pod.host
+        known = namespace.host if namespace else ""
+        host = known or pod.assumed_host
         container = namespace.container if namespace else pod.only_container
         netns = namespace.name if namespace else ""
         return Candidate(
-            names=_address_names(pod.names, container, host, machine=None, netns=netns),
+            names=_address_names(
+                pod.names, container, known or pod.host, machine=None, netns=netns
+            ),
             namespace=namespace.id if namespace else "",
             host=host,
             cluster=pod.cluster or self._workloads.cluster_of_host(host),

@@ -31,6 +31,11 @@ MAX_OF_CONTAINER: Final = 16
 
 There is only one in a consistent topology."""
 
+MAX_OF_NAME: Final = 64
+"""Maximum number of pods of one namespace and name in a cluster, or in all clusters.
+
+Beyond it, none of them is found by its name."""
+
 _NO_K8S: Final = K8s()
 
 
@@ -61,7 +66,9 @@ class PodNames(msgspec.Struct, frozen=True, gc=False):
 class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A pod of the Kubernetes probe.
 
-    ``host`` is the agent's host if ``agent_known``, else the name of the Kubernetes node, or "".
+    ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if it is not certain.
+    ``host`` is the host to show: that of the agent, else the name of the Kubernetes node, or "".
+    ``assumed_host`` is the host where the pod is looked for: the same, unless edges contradict.
     ``addresses`` are in the notation of flows, and empty if the pod does not run.
     ``only_container`` is the name of its container in Kubernetes, or "" if it has several.
     """
@@ -69,8 +76,9 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     node: Node
     names: PodNames
     cluster: str
+    agent: str
     host: str
-    agent_known: bool
+    assumed_host: str
     addresses: tuple[str, ...]
     host_network: bool
     only_container: str
@@ -109,7 +117,7 @@ class Workloads:
         self._pods_by_name = MultiMap(
             ((pod.names.namespace, pod.names.pod), pod) for pod in self._pod_of_node.values()
         )
-        self._named: dict[tuple[str, str, str], Pod | None] = {}
+        self._named: dict[tuple[str, str, str], list[Pod]] = {}
         self._containers_by_id = MultiMap(
             (container_id, node)
             for node in index.of_type(KUBERNETES_CONTAINER)
@@ -134,16 +142,23 @@ class Workloads:
         clusters = {cluster for cluster, _ in nodes}
         return clusters.pop() if len(clusters) == 1 else ""
 
-    def named(self, namespace: str, name: str, cluster: str) -> Pod | None:
-        """Return the pod with a name, or None if there is none or several.
+    def named(self, namespace: str, name: str, host: str) -> Pod | None:
+        """Return the pod with a name that may be on a host, or None if there is none or several.
 
-        ``cluster`` is "" if it is unknown: then the pod must be the only one in all clusters.
+        If the cluster of the host is unknown, the pod must be the only one in all clusters.
         """
+        cluster = self.cluster_of_host(host)
         key = namespace, name, cluster
-        if key not in self._named:
-            pods = self._pods_by_name.get((namespace, name))
-            self._named[key] = latest([pod for pod in pods if cluster in ("", pod.cluster)])
-        return self._named[key]
+        pods = self._named.get(key)
+        if pods is None:
+            of_name = self._pods_by_name.get((namespace, name))
+            pods = [pod for pod in of_name if cluster in ("", pod.cluster)]
+            self._named[key] = pods = pods if len(pods) <= MAX_OF_NAME else []
+        return latest([pod for pod in pods if pod.agent in ("", host)])
+
+    def may_be_on(self, pod: Pod, host: str) -> bool:
+        """Return whether neither the clusters nor the edges of the hosts contradict."""
+        return self.cluster_of_host(host) in ("", pod.cluster) and pod.agent in ("", host)
 
     def unnamed(self, namespace: str, name: str) -> PodNames:
         """Return the names of a pod that is not in the topology."""
@@ -252,7 +267,8 @@ class Workloads:
         hosts = self._hosts.get((cluster, kubernetes_node), set())
         # With the node's name in two clusters, the edges say nothing.
         agents = [host for host in hosts if len(self._clusters[host]) == 1]
-        agent_known = len(hosts) == len(agents) == 1
+        agent = agents[0] if len(hosts) == len(agents) == 1 else ""
+        contradictory = bool(hosts) or kubernetes_node in self._clusters
         texts = [k8s.ip, *((ip.ip for ip in status.pod_ips or ()) if status else ())]
         pod_addresses = [address for text in texts if (address := index.address(text))]
         host_address = index.address(status.host_ip) if status else ""
@@ -266,8 +282,9 @@ class Workloads:
                 tuple(index.name(_label(k8s, key)) for key in self._k8s_labels),
             ),
             cluster=cluster,
-            host=agents[0] if agent_known else kubernetes_node,
-            agent_known=agent_known,
+            agent=agent,
+            host=agent or kubernetes_node,
+            assumed_host=agent or ("" if contradictory else kubernetes_node),
             addresses=tuple(dict.fromkeys(pod_addresses)) if k8s.status in RUNNING else (),
             host_network=bool(spec and spec.host_network) or host_address in pod_addresses,
             only_container=index.name(_k8s(containers[0]).name) if len(containers) == 1 else "",
@@ -277,7 +294,7 @@ class Workloads:
         """Return the only service with a cluster IP that selects a pod, or ""."""
         services = [
             service
-            for node in self._index.parents(SERVICE, pod)
+            for node in self._selecting(SERVICE, pod)
             if (service := self._service_of_node.get(id(node))) is not None
         ]
         return services[0].name if len(services) == 1 else ""
@@ -316,7 +333,7 @@ class Workloads:
 
     def _selecting_workload(self, pod: Node) -> Workload:
         """Return the only workload whose selector matches a pod without owner."""
-        parents = [parent for kind in CONTROLLERS for parent in self._index.parents(kind, pod)]
+        parents = [parent for kind in CONTROLLERS for parent in self._selecting(kind, pod)]
         if len(parents) != 1:
             return _UNKNOWN
         (parent,) = parents
@@ -328,10 +345,19 @@ class Workloads:
         owners = _controllers(replica_set)
         if owners:
             return self._named_owner(owners)
-        deployments = self._index.parents(DEPLOYMENT, replica_set)
+        deployments = self._selecting(DEPLOYMENT, replica_set)
         if len(deployments) == 1:
             return self._itself(deployments[0], "Deployment")
         return self._itself(replica_set, "ReplicaSet")
+
+    def _selecting(self, relation: str, node: Node) -> Sequence[Node]:
+        """Return the nodes whose label selectors match: those of another cluster never do."""
+        cluster = self._cluster(node)
+        return [
+            parent
+            for parent in self._index.parents(relation, node)
+            if "" in (cluster, self._cluster(parent)) or self._cluster(parent) == cluster
+        ]
 
     def _without_replica_set(self, pod: K8s, owner: Workload) -> Workload:
         """Return the workload of a replica set that is not in the topology.

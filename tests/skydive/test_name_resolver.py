@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from skyfast.skydive import graph_index, name_resolver
+from skyfast.skydive import graph_index, name_resolver, workloads
 from skyfast.skydive.graph_index import MAX_NAME_CHARS
 from skyfast.skydive.name_resolver import Candidate, CapturePoint, choose, resolve
 from skyfast.skydive.topology_graph import Graph
@@ -444,6 +444,47 @@ def test_the_cluster_of_the_host_tells_pods_of_one_name_apart(topology):
     assert topology.node_names(interface)["workload"] == "other"
 
 
+def test_a_pod_that_is_known_to_be_elsewhere_is_not_the_one_in_labels(topology):
+    """A cluster without Kubernetes probe can have a pod of the same name."""
+    topology.kubernetes_node("n1", topology.host("h1"))
+    topology.pod("web-1", "10.1.0.5", owners=OWNED)
+    netns = topology.netns(topology.host("h2"), "blue")
+    interface = topology.interface(netns, "10.1.0.5/24")
+    topology.container(netns, "k8s_main_web-1_shop_uid_0")
+    assert topology.node_names(interface).items() >= POD.items()
+    assert "workload" not in topology.node_names(interface)
+    assert topology.candidates("10.1.0.5") == [
+        {"name": "main", "host": "h2", **POD, "container": "main"},
+        {**WORKLOAD, **POD, "host": "h1"},
+    ]
+
+
+def test_pods_of_too_many_clusters_are_not_found_by_name(topology, monkeypatch):
+    monkeypatch.setattr(workloads, "MAX_OF_NAME", 2)
+    netns = topology.netns(topology.host(), "blue")
+    interface = topology.interface(netns, "10.1.0.5/24")
+    topology.container(netns, "k8s_main_web-1_shop_uid_0")
+    topology.pod("web-1", owners=OWNED)
+    topology.pod("web-1", status="Failed")
+    assert topology.node_names(interface)["workload"] == "web"
+    topology.pod("web-1", status="Failed")
+    assert "workload" not in topology.node_names(interface)
+
+
+def test_the_cluster_of_the_host_tells_pods_of_one_container_apart(topology):
+    """The probe finds the pods of a container by namespace and name, in all clusters."""
+    host = topology.host()
+    _, _, interface = topology.running_pod(host, cluster="c1", owners=OWNED)
+    container = topology.nodes[-1]
+    other = topology.pod("web-1", cluster="c2", owners=(owner("Deployment", "other"),))
+    topology.edge(other, container)
+    assert "pod" not in topology.node_names(interface)
+    topology.kubernetes_node("n1", host, cluster="c2")
+    assert topology.node_names(interface)["workload"] == "other"
+    topology.nodes[-1]["Metadata"]["ClusterName"] = "c3"
+    assert "pod" not in topology.node_names(interface)
+
+
 def test_of_two_pods_of_one_name_the_running_one_is_used(topology):
     netns = topology.netns(topology.host())
     interface = topology.interface(netns, "10.0.0.1/24")
@@ -568,6 +609,35 @@ def test_nodes_of_one_name_in_two_clusters_have_no_certain_agent(topology):
     assert topology.point(interface).cluster == ""
 
 
+def test_a_kubernetes_node_with_the_name_of_a_host_is_that_host(topology):
+    topology.interface(topology.netns(topology.host("n1"), "blue"), "10.1.0.5/24")
+    topology.pod("web-1", "10.1.0.5", node="n1", owners=OWNED)
+    (candidate,) = topology.resolve().addresses["10.1.0.5"]
+    assert (candidate.names[1], candidate.host) == ("n1", "n1")
+
+
+def test_a_kubernetes_node_with_the_name_of_another_node_is_not_that_host(topology):
+    """The host ``n1`` is a node of one of two clusters, or has another name in Kubernetes."""
+    host = topology.host("n1")
+    interface = topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
+    other = topology.interface(host, "10.1.0.1/24")
+    topology.pod("web-1", "10.1.0.5", node="n1", cluster="c2", owners=OWNED)
+    named_like_host = {**WORKLOAD, **POD, "host": "n1"}
+    interface_names = {"name": "blue", "host": "n1"}
+    for nodes in ([("n1", "c1"), ("n1", "c2")], [("x", "c2")]):
+        count = len(topology.nodes), len(topology.edges)
+        for name, cluster in nodes:
+            topology.kubernetes_node(name, host, cluster=cluster)
+        assert topology.candidates("10.1.0.5") == [interface_names, named_like_host]
+        by_name = {each.names[0]: each for each in topology.resolve().addresses["10.1.0.5"]}
+        assert (by_name["blue"].host, by_name["shop/web"].host) == ("n1", "")
+        assert topology.chosen("10.1.0.5", "10.1.0.1", interface) == interface_names
+        if len(nodes) == 2:
+            # The pod may be on the host, but it is not known to be.
+            assert topology.chosen("10.1.0.5", "10.1.0.1", other) == interface_names
+        del topology.nodes[count[0] :], topology.edges[count[1] :]
+
+
 # Pods and interfaces with the same address.
 
 
@@ -626,6 +696,17 @@ def test_a_pod_of_an_unknown_host_is_at_the_only_interface(topology):
     assert topology.names("10.1.0.5") == {**WORKLOAD, **POD, "host": "h1"}
     topology.interface(topology.netns(topology.host("h2"), "green"), "10.1.0.5/24")
     assert len(topology.candidates("10.1.0.5")) == 3
+
+
+def test_a_pod_of_an_unknown_host_is_not_in_another_cluster(topology):
+    host = topology.host()
+    topology.kubernetes_node("n1", host, cluster="c2")
+    topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
+    topology.pod("web-1", "10.1.0.5", node="", cluster="c1", owners=OWNED)
+    assert topology.candidates("10.1.0.5") == [
+        {"name": "blue", "host": "h1"},
+        {**WORKLOAD, **POD},
+    ]
 
 
 def test_an_interface_of_another_pod_is_not_the_pods(topology):
@@ -756,6 +837,17 @@ def test_without_owner_the_only_selecting_workload_is_used(topology):
     assert workload_of(topology) == (None, None)
 
 
+@pytest.mark.parametrize("cluster", ["c1", "c2", ""])
+def test_selectors_select_nothing_in_another_cluster(topology, cluster):
+    pod = topology.pod("web-1", "10.1.0.5")
+    daemon_set = topology.workload("daemonset", "agent", cluster=cluster)
+    topology.edge(daemon_set, pod, "daemonset")
+    topology.service("front", "10.96.0.1", pods=[pod], cluster=cluster)
+    names = topology.names("10.1.0.5")
+    known = (None, None) if cluster == "c2" else ("agent", "front")
+    assert (names.get("workload"), names.get("service")) == known
+
+
 def test_a_selecting_replica_set_is_followed(topology):
     pod = topology.pod("web-1", "10.1.0.5")
     replica_set = topology.workload("replicaset", "web-5d", owners=[owner("Deployment", "web")])
@@ -843,6 +935,19 @@ def test_addresses_in_neutron_are_the_machines(topology):
     assert topology.names("10.9.0.1") == {"name": "u1", "host": "h1"}
     assert topology.node_names(tap)["name"] == "tap1"
     assert topology.resolve().networks == {}
+
+
+def test_a_machine_is_not_in_the_namespace_of_its_tap(topology):
+    """Subnets of tenants overlap, and the host's own namespace has taps of all tenants."""
+    points = {}
+    for name, tenant in (("h1", "a"), ("h2", "b")):
+        libvirt = {"Domain": f"machine-{tenant}"}
+        points[name] = topology.interface(
+            topology.host(name), Neutron={"IPV4": ["10.9.0.1/24"]}, Libvirt=libvirt
+        )
+    assert {each.namespace for each in topology.resolve().addresses["10.9.0.1"]} == {""}
+    # The flow can be of another machine of either tenant on this host.
+    assert topology.chosen("10.9.0.1", "10.9.0.2", points["h1"]) is None
 
 
 def test_all_interfaces_of_a_machine_have_its_domain(topology):
@@ -1007,6 +1112,20 @@ def test_of_two_nodes_with_one_id_the_later_is_used(topology):
         resolution = resolve(read_graph(nodes, topology.edges))
         assert resolution.addresses["10.0.0.1"][0].names[0] == "new"
         assert resolution.skipped == {"duplicate_id": 1}
+
+
+def test_a_missing_update_time_is_the_earliest(topology):
+    host = topology.host()
+    later = topology.interface(host, "10.0.0.1/24")
+    topology.nodes.append(
+        {**later, "UpdatedAt": None, "Metadata": {**later["Metadata"], "IPV4": ["10.0.0.2/24"]}}
+    )
+    for time in (0, None):
+        later["UpdatedAt"] = time
+        results = [set(topology.resolve().addresses)]
+        topology.nodes.reverse()
+        results.append(set(topology.resolve().addresses))
+        assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("node_type", ["pod", "host", "container", "device", "service"])
