@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CORE := skyfast/_table.pyx skyfast/_table.pxd $(wildcard skyfast/table/*.pxi) setup.py
+CORE := skyfast/_table.pyx skyfast/_table.pxd $(wildcard skyfast/table/*.pxi) skyfast/skydive/_json_split.pyx setup.py
 BENCH ?= all
 SOAK_S ?= 600
 
@@ -23,7 +23,7 @@ FUZZ_SEED ?=
 
 # What `make sanitize` runs: with the core's own steps of growth, and with small ones.
 SANITIZE_USUAL ?= tests/table/test_table.py tests/table/test_table_model.py tests/table/test_rules.py tests/table/test_lookups.py \
-	tests/table/test_model.py tests/skydive/test_ingest.py tests/web/test_cardinality.py
+	tests/table/test_model.py tests/skydive/test_ingest.py tests/skydive/test_json_split.py tests/web/test_cardinality.py
 SANITIZE_SMALL ?= tests/table/test_invariants.py tests/fuzz/test_fuzz.py tests/table/test_stress.py
 # About time, or what tests/table/test_stress.py does, too; they take minutes.
 NOT_SANITIZED ?= tests/table/test_table.py::test_pages_are_read_by_threads_while_the_table_is_written \
@@ -90,10 +90,11 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest --allowlist tests/table/stubtest_allowlist.txt skyfast._table
+	$(BIN)/python -m mypy.stubtest --allowlist tests/table/stubtest_allowlist.txt skyfast._table \
+		skyfast.skydive._json_split
 	$(BIN)/codespell .
 	$(BIN)/lint-imports --no-logo --cache-dir build/import-linter
-	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint skyfast/*.pyx skyfast/*.pxd skyfast/table/*.pxi
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint skyfast/*.pyx skyfast/*/*.pyx skyfast/*.pxd skyfast/table/*.pxi
 	rm -rf build/lint
 	mkdir -p build/lint
 	for file in skyfast/table/*.pxi; do cp $$file build/lint/$$(basename $$file .pxi).pyx || exit; done
@@ -141,7 +142,8 @@ dist: $(VENV)/.made
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf $(VENV) build dist skyfast.egg-info skyfast/_table.c skyfast/*.so \
+	rm -rf $(VENV) build dist skyfast.egg-info skyfast/_table.c skyfast/skydive/_json_split.c \
+		skyfast/*.so skyfast/skydive/*.so \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

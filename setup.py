@@ -1,9 +1,9 @@
-"""Builds the compiled core; everything else about the package is in pyproject.toml.
+"""Builds the compiled modules; everything else about the package is in pyproject.toml.
 
 ``SKYFAST_BUILD`` names a build that is not for use but for tests: `checked`, `address` and
-`thread` are made of ``skyfast/_checked.pyx``, `coverage` of the usual source. They belong in a
-directory of their own, which ``tests/support/core_builds.py`` takes care of. ``SKYFAST_CFLAGS`` and
-``SKYFAST_LDFLAGS`` are more flags.
+`thread` are made of ``skyfast/_checked.pyx`` in place of ``skyfast/_table.pyx``, `coverage` of the
+usual sources. They belong in a directory of their own, which ``tests/support/core_builds.py`` takes
+care of. ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS`` are more flags.
 """
 
 import os
@@ -38,26 +38,33 @@ SANITIZERS = {
 # Counted by gcov, by several threads at once.
 COUNTED = ["-O0", "--coverage", "-fprofile-update=atomic"]
 
+TABLE, CHECKED_TABLE = "skyfast/_table.pyx", "skyfast/_checked.pyx"
 build = os.environ.get("SKYFAST_BUILD", "")
 if build == "coverage":
-    source, c_files = "skyfast/_table.pyx", f"build/{build}"
+    table, c_files = TABLE, f"build/{build}"
     compile_args, link_args = COUNTED, ["--coverage"]
 elif build:
-    source, c_files = "skyfast/_checked.pyx", f"build/{build}"
+    table, c_files = CHECKED_TABLE, f"build/{build}"
     compile_args, link_args = DEBUG + SANITIZERS[build], SANITIZERS[build]
 else:
-    source, c_files = "skyfast/_table.pyx", None
+    table, c_files = TABLE, None
     compile_args, link_args = RELEASE, LINK
+
+SOURCES = {
+    "skyfast._table": table,
+    "skyfast.skydive._json_split": "skyfast/skydive/_json_split.pyx",
+}
 
 setup(
     ext_modules=cythonize(
         [
             Extension(
-                "skyfast._table",
+                name,
                 [source],
                 extra_compile_args=compile_args + os.environ.get("SKYFAST_CFLAGS", "").split(),
                 extra_link_args=link_args + os.environ.get("SKYFAST_LDFLAGS", "").split(),
             )
+            for name, source in SOURCES.items()
         ],
         compiler_directives={"language_level": "3"},
         build_dir=c_files,

@@ -99,7 +99,7 @@ class _Module:
                 given = {each.arg: each.value for each in keywords}
                 if ast.unparse(given["level"]) == "logging.WARNING":
                     yield "warning", given["text"]
-            case ast.Call(func=ast.Name("_QueryError"), args=[_, text]):
+            case ast.Call(func=ast.Name("QueryError"), args=[_, text]):
                 yield "warning", text
 
     @staticmethod

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,18 +16,16 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from skyfast import __version__, pipeline
-from skyfast._table import MAX_ROWS
 from skyfast.config import cost
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.loader import changed, uses_default_analyzer
 from skyfast.config.model import Config
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.flows.planner import names_in
+from skyfast.flows.plan import Names
 from skyfast.flows.selection import changed_fields
 from skyfast.pipeline import Parts, Shared
 from skyfast.runtime import logs, memory, systemd
 from skyfast.runtime.clock import Clock
-from skyfast.skydive.name_index import DefaultEmptyDict
 from skyfast.skydive.reporting_gap import SLACK_S, ReportingGap
 from skyfast.skydive.silence import Activity
 from skyfast.skydive.subscriptions import Subscriptions
@@ -52,6 +51,9 @@ EXPIRY_SLICE_S = 0.002
 
 EXPIRY_ROWS = 256
 """Rows to expire between two clock reads; takes about 0.1 ms."""
+
+RELABEL_FLOWS = 2_000
+"""Flows to relabel in one slice; takes a few milliseconds."""
 
 FULL_INTERVAL_S = 60.0
 """Minimum time between two log messages about a full table."""
@@ -111,8 +113,10 @@ class App:
         self._gap = ReportingGap()
         self._warned: tuple[float, float] | None = None
         self._activity = Activity()
+        self._renamed: deque[tuple[Names, Set[str]]] = deque()
+        self._has_renamed = asyncio.Event()
         self._shared = Shared(
-            stats=self.stats, clock=self.clock, activity=self._activity, relabel=self._relabel
+            stats=self.stats, clock=self.clock, activity=self._activity, relabel=self._rename
         )
         self._parts = pipeline.build(config, None, self._shared)
         self._poller = self._parts.poller
@@ -171,6 +175,7 @@ class App:
                     for name, part in (
                         ("subscriptions", self._subscribe()),
                         ("topology", self._poll()),
+                        ("relabel", self._relabel()),
                         ("expiry", self._expire()),
                         ("table limits", self._warn_when_full()),
                         ("history", self.status.run()),
@@ -304,10 +309,23 @@ class App:
         if self._polling is not None:
             self._polling.cancel()
 
-    def _relabel(self, lookup: DefaultEmptyDict, keys: Set[str]) -> None:
-        names = names_in(self._parts.plan, lookup)
-        if names is not None:
-            self._parts.table.relabel(names, iter(keys), MAX_ROWS)
+    def _rename(self, names: Names, keys: Set[str]) -> None:
+        """Relabel the flows with these keys soon."""
+        self._renamed.append((names, keys))
+        self._has_renamed.set()
+
+    async def _relabel(self) -> None:
+        """Move flows to the connections of their new names, in slices."""
+        while True:
+            await self._has_renamed.wait()
+            self._has_renamed.clear()
+            while self._renamed:
+                names, keys = self._renamed.popleft()
+                rest, are_left = iter(keys), True
+                while are_left:
+                    # A reload may replace the table in between: a new one has no outdated names.
+                    are_left = self._parts.table.relabel(names, rest, RELABEL_FLOWS)
+                    await asyncio.sleep(0)
 
     def _hold(self) -> None:
         """Hold the clock while reports may be missing."""

@@ -12,17 +12,21 @@ from skyfast._table import Table
 from skyfast.config.model import Config, TableLimits
 from skyfast.flows import filters
 from skyfast.flows.fields import FlowTypes, flow_types
-from skyfast.flows.plan import Plan
+from skyfast.flows.plan import Names, Plan
 from skyfast.flows.planner import make_plan
+from skyfast.flows.selection import ExportSelection
 from skyfast.runtime.clock import Clock
+from skyfast.skydive import name_poller
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.ingest import Ingest
 from skyfast.skydive.interfaces import Interfaces
-from skyfast.skydive.name_index import DefaultEmptyDict, NameIndex
+from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.report_checks import ReportChecker
 from skyfast.skydive.silence import Activity
-from skyfast.skydive.topology import NAMES_INTERVAL_S, TopologyPoller
-from skyfast.stats import Stats
+from skyfast.skydive.topology import TopologyPoller
+from skyfast.skydive.topology_client import Observer
+from skyfast.skydive.topology_queries import Query
+from skyfast.stats import NameStats, Stats
 from skyfast.web.cardinality import Cardinality
 from skyfast.web.exposition import ExpositionSource
 from skyfast.web.status import StatusSource
@@ -36,13 +40,15 @@ NAMES_WAIT_S = 5.0
 class Shared:
     """State that the parts of every configuration share, for the lifetime of the process.
 
-    ``relabel`` is called with the names that changed in the topology.
+    ``relabel`` is called with the names that changed in the topology, and ``observe_topology``
+    gets a copy of each response of the topology API.
     """
 
     stats: Stats
     clock: Clock
     activity: Activity
-    relabel: Callable[[DefaultEmptyDict, Set[str]], None]
+    relabel: Callable[[Names, Set[str]], None]
+    observe_topology: Callable[[Query], Observer] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,8 @@ class Parts:
             self.table.begin(shared.clock.now())
         self.interfaces.keep(**_interface_times(config))
         self.names.keep(_longest_s(config))
+        if self.names is not old.names:
+            stats.topology.names = None
         for rule in self.filtered.keys() & old.filtered.keys():
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
@@ -93,13 +101,17 @@ class Parts:
         stats.max_connections = self.config.limits.max_connections
         stats.max_flows = self.config.limits.max_flows
         stats.flow_memory_s = self.config.limits.flow_memory_s
+        if not name_poller.needed(self.config.export):
+            stats.topology.names = None
+        elif stats.topology.names is None:
+            stats.topology.names = NameStats()
 
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the topology's first response, if labels need it.
 
         Labels of a flow that arrives before its names would change immediately.
         """
-        if _has_names(self.plan):
+        if name_poller.needed(self.config.export):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(NAMES_WAIT_S):
                     await self.names.ready.wait()
@@ -126,8 +138,12 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     This blocks: it reads certificates. Raises ConfigError if they cannot be used.
     """
     export, stats, clock = config.export, shared.stats, shared.clock
-    # Names that are not polled any more are out of date.
-    names = old.names if old and _has_names(old.plan) else NameIndex(keep_s=_longest_s(config))
+    wanted = name_poller.needed(export)
+    names = (
+        old.names
+        if old and _has_same_names(old.config.export, export)
+        else NameIndex(keep_s=_longest_s(config), k8s_labels=export.k8s_labels)
+    )
     alike = old if old and old.config.export == export else None
     plan = alike.plan if alike else make_plan(export, names=names, shard=config.shard)
     types = flow_types(plan, also=filters.reads(config.filter))
@@ -146,8 +162,10 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         interfaces=interfaces,
         now=clock.now,
         stats=stats.topology,
-        names=names if _has_names(plan) else None,
+        names=names if wanted else None,
+        wanted=wanted,
         renamed=shared.relabel,
+        observe=shared.observe_topology,
     )
     ranking = (
         alike.ranking
@@ -221,8 +239,13 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     )
 
 
-def _has_names(plan: Plan) -> bool:
-    return any(column.lookup is not None for column in plan.columns)
+def _has_same_names(old: ExportSelection, new: ExportSelection) -> bool:
+    """Return whether the names of ``old`` are all that ``new`` needs.
+
+    Names that are not polled any more are out of date.
+    """
+    polled, wanted = name_poller.needed(old), name_poller.needed(new)
+    return bool(polled) and {*wanted} <= {*polled} and old.k8s_labels == new.k8s_labels
 
 
 def _table_limits(limits: TableLimits) -> dict[str, Any]:
@@ -246,7 +269,7 @@ def _interface_times(config: Config) -> dict[str, float]:
 def _longest_s(config: Config) -> float:
     """Return the retention time of names: the longest lifetime of a row without reports."""
     limits = config.limits
-    interval_s = config.topology.interfaces_interval_s or NAMES_INTERVAL_S
+    interval_s = config.topology.interfaces_interval_s or name_poller.INTERVAL_S
     return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)
 
 

@@ -90,13 +90,45 @@ TOPOLOGY_ERRORS = (
 
 HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other status except 200 is
 ``status``. ``malformed``: the response is not a JSON list. ``too_big``: it is longer than
-``topology.MAX_ANSWER_BYTES``.
+``topology_client.MAX_ANSWER_BYTES``.
 """
 
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
 """Reasons for not exporting a node of the latest response.
 
 ``out_of_range`` counts values, not nodes.
+"""
+
+NAME_SKIPS = (
+    "malformed",
+    "wrong_type",
+    "too_long",
+    "too_many",
+    "deleted",
+    "no_id",
+    "duplicate_id",
+    "duplicate_tid",
+    "edge_without_node",
+    "several_owners",
+    "ownership_ring",
+    "contradictory_pods",
+    "invalid_address",
+    "name_too_long",
+    "node_limit",
+    "edge_limit",
+    "address_limit",
+)
+"""Reasons for not using a node, edge or value of the topology for names.
+
+``too_many`` and ``too_long`` are nodes and edges over the limits of a response, the limits at the
+end are those of all responses together.
+"""
+
+LOOKUP_DROPS = ("ambiguous", "unknown")
+"""Lookups of names over a limit.
+
+* ``ambiguous``: the names of an ambiguous address were empty
+* ``unknown``: the analyzer was not asked for an unknown address
 """
 
 FLOW_UPDATE_S = 60.0
@@ -196,10 +228,35 @@ class ScrapeStats:
 
 
 @dataclass(slots=True, eq=False)
+class NameStats:
+    """The names of addresses and capture points, and how they were read.
+
+    ``addresses`` and ``nodes`` have names, ``ambiguous`` is the number of those addresses whose
+    names depend on the capture point, and ``unknown`` the number of addresses of recent flows that
+    have none. ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts
+    lookups over limits. The durations are those of the latest query of each kind, and of the latest
+    resolution of all names.
+    """
+
+    addresses: int = 0
+    nodes: int = 0
+    ambiguous: int = 0
+    unknown: int = 0
+    elements: int = 0
+    resolutions: int = 0
+    resolution_duration_s: float = 0.0
+    last_reading_timestamp_s: float = 0.0
+    skipped: dict[str, int] = field(default_factory=_zeros(NAME_SKIPS))
+    dropped: dict[str, int] = field(default_factory=_zeros(LOOKUP_DROPS))
+    query_duration_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
 class TopologyStats:
     """The counters of topology queries.
 
-    ``interfaces`` and ``skipped`` describe the latest response, so they are gauges.
+    ``interfaces`` and ``skipped`` describe the latest response, so they are gauges. ``names`` is
+    None unless labels need names.
     """
 
     answers: int = 0
@@ -208,6 +265,7 @@ class TopologyStats:
     skipped: dict[str, int] = field(default_factory=_zeros(INTERFACE_SKIPS))
     errors: dict[str, int] = field(default_factory=_zeros(TOPOLOGY_ERRORS))
     last_failure: Failure | None = None
+    names: NameStats | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -1481,7 +1481,8 @@ def interface_page(
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
     """Return labels with the names of a response of the topology API, by name.
 
-    Its interfaces have different ``TID`` and addresses.
+    It contains only interfaces, all of one host, so addresses have the name of that host. The
+    interfaces have different ``TID``.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:
@@ -1490,7 +1491,7 @@ def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
         hosts[data["TID"]] = (node["Host"],)
         types[data["TID"]] = (data["Type"],)
         for address in (data.get("IPV4") or []) + (data.get("IPV6") or []):
-            owners[address.partition("/")[0]] = (data["Name"],)
+            owners[address.partition("/")[0]] = (node["Host"],)
     return {
         name: looked_up(name, path, known)
         for name, path, known in (

@@ -1,17 +1,29 @@
-"""The cost of a configuration in series, for ``skyfast --check`` and the startup log."""
+"""The cost of a configuration in series and bytes, for ``skyfast --check`` and the startup log."""
 
 from collections.abc import Iterator
 from typing import Final, Literal
 
 from skyfast.config.loader import uses_default_analyzer
 from skyfast.config.model import Config, TableLimits
-from skyfast.flows.catalog import DIRECTION, LABELS_BY_NAME, METRICS_BY_NAME, UNBOUNDED_FIELDS
-from skyfast.flows.plan import FieldPath
-from skyfast.flows.planner import families
-from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
+from skyfast.flows.catalog import (
+    DIRECTION,
+    INTERFACE_LABELS,
+    LOCAL_LABELS,
+    METRICS_BY_NAME,
+    UNBOUNDED_FIELDS,
+)
+from skyfast.flows.planner import families, key_fields, shown_field
+from skyfast.flows.selection import ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 """Fields that identify the capture point: a conversation has separate flows at each."""
+
+
+CELL_BYTES: Final = 4
+"""Memory of a label value in a connection, and of a lookup key in a flow."""
+
+STRING_BYTES: Final = 72
+"""Memory of a different label value or key, up to 48 bytes long, with its share of an index."""
 
 
 def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
@@ -37,7 +49,7 @@ def double_counted(config: Config) -> list[str]:
         _where(view)
         for view in (export.main, *export.views)
         if any(_is_counted(metric) for metric in view.metrics)
-        and not any(_path(label) in _POINTS for label in view.labels)
+        and not any(shown_field(label) in _POINTS for label in view.labels)
     ]
 
 
@@ -63,6 +75,7 @@ def _lines(config: Config) -> Iterator[str]:
             yield f"Each connection costs up to {count} series, at most {most} in total:"
         for family in shown:
             yield f"  {len(family.values)} {family.name}"
+    yield from _names(export)
     for view in (export.main, *export.views):
         for label in view.labels:
             if reason := _unbounded_reason(label, config):
@@ -77,6 +90,30 @@ def _lines(config: Config) -> Iterator[str]:
         yield f"No analyzers are configured: skyfast subscribes to {default}."
 
 
+def _names(export: ExportSelection) -> Iterator[str]:
+    """Yield the memory and the queries that labels from the topology need, if there are any."""
+    chosen: list[LabelSpec] = []
+    bytes_ = []
+    for view in (export.main, *export.views):
+        if labels := [label for label in view.labels if key_fields(label)]:
+            chosen += labels
+            row = f"row of view {view.prefix}" if view.prefix else "connection"
+            bytes_.append(f"{CELL_BYTES * len(labels)} bytes per {row}")
+    if not chosen:
+        return
+    keys = {field for label in chosen for field in key_fields(label)}
+    bytes_.append(f"{CELL_BYTES * len(keys)} bytes per flow")
+    yield (
+        f"Labels from the topology take {', '.join(bytes_)}, and about {STRING_BYTES} bytes for"
+        " each different name, address or capture point."
+    )
+    others = {label.name for label in chosen} - INTERFACE_LABELS
+    nodes = ", namespaces, containers, VMs" if others else ""
+    if others - LOCAL_LABELS:
+        nodes += ", pods, workloads, services"
+    yield f"They need topology queries for interfaces{nodes}{' and edges' if others else ''}."
+
+
 def _where(view: ViewSpec) -> str:
     return f"view {view.prefix}" if view.prefix else "connections"
 
@@ -87,17 +124,8 @@ def _is_counted(metric: MetricSpec) -> bool:
     return metric.name == "flows" or METRICS_BY_NAME[metric.name].type == "counter"
 
 
-def _path(label: LabelSpec) -> FieldPath:
-    """Return the field that a label shows unchanged, or an empty path."""
-    if label.path is not None:
-        return label.path
-    known = LABELS_BY_NAME[label.name]
-    return () if known.lookup else known.path
-
-
 def _unbounded_reason(label: LabelSpec, config: Config) -> str:
     """Return why a label is unbounded, or an empty string."""
     if label.name in config.export.rewrite:
         return ""
-    path = LABELS_BY_NAME[label.name].path if label.path is None else label.path
-    return UNBOUNDED_FIELDS.get(path, "")
+    return UNBOUNDED_FIELDS.get(shown_field(label), "")

@@ -5,7 +5,9 @@ Functions named ``to_…`` convert YAML values to the data of `skyfast.flows.sel
 writes. `skyfast.config.views` and `skyfast.config.rules` use the same names.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
@@ -23,7 +25,16 @@ from skyfast.config.parsers import (
     unique_list_of,
 )
 from skyfast.config.yaml_nodes import YamlValue
-from skyfast.flows.catalog import LABEL_FIELDS, LABELS_BY_NAME, METRICS_BY_NAME, RUNNING_TOTALS
+from skyfast.flows.catalog import (
+    ADDRESS_NAMES,
+    ENDS,
+    LABEL_FIELDS,
+    LABELS,
+    LABELS_BY_NAME,
+    METRICS_BY_NAME,
+    NODE_NAMES,
+    RUNNING_TOTALS,
+)
 from skyfast.flows.fields import FIELDS, PATHS
 from skyfast.flows.plan import FieldPath
 from skyfast.flows.selection import Fold, LabelSpec, Mask, MetricSpec, RewriteSpec
@@ -31,23 +42,44 @@ from skyfast.text_format import MetricType, is_name
 
 
 def to_label(value: YamlValue) -> LabelSpec:
-    """Accept the name of a known label, or ``{name: …, path: …}``."""
+    """Accept the name of a known label, ``{name: …, path: …}`` or ``{name: …, k8s_label: …}``."""
     if not isinstance(value, dict):
-        return LabelSpec(name=_known(parse_str(value), LABELS_BY_NAME, "label"))
+        return LabelSpec(name=_known_label(parse_str(value)))
+    of_pods = any(key.lower() == "k8s_label" for key in value)
     nodes = mapping_of(
-        value, known=("name", "path"), required=("name", "path"), what="a label with name and path"
+        value,
+        known=("name", "path", "k8s_label"),
+        required=("name", "k8s_label" if of_pods else "path"),
+        what="a label with name and path, or with name and k8s_label",
     )
+    if of_pods and "path" in nodes:
+        raise InvalidValue("has both path and k8s_label", value)
     entries = Entries(nodes)
+    if of_pods:
+        name = entries.of("name", _to_pod_label)
+        key = entries.of("k8s_label", _to_k8s_label)
+        entries.check()
+        return LabelSpec(name=name, k8s_label=key)
     name = entries.of("name", _to_own_label)
     path = entries.of("path", _to_label_path)
     entries.check()
     return LabelSpec(name=name, path=path)
 
 
+def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
+    """Return the labels that an entry adds: two for a label of pods without a prefix, else one."""
+    if not label.k8s_label or label.name.startswith(_PREFIXES):
+        return (label,)
+    return tuple(replace(label, name=f"{prefix}{label.name}") for prefix in _PREFIXES)
+
+
+_PREFIXES = tuple(f"{end}_" for end in ENDS)
+
+
 def to_metric(value: YamlValue) -> MetricSpec:
     """Accept the name of a known metric, or ``{name: …, value: …, type: …, help: …}``."""
     if not isinstance(value, dict):
-        return MetricSpec(name=_known(parse_str(value), METRICS_BY_NAME, "metric"))
+        return MetricSpec(name=_known_metric(parse_str(value)))
     nodes = mapping_of(
         value,
         known=("name", "value", "type", "help"),
@@ -64,20 +96,67 @@ def to_metric(value: YamlValue) -> MetricSpec:
     return MetricSpec(name=name, paths=paths, type=kind, help=help_)
 
 
-def _known(text: str, names: Mapping[str, object], kind: str) -> str:
-    if text not in names:
-        raise InvalidValue(f"is not a known {kind}; {suggestion(text, names)}", text)
+def _known_label(text: str) -> str:
+    if text not in LABELS_BY_NAME:
+        advice = suggestion(text, LABELS_BY_NAME, otherwise=f"expected one of {_ALL_LABELS}")
+        raise InvalidValue(f"is not a known label; {advice}", text)
+    return text
+
+
+_ALL_LABELS = "; ".join(
+    [
+        ", ".join(label.name for label in LABELS if label.lookup in ("", "classification")),
+        f"node_ with {', '.join(NODE_NAMES)}",
+        f"{' or '.join(_PREFIXES)} with {', '.join(ADDRESS_NAMES)}",
+    ]
+)
+
+
+def _known_metric(text: str) -> str:
+    if text not in METRICS_BY_NAME:
+        raise InvalidValue(f"is not a known metric; {suggestion(text, METRICS_BY_NAME)}", text)
     return text
 
 
 def _to_own_label(value: YamlValue) -> str:
+    text = _to_label_name(value)
+    if text in LABELS_BY_NAME:
+        raise InvalidValue("is a known label: write it without a path", text)
+    return text
+
+
+def _to_pod_label(value: YamlValue) -> str:
+    text = _to_label_name(value)
+    for label in for_each_end(LabelSpec(name=text, k8s_label=text)):
+        if label.name in LABELS_BY_NAME:
+            problem = "is" if label.name == text else f"adds {label.name}, which is"
+            raise InvalidValue(f"{problem} a known label: choose another name", text)
+    return text
+
+
+def _to_label_name(value: YamlValue) -> str:
     text = parse_str(value)
     if not is_name(text) or text.startswith("__"):
         raise InvalidValue(
             "is not a label name: use letters, digits and _, not starting with a digit or __", text
         )
-    if text in LABELS_BY_NAME:
-        raise InvalidValue("is a known label: write it without a path", text)
+    return text
+
+
+_K8S_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_K8S_LABEL = re.compile(
+    rf"(?:(?=[^/]{{1,253}}/){_DNS_LABEL}(?:\.{_DNS_LABEL})*/)?{_K8S_NAME}", re.ASCII
+)
+"""A label key of Kubernetes: a name, or a DNS name, a slash and a name."""
+
+
+def _to_k8s_label(value: YamlValue) -> str:
+    text = parse_str(value)
+    if not _K8S_LABEL.fullmatch(text):
+        raise InvalidValue(
+            "is not a label key of Kubernetes, such as team or app.kubernetes.io/name", text
+        )
     return text
 
 
@@ -135,10 +214,15 @@ to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 
 def show_labels(labels: Sequence[LabelSpec]) -> list[object]:
     """Return the value that `to_labels` converts to ``labels``."""
-    return [
-        label.name if label.path is None else {"name": label.name, "path": ".".join(label.path)}
-        for label in labels
-    ]
+    return [_show_label(label) for label in labels]
+
+
+def _show_label(label: LabelSpec) -> object:
+    if label.k8s_label:
+        return {"name": label.name, "k8s_label": label.k8s_label}
+    if label.path is not None:
+        return {"name": label.name, "path": ".".join(label.path)}
+    return label.name
 
 
 def show_metrics(metrics: Sequence[MetricSpec]) -> list[object]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from skyfast.config.model import Config, Note, Topology
-from skyfast.flows.catalog import ENDPOINTS, LABELS_BY_NAME, PROTOCOL
+from skyfast.flows.catalog import ENDPOINTS, PROTOCOL
+from skyfast.flows.planner import shown_field
 from skyfast.flows.selection import Shard, ViewSpec
 
 MAX_SHARDS: Final = 1024
@@ -67,12 +68,5 @@ def _overlaps(config: Config) -> Iterator[str]:
 
 def _tells_apart(view: ViewSpec, config: Config) -> bool:
     """Return whether connections with the same labels always belong to one shard."""
-    paths = set()
-    for label in view.labels:
-        if label.name in config.export.rewrite:
-            continue
-        if label.path is not None:
-            paths.add(label.path)
-        elif not LABELS_BY_NAME[label.name].lookup:
-            paths.add(LABELS_BY_NAME[label.name].path)
+    paths = {shown_field(label) for label in view.labels if label.name not in config.export.rewrite}
     return paths >= {*ENDPOINTS, PROTOCOL}

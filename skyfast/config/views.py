@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast
 
 from skyfast._table import MAX_COLUMNS, MAX_VALUES, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES, MAX_VIEWS
-from skyfast.config.labels import show_labels, show_metrics, to_labels, to_metric_name, to_metrics
+from skyfast.config.labels import (
+    for_each_end,
+    show_labels,
+    show_metrics,
+    to_labels,
+    to_metric_name,
+    to_metrics,
+)
 from skyfast.config.parsers import (
     Entries,
     bounded_list_of,
@@ -18,9 +25,9 @@ from skyfast.config.parsers import (
     show_seconds,
 )
 from skyfast.config.yaml_nodes import YamlValue
-from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES, LABELS_BY_NAME
-from skyfast.flows.plan import FlowCount
-from skyfast.flows.planner import families
+from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES
+from skyfast.flows.plan import FieldPath, FlowCount
+from skyfast.flows.planner import families, key_fields
 from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -133,15 +140,13 @@ def _resolve_view(
 ) -> ViewEntry:
     view = entry.choice
     split = view.direction == "split"
-    names = [label.name for label in view.labels]
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            raise ViewError("is already the name of another label", number, ("labels", i, "name"))
+    labels = _labels(view, number)
+    names = [label.name for label in labels]
     if DIRECTION in names and not split:
         raise ViewError(
             f"cannot be a label with {DIRECTION}: sum",
             number,
-            ("labels", names.index(DIRECTION)),
+            ("labels", view.labels.index(LabelSpec(name=DIRECTION))),
         )
     if names == [DIRECTION]:
         raise ViewError("contains no label other than direction", number, ("labels",))
@@ -159,10 +164,23 @@ def _resolve_view(
         problem = f"is less than connection_timeout + connection_grace, {least_timeout_s:g}"
         raise ViewError(problem, number, ("timeout",))
     timeout_s = entry.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
-    labels = view.labels
     if split and DIRECTION not in names:
-        labels = (*labels, LabelSpec(name=DIRECTION))
-    return ViewEntry(choice=replace(view, labels=labels), timeout_s=timeout_s)
+        labels.append(LabelSpec(name=DIRECTION))
+    return ViewEntry(choice=replace(view, labels=tuple(labels)), timeout_s=timeout_s)
+
+
+def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
+    """Return the labels that the entries of a view add; their names must be different."""
+    labels: dict[str, LabelSpec] = {}
+    for i, entry in enumerate(view.labels):
+        for label in for_each_end(entry):
+            if label.name in labels:
+                problem = "is already the name of another label"
+                if label != entry:
+                    problem = f"adds the label {label.name}, which already exists"
+                raise ViewError(problem, number, ("labels", i, "name"))
+            labels[label.name] = label
+    return list(labels.values())
 
 
 def _check_names(views: Sequence[ViewSpec], *, naming: str) -> None:
@@ -202,7 +220,8 @@ def _metric_error(problem: str, view: int, i: int, *, other: ViewError | None = 
 
 def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
     """Reject views that exceed the limits of the table."""
-    labels: dict[LabelSpec, int] = {}
+    labels: set[LabelSpec] = set()
+    keys: set[FieldPath] = set()
     values: set[object] = set()
     for number, view in enumerate(views):
         own_labels = [label for label in view.labels if label.name != DIRECTION]
@@ -219,18 +238,15 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 f"has more than {MAX_VIEW_VALUES} values; a counter of two directions counts twice"
             )
             raise ViewError(problem, number, ("metrics",))
-        labels |= {label: 2 if _is_dynamic(label) else 1 for label in own_labels}
-        if sum(labels.values()) > MAX_COLUMNS:
-            problem = (
-                f"and the preceding views have more than {MAX_COLUMNS} different labels;"
-                " a topology label counts twice"
-            )
+        labels |= {*own_labels}
+        keys |= {field for label in own_labels for field in key_fields(label)}
+        if len(labels) + len(keys) > MAX_COLUMNS:
+            problem = f"and the preceding views have more than {MAX_COLUMNS} different labels"
+            if keys:
+                fields = " and ".join(".".join(field) for field in sorted(keys))
+                problem += f"; names from the topology add {len(keys)}, for {fields}"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
         if len(values) > MAX_VALUES:
             problem = f"and the preceding views have more than {MAX_VALUES} different values"
             raise ViewError(problem, number, ("metrics",))
-
-
-def _is_dynamic(label: LabelSpec) -> bool:
-    return label.path is None and LABELS_BY_NAME[label.name].lookup not in ("", "classification")

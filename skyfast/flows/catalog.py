@@ -5,6 +5,7 @@
 Skydive's ``flow.proto`` describes the fields.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -38,16 +39,17 @@ Cardinality = Literal["low", "medium", "unbounded"]
 class LabelDef:
     """A label that can be selected by name.
 
-    ``path`` is its field, or empty if it does not come from a single field. ``lookup`` is the
-    mapping of `skyfast.flows.planner.NameSource` that maps the field to the label value, or
-    ``classification``.
+    ``path`` is its field, or empty if it does not come from a single field. ``lookup`` is
+    ``classification``, or the mapping of `skyfast.flows.planner.NameSource` that maps the field to
+    a tuple of names; the label value is element ``index`` of it.
     """
 
     name: str
     path: FieldPath
     cardinality: Cardinality
     help: str
-    lookup: Literal["", "classification", "node_name", "node_host", "node_type", "owner"] = ""
+    lookup: Literal["", "classification", "addresses", "nodes"] = ""
+    index: int = 0
 
 
 INITIATOR_IP: Final = ("Network", "A")
@@ -56,6 +58,90 @@ INITIATOR_PORT: Final = ("Transport", "A")
 TARGET_PORT: Final = ("Transport", "B")
 PROTOCOL: Final = ("Transport", "Protocol")
 NODE_TID: Final = ("NodeTID",)
+
+ADDRESS_NAMES: Final = (
+    *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
+)
+"""The names of an address, in the order of the tuples in `NameSource.addresses`.
+
+They are followed by the values of the pod labels in `ExportSelection.k8s_labels`."""
+
+NODE_NAMES: Final = (
+    *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
+)
+"""The names of a capture point, in the order of the tuples in `NameSource.nodes`."""
+
+INTERFACE_LABELS: Final = frozenset({"node_name", "node_host", "node_type"})
+"""The labels with names that only need the interfaces of the topology."""
+
+LOCAL_LABELS: Final = frozenset({"node_netns", "node_container"})
+"""The labels that need namespaces and containers, but nothing of Kubernetes."""
+
+ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
+"""The two ends of a flow, as prefixes of label names, and the fields with their addresses."""
+
+_Name = tuple[Cardinality, str]
+
+_ADDRESS_HELP: Final[dict[str, _Name]] = {
+    "name": (
+        "medium",
+        "the first known name of the {end}: service, workload, container, VM, netns or host",
+    ),
+    "host": ("low", "the host of the {end}'s address"),
+    "namespace": ("low", "the Kubernetes namespace of the {end}'s pod or service"),
+    "pod": ("medium", "the {end}'s pod; most pods get a new name when they are replaced"),
+    "workload": (
+        "medium",
+        "the Deployment, StatefulSet, DaemonSet, CronJob or other owner of the {end}'s pod",
+    ),
+    "workload_kind": ("low", "the kind of the workload, such as `Deployment` or `StaticPod`"),
+    "container": ("medium", "the {end}'s container, if its pod has only one"),
+    "service": (
+        "medium",
+        "the Kubernetes service with the {end}'s address, or the only one that selects the pod",
+    ),
+}
+
+_NODE_HELP: Final[dict[str, _Name]] = {
+    "name": ("medium", "the name of the interface, from the topology"),
+    "host": ("low", "the host of the interface, from the topology"),
+    "type": ("low", "the type of the interface, from the topology"),
+    "netns": (
+        "medium",
+        "the network namespace of the interface; empty for the host's own namespace",
+    ),
+    "namespace": ("low", "the Kubernetes namespace of the interface's pod"),
+    "pod": ("medium", "the pod that has the interface"),
+    "workload": ("medium", "the workload of this pod"),
+    "container": ("medium", "the container that has the interface, if it is only one"),
+}
+
+
+def _address_labels(end: str, path: FieldPath) -> Iterator[LabelDef]:
+    for index, name in enumerate(ADDRESS_NAMES):
+        cardinality, text = _ADDRESS_HELP[name]
+        yield LabelDef(
+            name=f"{end}_{name}",
+            path=path,
+            cardinality=cardinality,
+            help=text.format(end=end),
+            lookup="addresses",
+            index=index,
+        )
+
+
+def _node_labels() -> Iterator[LabelDef]:
+    for index, name in enumerate(NODE_NAMES):
+        cardinality, text = _NODE_HELP[name]
+        yield LabelDef(
+            name=f"node_{name}",
+            path=NODE_TID,
+            cardinality=cardinality,
+            help=text,
+            lookup="nodes",
+            index=index,
+        )
+
 
 LABELS: Final[tuple[LabelDef, ...]] = (
     LabelDef(
@@ -169,41 +255,8 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         cardinality="low",
         help="the ICMP type, such as `ECHO`; empty for other protocols",
     ),
-    LabelDef(
-        name="node_name",
-        path=NODE_TID,
-        cardinality="medium",
-        help="the name of the interface, from the topology",
-        lookup="node_name",
-    ),
-    LabelDef(
-        name="node_host",
-        path=NODE_TID,
-        cardinality="low",
-        help="the host of the interface, from the topology",
-        lookup="node_host",
-    ),
-    LabelDef(
-        name="node_type",
-        path=NODE_TID,
-        cardinality="low",
-        help="the type of the interface, from the topology",
-        lookup="node_type",
-    ),
-    LabelDef(
-        name="initiator_name",
-        path=INITIATOR_IP,
-        cardinality="medium",
-        help="the node that has the initiator's address, from the topology",
-        lookup="owner",
-    ),
-    LabelDef(
-        name="target_name",
-        path=TARGET_IP,
-        cardinality="medium",
-        help="the node that has the target's address, from the topology",
-        lookup="owner",
-    ),
+    *_node_labels(),
+    *(label for end in ENDS for label in _address_labels(end, ENDS[end])),
 )
 """All labels that can be selected by name."""
 

@@ -4,12 +4,13 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from skyfast.flows.catalog import (
+    ADDRESS_NAMES,
     DIRECTION,
     ENDPOINTS,
+    ENDS,
     INITIATOR_IP,
     INITIATOR_PORT,
     LABELS_BY_NAME,
@@ -32,6 +33,7 @@ from skyfast.flows.plan import (
     Gauge,
     LabelMapper,
     Lookup,
+    Names,
     Plan,
     Requirement,
     Share,
@@ -52,47 +54,23 @@ from skyfast.text_format import MetricType
 
 
 class NameSource(Protocol):
-    """Names of nodes in the topology; unknown nodes have an empty name.
+    """Names from the topology; unknown ones are empty.
 
-    ``owner`` maps an address, the others map a ``NodeTID``.
+    ``addresses`` maps an address to the names in `ADDRESS_NAMES`, followed by the values of
+    `ExportSelection.k8s_labels`. The names of an ambiguous address depend on the other address and
+    the capture point. ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
     """
 
     @property
-    def node_name(self) -> Mapping[str, str]: ...
+    def addresses(self) -> Names: ...
     @property
-    def node_host(self) -> Mapping[str, str]: ...
-    @property
-    def node_type(self) -> Mapping[str, str]: ...
-    @property
-    def owner(self) -> Mapping[str, str]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class SingleNames:
-    """Names of a single label, from a mapping that accepts every key."""
-
-    mapping: Mapping[str, str]
-
-    def __getitem__(self, key: str) -> tuple[str]:
-        return (self.mapping[key],)
-
-    def resolve(self, key: str, other: str, point: str) -> tuple[str]:
-        raise NotImplementedError("no key is ambiguous")
-
-
-def names_in(plan: Plan, mapping: Mapping[str, str]) -> SingleNames | None:
-    """Return the names from ``mapping`` in the plan's lookups; None if there are none."""
-    for column in plan.columns:
-        names = column.lookup and column.lookup.names
-        if isinstance(names, SingleNames) and names.mapping is mapping:
-            return names
-    return None
+    def nodes(self) -> Names: ...
 
 
 def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALONE) -> Plan:
     """Return the plan for the selection ``export`` and the flows of ``shard``.
 
-    Topology labels come from ``names``. Views with the same label share its column.
+    Labels from the topology come from ``names``. Views with the same label share its column.
     """
     columns = _Columns(export, names)
     return Plan(
@@ -133,14 +111,56 @@ _CONVERSATION: Final = Conversation(
 )
 
 
+def shown_field(label: LabelSpec) -> FieldPath:
+    """Return the field whose value a label has, or an empty path if it has another value.
+
+    Rewrites are not taken into account.
+    """
+    if label.path is not None:
+        return label.path
+    known = LABELS_BY_NAME[label.name] if label.is_known else None
+    return known.path if known and not known.lookup else ()
+
+
+_CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = {
+    INITIATOR_IP: (TARGET_IP, NODE_TID),
+    TARGET_IP: (INITIATOR_IP, NODE_TID),
+    NODE_TID: (),
+}
+"""The keys of lookups in the topology, each with the fields that resolve an ambiguous key."""
+
+
+def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
+    """Return the fields that the lookup of a label in the topology uses; none for other labels.
+
+    The table stores them for each flow, once for all labels.
+    """
+    key = _key(label)
+    return (key, *_CONTEXTS[key]) if key else ()
+
+
+def _key(label: LabelSpec) -> FieldPath:
+    """Return the field that is looked up in the topology, or an empty path."""
+    if label.k8s_label:
+        return ENDS[label.name.partition("_")[0]]
+    known = LABELS_BY_NAME[label.name] if label.is_known else None
+    return known.path if known and known.lookup in ("addresses", "nodes") else ()
+
+
 class _Columns:
     """Creates the columns, one for each label."""
 
     def __init__(self, export: ExportSelection, names: NameSource) -> None:
         self._export = export
-        self._names = names
         self._made: dict[LabelSpec, Column] = {}
-        self._single: dict[str, SingleNames] = {}
+        self._lookups = {
+            key: Lookup(
+                names=names.nodes if key == NODE_TID else names.addresses,
+                key=key,
+                context=context,
+            )
+            for key, context in _CONTEXTS.items()
+        }
 
     def __getitem__(self, label: LabelSpec) -> Column:
         if label not in self._made:
@@ -150,6 +170,9 @@ class _Columns:
     def _make(self, label: LabelSpec) -> Column:
         if label.path is not None:
             return Column(name=label.name, path=label.path)
+        if key := _key(label):
+            index = self._index(label)
+            return Column(name=label.name, path=key, lookup=self._lookups[key], index=index)
         known = LABELS_BY_NAME[label.name]
         if known.lookup == "classification":
             return Column(
@@ -158,17 +181,16 @@ class _Columns:
                 rewrite=classifier(self._export.cluster_net_masks),
                 reads=Classifier.READS,
             )
-        if known.lookup:
-            names = self._single.setdefault(
-                known.lookup, SingleNames(getattr(self._names, known.lookup))
-            )
-            lookup = Lookup(names=names, key=known.path)
-            return Column(name=known.name, path=known.path, lookup=lookup)
         export = self._export
         if known.path == PROTOCOL and (export.include_icmp or export.include_other):
             rewrite = FlowProtocol(other=export.include_other)
             return Column(name=known.name, path=(), rewrite=rewrite, reads=rewrite.reads)
         return Column(name=known.name, path=known.path, rewrite=self._rewrite(known.name))
+
+    def _index(self, label: LabelSpec) -> int:
+        if label.k8s_label:
+            return len(ADDRESS_NAMES) + self._export.k8s_labels.index(label.k8s_label)
+        return LABELS_BY_NAME[label.name].index
 
     def _rewrite(self, name: str) -> LabelMapper | None:
         wanted = self._export.rewrite.get(name)

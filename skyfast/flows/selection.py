@@ -24,10 +24,20 @@ TAGS = ("internal", "ingress", "egress", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSpec:
-    """A label: a known one if ``path`` is None, else the value at ``path`` in a flow."""
+    """A label: a known one, or the value at ``path`` in a flow, or a label of pods.
+
+    ``k8s_label`` is the key of the pods' label. ``name`` then starts with ``initiator_`` or
+    ``target_``, the end that has the pod; otherwise it stands for two labels, one for each end.
+    """
 
     name: str
     path: FieldPath | None = None
+    k8s_label: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the label is one of `skyfast.flows.catalog.LABELS`."""
+        return self.path is None and not self.k8s_label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +108,13 @@ class ExportSelection:
     deduplicate: Literal["none", "first"]
     naming: Literal["compatible", "standard"]
     cluster_net_masks: tuple[Network, ...]
+
+    @property
+    def k8s_labels(self) -> tuple[str, ...]:
+        """The keys of the pods' labels that are exported, sorted and without duplicates."""
+        views = (self.main, *self.views)
+        keys = {label.k8s_label for view in views for label in view.labels if label.k8s_label}
+        return tuple(sorted(keys))
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:

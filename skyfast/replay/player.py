@@ -22,7 +22,7 @@ from skyfast.config.endpoint import SUBSCRIBER_PATH, Endpoint
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay.recording import Playback, ScheduledMessage, for_namespaces
 from skyfast.runtime.logs import printable
-from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES
+from skyfast.skydive.topology_queries import INTERFACES, NAMED_INTERFACES
 
 PING_INTERVAL_S: Final = 2.0
 """Interval of the pings to subscribers: the default of ``http.ws.ping_delay``."""
@@ -205,7 +205,7 @@ class _Analyzer:
             asked = msgspec.json.decode(await request.read(), type=dict[str, str])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise web.HTTPBadRequest from None
-        if asked.get("GremlinQuery") not in {QUERY, QUERY_WITH_NAMES}:
+        if asked.get("GremlinQuery") not in {INTERFACES.gremlin, NAMED_INTERFACES.gremlin}:
             raise web.HTTPBadRequest(text="a replayed analyzer supports only skyfast's own queries")
         response = web.Response(
             body=msgspec.json.encode(self._topology()),

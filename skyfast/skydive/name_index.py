@@ -1,215 +1,404 @@
-"""Looks up the topology's names of interfaces and addresses.
+"""Maps addresses and capture points to their names in the topology.
 
-:class:`NameIndex` has no clock and no socket: its inputs are nodes and ``now``. It updates mappings
-and returns the changes. The content comes from analyzers, so all sizes are bounded.
+:class:`NameIndex` has no clock and no socket: its inputs are resolutions and ``now``. It updates
+mappings that the table uses as `skyfast.flows.plan.Names`, and returns the changed keys. The
+content comes from analyzers and flows, so all sizes are bounded.
 """
 
 import asyncio
-from collections.abc import Container, Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from skyfast.flows import addresses
-from skyfast.skydive.topology_nodes import Node
-
-MAX_NODES: Final = 50_000
-"""Maximum number of nodes used of a response, which has space for about 20,000 real ones."""
-
-MAX_ADDRESSES: Final = 100_000
-"""Maximum number of addresses used of a response."""
+from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
+from skyfast.flows.plan import Names
+from skyfast.skydive.name_resolver import (
+    Candidate,
+    CapturePoint,
+    Networks,
+    Resolution,
+    choose,
+)
+from skyfast.stats import LOOKUP_DROPS
 
 MAX_NAMES: Final = 100_000
 """Maximum entries of a mapping, including those that are kept after they disappeared."""
 
-MAX_NAME_CHARS: Final = 256
-"""Maximum characters of a name, host, type or node ID; longer ones are ignored."""
+MAX_TRIPLES: Final = 50_000
+"""Maximum number of cached names of ambiguous addresses; other ambiguous addresses have none."""
 
+PRUNE_INTERVAL_S: Final = 300.0
+"""Minimum time between two removals of cached names that flows may not have any more."""
 
-class DefaultEmptyDict(dict[str, str]):
-    """A dict that returns an empty string for missing keys."""
+MAX_UNKNOWN: Final = 20_000
+"""Maximum number of unknown addresses that wait for a query, and of those that were queried.
 
-    __slots__ = ()
+The queries of a minute have 15,000."""
 
-    def __missing__(self, key: str) -> str:
-        return ""
+MISS_S: Final = 60.0
+"""Time for which an address that no pod has is not queried again."""
+
+MAX_ADDRESS_CHARS: Final = 45
+"""Maximum length of an IP address; longer values are not queried."""
+
+Triple = tuple[str, str, str]
+"""An ambiguous address, the other address of a flow, and its capture point."""
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
-class _Update:
-    """The changes of a mapping. ``gone`` has the keys that responses lack, and since when."""
+class _Update(Generic[V]):
+    """The changes of a mapping. ``gone`` has the keys that resolutions lack, and since when."""
 
-    changed: Mapping[str, str]
+    changed: Mapping[str, V]
     leaving: Set[str]
     gone: Mapping[str, float]
+
+    @property
+    def keys(self) -> set[str]:
+        return {*self.changed, *self.leaving}
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What ambiguous addresses are resolved with."""
+
+    candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
+    points: Mapping[str, CapturePoint] = field(default_factory=dict)
+    networks: Mapping[str, Networks] = field(default_factory=dict)
+
+    def choose(self, triple: Triple) -> tuple[str, ...] | None:
+        address, other, point = triple
+        return choose(
+            self.candidates[address],
+            other,
+            self.points.get(point),
+            self.networks,
+            address=address,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The changes caused by a response. ``left_out`` counts nodes and addresses over the limits."""
+    """The changes caused by a resolution, for `NameIndex.apply`.
 
-    updates: tuple[_Update, ...]
+    ``left_out`` counts entries over the limits.
+    """
+
+    nodes: _Update[tuple[str, ...]]
+    addresses: _Update[tuple[str, ...] | None]
+    context: _Context
+    triples: dict[Triple, tuple[str, ...]]
+    """The cached names that are still valid, and those that were chosen anew."""
+    compared: int
+    """The number of cached names that were compared; later ones are dropped."""
+    affected: Set[str]
+    """Ambiguous addresses with a triple whose names change, or are not cached any more."""
+    pruned_at: float | None
     left_out: int
 
 
+class NodeNames(dict[str, tuple[str, ...]]):
+    """The names of capture points, by ``NodeTID``, in the order of `NODE_NAMES`."""
+
+    __slots__ = ()
+
+    EMPTY: Final = ("",) * len(NODE_NAMES)
+
+    def __missing__(self, key: str) -> tuple[str, ...]:
+        return self.EMPTY
+
+    def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
+        """Return the names, which do not depend on the context."""
+        return self[key]
+
+
+class AddressNames(dict[str, tuple[str, ...] | None]):
+    """The names of addresses in Go's notation, in the order of `ADDRESS_NAMES`.
+
+    They are followed by the values of the pod labels. The names of an ambiguous address are None;
+    `resolve` then chooses by the context, and caches the result. Addresses that are looked up and
+    unknown are noted if ``notes_unknown`` is set.
+    """
+
+    __slots__ = ("_context", "_missed", "_overflowed", "_triples", "_unknown", "dropped", "empty")
+
+    def __init__(self, size: int) -> None:
+        """Start without names; tuples have ``size`` strings."""
+        super().__init__()
+        self.empty = ("",) * size
+        self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
+        """Lookups over the limits, by kind."""
+        self._context = _Context()
+        self._triples: dict[Triple, tuple[str, ...]] = {}
+        self._overflowed = False
+        self._unknown: dict[str, None] = {}
+        self._missed: dict[str, float] = {}
+
+    def __missing__(self, key: str) -> tuple[str, ...]:
+        if key not in self._missed and key not in self._unknown and key:
+            if len(self._unknown) < MAX_UNKNOWN and len(key) <= MAX_ADDRESS_CHARS:
+                self._unknown[key] = None
+            else:
+                self.dropped["unknown"] += 1
+        return self.empty
+
+    def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
+        """Return the names of ``key`` in a flow with ``other`` at ``point``; empty if ambiguous."""
+        triple = key, other, point
+        names = self._triples.get(triple)
+        if names is not None:
+            return names
+        if key not in self._context.candidates:
+            return self.get(key) or self.empty
+        if len(self._triples) >= MAX_TRIPLES:
+            self.dropped["ambiguous"] += 1
+            self._overflowed = True
+            return self.empty
+        names = self._triples[triple] = self._context.choose(triple) or self.empty
+        return names
+
+    @property
+    def unknown(self) -> int:
+        """The number of unknown addresses that were looked up recently."""
+        return len(self._unknown) + len(self._missed)
+
+    def take_unknown(self, now: float, count: int) -> list[str]:
+        """Return up to ``count`` unknown addresses to query.
+
+        They are not noted again until `MISS_S` after ``now``, in seconds.
+        """
+        self._forget(now)
+        taken: list[str] = []
+        while self._unknown and len(taken) < count:
+            address = next(iter(self._unknown))
+            del self._unknown[address]
+            if address not in self:  # it may be known by now
+                self._missed[address] = now
+                taken.append(address)
+        return taken
+
+    def has_misses(self, now: float) -> bool:
+        """Return whether an unknown address was queried within the last `MISS_S`."""
+        self._forget(now)
+        return bool(self._missed)
+
+    def _forget(self, now: float) -> None:
+        """Forget addresses that may be queried again."""
+        missed = self._missed
+        old = [address for address, since in missed.items() if now - since >= MISS_S]
+        excess = islice(missed, max(0, len(missed) - MAX_UNKNOWN))
+        for address in {*old, *excess}:
+            del missed[address]
+
+
 class NameIndex:
-    """The topology's names, as mappings from fields of flows.
+    """The topology's names of addresses and capture points.
 
-    The keys of ``node_name``, ``node_host`` and ``node_type`` are ``NodeTID`` values. The keys of
-    ``owner`` are IP addresses as Go formats them, and its values are the names of the interfaces
-    with these addresses:
-
-    * If all interfaces with the address have the same name (``lo``, ``docker0``), that name.
-    * If all are on one host (a bridge and its port, network namespaces), the alphabetically first
-      name, so that the order of the response does not matter.
-    * Otherwise none, because the owner is ambiguous: link-local addresses that several hosts have
-      under different names, a virtual address while it moves.
-
-    Changed and new entries apply at once. If responses lack an entry, because the node was deleted
-    or because an analyzer that has just started does not know it yet, the entry stays for
-    ``keep_s`` and is removed by the first response after that. Without responses, all entries stay.
+    Changed and new entries apply at once. If resolutions lack an entry, because the node was
+    deleted or because an analyzer that has just started does not know it yet, the entry stays for
+    ``keep_s`` and is removed by the first resolution after that. Without resolutions, all entries
+    stay.
 
     Only :meth:`apply` changes the mappings, in place. The thread that calls it may use them at any
     time.
     """
 
-    def __init__(self, *, keep_s: float) -> None:
+    def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:
         """Start without names. Needs no event loop.
 
         ``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
+        ``k8s_labels`` are the keys of the pod labels that follow the names of addresses.
         """
-        self._name_maps = tuple(_NameMap(keep_s) for _ in range(4))
-        self.node_name, self.node_host, self.node_type, self.owner = (
-            name_map.lookup for name_map in self._name_maps
-        )
+        self.k8s_labels = k8s_labels
+        self.nodes = NodeNames()
+        self.addresses = AddressNames(len(ADDRESS_NAMES) + len(k8s_labels))
         self.ready = asyncio.Event()
-        """Set when the first response has been applied."""
+        """Set when the first resolution has been applied."""
+        self.ambiguous = 0
+        """The number of ambiguous addresses."""
+        self._keep_s = keep_s
+        self._gone_nodes: Mapping[str, float] = {}
+        self._gone_addresses: Mapping[str, float] = {}
+        self._pruned_at: float | None = None
 
     def keep(self, keep_s: float) -> None:
         """Set how long entries are kept after they disappeared."""
-        for name_map in self._name_maps:
-            name_map.keep_s = keep_s
+        self._keep_s = keep_s
 
-    def compare(self, nodes: Iterable[Node], now: float) -> Changes:
-        """Return the changes that ``nodes``, the whole topology at ``now``, cause.
+    def compare(self, resolution: Resolution, now: float) -> Changes:
+        """Return the changes that ``resolution``, of the whole topology at ``now``, causes.
 
         Modifies nothing. Any thread may call it unless another is in :meth:`apply`.
         """
-        rest = iter(nodes)
-        taken = list(islice(rest, MAX_NODES))
-        by_tid: dict[str, Node] = {}
-        for node in taken:
-            # Flows cannot distinguish two nodes with the same TID; the choice must be stable.
-            if node.tid and (node.tid not in by_tid or _rank(node) < _rank(by_tid[node.tid])):
-                by_tid[node.tid] = node
-        owners, left_out = _owners(taken, known=self.owner)
-        current = (
-            _usable((tid, node.metadata.name) for tid, node in by_tid.items()),
-            _usable((tid, node.host) for tid, node in by_tid.items()),
-            _usable((tid, node.metadata.type) for tid, node in by_tid.items()),
-            owners,
-        )
-        return Changes(
-            tuple(
-                name_map.compare(names, now)
-                for name_map, names in zip(self._name_maps, current, strict=True)
-            ),
-            left_out + sum(1 for _ in rest),
+        nodes, left_out_nodes = _limited(resolution.nodes)
+        candidates, left_out_addresses = _limited(resolution.addresses)
+        names = {address: _agreed(owners) for address, owners in candidates.items()}
+        context = self.addresses._context
+        node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
+        update = self._compared(self.addresses, names, self._gone_addresses, now)
+        ambiguous = {
+            address: candidates[address] for address, value in names.items() if value is None
+        }
+        points = dict(islice(resolution.points.items(), MAX_NAMES))
+        # What the flows of kept entries are resolved with is kept, too.
+        for address in update.gone:
+            if address in context.candidates:
+                ambiguous[address] = context.candidates[address]
+        for tid in node_update.gone:
+            if tid in context.points:
+                points[tid] = context.points[tid]
+        return self._changes(
+            nodes=node_update,
+            addresses=update,
+            context=_Context(ambiguous, points, resolution.networks),
+            now=now,
+            left_out=left_out_nodes + left_out_addresses,
         )
 
-    def apply(self, changes: Changes) -> list[tuple[DefaultEmptyDict, Set[str]]]:
-        """Apply ``changes``, the result of the latest :meth:`compare`.
+    def compare_new(self, resolution: Resolution, now: float) -> Changes:
+        """Return the changes that ``resolution``, of a part of the topology at ``now``, causes.
 
-        Returns each changed mapping with its changed keys. The run time depends on the number of
-        changes: about 10 ms for the first response of a huge topology.
+        Only addresses that are unknown so far get names. Otherwise like `compare`.
         """
-        renamed: list[tuple[DefaultEmptyDict, Set[str]]] = []
-        for name_map, update in zip(self._name_maps, changes.updates, strict=True):
-            name_map.apply(update)
-            if update.changed or update.leaving:
-                renamed.append((name_map.lookup, update.changed.keys() | update.leaving))
-        self.ready.set()
-        return renamed
+        capacity = MAX_NAMES - len(self.addresses)
+        added = {
+            address: owners
+            for address, owners in resolution.addresses.items()
+            if address not in self.addresses
+        }
+        candidates = dict(islice(added.items(), capacity))
+        names = {address: _agreed(owners) for address, owners in candidates.items()}
+        ambiguous = {
+            address: candidates[address] for address, value in names.items() if value is None
+        }
+        context = self.addresses._context
+        return self._changes(
+            nodes=_Update({}, frozenset(), self._gone_nodes),
+            addresses=_Update(names, frozenset(), self._gone_addresses),
+            context=_Context({**context.candidates, **ambiguous}, context.points, context.networks),
+            now=now,
+            left_out=len(added) - len(candidates),
+        )
 
+    def _changes(
+        self,
+        *,
+        nodes: _Update[tuple[str, ...]],
+        addresses: _Update[tuple[str, ...] | None],
+        context: _Context,
+        now: float,
+        left_out: int,
+    ) -> Changes:
+        """Complete the changes by those of the cached names."""
+        cached = self.addresses._triples.copy()  # the event loop may add some meanwhile
+        full = len(cached) > MAX_TRIPLES // 2
+        is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
+        if is_pruned:
+            triples: dict[Triple, tuple[str, ...]] = {}
+            affected = {address for address, _, _ in cached}
+            if self.addresses._overflowed:
+                affected |= context.candidates.keys()
+        else:
+            triples, affected = self._chosen_anew(cached, context)
+        return Changes(
+            nodes=nodes,
+            addresses=addresses,
+            context=context,
+            triples=triples,
+            compared=len(cached),
+            affected=affected,
+            pruned_at=now if is_pruned else self._pruned_at,
+            left_out=left_out,
+        )
 
-class _NameMap:
-    """A mapping, with the time since when responses lack a key."""
+    def _chosen_anew(
+        self, cached: Mapping[Triple, tuple[str, ...]], context: _Context
+    ) -> tuple[dict[Triple, tuple[str, ...]], set[str]]:
+        """Return the triples with their names in ``context``, and the addresses that changed."""
+        triples: dict[Triple, tuple[str, ...]] = {}
+        affected: set[str] = set()
+        for triple, before in cached.items():
+            if triple[0] in context.candidates:
+                names = context.choose(triple) or self.addresses.empty
+                triples[triple] = before if names == before else names
+                if names != before:
+                    affected.add(triple[0])
+        return triples, affected
 
-    def __init__(self, keep_s: float) -> None:
-        self.lookup = DefaultEmptyDict()
-        self.keep_s = keep_s
-        self._gone: Mapping[str, float] = {}
-
-    def compare(self, current: Mapping[str, str], now: float) -> _Update:
-        gone = {key: self._gone.get(key, now) for key in self.lookup.keys() - current.keys()}
-        excess = len(current) + len(gone) - MAX_NAMES
-        oldest_first = sorted(gone, key=gone.__getitem__)
+    def _compared(
+        self,
+        lookup: Mapping[str, V],
+        current: Mapping[str, V],
+        gone: Mapping[str, float],
+        now: float,
+    ) -> _Update[V]:
+        missing = {key: gone.get(key, now) for key in lookup.keys() - current.keys()}
+        excess = len(current) + len(missing) - MAX_NAMES
+        oldest_first = sorted(missing, key=missing.__getitem__)
         leaving = {
             key
             for number, key in enumerate(oldest_first)
-            if number < excess or now - gone[key] >= self.keep_s
+            if number < excess or now - missing[key] >= self._keep_s
         }
         return _Update(
-            changed={key: value for key, value in current.items() if self.lookup[key] != value},
+            changed={
+                key: value for key, value in current.items() if lookup.get(key, _MISSING) != value
+            },
             leaving=leaving,
-            gone={key: since for key, since in gone.items() if key not in leaving},
+            gone={key: since for key, since in missing.items() if key not in leaving},
         )
 
-    def apply(self, update: _Update) -> None:
-        self.lookup.update(update.changed)
-        for key in update.leaving:
-            del self.lookup[key]
-        self._gone = update.gone
+    def apply(self, changes: Changes) -> list[tuple[Names, Set[str]]]:
+        """Apply ``changes``, the result of the latest comparison.
+
+        Returns each changed mapping with its changed keys: those whose names changed, or may have
+        changed in a context. The run time depends on the number of changes: about 10 ms for the
+        first resolution of a huge topology.
+        """
+        addresses = self.addresses
+        late = islice(reversed(addresses._triples), len(addresses._triples) - changes.compared)
+        changed = {
+            *changes.addresses.keys,
+            *changes.affected,
+            # These were chosen with what is outdated now.
+            *(address for address, _, _ in late if address in changes.context.candidates),
+        }
+        _applied(self.nodes, changes.nodes)
+        _applied(addresses, changes.addresses)
+        self._gone_nodes, self._gone_addresses = changes.nodes.gone, changes.addresses.gone
+        addresses._context, addresses._triples = changes.context, changes.triples
+        if changes.pruned_at != self._pruned_at:
+            addresses._overflowed = False
+        self._pruned_at = changes.pruned_at
+        self.ambiguous = len(changes.context.candidates)
+        self.ready.set()
+        renamed: list[tuple[Names, Set[str]]] = [
+            (self.nodes, changes.nodes.keys),
+            (addresses, changed),
+        ]
+        return [(names, keys) for names, keys in renamed if keys]
 
 
-def _rank(node: Node) -> tuple[str, str, str]:
-    return node.host or "", node.metadata.name or "", node.metadata.type or ""
+_MISSING: Final = object()
 
 
-def _usable(pairs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """Return the pairs with a value that is neither missing nor empty nor too long."""
-    return {
-        key: value
-        for key, value in pairs
-        if value and len(value) <= MAX_NAME_CHARS and len(key) <= MAX_NAME_CHARS
-    }
+def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
+    """Return up to `MAX_NAMES` entries, and the number of the others."""
+    if len(mapping) <= MAX_NAMES:
+        return mapping, 0
+    return dict(islice(mapping.items(), MAX_NAMES)), len(mapping) - MAX_NAMES
 
 
-def _owners(nodes: Iterable[Node], *, known: Container[str]) -> tuple[dict[str, str], int]:
-    """Return the owner of each address, and the number of addresses beyond the limit.
-
-    ``known`` are addresses in the notation of flows, which need no parsing.
-    """
-    owners: dict[str, set[tuple[str, str]]] = {}
-    pairs = (
-        (text, node)
-        for node in nodes
-        for texts in (node.metadata.ipv4, node.metadata.ipv6)
-        for text in texts or ()
-    )
-    for text, node in islice(pairs, MAX_ADDRESSES):
-        name, address = node.metadata.name, text.partition("/")[0]
-        if address not in known:
-            address = _canonical(address)
-        if name and len(name) <= MAX_NAME_CHARS and address:
-            owners.setdefault(address, set()).add((node.host or "", name))
-    left_out = sum(1 for _ in pairs)
-    return {address: _owner(candidates) for address, candidates in owners.items()}, left_out
+def _agreed(candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
+    """Return the names if all candidates have the same."""
+    first = candidates[0].names
+    return first if all(candidate.names == first for candidate in candidates) else None
 
 
-def _owner(candidates: Set[tuple[str, str]]) -> str:
-    """Choose the name from pairs of host and name, or none: see :class:`NameIndex`."""
-    hosts = {host for host, _ in candidates}
-    names = {name for _, name in candidates}
-    return min(names) if len(hosts) == 1 or len(names) == 1 else ""
-
-
-def _canonical(text: str) -> str:
-    """Return an address in the notation of flows, or "" if ``text`` is not an address.
-
-    Go formats IPv6 like Python, by RFC 5952, but never uses the mixed notation: an address in
-    ``::ffff:0:0/96`` is formatted as the IPv4 address that it maps. Flows have no zones
-    (``%eth0``).
-    """
-    address = addresses.read(text.partition("%")[0])
-    return "" if address is None else addresses.write(address)
+def _applied(lookup: dict[str, V], update: _Update[V]) -> None:
+    lookup.update(update.changed)
+    for key in update.leaving:
+        del lookup[key]

@@ -1,14 +1,24 @@
-"""Decodes responses of the topology API, which are lists of nodes.
+"""Decodes responses of the topology API, which are lists of nodes, for the interface metrics.
 
 No response raises an exception other than :class:`MalformedAnswerError`.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
+from skyfast.skydive._json_split import ArraySplitter
 from skyfast.skydive.json_repair import prune_depth, replace_unreadable
+
+MAX_ELEMENT_BYTES: Final = 1024 * 1024
+"""Maximum size of a node or edge; longer ones are skipped. Real ones have a few kilobytes.
+
+Kubernetes does not store larger objects."""
+
+MAX_ELEMENTS: Final = 100_000
+"""Maximum number of nodes that are kept of a response; others are skipped."""
 
 
 class MalformedAnswerError(ValueError):
@@ -31,14 +41,17 @@ class Counters(msgspec.Struct, gc=False, rename="pascal"):
 
 
 class Metadata(msgspec.Struct, gc=False, rename="pascal"):
-    """``Metadata``. The addresses have a prefix length: ``10.0.0.1/24``."""
+    """``Metadata``. The addresses have a prefix length: ``10.0.0.1/24``.
+
+    They are tuples because the garbage collector ignores tuples of strings, but not lists.
+    """
 
     name: str | None = None
     type: str | None = None
     encap_type: str | None = None
     tid: str | None = msgspec.field(default=None, name="TID")
-    ipv4: list[str] | None = msgspec.field(default=None, name="IPV4")
-    ipv6: list[str] | None = msgspec.field(default=None, name="IPV6")
+    ipv4: tuple[str, ...] | None = msgspec.field(default=None, name="IPV4")
+    ipv6: tuple[str, ...] | None = msgspec.field(default=None, name="IPV6")
     metric: Counters | None = None
 
 
@@ -58,15 +71,86 @@ class Node(msgspec.Struct, gc=False, rename="pascal"):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The usable nodes, in no particular order, and the number of unusable ones."""
+    """The usable nodes of a response, in order.
+
+    ``invalid`` is the number of unusable ones, ``too_long`` of those longer than
+    `MAX_ELEMENT_BYTES`, and ``excess`` of those beyond `MAX_ELEMENTS`.
+    """
 
     nodes: list[Node]
-    invalid: int
+    invalid: int = 0
+    too_long: int = 0
+    excess: int = 0
 
 
-_decode_nodes = msgspec.json.Decoder(list[Node] | None).decode
 _decode_node = msgspec.json.Decoder(Node).decode
-_split = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
+_check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class AnswerReader:
+    """Decodes one element of a response after the other."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] = []
+        self._invalid = 0
+        self._too_long = 0
+        self._excess = 0
+
+    def add(self, element: bytes) -> None:
+        """Decode ``element``, the JSON text of a node.
+
+        Raises:
+            MalformedAnswerError: It is not JSON.
+
+        """
+        try:
+            node = _decode_node(element)
+        except UNDECODABLE:
+            recovered = _recover(element)
+            if recovered is None:
+                self._invalid += 1
+                return
+            node = recovered
+        if len(self._nodes) < MAX_ELEMENTS:
+            self._nodes.append(node)
+        else:
+            self._excess += 1
+
+    def skip(self, count: int) -> None:
+        """Count elements longer than `MAX_ELEMENT_BYTES`."""
+        self._too_long += count
+
+    def answer(self) -> Answer:
+        """Return the nodes that were added."""
+        return Answer(self._nodes, self._invalid, self._too_long, self._excess)
+
+
+def _recover(element: bytes) -> Node | None:
+    """Decode a node with invalid text replaced; return None if values have wrong types."""
+    text = readable(element)
+    try:
+        return _decode_node(text)
+    except UNDECODABLE:
+        return None
+
+
+def readable(element: bytes) -> bytes:
+    """Return ``element`` with invalid text replaced, and without what is nested too deep.
+
+    Raises:
+        MalformedAnswerError: It is not JSON.
+
+    """
+    text = replace_unreadable(element)
+    try:
+        try:
+            _check_syntax(text)
+        except RecursionError:
+            text = prune_depth(text)
+            _check_syntax(text)
+    except msgspec.MsgspecError as error:
+        raise MalformedAnswerError(str(error)) from None
+    return text
 
 
 def read(answer: bytes) -> Answer:
@@ -76,26 +160,14 @@ def read(answer: bytes) -> Answer:
         MalformedAnswerError: ``answer`` is not a JSON list.
 
     """
+    splitter, reader = ArraySplitter(max_element_bytes=MAX_ELEMENT_BYTES), AnswerReader()
     try:
-        return Answer(_decode_nodes(answer) or [], 0)
-    except UNDECODABLE:
-        # Rare, so it may be slow: decode node by node, with invalid text replaced.
-        text = replace_unreadable(answer)
-    try:
-        parts = _parts(text)
-    except msgspec.MsgspecError as error:
+        for element in splitter.feed(answer):
+            reader.add(element)
+        splitter.close()
+    except MalformedAnswerError:
+        raise
+    except ValueError as error:
         raise MalformedAnswerError(str(error)) from None
-    nodes = []
-    for part in parts:
-        try:
-            nodes.append(_decode_node(part))
-        except msgspec.MsgspecError:
-            pass
-    return Answer(nodes, len(parts) - len(nodes))
-
-
-def _parts(text: bytes) -> list[msgspec.Raw]:
-    try:
-        return _split(text) or []
-    except RecursionError:
-        return _split(prune_depth(text)) or []
+    reader.skip(splitter.skipped)
+    return reader.answer()

@@ -12,7 +12,7 @@ from typing import Final
 
 from skyfast import __version__
 from skyfast.runtime.process import ProcessUsage, process_usage
-from skyfast.stats import AnalyzerStats, Stats, TableCounts, sums
+from skyfast.stats import AnalyzerStats, NameStats, Stats, TableCounts, sums
 from skyfast.text_format import MetricFamily, Sample
 
 _BUILD: Final = {"version": __version__, "python": platform.python_version()}
@@ -58,6 +58,22 @@ def _value(read: Callable[[_Sources], float]) -> _Samples:
 def _by(label: str, read: Callable[[_Sources], Mapping[str, float]]) -> _Samples:
     """Read a value for each value of ``label``."""
     return lambda source: [({label: key}, value) for key, value in read(source).items()]
+
+
+def _name(read: Callable[[NameStats], float]) -> _Samples:
+    """Read a value of the names, if labels need them."""
+    return lambda source: (
+        None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
+    )
+
+
+def _name_by(label: str, read: Callable[[NameStats], Mapping[str, float]]) -> _Samples:
+    """Read a value of the names for each value of ``label``, if labels need names."""
+    return lambda source: (
+        None
+        if source.stats.topology.names is None
+        else [({label: key}, value) for key, value in read(source.stats.topology.names).items()]
+    )
 
 
 def _by_view(read: Callable[[TableCounts], Sequence[int]]) -> _Samples:
@@ -308,6 +324,59 @@ _TOPOLOGY: Final = (
     ),
 )
 
+_NAMES: Final = (
+    _metric(
+        "skyfast_names",
+        "Names from the topology that labels use, by kind.",
+        _name_by("kind", lambda names: {"address": names.addresses, "capture_point": names.nodes}),
+    ),
+    _metric(
+        "skyfast_names_ambiguous",
+        "Addresses with several owners, whose names depend on the flow.",
+        _name(lambda names: names.ambiguous),
+    ),
+    _metric(
+        "skyfast_names_unknown",
+        "Addresses of flows that have no name, and that the analyzer was or will be asked for.",
+        _name(lambda names: names.unknown),
+    ),
+    _metric(
+        "skyfast_name_lookups_dropped_total",
+        "Lookups of names over a limit, by reason.",
+        _name_by("reason", lambda names: names.dropped),
+    ),
+    _metric(
+        "skyfast_names_elements",
+        "Nodes and edges of the topology that names are resolved from.",
+        _name(lambda names: names.elements),
+    ),
+    _metric(
+        "skyfast_names_skipped",
+        "Unusable nodes, edges and values of the current topology, by reason.",
+        _name_by("reason", lambda names: names.skipped),
+    ),
+    _metric(
+        "skyfast_names_last_reading_timestamp_seconds",
+        "Unix time of the latest topology answer for names; 0 before the first.",
+        _name(lambda names: names.last_reading_timestamp_s),
+    ),
+    _metric(
+        "skyfast_names_resolutions_total",
+        "Resolutions of all names, after the topology changed.",
+        _name(lambda names: names.resolutions),
+    ),
+    _metric(
+        "skyfast_names_resolution_duration_seconds",
+        "Duration of the latest resolution of all names.",
+        _name(lambda names: names.resolution_duration_s),
+    ),
+    _metric(
+        "skyfast_names_query_duration_seconds",
+        "Duration of the latest topology query for names, by query.",
+        _name_by("query", lambda names: names.query_duration_s),
+    ),
+)
+
 _CONFIG: Final = (
     _metric(
         "skyfast_config_last_reload_successful",
@@ -408,7 +477,7 @@ _PROCESS: Final = (
     ),
 )
 
-_METRICS: Final = (*_SUBSCRIPTIONS, *_TABLE, *_TOPOLOGY, *_CONFIG, *_SCRAPES, *_PROCESS)
+_METRICS: Final = (*_SUBSCRIPTIONS, *_TABLE, *_TOPOLOGY, *_NAMES, *_CONFIG, *_SCRAPES, *_PROCESS)
 
 _LABEL_VALUES: Final = MetricFamily(
     name="skyfast_label_values",

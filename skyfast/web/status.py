@@ -24,7 +24,7 @@ from skyfast.runtime import process
 from skyfast.runtime.logs import printable
 from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.interfaces import Interface
-from skyfast.stats import AnalyzerStats, Failure, Stats, TableCounts, sums
+from skyfast.stats import AnalyzerStats, Failure, NameStats, Stats, TableCounts, sums
 from skyfast.web.top import Metric, Ranking
 
 INTERVAL_S: Final = 5.0
@@ -173,6 +173,17 @@ class InterfacesStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamesStatus:
+    """The names from the topology, as far as labels need them."""
+
+    addresses: int
+    capture_points: int
+    ambiguous: int
+    unknown: int
+    last_reading_timestamp_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CapturesStatus:
     """The number of captures, and the first of them."""
 
@@ -230,6 +241,7 @@ class StatusReport:
     table: TableStatus
     scrapes: Scrapes
     interfaces: InterfacesStatus
+    names: NamesStatus | None
     captures: CapturesStatus
     history: Series
     labels: Sequence[str]
@@ -409,6 +421,7 @@ class Status:
                 last_error=_last_error(stats.topology.last_failure),
                 busiest=subject.interfaces.busiest(now),
             ),
+            names=_names(stats.topology.names),
             captures=CapturesStatus(
                 count=stats.captures.captures,
                 first=subject.captures.first(MAX_CAPTURES, now),
@@ -513,6 +526,18 @@ def _last_error(failure: Failure | None) -> LastError | None:
         return None
     return LastError(
         reason=failure.reason, text=failure.text, timestamp_seconds=failure.timestamp_s
+    )
+
+
+def _names(stats: NameStats | None) -> NamesStatus | None:
+    if stats is None:
+        return None
+    return NamesStatus(
+        addresses=stats.addresses,
+        capture_points=stats.nodes,
+        ambiguous=stats.ambiguous,
+        unknown=stats.unknown,
+        last_reading_timestamp_seconds=stats.last_reading_timestamp_s or None,
     )
 
 

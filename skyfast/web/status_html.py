@@ -497,6 +497,19 @@ def _value_columns(metric: Metric, query: Query) -> Iterable[_HtmlColumn]:
 
 
 def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
+    """Return the text about topology queries, for interfaces and names."""
+    names = ""
+    if report.names is not None:
+        names = (
+            f"; names of {elements.place('names.addresses', 'count')} addresses"
+            f" ({elements.place('names.ambiguous', 'count')} ambiguous) and"
+            f" {elements.place('names.capture_points', 'count')} capture points, last answer"
+            f" {elements.place('names.last_reading_timestamp_seconds', 'ago')}"
+        )
+    return _exported_note(report, elements) + names
+
+
+def _exported_note(report: StatusReport, elements: _Elements) -> str:
     if not report.interfaces.enabled:
         return "disabled by the configuration"
     last_response = elements.place("interfaces.last_answer_timestamp_seconds", "ago")

@@ -1,12 +1,19 @@
 """Scrapes by a real Prometheus server."""
 
 import asyncio
+import contextlib
 import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.process import demo
+from tests.support.analyzer import FakeAnalyzer
+from tests.support.messages import flow, message
+from tests.support.process import demo, running, write_config
 from tests.support.prometheus import (
     ANSWER_S,
     ask,
@@ -91,3 +98,118 @@ async def test_prometheus_reads_openmetrics(tmp_path: Path) -> None:
         ):
             (entry,) = metadata[name]
             assert (entry["type"], entry["unit"]) == (kind, unit)
+
+
+PODS = {"known": "10.244.0.1", "late": "10.244.0.2"}
+FIRST_BYTES = {"known": 500, "late": 50_000_000}
+BYTES = {"known": 500, "late": 1000}
+"""The bytes of each pod's first report, and of each later one."""
+
+CONNECTION_BYTES = "skydive_network_connection_total_bytes"
+NAMESPACE_BYTES = "namespace_bytes_total"
+WINDOW_S = 8
+
+
+def pod(name: str) -> dict[str, Any]:
+    """Return a pod as a node of the topology."""
+    k8s = {"Namespace": "shop", "Name": name, "IP": PODS[name], "Status": "Running"}
+    now_ms = int(time.time() * 1000)
+    return {
+        "ID": name,
+        "Host": "analyzer-1",
+        "Metadata": {"Type": "pod", "Manager": "k8s", "Name": name, "K8s": k8s},
+        "CreatedAt": now_ms,
+        "UpdatedAt": now_ms,
+    }
+
+
+async def report(analyzer: FakeAnalyzer, totals: dict[str, int]) -> None:
+    """Report a flow to each pod every second, and add its bytes to ``totals``."""
+    start_ms = last_ms = int(time.time() * 1000)
+    while True:
+        now_ms = int(time.time() * 1000)
+        flows = []
+        for uuid, (name, address) in enumerate(PODS.items(), 1):
+            bytes_ = BYTES[name] if totals[name] else FIRST_BYTES[name]
+            totals[name] += bytes_
+            changes = {
+                "Network": {"Protocol": "IPV4", "A": "192.0.2.1", "B": address},
+                "Metric": {"ABBytes": totals[name]},
+                "LastUpdateMetric": {"ABBytes": bytes_, "Start": last_ms, "Last": now_ms},
+                "Start": start_ms,
+                "Last": now_ms,
+            }
+            flows.append(flow(f"{uuid:x}", **changes))
+        await analyzer.send(message(*flows))
+        last_ms = now_ms
+        await asyncio.sleep(1)
+
+
+@asynccontextmanager
+async def reporting(analyzer: FakeAnalyzer) -> AsyncIterator[dict[str, int]]:
+    """Report flows in this block; yield the bytes so far."""
+    totals = dict.fromkeys(PODS, 0)
+    task = asyncio.create_task(report(analyzer, totals))
+    try:
+        yield totals
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def by_label(server: str, expression: str, label: str) -> dict[str, float]:
+    samples = await query(server, expression)
+    return {sample["metric"].get(label, ""): number(sample) for sample in samples}
+
+
+@needs_prometheus
+async def test_late_name_moves_no_bytes_and_causes_no_spike(tmp_path: Path) -> None:
+    async with FakeAnalyzer() as analyzer:
+        nodes = [pod("known")]
+        analyzer.graph = {"Nodes": nodes, "Edges": []}
+        config = write_config(
+            tmp_path,
+            analyzer.url,
+            labels="[target_pod, node_tid]",
+            metrics="[bytes]",
+            direction="sum",
+            views="[{prefix: namespace, labels: [target_namespace, node_tid], metrics: [bytes],"
+            " direction: sum}]",
+        )
+        async with (
+            running(config) as skyfast,
+            prometheus(skyfast.url.partition("//")[2], tmp_path) as server,
+            asyncio.timeout(ANSWER_S),
+        ):
+            await analyzer.subscriber()
+            async with reporting(analyzer) as totals:
+                await growing(server, f'rate({NAMESPACE_BYTES}{{target_namespace=""}}[1m])', 1)
+                await asyncio.sleep(WINDOW_S)
+                nodes.append(pod("late"))
+                await growing(server, f'{CONNECTION_BYTES}{{target_pod="late"}}', 1)
+                await asyncio.sleep(2 * WINDOW_S)
+            total = sum(totals.values())
+            await growing(server, f"sum({NAMESPACE_BYTES}) == {total}", 1)
+            namespaces = await by_label(server, NAMESPACE_BYTES, "target_namespace")
+            pods = await by_label(server, CONNECTION_BYTES, "target_pod")
+            # Bytes from before the name stay where they are.
+            assert namespaces[""] > FIRST_BYTES["late"]
+            assert namespaces[""] + pods["late"] == totals["late"]
+            assert pods["known"] == totals["known"]
+            assert namespaces["shop"] == pods["known"] + pods["late"]
+
+            async def peaks(family: str, label: str) -> dict[str, float]:
+                rate = f"sum by ({label}) (rate({family}[{WINDOW_S}s]))"
+                return await by_label(server, f"max_over_time({rate}[1m:1s])", label)
+
+            namespaces = await peaks(NAMESPACE_BYTES, "target_namespace")
+            pods = await peaks(CONNECTION_BYTES, "target_pod")
+            # The clocks of reports and scrapes differ, so a window can have one report more.
+            for peak, expected in (
+                (namespaces[""], BYTES["late"]),
+                (namespaces["shop"], sum(BYTES.values())),
+                (pods["late"], BYTES["late"]),
+                (pods["known"], BYTES["known"]),
+            ):
+                assert 0.7 * expected < peak < 1.5 * expected

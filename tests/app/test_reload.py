@@ -1116,10 +1116,11 @@ async def test_interfaces_survive_a_change_of_their_interval(
 NAME_LABELS = ["target_ip", "node_name", "target_name"]
 
 
-def topology(name: str, owner: str = "eth9") -> Answer:
+def topology(name: str) -> Answer:
+    """An interface that captures, and one of the same host that has the target's address."""
     nodes = [
         {"ID": "1", "Host": "h", "Metadata": {"TID": "tid", "Name": name, "Type": "device"}},
-        {"ID": "2", "Host": "h", "Metadata": {"TID": "o", "Name": owner, "IPV4": ["10.0.0.2/8"]}},
+        {"ID": "2", "Host": "h", "Metadata": {"TID": "o", "Name": "eth9", "IPV4": ["10.0.0.2/8"]}},
     ]
     return Answer(body=json.dumps(nodes).encode())
 
@@ -1149,7 +1150,7 @@ async def test_flows_have_topology_names_from_the_start_and_follow_renames(
     async with operated(tmp_path, {**keys, f"{STORE}.interfaces_interval": 0.1}) as operator:
         skyfast = operator.skyfast
         await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 1)
-        assert total(await operator.flows(), node_name="eth0", target_name="eth9") == "100"
+        assert total(await operator.flows(), node_name="eth0", target_name="h") == "100"
         analyzer.topology = topology("eth1")
         answers = (await skyfast.self_metrics())["skyfast_topology_answers_total"]
         await skyfast.until(
@@ -1169,7 +1170,7 @@ async def test_names_are_polled_without_interfaces(tmp_path: Path, analyzer: Fak
     async with operated(tmp_path, keys, quiet=False) as operator:
         await analyzer.subscriber()
         await operator.report(analyzer, flow("1"))
-        assert total(await operator.flows(), node_name="eth0", target_name="eth9") == "100"
+        assert total(await operator.flows(), node_name="eth0", target_name="h") == "100"
         assert await operator.skyfast.get("/metrics/interfaces") == b""
         await operator.reload({f"{STORE}.labels": ["target_ip"]})
         requests = len(analyzer.topology_requests)
@@ -1179,7 +1180,7 @@ async def test_names_are_polled_without_interfaces(tmp_path: Path, analyzer: Fak
         # The names from before the reload are outdated.
         await operator.reload({f"{STORE}.labels": NAME_LABELS})
         await operator.report(analyzer, flow("1"))
-        assert total(await operator.flows(), node_name="eth1", target_name="eth9") == "100"
+        assert total(await operator.flows(), node_name="eth1", target_name="h") == "100"
         assert (await operator.skyfast.self_metrics())["skyfast_connections_created_total"] == 1
 
 

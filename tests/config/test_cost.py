@@ -7,10 +7,11 @@ import yaml
 
 from skyfast.app import App
 from skyfast.config import cost
+from skyfast.flows.catalog import ADDRESS_NAMES
 from tests.support.configs import make_config
 from tests.support.documentation import PAGES, blocks
 from tests.support.messages import flow, message, values
-from tests.support.sink import Sink
+from tests.support.sink import IngestSetup, Sink
 
 CONNECTIONS = "skydive_network_connection_total_bytes"
 WARNING = "is counted several times"
@@ -71,6 +72,92 @@ def test_warnings_match_the_exported_values(settings: str) -> None:
             doubled = max(shown) > (300 if spec.direction == "sum" else 200)
             name = f"view {prefix}" if prefix else "connections"
             assert doubled == (name in cost.double_counted(config))
+
+
+LOCAL = "interfaces, namespaces, containers, VMs and edges"
+EVERYTHING = "interfaces, namespaces, containers, VMs, pods, workloads, services and edges"
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken", "queries"),
+    [
+        ("{}", "", ""),
+        ("{labels: [tag, initiator_ip, {name: x, path: NodeTID}]}", "", ""),
+        (
+            "{labels: [protocol, node_name, node_host]}",
+            "8 bytes per connection, 4 bytes per flow",
+            "interfaces",
+        ),
+        (
+            "{labels: [node_netns, node_container, node_name]}",
+            "12 bytes per connection, 4 bytes per flow",
+            LOCAL,
+        ),
+        (
+            "{labels: [node_netns, node_pod]}",
+            "8 bytes per connection, 4 bytes per flow",
+            EVERYTHING,
+        ),
+        (
+            "{labels: [node_tid, {name: team, k8s_label: team}]}",
+            "8 bytes per connection, 12 bytes per flow",
+            EVERYTHING,
+        ),
+        (
+            "{labels: [protocol], views: [{prefix: a, labels: [target_pod, target_host]}]}",
+            "8 bytes per row of view a, 12 bytes per flow",
+            EVERYTHING,
+        ),
+        (
+            "{labels: [node_type, target_pod], views: [{prefix: a, labels: [node_pod]}]}",
+            "8 bytes per connection, 4 bytes per row of view a, 12 bytes per flow",
+            EVERYTHING,
+        ),
+    ],
+)
+def test_cost_of_topology_labels_is_reported(settings: str, taken: str, queries: str) -> None:
+    lines = cost.report(make_config(**yaml.safe_load(settings))).splitlines()
+    shown = [line for line in lines if "from the topology" in line or "topology queries" in line]
+    rest = "and about 72 bytes for each different name, address or capture point."
+    assert shown == (
+        [
+            f"# Labels from the topology take {taken}, {rest}",
+            f"# They need topology queries for {queries}.",
+        ]
+        if taken
+        else []
+    )
+
+
+def row_bytes(*labels: str) -> int:
+    return int(Sink(labels=["target_ip", "protocol", *labels], views=[]).table.row_bytes)
+
+
+def test_bytes_of_topology_labels_match_the_table() -> None:
+    row_alignment = 8
+    for labels, keys in (
+        (["node_name", "node_host", "node_type"], 1),
+        ([f"{end}_{name}" for end in ("initiator", "target") for name in ADDRESS_NAMES], 3),
+    ):
+        taken = row_bytes(*labels) - row_bytes()
+        assert abs(taken - cost.CELL_BYTES * (len(labels) + keys)) <= row_alignment
+
+
+def test_bytes_of_strings_match_the_table() -> None:
+    count, taken = 20_000, []
+    for different in (False, True):
+        config = make_config(labels=["tracking_id", "application"], views=[])
+        setup = IngestSetup(config, max_connections=count, max_flows=count)
+        for start in range(0, count, 1000):
+            numbers = range(start + 1, start + 1001)
+            flows = [
+                flow(f"{i:x}", TrackingID=f"{i}", Application=f"{i if different else 0:048}")
+                for i in numbers
+            ]
+            setup.ingest.message(message(*flows), setup.analyzer)
+        assert setup.table.connections == count
+        taken.append(setup.table.bytes)
+    assert (taken[1] - taken[0]) / count == pytest.approx(cost.STRING_BYTES, rel=0.1)
 
 
 def warned_exports(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -280,7 +280,12 @@ def test_every_key(yaml_loader: str) -> None:
         views=(
             ViewSpec(
                 prefix="skydive_services",
-                labels=(LabelSpec(name="target_port"), LabelSpec(name="node_name")),
+                labels=(
+                    LabelSpec(name="target_port"),
+                    LabelSpec(name="node_name"),
+                    LabelSpec(name="initiator_team", k8s_label="example.org/team"),
+                    LabelSpec(name="target_team", k8s_label="example.org/team"),
+                ),
                 metrics=(
                     MetricSpec(name="flows"),
                     MetricSpec(name="captured_total", paths=(("RawPacketsCaptured",),)),
@@ -1097,6 +1102,82 @@ EXAMPLES = {
 """The documented example of each key."""
 
 
+def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
+    """Return the labels of the main view of a file with this list."""
+    return parse(
+        f"pipeline.store.prom_sky_con: {{direction: sum, labels: {text}}}"
+    ).export.main.labels
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("team", "initiator_team target_team"),
+        ("initiator_team", "initiator_team"),
+        ("target_team", "target_team"),
+        ("Target_team", "initiator_Target_team target_Target_team"),
+        ("node_team", "initiator_node_team target_node_team"),
+    ],
+)
+def test_pod_label_is_added_for_each_end(name: str, labels: str) -> None:
+    text = f"[target_ip, {{name: {name}, k8s_label: app}}, protocol]"
+    assert chosen_labels(text) == (
+        LabelSpec(name="target_ip"),
+        *(LabelSpec(name=each, k8s_label="app") for each in labels.split()),
+        LabelSpec(name="protocol"),
+    )
+
+
+def test_pod_labels_are_dumped_for_each_end() -> None:
+    config = parse("""
+        pipeline.store.prom_sky_con:
+          labels: [target_ip, {name: team, k8s_label: example.org/team}]
+          views: [{prefix: x, labels: [{Name: target_team, K8s_Label: team}]}]
+    """)
+    shown = yaml.safe_load(loader.dump(config))["pipeline"]["store"]["prom_sky_con"]
+    assert shown["labels"] == [
+        "target_ip",
+        {"name": "initiator_team", "k8s_label": "example.org/team"},
+        {"name": "target_team", "k8s_label": "example.org/team"},
+        "direction",
+    ]
+    assert shown["views"][0]["labels"] == [
+        {"name": "target_team", "k8s_label": "team"},
+        "direction",
+    ]
+    assert meaning(parse(loader.dump(config))) == meaning(config)
+
+
+LONG = "a" * 63
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("a", "A", "0", "team", "app.kubernetes.io/name", "a-b_c.D", LONG, f"{LONG}/{LONG}"),
+        *("k8s-app", "1.2/3", "pod-template-hash", ".".join([LONG] * 3) + ".a/b"),
+    ],
+)
+def test_valid_pod_label_keys(key: str) -> None:
+    initiator, target = chosen_labels(f"[{{name: team, k8s_label: '{key}'}}]")
+    assert initiator.k8s_label == target.k8s_label == key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("''", "-a", "a-", "a/", "/a", "a/b/c", "a b", "é", LONG + "a", "A.b/c", "a..b/c"),
+        *("_a", "a_", "a/-b", f"{LONG}a/b", ".".join([LONG] * 4) + "/b", '"a\\n"', "[a]", "true"),
+    ],
+)
+def test_invalid_pod_label_keys(key: str) -> None:
+    assert "k8s_label: " in error(store_of(f"[{{name: team, k8s_label: {key}}}]"))
+
+
+def store_of(labels: str) -> str:
+    return f"pipeline.store.prom_sky_con: {{labels: {labels}}}"
+
+
 # The examples of the tls keys name files that do not exist here.
 @pytest.mark.parametrize(
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
@@ -1116,9 +1197,9 @@ def test_documented_files_work(page: str) -> None:
 
 def test_documented_labels_and_metrics_work() -> None:
     page = (ROOT / "docs/reference/configuration.md").read_text()
-    (labels,) = re.findall(r"(?m)^(labels: .*)", page)
+    of_fields, of_pods = re.findall(r"(?m)^(labels: .*)", page)
     (metrics,) = re.findall(r"(?m)^(metrics:\n(?: {2}.*\n)+)", page)
-    for text in (labels, metrics):
+    for text in (of_fields, of_pods, metrics):
         key, value = next(iter(yaml.safe_load(text).items()))
         assert meaning(parse(store(**{key: value}))) != meaning(parse(""))
 
@@ -1213,9 +1294,11 @@ def attempt(text: str, environ: dict[str, str]) -> Config | None:
 
 LABEL_ENTRIES = st.sampled_from(
     [
-        *("initiator_ip", "target_port", "direction", "tag", "node_name", "x"),
+        *("initiator_ip", "target_port", "direction", "tag", "node_name", "target_pod", "x"),
         {"name": "mac", "path": "Link.A"},
         {"name": "mac", "path": "Link.B"},
+        {"name": "team", "k8s_label": "team"},
+        {"name": "initiator_team", "k8s_label": "example.org/Team_1"},
         {"name": "x", "path": "Metric.RTT"},
     ]
 )

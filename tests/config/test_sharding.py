@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from skyfast.config import sharding
 from skyfast.config.loader import parse
+from skyfast.flows.catalog import DEFAULT_LABELS
 from skyfast.flows.planner import make_plan
 from skyfast.flows.selection import ALONE, Shard
 from skyfast.skydive.name_index import NameIndex
 from tests.model import DIRECTION, FAMILIES, LABELS, make_flow, one_view
-from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.analyzer import FakeAnalyzer
 from tests.support.model_specs import ONE, TOPOLOGY
 from tests.support.paths import RECORDINGS
 from tests.support.process import running
@@ -82,6 +83,16 @@ OVERLAP = "shards overlap: several of them export the same connections"
         ({"rewrite": {"target_port": {"above": 1024}}}, True),
         ({"include_icmp": True}, False),
         ({"include_other": True}, False),
+        (
+            {
+                "labels": [
+                    *("initiator_pod", "target_pod", "node_pod"),
+                    {"name": "team", "k8s_label": "team"},
+                    *DEFAULT_LABELS,
+                ]
+            },
+            False,
+        ),
         (
             {
                 "labels": [
@@ -236,7 +247,11 @@ def test_invalid_share_is_rejected():
 # Two shards on one analyzer
 
 
-async def test_two_live_shards_partition_the_page(tmp_path):
+NAMES = ["initiator_name", "target_host", "target_pod", "node_name"]
+
+
+@pytest.mark.parametrize("names", [[], NAMES], ids=["default", "names"])
+async def test_two_live_shards_partition_the_page(tmp_path, names):
     (recording,) = ONE
     messages = (RECORDINGS / recording).read_text().splitlines()
     flows = sum(
@@ -247,8 +262,9 @@ async def test_two_live_shards_partition_the_page(tmp_path):
     config = tmp_path / "prom_sky_con.yml"
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer(host_id="analyzer"))
-        analyzer.topology = Answer(body=TOPOLOGY)
+        analyzer.graph = {"Nodes": json.loads(TOPOLOGY), "Edges": []}
         store = {"listen_address": "127.0.0.1", "port": 0, "connection_timeout": 600}
+        store["labels"] = [*DEFAULT_LABELS, *names]
         config.write_text(
             yaml.safe_dump(
                 {
@@ -264,8 +280,8 @@ async def test_two_live_shards_partition_the_page(tmp_path):
             await stack.enter_async_context(running(config, *options, quiet=not options))
             for options in ((), ("--shard", "0/2"), ("--shard=1/2",))
         ]
-        names = {(await analyzer.subscriber()).host_id for _ in instances}
-        assert names == {"sky", "sky-0-of-2", "sky-1-of-2"}
+        host_ids = {(await analyzer.subscriber()).host_id for _ in instances}
+        assert host_ids == {"sky", "sky-0-of-2", "sky-1-of-2"}
         for message in messages:
             await analyzer.send(message)
         received = f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'
@@ -284,6 +300,8 @@ async def test_two_live_shards_partition_the_page(tmp_path):
         line for line in whole if b"skydive_network_" in line
     }
     assert min(map(len, connections)) > 1_000
+    if names:
+        assert all(b'initiator_name="lab",target_host="lab"' in page for page in pages)
     assert summed(parts) == summed([whole])
     warnings = [line for line in instances[1].log if " WARNING skyfast.config: " in line]
     assert len(warnings) == 1

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections import ChainMap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import yaml
 
 from skyfast._table import MAX_COLUMNS, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES, MAX_VIEWS, Table
 from skyfast.config import loader
+from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.catalog import (
+    ADDRESS_NAMES,
     LABEL_FIELDS,
     LABELS,
     LABELS_BY_NAME,
     METRICS,
     METRICS_BY_NAME,
+    NODE_NAMES,
     RUNNING_TOTALS,
     UNBOUNDED_FIELDS,
 )
@@ -33,8 +37,8 @@ from skyfast.flows.plan import (
     Plan,
     Requirement,
 )
-from skyfast.flows.planner import SingleNames, families, make_plan
-from skyfast.skydive.name_index import NameIndex
+from skyfast.flows.planner import families, make_plan
+from skyfast.flows.selection import ExportSelection, LabelSpec
 from tests.support.paths import DEPLOY, RECORDINGS, ROOT
 from tests.support.prometheus import PROMTOOL, needs_promtool
 from tests.support.table_adapter import read_all
@@ -44,11 +48,33 @@ EVERY_LABEL = [label.name for label in LABELS]
 EVERY_METRIC = [metric.name for metric in METRICS]
 
 
-def plan_of(names: NameIndex | None = None, **keys: object) -> Plan:
+class Names(dict[str, tuple[str, ...]]):
+    """Names of addresses or capture points; the names of unknown keys are empty."""
+
+    def __init__(self, count: int, **known: tuple[str, ...]) -> None:
+        super().__init__(known)
+        self._unknown = ("",) * count
+
+    def __missing__(self, key: str) -> tuple[str, ...]:
+        return self._unknown
+
+    def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
+        return self._unknown
+
+
+class Source:
+    """The names of a topology without nodes, with up to two labels of pods."""
+
+    def __init__(self) -> None:
+        self.addresses = Names(len(ADDRESS_NAMES) + 2)
+        self.nodes = Names(len(NODE_NAMES))
+
+
+def plan_of(names: Source | None = None, **keys: object) -> Plan:
     """Return the plan of a configuration with these keys in its store section."""
     text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
     export = loader.parse(text, {}, source="x.yml").export
-    return make_plan(export, names=names or NameIndex(keep_s=0))
+    return make_plan(export, names=names or Source())
 
 
 def metric(name: str, **keys: object) -> Family:
@@ -57,7 +83,7 @@ def metric(name: str, **keys: object) -> Family:
     return family
 
 
-def column(name: str, names: NameIndex | None = None, **keys: object) -> Column:
+def column(name: str, names: Source | None = None, **keys: object) -> Column:
     """Return the one column of the main view."""
     (result,) = plan_of(names, labels=[name], **keys).views[0].columns
     return result
@@ -169,23 +195,70 @@ def test_views_can_use_one_label_name_for_different_paths() -> None:
     assert [view.columns[0].path for view in plan.views[1:]] == [("Link", "A"), ("Link", "B")]
 
 
+FROM = {
+    "initiator": (("Network", "A"), (("Network", "B"), ("NodeTID",)), ADDRESS_NAMES),
+    "target": (("Network", "B"), (("Network", "A"), ("NodeTID",)), ADDRESS_NAMES),
+    "node": (("NodeTID",), (), NODE_NAMES),
+}
+
+
 @pytest.mark.parametrize(
-    ("label", "mapping"),
-    [
-        ("node_name", "node_name"),
-        ("node_host", "node_host"),
-        ("node_type", "node_type"),
-        ("initiator_name", "owner"),
-        ("target_name", "owner"),
-    ],
+    ("prefix", "name"), [(prefix, name) for prefix in FROM for name in FROM[prefix][2]]
 )
-def test_topology_labels_are_looked_up(label: str, mapping: str) -> None:
-    names = NameIndex(keep_s=0)
-    label_column = column(label, names)
+def test_topology_labels_are_looked_up(prefix: str, name: str) -> None:
+    key, context, order = FROM[prefix]
+    names = Source()
+    label_column = column(f"{prefix}_{name}", names)
+    assert (label_column.path, label_column.rewrite, label_column.index) == (
+        key,
+        None,
+        order.index(name),
+    )
     assert label_column.lookup is not None
-    assert isinstance(label_column.lookup.names, SingleNames)
-    assert label_column.lookup.names.mapping is getattr(names, mapping)
-    assert label_column.path == LABELS_BY_NAME[label].path
+    assert label_column.lookup.names is (names.nodes if prefix == "node" else names.addresses)
+    assert (label_column.lookup.key, label_column.lookup.context) == (key, context)
+
+
+def test_labels_of_one_end_share_their_lookup() -> None:
+    labels = [label.name for label in LABELS if label.lookup in ("addresses", "nodes")]
+    plan = plan_of(
+        labels=labels[:20],
+        views=[{"prefix": "x", "labels": [*labels[20:], {"name": "team", "k8s_label": "team"}]}],
+    )
+    assert len(plan.columns) == 2 * (len(ADDRESS_NAMES) + 1) + len(NODE_NAMES)
+    assert len({each.lookup for each in plan.columns}) == 3
+
+
+def test_pod_labels_follow_the_other_names() -> None:
+    plan = plan_of(
+        labels=[{"name": "team", "k8s_label": "team"}, "target_pod"],
+        views=[
+            {
+                "prefix": "x",
+                "labels": [{"name": "initiator_app", "k8s_label": "app.kubernetes.io/name"}],
+            },
+            {"prefix": "y", "labels": [{"name": "target_squad", "k8s_label": "team"}]},
+        ],
+    )
+    app, team = len(ADDRESS_NAMES), len(ADDRESS_NAMES) + 1
+    assert [(each.name, each.path, each.index) for each in plan.columns] == [
+        ("initiator_team", ("Network", "A"), team),
+        ("target_team", ("Network", "B"), team),
+        ("target_pod", ("Network", "B"), ADDRESS_NAMES.index("pod")),
+        ("initiator_app", ("Network", "A"), app),
+        ("target_squad", ("Network", "B"), team),
+    ]
+    assert plan.columns[1].lookup is plan.columns[2].lookup is plan.columns[4].lookup
+
+
+def test_pod_label_keys_include_all_views() -> None:
+    text = """
+        pipeline.store.prom_sky_con:
+          labels: [{name: b, k8s_label: team}, {name: initiator_c, k8s_label: app}]
+          views: [{prefix: x, labels: [target_pod, {name: d, k8s_label: app}]}]
+    """
+    assert loader.parse(text, {}, source="x.yml").export.k8s_labels == ("app", "team")
+    assert loader.parse("", {}, source="x.yml").export.k8s_labels == ()
 
 
 def decoded(flow: dict[str, Any], plan: Plan) -> Any:
@@ -257,7 +330,7 @@ def test_tag_label_is_the_classification() -> None:
         "pipeline: {classify: {cluster_net_masks: 10.0.0.0/8},"
         " store: {prom_sky_con: {labels: tag}}}"
     )
-    plan = make_plan(loader.parse(text, {}, source="x.yml").export, names=NameIndex(keep_s=0))
+    plan = make_plan(loader.parse(text, {}, source="x.yml").export, names=Source())
     (label_column,) = plan.views[0].columns
     assert label_column.rewrite is not None
     flow = decoded({"Network": {"A": "10.0.0.1", "B": "192.0.2.1"}}, plan)
@@ -437,14 +510,15 @@ def test_names_are_unique() -> None:
 
 
 def test_plan_with_every_label_and_metric_exports_every_family() -> None:
+    first, rest = EVERY_LABEL[:MAX_VIEW_COLUMNS], EVERY_LABEL[MAX_VIEW_COLUMNS:]
     plan = plan_of(
-        labels=EVERY_LABEL,
+        labels=first,
         metrics=EVERY_METRIC,
         views=[
-            {"prefix": "a", "labels": EVERY_LABEL, "metrics": EVERY_METRIC},
+            {"prefix": "a", "labels": [*rest, *first[:5]], "metrics": EVERY_METRIC},
             {
                 "prefix": "b",
-                "labels": [name for name in EVERY_LABEL if name != "direction"],
+                "labels": [name for name in EVERY_LABEL[5:35] if name != "direction"],
                 "metrics": EVERY_METRIC,
                 "direction": "sum",
             },
@@ -519,6 +593,48 @@ def test_table_accepts_the_largest_plan() -> None:
     limits = {"max_connections": 1, "max_flows": 1, "timeout_s": 1, "view_timeouts_s": timeouts}
     table = Table(plan, types, **limits)
     assert table.view_connections == (0,) * (MAX_VIEWS - 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        ([], 0),
+        (["node_name", "node_pod", "node_netns"], 1),
+        (["initiator_name", "initiator_pod"], 3),
+        (["target_workload", "initiator_host", "node_type"], 3),
+        ([{"name": "team", "k8s_label": "team"}], 3),
+        ([{"name": "target_team", "k8s_label": "team"}, "node_name"], 3),
+    ],
+)
+def test_lookup_key_counts_once_against_the_columns(names: list[Any], keys: int) -> None:
+    def accepted(count: int) -> ExportSelection:
+        """Return the selection of ``count`` labels of fields, and those with names twice."""
+        fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
+        half = MAX_VIEW_COLUMNS - 10
+        views = [
+            {"prefix": f"x{i}", "labels": [*fields[at : at + half], *names]}
+            for i, at in enumerate(range(half, count, half))
+        ]
+        keys = {"labels": [*names, *fields[:half]], "direction": "sum", "views": views}
+        text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
+        return loader.parse(text, {}, source="x.yml").export
+
+    def table(export: ExportSelection) -> Table:
+        plan = make_plan(export, names=Source())
+        timeouts = (3600,) * (len(plan.views) - 1)
+        limits = {"max_connections": 1, "max_flows": 1, "timeout_s": 1}
+        return Table(plan, flow_types(plan), view_timeouts_s=timeouts, **limits)
+
+    ends = sum(isinstance(each, dict) and each["name"] == "team" for each in names)
+    most = MAX_COLUMNS - keys - len(names) - ends
+    export = accepted(most)
+    assert table(export).flows == 0
+    with pytest.raises(ConfigError, match=f"more than {MAX_COLUMNS} different labels"):
+        accepted(most + 1)
+    *views, last = export.views
+    more = replace(last, labels=(*last.labels, LabelSpec(name="more", path=("Link", "B"))))
+    with pytest.raises(ValueError, match="more labels than the table can keep"):
+        table(replace(export, views=(*views, more)))
 
 
 # Recording rules

@@ -90,7 +90,8 @@ class Configuration(Target):
             return
         # An accepted configuration can be dumped, parsed again and used.
         loader.parse(loader.dump(config), ENVIRON, source="the dump")
-        plan = make_plan(config.export, names=NameIndex(keep_s=0))
+        names = NameIndex(keep_s=0, k8s_labels=config.export.k8s_labels)
+        plan = make_plan(config.export, names=names)
         types = flow_types(plan, also=reads(config.filter))
         Table(
             plan,

@@ -14,7 +14,7 @@ import websockets
 from skyfast.replay import recording
 from skyfast.replay.player import ReplayServer, scale_counters
 from skyfast.replay.recording import DEMO_LOOP_S, for_namespaces
-from skyfast.skydive.topology import QUERY, QUERY_WITH_NAMES
+from skyfast.skydive.topology_queries import INTERFACES, NAMED_INTERFACES
 from tests.support.paths import RECORDINGS
 
 STARTED_MS = 1_800_000_000_000
@@ -375,7 +375,7 @@ def ask(port, body, **headers):
         return answer.headers, answer.read()
 
 
-@pytest.mark.parametrize("query", [QUERY, QUERY_WITH_NAMES])
+@pytest.mark.parametrize("query", [INTERFACES.gremlin, NAMED_INTERFACES.gremlin])
 async def test_topology_query(query):
     body = json.dumps({"GremlinQuery": query}).encode()
     async with demo() as (_, port):

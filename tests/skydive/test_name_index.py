@@ -1,380 +1,370 @@
-import asyncio
-import json
-import random
-from itertools import permutations
+"""The mappings from addresses and capture points to names, without resolver, clock and socket."""
+
+from ipaddress import ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyfast.skydive import name_index
-from skyfast.skydive.name_index import MAX_NAME_CHARS, NameIndex
-from skyfast.skydive.topology_nodes import read
-from tests.support.paths import RECORDINGS
+from skyfast.skydive.name_index import MISS_S, PRUNE_INTERVAL_S, NameIndex
+from skyfast.skydive.name_resolver import Candidate, CapturePoint, Resolution, choose
+
+EMPTY = ("",) * 8
 
 
-class Fixture:
-    """Names that are kept for 60 s, told as an analyzer tells them."""
+def names_of(name):
+    return (name, *EMPTY[1:])
 
-    def __init__(self, *, keep_s=60.0):
-        self.names = NameIndex(keep_s=keep_s)
 
-    def tell(self, *nodes, now=0.0):
-        """Apply an answer; return how many nodes and addresses were too many."""
-        changes = self.names.compare(read(json.dumps(nodes).encode()).nodes, now)
-        self.renamed = self.names.apply(changes)
-        return changes.left_out
+def candidate(name, *, host="", namespace="", cluster=""):
+    return Candidate(names_of(name), namespace, host, cluster)
 
-    def changed(self):
-        """What the last answer changed: for each mapping, by its name, the keys."""
-        known = {
-            id(getattr(self.names, name)): name
-            for name in ("node_name", "node_host", "node_type", "owner")
-        }
-        return {known[id(lookup)]: set(keys) for lookup, keys in self.renamed}
+
+def point(*, host="", namespace="", peers=(), cluster=""):
+    return CapturePoint(namespace, peers, host, cluster)
+
+
+def resolution(*, nodes=None, addresses=None, points=None, networks=None):
+    return Resolution(
+        nodes={tid: names_of(name) for tid, name in (nodes or {}).items()},
+        addresses={
+            address: (candidate(owners),) if isinstance(owners, str) else owners
+            for address, owners in (addresses or {}).items()
+        },
+        points=points or {},
+        networks=networks or {},
+        skipped={},
+    )
+
+
+def update(index, now=0.0, **parts):
+    """Apply a resolution; return the keys that changed."""
+    return apply(index, index.compare(resolution(**parts), now))
+
+
+def apply(index, changes):
+    renamed = dict.fromkeys(["nodes", "addresses"], frozenset())
+    for names, keys in index.apply(changes):
+        assert keys
+        renamed["nodes" if names is index.nodes else "addresses"] = keys
+    return renamed["nodes"], renamed["addresses"]
 
 
 @pytest.fixture
-def topology():
-    return Fixture()
+def index():
+    return NameIndex(keep_s=60.0)
 
 
-def node(name="eth0", *, tid="t1", host="h1", node_id="n1", **metadata):
-    metadata = {"Name": name, "Type": "device", "TID": tid, **metadata}
-    return {"ID": node_id, "Metadata": metadata, "Host": host}
+ON_BOTH_HOSTS = {"10.0.0.1": (candidate("a", host="h1"), candidate("b", host="h2"))}
+POINTS = {"t1": point(host="h1"), "t2": point(host="h2")}
+NETWORKS = {"h1": (ip_network("10.0.0.0/24"),), "h2": (ip_network("10.0.0.0/24"),)}
+AMBIGUOUS = {"addresses": ON_BOTH_HOSTS, "points": POINTS, "networks": NETWORKS}
 
 
-def owning(name, *addresses, host="h1", tid=None):
-    """A node, of a TID of its own, that has addresses."""
-    ipv4 = [address for address in addresses if ":" not in address]
-    ipv6 = [address for address in addresses if ":" in address]
-    return node(name, tid=tid or f"{host}/{name}", host=host, IPV4=ipv4, IPV6=ipv6)
+# Lookups.
 
 
-def test_every_flow_of_a_recording_has_names():
-    """The flows that were recorded in the same lab at the same time as the topology."""
-    topology = Fixture()
-    answer = read((RECORDINGS / "topology.json").read_bytes())
-    topology.names.apply(topology.names.compare(answer.nodes, 0.0))
-    names = topology.names
-    seen = set()
-    for line in (RECORDINGS / "one-analyzer.jsonl").read_bytes().splitlines():
-        message = json.loads(line)
-        for flow in (message["Obj"] or []) if message["Namespace"] == "flow" else []:
-            tid = flow["NodeTID"]
-            at = names.node_name[tid], names.node_host[tid], names.node_type[tid]
-            ends = flow.get("Network", {})
-            seen.add((*at, *(names.owner[ends[end]] for end in "AB" if ends)))
-    assert {at[:3] for at in seen} == {("v2", "lab", "veth"), ("vx1", "lab", "vxlan")}
-    assert {("v2", "lab", "veth", "v1", "v2"), ("vx1", "lab", "vxlan", "vx1", "vx2")} <= seen
+def test_before_the_first_resolution_all_names_are_empty(index):
+    assert not index.ready.is_set()
+    assert index.nodes["t1"] == index.nodes.resolve("t1", "", "") == EMPTY
+    assert index.addresses["10.0.0.1"] == EMPTY
+    assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == EMPTY
 
 
-@pytest.mark.parametrize("key", ["", "t9", "10.0.0.1", "é" * 1000])
-def test_what_is_not_known_is_empty_and_asking_leaves_no_trace(topology, key):
-    topology.tell(node())
-    names = topology.names
-    for lookup in (names.node_name, names.node_host, names.node_type, names.owner):
-        size = len(lookup)
-        assert lookup[key] == ""
-        assert len(lookup) == size
-        assert key not in lookup
+def test_pod_labels_follow_the_names():
+    index = NameIndex(keep_s=60.0, k8s_labels=("app", "team"))
+    assert index.addresses["10.0.0.1"] == ("",) * 10
+    assert index.nodes["t1"] == EMPTY
 
 
-def test_a_node_without_a_tid_is_known_by_its_id(topology):
-    topology.tell(node(tid=None, node_id="n7"), node("eth1", tid="", node_id="n8"))
-    assert topology.names.node_name == {"n7": "eth0", "n8": "eth1"}
+def test_names_are_there_at_once(index):
+    assert update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"}) == (
+        {"t1"},
+        {"10.0.0.1"},
+    )
+    assert index.ready.is_set()
+    assert index.nodes["t1"] == names_of("eth0")
+    assert index.addresses["10.0.0.1"] == names_of("a")
+    assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == names_of("a")
+    assert index.ambiguous == 0
 
 
-def test_what_a_node_lacks_is_not_known(topology):
-    topology.tell(node(None), node("", tid="t2", host=None), node(Type=None, tid="t3"))
-    topology.tell({"ID": "", "Metadata": {"Name": "eth9"}})
-    assert topology.names.node_name == {"t3": "eth0"}
-    assert topology.names.node_host == {"t1": "h1", "t3": "h1"}
-    assert topology.names.node_type == {"t1": "device", "t2": "device"}
+def test_only_changes_are_reported(index):
+    update(index, nodes={"t1": "eth0", "t2": "eth1"}, addresses={"10.0.0.1": "a"})
+    assert update(index, nodes={"t1": "eth0", "t2": "wan0"}, addresses={"10.0.0.1": "b"}) == (
+        {"t2"},
+        {"10.0.0.1"},
+    )
+    again = {"nodes": {"t1": "eth0", "t2": "wan0"}, "addresses": {"10.0.0.1": "b"}}
+    assert update(index, **again) == (set(), set())
 
 
-def test_of_nodes_with_the_same_tid_the_first_by_name_counts_whatever_their_order():
-    nodes = [node("b", host="h1"), node("a", host="h2"), node("c", host="h1", Type="veth")]
-    for order in permutations(nodes):
-        topology = Fixture()
-        topology.tell(*order)
-        assert topology.names.node_name == {"t1": "b"}
-        assert topology.names.node_host == {"t1": "h1"}
-        assert topology.names.node_type == {"t1": "device"}
+def test_comparing_changes_nothing(index):
+    index.compare(resolution(nodes={"t1": "eth0"}, addresses=ON_BOTH_HOSTS), 0.0)
+    assert not index.ready.is_set()
+    assert index.nodes == index.addresses == {}
+
+
+def test_equal_names_of_several_candidates_are_not_ambiguous(index):
+    update(index, addresses={"10.0.0.1": (candidate("a", host="h1"), candidate("a", host="h2"))})
+    assert index.addresses["10.0.0.1"] == names_of("a")
+
+
+# Ambiguous addresses.
+
+
+def test_an_ambiguous_address_is_resolved_by_its_context(index):
+    update(index, **AMBIGUOUS)
+    addresses = index.addresses
+    assert addresses["10.0.0.1"] is None
+    assert addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == names_of("a")
+    assert addresses.resolve("10.0.0.1", "10.0.0.2", "t2") == names_of("b")
+    assert addresses.resolve("10.0.0.1", "192.0.2.1", "t1") == EMPTY
+    assert addresses.resolve("10.0.0.1", "10.0.0.2", "unknown") == EMPTY
+    assert index.ambiguous == 1
+
+
+def test_resolved_names_are_kept(index):
+    update(index, **AMBIGUOUS)
+    first = index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1")
+    update(index, **AMBIGUOUS)
+    assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") is first
 
 
 @pytest.mark.parametrize(
-    ("told", "in_flows"),
+    "change",
     [
-        ("10.0.0.1/24", "10.0.0.1"),
-        ("10.0.0.1", "10.0.0.1"),
-        ("fd00::1/64", "fd00::1"),
-        ("FD00:0:0::0:1/64", "fd00::1"),
-        ("fd00:0:0:1:0:0:0:1/64", "fd00:0:0:1::1"),
-        ("fd00:0:0:1:1:0:0:1/64", "fd00::1:1:0:0:1"),
-        ("fd00:0:1:1:1:1:1:1/64", "fd00:0:1:1:1:1:1:1"),
-        ("::1/128", "::1"),
-        ("::/0", "::"),
-        ("::102:304/96", "::102:304"),
-        ("::1.2.3.4/96", "::102:304"),
-        ("64:ff9b::1.2.3.4/96", "64:ff9b::102:304"),
-        ("::ffff:10.0.0.1/120", "10.0.0.1"),
-        ("fe80::1%eth0/64", "fe80::1"),
+        {"addresses": {"10.0.0.1": (candidate("c", host="h1"), candidate("b", host="h2"))}},
+        {"points": {"t1": point(host="h2"), "t2": point(host="h2")}},
+        {"points": {"t1": point(host="h3")}},
+        {"networks": {}},
+        {"addresses": {"10.0.0.1": "b"}},
     ],
 )
-def test_addresses_are_those_of_flows(topology, told, in_flows):
-    """As Go's ``net.IP.String`` writes them."""
-    for now in (0.0, 20.0):
-        topology.tell(owning("eth0", told), now=now)
-        assert topology.names.owner == {in_flows: "eth0"}
+def test_an_address_whose_names_change_in_a_context_is_reported(index, change):
+    update(index, **AMBIGUOUS)
+    assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == names_of("a")
+    assert update(index, **{**AMBIGUOUS, **change})[1] == {"10.0.0.1"}
+    assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") != names_of("a")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "/24", "10.0.0", "10.0.0.256/24", "010.0.0.1/8", "x" * 100_000, "1:2", "eth0"]
-)
-def test_what_is_no_address_is_ignored(topology, text):
-    topology.tell(node(IPV4=[text, "10.0.0.1/24"], IPV6=[text]))
-    assert topology.names.owner == {"10.0.0.1": "eth0"}
+def test_an_address_that_nobody_has_looked_up_is_not_reported(index):
+    update(index, **AMBIGUOUS)
+    changed = {"10.0.0.1": (candidate("c", host="h1"), candidate("b", host="h2"))}
+    assert update(index, **{**AMBIGUOUS, "addresses": changed}) == (set(), set())
 
 
-@pytest.mark.parametrize(
-    ("nodes", "owner"),
-    [
-        pytest.param([owning("eth0", "10.0.0.1/24")], "eth0", id="one"),
-        pytest.param(
-            [owning("v2", "10.0.0.1/24"), owning("v1", "10.0.0.1/16")], "v1", id="one host"
-        ),
-        pytest.param(
-            [owning("lo", "10.0.0.1/8", host=f"h{number}") for number in range(3)],
-            "lo",
-            id="one name on every host",
-        ),
-        pytest.param(
-            [owning("eth0", "10.0.0.1/8"), owning("eth1", "10.0.0.1/8", host="h2")],
-            "",
-            id="cannot be told",
-        ),
-        pytest.param(
-            [
-                owning("eth0", "10.0.0.1/8"),
-                owning("a", "10.0.0.1/8"),
-                owning("eth0", "10.0.0.1/8", host="h2"),
-            ],
-            "",
-            id="cannot be told, though a name repeats",
-        ),
-        pytest.param(
-            [owning("", "10.0.0.1/8", host="h2"), owning("eth0", "10.0.0.1/8")],
-            "eth0",
-            id="only one has a name",
-        ),
-    ],
-)
-def test_an_address_of_several_interfaces(nodes, owner):
-    for order in permutations(nodes):
-        topology = Fixture()
-        topology.tell(*order)
-        assert topology.names.owner["10.0.0.1"] == owner
+def test_what_is_looked_up_while_a_resolution_is_compared_is_looked_up_again(index):
+    update(index, **AMBIGUOUS)
+    changed = {"10.0.0.1": (candidate("c", host="h1"), candidate("b", host="h2"))}
+    changes = index.compare(resolution(**{**AMBIGUOUS, "addresses": changed}), 0.0)
+    assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == names_of("a")
+    assert apply(index, changes)[1] == {"10.0.0.1"}
+    assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == names_of("c")
 
 
-def test_an_address_that_moves(topology):
-    """A virtual address for which two hosts vote for a while."""
-    first, second = owning("eth0", "10.0.0.1/32"), owning("eth1", "10.0.0.1/32", host="h2")
-    idle = owning("eth0"), owning("eth1", host="h2")
-    owners = []
-    for number, nodes in enumerate(
-        [(first, idle[1]), (first, second), (idle[0], second), (idle[0], second)]
-    ):
-        topology.tell(*nodes, now=20.0 * number)
-        owners.append((topology.names.owner["10.0.0.1"], topology.changed().get("owner")))
-    moved = {"10.0.0.1"}
-    assert owners == [("eth0", moved), ("", moved), ("eth1", moved), ("eth1", None)]
+def test_the_contexts_are_bounded_and_pruned(index, monkeypatch):
+    monkeypatch.setattr(name_index, "MAX_TRIPLES", 4)
+    update(index, **AMBIGUOUS)
+    addresses = index.addresses
+    for number in range(4):
+        assert addresses.resolve("10.0.0.1", f"10.0.0.{number}", "t1") == names_of("a")
+    assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
+    assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
+    assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
+    # All flows with the address are looked up again: those that still exist get their names.
+    assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
+    assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
+    for number in range(4):
+        addresses.resolve("10.0.0.1", f"10.0.0.{number}", "t1")
+    assert update(index, now=PRUNE_INTERVAL_S - 1, **AMBIGUOUS)[1] == set()
+    assert update(index, now=PRUNE_INTERVAL_S, **AMBIGUOUS)[1] == {"10.0.0.1"}
+    assert addresses.resolve("10.0.0.1", "10.0.0.100", "t1") == names_of("a")
 
 
-def test_only_what_has_another_answer_is_told(topology):
-    topology.tell(owning("eth0", "10.0.0.1/8"), owning("eth1", "10.0.0.2/8"))
-    tids = {"h1/eth0", "h1/eth1"}
-    assert topology.changed() == {
-        "node_name": tids,
-        "node_host": tids,
-        "node_type": tids,
-        "owner": {"10.0.0.1", "10.0.0.2"},
-    }
-    topology.tell(owning("eth1", "10.0.0.2/8"), owning("eth0", "10.0.0.1/8"), now=20.0)
-    assert topology.changed() == {}
-    topology.tell(
-        owning("wan0", "10.0.0.1/8", tid="h1/eth0"), owning("eth1", "10.0.0.2/8"), now=40.0
+# Names that are gone.
+
+
+def test_a_name_that_is_gone_is_kept_for_a_while(index):
+    update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})
+    assert update(index, now=100.0) == (set(), set())
+    assert update(index, now=159.0) == (set(), set())
+    assert index.addresses["10.0.0.1"] == names_of("a")
+    assert update(index, now=160.0) == ({"t1"}, {"10.0.0.1"})
+    assert index.addresses["10.0.0.1"] == index.nodes["t1"] == EMPTY
+
+
+def test_a_name_that_comes_back_is_not_gone(index):
+    update(index, addresses={"10.0.0.1": "a"})
+    update(index, now=100.0)
+    update(index, now=110.0, addresses={"10.0.0.1": "a"})
+    update(index, now=120.0)
+    assert update(index, now=170.0) == (set(), set())
+    assert update(index, now=180.0)[1] == {"10.0.0.1"}
+
+
+def test_how_long_names_are_kept_can_change(index):
+    update(index, addresses={"10.0.0.1": "a"})
+    index.keep(10.0)
+    update(index, now=100.0)
+    assert update(index, now=110.0)[1] == {"10.0.0.1"}
+
+
+def test_an_ambiguous_address_that_is_gone_is_still_resolved(index):
+    update(index, nodes={"t1": "eth0", "t2": "eth1"}, **AMBIGUOUS)
+    update(index, now=100.0, networks=NETWORKS)
+    assert index.addresses["10.0.0.1"] is None
+    assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == names_of("a")
+    assert update(index, now=160.0, networks=NETWORKS) == ({"t1", "t2"}, {"10.0.0.1"})
+    assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == EMPTY
+    assert index.ambiguous == 0
+
+
+def test_the_mappings_are_bounded_and_the_oldest_leave_first(index, monkeypatch):
+    monkeypatch.setattr(name_index, "MAX_NAMES", 3)
+    update(index, nodes={"a": "1", "b": "2"})
+    update(index, now=1.0, nodes={"b": "2"})
+    update(index, now=2.0, nodes={"c": "3"})
+    assert index.nodes.keys() == {"a", "b", "c"}
+    assert update(index, now=3.0, nodes={"c": "3", "d": "4"})[0] == {"a", "d"}
+    changes = index.compare(resolution(nodes=dict.fromkeys("efghi", "5")), 4.0)
+    assert changes.left_out == 2
+    apply(index, changes)
+    assert index.nodes.keys() == {"e", "f", "g"}
+
+
+# Parts of a topology.
+
+
+def test_a_part_names_only_what_is_unknown(index):
+    update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})
+    part = resolution(
+        nodes={"t2": "x"},
+        addresses={"10.0.0.1": "other", "10.0.0.9": "new", "10.0.0.8": ON_BOTH_HOSTS["10.0.0.1"]},
     )
-    assert topology.changed() == {"node_name": {"h1/eth0"}, "owner": {"10.0.0.1"}}
-    assert topology.names.node_name == {"h1/eth0": "wan0", "h1/eth1": "eth1"}
-    topology.tell(
-        owning("wan0", "10.0.0.9/8", tid="h1/eth0"), owning("eth1", "10.0.0.2/8"), now=60.0
-    )
-    assert topology.changed() == {"owner": {"10.0.0.9"}}
+    assert apply(index, index.compare_new(part, 1.0)) == (set(), {"10.0.0.9", "10.0.0.8"})
+    assert index.addresses["10.0.0.1"] == names_of("a")
+    assert index.addresses["10.0.0.9"] == names_of("new")
+    assert index.addresses["10.0.0.8"] is None
+    assert index.nodes.keys() == {"t1"}
+    # It is kept until a complete resolution has it or does not have it for long enough.
+    assert update(index, now=2.0, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})[1] == set()
+    assert index.addresses["10.0.0.9"] == names_of("new")
 
 
-def test_mappings_stay_the_same_objects(topology):
-    names = topology.names
-    before = [id(lookup) for lookup in (names.node_name, names.node_host, names.owner)]
-    topology.tell(owning("eth0", "10.0.0.1/8"))
-    topology.tell(now=1000.0)
-    topology.tell(now=2000.0)
-    assert [id(lookup) for lookup in (names.node_name, names.node_host, names.owner)] == before
+def test_a_part_is_bounded(index, monkeypatch):
+    monkeypatch.setattr(name_index, "MAX_NAMES", 2)
+    update(index, addresses={"10.0.0.1": "a"})
+    part = resolution(addresses={"10.0.0.2": "b", "10.0.0.3": "c"})
+    changes = index.compare_new(part, 0.0)
+    assert changes.left_out == 1
+    assert apply(index, changes)[1] == {"10.0.0.2"}
 
 
-def test_comparing_changes_nothing_until_it_is_applied(topology):
-    names = topology.names
-    changes = names.compare(read(json.dumps([node()]).encode()).nodes, 0.0)
-    assert names.node_name["t1"] == ""
-    assert not names.ready.is_set()
-    names.apply(changes)
-    assert names.node_name["t1"] == "eth0"
+# Unknown addresses.
 
 
-@pytest.mark.parametrize("partial", [[], [owning("eth1", "10.0.0.2/8")]])
-def test_a_partial_answer_renames_nothing(topology, partial):
-    """As from an analyzer that has just started and does not know every agent yet."""
-    whole = owning("eth0", "10.0.0.1/8"), owning("eth1", "10.0.0.2/8")
-    topology.tell(*whole, now=0.0)
-    for now in (20.0, 40.0, 60.0):
-        topology.tell(*partial, now=now)
-        assert topology.changed() == {}
-    topology.tell(*whole, now=80.0)
-    assert topology.changed() == {}
-    # It counts again from the start.
-    topology.tell(*partial, now=100.0)
-    topology.tell(*partial, now=159.0)
-    assert topology.changed() == {}
-    assert topology.names.owner["10.0.0.1"] == "eth0"
+def test_unknown_addresses_are_noted_once_until_they_may_be_asked_for_again(index):
+    addresses = index.addresses
+    for _ in range(2):
+        for text in ("10.0.0.1", "10.0.0.2", "10.0.0.3", ""):
+            assert addresses[text] == EMPTY
+    assert addresses.take_unknown(0.0, 2) == ["10.0.0.1", "10.0.0.2"]
+    assert addresses.unknown == 3
+    assert addresses["10.0.0.1"] == EMPTY
+    assert addresses.take_unknown(1.0, 2) == ["10.0.0.3"]
+    assert addresses.has_misses(MISS_S)
+    assert addresses["10.0.0.1"] == EMPTY
+    assert addresses.take_unknown(MISS_S, 2) == ["10.0.0.1"]
+    assert not addresses.has_misses(2 * MISS_S)
 
 
-def test_what_no_answer_tells_any_more_leaves_and_is_told(topology):
-    eth0, eth1 = owning("eth0", "10.0.0.1/8"), owning("eth1", "10.0.0.2/8")
-    topology.tell(eth0, eth1, now=0.0)
-    topology.tell(eth1, now=20.0)
-    topology.tell(eth1, now=79.9)
-    assert topology.changed() == {}
-    topology.tell(eth1, now=80.0)
-    tid = {"h1/eth0"}
-    assert topology.changed() == {
-        "node_name": tid,
-        "node_host": tid,
-        "node_type": tid,
-        "owner": {"10.0.0.1"},
-    }
-    assert topology.names.node_name == {"h1/eth1": "eth1"}
-    assert topology.names.owner == {"10.0.0.2": "eth1"}
-    topology.tell(eth1, now=100.0)
-    assert topology.changed() == {}
-    topology.tell(eth0, eth1, now=120.0)
-    assert topology.changed()["owner"] == {"10.0.0.1"}
+def test_known_and_ambiguous_addresses_are_not_noted(index):
+    update(index, addresses={"10.0.0.2": "a", **ON_BOTH_HOSTS})
+    assert index.addresses["10.0.0.2"] and index.addresses["10.0.0.1"] is None
+    assert index.addresses.take_unknown(0.0, 10) == []
 
 
-def test_a_node_that_lost_its_name_keeps_it_for_a_while(topology):
-    topology.tell(node(), now=0.0)
-    topology.tell(node(None), now=20.0)
-    assert topology.names.node_name["t1"] == "eth0"
-    topology.tell(node(None), now=80.0)
-    assert topology.names.node_name["t1"] == ""
+def test_an_address_that_is_known_by_now_is_not_asked_for(index):
+    for number in range(3):
+        index.addresses[f"10.0.0.{number}"]
+    update(index, addresses={"10.0.0.0": "a", **ON_BOTH_HOSTS})
+    assert index.addresses.take_unknown(0.0, 1) == ["10.0.0.2"]
+    assert index.addresses.unknown == 1
 
 
-def test_nothing_leaves_while_no_answer_comes(topology):
-    topology.tell(node(), now=0.0)
-    topology.tell(now=100_000.0)
-    assert topology.changed() == {}
-    assert topology.names.node_name["t1"] == "eth0"
+def test_unknown_addresses_are_bounded(index, monkeypatch):
+    monkeypatch.setattr(name_index, "MAX_UNKNOWN", 3)
+    addresses = index.addresses
+    for number in range(5):
+        addresses[f"10.0.0.{number}"]
+    addresses["x" * 46]
+    assert addresses.dropped == {"ambiguous": 0, "unknown": 3}
+    assert len(addresses.take_unknown(0.0, 10)) == 3
+    for number in range(5, 8):
+        addresses[f"10.0.0.{number}"]
+    assert len(addresses.take_unknown(1.0, 10)) == 3
+    assert addresses.has_misses(1.0)
+    assert addresses.unknown == 3  # the oldest are forgotten
 
 
-async def test_ready_wakes_who_waits(topology):
-    waiting = asyncio.create_task(topology.names.ready.wait())
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    topology.tell()  # an empty answer is an answer
-    await asyncio.wait_for(waiting, 1)
+# Everything at once.
 
-
-def test_texts_are_bounded(topology):
-    longest = "x" * MAX_NAME_CHARS
-    topology.tell(
-        owning(longest, "10.0.0.1/8", tid="t1"),
-        owning(longest + "x", "10.0.0.2/8", tid="t2", host=longest + "x"),
-        node(tid=longest),
-        node(tid=longest + "x"),
-    )
-    assert topology.names.node_name == {"t1": longest, longest: "eth0"}
-    assert topology.names.node_host == {"t1": "h1", longest: "h1"}
-    assert topology.names.owner == {"10.0.0.1": longest}
-
-
-def test_nodes_and_addresses_are_bounded_and_counted(topology, monkeypatch):
-    monkeypatch.setattr(name_index, "MAX_NODES", 3)
-    monkeypatch.setattr(name_index, "MAX_ADDRESSES", 5)
-    nodes = [
-        owning(f"eth{number}", f"10.0.{number}.1/24", f"fd00::{number}/64") for number in range(5)
-    ]
-    assert topology.tell(*nodes[:2]) == 0
-    assert topology.tell(*nodes) == 2 + 1
-    assert len(topology.names.node_name) == 3
-    assert len(topology.names.owner) == 5
-
-
-def test_what_is_remembered_is_bounded(topology, monkeypatch):
-    monkeypatch.setattr(name_index, "MAX_NAMES", 4)
-    topology.tell(node("a", tid="a"), node("b", tid="b"), now=0.0)
-    topology.tell(node("c", tid="c"), node("d", tid="d"), now=1.0)
-    assert topology.changed()["node_name"] == {"c", "d"}
-    topology.tell(node("e", tid="e"), node("c", tid="c"), now=2.0)
-    # Of a, b and d, two had been gone for longer and one of them makes room.
-    assert len(topology.names.node_name) == 4
-    assert topology.names.node_name.keys() >= {"c", "d", "e"}
-    topology.tell(*(node(tid=str(number)) for number in range(4)), now=3.0)
-    assert topology.names.node_name.keys() == {"0", "1", "2", "3"}
-
-
-def test_two_thousand_nodes_that_say_the_same_cost_the_event_loop_nothing(topology):
-    nodes = [
-        owning(f"eth{number}", f"10.0.{number >> 8}.{number & 255}/8") for number in range(2000)
-    ]
-    topology.tell(*nodes, now=0.0)
-    random.Random(1).shuffle(nodes)
-    topology.tell(*nodes, now=20.0)
-    assert topology.renamed == []
-
-
-NAMES_OF_FEW = st.sampled_from(["a", "b", ""])
-ANSWERS = st.lists(
-    st.lists(
-        st.builds(
-            lambda name, host, tid, address: owning(name, address, host=host, tid=tid),
-            NAMES_OF_FEW,
-            st.sampled_from(["h1", "h2"]),
-            st.sampled_from(["t1", "t2"]),
-            st.sampled_from(["10.0.0.1/8", "fd00::1/64"]),
+NAMES = st.sampled_from(["a", "b", "c"])
+HOSTS = st.sampled_from(["h1", "h2"])
+ADDRESSES = [f"10.0.0.{number}" for number in range(4)]
+TIDS = ["t1", "t2", "t3"]
+RESOLUTIONS = st.builds(
+    resolution,
+    nodes=st.dictionaries(st.sampled_from(TIDS), NAMES),
+    addresses=st.dictionaries(
+        st.sampled_from(ADDRESSES),
+        st.lists(st.builds(candidate, NAMES, host=HOSTS), min_size=1, max_size=3, unique=True).map(
+            tuple
         ),
-        max_size=4,
     ),
-    max_size=6,
+    points=st.dictionaries(st.sampled_from(TIDS), st.builds(point, host=HOSTS)),
+    networks=st.sampled_from([{}, NETWORKS]),
+)
+FLOWS = st.tuples(st.sampled_from(ADDRESSES), st.sampled_from(ADDRESSES), st.sampled_from(TIDS))
+STEPS = st.lists(
+    st.tuples(RESOLUTIONS, st.lists(FLOWS), st.lists(FLOWS), st.booleans()), max_size=8
 )
 
 
-@given(ANSWERS, st.randoms(use_true_random=False))
-def test_any_answers_in_any_order(answers, randomness):
-    """What is told is exactly what changed, and the order of an answer's nodes does not matter."""
-    one, other = Fixture(keep_s=30.0), Fixture(keep_s=30.0)
-    attributes = ("node_name", "node_host", "node_type", "owner")
-    for number, answer in enumerate(answers):
-        before = {name: dict(getattr(one.names, name)) for name in attributes}
-        one.tell(*answer, now=20.0 * number)
-        shuffled = list(answer)
-        randomness.shuffle(shuffled)
-        other.tell(*shuffled, now=20.0 * number)
-        told = one.changed()
-        for name in attributes:
-            after = getattr(one.names, name)
-            assert after == getattr(other.names, name)
-            differ = {
-                key
-                for key in before[name].keys() | after.keys()
-                if before[name].get(key, "") != after[key]
-            }
-            assert differ <= told.get(name, set()) <= before[name].keys() | after.keys()
+def shown(index, flow):
+    names = index.addresses[flow[0]]
+    return index.addresses.resolve(*flow) if names is None else names
+
+
+@settings(deadline=None)
+@given(STEPS, st.sampled_from([1, 4, 1000]))
+def test_every_flow_has_the_names_of_the_latest_resolution_or_is_reported(steps, max_triples):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(name_index, "MAX_TRIPLES", max_triples)
+        patch.setattr(name_index, "PRUNE_INTERVAL_S", 0.0)
+        index = NameIndex(keep_s=0.0)
+        labels = {}
+        for now, (current, before, between, is_part) in enumerate(steps):
+            labels.update((flow, shown(index, flow)) for flow in before if flow not in labels)
+            compare = index.compare_new if is_part else index.compare
+            changes = compare(current, float(now))
+            labels.update((flow, shown(index, flow)) for flow in between if flow not in labels)
+            _, reported = apply(index, changes)
+            for flow, names in labels.items():
+                if flow[0] in reported:
+                    labels[flow] = shown(index, flow)
+                elif names != EMPTY or max_triples == 1000:
+                    assert names == shown(index, flow)
+            if not is_part and max_triples == 1000:
+                for flow, names in labels.items():
+                    owners = current.addresses.get(flow[0], ())
+                    chosen = owners and choose(
+                        owners,
+                        flow[1],
+                        current.points.get(flow[2]),
+                        current.networks,
+                        address=flow[0],
+                    )
+                    assert names == (chosen or EMPTY)

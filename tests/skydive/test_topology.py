@@ -16,8 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.runtime.logs import LogLimit
-from skyfast.skydive import name_index
-from skyfast.skydive import topology as topology_module
+from skyfast.skydive import name_index, name_poller, topology_client
 from skyfast.skydive.interfaces import (
     MAX_INTERFACES,
     MAX_LABEL_CHARS,
@@ -25,8 +24,9 @@ from skyfast.skydive.interfaces import (
     Interfaces,
 )
 from skyfast.skydive.name_index import NameIndex
-from skyfast.skydive.topology import QUERY_WITH_NAMES, TopologyPoller
+from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.topology_nodes import MalformedAnswerError, read
+from skyfast.skydive.topology_queries import NAMED_INTERFACES
 from skyfast.stats import TopologyStats
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault
 from tests.support.certificates import Authority
@@ -457,6 +457,7 @@ class Poll:
             stats=self.stats,
             now=time.monotonic,
             names=names,
+            wanted=(NAMED_INTERFACES,),
             renamed=lambda lookup, keys: self.renamed.append(
                 (lookup, {key: lookup[key] for key in keys}, threading.current_thread())
             ),
@@ -546,7 +547,9 @@ async def test_an_interval_of_zero_asks_nobody():
 
 
 def lo(number):
-    return node("lo", tid=f"lo{number}", EncapType="loopback", IPV4=["127.0.0.1/8"])
+    return node(
+        "lo", tid=f"lo{number}", node_id=f"lo{number}", EncapType="loopback", IPV4=["127.0.0.1/8"]
+    )
 
 
 async def test_names_and_interfaces_come_from_one_answer():
@@ -555,18 +558,18 @@ async def test_names_and_interfaces_come_from_one_answer():
         analyzer.topology = answer_of(
             node(EncapType="ether", IPV4=["10.0.0.1/24"]),
             lo(1),
-            node("br0", tid="bridge", Type="ovsbridge"),
+            node("br0", tid="bridge", node_id="bridge", Type="ovsbridge"),
             WRONG["Name is an object"],
             compress=True,
         )
         async with Poll(analyzer.url, names=names).running() as poll:
             await asyncio.wait_for(names.ready.wait(), 5)
-            assert names.node_name == {"t1": "eth0", "lo1": "lo", "bridge": "br0"}
-            assert names.owner == {"10.0.0.1": "eth0", "127.0.0.1": "lo"}
+            assert names.nodes == NODES
+            assert [owner[0] for owner in names.addresses.values()] == ["h", "h"]
             await until(lambda: poll.stats.answers >= 2)
         for request in analyzer.topology_requests:
-            assert json.loads(request.body) == {"GremlinQuery": QUERY_WITH_NAMES}
-        # What is no interface by today's query is neither shown nor counted.
+            assert json.loads(request.body) == {"GremlinQuery": NAMED_INTERFACES.gremlin}
+        # What is no interface by the other query is neither shown nor counted.
         assert poll.stats.interfaces == 1
         assert poll.stats.skipped["invalid"] == sum(poll.stats.skipped.values()) == 1
         page = poll.interfaces.page(time.monotonic()).decode()
@@ -574,35 +577,44 @@ async def test_names_and_interfaces_come_from_one_answer():
         # The second answer changed nothing, so nobody was told of it.
         main = threading.current_thread()
         assert poll.renamed == [
-            (names.node_name, {"t1": "eth0", "lo1": "lo", "bridge": "br0"}, main),
-            (names.node_host, {"t1": "h", "lo1": "h", "bridge": "h"}, main),
-            (names.node_type, {"t1": "device", "lo1": "device", "bridge": "ovsbridge"}, main),
-            (names.owner, {"10.0.0.1": "eth0", "127.0.0.1": "lo"}, main),
+            (names.nodes, NODES, main),
+            (names.addresses, dict(names.addresses), main),
         ]
+
+
+NODES = {
+    tid: (name, "h", kind, "", "", "", "", "")
+    for tid, name, kind in (
+        ("t1", "eth0", "device"),
+        ("lo1", "lo", "device"),
+        ("bridge", "br0", "ovsbridge"),
+    )
+} | {"t9": ("",) * 8}  # the one with a wrong name
 
 
 async def test_a_new_name_is_told():
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
-        analyzer.topology = answer_of(node(), node("eth1", tid="t2"))
+        analyzer.topology = answer_of(node(), node("eth1", tid="t2", node_id="n2"))
         async with Poll(analyzer.url, names=names).running() as poll:
             await until(lambda: poll.renamed)
             poll.renamed.clear()
-            analyzer.topology = answer_of(node("wan0"), node("eth1", tid="t2"))
+            analyzer.topology = answer_of(node("wan0"), node("eth1", tid="t2", node_id="n2"))
             await until(lambda: poll.renamed)
-        assert [(lookup, answers) for lookup, answers, _ in poll.renamed] == [
-            (names.node_name, {"t1": "wan0"})
-        ]
+        assert [
+            (lookup, {key: names[0] for key, names in answers.items()})
+            for lookup, answers, _ in poll.renamed
+        ] == [(names.nodes, {"t1": "wan0"})]
 
 
 async def test_names_are_asked_for_without_interfaces(monkeypatch):
-    monkeypatch.setattr(topology_module, "NAMES_INTERVAL_S", FAST_S)
+    monkeypatch.setattr(name_poller, "INTERVAL_S", FAST_S)
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
         analyzer.topology = answer_of(node(EncapType="ether"))
         async with Poll(analyzer.url, interval_s=0, names=names).running() as poll:
             await until(lambda: poll.stats.answers >= 2)
-        assert names.node_name["t1"] == "eth0"
+        assert names.nodes["t1"][0] == "eth0"
         assert poll.interfaces.page(time.monotonic()) == b""
         assert poll.stats.interfaces == 0
 
@@ -620,15 +632,18 @@ async def test_a_failure_keeps_the_names_and_nobody_is_ready_before_an_answer(ca
             await asyncio.wait_for(names.ready.wait(), 5)
             analyzer.topology = Answer(body=b"[")
             await until(lambda: poll.stats.errors["malformed"] >= 2)
-            assert names.node_name == {"t1": "eth0"}
+            assert names.nodes.keys() == {"t1"}
     assert f"analyzer {analyzer.name}: topology query failed: HTTP 500" in caplog.text
 
 
 async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
-    monkeypatch.setattr(name_index, "MAX_NODES", 2)
+    monkeypatch.setattr(name_index, "MAX_NAMES", 2)
     async with FakeAnalyzer() as analyzer:
-        analyzer.topology = answer_of(*(node(tid=f"t{number}") for number in range(5)))
+        analyzer.topology = answer_of(
+            *(node(tid=f"t{number}", node_id=f"n{number}") for number in range(5))
+        )
         async with Poll(analyzer.url, names=NameIndex(keep_s=60.0)).running() as poll:
+            await until(lambda: poll.stats.names and poll.stats.names.resolutions)
             await until(lambda: poll.stats.answers >= 3)
     (record,) = (record for record in caplog.records if "topology too large" in record.getMessage())
     assert record.getMessage() == "topology too large: 3 nodes and addresses ignored"
@@ -785,8 +800,10 @@ async def test_a_name_of_several_addresses_is_asked_itself():
 
 
 def bomb(size):
+    """A list of nothing, without end."""
     packer = zlib.compressobj(9, wbits=31)
-    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(size >> 20)) + packer.flush()
+    parts = [packer.compress(b"["), *(packer.compress(b" " * (1 << 20)) for _ in range(size >> 20))]
+    return b"".join(parts) + packer.flush()
 
 
 def gzipped(body):
@@ -820,9 +837,9 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_a_failing_analyzer(failure, monkeypatch, caplog):
     """It is counted, logged once, and the next one is asked; nothing is lost in between."""
-    monkeypatch.setattr(topology_module, "MAX_ANSWER_BYTES", 65_536)
+    monkeypatch.setattr(topology_client, "MAX_ANSWER_BYTES", 65_536)
     if failure == "hangs":
-        monkeypatch.setattr(topology_module, "REQUEST_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(topology_client, "REQUEST_TIMEOUT_S", 0.3)
     caplog.set_level(logging.WARNING)
     fault, reason = FAILURES[failure]
     async with FakeAnalyzer() as bad, FakeAnalyzer() as good:
@@ -863,7 +880,7 @@ async def test_a_fault_of_ours_does_not_end_the_poller(monkeypatch):
 
 
 async def test_failures_are_logged_once_a_minute_with_how_many_were_not(monkeypatch, caplog):
-    monkeypatch.setattr(topology_module, "LogLimit", lambda: LogLimit(0.3))
+    monkeypatch.setattr(topology_client, "LogLimit", lambda: LogLimit(0.3))
     url = f"ws://127.0.0.1:{closed_port()}/ws/subscriber/flow"
     async with Poll(url, interval_s=0.02).running() as poll:
         await until(lambda: len(caplog.records) >= 2)
@@ -874,7 +891,7 @@ async def test_failures_are_logged_once_a_minute_with_how_many_were_not(monkeypa
 
 
 async def test_a_gzip_bomb_takes_no_memory(monkeypatch):
-    monkeypatch.setattr(topology_module, "MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr(topology_client, "MAX_ANSWER_BYTES", 1 << 20)
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = gzipped(bomb(256 << 20))
         async with Poll(analyzer.url, interval_s=5).running() as poll:

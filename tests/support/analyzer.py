@@ -2,7 +2,8 @@
 
 It serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one loopback port, like
 Skydive. It uses plain asyncio streams, so that it can break any rule of HTTP and of the WebSocket
-protocol, and it shares no code with skyfast. Typical use::
+protocol, and it shares no code with skyfast, except for the meaning of topology queries. Typical
+use::
 
     async with FakeAnalyzer() as analyzer:
         ...  # subscribe to analyzer.url
@@ -17,6 +18,7 @@ import enum
 import gzip
 import hashlib
 import itertools
+import json
 import socket
 import ssl as ssl_module
 import struct
@@ -25,8 +27,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 from urllib.parse import parse_qs
+
+from skyfast.skydive.topology_queries import parse
 
 ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -216,7 +220,9 @@ class FakeAnalyzer:
         self.login: Answer | Fault | None = None
         """The response to ``POST /login`` that replaces the normal one."""
         self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
-        """The response to authorized requests ``POST /api/topology``."""
+        """The response to authorized requests ``POST /api/topology`` if there is no ``graph``."""
+        self.graph: dict[str, list[dict[str, Any]]] | None = None
+        """``Nodes`` and ``Edges``; every query gets those that match it."""
         self.unique_host_ids = False
         """Reject a second subscriber with the same X-Host-ID with 409, as Skydive does..."""
         self.host_id_linger_s = 0.0
@@ -358,7 +364,7 @@ class FakeAnalyzer:
             answer = self.login if self.login is not None else self._log_in(request)
         elif (method, path) == ("POST", "/api/topology"):
             self.topology_requests.append(request)
-            answer = self.topology if self._allowed(request) else Answer(status=401)
+            answer = self._topology(request) if self._allowed(request) else Answer(status=401)
         else:
             answer = Answer(status=404)
         return await self._respond(request, reader, writer, answer)
@@ -372,6 +378,22 @@ class FakeAnalyzer:
         self.tokens.add(token)
         cookies = (f"authtoken={token}; Path=/", "permissions=W10=; Path=/")
         return Answer(body=b"{}", headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
+
+    def _topology(self, request: Request) -> Answer | Fault:
+        """Return what a query gets; as Skydive, 400 if it is not understood."""
+        if self.graph is None:
+            return self.topology
+        query = parse(json.loads(request.body)["GremlinQuery"])
+        if query is None:
+            return Answer(status=400)
+        elements = self.graph["Edges" if query.edges else "Nodes"]
+        found = [element for element in elements if query.matches(element)]
+        return Answer(body=json.dumps(found).encode(), compress=True)
+
+    @property
+    def queries(self) -> list[str]:
+        """The queries of the topology, in order."""
+        return [json.loads(request.body)["GremlinQuery"] for request in self.topology_requests]
 
     def _allowed(self, request: Request) -> bool:
         if not self.username:

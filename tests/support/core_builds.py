@@ -3,8 +3,8 @@
 ``setup.py`` defines them. Each has its own directory under ``build`` and is rebuilt when a source
 is newer.
 
-``python -m tests.support.core_builds NAME COMMAND …`` runs a command whose ``skyfast._table`` is
-that build, if it imports ``tests``. The runtime library of a sanitizer is loaded first.
+``python -m tests.support.core_builds NAME COMMAND …`` runs a command whose compiled modules are
+those of that build, as far as it imports ``tests``: with the sanitizer's run-time loaded first.
 """
 
 import fcntl
@@ -25,6 +25,7 @@ SOURCES = (
     *(path for end in ("pyx", "pxd", "pxi") for path in (ROOT / "skyfast").rglob(f"*.{end}")),
 )
 CORE = "skyfast._table"
+SPLITTER = "skyfast.skydive._json_split"
 CHOSEN = "SKYFAST_CORE"
 """The environment variable that contains the path of the build in use, if not the default."""
 
@@ -83,9 +84,13 @@ def _made(name: str, directory: Path, path: Path) -> Path:
 
 
 def load(path: Path) -> ModuleType:
-    """Load the compiled core at ``path`` as another module, besides the imported one."""
-    loader = importlib.machinery.ExtensionFileLoader(CORE, str(path))
-    spec = importlib.util.spec_from_file_location(CORE, path, loader=loader)
+    """Return the compiled core at ``path``, as a module beside the one that is imported."""
+    return _load(CORE, path)
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
@@ -93,14 +98,23 @@ def load(path: Path) -> ModuleType:
 
 
 def use_chosen() -> None:
-    """Import the chosen build as the core from now on, if one is chosen."""
+    """Let the chosen build be what is imported from now on, if there is a choice."""
     path = os.environ.get(CHOSEN)
     if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
-        assert CORE not in sys.modules, "the core has already been imported"
-        sys.modules[CORE] = load(Path(path))
+        assert CORE not in sys.modules, "the core is imported already"
+        core = Path(path)
+        sys.modules[CORE] = load(core)
+        sys.modules[SPLITTER] = _load(SPLITTER, core.parent / "skydive" / splitter_name())
         import skyfast
+        import skyfast.skydive
 
         skyfast._table = sys.modules[CORE]  # type: ignore[attr-defined]
+        skyfast.skydive._json_split = sys.modules[SPLITTER]  # type: ignore[attr-defined]
+
+
+def splitter_name() -> str:
+    """Return the name of the splitter's file."""
+    return f"_json_split{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def _run_time(library: str) -> str:

@@ -276,7 +276,10 @@ CONFIGURATIONS = {
                     compatible("bytes", "rtt"),
                 ),
                 View(
-                    labelled("initiator_name", "target_name", others=_TOPOLOGY.values()),
+                    (
+                        *labelled("initiator_name", "target_name", others=_TOPOLOGY.values()),
+                        *labelled("target_ip"),
+                    ),
                     standard("pair", "bytes", "rtt", "tcp_skipped_bytes"),
                     timeout_s=7200.0,
                 ),

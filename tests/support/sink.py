@@ -25,7 +25,11 @@ class IngestSetup:
     def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
         self.now = 100.0
         self.chance = 1.0
-        self.plan = make_plan(config.export, names=NameIndex(keep_s=0), shard=config.shard)
+        self.plan = make_plan(
+            config.export,
+            names=NameIndex(keep_s=0, k8s_labels=config.export.k8s_labels),
+            shard=config.shard,
+        )
         self.stats = Stats()
         self.analyzer = AnalyzerStats("analyzer:8082")
         self.captures = Captures(naming=config.export.naming, stats=self.stats.captures)

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import gc
 import gzip
+import json
 import logging
 import os
 import re
@@ -34,6 +35,7 @@ from skyfast.runtime import memory
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import topology_nodes
 from skyfast.skydive.clock_skew import ClockSkewCheck
+from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
 from skyfast.stats import FLOW_UPDATE_S
 from skyfast.web.exposition import Part
@@ -41,6 +43,7 @@ from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.load_generator import UNIT, Churn, ChurnProcess
 from tests.support.memory_audit import containers, heap_bytes, resident_bytes
 from tests.support.process import Skyfast, running
+from tests.support.topology_scenarios import read_graph
 
 Figures = dict[str, int]
 
@@ -240,14 +243,15 @@ class Virtual:
             app_parts.captures.expire(now())
 
     def _topology(self, topology: bytes) -> None:
-        answer = topology_nodes.read(topology)
+        answer, graph = topology_nodes.read(topology), read_graph(json.loads(topology), [])
         for app in self.apps.values():
             parts, now = app._parts, app.clock.now()
             parts.interfaces.update(answer, now)
             if all(column.lookup is None for column in parts.plan.columns):
                 continue
-            for lookup, keys in parts.names.apply(parts.names.compare(answer.nodes, now)):
-                app._relabel(lookup, keys)
+            resolution = resolve(graph, k8s_labels=parts.names.k8s_labels)
+            for names, keys in parts.names.apply(parts.names.compare(resolution, now)):
+                parts.table.relabel(names, iter(keys), ALL_ROWS)
 
     async def _page(self) -> None:
         """Scrape every app without storing the pages."""

@@ -13,7 +13,10 @@ import pytest
 
 import skyfast
 
-CORE = Path(skyfast.__file__).parent / f"_table{sysconfig.get_config_var('EXT_SUFFIX')}"
+END = sysconfig.get_config_var("EXT_SUFFIX")
+PACKAGE = Path(skyfast.__file__).parent
+CORE = PACKAGE / f"_table{END}"
+SPLITTER = PACKAGE / "skydive" / f"_json_split{END}"
 
 PT_LOAD, PT_DYNAMIC, PT_GNU_STACK, PT_GNU_RELRO = 1, 2, 0x6474E551, 0x6474E552
 PF_X, PF_W = 1, 2
@@ -58,32 +61,32 @@ class Elf:
         raise AssertionError("no segment contains the names")
 
 
-@pytest.fixture(scope="module")
-def core():
-    return Elf(CORE)
+@pytest.fixture(scope="module", params=[CORE, SPLITTER], ids=lambda path: path.stem)
+def module(request):
+    return Elf(request.param)
 
 
-def test_no_segment_is_writable_and_executable(core):
-    (stack,) = core.flags(PT_GNU_STACK)
+def test_no_segment_is_writable_and_executable(module):
+    (stack,) = module.flags(PT_GNU_STACK)
     assert not stack & PF_X
-    assert not [flags for flags in core.flags(PT_LOAD) if flags & PF_W and flags & PF_X]
-    assert DT_TEXTREL not in core.dynamic
+    assert not [flags for flags in module.flags(PT_LOAD) if flags & PF_W and flags & PF_X]
+    assert DT_TEXTREL not in module.dynamic
 
 
-def test_relocations_are_read_only(core):
-    assert core.flags(PT_GNU_RELRO)
-    assert core.dynamic[DT_FLAGS] & DF_BIND_NOW
+def test_relocations_are_read_only(module):
+    assert module.flags(PT_GNU_RELRO)
+    assert module.dynamic[DT_FLAGS] & DF_BIND_NOW
 
 
-def test_stack_protector_is_enabled(core):
-    assert "__stack_chk_fail" in core.names
+def test_stack_protector_is_enabled(module):
+    assert "__stack_chk_fail" in module.names
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-def test_memory_functions_are_fortified(core):
-    assert {"__memcpy_chk", "__memset_chk"} & core.names
+def test_memory_functions_are_fortified():
+    assert {"__memcpy_chk", "__memset_chk"} & Elf(CORE).names
 
 
-def test_only_the_module_init_function_is_exported(core):
-    assert {name for name in core.names if "skyfast" in name} == set()
-    assert "PyInit__table" in core.names
+def test_only_the_module_init_function_is_exported(module):
+    assert {name for name in module.names if "skyfast" in name} == set()
+    assert {"PyInit__table", "PyInit__json_split"} & module.names

@@ -190,8 +190,8 @@ def test_topology_names():
         "node_name": Names({"t": ("n",)}),
         "node_host": Names({"t": ("h",)}),
         "node_type": Names({"t": ("veth",)}),
-        "initiator_name": Names({"10.0.0.1": ("n",)}),
-        "target_name": Names({"10.0.0.1": ("n",)}),
+        "initiator_name": Names({"10.0.0.1": ("h",)}),
+        "target_name": Names({"10.0.0.1": ("h",)}),
     }
     assert len(interface_page(nodes)) == 11
 

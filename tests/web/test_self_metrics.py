@@ -19,11 +19,14 @@ from skyfast.stats import (
     CAPTURE_SKIPS,
     HANDSHAKE_FAILURES,
     INTERFACE_SKIPS,
+    LOOKUP_DROPS,
     MESSAGE_ERRORS,
+    NAME_SKIPS,
     RECONNECT_REASONS,
     SCRAPE_FAILURES,
     SKIP_REASONS,
     TOPOLOGY_ERRORS,
+    NameStats,
     Stats,
 )
 from skyfast.web.self_metrics import render, render_label_values
@@ -167,6 +170,41 @@ def test_values():
         ("skyfast_config_last_reload_success_timestamp_seconds",): 1700000002.5,
     }
     assert {key: values.get(key) for key in expected} == expected
+
+
+def test_names_are_shown_only_if_labels_need_them():
+    stats = Stats()
+    assert not [name for name, *_ in samples(stats) if "_name" in name]
+    stats.topology.names = NameStats(
+        addresses=1,
+        nodes=2,
+        ambiguous=3,
+        unknown=4,
+        elements=5,
+        resolutions=6,
+        resolution_duration_s=0.5,
+        last_reading_timestamp_s=1700000000.25,
+        query_duration_s={"edges": 1.5},
+    )
+    stats.topology.names.skipped["wrong_type"] = 7
+    stats.topology.names.dropped["unknown"] = 8
+    found = samples(stats)
+    assert by_reason("skyfast_names_skipped", found).keys() == {*NAME_SKIPS}
+    assert by_reason("skyfast_name_lookups_dropped_total", found).keys() == {*LOOKUP_DROPS}
+    expected = {
+        ("skyfast_names", ("kind", "address")): 1,
+        ("skyfast_names", ("kind", "capture_point")): 2,
+        ("skyfast_names_ambiguous",): 3,
+        ("skyfast_names_unknown",): 4,
+        ("skyfast_names_elements",): 5,
+        ("skyfast_names_resolutions_total",): 6,
+        ("skyfast_names_resolution_duration_seconds",): 0.5,
+        ("skyfast_names_last_reading_timestamp_seconds",): 1700000000.25,
+        ("skyfast_names_query_duration_seconds", ("query", "edges")): 1.5,
+        ("skyfast_names_skipped", ("reason", "wrong_type")): 7,
+        ("skyfast_name_lookups_dropped_total", ("reason", "unknown")): 8,
+    }
+    assert {key: found.get(key) for key in expected} == expected
 
 
 def test_views():

@@ -1,0 +1,32 @@
+from typing import Self, final
+
+@final
+class ArraySplitter:
+    """Splits one JSON list (or ``null``, which counts as an empty list) into its elements.
+
+    Elements longer than ``max_element_bytes`` are skipped and counted in ``skipped``. They are not
+    checked beyond their brackets and strings. An object must not be used by two threads at once.
+
+    Raises:
+        ValueError: ``max_element_bytes`` is not positive.
+
+    """
+
+    def __new__(cls, *, max_element_bytes: int) -> Self: ...
+    @property
+    def skipped(self) -> int: ...
+    def feed(self, piece: bytes | bytearray | memoryview, /) -> list[bytes]:
+        """Return the elements that end in ``piece``, in order. Releases the GIL while scanning.
+
+        Raises:
+            ValueError: The text is not a JSON list. The object cannot be used any more.
+
+        """
+
+    def close(self) -> None:
+        """Check that the list has ended.
+
+        Raises:
+            ValueError: It has not.
+
+        """

@@ -1,0 +1,190 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""Splits the JSON text of a list into its elements while it arrives, without holding the GIL.
+
+A response of the topology API can be a hundred megabytes long. Decoding it as a whole would hold
+the text and all its objects in memory, and would hold the GIL for a large part of a second. Here,
+the text comes in pieces of any size, and each piece returns the elements that it completes.
+
+The splitter only looks for the commas between the elements: it counts brackets and knows where a
+string ends. Everything inside an element is for the decoder to check. Outside of elements, it
+accepts exactly what JSON accepts. The cost is about 1 ns per byte. Memory: the part of an element
+that has arrived, up to ``max_element_bytes``; longer elements are skipped and counted.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+
+cdef enum:
+    # Elements that one call of `_scan` can find. The GIL is taken once for each call.
+    MAX_FOUND = 1024
+
+cdef enum _Place:
+    BEFORE          # the list has not begun
+    IN_NULL         # after an "n" at the start
+    FIRST           # after the opening bracket: an element or the closing bracket
+    NEXT            # after a comma: an element
+    ELEMENT         # in an element
+    AFTER           # the list has ended
+    WRONG           # not a list
+
+cdef struct _State:
+    _Place place
+    Py_ssize_t depth        # of brackets in the element
+    bint in_string
+    bint escaped            # the previous character was a backslash in a string
+    int letters             # of "null"
+
+cdef struct _Found:
+    # Offsets in the piece. An element that began in an earlier piece has begin 0.
+    Py_ssize_t begin
+    Py_ssize_t end
+
+cdef const char *_NULL = "null"
+
+
+cdef inline bint _is_space(unsigned char char) noexcept nogil:
+    return char == c' ' or char == c'\n' or char == c'\t' or char == c'\r'
+
+
+cdef Py_ssize_t _scan(
+    const unsigned char *text, Py_ssize_t start, Py_ssize_t size,
+    _State *state, _Found *found, int *count, Py_ssize_t *begin,
+) noexcept nogil:
+    """Scan ``text`` from ``start``; return the offset of the first character that was not scanned.
+
+    The caller continues there, unless the text is wrong. ``begin`` is where the current element
+    begins.
+    """
+    cdef Py_ssize_t index = start
+    cdef unsigned char char
+    count[0] = 0
+    while index < size:
+        char = text[index]
+        if state.place == ELEMENT:
+            if state.in_string:
+                if state.escaped:
+                    state.escaped = False
+                    index += 1
+                while index < size and text[index] != c'"' and text[index] != c'\\':
+                    index += 1
+                if index < size:
+                    state.escaped = text[index] == c'\\'
+                    state.in_string = state.escaped
+                    index += 1
+                continue
+            if char == c'"':
+                state.in_string = True
+            elif char == c'{' or char == c'[':
+                state.depth += 1
+            elif char == c'}' or char == c']':
+                if state.depth:
+                    state.depth -= 1
+                elif char == c']':
+                    found[count[0]].begin = begin[0]
+                    found[count[0]].end = index
+                    count[0] += 1
+                    state.place = AFTER
+                    return index + 1
+                else:
+                    state.place = WRONG
+                    return index
+            elif char == c',' and not state.depth:
+                found[count[0]].begin = begin[0]
+                found[count[0]].end = index
+                count[0] += 1
+                state.place = NEXT
+                if count[0] == MAX_FOUND:
+                    return index + 1
+        elif _is_space(char) and state.place != IN_NULL:
+            pass
+        elif state.place == FIRST and char == c']':
+            state.place = AFTER
+        elif state.place == FIRST or state.place == NEXT:
+            if char == c',' or char == c']' or char == c'}':
+                state.place = WRONG
+                return index
+            begin[0] = index
+            state.place = ELEMENT
+            continue
+        elif state.place == BEFORE and char == c'[':
+            state.place = FIRST
+        elif state.place == BEFORE and char == c'n':
+            state.place = IN_NULL
+            state.letters = 1
+        elif state.place == IN_NULL and char == _NULL[state.letters]:
+            state.letters += 1
+            if state.letters == 4:
+                state.place = AFTER
+        else:
+            state.place = WRONG
+            return index
+        index += 1
+    return size
+
+
+cdef class ArraySplitter:
+    """Splits one JSON list (or ``null``, which counts as an empty list) into its elements."""
+
+    cdef _State _state
+    cdef bytearray _partial     # the element that has not ended yet
+    cdef Py_ssize_t _max_element_bytes
+    cdef bint _skipping         # the element that has not ended yet is too long
+    cdef Py_ssize_t _offset     # of the next piece in the text
+    cdef readonly Py_ssize_t skipped
+
+    def __cinit__(self, *, Py_ssize_t max_element_bytes):
+        if max_element_bytes < 1:
+            raise ValueError("max_element_bytes must be positive")
+        self._state.place = BEFORE
+        self._partial = bytearray()
+        self._max_element_bytes = max_element_bytes
+
+    def feed(self, const unsigned char[::1] piece not None, /):
+        """Return the elements that end in ``piece``, in order, each as bytes."""
+        cdef Py_ssize_t size = piece.shape[0], index = 0, begin = 0, number
+        cdef const unsigned char *text
+        cdef int count
+        cdef _Found[MAX_FOUND] found
+        cdef _Found *part
+        cdef list elements = []
+        if not size:
+            return elements
+        text = &piece[0]
+        while index < size:
+            with nogil:
+                index = _scan(text, index, size, &self._state, found, &count, &begin)
+            for number in range(count):
+                part = &found[number]
+                self._add(elements, text + part.begin, part.end - part.begin)
+            if self._state.place == WRONG:
+                raise ValueError(f"not a JSON list: unexpected text at byte {self._offset + index}")
+        if self._state.place == ELEMENT:
+            self._keep(text + begin, size - begin)
+        self._offset += size
+        return elements
+
+    def close(self):
+        """Check that the list has ended."""
+        if self._state.place != AFTER:
+            raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
+
+    cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
+        """Add the element that ends with ``size`` bytes of ``text``."""
+        if self._skipping or len(self._partial) + size > self._max_element_bytes:
+            self.skipped += 1
+        elif self._partial:
+            self._partial += (<const char *> text)[:size]
+            elements.append(bytes(self._partial))
+        else:
+            elements.append(PyBytes_FromStringAndSize(<const char *> text, size))
+        self._partial = bytearray()
+        self._skipping = False
+        return 0
+
+    cdef int _keep(self, const unsigned char *text, Py_ssize_t size) except -1:
+        """Keep the beginning of an element for the next piece."""
+        if len(self._partial) + size > self._max_element_bytes:
+            self._partial = bytearray()
+            self._skipping = True
+        if not self._skipping:
+            self._partial += (<const char *> text)[:size]
+        return 0

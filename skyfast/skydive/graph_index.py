@@ -1,0 +1,250 @@
+"""Finds nodes of the topology by type and by relation.
+
+Only consistent nodes and edges are used; everything else is counted and ignored, because answers
+of several queries are not of the same moment, and analyzers can have defects.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from skyfast.flows import addresses
+from skyfast.skydive.multimap import MultiMap
+from skyfast.skydive.topology_graph import DELETED, Graph, Node, Skipped
+
+MAX_NODES: Final = 200_000
+"""Maximum number of nodes used of a graph; 5,000 pods on 200 hosts have 60,000."""
+
+MAX_EDGES: Final = 400_000
+"""Maximum number of edges used of a graph."""
+
+MAX_NAME_CHARS: Final = 256
+"""Maximum characters of a name or an ID; longer ones are ignored. Kubernetes' have up to 253."""
+
+MAX_OWNERS: Final = 16
+"""Maximum levels of ownership above an interface; an ordinary one has two: namespace and host."""
+
+NODE_LIMIT: Final = "node_limit"
+"""Counts nodes beyond `MAX_NODES`."""
+
+EDGE_LIMIT: Final = "edge_limit"
+"""Counts edges beyond `MAX_EDGES`."""
+
+DUPLICATE_ID: Final = "duplicate_id"
+"""Counts nodes with the ID of another node."""
+
+EDGE_WITHOUT_NODE: Final = "edge_without_node"
+"""Counts edges whose parent or child is not in the graph. A few are normal: services have edges to
+endpoints, and Kubernetes namespaces own objects of all types, which are not read."""
+
+NAME_TOO_LONG: Final = "name_too_long"
+"""Counts names and IDs longer than `MAX_NAME_CHARS`."""
+
+INVALID_ADDRESS: Final = "invalid_address"
+"""Counts texts that are not IP addresses."""
+
+SEVERAL_OWNERS: Final = "several_owners"
+"""Counts interfaces and containers that have several owners: Skydive allows only one."""
+
+OWNERSHIP_RING: Final = "ownership_ring"
+"""Counts interfaces and containers whose namespace is in a ring of owners, or has several."""
+
+OWNERSHIP: Final = "ownership"
+CONTAINER: Final = "container"
+SERVICE: Final = "service"
+NODE: Final = "node"
+LAYER2: Final = "layer2"
+DEPLOYMENT: Final = "deployment"
+
+CONTROLLERS: Final = {
+    "replicaset": "ReplicaSet",
+    "daemonset": "DaemonSet",
+    "statefulset": "StatefulSet",
+}
+"""Types of the nodes that have edges to pods, and their kinds in Kubernetes."""
+
+RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
+"""The ``RelationType`` of all edges that names are resolved from."""
+
+KUBERNETES_CONTAINER: Final = "k8s container"
+"""The type of a container of the Kubernetes probe here, to tell it from a runtime container."""
+
+_KUBERNETES_TYPES: Final = frozenset(
+    (
+        *("cluster", "configmap", "cronjob", "daemonset", "deployment", "endpoints", "ingress"),
+        *("job", "namespace", "networkpolicy", "node", "persistentvolume"),
+        *("persistentvolumeclaim", "pod", "replicaset", "replicationcontroller", "secret"),
+        *("service", "statefulset", "storageclass", KUBERNETES_CONTAINER),
+    )
+)
+"""The types of the Kubernetes probe: ``NewK8sProbe`` in ``topology/probes/k8s/k8s.go``."""
+
+_NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libvirt"}
+
+# The types of parent and child of relations. Those that are not here have their own rules.
+_ENDS: Final = {
+    CONTAINER: (KUBERNETES_CONTAINER, "container"),
+    SERVICE: ("service", "pod"),
+    NODE: ("host", "node"),
+    DEPLOYMENT: ("deployment", "replicaset"),
+    **{controller: (controller, "pod") for controller in CONTROLLERS},
+}
+
+_encode = msgspec.json.encode
+
+
+class GraphIndex:
+    """The usable nodes of a graph, by ID, type and relation.
+
+    Sources of the relations are the linkers in ``topology/probes/k8s`` of Skydive, and
+    ``AddOwnershipLink`` in ``topology/topology.go``.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.skipped: Skipped = graph.skipped.copy()
+        self.interfaces: list[Node] = []
+        self._types: dict[str, list[Node]] = defaultdict(list)
+        self._parents: dict[str, MultiMap[str, Node]] = {
+            name: MultiMap() for name in RELATION_TYPES
+        }
+        self._addresses: dict[str, str] = {}
+        by_id = self._add_nodes(graph.nodes)
+        self._add_edges(graph, by_id)
+
+    def _add_nodes(self, nodes: list[Node]) -> dict[str, Node]:
+        by_id: dict[str, Node] = {}
+        without_id: list[Node] = []
+        for node in nodes[:MAX_NODES]:
+            if node.deleted_at:
+                self.skipped[DELETED] += 1
+            elif not (node_id := self.name(node.id)):
+                without_id.append(node)
+            elif (other := by_id.setdefault(node_id, node)) is not node:
+                self.skipped[DUPLICATE_ID] += 1
+                if _is_later(node, other):
+                    by_id[node_id] = node
+        self._skip(NODE_LIMIT, len(nodes) - MAX_NODES)
+        for node in (*by_id.values(), *without_id):
+            node_type = type_of(node)
+            if node_type in _NO_INTERFACES:
+                self._types[node_type].append(node)
+            else:
+                self.interfaces.append(node)
+        return by_id
+
+    def _add_edges(self, graph: Graph, by_id: dict[str, Node]) -> None:
+        find = by_id.get
+        for edge in graph.edges[:MAX_EDGES]:
+            relation = edge.relation_type
+            parents = self._parents.get(relation)
+            if parents is None:
+                continue
+            parent, child = find(edge.parent), find(edge.child)
+            if parent is None or child is None:
+                self.skipped[EDGE_WITHOUT_NODE] += 1
+            elif relation == LAYER2:
+                if parent.metadata.type == child.metadata.type == "veth":
+                    parents.add(edge.parent, child)
+                    parents.add(edge.child, parent)
+            elif relation == OWNERSHIP or _ENDS[relation] == (type_of(parent), type_of(child)):
+                parents.add(edge.child, parent)
+        self._skip(EDGE_LIMIT, len(graph.edges) - MAX_EDGES)
+
+    def _skip(self, reason: str, count: int) -> None:
+        if count > 0:
+            self.skipped[reason] += count
+
+    def release(self) -> None:
+        """Free the memory in parts; afterwards, the index cannot be used."""
+        while self._parents:
+            self._parents.popitem()
+        while parts := vars(self):
+            parts.popitem()
+
+    def of_type(self, node_type: str) -> list[Node]:
+        """Return the nodes of a type, which is not an interface's."""
+        return self._types.get(node_type, [])
+
+    def parents(self, relation: str, node: Node) -> Sequence[Node]:
+        """Return the distinct parents of a node, which may be empty."""
+        return self._parents[relation].get(node.id or "")
+
+    def veth_peers(self, node: Node) -> Sequence[Node]:
+        """Return the distinct veth interfaces that a veth interface is connected with."""
+        return self._parents[LAYER2].get(node.id or "")
+
+    def namespace(self, node: Node) -> Node | None:
+        """Return the network namespace of an interface or container.
+
+        This is a node of type ``netns``, or ``host`` for the host's own namespace. None if it is
+        unknown, because the node has several owners or none, or the owners form a ring.
+        """
+        owners = self.parents(OWNERSHIP, node)
+        if not owners:
+            return None
+        if len(owners) > 1:
+            self.skipped[SEVERAL_OWNERS] += 1
+            return None
+        (namespace,) = owners
+        if namespace.metadata.type not in ("netns", "host"):
+            return None
+        if not self._is_rooted(namespace):
+            self.skipped[OWNERSHIP_RING] += 1
+            return None
+        return namespace
+
+    def _is_rooted(self, node: Node) -> bool:
+        for _ in range(MAX_OWNERS):
+            owners = self.parents(OWNERSHIP, node)
+            if not owners:
+                return True
+            if len(owners) > 1:
+                return False
+            (node,) = owners
+        return False
+
+    def name(self, text: str | None) -> str:
+        """Return a name, or "" if there is none or it is too long."""
+        if not text:
+            return ""
+        if len(text) > MAX_NAME_CHARS:
+            self.skipped[NAME_TOO_LONG] += 1
+            return ""
+        return text
+
+    def address(self, text: str | None) -> str:
+        """Return an address in the notation of flows, or "" if ``text`` is not an address.
+
+        ``text`` may have a prefix length and a zone. Go formats IPv6 like Python, by RFC 5952, but
+        never uses the mixed notation: an address in ``::ffff:0:0/96`` is formatted as the IPv4
+        address that it maps. Flows have no zones (``%eth0``).
+        """
+        if not text:
+            return ""
+        known = self._addresses.get(text)
+        if known is None:
+            address = addresses.read(text.partition("/")[0].partition("%")[0])
+            known = "" if address is None else addresses.write(address)
+            if known:
+                self._addresses[text] = known
+            else:
+                self.skipped[INVALID_ADDRESS] += 1
+        return known
+
+
+def type_of(node: Node) -> str:
+    """Return the type of a node, or `KUBERNETES_CONTAINER`."""
+    node_type = node.metadata.type or ""
+    if node_type == "container" and node.metadata.manager == "k8s":
+        return KUBERNETES_CONTAINER
+    return node_type
+
+
+def _is_later(node: Node, other: Node) -> bool:
+    """Compare nodes with the same ID, so that the order of the graph does not matter."""
+    times = node.updated_at or 0, other.updated_at or 0
+    if times[0] != times[1]:
+        return times[0] > times[1]
+    return _encode(node) > _encode(other)

@@ -1,0 +1,325 @@
+"""Polls the topology for the names of addresses and capture points.
+
+`needed` returns the queries that the exported labels need, and :class:`NamePoller` sends them:
+
+* Everything is read every `FULL_INTERVAL_S`.
+* In between, what was updated since then is read every `INTERVAL_S`, except for interfaces, which
+  have no cheaper query than the one for all of them.
+* Pods with addresses that flows have and that are unknown are read every `UNKNOWN_INTERVAL_S`.
+
+Names are resolved anew only if something that is read has changed.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from typing import Final
+
+from skyfast.flows.catalog import INTERFACE_LABELS, LOCAL_LABELS
+from skyfast.flows.plan import Names
+from skyfast.flows.planner import key_fields
+from skyfast.flows.selection import ExportSelection
+from skyfast.runtime.logs import LogLimit
+from skyfast.skydive import topology_queries as queries
+from skyfast.skydive.name_index import Changes, NameIndex
+from skyfast.skydive.name_resolver import Resolution, resolve
+from skyfast.skydive.topology_client import TopologyClient
+from skyfast.skydive.topology_graph import Node
+from skyfast.skydive.topology_queries import MAX_VALUES, Query
+from skyfast.skydive.topology_store import GraphReader, TopologyStore
+from skyfast.stats import NAME_SKIPS, NameStats, TopologyStats
+
+log = logging.getLogger("skyfast.topology")
+
+FULL_INTERVAL_S: Final = 300.0
+"""Interval between two complete readings; deleted nodes and edges are noticed only by these."""
+
+INTERVAL_S: Final = 20.0
+"""Interval between two readings of changes, and of interfaces if their metrics are disabled."""
+
+UNKNOWN_INTERVAL_S: Final = 2.0
+"""Interval between two queries for pods with unknown addresses."""
+
+OVERLAP_MS: Final = 120_000
+"""How much earlier than the previous reading changes are read.
+
+``UpdatedAt`` is the time of the host where the node is, and its clock can be slow. The update is
+also a few seconds under way."""
+
+PODS_OVERLAP_MS: Final = 10_000
+"""The same for pods, whose ``UpdatedAt`` is the time of an analyzer."""
+
+KINDS: Final = {
+    queries.NAMED_INTERFACES: "interfaces",
+    queries.NAMESPACES: "namespaces",
+    queries.EDGES: "edges",
+    queries.KUBERNETES: "kubernetes",
+    queries.KUBERNETES_EDGES: "kubernetes_edges",
+}
+"""The queries, and their values of the label ``query`` in self metrics."""
+
+
+def needed(export: ExportSelection) -> tuple[Query, ...]:
+    """Return the queries that the labels of ``export`` need; none if no label has names."""
+    views = (export.main, *export.views)
+    labels = {label.name for view in views for label in view.labels if key_fields(label)}
+    if not labels:
+        return ()
+    if labels <= INTERFACE_LABELS:
+        return (queries.NAMED_INTERFACES,)
+    local = (queries.NAMED_INTERFACES, queries.NAMESPACES, queries.EDGES)
+    if labels <= INTERFACE_LABELS | LOCAL_LABELS:
+        return local
+    return (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a query was answered.
+
+    ``tried`` means that it has been sent, ``full_s`` is the monotonic time of the latest complete
+    reading, ``asked_ms`` the Unix time of the latest reading, and ``newest_ms`` the latest
+    ``UpdatedAt`` of its nodes.
+    """
+
+    tried: bool = False
+    full_s: float | None = None
+    asked_ms: int = 0
+    newest_ms: int = 0
+
+
+class NamePoller:
+    """Reads what names are resolved from, and updates ``index``.
+
+    Reading, resolving and comparing run in worker threads. The changes are applied on the event
+    loop, which calls ``renamed`` for each changed mapping with its changed keys.
+    """
+
+    def __init__(
+        self,
+        *,
+        wanted: tuple[Query, ...],
+        reads_interfaces: bool,
+        index: NameIndex,
+        stats: TopologyStats,
+        now: Callable[[], float],
+        renamed: Callable[[Names, Set[str]], object],
+    ) -> None:
+        """Create the poller; ``now`` is the clock of ``index``, in seconds.
+
+        ``wanted`` are the results of `needed`. Without ``reads_interfaces``, somebody else polls
+        the interfaces and calls `received`.
+        """
+        self._wanted = wanted
+        self._polled = tuple(
+            query for query in wanted if reads_interfaces or query != queries.NAMED_INTERFACES
+        )
+        self._index = index
+        self._stats = stats
+        self._now = now
+        self._renamed = renamed
+        self._store = TopologyStore()
+        self._progress = {query: _Progress() for query in wanted}
+        self._asks_changed_pods = False
+        self._changed = True
+        self._wake = asyncio.Event()
+        self._applying = asyncio.Lock()
+        self._limit = LogLimit()
+
+    @property
+    def names(self) -> NameStats:
+        """The counters; they exist while labels need names."""
+        if self._stats.names is None:
+            self._stats.names = NameStats()
+        return self._stats.names
+
+    async def run(self, client: TopologyClient) -> None:
+        """Poll until cancelled. Failures of analyzers are not raised."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read_forever(client))
+            tasks.create_task(self._resolve_forever(client))
+            if queries.KUBERNETES in self._wanted:
+                tasks.create_task(self._ask_unknown_forever(client))
+
+    async def received(self, reader: GraphReader) -> None:
+        """Use the interfaces that somebody else has read."""
+        self._progress[queries.NAMED_INTERFACES].tried = True
+        await self._keep(queries.NAMED_INTERFACES, reader, is_full=True)
+        self._resolve_soon()
+
+    def interfaces_failed(self) -> None:
+        """Do not wait for the interfaces, because no analyzer has answered."""
+        self._progress[queries.NAMED_INTERFACES].tried = True
+        self._resolve_soon()
+
+    async def _read_forever(self, client: TopologyClient) -> None:
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        while True:
+            for query in self._polled:
+                try:
+                    await self._read(client, query)
+                except Exception as error:  # noqa: BLE001 - logged and counted
+                    client.unexpected(error)
+            self._resolve_soon()
+            await asyncio.sleep(INTERVAL_S - (clock() - begun) % INTERVAL_S)
+
+    async def _read(self, client: TopologyClient, query: Query) -> None:
+        """Read all elements of ``query``, or their changes."""
+        progress = self._progress[query]
+        now_s = time.monotonic()
+        since_ms = self._since_ms(progress.asked_ms, OVERLAP_MS)
+        is_full = (
+            query == queries.NAMED_INTERFACES
+            or not since_ms
+            or progress.full_s is None
+            or now_s - progress.full_s >= FULL_INTERVAL_S
+        )
+        asked_ms = _unix_ms()
+        asked = query if is_full else queries.changes(query, since_ms)
+        progress.tried = True
+        reader = await self._ask(client, asked, KINDS[query])
+        if reader is not None:
+            await self._keep(query, reader, is_full=is_full)
+            progress.asked_ms = asked_ms
+            if is_full:
+                progress.full_s = now_s
+
+    def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
+        """Return the time since which changes are to be read, or 0 if that is unknown.
+
+        Neither the clock of this host nor those of others can be trusted alone: the earlier one
+        counts. ``UpdatedAt`` of edges is not read, but they are not newer than their nodes.
+        """
+        newest_ms = max(progress.newest_ms for progress in self._progress.values())
+        return max(0, min(newest_ms, asked_ms) - overlap_ms)
+
+    async def _ask(self, client: TopologyClient, query: Query, kind: str) -> GraphReader | None:
+        begun = time.monotonic()
+        reader = await client.ask(query, lambda: GraphReader(query))
+        if reader is not None:
+            self.names.query_duration_s[kind] = time.monotonic() - begun
+            self._stats.answers += 1
+            self._stats.last_answer_timestamp_s = time.time()
+        return reader
+
+    async def _keep(self, query: Query, reader: GraphReader, *, is_full: bool) -> None:
+        keep = self._store.replace if is_full else self._store.merge
+        if await asyncio.to_thread(keep, query, reader):
+            self._changed = True
+        progress = self._progress[query]
+        progress.newest_ms = max(progress.newest_ms, reader.newest_ms)
+        self.names.elements = len(self._store)
+        self.names.last_reading_timestamp_s = time.time()
+
+    def _resolve_soon(self) -> None:
+        """Resolve names if every query has been sent and something has changed."""
+        is_tried = all(progress.tried for progress in self._progress.values())
+        if self._changed and is_tried and self._store.is_answered:
+            self._wake.set()
+
+    async def _resolve_forever(self, client: TopologyClient) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            begun = time.monotonic()
+            self._changed = False
+            try:
+                await self._resolve()
+            except Exception as error:  # noqa: BLE001 - logged and counted
+                client.unexpected(error)
+            duration_s = time.monotonic() - begun
+            self.names.resolution_duration_s = duration_s
+            # At most half of a core, however often the topology changes.
+            await asyncio.sleep(duration_s)
+
+    async def _resolve(self) -> None:
+        """Resolve all names."""
+        resolution = await asyncio.to_thread(self._resolution)
+        async with self._applying:
+            self._apply(await asyncio.to_thread(self._index.compare, resolution, self._now()))
+        self.names.skipped = {**dict.fromkeys(NAME_SKIPS, 0), **resolution.skipped}
+        self.names.resolutions += 1
+
+    def _resolution(self) -> Resolution:
+        return resolve(self._store.graph(), k8s_labels=self._index.k8s_labels)
+
+    def _apply(self, changes: Changes) -> None:
+        if changes.left_out:
+            text = "topology too large: %d nodes and addresses ignored"
+            self._limit.warn(log, "left_out", text, changes.left_out)
+        for names, keys in self._index.apply(changes):
+            self._renamed(names, keys)
+        self._count()
+
+    def _count(self) -> None:
+        index, stats = self._index, self.names
+        stats.nodes, stats.addresses = len(index.nodes), len(index.addresses)
+        stats.ambiguous, stats.unknown = index.ambiguous, index.addresses.unknown
+        stats.dropped = dict(index.addresses.dropped)
+
+    async def _ask_unknown_forever(self, client: TopologyClient) -> None:
+        while True:
+            await asyncio.sleep(UNKNOWN_INTERVAL_S)
+            if not self._index.ready.is_set():
+                continue
+            try:
+                await self._ask_unknown(client)
+            except Exception as error:  # noqa: BLE001 - logged and counted
+                client.unexpected(error)
+            self._count()
+
+    async def _ask_unknown(self, client: TopologyClient) -> None:
+        """Ask for the pods of unknown addresses, or, in turn, for pods that have just changed.
+
+        An address can be unknown when a flow first has it, and be a pod's a moment later.
+        """
+        addresses, now = self._index.addresses, self._now()
+        query = None
+        if not (self._asks_changed_pods and addresses.has_misses(now)):
+            query = queries.by_pod_address(addresses.take_unknown(now, MAX_VALUES))
+        is_by_address = self._asks_changed_pods = query is not None
+        asked_ms = self._progress[queries.KUBERNETES].asked_ms
+        since_ms = self._since_ms(asked_ms, PODS_OVERLAP_MS)
+        if query is None and addresses.has_misses(now) and since_ms:
+            query = queries.changes(queries.PODS, since_ms)
+        reader = await self._ask(client, query, "pods") if query else None
+        if reader is None:
+            return
+        found = (
+            list(reader.elements.values())
+            if is_by_address
+            else self._store.differing(queries.KUBERNETES, reader)
+        )
+        pods = [element for element in found if isinstance(element, Node)]
+        if pods:
+            await self._resolve_pods(client, pods, reader)
+
+    async def _resolve_pods(
+        self, client: TopologyClient, pods: list[Node], reader: GraphReader
+    ) -> None:
+        """Resolve the names of pods that ``reader`` has read, without waiting for all others."""
+        edges = queries.by_child([pod.id for pod in pods if pod.id][:MAX_VALUES])
+        edge_reader = await self._ask(client, edges, "pod_edges") if edges else None
+        await self._keep(queries.KUBERNETES, reader, is_full=False)
+        if edge_reader is not None:
+            await self._keep(queries.KUBERNETES_EDGES, edge_reader, is_full=False)
+        if any(_address(pod) in self._index.addresses for pod in pods):
+            self._resolve_soon()  # the pod has an address that was another's
+        resolution = await asyncio.to_thread(self._resolution_of, pods)
+        async with self._applying:
+            changes = await asyncio.to_thread(self._index.compare_new, resolution, self._now())
+            self._apply(changes)
+
+    def _resolution_of(self, pods: list[Node]) -> Resolution:
+        return resolve(self._store.graph_of(pods), k8s_labels=self._index.k8s_labels)
+
+
+def _address(pod: Node) -> str | None:
+    return pod.metadata.k8s.ip if pod.metadata.k8s else None
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000

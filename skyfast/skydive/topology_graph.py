@@ -1,0 +1,356 @@
+"""Decodes nodes and edges of the topology, with only the fields that names are resolved from.
+
+The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
+``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises: a field of an
+unexpected type is absent, and elements that are not nodes or edges are skipped. Both are counted.
+"""
+
+import sys
+import types
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final, TypeAlias, get_args, get_origin
+
+import msgspec
+
+from skyfast.flows.fields import UNDECODABLE
+from skyfast.skydive.json_repair import prune_depth, replace_unreadable
+
+MALFORMED: Final = "malformed"
+"""Counts elements that are not nodes or edges."""
+
+WRONG_TYPE: Final = "wrong_type"
+"""Counts fields of an unexpected type."""
+
+DELETED: Final = "deleted"
+"""Counts nodes and edges with ``DeletedAt``."""
+
+Skipped: TypeAlias = Counter[str]
+"""How often something was not usable, by reason."""
+
+
+class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
+    """A JSON object of which only some fields are read.
+
+    There are 100,000s of them, which the garbage collector need not visit: so arrays are tuples,
+    which it leaves alone if they have only strings.
+    """
+
+
+class Docker(_Struct, rename=None):
+    """Labels under ``io.kubernetes.docker``."""
+
+    type: str | None = None
+
+
+class Cri(_Struct, rename="kebab"):
+    """Annotations under ``io.kubernetes.cri``, which containerd sets."""
+
+    container_type: str | None = None
+    container_name: str | None = None
+    sandbox_name: str | None = None
+    sandbox_namespace: str | None = None
+
+
+class Crio(_Struct):
+    """Annotations under ``io.kubernetes.cri-o``, which CRI-O sets in addition to kubelet's."""
+
+    container_type: str | None = None
+
+
+class PodLabels(_Struct, rename=None):
+    """Labels under ``io.kubernetes.pod``."""
+
+    name: str | None = None
+    namespace: str | None = None
+
+
+class ContainerName(_Struct, rename=None):
+    """Labels under ``io.kubernetes.container``."""
+
+    name: str | None = None
+
+
+class KubernetesLabels(_Struct, rename=None):
+    """Labels under ``io.kubernetes``."""
+
+    docker: Docker | None = None
+    cri: Cri | None = None
+    crio: Crio | None = msgspec.field(default=None, name="cri-o")
+    pod: PodLabels | None = None
+    container: ContainerName | None = None
+
+
+class IoLabels(_Struct, rename=None):
+    """Labels under ``io``."""
+
+    kubernetes: KubernetesLabels | None = None
+
+
+class ContainerLabels(_Struct):
+    """``Container.Labels``.
+
+    Skydive splits label keys at dots into nested objects (``NormalizeValue`` in
+    ``graffiti/graph/metadata.go``). The runc probe does not split the labels of a
+    ``create-config`` file (``getMetadata``), so both forms exist.
+    """
+
+    io: IoLabels | None = msgspec.field(default=None, name="io")
+    pod_name: str | None = msgspec.field(default=None, name="io.kubernetes.pod.name")
+    pod_namespace: str | None = msgspec.field(default=None, name="io.kubernetes.pod.namespace")
+    container_name: str | None = msgspec.field(default=None, name="io.kubernetes.container.name")
+    docker_type: str | None = msgspec.field(default=None, name="io.kubernetes.docker.type")
+
+
+class Container(_Struct):
+    """``Container``, of runtime containers."""
+
+    id: str | None = msgspec.field(default=None, name="ID")
+    labels: ContainerLabels | None = None
+
+
+class OwnerReference(_Struct):
+    """An element of ``K8s.Extra.ObjectMeta.OwnerReferences``."""
+
+    kind: str | None = None
+    name: str | None = None
+    controller: bool | None = None
+
+
+class ObjectMeta(_Struct):
+    """``K8s.Extra.ObjectMeta``."""
+
+    owner_references: tuple[OwnerReference, ...] | None = None
+    labels: dict[str, Any] | None = None
+
+
+class Spec(_Struct):
+    """``K8s.Extra.Spec``, of pods and services."""
+
+    host_network: bool | None = None
+    node_name: str | None = None
+    cluster_ips: tuple[str, ...] | None = msgspec.field(default=None, name="ClusterIPs")
+
+
+class PodIp(_Struct):
+    """An element of ``K8s.Extra.Status.PodIPs``."""
+
+    ip: str | None = msgspec.field(default=None, name="IP")
+
+
+class PodStatus(_Struct):
+    """``K8s.Extra.Status``, of pods."""
+
+    pod_ips: tuple[PodIp, ...] | None = msgspec.field(default=None, name="PodIPs")
+    host_ip: str | None = msgspec.field(default=None, name="HostIP")
+
+
+class Extra(_Struct):
+    """``K8s.Extra``: the Kubernetes object itself."""
+
+    object_meta: ObjectMeta | None = None
+    spec: Spec | None = None
+    status: PodStatus | None = None
+
+
+class K8s(_Struct):
+    """``K8s``, of nodes of the Kubernetes probe. Labels are nested at the dots of their keys."""
+
+    name: str | None = None
+    namespace: str | None = None
+    ip: str | None = msgspec.field(default=None, name="IP")
+    node: str | None = None
+    labels: dict[str, Any] | None = None
+    status: str | None = None
+    cluster_ip: str | None = msgspec.field(default=None, name="ClusterIP")
+    container_id: str | None = msgspec.field(default=None, name="ContainerID")
+    pod: str | None = None
+    extra: Extra | None = None
+
+
+class Libvirt(_Struct):
+    """``Libvirt``, of the host's interfaces of virtual machines."""
+
+    domain: str | None = None
+
+
+class ExtId(_Struct, rename="kebab"):
+    """``ExtID``: the external IDs of Open vSwitch."""
+
+    vm_uuid: str | None = None
+
+
+class Neutron(_Struct):
+    """``Neutron``, of the interfaces of OpenStack's ports. Addresses have a prefix length."""
+
+    ipv4: tuple[str, ...] | None = msgspec.field(default=None, name="IPV4")
+    ipv6: tuple[str, ...] | None = msgspec.field(default=None, name="IPV6")
+
+
+class Metadata(_Struct):
+    """``Metadata`` of a node. The addresses have a prefix length: ``10.0.0.1/24``."""
+
+    name: str | None = None
+    type: str | None = None
+    tid: str | None = msgspec.field(default=None, name="TID")
+    ipv4: tuple[str, ...] | None = msgspec.field(default=None, name="IPV4")
+    ipv6: tuple[str, ...] | None = msgspec.field(default=None, name="IPV6")
+    manager: str | None = None
+    cluster_name: str | None = None
+    container: Container | None = None
+    k8s: K8s | None = msgspec.field(default=None, name="K8s")
+    libvirt: Libvirt | None = None
+    ext_id: ExtId | None = msgspec.field(default=None, name="ExtID")
+    neutron: Neutron | None = None
+
+
+class Node(_Struct):
+    """A node of the topology. Times are in milliseconds; ``deleted_at`` has any type."""
+
+    metadata: Metadata
+    id: str | None = msgspec.field(default=None, name="ID")
+    host: str | None = None
+    created_at: int | None = None
+    updated_at: int | None = None
+    deleted_at: Any = None
+
+    @property
+    def tid(self) -> str:
+        """The ``NodeTID`` in flows: the ``TID``, or the ``ID`` if there is none, or ""."""
+        return self.metadata.tid or self.id or ""
+
+
+class Edge(msgspec.Struct, gc=False):
+    """An edge of the topology: the IDs of its nodes, and its ``RelationType``."""
+
+    parent: str
+    child: str
+    relation_type: str
+
+
+@dataclass(slots=True)
+class Graph:
+    """The nodes and edges of one or more responses, and what could not be decoded."""
+
+    nodes: list[Node]
+    edges: list[Edge]
+    skipped: Skipped = field(default_factory=Counter)
+
+
+class _EdgeMetadata(_Struct):
+    relation_type: str | None = None
+
+
+class _Edge(_Struct):
+    parent: str | None = None
+    child: str | None = None
+    metadata: _EdgeMetadata | None = None
+    deleted_at: Any = None
+
+
+_decode_node = msgspec.json.Decoder(Node).decode
+_decode_edge = msgspec.json.Decoder(_Edge).decode
+
+
+def decode_node(element: bytes, skipped: Skipped | None = None) -> Node | None:
+    """Decode the JSON text of a node; return None if it is not an object with ``Metadata``."""
+    skipped = Counter() if skipped is None else skipped
+    try:
+        return _decode_node(element)
+    except UNDECODABLE:
+        node: Node | None = _repaired(element, Node, skipped)
+    if node is None:
+        skipped[MALFORMED] += 1
+    return node
+
+
+def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
+    """Decode the JSON text of an edge; return None if it has no nodes or is deleted."""
+    skipped = Counter() if skipped is None else skipped
+    try:
+        edge: _Edge | None = _decode_edge(element)
+    except UNDECODABLE:
+        edge = _repaired(element, _Edge, skipped)
+    relation_type = edge.metadata.relation_type if edge and edge.metadata else None
+    if not edge or not edge.parent or not edge.child or not relation_type:
+        skipped[MALFORMED] += 1
+        return None
+    if edge.deleted_at:
+        skipped[DELETED] += 1
+        return None
+    return Edge(edge.parent, edge.child, sys.intern(relation_type))
+
+
+def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
+    """Decode an element without the fields of wrong types. Rare, so it may be slow."""
+    text = replace_unreadable(bytes(element))
+    try:
+        try:
+            data = msgspec.json.decode(text)
+        except RecursionError:
+            data = msgspec.json.decode(prune_depth(text))
+    except msgspec.MsgspecError:
+        return None
+    return _struct_reader(struct)(data, skipped)
+
+
+@cache
+def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
+    """Return a function that reads a decoded value, without the parts of wrong types.
+
+    It returns None if the value itself has a wrong type.
+    """
+    if isinstance(kind, types.UnionType):
+        return _reader(get_args(kind)[0])
+    if get_origin(kind) is tuple:
+        return _tuple_reader(_reader(get_args(kind)[0]))
+    if isinstance(kind, type) and issubclass(kind, _Struct):
+        return _struct_reader(kind)
+
+    def read(value: object, skipped: Skipped) -> object:
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.MsgspecError:
+            skipped[WRONG_TYPE] += 1
+            return None
+
+    return read
+
+
+def _tuple_reader(
+    read_element: Callable[[object, Skipped], object],
+) -> Callable[[object, Skipped], object]:
+    def read(value: object, skipped: Skipped) -> object:
+        if not isinstance(value, list):
+            skipped[WRONG_TYPE] += 1
+            return None
+        elements = (read_element(element, skipped) for element in value)
+        return tuple(element for element in elements if element is not None)
+
+    return read
+
+
+@cache
+def _struct_reader(struct: Any) -> Callable[[object, Skipped], object]:
+    fields = [
+        (member.name, member.encode_name, _reader(member.type), member.required)
+        for member in msgspec.structs.fields(struct)
+    ]
+
+    def read(value: object, skipped: Skipped) -> object:
+        if not isinstance(value, dict):
+            skipped[WRONG_TYPE] += 1
+            return None
+        members: dict[str, object] = {}
+        for name, key, read_member, required in fields:
+            present = value.get(key)
+            member = None if present is None else read_member(present, skipped)
+            if member is not None:
+                members[name] = member
+            elif required:
+                return None
+        return struct(**members)
+
+    return read

@@ -1,0 +1,227 @@
+"""The Gremlin queries that skyfast sends to the topology API.
+
+Every query is created here. `parse` understands exactly these, so that a recording can be served in
+place of an analyzer.
+
+Skydive's own sources say what works: ``graffiti/graph/traversal`` parses and runs a query,
+``graffiti/filters`` evaluates its conditions, and ``graffiti/graph`` looks up the keys.
+
+* All conditions of one ``Has`` must hold. They are evaluated in order, up to the first one that
+  does not, so cheap and selective ones come first. ``Has`` directly behind ``V()`` or ``E()``
+  runs while the graph is listed, without a second list.
+* ``Within`` compares with one value after the other.
+* ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys beside the
+  metadata.
+* A string ends at the next quote of either kind; there are no escapes.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+MAX_VALUES: Final = 500
+"""Maximum number of addresses or IDs in a query.
+
+The analyzer compares each of them with each pod while it locks its graph: about 0.2 s for 500
+addresses and 5,000 pods."""
+
+Element = dict[str, Any]
+"""A node or edge as decoded JSON."""
+
+_Matches = Callable[[Element], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query. ``edges`` means that the elements of the response are edges, otherwise nodes."""
+
+    gremlin: str
+    edges: bool
+    _matches: _Matches = field(repr=False, compare=False)
+
+    def matches(self, element: Element) -> bool:
+        """Return whether the response contains ``element``, which is an edge or node as needed.
+
+        Values of unexpected types do not match.
+        """
+        return self._matches(element)
+
+
+def _metadata(element: Element, *path: str) -> Any:
+    value: Any = element.get("Metadata")
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _within(path: tuple[str, ...], values: Iterable[str]) -> _Matches:
+    wanted = frozenset(values)
+
+    def matches(element: Element) -> bool:
+        value = _metadata(element, *path)
+        return isinstance(value, str) and value in wanted
+
+    return matches
+
+
+def _quoted(values: Iterable[str]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+def _is_named_interface(element: Element) -> bool:
+    encap = _metadata(element, "EncapType")
+    # Ne: the key exists, and its value is not this one.
+    return (encap is not None and encap != "") or _metadata(element, "Type") in (
+        "ovsbridge",
+        "ovsport",
+    )
+
+
+INTERFACES: Final = Query(
+    "G.V().Has('EncapType', 'ether')", False, _within(("EncapType",), ("ether",))
+)
+"""The exported network interfaces."""
+
+NAMED_INTERFACES: Final = Query(
+    "G.V().HasEither('EncapType', Ne(''), 'Type', 'ovsbridge', 'Type', 'ovsport')",
+    False,
+    _is_named_interface,
+)
+"""The interfaces of `INTERFACES` and all other nodes that have addresses or can be captured.
+
+These are all Linux devices, because loopback and tunnels have other ``EncapType``s (``loopback``,
+``gre``, ``sit``, ``none``, …), and Open vSwitch bridges and ports, which have none: see
+``CaptureTypes`` in Skydive's ``flow/probes/capabilities.go``. Requires Skydive 0.21."""
+
+
+def _of_types(start: str, key: str, values: tuple[str, ...]) -> Query:
+    text = f"G.{start}().Has('{key}', Within({_quoted(values)}))"
+    return Query(text, start == "E", _within((key,), values))
+
+
+NAMESPACES: Final = _of_types("V", "Type", ("host", "netns", "container"))
+"""Hosts, network namespaces, and containers of Docker, runc and Kubernetes."""
+
+KUBERNETES: Final = _of_types(
+    "V",
+    "Type",
+    (
+        "pod",
+        "service",
+        "replicaset",
+        "job",
+        "deployment",
+        "daemonset",
+        "statefulset",
+        "node",
+    ),
+)
+"""Pods, their owners, services, and the nodes of the cluster."""
+
+PODS: Final = _of_types("V", "Type", ("pod",))
+"""The pods alone, for `changes`."""
+
+EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2"))
+"""Which host or network namespace an interface or container is in; pairs of interfaces."""
+
+_OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefulset", "node")
+
+KUBERNETES_EDGES: Final = _of_types("E", "RelationType", ("container", *_OWNERS))
+"""Which container runs a container of Kubernetes; what selects or owns a pod; where it runs."""
+
+_CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
+
+
+def changes(query: Query, since_ms: int) -> Query:
+    """Return the query for those elements of ``query`` that were updated after ``since_ms``.
+
+    ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
+    Interfaces are not among them: the agents update their counters every 30 s. Deleted elements
+    are not reported.
+    """
+    if query not in _CHANGING:
+        raise ValueError(f"no changes of {query.gremlin}")
+
+    def matches(element: Element) -> bool:
+        updated_ms = element.get("UpdatedAt")
+        return (
+            isinstance(updated_ms, int) and updated_ms > since_ms and bool(query.matches(element))
+        )
+
+    text = query.gremlin.removesuffix(")")
+    return Query(f"{text}, '@UpdatedAt', Gt({since_ms}))", query.edges, matches)
+
+
+_SAFE: Final = re.compile(r"[0-9A-Za-z_.:-]{1,256}")
+"""Addresses and IDs that cannot end the string that contains them."""
+
+
+def by_pod_address(addresses: Iterable[str]) -> Query | None:
+    """Return the query for the pods with one of ``addresses`` as ``K8s.IP``.
+
+    None if there are none. Values that are no addresses are left out.
+
+    Raises:
+        ValueError: There are more than `MAX_VALUES`.
+
+    """
+    values = _values(addresses)
+    if not values:
+        return None
+    is_pod, has_address = _within(("Type",), ("pod",)), _within(("K8s", "IP"), values)
+    return Query(
+        f"G.V().Has('Type', 'pod', 'K8s.IP', Within({_quoted(values)}))",
+        False,
+        lambda element: is_pod(element) and has_address(element),
+    )
+
+
+def by_child(ids: Iterable[str]) -> Query | None:
+    """Return the query for what selects or owns the pods with ``ids``, and where they run.
+
+    None if there are none. The edges are among `KUBERNETES_EDGES`.
+
+    Raises:
+        ValueError: There are more than `MAX_VALUES`.
+
+    """
+    values = _values(ids)
+    if not values:
+        return None
+    owns, children = _within(("RelationType",), _OWNERS), frozenset(values)
+
+    def matches(element: Element) -> bool:
+        child = element.get("Child")
+        return owns(element) and isinstance(child, str) and child in children
+
+    text = f"G.E().Has('RelationType', Within({_quoted(_OWNERS)}), 'Child', Within({{}}))"
+    return Query(text.format(_quoted(values)), True, matches)
+
+
+def _values(texts: Iterable[str]) -> list[str]:
+    values = [text for text in dict.fromkeys(texts) if _SAFE.fullmatch(text)]
+    if len(values) > MAX_VALUES:
+        raise ValueError(f"{len(values)} values are more than {MAX_VALUES}")
+    return values
+
+
+_CONSTANT: Final = {query.gremlin: query for query in (INTERFACES, NAMED_INTERFACES, *_CHANGING)}
+_CHANGES: Final = re.compile(r"(G\..*\)), '@UpdatedAt', Gt\((\d{1,18})\)\)")
+_LIST: Final = re.compile(r"Within\(([^()]*)\)\)$")
+
+
+def parse(gremlin: str) -> Query | None:
+    """Return the query with this text, or None if skyfast never sends it."""
+    if gremlin in _CONSTANT:
+        return _CONSTANT[gremlin]
+    if (match := _CHANGES.fullmatch(gremlin)) and f"{match[1]})" in _CONSTANT:
+        query = _CONSTANT[f"{match[1]})"]
+        return changes(query, int(match[2])) if query in _CHANGING else None
+    if match := _LIST.search(gremlin):
+        values = [text.strip().strip("'") for text in match[1].split(",")]
+        if len(values) <= MAX_VALUES:
+            for made in (by_pod_address(values), by_child(values)):
+                if made is not None and made.gremlin == gremlin:
+                    return made
+    return None

@@ -1,0 +1,214 @@
+"""Keeps the nodes and edges of the topology that names are resolved from.
+
+Each query has its own elements. A response replaces them, or, if it only has changes, is merged
+into them. Elements that have not changed stay the same objects.
+
+Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts: it
+would stop the process for 0.1 s to visit 100,000 elements.
+"""
+
+from collections import Counter
+from collections.abc import Hashable
+from itertools import chain
+from typing import Final, TypeAlias, TypeVar
+
+from skyfast.skydive.graph_index import DUPLICATE_ID
+from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_edge, decode_node
+from skyfast.skydive.topology_nodes import MAX_ELEMENTS, Answer, AnswerReader
+from skyfast.skydive.topology_queries import KUBERNETES, KUBERNETES_EDGES, NAMESPACES, Query
+
+TOO_MANY: Final = "too_many"
+"""Counts the elements of a response beyond `MAX_ELEMENTS`."""
+
+TOO_LONG: Final = "too_long"
+"""Counts elements longer than `MAX_ELEMENT_BYTES`."""
+
+S = TypeVar("S", str, str | None)
+
+Element: TypeAlias = Node | Edge
+Elements: TypeAlias = dict[Hashable, Element]
+
+
+class GraphReader:
+    """Decodes the elements of one response. ``also_interfaces`` decodes them for metrics, too."""
+
+    def __init__(self, query: Query, *, also_interfaces: bool = False) -> None:
+        self.elements: Elements = {}
+        self.skipped: Skipped = Counter()
+        self.newest_ms = 0
+        """The latest ``UpdatedAt`` of a node; 0 if there is none."""
+        self._answer = AnswerReader() if also_interfaces else None
+        self._strings: dict[str, str] = {}
+        self._add = self._add_edge if query.edges else self._add_node
+
+    def add(self, element: bytes) -> None:
+        """Decode an element.
+
+        Raises:
+            MalformedAnswerError: It is not JSON; only with ``also_interfaces``.
+
+        """
+        if self._answer is not None:
+            self._answer.add(element)
+        self._add(element)
+
+    def skip(self, count: int) -> None:
+        """Count elements that were too long."""
+        if count:
+            self.skipped[TOO_LONG] += count
+        if self._answer is not None:
+            self._answer.skip(count)
+
+    def answer(self) -> Answer:
+        """Return the nodes for the interface metrics."""
+        if self._answer is None:
+            raise ValueError("read for names only")
+        return self._answer.answer()
+
+    def _add_node(self, element: bytes) -> None:
+        node = decode_node(element, self.skipped)
+        if node is None:
+            return
+        key: Hashable = node.id or len(self.elements)
+        other = self.elements.get(key)
+        if other is not None:
+            self.skipped[DUPLICATE_ID] += 1
+            if isinstance(other, Node) and _updated_ms(other) >= _updated_ms(node):
+                return
+        elif len(self.elements) >= MAX_ELEMENTS:
+            self.skipped[TOO_MANY] += 1
+            return
+        self.newest_ms = max(self.newest_ms, _updated_ms(node))
+        self._share_strings(node)
+        self.elements[key] = node
+
+    def _add_edge(self, element: bytes) -> None:
+        edge = decode_edge(element, self.skipped)
+        if edge is None:
+            return
+        key = f"{edge.parent} {edge.child} {edge.relation_type}"
+        if key not in self.elements and len(self.elements) >= MAX_ELEMENTS:
+            self.skipped[TOO_MANY] += 1
+            return
+        edge.parent, edge.child = self._shared(edge.parent), self._shared(edge.child)
+        self.elements[key] = edge
+
+    def _share_strings(self, node: Node) -> None:
+        """Use one object for equal strings that many nodes have, to save memory."""
+        node.host = self._shared(node.host)
+        metadata = node.metadata
+        metadata.type = self._shared(metadata.type)
+        metadata.manager = self._shared(metadata.manager)
+        metadata.cluster_name = self._shared(metadata.cluster_name)
+        if k8s := metadata.k8s:
+            k8s.namespace = self._shared(k8s.namespace)
+            k8s.node = self._shared(k8s.node)
+            k8s.status = self._shared(k8s.status)
+
+    def _shared(self, text: S) -> S:
+        return text if text is None else self._strings.setdefault(text, text)
+
+
+def _updated_ms(node: Node) -> int:
+    return node.updated_at or 0
+
+
+class TopologyStore:
+    """The elements of each query. One thread at a time may change them."""
+
+    def __init__(self) -> None:
+        self._elements: dict[Query, Elements] = {}
+        self._skipped: dict[Query, Skipped] = {}
+
+    def __len__(self) -> int:
+        return sum(len(elements) for elements in self._elements.values())
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether there has been a response, which can be empty."""
+        return bool(self._elements)
+
+    def replace(self, query: Query, reader: GraphReader) -> bool:
+        """Replace the elements of ``query``; return whether they or the skips have changed."""
+        before = self._elements.get(query, {})
+        changed = query not in self._elements or self._skipped[query] != reader.skipped
+        elements: Elements = {}
+        for key, element in reader.elements.items():
+            old = before.get(key)
+            if old is not None and _is_same(old, element):
+                elements[key] = old
+            else:
+                elements[key] = element
+                changed = True
+        self._elements[query] = elements
+        self._skipped[query] = reader.skipped
+        return changed or len(elements) != len(before)
+
+    def merge(self, query: Query, reader: GraphReader) -> bool:
+        """Add or replace elements of ``query``; return whether they have changed."""
+        elements = self._elements.setdefault(query, {})
+        self._skipped.setdefault(query, Counter())
+        changed = False
+        for key, element in reader.elements.items():
+            old = elements.get(key)
+            if isinstance(key, int) or (old is not None and _is_same(old, element)):
+                continue  # without an ID, there is nothing to replace
+            if old is None and len(elements) >= MAX_ELEMENTS:
+                self._skipped[query][TOO_MANY] += 1
+                continue
+            elements[key] = element
+            changed = True
+        return changed
+
+    def differing(self, query: Query, reader: GraphReader) -> list[Element]:
+        """Return the elements of ``reader`` that `merge` would change."""
+        elements = self._elements.get(query, {})
+        return [
+            element
+            for key, element in reader.elements.items()
+            if key not in elements or not _is_same(elements[key], element)
+        ]
+
+    def graph(self) -> Graph:
+        """Return all elements. The lists are new, the elements are not."""
+        every = list(chain.from_iterable(list(part.values()) for part in self._elements.values()))
+        skipped: Skipped = Counter()
+        for part in list(self._skipped.values()):
+            skipped.update(part)
+        return Graph(
+            nodes=[element for element in every if isinstance(element, Node)],
+            edges=[element for element in every if isinstance(element, Edge)],
+            skipped=skipped,
+        )
+
+    def graph_of(self, pods: list[Node]) -> Graph:
+        """Return these pods, and everything but other pods that their names are resolved from."""
+        chosen = {pod.id for pod in pods}
+        nodes, others = list(pods), set[str | None]()
+        for element in self._listed(KUBERNETES):
+            if isinstance(element, Node) and element.id not in chosen:
+                if element.metadata.type == "pod":
+                    others.add(element.id)
+                else:
+                    nodes.append(element)
+        nodes += [
+            element
+            for element in self._listed(NAMESPACES)
+            if isinstance(element, Node) and element.metadata.type == "host"
+        ]
+        edges = [
+            element
+            for element in self._listed(KUBERNETES_EDGES)
+            if isinstance(element, Edge) and not {element.parent, element.child} & others
+        ]
+        return Graph(nodes=nodes, edges=edges)
+
+    def _listed(self, query: Query) -> list[Element]:
+        return list(self._elements.get(query, {}).values())
+
+
+def _is_same(old: Element, new: Element) -> bool:
+    """Compare two elements, except ``UpdatedAt``: counters that are not read change it."""
+    if isinstance(old, Node) and isinstance(new, Node):
+        old.updated_at = new.updated_at
+    return old == new

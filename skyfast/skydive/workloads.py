@@ -1,0 +1,442 @@
+"""Names of Kubernetes pods, workloads and services, from the nodes of the Kubernetes probe.
+
+The rules follow Kubernetes' own: a workload is the owner with ``Controller: true``. The edges of
+Skydive's probe are matches of label selectors instead (``matchLabelSelector`` in
+``topology/probes/k8s/cache.go``), so a pod can have edges from workloads that do not own it.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from skyfast.skydive.graph_index import (
+    CONTROLLERS,
+    DEPLOYMENT,
+    KUBERNETES_CONTAINER,
+    NODE,
+    OWNERSHIP,
+    SERVICE,
+    GraphIndex,
+)
+from skyfast.skydive.multimap import MultiMap
+from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
+
+RUNNING: Final = frozenset(("Running", "Pending"))
+"""The ``K8s.Status`` of pods that have their address. Others keep the fields after they ended."""
+
+MAX_OF_CONTAINER: Final = 16
+"""Maximum number of Kubernetes containers of a runtime container, or of pods of a container.
+
+There is only one in a consistent topology."""
+
+MAX_OF_NAME: Final = 64
+"""Maximum number of pods of one namespace and name in a cluster, or in all clusters.
+
+Beyond it, none of them is found by its name."""
+
+_NO_K8S: Final = K8s()
+
+
+class ContradictionError(Exception):
+    """Containers that share a network namespace belong to different pods."""
+
+
+class Workload(msgspec.Struct, frozen=True, gc=False):
+    """The name and kind of a workload; both are "" if it is unknown."""
+
+    name: str = ""
+    kind: str = ""
+
+
+_UNKNOWN: Final = Workload()
+
+
+class PodNames(msgspec.Struct, frozen=True, gc=False):
+    """The names of a pod; "" where unknown. ``labels`` are the values of the labels asked for."""
+
+    namespace: str
+    pod: str
+    workload: Workload
+    service: str
+    labels: tuple[str, ...]
+
+
+class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
+    """A pod of the Kubernetes probe.
+
+    ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if it is not certain.
+    ``host`` is the host to show: that of the agent, else the name of the Kubernetes node, or "".
+    ``assumed_host`` is the host where the pod is looked for: the same, unless edges contradict.
+    ``addresses`` are in the notation of flows, and empty if the pod does not run.
+    ``only_container`` is the name of its container in Kubernetes, or "" if it has several.
+    """
+
+    node: Node
+    names: PodNames
+    cluster: str
+    agent: str
+    host: str
+    assumed_host: str
+    addresses: tuple[str, ...]
+    host_network: bool
+    only_container: str
+
+    @property
+    def created_at(self) -> int:
+        """The time of creation in milliseconds, or 0."""
+        return self.node.created_at or 0
+
+
+class Service(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A service with at least one cluster IP, in the notation of flows."""
+
+    namespace: str
+    name: str
+    cluster: str
+    addresses: tuple[str, ...]
+
+
+class Workloads:
+    """All pods and services, with their names."""
+
+    def __init__(self, index: GraphIndex, *, k8s_labels: tuple[str, ...]) -> None:
+        self._index = index
+        self._k8s_labels = k8s_labels
+        self._owners = self._owner_nodes()
+        self._above_owners: dict[tuple[str, str, str, str], Workload | None] = {}
+        self._hosts, self._clusters = self._kubernetes_hosts()
+        self._service_of_node = {
+            id(node): service
+            for node in index.of_type("service")
+            if (service := self._service(node)) is not None
+        }
+        self._containers_of_pod, self._pods_of_container = self._pod_containers()
+        self._pod_of_node = {id(node): self._pod(node) for node in index.of_type("pod")}
+        self._pods_by_name = MultiMap(
+            ((pod.names.namespace, pod.names.pod), pod) for pod in self._pod_of_node.values()
+        )
+        self._named: dict[tuple[str, str, str], list[Pod]] = {}
+        self._containers_by_id = MultiMap(
+            (container_id, node)
+            for node in index.of_type(KUBERNETES_CONTAINER)
+            if (container_id := index.name(_k8s(node).container_id))
+        )
+
+    @property
+    def pods(self) -> Sequence[Pod]:
+        """All pods, in the order of the graph."""
+        return tuple(self._pod_of_node.values())
+
+    @property
+    def services(self) -> Sequence[Service]:
+        """All services with a cluster IP."""
+        return tuple(self._service_of_node.values())
+
+    def cluster_of_host(self, host: str) -> str:
+        """Return the cluster that a host is a Kubernetes node of, or "" unless it is one."""
+        nodes = self._clusters.get(host)
+        if not nodes:
+            return ""
+        clusters = {cluster for cluster, _ in nodes}
+        return clusters.pop() if len(clusters) == 1 else ""
+
+    def named(self, namespace: str, name: str, host: str) -> Pod | None:
+        """Return the pod with a name that may be on a host, or None if there is none or several.
+
+        If the cluster of the host is unknown, the pod must be the only one in all clusters.
+        """
+        cluster = self.cluster_of_host(host)
+        key = namespace, name, cluster
+        pods = self._named.get(key)
+        if pods is None:
+            of_name = self._pods_by_name.get((namespace, name))
+            pods = [pod for pod in of_name if cluster in ("", pod.cluster)]
+            self._named[key] = pods = pods if len(pods) <= MAX_OF_NAME else []
+        return latest([pod for pod in pods if pod.agent in ("", host)])
+
+    def may_be_on(self, pod: Pod, host: str) -> bool:
+        """Return whether neither the clusters nor the edges of the hosts contradict."""
+        return self.cluster_of_host(host) in ("", pod.cluster) and pod.agent in ("", host)
+
+    def unnamed(self, namespace: str, name: str) -> PodNames:
+        """Return the names of a pod that is not in the topology."""
+        return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
+
+    def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
+        """Return the pods of a runtime container, and the namespaces and names of unknown pods.
+
+        The Kubernetes container is found by its edge, or by the container's ID. In a consistent
+        topology, there is at most one result.
+
+        Raises:
+            ContradictionError: There are more than `MAX_OF_CONTAINER`.
+
+        """
+        index = self._index
+        kubernetes_containers = index.parents("container", container)
+        if not kubernetes_containers:
+            runtime = container.metadata.container
+            container_id = index.name(runtime.id) if runtime else ""
+            kubernetes_containers = self._containers_by_id.get(container_id)
+        if len(kubernetes_containers) > MAX_OF_CONTAINER:
+            raise ContradictionError
+        pods: list[Pod] = []
+        names: set[tuple[str, str]] = set()
+        for node in kubernetes_containers:
+            owners = self._pods_of_container.get(id(node))
+            if len(owners) > MAX_OF_CONTAINER:
+                raise ContradictionError
+            if owners:
+                pods += (self._pod_of_node[id(owner)] for owner in owners)
+            elif name := self._pod_name(node):
+                names.add(name)
+        return pods, names
+
+    def _pod_name(self, container: Node) -> tuple[str, str] | None:
+        k8s = _k8s(container)
+        namespace, name = self._index.name(k8s.namespace), self._index.name(k8s.pod)
+        return (namespace, name) if namespace and name else None
+
+    def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
+        """Return the containers of each pod, and the pods of each container, by edges or names.
+
+        Their keys are the identities of nodes.
+        """
+        index = self._index
+        by_name = MultiMap(
+            ((index.name(_k8s(pod).namespace), index.name(_k8s(pod).name)), pod)
+            for pod in index.of_type("pod")
+        )
+        containers: MultiMap[int, Node] = MultiMap()
+        pods: MultiMap[int, Node] = MultiMap()
+        for container in index.of_type(KUBERNETES_CONTAINER):
+            owners = tuple(
+                owner
+                for owner in index.parents(OWNERSHIP, container)
+                if owner.metadata.type == "pod"
+            )
+            if not owners and (name := self._pod_name(container)):
+                # Kubernetes containers have no cluster.
+                named = by_name.get(name)
+                owners = named if len(named) == 1 else ()
+            for owner in owners:
+                pods.add(id(container), owner)
+                containers.add(id(owner), container)
+        return containers, pods
+
+    def _owner_nodes(self) -> MultiMap[tuple[str, str, str, str], Node]:
+        """Return the replica sets and jobs by kind, cluster, namespace and name."""
+        nodes: MultiMap[tuple[str, str, str, str], Node] = MultiMap()
+        for kind in ("ReplicaSet", "Job"):
+            for node in self._index.of_type(kind.lower()):
+                k8s = _k8s(node)
+                nodes.add((kind, self._cluster(node), k8s.namespace or "", k8s.name or ""), node)
+        return nodes
+
+    def _kubernetes_hosts(
+        self,
+    ) -> tuple[Mapping[tuple[str, str], set[str]], Mapping[str, set[tuple[str, str]]]]:
+        """Return the agents' hosts of each Kubernetes node, and the reverse.
+
+        A Kubernetes node is given as cluster and name.
+        """
+        hosts: dict[tuple[str, str], set[str]] = defaultdict(set)
+        nodes: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        for node in self._index.of_type("node"):
+            key = self._cluster(node), self._index.name(_k8s(node).name)
+            for parent in self._index.parents(NODE, node):
+                host = self._index.name(parent.host)
+                if host and key[1]:
+                    hosts[key].add(host)
+                    nodes[host].add(key)
+        return hosts, nodes
+
+    def _cluster(self, node: Node) -> str:
+        return self._index.name(node.metadata.cluster_name)
+
+    def _pod(self, node: Node) -> Pod:
+        index = self._index
+        k8s = _k8s(node)
+        extra = k8s.extra
+        spec, status = (extra.spec, extra.status) if extra else (None, None)
+        containers = self._containers_of_pod.get(id(node))
+        cluster = self._cluster(node)
+        kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
+        hosts = self._hosts.get((cluster, kubernetes_node), set())
+        # With the node's name in two clusters, the edges say nothing.
+        agents = [host for host in hosts if len(self._clusters[host]) == 1]
+        agent = agents[0] if len(hosts) == len(agents) == 1 else ""
+        contradictory = bool(hosts) or kubernetes_node in self._clusters
+        texts = [k8s.ip, *((ip.ip for ip in status.pod_ips or ()) if status else ())]
+        pod_addresses = [address for text in texts if (address := index.address(text))]
+        host_address = index.address(status.host_ip) if status else ""
+        return Pod(
+            node=node,
+            names=PodNames(
+                index.name(k8s.namespace),
+                index.name(k8s.name),
+                self._workload(node),
+                self._only_service(node),
+                tuple(index.name(_label(k8s, key)) for key in self._k8s_labels),
+            ),
+            cluster=cluster,
+            agent=agent,
+            host=agent or kubernetes_node,
+            assumed_host=agent or ("" if contradictory else kubernetes_node),
+            addresses=tuple(dict.fromkeys(pod_addresses)) if k8s.status in RUNNING else (),
+            host_network=bool(spec and spec.host_network) or host_address in pod_addresses,
+            only_container=index.name(_k8s(containers[0]).name) if len(containers) == 1 else "",
+        )
+
+    def _only_service(self, pod: Node) -> str:
+        """Return the only service with a cluster IP that selects a pod, or ""."""
+        services = [
+            service
+            for node in self._selecting(SERVICE, pod)
+            if (service := self._service_of_node.get(id(node))) is not None
+        ]
+        return services[0].name if len(services) == 1 else ""
+
+    def _service(self, node: Node) -> Service | None:
+        index = self._index
+        k8s = _k8s(node)
+        spec = k8s.extra.spec if k8s.extra else None
+        texts = [k8s.cluster_ip, *((spec.cluster_ips or ()) if spec else ())]
+        # Headless services have "None".
+        found = [index.address(text) for text in texts if text != "None"]
+        cluster_ips = tuple(dict.fromkeys(address for address in found if address))
+        if not cluster_ips:
+            return None
+        return Service(
+            index.name(k8s.namespace), index.name(k8s.name), self._cluster(node), cluster_ips
+        )
+
+    def _workload(self, pod: Node) -> Workload:
+        owners = _controllers(pod)
+        if not owners:
+            return self._selecting_workload(pod)
+        owner = self._named_owner(owners)
+        k8s = _k8s(pod)
+        match owner.kind:
+            case "ReplicaSet":
+                return self._above_owner(pod, owner) or self._without_replica_set(k8s, owner)
+            case "Job":
+                return self._above_owner(pod, owner) or owner
+            case "Node":
+                # A static pod: kubelet appends the name of its node.
+                name = self._index.name(k8s.name)
+                return Workload(name.removesuffix(f"-{owner.name}") or name, "StaticPod")
+            case _:
+                return owner
+
+    def _selecting_workload(self, pod: Node) -> Workload:
+        """Return the only workload whose selector matches a pod without owner."""
+        parents = [parent for kind in CONTROLLERS for parent in self._selecting(kind, pod)]
+        if len(parents) != 1:
+            return _UNKNOWN
+        (parent,) = parents
+        if parent.metadata.type == "replicaset":
+            return self._replica_set(parent)
+        return self._itself(parent, CONTROLLERS[parent.metadata.type or ""])
+
+    def _replica_set(self, replica_set: Node) -> Workload:
+        owners = _controllers(replica_set)
+        if owners:
+            return self._named_owner(owners)
+        deployments = self._selecting(DEPLOYMENT, replica_set)
+        if len(deployments) == 1:
+            return self._itself(deployments[0], "Deployment")
+        return self._itself(replica_set, "ReplicaSet")
+
+    def _selecting(self, relation: str, node: Node) -> Sequence[Node]:
+        """Return the nodes whose label selectors match: those of another cluster never do."""
+        cluster = self._cluster(node)
+        return [
+            parent
+            for parent in self._index.parents(relation, node)
+            if "" in (cluster, self._cluster(parent)) or self._cluster(parent) == cluster
+        ]
+
+    def _without_replica_set(self, pod: K8s, owner: Workload) -> Workload:
+        """Return the workload of a replica set that is not in the topology.
+
+        Deployments name their replica sets after themselves and the hash in this label.
+        """
+        template_hash = _label(pod, "pod-template-hash")
+        name = owner.name.removesuffix(f"-{template_hash}") if template_hash else owner.name
+        return Workload(name, "Deployment") if name and name != owner.name else owner
+
+    def _job(self, job: Node) -> Workload:
+        owners = _controllers(job)
+        return self._named_owner(owners) if owners else self._itself(job, "Job")
+
+    def _itself(self, node: Node, kind: str) -> Workload:
+        name = self._index.name(_k8s(node).name)
+        return Workload(name, kind) if name else _UNKNOWN
+
+    def _named_owner(self, owners: Sequence[OwnerReference]) -> Workload:
+        """Return the owner; unknown if it has no name or kind, or if there are several."""
+        if len(owners) > 1:
+            return _UNKNOWN
+        kind, name = self._index.name(owners[0].kind), self._index.name(owners[0].name)
+        return Workload(name, kind) if kind and name else _UNKNOWN
+
+    def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
+        """Return the workload that a replica set or job belongs to, or None without its node."""
+        key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
+        if key not in self._above_owners:
+            nodes = self._owners.get(key)
+            # Several only if they were created at the same time.
+            created_at = max((node.created_at or 0 for node in nodes), default=0)
+            above = {
+                self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
+                for node in nodes
+                if (node.created_at or 0) == created_at
+            }
+            agreed = above.pop() if len(above) == 1 else _UNKNOWN
+            self._above_owners[key] = agreed if nodes else None
+        return self._above_owners[key]
+
+
+def latest(pods: Sequence[Pod]) -> Pod | None:
+    """Return the pod to use of several with one name, or None.
+
+    There are several while the topology still has an ended one, such as a stateful set's.
+    """
+    if len({pod.cluster for pod in pods}) != 1:
+        return None
+    running = [pod for pod in pods if _k8s(pod.node).status in RUNNING] or pods
+    created_at = max(pod.created_at for pod in running)
+    newest = [pod for pod in running if pod.created_at == created_at]
+    return newest[0] if len(newest) == 1 else None
+
+
+def _k8s(node: Node) -> K8s:
+    return node.metadata.k8s or _NO_K8S
+
+
+def _controllers(node: Node) -> Sequence[OwnerReference]:
+    extra = _k8s(node).extra
+    meta = extra.object_meta if extra else None
+    references = meta.owner_references if meta else None
+    return [owner for owner in references or () if owner.controller]
+
+
+def _label(k8s: K8s, key: str) -> str | None:
+    """Return the value of a label, or None.
+
+    Skydive nests labels at the dots of their keys. If one key is the start of another (``app`` and
+    ``app.kubernetes.io/name``), only one of them is left, not always the same in both copies.
+    """
+    meta = k8s.extra.object_meta if k8s.extra else None
+    for labels in (k8s.labels, meta.labels if meta else None):
+        value: Any = labels
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None and labels:
+            value = labels.get(key)
+        if isinstance(value, str):
+            return value
+    return None

@@ -1,0 +1,189 @@
+"""Names of the topology in the whole program: from the analyzer to the page."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from skyfast import app as app_module
+from skyfast import pipeline
+from skyfast.app import App
+from skyfast.config.model import Config
+from skyfast.pipeline import Shared
+from skyfast.runtime.clock import Clock
+from skyfast.skydive import name_poller
+from skyfast.skydive.silence import Activity
+from skyfast.stats import NameStats, Stats
+from skyfast.web.exposition import Part
+from tests.support.analyzer import FakeAnalyzer
+from tests.support.configs import make_config
+from tests.support.messages import flow, message
+from tests.support.paths import DATA
+
+WAIT_S = 5.0
+FAMILY = "skydive_network_connection_total_bytes{"
+
+
+def configured(*urls: str, labels: list[Any], **settings: Any) -> Config:
+    return make_config(*urls, labels=labels, metrics=["bytes"], direction="sum", port=0, **settings)
+
+
+# What survives a reload.
+
+
+@pytest.fixture
+def shared() -> Shared:
+    return Shared(
+        stats=Stats(), clock=Clock(), activity=Activity(), relabel=lambda _names, _keys: None
+    )
+
+
+TEAM = {"name": "team", "k8s_label": "team"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "survive"),
+    [
+        (["initiator_name"], ["initiator_name"], True),
+        (["initiator_name"], ["target_pod", "node_name"], True),
+        (["initiator_name"], ["node_netns"], True),
+        (["node_name"], ["node_host"], True),
+        # What was not read is unknown.
+        (["node_name"], ["node_netns"], False),
+        (["node_container"], ["node_pod"], False),
+        # The tuples have another length.
+        (["initiator_name"], ["initiator_name", TEAM], False),
+        ([TEAM], [TEAM, "target_pod"], True),
+        # Nobody has read anything.
+        (["initiator_ip"], ["initiator_name"], False),
+    ],
+)
+def test_names_survive_a_reload_if_they_are_all_that_is_needed(
+    shared: Shared, before: list[Any], after: list[Any], survive: bool
+) -> None:
+    old = pipeline.build(configured(labels=[*before, "node_tid"]), None, shared)
+    new = pipeline.build(configured(labels=[*after, "node_tid", "protocol"]), old, shared)
+    assert (new.names is old.names) == survive
+    assert new.names.k8s_labels == new.config.export.k8s_labels
+    assert new.table is not old.table
+
+
+def test_counters_of_names_exist_while_labels_need_them(shared: Shared) -> None:
+    stats = shared.stats.topology
+    first = pipeline.build(configured(labels=["initiator_ip"]), None, shared)
+    first.record_limits(shared.stats)
+    assert stats.names is None
+    second = pipeline.build(configured(labels=["initiator_name"]), first, shared)
+    second.take_over(first, shared)
+    assert isinstance(stats.names, NameStats)
+    stats.names.resolutions = 1
+    third = pipeline.build(configured(labels=["target_name"]), second, shared)
+    third.take_over(second, shared)
+    assert stats.names.resolutions == 1
+    fourth = pipeline.build(configured(labels=["initiator_ip"]), third, shared)
+    fourth.take_over(third, shared)
+    assert stats.names is None
+
+
+# From the analyzer to the page.
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[App]:
+    app, stopping = App(config, load=lambda: config), asyncio.Event()
+    task = asyncio.create_task(app.run(stopping))
+    try:
+        yield app
+    finally:
+        stopping.set()
+        async with asyncio.timeout(WAIT_S):
+            await task
+
+
+async def rows(app: App) -> dict[str, str]:
+    """Return the bytes of the page's connections, by their labels."""
+    async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
+        text = b"".join([chunk async for chunk in page]).decode()
+    lines = [line for line in text.splitlines() if line.startswith(FAMILY)]
+    return {line.partition("{")[2].rpartition("}")[0]: line.rpartition(" ")[2] for line in lines}
+
+
+async def until_rows(app: App, expected: dict[str, str]) -> None:
+    found: dict[str, str] = {}
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while (found := await rows(app)) != expected:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        assert found == expected
+
+
+def graph() -> dict[str, Any]:
+    (recorded,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
+    return recorded
+
+
+def between(a: str, b: str) -> dict[str, Any]:
+    return {"Network": {"Protocol": "IPV4", "A": a, "B": b}}
+
+
+async def test_pods_have_their_names_from_the_first_flow() -> None:
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = graph()
+        config = configured(
+            analyzer.url,
+            labels=["initiator_name", "target_name", "target_pod", "target_service"],
+        )
+        async with running(config) as app:
+            await analyzer.subscriber()
+            await analyzer.send(message(flow("1", **between("172.31.255.4", "172.31.255.6"))))
+            await until_rows(
+                app,
+                {
+                    'initiator_name="client",target_name="shop/cart",'
+                    'target_pod="cart-5c8d7f9b4-abcde",target_service="cart"': "300",
+                },
+            )
+
+
+async def test_flows_follow_a_late_name_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.05)
+    monkeypatch.setattr(app_module, "RELABEL_FLOWS", 1)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = graph()
+        config = configured(analyzer.url, labels=["target_pod"])
+        async with running(config) as app:
+            await analyzer.subscriber()
+            late = {f"10.0.0.{number}": f"late-{number}" for number in range(3)}
+            flows = [
+                flow(f"{number:x}", **between("172.31.255.4", address))
+                for number, address in enumerate(late, 1)
+            ]
+            await analyzer.send(message(*flows))
+            await until_rows(app, {'target_pod=""': "900"})
+            now_ms = 2_000_000_000_000
+            for address, name in late.items():
+                analyzer.graph["Nodes"].append(
+                    {
+                        "ID": name,
+                        "Host": "an1",
+                        "CreatedAt": now_ms,
+                        "UpdatedAt": now_ms,
+                        "Metadata": {
+                            "Type": "pod",
+                            "Manager": "k8s",
+                            "Name": name,
+                            "K8s": {
+                                "Name": name,
+                                "Namespace": "shop",
+                                "IP": address,
+                                "Status": "Running",
+                            },
+                        },
+                    }
+                )
+            # Its bytes so far stay where they are.
+            await until_rows(app, {f'target_pod="{name}"': "0" for name in late.values()})

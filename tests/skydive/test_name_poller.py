@@ -1,0 +1,419 @@
+"""Reading names from an analyzer, over real sockets."""
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from skyfast.skydive import name_poller, topology_client
+from skyfast.skydive import topology_queries as queries
+from skyfast.skydive.interfaces import Interfaces
+from skyfast.skydive.name_index import NameIndex
+from skyfast.skydive.name_poller import needed
+from skyfast.skydive.topology import TopologyPoller
+from skyfast.stats import TopologyStats
+from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.configs import make_config
+from tests.support.paths import DATA
+
+EVERYTHING = tuple(name_poller.KINDS)
+FAST_S = 0.05
+
+
+def recorded():
+    """The recorded topology, with everything updated at one time."""
+    (graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
+    return graph
+
+
+def pod(name, address, *, updated_at=2_000_000_000_000, **k8s):
+    fields = {"Name": name, "Namespace": "default", "IP": address, "Status": "Running", **k8s}
+    return {
+        "ID": name,
+        "Host": "an1",
+        "CreatedAt": updated_at,
+        "UpdatedAt": updated_at,
+        "Metadata": {
+            "Type": "pod",
+            "Manager": "k8s",
+            "Name": name,
+            "ClusterName": "labcluster",
+            "K8s": fields,
+        },
+    }
+
+
+def edge(parent, child, relation, *, updated_at=2_000_000_000_000):
+    return {
+        "ID": f"{parent}-{child}",
+        "Parent": parent,
+        "Child": child,
+        "Metadata": {"RelationType": relation},
+        "UpdatedAt": updated_at,
+    }
+
+
+class Poll:
+    """A poller, and what it has reported."""
+
+    def __init__(self, *urls, interval_s=0, wanted=EVERYTHING, observe=None):
+        self.stats = TopologyStats()
+        self.index = NameIndex(keep_s=60.0)
+        self.renamed = []
+        config = make_config(*urls, interfaces_interval=interval_s)
+        self.poller = TopologyPoller(
+            config=config,
+            interfaces=Interfaces(interval_s=20, connection_timeout_s=60.0, stats=self.stats),
+            stats=self.stats,
+            now=time.monotonic,
+            names=self.index,
+            wanted=wanted,
+            renamed=lambda names, keys: self.renamed.append((names, set(keys))),
+            observe=observe,
+        )
+
+    @asynccontextmanager
+    async def running(self):
+        task = asyncio.create_task(self.poller.run())
+        try:
+            yield self
+        finally:
+            task.cancel()
+            async with asyncio.timeout(2):
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+    async def ready(self):
+        await asyncio.wait_for(self.index.ready.wait(), 5)
+
+    def name(self, address):
+        names = self.index.addresses[address]
+        return None if names is None else names[0]
+
+
+async def until(condition, *, within_s=5):
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(name_poller, "INTERVAL_S", FAST_S)
+    monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
+
+
+# Which queries.
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["initiator_ip", "target_ip"], ()),
+        (["node_name", "node_host", "node_type"], EVERYTHING[:1]),
+        (["node_netns", "node_container", "node_name"], EVERYTHING[:3]),
+        (["node_pod"], EVERYTHING),
+        (["initiator_host"], EVERYTHING),
+        (["target_name"], EVERYTHING),
+        (["initiator_ip", {"name": "team", "k8s_label": "team"}], EVERYTHING),
+    ],
+)
+def test_the_labels_decide_what_is_asked(labels, expected):
+    config = make_config("ws://127.0.0.1:1/ws/subscriber/flow", labels=labels)
+    assert needed(config.export) == expected
+
+
+async def test_only_what_is_wanted_is_asked():
+    for wanted in (EVERYTHING[:1], EVERYTHING[:3], EVERYTHING):
+        async with FakeAnalyzer() as analyzer:
+            analyzer.graph = recorded()
+            async with Poll(analyzer.url, wanted=wanted).running() as poll:
+                await poll.ready()
+            assert analyzer.queries == [query.gremlin for query in wanted]
+
+
+async def test_the_names_of_a_real_topology():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+        index = poll.index
+        assert poll.name("172.31.255.5") == "default/frontend"
+        names = poll.stats.names
+        assert names.addresses == len(index.addresses) > 20
+        assert names.nodes == len(index.nodes) > 20
+        assert names.resolutions == 1
+        assert names.query_duration_s.keys() == {*name_poller.KINDS.values()}
+        assert poll.stats.errors == dict.fromkeys(poll.stats.errors, 0)
+
+
+# Changes.
+
+
+async def test_an_unchanged_topology_is_not_resolved_again(fast, monkeypatch):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            for _ in range(3):
+                for node in analyzer.graph["Nodes"]:
+                    node["UpdatedAt"] += 1000
+                    node["Revision"] += 1
+                    node["Metadata"].setdefault("Metric", {})["RxBytes"] = node["UpdatedAt"]
+                answers = poll.stats.answers
+                await until(lambda answers=answers: poll.stats.answers >= answers + 5)
+            assert poll.stats.names.resolutions == 1
+            assert len(poll.renamed) == 2
+
+
+async def test_between_complete_readings_only_changes_are_asked(fast):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            begun = len(analyzer.queries)
+            await until(lambda: len(analyzer.queries) >= begun + 10)
+            later = [queries.parse(text) for text in analyzer.queries[begun:]]
+            assert all(
+                query == queries.NAMED_INTERFACES or "@UpdatedAt" in query.gremlin
+                for query in later
+            )
+            latest_ms = max(node["UpdatedAt"] for node in analyzer.graph["Nodes"])
+            assert (
+                f"Gt({latest_ms - name_poller.OVERLAP_MS})" in later[-1].gremlin + later[-2].gremlin
+            )
+            # A new pod and its service come with the changes.
+            analyzer.graph["Nodes"].append(pod("web", "10.0.0.9", updated_at=latest_ms))
+            await until(lambda: "10.0.0.9" in poll.index.addresses)
+            assert poll.index.addresses["10.0.0.9"][3] == "web"
+
+
+async def test_what_is_deleted_is_noticed_by_a_complete_reading(fast, monkeypatch):
+    monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 4 * FAST_S)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            poll.index.keep(0.0)
+            await poll.ready()
+            assert poll.name("172.31.255.5") == "default/frontend"
+            analyzer.graph["Nodes"] = [
+                node for node in analyzer.graph["Nodes"] if node["Metadata"].get("Manager") != "k8s"
+            ]
+            await until(lambda: poll.name("172.31.255.5") != "default/frontend")
+
+
+async def test_a_pod_that_is_replaced_at_its_address(fast):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        analyzer.graph["Nodes"].append(pod("old", "10.0.0.9", updated_at=1_900_000_000_000))
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            assert poll.index.addresses["10.0.0.9"][3] == "old"
+            analyzer.graph["Nodes"].append(pod("new", "10.0.0.9"))
+            await until(lambda: poll.index.addresses["10.0.0.9"][3] == "new")
+            assert {"10.0.0.9"} in [keys for _, keys in poll.renamed]
+
+
+# Unknown addresses.
+
+
+async def test_a_new_pod_has_its_name_soon(monkeypatch):
+    monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            service = next(
+                node
+                for node in analyzer.graph["Nodes"]
+                if node["Metadata"]["Type"] == "service" and node["Metadata"]["Name"] == "frontend"
+            )
+            analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
+            analyzer.graph["Edges"].append(edge(service["ID"], "web", "service"))
+            assert poll.name("10.0.0.9") == ""
+            await until(lambda: "10.0.0.9" in poll.index.addresses)
+            names = poll.index.addresses["10.0.0.9"]
+            assert (
+                names[2:4] == (service["Metadata"]["K8s"]["Namespace"], "web") or names[3] == "web"
+            )
+            assert analyzer.queries[5:] == [
+                queries.by_pod_address(["10.0.0.9"]).gremlin,
+                queries.by_child(["web"]).gremlin,
+            ]
+            # Nobody is resolved but the pod.
+            assert poll.stats.names.resolutions == 1
+            assert poll.renamed[-1] == (poll.index.addresses, {"10.0.0.9"})
+
+
+async def test_a_pod_that_comes_after_its_flow_has_its_name_soon(monkeypatch):
+    monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            assert poll.name("10.0.0.9") == ""
+            asked = queries.by_pod_address(["10.0.0.9"]).gremlin
+            await until(lambda: asked in analyzer.queries)
+            analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
+            await until(lambda: "10.0.0.9" in poll.index.addresses)
+            assert analyzer.queries.count(asked) == 1
+
+
+async def test_nobody_is_asked_while_all_addresses_are_known(monkeypatch):
+    monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.01)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            assert poll.name("172.31.255.5")
+            await asyncio.sleep(0.1)
+        assert len(analyzer.queries) == 5
+
+
+async def test_many_unknown_addresses_are_asked_for_in_turns(monkeypatch):
+    monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.01)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            for number in range(1200):
+                poll.name(f"10.1.{number // 256}.{number % 256}")
+            await until(lambda: sum("K8s.IP" in text for text in analyzer.queries) == 3)
+            await until(lambda: poll.stats.names.unknown == 1200)
+        counts = [text.count("'10.1.") for text in analyzer.queries if "K8s.IP" in text]
+        assert counts == [500, 500, 200]
+
+
+async def test_without_kubernetes_labels_nobody_asks_for_unknown_addresses(fast):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url, wanted=EVERYTHING[:3]).running() as poll:
+            await poll.ready()
+            poll.name("10.0.0.9")
+            await asyncio.sleep(3 * FAST_S)
+        assert not [text for text in analyzer.queries if "pod" in text]
+
+
+# Failures.
+
+
+async def test_a_query_that_fails_does_not_hide_the_other_names():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        answer = analyzer._topology
+
+        def failing(request):
+            too_many = queries.KUBERNETES.gremlin in json.loads(request.body)["GremlinQuery"]
+            return Answer(status=500) if too_many else answer(request)
+
+        analyzer._topology = failing
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            assert poll.stats.errors["status"] == 1
+            assert len(poll.index.nodes) > 20
+            assert poll.name("172.31.255.5")
+
+
+async def test_nothing_is_ready_before_an_answer(fast):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.topology = Answer(status=500)
+        async with Poll(analyzer.url).running() as poll:
+            await until(lambda: poll.stats.errors["status"] >= 10)
+            assert not poll.index.ready.is_set()
+            analyzer.graph = recorded()
+            await poll.ready()
+            analyzer.graph = None
+            errors = poll.stats.errors["status"]
+            await until(lambda: poll.stats.errors["status"] >= errors + 10)
+            assert poll.name("172.31.255.5") == "default/frontend"
+
+
+async def test_the_second_analyzer_is_asked_for_everything(fast):
+    first, second = FakeAnalyzer(), FakeAnalyzer()
+    first.topology = Answer(status=500)
+    second.graph = recorded()
+    async with first, second, Poll(first.url, second.url).running() as poll:
+        await poll.ready()
+    assert len(first.queries) == 1
+    assert second.queries[0] == queries.NAMED_INTERFACES.gremlin
+
+
+async def test_an_empty_topology_is_an_answer():
+    async with FakeAnalyzer() as analyzer, Poll(analyzer.url).running() as poll:
+        await poll.ready()
+        assert poll.index.addresses == poll.index.nodes == {}
+
+
+async def test_a_fault_of_ours_does_not_end_the_poller(fast, monkeypatch):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        poll = Poll(analyzer.url)
+        with monkeypatch.context() as patch:
+            patch.setattr(name_poller, "resolve", lambda *_args, **_options: 1 / 0)
+            task = asyncio.create_task(poll.poller.run())
+            await until(lambda: poll.stats.errors["error"])
+        analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
+        await poll.ready()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# Streaming.
+
+
+async def test_a_large_answer_is_decoded_while_it_arrives(monkeypatch):
+    monkeypatch.setattr(topology_client, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(topology_client, "PIECE_BYTES", 3000)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        analyzer.graph["Nodes"] += [
+            pod(f"web-{number}", f"10.1.{number // 256}.{number % 256}") for number in range(2000)
+        ]
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+        assert sum(address.startswith("10.1.") for address in poll.index.addresses) == 2000
+
+
+async def test_answers_can_be_observed():
+    seen = {}
+
+    class Observer:
+        def __init__(self, query):
+            self.query = query
+            self.elements = []
+
+        def add(self, element):
+            self.elements.append(json.loads(element))
+
+        def end(self):
+            seen[self.query] = self.elements
+
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url, observe=Observer).running() as poll:
+            await poll.ready()
+        graph = analyzer.graph
+    assert seen == {
+        query: [
+            element
+            for element in graph["Edges" if query.edges else "Nodes"]
+            if query.matches(element)
+        ]
+        for query in EVERYTHING
+    }
+
+
+async def test_interfaces_and_names_share_a_query():
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url, interval_s=20).running() as poll:
+            await poll.ready()
+            await until(lambda: poll.stats.interfaces)
+        assert sorted(analyzer.queries) == sorted(query.gremlin for query in EVERYTHING)
+        ether = [
+            node for node in analyzer.graph["Nodes"] if node["Metadata"].get("EncapType") == "ether"
+        ]
+        assert poll.stats.interfaces + sum(poll.stats.skipped.values()) == len(ether)

@@ -1,0 +1,195 @@
+import json
+import re
+
+import pytest
+
+from skyfast.skydive import topology_queries as queries
+from skyfast.skydive.topology_queries import MAX_VALUES, Query, parse
+
+CONSTANTS = (
+    queries.INTERFACES,
+    queries.NAMED_INTERFACES,
+    queries.NAMESPACES,
+    queries.KUBERNETES,
+    queries.EDGES,
+    queries.KUBERNETES_EDGES,
+    queries.PODS,
+)
+CHANGING = CONSTANTS[2:]
+
+
+def node(kind="", **metadata):
+    return {"ID": "n", "Metadata": {"Type": kind, **metadata}, "UpdatedAt": 1000}
+
+
+def edge(relation, child="c", updated_at=1000):
+    return {
+        "ID": "e",
+        "Parent": "p",
+        "Child": child,
+        "Metadata": {"RelationType": relation},
+        "UpdatedAt": updated_at,
+    }
+
+
+def every_query():
+    yield from CONSTANTS
+    for query in CHANGING:
+        yield queries.changes(query, 1795904753633)
+    yield queries.by_pod_address(["10.0.0.1", "fd00::1"])
+    yield queries.by_child(["a-1", "b-2"])
+
+
+def test_the_query_of_the_interfaces_is_the_one_of_the_go_connector():
+    assert queries.INTERFACES.gremlin == "G.V().Has('EncapType', 'ether')"
+
+
+@pytest.mark.parametrize("query", list(every_query()), ids=lambda query: query.gremlin[:70])
+def test_each_query_is_understood(query):
+    parsed = parse(query.gremlin)
+    assert parsed == query
+    assert parsed.edges == query.gremlin.startswith("G.E()")
+    for element in (node("pod"), edge("service"), {}, {"Metadata": 1}, {"Metadata": {"Type": []}}):
+        assert parsed.matches(element) == query.matches(element)
+
+
+@pytest.mark.parametrize("query", list(every_query()), ids=lambda query: query.gremlin[:70])
+def test_each_query_is_one_that_skydive_s_parser_accepts(query):
+    """The grammar of ``traversal_parser.go``, as far as skyfast uses it."""
+    value = r"(?:'[^'\"]*'|\d+|(?:Within|Ne|Gt)\((?:'[^'\"]*'|\d+)(?:, (?:'[^'\"]*'|\d+))*\))"
+    step = rf"\.(?:Has|HasEither)\({value}(?:, {value})*\)"
+    assert re.fullmatch(rf"G\.[VE]\(\){step}", query.gremlin)
+    # An odd number of parameters is an error.
+    flat = re.sub(r"(Within|Ne|Gt)\([^)]*\)", "x", query.gremlin.partition(").")[2])
+    assert flat.count(",") % 2 == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "G",
+        "G.V()",
+        "G.V().Has('EncapType','ether')",
+        "G.V().Has('EncapType', 'ether', '@UpdatedAt', Gt(1))",
+        "G.V().Has('Type', Within('pods'))",
+        "G.V().Has('Type', 'pod', 'K8s.IP', Within())",
+        "G.V().Has('Type', 'pod', 'K8s.IP', Within('10.0.0.1 '))",
+        "G.V().Has('Type', 'pod', 'K8s.IP', Within('10.0.0.1')).Limit(1)",
+        f"{queries.NAMESPACES.gremlin[:-1]}, '@UpdatedAt', Gt(-1))",
+    ],
+)
+def test_no_other_query_is_understood(text):
+    assert parse(text) is None
+
+
+def test_too_many_values_are_not_understood():
+    def text(count):
+        addresses = ", ".join(f"'10.0.{n // 256}.{n % 256}'" for n in range(count))
+        return f"G.V().Has('Type', 'pod', 'K8s.IP', Within({addresses}))"
+
+    assert parse(text(MAX_VALUES)).gremlin == text(MAX_VALUES)
+    assert parse(text(MAX_VALUES + 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (queries.INTERFACES, {"ether"}),
+        (queries.NAMED_INTERFACES, {"ether", "loopback", "ovsport", "ovsbridge"}),
+        (queries.NAMESPACES, {"host", "netns", "container"}),
+        (queries.KUBERNETES, {"pod", "service", "replicaset"}),
+    ],
+)
+def test_which_nodes_match(query, expected):
+    nodes = {
+        "ether": node("device", EncapType="ether"),
+        "loopback": node("device", EncapType="loopback"),
+        "no encapsulation": node("device", EncapType=""),
+        "not a device": node("device"),
+        "ovsport": node("ovsport"),
+        "ovsbridge": node("ovsbridge"),
+        "host": node("host"),
+        "netns": node("netns"),
+        "container": node("container"),
+        "pod": node("pod"),
+        "service": node("service"),
+        "replicaset": node("replicaset"),
+        "endpoints": node("endpoints"),
+        "no type": {"ID": "n", "Metadata": {}},
+        "null": {"ID": "n", "Metadata": None},
+    }
+    assert {name for name, element in nodes.items() if query.matches(element)} == expected
+
+
+def test_which_edges_match():
+    relations = ["ownership", "layer2", "container", "service", "node", "networkpolicy", 1, None]
+    for query, expected in (
+        (queries.EDGES, ["ownership", "layer2"]),
+        (queries.KUBERNETES_EDGES, ["container", "service", "node"]),
+    ):
+        assert [name for name in relations if query.matches(edge(name))] == expected
+
+
+def test_changes_are_newer_elements_of_the_same_query():
+    query = queries.changes(queries.EDGES, 1000)
+    assert not query.matches(edge("ownership", updated_at=1000))
+    assert query.matches(edge("ownership", updated_at=1001))
+    assert not query.matches(edge("service", updated_at=1001))
+    assert not query.matches(edge("ownership", updated_at=None))
+    with pytest.raises(ValueError, match="no changes"):
+        queries.changes(queries.INTERFACES, 1)
+
+
+def test_pods_by_address():
+    query = queries.by_pod_address(["10.0.0.1", "10.0.0.1", "fd00::1"])
+    assert query.gremlin == "G.V().Has('Type', 'pod', 'K8s.IP', Within('10.0.0.1', 'fd00::1'))"
+    assert query.matches(node("pod", K8s={"IP": "fd00::1"}))
+    assert not query.matches(node("pod", K8s={"IP": "fd00::2"}))
+    assert not query.matches(node("endpoints", K8s={"IP": "fd00::1"}))
+    assert not query.matches(node("pod", K8s="fd00::1"))
+
+
+def test_edges_by_child():
+    query = queries.by_child(["a", "b"])
+    assert query.edges
+    assert query.matches(edge("service", "a"))
+    assert not query.matches(edge("service", "c"))
+    assert not query.matches(edge("ownership", "a"))
+
+
+@pytest.mark.parametrize("make", [queries.by_pod_address, queries.by_child])
+def test_values_cannot_change_the_query(make):
+    assert make([]) is None
+    assert make(["x'), Has('y", 'a"b', "a b", "", "é", "x" * 257]) is None
+    assert make(["x'", "a"]) == make(["a"])
+    with pytest.raises(ValueError, match="more than 500"):
+        make(f"x{n}" for n in range(MAX_VALUES + 1))
+
+
+def test_a_query_is_data():
+    assert queries.by_child(["a"]) == queries.by_child(["a"])
+    assert isinstance(queries.INTERFACES, Query)
+
+
+def test_the_queries_find_everything_of_a_real_topology(topology_graph):
+    nodes, edges = topology_graph
+    kinds = {
+        element["Metadata"]["Type"]
+        for element in nodes
+        if any(query.matches(element) for query in CONSTANTS if not query.edges)
+    }
+    every = {element["Metadata"]["Type"] for element in nodes}
+    assert every - kinds == {"endpoints", "namespace", "cluster"}
+    assert all(
+        any(query.matches(element) for query in CONSTANTS if query.edges) for element in edges
+    )
+
+
+@pytest.fixture
+def topology_graph():
+    from tests.support.paths import DATA
+
+    graph = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
+    graph = graph[0] if isinstance(graph, list) else graph
+    return graph["Nodes"], graph["Edges"]

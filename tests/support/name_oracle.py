@@ -1,0 +1,959 @@
+"""A slow, plain resolver of names, written from the documented rules.
+
+It works on decoded JSON, searches lists instead of building indexes, and shares no code with
+`skyfast.skydive.name_resolver`, which has to give the same results. Each rule is a method whose
+docstring states it. Where nothing is certain, names are empty.
+"""
+
+import functools
+import ipaddress
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+Json = Any
+Names = tuple[str, ...]
+Pair = tuple[str, str]
+"""Namespace and name of a pod, or kind and name of a workload."""
+
+Place = tuple[Json, str, str | None]
+"""Where an address is: the namespace's node or None, the host, the virtual machine or None."""
+
+Candidate = tuple[Names, str, str, str]
+"""An owner of an address: its names, namespace, host and cluster."""
+
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+
+MAX_NAME_CHARS = 256
+K8S_CONTAINER = "container of Kubernetes"
+CONTROLLERS = {
+    "replicaset": "ReplicaSet",
+    "daemonset": "DaemonSet",
+    "statefulset": "StatefulSet",
+}
+"""Node types with edges to pods by label selectors, and their kinds."""
+
+NO_INTERFACES = {
+    *("host", "netns", "container", "libvirt"),
+    *("cluster", "configmap", "cronjob", "daemonset", "deployment", "endpoints", "ingress", "job"),
+    *("namespace", "networkpolicy", "node", "persistentvolume", "persistentvolumeclaim", "pod"),
+    *("replicaset", "replicationcontroller", "secret", "service", "statefulset", "storageclass"),
+    K8S_CONTAINER,
+}
+"""The types of all nodes that agents and the Kubernetes probe add, except for interfaces."""
+
+
+def once(rule: Rule) -> Rule:
+    """Remember the results of a rule for nodes, texts and None."""
+
+    @functools.wraps(rule)
+    def remembered(self: "NameOracle", *arguments: Any) -> Any:
+        key = rule.__name__, *(a if isinstance(a, str) else id(a) for a in arguments)
+        if key not in self.results:
+            self.results[key] = rule(self, *arguments)
+        return self.results[key]
+
+    return remembered  # type: ignore[return-value]
+
+
+def dig(value: Json, *keys: str) -> Json:
+    """Return a value in nested objects, or None."""
+    for key in keys:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def text(value: Json, *keys: str) -> str:
+    """Return a string in nested objects, or "" if it is missing or has another type."""
+    value = dig(value, *keys)
+    return value if isinstance(value, str) else ""
+
+
+def short(name: str) -> str:
+    """Return a name, or "" if it is too long."""
+    return name if len(name) <= MAX_NAME_CHARS else ""
+
+
+def items(value: Json, *keys: str) -> list[Json]:
+    value = dig(value, *keys)
+    return value if isinstance(value, list) else []
+
+
+def number(value: Json) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def address_of(value: Json) -> str:
+    """Return an address as Go formats it, without its prefix length and zone, or ""."""
+    if not isinstance(value, str):
+        return ""
+    try:
+        address = ipaddress.ip_address(value.partition("/")[0].partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(address)
+
+
+def addresses_of(values: Iterable[Json]) -> list[str]:
+    return list(dict.fromkeys(address for value in values if (address := address_of(value))))
+
+
+def network_of(value: Json) -> Any:
+    """Return the subnet of an address with a prefix length, or None; one address is none."""
+    if not address_of(value) or "/" not in value:
+        return None
+    network = ipaddress.ip_interface(value).network
+    return network if network.num_addresses > 1 else None
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Return different values; nodes are different unless they are the same object."""
+    result: list[Any] = []
+    for value in values:
+        same = [v for v in result if (v is value if isinstance(value, dict) else v == value)]
+        if not same:
+            result.append(value)
+    return result
+
+
+def only(values: Iterable[Any]) -> Any:
+    """Return the only distinct value, or None."""
+    found = distinct(values)
+    return found[0] if len(found) == 1 else None
+
+
+def is_in(node: Json, nodes: Iterable[Json]) -> bool:
+    return any(node is other for other in nodes)
+
+
+class NameOracle:
+    """Resolves the names of a graph ``{"Nodes": […], "Edges": […]}``."""
+
+    def __init__(self, graph: Json, k8s_labels: tuple[str, ...] = ()) -> None:
+        self.k8s_labels = k8s_labels
+        self.results: dict[Any, Any] = {}
+        usable = [node for node in items(graph, "Nodes") if self.usable(node)]
+        self.nodes = [
+            node
+            for position, node in enumerate(usable)
+            if not self.identity(node)
+            or not any(
+                self.identity(other) == self.identity(node)
+                and (self.updated(other), -place) > (self.updated(node), -position)
+                for place, other in enumerate(usable)
+            )
+        ]
+        by_identity = {identity: n for n in self.nodes if (identity := self.identity(n))}
+        relations = {
+            (edge["Parent"], edge["Child"], text(edge, "Metadata", "RelationType"))
+            for edge in items(graph, "Edges")
+            if isinstance(edge, dict)
+            and not edge.get("DeletedAt")
+            and text(edge, "Parent") in by_identity
+            and text(edge, "Child") in by_identity
+        }
+        self.edges = [(by_identity[p], by_identity[c], r) for p, c, r in sorted(relations)]
+
+    def usable(self, node: Json) -> bool:
+        """A node needs metadata; deleted nodes do not count."""
+        return (
+            isinstance(node, dict)
+            and isinstance(node.get("Metadata"), dict)
+            and not node.get("DeletedAt")
+        )
+
+    def identity(self, node: Json) -> str:
+        """Without an ID, a node has no edges."""
+        return short(text(node, "ID"))
+
+    def updated(self, node: Json) -> int:
+        """Of two nodes with one ID, the one that was updated later counts."""
+        return number(node.get("UpdatedAt"))
+
+    # -- the graph ------------------------------------------------------------------------------
+
+    @once
+    def kind(self, node: Json) -> str:
+        """Containers of the runtime and of the Kubernetes probe have the same type."""
+        kind = text(node, "Metadata", "Type")
+        manager = text(node, "Metadata", "Manager")
+        return K8S_CONTAINER if (kind, manager) == ("container", "k8s") else kind
+
+    @once
+    def all(self, kind: str) -> list[Json]:
+        return [node for node in self.nodes if self.kind(node) == kind]
+
+    @once
+    def parents(self, node: Json, relation: str, kind: str) -> list[Json]:
+        return [
+            parent
+            for parent, child, found in self.edges
+            if child is node and found == relation and kind in ("any", self.kind(parent))
+        ]
+
+    def selecting(self, node: Json, relation: str) -> list[Json]:
+        """Parents by label selectors, which never select anything in another cluster."""
+        return [
+            parent
+            for parent in self.parents(node, relation, relation)
+            if "" in (self.cluster(parent), self.cluster(node))
+            or self.cluster(parent) == self.cluster(node)
+        ]
+
+    @once
+    def interfaces(self) -> list[Json]:
+        return [node for node in self.nodes if self.kind(node) not in NO_INTERFACES]
+
+    def host(self, node: Json) -> str:
+        return short(text(node, "Host"))
+
+    def hosts(self) -> list[str]:
+        return distinct(self.host(node) for node in self.nodes)
+
+    # -- network namespaces ---------------------------------------------------------------------
+
+    @once
+    def namespace(self, node: Json) -> Json:
+        """The namespace of an interface or container is its only owner, of type netns or host.
+
+        Nothing is known if there is a ring of owners, or if an owner has several itself.
+        """
+        owners = self.parents(node, "ownership", "any")
+        if len(owners) != 1 or self.kind(owners[0]) not in ("netns", "host"):
+            return None
+        above = owners
+        for _ in self.nodes:
+            above = self.parents(above[0], "ownership", "any")
+            if not above:
+                return owners[0]
+            if len(above) > 1:
+                return None
+        return None
+
+    def is_own(self, namespace: Json) -> bool:
+        """A host's own namespace."""
+        return namespace is not None and self.kind(namespace) == "host"
+
+    def netns_name(self, namespace: Json) -> str:
+        if namespace is None or self.is_own(namespace):
+            return ""
+        return short(text(namespace, "Metadata", "Name"))
+
+    @once
+    def containers(self, namespace: Json) -> list[Json]:
+        """Containers of a netns; those of a host use its own namespace and name nothing."""
+        if namespace is None or self.is_own(namespace):
+            return []
+        return [node for node in self.all("container") if self.namespace(node) is namespace]
+
+    @once
+    def may_have_more_containers(self, namespace: Json) -> bool:
+        """A container with several owners may be in any of them."""
+        return any(
+            self.namespace(node) is None
+            and is_in(namespace, self.parents(node, "ownership", "any"))
+            for node in self.all("container")
+        )
+
+    @once
+    def is_uncertain(self, namespace: Json) -> bool:
+        """Whether it is unknown which pod a namespace has: it cannot have several."""
+        if namespace is None or self.is_own(namespace):
+            return False
+        return (
+            self.may_have_more_containers(namespace)
+            or len(self.pairs(namespace)) > 1
+            or len(distinct(map(self.cluster, self.linked_pods(namespace)))) > 1
+        )
+
+    # -- containers -----------------------------------------------------------------------------
+
+    def kubelet_name(self, container: Json) -> list[str]:
+        """Kubelet names Docker containers ``k8s_NAME_POD_NAMESPACE_UID_ATTEMPT[_RANDOM]``."""
+        parts = text(container, "Metadata", "Name").split("_")
+        return parts if len(parts) in (6, 7) and parts[0] == "k8s" and all(parts[1:4]) else []
+
+    def nested_label(self, container: Json, *keys: str) -> str:
+        """Skydive splits the keys of labels at dots."""
+        return text(container, "Metadata", "Container", "Labels", "io", "kubernetes", *keys)
+
+    def flat_label(self, container: Json, key: str) -> str:
+        """The runc probe does not split all labels."""
+        return text(container, "Metadata", "Container", "Labels", f"io.kubernetes.{key}")
+
+    def label(self, container: Json, *keys: str) -> str:
+        return self.nested_label(container, *keys) or self.flat_label(container, ".".join(keys))
+
+    def is_sandbox(self, container: Json) -> bool:
+        """The sandbox, or pause container, holds the namespaces of a pod."""
+        return (
+            self.label(container, "docker", "type") == "podsandbox"
+            or self.label(container, "container", "name") == "POD"
+            or self.nested_label(container, "cri", "container-type") == "sandbox"
+            or self.nested_label(container, "cri-o", "ContainerType") == "sandbox"
+            or text(container, "Metadata", "Name").startswith("k8s_POD_")
+        )
+
+    def container_name(self, container: Json) -> str:
+        """The name in the pod by labels, else in kubelet's name, else the runtime's name."""
+        kubelet = self.kubelet_name(container)
+        return short(
+            self.label(container, "container", "name")
+            or self.nested_label(container, "cri", "container-name")
+            or (kubelet[1] if kubelet else "")
+            or text(container, "Metadata", "Name")
+        )
+
+    @once
+    def container(self, namespace: Json) -> str:
+        """The name of the only container that is not the sandbox, else empty."""
+        if self.may_have_more_containers(namespace):
+            return ""
+        found = [c for c in self.containers(namespace) if not self.is_sandbox(c)]
+        return self.container_name(found[0]) if len(found) == 1 else ""
+
+    # -- the pod of a network namespace ---------------------------------------------------------
+
+    @once
+    def kubernetes_containers(self, container: Json) -> list[Json]:
+        """Those with an edge to a container; if there is none, those with its ID."""
+        linked = self.parents(container, "container", K8S_CONTAINER)
+        identity = short(text(container, "Metadata", "Container", "ID"))
+        return linked or [
+            node
+            for node in self.all(K8S_CONTAINER)
+            if identity and text(node, "Metadata", "K8s", "ContainerID") == identity
+        ]
+
+    @once
+    def pods_of(self, kubernetes_container: Json) -> list[Json]:
+        """The pods that own a Kubernetes container; without the edge, the only one of its name."""
+        owners = self.parents(kubernetes_container, "ownership", "pod")
+        pair = self.pair_in(kubernetes_container)
+        named = [pod for pod in self.all("pod") if pair and self.pair(pod) == pair]
+        return owners or (named if len(named) == 1 else [])
+
+    def pair(self, pod: Json) -> Pair:
+        k8s = dig(pod, "Metadata", "K8s")
+        return short(text(k8s, "Namespace")), short(text(k8s, "Name"))
+
+    def pair_in(self, kubernetes_container: Json) -> Pair | None:
+        k8s = dig(kubernetes_container, "Metadata", "K8s")
+        pair = short(text(k8s, "Namespace")), short(text(k8s, "Pod"))
+        return pair if all(pair) else None
+
+    def lone_pair_in(self, kubernetes_container: Json) -> Pair | None:
+        """The pod in the fields of a container without edges to pods."""
+        known = self.pods_of(kubernetes_container)
+        return None if known else self.pair_in(kubernetes_container)
+
+    def kubernetes_pairs(self, container: Json) -> list[Pair | None]:
+        return [
+            pair
+            for node in self.kubernetes_containers(container)
+            for pair in (*map(self.pair, self.pods_of(node)), self.lone_pair_in(node))
+        ]
+
+    def labelled_pairs(self, container: Json) -> list[Pair | None]:
+        """The pod in the labels of kubelet or of containerd."""
+        namespaces = (
+            self.nested_label(container, "pod", "namespace"),
+            self.flat_label(container, "pod.namespace"),
+            self.nested_label(container, "cri", "sandbox-namespace"),
+        )
+        names = (
+            self.nested_label(container, "pod", "name"),
+            self.flat_label(container, "pod.name"),
+            self.nested_label(container, "cri", "sandbox-name"),
+        )
+        known = [pair for pair in zip(namespaces, names, strict=True) if all(pair)]
+        return [pair for pair in known[:1] if all(map(short, pair))]
+
+    def kubelet_pairs(self, container: Json) -> list[Pair | None]:
+        parts = self.kubelet_name(container)
+        return [(parts[3], parts[2])] if parts and short(parts[3]) and short(parts[2]) else []
+
+    @once
+    def pairs(self, namespace: Json) -> list[Pair]:
+        """The pods of all containers of a namespace, as namespace and name.
+
+        Labels count if the Kubernetes probe knows none of the containers, and kubelet's names if
+        there are no labels.
+        """
+        for source in (self.kubernetes_pairs, self.labelled_pairs, self.kubelet_pairs):
+            found = distinct(p for c in self.containers(namespace) for p in source(c) if p)
+            if found:
+                return found
+        return []
+
+    @once
+    def linked_pods(self, namespace: Json) -> list[Json]:
+        """The pods of the containers of a namespace, by the Kubernetes probe.
+
+        It links pods with containers by namespace and name alone, so they can be of several
+        clusters: then, those of the host's cluster count.
+        """
+        pods = distinct(
+            pod
+            for container in self.containers(namespace)
+            for node in self.kubernetes_containers(container)
+            for pod in self.pods_of(node)
+        )
+        if len(distinct(map(self.cluster, pods))) > 1:
+            cluster = self.cluster_of_host(self.host(namespace))
+            return [pod for pod in pods if cluster and self.cluster(pod) == cluster] or pods
+        return pods
+
+    @once
+    def pod(self, namespace: Json) -> Json:
+        """Return the node of the pod of a namespace, or None.
+
+        A pod that is known by name alone must be in the cluster of the host, if that is known,
+        and must not be known to be on another host.
+        """
+        if namespace is None or self.is_uncertain(namespace) or not self.pairs(namespace):
+            return None
+        linked = self.linked_pods(namespace)
+        if linked:
+            return self.latest(linked)
+        host = self.host(namespace)
+        return self.latest(
+            [
+                pod
+                for pod in self.all("pod")
+                if self.pair(pod) == self.pairs(namespace)[0]
+                and self.cluster_of_host(host) in ("", self.cluster(pod))
+                and self.agent(pod) in ("", host)
+            ]
+        )
+
+    def latest(self, pods: list[Json]) -> Json:
+        """The only pod; of several of one name in one cluster, the latest, best a running one."""
+        if len(distinct(map(self.cluster, pods))) != 1:
+            return None
+        return only(self.newest([pod for pod in pods if self.runs(pod)] or pods))
+
+    def runs(self, pod: Json) -> bool:
+        return text(pod, "Metadata", "K8s", "Status") in ("Running", "Pending")
+
+    def created(self, node: Json) -> int:
+        return number(node.get("CreatedAt"))
+
+    def newest(self, nodes: list[Json]) -> list[Json]:
+        """Several if they were created at the same time."""
+        newest = max(map(self.created, nodes), default=0)
+        return [node for node in nodes if self.created(node) == newest]
+
+    # -- clusters and hosts ---------------------------------------------------------------------
+
+    def cluster(self, node: Json) -> str:
+        return short(text(node, "Metadata", "ClusterName"))
+
+    def node_of(self, pod: Json) -> str:
+        """The name of the Kubernetes node of a pod."""
+        k8s = dig(pod, "Metadata", "K8s")
+        return short(text(k8s, "Node")) or short(text(k8s, "Extra", "Spec", "NodeName"))
+
+    @once
+    def kubernetes_nodes(self, host: str) -> list[Pair]:
+        """The Kubernetes nodes that a host has edges to, by cluster and name."""
+        return distinct(
+            (self.cluster(node), name)
+            for node in self.all("node")
+            for parent in self.parents(node, "node", "host")
+            if self.host(parent) == host != ""
+            and (name := short(text(node, "Metadata", "K8s", "Name")))
+        )
+
+    def cluster_of_host(self, host: str) -> str:
+        """The cluster of a host is that of its Kubernetes nodes."""
+        return only(cluster for cluster, _ in self.kubernetes_nodes(host)) or ""
+
+    @once
+    def linked_hosts(self, pod: Json) -> list[str]:
+        """The hosts with an edge to the Kubernetes node of a pod."""
+        node = self.cluster(pod), self.node_of(pod)
+        hosts = distinct(self.host(host) for host in self.all("host"))
+        return [host for host in hosts if node in self.kubernetes_nodes(host)]
+
+    @once
+    def agent(self, pod: Json) -> str:
+        """The host of a pod, as its agent calls it, or "".
+
+        The Kubernetes probe links hosts with nodes by their names alone. So a host with edges to
+        nodes of two clusters has none for sure.
+        """
+        host = only(self.linked_hosts(pod))
+        return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
+
+    def assumed_host(self, pod: Json) -> str:
+        """The agent's host; or one with the name of the Kubernetes node, unless edges object."""
+        node = self.node_of(pod)
+        free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
+        return self.agent(pod) or (node if free else "")
+
+    # -- Kubernetes -----------------------------------------------------------------------------
+
+    def controllers(self, node: Json) -> list[Json]:
+        references = items(node, "Metadata", "K8s", "Extra", "ObjectMeta", "OwnerReferences")
+        return [owner for owner in references if dig(owner, "Controller") is True]
+
+    def owner(self, node: Json) -> Pair:
+        """Kind and name of the only owner that controls a node; both are needed."""
+        owners = self.controllers(node)
+        pair = short(text(owners[0], "Kind")), short(text(owners[0], "Name"))
+        return pair if len(owners) == 1 and all(pair) else ("", "")
+
+    def itself(self, node: Json, kind: str) -> Pair:
+        name = short(text(node, "Metadata", "K8s", "Name"))
+        return (kind, name) if name else ("", "")
+
+    def objects(self, kind: str, pod: Json, name: str) -> list[Json]:
+        """The latest nodes of a kind and name in the pod's namespace and cluster."""
+        found = [
+            node
+            for node in self.all(kind)
+            if text(node, "Metadata", "K8s", "Name") == name
+            and text(node, "Metadata", "K8s", "Namespace")
+            == text(pod, "Metadata", "K8s", "Namespace")
+            and self.cluster(node) == self.cluster(pod)
+        ]
+        return self.newest(found)
+
+    def workload(self, pod: Json) -> Pair:
+        """Return kind and name of the workload; both are empty if it is not known."""
+        if not self.controllers(pod):
+            return self.selecting_workload(pod)
+        kind, name = self.owner(pod)
+        pod_name = short(text(pod, "Metadata", "K8s", "Name"))
+        if kind == "ReplicaSet":
+            sets = [self.of_replica_set(node) for node in self.objects("replicaset", pod, name)]
+            if sets:
+                return only(sets) or ("", "")
+            suffix = "-" + self.pod_label(pod, "pod-template-hash")
+            if len(suffix) > 1 and name.endswith(suffix) and name != suffix:
+                return "Deployment", name.removesuffix(suffix)
+        if kind == "Job":
+            jobs = [
+                self.owner(node) if self.controllers(node) else self.itself(node, "Job")
+                for node in self.objects("job", pod, name)
+            ]
+            if jobs:
+                return only(jobs) or ("", "")
+        if kind == "Node":
+            return "StaticPod", pod_name.removesuffix("-" + name) or pod_name
+        return kind, name
+
+    def of_replica_set(self, node: Json) -> Pair:
+        """The owner of a replica set, else the only deployment that selects it, else itself."""
+        if self.controllers(node):
+            return self.owner(node)
+        deployment = only(self.selecting(node, "deployment"))
+        if deployment is not None:
+            return self.itself(deployment, "Deployment")
+        return self.itself(node, "ReplicaSet")
+
+    def selecting_workload(self, pod: Json) -> Pair:
+        """Edges are matches of selectors: only one counts, and only without an owner."""
+        parents = [parent for kind in CONTROLLERS for parent in self.selecting(pod, kind)]
+        if len(parents) != 1:
+            return "", ""
+        if self.kind(parents[0]) == "replicaset":
+            return self.of_replica_set(parents[0])
+        return self.itself(parents[0], CONTROLLERS[self.kind(parents[0])])
+
+    def pod_label(self, pod: Json, key: str) -> str:
+        """A label; if one key is the start of another, one copy of the labels may lack it."""
+        k8s = dig(pod, "Metadata", "K8s")
+        for labels in (dig(k8s, "Labels"), dig(k8s, "Extra", "ObjectMeta", "Labels")):
+            value = dig(labels, *key.split("."))
+            value = dig(labels, key) if value is None else value
+            if isinstance(value, str):
+                return value
+        return ""
+
+    def cluster_addresses(self, service: Json) -> list[str]:
+        """The cluster IPs of a service; that of a headless one is ``None``."""
+        k8s = dig(service, "Metadata", "K8s")
+        return addresses_of([dig(k8s, "ClusterIP"), *items(k8s, "Extra", "Spec", "ClusterIPs")])
+
+    def service(self, pod: Json) -> str:
+        """The name of the only service with a cluster IP that selects the pod, else empty."""
+        found = only(s for s in self.selecting(pod, "service") if self.cluster_addresses(s))
+        return short(text(found, "Metadata", "K8s", "Name"))
+
+    def kubernetes_container(self, pod: Json) -> str:
+        """The only container of a pod that Kubernetes lists, else empty."""
+        found = [node for node in self.all(K8S_CONTAINER) if is_in(pod, self.pods_of(node))]
+        return short(text(found[0], "Metadata", "K8s", "Name")) if len(found) == 1 else ""
+
+    @once
+    def pod_addresses(self, pod: Json) -> list[str]:
+        """The addresses of a pod: none unless it runs or starts, nor in the host's network.
+
+        If the host is unknown, the addresses of all hosts are not the pod's.
+        """
+        if not self.runs(pod):
+            return []
+        k8s = dig(pod, "Metadata", "K8s")
+        ips = [dig(k8s, "IP"), *(dig(ip, "IP") for ip in items(k8s, "Extra", "Status", "PodIPs"))]
+        addresses = addresses_of(ips)
+        in_host_network = (
+            dig(k8s, "Extra", "Spec", "HostNetwork") is True
+            or address_of(dig(k8s, "Extra", "Status", "HostIP")) in addresses
+            or any(
+                self.is_own(self.namespace(node))
+                and self.agent(pod) in ("", self.host(node))
+                and set(addresses) & set(addresses_of(self.interface_texts(node)))
+                for node in self.interfaces()
+            )
+        )
+        return [] if in_host_network else addresses
+
+    # -- capture points -------------------------------------------------------------------------
+
+    @once
+    def capture_points(self) -> dict[str, Json]:
+        """Interfaces by NodeTID; of two, the first by host, name, type and ID."""
+        found: dict[str, Json] = {}
+        for node in self.interfaces():
+            tid = short(text(node, "Metadata", "TID") or text(node, "ID"))
+            if tid and (tid not in found or self.rank(node) < self.rank(found[tid])):
+                found[tid] = node
+        return found
+
+    def rank(self, node: Json) -> tuple[str, ...]:
+        metadata = node["Metadata"]
+        return text(node, "Host"), text(metadata, "Name"), text(metadata, "Type"), text(node, "ID")
+
+    def node_names(self, node: Json) -> Names:
+        namespace = self.namespace(node)
+        facts = self.facts_of_namespace(namespace)
+        return (
+            short(text(node, "Metadata", "Name")),
+            self.host(node),
+            short(text(node, "Metadata", "Type")),
+            self.netns_name(namespace),
+            facts["namespace"],
+            facts["pod"],
+            facts["workload"],
+            self.container(namespace),
+        )
+
+    @once
+    def point(self, node: Json) -> tuple[str, tuple[str, ...], str, str]:
+        """Namespace, namespaces of veth peers, host and cluster of a capture point."""
+        peers = [
+            self.namespace(end)
+            for parent, child, relation in self.edges
+            if relation == "layer2" and self.kind(parent) == self.kind(child) == "veth"
+            for this, end in ((parent, child), (child, parent))
+            if this is node
+        ]
+        found = {self.identity(peer) for peer in peers if peer is not None}
+        host = self.host(node)
+        namespace = self.identity(self.namespace(node))
+        return namespace, tuple(sorted(found)), host, self.cluster_of_host(host)
+
+    def nodes_by_tid(self) -> dict[str, Names]:
+        return {tid: self.node_names(node) for tid, node in self.capture_points().items()}
+
+    # -- places of addresses --------------------------------------------------------------------
+
+    def interface_texts(self, node: Json) -> list[Json]:
+        """The addresses of an interface, with prefix lengths.
+
+        In IPVS mode, kube-proxy adds all cluster IPs to the interface kube-ipvs0 of each host.
+        """
+        if text(node, "Metadata", "Name") == "kube-ipvs0":
+            return []
+        return [*items(node, "Metadata", "IPV4"), *items(node, "Metadata", "IPV6")]
+
+    def machine(self, node: Json) -> str:
+        """The virtual machine at an interface: its Libvirt domain, else its UUID.
+
+        The domain may be known from another interface of the machine.
+        """
+        uuid = text(node, "Metadata", "ExtID", "vm-uuid")
+        domains = distinct(
+            domain
+            for other in self.interfaces()
+            if uuid and short(uuid) and text(other, "Metadata", "ExtID", "vm-uuid") == uuid
+            if (domain := text(other, "Metadata", "Libvirt", "Domain"))
+        )
+        return (
+            short(text(node, "Metadata", "Libvirt", "Domain"))
+            or short(only(domains) or "")
+            or short(uuid)
+        )
+
+    @once
+    def places(self, address: str) -> list[Place]:
+        """Where interfaces have an address, or virtual machines behind interfaces.
+
+        An address in Neutron is the machine's, unless the interface has it itself.
+        """
+        found: list[Place] = []
+        for node in self.interfaces():
+            own = addresses_of(self.interface_texts(node))
+            if address in own:
+                found.append((self.namespace(node), self.host(node), None))
+            neutron = dig(node, "Metadata", "Neutron")
+            theirs = addresses_of([*items(neutron, "IPV4"), *items(neutron, "IPV6")])
+            assigned = [*items(node, "Metadata", "IPV4"), *items(node, "Metadata", "IPV6")]
+            if address in theirs and address not in addresses_of(assigned):
+                found.append((self.namespace(node), self.host(node), self.machine(node)))
+        return [
+            place
+            for position, place in enumerate(found)
+            if not any(
+                place[0] is other[0] and place[1:] == other[1:] for other in found[:position]
+            )
+        ]
+
+    @once
+    def networks(self, host: str) -> list[Any]:
+        """The subnets of all interfaces of a host."""
+        return distinct(
+            network
+            for node in self.interfaces()
+            if host and self.host(node) == host
+            for value in self.interface_texts(node)
+            if (network := network_of(value)) is not None
+        )
+
+    # -- names of addresses ---------------------------------------------------------------------
+
+    @once
+    def facts(self, pod: Json) -> dict[str, Any]:
+        """What is known of a pod by its node; nothing if there is none."""
+        if pod is None:
+            facts: dict[str, Any] = dict.fromkeys(
+                ("namespace", "pod", "workload", "workload_kind", "service", "cluster"), ""
+            )
+            return {**facts, "labels": ("",) * len(self.k8s_labels)}
+        namespace, name = self.pair(pod)
+        kind, workload = self.workload(pod)
+        return {
+            "namespace": namespace,
+            "pod": name,
+            "workload": workload,
+            "workload_kind": kind,
+            "service": self.service(pod),
+            "cluster": self.cluster(pod),
+            "labels": tuple(short(self.pod_label(pod, key)) for key in self.k8s_labels),
+        }
+
+    def facts_of_namespace(self, namespace: Json) -> dict[str, Any]:
+        """What is known of the pod of a namespace; without its node, only the name."""
+        pod = self.pod(namespace)
+        facts = dict(self.facts(pod))
+        if pod is None and (pair := self.lone_pair(namespace)):
+            facts["namespace"], facts["pod"] = pair
+        return facts
+
+    def lone_pair(self, namespace: Json) -> Pair | None:
+        """Namespace and name of a pod whose node is not known."""
+        if namespace is None or self.is_uncertain(namespace) or self.pod(namespace) is not None:
+            return None
+        pairs = self.pairs(namespace)
+        return pairs[0] if pairs else None
+
+    def names(
+        self,
+        facts: dict[str, Any],
+        *,
+        host: str,
+        container: str = "",
+        machine: str | None = None,
+        netns: str = "",
+    ) -> Names:
+        """The names of an address; its own name is the first that is known.
+
+        The address of a machine is neither the network namespace's nor the host's.
+        """
+        prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
+        service, workload = facts["service"], facts["workload"]
+        return (
+            (prefix + service if service else "")
+            or (prefix + workload if workload else "")
+            or container
+            or (machine if machine is not None else netns or host),
+            host,
+            facts["namespace"],
+            facts["pod"],
+            workload,
+            facts["workload_kind"],
+            container,
+            service,
+            *facts["labels"],
+        )
+
+    @once
+    def candidates(self, address: str) -> list[Candidate]:
+        """The owners of an address: interfaces, virtual machines, pods and services.
+
+        A pod and an interface are one if the pod can be nowhere else, and nothing else there.
+        """
+        places = self.places(address)
+        shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]
+        pods = [pod for pod in self.pods_with(address) if not is_in(pod, shown)]
+        options = [
+            [place for place in places if self.may_be_at(pod, place, alone=len(places) == 1)]
+            for pod in pods
+        ]
+        result = []
+        merged = []
+        for place in places:
+            claims = [
+                (pod, option)
+                for pod, option in zip(pods, options, strict=True)
+                if is_in_places(place, option)
+            ]
+            if len(claims) == 1 and len(claims[0][1]) == 1:
+                merged.append(claims[0][0])
+                result.append(self.merged_candidate(place, claims[0][0]))
+            else:
+                result.append(self.place_candidate(place))
+        result += [self.pod_candidate(pod) for pod in pods if not is_in(pod, merged)]
+        result += [
+            self.service_candidate(service)
+            for service in self.all("service")
+            if address in self.cluster_addresses(service)
+        ]
+        return distinct(result)
+
+    def pods_with(self, address: str) -> list[Json]:
+        """Of two pods of a cluster with one address, the newer one has it."""
+        pods = [pod for pod in self.all("pod") if address in self.pod_addresses(pod)]
+        clusters = distinct(map(self.cluster, pods))
+        of_cluster = [[pod for pod in pods if self.cluster(pod) == each] for each in clusters]
+        return [pod for pods in of_cluster for pod in self.newest(pods)]
+
+    def may_be_at(self, pod: Json, place: Place, *, alone: bool) -> bool:
+        """Whether a pod can be assumed to be where an interface has its address.
+
+        The interface is not in the host's own namespace, and of no other pod. If the namespace is
+        of a pod of that name, nothing may contradict. Otherwise, the interface is on the pod's
+        host; or nothing at all is known of the pod's host, and there is no other interface.
+        """
+        namespace, host, machine = place
+        if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
+            return False
+        if self.pod(namespace) is not None:
+            return False
+        same_cluster = self.cluster_of_host(host) in ("", self.cluster(pod))
+        pair = self.lone_pair(namespace)
+        if pair is not None:
+            return pair == self.pair(pod) and same_cluster and self.agent(pod) in ("", host)
+        if any(self.pod(other) is pod for other in self.all("netns")):
+            return False
+        if self.node_of(pod):
+            return self.assumed_host(pod) == host != ""
+        return alone and same_cluster
+
+    def place_candidate(self, place: Place) -> Candidate:
+        """The owner of an interface's address; a machine is not in the interface's namespace."""
+        namespace, host, machine = place
+        facts = self.facts_of_namespace(namespace)
+        names = self.names(
+            facts,
+            host=host,
+            container=self.container(namespace),
+            machine=machine,
+            netns=self.netns_name(namespace),
+        )
+        identity = self.identity(namespace) if machine is None else ""
+        return names, identity, host, facts["cluster"] or self.cluster_of_host(host)
+
+    def merged_candidate(self, place: Place, pod: Json) -> Candidate:
+        """A pod and its interface. Runtime containers are preferred to those in Kubernetes."""
+        namespace, host, _ = place
+        container = (
+            self.container(namespace)
+            if self.containers(namespace)
+            else self.kubernetes_container(pod)
+        )
+        netns = self.netns_name(namespace)
+        names = self.names(self.facts(pod), host=host, container=container, netns=netns)
+        cluster = self.cluster(pod) or self.cluster_of_host(host)
+        return names, self.identity(namespace), host, cluster
+
+    def pod_candidate(self, pod: Json) -> Candidate:
+        """A pod whose address no interface has: it is in the namespace of its containers.
+
+        Its host is named after the Kubernetes node if the agent is not known.
+        """
+        namespaces = [netns for netns in self.all("netns") if self.pod(netns) is pod]
+        namespace = namespaces[0] if len(namespaces) == 1 else None
+        known = self.host(namespace)
+        names = self.names(
+            self.facts(pod),
+            host=known or self.agent(pod) or self.node_of(pod),
+            container=(
+                self.kubernetes_container(pod) if namespace is None else self.container(namespace)
+            ),
+            netns=self.netns_name(namespace),
+        )
+        host = known or self.assumed_host(pod)
+        cluster = self.cluster(pod) or self.cluster_of_host(host)
+        return names, self.identity(namespace), host, cluster
+
+    def service_candidate(self, service: Json) -> Candidate:
+        facts = dict(self.facts(None))
+        facts["namespace"] = short(text(service, "Metadata", "K8s", "Namespace"))
+        facts["service"] = short(text(service, "Metadata", "K8s", "Name"))
+        return self.names(facts, host=""), "", "", self.cluster(service)
+
+    def addresses(self) -> list[str]:
+        """All addresses that have names."""
+        found = {
+            address
+            for node in self.interfaces()
+            for metadata in (node["Metadata"], dig(node, "Metadata", "Neutron"))
+            for address in addresses_of([*items(metadata, "IPV4"), *items(metadata, "IPV6")])
+        }
+        found |= {a for pod in self.all("pod") for a in self.pod_addresses(pod)}
+        found |= {a for node in self.all("service") for a in self.cluster_addresses(node)}
+        return sorted(address for address in found if self.candidates(address))
+
+    # -- the names of an address in a flow ------------------------------------------------------
+
+    def choose(self, address: str, other: str, tid: str) -> Names | None:
+        """Return the names of an address in a flow, or None if they are ambiguous."""
+        candidates = self.candidates(address)
+        node = self.capture_points().get(tid)
+        if node is None:
+            return only_names(candidates)
+        namespace, peers, host, cluster = self.point(node)
+        shared = host and self.share_network(host, address, other)
+        for choice in (
+            candidates,
+            [c for c in candidates if namespace and c[1] == namespace],
+            [c for c in candidates if c[1] in peers],
+            [c for c in candidates if shared and c[2] == host],
+            [c for c in candidates if cluster and c[3] == cluster],
+        ):
+            if (names := only_names(choice)) is not None:
+                return names
+        return None
+
+    @once
+    def share_network(self, host: str, address: str, other: str) -> bool:
+        """Whether both addresses lie in one subnet of a host's interfaces."""
+        if not address_of(other):
+            return False
+        ends = ipaddress.ip_address(address), ipaddress.ip_address(other)
+        return any(all(end in network for end in ends) for network in self.networks(host))
+
+
+def only_names(candidates: Iterable[Candidate]) -> Names | None:
+    found = distinct(names for names, *_ in candidates)
+    return tuple(found[0]) if len(found) == 1 else None
+
+
+def is_in_places(place: Place, places: Iterable[Place]) -> bool:
+    return any(place is other for other in places)
