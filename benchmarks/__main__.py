@@ -21,6 +21,7 @@ NAMES = (
     "stall",
     "status",
     "growth",
+    "names",
     "start",
 )
 

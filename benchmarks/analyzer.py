@@ -125,6 +125,10 @@ class Analyzer:
 
     # -- the protocol
 
+    def _respond(self, body: bytes) -> bytes:
+        """Return the whole response to an HTTP request with this body."""
+        return _EMPTY_RESPONSE
+
     def _write(self, data: bytes) -> None:
         assert self._subscription is not None
         with self._writing:
@@ -165,8 +169,8 @@ class Analyzer:
                 for name, _, value in (field.partition(b":") for field in fields)
             }
             if not request.split()[1].startswith(b"/ws/"):
-                reader.read(int(headers.get(b"content-length", b"0")))
-                connection.sendall(_EMPTY_RESPONSE)
+                body = reader.read(int(headers.get(b"content-length", b"0")))
+                connection.sendall(self._respond(body))
                 return
             accept = hashlib.sha1(headers[b"sec-websocket-key"] + _MAGIC, usedforsecurity=False)
             connection.sendall(_SWITCH % base64.b64encode(accept.digest()))

@@ -86,7 +86,7 @@ class Flows:
             b"10.%d.%d.%d" % tuple(n.to_bytes(3, "big"))
             for n in chance.sample(range(1 << 24), ADDRESSES)
         ]
-        self._nodes = [
+        self.nodes = [
             b"%08x-%04x-5%03x-b%03x-%012x"
             % tuple(chance.getrandbits(n) for n in (32, 16, 12, 12, 48))
             for _ in range(NODES)
@@ -128,7 +128,7 @@ class Flows:
             10_000 + (noise >> 36) % 90_000,
             tracking,
             tracking,
-            self._nodes[initiator % NODES],
+            self.nodes[initiator % NODES],
         )
 
 

@@ -3,17 +3,20 @@
     python -m benchmarks.heartbeat CONFIG CONTROL_PORT
 
 The task repeatedly sleeps for `INTERVAL_S` and records how late it wakes up. A client of the
-control port sends one line: ``begin``, ``end``, or ``pass SECONDS``.
+control port sends one line: ``begin``, ``end``, or ``pass SECONDS``. If the environment variable
+``NAMES_INTERVAL_S`` is set, the complete topology is read at this interval.
 """
 
 import asyncio
 import json
 import math
+import os
 import sys
 import time
 
 from skyfast import app, cli
 from skyfast.runtime.clock import PAUSE_S, Clock
+from skyfast.skydive import name_poller
 
 INTERVAL_S = 0.001
 STEP_S = PAUSE_S / 2
@@ -77,6 +80,8 @@ def _now_s() -> float:
 
 
 if __name__ == "__main__":
+    if interval_s := os.environ.get("NAMES_INTERVAL_S"):
+        name_poller.FULL_INTERVAL_S = float(interval_s)  # type: ignore[misc]
     app.App = Measured  # type: ignore[misc]
     app.Clock = lambda: Clock(_now_s)  # type: ignore[assignment, attr-defined, misc]
     sys.exit(cli.main(sys.argv[1:2]))

@@ -246,10 +246,10 @@ def skyfast(analyzer: Remote, *options: str) -> Program:
     return Program([sys.executable, "-m", "skyfast", *options, "{config}"], analyzer=analyzer)
 
 
-def heartbeat(analyzer: Remote) -> Program:
+def heartbeat(analyzer: Remote, config: str = CONFIG) -> Program:
     """Return skyfast with a heartbeat and its control port."""
     argv = [sys.executable, "-m", "benchmarks.heartbeat", "{config}", "{control}"]
-    return Program(argv, analyzer=analyzer)
+    return Program(argv, analyzer=analyzer, config=config)
 
 
 def receiver(analyzer: Remote) -> Program:

@@ -143,6 +143,10 @@ class NamePoller:
             if queries.KUBERNETES in self._wanted:
                 tasks.create_task(self._ask_unknown_forever(client))
 
+    def interface_reader(self) -> GraphReader:
+        """Return a reader for the interfaces that somebody else polls."""
+        return self._store.reader(queries.NAMED_INTERFACES, also_interfaces=True)
+
     async def received(self, reader: GraphReader) -> None:
         """Use the interfaces that somebody else has read."""
         self._progress[queries.NAMED_INTERFACES].tried = True
@@ -180,7 +184,7 @@ class NamePoller:
         asked_ms = _unix_ms()
         asked = query if is_full else queries.changes(query, since_ms)
         progress.tried = True
-        reader = await self._ask(client, asked, KINDS[query])
+        reader = await self._ask(client, asked, KINDS[query], kept=query)
         if reader is not None:
             await self._keep(query, reader, is_full=is_full)
             progress.asked_ms = asked_ms
@@ -196,9 +200,12 @@ class NamePoller:
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)
 
-    async def _ask(self, client: TopologyClient, query: Query, kind: str) -> GraphReader | None:
+    async def _ask(
+        self, client: TopologyClient, query: Query, kind: str, *, kept: Query
+    ) -> GraphReader | None:
+        """Send a query for elements of ``kept``."""
         begun = time.monotonic()
-        reader = await client.ask(query, lambda: GraphReader(query))
+        reader = await client.ask(query, lambda: self._store.reader(kept, changes=query))
         if reader is not None:
             self.names.query_duration_s[kind] = time.monotonic() - begun
             self._stats.answers += 1
@@ -285,7 +292,9 @@ class NamePoller:
         since_ms = self._since_ms(asked_ms, PODS_OVERLAP_MS)
         if query is None and addresses.has_misses(now) and since_ms:
             query = queries.changes(queries.PODS, since_ms)
-        reader = await self._ask(client, query, "pods") if query else None
+        if query is None:
+            return
+        reader = await self._ask(client, query, "pods", kept=queries.KUBERNETES)
         if reader is None:
             return
         found = (
@@ -302,10 +311,13 @@ class NamePoller:
     ) -> None:
         """Resolve the names of pods that ``reader`` has read, without waiting for all others."""
         edges = queries.by_child([pod.id for pod in pods if pod.id][:MAX_VALUES])
-        edge_reader = await self._ask(client, edges, "pod_edges") if edges else None
+        kept = queries.KUBERNETES_EDGES
+        edge_reader = (
+            await self._ask(client, edges, "pod_edges", kept=kept) if edges is not None else None
+        )
         await self._keep(queries.KUBERNETES, reader, is_full=False)
         if edge_reader is not None:
-            await self._keep(queries.KUBERNETES_EDGES, edge_reader, is_full=False)
+            await self._keep(kept, edge_reader, is_full=False)
         if any(_address(pod) in self._index.addresses for pod in pods):
             self._resolve_soon()  # the pod has an address that was another's
         resolution = await asyncio.to_thread(self._resolution_of, pods)

@@ -16,7 +16,6 @@ from skyfast.skydive.name_poller import NamePoller
 from skyfast.skydive.topology_client import Observer, TopologyClient
 from skyfast.skydive.topology_nodes import Answer, AnswerReader
 from skyfast.skydive.topology_queries import INTERFACES, NAMED_INTERFACES, Query
-from skyfast.skydive.topology_store import GraphReader
 from skyfast.stats import TopologyStats
 
 
@@ -98,9 +97,7 @@ class TopologyPoller:
                 return
             answer, now = reader.answer(), self._now()
         else:
-            named = await self._client.ask(
-                NAMED_INTERFACES, lambda: GraphReader(NAMED_INTERFACES, also_interfaces=True)
-            )
+            named = await self._client.ask(NAMED_INTERFACES, self._names.interface_reader)
             if named is None:
                 self._names.interfaces_failed()
                 return

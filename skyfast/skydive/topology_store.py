@@ -8,9 +8,10 @@ would stop the process for 0.1 s to visit 100,000 elements.
 """
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from itertools import chain
-from typing import Final, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import Final, TypeAlias, TypeVar, cast
 
 from skyfast.skydive.graph_index import DUPLICATE_ID
 from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_edge, decode_node
@@ -30,10 +31,21 @@ Elements: TypeAlias = dict[Hashable, Element]
 
 
 class GraphReader:
-    """Decodes the elements of one response. ``also_interfaces`` decodes them for metrics, too."""
+    """Decodes the elements of one response. ``also_interfaces`` decodes them for metrics, too.
 
-    def __init__(self, query: Query, *, also_interfaces: bool = False) -> None:
+    Elements that equal those of ``known`` are replaced by them at once, so that reading an
+    unchanged topology again takes no memory.
+    """
+
+    def __init__(
+        self,
+        query: Query,
+        *,
+        also_interfaces: bool = False,
+        known: Mapping[Hashable, Element] = MappingProxyType({}),
+    ) -> None:
         self.elements: Elements = {}
+        self._known = known
         self.skipped: Skipped = Counter()
         self.newest_ms = 0
         """The latest ``UpdatedAt`` of a node; 0 if there is none."""
@@ -79,8 +91,12 @@ class GraphReader:
             self.skipped[TOO_MANY] += 1
             return
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
-        self._share_strings(node)
-        self.elements[key] = node
+        old = self._known.get(key)
+        if isinstance(old, Node) and _is_same(old, node):
+            self.elements[old.id or key] = old
+        else:
+            self._share_strings(node)
+            self.elements[key] = node
 
     def _add_edge(self, element: bytes) -> None:
         edge = decode_edge(element, self.skipped)
@@ -90,7 +106,11 @@ class GraphReader:
         if key not in self.elements and len(self.elements) >= MAX_ELEMENTS:
             self.skipped[TOO_MANY] += 1
             return
-        edge.parent, edge.child = self._shared(edge.parent), self._shared(edge.child)
+        old = self._known.get(key)
+        if old is not None and _is_same(old, edge):
+            edge = cast(Edge, old)
+        else:
+            edge.parent, edge.child = self._shared(edge.parent), self._shared(edge.child)
         self.elements[key] = edge
 
     def _share_strings(self, node: Node) -> None:
@@ -122,6 +142,16 @@ class TopologyStore:
 
     def __len__(self) -> int:
         return sum(len(elements) for elements in self._elements.values())
+
+    def reader(
+        self, kept: Query, *, changes: Query | None = None, also_interfaces: bool = False
+    ) -> GraphReader:
+        """Return a reader for the elements of ``kept``, or for their ``changes``."""
+        return GraphReader(
+            changes or kept,
+            also_interfaces=also_interfaces,
+            known=self._elements.get(kept, {}),
+        )
 
     @property
     def is_answered(self) -> bool:
