@@ -406,16 +406,19 @@ class Playback:
         return [scheduled.message.update() for scheduled in first]
 
 
-DEMO_LOOP_S: Final = 30.0
+DEMO_LOOP_S: Final = 20.0
 """Time from the start of one loop of the demo to the start of the next, in seconds."""
 
 _DATA: Final = Path(str(files("skyfast") / "data"))
+
+DEMO_CONFIG: Final = _DATA / "demo.yml"
+"""The configuration of the demo."""
 
 
 def demo() -> Playback:
     """Return the playback of the packaged recording.
 
-    It is 139 s long and is replayed in a loop at five times the speed. So every connection is
+    It has traffic of containers and pods, and their topology. It is 80 s long and is replayed in a loop at five times the speed. So every connection is
     reported at least once every `DEMO_LOOP_S` seconds. This is well within the default
     ``connection_timeout``, so that connections never expire, and often enough for a ``rate()`` over
     one minute at a scrape interval of 15 s.
@@ -424,7 +427,6 @@ def demo() -> Playback:
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
         speed=5,
         loop_s=DEMO_LOOP_S,
-        topology=_DATA / "topology.json.gz",
     )
 
 
