@@ -31,9 +31,6 @@ COUNTERS = ("ABPackets", "ABBytes", "BAPackets", "BABytes")
 LOOP_S = 30.0
 
 FLOWS = {"one analyzer": 858, "demo": 70}
-MAX_AGE_S = {"one analyzer": LOOP_S, "demo": 27}
-"""A flow of the demo is older than the recording."""
-
 CONNECTIONS = {"one analyzer": 831, "demo": 41}
 
 
@@ -116,7 +113,7 @@ def test_demo_has_the_topology_of_its_containers_and_pods():
         if isinstance(part, dict):
             return all(is_part(value, whole[key]) for key, value in part.items())
         if isinstance(part, list):
-            return all(map(is_part, part, whole, strict=True)) if part else whole == []
+            return len(part) == len(whole) and all(map(is_part, part, whole))
         return part == whole
 
     for element in elements:
@@ -133,10 +130,10 @@ def test_messages_are_sent_after_their_times(playback):
             assert times["Start"] <= times["Last"] <= sent_ms
 
 
-def test_times_are_recent(name, playback):
+def test_times_are_recent(playback):
     for sent_s, flow in reports(play(playback, 3)):
         age_s = (STARTED_MS + sent_s * 1000 - flow["Start"]) / 1000
-        assert 0 <= age_s <= MAX_AGE_S[name]
+        assert 0 <= age_s <= 35
 
 
 def test_messages_are_sent_in_order_without_long_gaps(playback):
