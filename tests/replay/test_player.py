@@ -133,7 +133,7 @@ def test_messages_are_sent_after_their_times(playback):
 def test_times_are_recent(playback):
     for sent_s, flow in reports(play(playback, 3)):
         age_s = (STARTED_MS + sent_s * 1000 - flow["Start"]) / 1000
-        assert 0 <= age_s <= 40
+        assert 0 <= age_s <= 43
 
 
 def test_messages_are_sent_in_order_without_long_gaps(playback):
