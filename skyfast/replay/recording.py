@@ -418,10 +418,10 @@ DEMO_CONFIG: Final = _DATA / "demo.yml"
 def demo() -> Playback:
     """Return the playback of the packaged recording.
 
-    It has traffic of containers and pods, and their topology. It is 80 s long and is replayed in a loop at five times the speed. So every connection is
-    reported at least once every `DEMO_LOOP_S` seconds. This is well within the default
-    ``connection_timeout``, so that connections never expire, and often enough for a ``rate()`` over
-    one minute at a scrape interval of 15 s.
+    It has traffic and topology of containers and pods, is 80 s long, and is replayed in a loop at
+    five times the speed. So every connection is reported at least once every `DEMO_LOOP_S` seconds.
+    This is well within the default ``connection_timeout``, so that connections never expire, and
+    often enough for a ``rate()`` over one minute at a scrape interval of 15 s.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
