@@ -1,4 +1,4 @@
-"""Runs benchmarks by name; fails when one of them fails, never for a figure over its target."""
+"""Runs benchmarks by name; an exception is a failure, but a missed target is not."""
 
 import importlib
 import signal
@@ -25,26 +25,26 @@ NAMES = (
 )
 
 ON_REQUEST = ("storage",)
-"""Not among `all`: they take long, or programs that are not Python's."""
+"""Not part of `all`: they take long, or need programs that are not Python packages."""
 
 LIMIT_S = 180
-"""For one benchmark; on a machine that has nothing else to do, all take less than five minutes.
+"""Time limit of one benchmark; on an idle machine, all together take less than five minutes.
 
-One that takes longer has a ``LIMIT_S`` of its own."""
+A benchmark that takes longer has its own ``LIMIT_S``."""
 
 
-def _late(_number: int, _frame: FrameType | None) -> None:
-    raise TimeoutError("took more than its limit")
+def _time_out(_number: int, _frame: FrameType | None) -> None:
+    raise TimeoutError("exceeded its time limit")
 
 
 def _run(name: str) -> bool:
     module = importlib.import_module(f"benchmarks.bench_{name}")
     report = harness.Report(name, str(module.__doc__).splitlines()[0])
-    signal.signal(signal.SIGALRM, _late)
+    signal.signal(signal.SIGALRM, _time_out)
     signal.alarm(getattr(module, "LIMIT_S", LIMIT_S))
     try:
         module.run(report)
-    except Exception:  # noqa: BLE001  # the others are to run
+    except Exception:  # noqa: BLE001  # the other benchmarks still run
         traceback.print_exc()
         return False
     finally:
@@ -57,12 +57,12 @@ def main(arguments: list[str]) -> int:
     names = NAMES if arguments in ([], ["all"]) else tuple(arguments)
     if unknown := set(names) - {*NAMES, *ON_REQUEST}:
         known = " ".join(["all", *NAMES, *ON_REQUEST])
-        print(f"no benchmark {', '.join(unknown)}; there are: {known}")
+        print(f"unknown benchmark {', '.join(unknown)}; known: {known}")
         return 2
     began_s = time.monotonic()
     print(harness.header())
     failed = [name for name in names if not _run(name)]
-    print(f"\n{time.monotonic() - began_s:.0f} s altogether")
+    print(f"\n{time.monotonic() - began_s:.0f} s in total")
     if failed:
         print(f"failed: {', '.join(failed)}")
     return bool(failed)

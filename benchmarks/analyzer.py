@@ -1,7 +1,7 @@
-"""An analyzer that costs next to nothing: raw sockets, and frames made before they are needed.
+"""An analyzer that costs almost nothing: raw sockets and prepared frames.
 
-It serves any connector, skyfast and its peers: the subscription of flows, with pongs for whoever
-pings, and an empty answer for every other request. It runs in a process of its own (`Remote`).
+It serves skyfast and its peers: a subscription to flows, with pongs for pings, and an empty
+response to every other request. It runs in its own process (`Remote`).
 """
 
 import base64
@@ -18,10 +18,10 @@ from typing import BinaryIO
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, LAST_ROUND, Flows, of_round
 
 WAIT_S = 60.0
-"""For whatever the connector has to do; the benchmark failed when that is too short."""
+"""Time limit for the connector; the benchmark fails if it is exceeded."""
 
 STATS_INTERVAL_S = 10.0
-"""A subscription on which nothing comes is taken for a broken one."""
+"""Interval of stats messages, without which skyfast considers a subscription silent."""
 
 _STATS = (
     b'{"Namespace":"stats","Type":"stats","UUID":"5c26acfa-5980-452b-a0ab-2848cb848504",'
@@ -36,7 +36,7 @@ _SWITCH = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"X-Host-ID: benchmark\r\nX-Service-Type: analyzer\r\nSec-WebSocket-Accept: %b\r\n\r\n"
 )
-_EMPTY_ANSWER = (
+_EMPTY_RESPONSE = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
     b"Connection: close\r\n\r\n[]"
 )
@@ -68,27 +68,27 @@ class Analyzer:
         for task in (self._accept, self._send_stats):
             threading.Thread(target=task, daemon=True).start()
 
-    # -- what the benchmarks call
+    # -- called by the benchmarks
 
     def port(self) -> int:
         return int(self._listener.getsockname()[1])
 
     def load(self, start: int, stop: int) -> None:
-        """Make the messages of these flows, in the order of their numbers."""
+        """Prepare the messages of these flows, in the order of their numbers."""
         self._templates = list(self._flows.templates(range(start, stop)))
 
     def load_some(self, count: int) -> None:
-        """Make the messages of so many of the flows, in no order."""
-        numbers = self._flows.some(count, self._flows.count)
+        """Prepare the messages of ``count`` flows in random order."""
+        numbers = self._flows.sample(count, self._flows.count)
         self._templates = list(self._flows.templates(numbers))
 
     def wait(self) -> None:
-        """Wait until somebody is subscribed."""
+        """Wait for a subscription."""
         if not self._subscribed.wait(WAIT_S):
-            raise TimeoutError("nobody subscribed")
+            raise TimeoutError("no client has subscribed")
 
     def send(self, round_: int) -> float:
-        """Send one round of all messages; return the seconds until all of it was read."""
+        """Send one round of all messages; return the seconds until all were read."""
         began_s = time.perf_counter()
         for message in of_round(self._templates, round_):
             self._write(frame(_TEXT, message))
@@ -98,10 +98,10 @@ class Analyzer:
     def send_paced(
         self, seconds: float, flows_per_s: int, ping_interval_s: float
     ) -> tuple[int, float, list[float]]:
-        """Send round after round, evenly.
+        """Send rounds at a constant rate.
 
-        Returns the number of flows, the seconds it took, and the seconds of each ping. What comes
-        late because the connector did not read is sent late, not left out.
+        Returns the number of flows, the seconds taken, and the seconds of each ping. If the
+        connector reads too slowly, messages are sent late, but none is left out.
         """
         interval_s = FLOWS_PER_MESSAGE / flows_per_s
         total = round(seconds / interval_s)
@@ -166,27 +166,27 @@ class Analyzer:
             }
             if not request.split()[1].startswith(b"/ws/"):
                 reader.read(int(headers.get(b"content-length", b"0")))
-                connection.sendall(_EMPTY_ANSWER)
+                connection.sendall(_EMPTY_RESPONSE)
                 return
             accept = hashlib.sha1(headers[b"sec-websocket-key"] + _MAGIC, usedforsecurity=False)
             connection.sendall(_SWITCH % base64.b64encode(accept.digest()))
             self._subscription = connection
             self._subscribed.set()
-            # The Go connector leaves without a word, and without reading what was sent.
+            # The Go connector disconnects without a close frame and without reading all data.
             with contextlib.suppress(ConnectionResetError):
                 while self._read_frame(reader):
                     pass
             self._subscribed.clear()
 
     def _read_frame(self, reader: BinaryIO) -> bool:
-        """Read what the subscriber sends, which is masked and short; False at the end."""
+        """Read a frame of the subscriber, which is masked and short; return False at the end."""
         head = reader.read(2)
         if len(head) < 2 or head[0] & 15 == _CLOSE:
             return False
         length = head[1] & 127
         assert length < 126
         mask = reader.read(4)
-        payload = bytes(byte ^ mask[at & 3] for at, byte in enumerate(reader.read(length)))
+        payload = bytes(byte ^ mask[index & 3] for index, byte in enumerate(reader.read(length)))
         if head[0] & 15 == _PING:
             self._write(frame(_PONG, payload))
         elif head[0] & 15 == _PONG:

@@ -1,4 +1,4 @@
-"""What does the view cost that is there by default, and what do four labels fewer save?"""
+"""What does the default view cost, and what do four labels fewer save?"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ CHOICES = {
         "no view",
     ),
 }
-"""What is chosen, and what it is compared with."""
+"""The YAML of each configuration, and the name of the one it is compared with."""
 
 MESSAGES = 25
-"""Taken with one choice before the next has its turn."""
+"""Number of messages per turn of a configuration."""
 
 ROUNDS = 2
-"""Of known flows."""
+"""Rounds of known flows."""
 
 PAGES = 9
 
@@ -30,9 +30,9 @@ Samples = dict[str, list[float]]
 
 
 class Choices:
-    """One core for each choice, and for all of them the same messages.
+    """One core per configuration; all of them process the same messages.
 
-    They take turns, and another one begins each time: so the machine is the same to all.
+    They alternate, and another one starts each time, so that conditions are the same for all.
     """
 
     def __init__(self, count: int) -> None:
@@ -42,10 +42,10 @@ class Choices:
         tidy()
 
     def take(self, round_: int) -> tuple[Samples, Samples]:
-        """Take a round of all flows; return the ns a flow of decoding and of the table."""
+        """Process a round of all flows; return the ns per flow of decoding and of the table."""
         count = self._flows.count
         is_first = round_ == FIRST_ROUND
-        numbers = range(count) if is_first else self._flows.some(count, count)
+        numbers = range(count) if is_first else self._flows.sample(count, count)
         decode_ns: Samples = defaultdict(list)
         update_ns: Samples = defaultdict(list)
         for messages in in_batches(self._flows.messages(numbers, round_), MESSAGES):
@@ -84,9 +84,10 @@ def run(report: Report) -> None:
         decode_ns: Samples = defaultdict(list)
         known_ns: Samples = defaultdict(list)
         for round_ in range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS):
-            for all_, some in zip((decode_ns, known_ns), choices.call("take", round_), strict=True):
-                for name, samples in some.items():
-                    all_[name] += samples
+            figures = choices.call("take", round_)
+            for total, part in zip((decode_ns, known_ns), figures, strict=True):
+                for name, samples in part.items():
+                    total[name] += samples
         _add(report, "decoding", decode_ns, "ns per flow")
         _add(report, "known flows in the table", known_ns, "ns per flow")
         _add(report, "new flows in the table", new_ns, "ns per flow")

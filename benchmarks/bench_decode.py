@@ -1,4 +1,4 @@
-"""What does decoding a flow cost, and how much of that is the fields that are used?"""
+"""What does it cost to decode a flow, and how much of that is for the fields that are used?"""
 
 import json
 import time

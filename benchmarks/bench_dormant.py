@@ -1,4 +1,4 @@
-"""What do flows cost that come and go: memory, expiry, and reports of those that come back?"""
+"""What do short-lived and returning flows cost in memory, expiry and reports?"""
 
 import itertools
 import time
@@ -11,13 +11,13 @@ NEW_FLOWS_A_MINUTE = SCALE
 MEMORIES_S = (300, 1290)
 STEP_S = 5
 SLICE_ROWS = 256
-"""As many rows as the application lets expire between two looks at the clock."""
+"""The number of rows that the app expires between two checks of the clock."""
 
 LIMIT_S = 600
 
 
 class Churn(Parts):
-    """A table whose flows are reported once and leave."""
+    """A table whose flows are reported once and then expire."""
 
     def __init__(self, count: int, memory_s: float) -> None:
         super().__init__(memory_s=memory_s)
@@ -26,10 +26,10 @@ class Churn(Parts):
         tidy()
 
     def run(self, minutes: float) -> tuple[float, float, int, int]:
-        """Take new flows for so long, in virtual time.
+        """Process new flows for ``minutes`` of virtual time.
 
-        Returns the ns a new flow that its report takes and that expiry takes, then the bytes of the
-        table and the dormant flows in it.
+        Returns the ns per new flow of the report and of expiry, the bytes of the table, and the
+        number of dormant flows.
         """
         taken = update_ns = expire_ns = 0
         for _ in range(int(60 * minutes / STEP_S)):
@@ -62,7 +62,7 @@ class Crowd(Parts):
         tidy()
 
     def report(self) -> float:
-        """Report all of them; return the ns a flow."""
+        """Report all flows; return the ns per flow."""
         count = update_ns = 0
         for batch in in_batches(self._flows.messages(range(self._count), self._round)):
             taken, _, ns = self.take_new(batch)
@@ -73,7 +73,7 @@ class Crowd(Parts):
         return update_ns / count
 
     def expire(self, seconds: float) -> tuple[float, float]:
-        """Let time pass; return the ns a flow, and the longest slice in ms."""
+        """Advance the time; return the ns per flow, and the longest slice in ms."""
         self.now_s += seconds
         took_ns = longest_ns = 0
         more = True
@@ -95,7 +95,7 @@ def run(report: Report) -> None:
             without.call("run", minutes)
             update_ns, expire_ns, bytes_, dormant = churn.call("run", 3)
             update_without_ns, expire_without_ns, bytes_without, _ = without.call("run", 3)
-        what = f"{NEW_FLOWS_A_MINUTE:,} new flows a minute, flow_memory {memory_s}"
+        what = f"{NEW_FLOWS_A_MINUTE:,} new flows per minute, flow_memory {memory_s}"
         report.add(
             f"{what}: report", [update_ns], "ns per flow", to="without", over=[update_without_ns]
         )
@@ -111,7 +111,7 @@ def run(report: Report) -> None:
         ns, longest_ms = crowd.call("expire", 100)
         report.add(f"{LARGE:,} flows become dormant at once", [ns], "ns per flow")
         report.add(f"longest slice of {SLICE_ROWS} rows", [longest_ms], "ms")
-        report.add(f"{LARGE:,} dormant flows come back", [crowd.call("report")], "ns per flow")
+        report.add(f"{LARGE:,} dormant flows return", [crowd.call("report")], "ns per flow")
         crowd.call("expire", 100)
         ns, longest_ms = crowd.call("expire", 2_000)
         report.add(f"{LARGE:,} dormant flows are forgotten at once", [ns], "ns per flow")

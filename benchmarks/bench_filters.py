@@ -1,4 +1,4 @@
-"""What does a filter cost a flow?"""
+"""What do filters cost per flow?"""
 
 import re
 import time
@@ -45,7 +45,7 @@ FIVE = (
         _condition(("Application",), values=frozenset({"DNS"})),
     ),
 )
-"""Few flows are dropped by any, so that each looks at nearly all."""
+"""Each rule drops only few flows, so that nearly all flows reach every rule."""
 
 FILTERS = {
     "no filter": Filter(excluded_tags=frozenset(), drop=(), keep=()),
@@ -94,7 +94,7 @@ def run(report: Report) -> None:
 def _measure(
     messages: list[bytes], decode: Callable[[bytes], Any], pick: Pick
 ) -> tuple[float, float]:
-    """Return the ns a flow of decoding and of picking."""
+    """Return the ns per flow of decoding and of filtering."""
     clock_ns = time.thread_time_ns
     decode_ns = pick_ns = 0
     for message in messages:
@@ -104,7 +104,7 @@ def _measure(
         admitted = pick(flows)
         pick_ns += clock_ns() - decoded_ns
         decode_ns += decoded_ns - began_ns
-        # Freed before the next is decoded, at nobody's expense.
+        # Free the flows outside the measured intervals.
         del flows, admitted
     count = len(messages) * FLOWS_PER_MESSAGE
     return decode_ns / count, pick_ns / count
@@ -117,7 +117,7 @@ def _compiled(config: Filter) -> Pick:
 
 
 def _closures(rules: tuple[Rule, ...]) -> Pick:
-    """Return what picks flows with a function for each condition, remembered likewise."""
+    """Return a filter with one function per condition, and the same caches."""
 
     def condition(condition: Condition) -> Callable[[Any], bool]:
         value = attrgetter(".".join(condition.path or ()))
@@ -131,7 +131,7 @@ def _closures(rules: tuple[Rule, ...]) -> Pick:
             return first
         return lambda flow: first(flow) and all(other(flow) for other in others)
 
-    drops = [rule(each) for each in rules]
+    drops = [rule(item) for item in rules]
 
     def admits(flow: Any) -> bool:
         for drop in drops:  # noqa: SIM110  # any() over a generator takes longer

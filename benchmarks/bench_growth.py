@@ -1,4 +1,4 @@
-"""Do a flow's time and a connection's bytes stay the same while the table grows?"""
+"""Do the time per flow and the memory per connection stay constant as the table grows?"""
 
 import os
 import time
@@ -12,17 +12,17 @@ from benchmarks.flows import FIRST_ROUND, Flows
 from benchmarks.harness import LARGE, SCALE, Remote, Report, ratio_at_most
 
 STEPS = (SCALE // 10, 3 * SCALE // 10, SCALE, 3 * SCALE, LARGE)
-"""Connections."""
+"""Numbers of connections."""
 
 REPORTS = SCALE // 2
-"""Of known flows at each step, at most."""
+"""Maximum number of known flows to report at each step."""
 REPEATS = 3
 
 BOUND = 1.6
 
 
 class Naive:
-    """The naive connector, with the face of `Core`."""
+    """The naive connector with the interface of `Core`."""
 
     def __init__(self, count: int) -> None:
         self._flows = Flows(count)
@@ -40,7 +40,7 @@ class Naive:
         return self._take(self._flows.messages(new, FIRST_ROUND), len(new))
 
     def report(self, count: int, round_: int, _in_order: bool) -> tuple[float]:
-        known = self._flows.some(count, self._connections)
+        known = self._flows.sample(count, self._connections)
         return self._take(self._flows.messages(known, round_), len(known))
 
     def _take(self, messages: Iterable[bytes], count: int) -> tuple[float]:
@@ -55,7 +55,7 @@ class Naive:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What a connector costs with so many connections: ns of CPU a flow, bytes a connection."""
+    """The costs at a number of connections: CPU time per flow in ns, bytes per connection."""
 
     connections: int
     new_ns: float
@@ -64,13 +64,13 @@ class Point:
 
 
 def measure(connector: Callable[..., Any], *, reports: int, repeats: int) -> list[Point]:
-    """Let a connector grow from step to step; sockets are not part of it."""
+    """Measure a connector without sockets at each of the `STEPS`."""
     points = []
     with Remote(connector, LARGE) as remote:
-        for at, connections in enumerate(STEPS):
+        for step, connections in enumerate(STEPS):
             new_ns = sum(remote.call("fill", connections))
             bytes_ = remote.call("held_bytes") / connections
-            first = FIRST_ROUND + 1 + at * repeats
+            first = FIRST_ROUND + 1 + step * repeats
             rounds = range(first, first + repeats)
             known_ns = [sum(remote.call("report", reports, round_, False)) for round_ in rounds]
             points.append(Point(connections, new_ns, known_ns, bytes_))
@@ -92,12 +92,12 @@ def run(report: Report) -> None:
         to = f"{least.connections:,}"
         report.add(what, [point.new_ns], "ns per flow", to=to, over=[least.new_ns])
     for point in points:
-        grown = point.connections > SCALE
+        is_larger = point.connections > SCALE
         report.add(
             f"memory, {point.connections:,} connections",
             [point.bytes_],
             "bytes per connection",
-            to=f"{SCALE:,}" if grown else "",
-            over=[base.bytes_] if grown else None,
-            target=bound if grown else None,
+            to=f"{SCALE:,}" if is_larger else "",
+            over=[base.bytes_] if is_larger else None,
+            target=bound if is_larger else None,
         )

@@ -1,4 +1,4 @@
-"""How much CPU does the whole process take for a flow, from the socket to the table?"""
+"""How much CPU time does the whole process need per flow, from the socket to the table?"""
 
 import itertools
 import statistics
@@ -12,13 +12,13 @@ from benchmarks.programs import Program
 
 PROCESSES = 3
 ROUNDS = 4
-"""Of known flows, in each process."""
+"""Rounds of known flows in each process."""
 
 SHARDS = 3
-"""Of which one is measured."""
+"""Number of shards; only one of them is measured."""
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer, to save time: its cost does not depend on their number."""
+"""The naive connector gets fewer flows to save time; its cost per flow stays the same."""
 
 
 def run(report: Report) -> None:
@@ -46,8 +46,8 @@ def run(report: Report) -> None:
             rounds = range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS)
             shard_known = [program.round(round_)[0] / SCALE * 1e9 for round_ in rounds]
 
-    # Each round is compared with what decoding took right before and after it.
-    around = [[statistics.mean(two) for two in itertools.pairwise(ns)] for ns in decode]
+    # Each round is compared with decoding right before and right after it.
+    around = [[statistics.mean(pair) for pair in itertools.pairwise(ns)] for ns in decode]
     report.add("decoding with msgspec", [ns for alone in decode for ns in alone], "ns per flow")
     report.add("skyfast, receiving only", received, "ns per flow")
     report.add(

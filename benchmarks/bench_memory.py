@@ -1,4 +1,4 @@
-"""How many bytes does a connection take, and how much more while a page is read?"""
+"""How much memory does a connection take, and a scrape?"""
 
 from benchmarks import programs
 from benchmarks.analyzer import Analyzer
@@ -7,7 +7,7 @@ from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 from benchmarks.programs import Program
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer, to save time: a connection's bytes do not depend on it."""
+"""The naive connector gets fewer flows to save time; its memory per connection stays the same."""
 
 PAGES = 3
 
@@ -60,7 +60,7 @@ def _skyfast(report: Report, analyzer: Remote, flows: int) -> float:
 
 
 def _fill(program: Program, analyzer: Remote, flows: int) -> tuple[float, int]:
-    """Return the bytes a connection over the empty process, and those of that."""
+    """Return the bytes per connection above the empty process, and those of that process."""
     analyzer.call("load", 0, flows)
     empty = program.memory()
     program.round(FIRST_ROUND)

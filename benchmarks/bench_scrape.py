@@ -1,4 +1,4 @@
-"""How long does a page take, and how much longer than its compression or its sending alone?"""
+"""How long does a scrape take, compared with compression or sending alone?"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +26,11 @@ REPEATS = 5
 LARGE_REPEATS = 3
 
 CLIENT_FLOWS = SCALE // 10
-"""prometheus_client renders fewer, to save time: the cost of a series does not depend on it."""
+"""prometheus_client renders fewer to save time; the cost per series stays the same."""
 
 
 class Content:
-    """A page as it was served, and what is done to it alone."""
+    """A served page, to measure its compression and copying alone."""
 
     def __init__(self, port: int) -> None:
         self._page = memoryview(programs.get(port, "/metrics").body)
@@ -44,16 +44,16 @@ class Content:
         return sum(line.startswith(b"skydive_network_connection") for line in lines)
 
     def compress(self) -> float:
-        """Compress in the chunks that it is rendered in; return the seconds."""
+        """Compress the page in the same chunks as rendering; return the seconds."""
         began_s = time.perf_counter()
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
-        for at in range(0, len(self._page), CHUNK_BYTES):
-            compressor.compress(self._page[at : at + CHUNK_BYTES])
+        for offset in range(0, len(self._page), CHUNK_BYTES):
+            compressor.compress(self._page[offset : offset + CHUNK_BYTES])
         compressor.flush()
         return time.perf_counter() - began_s
 
     def copy(self) -> float:
-        """Copy it by one memcpy; return the seconds."""
+        """Copy the page with one memcpy; return the seconds."""
         began_s = time.perf_counter()
         self._copy[:] = self._page
         return time.perf_counter() - began_s
@@ -68,7 +68,7 @@ class Client:
             self._connector.message(message)
 
     def render(self) -> float:
-        """Return the seconds of a series."""
+        """Return the seconds per series."""
         began_s = time.thread_time()
         page = generate_latest(self._connector.registry)
         seconds = time.thread_time() - began_s
@@ -141,8 +141,8 @@ def _large_page(report: Report, program: Program) -> None:
 
 def _compressed(
     program: Program, content: Remote, repeats: int
-) -> tuple[list[programs.Answer], list[float]]:
-    """Take compressed pages and their compression alone in turn."""
+) -> tuple[list[programs.Response], list[float]]:
+    """Return compressed pages, and the seconds of compression alone, measured alternately."""
     pages, alone = [], []
     for _ in range(repeats):
         alone.append(content.call("compress"))

@@ -1,4 +1,4 @@
-"""How long does the event loop keep others waiting, while it is scraped and when much expires?"""
+"""How long does the event loop delay other work, in scrapes and when many connections expire?"""
 
 import json
 import time
@@ -13,22 +13,22 @@ FLOWS_PER_S = 100_000
 SECONDS = 12.0
 IDLE_S = 3.0
 PING_INTERVAL_S = 0.1
-"""Skydive's is 2 s. A subscription is lost when a pong takes longer than `PONG_TIMEOUT_S`."""
+"""Skydive pings every 2 s, and drops a subscription if a pong takes `PONG_TIMEOUT_S`."""
 PONG_TIMEOUT_S = 5.0
 
 CYCLES = 3
 TIMEOUT_S = 620.0
-"""The connection time-out of the configuration, the grace, and some more."""
+"""Longer than ``connection_timeout`` and ``connection_grace`` together."""
 MEMORY_S = 1_400.0
-"""``flow_memory``, and some more."""
+"""Longer than ``flow_memory``."""
 
 POLL_S = 0.05
 NICE = 10
-"""Of the generator and the scraper, which in a cluster run elsewhere."""
+"""Nice value of the generator and the scraper, which run on other machines in a cluster."""
 
 
 class Scraper:
-    """Reads one page after the other."""
+    """Reads pages one after the other."""
 
     def run(self, port: int, seconds: float) -> list[float]:
         end_s = time.monotonic() + seconds
@@ -60,7 +60,7 @@ def run(report: Report) -> None:
 
 
 def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[float], list[float]]:
-    """Fill the table and let it expire, some times; return the memory, full and empty, in MiB."""
+    """Fill and expire the table repeatedly; return the memory in MiB, full and empty."""
     delays: list[float] = []
     filled, emptied, took_s = [], [], []
     for _ in range(CYCLES):
@@ -73,7 +73,7 @@ def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[fl
         while program.metric("skyfast_connections"):
             time.sleep(POLL_S)
         took_s.append(time.monotonic() - began_s)
-        # Their flows are dormant then, and new in the next cycle when they have been forgotten.
+        # The flows are dormant now; the next cycle needs them forgotten, so that they are new.
         program.command(f"pass {MEMORY_S}")
         while program.metric("skyfast_dormant_flows"):
             time.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""How long from the start to the first page, and how much of that is imports?"""
+"""How long does it take from the start to the first page, and how much of that is imports?"""
 
 import subprocess
 import sys
@@ -16,8 +16,8 @@ IMPORTS = (
     "asyncio, logging, ssl, uvloop, yaml, msgspec, websockets.asyncio.client, aiohttp.web,"
     " isal.isal_zlib, skyfast._table"
 )
-"""What the first page needs of others: the event loop, the configuration file, the decoder, the
-subscription, the HTTP server, the compression; and the compiled core."""
+"""The imports that the first page needs: the event loop, the configuration file, the decoder, the
+subscription, the HTTP server, the compression, and the compiled core."""
 
 _DONE = "; print(len(__import__('sys').modules), flush=True)"
 
@@ -39,7 +39,7 @@ def run(report: Report) -> None:
 
 
 def _import(names: str) -> tuple[float, int]:
-    """Return the ms until a fresh interpreter has these, and the number of its modules."""
+    """Return the ms until a new interpreter has imported these, and its number of modules."""
     began_s = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", f"import {names}{_DONE}"], stdout=subprocess.PIPE
@@ -51,11 +51,11 @@ def _import(names: str) -> tuple[float, int]:
 
 
 def _start() -> float:
-    """Return the ms until a fresh skyfast has served a page. Its analyzer is not there."""
-    port, nobody = programs.free_port(), programs.free_port()
+    """Return the ms until a new skyfast has served a page, without an analyzer."""
+    port, unused_port = programs.free_port(), programs.free_port()
     with tempfile.TemporaryDirectory(prefix="skyfast-bench-") as directory:
         path = Path(directory) / "prom_sky_con.yml"
-        path.write_text(programs.CONFIG.format(analyzer=nobody, port=port))
+        path.write_text(programs.CONFIG.format(analyzer=unused_port, port=port))
         began_s = time.perf_counter()
         with subprocess.Popen(
             [sys.executable, "-m", "skyfast", path], stderr=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""What does the status page cost, and the event loop meanwhile, when the table is large?"""
+"""What does the status page cost with a large table?"""
 
 import json
 import threading
@@ -11,14 +11,14 @@ from benchmarks.flows import FIRST_ROUND
 from benchmarks.harness import LARGE, Remote, Report, at_most
 from benchmarks.programs import Program
 
-ASKED = 5
-"""How often each is asked for."""
+REQUESTS = 5
+"""Number of requests for each page."""
 
 APART_S = 1.1
-"""Longer than an answer is shared."""
+"""Pause between requests, which is longer than responses are cached."""
 
 PAGES = 10
-"""Open at once, each of which asks for the same."""
+"""Number of simultaneous identical requests."""
 
 MIB = 2**20
 
@@ -33,7 +33,7 @@ def run(report: Report) -> None:
             ("/api/top, 50 by bytes", "/api/top?by=bytes&n=50", 100),
             ("/api/top, 1,000 by round-trip time", "/api/top?by=rtt&n=1000", 200),
             ("/api/top, with a filter", "/api/top?filter=10.1", 200),
-            ("/api/top, a filter that fits nothing", "/api/top?filter=nobody", 300),
+            ("/api/top, a filter without matches", "/api/top?filter=nobody", 300),
             ("/api/status", "/api/status", 10),
             ("/, with 20 connections", "/", 150),
         ):
@@ -54,21 +54,21 @@ def _rates(report: Report, program: Program) -> None:
 
 
 def _together(report: Report, program: Program) -> None:
-    """Ask for the same by many at once: that costs as much as one."""
+    """Send identical requests at once, which should cost as much as one."""
 
-    def ask() -> None:
+    def fetch() -> None:
         programs.get(program.port, "/api/top?n=51")
 
     costs_ms: dict[int, list[float]] = {1: [], PAGES: []}
-    for _ in range(ASKED):
+    for _ in range(REQUESTS):
         for count, samples in costs_ms.items():
             before_s = program.settle()
-            _at_once([ask] * count)
+            _at_once([fetch] * count)
             samples.append((program.settle() - before_s) * 1e3)
             time.sleep(APART_S)
     report.add("CPU time of one /api/top", costs_ms[1], "ms")
     at_once = costs_ms[PAGES]
-    report.add(f"of {PAGES} at once", at_once, "ms", to="one", over=costs_ms[1])
+    report.add(f"CPU time of {PAGES} at once", at_once, "ms", to="one", over=costs_ms[1])
 
 
 def _at_once(tasks: list[Callable[[], None]]) -> None:
@@ -82,10 +82,10 @@ def _at_once(tasks: list[Callable[[], None]]) -> None:
 def _measure(
     report: Report, program: Program, what: str, path: str | None, *, limit_ms: float = 0
 ) -> None:
-    """Ask for a page again and again, or only wait for as long."""
+    """Request a page repeatedly, or only wait for the same time."""
     program.command("begin")
     seconds = []
-    for _ in range(ASKED):
+    for _ in range(REQUESTS):
         if path is not None:
             seconds.append(programs.get(program.port, path).seconds)
         time.sleep(APART_S)
@@ -100,11 +100,11 @@ def _add(
     report: Report, what: str, seconds: list[float], longest_ms: float, *, limit_ms: float = 0
 ) -> None:
     target = at_most(limit_ms) if limit_ms else None
-    report.add(what, [each * 1e3 for each in seconds], "ms", target=target)
+    report.add(what, [sample * 1e3 for sample in seconds], "ms", target=target)
     report.add("longest pause of the event loop", [longest_ms], "ms", target=at_most(50))
 
 
 def _longest_ms(program: Program) -> float:
-    """End what was begun, and return the longest pause since, in ms."""
+    """End the measurement, and return the longest pause in ms."""
     delays_s: list[float] = json.loads(program.command("end"))
     return max(heartbeat.waits_ms(delays_s))

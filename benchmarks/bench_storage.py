@@ -1,4 +1,4 @@
-"""What does a page cost the server that keeps it: time, processor and memory?"""
+"""What does a page cost the metrics server: time, CPU and memory?"""
 
 import itertools
 import json
@@ -17,29 +17,29 @@ from benchmarks.harness import SCALE, Remote, Report
 from benchmarks.programs import Program
 
 SIZES = (SCALE // 5, SCALE)
-"""Connections; each has five series."""
+"""Numbers of connections with five series each."""
 
 TURNOVERS = 4
-"""How often all connections of the smaller size are replaced by others."""
+"""Number of times that all connections of the smaller size are replaced."""
 
 SCRAPES = int(os.environ.get("SKYFAST_BENCH_SCRAPES", "18"))
 INTERVAL_S = 10
 FLOW_UPDATE_S = 60
-"""How often analyzers report a live flow."""
+"""Interval at which analyzers report a live flow."""
 
 TIMEOUT_S = 620.0
-"""The connection time-out of the configuration, the grace, and some more."""
+"""Longer than ``connection_timeout`` and ``connection_grace`` together."""
 
 POLL_S = 0.2
 WAIT_S = 120.0
-"""For a scrape that does not come."""
+"""Time limit for a scrape."""
 
 LIMIT_S = 180 + 8 * (SCRAPES + 2) * INTERVAL_S * 2
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A server, and how it is started; see `Program` for what ``argv`` stands for."""
+    """A server and its command; see `Program` for the placeholders in ``argv``."""
 
     name: str
     argv: Sequence[str]
@@ -61,7 +61,7 @@ _VICTORIA_METRICS = (
     "-storageDataPath={directory}/data",
     "-httpListenAddr=127.0.0.1:{port}",
     "-promscrape.maxScrapeSize=1GB",  # a page of 500,000 series is larger than the default
-    "-search.latencyOffset=0s",  # the figures are asked for at once
+    "-search.latencyOffset=0s",  # the figures are queried immediately
 )
 VICTORIA_METRICS = Kind("VictoriaMetrics", _VICTORIA_METRICS)
 UNSTREAMED = Kind(
@@ -85,7 +85,7 @@ def run(report: Report) -> None:
 
 
 def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[Kind]) -> None:
-    """The same connections in every scrape, whose flows are reported every `FLOW_UPDATE_S`."""
+    """Scrape the same connections, whose flows are reported every `FLOW_UPDATE_S`."""
     with programs.skyfast(analyzer) as program:
         analyzer.call("load", 0, connections)
         rounds = itertools.count(FIRST_ROUND)
@@ -119,7 +119,7 @@ def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[
 
 
 def _turnover(report: Report, analyzer: Remote, connections: int, kind: Kind) -> None:
-    """All connections leave, and as many others come, some times."""
+    """Repeatedly replace all connections by others."""
     with (
         programs.heartbeat(analyzer) as program,
         programs.storage(kind.argv, program.port, INTERVAL_S) as server,
@@ -138,15 +138,15 @@ def _turnover(report: Report, analyzer: Remote, connections: int, kind: Kind) ->
                 time.sleep(POLL_S)
         for turn, mib in ((0, memory_mib[0]), (TURNOVERS, memory_mib[-1])):
             what = f"{_rounded(series)} series"
-            gone = f", and {_rounded(series * turn)} that have left" if turn else ""
+            gone = f", after {_rounded(series * turn)} others" if turn else ""
             report.add(f"{what}{gone}: {kind.name}, memory", [mib], "MiB")
 
 
 def _scraped(program: Program, server: Program, count: int) -> None:
-    """Wait until so many more pages have been read, and the server is done with the last."""
-    wanted = program.metric("skyfast_scrapes_total") + count
+    """Wait until ``count`` more pages have been scraped and the server is idle."""
+    total = program.metric("skyfast_scrapes_total") + count
     end_s = time.monotonic() + count * INTERVAL_S + WAIT_S
-    while program.metric("skyfast_scrapes_total") < wanted:
+    while program.metric("skyfast_scrapes_total") < total:
         if time.monotonic() > end_s:
             raise TimeoutError("the server does not scrape")
         time.sleep(POLL_S)
@@ -154,10 +154,10 @@ def _scraped(program: Program, server: Program, count: int) -> None:
 
 
 def _samples(server: Program, name: str) -> list[float]:
-    """Return all values of a series that the server keeps of its scrapes, in their order."""
+    """Return all stored values of a series about the scrapes, in their order."""
     query = urllib.parse.urlencode({"query": f"{name}{{job='skyfast'}}[1h]"})
-    answer: Any = json.loads(programs.get(server.port, f"/api/v1/query?{query}").body)
-    (series,) = answer["data"]["result"]
+    response: Any = json.loads(programs.get(server.port, f"/api/v1/query?{query}").body)
+    (series,) = response["data"]["result"]
     return [float(value) for _, value in series["values"]]
 
 

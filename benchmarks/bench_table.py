@@ -6,7 +6,7 @@ from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 
 REPEATS = 5
 REPORTS = SCALE // 2
-"""Of known flows, in each repeat."""
+"""Number of known flows that each repeat reports."""
 
 
 def run(report: Report) -> None:

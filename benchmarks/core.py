@@ -1,4 +1,4 @@
-"""The decoder and the table alone, without sockets, in processes that have nothing else."""
+"""The decoder and the table without sockets, in separate processes."""
 
 import ctypes
 import itertools
@@ -21,17 +21,17 @@ from skyfast.skydive.name_index import NameIndex
 from skyfast.web.exposition import CHUNK_BYTES
 
 NOW_S = 1_000.0
-"""The table's clock, which stands still unless a benchmark moves it."""
+"""The time of the table, which is constant unless a benchmark advances it."""
 
 MESSAGES = 100
-"""Made at a time, about 8 MB."""
+"""Number of messages in a batch, about 8 MB."""
 
 DEFAULT = "{}"
-"""What is chosen below ``prom_sky_con`` where a benchmark does not ask about choices."""
+"""The YAML below ``prom_sky_con`` in benchmarks that do not compare configurations."""
 
 
 def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
-    """Return what the connector makes of the YAML below ``prom_sky_con``."""
+    """Return the configuration, the plan and the flow types of the YAML below ``prom_sky_con``."""
     file = f"pipeline: {{store: {{prom_sky_con: {chosen}}}}}"
     configuration = loader.parse(file, {}, source="-")
     plan = make_plan(
@@ -44,38 +44,38 @@ _, PLAN, TYPES = configured(DEFAULT)
 
 
 def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[Any]:
-    """Return the decoder of messages that the connector has, for flows of this type."""
+    """Return a decoder of messages like that of the connector, for flows of this type."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
 
 
 def tidy() -> None:
-    """Keep memory as the connector does, and nothing of the preparations."""
+    """Manage memory like the connector, and free the memory of the preparations."""
     memory.tune_malloc()
     memory.freeze()
     trim()
 
 
 def trim() -> None:
-    """Give back what is free at the top of the heap, so that a process has what it holds."""
-    # glibc's own; elsewhere a connection's bytes are a little less exact.
+    """Return free memory to the kernel, so that the process holds only the memory in use."""
+    # Only glibc has malloc_trim; elsewhere, the bytes per connection are less exact.
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list[bytes]]:
-    """Make some messages at a time, so that it does not come between two that are measured."""
-    while made := list(itertools.islice(messages, size)):
-        yield made
+    """Generate messages in batches, so that this does not interrupt the measured calls."""
+    while batch := list(itertools.islice(messages, size)):
+        yield batch
 
 
 class Parts:
-    """The decoders and the table that the connector has where this is chosen.
+    """The decoders and the table of the connector, for the YAML ``chosen``.
 
-    As there, new flows are decoded with what tells how much they are worth, known ones without.
-    What takes messages returns the number of their flows, and the ns of decoding and of the table.
-    ``memory_s`` is for how long flows are remembered, where that is not what the connector does.
+    Like the connector, it decodes more fields of new flows than of known flows. ``take_new`` and
+    ``take_known`` return the number of flows, and the ns of decoding and of the table.
+    ``memory_s`` overrides ``flow_memory``.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class Parts:
         assert self.table.reads_slots == slots
 
     def take_new(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Take first reports."""
+        """Process first reports."""
         before = self.table.flows
         figures = self._take(messages, self._decode_new)
         assert self.table.flows == before + figures[0], "a flow was not new"
         return figures
 
     def take_known(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Take reports of flows that are known."""
+        """Process reports of known flows."""
         before = self.table.flows
         late = self.table.skipped["late"]
         figures = self._take(messages, self._decode_known)
@@ -127,14 +127,14 @@ class Parts:
             update_ns += clock_ns() - decoded_ns
             decode_ns += decoded_ns - began_ns
             count += len(flows)
-        assert taken == count, "the table did not take every flow"
+        assert taken == count, "the table skipped a flow"
         return count, decode_ns, update_ns
 
     def connections(self) -> int:
         return self.table.connections
 
     def held_bytes(self) -> int:
-        """Return what the table says that it holds."""
+        """Return the memory of the table, as it reports it."""
         return self.table.bytes
 
     def page(self) -> tuple[int, int]:
@@ -147,9 +147,10 @@ class Parts:
         return size, series
 
     def render(self) -> float:
-        """Render a page and do nothing with it; return the seconds.
+        """Render a page and discard it; return the seconds.
 
-        Nothing comes in between, not even counting: the cache is rendering's alone.
+        Nothing else runs in between, not even counting, so that rendering has the CPU cache to
+        itself.
         """
         began_ns = time.thread_time_ns()
         page = self.table.page(self.now_s)
@@ -159,7 +160,7 @@ class Parts:
 
 
 class Core(Parts):
-    """The parts, filled by themselves, in a process that has nothing else."""
+    """Parts that generate their own messages, for use in a separate process."""
 
     def __init__(self, count: int, slots: bool = True) -> None:
         super().__init__(slots=slots)
@@ -167,9 +168,9 @@ class Core(Parts):
         tidy()
 
     def fill(self, stop: int) -> tuple[float, float]:
-        """Take first reports until ``stop`` connections are there.
+        """Process first reports until the table has ``stop`` connections.
 
-        Returns the ns a flow of decoding and of the table.
+        Returns the ns per flow of decoding and of the table.
         """
         new = range(self.table.connections, stop)
         figures = self._in_batches(self.take_new, self._flows.messages(new, FIRST_ROUND))
@@ -177,9 +178,9 @@ class Core(Parts):
         return figures
 
     def report(self, count: int, round_: int, in_order: bool) -> tuple[float, float]:
-        """Take one more report of so many of the flows; return likewise."""
+        """Process one more report of ``count`` flows; return the same as `fill`."""
         connections = self.table.connections
-        known = range(count) if in_order else self._flows.some(count, connections)
+        known = range(count) if in_order else self._flows.sample(count, connections)
         return self._in_batches(self.take_known, self._flows.messages(known, round_))
 
     def _in_batches(
@@ -192,7 +193,7 @@ class Core(Parts):
 
 
 class Decoder:
-    """Decodes what known flows need and does nothing with it: what is not the connector's doing."""
+    """Decodes the fields of known flows and discards them: the peer of the connector."""
 
     def __init__(self, count: int) -> None:
         self._messages = list(Flows(count).messages(range(count), FIRST_ROUND))
@@ -200,11 +201,11 @@ class Decoder:
         tidy()
 
     def run(self) -> float:
-        """Return the CPU time a flow, in ns."""
+        """Return the CPU time per flow in ns."""
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:
-            # What was received is in the cache when it is decoded.
+            # Received data is in the CPU cache when it is decoded.
             received = bytes(bytearray(message))
             began_ns = clock_ns()
             decode(received)

@@ -1,9 +1,10 @@
-"""Flows to measure with: a real one's shape, any number of connections, the same in every run
-but for their dates, which are those of the last minutes.
+"""Generated flows in the form of a recorded flow, for any number of connections.
 
-A message is made once as a template, in which every running total and every time has the same
-two bytes, `ROUND`, where a round's two digits belong. So the reports of another round are one
-`bytes.replace`, cheaper than anything that is measured.
+Only their times differ between runs: they are in the last minutes.
+
+A message is generated once as a template, in which every running total and every time contains
+the two bytes `ROUND` in place of the two digits of a round. The reports of another round are one
+`bytes.replace`, which is cheaper than anything that is measured.
 """
 
 import json
@@ -17,13 +18,13 @@ from typing import Any
 RECORDING = Path(__file__).parent.parent / "tests/data/recordings/one-analyzer.jsonl"
 
 FLOWS_PER_MESSAGE = 100
-"""What an analyzer puts into one at most."""
+"""The maximum of an analyzer."""
 
 ADDRESSES = 20_000
 NODES = 500
 TARGET_PORTS = (443, 80, 53, 5432, 6379, 8080, 9092, 9100)
 FIRST_PORT, PORTS = 32_768, 28_232
-"""Linux's ephemeral ports."""
+"""The ephemeral ports of Linux."""
 
 ROUND = b"@@"
 BEHIND_MS = 10_000
@@ -46,19 +47,19 @@ def _recorded() -> dict[str, Any]:
 
 
 def _template() -> bytes:
-    """Return a flow as Go writes it, with places for what differs, in the order of `_flow`."""
+    """Return a flow as Go writes it, with placeholders for the values of `_flow` in its order."""
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # A round is a tenth of a second of ten seconds in the past. Flows that are dated minutes before
-    # now, or in the future, are looked at one by one.
+    # Rounds are 0.1 s apart and start ten seconds in the past. skyfast checks the times of flows
+    # one by one if they are minutes in the past, or in the future.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
     flow["UUID"] = texts
     flow["Network"] |= {"A": texts, "B": texts}
     flow["Transport"] |= {"A": numbers, "B": numbers}
-    # In its first report, a flow's update begins with the flow.
+    # The update in the first report starts with the flow.
     flow["Start"] = flow["Metric"]["Start"] = int(f"{before}{FIRST_ROUND}{after}")
     flow["LastUpdateMetric"] |= {"Start": time_ms, "Last": time_ms}
     flow["Metric"] |= dict.fromkeys(("ABPackets", "ABBytes", "BAPackets", "BABytes"), total)
@@ -73,7 +74,7 @@ def _template() -> bytes:
 
 
 class Flows:
-    """``count`` flows, each of a connection of its own, known by their numbers from 0 on."""
+    """``count`` flows, numbered from 0, with one connection each."""
 
     def __init__(self, count: int) -> None:
         chance = random.Random(1)
@@ -105,8 +106,8 @@ class Flows:
         """Yield messages of one round."""
         return of_round(self.templates(numbers), round_)
 
-    def some(self, count: int, among: int) -> list[int]:
-        """Return ``count`` numbers below ``among``, each once, in an order that is not theirs."""
+    def sample(self, count: int, among: int) -> list[int]:
+        """Return ``count`` distinct numbers below ``among`` in random order."""
         return random.Random(2).sample(range(among), min(count, among))
 
     def _flow(self, number: int) -> bytes:
@@ -117,7 +118,7 @@ class Flows:
             b"%x" % key,
             self._addresses[initiator],
             self._addresses[noise % ADDRESSES],
-            # An initiator never has the same port twice: that makes the connections distinct.
+            # An initiator uses each port only once, so that the connections are distinct.
             FIRST_PORT + (number // ADDRESSES * 7_919 + initiator * 31) % PORTS,
             TARGET_PORTS[noise >> 16 & 7],
             100 + (noise >> 20) % 900,

@@ -1,7 +1,7 @@
-"""What all benchmarks share: the scale, the machine, child processes, and the table of results.
+"""The parts that all benchmarks share: the scale, the machine, child processes and results.
 
-A figure is the median of its samples, printed with the smallest and the largest. A ratio is made
-of figures of the same run, where possible of samples that were taken in turn.
+A figure is the median of its samples, printed with the minimum and the maximum. A ratio compares
+figures of the same run, if possible samples that were taken alternately.
 """
 
 import json
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Self
 
 SCALE = int(os.environ.get("SKYFAST_BENCH_SCALE", "100000"))
-"""Connections; the targets are meant for the default."""
+"""Number of connections; the targets apply to the default."""
 
 LARGE = 10 * SCALE
-"""Connections where a benchmark asks what ten times as many cost."""
+"""Number of connections in benchmarks of large tables."""
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,7 +30,7 @@ PACKAGES = ("msgspec", "websockets", "aiohttp", "uvloop", "isal", "prometheus_cl
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the properties of the machine."""
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -51,7 +51,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of skyfast and of what it stands on."""
+    """Return the versions of skyfast and of its dependencies."""
     return {
         "skyfast": version("skyfast"),
         "python": platform.python_version(),
@@ -60,19 +60,19 @@ def versions() -> dict[str, str]:
 
 
 def header() -> str:
-    """Return machine and versions, as the benchmarks print them before all else."""
+    """Return the machine and the versions, which are printed before the results."""
     about = machine()
     return (
         f"{about['cores']} cores of {about['cpu']}, {about['memory_gib']} GiB,"
         f" Linux {about['kernel']}, {about['libc']}, load {about['load_1_min']}\n"
         + ", ".join(f"{name} {number}" for name, number in versions().items())
-        + f"\n{SCALE:,} connections, {LARGE:,} where large"
+        + f"\n{SCALE:,} connections, {LARGE:,} in large tables"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a figure is to be, by its value or by its ratio; at least that, or at most."""
+    """A limit of a figure or of its ratio: a maximum, or a minimum if ``at_least``."""
 
     limit: float
     of_ratio: bool = False
@@ -113,7 +113,7 @@ class Row:
 
 
 class Report:
-    """The table of one benchmark: printed, and written as JSON into `RESULTS`."""
+    """The results of one benchmark, printed as a table and written as JSON to `RESULTS`."""
 
     def __init__(self, name: str, question: str) -> None:
         self.name = name
@@ -133,9 +133,8 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        Its ratio is that of ``samples`` to the samples ``over`` which it is taken, the peer's that
-        ``to`` names. Where there are as many of them, they were taken in turn, and are compared
-        in pairs.
+        Its ratio compares ``samples`` with the samples ``over`` of the peer ``to``. If both have
+        the same number of samples, they were taken alternately, and are compared in pairs.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)
@@ -158,8 +157,8 @@ class Report:
         )
 
     def finish(self) -> None:
-        """Print the table, and write the file."""
-        cells = [("", "median", "", "least … most", "ratio", "", "target", "")]
+        """Print the table and write the file."""
+        cells = [("", "median", "", "minimum … maximum", "ratio", "", "target", "")]
         for row in self.rows:
             spread = f"{number(min(row.samples))} … {number(max(row.samples))}"
             cells.append(
@@ -171,7 +170,7 @@ class Report:
                     "" if row.ratio is None else f"{row.ratio:.2f} ×",
                     row.ratio_to,
                     row.target,
-                    {None: "", True: "PASS", False: "over"}[row.met],
+                    {None: "", True: "met", False: "missed"}[row.met],
                 )
             )
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -180,8 +179,8 @@ class Report:
         print(f"\n{self.name}: {self.question} ({took_s:.0f} s)")
         for line in cells:
             padded = (
-                cell.rjust(width) if at in right else cell.ljust(width)
-                for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+                cell.rjust(width) if column in right else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
             )
             print("  " + "  ".join(padded).rstrip(), flush=True)
         RESULTS.mkdir(exist_ok=True)
@@ -205,7 +204,7 @@ def _ratio(samples: Sequence[float], peer: Sequence[float]) -> float:
 
 
 def number(value: float) -> str:
-    """Three digits that count, in a form that is easy to compare."""
+    """Format a number with three significant digits."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -216,20 +215,20 @@ def number(value: float) -> str:
 
 
 class Remote:
-    """An object that lives in a process of its own.
+    """An object in its own process.
 
-    The process is a fresh interpreter, so that nothing of one measurement is left in another's
-    heap or caches. ``nice`` is for those that only make work for the one that is measured.
+    The process is a new interpreter, so that measurements do not share a heap or caches.
+    Processes that only generate load for the measured one have a higher ``nice`` value.
     """
 
     def __init__(self, factory: Callable[..., Any], *args: Any, nice: int = 0) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, child_pipe = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, factory, args, nice), daemon=True
+            target=_serve, args=(child_pipe, factory, args, nice), daemon=True
         )
         self._process.start()
-        theirs.close()
+        child_pipe.close()
         self.result()
 
     @property
@@ -238,13 +237,13 @@ class Remote:
         return self._process.pid
 
     def begin(self, method: str, *args: Any) -> None:
-        """Call a method and do not wait; `result` does."""
+        """Call a method without waiting for its `result`."""
         self._pipe.send((method, args))
 
     def result(self) -> Any:
-        """Wait for what was begun last; raises what that has raised."""
-        good, value = self._pipe.recv()
-        if not good:
+        """Wait for the result of the last call; raises RuntimeError if the call has raised."""
+        succeeded, value = self._pipe.recv()
+        if not succeeded:
             raise RuntimeError(f"in a child process:\n{value}")
         return value
 
@@ -274,10 +273,10 @@ def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...], nice: 
                 value = method(*args)
                 if subject is None:
                     subject, value = value, None
-                answer = (True, value)
-            except Exception:  # noqa: BLE001  # raised again on the other side
-                answer = (False, traceback.format_exc())
-            pipe.send(answer)
+                reply = (True, value)
+            except Exception:  # noqa: BLE001  # the other process raises it again
+                reply = (False, traceback.format_exc())
+            pipe.send(reply)
             name, args = pipe.recv()
             method = getattr(subject, name)
     except (EOFError, ConnectionError):

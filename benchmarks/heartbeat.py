@@ -1,9 +1,9 @@
-"""skyfast as it is, and beside it in the same event loop a task that measures the loop's delays.
+"""Runs skyfast with a task in its event loop that measures the delays of the loop.
 
     python -m benchmarks.heartbeat CONFIG CONTROL_PORT
 
-The task sleeps for `INTERVAL_S` again and again, and notes how much later it was woken. Whoever
-connects to the control port sends one line: ``begin``, ``end``, or ``pass SECONDS``.
+The task repeatedly sleeps for `INTERVAL_S` and records how late it wakes up. A client of the
+control port sends one line: ``begin``, ``end``, or ``pass SECONDS``.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ STEP_S = PAUSE_S / 2
 
 
 class Measured(app.App):
-    """The app with a heartbeat, and a clock that can be put forward."""
+    """The app with a heartbeat, and a clock that can be advanced."""
 
     _delays_s: list[float]
     _ahead_s = 0.0
@@ -35,33 +35,33 @@ class Measured(app.App):
     async def _beat(self) -> None:
         clock_s = time.perf_counter
         while True:
-            asleep_s = clock_s()
+            began_s = clock_s()
             await asyncio.sleep(INTERVAL_S)
-            self._delays_s.append(clock_s() - asleep_s - INTERVAL_S)
+            self._delays_s.append(clock_s() - began_s - INTERVAL_S)
 
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answer: object = None
+        reply: object = None
         match (await reader.readline()).split():
             case [b"begin"]:
                 self._delays_s = []
             case [b"end"]:
-                answer = self._delays_s
+                reply = self._delays_s
             case [b"pass", seconds]:
                 self._pass(float(seconds))
-        writer.write(json.dumps(answer).encode())
+        writer.write(json.dumps(reply).encode())
         writer.close()
 
     def _pass(self, seconds: float) -> None:
-        # In steps, for a long one would be taken for a pause of the process.
+        # The clock would treat one long step as a suspension of the process.
         for _ in range(math.ceil(seconds / STEP_S)):
             Measured._ahead_s += STEP_S
             self.clock.now()
 
 
 def waits_ms(delays_s: list[float]) -> list[float]:
-    """Return how long somebody would have waited who had come every `INTERVAL_S`, in ms.
+    """Return the waiting times in ms of events that arrive every `INTERVAL_S`.
 
-    The heartbeat itself sees a stall only once, however many would have come during it.
+    The heartbeat records each stall only once, but several events would have waited for it.
     """
     waits = []
     for delay_s in delays_s:

@@ -1,9 +1,9 @@
-"""The connector that one would write in an afternoon, with what every Python user knows.
+"""A simple connector that uses only well-known Python packages.
 
     python -m benchmarks.naive ANALYZER_PORT PORT
 
-A peer for the benchmarks: websockets, json, a dict, and gauges of prometheus_client. It does what
-the Go connector does, with that one's metrics; it keeps no more than one flow a label tuple.
+It is a peer for the benchmarks: websockets, json, a dict, and gauges of prometheus_client. It has
+the functions and the metrics of the Go connector, but keeps only one flow per label tuple.
 """
 
 import asyncio

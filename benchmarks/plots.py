@@ -1,8 +1,8 @@
-"""Draws how the cost grows with the connections, skyfast's and the naive connector's, into docs/.
+"""Draws docs/growth.svg: the costs of skyfast and the naive connector by connections.
 
     python -m benchmarks.plots
 
-The naive connector takes some minutes for it, and 5 GiB.
+The naive connector needs some minutes and 5 GiB.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from benchmarks.harness import SCALE, header
 PATH = Path(__file__).parent.parent / "docs" / "growth.svg"
 
 SKYFAST_COLOR, NAIVE_COLOR, TEXT_COLOR = "#0b7285", "#c2410c", "#6b7280"
-"""Readable on a light page and on a dark one, and told apart by who sees no red or green."""
+"""Readable on light and dark pages, and distinct with red-green color blindness."""
 
 _LABEL = {"textcoords": "offset points", "ha": "right"}
 
@@ -25,7 +25,7 @@ _LABEL = {"textcoords": "offset points", "ha": "right"}
 def draw(skyfast: list[Point], naive: list[Point]) -> None:
     mpl.use("svg")
     mpl.rcParams |= {
-        "svg.hashsalt": "skyfast",  # the same figures, the same file
+        "svg.hashsalt": "skyfast",  # the same figures give the same file
         "font.size": 10,
         "text.color": TEXT_COLOR,
         "axes.labelcolor": TEXT_COLOR,
@@ -36,17 +36,17 @@ def draw(skyfast: list[Point], naive: list[Point]) -> None:
     from matplotlib import pyplot
 
     figure, (time, memory) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for name, points, color, label_at in (
+    for name, points, color, label_offset in (
         ("skyfast", skyfast, SKYFAST_COLOR, (0, 8)),
         ("naive Python", naive, NAIVE_COLOR, (0, -16)),
     ):
         connections = [point.connections for point in points]
         known_us = [statistics.median(point.known_ns) / 1e3 for point in points]
         time.plot(connections, known_us, color=color, marker="o")
-        time.annotate(name, (connections[-1], known_us[-1]), label_at, color=color, **_LABEL)
+        time.annotate(name, (connections[-1], known_us[-1]), label_offset, color=color, **_LABEL)
         bytes_ = [point.bytes_ for point in points]
         memory.plot(connections, bytes_, color=color, marker="o")
-        memory.annotate(name, (connections[-1], bytes_[-1]), label_at, color=color, **_LABEL)
+        memory.annotate(name, (connections[-1], bytes_[-1]), label_offset, color=color, **_LABEL)
     time.set_title("CPU time of an update, µs", loc="left")
     memory.set_title("Memory of a connection, bytes", loc="left")
     for axes in (time, memory):

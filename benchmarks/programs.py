@@ -1,6 +1,6 @@
-"""The connectors as programs of their own: started, asked for pages, and looked at by the kernel.
+"""Runs connectors as programs, requests their pages, and reads their CPU time and memory.
 
-All of them get the same configuration file, in the form of the Go connector's.
+All of them get the same configuration file, in the format of the Go connector.
 """
 
 import gzip
@@ -21,7 +21,7 @@ from benchmarks.harness import Remote
 START_TIMEOUT_S = 20.0
 SETTLE_INTERVAL_S = 0.05
 SETTLED_S = 0.002
-"""A program that takes less than this of an interval has nothing left to do."""
+"""A program that uses less CPU time than this in an interval is idle."""
 
 PAGE_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 20
@@ -51,18 +51,18 @@ scrape_configs:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A page, and the times of its first and last byte since it was asked for."""
+class Response:
+    """A page, and the times of its first and last byte since the request."""
 
     first_s: float
     seconds: float
     received_bytes: int
     body: bytes
-    """The content, decompressed; empty where it was not kept."""
+    """The decompressed content; empty if it was not kept."""
 
 
-def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) -> Answer:
-    """Get a page by a connection of its own, with as little work for the reader as can be."""
+def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) -> Response:
+    """Get a page over a new connection, with as little work as possible for the reader."""
     request = (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
         f"Accept-Encoding: {'gzip' if compressed else 'identity'}\r\n\r\n"
@@ -86,35 +86,35 @@ def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) ->
     head = head.lower()
     assert b" 200 " in head.splitlines()[0], head.decode()
     chunked = b"transfer-encoding: chunked" in head
-    assert not chunked or tail == _LAST_CHUNK, "the page was cut"
+    assert not chunked or tail == _LAST_CHUNK, "the page is incomplete"
     if not keep:
-        return Answer(first_s, seconds, received, b"")
+        return Response(first_s, seconds, received, b"")
     if chunked:
         content = b"".join(_chunks(content))
     if b"content-encoding: gzip" in head:
         content = gzip.decompress(content)
-    return Answer(first_s, seconds, received, content)
+    return Response(first_s, seconds, received, content)
 
 
 def _chunks(content: bytes) -> Iterator[memoryview]:
     view = memoryview(content)
-    at = 0
+    offset = 0
     while True:
-        line_end = content.index(b"\r\n", at)
-        size = int(content[at:line_end], 16)
+        line_end = content.index(b"\r\n", offset)
+        size = int(content[offset:line_end], 16)
         if size == 0:
             return
-        at = line_end + 2
-        yield view[at : at + size]
-        at += size + 2
+        offset = line_end + 2
+        yield view[offset : offset + size]
+        offset += size + 2
 
 
 class Program:
-    """A running connector, subscribed to an analyzer of this machine. It ends with its `with`.
+    """A running connector that is subscribed to a local analyzer, until the end of its `with`.
 
-    Without an analyzer it is another server, which only has to listen. ``argv`` and ``config``
-    have ``{config}``, ``{port}``, ``{control}``, ``{analyzer}`` and ``{directory}`` where these
-    belong.
+    Without an analyzer, it is another kind of server, which only has to listen. ``argv`` and
+    ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``,
+    ``{analyzer}`` and ``{directory}``.
     """
 
     def __init__(
@@ -125,24 +125,24 @@ class Program:
         directory = Path(self._directory.name)
         self.port, self.control_port = free_port(), free_port()
         path = directory / "config.yml"
-        places = {
+        placeholders = {
             "analyzer": analyzer.call("port") if analyzer else 0,
             "port": self.port,
             "control": self.control_port,
             "config": path,
             "directory": directory,
         }
-        path.write_text(config.format_map(places))
+        path.write_text(config.format_map(placeholders))
         self._log = directory / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [argument.format_map(places) for argument in argv],
+                [argument.format_map(placeholders) for argument in argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         self.pid = self._process.pid
-        # What other programs of this user's cost is read from their clocks: see clock_gettime(2).
+        # The CPU time of another process is read from its clock: see clock_gettime(2).
         self._cpu_clock = (~self.pid << 3) | 2
 
     def __enter__(self) -> Self:
@@ -172,11 +172,11 @@ class Program:
         self._directory.cleanup()
 
     def cpu_s(self) -> float:
-        """Return the CPU time of the program since its start, all threads together."""
+        """Return the CPU time of all threads of the program since its start."""
         return time.clock_gettime(self._cpu_clock)
 
     def settle(self) -> float:
-        """Wait until the program has nothing left to do, and return its CPU time."""
+        """Wait until the program is idle, and return its CPU time."""
         before_s = self.cpu_s()
         while True:
             time.sleep(SETTLE_INTERVAL_S)
@@ -186,7 +186,7 @@ class Program:
             before_s = now_s
 
     def round(self, number: int) -> tuple[float, float]:
-        """Send a round; return the program's CPU time, and the time until all was read."""
+        """Send a round; return the CPU time of the program, and the time until all was read."""
         assert self._analyzer is not None
         before_s = self.settle()
         seconds = self._analyzer.call("send", number)
@@ -196,20 +196,20 @@ class Program:
         return memory(self.pid, key)
 
     def forget_peak(self) -> None:
-        """Begin to measure ``VmHWM`` anew."""
+        """Reset ``VmHWM``."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
-    def page(self, *, compressed: bool = False, keep: bool = False) -> Answer:
+    def page(self, *, compressed: bool = False, keep: bool = False) -> Response:
         return get(self.port, "/metrics", compressed=compressed, keep=keep)
 
     def command(self, line: str) -> bytes:
-        """Give a command to the control port of a program that has one, and return its answer."""
+        """Send a command to the control port of a program that has one, and return the reply."""
         with socket.create_connection(("127.0.0.1", self.control_port)) as connection:
             connection.sendall(line.encode() + b"\n")
             return b"".join(iter(lambda: connection.recv(READ_BYTES), b""))
 
     def metric(self, name: str) -> float:
-        """Return the sum of one of skyfast's own metrics."""
+        """Return the sum of a self metric of skyfast."""
         lines = get(self.port, "/metrics/self").body.decode().splitlines()
         values = [line.rpartition(" ")[2] for line in lines if re.match(rf"{name}[ {{]", line)]
         assert values, f"no metric {name}"
@@ -229,7 +229,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int, interval_s: float = 0.05) -> None:
-    """Wait until somebody listens there."""
+    """Wait until a server listens on the port."""
     end_s = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -247,18 +247,18 @@ def skyfast(analyzer: Remote, *options: str) -> Program:
 
 
 def heartbeat(analyzer: Remote) -> Program:
-    """Return skyfast with a heartbeat, which is asked for by the control port."""
+    """Return skyfast with a heartbeat and its control port."""
     argv = [sys.executable, "-m", "benchmarks.heartbeat", "{config}", "{control}"]
     return Program(argv, analyzer=analyzer)
 
 
 def receiver(analyzer: Remote) -> Program:
-    """Return skyfast's subscription without what comes behind it."""
+    """Return the subscription of skyfast without any processing of the messages."""
     return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer=analyzer)
 
 
 def static(size: int) -> Program:
-    """Return a server of a static body of so many bytes."""
+    """Return a server of a static body with ``size`` bytes."""
     argv = [sys.executable, "-m", "benchmarks.static", "{port}", str(size)]
     return Program(argv, analyzer=None)
 
@@ -270,12 +270,12 @@ def naive(analyzer: Remote) -> Program:
 
 
 def storage(argv: Sequence[str], target: int, interval_s: int) -> Program:
-    """Return a server that keeps what it scrapes from a port every so many seconds."""
+    """Return a server that scrapes the port ``target`` and stores the samples."""
     return Program(argv, analyzer=None, config=SCRAPING.format(target=target, interval=interval_s))
 
 
 GO_CONNECTOR = os.environ.get("PROM_SKY_CON", "")
-"""The Go connector's binary, where there is one to compare with."""
+"""The binary of the Go connector; empty if it is not measured."""
 
 
 def go(analyzer: Remote) -> Program:

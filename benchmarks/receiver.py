@@ -1,4 +1,4 @@
-"""A subscription whose messages are thrown away: what receiving alone costs.
+"""A subscription that discards its messages: the cost of receiving alone.
 
 python -m benchmarks.receiver CONFIG
 """

@@ -1,4 +1,4 @@
-"""A static body from the same kind of HTTP server: what sending a page costs, and no more.
+"""Serves a static body with the same HTTP server: the cost of sending a page, and nothing else.
 
 python -m benchmarks.static PORT SIZE
 """
@@ -21,13 +21,13 @@ class _Connection(web.RequestHandler):
 
 
 async def main(port: int, size: int) -> None:
-    chunks = [bytes([65 + at % 26]) * CHUNK_BYTES for at in range(size // CHUNK_BYTES)]
+    chunks = [bytes([65 + index % 26]) * CHUNK_BYTES for index in range(size // CHUNK_BYTES)]
     chunks.append(b"." * (size % CHUNK_BYTES))
 
     def connection() -> _Connection:
         return _Connection(manager, loop=loop, access_log=None)  # type: ignore[arg-type]
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    async def respond(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         for chunk in chunks:
@@ -36,7 +36,7 @@ async def main(port: int, size: int) -> None:
         return response
 
     loop = asyncio.get_running_loop()
-    manager = web.Server(answer)
+    manager = web.Server(respond)
     await loop.create_server(connection, "127.0.0.1", port)
     await asyncio.Event().wait()
 

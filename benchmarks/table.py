@@ -1,4 +1,4 @@
-"""Prints what the last runs found, as the table of docs/benchmarks.md.
+"""Prints the last results as the table in docs/benchmarks.md.
 
 python -m benchmarks.table
 """

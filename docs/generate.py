@@ -558,7 +558,7 @@ def endpoints() -> str:
     methods = {path: route.methods for path, route in server.ROUTES.items() if path != "*"}
     check_names(descriptions, methods, where="api.yml: endpoints")
     return table(
-        ["Path", "Methods", "Answer"],
+        ["Path", "Methods", "Response"],
         [
             [code(path), ", ".join(sorted(methods[path])), text]
             for path, text in descriptions.items()

@@ -472,9 +472,9 @@ cdef class Table:
         if not 0 <= memory_s <= 1 << 30:
             raise ValueError("memory_s is 0 to 2^30")
         if len(view_timeouts_s) != self.state.view_count - 1:
-            raise ValueError("there is one time-out for each view but the first")
+            raise ValueError("there is one timeout for each view but the first")
         if not all(timeout_s <= each <= 1 << 30 for each in view_timeouts_s):
-            raise ValueError("a view's time-out is at least timeout_s and at most 2^30")
+            raise ValueError("a view's timeout is at least timeout_s and at most 2^30")
         self.state.max_connections = max_connections
         self.state.max_flows = max_flows
         self.state.memory_s = memory_s

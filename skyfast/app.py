@@ -18,7 +18,7 @@ import uvloop
 from skyfast import __version__, pipeline
 from skyfast.config import cost
 from skyfast.config.endpoint import Endpoint
-from skyfast.config.loader import changed
+from skyfast.config.loader import changed, uses_default_analyzer
 from skyfast.config.model import Config
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.plan import Names
@@ -35,7 +35,7 @@ from skyfast.stats import AnalyzerStats, Failure, Stats
 from skyfast.web import listen
 from skyfast.web.exposition import Exposition
 from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError
-from skyfast.web.server import Reload, WebServer
+from skyfast.web.server import ReloadFunction, WebServer
 from skyfast.web.status import Status
 
 if TYPE_CHECKING:
@@ -164,10 +164,13 @@ class App:
         if self._served_at and self._served_at.port not in (0, self.web.port):
             log.info("port %d is in use; using a free port", self._served_at.port)
         secure = _is_secure(self._security)
-        urls = [listen.url(address, secure=secure) for address in self.web.addresses]
-        for url in urls:
-            log.info("serving %s", url)
-        self._manager.ready(f"serving {', '.join(urls)}")
+        listening = [
+            f"{listen.describe(address)} ({listen.url(address, secure=secure)})"
+            for address in self.web.addresses
+        ]
+        for text in listening:
+            log.info("listening on %s", text)
+        self._manager.ready(f"listening on {', '.join(listening)}")
         _announce(self._parts.config)
         log.info("%s", _cost_summary(self._parts))
         _warn_of_double_counting(self._parts.config)
@@ -180,7 +183,7 @@ class App:
                         ("topology", self._poll()),
                         ("relabel", self._relabel()),
                         ("expiry", self._expire()),
-                        ("room", self._warn_when_full()),
+                        ("table limits", self._warn_when_full()),
                         ("history", self.status.run()),
                         ("watchdog", self._manager.watchdog()),
                     )
@@ -255,7 +258,7 @@ class App:
         stats.failures[reason] += 1
         return problem
 
-    def _reload_by_web(self, config: Config) -> Reload | None:
+    def _reload_by_web(self, config: Config) -> ReloadFunction | None:
         return self.reload if config.web.enable_reload else None
 
     async def _configure(self, config: Config) -> None:
@@ -331,7 +334,7 @@ class App:
                     await asyncio.sleep(0)
 
     def _hold(self) -> None:
-        """Stop the clock while reports may be missing."""
+        """Hold the clock while reports may be missing."""
         if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
             self.clock.hold(
                 self._gap.update(
@@ -343,7 +346,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Stop or resume the clock; count the stopped time and log each change."""
+        """Hold or release the clock; count the held time and log each change."""
         self._hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
@@ -355,7 +358,7 @@ class App:
         stats.clock_held = int(held)
 
     def _missing_analyzers(self) -> str:
-        """Return the analyzers for which the clock is stopped, with their states."""
+        """Return the analyzers for which the clock is held, with their states."""
         causes, subscriptions = self._gap.causes, self.subscriptions
         texts = [f"{name} ({subscriptions.state(name)})" for name in causes[:MAX_ANNOUNCED]]
         more = len(causes) - MAX_ANNOUNCED
@@ -369,7 +372,7 @@ class App:
             now = self.clock.now()
             if self.clock.paused_s > paused_s:
                 log.warning(
-                    "paused for %.0f s; all deadlines are postponed by as much",
+                    "process paused for %.0f s; all deadlines are postponed by as much",
                     self.clock.paused_s - paused_s,
                 )
                 paused_s = self.clock.paused_s
@@ -429,11 +432,13 @@ class App:
 
 def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
     """Log the analyzers that are not in ``known``."""
-    new = [str(each) for each in config.subscriber.endpoints if each not in known]
+    new = [str(endpoint) for endpoint in config.subscriber.endpoints if endpoint not in known]
     if new:
         others = f" and {len(new) - MAX_ANNOUNCED} more" if len(new) > MAX_ANNOUNCED else ""
         shown = ", ".join(new[:MAX_ANNOUNCED])
-        log.info("subscribing to %s%s as %s", shown, others, config.host_id)
+        if uses_default_analyzer(config):
+            log.info("no analyzers are configured; using the default")
+        log.info("subscribing to %s%s with host_id %s", shown, others, config.host_id)
 
 
 def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> None:
@@ -500,8 +505,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
         try:
             await app.run(stopping)
         except ListenError as error:
-            url = listen.url(error.address, secure=_is_secure(security))
-            log.error("cannot serve %s: %s%s", url, error, listen.hint(error))
+            address = listen.describe(error.address)
+            log.error("cannot listen on %s: %s%s", address, error, listen.hint(error))
             return False
         except BaseExceptionGroup:  # pragma: no cover - no known bug raises this
             log.critical("exiting after an unhandled exception", exc_info=True)

@@ -32,7 +32,7 @@ DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
 
 EXIT_OK = 0
 EXIT_CANNOT_RUN = 1
-EXIT_WRONG = 2
+EXIT_INVALID = 2
 
 MIN_SPEED = 0.001
 MAX_SPEED = 1000.0
@@ -58,7 +58,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         _print_error(f"{message} (see {self.prog} --help)")
-        sys.exit(EXIT_WRONG)
+        sys.exit(EXIT_INVALID)
 
     def suggestion(self, unknown: str) -> str:
         """Return a hint for an unknown option, or an empty string."""
@@ -259,11 +259,11 @@ def _join_negative_values(argv: list[str]) -> list[str]:
     Otherwise argparse parses them as options and reports a missing value.
     """
     joined: list[str] = []
-    for each in argv:
-        if joined and re.fullmatch(r"--[\w.-]+", joined[-1]) and re.match(r"-[0-9]", each):
-            joined[-1] += f"={each}"
+    for argument in argv:
+        if joined and re.fullmatch(r"--[\w.-]+", joined[-1]) and re.match(r"-[0-9]", argument):
+            joined[-1] += f"={argument}"
         else:
-            joined.append(each)
+            joined.append(argument)
     return joined
 
 
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     except yaml_nodes.ConfigError as error:
         for problem in error.problems:
             _print_error(problem)
-        return EXIT_WRONG
+        return EXIT_INVALID
 
 
 def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
@@ -326,7 +326,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
         if count := warnings.count + len(more):
             plural = "s" if count > 1 else ""
             _print_error(f"{count} warning{plural}; --strict treats warnings as errors")
-            return EXIT_WRONG
+            return EXIT_INVALID
     sys.stdout.write(loader.dump(configuration) + report + reports)
     return EXIT_OK
 
@@ -345,16 +345,23 @@ def _load(arguments: argparse.Namespace) -> model.Config:
         from skyfast.replay import recording
 
         text = recording.DEMO_CONFIG.read_text(encoding="utf-8")
-        loaded = loader.parse(text, os.environ, source="the demo")
+        loaded = loader.parse(text, os.environ, source="the demo", replayed=True)
     elif path is None:
-        loaded = loader.parse("", os.environ, source="the defaults")
+        loaded = loader.parse("", os.environ, source="the defaults", replayed=_replayed(arguments))
     else:
-        loaded = loader.load(path, os.environ)
+        loaded = loader.load(path, os.environ, replayed=_replayed(arguments))
     if arguments.shard is not None:
         loaded = sharding.sharded(loaded, arguments.shard)
     changes = {"level": arguments.log_level, "format": arguments.log_format}
     changes = {name: value for name, value in changes.items() if value is not None}
     return dataclasses.replace(loaded, logging=dataclasses.replace(loaded.logging, **changes))
+
+
+def _replayed(arguments: argparse.Namespace) -> str:
+    """Describe the recordings to replay instead of subscribing, or return an empty string."""
+    if arguments.demo:
+        return "the packaged recording"
+    return ", ".join(map(yaml_nodes.file_name, arguments.replay or ()))
 
 
 def _playback(arguments: argparse.Namespace) -> "Playback | None":
@@ -376,7 +383,10 @@ def _check_replay(arguments: argparse.Namespace) -> str:
     playback = _playback(arguments)
     if not playback or not arguments.replay:
         return ""
-    return "".join(f"# Recording {one.path}: {one.summary()}.\n" for one in playback.recordings)
+    return "".join(
+        f"# Recording {recording.path}: {recording.summary()}.\n"
+        for recording in playback.recordings
+    )
 
 
 def _check_web(path: str) -> str:

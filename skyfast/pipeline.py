@@ -33,7 +33,7 @@ from skyfast.web.status import StatusSource
 from skyfast.web.top import Ranking
 
 NAMES_WAIT_S = 5.0
-"""Maximum time the subscriptions wait for the topology's first answer, if labels need it."""
+"""Maximum time the subscriptions wait for the topology's first response, if labels need it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Shared:
 class Parts:
     """The parts of one configuration, which a reload replaces together.
 
-    ``filtered`` counts dropped flows by rule; it has exactly the rules of the configuration.
+    ``filtered`` counts dropped flows by rule, for exactly the rules of the configuration.
     """
 
     config: Config
@@ -107,7 +107,7 @@ class Parts:
             stats.topology.names = NameStats()
 
     async def wait_for_names(self) -> None:
-        """Wait up to `NAMES_WAIT_S` for the topology's first answer, if labels need it.
+        """Wait up to `NAMES_WAIT_S` for the topology's first response, if labels need it.
 
         Labels of a flow that arrives before its names would change immediately.
         """

@@ -72,8 +72,8 @@ RECONNECT_REASONS = (
 
 HTTP 401, 403, 409 and 426 are ``unauthorized``, ``forbidden``, ``conflict`` and ``upgrade``;
 any other response without an upgrade is ``handshake``. ``timeout``: the connection stopped
-answering pings. ``silent``: it answers pings but delivers no messages. ``overload``: dropped by the
-analyzer, because skyfast read too slowly.
+responding to pings. ``silent``: it responds to pings but delivers no messages. ``overload``:
+dropped by the analyzer, because skyfast read too slowly.
 """
 
 TOPOLOGY_ERRORS = (
@@ -298,8 +298,8 @@ class Stats:
     ``flows_filtered`` counts dropped flows by the name of the filter rule; the code that creates
     the rules adds the names. ``values_skipped`` counts the values skipped by earlier tables, by
     field, such as ``Metric.RTT``. ``max_connections``, ``max_flows`` and ``flow_memory_s`` are the
-    table's limits. ``clock_held`` is 1 while the table's clock is paused, and ``clock_held_s`` is
-    the total time for which it was paused.
+    table's limits. ``clock_held`` is 1 while the table's clock is held, and ``clock_held_s`` is
+    the total time for which it was held.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
@@ -373,6 +373,6 @@ class TableCounts(Protocol):
     def finished(self) -> Mapping[str, int]: ...
 
 
-def sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+def sums(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
     """Return the sums of two mappings of counters, by key."""
-    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
+    return {key: first.get(key, 0) + second.get(key, 0) for key in {**first, **second}}

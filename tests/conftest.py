@@ -1,6 +1,6 @@
-"""Before any test: which build of the compiled core they are for, and what Hypothesis asks.
+"""Select the build of the compiled core under test, and configure Hypothesis.
 
-In CI that is the same each time, for a failure there must repeat elsewhere.
+In CI, Hypothesis is deterministic, so that a failure there can be reproduced elsewhere.
 """
 
 import logging
@@ -28,12 +28,12 @@ if "CI" in os.environ:
 
 
 @pytest.fixture(autouse=True)
-def _level_of_the_log() -> Iterator[None]:
-    """Give the log back its level, which a reload within this process changes."""
-    ours = logging.getLogger("skyfast")
-    level = ours.level
+def _restore_log_level() -> Iterator[None]:
+    """Restore the log level after the test: a reload in this process changes it."""
+    logger = logging.getLogger("skyfast")
+    level = logger.level
     yield
-    ours.setLevel(level)
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final, Literal
 
+from skyfast.config.loader import uses_default_analyzer
 from skyfast.config.model import Config, TableLimits
 from skyfast.flows.catalog import (
     DIRECTION,
@@ -84,6 +85,9 @@ def _lines(config: Config) -> Iterator[str]:
             f"Warning: {where}: traffic captured at several interfaces is counted several times;"
             " set deduplicate: first or add the label node_tid."
         )
+    if uses_default_analyzer(config):
+        default = config.subscriber.endpoints[0].name
+        yield f"No analyzers are configured: skyfast subscribes to {default}."
 
 
 def _names(export: ExportSelection) -> Iterator[str]:

@@ -8,7 +8,7 @@ from skyfast.config.yaml_nodes import (
     HIDDEN,
     MAX_PROBLEMS,
     ConfigError,
-    Node,
+    YamlNode,
     YamlValue,
     describe,
     describe_path,
@@ -55,14 +55,14 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
 
 
 @contextmanager
-def error_context(node: Node, name: str = "") -> Iterator[None]:
+def error_context(node: YamlNode, name: str = "") -> Iterator[None]:
     """Add the line of ``node`` and the path ``name`` to errors raised in this block."""
     try:
         yield
     except InvalidValue as error:
-        for each in error.all():
-            each.name = join(name, each.name) if each.name else name
-            each.line = each.line or node.line
+        for nested in error.all():
+            nested.name = join(name, nested.name) if nested.name else name
+            nested.line = nested.line or node.line
         raise
 
 
@@ -102,9 +102,10 @@ class Origin:
         self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[tuple[int | None, str]]:
         """Yield line and message of each error at ``path``; ``hides`` selects values to redact."""
-        for each in error.all():
-            origin = self.part(each.line)
-            yield origin.line, f"{origin}: {each.message(path, hidden=hides(each.value))}"
+        for nested in error.all():
+            origin = self.part(nested.line)
+            message = nested.message(path, hidden=hides(nested.value))
+            yield origin.line, f"{origin}: {message}"
 
     def error(
         self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
@@ -113,7 +114,7 @@ class Origin:
         return ConfigError(*(text for _, text in self.problems(error, path, hides=hides)))
 
     @contextmanager
-    def refusing(
+    def errors_at(
         self, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[None]:
         """Convert an `InvalidValue` raised in this block to a `ConfigError` for ``path``."""
@@ -128,7 +129,7 @@ class Problems:
 
     def __init__(self) -> None:
         """Start without errors."""
-        self._found: list[InvalidValue] = []
+        self._errors: list[InvalidValue] = []
 
     def __enter__(self) -> None:
         """Start a block that may raise `InvalidValue`."""
@@ -137,14 +138,14 @@ class Problems:
         """Collect an `InvalidValue` and continue after the block."""
         if not isinstance(error, InvalidValue):
             return False
-        self._found.append(error)
-        if len(self._found) > MAX_PROBLEMS:
+        self._errors.append(error)
+        if len(self._errors) > MAX_PROBLEMS:
             self.check()
         return True
 
     def check(self) -> None:
         """Raise the collected errors, if any."""
-        if self._found:
-            first, *others = self._found
+        if self._errors:
+            first, *others = self._errors
             first.others += others
             raise first

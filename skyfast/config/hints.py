@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
-from skyfast.config.yaml_nodes import Node, YamlValue, join
+from skyfast.config.yaml_nodes import YamlNode, YamlValue, join
 
 MAX_SUGGESTIONS: Final = 3
 """Maximum number of keys of one name in a message; if there are more, it lists none."""
@@ -56,8 +56,8 @@ class KnownKeys:
         parent, _, name = path.rpartition(".")
         if near := difflib.get_close_matches(name, self.children(parent), 1, cutoff):
             return (join(parent, near[0]),)
-        if found := self._elsewhere(name, value):
-            return found
+        if paths := self._elsewhere(name, value):
+            return paths
         if section := self.section_of(value):
             return (section,)
         near = difflib.get_close_matches(name, self._by_name, 1, CLOSE)
@@ -65,8 +65,8 @@ class KnownKeys:
 
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
         """Return the paths with this name that can have such a value."""
-        found = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
-        return found if len(found) <= MAX_SUGGESTIONS else ()
+        paths = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
+        return paths if len(paths) <= MAX_SUGGESTIONS else ()
 
     def _fits(self, path: str, value: YamlValue) -> bool:
         if path in self.sections:
@@ -82,28 +82,32 @@ class KnownKeys:
             return ""
         counts: dict[str, int] = defaultdict(int)
         for name, node in value.items():
-            found = self._elsewhere(name.lower(), node.value)
-            if len(found) == 1:
-                counts[found[0].rpartition(".")[0]] += 1
+            paths = self._elsewhere(name.lower(), node.value)
+            if len(paths) == 1:
+                counts[paths[0].rpartition(".")[0]] += 1
         section = max(counts, key=counts.__getitem__, default="")
         # One match out of two can be coincidence.
         needed = max(len(value) / 2, min(len(value), 2))
         return section if section and counts[section] >= needed else ""
 
-    def misplaced(self, path: str, nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node, str]]:
+    def misplaced(
+        self, path: str, nodes: Mapping[str, YamlNode]
+    ) -> Iterator[tuple[str, YamlNode, str]]:
         """Yield known sections below an unknown one: path, node and known path.
 
         Each mapping is visited once, even if it has aliases.
         """
         seen: set[int] = set()
 
-        def descend(path: str, nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node, str]]:
+        def descend(
+            path: str, nodes: Mapping[str, YamlNode]
+        ) -> Iterator[tuple[str, YamlNode, str]]:
             for name, node in nodes.items():
                 if not isinstance(node.value, dict) or id(node.value) in seen:
                     continue
                 seen.add(id(node.value))
                 below = join(path, name.lower())
-                named = [each for each in self._elsewhere(name.lower(), node.value) if node.value]
+                named = self._elsewhere(name.lower(), node.value) if node.value else ()
                 known = named[0] if len(named) == 1 and self._has_some(named[0], node.value) else ""
                 if known := known or self.section_of(node.value):
                     yield below, node, known
@@ -112,7 +116,7 @@ class KnownKeys:
 
         yield from descend(path, nodes)
 
-    def _has_some(self, section: str, nodes: Mapping[str, Node]) -> bool:
+    def _has_some(self, section: str, nodes: Mapping[str, YamlNode]) -> bool:
         return any(name.lower() in self._children.get(section, ()) for name in nodes)
 
 
@@ -130,13 +134,15 @@ def similar_variable(
     and ``prefix`` is the prefix of all. The comparison ignores the longest section that ``name``
     starts with. A name that is the end of exactly one known variable matches it.
     """
-    begins = max((each for each in sections if name.startswith(each)), key=len, default="")
+    begins = max((section for section in sections if name.startswith(section)), key=len, default="")
     end = name.removeprefix(prefix)
     if not begins and len(end) >= MIN_END:
-        ends = [each for each in known if each.endswith(f"_{end}")]
+        ends = [variable for variable in known if variable.endswith(f"_{end}")]
         if len(ends) == 1:
             return ends[0]
-    rests = {each.removeprefix(begins): each for each in known if each.startswith(begins)}
+    rests = {
+        variable.removeprefix(begins): variable for variable in known if variable.startswith(begins)
+    }
     cutoff = SIMILAR if begins.count("_") > 1 else CLOSE
     near = difflib.get_close_matches(name.removeprefix(begins), rests, 1, cutoff)
     return rests[near[0]] if near else ""

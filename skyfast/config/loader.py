@@ -52,7 +52,7 @@ from skyfast.config.schema import (
 )
 from skyfast.config.yaml_nodes import (
     ConfigError,
-    Node,
+    YamlNode,
     YamlValue,
     compose,
     describe_path,
@@ -70,35 +70,39 @@ MAX_MISPLACED = 20
 """Maximum number of sections below one unknown key for which a note is logged."""
 
 
-def load(path: str, environ: Mapping[str, str]) -> Config:
+def load(path: str, environ: Mapping[str, str], *, replayed: str = "") -> Config:
     """Read the file at ``path``, or standard input if that is ``-``.
+
+    ``replayed`` describes the recordings that replace the analyzers, if any.
 
     Raises:
         ConfigError: The file cannot be read, or the file or the environment is invalid.
 
     """
-    return parse(read_file(path), environ, source=path)
+    return parse(read_file(path), environ, source=path, replayed=replayed)
 
 
-def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
+def parse(text: str, environ: Mapping[str, str], *, source: str, replayed: str = "") -> Config:
     """Parse the YAML ``text``; ``source`` is the path that it was read from.
+
+    ``replayed`` describes the recordings that replace the analyzers, if any.
 
     Raises:
         ConfigError: The text or the environment is invalid.
 
     """
     file = file_name(source)
-    problems = _Problems()
-    found, unknown = _collect(compose(text, file=file), file=file, problems=problems)
-    notes = _check_unknown(unknown, file=file, none_known=not found, problems=problems)
+    problems = _SortedProblems()
+    values, unknown_keys = _collect(compose(text, file=file), file=file, problems=problems)
+    notes = _check_unknown(unknown_keys, file=file, none_known=not values, problems=problems)
     notes += _check_variables(environ)
     for key in SCHEMA.values():
         if key.env and environ.get(key.env):
             origin = Origin(f"environment variable {key.env}")
-            found[key.path] = _Found(origin, environ[key.env])
-    settings = _Settings(found, problems)
+            values[key.path] = _SetValue(origin, environ[key.env])
+    settings = _Settings(values, problems)
     problems.check()
-    return _build(settings, source=source, notes=notes, problems=problems)
+    return _build(settings, source=source, notes=notes, problems=problems, replayed=replayed)
 
 
 def dump(config: Config) -> str:
@@ -115,7 +119,14 @@ def dump(config: Config) -> str:
         for section in sections:
             branch = branch.setdefault(section, {})
         branch[name] = key.show(config)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    head = f"# Replaying {config.replayed} instead of subscribing.\n" if config.replayed else ""
+    return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def uses_default_analyzer(config: Config) -> bool:
+    """Return whether skyfast subscribes to its default because no analyzer is configured."""
+    keys = (schema.ANALYZERS, schema.URL, schema.URLS)
+    return not config.replayed and not any(key.path in config.given for key in keys)
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
@@ -134,21 +145,21 @@ def _compared(key: "Key[Any]", config: Config) -> object:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _SetValue:
     """A value and where it is set."""
 
     origin: Origin
     value: YamlValue
 
 
-class _Problems:
+class _SortedProblems:
     """Errors in the order of their lines, then errors without a line."""
 
     def __init__(self) -> None:
-        self._found: list[tuple[float, str]] = []
+        self._errors: list[tuple[float, str]] = []
 
     def add(self, text: str, line: int | None = None) -> None:
-        self._found.append((math.inf if line is None else line, text))
+        self._errors.append((math.inf if line is None else line, text))
 
     def __enter__(self) -> None:
         """Start a block that may raise `ConfigError`."""
@@ -163,32 +174,33 @@ class _Problems:
 
     def check(self) -> None:
         """Raise the collected errors, if any."""
-        if self._found:
-            raise ConfigError(*(text for _, text in sorted(self._found, key=lambda each: each[0])))
+        if self._errors:
+            self._errors.sort(key=lambda error: error[0])
+            raise ConfigError(*(text for _, text in self._errors))
 
 
 def _collect(
-    nodes: dict[str, Node], *, file: str, problems: _Problems
-) -> tuple[dict[str, _Found], dict[str, Node]]:
+    nodes: dict[str, YamlNode], *, file: str, problems: _SortedProblems
+) -> tuple[dict[str, _SetValue], dict[str, YamlNode]]:
     """Return the values of known keys and the nodes of unknown keys, both by path.
 
     As in viper, a key with dots is a path: ``pipeline.store: {…}`` works.
     """
-    found: dict[str, _Found] = {}
-    unknown: dict[str, Node] = {}
+    values: dict[str, _SetValue] = {}
+    unknown_keys: dict[str, YamlNode] = {}
 
-    def descend(nodes: dict[str, Node], parent: str) -> None:
+    def descend(nodes: dict[str, YamlNode], parent: str) -> None:
         for name, node in nodes.items():
             path = join(parent, name.lower())
             origin = Origin(file, node.line)
-            if path in found:
-                first = found[path].origin.line
+            if path in values:
+                first = values[path].origin.line
                 text = f"{origin}: {path}: is already set on line {first}"
                 problems.add(text, node.line)
             elif path in SCHEMA:
-                found[path] = _Found(origin, node.value)
+                values[path] = _SetValue(origin, node.value)
             elif path not in KNOWN.sections:
-                unknown[path] = node
+                unknown_keys[path] = node
             elif isinstance(node.value, dict):
                 descend(node.value, path)
             elif node.value is not None:
@@ -197,11 +209,11 @@ def _collect(
                 problems.add(text, node.line)
 
     descend(nodes, "")
-    return found, unknown
+    return values, unknown_keys
 
 
 def _check_unknown(
-    unknown: Mapping[str, Node], *, file: str, none_known: bool, problems: _Problems
+    unknown_keys: Mapping[str, YamlNode], *, file: str, none_known: bool, problems: _SortedProblems
 ) -> list[Note]:
     """Report unknown keys: as errors in the sections of skyfast, and as notes elsewhere.
 
@@ -209,7 +221,7 @@ def _check_unknown(
     """
     notes = []
     ignored = []
-    for path, node in unknown.items():
+    for path, node in unknown_keys.items():
         origin = f"{Origin(file, node.line)}: {describe_path(path)}"
         if f"{path}.".startswith(SECTIONS_OF_GO_CORE):
             text = f"{origin} is ignored: not supported by skyfast"
@@ -234,14 +246,14 @@ def _check_unknown(
     return notes
 
 
-def _probable_keys(path: str, node: Node) -> list[tuple[str, int, str]]:
+def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
     """Return path, line and probable meaning of an unknown key or of sections below it."""
     if near := KNOWN.suggest(path, node.value, cutoff=hints.CLOSE):
         return [(path, node.line, " or ".join(near))]
     if not isinstance(node.value, dict):
         return []
-    found = islice(KNOWN.misplaced(path, node.value), MAX_MISPLACED)
-    return [(below, each.line, known) for below, each, known in found]
+    misplaced = islice(KNOWN.misplaced(path, node.value), MAX_MISPLACED)
+    return [(below, section.line, known) for below, section, known in misplaced]
 
 
 def _advice(path: str, value: YamlValue) -> str:
@@ -262,7 +274,7 @@ def _check_variables(environ: Mapping[str, str]) -> list[Note]:
         for key in SCHEMA.values()
         if not key.env
     }
-    sections = [hints.variable(f"{each}.", prefix=ENV_PREFIX) for each in KNOWN.sections]
+    sections = [hints.variable(f"{section}.", prefix=ENV_PREFIX) for section in KNOWN.sections]
     for name in sorted(environ):
         if not name.startswith(ENV_PREFIX) or name in known or not environ[name]:
             continue
@@ -286,25 +298,25 @@ def _check_variables(environ: Mapping[str, str]) -> list[Note]:
 
 
 def _variables(sections: Sequence[str]) -> tuple[str, ...]:
-    return tuple(hints.variable(each, prefix=ENV_PREFIX) for each in sections)
+    return tuple(hints.variable(section, prefix=ENV_PREFIX) for section in sections)
 
 
 class _Settings:
     """The values of the keys, each checked on its own."""
 
-    def __init__(self, found: Mapping[str, _Found], problems: _Problems) -> None:
+    def __init__(self, values: Mapping[str, _SetValue], problems: _SortedProblems) -> None:
         """Check every value. Invalid keys are added to ``problems`` and get their defaults."""
-        self._found = {
-            path: each for path, each in found.items() if _is_set(SCHEMA[path], each.value)
+        self._set_values = {
+            path: value for path, value in values.items() if _is_set(SCHEMA[path], value.value)
         }
         self._values = {
-            path: _value(key, self._found.get(path), problems) for path, key in SCHEMA.items()
+            path: _value(key, self._set_values.get(path), problems) for path, key in SCHEMA.items()
         }
 
     @property
     def given(self) -> frozenset[str]:
         """The paths of the keys that are set."""
-        return frozenset(self._found)
+        return frozenset(self._set_values)
 
     def __call__(self, key: Key[T]) -> T:
         value: T = self._values[key.path]
@@ -312,8 +324,8 @@ class _Settings:
 
     def is_set(self, key: Key[Any], *place: str | int) -> bool:
         """Return whether there is a node at ``place`` below the key."""
-        found = self._found.get(key.path)
-        return found is not None and len(_nodes_along(found.value, place)) == len(place)
+        value = self._set_values.get(key.path)
+        return value is not None and len(_nodes_along(value.value, place)) == len(place)
 
     def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
         """Return an error about a value that conflicts with others.
@@ -321,44 +333,47 @@ class _Settings:
         ``place`` is the path below the key: list positions and mapping keys, which may go deeper
         than the file.
         """
-        found = self._found[key.path]
-        way = _nodes_along(found.value, place)
-        path = ".".join([key.path, *(each for each in place[: len(way)] if isinstance(each, str))])
-        if way:
-            return found.origin.error(InvalidValue(problem, way[-1].value, line=way[-1].line), path)
-        return found.origin.error(InvalidValue(problem, found.value), path)
+        value = self._set_values[key.path]
+        nodes = _nodes_along(value.value, place)
+        names = [name for name in place[: len(nodes)] if isinstance(name, str)]
+        path = ".".join([key.path, *names])
+        if nodes:
+            error = InvalidValue(problem, nodes[-1].value, line=nodes[-1].line)
+        else:
+            error = InvalidValue(problem, value.value)
+        return value.origin.error(error, path)
 
 
 def _is_set(key: Key[Any], value: YamlValue) -> bool:
     return value not in (None, "") and (value != [] or key.can_be_empty)
 
 
-def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[Node]:
+def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[YamlNode]:
     """Return the nodes on the path to ``place`` that exist."""
-    way: list[Node] = []
-    for each in place:
-        if isinstance(value, list) and isinstance(each, int) and each < len(value):
-            way.append(value[each])
-        elif isinstance(value, dict) and (node := _below(value, each)):
-            way.append(node)
+    nodes: list[YamlNode] = []
+    for step in place:
+        if isinstance(value, list) and isinstance(step, int) and step < len(value):
+            nodes.append(value[step])
+        elif isinstance(value, dict) and (node := _below(value, step)):
+            nodes.append(node)
         else:
             break
-        value = way[-1].value
-    return way
+        value = nodes[-1].value
+    return nodes
 
 
-def _below(nodes: Mapping[str, Node], name: str | int) -> Node | None:
+def _below(nodes: Mapping[str, YamlNode], name: str | int) -> YamlNode | None:
     return next((node for key, node in nodes.items() if key.lower() == name), None)
 
 
-def _value(key: Key[T], found: _Found | None, problems: _Problems) -> T:
-    if found is None:
+def _value(key: Key[T], value: _SetValue | None, problems: _SortedProblems) -> T:
+    if value is None:
         return key.default
     try:
-        return key.parse(found.value)
+        return key.parse(value.value)
     except InvalidValue as error:
         hides = hide_scalars if key.secret else hide_nothing
-        for line, text in found.origin.problems(error, key.path, hides=hides):
+        for line, text in value.origin.problems(error, key.path, hides=hides):
             problems.add(text, line)
         return key.default
 
@@ -394,13 +409,13 @@ def _resolve_endpoints(
                 )
             )
     endpoints: dict[object, Endpoint] = {}
-    for each in urls:
+    for url in urls:
         # A name is not compared with its addresses: no DNS lookup is made here.
-        identity = (each.follows_dns, each.identity)
+        identity = (url.follows_dns, url.identity)
         if identity in endpoints:
-            text = f"{each.name} is listed more than once; subscribing once"
+            text = f"{url.name} is listed more than once; subscribing once"
             notes.append(Note(level=logging.WARNING, text=text))
-        endpoints.setdefault(identity, each)
+        endpoints.setdefault(identity, url)
     return tuple(dict.fromkeys(map(str, analyzers))), tuple(endpoints.values())
 
 
@@ -418,8 +433,12 @@ def _urls(
         return (url,)
     return tuple(
         # Keep the spelling of the URL's host: a certificate may contain it.
-        replace(url, host=url.host if each.identity == own else each.host, port=each.port)
-        for each in analyzers
+        replace(
+            url,
+            host=url.host if analyzer.identity == own else analyzer.host,
+            port=analyzer.port,
+        )
+        for analyzer in analyzers
     )
 
 
@@ -443,8 +462,10 @@ def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
 
 def _view_error(get: _Settings, error: views.ViewError) -> ConfigError:
     """Return the error for an entry in the file rather than for a default entry."""
-    ways = [_key_and_place(place, error.view) for place in error.places]
-    key, place = next((way for way in ways if get.is_set(way[0], *way[1])), ways[0])
+    candidates = [_key_and_place(place, error.view) for place in error.places]
+    key, place = next(
+        ((key, place) for key, place in candidates if get.is_set(key, *place)), candidates[0]
+    )
     if error.other is not None and not get.is_set(key):
         return _view_error(get, error.other)
     return get.error(key, error.problem, *place)
@@ -499,7 +520,14 @@ def _connection_timeout_s(get: _Settings) -> float:
     return get(schema.CONNECTION_TIMEOUT) or schema.CONNECTION_TIMEOUT.default
 
 
-def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problems) -> Config:
+def _build(
+    get: _Settings,
+    *,
+    source: str,
+    notes: list[Note],
+    problems: _SortedProblems,
+    replayed: str,
+) -> Config:
     with problems:
         tls = _tls(get)
     with problems:
@@ -507,7 +535,10 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problem
     with problems:
         filter_ = _filter(get)
     problems.check()
-    analyzers, endpoints = _resolve_endpoints(get, notes, secure=bool(tls.client_cert))
+    analyzers: tuple[str, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    if not replayed:
+        analyzers, endpoints = _resolve_endpoints(get, notes, secure=bool(tls.client_cert))
     return Config(
         source=source,
         host_id=get(schema.HOST_ID) or socket.gethostname(),
@@ -523,8 +554,8 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problem
         ),
         classify=Classify(cluster_net_masks=get(schema.NET_MASKS)),
         filter=filter_,
-        export=_export(get, main.choice, tuple(each.choice for each in others)),
-        limits=_limits(get, tuple(each.timeout_s for each in others)),
+        export=_export(get, main.choice, tuple(view.choice for view in others)),
+        limits=_limits(get, tuple(view.timeout_s for view in others)),
         topology=Topology(interfaces_interval_s=get(schema.INTERFACES_INTERVAL)),
         web=Web(
             listen_address=get(schema.LISTEN_ADDRESS),
@@ -540,4 +571,5 @@ def _build(get: _Settings, *, source: str, notes: list[Note], problems: _Problem
         logging=Logging(level=get(schema.LEVEL), format=get(schema.LOG_FORMAT)),
         notes=tuple(notes),
         given=get.given,
+        replayed=replayed,
     )

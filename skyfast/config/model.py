@@ -115,7 +115,8 @@ class Config:
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
     ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
     ``shard`` comes from the command line. ``given`` are the paths of the keys that the file or a
-    variable sets.
+    variable sets. ``replayed`` describes the recordings that replace the analyzers, if any:
+    ``analyzers`` is then empty, and so is ``subscriber.endpoints`` until the replay starts.
     """
 
     source: str
@@ -135,3 +136,4 @@ class Config:
     notes: tuple[Note, ...]
     shard: Shard = ALONE
     given: frozenset[str] = field(default=frozenset(), compare=False)
+    replayed: str = ""

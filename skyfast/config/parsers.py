@@ -22,7 +22,7 @@ from skyfast.config.endpoint import (
     parse_url,
 )
 from skyfast.config.errors import InvalidValue, Problems, error_context
-from skyfast.config.yaml_nodes import BOOLS, Node, YamlValue
+from skyfast.config.yaml_nodes import BOOLS, YamlNode, YamlValue
 from skyfast.flows.selection import Network
 
 S = TypeVar("S", bound=str)
@@ -103,7 +103,7 @@ def integer(least: int, most: int) -> Callable[[YamlValue], int]:
     def parse(value: YamlValue) -> int:
         number = to_number(value)
         if not (least <= number <= most and number.is_integer()):
-            raise InvalidValue(f"is not a whole number from {least} to {most}", value)
+            raise InvalidValue(f"is not an integer from {least} to {most}", value)
         return int(number)
 
     return parse
@@ -195,7 +195,7 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
     return parse
 
 
-def _entry(item: Callable[[YamlValue], T], node: Node) -> T:
+def _entry(item: Callable[[YamlValue], T], node: YamlNode) -> T:
     with error_context(node):
         return item(node.value)
 
@@ -213,8 +213,8 @@ def unique_list_of(
         if not parsed:
             raise InvalidValue(f"contains no {kind}", value)
         _check_count(parsed, value, most)
-        for i, each in enumerate(parsed):
-            if each in parsed[:i]:
+        for i, entry in enumerate(parsed):
+            if entry in parsed[:i]:
                 node = value[i] if isinstance(value, list) else None
                 raise InvalidValue(
                     f"repeats a {kind}",
@@ -248,7 +248,7 @@ def _check_count(entries: Sequence[object], value: YamlValue, most: int) -> None
 
 def mapping_of(
     value: YamlValue, *, known: Collection[str], required: Collection[str] = (), what: str
-) -> dict[str, Node]:
+) -> dict[str, YamlNode]:
     """Accept a mapping with these keys; return the nodes by key in lower case.
 
     Keys with a null value are left out.
@@ -271,7 +271,10 @@ def mapping_of(
 
 
 def entry_of(
-    nodes: Mapping[str, Node], name: str, parse: Callable[[YamlValue], T], default: T | None = None
+    nodes: Mapping[str, YamlNode],
+    name: str,
+    parse: Callable[[YamlValue], T],
+    default: T | None = None,
 ) -> T:
     """Return a parsed entry of a mapping, or the default if it is missing or empty."""
     if name not in nodes or (default is not None and nodes[name].value in ("", [])):
@@ -283,7 +286,7 @@ def entry_of(
 class Entries:
     """The entries of a mapping; `check` raises the errors of all of them together."""
 
-    def __init__(self, nodes: Mapping[str, Node]) -> None:
+    def __init__(self, nodes: Mapping[str, YamlNode]) -> None:
         self._nodes = nodes
         self._problems = Problems()
 

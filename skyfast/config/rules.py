@@ -41,6 +41,10 @@ _RULE_FIELDS: Mapping[str, FieldPath | None] = {
 }
 """The fields of conditions: fields of a flow, and labels made from them; None is the tag."""
 
+_EXPECTED = (
+    f"expected one of {', '.join(name for name in _RULE_FIELDS if name not in PATHS)},"
+    " or a field of a flow such as Metric.ABBytes"
+)
 _WRITTEN = {name.lower(): name for name in _RULE_FIELDS}
 _ENUMERATIONS: Mapping[FieldPath, tuple[str, ...]] = {
     ("Link", "Protocol"): ("ETHERNET",),
@@ -97,10 +101,11 @@ def _to_rule_name(value: YamlValue) -> str:
 def _to_field_condition(key: str, value: YamlValue) -> Condition:
     field = _WRITTEN.get(key.lower())
     if field is None and key.lower() in LABELS_BY_NAME:
-        raise InvalidValue("cannot be a condition: it is not part of a flow", shown=False)
+        problem = f"unknown condition: the label is not part of a flow; {_EXPECTED}"
+        raise InvalidValue(problem, shown=False)
     if field is None:
-        advice = suggestion(key, _RULE_FIELDS, otherwise="it is neither a label nor a field")
-        raise InvalidValue(f"cannot be a condition; {advice}", shown=False)
+        advice = suggestion(key, _RULE_FIELDS, otherwise=_EXPECTED)
+        raise InvalidValue(f"unknown condition; {advice}", shown=False)
     return _to_condition(field, value, known=("not", "regex"))
 
 
@@ -136,12 +141,12 @@ def _to_values(field: str, path: FieldPath | None, value: YamlValue) -> Conditio
     if value == []:
         raise InvalidValue("contains no value", value)
     if isinstance(value, list):
-        found = bounded_list_of(to_entry, "values", most=MAX_ENTRIES)(value)
+        entries = bounded_list_of(to_entry, "values", most=MAX_ENTRIES)(value)
     else:
-        found = (to_entry(value),)
-    ranges = tuple(each for each in found if isinstance(each, tuple))
-    values = frozenset(each for each in found if isinstance(each, str | int))
-    networks = tuple(each for each in found if not isinstance(each, str | int | tuple))
+        entries = (to_entry(value),)
+    ranges = tuple(entry for entry in entries if isinstance(entry, tuple))
+    values = frozenset(entry for entry in entries if isinstance(entry, str | int))
+    networks = tuple(entry for entry in entries if not isinstance(entry, str | int | tuple))
     return Condition(field=field, path=path, values=values, ranges=ranges, networks=networks)
 
 
@@ -173,7 +178,7 @@ def _to_range(path: FieldPath, value: YamlValue) -> int | tuple[int, int]:
     if match and first > last:
         raise InvalidValue("is a range that ends before it begins", value)
     if first > last or last > most:
-        problem = f"is neither a whole number from 0 to {most} nor a range such as 8000-8999"
+        problem = f"is neither an integer from 0 to {most} nor a range such as 8000-8999"
         raise InvalidValue(problem, value)
     return (first, last) if match and match[2] else first
 
@@ -181,7 +186,8 @@ def _to_range(path: FieldPath, value: YamlValue) -> int | tuple[int, int]:
 def show_rules(rules: Sequence[Rule]) -> list[object]:
     """Return the value that `to_rules` converts to ``rules``."""
     return [
-        {"name": rule.name, **{each.field: _show_condition(each) for each in rule.conditions}}
+        {"name": rule.name}
+        | {condition.field: _show_condition(condition) for condition in rule.conditions}
         for rule in rules
     ]
 

@@ -132,7 +132,7 @@ URLS: Key[tuple[Endpoint, ...]] = _key(
     "pipeline.subscriber.urls",
     list_of(to_url),
     (),
-    lambda c: [each.redacted for each in c.subscriber.endpoints],
+    lambda c: [endpoint.redacted for endpoint in c.subscriber.endpoints],
 )
 CAPTURE_ID = _key(
     "pipeline.subscriber.capture_id", parse_str, "", lambda c: c.subscriber.capture_id

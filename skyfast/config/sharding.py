@@ -54,14 +54,15 @@ def _overlaps(config: Config) -> Iterator[str]:
     """Yield warnings about series that several shards export."""
     if not _tells_apart(config.export.main, config):
         yield (
-            "several shards export the same connections, each with part of their values:"
-            " the labels do not include both addresses, both ports and the protocol unchanged"
+            "shards overlap: several of them export the same connections, each with a part of the"
+            " values; the labels must include both addresses, both ports and the protocol,"
+            " without rewrite"
         )
     views = [view.prefix for view in config.export.views if not _tells_apart(view, config)]
     if views:
         yield (
-            f"several shards export the same series of {', '.join(views)}, each with part"
-            " of their values: sum them"
+            f"shards overlap in {', '.join(views)}: several of them export the same series, each"
+            " with a part of the values; sum over the shards"
         )
 
 

@@ -58,7 +58,7 @@ DEFAULT_VIEWS = (
         )
     ),
 )
-"""The views in addition to the main one by default: few and therefore long-lived series."""
+"""The default views besides the main one. They have few series, which therefore live long."""
 
 
 def _to_view(value: YamlValue) -> ViewEntry:
@@ -140,14 +140,8 @@ def _resolve_view(
 ) -> ViewEntry:
     view = entry.choice
     split = view.direction == "split"
-    names: list[str] = []
-    labels: list[LabelSpec] = []
-    for i, entry_label in enumerate(view.labels):
-        for label in for_each_end(entry_label):
-            if label.name in names:
-                raise ViewError(_taken(label, entry_label), number, ("labels", i, "name"))
-            names.append(label.name)
-            labels.append(label)
+    labels = _labels(view, number)
+    names = [label.name for label in labels]
     if DIRECTION in names and not split:
         raise ViewError(
             f"cannot be a label with {DIRECTION}: sum",
@@ -175,10 +169,18 @@ def _resolve_view(
     return ViewEntry(choice=replace(view, labels=tuple(labels)), timeout_s=timeout_s)
 
 
-def _taken(label: LabelSpec, entry: LabelSpec) -> str:
-    if label == entry:
-        return "is already the name of another label"
-    return f"adds the label {label.name}, which already exists"
+def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
+    """Return the labels that the entries of a view add; their names must be different."""
+    labels: dict[str, LabelSpec] = {}
+    for i, entry in enumerate(view.labels):
+        for label in for_each_end(entry):
+            if label.name in labels:
+                problem = "is already the name of another label"
+                if label != entry:
+                    problem = f"adds the label {label.name}, which already exists"
+                raise ViewError(problem, number, ("labels", i, "name"))
+            labels[label.name] = label
+    return list(labels.values())
 
 
 def _check_names(views: Sequence[ViewSpec], *, naming: str) -> None:
@@ -191,16 +193,16 @@ def _check_names(views: Sequence[ViewSpec], *, naming: str) -> None:
                     problem = (
                         f"creates the family {family.name}, but the prefix {prefix} is reserved"
                     )
-                    raise _wrong_metric(problem, number, i)
+                    raise _metric_error(problem, number, i)
             for name in family.reserved_names:
                 if name in taken:
-                    first, its_view, at = taken[name]
+                    first, its_view, its_number = taken[name]
                     other = _clash(first, family.name)
-                    raise _wrong_metric(
+                    raise _metric_error(
                         _clash(family.name, first),
                         number,
                         i,
-                        other=_wrong_metric(other, its_view, at),
+                        other=_metric_error(other, its_view, its_number),
                     )
             taken |= dict.fromkeys(family.reserved_names, (family.name, number, i))
 
@@ -210,7 +212,7 @@ def _clash(name: str, other: str) -> str:
     return f"creates the family {name}, {clash}"
 
 
-def _wrong_metric(problem: str, view: int, i: int, *, other: ViewError | None = None) -> ViewError:
+def _metric_error(problem: str, view: int, i: int, *, other: ViewError | None = None) -> ViewError:
     """Return an error about the family name of metric number ``i`` of a view."""
     places: tuple[KeyPath, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
     return ViewError(problem, view, *places, other=other)

@@ -45,14 +45,14 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class YamlNode:
     """A YAML value and its line, counted from 1; in a mapping, the line of the key."""
 
     value: "YamlValue"
     line: int
 
 
-YamlValue: TypeAlias = str | bool | list[Node] | dict[str, Node] | None
+YamlValue: TypeAlias = str | bool | list[YamlNode] | dict[str, YamlNode] | None
 """A YAML value: numbers and dates stay strings, and keys keep their case."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -106,7 +106,7 @@ def read_file(path: str) -> str:
         ) from None
 
 
-def compose(text: str, *, file: str) -> dict[str, Node]:
+def compose(text: str, *, file: str) -> dict[str, YamlNode]:
     """Return the top-level mapping of the YAML ``text``, empty for an empty file.
 
     Raises:
@@ -126,10 +126,10 @@ class _Composer:
     def __init__(self, text: str, *, file: str) -> None:
         self._text = text
         self._file = file
-        self._anchors: dict[str, Node] = {}
+        self._anchors: dict[str, YamlNode] = {}
         self._problems: list[str] = []
 
-    def document(self) -> dict[str, Node]:
+    def document(self) -> dict[str, YamlNode]:
         if match := _NOT_YAML.search(self._text):
             line = self._text.count("\n", 0, match.start()) + 1
             column = match.start() - self._text.rfind("\n", 0, match.start())
@@ -162,7 +162,7 @@ class _Composer:
         """Record an error after which parsing can continue."""
         self._problems.append(f"{self._file}: line {_line(event)}: {describe_path(path)}: {text}")
 
-    def _root(self, events: Iterator[Any]) -> Node | None:
+    def _root(self, events: Iterator[Any]) -> YamlNode | None:
         root = None
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent) and root is not None:
@@ -171,12 +171,12 @@ class _Composer:
                 root = self._node(event, events, "", 1)
         return root
 
-    def _node(self, event: Any, events: Iterator[Any], path: str, depth: int) -> Node:
+    def _node(self, event: Any, events: Iterator[Any], path: str, depth: int) -> YamlNode:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 # The name is not shown: an unquoted password can begin with an asterisk.
                 self._refuse(event, path, "this YAML alias (*) has no anchor above it")
-                return Node(None, _line(event))
+                return YamlNode(None, _line(event))
             return self._anchors[event.anchor]
         if event.tag not in _TAGS:
             # The tag is not shown either: an unquoted password can begin with an exclamation mark.
@@ -190,19 +190,19 @@ class _Composer:
             value = self._sequence(events, path, depth)
         else:
             value = self._mapping(events, path, depth)
-        node = Node(value, _line(event))
+        node = YamlNode(value, _line(event))
         if event.anchor is not None:
             self._anchors[event.anchor] = node
         return node
 
-    def _sequence(self, events: Iterator[Any], path: str, depth: int) -> list[Node]:
+    def _sequence(self, events: Iterator[Any], path: str, depth: int) -> list[YamlNode]:
         nodes = []
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             nodes.append(self._node(event, events, path, depth + 1))
         return nodes
 
-    def _mapping(self, events: Iterator[Any], path: str, depth: int) -> dict[str, Node]:
-        nodes: dict[str, Node] = {}
+    def _mapping(self, events: Iterator[Any], path: str, depth: int) -> dict[str, YamlNode]:
+        nodes: dict[str, YamlNode] = {}
         lines: dict[str, int] = {}
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
@@ -215,7 +215,7 @@ class _Composer:
                 self._refuse(event, below, f"is already set on line {first}")
             lines.setdefault(key.lower(), _line(event))
             value = self._node(next(events), events, below, depth + 1).value
-            nodes[key] = Node(value, _line(event))
+            nodes[key] = YamlNode(value, _line(event))
         return nodes
 
 
@@ -274,8 +274,8 @@ def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str
         return f"line {context.line + 1} has no colon followed by a space"
     if "end of stream" in problem and context is not None:
         return f"the quote that starts on line {context.line + 1} is not closed"
-    if (found := _ENDS_FLOW.search(problem)) and context is not None:
-        opening = "[" if found[1] == "]" else "{"
+    if (match := _ENDS_FLOW.search(problem)) and context is not None:
+        opening = "[" if match[1] == "]" else "{"
         return f"the {opening} on line {context.line + 1} is not closed"
     if "expected key" in problem or "expected <block end>" in problem or "'-' ind" in problem:
         if before.strip():
@@ -320,8 +320,8 @@ def describe_path(path: str) -> str:
 
 def redact_url(url: str) -> str:
     """Return ``url``, which may be invalid, without its user and password."""
-    before, at, after = url.rpartition("@")
-    if not at:
+    before, separator, after = url.rpartition("@")
+    if not separator:
         return url
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", before)
     return (scheme.group() if scheme else "") + after

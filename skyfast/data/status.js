@@ -42,6 +42,8 @@
     if (s < 86400) return `${Math.trunc(s / 3600)} h ${Math.trunc(s % 3600 / 60)} min`;
     return `${Math.trunc(s / 86400)} d ${Math.trunc(s % 86400 / 3600)} h`;
   };
+  const error = (value, now) =>
+    `${value.text} (${duration(now - value.timestamp_seconds)} ago)`;
   const FORMATS = {
     text: (value) => String(value),
     state: (value) => value ? "up" : "down",
@@ -51,7 +53,8 @@
     timestamp, duration,
     since: (value, now) => duration(now - value),
     ago: (value, now) => `${duration(now - value)} ago`,
-    error: (value, now) => `${value.text} (${duration(now - value.timestamp_seconds)} ago)`,
+    error,
+    "last-error": (value, now) => `, last error: ${error(value, now)}`,
     list: (value) => value.join(", "),
     reasons: (value) => Object.entries(value).map(([name, n]) => `${name} ${count(n)}`).join(", "),
     "bytes-rate": (value) => `${bytes(value)}/s`,
@@ -59,10 +62,13 @@
   };
   const STATES = ["state", "health"];
   const COLOURS = { ready: "good", degraded: "warn", "not ready": "bad" };
-  const TEXTS = [...STATES, "text", "error", "list", "reasons"];
+  const TEXTS = [...STATES, "text", "error", "last-error", "list", "reasons"];
   const isNothing = (value) => value === null || value === ""
     || (typeof value === "object" && !Object.keys(value).length);
-  const formatted = (value, format, now) => isNothing(value) ? NOTHING : FORMATS[format](value, now);
+  const formatted = (value, format, now) => {
+    if (isNothing(value)) return format === "last-error" ? "" : NOTHING;
+    return FORMATS[format](value, now);
+  };
   const classOf = (value, format) => {
     if (format === "health") return `state ${COLOURS[value.state]}`;
     if (format === "state") return `state ${value ? "good" : "bad"}`;
@@ -136,9 +142,9 @@
   }
 
   async function ask(path) {
-    const answer = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
-    if (!answer.ok) throw new Error(`${path}: ${answer.status}`, { cause: answer.status });
-    return answer.json();
+    const response = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+    if (!response.ok) throw new Error(`${path}: ${response.status}`, { cause: response.status });
+    return response.json();
   }
 
   // The structure that the page was rendered for. If it has changed, the page is reloaded.
@@ -209,7 +215,8 @@
     const most = top.entries.length ? top.entries[0].rank || 1 : 1;
     const rows = top.entries.map((entry) => ({ ...entry, share: entry.rank / most }));
     fillTable(topTable, rows, 0);
-    let text = `${count(rows.length)} connection${rows.length === 1 ? "" : "s"}`;
+    let text = `${count(rows.length)} of ${count(top.connections)}`
+      + ` connection${top.connections === 1 ? "" : "s"}`;
     if (top.window_seconds !== null) {
       text += `, by increase over the last ${duration(top.window_seconds)};`
         + " each connection is reported about once a minute";

@@ -115,8 +115,8 @@ def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
         paths += [*plan.conversation.paths, plan.conversation.point]
     if plan.share is not None:
         paths += plan.share.conversation.paths
-    amounts = [path for counter in plan.counters for path in counter.amounts]
-    full = [*paths, *_MARKS, *amounts]
+    last_updates = [path for counter in plan.counters for path in counter.last_update]
+    full = [*paths, *_MARKS, *last_updates]
     return FlowTypes(
         Update=_struct("Update", paths),
         FirstReport=_struct("FirstReport", [*paths, *_MARKS]),
@@ -130,11 +130,13 @@ def _omissible(
 ) -> frozenset[FieldPath]:
     """Return the omissible fields and parts of ``FullReport``, which has ``paths``."""
     may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in plan.gauges)}
-    may_lack |= {path for counter in plan.counters for path in counter.amounts}
-    may_lack |= {path for each in plan.counters if each.optional for path in each.paths}
+    may_lack |= {path for counter in plan.counters for path in counter.last_update}
+    may_lack |= {path for counter in plan.counters if counter.optional for path in counter.paths}
     # A field that is also used for something required is not omissible.
     must_have = {*needed, ("UUID",), ("Last",)}
-    must_have |= {path for each in plan.counters if not each.optional for path in each.paths}
+    must_have |= {
+        path for counter in plan.counters if not counter.optional for path in counter.paths
+    }
     must_have |= {path for column in plan.columns for path in column.fields}
     must_have |= {path for requirement in plan.requirements for path in requirement.reads}
     for known in (plan.conversation, plan.share and plan.share.conversation):
@@ -159,9 +161,9 @@ def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
             scalars.append(path[0])
         else:
             parts.setdefault(path[0], []).extend(path[1:])
-    fields: list[tuple[str, Any, Any]] = [(each, *_type_and_default((each,))) for each in scalars]
+    fields: list[tuple[str, Any, Any]] = [(name, *_type_and_default((name,))) for name in scalars]
     for part, names in parts.items():
-        inner = [(each, *_type_and_default((part, each))) for each in names]
+        inner = [(name, *_type_and_default((part, name))) for name in names]
         fields.append((part, msgspec.defstruct(part, inner, gc=False) | None, None))
     return msgspec.defstruct(name, fields, gc=False)
 

@@ -128,7 +128,7 @@ def make_flow_filter(
     """
     if not (config.excluded_tags or config.drop or config.keep):
         return FlowFilter(None, ())
-    source = _Source()
+    source = _FunctionSource()
     counters: list[tuple[MutableMapping[str, int], str]] = []
     if config.excluded_tags:
         source.drop(f"{source.tag()} in {source.constant(config.excluded_tags)}")
@@ -137,15 +137,15 @@ def make_flow_filter(
         source.drop(source.rule(rule))
         counters.append((filtered, rule.name))
     if config.keep:
-        held = " or ".join(map(source.rule, config.keep))
-        source.drop(f"not ({held})")
+        kept = " or ".join(map(source.rule, config.keep))
+        source.drop(f"not ({kept})")
         counters.append((filtered, KEEP))
     for counts, name in counters:
         counts.setdefault(name, 0)
     return FlowFilter(source.function(classifier, requirements), counters)
 
 
-class _Source:
+class _FunctionSource:
     """The source of the filter function, and the constants that it refers to."""
 
     def __init__(self) -> None:
@@ -175,9 +175,9 @@ class _Source:
         # Only flows that match a drop are tested for whether the table would skip them.
         complete = ["flow.UUID"]
         for requirement in requirements:
-            ways = [f"flow.{part} is not None" for (part,) in requirement.paths]
-            ways += [f"flow.{part} is None" for part in requirement.or_without]
-            complete.append(f"({' or '.join(ways)})")
+            alternatives = [f"flow.{part} is not None" for (part,) in requirement.paths]
+            alternatives += [f"flow.{part} is None" for part in requirement.or_without]
+            complete.append(f"({' or '.join(alternatives)})")
         lines = [
             "def pick(flows, dropped):",
             "    admitted = []",

@@ -109,14 +109,14 @@ class Direction:
 class Counter:
     """A running total of a flow; connections sum its deltas.
 
-    ``paths`` are one total since the flow started, or several to add up. ``amounts`` are the parts
-    of each total that belong to the latest update, or empty if Skydive does not send them: then 0
-    is assumed. With ``optional``, flows can lack the counter; a connection of only such flows has
-    no series of it.
+    ``paths`` are one total since the flow started, or several to add up. ``last_update`` are the
+    parts of each total that belong to the latest update, or empty if Skydive does not send them:
+    then 0 is assumed. With ``optional``, flows can lack the counter; a connection of only such
+    flows has no series of it.
     """
 
     paths: tuple[FieldPath, ...]
-    amounts: tuple[FieldPath, ...] = ()
+    last_update: tuple[FieldPath, ...] = ()
     optional: bool = False
 
 

@@ -272,6 +272,8 @@ def _values(
 def _counter(paths: tuple[FieldPath, ...]) -> Counter:
     if all(path[0] == "Metric" for path in paths):
         # Every flow has Metric; others are skipped.
-        return Counter(paths=paths, amounts=tuple(("LastUpdateMetric", path[1]) for path in paths))
+        return Counter(
+            paths=paths, last_update=tuple(("LastUpdateMetric", path[1]) for path in paths)
+        )
     optional = any(len(path) > 1 and path[0] != "Metric" for path in paths)
     return Counter(paths=paths, optional=optional)

@@ -25,15 +25,15 @@ OTHER = "other"
 
 
 class BoundedCache(dict[K, V], Generic[K, V]):
-    """A cache of a function's results, with at most `MAX_REMEMBERED` entries."""
+    """A cache of a function's results with at most `MAX_REMEMBERED` entries."""
 
-    __slots__ = ("_answer",)
+    __slots__ = ("_function",)
 
-    def __init__(self, answer: Callable[[K], V]) -> None:
-        self._answer = answer
+    def __init__(self, function: Callable[[K], V]) -> None:
+        self._function = function
 
     def __missing__(self, key: K) -> V:
-        value = self._answer(key)
+        value = self._function(key)
         if isinstance(key, str) and len(key) > MAX_REMEMBERED_CHARS:
             return value
         if len(self) >= MAX_REMEMBERED:

@@ -120,12 +120,12 @@ class ExportSelection:
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
     """Return the names of the fields that differ, with those of the main view."""
     main = _changed(old.main, new.main, fields(ViewSpec))
-    rest = [each for each in fields(ExportSelection) if each.name != "main"]
+    rest = [field for field in fields(ExportSelection) if field.name != "main"]
     return [*main, *_changed(old, new, rest)]
 
 
 def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:
-    return [each.name for each in of if getattr(old, each.name) != getattr(new, each.name)]
+    return [field.name for field in of if getattr(old, field.name) != getattr(new, field.name)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -326,7 +326,7 @@ class Anonymizer:
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # An ordinary address must not become one of _KINDS: others have these pseudonyms.
+            # An ordinary address must not become one of _KINDS: these are pseudonyms of others.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 

@@ -46,8 +46,8 @@ log = logging.getLogger("skyfast.player")
 class ReplayServer:
     """Serves the analyzers of a playback, each on an ephemeral port.
 
-    The replay starts when all analyzers have a subscriber. Later subscribers receive the following
-    messages. As with real analyzers, messages without a subscriber are lost.
+    The replay starts when all analyzers have a subscriber. A later subscriber receives only the
+    messages that follow. As with real analyzers, messages without a subscriber are lost.
     """
 
     def __init__(
@@ -93,7 +93,8 @@ class ReplayServer:
                 endpoints.append(endpoint)
                 locations.append(f"{printable(name)} at {endpoint.name}".strip())
             path, analyzers = printable(recording.path), ", ".join(locations)
-            log.info("replaying %s (%s), %s", path, recording.summary(), analyzers)
+            pace = _pace(self._playback)
+            log.info("replaying %s (%s)%s, %s", path, recording.summary(), pace, analyzers)
         self._playing = asyncio.create_task(self._play())
         return tuple(endpoints)
 
@@ -239,7 +240,7 @@ class _Analyzer:
             raise web.HTTPBadRequest from None
         query = parse(asked.get("GremlinQuery", ""))
         if query is None:
-            raise web.HTTPBadRequest(text="a replayed analyzer answers only skyfast's own queries")
+            raise web.HTTPBadRequest(text="a replayed analyzer supports only skyfast's own queries")
         body = await self._answer(query)
         headers = {"Content-Type": "application/json; charset=utf-8"}
         if "gzip" in request.headers.get("Accept-Encoding", ""):
@@ -261,6 +262,13 @@ async def _ping(socket: web.WebSocketResponse) -> None:
     while True:
         await asyncio.sleep(PING_INTERVAL_S)
         await socket.ping()
+
+
+def _pace(playback: Playback) -> str:
+    """Describe the speed and the loop of a playback for the log; empty if it has neither."""
+    speed = f", {playback.speed:g} times as fast" if playback.speed != 1 else ""
+    loop = f", again every {playback.loop_s:g} s" if playback.loop_s else ""
+    return speed + loop
 
 
 def _loopback() -> str:

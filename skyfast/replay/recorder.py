@@ -80,10 +80,10 @@ class Recorder:
         )
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._limit = LogLimit()
-        # Each is modified by one thread only: these two by the event loop's ...
+        # Modified only by the thread of the event loop:
         self._queued_bytes = 0
         self._dropped = 0
-        # ... and these by the writing one.
+        # Modified only by the writing thread:
         self._taken_bytes = 0
         self._kept = 0
         self._updates = 0

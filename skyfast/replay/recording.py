@@ -293,7 +293,7 @@ class _Times:
         elif not self._has_begun:
             return self.latest_ms
         if message.at_ms is None:
-            # A message is sent after the latest time in it, or with the previous message.
+            # It was sent after the latest time in it, and not before the previous message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms
@@ -459,14 +459,14 @@ class ScheduledMessage:
 
 def shift_times(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> bytes:
     """Return a message with its times mapped by ``present_ms`` and its UUIDs XORed with a mask."""
-    data = _TIME.sub(lambda found: b"%b%d" % (found[1], max(present_ms(int(found[2])), 0)), data)
+    data = _TIME.sub(lambda match: b"%b%d" % (match[1], max(present_ms(int(match[2])), 0)), data)
     if not mask:
         return data
 
-    def masked(found: re.Match[bytes]) -> bytes:
-        if found[2]:
-            return b"%b%x" % (found[1], int(found[2], 16) ^ mask)
-        return found[1] + str(UUID(int=UUID(found[3].decode()).int ^ mask)).encode()
+    def masked(match: re.Match[bytes]) -> bytes:
+        if match[2]:
+            return b"%b%x" % (match[1], int(match[2], 16) ^ mask)
+        return match[1] + str(UUID(int=UUID(match[3].decode()).int ^ mask)).encode()
 
     return _IDENTITY.sub(masked, data)
 

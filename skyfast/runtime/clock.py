@@ -1,18 +1,18 @@
-"""The clock of the table: monotonic seconds, without pauses of the process or of expiry."""
+"""The clock of the table: monotonic seconds, excluding pauses of the process and of expiry."""
 
 import math
 import time
 from collections.abc import Callable
 
 PAUSE_S = 5.0
-"""A longer time between two calls means that the process was stopped and read no messages."""
+"""A longer time between two calls means that the process was paused and read no messages."""
 
 
 class Clock:
     """Monotonic seconds since an arbitrary moment.
 
     If two calls of `now` are more than `PAUSE_S` apart, the time between them does not count:
-    while the machine sleeps or the process is stopped (SIGSTOP), flows wait unread in its sockets,
+    while the machine sleeps or the process is paused (SIGSTOP), flows wait unread in its sockets,
     and connections must not expire before these flows are read. This requires more frequent calls
     during normal operation; the expiry task makes them.
 
@@ -40,15 +40,15 @@ class Clock:
 
     def running(self) -> float:
         """Return the time in seconds, without pauses but including holds."""
-        at = self._source()
-        gap_s = at - self._last
-        self._last = at
+        source_s = self._source()
+        gap_s = source_s - self._last
+        self._last = source_s
         if gap_s > PAUSE_S:
             self._paused_s += gap_s
-        return at - self._paused_s
+        return source_s - self._paused_s
 
     def hold(self, held: bool) -> None:
-        """Stop the clock, or continue from its current value."""
+        """Hold the clock at its current value, or continue from it."""
         if held and self._held_at is None:
             self._held_at = self.now()
         elif not held and self._held_at is not None:
@@ -57,7 +57,7 @@ class Clock:
 
     @property
     def held(self) -> bool:
-        """Whether the clock is stopped."""
+        """Whether the clock is held."""
         return self._held_at is not None
 
     @property

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import ipaddress
+import os
 import socket
 import ssl as ssl_module
 import threading
@@ -60,15 +61,15 @@ async def resolve(host: str, port: int) -> list[str]:
     with contextlib.suppress(ValueError):
         return [str(ipaddress.ip_address(host))]
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[str]] = loop.create_future()
+    resolution: asyncio.Future[list[str]] = loop.create_future()
 
     def settle(addresses: list[str], error: Exception | None) -> None:
-        if answer.done():  # pragma: no cover - the waiter was cancelled
+        if resolution.done():  # pragma: no cover - the waiter was cancelled
             return
         if error is not None:
-            answer.set_exception(error)
+            resolution.set_exception(error)
         else:
-            answer.set_result(addresses)
+            resolution.set_result(addresses)
 
     def run() -> None:
         addresses: list[str] = []
@@ -84,7 +85,7 @@ async def resolve(host: str, port: int) -> list[str]:
     threading.Thread(target=run, name=f"resolve {host}", daemon=True).start()
     try:
         async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-            return await answer
+            return await resolution
     except TimeoutError:
         problem = f"no response within {RESOLVE_TIMEOUT_S:g} s"
         raise socket.gaierror(socket.EAI_AGAIN, problem) from None
@@ -115,6 +116,20 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
             pass
 
     return aiohttp.TCPConnector(resolver=Resolver(), **options)
+
+
+def connection_error(error: BaseException) -> str:
+    """Return the error message of a failed connection, safe to log.
+
+    For an error number of the system, this is the message of the system, because asyncio and
+    aiohttp write messages of their own, such as ``Connect call failed ('127.0.0.1', 8082)``.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
+        # Name resolution has error numbers of its own, which are negative.
+        system = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
+        text = system[:1].lower() + system[1:]
+    return printable(text or type(error).__name__)
 
 
 def redirect(location: str) -> str:
@@ -241,7 +256,7 @@ class Authentication:
         except TimeoutError:
             return f"{request} did not respond within {LOGIN_TIMEOUT_S:g} s"
         except (aiohttp.ClientError, OSError) as exc:
-            return f"{request}: {printable(exc) or type(exc).__name__}"
+            return f"{request}: {connection_error(exc)}"
 
 
 def _cookie_header(cookies: Mapping[str, str]) -> Headers:

@@ -52,14 +52,14 @@ MAX_CAPTURES: Final = 1000
 MAX_ID_CHARS: Final = 1024
 """Maximum length of a capture ID; reports with longer ones count as ``text_too_long``."""
 
-MAX_AMOUNT: Final = 2**62
+MAX_VALUE: Final = 2**62
 """Largest accepted value; reports with larger ones are counted as ``out_of_range``."""
 
 MAX_TOTAL: Final = 2**63 - 1
 """Sums stop at this value."""
 
 
-class _Report(msgspec.Struct, gc=False, rename="pascal"):
+class _PointReport(msgspec.Struct, gc=False, rename="pascal"):
     capture_id: str = msgspec.field(default="", name="CaptureID")
     flow_count: int = 0
     flow_dropped: int = 0
@@ -68,7 +68,7 @@ class _Report(msgspec.Struct, gc=False, rename="pascal"):
     packets_received: int = 0
 
 
-_decode = msgspec.json.Decoder(_Report).decode
+_decode = msgspec.json.Decoder(_PointReport).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,11 @@ class _Figures:
     flows: int = 0
 
 
-def _highest(one: _Figures, other: _Figures) -> _Figures:
+def _highest(first: _Figures, second: _Figures) -> _Figures:
     return _Figures(
-        packets_received=max(one.packets_received, other.packets_received),
-        packets_dropped=max(one.packets_dropped, other.packets_dropped),
-        flows=max(one.flows, other.flows),
+        packets_received=max(first.packets_received, second.packets_received),
+        packets_dropped=max(first.packets_dropped, second.packets_dropped),
+        flows=max(first.flows, second.flows),
     )
 
 
@@ -104,7 +104,7 @@ class _Capture:
         """The highest values of the latest reports; there is at least one."""
         return reduce(_highest, self._slots.values())
 
-    def add(self, report: _Report, now: float, running: float) -> None:
+    def add(self, report: _PointReport, now: float, running: float) -> None:
         figures = _Figures(report.packets_received, report.packets_dropped, report.flow_count)
         now_slot = int(running // SLOT_S)
         slots = {slot: kept for slot, kept in self._slots.items() if slot > now_slot - SLOTS}
@@ -206,14 +206,14 @@ class Captures:
         self._captures[report.capture_id] = capture
         self._stats.captures = len(self._captures)
 
-    def _refusal(self, report: _Report) -> str:
+    def _refusal(self, report: _PointReport) -> str:
         """Return the reason to skip ``report``, or an empty string."""
-        capture_id, *amounts = msgspec.structs.astuple(report)
+        capture_id, *values = msgspec.structs.astuple(report)
         if not capture_id:
             return "no_id"
         if len(capture_id) > MAX_ID_CHARS:
             return "text_too_long"
-        if not all(0 <= amount <= MAX_AMOUNT for amount in amounts):
+        if not all(0 <= value <= MAX_VALUE for value in values):
             return "out_of_range"
         if capture_id not in self._captures and len(self._captures) >= MAX_CAPTURES:
             return "too_many"

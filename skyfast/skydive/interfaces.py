@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
 
+import msgspec
+
 from skyfast.skydive.topology_nodes import Answer, Counters, Node
 from skyfast.stats import INTERFACE_SKIPS, TopologyStats
 from skyfast.text_format import MetricFamily, label_text
@@ -195,10 +197,10 @@ class Interfaces:
         return () if now >= page.leaves_at else page.busiest
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(msgspec.Struct, gc=False, frozen=True):
+    """An interface. ``text`` has its labels in text format, and is unique."""
+
     text: str
-    """The labels in text format; unique."""
     labels: tuple[str, ...]
     counters: Counters
 

@@ -171,10 +171,13 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         They are not noted again until `MISS_S` after ``now``, in seconds.
         """
         self._forget(now)
-        taken = list(islice(self._unknown, count))
-        for address in taken:
+        taken: list[str] = []
+        while self._unknown and len(taken) < count:
+            address = next(iter(self._unknown))
             del self._unknown[address]
-            self._missed[address] = now
+            if address not in self:  # it may be known by now
+                self._missed[address] = now
+                taken.append(address)
         return taken
 
     def has_misses(self, now: float) -> bool:

@@ -40,11 +40,11 @@ MAX_UNSETTLED: Final = 10_000
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
-"""``flow.update`` is the largest value of the last hour seen in two different minutes. When the
-clock of an agent is adjusted, all updates of one tick seem longer or shorter."""
+"""The estimate of ``flow.update`` is the largest value seen in two different minutes of the last
+hour. When the clock of an agent is adjusted, all updates of one tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Skip reasons that cause a gap in a flow. For other reasons all reports of a flow are skipped."""
+"""Skip reasons that cause gaps. The others apply to all reports of a flow."""
 
 Flow = Any
 """A struct of the plan's type ``FullReport``."""
@@ -74,7 +74,7 @@ class _Total:
 
     index: int
     paths: tuple[FieldPath, ...]
-    amounts: tuple[FieldPath, ...]
+    last_update: tuple[FieldPath, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,9 @@ class ReportChecker:
         could be missing. ``chance`` returns random numbers from 0 to 1.
         """
         self._totals = tuple(
-            _Total(index, counter.paths, counter.amounts)
+            _Total(index, counter.paths, counter.last_update)
             for index, counter in enumerate(plan.counters)
-            if counter.amounts
+            if counter.last_update
         )
         # The table does not know duplicate flows.
         self._checks_unknown = plan.conversation is None
@@ -173,14 +173,14 @@ class ReportChecker:
             if flow.Metric is None or flow.LastUpdateMetric is None:
                 continue
             totals = [_sum(flow, total.paths) for total in self._totals]
-            amounts = [_sum(flow, total.amounts) for total in self._totals]
-            if not totals or not all(0 <= number <= MAX_NUMBER for number in totals + amounts):
+            deltas = [_sum(flow, total.last_update) for total in self._totals]
+            if not totals or not all(0 <= number <= MAX_NUMBER for number in totals + deltas):
                 continue
             self._learn_update(flow, now)
             if known is not None:
-                self._check_known(flow, known, totals, amounts, analyzer, now)
+                self._check_known(flow, known, totals, deltas, analyzer, now)
             elif self._checks_unknown:
-                self._check_unknown(flow, totals, amounts, analyzer, now)
+                self._check_unknown(flow, totals, deltas, analyzer, now)
 
     def note_late(self, flows: Sequence[Flow]) -> None:
         """Close the gaps of late reports among ``flows``, the latest update."""
@@ -212,7 +212,7 @@ class ReportChecker:
         flow: Flow,
         known: tuple[tuple[int, ...], int, float],
         totals: Sequence[int],
-        amounts: Sequence[int],
+        deltas: Sequence[int],
         analyzer: AnalyzerStats,
         now: float,
     ) -> None:
@@ -225,15 +225,15 @@ class ReportChecker:
         if min(growth) < 0 or (not is_newer and max(growth) <= 0):
             return  # the flow restarted, or the report is late
         analyzer.reports_checked += 1
-        added = [0] * len(amounts) if _is_repeat(flow) else amounts
-        if any(grew > amount for grew, amount in zip(growth, added, strict=True)):
+        added = [0] * len(deltas) if _is_repeat(flow) else deltas
+        if any(grew > delta for grew, delta in zip(growth, added, strict=True)):
             self._record_gap(flow, analyzer, since_s=reported_s, now=now)
 
     def _check_unknown(
         self,
         flow: Flow,
         totals: Sequence[int],
-        amounts: Sequence[int],
+        deltas: Sequence[int],
         analyzer: AnalyzerStats,
         now: float,
     ) -> None:
@@ -247,7 +247,7 @@ class ReportChecker:
         ):
             return  # it may have been counted before, or the table did not accept it
         analyzer.reports_checked += 1
-        grew = any(total > amount for total, amount in zip(totals, amounts, strict=True))
+        grew = any(total > delta for total, delta in zip(totals, deltas, strict=True))
         if grew or _is_repeat(flow):
             self._record_gap(flow, analyzer, since_s=now - age_s, now=now)
 

@@ -2,7 +2,7 @@
 
 While a subscription does not deliver, the reports of live connections do not arrive. Therefore no
 row expires until the subscription has delivered for another ``flow.update``: by then, every live
-flow has been reported again. The pause is bounded, because it also delays the expiry of ended
+flow has been reported again. This time is bounded, because it also delays the expiry of ended
 connections.
 
 This module has no clock and no socket: its inputs are periodic states and ``now``, and its output
@@ -18,7 +18,7 @@ SLACK_S: Final = 15.0
 """Added to ``flow.update``: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""A subscription that does not deliver while others do counts for this many ``flow.update``."""
+"""If a subscription does not deliver while others do, it counts for this many ``flow.update``."""
 
 INCIDENT_UPDATES: Final = 4
 """One incident, or one subscription, holds the clock for at most this many ``flow.update``."""
@@ -43,15 +43,15 @@ class _Budget:
 
 
 @dataclass(slots=True)
-class _Source:
+class _SubscriptionState:
     """The state of a subscription that has delivered, at the latest check."""
 
     delivers: bool = True
     delivers_for_s: float = math.inf
     """Time since it last did not deliver; infinite if it always did."""
-    well: bool = True
+    healthy: bool = True
     missing_s: float = 0.0
-    """Time since it was well during which others delivered but it did not."""
+    """Time since it was healthy during which others delivered but it did not."""
     counted: bool = False
     budget: _Budget = field(default_factory=_Budget)
 
@@ -59,21 +59,21 @@ class _Source:
 class ReportingGap:
     """Decides from the states of the subscriptions whether to hold the clock.
 
-    * A subscription counts from its first message on. It is *well* once it has delivered for
+    * A subscription counts from its first message on. It is *healthy* once it has delivered for
       ``flow.update`` plus `SLACK_S` without interruption.
-    * The clock is held while a counted subscription is not well. A removed subscription does not
+    * The clock is held while a counted subscription is not healthy. A removed subscription does not
       deliver.
-    * A subscription that does not deliver for `MISSING_UPDATES` ``flow.update`` while others do
-      stops counting until it is well: agents send to the others by then.
+    * If a subscription does not deliver for `MISSING_UPDATES` ``flow.update`` while others do, it
+      stops counting until it is healthy: agents send to the others by then.
     * A subscription that has held the clock for `INCIDENT_UPDATES` stops counting too, and several
       together cannot hold it for longer. The limits are reset after one ``flow.update`` during
-      which that subscription, or all counted ones, were well.
+      which that subscription, or all counted ones, were healthy.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:
         """Start without subscriptions."""
         self._slack_s = slack_s
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, _SubscriptionState] = {}
         self._incident = _Budget()
         self._is_missing = False
         self._held = False
@@ -97,7 +97,7 @@ class ReportingGap:
         self._pass_time(now_s - self._checked_s, update_s)
         self._checked_s = now_s
         for name in delivering:
-            source = self._sources.setdefault(name, _Source())
+            source = self._sources.setdefault(name, _SubscriptionState())
             if not source.delivers:
                 source.delivers, source.delivers_for_s = True, 0.0
         for name, source in self._sources.items():
@@ -116,18 +116,18 @@ class ReportingGap:
             elif any_delivers:
                 source.missing_s += seconds
             source.budget.pass_time(
-                seconds, spending=source.counted, calm=source.well, calm_s=update_s
+                seconds, spending=source.counted, calm=source.healthy, calm_s=update_s
             )
         self._incident.pass_time(
             seconds, spending=self._held, calm=not self._is_missing, calm_s=update_s
         )
 
-    def _update_state(self, source: _Source, update_s: float) -> None:
-        source.well = source.delivers and source.delivers_for_s >= update_s + self._slack_s
-        if source.well:
+    def _update_state(self, source: _SubscriptionState, update_s: float) -> None:
+        source.healthy = source.delivers and source.delivers_for_s >= update_s + self._slack_s
+        if source.healthy:
             source.missing_s = 0.0
         source.counted = (
-            not source.well
+            not source.healthy
             and source.missing_s < MISSING_UPDATES * update_s
             and source.budget.spent_s < INCIDENT_UPDATES * update_s
         )

@@ -25,7 +25,7 @@ from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 
 SUSPECT_CHANCE: Final = 1e-3
-"""A wrong suspicion only delays the expiry of connections..."""
+"""A false suspicion only delays the expiry of connections..."""
 
 SILENT_CHANCE: Final = 1e-6
 """... a needless reconnection interrupts all subscribers of the analyzer."""
@@ -38,13 +38,14 @@ WINDOW_S: Final = 30.0
 
 WINDOWS: Final = 4
 """... and the highest count of these windows is used. Together they are longer than any silence, so
-that a silent subscription does not lower it. Captures that end lower it within 2 minutes."""
+that a silent subscription does not reduce it. When captures end, it decreases within 2 minutes."""
 
 ENDED_SHARE: Final = 0.5
-"""If all other subscriptions deliver, but less than this share, captures have ended."""
+"""If all other subscriptions deliver, but less than this share of the expected ``stats``, captures
+have ended."""
 
 IDLE_SHARE: Final = 0.1
-"""Captures may be idle if no larger share of their reports shows packets..."""
+"""If no more than this share of the reports shows packets, the captures may be idle..."""
 
 IDLE_REPORTS: Final = 3
 """... and after its last packet, a point sends this many reports that still differ."""
@@ -73,7 +74,7 @@ class SilenceTiming:
     """Time after ``flow.update`` until the reports of an update have arrived."""
 
 
-class _Report(msgspec.Struct, gc=False):
+class _PacketReport(msgspec.Struct, gc=False):
     CaptureID: str = ""
     FlowCount: int = 0
     PacketsReceived: int = 0
@@ -94,7 +95,7 @@ class Activity:
         self.reports = 0
         self.changes = 0
         """Reports that show packets."""
-        self._decode = msgspec.json.Decoder(_Report).decode
+        self._decode = msgspec.json.Decoder(_PacketReport).decode
         self._values: set[tuple[int, int]] = set()
         self._older: set[tuple[int, int]] = set()
         self._kept_until_s = -math.inf

@@ -44,11 +44,12 @@ from skyfast.skydive.auth import (
     USE_TLS,
     Authentication,
     Headers,
+    connection_error,
     redirect,
     resolve,
 )
 from skyfast.skydive.silence import Reporting, Silence, SilenceTiming
-from skyfast.skydive.websocket import Connection, MessageData, OnMessage
+from skyfast.skydive.websocket import MessageData, OnMessage, WebSocketConnection
 from skyfast.stats import AnalyzerStats, Failure
 
 log = logging.getLogger("skyfast.subscription")
@@ -235,7 +236,7 @@ class _SilenceMonitor:
     def __init__(
         self,
         *,
-        connection: Connection,
+        connection: WebSocketConnection,
         deadline: asyncio.Timeout,
         silence: Silence,
         stats: AnalyzerStats,
@@ -342,6 +343,8 @@ class Subscription:
         self._sent_headers: Headers = []
         self._server: str = predecessor._server if predecessor is not None else ""
         self._lasted_s = 0.0
+        self._attempts = 0
+        """Number of attempts to subscribe since the last successful one."""
         self._ended_s: float = predecessor._ended_s if predecessor is not None else -math.inf
 
     @property
@@ -365,10 +368,12 @@ class Subscription:
 
     async def _subscribe(self) -> Never:
         """Subscribe, and receive messages until an error occurs."""
+        self._attempts += 1
         connection = await self._connect()
         try:
             server = _server_name(connection)
             began_s = time.monotonic()
+            self._attempts = 0
             self._set_state(1)
             try:
                 self._log_subscribed(server)
@@ -380,7 +385,7 @@ class Subscription:
         finally:
             await self._close(connection)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> WebSocketConnection:
         """Connect to the first reachable address."""
         *others, last = await resolve(self.endpoint.connect_host, self.endpoint.port)
         for address in others:
@@ -388,7 +393,7 @@ class Subscription:
                 return await self._connect_to(address)
         return await self._connect_to(last)
 
-    async def _connect_to(self, address: str) -> Connection:
+    async def _connect_to(self, address: str) -> WebSocketConnection:
         endpoint, timing = self.endpoint, self._timing
         capture_id = self._config.subscriber.capture_id
         self._sent_headers = self._authentication.headers()
@@ -415,11 +420,11 @@ class Subscription:
             host=address,
             port=endpoint.port,
             ssl=self._ssl if endpoint.secure else None,
-            create_connection=Connection,
+            create_connection=WebSocketConnection,
         )
-        return cast(Connection, connection)
+        return cast(WebSocketConnection, connection)
 
-    async def _receive(self, connection: Connection) -> Never:
+    async def _receive(self, connection: WebSocketConnection) -> Never:
         timing = self._timing
         silence = Silence(
             self._reporting,
@@ -457,7 +462,7 @@ class Subscription:
             self._reporting.silences.discard(silence)
             self._silence = None
 
-    async def _read(self, connection: Connection, monitor: _SilenceMonitor) -> Never:
+    async def _read(self, connection: WebSocketConnection, monitor: _SilenceMonitor) -> Never:
         """Pass on messages until the connection ends."""
         stats, on_message, now_s = self.stats, self._on_message, time.time
 
@@ -506,6 +511,8 @@ class Subscription:
             else:
                 text += f", {self._authentication.problem}"
         self.stats.last_failure = Failure(reason, text)
+        if self._attempts > 1:
+            text = f"still not subscribed after {self._attempts} attempts: {text}"
         self._log(level, reason, f"{text}; next attempt in {delay_s:.1f} s")
 
     def _set_state(self, up: int) -> None:
@@ -553,11 +560,11 @@ def _server_name(connection: ClientConnection) -> str:
 
 def error_details(exc: Exception) -> str:
     """Return the error message, safe to log."""
-    text = str(exc) or type(exc).__name__
+    text = connection_error(exc)
     # The exceptions of websockets are generic; their cause is specific.
     if isinstance(exc, InvalidHandshake | ConnectionClosed) and exc.__cause__ is not None:
-        text += f": {exc.__cause__}"
-    return printable(text)
+        text += f": {connection_error(exc.__cause__)}"
+    return text
 
 
 def _explanation(exc: Exception, *, secure: bool) -> str:

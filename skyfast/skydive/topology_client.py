@@ -24,6 +24,7 @@ from skyfast.skydive.auth import (
     USE_TLS,
     Authentication,
     Headers,
+    connection_error,
     http_connector,
     redirect,
 )
@@ -210,7 +211,7 @@ class TopologyClient:
                 ) from None
             raise QueryError("timeout", f"no response within {REQUEST_TIMEOUT_S:g} s") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
-            text = str(error) or type(error).__name__
+            text = connection_error(error)
             if isinstance(error, aiohttp.ServerDisconnectedError) and not analyzer.endpoint.secure:
                 text += USE_TLS
             elif isinstance(error.__cause__, ssl.SSLError):

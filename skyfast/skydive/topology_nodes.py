@@ -41,14 +41,17 @@ class Counters(msgspec.Struct, gc=False, rename="pascal"):
 
 
 class Metadata(msgspec.Struct, gc=False, rename="pascal"):
-    """``Metadata``. The addresses have a prefix length: ``10.0.0.1/24``."""
+    """``Metadata``. The addresses have a prefix length: ``10.0.0.1/24``.
+
+    They are tuples because the garbage collector ignores tuples of strings, but not lists.
+    """
 
     name: str | None = None
     type: str | None = None
     encap_type: str | None = None
     tid: str | None = msgspec.field(default=None, name="TID")
-    ipv4: list[str] | None = msgspec.field(default=None, name="IPV4")
-    ipv6: list[str] | None = msgspec.field(default=None, name="IPV6")
+    ipv4: tuple[str, ...] | None = msgspec.field(default=None, name="IPV4")
+    ipv6: tuple[str, ...] | None = msgspec.field(default=None, name="IPV6")
     metric: Counters | None = None
 
 

@@ -10,7 +10,7 @@ would stop the process for 0.1 s to visit 100,000 elements.
 from collections import Counter
 from collections.abc import Hashable
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from skyfast.skydive.graph_index import DUPLICATE_ID
 from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_edge, decode_node
@@ -22,6 +22,8 @@ TOO_MANY: Final = "too_many"
 
 TOO_LONG: Final = "too_long"
 """Counts elements longer than `MAX_ELEMENT_BYTES`."""
+
+S = TypeVar("S", str, str | None)
 
 Element: TypeAlias = Node | Edge
 Elements: TypeAlias = dict[Hashable, Element]
@@ -36,6 +38,7 @@ class GraphReader:
         self.newest_ms = 0
         """The latest ``UpdatedAt`` of a node; 0 if there is none."""
         self._answer = AnswerReader() if also_interfaces else None
+        self._strings: dict[str, str] = {}
         self._add = self._add_edge if query.edges else self._add_node
 
     def add(self, element: bytes) -> None:
@@ -76,6 +79,7 @@ class GraphReader:
             self.skipped[TOO_MANY] += 1
             return
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
+        self._share_strings(node)
         self.elements[key] = node
 
     def _add_edge(self, element: bytes) -> None:
@@ -86,7 +90,23 @@ class GraphReader:
         if key not in self.elements and len(self.elements) >= MAX_ELEMENTS:
             self.skipped[TOO_MANY] += 1
             return
+        edge.parent, edge.child = self._shared(edge.parent), self._shared(edge.child)
         self.elements[key] = edge
+
+    def _share_strings(self, node: Node) -> None:
+        """Use one object for equal strings that many nodes have, to save memory."""
+        node.host = self._shared(node.host)
+        metadata = node.metadata
+        metadata.type = self._shared(metadata.type)
+        metadata.manager = self._shared(metadata.manager)
+        metadata.cluster_name = self._shared(metadata.cluster_name)
+        if k8s := metadata.k8s:
+            k8s.namespace = self._shared(k8s.namespace)
+            k8s.node = self._shared(k8s.node)
+            k8s.status = self._shared(k8s.status)
+
+    def _shared(self, text: S) -> S:
+        return text if text is None else self._strings.setdefault(text, text)
 
 
 def _updated_ms(node: Node) -> int:

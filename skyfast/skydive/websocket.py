@@ -65,7 +65,7 @@ OnMessage = Callable[[MessageData], None]
 """Receives the bytes of a message. It must not keep them, because the buffer is reused."""
 
 
-class Connection(ClientConnection):
+class WebSocketConnection(ClientConnection):
     """A client connection that passes its messages on immediately, without a queue.
 
     It only uses methods that subclasses of websockets' class may override or call: the callbacks
@@ -135,7 +135,7 @@ class _Receiver(asyncio.BufferedProtocol):
     it waits for the event loop or for `start`, so backpressure reaches the analyzer.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: WebSocketConnection) -> None:
         self._connection = connection
         self.on_message: OnMessage = _ignore
         self._max_message_bytes = 0

@@ -154,7 +154,7 @@ cdef list number_fields(TableState *table, plan):
     for i, counter in enumerate(plan.counters):
         for j, path in enumerate(counter.paths):
             table.value_fields[2 * i + j] = number(path)
-        for j, path in enumerate(counter.amounts):
+        for j, path in enumerate(counter.last_update):
             table.last_update_fields[2 * i + j] = number(path)
     for i, gauge in enumerate(plan.gauges, table.counters):
         table.value_fields[2 * i] = number(gauge.path)
@@ -202,7 +202,7 @@ cdef int resolve_values(Reader *reader, owner, plan, list keep) except -1:
     cdef uint32_t i
     if reader.full:
         for i, counter in enumerate(plan.counters):
-            resolve_number(reader, &reader.last_update[i], owner, counter.amounts, False, keep)
+            resolve_number(reader, &reader.last_update[i], owner, counter.last_update, False, keep)
     for i, counter in enumerate(plan.counters):
         resolve_number(reader, &reader.totals[i], owner, counter.paths, counter.optional, keep)
     for i, gauge in enumerate(plan.gauges, len(plan.counters)):

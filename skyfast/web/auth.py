@@ -3,9 +3,9 @@
 `WebSecurity` applies the web configuration in use. Imported only with ``--web.config.file``.
 
 Password guessing must neither succeed nor slow down other clients. Checking an unknown user takes
-as long as checking a wrong password. A single low-priority thread computes the hashes, for a
-limited number of requests. Results are cached under a keyed hash, so that the same credentials are
-checked once. An address that tries too many different credentials is rate-limited.
+as long as checking a wrong password. A single low-priority thread computes the hashes, and at most
+`MAX_CHECKS` requests wait for it. Results are cached under a keyed hash, so that the same
+credentials are checked once. An address that tries too many different credentials is rate-limited.
 """
 
 import asyncio

@@ -116,10 +116,10 @@ class Cardinality:
             labels=tuple(_label(name, *labels[name]) for name in self.labels),
         )
         if without is not None and left is not None:
-            found = WithoutLabel(
+            estimate = WithoutLabel(
                 label=without, connections=left, series_at_most=left * self._series
             )
-            report = replace(report, without=found)
+            report = replace(report, without=estimate)
         return report
 
 

@@ -50,8 +50,9 @@ def _section(label: LabelCardinality, report: CardinalityReport) -> str:
     )
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def _count(number: int, singular: str, plural: str = "") -> str:
+    noun = singular if number == 1 else plural or f"{singular}s"
+    return f"{number:,} {noun}"
 
 
 def _share(part: int, whole: int) -> str:

@@ -22,7 +22,7 @@ from skyfast.config.errors import InvalidValue, Origin, hide_all, hide_nothing
 from skyfast.config.parsers import integer, list_of, mapping_of, one_of, parse_str, to_boolean
 from skyfast.config.yaml_nodes import (
     ConfigError,
-    Node,
+    YamlNode,
     YamlValue,
     compose,
     file_name,
@@ -193,7 +193,7 @@ class _Reader:
 
     def read(self) -> WebConfig:
         top = compose(read_file(self._path), file=self._name)
-        with self.errors_at(Node(top, 1), ""):
+        with self.errors_at(YamlNode(top, 1), ""):
             sections = mapping_of(top, known=_SECTIONS, what="a web configuration")
         tls, sans = None, frozenset[str]()
         if node := sections.get("tls_server_config"):
@@ -217,23 +217,23 @@ class _Reader:
             files=self._files,
         )
 
-    def origin(self, node: Node) -> Origin:
+    def origin(self, node: YamlNode) -> Origin:
         return Origin(self._name, node.line)
 
     def errors_at(
-        self, node: Node, path: str, *, secret: bool = False
+        self, node: YamlNode, path: str, *, secret: bool = False
     ) -> AbstractContextManager[None]:
         """Convert errors of values in ``node``, at ``path``, to ConfigErrors."""
-        return self.origin(node).refusing(path, hides=hide_all if secret else hide_nothing)
+        return self.origin(node).errors_at(path, hides=hide_all if secret else hide_nothing)
 
-    def add_warning(self, node: Node, path: str, text: str) -> None:
+    def add_warning(self, node: YamlNode, path: str, text: str) -> None:
         """Add a warning about ``node``, at ``path``."""
         self._warnings.append(f"{self.origin(node)}: {path}: {text}")
 
-    def _section(self, node: Node, path: str, known: Sequence[str]) -> "_Section":
+    def _section(self, node: YamlNode, path: str, known: Sequence[str]) -> "_Section":
         return _Section(self, path, self._mapping(node, path, known), node)
 
-    def _mapping(self, node: Node, path: str, known: Sequence[str]) -> dict[str, Node]:
+    def _mapping(self, node: YamlNode, path: str, known: Sequence[str]) -> dict[str, YamlNode]:
         with self.errors_at(node, path):
             _check_mapping(node.value)
             return mapping_of(node.value, known=known, what="a mapping")
@@ -248,7 +248,7 @@ class _Reader:
             raise InvalidValue(f"cannot be read: {error.strerror}", path) from None
         return path
 
-    def _tls(self, node: Node) -> tuple[ssl.SSLContext | None, frozenset[str]]:
+    def _tls(self, node: YamlNode) -> tuple[ssl.SSLContext | None, frozenset[str]]:
         section = self._section(node, "tls_server_config", _TLS_KEYS)
         if not section.nodes:
             return None, frozenset()
@@ -366,7 +366,7 @@ class _Reader:
             section.add_warning("client_auth_type", text)
         return frozenset(map(normalize_san, sans))
 
-    def _http(self, node: Node) -> dict[str, str]:
+    def _http(self, node: YamlNode) -> dict[str, str]:
         path = "http_server_config"
         section = self._section(node, path, ("http2", "headers"))
         if section.get("http2", to_boolean, False):
@@ -382,7 +382,7 @@ class _Reader:
                             headers[name] = one_of(*values)(text) if values else text
         return headers
 
-    def _users(self, node: Node) -> dict[bytes, bytes]:
+    def _users(self, node: YamlNode) -> dict[bytes, bytes]:
         path = "basic_auth_users"
         users = {}
         with self.errors_at(node, path, secret=True):
@@ -401,7 +401,7 @@ class _Reader:
                 self.add_warning(entry, join(path, name), text)
         return users
 
-    def _rate_limit(self, node: Node) -> RateLimit | None:
+    def _rate_limit(self, node: YamlNode) -> RateLimit | None:
         section = self._section(node, "rate_limit", ("interval", "burst"))
         interval_s = section.get("interval", _to_duration_s, 0.0)
         burst = section.get("burst", integer(0, _MAX_BURST), 0)
@@ -420,8 +420,8 @@ class _Section:
 
     reader: _Reader
     path: str
-    nodes: dict[str, Node]
-    node: Node
+    nodes: dict[str, YamlNode]
+    node: YamlNode
 
     def has(self, key: str) -> bool:
         return key in self.nodes and self.nodes[key].value != ""

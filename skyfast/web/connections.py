@@ -159,8 +159,8 @@ class HttpConnections:
             self._log_limit.warn(
                 log,
                 "descriptors",
-                f"at most {max(left, 0)} file descriptors left (LimitNOFILE):"
-                " without any, connections are closed without a response",
+                f"at most {max(left, 0)} file descriptors are free (LimitNOFILE);"
+                " when none is, connections are closed without a response",
             )
 
     def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:
@@ -243,9 +243,9 @@ class HttpConnection(web.RequestHandler):
             if reason:
                 self._connections.handshake_failed(self, reason, text)
             if reason == "plain_http":
-                await handshake.answer(raw_response(HTTPStatus.BAD_REQUEST, PLAIN_HTTP))
+                await handshake.respond(raw_response(HTTPStatus.BAD_REQUEST, PLAIN_HTTP))
             else:
-                await handshake.answer(handshake.alert)
+                await handshake.respond(handshake.alert)
         except asyncio.CancelledError:
             if self._deadline_passed and handshake.first:
                 text = f"timed out after {HEAD_TIMEOUT_S:g} s"
@@ -391,7 +391,7 @@ class HttpConnection(web.RequestHandler):
         return response
 
     def _send_error(self, status: HTTPStatus, reason: str) -> None:
-        """Respond to an invalid request, and close the connection after the client got it."""
+        """Respond to an invalid request; close the connection when the client has received it."""
         if self._reset or self._stream is None or self.lost.done():
             return
         self._force_close = True  # aiohttp stops parsing and does not close the connection
@@ -438,12 +438,12 @@ def _parse_error_response(error: BaseException | None) -> tuple[HTTPStatus, str]
     return HTTPStatus.BAD_REQUEST, ""
 
 
-def make_manager(answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
-    """Return the object shared by all connections, which calls ``answer`` for each request.
+def make_manager(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
+    """Return the object shared by all connections, which calls ``handle`` for each request.
 
     Requires a running event loop.
     """
-    return web.Server(answer, request_factory=_make_request, handler_cancellation=True)
+    return web.Server(handle, request_factory=_make_request, handler_cancellation=True)
 
 
 def _make_request(

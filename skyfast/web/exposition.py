@@ -163,7 +163,7 @@ class Stream:
     """
 
     def __init__(self, chunks: Iterator[bytes], *, gzip: bool) -> None:
-        """Start the thread. Must be called on the event loop that iterates."""
+        """Start the thread. Must be called on the event loop that reads the chunks."""
         self.page_bytes = 0
         """Bytes rendered, before compression."""
         self._queue: deque[bytes] = deque()

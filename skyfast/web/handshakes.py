@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Final, cast
 
 LINGER_TIMEOUT_S: Final = 1.0
-"""How long a client may take to receive its alert or response. Its data is discarded."""
+"""How long a client may take to receive its alert or response. Data that it sends is discarded."""
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024
 """The maximum of discarded data."""
@@ -143,7 +143,7 @@ class Handshake:
             return "client_certificate", f"client certificate missing or not trusted{details}"
         return "error", f"handshake error{details}"
 
-    async def answer(self, data: bytes) -> None:
+    async def respond(self, data: bytes) -> None:
         """Send ``data``, and wait until the client has closed the connection."""
         client = self._client
         if client is None or not data:

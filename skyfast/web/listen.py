@@ -113,10 +113,15 @@ def bound(listener: socket.socket) -> Endpoint:
     return Endpoint(host, port)
 
 
+def describe(address: Endpoint) -> str:
+    """Return ``host:port`` for the log; the host ``*`` means all addresses, IPv4 and IPv6."""
+    return address.name if address.host else f"*:{address.port}"
+
+
 def url(address: Endpoint, *, secure: bool) -> str:
-    """Return the URL of the metrics page for clients on this machine."""
+    """Return the URL of the status page for clients on this machine."""
     host = "127.0.0.1" if address.host in {"", "0.0.0.0", "::"} else address.host  # noqa: S104
-    return f"{'https' if secure else 'http'}://{Endpoint(host, address.port)}/metrics"
+    return f"{'https' if secure else 'http'}://{Endpoint(host, address.port)}/"
 
 
 def hint(error: ListenError) -> str:

@@ -19,7 +19,7 @@ _BUILD: Final = {"version": __version__, "python": platform.python_version()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
+class _Sources:
     """The sources of a page. ``process`` is None if the system does not report it."""
 
     stats: Stats
@@ -28,7 +28,7 @@ class _Source:
     process: ProcessUsage | None
 
 
-_Samples = Callable[[_Source], Iterable[Sample] | None]
+_Samples = Callable[[_Sources], Iterable[Sample] | None]
 """Returns a family's samples; None leaves the family out of the page."""
 
 
@@ -50,12 +50,12 @@ def _metric(name: str, help_text: str, samples: _Samples, *, standard_name: str 
     return _Metric(family=family, standard=standard, samples=samples)
 
 
-def _value(read: Callable[[_Source], float]) -> _Samples:
+def _value(read: Callable[[_Sources], float]) -> _Samples:
     """Read a single value."""
     return lambda source: [({}, read(source))]
 
 
-def _by(label: str, read: Callable[[_Source], Mapping[str, float]]) -> _Samples:
+def _by(label: str, read: Callable[[_Sources], Mapping[str, float]]) -> _Samples:
     """Read a value for each value of ``label``."""
     return lambda source: [({label: key}, value) for key, value in read(source).items()]
 
@@ -85,7 +85,9 @@ def _by_analyzer(read: Callable[[AnalyzerStats], float]) -> _Samples:
     """Read a value for each analyzer."""
     return _by(
         "analyzer",
-        lambda source: {each.name: read(each) for each in source.stats.analyzers.values()},
+        lambda source: {
+            analyzer.name: read(analyzer) for analyzer in source.stats.analyzers.values()
+        },
     )
 
 
@@ -98,7 +100,7 @@ def _by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) 
     ]
 
 
-def _messages(source: _Source) -> Iterable[Sample]:
+def _messages(source: _Sources) -> Iterable[Sample]:
     return [
         ({"analyzer": analyzer.name, "namespace": namespace, "type": type_}, count)
         for analyzer in source.stats.analyzers.values()
@@ -106,12 +108,12 @@ def _messages(source: _Source) -> Iterable[Sample]:
     ]
 
 
-def _values_skipped(source: _Source) -> Mapping[str, int]:
+def _values_skipped(source: _Sources) -> Mapping[str, int]:
     counts = sums(source.stats.values_skipped, source.table.values_skipped)
     return dict(sorted(counts.items()))
 
 
-def _last_reload_failure_timestamp_s(source: _Source) -> float:
+def _last_reload_failure_timestamp_s(source: _Sources) -> float:
     failure = source.stats.config.last_failure
     return failure.timestamp_s if failure else 0
 
@@ -292,7 +294,7 @@ _TOPOLOGY: Final = (
     ),
     _metric(
         "skyfast_interfaces_skipped",
-        "Nodes of the latest topology answer that are not exported, by reason.",
+        "Nodes of the latest topology response that are not exported, by reason.",
         _by("reason", lambda source: source.stats.topology.skipped),
     ),
     _metric(
@@ -495,15 +497,15 @@ def render(
     """Return the families ``skyfast_*`` and ``process_*``, except ``skyfast_label_values``.
 
     ``views`` are the prefixes of the views other than the main one, in the table's order. The
-    format is 0.0.4 or, which requires ``standard_names``, OpenMetrics 1.0 without ``# EOF``. Takes
-    well under a millisecond. The counters are read without a lock, so call this on the thread that
-    writes them.
+    format is 0.0.4, or OpenMetrics 1.0 without ``# EOF``, which requires ``standard_names``. This
+    takes well under a millisecond. The counters are read without a lock, so call this on the thread
+    that writes them.
     """
     try:
         usage = process_usage()
     except OSError:
         usage = None
-    source = _Source(stats=stats, table=table, views=views, process=usage)
+    source = _Sources(stats=stats, table=table, views=views, process=usage)
     parts = []
     for metric in _METRICS:
         samples = metric.samples(source)

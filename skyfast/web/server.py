@@ -87,7 +87,7 @@ _RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
 # Errors of bind() if there is no IPv6. `localhost` may resolve to ::1 nevertheless.
 _UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
-Reload = Callable[[], Awaitable[str | None]]
+ReloadFunction = Callable[[], Awaitable[str | None]]
 """Reloads the configuration, and returns the error, or None on success."""
 
 log = logging.getLogger("skyfast.web")
@@ -104,7 +104,7 @@ class WebServer:
         status: Status,
         ready: Callable[[], bool],
         stats: ScrapeStats,
-        reload: Reload | None = None,
+        reload: ReloadFunction | None = None,
         security: "WebSecurity | None" = None,
         listen_at: Listen = AS_CONFIGURED,
     ) -> None:
@@ -143,7 +143,7 @@ class WebServer:
         """The first port of `addresses`."""
         return self.addresses[0].port
 
-    def configure(self, limits: Web, *, reload: Reload | None) -> None:
+    def configure(self, limits: Web, *, reload: ReloadFunction | None) -> None:
         """Apply new limits. Responses in progress keep the limits they started with."""
         self._limits = limits
         self._connections.limit = limits.max_connections
@@ -152,7 +152,7 @@ class WebServer:
     async def start(self) -> None:
         """Start listening. Raises ListenError if an address or port is unavailable."""
         loop = asyncio.get_running_loop()
-        manager = make_manager(self._answer)
+        manager = make_manager(self._handle)
         listeners = await self._listen()
         for listener in listeners:
             if self._security is not None and self._security.config.tls is not None:
@@ -169,23 +169,23 @@ class WebServer:
     async def _listen(self) -> list[socket.socket]:
         """Return the listening sockets, and store their addresses."""
         if self._listen_at.sockets:
-            self.addresses = [bound(each) for each in self._listen_at.sockets]
+            self.addresses = [bound(socket_) for socket_ in self._listen_at.sockets]
             return list(self._listen_at.sockets)
         listeners: list[socket.socket] = []
         for i, address in enumerate(self.addresses):
             try:
                 try:
-                    found = await _listen(address.host, address.port)
+                    listening = await _listen(address.host, address.port)
                 except OSError as error:
                     if error.errno != errno.EADDRINUSE or not self._listen_at.any_port:
                         raise
-                    found = await _listen(address.host, 0)
+                    listening = await _listen(address.host, 0)
             except OSError as error:
                 for listener in listeners:
                     listener.close()
                 raise ListenError(error, address) from None
-            self.addresses[i] = Endpoint(address.host, bound(found[0]).port)
-            listeners += found
+            self.addresses[i] = Endpoint(address.host, bound(listening[0]).port)
+            listeners += listening
         return listeners
 
     async def stop(self) -> None:
@@ -200,7 +200,7 @@ class WebServer:
                 if self._tasks:
                     await asyncio.wait(self._tasks)
         except TimeoutError:
-            log.warning("HTTP server stopped with %d unanswered requests", len(self._tasks))
+            log.warning("HTTP server stopped; unfinished responses: %d", len(self._tasks))
         self._html_executor.shutdown(wait=False, cancel_futures=True)
         if self._security is not None:
             self._security.close()
@@ -227,7 +227,7 @@ class WebServer:
                 connection = HttpConnection(manager, loop=loop, connections=self._connections)
                 connection.start_tls(client, security)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle a request and send the complete response, so that aiohttp sends nothing."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tasks.add(task)
@@ -288,7 +288,7 @@ class WebServer:
             )
             response.headers[hdrs.ALLOW] = allowed
             return response
-        return await route.answer(self, request)
+        return await route.handle(self, request)
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         return text_response("skyfast is healthy.")
@@ -481,7 +481,7 @@ class WebServer:
 class Route:
     """The handler of a path, and its methods."""
 
-    answer: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
+    handle: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
     methods: tuple[str, ...] = _READ_METHODS
     is_health: bool = False
     """Whether ``web.health_without_auth`` applies."""
@@ -530,10 +530,10 @@ async def _listen(address: str, port: int) -> list[socket.socket]:
     """
     if address in ("", "::"):
         return [_listen_everywhere(port)]
-    found = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    infos = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
     listeners: list[socket.socket] = []
     unavailable = None
-    for family, _, _, _, sockaddr in dict.fromkeys(found):
+    for family, _, _, _, sockaddr in dict.fromkeys(infos):
         try:
             listener = socket.create_server((sockaddr[0], port, *sockaddr[2:]), family=family)
         except OSError as error:

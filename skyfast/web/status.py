@@ -126,7 +126,7 @@ class Analyzer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableState:
+class TableStatus:
     """The table. ``skipped_total`` contains reasons that occurred, without filter rules.
 
     ``reports_lost_total`` counts checked reports whose predecessor was lost.
@@ -160,7 +160,7 @@ class Scrapes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InterfacesState:
+class InterfacesStatus:
     """The state of topology queries, and the busiest interfaces of the last response."""
 
     enabled: bool
@@ -173,7 +173,7 @@ class InterfacesState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NamesState:
+class NamesStatus:
     """The names from the topology, as far as labels need them."""
 
     addresses: int
@@ -184,7 +184,7 @@ class NamesState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CapturesState:
+class CapturesStatus:
     """The number of captures, and the first of them."""
 
     count: int
@@ -238,11 +238,11 @@ class StatusReport:
     resident_bytes: int | None
     flows_per_second: float
     analyzers: list[Analyzer]
-    table: TableState
+    table: TableStatus
     scrapes: Scrapes
-    interfaces: InterfacesState
-    names: NamesState | None
-    captures: CapturesState
+    interfaces: InterfacesStatus
+    names: NamesStatus | None
+    captures: CapturesStatus
     history: Series
     labels: Sequence[str]
     metrics: Sequence[Metric]
@@ -412,7 +412,7 @@ class Status:
                 last_duration_seconds=scrape.last_duration_s if scrape.scrapes else None,
                 last_bytes=scrape.last_bytes if scrape.scrapes else None,
             ),
-            interfaces=InterfacesState(
+            interfaces=InterfacesStatus(
                 enabled=subject.config.topology.interfaces_interval_s > 0,
                 count=stats.topology.interfaces,
                 answers_total=stats.topology.answers,
@@ -422,7 +422,7 @@ class Status:
                 busiest=subject.interfaces.busiest(now),
             ),
             names=_names(stats.topology.names),
-            captures=CapturesState(
+            captures=CapturesStatus(
                 count=stats.captures.captures,
                 first=subject.captures.first(MAX_CAPTURES, now),
             ),
@@ -455,11 +455,11 @@ def as_json(report: StatusReport) -> bytes:
 
 def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
     """Return the overall state. Names that resolve to addresses are not analyzers themselves."""
-    names = {each.name for each in config.subscriber.endpoints if each.follows_dns}
+    names = {endpoint.name for endpoint in config.subscriber.endpoints if endpoint.follows_dns}
     rows = list(stats.analyzers.values())
     # A name without a subscription to any of its addresses counts as an analyzer that is down.
-    rows = [each for each in rows if each.name not in names or not each.up]
-    up = sum(each.up for each in rows)
+    rows = [row for row in rows if row.name not in names or not row.up]
+    up = sum(row.up for row in rows)
     state: Literal["ready", "degraded", "not ready"] = "not ready"
     if ready:
         state = "ready" if up == len(rows) else "degraded"
@@ -472,7 +472,7 @@ def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
 
 
 def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
-    down = [each.name for each in stats.analyzers.values() if not each.up]
+    down = [analyzer.name for analyzer in stats.analyzers.values() if not analyzer.up]
     if down and len(down) == len(stats.analyzers):
         rest = "" if stats.clock_held else ": connections expire"
         yield Notice(severity="critical", text=f"Not subscribed to any analyzer{rest}.")
@@ -504,18 +504,20 @@ def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
 
 def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:
     # Analyzers that are down come first, so that they are always listed.
-    by_state: Iterable[AnalyzerStats] = sorted(stats.analyzers.values(), key=lambda each: each.up)
-    for each in islice(by_state, MAX_ANALYZERS):
+    by_state: Iterable[AnalyzerStats] = sorted(
+        stats.analyzers.values(), key=lambda analyzer: analyzer.up
+    )
+    for analyzer in islice(by_state, MAX_ANALYZERS):
         yield Analyzer(
-            name=each.name,
-            up=bool(each.up),
-            since_timestamp_seconds=each.since_timestamp_s,
-            flows_per_second=round(rates.get(each.name, 0.0), 1),
-            flows_total=each.flows,
-            messages_total=sum(each.messages.values()),
-            reconnects_total=sum(each.reconnects.values()),
-            last_message_timestamp_seconds=each.last_message_timestamp_s or None,
-            last_error=_last_error(each.last_failure),
+            name=analyzer.name,
+            up=bool(analyzer.up),
+            since_timestamp_seconds=analyzer.since_timestamp_s,
+            flows_per_second=round(rates.get(analyzer.name, 0.0), 1),
+            flows_total=analyzer.flows,
+            messages_total=sum(analyzer.messages.values()),
+            reconnects_total=sum(analyzer.reconnects.values()),
+            last_message_timestamp_seconds=analyzer.last_message_timestamp_s or None,
+            last_error=_last_error(analyzer.last_failure),
         )
 
 
@@ -527,10 +529,10 @@ def _last_error(failure: Failure | None) -> LastError | None:
     )
 
 
-def _names(stats: NameStats | None) -> NamesState | None:
+def _names(stats: NameStats | None) -> NamesStatus | None:
     if stats is None:
         return None
-    return NamesState(
+    return NamesStatus(
         addresses=stats.addresses,
         capture_points=stats.nodes,
         ambiguous=stats.ambiguous,
@@ -539,9 +541,9 @@ def _names(stats: NameStats | None) -> NamesState | None:
     )
 
 
-def _table(stats: Stats, table: TableCounts) -> TableState:
+def _table(stats: Stats, table: TableCounts) -> TableStatus:
     skipped = sums(stats.flows_skipped, table.skipped)
-    return TableState(
+    return TableStatus(
         connections=table.connections,
         connections_limit=stats.max_connections,
         flows=table.flows,
@@ -554,8 +556,12 @@ def _table(stats: Stats, table: TableCounts) -> TableState:
         overflowed_total=table.overflowed_total,
         skipped_total={reason: count for reason, count in skipped.items() if count},
         filtered_total=sum(stats.flows_filtered.values()),
-        reports_checked_total=sum(one.reports_checked for one in stats.analyzers.values()),
-        reports_lost_total=sum(one.report_gaps["lost"] for one in stats.analyzers.values()),
+        reports_checked_total=sum(
+            analyzer.reports_checked for analyzer in stats.analyzers.values()
+        ),
+        reports_lost_total=sum(
+            analyzer.report_gaps["lost"] for analyzer in stats.analyzers.values()
+        ),
     )
 
 

@@ -53,13 +53,15 @@ _HEIGHT: Final = 40
 
 
 def _short(number: float, unit: str, prefixes: str) -> str:
-    at = 0
-    while number >= 1000 and at < len(prefixes) - 1:
+    power = 0
+    while number >= 1000 and power < len(prefixes) - 1:
         number /= 1000
-        at += 1
-    digits = 0 if number >= 100 or (at == 0 and number == int(number)) else 1 if number >= 10 else 2
+        power += 1
+    digits = (
+        0 if number >= 100 or (power == 0 and number == int(number)) else 1 if number >= 10 else 2
+    )
     rounded = Decimal(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-    return f"{rounded} {prefixes[at].strip()}{unit}".strip()
+    return f"{rounded} {prefixes[power].strip()}{unit}".strip()
 
 
 def _count(value: Any) -> str:
@@ -119,6 +121,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "since": lambda value, now_s: _duration(now_s - value),
     "ago": lambda value, now_s: f"{_duration(now_s - value)} ago",
     "error": _error,
+    "last-error": lambda value, now_s: f", last error: {_error(value, now_s)}",
     "list": lambda value, _: ", ".join(value),
     "reasons": lambda value, _: ", ".join(f"{name} {_count(n)}" for name, n in value.items()),
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
@@ -127,7 +130,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
 
 _STATES: Final = ("state", "health")
 _COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
-_TEXTS: Final = (*_STATES, "text", "error", "list", "reasons")
+_TEXTS: Final = (*_STATES, "text", "error", "last-error", "list", "reasons")
 """Formats of text, aligned to the left."""
 
 _UNIT_FORMATS: Final[dict[Unit, str]] = {
@@ -141,14 +144,16 @@ _UNIT_FORMATS: Final[dict[Unit, str]] = {
 
 def formatted(value: Any, format_: str, now_s: float) -> str:
     """Return ``value`` as text, not escaped. ``now_s`` is the time of the page."""
-    return EMPTY if value in (None, "", {}, [], ()) else _FORMATS[format_](value, now_s)
+    if value in (None, "", {}, [], ()):
+        return "" if format_ == "last-error" else EMPTY
+    return _FORMATS[format_](value, now_s)
 
 
 # Elements ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
+class _HtmlColumn:
     """A column of a table: the path of its values in a row, their format, and the header.
 
     ``head`` and ``attributes`` are HTML of the header cell.
@@ -161,34 +166,34 @@ class _Column:
 
 
 _ANALYZERS = (
-    _Column("name", "text", "analyzer"),
-    _Column("up", "state", "state"),
-    _Column("since_timestamp_seconds", "since", "since"),
-    _Column("flows_per_second", "number", "flows/s"),
-    _Column("flows_total", "count", "flows"),
-    _Column("reconnects_total", "count", "reconnects"),
-    _Column("last_message_timestamp_seconds", "ago", "last message"),
-    _Column("last_error", "error", "last error"),
+    _HtmlColumn("name", "text", "analyzer"),
+    _HtmlColumn("up", "state", "state"),
+    _HtmlColumn("since_timestamp_seconds", "since", "since"),
+    _HtmlColumn("flows_per_second", "number", "flows/s"),
+    _HtmlColumn("flows_total", "count", "flows"),
+    _HtmlColumn("reconnects_total", "count", "reconnects"),
+    _HtmlColumn("last_message_timestamp_seconds", "ago", "last message"),
+    _HtmlColumn("last_error", "error", "last error"),
 )
 
 _INTERFACES = (
-    _Column("labels.interface_name", "text", "interface"),
-    _Column("labels.host", "text", "host"),
-    _Column("labels.interface_type", "text", "type"),
-    _Column("labels.ipv4", "text", "address"),
-    _Column("received_bytes", "bytes", "received"),
-    _Column("transmitted_bytes", "bytes", "sent"),
-    _Column("dropped_packets", "count", "dropped"),
-    _Column("errors", "count", "errors"),
+    _HtmlColumn("labels.interface_name", "text", "interface"),
+    _HtmlColumn("labels.host", "text", "host"),
+    _HtmlColumn("labels.interface_type", "text", "type"),
+    _HtmlColumn("labels.ipv4", "text", "address"),
+    _HtmlColumn("received_bytes", "bytes", "received"),
+    _HtmlColumn("transmitted_bytes", "bytes", "sent"),
+    _HtmlColumn("dropped_packets", "count", "dropped"),
+    _HtmlColumn("errors", "count", "errors"),
 )
 
 _CAPTURES = (
-    _Column("capture_id", "text", "capture"),
-    _Column("packets_received", "number", "packets"),
-    _Column("packets_dropped", "number", "dropped"),
-    _Column("flows", "count", "flows"),
-    _Column("flows_dropped", "count", "flows dropped"),
-    _Column("kernel_flows_dropped", "count", "by the kernel"),
+    _HtmlColumn("capture_id", "text", "capture"),
+    _HtmlColumn("packets_received", "number", "packets"),
+    _HtmlColumn("packets_dropped", "number", "dropped"),
+    _HtmlColumn("flows", "count", "flows"),
+    _HtmlColumn("flows_dropped", "count", "flows dropped"),
+    _HtmlColumn("kernel_flows_dropped", "count", "by the kernel"),
 )
 
 
@@ -272,7 +277,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         source=elements.place("configuration_source", "text", tag="code"),
         reloaded=elements.place("reload.last_success_timestamp_seconds", "ago"),
         changed=elements.place("reload.changed", "list"),
-        reload_error=elements.place("reload.last_error", "error"),
+        reload_error=elements.place("reload.last_error", "last-error"),
         configuration=escape(report.configuration),
     )
     return html.document(title=escape(_title_of(report)), body=body, wide=True, script=True)
@@ -312,11 +317,11 @@ class _Elements:
         text = escape(formatted(value, format_, self._now_s))
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
-    def table(self, key: str, columns: Iterable[_Column]) -> str:
+    def table(self, key: str, columns: Iterable[_HtmlColumn]) -> str:
         """Return the list as a table."""
         return self.rows(key, columns, _at(self._tree, key))
 
-    def rows(self, key: str, columns: Iterable[_Column], rows: Sequence[Any]) -> str:
+    def rows(self, key: str, columns: Iterable[_HtmlColumn], rows: Sequence[Any]) -> str:
         """Return a table of ``rows``, hidden if there are none."""
         columns = tuple(columns)
         heads = "".join(
@@ -332,7 +337,7 @@ class _Elements:
             f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table></div>\n"
         )
 
-    def _cell(self, column: _Column, row: Any) -> str:
+    def _cell(self, column: _HtmlColumn, row: Any) -> str:
         value = _at(row, column.key)
         class_ = _class(value, column.format)
         text = escape(formatted(value, column.format, self._now_s))
@@ -447,8 +452,9 @@ def _row_options(chosen: int) -> str:
 
 
 def _note(top: Top) -> str:
-    # Without the total, which is shown above and may be newer.
-    shown = f"{_count(len(top.entries))} connection{'' if len(top.entries) == 1 else 's'}"
+    # The total belongs to the same scan; the one shown above may be newer.
+    plural = "" if top.connections == 1 else "s"
+    shown = f"{_count(len(top.entries))} of {_count(top.connections)} connection{plural}"
     if top.window_seconds is None:
         return shown
     return (
@@ -460,13 +466,13 @@ def _note(top: Top) -> str:
 def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -> str:
     key = ranking.keys[query.by]
     columns = [
-        _Column(
+        _HtmlColumn(
             "rank",
             _format(ranking.metrics[key.family], is_rate=key.is_rate),
             _title(key),
             ' aria-sort="descending"',
         ),
-        *(_Column(f"labels.{name}", "text", name.replace("_", " ")) for name in ranking.labels),
+        *(_HtmlColumn(f"labels.{name}", "text", name.replace("_", " ")) for name in ranking.labels),
         *(column for metric in ranking.metrics for column in _value_columns(metric, query)),
     ]
     entries = top.entries if top else []
@@ -482,12 +488,12 @@ def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -
     return elements.rows("top", columns, rows)
 
 
-def _value_columns(metric: Metric, query: Query) -> Iterable[_Column]:
+def _value_columns(metric: Metric, query: Query) -> Iterable[_HtmlColumn]:
     name = escape(metric.name.replace("_", " "))
     link = f'<a href="{_link(metric.name, query)}" data-by="{escape(metric.name)}">{name}</a>'
     for index in range(metric.directions):
         arrow = f" {_DIRECTIONS[index]}" if metric.directions == 2 else ""
-        yield _Column(f"values.{metric.name}.{index}", _format(metric), link + arrow)
+        yield _HtmlColumn(f"values.{metric.name}.{index}", _format(metric), link + arrow)
 
 
 def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
@@ -506,9 +512,9 @@ def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
 def _exported_note(report: StatusReport, elements: _Elements) -> str:
     if not report.interfaces.enabled:
         return "disabled by the configuration"
-    answered = elements.place("interfaces.last_answer_timestamp_seconds", "ago")
-    failed = elements.place("interfaces.last_error", "error")
+    last_response = elements.place("interfaces.last_answer_timestamp_seconds", "ago")
+    last_error = elements.place("interfaces.last_error", "last-error")
     return (
-        f"{elements.place('interfaces.count', 'count')} in the topology, last answer {answered},"
-        f" last error {failed}"
+        f"{elements.place('interfaces.count', 'count')} in the topology,"
+        f" last response {last_response}{last_error}"
     )

@@ -28,10 +28,10 @@ MAX_ENTRIES: Final = 1000
 MAX_FILTER_CHARS: Final = 200
 """The longest text to search for in label values."""
 
-ANSWER_AGE_S: Final = 1.0
+RESULT_AGE_S: Final = 1.0
 """How long a result is shared with equal requests."""
 
-MAX_ANSWERS: Final = 8
+MAX_RESULTS: Final = 8
 """The maximum number of rankings running, queued or cached."""
 
 SNAPSHOT_IDLE_S: Final = 60.0
@@ -123,7 +123,7 @@ class Top:
 
 
 @dataclass(frozen=True, slots=True)
-class TopAnswer:
+class RankingResult:
     """A `Top`, and its JSON encoding, which takes 1 ms for a thousand entries."""
 
     top: Top
@@ -158,8 +158,8 @@ class Ranking:
         """Ranking criteria by name: all metrics in their order, then the rates."""
         for key in keys:
             self.keys.setdefault(key.name, key)
-        self._answers: ScanCache[Query, TopAnswer] = ScanCache(
-            keep_s=ANSWER_AGE_S, max_results=MAX_ANSWERS, queue=True
+        self._results: ScanCache[Query, RankingResult] = ScanCache(
+            keep_s=RESULT_AGE_S, max_results=MAX_RESULTS, queue=True
         )
         self._snapshots: dict[int, list[_Snapshot]] = {}
         self._release_timer: asyncio.TimerHandle | None = None
@@ -193,9 +193,9 @@ class Ranking:
             raise QueryError(f"filter: longer than {MAX_FILTER_CHARS} characters.")
         return Query(by=by, n=n if number is None else _count(number), filter=text)
 
-    async def top(self, query: Query) -> TopAnswer:
+    async def top(self, query: Query) -> RankingResult:
         """Return the ranking for a ``query`` returned by `query`. Raises BusyError."""
-        return await self._answers.get(query, lambda: self._scan(query))
+        return await self._results.get(query, lambda: self._scan(query))
 
     def close(self) -> None:
         """Release the snapshots."""
@@ -203,7 +203,7 @@ class Ranking:
             self._release_timer.cancel()
         self._snapshots = {}
 
-    async def _scan(self, query: Query) -> TopAnswer:
+    async def _scan(self, query: Query) -> RankingResult:
         try:
             return await asyncio.to_thread(self._rank, query)
         finally:
@@ -214,7 +214,7 @@ class Ranking:
                     SNAPSHOT_IDLE_S, self.close
                 )
 
-    def _rank(self, query: Query) -> TopAnswer:
+    def _rank(self, query: Query) -> RankingResult:
         key = self.keys[query.by]
         start_s = time.monotonic()
         since = self._baseline(key.family, start_s) if key.is_rate else None
@@ -241,7 +241,7 @@ class Ranking:
             connections=self._table.connections,
             entries=entries,
         )
-        return TopAnswer(top, msgspec.json.encode(top))
+        return RankingResult(top, msgspec.json.encode(top))
 
     def _baseline(self, family: int, now_s: float) -> _Snapshot:
         """Return the snapshot to compare with: one or two minutes old, or the oldest available.
@@ -258,13 +258,13 @@ class Ranking:
     def _entry(self, row: Row, *, rank: float) -> Entry:
         _, labels, flat = row
         values: dict[str, list[float | None]] = {}
-        at = 0
+        start = 0
         for metric, family in zip(self.metrics, self._families, strict=True):
-            end = at + len(family.values)
+            end = start + len(family.values)
             values[metric.name] = [
-                None if value is None else _scaled(value, family) for value in flat[at:end]
+                None if value is None else _scaled(value, family) for value in flat[start:end]
             ]
-            at = end
+            start = end
         return Entry(rank=rank, labels=dict(zip(self.labels, labels, strict=True)), values=values)
 
 
@@ -295,5 +295,5 @@ def _count(text: str) -> int:
     # `int` also accepts signs, spaces, underscores and non-ASCII digits.
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
     if not 1 <= number <= MAX_ENTRIES:
-        raise QueryError(f"n: not a whole number from 1 to {MAX_ENTRIES}.")
+        raise QueryError(f"n: not an integer from 1 to {MAX_ENTRIES}.")
     return number

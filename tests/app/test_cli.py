@@ -1,4 +1,4 @@
-"""The command line, as a person uses it: output, exit codes, one line for what is wrong."""
+"""The command line: output, exit codes, and one-line errors."""
 
 import os
 import subprocess
@@ -30,14 +30,14 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_version() -> None:
-    done = run("--version")
-    assert (done.returncode, done.stdout) == (0, f"skyfast {skyfast.__version__}\n")
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"skyfast {skyfast.__version__}\n")
 
 
 def test_help_fits_a_screen_and_names_every_option() -> None:
-    done = run("--help", COLUMNS="80")
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
+    result = run("--help", COLUMNS="80")
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
     assert len(lines) <= 28
     assert max(map(len, lines)) <= 80
     for option in (
@@ -59,33 +59,33 @@ def test_help_fits_a_screen_and_names_every_option() -> None:
         "--version",
         "/etc/skydive/",
     ):
-        assert option in done.stdout
+        assert option in result.stdout
 
 
 def test_check_prints_the_effective_configuration(file: Path) -> None:
-    done = run("--check", str(file), SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_CONNECTION_TIMEOUT="99")
-    assert (done.returncode, done.stderr) == (0, "")
-    store = yaml.safe_load(done.stdout)["pipeline"]["store"]["prom_sky_con"]
+    result = run("--check", str(file), SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_CONNECTION_TIMEOUT="99")
+    assert (result.returncode, result.stderr) == (0, "")
+    store = yaml.safe_load(result.stdout)["pipeline"]["store"]["prom_sky_con"]
     assert (store["port"], store["connection_timeout"]) == (9123, 99)
-    assert PASSWORD not in done.stdout
+    assert PASSWORD not in result.stdout
 
 
 HASH = "$2b$04$mIlnSfcSkY2lOMpwfcmuP.EFUAxUtPcAnLSWMMJXAf4g80v5YwCFm"
 
 
-def test_check_looks_at_the_web_configuration_too(file: Path, tmp_path: Path) -> None:
+def test_check_validates_the_web_configuration(file: Path, tmp_path: Path) -> None:
     web = tmp_path / "web.yml"
     web.write_text(f"basic_auth_users:\n  alice: {HASH}\n")
-    done = run("--check", "--web.config.file", str(web), str(file))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("# Web configuration: plain HTTP, 1 user.\n")
-    assert HASH not in done.stdout
+    result = run("--check", "--web.config.file", str(web), str(file))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("# Web configuration: plain HTTP, 1 user.\n")
+    assert HASH not in result.stdout
     web.write_text(f"basic_auth_users:\n  alice: {PASSWORD}\n")
     for arguments in (("--check",), ()):
-        done = run(*arguments, f"--web.config.file={web}", str(file))
-        assert (done.returncode, done.stdout) == (2, "")
-        assert f"skyfast: {web}: line 2: basic_auth_users.alice: <hidden> is not" in done.stderr
-        assert PASSWORD not in done.stderr
+        result = run(*arguments, f"--web.config.file={web}", str(file))
+        assert (result.returncode, result.stdout) == (2, "")
+        assert f"skyfast: {web}: line 2: basic_auth_users.alice: <hidden> is not" in result.stderr
+        assert PASSWORD not in result.stderr
     assert run("--check", "--web.config.file=", str(file)).returncode == 0
 
 
@@ -94,18 +94,18 @@ def test_several_unknown_keys_of_the_web_configuration_are_listed(
 ) -> None:
     web = tmp_path / "web.yml"
     web.write_text("tls: {}\nusers: {}\n")
-    done = run("--check", "--web.config.file", str(web), str(file))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert [line.split(": ")[3] for line in done.stderr.splitlines()] == ["tls", "users"]
+    result = run("--check", "--web.config.file", str(web), str(file))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert [line.split(": ")[3] for line in result.stderr.splitlines()] == ["tls", "users"]
 
 
-def test_a_dash_is_standard_input(file: Path) -> None:
-    done = run("--check", "-", stdin=file.read_text())
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "9123" in done.stdout
+def test_dash_means_standard_input(file: Path) -> None:
+    result = run("--check", "-", stdin=file.read_text())
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "9123" in result.stdout
 
 
-def test_check_prints_what_can_be_loaded_again(file: Path) -> None:
+def test_output_of_check_can_be_loaded(file: Path) -> None:
     once = run("--check", str(file)).stdout
     again = run("--check", "-", stdin=once)
     assert again.returncode == 0
@@ -113,13 +113,13 @@ def test_check_prints_what_can_be_loaded_again(file: Path) -> None:
 
 
 def comments(text: str) -> list[str]:
-    """Return what ``--check`` says of a configuration, beside the configuration itself."""
-    done = run("--check", "-", stdin=text)
-    assert (done.returncode, done.stderr) == (0, "")
-    return [line.removeprefix("# ") for line in done.stdout.splitlines() if line.startswith("#")]
+    """Return the comments that ``--check`` prints beside the configuration."""
+    result = run("--check", "-", stdin=text)
+    assert (result.returncode, result.stderr) == (0, "")
+    return [line.removeprefix("# ") for line in result.stdout.splitlines() if line.startswith("#")]
 
 
-def test_check_tells_what_a_connection_costs() -> None:
+def test_check_prints_the_cost_of_a_connection() -> None:
     text = """
         pipeline.store.prom_sky_con:
           max_connections: 1000
@@ -144,90 +144,98 @@ def test_check_tells_what_a_connection_costs() -> None:
         ),
         "They need topology queries for interfaces.",
         *(
-            f"Warning: {where}: traffic captured at several interfaces is counted several times;"
+            f"Warning: {export}: traffic captured at several interfaces is counted several times;"
             " set deduplicate: first or add the label node_tid."
-            for where in ("connections", "view lab")
+            for export in ("connections", "view lab")
         ),
+        "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082.",
     ]
 
 
-def test_there_are_no_more_connections_than_flows() -> None:
+def test_the_default_analyzer_is_named_only_if_none_is_configured() -> None:
+    default = "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082."
+    assert default in comments("host_id: a\n")
+    assert default not in comments("analyzers: [127.0.0.1:8082]\n")
+    assert default not in comments("pipeline: {subscriber: {url: ws://127.0.0.1:8082}}\n")
+
+
+def test_cost_is_limited_by_max_flows() -> None:
     store = "{max_connections: 1000, max_flows: 10}"
     (first, *_) = comments(f"pipeline: {{store: {{prom_sky_con: {store}}}}}")
     assert first == "Each connection costs up to 5 series, at most 50 in total:"
 
 
-DANGER = "most clients use a new port for each connection"
+REASON = "most clients use a new port for each connection"
 
 
 @pytest.mark.parametrize(
     ("keys", "warnings"),
     [
-        ("{}", [f"Note: label initiator_port of connections is unbounded: {DANGER}."]),
+        ("{}", [f"Note: label initiator_port of connections is unbounded: {REASON}."]),
         ("{rewrite: {initiator_port: {above: 1023}}}", []),
         ("{labels: [target_port, protocol]}", []),
         (
             "{labels: [{name: id, path: UUID}], views: [{prefix: a, labels: [initiator_port]}]}",
             [
                 "Note: label id of connections is unbounded: a new value for each flow.",
-                f"Note: label initiator_port of view a is unbounded: {DANGER}.",
+                f"Note: label initiator_port of view a is unbounded: {REASON}.",
             ],
         ),
     ],
 )
-def test_check_warns_of_labels_without_end(keys: str, warnings: list[str]) -> None:
-    said = comments(f"pipeline.store.prom_sky_con: {keys}")
-    assert [line for line in said if line.startswith("Note: label")] == warnings
+def test_check_notes_unbounded_labels(keys: str, warnings: list[str]) -> None:
+    printed = comments(f"pipeline.store.prom_sky_con: {keys}")
+    assert [line for line in printed if line.startswith("Note: label")] == warnings
 
 
-def test_check_warns_where_traffic_counts_several_times() -> None:
+def test_check_warns_about_traffic_that_is_counted_several_times() -> None:
     views = "[{prefix: a, labels: [tag]}, {prefix: b, labels: [node_tid]}]"
-    said = comments(f"pipeline.store.prom_sky_con: {{labels: [protocol], views: {views}}}")
-    assert [line for line in said if line.startswith("Warning")] == [
-        f"Warning: {where}: traffic captured at several interfaces is counted several times;"
+    printed = comments(f"pipeline.store.prom_sky_con: {{labels: [protocol], views: {views}}}")
+    assert [line for line in printed if line.startswith("Warning")] == [
+        f"Warning: {export}: traffic captured at several interfaces is counted several times;"
         " set deduplicate: first or add the label node_tid."
-        for where in ("connections", "view a")
+        for export in ("connections", "view a")
     ]
 
 
-def test_warnings_of_the_report_are_strict_too() -> None:
-    done = run("--check", "--strict", "-", stdin="pipeline.store.prom_sky_con.labels: [protocol]")
-    assert (done.returncode, done.stdout) == (2, "")
-    first, last = done.stderr.splitlines()
+def test_strict_includes_warnings_of_the_cost_report() -> None:
+    result = run("--check", "--strict", "-", stdin="pipeline.store.prom_sky_con.labels: [protocol]")
+    assert (result.returncode, result.stdout) == (2, "")
+    first, last = result.stderr.splitlines()
     assert first.startswith("skyfast: connections: traffic captured at several interfaces")
     assert last == "skyfast: 1 warning; --strict treats warnings as errors"
 
 
-def test_notes_go_to_the_log_and_not_into_the_configuration() -> None:
+def test_notes_are_logged_and_not_printed() -> None:
     text = "pipeline: {encode: {type: csv}}\nui: {theme: dark}\n"
-    done = run("--check", "-", "--log-level", "debug", stdin=text)
-    assert done.returncode == 0
-    assert "WARNING skyfast.config" in done.stderr
-    assert "DEBUG skyfast.config" in done.stderr
-    yaml.safe_load(done.stdout)
+    result = run("--check", "-", "--log-level", "debug", stdin=text)
+    assert result.returncode == 0
+    assert "WARNING skyfast.config" in result.stderr
+    assert "DEBUG skyfast.config" in result.stderr
+    yaml.safe_load(result.stdout)
 
 
-WRONG = {
+ERRORS = {
     "an unknown option": (["--chekc"], "", "--chekc"),
     "two files": (["a", "b"], "", "b"),
-    "a level that is none": (["--log-level", "loud"], "", "loud"),
-    "nothing to replay": (["--replay"], "", "--replay"),
-    "two of a kind": (["--demo", "--replay", "x"], "", "--demo"),
-    "a speed of nothing": (["--replay-speed", "2"], "", "--replay-speed"),
-    "nothing to record": (["--record"], "", "--record"),
-    "a recording of no run": (["--record", "x", "--check"], "", "--record"),
-    "pseudonyms for nothing": (["--record-anonymous"], "", "--record"),
-    "no speed": (["--replay-speed", "0", "--replay", "x"], "", "'0'"),
-    "a speed that is no number": (["--replay-speed", "nan", "--replay", "x"], "", "'nan'"),
-    "a speed that is no word": (["--replay-speed", "fast", "--replay", "x"], "", "'fast' is not"),
-    "a speed without an end": (["--replay-speed", "1e-300", "--replay", "x"], "", "'1e-300'"),
-    "a recording without a name": (
+    "an unknown level": (["--log-level", "loud"], "", "loud"),
+    "replay without a file": (["--replay"], "", "--replay"),
+    "demo and replay": (["--demo", "--replay", "x"], "", "--demo"),
+    "speed without replay": (["--replay-speed", "2"], "", "--replay-speed"),
+    "record without a file": (["--record"], "", "--record"),
+    "record and check": (["--record", "x", "--check"], "", "--record"),
+    "anonymous without record": (["--record-anonymous"], "", "--record"),
+    "a speed of zero": (["--replay-speed", "0", "--replay", "x"], "", "'0'"),
+    "a speed of NaN": (["--replay-speed", "nan", "--replay", "x"], "", "'nan'"),
+    "a speed without digits": (["--replay-speed", "fast", "--replay", "x"], "", "'fast' is not"),
+    "a speed that is too low": (["--replay-speed", "1e-300", "--replay", "x"], "", "'1e-300'"),
+    "a recording with an empty name": (
         ["--record", "", "--demo"],
         "",
         "--record: the file name is empty",
     ),
-    "a recording that is not there": (["--replay", "/nowhere"], "", "/nowhere"),
-    "a file that is not there": (["/nowhere.yml"], "", "/nowhere.yml"),
+    "a missing recording": (["--replay", "/nowhere"], "", "/nowhere"),
+    "a missing file": (["/nowhere.yml"], "", "/nowhere.yml"),
     "a directory": (["/"], "", "/"),
     "a misspelt key": (["-"], "pipeline: {stroe: {}}", "pipeline.stroe"),
     "a negative number": (
@@ -235,62 +243,71 @@ WRONG = {
         "pipeline: {store: {prom_sky_con: {port: -1}}}",
         "pipeline.store.prom_sky_con.port",
     ),
-    "no YAML": (["-"], "a: [", "not valid YAML"),
+    "invalid YAML": (["-"], "a: [", "not valid YAML"),
 }
 
 
 HINTS = {
     "an option": (["--chekc"], "--chekc; did you mean --check?"),
     "an option with one hyphen": (["-config.file", "x"], "did you mean --config.file?"),
-    "an option that others have": (["--config=x"], "did you mean --config.file?"),
-    "hyphens for dots": (["--web-listen-address", ":1"], "did you mean --web.listen-address?"),
+    "an option of other exporters": (["--config=x"], "did you mean --config.file?"),
+    "hyphens in place of dots": (
+        ["--web-listen-address", ":1"],
+        "did you mean --web.listen-address?",
+    ),
     "an address": (["--listen-address=:1"], "did you mean --web.listen-address?"),
     "a level": (["--log.level", "warn"], "did you mean WARNING?"),
-    "a port alone": (["--web.listen-address", "9101"], "'9101' has no colon; did you mean :9101?"),
-    "no port": (["--web.listen-address", "localhost"], "did you mean localhost:9100?"),
+    "a port without a colon": (
+        ["--web.listen-address", "9101"],
+        "'9101' has no colon; did you mean :9101?",
+    ),
+    "a host without a port": (
+        ["--web.listen-address", "localhost"],
+        "did you mean localhost:9100?",
+    ),
     "IPv6 without brackets": (["--web.listen-address", "::1"], "in brackets, with a port"),
     "a URL": (["--web.listen-address", "http://a:1"], "has a scheme; write only host:port"),
-    "a port that is none": (["--web.listen-address", ":65536"], "is not an address such as"),
-    "a name that is none": (["--web.listen-address", "a b:1"], "is not an address such as"),
+    "a port out of range": (["--web.listen-address", ":65536"], "is not an address such as"),
+    "an invalid host name": (["--web.listen-address", "a b:1"], "is not an address such as"),
     "a negative share": (["--shard", "-1/3"], "--shard: '-1/3' is not I/N with I from 0"),
     "a negative speed": (["--replay-speed", "-1", "--replay", "x"], "'-1' is not a number from"),
     "two files": (["a", "--config.file", "b"], "either CONFIG or --config.file"),
-    "two ways to listen": (
+    "conflicting listen options": (
         ["--web.listen-address=:1", "--web.systemd-socket"],
         "--web.systemd-socket: not allowed with argument --web.listen-address",
     ),
-    "no check": (["--strict"], "--strict requires --check"),
+    "strict without check": (["--strict"], "--strict requires --check"),
     "too many addresses": (["--web.listen-address=:0"] * 65, "more than 64 addresses"),
 }
 
 
-@pytest.mark.parametrize(("arguments", "said"), HINTS.values(), ids=HINTS)
-def test_what_is_nearly_right_gets_a_hint(arguments: list[str], said: str) -> None:
-    done = run(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert said in line
+@pytest.mark.parametrize(("arguments", "hint"), HINTS.values(), ids=HINTS)
+def test_near_misses_get_a_hint(arguments: list[str], hint: str) -> None:
+    result = run(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert hint in line
 
 
-def test_no_hint_is_far_fetched() -> None:
+def test_unrelated_option_gets_no_hint() -> None:
     assert run("--xyz").stderr == "skyfast: unrecognized arguments: --xyz (see skyfast --help)\n"
 
 
-def test_the_file_can_be_an_option(file: Path) -> None:
+def test_file_can_be_given_as_an_option(file: Path) -> None:
     assert "9123" in run("--check", f"--config.file={file}").stdout
     assert "9123" in run("--check", "--config.file", "-", stdin=file.read_text()).stdout
 
 
-def test_the_log_can_be_set_by_options(file: Path) -> None:
+def test_log_options_override_the_configuration(file: Path) -> None:
     options = ("--log.level", "Critical", "--log.format=json")
     shown = run("--check", str(file), *options, SKYDIVE_LOGGING_LEVEL="debug").stdout
     assert yaml.safe_load(shown)["logging"] == {"level": "CRITICAL", "format": "json"}
     for level in LEVELS:
-        done = run("--check", "--log.level", level, str(file))
-        assert yaml.safe_load(done.stdout)["logging"]["level"] == LEVELS[level]
+        result = run("--check", "--log.level", level, str(file))
+        assert yaml.safe_load(result.stdout)["logging"]["level"] == LEVELS[level]
 
 
-def test_all_problems_of_a_file_are_listed_in_their_order() -> None:
+def test_all_problems_of_a_file_are_listed_in_order() -> None:
     text = """
 pipeline:
   filter:
@@ -306,16 +323,16 @@ pipeline:
 web: {max_scrapes: 0}
 tls: {client_cert: /nowhere}
 """
-    done = run("--check", "-", stdin=text, SKYDIVE_PIPELINE_FILTER_EXCLUDED_TAGS="a b")
-    assert (done.returncode, done.stdout) == (2, "")
-    found = [line.removeprefix("skyfast: ") for line in done.stderr.splitlines()]
+    result = run("--check", "-", stdin=text, SKYDIVE_PIPELINE_FILTER_EXCLUDED_TAGS="a b")
+    assert (result.returncode, result.stdout) == (2, "")
+    problems = [line.removeprefix("skyfast: ") for line in result.stderr.splitlines()]
     store = "pipeline.store.prom_sky_con"
     expected = [
         "line 5: pipeline.filter.drop.target_port: 'x' is neither",
         "line 5: pipeline.filter.drop.protocol: 'UPD' is not one of",
-        "line 6: pipeline.filter.drop.nmae: cannot be a condition",
+        "line 6: pipeline.filter.drop.nmae: unknown condition",
         f"line 9: {store}.prot: is an unknown key; did you mean {store}.port?",
-        f"line 10: {store}.port: '91OO' is not a whole number",
+        f"line 10: {store}.port: '91OO' is not an integer",
         f"line 11: {store}.labels: 'target_ipp' is not a known label; did you mean target_ip?",
         f"line 11: {store}.labels: 'protcol' is not a known label; did you mean protocol?",
         f"line 12: {store}.views: missing prefix; expected a view with prefix and labels",
@@ -323,34 +340,34 @@ tls: {client_cert: /nowhere}
         f"line 12: {store}.views.labels: 'y' is not a known label",
         f"line 12: {store}.views.metrics: 'x' is not a known metric",
         f"line 12: {store}.views.timeout: '5m' has a unit; times are in seconds: write 300",
-        "line 13: web.max_scrapes: '0' is not a whole number",
+        "line 13: web.max_scrapes: '0' is not an integer",
         "line 14: tls.client_cert: '/nowhere' is not an existing file",
     ]
-    assert len(found) == len(expected) + 1
-    for line, begins in zip(found, expected, strict=False):
-        assert line.startswith(f"standard input: {begins}")
-    assert found[-1].startswith("environment variable SKYDIVE_PIPELINE_FILTER_EXCLUDED_TAGS: ")
+    assert len(problems) == len(expected) + 1
+    for line, start in zip(problems, expected, strict=False):
+        assert line.startswith(f"standard input: {start}")
+    assert problems[-1].startswith("environment variable SKYDIVE_PIPELINE_FILTER_EXCLUDED_TAGS: ")
 
 
-def test_problems_of_what_is_right_by_itself_are_listed_together() -> None:
+def test_conflicts_between_valid_values_are_listed_together() -> None:
     text = f"""
 tls: {{client_cert: {CONFIG}/certificate.pem}}
 pipeline:
   filter: {{keep: [{{name: a, tag: other}}], drop: [{{name: a, tag: other}}]}}
   store: {{prom_sky_con: {{labels: [direction]}}}}
 """
-    done = run("--check", "-", stdin=text)
-    assert done.returncode == 2
-    assert [line.split(": ")[3] for line in done.stderr.splitlines()] == [
+    result = run("--check", "-", stdin=text)
+    assert result.returncode == 2
+    assert [line.split(": ")[3] for line in result.stderr.splitlines()] == [
         "tls.client_cert",
         "pipeline.store.prom_sky_con.labels",
         "pipeline.filter.drop.name",
     ]
 
 
-def test_no_more_problems_are_listed_than_somebody_reads() -> None:
-    done = run("--check", "-", stdin=f"analyzers: [{', '.join(['a/b'] * 1000)}]\n")
-    lines = done.stderr.splitlines()
+def test_list_of_problems_is_bounded() -> None:
+    result = run("--check", "-", stdin=f"analyzers: [{', '.join(['a/b'] * 1000)}]\n")
+    lines = result.stderr.splitlines()
     assert len(lines) == MAX_PROBLEMS + 1
     assert lines[-1] == "skyfast: further errors are not shown"
 
@@ -371,12 +388,12 @@ SUSPICIOUS = {
         {},
         "line 1: skyfast.config.pipeline is ignored; did you mean pipeline?",
     ),
-    "a section of another name": (
+    "a section with another name": (
         "exporter: {port: 1, connection_timeout: 2}",
         {},
         "line 1: exporter is ignored; did you mean pipeline.store.prom_sky_con?",
     ),
-    "a key beside others of Skydive": (
+    "a key among those of Skydive": (
         "host_id: a\nanalyzer: {listen: ':8082', username: a}\n",
         {},
         "line 2: analyzer.username is ignored; did you mean analyzer.auth.cluster.username?",
@@ -436,7 +453,7 @@ SUSPICIOUS = {
         {"SKYDIVE_PIPELINE_WRITE_S3_REGION": "a"},
         "SKYDIVE_PIPELINE_WRITE_S3_REGION is ignored: not supported by skyfast",
     ),
-    "a variable of no key": (
+    "a variable that matches no key": (
         "",
         {"SKYDIVE_PIPELINE_NOTHING": "a"},
         "SKYDIVE_PIPELINE_NOTHING is ignored: it matches no configuration key",
@@ -444,19 +461,19 @@ SUSPICIOUS = {
 }
 
 
-@pytest.mark.parametrize(("text", "environ", "said"), SUSPICIOUS.values(), ids=SUSPICIOUS)
-def test_what_is_probably_a_mistake_is_a_warning(
-    text: str, environ: dict[str, str], said: str
+@pytest.mark.parametrize(("text", "environ", "expected"), SUSPICIOUS.values(), ids=SUSPICIOUS)
+def test_probable_mistakes_cause_warnings(
+    text: str, environ: dict[str, str], expected: str
 ) -> None:
-    done = run("--check", "-", stdin=text, **environ)
-    assert done.returncode == 0
-    (warning,) = done.stderr.splitlines()
+    result = run("--check", "-", stdin=text, **environ)
+    assert result.returncode == 0
+    (warning,) = result.stderr.splitlines()
     assert " WARNING skyfast.config: " in warning
-    assert said in warning
+    assert expected in warning
     strict = run("--check", "--strict", "-", stdin=text, **environ)
     assert (strict.returncode, strict.stdout) == (2, "")
     warning, last = strict.stderr.splitlines()
-    assert said in warning
+    assert expected in warning
     assert last == "skyfast: 1 warning; --strict treats warnings as errors"
     quiet = run("--check", "--strict", "--log.level=critical", "-", stdin=text, **environ)
     assert quiet.returncode == 2
@@ -464,25 +481,25 @@ def test_what_is_probably_a_mistake_is_a_warning(
 
 def test_warnings_are_counted(file: Path) -> None:
     text = (CONFIG / "good" / "transform_leftover.yml").read_text()
-    done = run("--check", "--strict", "-", stdin=text)
-    assert done.returncode == 2
-    assert [line.split(": ")[3] for line in done.stderr.splitlines()[:-1]] == [
+    result = run("--check", "--strict", "-", stdin=text)
+    assert result.returncode == 2
+    assert [line.split(": ")[3] for line in result.stderr.splitlines()[:-1]] == [
         "pipeline.transform.secadvisor is ignored",
         "pipeline.store.buffered is ignored",
     ]
-    assert done.stderr.endswith("skyfast: 2 warnings; --strict treats warnings as errors\n")
+    assert result.stderr.endswith("skyfast: 2 warnings; --strict treats warnings as errors\n")
     assert run("--check", "--strict", str(file)).returncode == 0
 
 
-SKYDIVES = {
+SKYDIVE_VARIABLES = {
     "SKYDIVE_AGENT_AUTH_CLUSTER_PASSWORD": "x",
     "SKYDIVE_ANALYZER_LISTEN": ":8082",
     "SKYDIVE_FLOW_PROTOCOL": "udp",
     "SKYDIVE_LOGGING_BACKENDS": "stderr",
     "SKYDIVE_TLS_SERVER_CERT": "x",
 }
-SERVICES = {
-    # As Kubernetes sets them for services of the names skydive, skydive-analyzer and skydive-web.
+KUBERNETES_VARIABLES = {
+    # Kubernetes sets these for services named skydive, skydive-analyzer and skydive-web.
     "SKYDIVE_PORT": "tcp://10.0.0.1:8082",
     "SKYDIVE_SERVICE_HOST": "10.0.0.1",
     "SKYDIVE_ANALYZER_PORT_8082_TCP_ADDR": "10.0.0.1",
@@ -493,63 +510,63 @@ SERVICES = {
 
 
 @pytest.mark.parametrize("name", ["go", "empty", "nulls", "skydive", "full", "default"])
-def test_nothing_is_suspicious_of_what_is_usual(name: str) -> None:
+def test_usual_configurations_cause_no_warnings(name: str) -> None:
     path = CONFIG / "good" / f"{name}.yml" if name != "default" else DEPLOYED
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "skyfast", "--check", "--strict", str(path)],
-        env={**os.environ, **SKYDIVES, **SERVICES},
+        env={**os.environ, **SKYDIVE_VARIABLES, **KUBERNETES_VARIABLES},
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=20,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
 
 
-@pytest.mark.parametrize(("arguments", "stdin", "named"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_told_in_one_line(arguments: list[str], stdin: str, named: str) -> None:
-    done = run(*arguments, stdin=stdin)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+@pytest.mark.parametrize(("arguments", "stdin", "expected"), ERRORS.values(), ids=ERRORS)
+def test_errors_take_one_line(arguments: list[str], stdin: str, expected: str) -> None:
+    result = run(*arguments, stdin=stdin)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
     assert line.startswith("skyfast: ")
-    assert named in line
+    assert expected in line
 
 
-def test_what_few_need_is_imported_for_them_alone() -> None:
+def test_replay_modules_are_imported_only_on_demand() -> None:
     names = ["player", "recorder", "recording", "anonymizer"]
     code = (
         "import sys, skyfast.app, skyfast.cli;"
         f"print([name for name in {names} if f'skyfast.replay.{{name}}' in sys.modules])"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
     )
-    assert done.stdout == "[]\n"
+    assert result.stdout == "[]\n"
 
 
-def test_the_default_path_is_the_go_connectors() -> None:
+def test_default_path_is_that_of_the_go_connector() -> None:
     if Path("/etc/skydive/prom_sky_con.yml").exists():
-        pytest.skip("this machine has a configuration of its own")
-    done = run()
-    assert done.returncode == 2
-    assert "/etc/skydive/prom_sky_con.yml" in done.stderr
+        pytest.skip("this machine has a configuration file at the default path")
+    result = run()
+    assert result.returncode == 2
+    assert "/etc/skydive/prom_sky_con.yml" in result.stderr
 
 
-def test_an_unusable_certificate_is_a_wrong_configuration(tmp_path: Path) -> None:
+def test_unusable_certificate_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     text = (
         f"tls: {{ca_cert: {tmp_path}/ca.pem}}\n"
         "pipeline: {subscriber: {url: 'wss://127.0.0.1:9/'}, store: {prom_sky_con: {port: 0}}}\n"
     )
-    done = run("-", stdin=text)
-    assert done.returncode == 2
-    assert "tls.ca_cert" in done.stderr.splitlines()[-1]
+    result = run("-", stdin=text)
+    assert result.returncode == 2
+    assert "tls.ca_cert" in result.stderr.splitlines()[-1]
 
 
-def test_a_share_that_there_is_not_is_told_in_one_line() -> None:
-    done = run("--shard", "3/3")
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "--shard: '3/3' is not I/N" in done.stderr
+def test_invalid_shard_is_rejected_in_one_line() -> None:
+    result = run("--shard", "3/3")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "--shard: '3/3' is not I/N" in result.stderr

@@ -1,4 +1,4 @@
-"""The clock of a whole skyfast is held where reports may be missing: `App`, without its sockets."""
+"""`App` holds the clock of its table while reports may be missing; these tests use no sockets."""
 
 import dataclasses
 import logging
@@ -19,7 +19,7 @@ STEP_S = 0.5
 
 
 class Subscriptions:
-    """In place of the real ones: a test says which deliver."""
+    """Fake subscriptions; the test sets which of them deliver."""
 
     def __init__(self, **_: object) -> None:
         self.delivering = {"one:8082", "two:8082"}
@@ -31,7 +31,7 @@ class Subscriptions:
 
 
 class Running:
-    """An app whose expiry turns when the test says so."""
+    """An app whose expiry runs when the test advances the time."""
 
     def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
@@ -42,7 +42,7 @@ class Running:
         self.pass_time(100)
 
     def pass_time(self, seconds: float) -> float:
-        """Let the expiry task have its turns; return how far the table's clock went."""
+        """Advance the time and run the expiry task; return how far the table's clock advanced."""
         before = self.app.clock.now()
         for _ in range(round(seconds / STEP_S)):
             self.now_s += STEP_S
@@ -52,7 +52,7 @@ class Running:
 
     def deliver(self, *names: str) -> None:
         self.subscriptions.delivering = set(names)
-        self.app._hold()  # as the subscriptions call it
+        self.app._hold()  # called by the subscriptions
 
     @property
     def page(self) -> dict[str, float]:
@@ -65,13 +65,13 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     yield Running(make_config(), monkeypatch)
 
 
-def test_the_clock_stands_still_until_all_were_reported_again(
+def test_clock_is_held_until_all_connections_are_reported_again(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     assert running.pass_time(10) == 10
     running.deliver("one:8082")
-    assert running.app.clock.held  # at once, whoever looks first
+    assert running.app.clock.held  # even before the expiry task runs
     assert running.pass_time(20) == 0
     assert running.page == {"held": 1, "seconds": 20}
     running.deliver("one:8082", "two:8082")
@@ -84,18 +84,18 @@ def test_the_clock_stands_still_until_all_were_reported_again(
     ]
 
 
-def test_where_all_captures_have_ended_connections_leave_after_the_bound(running: Running) -> None:
+def test_hold_is_bounded_if_all_captures_have_ended(running: Running) -> None:
     running.deliver()
     assert running.pass_time(600) == pytest.approx(600 - INCIDENT_UPDATES * UPDATE_S)
 
 
-def test_the_bound_is_of_the_agents_updates(running: Running) -> None:
+def test_bound_is_a_multiple_of_the_agents_update_interval(running: Running) -> None:
     running.app.stats.flow_update_s = 10.0
     running.deliver()
     assert running.pass_time(600) == pytest.approx(600 - INCIDENT_UPDATES * 10)
 
 
-def test_a_recording_that_has_ended_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_recording_does_not_hold_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config()
     subscriber = dataclasses.replace(config.subscriber, silence_timeout_s=0.0)
     running = Running(dataclasses.replace(config, subscriber=subscriber), monkeypatch)
@@ -103,7 +103,7 @@ def test_a_recording_that_has_ended_holds_nothing(monkeypatch: pytest.MonkeyPatc
     assert running.pass_time(100) == 100
 
 
-def test_a_pause_of_the_process_while_it_is_held_counts_for_nothing(running: Running) -> None:
+def test_suspension_of_the_process_during_a_hold_is_not_counted(running: Running) -> None:
     running.deliver("one:8082")
     running.now_s += 3600
     assert running.pass_time(10) == 0
@@ -115,7 +115,7 @@ def test_a_pause_of_the_process_while_it_is_held_counts_for_nothing(running: Run
 @pytest.mark.parametrize(
     ("update_s", "timeout_s", "warns"), [(60, 60, False), (60, 59, True), (120, 60, True)]
 )
-def test_a_time_out_that_is_shorter_than_an_update_is_a_warning(
+def test_timeout_shorter_than_an_update_causes_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     update_s: float,
@@ -123,7 +123,7 @@ def test_a_time_out_that_is_shorter_than_an_update_is_a_warning(
     warns: bool,
 ) -> None:
     running = Running(make_config(connection_timeout=timeout_s), monkeypatch)
-    assert not caplog.messages  # nothing is known yet
+    assert not caplog.messages  # the update interval is not known yet
     running.app.stats.flow_update_s = update_s
     running.pass_time(10)
     text = (
@@ -131,19 +131,19 @@ def test_a_time_out_that_is_shorter_than_an_update_is_a_warning(
         f" ({update_s} s) plus 15 s: live connections expire between reports"
     )
     assert caplog.messages == [text] * warns
-    # It is measured.
+    # Small deviations of the measured interval cause no second warning.
     for deviation_s in (-0.02, 0.003, 0.4):
         running.app.stats.flow_update_s = update_s + deviation_s
         running.pass_time(10)
     assert caplog.messages == [text] * warns
-    # Once for each value that is known.
+    # A different interval causes a new warning.
     running.app.stats.flow_update_s = 300.0
     running.pass_time(10)
     assert len(caplog.messages) == warns + 1
 
 
 @pytest.mark.parametrize("shard", [ALONE, Shard(0, 2), Shard(1, 2)])
-def test_statistics_are_looked_at_for_packets_in_every_shard(
+def test_every_shard_checks_capture_statistics_for_packets(
     monkeypatch: pytest.MonkeyPatch, shard: Shard
 ) -> None:
     running = Running(dataclasses.replace(make_config(), shard=shard), monkeypatch)
@@ -157,7 +157,7 @@ def test_statistics_are_looked_at_for_packets_in_every_shard(
     assert running.app.stats.captures.captures == (0 if shard.index else 1)
 
 
-def test_captures_stay_while_the_clock_is_held(running: Running) -> None:
+def test_captures_do_not_expire_while_the_clock_is_held(running: Running) -> None:
     message = b'{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"c","FlowCount":%d}}'
     analyzer = running.app.stats.analyzer("one:8082")
     running.app._parts.ingest.message(message % 900, analyzer)

@@ -1,8 +1,8 @@
-"""Recordings of real analyzers, replayed to the running process: its page, value by value.
+"""Pages of a running process after a replay of recordings of real analyzers.
 
-They are replayed without settings, and under each configuration of ``data/configs``. The page is
-compared with the model, and with the files under ``golden/``, which ``UPDATE_GOLDEN=1`` writes
-anew.
+The recordings are replayed with the defaults, and with each configuration in ``data/configs``.
+The pages are compared with the model, and with the files in ``golden/``, which
+``UPDATE_GOLDEN=1`` rewrites.
 """
 
 import asyncio
@@ -51,8 +51,9 @@ REPLAYS = {
 }
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
-# Names that dashboards depend on, and those of the configuration's own metrics: counters without
-# _total, and a unit that is no base unit.
+# Metrics that break the naming conventions: inherited ones that dashboards depend on, and
+# custom ones of the configurations. They are counters without _total, and a metric whose unit
+# is not a base unit.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"
@@ -63,7 +64,7 @@ NO_BASE_UNIT = f'{RTT} use base unit "seconds" instead of "nanoseconds"'
 
 
 def settings(name, urls):
-    """Return the text of a configuration file: that of ``data/configs``, where there is one."""
+    """Return the text of a configuration file, based on that in ``data/configs`` if it exists."""
     file = DATA / "configs" / f"{name}.yml"
     tree = yaml.safe_load(file.read_text()) if name in CONFIGURATIONS else {}
     pipeline = tree.setdefault("pipeline", {})
@@ -75,9 +76,9 @@ def settings(name, urls):
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What came out of it. ``flows`` are those sent, by analyzer.
+    """The model and the pages after a replay. ``flows`` has the flows sent by each analyzer.
 
-    ``prometheus_page`` is ``page`` as Prometheus asks for it.
+    ``prometheus_page`` is ``page`` in the format that Prometheus requests.
     """
 
     model: Model
@@ -98,12 +99,12 @@ class Replay:
 
     @property
     def names(self):
-        """The families of flows and interfaces."""
+        """The names of the families of flows and interfaces."""
         return {family.name for family in (*self.model.families, *self.interface_families)}
 
     @property
     def samples(self):
-        """The numbers of flows and interfaces, by series."""
+        """The expected values of flows and interfaces by series."""
         pages = self.model.page(0)
         pages |= interface_page(json.loads(TOPOLOGY), self.interface_families)
         lines = (line.rpartition(" ") for lines in pages.values() for line in lines)
@@ -111,7 +112,7 @@ class Replay:
 
 
 async def replay(name, directory):
-    """Send every message to a running skyfast, and to a model; return what both say."""
+    """Send every message to a running skyfast and to a model; return the results of both."""
     names = REPLAYS[name].recordings
     model = Model(REPLAYS[name].spec)
     async with AsyncExitStack() as stack:
@@ -120,7 +121,7 @@ async def replay(name, directory):
             analyzer.topology = Answer(body=TOPOLOGY, compress=True)
         config = directory / "prom_sky_con.yml"
         config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
-        # Its table is full, which is logged where the messages take longer than a look at it.
+        # The table is full, and skyfast logs it if it checks the table before the last message.
         is_full = name == "overflow"
         skyfast = await stack.enter_async_context(running(config, quiet=not is_full))
         for analyzer in analyzers:
@@ -129,12 +130,12 @@ async def replay(name, directory):
         messages = dict.fromkeys((analyzer.name for analyzer in analyzers), 0)
         flows = messages.copy()
         previous = analyzers[0]
-        for _, which, line, obj in heapq.merge(
+        for _, index, line, obj in heapq.merge(
             *(recorded(name, n) for n, name in enumerate(names))
         ):
-            analyzer = analyzers[which]
+            analyzer = analyzers[index]
             if analyzer is not previous:
-                # Two sockets have no order between them: what was sent must have been read.
+                # Two sockets have no common order: wait until all messages so far are read.
                 await skyfast.until(partial(all_read, messages))
                 previous = analyzer
             await analyzer.send(line)
@@ -174,24 +175,24 @@ def replayed(request, tmp_path_factory):
     return name, asyncio.run(replay(name, tmp_path_factory.mktemp(name)))
 
 
-def test_flows_are_those_of_the_model(replayed):
+def test_flows_match_the_model(replayed):
     name, result = replayed
     page = read_page(result.flow_page, result.model.families)
     assert page == result.model.page(0)
     if name in CONNECTIONS:
-        # As many as the recording's own description says.
+        # The description of the recording states these numbers.
         assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
         assert page[RTT]
 
 
-def test_interfaces_are_those_of_the_topology(replayed):
+def test_interfaces_match_the_topology(replayed):
     _, result = replayed
     families = result.interface_families
     expected = interface_page(json.loads(TOPOLOGY), families)
     assert read_page(result.interface_page, families) == expected
 
 
-def test_the_page_has_its_parts_in_order(replayed):
+def test_page_has_its_parts_in_order(replayed):
     _, result = replayed
     parts = split(result)
     assert [part for part, _ in parts] == ["flows", "interfaces", "captures", "self"]
@@ -201,8 +202,8 @@ def test_the_page_has_its_parts_in_order(replayed):
     assert interfaces == interface_page(json.loads(TOPOLOGY), result.interface_families)
 
 
-def test_the_page_is_the_golden_one(replayed):
-    """The page of each replay: see `tests.support.golden.golden_lines` for how it is kept."""
+def test_page_matches_the_golden_file(replayed):
+    """`tests.support.golden.golden_lines` describes the format of the golden files."""
     name, result = replayed
     families = []
     for part, names in (
@@ -214,45 +215,47 @@ def test_the_page_is_the_golden_one(replayed):
         families += [
             (heads[2 * n : 2 * n + 2], sorted(samples)) for n, samples in enumerate(page.values())
         ]
-    whole = BUILD / f"{name}.txt"
-    whole.parent.mkdir(parents=True, exist_ok=True)
-    whole.write_text("".join(f"{line}\n" for parts in families for part in parts for line in part))
+    full_page = BUILD / f"{name}.txt"
+    full_page.parent.mkdir(parents=True, exist_ok=True)
+    full_page.write_text(
+        "".join(f"{line}\n" for parts in families for part in parts for line in part)
+    )
     lines = [*golden_lines(families)]
     golden = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text("\n".join(lines) + "\n")
-    assert lines == golden.read_text().splitlines(), f"the whole page is in {whole}"
+    assert lines == golden.read_text().splitlines(), f"the full page is in {full_page}"
 
 
-def test_another_reader_finds_the_same(replayed):
+def test_prometheus_client_reads_the_same_values(replayed):
     _, result = replayed
-    found = {}
+    values = {}
     for family in text_string_to_metric_families(result.page.decode()):
         for sample in family.samples:
-            # The reader calls every sample of a counter _total.
+            # The parser appends _total to the name of every counter sample.
             name = family.name if family.name in result.names else sample.name
             if name in result.names:
-                found[series(name, sample.labels)] = sample.value
-    assert found == result.samples
+                values[series(name, sample.labels)] = sample.value
+    assert values == result.samples
 
 
-def test_the_reference_reader_of_openmetrics_finds_the_same(replayed):
+def test_openmetrics_parser_reads_the_same_values(replayed):
     _, result = replayed
     page = result.prometheus_page.decode()
     if not result.is_standard:
         assert "# EOF" not in page
         return
-    found = {
+    values = {
         series(sample.name, sample.labels): sample.value
         for family in text_string_to_openmetrics_families(page)
         for sample in family.samples
         if sample.name in result.names
     }
-    assert found == result.samples
+    assert values == result.samples
 
 
 @needs_promtool
-def test_promtool_objects_to_nothing_but_inherited_names(replayed):
+def test_promtool_complains_only_about_inherited_names(replayed):
     _, result = replayed
     complaints = set(lint(result.page))
     if result.is_standard:
@@ -267,7 +270,7 @@ def test_promtool_objects_to_nothing_but_inherited_names(replayed):
     assert complaints == expected | ({NO_BASE_UNIT} if RTT in shown else set())
 
 
-def test_the_self_metrics_account_for_every_report(replayed):
+def test_self_metrics_account_for_every_report(replayed):
     _, result = replayed
     metrics, model = result.metrics, result.model
     for analyzer, flows in result.flows.items():
@@ -289,7 +292,7 @@ def test_the_self_metrics_account_for_every_report(replayed):
     assert metrics["skyfast_connections_created_total"] == model.created_total
     assert metrics["skyfast_connections_rejected_total"] == model.rejected_total
     assert metrics["skyfast_connections_overflowed_total"] == model.overflowed_total
-    # Without _total, the name would be that of the reports' counter in OpenMetrics.
+    # In OpenMetrics, skyfast_flows is the family name of the counter skyfast_flows_total.
     assert metrics["skyfast_table_flows" if result.is_standard else "skyfast_flows"] == model.flows
     views = [n for series, n in metrics.items() if series.startswith("skyfast_view_connections{")]
     assert views == list(model.view_connections)
@@ -299,7 +302,7 @@ def test_the_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Return the parts of the whole page as pairs of a name and the lines that come together."""
+    """Return the parts of the page as pairs of a name and its consecutive lines."""
     flows = {family.name for family in result.model.families}
     interfaces = {family.name for family in result.interface_families}
 
@@ -316,6 +319,6 @@ def split(result):
 
 
 def series(name, labels):
-    """Return a series as the page spells it."""
+    """Return a series in the notation of the page."""
     pairs = ",".join(f'{label}="{escape(value)}"' for label, value in labels.items())
     return f"{name}{{{pairs}}}"

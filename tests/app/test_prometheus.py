@@ -1,4 +1,4 @@
-"""What Prometheus itself makes of the pages: a server that scrapes them, and promtool's lint."""
+"""Scrapes by a real Prometheus server."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 
 @needs_prometheus
-async def test_a_prometheus_scrapes_and_answers(tmp_path: Path) -> None:
+async def test_prometheus_scrapes_and_queries_the_demo(tmp_path: Path) -> None:
     rate = "rate(skydive_network_connection_total_bytes[1m])"
     async with (
         demo() as skyfast,
@@ -51,9 +51,9 @@ async def test_a_prometheus_scrapes_and_answers(tmp_path: Path) -> None:
         interfaces = await growing(server, "skydive_network_interface_rx_bytes", 2)
         assert {sample["metric"]["interface_name"] for sample in interfaces} >= {"v1", "v2"}
         await growing(server, "rate(process_cpu_seconds_total[1m])", 1)
-        kinds = json.loads(await ask(f"{server}/api/v1/metadata"))["data"]
-        assert kinds["skydive_network_connection_total_bytes"][0]["type"] == "counter"
-        assert kinds["skydive_network_connection_rtt_nanoseconds"][0]["type"] == "gauge"
+        metadata = json.loads(await ask(f"{server}/api/v1/metadata"))["data"]
+        assert metadata["skydive_network_connection_total_bytes"][0]["type"] == "counter"
+        assert metadata["skydive_network_connection_rtt_nanoseconds"][0]["type"] == "gauge"
 
 
 STANDARD = """
@@ -68,7 +68,7 @@ pipeline:
 
 
 @needs_prometheus
-async def test_a_prometheus_reads_openmetrics(tmp_path: Path) -> None:
+async def test_prometheus_reads_openmetrics(tmp_path: Path) -> None:
     config = tmp_path / "prom_sky_con.yml"
     config.write_text(STANDARD)
     rate = "rate(skydive_traffic_bytes_total[1m])"
@@ -93,8 +93,8 @@ async def test_a_prometheus_reads_openmetrics(tmp_path: Path) -> None:
         await growing(server, "skyfast_table_flows", 1)
         (up,) = await query(server, "min_over_time(up[1m])")
         assert number(up) == 1
-        # The other format has no units, and calls families as it does their samples.
-        kinds = json.loads(await ask(f"{server}/api/v1/metadata"))["data"]
+        # Only OpenMetrics has units, and family names without _total.
+        metadata = json.loads(await ask(f"{server}/api/v1/metadata"))["data"]
         for name, kind, unit in (
             ("skydive_traffic_bytes", "counter", "bytes"),
             ("skydive_traffic_packets", "counter", ""),
@@ -102,14 +102,14 @@ async def test_a_prometheus_reads_openmetrics(tmp_path: Path) -> None:
             ("skydive_interface_receive_bytes", "counter", "bytes"),
             ("skyfast_flows", "counter", ""),
         ):
-            (found,) = kinds[name]
-            assert (found["type"], found["unit"]) == (kind, unit)
+            (entry,) = metadata[name]
+            assert (entry["type"], entry["unit"]) == (kind, unit)
 
 
 PODS = {"known": "10.244.0.1", "late": "10.244.0.2"}
 FIRST_BYTES = {"known": 500, "late": 50_000_000}
 BYTES = {"known": 500, "late": 1000}
-"""Of a second's report to each pod, and of the first one before."""
+"""The bytes of each pod's first report, and of each later one."""
 
 CONNECTION_BYTES = "skydive_network_connection_total_bytes"
 NAMESPACE_BYTES = "namespace_bytes_total"
@@ -170,7 +170,7 @@ async def by_label(server: str, expression: str, label: str) -> dict[str, float]
 
 
 @needs_prometheus
-async def test_a_late_name_moves_no_bytes_and_is_no_spike(tmp_path: Path) -> None:
+async def test_late_name_moves_no_bytes_and_causes_no_spike(tmp_path: Path) -> None:
     async with FakeAnalyzer() as analyzer:
         nodes = [pod("known")]
         analyzer.graph = {"Nodes": nodes, "Edges": []}

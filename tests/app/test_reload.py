@@ -1,7 +1,7 @@
-"""Another configuration for a running process: what takes effect, what stays, what goes on.
+"""Reloading the configuration of a running process: which parts change and which are kept.
 
-Most tests start a process, edit its file and send SIGHUP, as an operator does. Those of
-subscriptions that nobody but a name server can move are within this process.
+Most tests start a process, edit its file and send SIGHUP, as an operator does. Tests that
+need their own name resolution run the subscriptions in this process.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from tests.support.subscribing import FAST, Names, eventually, lines, subscribed
 from tests.support.web_fixtures import PROMETHEUS
 
 STORE = "pipeline.store.prom_sky_con"
-NOBODY = "ws://127.0.0.1:9/ws/subscriber/flow"
+UNREACHABLE = "ws://127.0.0.1:9/ws/subscriber/flow"
 BYTES = "skydive_network_connection_total_bytes"
 RELOADED = ("configuration reloaded", "configuration not reloaded")
 SUCCESSFUL = "skyfast_config_last_reload_successful"
@@ -50,11 +50,11 @@ FAILURE_AT = "skyfast_config_last_reload_failure_timestamp_seconds"
 FAILED = 'skyfast_config_reload_failures_total{reason="configuration"}'
 
 Keys = Mapping[str, object]
-"""What a configuration file says, by the paths of keys."""
+"""The values of a configuration file by the paths of their keys."""
 
 
 def text_of(keys: Keys) -> str:
-    """Return a configuration file; it serves on any port of the loopback."""
+    """Return the text of a configuration file that listens on any loopback port."""
     tree: dict[str, Any] = {}
     defaults = {f"{STORE}.port": 0, f"{STORE}.listen_address": "127.0.0.1", "host_id": "skyfast"}
     for path, value in (defaults | dict(keys)).items():
@@ -67,7 +67,7 @@ def text_of(keys: Keys) -> str:
 
 
 class Operator:
-    """Somebody who edits the file of a running skyfast."""
+    """Edits the configuration file of a running skyfast and reloads it."""
 
     def __init__(self, skyfast: Skyfast, file: Path, keys: Keys) -> None:
         self.skyfast = skyfast
@@ -75,12 +75,12 @@ class Operator:
         self.keys = dict(keys)
 
     def write(self, changes: Keys) -> None:
-        """Change some keys; None takes one out."""
+        """Change some keys; None removes a key."""
         self.keys |= changes
         self.file.write_text(text_of({k: v for k, v in self.keys.items() if v is not None}))
 
     async def reload(self, changes: Keys | None = None) -> list[str]:
-        """Change some keys, send SIGHUP, and return what is logged up to the outcome."""
+        """Change some keys, send SIGHUP, and return the log lines up to the outcome."""
         if changes is not None:
             self.write(changes)
         logged = len(self.skyfast.log)
@@ -89,16 +89,16 @@ class Operator:
         return self.skyfast.log[logged:]
 
     async def post(self) -> tuple[int, str]:
-        """Return status and text of the answer to ``POST /-/reload``."""
+        """Return the status and the text of the response to ``POST /-/reload``."""
 
         def ask() -> tuple[int, str]:
             request = urllib.request.Request(self.skyfast.url + "/-/reload", method="POST")
             try:
-                with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
-                    return answer.status, answer.read().decode()
-            except urllib.error.HTTPError as answer:
-                with answer:
-                    return answer.code, answer.read().decode()
+                with urllib.request.urlopen(request, timeout=WAIT_S) as response:
+                    return response.status, response.read().decode()
+            except urllib.error.HTTPError as response:
+                with response:
+                    return response.code, response.read().decode()
 
         return await asyncio.to_thread(ask)
 
@@ -133,38 +133,38 @@ def subscribing(*analyzers: FakeAnalyzer) -> dict[str, object]:
     return {"pipeline.subscriber.urls": [analyzer.url for analyzer in analyzers]}
 
 
-def of_analyzer(metrics: Mapping[str, float], name: str) -> list[str]:
+def series_of_analyzer(metrics: Mapping[str, float], name: str) -> list[str]:
     return [series for series in metrics if f'analyzer="{name}"' in series]
 
 
 def samples(page: str, family: str) -> dict[str, str]:
-    found = (line.rpartition(" ") for line in page.splitlines() if line.startswith(f"{family}{{"))
-    return {series: value for series, _, value in found}
+    parts = (line.rpartition(" ") for line in page.splitlines() if line.startswith(f"{family}{{"))
+    return {series: value for series, _, value in parts}
 
 
-# What cannot be used -------------------------------------------------------------------------
+# Rejected configurations ---------------------------------------------------------------------
 
 
-def no_yaml(file: Path) -> str:
+def invalid_yaml(file: Path) -> str:
     file.write_text("pipeline: [")
     return "not valid YAML"
 
 
-def a_wrong_value(file: Path) -> str:
+def invalid_value(file: Path) -> str:
     file.write_text(text_of({f"{STORE}.max_connections": -1}))
     return "max_connections"
 
 
-def a_certificate_that_is_missing(file: Path) -> str:
+def missing_certificate(file: Path) -> str:
     file.write_text(text_of({"tls.ca_cert": "/nowhere.pem"}))
     return "tls.ca_cert"
 
 
-def a_certificate_that_is_none(file: Path) -> str:
+def invalid_certificate(file: Path) -> str:
     keys = {
         "tls.ca_cert": str(file),
         "pipeline.subscriber.url": "wss://127.0.0.1:9/",
-        # All of these would otherwise have another page.
+        # Each of these keys would change the page if the reload succeeded.
         f"{STORE}.labels": ["target_ip"],
         "pipeline.filter.drop": [{"name": "all", "protocol": "TCP"}],
         "logging.level": "ERROR",
@@ -173,41 +173,41 @@ def a_certificate_that_is_none(file: Path) -> str:
     return "tls.ca_cert"
 
 
-def a_text_that_no_header_can_carry(file: Path) -> str:
+def host_id_that_no_header_can_carry(file: Path) -> str:
     file.write_text(text_of({"host_id": "s€cret"}))
     return "host_id"
 
 
-def no_file(file: Path) -> str:
+def missing_file(file: Path) -> str:
     file.unlink()
     return "cannot be read"
 
 
-def a_directory(file: Path) -> str:
+def directory_in_place_of_the_file(file: Path) -> str:
     file.unlink()
     file.mkdir()
     return "cannot be read"
 
 
-def a_pipe(file: Path) -> str:
+def pipe_in_place_of_the_file(file: Path) -> str:
     file.unlink()
     os.mkfifo(file)
     return "not a regular file"
 
 
-SPOILERS = (
-    no_yaml,
-    a_wrong_value,
-    a_certificate_that_is_missing,
-    a_certificate_that_is_none,
-    a_text_that_no_header_can_carry,
-    no_file,
-    a_directory,
-    a_pipe,
+BREAKAGES = (
+    invalid_yaml,
+    invalid_value,
+    missing_certificate,
+    invalid_certificate,
+    host_id_that_no_header_can_carry,
+    missing_file,
+    directory_in_place_of_the_file,
+    pipe_in_place_of_the_file,
 )
 
 
-async def test_what_cannot_be_used_changes_nothing(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_failed_reload_changes_nothing(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     keys = {**subscribing(analyzer), "web.enable_reload": True}
     async with operated(tmp_path, keys, quiet=False) as operator:
         skyfast = operator.skyfast
@@ -215,11 +215,11 @@ async def test_what_cannot_be_used_changes_nothing(tmp_path: Path, analyzer: Fak
         await operator.report(analyzer, flow("1"))
         page, success = await operator.flows(), await skyfast.self_metrics()
         assert success[SUCCESSFUL] == 1
-        for number, spoil in enumerate(SPOILERS):
-            named = spoil(operator.file)
+        for number, break_file in enumerate(BREAKAGES):
+            reason = break_file(operator.file)
             (line,) = problems(await operator.reload())
             assert " ERROR " in line
-            assert named in line
+            assert reason in line
             status, text = await operator.post()
             assert status == 500
             assert text == f"failed to reload config: {line.partition('reloaded: ')[2]}\n"
@@ -229,18 +229,18 @@ async def test_what_cannot_be_used_changes_nothing(tmp_path: Path, analyzer: Fak
             assert failure[SUCCESS_AT] == success[SUCCESS_AT]
             assert failure.keys() == success.keys()
             assert failure[FAILED] == 2 * (number + 1)
-            told = json.loads(await skyfast.get("/api/status"))
+            api_status = json.loads(await skyfast.get("/api/status"))
             problem = line.partition("reloaded: ")[2]
-            assert told["reload"]["last_error"]["reason"] == "configuration"
-            assert told["reload"]["last_error"]["text"] == problem
-            assert failure[FAILURE_AT] == told["reload"]["last_error"]["timestamp_seconds"]
+            assert api_status["reload"]["last_error"]["reason"] == "configuration"
+            assert api_status["reload"]["last_error"]["text"] == problem
+            assert failure[FAILURE_AT] == api_status["reload"]["last_error"]["timestamp_seconds"]
             assert failure[FAILURE_AT] > success[SUCCESS_AT]
-            at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(failure[FAILURE_AT]))
-            warning = f"Configuration not reloaded at {at} UTC: {problem}"
-            assert warning in told["warnings"]
+            failed_at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(failure[FAILURE_AT]))
+            warning = f"Configuration not reloaded at {failed_at} UTC: {problem}"
+            assert warning in api_status["warnings"]
             assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page
-            # Late, and so without consequences; but it is taken.
+            # The report is late and changes no value, but skyfast still counts it.
             await operator.report(analyzer, flow("1"))
             assert len(problems(skyfast.log)) == 2 * (number + 1)
 
@@ -255,33 +255,33 @@ async def test_what_cannot_be_used_changes_nothing(tmp_path: Path, analyzer: Fak
         assert len(analyzer.upgrades) == 1
 
 
-async def test_it_is_told_what_a_reload_has_changed(tmp_path: Path) -> None:
+async def test_reload_lists_the_changed_keys(tmp_path: Path) -> None:
     secret = "analyzer.auth.cluster.password"
     keys = {"analyzer.auth.cluster.username": "a", secret: "before"}
     async with operated(tmp_path, keys, quiet=False) as operator:
         skyfast = operator.skyfast
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == []
-        begun = len(skyfast.log)
+        logged = len(skyfast.log)
         await operator.reload({f"{STORE}.max_flows": 7, "logging.level": "DEBUG", secret: "after"})
         changed = [secret, "logging.level", f"{STORE}.max_flows"]
-        line = await skyfast.logged("configuration reloaded; changed: ", since=begun)
+        line = await skyfast.logged("configuration reloaded; changed: ", since=logged)
         assert line.endswith(f"; changed: {', '.join(changed)}")
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
         assert f">{', '.join(changed)}</span>" in (await skyfast.get("/")).decode()
         page = await skyfast.self_metrics()
-        shown = [each for each in page if "last_reload_changed" in each]
+        shown = [series for series in page if "last_reload_changed" in series]
         assert shown == [f'skyfast_config_last_reload_changed{{key="{key}"}}' for key in changed]
 
         operator.file.write_text("pipeline: {nothing: 1}")
-        await operator.reload()  # what has failed has changed nothing
+        await operator.reload()  # a failed reload leaves the list as it was
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
-        begun = len(skyfast.log)
+        logged = len(skyfast.log)
         await operator.reload({})
-        await skyfast.logged("configuration reloaded; changed: nothing", since=begun)
+        await skyfast.logged("configuration reloaded; changed: nothing", since=logged)
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == []
 
 
-async def test_a_web_configuration_that_is_wrong_is_a_reason_of_its_own(tmp_path: Path) -> None:
+async def test_invalid_web_configuration_has_its_own_reason(tmp_path: Path) -> None:
     web = tmp_path / "web.yml"
     web.write_text("")
     file = tmp_path / "a.yml"
@@ -290,25 +290,25 @@ async def test_a_web_configuration_that_is_wrong_is_a_reason_of_its_own(tmp_path
         web.write_text("nothing: 1")
         skyfast.process.send_signal(signal.SIGHUP)
         await skyfast.logged("configuration not reloaded: ")
-        told = json.loads(await skyfast.get("/api/status"))["reload"]["last_error"]
-        assert told["reason"] == "web_configuration"
-        assert str(web) in told["text"]
+        last_error = json.loads(await skyfast.get("/api/status"))["reload"]["last_error"]
+        assert last_error["reason"] == "web_configuration"
+        assert str(web) in last_error["text"]
 
 
-async def test_a_fault_of_our_own_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unhandled_exception_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def load() -> Config:
         raise ZeroDivisionError
 
-    part = App(make_config(), load=load)
-    assert "ZeroDivisionError" in (await part.reload() or "")
-    assert part.stats.config.last_reload_successful == 0
+    app = App(make_config(), load=load)
+    assert "ZeroDivisionError" in (await app.reload() or "")
+    assert app.stats.config.last_reload_successful == 0
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.exc_info is not None
 
 
 @asynccontextmanager
 async def spawned(argument: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a skyfast of which it is not known that it serves; stop it by SIGTERM."""
+    """Run skyfast without waiting until it serves; stop it with SIGTERM."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "skyfast", argument),
         stdin=asyncio.subprocess.PIPE,
@@ -328,7 +328,7 @@ async def spawned(argument: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def outcome(process: asyncio.subprocess.Process) -> str:
-    """Wait for the line that tells how a reload went."""
+    """Wait for the log line with the outcome of a reload."""
     assert process.stderr is not None
     async with asyncio.timeout(WAIT_S):
         while not outcomes([line := (await process.stderr.readline()).decode()]):
@@ -349,10 +349,10 @@ async def test_standard_input_is_not_read_again(analyzer: FakeAnalyzer) -> None:
         assert not remote.closed.is_set()
 
 
-# What takes effect at once -------------------------------------------------------------------
+# Changes that keep the table -----------------------------------------------------------------
 
 
-async def test_rules_change_and_all_counters_go_on(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_changed_rules_keep_the_counters(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     https = flow("1")
     dns = flow("2", Transport={"Protocol": "UDP", "A": 40001, "B": 53})
     ntp = flow("3", Transport={"Protocol": "UDP", "A": 40001, "B": 123})
@@ -371,7 +371,7 @@ async def test_rules_change_and_all_counters_go_on(tmp_path: Path, analyzer: Fak
         same = [series for series in before if series.startswith(counted)]
         assert [after[series] for series in same] == [before[series] for series in same]
 
-        # What an update of a known flow says is compared with what was known before.
+        # An update of a known flow is compared with the values from before the reload.
         more = flow("1", Last=3000, Metric=METRIC | {"ABBytes": 150, "BABytes": 250})
         await operator.report(analyzer, more, dns, ntp)
         page = await operator.flows()
@@ -380,7 +380,7 @@ async def test_rules_change_and_all_counters_go_on(tmp_path: Path, analyzer: Fak
         assert metrics['skyfast_flows_filtered_total{rule="dns"}'] == 2
         assert metrics['skyfast_flows_filtered_total{rule="ntp"}'] == 1
 
-        # Rules that are gone are not on the page, those that look at other fields have them.
+        # Removed rules leave the page, and new rules can use fields that were not decoded before.
         keep = {"name": "big", "Metric.ABPackets": "10-99", "CaptureID": ""}
         await operator.reload({"pipeline.filter.drop": None, "pipeline.filter.keep": [keep]})
         await operator.report(analyzer, flow("4"), flow("5", Metric={"ABPackets": 10}))
@@ -392,7 +392,7 @@ async def test_rules_change_and_all_counters_go_on(tmp_path: Path, analyzer: Fak
         assert analyzer.connections == 1 + len(analyzer.topology_requests)
 
 
-async def test_tags_are_told_by_the_new_networks(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_tags_follow_the_new_networks(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     networks = "pipeline.classify.cluster_net_masks"
     keys = {**subscribing(analyzer), "pipeline.filter.excluded_tags": ["internal"]}
     async with operated(tmp_path, keys, quiet=False) as operator:
@@ -406,7 +406,7 @@ async def test_tags_are_told_by_the_new_networks(tmp_path: Path, analyzer: FakeA
         assert metrics['skyfast_flows_skipped_total{reason="excluded"}'] == 1
         assert not problems(operator.skyfast.log)
 
-        # Where a label is made of them, the connections of before are not those of after.
+        # If a label depends on the networks, all connections reset.
         await operator.reload({f"{STORE}.labels": ["tag"], "pipeline.filter.excluded_tags": None})
         await operator.report(analyzer, flow("1"))
         log = await operator.reload({networks: ["10.0.0.1/32"]})
@@ -415,7 +415,7 @@ async def test_tags_are_told_by_the_new_networks(tmp_path: Path, analyzer: FakeA
         assert 'tag="egress"' in await operator.flows()
 
 
-async def test_bounds_hold_for_what_is_new(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_new_limits_apply_to_new_connections(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     def node(number: int) -> dict[str, Any]:
         return flow(str(number), NodeTID=f"n{number}")
 
@@ -444,7 +444,7 @@ async def test_bounds_hold_for_what_is_new(tmp_path: Path, analyzer: FakeAnalyze
 
 
 @pytest.mark.xdist_group("timing")
-async def test_times_are_those_of_the_reports_that_follow(
+async def test_new_timeouts_apply_from_the_next_report(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     view = {"prefix": "lab", "labels": ["node_tid"], "timeout": 1.5}
@@ -455,7 +455,7 @@ async def test_times_are_those_of_the_reports_that_follow(
         skyfast = operator.skyfast
         await analyzer.subscriber()
         await operator.report(analyzer, flow("1"), flow("2", NodeTID="other"))
-        # Longer ones: what is reported again is there when the other has left.
+        # Longer timeouts: a connection that is reported again outlives the other one.
         longer = {f"{STORE}.connection_grace": 100, f"{STORE}.views": [view | {"timeout": 200}]}
         await operator.reload(longer)
         began = time.monotonic()
@@ -463,7 +463,7 @@ async def test_times_are_those_of_the_reports_that_follow(
         metrics = await skyfast.until(lambda metrics: metrics[rows] == 1)
         assert time.monotonic() - began < 5
         assert metrics["skyfast_connections"] == 1
-        # Shorter ones: what is new leaves before what is there.
+        # Shorter timeouts: the new connection expires before the old one.
         await operator.reload({f"{STORE}.connection_grace": 0.5, f"{STORE}.views": [view]})
         await operator.report(analyzer, flow("3", NodeTID="third"))
         assert (await skyfast.self_metrics())[rows] == 2
@@ -474,11 +474,11 @@ async def test_times_are_those_of_the_reports_that_follow(
         assert metrics["skyfast_connections_expired_total"] == 2
 
 
-async def test_a_report_that_was_lost_counts_with_the_next_one(
+async def test_lost_report_is_counted_with_the_next_one(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     times = {f"{STORE}.connection_timeout": 1, f"{STORE}.connection_grace": 0}
-    # The short timeout is logged once the update interval is known, which may be before the end.
+    # skyfast may learn the update interval before the end, and then warns of the short timeout.
     keys = {**subscribing(analyzer), **times}
     async with operated(tmp_path, keys, quiet=False) as operator:
         skyfast = operator.skyfast
@@ -486,7 +486,7 @@ async def test_a_report_that_was_lost_counts_with_the_next_one(
         await operator.report(analyzer, flow("1"))
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         assert samples(await operator.flows(), BYTES) == {}
-        # Two updates later: the latest one alone has added 20 and 30.
+        # Two updates later: LastUpdateMetric covers only the second one.
         later = flow(
             "1",
             Last=122_000,
@@ -499,7 +499,7 @@ async def test_a_report_that_was_lost_counts_with_the_next_one(
         assert sorted(samples(page, "skydive_traffic_bytes_total").values()) == ["150", "270"]
         metrics = await skyfast.self_metrics()
         assert (metrics["skyfast_dormant_flows"], metrics["skyfast_flows"]) == (0, 1)
-        # A shorter memory holds at once, none at all too.
+        # A shorter flow memory takes effect immediately, even one of zero.
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         await operator.reload({f"{STORE}.flow_memory": 0})
         metrics = await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 0)
@@ -508,7 +508,7 @@ async def test_a_report_that_was_lost_counts_with_the_next_one(
 
 
 @pytest.mark.parametrize(
-    ("changes", "moves"),
+    ("changes", "moves_horizon"),
     [
         ({}, False),
         ({"max_connections": 10, "flow_memory": 5}, False),
@@ -518,31 +518,33 @@ async def test_a_report_that_was_lost_counts_with_the_next_one(
         ({"capture_id": "c"}, True),
     ],
 )
-async def test_flows_that_were_left_out_before_are_not_taken_for_never_counted(
-    changes: dict[str, Any], moves: bool
+async def test_flows_excluded_before_a_reload_are_not_counted_as_new(
+    changes: dict[str, Any], moves_horizon: bool
 ) -> None:
     config = make_config()
-    part = App(config, load=lambda: make_config(**changes))
-    table = part._parts.table
+    app = App(config, load=lambda: make_config(**changes))
+    table = app._parts.table
     table.begin(0.0)
-    assert await part.reload() is None
-    assert part._parts.table is table
+    assert await app.reload() is None
+    assert app._parts.table is table
     assert table.horizon_s is not None
-    assert (table.horizon_s > 0.0) == moves
+    assert (table.horizon_s > 0.0) == moves_horizon
 
 
-async def test_a_table_that_is_new_begins_when_reports_come() -> None:
-    part = App(make_config(), load=lambda: make_config(labels=["target_ip"]))
-    part._parts.table.begin(0.0)
-    part.stats.flow_update_s = 10.0
-    assert await part.reload() is None
-    table = part._parts.table
+async def test_new_table_starts_at_its_first_report() -> None:
+    app = App(make_config(), load=lambda: make_config(labels=["target_ip"]))
+    app._parts.table.begin(0.0)
+    app.stats.flow_update_s = 10.0
+    assert await app.reload() is None
+    table = app._parts.table
     assert table.horizon_s is None
     assert table.flow_update_s == 10.0
 
 
-async def test_the_log_level_changes(tmp_path: Path) -> None:
-    async with operated(tmp_path, {"pipeline.subscriber.url": NOBODY}, quiet=False) as operator:
+async def test_log_level_changes(tmp_path: Path) -> None:
+    async with operated(
+        tmp_path, {"pipeline.subscriber.url": UNREACHABLE}, quiet=False
+    ) as operator:
         log = await operator.reload({"logging.level": "DEBUG", "ui.theme": "dark"})
         assert any(" DEBUG skyfast.config: " in line and "ui" in line for line in log)
         before = await operator.skyfast.self_metrics()
@@ -553,13 +555,15 @@ async def test_the_log_level_changes(tmp_path: Path) -> None:
         assert not outcomes(operator.skyfast.log[logged:])
 
 
-async def test_warnings_of_the_new_file_are_logged(tmp_path: Path) -> None:
-    async with operated(tmp_path, {"pipeline.subscriber.url": NOBODY}, quiet=False) as operator:
+async def test_warnings_about_the_new_file_are_logged(tmp_path: Path) -> None:
+    async with operated(
+        tmp_path, {"pipeline.subscriber.url": UNREACHABLE}, quiet=False
+    ) as operator:
         log = await operator.reload({"pipeline.encode.type": "csv"})
         assert any("pipeline.encode" in line for line in problems(log))
 
 
-async def test_the_web_servers_bounds_change(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_limits_of_the_web_server_change(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
         _, _, port = operator.skyfast.url.rpartition(":")
         idle = socket.create_connection(("127.0.0.1", int(port)), timeout=WAIT_S)
@@ -571,7 +575,7 @@ async def test_the_web_servers_bounds_change(tmp_path: Path, analyzer: FakeAnaly
             assert await asyncio.to_thread(idle.recv, 1) == b""
 
 
-async def test_reloading_by_http_can_be_switched_on_and_off(
+async def test_reload_over_http_can_be_enabled_and_disabled(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     async with operated(tmp_path, subscribing(analyzer)) as operator:
@@ -583,7 +587,9 @@ async def test_reloading_by_http_can_be_switched_on_and_off(
         assert (await operator.post())[0] == 403
 
 
-async def test_the_page_stays_where_it_is(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_listen_address_changes_only_at_a_restart(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
     async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
         changes = {f"{STORE}.port": 1, f"{STORE}.listen_address": "127.0.0.2"}
         for _ in range(2):
@@ -597,9 +603,7 @@ async def test_the_page_stays_where_it_is(tmp_path: Path, analyzer: FakeAnalyzer
 # Analyzers -----------------------------------------------------------------------------------
 
 
-async def test_an_analyzer_that_stays_is_not_disturbed(
-    tmp_path: Path, analyzer: FakeAnalyzer
-) -> None:
+async def test_unchanged_analyzers_stay_connected(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     async with (
         FakeAnalyzer() as gone,
         FakeAnalyzer() as new,
@@ -617,7 +621,7 @@ async def test_an_analyzer_that_stays_is_not_disturbed(
         await new.subscriber()
         await leaves.gone()
         assert leaves.close_code == 1000
-        metrics = await skyfast.until(lambda metrics: not of_analyzer(metrics, gone.name))
+        metrics = await skyfast.until(lambda metrics: not series_of_analyzer(metrics, gone.name))
         assert metrics[f'skyfast_up{{analyzer="{analyzer.name}"}}'] == 1
         assert metrics[f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'] == 1
         assert await operator.flows() == page
@@ -630,13 +634,13 @@ async def test_an_analyzer_that_stays_is_not_disturbed(
         assert metrics["skyfast_connections"] == 3
         assert not any(n for series, n in metrics.items() if "reconnects" in series)
 
-        # In another order, they are the same.
+        # The order of the URLs does not matter.
         await operator.reload(subscribing(new, analyzer))
         await operator.report(analyzer, flow("1", Last=4000))
         assert (len(new.upgrades), len(analyzer.upgrades)) == (1, 1)
 
 
-MANNERS = {
+CONNECTION_SETTINGS = {
     "host_id": "another",
     "analyzer.auth.cluster.password": "new",
     "http.cookie": {"session": "1"},
@@ -646,36 +650,38 @@ MANNERS = {
 }
 
 
-async def test_how_it_subscribes_changes_for_all(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_new_connection_settings_reconnect_every_analyzer(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
     async with FakeAnalyzer() as other:
         keys = {**subscribing(analyzer, other), "analyzer.auth.cluster.username": "prom"}
         async with operated(tmp_path, keys) as operator:
-            for each in (analyzer, other):
-                each.unique_host_ids = True
-                await each.subscriber()
-                await operator.report(each, flow(each.name, NodeTID=each.name))
+            for fake in (analyzer, other):
+                fake.unique_host_ids = True
+                await fake.subscriber()
+                await operator.report(fake, flow(fake.name, NodeTID=fake.name))
             page = await operator.flows()
-            for number, (key, value) in enumerate(MANNERS.items(), start=2):
+            for number, (key, value) in enumerate(CONNECTION_SETTINGS.items(), start=2):
                 await operator.reload({key: value})
-                for each in (analyzer, other):
-                    remote = await each.subscriber()
-                    series = f'skyfast_up{{analyzer="{each.name}"}}'
+                for fake in (analyzer, other):
+                    remote = await fake.subscriber()
+                    series = f'skyfast_up{{analyzer="{fake.name}"}}'
                     metrics = await operator.skyfast.until(
                         lambda metrics, series=series: metrics[series] == 1
                     )
-                    assert len(each.upgrades) == number
-                    assert each.subscribers == [remote]
-                    assert metrics[f'skyfast_flows_total{{analyzer="{each.name}"}}'] == 1
+                    assert len(fake.upgrades) == number
+                    assert fake.subscribers == [remote]
+                    assert metrics[f'skyfast_flows_total{{analyzer="{fake.name}"}}'] == 1
             assert await operator.flows() == page
-        for each in (analyzer, other):
-            last = each.upgrades[-1]
+        for fake in (analyzer, other):
+            last = fake.upgrades[-1]
             assert last.get("X-Host-ID") == "another"
             assert last.basic == ("prom", "new")
             assert last.cookies == {"session": "1"}
             assert last.all("X-Websocket-Namespace") == ["flow/c0ffee", "stats"]
 
 
-async def test_our_own_last_subscription_is_no_other_client(
+async def test_own_previous_subscription_is_not_reported_as_another_client(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     analyzer.unique_host_ids, analyzer.host_id_linger_s = True, 0.3
@@ -688,33 +694,31 @@ async def test_our_own_last_subscription_is_no_other_client(
         assert metrics[series] > 0
 
 
-async def test_certificates_are_changed_under_their_names(tmp_path: Path) -> None:
+async def test_replaced_certificate_files_are_reloaded(tmp_path: Path) -> None:
     first, second = Authority(tmp_path, "first"), Authority(tmp_path, "second")
     trusted = tmp_path / "ca.pem"
     shutil.copy(first.certificate, trusted)
     async with (
-        FakeAnalyzer(ssl=first.server_context("127.0.0.1")) as one,
-        FakeAnalyzer(ssl=second.server_context("127.0.0.1")) as two,
+        FakeAnalyzer(ssl=first.server_context("127.0.0.1")) as first_analyzer,
+        FakeAnalyzer(ssl=second.server_context("127.0.0.1")) as second_analyzer,
         FakeAnalyzer() as plain,
     ):
-        keys = {**subscribing(one, two, plain), "tls.ca_cert": str(trusted)}
+        keys = {**subscribing(first_analyzer, second_analyzer, plain), "tls.ca_cert": str(trusted)}
         async with operated(tmp_path, keys, quiet=False) as operator:
             await plain.subscriber()
-            remote = await one.subscriber()
-            # Read again, and found to be the same.
+            remote = await first_analyzer.subscriber()
+            # skyfast reads the unchanged file again.
             await operator.reload({"pipeline.filter.excluded_tags": ["internal"]})
-            await operator.report(one, flow("1"))
+            await operator.report(first_analyzer, flow("1"))
             assert not remote.closed.is_set()
             shutil.copy(second.certificate, trusted)
             await operator.reload()
             await remote.gone()
-            await two.subscriber()
-            assert (len(one.upgrades), len(plain.upgrades)) == (1, 1)
+            await second_analyzer.subscriber()
+            assert (len(first_analyzer.upgrades), len(plain.upgrades)) == (1, 1)
 
 
-async def test_names_with_several_addresses_come_and_go(
-    tmp_path: Path, analyzer: FakeAnalyzer
-) -> None:
+async def test_dns_urls_can_be_added_and_removed(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     named = f"dns+ws://localhost:{analyzer.port}/ws/subscriber/flow"
     async with (
         FakeAnalyzer() as other,
@@ -738,29 +742,31 @@ async def test_names_with_several_addresses_come_and_go(
 
 
 async def test_analyzers_change_while_one_is_down(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
-    keys = {"pipeline.subscriber.urls": [NOBODY]}
+    keys = {"pipeline.subscriber.urls": [UNREACHABLE]}
     async with operated(tmp_path, keys, quiet=False) as operator:
         skyfast = operator.skyfast
         series = 'skyfast_reconnects_total{analyzer="127.0.0.1:9",reason="refused"}'
         await skyfast.until(lambda metrics: metrics[series] > 0)
-        await operator.reload({"pipeline.subscriber.urls": [NOBODY, analyzer.url]})
+        await operator.reload({"pipeline.subscriber.urls": [UNREACHABLE, analyzer.url]})
         remote = await analyzer.subscriber()
         before = (await skyfast.self_metrics())[series]
         assert before > 0
-        # Half-open: it does not answer when its subscription is closed.
+        # The connection is half-open: the analyzer does not respond to the close.
         remote.freeze()
-        await operator.reload({"pipeline.subscriber.urls": [NOBODY]})
-        metrics = await skyfast.until(lambda metrics: not of_analyzer(metrics, analyzer.name))
+        await operator.reload({"pipeline.subscriber.urls": [UNREACHABLE]})
+        metrics = await skyfast.until(
+            lambda metrics: not series_of_analyzer(metrics, analyzer.name)
+        )
         assert metrics[series] >= before
         assert metrics[SUCCESSFUL] == 1
 
 
-async def test_an_address_behind_a_name_is_subscribed_to_once(analyzer: FakeAnalyzer) -> None:
+async def test_address_behind_a_name_is_subscribed_to_once(analyzer: FakeAnalyzer) -> None:
     named = f"dns+ws://analyzers.test:{analyzer.port}/ws/subscriber/flow"
     async with subscribed(make_config(named), resolve=Names(analyzer.address)) as running:
         name = running.stats.analyzers[f"analyzers.test:{analyzer.port}"]
         first = await running.up(analyzer)
-        # The address alone is another endpoint: it may have other credentials.
+        # The plain address is another endpoint, because it may have other credentials.
         for urls in ((named, analyzer.url), (analyzer.url,), (analyzer.url, named), (named,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
             await eventually(
@@ -774,7 +780,7 @@ async def test_an_address_behind_a_name_is_subscribed_to_once(analyzer: FakeAnal
         assert running.reconnects(analyzer) == {}
 
 
-async def test_an_address_that_two_names_share_stays_with_the_other() -> None:
+async def test_address_shared_by_two_names_stays_with_the_remaining_one() -> None:
     async with two_addresses() as (first, second):
         urls = [f"dns+ws://{name}.test:{first.port}/ws/subscriber/flow" for name in ("a", "b")]
         names = Names(first.address, second.address)
@@ -792,11 +798,11 @@ async def test_an_address_that_two_names_share_stays_with_the_other() -> None:
 
 
 @pytest.mark.xdist_group("timing")
-async def test_only_the_last_of_several_configurations_is_subscribed_with(
+async def test_only_the_last_of_several_configurations_takes_effect(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with FakeAnalyzer() as other, subscribed(make_config(analyzer.url)) as running:
-        # They come before `run` has had its first turn.
+        # Both configurations arrive before `run` starts.
         for urls in ((analyzer.url, other.url), (other.url,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
         await other.subscriber()
@@ -809,10 +815,10 @@ async def test_only_the_last_of_several_configurations_is_subscribed_with(
     assert not lines(caplog)
 
 
-# What is exported ----------------------------------------------------------------------------
+# Export selection ----------------------------------------------------------------------------
 
 
-async def test_other_labels_and_metrics_begin_a_new_table(
+async def test_new_labels_and_metrics_start_a_new_table(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
@@ -855,7 +861,7 @@ async def test_other_labels_and_metrics_begin_a_new_table(
         assert not problems(await operator.reload())
 
 
-# By the field that they change: a configuration, and what another one has in its place.
+# By changed field: the keys of the first configuration, and the keys that the reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "main": ({}, {"labels": ["protocol"]}),
     "views": ({}, {"views": []}),
@@ -887,32 +893,32 @@ LIMITS: Mapping[str, tuple[Keys, Keys]] = {
 
 
 def differing(old: Any, new: Any) -> list[str]:
-    """Return the fields by which two records of a type differ."""
+    """Return the names of the fields in which two instances of a dataclass differ."""
     names = [field.name for field in dataclasses.fields(old)]
     return [name for name in names if getattr(old, name) != getattr(new, name)]
 
 
-def of_store(keys: Keys) -> Config:
-    """Return a configuration with these keys of the store, and networks of the cluster."""
+def config_of_store(keys: Keys) -> Config:
+    """Return a configuration with these keys: store keys, or cluster_net_masks."""
     networks = "cluster_net_masks"
     paths = {f"pipeline.classify.{k}" if k == networks else f"{STORE}.{k}": keys[k] for k in keys}
     return loader.parse(text_of(paths), {}, source="x.yml")
 
 
 async def has_new_table(keys: Keys, changes: Keys) -> bool:
-    """Return whether a reload with these changes makes another table."""
-    part = App(of_store(keys), load=lambda: of_store({**keys, **changes}))
-    table = part._parts.table
-    assert await part.reload() is None
-    return part._parts.table is not table
+    """Return whether a reload with these changes starts a new table."""
+    app = App(config_of_store(keys), load=lambda: config_of_store({**keys, **changes}))
+    table = app._parts.table
+    assert await app.reload() is None
+    return app._parts.table is not table
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ExportSelection)])
-async def test_another_selection_begins_a_new_table(
+async def test_changed_selection_starts_a_new_table(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys, changes = SELECTIONS[name]
-    old, new = of_store(keys), of_store({**keys, **changes})
+    old, new = config_of_store(keys), config_of_store({**keys, **changes})
     assert differing(old.export, new.export) == [name]
     assert old.limits == new.limits or name == "views"
     assert await has_new_table(keys, changes)
@@ -921,39 +927,41 @@ async def test_another_selection_begins_a_new_table(
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ViewSpec)])
-async def test_another_view_begins_a_new_table(name: str) -> None:
+async def test_changed_view_starts_a_new_table(name: str) -> None:
     keys, changes = VIEWS[name]
     first: Keys = {"prefix": "a", "labels": ["protocol"], **keys}
     second: Keys = {**first, **changes}
-    old, new = (of_store({"views": [view]}).export.views[0] for view in (first, second))
+    old, new = (config_of_store({"views": [view]}).export.views[0] for view in (first, second))
     assert name in differing(old, new)
     assert await has_new_table({"views": [first]}, {"views": [second]})
 
 
 @pytest.mark.parametrize("name", ["labels", "metrics", "direction"])
-async def test_another_main_view_begins_a_new_table(name: str) -> None:
+async def test_changed_main_view_starts_a_new_table(name: str) -> None:
     keys, changes = VIEWS[name]
     first: Keys = {"labels": ["protocol"], **keys}
     second: Keys = {**first, **changes}
-    assert name in differing(of_store(first).export.main, of_store(second).export.main)
+    assert name in differing(
+        config_of_store(first).export.main, config_of_store(second).export.main
+    )
     assert await has_new_table(first, second)
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TableLimits)])
-async def test_other_limits_keep_the_table(name: str) -> None:
+async def test_changed_limits_keep_the_table(name: str) -> None:
     keys, changes = LIMITS[name]
-    old, new = of_store(keys), of_store({**keys, **changes})
+    old, new = config_of_store(keys), config_of_store({**keys, **changes})
     assert differing(old.limits, new.limits) == [name]
     assert old.export == new.export
     assert pipeline._table_limits(old.limits) != pipeline._table_limits(new.limits)
     assert not await has_new_table(keys, changes)
 
 
-async def test_networks_that_no_label_tells_keep_the_table() -> None:
+async def test_networks_without_a_tag_label_keep_the_table() -> None:
     assert not await has_new_table({}, {"cluster_net_masks": ["10.0.0.0/8"]})
 
 
-async def test_a_page_that_has_begun_ends_as_it_began(
+async def test_page_in_progress_is_not_affected_by_a_reload(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     count = 20_000
@@ -968,27 +976,27 @@ async def test_a_page_that_has_begun_ends_as_it_began(
             reader.settimeout(WAIT_S)
             await asyncio.to_thread(reader.connect, ("127.0.0.1", int(port)))
             reader.sendall(b"GET /metrics HTTP/1.1\r\nHost: skyfast\r\nConnection: close\r\n\r\n")
-            answer = bytearray(await asyncio.to_thread(reader.recv, 1000))
+            response = bytearray(await asyncio.to_thread(reader.recv, 1000))
             await operator.reload({f"{STORE}.labels": ["target_ip"], f"{STORE}.naming": "standard"})
             await operator.report(analyzer, flow("1"))
             assert "skydive_connection_bytes_total" in await operator.flows()
 
-            def rest() -> None:
+            def read_rest() -> None:
                 reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
                 while data := reader.recv(1 << 20):
-                    answer.extend(data)
+                    response.extend(data)
 
-            await asyncio.to_thread(rest)
-        assert answer.endswith(b"\r\n0\r\n\r\n")
-        page = unchunked(bytes(answer)).decode()
+            await asyncio.to_thread(read_rest)
+        assert response.endswith(b"\r\n0\r\n\r\n")
+        page = unchunked(bytes(response)).decode()
         assert len(samples(page, BYTES)) == 2 * count
         assert "skydive_connection_bytes_total" not in page
         assert page.rstrip().splitlines()[-1].startswith("skyfast_label_values")
 
 
-def unchunked(answer: bytes) -> bytes:
-    """Return the body of a chunked answer."""
-    _, _, rest = answer.partition(b"\r\n\r\n")
+def unchunked(response: bytes) -> bytes:
+    """Return the body of a chunked response."""
+    _, _, rest = response.partition(b"\r\n\r\n")
     chunks = []
     while rest:
         size, _, rest = rest.partition(b"\r\n")
@@ -997,7 +1005,7 @@ def unchunked(answer: bytes) -> bytes:
     return b"".join(chunks)
 
 
-async def test_other_protocols_begin_a_new_table(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_include_other_starts_a_new_table(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     gre = flow("1", Transport=None, LayersPath="Ethernet/IPv4/GRE")
     ping = flow("2", Transport=None, LayersPath="Ethernet/IPv4/ICMPv4", ICMP={"Type": "ECHO"})
     async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
@@ -1022,14 +1030,14 @@ DIRECTIONS = ("initiator_to_target", "target_to_initiator")
 
 
 def series(protocol: str, initiator_port: str, target_port: str, direction: str) -> str:
-    """Return a series of the bytes with the default labels."""
+    """Return a series of the byte counter with the default labels."""
     return (
         f'{BYTES}{{initiator_ip="10.0.0.1",target_ip="10.0.0.2",initiator_port="{initiator_port}",'
         f'target_port="{target_port}",direction="{direction}",node_tid="tid",protocol="{protocol}"}}'
     )
 
 
-async def test_standard_names_bring_openmetrics(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_standard_naming_enables_openmetrics(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     interface = {"Name": "eth0", "Type": "device", "TID": "t", "EncapType": "ether"}
     nodes = [{"ID": "n", "Host": "h", "Metadata": interface | {"Metric": {"RxBytes": 7}}}]
     analyzer.topology = Answer(body=json.dumps(nodes).encode())
@@ -1037,16 +1045,16 @@ async def test_standard_names_bring_openmetrics(tmp_path: Path, analyzer: FakeAn
     async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
         skyfast = operator.skyfast
 
-        async def type_of_page() -> str | None:
+        async def content_type() -> str | None:
             request = urllib.request.Request(
                 skyfast.url + "/metrics", headers={"Accept": PROMETHEUS["3"]}
             )
 
             def ask() -> str | None:
-                with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
-                    kind: str | None = answer.headers["Content-Type"]
+                with urllib.request.urlopen(request, timeout=WAIT_S) as response:
+                    kind: str | None = response.headers["Content-Type"]
                     if "openmetrics" in (kind or ""):
-                        assert answer.read().endswith(b"\n# EOF\n")
+                        assert response.read().endswith(b"\n# EOF\n")
                     return kind
 
             return await asyncio.to_thread(ask)
@@ -1054,8 +1062,8 @@ async def test_standard_names_bring_openmetrics(tmp_path: Path, analyzer: FakeAn
         await analyzer.subscriber()
         await analyzer.send(report)
         await skyfast.until(lambda metrics: metrics["skyfast_captures"] == 1)
-        assert "text/plain" in (await type_of_page() or "")
-        # Labels are no business of the interfaces and captures.
+        assert "text/plain" in (await content_type() or "")
+        # Labels do not affect interfaces and captures.
         await operator.reload({f"{STORE}.labels": ["target_ip"]})
         page = (await skyfast.get("/metrics")).decode()
         assert samples(page, "skydive_network_interface_rx_bytes")
@@ -1065,7 +1073,7 @@ async def test_standard_names_bring_openmetrics(tmp_path: Path, analyzer: FakeAn
 
         answers = (await skyfast.self_metrics())["skyfast_topology_answers_total"]
         await operator.reload({f"{STORE}.naming": "standard"})
-        assert "openmetrics" in (await type_of_page() or "")
+        assert "openmetrics" in (await content_type() or "")
         await analyzer.send(report)
         await skyfast.until(
             lambda metrics: (
@@ -1078,10 +1086,10 @@ async def test_standard_names_bring_openmetrics(tmp_path: Path, analyzer: FakeAn
         assert samples(page, "skydive_capture_flows_dropped_total")
         assert "skydive_network_interface_rx_bytes" not in page
         await operator.reload({f"{STORE}.naming": None})
-        assert "text/plain" in (await type_of_page() or "")
+        assert "text/plain" in (await content_type() or "")
 
 
-async def test_interfaces_stay_while_their_times_change(
+async def test_interfaces_survive_a_change_of_their_interval(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     interface = {"Name": "eth0", "Type": "device", "TID": "t", "EncapType": "ether"}
@@ -1096,11 +1104,11 @@ async def test_interfaces_stay_while_their_times_change(
         await operator.reload({f"{STORE}.interfaces_interval": 0})
         assert await skyfast.get("/metrics/interfaces") == b""
         await skyfast.until(lambda metrics: metrics["skyfast_interfaces"] == 0)
-        asked = len(analyzer.topology_requests)
+        requests = len(analyzer.topology_requests)
         analyzer.topology = Answer(body=json.dumps([{"ID": "n", "Metadata": interface}]).encode())
         await operator.reload({f"{STORE}.interfaces_interval": 10})
         await skyfast.until(lambda metrics: metrics["skyfast_interfaces"] == 1)
-        assert len(analyzer.topology_requests) == asked + 1
+        assert len(analyzer.topology_requests) == requests + 1
 
 
 # Names of the topology -----------------------------------------------------------------------
@@ -1118,7 +1126,7 @@ def topology(name: str) -> Answer:
 
 
 def total(page: str, **labels: str) -> str:
-    """Return the bytes of the initiator with these labels."""
+    """Return the bytes that the initiator sent, from the series with these labels."""
     (value,) = [
         value
         for series, value in samples(page, BYTES).items()
@@ -1128,25 +1136,25 @@ def total(page: str, **labels: str) -> str:
     return value
 
 
-async def test_flows_are_born_with_their_names_and_follow_them(
+async def test_flows_have_topology_names_from_the_start_and_follow_renames(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     analyzer.topology = topology("eth0")
 
-    async def asked(_: object) -> None:
+    async def send_flow(_: object) -> None:
         assert analyzer.topology_requests
         await analyzer.send(message(flow("1")))
 
-    analyzer.on_subscribe = asked
+    analyzer.on_subscribe = send_flow
     keys = {**subscribing(analyzer), f"{STORE}.labels": NAME_LABELS}
     async with operated(tmp_path, {**keys, f"{STORE}.interfaces_interval": 0.1}) as operator:
         skyfast = operator.skyfast
         await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 1)
         assert total(await operator.flows(), node_name="eth0", target_name="h") == "100"
         analyzer.topology = topology("eth1")
-        answered = (await skyfast.self_metrics())["skyfast_topology_answers_total"]
+        answers = (await skyfast.self_metrics())["skyfast_topology_answers_total"]
         await skyfast.until(
-            lambda metrics: metrics["skyfast_topology_answers_total"] >= answered + 2
+            lambda metrics: metrics["skyfast_topology_answers_total"] >= answers + 2
         )
         page = await operator.flows()
         assert 'node_name="eth0"' not in page
@@ -1155,7 +1163,7 @@ async def test_flows_are_born_with_their_names_and_follow_them(
         assert total(await operator.flows(), node_name="eth1") == "30"
 
 
-async def test_names_without_interfaces(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_names_are_polled_without_interfaces(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     analyzer.topology = topology("eth0")
     keys = {**subscribing(analyzer), f"{STORE}.labels": NAME_LABELS}
     keys[f"{STORE}.interfaces_interval"] = 0
@@ -1165,27 +1173,29 @@ async def test_names_without_interfaces(tmp_path: Path, analyzer: FakeAnalyzer) 
         assert total(await operator.flows(), node_name="eth0", target_name="h") == "100"
         assert await operator.skyfast.get("/metrics/interfaces") == b""
         await operator.reload({f"{STORE}.labels": ["target_ip"]})
-        asked = len(analyzer.topology_requests)
+        requests = len(analyzer.topology_requests)
         analyzer.topology = topology("eth1")
         await operator.report(analyzer, flow("1"))
-        assert len(analyzer.topology_requests) == asked
-        # What was known before would be wrong now.
+        assert len(analyzer.topology_requests) == requests
+        # The names from before the reload are outdated.
         await operator.reload({f"{STORE}.labels": NAME_LABELS})
         await operator.report(analyzer, flow("1"))
         assert total(await operator.flows(), node_name="eth1", target_name="h") == "100"
         assert (await operator.skyfast.self_metrics())["skyfast_connections_created_total"] == 1
 
 
-async def test_a_table_with_names_waits_for_them(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_new_table_with_name_labels_waits_for_the_topology(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
     analyzer.topology = Fault.EOF
     keys = {**subscribing(analyzer), f"{STORE}.interfaces_interval": 0.1}
     async with operated(tmp_path, keys, quiet=False) as operator:
         await analyzer.subscriber()
         await operator.report(analyzer, flow("1"))
         page = await operator.flows()
-        asked = len(analyzer.topology_requests)
+        requests = len(analyzer.topology_requests)
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
-        await eventually(lambda: len(analyzer.topology_requests) > asked + 2)
+        await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
         analyzer.topology = topology("eth0")
         await reloading
@@ -1196,11 +1206,11 @@ async def test_a_table_with_names_waits_for_them(tmp_path: Path, analyzer: FakeA
 
 @asynccontextmanager
 async def started(config: Config, load: Callable[[], Config]) -> AsyncIterator[App]:
-    """Run the app within this process."""
-    part, stopping = App(config, load=load), asyncio.Event()
-    task = asyncio.create_task(part.run(stopping))
+    """Run the app in this process."""
+    app, stopping = App(config, load=load), asyncio.Event()
+    task = asyncio.create_task(app.run(stopping))
     try:
-        yield part
+        yield app
     finally:
         stopping.set()
         async with asyncio.timeout(WAIT_S):
@@ -1208,7 +1218,7 @@ async def started(config: Config, load: Callable[[], Config]) -> AsyncIterator[A
 
 
 @pytest.mark.xdist_group("timing")
-async def test_names_are_not_waited_for_for_ever(
+async def test_wait_for_the_topology_is_bounded(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "NAMES_WAIT_S", 0.2)
@@ -1217,20 +1227,20 @@ async def test_names_are_not_waited_for_for_ever(
     config = make_config(analyzer.url, **settings)
     async with started(
         config, lambda: make_config(analyzer.url, **settings, metrics=["flows"])
-    ) as part:
+    ) as app:
         began = time.monotonic()
         await analyzer.subscriber()
         assert time.monotonic() - began >= 0.2
-        assert await part.reload() is None
-        assert await part.reload() is None
+        assert await app.reload() is None
+        assert await app.reload() is None
         await analyzer.send(message(flow("1")))
-        await eventually(lambda: part.exposition.source.table.connections == 1)
+        await eventually(lambda: app.exposition.source.table.connections == 1)
 
 
-# When it comes at another time ---------------------------------------------------------------
+# Timing of reloads ---------------------------------------------------------------------------
 
 
-async def test_a_new_configuration_before_the_first_subscription(
+async def test_reload_before_the_first_subscription(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "NAMES_WAIT_S", 0.5)
@@ -1238,15 +1248,15 @@ async def test_a_new_configuration_before_the_first_subscription(
     async with FakeAnalyzer() as other:
         other.topology = Fault.HANG
         waiting = make_config(other.url, **settings, labels=["node_name"])
-        async with started(waiting, lambda: make_config(analyzer.url, **settings)) as part:
+        async with started(waiting, lambda: make_config(analyzer.url, **settings)) as app:
             await eventually(lambda: other.topology_requests)
-            assert await part.reload() is None
+            assert await app.reload() is None
             await analyzer.subscriber()
             assert not other.upgrades
-            await eventually(lambda: list(part.stats.analyzers) == [analyzer.name])
+            await eventually(lambda: list(app.stats.analyzers) == [analyzer.name])
 
 
-async def test_signals_at_the_start_wait_for_somebody_to_hear_them(
+async def test_signal_during_the_start_is_handled_later(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     pipe = tmp_path / "prom_sky_con.yml"
@@ -1264,14 +1274,14 @@ async def test_signals_at_the_start_wait_for_somebody_to_hear_them(
         process.send_signal(signal.SIGHUP)
         os.write(writers[0], text_of(subscribing(analyzer)).encode())
         os.close(writers[0])
-        # What comes through a pipe cannot be read again, which shows that this was tried.
+        # The error shows that the reload was tried: a pipe cannot be read again.
         assert "not a regular file" in await outcome(process)
         await analyzer.subscriber()
 
 
 @pytest.mark.xdist_group("timing")
 @pytest.mark.parametrize("delay_s", [0.0, 0.02])
-async def test_signals_at_the_end_change_nothing(
+async def test_signals_during_the_stop_are_ignored(
     tmp_path: Path, analyzer: FakeAnalyzer, delay_s: float
 ) -> None:
     async with operated(tmp_path, subscribing(analyzer)) as operator:
@@ -1282,14 +1292,16 @@ async def test_signals_at_the_end_change_nothing(
         process.terminate()
         async with asyncio.timeout(5):
             while process.returncode is None:
-                # The process's own `send_signal` could reap it.
+                # `Process.send_signal` could reap the process.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGHUP)
                 await asyncio.sleep(0.001)
         assert process.returncode == 0
 
 
-async def test_many_at_once_end_with_the_last_file(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_concurrent_reloads_end_with_the_last_file(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
     keys = {**subscribing(analyzer), "web.enable_reload": True}
     async with operated(tmp_path, keys, quiet=False) as operator:
         skyfast = operator.skyfast
@@ -1315,12 +1327,14 @@ async def test_many_at_once_end_with_the_last_file(tmp_path: Path, analyzer: Fak
         assert (await skyfast.self_metrics())[SUCCESSFUL] == 1
 
 
-async def test_nothing_is_left_of_what_was_replaced(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_reloads_leak_neither_memory_nor_files(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
     keys = {**subscribing(analyzer), "web.enable_reload": True}
     async with operated(tmp_path, keys, quiet=False) as operator:
         await analyzer.subscriber()
 
-        async def turn() -> Mapping[str, float]:
+        async def reload_twice() -> Mapping[str, float]:
             for host_id, metrics in (("one", ["bytes"]), ("two", ["bytes", "rtt"])):
                 operator.write({"host_id": host_id, f"{STORE}.metrics": metrics})
                 assert (await operator.post())[0] == 200
@@ -1329,15 +1343,15 @@ async def test_nothing_is_left_of_what_was_replaced(tmp_path: Path, analyzer: Fa
             return await operator.skyfast.self_metrics()
 
         for _ in range(5):
-            first = await turn()
+            first = await reload_twice()
         for _ in range(15):
-            last = await turn()
+            last = await reload_twice()
         assert last["process_open_fds"] <= first["process_open_fds"] + 3
-        grown = last["process_resident_memory_bytes"] - first["process_resident_memory_bytes"]
-        assert grown < 4e6
+        growth = last["process_resident_memory_bytes"] - first["process_resident_memory_bytes"]
+        assert growth < 4e6
 
 
-async def test_the_demo_reloads_too(tmp_path: Path) -> None:
+async def test_demo_can_reload(tmp_path: Path) -> None:
     async with demo() as skyfast:
         await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)
         before = await skyfast.self_metrics()

@@ -1,4 +1,4 @@
-"""What the process needs from the system, and what others there can learn from it."""
+"""Privileges of the process, and secrets that other users and its output must not reveal."""
 
 import asyncio
 import base64
@@ -19,8 +19,8 @@ from tests.support.messages import flow, message
 from tests.support.paths import ROOT
 from tests.support.process import running
 
-STRANGER = 61_234
-"""A user without a name, a home, a group or a file."""
+UNPRIVILEGED_UID = 61_234
+"""A user ID without a name, a home directory, a group or any files."""
 
 PASSWORD = "hunter2-of-the-rights"
 COOKIE = "c00kie-of-the-rights"
@@ -31,13 +31,13 @@ CONFIG = (
     "pipeline.subscriber.urls: [{urls}]\n"
     "pipeline.store.prom_sky_con: {{port: 0, listen_address: 127.0.0.1, interfaces_interval: 1}}\n"
 )
-EVERYBODYS = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
-"""Where anybody may write."""
+WORLD_WRITABLE = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
+"""Directories that all users may write to."""
 
 STANDARD = (0, 1, 2)
 
-AS_STRANGER = (
-    *("setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups"),
+AS_UNPRIVILEGED = (
+    *("setpriv", f"--reuid={UNPRIVILEGED_UID}", f"--regid={UNPRIVILEGED_UID}", "--clear-groups"),
     *("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"),
 )
 
@@ -57,10 +57,10 @@ needs_root = pytest.mark.skipif(
 
 
 @pytest.fixture
-def bare() -> Iterator[Path]:
-    """A directory that everybody may read and nobody may write, with one configuration file.
+def read_only() -> Iterator[Path]:
+    """A directory for a configuration file; all users may read it, and none may write to it.
 
-    Not below pytest's own, which are the user's alone.
+    It is outside the directories of pytest, which only their owner can read.
     """
     directory = Path(tempfile.mkdtemp(prefix="skyfast-"))
     try:
@@ -77,8 +77,8 @@ def write_config(directory: Path, *urls: str) -> Path:
     return path
 
 
-def as_stranger(*command: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*AS_STRANGER, *command], capture_output=True, timeout=20)
+def run_unprivileged(*command: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*AS_UNPRIVILEGED, *command], capture_output=True, timeout=20)
 
 
 def check(config: Path) -> subprocess.CompletedProcess[bytes]:
@@ -86,14 +86,17 @@ def check(config: Path) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, capture_output=True, check=True, timeout=20, cwd=ROOT)
 
 
-def strangers_files() -> list[Path]:
+def unprivileged_files() -> list[Path]:
     return [
-        path for place in EVERYBODYS for path in place.glob("*") if path.lstat().st_uid == STRANGER
+        path
+        for directory in WORLD_WRITABLE
+        for path in directory.glob("*")
+        if path.lstat().st_uid == UNPRIVILEGED_UID
     ]
 
 
 def written_files(pid: int) -> list[str]:
-    """Return the regular files that a process can write to, but for its standard streams."""
+    """Return the regular files that a process can write to, except its standard streams."""
     flags = {
         path.name: int(re.search(r"flags:\s*(\d+)", path.read_text())[1], 8)
         for path in Path(f"/proc/{pid}/fdinfo").iterdir()
@@ -109,7 +112,7 @@ def written_files(pid: int) -> list[str]:
 
 
 def status(pid: int) -> dict[str, str]:
-    """Return the lines of proc(5)'s status, by name."""
+    """Return the fields of ``/proc/PID/status`` by name."""
     text = Path(f"/proc/{pid}/status").read_text()
     return dict(line.split(":\t", 1) for line in text.splitlines())
 
@@ -121,21 +124,27 @@ async def analyzer() -> AsyncIterator[FakeAnalyzer]:
 
 
 @needs_root
-async def test_it_needs_no_privilege_and_no_file_that_it_may_write(
-    analyzer: FakeAnalyzer, bare: Path
+async def test_runs_without_privileges_and_writable_files(
+    analyzer: FakeAnalyzer, read_only: Path
 ) -> None:
-    """It runs as a user who owns nothing, from a directory that nobody may write to."""
-    config = write_config(bare, analyzer.url)
-    started = as_stranger(sys.executable, "-c", f"open({str(ROOT / 'README.md')!r})")
+    """skyfast runs as a user that owns no files, in a directory that no user may write to."""
+    config = write_config(read_only, analyzer.url)
+    started = run_unprivileged(sys.executable, "-c", f"open({str(ROOT / 'README.md')!r})")
     if started.returncode:
         pytest.skip(f"other users cannot read Python or this directory: {started.stderr!r}")
-    assert not strangers_files()
-    # Counting lines, in `make coverage`, writes a file.
-    uncounted = ("--unset=COVERAGE_PROCESS_CONFIG", "--unset=COVERAGE_PROCESS_START")
-    through = ("env", *uncounted, f"--chdir={bare}", "HOME=/nonexistent", *AS_STRANGER)
+    assert not unprivileged_files()
+    # Under `make coverage`, the process would write a data file.
+    without_coverage = ("--unset=COVERAGE_PROCESS_CONFIG", "--unset=COVERAGE_PROCESS_START")
+    through = (
+        "env",
+        *without_coverage,
+        f"--chdir={read_only}",
+        "HOME=/nonexistent",
+        *AS_UNPRIVILEGED,
+    )
     async with running(config, through=through, PYTHONPATH=str(ROOT)) as skyfast:
         pid = skyfast.process.pid
-        assert status(pid)["Uid"].split() == [str(STRANGER)] * 4
+        assert status(pid)["Uid"].split() == [str(UNPRIVILEGED_UID)] * 4
         assert {status(pid)[f"Cap{kind}"] for kind in ("Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
         await (await analyzer.subscriber()).send(message(flow()))
         metrics = await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 1)
@@ -143,13 +152,13 @@ async def test_it_needs_no_privilege_and_no_file_that_it_may_write(
         assert b"skydive_network_connection_total_bytes" in await skyfast.get("/metrics")
         assert not written_files(pid)
 
-        # Nor can others of the same user look into it: not at its memory, not at its environment.
+        # Other processes of the same user can read neither its memory nor its environment.
         for part in ("environ", "maps", "mem"):
-            looked = as_stranger("head", "-c1", f"/proc/{pid}/{part}")
-            assert looked.returncode
-            assert b"Permission denied" in looked.stderr
-    assert not strangers_files()
-    assert os.listdir(bare) == [config.name]  # noqa: PTH208
+            result = run_unprivileged("head", "-c1", f"/proc/{pid}/{part}")
+            assert result.returncode
+            assert b"Permission denied" in result.stderr
+    assert not unprivileged_files()
+    assert os.listdir(read_only) == [config.name]  # noqa: PTH208
 
 
 async def test_no_core_dump_is_written(analyzer: FakeAnalyzer, tmp_path: Path) -> None:
@@ -158,19 +167,17 @@ async def test_no_core_dump_is_written(analyzer: FakeAnalyzer, tmp_path: Path) -
         assert resource.prlimit(skyfast.process.pid, resource.RLIMIT_CORE)[0] == 0
 
 
-def test_no_program_is_handed_a_core_dump() -> None:
-    done = subprocess.run(
+def test_process_is_not_dumpable() -> None:
+    result = subprocess.run(
         [sys.executable, "-c", DUMPABLE], capture_output=True, text=True, check=True, timeout=20
     )
-    assert done.stdout.split() == ["1", "0"]
+    assert result.stdout.split() == ["1", "0"]
 
 
-async def test_nothing_that_comes_out_tells_a_secret(
-    analyzer: FakeAnalyzer, tmp_path: Path
-) -> None:
-    """No page, no log line and not ``--check``; one of the analyzers refuses the password."""
-    async with FakeAnalyzer(username="prom", password="another") as refusing:
-        in_url = refusing.url.replace("ws://", f"ws://prom:{IN_URL}@")
+async def test_output_contains_no_secrets(analyzer: FakeAnalyzer, tmp_path: Path) -> None:
+    """Pages, log and ``--check`` contain no secret, even if an analyzer rejects the password."""
+    async with FakeAnalyzer(username="prom", password="another") as rejecting:
+        in_url = rejecting.url.replace("ws://", f"ws://prom:{IN_URL}@")
         config = write_config(tmp_path, analyzer.url, in_url)
         async with running(config, "--log-level=debug", quiet=False) as skyfast:
             await skyfast.logged("401")
@@ -184,5 +191,5 @@ async def test_nothing_that_comes_out_tells_a_secret(
     assert analyzer.topology_requests[-1].basic == ("prom", PASSWORD)
     outputs = [*pages, "\n".join(skyfast.log).encode(), checked.stdout, checked.stderr]
     for secret in (PASSWORD, IN_URL, COOKIE):
-        for spelled in (secret, base64.b64encode(f"prom:{secret}".encode()).decode()):
-            assert not [output for output in outputs if spelled.encode() in output]
+        for encoding in (secret, base64.b64encode(f"prom:{secret}".encode()).decode()):
+            assert not [output for output in outputs if encoding.encode() in output]

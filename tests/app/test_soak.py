@@ -1,6 +1,6 @@
-"""Long life: thirty days of churn in virtual time, and sums at the ends of what counters hold.
+"""Long runs: thirty days of churn in virtual time, and counters at their limits.
 
-The soaks themselves are in `tests.support.soak`, each in a process of its own. Longer ones are
+`tests.support.soak` contains the soak tests; each one runs in its own process. Longer ones run
 nightly.
 """
 
@@ -33,21 +33,21 @@ def soak(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_thirty_days_hold_no_more_than_two() -> None:
+def test_memory_does_not_grow_in_thirty_days() -> None:
     assert "day 30: " in soak("virtual", "--per-day=3000", "--remembered=768")
 
 
 @pytest.mark.nightly
-def test_thirty_full_days_hold_no_more_than_two() -> None:
+def test_memory_does_not_grow_in_thirty_full_days() -> None:
     assert "day 30: 3,000,000 conversations" in soak("virtual")
 
 
 @pytest.mark.nightly
-def test_minutes_of_churn_for_real() -> None:
+def test_churn_in_real_time() -> None:
     assert "held" in soak("real", "--seconds=120", "--flows-per-s=1000")
 
 
-def test_a_memory_that_grows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growing_container_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
     monkeypatch.setattr(ingest, "kept", kept, raising=False)
     original = ingest.Ingest.message
@@ -57,9 +57,9 @@ def test_a_memory_that_grows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         original(self, data, analyzer)
 
     monkeypatch.setattr(ingest.Ingest, "message", leaking)
-    wrong = asyncio.run(play(days=3, per_day=100, remembered=64))
+    problems = asyncio.run(play(days=3, per_day=100, remembered=64))
     (entries,) = (
-        text for text in wrong if text.startswith("entries of skyfast.skydive.ingest.kept: ")
+        text for text in problems if text.startswith("entries of skyfast.skydive.ingest.kept: ")
     )
     assert " on the second day, " in entries
     assert entries.endswith(" times")
@@ -68,21 +68,21 @@ def test_a_memory_that_grows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 SUMS_OF_FLOW = [
     ((100, 200, 1, 2), (100, 200, 1, 2)),
     ((2**32 - 1, 200, 1, 2), (2**32 - 1, 200, 1, 2)),
-    # The first has wrapped: what it had until then stays, what it has since then is added.
+    # The first counter has wrapped: its new value is added to the sum so far.
     ((50, 300, 2, 3), (2**32 + 49, 500, 3, 5)),
     ((2**32 - 1, 400, 2, 3), (2**33 - 2, 600, 3, 5)),
     ((0, 400, 2, 3), (2**33 - 2, 1_000, 5, 8)),
 ]
 
 
-def test_a_flow_whose_counter_of_32_bits_wraps_starts_over() -> None:
+def test_wrapped_32_bit_counter_continues_its_sum() -> None:
     core = Core()
     for last, (total, expected) in enumerate(SUMS_OF_FLOW, 1):
         core.report(make_flow(total=total, last=last), 0)
         assert numbers(core) == list(expected)
 
 
-def test_the_first_by_sums_of_both_directions_at_their_end() -> None:
+def test_top_connections_are_ordered_by_sums_at_their_maximum() -> None:
     core = Core()
     for uuid, last in (("a1", 1), ("b2", 1), ("c3", 1)):
         core.report(make_flow(uuid, (MAX_NUMBER, MAX_NUMBER, 1, 1), last=last), 0)
@@ -94,9 +94,9 @@ def test_the_first_by_sums_of_both_directions_at_their_end() -> None:
 
 
 def numbers(core: Core) -> list[int]:
-    """Return what the only connection of the page has of bytes and packets, there and back."""
-    found = []
+    """Return the bytes and packets of the only connection, in both directions."""
+    values = []
     for family in list(FAMILIES)[:2]:
         lines = core.page(0)[family.name]
-        found += [int(line.rpartition(" ")[2]) for line in sorted(lines)]
-    return found
+        values += [int(line.rpartition(" ")[2]) for line in sorted(lines)]
+    return values

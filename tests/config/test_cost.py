@@ -1,4 +1,4 @@
-"""Where traffic is counted several times: what is said of it, and that it is so."""
+"""Warnings about traffic that is counted several times."""
 
 import logging
 
@@ -48,28 +48,30 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("settings", "places"), SETTINGS.items())
-def test_where_traffic_is_counted_several_times(settings: str, places: list[str]) -> None:
+@pytest.mark.parametrize(("settings", "exports"), SETTINGS.items())
+def test_report_names_exports_that_count_traffic_several_times(
+    settings: str, exports: list[str]
+) -> None:
     config = make_config(**yaml.safe_load(settings))
-    assert cost.double_counted(config) == places
-    said = [line for line in cost.report(config).splitlines() if WARNING in line]
-    assert [line.split(": ")[1] for line in said] == places
+    assert cost.double_counted(config) == exports
+    warnings = [line for line in cost.report(config).splitlines() if WARNING in line]
+    assert [line.split(": ")[1] for line in warnings] == exports
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_it_is_so(settings: str) -> None:
+def test_warnings_match_the_exported_values(settings: str) -> None:
     config = make_config(**yaml.safe_load(settings))
     sink = Sink(**yaml.safe_load(settings))
     # One conversation, captured at both ends of a link.
     ends = [flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")]
     sink.take(message(*ends))
-    for one, prefix in ((config.export.main, ""), *((v, v.prefix) for v in config.export.views)):
+    for spec, prefix in ((config.export.main, ""), *((v, v.prefix) for v in config.export.views)):
         family = f"{prefix}_bytes_total" if prefix else CONNECTIONS
         shown = [int(value) for value in values(sink, family)]
         if shown:
-            doubled = max(shown) > (300 if one.direction == "sum" else 200)
-            where = f"view {prefix}" if prefix else "connections"
-            assert doubled == (where in cost.double_counted(config))
+            doubled = max(shown) > (300 if spec.direction == "sum" else 200)
+            name = f"view {prefix}" if prefix else "connections"
+            assert doubled == (name in cost.double_counted(config))
 
 
 LOCAL = "interfaces, namespaces, containers, VMs and edges"
@@ -113,7 +115,7 @@ EVERYTHING = "interfaces, namespaces, containers, VMs, pods, workloads, services
         ),
     ],
 )
-def test_what_labels_from_the_topology_take(settings: str, taken: str, queries: str) -> None:
+def test_cost_of_topology_labels_is_reported(settings: str, taken: str, queries: str) -> None:
     lines = cost.report(make_config(**yaml.safe_load(settings))).splitlines()
     shown = [line for line in lines if "from the topology" in line or "topology queries" in line]
     rest = "and about 72 bytes for each different name, address or capture point."
@@ -131,17 +133,17 @@ def row_bytes(*labels: str) -> int:
     return int(Sink(labels=["target_ip", "protocol", *labels], views=[]).table.row_bytes)
 
 
-def test_bytes_of_names_are_those_of_the_table() -> None:
-    rows_are_rounded_to = 8
+def test_bytes_of_topology_labels_match_the_table() -> None:
+    row_alignment = 8
     for labels, keys in (
         (["node_name", "node_host", "node_type"], 1),
         ([f"{end}_{name}" for end in ("initiator", "target") for name in ADDRESS_NAMES], 3),
     ):
         taken = row_bytes(*labels) - row_bytes()
-        assert abs(taken - cost.CELL_BYTES * (len(labels) + keys)) <= rows_are_rounded_to
+        assert abs(taken - cost.CELL_BYTES * (len(labels) + keys)) <= row_alignment
 
 
-def test_bytes_of_strings_are_those_of_the_table() -> None:
+def test_bytes_of_strings_match_the_table() -> None:
     count, taken = 20_000, []
     for different in (False, True):
         config = make_config(labels=["tracking_id", "application"], views=[])
@@ -158,27 +160,27 @@ def test_bytes_of_strings_are_those_of_the_table() -> None:
     assert (taken[1] - taken[0]) / count == pytest.approx(cost.STRING_BYTES, rel=0.1)
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def warned_exports(caplog: pytest.LogCaptureFixture) -> list[str]:
     lines = [record.getMessage() for record in caplog.records]
     caplog.clear()
     return [line.split(": ")[0] for line in lines if WARNING in line]
 
 
-async def test_a_reload_says_it_of_what_is_new_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_reload_warns_only_about_new_views(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     config = make_config(labels=["protocol"], views=[])
     part = App(config, load=lambda: config)
     assert await part.reload() is None
-    assert said(caplog) == []
+    assert warned_exports(caplog) == []
     views = [view("application"), view("node_tid", prefix="nodes"), view("tag", prefix="tags")]
     config = make_config(labels=["protocol"], views=views)
     assert await part.reload() is None
-    assert said(caplog) == ["view apps", "view tags"]
+    assert warned_exports(caplog) == ["view apps", "view tags"]
     assert await part.reload() is None
-    assert said(caplog) == []
+    assert warned_exports(caplog) == []
 
 
-def test_no_example_of_the_documentation_counts_traffic_several_times() -> None:
+def test_documented_examples_count_traffic_once() -> None:
     examples = 0
     for page in PAGES:
         for language, text in blocks(page):

@@ -1,4 +1,4 @@
-"""Hosts, ports and URLs, as the configuration and the command line have them."""
+"""Hosts, ports and URLs in the configuration and on the command line."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from skyfast.config.endpoint import (
         ("dns+wss://a:8082/ws", "a:8082", "wss://a:8082/ws"),
     ],
 )
-def test_an_endpoint_is_read_from_its_url(url: str, name: str, clean: str) -> None:
+def test_url_is_parsed_into_an_endpoint(url: str, name: str, clean: str) -> None:
     endpoint = parse_url(url)
     assert endpoint.name == name
     assert endpoint.url == clean
@@ -47,9 +47,7 @@ def test_an_endpoint_is_read_from_its_url(url: str, name: str, clean: str) -> No
         ("/skydive/flows/", "/skydive/flows"),
     ],
 )
-def test_the_prefix_is_what_all_paths_of_the_analyzer_have_in_common(
-    path: str, prefix: str
-) -> None:
+def test_prefix_is_the_path_before_the_subscriber_route(path: str, prefix: str) -> None:
     assert parse_url(f"ws://a:8082{path}").prefix == prefix
 
 
@@ -73,7 +71,7 @@ def test_credentials_in_a_url_are_decoded(userinfo: str, username: str, password
         (":hunter2", ":<hidden>@"),
     ],
 )
-def test_a_password_is_not_shown(userinfo: str, shown: str) -> None:
+def test_password_is_hidden(userinfo: str, shown: str) -> None:
     endpoint = parse_url(f"ws://{userinfo}{'@' if userinfo else ''}a:8082/ws")
     assert endpoint.redacted == f"ws://{shown}a:8082/ws"
     assert str(endpoint) == endpoint.url == "ws://a:8082/ws"
@@ -81,12 +79,12 @@ def test_a_password_is_not_shown(userinfo: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://a:8082/", "ws:///ws", "a:8082", "ws://a:x/"])
-def test_what_is_not_a_websocket_url_has_no_endpoint(url: str) -> None:
+def test_invalid_websocket_url_is_rejected(url: str) -> None:
     with pytest.raises(EndpointError, match=r"does not begin|is not a valid URL"):
         parse_url(url)
 
 
-def test_a_resolved_address_is_the_name_but_not_the_host() -> None:
+def test_resolved_address_changes_the_name_but_not_the_url() -> None:
     endpoint = parse_url("dns+ws://analyzers:8082/ws").at("2001:db8::7")
     assert endpoint.name == "[2001:db8::7]:8082"
     assert endpoint.url == "ws://analyzers:8082/ws"
@@ -102,18 +100,18 @@ def test_ipv6_addresses_are_bracketed() -> None:
 @pytest.mark.parametrize(
     "text", ["fe80::1%a/b", "[fe80::1%a/b]:1", "[fe80::1%eth0]]", "[fe80::1%[eth0]:1", "fe80::1%"]
 )
-def test_a_zone_that_no_url_can_have_is_refused(text: str) -> None:
+def test_zone_with_invalid_characters_is_rejected(text: str) -> None:
     with pytest.raises(EndpointError, match="is not an analyzer address"):
         parse_analyzer(text)
 
 
-def test_an_interface_is_named_by_a_zone() -> None:
+def test_zone_names_an_interface() -> None:
     assert parse_analyzer("fe80::1%eth0.7") == Endpoint("fe80::1%eth0.7", 8082)
     assert parse_url("ws://[fe80::1%eth0]:1").host == "fe80::1%eth0"
 
 
 @pytest.mark.parametrize("text", ["localhost:1", "127.0.0.1:1", "[::1]:1", ":1", "1"])
-def test_this_machine_is_one_program_by_all_its_names(text: str) -> None:
+def test_loopback_addresses_share_one_identity(text: str) -> None:
     assert parse_analyzer(text).identity == ("localhost", 1)
     assert parse_analyzer("127.0.0.2:1").identity == ("127.0.0.2", 1)
 
@@ -128,5 +126,5 @@ def test_this_machine_is_one_program_by_all_its_names(text: str) -> None:
         ("LocalHost:1", "localhost", 1),
     ],
 )
-def test_an_address_is_as_other_exporters_take_it(text: str, host: str, port: int) -> None:
+def test_listen_address_has_the_syntax_of_other_exporters(text: str, host: str, port: int) -> None:
     assert parse_listen_address(text) == Endpoint(host, port)

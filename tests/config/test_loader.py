@@ -1,4 +1,4 @@
-"""The configuration: what a file and the environment come to, and what a person is told."""
+"""Loading the configuration from a file and the environment, and its error messages."""
 
 import ipaddress
 import logging
@@ -46,13 +46,13 @@ DEFAULT_URL = "ws://127.0.0.1:8082/ws/subscriber/flow"
 
 @pytest.fixture(autouse=True)
 def project_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Certificates are named by paths from here."""
+    """Run in the project root: the configuration files name certificates relative to it."""
     monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(params=["CSafeLoader", "SafeLoader"])
 def yaml_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both of PyYAML's parsers: which one is there depends on how it was built."""
+    """Run the test with each parser of PyYAML; CSafeLoader exists only if built with libyaml."""
     if not hasattr(yaml, request.param):
         pytest.skip("PyYAML was built without libyaml")
     monkeypatch.setattr(yaml_nodes, "_Loader", getattr(yaml, request.param))
@@ -74,7 +74,7 @@ def error(text: str, **environ: str) -> str:
 
 
 def meaning(result: Config) -> Config:
-    """Return ``result`` without what tells how it was written."""
+    """Return ``result`` without the fields that depend on how it was written."""
     return replace(result, source="", notes=())
 
 
@@ -165,7 +165,7 @@ def test_defaults(name: str, yaml_loader: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n", "---\n", "null", "# text", "\ufeff", "--- ~\n...\n"])
-def test_no_content_is_all_defaults(text: str, yaml_loader: str) -> None:
+def test_empty_documents_give_the_defaults(text: str, yaml_loader: str) -> None:
     check_defaults(parse(text))
 
 
@@ -319,7 +319,7 @@ def test_every_key(yaml_loader: str) -> None:
     assert result.notes == ()
 
 
-def test_keys_have_no_case(yaml_loader: str) -> None:
+def test_keys_are_case_insensitive(yaml_loader: str) -> None:
     assert meaning(good("upper")) == meaning(good("full"))
 
 
@@ -334,7 +334,7 @@ def test_aliases(yaml_loader: str) -> None:
     assert result.analyzers == ("a:8082", "b:8083")
 
 
-def test_is_frozen() -> None:
+def test_configuration_is_frozen() -> None:
     result = good("full")
     with pytest.raises(FrozenInstanceError):
         result.host_id = "b"  # type: ignore[misc]
@@ -359,7 +359,7 @@ def test_is_frozen() -> None:
         ("=", "="),
     ],
 )
-def test_text_is_what_was_written(text: str, value: str, yaml_loader: str) -> None:
+def test_strings_are_kept_as_written(text: str, value: str, yaml_loader: str) -> None:
     assert parse(f"host_id: {text}").host_id == value
 
 
@@ -367,17 +367,17 @@ def test_text_is_what_was_written(text: str, value: str, yaml_loader: str) -> No
     ("text", "port"),
     [("0", 0), ("65535", 65535), ("'9100'", 9100), ("9100.0", 9100), ("1e3", 1000)],
 )
-def test_whole_numbers(text: str, port: int) -> None:
+def test_integers(text: str, port: int) -> None:
     assert parse(f"pipeline.store.prom_sky_con.port: {text}").web.port == port
 
 
-def test_a_timeout_of_zero_is_the_default() -> None:
+def test_timeout_of_zero_means_the_default() -> None:
     assert parse(store(connection_timeout=0)).limits.connection_timeout_s == 60.0
     assert parse(store(connection_timeout=-0.0)).limits.connection_timeout_s == 60.0
     assert parse(store(connection_timeout=0.5)).limits.connection_timeout_s == 0.5
 
 
-def test_flows_follow_connections() -> None:
+def test_max_flows_defaults_to_a_multiple_of_max_connections() -> None:
     assert parse(store(max_connections=10)).limits.max_flows == 40
     assert parse(store(max_connections=10, max_flows=5)).limits.max_flows == 5
     assert parse(store(max_connections=1 << 27)).limits.max_flows == 1 << 27
@@ -387,7 +387,7 @@ def test_flows_follow_connections() -> None:
     ("level", "name"),
     [("debug", "DEBUG"), ("Notice", "INFO"), ("WARNING", "WARNING"), ("critical", "CRITICAL")],
 )
-def test_levels_are_those_of_logging(level: str, name: str) -> None:
+def test_log_levels_map_to_those_of_python(level: str, name: str) -> None:
     result = parse(f"logging: {{level: {level}}}")
     assert result.logging.level == name
     assert name in logging.getLevelNamesMapping()
@@ -402,11 +402,11 @@ def test_listen_address(text: str, address: str) -> None:
     assert result.web.listen_address == address
 
 
-# What is exported
+# Export selection
 
 
-def labels_of(choice: ViewSpec) -> str:
-    return " ".join(label.name for label in choice.labels)
+def labels_of(spec: ViewSpec) -> str:
+    return " ".join(label.name for label in spec.labels)
 
 
 @pytest.mark.parametrize(
@@ -421,33 +421,33 @@ def labels_of(choice: ViewSpec) -> str:
         ),
     ],
 )
-def test_direction_is_a_label_where_it_is_split(keys: dict[str, Any], labels: str) -> None:
+def test_direction_is_a_label_if_it_is_split(keys: dict[str, Any], labels: str) -> None:
     main = parse(store(**keys)).export.main
     assert labels_of(main) == labels
     (other,) = parse(store(views=[{"prefix": "a", "labels": "protocol", **keys}])).export.views
     assert labels_of(other) == (labels if "labels" in keys else "protocol")
 
 
-def test_views_can_be_none() -> None:
+def test_views_can_be_empty() -> None:
     assert parse(store(views=[])).export.views == ()
     assert loader.dump(parse(store(views=[]))).count("views: []") == 1
     assert parse(store(views=None)).export.views == parse("").export.views
 
 
-def test_a_view_needs_a_prefix_and_labels_alone() -> None:
+def test_view_requires_only_prefix_and_labels() -> None:
     written = parse(store(views=[{"prefix": "a", "labels": ["protocol"]}]))
     assert written.export.views == (view(prefix="a", labels="protocol direction"),)
     assert written.limits.view_timeouts_s == (3600.0,)
 
 
-def test_views_outlive_connections() -> None:
+def test_view_timeout_is_no_shorter_than_the_connection_timeout() -> None:
     assert parse(store(connection_timeout=7200)).limits.view_timeouts_s == (7215.0,)
     views = [{"prefix": "a", "labels": "protocol", "timeout": 7215}]
     written = parse(store(connection_timeout=7200, views=views))
     assert written.limits.view_timeouts_s == (7215.0,)
 
 
-def test_a_view_can_be_used_twice() -> None:
+def test_views_can_share_labels_and_metrics_through_aliases() -> None:
     text = (
         "pipeline.store.prom_sky_con:\n"
         "  metrics: &all [bytes, {name: kept_total, value: RawPacketsCaptured, type: counter}]\n"
@@ -462,7 +462,7 @@ def test_a_view_can_be_used_twice() -> None:
     assert meaning(parse(loader.dump(result))) == meaning(result)
 
 
-def test_rules_know_fields_by_both_names() -> None:
+def test_rules_accept_label_names_and_field_paths() -> None:
     (rule,) = parse(
         yaml.safe_dump(
             {"pipeline.filter.drop": [{"name": "a", "Transport.B": 53, "target_port": "53-54"}]}
@@ -480,12 +480,12 @@ def test_rules_know_fields_by_both_names() -> None:
         ("10.0.0.1", "10.0.0.1"),
     ],
 )
-def test_addresses_of_rules_are_written_as_in_flows(written: str, text: str) -> None:
+def test_addresses_in_rules_are_normalized(written: str, text: str) -> None:
     rules = yaml.safe_dump({"pipeline.filter.drop": [{"name": "a", "target_ip": written}]})
     assert parse(rules).filter.drop[0].conditions[0].values == {text}
 
 
-def test_lists_that_an_alias_repeats_are_bounded() -> None:
+def test_long_lists_are_rejected() -> None:
     ports = list(range(4097))
     key = "pipeline.filter.drop"
     assert "target_port: a list has more than 4096 entries" in error(
@@ -496,14 +496,14 @@ def test_lists_that_an_alias_repeats_are_bounded() -> None:
     )
 
 
-# Who is subscribed to
+# Subscriptions
 
 
 def urls(result: Config) -> tuple[str, ...]:
-    """Return the URLs that are subscribed to, with their credentials."""
+    """Return the subscription URLs with their credentials."""
     return tuple(
-        str(each).replace("://", f"://{each.userinfo}{'@' if each.userinfo else ''}", 1)
-        for each in result.subscriber.endpoints
+        str(endpoint).replace("://", f"://{endpoint.userinfo}{'@' if endpoint.userinfo else ''}", 1)
+        for endpoint in result.subscriber.endpoints
     )
 
 
@@ -570,7 +570,9 @@ def test_urls(url: str, endpoint: str) -> None:
         ("ws://127.0.0.2:8082", "127.0.0.1 b", "127.0.0.2:8082"),
     ],
 )
-def test_url_and_analyzers(url: str, analyzers: str, hosts: str) -> None:
+def test_url_is_extended_to_the_analyzers_that_include_it(
+    url: str, analyzers: str, hosts: str
+) -> None:
     result = parse(
         subscriber(url=f"{url}/x".replace("://", "://u:p@").replace("ws:", "wss:")),
         SKYDIVE_ANALYZERS=analyzers,
@@ -578,7 +580,7 @@ def test_url_and_analyzers(url: str, analyzers: str, hosts: str) -> None:
     assert urls(result) == tuple(f"wss://u:p@{host}/x" for host in hosts.split())
 
 
-def test_url_beside_several_analyzers_is_a_warning() -> None:
+def test_url_outside_the_analyzers_causes_a_warning() -> None:
     text = "analyzers: [a, b]\npipeline.subscriber.url: ws://u:hunter2@c:8082\n"
     assert parse(text).notes == (
         model.Note(
@@ -590,7 +592,7 @@ def test_url_beside_several_analyzers_is_a_warning() -> None:
     assert parse(text.replace("[a, b]", "[a]")).notes == ()
 
 
-def test_urls_override_both() -> None:
+def test_urls_override_url_and_analyzers() -> None:
     result = parse(
         "analyzers: [a, b]\n"
         "pipeline.subscriber: {url: ws://a:8082, urls: [ws://d:1, dns+ws://d:1, wss://c:2/x]}\n"
@@ -615,7 +617,7 @@ def test_an_analyzer_is_subscribed_to_once() -> None:
     )
 
 
-def test_a_client_certificate_means_tls() -> None:
+def test_client_certificate_enables_tls() -> None:
     tls = f"tls: {{client_cert: {PEM}, client_key: {PEM}}}\n"
     ends = ("a:8082/ws/subscriber/flow",)
     assert urls(parse(tls + "analyzers: [a]")) == (f"wss://{ends[0]}",)
@@ -624,7 +626,7 @@ def test_a_client_certificate_means_tls() -> None:
     assert urls(written) == (f"ws://{ends[0]}",)
 
 
-def test_a_certificate_authority_works_alone() -> None:
+def test_ca_cert_requires_no_client_certificate() -> None:
     assert parse(f"tls: {{ca_cert: {PEM}}}").tls.ca_cert == PEM
 
 
@@ -647,7 +649,7 @@ def test_redact_url(url: str, shown: str) -> None:
 # Notes
 
 
-def test_keys_of_skydive_are_noted_once() -> None:
+def test_ignored_skydive_keys_are_listed_in_one_note() -> None:
     (note,) = good("skydive").notes
     assert note.level == logging.DEBUG
     file, _, names = note.text.partition(": ignored keys without a meaning for skyfast: ")
@@ -664,7 +666,7 @@ def test_keys_of_skydive_are_noted_once() -> None:
     ]
 
 
-def test_phases_of_other_exporters_are_warnings() -> None:
+def test_phases_of_other_exporters_cause_warnings() -> None:
     result = good("other_exporters")
     check_defaults(result)
     file = f"{DATA}/good/other_exporters.yml"
@@ -683,7 +685,7 @@ def test_phases_of_other_exporters_are_warnings() -> None:
     assert {note.level for note in result.notes} == {logging.WARNING}
 
 
-def test_keys_that_look_misspelt_are_warnings() -> None:
+def test_misspelt_keys_cause_warnings() -> None:
     result = good("misspelt")
     file = f"{DATA}/good/misspelt.yml"
     assert [note.text for note in result.notes] == [
@@ -707,7 +709,7 @@ def test_bad_file(path: Path, yaml_loader: str) -> None:
         loader.load(file, {})
     message = str(caught.value)
     if expected.endswith("…") and yaml_loader != "CSafeLoader":
-        # The two parsers notice at other places, and say it in other words.
+        # The two parsers report different positions and messages.
         assert re.match(re.escape(file) + r": line \d+, column \d+: not valid YAML: .", message)
     elif expected.endswith("…"):
         assert message.startswith(f"{file}: {expected.removesuffix('…')}")
@@ -735,7 +737,7 @@ def test_unreadable_file(path: str, problem: str) -> None:
     ("path", "shown"),
     [("", "''"), ("a\nb", r"'a\nb'"), ("a\0b", r"'a\x00b'")],
 )
-def test_odd_path(path: str, shown: str) -> None:
+def test_unprintable_path_is_escaped(path: str, shown: str) -> None:
     with pytest.raises(ConfigError) as caught:
         loader.load(path, {})
     assert str(caught.value).startswith(f"{shown}: cannot be read: ")
@@ -755,7 +757,7 @@ def test_no_permission(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "explanation"),
     [
         ("pipeline:\n\tstore: {}\n", "a tab is not allowed here; indent with spaces"),
         ("host_id: a\n  port: 1\n", "the key is indented deeper than the key above it"),
@@ -776,28 +778,32 @@ def test_no_permission(tmp_path: Path) -> None:
         ('host_id: "\\q"\n', "an unknown escape (\\) in double quotes; use single quotes"),
     ],
 )
-def test_what_is_no_yaml_is_explained(text: str, said: str, yaml_loader: str) -> None:
-    assert re.match(rf"x\.yml: line \d, column \d+: not valid YAML: {re.escape(said)}", error(text))
+def test_yaml_errors_are_explained(text: str, explanation: str, yaml_loader: str) -> None:
+    assert re.match(
+        rf"x\.yml: line \d, column \d+: not valid YAML: {re.escape(explanation)}", error(text)
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("60s", "60"), ("1m", "60"), ("1.5 h", "5400"), ("500ms", "0.5"), ("2 Days", "172800")],
 )
-def test_a_time_with_a_unit_is_refused_with_the_right_number(text: str, seconds: str) -> None:
+def test_duration_with_a_unit_is_rejected_with_its_value_in_seconds(
+    text: str, seconds: str
+) -> None:
     assert error(store(connection_timeout=text)).endswith(
         f"'{text}' has a unit; times are in seconds: write {seconds}"
     )
 
 
 @pytest.mark.xdist_group("timing")
-def test_what_stands_below_unknown_keys_is_looked_at_once() -> None:
+def test_aliases_below_unknown_keys_are_checked_once() -> None:
     lines = ["a0: &a0 {store: {prom_sky_con: {port: 1}}}"]
     lines += [
         f"a{i}: &a{i} {{{', '.join(f'b{j}: *a{i - 1}' for j in range(10))}}}" for i in range(1, 30)
     ]
     begin = time.monotonic()
-    warnings = [each.text for each in parse("\n".join(lines)).notes if each.level > logging.DEBUG]
+    warnings = [note.text for note in parse("\n".join(lines)).notes if note.level > logging.DEBUG]
     assert time.monotonic() - begin < 5
     assert "x.yml: line 1: a0 is ignored; did you mean pipeline?" in warnings
     assert len(warnings) <= 31
@@ -855,17 +861,17 @@ def test_standard_input(text: bytes | None, output: bytes) -> None:
 
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? ", "[{a: ", "!!seq ["])
-def test_deep_nesting_is_refused(opening: str, yaml_loader: str) -> None:
+def test_deep_nesting_is_rejected(opening: str, yaml_loader: str) -> None:
     assert "x.yml: line 1" in error(opening * (200_000 // len(opening)))
 
 
 @pytest.mark.parametrize("text", [r'"\UFFFFFFFF"', f"%YAML 1.{'1' * 5000}\n--- a", r'"\ud800"'])
-def test_numbers_that_yaml_cannot_hold(text: str, yaml_loader: str) -> None:
+def test_out_of_range_yaml_values_are_rejected(text: str, yaml_loader: str) -> None:
     assert error(text).startswith("x.yml: ")
 
 
 @pytest.mark.xdist_group("timing")
-def test_aliases_do_not_multiply(yaml_loader: str) -> None:
+def test_nested_aliases_are_not_expanded(yaml_loader: str) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 40)]
     bomb = "\n".join(lines)
@@ -877,7 +883,7 @@ def test_aliases_do_not_multiply(yaml_loader: str) -> None:
     assert time.monotonic() - begin < 5
 
 
-def test_odd_keys_are_shown_on_one_line() -> None:
+def test_unprintable_keys_are_escaped_and_shortened() -> None:
     assert error('pipeline: {"a\\nb": 1}').startswith(
         r"x.yml: line 1: 'pipeline.a\nb': is an unknown key; "
     )
@@ -890,7 +896,7 @@ def test_odd_keys_are_shown_on_one_line() -> None:
 
 
 def sample(name: str) -> str:
-    """Return a value for a key, as text, from the documentation's table."""
+    """Return the documented example of a key as text."""
     if name.startswith("tls."):
         return PEM
     return EXAMPLES[name].strip("[]")
@@ -901,7 +907,7 @@ SETTABLE = [key for key in SCHEMA.values() if key.env]
 
 @pytest.mark.parametrize("key", SETTABLE, ids=lambda key: key.env)
 def test_environment_sets_every_key(key: schema.Key[Any]) -> None:
-    # The two files of the client certificate are wrong without each other.
+    # A client certificate and its key require each other.
     other = {"tls.client_cert": "tls.client_key", "tls.client_key": "tls.client_cert"}
     beside = {other[key.path]: PEM} if key.path in other else {}
     result = parse(yaml.safe_dump(beside), **{key.env: sample(key.path)})
@@ -925,8 +931,8 @@ def test_environment_names(path: str, env: str) -> None:
     assert SCHEMA[path].env == env
 
 
-def test_environment_goes_before_the_file() -> None:
-    text = store(port="not looked at")
+def test_environment_overrides_the_file() -> None:
+    text = store(port="overridden")
     assert parse(text, SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT="1").web.port == 1
 
 
@@ -958,7 +964,7 @@ def test_lists_in_the_environment(value: str) -> None:
         (
             "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT",
             "x",
-            "pipeline.store.prom_sky_con.port: 'x' is not a whole number from 0 to 65535",
+            "pipeline.store.prom_sky_con.port: 'x' is not an integer from 0 to 65535",
         ),
         (
             "SKYDIVE_ANALYZERS",
@@ -995,14 +1001,14 @@ def test_errors_name_the_variable(env: str, value: str, problem: str) -> None:
     assert SECRET not in message
 
 
-def test_half_of_a_certificate_from_the_environment() -> None:
+def test_client_certificate_without_a_key_from_the_environment() -> None:
     assert error(f"tls: {{client_cert: {PEM}}}", SKYDIVE_TLS_CLIENT_CERT=PEM) == (
         f"environment variable SKYDIVE_TLS_CLIENT_CERT: tls.client_cert: '{PEM}'"
         " requires tls.client_key"
     )
 
 
-# Showing the configuration
+# Printing the configuration
 
 
 @pytest.mark.parametrize("name", ["go", "full", "upper", "skydive", "aliases", "nulls"])
@@ -1018,7 +1024,7 @@ def test_dump_can_be_loaded(name: str) -> None:
     assert meaning(second) == meaning(hidden)
 
 
-def test_dump_has_the_files_structure_and_order() -> None:
+def test_dump_has_the_structure_and_order_of_the_file() -> None:
     tree = yaml.safe_load(loader.dump(good("go")))
     assert list(tree) == [
         "host_id",
@@ -1065,7 +1071,7 @@ def test_dump_has_the_files_structure_and_order() -> None:
     assert loader.dump(good("go")) == loader.dump(parse(loader.dump(good("go"))))
 
 
-def test_secrets_are_not_shown() -> None:
+def test_secrets_are_hidden() -> None:
     result = parse(
         f"analyzer.auth.cluster: {{username: admin, password: {SECRET}-a}}\n"
         f"http.cookie: {{Session: {SECRET}-b}}\n"
@@ -1085,7 +1091,7 @@ def test_secrets_are_not_shown() -> None:
     assert SECRET not in repr(result)
 
 
-# Documents
+# Documentation
 
 
 EXAMPLES = {
@@ -1093,7 +1099,7 @@ EXAMPLES = {
     for section in generate.described("configuration.yml")["sections"]
     for path, key in section["keys"].items()
 }
-"""What the documentation shows for each key."""
+"""The documented example of each key."""
 
 
 def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
@@ -1113,7 +1119,7 @@ def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
         ("node_team", "initiator_node_team target_node_team"),
     ],
 )
-def test_a_label_of_pods_is_added_for_each_end(name: str, labels: str) -> None:
+def test_pod_label_is_added_for_each_end(name: str, labels: str) -> None:
     text = f"[target_ip, {{name: {name}, k8s_label: app}}, protocol]"
     assert chosen_labels(text) == (
         LabelSpec(name="target_ip"),
@@ -1122,7 +1128,7 @@ def test_a_label_of_pods_is_added_for_each_end(name: str, labels: str) -> None:
     )
 
 
-def test_labels_of_pods_are_shown_for_each_end() -> None:
+def test_pod_labels_are_dumped_for_each_end() -> None:
     config = parse("""
         pipeline.store.prom_sky_con:
           labels: [target_ip, {name: team, k8s_label: example.org/team}]
@@ -1152,7 +1158,7 @@ LONG = "a" * 63
         *("k8s-app", "1.2/3", "pod-template-hash", ".".join([LONG] * 3) + ".a/b"),
     ],
 )
-def test_keys_of_pod_labels(key: str) -> None:
+def test_valid_pod_label_keys(key: str) -> None:
     initiator, target = chosen_labels(f"[{{name: team, k8s_label: '{key}'}}]")
     assert initiator.k8s_label == target.k8s_label == key
 
@@ -1164,7 +1170,7 @@ def test_keys_of_pod_labels(key: str) -> None:
         *("_a", "a_", "a/-b", f"{LONG}a/b", ".".join([LONG] * 4) + "/b", '"a\\n"', "[a]", "true"),
     ],
 )
-def test_wrong_keys_of_pod_labels(key: str) -> None:
+def test_invalid_pod_label_keys(key: str) -> None:
     assert "k8s_label: " in error(store_of(f"[{{name: team, k8s_label: {key}}}]"))
 
 
@@ -1172,7 +1178,7 @@ def store_of(labels: str) -> str:
     return f"pipeline.store.prom_sky_con: {{labels: {labels}}}"
 
 
-# The examples of the others are files of the reader's machine.
+# The examples of the tls keys name files that do not exist here.
 @pytest.mark.parametrize(
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
 )
@@ -1198,13 +1204,13 @@ def test_documented_labels_and_metrics_work() -> None:
         assert meaning(parse(store(**{key: value}))) != meaning(parse(""))
 
 
-def test_documented_error_is_real() -> None:
+def test_documented_error_matches_the_actual_message() -> None:
     page = (ROOT / "docs/configuration.md").read_text()
     message = error("\n" * 25 + "pipeline.store.prom_sky_con.port: 910O").removeprefix("x.yml")
     assert f"/etc/skydive/prom_sky_con.yml{message}" in page
 
 
-def test_default_file_is_the_defaults() -> None:
+def test_default_file_gives_the_defaults() -> None:
     result = loader.load("deploy/prom_sky_con.yml", {})
     check_defaults(result)
     assert result.notes == ()
@@ -1212,7 +1218,7 @@ def test_default_file_is_the_defaults() -> None:
 
 def test_default_file_shows_every_key_with_its_default() -> None:
     shown = re.sub(r"(?m)^( *)#(?=[\w-])", r"\1", (ROOT / "deploy/prom_sky_con.yml").read_text())
-    # urls is shown empty beside url, which is the same as leaving it out.
+    # The file shows an empty urls beside url, which is equivalent to omitting it.
     check_defaults(parse(shown))
     nodes: Any = yaml.safe_load(shown)
     for path in SCHEMA:
@@ -1222,7 +1228,7 @@ def test_default_file_shows_every_key_with_its_default() -> None:
             branch = branch[name]
 
 
-# Anything at all
+# Generated configurations
 
 PATHS = st.sampled_from(
     [*SCHEMA, *schema.KNOWN.sections, "pipeline.x", "web.x", "x", "", "a.b", "<<"]
@@ -1274,7 +1280,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def attempt(text: str, environ: dict[str, str]) -> Config | None:
-    """Parse, and check what holds of every message."""
+    """Parse, and check the common properties of all error messages."""
     try:
         return loader.parse(text, environ, source="x.yml")
     except ConfigError as caught:
@@ -1334,7 +1340,7 @@ RULES = st.lists(
 
 @st.composite
 def selections(draw: st.DrawFn) -> dict[str, Any]:
-    """Return files that choose labels, metrics, views and rules, often well."""
+    """Generate files with labels, metrics, views and rules, many of them valid."""
     chosen = draw(st.fixed_dictionaries({}, optional=SELECTIONS))
     chosen |= draw(
         st.fixed_dictionaries(
@@ -1360,17 +1366,17 @@ def selections(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=400, deadline=None)
 @given(selections())
-def test_any_selection_is_a_page_or_refused(tree: dict[str, Any]) -> None:
+def test_any_selection_is_accepted_or_rejected(tree: dict[str, Any]) -> None:
     result = attempt(yaml.safe_dump(tree, allow_unicode=True), {})
     if result is None:
         return
     assert meaning(parse(loader.dump(result))) == meaning(result)
     names = []
-    for choice in (result.export.main, *result.export.views):
-        labels = [label.name for label in choice.labels]
+    for spec in (result.export.main, *result.export.views):
+        labels = [label.name for label in spec.labels]
         assert len(set(labels)) == len(labels)
-        assert ("direction" in labels) == (choice.direction == "split")
-        names += [family.name for family in families(choice, naming=result.export.naming)]
+        assert ("direction" in labels) == (spec.direction == "split")
+        names += [family.name for family in families(spec, naming=result.export.naming)]
     assert len(set(names)) == len(names)
 
 
@@ -1379,7 +1385,7 @@ def test_any_selection_is_a_page_or_refused(tree: dict[str, Any]) -> None:
     trees(),
     st.dictionaries(st.sampled_from([k.env for k in SETTABLE]), st.text(max_size=12), max_size=2),
 )
-def test_any_tree_is_read_or_refused(tree: dict[str, Any], environ: dict[str, str]) -> None:
+def test_any_tree_is_accepted_or_rejected(tree: dict[str, Any], environ: dict[str, str]) -> None:
     result = attempt(yaml.safe_dump(tree, allow_unicode=True), environ)
     if result is not None:
         shown = loader.dump(result)
@@ -1396,7 +1402,7 @@ def test_any_tree_is_read_or_refused(tree: dict[str, Any], environ: dict[str, st
         st.sampled_from(list("ab:-[]{}&*!|>'\"%#?,@` \n\t~<=.1\\ux\u2028é\0\ud800")), max_size=60
     )
 )
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_accepted_or_rejected(text: str) -> None:
     attempt(text, {})
 
 
@@ -1404,13 +1410,15 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 @given(
     st.text(max_size=40).map(lambda text: f"analyzer: {{auth: {{cluster: {{password: {text}}}}}}}")
 )
-def test_any_flow_text_is_read_or_refused(text: str) -> None:
+def test_any_flow_style_text_is_accepted_or_rejected(text: str) -> None:
     attempt(text, {})
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=40))
-def test_any_file_is_read_or_refused(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_file_is_accepted_or_rejected(
+    data: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yml"
     path.write_bytes(data)
     try:

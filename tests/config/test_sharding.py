@@ -1,4 +1,4 @@
-"""Instances that share the connections: which of them has which, and what only one has."""
+"""Sharding: how instances divide the connections, and which tasks only the first one runs."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ def config_of(text=""):
 
 
 @pytest.mark.parametrize("text", ["0/1", "0/2", "1/2", "9/10", "1023/1024"])
-def test_a_shard_is_written_as_its_number_and_how_many_there_are(text):
+def test_shard_is_parsed_from_index_and_count(text):
     index, count = map(int, text.split("/"))
     assert sharding.parse(text) == Shard(index, count)
 
@@ -40,26 +40,30 @@ def test_a_shard_is_written_as_its_number_and_how_many_there_are(text):
         *("1 / 2", "1/2 ", "0/1025", "1/2/3", "a/b", "½/1", "٠/١", "1.0/2", "1/2\n"),
     ],
 )
-def test_there_are_no_other_shards(text):
+def test_invalid_shard_is_rejected(text):
     with pytest.raises(ValueError, match=r"^is not I/N with I from 0 to N - 1, and N up to 1024$"):
         sharding.parse(text)
 
 
-def test_a_shard_has_a_name_of_its_own_and_leaves_the_cluster_to_the_first():
+def test_shard_has_its_own_host_id_and_only_the_first_polls_interfaces():
     whole = config_of("host_id: sky")
     first, second = (sharding.sharded(whole, Shard(index, 2)) for index in (0, 1))
-    assert [each.host_id for each in (whole, first, second)] == ["sky", "sky-0-of-2", "sky-1-of-2"]
+    assert [config.host_id for config in (whole, first, second)] == [
+        "sky",
+        "sky-0-of-2",
+        "sky-1-of-2",
+    ]
     assert (first.export, first.limits) == (whole.export, whole.limits)
     assert first.topology == whole.topology
     assert second.topology.interfaces_interval_s == 0
     assert sharding.sharded(whole, ALONE) == whole
 
 
-OVERLAP = "several shards export the same connections"
+OVERLAP = "shards overlap: several of them export the same connections"
 
 
 @pytest.mark.parametrize(
-    ("store", "is_told"),
+    ("store", "warns"),
     [
         ({}, False),
         ({"labels": ["initiator_ip", "target_ip", "initiator_port", "target_port"]}, True),
@@ -69,7 +73,7 @@ OVERLAP = "several shards export the same connections"
                     *("initiator_ip", "target_ip", "initiator_port", "target_port"),
                     "protocol",
                 ],
-                "direction": "sum",  # and so no label
+                "direction": "sum",  # so direction is not a label
             },
             False,
         ),
@@ -110,24 +114,24 @@ OVERLAP = "several shards export the same connections"
         ),
     ],
 )
-def test_pages_that_overlap_are_told_of(store, is_told):
+def test_overlapping_connections_cause_a_warning(store, warns):
     text = yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": {**store, "views": []}}}})
     notes = sharding.sharded(config_of(text), Shard(1, 2)).notes
-    assert [OVERLAP in note.text for note in notes] == ([True] if is_told else [])
+    assert [OVERLAP in note.text for note in notes] == ([True] if warns else [])
 
 
-def test_views_that_overlap_are_told_of():
+def test_overlapping_views_cause_a_warning():
     notes = sharding.sharded(config_of(), Shard(0, 2)).notes
     assert [note.text.partition(",")[0] for note in notes] == [
-        "several shards export the same series of skydive_traffic"
+        "shards overlap in skydive_traffic: several of them export the same series"
     ]
 
 
-# Who has what
+# Assignment of connections to shards
 
 
 def shares(count, spec=None):
-    """Return a core for each of so many shares."""
+    """Return one core per share."""
     return [Core(spec, share=(index, count)) for index in range(count)]
 
 
@@ -137,7 +141,7 @@ def ends_of(n, *, turned=False):
     return {"a": a, "b": b, "ports": (port_a, port_b), "protocol": "UDP" if n % 3 else "TCP"}
 
 
-def test_every_connection_is_in_one_share_and_all_together_are_the_whole():
+def test_shares_partition_the_connections():
     flows = [make_flow(f"{n:x}1", (n, 2, 3, 4), **ends_of(n)) for n in range(300)]
     whole = Core()
     whole.message(flows, 0)
@@ -148,8 +152,8 @@ def test_every_connection_is_in_one_share_and_all_together_are_the_whole():
             core.message(flows, 1)
         pages = [core.page(1) for core in cores]
         for family, lines in whole.page(1).items():
-            found = [line for page in pages for line in page[family]]
-            assert sorted(found) == sorted(lines)
+            share_lines = [line for page in pages for line in page[family]]
+            assert sorted(share_lines) == sorted(lines)
         for core in cores:
             assert core.skipped["other_shard"] == 2 * (300 - core.flows)
             assert 180 / count < core.connections < 450 / count
@@ -163,15 +167,15 @@ def test_every_connection_is_in_one_share_and_all_together_are_the_whole():
 )
 def test_all_reports_of_a_conversation_go_to_one_share(n, node, total, count):
     for core in shares(count):
-        told = {
+        outcomes = {
             core.report(make_flow(uuid, total, **ends_of(n, turned=turned), node=point), 0)
             for uuid, turned, point in (("a1", False, node), ("b2", True, node), ("c3", True, "x"))
         }
-        assert told in ({None}, {"other_shard"})
+        assert outcomes in ({None}, {"other_shard"})
 
 
-def test_which_share_a_conversation_is_of_never_changes():
-    whose = [
+def test_assignment_to_shares_is_stable():
+    assigned = [
         next(
             index
             for index, core in enumerate(shares(5))
@@ -179,18 +183,18 @@ def test_which_share_a_conversation_is_of_never_changes():
         )
         for n in range(20)
     ]
-    assert whose == [2, 4, 3, 1, 4, 0, 0, 0, 0, 4, 4, 4, 0, 1, 2, 0, 3, 4, 4, 2]
+    assert assigned == [2, 4, 3, 1, 4, 0, 0, 0, 0, 4, 4, 4, 0, 1, 2, 0, 3, 4, 4, 2]
     v6 = {"a": "2001:db8::1", "b": "fe80::1234:5678:9abc:def0", "ports": (1, 65_535)}
-    told = [core.report(make_flow("a1", **v6, protocol="SCTP"), 0) for core in shares(5)]
-    assert told.index(None) == 4
+    outcomes = [core.report(make_flow("a1", **v6, protocol="SCTP"), 0) for core in shares(5)]
+    assert outcomes.index(None) == 4
 
 
-def test_strangers_who_choose_a_share_fill_no_other():
-    """Which is whose is known to everybody: it has to be the same for all of them."""
+def test_flood_on_one_share_does_not_fill_the_others():
+    """An attacker can target one share: all instances must compute the same public hash."""
     cores = shares(4, one_view(max_connections=50))
-    tried = itertools.count(1)
-    for n in range(400):  # ports are tried until one is the first's
-        flows = (make_flow(f"{port:x}", ports=(port, n)) for port in tried)
+    candidates = itertools.count(1)
+    for n in range(400):  # find a port whose flow belongs to the first share
+        flows = (make_flow(f"{port:x}", ports=(port, n)) for port in candidates)
         flow = next(flow for flow in flows if cores[0].report(flow, 0) != "other_shard")
         for core in cores[1:]:
             assert core.report(flow, 0) == "other_shard"
@@ -203,7 +207,7 @@ def test_strangers_who_choose_a_share_fill_no_other():
     assert not any(core.skipped["table_full"] for core in cores[1:])
 
 
-def test_duplicates_are_told_from_other_shares():
+def test_duplicates_are_distinguished_from_other_shards():
     spec = one_view(deduplicate="first")
     cores = shares(2, spec)
     for n in range(40):
@@ -214,7 +218,7 @@ def test_duplicates_are_told_from_other_shares():
     assert sum(core.flows for core in cores) == 40
 
 
-def test_a_share_of_a_view_without_addresses_is_a_part_of_each_series():
+def test_shares_of_a_view_without_addresses_sum_to_the_whole():
     spec = one_view(labels=(DIRECTION, LABELS[-1]), families=FAMILIES)
     flows = [make_flow(f"{n:x}1", (n, 2, 3, 4), **ends_of(n)) for n in range(100)]
     cores = [Core(spec), *shares(3, spec)]
@@ -229,7 +233,7 @@ def test_a_share_of_a_view_without_addresses_is_a_part_of_each_series():
     assert whole == {series: sum(part[series] for part in parts) for series in whole}
 
 
-def test_there_are_no_other_shares():
+def test_invalid_share_is_rejected():
     config = config_of()
     plan = make_plan(config.export, names=NameIndex(keep_s=1), shard=config.shard)
     assert plan.share is None
@@ -240,14 +244,14 @@ def test_there_are_no_other_shares():
             Core(share=(index, count))
 
 
-# Two of them on one analyzer
+# Two shards on one analyzer
 
 
 NAMES = ["initiator_name", "target_host", "target_pod", "node_name"]
 
 
 @pytest.mark.parametrize("names", [[], NAMES], ids=["default", "names"])
-async def test_two_live_shards_have_disjoint_pages_that_are_together_the_whole(tmp_path, names):
+async def test_two_live_shards_partition_the_page(tmp_path, names):
     (recording,) = ONE
     messages = (RECORDINGS / recording).read_text().splitlines()
     flows = sum(
@@ -299,9 +303,9 @@ async def test_two_live_shards_have_disjoint_pages_that_are_together_the_whole(t
     if names:
         assert all(b'initiator_name="lab",target_host="lab"' in page for page in pages)
     assert summed(parts) == summed([whole])
-    told = [line for line in instances[1].log if " WARNING skyfast.config: " in line]
-    assert len(told) == 1
-    assert "skydive_traffic" in told[0]
+    warnings = [line for line in instances[1].log if " WARNING skyfast.config: " in line]
+    assert len(warnings) == 1
+    assert "skydive_traffic" in warnings[0]
 
 
 def summed(pages):

@@ -1,4 +1,4 @@
-"""The alerting rules under ``deploy/rules``, and their unit tests, which promtool runs."""
+"""The alerting rules in ``deploy/rules``, and their unit tests for promtool."""
 
 import re
 import subprocess
@@ -18,21 +18,21 @@ SEVERITIES = {"critical", "warning", "info"}
 
 @needs_promtool
 @pytest.mark.parametrize("command", [["check", "rules", RULES], ["test", "rules", UNIT_TESTS]])
-def test_promtool_finds_them_right(command: list[str | Path]) -> None:
+def test_promtool_accepts_the_rules_and_their_unit_tests(command: list[str | Path]) -> None:
     assert PROMTOOL is not None
-    done = subprocess.run(
+    result = subprocess.run(
         [PROMTOOL, *command], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_names_are_different() -> None:
+def test_names_are_unique() -> None:
     names = [alert["alert"] for alert in alerts()]
     assert len({*names}) == len(names) > 0
 
 
 @pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert["alert"])
-def test_an_alert_says_how_bad_it_is_and_what_to_do(alert: dict[str, Any]) -> None:
+def test_alert_has_a_severity_and_a_description(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in SEVERITIES
     assert re.fullmatch(r"[1-9]\d*m", alert["for"])
     notes = alert["annotations"]
@@ -43,7 +43,7 @@ def test_an_alert_says_how_bad_it_is_and_what_to_do(alert: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert["alert"])
-def test_an_alert_has_a_unit_test_in_which_it_fires(alert: dict[str, Any]) -> None:
+def test_alert_fires_in_a_unit_test(alert: dict[str, Any]) -> None:
     tests = yaml.safe_load(UNIT_TESTS.read_text())["tests"]
     fire = [
         case
@@ -55,7 +55,7 @@ def test_an_alert_has_a_unit_test_in_which_it_fires(alert: dict[str, Any]) -> No
     assert fire
 
 
-def test_every_unit_test_waits_first() -> None:
-    """Before its time, nothing fires: so ``for`` is tested too."""
+def test_every_unit_test_starts_before_the_alert_fires() -> None:
+    """This tests ``for``: nothing fires before its time."""
     for test in yaml.safe_load(UNIT_TESTS.read_text())["tests"]:
         assert test["promql_expr_test"][0]["exp_samples"] == [], test["name"]

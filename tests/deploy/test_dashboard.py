@@ -1,4 +1,4 @@
-"""The Grafana dashboard: its form, and its queries, which a Prometheus answers of a recording."""
+"""The Grafana dashboard: its structure, and the results of its queries for a recording."""
 
 import asyncio
 import json
@@ -24,14 +24,14 @@ FILE = DEPLOY / "grafana" / "skyfast.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text())
 ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-VARIABLES = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
+VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 DATA_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 GRID_WIDTH = 24
 BUILT_IN = {"stat", "timeseries", "table", "bargauge", "row"}
 ANSWER_S = 40.0
 POLL_S = 0.5
 
-# A rule, so that there is something filtered, and none that the other panels would miss.
+# The rule filters some flows, but none that other panels need.
 CONFIG = """
 pipeline:
   filter:
@@ -41,39 +41,39 @@ pipeline:
 """
 
 
-# Its form
+# Structure
 
 
-def test_it_can_be_imported() -> None:
-    assert DASHBOARD["id"] is None  # that of the Grafana it came from
+def test_dashboard_can_be_imported() -> None:
+    assert DASHBOARD["id"] is None  # the id belongs to one Grafana instance
     assert re.fullmatch(r"[a-z0-9-]{1,40}", DASHBOARD["uid"])
     assert DASHBOARD["title"]
     assert DASHBOARD["schemaVersion"] >= 36
     assert DASHBOARD["refresh"] == "1m"
-    required = {each["id"] for each in DASHBOARD["__requires"] if each["type"] == "panel"}
+    required = {item["id"] for item in DASHBOARD["__requires"] if item["type"] == "panel"}
     used = {panel["type"] for panel in PANELS}
     assert required == used < BUILT_IN
-    # Nothing to be asked for: the data source is a variable, so a provisioned file works too.
+    # The data source is a variable, not an input, so that the file can also be provisioned.
     assert DASHBOARD["__inputs"] == []
     assert VARIABLES["datasource"]["type"] == "datasource"
     assert VARIABLES["datasource"]["query"] == "prometheus"
 
 
-def test_panels_have_places_of_their_own() -> None:
+def test_panels_are_distinct_and_do_not_overlap() -> None:
     panels = DASHBOARD["panels"]
     ids = [panel["id"] for panel in panels]
     assert len({*ids}) == len(ids)
     titles = [panel["title"] for panel in panels]
     assert len({*titles}) == len(titles)
     for panel in panels:
-        place = panel["gridPos"]
-        assert place["x"] >= 0
-        assert place["y"] >= 0
-        assert place["w"] > 0
-        assert place["h"] > 0
-        assert place["x"] + place["w"] <= GRID_WIDTH
-    for one, other in combinations(panels, 2):
-        assert not overlap(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
+        position = panel["gridPos"]
+        assert position["x"] >= 0
+        assert position["y"] >= 0
+        assert position["w"] > 0
+        assert position["h"] > 0
+        assert position["x"] + position["w"] <= GRID_WIDTH
+    for first, second in combinations(panels, 2):
+        assert not overlap(first["gridPos"], second["gridPos"]), (first["title"], second["title"])
     assert [row["title"] for row in ROWS] == [
         "Overview",
         "Traffic",
@@ -85,15 +85,15 @@ def test_panels_have_places_of_their_own() -> None:
     ]
 
 
-def overlap(one: dict[str, int], other: dict[str, int]) -> bool:
+def overlap(first: dict[str, int], second: dict[str, int]) -> bool:
     return all(
-        one[start] < other[start] + other[size] and other[start] < one[start] + one[size]
+        first[start] < second[start] + second[size] and second[start] < first[start] + first[size]
         for start, size in (("x", "w"), ("y", "h"))
     )
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_a_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
+def test_panel_has_a_description_a_unit_and_legends(panel: dict[str, Any]) -> None:
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["datasource"] == DATA_SOURCE
@@ -104,12 +104,12 @@ def test_a_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
         assert target["legendFormat"] or target["format"] == "table"
 
 
-def test_every_variable_is_used_and_no_other() -> None:
+def test_every_variable_is_used_and_defined() -> None:
     used = set()
-    for expression in (*expressions(), *(variable_query(name) for name in asked_variables())):
+    for expression in (*expressions(), *(variable_query(name) for name in query_variables())):
         used |= set(re.findall(r"\$\{?(\w+)", expression))
     assert used == {*VARIABLES, "__rate_interval"} - {"datasource"}
-    for name in asked_variables():
+    for name in query_variables():
         variable = VARIABLES[name]
         assert variable["datasource"] == DATA_SOURCE
         assert (variable["includeAll"], variable["multi"], variable["allValue"]) == (
@@ -119,13 +119,13 @@ def test_every_variable_is_used_and_no_other() -> None:
         )
 
 
-def test_the_data_source_is_nowhere_fixed() -> None:
+def test_data_source_is_always_the_variable() -> None:
     sources = re.findall(r'"uid": "([^"]*)"', FILE.read_text())
     assert {*sources} == {DATA_SOURCE["uid"], "-- Grafana --", DASHBOARD["uid"]}
 
 
-def test_rates_of_flows_fit_how_often_flows_are_reported() -> None:
-    """Agents report once a minute: see "Rates" in docs/metrics.md."""
+def test_rate_windows_cover_several_flow_reports() -> None:
+    """Agents report once per minute: see "Rates" in docs/metrics.md."""
     window = VARIABLES["window"]
     seconds = [seconds_of(option["value"]) for option in window["options"]]
     assert window["query"].split(",") == [option["value"] for option in window["options"]]
@@ -140,26 +140,26 @@ def seconds_of(text: str) -> int:
     return int(text[:-1]) * {"m": 60, "h": 3600}[text[-1]]
 
 
-def test_every_metric_it_names_is_exported() -> None:
+def test_every_queried_metric_is_exported() -> None:
     text = " ".join(expressions())
     names = set(re.findall(r"\b(?:skydive|skyfast|process|scrape)_\w+(?=\{|\b)", text))
     assert names - exported() == {"scrape_duration_seconds"}
 
 
-def test_whatever_has_two_names_is_asked_for_by_both() -> None:
-    """By the one ``or`` the other: while one is recorded as the other, nothing counts twice."""
+def test_metrics_with_two_names_are_queried_by_both() -> None:
+    """``or`` joins the names, so that a metric that is recorded under both counts once."""
     rules = yaml.safe_load((FILE.parents[1] / "rules" / "compatible-to-standard.yml").read_text())
     recorded = [rule for group in rules["groups"] for rule in group["rules"]]
     pairs = [(rule["expr"].split()[0], rule["record"]) for rule in recorded]
     pairs.append(("skyfast_flows", "skyfast_table_flows"))
-    found = set()
+    queried = set()
     for expression in expressions():
         for old, new in pairs:
             if f"{old}{{" in expression or f"{new}{{" in expression:
-                found.add(old)
+                queried.add(old)
                 either = rf"{old}\{{[^}}]*\}}(\[[^]]*\])?\)?( / 1e9)? or (rate\()?{new}\{{"
                 assert re.search(either, expression), expression
-    assert len(found) > 10
+    assert len(queried) > 10
 
 
 def expressions() -> Iterator[str]:
@@ -173,7 +173,7 @@ def panel_expressions(title: str) -> list[str]:
     return [target["expr"] for target in targets]
 
 
-def asked_variables() -> list[str]:
+def query_variables() -> list[str]:
     return [name for name, variable in VARIABLES.items() if variable["type"] == "query"]
 
 
@@ -182,47 +182,47 @@ def variable_query(name: str) -> str:
     return text
 
 
-# Its queries
+# Queries
 
-# As they are when it is opened.
+# The initial values of the variables.
 ALL = {
     "window": "5m",
     "top": "10",
     "__rate_interval": "1m",
-    **dict.fromkeys(asked_variables(), ".*"),
+    **dict.fromkeys(query_variables(), ".*"),
 }
 
 
 def substituted(expression: str, values: dict[str, str]) -> str:
-    return re.sub(r"\$(\w+)", lambda found: values[found[1]], expression)
+    return re.sub(r"\$(\w+)", lambda match: values[match[1]], expression)
 
 
 async def choices(server: str, name: str, values: dict[str, str]) -> dict[str, str]:
-    """Return what a variable can be set to, by what is shown for it, as Grafana makes them."""
-    asked = substituted(variable_query(name), values)
-    if found := re.fullmatch(r"label_values\((.*), (\w+)\)", asked):
-        samples = await query(server, f"group by ({found[2]}) ({found[1]})")
-        return {sample["metric"][found[2]]: sample["metric"][found[2]] for sample in samples}
-    found = re.fullmatch(r"query_result\((.*)\)", asked)
-    assert found is not None
+    """Return the values of a variable by their displayed texts, as Grafana computes them."""
+    expression = substituted(variable_query(name), values)
+    if call := re.fullmatch(r"label_values\((.*), (\w+)\)", expression):
+        samples = await query(server, f"group by ({call[2]}) ({call[1]})")
+        return {sample["metric"][call[2]]: sample["metric"][call[2]] for sample in samples}
+    call = re.fullmatch(r"query_result\((.*)\)", expression)
+    assert call is not None
     pattern = VARIABLES[name]["regex"].strip("/").replace("(?<", "(?P<")
-    offered = {}
-    for sample in await query(server, found[1]):
+    values_by_text = {}
+    for sample in await query(server, call[1]):
         labels = ",".join(f'{label}="{value}"' for label, value in sample["metric"].items())
         match = re.search(pattern, f"{{{labels}}} {sample['value'][1]} {sample['value'][0]}")
         assert match is not None, labels
-        offered[match["text"]] = match["value"]
-    return offered
+        values_by_text[match["text"]] = match["value"]
+    return values_by_text
 
 
-async def answers(server: str, expression: str) -> bool:
-    """Whether a query gives series, and a number among them."""
+async def has_data(server: str, expression: str) -> bool:
+    """Return whether the result of a query contains a finite number."""
     return any(math.isfinite(number(sample)) for sample in await query(server, expression))
 
 
 @asynccontextmanager
 async def scraped(text: str, directory: Path) -> AsyncIterator[tuple[Skyfast, str]]:
-    """Run a skyfast on its recording and a Prometheus that scrapes it; yield both."""
+    """Run skyfast on its recording, and a Prometheus that scrapes it; yield both."""
     config = directory / "prom_sky_con.yml"
     config.write_text(text)
     async with (
@@ -235,7 +235,7 @@ async def scraped(text: str, directory: Path) -> AsyncIterator[tuple[Skyfast, st
 @pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("naming", ["compatible", "standard"])
-async def test_a_prometheus_answers_all_of_it(naming: str, tmp_path: Path) -> None:
+async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
     config = CONFIG.replace("NAMING", naming)
     async with scraped(config, tmp_path) as (skyfast, server):
         values = dict(ALL)
@@ -244,20 +244,20 @@ async def test_a_prometheus_answers_all_of_it(naming: str, tmp_path: Path) -> No
             for panel in PANELS
             for target in panel["targets"]
         }
-        give_up_at = time.monotonic() + ANSWER_S
+        deadline_s = time.monotonic() + ANSWER_S
         while missing:
-            assert time.monotonic() < give_up_at, missing
+            assert time.monotonic() < deadline_s, missing
             for key, expression in list(missing.items()):
-                if await answers(server, expression):
+                if await has_data(server, expression):
                     del missing[key]
             await asyncio.sleep(POLL_S if missing else 0)
 
-        # No round-trip time is in two parts of the distribution, or in none.
-        parts = [substituted(each, values) for each in panel_expressions("Distribution now")]
+        # Each round-trip time is in exactly one part of the distribution.
+        parts = [substituted(part, values) for part in panel_expressions("Distribution now")]
         measured = substituted(panel_expressions("Highest round-trip time")[0], values)
         count = measured.replace("max(", "count(", 1)
-        (left,) = await query(server, f"{count} - ({') - ('.join(parts)})")
-        assert number(left) == 0
+        (difference,) = await query(server, f"{count} - ({') - ('.join(parts)})")
+        assert number(difference) == 0
         (highest,) = await query(server, measured)
         assert 0 < number(highest) < 1
 
@@ -267,28 +267,28 @@ async def test_a_prometheus_answers_all_of_it(naming: str, tmp_path: Path) -> No
         nodes = await choices(server, "node", values)
         assert {"ag1 v1", "ag1 v2", "ag1 vx2"} <= nodes.keys()
 
-        # One interface, chosen by its name, has part of the traffic, under that name.
+        # An interface that is selected by its name is shown under that name.
         (by_interface,) = panel_expressions("Traffic by interface")
         shown = await query(server, substituted(by_interface, values))
         assert "ag1 v1" in {sample["metric"]["name"] for sample in shown}
         values["node"] = nodes["ag1 v1"]
-        (one,) = await query(server, substituted(by_interface, values))
-        assert one["metric"]["name"] == "ag1 v1"
+        (sample,) = await query(server, substituted(by_interface, values))
+        assert sample["metric"]["name"] == "ag1 v1"
         values["node"] = nodes["ag1 v2"]
         assert await query(server, substituted(by_interface, values)) == []
         values["node"] = ALL["node"]
         values["instance"] = "another"
         assert await query(server, substituted(by_interface, values)) == []
 
-        # Nothing is wrong with it, so no alert so much as begins.
+        # No alert is even pending.
         for alert in alerts():
             assert await query(server, alert["expr"]) == [], alert["alert"]
 
 
 @pytest.mark.slow
 @needs_prometheus
-async def test_interfaces_that_the_topology_does_not_know(tmp_path: Path) -> None:
-    """They go by their identifiers, and can be chosen by them."""
+async def test_interfaces_without_a_topology_are_shown_by_identifier(tmp_path: Path) -> None:
+    """The variable can also be set to their identifiers."""
     config = "pipeline.store.prom_sky_con.interfaces_interval: 0"
     async with scraped(config, tmp_path) as (_, server), asyncio.timeout(ANSWER_S):
         (by_interface,) = panel_expressions("Traffic by interface")

@@ -1,6 +1,6 @@
-"""What is in ``deploy/`` works, and what is packaged is complete.
+"""The files in ``deploy/`` work, and the packages are complete.
 
-That is: as far as can be seen without systemd as process 1, a container engine and a cluster.
+The tests need neither systemd as process 1, nor a container engine, nor a cluster.
 """
 
 import ctypes
@@ -44,24 +44,24 @@ RECORDINGS = (ROOT / "docs" / "recordings.md").read_text()
 DROP_IN = re.compile(r"(?s)```ini\n(.*?)```")
 
 VERSIONS = ("1.27", "1.31", "1.35")
-"""Of Kubernetes, whose schemas the manifests are held against."""
+"""Versions of Kubernetes whose schemas validate the manifests."""
 
 EXPOSURE = 15
-"""The most that `systemd-analyze security` may find, of 100."""
+"""Maximum exposure in `systemd-analyze security`, from 0 to 100."""
 
 BUILD_S = 300.0
 SUFFIXES = {".css", ".html", ".js", ".py", ".pyi", ".typed", ".so", ".gz"}
-"""Of the files that are installed."""
+"""Suffixes of the installed files."""
 
 PR_SET_MDWE = 65
 EMPTY_PROCESS_MIB = 45
-"""Of `make bench BENCH=memory`."""
+"""The empty process in `make bench BENCH=memory`."""
 
 PORT = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT"
 
 
 def without_variables() -> dict[str, str]:
-    """Return this process's environment without what configures skyfast or Python."""
+    """Return the environment of this process without variables for skyfast and Python."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -79,71 +79,73 @@ def setting(name: str) -> list[str]:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """Return the unit, whose program is at a path that exists here."""
+    """Return the unit with the path of a program that exists on this machine."""
     path = tmp_path / UNIT.name
-    path.write_text(with_a_program(UNIT.read_text()))
+    path.write_text(with_existing_program(UNIT.read_text()))
     shutil.copy(SOCKET_UNIT, tmp_path)
     return path
 
 
-def with_a_program(text: str) -> str:
+def with_existing_program(text: str) -> str:
     (command,) = setting("ExecStart")
     return text.replace(command.split()[0], sys.executable)
 
 
 def analyze(*arguments: str | Path) -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         ["systemd-analyze", "--no-pager", *arguments], capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 needs_systemd = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze"
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
 )
 
 
 @needs_systemd
-def test_systemd_understands_the_unit(unit: Path) -> None:
+def test_systemd_accepts_the_unit(unit: Path) -> None:
     assert analyze("verify", "--man=no", unit) == ""
 
 
 @needs_systemd
-def test_systemd_understands_the_drop_ins_of_the_documentation(unit: Path) -> None:
+def test_systemd_accepts_the_documented_drop_ins(unit: Path) -> None:
     directory = unit.parent / f"{unit.name}.d"
     directory.mkdir()
     drop_ins = [*DROP_IN.findall(INSTRUCTIONS), *DROP_IN.findall(RECORDINGS)]
     assert len(drop_ins) == 3
     for drop_in in drop_ins:
-        (directory / "override.conf").write_text(with_a_program(drop_in))
+        (directory / "override.conf").write_text(with_existing_program(drop_in))
         assert analyze("verify", "--man=no", unit) == ""
 
 
-def test_the_drop_in_that_records_adds_that_and_nothing_else(tmp_path: Path) -> None:
+def test_recording_drop_in_adds_only_the_recording(tmp_path: Path) -> None:
     (drop_in,) = DROP_IN.findall(RECORDINGS)
     (directory,) = re.findall(r"(?m)^StateDirectory=(\w+)$", drop_in)
     (command,) = re.findall(r"(?m)^ExecStart=(.+)$", drop_in)
     (program, *arguments) = setting("ExecStart")[0].split()
-    told = tmp_path / "program"
-    told.write_text('#!/bin/sh\necho "$@"\n')
-    told.chmod(0o700)
-    # What systemd makes of it, as systemd.service(5) has it.
-    shell = shlex.split(command.replace("$$", "$").replace("%%", "%").replace(program, str(told)))
-    done = subprocess.run(shell, capture_output=True, text=True, timeout=20, check=True)
-    option, path, *others = done.stdout.split()
+    echo_program = tmp_path / "program"
+    echo_program.write_text('#!/bin/sh\necho "$@"\n')
+    echo_program.chmod(0o700)
+    # Expand the command like systemd, as described in systemd.service(5).
+    shell = shlex.split(
+        command.replace("$$", "$").replace("%%", "%").replace(program, str(echo_program))
+    )
+    result = subprocess.run(shell, capture_output=True, text=True, timeout=20, check=True)
+    option, path, *others = result.stdout.split()
     assert (option, others) == ("--record", arguments)
     assert re.fullmatch(rf"/var/lib/{directory}/\d{{10}}\.jsonl\.gz", path)
 
 
-def test_the_drop_in_for_keys_sets_variables_that_there_are() -> None:
+def test_configuration_drop_in_sets_existing_variables() -> None:
     drop_in, _ = DROP_IN.findall(INSTRUCTIONS)
     variables = re.findall(r"(?m)^Environment=(SKYDIVE_\w+)=", drop_in)
     assert variables
     assert set(variables) <= {key.env for key in schema.SCHEMA.values()}
 
 
-def test_the_drop_in_for_sockets_adds_that_and_nothing_else() -> None:
+def test_socket_drop_in_adds_only_the_socket() -> None:
     _, drop_in = DROP_IN.findall(INSTRUCTIONS)
     (command,) = re.findall(r"(?m)^ExecStart=(.+)$", drop_in)
     (program, path) = setting("ExecStart")[0].split()
@@ -153,29 +155,29 @@ def test_the_drop_in_for_sockets_adds_that_and_nothing_else() -> None:
 
 
 @needs_systemd
-def test_systemd_understands_the_socket(unit: Path) -> None:
+def test_systemd_accepts_the_socket_unit(unit: Path) -> None:
     assert analyze("verify", "--man=no", unit.with_suffix(".socket"), unit) == ""
 
 
 @pytest.mark.parametrize(
     ("text", "problems"), [("host_id: a\n", 0), ("pipeline: {a: 1, b: 2}\n", 2)]
 )
-def test_a_reload_begins_with_a_check_that_fails(tmp_path: Path, text: str, problems: int) -> None:
+def test_reload_of_the_unit_starts_with_a_check(tmp_path: Path, text: str, problems: int) -> None:
     first, second = setting("ExecReload")
     assert second == "/bin/kill -HUP $MAINPID"
     (program, path) = setting("ExecStart")[0].split()
     file = tmp_path / "a.yml"
     file.write_text(text)
     command = first.replace(program, f"{sys.executable} -m skyfast").replace(path, str(file))
-    done = subprocess.run(
+    result = subprocess.run(
         shlex.split(command), capture_output=True, text=True, timeout=20, cwd=ROOT, check=False
     )
-    assert done.returncode == (2 if problems else 0)
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == problems
+    assert result.returncode == (2 if problems else 0)
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == problems
 
 
-def test_the_unit_is_for_what_the_documentation_installs() -> None:
+def test_unit_matches_the_documented_installation() -> None:
     (command,) = setting("ExecStart")
     (secrets,) = setting("EnvironmentFile")
     assert f"    {command}\n" in INSTRUCTIONS
@@ -183,17 +185,17 @@ def test_the_unit_is_for_what_the_documentation_installs() -> None:
 
 
 @needs_systemd
-def test_little_is_left_to_a_unit_that_is_taken_over(unit: Path) -> None:
+def test_unit_is_hardened(unit: Path) -> None:
     assert "exposure" in analyze("security", "--offline=true", f"--threshold={EXPOSURE}", unit)
 
 
-def test_skyfast_runs_without_memory_that_is_written_and_executed() -> None:
+def test_skyfast_runs_with_memory_deny_write_execute() -> None:
     assert setting("MemoryDenyWriteExecute") == ["yes"]
     libc = ctypes.CDLL(None, use_errno=True)
 
     def deny() -> None:
         if libc.prctl(PR_SET_MDWE, 1, 0, 0, 0):
-            os._exit(77)  # a kernel before 6.3
+            os._exit(77)  # the kernel is older than 6.3
 
     with subprocess.Popen(
         [sys.executable, "-m", "skyfast", "--demo"],
@@ -207,8 +209,8 @@ def test_skyfast_runs_without_memory_that_is_written_and_executed() -> None:
             assert process.stderr is not None
             url = ""
             for line in process.stderr:
-                if found := re.search(r"serving (http://\S+)", line):
-                    url = found[1]
+                if match := re.search(r"listening on \S+ \((http://\S+)\)", line):
+                    url = f"{match[1]}metrics"
                     break
             if not url and process.wait(STOP_S) == 77:
                 pytest.skip("the kernel has no PR_SET_MDWE")
@@ -221,28 +223,28 @@ def test_skyfast_runs_without_memory_that_is_written_and_executed() -> None:
         assert process.wait(STOP_S) == 0
 
 
-# The image
+# Image
 
 
 class Build:
-    """Runs a Dockerfile's steps, with all of its absolute paths below one directory."""
+    """Runs the steps of a Dockerfile with all absolute paths below one directory."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.stage = -1
         self.settings: dict[str, Any] = {"LABEL": {}, "ENV": {}}
         self.cwd = root
-        # The base image: a Python without anything.
+        # The base image: Python without packages.
         subprocess.run([sys.executable, "-m", "venv", root / "base"], check=True, timeout=BUILD_S)
         self.environ = {
             **{name: text for name, text in os.environ.items() if name.startswith("PIP_")},
             "PATH": f"{root}/base/bin:/usr/bin:/bin",
             "HOME": str(root),
-            "SKYFAST_CFLAGS": "-O0",  # as good for a test, and sooner there
+            "SKYFAST_CFLAGS": "-O0",  # compiles faster
         }
 
     def here(self, text: str) -> str:
-        """Return ``text`` with its absolute paths below the directory."""
+        """Return ``text`` with the directory in front of its absolute paths."""
         return re.sub(r"(?<![^\s=:'\"\[])/(?=\w)", f"{self.root}/", text)
 
     def run(self, dockerfile: str) -> None:
@@ -267,12 +269,12 @@ class Build:
             copy_context(self.cwd)
             return
         origin, source, target = rest.split()
-        # Scripts of a virtual environment hold the path that it was made at.
+        # Scripts of a virtual environment contain its path, so that it cannot move.
         assert (origin, source) == ("--from=build", target)
         assert Path(self.here(source)).is_dir()
 
     def do_run(self, rest: str) -> None:
-        assert self.stage == 0, "the last stage is only put together"
+        assert self.stage == 0, "the last stage runs a command"
         subprocess.run(
             self.here(rest), shell=True, check=True, cwd=self.cwd, env=self.environ, timeout=BUILD_S
         )
@@ -304,7 +306,7 @@ class Build:
 
 
 def copy_context(target: Path) -> None:
-    """Copy what ``.dockerignore`` leaves of the project; the last pattern that fits decides."""
+    """Copy the files that ``.dockerignore`` allows; the last matching pattern decides."""
     patterns = [
         line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] != "#"
     ]
@@ -316,9 +318,9 @@ def copy_context(target: Path) -> None:
             glob = pattern.removeprefix("!").removeprefix("**/")
             deep = "**/" in pattern
             if any(
-                fnmatch.fnmatchcase(Path(each).name if deep else each, glob)
-                and (deep or each.count("/") == glob.count("/"))
-                for each in parents
+                fnmatch.fnmatchcase(Path(parent).name if deep else parent, glob)
+                and (deep or parent.count("/") == glob.count("/"))
+                for parent in parents
             ):
                 is_ignored = pattern[0] != "!"
         return is_ignored
@@ -338,23 +340,23 @@ def copy_context(target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Build]:
-    # Not pytest's directory, which nobody else can enter: the image's user has to.
+    # The user of the image cannot enter the directories of pytest.
     with tempfile.TemporaryDirectory(prefix="skyfast-image-") as directory:
         Path(directory).chmod(0o755)
         build = Build(Path(directory))
         build.run(DOCKERFILE.read_text())
-        for left_behind in ("src", "wheels"):
-            shutil.rmtree(build.root / left_behind)
+        for intermediate in ("src", "wheels"):
+            shutil.rmtree(build.root / intermediate)
         yield build
 
 
 def in_image(image: Build, command: list[str], **environ: str) -> subprocess.Popen[str]:
-    """Start a command as a container would; by the image's user too, where that is possible."""
+    """Start a command like a container, as the user of the image if possible."""
     uid, gid = map(int, image.settings["USER"].split(":"))
     python = Path(sys.base_prefix).resolve()
-    anybody_enters = all(path.stat().st_mode & 1 for path in (python, *python.parents))
+    everyone_can_enter = all(path.stat().st_mode & 1 for path in (python, *python.parents))
     user: dict[str, Any] = {}
-    if os.geteuid() == 0 and anybody_enters:
+    if os.geteuid() == 0 and everyone_can_enter:
         user = {"user": uid, "group": gid, "extra_groups": []}
     path = image.here(image.settings["ENV"]["PATH"]).replace("$PATH", "/usr/bin:/bin")
     program = shutil.which(command[0], path=path)
@@ -371,7 +373,7 @@ def in_image(image: Build, command: list[str], **environ: str) -> subprocess.Pop
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
-def test_the_image_serves_is_healthy_and_stops(image: Build) -> None:
+def test_image_serves_is_healthy_and_stops(image: Build) -> None:
     (file,) = image.settings["CMD"]
     path = Path(image.here(file))
     path.parent.mkdir(parents=True)
@@ -382,9 +384,9 @@ def test_the_image_serves_is_healthy_and_stops(image: Build) -> None:
         try:
             assert process.stderr is not None
             port = next(
-                found[1]
+                match[1]
                 for line in process.stderr
-                if (found := re.search(r"serving http://127\.0\.0\.1:(\d+)/metrics", line))
+                if (match := re.search(r"listening on \S+ \(http://127\.0\.0\.1:(\d+)/\)", line))
             )
             assert health(image, port) == 0
         finally:
@@ -394,7 +396,7 @@ def test_the_image_serves_is_healthy_and_stops(image: Build) -> None:
 
 
 def health(image: Build, port: str) -> int:
-    """Return the exit code of the health check, asked of another port than the image's."""
+    """Return the exit code of the health check of ``port``."""
     served = f" {image.settings['EXPOSE']},"
     check = [word.replace(served, f" {port},") for word in image.settings["HEALTHCHECK"]]
     assert check != image.settings["HEALTHCHECK"]
@@ -405,7 +407,7 @@ def health(image: Build, port: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
-def test_the_image_holds_what_runs_and_no_more(image: Build) -> None:
+def test_image_contains_only_the_package_and_its_data(image: Build) -> None:
     (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
     files = [path for path in (packages / "skyfast").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} - {".pyc"} == SUFFIXES
@@ -419,31 +421,31 @@ def test_the_image_holds_what_runs_and_no_more(image: Build) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
-def test_the_image_tells_what_it_is(image: Build) -> None:
+def test_image_has_metadata(image: Build) -> None:
     assert image.settings["EXPOSE"] == loader.parse("", {}, source="none").web.port
     assert image.settings["LABEL"]["org.opencontainers.image.title"] == "skyfast"
     assert int(image.settings["USER"].split(":")[0]) > 0
 
 
-# The packages
+# Packages
 
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an sdist of a tree in which nothing was built."""
+    """Return an sdist of a tree without build results."""
     directory = tmp_path_factory.mktemp("sdist")
-    left_out = shutil.ignore_patterns(
+    excluded = shutil.ignore_patterns(
         *(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "results"),
         *("*.so", "*.c", "*.egg-info", "_table.html"),
     )
-    shutil.copytree(ROOT, directory / "tree", ignore=left_out)
+    shutil.copytree(ROOT, directory / "tree", ignore=excluded)
     return hook("build_sdist", directory / "tree", directory)
 
 
 def hook(name: str, tree: Path, target: Path) -> Path:
-    """Ask the build backend of ``tree`` for a package, and return it."""
+    """Build a package of ``tree`` with its build backend, and return the path of the package."""
     program = f"from setuptools import build_meta; build_meta.{name}({str(target)!r})"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         cwd=tree,
         env={**without_variables(), "SKYFAST_CFLAGS": "-O0"},
@@ -451,9 +453,9 @@ def hook(name: str, tree: Path, target: Path) -> Path:
         text=True,
         timeout=BUILD_S,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (made,) = [path for path in target.iterdir() if path.suffix in {".gz", ".whl"}]
-    return made
+    assert result.returncode == 0, result.stdout + result.stderr
+    (package,) = [path for path in target.iterdir() if path.suffix in {".gz", ".whl"}]
+    return package
 
 
 @pytest.fixture(scope="module")
@@ -463,25 +465,25 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(sdist) as archive:
         archive.extractall(directory, filter="data")
     (tree,) = directory.iterdir()
-    (directory / "made").mkdir()
-    return hook("build_wheel", tree, directory / "made")
+    (directory / "built").mkdir()
+    return hook("build_wheel", tree, directory / "built")
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("sdist")
-def test_a_wheel_has_what_runs_and_no_more(wheel: Path) -> None:
+def test_wheel_contains_only_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    ours = [name for name in names if name.startswith("skyfast/")]
-    assert {Path(name).suffix for name in ours} == SUFFIXES
-    assert all(name.startswith("skyfast-") for name in set(names) - set(ours))
+    package_files = [name for name in names if name.startswith("skyfast/")]
+    assert {Path(name).suffix for name in package_files} == SUFFIXES
+    assert all(name.startswith("skyfast-") for name in set(names) - set(package_files))
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
 IMPORT_ALL = """
 import importlib, pkgutil, skyfast
 for module in pkgutil.walk_packages(skyfast.__path__, "skyfast."):
-    if module.name != "skyfast.__main__":  # which runs
+    if module.name != "skyfast.__main__":  # importing it runs the program
         importlib.import_module(module.name)
     print(module.name)
 """
@@ -489,8 +491,8 @@ for module in pkgutil.walk_packages(skyfast.__path__, "skyfast."):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("sdist")
-def test_a_wheel_runs_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
-    """In one that has nothing but the wheel and its dependencies, outside of the checkout."""
+def test_wheel_runs_in_a_separate_environment(wheel: Path, tmp_path: Path) -> None:
+    """The environment contains only the wheel and its dependencies, outside the checkout."""
     versions = tmp_path / "versions.txt"
     installed = metadata.distributions()
     versions.write_text(
@@ -498,7 +500,7 @@ def test_a_wheel_runs_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) 
     )
     python = tmp_path / "venv" / "bin" / "python"
 
-    def done(*command: str | Path) -> str:
+    def run(*command: str | Path) -> str:
         return subprocess.run(
             command,
             cwd=tmp_path,
@@ -509,18 +511,19 @@ def test_a_wheel_runs_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) 
             timeout=BUILD_S,
         ).stdout
 
-    done(sys.executable, "-m", "venv", tmp_path / "venv")
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
     pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    done(*pip, "--only-binary", ":all:", "--constraint", versions, wheel)
+    run(*pip, "--only-binary", ":all:", "--constraint", versions, wheel)
     paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "skyfast").rglob("*.py")]
     modules = {".".join(path.parts).removesuffix(".__init__") for path in paths}
-    assert {"skyfast", *done(python, "-c", IMPORT_ALL).split()} == modules | {"skyfast._table"}
-    assert done(python.with_name("skyfast"), "--demo", "--check").startswith("host_id: ")
+    compiled = {"skyfast._table", "skyfast.skydive._json_split"}
+    assert {"skyfast", *run(python, "-c", IMPORT_ALL).split()} == modules | compiled
+    assert run(python.with_name("skyfast"), "--demo", "--check").startswith("# Replaying")
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("sdist")
-def test_an_sdist_has_all_that_is_worked_with(sdist: Path) -> None:
+def test_sdist_contains_all_sources(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names >= {
@@ -545,10 +548,10 @@ MONITORS = ("servicemonitor.yml", "servicemonitor-shards.yml")
 
 
 def container() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the pod's specification and its container's."""
+    """Return the specifications of the pod and of its only container."""
     pod = manifest("deployment.yml")["spec"]["template"]["spec"]
-    (only,) = pod["containers"]
-    return pod, only
+    (spec,) = pod["containers"]
+    return pod, spec
 
 
 def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
@@ -562,15 +565,15 @@ def test_every_manifest_is_applied() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_manifest_is_as_its_schema_says(name: str, version: str) -> None:
+def test_manifest_matches_its_schema(name: str, version: str) -> None:
     kubernetes_validate.validate(manifest(name), version, strict=True)
 
 
-def test_the_schemas_know_a_wrong_manifest() -> None:
-    wrong = manifest("deployment.yml")
-    wrong["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
+def test_schemas_reject_an_invalid_manifest() -> None:
+    invalid = manifest("deployment.yml")
+    invalid["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="livenessprobe"):
-        kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
+        kubernetes_validate.validate(invalid, VERSIONS[0], strict=True)
 
 
 DURATION = {"type": "string", "pattern": r"^\d+(ms|s|m|h)$"}
@@ -588,7 +591,7 @@ def exactly(required: str, **properties: object) -> dict[str, object]:
     }
 
 
-# What of monitoring.coreos.com/v1 a manifest of one's own uses.
+# The part of monitoring.coreos.com/v1 that the manifests use.
 SERVICE_MONITOR = exactly(
     "apiVersion kind metadata spec",
     apiVersion={"const": "monitoring.coreos.com/v1"},
@@ -624,25 +627,25 @@ SERVICE_MONITOR = exactly(
 
 
 @pytest.mark.parametrize("name", MONITORS)
-def test_a_service_monitor_is_as_its_definition_says(name: str) -> None:
+def test_service_monitor_matches_its_schema(name: str) -> None:
     monitor = manifest(name)
     jsonschema.validate(monitor, SERVICE_MONITOR)
     for endpoint in monitor["spec"]["endpoints"]:
-        # Prometheus refuses a longer one.
+        # Prometheus rejects a timeout that is longer than the interval.
         assert int(endpoint["scrapeTimeout"][:-1]) <= int(endpoint["interval"][:-1])
 
 
-def test_the_manifests_find_each_other() -> None:
+def test_manifests_refer_to_each_other() -> None:
     labels = manifest("deployment.yml")["spec"]["template"]["metadata"]["labels"]
     service = manifest("service.yml")
     monitor = manifest("servicemonitor.yml")["spec"]
     policy = manifest("networkpolicy.yml")["spec"]
-    pod, only = container()
+    pod, spec = container()
     assert selects(manifest("deployment.yml")["spec"]["selector"]["matchLabels"], labels)
     assert selects(service["spec"]["selector"], labels)
     assert selects(policy["podSelector"]["matchLabels"], labels)
     assert selects(monitor["selector"]["matchLabels"], service["metadata"]["labels"])
-    (port,) = only["ports"]
+    (port,) = spec["ports"]
     assert port["containerPort"] == loader.parse("", {}, source="none").web.port
     (served,) = service["spec"]["ports"]
     assert (served["targetPort"], served["port"]) == (port["name"], port["containerPort"])
@@ -650,69 +653,71 @@ def test_the_manifests_find_each_other() -> None:
     assert policy["ingress"][0]["ports"][0]["port"] == port["name"]
     (generated,) = manifest("kustomization.yml")["configMapGenerator"]
     (volume,) = pod["volumes"]
-    (mount,) = only["volumeMounts"]
+    (mount,) = spec["volumeMounts"]
     assert (volume["configMap"]["name"], volume["name"]) == (generated["name"], mount["name"])
-    assert only["args"] == [f"{mount['mountPath']}/{name}" for name in generated["files"]]
+    assert spec["args"] == [f"{mount['mountPath']}/{name}" for name in generated["files"]]
     (image,) = manifest("kustomization.yml")["images"]
-    assert image["name"] == only["image"]
+    assert image["name"] == spec["image"]
 
 
-def test_the_shards_are_such_pods_too() -> None:
+def test_shards_run_the_same_pod_as_the_deployment() -> None:
     single, shards = manifest("deployment.yml"), manifest("statefulset.yml")
-    pod, only = container()
+    pod, spec = container()
     template = shards["spec"]["template"]
-    (each,) = template["spec"]["containers"]
-    option, *arguments = each["args"]
-    number, *environ = each["env"]
-    assert (arguments, environ) == (only["args"], only["env"])
+    (shard,) = template["spec"]["containers"]
+    option, *arguments = shard["args"]
+    number, *environ = shard["env"]
+    assert (arguments, environ) == (spec["args"], spec["env"])
     assert number["name"] == "SHARD"
     assert "pod-index" in number["valueFrom"]["fieldRef"]["fieldPath"]
     for index in range(shards["spec"]["replicas"]):
-        given = cli._parser().parse_args([option.replace("$(SHARD)", str(index)), *arguments])
-        assert given.shard == selection.Shard(index, shards["spec"]["replicas"])
+        parsed = cli._parser().parse_args([option.replace("$(SHARD)", str(index)), *arguments])
+        assert parsed.shard == selection.Shard(index, shards["spec"]["replicas"])
     assert {**template["spec"], "containers": []} == {**pod, "containers": []}
-    assert {**each, "args": [], "env": []} == {**only, "args": [], "env": []}
+    assert {**shard, "args": [], "env": []} == {**spec, "args": [], "env": []}
     assert template["metadata"] == single["spec"]["template"]["metadata"]
     assert selects(shards["spec"]["selector"]["matchLabels"], template["metadata"]["labels"])
     assert shards["spec"]["serviceName"] == manifest("service.yml")["metadata"]["name"]
 
 
-def test_the_shards_are_scraped_as_one_is_but_told_apart() -> None:
+def test_shards_are_scraped_alike_but_with_their_own_instance_labels() -> None:
     single, shards = map(manifest, MONITORS)
-    (one,), (other,) = (each["spec"]["endpoints"] for each in (single, shards))
-    assert other["relabelings"][0]["sourceLabels"] == ["__meta_kubernetes_pod_name"]
-    assert other["relabelings"][0]["targetLabel"] == "instance"
-    assert other["relabelings"][1:] == one["relabelings"][1:]
-    assert {**other, "relabelings": []} == {**one, "relabelings": []}
+    (single_endpoint,), (shard_endpoint,) = (
+        monitor["spec"]["endpoints"] for monitor in (single, shards)
+    )
+    assert shard_endpoint["relabelings"][0]["sourceLabels"] == ["__meta_kubernetes_pod_name"]
+    assert shard_endpoint["relabelings"][0]["targetLabel"] == "instance"
+    assert shard_endpoint["relabelings"][1:] == single_endpoint["relabelings"][1:]
+    assert {**shard_endpoint, "relabelings": []} == {**single_endpoint, "relabelings": []}
     assert shards["metadata"] == single["metadata"]
 
 
-def test_the_pod_is_allowed_where_pods_are_restricted() -> None:
-    """By the Pod Security Standards' profile of that name."""
-    pod, only = container()
+def test_pod_meets_the_restricted_profile() -> None:
+    """The profile is one of the Pod Security Standards."""
+    pod, spec = container()
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert only["securityContext"]["allowPrivilegeEscalation"] is False
-    assert only["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert spec["securityContext"]["allowPrivilegeEscalation"] is False
+    assert spec["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert all(not pod.get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
     assert all("hostPath" not in volume for volume in pod["volumes"])
-    assert "hostPort" not in only["ports"][0]
-    # The image's own user, by number: Kubernetes cannot tell whether a name is root's. OpenShift's
-    # restricted-v2 admits no pod that asks for a user of its own.
+    assert "hostPort" not in spec["ports"][0]
+    # The image sets a numeric user, because Kubernetes cannot tell whether a name is root's.
+    # The profile restricted-v2 of OpenShift rejects pods that set a user.
     (user,) = re.findall(r"(?m)^USER (\d+):(\d+)$", DOCKERFILE.read_text())
     assert int(user[0]) > 0
     assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys()
 
 
-def test_names_can_be_resolved_where_the_pods_of_dns_have_another_port() -> None:
+def test_network_policy_allows_both_ports_of_dns() -> None:
     (rule,) = manifest("networkpolicy.yml")["spec"]["egress"]
     ports = {(port["protocol"], port["port"]) for port in rule["ports"]}
     assert ports >= {(protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353)}
 
 
-def test_the_pods_configuration_is_right() -> None:
-    _, only = container()
-    environ = {variable["name"]: "given" for variable in only["env"]}
+def test_configuration_of_the_pod_is_valid() -> None:
+    _, spec = container()
+    environ = {variable["name"]: "given" for variable in spec["env"]}
     loaded = loader.load(str(KUBERNETES / "prom_sky_con.yml"), environ)
     assert (loaded.credentials.username, loaded.credentials.password) == ("given", "given")
     assert not [note for note in loaded.notes if note.level >= 30]
@@ -721,9 +726,9 @@ def test_the_pods_configuration_is_right() -> None:
         assert endpoint.port in egress
 
 
-async def test_what_the_probes_and_prometheus_ask_for_is_served() -> None:
-    _, only = container()
-    paths = [only[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")]
+async def test_paths_of_probes_and_prometheus_are_served() -> None:
+    _, spec = container()
+    paths = [spec[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")]
     paths += [endpoint["path"] for endpoint in manifest("servicemonitor.yml")["spec"]["endpoints"]]
     assert paths == ["/-/healthy", "/-/ready", "/metrics"]
     async with demo() as skyfast:
@@ -733,23 +738,23 @@ async def test_what_the_probes_and_prometheus_ask_for_is_served() -> None:
 
 
 def figure(pattern: str) -> float:
-    (found,) = re.findall(pattern, BENCHMARKS)
-    return float(found.replace(",", ""))
+    (value,) = re.findall(pattern, BENCHMARKS)
+    return float(value.replace(",", ""))
 
 
-def test_the_resources_are_those_of_the_benchmarks() -> None:
+def test_resources_follow_from_the_benchmarks() -> None:
     connection = figure(r"\| skyfast, 1,000,000 connections \| ([\d,.]+) bytes")
     peaks = r"additional memory during a scrape, \w+ \| ([\d.]+) MiB"
     page = max(map(float, re.findall(peaks, BENCHMARKS)))
     limits = loader.parse("", {}, source="none").limits
     web = loader.parse("", {}, source="none").web
     message = loader.parse("", {}, source="none").subscriber.max_message_bytes / 2**20
-    most = EMPTY_PROCESS_MIB + limits.max_flows * connection / 2**20 + web.max_scrapes * page
-    _, only = container()
-    limit = only["resources"]["limits"]["memory"]
+    peak = EMPTY_PROCESS_MIB + limits.max_flows * connection / 2**20 + web.max_scrapes * page
+    _, spec = container()
+    limit = spec["resources"]["limits"]["memory"]
     assert limit == "1Gi"
-    assert most + 2 * message <= 1024 <= 1.5 * most
+    assert peak + 2 * message <= 1024 <= 1.5 * peak
     assert setting("MemoryMax") == [limit.removesuffix("i")]
-    usual = EMPTY_PROCESS_MIB + 100_000 * connection / 2**20 + page
-    request = int(only["resources"]["requests"]["memory"].removesuffix("Mi"))
-    assert 1.3 * usual <= request <= 2 * usual
+    typical = EMPTY_PROCESS_MIB + 100_000 * connection / 2**20 + page
+    request = int(spec["resources"]["requests"]["memory"].removesuffix("Mi"))
+    assert 1.3 * typical <= request <= 2 * typical

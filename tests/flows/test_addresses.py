@@ -1,4 +1,4 @@
-"""IP addresses without `ipaddress`, which must say the same of each text and each network."""
+"""The address parser, compared with the `ipaddress` module."""
 
 import tracemalloc
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -11,20 +11,20 @@ from skyfast.flows import addresses
 
 
 def expected(text: str) -> IPv4Address | IPv6Address | None:
-    """Return what a text stands for, as `ipaddress` sees it."""
+    """Return the address that `ipaddress` parses from a text, or None."""
     try:
-        found = ip_address(text)
+        address = ip_address(text)
     except ValueError:
         return None
-    if isinstance(found, IPv4Address):
-        return found
-    return None if found.scope_id is not None else found.ipv4_mapped or found
+    if isinstance(address, IPv4Address):
+        return address
+    return None if address.scope_id is not None else address.ipv4_mapped or address
 
 
 groups = st.text("0123456789abcdefABCDEFg", max_size=5)
 octets = st.one_of(st.integers(0, 300).map(str), st.text("0123456789", max_size=4))
 dotted = st.lists(octets, min_size=3, max_size=5).map(".".join)
-alike = st.one_of(
+address_like = st.one_of(
     dotted,
     st.lists(st.one_of(groups, st.just("")), min_size=2, max_size=10).map(":".join),
     st.tuples(st.lists(groups, max_size=7).map(":".join), dotted).map(":".join),
@@ -33,10 +33,10 @@ alike = st.one_of(
     st.ip_addresses(v=6).map(lambda address: address.exploded.upper()),
     st.text(max_size=50),
 )
-"""What is an address, or nearly."""
+"""Addresses and texts that resemble one."""
 
 
-@given(alike)
+@given(address_like)
 @example("010.0.0.1")
 @example("1.2.3.4\0")
 @example("\0")
@@ -56,7 +56,7 @@ alike = st.one_of(
 @example("1::2::3")
 @example(":1:2:3:4:5:6:7")
 @example("1.2.3.4::")
-def test_texts_are_read_as_python_reads_them(text: str) -> None:
+def test_parsing_matches_ipaddress(text: str) -> None:
     address = expected(text)
     assert addresses.read(text) == (None if address is None else address.packed)
 
@@ -71,42 +71,40 @@ def test_texts_are_read_as_python_reads_them(text: str) -> None:
 @example(IPv6Address("2001:db8::ffff:1.2.3.4"))
 @example(IPv6Address("::ffff:0:1.2.3.4"))
 @example(IPv6Address("64:ff9b::1.2.3.4"))
-def test_addresses_are_written_as_python_writes_them(address: IPv4Address | IPv6Address) -> None:
+def test_formatting_matches_ipaddress(address: IPv4Address | IPv6Address) -> None:
     assume(isinstance(address, IPv4Address) or not address.ipv4_mapped)
     assert addresses.write(address.packed) == str(address)
 
 
 @given(st.ip_addresses(), st.integers(0, 128))
-def test_what_is_behind_the_prefix_is_cleared(
-    address: IPv4Address | IPv6Address, bits: int
-) -> None:
+def test_mask_clears_the_host_bits(address: IPv4Address | IPv6Address, bits: int) -> None:
     bits = min(bits, address.max_prefixlen)
     network = ip_network((address, bits), strict=False)
     assert addresses.masked(address.packed, bits) == network.network_address.packed
 
 
 @given(st.ip_addresses(), st.lists(st.tuples(st.ip_addresses(), st.integers(0, 128)), max_size=4))
-def test_an_address_is_in_the_networks_that_have_it(
+def test_network_membership_matches_ipaddress(
     address: IPv4Address | IPv6Address,
     pairs: list[tuple[IPv4Address | IPv6Address, int]],
 ) -> None:
     networks = [
-        ip_network((one, min(bits, one.max_prefixlen)), strict=False)
-        for one, bits in [*pairs, (address, 8)]
+        ip_network((base, min(bits, base.max_prefixlen)), strict=False)
+        for base, bits in [*pairs, (address, 8)]
     ]
-    for some in (networks, networks[:-1]):
-        found = address.packed in addresses.Networks(some)
-        assert found == any(address in network for network in some)
+    for subset in (networks, networks[:-1]):
+        member = address.packed in addresses.Networks(subset)
+        assert member == any(address in network for network in subset)
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0/0", "::/0"])
-def test_an_address_is_in_no_network_of_the_other_family(text: str) -> None:
-    of_its_own = ":" in text
+def test_networks_do_not_contain_addresses_of_the_other_family(text: str) -> None:
+    is_ipv6 = ":" in text
     everything = addresses.Networks([ip_network(text)])
-    assert (bytes(16) in everything, bytes(4) in everything) == (of_its_own, not of_its_own)
+    assert (bytes(16) in everything, bytes(4) in everything) == (is_ipv6, not is_ipv6)
 
 
-def test_a_long_text_is_not_looked_at() -> None:
+def test_long_text_is_rejected_without_a_copy() -> None:
     longest = "0000:0000:0000:0000:0000:0000:255.255.255.255"
     assert len(longest) == addresses.MAX_CHARS
     assert addresses.read(longest) is not None
@@ -115,6 +113,6 @@ def test_a_long_text_is_not_looked_at() -> None:
     tracemalloc.start()
     try:
         assert addresses.read(long) is None
-        assert tracemalloc.get_traced_memory()[1] < 1_000_000, "no copy is made for C"
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000, "the text was copied"
     finally:
         tracemalloc.stop()

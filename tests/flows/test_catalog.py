@@ -1,4 +1,4 @@
-"""The known labels and metrics, and the plans that configurations make of them."""
+"""The known labels and metrics, and the plans built from configurations."""
 
 import json
 import re
@@ -71,7 +71,7 @@ class Source:
 
 
 def plan_of(names: Source | None = None, **keys: object) -> Plan:
-    """Return the plan of a file with these keys of the store."""
+    """Return the plan of a configuration with these keys in its store section."""
     text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
     export = loader.parse(text, {}, source="x.yml").export
     return make_plan(export, names=names or Source())
@@ -85,24 +85,24 @@ def metric(name: str, **keys: object) -> Family:
 
 def column(name: str, names: Source | None = None, **keys: object) -> Column:
     """Return the one column of the main view."""
-    (found,) = plan_of(names, labels=[name], **keys).views[0].columns
-    return found
+    (result,) = plan_of(names, labels=[name], **keys).views[0].columns
+    return result
 
 
-def both(name: str) -> tuple[Counter, Counter]:
+def counter_pair(name: str) -> tuple[Counter, Counter]:
     first, second = (
-        Counter(paths=(("Metric", side + name),), amounts=(("LastUpdateMetric", side + name),))
+        Counter(paths=(("Metric", side + name),), last_update=(("LastUpdateMetric", side + name),))
         for side in ("AB", "BA")
     )
     return first, second
 
 
-# The page of an empty file
+# Default configuration
 
 
-def test_connections_are_those_of_the_go_connector() -> None:
+def test_default_connections_match_the_go_connector() -> None:
     connections = plan_of().views[0]
-    assert [(each.name, each.path) for each in connections.columns] == [
+    assert [(column.name, column.path) for column in connections.columns] == [
         ("initiator_ip", ("Network", "A")),
         ("target_ip", ("Network", "B")),
         ("initiator_port", ("Transport", "A")),
@@ -117,13 +117,13 @@ def test_connections_are_those_of_the_go_connector() -> None:
             name="skydive_network_connection_total_bytes",
             help="Bytes transferred on this connection in this direction.",
             type="counter",
-            values=both("Bytes"),
+            values=counter_pair("Bytes"),
         ),
         Family(
             name="skydive_network_connection_total_packets",
             help="Packets transferred on this connection in this direction.",
             type="counter",
-            values=both("Packets"),
+            values=counter_pair("Packets"),
         ),
         Family(
             name="skydive_network_connection_rtt_nanoseconds",
@@ -134,9 +134,9 @@ def test_connections_are_those_of_the_go_connector() -> None:
     )
 
 
-def test_one_small_view_is_on() -> None:
+def test_default_view_counts_traffic_per_node() -> None:
     _, traffic = plan_of().views
-    assert [each.name for each in traffic.columns] == ["node_tid", "protocol"]
+    assert [column.name for column in traffic.columns] == ["node_tid", "protocol"]
     assert traffic.direction == Direction(position=2)
     assert not traffic.identifies_connection
     assert [(family.name, family.help) for family in traffic.families] == [
@@ -145,7 +145,7 @@ def test_one_small_view_is_on() -> None:
     ]
 
 
-def test_a_flow_without_ports_is_skipped() -> None:
+def test_flow_without_ports_is_skipped() -> None:
     plan = plan_of()
     assert plan.requirements == (
         Requirement(paths=(("Network",),), reason="no_network"),
@@ -169,7 +169,7 @@ def test_a_flow_without_ports_is_skipped() -> None:
 def test_labels_keep_their_order(labels: str, order: str) -> None:
     view = plan_of(labels=labels).views[0]
     assert view.direction is not None
-    names = [each.name for each in view.columns]
+    names = [column.name for column in view.columns]
     names.insert(view.direction.position, view.direction.name)
     assert " ".join(names) == order
 
@@ -186,7 +186,7 @@ def test_views_share_the_columns_of_the_same_labels() -> None:
     assert second.columns[0] is main.columns[1]
 
 
-def test_labels_of_one_name_can_differ_between_views() -> None:
+def test_views_can_use_one_label_name_for_different_paths() -> None:
     plan = plan_of(
         views=[
             {"prefix": side, "labels": [{"name": "mac", "path": f"Link.{side}"}]} for side in "AB"
@@ -205,17 +205,21 @@ FROM = {
 @pytest.mark.parametrize(
     ("prefix", "name"), [(prefix, name) for prefix in FROM for name in FROM[prefix][2]]
 )
-def test_names_are_looked_up(prefix: str, name: str) -> None:
+def test_topology_labels_are_looked_up(prefix: str, name: str) -> None:
     key, context, order = FROM[prefix]
     names = Source()
-    made = column(f"{prefix}_{name}", names)
-    assert (made.path, made.rewrite, made.index) == (key, None, order.index(name))
-    assert made.lookup is not None
-    assert made.lookup.names is (names.nodes if prefix == "node" else names.addresses)
-    assert (made.lookup.key, made.lookup.context) == (key, context)
+    label_column = column(f"{prefix}_{name}", names)
+    assert (label_column.path, label_column.rewrite, label_column.index) == (
+        key,
+        None,
+        order.index(name),
+    )
+    assert label_column.lookup is not None
+    assert label_column.lookup.names is (names.nodes if prefix == "node" else names.addresses)
+    assert (label_column.lookup.key, label_column.lookup.context) == (key, context)
 
 
-def test_an_end_is_looked_up_once_for_all_its_labels() -> None:
+def test_labels_of_one_end_share_their_lookup() -> None:
     labels = [label.name for label in LABELS if label.lookup in ("addresses", "nodes")]
     plan = plan_of(
         labels=labels[:20],
@@ -225,7 +229,7 @@ def test_an_end_is_looked_up_once_for_all_its_labels() -> None:
     assert len({each.lookup for each in plan.columns}) == 3
 
 
-def test_labels_of_pods_are_behind_the_other_names() -> None:
+def test_pod_labels_follow_the_other_names() -> None:
     plan = plan_of(
         labels=[{"name": "team", "k8s_label": "team"}, "target_pod"],
         views=[
@@ -247,7 +251,7 @@ def test_labels_of_pods_are_behind_the_other_names() -> None:
     assert plan.columns[1].lookup is plan.columns[2].lookup is plan.columns[4].lookup
 
 
-def test_the_keys_of_pod_labels_are_those_of_all_views() -> None:
+def test_pod_label_keys_include_all_views() -> None:
     text = """
         pipeline.store.prom_sky_con:
           labels: [{name: b, k8s_label: team}, {name: initiator_c, k8s_label: app}]
@@ -270,12 +274,12 @@ def decoded(flow: dict[str, Any], plan: Plan) -> Any:
         ({"Network": {"Protocol": "IPV6"}}, ""),
     ],
 )
-def test_protocol_of_icmp(parts: dict[str, Any], protocol: str) -> None:
+def test_protocol_of_icmp_flows(parts: dict[str, Any], protocol: str) -> None:
     plan = plan_of(labels=["protocol"], include_icmp=True)
-    (made,) = plan.views[0].columns
-    assert made.path == ()
-    assert made.rewrite is not None
-    assert made.rewrite[decoded({"UUID": "1", **parts}, plan)] == protocol
+    (label_column,) = plan.views[0].columns
+    assert label_column.path == ()
+    assert label_column.rewrite is not None
+    assert label_column.rewrite[decoded({"UUID": "1", **parts}, plan)] == protocol
 
 
 @pytest.mark.parametrize(
@@ -287,14 +291,14 @@ def test_protocol_of_icmp(parts: dict[str, Any], protocol: str) -> None:
         ({}, ""),
     ],
 )
-def test_protocol_of_others(parts: dict[str, Any], protocol: str) -> None:
+def test_protocol_of_other_flows(parts: dict[str, Any], protocol: str) -> None:
     plan = plan_of(labels=["protocol"], include_other=True)
-    (made,) = plan.views[0].columns
-    assert made.rewrite is not None
-    assert made.rewrite[decoded({"UUID": "1", **parts}, plan)] == protocol
+    (label_column,) = plan.views[0].columns
+    assert label_column.rewrite is not None
+    assert label_column.rewrite[decoded({"UUID": "1", **parts}, plan)] == protocol
 
 
-def test_layers_are_decoded_for_others_alone() -> None:
+def test_layers_path_is_decoded_only_with_include_other() -> None:
     for settings, decodes in (({}, False), ({"include_icmp": True}, False), (OTHER, True)):
         assert ("LayersPath" in flow_types(plan_of(**settings)).Update.__struct_fields__) is decodes
 
@@ -303,31 +307,34 @@ OTHER = {"include_other": True}
 BOTH = {"include_other": True, "include_icmp": True}
 
 
-def test_others_take_the_place_of_ports_and_icmp_does_not() -> None:
-    wanted = Requirement(paths=(("Transport",),), or_without=("ICMP",), reason="no_transport")
+def test_include_other_accepts_flows_without_ports_except_icmp() -> None:
+    expected = Requirement(paths=(("Transport",),), or_without=("ICMP",), reason="no_transport")
     plan = plan_of(**OTHER)
-    assert plan.requirements[1] == wanted
+    assert plan.requirements[1] == expected
     assert not plan.views[0].identifies_connection
-    assert [each.reason for each in plan_of(**BOTH).requirements] == ["no_network", "no_metric"]
+    assert [requirement.reason for requirement in plan_of(**BOTH).requirements] == [
+        "no_network",
+        "no_metric",
+    ]
 
 
-def test_icmp_takes_the_place_of_ports() -> None:
+def test_include_icmp_accepts_icmp_in_place_of_ports() -> None:
     plan = plan_of(include_icmp=True)
-    wanted = Requirement(paths=(("Transport",), ("ICMP",)), reason="no_transport")
-    assert wanted in plan.requirements
+    expected = Requirement(paths=(("Transport",), ("ICMP",)), reason="no_transport")
+    assert expected in plan.requirements
     assert not plan.views[0].identifies_connection
 
 
-def test_tag_is_that_of_the_classification() -> None:
+def test_tag_label_is_the_classification() -> None:
     text = (
         "pipeline: {classify: {cluster_net_masks: 10.0.0.0/8},"
         " store: {prom_sky_con: {labels: tag}}}"
     )
     plan = make_plan(loader.parse(text, {}, source="x.yml").export, names=Source())
-    (made,) = plan.views[0].columns
-    assert made.rewrite is not None
+    (label_column,) = plan.views[0].columns
+    assert label_column.rewrite is not None
     flow = decoded({"Network": {"A": "10.0.0.1", "B": "192.0.2.1"}}, plan)
-    assert made.rewrite[flow] == "egress"
+    assert label_column.rewrite[flow] == "egress"
 
 
 def test_addresses_are_masked_and_ports_folded() -> None:
@@ -344,7 +351,7 @@ ENDPOINTS = ("initiator_ip", "target_ip", "initiator_port", "target_port")
 
 
 @pytest.mark.parametrize("missing", ENDPOINTS)
-def test_a_connection_is_one_flow_only_with_all_of_both_ends(missing: str) -> None:
+def test_view_identifies_connections_only_with_both_endpoints(missing: str) -> None:
     assert plan_of(labels=list(ENDPOINTS)).views[0].identifies_connection
     rest = [name for name in ENDPOINTS if name != missing]
     assert not plan_of(labels=rest).views[0].identifies_connection
@@ -357,7 +364,7 @@ def test_a_connection_is_one_flow_only_with_all_of_both_ends(missing: str) -> No
 
 
 @pytest.mark.parametrize("known", METRICS, ids=lambda known: known.name)
-def test_standard_names_are_those_that_openmetrics_wants(known: Any) -> None:
+def test_standard_names_follow_openmetrics(known: Any) -> None:
     family = metric(known.name, naming="standard")
     assert family.name == f"skydive_connection_{known.standard}"
     assert family.name.endswith("_total") == (family.type == "counter")
@@ -367,7 +374,7 @@ def test_standard_names_are_those_that_openmetrics_wants(known: Any) -> None:
 
 
 @pytest.mark.parametrize("known", METRICS, ids=lambda known: known.name)
-def test_compatible_names_are_alike(known: Any) -> None:
+def test_compatible_names_share_a_prefix(known: Any) -> None:
     family = metric(known.name)
     total = "total_" if family.type == "counter" else ""
     assert family.name.startswith(f"skydive_network_connection_{total}")
@@ -393,31 +400,31 @@ def test_views_have_standard_names_in_either_naming() -> None:
 
 
 @pytest.mark.parametrize("known", METRICS, ids=lambda known: known.name)
-def test_a_metric_has_two_series_or_one(known: Any) -> None:
-    split, added = metric(known.name), metric(known.name, direction="sum")
+def test_metric_has_one_series_per_direction_or_one_sum(known: Any) -> None:
+    split, summed = metric(known.name), metric(known.name, direction="sum")
     assert len(split.values) == max(1, len(known.paths))
-    assert len(added.values) == 1
+    assert len(summed.values) == 1
     assert split.help.endswith(" in this direction.") == (len(split.values) == 2)
-    assert not added.help.endswith(" in this direction.")
+    assert not summed.help.endswith(" in this direction.")
     if known.type == "counter":
-        (total,) = added.values
+        (total,) = summed.values
         assert isinstance(total, Counter)
         assert total.paths == known.paths
-        parts = [each for each in split.values if isinstance(each, Counter)]
-        assert total.amounts == tuple(path for each in parts for path in each.amounts)
+        parts = [value for value in split.values if isinstance(value, Counter)]
+        assert total.last_update == tuple(path for part in parts for path in part.last_update)
 
 
-def test_flows_are_counted() -> None:
+def test_flows_metric_counts_flows() -> None:
     assert metric("flows").values == metric("flows", direction="sum").values == (FlowCount(),)
 
 
 def test_sum_has_no_direction() -> None:
     view = plan_of(direction="sum").views[0]
     assert view.direction is None
-    assert [each.name for each in view.columns] == [*ENDPOINTS, "node_tid", "protocol"]
+    assert [column.name for column in view.columns] == [*ENDPOINTS, "node_tid", "protocol"]
 
 
-def test_counters_that_a_flow_can_lack_are_optional() -> None:
+def test_tcp_and_ip_counters_are_optional() -> None:
     optional = {
         known.name
         for known in METRICS
@@ -443,17 +450,17 @@ def test_counters_that_a_flow_can_lack_are_optional() -> None:
                 Counter(paths=(("TCPMetric", "BASawEnd"),), optional=True),
             ),
         ),
-        ("Metric.BABytes", "counter", (both("Bytes")[1],)),
+        ("Metric.BABytes", "counter", (counter_pair("Bytes")[1],)),
         ("TCPMetric.ABSynTTL", "gauge", (Gauge(path=("TCPMetric", "ABSynTTL")),)),
     ],
 )
-def test_own_metrics(value: object, kind: str, values: tuple[object, ...]) -> None:
+def test_custom_metrics(value: object, kind: str, values: tuple[object, ...]) -> None:
     own = {"name": "skydive_own", "value": value, "type": kind, "help": "Text."}
     (family,) = plan_of(metrics=[own]).views[0].families
     assert family == Family(name="skydive_own", help="Text.", type=kind, values=values)  # type: ignore[arg-type]
 
 
-def test_own_counters_are_added_up() -> None:
+def test_custom_counters_are_summed() -> None:
     own = {
         "name": "mixed_total",
         "value": ["Metric.ABBytes", "TCPMetric.BABytes"],
@@ -467,7 +474,7 @@ def test_own_counters_are_added_up() -> None:
     assert family.values == (Counter(paths=paths, optional=True),)
 
 
-# The rest of the plan
+# Other parts of the plan
 
 
 def test_overflow_and_conversations() -> None:
@@ -482,10 +489,10 @@ def test_overflow_and_conversations() -> None:
     assert plan.conversation.point == ("NodeTID",)
 
 
-# The tables
+# Catalog tables
 
 
-def test_fields_of_the_tables_exist() -> None:
+def test_paths_of_labels_and_metrics_exist() -> None:
     for label in LABELS:
         assert label.path == () or label.path in LABEL_FIELDS, label.name
     for known in METRICS:
@@ -495,14 +502,14 @@ def test_fields_of_the_tables_exist() -> None:
     assert set(UNBOUNDED_FIELDS) <= LABEL_FIELDS
 
 
-def test_names_of_the_tables_are_different() -> None:
+def test_names_are_unique() -> None:
     assert len(LABELS_BY_NAME) == len(LABELS)
     assert len(METRICS_BY_NAME) == len(METRICS)
     for attribute in ("compatible", "standard"):
         assert len({getattr(known, attribute) for known in METRICS}) == len(METRICS)
 
 
-def test_everything_at_once_is_a_plan_for_the_decoder_and_the_table() -> None:
+def test_plan_with_every_label_and_metric_exports_every_family() -> None:
     first, rest = EVERY_LABEL[:MAX_VIEW_COLUMNS], EVERY_LABEL[MAX_VIEW_COLUMNS:]
     plan = plan_of(
         labels=first,
@@ -547,24 +554,24 @@ def test_everything_at_once_is_a_plan_for_the_decoder_and_the_table() -> None:
 
 
 def largest() -> dict[str, Any]:
-    """Return the most of everything that a configuration can ask for."""
+    """Return the store section of the largest configuration that is allowed."""
     paths = sorted(path for path, kind in FIELDS.items() if kind is int)
     own = [
         {"name": f"own_{i}", "value": ".".join(path), "type": "gauge"}
         for i, path in enumerate(paths)
     ]
-    texts = [
+    labels = [
         *({"name": f"a_{i}", "path": "Link.A"} for i in range(MAX_VIEW_COLUMNS)),
         *({"name": f"b_{i}", "path": "Link.B"} for i in range(MAX_VIEW_COLUMNS)),
     ]
     half = MAX_VIEW_COLUMNS
     return {
-        "labels": texts[:half],
+        "labels": labels[:half],
         "metrics": own[:MAX_VIEW_VALUES],
         "views": [
             {
                 "prefix": f"view_{i}",
-                "labels": texts[half:],
+                "labels": labels[half:],
                 "metrics": [*own[MAX_VIEW_VALUES:], {"name": "z_total", **COUNTER}],
             }
             for i in range(MAX_VIEWS - 1)
@@ -575,7 +582,7 @@ def largest() -> dict[str, Any]:
 COUNTER = {"value": "RawPacketsCaptured", "type": "counter"}
 
 
-def test_the_table_takes_the_largest_plan() -> None:
+def test_table_accepts_the_largest_plan() -> None:
     keys = largest()
     plan = plan_of(**keys)
     assert len(plan.columns) == MAX_COLUMNS
@@ -599,7 +606,7 @@ def test_the_table_takes_the_largest_plan() -> None:
         ([{"name": "target_team", "k8s_label": "team"}, "node_name"], 3),
     ],
 )
-def test_a_key_counts_once_against_the_columns(names: list[Any], keys: int) -> None:
+def test_lookup_key_counts_once_against_the_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
         """Return the selection of ``count`` labels of fields, and those with names twice."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
@@ -634,16 +641,16 @@ def test_a_key_counts_once_against_the_columns(names: list[Any], keys: int) -> N
 
 
 def rules(name: str) -> dict[str, str]:
-    """Return expressions by what they are recorded as."""
+    """Return the expressions by the names of their recorded series."""
     text = (DEPLOY / "rules" / f"{name}.yml").read_text()
-    found = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
-    by_name = {rule["record"]: rule["expr"] for rule in found}
-    assert len(by_name) == len(found)
+    entries = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+    by_name = {rule["record"]: rule["expr"] for rule in entries}
+    assert len(by_name) == len(entries)
     return by_name
 
 
-def pairs() -> dict[str, str]:
-    """Return the standard names of all families of the page that have another, by that."""
+def standard_names() -> dict[str, str]:
+    """Return the standard names of all families that have two names, by the compatible ones."""
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(?!\1`)(skydive_\w+)` \|", page)
     main = loader.parse(
@@ -656,12 +663,12 @@ def pairs() -> dict[str, str]:
     return dict(ChainMap(dict(others), dict(zip(compatible, standard, strict=True))))
 
 
-def test_recording_rules_map_every_name_to_the_other() -> None:
+def test_recording_rules_map_names_in_both_directions() -> None:
     to_standard, to_compatible = rules("compatible-to-standard"), rules("standard-to-compatible")
     factors = ("skydive_network_connection_rtt_nanoseconds", "skydive_connection_rtt_seconds")
     assert to_standard.pop(factors[1]) == f"{factors[0]} / 1e9"
     assert to_compatible.pop(factors[0]) == f"{factors[1]} * 1e9"
-    expected = pairs()
+    expected = standard_names()
     del expected[factors[0]]
     assert len(expected) == 25
     assert {name: standard for standard, name in to_standard.items()} == expected

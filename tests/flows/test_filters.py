@@ -1,4 +1,4 @@
-"""Which flows a filter lets in, compared with the rules said again in plain Python."""
+"""Flow filters, compared with a reference implementation in plain Python."""
 
 import re
 from collections import Counter
@@ -37,14 +37,14 @@ WITH_OTHER = (
 )
 
 
-class Sink:
-    """A flow filter with its counts, and the flows that it let in, by their UUIDs."""
+class FilterHarness:
+    """A flow filter, its counts, and the UUIDs of the flows that it admits."""
 
     def __init__(
         self, config: Filter, *, requirements: tuple[Requirement, ...] = TRANSPORT, **filtered: int
     ) -> None:
         plan = Plan(views=(), requirements=requirements)
-        # Only what `reads` says, so that a field which it does not is missed.
+        # Decode only the fields that `reads` names, so that a test fails if one is missing.
         self._type = flow_types(plan, also=reads(config)).Update
         self.skipped: dict[str, int] = {"excluded": 0}
         self.filtered: dict[str, int] = filtered
@@ -57,14 +57,14 @@ class Sink:
         )
 
     def decode(self, *flows: JSON) -> list[Any]:
-        return [msgspec.convert(each, self._type) for each in flows]
+        return [msgspec.convert(item, self._type) for item in flows]
 
-    def take(self, *flows: JSON) -> list[str]:
-        return [each.UUID for each in self.flow_filter(self.decode(*flows))]
+    def admit(self, *flows: JSON) -> list[str]:
+        return [admitted.UUID for admitted in self.flow_filter(self.decode(*flows))]
 
     @property
     def counts(self) -> dict[str, int]:
-        """All drops there were."""
+        """The numbers of dropped flows by reason, without zeros."""
         counts = {**self.skipped, **self.filtered}
         return {name: count for name, count in counts.items() if count}
 
@@ -80,7 +80,7 @@ def flow(uuid: str = "ab", **changes: Any) -> JSON:
     return {name: value for name, value in whole.items() if value is not None}
 
 
-def a_filter(*, excluded: set[str] = frozenset(), drop: Any = (), keep: Any = ()) -> Filter:
+def make_filter(*, excluded: set[str] = frozenset(), drop: Any = (), keep: Any = ()) -> Filter:
     return Filter(excluded_tags=frozenset(excluded), drop=tuple(drop), keep=tuple(keep))
 
 
@@ -98,13 +98,13 @@ PORT = ("Transport", "B")
 APPLICATION = ("Application",)
 
 
-def test_nothing_configured_gives_the_list_back() -> None:
-    sink = Sink(a_filter())
-    flows = sink.decode(flow(), flow(Network=None))
-    assert sink.flow_filter(flows) is flows
-    assert sink.flow_filter.again(flows) is flows
-    assert reads(a_filter()) == ()
-    assert sink.filtered == {}
+def test_empty_filter_returns_the_same_list() -> None:
+    harness = FilterHarness(make_filter())
+    flows = harness.decode(flow(), flow(Network=None))
+    assert harness.flow_filter(flows) is flows
+    assert harness.flow_filter.again(flows) is flows
+    assert reads(make_filter()) == ()
+    assert harness.filtered == {}
 
 
 @pytest.mark.parametrize(
@@ -126,29 +126,29 @@ def test_nothing_configured_gives_the_list_back() -> None:
     ],
 )
 def test_classification(initiator: str, target: str, expected: str) -> None:
-    sink = Sink(a_filter(excluded={"other"}))
-    (one,) = sink.decode(flow(Network={"A": initiator, "B": target}))
+    harness = FilterHarness(make_filter(excluded={"other"}))
+    (decoded,) = harness.decode(flow(Network={"A": initiator, "B": target}))
     tags = classifier(CLUSTER)
-    assert (tags[one], tags[one]) == (expected, expected)
+    assert (tags[decoded], tags[decoded]) == (expected, expected)
 
 
-def test_a_flow_without_addresses_is_other() -> None:
-    (one,) = Sink(a_filter(excluded={"other"})).decode(flow(Network=None))
-    assert classifier(CLUSTER)[one] == "other"
+def test_flow_without_addresses_is_tagged_other() -> None:
+    (decoded,) = FilterHarness(make_filter(excluded={"other"})).decode(flow(Network=None))
+    assert classifier(CLUSTER)[decoded] == "other"
 
 
-def test_without_networks_there_is_no_cluster() -> None:
-    (one,) = Sink(a_filter(excluded={"other"})).decode(flow())
-    assert classifier([])[one] == "other"
+def test_every_flow_is_tagged_other_without_cluster_networks() -> None:
+    (decoded,) = FilterHarness(make_filter(excluded={"other"})).decode(flow())
+    assert classifier([])[decoded] == "other"
 
 
-def test_addresses_are_forgotten_rather_than_piled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewrites, "MAX_REMEMBERED", 5)
-    sink = Sink(a_filter(drop=[rule("net", where(A, networks=CLUSTER[:1]))]))
+    harness = FilterHarness(make_filter(drop=[rule("net", where(A, networks=CLUSTER[:1]))]))
     for _ in range(2):
         flows = [flow(str(n), Network={"A": f"{9 + n % 2}.0.0.{n}"}) for n in range(20)]
-        assert sink.take(*flows) == [str(n) for n in range(0, 20, 2)]
-    assert sink.counts == {"net": 20}
+        assert harness.admit(*flows) == [str(n) for n in range(0, 20, 2)]
+    assert harness.counts == {"net": 20}
 
 
 @pytest.mark.parametrize("excluded", ["internal", "ingress", "egress", "other"])
@@ -159,28 +159,32 @@ def test_flows_of_an_excluded_tag_are_dropped(excluded: str) -> None:
         "ingress": ("2001:db8::1", "10.1.2.3"),
         "other": ("8.8.8.8", "9.9.9.9"),
     }
-    sink = Sink(a_filter(excluded={excluded}))
+    harness = FilterHarness(make_filter(excluded={excluded}))
     flows = [flow(name, Network={"A": a, "B": b}) for name, (a, b) in ends.items()]
-    assert sink.take(*flows) == [name for name in ends if name != excluded]
-    assert sink.counts == {"excluded": 1}
+    assert harness.admit(*flows) == [name for name in ends if name != excluded]
+    assert harness.counts == {"excluded": 1}
 
 
 CONDITIONS = {
-    "a text": (where(APPLICATION, "TCP"), flow(), flow(Application="UDP")),
-    "one of some": (where(PORT, 80, 443), flow(), flow(Transport={"B": 81})),
-    "not one of some": (where(PORT, 80, 443, negated=True), flow(Transport={"B": 81}), flow()),
+    "a string": (where(APPLICATION, "TCP"), flow(), flow(Application="UDP")),
+    "one of several values": (where(PORT, 80, 443), flow(), flow(Transport={"B": 81})),
+    "none of several values": (
+        where(PORT, 80, 443, negated=True),
+        flow(Transport={"B": 81}),
+        flow(),
+    ),
     "a missing port is 0": (where(PORT, 0), flow(Transport={}), flow()),
-    "a missing text is empty": (where(APPLICATION, ""), flow(Application=None), flow()),
+    "a missing string is empty": (where(APPLICATION, ""), flow(Application=None), flow()),
     "a range": (where(PORT, ranges=((440, 443),)), flow(), flow(Transport={"B": 444})),
     "the start of a range": (where(PORT, ranges=((443, 450),)), flow(), flow(Transport={"B": 442})),
-    "ranges and a number": (
+    "several ranges and a number": (
         where(PORT, 443, ranges=((1, 22), (20, 30), (8000, 8999))),
         flow(),
         flow(Transport={"B": 31}),
     ),
     "a network": (where(A, networks=CLUSTER), flow(), flow(Network={"A": "11.0.0.1"})),
     "not a network": (where(A, networks=CLUSTER, negated=True), flow(Network={"A": "x"}), flow()),
-    "IPv4 in IPv6 form": (
+    "an IPv4-mapped address": (
         where(A, networks=CLUSTER),
         flow(Network={"A": "::ffff:10.1.1.1"}),
         flow(Network={"A": "::ffff:11.1.1.1"}),
@@ -190,17 +194,17 @@ CONDITIONS = {
         flow(),
         flow(Network={"A": "10.0.0.1", "B": "8.8.4.4"}),
     ),
-    "a pattern anywhere": (
+    "an unanchored pattern": (
         where(APPLICATION, pattern=re.compile("C")),
         flow(),
         flow(Application="UDP"),
     ),
-    "a pattern for all": (
+    "an anchored pattern": (
         where(APPLICATION, pattern=re.compile("^(DNS|UDP)$"), negated=True),
         flow(),
         flow(Application="DNS"),
     ),
-    "a pattern of digits": (
+    "a pattern on a number": (
         where(PORT, pattern=re.compile("^44")),
         flow(),
         flow(Transport={"B": 1443}),
@@ -216,7 +220,7 @@ CONDITIONS = {
         flow(Metric={"ABBytes": 2**62}),
         flow(Metric={"ABBytes": 10**29}),
     ),
-    "a part that is lacking": (
+    "a missing part": (
         where(("Link", "ID"), 0, negated=True),
         flow(),
         flow(Link={"ID": 0}),
@@ -224,13 +228,15 @@ CONDITIONS = {
 }
 
 
-@pytest.mark.parametrize(("condition", "held", "other"), CONDITIONS.values(), ids=CONDITIONS)
-def test_a_condition_drops_or_keeps(condition: Condition, held: JSON, other: JSON) -> None:
-    flows = (held | {"UUID": "held"}, other | {"UUID": "other"})
-    dropping = Sink(a_filter(drop=[rule("r", condition)]))
-    assert (dropping.take(*flows), dropping.counts) == (["other"], {"r": 1})
-    keeping = Sink(a_filter(keep=[rule("r", condition)]))
-    assert (keeping.take(*flows), keeping.counts) == (["held"], {"keep": 1})
+@pytest.mark.parametrize(("condition", "matching", "other"), CONDITIONS.values(), ids=CONDITIONS)
+def test_condition_in_drop_and_keep_rules(
+    condition: Condition, matching: JSON, other: JSON
+) -> None:
+    flows = (matching | {"UUID": "matching"}, other | {"UUID": "other"})
+    dropping = FilterHarness(make_filter(drop=[rule("r", condition)]))
+    assert (dropping.admit(*flows), dropping.counts) == (["other"], {"r": 1})
+    keeping = FilterHarness(make_filter(keep=[rule("r", condition)]))
+    assert (keeping.admit(*flows), keeping.counts) == (["matching"], {"keep": 1})
 
 
 SMALL = st.integers(0, 20)
@@ -240,16 +246,18 @@ SMALL = st.integers(0, 20)
     st.lists(st.tuples(SMALL, SMALL).map(sorted).map(tuple), min_size=1, max_size=5),
     st.frozensets(SMALL, max_size=3),
 )
-def test_ranges_may_overlap_touch_and_lie_in_one_another(
+def test_ranges_can_overlap_touch_and_nest(
     ranges: list[tuple[int, int]], numbers: frozenset[int]
 ) -> None:
-    sink = Sink(a_filter(keep=[rule("k", where(PORT, *numbers, ranges=tuple(ranges)))]))
+    harness = FilterHarness(
+        make_filter(keep=[rule("k", where(PORT, *numbers, ranges=tuple(ranges)))])
+    )
     flows = [flow(str(port), Transport={"B": port}) for port in range(-1, 22)]
     kept = {port for low, high in ranges for port in range(low, high + 1)} | numbers
-    assert sink.take(*flows) == [str(port) for port in sorted(kept)]
+    assert harness.admit(*flows) == [str(port) for port in sorted(kept)]
 
 
-def test_conditions_that_are_nearly_alike_are_told_apart() -> None:
+def test_similar_conditions_are_not_confused() -> None:
     digits = re.compile("^9+$")
     drop = [
         rule("x", where(B, "x", networks=CLUSTER)),
@@ -258,24 +266,24 @@ def test_conditions_that_are_nearly_alike_are_told_apart() -> None:
         rule("3", where(PORT, ranges=((3, 4),), pattern=digits)),
         rule("8", where(PORT, ranges=((3, 4),), pattern=re.compile("^8+$"))),
     ]
-    sink = Sink(a_filter(drop=drop))
+    harness = FilterHarness(make_filter(drop=drop))
     ends = [("x", 0), ("y", 0), ("z", 0), ("", 1), ("", 3), ("", 5), ("", 99), ("", 88)]
     flows = [flow(f"{b}{port}", Network={"B": b}, Transport={"B": port}) for b, port in ends]
-    assert sink.take(*flows) == ["z0", "5"]
-    assert sink.counts == {"x": 1, "y": 1, "1": 2, "3": 1, "8": 1}
+    assert harness.admit(*flows) == ["z0", "5"]
+    assert harness.counts == {"x": 1, "y": 1, "1": 2, "3": 1, "8": 1}
 
 
-def test_all_conditions_of_a_rule_must_hold() -> None:
+def test_all_conditions_of_a_rule_must_match() -> None:
     both = rule("both", where(APPLICATION, "TCP"), where(PORT, 443))
-    sink = Sink(a_filter(drop=[both]))
+    harness = FilterHarness(make_filter(drop=[both]))
     flows = (flow("1"), flow("2", Application="UDP"), flow("3", Transport={"B": 80}))
-    assert sink.take(*flows) == ["2", "3"]
+    assert harness.admit(*flows) == ["2", "3"]
 
 
-def test_a_flow_is_counted_once_under_what_comes_first() -> None:
+def test_flow_is_counted_once_under_the_first_match() -> None:
     rules = [rule("port", where(PORT, 443)), rule("tcp", where(APPLICATION, "TCP"))]
     keep = [rule("udp", where(APPLICATION, "UDP"))]
-    sink = Sink(a_filter(excluded={"internal"}, drop=rules, keep=keep))
+    harness = FilterHarness(make_filter(excluded={"internal"}, drop=rules, keep=keep))
     inside = {"A": "10.0.0.1", "B": "10.0.0.2"}
     flows = (
         flow("1", Network=inside),
@@ -284,106 +292,110 @@ def test_a_flow_is_counted_once_under_what_comes_first() -> None:
         flow("4", Transport={"B": 80}, Application="DNS"),
         flow("5", Transport={"B": 80}, Application="UDP"),
     )
-    assert sink.take(*flows) == ["5"]
-    assert sink.counts == {"excluded": 1, "port": 1, "tcp": 1, "keep": 1}
+    assert harness.admit(*flows) == ["5"]
+    assert harness.counts == {"excluded": 1, "port": 1, "tcp": 1, "keep": 1}
 
 
-def test_one_keep_rule_is_enough() -> None:
-    sink = Sink(a_filter(keep=[rule("a", where(PORT, 80)), rule("b", where(PORT, 443))]))
-    assert sink.take(flow("1"), flow("2", Transport={"B": 22})) == ["1"]
+def test_flow_needs_to_match_only_one_keep_rule() -> None:
+    harness = FilterHarness(
+        make_filter(keep=[rule("a", where(PORT, 80)), rule("b", where(PORT, 443))])
+    )
+    assert harness.admit(flow("1"), flow("2", Transport={"B": 22})) == ["1"]
 
 
-def test_names_are_counted_from_zero_and_from_what_was() -> None:
+def test_counts_start_at_zero_or_at_their_previous_value() -> None:
     drop = [rule("new", where(PORT, 1)), rule("old", where(PORT, 443))]
-    sink = Sink(a_filter(drop=drop, keep=[rule("k", where(PORT, 2))]), old=5, gone=3)
-    assert sink.filtered == {"new": 0, "old": 5, "keep": 0, "gone": 3}
-    sink.take(flow())
-    assert sink.filtered == {"new": 0, "old": 6, "keep": 0, "gone": 3}
+    harness = FilterHarness(make_filter(drop=drop, keep=[rule("k", where(PORT, 2))]), old=5, gone=3)
+    assert harness.filtered == {"new": 0, "old": 5, "keep": 0, "gone": 3}
+    harness.admit(flow())
+    assert harness.filtered == {"new": 0, "old": 6, "keep": 0, "gone": 3}
 
 
-def test_the_same_verdicts_again_are_not_counted() -> None:
-    sink = Sink(a_filter(excluded={"internal"}, drop=[rule("port", where(PORT, 443))]))
-    flows = sink.decode(flow(), flow("2", Transport={"B": 80}))
-    assert [each.UUID for each in sink.flow_filter.again(flows)] == ["2"]
-    assert sink.counts == {}
+def test_filtering_again_does_not_count_again() -> None:
+    harness = FilterHarness(
+        make_filter(excluded={"internal"}, drop=[rule("port", where(PORT, 443))])
+    )
+    flows = harness.decode(flow(), flow("2", Transport={"B": 80}))
+    assert [admitted.UUID for admitted in harness.flow_filter.again(flows)] == ["2"]
+    assert harness.counts == {}
 
 
 @pytest.mark.parametrize(
-    "lacking", [{"UUID": ""}, {"Network": None}, {"Transport": None}, {"Metric": None}]
+    "missing", [{"UUID": ""}, {"Network": None}, {"Transport": None}, {"Metric": None}]
 )
 @pytest.mark.parametrize(
     "config",
     [
-        a_filter(excluded={"other", "egress"}),
-        a_filter(drop=[rule("all")]),
-        a_filter(keep=[rule("none", where(PORT, 1))]),
+        make_filter(excluded={"other", "egress"}),
+        make_filter(drop=[rule("all")]),
+        make_filter(keep=[rule("none", where(PORT, 1))]),
     ],
     ids=["excluded", "drop", "keep"],
 )
-def test_what_the_table_skips_is_left_to_the_table(config: Filter, lacking: JSON) -> None:
-    sink = Sink(config)
-    assert sink.take(flow() | lacking if "UUID" in lacking else flow(**lacking)) != []
-    assert sink.counts == {}
-    assert sink.take(flow()) == []
+def test_flows_that_the_table_skips_are_not_filtered(config: Filter, missing: JSON) -> None:
+    harness = FilterHarness(config)
+    assert harness.admit(flow() | missing if "UUID" in missing else flow(**missing)) != []
+    assert harness.counts == {}
+    assert harness.admit(flow()) == []
 
 
-def test_icmp_is_filtered_where_it_is_exported() -> None:
+def test_icmp_is_filtered_only_if_exported() -> None:
     echo = flow(Transport=None, ICMP={"Type": "ECHO"})
-    drop = a_filter(drop=[rule("echo", where(("ICMP", "Type"), "ECHO"))])
-    assert Sink(drop, requirements=TRANSPORT).take(echo) == ["ab"]
-    sink = Sink(drop, requirements=WITH_ICMP)
-    assert sink.take(echo, flow("2", Transport=None), flow("3")) == ["2", "3"]
-    assert sink.counts == {"echo": 1}
+    drop = make_filter(drop=[rule("echo", where(("ICMP", "Type"), "ECHO"))])
+    assert FilterHarness(drop, requirements=TRANSPORT).admit(echo) == ["ab"]
+    harness = FilterHarness(drop, requirements=WITH_ICMP)
+    assert harness.admit(echo, flow("2", Transport=None), flow("3")) == ["2", "3"]
+    assert harness.counts == {"echo": 1}
 
 
-def test_what_has_no_transport_is_filtered_where_it_is_exported() -> None:
+def test_flows_without_transport_are_filtered_only_if_exported() -> None:
     gre = flow("1", Transport=None, LayersPath="Ethernet/IPv4/GRE")
     echo = flow("2", Transport=None, ICMP={"Type": "ECHO"}, LayersPath="Ethernet/IPv4/ICMPv4")
-    of_gre = where(("LayersPath",), pattern=re.compile("/GRE$"))
-    drop = a_filter(drop=[rule("gre", of_gre), rule("all")])
-    assert Sink(drop, requirements=TRANSPORT).take(gre, echo) == ["1", "2"]
-    sink = Sink(drop, requirements=WITH_OTHER)
-    assert sink.take(gre, echo, flow("3")) == ["2"]
-    assert sink.counts == {"gre": 1, "all": 1}
+    gre_layers = where(("LayersPath",), pattern=re.compile("/GRE$"))
+    drop = make_filter(drop=[rule("gre", gre_layers), rule("all")])
+    assert FilterHarness(drop, requirements=TRANSPORT).admit(gre, echo) == ["1", "2"]
+    harness = FilterHarness(drop, requirements=WITH_OTHER)
+    assert harness.admit(gre, echo, flow("3")) == ["2"]
+    assert harness.counts == {"gre": 1, "all": 1}
 
 
-EVIL = ('"', "'", "\\", "\n", "') or exit() or ('", "{0}", "%s", "c1", "True", "é\u2028")
+HOSTILE_TEXTS = ('"', "'", "\\", "\n", "') or exit() or ('", "{0}", "%s", "c1", "True", "é\u2028")
 
 
-@pytest.mark.parametrize("text", EVIL)
-def test_what_is_written_in_a_rule_is_only_compared(text: str) -> None:
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
+def test_text_of_a_rule_is_compared_and_never_executed(text: str) -> None:
     drop = [
         rule(text, where(APPLICATION, text)),
         rule(text * 2, where(A, text, networks=CLUSTER[1:])),
         rule(text * 3, where(B, pattern=re.compile(re.escape(text)))),
     ]
-    sink = Sink(a_filter(drop=drop))
+    harness = FilterHarness(make_filter(drop=drop))
     flows = (
         flow("1"),
         flow("2", Application=text),
         flow("3", Network={"A": text, "B": "x"}),
         flow("4", Network={"B": f"<{text}>"}),
     )
-    assert sink.take(*flows) == ["1"]
-    assert sink.counts == {text: 1, text * 2: 1, text * 3: 1}
+    assert harness.admit(*flows) == ["1"]
+    assert harness.counts == {text: 1, text * 2: 1, text * 3: 1}
 
 
-def test_a_field_that_no_flow_has_gets_nowhere() -> None:
-    evil = where(("UUID == exit() or flow", "A"), "x")
+def test_unknown_field_is_rejected() -> None:
+    hostile = where(("UUID == exit() or flow", "A"), "x")
     with pytest.raises(KeyError):
-        Sink(a_filter(drop=[rule("evil", evil)]))
+        FilterHarness(make_filter(drop=[rule("hostile", hostile)]))
 
 
-def test_many_rules_are_no_deep_nest() -> None:
+def test_many_rules_do_not_nest_deeply() -> None:
     drop = [rule(f"d{n}", *(where(PORT, n, 443) for _ in range(10))) for n in range(444, 1444)]
     keep = [rule(f"k{n}", where(PORT, n)) for n in range(1000)]
-    sink = Sink(a_filter(drop=drop, keep=keep))
+    harness = FilterHarness(make_filter(drop=drop, keep=keep))
     flows = [flow(str(port), Transport={"B": port}) for port in (22, 1443, 2000)]
-    assert sink.take(*flows) == ["22"]
-    assert sink.counts == {"d1443": 1, "keep": 1}
+    assert harness.admit(*flows) == ["22"]
+    assert harness.counts == {"d1443": 1, "keep": 1}
 
 
-# The rules said again -------------------------------------------------------------------------
+# Reference implementation -------------------------------------------------------------------------
 
 NUMBERS = (0, 1, 22, 23, 80, 443, 65535, -1, 2**62, 10**29)
 TEXTS = (
@@ -401,13 +413,13 @@ PATHS = (
 )
 
 
-def value(path: FieldPath | None, of: JSON) -> str | int | None:
-    """Return what stands in the flow, or None where the part is missing."""
+def value(path: FieldPath | None, raw: JSON) -> str | int | None:
+    """Return the value of a field of the flow, or None if the part is missing."""
     if path is None:
-        return tag(of)
+        return tag(raw)
     *part, name = path
-    holder = of.get(part[0]) if part else of
-    return None if holder is None else holder.get(name, FIELDS[path]())
+    parent = raw.get(part[0]) if part else raw
+    return None if parent is None else parent.get(name, FIELDS[path]())
 
 
 def parsed(text: str) -> IPv4Address | IPv6Address | None:
@@ -425,8 +437,8 @@ def inside(text: str, networks: tuple[Network, ...]) -> bool:
     return address is not None and any(address in network for network in networks)
 
 
-def tag(of: JSON) -> str:
-    ends = of.get("Network") or {}
+def tag(raw: JSON) -> str:
+    ends = raw.get("Network") or {}
     a, b = ends.get("A", ""), ends.get("B", "")
     if parsed(a) is None or parsed(b) is None:
         return "other"
@@ -440,36 +452,36 @@ def tag(of: JSON) -> str:
     return "other"
 
 
-def fits(condition: Condition, of: JSON) -> bool:
-    found = value(condition.path, of)
-    if found is None:
+def condition_matches(condition: Condition, raw: JSON) -> bool:
+    actual = value(condition.path, raw)
+    if actual is None:
         return False
     return (
-        found in condition.values
-        or (isinstance(found, int) and any(a <= found <= b for a, b in condition.ranges))
-        or (isinstance(found, str) and inside(found, condition.networks))
-        or (condition.pattern is not None and bool(condition.pattern.search(str(found))))
+        actual in condition.values
+        or (isinstance(actual, int) and any(a <= actual <= b for a, b in condition.ranges))
+        or (isinstance(actual, str) and inside(actual, condition.networks))
+        or (condition.pattern is not None and bool(condition.pattern.search(str(actual))))
     )
 
 
-def holds(rule: Rule, of: JSON) -> bool:
-    return all(fits(each, of) != each.negated for each in rule.conditions)
+def rule_matches(rule: Rule, raw: JSON) -> bool:
+    return all(condition_matches(item, raw) != item.negated for item in rule.conditions)
 
 
-def verdict(config: Filter, requirements: tuple[Requirement, ...], of: JSON) -> str | None:
-    """Return what the flow is dropped as."""
-    if not of.get("UUID"):
+def verdict(config: Filter, requirements: tuple[Requirement, ...], raw: JSON) -> str | None:
+    """Return the reason to drop the flow, or None if the filter admits it."""
+    if not raw.get("UUID"):
         return None
-    for each in requirements:
-        lacks = each.or_without and each.or_without[0] not in of
-        if not lacks and not any(path[0] in of for path in each.paths):
+    for requirement in requirements:
+        exempt = requirement.or_without and requirement.or_without[0] not in raw
+        if not exempt and not any(path[0] in raw for path in requirement.paths):
             return None
-    if tag(of) in config.excluded_tags:
+    if tag(raw) in config.excluded_tags:
         return "excluded"
-    for each in config.drop:
-        if holds(each, of):
-            return each.name
-    if config.keep and not any(holds(each, of) for each in config.keep):
+    for drop_rule in config.drop:
+        if rule_matches(drop_rule, raw):
+            return drop_rule.name
+    if config.keep and not any(rule_matches(keep_rule, raw) for keep_rule in config.keep):
         return "keep"
     return None
 
@@ -493,9 +505,9 @@ def conditions(draw: st.DrawFn) -> Condition:
 
 
 def rules(names: str) -> st.SearchStrategy[list[Rule]]:
-    some = st.lists(st.lists(conditions(), max_size=3).map(tuple), max_size=3)
-    return some.map(
-        lambda all_: [Rule(name=n, conditions=c) for n, c in zip(names, all_, strict=False)]
+    condition_lists = st.lists(st.lists(conditions(), max_size=3).map(tuple), max_size=3)
+    return condition_lists.map(
+        lambda lists: [Rule(name=n, conditions=c) for n, c in zip(names, lists, strict=False)]
     )
 
 
@@ -534,20 +546,20 @@ FLOWS = WHOLE | part(
     st.sampled_from([TRANSPORT, WITH_ICMP, WITH_OTHER, ()]),
     st.lists(FLOWS, max_size=20),
 )
-def test_any_filter_does_what_its_rules_say(
+def test_filter_matches_the_reference_implementation(
     excluded: frozenset[str],
     drop: list[Rule],
     keep: list[Rule],
     requirements: tuple[Requirement, ...],
     flows: list[JSON],
 ) -> None:
-    config = a_filter(excluded=excluded, drop=drop, keep=keep)
-    sink = Sink(config, requirements=requirements)
-    decoded = sink.decode(*flows)
-    verdicts = [verdict(config, requirements, each) for each in flows]
-    expected = [one for one, reason in zip(decoded, verdicts, strict=True) if reason is None]
-    again = sink.flow_filter.again(decoded)
-    admitted = sink.flow_filter(decoded)
-    assert [id(one) for one in admitted] == [id(one) for one in expected]
-    assert [id(one) for one in again] == [id(one) for one in expected]
-    assert sink.counts == Counter(reason for reason in verdicts if reason is not None)
+    config = make_filter(excluded=excluded, drop=drop, keep=keep)
+    harness = FilterHarness(config, requirements=requirements)
+    decoded = harness.decode(*flows)
+    verdicts = [verdict(config, requirements, raw) for raw in flows]
+    expected = [item for item, reason in zip(decoded, verdicts, strict=True) if reason is None]
+    again = harness.flow_filter.again(decoded)
+    admitted = harness.flow_filter(decoded)
+    assert [id(item) for item in admitted] == [id(item) for item in expected]
+    assert [id(item) for item in again] == [id(item) for item in expected]
+    assert harness.counts == Counter(reason for reason in verdicts if reason is not None)

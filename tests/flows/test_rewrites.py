@@ -1,4 +1,4 @@
-"""Masks, folds and protocols: what becomes of a label's value, whatever stands in the flow."""
+"""Rewriting of label values: masks, folds and protocols."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -17,7 +17,15 @@ from skyfast.flows.selection import Fold, Mask
 READS = FlowProtocol(other=True).reads
 FLOW = flow_types(Plan(views=(), requirements=()), also=READS).Update
 
-NO_ADDRESSES = ("", "x", "10.0.0.256", "10.0.0.1/24", "fe80::1%eth0", "010.0.0.1", "é" * 10_000)
+INVALID_ADDRESSES = (
+    "",
+    "x",
+    "10.0.0.256",
+    "10.0.0.1/24",
+    "fe80::1%eth0",
+    "010.0.0.1",
+    "é" * 10_000,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,20 +38,20 @@ NO_ADDRESSES = ("", "x", "10.0.0.256", "10.0.0.1/24", "fe80::1%eth0", "010.0.0.1
         (24, 64, "2001:0DB8::1", "2001:db8::/64"),
         (24, None, "2001:0DB8::1", "2001:0DB8::1"),
         (None, 64, "10.1.2.3", "10.1.2.3"),
-        # An IPv4 address in IPv6 form is masked as what it is.
+        # An IPv4-mapped IPv6 address is masked as IPv4.
         (24, 64, "::ffff:10.1.2.3", "10.1.2.0/24"),
         (24, 64, "0000:0000:0000:0000:0000:ffff:255.255.255.255", "255.255.255.0/24"),
         (None, 64, "::ffff:10.1.2.3", "::ffff:10.1.2.3"),
     ],
 )
-def test_an_address_becomes_its_network(
+def test_mask_replaces_an_address_by_its_network(
     ipv4: int | None, ipv6: int | None, text: str, expected: str
 ) -> None:
     assert mask(Mask(ipv4=ipv4, ipv6=ipv6))[text] == expected
 
 
 @given(st.ip_addresses(), st.integers(0, 32), st.integers(0, 128))
-def test_masking_clears_the_bits_behind_the_prefix(
+def test_mask_clears_the_host_bits(
     address: IPv4Address | IPv6Address, ipv4: int, ipv6: int
 ) -> None:
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
@@ -56,17 +64,17 @@ def test_masking_clears_the_bits_behind_the_prefix(
     assert int(ip_address(network)) == int(address) >> rest << rest
 
 
-@pytest.mark.parametrize("text", NO_ADDRESSES, ids=range(len(NO_ADDRESSES)))
-def test_text_that_is_no_address_stays(text: str) -> None:
+@pytest.mark.parametrize("text", INVALID_ADDRESSES, ids=range(len(INVALID_ADDRESSES)))
+def test_mask_keeps_text_that_is_not_an_address(text: str) -> None:
     assert mask(Mask(ipv4=8, ipv6=8))[text] == text
 
 
 @given(st.text())
-def test_a_mask_has_an_answer_for_everything(text: str) -> None:
+def test_mask_accepts_any_text(text: str) -> None:
     assert isinstance(mask(Mask(ipv4=8, ipv6=8))[text], str)
 
 
-def test_masks_forget_rather_than_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mask_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewrites, "MAX_REMEMBERED", 5)
     masks = mask(Mask(ipv4=24, ipv6=None))
     for _ in range(2):
@@ -75,13 +83,13 @@ def test_masks_forget_rather_than_grow(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(masks) <= 5
 
 
-def test_an_answer_is_asked_for_once() -> None:
-    asked: list[str] = []
-    memory = BoundedCache[str, int](lambda text: asked.append(text) or len(text))
+def test_bounded_cache_computes_short_keys_once() -> None:
+    computed: list[str] = []
+    cache = BoundedCache[str, int](lambda text: computed.append(text) or len(text))
     long = "x" * (rewrites.MAX_REMEMBERED_CHARS + 1)
-    assert [memory["ab"], memory["ab"], memory[long], memory[long]] == [2, 2, len(long), len(long)]
-    # A long text costs its sender more than it costs here; keeping it would not.
-    assert asked == ["ab", long, long]
+    assert [cache["ab"], cache["ab"], cache[long], cache[long]] == [2, 2, len(long), len(long)]
+    # Long keys are not cached, so that a sender cannot fill the memory with them.
+    assert computed == ["ab", long, long]
 
 
 @pytest.mark.parametrize(
@@ -125,5 +133,5 @@ def test_ports_are_folded(
         ({}, ""),
     ],
 )
-def test_the_protocol_of_a_flow(parts: dict[str, Any], expected: str) -> None:
+def test_protocol_of_a_flow(parts: dict[str, Any], expected: str) -> None:
     assert FlowProtocol()[msgspec.convert(parts, FLOW)] == expected

@@ -1,6 +1,6 @@
-"""What runs where nobody watches: the locked environment, ``.ci/run``, the workflows.
+"""Continuous integration: the locked environment, ``.ci/run`` and the workflows.
 
-That is: as far as can be seen without the machines that run the workflows.
+The tests read the workflows but do not run them.
 """
 
 import os
@@ -27,35 +27,35 @@ CI = (ROOT / ".ci" / "run").read_text()
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 LOCK = (ROOT / "requirements.lock").read_text()
 PYTHONS = [
-    found[1]
+    match[1]
     for classifier in PROJECT["project"]["classifiers"]
-    if (found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", classifier))
+    if (match := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", classifier))
 ]
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
 @cache
 def locked() -> list[tuple[Requirement, str]]:
-    """Return what the lock file asks for, with the rest of each entry: its hashes."""
+    """Return the requirements in the lock file with their hashes."""
     entries = re.split(r"\n(?=\S)", re.sub(r"(?m)^\s*#.*\n", "", LOCK))
     parts = [entry.partition(" \\\n") for entry in entries if entry.strip()]
     return [(Requirement(head), hashes) for head, _, hashes in parts]
 
 
 def versions(python: str) -> dict[str, str]:
-    """Return what is installed where CI runs on this Python: version by name."""
+    """Return the versions that CI installs for this Python, by package name."""
     environment = default_environment() | {
         "python_version": python,
         "python_full_version": f"{python}.0",
     }
-    found = {}
+    installed = {}
     for requirement, _ in locked():
         if requirement.marker is None or requirement.marker.evaluate(dict(environment)):
-            assert requirement.name not in found
+            assert requirement.name not in installed
             (pin,) = requirement.specifier
             assert pin.operator == "=="
-            found[canonicalize_name(requirement.name)] = pin.version
-    return found
+            installed[canonicalize_name(requirement.name)] = pin.version
+    return installed
 
 
 def groups() -> list[str]:
@@ -64,7 +64,7 @@ def groups() -> list[str]:
     return listed
 
 
-def asked_for() -> list[Requirement]:
+def project_requirements() -> list[Requirement]:
     texts = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]]
     for group in groups():
         texts += PROJECT["dependency-groups"][group]
@@ -72,13 +72,13 @@ def asked_for() -> list[Requirement]:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_lock_has_what_the_project_asks_for(python: str) -> None:
+def test_lock_satisfies_the_requirements(python: str) -> None:
     pinned = versions(python)
-    for requirement in asked_for():
+    for requirement in project_requirements():
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
 
 
-def test_everything_in_the_lock_has_hashes_and_no_place() -> None:
+def test_lock_has_hashes_and_no_urls() -> None:
     assert len(locked()) > 30
     for _, hashes in locked():
         assert re.fullmatch(r"( {4}--hash=sha256:[0-9a-f]{64}( \\)?\n?)+", hashes)
@@ -86,12 +86,12 @@ def test_everything_in_the_lock_has_hashes_and_no_place() -> None:
     assert "--index" not in LOCK
 
 
-def test_what_builds_the_project_is_among_what_is_locked() -> None:
+def test_build_requirements_are_locked() -> None:
     assert {*PROJECT["build-system"]["requires"]} < {*PROJECT["dependency-groups"]["build"]}
     assert "build" in groups()
 
 
-def test_ci_calls_what_there_is_and_ends_with_the_tests() -> None:
+def test_ci_runs_existing_targets_and_ends_with_the_slow_tests() -> None:
     steps = re.findall(r"^make ([a-z-]+)", CI, re.MULTILINE)
     assert set(steps) <= TARGETS
     assert steps[0] == "locked"
@@ -99,18 +99,18 @@ def test_ci_calls_what_there_is_and_ends_with_the_tests() -> None:
     assert "set -euo pipefail" in CI
 
 
-def test_a_step_that_fails_fails_the_run() -> None:
-    """Where ``make`` fails, nothing behind it is done."""
+def test_failing_step_ends_the_run() -> None:
+    """No step runs after a failing ``make``."""
     failing = "make() { echo made $1; [ $1 != lint ]; }; " + CI.replace('"$(dirname "$0")/.."', ".")
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", re.sub(r"(?m)^command -v.*$", "", failing)],
         capture_output=True,
         text=True,
         timeout=20,
         cwd=ROOT,
     )
-    assert done.returncode != 0
-    assert done.stdout.splitlines()[-1] == "made lint"
+    assert result.returncode != 0
+    assert result.stdout.splitlines()[-1] == "made lint"
 
 
 GROUPED = """
@@ -124,7 +124,7 @@ def test_it(number):
 
 
 def test_tests_of_one_group_run_in_one_process(tmp_path: Path) -> None:
-    """Not a matter of course: some versions of pytest and pytest-xdist silently ignore groups."""
+    """Some versions of pytest and pytest-xdist silently ignore groups."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(GROUPED)
     (options,) = re.findall(r"^PARALLEL_TESTS := \$\(BIN\)/pytest (.*)$", MAKEFILE, re.MULTILINE)
@@ -140,7 +140,7 @@ def test_tests_of_one_group_run_in_one_process(tmp_path: Path) -> None:
 
 
 def test_every_test_is_run_by_a_target() -> None:
-    """By one of `test`, whose choice is pytest's default, `test-slow` and `nightly`."""
+    """`test` runs the default selection of pytest; `test-slow` and `nightly` run the rest."""
     options = PROJECT["tool"]["pytest"]["ini_options"]["addopts"]
     assert re.findall(r"-m '([^']*)'", options) == ["not slow and not nightly"]
     assert "$(PARALLEL_TESTS) $(PYTEST_ARGS)\n" in MAKEFILE
@@ -149,10 +149,10 @@ def test_every_test_is_run_by_a_target() -> None:
 
 
 @pytest.mark.parametrize("ci", [True, False])
-def test_hypothesis_repeats_itself_in_ci(ci: bool) -> None:
+def test_hypothesis_is_deterministic_in_ci(ci: bool) -> None:
     environ = {name: text for name, text in os.environ.items() if name != "CI"}
     script = "import tests.conftest; from hypothesis import settings as s; print(s().derandomize)"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
@@ -161,7 +161,7 @@ def test_hypothesis_repeats_itself_in_ci(ci: bool) -> None:
         cwd=ROOT,
         env=environ | {"CI": "true"} if ci else environ,
     )
-    assert done.stdout.strip() == str(ci)
+    assert result.stdout.strip() == str(ci)
 
 
 def workflows() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -170,10 +170,10 @@ def workflows() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def jobs() -> dict[str, dict[str, Any]]:
-    found = {}
+    by_name = {}
     for name, workflow in workflows():
-        found |= {f"{name}:{job}": parts for job, parts in workflow["jobs"].items()}
-    return found
+        by_name |= {f"{name}:{job}": parts for job, parts in workflow["jobs"].items()}
+    return by_name
 
 
 JOBS = jobs()
@@ -184,13 +184,13 @@ def commands(job: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_calls_what_there_is(name: str) -> None:
+def test_jobs_run_existing_targets(name: str) -> None:
     job = JOBS[name]
     assert job["timeout-minutes"] <= 360
     for command in commands(job):
-        made = re.fullmatch(r"make ([a-z-]+)( [A-Z_]+=(\S+|'[^']*'))*", command)
-        assert made or command.startswith("sudo apt-get ")
-        assert made is None or made[1] in TARGETS
+        match = re.fullmatch(r"make ([a-z-]+)( [A-Z_]+=(\S+|'[^']*'))*", command)
+        assert match or command.startswith("sudo apt-get ")
+        assert match is None or match[1] in TARGETS
     for step in job["steps"]:
         if "uses" in step:
             assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+(\.\d+\.\d+)?", step["uses"])
@@ -198,25 +198,25 @@ def test_a_job_calls_what_there_is(name: str) -> None:
             assert step["with"]["persist-credentials"] is False
 
 
-def test_workflows_may_only_read() -> None:
+def test_workflows_have_read_only_permissions() -> None:
     for _, workflow in workflows():
         assert workflow["permissions"] == {"contents": "read"}
     assert not [job for job in JOBS.values() if "permissions" in job]
 
 
-def test_the_workflow_has_the_steps_of_ci() -> None:
-    """Which is one machine's, in a row: what passes there passes here, and the other way round."""
+def test_workflow_and_ci_script_have_the_same_steps() -> None:
+    """The script runs all steps in sequence on one machine."""
     steps = re.findall(r"^make .*$", CI, re.MULTILINE)
     names = [step.split()[1] for step in steps]
     assert names == ["locked", "test", "lint", "sanitize", "fuzz", "test-slow"]
-    made = {
+    make_commands = {
         command
         for name, job in JOBS.items()
         if name.startswith("ci.")
         for command in commands(job)
         if command.startswith("make ")
     }
-    assert {*steps} == made
+    assert {*steps} == make_commands
 
 
 def test_every_supported_python_is_tested_and_packaged() -> None:

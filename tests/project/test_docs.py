@@ -1,4 +1,4 @@
-"""What the documentation names exists, what exists is named there, and its code can be used."""
+"""The documentation is complete, mentions only what exists, and contains valid code."""
 
 import asyncio
 import functools
@@ -35,51 +35,53 @@ def test_every_generated_part_is_in_a_page() -> None:
     assert sorted(generate.PART.findall(text)) == sorted(generate.PARTS)
 
 
-def test_a_description_of_something_that_does_not_exist_is_an_error() -> None:
+def test_description_of_an_unknown_name_is_an_error() -> None:
     with pytest.raises(DocumentationError, match=r"x\.yml: 'b' has no description; 'c' does not"):
         generate.check_names(["a", "c"], ["a", "b"], where="x.yml")
 
 
-OF_EXAMPLES = {"skydive_services", "skydive_traffic"}
+EXAMPLE_PREFIXES = {"skydive_services", "skydive_traffic"}
 """Prefixes of views in examples."""
 
 
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda path: path.name
 )
-def test_metrics_that_are_named_exist(page: Path) -> None:
+def test_mentioned_metrics_exist(page: Path) -> None:
     text = re.sub(r"(?ms)^ *```.*?```$", "", page.read_text())
     named = set(re.findall(r"`((?:skydive|skyfast|process)_\w+?)(?:\{[^`]*\})?`", text))
-    assert named <= exported() | OF_EXAMPLES
+    assert named <= exported() | EXAMPLE_PREFIXES
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_are_valid(page: Path) -> None:
     for file, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)", page.read_text()):
         target = page.parent / file if file else page
         assert target.exists(), file
         assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
 
 
-def test_every_page_is_led_to_from_the_readme() -> None:
+def test_every_page_is_reachable_from_the_readme() -> None:
     seen: set[Path] = set()
-    ahead = [ROOT / "README.md"]
-    while ahead:
-        page = ahead.pop()
+    pending = [ROOT / "README.md"]
+    while pending:
+        page = pending.pop()
         seen.add(page)
         links = re.findall(r"\]\((?!https?://)([^)#]+\.md)", page.read_text())
-        ahead += {(page.parent / file).resolve() for file in links} - seen
+        pending += {(page.parent / file).resolve() for file in links} - seen
     assert not set(PAGES) - seen
 
 
 def anchors(page: Path) -> list[str]:
-    """Return what links to a page's headings end with: those that repeat another get a number."""
-    found: list[str] = []
+    """Return the anchors of the headings on a page; repeated ones have a number."""
+    known: list[str] = []
     for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
         name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        count = len([each for each in found if re.fullmatch(rf"{re.escape(name)}(-\d+)?", each)])
-        found.append(f"{name}-{count}" if count else name)
-    return found
+        count = len(
+            [anchor for anchor in known if re.fullmatch(rf"{re.escape(name)}(-\d+)?", anchor)]
+        )
+        known.append(f"{name}-{count}" if count else name)
+    return known
 
 
 # Code blocks
@@ -93,7 +95,7 @@ COMMANDS = {
 
 
 def command(line: str) -> list[str]:
-    """Return the words of a line that is a command, without what it sets; else nothing."""
+    """Return the words of a command without its variables, or nothing for other lines."""
     words = line.split("#")[0].split()
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
@@ -101,35 +103,35 @@ def command(line: str) -> list[str]:
 
 
 def commands() -> list[Any]:
-    found = code("shell")
+    selected = code("shell")
     for block in code(""):
         if command(block.values[0].splitlines()[0]):
-            found.append(block)
-    return found
+            selected.append(block)
+    return selected
 
 
 @functools.cache
-def options(of: str) -> set[str]:
-    """Return the options that a program names in its help."""
-    done = subprocess.run([of, "--help"], capture_output=True, text=True, timeout=TOOL_S)
-    return set(re.findall(r"(?m)(?<![\w-])--?[a-zA-Z][\w.-]*", done.stdout + done.stderr))
+def options(program: str) -> set[str]:
+    """Return the options in the help of a program."""
+    result = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=TOOL_S)
+    return set(re.findall(r"(?m)(?<![\w-])--?[a-zA-Z][\w.-]*", result.stdout + result.stderr))
 
 
-def test_there_are_code_blocks_of_every_kind() -> None:
+def test_code_blocks_of_every_language_exist() -> None:
     for languages in (("yaml",), ("promql",), ("json",)):
         assert code(*languages), languages
     assert len(commands()) > 20
 
 
 @pytest.mark.parametrize("text", commands())
-def test_commands_are_ones_of_the_shell_and_have_the_options_they_are_given(text: str) -> None:
+def test_commands_are_valid_and_use_existing_options(text: str) -> None:
     subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=TOOL_S)
     makefile = (ROOT / "Makefile").read_text()
     for line in text.replace("\\\n", " ").splitlines():
         match command(line):
             case [("skyfast" | "/opt/skyfast/bin/skyfast"), *arguments]:
                 known = set(re.findall(r"--[\w.-]+", cli._parser().format_help()))
-                given = {each.partition("=")[0] for each in arguments if each.startswith("--")}
+                given = {word.partition("=")[0] for word in arguments if word.startswith("--")}
                 assert given <= known, line
             case ["make", *arguments]:
                 for target in arguments:
@@ -141,12 +143,12 @@ def test_commands_are_ones_of_the_shell_and_have_the_options_they_are_given(text
             case [("prometheus" | "victoria-metrics") as program, *arguments]:
                 if shutil.which(program):
                     known = {option.lstrip("-") for option in options(program)}
-                    given = {each.strip("-").partition("=")[0] for each in arguments}
+                    given = {word.strip("-").partition("=")[0] for word in arguments}
                     assert given <= known, line
 
 
 @pytest.mark.parametrize("text", code("yaml"))
-def test_yaml_is_what_it_is_meant_to_be(text: str, tmp_path: Path) -> None:
+def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
     content = yaml.safe_load(text)
     assert content
     if isinstance(content, dict) and content.keys() & {"pipeline", "analyzers", "web", "logging"}:
@@ -164,23 +166,23 @@ def test_yaml_is_what_it_is_meant_to_be(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", code("json"))
-def test_json_is_json(text: str) -> None:
+def test_json_is_valid(text: str) -> None:
     json.loads(text)
 
 
 @pytest.mark.parametrize("text", code("python"))
-def test_python_compiles(text: str) -> None:
+def test_python_is_valid(text: str) -> None:
     compile(text, "documentation", "exec")
 
 
 def queries_of(text: str) -> list[str]:
-    """Return the queries of a block: each begins at the left, and has a comment above it."""
+    """Return the queries of a block; each one starts at the left margin, below a comment."""
     return re.split(r"(?m)\n+(?=\S)", re.sub(r"(?m)^#.*\n", "", text).strip())
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
 @pytest.mark.parametrize("text", code("promql"))
-def test_queries_are_of_promql_and_ask_for_what_there_is(text: str, tmp_path: Path) -> None:
+def test_queries_are_valid_and_use_exported_metrics(text: str, tmp_path: Path) -> None:
     rules = [{"record": "a:query", "expr": query} for query in queries_of(text)]
     file = tmp_path / "rules.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "documentation", "rules": rules}]}))
@@ -197,7 +199,7 @@ def test_queries_are_of_promql_and_ask_for_what_there_is(text: str, tmp_path: Pa
 
 @pytest.mark.slow
 @needs_prometheus
-async def test_the_first_graph_has_something_to_show(tmp_path: Path) -> None:
+async def test_first_graph_has_data(tmp_path: Path) -> None:
     (text,) = (
         text
         for language, text in blocks(ROOT / "docs" / "getting-started.md")
@@ -214,7 +216,7 @@ async def test_the_first_graph_has_something_to_show(tmp_path: Path) -> None:
             assert await growing(server, query, 1)
 
 
-def test_the_make_targets_of_the_readme_exist() -> None:
+def test_make_targets_in_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
     assert targets >= {"run", "test"}
@@ -222,14 +224,14 @@ def test_the_make_targets_of_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_what_holds_the_threat_model_exists() -> None:
+def test_tests_in_the_threat_model_exist() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text())
     assert len(named) > 50
     for file, test in named:
         assert re.search(rf"(?m)^(async )?def {test}\(", (ROOT / file).read_text()), test
 
 
-def test_every_line_of_the_threat_model_is_held() -> None:
+def test_every_row_of_the_threat_model_names_tests() -> None:
     page = (ROOT / "SECURITY.md").read_text()
     rows = re.findall(r"(?m)^\| (?!---)(.*) \| (.*) \| (.*) \|$", page)
     model = [tests for _, _, tests in rows if tests != "Tests"]

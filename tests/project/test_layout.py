@@ -1,4 +1,4 @@
-"""Where files are, and what they import, beside the layers that `make lint` checks."""
+"""Locations of files, and imports that are not part of the layers in `make lint`."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 
 
 def imported(path: Path) -> set[str]:
-    """Return the modules that a file imports, also those under a condition."""
+    """Return the modules that a file imports, including conditional imports."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -27,26 +27,26 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
-def test_tests_share_helpers_and_not_each_other(path: Path) -> None:
+def test_test_modules_do_not_import_each_other(path: Path) -> None:
     parts = {module for module in imported(path) if "test_" in module.rpartition(".")[2]}
     files = {TESTS.parent / f"{module.replace('.', '/')}.py" for module in parts}
     assert not {file for file in files if file.exists()}
 
 
-def test_folders_of_tests_mirror_those_of_the_package() -> None:
-    """Beside them there are those for what is not one folder's, or not of the package."""
+def test_test_folders_mirror_the_package() -> None:
+    """The other folders test several folders of the package, or files outside of it."""
     others = {"app", "deploy", "faults", "fuzz", "project"}
     folders = {path.parent.relative_to(TESTS).parts[0] for path in TEST_FILES}
     assert {name for name in folders - others if not (ROOT / "skyfast" / name).is_dir()} == set()
 
 
-def test_the_core_imports_nothing_of_the_package() -> None:
+def test_core_imports_nothing_from_the_package() -> None:
     statement = re.compile(r"^\s*(?:from\s+(\S+)\s+c?import|c?import\s+(.+))", re.MULTILINE)
-    found = {
+    modules = {
         module.strip()
         for path in CORE
         for match in statement.finditer(path.read_text())
         for module in (match[1] or match[2]).split(",")
     }
-    assert found >= {"libc.stdint", "typing", "collections.abc"}
-    assert {module for module in found if module.startswith(("skyfast", "."))} == set()
+    assert modules >= {"libc.stdint", "typing", "collections.abc"}
+    assert {module for module in modules if module.startswith(("skyfast", "."))} == set()

@@ -192,7 +192,11 @@ def test_invalid_recording_is_reported_in_one_line(tmp_path: Path, check: list[s
 def test_check_summarizes_recordings() -> None:
     done = run("--check", "--replay", *(RECORDINGS / name for name in TWO))
     assert (done.returncode, done.stderr) == (0, "")
-    *_, a, b = done.stdout.splitlines()
+    first, *_, a, b = done.stdout.splitlines()
+    recordings = ", ".join(str(RECORDINGS / name) for name in TWO)
+    assert first == f"# Replaying {recordings} instead of subscribing."
+    assert "analyzers: []" in done.stdout
+    assert ":8082" not in done.stdout
     assert a.endswith("two-analyzers-a.jsonl: 37 messages of 1 analyzer in 120 s.")
     assert b.endswith("two-analyzers-b.jsonl: 33 messages of 1 analyzer in 120 s.")
 

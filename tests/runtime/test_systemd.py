@@ -64,7 +64,11 @@ async def test_start_reloads_and_stop_are_notified(tmp_path: Path, listener: Lis
     config = write_config(tmp_path)
     async with running(config, quiet=False, **listener.environ) as skyfast:
         ready = await listener.next()
-        assert ready == {"READY": "1", "STATUS": f"serving {skyfast.url}/metrics"}
+        port = skyfast.url.rpartition(":")[2]
+        assert ready == {
+            "READY": "1",
+            "STATUS": f"listening on 127.0.0.1:{port} ({skyfast.url}/)",
+        }
         assert await is_healthy(skyfast)
 
         before_us = time.monotonic_ns() // 1000

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -197,7 +198,25 @@ async def test_login_to_stopped_analyzer_does_not_raise(analyzer: FakeAnalyzer) 
     await analyzer.stop()
     auth_state = authentication(analyzer.url)
     assert not await auth_state.reauthenticate(auth_state.headers())
-    assert "POST /login: " in auth_state.problem
+    assert auth_state.problem == "POST /login: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 8082)"),
+            "connection refused",
+        ),
+        (socket.gaierror(-2, "Name or service not known"), "name or service not known"),
+        (OSError("Multiple exceptions: a, b"), "Multiple exceptions: a, b"),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong"), "[SSL: WRONG_VERSION_NUMBER] wrong"),
+        (ValueError("forged\nline"), "forged\\nline"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_connection_errors_have_the_text_of_the_system(error: Exception, text: str) -> None:
+    assert auth.connection_error(error) == text
 
 
 async def test_login_resolves_host_name(

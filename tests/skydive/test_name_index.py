@@ -286,6 +286,14 @@ def test_known_and_ambiguous_addresses_are_not_noted(index):
     assert index.addresses.take_unknown(0.0, 10) == []
 
 
+def test_an_address_that_is_known_by_now_is_not_asked_for(index):
+    for number in range(3):
+        index.addresses[f"10.0.0.{number}"]
+    update(index, addresses={"10.0.0.0": "a", **ON_BOTH_HOSTS})
+    assert index.addresses.take_unknown(0.0, 1) == ["10.0.0.2"]
+    assert index.addresses.unknown == 1
+
+
 def test_unknown_addresses_are_bounded(index, monkeypatch):
     monkeypatch.setattr(name_index, "MAX_UNKNOWN", 3)
     addresses = index.addresses

@@ -810,6 +810,8 @@ async def test_failures_are_logged_once_per_interval_with_count(
     assert "more suppressed" not in first
     assert failures > 5
     assert second.endswith(f"({failures - 2} more suppressed)")
+    assert "still not subscribed" not in first
+    assert f"still not subscribed after {failures} attempts: opening handshake failed" in second
     assert "403" in third
     assert "more suppressed" not in third
 

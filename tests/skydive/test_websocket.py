@@ -33,7 +33,7 @@ from websockets.uri import parse_uri
 from skyfast.config import model
 from skyfast.skydive import websocket as frames
 from skyfast.skydive.tls import client_context
-from skyfast.skydive.websocket import BUFFER_BYTES, Connection, MessageData
+from skyfast.skydive.websocket import BUFFER_BYTES, MessageData, WebSocketConnection
 from tests.support.analyzer import (
     ACCEPT_GUID,
     BINARY,
@@ -188,14 +188,14 @@ class Receiver(Wire):
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         on_message: Callable[[MessageData], None] | None = None,
     ) -> None:
-        super().__init__(Connection, max_message_bytes)
+        super().__init__(WebSocketConnection, max_message_bytes)
         self.messages: list[bytes] = []
         self._max_message_bytes = max_message_bytes
         self._on_message = on_message or (lambda data: self.messages.append(bytes(data)))
 
     async def start(self) -> None:
         """Start receiving."""
-        assert isinstance(self.connection, Connection)
+        assert isinstance(self.connection, WebSocketConnection)
         self._receiving = asyncio.create_task(
             self.connection.receive(self._on_message, max_message_bytes=self._max_message_bytes)
         )
@@ -518,16 +518,16 @@ def tls(scheme: str, tmp_path: Path) -> TLS:
     return TLS(authority.server_context("127.0.0.1"), client)
 
 
-async def connected(url: str, tls: TLS, *, max_message_bytes: int = 1 << 24) -> Connection:
+async def connected(url: str, tls: TLS, *, max_message_bytes: int = 1 << 24) -> WebSocketConnection:
     connection = await connect(
         url,
         compression=None,
         proxy=None,
         max_size=max_message_bytes,
         ssl=tls.client,
-        create_connection=Connection,
+        create_connection=WebSocketConnection,
     )
-    assert isinstance(connection, Connection)
+    assert isinstance(connection, WebSocketConnection)
     return connection
 
 
@@ -536,7 +536,7 @@ class Receiving:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: WebSocketConnection,
         *,
         keep: Callable[[MessageData], Any] = bytes,
         handling_s: float = 0.0,

@@ -76,7 +76,7 @@ class Skyfast:
         async for raw in self.process.stderr:
             line = raw.decode().rstrip("\n")
             self.log.append(line)
-            match = re.search(r"serving (https?://\S+)/metrics(\"}|$)", line)
+            match = re.search(r"listening on \S+ \((https?://\S+)/\)(\"}|$)", line)
             if match and not self.served_at.done():
                 self.served_at.set_result(match[1])
         if not self.served_at.done():

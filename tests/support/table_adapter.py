@@ -131,7 +131,7 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount:
     told = all(path[0] == "Metric" for path in value.paths)
     return Counter(
         paths=value.paths,
-        amounts=tuple(("LastUpdateMetric", path[1]) for path in value.paths) if told else (),
+        last_update=tuple(("LastUpdateMetric", path[1]) for path in value.paths) if told else (),
         optional=value.is_optional,
     )
 

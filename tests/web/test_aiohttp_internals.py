@@ -1,6 +1,6 @@
-"""The list of what skyfast relies on in aiohttp without its documentation is complete, and true.
+"""The list of undocumented parts of aiohttp that skyfast relies on is complete and correct.
 
-The list is the first lines of `skyfast.web.connections`.
+The list is in the docstring of `skyfast.web.connections`.
 """
 
 import ast
@@ -24,7 +24,7 @@ LISTED = set(re.findall(r"``((?:web|http|http_exceptions)\.[\w.]+)``", connectio
 LISTED_OF_BASE = {name.rpartition(".")[2] for name in LISTED if name.count(".") == 2} & {*dir(BASE)}
 
 DOCUMENTED = ("aiohttp", "aiohttp.abc", "aiohttp.hdrs", "aiohttp.web")
-"""The modules of aiohttp that its reference describes."""
+"""The documented modules of aiohttp."""
 
 OTHERS = sorted({*(ROOT / "skyfast").rglob("*.py")} - {Path(connections.__file__)})
 
@@ -43,7 +43,7 @@ def tree(path):
 
 
 def imported(module):
-    """Yield what a module imports from aiohttp: the module there, and the name in it."""
+    """Yield the imports from aiohttp as pairs of a module of aiohttp and a name in it."""
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "aiohttp":
             for alias in node.names:
@@ -55,7 +55,7 @@ def imported(module):
 
 
 def attributes(module):
-    """Yield the attributes of anything but ``self`` and ``cls`` that a module names."""
+    """Yield the names of all attributes in a module, except those of ``self`` and ``cls``."""
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls"}:
             yield node.attr
@@ -68,28 +68,28 @@ def bases(module):
 
 
 @pytest.mark.parametrize("name", sorted(LISTED))
-def test_what_is_listed_exists(name):
-    found = aiohttp
+def test_listed_names_exist(name):
+    target = aiohttp
     for part in name.split("."):
-        found = getattr(found, part)
+        target = getattr(target, part)
 
 
-def test_the_parameters_exist():
+def test_parameters_exist():
     assert {*connections._OPTIONS} <= {*inspect.signature(BASE).parameters}
     server = inspect.signature(aiohttp.web.Server).parameters
     assert {"request_factory", "handler_cancellation"} <= {*server}
     request = inspect.signature(aiohttp.web.BaseRequest).parameters.values()
-    assert sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in request) == 6
+    assert sum(item.kind is item.POSITIONAL_OR_KEYWORD for item in request) == 6
 
 
-def test_the_locked_version_is_among_those_that_were_checked():
+def test_locked_version_is_a_tested_version():
     (locked,) = re.findall(r"(?m)^aiohttp==(\S+)", (ROOT / "requirements.lock").read_text())
     versions = re.search(r"Tested with aiohttp ([\d.,\s]+(?:and [\d.]+))", connections.__doc__)[1]
     assert locked in re.findall(r"\d+\.\d+\.\d+", versions)
 
 
-def test_all_that_a_connection_has_of_its_base_class_is_listed():
-    """So no attribute of its own takes the place of one of aiohttp's either."""
+def test_inherited_attributes_in_use_are_listed():
+    """This also shows that `HttpConnection` overrides no other attribute of aiohttp."""
     (connection,) = [
         node
         for node in tree(connections.__file__).body
@@ -105,12 +105,12 @@ def test_all_that_a_connection_has_of_its_base_class_is_listed():
     assert (named & {*dir(BASE)}) - ordinary == LISTED_OF_BASE
 
 
-def test_all_else_that_is_used_is_listed():
+def test_other_internals_in_use_are_listed():
     module = tree(connections.__file__)
     undocumented = {
-        f"{where.removeprefix('aiohttp.')}.{name}"
-        for where, name in imported(module)
-        if where not in DOCUMENTED
+        f"{origin.removeprefix('aiohttp.')}.{name}"
+        for origin, name in imported(module)
+        if origin not in DOCUMENTED
     }
     listed = {name for name in LISTED if not name.startswith("web.")}
     assert undocumented == {".".join(name.split(".")[:2]) for name in listed}
@@ -125,12 +125,12 @@ def test_no_other_module_relies_on_internals(path):
     names = {*imported(module)}
     if not names:
         return
-    assert {where for where, _ in names} <= {*DOCUMENTED}
+    assert {origin for origin, _ in names} <= {*DOCUMENTED}
     assert not {name for _, name in names if name.startswith("_")}
     assert not {*attributes(module)} & PRIVATE
-    assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())  # in annotations, too
+    assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())  # includes annotations
     for base in bases(module):
-        # An abstract class is there to be derived from.
+        # Only the abstract classes of aiohttp.abc are meant for subclasses.
         assert not base.startswith(("aiohttp.", "web."))
         assert ("aiohttp", base) not in names
         assert ("aiohttp.web", base) not in names

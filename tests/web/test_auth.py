@@ -1,4 +1,4 @@
-"""Who is answered, and what guesses cost, on real sockets."""
+"""Authentication and the limits on password guesses, on real sockets."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ from tests.support.http_client import Site, request
 from tests.support.web_configs import CHEAP, DEAR, PASSWORD, basic, users
 from tests.support.web_fixtures import FLOWS, TEST_TIMEOUT_S, on_both_loops, until
 
-# --- who is answered
+# --- authentication
 
 
 @on_both_loops
@@ -22,9 +22,9 @@ async def test_authentication(plain, caplog):
         for path in ("/metrics", "/", "/nowhere", "/-/healthy", "/-/ready"):
             for method in ("GET", "HEAD"):
                 await client.send(request(path, method=method))
-                answer = await client.answer(head=method == "HEAD")
-                assert answer.status == 401
-                assert answer.headers["www-authenticate"].startswith('Basic realm="skyfast"')
+                response = await client.answer(head=method == "HEAD")
+                assert response.status == 401
+                assert response.headers["www-authenticate"].startswith('Basic realm="skyfast"')
         for header in (basic(password="wrong"), basic("bob"), "Basic !", "Bearer x", "Basic"):
             await client.send(request("/metrics", authorization=header))
             assert (await client.answer()).status == 401
@@ -39,7 +39,7 @@ async def test_authentication(plain, caplog):
 
 
 @on_both_loops
-async def test_health_answers_everybody_if_so_configured(plain):
+async def test_health_checks_can_skip_authentication(plain):
     async with Site(security=WebSecurity(plain(users())), health_without_auth=True) as site:
         for path in ("/-/healthy", "/-/ready"):
             assert (await site.get(path)).status == 200
@@ -48,13 +48,13 @@ async def test_health_answers_everybody_if_so_configured(plain):
 
 
 @on_both_loops
-async def test_long_and_strange_passwords(plain):
+async def test_long_and_unusual_passwords(plain):
     password = "ä" * 50
-    of_72 = bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(4)).decode()
-    async with Site(security=WebSecurity(plain(users(ä=of_72)))) as site:
+    hash_of_72_bytes = bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(4)).decode()
+    async with Site(security=WebSecurity(plain(users(ä=hash_of_72_bytes)))) as site:
         assert (await site.get("/", authorization=basic("ä", password))).status == 200
-        for wrong in ("ä" * 30, "", "\0", "ä\0"):
-            assert (await site.get("/", authorization=basic("ä", wrong))).status == 401
+        for wrong_password in ("ä" * 30, "", "\0", "ä\0"):
+            assert (await site.get("/", authorization=basic("ä", wrong_password))).status == 401
 
 
 @on_both_loops
@@ -66,11 +66,11 @@ async def test_configured_headers(plain):
     async with Site(security=WebSecurity(path)) as site:
         for page in ("/", "/metrics", "/api/status", "/api/top", "/nowhere"):
             for header in (basic(), ""):
-                answer = await site.get(page, authorization=header)
-                assert (answer.status == 401) is (not header)
-                assert answer.headers["x-frame-options"] == "deny"
-                assert answer.headers["content-security-policy"] == "x"
-                assert answer.headers["x-content-type-options"] == "nosniff"
+                response = await site.get(page, authorization=header)
+                assert (response.status == 401) is (not header)
+                assert response.headers["x-frame-options"] == "deny"
+                assert response.headers["content-security-policy"] == "x"
+                assert response.headers["x-content-type-options"] == "nosniff"
 
 
 @on_both_loops
@@ -84,16 +84,16 @@ async def test_rate_limit(plain):
         now_s = 2.0
         assert [(await site.get("/")).status for _ in range(2)] == [200, 429]
     async with Site(security=WebSecurity(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
-        answer = await site.get("/")
-        assert answer.status == 429
-        assert "retry-after" not in answer.headers  # it never is another
+        response = await site.get("/")
+        assert response.status == 429
+        assert "retry-after" not in response.headers  # no later request succeeds either
 
 
-# --- guesses
+# --- limits on guesses
 
 
 @on_both_loops
-async def test_wrong_passwords_are_limited_by_address(plain, caplog):
+async def test_wrong_passwords_are_limited_per_address(plain, caplog):
     now_s = 0.0
     security = WebSecurity(plain(users()), now=lambda: now_s)
     async with Site(security=security) as site:
@@ -107,20 +107,24 @@ async def test_wrong_passwords_are_limited_by_address(plain, caplog):
         burst = auth.WRONG_BURST
         assert [await guess(i) for i in range(burst + 3)] == [401] * burst + [429] * 3
         assert await guess(0, "127.0.0.3") == 401
-        right = request("/", authorization=basic())
-        async with await site.ask(right, local="127.0.0.2") as client:
-            assert (await client.answer()).status == 200  # known, so it is not a guess
+        valid_request = request("/", authorization=basic())
+        async with await site.ask(valid_request, local="127.0.0.2") as client:
+            assert (
+                await client.answer()
+            ).status == 200  # requests with a cached password are not limited
         now_s = auth.WRONG_INTERVAL_S
         assert [await guess(i) for i in range(burst, burst + 2)] == [401, 429]
     assert "guess" not in caplog.text
 
 
 @on_both_loops
-async def test_a_stale_password_does_not_shut_out_the_right_one(plain, monkeypatch):
-    """Of another client behind the same address, for as long as that tries."""
+async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch):
+    """A client that retries an outdated password does not block others behind its address."""
     computed = []
     checkpw = bcrypt.checkpw
-    monkeypatch.setattr(bcrypt, "checkpw", lambda *each: computed.append(1) or checkpw(*each))
+    monkeypatch.setattr(
+        bcrypt, "checkpw", lambda *arguments: computed.append(1) or checkpw(*arguments)
+    )
     async with Site(
         security=WebSecurity(plain(users(alice=CHEAP, bob=CHEAP)), now=lambda: 0.0)
     ) as site:
@@ -130,27 +134,27 @@ async def test_a_stale_password_does_not_shut_out_the_right_one(plain, monkeypat
         assert len(computed) == 2
         for user in ("alice", "bob"):
             assert (await site.get("/", authorization=basic(user))).status == 200
-        # It is right from now on, and was remembered as wrong.
+        # A password that is cached as wrong can become valid.
         plain(users(alice=bcrypt.hashpw(b"last year's", bcrypt.gensalt(4)).decode()))
         assert (await site.get("/", authorization=basic(password="last year's"))).status == 200
 
 
 @on_both_loops
-async def test_retry_after_is_true(plain):
+async def test_retry_after_is_accurate(plain):
     now_s = 0.0
     async with Site(security=WebSecurity(plain(users()), now=lambda: now_s)) as site:
         for i in range(auth.WRONG_BURST):
             assert (await site.get("/", authorization=basic(password=f"{i}"))).status == 401
-        for now_s, told in ((0.0, 5), (1.5, 4), (4.5, 1)):
-            answer = await site.get("/", authorization=basic())
-            assert (answer.status, answer.headers["retry-after"]) == (429, str(told))
-            assert now_s + told >= auth.WRONG_INTERVAL_S
+        for now_s, retry_after_s in ((0.0, 5), (1.5, 4), (4.5, 1)):
+            response = await site.get("/", authorization=basic())
+            assert (response.status, response.headers["retry-after"]) == (429, str(retry_after_s))
+            assert now_s + retry_after_s >= auth.WRONG_INTERVAL_S
         now_s = 5.5
         assert (await site.get("/", authorization=basic())).status == 200
 
 
 @on_both_loops
-async def test_right_passwords_are_not_counted(plain):
+async def test_valid_passwords_are_not_limited(plain):
     hashes = {f"user{i}": CHEAP for i in range(2 * auth.WRONG_BURST)}
     async with Site(security=WebSecurity(plain(users(**hashes)), now=lambda: 0.0)) as site:
         for user in hashes:
@@ -158,9 +162,9 @@ async def test_right_passwords_are_not_counted(plain):
 
 
 @on_both_loops
-async def test_guessers_do_not_hold_up_who_is_known(plain, monkeypatch):
+async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
     monkeypatch.setattr(auth, "WRONG_BURST", 1000)
-    # A hash takes as long as the test wants it to, not as long as the machine needs.
+    # The test decides how long a hash takes, independently of the machine.
     computed = threading.Event()
     checkpw = bcrypt.checkpw
 
@@ -176,7 +180,7 @@ async def test_guessers_do_not_hold_up_who_is_known(plain, monkeypatch):
                 asyncio.create_task(site.get("/", authorization=basic(password=f"guess {i}")))
                 for i in range(3 * auth.MAX_CHECKS)
             ]
-            # Beyond those that may wait, guesses are sent away at once.
+            # Guesses that exceed the queue are rejected immediately.
             await until(lambda: sum(guess.done() for guess in guesses) == 2 * auth.MAX_CHECKS)
             for _ in range(3):
                 assert (await site.get("/metrics/flows", authorization=basic())).body == FLOWS
@@ -189,17 +193,19 @@ async def test_guessers_do_not_hold_up_who_is_known(plain, monkeypatch):
 
 
 @on_both_loops
-async def test_a_wrong_user_costs_what_a_wrong_password_does(plain, monkeypatch):
+async def test_unknown_user_costs_as_much_as_a_wrong_password(plain, monkeypatch):
     computed = []
     checkpw = bcrypt.checkpw
     monkeypatch.setattr(
-        bcrypt, "checkpw", lambda *each: computed.append(each[1][:7]) or checkpw(*each)
+        bcrypt,
+        "checkpw",
+        lambda *arguments: computed.append(arguments[1][:7]) or checkpw(*arguments),
     )
     async with Site(security=WebSecurity(plain(users(alice=DEAR)))) as site:
         for user in ("alice", "nobody"):
             for password in ("x", "y"):
                 assert (await site.get("/", authorization=basic(user, password))).status == 401
-        # Whoever knows an existing password does not get in by a name that is none.
+        # A valid password does not authenticate an unknown user.
         assert (await site.get("/", authorization=basic("nobody"))).status == 401
         for _ in range(3):
             assert (await site.get("/", authorization=basic())).status == 200
@@ -207,7 +213,7 @@ async def test_a_wrong_user_costs_what_a_wrong_password_does(plain, monkeypatch)
 
 
 @on_both_loops
-async def test_memory_of_guesses_is_bounded(plain, monkeypatch):
+async def test_caches_of_passwords_and_addresses_are_bounded(plain, monkeypatch):
     monkeypatch.setattr(auth, "MAX_ADDRESSES", 3)
     monkeypatch.setattr(auth, "MAX_VERIFIED", 2)
     monkeypatch.setattr(auth, "MAX_FAILED", 4)
@@ -227,11 +233,11 @@ async def test_memory_of_guesses_is_bounded(plain, monkeypatch):
     assert [await guess(f"10.0.0.{i}") for i in range(5)] == [401] * 5
     assert [await guess(f"10.0.0.{i}") for i in (4, 3, 2)] == [429] * 3
     assert await guess("10.0.0.0") == 401
-    # All of an IPv6 network count as one, but another does not.
+    # All addresses of an IPv6 network share a limit; other networks have their own.
     networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
     assert [await guess(address) for address in networks] == [401, 429, 401]
     assert len(security._passwords._failed) == 4
-    # What is remembered of one address is not of another.
+    # Wrong passwords are cached per address.
     wrong = basic("user0", "wrong")
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)

@@ -1,4 +1,4 @@
-"""The status page in a real browser: what its script makes of it, and what people see."""
+"""The status page and its script in a real browser."""
 
 import asyncio
 import dataclasses
@@ -28,9 +28,9 @@ REFRESHED = "performance.getEntriesByType('resource').some((entry) => /top/.test
 RANKS = """
 [...document.querySelectorAll('[data-rows=top] tbody tr')].map((row) => row.cells[1].textContent)
 """.strip()
-PLACES = """
+ELEMENTS = """
 [...document.querySelectorAll('[data-key]:not(th), [data-highest], tbody td, #note, title, li')]
-    .map((place) => [place.tagName, place.className, place.title, place.textContent])
+    .map((element) => [element.tagName, element.className, element.title, element.textContent])
 """
 DRAWN = "[...document.querySelectorAll('[data-series] path')].map((path) => path.getAttribute('d'))"
 
@@ -43,7 +43,7 @@ async def browser():
 
 @pytest.fixture
 def visited(browser):
-    """Return what yields a tab in which a page is open; nothing must go wrong in it."""
+    """Return a context manager that opens a page in a tab and checks it for errors."""
 
     @asynccontextmanager
     async def visit(site, path="/", **look):
@@ -58,18 +58,18 @@ def visited(browser):
     return visit
 
 
-def served(told):
-    """Return the script that lets ``told`` be the status from now on, and asks for it."""
+def served(api_status):
+    """Return a script that makes ``api_status`` the response for the status, and requests it."""
     return f"""
-        const ask = window.fetch, told = {json.dumps(json.dumps(told))};
+        const ask = window.fetch, served = {json.dumps(json.dumps(api_status))};
         window.fetch = (path, options) => String(path).includes('status')
-            ? Promise.resolve(new Response(told)) : ask(path, options);
+            ? Promise.resolve(new Response(served)) : ask(path, options);
         document.querySelector('#pause').click();
         document.querySelector('#pause').click();
     """
 
 
-async def test_the_script_writes_what_the_server_writes(visited, monkeypatch):
+async def test_script_renders_the_same_page_as_the_server(visited, monkeypatch):
     async with three_connections() as site:
         await site.get("/metrics")
         site.app.status.sample()
@@ -77,14 +77,14 @@ async def test_the_script_writes_what_the_server_writes(visited, monkeypatch):
         stats.last_failure = Failure("error", "never", 1_700_000_000.0)
         report = await site.app.status.report()
 
-        async def same():
+        async def fixed_report():
             return report
 
-        monkeypatch.setattr(site.app.status, "report", same)
+        monkeypatch.setattr(site.app.status, "report", fixed_report)
         async with visited(site, "/?by=packets") as tab:
             await tab.until(REFRESHED)
             await tab.evaluate("document.querySelector('#pause').click()")
-            written, drawn = await tab.evaluate(PLACES), await tab.evaluate(DRAWN)
+            written, drawn = await tab.evaluate(ELEMENTS), await tab.evaluate(DRAWN)
             ranks = await tab.evaluate(RANKS)
             await tab.evaluate(
                 "fetch(location).then((answer) => answer.text()).then((text) => {"
@@ -92,34 +92,34 @@ async def test_the_script_writes_what_the_server_writes(visited, monkeypatch):
             )
             await tab.until("window.served")
             assert await tab.evaluate(DRAWN.replace("document", "served")) == drawn
-            served = await tab.evaluate(PLACES.replace("document", "served"))
+            served = await tab.evaluate(ELEMENTS.replace("document", "served"))
     assert ranks == ["10.0.0.1", "10.0.0.2", "fd00::3"]
     assert len(written) > 80
-    # It says itself that something is wrong, where only the title can be seen.
+    # The title alone shows that an analyzer is down.
     assert written[0] == ["TITLE", "", "", "▲ 0 of 1 analyzer · skyfast · skyfast-test"]
     assert written == served
     assert [path for path in drawn if path.startswith("M")]
 
 
 async def test_formats_of_the_script(visited):
-    """By way of the page: each value as that of an analyzer's column."""
+    """The script writes the values into a table that the test adds to the page."""
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
-        told = await site.json("/api/status")
+        api_status = await site.json("/api/status")
         heads = "".join(
             f'<th data-key="v{i}" data-format="{format_}">'
             for i, (format_, _, _) in enumerate(FORMATS)
         )
         table = f'<table data-rows="formats"><thead><tr>{heads}</tr></thead><tbody></tbody></table>'
         row = {f"v{i}": value for i, (_, value, _) in enumerate(FORMATS)}
-        told |= {"timestamp_seconds": 1000, "formats": [row]}
+        api_status |= {"timestamp_seconds": 1000, "formats": [row]}
         await tab.evaluate(
             f"""
             document.querySelector('[data-rows=analyzers]').insertAdjacentHTML('afterend',
                 '{table}');
             """
         )
-        await tab.evaluate(served(told))
+        await tab.evaluate(served(api_status))
         await tab.until("document.querySelectorAll('[data-rows=formats] td').length > 0")
         written = await tab.evaluate(
             "[...document.querySelectorAll('[data-rows=formats] td')].map((td) => td.textContent)"
@@ -148,9 +148,9 @@ async def test_sort_and_filter(visited):
         await tab.type("#filter", "x")
         await tab.until(f"{RANKS}.length === 0")
         assert await tab.evaluate("document.querySelector('#note').textContent") == (
-            "0 connections"
+            "0 of 3 connections"
         )
-        # What was chosen is in the address, for a bookmark or a reload.
+        # The URL contains the selection, for bookmarks and reloads.
         search = await tab.evaluate("location.search")
         assert search == "?by=bytes&filter=0.0.1x&n=20"
         site.report(make_flow("5", a="10.0.0.1x"))
@@ -195,7 +195,7 @@ async def test_without_script(browser):
         assert not [url for url in tab.requested if "api" in url]
 
 
-async def test_silence_is_told(visited):
+async def test_missing_responses_are_shown(visited):
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         assert await tab.evaluate("document.querySelector('#stale').hidden")
@@ -208,7 +208,7 @@ async def test_silence_is_told(visited):
         assert await tab.evaluate("document.title") == "▲ skyfast does not respond"
 
 
-async def test_a_proxy_that_answers_alone_is_silence_too(visited):
+async def test_errors_of_a_proxy_count_as_missing_responses(visited):
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         await tab.evaluate("window.fetch = () => Promise.resolve(new Response('', {status: 503}))")
@@ -220,23 +220,23 @@ async def test_a_proxy_that_answers_alone_is_silence_too(visited):
         await tab.until("!document.querySelector('#stale').hidden")
 
 
-async def test_a_page_that_was_made_before_a_change_is_made_anew(visited, monkeypatch):
-    made = []
+async def test_page_of_an_older_version_is_reloaded_once(visited, monkeypatch):
+    rendered = []
     as_html = status_html.as_html
 
     def old_at_first(report, *others):
-        made.append(report)
+        rendered.append(report)
         old = dataclasses.replace(report, version="98")
-        return as_html(report if made[1:] else old, *others)
+        return as_html(report if rendered[1:] else old, *others)
 
     monkeypatch.setattr(status_html, "as_html", old_at_first)
     async with three_connections() as site, visited(site) as tab:
-        await until(lambda: len(made) == 2)
+        await until(lambda: len(rendered) == 2)
         await tab.until(REFRESHED)
-        assert len(made) == 2, "and not again"
+        assert len(rendered) == 2, "the page was reloaded again"
 
 
-async def test_another_version_has_another_page(visited):
+async def test_new_version_reloads_the_page(visited):
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         await tab.evaluate("window.old = true")
@@ -255,33 +255,35 @@ CONTRASTS = """
   const light = (rgb) => rgb.map((part) => part / 255)
     .map((part) => part <= .04045 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4)
     .reduce((sum, part, i) => sum + part * [.2126, .7152, .0722][i], 0);
-  const found = {};
+  const ratios = {};
   const base = matchMedia('(prefers-color-scheme: dark)').matches ? '#121212' : '#fff';
   for (const element of document.querySelectorAll('body *')) {
     const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
     if (!text || !element.checkVisibility() || element.closest('.unseen, script')) continue;
     const below = [];
-    for (let at = element; at; at = at.parentElement) {
-      below.unshift(getComputedStyle(at).backgroundColor);
+    for (let ancestor = element; ancestor; ancestor = ancestor.parentElement) {
+      below.unshift(getComputedStyle(ancestor).backgroundColor);
     }
     const colour = getComputedStyle(element).color;
-    const [one, other] = [light(over([base, ...below])), light(over([base, ...below, colour]))];
-    const ratio = (Math.max(one, other) + .05) / (Math.min(one, other) + .05);
+    const background = light(over([base, ...below]));
+    const foreground = light(over([base, ...below, colour]));
+    const ratio = (Math.max(background, foreground) + .05)
+      / (Math.min(background, foreground) + .05);
     const name = element.tagName + '.' + element.className;
-    found[name] = Math.min(found[name] ?? 99, ratio);
+    ratios[name] = Math.min(ratios[name] ?? 99, ratio);
   }
-  return found;
+  return ratios;
 })()
 """
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-async def test_everybody_can_read_it(visited, dark):
+async def test_page_is_accessible(visited, dark):
     async with three_connections() as site, visited(site, dark=dark) as tab:
         await tab.until(REFRESHED)
         contrasts = await tab.evaluate(CONTRASTS)
         assert len(contrasts) > 20
-        # Of WCAG 2.2, level AA.
+        # WCAG 2.2, level AA, requires a contrast of 4.5.
         assert not {name: ratio for name, ratio in contrasts.items() if ratio < 4.5}
         background = await tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
         assert background is dark
@@ -291,7 +293,7 @@ async def test_everybody_can_read_it(visited, dark):
         )
         headless = await tab.evaluate("document.querySelectorAll('th:not([scope])').length")
         assert (unlabelled, headless) == (0, 0)
-        # By the keyboard alone: to the first choice, and to what it says.
+        # The Tab key reaches the links and controls in order, with a visible outline.
         focused = []
         for _ in range(8):
             await tab.press("Tab")
@@ -310,19 +312,19 @@ async def test_narrow_screens(visited, width):
     async with three_connections() as site:
         for path in ("/", "/cardinality"):
             async with visited(site, path, width=width) as tab:
-                # Tables have bars of their own; the page has none.
+                # Only tables scroll horizontally, not the page.
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width
 
 
-async def test_a_hidden_page_asks_nothing(visited):
+async def test_paused_page_sends_no_requests(visited):
     async with Site() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         await tab.click("#pause")
-        asked = len(tab.requested)
+        requests = len(tab.requested)
         await tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         await asyncio.sleep(0.3)
-        assert len(tab.requested) == asked
+        assert len(tab.requested) == requests
         assert await tab.evaluate("document.querySelector('#pause').textContent") == "Resume"
         await tab.click("#pause")
         await tab.until("document.querySelector('#pause').textContent === 'Pause'")
-        await until(lambda: len(tab.requested) >= asked + 2)
+        await until(lambda: len(tab.requested) >= requests + 2)

@@ -12,7 +12,7 @@ from tests.support.web_fixtures import FakeTable, on_both_loops, source
 
 
 @on_both_loops
-async def test_a_report_is_kept_for_a_moment(monkeypatch):
+async def test_report_is_cached_briefly(monkeypatch):
     table = FakeTable()
     counts = source(table).cardinality
     first = await counts.report()
@@ -29,8 +29,8 @@ async def test_a_report_is_kept_for_a_moment(monkeypatch):
 
 
 @on_both_loops
-async def test_a_report_is_of_one_moment():
-    """What would be left is not compared with connections that there were some seconds ago."""
+async def test_report_compares_connections_of_one_scan():
+    """The number without a label is not compared with an older number of connections."""
     core = Core()
     core.message([make_flow("1")], 0)
     counts = Cardinality(table=core.table, view=core.plan.views[0])
@@ -46,7 +46,7 @@ async def test_a_report_is_of_one_moment():
 
 
 @on_both_loops
-async def test_no_more_than_twenty_values():
+async def test_values_per_label_are_limited_to_twenty():
     table = FakeTable()
     table.values["target_ip"] = [(str(number), 1) for number in range(100)]
     _, label = (await source(table).cardinality.report()).labels
@@ -54,7 +54,7 @@ async def test_no_more_than_twenty_values():
 
 
 @on_both_loops
-async def test_a_fault_ends_with_the_report():
+async def test_failed_report_does_not_block_the_next():
     table = FakeTable()
     table.values = {}
     counts = source(table).cardinality
@@ -62,6 +62,6 @@ async def test_a_fault_ends_with_the_report():
         try:
             await counts.report()
         except BusyError:
-            pytest.fail("the report that failed is not over")
+            pytest.fail("the failed report still blocks other requests")
         except KeyError:
             pass

@@ -25,14 +25,14 @@ def report(*values, without=None):
 
 
 def test_html_is_escaped():
-    evil = "<script>alert('\"&')</script>"
-    html = as_html(report((evil, 3), ("", 1)))
+    hostile = "<script>alert('\"&')</script>"
+    html = as_html(report((hostile, 3), ("", 1)))
     assert "<script" not in html
     assert "&lt;script&gt;alert(&#x27;&quot;&amp;&#x27;)&lt;/script&gt;" in html
     assert "<small>(empty)</small>" in html
 
 
-def test_html_begins_with_the_label_that_has_most_values():
+def test_html_starts_with_the_label_with_the_most_values():
     html = as_html(report(("a", 4), ("b", 2)))
     assert re.findall(r"<h2>(\w+)</h2> ([^\n]+)", html) == [
         ("many", "9 values"),
@@ -44,7 +44,7 @@ def test_html_begins_with_the_label_that_has_most_values():
     assert "<aside>" not in html
 
 
-def test_html_of_what_would_be_left():
+def test_html_of_the_cardinality_without_a_label():
     without = WithoutLabel(label="many", connections=2, series_at_most=6)
     html = as_html(report(("a", 4), without=without))
     aside = re.search(r"<aside>(.*?)</aside>", html, re.DOTALL)[1]

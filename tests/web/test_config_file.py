@@ -1,4 +1,4 @@
-"""The web configuration: what a file can say, and what its server then does on real sockets."""
+"""The web configuration: reading the file, and its effect on a server on real sockets."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ def trusting(authority, **settings):
 
 
 class Secure:
-    """A client under TLS, with the reading methods of `Client`."""
+    """A TLS client with the reading methods of `Client`."""
 
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
@@ -71,7 +71,7 @@ class Secure:
 
 
 async def refused(port, context):
-    """Return whether a client is not answered."""
+    """Return whether a client gets no response."""
     try:
         async with await Secure.open(port, context) as client:
             await client.ask("/-/healthy")
@@ -80,31 +80,37 @@ async def refused(port, context):
     return False
 
 
-# --- what a file can say
+# --- reading the file
 
 OPTIONAL = "client_auth_type: VerifyClientCertIfGiven"
 TLS = "cert_file: ca-127.0.0.1.crt, key_file: ca-127.0.0.1.key"
 
-WRONG = {
+INVALID_FILES = {
     "unknown section": ("tls_config: {}", "line 1: tls_config: is an unknown key; did you mean"),
     "unknown key": (
         f"tls_server_config: {{{TLS},\n certfile: x}}",
         "line 2: tls_server_config.cer",
     ),
-    "no mapping": ("basic_auth_users: alice:hunter2", "line 1: basic_auth_users: is not a mapping"),
-    "no mapping at all": ("- hunter2", "line 1: a list is not a mapping"),
-    "no key": ("tls_server_config: {cert_file: ca.crt}", "key_file or key is missing"),
-    "no certificate": ("tls_server_config: {key_file: ca.crt}", "cert_file or cert is missing"),
-    "absent": ("tls_server_config: {cert_file: no.crt, key_file: no.key}", "cert_file: '"),
-    "not its key": (
+    "not a mapping": (
+        "basic_auth_users: alice:hunter2",
+        "line 1: basic_auth_users: is not a mapping",
+    ),
+    "a list at the top level": ("- hunter2", "line 1: a list is not a mapping"),
+    "missing key": ("tls_server_config: {cert_file: ca.crt}", "key_file or key is missing"),
+    "missing certificate": (
+        "tls_server_config: {key_file: ca.crt}",
+        "cert_file or cert is missing",
+    ),
+    "missing file": ("tls_server_config: {cert_file: no.crt, key_file: no.key}", "cert_file: '"),
+    "mismatched key": (
         "tls_server_config: {cert_file: ca.crt, key_file: ca-127.0.0.1.key}",
         "(KEY_VALUES_MISMATCH)",
     ),
-    "both": (
+    "key and key_file": (
         f"tls_server_config: {{{TLS}, key: hunter2}}",
         "key: cannot be set together with key_file",
     ),
-    "inline": (
+    "mismatched inline key": (
         "tls_server_config: {cert_file: ca-127.0.0.1.crt, key: hunter2}",
         "tls_server_config.cert_file: 'ca-127.0.0.1.crt' is not a PEM certificate that matches the",
     ),
@@ -112,7 +118,7 @@ WRONG = {
         f"tls_server_config: {{{TLS}, client_auth_type: RequireAnyClientCert}}",
         "'RequireAnyClientCert' accepts any certificate, which does not authenticate clients",
     ),
-    "client_auth_type that asks": (
+    "client_auth_type that only requests": (
         f"tls_server_config: {{{TLS}, client_auth_type: RequestClientCert}}",
         "'RequestClientCert' accepts any certificate, which does not authenticate clients",
     ),
@@ -132,7 +138,7 @@ WRONG = {
         f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: ca.crt, client_ca: x}}",
         "client_ca: cannot be set together with client_ca_file",
     ),
-    "authority that is no text": (
+    "authority that is not a string": (
         f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca: [x]}}",
         "client_ca: is not PEM",
     ),
@@ -140,55 +146,67 @@ WRONG = {
         f"tls_server_config: {{{TLS}, client_allowed_sans: [x]}}",
         "requires client_auth_type: RequireAndVerifyClientCert",
     ),
-    "no names": (
+    "empty list of names": (
         f"tls_server_config: {{{TLS}, client_allowed_sans: []}}",
         "client_allowed_sans: a list without a name would reject every client",
     ),
-    "old": (
+    "old version": (
         f"tls_server_config: {{{TLS}, min_version: TLS10}}",
         "'TLS10' is not supported; use TLS12 or TLS13",
     ),
-    "version": (f"tls_server_config: {{{TLS}, max_version: TLS14}}", "is not one of TLS12, TLS13"),
-    "versions": (
+    "unknown version": (
+        f"tls_server_config: {{{TLS}, max_version: TLS14}}",
+        "is not one of TLS12, TLS13",
+    ),
+    "versions in the wrong order": (
         f"tls_server_config: {{{TLS}, min_version: TLS13, max_version: TLS12}}",
         "min_version: 'TLS13' is above max_version",
     ),
-    "suite": (f"tls_server_config: {{{TLS}, cipher_suites: [TLS_NULL]}}", "'TLS_NULL' is not one"),
-    "suites of 1.3": (
+    "unknown suite": (
+        f"tls_server_config: {{{TLS}, cipher_suites: [TLS_NULL]}}",
+        "'TLS_NULL' is not one",
+    ),
+    "suites of TLS 1.3": (
         f"tls_server_config: {{{TLS}, cipher_suites: [TLS_AES_128_GCM_SHA256]}}",
         "set min_version to TLS13",
     ),
-    "curve": (f"tls_server_config: {{{TLS}, curve_preferences: [P256]}}", "'P256' is not one of"),
-    "header": ("http_server_config: {headers: {X-Powered-By: x}}", "X-Powered-By: is an unknown"),
-    "header's value": (
+    "unknown curve": (
+        f"tls_server_config: {{{TLS}, curve_preferences: [P256]}}",
+        "'P256' is not one of",
+    ),
+    "unknown header": (
+        "http_server_config: {headers: {X-Powered-By: x}}",
+        "X-Powered-By: is an unknown",
+    ),
+    "invalid header value": (
         "http_server_config: {headers: {X-Frame-Options: allow}}",
         "X-Frame-Options: 'allow' is not one of deny, sameorigin",
     ),
-    "password for hash": (
+    "password in place of a hash": (
         "basic_auth_users:\n  alice: hunter2",
         "line 2: basic_auth_users.alice: <hidden> is not a bcrypt hash",
     ),
-    "no hash": ("basic_auth_users: {alice: }", "<hidden> is not a bcrypt hash"),
+    "empty hash": ("basic_auth_users: {alice: }", "<hidden> is not a bcrypt hash"),
     "almost a hash": (
         f"basic_auth_users: {{alice: {CHEAP[:28]}/{CHEAP[29:]}}}".replace("$04$", "$03$"),
         "<hidden> is not a bcrypt hash",
     ),
-    "expensive": (
+    "hash with a high cost": (
         f"basic_auth_users: {{alice: {CHEAP.replace('$04$', '$19$')}}}",
         "<hidden> has a cost above 18",
     ),
-    "colon": (
+    "colon in a user name": (
         f"basic_auth_users: {{'a:b': {CHEAP}}}",
         "is not a valid user name: it contains a colon",
     ),
-    "interval": ("rate_limit: {interval: 5, burst: 1}", "'5' is not a duration such as 1s"),
-    "no burst": ("rate_limit: {interval: 1s}", "rate_limit: burst (at least 1) is missing"),
-    "no YAML": ("rate_limit: [", "not valid YAML"),
+    "invalid interval": ("rate_limit: {interval: 5, burst: 1}", "'5' is not a duration such as 1s"),
+    "missing burst": ("rate_limit: {interval: 1s}", "rate_limit: burst (at least 1) is missing"),
+    "invalid YAML": ("rate_limit: [", "not valid YAML"),
 }
 
 
-@pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_told_in_one_line_without_secrets(text, message, file, plain):
+@pytest.mark.parametrize(("text", "message"), INVALID_FILES.values(), ids=INVALID_FILES)
+def test_errors_take_one_line_without_secrets(text, message, file, plain):
     file()
     path = plain(text)
     with pytest.raises(ConfigError) as caught:
@@ -201,19 +219,19 @@ def test_what_is_wrong_is_told_in_one_line_without_secrets(text, message, file, 
     assert CHEAP[10:] not in line
 
 
-def test_an_encrypted_key_is_refused(tmp_path, authority, plain):
+def test_encrypted_key_is_rejected(tmp_path, authority, plain):
     issued = authority.issue("localhost", password=b"hunter2")
     path = plain(f"tls_server_config: {{cert_file: {issued.certificate}, key_file: {issued.key}}}")
     with pytest.raises(ConfigError, match="the key is encrypted"):
         config_file.read(path)
 
 
-def test_standard_input_is_refused():
+def test_standard_input_is_rejected():
     with pytest.raises(ConfigError, match="standard input"):
         config_file.read("-")
 
 
-GOOD = {
+VALID_FILES = {
     "nothing": ("", "plain HTTP, no users"),
     "users": (users(), "plain HTTP, 1 user"),
     "TLS": (f"tls_server_config: {{{TLS}}}", "HTTPS, TLSv1_2 to TLSv1_3, no users"),
@@ -237,12 +255,12 @@ rate_limit: {{interval: 1m0.5s, burst: 20}}
 """,
         "HTTPS, TLSv1_3, client certificates required, 2 users, one request every 60.5 s",
     ),
-    "no rate": ("rate_limit: {interval: 0, burst: 0}", "plain HTTP, no users"),
+    "no rate limit": ("rate_limit: {interval: 0, burst: 0}", "plain HTTP, no users"),
 }
 
 
-@pytest.mark.parametrize(("text", "summary"), GOOD.values(), ids=GOOD)
-def test_what_a_file_can_say(text, summary, file, plain):
+@pytest.mark.parametrize(("text", "summary"), VALID_FILES.values(), ids=VALID_FILES)
+def test_valid_files(text, summary, file, plain):
     file()
     config = config_file.read(plain(text))
     assert config.summary() == summary
@@ -284,24 +302,24 @@ TOOLKIT = {
         + ", ".join(f"user{cost}: {CHEAP.replace('$04$', f'${cost}$')}" for cost in (12, 16, 18)),
         ["basic_auth_users.user18: has a cost of 18: the user's first request"],
     ),
-    "no requests": ("}, rate_limit: {interval: 1s, burst: 0", ["burst: 0 rejects every request"]),
+    "burst of zero": ("}, rate_limit: {interval: 1s, burst: 0", ["burst: 0 rejects every request"]),
 }
 
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
-def test_the_good_files_of_exporter_toolkit_are_taken(text, warnings, file, plain, caplog):
-    """What is safe of them: those that ask for certificates and verify none are refused."""
+def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
+    """skyfast rejects the insecure ones, which request certificates but do not verify them."""
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)
-    found = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert found == [f"web configuration: {warning}" for warning in config.warnings]
-    assert len(found) == len(warnings)
-    for line, warning in zip(found, warnings, strict=True):
+    messages = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert messages == [f"web configuration: {warning}" for warning in config.warnings]
+    assert len(messages) == len(warnings)
+    for line, warning in zip(messages, warnings, strict=True):
         assert re.match(rf"web configuration: {re.escape(path)}: line \d+: \S*{warning}", line)
 
 
-def test_several_curves_where_python_can(file, monkeypatch):
+def test_several_curves_if_python_supports_them(file, monkeypatch):
     offered = []
     monkeypatch.setattr(ServerContext, "set_groups", lambda _, names: offered.append(names), False)
     config = config_file.read(file(tls="curve_preferences: [X25519, CurveP384]"))
@@ -309,18 +327,18 @@ def test_several_curves_where_python_can(file, monkeypatch):
     assert not config.warnings
 
 
-def test_tls_1_2_is_authenticated_encryption_unless_chosen(file):
+def test_tls_1_2_defaults_to_authenticated_encryption(file):
     config = config_file.read(file())
-    old = [each["name"] for each in config.tls.get_ciphers() if each["protocol"] != "TLSv1.3"]
-    assert len(old) == 6
-    assert all("GCM" in name or "POLY1305" in name for name in old)
+    names = [item["name"] for item in config.tls.get_ciphers() if item["protocol"] != "TLSv1.3"]
+    assert len(names) == 6
+    assert all("GCM" in name or "POLY1305" in name for name in names)
 
 
 def test_suites_of_tls_1_2(file):
     suite = "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA"
     config = config_file.read(file(tls=f"cipher_suites: [{suite}, TLS_AES_128_GCM_SHA256]"))
-    old = [each["name"] for each in config.tls.get_ciphers() if each["protocol"] != "TLSv1.3"]
-    assert old == ["ECDHE-ECDSA-AES256-SHA"]
+    names = [item["name"] for item in config.tls.get_ciphers() if item["protocol"] != "TLSv1.3"]
+    assert names == ["ECDHE-ECDSA-AES256-SHA"]
 
 
 def inline(key, path):
@@ -329,7 +347,7 @@ def inline(key, path):
 
 
 @on_both_loops
-async def test_certificate_and_key_in_the_file_itself(authority, plain):
+async def test_inline_certificate_and_key(authority, plain):
     issued = authority.issue("127.0.0.1")
     path = plain(
         f"tls_server_config:\n{inline('cert', issued.certificate)}{inline('key', issued.key)}"
@@ -345,8 +363,8 @@ async def test_certificate_and_key_in_the_file_itself(authority, plain):
 
 
 @on_both_loops
-async def test_pages_under_tls(file, authority):
-    """HEAD, keep-alive and a page that is long."""
+async def test_pages_over_tls(file, authority):
+    """HEAD, keep-alive and a long page work over TLS."""
     async with (
         Site(FakeTable(BIG), security=WebSecurity(file())) as site,
         await Secure.open(site.port, trusting(authority)) as client,
@@ -363,7 +381,7 @@ async def test_pages_under_tls(file, authority):
 
 
 @on_both_loops
-async def test_the_least_version(file, authority):
+async def test_minimum_version(file, authority):
     old = trusting(authority, maximum_version=ssl.TLSVersion.TLSv1_2)
     async with Site(security=WebSecurity(file())) as site:
         assert not await refused(site.port, old)
@@ -380,33 +398,33 @@ async def test_client_certificates(tmp_path, file, authority):
     )
     stranger = Authority(tmp_path, "stranger")
 
-    def showing(issued):
+    def presenting(issued):
         context = trusting(authority)
         context.load_cert_chain(issued.certificate, issued.key)
         return context
 
     async with Site(security=WebSecurity(path)) as site:
         assert await refused(site.port, trusting(authority))
-        assert await refused(site.port, showing(stranger.issue("prometheus.example")))
-        context = showing(authority.issue("other.example"))
+        assert await refused(site.port, presenting(stranger.issue("prometheus.example")))
+        context = presenting(authority.issue("other.example"))
         async with await Secure.open(site.port, context) as client:
-            answer = await client.ask("/metrics")
-            assert (answer.status, answer.headers["connection"]) == (403, "close")
-            assert answer.text == "Forbidden: the certificate has no allowed name.\n"
+            response = await client.ask("/metrics")
+            assert (response.status, response.headers["connection"]) == (403, "close")
+            assert response.text == "Forbidden: the certificate has no allowed name.\n"
         assert site.scrape.handshakes_failed["client_certificate"] == 3
         assert not site.table.asked_at
         for name in ("prometheus.example", "2001:db8::1"):
-            assert not await refused(site.port, showing(authority.issue(name)))
+            assert not await refused(site.port, presenting(authority.issue(name)))
 
 
 @pytest.mark.xdist_group("timing")
 @on_both_loops
-async def test_handshakes_have_the_heads_deadline_and_are_counted(file, authority, monkeypatch):
+async def test_handshakes_have_a_timeout_and_count_as_connections(file, authority, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
     async with Site(security=WebSecurity(file()), max_connections=2) as site:
         begin_s = time.monotonic()
         silent = [await Client.open(site.port) for _ in range(3)]
-        # The one that waits longest makes room for the third.
+        # The third connection closes the one that has waited longest.
         assert await silent[0].end() in ("closed", "reset")
         assert time.monotonic() - begin_s < 0.25
         assert site.scrape.connections_rejected == 1
@@ -419,9 +437,7 @@ async def test_handshakes_have_the_heads_deadline_and_are_counted(file, authorit
 
 
 @on_both_loops
-async def test_a_client_that_the_systems_authorities_vouch_for(
-    tmp_path, file, authority, monkeypatch
-):
+async def test_client_certificate_of_a_system_authority(tmp_path, file, authority, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", authority.certificate)
     path = file(tls="client_auth_type: RequireAndVerifyClientCert")
     async with Site(security=WebSecurity(path)) as site:
@@ -437,14 +453,14 @@ async def test_a_client_that_the_systems_authorities_vouch_for(
 
 
 def alert(data):
-    """Return the description of an alert that is not encrypted."""
+    """Return the description of an unencrypted alert."""
     assert data[:1] == b"\x15"
     assert data[5:6] == b"\x02"  # fatal
     return data[6]
 
 
 async def hello(site, **settings):
-    """Return what the server answers to the first message of a client with these settings."""
+    """Return the response to the first message of a client with these settings."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     for name, value in settings.items():
@@ -461,8 +477,8 @@ async def hello(site, **settings):
 
 
 def distrusts(port):
-    """Return whether a client without the authority refuses the certificate, as it tells."""
-    # Not by an event loop, whose clients send no alert.
+    """Return whether a client without the authority rejects the certificate and sends an alert."""
+    # Clients of an event loop send no alert.
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         try:
             ssl.create_default_context().wrap_socket(client, server_hostname="127.0.0.1")
@@ -472,7 +488,7 @@ def distrusts(port):
 
 
 @on_both_loops
-async def test_a_failed_handshake_is_reported_to_both_sides(file, authority, caplog):
+async def test_failed_handshake_is_reported_to_both_sides(file, authority, caplog):
     path = file(tls="min_version: TLS13")
     cbc = {"ciphers": "ECDHE-ECDSA-AES128-SHA", "maximum_version": ssl.TLSVersion.TLSv1_2}
     async with Site(security=WebSecurity(path)) as site:
@@ -486,7 +502,7 @@ async def test_a_failed_handshake_is_reported_to_both_sides(file, authority, cap
         assert site.scrape.handshakes_failed["unsupported"] == 1
         assert site.scrape.handshakes_failed["not_tls"] == 2
         assert site.scrape.handshakes_failed["rejected"] == 1
-        # And a check whether the port is open is none.
+        # A client that only checks whether the port is open is not a failed handshake.
         async with await site.ask(b"") as client:
             client.sock.shutdown(socket.SHUT_WR)
             await client.end()
@@ -512,7 +528,7 @@ async def test_a_failed_handshake_is_reported_to_both_sides(file, authority, cap
 
 
 @on_both_loops
-async def test_a_client_without_its_certificate_gets_an_alert(tmp_path, file, authority, caplog):
+async def test_client_without_a_valid_certificate_gets_an_alert(tmp_path, file, authority, caplog):
     """With TLS 1.3, the alert comes after the client has completed its side of the handshake."""
     path = file(tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt")
     stranger = Authority(tmp_path, "stranger").issue("prometheus.example")
@@ -539,17 +555,17 @@ def selfmetrics_of(site):
 
 
 @on_both_loops
-async def test_plain_http_on_the_port_of_tls_is_answered(file, authority, caplog):
+async def test_plain_http_on_the_tls_port_gets_a_response(file, authority, caplog):
     async with Site(security=WebSecurity(file())) as site:
         for method in ("GET", "HEAD", "POST", "OPTIONS", "DELETE"):
             for version in ("1.0", "1.1"):
-                answer = await site.get("/metrics", method=method, version=version)
-                assert answer.status == 400
-                assert answer.headers["connection"] == "close"
-                assert method == "HEAD" or answer.text == (
+                response = await site.get("/metrics", method=method, version=version)
+                assert response.status == 400
+                assert response.headers["connection"] == "close"
+                assert method == "HEAD" or response.text == (
                     "Bad Request: plain HTTP request on an HTTPS port.\n"
                 )
-        # More than is read at once.
+        # This request is longer than one read.
         async with await site.ask(request("/metrics", x="y" * 50_000)) as client:
             assert (await client.answer()).status == 400
             assert await client.end() == "closed"
@@ -560,7 +576,7 @@ async def test_plain_http_on_the_port_of_tls_is_answered(file, authority, caplog
 
 
 @on_both_loops
-async def test_a_handshake_that_stalls_is_counted(file, authority, monkeypatch, caplog):
+async def test_stalled_handshake_is_counted(file, authority, monkeypatch, caplog):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.2)
     async with Site(security=WebSecurity(file())) as site:
         async with await site.ask(b"\x16\x03\x01\x02\x00\x01"), await site.ask(b""):
@@ -572,23 +588,23 @@ async def test_a_handshake_that_stalls_is_counted(file, authority, monkeypatch, 
 
 
 @on_both_loops
-async def test_stopping_does_not_wait_for_clients(file, authority):
+async def test_stop_does_not_wait_for_clients(file, authority):
     async with contextlib.AsyncExitStack() as stack:
         site = await stack.enter_async_context(Site(security=WebSecurity(file())))
         idle = await Secure.open(site.port, trusting(authority))
         await stack.enter_async_context(idle)
         await idle.ask("/-/healthy")
-        shaking = await stack.enter_async_context(await Client.open(site.port))
+        handshaking = await stack.enter_async_context(await Client.open(site.port))
         await until(lambda: len(site.server._connections._open) == 2)
         begin_s = time.monotonic()
         await site.server.stop()
         assert time.monotonic() - begin_s < server.STOP_TIMEOUT_S
-        assert await shaking.end() in ("closed", "reset")
+        assert await handshaking.end() in ("closed", "reset")
         assert await idle.reader.read() == b""
 
 
 @on_both_loops
-async def test_a_page_that_is_not_read_is_cut(file, authority):
+async def test_unread_page_is_aborted(file, authority):
     async with Site(FakeTable(BIG), security=WebSecurity(file()), scrape_timeout_s=0.3) as site:
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
@@ -611,9 +627,7 @@ async def test_a_page_that_is_not_read_is_cut(file, authority):
 
 
 @on_both_loops
-async def test_a_new_certificate_is_shown_and_open_connections_stay(
-    file, authority, tmp_path, caplog
-):
+async def test_new_certificate_is_used_and_open_connections_stay(file, authority, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     security = WebSecurity(file())
     certificate, key = tmp_path / "ca-127.0.0.1.crt", tmp_path / "ca-127.0.0.1.key"
@@ -625,7 +639,7 @@ async def test_a_new_certificate_is_shown_and_open_connections_stay(
         old_key = key.read_bytes()
         authority.issue("127.0.0.1")
         renewed, new_key = certificate.read_text(), key.read_bytes()
-        # Between the two files, the old pair stays in use, and that is said once.
+        # While only one file is replaced, the old pair stays in use, and one error is logged.
         key.write_bytes(old_key)
         for _ in range(3):
             async with await Secure.open(site.port, trusting(authority)) as client:
@@ -641,14 +655,14 @@ async def test_a_new_certificate_is_shown_and_open_connections_stay(
 
 
 @on_both_loops
-async def test_users_change_and_do_not_vanish(plain, caplog):
+async def test_users_can_change_but_not_disappear(plain, caplog):
     path = plain(users(alice=CHEAP, bob=CHEAP))
     async with Site(security=WebSecurity(path)) as site:
         for user in ("alice", "bob"):
             assert (await site.get("/", authorization=basic(user))).status == 200
         plain(users(alice=CHEAP))
         assert (await site.get("/", authorization=basic("alice"))).status == 200
-        # Although the same password was right, and has the same hash.
+        # A removed user is rejected, even if the password was cached as valid.
         assert (await site.get("/", authorization=basic("bob"))).status == 401
         for broken in ("", users(alice="hunter2"), "tls_server_config: {"):
             plain(broken)
@@ -661,11 +675,11 @@ async def test_users_change_and_do_not_vanish(plain, caplog):
     assert "hunter2" not in caplog.text
 
 
-# --- the whole
+# --- the running process
 
 
 async def curl(*arguments):
-    """Return what curl prints of an answer: its body, and the status."""
+    """Return the output of curl: the body and the status of the response."""
     process = await asyncio.create_subprocess_exec(
         *("curl", "-s", "-m", "10", "-w", "%{http_code}", *arguments),
         stdout=asyncio.subprocess.PIPE,
@@ -674,7 +688,7 @@ async def curl(*arguments):
     return body.decode()
 
 
-async def test_signals_and_the_log(file, authority, tmp_path):
+async def test_sighup_reloads_the_web_configuration(file, authority, tmp_path):
     web_file = Path(file(users()))
     async with demo(web_config=web_file, quiet=False) as skyfast, asyncio.timeout(30):
         assert skyfast.url.startswith("https://127.0.0.1:")
@@ -690,15 +704,15 @@ async def test_signals_and_the_log(file, authority, tmp_path):
         await until(lambda: any("configuration reloaded" in line for line in skyfast.log))
         assert (await curl("-u", f"bob:{PASSWORD}", *ask)).endswith("200")
         assert (await curl("-u", f"alice:{PASSWORD}", *ask)).endswith("401")
-    (told,) = [line for line in skyfast.log if "not reloaded" in line]
-    assert f"{web_file}: line 5: basic_auth_users.alice: <hidden> is not a bcrypt" in told
+    (message,) = [line for line in skyfast.log if "not reloaded" in line]
+    assert f"{web_file}: line 5: basic_auth_users.alice: <hidden> is not a bcrypt" in message
     log = "\n".join(skyfast.log)
     assert not any(secret in log for secret in ("hunter2", PASSWORD, CHEAP))
 
 
 @pytest.mark.slow
 @needs_prometheus
-async def test_a_prometheus_scrapes_by_https_with_a_password(file, authority, tmp_path):
+async def test_prometheus_scrapes_over_https_with_a_password(file, authority, tmp_path):
     how = (
         f"scheme: https, tls_config: {{ca_file: {authority.certificate}}},"
         f" basic_auth: {{username: alice, password: {PASSWORD}}}, "
@@ -713,7 +727,7 @@ async def test_a_prometheus_scrapes_by_https_with_a_password(file, authority, tm
         await growing(server, "skydive_network_connection_total_bytes", 100)
 
 
-def test_nothing_of_it_is_imported_without_the_flag():
+def test_modules_are_not_imported_without_the_option():
     code = (
         "import sys, skyfast.app, skyfast.cli;"
         "sys.exit(bool({'bcrypt', 'skyfast.web.auth', 'skyfast.web.config_file'} & {*sys.modules}))"

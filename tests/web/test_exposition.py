@@ -46,7 +46,7 @@ def test_compress():
 
 
 @on_both_loops
-async def test_parts_in_their_order():
+async def test_parts_are_in_order():
     pages = exposition()
     own = await pages.self_page()
     assert own.startswith(b"# HELP skyfast_build_info ")
@@ -67,8 +67,8 @@ async def test_parts_in_their_order():
 
 
 @on_both_loops
-async def test_the_end_of_openmetrics():
-    """It says that nothing is missing: once, at the end of every whole page."""
+async def test_complete_openmetrics_pages_end_with_eof():
+    """The EOF marker occurs once, and shows the reader that nothing is missing."""
     pages = exposition(FakeTable(BIG), standard_names=True)
     for part in (*Part, Part.FLOWS | Part.INTERFACES, Part.ALL):
         for gzip in (False, True):
@@ -87,7 +87,7 @@ async def test_the_end_of_openmetrics():
 
 
 @on_both_loops
-async def test_openmetrics_that_breaks_has_no_end():
+async def test_failed_openmetrics_page_has_no_eof():
     table = FakeTable(BIG, break_at=FIRST_CHUNK_BYTES + CHUNK_BYTES)
     chunks = []
     with pytest.raises(ValueError, match="rendering broke"):
@@ -107,7 +107,7 @@ async def test_label_values_are_counted_in_the_thread_of_the_page():
 
 
 @on_both_loops
-async def test_label_values_are_kept_for_a_moment(monkeypatch):
+async def test_label_values_are_cached_briefly(monkeypatch):
     table = FakeTable()
     pages = exposition(table)
     for _ in range(3):
@@ -122,19 +122,19 @@ async def test_label_values_are_kept_for_a_moment(monkeypatch):
 
 
 @on_both_loops
-async def test_another_source():
-    """Pages that were begun keep their own; those that follow are of the new one."""
+async def test_new_source_applies_to_new_pages():
+    """Pages in progress keep their source; later pages use the new one."""
     pages = exposition(FakeTable(BIG))
-    begun = pages.stream(Part.ALL, gzip=False)
-    first = await anext(begun)
+    stream = pages.stream(Part.ALL, gzip=False)
+    first = await anext(stream)
     pages.source = source(FakeTable(b"new\n"), interfaces=b"", captures=b"")
-    page = first + b"".join(await collect(begun))
+    page = first + b"".join(await collect(stream))
     assert page.startswith(BIG + INTERFACES + CAPTURES)
     assert await collect(pages.stream(Part.FLOWS, gzip=False)) == [b"new\n"]
 
 
 @on_both_loops
-async def test_a_page_is_of_the_moment_it_was_asked_for():
+async def test_page_uses_the_time_of_its_request():
     table = FakeTable()
     clock = iter([100.0, 200.0])
     pages = exposition(table, now=lambda: next(clock))
@@ -145,7 +145,7 @@ async def test_a_page_is_of_the_moment_it_was_asked_for():
 
 @on_both_loops
 async def test_chunks():
-    """The first is small, the others are large, and all of them in a thread of their own."""
+    """The first chunk is small and the others are large; a separate thread renders them."""
     table = FakeTable(BIG)
     stream = exposition(table).stream(Part.FLOWS, gzip=False)
     chunks = await collect(stream)
@@ -175,7 +175,7 @@ async def test_an_empty_page():
 
 @on_both_loops
 async def test_gzip():
-    """No chunk is empty, though the compressor keeps most of them back: empty ends a body."""
+    """The compressor buffers data, but no chunk is empty: an empty chunk would end the body."""
     stream = exposition(FakeTable(BIG)).stream(Part.FLOWS, gzip=True)
     chunks = await collect(stream)
     assert all(chunks)
@@ -185,18 +185,18 @@ async def test_gzip():
 
 
 @on_both_loops
-async def test_rendering_waits_for_its_reader():
+async def test_rendering_waits_for_the_reader():
     table = FakeTable(BIG)
     stream = exposition(table).stream(Part.FLOWS, gzip=False)
-    most = FIRST_CHUNK_BYTES + QUEUE_CHUNKS * CHUNK_BYTES
-    await until(lambda: table.rendered_bytes == most)
+    limit = FIRST_CHUNK_BYTES + QUEUE_CHUNKS * CHUNK_BYTES
+    await until(lambda: table.rendered_bytes == limit)
     await asyncio.sleep(0.1)
-    assert table.rendered_bytes == most
+    assert table.rendered_bytes == limit
     assert b"".join(await collect(stream)) == BIG
 
 
 @on_both_loops
-async def test_close_ends_a_thread_that_waits():
+async def test_close_ends_a_waiting_thread():
     table = FakeTable(BIG)
     stream = exposition(table).stream(Part.FLOWS, gzip=False)
     assert await anext(stream) == BIG[:FIRST_CHUNK_BYTES]
@@ -209,7 +209,7 @@ async def test_close_ends_a_thread_that_waits():
 
 
 @on_both_loops
-async def test_close_ends_a_thread_that_renders():
+async def test_close_ends_a_rendering_thread():
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
     stream = exposition(table).stream(Part.FLOWS, gzip=True)
     stream.close()
@@ -220,7 +220,7 @@ async def test_close_ends_a_thread_that_renders():
 
 
 @on_both_loops
-async def test_the_reader_may_give_up_waiting():
+async def test_reader_can_continue_after_a_timeout():
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
     stream = exposition(table).stream(Part.FLOWS, gzip=False)
     first = await anext(stream)
@@ -232,7 +232,7 @@ async def test_the_reader_may_give_up_waiting():
 
 
 @on_both_loops
-async def test_an_error_comes_after_what_was_rendered():
+async def test_error_is_raised_after_the_rendered_chunks():
     broken_at = FIRST_CHUNK_BYTES + CHUNK_BYTES
     stream = exposition(FakeTable(BIG, break_at=broken_at)).stream(Part.FLOWS, gzip=False)
     chunks = []
@@ -245,7 +245,7 @@ async def test_an_error_comes_after_what_was_rendered():
 
 
 @on_both_loops
-async def test_many_at_once():
+async def test_concurrent_pages():
     pages = exposition(FakeTable(BIG))
     whole = await asyncio.gather(
         *(collect(pages.stream(Part.FLOWS, gzip=bool(i % 2))) for i in range(6))
@@ -255,8 +255,8 @@ async def test_many_at_once():
         assert (zlib.decompress(data, wbits=31) if i % 2 else data) == BIG
 
 
-def test_an_event_loop_that_ends_first():
-    """The thread notices that nobody is left, and nothing is printed about it."""
+def test_thread_ends_after_its_event_loop():
+    """The thread ends without printing anything."""
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
 
     async def begin():

@@ -1,4 +1,4 @@
-"""Where the page is served: several addresses, sockets of systemd, and ports that are taken."""
+"""Listening: several addresses, sockets passed by systemd, and ports in use."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from skyfast.config.endpoint import Endpoint
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import listen
 from tests.support.paths import ROOT
@@ -27,13 +28,14 @@ needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this ma
 
 
 def served(skyfast: Skyfast) -> list[str]:
-    return [found[1] for line in skyfast.log if (found := re.search(r"serving (\S+)$", line))]
+    matches = (re.search(r"listening on \S+ \((\S+)/\)$", line) for line in skyfast.log)
+    return [f"{match[1]}/metrics" for match in matches if match]
 
 
-async def answers(url: str) -> bool:
+async def responds(url: str) -> bool:
     def ask() -> bytes:
-        with urllib.request.urlopen(f"{url}/self", timeout=WAIT_S) as answer:
-            body: bytes = answer.read()
+        with urllib.request.urlopen(f"{url}/self", timeout=WAIT_S) as response:
+            body: bytes = response.read()
             return body
 
     return b"skyfast_build_info" in await asyncio.to_thread(ask)
@@ -48,11 +50,11 @@ async def test_several_addresses_replace_the_configuration(tmp_path: Path) -> No
         first, second = served(skyfast)
         assert first.startswith("http://127.0.0.1:")
         assert second.startswith("http://[::1]:")
-        assert await answers(first)
-        assert await answers(second)
+        assert await responds(first)
+        assert await responds(second)
 
 
-async def test_an_address_of_the_command_line_is_kept_by_a_reload(tmp_path: Path) -> None:
+async def test_address_from_the_command_line_survives_a_reload(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     async with running(config, "--web.listen-address=127.0.0.1:0", quiet=False) as skyfast:
         text = config.read_text()
@@ -60,41 +62,39 @@ async def test_an_address_of_the_command_line_is_kept_by_a_reload(tmp_path: Path
         config.write_text(text.replace("port: 0", "port: 1"))
         skyfast.process.send_signal(1)
         await skyfast.logged("configuration reloaded")
-        assert await answers(f"{skyfast.url}/metrics")
+        assert await responds(f"{skyfast.url}/metrics")
 
 
-def test_one_address_of_several_that_is_taken_ends_all(tmp_path: Path) -> None:
+def test_one_address_in_use_prevents_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         addresses = ("127.0.0.1:0", f"127.0.0.1:{port}")
-        options = [f"--web.listen-address={each}" for each in addresses]
-        done = run(str(write_config(tmp_path)), *options)
-    assert done.returncode == 1
-    (line,) = (line for line in done.stderr.splitlines() if "ERROR" in line)
-    assert f"cannot serve http://127.0.0.1:{port}/metrics: [Errno 98]" in line
-    assert "serving" not in done.stderr
+        options = [f"--web.listen-address={address}" for address in addresses]
+        result = run(str(write_config(tmp_path)), *options)
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
+    assert f"cannot listen on 127.0.0.1:{port}: [Errno 98]" in line
+    assert "listening on 127" not in result.stderr
 
 
-def test_a_port_that_is_taken_is_one_line_with_its_cure(tmp_path: Path) -> None:
+def test_port_in_use_is_reported_with_a_remedy(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run(str(write_config(tmp_path, port=port)))
-    assert done.returncode == 1
-    (line,) = (line for line in done.stderr.splitlines() if "ERROR" in line)
-    assert f"cannot serve http://127.0.0.1:{port}/metrics: [Errno 98] Address already in" in line
+        result = run(str(write_config(tmp_path, port=port)))
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
+    assert f"cannot listen on 127.0.0.1:{port}: [Errno 98] Address already in" in line
     assert line.endswith(
         f"; choose another port: pipeline.store.prom_sky_con.port, {PORT} or --web.listen-address"
     )
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.name.invalid"])
-def test_an_address_that_is_not_this_machines_is_told_with_its_cure(
-    tmp_path: Path, host: str
-) -> None:
-    done = run(str(write_config(tmp_path)), **{ADDRESS: host})
-    assert done.returncode == 1
-    (line,) = (line for line in done.stderr.splitlines() if "ERROR" in line)
+def test_foreign_address_is_reported_with_a_remedy(tmp_path: Path, host: str) -> None:
+    result = run(str(write_config(tmp_path)), **{ADDRESS: host})
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
     assert line.endswith(
         "; choose another address: pipeline.store.prom_sky_con.listen_address,"
         f" {ADDRESS} or --web.listen-address"
@@ -103,7 +103,7 @@ def test_an_address_that_is_not_this_machines_is_told_with_its_cure(
 
 @contextlib.contextmanager
 def default_port_taken() -> Iterator[None]:
-    """Have somebody listen on port 9100; whoever it is."""
+    """Ensure that port 9100 is in use, by this process or by another one."""
     with contextlib.ExitStack() as stack:
         for family, host in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
             with contextlib.suppress(OSError):
@@ -111,39 +111,39 @@ def default_port_taken() -> Iterator[None]:
         yield
 
 
-async def test_the_demo_takes_another_port_where_the_default_one_is_taken() -> None:
+async def test_demo_uses_a_free_port_if_the_default_port_is_in_use() -> None:
     with default_port_taken():
         async with demo(**{PORT: ""}) as skyfast:
             await skyfast.logged("port 9100 is in use; using a free port")
             assert not skyfast.url.endswith(":9100")
-            assert await answers(f"{skyfast.url}/metrics")
+            assert await responds(f"{skyfast.url}/metrics")
 
 
-@pytest.mark.parametrize("given", ["file", "variable", "option"])
-def test_the_demo_takes_no_other_port_than_the_one_it_was_given(tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize("origin", ["file", "variable", "option"])
+def test_demo_uses_no_other_port_than_the_configured_one(tmp_path: Path, origin: str) -> None:
     file = tmp_path / "a.yml"
     file.write_text("pipeline.store.prom_sky_con.port: 9100\n")
-    arguments = {"file": [str(file)], "option": ["--web.listen-address=:9100"]}.get(given, [])
-    environ = {PORT: "9100"} if given == "variable" else {}
+    arguments = {"file": [str(file)], "option": ["--web.listen-address=:9100"]}.get(origin, [])
+    environ = {PORT: "9100"} if origin == "variable" else {}
     with default_port_taken():
-        done = run("--demo", *arguments, **environ)
-    assert done.returncode == 1
-    assert "Address already in use" in done.stderr
+        result = run("--demo", *arguments, **environ)
+    assert result.returncode == 1
+    assert "Address already in use" in result.stderr
 
 
-# Sockets of systemd
+# Sockets passed by systemd
 
 
 def activation(*sockets: str, fds: int | None = None, pid: str = "os.getpid()") -> list[str]:
-    """Return a command that becomes the one behind it, with sockets as systemd passes them."""
+    """Return the start of a command line that passes sockets like systemd and runs the rest."""
     code = f"""
 import os, socket, sys
 made = [{", ".join(sockets)}]
-# None of them where one is put.
-high = [os.dup2(each.fileno(), 100 + i) for i, each in enumerate(made)]
-for i, each in enumerate(high):
-    os.dup2(each, 3 + i)
-    os.close(each)
+# Move them out of the way of their final descriptors.
+high = [os.dup2(sock.fileno(), 100 + i) for i, sock in enumerate(made)]
+for i, descriptor in enumerate(high):
+    os.dup2(descriptor, 3 + i)
+    os.close(descriptor)
 os.environ |= {{"LISTEN_PID": str({pid}), "LISTEN_FDS": "{len(sockets) if fds is None else fds}"}}
 os.execvp(sys.argv[1], sys.argv[1:])
 """
@@ -155,7 +155,7 @@ TCP6 = "socket.create_server(('::1', 0), family=socket.AF_INET6)"
 
 
 @pytest.mark.parametrize("secure", [False, True])
-async def test_the_page_is_served_on_sockets_of_systemd(tmp_path: Path, secure: bool) -> None:
+async def test_page_is_served_on_a_systemd_socket(tmp_path: Path, secure: bool) -> None:
     options = ["--web.systemd-socket"]
     if secure:
         from tests.support.certificates import Authority
@@ -169,30 +169,30 @@ async def test_the_page_is_served_on_sockets_of_systemd(tmp_path: Path, secure: 
     async with running(config, *options, quiet=False, through=activation(TCP)) as skyfast:
         assert skyfast.url.startswith(f"{'https' if secure else 'http'}://127.0.0.1:")
         if not secure:
-            assert await answers(f"{skyfast.url}/metrics")
+            assert await responds(f"{skyfast.url}/metrics")
             await skyfast.get("/metrics")
 
 
 @needs_ipv6
-async def test_all_sockets_of_systemd_are_served(tmp_path: Path) -> None:
+async def test_page_is_served_on_all_systemd_sockets(tmp_path: Path) -> None:
     config = write_config(tmp_path, port=1)
     through = activation(TCP, TCP6)
     async with running(config, "--web.systemd-socket", quiet=False, through=through) as skyfast:
         await skyfast.logged("at most")
         first, second = served(skyfast)
-        assert await answers(first)
-        assert await answers(second)
+        assert await responds(first)
+        assert await responds(second)
 
 
-NO_SOCKETS = {
+INVALID_SOCKETS = {
     "none": ([], "no socket passed by the service manager (LISTEN_FDS is not set)"),
-    "another process's": (
+    "for another process": (
         activation(TCP, pid="1"),
         "no socket passed by the service manager (LISTEN_PID is 1)",
     ),
-    "no number": (activation(TCP, fds=-1), "LISTEN_FDS is '-1', not a number from 1 to 64"),
+    "negative number": (activation(TCP, fds=-1), "LISTEN_FDS is '-1', not a number from 1 to 64"),
     "too many": (activation(TCP, fds=65), "LISTEN_FDS is '65', not a number from 1 to 64"),
-    "one that is not there": (activation(TCP, fds=60), "is not a socket: "),
+    "closed descriptor": (activation(TCP, fds=60), "is not a socket: "),
     "a file": (activation("open('/dev/null')"), "descriptor 3 is not a socket: "),
     "a datagram socket": (
         activation("socket.socket(type=socket.SOCK_DGRAM)"),
@@ -206,12 +206,12 @@ NO_SOCKETS = {
 }
 
 
-@pytest.mark.parametrize(("through", "said"), NO_SOCKETS.values(), ids=NO_SOCKETS)
-def test_what_is_no_socket_of_systemd_is_a_wrong_argument(
-    tmp_path: Path, through: list[str], said: str
+@pytest.mark.parametrize(("through", "expected"), INVALID_SOCKETS.values(), ids=INVALID_SOCKETS)
+def test_invalid_systemd_sockets_are_rejected(
+    tmp_path: Path, through: list[str], expected: str
 ) -> None:
     skyfast = [sys.executable, "-m", "skyfast", str(write_config(tmp_path))]
-    done = subprocess.run(
+    result = subprocess.run(
         [*through, *skyfast, "--web.systemd-socket"],
         env={name: text for name, text in os.environ.items() if not name.startswith("LISTEN_")},
         cwd=ROOT,
@@ -220,14 +220,20 @@ def test_what_is_no_socket_of_systemd_is_a_wrong_argument(
         timeout=20,
         check=False,
     )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     assert line.startswith("skyfast: --web.systemd-socket: ")
-    assert said in line
+    assert expected in line
 
 
-def test_variables_of_sockets_do_not_go_on_to_other_processes() -> None:
+def test_socket_variables_are_removed_from_the_environment() -> None:
     environ = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a", "HOME": "/"}
     with pytest.raises(ConfigError):
         listen.sockets(environ)
     assert environ == {"HOME": "/"}
+
+
+def test_the_host_of_all_addresses_is_an_asterisk() -> None:
+    assert listen.describe(Endpoint("", 9100)) == "*:9100"
+    assert listen.describe(Endpoint("::1", 9100)) == "[::1]:9100"
+    assert listen.url(Endpoint("", 9100), secure=True) == "https://127.0.0.1:9100/"

@@ -1,6 +1,6 @@
-"""Real proxies: nginx in front of analyzers and of the pages, haproxy's checks, a Varnish cache.
+"""Real proxies: nginx in front of analyzers and pages, haproxy's checks, and a Varnish cache.
 
-Each is Debian's, started by its test with a configuration of its own on free ports of 127.0.0.1.
+Each test starts a proxy with its own configuration on a free port of 127.0.0.1.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ MUST_RUN = bool(os.environ.get("CI"))
 START_S = 15.0
 ANSWER_S = 15.0
 
-# Debian has them where only root looks for programs.
+# Debian installs them in directories that are only on root's PATH.
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 NGINX = shutil.which("nginx", path=_PATH)
 HAPROXY = shutil.which("haproxy", path=_PATH)
@@ -54,7 +54,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def started(*command: str | None, port: int) -> AsyncIterator[None]:
-    """Run a proxy until the end of the block, which begins once it listens on ``port``."""
+    """Run a proxy during the block, which starts once the proxy listens on ``port``."""
     program, *arguments = command
     assert program is not None
     process = await asyncio.create_subprocess_exec(
@@ -90,7 +90,7 @@ async def started(*command: str | None, port: int) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def nginx(directory: Path, server: str) -> AsyncIterator[int]:
-    """Run an nginx with the lines of one ``server``; yield its port, $PORT in these lines."""
+    """Run nginx with the lines of one ``server``, where $PORT is its port; yield the port."""
     port = free_port()
     temporary = "".join(
         f"  {kind}_temp_path {directory}/{kind};\n"
@@ -109,12 +109,12 @@ async def nginx(directory: Path, server: str) -> AsyncIterator[int]:
 
 
 async def get(url: str) -> tuple[int, Message, bytes]:
-    """Return status, headers and body of an answer."""
+    """Return the status, the headers and the body of a response."""
 
     def ask() -> tuple[int, Message, bytes]:
         try:
-            with urllib.request.urlopen(url, timeout=ANSWER_S) as answer:
-                return answer.status, answer.headers, answer.read()
+            with urllib.request.urlopen(url, timeout=ANSWER_S) as response:
+                return response.status, response.headers, response.read()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.headers, error.read()
@@ -141,7 +141,7 @@ PROXIED = """
 
 
 @needs_nginx
-async def test_an_analyzer_below_a_path(tmp_path: Path) -> None:
+async def test_analyzer_below_a_path(tmp_path: Path) -> None:
     async with (
         asyncio.timeout(60),
         FakeAnalyzer(username="prom", password="hunter2") as analyzer,
@@ -167,8 +167,8 @@ async def test_an_analyzer_below_a_path(tmp_path: Path) -> None:
 
 
 @needs_nginx
-async def test_a_proxy_that_wants_something_else_is_explained(tmp_path: Path) -> None:
-    """A single sign-on that redirects, and a port of TLS that gets plain HTTP."""
+async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> None:
+    """One proxy expects TLS, and the other redirects to a single sign-on."""
     issued = Authority(tmp_path).issue("127.0.0.1")
     secure = (
         "    listen 127.0.0.1:$PORT ssl;\n"
@@ -197,7 +197,7 @@ async def test_a_proxy_that_wants_something_else_is_explained(tmp_path: Path) ->
 
 @needs_nginx
 async def test_pages_behind_nginx(tmp_path: Path) -> None:
-    """Which asks by HTTP/1.0, unless it is configured otherwise, and then keeps connections."""
+    """nginx sends HTTP/1.0 by default, and keeps connections if configured for HTTP/1.1."""
     server = """
     listen 127.0.0.1:$PORT;
     location /skyfast/ { proxy_pass http://SKYFAST/; }
@@ -237,14 +237,14 @@ backend health
 
 
 async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
-    """Wait until haproxy shows its servers as ``expected``, by backend, and return its reasons."""
+    """Wait for the checks, assert the state of each backend, and return the results."""
     async with asyncio.timeout(ANSWER_S):
         while True:
             *_, body = await get(f"http://127.0.0.1:{port}/stats;csv")
             names, *rows = body.decode().removeprefix("# ").splitlines()
             lines = [dict(zip(names.split(","), row.split(","), strict=False)) for row in rows]
             servers = {line["pxname"]: line for line in lines if line["svname"] == "skyfast"}
-            # "L7OK" once there was a check: a server is up before the first.
+            # Before its first check, a server is up without a result such as "L7OK".
             if all(line["check_status"].startswith("L7") for line in servers.values()):
                 assert {name: line["status"] for name, line in servers.items()} == expected
                 return {name: line["check_status"] for name, line in servers.items()}
@@ -254,7 +254,7 @@ async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
 @needs_haproxy
 @pytest.mark.parametrize("users", [False, True], ids=["open", "with users"])
 async def test_haproxy_checks(tmp_path: Path, users: bool) -> None:
-    """Its plain check asks OPTIONS, which is authenticated as GET is."""
+    """The default check of haproxy sends OPTIONS, which requires authentication like GET."""
     hashed = bcrypt.hashpw(b"hunter2", bcrypt.gensalt(4)).decode()
     web_config = tmp_path / "web.yml"
     web_config.write_text(f"basic_auth_users: {{alice: {hashed}}}\n")
@@ -273,8 +273,8 @@ async def test_haproxy_checks(tmp_path: Path, users: bool) -> None:
 
 
 @needs_varnish
-async def test_a_cache_keeps_nothing(tmp_path: Path) -> None:
-    """A Varnish by its own defaults, which keep for two minutes what does not forbid it."""
+async def test_cache_stores_no_page(tmp_path: Path) -> None:
+    """By default, Varnish stores a page for two minutes unless its headers forbid it."""
     async with asyncio.timeout(60), demo() as skyfast:
         port = free_port()
         command = (
@@ -287,5 +287,5 @@ async def test_a_cache_keeps_nothing(tmp_path: Path) -> None:
                 for _ in range(2):
                     status, headers, _ = await get(f"http://127.0.0.1:{port}{path}")
                     assert status == 200
-                    # A second number would be that of the request whose answer was kept.
+                    # A second number would identify the request whose response was cached.
                     assert len(headers["X-Varnish"].split()) == 1, path

@@ -36,7 +36,7 @@ from tests.support.web_fixtures import PROMETHEUS
         ("identity;q=0, gzip", "gzip"),
         ("identity;q=0, gzip;q=0", None),
         ("identity;q=0, *", "gzip"),
-        # What cannot be understood is as if it were not there.
+        # Invalid entries are ignored.
         ("gzip;q=2", "identity"),
         ("gzip;q=-1", "identity"),
         ("gzip;q=0.1234", "identity"),
@@ -69,14 +69,14 @@ def test_encoding(accept_encoding, chosen):
         ("application/openmetrics-text;version=0.0.1", False),
         ("application/openmetrics-text;version=2.0.0", False),
         ("application/openmetrics-text;q=0", False),
-        # The range that is most precise counts.
+        # The most specific range applies.
         ("application/openmetrics-text;q=0, application/openmetrics-text;version=1.0.0", True),
         ("application/openmetrics-text, application/openmetrics-text;version=1.0.0;q=0", False),
         ("application/openmetrics-text;q=0.5, text/*;q=0.6", False),
         ("application/openmetrics-text;q=0.5, text/*, text/plain;q=0.1", True),
         ("application/openmetrics-text;q=0.5, */*;q=0.6", False),
         ("application/*, text/plain;q=0.1", False),
-        # What cannot be understood is as if it were not there.
+        # Invalid entries are ignored.
         ("application/openmetrics-text;q=2", False),
         ("application/openmetrics-text;q=", False),
         ("application/openmetrics-text;version", False),
@@ -86,5 +86,5 @@ def test_encoding(accept_encoding, chosen):
         (",;,=,/;q,application/openmetrics-text", True),
     ],
 )
-def test_format(accept, chosen):
+def test_preference_for_openmetrics(accept, chosen):
     assert prefers_openmetrics(accept) is chosen

@@ -9,7 +9,7 @@ from tests.support.web_fixtures import on_both_loops, until
 
 
 class Scans:
-    """A scan that waits until it may end, and the cache of its results."""
+    """Scans that wait until the test lets them end, and the cache of their results."""
 
     def __init__(self, *, keep_s=60.0, max_results=8, queue=True, paused=False):
         self.cache = ScanCache(keep_s=keep_s, max_results=max_results, queue=queue)
@@ -26,7 +26,7 @@ class Scans:
     async def scan(self, key):
         self.started.append(key)
         self.running += 1
-        assert self.running == 1, "one scan at a time"
+        assert self.running == 1, "two scans run at once"
         await self.go_on.wait()
         self.running -= 1
         if self.error is not None:
@@ -38,7 +38,7 @@ class Scans:
 
 
 @on_both_loops
-async def test_a_result_is_kept_and_then_dropped():
+async def test_result_is_cached_and_then_dropped():
     scans = Scans(keep_s=0.05)
     assert await scans.get("a") == "a, scan 1"
     assert await scans.get("a") == "a, scan 1"
@@ -49,7 +49,7 @@ async def test_a_result_is_kept_and_then_dropped():
 
 @on_both_loops
 @pytest.mark.parametrize("queue", [True, False])
-async def test_no_result_is_kept_for_no_time(queue):
+async def test_result_is_not_cached_if_the_time_is_zero(queue):
     scans = Scans(keep_s=0, queue=queue)
     assert await scans.get("a") == "a, scan 1"
     assert await scans.get("a") == "a, scan 2"
@@ -58,12 +58,12 @@ async def test_no_result_is_kept_for_no_time(queue):
 @on_both_loops
 async def test_requests_for_one_key_share_a_scan_and_others_take_turns():
     scans = Scans(paused=True)
-    asked = scans.ask("a", "b", "a", "c", "b")
+    requests = scans.ask("a", "b", "a", "c", "b")
     await until(lambda: scans.started)
     await asyncio.sleep(0.01)
     assert scans.started == ["a"]
     scans.go_on.set()
-    assert await asyncio.gather(*asked) == [
+    assert await asyncio.gather(*requests) == [
         "a, scan 1",
         "b, scan 2",
         "a, scan 1",
@@ -77,7 +77,7 @@ async def test_without_a_queue_requests_are_refused_while_a_scan_runs():
     scans = Scans(queue=False)
     await scans.get("kept")
     scans.go_on.clear()
-    (asked,) = scans.ask("a")
+    (requests,) = scans.ask("a")
     await until(lambda: scans.running)
     assert scans.cache.is_scanning
     for key in ("a", "b"):
@@ -85,54 +85,54 @@ async def test_without_a_queue_requests_are_refused_while_a_scan_runs():
             await scans.get(key)
     assert await scans.get("kept") == "kept, scan 1"
     scans.go_on.set()
-    assert await asked == "a, scan 2"
+    assert await requests == "a, scan 2"
     assert not scans.cache.is_scanning
     assert await scans.get("b") == "b, scan 3"
 
 
 @on_both_loops
-async def test_scans_that_wait_and_results_that_are_kept_are_limited_together():
+async def test_waiting_scans_and_cached_results_share_a_limit():
     scans = Scans(max_results=3)
     for key in "abc":
         await scans.get(key)
-    # The oldest result makes room for a new one.
+    # A new result replaces the oldest one.
     await scans.get("d")
     assert list(scans.cache._results) == ["b", "c", "d"]
     scans.go_on.clear()
-    asked = scans.ask("x", "y", "z")
+    requests = scans.ask("x", "y", "z")
     await until(lambda: scans.running)
     assert list(scans.cache._results) == ["x", "y", "z"]
     with pytest.raises(BusyError):
         await scans.get("a")
     (again,) = scans.ask("y")
     scans.go_on.set()
-    assert await again == await asked[1]
-    await asyncio.gather(*asked)
+    assert await again == await requests[1]
+    await asyncio.gather(*requests)
     assert scans.started == [*"abcd", *"xyz"]
 
 
 @pytest.mark.xdist_group("timing")
 @on_both_loops
-async def test_a_result_is_dropped_by_its_own_time_alone():
-    """Not by that of an earlier one with the same key, which made room for another."""
+async def test_result_expires_only_at_its_own_time():
+    """The timer of a replaced result does not drop a later result with the same key."""
     scans = Scans(keep_s=1, max_results=1)
     await scans.get("a")
     await asyncio.sleep(0.5)
     await scans.get("b")
     latest = await scans.get("a")
-    await asyncio.sleep(0.6)  # the first has been dropped by now
+    await asyncio.sleep(0.6)  # the time of the first result has passed
     assert await scans.get("a") is latest
 
 
 @on_both_loops
 @pytest.mark.parametrize("queue", [True, False])
-async def test_a_scan_goes_on_without_the_request_that_started_it(queue):
+async def test_scan_continues_if_its_request_is_cancelled(queue):
     scans = Scans(queue=queue, paused=True)
-    (asked,) = scans.ask("a")
+    (requests,) = scans.ask("a")
     await until(lambda: scans.running)
-    asked.cancel()
+    requests.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asked
+        await requests
     assert scans.cache.is_scanning
     scans.go_on.set()
     await until(lambda: not scans.cache.is_scanning)
@@ -140,24 +140,24 @@ async def test_a_scan_goes_on_without_the_request_that_started_it(queue):
 
 
 @on_both_loops
-async def test_an_exception_is_raised_by_all_requests_and_not_kept():
+async def test_exception_reaches_all_requests_and_is_not_cached():
     scans = Scans(paused=True)
-    asked = scans.ask("a", "a", "b")
+    requests = scans.ask("a", "a", "b")
     await until(lambda: scans.running)
     scans.error = KeyError("a")
     scans.go_on.set()
-    assert await asyncio.gather(*asked, return_exceptions=True) == [scans.error] * 3
+    assert await asyncio.gather(*requests, return_exceptions=True) == [scans.error] * 3
     assert not scans.cache._results
     scans.error = None
     assert await scans.get("a") == "a, scan 3"
 
 
 @on_both_loops
-async def test_an_exception_that_no_request_waits_for_is_not_logged(caplog):
+async def test_exception_without_a_waiting_request_is_not_logged(caplog):
     scans = Scans(paused=True)
-    (asked,) = scans.ask("a")
+    (requests,) = scans.ask("a")
     await until(lambda: scans.running)
-    asked.cancel()
+    requests.cancel()
     scans.error = KeyError("a")
     scans.go_on.set()
     await until(lambda: not scans.cache.is_scanning)
@@ -166,7 +166,7 @@ async def test_an_exception_that_no_request_waits_for_is_not_logged(caplog):
 
 
 @on_both_loops
-async def test_what_scans_is_freed_at_once():
+async def test_cache_keeps_no_reference_to_its_scanner():
     scans = Scans()
     await scans.get("a")
     freed = weakref.ref(scans)

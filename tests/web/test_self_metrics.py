@@ -38,7 +38,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 def samples(stats=None, table=None):
-    """Return name, labels and value of every sample, as an independent reader sees them."""
+    """Return the values of all samples by name and labels, read by an independent parser."""
     text = render(stats or Stats(), table or FakeTable()).decode()
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -47,22 +47,22 @@ def samples(stats=None, table=None):
     }
 
 
-def by_reason(name, found):
-    return {key[-1][1]: value for key, value in found.items() if key[0] == name}
+def by_reason(name, values):
+    return {key[-1][1]: value for key, value in values.items() if key[0] == name}
 
 
-def test_every_value_known_in_advance_is_there_from_the_start():
+def test_known_series_exist_from_the_start():
     stats = Stats()
     stats.analyzer("a:1")
     table = FakeTable()
     table.skipped = table.finished = {}
-    found = samples(stats, table)
+    values = samples(stats, table)
     analyzer = ("analyzer", "a:1")
     for name in ("up", "flows_total", "received_bytes_total", "last_message_timestamp_seconds"):
-        assert found[f"skyfast_{name}", analyzer] == 0
+        assert values[f"skyfast_{name}", analyzer] == 0
     for kind, type_ in (("flow", "store"), ("stats", "stats")):
         key = ("skyfast_messages_total", analyzer, ("namespace", kind), ("type", type_))
-        assert found[key] == 0
+        assert values[key] == 0
     for name, reasons in (
         ("skyfast_message_errors_total", MESSAGE_ERRORS),
         ("skyfast_reconnects_total", RECONNECT_REASONS),
@@ -73,10 +73,10 @@ def test_every_value_known_in_advance_is_there_from_the_start():
         ("skyfast_tls_handshakes_failed_total", HANDSHAKE_FAILURES),
         ("skyfast_capture_reports_skipped_total", CAPTURE_SKIPS),
     ):
-        assert by_reason(name, found) == dict.fromkeys(reasons, 0), name
+        assert by_reason(name, values) == dict.fromkeys(reasons, 0), name
 
 
-def test_flow_update_is_known_once_it_was_set():
+def test_flow_update_is_known_once_it_is_set():
     stats = Stats()
     assert (stats.flow_update_s, stats.flow_update_known) == (60.0, False)
     stats.flow_update_s = 60.0
@@ -121,7 +121,7 @@ def test_values():
     stats.scrape.failures["deadline"] = 25
     stats.scrape.connections_rejected = 26
     stats.scrape.handshakes_failed["rejected"] = 33
-    found = samples(stats, FakeTable())
+    values = samples(stats, FakeTable())
     a = ("analyzer", "a:1")
     expected = {
         ("skyfast_build_info", ("python", platform.python_version()), ("version", __version__)): 1,
@@ -133,7 +133,7 @@ def test_values():
         ("skyfast_messages_total", a, ("namespace", "other"), ("type", "other")): 13,
         ("skyfast_message_errors_total", a, ("reason", "malformed")): 14,
         ("skyfast_reconnects_total", a, ("reason", "silent")): 15,
-        # Counted outside of the table and inside of it.
+        # The sum of the counts outside and inside the table.
         ("skyfast_flows_skipped_total", ("reason", "late")): 108,
         ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,
@@ -169,7 +169,7 @@ def test_values():
         ("skyfast_config_last_reload_successful",): 0,
         ("skyfast_config_last_reload_success_timestamp_seconds",): 1700000002.5,
     }
-    assert {key: found.get(key) for key in expected} == expected
+    assert {key: values.get(key) for key in expected} == expected
 
 
 def test_names_are_shown_only_if_labels_need_them():
@@ -217,10 +217,10 @@ def test_views():
     assert b'\nskyfast_view_connections_rejected_total{view="x"} 3\n' in page
 
 
-def test_the_start_counts_as_a_reload():
-    found = samples()
-    assert found["skyfast_config_last_reload_successful",] == 1
-    began = found["skyfast_config_last_reload_success_timestamp_seconds",]
+def test_start_counts_as_a_reload():
+    values = samples()
+    assert values["skyfast_config_last_reload_successful",] == 1
+    began = values["skyfast_config_last_reload_success_timestamp_seconds",]
     assert abs(time.time() - began) < 5
 
 
@@ -234,7 +234,7 @@ def test_label_values():
 
 
 def test_openmetrics():
-    """The reference parser reads everything, and finds the same as in the text format."""
+    """The reference parser finds the same samples as in the text format."""
     stats = Stats()
     stats.analyzer('a\\b"c\nd').messages["other", "other"] = 2**63 - 1
     stats.flows_filtered = {"keep": 1}
@@ -249,7 +249,7 @@ def test_openmetrics():
         for openmetrics in (False, True)
     }
     families = list(openmetrics_families(pages[True] + "# EOF\n"))
-    found = {
+    values = {
         (sample.name, *sorted(sample.labels.items()))
         for family in families
         for sample in family.samples
@@ -259,8 +259,8 @@ def test_openmetrics():
         for family in text_string_to_metric_families(pages[False])
         for sample in family.samples
     }
-    assert found == expected
-    assert ("skyfast_table_flows",) in found
+    assert values == expected
+    assert ("skyfast_table_flows",) in values
     units = {family.name: family.unit for family in families if family.unit}
     assert units["process_cpu_seconds"] == "seconds"
     assert units["skyfast_received_bytes"] == "bytes"
@@ -282,14 +282,14 @@ def test_label_values_are_escaped():
     assert samples(stats)["skyfast_up", ("analyzer", 'a\\b"c\nd')] == 1
 
 
-def test_a_name_that_is_no_text():
-    """The environment can hold bytes that are no UTF-8; they do not break the page."""
+def test_name_that_is_not_valid_utf8():
+    """Bytes from the environment may be invalid UTF-8; they do not break the page."""
     stats = Stats()
     stats.analyzer(b"caf\xe9:1".decode(errors="surrogateescape"))
     assert ("skyfast_up", ("analyzer", "caf?:1")) in samples(stats)
 
 
-def test_every_family_has_a_help_and_a_type_and_comes_once():
+def test_every_family_occurs_once_with_a_help_and_a_type():
     stats = Stats()
     stats.analyzer("a:1")
     text = render(stats, FakeTable()).decode()
@@ -305,40 +305,40 @@ def test_every_family_has_a_help_and_a_type_and_comes_once():
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
-def test_promtool_has_no_complaint():
+def test_promtool_accepts_the_page():
     stats = Stats()
     stats.analyzer("a:1")
-    done = subprocess.run(
+    result = subprocess.run(
         [PROMTOOL, "check", "metrics"],
         input=render(stats, FakeTable()) + render_label_values({"target_ip": 3}),
         capture_output=True,
         timeout=10,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
-def test_the_process():
+def test_process_metrics():
     before = samples()
-    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
-    ballast = mmap.mmap(-1, 50_000_000)  # not of the heap, which may have as much to spare
+    descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+    ballast = mmap.mmap(-1, 50_000_000)  # outside the heap, which may have as much free memory
     ballast.write(b"x" * len(ballast))
     busy_until = time.process_time() + 0.05
     while time.process_time() < busy_until:
         pass
     after = samples()
-    assert after["process_open_fds",] - before["process_open_fds",] == len(held)
+    assert after["process_open_fds",] - before["process_open_fds",] == len(descriptors)
     assert after["process_cpu_seconds_total",] - before["process_cpu_seconds_total",] >= 0.05
     for name in ("process_resident_memory_bytes", "process_virtual_memory_bytes"):
         assert after[name,] - before[name,] > 0.9 * len(ballast)
     assert after["process_max_fds",] > after["process_open_fds",]
-    for descriptor in held:
+    for descriptor in descriptors:
         os.close(descriptor)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
-def test_the_start_of_the_process():
+def test_process_start_time():
     ps = shutil.which("ps")
     if ps is None:
         pytest.skip("ps is not installed")
@@ -346,8 +346,8 @@ def test_the_start_of_the_process():
     assert abs(time.time() - elapsed_s - samples()["process_start_time_seconds",]) < 2
 
 
-def test_a_command_that_looks_like_fields(tmp_path, monkeypatch):
-    """The command's name in proc(5)'s `stat` may hold spaces and parentheses."""
+def test_command_name_with_spaces_and_parentheses(tmp_path, monkeypatch):
+    """`/proc/PID/stat` does not escape the name of the command."""
     own = tmp_path / "self"
     (own / "fd").mkdir(parents=True)
     (own / "statm").write_text("300 200 100 0 0 0 0\n")
@@ -355,14 +355,14 @@ def test_a_command_that_looks_like_fields(tmp_path, monkeypatch):
     (own / "stat").write_text(f"42 (a) b) 3 (c) S {numbers}\n")
     (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 1700000000\nprocesses 5\n")
     monkeypatch.setattr(process, "PROC", tmp_path)
-    found = samples()
-    ticks_a_second = os.sysconf("SC_CLK_TCK")
-    assert found["process_start_time_seconds",] == 1700000000 + 22 / ticks_a_second
-    assert found["process_virtual_memory_bytes",] == 300 * os.sysconf("SC_PAGE_SIZE")
-    assert found["process_resident_memory_bytes",] == 200 * os.sysconf("SC_PAGE_SIZE")
+    values = samples()
+    ticks_per_second = os.sysconf("SC_CLK_TCK")
+    assert values["process_start_time_seconds",] == 1700000000 + 22 / ticks_per_second
+    assert values["process_virtual_memory_bytes",] == 300 * os.sysconf("SC_PAGE_SIZE")
+    assert values["process_resident_memory_bytes",] == 200 * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_where_there_is_no_proc(tmp_path, monkeypatch):
+def test_without_proc(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "PROC", tmp_path)
     names = {key[0] for key in samples() if key[0].startswith("process_")}
     assert names == {"process_cpu_seconds_total", "process_max_fds"}

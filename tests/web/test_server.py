@@ -45,20 +45,22 @@ pytestmark = pytest.mark.xdist_group("timing")
 PROMTOOL = shutil.which("promtool")
 
 
-# --- what is answered
+# --- pages
 
 
 @on_both_loops
-async def test_the_page():
+async def test_page():
     async with Site() as site:
-        answer = await site.get("/metrics")
-        assert answer.status == 200
-        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-        assert answer.headers["vary"] == "Accept-Encoding"
-        assert answer.headers["server"] == f"skyfast/{__version__}"
-        assert "content-encoding" not in answer.headers
-        assert answer.body.startswith(FLOWS + INTERFACES + CAPTURES + b"# HELP skyfast_build_info ")
-        families = {family.name for family in text_string_to_metric_families(answer.text)}
+        response = await site.get("/metrics")
+        assert response.status == 200
+        assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert response.headers["vary"] == "Accept-Encoding"
+        assert response.headers["server"] == f"skyfast/{__version__}"
+        assert "content-encoding" not in response.headers
+        assert response.body.startswith(
+            FLOWS + INTERFACES + CAPTURES + b"# HELP skyfast_build_info "
+        )
+        families = {family.name for family in text_string_to_metric_families(response.text)}
         assert {
             "skydive_network_connection_total_bytes",
             "skydive_network_interface_rx_bytes",
@@ -68,7 +70,7 @@ async def test_the_page():
 
 
 @on_both_loops
-async def test_the_parts():
+async def test_parts_of_the_page():
     async with Site() as site:
         assert (await site.get("/metrics/flows")).body == FLOWS
         assert (await site.get("/metrics/interfaces")).body == INTERFACES
@@ -80,18 +82,18 @@ async def test_the_parts():
 
 
 @on_both_loops
-async def test_parts_that_are_empty():
+async def test_empty_parts():
     async with Site(FakeTable(b""), parts={"interfaces": b"", "captures": b""}) as site:
         for path in ("/metrics/flows", "/metrics/interfaces", "/metrics/captures"):
-            answer = await site.get(path)
-            assert (answer.status, answer.body) == (200, b"")
-            answer = await site.get(path, accept_encoding="gzip")
-            assert zlib.decompress(answer.body, wbits=31) == b""
+            response = await site.get(path)
+            assert (response.status, response.body) == (200, b"")
+            response = await site.get(path, accept_encoding="gzip")
+            assert zlib.decompress(response.body, wbits=31) == b""
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
 @on_both_loops
-async def test_promtool_complains_of_the_inherited_names_only():
+async def test_promtool_complains_only_about_inherited_names():
     async with Site() as site:
         page = (await site.get()).body
     promtool = await asyncio.create_subprocess_exec(
@@ -110,7 +112,7 @@ async def test_promtool_complains_of_the_inherited_names_only():
 
 
 @on_both_loops
-async def test_only_one_format_is_offered():
+async def test_compatible_names_are_served_only_in_the_text_format():
     async with Site() as site:
         for accept in (
             "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5",
@@ -119,11 +121,13 @@ async def test_only_one_format_is_offered():
             "image/png;q=1, */*;q=0",
         ):
             for path in PAGES:
-                answer = await site.get(path, accept=accept)
-                assert answer.status == 200
-                assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-                assert answer.headers["vary"] == "Accept-Encoding"
-                assert b"# EOF" not in answer.body
+                response = await site.get(path, accept=accept)
+                assert response.status == 200
+                assert (
+                    response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+                )
+                assert response.headers["vary"] == "Accept-Encoding"
+                assert b"# EOF" not in response.body
 
 
 @on_both_loops
@@ -137,14 +141,14 @@ async def test_openmetrics_is_negotiated():
         ):
             for path in PAGES:
                 for method in ("GET", "HEAD"):
-                    answer = await site.get(path, method=method, accept=accept)
-                    assert (answer.headers["content-type"] == openmetrics) == chosen
-                    assert answer.headers["vary"] == "Accept, Accept-Encoding"
+                    response = await site.get(path, method=method, accept=accept)
+                    assert (response.headers["content-type"] == openmetrics) == chosen
+                    assert response.headers["vary"] == "Accept, Accept-Encoding"
                     if method == "GET":
-                        assert answer.body.endswith(b"\n# EOF\n") == chosen
-                        assert answer.body.count(b"# EOF") == chosen
-        answer = await site.get("/metrics/flows")
-        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+                        assert response.body.endswith(b"\n# EOF\n") == chosen
+                        assert response.body.count(b"# EOF") == chosen
+        response = await site.get("/metrics/flows")
+        assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         async with await site.ask(
             b"GET /metrics/flows HTTP/1.1\r\nHost: x\r\n"
             b"Accept: text/plain;q=0.1\r\nAccept: application/openmetrics-text\r\n\r\n"
@@ -157,23 +161,25 @@ async def test_openmetrics_is_negotiated():
 
 
 @on_both_loops
-async def test_openmetrics_can_be_switched_off():
+async def test_openmetrics_can_be_disabled():
     async with Site(parts={"standard_names": True}, openmetrics=False) as site:
         for accept in PROMETHEUS.values():
             for path in PAGES:
-                answer = await site.get(path, accept=accept)
-                assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-                assert answer.headers["vary"] == "Accept-Encoding"
-                assert b"# EOF" not in answer.body
-        # A reload can do so, too.
+                response = await site.get(path, accept=accept)
+                assert (
+                    response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+                )
+                assert response.headers["vary"] == "Accept-Encoding"
+                assert b"# EOF" not in response.body
+        # A reload can enable it again.
         limits = dataclasses.replace(site.config.web, openmetrics=True)
         site.server.configure(limits, reload=None)
-        answer = await site.get(accept=PROMETHEUS["3"])
-        assert answer.body.endswith(b"\n# EOF\n")
+        response = await site.get(accept=PROMETHEUS["3"])
+        assert response.body.endswith(b"\n# EOF\n")
 
 
 @on_both_loops
-async def test_the_reference_parser_reads_openmetrics():
+async def test_reference_parser_reads_openmetrics():
     captures = Captures(naming="standard", stats=CaptureStats())
     captures.message(b'{"CaptureID":"c-1","FlowCount":3,"FlowDropped":4}', 100)
     name = "skydive_x_bytes_total"
@@ -186,9 +192,9 @@ async def test_the_reference_parser_reads_openmetrics():
     async with Site(table, parts=parts) as site:
         site.exposition.source = dataclasses.replace(site.exposition.source, captures=captures)
         for path in PAGES:
-            answer = await site.get(path, accept=PROMETHEUS["2.42"])
+            response = await site.get(path, accept=PROMETHEUS["2.42"])
             families = {
-                family.name: family for family in text_string_to_openmetrics_families(answer.text)
+                family.name: family for family in text_string_to_openmetrics_families(response.text)
             }
             if path == "/metrics":
                 assert families["skydive_x_bytes"].unit == "bytes"
@@ -199,7 +205,7 @@ async def test_the_reference_parser_reads_openmetrics():
 
 
 @on_both_loops
-async def test_another_source():
+async def test_new_source_applies_to_new_pages():
     async with Site() as site:
         accept = {"accept": "application/openmetrics-text"}
         assert (await site.get("/metrics/flows", **accept)).body == FLOWS
@@ -211,11 +217,11 @@ async def test_another_source():
 async def test_gzip():
     async with Site(FakeTable(BIG)) as site:
         plain = await site.get("/metrics/flows")
-        answer = await site.get("/metrics/flows", accept_encoding="gzip")
-        assert answer.headers["content-encoding"] == "gzip"
-        assert answer.headers["vary"] == "Accept-Encoding"
-        assert zlib.decompress(answer.body, wbits=31) == plain.body == BIG
-        assert len(answer.body) < len(BIG) / 5
+        response = await site.get("/metrics/flows", accept_encoding="gzip")
+        assert response.headers["content-encoding"] == "gzip"
+        assert response.headers["vary"] == "Accept-Encoding"
+        assert zlib.decompress(response.body, wbits=31) == plain.body == BIG
+        assert len(response.body) < len(BIG) / 5
         own = await site.get("/metrics/self", accept_encoding="gzip")
         assert own.headers["content-encoding"] == "gzip"
         assert own.headers["vary"] == "Accept-Encoding"
@@ -233,8 +239,8 @@ async def test_gzip_is_negotiated():
             ("identity;q=0, gzip", "gzip"),
         ):
             for path in ("/metrics", "/metrics/self"):
-                answer = await site.get(path, accept_encoding=accepted)
-                assert answer.headers.get("content-encoding") == coding, accepted
+                response = await site.get(path, accept_encoding=accepted)
+                assert response.headers.get("content-encoding") == coding, accepted
         async with await site.ask(
             b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
             b"Accept-Encoding: gzip;q=0.5\r\nAccept-Encoding: identity;q=1\r\n\r\n"
@@ -243,54 +249,57 @@ async def test_gzip_is_negotiated():
 
 
 @on_both_loops
-async def test_no_encoding_is_acceptable():
+async def test_no_acceptable_encoding():
     async with Site() as site:
         for method in ("GET", "HEAD"):
-            answer = await site.get(accept_encoding="br, *;q=0", method=method)
-            assert answer.status == 406
-            assert answer.headers["vary"] == "Accept-Encoding"
+            response = await site.get(accept_encoding="br, *;q=0", method=method)
+            assert response.status == 406
+            assert response.headers["vary"] == "Accept-Encoding"
         assert not site.table.asked_at
 
 
 @on_both_loops
-async def test_the_status_page():
+async def test_status_page():
     async with Site() as site:
-        answer = await site.get("/")
-        assert answer.status == 200
-        assert answer.headers["content-type"] == "text/html; charset=utf-8"
-        assert answer.headers["cache-control"] == "no-store"
-        assert __version__ in answer.text
-        links = set(re.findall(r'<a href="([^"?]+)"', answer.text))
-        # Relative ones: a proxy can put the pages into a folder.
+        response = await site.get("/")
+        assert response.status == 200
+        assert response.headers["content-type"] == "text/html; charset=utf-8"
+        assert response.headers["cache-control"] == "no-store"
+        assert __version__ in response.text
+        links = set(re.findall(r'<a href="([^"?]+)"', response.text))
+        # The links are relative, so that a proxy can serve the pages below a path.
         assert {f"/{link}" for link in links} == set(PATHS) - {"/"}
         for link in links:
             assert (await site.get(f"/{link}")).status == 200
 
 
 @on_both_loops
-async def test_pages_for_browsers_load_nothing():
+async def test_pages_for_browsers_load_no_resources():
     async with Site() as site:
         for path in ("/", "/cardinality"):
-            answer = await site.get(path)
-            policy = answer.headers["content-security-policy"]
+            response = await site.get(path)
+            policy = response.headers["content-security-policy"]
             assert policy.startswith("default-src 'none'; style-src 'sha256-")
             assert "unsafe" not in policy
-            assert not re.findall(r" src=|url\(|@import|https?://(?!www\.w3\.org)", answer.text)
-            assert not re.findall(r" (?:style|on\w+)=", answer.text)
+            assert not re.findall(r" src=|url\(|@import|https?://(?!www\.w3\.org)", response.text)
+            assert not re.findall(r" (?:style|on\w+)=", response.text)
 
 
 @on_both_loops
 async def test_health_and_readiness():
     subscribed = False
     async with Site(ready=lambda: subscribed) as site:
-        answer = await site.get("/-/healthy")
-        assert (answer.status, answer.text) == (200, "skyfast is healthy.\n")
-        answer = await site.get("/-/ready")
-        assert (answer.status, answer.text) == (503, "Not ready: not subscribed to any analyzer.\n")
+        response = await site.get("/-/healthy")
+        assert (response.status, response.text) == (200, "skyfast is healthy.\n")
+        response = await site.get("/-/ready")
+        assert (response.status, response.text) == (
+            503,
+            "Not ready: not subscribed to any analyzer.\n",
+        )
         assert (await site.get("/-/ready", method="HEAD")).status == 503
         subscribed = True
-        answer = await site.get("/-/ready")
-        assert (answer.status, answer.text) == (200, "skyfast is ready.\n")
+        response = await site.get("/-/ready")
+        assert (response.status, response.text) == (200, "skyfast is ready.\n")
 
 
 @on_both_loops
@@ -330,12 +339,12 @@ async def test_cardinality():
             ("/cardinality", {"accept": "application/json"}),
             ("/cardinality?without=", {"accept": "application/json, text/html;q=0.9"}),
         ):
-            answer = await site.get(path, **headers)
-            assert answer.headers["content-type"] == "application/json"
-            assert json.loads(answer.body) == expected
+            response = await site.get(path, **headers)
+            assert response.headers["content-type"] == "application/json"
+            assert json.loads(response.body) == expected
         html = await site.get("/cardinality?format=html", accept="application/json")
         assert html.text == page.text
-        # One scan answered all of that, and not on the event loop.
+        # One scan served all these requests, and not on the event loop.
         assert site.table.scans == ["cardinality"]
         assert threading.current_thread() not in site.table.threads
 
@@ -343,32 +352,32 @@ async def test_cardinality():
 @on_both_loops
 async def test_cardinality_without_a_label():
     async with Site() as site:
-        answer = await site.get("/cardinality?without=target_ip&format=json")
+        response = await site.get("/cardinality?without=target_ip&format=json")
         without = {"label": "target_ip", "connections": 1, "series_at_most": 3}
-        assert json.loads(answer.body)["without"] == without
+        assert json.loads(response.body)["without"] == without
         page = await site.get("/cardinality?without=target_ip")
         assert "Without <code>target_ip</code> there would be <strong>1 connection" in page.text
         for label in ("nothing", "direction", "%3Cb%3E%0A"):
-            answer = await site.get(f"/cardinality?without={label}")
-            assert answer.status == 400
-            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-            assert answer.text.endswith(". Labels: initiator_ip, target_ip.\n")
-            assert answer.text.count("\n") == 1
+            response = await site.get(f"/cardinality?without={label}")
+            assert response.status == 400
+            assert response.headers["content-type"] == "text/plain; charset=utf-8"
+            assert response.text.endswith(". Labels: initiator_ip, target_ip.\n")
+            assert response.text.count("\n") == 1
         assert site.table.scans == ["cardinality target_ip"]
 
 
 @on_both_loops
-async def test_cardinality_is_counted_once_at_a_time():
-    """Whoever asks meanwhile is told so, also when the one who asked first has left."""
+async def test_one_cardinality_scan_runs_at_a_time():
+    """Other requests fail meanwhile, even after the first client has disconnected."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)
             for path in ("/cardinality", "/cardinality?without=target_ip"):
-                answer = await site.get(path)
-                assert answer.status == 503
-                assert answer.headers["retry-after"] == "1"
-                assert answer.text == "Try again: another report is in progress.\n"
-            # Nothing else has to wait.
+                response = await site.get(path)
+                assert response.status == 503
+                assert response.headers["retry-after"] == "1"
+                assert response.text == "Try again: another report is in progress.\n"
+            # Other pages do not wait.
             for path in ("/metrics/flows", "/-/healthy"):
                 assert (await site.get(path)).status == 200
         assert (await site.get("/cardinality")).status == 503
@@ -379,7 +388,7 @@ async def test_cardinality_is_counted_once_at_a_time():
 
 
 @on_both_loops
-async def test_cardinality_that_takes_too_long(monkeypatch):
+async def test_slow_cardinality_report_is_aborted(monkeypatch):
     monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.1)
     async with Site(FakeTable(pause_scans=True)) as site:
         with pytest.raises(ConnectionError):
@@ -388,7 +397,7 @@ async def test_cardinality_that_takes_too_long(monkeypatch):
 
 
 @on_both_loops
-async def test_cardinality_that_breaks(caplog):
+async def test_failing_cardinality_report(caplog):
     table = FakeTable()
     table.values = {}
     async with Site(table) as site:
@@ -412,16 +421,16 @@ async def test_reload():
         return outcomes.pop(0)
 
     async with Site(reload=reload) as site:
-        answer = await site.get("/-/reload", method="POST")
-        assert (answer.status, answer.text) == (200, "Configuration reloaded.\n")
-        answer = await site.get("/-/reload", method="PUT")
-        assert answer.status == 500
-        assert answer.text == (
+        response = await site.get("/-/reload", method="POST")
+        assert (response.status, response.text) == (200, "Configuration reloaded.\n")
+        response = await site.get("/-/reload", method="PUT")
+        assert response.status == 500
+        assert response.text == (
             "failed to reload config: skyfast.yml: port: 70000 is not from 0 to 65535\n"
         )
         for method in ("GET", "HEAD", "DELETE"):
-            answer = await site.get("/-/reload", method=method)
-            assert (answer.status, answer.headers["allow"]) == (405, "POST, PUT, OPTIONS")
+            response = await site.get("/-/reload", method=method)
+            assert (response.status, response.headers["allow"]) == (405, "POST, PUT, OPTIONS")
         body = b"name=value"
         async with await site.ask(
             request("/-/reload", method="POST", content_length=len(body)) + body
@@ -431,47 +440,47 @@ async def test_reload():
 
 
 @on_both_loops
-async def test_reload_that_is_not_enabled():
+async def test_reload_is_disabled_by_default():
     async with Site() as site:
         for method in ("POST", "PUT"):
-            answer = await site.get("/-/reload", method=method)
-            assert (answer.status, answer.text) == (403, "Lifecycle API is not enabled.\n")
-        answer = await site.get("/-/reload")
-        assert (answer.status, answer.headers["allow"]) == (405, "POST, PUT, OPTIONS")
+            response = await site.get("/-/reload", method=method)
+            assert (response.status, response.text) == (403, "Lifecycle API is not enabled.\n")
+        response = await site.get("/-/reload")
+        assert (response.status, response.headers["allow"]) == (405, "POST, PUT, OPTIONS")
 
 
 @on_both_loops
-async def test_a_reload_ends_though_nobody_waits_for_it():
-    begun, may_end = asyncio.Event(), asyncio.Event()
+async def test_reload_completes_without_its_client():
+    started, may_end = asyncio.Event(), asyncio.Event()
     ended = False
 
     async def reload():
         nonlocal ended
-        begun.set()
+        started.set()
         await may_end.wait()
         ended = True
 
     async with Site(reload=reload) as site:
         async with await site.ask(request("/-/reload", method="POST")):
-            await begun.wait()
+            await started.wait()
         await asyncio.sleep(0.05)
         may_end.set()
         await until(lambda: ended)
 
 
 @on_both_loops
-async def test_a_reload_that_breaks(caplog):
+async def test_failing_reload(caplog):
     async def reload():
-        raise ValueError("a fault of its own")
+        raise ValueError("unexpected")
 
     async with Site(reload=reload) as site:
-        answer = await site.get("/-/reload", method="POST")
-        assert (answer.status, answer.text) == (500, "Internal Server Error.\n")
+        response = await site.get("/-/reload", method="POST")
+        assert (response.status, response.text) == (500, "Internal Server Error.\n")
     assert caplog.records[0].getMessage() == "POST /-/reload failed"
 
 
 @on_both_loops
-async def test_other_bounds():
+async def test_new_limits_take_effect():
     async def reload():
         return None
 
@@ -490,14 +499,14 @@ async def test_unknown_paths():
     async with Site() as site:
         for path in ("/metric", "/metrics/", "//metrics", "/metrics/x", "/-/", "/favicon.ico"):
             for method in ("GET", "POST"):
-                answer = await site.get(path, method=method)
-                assert answer.status == 404
-                assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-                assert answer.text == "Page not found.\n"
+                response = await site.get(path, method=method)
+                assert response.status == 404
+                assert response.headers["content-type"] == "text/plain; charset=utf-8"
+                assert response.text == "Page not found.\n"
 
 
 @on_both_loops
-async def test_a_query_and_an_absolute_form_change_nothing():
+async def test_query_string_and_absolute_url_are_accepted():
     async with Site() as site:
         assert (await site.get("/metrics/flows?name[]=x&debug=1")).body == FLOWS
         assert (await site.get("http://x/metrics/flows")).body == FLOWS
@@ -508,8 +517,8 @@ async def test_other_methods():
     async with Site() as site:
         for path in PATHS:
             for method in ("POST", "PUT", "DELETE", "PATCH", "TRACE"):
-                answer = await site.get(path, method=method)
-                assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+                response = await site.get(path, method=method)
+                assert (response.status, response.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
         assert (await site.get("*")).status == 400
         assert not site.table.asked_at
 
@@ -519,15 +528,17 @@ def test_every_route_is_tested():
 
 
 @on_both_loops
-async def test_options_are_answered():
-    """As proxies ask that look whether a server is alive."""
+async def test_options():
+    """Some proxies send OPTIONS as a health check."""
     allowed = dict.fromkeys((*PATHS, "*"), "GET, HEAD, OPTIONS")
     allowed["/-/reload"] = "POST, PUT, OPTIONS"
     async with Site() as site:
         for path, methods in allowed.items():
             for version in ("1.0", "1.1"):
-                async with await site.ask(request(path, method="OPTIONS", version=version)) as one:
-                    status, headers = await one.read_head()
+                async with await site.ask(
+                    request(path, method="OPTIONS", version=version)
+                ) as client:
+                    status, headers = await client.read_head()
                     assert (status, headers["allow"]) == (204, methods)
                     assert not {"content-length", "content-type"} & {*headers}
         assert (await site.get("/nowhere", method="OPTIONS")).status == 404
@@ -535,17 +546,17 @@ async def test_options_are_answered():
 
 
 @on_both_loops
-async def test_nothing_is_to_be_kept_by_caches():
+async def test_caching_is_forbidden():
     async with Site(max_scrapes=1) as site:
         for path in (*PATHS, "/nowhere", "/-/reload"):
             for method in ("GET", "HEAD", "DELETE"):
-                answer = await site.get(path, method=method)
-                assert answer.headers["cache-control"] == "no-store", path
+                response = await site.get(path, method=method)
+                assert response.headers["cache-control"] == "no-store", path
 
 
 @on_both_loops
 async def test_head_is_get_without_a_body():
-    """On one connection, so that a body, or a wrong length, would show in the next answer."""
+    """All requests share a connection, so that a body would break the next response."""
     async with Site() as site, await site.ask(b"") as client:
         for path in (*PATHS, "/nothing"):
             for headers in ({}, {"accept_encoding": "gzip"}):
@@ -554,15 +565,15 @@ async def test_head_is_get_without_a_body():
                 await client.send(request(path, **headers))
                 get = await client.answer()
                 assert head.status == get.status
-                for answer in (head, get):
+                for response in (head, get):
                     # A page's length is not known before it is rendered.
                     for name in ("date", "transfer-encoding"):
-                        answer.headers.pop(name, None)
+                        response.headers.pop(name, None)
                 if path == "/metrics/self":
                     del get.headers["content-length"]
                 if path in OWN:
-                    for answer in (head, get):
-                        assert int(answer.headers.pop("content-length")) > 0
+                    for response in (head, get):
+                        assert int(response.headers.pop("content-length")) > 0
                 assert head.headers == get.headers
                 assert get.body
         pages_of_flows = 2 * 2
@@ -592,7 +603,7 @@ async def test_pipelined_requests_are_answered_in_order():
 
 
 @pytest.mark.parametrize("version", ["0.9", "2.0"])
-async def test_other_versions_are_answered_in_one_that_there_is(version):
+async def test_unsupported_http_versions_get_an_http_1_0_response(version):
     async with Site() as site:
         client = await site.ask(request("/-/healthy", version=version))
         async with client:
@@ -602,24 +613,26 @@ async def test_other_versions_are_answered_in_one_that_there_is(version):
 
 @on_both_loops
 async def test_http_1_0():
-    """Its pages have no length and end with the connection, whatever the client asks."""
+    """Pages have no length and end with the connection, even with keep-alive."""
     async with Site(FakeTable(BIG)) as site:
         for path in (*PATHS, "/nowhere"):
             for method in ("GET", "HEAD"):
-                answer = await site.get(path, method=method, version="1.0", connection="keep-alive")
-                assert "keep-alive" not in answer.headers.get("connection", ""), path
+                response = await site.get(
+                    path, method=method, version="1.0", connection="keep-alive"
+                )
+                assert "keep-alive" not in response.headers.get("connection", ""), path
         for headers in ({}, {"connection": "keep-alive"}):
-            answer = await site.get("/metrics/flows", version="1.0", **headers)
-            assert answer.status == 200
-            assert "transfer-encoding" not in answer.headers
-            assert "keep-alive" not in answer.headers.get("connection", "")
-            assert answer.body == BIG
+            response = await site.get("/metrics/flows", version="1.0", **headers)
+            assert response.status == 200
+            assert "transfer-encoding" not in response.headers
+            assert "keep-alive" not in response.headers.get("connection", "")
+            assert response.body == BIG
             assert (await site.get("/-/healthy", version="1.0", **headers)).status == 200
             assert (await site.get(method="HEAD", version="1.0", **headers)).status == 200
 
 
 @on_both_loops
-async def test_a_client_that_has_finished_sending_is_answered():
+async def test_half_closed_client_gets_a_response():
     async with Site(FakeTable(BIG)) as site:
         for version in ("1.0", "1.1"):
             async with await site.ask(request("/metrics/flows", version=version)) as client:
@@ -632,18 +645,18 @@ async def test_a_client_that_has_finished_sending_is_answered():
 
 
 @on_both_loops
-async def test_an_upgrade_is_not_taken():
+async def test_upgrade_is_ignored():
     async with Site() as site:
         for protocol in ("h2c", "websocket"):
-            answer = await site.get(
+            response = await site.get(
                 "/metrics/flows", connection="Upgrade", upgrade=protocol, http2_settings="AAMAAABk"
             )
-            assert (answer.status, answer.body) == (200, FLOWS)
-            assert answer.headers["connection"] == "close"
+            assert (response.status, response.body) == (200, FLOWS)
+            assert response.headers["connection"] == "close"
 
 
 @on_both_loops
-async def test_a_common_client():
+async def test_aiohttp_client():
     async with Site(FakeTable(BIG)) as site, aiohttp.ClientSession() as session:
         for _ in range(3):
             url = f"http://127.0.0.1:{site.port}/metrics/flows"
@@ -670,12 +683,12 @@ async def test_scrapes_are_measured():
         assert not any(site.scrape.failures.values())
 
 
-# --- requests that are wrong
+# --- invalid requests
 
 
 @on_both_loops
 async def test_bad_requests(caplog):
-    """Each has an answer that ends the connection, and none has a traceback in the log."""
+    """Each response closes the connection, and nothing above DEBUG is logged."""
     async with Site() as site:
         for bad in (
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS client\r\n\r\n",
@@ -685,10 +698,10 @@ async def test_bad_requests(caplog):
             b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         ):
             async with await site.ask(bad) as client:
-                answer = await client.answer()
-                assert (answer.status, answer.text) == (400, "Bad Request.\n"), bad
-                assert answer.headers["server"] == f"skyfast/{__version__}"
-                assert answer.headers["connection"] == "close"
+                response = await client.answer()
+                assert (response.status, response.text) == (400, "Bad Request.\n"), bad
+                assert response.headers["server"] == f"skyfast/{__version__}"
+                assert response.headers["connection"] == "close"
                 await client.end()
         assert (await site.get("/metrics/flows")).body == FLOWS
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
@@ -708,24 +721,24 @@ TOO_LARGE = {
 }
 
 
-@pytest.mark.parametrize("what", TOO_LARGE)
+@pytest.mark.parametrize("part", TOO_LARGE)
 @on_both_loops
-async def test_a_head_that_is_too_large_gets_an_answer(what):
-    head, status, reason = TOO_LARGE[what]
+async def test_oversized_request_head_gets_a_response(part):
+    head, status, reason = TOO_LARGE[part]
     async with Site() as site:
         for before in (b"", request("/-/healthy")):
             async with await site.ask(before) as client:
                 if before:
                     await client.answer()
-                # In parts, so that some come after the answer.
-                for at in range(0, len(head), 60_000):
-                    await client.send(head[at : at + 60_000])
+                # Several sends, so that some arrive after the response.
+                for start in range(0, len(head), 60_000):
+                    await client.send(head[start : start + 60_000])
                     await asyncio.sleep(0.002)
                 await client.send(b"\r\n\r\n")
-                answer = await client.answer()
-                assert answer.status == status
-                assert answer.text.endswith(f"{reason}.\n")
-                assert answer.headers["connection"] == "close"
+                response = await client.answer()
+                assert response.status == status
+                assert response.text.endswith(f"{reason}.\n")
+                assert response.headers["connection"] == "close"
                 assert await client.end() == "closed"
 
 
@@ -748,7 +761,7 @@ async def test_bodies_are_ignored():
 
 
 @on_both_loops
-async def test_a_large_body_is_not_read():
+async def test_large_body_is_not_read():
     async with Site() as site, await site.ask(request(content_length=10**9)) as client:
         assert (await client.answer()).status == 200
         with pytest.raises(ConnectionError):
@@ -758,7 +771,7 @@ async def test_a_large_body_is_not_read():
 
 
 @on_both_loops
-async def test_a_body_that_does_not_come():
+async def test_missing_body_times_out():
     async with Site() as site, await site.ask(request(content_length=10)) as client:
         assert (await client.answer()).status == 200
         begin = time.monotonic()
@@ -767,8 +780,8 @@ async def test_a_body_that_does_not_come():
 
 
 @on_both_loops
-async def test_endless_pipelining_is_cut():
-    """What is pipelined behind a page that is not read does not pile up in the server."""
+async def test_endless_pipelining_is_aborted():
+    """Requests behind an unread page do not accumulate in the server."""
     pipelined = request("/-/healthy") * 10_000
     sent_bytes = 0
     site = Site(FakeTable(BIG), scrape_timeout_s=0.5)
@@ -778,11 +791,11 @@ async def test_endless_pipelining_is_cut():
                 await client.send(pipelined)
                 await asyncio.sleep(0)
                 sent_bytes += len(pipelined)
-    assert sent_bytes < 20_000_000  # the kernel's share
+    assert sent_bytes < 20_000_000  # the kernel buffers this much at most
 
 
 @on_both_loops
-async def test_endless_headers_are_cut():
+async def test_endless_headers_are_aborted():
     async with Site() as site, await site.ask(b"GET /metrics HTTP/1.1\r\n") as client:
         with pytest.raises(ConnectionError):
             for i in range(1_000_000):
@@ -790,7 +803,7 @@ async def test_endless_headers_are_cut():
 
 
 @on_both_loops
-async def test_a_head_that_dribbles(monkeypatch):
+async def test_slow_request_head_times_out(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
     async with Site() as site:
         for before in (b"", request("/-/healthy")):
@@ -807,7 +820,7 @@ async def test_a_head_that_dribbles(monkeypatch):
 
 @on_both_loops
 async def test_connections_outlive_the_usual_scrape_intervals():
-    """Of up to five minutes: nobody waits for so long here, so it is the deadline that is read."""
+    """The test reads the deadline instead of waiting for five minutes."""
     async with Site() as site, await site.ask(request("/metrics/flows")) as client:
         await client.answer()
         (connection,) = site.server._connections._open
@@ -817,7 +830,7 @@ async def test_connections_outlive_the_usual_scrape_intervals():
 
 
 @on_both_loops
-async def test_silence_is_closed_in_good_order(monkeypatch):
+async def test_idle_connections_are_closed_cleanly(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.15)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.4)
     async with Site() as site:
@@ -836,8 +849,8 @@ async def test_silence_is_closed_in_good_order(monkeypatch):
 
 
 @on_both_loops
-async def test_answers_that_nobody_reads(monkeypatch):
-    """Small ones, asked for again and again: no page, so no deadline of a page ends them."""
+async def test_unread_small_responses_are_aborted(monkeypatch):
+    """The deadline of a page does not apply to them."""
     monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:
@@ -850,7 +863,7 @@ async def test_answers_that_nobody_reads(monkeypatch):
 
 
 @on_both_loops
-async def test_clients_that_reset_at_once(caplog):
+async def test_clients_that_reset_immediately(caplog):
     async with Site() as site:
         for data in (b"", b"GET", request("/")):
             for _ in range(50):
@@ -862,11 +875,11 @@ async def test_clients_that_reset_at_once(caplog):
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
 
 
-# --- how long a page may take
+# --- deadlines
 
 
 @on_both_loops
-async def test_the_first_byte_does_not_wait_for_the_last():
+async def test_first_chunk_is_sent_before_the_page_is_complete():
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
     async with Site(table) as site, await site.ask(request("/metrics/flows")) as client:
         await client.read_head()
@@ -876,7 +889,7 @@ async def test_the_first_byte_does_not_wait_for_the_last():
 
 
 @on_both_loops
-async def test_the_event_loop_goes_on_while_a_page_is_rendered():
+async def test_event_loop_runs_while_a_page_is_rendered():
     table = FakeTable(BIG, pause_at=0)
     async with Site(table) as site, await site.ask(request("/metrics/flows")) as client:
         await until(lambda: table.asked_at)
@@ -887,14 +900,14 @@ async def test_the_event_loop_goes_on_while_a_page_is_rendered():
 
 
 @on_both_loops
-async def test_a_reader_that_stops_is_cut_at_the_deadline(caplog):
+async def test_stalled_reader_is_disconnected_at_the_deadline(caplog):
     async with Site(FakeTable(BIG), scrape_timeout_s=0.4) as site:
         begin = time.monotonic()
         async with await site.begin_scrape() as client:
             await until(lambda: any(site.scrape.failures.values()))
             assert 0.3 < time.monotonic() - begin < 1.5
             await until(lambda: not page_threads())
-            # Rendered was what the kernel and the queue took of it, and not the page.
+            # Rendering stops once the buffers of the kernel and the queue are full.
             assert site.table.rendered_bytes < len(BIG) / 2
             assert await client.end() == "reset"
         assert site.scrape.failures == {"deadline": 1, "disconnected": 0, "error": 0}
@@ -907,7 +920,7 @@ async def test_a_reader_that_stops_is_cut_at_the_deadline(caplog):
 
 
 @on_both_loops
-async def test_a_reader_that_dribbles_is_cut_at_the_deadline():
+async def test_slow_reader_is_disconnected_at_the_deadline():
     site = Site(FakeTable(BIG), scrape_timeout_s=0.5)
     async with site, await site.begin_scrape() as client:
         begin = time.monotonic()
@@ -921,7 +934,7 @@ async def test_a_reader_that_dribbles_is_cut_at_the_deadline():
 
 
 @on_both_loops
-async def test_a_page_that_is_rendered_too_slowly_is_cut():
+async def test_slow_rendering_is_aborted_at_the_deadline():
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
     async with Site(table, scrape_timeout_s=0.15) as site:
         for version in ("1.1", "1.0"):
@@ -929,7 +942,7 @@ async def test_a_page_that_is_rendered_too_slowly_is_cut():
                 table.resume.clear()
                 client = await site.ask(request("/metrics/flows", version=version, **headers))
                 async with client:
-                    # Not a short page that looks whole, where its end is the connection's.
+                    # A reset shows that the page is incomplete, even in HTTP/1.0.
                     with pytest.raises(ConnectionError):
                         await client.answer()
                 table.resume.set()
@@ -938,8 +951,8 @@ async def test_a_page_that_is_rendered_too_slowly_is_cut():
 
 
 @on_both_loops
-async def test_the_end_of_a_page_that_is_not_read_is_cut(monkeypatch):
-    """The answer is written, but its end waits in the process: it is not closed in good order."""
+async def test_connection_with_an_unread_page_end_is_reset(monkeypatch):
+    """The end of the page is still buffered in the process when the timeout expires."""
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.15)
     monkeypatch.setattr(connections, "WRITE_BUFFER_BYTES", 2 * len(BIG))
     for version in ("1.1", "1.0"):
@@ -954,7 +967,7 @@ async def test_the_end_of_a_page_that_is_not_read_is_cut(monkeypatch):
 
 
 @on_both_loops
-async def test_the_scraper_asks_for_a_deadline():
+async def test_scraper_can_set_the_deadline():
     async with Site(FakeTable(BIG)) as site:
         begin = time.monotonic()
         async with await site.begin_scrape(x_prometheus_scrape_timeout_seconds="0.25") as client:
@@ -964,22 +977,22 @@ async def test_the_scraper_asks_for_a_deadline():
 
 
 @on_both_loops
-async def test_a_deadline_that_is_nonsense_is_the_default(caplog):
-    wrong = ("", "soon", "0", "-1", "nan", "inf", "1e999")
+async def test_invalid_deadline_means_the_default(caplog):
+    invalid_values = ("", "soon", "0", "-1", "nan", "inf", "1e999")
     async with Site(FakeTable(BIG), scrape_timeout_s=0.25, max_scrapes_per_address=8) as site:
         begin = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
-            for value in wrong:
+            for value in invalid_values:
                 headers = {"x_prometheus_scrape_timeout_seconds": value}
                 client = await site.begin_scrape(**headers)
                 await stack.enter_async_context(client)
-            await until(lambda: site.scrape.failures["deadline"] == len(wrong))
+            await until(lambda: site.scrape.failures["deadline"] == len(invalid_values))
         assert 0.2 < time.monotonic() - begin < 2
     assert "timed out after 0.25 s" in caplog.text
 
 
 @on_both_loops
-async def test_no_deadline_is_longer_than_the_longest(monkeypatch):
+async def test_deadline_has_a_maximum(monkeypatch):
     monkeypatch.setattr(server, "MAX_SCRAPE_TIMEOUT_S", 0.25)
     async with (
         Site(FakeTable(BIG)) as site,
@@ -989,7 +1002,7 @@ async def test_no_deadline_is_longer_than_the_longest(monkeypatch):
 
 
 @on_both_loops
-async def test_a_common_client_notices_a_page_that_was_cut():
+async def test_aiohttp_client_detects_an_aborted_page():
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
     async with Site(table, scrape_timeout_s=0.3) as site, aiohttp.ClientSession() as session:
         with pytest.raises((aiohttp.ClientPayloadError, aiohttp.ClientOSError)):
@@ -998,11 +1011,11 @@ async def test_a_common_client_notices_a_page_that_was_cut():
         table.resume.set()
 
 
-# --- readers that leave, and rendering that fails
+# --- disconnected readers and failing rendering
 
 
 @on_both_loops
-async def test_a_reader_that_leaves():
+async def test_disconnected_reader_ends_rendering():
     async with Site(FakeTable(BIG), max_scrapes_per_address=1) as site:
         for count in (1, 2):
             client = await site.begin_scrape()
@@ -1016,12 +1029,12 @@ async def test_a_reader_that_leaves():
 
 
 @on_both_loops
-async def test_rendering_that_fails_at_once(caplog):
+async def test_rendering_that_fails_immediately(caplog):
     async with Site(FakeTable(break_at=0)) as site:
         for headers in ({}, {"accept_encoding": "gzip"}):
-            answer = await site.get(**headers)
-            assert (answer.status, answer.text) == (500, "Internal Server Error.\n")
-            assert "content-encoding" not in answer.headers
+            response = await site.get(**headers)
+            assert (response.status, response.text) == (500, "Internal Server Error.\n")
+            assert "content-encoding" not in response.headers
         assert site.scrape.failures["error"] == 2
         assert (await site.get("/metrics/self")).status == 200
         assert site.scrape.scrapes == 0
@@ -1043,19 +1056,19 @@ async def test_rendering_that_fails_in_the_middle(caplog):
     assert [record.getMessage() for record in caplog.records] == ["GET /metrics/flows failed"] * 2
 
 
-# --- how many at once
+# --- concurrency limits
 
 
 @on_both_loops
-async def test_pages_at_once():
+async def test_concurrent_pages_are_limited():
     async with Site(FakeTable(BIG), max_scrapes=2) as site:
         first, second = await site.begin_scrape(), await site.begin_scrape()
         async with first, second:
-            answer = await site.get("/metrics/interfaces")
-            assert answer.status == 503
-            assert int(answer.headers["retry-after"]) > 0
-            assert answer.text == "Try again: 2 pages are being served (web.max_scrapes).\n"
-            # What is no page of flows or interfaces has no part in this.
+            response = await site.get("/metrics/interfaces")
+            assert response.status == 503
+            assert int(response.headers["retry-after"]) > 0
+            assert response.text == "Try again: 2 pages are being served (web.max_scrapes).\n"
+            # The limit applies only to pages of flows and interfaces.
             for path in ("/metrics/self", "/", "/-/healthy"):
                 assert (await site.get(path)).status == 200
             assert (await site.get(method="HEAD")).status == 200
@@ -1067,16 +1080,16 @@ async def test_pages_at_once():
 
 
 @on_both_loops
-async def test_pages_at_once_for_one_address():
+async def test_concurrent_pages_per_address_are_limited():
     async with (
         Site(FakeTable(BIG), max_scrapes_per_address=1) as site,
         await site.begin_scrape(local="127.0.0.2"),
     ):
         assert (await site.get("/metrics/flows")).status == 200
         async with await site.ask(local="127.0.0.2") as client:
-            answer = await client.answer()
-            assert answer.status == 503
-            assert answer.text == (
+            response = await client.answer()
+            assert response.status == 503
+            assert response.text == (
                 "Try again: 1 pages are being served to this address"
                 " (web.max_scrapes_per_address).\n"
             )
@@ -1086,7 +1099,7 @@ async def test_pages_at_once_for_one_address():
 
 
 @on_both_loops
-async def test_refusals_are_logged_once_a_minute(caplog):
+async def test_rejected_scrapes_are_logged_once_per_minute(caplog):
     async with Site(FakeTable(BIG), max_scrapes=1) as site, await site.begin_scrape():
         for _ in range(20):
             assert (await site.get()).status == 503
@@ -1095,14 +1108,14 @@ async def test_refusals_are_logged_once_a_minute(caplog):
 
 
 @on_both_loops
-async def test_a_flood_of_connections_keeps_nobody_out(caplog):
+async def test_flood_of_connections_does_not_block_other_clients(caplog):
     async with Site(max_connections=100) as site, contextlib.AsyncExitStack() as stack:
         kept = await stack.enter_async_context(await site.ask(b""))
         idle = []
         for i in range(1000):
             idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
             if i % 50 == 0:
-                # Who asks now and then is not the one who has waited longest.
+                # Its requests keep this connection from being the longest idle one.
                 await kept.send(request("/metrics/flows"))
                 assert (await kept.answer()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS
@@ -1116,7 +1129,7 @@ async def test_a_flood_of_connections_keeps_nobody_out(caplog):
 
 
 @on_both_loops
-async def test_pages_go_on_in_a_flood():
+async def test_pages_complete_during_a_flood():
     async with Site(FakeTable(BIG), max_connections=2) as site:
         async with contextlib.AsyncExitStack() as stack:
             pages = [await stack.enter_async_context(await site.begin_scrape()) for _ in range(2)]
@@ -1133,7 +1146,7 @@ async def test_pages_go_on_in_a_flood():
 
 
 @on_both_loops
-async def test_stop_cuts_pages_and_closes_what_is_idle():
+async def test_stop_aborts_pages_and_closes_idle_connections():
     async with Site(FakeTable(BIG)) as site, contextlib.AsyncExitStack() as stack:
         silent = await stack.enter_async_context(await site.ask(b""))
         idle = await stack.enter_async_context(await site.ask(request("/-/healthy")))
@@ -1149,9 +1162,9 @@ async def test_stop_cuts_pages_and_closes_what_is_idle():
         await until(lambda: not page_threads())
         with pytest.raises(ConnectionRefusedError):
             await site.ask()
-    # The port is free again at once, with connections of it in every state.
-    async with Site(port=site.port) as again:
-        assert (await again.get("/metrics/flows")).body == FLOWS
+    # The port is immediately free again, with connections in every state.
+    async with Site(port=site.port) as second_site:
+        assert (await second_site.get("/metrics/flows")).body == FLOWS
 
 
 @on_both_loops
@@ -1165,7 +1178,7 @@ async def test_stop_does_not_wait_for_rendering(monkeypatch, caplog):
         assert time.monotonic() - begin < 1
         assert await client.end() == "reset"
         table.resume.set()
-    assert "HTTP server stopped with 1 unanswered requests" in caplog.text
+    assert "HTTP server stopped; unfinished responses: 1" in caplog.text
 
 
 @on_both_loops
@@ -1174,7 +1187,7 @@ async def test_stop_without_start():
 
 
 @on_both_loops
-async def test_a_port_in_use():
+async def test_port_in_use_is_an_error():
     for address in ("127.0.0.1", "", "::"):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
@@ -1186,7 +1199,7 @@ async def test_a_port_in_use():
 
 
 @on_both_loops
-async def test_an_address_that_is_not_ours():
+async def test_foreign_address_is_an_error():
     for address in ("192.0.2.1", "name.invalid"):
         with pytest.raises(OSError):
             await Site(listen_address=address).server.start()
@@ -1194,13 +1207,13 @@ async def test_an_address_that_is_not_ours():
 
 @pytest.mark.parametrize("address", ["", "::"])
 @on_both_loops
-async def test_all_addresses(address):
+async def test_listening_on_all_addresses(address):
     async with Site(FakeTable(BIG), listen_address=address, max_scrapes_per_address=1) as site:
         hosts = ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]
         for host in hosts:
             async with await site.ask(request("/metrics/flows"), host=host) as client:
                 assert (await client.answer()).body == BIG
-        # An IPv4 address is the same one, and shown as one, on a socket of both versions.
+        # A dual-stack socket treats IPv4 clients as IPv4 addresses, so that they share the limit.
         async with await site.begin_scrape():
             assert (await site.get()).status == 503
             async with await site.begin_scrape(local="127.0.0.2"):
@@ -1209,7 +1222,7 @@ async def test_all_addresses(address):
 
 @pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, None])
 @on_both_loops
-async def test_all_addresses_where_there_is_no_ipv6(monkeypatch, error):
+async def test_listening_on_all_addresses_without_ipv6(monkeypatch, error):
     create_server = socket.create_server
 
     def no_ipv6(address, *, family=socket.AF_INET, **options):
@@ -1224,14 +1237,14 @@ async def test_all_addresses_where_there_is_no_ipv6(monkeypatch, error):
 
 
 @on_both_loops
-async def test_a_name_as_the_address():
+async def test_host_name_as_the_address():
     async with Site(listen_address="localhost") as site:
         assert (await site.get("/metrics/flows")).body == FLOWS
 
 
 @pytest.fixture
-def a_name_of_two_addresses(monkeypatch):
-    """Only on asyncio's event loop: uvloop does not ask Python."""
+def name_with_two_addresses(monkeypatch):
+    """Return a host name for asyncio's event loop; uvloop does not call `socket.getaddrinfo`."""
 
     def getaddrinfo(host, port, *_):
         assert host == "two.example"
@@ -1245,23 +1258,23 @@ def a_name_of_two_addresses(monkeypatch):
     return "two.example"
 
 
-async def test_a_name_of_two_addresses(a_name_of_two_addresses):
-    async with Site(listen_address=a_name_of_two_addresses) as site:
+async def test_name_with_two_addresses(name_with_two_addresses):
+    async with Site(listen_address=name_with_two_addresses) as site:
         for host in ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]:
             async with await site.ask(request("/metrics/flows"), host=host) as client:
                 assert (await client.answer()).body == FLOWS
 
 
-async def test_a_name_of_two_addresses_one_of_them_taken(a_name_of_two_addresses):
+async def test_name_with_one_address_in_use(name_with_two_addresses):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        site = Site(listen_address=a_name_of_two_addresses, port=taken.getsockname()[1])
+        site = Site(listen_address=name_with_two_addresses, port=taken.getsockname()[1])
         with pytest.raises(OSError, match="ddress already in use"):
             await site.server.start()
 
 
 @pytest.mark.parametrize("families", [{socket.AF_INET}, set()])
-async def test_a_name_of_two_addresses_that_the_machine_has_not(
-    monkeypatch, a_name_of_two_addresses, families
+async def test_name_with_addresses_of_other_machines(
+    monkeypatch, name_with_two_addresses, families
 ):
     create_server = socket.create_server
 
@@ -1271,7 +1284,7 @@ async def test_a_name_of_two_addresses_that_the_machine_has_not(
         return create_server(address, family=family)
 
     monkeypatch.setattr(socket, "create_server", without)
-    site = Site(listen_address=a_name_of_two_addresses)
+    site = Site(listen_address=name_with_two_addresses)
     if not families:
         with pytest.raises(OSError, match="Cannot assign requested address"):
             await site.server.start()

@@ -1,4 +1,4 @@
-"""What skyfast tells of itself: the last ten minutes, the busiest connections, page and API."""
+"""The status page and its API: history, report, and top connections."""
 
 import asyncio
 import gc
@@ -31,11 +31,11 @@ from tests.support.web_fixtures import status as fake_status
 KEYS = ["bytes", "packets", "rtt", "bytes_per_second", "packets_per_second"]
 
 
-def initiators(answer):
-    return [entry["labels"]["initiator_ip"] for entry in answer["entries"]]
+def initiators(response):
+    return [entry["labels"]["initiator_ip"] for entry in response["entries"]]
 
 
-# The last ten minutes ------------------------------------------------------------------------
+# History -------------------------------------------------------------------------------------
 
 
 def test_history():
@@ -58,16 +58,16 @@ def test_history():
     series = history.series(stats, 99, now_s=1046.0)
     assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
     assert series.connections == [*range(1, 10), 99]
-    # Whoever leaves, takes all its flows along: that is no rate. The last is the mean, not of 1 s.
+    # The removal of an analyzer does not count as a rate. The last rate is a mean, not that of 1 s.
     assert series.flows_per_second == [11, 11, *[10] * 8]
     assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4, 9]
     assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4, 0.5]
     assert history.rates() == {"a": 10}
 
 
-def test_two_samples_make_rates():
+def test_two_samples_are_enough_for_rates():
     history, stats = History(), Stats()
-    # The last has left meanwhile, and come again with a counter that begins anew.
+    # The counter of the analyzer "again" restarts, because the analyzer left and returned.
     for at_s, flows in (
         (1000, {"busy": 5, "idle": 7, "again": 9}),
         (1003, {"busy": 6, "again": 1}),
@@ -88,62 +88,62 @@ def test_history_is_bounded():
     assert len(series.connections) == len(series.age_seconds) == status.SAMPLES + 1
     assert series.connections[-1] == step
     assert series.age_seconds[0] == status.INTERVAL_S * (status.SAMPLES - 1)
-    # What is older does not stand where the ten minutes begin.
+    # The series leaves out samples that are older than ten minutes.
     paused = history.series(stats, step, now_s=5.0 * step + 300)
     assert paused.age_seconds[0] == 600
     assert len(paused.connections) == status.SAMPLES // 2 + 2
-    # The mean of the latest half minute only.
+    # Rates are means over the last half minute.
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
 
 async def test_samples_are_taken(monkeypatch):
     monkeypatch.setattr(status, "INTERVAL_S", 0.01)
-    told = fake_status()
-    sampling = asyncio.create_task(told.run())
-    await until(lambda: len(told._history._samples) > 3)
+    source = fake_status()
+    sampling = asyncio.create_task(source.run())
+    await until(lambda: len(source._history._samples) > 3)
     sampling.cancel()
-    assert set((await told.report()).history.connections) == {FakeTable.connections}
+    assert set((await source.report()).history.connections) == {FakeTable.connections}
 
 
-# The report ------------------------------------------------------------------------------------
+# Report --------------------------------------------------------------------------------------
 
 
-async def test_a_report():
+async def test_report():
     async with three_connections() as site:
-        told = await site.json("/api/status")
-        assert told["host_id"] == "skyfast-test"
-        assert told["ready"] is False
-        assert told["warnings"] == ["Not subscribed to any analyzer: connections expire."]
-        assert told["rankings"] == KEYS
-        assert told["labels"][0] == "initiator_ip"
-        assert [metric["unit"] for metric in told["metrics"]] == ["bytes", "", "nanoseconds"]
-        assert told["table"]["connections"] == 3
-        assert told["table"]["connections_limit"] == site.config.limits.max_connections
-        assert told["scrapes"]["last_bytes"] is None
-        assert abs(told["timestamp_seconds"] - time.time()) < 10
-        assert told["resident_bytes"] > 2**20
+        api_status = await site.json("/api/status")
+        assert api_status["host_id"] == "skyfast-test"
+        assert api_status["ready"] is False
+        assert api_status["warnings"] == ["Not subscribed to any analyzer: connections expire."]
+        assert api_status["rankings"] == KEYS
+        assert api_status["labels"][0] == "initiator_ip"
+        assert [metric["unit"] for metric in api_status["metrics"]] == ["bytes", "", "nanoseconds"]
+        assert api_status["table"]["connections"] == 3
+        assert api_status["table"]["connections_limit"] == site.config.limits.max_connections
+        assert api_status["scrapes"]["last_bytes"] is None
+        assert abs(api_status["timestamp_seconds"] - time.time()) < 10
+        assert api_status["resident_bytes"] > 2**20
         late = make_flow("3", (0, 3000, 0, 3), a="fd00::3")
         site.report(late, make_flow("9") | {"Transport": None})
         await site.get("/metrics")
-        told = await site.json("/api/status")
-        assert told["table"]["skipped_total"] == {"late": 1, "no_transport": 1}
-        assert told["scrapes"]["total"] == 1
-        assert told["scrapes"]["last_bytes"] > 1000
+        api_status = await site.json("/api/status")
+        assert api_status["table"]["skipped_total"] == {"late": 1, "no_transport": 1}
+        assert api_status["scrapes"]["total"] == 1
+        assert api_status["scrapes"]["last_bytes"] > 1000
 
 
 async def test_secrets_are_hidden():
     secrets = ("hunter2", "opensesame", "c00kie")
     settings = {"username": "u", "password": secrets[0], "cookie": {"session": secrets[2]}}
     config = make_config(f"ws://me:{secrets[1]}@127.0.0.1:9/ws/subscriber/flow", **settings)
-    told = App(config, load=lambda: config).status
-    report = await told.report()
-    page = status_html.as_html(report, told.ranking, told.ranking.query([]), None)
+    source = App(config, load=lambda: config).status
+    report = await source.report()
+    page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
     for text in (page, status.as_json(report).decode()):
         assert "127.0.0.1:9" in text
         assert not [secret for secret in secrets if secret in text]
 
 
-async def test_what_failed_last_and_since_when():
+async def test_last_error_and_time_of_the_last_change():
     async with FakeAnalyzer() as analyzer:
         analyzer.script.append(Answer(status=403))
         config = make_config(analyzer.url, listen_address="127.0.0.1", port=0)
@@ -151,20 +151,20 @@ async def test_what_failed_last_and_since_when():
         running = asyncio.create_task(app.run(stopping))
         began_s = time.time()
         await until(lambda: app.subscriptions.any_up)
-        (told,) = (await app.status.report()).analyzers
+        (row,) = (await app.status.report()).analyzers
         stopping.set()
         await running
-        assert told.up
-        assert began_s - 1 <= told.last_error.timestamp_seconds <= told.since_timestamp_seconds
-        assert told.last_error.reason == "forbidden"
-        assert told.last_error.text == "user not allowed to subscribe (HTTP 403)"
-        assert told.reconnects_total == 1
-        (told,) = (await app.status.report()).analyzers
-        assert not told.up
-        assert told.since_timestamp_seconds >= began_s
+        assert row.up
+        assert began_s - 1 <= row.last_error.timestamp_seconds <= row.since_timestamp_seconds
+        assert row.last_error.reason == "forbidden"
+        assert row.last_error.text == "user not allowed to subscribe (HTTP 403)"
+        assert row.reconnects_total == 1
+        (row,) = (await app.status.report()).analyzers
+        assert not row.up
+        assert row.since_timestamp_seconds >= began_s
 
 
-async def test_those_that_are_down_come_first():
+async def test_analyzers_that_are_down_come_first():
     stats = Stats()
     for name in ("a", "b", "c"):
         stats.analyzer(name).set_up(int(name != "b"))
@@ -187,7 +187,7 @@ async def test_those_that_are_down_come_first():
     ]
 
 
-async def test_people_are_told_while_connections_stay_though_nothing_is_reported():
+async def test_held_clock_causes_a_warning():
     stats = Stats()
     stats.analyzer("a")
     stats.clock_held = 1
@@ -201,26 +201,26 @@ async def test_people_are_told_while_connections_stay_though_nothing_is_reported
     ]
 
 
-async def test_people_are_warned_when_a_table_is_nearly_full():
+async def test_nearly_full_table_causes_a_warning():
     stats, table = Stats(), FakeTable()
     stats.analyzer("a").set_up(1)
     table.connections, table.flows = 9, 89
     stats.max_connections, stats.max_flows = 10, 100
-    told = fake_status(table, stats=stats)
+    source = fake_status(table, stats=stats)
     warning = "9 of at most 10 connections (max_connections)."
-    assert (await told.report()).warnings == [warning]
+    assert (await source.report()).warnings == [warning]
 
 
-async def test_no_figure_is_above_its_own_highest():
-    """What is new since the last sample, on the page and in the JSON."""
+async def test_highest_value_includes_the_current_one():
+    """The page and the JSON include values that are newer than the last sample."""
     stats, table = Stats(), FakeTable()
     stats.analyzer("a").set_up(1)
-    told = fake_status(table, stats=stats)
+    source = fake_status(table, stats=stats)
     table.connections = 4711
     stats.scrape.scrapes, stats.scrape.last_duration_s, stats.scrape.last_bytes = 1, 1.5, 10**9
-    report = await told.report()
-    query = told.ranking.query([])
-    page = status_html.as_html(report, told.ranking, query, (await told.ranking.top(query)).top)
+    report = await source.report()
+    query = source.ranking.query([])
+    page = status_html.as_html(report, source.ranking, query, (await source.ranking.top(query)).top)
     figures = {
         "connections": report.table.connections,
         "flows_per_second": report.flows_per_second,
@@ -236,11 +236,10 @@ async def test_no_figure_is_above_its_own_highest():
         "scrape_duration_seconds": "1.50 s",
         "scrape_bytes": "1.00 GB",
     }
-    # The ranking is of another moment than the tiles, and does not say of how many it is.
-    assert re.search(r'id="note" role="status">2 connections<', page)
+    assert re.search(r'id="note" role="status">2 of 4,711 connections<', page)
 
 
-def test_no_line_is_drawn_across_a_pause():
+def test_line_has_a_gap_at_a_pause():
     ages = [30, 25, 20, 9.9, 5, 0]
     area, line = status_html._line(ages, [1, 2, 2, 1, 1, 2])
     assert line == "M570.0 20.0L575.0 0.0L580.0 0.0M590.1 20.0L595.0 20.0L600.0 0.0"
@@ -257,47 +256,49 @@ def test_no_line_is_drawn_across_a_pause():
         (0, "not ready", "0 of 3 analyzers", "▲ 0 of 3 analyzers · skyfast · skyfast-test"),
     ],
 )
-async def test_degraded_is_not_ready_nor_green(up, state, text, title):
+async def test_health_states(up, state, text, title):
     stats = Stats()
     for number, name in enumerate("abc"):
         stats.analyzer(name).set_up(int(number < up))
-    told = fake_status(stats=stats, ready=lambda: up > 0)
-    report = await told.report()
-    answer = json.loads(status.as_json(report))
-    assert answer["health"] == {
+    source = fake_status(stats=stats, ready=lambda: up > 0)
+    report = await source.report()
+    response = json.loads(status.as_json(report))
+    assert response["health"] == {
         "state": state,
         "text": text,
         "analyzers": 3,
         "analyzers_up": up,
     }
-    assert answer["ready"] == (up > 0)
-    page = status_html.as_html(report, told.ranking, told.ranking.query([]), None)
+    assert response["ready"] == (up > 0)
+    page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
     colour = {"ready": "good", "degraded": "warn", "not ready": "bad"}[state]
     assert f'class="state {colour}" data-key="health" data-format="health">{state}: {text}<' in page
     assert f"<title>{title}</title>" in page
     severities = {2: ["warning"], 0: ["critical"]}.get(up, [])
-    assert [notice["severity"] for notice in answer["notices"]] == severities
+    assert [notice["severity"] for notice in response["notices"]] == severities
     assert re.findall(r'<li class="(warning|critical)">', page) == severities
 
 
-async def test_a_name_of_several_analyzers_is_not_one_itself():
+async def test_dns_name_with_addresses_is_not_counted_as_an_analyzer():
     stats = Stats()
     for name in ("analyzers:8082", "10.0.0.1:8082", "10.0.0.2:8082"):
         stats.analyzer(name).set_up(1)
     config = make_config("dns+ws://analyzers:8082/ws/subscriber/flow")
-    told = fake_status(stats=stats, config=config)
-    assert (await told.report()).health.text == "2 of 2 analyzers"
+    source = fake_status(stats=stats, config=config)
+    assert (await source.report()).health.text == "2 of 2 analyzers"
     del stats.analyzers["10.0.0.1:8082"], stats.analyzers["10.0.0.2:8082"]
     stats.analyzers["analyzers:8082"].set_up(0)
-    assert (await told.report()).health.text == "0 of 1 analyzer"
+    assert (await source.report()).health.text == "0 of 1 analyzer"
 
 
-async def test_the_configuration_is_written_once(monkeypatch):
+async def test_configuration_is_rendered_once(monkeypatch):
     written, dump = [], status.loader.dump
-    monkeypatch.setattr(status.loader, "dump", lambda given: written.append(given) or dump(given))
-    told = fake_status()
+    monkeypatch.setattr(
+        status.loader, "dump", lambda config: written.append(config) or dump(config)
+    )
+    source = fake_status()
     for _ in range(3):
-        assert "host_id: " in (await told.report()).configuration
+        assert "host_id: " in (await source.report()).configuration
     assert len(written) == 1
 
 
@@ -308,19 +309,20 @@ async def test_interfaces_and_captures():
         for number in range(status.MAX_CAPTURES + 1):
             report = {"CaptureID": f"c-{number:03}", "PacketsReceived": 15, "FlowCount": number}
             parts.captures.message(json.dumps(report).encode(), now)
-        told = await site.json("/api/status")
-        interfaces, captures = told["interfaces"], told["captures"]
+        api_status = await site.json("/api/status")
+        interfaces, captures = api_status["interfaces"], api_status["captures"]
         page = (await site.get("/metrics/interfaces"))[1]
         assert interfaces["count"] == page.count("skydive_network_interface_rx_bytes{")
         totals = [
-            each["received_bytes"] + each["transmitted_bytes"] for each in interfaces["busiest"]
+            interface["received_bytes"] + interface["transmitted_bytes"]
+            for interface in interfaces["busiest"]
         ]
         assert totals == sorted(totals, reverse=True)
         assert 1 < len(totals) <= MAX_BUSIEST
-        for each in interfaces["busiest"]:
-            labels = ",".join(f'{name}="{value}"' for name, value in each["labels"].items())
-            assert f"rx_bytes{{{labels}}} {each['received_bytes']}\n" in page
-            assert f"tx_bytes{{{labels}}} {each['transmitted_bytes']}\n" in page
+        for interface in interfaces["busiest"]:
+            labels = ",".join(f'{name}="{value}"' for name, value in interface["labels"].items())
+            assert f"rx_bytes{{{labels}}} {interface['received_bytes']}\n" in page
+            assert f"tx_bytes{{{labels}}} {interface['transmitted_bytes']}\n" in page
         assert captures["count"] == status.MAX_CAPTURES + 1
         assert len(captures["first"]) == status.MAX_CAPTURES
         assert captures["first"][7] == {
@@ -337,16 +339,16 @@ async def test_interfaces_and_captures():
         assert cells(page, "captures.first")[7] == ["c-007", "1.50", "0", "7", "0", "0"]
 
 
-# The busiest connections -----------------------------------------------------------------------
+# Top connections -----------------------------------------------------------------------------
 
 
-async def test_ranks():
+async def test_top_connections():
     async with three_connections() as site:
-        answer = await site.json("/api/top")
-        assert (answer["by"], answer["unit"], answer["filter"]) == ("bytes", "bytes", "")
-        assert (answer["connections"], answer["window_seconds"]) == (3, None)
-        assert [entry["rank"] for entry in answer["entries"]] == [3000, 2000, 1000]
-        assert answer["entries"][2] == {
+        response = await site.json("/api/top")
+        assert (response["by"], response["unit"], response["filter"]) == ("bytes", "bytes", "")
+        assert (response["connections"], response["window_seconds"]) == (3, None)
+        assert [entry["rank"] for entry in response["entries"]] == [3000, 2000, 1000]
+        assert response["entries"][2] == {
             "rank": 1000,
             "labels": {
                 "initiator_ip": "10.0.0.1",
@@ -359,22 +361,22 @@ async def test_ranks():
             "values": {"bytes": [900, 100], "packets": [5, 5], "rtt": [20_000_000]},
         }
         assert initiators(await site.json("/api/top?by=packets&n=1")) == ["10.0.0.1"]
-        # A connection without any round-trip time has no place.
+        # Connections without a round-trip time are not ranked.
         assert initiators(await site.json("/api/top?by=rtt")) == ["10.0.0.1", "10.0.0.2"]
-        answer = await site.json("/api/top?filter=fd00::")
-        assert initiators(answer) == ["fd00::3"]
-        assert (answer["filter"], answer["connections"]) == ("fd00::", 3)
+        response = await site.json("/api/top?filter=fd00::")
+        assert initiators(response) == ["fd00::3"]
+        assert (response["filter"], response["connections"]) == ("fd00::", 3)
 
 
 async def test_values_are_in_the_units_of_the_page():
     async with three_connections(naming="standard", metrics=["rtt", "last"]) as site:
-        answer = await site.json("/api/top")
-        assert (answer["by"], answer["unit"]) == ("rtt", "seconds")
-        assert answer["entries"][0]["rank"] == 0.02
-        assert answer["entries"][0]["values"] == {"rtt": [0.02], "last": [2.0]}
-        told = await site.json("/api/status")
-        assert told["rankings"] == ["rtt", "last"]
-        assert [metric["unit"] for metric in told["metrics"]] == ["seconds", "timestamp"]
+        response = await site.json("/api/top")
+        assert (response["by"], response["unit"]) == ("rtt", "seconds")
+        assert response["entries"][0]["rank"] == 0.02
+        assert response["entries"][0]["values"] == {"rtt": [0.02], "last": [2.0]}
+        api_status = await site.json("/api/status")
+        assert api_status["rankings"] == ["rtt", "last"]
+        assert [metric["unit"] for metric in api_status["metrics"]] == ["seconds", "timestamp"]
         assert (await site.get("/api/top?by=bytes"))[0] == 400
         assert ">1970-01-01 00:00:02<" in (await site.get("/"))[1]
 
@@ -390,120 +392,123 @@ async def test_rates(monkeypatch):
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        ranks._answers._results.clear()
-        answer = await site.json("/api/top?by=bytes_per_second")
-        assert initiators(answer) == ["10.0.0.1", "10.0.0.4"]
-        # What a report adds is what came in a minute, however soon it is seen.
-        assert [entry["rank"] for entry in answer["entries"]] == [20, 1]
-        assert answer["unit"] == "bytes"
+        ranks._results._results.clear()
+        response = await site.json("/api/top?by=bytes_per_second")
+        assert initiators(response) == ["10.0.0.1", "10.0.0.4"]
+        # The increase in one report is divided by one minute, even right after the snapshot.
+        assert [entry["rank"] for entry in response["entries"]] == [20, 1]
+        assert response["unit"] == "bytes"
         assert ranks.snapshots == 1
-        # Once the snapshot is that old, what was added is divided by its age.
+        # Once the snapshot is older than the interval, the increase is divided by its age.
         (taken,) = ranks._snapshots[0]
         monkeypatch.setattr(top, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
-        ranks._answers._results.clear()
-        answer = await site.json("/api/top?by=bytes_per_second&n=1")
-        rank = answer["entries"][0]["rank"]
-        assert rank * answer["window_seconds"] == pytest.approx(1200, rel=0.2)
+        ranks._results._results.clear()
+        response = await site.json("/api/top?by=bytes_per_second&n=1")
+        rank = response["entries"][0]["rank"]
+        assert rank * response["window_seconds"] == pytest.approx(1200, rel=0.2)
 
 
-async def test_snapshots_take_turns(monkeypatch):
+async def test_snapshots_rotate(monkeypatch):
     table = FakeTable()
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     now = [1000.0]
     monkeypatch.setattr(top.time, "monotonic", lambda: now[0])
-    windows, held = [], []
+    windows, counts = [], []
     for _ in range(20):
         windows.append(ranks._rank(Query(by="bytes_per_second")).top.window_seconds)
-        held.append(ranks.snapshots)
+        counts.append(ranks.snapshots)
         now[0] += 15
-    assert max(held) == 2
-    # From a minute on, never of less than one, nor of more than two.
+    assert max(counts) == 2
+    # After the first minute, the window is between one and two minutes.
     assert windows[:4] == [0, 15, 30, 45]
     assert set(windows[4:]) == {60, 75, 90, 105}
     assert table.scans.count("snapshot 0") == 5
 
 
 @pytest.mark.xdist_group("timing")
-async def test_snapshots_are_given_back(monkeypatch):
-    monkeypatch.setattr(top, "ANSWER_AGE_S", 0)
+async def test_unused_snapshots_are_freed(monkeypatch):
+    monkeypatch.setattr(top, "RESULT_AGE_S", 0)
     monkeypatch.setattr(top, "SNAPSHOT_IDLE_S", 1.0)
     ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
     query = ranks.query([("by", "bytes_per_second")])
-    for _ in range(5):  # while somebody looks, they stay
+    for _ in range(5):  # requests for rates keep the snapshots
         await ranks.top(query)
-        held = weakref.ref(ranks._snapshots[0][0].snapshot)
+        snapshot = weakref.ref(ranks._snapshots[0][0].snapshot)
         await asyncio.sleep(0.3)
-        assert held() is not None
-    await ranks.top(ranks.query([]))  # which is no look at rates
+        assert snapshot() is not None
+    await ranks.top(ranks.query([]))  # this request is not for rates
     await until(lambda: not ranks.snapshots)
     gc.collect()
-    assert held() is None
+    assert snapshot() is None
 
 
 @pytest.mark.xdist_group("timing")
 @on_both_loops
-async def test_answers_are_shared():
+async def test_concurrent_requests_share_a_ranking():
     table = FakeTable(pause_scans=True)
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
-    asked = [asyncio.create_task(ranks.top(ranks.query([]))) for _ in range(20)]
-    asked.append(asyncio.create_task(ranks.top(ranks.query([("n", "1")]))))
+    requests = [asyncio.create_task(ranks.top(ranks.query([]))) for _ in range(20)]
+    requests.append(asyncio.create_task(ranks.top(ranks.query([("n", "1")]))))
     await until(lambda: table.scans)
-    asked[0].cancel()  # who leaves takes nothing from the others
+    requests[0].cancel()  # a cancelled request does not affect the others
     await asyncio.sleep(0.02)
     assert table.scans == ["top 0 50"]
     table.resume.set()
-    answers = await asyncio.gather(*asked[1:])
+    results = await asyncio.gather(*requests[1:])
     assert table.scans == ["top 0 50", "top 0 1"]
-    assert len({id(answer) for answer in answers}) == 2
-    assert (await ranks.top(ranks.query([]))) is answers[0]
+    assert len({id(result) for result in results}) == 2
+    assert (await ranks.top(ranks.query([]))) is results[0]
 
 
 @on_both_loops
-async def test_one_ranking_at_a_time_and_not_too_many_in_line(monkeypatch):
-    monkeypatch.setattr(top, "ANSWER_AGE_S", 0.01)
+async def test_rankings_run_one_at_a_time_from_a_bounded_queue(monkeypatch):
+    monkeypatch.setattr(top, "RESULT_AGE_S", 0.01)
     table = FakeTable(pause_scans=True)
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
-    asked = [
+    requests = [
         asyncio.create_task(ranks.top(Query(by="bytes", filter=str(number))))
-        for number in range(top.MAX_ANSWERS)
+        for number in range(top.MAX_RESULTS)
     ]
     await until(lambda: table.scans)
     with pytest.raises(BusyError):
         await ranks.top(Query(by="rtt"))
     assert len(table.scans) == 1
     table.resume.set()
-    await asyncio.gather(*asked)
-    assert len(table.scans) == top.MAX_ANSWERS
+    await asyncio.gather(*requests)
+    assert len(table.scans) == top.MAX_RESULTS
     await ranks.top(Query(by="rtt"))
-    await until(lambda: not ranks._answers._results)
+    await until(lambda: not ranks._results._results)
 
 
 @on_both_loops
-async def test_a_ranking_that_fails():
+async def test_failed_ranking_is_not_cached():
     table = FakeTable()
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     rows, table.rows = table.rows, None
     with pytest.raises(TypeError):
         await ranks.top(ranks.query([]))
     table.rows = rows
-    await until(lambda: not ranks._answers._results)
+    await until(lambda: not ranks._results._results)
     assert len((await ranks.top(ranks.query([]))).top.entries) == 2
 
 
-async def test_another_table(monkeypatch):
+async def test_reload_with_a_new_table_replaces_the_ranking(monkeypatch):
     async with three_connections() as site:
         await site.get("/api/top?by=bytes_per_second")
         old = site.app.status.ranking
         monkeypatch.setattr(site, "config", make_config(host_id="other", metrics=["packets"]))
         assert await site.app.reload() is None
         assert old.snapshots == 0
-        told = await site.json("/api/status")
-        assert (told["host_id"], told["rankings"]) == ("other", ["packets", "packets_per_second"])
-        assert told["table"]["connections"] == 0
+        api_status = await site.json("/api/status")
+        assert (api_status["host_id"], api_status["rankings"]) == (
+            "other",
+            ["packets", "packets_per_second"],
+        )
+        assert api_status["table"]["connections"] == 0
         assert (await site.json("/api/top"))["by"] == "packets"
 
 
-async def test_a_reload_of_other_things_keeps_the_snapshots(monkeypatch):
+async def test_reload_that_keeps_the_table_keeps_the_snapshots(monkeypatch):
     async with three_connections() as site:
         await site.get("/api/top?by=bytes_per_second")
         monkeypatch.setattr(site, "config", make_config(max_flows=7))
@@ -512,7 +517,7 @@ async def test_a_reload_of_other_things_keeps_the_snapshots(monkeypatch):
         assert (await site.json("/api/status"))["table"]["flows_limit"] == 7
 
 
-WRONG = {
+INVALID_QUERIES = {
     "by=byte": "by: unknown value byte. Values: bytes, packets, rtt, bytes_per_second,"
     " packets_per_second.",
     "by=": "by: unknown value . Values: bytes, packets, rtt, bytes_per_second, packets_per_second.",
@@ -520,7 +525,7 @@ WRONG = {
     " packets_per_second.",
     **dict.fromkeys(
         [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
-        "n: not a whole number from 1 to 1000.",
+        "n: not an integer from 1 to 1000.",
     ),
     "N=5": "Unknown parameter N. Parameters: by, n, filter.",
     "n=5&n=5": "The parameter n is repeated.",
@@ -528,27 +533,27 @@ WRONG = {
 }
 
 
-async def test_wrong_questions():
+async def test_invalid_queries():
     async with three_connections() as site:
-        for parameters, reason in WRONG.items():
+        for parameters, reason in INVALID_QUERIES.items():
             assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
-        assert await site.get("/?n=0") == (400, "n: not a whole number from 1 to 1000.\n")
+        assert await site.get("/?n=0") == (400, "n: not an integer from 1 to 1000.\n")
         assert await site.get("/api/status?x") == (400, "This page accepts no parameters.\n")
-        # Bytes that are no text are looked for as they came; a text can be that long.
+        # Filters can be invalid UTF-8, and can have the maximum length.
         for text in ("%FF", "%ED%A0%80", top.MAX_FILTER_CHARS * "x"):
             assert (await site.json(f"/api/top?filter={text}"))["entries"] == []
         assert len((await site.json("/api/top?n=1000&filter="))["entries"]) == 3
         assert (await site.get("/?theme=dark"))[0] == 200
 
 
-def test_half_a_character_is_no_text():
+def test_lone_surrogate_is_rejected():
     ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
     with pytest.raises(QueryError, match="not valid UTF-8"):
         ranks.query([("filter", "\ud800")])
 
 
-async def test_too_many_questions(monkeypatch):
-    monkeypatch.setattr(top, "MAX_ANSWERS", 0)
+async def test_too_many_rankings(monkeypatch):
+    monkeypatch.setattr(top, "MAX_RESULTS", 0)
     async with three_connections() as site:
         assert await site.get("/api/top") == (
             503,
@@ -559,13 +564,13 @@ async def test_too_many_questions(monkeypatch):
         assert "Too many rankings are in progress: try again." in page
 
 
-async def test_too_many_pages(monkeypatch):
-    writing, most, go_on = 0, 0, threading.Event()
+async def test_too_many_status_pages(monkeypatch):
+    writing, peak, go_on = 0, 0, threading.Event()
 
     def as_html(*_):
-        nonlocal writing, most
+        nonlocal writing, peak
         writing += 1
-        most = max(most, writing)
+        peak = max(peak, writing)
         go_on.wait(10)
         writing -= 1
         return "a page"
@@ -573,18 +578,18 @@ async def test_too_many_pages(monkeypatch):
     monkeypatch.setattr(status_html, "as_html", as_html)
     monkeypatch.setattr(server, "MAX_STATUS_PAGES", 3)
     async with three_connections() as site:
-        asked = [asyncio.create_task(site.get("/")) for _ in range(3)]
+        requests = [asyncio.create_task(site.get("/")) for _ in range(3)]
         await until(lambda: writing and site.app.web._status_pages == 3)
         refused = await site.get("/")
         assert refused == (503, "Try again: too many status pages are being rendered.\n")
         assert (await site.get("/metrics/self"))[0] == 200
         go_on.set()
-        assert await asyncio.gather(*asked) == [(200, "a page")] * 3
-        assert most == 1, "written one at a time"
+        assert await asyncio.gather(*requests) == [(200, "a page")] * 3
+        assert peak == 1, "two pages were rendered at once"
         assert (await site.get("/"))[0] == 200
 
 
-# The page ------------------------------------------------------------------------------------
+# Status page ---------------------------------------------------------------------------------
 
 
 def cells(page, table):
@@ -597,7 +602,7 @@ def cells(page, table):
     ]
 
 
-async def test_the_page_is_whole_without_its_script():
+async def test_page_is_complete_without_its_script():
     async with three_connections() as site:
         code, page = await site.get("/?by=rtt&filter=10.0&n=100")
         assert code == 200
@@ -612,7 +617,7 @@ async def test_the_page_is_whole_without_its_script():
                 *("1.50 kB", "500 B", "2", "2", "90.0 µs"),
             ],
         ]
-        assert ">2 connections<" in page
+        assert re.search(r">2 of [\d,]+ connections<", page)
         assert "<option selected>100</option>" in page
         assert 'name="filter" value="10.0"' in page
         assert 'href="?by=packets&amp;n=100&amp;filter=10.0"' in page
@@ -621,20 +626,20 @@ async def test_the_page_is_whole_without_its_script():
         assert "Not subscribed to any analyzer" in page
 
 
-async def test_markup_cannot_be_forged():
+async def test_markup_is_escaped():
     stats = Stats()
     stats.analyzer(EVIL).last_failure = Failure("error", EVIL)
     table = FakeTable()
     table.rows = [(5, (EVIL, "b"), (5, 0, 1))]
-    told = fake_status(table, stats=stats)
-    query = told.ranking.query([("filter", EVIL)])
-    answer = await told.ranking.top(query)
-    page = status_html.as_html(await told.report(), told.ranking, query, answer.top)
+    source = fake_status(table, stats=stats)
+    query = source.ranking.query([("filter", EVIL)])
+    result = await source.ranking.top(query)
+    page = status_html.as_html(await source.report(), source.ranking, query, result.top)
     for tag in ("<script>alert", "<img"):
         assert tag not in page
     assert page.count("<script>") == 1
     assert cells(page, "top")[0][1] == html.unescape(html.escape(EVIL))
-    assert json.loads(answer.json)["entries"][0]["labels"]["initiator_ip"] == EVIL
+    assert json.loads(result.json)["entries"][0]["labels"]["initiator_ip"] == EVIL
 
 
 async def test_columns_of_any_configuration():
@@ -655,8 +660,8 @@ async def test_columns_of_any_configuration():
     ranks = Ranking(table=table, view=view, metrics=("x:y",))
     assert list(ranks.keys) == ["x:y"]
     query = ranks.query([])
-    answer = await ranks.top(query)
-    page = status_html.as_html(await fake_status().report(), ranks, query, answer.top)
+    result = await ranks.top(query)
+    page = status_html.as_html(await fake_status().report(), ranks, query, result.top)
     assert cells(page, "top") == [["1,234", "–", "1,234"]]
 
 
@@ -665,10 +670,16 @@ def test_formats(format_, value, text):
     assert status_html.formatted(value, format_, 1000) == text
 
 
-def test_the_script_knows_the_constants_of_the_page():
+def test_script_and_page_share_constants():
     script = status_html.html.read("status.js")
     span_s = status_html.SAMPLES * status_html.INTERVAL_S
     assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {status_html.MAX_GAP_S:g};" in script
     assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
     assert f'"{status_html._BUSY}"' in script
+
+
+def test_the_last_error_is_shown_only_if_there_is_one():
+    failure = {"text": "no", "timestamp_seconds": 10.0}
+    assert status_html.formatted(None, "last-error", 20.0) == ""
+    assert status_html.formatted(failure, "last-error", 20.0) == ", last error: no (10 s ago)"

@@ -1,4 +1,4 @@
-"""The exposition format's rules: the lines before the samples, escapes, numbers."""
+"""Rules of the exposition format: lines before the samples, escapes, and numbers."""
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -7,7 +7,7 @@ from skyfast.text_format import MetricFamily, escaped, is_name, label_text, numb
 
 
 def test_heads():
-    """OpenMetrics calls a counter's family by another name, escapes quotes, and has units."""
+    """OpenMetrics drops _total from the names of families, escapes quotes, and has units."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=False) == (
         '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'
@@ -32,11 +32,11 @@ def test_heads():
         ("x_bytes_sent", ""),
     ],
 )
-def test_units_are_the_ends_of_names(name, unit):
+def test_unit_is_the_suffix_of_the_name(name, unit):
     assert MetricFamily(name=name, type="counter", help="").unit == unit
 
 
-def test_names_that_a_family_reserves():
+def test_reserved_names_of_a_family():
     counter = MetricFamily(name="x_total", type="counter", help="")
     assert counter.reserved_names == ("x", "x_total", "x_created")
     gauge = MetricFamily(name="x_total", type="gauge", help="")
@@ -44,16 +44,16 @@ def test_names_that_a_family_reserves():
 
 
 @pytest.mark.parametrize("text", ["x", "_", "A_1", "__x"])
-def test_names(text):
+def test_valid_names(text):
     assert is_name(text)
 
 
 @pytest.mark.parametrize("text", ["", "1x", "a-b", "a:b", "é", "x\n", "x "])
-def test_what_is_no_name(text):
+def test_invalid_names(text):
     assert not is_name(text)
 
 
-def test_a_family_with_its_samples():
+def test_family_with_samples():
     family = MetricFamily(name="x_seconds", type="gauge", help="Help.")
     samples = [({}, 2**63 - 1), ({"a": 'b"\\\n', "c": ""}, 0.1)]
     head = "# HELP x_seconds Help.\n# TYPE x_seconds gauge\n"
@@ -65,12 +65,12 @@ def test_a_family_with_its_samples():
     assert [(sample.labels, sample.value) for sample in read.samples] == samples
 
 
-def test_lines_of_texts():
+def test_lines_of_formatted_values():
     family = MetricFamily(name="x", type="gauge", help="Help.")
     assert family.lines([('{a="b"}', "1"), ("", "2.5")]) == 'x{a="b"} 1\nx 2.5\n'
 
 
-def test_label_texts():
+def test_formatted_labels():
     assert escaped('a\\b"c\nd') == 'a\\\\b\\"c\\nd'
     assert label_text({}) == ""
     assert label_text({"a": "1", "b": '"'}) == '{a="1",b="\\""}'

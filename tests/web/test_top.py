@@ -1,4 +1,4 @@
-"""Which connections have most: `Table.top` against the page that it stands for."""
+"""The top connections: `Table.top` compared with the page of the table."""
 
 import random
 
@@ -27,37 +27,37 @@ RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
 
 def shown(core, now=1.0):
-    """Return the families' values of each connection as the page has them, by its labels."""
+    """Return the values on the page by the labels of the connection: a list for each family."""
     names = [column.name for column in core.plan.views[0].columns]
     families = core.plan.views[0].families
-    found = {}
-    for at, metric in enumerate(
+    connections = {}
+    for index, metric in enumerate(
         text_string_to_metric_families(read_all(core.table.page(now)).decode())
     ):
         for sample in metric.samples:
             labels = tuple(sample.labels[name] for name in names)
             side = 1 if sample.labels.get("direction") == "target_to_initiator" else 0
-            values = found.setdefault(labels, [[None] * len(f.values) for f in families])
-            values[at][side] = round(sample.value * 10 ** families[at].decimals)
-    return found
+            values = connections.setdefault(labels, [[None] * len(f.values) for f in families])
+            values[index][side] = round(sample.value * 10 ** families[index].decimals)
+    return connections
 
 
 def ranked(core, family, before=None):
-    """Return what `top` has to say of all connections, as a set: those alike have no order."""
+    """Return the expected entries of `top` as a set, because equal ranks have no order."""
     is_gauge = core.plan.views[0].families[family].type == "gauge"
-    found = set()
+    entries = set()
     for labels, values in shown(core).items():
-        here = [value for value in values[family] if value is not None]
-        if not here:
+        numbers = [value for value in values[family] if value is not None]
+        if not numbers:
             continue
-        rank = max(here) if is_gauge else sum(here)
+        rank = max(numbers) if is_gauge else sum(numbers)
         if before is not None:
             old = sum(value or 0 for value in before[labels][family]) if labels in before else 0
             rank -= old if old <= rank else 0
             if rank == 0:
                 continue
-        found.add((rank, labels, tuple(value for side in values for value in side)))
-    return found
+        entries.add((rank, labels, tuple(value for side in values for value in side)))
+    return entries
 
 
 def random_flows(seed, *, scale=1):
@@ -76,19 +76,19 @@ def random_flows(seed, *, scale=1):
 
 
 @pytest.mark.parametrize("family", range(len(FAMILIES)))
-def test_the_first_are_those_that_have_most_on_the_page(family):
+def test_top_matches_the_values_on_the_page(family):
     core = Core()
     core.message(random_flows(1), 0)
-    every = core.top(family, 1_000)
-    assert set(every) == ranked(core, family)
-    assert len(every) == len(set(every))
-    ranks = [rank for rank, *_ in every]
+    entries = core.top(family, 1_000)
+    assert set(entries) == ranked(core, family)
+    assert len(entries) == len(set(entries))
+    ranks = [rank for rank, *_ in entries]
     assert ranks == sorted(ranks, reverse=True)
-    for count in (0, 1, 2, 3, 17, len(every) - 1):
+    for count in (0, 1, 2, 3, 17, len(entries) - 1):
         assert [rank for rank, *_ in core.top(family, count)] == ranks[:count]
 
 
-def test_numbers_of_flows_and_a_single_direction_are_ranked_too():
+def test_top_ranks_flow_counts_and_views_without_a_direction():
     only_bytes = [family for family in FAMILIES if family.name == BYTES]
     for labels in (LABELS, [label for label in LABELS if label != DIRECTION]):
         core = Core(one_view(labels=labels, families=(*only_bytes, COUNT)))
@@ -98,7 +98,7 @@ def test_numbers_of_flows_and_a_single_direction_are_ranked_too():
             assert set(core.top(family, 1_000)) == ranked(core, family)
 
 
-def test_what_grew_since_a_snapshot():
+def test_top_ranks_increases_since_a_snapshot():
     core = Core()
     core.message(random_flows(1), 0)
     snapshot = core.snapshot(BYTE_FAMILY)
@@ -111,14 +111,14 @@ def test_what_grew_since_a_snapshot():
         ],
         1,
     )
-    grown = core.top(BYTE_FAMILY, 1_000, since=snapshot)
-    assert set(grown) == ranked(core, BYTE_FAMILY, before)
-    assert len(grown) >= 50
-    assert {rank for rank, labels, _ in grown if labels not in before} == {5 + 6}
+    increased = core.top(BYTE_FAMILY, 1_000, since=snapshot)
+    assert set(increased) == ranked(core, BYTE_FAMILY, before)
+    assert len(increased) >= 50
+    assert {rank for rank, labels, _ in increased if labels not in before} == {5 + 6}
     assert snapshot.bytes < 12 * 1_000
 
 
-def test_rows_that_went_to_others_count_whole():
+def test_increase_of_a_reused_row_is_its_whole_value():
     core = Core(flow_memory_s=0)
     core.message(many_flows(100, total=(1_000, 1_000, 1_000, 1_000)), 0)
     snapshot = core.snapshot(BYTE_FAMILY)
@@ -126,53 +126,53 @@ def test_rows_that_went_to_others_count_whole():
     assert core.top(BYTE_FAMILY, 10, since=snapshot) == core.top(BYTE_FAMILY, 10) == []
     core.message(many_flows(30, first=500, total=(2, 4, 1, 3)), TIMEOUT_S)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)] == [6] * 30
-    # And so do those that come again with less.
+    # This also applies to connections that return with a lower value.
     core.message(many_flows(10, total=(1, 2, 1, 2), last=9_000_000), TIMEOUT_S)
     top = core.top(BYTE_FAMILY, 99, since=snapshot)
     assert [rank for rank, *_ in top] == [6] * 30 + [3] * 10
 
 
-@pytest.mark.parametrize("labels", [LABELS, LABELS[:2]], ids=["its own", "shared"])
-def test_a_connection_that_is_back_did_not_grow_by_what_it_had(labels):
+@pytest.mark.parametrize("labels", [LABELS, LABELS[:2]], ids=["one flow per row", "shared rows"])
+def test_returning_connection_is_not_ranked_by_its_old_value(labels):
     core = Core(one_view(labels=labels, families=FAMILIES[:2]))
     core.message(many_flows(20, total=(1_000, 1_000, 1_000, 1_000)), 0)
     core.expire(TIMEOUT_S)
     assert core.connections == 0
     core.message(many_flows(4, total=(9, 9, 9, 9), first=500), TIMEOUT_S)
     snapshot = core.snapshot(BYTE_FAMILY)
-    # One cannot know what they had when the snapshot was made.
+    # Their values at the time of the snapshot are unknown.
     core.message(many_flows(20, total=(1_001, 1_000, 1_000, 1_000), last=9_000_000), 100)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99)][-5:] == [2001] + [18] * 4
     assert core.top(BYTE_FAMILY, 99, since=snapshot) == []
-    # From the next snapshot on they are ranked as all others.
+    # After the next snapshot, they are ranked like all others.
     snapshot = core.snapshot(BYTE_FAMILY)
     core.message(many_flows(20, total=(1_003, 1_000, 1_000, 1_000), last=9_000_001), 101)
     assert {rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)} == {2}
 
 
-def test_only_those_with_a_text_in_a_label():
+def test_top_can_be_filtered_by_a_part_of_a_label():
     core = Core()
     core.message(random_flows(1), 0)
     everything = core.top(BYTE_FAMILY, 1_000)
     for part in ("10.0.0.1", "443", "44", "é" * 3, "two", "T", "\\", '"', "nowhere", "10.0.0.1\0"):
-        wanted = [
+        expected = [
             entry for entry in everything if any(part in escaped(label) for label in entry[1])
         ]
-        assert core.top(BYTE_FAMILY, 1_000, containing=part) == wanted
+        assert core.top(BYTE_FAMILY, 1_000, containing=part) == expected
     assert core.top(BYTE_FAMILY, 1_000, containing="") == everything
     two = [entry for entry in everything if "two" in entry[1]]
     assert core.top(BYTE_FAMILY, 5, containing="two")[0][0] == two[0][0]
 
 
-def test_labels_are_as_the_flows_have_them():
+def test_labels_are_not_escaped():
     core = Core()
     for n, text in enumerate(ODD_TEXTS):
         core.report(make_flow(f"{n + 1:x}", node=text), 0)
-    at = [column.name for column in core.plan.views[0].columns].index("node_tid")
-    assert {labels[at] for _, labels, _ in core.top(BYTE_FAMILY, 99)} == set(ODD_TEXTS)
+    index = [column.name for column in core.plan.views[0].columns].index("node_tid")
+    assert {labels[index] for _, labels, _ in core.top(BYTE_FAMILY, 99)} == set(ODD_TEXTS)
 
 
-def test_what_found_no_room_is_ranked_as_a_connection():
+def test_overflow_row_is_ranked_like_a_connection():
     core = Core(overflow="other", max_connections=10)
     core.message(many_flows(30, total=(1, 10, 1, 10)), 0)
     rank, labels, _ = core.top(BYTE_FAMILY, 1)[0]
@@ -180,7 +180,7 @@ def test_what_found_no_room_is_ranked_as_a_connection():
     assert rank > 20
 
 
-def test_only_families_of_the_first_view():
+def test_top_rejects_invalid_families_snapshots_and_counts():
     core = Core(Spec(views=(View(LABELS, FAMILIES), View((DIRECTION,), FAMILIES, timeout_s=90))))
     for call in (core.snapshot, lambda family: core.top(family, 1)):
         with pytest.raises(IndexError, match="no such family"):
@@ -195,10 +195,10 @@ def test_only_families_of_the_first_view():
         core.top(-1, 1)
 
 
-def test_threads_rank_while_everything_changes():
+def test_threads_can_rank_during_updates():
     core = Core(max_connections=3_000)
 
-    def look():
+    def check_top():
         snapshot = core.snapshot(BYTE_FAMILY)
         for top in (
             core.top(BYTE_FAMILY, 100),
@@ -208,7 +208,7 @@ def test_threads_rank_while_everything_changes():
             assert ranks == sorted(ranks, reverse=True)
             assert all(labels[0].startswith("10.0.") for _, labels, _ in top)
 
-    with beside(look):
+    with beside(check_top):
         for cycle in range(40):
             now = cycle * TIMEOUT_S / 3
             core.message(many_flows(2_000, first=700 * cycle, last=1_000 + cycle), now)

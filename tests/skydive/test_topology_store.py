@@ -1,0 +1,172 @@
+"""The nodes and edges that names are resolved from, and how responses change them."""
+
+import gc
+import json
+
+import pytest
+
+from skyfast.skydive import topology_store
+from skyfast.skydive.topology_nodes import MalformedAnswerError
+from skyfast.skydive.topology_queries import EDGES, KUBERNETES, KUBERNETES_EDGES, NAMESPACES
+from skyfast.skydive.topology_store import GraphReader, TopologyStore
+
+
+def node(node_id="n", *, name="x", updated_at=1, kind="netns", host="h", **metadata):
+    return {
+        "ID": node_id,
+        "Host": host,
+        "UpdatedAt": updated_at,
+        "Metadata": {"Name": name, "Type": kind, **metadata},
+    }
+
+
+def edge(parent="p", child="c", relation="ownership"):
+    return {"Parent": parent, "Child": child, "Metadata": {"RelationType": relation}}
+
+
+def read(query, *elements):
+    reader = GraphReader(query)
+    for element in elements:
+        reader.add(element if isinstance(element, bytes) else json.dumps(element).encode())
+    return reader
+
+
+def names(store):
+    return sorted(node.metadata.name for node in store.graph().nodes)
+
+
+@pytest.fixture
+def store():
+    return TopologyStore()
+
+
+# One response.
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_nodes_with_one_id_the_one_that_was_updated_last_counts(store, order):
+    two = [node(name="old", updated_at=1), node(name="new", updated_at=2)][::order]
+    reader = read(NAMESPACES, *two)
+    assert reader.skipped == {"duplicate_id": 1}
+    assert reader.newest_ms == 2
+    store.replace(NAMESPACES, reader)
+    assert names(store) == ["new"]
+
+
+def test_nodes_without_id_are_all_kept(store):
+    store.replace(NAMESPACES, read(NAMESPACES, node("", name="a"), node(None, name="b")))
+    assert names(store) == ["a", "b"]
+
+
+def test_edges_are_kept_once_for_each_relation(store):
+    store.replace(EDGES, read(EDGES, edge(), edge(), edge(relation="layer2"), edge(child="d")))
+    assert len(store.graph().edges) == len(store) == 3
+
+
+def test_unusable_elements_are_counted(store):
+    reader = read(NAMESPACES, node(), b"{", b"7", {"Metadata": {"Name": 5, "Type": "netns"}})
+    reader.skip(2)
+    assert reader.skipped == {"malformed": 2, "wrong_type": 2, "too_long": 2}
+    edges = read(EDGES, edge(), {"Parent": "p"}, {**edge(), "DeletedAt": 5})
+    assert edges.skipped == {"malformed": 1, "deleted": 1}
+    store.replace(NAMESPACES, reader)
+    store.replace(EDGES, edges)
+    assert store.graph().skipped == {"malformed": 3, "wrong_type": 2, "too_long": 2, "deleted": 1}
+
+
+def test_the_elements_of_a_response_are_bounded(monkeypatch):
+    monkeypatch.setattr(topology_store, "MAX_ELEMENTS", 2)
+    nodes = read(NAMESPACES, node("a"), node("b"), node("c"), node("a", updated_at=2))
+    assert (len(nodes.elements), nodes.skipped) == (2, {"too_many": 1, "duplicate_id": 1})
+    edges = read(EDGES, edge(child="a"), edge(child="b"), edge(child="c"), edge(child="a"))
+    assert (len(edges.elements), edges.skipped) == (2, {"too_many": 1})
+
+
+def test_interface_metrics_are_read_from_the_same_response():
+    reader = GraphReader(NAMESPACES, also_interfaces=True)
+    reader.add(json.dumps(node(Metric={"RxBytes": 5})).encode())
+    reader.skip(1)
+    answer = reader.answer()
+    assert [each.metadata.metric.rx_bytes for each in answer.nodes] == [5]
+    assert answer.too_long == reader.skipped["too_long"] == 1
+    with pytest.raises(MalformedAnswerError):
+        reader.add(b"{")
+    with pytest.raises(ValueError, match="names only"):
+        GraphReader(NAMESPACES).answer()
+
+
+def test_equal_strings_are_one_object():
+    first, second = read(
+        NAMESPACES, node("a", host="a host"), node("b", host="a host")
+    ).elements.values()
+    assert first.host is second.host
+
+
+def test_the_garbage_collector_ignores_the_elements(store):
+    for query, element in ((NAMESPACES, node()), (EDGES, edge())):
+        reader = read(query, element)
+        store.replace(query, reader)
+        assert not gc.is_tracked(reader.elements)
+        assert not gc.is_tracked(store._elements[query])
+
+
+# Several responses.
+
+
+def test_a_response_replaces_the_one_before(store):
+    assert not store.is_answered
+    assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), node("b", name="b")))
+    assert store.is_answered
+    before = store.graph().nodes
+    again = read(NAMESPACES, node("b", name="b", updated_at=9), node("a", name="a", updated_at=9))
+    assert not store.replace(NAMESPACES, again)
+    # What is the same stays the same object.
+    assert {id(each) for each in store.graph().nodes} == {id(each) for each in before}
+    assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a")))
+    assert names(store) == ["a"]
+    assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="other")))
+    assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="other"), b"7"))
+
+
+def test_an_empty_response_is_a_change_only_once(store):
+    assert store.replace(NAMESPACES, read(NAMESPACES))
+    assert not store.replace(NAMESPACES, read(NAMESPACES))
+
+
+def test_changes_are_merged(store, monkeypatch):
+    store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), node("b", name="b")))
+    same = read(NAMESPACES, node("a", name="a", updated_at=5))
+    assert store.differing(NAMESPACES, same) == []
+    assert not store.merge(NAMESPACES, same)
+    new = read(NAMESPACES, node("a", name="changed"), node("c", name="c"))
+    assert len(store.differing(NAMESPACES, new)) == 2
+    assert store.merge(NAMESPACES, new)
+    assert names(store) == ["b", "c", "changed"]
+    # Without an ID, it cannot be known whether it is a new one.
+    assert not store.merge(NAMESPACES, read(NAMESPACES, node("")))
+    monkeypatch.setattr(topology_store, "MAX_ELEMENTS", 3)
+    assert not store.merge(NAMESPACES, read(NAMESPACES, node("d")))
+    assert store.graph().skipped == {"too_many": 1}
+
+
+def test_changes_before_anything_else(store):
+    assert store.merge(EDGES, read(EDGES, edge()))
+    assert len(store.graph().edges) == 1
+
+
+# Some pods alone.
+
+
+def test_what_the_names_of_some_pods_need(store):
+    pods = [node("p1", name="p1", kind="pod"), node("p2", name="p2", kind="pod")]
+    service = node("s", name="s", kind="service")
+    store.replace(KUBERNETES, read(KUBERNETES, *pods, service))
+    host, netns = node("h", name="h", kind="host"), node("n", name="n")
+    store.replace(NAMESPACES, read(NAMESPACES, host, netns))
+    edges = [edge("s", "p1", "service"), edge("s", "p2", "service"), edge("h", "k", "node")]
+    store.replace(KUBERNETES_EDGES, read(KUBERNETES_EDGES, *edges))
+    store.replace(EDGES, read(EDGES, edge("h", "n")))
+    new = list(read(KUBERNETES, node("p1", name="renamed", kind="pod")).elements.values())
+    graph = store.graph_of(new)
+    assert sorted(each.metadata.name for each in graph.nodes) == ["h", "renamed", "s"]
+    assert [(each.parent, each.child) for each in graph.edges] == [("s", "p1"), ("h", "k")]
