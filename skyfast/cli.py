@@ -345,7 +345,7 @@ def _load(arguments: argparse.Namespace) -> model.Config:
         from skyfast.replay import recording
 
         text = recording.DEMO_CONFIG.read_text(encoding="utf-8")
-        loaded = loader.parse(text, os.environ, source="the demo", replayed=True)
+        loaded = loader.parse(text, os.environ, source="the demo", replayed=_replayed(arguments))
     elif path is None:
         loaded = loader.parse("", os.environ, source="the defaults", replayed=_replayed(arguments))
     else:
