@@ -39,6 +39,7 @@ from skyfast.flows import addresses
 from skyfast.flows.fields import FIELDS, UNDECODABLE
 from skyfast.replay.topology import (
     EDGE,
+    MAX_LABEL_DEPTH,
     NODE,
     Path,
     Rewrite,
@@ -120,9 +121,6 @@ _ADDRESSES: Final = frozenset(
     ]
 )
 """The fields with IP addresses. All other strings are names."""
-
-MAX_LABEL_DEPTH: Final = 32
-"""Maximum depth of labels, which Skydive nests at the dots of their keys."""
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_/-]{0,200}")
 

@@ -22,6 +22,9 @@ MAX_ELEMENTS: Final = 200_000
 UPDATE_BYTES: Final = 1 << 20
 """Size of an update, in bytes of JSON, above which the next one begins."""
 
+MAX_LABEL_DEPTH: Final = 32
+"""Maximum depth of labels, which Skydive nests at the dots of their keys."""
+
 _COMPLETE: Final = (
     queries.INTERFACES,
     queries.NAMED_INTERFACES,
@@ -125,8 +128,18 @@ def _each(rewrite: Rewrite, value: object) -> object:
 
 def _unchanged(_: Path, kind: type) -> Rewrite:
     if kind is dict:
-        return lambda value: value if isinstance(value, dict) else empty_like(value)
+        return _labels
     return lambda value: empty_like(value) if isinstance(value, dict) else value
+
+
+def _labels(value: object, depth: int = 0) -> object:
+    match value:
+        case dict() if depth < MAX_LABEL_DEPTH:
+            return {key: _labels(inner, depth + 1) for key, inner in value.items()}
+        case dict() | list():
+            return empty_like(value)
+        case _:
+            return value if depth else empty_like(value)
 
 
 _reduce_node: Final = rewriter(NODE, _unchanged)

@@ -344,6 +344,8 @@ def test_unusable_elements_are_omitted(tmp_path: Path, caplog: pytest.LogCapture
         {"ID": "m", "Metadata": 0},
         {"ID": "x\ufffd", "Metadata": {"Name": "\ufffd", "Type": [{}], "IPV4": [[], "b", 1]}},
     ]
+    assert found["Nodes"][2]["ID"] == "deep"
+    assert len(json.dumps(found["Nodes"][2])) < 300
     assert "unusable nodes and edges omitted" in caplog.messages[-1]
 
 
