@@ -94,12 +94,14 @@ class App:
         load: Callable[[], Config],
         security: "WebSecurity | None" = None,
         recorder: "Recorder | None" = None,
+        records_topology: bool = True,
         listen_at: Listen = AS_CONFIGURED,
     ) -> None:
         """Build the parts without opening sockets.
 
         ``load`` reads the configuration again. ``security`` has the web configuration, if there is
-        one. ``recorder`` gets a copy of each message. The HTTP server listens at ``listen_at``.
+        one. ``recorder`` gets a copy of each message, and, with ``records_topology``, of each
+        response of the topology API. The HTTP server listens at ``listen_at``.
         """
         self._load = load
         self._security = security
@@ -116,7 +118,11 @@ class App:
         self._renamed: deque[tuple[Names, Set[str]]] = deque()
         self._has_renamed = asyncio.Event()
         self._shared = Shared(
-            stats=self.stats, clock=self.clock, activity=self._activity, relabel=self._rename
+            stats=self.stats,
+            clock=self.clock,
+            activity=self._activity,
+            relabel=self._rename,
+            observe_topology=recorder.observe if recorder and records_topology else None,
         )
         self._parts = pipeline.build(config, None, self._shared)
         self._poller = self._parts.poller
@@ -471,7 +477,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
     async with AsyncExitStack() as stack:
         recorder = _recorder(options, stack)
         try:
-            adapt = await _adaptation(options, stack)
+            adapt = await _adaptation(options, stack, recorder)
         except OSError as error:
             log.error("cannot replay recordings: %s", error)
             return False
@@ -480,6 +486,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             load=lambda: adapt(load()),
             security=security,
             recorder=recorder,
+            # A replay records its own topology, which has more than this configuration asks for.
+            records_topology=options.playback is None,
             listen_at=options.listen,
         )
         reloads: set[asyncio.Task[str | None]] = set()
@@ -531,18 +539,24 @@ def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
         from skyfast.replay.anonymizer import Anonymizer
 
         rewrite = Anonymizer()
-    recorder = Recorder(options.record_file, message_filter=rewrite)
+    recorder = Recorder(
+        options.record_file,
+        message_filter=rewrite,
+        topology_filter=rewrite.topology if rewrite else None,
+    )
     stack.push_async_callback(asyncio.to_thread, recorder.stop)
     return recorder
 
 
-async def _adaptation(options: Options, stack: AsyncExitStack) -> Callable[[Config], Config]:
+async def _adaptation(
+    options: Options, stack: AsyncExitStack, recorder: "Recorder | None"
+) -> Callable[[Config], Config]:
     """Start the replay, if any; return the function that adapts each configuration to it."""
     if options.playback is None:
         return lambda config: config
     from skyfast.replay.player import ReplayServer
 
-    player = ReplayServer(options.playback)
+    player = ReplayServer(options.playback, observe=recorder.update if recorder else None)
     stack.push_async_callback(player.stop)
     # The end of a recording is not an analyzer that stopped sending.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}

@@ -341,7 +341,12 @@ def _listen(arguments: argparse.Namespace, configuration: model.Config) -> liste
 
 def _load(arguments: argparse.Namespace) -> model.Config:
     path = _path(arguments)
-    if path is None:
+    if path is None and arguments.demo:
+        from skyfast.replay import recording
+
+        text = recording.DEMO_CONFIG.read_text(encoding="utf-8")
+        loaded = loader.parse(text, os.environ, source="the demo", replayed=_replayed(arguments))
+    elif path is None:
         loaded = loader.parse("", os.environ, source="the defaults", replayed=_replayed(arguments))
     else:
         loaded = loader.load(path, os.environ, replayed=_replayed(arguments))

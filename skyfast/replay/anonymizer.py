@@ -1,4 +1,4 @@
-"""Replaces addresses and names in messages by pseudonyms, with a key that is never stored.
+"""Replaces addresses and names by pseudonyms, with a key that is never stored.
 
 Only fields that skyfast reads (`skyfast.flows.fields.FIELDS`) are kept. DNS, DHCP and VRRP data,
 raw packets and unknown fields are removed, so that no address remains in an unexpected place. The
@@ -10,7 +10,15 @@ kept fields are anonymized as follows:
   The type of an address (loopback, private, link-local, multicast) and the prefix lengths of
   networks stay visible.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
-* Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged.
+* In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
+  services, clusters, virtual machines and label values get pseudonyms, too. Those of names replace
+  one word after the other and keep ``-``, ``.``, ``_`` and other ASCII punctuation: so a replica
+  set still has the name of its deployment followed by a hash, and kubelet's name of a container
+  (``k8s_NAME_POD_NAMESPACE_UID_N``) still has the names of container, pod and namespace. Words get
+  the same pseudonyms everywhere. The words that skyfast's rules compare with (``k8s``, ``POD``) and
+  the names that most hosts have (``eth0``) are unchanged.
+* Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged,
+  as are the keys of labels, and the types and states of nodes.
 
 Pseudonyms are one to one, so an anonymized recording has as many connections as the original, with
 the same totals.
@@ -27,7 +35,19 @@ from uuid import UUID
 
 import msgspec
 
+from skyfast.flows import addresses
 from skyfast.flows.fields import FIELDS, UNDECODABLE
+from skyfast.replay.topology import (
+    EDGE,
+    MAX_LABEL_DEPTH,
+    NODE,
+    Path,
+    Rewrite,
+    Update,
+    decode_element,
+    empty_like,
+    rewriter,
+)
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES
 
 CACHED: Final = 1 << 16
@@ -54,6 +74,54 @@ _MAC: Final = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _BROADCAST: Final = "ff:ff:ff:ff:ff:ff"
 _HASH: Final = re.compile(r"0|[1-9a-f][0-9a-f]{0,15}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_CONTAINER_ID: Final = re.compile(r"[0-9a-f]{32,64}")
+_NAME_PART: Final = re.compile(
+    # An UUID or a word. Characters that are not ASCII belong to words.
+    r"(?<![0-9A-Za-z])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9A-Za-z])"
+    r"|[0-9A-Za-z\x80-\U0010ffff]+"
+)
+_UNCHANGED_NAMES: Final = re.compile(r"POD|None|lo|eth[0-9]{1,2}|docker0|cni0|kube-ipvs0")
+"""``POD`` is a pod's sandbox, and ``None`` the address of a headless service."""
+
+_KUBELET_NAME: Final = re.compile(r"k8s_(POD_)?(.*?)(_[0-9]{1,5})?", re.DOTALL)
+_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
+_WORD_LETTERS: Final = 10
+"""Length of the pseudonyms of words: 50 bits."""
+
+_IDS: Final = frozenset(
+    [("ID",), ("Parent",), ("Child",), ("Metadata", "TID"), ("Metadata", "ExtID", "vm-uuid")]
+)
+"""The fields of nodes and edges that are IDs."""
+
+_K8S: Final = ("Metadata", "K8s")
+_CONTAINER_LABELS: Final = ("Metadata", "Container", "Labels")
+_KUBERNETES_LABELS: Final = (*_CONTAINER_LABELS, "io", "kubernetes")
+
+_WORDS: Final = frozenset(
+    [
+        *(("Metadata", key) for key in ("Type", "EncapType", "Manager", "RelationType")),
+        (*_K8S, "Status"),
+        (*_K8S, "Extra", "ObjectMeta", "OwnerReferences", "Kind"),
+        (*_KUBERNETES_LABELS, "docker", "type"),
+        (*_KUBERNETES_LABELS, "cri", "container-type"),
+        (*_KUBERNETES_LABELS, "cri-o", "ContainerType"),
+        (*_CONTAINER_LABELS, "io.kubernetes.docker.type"),
+    ]
+)
+"""The fields whose values are words of Skydive, Kubernetes or a container runtime."""
+
+_ADDRESSES: Final = frozenset(
+    [
+        *(("Metadata", key) for key in ("IPV4", "IPV6")),
+        *(("Metadata", "Neutron", key) for key in ("IPV4", "IPV6")),
+        *((*_K8S, key) for key in ("IP", "ClusterIP")),
+        (*_K8S, "Extra", "Spec", "ClusterIPs"),
+        (*_K8S, "Extra", "Status", "PodIPs", "IP"),
+        (*_K8S, "Extra", "Status", "HostIP"),
+    ]
+)
+"""The fields with IP addresses. All other strings are names."""
+
 _WORD: Final = re.compile(r"[A-Za-z0-9_/-]{0,200}")
 
 Pseudonym = Callable[[str], str]
@@ -67,6 +135,7 @@ class Anonymizer:
         self._key = secrets.token_bytes(32)
         self._address, self._mac = _cached(self._address_of), _cached(self._mac_of)
         self._hash, self._id = _cached(self._hash_of), _cached(self._id_of)
+        self._name_part = _cached(self._name_part_of)
         texts: dict[tuple[str, ...], Pseudonym] = {
             **dict.fromkeys([("Network", "A"), ("Network", "B")], self._address),
             **dict.fromkeys([("Link", "A"), ("Link", "B")], self._mac),
@@ -82,6 +151,51 @@ class Anonymizer:
             fields = self._scalars if len(path) == 1 else self._parts.setdefault(path[0], {})
             # A string field without a pseudonym raises KeyError here, instead of leaking.
             fields[path[-1]] = texts[path] if kind is str else None
+
+        self._node = rewriter(NODE, self._rewrite_of)
+        self._edge = rewriter(EDGE, self._rewrite_of)
+
+    def topology(self, update: Update) -> Update:
+        """Return the anonymized update of the topology."""
+        return Update(
+            nodes=[_rewritten(raw, self._node) for raw in update.nodes],
+            edges=[_rewritten(raw, self._edge) for raw in update.edges],
+            removed=[self._id(removed) for removed in update.removed],
+        )
+
+    def _rewrite_of(self, path: Path, kind: type) -> Rewrite:
+        """Return the function for the values of a field of nodes or edges."""
+        if kind is dict:
+            return self._labels
+        if kind is not str:
+            return self._number
+        if path in _IDS:
+            pseudonym = self._id
+        elif path in _WORDS:
+            pseudonym = self._word
+        elif path in _ADDRESSES:
+            pseudonym = self._network
+        else:
+            pseudonym = self._name
+
+        def rewrite(value: object) -> object:
+            return pseudonym(value) if isinstance(value, str) else empty_like(value)
+
+        return rewrite
+
+    def _number(self, value: object) -> object:
+        if isinstance(value, str):
+            return self._text(value)
+        return value if isinstance(value, int | float) else empty_like(value)
+
+    def _labels(self, value: object, depth: int = 0) -> object:
+        match value:
+            case str():
+                return self._name(value) if depth else ""
+            case dict() if depth < MAX_LABEL_DEPTH:
+                return {key: self._labels(inner, depth + 1) for key, inner in value.items()}
+            case _:
+                return empty_like(value)
 
     def __call__(self, data: bytes, analyzer: str) -> tuple[bytes, str] | None:
         """Return the anonymized message and analyzer name.
@@ -100,7 +214,7 @@ class Anonymizer:
         namespace, capture = str(message.get("Namespace", "")), ""
         if namespace.startswith("flow/"):
             namespace, _, capture = namespace.partition("/")
-        content = {"flow": self._flows, "stats": self._statistics}.get(namespace, _empty_like)
+        content = {"flow": self._flows, "stats": self._statistics}.get(namespace, empty_like)
         kept: dict[str, Any] = {}
         for key, value in message.items():
             match key, value:
@@ -117,29 +231,29 @@ class Anonymizer:
                 case "Obj", _:
                     kept[key] = content(value)
                 case (("Namespace" | "Type" | "UUID" | "Status"), _):
-                    kept[key] = _empty_like(value)
+                    kept[key] = empty_like(value)
         return kept
 
     def _flows(self, flows: object) -> object:
         if not isinstance(flows, list):
-            return _empty_like(flows)
+            return empty_like(flows)
         return [self._flow(flow) for flow in flows]
 
     def _flow(self, flow: object) -> object:
         if not isinstance(flow, dict):
-            return _empty_like(flow)
+            return empty_like(flow)
         kept = _fields(flow, self._scalars)
         for part, fields in self._parts.items():
             if part in flow:
                 inner = flow[part]
                 kept[part] = (
-                    _fields(inner, fields) if isinstance(inner, dict) else _empty_like(inner)
+                    _fields(inner, fields) if isinstance(inner, dict) else empty_like(inner)
                 )
         return kept
 
     def _statistics(self, report: object) -> object:
         if not isinstance(report, dict):
-            return _empty_like(report)
+            return empty_like(report)
         return _fields(report, {"CaptureID": self._id, **dict.fromkeys(_STATISTICS)})
 
     # Pseudonyms
@@ -166,6 +280,37 @@ class Anonymizer:
         if not _UUID.fullmatch(text):
             return self._text(text)
         return str(UUID(bytes=self._digest(b"id", text.encode(), 16)))
+
+    def _name(self, text: str) -> str:
+        """Return a pseudonym of a name, word by word."""
+        if _UNCHANGED_NAMES.fullmatch(text):
+            return text
+        if kubelet := _KUBELET_NAME.fullmatch(text):
+            sandbox, parts, attempt = kubelet[1] or "", kubelet[2], kubelet[3] or ""
+            return f"k8s_{sandbox}{self._words(parts)}{attempt}"
+        return self._words(text)
+
+    def _words(self, text: str) -> str:
+        return _NAME_PART.sub(lambda part: self._name_part(part[0]), text)
+
+    def _name_part_of(self, text: str) -> str:
+        if _UUID.fullmatch(text):
+            return self._id(text)
+        data = text.encode(errors="surrogatepass")
+        if _CONTAINER_ID.fullmatch(text):
+            return self._digest(b"container", data, 32).hex()[: len(text)]
+        number = int.from_bytes(self._digest(b"name", data, 8))
+        return "".join(_LETTERS[number >> 5 * i & 31] for i in range(_WORD_LETTERS))
+
+    def _network(self, text: str) -> str:
+        """Return the pseudonym that an address has in flows, with the same prefix length."""
+        text, slash, length = text.partition("/")
+        text, percent, zone = text.partition("%")
+        octets = addresses.read(text)
+        shown = self._name(text) if octets is None else self._address(addresses.write(octets))
+        if not (length.isascii() and length.isdecimal()):
+            length = self._name(length)
+        return f"{shown}{percent}{self._name(zone)}{slash}{length}"
 
     def _address_of(self, text: str) -> str:
         try:
@@ -221,6 +366,10 @@ def _cached(pseudonym: Pseudonym) -> Pseudonym:
     return lambda text: cached(text) if len(text) <= MAX_CACHED_CHARS else pseudonym(text)
 
 
+def _rewritten(raw: msgspec.Raw, rewrite: Rewrite) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(rewrite(decode_element(bytes(raw)))))
+
+
 def _kept_bits(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
     return next((bits for network, bits in _KEPT_BITS if address in network), 0)
 
@@ -241,16 +390,5 @@ def _fields(part: dict[str, Any], fields: dict[str, Pseudonym | None]) -> dict[s
         elif pseudonym is None and isinstance(value, int | float):
             kept[key] = value
         else:
-            kept[key] = _empty_like(value)
+            kept[key] = empty_like(value)
     return kept
-
-
-def _empty_like(value: object) -> object:
-    """Return an empty value of the same type, which is as invalid in its place."""
-    match value:
-        case None | bool():
-            return value
-        case float():
-            return 0.5
-        case _:
-            return type(value)()

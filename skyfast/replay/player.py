@@ -10,7 +10,7 @@ import contextlib
 import gzip
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from socket import AF_INET, AF_INET6, create_connection, create_server
 from typing import Any, Final
@@ -21,8 +21,9 @@ from aiohttp import WSCloseCode, web
 from skyfast.config.endpoint import SUBSCRIBER_PATH, Endpoint
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay.recording import Playback, ScheduledMessage, for_namespaces
+from skyfast.replay.topology import Topology, Update, selected
 from skyfast.runtime.logs import printable
-from skyfast.skydive.topology_queries import INTERFACES, NAMED_INTERFACES
+from skyfast.skydive.topology_queries import Query, parse
 
 PING_INTERVAL_S: Final = 2.0
 """Interval of the pings to subscribers: the default of ``http.ws.ping_delay``."""
@@ -49,13 +50,20 @@ class ReplayServer:
     messages that follow. As with real analyzers, messages without a subscriber are lost.
     """
 
-    def __init__(self, playback: Playback) -> None:
-        """Load the topology; `start` opens the ports."""
+    def __init__(
+        self, playback: Playback, *, observe: Callable[[Update], object] | None = None
+    ) -> None:
+        """Create the analyzers; `start` opens the ports.
+
+        ``observe`` is called with each update of the topology when it takes effect.
+        """
         self._playback = playback
-        self._topology = _read_topology(playback.topology)
+        self._observe = observe
+        self._topology = Topology()
+        self._began_ms = 0
         self._started_ms = 0
         self._analyzers = {
-            (number, name): _Analyzer(name or Path(recording.path).name, self._topology_response)
+            (number, name): _Analyzer(name or Path(recording.path).name, self._answer)
             for number, recording in enumerate(playback.recordings)
             for name in recording.analyzers
         }
@@ -64,11 +72,17 @@ class ReplayServer:
     async def start(self) -> tuple[Endpoint, ...]:
         """Listen, and return the endpoint of each analyzer.
 
+        The topology before the first message is available at once.
+
         Raises:
             OSError: None of `LOOPBACKS` is available.
+            ConfigError: A recording has changed since it was loaded.
 
         """
         host = await asyncio.to_thread(_loopback)
+        self._began_ms = _unix_ms()
+        for update in await asyncio.to_thread(self._playback.first_topology):
+            self._apply(update)
         endpoints = []
         for number, recording in enumerate(self._playback.recordings):
             locations = []
@@ -93,7 +107,7 @@ class ReplayServer:
 
     async def _play(self) -> None:
         await self._wait_for_subscribers()
-        self._started_ms = time.time_ns() // 1_000_000
+        self._started_ms = _unix_ms()
         now = asyncio.get_running_loop().time
         began_s = now()
         loop = sent = 0
@@ -101,8 +115,11 @@ class ReplayServer:
             try:
                 for scheduled in self._playback.schedule(loop):
                     await asyncio.sleep(max(began_s + scheduled.due_s - now(), 0))
-                    await self._send(scheduled)
-                    sent += 1
+                    if scheduled.message.line != "topology":
+                        await self._send(scheduled)
+                        sent += 1
+                    elif sent:  # `start` has applied the ones before the first message
+                        self._apply(scheduled.message.update())
             except ConfigError as error:  # pragma: no cover - the file changed during playback
                 log.error("a recording changed during the replay: %s", printable(error))
                 return
@@ -134,24 +151,40 @@ class ReplayServer:
             raise ConfigError(f"{path}: unexpected analyzer {scheduled.message.analyzer}")
         await analyzer.send(scheduled.data(self._started_ms))
 
-    def _topology_response(self) -> list[dict[str, Any]]:
-        """Return the current response of the topology API."""
-        now_ms = time.time_ns() // 1_000_000
-        return scale_counters(
-            self._topology,
-            started_ms=self._started_ms or now_ms,
-            now_ms=now_ms,
-            loop_s=self._playback.loop_s,
-        )
+    def _apply(self, update: Update) -> None:
+        self._topology.apply(update)
+        if self._observe is not None:
+            self._observe(update)
+
+    async def _answer(self, query: Query) -> bytes:
+        """Return the current response to a query of the topology."""
+        now_ms = _unix_ms()
+        first_ms, speed, began_ms = self._playback.first_ms, self._playback.speed, self._began_ms
+        played_ms = max(now_ms - (self._started_ms or now_ms), 0)
+        loop_ms = round(self._playback.loop_s * 1000)
+
+        def present(element: dict[str, Any]) -> None:
+            for name in ("CreatedAt", "UpdatedAt"):
+                recorded_ms = element.get(name)
+                if isinstance(recorded_ms, int) and recorded_ms:
+                    # One mapping for all, so that the order of times stays the same.
+                    present_ms = began_ms + int((recorded_ms - first_ms) // speed)
+                    element[name] = max(present_ms, 1)
+            if loop_ms:
+                scale_counters(element, now_ms=now_ms, played_ms=played_ms, loop_ms=loop_ms)
+
+        # Of large topologies, this takes a part of a second.
+        elements = self._topology.elements(query)
+        return await asyncio.to_thread(selected, elements, query, present)
 
 
 class _Analyzer:
     """One analyzer: its subscribers and its topology API."""
 
-    def __init__(self, name: str, topology: Callable[[], list[dict[str, Any]]]) -> None:
+    def __init__(self, name: str, answer: Callable[[Query], Awaitable[bytes]]) -> None:
         self.name = name
         self.subscribed = asyncio.Event()
-        self._topology = topology
+        self._answer = answer
         self._runner: web.AppRunner | None = None
         self._sockets: dict[web.WebSocketResponse, frozenset[str]] = {}
 
@@ -200,20 +233,20 @@ class _Analyzer:
         return socket
 
     async def _topology_response(self, request: web.Request) -> web.Response:
-        """Return the recorded nodes, for both queries of skyfast."""
+        """Answer any query of skyfast with the recorded nodes or edges."""
         try:
             asked = msgspec.json.decode(await request.read(), type=dict[str, str])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise web.HTTPBadRequest from None
-        if asked.get("GremlinQuery") not in {INTERFACES.gremlin, NAMED_INTERFACES.gremlin}:
+        query = parse(asked.get("GremlinQuery", ""))
+        if query is None:
             raise web.HTTPBadRequest(text="a replayed analyzer supports only skyfast's own queries")
-        response = web.Response(
-            body=msgspec.json.encode(self._topology()),
-            content_type="application/json",
-            charset="utf-8",
-        )
-        response.enable_compression()
-        return response
+        body = await self._answer(query)
+        headers = {"Content-Type": "application/json; charset=utf-8"}
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            body = await asyncio.to_thread(gzip.compress, body, 1)
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=body, headers=headers)
 
 
 async def _send(socket: web.WebSocketResponse, data: bytes) -> None:
@@ -256,34 +289,18 @@ def _loopback() -> str:
     raise OSError("; ".join(problems))
 
 
-def _read_topology(path: Path | None) -> list[dict[str, Any]]:
-    if path is None:
-        return []
-    nodes: list[dict[str, Any]] = msgspec.json.decode(gzip.decompress(path.read_bytes()))
-    return nodes
+def scale_counters(element: dict[str, Any], *, now_ms: int, played_ms: int, loop_ms: int) -> None:
+    """Replace the counters of a node by those after ``played_ms``, in place.
 
-
-def scale_counters(
-    nodes: list[dict[str, Any]], *, started_ms: int, now_ms: int, loop_s: float
-) -> list[dict[str, Any]]:
-    """Return ``nodes`` with their counters at ``now_ms``; both times are Unix milliseconds.
-
-    Every loop adds the recorded totals again, spread evenly over its duration.
+    Every loop of ``loop_ms`` adds the recorded totals again, spread evenly over its duration.
     """
-    played_ms = max(now_ms - started_ms, 0)
-    loop_ms = round(loop_s * 1000)
-    return [
-        node
-        | {
-            "CreatedAt": started_ms - (node["UpdatedAt"] - node["CreatedAt"]),
-            "UpdatedAt": now_ms,
-            "Metadata": node["Metadata"]
-            | {
-                "Metric": {
-                    name: total + total * played_ms // loop_ms
-                    for name, total in node["Metadata"]["Metric"].items()
-                }
-            },
-        }
-        for node in nodes
-    ]
+    match element:
+        case {"Metadata": {"Metric": dict() as metric}}:
+            for name, total in metric.items():
+                if isinstance(total, int):
+                    metric[name] = total + total * played_ms // loop_ms
+            element["UpdatedAt"] = now_ms
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,8 +1,9 @@
-"""Records the messages of analyzers to a file while they are exported.
+"""Records the messages and the topology of analyzers to a file while they are exported.
 
-The event loop only copies each message into a queue; a thread writes them. If the queue is full,
-messages are dropped, counted and logged. When the file reaches its maximum size or the disk fails,
-the recording stops and the export continues. :mod:`skyfast.replay.recording` describes the format.
+The event loop only copies each message into a queue; a thread writes them. It also finds out what
+has changed in the topology. If the queue is full, messages are dropped, counted and logged. When
+the file reaches its maximum size or the disk fails, the recording stops and the export continues.
+:mod:`skyfast.replay.recording` describes the format.
 """
 
 import contextlib
@@ -19,8 +20,10 @@ from typing import Final
 from isal import igzip
 
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.replay.recording import line
+from skyfast.replay.recording import line, topology_line
+from skyfast.replay.topology import Answer, Changes, Update
 from skyfast.runtime.logs import LogLimit, printable
+from skyfast.skydive.topology_queries import Query
 
 MAX_FILE_BYTES: Final = 1 << 30
 """Recording stops at this file size; the rest of the buffer is still written."""
@@ -42,11 +45,23 @@ log = logging.getLogger("skyfast.recorder")
 MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
 """Maps a message and its analyzer's name to what is recorded, or None to omit the message."""
 
+TopologyFilter = Callable[[Update], Update]
+"""Maps an update of the topology to what is recorded."""
+
+_Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
+"""A message, its time and its analyzer; or a response, or an update of the topology, at a time."""
+
 
 class Recorder:
-    """The file, its queue and its thread. Only the event loop may call `message`."""
+    """The file, its queue and its thread. Only the event loop may call its methods."""
 
-    def __init__(self, path: str, *, message_filter: MessageFilter | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        message_filter: MessageFilter | None = None,
+        topology_filter: TopologyFilter | None = None,
+    ) -> None:
         """Create the file, readable by its owner only; as gzip if its name ends with ``.gz``.
 
         Raises:
@@ -55,13 +70,15 @@ class Recorder:
         """
         self._path = path
         self._message_filter = message_filter
+        self._topology_filter = topology_filter
+        self._changes = Changes()
         self._file = _create(path)
         self._out = (
             igzip.IGzipFile("", "wb", fileobj=self._file)  # type: ignore[no-untyped-call]
             if path.endswith(".gz")
             else self._file
         )
-        self._queue: queue.SimpleQueue[tuple[bytes, int, str] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._limit = LogLimit()
         # Modified only by the thread of the event loop:
         self._queued_bytes = 0
@@ -69,6 +86,7 @@ class Recorder:
         # Modified only by the writing thread:
         self._taken_bytes = 0
         self._kept = 0
+        self._updates = 0
         self._left_out = 0
         self._over = False
         self._failed = False
@@ -78,16 +96,33 @@ class Recorder:
 
     def message(self, data: bytes | bytearray | memoryview, analyzer: str) -> None:
         """Queue a copy of a message, or count it as dropped if the queue is full."""
+        if self._has_capacity(len(data)):
+            self._queue.put((bytes(data), _unix_ms(), analyzer))
+
+    def observe(self, query: Query) -> Answer:
+        """Return an observer that records what a response to ``query`` changes."""
+        return Answer(query, self._answer)
+
+    def update(self, update: Update) -> None:
+        """Queue an update of a replayed topology, or count it as dropped if the queue is full."""
+        if self._has_capacity(_size(update)):
+            self._queue.put((update, _unix_ms()))
+
+    def _answer(self, answer: Answer) -> None:
+        if self._has_capacity(len(answer)):
+            self._queue.put((answer, _unix_ms()))
+
+    def _has_capacity(self, size: int) -> bool:
         if self._over:
-            return
+            return False
         waiting = self._queued_bytes - self._taken_bytes
-        if waiting and waiting + len(data) > MAX_QUEUED_BYTES:
+        if waiting and waiting + size > MAX_QUEUED_BYTES:
             self._dropped += 1
             text = f"message not recorded: writing to {printable(self._path)} is too slow"
             self._limit.warn(log, "dropped", text)
-            return
-        self._queued_bytes += len(data)
-        self._queue.put((bytes(data), time.time_ns() // 1_000_000, analyzer))
+            return False
+        self._queued_bytes += size
+        return True
 
     def stop(self) -> None:
         """Write the queue, close the file and log a summary. This blocks.
@@ -107,11 +142,14 @@ class Recorder:
             log.info("recorded %s", self._summary())
 
     def _summary(self) -> str:
-        text = f"{self._kept} messages to {printable(self._path)}"
+        updates = f" and {self._updates} topology updates" if self._updates else ""
+        text = f"{self._kept} messages{updates} to {printable(self._path)}"
         if self._left_out:
             text += f"; {self._left_out} unreadable messages omitted"
         if self._dropped:
             text += f"; {self._dropped} dropped because writing was too slow"
+        if self._changes.left_out:
+            text += f"; {self._changes.left_out} unusable nodes and edges omitted"
         return text
 
     # The writing thread
@@ -152,7 +190,7 @@ class Recorder:
             else:
                 if entry is None:
                     return False
-                self._write(*entry)
+                self._write_entry(entry)
                 unflushed = True
             # A gzip flush writes some bytes even if there is no data.
             if unflushed and time.monotonic() >= flush_at_s:
@@ -161,6 +199,24 @@ class Recorder:
                 flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
             if self._file.tell() >= MAX_FILE_BYTES:
                 return True
+
+    def _write_entry(self, entry: _Entry) -> None:
+        match entry:
+            case bytes() as data, at_ms, str() as analyzer:
+                self._write(data, at_ms, analyzer)
+            case Answer() as answer, at_ms:
+                self._taken_bytes += len(answer)
+                for update in self._changes.of(answer):
+                    self._write_update(update, at_ms)
+            case Update() as update, at_ms:
+                self._taken_bytes += _size(update)
+                self._write_update(update, at_ms)
+
+    def _write_update(self, update: Update, at_ms: int) -> None:
+        if self._topology_filter is not None:
+            update = self._topology_filter(update)
+        self._out.write(topology_line(update, at_ms=at_ms) + b"\n")
+        self._updates += 1
 
     def _write(self, data: bytes, at_ms: int, analyzer: str) -> None:
         self._taken_bytes += len(data)
@@ -172,6 +228,14 @@ class Recorder:
             data, analyzer = filtered
         self._out.write(line(data, at_ms=at_ms, analyzer=analyzer) + b"\n")
         self._kept += 1
+
+
+def _size(update: Update) -> int:
+    return sum(len(bytes(raw)) for raw in update.nodes + update.edges)
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _create(path: str) -> io.BufferedWriter:

@@ -12,6 +12,11 @@ each message::
 ``At`` is the time of receipt in Unix milliseconds. After this key, the message is recorded byte for
 byte, except for surrounding white space. A message that is not a JSON object on a single line of
 UTF-8 is stored in ``Recorded`` as ``Base64``, and nothing follows.
+
+Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
+the whole topology (:mod:`skyfast.replay.topology`)::
+
+    {"Recorded":{"At":1795352101498},"Topology":{"Nodes":[…],"Edges":[…],"Removed":["ID",…]}}
 """
 
 import base64
@@ -26,7 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import repeat
+from itertools import repeat, takewhile
 from pathlib import Path
 from typing import Final, Literal
 from uuid import UUID
@@ -35,6 +40,7 @@ import msgspec
 
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.fields import UNDECODABLE, Envelope
+from skyfast.replay.topology import Update, decode_update
 
 MAX_LINE_BYTES: Final = 256 << 20
 """Maximum length of a line: a message of 64 MiB is 86 MiB as base64."""
@@ -61,6 +67,8 @@ _HEAD: Final = re.compile(
     rb'(?:,"Base64":"([A-Za-z0-9+/=]*+)"\}\}|\}(?:,|(?=\s*\})))'
 )
 
+_TOPOLOGY_HEAD: Final = re.compile(rb'\{"Recorded":\{"At":(\d{1,15})\},"Topology":')
+
 # Unix milliseconds have 13 digits from 2001 to 2286. Quotes inside strings are escaped, so these
 # patterns only match keys.
 _LAST: Final = re.compile(rb'"Last"\s*:\s*([1-9]\d{12})(?!\d)')
@@ -79,17 +87,22 @@ _text: Final = msgspec.json.Decoder(str)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A recorded message.
+    """A recorded message, or an update of the topology.
 
     ``at_ms`` is the time of receipt in Unix milliseconds. If it was not recorded, it is None, and
     ``analyzer`` is empty. ``line`` is the content of the line: a message; a flow, which ``data``
-    wraps in a message; or something that no analyzer sends.
+    wraps in a message; something that no analyzer sends; or an `Update` of the topology, with an
+    empty ``analyzer``.
     """
 
     data: bytes
     at_ms: int | None
     analyzer: str
-    line: Literal["message", "flow", "other"] = "message"
+    line: Literal["message", "flow", "other", "topology"] = "message"
+
+    def update(self) -> Update:
+        """Return the update of the topology. ``line`` must be ``topology``."""
+        return decode_update(self.data)
 
 
 def line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
@@ -99,6 +112,11 @@ def line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
     if not _is_plain(data):
         return b'%b,"Base64":"%b"}}' % (head, base64.b64encode(data))
     return b"%b}%b%b" % (head, b"" if data[1:].lstrip() == b"}" else b",", data[1:])
+
+
+def topology_line(update: Update, *, at_ms: int) -> bytes:
+    """Return the line of an update of the topology, without the newline."""
+    return b'{"Recorded":{"At":%d},"Topology":%b}' % (at_ms, msgspec.json.encode(update))
 
 
 def _is_plain(data: bytes) -> bool:
@@ -121,6 +139,8 @@ def parse(text: bytes) -> Message:
 
     """
     text = text.strip()
+    if head := _TOPOLOGY_HEAD.match(text):
+        return _parse_topology(text, head)
     head = _HEAD.match(text)
     if head is None:
         if (keys := _keys(text)) is None:
@@ -144,6 +164,17 @@ def parse(text: bytes) -> Message:
         if head.end() != len(text):
             raise ValueError("is not a JSON object")
     return Message(data=data, at_ms=int(head[1]), analyzer=analyzer)
+
+
+def _parse_topology(text: bytes, head: re.Match[bytes]) -> Message:
+    data = text[head.end() : -1]
+    try:
+        decode_update(data)
+    except UNDECODABLE:
+        raise ValueError("has an invalid topology") from None
+    if not text.endswith(b"}"):
+        raise ValueError("is not a JSON object")
+    return Message(data=data, at_ms=int(head[1]), analyzer="", line="topology")
 
 
 def _keys(text: bytes) -> Set[str] | None:
@@ -172,7 +203,8 @@ class Recording:
     ``analyzers`` are the names of the recorded analyzers. ``messages`` counts all messages:
     ``flows`` of them are lines with a single flow, and ``others`` are lines that no analyzer
     sends. ``first_ms`` and ``last_ms`` are the times of the first and last message, in Unix
-    milliseconds. If ``truncated`` is true, the last line is incomplete and is ignored.
+    milliseconds. ``updates`` counts the updates of the topology, which are not messages. If
+    ``truncated`` is true, the last line is incomplete and is ignored.
     """
 
     path: str
@@ -182,6 +214,7 @@ class Recording:
     others: int
     first_ms: int
     last_ms: int
+    updates: int
     truncated: bool
 
     @classmethod
@@ -197,24 +230,28 @@ class Recording:
         analyzers: dict[str, None] = {}
         first_ms = 0
         kinds: Counter[str] = Counter()
+        last_ms = 0
         for message in lines:
+            kinds[message.line] += 1
+            at_ms = times.of(message)
+            if message.line == "topology":
+                continue
             analyzers.setdefault(message.analyzer)
             if len(analyzers) > MAX_ANALYZERS:
                 raise ConfigError(f"{path}: has more than {MAX_ANALYZERS} analyzers")
-            kinds[message.line] += 1
-            at_ms = times.of(message)
-            first_ms = first_ms or at_ms
+            first_ms, last_ms = first_ms or at_ms, at_ms
         if not kinds["message"] + kinds["flow"]:
             others = f", but {kinds['other']} other lines" if kinds["other"] else ""
             raise ConfigError(f"{path}: contains no messages and no flows{others}")
         return cls(
             path=path,
             analyzers=tuple(analyzers),
-            messages=kinds.total(),
+            messages=kinds.total() - kinds["topology"],
             flows=kinds["flow"],
             others=kinds["other"],
             first_ms=first_ms,
-            last_ms=times.latest_ms,
+            last_ms=last_ms,
+            updates=kinds["topology"],
             truncated=lines.truncated,
         )
 
@@ -225,13 +262,18 @@ class Recording:
         flows = f"; {self.flows} lines contain a flow without a message" if self.flows else ""
         neither = "lines contain neither a message nor a flow"
         others = f"; {self.others} {neither}" if self.others else ""
+        updates = f"; {self.updates} topology updates" if self.updates else ""
         truncated = "; the file is truncated" if self.truncated else ""
         return (
-            f"{self.messages} messages of {analyzers} in {seconds:.0f} s{flows}{others}{truncated}"
+            f"{self.messages} messages of {analyzers} in {seconds:.0f} s"
+            f"{updates}{flows}{others}{truncated}"
         )
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
-        """Read the messages again; yields them with their times, which never decrease."""
+        """Read the lines again; yields them with their times, which never decrease.
+
+        Updates of the topology before the first message have its time.
+        """
         times = _Times(self.first_ms)
         for message in _Lines(self.path):
             yield times.of(message), message
@@ -243,8 +285,13 @@ class _Times:
     def __init__(self, first_ms: int) -> None:
         self.latest_ms = first_ms
         self._set_back_ms = 0
+        self._has_begun = False
 
     def of(self, message: Message) -> int:
+        if message.line != "topology":
+            self._has_begun = True
+        elif not self._has_begun:
+            return self.latest_ms
         if message.at_ms is None:
             # It was sent after the latest time in it, and not before the previous message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
@@ -318,25 +365,24 @@ class Playback:
     """The recordings to replay, and the settings.
 
     ``speed`` is the number of recorded seconds per second. ``loop_s`` is the time between the
-    starts of two loops in seconds; 0 means a single replay. ``topology`` is the path of the
-    response of the topology API, as gzipped JSON; None means no nodes.
+    starts of two loops in seconds; 0 means a single replay.
     """
 
     recordings: tuple[Recording, ...]
     speed: float = 1
     loop_s: float = 0
-    topology: Path | None = None
 
     @property
-    def _first_ms(self) -> int:
+    def first_ms(self) -> int:
+        """The time of the first message in Unix milliseconds."""
         return min(recording.first_ms for recording in self.recordings)
 
     def schedule(self, loop: int = 0) -> Iterator["ScheduledMessage"]:
-        """Yield the messages of a loop in the order in which they are sent.
+        """Yield the messages and updates of a loop in the order in which they are sent.
 
         All recordings share a timeline: messages recorded at the same time are sent together.
         """
-        origin_ms = latest_ms = self._first_ms
+        origin_ms = latest_ms = self.first_ms
         streams = [
             zip(repeat(number), recording, strict=False)
             for number, recording in enumerate(self.recordings)
@@ -354,26 +400,33 @@ class Playback:
                 mask=loop * _UUID_STEP % 2**64,
             )
 
+    def first_topology(self) -> list[Update]:
+        """Return the updates of the topology before the first message. This blocks."""
+        first = takewhile(lambda scheduled: scheduled.message.line == "topology", self.schedule())
+        return [scheduled.message.update() for scheduled in first]
 
-DEMO_LOOP_S: Final = 30.0
+
+DEMO_LOOP_S: Final = 20.0
 """Time from the start of one loop of the demo to the start of the next, in seconds."""
 
 _DATA: Final = Path(str(files("skyfast") / "data"))
+
+DEMO_CONFIG: Final = _DATA / "demo.yml"
+"""The configuration of the demo."""
 
 
 def demo() -> Playback:
     """Return the playback of the packaged recording.
 
-    It is 139 s long and is replayed in a loop at five times the speed. So every connection is
-    reported at least once every `DEMO_LOOP_S` seconds. This is well within the default
-    ``connection_timeout``, so that connections never expire, and often enough for a ``rate()`` over
-    one minute at a scrape interval of 15 s.
+    It has traffic and topology of containers and pods, is 80 s long, and is replayed in a loop at
+    five times the speed. So every connection is reported at least once every `DEMO_LOOP_S` seconds.
+    This is well within the default ``connection_timeout``, so that connections never expire, and
+    often enough for a ``rate()`` over one minute at a scrape interval of 15 s.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
         speed=5,
         loop_s=DEMO_LOOP_S,
-        topology=_DATA / "topology.json.gz",
     )
 
 

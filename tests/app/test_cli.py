@@ -570,3 +570,13 @@ def test_invalid_shard_is_rejected_in_one_line() -> None:
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
     assert "--shard: '3/3' is not I/N" in result.stderr
+
+
+def test_demo_has_a_configuration_with_names(tmp_path: Path) -> None:
+    done = run("--demo", "--check", "--strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "- initiator_name\n" in done.stdout
+    own = tmp_path / "own.yml"
+    own.write_text("host_id: own\n")
+    done = run(str(own), "--demo", "--check")
+    assert "- initiator_name\n" not in done.stdout

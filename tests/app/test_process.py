@@ -58,11 +58,26 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
             later = (await skyfast.get("/metrics/flows")).decode()
             assert time.monotonic() - started < 10  # five seconds, and a margin for a busy machine
         assert any("listening on " in line for line in skyfast.log)
-        pace = "), 5 times as fast, again every 30 s, "
+        pace = "), 5 times as fast, again every 20 s, "
         assert any("replaying " in line and pace in line for line in skyfast.log)
         status = (await skyfast.get("/api/status")).decode()
         assert "# Replaying the packaged recording instead of subscribing." in status
         assert ":8082" not in status
+
+
+async def test_demo_shows_names_within_seconds() -> None:
+    async with demo() as skyfast:
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 10)
+        page = (await skyfast.get("/metrics/flows")).decode()
+        for initiator, target in (
+            ("client", "web"),  # containers
+            ("h1", "h2"),  # network namespaces
+            ("default/frontend", "shop/cart"),  # services of pods
+        ):
+            assert re.search(rf'initiator_name="{initiator}",.*target_name="{target}"', page)
+        status = (await skyfast.get("/")).decode()
+        assert "default/frontend" in status
+        assert "shop/cart" in status
 
 
 def has_grown(before: str, after: str) -> bool:

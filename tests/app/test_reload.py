@@ -1360,4 +1360,4 @@ async def test_demo_can_reload(tmp_path: Path) -> None:
         assert after["skyfast_connections"] >= before["skyfast_connections"]
         up = [series for series in after if series.startswith("skyfast_up{")]
         assert up == [series for series in before if series.startswith("skyfast_up{")]
-        assert [after[series] for series in up] == [1.0]
+        assert [after[series] for series in up] == [1.0, 1.0]

@@ -4,16 +4,30 @@ import ipaddress
 import json
 import re
 import tracemalloc
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
 from skyfast.flows.fields import FIELDS
 from skyfast.replay.anonymizer import Anonymizer
+from skyfast.replay.topology import EDGE, NODE, Answer, Changes, Update
+from skyfast.skydive.name_resolver import resolve
+from skyfast.skydive.topology_graph import Graph, decode_edge, decode_node
+from skyfast.skydive.topology_queries import (
+    EDGES,
+    KUBERNETES,
+    KUBERNETES_EDGES,
+    NAMED_INTERFACES,
+    NAMESPACES,
+    Query,
+)
 from tests.support.model_specs import ONE, TWO
-from tests.support.paths import RECORDINGS
+from tests.support.paths import CONTAINER_TOPOLOGY, RECORDINGS
 
 anonymize = Anonymizer()
 
@@ -235,3 +249,240 @@ def test_no_secret_of_the_recordings_is_left() -> None:
         leaked = before & set(secret.findall(after))
         assert len(before) > 500
         assert leaked <= {b"ff:ff:ff:ff:ff:ff", b"0.0.0.0", b"255.255.255.255"}
+
+
+# Topology
+
+
+@pytest.fixture(scope="module")
+def elements() -> list[tuple[Query, bytes]]:
+    """The recorded containers and pods, with the fields that are read."""
+    (graph,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
+    changes = Changes()
+    found: list[tuple[Query, bytes]] = []
+    for query in (NAMED_INTERFACES, NAMESPACES, KUBERNETES, EDGES, KUBERNETES_EDGES):
+
+        def keep(answer: Answer, query: Query = query) -> None:
+            for update in changes.of(answer):
+                found.extend((query, bytes(raw)) for raw in update.nodes + update.edges)
+
+        answer = Answer(query, keep)
+        for element in graph["Edges" if query.edges else "Nodes"]:
+            if query.matches(element):
+                answer.add(json.dumps(element).encode())
+        answer.end()
+    return found
+
+
+def anonymized_elements(elements: Iterable[tuple[Query, bytes]]) -> list[tuple[Query, bytes]]:
+    result = []
+    for query, text in elements:
+        raws = [msgspec.Raw(text)]
+        update = anonymize.topology(Update(edges=raws) if query.edges else Update(nodes=raws))
+        (raw,) = update.nodes + update.edges
+        result.append((query, bytes(raw)))
+    return result
+
+
+def anonymized_node(**fields: object) -> Any:
+    ((_, text),) = anonymized_elements([(KUBERNETES, json.dumps(fields).encode())])
+    return json.loads(text)
+
+
+def name(text: str) -> str:
+    result: str = anonymized_node(Host=text)["Host"]
+    return result
+
+
+def graph_of(elements: Iterable[tuple[Query, bytes]]) -> Graph:
+    graph = Graph(nodes=[], edges=[])
+    for query, text in elements:
+        if query.edges:
+            edge = decode_edge(text, graph.skipped)
+            assert edge is not None
+            graph.edges.append(edge)
+        else:
+            node = decode_node(text, graph.skipped)
+            assert node is not None
+            graph.nodes.append(node)
+    assert not graph.skipped
+    return graph
+
+
+def texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all strings in a JSON value, each with its nearest key."""
+    match value:
+        case str():
+            yield key, value
+        case list():
+            for inner in value:
+                yield from texts(inner, key)
+        case dict():
+            for inner_key, inner in value.items():
+                yield from texts(inner, inner_key)
+
+
+CODES = {"Type", "EncapType", "Manager", "RelationType", "Status", "Kind", "type", "container-type"}
+
+
+def test_no_text_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> None:
+    before = {
+        text
+        for _, element in elements
+        for key, text in texts(json.loads(element))
+        if key not in CODES
+    }
+    assert {"web", "h1", "ag1", "shop", "node-1", "labcluster", "10.78.0.11/24"} <= before
+    assert len(before) > 300
+    after = b"\n".join(text for _, text in anonymized_elements(elements)).decode()
+    unchanged = {
+        text for text in before if re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", after)
+    }
+    assert unchanged <= {"", "lo", "eth0", "docker0", "POD", "None", "127.0.0.1/8", "::1/128"}
+    # Neither is any word of a name: k8s is the beginning of names that kubelet gives.
+    word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")  # parts of UUIDs are equal by chance
+    words = {each for text in before for each in word.findall(text)}
+    values = [
+        text for _, text in texts([json.loads(text) for _, text in anonymized_elements(elements)])
+    ]
+    left = words & {each for text in values for each in word.findall(text)}
+    assert left <= {"eth0", "docker0", "POD", "k8s", "None", *CODES_OF_NODES}
+
+
+CODES_OF_NODES = {"docker", "container", "runc", "bridge", "node", "host"}
+"""Words that are also types of nodes, or programs that found them."""
+
+
+def expected_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the pseudonyms of an address's names; the kind of a workload has none."""
+    kind = ADDRESS_NAMES.index("workload_kind")
+    return tuple(text if i == kind else name(text) for i, text in enumerate(names))
+
+
+WITHOUT = {"nothing": (), "replica sets": ("replicaset",), "pods": ("pod",), "k8s": ("k8s",)}
+
+
+@pytest.mark.parametrize("missing", WITHOUT.values(), ids=WITHOUT)
+def test_names_are_resolved_from_pseudonyms_as_from_names(
+    elements: list[tuple[Query, bytes]], missing: tuple[str, ...]
+) -> None:
+    kept = [
+        (query, text)
+        for query, text in elements
+        if not {*missing} & {json.loads(text)["Metadata"].get(key) for key in ("Type", "Manager")}
+    ]
+    labels = ("app", "pod-template-hash")
+    before = resolve(graph_of(kept), k8s_labels=labels)
+    after = resolve(graph_of(anonymized_elements(kept)), k8s_labels=labels)
+    assert len(before.addresses) > 30
+    assert any(names[4] for names in before.nodes.values())
+    assert after.nodes == {
+        anonymized_node(ID=tid)["ID"]: tuple(
+            text if column == "type" else name(text)
+            for column, text in zip(NODE_NAMES, names, strict=True)
+        )
+        for tid, names in before.nodes.items()
+    }
+    assert {
+        shown: {candidate.names for candidate in candidates}
+        for shown, candidates in after.addresses.items()
+    } == {
+        address(text): {expected_names(candidate.names) for candidate in candidates}
+        for text, candidates in before.addresses.items()
+    }
+    assert {host: len(networks) for host, networks in after.networks.items()} == {
+        name(host): len(networks) for host, networks in before.networks.items()
+    }
+    assert after.skipped == before.skipped
+
+
+def test_names_keep_their_structure() -> None:
+    uid = "33333333-3333-4333-8333-333333333333"
+    container = "ab" * 32
+    assert name("shop-api-6b5c9d7f8").startswith(f"{name('shop')}-{name('api')}-")
+    assert name("ip-10-0-0-1.ec2.internal").count("-") == 4
+    assert name(f"k8s_dns_coredns-zzz_kube-system_{uid}_12") == "_".join(
+        (
+            *("k8s", name("dns"), name("coredns-zzz"), name("kube-system")),
+            *(anonymized_node(ID=uid)["ID"], "12"),
+        )
+    )
+    sandbox = name(f"k8s_POD_coredns-zzz_kube-system_{uid}_0")
+    assert sandbox.startswith(f"k8s_POD_{name('coredns-zzz')}_{name('kube-system')}_")
+    shown = anonymized_node(Metadata={"Container": {"ID": container}, "Name": f"cni-{container}"})
+    container_id = shown["Metadata"]["Container"]["ID"]
+    assert re.fullmatch("[0-9a-f]{64}", container_id)
+    assert shown["Metadata"]["Name"] == f"{name('cni')}-{container_id}"
+    assert name("") == ""
+    assert name("/-.") == "/-."
+    assert name("é\N{GRINNING FACE}") == name("é\N{GRINNING FACE}").encode("ascii").decode()
+    assert len(name("ab" * 50_000)) == 10
+
+
+def test_keys_of_labels_are_kept_and_values_are_not() -> None:
+    labels = {"app": {"kubernetes": {"io/name": SECRET}}, "team": "Secret team", "n": 7, "l": ["x"]}
+    node = anonymized_node(ID="x", Metadata={"K8s": {"Labels": labels}})
+    shown = node["Metadata"]["K8s"]["Labels"]
+    assert shown == {
+        "app": {"kubernetes": {"io/name": name(SECRET)}},
+        "team": f"{name('Secret')} {name('team')}",
+        "n": 0,
+        "l": [],
+    }
+    deep: dict[str, Any] = {}
+    for _ in range(100):
+        deep = {"a": deep}
+    assert len(json.dumps(anonymized_node(Metadata={"K8s": {"Labels": deep}}))) < 400
+
+
+def test_addresses_of_nodes_are_those_of_flows() -> None:
+    metadata = {
+        "IPV4": ["10.1.2.3/24", "10.1.2.4/33x", SECRET],
+        "IPV6": ["FD77::1/64", "fe80::1%secret/64", "::ffff:10.1.2.3"],
+        "K8s": {"IP": "10.1.2.3", "ClusterIP": "None", "Extra": {"Spec": {"ClusterIPs": ["None"]}}},
+    }
+    shown = anonymized_node(Metadata=metadata)["Metadata"]
+    assert shown["IPV4"] == [
+        f"{address('10.1.2.3')}/24",
+        f"{address('10.1.2.4')}/{name('33x')}",
+        address(SECRET),
+    ]
+    assert shown["IPV6"] == [
+        f"{address('fd77::1')}/64",
+        f"{address('fe80::1')}%{name('secret')}/64",
+        address("10.1.2.3"),
+    ]
+    assert shown["K8s"] == {
+        "IP": address("10.1.2.3"),
+        "ClusterIP": "None",
+        "Extra": {"Spec": {"ClusterIPs": ["None"]}},
+    }
+
+
+def test_unknown_fields_and_values_of_wrong_types_are_removed() -> None:
+    def filled(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {key: filled(inner) for key, inner in shape.items()} | {"X": SECRET}
+        return {"X": {SECRET: 1}} if shape is str else SECRET
+
+    def wrong(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return SECRET
+        return [SECRET, [SECRET], {"x": SECRET}]
+
+    for shape in (NODE, EDGE):
+        query = EDGES if shape is EDGE else KUBERNETES
+        for value in (filled(shape), {key: wrong(inner) for key, inner in shape.items()}):
+            ((_, text),) = anonymized_elements([(query, json.dumps(value).encode())])
+            assert SECRET not in text.decode().replace('{"X":{}}', "")
+    for text in (b"7", b'"x"', b"null", b'"\\ud800"', b"[" * 10**5, b"x"):
+        update = anonymize.topology(Update(nodes=[msgspec.Raw(text)]))
+        assert bytes(update.nodes[0]) in (b"0", b'""', b"null")
+
+
+def test_removed_elements_have_the_pseudonyms_of_their_ids() -> None:
+    uid = "192841a0-d9bc-5cbb-b0ae-3826985d479d"
+    update = anonymize.topology(Update(removed=[uid, "x"]))
+    assert update.removed == [anonymized_node(ID=each)["ID"] for each in (uid, "x")]
+    flow_id = flow(NodeTID=uid)["NodeTID"]
+    assert update.removed[0] == flow_id

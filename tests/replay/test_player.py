@@ -13,19 +13,43 @@ import websockets
 
 from skyfast.replay import recording
 from skyfast.replay.player import ReplayServer, scale_counters
-from skyfast.replay.recording import DEMO_LOOP_S, for_namespaces
-from skyfast.skydive.topology_queries import INTERFACES, NAMED_INTERFACES
-from tests.support.paths import RECORDINGS
+from skyfast.replay.recording import Playback, Recording, for_namespaces
+from skyfast.skydive.topology_queries import (
+    EDGES,
+    INTERFACES,
+    KUBERNETES,
+    KUBERNETES_EDGES,
+    NAMED_INTERFACES,
+    NAMESPACES,
+    by_pod_address,
+    changes,
+)
+from tests.support.paths import CONTAINER_TOPOLOGY, RECORDINGS
 
 STARTED_MS = 1_800_000_000_000
 COUNTERS = ("ABPackets", "ABBytes", "BAPackets", "BABytes")
-V2 = "192841a0-d9bc-5cbb-b0ae-3826985d479d"
-VX1 = "6daa0a0a-8004-559c-80a1-691b4d80e4f9"
+LOOP_S = 30.0
+
+FLOWS = {"one analyzer": 858, "demo": 70}
+CONNECTIONS = {"one analyzer": 831, "demo": 41}
 
 
-@pytest.fixture(scope="module")
-def playback():
-    return recording.demo()
+def one_analyzer():
+    loaded = Recording.load(str(RECORDINGS / "one-analyzer.jsonl"))
+    return Playback(recordings=(loaded,), speed=5, loop_s=LOOP_S)
+
+
+PLAYBACKS = {"one analyzer": one_analyzer(), "demo": recording.demo()}
+
+
+@pytest.fixture(params=PLAYBACKS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def playback(name):
+    return PLAYBACKS[name]
 
 
 def play(playback, loops):
@@ -33,12 +57,12 @@ def play(playback, loops):
     return [
         (sending.due_s, json.loads(sending.data(STARTED_MS)))
         for loop in range(loops)
-        for sending in playback.schedule(loop)
+        for sending in messages(playback, loop)
     ]
 
 
-def topology(playback):
-    return json.loads(gzip.decompress(playback.topology.read_bytes()))
+def messages(playback, loop):
+    return [sent for sent in playback.schedule(loop) if sent.message.line == "message"]
 
 
 def reports(messages):
@@ -70,11 +94,33 @@ def connections(messages):
     return increases
 
 
-def test_packaged_recording_is_complete(playback):
-    recorded = (RECORDINGS / "one-analyzer.jsonl").read_bytes()
-    (packaged,) = playback.recordings
-    assert b"".join(message.data + b"\n" for _, message in packaged) == recorded
-    assert topology(playback) == json.loads((RECORDINGS / "topology.json").read_bytes())
+def graph_of_containers():
+    (graph,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
+    return graph
+
+
+def test_demo_has_the_topology_of_its_containers_and_pods():
+    """With the fields that are read, and nothing else."""
+    graph = graph_of_containers()
+    recorded = {each["ID"]: each for each in (*graph["Nodes"], *graph["Edges"])}
+    updates = recording.demo().first_topology()
+    elements = [
+        json.loads(bytes(raw)) for update in updates for raw in (*update.nodes, *update.edges)
+    ]
+    assert len({element["ID"] for element in elements}) == len(elements) == 256
+
+    def is_part(part, whole):
+        if isinstance(part, dict):
+            return all(is_part(value, whole[key]) for key, value in part.items())
+        if isinstance(part, list):
+            return len(part) == len(whole) and all(map(is_part, part, whole))
+        return part == whole
+
+    for element in elements:
+        assert is_part(element, recorded[element["ID"]])
+        assert not {"MAC", "Features", "Path", "Image"} & element["Metadata"].keys()
+    nodes = {element["Metadata"].get("TID") for element in elements}
+    assert {flow["NodeTID"] for _, flow in reports(play(recording.demo(), 1))} <= nodes
 
 
 def test_messages_are_sent_after_their_times(playback):
@@ -85,10 +131,9 @@ def test_messages_are_sent_after_their_times(playback):
 
 
 def test_times_are_recent(playback):
-    """Every flow is sent at most one loop after its start."""
     for sent_s, flow in reports(play(playback, 3)):
         age_s = (STARTED_MS + sent_s * 1000 - flow["Start"]) / 1000
-        assert 0 <= age_s <= DEMO_LOOP_S
+        assert 0 <= age_s <= 43
 
 
 def test_messages_are_sent_in_order_without_long_gaps(playback):
@@ -99,32 +144,33 @@ def test_messages_are_sent_in_order_without_long_gaps(playback):
     assert max(after - before for before, after in itertools.pairwise(statistics)) <= 6
 
 
-def test_each_loop_has_its_own_flows(playback):
+def test_each_loop_has_its_own_flows(name, playback):
     loops = [
         {flow["UUID"] for _, flow in reports(play(playback, 1))},
         {flow["UUID"] for _, flow in reports(play(playback, 2))},
         {flow["UUID"] for _, flow in reports(play(playback, 3))},
     ]
-    assert [len(flows) for flows in loops] == [858, 2 * 858, 3 * 858]
+    assert [len(flows) for flows in loops] == [FLOWS[name] * n for n in (1, 2, 3)]
     for uuid in loops[2]:
         assert uuid == f"{int(uuid, 16):x}"
         assert int(uuid, 16) < 2**64
 
 
-def test_tunnel_flow_keeps_its_outer_flow(playback):
+def test_tunnel_flow_keeps_its_outer_flow():
     for loop in range(2):
-        messages = [
-            (0.0, json.loads(sending.data(STARTED_MS))) for sending in playback.schedule(loop)
+        sent = [
+            (0.0, json.loads(sending.data(STARTED_MS)))
+            for sending in messages(one_analyzer(), loop)
         ]
-        flows = {flow["UUID"] for _, flow in reports(messages)}
-        parents = {flow["ParentUUID"] for _, flow in reports(messages)} - {""}
+        flows = {flow["UUID"] for _, flow in reports(sent)}
+        parents = {flow["ParentUUID"] for _, flow in reports(sent)} - {""}
         assert parents
         assert parents <= flows
 
 
-def test_first_report_of_each_flow_is_marked_as_first(playback):
+def test_first_report_of_each_flow_is_marked_as_first():
     seen = set()
-    for _, flow in reports(play(playback, 2)):
+    for _, flow in reports(play(one_analyzer(), 2)):
         if flow["UUID"] not in seen:
             seen.add(flow["UUID"])
             assert flow["LastUpdateMetric"]["Start"] == flow["Start"]
@@ -142,9 +188,11 @@ def test_other_values_are_sent_as_recorded(playback):
                 del flow[name]
             for times in (flow, flow["Metric"], flow["LastUpdateMetric"]):
                 del times["Start"], times["Last"]
+            for name in [name for name in flow.get("TCPMetric") or () if name.endswith("Start")]:
+                del flow["TCPMetric"][name]
         return message
 
-    for sending in playback.schedule(7):
+    for sending in messages(playback, 7):
         recorded = json.loads(sending.message.data)
         assert without_times_and_ids(json.loads(sending.data(STARTED_MS))) == without_times_and_ids(
             recorded
@@ -159,13 +207,14 @@ def test_connections_never_end_and_grow_every_minute(playback):
         increased_s = [sent_s for sent_s, delta in connection_reports if delta]
         gaps = [after - before for before, after in itertools.pairwise(increased_s)]
         assert max(gaps) < 45
-        assert increased_s[0] < DEMO_LOOP_S
-        assert increased_s[-1] > (loops - 1) * DEMO_LOOP_S - 1
+        assert increased_s[0] < playback.loop_s
+        assert increased_s[-1] > (loops - 1) * playback.loop_s - 1
 
 
 @pytest.mark.xdist_group("timing")
-def test_number_of_connections_is_constant_and_some_grow_early(playback):
-    assert len(connections(play(playback, 3))) == len(connections(play(playback, 1))) == 831
+def test_number_of_connections_is_constant_and_some_grow_early(name, playback):
+    assert len(connections(play(playback, 3))) == CONNECTIONS[name]
+    assert len(connections(play(playback, 1))) == CONNECTIONS[name]
     early = [
         [sent_s for sent_s, delta in connection_reports if delta and sent_s < 3]
         for connection_reports in connections(play(playback, 1)).values()
@@ -173,18 +222,18 @@ def test_number_of_connections_is_constant_and_some_grow_early(playback):
     assert max(map(len, early)) >= 2
 
 
-def test_messages_are_filtered_by_namespace(playback):
-    messages = [message for _, message in play(playback, 1)]
+def test_messages_are_filtered_by_namespace():
+    sent = [message for _, message in play(one_analyzer(), 1)]
 
     def received(*namespaces):
         return [
             json.loads(copy)
-            for message in messages
+            for message in sent
             for copy in for_namespaces(json.dumps(message).encode(), frozenset(namespaces))
         ]
 
     both = received("flow", "stats")
-    assert both == messages
+    assert both == sent
     assert {message["Type"] for message in received("stats")} == {"stats"}
     assert {message["Type"] for message in received("flow")} == {"store"}
     assert received("topology") == []
@@ -199,30 +248,33 @@ def test_messages_are_filtered_by_namespace(playback):
     assert len(received("flow", f"flow/{capture}")) == len(received("flow")) + len(capture_messages)
 
 
-def test_interface_counters_grow_by_recorded_value_in_each_loop(playback):
-    nodes = topology(playback)
+def test_interface_counters_grow_by_recorded_value_in_each_loop():
+    def rx_bytes(elapsed_s):
+        node = {"UpdatedAt": 1, "Metadata": {"Metric": {"RxBytes": 206803011, "TxBytes": None}}}
+        scale_counters(
+            node, now_ms=STARTED_MS, played_ms=round(elapsed_s * 1000), loop_ms=int(LOOP_S * 1000)
+        )
+        assert node["UpdatedAt"] == STARTED_MS
+        assert node["Metadata"]["Metric"]["TxBytes"] is None
+        return node["Metadata"]["Metric"]["RxBytes"]
 
-    def metrics(elapsed_s):
-        now_ms = STARTED_MS + round(elapsed_s * 1000)
-        answer = scale_counters(nodes, started_ms=STARTED_MS, now_ms=now_ms, loop_s=DEMO_LOOP_S)
-        assert {node["UpdatedAt"] for node in answer} == {now_ms}
-        return {node["Metadata"]["Name"]: node["Metadata"]["Metric"] for node in answer}
-
-    recorded = metrics(0)
-    assert recorded["v2"]["RxBytes"] == 206803011
-    assert metrics(DEMO_LOOP_S)["v2"]["RxBytes"] == 2 * 206803011
-    assert recorded["v2"]["RxBytes"] < metrics(0.5)["v2"]["RxBytes"] < metrics(1)["v2"]["RxBytes"]
-    assert metrics(DEMO_LOOP_S)["ifb0"] == {}
-    assert metrics(10**8)["v2"]["RxBytes"] < 2**63
+    assert rx_bytes(0) == 206803011
+    assert rx_bytes(LOOP_S) == 2 * 206803011
+    assert rx_bytes(0) < rx_bytes(0.5) < rx_bytes(1)
+    assert rx_bytes(10**8) < 2**63
+    for other in ({}, {"Metadata": 1}, {"Metadata": {"Metric": []}}):
+        before = dict(other)
+        scale_counters(other, now_ms=1, played_ms=1, loop_ms=1)
+        assert other == before
 
 
 # Server
 
 
 @asynccontextmanager
-async def demo():
-    player = ReplayServer(recording.demo())
-    (endpoint,) = await player.start()
+async def served(playback=None):
+    player = ReplayServer(playback or one_analyzer())
+    endpoint, *_ = await player.start()
     try:
         yield player, endpoint.port
     finally:
@@ -245,11 +297,11 @@ def subscribe(port, *namespaces, **options):
 
 @pytest.mark.xdist_group("timing")
 async def test_a_flow_grows_within_five_seconds_of_the_start():
-    async with demo() as (_, port), asyncio.timeout(5):
+    async with served() as (_, port), asyncio.timeout(5):
         start_ms = time.time() * 1000
         totals = defaultdict(set)
         async with subscribe(port, "flow", "stats") as socket:
-            assert socket.response.headers["X-Host-ID"] == "recording.jsonl.gz"
+            assert socket.response.headers["X-Host-ID"] == "one-analyzer.jsonl"
             assert socket.response.headers["X-Service-Type"] == "analyzer"
             while not any(len(values) > 1 for values in totals.values()):
                 text = await socket.recv()
@@ -260,7 +312,7 @@ async def test_a_flow_grows_within_five_seconds_of_the_start():
 
 
 async def test_namespace_is_read_from_headers_and_query():
-    async with demo() as (_, port), asyncio.timeout(5):
+    async with served() as (_, port), asyncio.timeout(5):
         async with subscribe(port, "stats") as socket:
             assert json.loads(await socket.recv())["Namespace"] == "stats"
         query = f"ws://127.0.0.1:{port}/ws/subscriber/flow?x-websocket-namespace=stats"
@@ -269,7 +321,7 @@ async def test_namespace_is_read_from_headers_and_query():
 
 
 async def test_later_subscriber_receives_the_current_loop():
-    async with demo() as (_, port), asyncio.timeout(5), subscribe(port, "flow") as first:
+    async with served() as (_, port), asyncio.timeout(5), subscribe(port, "flow") as first:
         first_message = await first.recv()
         async with subscribe(port, "flow") as second:
             later_message = await second.recv()
@@ -288,12 +340,12 @@ async def test_server_sends_pings(monkeypatch):
                 pinged.set()
             super().process_event(event)
 
-    async with demo() as (_, port), subscribe(port, "flow", create_connection=Client):
+    async with served() as (_, port), subscribe(port, "flow", create_connection=Client):
         await asyncio.wait_for(pinged.wait(), 2)
 
 
 async def test_stop_closes_subscriptions_and_the_port():
-    player = ReplayServer(recording.demo())
+    player = ReplayServer(one_analyzer())
     (endpoint,) = await player.start()
     port = endpoint.port
     async with subscribe(port, "stats") as socket:
@@ -362,7 +414,7 @@ async def test_end_of_replay_is_logged_with_its_duration(tmp_path, caplog):
 
 async def test_exception_in_the_player_is_logged_at_once(monkeypatch, caplog):
     monkeypatch.setattr("skyfast.replay.player.for_namespaces", lambda *_: 1 / 0)
-    async with demo() as (_, port), asyncio.timeout(5), subscribe(port):
+    async with served() as (_, port), asyncio.timeout(5), subscribe(port):
         await logged(caplog, 1)
     assert caplog.messages == ["replay stopped after an unhandled exception"]
 
@@ -375,11 +427,16 @@ def ask(port, body, **headers):
         return answer.headers, answer.read()
 
 
-@pytest.mark.parametrize("query", [INTERFACES.gremlin, NAMED_INTERFACES.gremlin])
-async def test_topology_query(query):
-    body = json.dumps({"GremlinQuery": query}).encode()
-    async with demo() as (_, port):
-        async with subscribe(port, "stats") as socket:
+def query(port, gremlin):
+    return json.loads(ask(port, json.dumps({"GremlinQuery": gremlin}).encode())[1])
+
+
+async def test_demo_answers_queries_and_its_counters_grow():
+    body = json.dumps({"GremlinQuery": INTERFACES.gremlin}).encode()
+    async with served(recording.demo()) as (player, port):
+        other = list(player._analyzers.values())[1]
+        async with subscribe(port, "stats") as socket, asyncio.timeout(10):
+            other.subscribed.set()
             await socket.recv()
             first = json.loads((await asyncio.to_thread(ask, port, body))[1])
             headers, packed = await asyncio.to_thread(
@@ -392,11 +449,79 @@ async def test_topology_query(query):
         with pytest.raises(urllib.error.HTTPError, match="400"):
             await asyncio.to_thread(ask, port, b"\xff[")
     assert all(abs(node["UpdatedAt"] / 1000 - time.time()) < 10 for node in second)
-    tids = {node["Metadata"]["TID"] for node in second}
-    assert {V2, VX1} <= tids  # the nodes of the flows
-    received = {
-        node["Metadata"]["Name"]: node["Metadata"]["Metric"].get("RxBytes", 0) for node in first
-    }
+    received = {node["ID"]: node["Metadata"].get("Metric", {}).get("RxBytes", 0) for node in first}
+    assert max(received.values()) > 10**6
     for node in second:
-        if received[node["Metadata"]["Name"]]:
-            assert node["Metadata"]["Metric"]["RxBytes"] > received[node["Metadata"]["Name"]]
+        if received[node["ID"]] > 10**6:
+            assert node["Metadata"]["Metric"]["RxBytes"] > received[node["ID"]]
+
+
+QUERIES = (
+    *(INTERFACES, NAMED_INTERFACES, NAMESPACES, KUBERNETES, EDGES, KUBERNETES_EDGES),
+    by_pod_address(["10.78.0.11", "172.31.255.7", "192.0.2.200"]),
+)
+
+
+@pytest.mark.parametrize("asked", QUERIES, ids=lambda asked: asked.gremlin[:40])
+async def test_all_queries_are_answered_from_the_topology(asked):
+    graph = graph_of_containers()
+    elements = graph["Edges" if asked.edges else "Nodes"]
+    async with served(recording.demo()) as (_, port):
+        answer = await asyncio.to_thread(query, port, asked.gremlin)
+    expected = {element["ID"] for element in elements if asked.matches(element)}
+    assert expected
+    assert {element["ID"] for element in answer} == expected
+
+
+def pod(name, updated_ms):
+    return {
+        "ID": name,
+        "UpdatedAt": updated_ms,
+        "Metadata": {"Type": "pod", "K8s": {"Name": name}},
+    }
+
+
+def update(at_ms, *nodes, removed=()):
+    content = {"Nodes": [*nodes], "Removed": [*removed]}
+    text = json.dumps({"Recorded": {"At": at_ms}, "Topology": content}, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+async def test_topology_changes_when_it_changed_in_the_recording(tmp_path):
+    base_ms = 1_700_000_000_000
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(
+        update(base_ms - 60_000, pod("a", base_ms - 70_000), pod("b", base_ms - 80_000))
+        + stats(base_ms)
+        + stats(base_ms + 1000)
+        + update(base_ms + 1000, pod("c", base_ms + 900), 7, {"ID": 5}, removed=["b", "x"])
+        + stats(base_ms + 1001)
+    )
+    loaded = Recording.load(str(path))
+    assert (loaded.messages, loaded.updates, loaded.analyzers) == (3, 2, ("a",))
+    assert loaded.summary() == "3 messages of 1 analyzer in 1 s; 2 topology updates"
+    updates = []
+    player = ReplayServer(Playback(recordings=(loaded,)), observe=updates.append)
+    (endpoint,) = await player.start()
+    try:
+        port = endpoint.port
+        before = await asyncio.to_thread(query, port, KUBERNETES.gremlin)
+        started_ms = time.time() * 1000
+        assert len(updates) == 1
+        async with asyncio.timeout(5), subscribe(port) as socket:
+            assert [json.loads(await socket.recv())["n"] - base_ms for _ in range(3)] == [
+                *(0, 1000, 1001)
+            ]
+        after = await asyncio.to_thread(query, port, KUBERNETES.gremlin)
+        since = changes(KUBERNETES, round(started_ms) - 5_000)
+        changed = await asyncio.to_thread(query, port, since.gremlin)
+    finally:
+        await player.stop()
+    assert [node["ID"] for node in before] == ["a", "b"]
+    assert [node["ID"] for node in after] == ["a", "c"]
+    assert [node["ID"] for node in changed] == ["c"]
+    assert len(updates) == 2
+    # The same distances as in the recording, and the first message when it started.
+    updated_ms = [node["UpdatedAt"] for node in after]
+    assert updated_ms[1] - updated_ms[0] == 70_900
+    assert abs(updated_ms[1] - 900 - started_ms) < 2_000

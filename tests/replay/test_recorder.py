@@ -9,15 +9,27 @@ import stat
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay import recorder as record
+from skyfast.replay import topology
 from skyfast.replay.recorder import Recorder
-from skyfast.replay.recording import Recording
+from skyfast.replay.recording import Recording, parse
+from skyfast.skydive.topology_queries import (
+    INTERFACES,
+    KUBERNETES,
+    KUBERNETES_EDGES,
+    NAMESPACES,
+    Query,
+    by_pod_address,
+    changes,
+)
 
 pytestmark = pytest.mark.xdist_group("timing")
 
@@ -245,3 +257,152 @@ def test_stop_ends_the_thread(tmp_path: Path) -> None:
     recorder.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "skyfast-record"]
     assert gzip.decompress((tmp_path / "r.jsonl.gz").read_bytes())
+
+
+# Topology
+
+
+def node(name: str, updated_ms: int = 1, **metadata: object) -> bytes:
+    fields = {"Name": name, "Type": "pod", **metadata}
+    content = {"ID": name, "Metadata": fields, "Revision": updated_ms, "UpdatedAt": updated_ms}
+    return json.dumps(content).encode()
+
+
+def edge(parent: str, child: str) -> bytes:
+    metadata = {"RelationType": "service", "Manager": "k8s"}
+    content = {"ID": f"{parent}-{child}", "Parent": parent, "Child": child, "Metadata": metadata}
+    return json.dumps(content).encode()
+
+
+def respond(recorder: Recorder, query: Query, *elements: bytes, complete: bool = True) -> None:
+    observer = recorder.observe(query)
+    for element in elements:
+        observer.add(element)
+    if complete:
+        observer.end()
+
+
+def updates(path: Path) -> list[dict[str, Any]]:
+    texts = [line for line in path.read_bytes().splitlines() if b'"Topology":' in line]
+    assert all(parse(text).line == "topology" for text in texts)
+    return [json.loads(text)["Topology"] for text in texts]
+
+
+def names(update: dict[str, Any]) -> list[str]:
+    return [each["ID"] for each in update.get("Nodes", [])]
+
+
+def test_topology_is_recorded_when_it_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "r.jsonl"
+    recorder = Recorder(str(path))
+    respond(recorder, KUBERNETES, node("a", MAC="x"), node("b"))
+    respond(recorder, KUBERNETES, node("a", 2), node("b", 3))  # only UpdatedAt has changed
+    respond(recorder, KUBERNETES, node("c"), complete=False)
+    respond(recorder, KUBERNETES_EDGES, edge("a", "b"))
+    recorder.message(MESSAGE % 1, "a")
+    respond(recorder, KUBERNETES, node("b", 4, Manager="k8s"))
+    pods = by_pod_address(["10.0.0.1"])
+    assert pods is not None
+    respond(recorder, pods, node("d"))
+    respond(recorder, changes(KUBERNETES, 7), node("e"))
+    respond(recorder, KUBERNETES, node("b", 4, Manager="k8s"), node("e"))
+    respond(recorder, KUBERNETES_EDGES)
+    recorder.stop()
+    found = updates(path)
+    assert found[0] == {
+        "Nodes": [
+            {"ID": name, "Metadata": {"Name": name, "Type": "pod"}, "UpdatedAt": 1} for name in "ab"
+        ]
+    }
+    edges = {"ID": "a-b", "Parent": "a", "Child": "b", "Metadata": {"RelationType": "service"}}
+    assert found[1] == {"Edges": [edges]}
+    assert (names(found[2]), found[2]["Removed"]) == (["b"], ["a"])
+    assert [names(update) for update in found[3:5]] == [["d"], ["e"]]
+    assert found[5:] == [{"Removed": ["d"]}, {"Removed": ["a-b"]}]
+    assert caplog.messages[-1] == f"recorded 1 messages and 7 topology updates to {path}"
+    loaded = Recording.load(str(path))
+    assert (loaded.messages, loaded.updates) == (1, 7)
+
+
+def test_unusable_elements_are_omitted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "r.jsonl"
+    recorder = Recorder(str(path))
+    recorder.message(MESSAGE % 1, "a")
+    deep = b'{"ID":"deep","Metadata":{"K8s":{"Labels":' + b'{"a":' * 2000 + b"1" + b"}" * 2003
+    invalid = b'{"ID":"x\xff","Metadata":{"Name":"\xff","Type":[{"a":1}],"IPV4":[["a"],"b",1]}}'
+    respond(
+        *(recorder, INTERFACES, b"x", b"[]", b"{}", b'{"ID":7}', b'{"ID":""}', b"\xff"),
+        *(b'{"ID":"m","Metadata":7}', invalid, deep, b'{"ID":"n","Metadata":{"Name":1e400}}'),
+    )
+    recorder.stop()
+    (found,) = updates(path)
+    assert found["Nodes"][:2] == [
+        {"ID": "m", "Metadata": 0},
+        {"ID": "x\ufffd", "Metadata": {"Name": "\ufffd", "Type": [{}], "IPV4": [[], "b", 1]}},
+    ]
+    assert found["Nodes"][2]["ID"] == "deep"
+    assert len(json.dumps(found["Nodes"][2])) < 300
+    assert "unusable nodes and edges omitted" in caplog.messages[-1]
+
+
+def test_recorded_elements_are_limited(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(topology, "MAX_ELEMENTS", 3)
+    monkeypatch.setattr(topology, "UPDATE_BYTES", 100)
+    path = tmp_path / "r.jsonl"
+    recorder = Recorder(str(path))
+    recorder.message(MESSAGE % 1, "a")
+    respond(recorder, KUBERNETES, node("a"), node("b"))
+    respond(recorder, NAMESPACES, node("c"), node("d"))
+    respond(recorder, KUBERNETES, node("a"))  # there is capacity again
+    respond(recorder, NAMESPACES, *map(node, "cdef"))
+    recorder.stop()
+    found = updates(path)
+    assert [names(update) for update in found] == [["a", "b"], ["c"], [], ["d"]]
+    assert caplog.messages[-1].endswith("; 3 unusable nodes and edges omitted")
+
+
+def test_responses_are_dropped_if_writing_is_too_slow(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "MAX_QUEUED_BYTES", 1000)
+    writing = threading.Event()
+
+    def slow(data: bytes, analyzer: str) -> tuple[bytes, str]:
+        writing.wait(5)
+        return data, analyzer
+
+    path = tmp_path / "r.jsonl"
+    recorder = Recorder(str(path), message_filter=slow)
+    recorder.message(MESSAGE % 1, "a")
+    respond(recorder, KUBERNETES, node("a" * 300))
+    respond(recorder, NAMESPACES, node("b" * 300))
+    writing.set()
+    recorder.stop()
+    assert [len(update["Nodes"]) for update in updates(path)] == [1]
+    assert any("writing to" in message for message in caplog.messages)
+
+
+def test_large_topology_takes_several_updates_and_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl.gz"
+    recorder = Recorder(str(path))
+    recorder.message(MESSAGE % 1, "a")
+    elements = [node(f"pod-{n}", Name="x" * 100) for n in range(20_000)]
+    tracemalloc.start()
+    try:
+        respond(recorder, KUBERNETES, *elements)
+        recorder.stop()
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 20_000 * 400
+    loaded = Recording.load(str(path))
+    assert 3 <= loaded.updates <= 8
+    read = [message.update() for _, message in loaded if message.line == "topology"]
+    assert sum(len(update.nodes) for update in read) == 20_000

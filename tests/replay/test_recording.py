@@ -119,6 +119,18 @@ INVALID = {
         b'{"Recorded":{"At":1,"Analyzer":"\xff"}}\n',
         "{path}: line 1: has an invalid analyzer name",
     ),
+    "only a topology": (
+        b'{"Recorded":{"At":1},"Topology":{"Nodes":[{"ID":"a"}]}}\n',
+        "{path}: contains no messages and no flows",
+    ),
+    "an invalid topology": (
+        b'{"Recorded":{"At":1},"Topology":{"Removed":[7]}}\n' + GOOD,
+        "{path}: line 1: has an invalid topology",
+    ),
+    "an unfinished topology": (
+        b'{"Recorded":{"At":1},"Topology":{}x\n' + GOOD,
+        "{path}: line 1: is not a JSON object",
+    ),
     "too many analyzers": (
         b"".join(line(b"{}", at_ms=1, analyzer=f"{i}") + b"\n" for i in range(65)),
         "{path}: has more than 64 analyzers",
@@ -307,3 +319,28 @@ def test_flows_of_a_capture_also_go_to_flow_subscribers() -> None:
     data = b'{"Namespace":"flow/1","Obj":[]}'
     for namespace, copies in (("flow", 1), ("flow/1", 1), ("flow/2", 0), ("stats", 0)):
         assert list(for_namespaces(data, frozenset({namespace}))) == [data] * copies
+
+
+def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None:
+    """The first one is there before the first message. The clock may be set back in between."""
+    update = recording.Update(removed=["x"])
+
+    def topology(at_ms: int) -> bytes:
+        return recording.topology_line(update, at_ms=BASE_MS + at_ms) + b"\n"
+
+    def message(at_ms: int) -> bytes:
+        return line(b"{}", at_ms=BASE_MS + at_ms, analyzer="a") + b"\n"
+
+    lines = (topology(-9), topology(-5), message(0), topology(7), message(20), topology(10))
+    path = write(tmp_path, b"".join((*lines, message(11), GOOD, topology(60))))
+    loaded = Recording.load(path)
+    assert (loaded.messages, loaded.updates, loaded.analyzers) == (4, 5, ("a", ""))
+    assert (loaded.first_ms - BASE_MS, loaded.last_ms - BASE_MS) == (0, 21)
+    assert [(at_ms - BASE_MS, message.line[0]) for at_ms, message in loaded] == [
+        *((0, "t"), (0, "t"), (0, "m"), (7, "t"), (20, "m"), (20, "t"), (21, "m"), (21, "m")),
+        (70, "t"),
+    ]
+    playback = Playback(recordings=(loaded,))
+    assert playback.first_topology() == [update, update]
+    due = [round(sending.due_s * 1000) for sending in playback.schedule()]
+    assert due == [0, 0, 0, 7, 20, 20, 21, 21, 70]

@@ -3,21 +3,25 @@
 import asyncio
 import gzip
 import heapq
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from skyfast.replay.recording import Recording
 from tests.model import BYTES, PACKETS, RTT, Model, read_page
+from tests.support.analyzer import FakeAnalyzer
 from tests.support.golden import recorded
 from tests.support.model_specs import DEFAULT, ONE, TWO
-from tests.support.paths import DATA, RECORDINGS, ROOT
-from tests.support.process import Skyfast, replay
+from tests.support.paths import CONTAINER_TOPOLOGY, DATA, RECORDINGS, ROOT
+from tests.support.process import Skyfast, replay, running
 
 
 def expected(*names: str) -> dict[str, set[str]]:
@@ -227,6 +231,94 @@ async def test_anonymized_recording_gives_the_same_totals(tmp_path: Path) -> Non
     assert numbers(second) == numbers(first)
     assert not set(first[BYTES]) & set(second[BYTES])
     assert any("of 2 analyzers" in line for line in skyfast.log)
+
+
+NAMED = """
+pipeline:
+  subscriber: {{urls: ["{url}"]}}
+  store:
+    prom_sky_con:
+      port: 0
+      listen_address: 127.0.0.1
+      connection_timeout: 600
+      labels: [initiator_name, initiator_pod, target_name, target_ip, target_port, protocol,
+               direction, node_tid, node_netns, {{name: app, k8s_label: app}}]
+"""
+FAST = ("--replay-speed=300", "--replay")
+DEMO = ROOT / "skyfast" / "data" / "recording.jsonl.gz"
+
+
+SECRET = re.compile(
+    # Addresses, UUIDs, IDs of containers, and all names of the demo.
+    rb"\b10\.\d+\.\d+\.\d+|\b(?:172|192)\.\d+\.\d+\.\d+|fd7[78]:[0-9a-f:]+|[0-9a-f]{64}"
+    rb"|[0-9a-f]{2}(?::(?!ff:ff)[0-9a-f]{2}){5}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    rb"|\b(?:shop|default|kube-system|ag1|node-1|labcluster|web|client|db|h[12]|n[123]|v[12]|vx[12])\b"
+    rb"|(?:frontend|cart|coredns|api|cache|kube-proxy|kube-dns|nginx|sidecar)[\w-]*"
+)
+
+
+def recorded_messages() -> list[bytes]:
+    return [message.data for _, message in Recording.load(str(DEMO)) if message.line == "message"]
+
+
+async def flows_page(skyfast: Skyfast, messages: int) -> list[str]:
+    """Return the samples of flows when that many messages have been received."""
+    await skyfast.until(all_received(messages))
+    lines = (await skyfast.get("/metrics/flows")).decode().splitlines()
+    return sorted(line for line in lines if line.startswith("skydive_network_connection"))
+
+
+async def test_replayed_topology_gives_the_same_names(tmp_path: Path) -> None:
+    path, config = tmp_path / "bug.jsonl", tmp_path / "names.yml"
+    messages = recorded_messages()
+    async with FakeAnalyzer() as analyzer:
+        (analyzer.graph,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
+        config.write_text(NAMED.format(url=analyzer.url))
+        async with running(config, f"--record={path}") as skyfast:
+            await analyzer.subscriber()
+            for message in messages:
+                await analyzer.send(message.decode())
+            first = await flows_page(skyfast, len(messages))
+    assert any('initiator_name="shop/api"' in line and 'app="api"' in line for line in first)
+    assert any("and 5 topology updates to" in line for line in skyfast.log)
+    async with running(config, *FAST, str(path)) as skyfast:
+        assert await flows_page(skyfast, len(messages)) == first
+    again = tmp_path / "again.jsonl"
+    # No names are asked for, but the topology is recorded again.
+    async with replay(path, f"--record={again}", quiet=False) as skyfast:
+        await skyfast.until(all_received(len(messages)))
+    lines = [
+        [line for line in file.read_bytes().splitlines() if b'"Topology":' in line]
+        for file in (path, again)
+    ]
+    assert [line.partition(b"}")[2] for line in lines[0]] == [
+        line.partition(b"}")[2] for line in lines[1]
+    ]
+
+
+async def test_anonymized_recording_has_no_names_but_the_same_connections(tmp_path: Path) -> None:
+    path, config = tmp_path / "bug.jsonl.gz", tmp_path / "names.yml"
+    config.write_text(NAMED.format(url="ws://127.0.0.1:9/ws/subscriber/flow"))
+    async with replay(DEMO, f"--record={path}", "--record-anonymous", quiet=False) as skyfast:
+        await skyfast.until(all_received(117))
+    text = gzip.decompress(path.read_bytes())
+    secrets = set(SECRET.findall(gzip.decompress(DEMO.read_bytes())))
+    assert {b"shop", b"frontend-7d9f8b6c5d-x2x4q", b"10.78.0.11", b"coredns"} <= secrets
+    assert not secrets & set(SECRET.findall(text))
+    pages = []
+    for recorded_path in (DEMO, path):
+        async with running(config, *FAST, str(recorded_path)) as skyfast:
+            pages.append(await flows_page(skyfast, 117))
+    assert len(pages[0]) == len(pages[1])
+    assert not {*pages[0]} & {*pages[1]}
+    # Equal names have equal pseudonyms, and empty names stay empty.
+    for label in ("initiator_name", "initiator_pod", "target_name", "node_netns", "app"):
+        counts = [
+            sorted(Counter(re.findall(rf'\b{label}="([^"]*)"', "\n".join(page))).items())
+            for page in pages
+        ]
+        assert sorted(n for _, n in counts[0]) == sorted(n for _, n in counts[1])
+        assert dict(counts[0]).get("") == dict(counts[1]).get("")
 
 
 def test_record_does_not_overwrite_a_file(tmp_path: Path) -> None:

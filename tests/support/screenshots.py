@@ -35,13 +35,19 @@ CONFIG = """\
 host_id: skyfast-1
 pipeline:
   subscriber: {{urls: ["{url}", "ws://127.0.0.1:9/ws/subscriber/flow"]}}
-  store: {{prom_sky_con: {{port: 0, listen_address: 127.0.0.1}}}}
+  store:
+    prom_sky_con:
+      port: 0
+      listen_address: 127.0.0.1
+      labels: [initiator_name, initiator_ip, initiator_port, target_name, target_ip, target_port,
+               protocol, direction]
+      deduplicate: first
 """
 
 
 async def take_screenshots(seconds: float) -> None:
     player = ReplayServer(recording.demo())
-    (endpoint,) = await player.start()
+    endpoint, _ = await player.start()
     try:
         with tempfile.TemporaryDirectory() as directory:
             config = Path(directory) / "skyfast.yml"

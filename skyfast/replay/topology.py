@@ -1,0 +1,315 @@
+"""The topology in recordings: which fields it has, what has changed, and what queries return.
+
+Nodes and edges are recorded with the fields that skyfast reads, and again only when one of these
+has changed. An `Update` has all changes of one response, or a part of them. Applied one after the
+other, the updates result in the topology at any time of the recording.
+"""
+
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeAlias, get_args, get_origin
+
+import msgspec
+
+from skyfast.flows.fields import UNDECODABLE
+from skyfast.skydive import topology_graph, topology_nodes
+from skyfast.skydive import topology_queries as queries
+from skyfast.skydive.topology_queries import Query
+
+MAX_ELEMENTS: Final = 200_000
+"""Maximum number of nodes and edges that are recorded; others are counted and left out."""
+
+UPDATE_BYTES: Final = 1 << 20
+"""Size of an update, in bytes of JSON, above which the next one begins."""
+
+MAX_LABEL_DEPTH: Final = 32
+"""Maximum depth of labels, which Skydive nests at the dots of their keys."""
+
+_COMPLETE: Final = (
+    queries.INTERFACES,
+    queries.NAMED_INTERFACES,
+    queries.NAMESPACES,
+    queries.KUBERNETES,
+    queries.EDGES,
+    queries.KUBERNETES_EDGES,
+)
+"""The queries whose responses have all elements of a kind: what they lack was removed."""
+
+Path: TypeAlias = tuple[str, ...]
+Shape: TypeAlias = dict[str, Any]
+"""The fields of a JSON object: their types, or the shape of an object. Lists have the shape of
+their elements. ``dict`` is an object with any fields, and ``object`` anything else."""
+
+Rewrite: TypeAlias = Callable[[object], object]
+
+
+def _shape(struct: type[msgspec.Struct]) -> Shape:
+    return {
+        field.encode_name: _kind(field.type)
+        for field in msgspec.structs.fields(struct)
+        if field.type is not types.NoneType
+    }
+
+
+def _kind(annotation: Any) -> Any:
+    if isinstance(annotation, types.UnionType):
+        annotation = get_args(annotation)[0]
+    origin = get_origin(annotation)
+    if origin in (tuple, list):
+        return _kind(get_args(annotation)[0])
+    if origin is dict:
+        return dict
+    if annotation is Any:
+        return object
+    return _shape(annotation) if issubclass(annotation, msgspec.Struct) else annotation
+
+
+def _merged(one: Shape, other: Shape) -> Shape:
+    merged = one | other
+    for key in one.keys() & other.keys():
+        if isinstance(one[key], dict):
+            merged[key] = _merged(one[key], other[key])
+    return merged
+
+
+NODE: Final = _merged(_shape(topology_graph.Node), _shape(topology_nodes.Node))
+"""The fields of nodes that are read for names or interface metrics, or compared by queries."""
+
+EDGE: Final[Shape] = {
+    **dict.fromkeys(("ID", "Parent", "Child"), str),
+    "Metadata": {"RelationType": str},
+    "UpdatedAt": int,
+    "DeletedAt": object,
+}
+"""The fields of edges."""
+
+
+def empty_like(value: object) -> object:
+    """Return an empty value of the same type, which is as invalid in its place."""
+    match value:
+        case None | bool():
+            return value
+        case float():
+            return 0.5
+        case _:
+            return type(value)()
+
+
+def rewriter(
+    shape: Shape, rewrite_field: Callable[[Path, type], Rewrite], path: Path = ()
+) -> Rewrite:
+    """Return a function that copies the fields of ``shape`` from a decoded object.
+
+    ``rewrite_field`` is called once for each field, with its path and type, and returns a function
+    for its values, which can have any type. Values in the place of objects become empty.
+    """
+    fields: dict[str, Rewrite] = {}
+    for key, kind in shape.items():
+        inner = (*path, key)
+        fields[key] = (
+            rewriter(kind, rewrite_field, inner)
+            if isinstance(kind, dict)
+            else rewrite_field(inner, kind)
+        )
+
+    def rewrite(value: object) -> object:
+        if not isinstance(value, dict):
+            return empty_like(value)
+        return {key: _each(fields[key], inner) for key, inner in value.items() if key in fields}
+
+    return rewrite
+
+
+def _each(rewrite: Rewrite, value: object) -> object:
+    if not isinstance(value, list):
+        return rewrite(value)
+    return [empty_like(inner) if isinstance(inner, list) else rewrite(inner) for inner in value]
+
+
+def _unchanged(_: Path, kind: type) -> Rewrite:
+    if kind is dict:
+        return _labels
+    return lambda value: empty_like(value) if isinstance(value, dict) else value
+
+
+def _labels(value: object, depth: int = 0) -> object:
+    match value:
+        case dict() if depth < MAX_LABEL_DEPTH:
+            return {key: _labels(inner, depth + 1) for key, inner in value.items()}
+        case dict() | list():
+            return empty_like(value)
+        case _:
+            return value if depth else empty_like(value)
+
+
+_reduce_node: Final = rewriter(NODE, _unchanged)
+_reduce_edge: Final = rewriter(EDGE, _unchanged)
+
+
+class Update(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """New and changed nodes and edges, and the IDs of removed ones.
+
+    The nodes and edges are JSON objects; in an update that was read from a file, they can be any
+    JSON value.
+    """
+
+    nodes: list[msgspec.Raw] = msgspec.field(default_factory=list)
+    edges: list[msgspec.Raw] = msgspec.field(default_factory=list)
+    removed: list[str] = msgspec.field(default_factory=list)
+
+
+decode_update: Final = msgspec.json.Decoder(Update).decode
+
+
+class Answer:
+    """The elements of a response, reduced to the fields that are read.
+
+    It observes a `TopologyClient`, and passes itself to ``done`` when it is complete. Its size in
+    bytes is ``len``.
+    """
+
+    def __init__(self, query: Query, done: Callable[["Answer"], object]) -> None:
+        self.query = query
+        self.elements: list[tuple[str, bytes, int | None]] = []
+        """ID, JSON text without ``UpdatedAt``, and ``UpdatedAt`` of each element."""
+        self.left_out = 0
+        """Number of elements without ID, and of those beyond `MAX_ELEMENTS`."""
+        self._done = done
+        self._reduce = _reduce_edge if query.edges else _reduce_node
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return self._bytes
+
+    def add(self, element: bytes) -> None:
+        """Keep an element."""
+        value = decode_element(element)
+        if not isinstance(value, dict) or len(self.elements) >= MAX_ELEMENTS:
+            self.left_out += 1
+            return
+        kept = self._reduce(value)
+        element_id = value.get("ID")
+        if not isinstance(kept, dict) or not isinstance(element_id, str) or not element_id:
+            self.left_out += 1
+            return
+        updated_ms = kept.pop("UpdatedAt", None)
+        text = msgspec.json.encode(kept)
+        self._bytes += len(text)
+        self.elements.append(
+            (element_id, text, updated_ms if isinstance(updated_ms, int) else None)
+        )
+
+    def end(self) -> None:
+        """The response is complete."""
+        self._done(self)
+
+
+def decode_element(element: bytes) -> object:
+    """Decode a node or edge, with invalid text replaced; return None if it is not JSON."""
+    try:
+        return msgspec.json.decode(element)
+    except UNDECODABLE:
+        try:
+            return msgspec.json.decode(topology_nodes.readable(bytes(element)))
+        except (*UNDECODABLE, topology_nodes.MalformedAnswerError):
+            return None
+
+
+class Changes:
+    """Finds what has changed since the previous responses. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.left_out = 0
+        """Number of elements beyond `MAX_ELEMENTS`, or without ID."""
+        self._known: dict[str, int] = {}
+        self._answered: dict[Query, set[str]] = {query: set() for query in _COMPLETE}
+
+    def of(self, answer: Answer) -> Iterator[Update]:
+        """Yield the updates of a response; none if nothing has changed."""
+        known, query = self._known, answer.query
+        self.left_out += answer.left_out
+        changed: list[msgspec.Raw] = []
+        changed_bytes = 0
+        for element_id, text, updated_ms in answer.elements:
+            version = hash(text)
+            before = known.get(element_id)
+            if before == version:
+                continue
+            if before is None and len(known) >= MAX_ELEMENTS:
+                self.left_out += 1
+                continue
+            known[element_id] = version
+            if query not in self._answered:
+                self._add_to_complete(query, element_id, text)
+            full = text if updated_ms is None else b'%b,"UpdatedAt":%d}' % (text[:-1], updated_ms)
+            changed.append(msgspec.Raw(full))
+            changed_bytes += len(full)
+            if changed_bytes > UPDATE_BYTES:
+                yield _update(query, changed, [])
+                changed, changed_bytes = [], 0
+        removed = self._removed(answer)
+        if changed or removed:
+            yield _update(query, changed, removed)
+
+    def _removed(self, answer: Answer) -> list[str]:
+        if answer.query not in self._answered:
+            return []
+        ids = {element_id for element_id, _, _ in answer.elements}
+        before, self._answered[answer.query] = self._answered[answer.query], ids
+        return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
+
+    def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
+        """Remember which complete responses an element of a partial one must be in."""
+        element = msgspec.json.decode(text)
+        for complete, ids in self._answered.items():
+            if complete.edges == query.edges and complete.matches(element):
+                ids.add(element_id)
+
+
+def _update(query: Query, changed: list[msgspec.Raw], removed: list[str]) -> Update:
+    return Update(
+        nodes=[] if query.edges else changed,
+        edges=changed if query.edges else [],
+        removed=removed,
+    )
+
+
+class Topology:
+    """The nodes and edges at one time of a recording."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, bytes] = {}
+        self._edges: dict[str, bytes] = {}
+
+    def apply(self, update: Update) -> None:
+        """Add, replace and remove elements; those without ID are ignored."""
+        for removed in update.removed:
+            self._nodes.pop(removed, None)
+            self._edges.pop(removed, None)
+        for elements, added in ((self._nodes, update.nodes), (self._edges, update.edges)):
+            for raw in added:
+                text = bytes(raw)  # `raw` refers to the whole update
+                match decode_element(text):
+                    case {"ID": str(element_id)}:
+                        elements[element_id] = text
+
+    def elements(self, query: Query) -> list[bytes]:
+        """Return all nodes, or all edges if the query is for edges. The list is a copy."""
+        return list((self._edges if query.edges else self._nodes).values())
+
+
+def selected(
+    elements: Iterable[bytes], query: Query, present: Callable[[dict[str, Any]], object]
+) -> bytes:
+    """Return the response to ``query``: the matching ones of ``elements``, as JSON.
+
+    ``present`` moves the times of an element to the present, in place.
+    """
+    chosen = []
+    for text in elements:
+        element = decode_element(text)
+        if isinstance(element, dict):
+            present(element)
+            if query.matches(element):
+                chosen.append(element)
+    return msgspec.json.encode(chosen)
