@@ -250,6 +250,10 @@ def flows(draw):
     return flow
 
 
+def series_of(line):
+    return line.rpartition(" ")[0]
+
+
 @dataclass(eq=False)
 class SlowPage:
     """A page that is being read, with its allowed and required lines.
@@ -261,7 +265,7 @@ class SlowPage:
     page: Page
     now: float
     existing: list[Connection]
-    required: list[tuple[Family, Connection]]
+    required: list[tuple[Family, Connection, str]]
     pieces: list[bytes] = field(default_factory=list)
     allowed: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
@@ -338,10 +342,10 @@ class TableMachine(RuleBasedStateMachine):
             slow.pieces.append(slow.page.read(size))
             return
         required = [
-            (family, connection)
+            (family, connection, series_of(line))
             for family in self.model.families
             for connection in self.model.alive(self.now)
-            if list(self.model.lines(family, connection))
+            for line in self.model.lines(family, connection)
         ]
         page = self.core.table.page(self.now)
         self.slow_pages[scraper] = SlowPage(page, self.now, self.model.alive(EVER), required)
@@ -356,11 +360,11 @@ class TableMachine(RuleBasedStateMachine):
         for name, lines in page.items():
             assert lines <= slow.allowed[name]
         stayed = self.model.alive(EVER)
-        for family, connection in slow.required:
-            if connection in stayed:
-                for line in self.model.lines(family, connection):
-                    series = line.rpartition(" ")[0]
-                    assert any(series == shown.rpartition(" ")[0] for shown in page[family.name])
+        for family, connection, series in slow.required:
+            if connection in stayed and series in map(
+                series_of, self.model.lines(family, connection)
+            ):
+                assert series in map(series_of, page[family.name])
 
     def note_lines(self):
         for slow in self.slow_pages.values():
