@@ -266,7 +266,7 @@ def _advice(path: str, value: YamlValue) -> str:
 
 
 def _check_variables(environ: Mapping[str, str]) -> list[Note]:
-    """Return notes about variables that look like those of a key but are not."""
+    """Return notes about unknown environment variables that resemble the variable of a key."""
     notes = []
     known = {key.env: key.path for key in SCHEMA.values() if key.env}
     in_file_only = {
@@ -422,7 +422,7 @@ def _resolve_endpoints(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return a URL for each analyzer if ``url`` is missing or one of them, else only ``url``.
+    """Return only ``url``, or if it is missing or an analyzer, a URL for each analyzer.
 
     Like Skydive, use ``wss`` if a client certificate is configured.
     """

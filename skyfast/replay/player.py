@@ -167,13 +167,13 @@ class ReplayServer:
             for name in ("CreatedAt", "UpdatedAt"):
                 recorded_ms = element.get(name)
                 if isinstance(recorded_ms, int) and recorded_ms:
-                    # One mapping for all, so that the order of times stays the same.
+                    # One mapping for all times, so that their order stays the same.
                     present_ms = began_ms + int((recorded_ms - first_ms) // speed)
                     element[name] = max(present_ms, 1)
             if loop_ms:
                 scale_counters(element, now_ms=now_ms, played_ms=played_ms, loop_ms=loop_ms)
 
-        # Of large topologies, this takes a part of a second.
+        # This takes a fraction of a second for a large topology.
         elements = self._topology.elements(query)
         return await asyncio.to_thread(selected, elements, query, present)
 

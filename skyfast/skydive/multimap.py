@@ -19,7 +19,7 @@ class MultiMap(Generic[K, V]):
     def __init__(self, pairs: Iterable[tuple[K, V]] = ()) -> None:
         self._first: dict[K, V] = {}
         self._others: dict[K, dict[int, V]] = {}
-        self._all: dict[K, tuple[V, ...]] = {}  # filled when they are needed
+        self._all: dict[K, tuple[V, ...]] = {}  # filled by `get`
         for key, value in pairs:
             self.add(key, value)
 

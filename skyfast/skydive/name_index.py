@@ -32,9 +32,9 @@ PRUNE_INTERVAL_S: Final = 300.0
 """Minimum time between two removals of cached names that flows may no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
-"""Maximum number of unknown addresses that wait for a query, and of those that were queried.
+"""Maximum number of unknown addresses that wait for a query, and of queried ones.
 
-The queries of a minute have 15,000."""
+The queries of one minute contain 15,000 addresses."""
 
 MISS_S: Final = 60.0
 """An address that belongs to no pod is not queried again for this time."""

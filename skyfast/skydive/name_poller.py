@@ -311,7 +311,7 @@ class NamePoller:
     async def _resolve_pods(
         self, client: TopologyClient, pods: list[Node], reader: GraphReader
     ) -> None:
-        """Resolve the names of pods that ``reader`` has read, without waiting for all others."""
+        """Resolve the names of pods that ``reader`` has read, without waiting for other queries."""
         edges = queries.by_child([pod.id for pod in pods if pod.id][:MAX_VALUES])
         kept = queries.KUBERNETES_EDGES
         edge_reader = (
@@ -321,7 +321,7 @@ class NamePoller:
         if edge_reader is not None:
             await self._keep(kept, edge_reader, is_full=False)
         if any(_address(pod) in self._index.addresses for pod in pods):
-            self._resolve_soon()  # the pod has an address that was another's
+            self._resolve_soon()  # the address had another owner before
         resolution = await asyncio.to_thread(self._resolution_of, pods)
         async with self._applying:
             changes = await asyncio.to_thread(self._index.compare_new, resolution, self._now())

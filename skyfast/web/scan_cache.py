@@ -27,7 +27,8 @@ class ScanCache(Generic[Key, Result]):
         ``max_results`` limits the total of cached results, running and waiting scans.
 
         With ``queue``, requests wait for the running scan: those with the same key share its
-        result, the others run one after the other. Without it, they raise BusyError.
+        result, the others run one after the other. Without ``queue``, requests raise BusyError
+        while a scan is running.
         """
         self._keep_s = keep_s
         self._max_results = max_results
