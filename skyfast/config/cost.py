@@ -16,7 +16,7 @@ from skyfast.flows.planner import families, key_fields, shown_field
 from skyfast.flows.selection import ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
-"""Fields that identify the capture point: each of them has its own flow of a conversation."""
+"""Fields that identify the capture point: each point has its own flow of a conversation."""
 
 
 CELL_BYTES: Final = 4

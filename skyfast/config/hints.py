@@ -64,7 +64,7 @@ class KnownKeys:
         return self._elsewhere(near[0], value) if near else ()
 
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
-        """Return the paths with this name that can have such a value."""
+        """Return the paths that end with this name and can have such a value."""
         paths = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
         return paths if len(paths) <= MAX_SUGGESTIONS else ()
 

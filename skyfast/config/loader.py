@@ -330,8 +330,8 @@ class _Settings:
     def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
         """Return an error about a value that conflicts with others.
 
-        ``place`` is the path below the key: list positions and mapping keys, which may go deeper
-        than the file.
+        ``place`` is the path below the key: list positions and mapping keys, which the file need
+        not contain.
         """
         value = self._set_values[key.path]
         nodes = _nodes_along(value.value, place)

@@ -32,8 +32,8 @@ MAX_PROBLEMS = 20
 class ConfigError(Exception):
     """The configuration cannot be used.
 
-    ``problems`` are the errors, one line each: at most `MAX_PROBLEMS`, and a line if there are
-    more. ``str()`` joins them in one line.
+    ``problems`` are the errors, one line each: at most `MAX_PROBLEMS`, and a last line if there are
+    further errors. ``str()`` joins them in one line.
     """
 
     def __init__(self, *problems: str) -> None:

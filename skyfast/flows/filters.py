@@ -23,7 +23,7 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# Indexed by the place of the initiator, then of the target.
+# Indexed by where the initiator is, then by where the target is.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),

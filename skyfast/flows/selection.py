@@ -119,7 +119,7 @@ class ExportSelection:
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
-    """Return the names of the fields that differ, with those of the main view."""
+    """Return the names of the fields that differ, including fields of the main view."""
     main = _changed(old.main, new.main, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "main"]
     return [*main, *_changed(old, new, rest)]

@@ -118,7 +118,7 @@ class ReplayServer:
                     if scheduled.message.line != "topology":
                         await self._send(scheduled)
                         sent += 1
-                    elif sent:  # `start` has applied the ones before the first message
+                    elif sent:  # `start` has applied the updates before the first message
                         self._apply(scheduled.message.update())
             except ConfigError as error:  # pragma: no cover - the file changed during playback
                 log.error("a recording changed during the replay: %s", printable(error))
@@ -274,7 +274,7 @@ def _pace(playback: Playback) -> str:
 def _loopback() -> str:
     """Return the first loopback address that accepts connections.
 
-    Listening alone proves nothing: it works even if the loopback interface is down.
+    Listening is not a sufficient test: it works even if the loopback interface is down.
     """
     problems = []
     for host in LOOPBACKS:

@@ -102,7 +102,7 @@ class _Capture:
 
     @property
     def highest(self) -> _Figures:
-        """The highest values of the latest reports; there is at least one."""
+        """The highest values of the latest reports; there is at least one report."""
         return reduce(_highest, self._slots.values())
 
     def add(self, report: _PointReport, now: float, running: float) -> None:

@@ -104,7 +104,7 @@ class ClockSkewCheck:
         analyzer: AnalyzerStats,
     ) -> None:
         if not misdated:
-            return  # only flows outside ``flows`` are affected; the next update has them
+            return  # all misdated flows are outside ``flows``; the next update has them
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
             log,

@@ -34,9 +34,9 @@ _ESCAPE: Final = re.compile(
 def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
     r"""Return ``data`` with lone surrogates replaced by bytes that are not valid UTF-8.
 
-    The decoder mistakes ``"\\ud800"`` for the end of the text. With an invalid byte instead, it
-    rejects only the string that contains it. Parses up to ``max_escapes`` escapes, or all of them
-    if it is 0.
+    The decoder mistakes ``"\\ud800"`` for the end of the text. If an invalid byte replaces it, the
+    decoder rejects only the string that contains the byte. Parses up to ``max_escapes`` escapes, or
+    all of them if it is 0.
     """
 
     def marked(escape: re.Match[bytes]) -> bytes:

@@ -202,8 +202,8 @@ class NameIndex:
     ``keep_s`` and is removed by the first resolution after that. Without resolutions, all entries
     stay.
 
-    Only :meth:`apply` changes the mappings, in place. The thread that calls it may use them at any
-    time.
+    Only :meth:`apply` changes the mappings, in place. The thread that calls :meth:`apply` may use
+    the mappings at any time.
     """
 
     def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:
@@ -293,7 +293,7 @@ class NameIndex:
         left_out: int,
     ) -> Changes:
         """Return the changes, with those of the cached names added."""
-        cached = self.addresses._triples.copy()  # the event loop may add some meanwhile
+        cached = self.addresses._triples.copy()  # the event loop may add entries meanwhile
         full = len(cached) > MAX_TRIPLES // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
         if is_pruned:
@@ -393,7 +393,7 @@ def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
 
 
 def _agreed(candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names if all candidates have the same."""
+    """Return the names if all candidates have the same names."""
     first = candidates[0].names
     return first if all(candidate.names == first for candidate in candidates) else None
 

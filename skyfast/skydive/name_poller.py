@@ -4,7 +4,7 @@
 
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Only interfaces are always read
-  completely, because no query for updated interfaces is cheaper.
+  completely, because a query for updated interfaces would not be cheaper.
 * Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`.
 
 Names are resolved again only if the data that is read has changed.
@@ -240,7 +240,7 @@ class NamePoller:
                 client.unexpected(error)
             duration_s = time.monotonic() - begun
             self.names.resolution_duration_s = duration_s
-            # At most half of a core, however often the topology changes.
+            # Use at most half of a core, however often the topology changes.
             await asyncio.sleep(duration_s)
 
     async def _resolve(self) -> None:

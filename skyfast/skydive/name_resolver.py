@@ -60,9 +60,9 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An owner of an address.
 
     ``names`` has the values of ``ADDRESS_NAMES``, followed by those of the requested pod labels.
-    ``namespace`` is the ID of the network namespace's node, or of the host's node for its own
-    namespace; "" if unknown. ``host`` is the agent's host. ``cluster`` is the cluster of the pod or
-    service, otherwise that of the host, or "" if there is none.
+    ``namespace`` is the ID of the network namespace's node, or of the host's node if this is the
+    host's own namespace; "" if unknown. ``host`` is the agent's host. ``cluster`` is the cluster of
+    the pod or service, otherwise that of the host, or "" if there is none.
     """
 
     names: tuple[str, ...]

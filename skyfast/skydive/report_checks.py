@@ -2,8 +2,8 @@
 
 Agents send reports to the analyzers in UDP datagrams by default, without acknowledgement, and an
 analyzer stops sending for a while when a subscriber disconnects. The next report of a flow reveals
-that one was lost: the totals have increased by more than ``LastUpdateMetric``. The table adds the
-difference in any case; this module counts such gaps, so that operators notice them.
+that an earlier report was lost: the totals have increased by more than ``LastUpdateMetric``. The
+table adds the difference in any case; this module counts such gaps, so that operators notice them.
 
 The same sample shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """

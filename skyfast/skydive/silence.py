@@ -56,7 +56,7 @@ MEMORY_S: Final = 60.0
 """Reported values are remembered for at least this time: six reports."""
 
 MAX_VALUES: Final = 20_000
-"""Maximum number of remembered values; further reports are not taken to show packets."""
+"""Maximum number of remembered values; beyond it, no report counts as a sign of packets."""
 
 READINGS: Final = (9, 10, 11)
 """``PacketsReceived`` is the sum of this many readings of a total: ten, or one more or less."""
@@ -185,15 +185,16 @@ class Reporting:
 class Silence:
     """Decides whether a subscription is suspect or silent.
 
-    A subscription is suspect after ``longest_s`` without a message at the latest, and silent after
-    ``longest_s`` times ``stretch``; 0 disables both.
+    Without messages, a subscription is suspect after ``longest_s`` at the latest, and silent after
+    ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, it is never suspect or
+    silent.
     """
 
     def __init__(
         self, reporting: Reporting, *, longest_s: float, stretch: float = 1.0, tick_s: float
     ) -> None:
         self.suspect = False
-        """Whether it is suspect now, or will be before the next tick."""
+        """Whether the subscription is suspect now, or will be before the next tick."""
         self.delivered = False
         """Whether a message has arrived so far."""
         self.silent_s = 0.0
@@ -210,7 +211,7 @@ class Silence:
         return self.delivered and not self.suspect
 
     def update(self, *, received: bool, statistics: int, flows: bool, now_s: float) -> str:
-        """Update the state once per tick; return why it is silent, or an empty string.
+        """Update once per tick; return why the subscription is silent, or an empty string.
 
         ``received`` is whether messages have arrived since the last tick, ``statistics`` is the
         number of ``stats`` among them, and ``flows`` is whether any message contained flows.
@@ -234,7 +235,7 @@ class Silence:
         return ""
 
     def _is_quiet(self) -> bool:
-        """Whether it has received no message for longer than the interval of ``stats``."""
+        """Whether the last message arrived longer ago than the interval of ``stats``."""
         return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
 
     def _is_suspect(self) -> bool:

@@ -225,7 +225,7 @@ class _BacklogTimer:
 
 
 class _SilenceMonitor:
-    """Checks once per tick whether a subscription still delivers, and ends it if not.
+    """Checks once per tick whether a subscription still delivers, and ends a silent one.
 
     Silence is measured in ticks: after a pause of the process, the late tick counts as one, and
     waiting messages are read before the next one.

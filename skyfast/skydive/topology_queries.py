@@ -1,9 +1,9 @@
 """The Gremlin queries that skyfast sends to the topology API.
 
-Every query is created here. `parse` understands exactly these, so that a recording can be served in
-place of an analyzer.
+Every query is created here. `parse` understands exactly these queries, so that a recording can be
+served in place of an analyzer.
 
-Skydive's own sources say what works: ``graffiti/graph/traversal`` parses and runs a query,
+Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses and runs a query,
 ``graffiti/filters`` evaluates its conditions, and ``graffiti/graph`` looks up the keys.
 
 * All conditions of one ``Has`` must hold. They are evaluated in order, up to the first condition
@@ -155,7 +155,7 @@ def changes(query: Query, since_ms: int) -> Query:
 
 
 _SAFE: Final = re.compile(r"[0-9A-Za-z_.:-]{1,256}")
-"""Addresses and IDs that cannot end the string that contains them."""
+"""Matches addresses and IDs that are safe inside a string of a query."""
 
 
 def by_pod_address(addresses: Iterable[str]) -> Query | None:

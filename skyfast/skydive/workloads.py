@@ -143,7 +143,7 @@ class Workloads:
         return clusters.pop() if len(clusters) == 1 else ""
 
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
-        """Return the only pod with a name that may be on ``host``, or None if none or several are.
+        """Return the pod of this name that may be on ``host``, or None unless there is exactly one.
 
         If the cluster of the host is unknown, the pod must be the only one in all clusters.
         """
@@ -304,7 +304,7 @@ class Workloads:
         k8s = _k8s(node)
         spec = k8s.extra.spec if k8s.extra else None
         texts = [k8s.cluster_ip, *((spec.cluster_ips or ()) if spec else ())]
-        # Headless services have "None".
+        # Headless services have "None" as their address.
         found = [index.address(text) for text in texts if text != "None"]
         cluster_ips = tuple(dict.fromkeys(address for address in found if address))
         if not cluster_ips:

@@ -126,7 +126,7 @@ class PasswordChecker:
     async def authenticate(
         self, users: Mapping[bytes, bytes], authorization: str | None, address: str
     ) -> Rejection | None:
-        """Return the rejection of a request with this header, or None if it is valid."""
+        """Return the rejection of a request with this header, or None if the header is valid."""
         user, password = _credentials(authorization)
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)

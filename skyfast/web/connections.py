@@ -470,5 +470,5 @@ def _make_request(
 def _peer(client: socket.socket) -> Any:
     try:
         return client.getpeername()
-    except OSError:  # pragma: no cover - reset before it is looked at
+    except OSError:  # pragma: no cover - already reset
         return None

@@ -98,7 +98,7 @@ class Handshake:
     """
 
     def __init__(self, client: socket.socket) -> None:
-        """Begin the handshake of ``client``, which the current task connects next."""
+        """Begin the handshake of ``client``; the current task must connect it next."""
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None

@@ -220,7 +220,7 @@ class WebServer:
             while True:
                 try:
                     client, _ = await loop.sock_accept(listener)
-                except OSError as error:  # pragma: no cover - no descriptors to report with
+                except OSError as error:  # pragma: no cover - no descriptor is free
                     self._log_limit.warn(log, "accept", f"cannot accept a connection: {error}")
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue

@@ -1,6 +1,6 @@
 """The content of the status page and of ``/api/status``.
 
-`Status` reads the counters, and keeps a ring buffer with the last ten minutes of some of them. It
+`Status` reads the counters, and keeps a ring buffer with the last ten minutes of some counters. It
 must be used on the event loop. `skyfast.web.status_html` renders the page, and `skyfast.web.top`
 ranks connections.
 """
@@ -568,5 +568,5 @@ def _table(stats: Stats, table: TableCounts) -> TableStatus:
 def _resident_bytes() -> int | None:
     try:
         return process.memory_bytes()[1]
-    except OSError:  # pragma: no cover - no descriptors to report with
+    except OSError:  # pragma: no cover - no descriptor is free
         return None
