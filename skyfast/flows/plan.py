@@ -169,7 +169,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """Parts of a flow: a flow that has none of ``paths`` is skipped with ``reason``.
+    """A flow must have one of the parts ``paths``, or it is skipped with ``reason``.
 
     If ``or_without`` is not empty, a flow without that part needs none of ``paths``.
     """

@@ -181,8 +181,9 @@ class GraphIndex:
     def namespace(self, node: Node) -> Node | None:
         """Return the network namespace of an interface or container.
 
-        This is a node of type ``netns``, or ``host`` for the host's own namespace. None if it is
-        unknown, because the node has several owners or none, or the owners form a ring.
+        This is a node of type ``netns``, or ``host`` for the host's own namespace. Returns None if
+        the namespace is unknown: the node has no owner or several owners, or the owners form a
+        ring.
         """
         owners = self.parents(OWNERSHIP, node)
         if not owners:

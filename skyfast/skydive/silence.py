@@ -53,7 +53,7 @@ IDLE_REPORTS: Final = 3
 """After its last packet, a point sends this many reports that still differ."""
 
 MEMORY_S: Final = 60.0
-"""Reported values are remembered for at least this time: six reports."""
+"""Reported values are remembered for at least this long, which is six reports."""
 
 MAX_VALUES: Final = 20_000
 """Maximum number of remembered values; beyond it, no report counts as a sign of packets."""

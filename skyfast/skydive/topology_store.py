@@ -159,7 +159,7 @@ class TopologyStore:
         return bool(self._elements)
 
     def replace(self, query: Query, reader: GraphReader) -> bool:
-        """Replace the elements of ``query``; return whether anything has changed, skips included."""
+        """Replace the elements of ``query``; return whether they or the skips differ."""
         before = self._elements.get(query, {})
         changed = query not in self._elements or self._skipped[query] != reader.skipped
         elements: Elements = {}
