@@ -122,7 +122,7 @@ def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
     If the error has an error number of the operating system, this is the operating system's
-    message. The messages of asyncio and aiohttp are less readable, such as ``Connect call failed
+    message. asyncio and aiohttp replace it by messages of their own, such as ``Connect call failed
     ('127.0.0.1', 8082)``.
     """
     text = str(error)

@@ -67,7 +67,7 @@ the 45 s of ``silence_timeout`` up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
-"""The keys in `AnalyzerStats.messages` of the messages from which silence is detected."""
+"""Keys in `AnalyzerStats.messages`: the kinds of messages from which silence is detected."""
 
 BACKLOG_BYTES: Final = 32 << 10
 """If a socket always has this much unread data, its analyzer has to wait.

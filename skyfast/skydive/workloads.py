@@ -362,7 +362,8 @@ class Workloads:
     def _without_replica_set(self, pod: K8s, owner: Workload) -> Workload:
         """Return the workload of a replica set that is not in the topology.
 
-        The name of a replica set is its deployment's name, a hyphen and the hash in this label.
+        The name of a replica set is its deployment's name, a hyphen and the hash in the pods' label
+        ``pod-template-hash``.
         """
         template_hash = _label(pod, "pod-template-hash")
         name = owner.name.removesuffix(f"-{template_hash}") if template_hash else owner.name

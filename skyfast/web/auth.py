@@ -42,7 +42,7 @@ MAX_FAILED = 4096
 """Maximum number of cached invalid credentials; beyond it, the least recently used are dropped."""
 
 MAX_ADDRESSES = 4096
-"""Maximum number of addresses with failed attempts; beyond it, the oldest ones are dropped."""
+"""Maximum number of addresses with failed attempts; the least recently used are dropped."""
 
 WRONG_BURST = 10
 """Different wrong passwords that an address can try in a burst."""
