@@ -200,7 +200,7 @@ class App:
     ) -> Callable[[MessageData, AnalyzerStats], None]:
         """Return the function that receives each message."""
 
-        # Looks up ingest for each message: a reload replaces it.
+        # Looks up ingest for each message, because a reload replaces it.
         def receive(data: MessageData, analyzer: AnalyzerStats) -> None:
             self._parts.ingest.message(data, analyzer)
 
@@ -497,7 +497,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        # Not by the loop: when it closes, it restores the default action, which kills the process.
+        # Without loop.add_signal_handler, because a closing loop would restore the default action,
+        # which kills the process.
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(reload))
         stack.callback(signal.signal, signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})

@@ -39,7 +39,7 @@ MAX_SPEED = 1000.0
 """Limits of ``--replay-speed``."""
 
 MIN_SIMILARITY = 0.6
-"""Minimum similarity of a suggested option to the unknown one: the ratio of `difflib`."""
+"""Minimum similarity, as a ratio of `difflib`, of a suggested option to the unknown one."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -403,7 +403,7 @@ def _reload(arguments: argparse.Namespace) -> model.Config:
     if path == "-":
         raise yaml_nodes.ConfigError("standard input cannot be read again")
     if path is not None and Path(path).exists() and not Path(path).is_file():
-        # A pipe is already empty, or reading it blocks forever.
+        # Reading a pipe again would return nothing or block forever.
         raise yaml_nodes.ConfigError(f"{path!r} is not a regular file and cannot be read again")
     return _load(arguments)
 

@@ -109,7 +109,7 @@ class Parts:
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the topology's first response, if labels need it.
 
-        Labels of a flow that arrives before its names would change immediately.
+        If a flow arrived before its names, its labels would change soon afterwards.
         """
         if name_poller.needed(self.config.export):
             with contextlib.suppress(TimeoutError):

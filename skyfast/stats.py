@@ -120,8 +120,8 @@ NAME_SKIPS = (
 )
 """Reasons for not using a node, edge or value of the topology for names.
 
-``too_many`` and ``too_long`` are nodes and edges over the limits of a response, the limits at the
-end are those of all responses together.
+``too_many`` and ``too_long`` are for nodes and edges over the limits of one response. The limits at
+the end of the list are for all responses together.
 """
 
 LOOKUP_DROPS = ("ambiguous", "unknown")
@@ -231,11 +231,11 @@ class ScrapeStats:
 class NameStats:
     """The names of addresses and capture points, and how they were read.
 
-    ``addresses`` and ``nodes`` have names, ``ambiguous`` is the number of those addresses whose
-    names depend on the capture point, and ``unknown`` the number of addresses of recent flows that
-    have none. ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts
-    lookups over limits. The durations are those of the latest query of each kind, and of the latest
-    resolution of all names.
+    ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
+    ``ambiguous`` is the number of these addresses whose names depend on the capture point, and
+    ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
+    the current topology, so it is a gauge. ``dropped`` counts lookups over limits. The durations
+    are those of the latest query of each kind, and of the latest resolution of all names.
     """
 
     addresses: int = 0
@@ -319,7 +319,7 @@ class Stats:
 
     @property
     def flow_update_s(self) -> float:
-        """The analyzers' ``flow.update``, estimated from reports; `FLOW_UPDATE_S` until then."""
+        """The agents' ``flow.update``, estimated from reports; initially `FLOW_UPDATE_S`."""
         known_s = self.observed_flow_update_s
         return FLOW_UPDATE_S if known_s is None else known_s
 

@@ -16,14 +16,14 @@ from skyfast.flows.planner import families, key_fields, shown_field
 from skyfast.flows.selection import ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
-"""Fields that identify the capture point: a conversation has separate flows at each."""
+"""Fields that identify the capture point: each point has its own flow of a conversation."""
 
 
 CELL_BYTES: Final = 4
 """Memory of a label value in a connection, and of a lookup key in a flow."""
 
 STRING_BYTES: Final = 72
-"""Memory of a different label value or key, up to 48 bytes long, with its share of an index."""
+"""Memory of a distinct label value or key of up to 48 bytes, including its share of an index."""
 
 
 def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
@@ -37,7 +37,7 @@ def most_connections(limits: TableLimits) -> int:
 
 
 def double_counted(config: Config) -> list[str]:
-    """Return the views, "connections" included, that count traffic captured twice several times.
+    """Return the views, including "connections", that may count the same traffic several times.
 
     In such a view, flows of one conversation from several capture points can share a series. Views
     with only gauges are left out.
@@ -91,7 +91,7 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _names(export: ExportSelection) -> Iterator[str]:
-    """Yield the memory and the queries that labels from the topology need, if there are any."""
+    """Yield the memory and the queries that labels from the topology need, if any are exported."""
     chosen: list[LabelSpec] = []
     bytes_ = []
     for view in (export.main, *export.views):

@@ -50,10 +50,10 @@ class EndpointError(ValueError):
 class Endpoint:
     """A host and a port; with a ``scheme``, the WebSocket URL of a subscription.
 
-    ``host`` is normalized by `parse_host`; empty means all addresses of this machine. In a URL, it
-    is the ``Host`` header and the name that TLS verifies. ``address``, if not empty, is the address
-    to connect to instead of ``host``: one that ``host`` resolves to. ``userinfo`` is
-    ``user:password``, percent-encoded, or empty. ``resource`` is path and query.
+    ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
+    URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
+    empty, it is the one of the host's addresses to connect to. ``userinfo`` is ``user:password``,
+    percent-encoded, or empty. ``resource`` is path and query.
     """
 
     host: str
@@ -70,7 +70,7 @@ class Endpoint:
         return self._written(userinfo="")
 
     def at(self, address: str) -> Self:
-        """Return a copy that connects to ``address``, or to the host if that is empty."""
+        """Return a copy that connects to ``address``, or to the host if it is empty."""
         return replace(self, address=address)
 
     @property
@@ -128,8 +128,8 @@ class Endpoint:
     def prefix(self) -> str:
         """The path prefix of the analyzer's ``/login`` and ``/api/topology``.
 
-        This is the part of the URL's path before ``/ws/subscriber``, or any other path as a whole.
-        Credentials are sent only below the location in the URL.
+        This is the part of the URL's path before ``/ws/subscriber``, or the whole path if it has no
+        such part. Credentials are sent only below the location in the URL.
         """
         path = self.resource.partition("?")[0]
         match = _SUBSCRIPTION.fullmatch(path)

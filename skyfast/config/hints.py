@@ -11,10 +11,10 @@ from typing import Final
 from skyfast.config.yaml_nodes import YamlNode, YamlValue, join
 
 MAX_SUGGESTIONS: Final = 3
-"""Maximum number of keys of one name in a message; if there are more, it lists none."""
+"""Maximum number of keys of one name in a message; if there are more, the message lists none."""
 
 CLOSE: Final = 0.8
-"""Minimum similarity to report a name as a misspelling: the ratio of `difflib`."""
+"""Minimum similarity, as a ratio of `difflib`, of a name that is reported as a misspelling."""
 
 SIMILAR: Final = 0.6
 """Minimum similarity if the name certainly means a key of skyfast."""
@@ -27,7 +27,7 @@ class KnownKeys:
     """The tree of all keys and their sections, by path."""
 
     def __init__(self, keys: Iterable[str], *, structured: Collection[str] = ()) -> None:
-        """Build the tree from paths of keys; values of ``structured`` ones can be mappings."""
+        """Build the tree from paths of keys; keys in ``structured`` can be mappings."""
         self._keys = tuple(keys)
         self._structured = frozenset(structured)
         sections = {
@@ -64,7 +64,7 @@ class KnownKeys:
         return self._elsewhere(near[0], value) if near else ()
 
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
-        """Return the paths with this name that can have such a value."""
+        """Return the paths that end with this name and can have such a value."""
         paths = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
         return paths if len(paths) <= MAX_SUGGESTIONS else ()
 

@@ -266,7 +266,7 @@ def _advice(path: str, value: YamlValue) -> str:
 
 
 def _check_variables(environ: Mapping[str, str]) -> list[Note]:
-    """Return notes about variables that look like those of a key but are not."""
+    """Return notes about unknown environment variables that resemble the variable of a key."""
     notes = []
     known = {key.env: key.path for key in SCHEMA.values() if key.env}
     in_file_only = {
@@ -330,8 +330,8 @@ class _Settings:
     def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
         """Return an error about a value that conflicts with others.
 
-        ``place`` is the path below the key: list positions and mapping keys, which may go deeper
-        than the file.
+        ``place`` is the path below the key: list positions and mapping keys, which the file need
+        not contain.
         """
         value = self._set_values[key.path]
         nodes = _nodes_along(value.value, place)
@@ -422,7 +422,7 @@ def _resolve_endpoints(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return a URL for each analyzer if ``url`` is missing or one of them, else only ``url``.
+    """Return only ``url``, or if it is missing or an analyzer, a URL for each analyzer.
 
     Like Skydive, use ``wss`` if a client certificate is configured.
     """

@@ -63,7 +63,7 @@ class TableLimits:
 
     @property
     def timeout_s(self) -> float:
-        """Time after its last report at which a connection expires."""
+        """How long after its last report a connection expires."""
         return self.connection_timeout_s + self.connection_grace_s
 
 

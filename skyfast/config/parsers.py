@@ -1,8 +1,8 @@
 """Parsers for single values of the configuration.
 
-Each takes a `skyfast.config.yaml_nodes.YamlValue` and returns the parsed value or raises
-`InvalidValue`. Parsers are independent of keys. `skyfast.config.labels`, `skyfast.config.rules`
-and `skyfast.config.views` parse structured values.
+Each parser takes a `skyfast.config.yaml_nodes.YamlValue` and returns the parsed value or raises
+`InvalidValue`. Parsers are independent of keys. `skyfast.config.labels`, `skyfast.config.rules` and
+`skyfast.config.views` parse structured values.
 """
 
 import difflib
@@ -130,7 +130,7 @@ def show_seconds(number: float) -> float:
 
 
 def must_equal(name: str) -> Callable[[YamlValue], str]:
-    """Accept only ``name``: the one type that skyfast has for a phase of the pipeline."""
+    """Accept only ``name``: the only type that skyfast supports for a phase of the pipeline."""
 
     def parse(value: YamlValue) -> str:
         if parse_str(value) != name:

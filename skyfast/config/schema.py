@@ -50,9 +50,9 @@ class Key(Generic[T]):
 
     ``parse`` returns the parsed value or raises `InvalidValue`. ``default`` applies if the key is
     missing, null or empty; with ``can_be_empty``, an empty list is a value. ``show`` returns the
-    value that `dump` writes, with secrets hidden; None if other keys express it. ``secret`` keeps
-    the value out of messages. ``env`` is the environment variable that overrides the key, empty for
-    structured values.
+    value that `dump` writes, with secrets hidden, or None if other keys show the value. ``secret``
+    keeps the value out of messages. ``env`` is the environment variable that overrides the key,
+    empty for structured values.
     """
 
     path: str
@@ -320,15 +320,15 @@ SECRETS: Final[dict[str, Callable[[Config], object]]] = {
     COOKIE.path: lambda c: dict(c.cookies),
     URLS.path: lambda c: c.subscriber.endpoints,
 }
-"""Return the values of keys that `Key.show` hides."""
+"""The keys whose values `Key.show` hides, and functions that return these values."""
 
 KNOWN: Final = hints.KnownKeys(
     SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]
 )
-"""The tree of these keys."""
+"""The tree of all keys."""
 
 STRICT_SECTIONS = ("pipeline.", "web.")
-"""Sections in which an unknown key is an error; Skydive reads other sections too."""
+"""Sections in which an unknown key is an error; in others, it may be a key of Skydive."""
 
 SECTIONS_OF_GO_CORE = (
     "pipeline.mangle.",

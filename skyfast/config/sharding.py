@@ -1,7 +1,7 @@
 """Changes to the configuration for ``--shard I/N``.
 
-The table selects the flows of a shard: see `skyfast.flows.plan.Share`. This module changes the
-rest. Only the first shard exports the families of the whole cluster.
+The table selects the flows of a shard: see `skyfast.flows.plan.Share`. This module changes the rest
+of the configuration. Only the first shard exports the families of the whole cluster.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from skyfast.flows.planner import shown_field
 from skyfast.flows.selection import Shard, ViewSpec
 
 MAX_SHARDS: Final = 1024
-"""Each shard decodes all messages, so that far fewer are useful."""
+"""Maximum number of shards. Each shard decodes all messages, so far fewer are useful."""
 
 _TEXT: Final = re.compile(r"(0|[1-9][0-9]{0,3})/([1-9][0-9]{0,3})", re.ASCII)
 

@@ -58,7 +58,7 @@ DEFAULT_VIEWS = (
         )
     ),
 )
-"""The default views besides the main one. They have few series, which therefore live long."""
+"""The default views besides the main one. They have few series, so their rows are kept for long."""
 
 
 def _to_view(value: YamlValue) -> ViewEntry:

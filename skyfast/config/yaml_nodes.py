@@ -32,8 +32,8 @@ MAX_PROBLEMS = 20
 class ConfigError(Exception):
     """The configuration cannot be used.
 
-    ``problems`` are the errors, one line each: at most `MAX_PROBLEMS`, and a line if there are
-    more. ``str()`` joins them in one line.
+    ``problems`` are the errors, one line each: at most `MAX_PROBLEMS`, and a last line if there are
+    further errors. ``str()`` joins them in one line.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -119,8 +119,8 @@ def compose(text: str, *, file: str) -> dict[str, YamlNode]:
 class _Composer:
     """Builds nodes from the events of one document.
 
-    An alias is the same object as its anchor's node. It can only refer to a complete node, so nodes
-    form no cycles.
+    An alias is the same object as its anchor's node. An alias can only refer to a complete node, so
+    nodes do not form cycles.
     """
 
     def __init__(self, text: str, *, file: str) -> None:
@@ -140,7 +140,7 @@ class _Composer:
         try:
             node = self._root(yaml.parse(self._text, Loader=_Loader))
         except (yaml.YAMLError, ValueError, OverflowError) as error:
-            # The pure Python parser lets some errors of number conversions through.
+            # The pure Python parser does not catch some errors of number conversions.
             problem = f"{self._file}: {_syntax_error(error, self._text)}"
             raise ConfigError(*self._problems, problem) from None
         if self._problems:
@@ -240,7 +240,7 @@ def _syntax_error(error: Exception, text: str) -> str:
         return f"not valid YAML: {problem}"
     context = getattr(error, "context_mark", None)
     lines = _LINE_BREAK.split(text)
-    # The pure Python parser quotes the handle, and an unquoted password can look like one.
+    # The pure Python parser quotes the handle, and an unquoted password can look like a handle.
     explained = _explanation(problem, mark, context, lines) or re.sub(
         r"(undefined tag handle).*", r"\1", problem
     )

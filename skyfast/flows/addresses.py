@@ -1,7 +1,7 @@
 """Parses, formats, masks and matches the IP addresses in flows.
 
-An address is represented by its 4 or 16 bytes. The objects of `ipaddress` are ten times as slow,
-and during a network scan, every flow has an address that was not seen before.
+An address is represented by its 4 or 16 bytes. `ipaddress` objects would take ten times as long,
+and a cache does not help during a network scan, when every flow has a new address.
 """
 
 from collections.abc import Iterable

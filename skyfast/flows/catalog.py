@@ -40,8 +40,8 @@ class LabelDef:
     """A label that can be selected by name.
 
     ``path`` is its field, or empty if it does not come from a single field. ``lookup`` is
-    ``classification``, or the mapping of `skyfast.flows.planner.NameSource` that maps the field to
-    a tuple of names; the label value is element ``index`` of it.
+    ``classification``, or the name of the mapping in `skyfast.flows.planner.NameSource` that maps
+    the field to a tuple of names; the label value is element ``index`` of that tuple.
     """
 
     name: str
@@ -72,10 +72,10 @@ NODE_NAMES: Final = (
 """The names of a capture point, in the order of the tuples in `NameSource.nodes`."""
 
 INTERFACE_LABELS: Final = frozenset({"node_name", "node_host", "node_type"})
-"""The labels with names that only need the interfaces of the topology."""
+"""The labels whose names can be found with only the interfaces of the topology."""
 
 LOCAL_LABELS: Final = frozenset({"node_netns", "node_container"})
-"""The labels that need namespaces and containers, but nothing of Kubernetes."""
+"""The labels that need namespaces and containers, but no objects of Kubernetes."""
 
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
 """The two ends of a flow, as prefixes of label names, and the fields with their addresses."""
@@ -268,7 +268,7 @@ UNBOUNDED_FIELDS: Final = {
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",
 }
-"""The fields with unbounded values, and the reason."""
+"""The fields with unbounded values, each with the reason."""
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
@@ -281,11 +281,11 @@ ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PO
 class MetricDef:
     """A metric that can be selected by name.
 
-    ``paths`` are the fields: one for both directions or one for each, none if skyfast counts.
-    ``compatible`` is the family's name in the main view; ``standard``, after the prefix, is its
-    name with ``naming: standard`` and in other views; ``unit`` is the unit of the latter. Pages
-    show values divided by ``10 ** decimals`` of the naming. ``help`` can be followed by "on this
-    connection".
+    ``paths`` are the fields: one for both directions, or one for each direction, or none if skyfast
+    itself counts the value. ``compatible`` is the family's name in the main view; ``standard``,
+    after the prefix, is its name with ``naming: standard`` and in other views; ``unit`` is the unit
+    in the standard name. Pages show values divided by 10 to the power of ``compatible_decimals`` or
+    ``standard_decimals``. ``help`` can be followed by "on this connection".
     """
 
     name: str

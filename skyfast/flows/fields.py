@@ -1,8 +1,8 @@
 """The messages of analyzers, as msgspec structs.
 
-The structs of a flow are created for a plan and have only the fields that it uses: the decoder only
-skips other fields. Names, types and optionality are those of Skydive's protobuf messages, encoded
-by Go's JSON rules: empty fields may be missing.
+The structs of a flow are created for a plan and have only the fields that the plan uses: the
+decoder skips all other fields. Names, types and optionality are those of Skydive's protobuf
+messages, encoded by Go's JSON rules: empty fields may be missing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -63,7 +63,7 @@ PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS
 CLOSING: Final = 1
 """``FinishType`` of a flow's last report. Ordinary reports can have other values."""
 
-# The table reads these of every flow, whatever the plan.
+# The table reads these fields of every flow, whatever the plan is.
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
 # These identify a flow's first report (the first two are equal), its start, and a closing report

@@ -23,7 +23,7 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# Indexed by the place of the initiator, then of the target.
+# Indexed by where the initiator is, then by where the target is.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -34,9 +34,10 @@ _TAGS = (
 class Classifier:
     """Classifies flows as ``internal``, ``egress``, ``ingress`` or ``other``.
 
-    A flow is ``internal`` if both addresses are in the cluster's networks, ``egress`` or
-    ``ingress`` if only the initiator's or the target's is, and ``other`` if neither is, one is
-    invalid, or the flow has no Network. This is a `skyfast.flows.plan.LabelMapper` of whole flows.
+    A flow is ``internal`` if both addresses are in the cluster's networks, ``egress`` if only the
+    initiator's address is, and ``ingress`` if only the target's is. It is ``other`` if neither is,
+    if one is invalid, or if the flow has no ``Network``. This is a `skyfast.flows.plan.LabelMapper`
+    of whole flows.
     """
 
     READS: ClassVar[tuple[FieldPath, ...]] = (("Network", "A"), ("Network", "B"))
@@ -171,8 +172,8 @@ class _FunctionSource:
     def function(
         self, classifier: Classifier, requirements: Iterable[Requirement]
     ) -> Callable[[list[Flow], list[int]], list[Flow]]:
-        """Compile the source; drops are tested in order and counted by position."""
-        # Only flows that match a drop are tested for whether the table would skip them.
+        """Compile the source; drop rules are tested in order and counted by position."""
+        # Whether the table would skip a flow is tested only if the flow matches a drop rule.
         complete = ["flow.UUID"]
         for requirement in requirements:
             alternatives = [f"flow.{part} is not None" for (part,) in requirement.paths]

@@ -33,8 +33,8 @@ class Names(Protocol):
     """Maps a key to the values of several labels; the results can change.
 
     The table calls it once for each unknown flow and `Lookup`. It must accept every key: an
-    exception aborts the update of the whole message. A dict is looked up fastest, also a subclass
-    with ``__missing__``. All tuples have the same length.
+    exception aborts the update of the whole message. Lookups are fastest in a dict, including a
+    subclass with ``__missing__``. All tuples have the same length.
     """
 
     def __getitem__(self, key: str, /) -> tuple[str, ...] | None:
@@ -109,10 +109,10 @@ class Direction:
 class Counter:
     """A running total of a flow; connections sum its deltas.
 
-    ``paths`` are one total since the flow started, or several to add up. ``last_update`` are the
-    parts of each total that belong to the latest update, or empty if Skydive does not send them:
-    then 0 is assumed. With ``optional``, flows can lack the counter; a connection of only such
-    flows has no series of it.
+    ``paths`` has the field of the total since the flow started, or several fields to add up.
+    ``last_update`` has the fields with the part of each total that belongs to the latest update. It
+    is empty if Skydive does not send these parts; then 0 is assumed. With ``optional``, flows can
+    lack the counter, and a connection whose flows all lack it has no series of it.
     """
 
     paths: tuple[FieldPath, ...]
@@ -157,8 +157,8 @@ class View:
     """A set of series with the same labels: one row for each tuple of label values.
 
     ``identifies_connection`` means that the labels include both addresses and both ports and so
-    identify the flow that creates a connection: its total can then be counted even if this is not
-    its first report. ``direction`` is None if both directions are added up.
+    identify the flow that creates a connection. The total of this flow can then be counted even if
+    its first report was missed. ``direction`` is None if both directions are added up.
     """
 
     columns: tuple[Column, ...]
@@ -169,7 +169,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """Parts that a flow must have at least one of; otherwise it is skipped with ``reason``.
+    """A flow must have one of the parts ``paths``, or it is skipped with ``reason``.
 
     If ``or_without`` is not empty, a flow without that part needs none of ``paths``.
     """
@@ -186,7 +186,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """The fields that identify a conversation at every capture point, and the capture point.
+    """The fields that identify a conversation at every capture point, and that of the point.
 
     ``ends`` are the two sides, each with the paths of address and port; their order is irrelevant.
     """

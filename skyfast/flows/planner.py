@@ -271,7 +271,7 @@ def _values(
 
 def _counter(paths: tuple[FieldPath, ...]) -> Counter:
     if all(path[0] == "Metric" for path in paths):
-        # Every flow has Metric; others are skipped.
+        # Flows without Metric are skipped.
         return Counter(
             paths=paths, last_update=tuple(("LastUpdateMetric", path[1]) for path in paths)
         )

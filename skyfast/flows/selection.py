@@ -26,8 +26,9 @@ TAGS = ("internal", "ingress", "egress", "other")
 class LabelSpec:
     """A label: a known one, or the value at ``path`` in a flow, or a label of pods.
 
-    ``k8s_label`` is the key of the pods' label. ``name`` then starts with ``initiator_`` or
-    ``target_``, the end that has the pod; otherwise it stands for two labels, one for each end.
+    ``k8s_label`` is the key of a label of pods. In that case, the prefix ``initiator_`` or
+    ``target_`` of ``name`` selects the pod of one end of the flow; without a prefix, the entry
+    stands for two labels, one for each end.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Mask:
 class Fold:
     """Replaces ports ``above`` a bound, or all ports, by ``other``, except those in ``keep``.
 
-    One of the two can be None.
+    Either of the two settings can be None.
     """
 
     above: int | None
@@ -118,7 +119,7 @@ class ExportSelection:
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
-    """Return the names of the fields that differ, with those of the main view."""
+    """Return the names of the fields that differ, including fields of the main view."""
     main = _changed(old.main, new.main, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "main"]
     return [*main, *_changed(old, new, rest)]
@@ -142,7 +143,7 @@ ALONE: Final = Shard(0, 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """A condition on a field of a flow; ``path`` None is the classification's tag.
+    """A condition on a field of a flow; ``path`` is None for the tag.
 
     It matches if any of ``values``, ``ranges`` (both ends included), ``networks`` or ``pattern``
     (found anywhere in the string) matches, or with ``negated`` if none does. A missing field
@@ -168,7 +169,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Drops flows with ``excluded_tags``, which are in `TAGS`, and by rules.
+    """Drops flows by their tags and by rules. ``excluded_tags`` are some of `TAGS`.
 
     A flow is dropped by the first matching rule of ``drop``, or if ``keep`` is not empty and none
     of its rules matches.

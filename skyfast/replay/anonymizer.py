@@ -11,12 +11,12 @@ kept fields are anonymized as follows:
   networks stay visible.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
-  services, clusters, virtual machines and label values get pseudonyms, too. Those of names replace
-  one word after the other and keep ``-``, ``.``, ``_`` and other ASCII punctuation: so a replica
+  services, clusters, virtual machines and label values get pseudonyms, too. In names, each word is
+  replaced by its own pseudonym; ``-``, ``.``, ``_`` and other ASCII punctuation stays. So a replica
   set still has the name of its deployment followed by a hash, and kubelet's name of a container
-  (``k8s_NAME_POD_NAMESPACE_UID_N``) still has the names of container, pod and namespace. Words get
-  the same pseudonyms everywhere. The words that skyfast's rules compare with (``k8s``, ``POD``) and
-  the names that most hosts have (``eth0``) are unchanged.
+  (``k8s_NAME_POD_NAMESPACE_UID_N``) still has the names of container, pod and namespace. A word
+  gets the same pseudonym everywhere. The words that skyfast's rules compare with (``k8s``, ``POD``)
+  and the names that most hosts have (``eth0``) are unchanged.
 * Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged,
   as are the keys of labels, and the types and states of nodes.
 
@@ -200,7 +200,7 @@ class Anonymizer:
     def __call__(self, data: bytes, analyzer: str) -> tuple[bytes, str] | None:
         """Return the anonymized message and analyzer name.
 
-        Returns None if the message cannot be parsed, and therefore not be anonymized.
+        Returns None if the message cannot be parsed, and therefore cannot be anonymized.
         """
         try:
             message = msgspec.json.decode(data)
@@ -271,7 +271,7 @@ class Anonymizer:
         return text if _WORD.fullmatch(text) else self._text(text)
 
     def _hash_of(self, text: str) -> str:
-        """Return a different 64-bit hash, in hexadecimal without leading zeros."""
+        """Return a 64-bit pseudonym of a hash, in hexadecimal without leading zeros."""
         if not _HASH.fullmatch(text):
             return self._text(text)
         return f"{int.from_bytes(self._digest(b'hash', text.encode(), 8)):x}"
@@ -317,14 +317,16 @@ class Anonymizer:
             address = ipaddress.ip_address(text)
         except ValueError:
             return self._text(text)
-        # Other notations, and addresses with a zone, are other label values and thus other series.
+        # An address in another notation or with a zone is another label value, and thus another
+        # series.
         if str(address) != text or "%" in text:
             return self._text(text)
         kept_bits = _kept_bits(address)
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # An ordinary address must not become one of _KINDS: these are pseudonyms of others.
+            # An ordinary address must not become one of _KINDS: their addresses have those
+            # pseudonyms.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 
@@ -343,7 +345,7 @@ class Anonymizer:
                 return octets.hex(":")
 
     def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
-        """Flip each bit after the kept ones or not, depending on the key and all bits before it.
+        """Flip some bits after the kept ones. The key and all bits before a bit decide about it.
 
         The result is one to one and preserves common prefixes.
         """

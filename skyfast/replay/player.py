@@ -118,7 +118,7 @@ class ReplayServer:
                     if scheduled.message.line != "topology":
                         await self._send(scheduled)
                         sent += 1
-                    elif sent:  # `start` has applied the ones before the first message
+                    elif sent:  # `start` has applied the updates before the first message
                         self._apply(scheduled.message.update())
             except ConfigError as error:  # pragma: no cover - the file changed during playback
                 log.error("a recording changed during the replay: %s", printable(error))
@@ -167,13 +167,13 @@ class ReplayServer:
             for name in ("CreatedAt", "UpdatedAt"):
                 recorded_ms = element.get(name)
                 if isinstance(recorded_ms, int) and recorded_ms:
-                    # One mapping for all, so that the order of times stays the same.
+                    # One mapping for all times, so that their order stays the same.
                     present_ms = began_ms + int((recorded_ms - first_ms) // speed)
                     element[name] = max(present_ms, 1)
             if loop_ms:
                 scale_counters(element, now_ms=now_ms, played_ms=played_ms, loop_ms=loop_ms)
 
-        # Of large topologies, this takes a part of a second.
+        # This takes a fraction of a second for a large topology.
         elements = self._topology.elements(query)
         return await asyncio.to_thread(selected, elements, query, present)
 
@@ -274,7 +274,7 @@ def _pace(playback: Playback) -> str:
 def _loopback() -> str:
     """Return the first loopback address that accepts connections.
 
-    Listening alone proves nothing: it works even if the loopback interface is down.
+    Listening is not a sufficient test: it works even if the loopback interface is down.
     """
     problems = []
     for host in LOOPBACKS:

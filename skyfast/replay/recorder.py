@@ -1,9 +1,9 @@
 """Records the messages and the topology of analyzers to a file while they are exported.
 
-The event loop only copies each message into a queue; a thread writes them. It also finds out what
-has changed in the topology. If the queue is full, messages are dropped, counted and logged. When
-the file reaches its maximum size or the disk fails, the recording stops and the export continues.
-:mod:`skyfast.replay.recording` describes the format.
+The event loop only copies each message into a queue; a thread writes them. The thread also
+determines what has changed in the topology. If the queue is full, messages are dropped, counted and
+logged. When the file reaches its maximum size or the disk fails, the recording stops and the export
+continues. :mod:`skyfast.replay.recording` describes the format.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ BUFFER_BYTES: Final = 1 << 18
 """Size of the write buffer."""
 
 FLUSH_INTERVAL_S: Final = 1.0
-"""Interval of flushes; if the process is killed, the recording lacks this time."""
+"""Interval of flushes; if the process is killed, the recording lacks the latest messages."""
 
 STOP_TIMEOUT_S: Final = 2.0
 """How long `Recorder.stop` waits for the queue to be written."""

@@ -49,8 +49,8 @@ MAX_ANALYZERS: Final = 64
 """Maximum number of analyzers of a recording: each of them becomes a server."""
 
 MAX_GAP_MS: Final = 300_000
-"""Longer times without messages are shortened to this. Also the maximum difference between the time
-of a flow and the others of its message; times beyond it are ignored."""
+"""Longer times without messages are shortened to this. This is also the maximum difference between
+the time of a flow and the times of the other flows in its message; times beyond it are ignored."""
 
 _OF_MESSAGE: Final = frozenset({"Namespace", "Type", "Obj"})
 _OF_FLOW: Final = frozenset(
@@ -272,7 +272,7 @@ class Recording:
     def __iter__(self) -> Iterator[tuple[int, Message]]:
         """Read the lines again; yields them with their times, which never decrease.
 
-        Updates of the topology before the first message have its time.
+        Updates of the topology before the first message have the time of that message.
         """
         times = _Times(self.first_ms)
         for message in _Lines(self.path):
@@ -293,7 +293,7 @@ class _Times:
         elif not self._has_begun:
             return self.latest_ms
         if message.at_ms is None:
-            # It was sent after the latest time in it, and not before the previous message.
+            # A message is sent after the latest time in it, and not before the previous message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms
@@ -475,7 +475,7 @@ def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
     """Yield a message once for each of ``namespaces`` that it belongs to.
 
     ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown namespaces are sent
-    to all subscribers, because an analyzer has sent them to the recording one.
+    to all subscribers, because the analyzer sent them to the subscriber that recorded them.
     """
     try:
         namespace = _envelope.decode(data).Namespace

@@ -11,13 +11,13 @@ PAUSE_S = 5.0
 class Clock:
     """Monotonic seconds since an arbitrary moment.
 
-    If two calls of `now` are more than `PAUSE_S` apart, the time between them does not count:
-    while the machine sleeps or the process is paused (SIGSTOP), flows wait unread in its sockets,
-    and connections must not expire before these flows are read. This requires more frequent calls
-    during normal operation; the expiry task makes them.
+    If two calls of `now` are more than `PAUSE_S` apart, the clock does not count the time between
+    them: while the machine sleeps or the process is paused (SIGSTOP), flows wait unread in its
+    sockets, and connections must not expire before these flows are read. This requires more
+    frequent calls during normal operation; the expiry task makes them.
 
-    The time for which the clock is held does not count either. `skyfast.skydive.reporting_gap`
-    decides when to hold it.
+    Nor does the clock count the time for which it is held. `skyfast.skydive.reporting_gap` decides
+    when to hold it.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:

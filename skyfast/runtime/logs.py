@@ -31,7 +31,7 @@ LOG_INTERVAL_S: Final = 60.0
 """Default of `LogLimit`: the time between two log lines of one cause."""
 
 MAX_CAUSES: Final = 1000
-"""Causes that a `LogLimit` remembers. Beyond that, it forgets the one with the oldest line.
+"""Causes that a `LogLimit` remembers. Beyond that, it forgets the one whose line is oldest.
 
 Analyzers are part of causes, and host names can resolve to new addresses indefinitely."""
 
@@ -124,9 +124,10 @@ class WarningCounter(logging.Handler):
 
 
 def is_journal() -> bool:
-    """Return whether JOURNAL_STREAM, see systemd.exec(5), identifies standard error.
+    """Return whether standard error is the journal, by JOURNAL_STREAM: see systemd.exec(5).
 
-    The parent process may have passed on the variable but redirected standard error.
+    The existence of the variable is not enough, because the parent process may have passed it on
+    but redirected standard error.
     """
     try:
         status = os.fstat(2)
@@ -231,8 +232,8 @@ class LogLimit:
     """Logs one line per cause and interval, with the number of lines suppressed in between.
 
     Each method takes the logger, the cause of the line (any hashable value), and a ``%`` format
-    with its arguments. An argument can be a function: it is called for the value, and only if the
-    line is logged.
+    with its arguments. An argument can be a function that returns the value; it is called only if
+    the line is logged.
     """
 
     def __init__(self, interval_s: float = LOG_INTERVAL_S) -> None:
@@ -263,7 +264,7 @@ class LogLimit:
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
 
     def reset(self) -> None:
-        """Allow the next line of every cause. It still reports the lines suppressed so far."""
+        """Allow the next line of every cause. That line still reports how many were suppressed."""
         self._causes = {
             cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
         }

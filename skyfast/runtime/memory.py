@@ -26,7 +26,8 @@ MAPPED_BYTES = 8 << 20
 """Larger allocations get their own mapping, which free() returns to the kernel."""
 
 HEAPS = 1
-"""By default glibc gives threads separate heaps, which cannot use each other's free memory.
+"""Number of heaps. By default, glibc gives threads separate heaps, which cannot use each other's
+free memory.
 
 Nearly all allocations happen under the GIL anyway. With more heaps, a simulated month of churn
 took 10 % more memory."""

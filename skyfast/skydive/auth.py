@@ -1,8 +1,8 @@
 """Authentication at an analyzer.
 
-The subscriptions and the topology poller use it. They decide when to connect and what to log.
-aiohttp is imported at the first login: most installations need no login, and this import takes
-longer than all others.
+The subscriptions and the topology poller use this module, and decide themselves when to connect and
+what to log. aiohttp is imported at the first login, because most installations need no login and
+this import takes longer than all other imports.
 """
 
 import asyncio
@@ -44,14 +44,14 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""OpenSSL's reasons, which depend on its version, for data that is not TLS."""
+"""The reasons that OpenSSL reports for data that is not TLS; they depend on its version."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
     """Return the IP addresses of ``host`` in the order of preference.
 
-    Each lookup runs in its own daemon thread. At exit, Python waits for the threads of the event
-    loop's executor, and thus for a name server that does not respond.
+    Each lookup runs in its own daemon thread, not in the event loop's executor. At exit, Python
+    would wait for the executor's threads, and thus for a name server that does not respond.
 
     Raises:
         OSError: The resolution failed or took longer than RESOLVE_TIMEOUT_S.
@@ -121,8 +121,9 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
 def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
-    For an error number of the system, this is the message of the system, because asyncio and
-    aiohttp write messages of their own, such as ``Connect call failed ('127.0.0.1', 8082)``.
+    If the error has an error number of the operating system, this is the operating system's
+    message. asyncio and aiohttp replace it by messages of their own, such as ``Connect call failed
+    ('127.0.0.1', 8082)``.
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
@@ -213,7 +214,7 @@ class Authentication:
 
         ``headers`` and ``options`` are passed to aiohttp. The session should have an
         `aiohttp.DummyCookieJar`, so that only `headers` sets cookies. Redirects are not followed,
-        so that credentials are sent to the analyzer only.
+        so that only the analyzer receives the credentials.
         """
         endpoint = self.endpoint
         scheme = "https" if endpoint.secure else "http"
@@ -250,7 +251,7 @@ class Authentication:
                 if response.status != 200 or token is None or not token.coded_value:
                     status = response.status
                     return f"{request} returned HTTP {status} without {TOKEN_COOKIE} cookie"
-                # As received: a quoted value is sent back with its quotes.
+                # Stored as received: a quoted value is sent back with its quotes.
                 self._token = token.coded_value
                 return ""
         except TimeoutError:

@@ -2,7 +2,8 @@
 
 The fields are documented by Skydive's sources (``flow/table.go``, ``flow/probes``) and confirmed by
 recordings. Each flow table of an agent is one capture point, that is, one capture on one interface.
-It sends a report every 10 s to a randomly chosen analyzer, which forwards it to its subscribers:
+Every 10 s, each point sends a report to a randomly chosen analyzer, which forwards it to its
+subscribers:
 
 * ``FlowDropped`` and ``KernelFlowDropped`` are the increases since the capture point's previous
   report. Their sums over all points of a capture are exported as counters that start at the first
@@ -16,8 +17,8 @@ It sends a report every 10 s to a randomly chosen analyzer, which forwards it to
 A report identifies its capture but not its capture point, and a capture has a point on every
 interface that its query matches, on all hosts. The reports of one point cannot be told apart from
 those of others, and the number of readings in a report varies, so the totals cannot be exported as
-counters. The three values that cannot be summed are gauges: each shows the point with the highest
-value in the reports of the last 12 to 15 s. The number of reports is a counter, so its ``rate``
+counters. The other three values cannot be summed, so they are gauges: each is the highest value of
+any point in the reports of the last 12 to 15 s. The number of reports is a counter, so its ``rate``
 times 10 s is the number of capture points.
 
 Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
@@ -35,13 +36,13 @@ from skyfast.stats import CaptureStats
 from skyfast.text_format import MetricFamily, label_text
 
 SILENCE_S: Final = 60.0
-"""A capture expires after this time without a report: six reports."""
+"""A capture expires after this time without a report; a point sends six reports in this time."""
 
 SLOT_S: Final = 3.0
 """The highest values are stored per time slot of this length."""
 
 SLOTS: Final = 5
-"""The number of slots: the last 12 to 15 s, so that they contain a report of each point."""
+"""The number of slots. They cover the last 12 to 15 s, and thus a report of each point."""
 
 READINGS: Final = 10
 """A report contains the sum of this many readings of a total."""
@@ -101,7 +102,7 @@ class _Capture:
 
     @property
     def highest(self) -> _Figures:
-        """The highest values of the latest reports; there is at least one."""
+        """The highest values of the latest reports; there is at least one report."""
         return reduce(_highest, self._slots.values())
 
     def add(self, report: _PointReport, now: float, running: float) -> None:
@@ -189,8 +190,9 @@ class Captures:
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
         """Process a report, the ``Obj`` of a message. Never raises; counts unusable reports.
 
-        ``now`` may be held, so that captures do not expire while reports may be missing.
-        ``running`` is never held, and defaults to ``now``; the gauges use it.
+        ``now`` is from a clock that may be held, so that captures do not expire while reports may
+        be missing. ``running`` is from a clock that is never held; the gauges use it. It defaults
+        to ``now``.
         """
         try:
             report = _decode(raw)
@@ -279,6 +281,6 @@ def _values(capture: _Capture) -> tuple[str, ...]:
 
 
 def _mean(readings: int) -> str:
-    """Return the exact mean of a sum of readings."""
+    """Return the exact mean of the readings of a report, given their sum."""
     whole, tenths = divmod(readings, READINGS)
     return f"{whole}.{tenths}" if tenths else str(whole)

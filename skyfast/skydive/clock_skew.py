@@ -1,7 +1,7 @@
 """Detects flows with impossible times: the clock of an agent is wrong.
 
-Only the metrics ``start`` and ``last`` export the agents' times, but they also determine whether a
-report is late. If the local clock is wrong, all agents seem to be wrong.
+The agents' times are exported only by the metrics ``start`` and ``last``, but the table also uses
+these times to detect late reports. If the local clock is wrong, all agents seem to be wrong.
 """
 
 import logging
@@ -22,15 +22,16 @@ MAX_AHEAD_S: Final = 60.0
 
 MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
-"""It may be two ``flow.update`` plus this tolerance in the past.
+"""The latest packet may be two reporting intervals plus this tolerance in the past.
 
-An agent reports a flow at the first tick after its latest packet, so within one ``flow.update``.
-The second one allows for an increased ``flow.update`` and for delayed messages."""
+An agent reports a flow at the first tick after its latest packet, so within one reporting interval
+(``flow.update``). The second interval allows for an increased ``flow.update`` and for delayed
+messages."""
 
 MAX_CLOSING_BEHIND_S: Final = 3600.0
 """In a closing report, the latest packet may be this far in the past.
 
-An agent sends this report one to two ``flow.expire`` (600 s) after the flow's latest packet."""
+An agent sends this report after one to two times ``flow.expire`` (600 s) without a packet."""
 
 Flow = Any
 """A struct of the plan's flow types. All have ``Last`` and ``FinishType``."""
@@ -72,16 +73,17 @@ class ClockSkewCheck:
     ) -> None:
         """Count the ``flows`` with impossible times.
 
-        ``flows`` are those that the latest update of the table has applied, and ``data`` is their
-        message. If all times are plausible, the check costs almost nothing. Closing reports have
-        earlier times than others, so a message with one is checked flow by flow.
+        ``flows`` are the flows that the latest update of the table has applied, and ``data`` is the
+        message that contained them. If all times are plausible, the check costs almost nothing.
+        Closing reports have earlier times than other reports, so a message with a closing report is
+        checked flow by flow.
         """
         now_ms = self._wall_clock() * 1000
         behind_s = MAX_UPDATES_BEHIND * self._stats.flow_update_s + MAX_SKEW_BEHIND_S
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
         oldest_ms, newest_ms = self._table.times_ms
         if newest_ms > latest_ms:
-            # The table skipped flows with times beyond the newest: these are out of range.
+            # The table has skipped flows with times after ``newest_ms`` as out of range.
             misdated = [flow for flow in flows if latest_ms < flow.Last <= newest_ms]
             self._report("ahead", misdated, data, analyzer)
         if oldest_ms < earliest_ms:
@@ -102,7 +104,7 @@ class ClockSkewCheck:
         analyzer: AnalyzerStats,
     ) -> None:
         if not misdated:
-            return  # only flows outside ``flows`` are affected; the next update has them
+            return  # all misdated flows are outside ``flows``; the next update has them
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
             log,

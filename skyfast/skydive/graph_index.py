@@ -1,7 +1,8 @@
 """Finds nodes of the topology by type and by relation.
 
-Only consistent nodes and edges are used; everything else is counted and ignored, because answers
-of several queries are not of the same moment, and analyzers can have defects.
+Only consistent nodes and edges are used; everything else is counted and ignored. Inconsistencies
+occur because the responses to several queries are from different moments, and because analyzers can
+have bugs.
 """
 
 from collections import defaultdict
@@ -15,16 +16,16 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import DELETED, Graph, Node, Skipped
 
 MAX_NODES: Final = 200_000
-"""Maximum number of nodes used of a graph; 5,000 pods on 200 hosts have 60,000."""
+"""Maximum number of a graph's nodes that are used; 5,000 pods on 200 hosts have 60,000 nodes."""
 
 MAX_EDGES: Final = 400_000
-"""Maximum number of edges used of a graph."""
+"""Maximum number of a graph's edges that are used."""
 
 MAX_NAME_CHARS: Final = 256
-"""Maximum characters of a name or an ID; longer ones are ignored. Kubernetes' have up to 253."""
+"""Maximum characters of a name or an ID; longer ones are ignored. Kubernetes allows 253."""
 
 MAX_OWNERS: Final = 16
-"""Maximum levels of ownership above an interface; an ordinary one has two: namespace and host."""
+"""Maximum levels of ownership above an interface; usually two: namespace and host."""
 
 NODE_LIMIT: Final = "node_limit"
 """Counts nodes beyond `MAX_NODES`."""
@@ -37,7 +38,8 @@ DUPLICATE_ID: Final = "duplicate_id"
 
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
 """Counts edges whose parent or child is not in the graph. A few are normal: services have edges to
-endpoints, and Kubernetes namespaces own objects of all types, which are not read."""
+endpoints, and Kubernetes namespaces have edges to objects of all types. Not all of these objects
+are read."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
@@ -49,7 +51,7 @@ SEVERAL_OWNERS: Final = "several_owners"
 """Counts interfaces and containers that have several owners: Skydive allows only one."""
 
 OWNERSHIP_RING: Final = "ownership_ring"
-"""Counts interfaces and containers whose namespace is in a ring of owners, or has several."""
+"""Counts interfaces and containers whose namespace has several owners or is in a ring of owners."""
 
 OWNERSHIP: Final = "ownership"
 CONTAINER: Final = "container"
@@ -63,13 +65,13 @@ CONTROLLERS: Final = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""Types of the nodes that have edges to pods, and their kinds in Kubernetes."""
+"""The types of nodes that have edges to pods, each with its kind in Kubernetes."""
 
 RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
 """The ``RelationType`` of all edges that names are resolved from."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type of a container of the Kubernetes probe here, to tell it from a runtime container."""
+"""The type that this module gives to containers of the Kubernetes probe, not of a runtime."""
 
 _KUBERNETES_TYPES: Final = frozenset(
     (
@@ -83,7 +85,8 @@ _KUBERNETES_TYPES: Final = frozenset(
 
 _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libvirt"}
 
-# The types of parent and child of relations. Those that are not here have their own rules.
+# The types of the parent and the child, by relation. Relations that are not listed have their own
+# rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
     SERVICE: ("service", "pod"),
@@ -164,7 +167,7 @@ class GraphIndex:
             parts.popitem()
 
     def of_type(self, node_type: str) -> list[Node]:
-        """Return the nodes of a type, which is not an interface's."""
+        """Return the nodes of a type that is not a type of interfaces."""
         return self._types.get(node_type, [])
 
     def parents(self, relation: str, node: Node) -> Sequence[Node]:
@@ -172,14 +175,15 @@ class GraphIndex:
         return self._parents[relation].get(node.id or "")
 
     def veth_peers(self, node: Node) -> Sequence[Node]:
-        """Return the distinct veth interfaces that a veth interface is connected with."""
+        """Return the distinct veth interfaces that a veth interface is connected to."""
         return self._parents[LAYER2].get(node.id or "")
 
     def namespace(self, node: Node) -> Node | None:
         """Return the network namespace of an interface or container.
 
-        This is a node of type ``netns``, or ``host`` for the host's own namespace. None if it is
-        unknown, because the node has several owners or none, or the owners form a ring.
+        This is a node of type ``netns``, or ``host`` for the host's own namespace. Returns None if
+        the namespace is unknown: the node has no owner or several owners, or the owners form a
+        ring.
         """
         owners = self.parents(OWNERSHIP, node)
         if not owners:

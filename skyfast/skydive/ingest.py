@@ -25,7 +25,7 @@ from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 
 MAX_PARTIAL_FLOWS = 1_000
-"""Maximum number of flows per message that are decoded field by field, which takes 10 µs each.
+"""Maximum number of flows per message that are decoded field by field; each takes 10 µs.
 
 Analyzers send at most 100. Beyond the limit, flows with values of a wrong type are skipped."""
 
@@ -57,9 +57,9 @@ class StatsSink(Protocol):
 class Ingest:
     """Decodes messages and applies their flows.
 
-    A flow that the table does not know needs fields that updates of known flows do not. If the
-    latest message contained such a flow, the next one is decoded with the few fields that a first
-    report needs. If these are not enough, the message is decoded again with all fields.
+    The first report of a flow needs fields that later reports do not need. If the latest message
+    contained a first report, the next message is decoded with the few fields that a first report
+    needs. If these are not enough, the message is decoded again with all fields.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Ingest:
                 flows.append(self._full_flow.decode(raw))
                 continue
             except UNDECODABLE as error:
-                problem = str(error)  # the exception refers to the message
+                problem = str(error)  # the exception keeps the message alive
             if partial < MAX_PARTIAL_FLOWS:
                 partial += 1
                 try:

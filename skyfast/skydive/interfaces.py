@@ -25,7 +25,8 @@ MAX_LABEL_CHARS: Final = 1024
 MAX_LABELS_CHARS: Final = 8 * 1024 * 1024
 """Maximum characters of all labels together; other nodes are counted as ``too_many``.
 
-The page repeats the labels in every family, so this bounds its size if names are long."""
+The page repeats the labels in every family, so this bounds the size of the page if names are
+long."""
 
 MAX_COUNTER: Final = 2**63 - 1
 """Skydive's counters are int64. Negative and larger values are counted as ``out_of_range``."""
@@ -50,7 +51,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family(MetricFamily):
-    """``counter`` is the field of `Counters`; if empty, Skydive has none and the value is 0."""
+    """``counter`` is a field of `Counters`. If it is empty, the value is always 0."""
 
     counter: str
 
@@ -74,8 +75,8 @@ _COUNTERS: Final = (
 )
 """A part of the compatible name, a part of the standard name, and the help text.
 
-The first one is also the field of `Counters`. The counter that Skydive lacks has no standard
-name."""
+The first part is also the name of the field of `Counters`. The counter that Skydive lacks has no
+standard name."""
 
 _FAMILIES: Final[dict[Naming, tuple[_Family, ...]]] = {
     "compatible": tuple(
@@ -105,7 +106,7 @@ class _Page:
     text: bytes
     """In text format 0.0.4."""
     families: tuple[tuple[_Family, slice], ...]
-    """Each with the position of its samples in ``text``."""
+    """Each family with the position of its samples in ``text``."""
     busiest: tuple[Interface, ...]
     leaves_at: float
 
@@ -130,9 +131,10 @@ class Interfaces:
     Without responses, the interfaces stay for three intervals or ``connection_timeout_s``,
     whichever is longer.
 
-    The label ``node_tid`` is the ``TID`` of the interface, or the ``ID`` of its node if it has
-    none. Nodes with identical labels are one series, and the newest ``UpdatedAt`` wins. The values
-    are the counters of the devices and reset with them.
+    The label ``node_tid`` is the ``TID`` of the interface, or the ``ID`` of its node if there is no
+    ``TID``. Nodes with identical labels share one series, which has the values of the node with the
+    newest ``UpdatedAt``. The values are the devices' own counters: if a device resets its counters,
+    the values are reset too.
 
     All methods are thread-safe. An update takes long but does not block other methods.
     """
@@ -154,7 +156,7 @@ class Interfaces:
         self._writing = threading.Lock()
 
     def keep(self, *, interval_s: float, connection_timeout_s: float) -> None:
-        """Set the lifetime of the next responses."""
+        """Set how long the interfaces of later responses are kept."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
     def update(self, answer: Answer, now: float) -> None:
@@ -285,7 +287,7 @@ def _sum(*values: int) -> int:
 
 
 def _samples(family: _Family, rows: list[_Row], skipped: dict[str, int]) -> bytes:
-    # `MetricFamily.lines` takes a quarter longer for 20,000 interfaces.
+    # `MetricFamily.lines` would take a quarter longer for 20,000 interfaces.
     lines = []
     for row in rows:
         value = getattr(row.counters, family.counter) if family.counter else 0

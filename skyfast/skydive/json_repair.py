@@ -1,7 +1,7 @@
 """Repairs JSON text that the decoder rejects although its structure is valid.
 
 RFC 8259 allows two things that the decoder rejects: escapes of lone surrogates, and nesting beyond
-its limit. They should only affect the part of the text that contains them.
+its limit. After the repair, only the part of the text that contains them is lost.
 """
 
 import re
@@ -17,7 +17,8 @@ A message has two levels, and a flow has 3 to 5 below them."""
 MAX_REPAIRED_TOKENS: Final = 500_000
 """Maximum number of escapes, or of strings and brackets, that are parsed to repair a message.
 
-They take 0.2 s, much less than the timeout of a pong. A message of 100 flows has 10,000."""
+Parsing this many takes 0.2 s, much less than the timeout of a pong. A message of 100 flows contains
+10,000."""
 
 # A complete or incomplete string, or a bracket. Possessive, so that it never backtracks.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
@@ -33,9 +34,9 @@ _ESCAPE: Final = re.compile(
 def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
     r"""Return ``data`` with lone surrogates replaced by bytes that are not valid UTF-8.
 
-    The decoder takes ``"\\ud800"`` for the end of the text. With an invalid byte instead, it
-    rejects only the string that contains it. Parses up to ``max_escapes`` escapes, or all of them
-    if it is 0.
+    The decoder mistakes ``"\\ud800"`` for the end of the text. If an invalid byte replaces it, the
+    decoder rejects only the string that contains the byte. Parses up to ``max_escapes`` escapes, or
+    all of them if it is 0.
     """
 
     def marked(escape: re.Match[bytes]) -> bytes:

@@ -8,9 +8,9 @@ V = TypeVar("V")
 
 
 class MultiMap(Generic[K, V]):
-    """Distinct objects by key, in the order in which they were added; almost always only one.
+    """Distinct objects by key, in the order in which they were added. Most keys have only one.
 
-    A list for each of 100,000 keys would keep the garbage collector busy, which visits all of them
+    A list for each of 100,000 keys would slow down the garbage collector, which visits all lists
     without releasing the GIL. Objects are distinguished by identity, not by equality.
     """
 
@@ -19,7 +19,7 @@ class MultiMap(Generic[K, V]):
     def __init__(self, pairs: Iterable[tuple[K, V]] = ()) -> None:
         self._first: dict[K, V] = {}
         self._others: dict[K, dict[int, V]] = {}
-        self._all: dict[K, tuple[V, ...]] = {}  # filled when they are needed
+        self._all: dict[K, tuple[V, ...]] = {}  # filled by `get`
         for key, value in pairs:
             self.add(key, value)
 

@@ -23,21 +23,21 @@ from skyfast.skydive.name_resolver import (
 from skyfast.stats import LOOKUP_DROPS
 
 MAX_NAMES: Final = 100_000
-"""Maximum entries of a mapping, including those that are kept after they disappeared."""
+"""Maximum number of entries of a mapping, including kept ones that the topology no longer has."""
 
 MAX_TRIPLES: Final = 50_000
-"""Maximum number of cached names of ambiguous addresses; other ambiguous addresses have none."""
+"""Maximum number of triples with cached names; beyond it, ambiguous addresses have no names."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two removals of cached names that flows may not have any more."""
+"""Minimum time between two removals of cached names that flows may no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
-"""Maximum number of unknown addresses that wait for a query, and of those that were queried.
+"""Maximum number of unknown addresses that wait for a query, and of queried ones.
 
-The queries of a minute have 15,000."""
+The queries of one minute contain 15,000 addresses."""
 
 MISS_S: Final = 60.0
-"""Time for which an address that no pod has is not queried again."""
+"""An address that belongs to no pod is not queried again for this time."""
 
 MAX_ADDRESS_CHARS: Final = 45
 """Maximum length of an IP address; longer values are not queried."""
@@ -50,7 +50,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class _Update(Generic[V]):
-    """The changes of a mapping. ``gone`` has the keys that resolutions lack, and since when."""
+    """The changes of a mapping. ``gone`` maps keys to the time since when resolutions lack them."""
 
     changed: Mapping[str, V]
     leaving: Set[str]
@@ -63,7 +63,7 @@ class _Update(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """What ambiguous addresses are resolved with."""
+    """The data that ambiguous addresses are resolved with."""
 
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     points: Mapping[str, CapturePoint] = field(default_factory=dict)
@@ -91,9 +91,9 @@ class Changes:
     addresses: _Update[tuple[str, ...] | None]
     context: _Context
     triples: dict[Triple, tuple[str, ...]]
-    """The cached names that are still valid, and those that were chosen anew."""
+    """The cached names that are still valid, and those that were chosen again."""
     compared: int
-    """The number of cached names that were compared; later ones are dropped."""
+    """The number of cached names that were compared; names cached later are dropped."""
     affected: Set[str]
     """Ambiguous addresses with a triple whose names change, or are not cached any more."""
     pruned_at: float | None
@@ -116,11 +116,11 @@ class NodeNames(dict[str, tuple[str, ...]]):
 
 
 class AddressNames(dict[str, tuple[str, ...] | None]):
-    """The names of addresses in Go's notation, in the order of `ADDRESS_NAMES`.
+    """The names of addresses, by address in Go's notation.
 
-    They are followed by the values of the pod labels. The names of an ambiguous address are None;
-    `resolve` then chooses by the context, and caches the result. Addresses that are looked up and
-    unknown are noted if ``notes_unknown`` is set.
+    The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. An
+    ambiguous address has None instead; `resolve` then chooses by the context, and caches the
+    result. If ``notes_unknown`` is set, each unknown address that is looked up is noted.
     """
 
     __slots__ = ("_context", "_missed", "_overflowed", "_triples", "_unknown", "dropped", "empty")
@@ -175,7 +175,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         while self._unknown and len(taken) < count:
             address = next(iter(self._unknown))
             del self._unknown[address]
-            if address not in self:  # it may be known by now
+            if address not in self:  # it may have become known
                 self._missed[address] = now
                 taken.append(address)
         return taken
@@ -202,8 +202,8 @@ class NameIndex:
     ``keep_s`` and is removed by the first resolution after that. Without resolutions, all entries
     stay.
 
-    Only :meth:`apply` changes the mappings, in place. The thread that calls it may use them at any
-    time.
+    Only :meth:`apply` changes the mappings, in place. The thread that calls :meth:`apply` may use
+    the mappings at any time.
     """
 
     def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:
@@ -243,7 +243,7 @@ class NameIndex:
             address: candidates[address] for address, value in names.items() if value is None
         }
         points = dict(islice(resolution.points.items(), MAX_NAMES))
-        # What the flows of kept entries are resolved with is kept, too.
+        # The flows of kept entries need this data too.
         for address in update.gone:
             if address in context.candidates:
                 ambiguous[address] = context.candidates[address]
@@ -261,7 +261,7 @@ class NameIndex:
     def compare_new(self, resolution: Resolution, now: float) -> Changes:
         """Return the changes that ``resolution``, of a part of the topology at ``now``, causes.
 
-        Only addresses that are unknown so far get names. Otherwise like `compare`.
+        Only addresses that are unknown so far get names. Apart from that, it is like `compare`.
         """
         capacity = MAX_NAMES - len(self.addresses)
         added = {
@@ -292,8 +292,8 @@ class NameIndex:
         now: float,
         left_out: int,
     ) -> Changes:
-        """Complete the changes by those of the cached names."""
-        cached = self.addresses._triples.copy()  # the event loop may add some meanwhile
+        """Return the changes, with those of the cached names added."""
+        cached = self.addresses._triples.copy()  # the event loop may add entries meanwhile
         full = len(cached) > MAX_TRIPLES // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
         if is_pruned:
@@ -363,7 +363,7 @@ class NameIndex:
         changed = {
             *changes.addresses.keys,
             *changes.affected,
-            # These were chosen with what is outdated now.
+            # These names were chosen with data that is now outdated.
             *(address for address, _, _ in late if address in changes.context.candidates),
         }
         _applied(self.nodes, changes.nodes)
@@ -393,7 +393,7 @@ def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
 
 
 def _agreed(candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names if all candidates have the same."""
+    """Return the names if all candidates have the same names."""
     first = candidates[0].names
     return first if all(candidate.names == first for candidate in candidates) else None
 

@@ -3,11 +3,11 @@
 `needed` returns the queries that the exported labels need, and :class:`NamePoller` sends them:
 
 * Everything is read every `FULL_INTERVAL_S`.
-* In between, what was updated since then is read every `INTERVAL_S`, except for interfaces, which
-  have no cheaper query than the one for all of them.
-* Pods with addresses that flows have and that are unknown are read every `UNKNOWN_INTERVAL_S`.
+* In between, updated nodes and edges are read every `INTERVAL_S`. Only interfaces are always read
+  completely, because a query for updated interfaces would not be cheaper.
+* Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`.
 
-Names are resolved anew only if something that is read has changed.
+Names are resolved again only if the data that is read has changed.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from skyfast.stats import NAME_SKIPS, NameStats, TopologyStats
 log = logging.getLogger("skyfast.topology")
 
 FULL_INTERVAL_S: Final = 300.0
-"""Interval between two complete readings; deleted nodes and edges are noticed only by these."""
+"""Interval between two complete readings; only these notice deleted nodes and edges."""
 
 INTERVAL_S: Final = 20.0
 """Interval between two readings of changes, and of interfaces if their metrics are disabled."""
@@ -43,13 +43,13 @@ UNKNOWN_INTERVAL_S: Final = 2.0
 """Interval between two queries for pods with unknown addresses."""
 
 OVERLAP_MS: Final = 120_000
-"""How much earlier than the previous reading changes are read.
+"""Changes are read from this long before the previous reading.
 
-``UpdatedAt`` is the time of the host where the node is, and its clock can be slow. The update is
-also a few seconds under way."""
+``UpdatedAt`` is the time of the host where the node is, and its clock can be slow. The update also
+takes a few seconds to arrive."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The same for pods, whose ``UpdatedAt`` is the time of an analyzer."""
+"""The same overlap for pods, whose ``UpdatedAt`` is the time of an analyzer."""
 
 KINDS: Final = {
     queries.NAMED_INTERFACES: "interfaces",
@@ -77,10 +77,10 @@ def needed(export: ExportSelection) -> tuple[Query, ...]:
 
 @dataclass(slots=True)
 class _Progress:
-    """How far a query was answered.
+    """The progress of a query.
 
-    ``tried`` means that it has been sent, ``full_s`` is the monotonic time of the latest complete
-    reading, ``asked_ms`` the Unix time of the latest reading, and ``newest_ms`` the latest
+    ``tried`` means that the query has been sent, ``full_s`` is the monotonic time of the latest
+    complete reading, ``asked_ms`` the Unix time of the latest reading, and ``newest_ms`` the latest
     ``UpdatedAt`` of its nodes.
     """
 
@@ -91,7 +91,7 @@ class _Progress:
 
 
 class NamePoller:
-    """Reads what names are resolved from, and updates ``index``.
+    """Reads the data that names are resolved from, and updates ``index``.
 
     Reading, resolving and comparing run in worker threads. The changes are applied on the event
     loop, which calls ``renamed`` for each changed mapping with its changed keys.
@@ -109,7 +109,7 @@ class NamePoller:
     ) -> None:
         """Create the poller; ``now`` is the clock of ``index``, in seconds.
 
-        ``wanted`` are the results of `needed`. Without ``reads_interfaces``, somebody else polls
+        ``wanted`` are the results of `needed`. Without ``reads_interfaces``, another poller reads
         the interfaces and calls `received`.
         """
         self._wanted = wanted
@@ -144,11 +144,11 @@ class NamePoller:
                 tasks.create_task(self._ask_unknown_forever(client))
 
     def interface_reader(self) -> GraphReader:
-        """Return a reader for the interfaces that somebody else polls."""
+        """Return a reader for the interfaces that another poller reads."""
         return self._store.reader(queries.NAMED_INTERFACES, also_interfaces=True)
 
     async def received(self, reader: GraphReader) -> None:
-        """Use the interfaces that somebody else has read."""
+        """Use the interfaces that another poller has read."""
         self._progress[queries.NAMED_INTERFACES].tried = True
         await self._keep(queries.NAMED_INTERFACES, reader, is_full=True)
         self._resolve_soon()
@@ -192,10 +192,11 @@ class NamePoller:
                 progress.full_s = now_s
 
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
-        """Return the time since which changes are to be read, or 0 if that is unknown.
+        """Return the time from which changes are to be read, or 0 if it is unknown.
 
-        Neither the clock of this host nor those of others can be trusted alone: the earlier one
-        counts. ``UpdatedAt`` of edges is not read, but they are not newer than their nodes.
+        Neither the clock of this host nor those of other hosts can be trusted alone, so the earlier
+        time is used. ``UpdatedAt`` of edges is not read, because edges are not newer than their
+        nodes.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)
@@ -239,7 +240,7 @@ class NamePoller:
                 client.unexpected(error)
             duration_s = time.monotonic() - begun
             self.names.resolution_duration_s = duration_s
-            # At most half of a core, however often the topology changes.
+            # Use at most half of a core, however often the topology changes.
             await asyncio.sleep(duration_s)
 
     async def _resolve(self) -> None:
@@ -279,9 +280,10 @@ class NamePoller:
             self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
-        """Ask for the pods of unknown addresses, or, in turn, for pods that have just changed.
+        """Query the pods of unknown addresses, or alternately the pods that have just changed.
 
-        An address can be unknown when a flow first has it, and be a pod's a moment later.
+        An address can be unknown when it first occurs in a flow, and belong to a pod a moment
+        later.
         """
         addresses, now = self._index.addresses, self._now()
         query = None
@@ -309,7 +311,7 @@ class NamePoller:
     async def _resolve_pods(
         self, client: TopologyClient, pods: list[Node], reader: GraphReader
     ) -> None:
-        """Resolve the names of pods that ``reader`` has read, without waiting for all others."""
+        """Resolve the names of pods that ``reader`` has read, without waiting for other queries."""
         edges = queries.by_child([pod.id for pod in pods if pod.id][:MAX_VALUES])
         kept = queries.KUBERNETES_EDGES
         edge_reader = (
@@ -319,7 +321,7 @@ class NamePoller:
         if edge_reader is not None:
             await self._keep(kept, edge_reader, is_full=False)
         if any(_address(pod) in self._index.addresses for pod in pods):
-            self._resolve_soon()  # the pod has an address that was another's
+            self._resolve_soon()  # the address had another owner before
         resolution = await asyncio.to_thread(self._resolution_of, pods)
         async with self._applying:
             changes = await asyncio.to_thread(self._index.compare_new, resolution, self._now())

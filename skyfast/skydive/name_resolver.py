@@ -32,7 +32,7 @@ MAX_ADDRESSES: Final = 200_000
 MAX_COMPARISONS: Final = 10_000
 """Maximum number of pairs of a pod and an interface with the same address that are compared.
 
-Beyond it, none of them is assumed to be at an interface."""
+Beyond the limit, none of these pods is assumed to be at an interface."""
 
 ADDRESS_LIMIT: Final = "address_limit"
 """Counts addresses beyond `MAX_ADDRESSES`."""
@@ -59,10 +59,10 @@ Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An owner of an address.
 
-    ``names`` has the values of ``ADDRESS_NAMES``, then those of the pod labels asked for.
-    ``namespace`` is the ID of the network namespace's node, or of the host's node for its own
-    namespace; "" if unknown. ``host`` is the agent's. ``cluster`` is that of the pod or service,
-    else that of the host, or "".
+    ``names`` has the values of ``ADDRESS_NAMES``, followed by those of the requested pod labels.
+    ``namespace`` is the ID of the network namespace's node, or of the host's node if this is the
+    host's own namespace; "" if unknown. ``host`` is the agent's host. ``cluster`` is the cluster of
+    the pod or service, otherwise that of the host, or "" if there is none.
     """
 
     names: tuple[str, ...]
@@ -72,7 +72,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class CapturePoint(msgspec.Struct, frozen=True, gc=False):
-    """Where flows are captured. ``peers`` are the namespaces of its veth peers, in order."""
+    """Where flows are captured. ``peers`` are the namespaces of the veth peers, in order."""
 
     namespace: str
     peers: tuple[str, ...]
@@ -87,8 +87,9 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     * ``addresses``: the candidates by address, in the notation of flows. They are never empty, no
       two are equal, and their order does not depend on that of the graph.
     * ``points``: the capture points by ``NodeTID``.
-    * ``networks``: the subnets of all interfaces by host, in order, without those of one address.
-    * ``skipped``: how often something was not usable, by reason.
+    * ``networks``: the subnets of all interfaces by host, in order. Subnets with only one address
+      are left out.
+    * ``skipped``: how often something was unusable, by reason.
     """
 
     nodes: dict[str, tuple[str, ...]]
@@ -101,8 +102,8 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
 def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
     """Resolve the names of all addresses and capture points.
 
-    Never raises, whatever the graph. Takes about 1 s for 5,000 pods on 200 hosts, all of it in
-    interruptible Python code.
+    Never raises, whatever the graph contains. Takes about 1 s for 5,000 pods on 200 hosts, all of
+    it in interruptible Python code.
     """
     resolver = _Resolver(graph, k8s_labels)
     resolution = resolver.resolution()
@@ -120,16 +121,16 @@ def choose(
 ) -> tuple[str, ...] | None:
     """Return the names of an address in a flow, or None if they are ambiguous.
 
-    ``candidates`` are those of ``address``. ``other`` is the address at the other end, and
-    ``point`` where the flow was captured; None if that is unknown. ``networks`` is that of the
-    `Resolution`.
+    ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
+    flow. ``point`` is where the flow was captured, or None if that is unknown. ``networks`` is from
+    the `Resolution`.
 
-    The first of these that leaves exactly one value of ``names`` decides:
+    The first of these groups whose candidates all have the same ``names`` decides:
 
     1. All candidates.
     2. Those in the namespace of the capture point.
     3. Those in the namespaces of its veth peers.
-    4. If a subnet of the capture point's host has both addresses, those on that host.
+    4. If a subnet of the capture point's host contains both addresses, those on that host.
     5. Those in the cluster of the capture point.
     """
     chosen = _only_names(candidates)
@@ -174,9 +175,9 @@ def _share_network(networks: Mapping[str, Networks], host: str, address: str, ot
 class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A network namespace; `_UNKNOWN` has all fields empty.
 
-    ``own`` is whether it is the host's own. ``pod_names`` can be known without ``pod``.
-    ``uncertain`` means that its containers, or their pods, contradict one another: then no pod with
-    the same address may be assumed to be in it.
+    ``own`` is whether it is the host's own namespace. ``pod_names`` can be known even if ``pod`` is
+    not. ``uncertain`` means that the containers, or their pods, contradict one another. In that
+    case, a pod with the same address must not be assumed to be in the namespace.
     """
 
     id: str = ""
@@ -191,9 +192,9 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
 
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """Where addresses of interfaces are: those of a namespace usually have the same one.
+    """The place of an interface's addresses. All addresses of a namespace usually share one.
 
-    ``of_machine`` is whether the addresses are a virtual machine's behind an interface.
+    ``of_machine`` is whether the addresses belong to a virtual machine behind an interface.
     """
 
     namespace: _Namespace
@@ -221,7 +222,7 @@ class _Resolver:
         )
         self._domains = self._libvirt_domains()
         self._places: dict[tuple[int, str, str | None], _Place] = {}
-        # The hosts that have an address in their own namespaces.
+        # By address: the hosts that have it in their own namespaces.
         self._own_addresses: dict[str, set[str]] = defaultdict(set)
         self._subnets = _Subnets()
 
@@ -254,7 +255,7 @@ class _Resolver:
             if node is not None:
                 containers.add(id(node), container)
             else:
-                # It may be in any of these.
+                # The container may be in any of these.
                 uncertain.update(id(owner) for owner in index.parents(OWNERSHIP, container))
         # Containers in a host's own namespace do not name it.
         namespaces = {
@@ -299,7 +300,8 @@ class _Resolver:
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
         """Return the pod of containers that share a namespace, and its names.
 
-        It is found by the Kubernetes containers, else by labels, else by the containers' names.
+        The pod is found by its Kubernetes containers, otherwise by labels, otherwise by the
+        containers' names.
 
         Raises:
             ContradictionError: The containers belong to different pods.
@@ -324,7 +326,7 @@ class _Resolver:
             return None, None
         linked = tuple(pods.values())
         if len({pod.cluster for pod in linked}) > 1:
-            # The probe finds the pods of containers by their names, whatever the cluster.
+            # The probe matches containers and pods by name, and ignores the cluster.
             cluster = workloads.cluster_of_host(host)
             linked = tuple(pod for pod in linked if pod.cluster == cluster)
             if not cluster or not linked:
@@ -430,9 +432,10 @@ class _Resolver:
         return places
 
     def _place(self, namespace: _Namespace, host: str, machine: str | None) -> _Place:
-        """Return the place of an interface's own addresses, or of those of a virtual machine.
+        """Return the place of an interface's own addresses, or of a virtual machine's addresses.
 
-        If ``machine`` is "", they are a machine's whose name is unknown.
+        ``machine`` is None for the interface's own addresses; otherwise it is the name of the
+        virtual machine, or "" if the name is unknown.
         """
         key = id(namespace), host, machine
         place = self._places.get(key)
@@ -458,7 +461,7 @@ class _Resolver:
         return place
 
     def _libvirt_domains(self) -> dict[str, set[str]]:
-        """Return the names of virtual machines by UUID: not all their interfaces have the name."""
+        """Return the names of virtual machines by UUID; some of their interfaces lack the name."""
         domains: dict[str, set[str]] = defaultdict(set)
         for node in self._index.interfaces:
             metadata = node.metadata
@@ -487,7 +490,8 @@ class _Resolver:
     def _is_host_network(self, pod: Pod) -> bool:
         """Return whether a pod has no addresses of its own, but those of its host.
 
-        If the pod's host is known, addresses of other hosts do not matter: subnets can be the same.
+        If the pod's host is known, addresses of other hosts do not matter: several hosts can use
+        the same subnet.
         """
         hosts = [self._own_addresses.get(address, ()) for address in pod.addresses]
         return pod.host_network or any(
@@ -501,7 +505,7 @@ class _Resolver:
         """
         if not pods:
             return [place.candidate for place in places]
-        # A place whose namespace is known to be the pod's has its names already.
+        # A place whose namespace is known to belong to the pod has the pod's names already.
         known = {id(place.namespace.pod) for place in places if not place.of_machine}
         pods = [pod for pod in pods if id(pod) not in known]
         compared = places if len(places) * len(pods) <= MAX_COMPARISONS else ()
@@ -575,7 +579,7 @@ class _Subnets:
     def __init__(self) -> None:
         self._by_host: dict[str, set[IPv4Network | IPv6Network]] = defaultdict(set)
         self._of_text: dict[str, IPv4Network | IPv6Network | None] = {}
-        # Creating one takes 10 µs, and most interfaces share theirs.
+        # Creating a network takes 10 µs, and most interfaces share their subnet with others.
         self._known: dict[tuple[bytes, int], IPv4Network | IPv6Network] = {}
 
     def add(self, host: str, text: str) -> None:
@@ -602,7 +606,8 @@ class _Subnets:
         if address is None or not (length_text.isascii() and length_text.isdecimal()):
             return None
         if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
-            # Every pod can have a subnet of its own, which would never have two addresses.
+            # Every pod can have a subnet with only one address, which never contains both ends of a
+            # flow.
             return None
         key = addresses.masked(address, length), length
         network = self._known.get(key)
@@ -652,7 +657,7 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
 
 
 def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
-    """Return the newest pods of each cluster, of those that have the same address."""
+    """Return the newest pods of each cluster from ``pods``, which have the same address."""
     if len(pods) < 2:
         return pods
     newest: dict[str, int] = {}
@@ -664,7 +669,8 @@ def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
 def _in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Return the distinct candidates in order.
 
-    ``127.0.0.1`` has one in each namespace. Sorting thousands at once would not be interruptible.
+    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands at once would not be
+    interruptible.
     """
     rest = iter(set(candidates))
     chunks = []

@@ -2,8 +2,8 @@
 
 Agents send reports to the analyzers in UDP datagrams by default, without acknowledgement, and an
 analyzer stops sending for a while when a subscriber disconnects. The next report of a flow reveals
-a lost one: the totals have increased by more than ``LastUpdateMetric``. The table adds the
-difference in any case; this module counts such gaps, so that operators notice them.
+that an earlier report was lost: the totals have increased by more than ``LastUpdateMetric``. The
+table adds the difference in any case; this module counts such gaps, so that operators notice them.
 
 The same sample shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -33,7 +33,7 @@ RATE_PERIOD_S: Final = 10.0
 """How often the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""A report can arrive this long after a newer one: an analyzer batches reports for 5 s."""
+"""A report can arrive this long after a newer one, because analyzers batch reports for 5 s."""
 
 MAX_UNSETTLED: Final = 10_000
 """Maximum number of gaps that wait for a late report; further ones are counted at once."""
@@ -44,7 +44,7 @@ UPDATE_PERIODS: Final = 60
 hour. When the clock of an agent is adjusted, all updates of one tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Skip reasons that cause gaps. The others apply to all reports of a flow."""
+"""Skip reasons that cause gaps. The other reasons apply to all reports of a flow."""
 
 Flow = Any
 """A struct of the plan's type ``FullReport``."""
@@ -117,7 +117,7 @@ class ReportChecker:
             for index, counter in enumerate(plan.counters)
             if counter.last_update
         )
-        # The table does not know duplicate flows.
+        # With deduplication, the table does not know the duplicates.
         self._checks_unknown = plan.conversation is None
         self._table = table
         self._stats = stats
@@ -153,7 +153,7 @@ class ReportChecker:
         return True
 
     def skip(self) -> None:
-        """Return the credit of the latest message, which contains no flows."""
+        """Give back the credit spent on the latest message, because it contains no flows."""
         self._credit += 1.0
 
     def before(self, flows: Sequence[Flow]) -> Sample:
@@ -183,7 +183,7 @@ class ReportChecker:
                 self._check_unknown(flow, totals, deltas, analyzer, now)
 
     def note_late(self, flows: Sequence[Flow]) -> None:
-        """Close the gaps of late reports among ``flows``, the latest update."""
+        """Close the gaps that are filled by late reports in ``flows``, the latest update."""
         if self._table.late_total == self._late_total:
             return
         self._late_total = self._table.late_total

@@ -1,9 +1,9 @@
 """Decides when reports may be missing, so that expiry pauses.
 
 While a subscription does not deliver, the reports of live connections do not arrive. Therefore no
-row expires until the subscription has delivered for another ``flow.update``: by then, every live
-flow has been reported again. This time is bounded, because it also delays the expiry of ended
-connections.
+row expires until the subscription has delivered again for one reporting interval of the agents
+(``flow.update``): by then, every live flow has been reported again. The pause is bounded, because
+it also delays the expiry of ended connections.
 
 This module has no clock and no socket: its inputs are periodic states and ``now``, and its output
 is a decision.
@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 SLACK_S: Final = 15.0
-"""Added to ``flow.update``: analyzers batch reports for up to 5 s, and agents' ticks drift."""
+"""Added to the interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""If a subscription does not deliver while others do, it counts for this many ``flow.update``."""
+"""After this many intervals in which only others deliver, a subscription stops counting."""
 
 INCIDENT_UPDATES: Final = 4
-"""One incident, or one subscription, holds the clock for at most this many ``flow.update``."""
+"""One incident, or one subscription, holds the clock for at most this many intervals."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
 """Upper limit for values of ``flow.update``."""
@@ -48,10 +48,10 @@ class _SubscriptionState:
 
     delivers: bool = True
     delivers_for_s: float = math.inf
-    """Time since it last did not deliver; infinite if it always did."""
+    """How long it has delivered without interruption; infinite if it was never interrupted."""
     healthy: bool = True
     missing_s: float = 0.0
-    """Time since it was healthy during which others delivered but it did not."""
+    """How long others have delivered and it has not, since it was last healthy."""
     counted: bool = False
     budget: _Budget = field(default_factory=_Budget)
 
@@ -59,15 +59,16 @@ class _SubscriptionState:
 class ReportingGap:
     """Decides from the states of the subscriptions whether to hold the clock.
 
-    * A subscription counts from its first message on. It is *healthy* once it has delivered for
-      ``flow.update`` plus `SLACK_S` without interruption.
-    * The clock is held while a counted subscription is not healthy. A removed subscription does not
-      deliver.
-    * If a subscription does not deliver for `MISSING_UPDATES` ``flow.update`` while others do, it
-      stops counting until it is healthy: agents send to the others by then.
-    * A subscription that has held the clock for `INCIDENT_UPDATES` stops counting too, and several
-      together cannot hold it for longer. The limits are reset after one ``flow.update`` during
-      which that subscription, or all counted ones, were healthy.
+    * A subscription counts from its first message on. It is *healthy* once it has delivered without
+      interruption for one reporting interval (``flow.update``) plus `SLACK_S`.
+    * The clock is held while a counted subscription is not healthy. A removed subscription is
+      treated as not delivering.
+    * If a subscription does not deliver for `MISSING_UPDATES` intervals while others do, it stops
+      counting until it is healthy again: by then, agents send to the analyzers of the others.
+    * A subscription that has held the clock for `INCIDENT_UPDATES` intervals stops counting too.
+      Several subscriptions together cannot hold the clock for longer either. The first limit is
+      reset after one interval in which that subscription was healthy, the second one after an
+      interval in which all counted subscriptions were.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:
@@ -90,8 +91,8 @@ class ReportingGap:
         """Return whether to hold the clock from ``now_s`` until the next call.
 
         ``now_s`` is the time of a clock that is never held. ``delivering`` are the names of the
-        subscriptions that deliver, and ``subscribed`` those of all configured ones. The time since
-        the previous call is accounted with the state at that call.
+        subscriptions that deliver, and ``subscribed`` the names of all configured subscriptions.
+        The time since the previous call is attributed to the state at that call.
         """
         update_s = min(flow_update_s, MAX_FLOW_UPDATE_S)
         self._pass_time(now_s - self._checked_s, update_s)

@@ -17,7 +17,7 @@ _NO_KUBERNETES: Final = KubernetesLabels()
 
 
 def is_sandbox(container: Node) -> bool:
-    """Return whether a container is a pod's sandbox, which has its network and runs nothing."""
+    """Return whether a container is a sandbox: it has the network of its pod, and runs nothing."""
     labels, kubernetes = _labels(container)
     cri, crio = kubernetes.cri, kubernetes.crio
     docker_type = (kubernetes.docker and kubernetes.docker.type) or labels.docker_type
@@ -66,8 +66,8 @@ def kubelet_pod(container: Node) -> tuple[str, str] | None:
 def _kubelet_name(container: Node) -> tuple[str, str, str] | None:
     """Return container, pod and namespace of a name that kubelet gave to a Docker container.
 
-    These are ``k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT``, with a random suffix after a conflict.
-    Names in Kubernetes have no underscores.
+    Such a name is ``k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT``, with a random suffix after a
+    conflict. Names in Kubernetes have no underscores.
     """
     parts = (container.metadata.name or "").split("_", 7)
     if len(parts) not in (6, 7) or parts[0] != _KUBELET_PREFIX or not all(parts[1:4]):

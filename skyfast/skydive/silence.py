@@ -2,10 +2,11 @@
 
 Each capture point (a flow table of an agent: a capture on an interface) sends ``stats`` every 10 s,
 to an analyzer that it picks at random each time (``flow/table.go`` and
-``flow/client/flow_client.go`` of Skydive). If n of them were sent, the probability that one of N
-analyzers received none is (1 - 1/N)^n. A subscription without a message is *suspect* if this is
-less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The number of sent
-``stats`` is estimated from the number of capture points, unless the other subscriptions disagree.
+``flow/client/flow_client.go`` of Skydive). If n ``stats`` were sent, the probability that one of N
+analyzers received none is (1 - 1/N)^n. A subscription without a message is *suspect* if this
+probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The
+number of sent ``stats`` is estimated from the number of capture points, unless the other
+subscriptions disagree.
 
 A subscription that gets ``stats`` and no flows is silent too if the ``stats`` show that captures
 receive packets: after a client has subscribed to ``stats`` alone, an analyzer sends only these.
@@ -25,36 +26,37 @@ from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 
 SUSPECT_CHANCE: Final = 1e-3
-"""A false suspicion only delays the expiry of connections..."""
+"""Less probable silence is suspect. A false suspicion only delays the expiry of connections."""
 
 SILENT_CHANCE: Final = 1e-6
-"""... a needless reconnection interrupts all subscribers of the analyzer."""
+"""Less probable silence causes a reconnection, which interrupts all subscribers of the analyzer."""
 
 LOST: Final = 0.01
 """The share of ``stats`` that UDP may lose before a subscription is silent."""
 
 WINDOW_S: Final = 30.0
-"""``stats`` are counted in windows of this length..."""
+"""``stats`` are counted in windows of this length."""
 
 WINDOWS: Final = 4
-"""... and the highest count of these windows is used. Together they are longer than any silence, so
-that a silent subscription does not reduce it. When captures end, it decreases within 2 minutes."""
+"""The highest count of this many windows is used. Together the windows are longer than any silence,
+so that a silent subscription does not reduce this count. When captures end, the count decreases
+within 2 minutes."""
 
 ENDED_SHARE: Final = 0.5
 """If all other subscriptions deliver, but less than this share of the expected ``stats``, captures
 have ended."""
 
 IDLE_SHARE: Final = 0.1
-"""If no more than this share of the reports shows packets, the captures may be idle..."""
+"""If no more than this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
-"""... and after its last packet, a point sends this many reports that still differ."""
+"""After its last packet, a point sends this many reports that still differ."""
 
 MEMORY_S: Final = 60.0
-"""Reported values are remembered for at least this time: six reports."""
+"""Reported values are remembered for at least this long, which is six reports."""
 
 MAX_VALUES: Final = 20_000
-"""Maximum number of remembered values; beyond that, reports do not show packets."""
+"""Maximum number of remembered values; beyond it, no report counts as a sign of packets."""
 
 READINGS: Final = (9, 10, 11)
 """``PacketsReceived`` is the sum of this many readings of a total: ten, or one more or less."""
@@ -67,11 +69,11 @@ class SilenceTiming:
     statistics_s: float = 10.0
     """Interval between two ``stats`` of a capture point."""
     suspect_s: float = 15.0
-    """Minimum time without a message until a subscription is suspect..."""
+    """Minimum time without a message until a subscription is suspect."""
     silent_s: float = 20.0
-    """... and until it is silent."""
+    """Minimum time without a message until a subscription is silent."""
     slack_s: float = SLACK_S
-    """Time after ``flow.update`` until the reports of an update have arrived."""
+    """Time from the end of a reporting interval until the reports have arrived."""
 
 
 class _PacketReport(msgspec.Struct, gc=False):
@@ -85,8 +87,8 @@ class Activity:
 
     ``PacketsReceived`` is the sum of about ten readings of a point's total. An idle point always
     reports the same sum, or the sum of nine or eleven of the same readings. A sum that the capture
-    has not reported recently shows that it receives packets. Captures that do not count packets
-    (eBPF, sFlow, NetFlow) report 0, which shows nothing.
+    has not reported recently shows that the capture receives packets. Captures that do not count
+    packets (eBPF, sFlow, NetFlow) report 0, which shows nothing.
     """
 
     def __init__(self) -> None:
@@ -183,15 +185,16 @@ class Reporting:
 class Silence:
     """Decides whether a subscription is suspect or silent.
 
-    A subscription is suspect after ``longest_s`` without a message at the latest, and silent after
-    ``longest_s`` times ``stretch``; 0 disables both.
+    Without messages, a subscription is suspect after ``longest_s`` at the latest, and silent after
+    ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, it is never suspect or
+    silent.
     """
 
     def __init__(
         self, reporting: Reporting, *, longest_s: float, stretch: float = 1.0, tick_s: float
     ) -> None:
         self.suspect = False
-        """Whether it is suspect now, or will be before the next tick."""
+        """Whether the subscription is suspect now, or will be before the next tick."""
         self.delivered = False
         """Whether a message has arrived so far."""
         self.silent_s = 0.0
@@ -208,7 +211,7 @@ class Silence:
         return self.delivered and not self.suspect
 
     def update(self, *, received: bool, statistics: int, flows: bool, now_s: float) -> str:
-        """Update the state once per tick; return why it is silent, or an empty string.
+        """Update once per tick; return why the subscription is silent, or an empty string.
 
         ``received`` is whether messages have arrived since the last tick, ``statistics`` is the
         number of ``stats`` among them, and ``flows`` is whether any message contained flows.
@@ -232,7 +235,7 @@ class Silence:
         return ""
 
     def _is_quiet(self) -> bool:
-        """Whether it has received no message for longer than the interval of ``stats``."""
+        """Whether the last message arrived longer ago than the interval of ``stats``."""
         return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
 
     def _is_suspect(self) -> bool:
@@ -303,7 +306,8 @@ class _MissingFlows:
     def _due_since(self, chance: float) -> float:
         """Return ``seconds`` if enough reports have shown packets so far, or infinity."""
         reporting = self._reporting
-        # A point with packets sends flows once per flow.update, to one analyzer.
+        # A point that receives packets sends its flows once per reporting interval, to one
+        # analyzer.
         reports_each = self._update_s / reporting.timing.statistics_s
         idle = IDLE_REPORTS * reporting.analyzers * reporting.capture_points
         sent = (self._shown - idle) / reports_each

@@ -62,19 +62,19 @@ SILENCE_JITTER: Final = 1.3
 """Each subscription multiplies the silence timeout by a random factor up to this one.
 
 An analyzer stops sending to all its subscribers together, and the first one that reconnects makes
-it resume for all. So they should not all reconnect at once. 20 s become up to 26 s, and the 45 s of
-``silence_timeout`` up to 58 s."""
+it resume for all. So the subscribers should not all reconnect at once. 20 s become up to 26 s, and
+the 45 s of ``silence_timeout`` up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
-"""The keys in `AnalyzerStats.messages` of the messages from which silence is detected."""
+"""Keys in `AnalyzerStats.messages`: the kinds of messages from which silence is detected."""
 
 BACKLOG_BYTES: Final = 32 << 10
 """If a socket always has this much unread data, its analyzer has to wait.
 
-This is less than half of the smallest receive buffer in Linux (``tcp_rmem``), as a slow reader's
-buffer cannot hold much more than half of its size. And it is more than a fast reader ever leaves
-between two messages."""
+This is less than half of the smallest receive buffer in Linux (``tcp_rmem``), because a slow
+reader's buffer cannot hold much more data than half of its size. It is more than a fast reader ever
+leaves unread between two messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,22 +86,22 @@ class Timing:
     close_timeout_s: float = 1.0
     """Timeout of the closing handshake; then the socket is closed."""
     ping_interval_s: float = 10.0
-    """Interval of pings, which detect half-open connections..."""
+    """Interval of pings, which detect half-open connections."""
     ping_timeout_s: float = 20.0
-    """... if there is no pong within this time."""
+    """Timeout of a pong; then the connection is closed."""
     backoff_first_s: float = 0.5
-    """Maximum delay before the first reconnection; it doubles with every further one..."""
+    """Maximum delay before the first reconnection; it doubles with every further one."""
     backoff_most_s: float = 10.0
-    """... up to this maximum."""
+    """Upper limit of the doubled delay."""
     healthy_s: float = 30.0
     """A subscription that lasted this long resets the delay."""
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If an analyzer had to wait this long, that is why it closed the connection. Skydive closes
-    it after 10 s in which it could not write, or 7 s without a pong."""
+    """If an analyzer had to wait this long, the wait is assumed to be why it closed the connection.
+    Skydive closes a connection after 10 s in which it could not write, or 7 s without a pong."""
     conflict_grace_s: float = 15.0
-    """For this time, an analyzer may still list the previous subscription of this process."""
+    """How long an analyzer may still list the previous subscription of this process."""
     log_interval_s: float = LOG_INTERVAL_S
     """Minimum interval between two log lines of the same analyzer and cause."""
     resolve_interval_s: float = 30.0
@@ -186,7 +186,7 @@ def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
 
 
 class _Connect(connect):
-    """Does not follow redirects: analyzers send none, and they would receive the credentials."""
+    """Does not follow redirects: analyzers send none, and the target would get the credentials."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -225,7 +225,7 @@ class _BacklogTimer:
 
 
 class _SilenceMonitor:
-    """Checks once per tick whether a subscription still delivers, and ends it if not.
+    """Checks once per tick whether a subscription still delivers, and ends a silent one.
 
     Silence is measured in ticks: after a pause of the process, the late tick counts as one, and
     waiting messages are read before the next one.
@@ -243,7 +243,7 @@ class _SilenceMonitor:
         tick_s: float,
         on_change: Callable[[], None],
     ) -> None:
-        """Start monitoring. Silence expires ``deadline``.
+        """Start monitoring. If the subscription is silent, ``deadline`` expires.
 
         ``on_change`` is called when the subscription starts or stops delivering.
         """
@@ -266,7 +266,8 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.received and not self._silence.delivered:
-            # It ended before the first tick. It counts as having delivered, so that expiry pauses.
+            # The subscription ended before the first tick. It counts as having delivered, so that
+            # expiry pauses.
             self._silence.delivered = True
             self._on_change()
 
@@ -404,7 +405,8 @@ class Subscription:
                 ("X-Client-Type", "analyzer"),
                 ("X-Client-Protocol", "json"),
                 ("X-Websocket-Namespace", f"flow/{capture_id}" if capture_id else "flow"),
-                # Sent every 10 s even without traffic; silence cannot be detected without it.
+                # Statistics arrive every 10 s even without traffic; they are needed to detect
+                # silence.
                 ("X-Websocket-Namespace", "stats"),
                 *self._sent_headers,
             ],

@@ -1,6 +1,6 @@
 """The subscriptions to all analyzers, and the addresses of their host names.
 
-Each of them is a :class:`skyfast.skydive.subscription.Subscription`.
+Each subscription is a :class:`skyfast.skydive.subscription.Subscription`.
 """
 
 import asyncio
@@ -41,10 +41,10 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 class Subscriptions:
     """The subscriptions to all of ``config.subscriber.endpoints``.
 
-    A ``dns+`` endpoint has one subscription for each address of its name. Each has its own row in
-    ``stats.analyzers``, which is removed with the address, so that the number of rows stays
-    bounded. The name has a row too: it counts failed resolutions, and its ``up`` is 1 while at
-    least one of the addresses is subscribed.
+    A ``dns+`` endpoint has one subscription for each address of its name. Each subscription has its
+    own row in ``stats.analyzers``, which is removed with the address, so that the number of rows
+    stays bounded. The name has a row too: it counts failed resolutions, and its ``up`` is 1 while
+    at least one of the addresses is subscribed.
 
     The configuration and the name servers determine the targets. Only `run` acts on their changes:
     it stops obsolete subscriptions and starts missing ones.
@@ -63,8 +63,8 @@ class Subscriptions:
     ) -> None:
         """Prepare the subscriptions. This blocks, because it reads the certificates.
 
-        ``on_message`` counts each message in the stats of its analyzer, ``activity`` receives
-        their statistics, and ``on_change`` is called when `delivering` may have changed.
+        ``on_message`` counts each message in the stats of its analyzer, ``activity`` receives the
+        statistics in messages, and ``on_change`` is called when `delivering` may have changed.
 
         Raises:
             ConfigError: A certificate is unusable, or a value cannot be sent in a header.

@@ -22,7 +22,7 @@ from skyfast.stats import TopologyStats
 class TopologyPoller:
     """Periodically reads the interfaces, and the names if they are used.
 
-    If both are used, one response is used for both.
+    If both are used, one query serves both.
     """
 
     def __init__(

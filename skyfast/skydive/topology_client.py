@@ -95,8 +95,8 @@ class QueryError(Exception):
 class TopologyClient:
     """Queries the analyzers of ``config.subscriber.endpoints`` in order until one responds.
 
-    The next query starts with that one. If a name resolves to several addresses, only one of them
-    is queried, because every analyzer knows the whole topology.
+    The next query starts with the analyzer that responded. If a name resolves to several addresses,
+    only one of them is queried, because every analyzer knows the whole topology.
 
     Use it as an asynchronous context manager; inside, several tasks may query at once.
     """
@@ -135,7 +135,7 @@ class TopologyClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        # This takes up to 0.3 s, in which the event loop goes on.
+        # This takes up to 0.3 s, during which the event loop continues.
         aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
         self._session = aiohttp.ClientSession(
             # A kept connection would time out before the next request, and POST is not retried.
@@ -160,8 +160,8 @@ class TopologyClient:
     async def ask(self, query: Query, make_reader: Callable[[], R]) -> R | None:
         """Send ``query``; return the reader that has read the response, or None.
 
-        Each analyzer that is asked gets a reader of its own. None means that no analyzer has
-        answered: failures are counted and logged, and not raised.
+        Each queried analyzer gets a reader of its own. None means that no analyzer has answered:
+        failures are counted and logged, but not raised.
         """
         preferred = self._preferred
         for analyzer in sorted(self._analyzers, key=lambda analyzer: analyzer is not preferred):
@@ -364,7 +364,7 @@ class _Elements:
                 self._reader.add(element)
                 if self._observer is not None:
                     self._observer.add(element)
-        except ValueError as error:  # MalformedAnswerError is one, too
+        except ValueError as error:  # includes MalformedAnswerError
             raise QueryError("malformed", str(error)) from None
 
 

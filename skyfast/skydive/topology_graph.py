@@ -34,8 +34,8 @@ Skipped: TypeAlias = Counter[str]
 class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
     """A JSON object of which only some fields are read.
 
-    There are 100,000s of them, which the garbage collector need not visit: so arrays are tuples,
-    which it leaves alone if they have only strings.
+    There are hundreds of thousands of these objects, so the garbage collector should not visit
+    them. Arrays are tuples because it ignores tuples that contain only strings.
     """
 
 
@@ -171,7 +171,7 @@ class K8s(_Struct):
 
 
 class Libvirt(_Struct):
-    """``Libvirt``, of the host's interfaces of virtual machines."""
+    """``Libvirt``, of interfaces through which the host connects virtual machines."""
 
     domain: str | None = None
 

@@ -88,7 +88,7 @@ _check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class AnswerReader:
-    """Decodes one element of a response after the other."""
+    """Decodes the elements of a response, one at a time."""
 
     def __init__(self) -> None:
         self._nodes: list[Node] = []
@@ -135,7 +135,7 @@ def _recover(element: bytes) -> Node | None:
 
 
 def readable(element: bytes) -> bytes:
-    """Return ``element`` with invalid text replaced, and without what is nested too deep.
+    """Return ``element`` with invalid text replaced, and without parts that are nested too deep.
 
     Raises:
         MalformedAnswerError: It is not JSON.

@@ -1,16 +1,16 @@
 """The Gremlin queries that skyfast sends to the topology API.
 
-Every query is created here. `parse` understands exactly these, so that a recording can be served in
-place of an analyzer.
+Every query is created here. `parse` understands exactly these queries, so that a recording can be
+served in place of an analyzer.
 
-Skydive's own sources say what works: ``graffiti/graph/traversal`` parses and runs a query,
+Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses and runs a query,
 ``graffiti/filters`` evaluates its conditions, and ``graffiti/graph`` looks up the keys.
 
-* All conditions of one ``Has`` must hold. They are evaluated in order, up to the first one that
-  does not, so cheap and selective ones come first. ``Has`` directly behind ``V()`` or ``E()``
-  runs while the graph is listed, without a second list.
-* ``Within`` compares with one value after the other.
-* ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys beside the
+* All conditions of one ``Has`` must hold. They are evaluated in order, up to the first condition
+  that does not hold, so cheap and selective conditions come first. A ``Has`` directly after ``V()``
+  or ``E()`` is evaluated while the graph is listed, without a second list.
+* ``Within`` compares with its values one after the other.
+* ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
   metadata.
 * A string ends at the next quote of either kind; there are no escapes.
 """
@@ -41,7 +41,7 @@ class Query:
     _matches: _Matches = field(repr=False, compare=False)
 
     def matches(self, element: Element) -> bool:
-        """Return whether the response contains ``element``, which is an edge or node as needed.
+        """Return whether the response contains ``element``: an edge if ``edges``, otherwise a node.
 
         Values of unexpected types do not match.
         """
@@ -90,9 +90,10 @@ NAMED_INTERFACES: Final = Query(
 )
 """The interfaces of `INTERFACES` and all other nodes that have addresses or can be captured.
 
-These are all Linux devices, because loopback and tunnels have other ``EncapType``s (``loopback``,
-``gre``, ``sit``, ``none``, …), and Open vSwitch bridges and ports, which have none: see
-``CaptureTypes`` in Skydive's ``flow/probes/capabilities.go``. Requires Skydive 0.21."""
+These are all Linux devices, including loopback and tunnels, which have other ``EncapType``s
+(``loopback``, ``gre``, ``sit``, ``none``, …), and all Open vSwitch bridges and ports, which have no
+``EncapType``: see ``CaptureTypes`` in Skydive's ``flow/probes/capabilities.go``. Requires Skydive
+0.21."""
 
 
 def _of_types(start: str, key: str, values: tuple[str, ...]) -> Query:
@@ -120,15 +121,15 @@ KUBERNETES: Final = _of_types(
 """Pods, their owners, services, and the nodes of the cluster."""
 
 PODS: Final = _of_types("V", "Type", ("pod",))
-"""The pods alone, for `changes`."""
+"""Only the pods, for `changes`."""
 
 EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2"))
-"""Which host or network namespace an interface or container is in; pairs of interfaces."""
+"""Edges from hosts and network namespaces to what is in them, and between connected interfaces."""
 
 _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefulset", "node")
 
 KUBERNETES_EDGES: Final = _of_types("E", "RelationType", ("container", *_OWNERS))
-"""Which container runs a container of Kubernetes; what selects or owns a pod; where it runs."""
+"""Edges between runtime and Kubernetes containers, and from owners, services and nodes to pods."""
 
 _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 
@@ -137,8 +138,8 @@ def changes(query: Query, since_ms: int) -> Query:
     """Return the query for those elements of ``query`` that were updated after ``since_ms``.
 
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
-    Interfaces are not among them: the agents update their counters every 30 s. Deleted elements
-    are not reported.
+    Interfaces are not among them, because agents update the counters of all interfaces every 30 s.
+    Deleted elements are not reported.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")
@@ -154,13 +155,13 @@ def changes(query: Query, since_ms: int) -> Query:
 
 
 _SAFE: Final = re.compile(r"[0-9A-Za-z_.:-]{1,256}")
-"""Addresses and IDs that cannot end the string that contains them."""
+"""Matches addresses and IDs that are safe inside a string of a query."""
 
 
 def by_pod_address(addresses: Iterable[str]) -> Query | None:
     """Return the query for the pods with one of ``addresses`` as ``K8s.IP``.
 
-    None if there are none. Values that are no addresses are left out.
+    Returns None if there are no addresses. Values that are not addresses are left out.
 
     Raises:
         ValueError: There are more than `MAX_VALUES`.
@@ -178,9 +179,9 @@ def by_pod_address(addresses: Iterable[str]) -> Query | None:
 
 
 def by_child(ids: Iterable[str]) -> Query | None:
-    """Return the query for what selects or owns the pods with ``ids``, and where they run.
+    """Return the query for the edges from owners, services and nodes to the pods with ``ids``.
 
-    None if there are none. The edges are among `KUBERNETES_EDGES`.
+    Returns None if there are no IDs. The edges are part of `KUBERNETES_EDGES`.
 
     Raises:
         ValueError: There are more than `MAX_VALUES`.

@@ -1,10 +1,10 @@
 """Keeps the nodes and edges of the topology that names are resolved from.
 
-Each query has its own elements. A response replaces them, or, if it only has changes, is merged
-into them. Elements that have not changed stay the same objects.
+Each query has its own elements. A complete response replaces them, and a response that has only
+changes is merged into them. Elements that have not changed stay the same objects.
 
-Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts: it
-would stop the process for 0.1 s to visit 100,000 elements.
+Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts.
+Otherwise it would stop the process for 0.1 s to visit 100,000 elements.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ Elements: TypeAlias = dict[Hashable, Element]
 class GraphReader:
     """Decodes the elements of one response. ``also_interfaces`` decodes them for metrics, too.
 
-    Elements that equal those of ``known`` are replaced by them at once, so that reading an
+    An element that equals one of ``known`` is replaced by that object at once, so that reading an
     unchanged topology again takes no memory.
     """
 
@@ -159,7 +159,7 @@ class TopologyStore:
         return bool(self._elements)
 
     def replace(self, query: Query, reader: GraphReader) -> bool:
-        """Replace the elements of ``query``; return whether they or the skips have changed."""
+        """Replace the elements of ``query``; return whether they or the skips differ."""
         before = self._elements.get(query, {})
         changed = query not in self._elements or self._skipped[query] != reader.skipped
         elements: Elements = {}
@@ -212,7 +212,7 @@ class TopologyStore:
         )
 
     def graph_of(self, pods: list[Node]) -> Graph:
-        """Return these pods, and everything but other pods that their names are resolved from."""
+        """Return ``pods``, and the elements that their names need, except other pods."""
         chosen = {pod.id for pod in pods}
         nodes, others = list(pods), set[str | None]()
         for element in self._listed(KUBERNETES):
@@ -238,7 +238,7 @@ class TopologyStore:
 
 
 def _is_same(old: Element, new: Element) -> bool:
-    """Compare two elements, except ``UpdatedAt``: counters that are not read change it."""
+    """Compare two elements without ``UpdatedAt``, which unread fields change too."""
     if isinstance(old, Node) and isinstance(new, Node):
         old.updated_at = new.updated_at
     return old == new

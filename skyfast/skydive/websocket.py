@@ -132,7 +132,7 @@ class _Receiver(asyncio.BufferedProtocol):
     """Owns the receive buffer of the transport, and parses the frames in it.
 
     ``_buffer[_start:_end]`` is received but not processed yet. Reading from the socket pauses while
-    it waits for the event loop or for `start`, so backpressure reaches the analyzer.
+    the receiver waits for the event loop or for `start`, so backpressure reaches the analyzer.
     """
 
     def __init__(self, connection: WebSocketConnection) -> None:

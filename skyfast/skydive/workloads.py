@@ -24,7 +24,7 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 
 RUNNING: Final = frozenset(("Running", "Pending"))
-"""The ``K8s.Status`` of pods that have their address. Others keep the fields after they ended."""
+"""The ``K8s.Status`` of pods that have their address. Ended pods keep the field of the address."""
 
 MAX_OF_CONTAINER: Final = 16
 """Maximum number of Kubernetes containers of a runtime container, or of pods of a container.
@@ -32,9 +32,9 @@ MAX_OF_CONTAINER: Final = 16
 There is only one in a consistent topology."""
 
 MAX_OF_NAME: Final = 64
-"""Maximum number of pods of one namespace and name in a cluster, or in all clusters.
+"""Maximum number of pods with the same namespace and name, in one cluster or in all clusters.
 
-Beyond it, none of them is found by its name."""
+Beyond the limit, none of these pods is found by its name."""
 
 _NO_K8S: Final = K8s()
 
@@ -54,7 +54,7 @@ _UNKNOWN: Final = Workload()
 
 
 class PodNames(msgspec.Struct, frozen=True, gc=False):
-    """The names of a pod; "" where unknown. ``labels`` are the values of the labels asked for."""
+    """The names of a pod; "" where unknown. ``labels`` are the values of the requested labels."""
 
     namespace: str
     pod: str
@@ -67,10 +67,10 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A pod of the Kubernetes probe.
 
     ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if it is not certain.
-    ``host`` is the host to show: that of the agent, else the name of the Kubernetes node, or "".
-    ``assumed_host`` is the host where the pod is looked for: the same, unless edges contradict.
-    ``addresses`` are in the notation of flows, and empty if the pod does not run.
-    ``only_container`` is the name of its container in Kubernetes, or "" if it has several.
+    ``host`` is the host to show: the agent's host, otherwise the name of the Kubernetes node, or
+    "". ``assumed_host`` is the host where the pod is looked for: the same host, unless edges
+    contradict one another. ``addresses`` are in the notation of flows, and empty if the pod does
+    not run. ``only_container`` is the name of its container in Kubernetes, or "" if it has several.
     """
 
     node: Node
@@ -135,7 +135,7 @@ class Workloads:
         return tuple(self._service_of_node.values())
 
     def cluster_of_host(self, host: str) -> str:
-        """Return the cluster that a host is a Kubernetes node of, or "" unless it is one."""
+        """Return the cluster in which a host is a Kubernetes node, or "" if it is not a node."""
         nodes = self._clusters.get(host)
         if not nodes:
             return ""
@@ -143,7 +143,7 @@ class Workloads:
         return clusters.pop() if len(clusters) == 1 else ""
 
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
-        """Return the pod with a name that may be on a host, or None if there is none or several.
+        """Return the pod of this name that may be on ``host``, or None unless there is exactly one.
 
         If the cluster of the host is unknown, the pod must be the only one in all clusters.
         """
@@ -157,7 +157,7 @@ class Workloads:
         return latest([pod for pod in pods if pod.agent in ("", host)])
 
     def may_be_on(self, pod: Pod, host: str) -> bool:
-        """Return whether neither the clusters nor the edges of the hosts contradict."""
+        """Return whether neither the pod's cluster nor its agent excludes ``host``."""
         return self.cluster_of_host(host) in ("", pod.cluster) and pod.agent in ("", host)
 
     def unnamed(self, namespace: str, name: str) -> PodNames:
@@ -202,7 +202,7 @@ class Workloads:
     def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
         """Return the containers of each pod, and the pods of each container, by edges or names.
 
-        Their keys are the identities of nodes.
+        The keys of both maps are the identities of nodes.
         """
         index = self._index
         by_name = MultiMap(
@@ -265,7 +265,7 @@ class Workloads:
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
-        # With the node's name in two clusters, the edges say nothing.
+        # If two clusters have a node of this name, the edges do not show which node the host is.
         agents = [host for host in hosts if len(self._clusters[host]) == 1]
         agent = agents[0] if len(hosts) == len(agents) == 1 else ""
         contradictory = bool(hosts) or kubernetes_node in self._clusters
@@ -304,7 +304,7 @@ class Workloads:
         k8s = _k8s(node)
         spec = k8s.extra.spec if k8s.extra else None
         texts = [k8s.cluster_ip, *((spec.cluster_ips or ()) if spec else ())]
-        # Headless services have "None".
+        # Headless services have "None" as their address.
         found = [index.address(text) for text in texts if text != "None"]
         cluster_ips = tuple(dict.fromkeys(address for address in found if address))
         if not cluster_ips:
@@ -351,7 +351,7 @@ class Workloads:
         return self._itself(replica_set, "ReplicaSet")
 
     def _selecting(self, relation: str, node: Node) -> Sequence[Node]:
-        """Return the nodes whose label selectors match: those of another cluster never do."""
+        """Return the nodes whose label selectors match, without nodes of other clusters."""
         cluster = self._cluster(node)
         return [
             parent
@@ -362,7 +362,8 @@ class Workloads:
     def _without_replica_set(self, pod: K8s, owner: Workload) -> Workload:
         """Return the workload of a replica set that is not in the topology.
 
-        Deployments name their replica sets after themselves and the hash in this label.
+        The name of a replica set is its deployment's name, a hyphen and the hash in the pods' label
+        ``pod-template-hash``.
         """
         template_hash = _label(pod, "pod-template-hash")
         name = owner.name.removesuffix(f"-{template_hash}") if template_hash else owner.name
@@ -384,11 +385,11 @@ class Workloads:
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload that a replica set or job belongs to, or None without its node."""
+        """Return the workload of a replica set or job, or None if that has no node."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Several only if they were created at the same time.
+            # There are several only if they were created at the same time.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
@@ -401,9 +402,10 @@ class Workloads:
 
 
 def latest(pods: Sequence[Pod]) -> Pod | None:
-    """Return the pod to use of several with one name, or None.
+    """Return the pod to use if several have the same name, or None.
 
-    There are several while the topology still has an ended one, such as a stateful set's.
+    Several have the same name while the topology still has an ended pod, for example of a stateful
+    set.
     """
     if len({pod.cluster for pod in pods}) != 1:
         return None
@@ -428,7 +430,8 @@ def _label(k8s: K8s, key: str) -> str | None:
     """Return the value of a label, or None.
 
     Skydive nests labels at the dots of their keys. If one key is the start of another (``app`` and
-    ``app.kubernetes.io/name``), only one of them is left, not always the same in both copies.
+    ``app.kubernetes.io/name``), only one of them is left. The two copies of the labels can differ
+    in which one.
     """
     meta = k8s.extra.object_meta if k8s.extra else None
     for labels in (k8s.labels, meta.labels if meta else None):

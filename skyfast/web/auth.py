@@ -5,7 +5,8 @@
 Password guessing must neither succeed nor slow down other clients. Checking an unknown user takes
 as long as checking a wrong password. A single low-priority thread computes the hashes, and at most
 `MAX_CHECKS` requests wait for it. Results are cached under a keyed hash, so that the same
-credentials are checked once. An address that tries too many different credentials is rate-limited.
+credentials are checked only once. An address that tries too many different credentials is
+rate-limited.
 """
 
 import asyncio
@@ -32,16 +33,16 @@ MAX_PASSWORD_BYTES = 72
 """The part of a password that bcrypt uses."""
 
 MAX_CHECKS = 16
-"""Password checks running or queued; further requests get status 503."""
+"""Maximum number of password checks running or queued; further requests get status 503."""
 
 MAX_VERIFIED = 128
-"""Cached valid credentials. This is a security limit, as are the next two."""
+"""Maximum number of cached valid credentials. This and the next two are security limits."""
 
 MAX_FAILED = 4096
-"""Cached invalid credentials, by address; beyond it, the least recently used are dropped."""
+"""Maximum number of cached invalid credentials; beyond it, the least recently used are dropped."""
 
 MAX_ADDRESSES = 4096
-"""Addresses with failed attempts; beyond it, the least recently used is dropped."""
+"""Maximum number of addresses with failed attempts; the least recently used are dropped."""
 
 WRONG_BURST = 10
 """Different wrong passwords that an address can try in a burst."""
@@ -78,7 +79,7 @@ class _Bucket:
         return True
 
     def wait_s(self) -> int | None:
-        """Return the seconds until the next token, rounded up; None if there is never one."""
+        """Return the seconds until the next token, rounded up; None if there will never be one."""
         if not self.limit.burst:
             return None
         return max(math.ceil((1 - self._tokens) * self.limit.interval_s), 1)
@@ -125,7 +126,7 @@ class PasswordChecker:
     async def authenticate(
         self, users: Mapping[bytes, bytes], authorization: str | None, address: str
     ) -> Rejection | None:
-        """Return the rejection of a request with this header, or None if it is valid."""
+        """Return the rejection of a request with this header, or None if the header is valid."""
         user, password = _credentials(authorization)
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
@@ -138,7 +139,8 @@ class PasswordChecker:
             self._verified[digest] = self._verified.pop(digest)
             return None
         client = _client(address)
-        # By address: a fast response must not reveal which credentials another client has tried.
+        # The key includes the address: a fast response must not reveal which credentials another
+        # client has tried.
         failed = self._digest(client.encode(), digest)
         if failed in self._failed:
             self._failed[failed] = self._failed.pop(failed)
@@ -175,7 +177,7 @@ class PasswordChecker:
             self._thread, self._timed_check, password, expected
         )
         if not matches or not known:
-            # Also if the client has disconnected meanwhile.
+            # The result is stored even if the client has disconnected meanwhile.
             _remember(self._failed, self._digest(client.encode(), digest), MAX_FAILED)
             return False
         if bucket := self._buckets.get(client):
@@ -219,7 +221,7 @@ def _remember(memory: dict[bytes, None], digest: bytes, most: int) -> None:
 
 
 def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
-    """Return user and password of a header, truncated as by bcrypt; None without a user."""
+    """Return user and password of a header, truncated as bcrypt does; the user can be None."""
     scheme, _, encoded = (authorization or "").partition(" ")
     if scheme.lower() != "basic":
         return None, b""

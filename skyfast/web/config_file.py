@@ -42,8 +42,8 @@ MAX_COST = 18
 SLOW_COST = 16
 """The highest cost without a warning, about 4 s.
 
-A response has a deadline of 10 s. A longer check continues after it, and the next request with the
-same credentials uses its result.
+A response has a deadline of 10 s. A longer check continues after the deadline, and the next
+request with the same credentials uses its result.
 """
 
 
@@ -274,7 +274,7 @@ class _Reader:
         elif chosen:
             try:
                 context.set_ciphers(":".join(chosen))
-            except ssl.SSLError as error:  # pragma: no cover - OpenSSL lacks them
+            except ssl.SSLError as error:  # pragma: no cover - OpenSSL lacks one
                 raise section.error(
                     "cipher_suites", f"is not supported by OpenSSL{_reason(error)}"
                 ) from None
@@ -297,7 +297,7 @@ class _Reader:
                     context.set_ecdh_curve(_CURVES[curves[0]])
                 else:
                     set_groups(":".join(_CURVES[curve] for curve in curves))
-            except (ssl.SSLError, ValueError) as error:  # pragma: no cover - OpenSSL lacks them
+            except (ssl.SSLError, ValueError) as error:  # pragma: no cover - OpenSSL lacks one
                 raise section.error(
                     "curve_preferences", f"is not supported by OpenSSL{_reason(error)}"
                 ) from None
@@ -348,7 +348,7 @@ class _Reader:
                 problem = f"does not contain PEM certificates{_reason(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
-            # As in Go, and as for analyzers: see skyfast.skydive.tls.
+            # As Go does, and as for connections to analyzers: see skyfast.skydive.tls.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", parse_str)

@@ -1,8 +1,8 @@
 """HTTP connections: deadlines, limits, and how connections are closed.
 
 A connection has exactly one deadline at any time: for the head of a request, for the response, or
-for the next request. It is closed when the deadline passes. aiohttp only parses and frames; this
-module enforces all limits.
+for the next request. It is closed when the deadline passes. aiohttp only parses requests and frames
+responses; this module enforces all limits.
 
 Only this module uses undocumented features of aiohttp. Tested with aiohttp 3.10.11, 3.11.18,
 3.12.15, 3.13.5, 3.14.0 and 3.14.5. Before 3.13.4, the number of headers is not limited, and up to
@@ -60,10 +60,10 @@ BODY_TIMEOUT_S = 1.0
 """How long the body of a request is read and discarded before the connection is closed."""
 
 MAX_REQUEST_BYTES = 64 * 1024
-"""The maximum of unprocessed data from a client: head, body and pipelined requests.
+"""Maximum size of unprocessed data from a client: head, body and pipelined requests.
 
-This is a security limit. It is checked before each read, which returns up to 256 KiB. If the head
-of a request exceeds it, the response has status 431."""
+This is a security limit. The limit is checked before each read, which returns up to 256 KiB. If the
+head of a request exceeds it, the response has status 431."""
 
 MAX_LINE_BYTES = 4096
 """The longest request line; a longer one gets status 414."""
@@ -75,24 +75,24 @@ MAX_HEADERS = 128
 """The maximum number of headers of a request; more get status 431."""
 
 DISCARD_TIMEOUT_S = 1.0
-"""How long the rest of an invalid request is discarded.
+"""How long the rest of an invalid request is received and discarded.
 
 Closing a socket with unread data would reset the connection, and the client would not receive the
 response."""
 
 MAX_DISCARDED_BYTES = 1024 * 1024
-"""The maximum of discarded data of an invalid request."""
+"""Maximum size of the discarded rest of an invalid request."""
 
 WRITE_BUFFER_BYTES = 64 * 1024
-"""The size of the write buffer from which on writing a page pauses."""
+"""Writing a page pauses when the write buffer exceeds this size."""
 
 TLS_CLOSE_TIMEOUT_S = 0.5
 """How long to wait for the client's TLS close_notify before the connection is aborted."""
 
 FEW_DESCRIPTORS = 8
-"""The number of free file descriptors from which on a warning is logged.
+"""A warning is logged if no more than this many file descriptors are free.
 
-Without any, the event loop closes new connections without an error."""
+If none is free, the event loop closes new connections without an error."""
 
 PLAIN_HTTP = "plain HTTP request on an HTTPS port"
 """The reason in the response to a client that does not use TLS."""
@@ -302,7 +302,7 @@ class HttpConnection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
         """Respond to a client that has finished sending; close if it sent nothing.
 
-        aiohttp would close it in both cases, even in the middle of a page.
+        aiohttp would close the connection in both cases, even in the middle of a page.
         """
         if self._discarded_bytes >= 0:
             return False
@@ -455,9 +455,10 @@ def _make_request(
 ) -> web.BaseRequest:
     """Create a request; versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0.
 
-    aiohttp parses HTTP/0.9 and HTTP/2.0 requests that look like HTTP/1, and would respond with
-    the same version. It would keep HTTP/1.0 connections open after a page, although only closing
-    them marks its end. It would parse the data after an ``Upgrade`` as another protocol.
+    aiohttp parses HTTP/0.9 and HTTP/2.0 requests that look like HTTP/1, and would respond with the
+    same version. It would keep HTTP/1.0 connections open after a page, although only the end of the
+    connection marks the end of the page. It would parse the data after an ``Upgrade`` as another
+    protocol.
     """
     if message.version not in {HttpVersion10, HttpVersion11}:
         message = message._replace(version=HttpVersion10)
@@ -469,5 +470,5 @@ def _make_request(
 def _peer(client: socket.socket) -> Any:
     try:
         return client.getpeername()
-    except OSError:  # pragma: no cover - reset before it is looked at
+    except OSError:  # pragma: no cover - already reset
         return None

@@ -112,7 +112,7 @@ class Exposition:
         return Stream(self._chunks(parts, openmetrics=openmetrics), gzip=gzip)
 
     def _chunks(self, parts: Part, *, openmetrics: bool) -> Iterator[bytes]:
-        """Return an iterator that renders ``parts`` in any thread. The source is fixed now."""
+        """Return an iterator that renders ``parts`` in any thread. It uses the current source."""
         source = self.source
         counts = b""
         if Part.SELF in parts:
@@ -159,7 +159,7 @@ class Stream:
     thread, after its current chunk if the page is not complete.
 
     Both sides share a bounded queue. The thread sleeps while the queue is full, and wakes the event
-    loop only if it is waiting, whereas an executor would wake it for every chunk.
+    loop only if the reader is waiting. An executor would wake it for every chunk.
     """
 
     def __init__(self, chunks: Iterator[bytes], *, gzip: bool) -> None:

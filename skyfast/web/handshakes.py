@@ -17,7 +17,7 @@ LINGER_TIMEOUT_S: Final = 1.0
 """How long a client may take to receive its alert or response. Data that it sends is discarded."""
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024
-"""The maximum of discarded data."""
+"""Maximum size of the discarded data."""
 
 FIRST_BYTES: Final = 32
 """Bytes of a client's first message that are kept until the handshake ends."""
@@ -98,7 +98,7 @@ class Handshake:
     """
 
     def __init__(self, client: socket.socket) -> None:
-        """Begin the handshake of ``client``, which the current task connects next."""
+        """Begin the handshake of ``client``; the current task must connect it next."""
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None

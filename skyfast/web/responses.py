@@ -105,10 +105,10 @@ def wants_json(request: web.BaseRequest) -> bool:
 def encoding(accept_encoding: str | None) -> str | None:
     """Choose between ``"gzip"`` and ``"identity"`` by RFC 9110, section 12.5.3.
 
-    ``accept_encoding`` is the header's value, its lines joined with commas, or None without the
-    header: then the response is not compressed, because the client may not support gzip. gzip is
-    chosen if it is accepted and ``identity`` is not preferred. Returns None if neither is
-    acceptable. Invalid elements are ignored.
+    ``accept_encoding`` is the header's value, its lines joined with commas, or None if the header
+    is missing. In that case, the response is not compressed, because the client may not support
+    gzip. gzip is chosen if it is accepted and ``identity`` is not preferred. Returns None if
+    neither is acceptable. Invalid elements are ignored.
     """
     if accept_encoding is None:
         return "identity"
@@ -134,8 +134,8 @@ def prefers_openmetrics(accept: str | None) -> bool:
 def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
     """Choose between two media types by RFC 9110, section 12.5.1.
 
-    ``accept`` is the header's value, its lines joined with commas, or None without the header.
-    ``named`` is chosen if the header contains it explicitly, with at least the weight of
+    ``accept`` is the header's value, its lines joined with commas, or None if the header is
+    missing. ``named`` is chosen if the header contains it explicitly, with at least the weight of
     ``default``. Otherwise ``default`` is chosen, acceptable or not. Invalid elements are ignored.
     """
     ranges = list(filter(None, map(_media_range, (accept or "").split(","))))

@@ -24,10 +24,12 @@ class ScanCache(Generic[Key, Result]):
         """Start with an empty cache.
 
         ``keep_s`` is the number of seconds for which a result is kept; 0 keeps none.
-        ``max_results`` limits the total of cached results, running and waiting scans.
+        ``max_results`` limits the number of cached results, running scans and waiting scans
+        together.
 
         With ``queue``, requests wait for the running scan: those with the same key share its
-        result, the others run one after the other. Without it, they raise BusyError.
+        result, the others run one after the other. Without ``queue``, requests raise BusyError
+        while a scan is running.
         """
         self._keep_s = keep_s
         self._max_results = max_results

@@ -56,7 +56,7 @@ RESPONSE_TIMEOUT_S = 10.0
 """Timeout of responses other than metrics pages."""
 
 RANKING_TIMEOUT_S = 5.0
-"""Timeout of the ranking on the status page. After it, the page is sent without the ranking."""
+"""Timeout of the ranking on the status page. After this time, the page is sent without it."""
 
 MAX_STATUS_PAGES = 8
 """Status pages rendered at once; further requests get status 503."""
@@ -130,7 +130,7 @@ class WebServer:
         self._scrapers: Counter[str] = Counter()
         self._status_pages = 0
         # Rendering HTML holds the GIL. With two threads, the event loop would wait twice as long
-        # for it, and the threads of the default executor would be blocked.
+        # for the GIL, and the threads of the default executor would be blocked.
         self._html_executor = ThreadPoolExecutor(1, thread_name_prefix="skyfast-status")
         self._connections = HttpConnections(limit=config.web.max_connections, stats=stats)
         self._servers: list[asyncio.Server] = []
@@ -210,8 +210,8 @@ class WebServer:
     ) -> None:
         """Accept TLS connections.
 
-        `asyncio.Server` would use one SSL context for all connections, and would not report those
-        in the middle of a handshake, which count towards ``web.max_connections`` too.
+        `asyncio.Server` would use one SSL context for all connections, and would not report
+        connections in the middle of a handshake, which count towards ``web.max_connections`` too.
         """
         loop = asyncio.get_running_loop()
         with listener:
@@ -220,7 +220,7 @@ class WebServer:
             while True:
                 try:
                     client, _ = await loop.sock_accept(listener)
-                except OSError as error:  # pragma: no cover - no descriptors to report with
+                except OSError as error:  # pragma: no cover - no descriptor is free
                     self._log_limit.warn(log, "accept", f"cannot accept a connection: {error}")
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue

@@ -1,6 +1,6 @@
 """The content of the status page and of ``/api/status``.
 
-`Status` reads the counters, and keeps a ring buffer with the last ten minutes of some of them. It
+`Status` reads the counters, and keeps a ring buffer with the last ten minutes of some counters. It
 must be used on the event loop. `skyfast.web.status_html` renders the page, and `skyfast.web.top`
 ranks connections.
 """
@@ -28,7 +28,7 @@ from skyfast.stats import AnalyzerStats, Failure, NameStats, Stats, TableCounts,
 from skyfast.web.top import Metric, Ranking
 
 INTERVAL_S: Final = 5.0
-"""The time between two samples. Analyzers send messages at least as often."""
+"""The time between two samples. Analyzers send messages at least this often."""
 
 SAMPLES: Final = 120
 """The number of intervals in the history: ten minutes."""
@@ -46,7 +46,7 @@ MAX_NAMED: Final = 3
 """The maximum number of analyzers named by a warning."""
 
 NEARLY_FULL: Final = 0.9
-"""The fraction of a limit of the table from which on there is a warning."""
+"""There is a warning if the table reaches this fraction of one of its limits."""
 
 MAX_CAPTURES: Final = 50
 """The maximum number of listed captures."""
@@ -127,7 +127,7 @@ class Analyzer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableStatus:
-    """The table. ``skipped_total`` contains reasons that occurred, without filter rules.
+    """The table. ``skipped_total`` has the reasons that have occurred, without filter rules.
 
     ``reports_lost_total`` counts checked reports whose predecessor was lost.
     """
@@ -174,7 +174,7 @@ class InterfacesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamesStatus:
-    """The names from the topology, as far as labels need them."""
+    """The state of the names from the topology that labels need."""
 
     addresses: int
     capture_points: int
@@ -185,7 +185,7 @@ class NamesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturesStatus:
-    """The number of captures, and the first of them."""
+    """The number of captures, and the first ones by ID."""
 
     count: int
     first: Sequence[CaptureReport]
@@ -340,7 +340,7 @@ def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
 
 
 class Status:
-    """Creates status reports. `use` replaces the ``subject`` at any time."""
+    """Creates status reports. `use` can replace the ``subject`` at any time."""
 
     def __init__(
         self,
@@ -568,5 +568,5 @@ def _table(stats: Stats, table: TableCounts) -> TableStatus:
 def _resident_bytes() -> int | None:
     try:
         return process.memory_bytes()[1]
-    except OSError:  # pragma: no cover - no descriptors to report with
+    except OSError:  # pragma: no cover - no descriptor is free
         return None
