@@ -13,12 +13,14 @@ from typing import Final, Generic, TypeVar
 
 from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
 from skyfast.flows.plan import Names
+from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.name_resolver import (
     Candidate,
     CapturePoint,
     Networks,
     Resolution,
     choose,
+    is_local,
 )
 from skyfast.stats import LOOKUP_DROPS
 
@@ -68,16 +70,33 @@ class _Context:
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     points: Mapping[str, CapturePoint] = field(default_factory=dict)
     networks: Mapping[str, Networks] = field(default_factory=dict)
+    _by_namespace: dict[str, MultiMap[str, Candidate]] = field(default_factory=dict)
 
     def choose(self, triple: Triple) -> tuple[str, ...] | None:
-        address, other, point = triple
-        return choose(
-            self.candidates[address],
-            other,
-            self.points.get(point),
-            self.networks,
-            address=address,
-        )
+        address, other, point_id = triple
+        point = self.points.get(point_id)
+        if is_local(address):
+            candidates = self._in_namespaces_of(point, address)
+        else:
+            candidates = self.candidates[address]
+        return choose(candidates, other, point, self.networks, address=address)
+
+    def _in_namespaces_of(
+        self, point: CapturePoint | None, address: str
+    ) -> tuple[Candidate, ...]:
+        """Return the candidates in the namespaces of a capture point and of its peers.
+
+        A loopback address has thousands of candidates, one in each namespace.
+        """
+        if point is None:
+            return ()
+        by_namespace = self._by_namespace.get(address)
+        if by_namespace is None:
+            owners = self.candidates[address]
+            by_namespace = MultiMap((owner.namespace, owner) for owner in owners)
+            self._by_namespace[address] = by_namespace
+        namespaces = {point.namespace, *point.peers} - {""}
+        return tuple(owner for name in namespaces for owner in by_namespace.get(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +254,7 @@ class NameIndex:
         """
         nodes, left_out_nodes = _limited(resolution.nodes)
         candidates, left_out_addresses = _limited(resolution.addresses)
-        names = {address: _agreed(owners) for address, owners in candidates.items()}
+        names = {address: _agreed(address, owners) for address, owners in candidates.items()}
         context = self.addresses._context
         node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
         update = self._compared(self.addresses, names, self._gone_addresses, now)
@@ -270,7 +289,7 @@ class NameIndex:
             if address not in self.addresses
         }
         candidates = dict(islice(added.items(), capacity))
-        names = {address: _agreed(owners) for address, owners in candidates.items()}
+        names = {address: _agreed(address, owners) for address, owners in candidates.items()}
         ambiguous = {
             address: candidates[address] for address, value in names.items() if value is None
         }
@@ -392,8 +411,10 @@ def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
     return dict(islice(mapping.items(), MAX_NAMES)), len(mapping) - MAX_NAMES
 
 
-def _agreed(candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names if all candidates have the same."""
+def _agreed(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
+    """Return the names if they do not depend on the flow: if all candidates have the same."""
+    if is_local(address):
+        return None
     first = candidates[0].names
     return first if all(candidate.names == first for candidate in candidates) else None
 

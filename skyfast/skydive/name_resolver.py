@@ -122,7 +122,7 @@ def choose(
 
     ``candidates`` are those of ``address``. ``other`` is the address at the other end, and
     ``point`` where the flow was captured; None if that is unknown. ``networks`` is that of the
-    `Resolution`.
+    `Resolution`. For an address where `is_local`, only steps 2 and 3 are taken.
 
     The first of these that leaves exactly one value of ``names`` decides:
 
@@ -132,18 +132,33 @@ def choose(
     4. If a subnet of the capture point's host has both addresses, those on that host.
     5. Those in the cluster of the capture point.
     """
-    chosen = _only_names(candidates)
+    local = is_local(address)
+    chosen = None if local else _only_names(candidates)
     if chosen is not None or point is None:
         return chosen
     if point.namespace:
         chosen = _only_names(owner for owner in candidates if owner.namespace == point.namespace)
     if chosen is None and point.peers:
         chosen = _only_names(owner for owner in candidates if owner.namespace in point.peers)
+    if local:
+        return chosen
     if chosen is None and point.host and _share_network(networks, point.host, address, other):
         chosen = _only_names(owner for owner in candidates if owner.host == point.host)
     if chosen is None and point.cluster:
         chosen = _only_names(owner for owner in candidates if owner.cluster == point.cluster)
     return chosen
+
+
+def is_local(address: str) -> bool:
+    """Return whether an address is a loopback or link-local address.
+
+    Each host or link can have the same one, also those that are not in the topology. So the names
+    of its only owner are not those of everybody who has it.
+    """
+    if address == "::1" or address.startswith(("127.", "169.254.")):
+        return True
+    # fe80::/10. The first group of an IPv6 address has no leading zeros.
+    return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
 
 
 def _only_names(candidates: Iterable[Candidate]) -> tuple[str, ...] | None:

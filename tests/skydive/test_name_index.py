@@ -1,5 +1,6 @@
 """The mappings from addresses and capture points to names, without resolver, clock and socket."""
 
+import time
 from ipaddress import ip_network
 
 import pytest
@@ -112,6 +113,38 @@ def test_equal_names_of_several_candidates_are_not_ambiguous(index):
 
 
 # Ambiguous addresses.
+
+
+def test_a_local_address_always_depends_on_the_context(index):
+    owner = candidate("a", host="h1", namespace="ns1")
+    points = {
+        "here": point(host="h1", namespace="ns1"),
+        "peer": point(host="h1", namespace="h1", peers=("ns1",)),
+        "other": point(host="h1", namespace="ns2"),
+        "unknown": point(host="h1"),
+    }
+    update(index, addresses={"fe80::1": (owner,)}, points=points)
+    assert index.addresses["fe80::1"] is None
+    assert index.ambiguous == 1
+    found = {tid: index.addresses.resolve("fe80::1", "fe80::2", tid) for tid in (*points, "")}
+    assert found == {
+        "here": names_of("a"),
+        "peer": names_of("a"),
+        "other": EMPTY,
+        "unknown": EMPTY,
+        "": EMPTY,
+    }
+
+
+def test_a_loopback_address_of_many_namespaces_is_resolved_quickly(index):
+    count = 5_000
+    owners = tuple(candidate(f"n{i}", namespace=f"ns{i}") for i in range(count))
+    points = {f"t{i}": point(namespace=f"ns{i}") for i in range(count)}
+    update(index, addresses={"127.0.0.1": owners}, points=points)
+    begun = time.process_time()
+    for i in range(count):
+        assert index.addresses.resolve("127.0.0.1", "127.0.0.1", f"t{i}") == names_of(f"n{i}")
+    assert time.process_time() - begun < 1.0  # a search of all owners each time takes 2 s
 
 
 def test_an_ambiguous_address_is_resolved_by_its_context(index):

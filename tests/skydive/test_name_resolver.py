@@ -1100,6 +1100,34 @@ def test_loopback_is_told_apart_by_the_namespace(topology):
     assert topology.chosen("127.0.0.1", "127.0.0.1", lo)["name"] == "ns599"
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "169.254.20.10", "fe80::1"])
+def test_a_local_address_has_names_only_in_its_namespace_and_at_its_veth_peers(topology, address):
+    """Everybody else who has the same address is not in the topology, or not on this link."""
+    host = topology.host()
+    inside = topology.interface(topology.netns(host, "blue"), address, node_type="veth")
+    outside = topology.interface(host, node_type="veth")
+    topology.edge(outside, inside, "layer2")
+    elsewhere = topology.interface(topology.netns(host, "red"), "10.0.0.1/8")
+    abroad = topology.interface(topology.host("h2"))
+    assert topology.names(address)["name"] == "blue"
+    assert topology.chosen(address, "10.0.0.1", inside)["name"] == "blue"
+    assert topology.chosen(address, "10.0.0.1", outside)["name"] == "blue"
+    for point in (elsewhere, abroad):
+        assert topology.chosen(address, "10.0.0.1", point) is None
+    candidates = topology.resolve().addresses[address]
+    assert choose(candidates, "10.0.0.1", None, {}, address=address) is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["126.255.255.255", "128.0.0.1", "169.253.1.1", "::2", "1::1", "fe7f::1", "fec0::1", "fe8::1"],
+)
+def test_other_addresses_have_the_names_of_their_only_owner_everywhere(topology, address):
+    topology.interface(topology.netns(topology.host(), "blue"), address)
+    abroad = topology.interface(topology.host("h2"))
+    assert topology.chosen(address, "10.0.0.1", abroad)["name"] == "blue"
+
+
 # Bad input.
 
 

@@ -101,6 +101,12 @@ def addresses_of(values: Iterable[Json]) -> list[str]:
     return list(dict.fromkeys(address for value in values if (address := address_of(value))))
 
 
+def is_local(address: str) -> bool:
+    """Whether an address is a loopback or link-local address."""
+    parsed = ipaddress.ip_address(address)
+    return parsed.is_loopback or parsed.is_link_local
+
+
 def network_of(value: Json) -> Any:
     """Return the subnet of an address with a prefix length, or None; one address is none."""
     if not address_of(value) or "/" not in value:
@@ -923,20 +929,26 @@ class NameOracle:
     # -- the names of an address in a flow ------------------------------------------------------
 
     def choose(self, address: str, other: str, tid: str) -> Names | None:
-        """Return the names of an address in a flow, or None if they are ambiguous."""
+        """Return the names of an address in a flow, or None if they are ambiguous.
+
+        A loopback or link-local address names nothing outside of its namespace and the veth peer's.
+        """
         candidates = self.candidates(address)
+        local = is_local(address)
         node = self.capture_points().get(tid)
         if node is None:
-            return only_names(candidates)
+            return None if local else only_names(candidates)
         namespace, peers, host, cluster = self.point(node)
         shared = host and self.share_network(host, address, other)
-        for choice in (
-            candidates,
+        near = [
             [c for c in candidates if namespace and c[1] == namespace],
             [c for c in candidates if c[1] in peers],
+        ]
+        elsewhere = [
             [c for c in candidates if shared and c[2] == host],
             [c for c in candidates if cluster and c[3] == cluster],
-        ):
+        ]
+        for choice in near if local else [candidates, *near, *elsewhere]:
             if (names := only_names(choice)) is not None:
                 return names
         return None
