@@ -81,9 +81,7 @@ class _Context:
             candidates = self.candidates[address]
         return choose(candidates, other, point, self.networks, address=address)
 
-    def _in_namespaces_of(
-        self, point: CapturePoint | None, address: str
-    ) -> tuple[Candidate, ...]:
+    def _in_namespaces_of(self, point: CapturePoint | None, address: str) -> tuple[Candidate, ...]:
         """Return the candidates in the namespaces of a capture point and of its peers.
 
         A loopback address has thousands of candidates, one in each namespace.

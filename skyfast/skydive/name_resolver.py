@@ -403,9 +403,9 @@ class _Resolver:
     def _addresses(
         self, interfaces: Sequence[tuple[Node, _Namespace]]
     ) -> dict[str, tuple[Candidate, ...]]:
-        places = self._places_by_address(interfaces)
-        pods = self._pods_by_address()
         services = self._services_by_address()
+        places = self._places_by_address(interfaces, services)
+        pods = self._pods_by_address()
         candidates: dict[str, tuple[Candidate, ...]] = {}
         for address in dict.fromkeys(chain(places.keys(), pods.keys(), services.keys())):
             found = [
@@ -419,7 +419,9 @@ class _Resolver:
         return candidates
 
     def _places_by_address(
-        self, interfaces: Sequence[tuple[Node, _Namespace]]
+        self,
+        interfaces: Sequence[tuple[Node, _Namespace]],
+        services: MultiMap[str, Candidate],
     ) -> MultiMap[str, _Place]:
         index = self._index
         places: MultiMap[str, _Place] = MultiMap()
@@ -428,9 +430,12 @@ class _Resolver:
             host = index.name(node.host)
             if (metadata.ipv4 or metadata.ipv6) and metadata.name != CLUSTER_IP_INTERFACE:
                 place = self._place(namespace, host, None)
+                is_dummy = namespace.own and metadata.type == "dummy"
                 for text in (*(metadata.ipv4 or ()), *(metadata.ipv6 or ())):
                     if address := index.address(text):
-                        places.add(address, place)
+                        at_service = services.get(address) if is_dummy else ()
+                        if not _may_be_service(at_service, place.cluster):
+                            places.add(address, place)
                         self._subnets.add(host, text)
                         if namespace.own:
                             self._own_addresses[address].add(host)
@@ -663,6 +668,16 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
         namespace=namespace.id,
         host=place.host,
         cluster=pod.cluster or place.cluster,
+    )
+
+
+def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
+    """Return whether an address of a host in ``cluster``, "" if unknown, is a cluster IP there.
+
+    NodeLocal DNSCache and kube-router add such addresses to a dummy interface of every host.
+    """
+    return any(
+        "" in (cluster, service.cluster) or service.cluster == cluster for service in services
     )
 
 

@@ -217,6 +217,31 @@ def test_cluster_ips_on_hosts_are_not_the_hosts(topology):
     assert topology.candidates("10.96.0.2") == []
 
 
+def test_the_address_of_nodelocal_dns_is_the_services(topology):
+    """NodeLocal DNSCache has a link-local address, and that of the service, on every host."""
+    dns = ("169.254.20.10/32", "10.96.0.10/32")
+    for name in ("h1", "h2"):
+        host = topology.host(name)
+        topology.kubernetes_node(f"n-{name}", host)
+        point = topology.interface(host, *dns, name="nodelocaldns", node_type="dummy")
+    topology.service("kube-dns", "10.96.0.10", namespace="kube-system")
+    assert topology.names("10.96.0.10")["name"] == "kube-system/kube-dns"
+    assert topology.chosen("10.96.0.10", "10.0.0.1", point)["name"] == "kube-system/kube-dns"
+    assert topology.chosen("169.254.20.10", "10.0.0.1", point)["name"] == "h2"
+
+
+def test_an_address_of_a_service_elsewhere_is_the_hosts(topology):
+    host = topology.host()
+    topology.kubernetes_node("n1", host, cluster="c1")
+    topology.service("web", "10.96.0.1", cluster="c2")
+    topology.service("web", "10.96.0.2")
+    topology.interface(host, "10.96.0.1/32", node_type="dummy")
+    topology.interface(host, "10.96.0.2/32", node_type="device")
+    topology.interface(topology.netns(host), "10.96.0.2/32", node_type="dummy")
+    assert len(topology.candidates("10.96.0.1")) == 2
+    assert len(topology.candidates("10.96.0.2")) == 3
+
+
 def test_a_point_has_the_namespaces_of_its_veth_peers(topology):
     host = topology.host()
     netns = topology.netns(host)

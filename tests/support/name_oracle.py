@@ -678,6 +678,23 @@ class NameOracle:
             return []
         return [*items(node, "Metadata", "IPV4"), *items(node, "Metadata", "IPV6")]
 
+    def is_service_on_host(self, node: Json, address: str) -> bool:
+        """A cluster IP on a dummy interface of a host is the service's.
+
+        NodeLocal DNSCache adds that of the DNS service to each host of its cluster.
+        """
+        cluster = self.cluster_of_host(self.host(node))
+        clusters = [
+            self.cluster(service)
+            for service in self.all("service")
+            if address in self.cluster_addresses(service)
+        ]
+        return (
+            self.is_own(self.namespace(node))
+            and text(node, "Metadata", "Type") == "dummy"
+            and any("" in (cluster, other) or cluster == other for other in clusters)
+        )
+
     def machine(self, node: Json) -> str:
         """The virtual machine at an interface: its Libvirt domain, else its UUID.
 
@@ -705,7 +722,7 @@ class NameOracle:
         found: list[Place] = []
         for node in self.interfaces():
             own = addresses_of(self.interface_texts(node))
-            if address in own:
+            if address in own and not self.is_service_on_host(node, address):
                 found.append((self.namespace(node), self.host(node), None))
             neutron = dig(node, "Metadata", "Neutron")
             theirs = addresses_of([*items(neutron, "IPV4"), *items(neutron, "IPV6")])
