@@ -1,6 +1,6 @@
 """Finds nodes of the topology by type and by relation.
 
-Only consistent nodes and edges are used; everything else is counted and ignored, because answers
+Only consistent nodes and edges are used; everything else is counted and ignored, because responses
 of several queries are not of the same moment, and analyzers can have defects.
 """
 
@@ -36,8 +36,9 @@ DUPLICATE_ID: Final = "duplicate_id"
 """Counts nodes with the ID of another node."""
 
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
-"""Counts edges whose parent or child is not in the graph. A few are normal: services have edges to
-endpoints, and Kubernetes namespaces own objects of all types, which are not read."""
+"""Counts edges whose parent or child should be in the graph, but is not.
+
+Nodes of other types are not read; for example, services have edges to endpoints."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
@@ -82,6 +83,8 @@ _KUBERNETES_TYPES: Final = frozenset(
 """The types of the Kubernetes probe: ``NewK8sProbe`` in ``topology/probes/k8s/k8s.go``."""
 
 _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libvirt"}
+
+_OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
 # The types of parent and child of relations. Those that are not here have their own rules.
 _ENDS: Final = {
@@ -143,7 +146,8 @@ class GraphIndex:
                 continue
             parent, child = find(edge.parent), find(edge.child)
             if parent is None or child is None:
-                self.skipped[EDGE_WITHOUT_NODE] += 1
+                if _lacks_node(relation, parent, child):
+                    self.skipped[EDGE_WITHOUT_NODE] += 1
             elif relation == LAYER2:
                 if parent.metadata.type == child.metadata.type == "veth":
                     parents.add(edge.parent, child)
@@ -232,6 +236,18 @@ class GraphIndex:
             else:
                 self.skipped[INVALID_ADDRESS] += 1
         return known
+
+
+def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
+    """Return whether the missing node of an edge certainly has a type that is read."""
+    if relation == OWNERSHIP:
+        # Kubernetes namespaces and clusters are not read, nor is everything that hosts own.
+        return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
+    if relation == SERVICE:
+        return parent is None
+    if relation == LAYER2:
+        return "veth" in (node.metadata.type for node in (parent, child) if node)
+    return True
 
 
 def type_of(node: Node) -> str:
