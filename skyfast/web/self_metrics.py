@@ -357,7 +357,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_last_reading_timestamp_seconds",
-        "Unix time of the latest topology answer for names; 0 before the first.",
+        "Unix time of the latest topology response for names; 0 before the first.",
         _name(lambda names: names.last_reading_timestamp_s),
     ),
     _metric(
