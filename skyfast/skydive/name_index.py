@@ -52,7 +52,10 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class _Update(Generic[V]):
-    """The changes of a mapping. ``gone`` has the keys that resolutions lack, and since when."""
+    """The changes of a mapping.
+
+    ``gone`` has the keys that resolutions lack, and since when, the oldest first.
+    """
 
     changed: Mapping[str, V]
     leaving: Set[str]
@@ -216,8 +219,8 @@ class NameIndex:
 
     Changed and new entries apply at once. If resolutions lack an entry, because the node was
     deleted or because an analyzer that has just started does not know it yet, the entry stays for
-    ``keep_s`` and is removed by the first resolution after that. Without resolutions, all entries
-    stay.
+    ``keep_s`` and is removed by the first resolution after that, which `is_due` asks for. Without
+    resolutions, all entries stay.
 
     Only :meth:`apply` changes the mappings, in place. The thread that calls it may use them at any
     time.
@@ -244,6 +247,12 @@ class NameIndex:
     def keep(self, keep_s: float) -> None:
         """Set how long entries are kept after they disappeared."""
         self._keep_s = keep_s
+
+    def is_due(self, now: float) -> bool:
+        """Return whether the next resolution removes entries, even if the topology is the same."""
+        gone = self._gone_nodes, self._gone_addresses
+        oldest = [since for times in gone for since in islice(times.values(), 1)]
+        return any(now - since >= self._keep_s for since in oldest)
 
     def compare(self, resolution: Resolution, now: float) -> Changes:
         """Return the changes that ``resolution``, of the whole topology at ``now``, causes.
@@ -365,7 +374,7 @@ class NameIndex:
                 key: value for key, value in current.items() if lookup.get(key, _MISSING) != value
             },
             leaving=leaving,
-            gone={key: since for key, since in missing.items() if key not in leaving},
+            gone={key: missing[key] for key in oldest_first if key not in leaving},
         )
 
     def apply(self, changes: Changes) -> list[tuple[Names, Set[str]]]:

@@ -7,7 +7,8 @@
   have no cheaper query than the one for all of them.
 * Pods with addresses that flows have and that are unknown are read every `UNKNOWN_INTERVAL_S`.
 
-Names are resolved anew only if something that is read has changed.
+Names are resolved anew only if something that is read has changed, or if the index still has names
+of what is gone.
 """
 
 import asyncio
@@ -126,6 +127,7 @@ class NamePoller:
         self._changed = True
         self._wake = asyncio.Event()
         self._applying = asyncio.Lock()
+        self._keeping = asyncio.Lock()
         self._limit = LogLimit()
 
     @property
@@ -214,17 +216,19 @@ class NamePoller:
 
     async def _keep(self, query: Query, reader: GraphReader, *, is_full: bool) -> None:
         keep = self._store.replace if is_full else self._store.merge
-        if await asyncio.to_thread(keep, query, reader):
-            self._changed = True
+        async with self._keeping:  # several tasks read
+            if await asyncio.to_thread(keep, query, reader):
+                self._changed = True
         progress = self._progress[query]
         progress.newest_ms = max(progress.newest_ms, reader.newest_ms)
         self.names.elements = len(self._store)
         self.names.last_reading_timestamp_s = time.time()
 
     def _resolve_soon(self) -> None:
-        """Resolve names if every query has been sent and something has changed."""
+        """Resolve names if every query has been sent and they may have changed."""
         is_tried = all(progress.tried for progress in self._progress.values())
-        if self._changed and is_tried and self._store.is_answered:
+        may_differ = self._changed or self._index.is_due(self._now())
+        if may_differ and is_tried and self._store.is_answered:
             self._wake.set()
 
     async def _resolve_forever(self, client: TopologyClient) -> None:
@@ -237,6 +241,7 @@ class NamePoller:
                 await self._resolve()
             except Exception as error:  # noqa: BLE001 - logged and counted
                 client.unexpected(error)
+                self._changed = True  # try again after the next reading
             duration_s = time.monotonic() - begun
             self.names.resolution_duration_s = duration_s
             # At most half of a core, however often the topology changes.

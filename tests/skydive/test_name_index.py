@@ -237,6 +237,19 @@ def test_a_name_that_comes_back_is_not_gone(index):
     assert update(index, now=180.0)[1] == {"10.0.0.1"}
 
 
+def test_the_index_asks_for_the_resolution_that_removes_names(index):
+    assert not index.is_due(1000.0)
+    update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a", "10.0.0.2": "b"})
+    assert not index.is_due(1000.0)
+    update(index, now=100.0, nodes={"t1": "eth0"}, addresses={"10.0.0.2": "b"})
+    update(index, now=130.0)
+    assert [index.is_due(now) for now in (159.0, 160.0)] == [False, True]
+    update(index, now=160.0)
+    assert [index.is_due(now) for now in (160.0, 189.0, 190.0)] == [False, False, True]
+    update(index, now=190.0)
+    assert not index.is_due(1000.0)
+
+
 def test_how_long_names_are_kept_can_change(index):
     update(index, addresses={"10.0.0.1": "a"})
     index.keep(10.0)

@@ -204,6 +204,21 @@ async def test_what_is_deleted_is_noticed_by_a_complete_reading(fast, monkeypatc
             await until(lambda: poll.name("172.31.255.5") != "default/frontend")
 
 
+async def test_a_deleted_pod_loses_its_name_without_any_other_change(fast, monkeypatch):
+    monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 4 * FAST_S)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        analyzer.graph["Nodes"].append(pod("old", "10.0.0.9"))
+        async with Poll(analyzer.url).running() as poll:
+            poll.index.keep(0.2)
+            await poll.ready()
+            assert poll.index.addresses["10.0.0.9"][3] == "old"
+            analyzer.graph["Nodes"].pop()
+            await until(lambda: "10.0.0.9" not in poll.index.addresses)
+            assert poll.renamed[-1] == (poll.index.addresses, {"10.0.0.9"})
+            assert poll.stats.names.resolutions == 3
+
+
 async def test_a_pod_that_is_replaced_at_its_address(fast):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
@@ -354,7 +369,6 @@ async def test_a_fault_of_ours_does_not_end_the_poller(fast, monkeypatch):
             patch.setattr(name_poller, "resolve", lambda *_args, **_options: 1 / 0)
             task = asyncio.create_task(poll.poller.run())
             await until(lambda: poll.stats.errors["error"])
-        analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
         await poll.ready()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
