@@ -52,6 +52,11 @@ also a few seconds under way."""
 PODS_OVERLAP_MS: Final = 10_000
 """The same for pods, whose ``UpdatedAt`` is the time of an analyzer."""
 
+COMPLETE_WAIT_S: Final = 60.0
+"""Maximum time for which names of an earlier poller stay, until every query has a response.
+
+Names that are resolved without one of them would be less exact, and change twice."""
+
 KINDS: Final = {
     queries.NAMED_INTERFACES: "interfaces",
     queries.NAMESPACES: "namespaces",
@@ -80,12 +85,13 @@ def needed(export: ExportSelection) -> tuple[Query, ...]:
 class _Progress:
     """How far a query was answered.
 
-    ``tried`` means that it has been sent, ``full_s`` is the monotonic time of the latest complete
-    reading, ``asked_ms`` the Unix time of the latest reading, and ``newest_ms`` the latest
-    ``UpdatedAt`` of its nodes.
+    ``tried`` means that it has been sent, and ``read`` that it has had a complete response.
+    ``full_s`` is the monotonic time of the latest complete reading, ``asked_ms`` the Unix time of
+    the latest reading, and ``newest_ms`` the latest ``UpdatedAt`` of its nodes.
     """
 
     tried: bool = False
+    read: bool = False
     full_s: float | None = None
     asked_ms: int = 0
     newest_ms: int = 0
@@ -124,6 +130,9 @@ class NamePoller:
         self._store = TopologyStore()
         self._progress = {query: _Progress() for query in wanted}
         self._asks_changed_pods = False
+        self._is_complete_at_s = time.monotonic()
+        if index.ready.is_set():
+            self._is_complete_at_s += COMPLETE_WAIT_S
         self._changed = True
         self._wake = asyncio.Event()
         self._applying = asyncio.Lock()
@@ -220,15 +229,19 @@ class NamePoller:
             if await asyncio.to_thread(keep, query, reader):
                 self._changed = True
         progress = self._progress[query]
+        progress.read |= is_full
         progress.newest_ms = max(progress.newest_ms, reader.newest_ms)
         self.names.elements = len(self._store)
         self.names.last_reading_timestamp_s = time.time()
 
     def _resolve_soon(self) -> None:
         """Resolve names if every query has been sent and they may have changed."""
-        is_tried = all(progress.tried for progress in self._progress.values())
+        waits = time.monotonic() < self._is_complete_at_s
+        is_complete = all(
+            progress.read if waits else progress.tried for progress in self._progress.values()
+        )
         may_differ = self._changed or self._index.is_due(self._now())
-        if may_differ and is_tried and self._store.is_answered:
+        if may_differ and is_complete and self._store.is_answered:
             self._wake.set()
 
     async def _resolve_forever(self, client: TopologyClient) -> None:

@@ -332,7 +332,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_ambiguous",
-        "Addresses with several owners, whose names depend on the flow.",
+        "Addresses whose names depend on the flow.",
         _name(lambda names: names.ambiguous),
     ),
     _metric(

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from contextlib import asynccontextmanager
+from threading import Lock
 
 import pytest
 
@@ -13,6 +14,7 @@ from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.name_poller import needed
 from skyfast.skydive.topology import TopologyPoller
+from skyfast.skydive.topology_store import TopologyStore
 from skyfast.stats import TopologyStats
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
@@ -58,9 +60,9 @@ def edge(parent, child, relation, *, updated_at=2_000_000_000_000):
 class Poll:
     """A poller, and what it has reported."""
 
-    def __init__(self, *urls, interval_s=0, wanted=EVERYTHING, observe=None):
+    def __init__(self, *urls, interval_s=0, wanted=EVERYTHING, observe=None, index=None):
         self.stats = TopologyStats()
-        self.index = NameIndex(keep_s=60.0)
+        self.index = index or NameIndex(keep_s=60.0)
         self.renamed = []
         config = make_config(*urls, interfaces_interval=interval_s)
         self.poller = TopologyPoller(
@@ -329,6 +331,62 @@ async def test_a_query_that_fails_does_not_hide_the_other_names():
             assert poll.stats.errors["status"] == 1
             assert len(poll.index.nodes) > 20
             assert poll.name("172.31.255.5")
+
+
+@pytest.mark.parametrize("wait_s", [60.0, 0.0])
+async def test_after_a_reload_names_change_when_every_query_is_answered(fast, monkeypatch, wait_s):
+    monkeypatch.setattr(name_poller, "COMPLETE_WAIT_S", wait_s)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+        index, answer, fails = poll.index, analyzer._topology, True
+
+        def failing(request):
+            is_failure = fails and queries.KUBERNETES.gremlin in json.loads(request.body).values()
+            return Answer(status=500) if is_failure else answer(request)
+
+        analyzer._topology = failing
+        async with Poll(analyzer.url, index=index).running() as poll:
+            await until(lambda: poll.stats.errors["status"] == 2)
+            if not wait_s:
+                await until(lambda: poll.renamed)
+                return
+            assert not poll.renamed
+            fails = False
+            await until(lambda: poll.stats.names.resolutions)
+            assert not poll.renamed
+            # Later failures do not matter: what was read before is kept.
+            fails = True
+            analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
+            assert poll.name("10.0.0.9") == ""
+            await until(lambda: "10.0.0.9" in index.addresses)
+
+
+async def test_one_thread_at_a_time_changes_the_elements(fast, monkeypatch):
+    busy = Lock()
+
+    def exclusive(change):
+        def wrapped(*arguments):
+            assert busy.acquire(blocking=False)
+            time.sleep(0.02)
+            busy.release()
+            return change(*arguments)
+
+        return wrapped
+
+    for name in ("merge", "replace"):
+        monkeypatch.setattr(TopologyStore, name, exclusive(getattr(TopologyStore, name)))
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
+        async with Poll(analyzer.url, interval_s=FAST_S).running() as poll:
+            await poll.ready()
+            for number in range(10):
+                analyzer.graph["Nodes"].append(pod(f"web{number}", f"10.0.1.{number}"))
+                assert poll.name(f"10.0.1.{number}") == ""
+                await asyncio.sleep(FAST_S)
+        assert poll.stats.errors["error"] == 0
 
 
 async def test_nothing_is_ready_before_an_answer(fast):
