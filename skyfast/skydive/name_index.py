@@ -219,8 +219,9 @@ class NameIndex:
 
     Changed and new entries apply at once. If resolutions lack an entry, because the node was
     deleted or because an analyzer that has just started does not know it yet, the entry stays for
-    ``keep_s`` and is removed by the first resolution after that, which `is_due` asks for. Without
-    resolutions, all entries stay.
+    ``keep_s`` and is removed by the first resolution after that, which `is_due` asks for. So do
+    the owners of ambiguous addresses on a host without any capture point left. Without resolutions,
+    all entries stay.
 
     Only :meth:`apply` changes the mappings, in place. The thread that calls it may use them at any
     time.
@@ -261,25 +262,30 @@ class NameIndex:
         """
         nodes, left_out_nodes = _limited(resolution.nodes)
         candidates, left_out_addresses = _limited(resolution.addresses)
-        names = {address: _agreed(address, owners) for address, owners in candidates.items()}
         context = self.addresses._context
         node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
+        points = dict(islice(resolution.points.items(), MAX_NAMES))
+        hosts = {point.host for point in points.values()}
+        # What the flows of kept entries are resolved with is kept, too.
+        for tid in node_update.gone:
+            if tid in context.points:
+                points[tid] = context.points[tid]
+        gone_hosts = {point.host for point in points.values()} - hosts
+        if gone_hosts:
+            candidates = {**candidates, **_with_gone_hosts(candidates, context, gone_hosts)}
+        names = {address: _agreed(address, owners) for address, owners in candidates.items()}
         update = self._compared(self.addresses, names, self._gone_addresses, now)
         ambiguous = {
             address: candidates[address] for address, value in names.items() if value is None
         }
-        points = dict(islice(resolution.points.items(), MAX_NAMES))
-        # What the flows of kept entries are resolved with is kept, too.
         for address in update.gone:
             if address in context.candidates:
                 ambiguous[address] = context.candidates[address]
-        for tid in node_update.gone:
-            if tid in context.points:
-                points[tid] = context.points[tid]
+        networks = {host: context.networks[host] for host in gone_hosts if host in context.networks}
         return self._changes(
             nodes=node_update,
             addresses=update,
-            context=_Context(ambiguous, points, resolution.networks),
+            context=_Context(ambiguous, points, {**networks, **resolution.networks}),
             now=now,
             left_out=left_out_nodes + left_out_addresses,
         )
@@ -416,6 +422,22 @@ def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
     if len(mapping) <= MAX_NAMES:
         return mapping, 0
     return dict(islice(mapping.items(), MAX_NAMES)), len(mapping) - MAX_NAMES
+
+
+def _with_gone_hosts(
+    candidates: Mapping[str, tuple[Candidate, ...]], context: _Context, gone_hosts: Set[str]
+) -> dict[str, tuple[Candidate, ...]]:
+    """Return the addresses that owners on ``gone_hosts`` still have, with all their owners.
+
+    After an analyzer has started, the hosts come back one by one, while all of them report flows:
+    an address that several have must not be named after the first one.
+    """
+    kept: dict[str, tuple[Candidate, ...]] = {}
+    for address, owners in context.candidates.items():
+        gone = [owner for owner in owners if owner.host in gone_hosts]
+        if gone and address in candidates:
+            kept[address] = tuple(dict.fromkeys((*candidates[address], *gone)))
+    return kept
 
 
 def _agreed(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:

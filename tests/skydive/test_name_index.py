@@ -267,6 +267,34 @@ def test_an_ambiguous_address_that_is_gone_is_still_resolved(index):
     assert index.ambiguous == 0
 
 
+def test_an_address_of_a_host_that_is_gone_is_not_named_after_another_host(index):
+    """Analyzers that restart know the hosts one by one."""
+    nodes = {"t1": "eth0", "t2": "eth1"}
+    update(index, nodes=nodes, **AMBIGUOUS)
+    update(index, now=100.0)
+    first = {
+        "nodes": {"t1": "eth0"},
+        "addresses": {"10.0.0.1": (candidate("a", host="h1"),)},
+        "points": {"t1": POINTS["t1"]},
+        "networks": {"h1": NETWORKS["h1"]},
+    }
+    for now in (101.0, 159.0):
+        assert update(index, now=now, **first)[1] == set()
+        for tid, name in (("t1", "a"), ("t2", "b")):
+            names = index.addresses.resolve("10.0.0.1", "10.0.0.2", tid)
+            assert names == names_of(name)
+        assert index.addresses["10.0.0.1"] is None
+    assert update(index, now=160.0, **first) == ({"t2"}, {"10.0.0.1"})
+    assert index.addresses["10.0.0.1"] == names_of("a")
+
+
+def test_an_address_that_a_host_has_lost_has_only_its_other_owner(index):
+    update(index, nodes={"t1": "eth0", "t2": "eth1"}, **AMBIGUOUS)
+    lost = {**AMBIGUOUS, "addresses": {"10.0.0.1": (candidate("a", host="h1"),)}}
+    assert update(index, nodes={"t1": "eth0", "t2": "eth1"}, **lost)[1] == {"10.0.0.1"}
+    assert index.addresses["10.0.0.1"] == names_of("a")
+
+
 def test_the_mappings_are_bounded_and_the_oldest_leave_first(index, monkeypatch):
     monkeypatch.setattr(name_index, "MAX_NAMES", 3)
     update(index, nodes={"a": "1", "b": "2"})

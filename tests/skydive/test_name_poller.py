@@ -15,7 +15,7 @@ from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.name_poller import needed
 from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.topology_store import TopologyStore
-from skyfast.stats import TopologyStats
+from skyfast.stats import NAME_SKIPS, TopologyStats
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.paths import DATA
@@ -147,6 +147,7 @@ async def test_the_names_of_a_real_topology():
         assert names.addresses == len(index.addresses) > 20
         assert names.nodes == len(index.nodes) > 20
         assert names.resolutions == 1
+        assert names.skipped == dict.fromkeys(NAME_SKIPS, 0)
         assert names.query_duration_s.keys() == {*name_poller.KINDS.values()}
         assert poll.stats.errors == dict.fromkeys(poll.stats.errors, 0)
 
