@@ -55,6 +55,9 @@ EXPIRY_ROWS = 256
 RELABEL_FLOWS = 2_000
 """Flows to relabel in one slice; takes a few milliseconds."""
 
+RELABEL_RETRY_S = 1.0
+"""Time before flows are relabelled again after there was not enough memory."""
+
 FULL_INTERVAL_S = 60.0
 """Minimum time between two log messages about a full table."""
 
@@ -117,6 +120,7 @@ class App:
         self._activity = Activity()
         self._renamed: deque[tuple[Names, Set[str]]] = deque()
         self._has_renamed = asyncio.Event()
+        self._limit = logs.LogLimit()
         self._shared = Shared(
             stats=self.stats,
             clock=self.clock,
@@ -330,7 +334,14 @@ class App:
                 rest, are_left = iter(keys), True
                 while are_left:
                     # A reload may replace the table in between: a new one has no outdated names.
-                    are_left = self._parts.table.relabel(names, rest, RELABEL_FLOWS)
+                    try:
+                        are_left = self._parts.table.relabel(names, rest, RELABEL_FLOWS)
+                    except MemoryError:
+                        self._limit.warn(
+                            log, "relabel", "out of memory: names of flows are out of date"
+                        )
+                        await asyncio.sleep(RELABEL_RETRY_S)
+                        rest = iter(keys)
                     await asyncio.sleep(0)
 
     def _hold(self) -> None:

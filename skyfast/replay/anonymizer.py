@@ -18,7 +18,8 @@ kept fields are anonymized as follows:
   gets the same pseudonym everywhere. The words that skyfast's rules compare with (``k8s``, ``POD``)
   and the names that most hosts have (``eth0``) are unchanged.
 * Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged,
-  as are the keys of labels, and the types and states of nodes.
+  as are the keys of labels, the types and states of nodes, and the kinds of Kubernetes' own
+  workloads.
 
 Pseudonyms are one to one, so an anonymized recording has as many connections as the original, with
 the same totals.
@@ -97,11 +98,19 @@ _K8S: Final = ("Metadata", "K8s")
 _CONTAINER_LABELS: Final = ("Metadata", "Container", "Labels")
 _KUBERNETES_LABELS: Final = (*_CONTAINER_LABELS, "io", "kubernetes")
 
+_KIND: Final = (*_K8S, "Extra", "ObjectMeta", "OwnerReferences", "Kind")
+_KINDS_OF_KUBERNETES: Final = frozenset(
+    [
+        *("ReplicaSet", "Deployment", "DaemonSet", "StatefulSet", "Job", "CronJob"),
+        *("ReplicationController", "Node"),
+    ]
+)
+"""The kinds of owners that are unchanged. Others can have the name of a company."""
+
 _WORDS: Final = frozenset(
     [
         *(("Metadata", key) for key in ("Type", "EncapType", "Manager", "RelationType")),
         (*_K8S, "Status"),
-        (*_K8S, "Extra", "ObjectMeta", "OwnerReferences", "Kind"),
         (*_KUBERNETES_LABELS, "docker", "type"),
         (*_KUBERNETES_LABELS, "cri", "container-type"),
         (*_KUBERNETES_LABELS, "cri-o", "ContainerType"),
@@ -173,6 +182,8 @@ class Anonymizer:
             pseudonym = self._id
         elif path in _WORDS:
             pseudonym = self._word
+        elif path == _KIND:
+            pseudonym = self._kind
         elif path in _ADDRESSES:
             pseudonym = self._network
         else:
@@ -289,6 +300,9 @@ class Anonymizer:
             sandbox, parts, attempt = kubelet[1] or "", kubelet[2], kubelet[3] or ""
             return f"k8s_{sandbox}{self._words(parts)}{attempt}"
         return self._words(text)
+
+    def _kind(self, text: str) -> str:
+        return text if text in _KINDS_OF_KUBERNETES else self._name(text)
 
     def _words(self, text: str) -> str:
         return _NAME_PART.sub(lambda part: self._name_part(part[0]), text)

@@ -37,9 +37,9 @@ DUPLICATE_ID: Final = "duplicate_id"
 """Counts nodes with the ID of another node."""
 
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
-"""Counts edges whose parent or child is not in the graph. A few are normal: services have edges to
-endpoints, and Kubernetes namespaces have edges to objects of all types. Not all of these objects
-are read."""
+"""Counts edges whose parent or child should be in the graph, but is not.
+
+Nodes of other types are not read; for example, services have edges to endpoints."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
@@ -85,8 +85,9 @@ _KUBERNETES_TYPES: Final = frozenset(
 
 _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libvirt"}
 
-# The types of the parent and the child, by relation. Relations that are not listed have their own
-# rules.
+_OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
+
+# The types of parent and child of relations. Those that are not here have their own rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
     SERVICE: ("service", "pod"),
@@ -146,7 +147,8 @@ class GraphIndex:
                 continue
             parent, child = find(edge.parent), find(edge.child)
             if parent is None or child is None:
-                self.skipped[EDGE_WITHOUT_NODE] += 1
+                if _lacks_node(relation, parent, child):
+                    self.skipped[EDGE_WITHOUT_NODE] += 1
             elif relation == LAYER2:
                 if parent.metadata.type == child.metadata.type == "veth":
                     parents.add(edge.parent, child)
@@ -236,6 +238,18 @@ class GraphIndex:
             else:
                 self.skipped[INVALID_ADDRESS] += 1
         return known
+
+
+def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
+    """Return whether the missing node of an edge certainly has a type that is read."""
+    if relation == OWNERSHIP:
+        # Kubernetes namespaces and clusters are not read, nor is everything that hosts own.
+        return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
+    if relation == SERVICE:
+        return parent is None
+    if relation == LAYER2:
+        return "veth" in (node.metadata.type for node in (parent, child) if node)
+    return True
 
 
 def type_of(node: Node) -> str:

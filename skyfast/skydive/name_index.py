@@ -13,12 +13,14 @@ from typing import Final, Generic, TypeVar
 
 from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
 from skyfast.flows.plan import Names
+from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.name_resolver import (
     Candidate,
     CapturePoint,
     Networks,
     Resolution,
     choose,
+    is_local,
 )
 from skyfast.stats import LOOKUP_DROPS
 
@@ -50,7 +52,10 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class _Update(Generic[V]):
-    """The changes of a mapping. ``gone`` maps keys to the time since when resolutions lack them."""
+    """The changes of a mapping.
+
+    ``gone`` maps keys to the time since when resolutions lack them, the oldest first.
+    """
 
     changed: Mapping[str, V]
     leaving: Set[str]
@@ -68,16 +73,31 @@ class _Context:
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     points: Mapping[str, CapturePoint] = field(default_factory=dict)
     networks: Mapping[str, Networks] = field(default_factory=dict)
+    _by_namespace: dict[str, MultiMap[str, Candidate]] = field(default_factory=dict)
 
     def choose(self, triple: Triple) -> tuple[str, ...] | None:
-        address, other, point = triple
-        return choose(
-            self.candidates[address],
-            other,
-            self.points.get(point),
-            self.networks,
-            address=address,
-        )
+        address, other, point_id = triple
+        point = self.points.get(point_id)
+        if is_local(address):
+            candidates = self._in_namespaces_of(point, address)
+        else:
+            candidates = self.candidates[address]
+        return choose(candidates, other, point, self.networks, address=address)
+
+    def _in_namespaces_of(self, point: CapturePoint | None, address: str) -> tuple[Candidate, ...]:
+        """Return the candidates in the namespaces of a capture point and of its peers.
+
+        A loopback address has thousands of candidates, one in each namespace.
+        """
+        if point is None:
+            return ()
+        by_namespace = self._by_namespace.get(address)
+        if by_namespace is None:
+            owners = self.candidates[address]
+            by_namespace = MultiMap((owner.namespace, owner) for owner in owners)
+            self._by_namespace[address] = by_namespace
+        namespaces = {point.namespace, *point.peers} - {""}
+        return tuple(owner for name in namespaces for owner in by_namespace.get(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +219,9 @@ class NameIndex:
 
     Changed and new entries apply at once. If resolutions lack an entry, because the node was
     deleted or because an analyzer that has just started does not know it yet, the entry stays for
-    ``keep_s`` and is removed by the first resolution after that. Without resolutions, all entries
-    stay.
+    ``keep_s`` and is removed by the first resolution after that, which `is_due` asks for. So do
+    the owners of ambiguous addresses on a host without any capture point left. Without resolutions,
+    all entries stay.
 
     Only :meth:`apply` changes the mappings, in place. The thread that calls :meth:`apply` may use
     the mappings at any time.
@@ -228,6 +249,12 @@ class NameIndex:
         """Set how long entries are kept after they disappeared."""
         self._keep_s = keep_s
 
+    def is_due(self, now: float) -> bool:
+        """Return whether the next resolution removes entries, even if the topology is the same."""
+        gone = self._gone_nodes, self._gone_addresses
+        oldest = [since for times in gone for since in islice(times.values(), 1)]
+        return any(now - since >= self._keep_s for since in oldest)
+
     def compare(self, resolution: Resolution, now: float) -> Changes:
         """Return the changes that ``resolution``, of the whole topology at ``now``, causes.
 
@@ -235,25 +262,30 @@ class NameIndex:
         """
         nodes, left_out_nodes = _limited(resolution.nodes)
         candidates, left_out_addresses = _limited(resolution.addresses)
-        names = {address: _agreed(owners) for address, owners in candidates.items()}
         context = self.addresses._context
         node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
+        points = dict(islice(resolution.points.items(), MAX_NAMES))
+        hosts = {point.host for point in points.values()}
+        # What the flows of kept entries are resolved with is kept, too.
+        for tid in node_update.gone:
+            if tid in context.points:
+                points[tid] = context.points[tid]
+        gone_hosts = {point.host for point in points.values()} - hosts
+        if gone_hosts:
+            candidates = {**candidates, **_with_gone_hosts(candidates, context, gone_hosts)}
+        names = {address: _agreed(address, owners) for address, owners in candidates.items()}
         update = self._compared(self.addresses, names, self._gone_addresses, now)
         ambiguous = {
             address: candidates[address] for address, value in names.items() if value is None
         }
-        points = dict(islice(resolution.points.items(), MAX_NAMES))
-        # The flows of kept entries need this data too.
         for address in update.gone:
             if address in context.candidates:
                 ambiguous[address] = context.candidates[address]
-        for tid in node_update.gone:
-            if tid in context.points:
-                points[tid] = context.points[tid]
+        networks = {host: context.networks[host] for host in gone_hosts if host in context.networks}
         return self._changes(
             nodes=node_update,
             addresses=update,
-            context=_Context(ambiguous, points, resolution.networks),
+            context=_Context(ambiguous, points, {**networks, **resolution.networks}),
             now=now,
             left_out=left_out_nodes + left_out_addresses,
         )
@@ -270,7 +302,7 @@ class NameIndex:
             if address not in self.addresses
         }
         candidates = dict(islice(added.items(), capacity))
-        names = {address: _agreed(owners) for address, owners in candidates.items()}
+        names = {address: _agreed(address, owners) for address, owners in candidates.items()}
         ambiguous = {
             address: candidates[address] for address, value in names.items() if value is None
         }
@@ -348,7 +380,7 @@ class NameIndex:
                 key: value for key, value in current.items() if lookup.get(key, _MISSING) != value
             },
             leaving=leaving,
-            gone={key: since for key, since in missing.items() if key not in leaving},
+            gone={key: missing[key] for key in oldest_first if key not in leaving},
         )
 
     def apply(self, changes: Changes) -> list[tuple[Names, Set[str]]]:
@@ -392,8 +424,26 @@ def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
     return dict(islice(mapping.items(), MAX_NAMES)), len(mapping) - MAX_NAMES
 
 
-def _agreed(candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names if all candidates have the same names."""
+def _with_gone_hosts(
+    candidates: Mapping[str, tuple[Candidate, ...]], context: _Context, gone_hosts: Set[str]
+) -> dict[str, tuple[Candidate, ...]]:
+    """Return the addresses that owners on ``gone_hosts`` still have, with all their owners.
+
+    After an analyzer has started, the hosts come back one by one, while all of them report flows:
+    an address that several have must not be named after the first one.
+    """
+    kept: dict[str, tuple[Candidate, ...]] = {}
+    for address, owners in context.candidates.items():
+        gone = [owner for owner in owners if owner.host in gone_hosts]
+        if gone and address in candidates:
+            kept[address] = tuple(dict.fromkeys((*candidates[address], *gone)))
+    return kept
+
+
+def _agreed(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
+    """Return the names if they do not depend on the flow: if all candidates have the same."""
+    if is_local(address):
+        return None
     first = candidates[0].names
     return first if all(candidate.names == first for candidate in candidates) else None
 

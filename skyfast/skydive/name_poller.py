@@ -7,7 +7,8 @@
   completely, because a query for updated interfaces would not be cheaper.
 * Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`.
 
-Names are resolved again only if the data that is read has changed.
+Names are resolved again only if the data that is read has changed, or if the index has names of
+deleted nodes that are due to leave.
 """
 
 import asyncio
@@ -51,6 +52,11 @@ takes a few seconds to arrive."""
 PODS_OVERLAP_MS: Final = 10_000
 """The same overlap for pods, whose ``UpdatedAt`` is the time of an analyzer."""
 
+COMPLETE_WAIT_S: Final = 60.0
+"""Maximum time for which names of an earlier poller stay, until every query has a response.
+
+Names that are resolved without one of them would be less exact, and change twice."""
+
 KINDS: Final = {
     queries.NAMED_INTERFACES: "interfaces",
     queries.NAMESPACES: "namespaces",
@@ -79,12 +85,13 @@ def needed(export: ExportSelection) -> tuple[Query, ...]:
 class _Progress:
     """The progress of a query.
 
-    ``tried`` means that the query has been sent, ``full_s`` is the monotonic time of the latest
-    complete reading, ``asked_ms`` the Unix time of the latest reading, and ``newest_ms`` the latest
-    ``UpdatedAt`` of its nodes.
+    ``tried`` means that the query has been sent, ``read`` that it has had a complete response.
+    ``full_s`` is the monotonic time of the latest complete reading, ``asked_ms`` the Unix time of
+    the latest reading, and ``newest_ms`` the latest ``UpdatedAt`` of its nodes.
     """
 
     tried: bool = False
+    read: bool = False
     full_s: float | None = None
     asked_ms: int = 0
     newest_ms: int = 0
@@ -123,9 +130,13 @@ class NamePoller:
         self._store = TopologyStore()
         self._progress = {query: _Progress() for query in wanted}
         self._asks_changed_pods = False
+        self._is_complete_at_s = time.monotonic()
+        if index.ready.is_set():
+            self._is_complete_at_s += COMPLETE_WAIT_S
         self._changed = True
         self._wake = asyncio.Event()
         self._applying = asyncio.Lock()
+        self._keeping = asyncio.Lock()
         self._limit = LogLimit()
 
     @property
@@ -215,17 +226,23 @@ class NamePoller:
 
     async def _keep(self, query: Query, reader: GraphReader, *, is_full: bool) -> None:
         keep = self._store.replace if is_full else self._store.merge
-        if await asyncio.to_thread(keep, query, reader):
-            self._changed = True
+        async with self._keeping:  # several tasks read
+            if await asyncio.to_thread(keep, query, reader):
+                self._changed = True
         progress = self._progress[query]
+        progress.read |= is_full
         progress.newest_ms = max(progress.newest_ms, reader.newest_ms)
         self.names.elements = len(self._store)
         self.names.last_reading_timestamp_s = time.time()
 
     def _resolve_soon(self) -> None:
-        """Resolve names if every query has been sent and something has changed."""
-        is_tried = all(progress.tried for progress in self._progress.values())
-        if self._changed and is_tried and self._store.is_answered:
+        """Resolve names if every query has been sent and they may have changed."""
+        waits = time.monotonic() < self._is_complete_at_s
+        is_complete = all(
+            progress.read if waits else progress.tried for progress in self._progress.values()
+        )
+        may_differ = self._changed or self._index.is_due(self._now())
+        if may_differ and is_complete and self._store.is_answered:
             self._wake.set()
 
     async def _resolve_forever(self, client: TopologyClient) -> None:
@@ -238,6 +255,7 @@ class NamePoller:
                 await self._resolve()
             except Exception as error:  # noqa: BLE001 - logged and counted
                 client.unexpected(error)
+                self._changed = True  # try again after the next reading
             duration_s = time.monotonic() - begun
             self.names.resolution_duration_s = duration_s
             # Use at most half of a core, however often the topology changes.

@@ -123,7 +123,7 @@ def choose(
 
     ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
     flow. ``point`` is where the flow was captured, or None if that is unknown. ``networks`` is from
-    the `Resolution`.
+    the `Resolution`. For local addresses (`is_local`), only steps 2 and 3 are taken.
 
     The first of these groups whose candidates all have the same ``names`` decides:
 
@@ -133,18 +133,33 @@ def choose(
     4. If a subnet of the capture point's host contains both addresses, those on that host.
     5. Those in the cluster of the capture point.
     """
-    chosen = _only_names(candidates)
+    local = is_local(address)
+    chosen = None if local else _only_names(candidates)
     if chosen is not None or point is None:
         return chosen
     if point.namespace:
         chosen = _only_names(owner for owner in candidates if owner.namespace == point.namespace)
     if chosen is None and point.peers:
         chosen = _only_names(owner for owner in candidates if owner.namespace in point.peers)
+    if local:
+        return chosen
     if chosen is None and point.host and _share_network(networks, point.host, address, other):
         chosen = _only_names(owner for owner in candidates if owner.host == point.host)
     if chosen is None and point.cluster:
         chosen = _only_names(owner for owner in candidates if owner.cluster == point.cluster)
     return chosen
+
+
+def is_local(address: str) -> bool:
+    """Return whether an address is a loopback or link-local address.
+
+    Each host or link can have the same one, also those that are not in the topology. So the names
+    of its only owner are not those of everybody who has it.
+    """
+    if address == "::1" or address.startswith(("127.", "169.254.")):
+        return True
+    # fe80::/10. The first group of an IPv6 address has no leading zeros.
+    return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
 
 
 def _only_names(candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
@@ -390,9 +405,9 @@ class _Resolver:
     def _addresses(
         self, interfaces: Sequence[tuple[Node, _Namespace]]
     ) -> dict[str, tuple[Candidate, ...]]:
-        places = self._places_by_address(interfaces)
-        pods = self._pods_by_address()
         services = self._services_by_address()
+        places = self._places_by_address(interfaces, services)
+        pods = self._pods_by_address()
         candidates: dict[str, tuple[Candidate, ...]] = {}
         for address in dict.fromkeys(chain(places.keys(), pods.keys(), services.keys())):
             found = [
@@ -406,7 +421,9 @@ class _Resolver:
         return candidates
 
     def _places_by_address(
-        self, interfaces: Sequence[tuple[Node, _Namespace]]
+        self,
+        interfaces: Sequence[tuple[Node, _Namespace]],
+        services: MultiMap[str, Candidate],
     ) -> MultiMap[str, _Place]:
         index = self._index
         places: MultiMap[str, _Place] = MultiMap()
@@ -415,9 +432,12 @@ class _Resolver:
             host = index.name(node.host)
             if (metadata.ipv4 or metadata.ipv6) and metadata.name != CLUSTER_IP_INTERFACE:
                 place = self._place(namespace, host, None)
+                is_dummy = namespace.own and metadata.type == "dummy"
                 for text in (*(metadata.ipv4 or ()), *(metadata.ipv6 or ())):
                     if address := index.address(text):
-                        places.add(address, place)
+                        at_service = services.get(address) if is_dummy else ()
+                        if not _may_be_service(at_service, place.cluster):
+                            places.add(address, place)
                         self._subnets.add(host, text)
                         if namespace.own:
                             self._own_addresses[address].add(host)
@@ -653,6 +673,16 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
         namespace=namespace.id,
         host=place.host,
         cluster=pod.cluster or place.cluster,
+    )
+
+
+def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
+    """Return whether an address of a host in ``cluster``, "" if unknown, is a cluster IP there.
+
+    NodeLocal DNSCache and kube-router add such addresses to a dummy interface of every host.
+    """
+    return any(
+        "" in (cluster, service.cluster) or service.cluster == cluster for service in services
     )
 
 

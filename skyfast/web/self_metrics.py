@@ -332,7 +332,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_ambiguous",
-        "Addresses with several owners, whose names depend on the flow.",
+        "Addresses whose names depend on the flow.",
         _name(lambda names: names.ambiguous),
     ),
     _metric(
@@ -357,7 +357,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_last_reading_timestamp_seconds",
-        "Unix time of the latest topology answer for names; 0 before the first.",
+        "Unix time of the latest topology response for names; 0 before the first.",
         _name(lambda names: names.last_reading_timestamp_s),
     ),
     _metric(

@@ -503,7 +503,7 @@ def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
         names = (
             f"; names of {elements.place('names.addresses', 'count')} addresses"
             f" ({elements.place('names.ambiguous', 'count')} ambiguous) and"
-            f" {elements.place('names.capture_points', 'count')} capture points, last answer"
+            f" {elements.place('names.capture_points', 'count')} capture points, last response"
             f" {elements.place('names.last_reading_timestamp_seconds', 'ago')}"
         )
     return _exported_note(report, elements) + names

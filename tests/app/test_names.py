@@ -2,16 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
 from skyfast import app as app_module
 from skyfast import pipeline
+from skyfast._table import Table
 from skyfast.app import App
 from skyfast.config.model import Config
+from skyfast.flows.plan import Names
 from skyfast.pipeline import Shared
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import name_poller
@@ -187,3 +190,47 @@ async def test_flows_follow_a_late_name_in_slices(monkeypatch: pytest.MonkeyPatc
                 )
             # Its bytes so far stay where they are.
             await until_rows(app, {f'target_pod="{name}"': "0" for name in late.values()})
+
+
+async def test_flows_get_their_names_after_an_allocation_failed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app_module, "RELABEL_RETRY_S", 0.01)
+    monkeypatch.setattr(app_module, "RELABEL_FLOWS", 1)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = graph()
+        config = configured(analyzer.url, labels=["target_pod"])
+        async with running(config) as app:
+            await analyzer.subscriber()
+            flows = [
+                flow(f"{number:x}", **between("172.31.255.4", f"10.0.0.{number}"))
+                for number in range(1, 4)
+            ]
+            await analyzer.send(message(*flows))
+            await until_rows(app, {'target_pod=""': "900"})
+            addresses = [f"10.0.0.{number}" for number in range(1, 4)]
+            parts = app._parts
+            parts.names.addresses.update({address: (address,) * 8 for address in addresses})
+            failing = _Failing(parts.table)
+            app._parts = replace(parts, table=cast(Table, failing))
+            app._rename(parts.names.addresses, {*addresses})
+            async with asyncio.timeout(WAIT_S):
+                while failing.outcomes:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            app._parts = parts
+            await until_rows(app, {f'target_pod="{address}"': "0" for address in addresses})
+    assert "out of memory: names of flows are out of date" in caplog.text
+
+
+class _Failing:
+    """A table that has not enough memory from the second slice on, and later again."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.outcomes = [True, False, False, True]
+
+    def relabel(self, names: Names, keys: Iterator[str], budget: int) -> bool:
+        if not self.outcomes or self.outcomes.pop(0):
+            return self._table.relabel(names, keys, budget)
+        next(keys)
+        raise MemoryError

@@ -50,7 +50,7 @@ EXPOSURE = 15
 """Maximum exposure in `systemd-analyze security`, from 0 to 100."""
 
 BUILD_S = 300.0
-SUFFIXES = {".css", ".html", ".js", ".py", ".pyi", ".typed", ".so", ".gz"}
+SUFFIXES = {".css", ".html", ".js", ".py", ".pyi", ".typed", ".so", ".gz", ".yml"}
 """Suffixes of the installed files."""
 
 PR_SET_MDWE = 65

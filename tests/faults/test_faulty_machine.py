@@ -273,7 +273,7 @@ async def test_second_process_on_the_same_port_fails(directory: Path) -> None:
             _, log = await second.communicate()
         assert second.returncode == 1
         (line,) = [line for line in log.decode().splitlines() if " ERROR " in line]
-        assert f":{trial.port}/metrics" in line
+        assert f":{trial.port}" in line
         assert "in use" in line
         await trial.has_recovered(counted={})
 

@@ -486,3 +486,13 @@ def test_removed_elements_have_the_pseudonyms_of_their_ids() -> None:
     assert update.removed == [anonymized_node(ID=each)["ID"] for each in (uid, "x")]
     flow_id = flow(NodeTID=uid)["NodeTID"]
     assert update.removed[0] == flow_id
+
+
+@pytest.mark.parametrize("kind", ["ReplicaSet", "Job", "Node", "AcmeCluster"])
+def test_only_the_kinds_of_kubernetes_itself_are_unchanged(kind: str) -> None:
+    owner = {"Kind": kind, "Name": "acme", "Controller": True}
+    extra = {"ObjectMeta": {"OwnerReferences": [owner]}}
+    pod = {"ID": "1", "Metadata": {"Type": "pod", "K8s": {"Extra": extra}}}
+    raw = msgspec.Raw(msgspec.json.encode(pod))
+    (hidden,) = Anonymizer().topology(Update(nodes=[raw])).nodes
+    assert (kind.encode() in bytes(hidden)) == (kind != "AcmeCluster")

@@ -1,5 +1,6 @@
 """The mappings from addresses and capture points to names, without resolver, clock and socket."""
 
+import time
 from ipaddress import ip_network
 
 import pytest
@@ -114,6 +115,38 @@ def test_equal_names_of_several_candidates_are_not_ambiguous(index):
 # Ambiguous addresses.
 
 
+def test_a_local_address_always_depends_on_the_context(index):
+    owner = candidate("a", host="h1", namespace="ns1")
+    points = {
+        "here": point(host="h1", namespace="ns1"),
+        "peer": point(host="h1", namespace="h1", peers=("ns1",)),
+        "other": point(host="h1", namespace="ns2"),
+        "unknown": point(host="h1"),
+    }
+    update(index, addresses={"fe80::1": (owner,)}, points=points)
+    assert index.addresses["fe80::1"] is None
+    assert index.ambiguous == 1
+    found = {tid: index.addresses.resolve("fe80::1", "fe80::2", tid) for tid in (*points, "")}
+    assert found == {
+        "here": names_of("a"),
+        "peer": names_of("a"),
+        "other": EMPTY,
+        "unknown": EMPTY,
+        "": EMPTY,
+    }
+
+
+def test_a_loopback_address_of_many_namespaces_is_resolved_quickly(index):
+    count = 5_000
+    owners = tuple(candidate(f"n{i}", namespace=f"ns{i}") for i in range(count))
+    points = {f"t{i}": point(namespace=f"ns{i}") for i in range(count)}
+    update(index, addresses={"127.0.0.1": owners}, points=points)
+    begun = time.process_time()
+    for i in range(count):
+        assert index.addresses.resolve("127.0.0.1", "127.0.0.1", f"t{i}") == names_of(f"n{i}")
+    assert time.process_time() - begun < 1.0  # a search of all owners each time takes 2 s
+
+
 def test_an_ambiguous_address_is_resolved_by_its_context(index):
     update(index, **AMBIGUOUS)
     addresses = index.addresses
@@ -204,6 +237,19 @@ def test_a_name_that_comes_back_is_not_gone(index):
     assert update(index, now=180.0)[1] == {"10.0.0.1"}
 
 
+def test_the_index_asks_for_the_resolution_that_removes_names(index):
+    assert not index.is_due(1000.0)
+    update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a", "10.0.0.2": "b"})
+    assert not index.is_due(1000.0)
+    update(index, now=100.0, nodes={"t1": "eth0"}, addresses={"10.0.0.2": "b"})
+    update(index, now=130.0)
+    assert [index.is_due(now) for now in (159.0, 160.0)] == [False, True]
+    update(index, now=160.0)
+    assert [index.is_due(now) for now in (160.0, 189.0, 190.0)] == [False, False, True]
+    update(index, now=190.0)
+    assert not index.is_due(1000.0)
+
+
 def test_how_long_names_are_kept_can_change(index):
     update(index, addresses={"10.0.0.1": "a"})
     index.keep(10.0)
@@ -219,6 +265,34 @@ def test_an_ambiguous_address_that_is_gone_is_still_resolved(index):
     assert update(index, now=160.0, networks=NETWORKS) == ({"t1", "t2"}, {"10.0.0.1"})
     assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == EMPTY
     assert index.ambiguous == 0
+
+
+def test_an_address_of_a_host_that_is_gone_is_not_named_after_another_host(index):
+    """Analyzers that restart know the hosts one by one."""
+    nodes = {"t1": "eth0", "t2": "eth1"}
+    update(index, nodes=nodes, **AMBIGUOUS)
+    update(index, now=100.0)
+    first = {
+        "nodes": {"t1": "eth0"},
+        "addresses": {"10.0.0.1": (candidate("a", host="h1"),)},
+        "points": {"t1": POINTS["t1"]},
+        "networks": {"h1": NETWORKS["h1"]},
+    }
+    for now in (101.0, 159.0):
+        assert update(index, now=now, **first)[1] == set()
+        for tid, name in (("t1", "a"), ("t2", "b")):
+            names = index.addresses.resolve("10.0.0.1", "10.0.0.2", tid)
+            assert names == names_of(name)
+        assert index.addresses["10.0.0.1"] is None
+    assert update(index, now=160.0, **first) == ({"t2"}, {"10.0.0.1"})
+    assert index.addresses["10.0.0.1"] == names_of("a")
+
+
+def test_an_address_that_a_host_has_lost_has_only_its_other_owner(index):
+    update(index, nodes={"t1": "eth0", "t2": "eth1"}, **AMBIGUOUS)
+    lost = {**AMBIGUOUS, "addresses": {"10.0.0.1": (candidate("a", host="h1"),)}}
+    assert update(index, nodes={"t1": "eth0", "t2": "eth1"}, **lost)[1] == {"10.0.0.1"}
+    assert index.addresses["10.0.0.1"] == names_of("a")
 
 
 def test_the_mappings_are_bounded_and_the_oldest_leave_first(index, monkeypatch):

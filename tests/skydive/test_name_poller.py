@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from contextlib import asynccontextmanager
+from threading import Lock
 
 import pytest
 
@@ -13,7 +14,8 @@ from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.name_poller import needed
 from skyfast.skydive.topology import TopologyPoller
-from skyfast.stats import TopologyStats
+from skyfast.skydive.topology_store import TopologyStore
+from skyfast.stats import NAME_SKIPS, TopologyStats
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.paths import DATA
@@ -58,9 +60,9 @@ def edge(parent, child, relation, *, updated_at=2_000_000_000_000):
 class Poll:
     """A poller, and what it has reported."""
 
-    def __init__(self, *urls, interval_s=0, wanted=EVERYTHING, observe=None):
+    def __init__(self, *urls, interval_s=0, wanted=EVERYTHING, observe=None, index=None):
         self.stats = TopologyStats()
-        self.index = NameIndex(keep_s=60.0)
+        self.index = index or NameIndex(keep_s=60.0)
         self.renamed = []
         config = make_config(*urls, interfaces_interval=interval_s)
         self.poller = TopologyPoller(
@@ -145,6 +147,7 @@ async def test_the_names_of_a_real_topology():
         assert names.addresses == len(index.addresses) > 20
         assert names.nodes == len(index.nodes) > 20
         assert names.resolutions == 1
+        assert names.skipped == dict.fromkeys(NAME_SKIPS, 0)
         assert names.query_duration_s.keys() == {*name_poller.KINDS.values()}
         assert poll.stats.errors == dict.fromkeys(poll.stats.errors, 0)
 
@@ -202,6 +205,21 @@ async def test_what_is_deleted_is_noticed_by_a_complete_reading(fast, monkeypatc
                 node for node in analyzer.graph["Nodes"] if node["Metadata"].get("Manager") != "k8s"
             ]
             await until(lambda: poll.name("172.31.255.5") != "default/frontend")
+
+
+async def test_a_deleted_pod_loses_its_name_without_any_other_change(fast, monkeypatch):
+    monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 4 * FAST_S)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        analyzer.graph["Nodes"].append(pod("old", "10.0.0.9"))
+        async with Poll(analyzer.url).running() as poll:
+            poll.index.keep(0.2)
+            await poll.ready()
+            assert poll.index.addresses["10.0.0.9"][3] == "old"
+            analyzer.graph["Nodes"].pop()
+            await until(lambda: "10.0.0.9" not in poll.index.addresses)
+            assert poll.renamed[-1] == (poll.index.addresses, {"10.0.0.9"})
+            assert poll.stats.names.resolutions == 3
 
 
 async def test_a_pod_that_is_replaced_at_its_address(fast):
@@ -316,6 +334,62 @@ async def test_a_query_that_fails_does_not_hide_the_other_names():
             assert poll.name("172.31.255.5")
 
 
+@pytest.mark.parametrize("wait_s", [60.0, 0.0])
+async def test_after_a_reload_names_change_when_every_query_is_answered(fast, monkeypatch, wait_s):
+    monkeypatch.setattr(name_poller, "COMPLETE_WAIT_S", wait_s)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+        index, answer, fails = poll.index, analyzer._topology, True
+
+        def failing(request):
+            is_failure = fails and queries.KUBERNETES.gremlin in json.loads(request.body).values()
+            return Answer(status=500) if is_failure else answer(request)
+
+        analyzer._topology = failing
+        async with Poll(analyzer.url, index=index).running() as poll:
+            await until(lambda: poll.stats.errors["status"] == 2)
+            if not wait_s:
+                await until(lambda: poll.renamed)
+                return
+            assert not poll.renamed
+            fails = False
+            await until(lambda: poll.stats.names.resolutions)
+            assert not poll.renamed
+            # Later failures do not matter: what was read before is kept.
+            fails = True
+            analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
+            assert poll.name("10.0.0.9") == ""
+            await until(lambda: "10.0.0.9" in index.addresses)
+
+
+async def test_one_thread_at_a_time_changes_the_elements(fast, monkeypatch):
+    busy = Lock()
+
+    def exclusive(change):
+        def wrapped(*arguments):
+            assert busy.acquire(blocking=False)
+            time.sleep(0.02)
+            busy.release()
+            return change(*arguments)
+
+        return wrapped
+
+    for name in ("merge", "replace"):
+        monkeypatch.setattr(TopologyStore, name, exclusive(getattr(TopologyStore, name)))
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
+        async with Poll(analyzer.url, interval_s=FAST_S).running() as poll:
+            await poll.ready()
+            for number in range(10):
+                analyzer.graph["Nodes"].append(pod(f"web{number}", f"10.0.1.{number}"))
+                assert poll.name(f"10.0.1.{number}") == ""
+                await asyncio.sleep(FAST_S)
+        assert poll.stats.errors["error"] == 0
+
+
 async def test_nothing_is_ready_before_an_answer(fast):
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = Answer(status=500)
@@ -354,7 +428,6 @@ async def test_a_fault_of_ours_does_not_end_the_poller(fast, monkeypatch):
             patch.setattr(name_poller, "resolve", lambda *_args, **_options: 1 / 0)
             task = asyncio.create_task(poll.poller.run())
             await until(lambda: poll.stats.errors["error"])
-        analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
         await poll.ready()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -217,6 +217,31 @@ def test_cluster_ips_on_hosts_are_not_the_hosts(topology):
     assert topology.candidates("10.96.0.2") == []
 
 
+def test_the_address_of_nodelocal_dns_is_the_services(topology):
+    """NodeLocal DNSCache has a link-local address, and that of the service, on every host."""
+    dns = ("169.254.20.10/32", "10.96.0.10/32")
+    for name in ("h1", "h2"):
+        host = topology.host(name)
+        topology.kubernetes_node(f"n-{name}", host)
+        point = topology.interface(host, *dns, name="nodelocaldns", node_type="dummy")
+    topology.service("kube-dns", "10.96.0.10", namespace="kube-system")
+    assert topology.names("10.96.0.10")["name"] == "kube-system/kube-dns"
+    assert topology.chosen("10.96.0.10", "10.0.0.1", point)["name"] == "kube-system/kube-dns"
+    assert topology.chosen("169.254.20.10", "10.0.0.1", point)["name"] == "h2"
+
+
+def test_an_address_of_a_service_elsewhere_is_the_hosts(topology):
+    host = topology.host()
+    topology.kubernetes_node("n1", host, cluster="c1")
+    topology.service("web", "10.96.0.1", cluster="c2")
+    topology.service("web", "10.96.0.2")
+    topology.interface(host, "10.96.0.1/32", node_type="dummy")
+    topology.interface(host, "10.96.0.2/32", node_type="device")
+    topology.interface(topology.netns(host), "10.96.0.2/32", node_type="dummy")
+    assert len(topology.candidates("10.96.0.1")) == 2
+    assert len(topology.candidates("10.96.0.2")) == 3
+
+
 def test_a_point_has_the_namespaces_of_its_veth_peers(topology):
     host = topology.host()
     netns = topology.netns(host)
@@ -1100,6 +1125,34 @@ def test_loopback_is_told_apart_by_the_namespace(topology):
     assert topology.chosen("127.0.0.1", "127.0.0.1", lo)["name"] == "ns599"
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "169.254.20.10", "fe80::1"])
+def test_a_local_address_has_names_only_in_its_namespace_and_at_its_veth_peers(topology, address):
+    """Everybody else who has the same address is not in the topology, or not on this link."""
+    host = topology.host()
+    inside = topology.interface(topology.netns(host, "blue"), address, node_type="veth")
+    outside = topology.interface(host, node_type="veth")
+    topology.edge(outside, inside, "layer2")
+    elsewhere = topology.interface(topology.netns(host, "red"), "10.0.0.1/8")
+    abroad = topology.interface(topology.host("h2"))
+    assert topology.names(address)["name"] == "blue"
+    assert topology.chosen(address, "10.0.0.1", inside)["name"] == "blue"
+    assert topology.chosen(address, "10.0.0.1", outside)["name"] == "blue"
+    for point in (elsewhere, abroad):
+        assert topology.chosen(address, "10.0.0.1", point) is None
+    candidates = topology.resolve().addresses[address]
+    assert choose(candidates, "10.0.0.1", None, {}, address=address) is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["126.255.255.255", "128.0.0.1", "169.253.1.1", "::2", "1::1", "fe7f::1", "fec0::1", "fe8::1"],
+)
+def test_other_addresses_have_the_names_of_their_only_owner_everywhere(topology, address):
+    topology.interface(topology.netns(topology.host(), "blue"), address)
+    abroad = topology.interface(topology.host("h2"))
+    assert topology.chosen(address, "10.0.0.1", abroad)["name"] == "blue"
+
+
 # Bad input.
 
 
@@ -1144,17 +1197,32 @@ def test_deleted_nodes_are_not_used(topology):
     topology.pod("web-1", "10.1.0.5")["DeletedAt"] = 7
     resolution = topology.resolve()
     assert (resolution.addresses, resolution.nodes) == ({}, {})
-    assert resolution.skipped == {"deleted": 2, "edge_without_node": 1}
+    assert resolution.skipped == {"deleted": 2}
 
 
 def test_edges_without_nodes_are_counted(topology):
-    interface = topology.interface(topology.host(), "10.0.0.1/24")
+    interface = topology.interface(topology.host(), "10.0.0.1/24", node_type="veth")
     missing = {"ID": "missing"}
     for relation_type in graph_index.RELATION_TYPES:
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    assert topology.resolve().skipped == {"edge_without_node": 2 * len(graph_index.RELATION_TYPES)}
+    # The interface might own, and a service might select, what is not read.
+    count = 2 * len(graph_index.RELATION_TYPES) - 2
+    assert topology.resolve().skipped == {"edge_without_node": count}
+
+
+def test_edges_to_nodes_that_are_not_read_are_not_counted(topology):
+    host = topology.host()
+    pod, service = topology.pod("web-1", "10.1.0.5"), topology.service("web", "10.96.0.1")
+    bridge = topology.interface(host, node_type="bridge")
+    missing, other = {"ID": "missing"}, {"ID": "other"}
+    for node in (pod, service, other):
+        topology.edge(missing, node)
+    topology.edge(host, missing)
+    topology.edge(service, missing, "service")
+    topology.edge(bridge, missing, "layer2")
+    assert not topology.resolve().skipped
 
 
 def test_edges_between_other_types_are_ignored(topology):

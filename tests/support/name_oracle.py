@@ -101,6 +101,12 @@ def addresses_of(values: Iterable[Json]) -> list[str]:
     return list(dict.fromkeys(address for value in values if (address := address_of(value))))
 
 
+def is_local(address: str) -> bool:
+    """Whether an address is a loopback or link-local address."""
+    parsed = ipaddress.ip_address(address)
+    return parsed.is_loopback or parsed.is_link_local
+
+
 def network_of(value: Json) -> Any:
     """Return the subnet of an address with a prefix length, or None; one address is none."""
     if not address_of(value) or "/" not in value:
@@ -672,6 +678,23 @@ class NameOracle:
             return []
         return [*items(node, "Metadata", "IPV4"), *items(node, "Metadata", "IPV6")]
 
+    def is_service_on_host(self, node: Json, address: str) -> bool:
+        """A cluster IP on a dummy interface of a host is the service's.
+
+        NodeLocal DNSCache adds that of the DNS service to each host of its cluster.
+        """
+        cluster = self.cluster_of_host(self.host(node))
+        clusters = [
+            self.cluster(service)
+            for service in self.all("service")
+            if address in self.cluster_addresses(service)
+        ]
+        return (
+            self.is_own(self.namespace(node))
+            and text(node, "Metadata", "Type") == "dummy"
+            and any("" in (cluster, other) or cluster == other for other in clusters)
+        )
+
     def machine(self, node: Json) -> str:
         """The virtual machine at an interface: its Libvirt domain, else its UUID.
 
@@ -699,7 +722,7 @@ class NameOracle:
         found: list[Place] = []
         for node in self.interfaces():
             own = addresses_of(self.interface_texts(node))
-            if address in own:
+            if address in own and not self.is_service_on_host(node, address):
                 found.append((self.namespace(node), self.host(node), None))
             neutron = dig(node, "Metadata", "Neutron")
             theirs = addresses_of([*items(neutron, "IPV4"), *items(neutron, "IPV6")])
@@ -923,20 +946,26 @@ class NameOracle:
     # -- the names of an address in a flow ------------------------------------------------------
 
     def choose(self, address: str, other: str, tid: str) -> Names | None:
-        """Return the names of an address in a flow, or None if they are ambiguous."""
+        """Return the names of an address in a flow, or None if they are ambiguous.
+
+        A loopback or link-local address names nothing outside of its namespace and the veth peer's.
+        """
         candidates = self.candidates(address)
+        local = is_local(address)
         node = self.capture_points().get(tid)
         if node is None:
-            return only_names(candidates)
+            return None if local else only_names(candidates)
         namespace, peers, host, cluster = self.point(node)
         shared = host and self.share_network(host, address, other)
-        for choice in (
-            candidates,
+        near = [
             [c for c in candidates if namespace and c[1] == namespace],
             [c for c in candidates if c[1] in peers],
+        ]
+        elsewhere = [
             [c for c in candidates if shared and c[2] == host],
             [c for c in candidates if cluster and c[3] == cluster],
-        ):
+        ]
+        for choice in near if local else [candidates, *near, *elsewhere]:
             if (names := only_names(choice)) is not None:
                 return names
         return None

@@ -182,7 +182,7 @@ def _interface(
     b: _Builder, owner: Json, addresses: list[str], *, name: str = "eth0", kind: str = ""
 ) -> Json:
     metadata: Json = {
-        "Type": kind or b.pick("veth", "device", "bridge", "ovsport"),
+        "Type": kind or b.pick("veth", "device", "bridge", "dummy", "ovsport"),
         "EncapType": "ether",
         "Name": name,
     }
