@@ -111,7 +111,8 @@ def _names(export: ExportSelection) -> Iterator[str]:
     nodes = ", namespaces, containers, VMs" if others else ""
     if others - LOCAL_LABELS:
         nodes += ", pods, workloads, services"
-    yield f"They need topology queries for interfaces{nodes}{' and edges' if others else ''}."
+    nodes += " and edges" if others else ""
+    yield f"These labels need topology queries for interfaces{nodes}."
 
 
 def _where(view: ViewSpec) -> str:

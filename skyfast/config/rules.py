@@ -63,7 +63,7 @@ _PORT_FIELDS = frozenset({("Transport", "A"), ("Transport", "B")})
 
 def _to_rule(value: YamlValue) -> Rule:
     if not isinstance(value, dict):
-        raise InvalidValue("is not a rule: a mapping with name and conditions", value)
+        raise InvalidValue("is not a rule: expected a mapping with name and conditions", value)
     name = ""
     conditions = []
     problems = Problems()

@@ -153,7 +153,7 @@ def _resolve_view(
     for i, metric in enumerate(view.metrics):
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
-            problem = f"has two fields; with {DIRECTION}: sum, a gauge can have only one"
+            problem = f"has two fields, but a gauge can have only one with {DIRECTION}: sum"
             raise ViewError(problem, number, ("metrics", i, "value"))
         total = metric.name.endswith("_total")
         if own and metric.type == "counter" and not total and (view.prefix or naming == "standard"):

@@ -228,8 +228,8 @@ _FIGURES = (
     ("table.rejected_total", "count", "reports rejected because the table was full"),
     ("table.overflowed_total", "count", "reports added to the overflow connection"),
     ("table.filtered_total", "count", "reports dropped by filter rules"),
-    ("table.reports_checked_total", "count", "reports checked for a lost predecessor"),
-    ("table.reports_lost_total", "count", "reports with a lost predecessor"),
+    ("table.reports_checked_total", "count", "reports checked for a lost previous report"),
+    ("table.reports_lost_total", "count", "reports whose previous report was lost"),
     ("scrapes.total", "count", "pages served completely"),
     ("scrapes.failed_total", "count", "pages not served completely"),
     ("scrapes.rejected_total", "count", "pages rejected"),
@@ -503,7 +503,7 @@ def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
         names = (
             f"; names of {elements.place('names.addresses', 'count')} addresses"
             f" ({elements.place('names.ambiguous', 'count')} ambiguous) and"
-            f" {elements.place('names.capture_points', 'count')} capture points, last answer"
+            f" {elements.place('names.capture_points', 'count')}  capture points, last response"
             f" {elements.place('names.last_reading_timestamp_seconds', 'ago')}"
         )
     return _exported_note(report, elements) + names

@@ -142,7 +142,7 @@ def test_check_prints_the_cost_of_a_connection() -> None:
             "Labels from the topology take 4 bytes per row of view lab, 4 bytes per flow,"
             " and about 72 bytes for each different name, address or capture point."
         ),
-        "They need topology queries for interfaces.",
+        "These labels need topology queries for interfaces.",
         *(
             f"Warning: {export}: traffic captured at several interfaces is counted several times;"
             " set deduplicate: first or add the label node_tid."

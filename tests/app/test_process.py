@@ -58,7 +58,7 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
             later = (await skyfast.get("/metrics/flows")).decode()
             assert time.monotonic() - started < 10  # five seconds, and a margin for a busy machine
         assert any("listening on " in line for line in skyfast.log)
-        pace = "), 5 times as fast, again every 20 s, "
+        pace = "), 5 times as fast, repeated every 20 s, "
         assert any("replaying " in line and pace in line for line in skyfast.log)
         status = (await skyfast.get("/api/status")).decode()
         assert "# Replaying the packaged recording instead of subscribing." in status
@@ -159,8 +159,8 @@ async def test_cost_of_a_connection_is_logged(tmp_path: Path) -> None:
         config = write_config(tmp_path, analyzer.url, max_connections=200_000)
         skyfast = await stack.enter_async_context(running(config))
         await analyzer.subscriber()
-        line = await skyfast.logged("per connection: up to")
-        match = re.search(r"up to (\d+) series and (\d+) bytes.* at most 200000 connections", line)
+        line = await skyfast.logged("each connection costs up to")
+        match = re.search(r"up to (\d+) series and (\d+) bytes.* limits: 200000 connections", line)
         assert match
         assert match[1] == "5"
         count = 50_000
