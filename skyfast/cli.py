@@ -103,7 +103,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="validate CONFIG, print it with all defaults and the number of series",
+        help="validate; print all keys and number of series",
     )
     parser.add_argument(
         "--strict",
@@ -138,7 +138,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--record-anonymous",
         action="store_true",
-        help="with --record, replace addresses and names by pseudonyms",
+        help="replace addresses and names in the recording",
     )
     parser.add_argument(
         "--shard",
@@ -153,7 +153,7 @@ def _parser() -> _Parser:
         type=_address,
         action="append",
         metavar="ADDRESS",
-        help="address to listen on, such as :9100 or [::1]:9100; repeatable",
+        help="listen on ADDRESS, such as :9100; repeatable",
     )
     address.add_argument(
         listen.SOCKET_OPTION,
@@ -166,7 +166,7 @@ def _parser() -> _Parser:
         dest="web_config_file",
         default="",
         metavar="FILE",
-        help="file with the TLS and user settings of the HTTP server",
+        help="file with TLS and users of the HTTP server",
     )
     parser.add_argument(
         "--log.level",
