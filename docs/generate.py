@@ -50,7 +50,7 @@ PART: Final = re.compile(
 CARDINALITIES: Final = (
     "a handful of values",
     "as many values as the network has addresses, interfaces or ports",
-    "new values never stop",
+    "new values keep appearing",
 )
 """What the words of `catalog.Cardinality` mean, in their order."""
 
