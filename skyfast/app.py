@@ -446,8 +446,8 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
     for where in cost.double_counted(config):
         if where not in known:
             log.warning(
-                "%s: traffic captured at several interfaces is counted several times; set"
-                " deduplicate: first or add the label node_tid",
+                "%s: traffic captured at several interfaces is counted several times; to avoid"
+                " this, set deduplicate to first, or add the label node_tid",
                 where,
             )
 

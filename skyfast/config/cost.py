@@ -82,8 +82,8 @@ def _lines(config: Config) -> Iterator[str]:
                 yield f"Note: label {label.name} of {_where(view)} is unbounded: {reason}."
     for where in double_counted(config):
         yield (
-            f"Warning: {where}: traffic captured at several interfaces is counted several times;"
-            " set deduplicate: first or add the label node_tid."
+            f"Warning: {where}: traffic captured at several interfaces is counted several"
+            " times; to avoid this, set deduplicate to first, or add the label node_tid."
         )
     if uses_default_analyzer(config):
         default = config.subscriber.endpoints[0].name
