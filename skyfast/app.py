@@ -419,8 +419,8 @@ class App:
             if full > known:
                 limits = self._parts.config.limits
                 log.warning(
-                    "table full: skipped %d reports of new connections (max_connections: %d)"
-                    " and %d reports of other new flows (max_flows: %d)",
+                    "table full: skipped %d reports of new connections beyond max_connections (%d)"
+                    " and %d reports of new flows beyond max_flows (%d)",
                     connections - known_connections,
                     limits.max_connections,
                     full - known - (connections - known_connections),

@@ -230,8 +230,8 @@ async def test_full_table_is_logged(tmp_path: Path) -> None:
         line = await skyfast.logged("table full")
         assert " WARNING " in line
         assert line.endswith(
-            "skipped 3 reports of new connections (max_connections: 2)"
-            " and 1 reports of other new flows (max_flows: 3)"
+            "skipped 3 reports of new connections beyond max_connections (2)"
+            " and 1 reports of new flows beyond max_flows (3)"
         )
         # A full table still accepts reports of existing connections, here of b.
         await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=2) for uuid in "bc")))
