@@ -50,7 +50,7 @@ PART: Final = re.compile(
 CARDINALITIES: Final = (
     "a handful of values",
     "as many values as the network has addresses, interfaces or ports",
-    "new values never stop",
+    "new values keep appearing",
 )
 """What the words of `catalog.Cardinality` mean, in their order."""
 
@@ -331,7 +331,7 @@ def self_metrics_tables() -> str:
             if name in STANDARD_NAMES:
                 shown += f"; {code(STANDARD_NAMES[name])} with `naming: standard`"
             rows.append([shown, family.type, codes(family.labels), family.help, expected])
-        head = ["Metric", "Type", "Labels", "Description", "Expected value, and otherwise"]
+        head = ["Metric", "Type", "Labels", "Description", "Expected value, and meaning of others"]
         parts.append(f"### {section['title']}\n\n{table(head, rows)}")
     return "\n".join(parts)
 

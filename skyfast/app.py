@@ -294,7 +294,7 @@ class App:
             changes = ", ".join(changed_fields(old.config.export, config.export))
             log.warning("all connections reset: %s changed", changes)
         if self._served_at and listen.configured(config) != self._served_at:
-            log.warning("listen_address and port change only at a restart")
+            log.warning("changes of listen_address and port require a restart")
         _announce(config, known=old.config.subscriber.endpoints)
         _warn_of_double_counting(config, known=cost.double_counted(old.config))
 
@@ -383,7 +383,7 @@ class App:
             now = self.clock.now()
             if self.clock.paused_s > paused_s:
                 log.warning(
-                    "process paused for %.0f s; all deadlines are postponed by as much",
+                    "process paused for %.0f s; all deadlines are postponed by the same time",
                     self.clock.paused_s - paused_s,
                 )
                 paused_s = self.clock.paused_s
@@ -430,8 +430,8 @@ class App:
             if full > known:
                 limits = self._parts.config.limits
                 log.warning(
-                    "table full: skipped %d reports of new connections (max_connections: %d)"
-                    " and %d reports of other new flows (max_flows: %d)",
+                    "table full: skipped %d reports of new connections beyond max_connections (%d)"
+                    " and %d reports of new flows beyond max_flows (%d)",
                     connections - known_connections,
                     limits.max_connections,
                     full - known - (connections - known_connections),
@@ -457,8 +457,8 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
     for where in cost.double_counted(config):
         if where not in known:
             log.warning(
-                "%s: traffic captured at several interfaces is counted several times; set"
-                " deduplicate: first or add the label node_tid",
+                "%s: traffic captured at several interfaces is counted several times; to avoid"
+                " this, set deduplicate to first, or add the label node_tid",
                 where,
             )
 
@@ -470,11 +470,11 @@ def _cost_summary(parts: Parts) -> str:
     series = cost.series(export.main, naming=export.naming)
     most = cost.most_connections(limits)
     return (
-        f"per connection: up to {series} series and {row_bytes} bytes, excluding address strings,"
+        f"each connection costs up to {series} series and {row_bytes} bytes, plus address strings,"
         f" until {limits.timeout_s:g} s after its last report;"
-        f" at most {most} connections"
+        f" limits: {most} connections"
         f" ({most * series} series, {most * row_bytes >> 20} MiB)"
-        f" with {limits.max_flows} flows"
+        f" and {limits.max_flows} flows"
     )
 
 

@@ -43,7 +43,7 @@ MIN_SIMILARITY = 0.6
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Formats each option and its help on one line."""
+    """Starts the help of each option on the same line as the option."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -88,7 +88,7 @@ def _parser() -> _Parser:
         prog="skyfast",
         usage="%(prog)s [OPTION]... [CONFIG]",
         description="Prometheus exporter for Skydive network flows.",
-        epilog="Environment variables override keys of the configuration file: "
+        epilog="Environment variables override keys of the configuration file. For example, "
         "SKYDIVE_PIPELINE_SUBSCRIBER_URL sets pipeline.subscriber.url.",
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
@@ -97,13 +97,13 @@ def _parser() -> _Parser:
         "config",
         nargs="?",
         metavar="CONFIG",
-        help=f"configuration file; - reads standard input (default: {DEFAULT_PATH})",
+        help=f"configuration file, or - for standard input (default: {DEFAULT_PATH})",
     )
     parser.add_argument("--config.file", dest="config_file", metavar="FILE", help="same as CONFIG")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="print the effective configuration and cost",
+        help="validate; print all keys and number of series",
     )
     parser.add_argument(
         "--strict",
@@ -133,18 +133,18 @@ def _parser() -> _Parser:
         "--record",
         type=_record,
         metavar="FILE",
-        help="record analyzer messages; .gz for gzip",
+        help="record analyzer messages; *.gz is compressed",
     )
     parser.add_argument(
         "--record-anonymous",
         action="store_true",
-        help="record pseudonyms instead of addresses",
+        help="replace addresses and names in the recording",
     )
     parser.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="export shard I (from 0) of N shards",
+        help="export only shard I of N; I counts from 0",
     )
     address = parser.add_mutually_exclusive_group()
     address.add_argument(
@@ -153,7 +153,7 @@ def _parser() -> _Parser:
         type=_address,
         action="append",
         metavar="ADDRESS",
-        help="listen on :9100 or [::1]:9100; repeatable",
+        help="listen on ADDRESS, such as :9100; repeatable",
     )
     address.add_argument(
         listen.SOCKET_OPTION,
@@ -166,7 +166,7 @@ def _parser() -> _Parser:
         dest="web_config_file",
         default="",
         metavar="FILE",
-        help="TLS and users of the HTTP server",
+        help="file with TLS and users of the HTTP server",
     )
     parser.add_argument(
         "--log.level",

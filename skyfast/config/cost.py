@@ -82,8 +82,8 @@ def _lines(config: Config) -> Iterator[str]:
                 yield f"Note: label {label.name} of {_where(view)} is unbounded: {reason}."
     for where in double_counted(config):
         yield (
-            f"Warning: {where}: traffic captured at several interfaces is counted several times;"
-            " set deduplicate: first or add the label node_tid."
+            f"Warning: {where}: traffic captured at several interfaces is counted several"
+            " times; to avoid this, set deduplicate to first, or add the label node_tid."
         )
     if uses_default_analyzer(config):
         default = config.subscriber.endpoints[0].name
@@ -111,7 +111,8 @@ def _names(export: ExportSelection) -> Iterator[str]:
     nodes = ", namespaces, containers, VMs" if others else ""
     if others - LOCAL_LABELS:
         nodes += ", pods, workloads, services"
-    yield f"They need topology queries for interfaces{nodes}{' and edges' if others else ''}."
+    nodes += " and edges" if others else ""
+    yield f"These labels need topology queries for interfaces{nodes}."
 
 
 def _where(view: ViewSpec) -> str:

@@ -244,10 +244,10 @@ def parse_url(text: str) -> Endpoint:
     if port == 0:
         raise EndpointError("has a port that is not from 1 to 65535", text)
     if "#" in text:
-        raise EndpointError("has a fragment (#); write %23 in a password", text)
+        raise EndpointError("has a fragment (#); in a password, write %23 for #", text)
     if "@" in parts.path + parts.query:
         # "user:80/x@host" is a valid URL of the host "user": messages would show "x".
-        problem = "has an @ after the host; write %40, %2F and %3F in a password"
+        problem = "has an @ after the host; in a password, write %40 for @, %2F for / and %3F for ?"
         raise EndpointError(problem, text)
     userinfo = parts.netloc.rpartition("@")[0]
     return Endpoint(

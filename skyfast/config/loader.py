@@ -241,7 +241,7 @@ def _check_unknown(
         text = f"{file}: contains no known key"
         notes.append(Note(level=logging.WARNING, text=text))
     if ignored:
-        text = f"{file}: ignored keys without a meaning for skyfast: {', '.join(ignored)}"
+        text = f"{file}: keys that skyfast does not use are ignored: {', '.join(ignored)}"
         notes.append(Note(level=logging.DEBUG, text=text))
     return notes
 

@@ -63,7 +63,7 @@ _PORT_FIELDS = frozenset({("Transport", "A"), ("Transport", "B")})
 
 def _to_rule(value: YamlValue) -> Rule:
     if not isinstance(value, dict):
-        raise InvalidValue("is not a rule: a mapping with name and conditions", value)
+        raise InvalidValue("is not a rule: expected a mapping with name and conditions", value)
     name = ""
     conditions = []
     problems = Problems()
@@ -94,7 +94,7 @@ def _to_rule_name(value: YamlValue) -> str:
         )
         raise InvalidValue(problem, text)
     if text == KEEP:
-        raise InvalidValue("is reserved: it counts flows that match no keep rule", text)
+        raise InvalidValue("is reserved for flows that match no keep rule", text)
     return text
 
 
@@ -115,7 +115,9 @@ def _to_condition(field: str, value: YamlValue, *, known: tuple[str, ...]) -> Co
         return _to_values(field, path, value)
     nodes = mapping_of(value, known=known, what="a condition")
     if len(nodes) != 1:
-        raise InvalidValue(f"is not a value, a list, or a mapping with {' or '.join(known)}", value)
+        keys = " or ".join(map(repr, known))
+        problem = f"is not a condition: expected a value, a list, or a mapping with the key {keys}"
+        raise InvalidValue(problem, value)
     if "regex" in nodes:
         pattern = entry_of(nodes, "regex", lambda text: _to_pattern(path, text))
         return Condition(field=field, path=path, pattern=pattern)

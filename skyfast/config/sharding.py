@@ -54,15 +54,15 @@ def _overlaps(config: Config) -> Iterator[str]:
     """Yield warnings about series that several shards export."""
     if not _tells_apart(config.export.main, config):
         yield (
-            "shards overlap: several of them export the same connections, each with a part of the"
-            " values; the labels must include both addresses, both ports and the protocol,"
-            " without rewrite"
+            "shards overlap: several shards export the same connections, each with a part of the"
+            " traffic; to avoid this, select both addresses, both ports and the protocol as labels,"
+            " and do not rewrite them"
         )
     views = [view.prefix for view in config.export.views if not _tells_apart(view, config)]
     if views:
         yield (
-            f"shards overlap in {', '.join(views)}: several of them export the same series, each"
-            " with a part of the values; sum over the shards"
+            f"shards overlap in {', '.join(views)}: several shards export the same series, each"
+            " with a part of the traffic; sum over the shards"
         )
 
 

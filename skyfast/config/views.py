@@ -144,7 +144,7 @@ def _resolve_view(
     names = [label.name for label in labels]
     if DIRECTION in names and not split:
         raise ViewError(
-            f"cannot be a label with {DIRECTION}: sum",
+            f"cannot be a label if {DIRECTION} is sum",
             number,
             ("labels", view.labels.index(LabelSpec(name=DIRECTION))),
         )
@@ -153,12 +153,12 @@ def _resolve_view(
     for i, metric in enumerate(view.metrics):
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
-            problem = f"has two fields; with {DIRECTION}: sum, a gauge can have only one"
+            problem = f"has two fields, but a gauge can have only one with {DIRECTION}: sum"
             raise ViewError(problem, number, ("metrics", i, "value"))
         total = metric.name.endswith("_total")
         if own and metric.type == "counter" and not total and (view.prefix or naming == "standard"):
             where = "in a view" if view.prefix else "with naming: standard"
-            problem = f"is a counter: its name must end with _total {where}"
+            problem = f"is a counter: {where}, its name must end with _total"
             raise ViewError(problem, number, ("metrics", i, "name"))
     if view.prefix and 0 < entry.timeout_s < least_timeout_s:
         problem = f"is less than connection_timeout + connection_grace, {least_timeout_s:g}"
@@ -235,7 +235,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
         }
         if len(own_values) > MAX_VIEW_VALUES:
             problem = (
-                f"has more than {MAX_VIEW_VALUES} values; a counter of two directions counts twice"
+                f"has more than {MAX_VIEW_VALUES} values; a counter with two directions counts as"
+                " two"
             )
             raise ViewError(problem, number, ("metrics",))
         labels |= {*own_labels}
@@ -244,7 +245,7 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
             problem = f"and the preceding views have more than {MAX_COLUMNS} different labels"
             if keys:
                 fields = " and ".join(".".join(field) for field in sorted(keys))
-                problem += f"; names from the topology add {len(keys)}, for {fields}"
+                problem += f", including the lookup fields of names from the topology ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
         if len(values) > MAX_VALUES:

@@ -94,11 +94,14 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
         "medium",
         "the Deployment, StatefulSet, DaemonSet, CronJob or other owner of the {end}'s pod",
     ),
-    "workload_kind": ("low", "the kind of the workload, such as `Deployment` or `StaticPod`"),
+    "workload_kind": (
+        "low",
+        "the kind of the {end}'s workload, such as `Deployment` or `StaticPod`",
+    ),
     "container": ("medium", "the {end}'s container, if its pod has only one"),
     "service": (
         "medium",
-        "the Kubernetes service with the {end}'s address, or the only one that selects the pod",
+        "the Kubernetes service of the address, or the only service that selects the {end}'s pod",
     ),
 }
 
@@ -112,8 +115,8 @@ _NODE_HELP: Final[dict[str, _Name]] = {
     ),
     "namespace": ("low", "the Kubernetes namespace of the interface's pod"),
     "pod": ("medium", "the pod that has the interface"),
-    "workload": ("medium", "the workload of this pod"),
-    "container": ("medium", "the container that has the interface, if it is only one"),
+    "workload": ("medium", "the workload of the pod that has the interface"),
+    "container": ("medium", "the container that has the interface, if only one does"),
 }
 
 
@@ -222,7 +225,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="capture_id",
         path=("CaptureID",),
         cardinality="low",
-        help="the capture; a capture that is created again gets a new ID",
+        help="the ID of the capture; a capture that is created again gets a new one",
     ),
     LabelDef(
         name="tracking_id",
@@ -234,13 +237,13 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="l3_tracking_id",
         path=("L3TrackingID",),
         cardinality="unbounded",
-        help="a new value for each conversation; can change across a router",
+        help="a new value for each conversation; it can differ on the two sides of a router",
     ),
     LabelDef(
         name="parent_uuid",
         path=("ParentUUID",),
         cardinality="unbounded",
-        help="the flow of the tunnel, or empty",
+        help="the UUID of the tunnel's flow, or empty",
     ),
     LabelDef(
         name=TAG,

@@ -267,7 +267,7 @@ async def _ping(socket: web.WebSocketResponse) -> None:
 def _pace(playback: Playback) -> str:
     """Describe the speed and the loop of a playback for the log; empty if it has neither."""
     speed = f", {playback.speed:g} times as fast" if playback.speed != 1 else ""
-    loop = f", again every {playback.loop_s:g} s" if playback.loop_s else ""
+    loop = f", repeated every {playback.loop_s:g} s" if playback.loop_s else ""
     return speed + loop
 
 

@@ -120,8 +120,8 @@ class _Capture:
 
 
 _MEAN: Final = (
-    "since the capture started, at the capture point with the most: average of the last ten"
-    " readings."
+    "since the capture started, averaged over the last ten readings; highest value of all capture"
+    " points."
 )
 
 _FAMILIES: Final = (
@@ -138,22 +138,22 @@ _FAMILIES: Final = (
     MetricFamily(
         name="skydive_capture_kernel_flows_dropped",
         type="counter",
-        help="Flows dropped because the kernel's table was full, at all capture points.",
+        help="Flows dropped because the kernel's table was full; sum over all capture points.",
     ),
     MetricFamily(
         name="skydive_capture_flows",
         type="gauge",
-        help="Flows in the agent's table, at the capture point with the most.",
+        help="Flows in the agent's table; highest value of all capture points.",
     ),
     MetricFamily(
         name="skydive_capture_flows_dropped",
         type="counter",
-        help="Flows dropped because the agents' tables were full, at all capture points.",
+        help="Flows dropped because an agent's table was full; sum over all capture points.",
     ),
     MetricFamily(
         name="skydive_capture_reports",
         type="counter",
-        help="Reports received, one every 10 s from each capture point.",
+        help="Reports received; each capture point sends one every 10 s.",
     ),
 )
 

@@ -109,7 +109,7 @@ class ClockSkewCheck:
         self._limit.warn(
             log,
             (analyzer.name, reason),
-            "analyzer %s: a flow from %s is %.0f s %s the local clock",
+            "analyzer %s: the latest packet of a flow from %s is dated %.0f s %s the local clock",
             analyzer.name,
             lambda: _origin(misdated[0], data),
             abs(misdated[0].Last / 1000 - self._wall_clock()),

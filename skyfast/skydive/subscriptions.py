@@ -188,7 +188,7 @@ class Subscriptions:
             if name in targets:
                 reason = "subscribing again: settings changed"
             elif running.target.endpoint in endpoints:
-                reason = "unsubscribed: its name has another address"
+                reason = "unsubscribed: the host name no longer resolves to this address"
             else:
                 reason = "unsubscribed: no longer configured"
             log.info("analyzer %s: %s", name, reason)
@@ -271,7 +271,7 @@ class Subscriptions:
                 if len(addresses) > MAX_ADDRESSES:
                     self._log(
                         endpoint.name,
-                        f"{len(addresses)} addresses; using the first {MAX_ADDRESSES}",
+                        f"resolves to {len(addresses)} addresses; using the first {MAX_ADDRESSES}",
                         cause="addresses",
                     )
                     # Sorted, because the order of the response changes.

@@ -395,8 +395,8 @@ class _Reader:
                 users[name.encode()] = hashed = _to_hash(entry.value)
             if (cost := _cost(hashed)) > SLOW_COST:
                 text = (
-                    f"has a cost of {cost}: the user's first request after a start may time out"
-                    " before the password is checked; later requests succeed"
+                    f"has a bcrypt cost of {cost}: the user's first request after a start may time"
+                    " out before the password is checked; later requests succeed"
                 )
                 self.add_warning(entry, join(path, name), text)
         return users
@@ -495,11 +495,12 @@ def _to_hash(value: YamlValue) -> bytes:
             and int(match[1]) >= MIN_COST
         ):
             if int(match[1]) > MAX_COST:
-                raise InvalidValue(f"has a cost above {MAX_COST}, which takes too long to check")
+                problem = f"has a bcrypt cost above {MAX_COST}, which takes too long to check"
+                raise InvalidValue(problem)
             return text.encode()
     except ValueError:
         pass
-    raise InvalidValue("is not a bcrypt hash such as htpasswd -nBC 10 prints")
+    raise InvalidValue("is not a bcrypt hash, as printed by htpasswd -nBC 10")
 
 
 def _cost(hashed: bytes) -> int:

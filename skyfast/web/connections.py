@@ -160,7 +160,7 @@ class HttpConnections:
                 log,
                 "descriptors",
                 f"at most {max(left, 0)} file descriptors are free (LimitNOFILE);"
-                " when none is, connections are closed without a response",
+                " when none is left, connections are closed without a response",
             )
 
     def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:

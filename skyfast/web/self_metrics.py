@@ -171,12 +171,12 @@ _SUBSCRIPTIONS: Final = (
     ),
     _metric(
         "skyfast_reports_checked_total",
-        "Flow reports, chosen at random, that were checked for a lost previous report.",
+        "Flow reports, chosen at random, whose previous report skyfast looked for.",
         _by_analyzer(lambda analyzer: analyzer.reports_checked),
     ),
     _metric(
         "skyfast_report_gaps_total",
-        "Checked flow reports whose predecessor is missing, by reason.",
+        "Checked flow reports whose previous report is missing, by reason.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.report_gaps),
     ),
 )
@@ -236,7 +236,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_flow_memory_seconds",
-        "How long the totals of a flow are remembered after it expires.",
+        "How long the totals of an expired flow are remembered.",
         _value(lambda source: source.stats.flow_memory_s),
     ),
     _metric(
@@ -251,12 +251,12 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_connections_expired_total",
-        "Connections expired without a report.",
+        "Connections removed because they were no longer reported.",
         _value(lambda source: source.table.expired_total),
     ),
     _metric(
         "skyfast_connections_rejected_total",
-        "Flow reports of new connections rejected because the table was full.",
+        "Flow reports rejected because their connection was new and the table was full.",
         _value(lambda source: source.table.rejected_total),
     ),
     _metric(
@@ -271,7 +271,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_view_connections_rejected_total",
-        "Flow reports of new rows rejected because the view was full.",
+        "Flow reports rejected because their row was new and the view was full.",
         _by_view(lambda table: table.view_rejected_totals),
     ),
     _metric(
@@ -319,7 +319,7 @@ _TOPOLOGY: Final = (
     ),
     _metric(
         "skyfast_capture_reports_skipped_total",
-        "Capture statistics that were not used, by reason.",
+        "Reports of capture statistics that were skipped, by reason.",
         _by("reason", lambda source: source.stats.captures.skipped),
     ),
 )
@@ -327,7 +327,7 @@ _TOPOLOGY: Final = (
 _NAMES: Final = (
     _metric(
         "skyfast_names",
-        "Names from the topology that labels use, by kind.",
+        "Addresses and capture points with names from the topology, by kind.",
         _name_by("kind", lambda names: {"address": names.addresses, "capture_point": names.nodes}),
     ),
     _metric(
@@ -337,17 +337,17 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_unknown",
-        "Addresses of flows that have no name, and that the analyzer was or will be asked for.",
+        "Unnamed addresses of flows, which the analyzer has been or will be asked about.",
         _name(lambda names: names.unknown),
     ),
     _metric(
         "skyfast_name_lookups_dropped_total",
-        "Lookups of names over a limit, by reason.",
+        "Name lookups dropped because a limit was reached, by reason.",
         _name_by("reason", lambda names: names.dropped),
     ),
     _metric(
         "skyfast_names_elements",
-        "Nodes and edges of the topology that names are resolved from.",
+        "Nodes and edges of the topology from which names are resolved.",
         _name(lambda names: names.elements),
     ),
     _metric(
@@ -357,12 +357,12 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_last_reading_timestamp_seconds",
-        "Unix time of the latest topology response for names; 0 before the first.",
+        "Unix time of the latest successful topology query for names; 0 before the first.",
         _name(lambda names: names.last_reading_timestamp_s),
     ),
     _metric(
         "skyfast_names_resolutions_total",
-        "Resolutions of all names, after the topology changed.",
+        "How often all names were resolved because the topology had changed.",
         _name(lambda names: names.resolutions),
     ),
     _metric(

@@ -142,10 +142,10 @@ def test_check_prints_the_cost_of_a_connection() -> None:
             "Labels from the topology take 4 bytes per row of view lab, 4 bytes per flow,"
             " and about 72 bytes for each different name, address or capture point."
         ),
-        "They need topology queries for interfaces.",
+        "These labels need topology queries for interfaces.",
         *(
-            f"Warning: {export}: traffic captured at several interfaces is counted several times;"
-            " set deduplicate: first or add the label node_tid."
+            f"Warning: {export}: traffic captured at several interfaces is counted"
+            " several times; to avoid this, set deduplicate to first, or add the label node_tid."
             for export in ("connections", "view lab")
         ),
         "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082.",
@@ -192,8 +192,8 @@ def test_check_warns_about_traffic_that_is_counted_several_times() -> None:
     views = "[{prefix: a, labels: [tag]}, {prefix: b, labels: [node_tid]}]"
     printed = comments(f"pipeline.store.prom_sky_con: {{labels: [protocol], views: {views}}}")
     assert [line for line in printed if line.startswith("Warning")] == [
-        f"Warning: {export}: traffic captured at several interfaces is counted several times;"
-        " set deduplicate: first or add the label node_tid."
+        f"Warning: {export}: traffic captured at several interfaces is counted"
+        " several times; to avoid this, set deduplicate to first, or add the label node_tid."
         for export in ("connections", "view a")
     ]
 

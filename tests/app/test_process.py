@@ -58,7 +58,7 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
             later = (await skyfast.get("/metrics/flows")).decode()
             assert time.monotonic() - started < 10  # five seconds, and a margin for a busy machine
         assert any("listening on " in line for line in skyfast.log)
-        pace = "), 5 times as fast, again every 20 s, "
+        pace = "), 5 times as fast, repeated every 20 s, "
         assert any("replaying " in line and pace in line for line in skyfast.log)
         status = (await skyfast.get("/api/status")).decode()
         assert "# Replaying the packaged recording instead of subscribing." in status
@@ -159,8 +159,8 @@ async def test_cost_of_a_connection_is_logged(tmp_path: Path) -> None:
         config = write_config(tmp_path, analyzer.url, max_connections=200_000)
         skyfast = await stack.enter_async_context(running(config))
         await analyzer.subscriber()
-        line = await skyfast.logged("per connection: up to")
-        match = re.search(r"up to (\d+) series and (\d+) bytes.* at most 200000 connections", line)
+        line = await skyfast.logged("each connection costs up to")
+        match = re.search(r"up to (\d+) series and (\d+) bytes.* limits: 200000 connections", line)
         assert match
         assert match[1] == "5"
         count = 50_000
@@ -230,8 +230,8 @@ async def test_full_table_is_logged(tmp_path: Path) -> None:
         line = await skyfast.logged("table full")
         assert " WARNING " in line
         assert line.endswith(
-            "skipped 3 reports of new connections (max_connections: 2)"
-            " and 1 reports of other new flows (max_flows: 3)"
+            "skipped 3 reports of new connections beyond max_connections (2)"
+            " and 1 reports of new flows beyond max_flows (3)"
         )
         # A full table still accepts reports of existing connections, here of b.
         await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=2) for uuid in "bc")))

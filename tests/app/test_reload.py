@@ -594,7 +594,7 @@ async def test_listen_address_changes_only_at_a_restart(
         changes = {f"{STORE}.port": 1, f"{STORE}.listen_address": "127.0.0.2"}
         for _ in range(2):
             (line,) = problems(await operator.reload(changes))
-            assert "port change only at a restart" in line
+            assert "port require a restart" in line
             assert (await operator.skyfast.self_metrics())[SUCCESSFUL] == 1
         changes = {f"{STORE}.port": 0, f"{STORE}.listen_address": "127.0.0.1"}
         assert not problems(await operator.reload(changes))

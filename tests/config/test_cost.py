@@ -122,7 +122,7 @@ def test_cost_of_topology_labels_is_reported(settings: str, taken: str, queries:
     assert shown == (
         [
             f"# Labels from the topology take {taken}, {rest}",
-            f"# They need topology queries for {queries}.",
+            f"# These labels need topology queries for {queries}.",
         ]
         if taken
         else []

@@ -652,7 +652,7 @@ def test_redact_url(url: str, shown: str) -> None:
 def test_ignored_skydive_keys_are_listed_in_one_note() -> None:
     (note,) = good("skydive").notes
     assert note.level == logging.DEBUG
-    file, _, names = note.text.partition(": ignored keys without a meaning for skyfast: ")
+    file, _, names = note.text.partition(": keys that skyfast does not use are ignored: ")
     assert file == f"{DATA}/good/skydive.yml"
     assert names.split(", ") == [
         *("tls.server_cert", "tls.server_key", "tls.require_client_cert"),

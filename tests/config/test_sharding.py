@@ -59,7 +59,7 @@ def test_shard_has_its_own_host_id_and_only_the_first_polls_interfaces():
     assert sharding.sharded(whole, ALONE) == whole
 
 
-OVERLAP = "shards overlap: several of them export the same connections"
+OVERLAP = "shards overlap: several shards export the same connections"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_overlapping_connections_cause_a_warning(store, warns):
 def test_overlapping_views_cause_a_warning():
     notes = sharding.sharded(config_of(), Shard(0, 2)).notes
     assert [note.text.partition(",")[0] for note in notes] == [
-        "shards overlap in skydive_traffic: several of them export the same series"
+        "shards overlap in skydive_traffic: several shards export the same series"
     ]
 
 

@@ -251,8 +251,8 @@ async def test_agent_has_a_wrong_clock(directory: Path) -> None:
         await trial.has_recovered(
             counted=counted,
             logged=[
-                "a flow from node_tid future is 300 s ahead of the local clock",
-                "a flow from node_tid past is 3600 s behind the local clock",
+                "a flow from node_tid future is dated 300 s ahead of the local clock",
+                "a flow from node_tid past is dated 3600 s behind the local clock",
             ],
         )
 

@@ -131,8 +131,8 @@ async def test_wall_clock_jumps_an_hour_both_ways(directory: Path) -> None:
         await trial.has_recovered(
             counted={misdated("ahead"): FLOWS, misdated("behind"): FLOWS},
             logged=[
-                "a flow from node_tid node is 3600 s ahead of the local clock",
-                "a flow from node_tid node is 3600 s behind the local clock",
+                "a flow from node_tid node is dated 3600 s ahead of the local clock",
+                "a flow from node_tid node is dated 3600 s behind the local clock",
             ],
         )
 

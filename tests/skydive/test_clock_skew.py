@@ -120,9 +120,10 @@ def test_interface_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> 
     for uuid in ("1", "2"):
         sink.take(message(flow_at(uuid, 0), flow_at(uuid + "0", HOUR_S, NodeTID="\x1b[31m")))
     sink.take(message(flow_at("1", 0), flow_at("30", -HOUR_S, NodeTID="another")))
+    begin = "analyzer analyzer:8082: the latest packet of a flow from node_tid"
     assert lines(caplog) == [
-        r"analyzer analyzer:8082: a flow from node_tid \x1b[31m is 3600 s ahead of the local clock",
-        "analyzer analyzer:8082: a flow from node_tid another is 3600 s behind the local clock",
+        rf"{begin} \x1b[31m is dated 3600 s ahead of the local clock",
+        f"{begin} another is dated 3600 s behind the local clock",
     ]
 
 
@@ -130,7 +131,7 @@ def test_interface_is_logged_without_its_label(caplog: pytest.LogCaptureFixture)
     sink = Sink(**NO_NODE)
     sink.take(message(flow_at("1", 0, NodeTID="correct"), flow_at("2", HOUR_S, NodeTID="skewed")))
     (line,) = lines(caplog)
-    assert "a flow from node_tid skewed is 3600 s ahead" in line
+    assert "a flow from node_tid skewed is dated 3600 s ahead" in line
 
 
 def test_good_flows_beside_bad_ones_are_checked(
@@ -142,7 +143,7 @@ def test_good_flows_beside_bad_ones_are_checked(
         sink.take(message(flow_at("1", HOUR_S), b'{"NodeTID":5,"UUID":5}'))
         assert sink.analyzer.misdated == {"ahead": 1, "behind": 0}
         (line,) = lines(caplog)
-        assert f"a flow from {interface} is" in line
+        assert f"a flow from {interface} is dated" in line
 
 
 def test_flows_decoded_twice_are_checked_once() -> None:

@@ -193,7 +193,7 @@ INVALID_FILES = {
     ),
     "hash with a high cost": (
         f"basic_auth_users: {{alice: {CHEAP.replace('$04$', '$19$')}}}",
-        "<hidden> has a cost above 18",
+        "<hidden> has a bcrypt cost above 18",
     ),
     "colon in a user name": (
         f"basic_auth_users: {{'a:b': {CHEAP}}}",
@@ -300,7 +300,7 @@ TOOLKIT = {
     "costs": (
         "}, basic_auth_users: {"
         + ", ".join(f"user{cost}: {CHEAP.replace('$04$', f'${cost}$')}" for cost in (12, 16, 18)),
-        ["basic_auth_users.user18: has a cost of 18: the user's first request"],
+        ["basic_auth_users.user18: has a bcrypt cost of 18: the user's first request"],
     ),
     "burst of zero": ("}, rate_limit: {interval: 1s, burst: 0", ["burst: 0 rejects every request"]),
 }
