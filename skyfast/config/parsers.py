@@ -133,7 +133,7 @@ def must_equal(name: str) -> Callable[[YamlValue], str]:
     """Accept only ``name``: the one type that skyfast has for a phase of the pipeline."""
 
     def parse(value: YamlValue) -> str:
-        if parse_str(value) != name:
+        if isinstance(value, bool) or parse_str(value) != name:
             raise InvalidValue(f"is not supported: must be {name}", value)
         return name
 
@@ -153,7 +153,7 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
     by_name = {str(name): name for name in names}
 
     def parse(value: YamlValue) -> S:
-        text = parse_str(value)
+        text = _parse_choice(value, by_name)
         if text not in by_name:
             near = nearest(text, by_name)
             hint = f"; did you mean {near}?" if near else ""
@@ -163,8 +163,15 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
     return parse
 
 
+def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
+    """Parse a string like `parse_str`; a boolean is just not one of ``choices``."""
+    if isinstance(value, bool):  # quotes would not help
+        raise InvalidValue(f"is not one of {', '.join(choices)}", value)
+    return parse_str(value)
+
+
 def to_level(value: YamlValue) -> str:
-    text = parse_str(value)
+    text = _parse_choice(value, LEVELS)
     if text.upper() not in LEVELS:
         near = nearest(text, LEVELS)
         hint = f"; did you mean {near}?" if near else ""
