@@ -62,10 +62,13 @@ _WITH_UNIT = re.compile(
 )
 
 
-def nearest(text: str, known: Iterable[str]) -> str:
-    """Return the known name most similar to ``text``, ignoring case, or an empty string."""
+def nearest(text: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the known name most similar to ``text``, ignoring case, or an empty string.
+
+    ``cutoff`` is the minimum similarity: the ratio of `difflib`.
+    """
     names = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(text.lower(), names, 1)
+    near = difflib.get_close_matches(text.lower(), names, 1, cutoff)
     return names[near[0]] if near else ""
 
 
@@ -254,11 +257,17 @@ def _check_count(entries: Sequence[object], value: YamlValue, most: int) -> None
 
 
 def mapping_of(
-    value: YamlValue, *, known: Collection[str], required: Collection[str] = (), what: str
+    value: YamlValue,
+    *,
+    known: Collection[str],
+    required: Collection[str] = (),
+    what: str,
+    unknown: Callable[[str], str] | None = None,
 ) -> dict[str, YamlNode]:
     """Accept a mapping with these keys; return the nodes by key in lower case.
 
-    Keys with a null value are left out.
+    Keys with a null value are left out. ``unknown`` returns the error for an unknown key, or an
+    empty string for the usual one.
     """
     if not isinstance(value, dict):
         raise InvalidValue(f"is not {what}", value)
@@ -266,7 +275,8 @@ def mapping_of(
     for name, node in value.items():
         with problems:
             if name.lower() not in known:
-                problem = f"is an unknown key; {suggestion(name, known)}"
+                problem = unknown(name.lower()) if unknown is not None else ""
+                problem = problem or f"is an unknown key; {suggestion(name, known)}"
                 raise InvalidValue(problem, name=name, line=node.line, shown=False)
         if node.value is not None:
             nodes[name.lower()] = node
