@@ -1116,7 +1116,8 @@ def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
         ("initiator_team", "initiator_team"),
         ("target_team", "target_team"),
         ("Target_team", "initiator_Target_team target_Target_team"),
-        ("node_team", "initiator_node_team target_node_team"),
+        ("initiator_node_team", "initiator_node_team"),
+        ("nodes_team", "initiator_nodes_team target_nodes_team"),
     ],
 )
 def test_pod_label_is_added_for_each_end(name: str, labels: str) -> None:
