@@ -26,7 +26,7 @@ from skyfast.runtime import logs, memory
 from skyfast.web import listen
 
 if TYPE_CHECKING:
-    from skyfast.replay.recording import Playback
+    from skyfast.replay.recording import Playback, Recording
 
 DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
 
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     # A reload request that arrives during startup waits for the event loop.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        configuration = _load(arguments)
+        configuration = _first_load(arguments)
         if arguments.check:
             return _check(arguments, configuration)
         logs.set_up(configuration.logging)
@@ -339,6 +339,16 @@ def _listen(arguments: argparse.Namespace, configuration: model.Config) -> liste
     return listen.Listen(addresses=addresses, any_port=arguments.demo and is_default)
 
 
+def _first_load(arguments: argparse.Namespace) -> model.Config:
+    try:
+        return _load(arguments)
+    except yaml_nodes.ConfigError as error:
+        # Only the default file can be read without CONFIG.
+        if arguments.config is None and isinstance(error.__context__, FileNotFoundError):
+            raise yaml_nodes.ConfigError(f"{error}; give a CONFIG, or try --demo") from None
+        raise
+
+
 def _load(arguments: argparse.Namespace) -> model.Config:
     path = _path(arguments)
     if path is None and arguments.demo:
@@ -373,9 +383,21 @@ def _playback(arguments: argparse.Namespace) -> "Playback | None":
     if arguments.demo:
         return recording.demo()
     return recording.Playback(
-        recordings=tuple(map(recording.Recording.load, arguments.replay)),
+        recordings=tuple(map(_recording, arguments.replay)),
         speed=arguments.replay_speed or 1,
     )
+
+
+def _recording(path: str) -> "Recording":
+    from skyfast.replay.recording import Recording
+
+    try:
+        return Recording.load(path)
+    except yaml_nodes.ConfigError as error:
+        if not path.lower().endswith((".yml", ".yaml")):
+            raise
+        hint = "a configuration file must come before --replay"
+        raise yaml_nodes.ConfigError(f"{error}; {hint}") from None
 
 
 def _check_replay(arguments: argparse.Namespace) -> str:

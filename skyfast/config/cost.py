@@ -109,10 +109,13 @@ def _names(export: ExportSelection) -> Iterator[str]:
     )
     others = {label.name for label in chosen} - INTERFACE_LABELS
     nodes = ", namespaces, containers, VMs" if others else ""
-    if others - LOCAL_LABELS:
+    of_kubernetes = bool(others - LOCAL_LABELS)
+    if of_kubernetes:
         nodes += ", pods, workloads, services"
     nodes += " and edges" if others else ""
     yield f"These labels need topology queries for interfaces{nodes}."
+    if of_kubernetes:
+        yield "Pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
 
 
 def _where(view: ViewSpec) -> str:

@@ -6,7 +6,7 @@ writes. `skyfast.config.views` and `skyfast.config.rules` use the same names.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
@@ -19,6 +19,7 @@ from skyfast.config.parsers import (
     Entries,
     integer,
     mapping_of,
+    nearest,
     one_of,
     parse_str,
     suggestion,
@@ -26,13 +27,12 @@ from skyfast.config.parsers import (
 )
 from skyfast.config.yaml_nodes import YamlValue
 from skyfast.flows.catalog import (
-    ADDRESS_NAMES,
+    DIRECTION,
     ENDS,
     LABEL_FIELDS,
     LABELS,
     LABELS_BY_NAME,
     METRICS_BY_NAME,
-    NODE_NAMES,
     RUNNING_TOTALS,
 )
 from skyfast.flows.fields import FIELDS, PATHS
@@ -45,11 +45,13 @@ def to_label(value: YamlValue) -> LabelSpec:
     """Accept the name of a known label, ``{name: …, path: …}`` or ``{name: …, k8s_label: …}``."""
     if not isinstance(value, dict):
         return LabelSpec(name=_known_label(parse_str(value)))
-    of_pods = any(key.lower() == "k8s_label" for key in value)
+    keys = {key.lower() for key in value}
+    of_pods = "k8s_label" in keys
+    source = "k8s_label" if of_pods else "path" if "path" in keys else "path or k8s_label"
     nodes = mapping_of(
         value,
         known=("name", "path", "k8s_label"),
-        required=("name", "k8s_label" if of_pods else "path"),
+        required=("name", source),  # "path or k8s_label" is never a key: it is reported as missing
         what="a label with name and path, or with name and k8s_label",
     )
     if of_pods and "path" in nodes:
@@ -68,12 +70,13 @@ def to_label(value: YamlValue) -> LabelSpec:
 
 def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
     """Return the labels that an entry adds: two for a label of pods without a prefix, else one."""
-    if not label.k8s_label or label.name.startswith(_PREFIXES):
+    if not label.k8s_label or label.name.startswith(PREFIXES):
         return (label,)
-    return tuple(replace(label, name=f"{prefix}{label.name}") for prefix in _PREFIXES)
+    return tuple(replace(label, name=f"{prefix}{label.name}") for prefix in PREFIXES)
 
 
-_PREFIXES = tuple(f"{end}_" for end in ENDS)
+PREFIXES = tuple(f"{end}_" for end in ENDS)
+"""Prefixes of the labels of each end."""
 
 
 def to_metric(value: YamlValue) -> MetricSpec:
@@ -98,18 +101,82 @@ def to_metric(value: YamlValue) -> MetricSpec:
 
 def _known_label(text: str) -> str:
     if text not in LABELS_BY_NAME:
-        advice = suggestion(text, LABELS_BY_NAME, otherwise=f"expected one of {_ALL_LABELS}")
-        raise InvalidValue(f"is not a known label; {advice}", text)
+        raise InvalidValue(f"is not a known label; {_label_advice(text)}", text)
     return text
 
 
+_NODE = "node"
+_PARTS = {
+    prefix: tuple(
+        label.name.removeprefix(f"{prefix}_")
+        for label in LABELS
+        if label.name.startswith(f"{prefix}_")
+    )
+    for prefix in (*ENDS, _NODE)
+}
+"""What follows the prefix in the names of labels, by prefix without ``_``."""
+
+_SYNONYMS = {
+    **{prefix: prefix for prefix in _PARTS},
+    **dict.fromkeys(("source", "src"), "initiator"),
+    **dict.fromkeys(("destination", "dest", "dst"), "target"),
+}
+"""The prefix that the first word of an unknown label means."""
+
+_ALIKE = 0.75
+"""Minimum similarity of a suggested label or part of it: others mean something else."""
+
+_OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_")[0] not in _PARTS)
 _ALL_LABELS = "; ".join(
     [
-        ", ".join(label.name for label in LABELS if label.lookup in ("", "classification")),
-        f"node_ with {', '.join(NODE_NAMES)}",
-        f"{' or '.join(_PREFIXES)} with {', '.join(ADDRESS_NAMES)}",
+        ", ".join(_OTHER_LABELS),
+        f"{' or '.join(PREFIXES)} with {', '.join(_PARTS['initiator'])}",
+        f"{_NODE}_ with {', '.join(_PARTS[_NODE])}",
     ]
 )
+
+
+def _label_advice(text: str) -> str:
+    """Return a hint for an unknown label: similar names of the same end, or the possible ones."""
+    word, rest = [*re.split("[_-]", text, maxsplit=1), ""][:2]
+    if prefix := _SYNONYMS.get(nearest(word, _SYNONYMS, cutoff=0.8)):
+        return _part_advice(prefix, rest)
+    parts = dict.fromkeys(part for parts in _PARTS.values() for part in parts)
+    part = _similar_part(text, parts)
+    is_part = part and part in text.lower()
+    if not is_part and (near := nearest(text, _OTHER_LABELS)):
+        return f"did you mean {near}?"
+    if part:
+        *others, last = [f"{prefix}_{part}" for prefix, parts in _PARTS.items() if part in parts]
+        return f"did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+    return f"expected one of {_ALL_LABELS}"
+
+
+def _part_advice(prefix: str, rest: str) -> str:
+    """Return a hint for an unknown label with this prefix."""
+    if near := _similar_part(rest, _PARTS[prefix]):
+        return f"did you mean {prefix}_{near}?"
+    advice = f"expected {prefix}_ with one of {', '.join(_PARTS[prefix])}"
+    name = re.sub("[^A-Za-z0-9_]", "_", rest)
+    if prefix in ENDS and _is_pod_label(name, rest):
+        advice += f"; for a pod label write {{name: {name}, k8s_label: {rest}}}"
+    return advice
+
+
+def _similar_part(text: str, parts: Collection[str]) -> str:
+    """Return the part of a label that ``text`` probably means, such as pod for pod_name."""
+    short = text.lower().removesuffix("_name")
+    return short if short in parts else nearest(text, parts, cutoff=_ALIKE)
+
+
+def _is_pod_label(name: str, key: str) -> bool:
+    """Return whether ``{name: …, k8s_label: …}`` with these values is valid."""
+    try:
+        _to_pod_label(name)
+        _to_k8s_label(key)
+    except InvalidValue:
+        return False
+    return True
 
 
 def _known_metric(text: str) -> str:
@@ -127,6 +194,15 @@ def _to_own_label(value: YamlValue) -> str:
 
 def _to_pod_label(value: YamlValue) -> str:
     text = _to_label_name(value)
+    if text.startswith(f"{_NODE}_"):
+        prefixes = " and ".join(PREFIXES)
+        raise InvalidValue(f"starts with node_: pod labels exist for {prefixes} only", text)
+    if text in PREFIXES:
+        raise InvalidValue(f"is a prefix without a name; write a name such as {text}team", text)
+    for prefix in PREFIXES:
+        if text.removeprefix(prefix) in (*ENDS, DIRECTION):
+            problem = "is misleading as the name of a pod label: choose another name"
+            raise InvalidValue(problem, text)
     for label in for_each_end(LabelSpec(name=text, k8s_label=text)):
         if label.name in LABELS_BY_NAME:
             problem = "is" if label.name == text else f"adds {label.name}, which is"
@@ -243,7 +319,8 @@ _to_port = integer(0, MAX_PORT)
 
 def to_rewrites(value: YamlValue) -> Mapping[str, RewriteSpec]:
     """Accept a mapping of labels to ``{mask: …, mask6: …}`` or ``{above: …, keep: […]}``."""
-    nodes = mapping_of(value, known=(*_ADDRESSES, *_PORTS), what="a mapping of labels")
+    known = (*_ADDRESSES, *_PORTS)
+    nodes = mapping_of(value, known=known, what="a mapping of labels", unknown=_no_rewrite)
     entries = Entries(nodes)
     rewrites = {
         name: entries.of(name, _to_mask if name in _ADDRESSES else _to_fold)
@@ -252,6 +329,13 @@ def to_rewrites(value: YamlValue) -> Mapping[str, RewriteSpec]:
     }
     entries.check()
     return MappingProxyType(rewrites)
+
+
+def _no_rewrite(name: str) -> str:
+    if name not in LABELS_BY_NAME:
+        return ""
+    known = ", ".join((*_ADDRESSES, *_PORTS))
+    return f"only addresses and ports can be rewritten; expected one of {known}"
 
 
 def _to_mask(value: YamlValue) -> RewriteSpec:

@@ -62,10 +62,13 @@ _WITH_UNIT = re.compile(
 )
 
 
-def nearest(text: str, known: Iterable[str]) -> str:
-    """Return the known name most similar to ``text``, ignoring case, or an empty string."""
+def nearest(text: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the known name most similar to ``text``, ignoring case, or an empty string.
+
+    ``cutoff`` is the minimum similarity: the ratio of `difflib`.
+    """
     names = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(text.lower(), names, 1)
+    near = difflib.get_close_matches(text.lower(), names, 1, cutoff)
     return names[near[0]] if near else ""
 
 
@@ -133,7 +136,7 @@ def must_equal(name: str) -> Callable[[YamlValue], str]:
     """Accept only ``name``: the only type that skyfast supports for a phase of the pipeline."""
 
     def parse(value: YamlValue) -> str:
-        if parse_str(value) != name:
+        if isinstance(value, bool) or parse_str(value) != name:
             raise InvalidValue(f"is not supported: must be {name}", value)
         return name
 
@@ -153,7 +156,7 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
     by_name = {str(name): name for name in names}
 
     def parse(value: YamlValue) -> S:
-        text = parse_str(value)
+        text = _parse_choice(value, by_name)
         if text not in by_name:
             near = nearest(text, by_name)
             hint = f"; did you mean {near}?" if near else ""
@@ -163,8 +166,15 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
     return parse
 
 
+def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
+    """Parse a string like `parse_str`; a boolean is just not one of ``choices``."""
+    if isinstance(value, bool):  # quotes would not help
+        raise InvalidValue(f"is not one of {', '.join(choices)}", value)
+    return parse_str(value)
+
+
 def to_level(value: YamlValue) -> str:
-    text = parse_str(value)
+    text = _parse_choice(value, LEVELS)
     if text.upper() not in LEVELS:
         near = nearest(text, LEVELS)
         hint = f"; did you mean {near}?" if near else ""
@@ -247,11 +257,17 @@ def _check_count(entries: Sequence[object], value: YamlValue, most: int) -> None
 
 
 def mapping_of(
-    value: YamlValue, *, known: Collection[str], required: Collection[str] = (), what: str
+    value: YamlValue,
+    *,
+    known: Collection[str],
+    required: Collection[str] = (),
+    what: str,
+    unknown: Callable[[str], str] | None = None,
 ) -> dict[str, YamlNode]:
     """Accept a mapping with these keys; return the nodes by key in lower case.
 
-    Keys with a null value are left out.
+    Keys with a null value are left out. ``unknown`` returns the error for an unknown key, or an
+    empty string for the usual one.
     """
     if not isinstance(value, dict):
         raise InvalidValue(f"is not {what}", value)
@@ -259,7 +275,8 @@ def mapping_of(
     for name, node in value.items():
         with problems:
             if name.lower() not in known:
-                problem = f"is an unknown key; {suggestion(name, known)}"
+                problem = unknown(name.lower()) if unknown is not None else ""
+                problem = problem or f"is an unknown key; {suggestion(name, known)}"
                 raise InvalidValue(problem, name=name, line=node.line, shown=False)
         if node.value is not None:
             nodes[name.lower()] = node

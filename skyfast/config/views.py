@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, cast
 
 from skyfast._table import MAX_COLUMNS, MAX_VALUES, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES, MAX_VIEWS
 from skyfast.config.labels import (
+    PREFIXES,
     for_each_end,
     show_labels,
     show_metrics,
@@ -226,7 +227,10 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
     for number, view in enumerate(views):
         own_labels = [label for label in view.labels if label.name != DIRECTION]
         if len(own_labels) > MAX_VIEW_COLUMNS:
-            raise ViewError(f"has more than {MAX_VIEW_COLUMNS} labels", number, ("labels",))
+            problem = f"has {len(own_labels)} labels; the limit is {MAX_VIEW_COLUMNS}"
+            if any(label.k8s_label for label in own_labels):
+                problem += f"; a pod label without {' or '.join(PREFIXES)} counts twice"
+            raise ViewError(problem, number, ("labels",))
         own_values = {
             value
             for family in families(view, naming=naming)
@@ -242,12 +246,18 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
         labels |= {*own_labels}
         keys |= {field for label in own_labels for field in key_fields(label)}
         if len(labels) + len(keys) > MAX_COLUMNS:
-            problem = f"and the preceding views have more than {MAX_COLUMNS} different labels"
+            problem = (
+                f"of view {view.prefix} and the preceding views have more than {MAX_COLUMNS}"
+                " different labels"
+            )
             if keys:
                 fields = " and ".join(".".join(field) for field in sorted(keys))
                 problem += f", including the lookup fields of names from the topology ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
         if len(values) > MAX_VALUES:
-            problem = f"and the preceding views have more than {MAX_VALUES} different values"
+            problem = (
+                f"of view {view.prefix} and the preceding views have more than {MAX_VALUES}"
+                " different values"
+            )
             raise ViewError(problem, number, ("metrics",))

@@ -551,7 +551,16 @@ def test_default_path_is_that_of_the_go_connector() -> None:
         pytest.skip("this machine has a configuration file at the default path")
     result = run()
     assert result.returncode == 2
-    assert "/etc/skydive/prom_sky_con.yml" in result.stderr
+    assert result.stderr == (
+        "skyfast: /etc/skydive/prom_sky_con.yml: cannot be read: No such file or directory;"
+        " give a CONFIG, or try --demo\n"
+    )
+
+
+def test_missing_file_that_was_given_needs_no_advice(tmp_path: Path) -> None:
+    result = run(str(tmp_path / "no.yml"))
+    assert result.returncode == 2
+    assert result.stderr.endswith("no.yml: cannot be read: No such file or directory\n")
 
 
 def test_unusable_certificate_is_a_configuration_error(tmp_path: Path) -> None:

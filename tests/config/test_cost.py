@@ -117,12 +117,15 @@ EVERYTHING = "interfaces, namespaces, containers, VMs, pods, workloads, services
 )
 def test_cost_of_topology_labels_is_reported(settings: str, taken: str, queries: str) -> None:
     lines = cost.report(make_config(**yaml.safe_load(settings))).splitlines()
-    shown = [line for line in lines if "from the topology" in line or "topology queries" in line]
+    words = ("from the topology", "topology queries", "probe")
+    shown = [line for line in lines if any(word in line for word in words)]
+    probe = "# Pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
     rest = "and about 72 bytes for each different name, address or capture point."
     assert shown == (
         [
             f"# Labels from the topology take {taken}, {rest}",
             f"# These labels need topology queries for {queries}.",
+            *([probe] if queries == EVERYTHING else []),
         ]
         if taken
         else []

@@ -1116,7 +1116,8 @@ def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
         ("initiator_team", "initiator_team"),
         ("target_team", "target_team"),
         ("Target_team", "initiator_Target_team target_Target_team"),
-        ("node_team", "initiator_node_team target_node_team"),
+        ("initiator_node_team", "initiator_node_team"),
+        ("nodes_team", "initiator_nodes_team target_nodes_team"),
     ],
 )
 def test_pod_label_is_added_for_each_end(name: str, labels: str) -> None:
@@ -1425,3 +1426,52 @@ def test_any_file_is_accepted_or_rejected(
         loader.load(str(path), {})
     except ConfigError as caught:
         assert str(caught).startswith(f"{path}: ")
+
+
+# Unknown labels
+
+END_PARTS = "ip, port, name, host, namespace, pod, workload, workload_kind, container, service"
+
+
+@pytest.mark.parametrize(
+    ("label", "hint"),
+    {
+        "source_ip": "did you mean initiator_ip?",
+        "src_port": "did you mean initiator_port?",
+        "Src-IP": "did you mean initiator_ip?",
+        "destination_workload": "did you mean target_workload?",
+        "dst_prt": "did you mean target_port?",
+        "dst": f"expected target_ with one of {END_PARTS}",
+        "initiator_": f"expected initiator_ with one of {END_PARTS}",
+        "targt_prot": "did you mean target_port?",
+        "workload": "did you mean initiator_workload, target_workload or node_workload?",
+        "worklod": "did you mean initiator_workload, target_workload or node_workload?",
+        "pod_name": "did you mean initiator_pod, target_pod or node_pod?",
+        "service": "did you mean initiator_service or target_service?",
+        "netns": "did you mean node_netns?",
+        "vlan_id": "did you mean vlan?",
+        "node_deployment": (
+            "expected node_ with one of tid, name, host, type, netns, namespace, pod, workload,"
+            " container"
+        ),
+        "initiator_deployment": (
+            f"expected initiator_ with one of {END_PARTS};"
+            " for a pod label write {name: deployment, k8s_label: deployment}"
+        ),
+        "dst_app-Version": (
+            f"expected target_ with one of {END_PARTS};"
+            " for a pod label write {name: app_Version, k8s_label: app-Version}"
+        ),
+        "target_app.kubernetes.io/name": (
+            f"expected target_ with one of {END_PARTS};"
+            " for a pod label write"
+            " {name: app_kubernetes_io_name, k8s_label: app.kubernetes.io/name}"
+        ),
+        "initiator_direction": f"expected initiator_ with one of {END_PARTS}",
+    }.items(),
+)
+def test_unknown_label(label: str, hint: str) -> None:
+    text = yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": {"labels": [label]}}}})
+    with pytest.raises(ConfigError) as caught:
+        loader.parse(text, {}, source="x.yml")
+    assert str(caught.value).endswith(f".labels: {label!r} is not a known label; {hint}")

@@ -189,6 +189,21 @@ def test_invalid_recording_is_reported_in_one_line(tmp_path: Path, check: list[s
     assert done.stderr == f"skyfast: {path}: line 2: is not a JSON object\n"
 
 
+@pytest.mark.parametrize("name", ["my.yml", "my.YAML"])
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_configuration_after_replay_is_not_a_recording(
+    tmp_path: Path, name: str, check: list[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text("host_id: me\n")
+    done = run(*check, "--replay", RECORDINGS / TWO[0], path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"skyfast: {path}: line 1: is not a JSON object;"
+        " a configuration file must come before --replay\n"
+    )
+
+
 def test_check_summarizes_recordings() -> None:
     done = run("--check", "--replay", *(RECORDINGS / name for name in TWO))
     assert (done.returncode, done.stderr) == (0, "")
