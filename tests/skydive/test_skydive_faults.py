@@ -339,7 +339,7 @@ class FaultMachine(RuleBasedStateMachine):
     def page_before(self, now):
         """Sweep both tables, and return the page before the next message.
 
-        Each flow is swept when it is due, as if the table were swept twice a second.
+        Each flow is swept when it is due, as if this happened twice a second.
         """
         while self.due and self.due[0] < now:
             self.sweep(self.due.popleft())
