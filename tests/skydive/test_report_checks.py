@@ -53,7 +53,7 @@ def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, An
 
 
 def gaps(sink: Sink) -> tuple[int, int, int]:
-    """Settle all gaps; return the numbers of checked and lost reports, and of skyfast's own gaps."""
+    """Settle all gaps; return the numbers of checked reports, lost reports and skyfast's gaps."""
     sink.now += SETTLE_S
     sink.checker.settle()
     counts = sink.analyzer.report_gaps
