@@ -221,7 +221,7 @@ def test_a_missing_ambiguous_address_is_still_resolved_for_a_while(index):
     assert index.ambiguous == 0
 
 
-def test_the_mappings_are_bounded_and_the_oldest_entries_are_removed_first(index, monkeypatch):
+def test_the_mappings_are_bounded_and_the_oldest_leave_first(index, monkeypatch):
     monkeypatch.setattr(name_index, "MAX_NAMES", 3)
     update(index, nodes={"a": "1", "b": "2"})
     update(index, now=1.0, nodes={"b": "2"})
