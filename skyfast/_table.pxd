@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 # Limits of a plan, a flow and a table. Python sees these: see _table.pyi.
 cpdef enum:
     MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID; longer: flow is skipped
-    MAX_ROWS = 1 << 27  # half of the row numbers: a table can exceed its limits by a few rows
+    MAX_ROWS = 1 << 27  # half of all row numbers, because tables can exceed their limits slightly
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
     MAX_COLUMNS = 64            # labels per plan, and fields that lookups use
@@ -98,8 +98,8 @@ cdef struct Flow:
     # uint32_t links: the conversation and, for live flows, the rows of other views and the strings
     # that lookups use as keys and context.
     #
-    # Flags: STRING_KEY means that the UUID is not a 64-bit number, LABELS_KEY that the row has the
-    # counters of a removed connection, DORMANT that the flow is not live, and ENDED that the latest
+    # Flags: with STRING_KEY, the UUID is not a 64-bit number. With LABELS_KEY, the row has the
+    # counters of a removed connection. With DORMANT, the flow is not live. With ENDED, the latest
     # report was the closing one.
 
 
@@ -214,7 +214,7 @@ cdef struct Family:
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this one have a series
     uint32_t decimals           # values are written divided by ten to the power of this
-    Literal *literals           # columns + 1: before, between and after the label values
+    Literal *literals           # columns + 1 texts before, between and after the label values
     Literal second              # replaces the literal at `direction_index` for the second side
 
 

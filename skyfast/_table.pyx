@@ -164,7 +164,7 @@ cdef enum:
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that can be forgotten for one report
     BUCKETS_PER_ROW = 2         # target size of the index: short chains, and 8 bytes per row
-    NAMES_AHEAD = 4             # distance of prefetches of names, in reports
+    NAMES_AHEAD = 4             # how many reports ahead names are prefetched
     CACHE_LINE = 64
 
 # Sizes and steps of growth. They are smaller in _checked.pyx, so that a few rows cover all of them.
@@ -190,7 +190,7 @@ cdef extern from *:
     """
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
-        AHEAD                   # distance of prefetches, in connections or buckets
+        AHEAD                   # how many connections or buckets ahead are prefetched
         SLAB_SHIFT
         SLAB_ROWS
         SEGMENT_SHIFT

@@ -94,7 +94,7 @@ class Rewrite(Protocol):
 
 
 class Names(dict[str, tuple[str, ...] | None]):
-    """The names of keys, ``count`` for each, which can change. Unknown keys have empty names.
+    """Names that can change: ``count`` names for each key. Unknown keys have empty names.
 
     A key whose names are None is ambiguous: ``contexts`` has its names by key, other address and
     capture point; in other contexts, they are empty.

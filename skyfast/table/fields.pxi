@@ -90,8 +90,8 @@ cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
 
 
 cdef inline PyObject *part(PyObject *flow, const Field *field, bint slots) except? NULL:
-    # The sub-struct that contains a nested field; NULL if the flow has none, or a value of another
-    # type.
+    # The sub-struct that contains a nested field; NULL if it is missing, or if the value in its
+    # place has another type.
     cdef PyObject *owner = slot(flow, field.outer, field.outer_name, slots)
     if owner == NULL or Py_TYPE(owner) != field.inner_type:
         return NULL

@@ -250,7 +250,7 @@ class ReferenceModel:
     def _spent_s(
         self, calm: Sequence[bool], spent: Sequence[bool], first: int, update_s: float
     ) -> float:
-        """Return the time spent since the last calm period of a full ``flow.update``."""
+        """Return the time spent since the last calm period as long as the update interval."""
         total_s = calm_s = 0.0
         for i, (is_calm, is_spent) in enumerate(zip(calm, spent, strict=True)):
             calm_s = calm_s + self._seconds(first + i) if is_calm else 0.0
@@ -287,5 +287,5 @@ def test_decisions_match_the_reference_model(
             assert held == reference.update(now_s, delivering, subscribed, update_s)
             assert bool(gap.causes) == reference.missing[-1]
             run_s = max(run_s, held_s)
-    # The update that reaches the limit is late by at most one step.
+    # The limit can be exceeded by at most one step.
     assert run_s <= INCIDENT_UPDATES * update_s + 75

@@ -1,8 +1,8 @@
 """Detection of suspect and silent subscriptions, in a simulated cluster.
 
 The simulation runs in ticks, since `skyfast.skydive.silence` has no clock and no socket. Like
-Skydive's agents, each capture point sends its ``stats`` every 10 s, and its flows every
-``flow.update``, to an analyzer that it picks at random.
+Skydive's agents, each capture point sends its ``stats`` every 10 s, and its flows at the interval
+``flow.update``. For each message, it picks an analyzer at random.
 """
 
 import json

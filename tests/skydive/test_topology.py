@@ -72,7 +72,7 @@ class Fixture:
         self.receive(json.dumps(nodes).encode(), now)
 
     def samples(self, now=0.0):
-        """Every sample: a dict of (short name, label values) to value."""
+        """Return the values of all samples, by short name and label values."""
         samples = {}
         for family in text_string_to_metric_families(self.interfaces.page(now).decode()):
             assert family.type == "counter"

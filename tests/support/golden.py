@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tests.support.paths import RECORDINGS
 
 SHOWN_SAMPLES = 100
-"""Number of a family's samples in a golden file; a digest covers the others."""
+"""Maximum number of samples of a family that a golden file shows. A digest covers all samples."""
 
 
 def recorded(name, which):

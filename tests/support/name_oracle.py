@@ -43,7 +43,7 @@ NO_INTERFACES = {
 
 
 def once(rule: Rule) -> Rule:
-    """Remember the results of a rule for nodes, texts and None."""
+    """Cache the results of a rule. Its arguments must be nodes, strings or None."""
 
     @functools.wraps(rule)
     def remembered(self: "NameOracle", *arguments: Any) -> Any:

@@ -601,7 +601,7 @@ def main() -> int:
     real.add_argument("--seconds", type=float, default=600)
     real.add_argument("--flows-per-s", type=int, default=3000)
     chosen = parser.parse_args()
-    logging.disable()  # the reloads in this process log too
+    logging.disable()  # reloads in this process would log, too
     if chosen.kind == "virtual":
         soak = play(days=chosen.days, per_day=chosen.per_day, remembered=chosen.remembered)
     else:
