@@ -26,7 +26,7 @@ SANITIZE_USUAL ?= tests/table/test_table.py tests/table/test_table_model.py test
 	tests/table/test_model.py tests/skydive/test_ingest.py tests/skydive/test_json_split.py tests/web/test_cardinality.py
 SANITIZE_SMALL ?= tests/table/test_invariants.py tests/fuzz/test_fuzz.py tests/table/test_stress.py
 # About time, or what tests/table/test_stress.py does, too; they take minutes.
-NOT_SANITIZED ?= tests/table/test_table.py::test_pages_are_read_by_threads_while_the_table_is_written \
+NOT_SANITIZED ?= tests/table/test_table.py::test_threads_read_pages_while_another_thread_updates_the_table \
 	tests/table/test_table.py::test_two_hundred_thousand_connections
 SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 

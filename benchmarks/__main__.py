@@ -1,4 +1,4 @@
-"""Runs benchmarks by name; an exception is a failure, but a missed target is not."""
+"""Runs benchmarks by name. An exception is a failure; a missed target is not."""
 
 import importlib
 import signal
@@ -26,7 +26,7 @@ NAMES = (
 )
 
 ON_REQUEST = ("storage",)
-"""Not part of `all`: they take long, or need programs that are not Python packages."""
+"""Benchmarks that `all` does not run, because they take long or need other programs."""
 
 LIMIT_S = 180
 """Time limit of one benchmark; on an idle machine, all together take less than five minutes.

@@ -1,7 +1,7 @@
-"""An analyzer that costs almost nothing: raw sockets and prepared frames.
+"""An analyzer that uses almost no CPU time: raw sockets and prepared frames.
 
-It serves skyfast and its peers: a subscription to flows, with pongs for pings, and an empty
-response to every other request. It runs in its own process (`Remote`).
+It provides skyfast and its peers with a subscription to flows, answers pings with pongs, and sends
+an empty response to every other request. It runs in its own process (`Remote`).
 """
 
 import base64
@@ -88,7 +88,7 @@ class Analyzer:
             raise TimeoutError("no client has subscribed")
 
     def send(self, round_: int) -> float:
-        """Send one round of all messages; return the seconds until all were read."""
+        """Send one round of all messages; return the seconds until the connector has read them."""
         began_s = time.perf_counter()
         for message in of_round(self._templates, round_):
             self._write(frame(_TEXT, message))
@@ -100,8 +100,8 @@ class Analyzer:
     ) -> tuple[int, float, list[float]]:
         """Send rounds at a constant rate.
 
-        Returns the number of flows, the seconds taken, and the seconds of each ping. If the
-        connector reads too slowly, messages are sent late, but none is left out.
+        Returns the number of flows, the duration in seconds, and the response time of each ping in
+        seconds. If the connector reads too slowly, messages are sent late, but none is omitted.
         """
         interval_s = FLOWS_PER_MESSAGE / flows_per_s
         total = round(seconds / interval_s)
@@ -183,7 +183,7 @@ class Analyzer:
             self._subscribed.clear()
 
     def _read_frame(self, reader: BinaryIO) -> bool:
-        """Read a frame of the subscriber, which is masked and short; return False at the end."""
+        """Read a masked, short frame from the subscriber. Return False at the end."""
         head = reader.read(2)
         if len(head) < 2 or head[0] & 15 == _CLOSE:
             return False

@@ -16,7 +16,7 @@ CHOICES = {
         "no view",
     ),
 }
-"""The YAML of each configuration, and the name of the one it is compared with."""
+"""The YAML of each configuration, and the name of the configuration it is compared with."""
 
 MESSAGES = 25
 """Number of messages per turn of a configuration."""
@@ -32,7 +32,8 @@ Samples = dict[str, list[float]]
 class Choices:
     """One core per configuration; all of them process the same messages.
 
-    They alternate, and another one starts each time, so that conditions are the same for all.
+    They process the messages in turn, and another core is first each time, so that conditions are
+    the same for all.
     """
 
     def __init__(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What does it cost to decode a flow, and how much of that is for the fields that are used?"""
+"""What does it cost to decode a flow, and how much of this cost is due to the fields in use?"""
 
 import json
 import time

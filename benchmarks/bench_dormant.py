@@ -73,7 +73,7 @@ class Crowd(Parts):
         return update_ns / count
 
     def expire(self, seconds: float) -> tuple[float, float]:
-        """Advance the time; return the ns per flow, and the longest slice in ms."""
+        """Advance the time; return the ns per flow, and the duration of the longest slice in ms."""
         self.now_s += seconds
         took_ns = longest_ns = 0
         more = True

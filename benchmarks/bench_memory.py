@@ -1,4 +1,4 @@
-"""How much memory does a connection take, and a scrape?"""
+"""How much memory does a connection take, and how much does a scrape take?"""
 
 from benchmarks import programs
 from benchmarks.analyzer import Analyzer
@@ -60,7 +60,7 @@ def _skyfast(report: Report, analyzer: Remote, flows: int) -> float:
 
 
 def _fill(program: Program, analyzer: Remote, flows: int) -> tuple[float, int]:
-    """Return the bytes per connection above the empty process, and those of that process."""
+    """Return the additional bytes per connection, and the bytes of the process when empty."""
     analyzer.call("load", 0, flows)
     empty = program.memory()
     program.round(FIRST_ROUND)

@@ -26,11 +26,11 @@ REPEATS = 5
 LARGE_REPEATS = 3
 
 CLIENT_FLOWS = SCALE // 10
-"""prometheus_client renders fewer to save time; the cost per series stays the same."""
+"""prometheus_client renders fewer series to save time; the cost per series stays the same."""
 
 
 class Content:
-    """A served page, to measure its compression and copying alone."""
+    """The content of a page, for measuring only its compression or copying."""
 
     def __init__(self, port: int) -> None:
         self._page = memoryview(programs.get(port, "/metrics").body)
@@ -142,7 +142,7 @@ def _large_page(report: Report, program: Program) -> None:
 def _compressed(
     program: Program, content: Remote, repeats: int
 ) -> tuple[list[programs.Response], list[float]]:
-    """Return compressed pages, and the seconds of compression alone, measured alternately."""
+    """Return the times of compressed pages and of compression alone, measured alternately."""
     pages, alone = [], []
     for _ in range(repeats):
         alone.append(content.call("compress"))

@@ -54,7 +54,7 @@ def _rates(report: Report, program: Program) -> None:
 
 
 def _together(report: Report, program: Program) -> None:
-    """Send identical requests at once, which should cost as much as one."""
+    """Send identical requests at once; together, they should cost as much as one request."""
 
     def fetch() -> None:
         programs.get(program.port, "/api/top?n=51")
@@ -82,7 +82,7 @@ def _at_once(tasks: list[Callable[[], None]]) -> None:
 def _measure(
     report: Report, program: Program, what: str, path: str | None, *, limit_ms: float = 0
 ) -> None:
-    """Request a page repeatedly, or only wait for the same time."""
+    """Request a page repeatedly; without a path, only wait for the same time."""
     program.command("begin")
     seconds = []
     for _ in range(REQUESTS):

@@ -20,7 +20,7 @@ SIZES = (SCALE // 5, SCALE)
 """Numbers of connections with five series each."""
 
 TURNOVERS = 4
-"""Number of times that all connections of the smaller size are replaced."""
+"""How often all connections are replaced. The table has the smaller size."""
 
 SCRAPES = int(os.environ.get("SKYFAST_BENCH_SCRAPES", "18"))
 INTERVAL_S = 10
@@ -85,7 +85,7 @@ def run(report: Report) -> None:
 
 
 def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[Kind]) -> None:
-    """Scrape the same connections, whose flows are reported every `FLOW_UPDATE_S`."""
+    """Scrape connections that stay the same; their flows are reported every `FLOW_UPDATE_S`."""
     with programs.skyfast(analyzer) as program:
         analyzer.call("load", 0, connections)
         rounds = itertools.count(FIRST_ROUND)
@@ -119,7 +119,7 @@ def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[
 
 
 def _turnover(report: Report, analyzer: Remote, connections: int, kind: Kind) -> None:
-    """Repeatedly replace all connections by others."""
+    """Repeatedly replace all connections with new ones."""
     with (
         programs.heartbeat(analyzer) as program,
         programs.storage(kind.argv, program.port, INTERVAL_S) as server,

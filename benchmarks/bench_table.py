@@ -7,7 +7,7 @@ from benchmarks.lookups import LABELS, Lookups
 
 REPEATS = 5
 BUDGET = 10_000
-"""Of a slice of relabeling, in flows."""
+"""Size of a slice of relabeling, in flows."""
 
 REPORTS = SCALE // 2
 """Number of known flows that each repeat reports."""

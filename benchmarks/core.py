@@ -57,7 +57,7 @@ def tidy() -> None:
 
 
 def trim() -> None:
-    """Return free memory to the kernel, so that the process holds only the memory in use."""
+    """Return free memory to the kernel, so that the process only has the memory in use."""
     # Only glibc has malloc_trim; elsewhere, the bytes per connection are less exact.
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
@@ -65,7 +65,7 @@ def trim() -> None:
 
 
 def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list[bytes]]:
-    """Generate messages in batches, so that this does not interrupt the measured calls."""
+    """Generate messages in batches, so that generating them does not interrupt measured calls."""
     while batch := list(itertools.islice(messages, size)):
         yield batch
 
@@ -73,8 +73,8 @@ def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list
 class Parts:
     """The decoders and the table of the connector, for the YAML ``chosen``.
 
-    Like the connector, it decodes more fields of new flows than of known flows. ``take_new`` and
-    ``take_known`` return the number of flows, and the ns of decoding and of the table.
+    Like the connector, `Parts` decodes more fields of new flows than of known flows. ``take_new``
+    and ``take_known`` return the number of flows, the ns for decoding, and the ns for the table.
     ``memory_s`` overrides ``flow_memory``. ``change`` modifies the plan.
     """
 
@@ -153,7 +153,7 @@ class Parts:
         return self.table.connections
 
     def held_bytes(self) -> int:
-        """Return the memory of the table, as it reports it."""
+        """Return the memory that the table reports, in bytes."""
         return self.table.bytes
 
     def page(self) -> tuple[int, int]:
@@ -168,8 +168,8 @@ class Parts:
     def render(self) -> float:
         """Render a page and discard it; return the seconds.
 
-        Nothing else runs in between, not even counting, so that rendering has the CPU cache to
-        itself.
+        Nothing else runs between two reads, not even a count of bytes, so that nothing else uses
+        the CPU cache.
         """
         began_ns = time.thread_time_ns()
         page = self.table.page(self.now_s)

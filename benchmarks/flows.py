@@ -1,10 +1,10 @@
 """Generated flows in the form of a recorded flow, for any number of connections.
 
-Only their times differ between runs: they are in the last minutes.
+Only the times of flows differ between runs: they are a few minutes in the past at most.
 
-A message is generated once as a template, in which every running total and every time contains
-the two bytes `ROUND` in place of the two digits of a round. The reports of another round are one
-`bytes.replace`, which is cheaper than anything that is measured.
+A message is generated once as a template. In the template, every running total and every time
+contains the two bytes `ROUND` in place of the two digits of a round. One `bytes.replace` makes the
+reports of another round, which is cheaper than anything that is measured.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 RECORDING = Path(__file__).parent.parent / "tests/data/recordings/one-analyzer.jsonl"
 
 FLOWS_PER_MESSAGE = 100
-"""The maximum of an analyzer."""
+"""The maximum number of flows in a message of an analyzer."""
 
 ADDRESSES = 20_000
 NODES = 500
@@ -51,8 +51,8 @@ def _template() -> bytes:
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # Rounds are 0.1 s apart and start ten seconds in the past. skyfast checks the times of flows
-    # one by one if they are minutes in the past, or in the future.
+    # Rounds are 0.1 s apart and start ten seconds in the past. Other times would cost more: skyfast
+    # checks flows one by one if their times are minutes in the past, or in the future.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"

@@ -1,7 +1,7 @@
 """The parts that all benchmarks share: the scale, the machine, child processes and results.
 
 A figure is the median of its samples, printed with the minimum and the maximum. A ratio compares
-figures of the same run, if possible samples that were taken alternately.
+figures of the same run. If possible, their samples are taken alternately.
 """
 
 import json
@@ -218,7 +218,7 @@ class Remote:
     """An object in its own process.
 
     The process is a new interpreter, so that measurements do not share a heap or caches.
-    Processes that only generate load for the measured one have a higher ``nice`` value.
+    Processes that only generate load for the measured process have a higher ``nice`` value.
     """
 
     def __init__(self, factory: Callable[..., Any], *args: Any, nice: int = 0) -> None:
@@ -241,7 +241,7 @@ class Remote:
         self._pipe.send((method, args))
 
     def result(self) -> Any:
-        """Wait for the result of the last call; raises RuntimeError if the call has raised."""
+        """Wait for the result of the last call. Raises RuntimeError if the call raised anything."""
         succeeded, value = self._pipe.recv()
         if not succeeded:
             raise RuntimeError(f"in a child process:\n{value}")

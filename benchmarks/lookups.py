@@ -1,4 +1,4 @@
-"""Tables with names of the flows' addresses, looked up as those of the topology are."""
+"""Tables with names for the flows' addresses. The lookups are like those of topology names."""
 
 import dataclasses
 import random
@@ -13,21 +13,21 @@ LABELS = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
     "team",
 )
-"""The labels of an end: one for each name, and a label of the pod."""
+"""The name labels of an end of a flow: one for each name, and one for a label of its pod."""
 
 PODS = 5_000
-"""They have the addresses of the flows, which are four times as many."""
+"""Number of pods. The flows have four times as many addresses, so each pod has four."""
 
 A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
 ENDS = {"initiator": (A, B), "target": (B, A)}
-"""The address of each end, and the other one."""
+"""The paths of each end's address and of the other address."""
 
 MESSAGES = 25
-"""Taken by one table before the next has its turn."""
+"""Messages that a table processes before the next table has its turn."""
 
 
 class PodNames(dict[str, tuple[str, ...] | None]):
-    """The names of addresses, by address. ``resolved`` has those of ambiguous ones."""
+    """The names of addresses, by address. ``resolved`` has the names of ambiguous addresses."""
 
     resolved: dict[str, tuple[str, ...]]
 
@@ -39,7 +39,7 @@ class PodNames(dict[str, tuple[str, ...] | None]):
 
 
 def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
-    """Return names as in a cluster. Equal names are one string, as a resolver should keep them."""
+    """Return names like those of a cluster. As in skyfast, equal names are the same string."""
     chance = random.Random(3)
     strings: dict[str, str] = {}
     pods = []
@@ -58,7 +58,7 @@ def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
 
 
 def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
-    """Return the plan with the names of so many ends in its first view."""
+    """Return the plan, with name labels for this number of ends in its first view."""
     view = plan.views[0]
     columns = [*view.columns]
     for end, (key, other) in list(ENDS.items())[:ends]:
@@ -72,10 +72,10 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 
 
 class Lookups:
-    """A table without names, with those of one end, of both, and of both where all are ambiguous.
+    """Tables with names of no end, of one end, of both ends, and of both with ambiguous addresses.
 
-    They take the same flows in turn. Each turn begins with another one, so that the machine is the
-    same to all.
+    They process the same flows in turn. Another table is first in each turn, so that conditions are
+    the same for all.
     """
 
     def __init__(self, count: int) -> None:
@@ -93,7 +93,7 @@ class Lookups:
         tidy()
 
     def take_new(self) -> dict[str, list[float]]:
-        """Take the first reports of all flows; return the ns per flow of each table's turns."""
+        """Process first reports of all flows; return the ns per flow of each table, by turn."""
         ns: dict[str, list[float]] = defaultdict(list)
         messages = self._flows.messages(range(self._flows.count), FIRST_ROUND)
         for batch in in_batches(messages, MESSAGES):
@@ -110,7 +110,7 @@ class Lookups:
             yield name, self._parts[name]
 
     def relabel(self, pods: int, budget: int) -> list[float]:
-        """Move so many pods to another host, with all flows of these; return the ms per slice."""
+        """Move this many pods, with all their flows, to another host; return the ms per slice."""
         moved = {pod: (pod[0], pod[1] + "x", *pod[2:]) for pod in {*self.names.resolved.values()}}
         changed = [address for n, address in enumerate(self.names) if n % PODS < pods]
         for address in changed:

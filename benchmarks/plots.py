@@ -2,7 +2,7 @@
 
     python -m benchmarks.plots
 
-The naive connector needs some minutes and 5 GiB.
+The naive connector takes a few minutes and needs 5 GiB of memory.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from benchmarks.harness import SCALE, header
 PATH = Path(__file__).parent.parent / "docs" / "growth.svg"
 
 SKYFAST_COLOR, NAIVE_COLOR, TEXT_COLOR = "#0b7285", "#c2410c", "#6b7280"
-"""Readable on light and dark pages, and distinct with red-green color blindness."""
+"""Colors that are readable on light and dark pages, and distinct with red-green blindness."""
 
 _LABEL = {"textcoords": "offset points", "ha": "right"}
 

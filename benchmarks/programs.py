@@ -1,6 +1,6 @@
 """Runs connectors as programs, requests their pages, and reads their CPU time and memory.
 
-All of them get the same configuration file, in the format of the Go connector.
+All connectors get the same configuration file, in the format of the Go connector.
 """
 
 import gzip
@@ -21,7 +21,7 @@ from benchmarks.harness import Remote
 START_TIMEOUT_S = 20.0
 SETTLE_INTERVAL_S = 0.05
 SETTLED_S = 0.002
-"""A program that uses less CPU time than this in an interval is idle."""
+"""A program is idle if it uses less CPU time than this in an interval."""
 
 PAGE_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 20
@@ -62,7 +62,7 @@ class Response:
 
 
 def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) -> Response:
-    """Get a page over a new connection, with as little work as possible for the reader."""
+    """Get a page over a new connection. The client does as little work as possible."""
     request = (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
         f"Accept-Encoding: {'gzip' if compressed else 'identity'}\r\n\r\n"
@@ -110,7 +110,7 @@ def _chunks(content: bytes) -> Iterator[memoryview]:
 
 
 class Program:
-    """A running connector that is subscribed to a local analyzer, until the end of its `with`.
+    """A connector that runs during a ``with`` block, subscribed to a local analyzer.
 
     Without an analyzer, it is another kind of server, which only has to listen. ``argv`` and
     ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``,
@@ -186,7 +186,7 @@ class Program:
             before_s = now_s
 
     def round(self, number: int) -> tuple[float, float]:
-        """Send a round; return the CPU time of the program, and the time until all was read."""
+        """Send a round; return the program's CPU time, and the time until it has read the round."""
         assert self._analyzer is not None
         before_s = self.settle()
         seconds = self._analyzer.call("send", number)

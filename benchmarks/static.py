@@ -1,4 +1,4 @@
-"""Serves a static body with the same HTTP server: the cost of sending a page, and nothing else.
+"""Serves a static body with skyfast's HTTP server, which shows the cost of only sending a page.
 
 python -m benchmarks.static PORT SIZE
 """

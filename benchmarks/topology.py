@@ -1,7 +1,7 @@
-"""A synthetic topology of a Kubernetes cluster, in the size of real ones.
+"""A synthetic topology of a Kubernetes cluster of realistic size.
 
-Its elements are those of the recorded topology with other IDs, names and addresses, so that they
-have the size and the fields of real ones. Two calls with the same arguments give the same topology,
+Its elements are copies of recorded nodes and edges with other IDs, names and addresses, so that
+they have realistic sizes and fields. Two calls with the same arguments give the same topology,
 except for the time.
 """
 
@@ -44,7 +44,8 @@ Element = dict[str, Any]
 class Topology:
     """Nodes and edges of `PODS` pods on `HOSTS` hosts.
 
-    The pods have ``addresses``, and the interfaces have ``tids`` as far as these suffice.
+    The pods have ``addresses``. The interfaces have ``tids``; if there are too few, the other
+    interfaces have generated ones.
     """
 
     def __init__(self, addresses: Sequence[str], tids: Sequence[str]) -> None:
@@ -83,7 +84,7 @@ class Topology:
         return self._compressed(query)
 
     def move_pods(self, count: int) -> None:
-        """Give the first ``count`` pods another controller, as a new release does."""
+        """Give the first ``count`` pods another controller, as a rollout of a new release does."""
         self._generation += 1
         self._now_ms = int(1000 * time.time())
         for pod in self.pods[:count]:

@@ -118,7 +118,7 @@ def blocks():
 
 
 def fail_allocation(long nth, long times=1):
-    """Make the `nth` allocation from now on fail, counted from 1, and `times` in total."""
+    """Make `times` allocations fail, beginning with the `nth` from now on, counted from 1."""
     global skyfast_before_failure, skyfast_failures
     if nth < 1 or times < 1:
         raise ValueError("allocations are counted from 1")
@@ -127,7 +127,7 @@ def fail_allocation(long nth, long times=1):
 
 
 def stop_failing():
-    """Stop failing allocations; return how many of the requested failures have not happened."""
+    """Let allocations succeed again; return how many of the requested failures did not happen."""
     global skyfast_failures
     cdef long left = skyfast_failures
     skyfast_failures = 0
@@ -142,16 +142,16 @@ cdef object interruption = None
 
 cdef void interrupt() noexcept with gil:
     global skyfast_after_unlock
-    skyfast_after_unlock = NULL         # not for what the function itself does
+    skyfast_after_unlock = NULL         # no recursion if the function itself releases a mutex
     interruption()
     if interruption is not None:
         skyfast_after_unlock = interrupt
 
 
 def after_unlock(function):
-    """Call a function whenever the mutex of a table is released, until this is called with None.
+    """Call `function` whenever the mutex of a table is released. None ends this.
 
-    What another thread can do between two slices of a call happens in each of these places. The
+    So a test can do between any two slices of a call what another thread might do there. The
     function may call tables.
     """
     global interruption, skyfast_after_unlock
@@ -166,7 +166,7 @@ def after_unlock(function):
 # Invariants
 
 def age(Table table not None, uint64_t next_seq):
-    """Make a table without rows look as if it had created `next_seq` rows."""
+    """Set the sequence number of a table without rows, as if it had created `next_seq` rows."""
     if table.state.strings.live or table.state.flow_rows.live:
         raise ValueError("there are rows already")
     table.state.next_seq = next_seq
@@ -183,7 +183,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 
 def rows_ever(Table table not None):
-    """Return the peak numbers of rows of all kinds, added up: `check` takes time for each."""
+    """Return the sum of the peak numbers of rows of all kinds. `check` takes time for each row."""
     cdef uint32_t i, rows = table.state.strings.fresh + table.state.flow_rows.fresh
     for i in range(table.state.view_count):
         rows += table.state.views[i].rows.fresh
@@ -212,11 +212,11 @@ cdef uint32_t longest_chain(const Rows *rows):
 
 
 def check(Table table not None):
-    """Check that everything in a table is consistent. Only for the thread that updates it.
+    """Check that everything in a table is consistent. Only for the thread that updates the table.
 
     Takes some microseconds per row.
 
-    :raises BrokenError: it is not.
+    :raises BrokenError: something is inconsistent.
     """
     _Check(table).check_all()
 
@@ -258,8 +258,8 @@ cdef class _Check:
         expect(not self.table.held, "the table still holds values of a batch")
 
     cdef set members(self, str kind, Rows *rows):
-        # Each row in use is in exactly one chain, the one in which it is looked up; all others are
-        # in the list of free rows.
+        # Each row in use is in exactly one chain, the one in which it is looked up. All other rows
+        # are in the list of free rows.
         cdef uint32_t bucket, number
         cdef set used = set()
         cdef set unused = set()
@@ -506,7 +506,7 @@ cdef class _Check:
                            "the slot of a row is after its deadline",
                            (i, number, slot_s, row.deadline_s))
                     number = row.links[0]
-            # A row that existed before it became the overflow row is in the wheel, too.
+            # If a row existed before it became the overflow row, it is in the wheel, too.
             expect(filed | {view.other} == <set>self.rows[i] | {view.other},
                    "rows are missing in the wheel", (i, <set>self.rows[i] - filed))
         return 0

@@ -8,8 +8,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 # Limits of a plan, a flow and a table. Python sees these: see _table.pyi.
 cpdef enum:
-    MAX_TEXT_BYTES = 1024       # maximum of a label value or UUID; a longer one skips its flow
-    MAX_ROWS = 1 << 27  # row numbers share their 32 bits with flags, and some rows are extra
+    MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID; longer: flow is skipped
+    MAX_ROWS = 1 << 27  # half of all row numbers, because tables can exceed their limits slightly
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
     MAX_COLUMNS = 64            # labels per plan, and fields that lookups use
@@ -27,14 +27,14 @@ cdef struct RowHead:
 
 cdef struct Arena:
     # The source of slabs and index segments: memory that is allocated in large pieces and kept.
-    # From the second on, pieces consist of huge pages, because rows are visited in random order,
-    # and with small pages every visit would cost a page walk, too.
+    # All pieces except the first consist of huge pages: rows are visited in random order, and with
+    # small pages, every visit would also cost a page walk.
     char **pieces
     uint32_t piece_count
     uint32_t piece_capacity         # capacity of `pieces`
     char *free                  # unused part of the newest piece
     size_t free_bytes
-    size_t bytes                # of slabs, segments and long strings in use
+    size_t bytes                # size of the slabs, segments and long strings in use
 
 
 cdef struct Rows:
@@ -69,7 +69,7 @@ cdef struct TimerWheel:
     # One list of row numbers per second, for as many seconds as there are slots.
     uint32_t *slots
     uint32_t mask
-    uint32_t next_s             # the second whose slot is next
+    uint32_t next_s             # the next second whose slot is visited
 
 
 cdef struct DormantList:
@@ -83,21 +83,24 @@ cdef struct Flow:
     # One report stream of an agent: its UUID as the key, and its latest totals. 32 bytes, plus 8
     # per counter and 4 per link (64 with the default plan).
     #
-    # A dormant flow is in a list, and in neither a connection nor the wheel: `connection` has the
-    # previous row, `wheel_next` the next row, and `deadline_s` is the time at which it was
-    # appended. Counters of a removed connection are in such a row, too; its key is a hash of the
-    # labels.
+    # A dormant flow is in a `DormantList`, but not in a connection or the wheel. So its fields have
+    # other meanings: `connection` is the previous row of the list, `wheel_next` is the next row,
+    # and `deadline_s` is the time at which the flow was appended. The counters of a removed
+    # connection are kept in such a row, too; then the key is a hash of the labels.
     uint32_t hash               # low half of the key
     uint32_t next
-    uint32_t key_high           # high half of the key; the string's number of a string key
+    uint32_t key_high           # high half of the key; for a string key, the string's number
     uint32_t connection         # row of the first view, and the flags below; 0 in a free row
     uint32_t deadline_s         # time of the table's clock at which it becomes dormant
     uint32_t wheel_next         # next flow in the same slot of the timer wheel
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
-    # int64_t totals[counters] follow, ABSENT if no report had the part; then uint32_t links: the
-    # conversation and, for live flows, rows of other views and the strings that lookups use, keys
-    # and context. Flags: STRING_KEY, the UUID is not a 64-bit number; LABELS_KEY, the row has the
-    # counters of a removed connection; DORMANT; ENDED, the latest report was the closing one.
+    # Next is int64_t totals[counters]; a total is ABSENT if no report had its part. The rest are
+    # uint32_t links: the conversation and, for live flows, the rows of other views and the strings
+    # that lookups use as keys and context.
+    #
+    # Flags: with STRING_KEY, the UUID is not a 64-bit number. With LABELS_KEY, the row has the
+    # counters of a removed connection. With DORMANT, the flow is not live. With ENDED, the latest
+    # report was the closing one.
 
 
 cdef struct Connection:
@@ -108,13 +111,13 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number among all rows ever created (modulo 2^32)
-    uint32_t links[1]           # first view: rows of other views; others: list of a wheel slot
-    # int64_t values[counters + gauges] follow, then uint32_t cells[columns]. BACK, in the first
-    # view: the row started with the counters of a removed connection.
+    uint32_t links[1]           # first view: rows of other views; others: next in wheel slot
+    # Next are int64_t values[counters + gauges] and uint32_t cells[columns]. BACK is only used in
+    # the first view, and means that the row started with the counters of a removed connection.
 
 
 cdef struct Conversation:
-    # The capture point whose flows of a conversation are counted. The row exists as long as it has
+    # Which capture point's flows are counted for a conversation. The row exists as long as it has
     # flows, live or dormant. While all of them are dormant, a row of another capture point can
     # replace it.
     uint32_t hash               # low half of the key
@@ -127,8 +130,8 @@ cdef struct Conversation:
 
 
 cdef struct Cell:
-    # A label value of a report. It is borrowed from the flow's own objects, or from the result of a
-    # rewrite or lookup: valid for one batch. `text` is NULL for an integer.
+    # A label value of a report. It is valid for one batch, because it is borrowed from the flow's
+    # objects, or from the result of a rewrite or lookup. `text` is NULL for an integer.
     const char *text
     uint32_t length
     uint32_t hash
@@ -139,14 +142,14 @@ cdef struct Cell:
 
 
 cdef struct LeftOut:
-    # The omitted values of a report, one bit each: by the first field, and by the second.
+    # The omitted values of a report, one bit each: because of the first field, and of the second.
     uint64_t fields[2]
 
 
 cdef struct FlowKey:
     # The UUID of a flow.
-    uint64_t number             # as a 64-bit number, mixed; undefined if it is not one
-    const char *string          # if not a number, this string, borrowed from the flow; else NULL
+    uint64_t number             # `mix64` of the UUID if that is a 64-bit number, else undefined
+    const char *string          # NULL if the UUID is a number, else the UUID; borrowed
     uint32_t length
 
 
@@ -162,7 +165,7 @@ cdef struct Report:
     # read only for flows that are not live
     uint32_t connection_hash    # hash of the labels; 0 unless all of them are interned
     int skip_new                # reason to skip the report if the flow is not live
-    int worth                   # what it counts for if the flow is unknown: see WORTH_UNREAD
+    int worth                   # what it adds if the flow is unknown: see WORTH_UNREAD
     bint repeats                # a closing report that repeats the previous last update
     int64_t age_ms              # from the flow's start to the update, or -1
     uint64_t conversation       # a hash, like `point`
@@ -170,8 +173,8 @@ cdef struct Report:
     Cell *cells                 # labels and lookup keys; the batch's memory
     int64_t *last_update        # deltas of the last update, by counter; the batch's memory
     # omitted values
-    bint leaves_out             # whether there are any; if not, nothing below is set
-    bint uses_marks             # whether they matter for the report; set when it is applied
+    bint leaves_out             # whether any are omitted; if not, nothing below is set
+    bint uses_marks             # whether the marks matter for the report; set when it is applied
     bint uses_last_update
     uint32_t leaves_out_marks   # one bit per mark
     LeftOut values_left_out
@@ -181,14 +184,14 @@ cdef struct Report:
 cdef struct ChangedKey:
     # A lookup key with new labels.
     uint32_t string
-    uint32_t change             # number of the labels; 0 if they depend on the context
+    uint32_t change             # number of the new labels; 0 if they depend on the context
 
 
 cdef struct Move:
     # A flow with new labels from one of its lookups.
     uint32_t flow
     uint32_t lookup             # index
-    uint32_t change             # number of the labels; 0 if they do not change
+    uint32_t change             # number of the new labels; 0 if they do not change
 
 
 cdef struct Context:
@@ -211,7 +214,7 @@ cdef struct Family:
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this one have a series
     uint32_t decimals           # values are written divided by ten to the power of this
-    Literal *literals           # columns + 1: before, between and after the label values
+    Literal *literals           # columns + 1 texts before, between and after the label values
     Literal second              # replaces the literal at `direction_index` for the second side
 
 
@@ -224,12 +227,12 @@ cdef struct View:
     uint32_t counters
     uint32_t values             # number of counters and gauges
     uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges
-    uint32_t values_offset          # like the next one, an offset in a row
+    uint32_t values_offset          # offset in a row, like the next field
     uint32_t cells_offset
     bint identifies_connection  # flows with the same labels belong to the same connection
     bint linked_from_flow       # links are in flow rows, otherwise in rows of the first view
-    uint32_t link               # index among the links of such a row
+    uint32_t link               # index of this view's link in such a row
     uint32_t direction_index       # index of the literal that contains the direction
     uint32_t other              # the overflow row, or 0
     uint32_t deadline_s         # deadline that a report of the current update sets
-    uint64_t rejected           # reports without room for their row
+    uint64_t rejected           # reports that required a new row when the view was full

@@ -3,29 +3,29 @@
 """The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    Two levels. A *flow* row is one report stream of an agent, identified by its UUID, with its
-    latest totals. A *connection* row is one label tuple of the page; its values are sums of the
-    deltas of its flows. Label values are numbers: an interned string (bit 31 set) or a small
-    integer. There is one set of connection rows per view of the plan. A flow links to its row of
-    the first view. That row links to the rows of views whose labels are a subset of its own,
-    because all its flows share them. For other views, the flow row has the link. All kinds of rows
-    (strings, flows, connections, conversations) use the same slab allocator and index (`Rows`):
-    linear hashing, which splits one bucket at a time, so that no insert has to rehash a million
-    rows. The structs are in ``_table.pxd``.
+    There are two levels. A *flow* row represents one report stream of an agent. It is identified by
+    the flow's UUID, and has the latest totals. A *connection* row represents one label tuple of the
+    page; its values are sums of the deltas of its flows. Label values are stored as numbers: an
+    interned string (bit 31 set) or a small integer. There is one set of connection rows per view of
+    the plan. A flow links to its row of the first view. That row links to the rows of views whose
+    labels are a subset of its own, because all its flows share these labels. For other views, the
+    flow row has the link. All kinds of rows (strings, flows, connections, conversations) use the
+    same slab allocator and index (`Rows`). The index uses linear hashing, which splits one bucket
+    at a time, so that no insert has to rehash a million rows. The structs are in ``_table.pxd``.
 
     A timer wheel has one slot per second. A flow is in the slot of the deadline that it had when
-    it was added to the wheel; a report only writes a later deadline into the row. When the slot is
-    due, the flow is added again or becomes dormant. A connection of the first view is removed with
-    its last live flow. The other views have wheels for their connections, which are kept longer
-    than their flows.
+    it was added to the wheel: a report writes a later deadline into the row, but does not move it.
+    When the slot is due, the flow is added again or becomes dormant. A connection of the first view
+    is removed with its last live flow. The other views have wheels for their connections, which are
+    kept longer than their flows.
 
-    A *dormant* flow keeps its row, its key and its totals, but is not part of a connection: its
-    next report adds the difference to these totals. Dormant rows are in one of two lists, in the
-    order in which they became dormant. The list links reuse the fields that link a live flow to
-    its connection and its wheel slot, so rows need no extra space. The first row of a list is the
-    first to be forgotten, when its time is over or another flow needs the space. If a removed
-    connection's counters differ from the totals of its last flow, a dormant row keeps them too,
-    keyed by a hash of the labels. See ``table/dormant.pxi``.
+    A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
+    its next report arrives, only the increase over these totals is added. Dormant rows are in one
+    of two lists, in the order in which they became dormant. The list links reuse the fields that
+    link a live flow to its connection and its wheel slot, so rows need no extra space. The first
+    row of a list is the first to be forgotten, when its time is over or another flow needs the
+    space. If a removed connection's counters differ from the totals of its last flow, they are kept
+    in a dormant row of their own, whose key is a hash of the labels. See ``table/dormant.pxi``.
 
 Costs
     Report of a known flow: one lookup, two cache lines of rows. Report of a new or a dormant flow:
@@ -41,19 +41,19 @@ Memory
     current flow has no effect.
 
 Lock
-    One mutex, held for a batch of reports, a slice of expiry, or up to RENDER_ROWS connections of
-    a page. Only one thread may call `update`, `expire` and `relabel`; no other thread changes
-    rows, so it reads them without the lock. Any thread may read pages. A thread that holds the
-    mutex never waits for the GIL: all code under the mutex is plain C, because a thread that has
-    the GIL may be waiting for the mutex. Even memory is allocated with C functions: Python's may
-    take the GIL if allocations are traced.
+    There is one mutex. It is held for a batch of reports, a slice of expiry, or up to RENDER_ROWS
+    connections of a page. Only one thread may call `update`, `expire` and `relabel`. No other
+    thread changes rows, so this thread reads them without the lock. Any thread may read pages. A
+    thread that holds the mutex never waits for the GIL, because a thread that has the GIL may be
+    waiting for the mutex. Therefore all code under the mutex is plain C. Even memory is allocated
+    with C functions: Python's allocators may take the GIL if allocations are traced.
 
 Files
-    This file contains `Table`, the interface for Python, its state, and the constants that several
-    files share. Its methods are implemented in ``table/``, one file per concern, as free functions
-    on `TableState`. Cython includes these files, because the C compiler can only inline small
-    functions within one unit. ``include`` is not possible in a class body, so the state is a
-    struct.
+    This file contains `Table` (the interface for Python), the struct with its state, and the
+    constants that several files share. The methods of `Table` are implemented in ``table/``, one
+    file per concern, as free functions on `TableState`. Cython includes these files, because the C
+    compiler can only inline small functions within one unit. ``include`` is not possible in a class
+    body, so the state is a struct.
 
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
@@ -134,7 +134,7 @@ cdef extern from "stdlib.h" nogil:
 cdef extern from *:
     """
     /* GCC removes calls of functions that do nothing but prefetch: it considers them free of side
-       effects. The empty assembler statement is one. */
+       effects. The empty assembler statement counts as a side effect. */
     #define prefetch(address) do { __builtin_prefetch(address); __asm__ volatile (""); } while (0)
     #define likely(x) __builtin_expect(!!(x), 1)
     #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -147,7 +147,7 @@ cdef extern from *:
 MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow
 
 cdef enum:
-    # Fields besides the values that are omitted if they are invalid.
+    # Fields that are not values, but are also omitted if they are invalid.
     MARK_FINISH
     MARK_START
     MARK_UPDATE_START
@@ -162,13 +162,13 @@ cdef enum:
     INLINE_STRING = 48
     FLOW_TYPES = 3
     BATCH = 128                 # reports per acquisition of the lock
-    MAX_EVICTIONS = 2               # dormant rows that one report can replace by its own
+    MAX_EVICTIONS = 2               # dormant rows that can be forgotten for one report
     BUCKETS_PER_ROW = 2         # target size of the index: short chains, and 8 bytes per row
-    NAMES_AHEAD = 4             # distance of prefetches of names, in reports
+    NAMES_AHEAD = 4             # how many reports ahead names are prefetched
     CACHE_LINE = 64
 
-# Sizes and steps of growth. _checked.pyx has smaller ones, so that a few rows cover all of them,
-# and tells the sanitizer which rows are in use.
+# Sizes and steps of growth. They are smaller in _checked.pyx, so that a few rows cover all of them.
+# It also tells the sanitizer which rows are in use.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -190,7 +190,7 @@ cdef extern from *:
     """
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
-        AHEAD                   # distance of prefetches, in connections or buckets
+        AHEAD                   # how many connections or buckets ahead are prefetched
         SLAB_SHIFT
         SLAB_ROWS
         SEGMENT_SHIFT
@@ -210,7 +210,7 @@ cdef uint32_t DORMANT = <uint32_t>1 << 29
 cdef uint32_t ENDED = <uint32_t>1 << 28
 cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # mask of the row number next to these flags
 cdef uint32_t BACK = <uint32_t>1 << 31          # flag in `Connection.flows`
-cdef int64_t ABSENT = -1                        # optional counter: no report had the part
+cdef int64_t ABSENT = -1                        # total: no report had the counter's part
 cdef uint32_t FLOWS = <uint32_t>-1              # in `Family.values`: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # deadline of rows that do not expire
 cdef uint32_t NO_END = <uint32_t>-1             # end of a scan of all rows
@@ -228,7 +228,7 @@ cdef enum:
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
     SKIP_ENDED
-    SKIP_REQUIRED               # plus one for each requirement of the plan
+    SKIP_REQUIRED               # plus the index of a requirement of the plan
     MAX_SKIPS = 32
 
 cdef tuple SKIP_NAMES = (
@@ -238,7 +238,7 @@ cdef tuple SKIP_NAMES = (
 cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
 
 cdef enum:
-    CLOSING = 1                 # FinishType of a flow's last report; updates have others
+    CLOSING = 1                 # FinishType of a flow's last report; others: other values
 
 # The maximum delay of a report, in addition to the time until its agent's next update: an analyzer
 # keeps a batch for up to 5 s; the rest is for transport, and for sockets that have not been read
@@ -247,10 +247,10 @@ cdef double BATCH_S = 15.0
 
 cdef enum:
     # What an unknown flow's report adds to a row that other flows may have used.
-    WORTH_UNREAD                # not known: its type lacks the fields that identify a first report
+    WORTH_UNREAD                # not known: its type cannot identify a first report
     WORTH_TOTAL
     WORTH_LAST_UPDATE               # deltas of its last update
-    WORTH_LAST_UPDATE_UNREAD        # the same, but its type lacks them
+    WORTH_LAST_UPDATE_UNREAD        # the same, but the flow's type lacks these deltas
 
 cdef enum:
     # How a report changes a flow whose totals are known.
@@ -266,7 +266,7 @@ cdef enum:
 cdef tuple GAUGE_KINDS = ("latest", "least", "most")
 
 cdef str EMPTY = ""
-cdef object END = object()      # what an iterator gives at its end
+cdef object END = object()      # marks the end of an iterator
 cdef object ESCAPES = re.compile(r"\\(.)", re.DOTALL)
 cdef dict UNESCAPED = {r"\\": "\\", r'\"': '"', r"\n": "\n"}
 
@@ -288,9 +288,9 @@ cdef struct Batch:
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     PyObject **names            # BATCH x the plan's lookups: results, borrowed
-    # String keys of flows that are removed while the batch is applied, to be released after it: a
-    # label of the batch may have been looked up as the same string. A report can remove its own
-    # flow, too.
+    # String keys of flows that are removed while the batch is applied. They are released after the
+    # batch, because one of its labels may have been looked up as the same string. A report can also
+    # remove its own flow, so there is one more per report.
     uint32_t dead_strings[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t dead_string_count
     int64_t oldest_ms, newest_ms    # range of `Last` in the latest update
@@ -314,15 +314,15 @@ cdef struct TableState:
     uint64_t seed               # seed of all hashes except those for sharding
     uint32_t counters, values   # numbers per flow
     uint32_t columns, cells     # labels of all views; the same plus the strings that lookups use
-    uint32_t looked_up          # the first columns are labels of lookups
+    uint32_t looked_up          # number of labels of lookups, which are the first columns
     uint32_t lookup_count
     uint32_t requirements
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
     bint has_conversations              # whether there are conversation rows
-    uint64_t share, shares      # index and number of shards; 0 of 1 is everything
+    uint64_t share, shares      # index and number of shards; 0 of 1 covers all flows
     uint32_t links_offset           # offset of the links in a flow row, in bytes
-    uint32_t first_key            # index of the lookups' strings there; a conversation has index 0
+    uint32_t first_key      # index of the lookups' strings in the links; 0 is the conversation
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
@@ -336,14 +336,14 @@ cdef struct TableState:
     double least_timeout_s      # shortest timeout the first view has had
     double flow_update_s
     bint has_horizon                  # whether there is a horizon
-    double horizon_s            # unknown flows that began later were never counted
+    double horizon_s            # unknown flows that began after this were never counted
     # overflow
-    bint overflows              # whether flows without room are added up in overflow rows
-    bint overflowed             # ... and whether this has happened
+    bint overflows              # whether flows that cannot be stored are added up in overflow rows
+    bint overflowed             # whether any have been
     const char *other_text      # label value of overflow rows
     uint32_t other_length
     # current update
-    Batch *batch                # while it is applied, otherwise NULL
+    Batch *batch                # NULL while no batch is applied
     double now                  # time of the latest update or expiry
     bint met_unknown            # whether the latest update included an unknown flow
     # counts
@@ -384,8 +384,8 @@ cdef class Table:
     :param plan: labels, values and families (`skyfast.flows.plan.Plan`).
     :param types: the structs that `update` accepts (`skyfast.flows.fields.flow_types` of the same
         plan).
-    :param slots: read the structs' slots at their offsets if this is verified to work; with False,
-        fields are read as attributes. The results are the same.
+    :param slots: if true, read the slots of the structs at their offsets, unless a check shows that
+        this does not work. Otherwise read fields as attributes. The results are the same.
 
     The other parameters are those of `set_limits`. Every `now` is a time in seconds that never runs
     backwards; its origin does not matter.
@@ -444,8 +444,8 @@ cdef class Table:
     def begin(self, now):
         """Assume that unknown flows that begin after `now` have never been counted.
 
-        Call this when reports begin to arrive, and when flows arrive that were excluded before.
-        Until the first call, no unknown flow's total counts for this reason.
+        Call this when reports begin to arrive, and when flows begin to arrive that were excluded
+        before. Before the first call, this is not a reason to count an unknown flow's total.
         """
         raise_horizon(&self.state, now)
 
@@ -467,28 +467,28 @@ cdef class Table:
     def update(self, list flows not None, double now, Py_ssize_t start=0):
         """Apply ``flows[start:]`` in order; return the index after the last flow applied.
 
-        :param flows: instances of one of the plan's types, all of the same one.
-        :returns: ``len(flows)``, or the index of the first flow that requires its
-            ``LastUpdateMetric`` if the flows' type does not have it. Flows from this index on were
-            not applied or counted: decode again as ``FullReport``, and continue from this index.
-        :raises TypeError: a value is of another type; the flows before it were applied.
+        :param flows: instances of the plan's types; all flows of one call have the same type.
+        :returns: ``len(flows)``; or, if a flow requires its ``LastUpdateMetric``, which the type
+            does not have, the index of the first such flow. Flows from this index on were neither
+            applied nor counted: decode them again as ``FullReport``, and continue from this index.
+        :raises TypeError: an item is of another type; the flows before it were applied.
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.
 
         Exceptions of a column's rewrite or names propagate. Some flows before the one being
         processed may have been applied; none after it has.
 
-        The rules are those of docs/architecture.md. A known flow adds its deltas. A report that is
-        not newer, and in which no counter is higher, is late; if it is newer and any counter is
-        lower, the flow has started over. A flow that was dormant adds its deltas to its rows. An
-        unknown flow adds its total if this is its first report, if it cannot have been counted
-        before, or if it creates a connection that is identified by its labels; otherwise it adds
-        the deltas of its last update. Skipped flows are counted in `skipped`, omitted values in
-        `values_skipped`.
+        The rules are those of docs/architecture.md. A known flow adds its deltas. A report is late
+        if it is not newer and none of its counters is higher. If a report is newer and any of its
+        counters is lower, the flow has started over. A flow that was dormant adds its deltas to its
+        rows. An unknown flow adds its total if this is its first report, if it cannot have been
+        counted before, or if it creates a connection that is identified by its labels; otherwise it
+        adds the deltas of its last update. Skipped flows are counted in `skipped`, omitted values
+        in `values_skipped`.
 
-        Takes the mutex once per 128 flows, and holds the GIL while waiting for it: at most for
-        2,048 connections of another thread's page or scan, about 0.5 ms, or while `cardinality`
-        enlarges a counter, about 20 ns per value in it.
+        Takes the mutex once per 128 flows, and holds the GIL while waiting for the mutex. At most,
+        this takes as long as another thread needs for 2,048 connections of a page or scan (about
+        0.5 ms), or for enlarging a counter in `cardinality` (about 20 ns per value in it).
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -505,8 +505,8 @@ cdef class Table:
             about 0.2 µs each.
         :returns: whether there is more to do at this `now`.
 
-        A row is not on any page after its deadline, but stays known until this removes it: a report
-        that was delayed until then continues it.
+        After its deadline, a row is not on any page. It stays known until this method removes it:
+        a delayed report that arrives earlier continues the row.
         """
         cdef bint more
         with nogil:
@@ -520,16 +520,16 @@ cdef class Table:
         False.
 
         :param names: the mapping of lookups, which has changed already.
-        :param keys: an iterator of the keys whose results have changed, which is advanced.
+        :param keys: an iterator of the keys whose results have changed; this call advances it.
         :param budget: how many flows to move; no key is taken after this number is exceeded. A key
             counts as one, plus the references to its string: its flows, and connections that have
             it as a label.
-        :returns: whether keys may be left; False without a lookup in `names`.
+        :returns: whether keys may be left; False if no lookup uses `names`.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
         A new connection starts at zero. An existing one continues, and so does a removed one whose
         counters are kept. All flows of a call leave their connections before the first one is
-        added to another. If a name is invalid, the flows with this key keep their labels.
+        added to another. If a key has an invalid name, its flows keep their labels.
 
         Exceptions of `names` and `keys` propagate; then no flow of this call has moved. They must
         not use the table. Each call visits every flow, including dormant ones, which takes about
@@ -544,10 +544,10 @@ cdef class Table:
         """Begin a page: it shows connections that are alive at `now` and were created before this
         call.
 
-        :param openmetrics: whether the families' heads are those of OpenMetrics 1.0, which requires
-            suitable names, or of the text format 0.0.4. The samples are the same.
+        :param openmetrics: if true, the families' heads are those of OpenMetrics 1.0, which has
+            rules for names; otherwise those of the text format 0.0.4. The samples are the same.
 
-        It may be read from any thread, by one at a time, at any speed.
+        The page may be read by any thread, but only by one at a time, at any speed.
         """
         cdef Page page = Page.__new__(Page)
         page.table = self
@@ -590,16 +590,17 @@ cdef class Table:
 
         :param family: its index among the first view's families.
         :param count: maximum number of connections, up to 65,536.
-        :param since: rank by the growth of a counter since then, instead of by its value.
-        :param containing: only connections with a label that contains this, including the escapes
-            of a page.
+        :param since: an earlier snapshot: rank by the growth of a counter since this snapshot,
+            instead of by its value.
+        :param containing: return only connections with a label value that contains this string.
+            Label values are compared with their escapes, as on a page.
         :returns: triples of the rank, the label values, and the values of the view's families in
-            order, not divided by their decimals: None if there is no such series. Highest rank
-            first. The rank of a counter is the sum of both directions, that of a gauge the larger
-            one.
+            order. The highest rank is first. For a counter, the rank is the sum of both directions;
+            for a gauge, the larger of the two. A value is an integer that has not been divided by
+            its decimals, or None if there is no such series.
 
-        Omits connections without such a value or, with `since`, without growth. With `since`, it
-        also omits connections that were removed and created again later with their previous
+        Connections without a value of the family are omitted. With `since`, so are connections
+        without growth, and those that were removed and created again later with their previous
         counters. Takes about 10 ns per connection, and up to 30 ns per label with `containing`,
         without the GIL. Callable from any thread. Connections that change during the call may be
         seen before or after the change.
@@ -633,7 +634,7 @@ cdef class Table:
 
     # -- counts ---------------------------------------------------------------------------------
 
-    # Only the first may be read from any thread, all others only from the thread that updates.
+    # Any thread may read `connections`. Only the thread that updates may read the others.
 
     @property
     def connections(self):
@@ -645,7 +646,7 @@ cdef class Table:
 
     @property
     def view_connections(self):
-        """The same for each further view."""
+        """Connection rows in use, for each view except the first."""
         cdef uint32_t i
         return tuple(self.state.views[i].rows.live for i in range(1, self.state.view_count))
 
@@ -689,7 +690,7 @@ cdef class Table:
     def horizon_s(self):
         """The time of the latest report of any flow that was forgotten.
 
-        Seconds of the caller's clock, None before `begin`. Unknown flows that began later were
+        In seconds of the caller's clock; None before `begin`. Unknown flows that began later were
         never counted.
         """
         return self.state.horizon_s if self.state.has_horizon else None
@@ -730,7 +731,7 @@ cdef class Table:
 
     @property
     def view_rejected_totals(self):
-        """The same for each further view."""
+        """The same number as `rejected_total`, for each view except the first."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 
@@ -773,8 +774,8 @@ cdef class Table:
     def times_ms(self):
         """The earliest and the latest ``Last`` in the latest `update`, in Unix milliseconds.
 
-        Reports without ``Last`` are ignored. If all are, the latest is 0 and the earliest is
-        higher.
+        Reports without ``Last`` are ignored. If no report has it, the latest time is 0, and the
+        earliest is greater than that.
         """
         return self.batch.oldest_ms, self.batch.newest_ms
 

@@ -29,7 +29,7 @@ if "CI" in os.environ:
 
 @pytest.fixture(autouse=True)
 def _restore_log_level() -> Iterator[None]:
-    """Restore the log level after the test: a reload in this process changes it."""
+    """Restore the log level after the test, because reloads in this process change it."""
     logger = logging.getLogger("skyfast")
     level = logger.level
     yield

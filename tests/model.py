@@ -1,56 +1,58 @@
 """The rules of the table in plain Python: slow, simple, and independent of the core.
 
-The tests apply the same flows to this model and to skyfast and compare the results. A change of the
-model changes what a page promises, so it needs a worked example in ``test_rules.py``. Flows are the
-decoded JSON objects of the wire; times are in seconds.
+The tests apply the same flows to this model and to skyfast, and compare the results. The model
+defines what a page promises, so each change of it needs a worked example in ``test_rules.py``.
+Flows are the decoded JSON objects of the wire; times are in seconds.
 
 A `Spec` has the options of a configuration. Rules that docs/architecture.md does not mention:
 
 * Only the counters and gauges of the views are read. Values that are not exported are not
   validated, and do not make a report late or restart a flow. A sum of both directions is a separate
   counter.
-* A counter whose part is missing in a report is unchanged. If the flow restarted in that report,
-  the counter's total is forgotten, and the next one counts from zero.
-* Label values are validated as the page shows them, not their sources. The lookup keys of names are
-  validated, too, because they are stored.
-* Rules do not drop flows without a required part: these are counted by the reason to skip them. A
-  flow that is dropped by a rule is counted only by that rule.
-* A duplicate is a report of another capture point than the one of its conversation. Nothing else of
-  it is read or counted, not even its ``FinishType``.
-* A view whose labels are all labels of the first view is linked to it: all flows of a row of the
-  first view are in the same row of that view, which is the row of the first of these flows.
+* If a report lacks the part of a counter, the counter does not change. If the flow restarted in
+  that report, the counter's total is forgotten, and its next total counts from zero.
+* Label values are validated in the form that the page shows; the values that they come from are
+  not. The lookup keys of names are validated, too, because they are stored.
+* Rules do not apply to flows without a required part: these are skipped, and counted by the reason.
+  A flow that is dropped by a rule is only counted under the name of that rule.
+* A duplicate is a report from a capture point other than the one that counts for its conversation.
+  The rest of a duplicate is neither read nor counted, not even its ``FinishType``.
+* A view whose labels are all labels of the first view is linked to the first view: all flows of a
+  row of the first view are in the same row of the linked view, namely in that of the first flow.
 * If another view is full, a flow is omitted from it for its whole life, or is always in its
   overflow row. In a linked view, this applies to all flows of a row of the first view. Overflow
-  rows do not count towards the limits, count as rows, never expire, and have no gauges. They are
-  result by their labels: an existing row with these labels becomes the overflow row.
-* A report that is rejected by the first view does not count as a flow of any row. Otherwise, it is
-  like a report of the rows to which it is added: it extends their deadlines and sets their gauges.
-  After the first report in any overflow row, no total counts because it created a row.
+  rows do not count towards the limits, but they count as rows. They never expire, and have no
+  gauges. They are found by their labels: an existing row with these labels becomes the overflow
+  row.
+* A report that is rejected by the first view does not count as a flow of any row. Apart from that,
+  it is like all reports of the rows to which it is added: it extends their deadlines and sets their
+  gauges. After the first report in any overflow row, creating a row is no longer a reason to count
+  a flow's total.
 * When names change, all flows with new labels are detached from their rows before the first one is
   attached, so their order has no effect. The limits do not apply to them. A row to which such a
-  flow moves has the deadline that the flow's latest report would have set, and has series, from
-  zero, for all counters that the flow ever had.
+  flow moves has the deadline that the flow's latest report would have set. It has series for all
+  counters that the flow ever had, which start at zero.
 * A flow is live until `Model.expire` makes it dormant. Until then, it is a flow of its row, owns
-  its conversation, and keeps its row, even if no page shows the row any more. Of a dormant flow,
-  only the totals and the time since when it is dormant are known.
+  its conversation, and keeps its row, even if no page shows the row any more. For a dormant flow,
+  only its totals are known, and the time at which it became dormant.
 * With ``deduplicate``, a dormant flow is unknown after another capture point has taken over its
   conversation, because its deltas may have been counted there.
-* Dormant flows are forgotten in the order in which they became dormant. If they are evicted, those
-  that ended at least 15 s ago are first. The order of flows that became dormant in the same second
-  is undefined: `Model.expire` accepts it as an argument.
+* Dormant flows are forgotten in the order in which they became dormant. If they are evicted, flows
+  that ended at least 15 s ago are evicted first. The order of flows that became dormant in the same
+  second is undefined: `Model.expire` accepts it as an argument.
 * When a row of the first view is removed, its counters are kept if they differ from those of its
-  last flow, or if its labels do not identify a connection. They are forgotten like a flow that
-  became dormant after its last one, and count as a flow for ``max_flows``.
+  last flow, or if its labels do not identify a connection. Kept counters are forgotten like a flow
+  that became dormant directly after this last flow, and count as a flow for ``max_flows``.
 * A closing report that repeats its last update does not create a row of the first view. Its deltas
   are added to an existing row, to kept counters or, if the labels do not identify a connection, to
   new kept counters.
 * Optional fields are gauges, counters of optional parts, the marks (``Start``,
   ``LastUpdateMetric``) and ``FinishType``. If they are out of range, they are omitted and counted,
-  once per report and field, unless the report is skipped for another reason than late, ended or a
-  full table. Marks are read only if they affect what an unknown flow adds. Without a valid
-  ``FinishType``, a report may be a closing one that repeats its last update, so it is not a first
-  report. Of a sum of two fields, the first invalid one is counted, or the second one if only the
-  sum is invalid.
+  once per report and field. They are not counted if the report is skipped, unless the reason is
+  late, ended or a full table. Marks are only read if they affect what an unknown flow adds. A
+  report without a valid ``FinishType`` does not count as a first report, because it may be a
+  closing one that repeats its last update. If a value is the sum of two fields, its first invalid
+  field is counted, or the second field if both are valid but the sum is not.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class Rewrite(Protocol):
 
 
 class Names(dict[str, tuple[str, ...] | None]):
-    """The names of keys, ``count`` for each, which can change. Unknown keys have empty names.
+    """Names that can change: ``count`` names for each key. Unknown keys have empty names.
 
     A key whose names are None is ambiguous: ``contexts`` has its names by key, other address and
     capture point; in other contexts, they are empty.
@@ -143,9 +145,10 @@ class Lookup:
 class Label:
     """A label: its name, and the path of its value in a flow. An empty path is the flow itself.
 
-    ``number`` determines the value of a missing field: 0 or "". ``reads`` has the fields that a
-    rewrite of the flow reads. With ``lookup``, the value is element ``index`` of the names that the
-    lookup finds. Labels are compared by identity: views that share a label share the object.
+    If the field is missing, the value is 0 with ``number``, otherwise "". ``reads`` has the fields
+    that a rewrite of the flow reads. With ``lookup``, the value is element ``index`` of the names
+    that the lookup finds. Labels are compared by identity: views that share a label share the
+    object.
     """
 
     name: str
@@ -200,8 +203,8 @@ FAMILIES = (
 class View:
     """A set of series with the same labels. Without `DIRECTION`, both directions are added.
 
-    Rows of the first view expire with their last flow, those of other views ``timeout_s`` after the
-    last report, which is not earlier than any of their flows.
+    Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
+    after their last report, but not before any of their flows.
     """
 
     labels: Sequence[Label] = LABELS
@@ -213,8 +216,8 @@ class View:
 class Spec:
     """The options of a table.
 
-    ``drop`` and ``keep`` are rules as in a configuration. The choices are strings as in a
-    configuration, too.
+    ``drop`` and ``keep`` are rules in the form of a configuration. The options that are strings
+    have the values of a configuration, too.
     """
 
     views: Sequence[View] = (View(),)
@@ -246,7 +249,7 @@ def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps addresses to networks; None does not change addresses of that version."""
+    """Maps addresses to networks. If a prefix length is None, addresses of that version stay."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -261,7 +264,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Fold:
-    """Maps ports above a maximum, or all that are not in ``keep``, to "other"."""
+    """Maps ports to "other": those above a maximum, or all that are not in ``keep``."""
 
     above: int = -1
     keep: frozenset[int] = frozenset()
@@ -291,7 +294,7 @@ class Tags:
 
 @dataclass(frozen=True)
 class Protocols:
-    """The protocol of a flow, including ICMP and, with ``other``, the last layer of any flow."""
+    """The protocol of a flow, including ICMP; with ``other``, the last layer of all other flows."""
 
     other: bool = False
 
@@ -389,7 +392,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Gauge:
-    """A gauge: a row keeps one of all values that are not zero."""
+    """A gauge: a row keeps one of the nonzero values of its flows."""
 
     path: Path
     keep: str
@@ -419,7 +422,7 @@ class Row:
     deadline_s: int = 0
     is_other: bool = False
     followers: dict[int, Row | None] = field(default_factory=dict)
-    """For a row of the first view: its rows in linked views, by the number of the view."""
+    """For a row of the first view: the rows that it links to, by the number of their view."""
 
     def add(self, amounts: Amounts) -> None:
         self.totals = added(self.totals, amounts)
@@ -441,11 +444,11 @@ class Flow:
     """A flow of Skydive: a conversation as seen by one capture point.
 
     ``rows`` has one row per view, or None if the view was full. ``keys`` has the values that its
-    lookups use, by path. Its conversation is identified by the protocol and both ``ends``, and
-    reported by a capture ``point``.
+    lookups use, by path. Its conversation is identified by the protocol and both ``ends``. It is
+    reported by capture point ``point``.
 
-    While it is dormant, ``rows`` is empty, and its memory counts from ``since_s``. ``is_ended``
-    means that its latest report was the closing one.
+    While the flow is dormant, ``rows`` is empty, and ``since_s`` is the time at which it became
+    dormant. ``is_ended`` means that its latest report was the closing one.
     """
 
     uuid: str
@@ -475,15 +478,14 @@ class Kept:
 class Model:
     """The table, with the attribute names of the core.
 
-    ``skipped`` counts skipped flows by reason, and ``filtered`` flows dropped by a rule, by its
-    name. ``finished`` counts reports with a ``FinishType``, by its meaning, including reports that
-    are late or rejected. ``values_skipped`` counts omitted values by
-    field. ``created_total``, ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer
-    to the first view.
+    ``skipped`` counts skipped flows by reason. ``filtered`` counts dropped flows by the name of the
+    rule. ``finished`` counts reports with a ``FinishType``, by its meaning, including reports that
+    are late or rejected. ``values_skipped`` counts omitted values by field. ``created_total``,
+    ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer to the first view.
 
-    ``horizon_s`` is the time of the latest report of any forgotten flow: unknown
-    flows that began later were never counted. It is None before `begin`. ``flow_update_s`` is the
-    agents' ``flow.update``.
+    ``horizon_s`` is the time of the latest report of any forgotten flow: unknown flows that began
+    later were never counted. It is None before `begin`. ``flow_update_s`` is the agents'
+    ``flow.update``.
     """
 
     def __init__(self, spec: Spec | None = None, **options: Any) -> None:
@@ -544,7 +546,7 @@ class Model:
         return len(self._kept)
 
     def dormant_uuids(self) -> list[str]:
-        """Return the UUIDs of the dormant flows, list by list, in the order of forgetting."""
+        """Return the UUIDs of the dormant flows, list by list, the first to be forgotten first."""
         entries = [*self._ended, *self._dormant]
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
@@ -560,9 +562,9 @@ class Model:
             self.report(flow, now)
 
     def report(self, flow: JSON, now: float) -> str | None:
-        """Apply a flow; return the reason why it was skipped, or None.
+        """Apply a flow. Return None if it was applied, otherwise why not.
 
-        If a rule dropped it, this is the name of the rule.
+        This is the reason to skip it, or the name of the rule that dropped it.
         """
         self._invalid = set()
         reason = self._unusable(flow)
@@ -737,8 +739,8 @@ class Model:
     def _worth(self, flow: JSON, now: float) -> str:
         """Return what an unknown flow's report adds to an existing row.
 
-        This is its "total", the deltas of its last "update", "nothing", or "ended" if it is
-        skipped.
+        This is its "total", the deltas of its last "update", or "nothing"; "ended" means that the
+        report is skipped.
         """
         newest = flow.get("LastUpdateMetric")
         is_unmarked = ("FinishType",) in self._invalid  # it may repeat the last update
@@ -756,7 +758,7 @@ class Model:
         return "update"
 
     def _is_repeat(self, flow: JSON) -> bool:
-        """Return whether it is a closing report that repeats the last update."""
+        """Return whether a report is a closing one that repeats the last update."""
         newest = flow.get("LastUpdateMetric")
         if flow.get("FinishType", 0) != CLOSING or newest is None:
             return False
@@ -771,7 +773,7 @@ class Model:
         return now - (last - start) / 1000 - self.flow_update_s - BATCH_S > self.horizon_s
 
     def _news(self, flow: JSON, worth: str) -> Amounts:
-        """Return what a report adds, unless its total counts for another reason."""
+        """Return what a report adds if there is no other reason to count its total."""
         totals = self._totals_of(flow)
         if flow.get("LastUpdateMetric") is not None:
             self._invalid |= {path for path in MARKS if not in_range([at(flow, path, 0)])}
@@ -815,7 +817,7 @@ class Model:
         first = self._rows[0].get(places[0])
         is_new = first is None
         if first and not first.flows:
-            first = None  # the overflow row, which has no linked rows now
+            first = None  # an overflow row without flows has no valid links
         for n in self._followers() if first else ():
             counts_whole[n] = False
             stays_out[n] = first.followers.get(n) is None
@@ -916,7 +918,7 @@ class Model:
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
     def _end(self, known: Flow, now: float) -> None:
-        """Keep a flow without rows while its reports may be in transit."""
+        """Keep a flow that has no rows, as long as reports of it may be in transit."""
         known.is_dormant = known.is_ended = True
         known.since_s = math.floor(now)
         self._ended.append(known)
@@ -1155,7 +1157,7 @@ class Model:
         """Make flows dormant at their deadlines, and forget those that were dormant long enough.
 
         Rows without flows or reports are removed. ``order`` has the UUIDs of the flows that
-        are dormant afterwards; it defines the order of those with the same deadline.
+        are dormant afterwards; it defines the order of flows with the same deadline.
         """
         places = {uuid: place for place, uuid in enumerate(order)}
         due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
@@ -1222,7 +1224,7 @@ def labels_of(view: View) -> list[Label]:
 
 
 def is_field(label: Label) -> bool:
-    """Tell whether a label is the value at its path, as it is."""
+    """Return whether a label is the unchanged value at its path."""
     return label.rewrite is None and label.lookup is None
 
 
@@ -1253,7 +1255,7 @@ def values_of(view: View) -> Iterator[Total | Gauge | None]:
 
 
 def number_of(value: Total | Gauge | None, row: Row) -> int | None:
-    """Return a value of a row as an integer, or None without a series."""
+    """Return a value of a row as an integer, or None if there is no such series."""
     if value is None:
         return len(row.flows)
     if isinstance(value, Total):
@@ -1301,7 +1303,7 @@ def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
 
 
 def at(flow: JSON, path: Path, default: Any) -> Any:
-    """Return the value at a path; ``default`` if the field is missing, "" if its part is."""
+    """Return the value at a path. If the field is missing, ``default``; if its part is, ""."""
     value: Any = flow
     for name in path:
         if value is None:
@@ -1403,7 +1405,7 @@ def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, s
     """Parse a page of connections; return the sample lines by family.
 
     Assert that the page is valid: all families in order, each with its ``HELP`` and
-    ``TYPE``, nothing else in between, a line break at the end, and no duplicate series.
+    ``TYPE`` and nothing else in between, a line break at the end, and no duplicate series.
     """
     text = page.decode()
     assert text.endswith("\n")
@@ -1481,8 +1483,8 @@ def interface_page(
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
     """Return labels with the names of a response of the topology API, by name.
 
-    It contains only interfaces, all of one host, so addresses have the name of that host. The
-    interfaces have different ``TID``.
+    The response must only contain interfaces of one host, so addresses have the name of that host.
+    The interfaces have different ``TID``.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:

@@ -28,10 +28,10 @@ cdef enum _Place:
 
 cdef struct _State:
     _Place place
-    Py_ssize_t depth        # of brackets in the element
+    Py_ssize_t depth        # number of open brackets in the element
     bint in_string
     bint escaped            # the previous character was a backslash in a string
-    int letters             # of "null"
+    int letters             # letters of "null" that have been read
 
 cdef struct _Found:
     # Offsets in the piece. An element that began in an earlier piece has begin 0.
@@ -51,8 +51,8 @@ cdef Py_ssize_t _scan(
 ) noexcept nogil:
     """Scan ``text`` from ``start``; return the offset of the first character that was not scanned.
 
-    The caller continues there, unless the text is wrong. ``begin`` is where the current element
-    begins.
+    The caller continues there, unless the text is wrong. ``begin`` is the offset at which the
+    current element begins.
     """
     cdef Py_ssize_t index = start
     cdef unsigned char char
@@ -128,7 +128,7 @@ cdef class ArraySplitter:
     cdef bytearray _partial     # the element that has not ended yet
     cdef Py_ssize_t _max_element_bytes
     cdef bint _skipping         # the element that has not ended yet is too long
-    cdef Py_ssize_t _offset     # of the next piece in the text
+    cdef Py_ssize_t _offset     # offset of the next piece in the text
     cdef readonly Py_ssize_t skipped
 
     def __cinit__(self, *, Py_ssize_t max_element_bytes):

@@ -38,8 +38,8 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. The overflow row can have no
-    # flows; then the rows it linked to may have been removed.
+    # Whether row `number` of the first view (0: none) has valid links. The overflow row may be
+    # without flows; then the rows that it links to may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -51,7 +51,7 @@ cdef inline bint is_full(const TableState *table, const View *view) noexcept nog
 
 
 cdef uint32_t live_connections(TableState *table) noexcept nogil:
-    # Rows of the first view in use. Takes the mutex; callable from any thread.
+    # The number of rows in use in the first view. Takes the mutex; callable from any thread.
     cdef uint32_t live
     pthread_mutex_lock(&table.lock)
     live = table.views[0].rows.live
@@ -97,9 +97,8 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cells,
                               bint *created) noexcept nogil:
-    # The row for these labels in any view except the first: an existing or a new one, or the
-    # overflow row if the view is full. 0 if the view is full and there is no overflow row, or if
-    # out of memory.
+    # The existing or new row for these labels in a view other than the first. If the view is full,
+    # the overflow row, or 0 if there is none. 0 also if out of memory.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, cells, &key)

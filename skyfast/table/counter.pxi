@@ -1,5 +1,5 @@
-# Counters: how often each of many keys occurs, by open addressing. Part of `_table.pyx`, which
-# includes it.
+# Counters: hash tables with open addressing that count how often each key occurs. Part of
+# `_table.pyx`, which includes it.
 #
 # A counter belongs to one call and is not part of the table's memory. It counts and grows under the
 # table's mutex, for one slice of rows at a time, so it is plain C. Keys cannot be removed: a used

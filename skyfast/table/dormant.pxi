@@ -1,5 +1,5 @@
-# Dormant flows: their two lists, their return to live, and the counters of removed connections.
-# Part of `_table.pyx`, which includes it.
+# Dormant flows: their two lists, their later reports, and the counters of removed connections. Part
+# of `_table.pyx`, which includes it.
 #
 # A list contains the numbers of rows that are not live, in the order in which they were added. The
 # links reuse fields that live rows use otherwise (see `Flow`), so a row is in one list at most, and
@@ -46,7 +46,8 @@ cdef void unlink_dormant(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef void mark_ended(TableState *table, uint32_t number) noexcept nogil:
-    # Keep a flow that is in no list, but only while its reports may still be in transit.
+    # Add a flow to the ended flows, which are kept while their reports may still be in transit. The
+    # flow must be in no list.
     flow_at(table, number).connection |= ENDED
     dormant_append(&table.ended, &table.flow_rows, number, <uint32_t>floor(table.now))
 
@@ -75,8 +76,8 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # False if no row is dormant. Ended flows are first, except while one of their reports may still
-    # be in transit: it would be counted again.
+    # Forget one dormant row; False if there is none. Ended flows are the first, unless one of their
+    # reports may still be in transit: that report would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)
@@ -113,7 +114,7 @@ cdef list list_uuids(const TableState *table, uint32_t head):
 # Reports of dormant flows
 
 cdef int wake(TableState *table, Report *report) noexcept nogil:
-    # SKIP_NONE, the reason to skip the report, or another result of `apply_unknown`.
+    # Returns SKIP_NONE, the reason to skip the report, or another result of `apply_unknown`.
     cdef int64_t deltas[MAX_VALUES]
     cdef Flow *flow = flow_at(table, report.flow)
     cdef int change = find_deltas(table, flow, report, deltas)
@@ -133,7 +134,7 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
             return SKIP_DUPLICATE
         number = links_of(table, flow)[0]
         if number and conversation_at(table, number).superseded:
-            # Its deltas may have been counted at another capture point.
+            # The flow's deltas may have been counted at another capture point.
             forget_flow(table, report.flow)
             report.flow = 0
             table.met_unknown = True
@@ -225,8 +226,8 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint32_t kept,
                  const int64_t *deltas, const int64_t *values) noexcept nogil:
     # Add `deltas` to all rows of a flow without making it live: no row is created in the first
-    # view. `number` is its row there, or 0. `kept` has that row's counters, or is 0. False if out
-    # of memory.
+    # view. `number` is its row there, or 0. `kept` is the dormant row with that row's counters, or
+    # 0. False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key

@@ -78,7 +78,8 @@ cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) 
 
 
 cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
-    # Rows do not become dormant in the order of their memory, and a bucket is far from its rows.
+    # Rows become dormant in another order than that of their memory, and buckets are far from their
+    # rows.
     cdef uint32_t next = flow_at(table, number).wheel_next
     if next:
         prefetch(bucket_of(&table.flow_rows, flow_at(table, next).hash))
@@ -102,7 +103,7 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
         if row.links[0]:
             prefetch(connection_at(view, row.links[0]))
         if row.flows and row.deadline_s <= wheel.next_s:
-            row.deadline_s = wheel.next_s + 1       # never before its last flow
+            row.deadline_s = wheel.next_s + 1       # a row never expires before its last flow
         if row.deadline_s > wheel.next_s:
             wheel_file(wheel, row.deadline_s, number, row.links)
             clamp_seq_age(row, <uint32_t>table.next_seq)

@@ -27,7 +27,7 @@ cdef struct Number:
     Field second
     bint read                   # if false, the value is always 0
     bint pair
-    bint optional               # ABSENT if the flow does not have the part
+    bint optional               # if true, ABSENT when the flow lacks the part that contains it
 
 
 cdef struct Requirement:
@@ -39,8 +39,8 @@ cdef struct Requirement:
 
 
 cdef struct Column:
-    # A label, or a field that lookups use. The rewrite is owned by the plan. Unused for labels of
-    # lookups.
+    # A label, or a field that lookups use. The rewrite is owned by the plan. For labels of lookups,
+    # this is unused.
     Field field
     PyObject *rewrite           # or NULL
 
@@ -50,7 +50,7 @@ cdef struct Lookup:
     PyObject *names             # owned by the plan
     bint is_dict                # items can be read as those of a dict
     bint has_context            # the result is None if the key is ambiguous
-    uint32_t key                # cells of the strings: the key and, with a context, the two others
+    uint32_t key                # cell of the key; with a context, the next two are its cells
     uint32_t other
     uint32_t point
     uint32_t column             # the first column; the others follow
@@ -90,8 +90,8 @@ cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
 
 
 cdef inline PyObject *part(PyObject *flow, const Field *field, bint slots) except? NULL:
-    # The sub-struct that contains a nested field; NULL if the flow has none, or a value of another
-    # type.
+    # The sub-struct that contains a nested field; NULL if it is missing, or if the value in its
+    # place has another type.
     cdef PyObject *owner = slot(flow, field.outer, field.outer_name, slots)
     if owner == NULL or Py_TYPE(owner) != field.inner_type:
         return NULL
@@ -157,7 +157,7 @@ cdef void begin_left_out(Report *report) noexcept nogil:
 
 
 cdef void leave_out(Report *report, LeftOut *left_out, uint32_t value, int error) noexcept nogil:
-    # `left_out` belongs to the report.
+    # Omit a value. `left_out` is one of the two in the report.
     begin_left_out(report)
     left_out.fields[1 if error & SECOND_FIELD else 0] |= <uint64_t>1 << value
 
@@ -168,7 +168,7 @@ cdef void leave_out_mark(Report *report, uint32_t mark) noexcept nogil:
 
 
 cdef inline bint is_left_out(const LeftOut *left_out, uint32_t field) noexcept nogil:
-    # `field` is twice the value's number, plus one for its second field.
+    # `field` is twice the number of the value; for the value's second field, plus one.
     return left_out.fields[field & 1] >> (field >> 1) & 1
 
 

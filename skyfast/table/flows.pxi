@@ -48,8 +48,8 @@ cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
 
 
 cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # The live or dormant row with this key of this kind (STRING_KEY, LABELS_KEY or 0); 0 if there
-    # is none.
+    # The live or dormant row with this key; 0 if there is none. The kind of the key is STRING_KEY,
+    # LABELS_KEY or 0.
     cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
     cdef Flow *row
     while number:
@@ -89,7 +89,7 @@ cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept no
 
 
 cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept nogil:
-    # The new row of an unknown flow, not yet live or in a list; 0 if out of memory.
+    # A new row for an unknown flow, which is neither live nor in a list; 0 if out of memory.
     cdef uint64_t key = report.key.number
     cdef uint32_t string = 0
     cdef uint32_t row

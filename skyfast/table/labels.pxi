@@ -29,8 +29,8 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
 
 cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
     # The cells are valid until `release_interned`. False if out of memory; then there is nothing to
-    # release. Strings that were found by the lookup stay valid for that time; all others have a
-    # reference.
+    # release. Strings that the lookup step found stay valid until then without a reference; all
+    # others have one.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0

@@ -1,9 +1,10 @@
 # Layout: from a plan to the locations of its labels and values in flows and rows. Part of
 # `_table.pyx`, which includes it.
 #
-# `Table.__cinit__` calls it once, before the table is shared, and `Table.set_flow_types` calls it
-# for new flow types. It reads the plan, so it needs the GIL and may raise; it takes no lock. Memory
-# that it stores in the state belongs to the state, even if it raises: `state_destroy` frees it.
+# `Table.__cinit__` calls this once, before the table is shared, and `Table.set_flow_types` calls it
+# for new flow types. It reads the plan, so it needs the GIL and may raise; it takes no lock. All
+# memory that is stored in the state belongs to the state, even after an exception: `state_destroy`
+# frees it.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)
@@ -14,8 +15,8 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # One slot per second of the timeout, up to MAX_WHEEL_SLOTS. With a longer timeout, now or
-    # later, rows only need more rounds.
+    # One slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer, now or
+    # after a change, rows are only visited more often before they are due.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2
@@ -404,7 +405,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
 
 # ---------------------------------------------------------------------------------------------
 # Locations of values in lines: each line is literal, cell, literal, cell, …, literal, value. The
-# direction is part of a literal, the only one that differs in the second side's line.
+# direction is part of a literal; only this literal differs in the second side's line.
 
 cdef int prepare_families(TableState *table, plan) except -1:
     cdef uint32_t i
@@ -414,7 +415,7 @@ cdef int prepare_families(TableState *table, plan) except -1:
     )
     for i, planned in enumerate(plan.views):
         for declared in planned.families:
-            # From here on, its memory is freed with the table's.
+            # From here on, the family's memory is freed with the table's.
             table.families[table.family_count].view = i
             table.families[table.family_count].literals = <Literal *>allocate(
                 (table.views[i].columns + 1) * sizeof(Literal)

@@ -79,8 +79,8 @@ cdef inline bint needs_labels(const Report *report) noexcept nogil:
 
 cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
                               const Cell *previous) noexcept nogil:
-    # Sets `string` of all cells. Returns the hash of the connection, or 0 unless all strings are
-    # known.
+    # Sets `string` of the cells with text that needs no escapes. Returns the hash of the
+    # connection, or 0 if any string is not known.
     cdef uint32_t label_cells[MAX_COLUMNS]
     cdef RowKey key
     cdef uint32_t i

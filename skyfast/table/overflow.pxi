@@ -1,11 +1,12 @@
 # Overflow: reports of flows that cannot be stored are added up in one overflow row per view,
 # `View.other`. Part of `_table.pyx`, which includes it.
 #
-# Updates call this under the table's mutex. Without `overflows`, there are no such rows, and these
-# flows are skipped.
+# Updates call this under the table's mutex. If `TableState.overflows` is not set, there are no such
+# rows, and these flows are skipped.
 
 cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
-    # Created on first use, and marked by its deadline; 0 if out of memory.
+    # The view's overflow row, or 0 if out of memory. It is created on first use, and marked by its
+    # deadline.
     cdef RowKey key
     cdef uint32_t string, i
     cdef Connection *row
@@ -17,7 +18,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     for i in range(view.columns):
         key.cells[i] = string | IS_STRING
     key.hash = hash_bytes32(<const char *>key.cells, 4 * view.columns, table.seed)
-    view.other = find_row(view, &key)       # a flow may have the same labels
+    view.other = find_row(view, &key)       # exists if a flow has the same labels
     if view.other == 0:
         view.other = add_row(table, view, &key)
         table.connections_created += view.other != 0 and view == &table.views[0]

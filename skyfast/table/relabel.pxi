@@ -8,12 +8,12 @@
 # last one runs under the mutex.
 
 cdef struct Changes:
-    # One call of `Table.relabel`, for the lookups in one mapping. A change is a set of labels, one
-    # for each index of a result that any of these lookups uses. Changes are numbered from 1, and
-    # the table's strings are referenced until `changes_destroy`.
+    # One call of `Table.relabel`, for the lookups in one mapping. A change is a set of labels: one
+    # label for each index in a result that any of these lookups uses. Changes are numbered from 1.
+    # They have references to their strings until `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
-    uint32_t indexes[MAX_COLUMNS]       # of the labels of a change, in a result
+    uint32_t indexes[MAX_COLUMNS]       # by label of a change: index in a result
     uint32_t labels                     # per change
     uint32_t positions[MAX_COLUMNS]     # by column: position among the labels of a change
     Py_ssize_t length                   # minimum length of a result
@@ -25,7 +25,7 @@ cdef struct Changes:
     ChangedKey *keys                    # sorted by string once complete
     uint32_t key_count
     uint32_t key_capacity
-    Move *moves                         # those of one flow follow each other
+    Move *moves                         # the moves of one flow follow each other
     uint32_t move_count
     uint32_t move_capacity
     Context *contexts
@@ -150,7 +150,8 @@ cdef uint32_t find_label(const TableState *table, str key) except? 0:
 
 cdef int add_key(TableState *table, Changes *changes, uint32_t string, result,
                  list held) except -1:
-    # `result` has the key's names, None if it is ambiguous. Nothing is added if they are invalid.
+    # Add a key. `result` has its names, or is None if the key is ambiguous. Nothing is added if the
+    # names are invalid.
     cdef uint32_t change = 0
     if result is not None:
         change = add_change(table, changes, result, held)
@@ -237,7 +238,7 @@ cdef int find_moves(const TableState *table, Changes *changes) except -1:
 
 cdef bint scan_flows(const TableState *table, Changes *changes,
                      uint64_t *changed) noexcept nogil:
-    # `changed` has one bit per string, which are all cleared. False if out of memory.
+    # Find the flows. `changed` must have one cleared bit per string. False if out of memory.
     cdef const uint32_t *strings
     cdef uint32_t i, number, string
     cdef Flow *flow
@@ -259,7 +260,7 @@ cdef bint scan_flows(const TableState *table, Changes *changes,
 
 cdef bint add_move(const TableState *table, Changes *changes, uint32_t flow, uint32_t lookup,
                    const uint32_t *strings, uint32_t key) noexcept nogil:
-    # `strings` are those that the flow's lookups use. False if out of memory.
+    # Add a move of a flow. `strings` are those that its lookups use. False if out of memory.
     cdef const Lookup *row = &table.lookups[lookup]
     cdef Context *context
     cdef Move *move
@@ -285,7 +286,7 @@ cdef bint add_move(const TableState *table, Changes *changes, uint32_t flow, uin
 
 
 cdef uint32_t change_of(const Changes *changes, uint32_t key) noexcept nogil:
-    # The change of one of the changed keys.
+    # The number of a changed key's change; 0 if the key is ambiguous.
     cdef uint32_t low = 0
     cdef uint32_t high = changes.key_count
     cdef uint32_t middle
@@ -333,8 +334,8 @@ cdef int compare_contexts(const void *one, const void *other) noexcept nogil:
 # Moving
 
 cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
-    # False if out of memory. All flows are detached before the first one is attached, so that their
-    # order has no effect.
+    # Move the flows. False if out of memory. All flows are detached before the first one is
+    # attached, so that their order has no effect.
     cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t *emptied
     cdef uint32_t i, flow, number, emptied_count = 0
@@ -366,7 +367,7 @@ cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
 cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
                          uint32_t *new_cells) noexcept nogil:
     # Sets a flow's new labels by column, 0 for labels that do not change. `first` is the index of
-    # its first move. Returns the index of the next flow's.
+    # the flow's first move. Returns the index of the next flow's first move.
     cdef uint32_t i = first, j
     cdef const Move *move
     cdef const Lookup *lookup
@@ -387,7 +388,7 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
                      uint32_t *cells) noexcept nogil:
     # Fill the view's part of `cells` with the new labels of a flow in this row. Returns whether
-    # they differ. Without a row, and in the overflow row, they do not.
+    # any label differs. Without a row, and in the overflow row, none does.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -428,7 +429,7 @@ cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) n
 
 
 cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
-    # False if out of memory: then the flow keeps its labels in some views.
+    # False if out of memory: then the flow keeps its old labels in some views.
     cdef uint32_t cells[MAX_COLUMNS]
     cdef View *view
     cdef uint32_t *link
@@ -459,7 +460,7 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
     cdef uint32_t *link
     cdef uint32_t i, number, kept
     cdef bint created = False
-    cdef bint links_are_set         # to the rows of other views
+    cdef bint links_are_set         # whether the links to the rows of other views are set
     cdef bint done = True
     row_key(table, first, cells, &key)
     number = find_row(first, &key)
@@ -493,8 +494,8 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # The row for a flow that keeps its labels: the row with these labels that is in the index, if
-    # there is one, otherwise the flow's own row, put back into the index.
+    # The row for a flow that keeps its labels. If the index has another row with these labels, that
+    # row is returned, otherwise the flow's own row, which is put back into the index.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing

@@ -15,7 +15,7 @@ cdef struct Cursor:
 
 
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
-    # The start of a page of the text format. Callable from any thread.
+    # A cursor at the start of a page in the text format. Callable from any thread.
     cdef Cursor cursor
     memset(&cursor, 0, sizeof(Cursor))
     cursor.now_s = now_s
@@ -118,7 +118,7 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
         out = put(out + before, family.second.text, family.second.length)
         memcpy(out, rest, after)
         out = put_value(out + after, second, family.decimals)
-        if unlikely(value <= family.absent):    # there is only the second line
+        if unlikely(value <= family.absent):    # only the second line is needed
             memmove(start, first, out - first)
             out = start + (out - first)
     return out

@@ -15,8 +15,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Begin a batch with the fields that known flows need. The batch ends before the first object
-    # that is not a flow of the plan.
+    # Begin a batch: read the fields that are needed of every flow, even if it is known. The batch
+    # ends before the first object that is not a flow of the plan.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -68,7 +68,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     if unlikely(read_integer(value_of(flow, &reader.finish, reader.slots), &finish)):
         finish = 0
         leave_out_mark(report, MARK_FINISH)
-    if unlikely(too_long):          # missing parts and invalid numbers take precedence
+    if unlikely(too_long):          # the last reason: missing parts and invalid numbers come first
         return too_long
     report.finish = <int>finish if finish < 4 else 4
     flow_key(&report.key, text, length, table.seed)
@@ -144,8 +144,8 @@ cdef int read_share(const TableState *table, PyObject *flow, const Reader *reade
 
 cdef PyObject *find_names(PyObject *flow, const Reader *reader, const Lookup *lookup,
                           list held) except? NULL:
-    # The result of a lookup, borrowed from `held`; NULL if a string that it needs is not valid, so
-    # that the flow is skipped.
+    # The result of a lookup, borrowed from `held`. NULL if one of the lookup's strings is invalid;
+    # then the flow is skipped.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
     cdef PyObject *names = NULL
     cdef PyObject *other
@@ -177,13 +177,14 @@ cdef inline PyObject *hold(value, list held) except NULL:
 
 
 cdef inline PyObject *string_of(PyObject *flow, const Reader *reader, uint32_t cell) except NULL:
-    # A string that a lookup uses. It is empty if its part is missing.
+    # A string that a lookup uses. It is empty if the flow lacks the part that contains it.
     cdef PyObject *value = value_of(flow, &reader.columns[cell].field, reader.slots)
     return <PyObject *>EMPTY if value == NULL else value
 
 
 cdef inline bint is_valid(PyObject *value) noexcept:
-    # Whether it can be a string within the limit, which is in bytes.
+    # Whether this is a string that may be within the limit. Counts characters; the limit is in
+    # bytes.
     return PyUnicode_CheckExact(value) and PyUnicode_GET_LENGTH(value) <= MAX_TEXT_BYTES
 
 
@@ -351,12 +352,12 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reader,
                     Report *report) except -1:
-    # Set what the report counts for if the flow is unknown, and `last_update` if that is what its
-    # latest update added. `last_update` is zero if it cannot be determined whether the report is
-    # the first.
+    # Set `worth`, which is what the report adds if the flow is unknown. If it adds the deltas of
+    # its last update, also set these; they are zero if the fields do not tell whether this is the
+    # first report.
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start, invalid_update_start, invalid_last
-    # With an invalid FinishType, it may be a closing report that repeats the one before.
+    # If FinishType is invalid, this may be a closing report that repeats the one before.
     cdef bint invalid_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
     cdef uint32_t i
     report.worth = WORTH_TOTAL

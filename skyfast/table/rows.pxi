@@ -2,11 +2,13 @@
 # them by hash. Part of `_table.pyx`, which includes it; the structs are in `_table.pxd`.
 #
 # This code is the same for all kinds of rows: it may only use their head and stride. It is plain C,
-# because most of it runs under the table's mutex. Functions report that memory ran out by returning
-# False, 0 or NULL, and existing data stays intact. Every function that hands out or takes back a
-# row must call `row_used` or `row_unused`, and memory must come from the functions that
-# `_checked.pyx` counts; otherwise its tests find nothing. An insert may split a few buckets, but
-# must never visit all rows.
+# because most of it runs under the table's mutex. If memory runs out, functions return False, 0 or
+# NULL, and existing data stays intact. An insert may split a few buckets, but must never visit all
+# rows.
+#
+# Every function that hands out or takes back a row must call `row_used` or `row_unused`, and memory
+# must come from the allocation functions that `_checked.pyx` replaces. Otherwise the tests that use
+# `_checked.pyx` cannot find errors.
 
 cdef enum:
     FREE_ROW_BYTES = 16  # bytes of a free row that are read: whether it is free, and its link
@@ -156,8 +158,8 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
         return                  # out of memory only means longer chains
-    # Buckets are split in order, so their rows can be prefetched: first the first row of a chain
-    # and later, through its link, the second.
+    # Buckets are split in order, so the rows of later buckets can be prefetched: first the head of
+    # a chain and, some splits later, the row after it.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:
         prefetch(row_at(rows, number))

@@ -6,8 +6,8 @@
 # removed after the mutex is released, so their contents are counted or copied before that.
 
 cdef struct Scan:
-    uint32_t start              # rows of the current slice, from this one
-    uint32_t stop               # ... to the one before this; 0 before the first slice
+    uint32_t start              # first row of the current slice
+    uint32_t stop               # the row after the current slice; 0 before the first slice
     uint32_t end                # rows from here on are not visited
 
 
@@ -21,7 +21,7 @@ cdef inline Scan scan_until(uint32_t end) noexcept nogil:
 
 cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
     # Begin the next slice, with the lock held. After the last one, return False with the lock
-    # released, as it is before the first call. A caller that stops earlier must release it.
+    # released, as it is before the first call. A caller that stops earlier must release the lock.
     cdef uint32_t end
     if scan.stop:
         pthread_mutex_unlock(&table.lock)
@@ -135,7 +135,7 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t count, int
 cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
                       uint32_t *connections) noexcept nogil:
     # Count connections by the value of each label. Unless `without` is -1, the last counter counts
-    # them by all labels except that one. False if out of memory.
+    # them by the combination of all labels except `without`. False if out of memory.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(NO_END)
     cdef Connection *row
@@ -171,7 +171,8 @@ cdef inline bint count_row(const TableState *table, Connection *row, Counter *co
 
 
 cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
-    # The `count` most frequent values, by a heap of that size: a label can have a million values.
+    # The `count` most frequent values. A heap of that size finds them, because a label can have a
+    # million values.
     cdef list heap = []
     cdef uint32_t least = 0
     cdef size_t slot
@@ -230,7 +231,7 @@ cdef bint family_is_gauge(TableState *table, uint32_t family, plan) except -1:
 
 cdef inline int64_t rank_of(const TableState *table, const Family *family, Connection *row,
                             bint is_gauge) noexcept nogil:
-    # -1 if the row is free or does not have the series.
+    # The value to rank a row by; -1 if the row is free or does not have the series.
     cdef const View *view = &table.views[0]
     cdef int64_t value, second
     if row.deadline_s == 0:
@@ -327,7 +328,7 @@ cdef inline int64_t growth_since(const Kept *since, uint32_t number, const Conne
             and since.hashes[number] == row.hash):
         growth -= since.values[number]
     elif row.flows & BACK:
-        return -1               # the initial value of its counter is unknown
+        return -1               # it continued kept counters, whose value is unknown
     return growth if growth else -1
 
 

@@ -11,8 +11,8 @@ cdef uint64_t EACH_BYTE = 0x0101010101010101
 
 
 # ---------------------------------------------------------------------------------------------
-# Hashes. They are seeded because addresses come from untrusted hosts, which could otherwise cause
-# collisions on purpose.
+# Hashes. They are seeded, because addresses come from untrusted hosts: without a seed, a host could
+# cause collisions on purpose.
 
 cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
     # The finalizer of splitmix64 (Steele, Lea, Flood 2014). It is a bijection, so a flow row needs

@@ -2,10 +2,9 @@
 # includes it.
 #
 # Pages spend most of their time in these functions, mostly under the table's mutex. So they are
-# plain C, inline, and do not check for space: callers provide space for the longest line and for
-# the blocks that are copied beyond its end (`max_lines`), and all blocks of a source must be
-# readable to their end. Numbers are written exactly and without an exponent, as Prometheus reads
-# them.
+# plain C, inline, and do not check for space. Callers provide space for the longest line and for
+# the blocks that are copied beyond its end (`max_lines`). All blocks of a source must be readable
+# to their end. Numbers are written exactly, without an exponent.
 
 cdef const char *DIGITS = (
     "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
@@ -47,7 +46,7 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
     else:
         start -= 1
         start[0] = <char>(c'0' + number)
-    memcpy(out, start, MAX_INTEGER_DIGITS)     # the scratch buffer is longer than its digits
+    memcpy(out, start, MAX_INTEGER_DIGITS)     # also bytes after the digits: `scratch` has them
     return out + (end - start)
 
 

@@ -5,8 +5,8 @@
 # visited, because rows are visited under the table's mutex.
 
 cdef struct Kept:
-    # Values by row number (from 1), and the hash of the row's labels at that time, because the row
-    # may have been reused.
+    # Values by row number (from 1). Each has the hash of the row's labels at that time, because the
+    # row may have been reused since.
     int64_t *values
     uint32_t *hashes
     uint32_t rows

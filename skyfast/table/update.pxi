@@ -48,8 +48,8 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
-    # Set the deadlines for the reports of this update, and advance the wheels without rows, which
-    # may be far behind.
+    # Set the deadlines for the reports of this update, and advance the wheels that have no rows:
+    # they may be far behind.
     cdef uint32_t i
     cdef View *view
     table.now = now
@@ -210,8 +210,8 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
-    # Whether an unknown flow began after the latest report of all flows that were forgotten, so
-    # that it was never counted. Only durations of the agent's clock are used. False if flows are
+    # Whether an unknown flow began after the latest report of any forgotten flow, and therefore was
+    # never counted. Only differences of the agent's own times are used. False if flows are
     # deduplicated, because duplicates are not remembered.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - BATCH_S
@@ -227,9 +227,9 @@ cdef inline bint counts_whole(const TableState *table, const View *view,
 
 cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t number,
                       uint32_t kept) noexcept nogil:
-    # Whether, in at least one view, `counts_whole` does not apply to the flow's row, so that the
-    # fields that identify a first report are needed. `number` is its row in the first view, or 0 if
-    # that must be created. `kept` has the counters of that row, or is 0.
+    # Whether the fields that identify a first report are needed: in at least one view, the flow's
+    # total does not count as a whole (see `counts_whole`). `number` is the flow's row in the first
+    # view, or 0 if it must be created. `kept` is the dormant row with its counters, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -253,7 +253,7 @@ cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t nu
 cdef int add_flow(TableState *table, const Report *report, const Labels *labels, uint32_t number,
                   uint32_t kept, uint32_t conversation) noexcept nogil:
     # Add a flow row and the other rows that it needs: all of them or none. `number` is its row in
-    # the first view, or 0. `kept` has that row's counters, or is 0.
+    # the first view, or 0. `kept` is the dormant row with the counters for that row, or 0.
     cdef Targets targets
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
@@ -272,8 +272,8 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
 cdef bint find_all_targets(TableState *table, const Report *report, const Labels *labels,
                            uint32_t number, uint32_t *conversation,
                            Targets *targets) noexcept nogil:
-    # Find or create the targets and the conversation of a flow that becomes live: all of them, or
-    # False if out of memory.
+    # Find or create the targets and the conversation of a flow that becomes live. If out of memory,
+    # return False; then none has been created.
     cdef uint32_t before = conversation[0]
     cdef bint adds_conversation = table.has_conversations and (
         before == 0 or conversation_at(table, before).point != report.point
@@ -293,8 +293,8 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
 
 cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
                        Targets *targets) noexcept nogil:
-    # Find or create the rows of a flow. `number` is its row in the first view, or 0 if that must be
-    # created. All of them, or False if out of memory.
+    # Find or create the rows of a flow. `number` is its row in the first view, or 0 if it must be
+    # created. If out of memory, return False; then none has been created.
     cdef View *first = &table.views[0]
     cdef RowKey key
     targets.created[0] = number == 0
@@ -313,7 +313,7 @@ cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
 
 cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t number,
                                Targets *targets) noexcept nogil:
-    # The same for all views except the first.
+    # Like `find_targets`, but for all views except the first.
     cdef View *view
     cdef uint32_t i
     for i in range(1, table.view_count):
@@ -336,8 +336,8 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
                     const Targets *targets, uint32_t conversation, uint32_t kept,
                     const int64_t *deltas) noexcept nogil:
     # Link a flow to its rows. A flow that was dormant adds `deltas`; an unknown one, for which
-    # `deltas` is NULL, adds what its report counts for. `kept` has the counters of a row that was
-    # created in the first view, or is 0.
+    # `deltas` is NULL, adds what its report counts for. `kept` is the dormant row with the counters
+    # for a row that was created in the first view, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target

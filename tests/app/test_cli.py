@@ -113,7 +113,7 @@ def test_output_of_check_can_be_loaded(file: Path) -> None:
 
 
 def comments(text: str) -> list[str]:
-    """Return the comments that ``--check`` prints beside the configuration."""
+    """Return the comments that ``--check`` prints in addition to the configuration."""
     result = run("--check", "-", stdin=text)
     assert (result.returncode, result.stderr) == (0, "")
     return [line.removeprefix("# ") for line in result.stdout.splitlines() if line.startswith("#")]

@@ -1,4 +1,4 @@
-"""`App` holds the clock of its table while reports may be missing; these tests use no sockets."""
+"""`App` holds the clock of its table while reports may be missing. The tests use no sockets."""
 
 import dataclasses
 import logging

@@ -1,8 +1,8 @@
 """Pages of a running process after a replay of recordings of real analyzers.
 
 The recordings are replayed with the defaults, and with each configuration in ``data/configs``.
-The pages are compared with the model, and with the files in ``golden/``, which
-``UPDATE_GOLDEN=1`` rewrites.
+The pages are compared with the model, and with the files in ``golden/``. To update these files,
+set ``UPDATE_GOLDEN=1``.
 """
 
 import asyncio
@@ -51,8 +51,8 @@ REPLAYS = {
 }
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
-# Metrics that break the naming conventions: inherited ones that dashboards depend on, and
-# custom ones of the configurations. They are counters without _total, and a metric whose unit
+# Metrics whose names break the conventions, because dashboards depend on the inherited names, or
+# because a test configuration chose them. They are counters without _total, and a metric whose unit
 # is not a base unit.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
@@ -76,7 +76,7 @@ def settings(name, urls):
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """The model and the pages after a replay. ``flows`` has the flows sent by each analyzer.
+    """The model and the pages after a replay. ``flows`` has the flows that each analyzer sent.
 
     ``prometheus_page`` is ``page`` in the format that Prometheus requests.
     """
@@ -121,7 +121,7 @@ async def replay(name, directory):
             analyzer.topology = Answer(body=TOPOLOGY, compress=True)
         config = directory / "prom_sky_con.yml"
         config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
-        # The table is full, and skyfast logs it if it checks the table before the last message.
+        # The table is full. skyfast logs this if it checks the table before the last message.
         is_full = name == "overflow"
         skyfast = await stack.enter_async_context(running(config, quiet=not is_full))
         for analyzer in analyzers:
@@ -135,7 +135,7 @@ async def replay(name, directory):
         ):
             analyzer = analyzers[index]
             if analyzer is not previous:
-                # Two sockets have no common order: wait until all messages so far are read.
+                # Messages on two sockets have no common order, so wait until skyfast has read them.
                 await skyfast.until(partial(all_read, messages))
                 previous = analyzer
             await analyzer.send(line)

@@ -1,4 +1,4 @@
-"""Names of the topology in the whole program: from the analyzer to the page."""
+"""Names of the topology in the whole program, from the analyzer to the page."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ def configured(*urls: str, labels: list[Any], **settings: Any) -> Config:
     return make_config(*urls, labels=labels, metrics=["bytes"], direction="sum", port=0, **settings)
 
 
-# What survives a reload.
+# Names after a reload.
 
 
 @pytest.fixture
@@ -54,13 +54,13 @@ TEAM = {"name": "team", "k8s_label": "team"}
         (["initiator_name"], ["target_pod", "node_name"], True),
         (["initiator_name"], ["node_netns"], True),
         (["node_name"], ["node_host"], True),
-        # What was not read is unknown.
+        # The new labels need parts of the topology that were not read before.
         (["node_name"], ["node_netns"], False),
         (["node_container"], ["node_pod"], False),
-        # The tuples have another length.
+        # The new labels need longer tuples of names.
         (["initiator_name"], ["initiator_name", TEAM], False),
         ([TEAM], [TEAM, "target_pod"], True),
-        # Nobody has read anything.
+        # No names were read before.
         (["initiator_ip"], ["initiator_name"], False),
     ],
 )
@@ -188,7 +188,7 @@ async def test_flows_follow_a_late_name_in_slices(monkeypatch: pytest.MonkeyPatc
                         },
                     }
                 )
-            # Its bytes so far stay where they are.
+            # The bytes that were counted so far stay in the connections without the name.
             await until_rows(app, {f'target_pod="{name}"': "0" for name in late.values()})
 
 

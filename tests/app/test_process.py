@@ -171,7 +171,7 @@ async def test_cost_of_a_connection_is_logged(tmp_path: Path) -> None:
             )
             await analyzer.send(message_of(*flows))
         metrics = await skyfast.until(lambda metrics: metrics["skyfast_connections"] == count)
-        # The arena and the indexes grow in large steps.
+        # The measured memory is not proportional: the arena and the indexes grow in large steps.
         assert 0.8 < metrics["skyfast_table_bytes"] / count / int(match[2]) < 1.4
 
 
@@ -294,6 +294,6 @@ async def test_invalid_messages_neither_end_the_subscription_nor_break_the_page(
         assert "skydive_network_connection_total_bytes" in names
     problems = [line for line in skyfast.log if PROBLEM.search(line)]
     reasons = set(re.findall(r"dropped a message of \d+ bytes \((\w+)\)", "\n".join(problems)))
-    # Each reason is logged once, and nothing else is.
+    # Each reason is logged once, and nothing else is logged.
     assert reasons == {reason for _, reason in BAD_MESSAGES.values()}
     assert len(problems) == len(reasons)

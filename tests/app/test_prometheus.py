@@ -93,7 +93,7 @@ async def test_prometheus_reads_openmetrics(tmp_path: Path) -> None:
         await growing(server, "skyfast_table_flows", 1)
         (up,) = await query(server, "min_over_time(up[1m])")
         assert number(up) == 1
-        # Only OpenMetrics has units, and family names without _total.
+        # Units, and family names without _total, only exist in OpenMetrics.
         metadata = json.loads(await ask(f"{server}/api/v1/metadata"))["data"]
         for name, kind, unit in (
             ("skydive_traffic_bytes", "counter", "bytes"),
@@ -109,7 +109,7 @@ async def test_prometheus_reads_openmetrics(tmp_path: Path) -> None:
 PODS = {"known": "10.244.0.1", "late": "10.244.0.2"}
 FIRST_BYTES = {"known": 500, "late": 50_000_000}
 BYTES = {"known": 500, "late": 1000}
-"""The bytes of each pod's first report, and of each later one."""
+"""The bytes of a pod's first report, and of each later report."""
 
 CONNECTION_BYTES = "skydive_network_connection_total_bytes"
 NAMESPACE_BYTES = "namespace_bytes_total"
@@ -199,7 +199,7 @@ async def test_late_name_moves_no_bytes_and_causes_no_spike(tmp_path: Path) -> N
             await growing(server, f"sum({NAMESPACE_BYTES}) == {total}", 1)
             namespaces = await by_label(server, NAMESPACE_BYTES, "target_namespace")
             pods = await by_label(server, CONNECTION_BYTES, "target_pod")
-            # Bytes from before the name stay where they are.
+            # The bytes that were counted before the name was known stay in their series.
             assert namespaces[""] > FIRST_BYTES["late"]
             assert namespaces[""] + pods["late"] == totals["late"]
             assert pods["known"] == totals["known"]

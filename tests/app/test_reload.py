@@ -1,7 +1,7 @@
 """Reloading the configuration of a running process: which parts change and which are kept.
 
-Most tests start a process, edit its file and send SIGHUP, as an operator does. Tests that
-need their own name resolution run the subscriptions in this process.
+Most tests start a process, edit its file and send SIGHUP, as an operator does. If a test replaces
+the name resolution, it runs the subscriptions in its own process.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ Keys = Mapping[str, object]
 
 
 def text_of(keys: Keys) -> str:
-    """Return the text of a configuration file that listens on any loopback port."""
+    """Return the text of a configuration for a skyfast that listens on a free loopback port."""
     tree: dict[str, Any] = {}
     defaults = {f"{STORE}.port": 0, f"{STORE}.listen_address": "127.0.0.1", "host_id": "skyfast"}
     for path, value in (defaults | dict(keys)).items():
@@ -273,7 +273,7 @@ async def test_reload_lists_the_changed_keys(tmp_path: Path) -> None:
         assert shown == [f'skyfast_config_last_reload_changed{{key="{key}"}}' for key in changed]
 
         operator.file.write_text("pipeline: {nothing: 1}")
-        await operator.reload()  # a failed reload leaves the list as it was
+        await operator.reload()  # a failed reload does not change the list
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
         logged = len(skyfast.log)
         await operator.reload({})
@@ -371,7 +371,7 @@ async def test_changed_rules_keep_the_counters(tmp_path: Path, analyzer: FakeAna
         same = [series for series in before if series.startswith(counted)]
         assert [after[series] for series in same] == [before[series] for series in same]
 
-        # An update of a known flow is compared with the values from before the reload.
+        # The next report of a known flow is compared with its values from before the reload.
         more = flow("1", Last=3000, Metric=METRIC | {"ABBytes": 150, "BABytes": 250})
         await operator.report(analyzer, more, dns, ntp)
         page = await operator.flows()
@@ -455,7 +455,7 @@ async def test_new_timeouts_apply_from_the_next_report(
         skyfast = operator.skyfast
         await analyzer.subscriber()
         await operator.report(analyzer, flow("1"), flow("2", NodeTID="other"))
-        # Longer timeouts: a connection that is reported again outlives the other one.
+        # With longer timeouts, a connection that is reported again outlives the other connection.
         longer = {f"{STORE}.connection_grace": 100, f"{STORE}.views": [view | {"timeout": 200}]}
         await operator.reload(longer)
         began = time.monotonic()
@@ -463,7 +463,7 @@ async def test_new_timeouts_apply_from_the_next_report(
         metrics = await skyfast.until(lambda metrics: metrics[rows] == 1)
         assert time.monotonic() - began < 5
         assert metrics["skyfast_connections"] == 1
-        # Shorter timeouts: the new connection expires before the old one.
+        # With shorter timeouts, the new connection expires before the old one.
         await operator.reload({f"{STORE}.connection_grace": 0.5, f"{STORE}.views": [view]})
         await operator.report(analyzer, flow("3", NodeTID="third"))
         assert (await skyfast.self_metrics())[rows] == 2
@@ -478,7 +478,7 @@ async def test_lost_report_is_counted_with_the_next_one(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     times = {f"{STORE}.connection_timeout": 1, f"{STORE}.connection_grace": 0}
-    # skyfast may learn the update interval before the end, and then warns of the short timeout.
+    # If skyfast determines the update interval before the test ends, it warns of the short timeout.
     keys = {**subscribing(analyzer), **times}
     async with operated(tmp_path, keys, quiet=False) as operator:
         skyfast = operator.skyfast
@@ -486,7 +486,7 @@ async def test_lost_report_is_counted_with_the_next_one(
         await operator.report(analyzer, flow("1"))
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         assert samples(await operator.flows(), BYTES) == {}
-        # Two updates later: LastUpdateMetric covers only the second one.
+        # A report two updates later, whose LastUpdateMetric only covers the second update.
         later = flow(
             "1",
             Last=122_000,
@@ -499,7 +499,7 @@ async def test_lost_report_is_counted_with_the_next_one(
         assert sorted(samples(page, "skydive_traffic_bytes_total").values()) == ["150", "270"]
         metrics = await skyfast.self_metrics()
         assert (metrics["skyfast_dormant_flows"], metrics["skyfast_flows"]) == (0, 1)
-        # A shorter flow memory takes effect immediately, even one of zero.
+        # A shorter flow_memory takes effect immediately, even if it is zero.
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         await operator.reload({f"{STORE}.flow_memory": 0})
         metrics = await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 0)
@@ -861,7 +861,7 @@ async def test_new_labels_and_metrics_start_a_new_table(
         assert not problems(await operator.reload())
 
 
-# By changed field: the keys of the first configuration, and the keys that the reload changes.
+# For each changed field, the keys of the first configuration, and the keys that the reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "main": ({}, {"labels": ["protocol"]}),
     "views": ({}, {"views": []}),
@@ -1117,7 +1117,7 @@ NAME_LABELS = ["target_ip", "node_name", "target_name"]
 
 
 def topology(name: str) -> Answer:
-    """An interface that captures, and one of the same host that has the target's address."""
+    """The interface of a capture point, and an interface of its host with the target's address."""
     nodes = [
         {"ID": "1", "Host": "h", "Metadata": {"TID": "tid", "Name": name, "Type": "device"}},
         {"ID": "2", "Host": "h", "Metadata": {"TID": "o", "Name": "eth9", "IPV4": ["10.0.0.2/8"]}},
@@ -1177,7 +1177,7 @@ async def test_names_are_polled_without_interfaces(tmp_path: Path, analyzer: Fak
         analyzer.topology = topology("eth1")
         await operator.report(analyzer, flow("1"))
         assert len(analyzer.topology_requests) == requests
-        # The names from before the reload are outdated.
+        # Names that were read before the previous reload are outdated.
         await operator.reload({f"{STORE}.labels": NAME_LABELS})
         await operator.report(analyzer, flow("1"))
         assert total(await operator.flows(), node_name="eth1", target_name="h") == "100"
@@ -1274,7 +1274,7 @@ async def test_signal_during_the_start_is_handled_later(
         process.send_signal(signal.SIGHUP)
         os.write(writers[0], text_of(subscribing(analyzer)).encode())
         os.close(writers[0])
-        # The error shows that the reload was tried: a pipe cannot be read again.
+        # A pipe cannot be read again, so this error shows that skyfast tried to reload.
         assert "not a regular file" in await outcome(process)
         await analyzer.subscriber()
 

@@ -1,4 +1,4 @@
-"""Privileges of the process, and secrets that other users and its output must not reveal."""
+"""Privileges of the process, and secrets, which neither other users nor the output may show."""
 
 import asyncio
 import base64
@@ -58,7 +58,7 @@ needs_root = pytest.mark.skipif(
 
 @pytest.fixture
 def read_only() -> Iterator[Path]:
-    """A directory for a configuration file; all users may read it, and none may write to it.
+    """A directory for a configuration file. All users may read it, and no user may write to it.
 
     It is outside the directories of pytest, which only their owner can read.
     """

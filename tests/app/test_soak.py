@@ -1,7 +1,7 @@
 """Long runs: thirty days of churn in virtual time, and counters at their limits.
 
-`tests.support.soak` contains the soak tests; each one runs in its own process. Longer ones run
-nightly.
+`tests.support.soak` contains the soak tests; each one runs in its own process. CI runs longer soak
+tests nightly.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ def test_growing_container_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 SUMS_OF_FLOW = [
     ((100, 200, 1, 2), (100, 200, 1, 2)),
     ((2**32 - 1, 200, 1, 2), (2**32 - 1, 200, 1, 2)),
-    # The first counter has wrapped: its new value is added to the sum so far.
+    # The first counter has wrapped, so its new value is added to the previous sum.
     ((50, 300, 2, 3), (2**32 + 49, 500, 3, 5)),
     ((2**32 - 1, 400, 2, 3), (2**33 - 2, 600, 3, 5)),
     ((0, 400, 2, 3), (2**33 - 2, 1_000, 5, 8)),

@@ -74,7 +74,7 @@ def error(text: str, **environ: str) -> str:
 
 
 def meaning(result: Config) -> Config:
-    """Return ``result`` without the fields that depend on how it was written."""
+    """Return ``result`` without the fields that depend on the notation of the file."""
     return replace(result, source="", notes=())
 
 
@@ -743,7 +743,7 @@ def test_unprintable_path_is_escaped(path: str, shown: str) -> None:
     assert str(caught.value).startswith(f"{shown}: cannot be read: ")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable for root")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
 def test_no_permission(tmp_path: Path) -> None:
     path = tmp_path / "a.yml"
     path.touch(mode=0)
@@ -1103,7 +1103,7 @@ EXAMPLES = {
 
 
 def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
-    """Return the labels of the main view of a file with this list."""
+    """Return the labels of the main view of a configuration with this list of labels."""
     return parse(
         f"pipeline.store.prom_sky_con: {{direction: sum, labels: {text}}}"
     ).export.main.labels
@@ -1219,7 +1219,7 @@ def test_default_file_gives_the_defaults() -> None:
 
 def test_default_file_shows_every_key_with_its_default() -> None:
     shown = re.sub(r"(?m)^( *)#(?=[\w-])", r"\1", (ROOT / "deploy/prom_sky_con.yml").read_text())
-    # The file shows an empty urls beside url, which is equivalent to omitting it.
+    # In addition to url, the file shows an empty urls, which is equivalent to omitting urls.
     check_defaults(parse(shown))
     nodes: Any = yaml.safe_load(shown)
     for path in SCHEMA:

@@ -1,4 +1,4 @@
-"""Sharding: how instances divide the connections, and which tasks only the first one runs."""
+"""Sharding: how instances divide the connections, and which tasks only the first instance runs."""
 
 import itertools
 import json
@@ -190,7 +190,7 @@ def test_assignment_to_shares_is_stable():
 
 
 def test_flood_on_one_share_does_not_fill_the_others():
-    """An attacker can target one share: all instances must compute the same public hash."""
+    """An attacker can target one share, because all instances must use the same, public hash."""
     cores = shares(4, one_view(max_connections=50))
     candidates = itertools.count(1)
     for n in range(400):  # find a port whose flow belongs to the first share

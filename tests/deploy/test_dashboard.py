@@ -31,7 +31,7 @@ BUILT_IN = {"stat", "timeseries", "table", "bargauge", "row"}
 ANSWER_S = 40.0
 POLL_S = 0.5
 
-# The rule filters some flows, but none that other panels need.
+# The rule drops some flows, but only flows that no other panel needs.
 CONFIG = """
 pipeline:
   filter:
@@ -147,7 +147,7 @@ def test_every_queried_metric_is_exported() -> None:
 
 
 def test_metrics_with_two_names_are_queried_by_both() -> None:
-    """``or`` joins the names, so that a metric that is recorded under both counts once."""
+    """``or`` joins the names, so that a metric that is recorded under both names counts once."""
     rules = yaml.safe_load((FILE.parents[1] / "rules" / "compatible-to-standard.yml").read_text())
     recorded = [rule for group in rules["groups"] for rule in group["rules"]]
     pairs = [(rule["expr"].split()[0], rule["record"]) for rule in recorded]
@@ -198,7 +198,7 @@ def substituted(expression: str, values: dict[str, str]) -> str:
 
 
 async def choices(server: str, name: str, values: dict[str, str]) -> dict[str, str]:
-    """Return the values of a variable by their displayed texts, as Grafana computes them."""
+    """Return the values that Grafana computes for a variable, by their displayed texts."""
     expression = substituted(variable_query(name), values)
     if call := re.fullmatch(r"label_values\((.*), (\w+)\)", expression):
         samples = await query(server, f"group by ({call[2]}) ({call[1]})")
@@ -288,7 +288,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_prometheus
 async def test_interfaces_without_a_topology_are_shown_by_identifier(tmp_path: Path) -> None:
-    """The variable can also be set to their identifiers."""
+    """The variable can also be set to the identifiers of interfaces."""
     config = "pipeline.store.prom_sky_con.interfaces_interval: 0"
     async with scraped(config, tmp_path) as (_, server), asyncio.timeout(ANSWER_S):
         (by_interface,) = panel_expressions("Traffic by interface")

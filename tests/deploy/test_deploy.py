@@ -55,7 +55,7 @@ SUFFIXES = {".css", ".html", ".js", ".py", ".pyi", ".typed", ".so", ".gz", ".yml
 
 PR_SET_MDWE = 65
 EMPTY_PROCESS_MIB = 45
-"""The empty process in `make bench BENCH=memory`."""
+"""Memory of the empty process in `make bench BENCH=memory`."""
 
 PORT = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT"
 
@@ -306,7 +306,7 @@ class Build:
 
 
 def copy_context(target: Path) -> None:
-    """Copy the files that ``.dockerignore`` allows; the last matching pattern decides."""
+    """Copy the files that ``.dockerignore`` allows. If several patterns match, the last decides."""
     patterns = [
         line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] != "#"
     ]

@@ -28,7 +28,7 @@ from tests.faults.trial import (
 from tests.support.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, FakeAnalyzer, Fault, frame
 
 SOCKET_BYTES = 64 << 20
-"""More than the maximum socket buffers of both ends of a connection in Linux."""
+"""More bytes than the socket buffers of both ends of a connection can have in Linux."""
 
 BURST_BYTES = 300_000_000
 TOPOLOGY = {"prom_sky_con": {"interfaces_interval": 1}}

@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""Longer than ``TIMEOUT_S``, and than the shortest pause that `skyfast.runtime.clock` excludes."""
+"""Longer than ``TIMEOUT_S``, and longer than the pauses that `skyfast.runtime.clock` includes."""
 HOUR_S = 3600
 FEW = 3
 """A number of file descriptors that every skyfast process exceeds."""
@@ -184,7 +184,7 @@ async def test_connections_of_a_lost_analyzer_expire(directory: Path) -> None:
 async def check_expiry(trial: Trial, *, within_s: float, update_s: float = 60.0) -> None:
     """Check that connections expire without their analyzer, and that they return with it.
 
-    They do not expire before the limit of the clock hold, which the page shows meanwhile.
+    They do not expire before the limit of the clock hold. Until then, the page shows the hold.
     """
     connections = len(trial.totals)
     before = await trial.skyfast.self_metrics()
@@ -222,7 +222,7 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
         subscriber = trial.subscriber
         await trial.report()  # the subscription still works
         await trial.wait_for_log("file descriptors are free (LimitNOFILE)")
-        # Wait until all are closed: without a descriptor, waiting connections are closed too.
+        # Wait until all are closed: without a descriptor, even waiting connections are closed.
         async with asyncio.timeout(5):
             for _, writer in clients:
                 with contextlib.suppress(OSError):
@@ -298,7 +298,7 @@ async def test_sigterm_during_a_scrape_does_not_truncate_the_page(directory: Pat
 
 
 def read_rest(client: socket.socket, received: bytes) -> bool:
-    """Read to the end; return whether the response looks complete to the client."""
+    """Read a response to the end; return whether it looks complete to the client."""
     try:
         while data := client.recv(1 << 20):
             received += data

@@ -51,7 +51,7 @@ RECOVERY_S = 25.0
 """Time to recover. The longest wait between attempts to subscribe is 10 s."""
 POLL_S = 0.2
 STATISTICS_S = 0.5
-"""Interval between statistics. It is shorter than Skydive's 10 s, to detect silence sooner."""
+"""Interval between statistics. It is shorter than Skydive's 10 s, so that silence shows sooner."""
 STATISTICS = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"capture","FlowCount":1}}'
 MEMORY_BYTES = KEPT_BYTES
 """Allowed growth of resident memory: the part of the heap that skyfast keeps on purpose."""
@@ -70,7 +70,7 @@ COUNTED = (
 """All counters of errors."""
 
 Reason = tuple[str, str]
-"""A counter of `COUNTED`, and its label ``reason`` or an empty string."""
+"""A counter in `COUNTED`, and the value of its label ``reason`` or an empty string."""
 
 SERIES = re.compile(
     r'skydive_network_connection_total_bytes\{initiator_ip="([\d.]+)",.*'
@@ -98,7 +98,7 @@ SOME = _Some()
 
 
 def concurrent_trial(trial: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Make a test of a trial. The trial gets its own directory and the test's parameters."""
+    """Make a trial a test. The trial gets its own directory and the test's parameters."""
     parameters = list(inspect.signature(trial).parameters.values())[1:]
 
     @functools.wraps(trial)
@@ -129,7 +129,7 @@ def flow(
 
 
 def messages(flows: Iterable[str]) -> list[bytes]:
-    """Return messages with ``flows``, of the same size as Skydive's."""
+    """Return messages with ``flows``, as many per message as in Skydive."""
     iterator = iter(flows)
     batches = iter(lambda: list(itertools.islice(iterator, BATCH)), [])
     return [
@@ -382,8 +382,8 @@ async def start_trial(
     """Run a skyfast that is subscribed and has ``flows`` connections.
 
     ``host`` is the analyzer's name in the URL; the default is its address. ``others`` are running
-    analyzers that skyfast also subscribes to. ``settings`` are those of the configuration file's
-    sections ``subscriber``, ``prom_sky_con`` and ``web``.
+    analyzers that skyfast also subscribes to. ``settings`` are keys of the sections ``subscriber``,
+    ``prom_sky_con`` and ``web`` of the configuration file.
     """
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(analyzer or FakeAnalyzer())

@@ -33,7 +33,7 @@ address_like = st.one_of(
     st.ip_addresses(v=6).map(lambda address: address.exploded.upper()),
     st.text(max_size=50),
 )
-"""Addresses and texts that resemble one."""
+"""Addresses, and texts that resemble an address."""
 
 
 @given(address_like)

@@ -63,7 +63,7 @@ class Names(dict[str, tuple[str, ...]]):
 
 
 class Source:
-    """The names of a topology without nodes, with up to two labels of pods."""
+    """A source of names, with up to two labels of pods, for a topology without nodes."""
 
     def __init__(self) -> None:
         self.addresses = Names(len(ADDRESS_NAMES) + 2)
@@ -608,7 +608,7 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_against_the_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return the selection of ``count`` labels of fields, and those with names twice."""
+        """Return a selection with ``count`` labels of fields; all views also have ``names``."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [
@@ -650,7 +650,7 @@ def rules(name: str) -> dict[str, str]:
 
 
 def standard_names() -> dict[str, str]:
-    """Return the standard names of all families that have two names, by the compatible ones."""
+    """Return the standard names of all families that have two names, by their compatible names."""
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(?!\1`)(skydive_\w+)` \|", page)
     main = loader.parse(

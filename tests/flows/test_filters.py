@@ -44,7 +44,7 @@ class FilterHarness:
         self, config: Filter, *, requirements: tuple[Requirement, ...] = TRANSPORT, **filtered: int
     ) -> None:
         plan = Plan(views=(), requirements=requirements)
-        # Decode only the fields that `reads` names, so that a test fails if one is missing.
+        # Only decode the fields that `reads` returns, so that a test fails if it omits a field.
         self._type = flow_types(plan, also=reads(config)).Update
         self.skipped: dict[str, int] = {"excluded": 0}
         self.filtered: dict[str, int] = filtered

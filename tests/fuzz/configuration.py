@@ -28,7 +28,7 @@ SECRET = "hunter2-of-the-fuzzer"
 ENVIRON = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082", "SKYDIVE_HOST_ID": "fuzz"}
 MAX_LINE_CHARS = 2000
 
-# The secret is only hidden as the value of this key; elsewhere an error may show it.
+# The secret is only hidden if it is the value of this key. Otherwise, an error may show it.
 _HIDDEN = re.compile(rb"\A(?:(?!hunter2).)*\bpassword: hunter2[\w-]+\n(?:(?!hunter2).)*\Z", re.S)
 
 PIECES = (
@@ -120,7 +120,7 @@ def check_error(error: ConfigError, *, hides: str | None) -> None:
 
 
 def corrupt(rng: random.Random, text: str) -> bytes:
-    """Return ``text`` as a file, with pieces of YAML or invalid bytes in one of four cases."""
+    """Return ``text`` as a file. Some files get additional pieces of YAML or invalid bytes."""
     for _ in range(rng.choice((0, 0, 0, 1, 3))):
         index = rng.randrange(len(text) + 1)
         text = text[:index] + rng.choice(PIECES) + text[index:]
@@ -173,7 +173,7 @@ def _examples_of(path: str) -> list[Any]:
 
 
 def _tree_of_keys(rng: random.Random) -> Any:
-    """Return a tree of some known keys, with values of the examples or arbitrary ones."""
+    """Return a tree of some known keys, whose values are from the examples or arbitrary."""
     tree: dict[str, Any] = {}
     for path in rng.sample(sorted(schema.SCHEMA), rng.randrange(1, 12)):
         *sections, name = path.split(".")

@@ -23,13 +23,13 @@ from tests.support.paths import TESTS
 
 CORPUS = TESTS / "fuzz" / "corpus"
 HANG_S = 30.0
-"""Maximum time of a case. Most take milliseconds."""
+"""Maximum time of a case. Most cases take milliseconds."""
 
 MAX_GROWTH_KIB = 300 * 1024
 """Maximum growth of the process after it has run the corpus."""
 
 MAX_FINDINGS = 5
-"""Maximum number of findings in one run. Further ones are mostly duplicates."""
+"""Maximum number of findings in one run. Further findings are mostly duplicates."""
 
 MAX_REDUCTIONS = 300
 

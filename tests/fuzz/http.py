@@ -1,7 +1,7 @@
 """Fuzzes the web server with requests on a real socket.
 
 A case is the data that a client sends before it closes its side. The first byte selects the server:
-one without authentication, or one with users and a rate limit.
+the one without authentication, or the one with users and a rate limit.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.support.http_client import PATHS, Site
 
 START_S = 10.0
 ANSWER_S = 10.0
-"""Maximum time for all responses on a connection; its requests are sent at once."""
+"""Maximum time for all responses on a connection. All its requests are sent at once."""
 
 HEAD_TIMEOUT_S = 0.1
 """Replaces the server's own timeout, because many cases are incomplete requests."""

@@ -69,7 +69,7 @@ def recorded_messages() -> list[dict[str, Any]]:
 
 @cache
 def load_config(name: str) -> model.Config:
-    """Return the configuration ``name``, or the default one if there is no such file."""
+    """Return the configuration ``name``, or the default configuration if there is no such file."""
     path = DATA / "configs" / f"{name}.yml"
     text = path.read_text() if path.is_file() else ""
     environ = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082"}
@@ -96,10 +96,10 @@ class Messages(Target):
     def run(self, case: bytes) -> None:
         """Check the counters and the page after every message.
 
-        No message may raise an exception. Every message is counted once, and so are its flows, if
-        Python's JSON module reads the same ones. At most the received flows are skipped, and the
-        table contains the others. An independent parser accepts the page, on which every series is
-        unique. In the end, a good message is still accepted.
+        No message may raise an exception. Every message is counted once. If Python's JSON module
+        reads the same flows, every flow is counted once, too. No more flows are skipped than were
+        received, and the table contains the others. An independent parser accepts the page, on
+        which every series is unique. In the end, a good message is still accepted.
         """
         _, name, *messages = (case if case.startswith(RECORD) else RECORD + case).split(RECORD)
         ingest = _CheckedIngest(name.decode(errors="replace"))

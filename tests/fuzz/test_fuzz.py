@@ -15,7 +15,7 @@ from tests.fuzz.driver import CORPUS, Target, fuzz
 from tests.support.paths import ROOT
 
 SECONDS = 3.0
-"""Time per target. The number of cases is limited too, for fast machines."""
+"""Time per target. On fast machines, the limit on the number of cases ends a run earlier."""
 
 RUNS = {"messages": 250, "configuration": 250, "web_configuration": 300, "http": 120}
 

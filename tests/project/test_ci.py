@@ -124,7 +124,7 @@ def test_it(number):
 
 
 def test_tests_of_one_group_run_in_one_process(tmp_path: Path) -> None:
-    """Some versions of pytest and pytest-xdist silently ignore groups."""
+    """Some combinations of versions of pytest and pytest-xdist silently ignore groups."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(GROUPED)
     (options,) = re.findall(r"^PARALLEL_TESTS := \$\(BIN\)/pytest (.*)$", MAKEFILE, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The documentation is complete, mentions only what exists, and contains valid code."""
+"""The documentation is complete, only mentions things that exist, and contains valid code."""
 
 import asyncio
 import functools
@@ -73,7 +73,7 @@ def test_every_page_is_reachable_from_the_readme() -> None:
 
 
 def anchors(page: Path) -> list[str]:
-    """Return the anchors of the headings on a page; repeated ones have a number."""
+    """Return the anchors of the headings on a page. Anchors of repeated headings have a number."""
     known: list[str] = []
     for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
         name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")

@@ -339,7 +339,7 @@ def test_no_text_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
         text for text in before if re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", after)
     }
     assert unchanged <= {"", "lo", "eth0", "docker0", "POD", "None", "127.0.0.1/8", "::1/128"}
-    # Neither is any word of a name: k8s is the beginning of names that kubelet gives.
+    # No word of a name is left, either, except k8s, with which kubelet's names start.
     word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")  # parts of UUIDs are equal by chance
     words = {each for text in before for each in word.findall(text)}
     values = [
@@ -350,11 +350,11 @@ def test_no_text_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
 
 
 CODES_OF_NODES = {"docker", "container", "runc", "bridge", "node", "host"}
-"""Words that are also types of nodes, or programs that found them."""
+"""Words that may be left, because they are also types of nodes, or names of probes."""
 
 
 def expected_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the pseudonyms of an address's names; the kind of a workload has none."""
+    """Return the pseudonyms of an address's names. The kind of a workload has no pseudonym."""
     kind = ADDRESS_NAMES.index("workload_kind")
     return tuple(text if i == kind else name(text) for i, text in enumerate(names))
 

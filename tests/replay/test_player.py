@@ -100,7 +100,7 @@ def graph_of_containers():
 
 
 def test_demo_has_the_topology_of_its_containers_and_pods():
-    """With the fields that are read, and nothing else."""
+    """It only has the fields that skyfast reads."""
     graph = graph_of_containers()
     recorded = {each["ID"]: each for each in (*graph["Nodes"], *graph["Edges"])}
     updates = recording.demo().first_topology()
@@ -521,7 +521,7 @@ async def test_topology_changes_when_it_changed_in_the_recording(tmp_path):
     assert [node["ID"] for node in after] == ["a", "c"]
     assert [node["ID"] for node in changed] == ["c"]
     assert len(updates) == 2
-    # The same distances as in the recording, and the first message when it started.
+    # The intervals are those of the recording, and the time of the first message is the start.
     updated_ms = [node["UpdatedAt"] for node in after]
     assert updated_ms[1] - updated_ms[0] == 70_900
     assert abs(updated_ms[1] - 900 - started_ms) < 2_000

@@ -69,7 +69,7 @@ async def test_two_recordings_replay_as_two_analyzers(tmp_path: Path) -> None:
         replayed = await page(skyfast, 37 + 33)
         metrics = await skyfast.self_metrics()
     assert metrics["skyfast_connections"] == 530
-    # Simultaneous messages on two sockets have no defined order, and RTT depends on it.
+    # Simultaneous messages on two sockets have no defined order, on which the RTT depends.
     original = expected(*TWO)
     assert {name: replayed[name] for name in (BYTES, PACKETS)} == {
         name: original[name] for name in (BYTES, PACKETS)
@@ -147,7 +147,7 @@ def test_missing_loopback_is_reported_in_one_line(arguments: list[object]) -> No
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_replay_works_with_ipv6_only() -> None:
-    """An unassigned address replaces the IPv4 loopback."""
+    """The test replaces the IPv4 loopback address with an address that no interface has."""
     code = (
         "import sys; from skyfast import cli; from skyfast.replay import player;"
         "player.LOOPBACKS = ('192.0.2.1', '::1'); sys.exit(cli.main())"
@@ -277,7 +277,7 @@ def recorded_messages() -> list[bytes]:
 
 
 async def flows_page(skyfast: Skyfast, messages: int) -> list[str]:
-    """Return the samples of flows when that many messages have been received."""
+    """Wait until ``messages`` messages have been received; return the samples of flows."""
     await skyfast.until(all_received(messages))
     lines = (await skyfast.get("/metrics/flows")).decode().splitlines()
     return sorted(line for line in lines if line.startswith("skydive_network_connection"))
@@ -299,7 +299,7 @@ async def test_replayed_topology_gives_the_same_names(tmp_path: Path) -> None:
     async with running(config, *FAST, str(path)) as skyfast:
         assert await flows_page(skyfast, len(messages)) == first
     again = tmp_path / "again.jsonl"
-    # No names are asked for, but the topology is recorded again.
+    # No label needs names, but the topology is recorded again.
     async with replay(path, f"--record={again}", quiet=False) as skyfast:
         await skyfast.until(all_received(len(messages)))
     lines = [

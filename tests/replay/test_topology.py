@@ -1,4 +1,4 @@
-"""The topology in recordings: after every update, a replay answers as the analyzer did."""
+"""The topology in recordings: after every update, a replay sends the analyzer's responses."""
 
 import json
 from typing import Any
@@ -64,7 +64,7 @@ def answered(topology: Topology, query: Query) -> dict[str, Any]:
 def test_replayed_responses_are_the_recorded_ones(
     history: list[dict[str, Any]], data: st.DataObject
 ) -> None:
-    """Names resolved from either are the same. An unchanged topology takes no updates."""
+    """Names are the same with both. If the topology has not changed, no update is recorded."""
     recorded, topology = Changes(), Topology()
 
     def record(query: Query, found: list[dict[str, Any]], time: int) -> int:

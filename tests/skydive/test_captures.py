@@ -109,7 +109,7 @@ def test_held_clock_keeps_captures_and_updates_gauges():
 
 @pytest.mark.parametrize("points", [2, 7, 100])
 def test_gauges_are_stable_with_several_capture_points(points):
-    """The gauges show the maximum over all points, at whatever time each point reports."""
+    """The gauges show the maximum over all points, whenever each point reports."""
     captures = make_captures()
     for turn in range(8):
         for point in range(points):
@@ -271,7 +271,7 @@ def test_page_is_consistent_while_captures_change():
 
 
 def test_recorded_reports_of_a_real_agent():
-    """On an idle interface a report has ten times the total: it adds ten readings."""
+    """On an idle interface, a report has ten times the total, because it adds ten readings."""
     captures = make_captures()
     for line in (RECORDINGS / "one-analyzer.jsonl").read_bytes().splitlines():
         message = msgspec.json.decode(line)

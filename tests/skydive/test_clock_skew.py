@@ -45,12 +45,12 @@ def test_implausible_time_is_counted(
     sink.take(message(flow_at("1", 0), flow_at("2", seconds), flow_at("3", seconds)))
     counted = {reason: 2} if reason else {}
     assert {key: n for key, n in sink.analyzer.misdated.items() if n} == counted
-    assert sink.table.flows == 3, "flows with implausible times are used too"
+    assert sink.table.flows == 3, "flows with implausible times are exported, too"
     assert len(lines(caplog)) == bool(reason)
 
 
-# By default a closing report arrives 10 to 20 minutes after the latest packet. Finish types 2 (FIN)
-# and 3 (RST) come from a flow's first packet: these reports are not closing ones.
+# By default, a closing report arrives 10 to 20 minutes after the latest packet. Finish types 2
+# (FIN) and 3 (RST) only show the flags of a flow's first packet, not that a report is closing.
 @pytest.mark.parametrize(
     ("seconds", "finish", "is_behind"),
     [
@@ -127,7 +127,7 @@ def test_interface_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> 
     ]
 
 
-def test_interface_is_logged_without_its_label(caplog: pytest.LogCaptureFixture) -> None:
+def test_interface_is_logged_even_if_no_label_needs_it(caplog: pytest.LogCaptureFixture) -> None:
     sink = Sink(**NO_NODE)
     sink.take(message(flow_at("1", 0, NodeTID="correct"), flow_at("2", HOUR_S, NodeTID="skewed")))
     (line,) = lines(caplog)

@@ -1,4 +1,4 @@
-"""Good and bad messages against a real table: what is dropped, and what must not be."""
+"""Good and bad messages against a real table: which are dropped, and which must not be."""
 
 import json
 import time

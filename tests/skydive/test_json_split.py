@@ -13,7 +13,7 @@ from tests.support import core_builds
 
 
 def split(text, sizes=(1 << 20,), *, max_element_bytes=1 << 20):
-    """Return the elements of ``text``, which comes in pieces of these sizes, and then again."""
+    """Return the elements of ``text``, split into pieces of these sizes, which are repeated."""
     splitter = ArraySplitter(max_element_bytes=max_element_bytes)
     elements, start, number = [], 0, 0
     while start < len(text):
@@ -76,12 +76,12 @@ def test_elements(text, expected, size):
         b"<html>",
     ],
 )
-def test_what_is_not_a_list(text, size):
+def test_text_that_is_not_a_list_is_rejected(text, size):
     with pytest.raises(ValueError, match="not a JSON list"):
         split(text, (size,))
 
 
-def test_where_the_text_is_wrong():
+def test_error_shows_the_offset():
     splitter = ArraySplitter(max_element_bytes=100)
     assert splitter.feed(b"[1,2") == [b"1"]
     with pytest.raises(ValueError, match="unexpected text at byte 7"):
@@ -90,12 +90,12 @@ def test_where_the_text_is_wrong():
         split(b'[1, "a]')
 
 
-def test_what_is_wrong_in_an_element_is_the_decoder_s_to_find():
+def test_errors_inside_an_element_are_left_to_the_decoder():
     assert split(b'[{"a" 1 ], {)}, 01 02]') == [b'{"a" 1 ]', b"{)}", b"01 02"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_elements_that_are_too_long(size):
+def test_elements_that_are_too_long_are_skipped(size):
     text = json.dumps(["a" * 8, "b" * 9, ["c" * 100], "d" * 9000, 1]).encode()
     splitter = ArraySplitter(max_element_bytes=11)
     elements = []
@@ -139,13 +139,13 @@ SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 @settings(deadline=None)
 @given(st.lists(JSON), st.booleans(), st.sampled_from([None, 2]), SIZES)
-def test_it_splits_as_json_does(values, ascii_only, indent, sizes):
+def test_elements_are_those_that_the_json_module_reads(values, ascii_only, indent, sizes):
     text = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode()
     assert [json.loads(element) for element in split(text, sizes)] == values
 
 
 def outcome(read):
-    """Return what ``read`` returns, or None if it raises because the text is no list."""
+    """Return the result of ``read``, or None if it raises because the text is not a list."""
     try:
         values = read()
     except (ValueError, RecursionError):
@@ -157,7 +157,7 @@ def outcome(read):
 @given(st.text(alphabet=st.sampled_from('[]{},:"\\ 1nul'), max_size=20).map(str.encode), SIZES)
 @example(b"[1,]", [1])
 @example(b'[{"a":1},[],"],"]', [2])
-def test_any_text_is_read_as_json_does(text, sizes):
+def test_any_text_has_the_same_result_as_in_the_json_module(text, sizes):
     assert outcome(lambda: [json.loads(element) for element in split(text, sizes)]) == outcome(
         lambda: json.loads(text)
     )
@@ -165,12 +165,12 @@ def test_any_text_is_read_as_json_does(text, sizes):
 
 @settings(deadline=None)
 @given(st.binary(max_size=200), SIZES)
-def test_any_bytes_are_split_or_refused_however_they_come(data, sizes):
+def test_result_does_not_depend_on_the_pieces(data, sizes):
     text = b"[" + data + b"]"
     assert outcome(lambda: split(text, sizes)) == outcome(lambda: split(text))
 
 
-def test_the_gil_is_free_while_it_scans():
+def test_scanning_releases_the_gil():
     text = b"[" + b" " * (200 if not core_builds.IS_SLOW else 20) * 1_000_000 + b"]"
     splitter = ArraySplitter(max_element_bytes=1)
     done = threading.Event()

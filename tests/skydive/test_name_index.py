@@ -1,4 +1,4 @@
-"""The mappings from addresses and capture points to names, without resolver, clock and socket."""
+"""The mappings from addresses and capture points to names. No resolver, clock or socket is used."""
 
 import time
 from ipaddress import ip_network
@@ -79,7 +79,7 @@ def test_pod_labels_follow_the_names():
     assert index.nodes["t1"] == EMPTY
 
 
-def test_names_are_there_at_once(index):
+def test_names_are_available_at_once(index):
     assert update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"}) == (
         {"t1"},
         {"10.0.0.1"},
@@ -182,13 +182,13 @@ def test_an_address_whose_names_change_in_a_context_is_reported(index, change):
     assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") != names_of("a")
 
 
-def test_an_address_that_nobody_has_looked_up_is_not_reported(index):
+def test_an_address_that_was_never_looked_up_is_not_reported(index):
     update(index, **AMBIGUOUS)
     changed = {"10.0.0.1": (candidate("c", host="h1"), candidate("b", host="h2"))}
     assert update(index, **{**AMBIGUOUS, "addresses": changed}) == (set(), set())
 
 
-def test_what_is_looked_up_while_a_resolution_is_compared_is_looked_up_again(index):
+def test_an_address_looked_up_during_a_comparison_is_reported(index):
     update(index, **AMBIGUOUS)
     changed = {"10.0.0.1": (candidate("c", host="h1"), candidate("b", host="h2"))}
     changes = index.compare(resolution(**{**AMBIGUOUS, "addresses": changed}), 0.0)
@@ -206,7 +206,7 @@ def test_the_contexts_are_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
     assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
-    # All flows with the address are looked up again: those that still exist get their names.
+    # The address is reported, so all its flows look it up again, and those that exist get names.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
     for number in range(4):
@@ -216,10 +216,10 @@ def test_the_contexts_are_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.100", "t1") == names_of("a")
 
 
-# Names that are gone.
+# Names that are missing in the latest resolution.
 
 
-def test_a_name_that_is_gone_is_kept_for_a_while(index):
+def test_a_missing_name_is_kept_for_a_while(index):
     update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})
     assert update(index, now=100.0) == (set(), set())
     assert update(index, now=159.0) == (set(), set())
@@ -228,7 +228,7 @@ def test_a_name_that_is_gone_is_kept_for_a_while(index):
     assert index.addresses["10.0.0.1"] == index.nodes["t1"] == EMPTY
 
 
-def test_a_name_that_comes_back_is_not_gone(index):
+def test_a_name_that_returns_is_not_removed(index):
     update(index, addresses={"10.0.0.1": "a"})
     update(index, now=100.0)
     update(index, now=110.0, addresses={"10.0.0.1": "a"})
@@ -257,7 +257,7 @@ def test_how_long_names_are_kept_can_change(index):
     assert update(index, now=110.0)[1] == {"10.0.0.1"}
 
 
-def test_an_ambiguous_address_that_is_gone_is_still_resolved(index):
+def test_a_missing_ambiguous_address_is_still_resolved_for_a_while(index):
     update(index, nodes={"t1": "eth0", "t2": "eth1"}, **AMBIGUOUS)
     update(index, now=100.0, networks=NETWORKS)
     assert index.addresses["10.0.0.1"] is None
@@ -308,10 +308,10 @@ def test_the_mappings_are_bounded_and_the_oldest_leave_first(index, monkeypatch)
     assert index.nodes.keys() == {"e", "f", "g"}
 
 
-# Parts of a topology.
+# Resolutions of a part of the topology.
 
 
-def test_a_part_names_only_what_is_unknown(index):
+def test_a_part_only_adds_names_of_unknown_keys(index):
     update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})
     part = resolution(
         nodes={"t2": "x"},
@@ -322,7 +322,8 @@ def test_a_part_names_only_what_is_unknown(index):
     assert index.addresses["10.0.0.9"] == names_of("new")
     assert index.addresses["10.0.0.8"] is None
     assert index.nodes.keys() == {"t1"}
-    # It is kept until a complete resolution has it or does not have it for long enough.
+    # A name from a part is kept like any other: until complete resolutions have lacked it for
+    # long enough.
     assert update(index, now=2.0, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})[1] == set()
     assert index.addresses["10.0.0.9"] == names_of("new")
 
@@ -339,7 +340,7 @@ def test_a_part_is_bounded(index, monkeypatch):
 # Unknown addresses.
 
 
-def test_unknown_addresses_are_noted_once_until_they_may_be_asked_for_again(index):
+def test_an_unknown_address_is_noted_once_until_it_may_be_queried_again(index):
     addresses = index.addresses
     for _ in range(2):
         for text in ("10.0.0.1", "10.0.0.2", "10.0.0.3", ""):
@@ -360,7 +361,7 @@ def test_known_and_ambiguous_addresses_are_not_noted(index):
     assert index.addresses.take_unknown(0.0, 10) == []
 
 
-def test_an_address_that_is_known_by_now_is_not_asked_for(index):
+def test_an_address_that_has_become_known_is_not_queried(index):
     for number in range(3):
         index.addresses[f"10.0.0.{number}"]
     update(index, addresses={"10.0.0.0": "a", **ON_BOTH_HOSTS})
@@ -383,7 +384,7 @@ def test_unknown_addresses_are_bounded(index, monkeypatch):
     assert addresses.unknown == 3  # the oldest are forgotten
 
 
-# Everything at once.
+# Random sequences of all operations.
 
 NAMES = st.sampled_from(["a", "b", "c"])
 HOSTS = st.sampled_from(["h1", "h2"])

@@ -35,7 +35,7 @@ def decoded(graph: Json) -> Graph:
 
 
 def expected_names() -> list[tuple[str, Json]]:
-    """Return the addresses of the recorded topology with what its metadata and edges say."""
+    """Return the addresses of the recorded topology, with the facts in its metadata and edges."""
     lines = (CONTAINER_TOPOLOGY / "expected-names.txt").read_text().splitlines()
     pairs = (line.removeprefix("pod ").removeprefix("svc ").partition(" ") for line in lines)
     return [(address, ast.literal_eval(facts)) for address, _, facts in pairs]
@@ -49,7 +49,7 @@ def test_oracle_names_recorded_addresses(address: str, facts: Json) -> None:
     if "pods" in facts:
         assert f"{namespace}/{service}" == name == facts["service"]
         return
-    # The pod of the host's network does not name the host's address.
+    # A pod that uses the host's network does not name the host's address.
     known = facts if address != "192.0.2.2" else {}
     assert f"{namespace}/{pod}".strip("/") == known.get("pod", "")
     assert f"{kind}/{workload}".strip("/") == known.get("owner", "")
@@ -99,7 +99,7 @@ def chosen(resolution: Resolution, address: str, other: str, tid: str) -> tuple[
 
 
 def reached_rules(oracle: NameOracle) -> set[str]:
-    """Return what is in a graph, for the statistics of Hypothesis."""
+    """Return the features of a graph, for the statistics of Hypothesis."""
     rules = set()
     for namespace in oracle.all("netns"):
         if oracle.is_uncertain(namespace):
@@ -156,7 +156,7 @@ def test_the_order_of_nodes_and_edges_does_not_matter(graph: Json, seed: int) ->
 @slow_generation
 @given(topology_graphs.graphs(disorder=False))
 def test_the_kubernetes_probe_confirms_the_pods_in_labels(graph: Json) -> None:
-    """Without the probe there are fewer pods, but no others in the same namespace."""
+    """Without the probe, some pods are missing, but no namespace has a different pod."""
     agents = [node for node in graph["Nodes"] if node["Metadata"].get("Manager") != "k8s"]
     full = resolve(decoded(graph))
     less = resolve(decoded({**graph, "Nodes": agents}))
@@ -173,7 +173,7 @@ def pods_at(resolution: Resolution, address: str, namespace: str) -> set[tuple[s
 
 
 def assert_equal_pods(pods: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> None:
-    """Compare namespaces and names of pods, unless none is known."""
+    """Compare namespaces and names of pods. Skipped if no pod is known."""
     known, other_known = ({pair for pair in pairs if pair[1]} for pairs in (pods, others))
     if known and other_known:
         event("pods are known with the probe and without")

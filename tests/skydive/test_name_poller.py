@@ -25,7 +25,7 @@ FAST_S = 0.05
 
 
 def recorded():
-    """The recorded topology, with everything updated at one time."""
+    """The recorded topology, with one update time for all nodes and edges."""
     (graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
     return graph
 
@@ -58,7 +58,7 @@ def edge(parent, child, relation, *, updated_at=2_000_000_000_000):
 
 
 class Poll:
-    """A poller, and what it has reported."""
+    """A poller, and the changes that it has reported."""
 
     def __init__(self, *urls, interval_s=0, wanted=EVERYTHING, observe=None, index=None):
         self.stats = TopologyStats()
@@ -107,7 +107,7 @@ def fast(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
 
 
-# Which queries.
+# The choice of queries.
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,12 @@ def fast(monkeypatch):
         (["initiator_ip", {"name": "team", "k8s_label": "team"}], EVERYTHING),
     ],
 )
-def test_the_labels_decide_what_is_asked(labels, expected):
+def test_the_labels_determine_the_queries(labels, expected):
     config = make_config("ws://127.0.0.1:1/ws/subscriber/flow", labels=labels)
     assert needed(config.export) == expected
 
 
-async def test_only_what_is_wanted_is_asked():
+async def test_only_the_required_queries_are_sent():
     for wanted in (EVERYTHING[:1], EVERYTHING[:3], EVERYTHING):
         async with FakeAnalyzer() as analyzer:
             analyzer.graph = recorded()
@@ -171,7 +171,7 @@ async def test_an_unchanged_topology_is_not_resolved_again(fast, monkeypatch):
             assert len(poll.renamed) == 2
 
 
-async def test_between_complete_readings_only_changes_are_asked(fast):
+async def test_between_complete_readings_only_changes_are_queried(fast):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         async with Poll(analyzer.url).running() as poll:
@@ -187,13 +187,13 @@ async def test_between_complete_readings_only_changes_are_asked(fast):
             assert (
                 f"Gt({latest_ms - name_poller.OVERLAP_MS})" in later[-1].gremlin + later[-2].gremlin
             )
-            # A new pod and its service come with the changes.
+            # A new pod and its service are among the changes.
             analyzer.graph["Nodes"].append(pod("web", "10.0.0.9", updated_at=latest_ms))
             await until(lambda: "10.0.0.9" in poll.index.addresses)
             assert poll.index.addresses["10.0.0.9"][3] == "web"
 
 
-async def test_what_is_deleted_is_noticed_by_a_complete_reading(fast, monkeypatch):
+async def test_deletions_are_noticed_by_a_complete_reading(fast, monkeypatch):
     monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 4 * FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
@@ -260,7 +260,7 @@ async def test_a_new_pod_has_its_name_soon(monkeypatch):
                 queries.by_pod_address(["10.0.0.9"]).gremlin,
                 queries.by_child(["web"]).gremlin,
             ]
-            # Nobody is resolved but the pod.
+            # Only the pod was resolved, not the whole topology again.
             assert poll.stats.names.resolutions == 1
             assert poll.renamed[-1] == (poll.index.addresses, {"10.0.0.9"})
 
@@ -279,7 +279,7 @@ async def test_a_pod_that_comes_after_its_flow_has_its_name_soon(monkeypatch):
             assert analyzer.queries.count(asked) == 1
 
 
-async def test_nobody_is_asked_while_all_addresses_are_known(monkeypatch):
+async def test_no_query_is_sent_while_all_addresses_are_known(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.01)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
@@ -290,7 +290,7 @@ async def test_nobody_is_asked_while_all_addresses_are_known(monkeypatch):
         assert len(analyzer.queries) == 5
 
 
-async def test_many_unknown_addresses_are_asked_for_in_turns(monkeypatch):
+async def test_many_unknown_addresses_take_several_queries(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.01)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
@@ -304,7 +304,7 @@ async def test_many_unknown_addresses_are_asked_for_in_turns(monkeypatch):
         assert counts == [500, 500, 200]
 
 
-async def test_without_kubernetes_labels_nobody_asks_for_unknown_addresses(fast):
+async def test_unknown_addresses_are_not_queried_without_kubernetes_labels(fast):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         async with Poll(analyzer.url, wanted=EVERYTHING[:3]).running() as poll:
@@ -404,7 +404,7 @@ async def test_nothing_is_ready_before_an_answer(fast):
             assert poll.name("172.31.255.5") == "default/frontend"
 
 
-async def test_the_second_analyzer_is_asked_for_everything(fast):
+async def test_the_second_analyzer_gets_complete_queries(fast):
     first, second = FakeAnalyzer(), FakeAnalyzer()
     first.topology = Answer(status=500)
     second.graph = recorded()
@@ -414,13 +414,13 @@ async def test_the_second_analyzer_is_asked_for_everything(fast):
     assert second.queries[0] == queries.NAMED_INTERFACES.gremlin
 
 
-async def test_an_empty_topology_is_an_answer():
+async def test_an_empty_topology_is_a_valid_response():
     async with FakeAnalyzer() as analyzer, Poll(analyzer.url).running() as poll:
         await poll.ready()
         assert poll.index.addresses == poll.index.nodes == {}
 
 
-async def test_a_fault_of_ours_does_not_end_the_poller(fast, monkeypatch):
+async def test_an_unexpected_exception_does_not_end_the_poller(fast, monkeypatch):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         poll = Poll(analyzer.url)
@@ -450,7 +450,7 @@ async def test_a_large_answer_is_decoded_while_it_arrives(monkeypatch):
         assert sum(address.startswith("10.1.") for address in poll.index.addresses) == 2000
 
 
-async def test_answers_can_be_observed():
+async def test_an_observer_gets_all_responses():
     seen = {}
 
     class Observer:

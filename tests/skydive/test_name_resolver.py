@@ -50,7 +50,7 @@ def application_containers(names):
         if name.startswith("k8s_"):
             name = name.split("_")[1]
         if name != "POD":
-            # Those of the recording whose names are IDs are of these pods.
+            # Two containers of the recording have IDs as names. They are of these pods.
             yield {"a1" * 32: "api", "b2" * 32: "cache"}.get(name, name)
 
 
@@ -180,7 +180,7 @@ def test_without_a_tid_the_id_is_used(topology):
     assert resolution.skipped["no_id"] == 1
 
 
-def test_of_two_interfaces_with_one_tid_the_first_in_order_is_used(topology):
+def test_if_two_interfaces_have_one_tid_the_first_in_order_is_used(topology):
     host = topology.host()
     names = ["b", "a", "c"]
     for name in names:
@@ -282,7 +282,7 @@ def test_the_only_container_names_its_namespace(topology):
     assert topology.node_names(interface)["container"] == "web"
 
 
-def test_of_two_containers_none_is_shown(topology):
+def test_if_there_are_two_containers_neither_is_shown(topology):
     netns = topology.netns(topology.host(), "blue")
     topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, "web")
@@ -354,7 +354,7 @@ def test_a_pod_is_found_by_its_containers(topology):
     _, _, interface = topology.running_pod(topology.host(), owners=OWNED)
     expected = {**POD, "workload": "web"}
     assert topology.node_names(interface).items() >= expected.items()
-    # Without an address in Kubernetes, too.
+    # The pod is also found if it has no address in Kubernetes.
     topology.nodes[1]["Metadata"]["K8s"].pop("IP")
     assert topology.names("10.1.0.5").items() >= {**WORKLOAD, **POD}.items()
 
@@ -391,7 +391,7 @@ def test_a_pod_is_found_by_its_name_in_its_container(topology):
         ("k8s_POD_web-1_shop_uid_0", {}),
     ],
 )
-def test_a_pod_is_found_by_what_runtimes_know(topology, name, labels):
+def test_a_pod_is_found_by_the_metadata_of_runtimes(topology, name, labels):
     netns = topology.netns(topology.host(), "blue")
     interface = topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, name, labels=labels)
@@ -413,7 +413,7 @@ def test_labels_that_are_not_nested_are_read(topology):
     assert topology.names("10.0.0.1").items() >= {**POD, "container": "main"}.items()
 
 
-def test_kubernetes_is_preferred_to_labels_and_these_to_names(topology):
+def test_kubernetes_takes_precedence_over_labels_and_labels_over_names(topology):
     _, netns, interface = topology.running_pod(topology.host())
     labels = {"io.kubernetes.pod.name": "web-2", "io.kubernetes.pod.namespace": "shop"}
     topology.container(netns, "k8s_main_web-3_shop_uid_0", labels=labels)
@@ -430,14 +430,14 @@ def test_containers_of_different_pods_name_none(topology):
     runtime = next(node for node in topology.nodes if "Container" in node["Metadata"])
     topology.kubernetes_container(other, runtime=runtime)
     assert "pod" not in topology.node_names(interface)
-    # Its container is certain.
+    # The container of the namespace is certain.
     assert topology.node_names(interface)["container"] == "runtime-web-1-h1"
     topology.edges.pop()
     topology.kubernetes_container(other, runtime=topology.container(netns, "c2"))
     assert "pod" not in topology.node_names(interface)
     assert "container" not in topology.node_names(interface)
     assert topology.resolve().skipped == {"contradictory_pods": 1}
-    # The pod has the address, but the interface may be the other pod's.
+    # The pod has the address, but the interface may belong to the other pod.
     names = topology.candidates("10.1.0.5")
     assert {each.get("pod") for each in names} == {None, "web-1"}
 
@@ -510,7 +510,7 @@ def test_the_cluster_of_the_host_tells_pods_of_one_container_apart(topology):
     assert "pod" not in topology.node_names(interface)
 
 
-def test_of_two_pods_of_one_name_the_running_one_is_used(topology):
+def test_if_two_pods_have_one_name_the_running_one_is_used(topology):
     netns = topology.netns(topology.host())
     interface = topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, "k8s_main_web-1_shop_uid_0")
@@ -534,7 +534,7 @@ def test_a_pod_without_runtime_container_has_its_only_kubernetes_container(topol
     pod = topology.pod("web-1", "10.1.0.5")
     topology.kubernetes_container(pod, "main")
     assert topology.names("10.1.0.5")["container"] == "main"
-    # Without a workload, that is the name.
+    # Without a workload, the address is named after the container.
     assert topology.names("10.1.0.5")["name"] == "main"
     topology.kubernetes_container(pod, "sidecar")
     assert "container" not in topology.names("10.1.0.5")
@@ -551,7 +551,7 @@ def test_a_pending_pod_has_its_address(topology):
     assert topology.names("10.1.0.5")["pod"] == "web-1"
 
 
-def test_of_two_pods_with_one_address_the_newer_one_has_it(topology):
+def test_if_two_pods_have_one_address_the_newer_pod_is_used(topology):
     topology.pod("web-1", "10.1.0.5", created_at=5)
     topology.pod("web-2", "10.1.0.5", created_at=6)
     assert topology.names("10.1.0.5")["pod"] == "web-2"
@@ -593,7 +593,7 @@ def test_a_pod_with_an_address_of_its_host_names_no_address(topology):
     assert topology.names("192.0.2.1") == {"name": "h1", "host": "h1"}
 
 
-def test_a_host_elsewhere_with_the_address_of_a_pod_does_not_hide_it(topology):
+def test_another_host_with_the_address_of_a_pod_does_not_hide_the_pod(topology):
     topology.kubernetes_node("n1", topology.host("h1"))
     topology.interface(topology.host("h2"), "10.1.0.5/24")
     topology.pod("web-1", "10.1.0.5")
@@ -603,14 +603,14 @@ def test_a_host_elsewhere_with_the_address_of_a_pod_does_not_hide_it(topology):
 # The hosts of pods.
 
 
-def test_the_host_of_a_pod_is_the_agents(topology):
+def test_the_host_of_a_pod_has_the_name_that_the_agent_uses(topology):
     topology.pod("web-1", "10.1.0.5", node="n1")
     topology.kubernetes_node("n1", topology.host("agent-7"))
     (candidate,) = topology.resolve().addresses["10.1.0.5"]
     assert (candidate.names[1], candidate.host) == ("agent-7", "agent-7")
 
 
-def test_the_host_of_a_pod_without_agent_is_its_node(topology):
+def test_the_host_of_a_pod_without_agent_is_named_after_its_node(topology):
     topology.pod("web-1", "10.1.0.5", node="n1")
     topology.kubernetes_node("n1")
     topology.kubernetes_node("n2", topology.host("agent-7"))
@@ -658,7 +658,7 @@ def test_a_kubernetes_node_with_the_name_of_another_node_is_not_that_host(topolo
         assert (by_name["blue"].host, by_name["shop/web"].host) == ("n1", "")
         assert topology.chosen("10.1.0.5", "10.1.0.1", interface) == interface_names
         if len(nodes) == 2:
-            # The pod may be on the host, but it is not known to be.
+            # The pod may be on this host, but that is not known.
             assert topology.chosen("10.1.0.5", "10.1.0.1", other) == interface_names
         del topology.nodes[count[0] :], topology.edges[count[1] :]
 
@@ -681,7 +681,7 @@ def test_a_pod_and_its_interface_are_one_candidate(topology):
     assert topology.point(interface) == CapturePoint(netns["ID"], (), "h1", "c1")
 
 
-def test_an_interface_on_the_host_of_a_pod_is_the_pods(topology):
+def test_an_interface_on_the_host_of_a_pod_belongs_to_the_pod(topology):
     host = topology.host()
     topology.kubernetes_node("n1", host)
     netns = topology.netns(host, "blue")
@@ -691,11 +691,11 @@ def test_an_interface_on_the_host_of_a_pod_is_the_pods(topology):
     (candidate,) = topology.resolve().addresses["10.1.0.5"]
     assert shown(candidate.names) == {**WORKLOAD, **POD, "host": "h1", "container": "main"}
     assert (candidate.namespace, candidate.host) == (netns["ID"], "h1")
-    # The namespace itself is not known to be the pod's.
+    # It is not known that the namespace itself belongs to the pod.
     assert "pod" not in topology.node_names(interface)
 
 
-def test_an_interface_on_another_host_is_not_the_pods(topology):
+def test_an_interface_on_another_host_does_not_belong_to_the_pod(topology):
     topology.kubernetes_node("n1", topology.host("h1"))
     topology.interface(topology.netns(topology.host("h2"), "blue"), "10.1.0.5/24")
     topology.pod("web-1", "10.1.0.5", owners=OWNED)
@@ -734,7 +734,7 @@ def test_a_pod_of_an_unknown_host_is_not_in_another_cluster(topology):
     ]
 
 
-def test_an_interface_of_another_pod_is_not_the_pods(topology):
+def test_an_interface_of_another_pod_does_not_belong_to_the_pod(topology):
     host = topology.host()
     topology.kubernetes_node("n1", host)
     topology.running_pod(host, "web-1", "10.1.0.5", status="Succeeded")
@@ -749,7 +749,7 @@ def test_a_namespace_with_the_name_of_pods_in_two_clusters(topology):
     topology.container(netns, "k8s_main_web-1_shop_uid_0")
     topology.pod("web-1", "10.1.0.5", owners=OWNED, cluster="c1")
     topology.pod("web-1", owners=OWNED, cluster="c2")
-    # Only one of them has the address.
+    # Only one of the two pods has the address.
     expected = {**WORKLOAD, **POD, "host": "h1", "container": "main"}
     assert topology.names("10.1.0.5") == expected
     topology.pod("web-1", "10.1.0.5", owners=OWNED, cluster="c3")
@@ -824,7 +824,7 @@ def test_an_owner_is_preferred_to_edges(topology):
     assert workload_of(topology) == ("Deployment", "web")
 
 
-def test_without_a_replica_set_its_name_less_the_hash_is_the_deployments(topology):
+def test_without_a_replica_set_its_name_without_the_hash_is_that_of_the_deployment(topology):
     labels = {"pod-template-hash": "5d"}
     pod = topology.pod("web-1", "10.1.0.5", owners=[owner("ReplicaSet", "web-5d")], labels=labels)
     assert workload_of(topology) == ("Deployment", "web")
@@ -880,7 +880,7 @@ def test_a_selecting_replica_set_is_followed(topology):
     assert workload_of(topology) == ("Deployment", "web")
 
 
-def test_of_two_replica_sets_of_one_name_the_newer_is_used(topology):
+def test_if_two_replica_sets_have_one_name_the_newer_is_used(topology):
     topology.pod("web-1", "10.1.0.5", owners=[owner("ReplicaSet", "web-5d")])
     for created_at, name in ((5, "old"), (7, "new"), (6, "middle")):
         owners = [owner("Deployment", name)]
@@ -899,7 +899,7 @@ def test_of_two_replica_sets_of_one_name_the_newer_is_used(topology):
         [{"Controller": True}],
     ],
 )
-def test_an_invalid_owner_is_no_workload(topology, owners):
+def test_an_invalid_owner_is_not_a_workload(topology, owners):
     pod = topology.pod("web-1", "10.1.0.5", owners=owners)
     topology.edge(topology.workload("daemonset", "other"), pod, "daemonset")
     assert workload_of(topology) == (None, None)
@@ -945,7 +945,7 @@ def test_endpoints_are_not_pods(topology):
 # Virtual machines.
 
 
-def test_addresses_in_neutron_are_the_machines(topology):
+def test_addresses_in_neutron_belong_to_the_virtual_machine(topology):
     host = topology.host()
     tap = topology.interface(
         host,
@@ -971,7 +971,7 @@ def test_a_machine_is_not_in_the_namespace_of_its_tap(topology):
             topology.host(name), Neutron={"IPV4": ["10.9.0.1/24"]}, Libvirt=libvirt
         )
     assert {each.namespace for each in topology.resolve().addresses["10.9.0.1"]} == {""}
-    # The flow can be of another machine of either tenant on this host.
+    # The flow may be from a machine of either tenant on this host.
     assert topology.chosen("10.9.0.1", "10.9.0.2", points["h1"]) is None
 
 
@@ -984,19 +984,19 @@ def test_all_interfaces_of_a_machine_have_its_domain(topology):
     assert topology.names("10.9.0.1")["name"] == "instance-1"
 
 
-def test_an_address_of_an_unknown_machine_is_not_the_hosts(topology):
+def test_an_address_of_an_unknown_machine_does_not_belong_to_the_host(topology):
     topology.interface(topology.host(), Neutron={"IPV4": ["10.9.0.1/24"]})
     assert topology.names("10.9.0.1") == {"host": "h1"}
 
 
-def test_an_interfaces_own_address_in_neutron_is_not_a_machines(topology):
-    """OpenStack's DHCP servers and routers have ports too."""
+def test_the_own_address_of_an_interface_does_not_belong_to_a_machine(topology):
+    """OpenStack's DHCP servers and routers are listed in Neutron, too."""
     netns = topology.netns(topology.host(), "qdhcp-1")
     topology.interface(netns, "10.9.0.2/24", Neutron={"IPV4": ["10.9.0.2/24"]})
     assert topology.names("10.9.0.2") == {"name": "qdhcp-1", "host": "h1"}
 
 
-def test_the_hosts_own_address_on_a_tap_is_not_the_machines(topology):
+def test_the_host_s_own_address_on_a_tap_does_not_belong_to_the_machine(topology):
     topology.interface(topology.host(), "10.9.0.254/24", Libvirt={"Domain": "instance-1"})
     assert topology.names("10.9.0.254") == {"name": "h1", "host": "h1"}
 
@@ -1020,7 +1020,7 @@ def test_pod_labels_follow_the_names(topology):
 
 
 def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
-    """The probe loses a label if its key is the start of another's, and not always the same."""
+    """If the key of one label is the start of another key, the probe loses either of the labels."""
     pod = topology.pod("web-1", "10.1.0.5", labels={"app": "web"})
     pod["Metadata"]["K8s"]["Labels"] = {"app": {"kubernetes": {"io/name": "shop-web"}}}
     (candidate,) = topology.resolve(k8s_labels=("app", "app.kubernetes.io/name")).addresses[
@@ -1029,7 +1029,7 @@ def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
     assert candidate.names[len(ADDRESS_NAMES) :] == ("web", "shop-web")
 
 
-# Which candidate.
+# The choice of a candidate.
 
 
 def two_hosts_with_one_subnet(topology):
@@ -1052,7 +1052,7 @@ def two_hosts_with_one_subnet(topology):
 
 @pytest.mark.parametrize("host", ["h1", "h2"])
 @pytest.mark.parametrize("place", ["web", "veth-web", "bridge", "db"])
-def test_a_subnet_on_each_host_is_told_apart_by_the_capture(topology, host, place):
+def test_the_capture_point_decides_if_hosts_have_the_same_subnet(topology, host, place):
     points = two_hosts_with_one_subnet(topology)
     names = topology.chosen("172.17.0.2", "172.17.0.3", points[host, place])
     assert names == {"name": f"web-{host}", "host": host, "container": f"web-{host}"}
@@ -1061,7 +1061,7 @@ def test_a_subnet_on_each_host_is_told_apart_by_the_capture(topology, host, plac
 def test_outside_of_the_subnet_an_ambiguous_address_has_no_name(topology):
     points = two_hosts_with_one_subnet(topology)
     assert topology.chosen("172.17.0.2", "198.51.100.1", points["h1", "uplink"]) is None
-    # In its own namespace, the other end does not matter.
+    # If the capture point is in the address's own namespace, the other end does not matter.
     names = topology.chosen("172.17.0.2", "198.51.100.1", points["h1", "web"])
     assert names["name"] == "web-h1"
     assert topology.chosen("172.17.0.2", "172.17.0.3", None) is None
@@ -1081,7 +1081,7 @@ def test_candidates_with_equal_names_are_one(topology):
     assert topology.chosen("10.0.0.1", "10.0.0.2", None) == {"name": "same", "host": "h1"}
 
 
-def test_the_cluster_of_the_capture_decides_at_last(topology):
+def test_the_cluster_of_the_capture_point_is_the_last_criterion(topology):
     points = {}
     for cluster in ("c1", "c2"):
         host = topology.host(f"host-{cluster}")
@@ -1114,7 +1114,7 @@ def test_both_ends_must_be_in_one_subnet(topology, other):
     assert topology.chosen("10.0.0.1", other, point) is None
 
 
-def test_loopback_is_told_apart_by_the_namespace(topology):
+def test_the_namespace_decides_for_loopback_addresses(topology):
     host = topology.host()
     topology.interface(host, "127.0.0.1/8", name="lo")
     for number in range(600):
@@ -1156,7 +1156,7 @@ def test_other_addresses_have_the_names_of_their_only_owner_everywhere(topology,
 # Bad input.
 
 
-def test_of_two_nodes_with_one_id_the_later_is_used(topology):
+def test_if_two_nodes_have_one_id_the_later_is_used(topology):
     host = topology.host()
     netns = topology.netns(host, "old")
     topology.interface(netns, "10.0.0.1/24")
@@ -1167,7 +1167,7 @@ def test_of_two_nodes_with_one_id_the_later_is_used(topology):
         assert resolution.skipped == {"duplicate_id": 1}
 
 
-def test_a_missing_update_time_is_the_earliest(topology):
+def test_a_missing_update_time_counts_as_the_earliest(topology):
     host = topology.host()
     later = topology.interface(host, "10.0.0.1/24")
     topology.nodes.append(
@@ -1237,7 +1237,7 @@ def test_edges_between_other_types_are_ignored(topology):
 
 
 def random_graph(seed):
-    """Return a graph with edges of all types between any nodes, in rings too."""
+    """Return a graph with edges of all types between any nodes, including rings."""
     rng = random.Random(seed)
     topology = Scenario()
     host = topology.host()

@@ -1,4 +1,4 @@
-"""Values of a wrong type: the value is skipped and counted, and the rest of the flow is used."""
+"""Values of a wrong type are skipped and counted; the rest of the flow is used."""
 
 import json
 import re
@@ -69,7 +69,7 @@ PART_FIELDS = {
 """The fields that are counted if a record part has a wrong type."""
 
 NON_NUMBERS = ("x", 1.5, 1e300, True, [1], {"a": 1})
-"""Values that are not numbers. The last one is a valid part of a flow, so only fields get it."""
+"""Values that are not numbers. The last one is only used for fields: it is valid as a part."""
 
 
 @pytest.mark.parametrize(

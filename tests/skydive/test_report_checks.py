@@ -53,7 +53,7 @@ def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, An
 
 
 def gaps(sink: Sink) -> tuple[int, int, int]:
-    """Settle all gaps; return the numbers of checked reports, lost reports and our own gaps."""
+    """Settle all gaps; return the numbers of checked reports, lost reports and skyfast's gaps."""
     sink.now += SETTLE_S
     sink.checker.settle()
     counts = sink.analyzer.report_gaps
@@ -183,7 +183,7 @@ def test_skipped_flows_without_addresses_do_not_explain_a_gap(sink: Sink) -> Non
 def test_flow_update_is_the_longest_of_the_last_hour_seen_twice(sink: Sink) -> None:
     assert sink.stats.flow_update_s == 60.0
     take(sink, report(0, 10, 10))
-    # Neither a first report nor a closing report shows flow.update.
+    # The value of flow.update cannot be determined from a first or a closing report.
     take(sink, closing(0, 10, 10) | {"UUID": "b2"})
     idle = closing(9, 10, 0, uuid="c3")
     idle["LastUpdateMetric"]["Start"] -= 1_000
@@ -197,7 +197,7 @@ def test_flow_update_is_the_longest_of_the_last_hour_seen_twice(sink: Sink) -> N
         sink.now += UPDATE_PERIOD_S
         take(sink, report(update, 10 * (update + 1), 10))
     assert sink.stats.flow_update_s == sink.table.flow_update_s == 60.0
-    # An adjusted clock makes a single update longer.
+    # An adjusted clock makes a single interval between updates longer.
     sink.now += UPDATE_PERIOD_S
     late = report(4, 50, 10)
     late["LastUpdateMetric"]["Start"] -= 1_800_000

@@ -37,7 +37,7 @@ class Scenario:
         self.held = False
 
     def run(self, seconds: float, *delivering: str) -> float:
-        """Let only ``delivering`` deliver; return for how long the clock was held, in seconds."""
+        """Advance while only ``delivering`` deliver; return how long the clock was held."""
         before_s = self.held_s
         self.delivering = set(delivering)
         self._update()
@@ -97,9 +97,9 @@ def test_subscription_that_stays_down_holds_the_clock_for_two_updates() -> None:
     scenario = Scenario("a", "b")
     scenario.run(100, "a", "b")
     assert scenario.run(1000, "a") == MISSING_UPDATES * UPDATE_S
-    # Nothing is missing when it delivers again: agents sent to the other one meanwhile.
+    # No report is missing when "b" delivers again: meanwhile, agents sent all reports to "a".
     assert scenario.run(1000, "a", "b") == 0
-    # From now on it counts again.
+    # From now on, an interruption of "b" counts again.
     assert scenario.run(10, "a") == 10
     assert scenario.run(1000, "a", "b") == AFTER_S
 
@@ -125,7 +125,7 @@ def test_removed_subscription_counts_as_down_until_forgotten() -> None:
     scenario.subscribed = {"a"}
     assert scenario.run(1000, "a") == MISSING_UPDATES * UPDATE_S
     scenario.subscribed = {"a", "b"}
-    assert scenario.run(1000, "a") == 0  # it has not delivered since it was removed
+    assert scenario.run(1000, "a") == 0  # "b" has not delivered since it was removed
     assert scenario.run(1000, "a", "b") == 0
 
 
@@ -169,10 +169,10 @@ def test_flapping_subscription_does_not_hold_the_clock_forever(down_s: float, up
         assert scenario.run(down_s, "b") == 0
         assert scenario.run(up_s, "a", "b") == 0
     assert scenario.held_s <= INCIDENT_UPDATES * UPDATE_S
-    # An outage of the other subscription still holds the clock...
+    # An outage of the other subscription still holds the clock.
     assert scenario.run(10, "a") == 10
     scenario.run(1000, "a", "b")
-    # ... and after a calm period, so does its own.
+    # After a calm period, an outage of the flapping subscription holds it again.
     assert scenario.run(10, "b") == 10
 
 
@@ -198,7 +198,7 @@ class ReferenceModel:
     missing: list[bool] = field(default_factory=list)
     held: list[bool] = field(default_factory=list)
     known: dict[str, int] = field(default_factory=dict)
-    """By name, the index of the check at which it first delivered."""
+    """The index of the check at which each subscription first delivered, by name."""
 
     def update(
         self, now_s: float, delivering: Iterable[str], subscribed: Iterable[str], update_s: float
@@ -250,7 +250,7 @@ class ReferenceModel:
     def _spent_s(
         self, calm: Sequence[bool], spent: Sequence[bool], first: int, update_s: float
     ) -> float:
-        """Return the time spent since the last full ``flow.update`` that was calm."""
+        """Return the time spent since the last calm period as long as the update interval."""
         total_s = calm_s = 0.0
         for i, (is_calm, is_spent) in enumerate(zip(calm, spent, strict=True)):
             calm_s = calm_s + self._seconds(first + i) if is_calm else 0.0
@@ -287,5 +287,5 @@ def test_decisions_match_the_reference_model(
             assert held == reference.update(now_s, delivering, subscribed, update_s)
             assert bool(gap.causes) == reference.missing[-1]
             run_s = max(run_s, held_s)
-    # The update that reaches the limit is late by at most one step.
+    # The limit can be exceeded by at most one step.
     assert run_s <= INCIDENT_UPDATES * update_s + 75

@@ -1,8 +1,8 @@
 """Detection of suspect and silent subscriptions, in a simulated cluster.
 
 The simulation runs in ticks, since `skyfast.skydive.silence` has no clock and no socket. Like
-Skydive's agents, each capture point sends its ``stats`` every 10 s, and its flows every
-``flow.update``, to an analyzer that it picks at random.
+Skydive's agents, each capture point sends its ``stats`` every 10 s, and its flows at the interval
+``flow.update``. For each message, it picks an analyzer at random.
 """
 
 import json
@@ -172,7 +172,7 @@ def test_silence_is_detected_early_with_many_capture_points(analyzers: int, poin
 def test_silence_is_detected_within_documented_times(
     points: int, analyzers: int, within_s: int
 ) -> None:
-    """One run in ten may take longer: the other subscriptions can receive few by chance, too."""
+    """One run in ten may take longer, because the others can receive few messages by chance."""
     times = []
     for seed in range(10):
         cluster = Cluster(analyzers=analyzers, points=points, seed=seed)
@@ -209,7 +209,7 @@ def test_silence_is_detected_while_others_recover() -> None:
 )
 def test_random_pauses_are_not_silence(points: int, analyzers: int) -> None:
     """False positives have a probability of 1e-6, so none occurs within 8,000 s."""
-    # A large longest_s leaves only the probabilities to decide.
+    # With a large longest_s, only the probabilities decide.
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(8_000)
     checks = 8_000 * analyzers
@@ -273,11 +273,11 @@ def test_subscription_that_never_delivered_is_not_silent() -> None:
 
 
 def test_ended_captures_lower_the_estimate_without_silence() -> None:
-    """After most captures end, the old estimate would find the rest improbably quiet."""
+    """After most captures have ended, the rest would be improbably quiet by the old estimate."""
     cluster = Cluster(analyzers=2, points=40)
     assert not cluster.run(300)
     del cluster.points[1:]
-    # A subscription without messages takes into account how few the other one receives.
+    # A subscription without messages takes into account that the other one receives few, too.
     silences = 0
     for _ in range(int(WINDOW_S * WINDOWS)):
         silences += len(cluster.tick())
@@ -318,7 +318,7 @@ def test_statistics_without_flows_are_silence(analyzers: int, points: int, withi
     silent = cluster.run(within_s)
     assert set(silent) == {0}
     second, reason = silent[0]
-    # Its last flow arrived less than one flow.update earlier.
+    # The last flow arrived less than one interval (UPDATE_S) before the flows stopped.
     assert second >= (UPDATE_S + 15) * analyzers - UPDATE_S
     assert reason.startswith("no flows for ")
     assert reason.endswith("although captures receive packets")

@@ -42,7 +42,7 @@ QUIET_S = 100
 EVER_S = 10**7
 UPDATE_S = 60.0
 MANY, FEW = 1_000, 5
-"""Limits for the number of flows. With the low one, flows are soon evicted or rejected."""
+"""Limits for the number of flows. With the low limit, flows are soon evicted or rejected."""
 
 SILENCE_MS = 45_000
 POWER_LOSS_MS = 150_000
@@ -339,7 +339,7 @@ class FaultMachine(RuleBasedStateMachine):
     def page_before(self, now):
         """Sweep both tables, and return the page before the next message.
 
-        Each flow is swept when it is due, as if the table were swept twice a second.
+        Each flow is swept when it is due, as if this happened twice a second.
         """
         while self.due and self.due[0] < now:
             self.sweep(self.due.popleft())

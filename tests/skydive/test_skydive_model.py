@@ -1,6 +1,6 @@
-"""The model of Skydive, compared with examples by hand and recordings of a real Skydive.
+"""The model of Skydive, compared with hand-made examples and recordings of a real Skydive.
 
-Times in these tests are seconds since the start. Wall clocks are correct except in tests of
+Times in these tests are seconds since the start. Wall clocks are correct, except in tests about
 clocks.
 """
 
@@ -219,7 +219,7 @@ def test_update_and_expiry_tick_at_the_same_time(sink, expire_first):
     first(ms(1200))
     second(ms(1200))
     (closing,) = sink.take()
-    # Either a repeat of the first report, or zeros.
+    # The closing report repeats the first report, or has zeros.
     assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 

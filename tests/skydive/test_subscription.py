@@ -420,7 +420,7 @@ async def test_reconnect_does_not_wait_for_unclosed_socket(
 ) -> None:
     async with subscribed(make_config(analyzer.url)) as running:
         remote = await running.up(analyzer)
-        remote.freeze()  # so that it does not notice the close
+        remote.freeze()  # so that the analyzer does not notice the close
         await remote.send_raw(b"\xff" * 100)
         start_s = time.monotonic()
         await analyzer.subscriber()
@@ -433,7 +433,7 @@ async def test_half_open_connection_is_detected_by_pings(analyzer: FakeAnalyzer)
     async with subscribed(make_config(analyzer.url), timing=timing) as running:
         remote = await running.up(analyzer)
         await asyncio.sleep(0.5)
-        assert not running.reconnects(analyzer)  # our pings are answered
+        assert not running.reconnects(analyzer)  # the analyzer answers pings
         remote.freeze()
         await running.up(analyzer)
         assert running.reconnects(analyzer) == {"timeout": 1}

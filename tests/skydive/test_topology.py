@@ -54,7 +54,7 @@ LABELS = ["interface_name", "host", "interface_type", "ipv4", "ipv6", "node_tid"
 
 
 class Fixture:
-    """Interfaces that are asked for every 20 s, and their page as an independent reader sees it."""
+    """Interfaces with a query every 20 s, and their page as an independent parser reads it."""
 
     def __init__(self, *, interval_s=20.0, connection_timeout_s=60.0, naming="compatible"):
         self.stats = TopologyStats()
@@ -72,12 +72,12 @@ class Fixture:
         self.receive(json.dumps(nodes).encode(), now)
 
     def samples(self, now=0.0):
-        """Every sample: a dict of (short name, label values) to value."""
+        """Return the values of all samples, by short name and label values."""
         samples = {}
         for family in text_string_to_metric_families(self.interfaces.page(now).decode()):
             assert family.type == "counter"
             for sample in family.samples:
-                # The parser adds the suffix that OpenMetrics demands of counters.
+                # The parser adds the suffix that OpenMetrics requires for counters.
                 name = sample.name.removeprefix(PREFIX).removesuffix("_total")
                 key = (name, tuple(sample.labels[label] for label in LABELS))
                 assert key not in samples
@@ -113,7 +113,7 @@ def test_the_page_of_a_real_answer(topology):
     assert topology.skipped() == {}
 
 
-def test_a_real_answer_in_another_reader_s_eyes(topology):
+def test_an_independent_parser_reads_the_page_of_a_real_answer(topology):
     topology.receive(RECORDED, 0.0)
     expected = {}
     for answer in json.loads(RECORDED):
@@ -170,7 +170,7 @@ def test_families_are_declared_and_kept_together(topology):
         ("TID", "", labels_of(tid="n1")),
     ],
 )
-def test_what_may_be_missing(topology, field, value, empty, shown):
+def test_optional_fields_may_be_missing(topology, field, value, empty, shown):
     answer = node()
     if empty == "missing":
         answer["Metadata"].pop(field, None)
@@ -210,7 +210,7 @@ def test_nodes_that_differ_in_one_label_are_all_shown(topology):
     assert topology.skipped() == {}
 
 
-# The families under standard names: what each is called, and the field that it comes from.
+# The families with standard naming: the name of each, and the field that it comes from.
 STANDARD = {
     "receive_bytes": "RxBytes",
     "transmit_bytes": "TxBytes",
@@ -238,7 +238,7 @@ def test_standard_names_in_both_formats(asked_for_openmetrics):
     for family in READERS[asked_for_openmetrics](page):
         assert family.type == "counter"
         assert family.documentation.endswith(".")
-        # The parser of the text format takes the suffix away from the family's name too.
+        # The parser of the text format also removes the suffix from the family's name.
         name = family.name.removeprefix("skydive_interface_")
         assert family.unit == ("bytes" if asked_for_openmetrics and "_bytes" in name else "")
         for sample in family.samples:
@@ -251,7 +251,7 @@ def test_standard_names_in_both_formats(asked_for_openmetrics):
     }
 
 
-def test_formats_differ_in_what_declares_the_families_alone():
+def test_formats_only_differ_in_the_lines_that_declare_families():
     topology = Fixture(naming="standard")
     topology.update(node("é"), node("eth1", tid="t2", Metric={"RxBytes": 2**63 - 1, "TxBytes": -1}))
     assert topology.skipped() == {"out_of_range": 1}
@@ -266,7 +266,7 @@ def test_formats_differ_in_what_declares_the_families_alone():
 
 
 @pytest.mark.parametrize("asked_for_openmetrics", [False, True])
-def test_standard_names_leave_in_both_formats(asked_for_openmetrics):
+def test_families_with_standard_names_expire_in_both_formats(asked_for_openmetrics):
     topology = Fixture(naming="standard")
     assert topology.interfaces.page(0.0, asked_for_openmetrics) == b""
     topology.update(node(), now=0.0)
@@ -287,7 +287,7 @@ def test_counters_are_exact(topology, value):
 
 
 @pytest.mark.parametrize("value", [-1, 2**63, 10**22])
-def test_a_counter_out_of_range_is_left_out_alone(topology, value):
+def test_only_the_counter_that_is_out_of_range_is_omitted(topology, value):
     topology.update(node(Metric={"RxBytes": value, "TxBytes": 7}), node("eth1", tid="t2"))
     samples = topology.samples()
     assert ("rx_bytes", labels_of()) not in samples
@@ -296,7 +296,7 @@ def test_a_counter_out_of_range_is_left_out_alone(topology, value):
     assert topology.skipped() == {"out_of_range": 1}
 
 
-def test_a_device_that_starts_over_is_shown_as_it_is(topology):
+def test_a_device_that_starts_over_shows_its_new_values(topology):
     topology.update(node(Metric={"RxBytes": 1000}), now=0.0)
     topology.update(node(Metric={"RxBytes": 10}), now=20.0)
     assert topology.samples(20.0)["rx_bytes", labels_of()] == 10
@@ -323,7 +323,7 @@ def test_labels_are_escaped(topology):
     ],
 )
 @pytest.mark.parametrize("field", ["Name", "Unused"])
-def test_texts_that_are_no_unicode(topology, text, shown, field):
+def test_texts_that_are_not_valid_unicode_are_shown(topology, text, shown, field):
     answer = json.dumps([node(**{field: "?"}), node("eth1", tid="t2")]).encode()
     topology.receive(answer.replace(b"?", text), 0.0)
     name = shown if field == "Name" else "eth0"
@@ -335,13 +335,13 @@ WRONG = json.loads((DATA / "topology-wrong-nodes.json").read_bytes())
 
 
 @pytest.mark.parametrize("why", WRONG)
-def test_a_wrong_node_costs_nothing_but_itself(topology, why):
+def test_a_wrong_node_does_not_affect_others(topology, why):
     topology.update(node(), WRONG[why], node("eth1", tid="t2"))
     assert topology.labels() == {labels_of(), labels_of(name="eth1", tid="t2")}
     assert topology.skipped() == {"invalid": 1}
 
 
-def test_a_node_that_is_nested_too_deeply_costs_nothing_but_what_is_too_deep(topology):
+def test_only_values_that_are_nested_too_deeply_are_lost(topology):
     deep = b"[" * 100_000 + b"]" * 100_000
     answer = json.dumps([node(Unused="?"), node("eth1", tid="t2")]).encode()
     topology.receive(answer.replace(b'"?"', deep), 0.0)
@@ -364,7 +364,7 @@ def test_the_number_of_interfaces_is_bounded(topology):
     assert topology.skipped() == {"too_many": 3}
 
 
-def test_long_labels_do_not_make_a_page_without_end(topology):
+def test_long_labels_do_not_make_the_page_too_long(topology):
     host = '"' * MAX_LABEL_CHARS  # twice as long on the page
     number = MAX_LABELS_CHARS // (2 * MAX_LABEL_CHARS)
     topology.update(*(node(tid=f"t{one}", host=host) for one in range(number)), node())
@@ -401,14 +401,14 @@ def test_a_malformed_answer_changes_nothing(topology, answer):
 
 
 @pytest.mark.parametrize("answer", [b"[]", b"null", b" [ ] \n"])
-def test_an_empty_answer_is_an_answer(topology, answer):
+def test_an_empty_answer_removes_all_interfaces(topology, answer):
     topology.update(node())
     topology.receive(answer, 20.0)
     assert topology.interfaces.page(20.0) == b""
     assert topology.stats.interfaces == 0
 
 
-def test_an_interface_that_is_no_longer_reported_leaves_at_once(topology):
+def test_an_interface_that_is_no_longer_reported_is_removed_at_once(topology):
     topology.update(node(), node("eth1", tid="t2"), now=0.0)
     topology.update(node("eth1", tid="t2"), now=20.0)
     assert topology.labels(20.0) == {labels_of(name="eth1", tid="t2")}
@@ -418,7 +418,7 @@ def test_an_interface_that_is_no_longer_reported_leaves_at_once(topology):
     ("interval_s", "connection_timeout_s", "leaves_s"),
     [(20.0, 60.0, 60.0), (20.0, 300.0, 300.0), (60.0, 75.0, 180.0)],
 )
-def test_interfaces_leave_when_no_answer_comes(interval_s, connection_timeout_s, leaves_s):
+def test_interfaces_expire_without_answers(interval_s, connection_timeout_s, leaves_s):
     topology = Fixture(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
     topology.update(node(), now=1000.0)
     topology.interfaces.expire(1000.0 + leaves_s - 0.1)
@@ -435,14 +435,14 @@ def test_the_page_is_empty_before_the_first_answer(topology):
     assert topology.interfaces.page(0.0) == b""
 
 
-# Asking, over real sockets.
+# Queries over real sockets.
 
 FAST_S = 0.05
-"""An interval that is short enough to see several answers."""
+"""An interval that is so short that a test sees several responses."""
 
 
 class Poll:
-    """A poller that runs, and what becomes of its interfaces."""
+    """A running poller, and the interfaces that it receives."""
 
     def __init__(self, *urls, interval_s=FAST_S, names=None, **settings):
         self.stats = TopologyStats()
@@ -482,7 +482,7 @@ class Poll:
 
 
 async def until(condition):
-    """Wait for what others do."""
+    """Wait until a condition is true."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -499,7 +499,7 @@ def closed_port():
 
 
 @pytest.mark.xdist_group("timing")
-async def test_the_first_query_comes_at_once_and_is_skydive_s():
+async def test_the_first_query_is_sent_at_once_in_skydive_s_form():
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = answer_of(node(), compress=True)
         async with Poll(analyzer.url, interval_s=3600).running() as poll:
@@ -517,7 +517,7 @@ async def test_the_first_query_comes_at_once_and_is_skydive_s():
         assert poll.errors() == {}
 
 
-async def test_queries_and_logins_keep_to_the_prefix():
+async def test_queries_and_logins_use_the_prefix():
     async with FakeAnalyzer(prefix="/a/skydive", username="ann", password="s3cret") as analyzer:
         analyzer.accepts_basic = False
         analyzer.topology = answer_of(node())
@@ -527,7 +527,7 @@ async def test_queries_and_logins_keep_to_the_prefix():
 
 
 @pytest.mark.xdist_group("timing")
-async def test_it_asks_in_every_interval():
+async def test_a_query_is_sent_in_every_interval():
     async with FakeAnalyzer() as analyzer:
         async with Poll(analyzer.url).running() as poll:
             for number in range(3):
@@ -539,7 +539,7 @@ async def test_it_asks_in_every_interval():
         assert len(analyzer.topology_requests) == asked
 
 
-async def test_an_interval_of_zero_asks_nobody():
+async def test_no_query_is_sent_with_an_interval_of_zero():
     async with FakeAnalyzer() as analyzer:
         async with asyncio.timeout(2):
             await Poll(analyzer.url, interval_s=0).poller.run()
@@ -570,12 +570,12 @@ async def test_names_and_interfaces_come_from_one_answer():
             await until(lambda: poll.stats.answers >= 2)
         for request in analyzer.topology_requests:
             assert json.loads(request.body) == {"GremlinQuery": NAMED_INTERFACES.gremlin}
-        # What is no interface by the other query is neither shown nor counted.
+        # Nodes that only the query for names returns are neither shown nor counted.
         assert poll.stats.interfaces == 1
         assert poll.stats.skipped["invalid"] == sum(poll.stats.skipped.values()) == 1
         page = poll.interfaces.page(time.monotonic()).decode()
         assert set(re.findall('node_tid="([^"]*)"', page)) == {"t1"}
-        # The second answer changed nothing, so nobody was told of it.
+        # The second answer changed nothing, so it was not reported.
         main = threading.current_thread()
         assert poll.renamed == [
             (names.nodes, NODES, main),
@@ -593,7 +593,7 @@ NODES = {
 } | {"t9": ("",) * 8}  # the one with a wrong name
 
 
-async def test_a_new_name_is_told():
+async def test_a_new_name_is_reported():
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
         analyzer.topology = answer_of(node(), node("eth1", tid="t2", node_id="n2"))
@@ -608,7 +608,7 @@ async def test_a_new_name_is_told():
         ] == [(names.nodes, {"t1": "wan0"})]
 
 
-async def test_names_are_asked_for_without_interfaces(monkeypatch):
+async def test_names_are_queried_even_if_interfaces_are_not_exported(monkeypatch):
     monkeypatch.setattr(name_poller, "INTERVAL_S", FAST_S)
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
@@ -620,7 +620,7 @@ async def test_names_are_asked_for_without_interfaces(monkeypatch):
         assert poll.stats.interfaces == 0
 
 
-async def test_a_failure_keeps_the_names_and_nobody_is_ready_before_an_answer(caplog):
+async def test_names_are_ready_after_the_first_answer_and_kept_after_a_failure(caplog):
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=0.0)
         analyzer.topology = Answer(status=500)
@@ -679,7 +679,7 @@ async def test_credentials_are_sent_as_basic_authentication():
         assert analyzer.logins == []
 
 
-async def test_credentials_of_the_url_win():
+async def test_credentials_in_the_url_take_precedence():
     async with FakeAnalyzer(username="url", password="p@ss") as analyzer:
         analyzer.topology = answer_of(node())
         url = analyzer.url.replace("ws://", "ws://url:p%40ss@")
@@ -688,7 +688,7 @@ async def test_credentials_of_the_url_win():
         assert poll.errors() == {}
 
 
-async def test_a_login_replaces_basic_and_is_renewed():
+async def test_a_login_replaces_basic_authentication_and_is_renewed():
     async with FakeAnalyzer(username="ann", password="s3cret") as analyzer:
         analyzer.accepts_basic = False
         analyzer.topology = answer_of(node())
@@ -731,7 +731,7 @@ async def test_a_redirect_is_logged_with_its_location(caplog):
     )
 
 
-async def test_the_scheme_that_fits_is_named(tmp_path, caplog):
+async def test_the_log_suggests_the_correct_scheme(tmp_path, caplog):
     async def serve(reader, writer):
         await reader.read(5)
         writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
@@ -756,7 +756,7 @@ async def test_the_scheme_that_fits_is_named(tmp_path, caplog):
     assert third.endswith("; the port does not serve TLS, use ws://")
 
 
-async def test_tls_with_our_authority_and_a_client_certificate(tmp_path):
+async def test_tls_with_a_configured_authority_and_a_client_certificate(tmp_path):
     authority = Authority(tmp_path)
     context = authority.server_context("127.0.0.1", ask_clients=True)
     ours = authority.issue("skyfast")
@@ -791,7 +791,7 @@ def test_an_unusable_authority_is_an_error_of_the_configuration(tmp_path):
         Poll("wss://127.0.0.1:9/ws/subscriber/flow", ca_cert=str(tmp_path / "ca.pem"))
 
 
-async def test_a_name_of_several_addresses_is_asked_itself():
+async def test_a_query_to_a_name_with_several_addresses_uses_the_name():
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = answer_of(node())
         url = f"dns+ws://localhost:{analyzer.port}/ws/subscriber/flow"
@@ -801,7 +801,7 @@ async def test_a_name_of_several_addresses_is_asked_itself():
 
 
 def bomb(size):
-    """A list of nothing, without end."""
+    """A compressed list that contains only spaces and does not end."""
     packer = zlib.compressobj(9, wbits=31)
     parts = [packer.compress(b"["), *(packer.compress(b" " * (1 << 20)) for _ in range(size >> 20))]
     return b"".join(parts) + packer.flush()
@@ -837,7 +837,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_a_failing_analyzer(failure, monkeypatch, caplog):
-    """It is counted, logged once, and the next one is asked; nothing is lost in between."""
+    """The failure is counted and logged once. Interfaces stay until the next analyzer responds."""
     monkeypatch.setattr(topology_client, "MAX_ANSWER_BYTES", 65_536)
     if failure == "hangs":
         monkeypatch.setattr(topology_client, "REQUEST_TIMEOUT_S", 0.3)
@@ -868,7 +868,7 @@ async def test_a_name_that_does_not_resolve():
     assert poll.errors().keys() <= {"unreachable", "timeout"}
 
 
-async def test_a_fault_of_ours_does_not_end_the_poller(monkeypatch):
+async def test_an_unexpected_exception_does_not_end_the_poller(monkeypatch):
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = answer_of(node())
         poll = Poll(analyzer.url)
@@ -880,7 +880,7 @@ async def test_a_fault_of_ours_does_not_end_the_poller(monkeypatch):
             await until(lambda: poll.shows("eth0"))
 
 
-async def test_failures_are_logged_once_a_minute_with_how_many_were_not(monkeypatch, caplog):
+async def test_failures_are_logged_once_a_minute_with_their_number(monkeypatch, caplog):
     monkeypatch.setattr(topology_client, "LogLimit", lambda: LogLimit(0.3))
     url = f"ws://127.0.0.1:{closed_port()}/ws/subscriber/flow"
     async with Poll(url, interval_s=0.02).running() as poll:
@@ -906,7 +906,7 @@ async def test_a_gzip_bomb_takes_no_memory(monkeypatch):
     assert peak < 16 << 20
 
 
-async def test_cancelling_closes_the_socket_of_a_query_under_way():
+async def test_cancelling_closes_the_socket_of_a_query_in_progress():
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = Fault.HANG  # reads until the socket is closed
         async with Poll(analyzer.url, interval_s=60).running():
@@ -914,7 +914,7 @@ async def test_cancelling_closes_the_socket_of_a_query_under_way():
         await until(lambda: not analyzer._tasks)
 
 
-async def test_the_event_loop_goes_on_during_an_update(monkeypatch):
+async def test_the_event_loop_runs_during_an_update(monkeypatch):
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = answer_of(node())
         poll = Poll(analyzer.url, interval_s=60)

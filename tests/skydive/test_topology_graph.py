@@ -71,7 +71,7 @@ OTHER_TYPES = [7, -1.5, True, "text", [7], {"x": 7}, [[]], [None], 10**30]
 
 
 def paths(value, path=()):
-    """Return the paths of everything in a JSON object."""
+    """Return the paths of all values in a JSON object."""
     inner = value.items() if isinstance(value, dict) else enumerate(value)
     for key, each in inner:
         yield (*path, key)
@@ -122,7 +122,7 @@ def test_every_field_is_decoded():
 
 
 @pytest.mark.parametrize("path", list(paths(FULL_NODE)), ids=lambda path: ".".join(map(str, path)))
-def test_a_field_of_another_type_is_absent_and_the_others_are_not(path):
+def test_only_a_field_of_another_type_is_absent(path):
     for value in (*OTHER_TYPES, None):
         skipped = Skipped()
         node = decode_node(changed(path, value), skipped)
@@ -148,7 +148,7 @@ def test_a_field_of_another_type_is_absent_and_the_others_are_not(path):
     ],
     ids=lambda element: element[:12].decode(errors="replace"),
 )
-def test_what_is_not_a_node_or_an_edge_is_counted(element):
+def test_elements_that_are_not_nodes_or_edges_are_counted(element):
     skipped = Skipped()
     assert decode_node(element, skipped) is None
     assert skipped[MALFORMED] == 1

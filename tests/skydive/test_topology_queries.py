@@ -40,7 +40,7 @@ def every_query():
     yield queries.by_child(["a-1", "b-2"])
 
 
-def test_the_query_of_the_interfaces_is_the_one_of_the_go_connector():
+def test_the_query_for_interfaces_is_that_of_the_go_connector():
     assert queries.INTERFACES.gremlin == "G.V().Has('EncapType', 'ether')"
 
 
@@ -54,7 +54,7 @@ def test_each_query_is_understood(query):
 
 
 @pytest.mark.parametrize("query", list(every_query()), ids=lambda query: query.gremlin[:70])
-def test_each_query_is_one_that_skydive_s_parser_accepts(query):
+def test_skydive_s_parser_accepts_each_query(query):
     """The grammar of ``traversal_parser.go``, as far as skyfast uses it."""
     value = r"(?:'[^'\"]*'|\d+|(?:Within|Ne|Gt)\((?:'[^'\"]*'|\d+)(?:, (?:'[^'\"]*'|\d+))*\))"
     step = rf"\.(?:Has|HasEither)\({value}(?:, {value})*\)"
@@ -101,7 +101,7 @@ def test_too_many_values_are_not_understood():
         (queries.KUBERNETES, {"pod", "service", "replicaset"}),
     ],
 )
-def test_which_nodes_match(query, expected):
+def test_query_matches_the_right_nodes(query, expected):
     nodes = {
         "ether": node("device", EncapType="ether"),
         "loopback": node("device", EncapType="loopback"),
@@ -122,7 +122,7 @@ def test_which_nodes_match(query, expected):
     assert {name for name, element in nodes.items() if query.matches(element)} == expected
 
 
-def test_which_edges_match():
+def test_query_matches_the_right_edges():
     relations = ["ownership", "layer2", "container", "service", "node", "networkpolicy", 1, None]
     for query, expected in (
         (queries.EDGES, ["ownership", "layer2"]),
@@ -167,7 +167,7 @@ def test_values_cannot_change_the_query(make):
         make(f"x{n}" for n in range(MAX_VALUES + 1))
 
 
-def test_a_query_is_data():
+def test_equal_arguments_make_equal_queries():
     assert queries.by_child(["a"]) == queries.by_child(["a"])
     assert isinstance(queries.INTERFACES, Query)
 

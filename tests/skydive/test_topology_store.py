@@ -44,7 +44,7 @@ def store():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_of_two_nodes_with_one_id_the_one_that_was_updated_last_counts(store, order):
+def test_if_two_nodes_have_one_id_the_one_that_was_updated_last_counts(store, order):
     two = [node(name="old", updated_at=1), node(name="new", updated_at=2)][::order]
     reader = read(NAMESPACES, *two)
     assert reader.skipped == {"duplicate_id": 1}
@@ -120,7 +120,7 @@ def test_a_response_replaces_the_one_before(store):
     before = store.graph().nodes
     again = read(NAMESPACES, node("b", name="b", updated_at=9), node("a", name="a", updated_at=9))
     assert not store.replace(NAMESPACES, again)
-    # What is the same stays the same object.
+    # Equal nodes stay the same objects.
     assert {id(each) for each in store.graph().nodes} == {id(each) for each in before}
     assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a")))
     assert names(store) == ["a"]
@@ -142,22 +142,22 @@ def test_changes_are_merged(store, monkeypatch):
     assert len(store.differing(NAMESPACES, new)) == 2
     assert store.merge(NAMESPACES, new)
     assert names(store) == ["b", "c", "changed"]
-    # Without an ID, it cannot be known whether it is a new one.
+    # Without an ID, it is not known whether a node is new.
     assert not store.merge(NAMESPACES, read(NAMESPACES, node("")))
     monkeypatch.setattr(topology_store, "MAX_ELEMENTS", 3)
     assert not store.merge(NAMESPACES, read(NAMESPACES, node("d")))
     assert store.graph().skipped == {"too_many": 1}
 
 
-def test_changes_before_anything_else(store):
+def test_changes_before_the_first_complete_response(store):
     assert store.merge(EDGES, read(EDGES, edge()))
     assert len(store.graph().edges) == 1
 
 
-# Some pods alone.
+# Graphs of some pods only.
 
 
-def test_what_the_names_of_some_pods_need(store):
+def test_the_graph_of_some_pods_has_all_nodes_that_their_names_need(store):
     pods = [node("p1", name="p1", kind="pod"), node("p2", name="p2", kind="pod")]
     service = node("s", name="s", kind="service")
     store.replace(KUBERNETES, read(KUBERNETES, *pods, service))

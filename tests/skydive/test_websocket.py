@@ -1,7 +1,7 @@
 """Receiving without copies has the same results as the websockets library.
 
-The reference is a connection of websockets that gets the same bytes. Tests that depend on sockets
-use real ones, with both event loops, with and without TLS.
+The reference is a connection of that library that gets the same bytes. Tests that depend on sockets
+use real sockets, with both event loops, with and without TLS.
 """
 
 import asyncio
@@ -180,7 +180,7 @@ async def receive_with_websockets(stream: bytes, *, reset: bool = False) -> Outc
 
 
 class Receiver(Wire):
-    """A wire whose connection receives messages as skyfast does."""
+    """A wire whose connection receives messages in the way that skyfast does."""
 
     def __init__(
         self,

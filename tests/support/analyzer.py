@@ -2,7 +2,7 @@
 
 It serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one loopback port, like
 Skydive. It uses plain asyncio streams, so that it can break any rule of HTTP and of the WebSocket
-protocol, and it shares no code with skyfast, except for the meaning of topology queries. Typical
+protocol. It shares no code with skyfast, except for the evaluation of topology queries. Typical
 use::
 
     async with FakeAnalyzer() as analyzer:
@@ -38,7 +38,7 @@ PHRASES = {101: "Switching Protocols", 200: "OK", 401: "Unauthorized", 409: "Con
 HUGE_BYTES = 500_000_000
 SPACES = b" " * (1 << 20)
 WRITE_TIMEOUT_S = 10.0
-"""Maximum duration of a write, as in Skydive. Then the subscriber is dropped."""
+"""Maximum duration of a write, as in Skydive. A subscriber is dropped if a write takes longer."""
 PONG_TIMEOUT_S = 7.0
 """Maximum age of the latest pong: the sum of Skydive's ping interval and pong timeout."""
 WAIT_S = 5.0
@@ -60,7 +60,7 @@ class Fault(enum.Enum):
 
 @dataclass(kw_only=True)
 class Answer:
-    """An HTTP response. With ``compress``, it is gzipped if the request accepts that."""
+    """An HTTP response. With ``compress``, it is gzipped if the request accepts gzip."""
 
     status: int = 200
     body: bytes = b""
@@ -70,7 +70,7 @@ class Answer:
 
 @dataclass
 class Request:
-    """A received request. Headers are unchanged: in order, with duplicates, in their case."""
+    """A received request. Headers keep their order, duplicates, and upper and lower case."""
 
     method: str
     target: str
@@ -137,7 +137,7 @@ class Subscriber:
         await self._drain()
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
-        """Send a message in ``fragments`` frames; the last one can be shorter."""
+        """Send a message in ``fragments`` frames; the last frame can be shorter."""
         payload = data.encode() if isinstance(data, str) else data
         size = -(-len(payload) // fragments) or 1
         for number in range(fragments):
@@ -207,7 +207,7 @@ class FakeAnalyzer:
         self.host_id = host_id
         self.service_type = service_type
         self.username = username
-        """The required username; without one, there is no authentication."""
+        """The required username; if None, there is no authentication."""
         self.password = password
         self.accepts_basic = True
         """Whether Basic authentication is accepted; if not, a login cookie is required."""
@@ -220,17 +220,17 @@ class FakeAnalyzer:
         self.login: Answer | Fault | None = None
         """The response to ``POST /login`` that replaces the normal one."""
         self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
-        """The response to authorized requests ``POST /api/topology`` if there is no ``graph``."""
+        """The response to authorized ``POST /api/topology`` requests if there is no ``graph``."""
         self.graph: dict[str, list[dict[str, Any]]] | None = None
-        """``Nodes`` and ``Edges``; every query gets those that match it."""
+        """``Nodes`` and ``Edges``. The response to a query contains those that match the query."""
         self.unique_host_ids = False
-        """Reject a second subscriber with the same X-Host-ID with 409, as Skydive does..."""
+        """Respond with 409 while another subscriber has the same X-Host-ID, as Skydive does."""
         self.host_id_linger_s = 0.0
-        """... and for this time after the first one has left."""
+        """How long the X-Host-ID of a subscriber that has left is still in use."""
         self.checks_pongs = False
         """Drop subscribers whose pongs are late, as Skydive does."""
         self.stalling = False
-        """Send no pings, because they cannot interrupt a frame."""
+        """Send no pings, because a frame is incomplete and pings cannot interrupt it."""
         self.stops_after_disconnect = False
         """After a disconnect, send nothing until the next client subscribes: a bug of Skydive."""
 
@@ -380,7 +380,7 @@ class FakeAnalyzer:
         return Answer(body=b"{}", headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
 
     def _topology(self, request: Request) -> Answer | Fault:
-        """Return what a query gets; as Skydive, 400 if it is not understood."""
+        """Return the response to a query; 400 for an unknown query, as Skydive does."""
         if self.graph is None:
             return self.topology
         query = parse(json.loads(request.body)["GremlinQuery"])
@@ -556,7 +556,7 @@ class FakeAnalyzer:
 
 
 async def _quiet(job: Awaitable[None]) -> None:
-    """Ignore exceptions of ``job`` because the subscriber has left."""
+    """Ignore exceptions that ``job`` raises because the subscriber has left."""
     with contextlib.suppress(ConnectionError, ssl_module.SSLError):
         await job
 

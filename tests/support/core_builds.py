@@ -1,10 +1,11 @@
 """Test builds of the compiled core, and how to run tests with one of them.
 
-``setup.py`` defines them. Each has its own directory under ``build`` and is rebuilt when a source
-is newer.
+``setup.py`` defines the builds. Each has its own directory under ``build`` and is rebuilt when a
+source is newer.
 
-``python -m tests.support.core_builds NAME COMMAND …`` runs a command whose compiled modules are
-those of that build, as far as it imports ``tests``: with the sanitizer's run-time loaded first.
+``python -m tests.support.core_builds NAME COMMAND …`` runs a command with this build. The
+sanitizer's run-time is loaded first. A process uses the compiled modules of the build if it imports
+``tests``.
 """
 
 import fcntl
@@ -27,10 +28,10 @@ SOURCES = (
 CORE = "skyfast._table"
 SPLITTER = "skyfast.skydive._json_split"
 CHOSEN = "SKYFAST_CORE"
-"""The environment variable that contains the path of the build in use, if not the default."""
+"""The environment variable with the path of the build in use. Not set for the default build."""
 
-# Python does not free all memory at exit, which the leak check would report. The builds count
-# their own blocks instead. The mutex is destroyed when no thread can lock it.
+# Leak detection is off: Python does not free all memory at exit. The builds count the core's blocks
+# instead.
 _ENVIRON: dict[str, dict[str, str]] = {
     "checked": {},
     "coverage": {},
@@ -52,7 +53,7 @@ _PREFIXES = {"checked": (), "coverage": (), "address": (), "thread": ("setarch",
 
 
 IS_SLOW = CHOSEN in os.environ
-"""Whether a sanitizer or the consistency checks take most of the time."""
+"""Whether tests take much longer because of a sanitizer or the consistency checks."""
 
 
 def built(name: str) -> Path:
@@ -84,7 +85,7 @@ def _made(name: str, directory: Path, path: Path) -> Path:
 
 
 def load(path: Path) -> ModuleType:
-    """Return the compiled core at ``path``, as a module beside the one that is imported."""
+    """Return the compiled core at ``path`` as a module, in addition to the imported core."""
     return _load(CORE, path)
 
 
@@ -98,7 +99,7 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 def use_chosen() -> None:
-    """Let the chosen build be what is imported from now on, if there is a choice."""
+    """Make imports return the modules of the build that `CHOSEN` names, if it is set."""
     path = os.environ.get(CHOSEN)
     if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
         assert CORE not in sys.modules, "the core is imported already"
@@ -130,7 +131,7 @@ def _run_time(library: str) -> str:
 
 
 def main(name: str, *command: str) -> None:
-    """Replace this process by ``command``, with a test build as its core."""
+    """Replace this process with ``command``, which uses a test build as its core."""
     environ = os.environ | _ENVIRON[name] | {CHOSEN: str(built(name))}
     if libraries := [_run_time(library) for library in _RUN_TIMES[name]]:
         environ["LD_PRELOAD"] = " ".join(libraries)

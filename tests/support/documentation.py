@@ -26,7 +26,7 @@ CAPTURE = b'{"CaptureID":"c","PacketsReceived":1}'
 
 @functools.cache
 def exported() -> set[str]:
-    """Return the names of all metric families, except those that users can choose."""
+    """Return the names of all metric families, except families whose names users can choose."""
     names = set()
     for naming in ("compatible", "standard"):
         metrics = [metric.name for metric in METRICS]

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from tests.support.paths import RECORDINGS
 
 SHOWN_SAMPLES = 100
-"""Number of a family's samples in a golden file; a digest covers the others."""
+"""Maximum number of samples of a family that a golden file shows. A digest covers all samples."""
 
 
 def recorded(name, which):
     """Yield the messages of one analyzer, each with its time in Unix ms.
 
     The time is that of the agents' update, ``LastUpdateMetric.Last``. A message without flows has
-    the time of the previous one.
+    the time of the previous message.
     """
     sent_ms = 0
     for line in (RECORDINGS / name).read_text().splitlines():
@@ -27,8 +27,8 @@ def recorded(name, which):
 def golden_lines(families: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Iterator[str]:
     """Yield the lines of a golden file. ``families`` are pairs of comments and sorted samples.
 
-    A family of more than `SHOWN_SAMPLES` samples ends with the number of omitted ones and the
-    SHA-256 hash of all samples, each followed by a line feed.
+    If a family has more than `SHOWN_SAMPLES` samples, it ends with the number of omitted samples
+    and the SHA-256 hash of all samples. For the hash, each sample is followed by a line feed.
     """
     for comments, samples in families:
         yield from comments

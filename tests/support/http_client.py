@@ -25,7 +25,7 @@ OWN = ("/", "/api/status", "/api/top")
 """Paths whose responses change with every request."""
 
 PATHS = (*PAGES, *OWN, "/cardinality", "/-/healthy", "/-/ready")
-# With such a small buffer, rendering waits for a client that does not read.
+# This buffer is so small that rendering waits for a client that does not read.
 SMALL_RECEIVE_BUFFER = 8 * 1024
 
 

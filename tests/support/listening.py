@@ -1,8 +1,8 @@
 """skyfast's side of a simulated Skydive: silence detection and the clock of the table.
 
 The detection (`skyfast.skydive.silence`), the decision to hold the clock
-(`skyfast.skydive.reporting_gap`) and the clock are the real ones. `Listener` runs them in the
-virtual time of a `Cluster`, like `skyfast.skydive.subscription` and `skyfast.app`.
+(`skyfast.skydive.reporting_gap`) and the clock are skyfast's own. `Listener` runs them in the
+virtual time of a `Cluster`, in the same way as `skyfast.skydive.subscription` and `skyfast.app`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Generates the traffic of a constantly changing network for soak tests, reproducible by a seed.
 
 Conversations start and end in every step, and their ports are reused. Agents restart. Nodes, names,
-applications and captures appear, change and disappear, and most strings never return. The results
-are an analyzer's messages, topology responses, and the correct totals.
+applications and captures appear, change and disappear, and most strings never return. The generator
+provides an analyzer's messages, topology responses, and the correct totals.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ CAPTURES = 5
 SERVERS = [f"192.168.{i // 250}.{1 + i % 250}" for i in range(500)]
 PORTS = (443, 80, 53, 5432, 9100)
 ROUNDS = (1, 1, 1, 2, 3)
-"""The number of reports of most conversations..."""
+"""The possible numbers of reports of most conversations."""
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
-"""... and of one in ``LONG_ONE_IN``."""
+"""One conversation in ``LONG_ONE_IN`` has ``LONG_ROUNDS`` reports."""
 UNIT = (3, 1000, 2, 5000)
 """Packets and bytes of each report, in both directions."""
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
 RX_BYTES_PER_CHANGE = 3_000_000_000
-"""Increase of every interface counter. It has 32 bits, so it wraps in most responses."""
+"""Increase of every interface counter. A counter has 32 bits, so it wraps in most responses."""
 
 _FIRST = '{"Namespace":"flow","Type":"store","UUID":"","Status":200,"Obj":['
 
@@ -45,7 +45,7 @@ class _Node:
         self.name = f"eth-{tid[:8]}"
         self.restarts = 0
         self.rx_bytes = 0
-        self.labels = ""  # those of its latest conversation
+        self.labels = ""  # labels of its latest conversation
 
 
 class _Conversation:
@@ -187,7 +187,7 @@ class Churn:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # With its old UUID and its old total, a reset flow would look idle.
+            # If a reset flow kept its UUID and had the same total as before, it would look idle.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0
@@ -208,7 +208,7 @@ class Churn:
 class ChurnProcess:
     """A `Churn` in a separate process. Call `close` in the end.
 
-    In the same process, its conversations would distort the measured memory.
+    In the process of the test, the conversations would distort the measured memory.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -218,21 +218,21 @@ class ChurnProcess:
         self._process = context.Process(target=_answer, args=(child_pipe, options), daemon=True)
         self._process.start()
         child_pipe.close()
-        # All messages share this buffer, since separate ones would distort the measurement too.
+        # All messages share this buffer: separate buffers would also distort the measurement.
         self._message = bytearray(MAX_MESSAGE_BYTES)
         self.reports = self.started = 0
         """The values of the `Churn` after the last step whose messages were all read."""
         self.topology: bytes | None = None
-        """The topology after that step, if the step has changed it."""
+        """The topology after that step; None if the step has not changed the topology."""
 
     def steps(
         self, new_conversations: Sequence[int], *, change_interval: int
     ) -> Iterator[Iterator[memoryview]]:
-        """Play one step for each number of new conversations, and yield the messages of each.
+        """Play one step for each number of new conversations, and yield the messages of each step.
 
-        Read all messages of a step before the next step. A message is valid until the next one. The
-        process continues meanwhile. After the first step, and after every ``change_interval``
-        steps, an agent restarts and the topology changes.
+        Read all messages of a step before the next step. A message is valid until the next one is
+        read; meanwhile, the process prepares that one. After the first step, and after every
+        ``change_interval`` steps, an agent restarts and the topology changes.
         """
         self._pipe.send(("steps", (new_conversations, change_interval)))
         for _ in new_conversations:

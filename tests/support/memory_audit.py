@@ -1,6 +1,6 @@
 """Measures the memory of a process: its heap, and all containers reachable from skyfast's objects.
 
-Containers are found automatically, so that new ones of skyfast are included.
+Containers are found automatically, so that containers that are added to skyfast are included.
 """
 
 import ctypes
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""Entries of a container that are followed; all entries are similar."""
+"""How many entries of a container are followed. These are enough, because all are similar."""
 
 MAX_FIELDS = 8
-"""A dict with up to this many string keys has one path per key."""
+"""If all keys of a dict are strings and there are at most this many, each has its own path."""
 
 
 class _MallInfo(ctypes.Structure):

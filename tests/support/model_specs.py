@@ -85,13 +85,13 @@ def _standard(prefix: str, family: Family) -> Family:
 
 
 def labelled(*names: str, others: Iterable[Label] = ()) -> tuple[Label, ...]:
-    """Return the labels with these names; ``others`` are known besides the fields of flows."""
+    """Return the labels with these names. They are fields of flows, or in ``others``."""
     known = KNOWN_LABELS | {label.name: label for label in others}
     return tuple(known[name] for name in names)
 
 
 def traffic(protocol: Label = KNOWN_LABELS["protocol"]) -> View:
-    """Return the default view besides the main one."""
+    """Return the view that a configuration has by default, in addition to the main view."""
     return View(
         (KNOWN_LABELS["node_tid"], protocol, DIRECTION),
         standard("skydive_traffic", "bytes", "packets"),
@@ -99,7 +99,7 @@ def traffic(protocol: Label = KNOWN_LABELS["protocol"]) -> View:
 
 
 DEFAULT = Spec(views=(View(LABELS, FAMILIES), traffic()))
-"""The spec of a configuration without options for the page."""
+"""The spec of a configuration that does not change the page."""
 
 
 @dataclass(frozen=True, kw_only=True)

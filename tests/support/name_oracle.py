@@ -1,8 +1,8 @@
 """A slow, plain resolver of names, written from the documented rules.
 
 It works on decoded JSON, searches lists instead of building indexes, and shares no code with
-`skyfast.skydive.name_resolver`, which has to give the same results. Each rule is a method whose
-docstring states it. Where nothing is certain, names are empty.
+`skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method, and the
+docstring of the method states the rule. Names that are not certain are empty.
 """
 
 import functools
@@ -16,7 +16,7 @@ Pair = tuple[str, str]
 """Namespace and name of a pod, or kind and name of a workload."""
 
 Place = tuple[Json, str, str | None]
-"""Where an address is: the namespace's node or None, the host, the virtual machine or None."""
+"""Where an address is: the node of the network namespace or None, the host, the VM or None."""
 
 Candidate = tuple[Names, str, str, str]
 """An owner of an address: its names, namespace, host and cluster."""
@@ -43,7 +43,7 @@ NO_INTERFACES = {
 
 
 def once(rule: Rule) -> Rule:
-    """Remember the results of a rule for nodes, texts and None."""
+    """Cache the results of a rule. Its arguments must be nodes, strings or None."""
 
     @functools.wraps(rule)
     def remembered(self: "NameOracle", *arguments: Any) -> Any:
@@ -108,7 +108,7 @@ def is_local(address: str) -> bool:
 
 
 def network_of(value: Json) -> Any:
-    """Return the subnet of an address with a prefix length, or None; one address is none."""
+    """Return the subnet of an address with a prefix length; None if it is a single address."""
     if not address_of(value) or "/" not in value:
         return None
     network = ipaddress.ip_interface(value).network
@@ -116,7 +116,7 @@ def network_of(value: Json) -> Any:
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Return different values; nodes are different unless they are the same object."""
+    """Return the distinct values. Two nodes are distinct if they are different objects."""
     result: list[Any] = []
     for value in values:
         same = [v for v in result if (v is value if isinstance(value, dict) else v == value)]
@@ -126,7 +126,7 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def only(values: Iterable[Any]) -> Any:
-    """Return the only distinct value, or None."""
+    """Return the distinct value if there is exactly one, otherwise None."""
     found = distinct(values)
     return found[0] if len(found) == 1 else None
 
@@ -176,7 +176,7 @@ class NameOracle:
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """Of two nodes with one ID, the one that was updated later counts."""
+        """If two nodes have the same ID, the one that was updated later counts."""
         return number(node.get("UpdatedAt"))
 
     # -- the graph ------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class NameOracle:
         ]
 
     def selecting(self, node: Json, relation: str) -> list[Json]:
-        """Parents by label selectors, which never select anything in another cluster."""
+        """Parents by label selectors. A selector never selects anything in another cluster."""
         return [
             parent
             for parent in self.parents(node, relation, relation)
@@ -223,9 +223,10 @@ class NameOracle:
 
     @once
     def namespace(self, node: Json) -> Json:
-        """The namespace of an interface or container is its only owner, of type netns or host.
+        """The namespace of an interface or container: its owner of type netns or host.
 
-        Nothing is known if there is a ring of owners, or if an owner has several itself.
+        It is not known if there are several owners, if one of the owners has several owners, or if
+        the owners form a ring.
         """
         owners = self.parents(node, "ownership", "any")
         if len(owners) != 1 or self.kind(owners[0]) not in ("netns", "host"):
@@ -250,7 +251,7 @@ class NameOracle:
 
     @once
     def containers(self, namespace: Json) -> list[Json]:
-        """Containers of a netns; those of a host use its own namespace and name nothing."""
+        """Containers of a netns. Containers in a host's own namespace do not name an address."""
         if namespace is None or self.is_own(namespace):
             return []
         return [node for node in self.all("container") if self.namespace(node) is namespace]
@@ -266,7 +267,7 @@ class NameOracle:
 
     @once
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether it is unknown which pod a namespace has: it cannot have several."""
+        """Whether it is unknown which pod a namespace belongs to. It cannot belong to several."""
         if namespace is None or self.is_own(namespace):
             return False
         return (
@@ -304,7 +305,7 @@ class NameOracle:
         )
 
     def container_name(self, container: Json) -> str:
-        """The name in the pod by labels, else in kubelet's name, else the runtime's name."""
+        """The container's name in its pod, by labels, else by kubelet's name; else its own name."""
         kubelet = self.kubelet_name(container)
         return short(
             self.label(container, "container", "name")
@@ -315,7 +316,7 @@ class NameOracle:
 
     @once
     def container(self, namespace: Json) -> str:
-        """The name of the only container that is not the sandbox, else empty."""
+        """The name of the only container that is not a sandbox; empty if there are several."""
         if self.may_have_more_containers(namespace):
             return ""
         found = [c for c in self.containers(namespace) if not self.is_sandbox(c)]
@@ -325,7 +326,7 @@ class NameOracle:
 
     @once
     def kubernetes_containers(self, container: Json) -> list[Json]:
-        """Those with an edge to a container; if there is none, those with its ID."""
+        """The Kubernetes containers with an edge to a container; if none, those with its ID."""
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
         return linked or [
@@ -336,7 +337,7 @@ class NameOracle:
 
     @once
     def pods_of(self, kubernetes_container: Json) -> list[Json]:
-        """The pods that own a Kubernetes container; without the edge, the only one of its name."""
+        """The pods that own a Kubernetes container; without edges, the only pod that it names."""
         owners = self.parents(kubernetes_container, "ownership", "pod")
         pair = self.pair_in(kubernetes_container)
         named = [pod for pod in self.all("pod") if pair and self.pair(pod) == pair]
@@ -352,7 +353,7 @@ class NameOracle:
         return pair if all(pair) else None
 
     def lone_pair_in(self, kubernetes_container: Json) -> Pair | None:
-        """The pod in the fields of a container without edges to pods."""
+        """The pod named in the fields of a container that has no edges to pods."""
         known = self.pods_of(kubernetes_container)
         return None if known else self.pair_in(kubernetes_container)
 
@@ -364,7 +365,7 @@ class NameOracle:
         ]
 
     def labelled_pairs(self, container: Json) -> list[Pair | None]:
-        """The pod in the labels of kubelet or of containerd."""
+        """The pod named in the labels of kubelet or of containerd."""
         namespaces = (
             self.nested_label(container, "pod", "namespace"),
             self.flat_label(container, "pod.namespace"),
@@ -384,10 +385,10 @@ class NameOracle:
 
     @once
     def pairs(self, namespace: Json) -> list[Pair]:
-        """The pods of all containers of a namespace, as namespace and name.
+        """The pods of all containers of a network namespace, as Kubernetes namespace and name.
 
-        Labels count if the Kubernetes probe knows none of the containers, and kubelet's names if
-        there are no labels.
+        Labels only count if the Kubernetes probe knows none of the containers. Kubelet's names only
+        count if there are no labels.
         """
         for source in (self.kubernetes_pairs, self.labelled_pairs, self.kubelet_pairs):
             found = distinct(p for c in self.containers(namespace) for p in source(c) if p)
@@ -397,10 +398,10 @@ class NameOracle:
 
     @once
     def linked_pods(self, namespace: Json) -> list[Json]:
-        """The pods of the containers of a namespace, by the Kubernetes probe.
+        """The pods of the containers of a namespace, according to the Kubernetes probe.
 
-        It links pods with containers by namespace and name alone, so they can be of several
-        clusters: then, those of the host's cluster count.
+        The probe links pods with containers by Kubernetes namespace and name alone, so the pods can
+        be of several clusters. In this case, only pods of the host's cluster count.
         """
         pods = distinct(
             pod
@@ -417,8 +418,8 @@ class NameOracle:
     def pod(self, namespace: Json) -> Json:
         """Return the node of the pod of a namespace, or None.
 
-        A pod that is known by name alone must be in the cluster of the host, if that is known,
-        and must not be known to be on another host.
+        If only the name of the pod is known, the pod must be in the cluster of the host, unless
+        that cluster is unknown, and must not be known to be on another host.
         """
         if namespace is None or self.is_uncertain(namespace) or not self.pairs(namespace):
             return None
@@ -437,7 +438,7 @@ class NameOracle:
         )
 
     def latest(self, pods: list[Json]) -> Json:
-        """The only pod; of several of one name in one cluster, the latest, best a running one."""
+        """The latest pod, preferably a running one; None if they are in several clusters."""
         if len(distinct(map(self.cluster, pods))) != 1:
             return None
         return only(self.newest([pod for pod in pods if self.runs(pod)] or pods))
@@ -449,7 +450,7 @@ class NameOracle:
         return number(node.get("CreatedAt"))
 
     def newest(self, nodes: list[Json]) -> list[Json]:
-        """Several if they were created at the same time."""
+        """The latest nodes: several if they were created at the same time."""
         newest = max(map(self.created, nodes), default=0)
         return [node for node in nodes if self.created(node) == newest]
 
@@ -459,13 +460,13 @@ class NameOracle:
         return short(text(node, "Metadata", "ClusterName"))
 
     def node_of(self, pod: Json) -> str:
-        """The name of the Kubernetes node of a pod."""
+        """The name of the Kubernetes node that a pod runs on."""
         k8s = dig(pod, "Metadata", "K8s")
         return short(text(k8s, "Node")) or short(text(k8s, "Extra", "Spec", "NodeName"))
 
     @once
     def kubernetes_nodes(self, host: str) -> list[Pair]:
-        """The Kubernetes nodes that a host has edges to, by cluster and name."""
+        """The Kubernetes nodes to which a host has edges, as cluster and name."""
         return distinct(
             (self.cluster(node), name)
             for node in self.all("node")
@@ -487,16 +488,16 @@ class NameOracle:
 
     @once
     def agent(self, pod: Json) -> str:
-        """The host of a pod, as its agent calls it, or "".
+        """The host of a pod, by the name that its agent uses; empty if it is not known.
 
-        The Kubernetes probe links hosts with nodes by their names alone. So a host with edges to
-        nodes of two clusters has none for sure.
+        The Kubernetes probe links hosts with nodes by their names alone. So if a host has edges to
+        nodes of two clusters, it is not certain which of them it is.
         """
         host = only(self.linked_hosts(pod))
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
 
     def assumed_host(self, pod: Json) -> str:
-        """The agent's host; or one with the name of the Kubernetes node, unless edges object."""
+        """The agent's host; else the host named like the Kubernetes node, if edges allow that."""
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
         return self.agent(pod) or (node if free else "")
@@ -508,7 +509,7 @@ class NameOracle:
         return [owner for owner in references if dig(owner, "Controller") is True]
 
     def owner(self, node: Json) -> Pair:
-        """Kind and name of the only owner that controls a node; both are needed."""
+        """Kind and name of the only owner that controls a node. An owner must have both."""
         owners = self.controllers(node)
         pair = short(text(owners[0], "Kind")), short(text(owners[0], "Name"))
         return pair if len(owners) == 1 and all(pair) else ("", "")
@@ -518,7 +519,7 @@ class NameOracle:
         return (kind, name) if name else ("", "")
 
     def objects(self, kind: str, pod: Json, name: str) -> list[Json]:
-        """The latest nodes of a kind and name in the pod's namespace and cluster."""
+        """The latest of the nodes of a kind and name in the pod's namespace and cluster."""
         found = [
             node
             for node in self.all(kind)
@@ -554,7 +555,7 @@ class NameOracle:
         return kind, name
 
     def of_replica_set(self, node: Json) -> Pair:
-        """The owner of a replica set, else the only deployment that selects it, else itself."""
+        """The owner of a replica set, else the only deployment that selects it, else the set."""
         if self.controllers(node):
             return self.owner(node)
         deployment = only(self.selecting(node, "deployment"))
@@ -563,7 +564,7 @@ class NameOracle:
         return self.itself(node, "ReplicaSet")
 
     def selecting_workload(self, pod: Json) -> Pair:
-        """Edges are matches of selectors: only one counts, and only without an owner."""
+        """The workload whose selector matches a pod without owner, if there is only one."""
         parents = [parent for kind in CONTROLLERS for parent in self.selecting(pod, kind)]
         if len(parents) != 1:
             return "", ""
@@ -572,7 +573,7 @@ class NameOracle:
         return self.itself(parents[0], CONTROLLERS[self.kind(parents[0])])
 
     def pod_label(self, pod: Json, key: str) -> str:
-        """A label; if one key is the start of another, one copy of the labels may lack it."""
+        """A label, from either copy: one may lack it if its key is the start of another key."""
         k8s = dig(pod, "Metadata", "K8s")
         for labels in (dig(k8s, "Labels"), dig(k8s, "Extra", "ObjectMeta", "Labels")):
             value = dig(labels, *key.split("."))
@@ -582,12 +583,12 @@ class NameOracle:
         return ""
 
     def cluster_addresses(self, service: Json) -> list[str]:
-        """The cluster IPs of a service; that of a headless one is ``None``."""
+        """The cluster IPs of a service. A headless service has the text ``None`` instead."""
         k8s = dig(service, "Metadata", "K8s")
         return addresses_of([dig(k8s, "ClusterIP"), *items(k8s, "Extra", "Spec", "ClusterIPs")])
 
     def service(self, pod: Json) -> str:
-        """The name of the only service with a cluster IP that selects the pod, else empty."""
+        """The name of the only service that selects the pod and has a cluster IP, else empty."""
         found = only(s for s in self.selecting(pod, "service") if self.cluster_addresses(s))
         return short(text(found, "Metadata", "K8s", "Name"))
 
@@ -598,9 +599,10 @@ class NameOracle:
 
     @once
     def pod_addresses(self, pod: Json) -> list[str]:
-        """The addresses of a pod: none unless it runs or starts, nor in the host's network.
+        """The addresses of a pod. It has none if it has ended, or uses the host's network.
 
-        If the host is unknown, the addresses of all hosts are not the pod's.
+        A pod uses the host's network if it has an address of its host. If the host is unknown, an
+        address of any host is enough.
         """
         if not self.runs(pod):
             return []
@@ -623,7 +625,7 @@ class NameOracle:
 
     @once
     def capture_points(self) -> dict[str, Json]:
-        """Interfaces by NodeTID; of two, the first by host, name, type and ID."""
+        """Interfaces by NodeTID. If two have the same, the first by host, name, type and ID."""
         found: dict[str, Json] = {}
         for node in self.interfaces():
             tid = short(text(node, "Metadata", "TID") or text(node, "ID"))
@@ -651,7 +653,7 @@ class NameOracle:
 
     @once
     def point(self, node: Json) -> tuple[str, tuple[str, ...], str, str]:
-        """Namespace, namespaces of veth peers, host and cluster of a capture point."""
+        """A capture point: its namespace, the namespaces of its veth peers, host and cluster."""
         peers = [
             self.namespace(end)
             for parent, child, relation in self.edges
@@ -696,7 +698,7 @@ class NameOracle:
         )
 
     def machine(self, node: Json) -> str:
-        """The virtual machine at an interface: its Libvirt domain, else its UUID.
+        """The virtual machine behind an interface: its Libvirt domain, else its UUID.
 
         The domain may be known from another interface of the machine.
         """
@@ -715,9 +717,10 @@ class NameOracle:
 
     @once
     def places(self, address: str) -> list[Place]:
-        """Where interfaces have an address, or virtual machines behind interfaces.
+        """The places of an address: interfaces, or virtual machines behind interfaces.
 
-        An address in Neutron is the machine's, unless the interface has it itself.
+        An address that Neutron lists for an interface belongs to the virtual machine, unless the
+        interface has the address itself.
         """
         found: list[Place] = []
         for node in self.interfaces():
@@ -752,7 +755,7 @@ class NameOracle:
 
     @once
     def facts(self, pod: Json) -> dict[str, Any]:
-        """What is known of a pod by its node; nothing if there is none."""
+        """The names of a pod that its node shows; none if there is no node."""
         if pod is None:
             facts: dict[str, Any] = dict.fromkeys(
                 ("namespace", "pod", "workload", "workload_kind", "service", "cluster"), ""
@@ -771,7 +774,7 @@ class NameOracle:
         }
 
     def facts_of_namespace(self, namespace: Json) -> dict[str, Any]:
-        """What is known of the pod of a namespace; without its node, only the name."""
+        """The names of the pod of a namespace. If the pod's node is unknown, only its own name."""
         pod = self.pod(namespace)
         facts = dict(self.facts(pod))
         if pod is None and (pair := self.lone_pair(namespace)):
@@ -794,9 +797,9 @@ class NameOracle:
         machine: str | None = None,
         netns: str = "",
     ) -> Names:
-        """The names of an address; its own name is the first that is known.
+        """The names of an address. Its label ``name`` is the first of these that is known.
 
-        The address of a machine is neither the network namespace's nor the host's.
+        The address of a virtual machine is not named after the network namespace or the host.
         """
         prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
         service, workload = facts["service"], facts["workload"]
@@ -819,7 +822,8 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface are one if the pod can be nowhere else, and nothing else there.
+        A pod and an interface with the same address are one owner if the pod can be at no other
+        interface, and no other pod can be at this one.
         """
         places = self.places(address)
         shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]
@@ -850,7 +854,7 @@ class NameOracle:
         return distinct(result)
 
     def pods_with(self, address: str) -> list[Json]:
-        """Of two pods of a cluster with one address, the newer one has it."""
+        """If two pods of a cluster have the same address, only the newer pod owns it."""
         pods = [pod for pod in self.all("pod") if address in self.pod_addresses(pod)]
         clusters = distinct(map(self.cluster, pods))
         of_cluster = [[pod for pod in pods if self.cluster(pod) == each] for each in clusters]
@@ -859,9 +863,10 @@ class NameOracle:
     def may_be_at(self, pod: Json, place: Place, *, alone: bool) -> bool:
         """Whether a pod can be assumed to be where an interface has its address.
 
-        The interface is not in the host's own namespace, and of no other pod. If the namespace is
-        of a pod of that name, nothing may contradict. Otherwise, the interface is on the pod's
-        host; or nothing at all is known of the pod's host, and there is no other interface.
+        The interface must not be in the host's own namespace, and must not belong to another pod.
+        If its namespace belongs to a pod of that name, it is the pod's interface unless anything
+        contradicts this. Otherwise, the interface must be on the pod's host. If nothing at all is
+        known about that host, the interface must be the only one with the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
@@ -879,7 +884,7 @@ class NameOracle:
         return alone and same_cluster
 
     def place_candidate(self, place: Place) -> Candidate:
-        """The owner of an interface's address; a machine is not in the interface's namespace."""
+        """The owner of an interface's address. A virtual machine is not in its namespace."""
         namespace, host, machine = place
         facts = self.facts_of_namespace(namespace)
         names = self.names(
@@ -893,7 +898,7 @@ class NameOracle:
         return names, identity, host, facts["cluster"] or self.cluster_of_host(host)
 
     def merged_candidate(self, place: Place, pod: Json) -> Candidate:
-        """A pod and its interface. Runtime containers are preferred to those in Kubernetes."""
+        """A pod and its interface. Runtime containers take precedence over those of Kubernetes."""
         namespace, host, _ = place
         container = (
             self.container(namespace)
@@ -906,9 +911,9 @@ class NameOracle:
         return names, self.identity(namespace), host, cluster
 
     def pod_candidate(self, pod: Json) -> Candidate:
-        """A pod whose address no interface has: it is in the namespace of its containers.
+        """A pod whose address is at no interface. Its namespace is that of its containers.
 
-        Its host is named after the Kubernetes node if the agent is not known.
+        If the agent of its host is not known, the host has the name of the Kubernetes node.
         """
         namespaces = [netns for netns in self.all("netns") if self.pod(netns) is pod]
         namespace = namespaces[0] if len(namespaces) == 1 else None

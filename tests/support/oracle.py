@@ -1,8 +1,9 @@
 """Computes the counters that a page must show from the delivered reports alone.
 
 `Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows, and
-knows where a page may show less: a flow whose reports were so far apart that it was forgotten, or
-one with lost first reports that may be such a flow. Everywhere else, the page is exact.
+knows for which flows a page may show less: a flow that was forgotten because its reports were too
+far apart, or a flow with lost first reports that cannot be distinguished from such a flow. For all
+other flows, the page must be exact.
 
 Times are seconds of the clock of the page. Flows are JSON objects of the wire.
 """
@@ -29,21 +30,21 @@ Counters = Counter[str]
 
 
 def is_repeat(report: JSON) -> bool:
-    """Return whether it is a closing report without packets since the latest update tick."""
+    """Return whether this is a closing report without packets since the latest update tick."""
     return (
         report.get("FinishType") == TIMEOUT and report["LastUpdateMetric"]["Last"] != report["Last"]
     )
 
 
 def is_first(report: JSON) -> bool:
-    """Return whether it is the agent's first report of this flow."""
+    """Return whether this is the agent's first report of the flow."""
     return not is_repeat(report) and report["LastUpdateMetric"]["Start"] == report["Start"]
 
 
 def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Counters]:
     """Return the counters of a view's series by label values, without the direction.
 
-    The view must have the label `DIRECTION`, and each counter is a field of ``Metric``.
+    The view must have the label `DIRECTION`. Each counter is a field of ``Metric``.
     """
     counters: dict[Values, Counters] = {}
     place = list(view.labels).index(DIRECTION)
@@ -119,8 +120,9 @@ class Growth:
 class Shown:
     """A connection: its latest counters on the page, and the growth since then.
 
-    It expires after its timeout since ``renewed_s`` at the earliest, ``touched_s`` at the latest. A
-    closing report without new packets can add to an existing connection without renewing it.
+    It expires when the timeout has passed: since ``renewed_s`` at the earliest, since ``touched_s``
+    at the latest. A closing report without new packets can add to an existing connection without
+    renewing it.
     """
 
     counters: Counters = field(default_factory=Counter)
@@ -134,7 +136,7 @@ class Oracle:
     """The page that a table must have after each message.
 
     ``horizon_s`` is the time of the latest report of any flow that may be forgotten, initially the
-    first subscription. Without ``is_exact``, flows can be rejected and evicted, so only the upper
+    first subscription. If not ``is_exact``, flows can be rejected and evicted, so only the upper
     bounds apply.
     """
 
@@ -184,7 +186,7 @@ class Oracle:
             low = totals if counts else self._newest(report)
             amount = Range(low, totals)
             if is_repeat(report) and not counts:
-                # It is not kept, and its latest update may still be in transit.
+                # The flow is not kept, and its latest update may still be in transit.
                 return Growth(report, values, amount, totals, is_known)
             self.flows[report["UUID"]] = heard = Heard(values, totals, now)
         else:
@@ -223,7 +225,7 @@ class Oracle:
     # Pages
 
     def check_before(self, page: Mapping[str, set[str]], now: float) -> None:
-        """Check a page before the next message: connections only expire, at their time."""
+        """Check a page before the next message: connections only expire, and only when due."""
         if not self.is_exact:
             return
         visible = read_counters(page, self.spec.views[0])
@@ -315,8 +317,8 @@ class Oracle:
         assert not remembered, f"{values}: {counters} is not {due}"
         fresh = NOTHING
         for growth in growths:
-            # A closing report that does not show its connection counts for later connections only
-            # if counters of connections are kept.
+            # If a closing report does not make its connection visible, it only counts for later
+            # connections if counters of connections are kept.
             counts = growth.shows or (self.flow_memory_s > 0 and not self.is_complete)
             low = growth.amount.low & growth.totals if counts else Counter()
             fresh += Range(low, growth.totals)

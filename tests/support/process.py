@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 START_S = 15.0
 STOP_S = 5.0
-"""Longer than the 2 s that skyfast needs at most, because the machine may be busy."""
+"""Longer than the 2 s that skyfast needs at most on an idle machine."""
 WAIT_S = 10.0
 POLL_S = 0.02
 PROBLEM = re.compile(
@@ -22,7 +22,7 @@ PROBLEM = re.compile(
     r"|ERROR |CRITICAL )"
     r"|^Traceback "
 )
-"""Problems in the log. Many tests use arbitrary times and labels, so it omits these warnings."""
+"""Matches problems in the log. Excludes warnings about times and labels, which many tests cause."""
 
 
 class Skyfast:
@@ -97,7 +97,7 @@ def running(
 def demo(
     *config: Path, web_config: Path | None = None, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with ``--demo`` on a free port, like `running`. A file is optional."""
+    """Run skyfast with ``--demo`` on a free port, like `running`. A configuration is optional."""
     arguments = ["--demo", *map(str, config)]
     if web_config:
         arguments.append(f"--web.config.file={web_config}")

@@ -45,7 +45,7 @@ def lint(page: bytes) -> list[str]:
 
 @asynccontextmanager
 async def prometheus(target: str, directory: Path, *, how: str = "") -> AsyncIterator[str]:
-    """Run a Prometheus that scrapes ``target``, with more settings ``how``; yield its URL."""
+    """Run a Prometheus that scrapes ``target`` with the settings ``how``; yield its URL."""
     assert PROMETHEUS is not None
     config = directory / "prometheus.yml"
     config.write_text(

@@ -18,8 +18,8 @@ from tests.support.configs import make_config
 class IngestSetup:
     """An ingest of one configuration. ``now`` is its clock and can be set.
 
-    A message is checked for missing reports if ``chance``, from 0 to 1, is less than the
-    probability of a check.
+    ``chance`` (0 to 1) replaces the random number that decides whether a message is checked for
+    missing reports: it is if the probability of a check is higher.
     """
 
     def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
@@ -79,7 +79,7 @@ class Sink(IngestSetup):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Skipped flows by reason, of the decoder and the table, without zeros."""
+        """Flows skipped by the decoder and the table, by reason, without zeros."""
         table, decoder = self.table.skipped, self.stats.flows_skipped
         counts = {
             reason: table.get(reason, 0) + decoder.get(reason, 0) for reason in {*table, *decoder}
@@ -88,7 +88,7 @@ class Sink(IngestSetup):
 
     @property
     def values_skipped(self) -> dict[str, int]:
-        """Skipped values by field, of the decoder and the table, without zeros."""
+        """Values skipped by the decoder and the table, by field, without zeros."""
         counts = sums(self.stats.values_skipped, self.table.values_skipped)
         return {field: count for field, count in counts.items() if count}
 

@@ -270,7 +270,7 @@ class FlowTable:
         self.capture_id = capture_id
         self.options = options or FlowOptions()
         self.flows: OrderedDict[str, Flow] = OrderedDict()
-        """By key, the least recently used first."""
+        """Flows by key, the least recently used first."""
         self.last_update_ms = 0
         self.last_expire_ms = 0
         self.update_version = 0
@@ -387,8 +387,8 @@ class FlowTable:
     def read_packets(self, times: int = 1) -> None:
         """Read the socket's packet count (``updateStats`` of the probe, every second).
 
-        The count is a running total, and ``Run`` sums all readings, so ``PacketsReceived`` is about
-        ten times the total.
+        The count is a running total, and ``Run`` adds up ten readings per report, so
+        ``PacketsReceived`` is about ten times the total.
         """
         self._received += times * self._packets
 
@@ -683,7 +683,7 @@ class Analyzer:
             self._drain()
 
     def _drain(self) -> None:
-        """Collect batches of 100 flows, or those of 5 s (``FlowServer.Start``)."""
+        """Send a batch of flows after 100 flows or after 5 s (``FlowServer.Start``)."""
         while self._channel and not self.is_stalled:
             if not self._flows:
                 self._schedule_deadline()
@@ -983,7 +983,7 @@ class Known:
 
 
 def is_counted(report: JSON) -> bool:
-    """Return whether the page shows the flow if ``include_icmp`` is off."""
+    """Return whether a page without ``include_icmp`` shows the flow."""
     return "Network" in report and "Transport" in report and "Metric" in report
 
 

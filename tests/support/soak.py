@@ -48,11 +48,11 @@ from tests.support.topology_scenarios import read_graph
 Figures = dict[str, int]
 
 MAX_GROWTH = 0.02
-"""Maximum relative growth of any memory from the second day to the last."""
+"""Maximum relative growth of any memory from the second day to the last day."""
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
 """Growth of the held heap and of resident memory that is always allowed. Both stay at their peaks,
-and later peaks can be higher because more pages and responses coincide. Memory in use has no such
-allowance."""
+and a later peak can be higher because more pages and responses coincide. For memory in use, there
+is no such allowance."""
 ENTRIES = 64
 """Growth of a container that is always allowed, for example for the current names."""
 
@@ -65,7 +65,7 @@ DAY_S, HOUR_S = 86_400, 3_600
 STEP_S = 30
 """Interval between batches of messages."""
 TICK_S = 5
-"""Interval between expiry runs. The clock would treat a longer one as a pause of the process."""
+"""Interval between expiry runs. The clock would treat a longer interval as a process pause."""
 REPORT_S = 60
 START_S = 1_700_000_000
 PEAK_STEPS = 10
@@ -134,7 +134,7 @@ class Virtual:
         self._clock = clock
         self._highest: Figures = {}
         self._reports_before_rest = 0
-        """Number of reports until all expired. Later ones belong to new connections."""
+        """Number of reports before everything expired. Later reports belong to new connections."""
         self.churn = ChurnProcess(step_s=STEP_S, report_s=REPORT_S, start_s=clock.wall())
         texts = {"default": DEFAULT, "sums": SUMS, "rich": RICH % (per_day // 8)}
         self.apps = {name: _app(text) for name, text in texts.items()}
@@ -274,7 +274,7 @@ class Virtual:
             figures[f"bytes of the table, {name}"] = table.bytes
             self._most_dormant[name] = max(table.dormant_flows, self._most_dormant[name])
         for path, (count, instances) in containers(**self.apps).items():
-            # Count a cache by its limit, because its size is random.
+            # For a cache, count its limit instead of its size, which is random.
             limit = rewrites.MAX_REMEMBERED * sum(
                 isinstance(container, rewrites.BoundedCache) for container in instances
             )
@@ -325,7 +325,7 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
 
 async def _play(soak: Virtual, days: int) -> list[str]:
     began_s = time.monotonic()
-    # Only of some days, because this dict would grow too.
+    # Only some days are kept, because this dict would grow, too.
     figures_by_day: dict[int, Figures] = {}
     rests: list[Figures] = []
     problems: list[str] = []
@@ -370,12 +370,12 @@ SUBSCRIBE_S = 20
 """Maximum time until the next subscription."""
 LINE_S = 10
 WARM_S = 60
-"""Time until memory is stable. It is only checked in soak tests of four times that length."""
+"""Time until memory is stable. Memory is only checked in soak tests of four times that length."""
 EXPIRED_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
 """Time until all connections have expired: timeout, grace period and a margin, and the longest hold
 of the clock, because the subscription may have ended shortly before."""
 THREADS = 3 + min(32, (os.cpu_count() or 1) + 4)
-"""Maximum number of threads: its own, those of the event loop's pool, and those of two pages."""
+"""Maximum number of threads: the main thread, the event loop's pool, and those of two pages."""
 
 REAL = """
 host_id: soak
@@ -601,7 +601,7 @@ def main() -> int:
     real.add_argument("--seconds", type=float, default=600)
     real.add_argument("--flows-per-s", type=int, default=3000)
     chosen = parser.parse_args()
-    logging.disable()  # the reloads in this process log too
+    logging.disable()  # reloads in this process would log, too
     if chosen.kind == "virtual":
         soak = play(days=chosen.days, per_day=chosen.per_day, remembered=chosen.remembered)
     else:

@@ -105,4 +105,4 @@ FORMATS = [
     ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),
     ("state", True, "up"),
 ]
-"""Formats, values, and their text at the time of 1,000 s, in Python and in the script."""
+"""Formats, values, and the text for each value at time 1,000 s, in Python and in the script."""

@@ -48,7 +48,7 @@ ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
 JOIN_S = 20
 MAX_CHECKED_ROWS = 300
-"""Larger tables are not checked after every operation."""
+"""Tables with more rows are not checked after every operation."""
 
 
 class _OfFlow:
@@ -142,7 +142,7 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount:
 class Core:
     """A table that accepts flows as JSON objects and decodes them as the program does.
 
-    With a build that has consistency checks (`tests.support.core_builds`), it is checked after
+    If the build has consistency checks (`tests.support.core_builds`), the table is checked after
     every operation.
     """
 
@@ -183,7 +183,7 @@ class Core:
         return getattr(self.table, name)
 
     def check(self) -> None:
-        """Check the consistency of the table, if the build can and the table is not too large."""
+        """Check the consistency of the table if the build supports it and the table is small."""
         if hasattr(self._build, "check") and self._build.rows_ever(self.table) <= MAX_CHECKED_ROWS:
             self._build.check(self.table)
 

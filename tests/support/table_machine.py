@@ -100,7 +100,7 @@ METRICS = (
 
 @st.composite
 def views(draw, number):
-    """Draw a view; the names of its families include ``number``, so they are unique."""
+    """Draw a view. The names of its families include ``number``, so that they are unique."""
     chosen = draw(st.lists(st.sampled_from(METRICS), min_size=1, max_size=4, unique=True))
     labels = tuple(draw(ANY_LABELS))
     if DIRECTION not in labels:  # without directions, a gauge has one value
@@ -160,7 +160,7 @@ three_names = st.tuples(*[st.sampled_from(("", "eth0", "other", 'a "name"', "n" 
 
 @dataclass(frozen=True)
 class Renaming:
-    """Changes of names: those of keys, None for ambiguous ones, and those of contexts."""
+    """Changes of names: new names of keys (None for ambiguous keys), and new names of contexts."""
 
     names: Names
     keys: dict[str, tuple[str, ...] | None]
@@ -258,8 +258,9 @@ def series_of(line):
 class SlowPage:
     """A page that is being read, with its allowed and required lines.
 
-    ``existing`` has the connections at its start, ``required`` the series that it must have of
-    those that stay, and ``allowed`` all lines that it may have: one for each value since then.
+    ``existing`` has the connections at the start of the page. ``required`` has their series, which
+    the page must show if the connections stay. ``allowed`` has all lines that the page may have:
+    one for each value that a series has had since the start.
     """
 
     page: Page

@@ -40,11 +40,11 @@ _NAMES = {
 """The usual names of owners by kind."""
 
 _BYTES = 1_500
-"""Enough for the choices of one graph: after the last byte, each choice is the first one."""
+"""Enough for one graph. When all bytes are used, each further choice takes its first option."""
 
 
 class _Builder:
-    """Collects nodes and edges; each choice takes one of the bytes.
+    """Collects nodes and edges. Each random choice uses up one byte.
 
     One draw of many bytes takes a tenth of the time of many draws.
     """
@@ -103,7 +103,8 @@ class _Pod:
 def graphs(draw: st.DrawFn, *, disorder: bool = True, broken: bool = False) -> Json:
     """Return a graph of up to three hosts and two clusters.
 
-    Without ``disorder``, probes agree with one another. ``broken`` puts junk into any field.
+    Without ``disorder``, probes agree with one another. With ``broken``, any field can have a value
+    of a wrong type.
     """
     b = _Builder(draw(st.binary(min_size=_BYTES, max_size=_BYTES)))
     clusters = b.pick(("c1",), ("c1", "c2"), ("c1", "c2"), ("", "c1"), ("",))
@@ -132,7 +133,7 @@ def graphs(draw: st.DrawFn, *, disorder: bool = True, broken: bool = False) -> J
 def _any_pod(
     b: _Builder, clusters: tuple[str, ...], hosts: tuple[str, ...], others: list[_Pod]
 ) -> _Pod:
-    """A pod, often with the name or the address of another."""
+    """A pod, often with the name or the address of another pod."""
     pod = _Pod(
         namespace=b.pick(*NAMESPACES),
         name=b.pick(*POD_NAMES),
@@ -227,7 +228,7 @@ def _namespace(b: _Builder, host: Json, addresses: list[str]) -> Json:
 
 
 def _running_pod(b: _Builder, host: Json, pod: _Pod, strangers: list[_Pod]) -> None:
-    """The namespace and the containers of a pod; a container can claim to be of another."""
+    """The namespace and the containers of a pod. A container can claim to be of another pod."""
     length = 64 if ":" in pod.address else b.pick(24, 24, 32)
     addresses = [f"{pod.address}/{length}"] if b.chance(8) else _addresses(b, 2)
     namespace = _namespace(b, host, addresses)
@@ -301,8 +302,8 @@ def _k8s(b: _Builder, kind: str, cluster: str, fields: Json, owners: Json = ()) 
 def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json]) -> dict[str, Any]:
     """Kubernetes nodes; returns their names by host.
 
-    A host is usually a node of one cluster. Nodes of two clusters, and two hosts, can have the
-    same name; the probe links all that have it.
+    A host is usually a node of one cluster. Nodes of two clusters can have the same name, and so
+    can two hosts. The probe links all hosts and nodes of the same name.
     """
     names = {}
     for host in hosts:
@@ -319,7 +320,7 @@ def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json])
 
 
 def _owner(b: _Builder, *kinds: str) -> Json:
-    """An owner of a kind; with its usual name, its node may be in the graph."""
+    """An owner of this kind. If it has its usual name, its node may be in the graph."""
     kind = b.pick(*kinds)
     name = _NAMES[kind] if b.chance(8) else b.pick("other-abc", "")
     return {"Kind": kind, "Name": name, "Controller": b.pick(True, True, True, False, None)}
@@ -447,7 +448,7 @@ def _disorder(b: _Builder) -> None:
 def _spoil(b: _Builder, element: Json) -> None:
     """Replace a random value, at any depth, by one of another type.
 
-    UpdatedAt stays, because without it, any of two nodes with one ID is right.
+    UpdatedAt is not replaced: it decides which of two nodes with the same ID counts.
     """
     parent = element
     while keys := sorted(parent.keys() - {"UpdatedAt"}):

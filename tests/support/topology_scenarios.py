@@ -42,7 +42,7 @@ def shown(names, keys=ADDRESS_NAMES):
 
 
 class Scenario:
-    """A topology that is built node by node. Nodes are JSON objects, and may be changed."""
+    """A topology that is built node by node. Nodes are JSON objects, which tests may change."""
 
     def __init__(self):
         self.nodes = []
@@ -85,7 +85,7 @@ class Scenario:
         return netns
 
     def interface(self, owner, *addresses, name="eth0", host=None, node_type="device", **metadata):
-        """Add an interface to a network namespace, or to a host's own."""
+        """Add an interface to a network namespace, or to a host's own namespace."""
         host = owner["Host"] if host is None else host
         ipv4 = [address for address in addresses if ":" not in address]
         ipv6 = [address for address in addresses if ":" in address]
@@ -117,7 +117,7 @@ class Scenario:
         return self.node(node_type, host="analyzer", created_at=created_at, **metadata)
 
     def kubernetes_node(self, name="n1", *hosts, cluster="c1"):
-        """Add a Kubernetes node, which is on the hosts."""
+        """Add a Kubernetes node, with edges from these hosts."""
         node = self.kubernetes("node", name, namespace="", cluster=cluster)
         for host in hosts:
             self.edge(host, node, "node")

@@ -1,14 +1,15 @@
 """Reports the lines of the core that no test runs, and compares them with the known ones.
 
-``make coverage`` runs the tests with coverage.py, which covers the Python modules and has its limit
-in ``pyproject.toml``, and with a core that is built for gcov, which counts lines of C. This module
-maps those to the source of the core. (Cython's own tracing would take the GIL while the table's
+``make coverage`` runs the tests with coverage.py, for the Python modules, and with a core that is
+built for gcov. The limit of coverage.py is in ``pyproject.toml``. gcov counts lines of C, which
+this module maps to the Cython source. (Cython's own tracing would take the GIL while the table's
 lock is held.)
 
 * At least `LEAST_PERCENT` of all lines must have run.
-* Every other line is named in ``tests/support/uncovered.txt`` by its text, below the reason. A
-  short line, such as ``return``, is named together with the line before it. A new line that no test
-  runs fails the check, and so does a name without a line. A named line may run: some do by chance.
+* Every line that did not run must be listed in ``tests/support/uncovered.txt`` by its text, below
+  the reason. A short line, such as ``return``, is listed together with the line before it. The
+  check fails if a line that no test runs is not listed, or if a listed line does not exist. A
+  listed line may run: some lines run by chance.
 
 ``python -m tests.support.uncovered`` prints the report and the errors.
 """
@@ -28,7 +29,7 @@ BUILD = ROOT / "build" / "coverage"
 KNOWN = Path(__file__).with_name("uncovered.txt")
 LEAST_PERCENT = 95.0
 SHORT = 24
-"""A line with fewer characters is named together with the line before it."""
+"""A line with fewer characters is listed together with the line before it."""
 
 ORIGIN = re.compile(r'\s*/\* "(skyfast/[^"]+)":(\d+)$')
 NO_SOURCE = re.compile(r"\s*/\* (function exit code|#### Code section: .*) \*/$")
@@ -65,10 +66,10 @@ def _counted(module: str) -> dict[str, File]:
 
 
 def source_lines(c_text: str) -> dict[int, tuple[str, int]]:
-    """Return file and line of the Cython source for each line of C that has one.
+    """Return file and line of the Cython source for each line of C that comes from one.
 
-    Cython writes the source line of each statement before it. (Its optional ``#line`` directives
-    apply only to the next line, so the lines after it would count as separate lines.)
+    Cython writes the source line of each statement before the statement. (Its optional ``#line``
+    directives only apply to the next line, so the lines after that would count as separate lines.)
     Code that leaves a function and Cython's own functions have no source line.
     """
     result = {}
@@ -84,7 +85,7 @@ def source_lines(c_text: str) -> dict[int, tuple[str, int]]:
 
 
 def known() -> Iterator[tuple[str, str]]:
-    """Yield file and name of the lines that need not run."""
+    """Yield file and text of the lines that need not run."""
     for line in KNOWN.read_text().splitlines():
         if line and not line.startswith("#"):
             name, _, text = line.partition(": ")
@@ -92,7 +93,7 @@ def known() -> Iterator[tuple[str, str]]:
 
 
 def names(path: str) -> list[str]:
-    """Return the names of the lines of a file."""
+    """Return the texts by which the lines of a file are listed."""
     lines = [line.strip() for line in (ROOT / path).read_text().splitlines()]
     before = ["", *lines]
     return [

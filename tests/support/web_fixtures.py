@@ -58,7 +58,7 @@ PROMETHEUS = {
         "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
     ),
 }
-"""Values of the header ``Accept`` by version of Prometheus."""
+"""Values of the ``Accept`` header, by version of Prometheus."""
 
 VIEW = View(
     columns=(
@@ -190,7 +190,7 @@ class FakePage:
 
 
 class FakePart:
-    """Replaces the interfaces or the captures."""
+    """Replaces the interfaces or the captures of a page."""
 
     def __init__(self, content):
         self.content = content
@@ -208,7 +208,7 @@ def source(
     standard_names=False,
     view=VIEW,
 ):
-    """Return an exposition source that consists of fakes."""
+    """Return a source of the exposition whose parts are fakes."""
     table = table or FakeTable()
     return ExpositionSource(
         table=table,

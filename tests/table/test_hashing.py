@@ -33,7 +33,7 @@ def chosen_uuids(seed: int) -> Iterator[str]:
 
 
 def _unmixed(x: int) -> int:
-    """Return the inverse of the finalizer of splitmix64, which the table uses. It is public."""
+    """Invert the finalizer of splitmix64, which the table uses. An attacker can do this, too."""
     x ^= x >> 31 ^ x >> 62
     x = x * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
     x ^= x >> 27 ^ x >> 54

@@ -1,7 +1,8 @@
 """Consistency of the table's data after every operation, including failed allocations.
 
-Runs with the build `checked` of the core (`tests.support.core_builds`). It checks every row, can
-fail chosen allocations, and grows in such small steps that a dozen flows cover all of them.
+Runs with the build `checked` of the core (`tests.support.core_builds`). This build checks every
+row and can let chosen allocations fail. Its memory grows in such small steps that a dozen flows
+cover all of them.
 """
 
 import gc
@@ -77,8 +78,8 @@ limits = st.sampled_from((1, 2, 5, 1000))
 class AllocationFailureMachine(RuleBasedStateMachine):
     """All operations of a table, in which any allocation may fail.
 
-    The pages are not compared with a model, because a flow may or may not have been applied. But
-    the table is consistent, its pages are valid, and no memory leaks.
+    The pages are not compared with a model, because it is not known which flows were applied. But
+    the table must be consistent, its pages must be valid, and no memory may leak.
     """
 
     def __init__(self):
@@ -195,7 +196,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         while self.core.table.expire(self.now, 1000):
             pass
         checked.check(self.core.table)
-        # Flows whose deadlines were long ago have just become dormant.
+        # Some flows have only just become dormant, although their deadlines were long ago.
         self.now += END_S
         while self.core.table.expire(self.now, 1000):
             pass
@@ -233,7 +234,7 @@ OWNER_LABELS = tuple(
 )
 CAPTURE = Label("capture", ("CaptureID",))
 START_S = 80
-"""The time at which the flows arrive that are not dormant."""
+"""The time at which the live flows arrive; earlier flows are dormant by then."""
 LONG = 'a "long" label \\' + "x" * 100
 SPEC = Spec(
     views=(
@@ -374,7 +375,7 @@ SCANS = {
 @pytest.mark.parametrize("scan", SCANS.values(), ids=SCANS.keys())
 @pytest.mark.parametrize("slices", [1, 3])
 def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
-    """A scan ends with the rows that exist in its last slice, even if more are added after it."""
+    """A scan ends with the rows that exist at its last slice, even if rows are added later."""
     core = Core(build=checked)
     core.message(many_flows(3 * slices), 0)
     unlocks = 0
@@ -437,7 +438,7 @@ def test_string_of_an_evicted_flow_can_be_a_label_of_the_same_batch():
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
     core.expire(100)
-    # The second flow evicts the first one, whose UUID is the third one's label.
+    # The second flow evicts the first flow, whose UUID is a label of the third flow.
     nodes = ("node-3", "node-4", "named like a node")
     core.message([make_flow(f"{n + 5}", node=node) for n, node in enumerate(nodes)], 100)
     assert core.dormant_flows == 0

@@ -38,7 +38,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of a table: the model, or the core with either way to read fields."""
+    """Return the constructor of a table: the model, or the core, which reads fields in two ways."""
     return request.param
 
 
@@ -60,7 +60,7 @@ def spec_of(*labels, families=(FORWARD,), **options):
 
 
 def update(core, flow):
-    """Update a table with a flow that has all fields, so that it is read once."""
+    """Update a table with a flow that has all fields, so that it need not be decoded again."""
     flows = msgspec.convert([flow], list[core.types.FullReport])
     assert core.table.update(flows, 0) == 1
     core.check()
@@ -121,7 +121,7 @@ def test_a_missing_part_is_an_empty_key(make):
 
 
 class CountingNames(Names):
-    """Names that note each call. Its keys are not read as those of a dict."""
+    """Names that record each lookup. As this is a subclass, the core does not read it as a dict."""
 
     def __init__(self, known=None, *, count=1):
         super().__init__(known, count=count)
@@ -136,7 +136,7 @@ class CountingNames(Names):
         return super().resolve(key, other, point)
 
 
-def test_names_are_asked_once_for_each_new_flow_and_end():
+def test_each_end_of_a_new_flow_is_looked_up_once():
     names = CountingNames({"10.0.0.1": WEB, "10.0.0.2": None}, count=3)
     core = Core(spec_of(*ends(names)))
     update(core, make_flow("1"))
@@ -146,7 +146,7 @@ def test_names_are_asked_once_for_each_new_flow_and_end():
     assert names.calls == []
 
 
-def test_missing_keys_are_asked_for():
+def test_missing_method_of_a_dict_subclass_is_called():
     class Missing(dict):
         def __missing__(self, key):
             return (f"no {key}",)
@@ -225,7 +225,7 @@ def test_a_key_becomes_ambiguous_and_unique_again(make):
     assert samples(table) == {(*WEB, "1"): "0", (*WEB, "2"): "0"}
 
 
-def test_ambiguous_keys_change_places_without_meeting(make):
+def test_ambiguous_keys_can_swap_their_names(make):
     names = Names({"10.0.0.1": None}, count=3)
     first = ("10.0.0.1", "10.0.0.2", "node-1")
     second = ("10.0.0.1", "10.0.0.2", "node-2")
@@ -241,7 +241,7 @@ def test_ambiguous_keys_change_places_without_meeting(make):
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS, ids=range(len(ODD_TEXTS)))
-def test_names_get_their_keys_without_escapes(text):
+def test_names_are_looked_up_by_unescaped_text(text):
     names = CountingNames({text: None}, count=3)
     core = Core(spec_of(*ends(names)[:3]))
     update(core, make_flow("1", a=text, b=text, node=text))
@@ -283,7 +283,7 @@ def test_the_context_of_a_key_is_checked_like_a_label(make, fields, reason):
 
 
 @pytest.mark.parametrize("field", ["A", "B", "NodeTID"])
-def test_names_are_not_asked_with_values_that_are_not_strings(field):
+def test_values_that_are_not_strings_are_not_looked_up(field):
     names = CountingNames({"10.0.0.1": None}, count=3)
     core = Core(spec_of(*ends(names)[:3]))
     flow = msgspec.convert(make_flow("1"), core.types.FullReport)
@@ -368,7 +368,7 @@ def test_an_exception_of_names_leaves_the_rest_of_a_message_for_later():
     assert sys.getrefcount(name) == references
 
 
-def test_an_exception_while_relabeling_leaves_all_flows_where_they_are():
+def test_no_flow_has_moved_after_an_exception_while_relabeling():
     names = FailingNames({"10.0.0.1": None, "10.0.0.3": ("three",)})
     core = Core(spec_of(looked_up("name", A, names, (B, POINT)), LABELS[2]))
     for n in range(400):
@@ -410,7 +410,7 @@ def test_an_exception_while_relabeling_leaves_all_flows_where_they_are():
     assert core.bytes <= size + 200_000
 
 
-def test_nothing_is_kept_of_results():
+def test_the_table_keeps_no_reference_to_results():
     names = Names({"10.0.0.2": None}, count=3)
     texts = ["".join(["text ", str(n), "é" * (n % 2)]) for n in range(3)]
     found = tuple(texts)
@@ -429,7 +429,7 @@ def test_nothing_is_kept_of_results():
 # Slices
 
 
-def test_keys_are_taken_until_the_flows_that_may_use_them_exceed_the_budget():
+def test_keys_are_taken_until_they_and_their_flows_exceed_the_budget():
     names = Names()
     core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
     for n in range(8):
@@ -437,7 +437,7 @@ def test_keys_are_taken_until_the_flows_that_may_use_them_exceed_the_budget():
             flow = make_flow(f"{8 * n + port + 1:x}", a=f"10.0.0.{n}", ports=(port, 443))
             core.report(flow, 0)
     keys = [f"10.0.0.{n}" for n in range(8)]
-    # Each key counts as one and its four flows.
+    # Each key counts as five: itself and its four flows.
     for budget, sizes in (
         (0, [1] * 8 + [0]),
         (4, [1] * 8 + [0]),
@@ -499,7 +499,7 @@ def test_reports_between_slices_find_the_new_names():
     assert samples(core) == {("new",): "4"}
 
 
-def test_hundreds_of_names_change_at_once_as_in_the_model():
+def test_change_of_hundreds_of_names_has_the_same_result_as_in_the_model():
     names = Names(count=3)
     spec = spec_of(*ends(names), families=FAMILIES)
     core, model = Core(spec), Model(spec)

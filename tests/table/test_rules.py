@@ -40,7 +40,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a function that makes a table: the model, or the core with either way of reading."""
+    """Return a function that makes a table: the model, or the core, which reads in two ways."""
     return request.param
 
 
@@ -58,7 +58,7 @@ def sums(table, now=0.0):
 
 
 def rtt_ns(table, now=0.0):
-    """Return the RTT of the only connection on the page, or None without a series."""
+    """Return the RTT of the only connection on the page, or None if it has no such series."""
     lines = [int(line.rpartition(" ")[2]) for line in table.page(now)[RTT]]
     assert len(lines) <= 1
     return lines[0] if lines else None
@@ -161,7 +161,7 @@ def test_known_flow_stays_in_its_connection(make):
 # Unknown flows
 
 KNOWN = make_flow("1", (1, 1, 1, 1))
-"""The first flow of the connection, so that the next one does not create it."""
+"""The first flow of the connection, so that later flows do not create the connection."""
 
 LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, "last": 70_000}
 """Fields of a report that is not the first of its flow."""
@@ -473,11 +473,11 @@ def test_out_of_range_number_in_an_update_changes_nothing(make, group, name, num
     assert not table.page(TIMEOUT_S)[BYTES]
 
 
-def test_start_is_read_only_to_identify_a_first_report(make):
+def test_start_is_only_used_to_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
-    # It is not a first report, and its deltas are unknown.
+    # This does not count as a first report, and its deltas are unknown.
     assert table.report(make_flow("b2", start=-1), 0) is None
     assert table.report(make_flow("c3", start=10**22), 0) is None
     assert sums(table) == [100, 200, 1, 2]
@@ -485,7 +485,7 @@ def test_start_is_read_only_to_identify_a_first_report(make):
     # Other flows in the message do not change this.
     table.message([make_flow("d4", **LATER), make_flow("a1", start=-1, last=4_000)], 0)
     assert table.values_skipped["Start"] == 2
-    # Its next report adds the difference.
+    # The next report of this flow adds the increase.
     table.report(make_flow("b2", (101, 202, 4, 6), start=-1, last=3_000), 0)
     assert sums(table) == [106, 208, 11, 14]
 
@@ -508,7 +508,7 @@ def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize("name", [*COUNTERS, "Start", "Last"])
-def test_last_update_is_read_only_if_it_counts(make, name, number):
+def test_last_update_is_only_read_if_it_counts(make, name, number):
     def flow(uuid, **fields):
         flow = make_flow(uuid, **LATER | fields)
         flow["LastUpdateMetric"][name] = number
@@ -518,7 +518,7 @@ def test_last_update_is_read_only_if_it_counts(make, name, number):
     table = make()
     assert table.report(flow("a1"), 0) is None
     assert table.values_skipped[field] == 0
-    # The others are counted.
+    # The flow's other counters are counted.
     assert table.report(flow("b2"), 0) is None
     assert table.values_skipped[field] == 1
     added = [5, 6, 7, 8]
@@ -1479,7 +1479,7 @@ def test_first_capture_point_can_report_several_flows(make):
     assert table.report(make_flow("c3", node="node-1"), 50) is None
     table.expire(TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), TIMEOUT_S) == "duplicate"
-    # When its last flow is dormant, the next report of any capture point takes it over.
+    # When its last flow is dormant, the next capture point that reports it takes it over.
     table.expire(50 + TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), 50 + TIMEOUT_S) is None
     assert table.dormant_flows == 2
@@ -1549,7 +1549,7 @@ def test_full_view_omits_flows(make):
     assert table.report(make_flow("b2", (1, 2, 0, 0), last=1, a="10.0.0.3"), 0) is None
     assert samples(table, "a_bytes_total") == {"node-1": "303"}
     assert samples(table, "b_bytes_total") == {"10.0.0.1": "300"}
-    # It stays omitted even when the view is not full any more.
+    # The flow stays omitted even when the view is not full any more.
     table.report(make_flow("b2", (1, 2, 0, 0), last=2, a="10.0.0.3"), 60)
     table.expire(VIEW_TIMEOUT_S - 1)
     assert (table.rejected_total, table.view_connections) == (0, (1,))
@@ -1600,7 +1600,7 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3", rtt=5), 0) == "table_full"
     assert samples(table, BYTES)[OTHERS.format(">")] == "10"
     assert samples(table, BYTES)[OTHERS.format("<")] == "20"
-    # Another report, and a closing report that repeats it.
+    # Another report, and a closing report that repeats that one.
     later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
     repeat = LATER | {"newest_last": 69_999, "finish": 1}
     assert table.report(later, 0) == "table_full"
@@ -1611,7 +1611,7 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert OTHERS.format(">") not in samples(table, RTT)
     assert samples(table, "main_flows")[OTHERS.format(">")] == "0"
     assert samples(table, "main_tcp_out_of_order_total") == {}
-    # In other views, its own rows count its deltas, but not the flow.
+    # In other views, the flow's own rows add its deltas, but do not count the flow.
     assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
     assert samples(table, "a_flows") == {"node-1,>": "1"}
     assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
@@ -1700,7 +1700,7 @@ def test_connection_labelled_other_is_the_overflow_row(make):
     assert table.report(make_flow("c3", (4, 0, 0, 0), ports=(1, 81)), 0) == "table_full"
     assert samples(table, "a_bytes_total") == {"other": "5", "80": "2"}
     assert samples(table, "a_flows") == {"other": "1", "80": "1"}
-    # It stays and does not count towards the limit any more.
+    # The row stays, but no longer counts towards the limit.
     assert table.report(make_flow("d5", (8, 0, 0, 0), ports=(1, 443)), 0) is None
     table.expire(TIMEOUT_S)
     assert samples(table, "a_bytes_total", TIMEOUT_S) == {"other": "5"}
@@ -1743,7 +1743,8 @@ def test_out_of_range_optional_number_is_omitted(make, group, name, number):
 
 
 def test_negative_rtt_has_no_series(make):
-    # Skydive subtracts wall-clock times of two packets, so all reports of a flow repeat it.
+    # Skydive computes a flow's RTT once, from the wall-clock times of two packets. So all reports
+    # of the flow have the same negative RTT.
     table = make()
     flow = make_flow("a1", (10, 20, 1, 2))
     flow["Metric"]["RTT"] = -5
@@ -1908,7 +1909,8 @@ def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     assert table.dormant_connections == 1
     table.report(make_flow("c3", (7, 0, 0, 0), last=1, newest=(7, 0, 0, 0)), A_WHILE_S)
     assert sums(table, A_WHILE_S)[0] == 117
-    # The kept counters may include it, so creating the row does not make its total count.
+    # The kept counters may include this flow. So its total does not count, although it creates
+    # the row.
     table.expire(A_WHILE_S + TIMEOUT_S)
     table.report(make_flow("d4", (1000, 0, 0, 0), **LATER), 4 * A_WHILE_S)
     assert sums(table, 4 * A_WHILE_S)[0] == 122
@@ -1921,7 +1923,7 @@ def test_kept_counters_are_forgotten_like_a_flow(make):
     assert (table.dormant_flows, table.dormant_connections) == (1, 1)
     table.expire(TIMEOUT_S + 300)
     assert (table.dormant_flows, table.dormant_connections) == (0, 0)
-    # They count towards max_flows.
+    # Kept counters count towards max_flows.
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 400)
     table.expire(400 + TIMEOUT_S)
     table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9"), 500)
@@ -1937,7 +1939,7 @@ def test_closing_report_without_deltas_ends_a_dormant_flow(make):
     assert table.report(closing, A_WHILE_S) == "late"
     assert table.finished["timeout"] == 1
     assert (table.connections, table.dormant_flows) == (0, 1)
-    # It is remembered while its reports can be in transit.
+    # The ended flow is remembered while reports of it can be in transit.
     table.expire(A_WHILE_S + TIMEOUT_S - 1)
     assert table.dormant_flows == 1
     table.expire(A_WHILE_S + TIMEOUT_S)
@@ -1971,7 +1973,7 @@ def test_closing_report_of_new_packets_creates_its_connection(make):
     assert table.report(closing, A_WHILE_S) is None
     assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
     assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 0)
-    # After its timeout, it is kept only for a while.
+    # After its timeout, the ended flow is only kept for a while.
     table.expire(A_WHILE_S + TIMEOUT_S)
     assert table.dormant_flows == 1
     table.expire(A_WHILE_S + 2 * TIMEOUT_S)
@@ -2005,7 +2007,7 @@ def test_dormant_flow_is_rejected_at_max_connections(make, overflow):
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": node}
     if overflow == "other":
         assert samples(table, BYTES, A_WHILE_S)[OTHERS.format(">")] == "30"
-    # When the view is not full any more, it adds the difference to its last counted totals.
+    # When the view is not full any more, the flow adds the increase since its last counted totals.
     table.expire(TIMEOUT_S + TIMEOUT_S)
     table.report(make_flow("a1", (140, 0, 0, 0), last=3), 200)
     assert samples(table, "node_bytes_total", 200) == {"node-1": "141"}
@@ -2076,7 +2078,7 @@ def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
 def test_flow_with_lost_first_reports_adds_its_total(make, age_s, counted):
     table = make(MEMORY)
     table.begin(BEGAN)
-    # 200 s later: its start minus 60 and 15 s is either after or before the subscription.
+    # 200 s after `begin`, a flow is new if its age is less than 200 s minus 60 s and 15 s.
     report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
@@ -2107,7 +2109,7 @@ def test_forgotten_flow_moves_the_horizon_to_its_latest_report(make):
     assert table.horizon_s == BEGAN
     table.expire(BEGAN + 100 + TIMEOUT_S + 300)
     assert table.horizon_s == BEGAN + 100
-    # An ended flow does not, because it sends no more reports.
+    # An ended flow does not move the horizon, because it sends no more reports.
     table.report(make_flow("b2", last=1_500, newest_last=2_000), BEGAN + 600)
     table.report(make_flow("b2", last=1_500, newest_last=2_000, finish=1), BEGAN + 610)
     table.expire(BEGAN + 900)
@@ -2159,7 +2161,7 @@ def test_deduplicated_flows_are_never_new(make):
 
 
 REMEMBERED_S = 200.0
-"""After the time for which ended flows are kept, and within the memory of others."""
+"""By then, ended flows have been forgotten, but other dormant flows are still known."""
 
 
 @pytest.mark.parametrize("finish", [2, 3])
@@ -2167,7 +2169,7 @@ def test_finish_type_of_an_update_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # Its update repeats nothing, whatever the time of its latest packet.
+    # This update repeats nothing, whatever the time of its latest packet is.
     update = LATER | {"newest_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
@@ -2239,7 +2241,7 @@ def test_closing_report_counts_in_other_views_at_max_connections(make):
     )
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "35"}
-    # It is kept as an ended flow and creates no connection later.
+    # The flow is kept as an ended flow, and creates no connection later.
     assert (table.dormant_flows, table.dormant_connections) == (1, 0)
     table.expire(BEGAN + 1_000 + TIMEOUT_S)
     assert table.dormant_uuids() == ["a1"]
@@ -2257,7 +2259,7 @@ def test_connection_starts_with_deltas_of_earlier_closing_reports(make):
     table.report(make_flow("c3", (7, 0, 0, 0), last=1), now)
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "73"}
     assert samples(table, "a_tcp_out_of_order_total", now) == {}
-    # An existing connection adds it immediately.
+    # An existing connection adds such deltas immediately.
     closing = an_update("d4", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
     assert table.report(closing, now) is None
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "106"}
@@ -2315,7 +2317,7 @@ def test_uuid_string_can_become_a_label(make):
     table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
     assert (table.dormant_flows, table.dormant_connections) == (2, 1)
-    # The first flow evicts a dormant one whose key is the second flow's label.
+    # The first flow evicts a dormant flow, whose key is a label of the second flow.
     takes = make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.8")
     named = make_flow("c3", (4, 0, 0, 0), last=1, node="no number", a="10.0.0.9")
     table.message([takes, named], TIMEOUT_S)

@@ -45,7 +45,7 @@ SPEC = Spec(
 
 
 class Stress:
-    """A table and the threads that use it. ``now`` is the table's clock, ten times as fast."""
+    """A table and the threads that use it. ``now`` is the table's clock, which runs tenfold."""
 
     def __init__(self) -> None:
         self.core = Core(SPEC)
@@ -96,7 +96,7 @@ class Stress:
             self.errors.append(error)
 
     def write(self) -> int:
-        """Do what the thread of the event loop does, until the time is over."""
+        """Do what the event loop's thread does in skyfast, until the time is over."""
         rng = random.Random(0)
         steps = 0
         types = flow_types(self.core.plan, also=[("LayersPath",)])

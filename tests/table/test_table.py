@@ -58,7 +58,7 @@ def resident_bytes():
 
 
 def run_apart(program, *, timeout_s):
-    """Run Python code in a new process; fail if it fails, prints anything or does not end."""
+    """Run Python code in a new process; fail if it fails, prints to stderr or does not end."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -144,7 +144,7 @@ def test_slow_page_has_no_duplicate_series_while_connections_return():
         now += TIMEOUT_S
         total += 1
         core.expire(now)
-        # In another order, so that connections also change their rows.
+        # The order differs each time, so that connections return in other rows.
         flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
         core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
     shown = read_page(b"".join(pieces))
@@ -212,14 +212,14 @@ def test_pages_keep_their_table_alive():
     assert core.connections == 0
 
 
-def test_pages_are_read_by_threads_while_the_table_is_written():
+def test_threads_read_pages_while_another_thread_updates_the_table():
     core = Core()
     pages, now = [], [0.0]
     core.message(many_flows(500, total=(1, 1, 1, 1)), 0)
     with beside(lambda: pages.append(read_all(core.table.page(now[0]), 16_384))):
         for cycle in range(2, 26):
             now[0] = cycle * TIMEOUT_S / 3
-            # Two thirds stay all the time, the others expire and return.
+            # Some connections stay all the time, the others expire and return.
             first = 0 if cycle % 6 < 2 else 170
             flows = many_flows(500 - first, first=first, total=(cycle,) * 4, last=1_000 + cycle)
             for at in range(0, len(flows), 100):
@@ -402,7 +402,7 @@ def test_two_hundred_thousand_connections():
     lines = read_all(table.page(0)).splitlines()
     assert len(set(lines)) == len(lines) == 6 + 5 * count
 
-    # Updates find their rows; the others expire in slices, and their rows are reused.
+    # Updates find the rows of their flows; all other rows expire in slices and are reused.
     table.update(cheap_flows(types, part, first=100_000, total=7, last=2_000), 60)
     assert table.flows == count
     while table.expire(TIMEOUT_S, 5_000):
@@ -674,7 +674,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite that returns or raises predefined results, otherwise returns the value."""
+    """A rewrite that returns or raises the result set for a value, or returns the value itself."""
 
     def __missing__(self, key):
         return key

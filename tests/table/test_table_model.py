@@ -1,7 +1,7 @@
 """The compiled table compared with the model by random operations.
 
-Labels, UUIDs and numbers are few and small, so that flows collide, are late, restart and reuse
-rows. ``HYPOTHESIS_PROFILE=thorough`` runs fifty times as many examples.
+There are few labels and UUIDs, and numbers are small, so that flows collide, are late, restart and
+reuse rows. ``HYPOTHESIS_PROFILE=thorough`` runs fifty times as many examples.
 """
 
 import pytest

@@ -1,6 +1,6 @@
-"""The list of undocumented parts of aiohttp that skyfast relies on is complete and correct.
+"""The docstring of `skyfast.web.connections` lists all internals of aiohttp that skyfast relies on.
 
-The list is in the docstring of `skyfast.web.connections`.
+The tests check that this list is complete and correct.
 """
 
 import ast
@@ -130,7 +130,7 @@ def test_no_other_module_relies_on_internals(path):
     assert not {*attributes(module)} & PRIVATE
     assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())  # includes annotations
     for base in bases(module):
-        # Only the abstract classes of aiohttp.abc are meant for subclasses.
+        # Subclasses are only intended for the abstract classes in aiohttp.abc.
         assert not base.startswith(("aiohttp.", "web."))
         assert ("aiohttp", base) not in names
         assert ("aiohttp.web", base) not in names

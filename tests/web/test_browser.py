@@ -59,7 +59,7 @@ def visited(browser):
 
 
 def served(api_status):
-    """Return a script that makes ``api_status`` the response for the status, and requests it."""
+    """Return a script that requests the status and gets ``api_status`` as the response."""
     return f"""
         const ask = window.fetch, served = {json.dumps(json.dumps(api_status))};
         window.fetch = (path, options) => String(path).includes('status')
@@ -95,7 +95,7 @@ async def test_script_renders_the_same_page_as_the_server(visited, monkeypatch):
             served = await tab.evaluate(ELEMENTS.replace("document", "served"))
     assert ranks == ["10.0.0.1", "10.0.0.2", "fd00::3"]
     assert len(written) > 80
-    # The title alone shows that an analyzer is down.
+    # Even the title shows that an analyzer is down.
     assert written[0] == ["TITLE", "", "", "▲ 0 of 1 analyzer · skyfast · skyfast-test"]
     assert written == served
     assert [path for path in drawn if path.startswith("M")]

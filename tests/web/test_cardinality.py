@@ -30,7 +30,7 @@ async def test_report_is_cached_briefly(monkeypatch):
 
 @on_both_loops
 async def test_report_compares_connections_of_one_scan():
-    """The number without a label is not compared with an older number of connections."""
+    """Both numbers, with and without a label, are from the same scan."""
     core = Core()
     core.message([make_flow("1")], 0)
     counts = Cardinality(table=core.table, view=core.plan.views[0])

@@ -308,7 +308,7 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """skyfast rejects the insecure ones, which request certificates but do not verify them."""
+    """skyfast only rejects insecure files, which request certificates but do not verify them."""
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)
@@ -453,7 +453,7 @@ async def test_client_certificate_of_a_system_authority(tmp_path, file, authorit
 
 
 def alert(data):
-    """Return the description of an unencrypted alert."""
+    """Return the field ``description`` of an unencrypted TLS alert."""
     assert data[:1] == b"\x15"
     assert data[5:6] == b"\x02"  # fatal
     return data[6]
@@ -502,7 +502,7 @@ async def test_failed_handshake_is_reported_to_both_sides(file, authority, caplo
         assert site.scrape.handshakes_failed["unsupported"] == 1
         assert site.scrape.handshakes_failed["not_tls"] == 2
         assert site.scrape.handshakes_failed["rejected"] == 1
-        # A client that only checks whether the port is open is not a failed handshake.
+        # If a client only checks whether the port is open, this is not a failed handshake.
         async with await site.ask(b"") as client:
             client.sock.shutdown(socket.SHUT_WR)
             await client.end()

@@ -68,7 +68,7 @@ async def test_parts_are_in_order():
 
 @on_both_loops
 async def test_complete_openmetrics_pages_end_with_eof():
-    """The EOF marker occurs once, and shows the reader that nothing is missing."""
+    """The EOF marker occurs once. It shows the reader that the page is complete."""
     pages = exposition(FakeTable(BIG), standard_names=True)
     for part in (*Part, Part.FLOWS | Part.INTERFACES, Part.ALL):
         for gzip in (False, True):
@@ -145,7 +145,7 @@ async def test_page_uses_the_time_of_its_request():
 
 @on_both_loops
 async def test_chunks():
-    """The first chunk is small and the others are large; a separate thread renders them."""
+    """The first chunk is small and the others are large. A separate thread renders all of them."""
     table = FakeTable(BIG)
     stream = exposition(table).stream(Part.FLOWS, gzip=False)
     chunks = await collect(stream)

@@ -103,7 +103,7 @@ def test_foreign_address_is_reported_with_a_remedy(tmp_path: Path, host: str) ->
 
 @contextlib.contextmanager
 def default_port_taken() -> Iterator[None]:
-    """Ensure that port 9100 is in use, by this process or by another one."""
+    """Ensure that port 9100 is in use, by this process or by another process."""
     with contextlib.ExitStack() as stack:
         for family, host in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
             with contextlib.suppress(OSError):
@@ -135,7 +135,7 @@ def test_demo_uses_no_other_port_than_the_configured_one(tmp_path: Path, origin:
 
 
 def activation(*sockets: str, fds: int | None = None, pid: str = "os.getpid()") -> list[str]:
-    """Return the start of a command line that passes sockets like systemd and runs the rest."""
+    """Return the first words of a command line; it passes sockets like systemd to the command."""
     code = f"""
 import os, socket, sys
 made = [{", ".join(sockets)}]

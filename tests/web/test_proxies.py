@@ -1,4 +1,4 @@
-"""Real proxies: nginx in front of analyzers and pages, haproxy's checks, and a Varnish cache.
+"""Real proxies: nginx in front of analyzers and pages, haproxy's health checks, and Varnish.
 
 Each test starts a proxy with its own configuration on a free port of 127.0.0.1.
 """
@@ -26,7 +26,7 @@ MUST_RUN = bool(os.environ.get("CI"))
 START_S = 15.0
 ANSWER_S = 15.0
 
-# Debian installs them in directories that are only on root's PATH.
+# Debian installs the proxies in directories that are only on root's PATH.
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 NGINX = shutil.which("nginx", path=_PATH)
 HAPROXY = shutil.which("haproxy", path=_PATH)
@@ -54,7 +54,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def started(*command: str | None, port: int) -> AsyncIterator[None]:
-    """Run a proxy during the block, which starts once the proxy listens on ``port``."""
+    """Run a proxy during the block. The block starts when the proxy listens on ``port``."""
     program, *arguments = command
     assert program is not None
     process = await asyncio.create_subprocess_exec(
@@ -197,7 +197,7 @@ async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> 
 
 @needs_nginx
 async def test_pages_behind_nginx(tmp_path: Path) -> None:
-    """nginx sends HTTP/1.0 by default, and keeps connections if configured for HTTP/1.1."""
+    """nginx sends HTTP/1.0 by default; if configured for HTTP/1.1, it keeps connections open."""
     server = """
     listen 127.0.0.1:$PORT;
     location /skyfast/ { proxy_pass http://SKYFAST/; }
@@ -274,7 +274,7 @@ async def test_haproxy_checks(tmp_path: Path, users: bool) -> None:
 
 @needs_varnish
 async def test_cache_stores_no_page(tmp_path: Path) -> None:
-    """By default, Varnish stores a page for two minutes unless its headers forbid it."""
+    """Varnish stores a page for two minutes by default, unless the page's headers forbid it."""
     async with asyncio.timeout(60), demo() as skyfast:
         port = free_port()
         command = (
@@ -287,5 +287,5 @@ async def test_cache_stores_no_page(tmp_path: Path) -> None:
                 for _ in range(2):
                     status, headers, _ = await get(f"http://127.0.0.1:{port}{path}")
                     assert status == 200
-                    # A second number would identify the request whose response was cached.
+                    # With a cached response, the header would have a second number.
                     assert len(headers["X-Varnish"].split()) == 1, path

@@ -9,7 +9,7 @@ from tests.support.web_fixtures import on_both_loops, until
 
 
 class Scans:
-    """Scans that wait until the test lets them end, and the cache of their results."""
+    """Scans that wait until the test ends them, and the cache of their results."""
 
     def __init__(self, *, keep_s=60.0, max_results=8, queue=True, paused=False):
         self.cache = ScanCache(keep_s=keep_s, max_results=max_results, queue=queue)
@@ -113,7 +113,7 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
 
 @pytest.mark.xdist_group("timing")
 @on_both_loops
-async def test_result_expires_only_at_its_own_time():
+async def test_result_does_not_expire_before_its_own_time():
     """The timer of a replaced result does not drop a later result with the same key."""
     scans = Scans(keep_s=1, max_results=1)
     await scans.get("a")

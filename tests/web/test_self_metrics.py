@@ -133,7 +133,7 @@ def test_values():
         ("skyfast_messages_total", a, ("namespace", "other"), ("type", "other")): 13,
         ("skyfast_message_errors_total", a, ("reason", "malformed")): 14,
         ("skyfast_reconnects_total", a, ("reason", "silent")): 15,
-        # The sum of the counts outside and inside the table.
+        # The sum of the table's own count and the count of flows that did not reach the table.
         ("skyfast_flows_skipped_total", ("reason", "late")): 108,
         ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,
@@ -322,7 +322,7 @@ def test_promtool_accepts_the_page():
 def test_process_metrics():
     before = samples()
     descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
-    ballast = mmap.mmap(-1, 50_000_000)  # outside the heap, which may have as much free memory
+    ballast = mmap.mmap(-1, 50_000_000)  # not on the heap: free memory there would be reused
     ballast.write(b"x" * len(ballast))
     busy_until = time.process_time() + 0.05
     while time.process_time() < busy_until:

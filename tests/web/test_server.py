@@ -344,7 +344,7 @@ async def test_cardinality():
             assert json.loads(response.body) == expected
         html = await site.get("/cardinality?format=html", accept="application/json")
         assert html.text == page.text
-        # One scan served all these requests, and not on the event loop.
+        # All these requests shared one scan, which did not run on the event loop.
         assert site.table.scans == ["cardinality"]
         assert threading.current_thread() not in site.table.threads
 
@@ -368,7 +368,7 @@ async def test_cardinality_without_a_label():
 
 @on_both_loops
 async def test_one_cardinality_scan_runs_at_a_time():
-    """Other requests fail meanwhile, even after the first client has disconnected."""
+    """While a scan runs, other requests fail, even if the client of the scan has disconnected."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)
@@ -556,7 +556,7 @@ async def test_caching_is_forbidden():
 
 @on_both_loops
 async def test_head_is_get_without_a_body():
-    """All requests share a connection, so that a body would break the next response."""
+    """All requests share a connection, so if HEAD got a body, the next response would fail."""
     async with Site() as site, await site.ask(b"") as client:
         for path in (*PATHS, "/nothing"):
             for headers in ({}, {"accept_encoding": "gzip"}):
@@ -566,7 +566,7 @@ async def test_head_is_get_without_a_body():
                 get = await client.answer()
                 assert head.status == get.status
                 for response in (head, get):
-                    # A page's length is not known before it is rendered.
+                    # The length of a page is only known after rendering.
                     for name in ("date", "transfer-encoding"):
                         response.headers.pop(name, None)
                 if path == "/metrics/self":
@@ -613,7 +613,7 @@ async def test_unsupported_http_versions_get_an_http_1_0_response(version):
 
 @on_both_loops
 async def test_http_1_0():
-    """Pages have no length and end with the connection, even with keep-alive."""
+    """Pages have no Content-Length and end with the connection, even with keep-alive."""
     async with Site(FakeTable(BIG)) as site:
         for path in (*PATHS, "/nowhere"):
             for method in ("GET", "HEAD"):
@@ -688,7 +688,7 @@ async def test_scrapes_are_measured():
 
 @on_both_loops
 async def test_bad_requests(caplog):
-    """Each response closes the connection, and nothing above DEBUG is logged."""
+    """Each response closes the connection. Nothing is logged above level DEBUG."""
     async with Site() as site:
         for bad in (
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS client\r\n\r\n",
@@ -730,7 +730,7 @@ async def test_oversized_request_head_gets_a_response(part):
             async with await site.ask(before) as client:
                 if before:
                     await client.answer()
-                # Several sends, so that some arrive after the response.
+                # Send it in parts, so that some of them arrive after the response.
                 for start in range(0, len(head), 60_000):
                     await client.send(head[start : start + 60_000])
                     await asyncio.sleep(0.002)
@@ -850,7 +850,7 @@ async def test_idle_connections_are_closed_cleanly(monkeypatch):
 
 @on_both_loops
 async def test_unread_small_responses_are_aborted(monkeypatch):
-    """The deadline of a page does not apply to them."""
+    """The deadline of a page does not apply to small responses."""
     monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:
@@ -1115,7 +1115,7 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
         for i in range(1000):
             idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
             if i % 50 == 0:
-                # Its requests keep this connection from being the longest idle one.
+                # Because of this request, the connection is not the one that has been idle longest.
                 await kept.send(request("/metrics/flows"))
                 assert (await kept.answer()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS
@@ -1244,7 +1244,7 @@ async def test_host_name_as_the_address():
 
 @pytest.fixture
 def name_with_two_addresses(monkeypatch):
-    """Return a host name for asyncio's event loop; uvloop does not call `socket.getaddrinfo`."""
+    """Return a host name. Only asyncio's event loop resolves it, with `socket.getaddrinfo`."""
 
     def getaddrinfo(host, port, *_):
         assert host == "two.example"

@@ -58,7 +58,8 @@ def test_history():
     series = history.series(stats, 99, now_s=1046.0)
     assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
     assert series.connections == [*range(1, 10), 99]
-    # The removal of an analyzer does not count as a rate. The last rate is a mean, not that of 1 s.
+    # When an analyzer is removed, the lower sum is not a rate. The last rate is a mean over more
+    # than the last second.
     assert series.flows_per_second == [11, 11, *[10] * 8]
     assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4, 9]
     assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4, 0.5]
@@ -88,7 +89,7 @@ def test_history_is_bounded():
     assert len(series.connections) == len(series.age_seconds) == status.SAMPLES + 1
     assert series.connections[-1] == step
     assert series.age_seconds[0] == status.INTERVAL_S * (status.SAMPLES - 1)
-    # The series leaves out samples that are older than ten minutes.
+    # The series does not contain samples that are older than ten minutes.
     paused = history.series(stats, step, now_s=5.0 * step + 300)
     assert paused.age_seconds[0] == 600
     assert len(paused.connections) == status.SAMPLES // 2 + 2

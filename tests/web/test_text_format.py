@@ -7,7 +7,7 @@ from skyfast.text_format import MetricFamily, escaped, is_name, label_text, numb
 
 
 def test_heads():
-    """OpenMetrics drops _total from the names of families, escapes quotes, and has units."""
+    """In OpenMetrics, names of families have no _total, quotes are escaped, and there are units."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=False) == (
         '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'

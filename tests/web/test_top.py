@@ -27,7 +27,7 @@ RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
 
 def shown(core, now=1.0):
-    """Return the values on the page by the labels of the connection: a list for each family."""
+    """Return the values on the page: by labels of the connection, one list per family."""
     names = [column.name for column in core.plan.views[0].columns]
     families = core.plan.views[0].families
     connections = {}
@@ -126,7 +126,7 @@ def test_increase_of_a_reused_row_is_its_whole_value():
     assert core.top(BYTE_FAMILY, 10, since=snapshot) == core.top(BYTE_FAMILY, 10) == []
     core.message(many_flows(30, first=500, total=(2, 4, 1, 3)), TIMEOUT_S)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)] == [6] * 30
-    # This also applies to connections that return with a lower value.
+    # The same applies to connections that return with a lower value.
     core.message(many_flows(10, total=(1, 2, 1, 2), last=9_000_000), TIMEOUT_S)
     top = core.top(BYTE_FAMILY, 99, since=snapshot)
     assert [rank for rank, *_ in top] == [6] * 30 + [3] * 10
@@ -140,7 +140,7 @@ def test_returning_connection_is_not_ranked_by_its_old_value(labels):
     assert core.connections == 0
     core.message(many_flows(4, total=(9, 9, 9, 9), first=500), TIMEOUT_S)
     snapshot = core.snapshot(BYTE_FAMILY)
-    # Their values at the time of the snapshot are unknown.
+    # The values of these connections at the time of the snapshot are unknown.
     core.message(many_flows(20, total=(1_001, 1_000, 1_000, 1_000), last=9_000_000), 100)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99)][-5:] == [2001] + [18] * 4
     assert core.top(BYTE_FAMILY, 99, since=snapshot) == []
