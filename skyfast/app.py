@@ -251,6 +251,7 @@ class App:
             problem, reason = f"internal error ({type(error).__name__})", "error"
             log.exception("configuration not reloaded: internal error")
         else:
+            stats.reloads += 1
             stats.last_reload_successful = 1
             stats.last_reload_success_timestamp_s = time.time()
             stats.last_reload_changed = changed(old, self._parts.config)

@@ -280,10 +280,12 @@ class CaptureStats:
 class ConfigStats:
     """The result of the latest reload of the configuration. The start counts as a reload.
 
-    ``last_reload_changed`` contains the keys changed by the latest successful reload.
+    ``reloads`` counts successful reloads, without the start, and ``last_reload_changed`` contains
+    the keys changed by the latest of them.
     ``last_failure`` is the latest failure, and ``failures`` counts failed reloads by reason.
     """
 
+    reloads: int = 0
     last_reload_successful: int = 1
     last_reload_success_timestamp_s: float = field(default_factory=time.time)
     last_reload_changed: tuple[str, ...] = ()

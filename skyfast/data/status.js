@@ -44,6 +44,10 @@
   };
   const error = (value, now) =>
     `${value.text} (${duration(now - value.timestamp_seconds)} ago)`;
+  const reload = (value, now) => value.successes_total
+    ? `last reloaded ${duration(now - value.last_success_timestamp_seconds)} ago,`
+      + ` changed keys: ${value.changed.join(", ") || NOTHING}`
+    : "never reloaded";
   const FORMATS = {
     text: (value) => String(value),
     state: (value) => value ? "up" : "down",
@@ -55,6 +59,7 @@
     ago: (value, now) => `${duration(now - value)} ago`,
     error,
     "last-error": (value, now) => `, last error: ${error(value, now)}`,
+    reload,
     list: (value) => value.join(", "),
     reasons: (value) => Object.entries(value).map(([name, n]) => `${name} ${count(n)}`).join(", "),
     "bytes-rate": (value) => `${bytes(value)}/s`,
@@ -62,7 +67,7 @@
   };
   const STATES = ["state", "health"];
   const COLOURS = { ready: "good", degraded: "warn", "not ready": "bad" };
-  const TEXTS = [...STATES, "text", "error", "last-error", "list", "reasons"];
+  const TEXTS = [...STATES, "text", "error", "last-error", "reload", "list", "reasons"];
   const isNothing = (value) => value === null || value === ""
     || (typeof value === "object" && !Object.keys(value).length);
   const formatted = (value, format, now) => {
@@ -150,7 +155,8 @@
   // The structure that the page was rendered for. If it has changed, the page is reloaded.
   const made = JSON.stringify(JSON.parse(document.querySelector("main").dataset.made));
   const shape = (status) => JSON.stringify(
-    [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled]);
+    [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled,
+      status.names !== null]);
 
   function showStatus(status) {
     if (made !== shape(status)) {

@@ -212,11 +212,12 @@ class Series:
 class Reload:
     """The latest reload of the configuration. The start counts as a reload.
 
-    ``changed`` contains the keys changed by the latest successful reload; ``last_error`` is the
-    error of the latest failed reload.
+    ``successes_total`` counts the successful reloads, without the start. ``changed`` contains the
+    keys changed by the latest of them; ``last_error`` is the error of the latest failed reload.
     """
 
     successful: bool
+    successes_total: int
     last_success_timestamp_seconds: float
     changed: Sequence[str]
     last_error: LastError | None
@@ -432,6 +433,7 @@ class Status:
             rankings=list(subject.ranking.keys),
             reload=Reload(
                 successful=bool(stats.config.last_reload_successful),
+                successes_total=stats.config.reloads,
                 last_success_timestamp_seconds=stats.config.last_reload_success_timestamp_s,
                 changed=stats.config.last_reload_changed,
                 last_error=_last_error(stats.config.last_failure),

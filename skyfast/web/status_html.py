@@ -107,6 +107,13 @@ def _error(value: Any, now_s: float) -> str:
     return f"{value['text']} ({_duration(now_s - value['timestamp_seconds'])} ago)"
 
 
+def _reload(value: Any, now_s: float) -> str:
+    if not value["successes_total"]:
+        return "never reloaded"
+    ago = _duration(now_s - value["last_success_timestamp_seconds"])
+    return f"last reloaded {ago} ago, changed keys: {', '.join(value['changed']) or EMPTY}"
+
+
 _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "text": lambda value, _: str(value),
     "state": lambda value, _: "up" if value else "down",
@@ -122,6 +129,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "ago": lambda value, now_s: f"{_duration(now_s - value)} ago",
     "error": _error,
     "last-error": lambda value, now_s: f", last error: {_error(value, now_s)}",
+    "reload": _reload,
     "list": lambda value, _: ", ".join(value),
     "reasons": lambda value, _: ", ".join(f"{name} {_count(n)}" for name, n in value.items()),
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
@@ -130,7 +138,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
 
 _STATES: Final = ("state", "health")
 _COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
-_TEXTS: Final = (*_STATES, "text", "error", "last-error", "list", "reasons")
+_TEXTS: Final = (*_STATES, "text", "error", "last-error", "reload", "list", "reasons")
 """Formats of text, aligned to the left."""
 
 _UNIT_FORMATS: Final[dict[Unit, str]] = {
@@ -267,6 +275,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         note=_note(top) if top else _BUSY,
         top=_top(ranking, query, top, elements),
         interfaces_note=_interfaces_note(report, elements),
+        names_note=_names_note(report, elements),
         interfaces=elements.table("interfaces.busiest", _INTERFACES),
         captures_note=f"{elements.place('captures.count', 'count')} reported by agents",
         captures=elements.table("captures.first", _CAPTURES),
@@ -275,8 +284,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
             for key, format_, text in _FIGURES
         ),
         source=elements.place("configuration_source", "text", tag="code"),
-        reloaded=elements.place("reload.last_success_timestamp_seconds", "ago"),
-        changed=elements.place("reload.changed", "list"),
+        reloaded=elements.place("reload", "reload"),
         reload_error=elements.place("reload.last_error", "last-error"),
         configuration=escape(report.configuration),
     )
@@ -299,6 +307,7 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
         ranking.metrics,
         list(ranking.keys),
         report.interfaces.enabled,
+        report.names is not None,
     )
     return msgspec.json.encode(parts).decode()
 
@@ -497,19 +506,6 @@ def _value_columns(metric: Metric, query: Query) -> Iterable[_HtmlColumn]:
 
 
 def _interfaces_note(report: StatusReport, elements: _Elements) -> str:
-    """Return the text about topology queries, for interfaces and names."""
-    names = ""
-    if report.names is not None:
-        names = (
-            f"; names of {elements.place('names.addresses', 'count')} addresses"
-            f" ({elements.place('names.ambiguous', 'count')} ambiguous) and"
-            f" {elements.place('names.capture_points', 'count')} capture points, last response"
-            f" {elements.place('names.last_reading_timestamp_seconds', 'ago')}"
-        )
-    return _exported_note(report, elements) + names
-
-
-def _exported_note(report: StatusReport, elements: _Elements) -> str:
     if not report.interfaces.enabled:
         return "disabled by the configuration"
     last_response = elements.place("interfaces.last_answer_timestamp_seconds", "ago")
@@ -517,4 +513,19 @@ def _exported_note(report: StatusReport, elements: _Elements) -> str:
     return (
         f"{elements.place('interfaces.count', 'count')} in the topology,"
         f" last response {last_response}{last_error}"
+    )
+
+
+def _names_note(report: StatusReport, elements: _Elements) -> str:
+    """Return the paragraph about names; empty if no label needs them."""
+    if report.names is None:
+        return ""
+    # Shown only once: all topology queries have the same last error.
+    last_error = elements.place("interfaces.last_error", "last-error")
+    return (
+        f"<p>names: {elements.place('names.addresses', 'count')} addresses"
+        f" ({elements.place('names.ambiguous', 'count')} ambiguous),"
+        f" {elements.place('names.capture_points', 'count')} capture points;"
+        f" read {elements.place('names.last_reading_timestamp_seconds', 'ago')}"
+        f"{'' if report.interfaces.enabled else last_error}</p>\n"
     )

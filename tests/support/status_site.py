@@ -98,6 +98,21 @@ FORMATS = [
     ("error", {"text": "no", "timestamp_seconds": 990}, "no (10 s ago)"),
     ("reasons", {"late": 1234, "fin": 1}, "late 1,234, fin 1"),
     ("reasons", {}, "–"),
+    (
+        "reload",
+        {"successes_total": 0, "last_success_timestamp_seconds": 900, "changed": []},
+        "never reloaded",
+    ),
+    (
+        "reload",
+        {"successes_total": 1, "last_success_timestamp_seconds": 980, "changed": ["a.b", "c"]},
+        "last reloaded 20 s ago, changed keys: a.b, c",
+    ),
+    (
+        "reload",
+        {"successes_total": 2, "last_success_timestamp_seconds": 400, "changed": []},
+        "last reloaded 10 min ago, changed keys: –",
+    ),
     ("list", ["a.b", "c"], "a.b, c"),
     ("list", [], "–"),
     ("text", "", "–"),

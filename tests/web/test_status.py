@@ -15,7 +15,7 @@ from skyfast.app import App
 from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.skydive import topology_nodes
 from skyfast.skydive.interfaces import MAX_BUSIEST
-from skyfast.stats import Failure, Stats
+from skyfast.stats import Failure, NameStats, Stats
 from skyfast.web import server, status, status_html, top
 from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import History
@@ -340,6 +340,33 @@ async def test_interfaces_and_captures():
         assert cells(page, "captures.first")[7] == ["c-007", "1.50", "0", "7", "0", "0"]
 
 
+@pytest.mark.parametrize("has_interfaces", [True, False])
+async def test_interfaces_and_names_have_a_line_each(has_interfaces):
+    stats = Stats()
+    stats.topology.interfaces = 45
+    stats.topology.last_answer_timestamp_s = time.time() - 100.5
+    stats.topology.last_failure = Failure("timeout", "no response")
+    config = make_config(interfaces_interval=30 * has_interfaces)
+    source = fake_status(stats=stats, config=config)
+
+    async def lines():
+        report = await source.report()
+        page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
+        panel = re.search(r'id="interfaces">Interfaces</h2>(.*?)</section>', page, re.DOTALL)[1]
+        return [re.sub("<[^>]*>", "", line) for line in re.findall("<p>(.*?)</p>", panel)]
+
+    error = ", last error: no response (0 s ago)"
+    first = "disabled by the configuration"
+    if has_interfaces:
+        first = f"45 in the topology, last response 1 min ago{error}"
+    assert await lines() == [first]
+    stats.topology.names = NameStats(
+        addresses=1054, nodes=45, ambiguous=2, last_reading_timestamp_s=time.time() - 16.5
+    )
+    names = "names: 1,054 addresses (2 ambiguous), 45 capture points; read 16 s ago"
+    assert await lines() == [first, names + ("" if has_interfaces else error)]
+
+
 # Top connections -----------------------------------------------------------------------------
 
 
@@ -516,6 +543,22 @@ async def test_reload_that_keeps_the_table_keeps_the_snapshots(monkeypatch):
         assert await site.app.reload() is None
         assert site.app.status.ranking.snapshots == 1
         assert (await site.json("/api/status"))["table"]["flows_limit"] == 7
+
+
+async def test_page_shows_whether_there_was_a_reload(monkeypatch):
+    async with three_connections() as site:
+        assert shown(await site.get("/"), "reload") == "never reloaded"
+        assert (await site.json("/api/status"))["reload"]["successes_total"] == 0
+        monkeypatch.setattr(site, "config", make_config(max_flows=7))
+        assert await site.app.reload() is None
+        text = shown(await site.get("/"), "reload")
+        assert re.fullmatch(r"last reloaded \d s ago, changed keys: [a-z_., ]*max_flows", text)
+        assert (await site.json("/api/status"))["reload"]["successes_total"] == 1
+
+
+def shown(response, key):
+    """Return the text of an element of the page."""
+    return re.search(rf'data-key="{key}"[^>]*>([^<]*)<', response[1])[1]
 
 
 INVALID_QUERIES = {
