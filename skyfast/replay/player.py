@@ -21,7 +21,7 @@ from aiohttp import WSCloseCode, web
 from skyfast.config.endpoint import SUBSCRIBER_PATH, Endpoint
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay.recording import Playback, ScheduledMessage, for_namespaces
-from skyfast.replay.topology import Topology, Update, selected
+from skyfast.replay.topology import Topology, Update, add_to_counters, selected
 from skyfast.runtime.logs import printable
 from skyfast.skydive.topology_queries import Query, parse
 
@@ -131,6 +131,7 @@ class ReplayServer:
                 return
             # Skip the loops that a pause of the process has missed.
             loop = max(loop + 1, int((now() - began_s) / self._playback.loop_s))
+            self._topology.rewind()
 
     async def _wait_for_subscribers(self) -> None:
         """Wait for the first subscriber without a timeout, and for the others with one."""
@@ -160,8 +161,7 @@ class ReplayServer:
         """Return the current response to a query of the topology."""
         now_ms = _unix_ms()
         first_ms, speed, began_ms = self._playback.first_ms, self._playback.speed, self._began_ms
-        played_ms = max(now_ms - (self._started_ms or now_ms), 0)
-        loop_ms = round(self._playback.loop_s * 1000)
+        is_loop, offsets = bool(self._playback.loop_s), self._topology.offsets()
 
         def present(element: dict[str, Any]) -> None:
             for name in ("CreatedAt", "UpdatedAt"):
@@ -170,8 +170,11 @@ class ReplayServer:
                     # One mapping for all times, so that their order stays the same.
                     present_ms = began_ms + int((recorded_ms - first_ms) // speed)
                     element[name] = max(present_ms, 1)
-            if loop_ms:
-                scale_counters(element, now_ms=now_ms, played_ms=played_ms, loop_ms=loop_ms)
+            if is_loop:
+                match element:
+                    case {"ID": str(element_id), "Metadata": {"Metric": dict()}}:
+                        add_to_counters(element, offsets.get(element_id, {}))
+                        element["UpdatedAt"] = now_ms  # also if a loop changes nothing
 
         # This takes a fraction of a second for a large topology.
         elements = self._topology.elements(query)
@@ -287,19 +290,6 @@ def _loopback() -> str:
         else:
             return host
     raise OSError("; ".join(problems))
-
-
-def scale_counters(element: dict[str, Any], *, now_ms: int, played_ms: int, loop_ms: int) -> None:
-    """Replace the counters of a node by those after ``played_ms``, in place.
-
-    Every loop of ``loop_ms`` adds the recorded totals again, spread evenly over its duration.
-    """
-    match element:
-        case {"Metadata": {"Metric": dict() as metric}}:
-            for name, total in metric.items():
-                if isinstance(total, int):
-                    metric[name] = total + total * played_ms // loop_ms
-            element["UpdatedAt"] = now_ms
 
 
 def _unix_ms() -> int:

@@ -6,7 +6,7 @@ one after the other, the updates result in the topology at any time of the recor
 """
 
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, get_args, get_origin
 
 import msgspec
@@ -75,6 +75,14 @@ def _merged(one: Shape, other: Shape) -> Shape:
 
 NODE: Final = _merged(_shape(topology_graph.Node), _shape(topology_nodes.Node))
 """The fields of nodes that are read for names or interface metrics, or compared by queries."""
+
+COUNTERS: Final = tuple(
+    field.encode_name for field in msgspec.structs.fields(topology_nodes.Counters)
+)
+"""The names of interface counters in ``Metric``."""
+
+MAX_COUNTER: Final = 2**63 - 1
+"""The maximum of Skydive's counters."""
 
 EDGE: Final[Shape] = {
     **dict.fromkeys(("ID", "Parent", "Child"), str),
@@ -277,11 +285,30 @@ def _update(query: Query, changed: list[msgspec.Raw], removed: list[str]) -> Upd
 
 
 class Topology:
-    """The nodes and edges at one time of a recording."""
+    """The nodes and edges at one time of a recording.
+
+    If the recording is replayed in a loop, `rewind` must be called at the start of each further
+    loop. Interface counters then continue: each loop adds the difference between the last and the
+    first recorded value.
+    """
 
     def __init__(self) -> None:
         self._nodes: dict[str, bytes] = {}
         self._edges: dict[str, bytes] = {}
+        self._seen: dict[str, bytes] = {}
+        """The latest version of each node in this loop, including removed ones."""
+        self._previous: dict[str, bytes] = {}
+        """The last version of each node in the previous loop, unless this one has it, too."""
+        self._offsets: dict[str, dict[str, int]] = {}
+
+    def rewind(self) -> None:
+        """The recording starts again. The elements stay until updates replace or remove them."""
+        self._previous |= self._seen
+        self._seen = {}
+
+    def offsets(self) -> dict[str, dict[str, int]]:
+        """Return how much to add to the recorded counters of nodes, by ID, as a copy."""
+        return self._offsets.copy()
 
     def apply(self, update: Update) -> None:
         """Add, replace and remove elements; those without ID are ignored."""
@@ -292,12 +319,54 @@ class Topology:
             for raw in added:
                 text = bytes(raw)  # `raw` refers to the whole update
                 match decode_element(text):
-                    case {"ID": str(element_id)}:
+                    case {"ID": str(element_id)} as node:
                         elements[element_id] = text
+                        if elements is self._nodes:
+                            self._continue_counters(element_id, node)
+                            self._seen[element_id] = text
+
+    def _continue_counters(self, node_id: str, node: object) -> None:
+        """Make the counters of a node continue from those of the previous loop."""
+        previous = self._previous.pop(node_id, None)
+        if previous is None:
+            return
+        last, first = _counters(decode_element(previous)), _counters(node)
+        growth = {
+            name: total - first.get(name, 0)
+            for name, total in last.items()
+            if total > first.get(name, 0)
+        }
+        if growth:
+            before = self._offsets.get(node_id, {})
+            self._offsets[node_id] = before | {
+                name: min(before.get(name, 0) + added, MAX_COUNTER)
+                for name, added in growth.items()
+            }
 
     def elements(self, query: Query) -> list[bytes]:
         """Return all nodes, or all edges if the query is for edges. The list is a copy."""
         return list((self._edges if query.edges else self._nodes).values())
+
+
+def _counters(node: object) -> dict[str, int]:
+    """Return the counters of a node; those that are zero can be missing."""
+    match node:
+        case {"Metadata": {"Metric": dict() as metric}}:
+            return {name: metric[name] for name in COUNTERS if isinstance(metric.get(name), int)}
+        case _:
+            return {}
+
+
+def add_to_counters(node: dict[str, Any], offsets: Mapping[str, int]) -> None:
+    """Add ``offsets`` to the counters of a node, in place. Values of other types stay."""
+    match node:
+        case {"Metadata": {"Metric": dict() as metric}}:
+            for name, offset in offsets.items():
+                total = metric.get(name, 0)
+                if isinstance(total, int):
+                    metric[name] = min(total + offset, MAX_COUNTER)
+        case _:
+            pass
 
 
 def selected(

@@ -12,8 +12,9 @@ import pytest
 import websockets
 
 from skyfast.replay import recording
-from skyfast.replay.player import ReplayServer, scale_counters
+from skyfast.replay.player import ReplayServer
 from skyfast.replay.recording import Playback, Recording, for_namespaces
+from skyfast.replay.topology import Topology, add_to_counters, selected
 from skyfast.skydive.topology_queries import (
     EDGES,
     INTERFACES,
@@ -248,24 +249,44 @@ def test_messages_are_filtered_by_namespace():
     assert len(received("flow", f"flow/{capture}")) == len(received("flow")) + len(capture_messages)
 
 
-def test_interface_counters_grow_by_recorded_value_in_each_loop():
-    def rx_bytes(elapsed_s):
-        node = {"UpdatedAt": 1, "Metadata": {"Metric": {"RxBytes": 206803011, "TxBytes": None}}}
-        scale_counters(
-            node, now_ms=STARTED_MS, played_ms=round(elapsed_s * 1000), loop_ms=int(LOOP_S * 1000)
-        )
-        assert node["UpdatedAt"] == STARTED_MS
-        assert node["Metadata"]["Metric"]["TxBytes"] is None
-        return node["Metadata"]["Metric"]["RxBytes"]
+def test_interface_counters_of_the_demo_grow_by_the_same_in_each_loop():
+    """They continue where the previous loop ended, and grow by what the recording adds."""
+    playback, topology = recording.demo(), Topology()
+    ends = []
+    for loop in range(4):
+        if loop:
+            topology.rewind()
+        totals = received_bytes(topology)
+        for scheduled in playback.schedule(loop):
+            if scheduled.message.line == "topology":
+                topology.apply(scheduled.message.update())
+                now = received_bytes(topology)
+                for name, total in totals.items():
+                    assert now[name] >= total
+                totals = now
+        ends.append(totals)
+    growth = [
+        {name: after[name] - before[name] for name in before}
+        for before, after in itertools.pairwise(ends)
+    ]
+    assert growth[0] == growth[1] == growth[2]
+    assert 20e6 < growth[0]["v2"] < 25e6
+    (host,) = (name for name, total in ends[0].items() if total > 10**9)
+    assert growth[0][host] == 0
 
-    assert rx_bytes(0) == 206803011
-    assert rx_bytes(LOOP_S) == 2 * 206803011
-    assert rx_bytes(0) < rx_bytes(0.5) < rx_bytes(1)
-    assert rx_bytes(10**8) < 2**63
-    for other in ({}, {"Metadata": 1}, {"Metadata": {"Metric": []}}):
-        before = dict(other)
-        scale_counters(other, now_ms=1, played_ms=1, loop_ms=1)
-        assert other == before
+
+def received_bytes(topology):
+    """Return the totals of interfaces by name; containers have one of the same name."""
+    offsets, totals = topology.offsets(), {}
+
+    def present(node):
+        add_to_counters(node, offsets.get(node["ID"], {}))
+
+    for node in json.loads(selected(topology.elements(INTERFACES), INTERFACES, present)):
+        metadata = node["Metadata"]
+        name = metadata["Name"] if metadata["Name"] != "eth0" else node["ID"]
+        totals[name] = metadata.get("Metric", {}).get("RxBytes", 0)
+    return totals
 
 
 # Server
@@ -439,21 +460,53 @@ async def test_demo_answers_queries_and_its_counters_grow():
             other.subscribed.set()
             await socket.recv()
             first = json.loads((await asyncio.to_thread(ask, port, body))[1])
-            headers, packed = await asyncio.to_thread(
-                ask, port, body, **{"Accept-Encoding": "gzip"}
-            )
-            assert headers["Content-Encoding"] == "gzip"
-            second = json.loads(gzip.decompress(packed))
+            grown = set()
+            while not grown >= {"v1", "v2"}:
+                headers, packed = await asyncio.to_thread(
+                    ask, port, body, **{"Accept-Encoding": "gzip"}
+                )
+                assert headers["Content-Encoding"] == "gzip"
+                second = json.loads(gzip.decompress(packed))
+                before = {node["ID"]: node["Metadata"].get("Metric") for node in first}
+                grown = {
+                    node["Metadata"]["Name"]
+                    for node in second
+                    if node["Metadata"].get("Metric") != before[node["ID"]]
+                }
+                await asyncio.sleep(0.05)
         with pytest.raises(urllib.error.HTTPError, match="400"):
             await asyncio.to_thread(ask, port, b'{"GremlinQuery": "G.V()"}')
         with pytest.raises(urllib.error.HTTPError, match="400"):
             await asyncio.to_thread(ask, port, b"\xff[")
     assert all(abs(node["UpdatedAt"] / 1000 - time.time()) < 10 for node in second)
-    received = {node["ID"]: node["Metadata"].get("Metric", {}).get("RxBytes", 0) for node in first}
-    assert max(received.values()) > 10**6
-    for node in second:
-        if received[node["ID"]] > 10**6:
-            assert node["Metadata"]["Metric"]["RxBytes"] > received[node["ID"]]
+
+
+async def test_counters_continue_in_the_next_loop(tmp_path):
+    base_ms = 1_700_000_000_000
+
+    def interface(total):
+        metric = {"RxBytes": total, "TxBytes": None}
+        metadata = {"Name": "eth0", "EncapType": "ether", "Metric": metric}
+        return {"ID": "a", "UpdatedAt": 1, "Metadata": metadata}
+
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(
+        update(base_ms, interface(1000))
+        + stats(base_ms)
+        + update(base_ms + 100, interface(1700))
+        + stats(base_ms + 100)
+    )
+    loaded = Recording.load(str(path))
+    totals = []
+    playback = Playback(recordings=(loaded,), loop_s=0.2)
+    async with served(playback) as (_, port), asyncio.timeout(10), subscribe(port):
+        while not totals or totals[-1] < 1000 + 5 * 700:
+            (node,) = await asyncio.to_thread(query, port, INTERFACES.gremlin)
+            assert node["Metadata"]["Metric"]["TxBytes"] is None
+            assert abs(node["UpdatedAt"] / 1000 - time.time()) < 5
+            totals.append(node["Metadata"]["Metric"]["RxBytes"])
+    assert totals == sorted(totals)
+    assert {(total - 1000) % 700 for total in totals} == {0}
 
 
 QUERIES = (

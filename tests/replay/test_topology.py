@@ -7,7 +7,15 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfast.replay.topology import NODE, Answer, Changes, Topology, selected
+from skyfast.replay.topology import (
+    NODE,
+    Answer,
+    Changes,
+    Topology,
+    Update,
+    add_to_counters,
+    selected,
+)
 from skyfast.skydive.topology_queries import (
     EDGES,
     KUBERNETES,
@@ -104,3 +112,62 @@ def test_update_is_written_and_read() -> None:
     (update,) = Changes().of(answer(EDGES, [{"ID": "1", "Parent": "2"}], 7))
     text = msgspec.json.encode(update)
     assert text == b'{"Edges":[{"ID":"1","Parent":"2","UpdatedAt":7}]}'
+
+
+def node(node_id: str, **metric: object) -> bytes:
+    return json.dumps({"ID": node_id, "Metadata": {"Metric": metric}}).encode()
+
+
+def apply(topology: Topology, *nodes: bytes, removed: tuple[str, ...] = ()) -> None:
+    topology.apply(Update(nodes=[msgspec.Raw(text) for text in nodes], removed=[*removed]))
+
+
+def test_counters_continue_in_each_loop() -> None:
+    topology = Topology()
+    offsets = []
+    for _ in range(3):
+        apply(topology, node("a", RxBytes=100, TxBytes=7), node("b", RxBytes=5, TxBytes="x"))
+        offsets.append(topology.offsets())
+        apply(topology, node("a", RxBytes=110, TxBytes=3, RxErrors=2, Other=9), node("b"))
+        assert topology.offsets() == offsets[-1]  # also if counters of a recording decrease
+        topology.rewind()
+    assert offsets == [
+        {},
+        {"a": {"RxBytes": 10, "RxErrors": 2}},
+        {"a": {"RxBytes": 20, "RxErrors": 4}},
+    ]
+
+
+def test_counters_of_removed_nodes_continue_in_the_next_loop() -> None:
+    topology = Topology()
+    for loop in range(3):
+        apply(topology, node("a", RxBytes=1))
+        assert topology.offsets() == ({"a": {"RxBytes": 8 * loop}} if loop else {})
+        apply(topology, node("a", RxBytes=9))
+        apply(topology, removed=("a",))
+        topology.rewind()
+        apply(topology, b"[]", node("b"))
+
+
+def test_offsets_are_added_to_valid_counters_only() -> None:
+    for content, expected in (
+        (node("a", RxBytes=1, TxBytes=None), {"RxBytes": 3, "TxBytes": None, "RxErrors": 4}),
+        (node("a", RxBytes=2**63 - 1), {"RxBytes": 2**63 - 1, "TxBytes": 3, "RxErrors": 4}),
+        (b'{"Metadata": {"Metric": []}}', []),
+    ):
+        element = json.loads(content)
+        add_to_counters(element, {"RxBytes": 2, "TxBytes": 3, "RxErrors": 4})
+        assert element["Metadata"]["Metric"] == expected
+    element = {"Metadata": 1}
+    add_to_counters(element, {"RxBytes": 2})
+    assert element == {"Metadata": 1}
+
+
+def test_offsets_are_bounded() -> None:
+    topology = Topology()
+    for _ in range(3):
+        apply(topology, node("a"))
+        apply(topology, node("a", RxBytes=2**63 - 1))
+        topology.rewind()
+    apply(topology, node("a"))
+    assert topology.offsets() == {"a": {"RxBytes": 2**63 - 1}}
