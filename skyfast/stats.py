@@ -234,8 +234,10 @@ class NameStats:
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
     ``ambiguous`` is the number of these addresses whose names depend on the capture point, and
     ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
-    the current topology, so it is a gauge. ``dropped`` counts lookups over limits. The durations
-    are those of the latest query of each kind, and of the latest resolution of all names.
+    the current topology, so it is a gauge. ``dropped`` counts lookups over limits.
+    ``labels_without_pods`` and ``missing_pod_labels`` are from `skyfast.skydive.name_hints.Hints`.
+    The durations are those of the latest query of each kind, and of the latest resolution of all
+    names.
     """
 
     addresses: int = 0
@@ -248,6 +250,8 @@ class NameStats:
     last_reading_timestamp_s: float = 0.0
     skipped: dict[str, int] = field(default_factory=_zeros(NAME_SKIPS))
     dropped: dict[str, int] = field(default_factory=_zeros(LOOKUP_DROPS))
+    labels_without_pods: str = ""
+    missing_pod_labels: tuple[str, ...] = ()
     query_duration_s: dict[str, float] = field(default_factory=dict)
 
 

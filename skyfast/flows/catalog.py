@@ -77,6 +77,20 @@ INTERFACE_LABELS: Final = frozenset({"node_name", "node_host", "node_type"})
 LOCAL_LABELS: Final = frozenset({"node_netns", "node_container"})
 """The labels that need namespaces and containers, but no objects of Kubernetes."""
 
+CONTAINER_POD_LABELS: Final = frozenset(
+    f"{prefix}_{name}"
+    for prefix in ("initiator", "target", "node")
+    for name in ("namespace", "pod")
+)
+"""The labels of pods that the labels of containers are enough for."""
+
+POD_LABELS: Final = CONTAINER_POD_LABELS | {
+    *("initiator_workload", "initiator_workload_kind", "initiator_service"),
+    *("target_workload", "target_workload_kind", "target_service"),
+    "node_workload",
+}
+"""The labels that are empty without Kubernetes pods."""
+
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
 """The two ends of a flow, as prefixes of label names, and the fields with their addresses."""
 

@@ -24,6 +24,7 @@ from skyfast.flows.planner import key_fields
 from skyfast.flows.selection import ExportSelection
 from skyfast.runtime.logs import LogLimit
 from skyfast.skydive import topology_queries as queries
+from skyfast.skydive.name_hints import find_hints
 from skyfast.skydive.name_index import Changes, NameIndex
 from skyfast.skydive.name_resolver import Resolution, resolve
 from skyfast.skydive.topology_client import TopologyClient
@@ -108,6 +109,7 @@ class NamePoller:
         self,
         *,
         wanted: tuple[Query, ...],
+        export: ExportSelection,
         reads_interfaces: bool,
         index: NameIndex,
         stats: TopologyStats,
@@ -116,10 +118,11 @@ class NamePoller:
     ) -> None:
         """Create the poller; ``now`` is the clock of ``index``, in seconds.
 
-        ``wanted`` are the results of `needed`. Without ``reads_interfaces``, another poller reads
-        the interfaces and calls `received`.
+        ``wanted`` are the results of `needed`, usually for ``export``. Without
+        ``reads_interfaces``, another poller reads the interfaces and calls `received`.
         """
         self._wanted = wanted
+        self._export = export
         self._polled = tuple(
             query for query in wanted if reads_interfaces or query != queries.NAMED_INTERFACES
         )
@@ -268,6 +271,24 @@ class NamePoller:
             self._apply(await asyncio.to_thread(self._index.compare, resolution, self._now()))
         self.names.skipped = {**dict.fromkeys(NAME_SKIPS, 0), **resolution.skipped}
         self.names.resolutions += 1
+        kubernetes = self._progress.get(queries.KUBERNETES)
+        if kubernetes is not None and kubernetes.full_s is not None:
+            self._update_hints(resolution)
+
+    def _update_hints(self, resolution: Resolution) -> None:
+        """Explain empty labels; log each reason when it occurs."""
+        hints, names = find_hints(self._export, resolution), self.names
+        if hints.without_pods and hints.without_pods != names.labels_without_pods:
+            text = (
+                "labels %s: the topology has no pods;"
+                " enable Skydive's Kubernetes probe (k8s) on an analyzer"
+            )
+            self._limit.warn(log, "no_pods", text, hints.without_pods)
+        for key in hints.missing_labels:
+            if key not in names.missing_pod_labels:
+                self._limit.warn(log, f"label {key}", "no pod has the label '%s'", key)
+        names.labels_without_pods = hints.without_pods
+        names.missing_pod_labels = hints.missing_labels
 
     def _resolution(self) -> Resolution:
         return resolve(self._store.graph(), k8s_labels=self._index.k8s_labels)

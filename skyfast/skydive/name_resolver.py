@@ -90,6 +90,9 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     * ``networks``: the subnets of all interfaces by host, in order. Subnets with only one address
       are left out.
     * ``skipped``: how often something was unusable, by reason.
+    * ``has_pods``: whether the topology has pods.
+    * ``has_pod_names``: whether it has pods, or containers with the names of their pods.
+    * ``missing_labels``: the keys of the pod labels asked for that no pod has.
     """
 
     nodes: dict[str, tuple[str, ...]]
@@ -97,6 +100,9 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     points: dict[str, CapturePoint]
     networks: dict[str, Networks]
     skipped: dict[str, int]
+    has_pods: bool = False
+    has_pod_names: bool = False
+    missing_labels: tuple[str, ...] = ()
 
 
 def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
@@ -244,12 +250,17 @@ class _Resolver:
     def resolution(self) -> Resolution:
         interfaces = [(node, self._namespace_of(node)) for node in self._index.interfaces]
         nodes, points = self._capture_points(interfaces)
+        has_pods = bool(self._workloads.pods)
         return Resolution(
             nodes=nodes,
             points=points,
             addresses=self._addresses(interfaces),
             networks=self._subnets.by_host(),
             skipped=dict(self._skipped),
+            has_pods=has_pods,
+            has_pod_names=has_pods
+            or any(namespace.pod_names for namespace in self._namespaces.values()),
+            missing_labels=self._workloads.missing_labels,
         )
 
     def release(self) -> None:

@@ -55,6 +55,7 @@ class TopologyPoller:
         self._names = (
             NamePoller(
                 wanted=wanted,
+                export=config.export,
                 reads_interfaces=not self._interval_s,
                 index=names,
                 stats=stats,

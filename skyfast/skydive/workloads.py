@@ -130,6 +130,18 @@ class Workloads:
         return tuple(self._pod_of_node.values())
 
     @property
+    def missing_labels(self) -> tuple[str, ...]:
+        """The keys of the labels asked for that no pod has."""
+        pods = self.pods
+        return tuple(
+            key
+            for index, key in enumerate(self._k8s_labels)
+            if not any(
+                pod.names.labels[index] or _label(_k8s(pod.node), key) is not None for pod in pods
+            )
+        )
+
+    @property
     def services(self) -> Sequence[Service]:
         """All services with a cluster IP."""
         return tuple(self._service_of_node.values())

@@ -496,12 +496,25 @@ def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
                 severity="critical" if count >= limit else "warning",
                 text=f"{count:,} of at most {limit:,} {what} (max_{what}).",
             )
+    if names := stats.topology.names:
+        yield from _name_notices(names)
     if not stats.config.last_reload_successful and (failure := stats.config.last_failure):
         when = datetime.fromtimestamp(int(failure.timestamp_s), UTC)
         yield Notice(
             severity="warning",
             text=f"Configuration not reloaded at {when:%Y-%m-%d %H:%M:%S} UTC: {failure.text}",
         )
+
+
+def _name_notices(names: NameStats) -> Iterator[Notice]:
+    if names.labels_without_pods:
+        yield Notice(
+            severity="warning",
+            text=f"Labels {names.labels_without_pods}: the topology has no pods;"
+            " enable Skydive's Kubernetes probe (k8s) on an analyzer.",
+        )
+    for key in names.missing_pod_labels:
+        yield Notice(severity="warning", text=f"No pod has the label '{key}'.")
 
 
 def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:

@@ -7,13 +7,17 @@ from contextlib import asynccontextmanager
 from threading import Lock
 
 import pytest
+from msgspec import structs
 
 from skyfast.skydive import name_poller, topology_client
 from skyfast.skydive import topology_queries as queries
 from skyfast.skydive.interfaces import Interfaces
+from skyfast.skydive.name_hints import Hints, find_hints
 from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.name_poller import needed
+from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.topology import TopologyPoller
+from skyfast.skydive.topology_graph import Graph
 from skyfast.skydive.topology_store import TopologyStore
 from skyfast.stats import NAME_SKIPS, TopologyStats
 from tests.support.analyzer import Answer, FakeAnalyzer
@@ -60,11 +64,13 @@ def edge(parent, child, relation, *, updated_at=2_000_000_000_000):
 class Poll:
     """A poller, and the changes that it has reported."""
 
-    def __init__(self, *urls, interval_s=0, wanted=EVERYTHING, observe=None, index=None):
+    def __init__(
+        self, *urls, interval_s=0, wanted=EVERYTHING, observe=None, index=None, **settings
+    ):
         self.stats = TopologyStats()
-        self.index = index or NameIndex(keep_s=60.0)
         self.renamed = []
-        config = make_config(*urls, interfaces_interval=interval_s)
+        config = make_config(*urls, interfaces_interval=interval_s, **settings)
+        self.index = index or NameIndex(keep_s=60.0, k8s_labels=config.export.k8s_labels)
         self.poller = TopologyPoller(
             config=config,
             interfaces=Interfaces(interval_s=20, connection_timeout_s=60.0, stats=self.stats),
@@ -150,6 +156,106 @@ async def test_the_names_of_a_real_topology():
         assert names.skipped == dict.fromkeys(NAME_SKIPS, 0)
         assert names.query_duration_s.keys() == {*name_poller.KINDS.values()}
         assert poll.stats.errors == dict.fromkeys(poll.stats.errors, 0)
+
+
+# Hints.
+
+KUBERNETES_LABELS = [
+    *("initiator_name", "initiator_workload", "target_service", "target_pod", "node_namespace"),
+    {"name": "team", "k8s_label": "team"},
+]
+NO_PODS = (
+    "labels initiator_workload, target_service, target_pod and 3 more: the topology has no pods;"
+    " enable Skydive's Kubernetes probe (k8s) on an analyzer"
+)
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+async def test_empty_labels_are_explained_until_there_are_pods(fast, monkeypatch, caplog):
+    monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 0)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = {"Nodes": [], "Edges": []}
+        async with Poll(analyzer.url, labels=KUBERNETES_LABELS).running() as poll:
+            await until(lambda: poll.stats.names and poll.stats.names.labels_without_pods)
+            names = poll.stats.names
+            assert f"labels {names.labels_without_pods}:" in NO_PODS
+            assert names.missing_pod_labels == ()
+            analyzer.graph["Nodes"].append(pod("a", "10.0.0.1"))
+            await until(lambda: names.missing_pod_labels == ("team",))
+            assert names.labels_without_pods == ""
+            labels = {"tier": "1", "team": ""}
+            analyzer.graph["Nodes"].append(pod("b", "10.0.0.2", Labels=labels))
+            await until(lambda: names.missing_pod_labels == ())
+            resolutions = names.resolutions
+            analyzer.graph["Nodes"].append(pod("c", "10.0.0.3"))
+            await until(lambda: names.resolutions > resolutions)
+            assert (names.labels_without_pods, names.missing_pod_labels) == ("", ())
+    assert warnings(caplog) == [NO_PODS, "no pod has the label 'team'"]
+
+
+async def test_a_hint_is_logged_once(fast, monkeypatch, caplog):
+    monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 0)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = {"Nodes": [], "Edges": []}
+        async with Poll(analyzer.url, labels=["target_pod"]).running() as poll:
+            await poll.ready()
+            names = poll.stats.names
+            for number in range(3):
+                resolutions = names.resolutions
+                analyzer.graph["Nodes"].append({"ID": f"{number}", "Metadata": {"Type": "host"}})
+                await until(lambda resolutions=resolutions: names.resolutions > resolutions)
+    assert names.labels_without_pods == "target_pod"
+    assert len(warnings(caplog)) == 1
+
+
+async def test_without_kubernetes_labels_there_are_no_hints(caplog):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = {"Nodes": [], "Edges": []}
+        labels = ["initiator_name", "target_host", "node_container"]
+        async with Poll(analyzer.url, labels=labels).running() as poll:
+            await until(lambda: poll.stats.names and poll.stats.names.resolutions)
+        assert poll.stats.names.labels_without_pods == ""
+    assert warnings(caplog) == []
+
+
+async def test_there_are_no_hints_before_pods_were_read(fast, caplog):
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        answer = analyzer._topology
+
+        def failing(request):
+            fails = queries.KUBERNETES.gremlin in json.loads(request.body)["GremlinQuery"]
+            return Answer(status=500) if fails else answer(request)
+
+        analyzer._topology = failing
+        async with Poll(analyzer.url, labels=KUBERNETES_LABELS).running() as poll:
+            await poll.ready()
+            await until(lambda: poll.stats.names.resolutions)
+        assert poll.stats.names.labels_without_pods == ""
+    assert NO_PODS not in warnings(caplog)
+
+
+def test_hints_are_bounded_and_printable():
+    keys = [f"k{number:02}" for number in range(15)]
+    labels = [{"name": key, "k8s_label": key} for key in keys]
+    export = make_config(labels=labels).export
+    resolution = resolve(Graph(nodes=[], edges=[]), k8s_labels=export.k8s_labels)
+    assert find_hints(export, resolution) == Hints(
+        without_pods="initiator_k00, target_k00, initiator_k01 and 27 more"
+    )
+    found = structs.replace(resolution, has_pods=True, missing_labels=("\n", *keys))
+    assert find_hints(export, found) == Hints(missing_labels=("\\n", *keys[:9]))
+
+
+def test_containers_can_have_the_names_of_pods():
+    export = make_config(labels=["initiator_namespace", "node_pod", "target_service"]).export
+    resolution = resolve(Graph(nodes=[], edges=[]))
+    found = structs.replace(resolution, has_pod_names=True)
+    assert find_hints(export, found) == Hints(without_pods="target_service")
+    assert "initiator_namespace" in find_hints(export, resolution).without_pods
 
 
 # Changes.

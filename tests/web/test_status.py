@@ -367,6 +367,28 @@ async def test_interfaces_and_names_have_a_line_each(has_interfaces):
     assert await lines() == [first, names + ("" if has_interfaces else error)]
 
 
+async def test_empty_labels_cause_warnings_until_they_are_mended():
+    stats = Stats()
+    names = stats.topology.names = NameStats(
+        labels_without_pods="target_pod", missing_pod_labels=("a", "<b>")
+    )
+    source = fake_status(stats=stats)
+    report = await source.report()
+    no_pods = (
+        "Labels target_pod: the topology has no pods; enable Skydive's Kubernetes probe (k8s)"
+        " on an analyzer."
+    )
+    assert [(notice.severity, notice.text) for notice in report.notices] == [
+        ("warning", no_pods),
+        ("warning", "No pod has the label 'a'."),
+        ("warning", "No pod has the label '<b>'."),
+    ]
+    page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
+    assert "No pod has the label &#x27;&lt;b&gt;&#x27;." in page
+    names.labels_without_pods, names.missing_pod_labels = "", ()
+    assert (await source.report()).notices == []
+
+
 # Top connections -----------------------------------------------------------------------------
 
 

@@ -1,0 +1,46 @@
+"""Finds out why labels with names from the topology are empty for all flows."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from skyfast.flows.catalog import CONTAINER_POD_LABELS, POD_LABELS
+from skyfast.flows.selection import ExportSelection
+from skyfast.runtime.logs import printable
+from skyfast.skydive.name_resolver import Resolution
+
+MAX_LABELS: Final = 3
+"""Maximum number of labels named by a text."""
+
+MAX_KEYS: Final = 10
+"""Maximum number of missing pod labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """Why labels are empty, with printable texts of bounded length.
+
+    ``without_pods`` lists the labels that are empty because the topology has no pods; "" if there
+    are none. ``missing_labels`` are the keys that no pod has, although there are pods.
+    """
+
+    without_pods: str = ""
+    missing_labels: tuple[str, ...] = ()
+
+
+def find_hints(export: ExportSelection, resolution: Resolution) -> Hints:
+    """Return the hints for the labels of ``export``. The topology must have been read completely.
+
+    Other labels are not considered: for example, the name of an address can be that of a host.
+    """
+    if resolution.has_pods:
+        return Hints(missing_labels=tuple(map(printable, resolution.missing_labels[:MAX_KEYS])))
+    known = CONTAINER_POD_LABELS if resolution.has_pod_names else frozenset[str]()
+    labels = {
+        label.name: None
+        for view in (export.main, *export.views)
+        for label in view.labels
+        if label.k8s_label or (label.is_known and label.name in POD_LABELS - known)
+    }
+    names = [printable(name) for name in labels]
+    more = f" and {len(names) - MAX_LABELS} more" if len(names) > MAX_LABELS else ""
+    return Hints(without_pods=", ".join(names[:MAX_LABELS]) + more)
