@@ -272,7 +272,7 @@ class NamePoller:
         self.names.skipped = {**dict.fromkeys(NAME_SKIPS, 0), **resolution.skipped}
         self.names.resolutions += 1
         kubernetes = self._progress.get(queries.KUBERNETES)
-        if kubernetes is not None and kubernetes.full_s is not None:
+        if kubernetes is None or kubernetes.full_s is not None:
             self._update_hints(resolution)
 
     def _update_hints(self, resolution: Resolution) -> None:

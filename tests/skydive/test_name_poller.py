@@ -19,7 +19,7 @@ from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.topology_graph import Graph
 from skyfast.skydive.topology_store import TopologyStore
-from skyfast.stats import NAME_SKIPS, TopologyStats
+from skyfast.stats import NAME_SKIPS, NameStats, TopologyStats
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.paths import DATA
@@ -215,9 +215,14 @@ async def test_without_kubernetes_labels_there_are_no_hints(caplog):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = {"Nodes": [], "Edges": []}
         labels = ["initiator_name", "target_host", "node_container"]
-        async with Poll(analyzer.url, labels=labels).running() as poll:
-            await until(lambda: poll.stats.names and poll.stats.names.resolutions)
-        assert poll.stats.names.labels_without_pods == ""
+        for wanted in (EVERYTHING, EVERYTHING[:3]):
+            poll = Poll(analyzer.url, labels=labels, wanted=wanted)
+            # Those of the configuration before a reload.
+            names = NameStats(labels_without_pods="target_pod", missing_pod_labels=("team",))
+            poll.stats.names = names
+            async with poll.running():
+                await until(lambda names=names: not names.labels_without_pods)
+            assert names.missing_pod_labels == ()
     assert warnings(caplog) == []
 
 
