@@ -267,7 +267,7 @@ async def test_reload_lists_the_changed_keys(tmp_path: Path) -> None:
         line = await skyfast.logged("configuration reloaded; changed: ", since=logged)
         assert line.endswith(f"; changed: {', '.join(changed)}")
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
-        assert f">{', '.join(changed)}</span>" in (await skyfast.get("/")).decode()
+        assert f"changed keys: {', '.join(changed)}</span>" in (await skyfast.get("/")).decode()
         page = await skyfast.self_metrics()
         shown = [series for series in page if "last_reload_changed" in series]
         assert shown == [f'skyfast_config_last_reload_changed{{key="{key}"}}' for key in changed]

@@ -86,7 +86,7 @@ OVERLAP = "shards overlap: several shards export the same connections"
         (
             {
                 "labels": [
-                    *("initiator_pod", "target_pod", "node_pod"),
+                    *("initiator_pod", "target_container", "node_pod"),
                     {"name": "team", "k8s_label": "team"},
                     *DEFAULT_LABELS,
                 ]
@@ -247,7 +247,7 @@ def test_invalid_share_is_rejected():
 # Two shards on one analyzer
 
 
-NAMES = ["initiator_name", "target_host", "target_pod", "node_name"]
+NAMES = ["initiator_name", "target_host", "target_container", "node_name"]
 
 
 @pytest.mark.parametrize("names", [[], NAMES], ids=["default", "names"])

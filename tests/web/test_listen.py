@@ -46,7 +46,7 @@ async def test_several_addresses_replace_the_configuration(tmp_path: Path) -> No
     config = write_config(tmp_path, port=1)
     options = ("--web.listen-address=127.0.0.1:0", "--web.listen-address", "[::1]:0")
     async with running(config, *options, quiet=False, **{ADDRESS: "192.0.2.1"}) as skyfast:
-        await skyfast.logged("at most")
+        await skyfast.logged("each connection costs")
         first, second = served(skyfast)
         assert first.startswith("http://127.0.0.1:")
         assert second.startswith("http://[::1]:")
@@ -178,7 +178,7 @@ async def test_page_is_served_on_all_systemd_sockets(tmp_path: Path) -> None:
     config = write_config(tmp_path, port=1)
     through = activation(TCP, TCP6)
     async with running(config, "--web.systemd-socket", quiet=False, through=through) as skyfast:
-        await skyfast.logged("at most")
+        await skyfast.logged("each connection costs")
         first, second = served(skyfast)
         assert await responds(first)
         assert await responds(second)
