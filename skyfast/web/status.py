@@ -129,7 +129,7 @@ class Analyzer:
 class TableStatus:
     """The table. ``skipped_total`` has the reasons that have occurred, without filter rules.
 
-    ``reports_lost_total`` counts checked reports whose predecessor was lost.
+    ``reports_lost_total`` counts checked reports whose previous report was lost.
     """
 
     connections: int
