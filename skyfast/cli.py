@@ -103,7 +103,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="validate; print all keys and number of series",
+        help="validate CONFIG; print effective keys and cost",
     )
     parser.add_argument(
         "--strict",

@@ -60,7 +60,7 @@ def mask(config: Mask) -> BoundedCache[str, str]:
 
 
 class _Folded(dict[int | str, int | str]):
-    """Maps ports that are kept to themselves; other ports are computed, not stored."""
+    """Maps each kept port to itself; the results for other ports are computed, not stored."""
 
     __slots__ = ("_above",)
 

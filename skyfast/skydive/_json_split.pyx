@@ -34,7 +34,7 @@ cdef struct _State:
     int letters             # letters of "null" that have been read
 
 cdef struct _Found:
-    # Offsets in the piece. An element that began in an earlier piece has begin 0.
+    # Offsets in the piece. `begin` is 0 for an element that began in an earlier piece.
     Py_ssize_t begin
     Py_ssize_t end
 

@@ -226,8 +226,8 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint32_t kept,
                  const int64_t *deltas, const int64_t *values) noexcept nogil:
     # Add `deltas` to all rows of a flow without making it live: no row is created in the first
-    # view. `number` is its row there, or 0. `kept` is the dormant row with that row's counters, or
-    # 0. False if out of memory.
+    # view. `number` is the flow's row in the first view, or 0. `kept` is the dormant row with the
+    # counters of that row, or 0. False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key

@@ -1,7 +1,7 @@
 # Flow rows: their keys, totals and links. Part of `_table.pyx`, which includes it.
 #
 # All steps of an update, expiry and relabelling call this. Rows are changed only under the table's
-# mutex. The thread that updates may read and find rows without it.
+# mutex. The thread that applies updates may read and look up rows without the mutex.
 
 cdef inline Flow *flow_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Flow *>row_at(&table.flow_rows, number)

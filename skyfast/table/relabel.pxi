@@ -9,8 +9,8 @@
 
 cdef struct Changes:
     # One call of `Table.relabel`, for the lookups in one mapping. A change is a set of labels: one
-    # label for each index in a result that any of these lookups uses. Changes are numbered from 1.
-    # They have references to their strings until `changes_destroy`.
+    # label for each index of a result that is used by any of these lookups. Changes are numbered
+    # from 1. They have references to their strings until `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # by label of a change: index in a result

@@ -152,7 +152,11 @@ class HttpConnections:
         self._idle[connection] = None
 
     def check_descriptors(self, latest: int) -> None:
-        """Warn if few descriptors are free. All below ``latest`` are in use."""
+        """Warn if few descriptors are free.
+
+        ``latest`` is the newest descriptor. The system assigns the lowest free number, so all
+        numbers below it are in use.
+        """
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         left = limit - 1 - latest
         if left <= FEW_DESCRIPTORS and limit != resource.RLIM_INFINITY:

@@ -171,7 +171,7 @@ _SUBSCRIPTIONS: Final = (
     ),
     _metric(
         "skyfast_reports_checked_total",
-        "Flow reports, chosen at random, whose previous report skyfast looked for.",
+        "Randomly chosen flow reports that were checked for a lost previous report.",
         _by_analyzer(lambda analyzer: analyzer.reports_checked),
     ),
     _metric(
@@ -189,7 +189,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_flows_filtered_total",
-        "Flow reports dropped by filter.keep or filter.drop, by rule.",
+        "Flow reports dropped because of filter.keep or filter.drop, by rule.",
         _by("rule", lambda source: source.stats.flows_filtered),
     ),
     _metric(
@@ -221,7 +221,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_dormant_connections",
-        "Expired connections whose counters are remembered separately from their flows.",
+        "Expired connections whose counters cannot be restored from their flows, and are kept.",
         _value(lambda source: source.table.dormant_connections),
     ),
     _metric(
@@ -337,7 +337,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_unknown",
-        "Unnamed addresses of flows, which the analyzer has been or will be asked about.",
+        "Addresses in flows without a name; the analyzer has been or will be asked about them.",
         _name(lambda names: names.unknown),
     ),
     _metric(

@@ -1073,7 +1073,7 @@ def test_an_address_known_once_has_its_name_everywhere(topology):
         assert topology.chosen("192.0.2.1", "198.51.100.1", point)["name"] == "h1"
 
 
-def test_candidates_with_equal_names_are_one(topology):
+def test_candidates_with_equal_names_count_as_one(topology):
     host = topology.host()
     for _ in range(2):
         topology.interface(topology.netns(host, "same"), "10.0.0.1/24")

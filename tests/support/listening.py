@@ -113,7 +113,7 @@ class Listener:
         self._update_hold()
 
     def _update_hold(self) -> None:
-        """Hold the clock if reports may be missing (`skyfast.app`)."""
+        """Hold the clock if reports may be missing, as `skyfast.app` does."""
         delivering = {
             name
             for name, monitored in self._monitored.items()

@@ -215,7 +215,7 @@ def test_a_key_becomes_ambiguous_and_unique_again(make):
     names.contexts[("10.0.0.1", "10.0.0.2", "node-1")] = WEB
     names.contexts[("10.0.0.1", "10.0.0.2", "node-2")] = DB
     table.relabel(names, ["10.0.0.1"])
-    # Only the flow at the other point has a new name.
+    # Only the flow that was captured at node-2 gets a new name.
     assert samples(table) == {(*WEB, "1"): "1", (*DB, "2"): "0"}
     del names.contexts[("10.0.0.1", "10.0.0.2", "node-1")]
     table.relabel(names, ["10.0.0.1"])

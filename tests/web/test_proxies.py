@@ -141,7 +141,7 @@ PROXIED = """
 
 
 @needs_nginx
-async def test_analyzer_below_a_path(tmp_path: Path) -> None:
+async def test_analyzer_under_a_path_prefix(tmp_path: Path) -> None:
     async with (
         asyncio.timeout(60),
         FakeAnalyzer(username="prom", password="hunter2") as analyzer,
