@@ -360,7 +360,11 @@ class FaultMachine(RuleBasedStateMachine):
 
 
 class DeduplicatingMachine(FaultMachine):
-    """With ``deduplicate: first``, each packet is counted at most once."""
+    """With ``deduplicate: first``, each packet is counted at most once.
+
+    A known exception has a test of its own:
+    `test_expired_flow_that_closes_claims_its_conversation`.
+    """
 
     deduplicate = "first"
     captures = 2
@@ -379,6 +383,40 @@ class DeduplicatingMachine(FaultMachine):
                     shown[name[2:], sender] += amount
             for (unit, sender), amount in shown.items():
                 assert amount <= self.wire[unit, sender], f"{unit} from {sender}"
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    raises=AssertionError,
+    strict=True,
+    reason="the closing report of an expired flow counts without claiming its conversation",
+)
+def test_expired_flow_that_closes_claims_its_conversation(monkeypatch):
+    """Hypothesis found this case: two points count the packet in the closing report of one."""
+    monkeypatch.setattr("tests.skydive.test_skydive_faults.note", lambda text: None)
+    machine = DeduplicatingMachine()
+    machine.start(
+        seed=2556,
+        analyzers=2,
+        nodes=[1, 1, 1],
+        options="websocket",
+        view="complete",
+        flow_memory_s=200.0,
+        max_flows=MANY,
+        offset_ms=0,
+        loss=0.0,
+        traffic=[("ssh", 100, "A", 0), ("web-2", 800, "FA", 0)],
+    )
+    machine.cut_power(number=2, seconds=600)
+    machine.step_clock(by_ms=-3000, number=1, seconds=20)
+    machine.step_clock(by_ms=-3000, number=1, seconds=1250)
+    machine.cut_power(number=0, seconds=600)
+    machine.restart_capture(number=0, seconds=130)
+    machine.cut_power(number=1, seconds=1250)
+    machine.cut_power(number=1, seconds=60)
+    machine.step_clock(by_ms=-3000, number=2, seconds=130)
+    machine.cut_power(number=2, seconds=130)
+    machine.restart_capture(number=0, seconds=60)
 
 
 # Silence

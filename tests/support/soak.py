@@ -37,6 +37,7 @@ from skyfast.skydive import topology_nodes
 from skyfast.skydive.clock_skew import ClockSkewCheck
 from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
+from skyfast.skydive.topology_queries import MAX_VALUES
 from skyfast.stats import FLOW_UPDATE_S
 from skyfast.web.exposition import Part
 from tests.support.analyzer import Answer, FakeAnalyzer
@@ -252,6 +253,9 @@ class Virtual:
             resolution = resolve(graph, k8s_labels=parts.names.k8s_labels)
             for names, keys in parts.names.apply(parts.names.compare(resolution, now)):
                 parts.table.relabel(names, iter(keys), ALL_ROWS)
+            # The poller would query the pods of these addresses.
+            while parts.names.addresses.take_unknown(now, MAX_VALUES):
+                pass
 
     async def _page(self) -> None:
         """Scrape every app without storing the pages."""
