@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias, get_args, get_origin
 import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
-from skyfast.skydive.json_repair import prune_depth, replace_unreadable
+from skyfast.skydive.topology_nodes import MalformedAnswerError, readable
 
 MALFORMED: Final = "malformed"
 """Counts elements that are not nodes or edges."""
@@ -285,13 +285,9 @@ def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
 
 def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
     """Decode an element without the fields of wrong types. Rare, so it may be slow."""
-    text = replace_unreadable(bytes(element))
     try:
-        try:
-            data = msgspec.json.decode(text)
-        except RecursionError:
-            data = msgspec.json.decode(prune_depth(text))
-    except msgspec.MsgspecError:
+        data = msgspec.json.decode(readable(bytes(element)))
+    except (msgspec.MsgspecError, MalformedAnswerError):
         return None
     return _struct_reader(struct)(data, skipped)
 
