@@ -1,7 +1,8 @@
 """Keeps the nodes and edges of the topology that names are resolved from.
 
 Each query has its own elements. A complete response replaces them, and a response that has only
-changes is merged into them. Elements that have not changed stay the same objects.
+changes is merged into them. Elements that have not changed stay the same objects: `GraphReader`
+compares them while it decodes, and the store only asks whether the objects are the same.
 
 Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts.
 Otherwise it would stop the process for 0.1 s to visit 100,000 elements.
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from itertools import chain
 from types import MappingProxyType
-from typing import Final, TypeAlias, TypeVar, cast
+from typing import Final, TypeAlias, TypeVar
 
 from skyfast.skydive.graph_index import DUPLICATE_ID
 from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_edge, decode_node
@@ -91,9 +92,13 @@ class GraphReader:
             self.skipped[TOO_MANY] += 1
             return
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
-        old = self._known.get(key)
-        if isinstance(old, Node) and _is_same(old, node):
-            self.elements[old.id or key] = old
+        known = self._known.get(key)
+        if isinstance(known, Node):
+            # Fields that are not read change it, too.
+            known.updated_at = node.updated_at
+        if known == node:
+            # Its ID is the key that the store has, which another string would double.
+            self.elements[known.id or key] = known
         else:
             self._share_strings(node)
             self.elements[key] = node
@@ -106,12 +111,12 @@ class GraphReader:
         if key not in self.elements and len(self.elements) >= MAX_ELEMENTS:
             self.skipped[TOO_MANY] += 1
             return
-        old = self._known.get(key)
-        if old is not None and _is_same(old, edge):
-            edge = cast(Edge, old)
+        known = self._known.get(key)
+        if known == edge:
+            self.elements[key] = known
         else:
             edge.parent, edge.child = self._shared(edge.parent), self._shared(edge.child)
-        self.elements[key] = edge
+            self.elements[key] = edge
 
     def _share_strings(self, node: Node) -> None:
         """Use one object for equal strings that many nodes have, to save memory."""
@@ -134,7 +139,10 @@ def _updated_ms(node: Node) -> int:
 
 
 class TopologyStore:
-    """The elements of each query. One thread at a time may change them."""
+    """The elements of each query. One thread at a time may change them.
+
+    Readers must come from `reader`, for the same query.
+    """
 
     def __init__(self) -> None:
         self._elements: dict[Query, Elements] = {}
@@ -161,18 +169,15 @@ class TopologyStore:
     def replace(self, query: Query, reader: GraphReader) -> bool:
         """Replace the elements of ``query``; return whether they or the skips differ."""
         before = self._elements.get(query, {})
-        changed = query not in self._elements or self._skipped[query] != reader.skipped
-        elements: Elements = {}
-        for key, element in reader.elements.items():
-            old = before.get(key)
-            if old is not None and _is_same(old, element):
-                elements[key] = old
-            else:
-                elements[key] = element
-                changed = True
-        self._elements[query] = elements
+        changed = (
+            query not in self._elements
+            or self._skipped[query] != reader.skipped
+            or len(reader.elements) != len(before)
+            or any(before.get(key) is not element for key, element in reader.elements.items())
+        )
+        self._elements[query] = reader.elements
         self._skipped[query] = reader.skipped
-        return changed or len(elements) != len(before)
+        return changed
 
     def merge(self, query: Query, reader: GraphReader) -> bool:
         """Add or replace elements of ``query``; return whether they have changed."""
@@ -181,7 +186,7 @@ class TopologyStore:
         changed = False
         for key, element in reader.elements.items():
             old = elements.get(key)
-            if isinstance(key, int) or (old is not None and _is_same(old, element)):
+            if isinstance(key, int) or old is element:
                 continue  # without an ID, there is nothing to replace
             if old is None and len(elements) >= MAX_ELEMENTS:
                 self._skipped[query][TOO_MANY] += 1
@@ -194,9 +199,7 @@ class TopologyStore:
         """Return the elements of ``reader`` that `merge` would change."""
         elements = self._elements.get(query, {})
         return [
-            element
-            for key, element in reader.elements.items()
-            if key not in elements or not _is_same(elements[key], element)
+            element for key, element in reader.elements.items() if elements.get(key) is not element
         ]
 
     def graph(self) -> Graph:
@@ -235,10 +238,3 @@ class TopologyStore:
 
     def _listed(self, query: Query) -> list[Element]:
         return list(self._elements.get(query, {}).values())
-
-
-def _is_same(old: Element, new: Element) -> bool:
-    """Compare two elements without ``UpdatedAt``, which unread fields change too."""
-    if isinstance(old, Node) and isinstance(new, Node):
-        old.updated_at = new.updated_at
-    return old == new

@@ -24,8 +24,8 @@ def edge(parent="p", child="c", relation="ownership"):
     return {"Parent": parent, "Child": child, "Metadata": {"RelationType": relation}}
 
 
-def read(query, *elements):
-    reader = GraphReader(query)
+def read(query, *elements, store=None):
+    reader = GraphReader(query) if store is None else store.reader(query)
     for element in elements:
         reader.add(element if isinstance(element, bytes) else json.dumps(element).encode())
     return reader
@@ -118,14 +118,16 @@ def test_a_response_replaces_the_one_before(store):
     assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), node("b", name="b")))
     assert store.is_answered
     before = store.graph().nodes
-    again = read(NAMESPACES, node("b", name="b", updated_at=9), node("a", name="a", updated_at=9))
+    nodes = (node("b", name="b", updated_at=9), node("a", name="a", updated_at=9))
+    again = read(NAMESPACES, *nodes, store=store)
     assert not store.replace(NAMESPACES, again)
     # Equal nodes stay the same objects.
     assert {id(each) for each in store.graph().nodes} == {id(each) for each in before}
-    assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a")))
+    assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), store=store))
     assert names(store) == ["a"]
-    assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="other")))
-    assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="other"), b"7"))
+    other = node("a", name="other")
+    assert store.replace(NAMESPACES, read(NAMESPACES, other, store=store))
+    assert store.replace(NAMESPACES, read(NAMESPACES, other, b"7", store=store))
 
 
 def test_an_empty_response_is_a_change_only_once(store):
@@ -135,17 +137,17 @@ def test_an_empty_response_is_a_change_only_once(store):
 
 def test_changes_are_merged(store, monkeypatch):
     store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), node("b", name="b")))
-    same = read(NAMESPACES, node("a", name="a", updated_at=5))
+    same = read(NAMESPACES, node("a", name="a", updated_at=5), store=store)
     assert store.differing(NAMESPACES, same) == []
     assert not store.merge(NAMESPACES, same)
-    new = read(NAMESPACES, node("a", name="changed"), node("c", name="c"))
+    new = read(NAMESPACES, node("a", name="changed"), node("c", name="c"), store=store)
     assert len(store.differing(NAMESPACES, new)) == 2
     assert store.merge(NAMESPACES, new)
     assert names(store) == ["b", "c", "changed"]
     # Without an ID, it is not known whether a node is new.
-    assert not store.merge(NAMESPACES, read(NAMESPACES, node("")))
+    assert not store.merge(NAMESPACES, read(NAMESPACES, node(""), store=store))
     monkeypatch.setattr(topology_store, "MAX_ELEMENTS", 3)
-    assert not store.merge(NAMESPACES, read(NAMESPACES, node("d")))
+    assert not store.merge(NAMESPACES, read(NAMESPACES, node("d"), store=store))
     assert store.graph().skipped == {"too_many": 1}
 
 
