@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from tests.support.analyzer import FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.messages import flow, message
 from tests.support.paths import DATA
+from tests.support.tasks import running_app
 
 WAIT_S = 5.0
 FAMILY = "skydive_network_connection_total_bytes{"
@@ -94,18 +94,6 @@ def test_counters_of_names_exist_while_labels_need_them(shared: Shared) -> None:
 # From the analyzer to the page.
 
 
-@asynccontextmanager
-async def running(config: Config) -> AsyncIterator[App]:
-    app, stopping = App(config, load=lambda: config), asyncio.Event()
-    task = asyncio.create_task(app.run(stopping))
-    try:
-        yield app
-    finally:
-        stopping.set()
-        async with asyncio.timeout(WAIT_S):
-            await task
-
-
 async def rows(app: App) -> dict[str, str]:
     """Return the bytes of the page's connections, by their labels."""
     async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
@@ -140,7 +128,7 @@ async def test_pods_have_their_names_from_the_first_flow() -> None:
             analyzer.url,
             labels=["initiator_name", "target_name", "target_pod", "target_service"],
         )
-        async with running(config) as app:
+        async with running_app(config) as app:
             await analyzer.subscriber()
             await analyzer.send(message(flow("1", **between("172.31.255.4", "172.31.255.6"))))
             await until_rows(
@@ -158,7 +146,7 @@ async def test_flows_follow_a_late_name_in_slices(monkeypatch: pytest.MonkeyPatc
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = graph()
         config = configured(analyzer.url, labels=["target_pod"])
-        async with running(config) as app:
+        async with running_app(config) as app:
             await analyzer.subscriber()
             late = {f"10.0.0.{number}": f"late-{number}" for number in range(3)}
             flows = [
@@ -200,7 +188,7 @@ async def test_flows_get_their_names_after_an_allocation_failed(
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = graph()
         config = configured(analyzer.url, labels=["target_pod"])
-        async with running(config) as app:
+        async with running_app(config) as app:
             await analyzer.subscriber()
             flows = [
                 flow(f"{number:x}", **between("172.31.255.4", f"10.0.0.{number}"))

@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from tests.support.messages import METRIC, flow, message
 from tests.support.paths import ROOT
 from tests.support.process import PROBLEM, START_S, WAIT_S, Skyfast, demo, running
 from tests.support.subscribing import FAST, Names, eventually, lines, subscribed, two_addresses
+from tests.support.tasks import running_app
 from tests.support.web_fixtures import PROMETHEUS
 
 STORE = "pipeline.store.prom_sky_con"
@@ -1204,19 +1205,6 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         assert (await operator.skyfast.self_metrics())["skyfast_connections_created_total"] == 1
 
 
-@asynccontextmanager
-async def started(config: Config, load: Callable[[], Config]) -> AsyncIterator[App]:
-    """Run the app in this process."""
-    app, stopping = App(config, load=load), asyncio.Event()
-    task = asyncio.create_task(app.run(stopping))
-    try:
-        yield app
-    finally:
-        stopping.set()
-        async with asyncio.timeout(WAIT_S):
-            await task
-
-
 @pytest.mark.xdist_group("timing")
 async def test_wait_for_the_topology_is_bounded(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
@@ -1225,7 +1213,7 @@ async def test_wait_for_the_topology_is_bounded(
     analyzer.topology = Fault.HANG
     settings = {"port": 0, "listen_address": "127.0.0.1", "labels": ["node_name", "target_ip"]}
     config = make_config(analyzer.url, **settings)
-    async with started(
+    async with running_app(
         config, lambda: make_config(analyzer.url, **settings, metrics=["flows"])
     ) as app:
         began = time.monotonic()
@@ -1248,7 +1236,7 @@ async def test_reload_before_the_first_subscription(
     async with FakeAnalyzer() as other:
         other.topology = Fault.HANG
         waiting = make_config(other.url, **settings, labels=["node_name"])
-        async with started(waiting, lambda: make_config(analyzer.url, **settings)) as app:
+        async with running_app(waiting, lambda: make_config(analyzer.url, **settings)) as app:
             await eventually(lambda: other.topology_requests)
             assert await app.reload() is None
             await analyzer.subscriber()

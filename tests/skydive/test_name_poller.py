@@ -23,6 +23,7 @@ from skyfast.stats import NAME_SKIPS, NameStats, TopologyStats
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.paths import DATA
+from tests.support.tasks import cancelled_afterwards, until
 
 EVERYTHING = tuple(name_poller.KINDS)
 FAST_S = 0.05
@@ -84,14 +85,8 @@ class Poll:
 
     @asynccontextmanager
     async def running(self):
-        task = asyncio.create_task(self.poller.run())
-        try:
+        async with cancelled_afterwards(self.poller.run()):
             yield self
-        finally:
-            task.cancel()
-            async with asyncio.timeout(2):
-                with pytest.raises(asyncio.CancelledError):
-                    await task
 
     async def ready(self):
         await asyncio.wait_for(self.index.ready.wait(), 5)
@@ -99,12 +94,6 @@ class Poll:
     def name(self, address):
         names = self.index.addresses[address]
         return None if names is None else names[0]
-
-
-async def until(condition, *, within_s=5):
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

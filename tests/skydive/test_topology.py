@@ -32,6 +32,7 @@ from tests.support.analyzer import Answer, FakeAnalyzer, Fault
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
 from tests.support.paths import DATA, RECORDINGS
+from tests.support.tasks import cancelled_afterwards, until
 
 RECORDED = (RECORDINGS / "topology.json").read_bytes()
 
@@ -465,27 +466,14 @@ class Poll:
 
     @asynccontextmanager
     async def running(self):
-        task = asyncio.create_task(self.poller.run())
-        try:
+        async with cancelled_afterwards(self.poller.run()):
             yield self
-        finally:
-            task.cancel()
-            async with asyncio.timeout(2):
-                with pytest.raises(asyncio.CancelledError):
-                    await task
 
     def errors(self):
         return {reason: number for reason, number in self.stats.errors.items() if number}
 
     def shows(self, name):
         return f'interface_name="{name}"'.encode() in self.interfaces.page(time.monotonic())
-
-
-async def until(condition):
-    """Wait until a condition is true."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def answer_of(*nodes, **options):

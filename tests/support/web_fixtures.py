@@ -4,7 +4,6 @@ import asyncio
 import functools
 import inspect
 import threading
-import time
 
 import pytest
 import uvloop
@@ -240,14 +239,6 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
 def page_threads():
     """Return the threads that are rendering pages."""
     return [thread for thread in threading.enumerate() if thread.name == "skyfast-page"]
-
-
-async def until(condition, *, within_s=5.0):
-    """Wait until ``condition()`` is true."""
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not become true in time"
-        await asyncio.sleep(0.005)
 
 
 def on_both_loops(test):

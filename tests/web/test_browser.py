@@ -14,7 +14,7 @@ from skyfast.web import status_html
 from tests.model import make_flow
 from tests.support.browser import CHROMIUM, MISSING, chromium
 from tests.support.status_site import EVIL, FORMATS, Site, three_connections
-from tests.support.web_fixtures import until
+from tests.support.tasks import until
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason=MISSING)
 pytestmark = [

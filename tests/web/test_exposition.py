@@ -15,6 +15,7 @@ from skyfast.web.exposition import (
     Part,
     compress,
 )
+from tests.support.tasks import until
 from tests.support.web_fixtures import (
     BIG,
     CAPTURES,
@@ -24,7 +25,6 @@ from tests.support.web_fixtures import (
     on_both_loops,
     page_threads,
     source,
-    until,
 )
 
 

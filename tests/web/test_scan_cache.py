@@ -5,7 +5,8 @@ import weakref
 import pytest
 
 from skyfast.web.scan_cache import BusyError, ScanCache
-from tests.support.web_fixtures import on_both_loops, until
+from tests.support.tasks import until
+from tests.support.web_fixtures import on_both_loops
 
 
 class Scans:

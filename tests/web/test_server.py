@@ -27,6 +27,7 @@ from skyfast.text_format import MetricFamily
 from skyfast.web import connections, server
 from skyfast.web.exposition import FIRST_CHUNK_BYTES
 from tests.support.http_client import OWN, PAGES, PATHS, SMALL_RECEIVE_BUFFER, Client, Site, request
+from tests.support.tasks import until
 from tests.support.web_fixtures import (
     BIG,
     CAPTURES,
@@ -37,7 +38,6 @@ from tests.support.web_fixtures import (
     on_both_loops,
     page_threads,
     source,
-    until,
 )
 
 pytestmark = pytest.mark.xdist_group("timing")

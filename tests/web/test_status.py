@@ -25,7 +25,8 @@ from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.model_specs import TOPOLOGY
 from tests.support.status_site import EVIL, FORMATS, three_connections
-from tests.support.web_fixtures import VIEW, FakeTable, on_both_loops, until
+from tests.support.tasks import running_app, until
+from tests.support.web_fixtures import VIEW, FakeTable, on_both_loops
 from tests.support.web_fixtures import status as fake_status
 
 KEYS = ["bytes", "packets", "rtt", "bytes_per_second", "packets_per_second"]
@@ -148,13 +149,10 @@ async def test_last_error_and_time_of_the_last_change():
     async with FakeAnalyzer() as analyzer:
         analyzer.script.append(Answer(status=403))
         config = make_config(analyzer.url, listen_address="127.0.0.1", port=0)
-        app, stopping = App(config, load=lambda: config), asyncio.Event()
-        running = asyncio.create_task(app.run(stopping))
         began_s = time.time()
-        await until(lambda: app.subscriptions.any_up)
-        (row,) = (await app.status.report()).analyzers
-        stopping.set()
-        await running
+        async with running_app(config) as app:
+            await until(lambda: app.subscriptions.any_up)
+            (row,) = (await app.status.report()).analyzers
         assert row.up
         assert began_s - 1 <= row.last_error.timestamp_seconds <= row.since_timestamp_seconds
         assert row.last_error.reason == "forbidden"
