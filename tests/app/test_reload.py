@@ -31,6 +31,7 @@ from skyfast.app import App
 from skyfast.config import loader
 from skyfast.config.model import Config, TableLimits
 from skyfast.flows.selection import ExportSelection, ViewSpec
+from skyfast.skydive.topology_queries import KUBERNETES_EDGES
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
@@ -1198,6 +1199,9 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
+        # The last query of a round. If an earlier one succeeded, names would be resolved without
+        # the interfaces, which are queried separately.
+        await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading
         await operator.report(analyzer, flow("1", Last=3000))
