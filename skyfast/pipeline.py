@@ -26,7 +26,7 @@ from skyfast.skydive.silence import Activity
 from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.topology_client import Observer
 from skyfast.skydive.topology_queries import Query
-from skyfast.stats import NameStats, Stats
+from skyfast.stats import Stats
 from skyfast.web.cardinality import Cardinality
 from skyfast.web.exposition import ExpositionSource
 from skyfast.web.status import StatusSource
@@ -38,7 +38,7 @@ NAMES_WAIT_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """State that the parts of every configuration share, for the lifetime of the process.
+    """State of the process, which the parts of all configurations share.
 
     ``relabel`` is called with the names that changed in the topology, and ``observe_topology``
     gets a copy of each response of the topology API.
@@ -83,8 +83,6 @@ class Parts:
             self.table.begin(shared.clock.now())
         self.interfaces.keep(**_interface_times(config))
         self.names.keep(_longest_s(config))
-        if self.names is not old.names:
-            stats.topology.names = None
         for rule in self.filtered.keys() & old.filtered.keys():
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
@@ -101,10 +99,8 @@ class Parts:
         stats.max_connections = self.config.limits.max_connections
         stats.max_flows = self.config.limits.max_flows
         stats.flow_memory_s = self.config.limits.flow_memory_s
-        if not name_poller.needed(self.config.export):
-            stats.topology.names = None
-        elif stats.topology.names is None:
-            stats.topology.names = NameStats()
+        needs_names = bool(name_poller.needed(self.config.export))
+        stats.topology.names = self.names.stats if needs_names else None
 
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the topology's first response, if labels need it.

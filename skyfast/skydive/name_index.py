@@ -22,7 +22,7 @@ from skyfast.skydive.name_resolver import (
     choose,
     is_local,
 )
-from skyfast.stats import LOOKUP_DROPS
+from skyfast.stats import LOOKUP_DROPS, NameStats
 
 MAX_NAMES: Final = 100_000
 """Maximum number of entries of a mapping, including kept ones that the topology no longer has."""
@@ -240,6 +240,8 @@ class NameIndex:
         """Set when the first resolution has been applied."""
         self.ambiguous = 0
         """The number of ambiguous addresses."""
+        self.stats = NameStats()
+        """The counters of these names. They survive a reload if the names do."""
         self._keep_s = keep_s
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}

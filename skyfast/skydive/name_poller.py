@@ -31,7 +31,7 @@ from skyfast.skydive.topology_client import TopologyClient
 from skyfast.skydive.topology_graph import Node
 from skyfast.skydive.topology_queries import MAX_VALUES, Query
 from skyfast.skydive.topology_store import GraphReader, TopologyStore
-from skyfast.stats import NAME_SKIPS, NameStats, TopologyStats
+from skyfast.stats import NAME_SKIPS, TopologyStats
 
 log = logging.getLogger("skyfast.topology")
 
@@ -127,6 +127,7 @@ class NamePoller:
             query for query in wanted if reads_interfaces or query != queries.NAMED_INTERFACES
         )
         self._index = index
+        self._names = index.stats
         self._stats = stats
         self._now = now
         self._renamed = renamed
@@ -141,13 +142,6 @@ class NamePoller:
         self._applying = asyncio.Lock()
         self._keeping = asyncio.Lock()
         self._limit = LogLimit()
-
-    @property
-    def names(self) -> NameStats:
-        """The counters; they exist while labels need names."""
-        if self._stats.names is None:
-            self._stats.names = NameStats()
-        return self._stats.names
 
     async def run(self, client: TopologyClient) -> None:
         """Poll until cancelled. Failures of analyzers are not raised."""
@@ -222,7 +216,7 @@ class NamePoller:
         begun = time.monotonic()
         reader = await client.ask(query, lambda: self._store.reader(kept, changes=query))
         if reader is not None:
-            self.names.query_duration_s[kind] = time.monotonic() - begun
+            self._names.query_duration_s[kind] = time.monotonic() - begun
             self._stats.answers += 1
             self._stats.last_answer_timestamp_s = time.time()
         return reader
@@ -235,8 +229,8 @@ class NamePoller:
         progress = self._progress[query]
         progress.read |= is_full
         progress.newest_ms = max(progress.newest_ms, reader.newest_ms)
-        self.names.elements = len(self._store)
-        self.names.last_reading_timestamp_s = time.time()
+        self._names.elements = len(self._store)
+        self._names.last_reading_timestamp_s = time.time()
 
     def _resolve_soon(self) -> None:
         """Resolve names if every query has been sent and they may have changed."""
@@ -260,7 +254,7 @@ class NamePoller:
                 client.unexpected(error)
                 self._changed = True  # try again after the next reading
             duration_s = time.monotonic() - begun
-            self.names.resolution_duration_s = duration_s
+            self._names.resolution_duration_s = duration_s
             # Use at most half of a core, however often the topology changes.
             await asyncio.sleep(duration_s)
 
@@ -269,15 +263,15 @@ class NamePoller:
         resolution = await asyncio.to_thread(self._resolution)
         async with self._applying:
             self._apply(await asyncio.to_thread(self._index.compare, resolution, self._now()))
-        self.names.skipped = {**dict.fromkeys(NAME_SKIPS, 0), **resolution.skipped}
-        self.names.resolutions += 1
+        self._names.skipped = {**dict.fromkeys(NAME_SKIPS, 0), **resolution.skipped}
+        self._names.resolutions += 1
         kubernetes = self._progress.get(queries.KUBERNETES)
         if kubernetes is None or kubernetes.full_s is not None:
             self._update_hints(resolution)
 
     def _update_hints(self, resolution: Resolution) -> None:
         """Explain empty labels; log each reason when it occurs."""
-        hints, names = find_hints(self._export, resolution), self.names
+        hints, names = find_hints(self._export, resolution), self._names
         if hints.without_pods and hints.without_pods != names.labels_without_pods:
             text = (
                 "labels %s: the topology has no pods;"
@@ -302,7 +296,7 @@ class NamePoller:
         self._count()
 
     def _count(self) -> None:
-        index, stats = self._index, self.names
+        index, stats = self._index, self._names
         stats.nodes, stats.addresses = len(index.nodes), len(index.addresses)
         stats.ambiguous, stats.unknown = index.ambiguous, index.addresses.unknown
         stats.dropped = dict(index.addresses.dropped)

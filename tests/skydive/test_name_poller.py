@@ -19,7 +19,7 @@ from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.topology_graph import Graph
 from skyfast.skydive.topology_store import TopologyStore
-from skyfast.stats import NAME_SKIPS, NameStats, TopologyStats
+from skyfast.stats import NAME_SKIPS, TopologyStats
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.paths import DATA
@@ -72,6 +72,7 @@ class Poll:
         self.renamed = []
         config = make_config(*urls, interfaces_interval=interval_s, **settings)
         self.index = index or NameIndex(keep_s=60.0, k8s_labels=config.export.k8s_labels)
+        self.stats.names = self.index.stats
         self.poller = TopologyPoller(
             config=config,
             interfaces=Interfaces(interval_s=20, connection_timeout_s=60.0, stats=self.stats),
@@ -205,10 +206,11 @@ async def test_without_kubernetes_labels_there_are_no_hints(caplog):
         analyzer.graph = {"Nodes": [], "Edges": []}
         labels = ["initiator_name", "target_host", "node_container"]
         for wanted in (EVERYTHING, EVERYTHING[:3]):
-            poll = Poll(analyzer.url, labels=labels, wanted=wanted)
+            index = NameIndex(keep_s=60.0)
+            names = index.stats
             # Those of the configuration before a reload.
-            names = NameStats(labels_without_pods="target_pod", missing_pod_labels=("team",))
-            poll.stats.names = names
+            names.labels_without_pods, names.missing_pod_labels = "target_pod", ("team",)
+            poll = Poll(analyzer.url, labels=labels, wanted=wanted, index=index)
             async with poll.running():
                 await until(lambda names=names: not names.labels_without_pods)
             assert names.missing_pod_labels == ()
