@@ -71,7 +71,7 @@ def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list
 
 
 class Parts:
-    """The decoders and the table of the connector, for the YAML ``chosen``.
+    """The connector's decoders and table, built from the YAML ``chosen``.
 
     Like the connector, `Parts` decodes more fields of new flows than of known flows. ``take_new``
     and ``take_known`` return the number of flows, the ns for decoding, and the ns for the table.

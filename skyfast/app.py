@@ -465,7 +465,7 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
 
 
 def _cost_summary(parts: Parts) -> str:
-    """Return the cost of a connection and the limits, for the log."""
+    """Return what is logged about the cost of a connection, and about the limits."""
     export, limits = parts.config.export, parts.config.limits
     row_bytes = parts.table.row_bytes
     series = cost.series(export.main, naming=export.naming)

@@ -32,7 +32,7 @@ Skipped: TypeAlias = Counter[str]
 
 
 class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
-    """A JSON object of which only some fields are read.
+    """A JSON object. Fields that are not declared are ignored.
 
     There are hundreds of thousands of these objects, so the garbage collector should not visit
     them. Arrays are tuples because it ignores tuples that contain only strings.

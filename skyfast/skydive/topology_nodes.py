@@ -1,4 +1,4 @@
-"""Decodes responses of the topology API, which are lists of nodes, for the interface metrics.
+"""Decodes the nodes in responses of the topology API, for the interface metrics.
 
 No response raises an exception other than :class:`MalformedAnswerError`.
 """

@@ -8,9 +8,10 @@
 # last one runs under the mutex.
 
 cdef struct Changes:
-    # One call of `Table.relabel`, for the lookups in one mapping. A change is a set of labels: one
-    # label for each index of a result that is used by any of these lookups. Changes are numbered
-    # from 1. They have references to their strings until `changes_destroy`.
+    # The state of one call of `Table.relabel`. The call is about one mapping, which one or more
+    # lookups use. Their labels are at some indexes of a result; a change has one label for each of
+    # these indexes. Changes are numbered from 1. They have references to their strings until
+    # `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # by label of a change: index in a result

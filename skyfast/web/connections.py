@@ -1,8 +1,8 @@
 """HTTP connections: deadlines, limits, and how connections are closed.
 
-A connection has exactly one deadline at any time: for the head of a request, for the response, or
-for the next request. It is closed when the deadline passes. aiohttp only parses requests and frames
-responses; this module enforces all limits.
+At any time, a connection has exactly one deadline. It is for the head of a request, for the
+response, or for the next request. When it passes, the connection is closed. aiohttp only parses
+requests and frames responses; this module enforces all limits.
 
 Only this module uses undocumented features of aiohttp. Tested with aiohttp 3.10.11, 3.11.18,
 3.12.15, 3.13.5, 3.14.0 and 3.14.5. Before 3.13.4, the number of headers is not limited, and up to
