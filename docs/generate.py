@@ -203,7 +203,10 @@ class Family:
 
 
 def read_families(page: bytes) -> list[Family]:
-    """Return the families of a page in text format 0.0.4."""
+    """Return the families of a page in text format 0.0.4.
+
+    A histogram's sample is its ``_count``, which has all its labels except ``le``.
+    """
     text = page.decode()
     heads = re.findall(r"(?m)^# HELP (\S+) (.*)\n# TYPE \S+ (\S+)$", text)
     return [
@@ -213,7 +216,7 @@ def read_families(page: bytes) -> list[Family]:
             help=help_,
             samples=tuple(
                 dict(re.findall(r'(\w+)="([^"]*)"', sample))
-                for sample in re.findall(rf"(?m)^{name}(\{{.*\}})? \S+$", text)
+                for sample in re.findall(rf"(?m)^{name}(?:_count)?(\{{.*\}})? \S+$", text)
             ),
         )
         for name, help_, type_ in heads

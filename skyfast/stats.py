@@ -4,6 +4,7 @@
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -131,6 +132,12 @@ LOOKUP_DROPS = ("ambiguous", "unknown")
 * ``unknown``: the analyzer was not asked for an unknown address
 """
 
+AGE_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 45, 60, 90, 120, 300, 600)
+"""Buckets for the age of reports. Most agents report once per minute, and within seconds."""
+
+SCRAPE_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Buckets for the duration of a scrape, from an idle demo to the largest tables."""
+
 FLOW_UPDATE_S = 60.0
 """Skydive's default for ``flow.update``."""
 
@@ -178,11 +185,32 @@ class Failure:
     timestamp_s: float = field(default_factory=time.time)
 
 
+class Histogram:
+    """Counts observed values, which are seconds, by buckets.
+
+    ``bounds`` are the upper bounds of the buckets in increasing order, inclusive. ``counts`` has
+    one more entry, for values above all bounds. ``sum`` is the sum of all values.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count ``value``."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
 @dataclass(slots=True, eq=False)
 class AnalyzerStats:
     """The counters of one analyzer's subscription. ``name`` is its host and port.
 
-    ``up`` has its current value since the Unix time ``since_timestamp_s``.
+    ``up`` has its current value since the Unix time ``since_timestamp_s``. ``packet_age`` and
+    ``delivery`` are observed by `skyfast.skydive.data_age`.
     """
 
     name: str
@@ -200,6 +228,8 @@ class AnalyzerStats:
     misdated: dict[str, int] = field(default_factory=_zeros(MISDATED_REASONS))
     reports_checked: int = 0
     report_gaps: dict[str, int] = field(default_factory=_zeros(GAP_REASONS))
+    packet_age: Histogram = field(default_factory=lambda: Histogram(AGE_BOUNDS_S))
+    delivery: Histogram = field(default_factory=lambda: Histogram(AGE_BOUNDS_S))
 
     def set_up(self, up: int) -> None:
         """Set ``up``, and the time of the change if it differs."""
@@ -212,13 +242,15 @@ class AnalyzerStats:
 class ScrapeStats:
     """The counters of the HTTP server.
 
-    ``scrapes`` and ``last_…`` cover pages with flows (``/metrics``, ``/metrics/flows``) that were
-    served completely; ``last_bytes`` is the size before compression. ``rejected`` and ``failures``
-    also cover the other streamed pages. ``connections_rejected`` counts TCP connections closed
-    because ``web.max_connections`` were open, ``handshakes_failed`` counts failed TLS handshakes.
+    ``scrapes``, ``durations`` and ``last_…`` cover pages with flows (``/metrics``,
+    ``/metrics/flows``) that were served completely; ``last_bytes`` is the size before compression.
+    ``rejected`` and ``failures`` also cover the other streamed pages. ``connections_rejected``
+    counts TCP connections closed because ``web.max_connections`` were open, ``handshakes_failed``
+    counts failed TLS handshakes.
     """
 
     scrapes: int = 0
+    durations: Histogram = field(default_factory=lambda: Histogram(SCRAPE_BOUNDS_S))
     last_duration_s: float = 0.0
     last_bytes: int = 0
     rejected: int = 0

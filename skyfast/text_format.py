@@ -5,14 +5,30 @@ https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
-MetricType = Literal["counter", "gauge"]
+MetricType = Literal["counter", "gauge", "histogram"]
 
 Sample = tuple[Mapping[str, str], float]
 """The labels and the value."""
+
+
+class Distribution(Protocol):
+    """The observations of a histogram.
+
+    ``counts`` has the number of observations up to each bound and above the previous one, and
+    finally the number above all bounds. ``sum`` is the sum of all observations.
+    """
+
+    @property
+    def bounds(self) -> Sequence[float]: ...
+    @property
+    def counts(self) -> Sequence[int]: ...
+    @property
+    def sum(self) -> float: ...
+
 
 UNITS: Final = ("bytes", "seconds", "nanoseconds")
 """The units that can end the name of a metric family."""
@@ -43,6 +59,9 @@ class MetricFamily:
         """The names that OpenMetrics reserves for this family."""
         if self.type == "gauge":
             return (self.name,)
+        if self.type == "histogram":
+            suffixes = ("", "_bucket", "_count", "_sum", "_created")
+            return tuple(f"{self.name}{suffix}" for suffix in suffixes)
         name = self.name.removesuffix("_total")
         return (name, f"{name}_total", f"{name}_created")
 
@@ -63,6 +82,26 @@ class MetricFamily:
         """Return the metadata lines and the samples."""
         texts = ((label_text(labels), number_text(value)) for labels, value in samples)
         return self.head(openmetrics=openmetrics) + self.lines(texts)
+
+    def render_histograms(
+        self, samples: Iterable[tuple[Mapping[str, str], Distribution]], *, openmetrics: bool
+    ) -> str:
+        """Return the metadata lines and the histograms, each with its labels."""
+        return self.head(openmetrics=openmetrics) + "".join(
+            self._histogram_lines(labels, distribution) for labels, distribution in samples
+        )
+
+    def _histogram_lines(self, labels: Mapping[str, str], distribution: Distribution) -> str:
+        lines = []
+        total = 0
+        bounds = [*map(bound_text, distribution.bounds), "+Inf"]
+        for bound, count in zip(bounds, distribution.counts, strict=True):
+            total += count
+            lines.append(f"{self.name}_bucket{label_text({**labels, 'le': bound})} {total}\n")
+        text = label_text(labels)
+        lines.append(f"{self.name}_sum{text} {number_text(distribution.sum)}\n")
+        lines.append(f"{self.name}_count{text} {total}\n")
+        return "".join(lines)
 
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
         """Return the lines of samples with rendered labels and values."""
@@ -90,3 +129,13 @@ def label_text(labels: Mapping[str, str]) -> str:
 def number_text(value: float) -> str:
     """Return a finite sample value: an exact integer, or the shortest exact float."""
     return repr(value)
+
+
+def bound_text(bound: float) -> str:
+    """Return a finite bucket bound in the canonical form of OpenMetrics, such as ``1.0``.
+
+    This is the shortest exact text in the style of C's ``%g``: its exponents start at 1e+06.
+    """
+    texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
+    text = next(text for text in texts if float(text) == bound)
+    return text if "." in text or "e" in text else f"{text}.0"

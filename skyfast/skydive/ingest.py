@@ -15,6 +15,7 @@ from skyfast.flows.fields import UNDECODABLE, Envelope, FlowTypes
 from skyfast.flows.filters import FlowFilter
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.clock_skew import ClockSkewCheck
+from skyfast.skydive.data_age import DataAge
 from skyfast.skydive.json_repair import (
     MAX_REPAIRED_TOKENS,
     mark_lone_surrogates,
@@ -87,6 +88,7 @@ class Ingest:
         self._skipped = stats.flows_skipped
         self._admitted = admitted
         self._clock_skew = ClockSkewCheck(table, stats=stats)
+        self._data_age = DataAge()
         self._messages = msgspec.json.Decoder(_message_type(types.Update))
         self._new_messages = msgspec.json.Decoder(_message_type(types.FirstReport))
         self._full_messages = msgspec.json.Decoder(_message_type(types.FullReport))
@@ -131,6 +133,7 @@ class Ingest:
         """Apply the decoded flows of the message ``data``."""
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
+        self._data_age.observe(admitted, analyzer)
         done = self._table.update(admitted, self._now())
         self._finish(admitted if done == len(admitted) else admitted[:done], data, analyzer)
         if done < len(admitted):
@@ -142,6 +145,7 @@ class Ingest:
         """Apply and check the flows of the message ``data``, which are of the full type."""
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
+        self._data_age.observe(admitted, analyzer)
         sample = self._checker.before(admitted)
         self._table.update(admitted, self._now())
         self._checker.after(sample, analyzer)
@@ -192,6 +196,7 @@ class Ingest:
             return
         analyzer.flows += len(raws)
         admitted = self._admitted(self._one_by_one(raws))
+        self._data_age.observe(admitted, analyzer)
         self._table.update(admitted, self._now())
         self._finish(admitted, data, analyzer)
 

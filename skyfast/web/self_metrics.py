@@ -12,7 +12,7 @@ from typing import Final
 
 from skyfast import __version__
 from skyfast.runtime.process import ProcessUsage, process_usage
-from skyfast.stats import AnalyzerStats, NameStats, Stats, TableCounts, sums
+from skyfast.stats import AnalyzerStats, Histogram, NameStats, Stats, TableCounts, sums
 from skyfast.text_format import MetricFamily, Sample
 
 _BUILD: Final = {"version": __version__, "python": platform.python_version()}
@@ -32,6 +32,10 @@ _Samples = Callable[[_Sources], Iterable[Sample] | None]
 """Returns a family's samples; None leaves the family out of the page."""
 
 
+_Histograms = Callable[[_Sources], Iterable[tuple[Mapping[str, str], Histogram]]]
+"""Returns a family's histograms with their labels."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Metric:
     """A family, its variant for standard names, and a function that returns its samples."""
@@ -39,6 +43,26 @@ class _Metric:
     family: MetricFamily
     standard: MetricFamily
     samples: _Samples
+
+    def render(self, source: _Sources, *, standard_names: bool, openmetrics: bool) -> str:
+        """Return the family; "" if there are no samples."""
+        samples = self.samples(source)
+        if samples is None:
+            return ""
+        family = self.standard if standard_names else self.family
+        return family.render(samples, openmetrics=openmetrics)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HistogramMetric:
+    """A family of histograms, and a function that returns them."""
+
+    family: MetricFamily
+    histograms: _Histograms
+
+    def render(self, source: _Sources, *, standard_names: bool, openmetrics: bool) -> str:
+        """Return the family. It has the same name in both naming schemes."""
+        return self.family.render_histograms(self.histograms(source), openmetrics=openmetrics)
 
 
 def _metric(name: str, help_text: str, samples: _Samples, *, standard_name: str = "") -> _Metric:
@@ -48,6 +72,12 @@ def _metric(name: str, help_text: str, samples: _Samples, *, standard_name: str 
     )
     standard = replace(family, name=standard_name or name)
     return _Metric(family=family, standard=standard, samples=samples)
+
+
+def _histogram(name: str, help_text: str, histograms: _Histograms) -> _HistogramMetric:
+    """Declare a metric of histograms."""
+    family = MetricFamily(name=name, type="histogram", help=help_text)
+    return _HistogramMetric(family=family, histograms=histograms)
 
 
 def _value(read: Callable[[_Sources], float]) -> _Samples:
@@ -97,6 +127,14 @@ def _by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) 
         ({"analyzer": analyzer.name, "reason": reason}, count)
         for analyzer in source.stats.analyzers.values()
         for reason, count in read(analyzer).items()
+    ]
+
+
+def _histogram_by_analyzer(read: Callable[[AnalyzerStats], Histogram]) -> _Histograms:
+    """Read a histogram of each analyzer."""
+    return lambda source: [
+        ({"analyzer": analyzer.name}, read(analyzer))
+        for analyzer in source.stats.analyzers.values()
     ]
 
 
@@ -178,6 +216,16 @@ _SUBSCRIPTIONS: Final = (
         "skyfast_report_gaps_total",
         "Checked flow reports whose previous report is missing, by reason.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.report_gaps),
+    ),
+    _histogram(
+        "skyfast_report_packet_age_seconds",
+        "Time from the latest packet of a flow until its report arrives, for random reports.",
+        _histogram_by_analyzer(lambda analyzer: analyzer.packet_age),
+    ),
+    _histogram(
+        "skyfast_report_delivery_seconds",
+        "Time from an agent's update of a flow until its report arrives, for random reports.",
+        _histogram_by_analyzer(lambda analyzer: analyzer.delivery),
     ),
 )
 
@@ -411,6 +459,11 @@ _SCRAPES: Final = (
         "Pages of /metrics and /metrics/flows that were served completely.",
         _value(lambda source: source.stats.scrape.scrapes),
     ),
+    _histogram(
+        "skyfast_scrape_duration_seconds",
+        "Time to serve a page of /metrics or /metrics/flows.",
+        lambda source: [({}, source.stats.scrape.durations)],
+    ),
     _metric(
         "skyfast_last_scrape_duration_seconds",
         "Time to serve the latest page of /metrics or /metrics/flows.",
@@ -506,12 +559,10 @@ def render(
     except OSError:
         usage = None
     source = _Sources(stats=stats, table=table, views=views, process=usage)
-    parts = []
-    for metric in _METRICS:
-        samples = metric.samples(source)
-        if samples is not None:
-            family = metric.standard if standard_names else metric.family
-            parts.append(family.render(samples, openmetrics=openmetrics))
+    parts = (
+        metric.render(source, standard_names=standard_names, openmetrics=openmetrics)
+        for metric in _METRICS
+    )
     return "".join(parts).encode(errors="replace")
 
 

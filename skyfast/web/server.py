@@ -472,7 +472,9 @@ class WebServer:
             raise
         if Part.FLOWS in part:
             self._stats.scrapes += 1
-            self._stats.last_duration_s = time.perf_counter() - start_s
+            duration_s = time.perf_counter() - start_s
+            self._stats.durations.observe(duration_s)
+            self._stats.last_duration_s = duration_s
             self._stats.last_bytes = page.page_bytes
         return response
 

@@ -266,7 +266,7 @@ def test_openmetrics():
     assert units["skyfast_received_bytes"] == "bytes"
     assert units["skyfast_config_last_reload_success_timestamp_seconds"] == "seconds"
     assert all(name.endswith(f"_{unit}") for name, unit in units.items())
-    assert not {family.type for family in families} - {"counter", "gauge"}
+    assert not {family.type for family in families} - {"counter", "gauge", "histogram"}
 
 
 def test_integers_are_exact():
@@ -294,14 +294,16 @@ def test_every_family_occurs_once_with_a_help_and_a_type():
     stats.analyzer("a:1")
     text = render(stats, FakeTable()).decode()
     names = re.findall(r"^# HELP (\S+) \S.*\.$", text, re.MULTILINE)
-    assert names == re.findall(r"^# TYPE (\S+) (?:counter|gauge)$", text, re.MULTILINE)
+    types = re.findall(r"^# TYPE (\S+) (counter|gauge|histogram)$", text, re.MULTILINE)
+    assert names == [name for name, _ in types]
     assert len(names) == len(set(names))
-    family = None
+    family, suffix = None, ""
     for line in text.splitlines():
-        if line.startswith("# HELP"):
-            family = line.split()[2]
+        if line.startswith("# TYPE"):
+            family, type_ = line.split()[2:]
+            suffix = "_(bucket|sum|count)" if type_ == "histogram" else ""
         elif not line.startswith("#"):
-            assert re.match(rf"{family}[ {{]", line)
+            assert re.match(rf"{family}{suffix}[ {{]", line)
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")

@@ -3,7 +3,15 @@
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from skyfast.text_format import MetricFamily, escaped, is_name, label_text, number_text
+from skyfast.stats import Histogram
+from skyfast.text_format import (
+    MetricFamily,
+    bound_text,
+    escaped,
+    is_name,
+    label_text,
+    number_text,
+)
 
 
 def test_heads():
@@ -41,6 +49,8 @@ def test_reserved_names_of_a_family():
     assert counter.reserved_names == ("x", "x_total", "x_created")
     gauge = MetricFamily(name="x_total", type="gauge", help="")
     assert gauge.reserved_names == ("x_total",)
+    histogram = MetricFamily(name="x", type="histogram", help="")
+    assert histogram.reserved_names == ("x", "x_bucket", "x_count", "x_sum", "x_created")
 
 
 @pytest.mark.parametrize("text", ["x", "_", "A_1", "__x"])
@@ -63,6 +73,44 @@ def test_family_with_samples():
     assert page == head + "# UNIT x_seconds seconds\n" + lines
     (read,) = text_string_to_metric_families(page + "# EOF\n")
     assert [(sample.labels, sample.value) for sample in read.samples] == samples
+
+
+def test_histograms():
+    family = MetricFamily(name="x_seconds", type="histogram", help="Help.")
+    histogram = Histogram((0.5, 1.0, 1e6))
+    for value in (0.25, 0.5, 2.0, 2e6):
+        histogram.observe(value)
+    page = family.render_histograms([({"a": "1"}, histogram)], openmetrics=True)
+    assert page == (
+        "# HELP x_seconds Help.\n# TYPE x_seconds histogram\n# UNIT x_seconds seconds\n"
+        'x_seconds_bucket{a="1",le="0.5"} 2\n'
+        'x_seconds_bucket{a="1",le="1.0"} 2\n'
+        'x_seconds_bucket{a="1",le="1e+06"} 3\n'
+        'x_seconds_bucket{a="1",le="+Inf"} 4\n'
+        'x_seconds_sum{a="1"} 2000002.75\n'
+        'x_seconds_count{a="1"} 4\n'
+    )
+    (read,) = text_string_to_metric_families(page + "# EOF\n")
+    assert read.type == "histogram"
+
+
+@pytest.mark.parametrize(
+    ("bound", "text"),
+    [
+        (1, "1.0"),
+        (0.005, "0.005"),
+        (0.0001, "0.0001"),
+        (0.00001, "1e-05"),
+        (100000, "100000.0"),
+        (1e6, "1e+06"),
+        (1234567, "1234567.0"),
+        (0.1 + 0.2, "0.30000000000000004"),
+        (2.5e-7, "2.5e-07"),
+        (1e300, "1e+300"),
+    ],
+)
+def test_bounds(bound, text):
+    assert bound_text(bound) == text
 
 
 def test_lines_of_formatted_values():

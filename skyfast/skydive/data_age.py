@@ -1,0 +1,60 @@
+"""Measures how old the data is when it arrives, from one random report of each message.
+
+The ages depend on the clocks of the agents' hosts and of this machine. Negative ages show that
+these clocks differ, which `skyfast.skydive.clock_skew` detects, so they are not observed.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from skyfast.flows.fields import CLOSING
+from skyfast.stats import AnalyzerStats, Histogram
+
+MAX_DRAWS: Final = 4
+"""Number of attempts to draw a report that is not a closing report."""
+
+Flow = Any
+"""A struct of the plan's flow types. All have ``Last`` and ``FinishType``."""
+
+
+class DataAge:
+    """Observes the ages of random reports.
+
+    Closing reports are not observed: agents send them 10 to 20 minutes after the latest packet.
+    """
+
+    def __init__(
+        self,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        draw: Callable[[Sequence[Flow]], Flow] = random.choice,
+    ) -> None:
+        """``wall_clock`` returns Unix seconds, and ``draw`` chooses a flow at random."""
+        self._wall_clock = wall_clock
+        self._draw = draw
+
+    def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats) -> None:
+        """Observe one of the ``flows`` of a message that has just arrived.
+
+        The time of the agent's update is only known if ``LastUpdateMetric.Last`` was decoded.
+        """
+        if not flows:
+            return
+        for _ in range(MAX_DRAWS):
+            flow = self._draw(flows)
+            if flow.FinishType != CLOSING:
+                break
+        else:
+            return
+        now_ms = self._wall_clock() * 1000
+        _observe(analyzer.packet_age, flow.Last, now_ms)
+        update = getattr(flow, "LastUpdateMetric", None)
+        _observe(analyzer.delivery, getattr(update, "Last", 0), now_ms)
+
+
+def _observe(histogram: Histogram, time_ms: int | None, now_ms: float) -> None:
+    """Observe the time since ``time_ms``, unless it is in the future or not known (0 or None)."""
+    if time_ms is not None and 0 < time_ms <= now_ms:
+        histogram.observe((now_ms - time_ms) / 1000)
