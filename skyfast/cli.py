@@ -103,7 +103,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="validate CONFIG; print effective keys and cost",
+        help="validate CONFIG; print all values and cost",
     )
     parser.add_argument(
         "--strict",
@@ -133,7 +133,7 @@ def _parser() -> _Parser:
         "--record",
         type=_record,
         metavar="FILE",
-        help="record analyzer messages; *.gz is compressed",
+        help="record all messages; compressed if *.gz",
     )
     parser.add_argument(
         "--record-anonymous",
@@ -166,7 +166,7 @@ def _parser() -> _Parser:
         dest="web_config_file",
         default="",
         metavar="FILE",
-        help="file with TLS and users of the HTTP server",
+        help="file with TLS settings and users for HTTP",
     )
     parser.add_argument(
         "--log.level",

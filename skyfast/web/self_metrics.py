@@ -269,7 +269,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_dormant_connections",
-        "Expired connections whose counters cannot be restored from their flows, and are kept.",
+        "Expired connections whose counters are remembered separately from their flows.",
         _value(lambda source: source.table.dormant_connections),
     ),
     _metric(
@@ -385,7 +385,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_unknown",
-        "Addresses in flows without a name; the analyzer has been or will be asked about them.",
+        "Addresses of flows that have no name, and for which skyfast queries the topology.",
         _name(lambda names: names.unknown),
     ),
     _metric(
