@@ -103,7 +103,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="validate CONFIG; print all values and cost",
+        help="validate CONFIG; print all settings and cost",
     )
     parser.add_argument(
         "--strict",
@@ -133,7 +133,7 @@ def _parser() -> _Parser:
         "--record",
         type=_record,
         metavar="FILE",
-        help="record all messages; compressed if *.gz",
+        help="record messages; *.gz files are compressed",
     )
     parser.add_argument(
         "--record-anonymous",
