@@ -201,7 +201,7 @@ _CAPTURES = (
     _HtmlColumn("packets_dropped", "number", "dropped"),
     _HtmlColumn("flows", "count", "flows"),
     _HtmlColumn("flows_dropped", "count", "flows dropped"),
-    _HtmlColumn("kernel_flows_dropped", "count", "by the kernel"),
+    _HtmlColumn("kernel_flows_dropped", "count", "dropped by kernel"),
 )
 
 

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
+from skyfast.skydive.captures import CaptureReport
+from skyfast.skydive.interfaces import Interface
 from skyfast.stats import Failure
 from skyfast.web import status_html
 from tests.model import make_flow
@@ -314,6 +316,57 @@ async def test_narrow_screens(visited, width):
             async with visited(site, path, width=width) as tab:
                 # Only tables scroll horizontally, not the page.
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width
+
+
+async def test_no_column_is_cut_on_a_usual_screen(visited, monkeypatch):
+    settings = {
+        "labels": [
+            *("initiator_name", "initiator_ip", "initiator_port"),
+            *("target_name", "target_ip", "target_port", "protocol"),
+        ]
+    }
+    async with three_connections(**settings) as site:
+        report = await site.app.status.report()
+        interface = Interface(
+            labels={
+                "interface_name": "vethef5e5c2",
+                "host": "worker-12.example",
+                "interface_type": "openvswitch",
+                "ipv4": "172.31.255.254/24",
+                "ipv6": "",
+                "node_tid": "1",
+            },
+            received_bytes=10**12,
+            transmitted_bytes=10**12,
+            dropped_packets=10**6,
+            errors=10**6,
+        )
+        capture = CaptureReport(
+            capture_id="0d1b9e6a-68f7-4e88-bb49-62bef3ae4964",
+            packets_received=1e9,
+            packets_dropped=1e6,
+            kernel_flows_dropped=10**6,
+            flows=10**6,
+            flows_dropped=10**6,
+            reports=1,
+        )
+        full = dataclasses.replace(
+            report,
+            interfaces=dataclasses.replace(report.interfaces, enabled=True, busiest=[interface]),
+            captures=dataclasses.replace(report.captures, count=1, first=[capture]),
+        )
+
+        async def fixed_report():
+            return full
+
+        monkeypatch.setattr(site.app.status, "report", fixed_report)
+        async with visited(site, width=1200) as tab:
+            widths = await tab.evaluate(
+                "[...document.querySelectorAll('.scroll:not([hidden])')]"
+                ".map((table) => [table.scrollWidth, table.clientWidth])"
+            )
+    assert len(widths) == 4
+    assert all(content <= visible for content, visible in widths)
 
 
 async def test_paused_page_sends_no_requests(visited):
