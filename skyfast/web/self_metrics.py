@@ -219,12 +219,12 @@ _SUBSCRIPTIONS: Final = (
     ),
     _histogram(
         "skyfast_report_packet_age_seconds",
-        "Time from the latest packet of a flow until its report arrives, for randomly chosen reports.",
+        "Time from a flow's latest packet until its report arrives, for a sample of reports.",
         _histogram_by_analyzer(lambda analyzer: analyzer.packet_age),
     ),
     _histogram(
         "skyfast_report_delivery_seconds",
-        "Time from an agent's update of a flow until its report arrives, for randomly chosen reports.",
+        "Time from an agent's update of a flow until its report arrives, for a sample of reports.",
         _histogram_by_analyzer(lambda analyzer: analyzer.delivery),
     ),
 )
