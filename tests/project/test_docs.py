@@ -72,6 +72,19 @@ def test_every_page_is_reachable_from_the_readme() -> None:
     assert not set(PAGES) - seen
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_rows_of_a_table_have_the_same_number_of_cells(page: Path) -> None:
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", page.read_text()):
+        cells = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(cells) == 1, table
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_items_of_a_list_are_not_joined(page: Path) -> None:
+    prose = re.sub(r"(?ms)^ *```.*?```$|^    .*?$", "", page.read_text())
+    assert not re.findall(r".*[.:] [*-] .*", prose)
+
+
 def anchors(page: Path) -> list[str]:
     """Return the anchors of the headings on a page. Anchors of repeated headings have a number."""
     known: list[str] = []
