@@ -10,6 +10,8 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
   that does not hold, so cheap and selective conditions come first. A ``Has`` directly after ``V()``
   or ``E()`` is evaluated while the graph is listed, without a second list.
 * ``Within`` compares with its values one after the other.
+* A condition on a list holds if it holds for one of its elements, but only in nodes. ``Ne('')``
+  holds if the key exists and no element is ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
   metadata.
 * A string ends at the next quote of either kind; there are no escapes.
@@ -43,23 +45,32 @@ class Query:
     def matches(self, element: Element) -> bool:
         """Return whether the response contains ``element``: an edge if ``edges``, otherwise a node.
 
-        Values of unexpected types do not match.
+        Values of unexpected types match as they do in Skydive, lists of strings for example.
         """
         return self._matches(element)
 
 
 def _metadata(element: Element, *path: str) -> Any:
+    """Return the value at ``path``; in a list of objects, the list of their values."""
     value: Any = element.get("Metadata")
     for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
+        match value:
+            case dict():
+                value = value.get(key)
+            case list():
+                value = [item[key] for item in value if isinstance(item, dict) and key in item]
+            case _:
+                return None
     return value
 
 
-def _within(path: tuple[str, ...], values: Iterable[str]) -> _Matches:
+def _within(path: tuple[str, ...], values: Iterable[str], *, edges: bool = False) -> _Matches:
     wanted = frozenset(values)
 
     def matches(element: Element) -> bool:
         value = _metadata(element, *path)
+        if isinstance(value, list) and not edges:
+            return any(isinstance(item, str) and item in wanted for item in value)
         return isinstance(value, str) and value in wanted
 
     return matches
@@ -69,13 +80,15 @@ def _quoted(values: Iterable[str]) -> str:
     return ", ".join(f"'{value}'" for value in values)
 
 
+_has_no_encap: Final = _within(("EncapType",), ("",))
+_is_open_vswitch: Final = _within(("Type",), ("ovsbridge", "ovsport"))
+
+
 def _is_named_interface(element: Element) -> bool:
-    encap = _metadata(element, "EncapType")
-    # Ne: the key exists, and its value is not this one.
-    return (encap is not None and encap != "") or _metadata(element, "Type") in (
-        "ovsbridge",
-        "ovsport",
-    )
+    metadata = element.get("Metadata")
+    # Ne: the key exists, also with null, and its value is not this one.
+    has_encap = isinstance(metadata, dict) and "EncapType" in metadata
+    return (has_encap and not _has_no_encap(element)) or _is_open_vswitch(element)
 
 
 INTERFACES: Final = Query(
@@ -98,7 +111,8 @@ These are all Linux devices, including loopback and tunnels, which have other ``
 
 def _of_types(start: str, key: str, values: tuple[str, ...]) -> Query:
     text = f"G.{start}().Has('{key}', Within({_quoted(values)}))"
-    return Query(text, start == "E", _within((key,), values))
+    edges = start == "E"
+    return Query(text, edges, _within((key,), values, edges=edges))
 
 
 NAMESPACES: Final = _of_types("V", "Type", ("host", "netns", "container"))
@@ -190,7 +204,7 @@ def by_child(ids: Iterable[str]) -> Query | None:
     values = _values(ids)
     if not values:
         return None
-    owns, children = _within(("RelationType",), _OWNERS), frozenset(values)
+    owns, children = _within(("RelationType",), _OWNERS, edges=True), frozenset(values)
 
     def matches(element: Element) -> bool:
         child = element.get("Child")

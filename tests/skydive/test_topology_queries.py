@@ -122,6 +122,32 @@ def test_query_matches_the_right_nodes(query, expected):
     assert {name for name, element in nodes.items() if query.matches(element)} == expected
 
 
+@pytest.mark.parametrize(
+    ("query", "element", "expected"),
+    [
+        (queries.INTERFACES, node(EncapType=["gre", "ether"]), True),
+        (queries.INTERFACES, node(EncapType=["gre", 1, None]), False),
+        (queries.INTERFACES, node(EncapType=[["ether"]]), False),
+        (queries.PODS, node(["netns", "pod"]), True),
+        (queries.NAMED_INTERFACES, node(EncapType=None), True),
+        (queries.NAMED_INTERFACES, node(EncapType=0), True),
+        (queries.NAMED_INTERFACES, node(EncapType=[]), True),
+        (queries.NAMED_INTERFACES, node(EncapType=["", "ether"]), False),
+        (queries.NAMED_INTERFACES, node(["x", "ovsport"], EncapType=""), True),
+        (queries.by_pod_address(["10.0.0.1"]), node("pod", K8s={"IP": ["x", "10.0.0.1"]}), True),
+        (queries.by_pod_address(["10.0.0.1"]), node("pod", K8s=[{}, {"IP": "10.0.0.1"}]), True),
+        (queries.by_pod_address(["10.0.0.1"]), node("pod", K8s=[{"IP": ["10.0.0.1"]}]), False),
+        (queries.by_pod_address(["10.0.0.1"]), node("pod", K8s=["10.0.0.1"]), False),
+        (queries.by_pod_address(["10.0.0.1"]), node("pod", **{"K8s.IP": "10.0.0.1"}), False),
+        (queries.EDGES, edge(["ownership"]), False),
+        (queries.by_child(["c"]), edge(["service"]), False),
+    ],
+)
+def test_query_matches_values_of_other_types_as_skydive_0_28_does(query, element, expected):
+    """Each result is that of Skydive's own traversal of a graph with this element."""
+    assert query.matches(element) is expected
+
+
 def test_query_matches_the_right_edges():
     relations = ["ownership", "layer2", "container", "service", "node", "networkpolicy", 1, None]
     for query, expected in (
