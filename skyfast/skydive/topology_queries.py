@@ -25,8 +25,9 @@ from typing import Any, Final
 MAX_VALUES: Final = 500
 """Maximum number of addresses or IDs in a query.
 
-The analyzer compares each of them with each pod while it locks its graph: about 0.2 s for 500
-addresses and 5,000 pods."""
+The analyzer compares each of them with each pod while it locks its graph: 0.4 s of CPU time for 500
+addresses and 5,000 pods. A ``Regex`` of the same addresses takes 0.07 s, but the analyzer then
+caches 0.35 MB for each query for 5 minutes or more."""
 
 Element = dict[str, Any]
 """A node or edge as decoded JSON."""
@@ -153,7 +154,8 @@ def changes(query: Query, since_ms: int) -> Query:
 
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
     Interfaces are not among them, because agents update the counters of all interfaces every 30 s.
-    Deleted elements are not reported.
+    Deleted elements are not reported. Before Skydive 0.28, the key was ``UpdatedAt``, so the
+    response is empty.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")
