@@ -5,7 +5,8 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Only interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`.
+* Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`, and updated
+  pods alternately, or after `PODS_INTERVAL_S`.
 
 Names are resolved again only if the data that is read has changed, or if the index has names of
 deleted nodes that are due to leave.
@@ -43,6 +44,11 @@ INTERVAL_S: Final = 20.0
 
 UNKNOWN_INTERVAL_S: Final = 2.0
 """Interval between two queries for pods with unknown addresses."""
+
+PODS_INTERVAL_S: Final = 5.0
+"""Minimum interval between two readings of changed pods if no address is unknown.
+
+They find a pod that has replaced another at its address."""
 
 OVERLAP_MS: Final = 120_000
 """Changes are read from this long before the previous reading.
@@ -134,6 +140,7 @@ class NamePoller:
         self._store = TopologyStore()
         self._progress = {query: _Progress() for query in wanted}
         self._asks_changed_pods = False
+        self._pods_asked_s = time.monotonic()
         self._is_complete_at_s = time.monotonic()
         if index.ready.is_set():
             self._is_complete_at_s += COMPLETE_WAIT_S
@@ -189,6 +196,8 @@ class NamePoller:
             or progress.full_s is None
             or now_s - progress.full_s >= FULL_INTERVAL_S
         )
+        if query == queries.KUBERNETES:
+            self._pods_asked_s = now_s
         asked_ms = _unix_ms()
         asked = query if is_full else queries.changes(query, since_ms)
         progress.tried = True
@@ -316,7 +325,7 @@ class NamePoller:
         """Query the pods of unknown addresses, or alternately the pods that have just changed.
 
         An address can be unknown when it first occurs in a flow, and belong to a pod a moment
-        later.
+        later. A known address can belong to another pod.
         """
         addresses, now = self._index.addresses, self._now()
         query = None
@@ -325,8 +334,10 @@ class NamePoller:
         is_by_address = self._asks_changed_pods = query is not None
         asked_ms = self._progress[queries.KUBERNETES].asked_ms
         since_ms = self._since_ms(asked_ms, PODS_OVERLAP_MS)
-        if query is None and addresses.has_misses(now) and since_ms:
+        is_due = time.monotonic() - self._pods_asked_s >= PODS_INTERVAL_S
+        if query is None and (is_due or addresses.has_misses(now)) and since_ms:
             query = queries.changes(queries.PODS, since_ms)
+            self._pods_asked_s = time.monotonic()
         if query is None:
             return
         reader = await self._ask(client, query, "pods", kept=queries.KUBERNETES)

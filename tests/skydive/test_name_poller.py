@@ -24,6 +24,7 @@ from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.paths import DATA
 from tests.support.tasks import cancelled_afterwards, until
+from tests.support.topology_scenarios import owner
 
 EVERYTHING = tuple(name_poller.KINDS)
 FAST_S = 0.05
@@ -50,6 +51,11 @@ def pod(name, address, *, updated_at=2_000_000_000_000, **k8s):
             "K8s": fields,
         },
     }
+
+
+def owned_by(kind, name):
+    """Return the field of a pod or Job that has an owner."""
+    return {"Extra": {"ObjectMeta": {"OwnerReferences": [owner(kind, name)]}}}
 
 
 def edge(parent, child, relation, *, updated_at=2_000_000_000_000):
@@ -334,6 +340,46 @@ async def test_a_pod_that_is_replaced_at_its_address(fast):
             analyzer.graph["Nodes"].append(pod("new", "10.0.0.9"))
             await until(lambda: poll.index.addresses["10.0.0.9"][3] == "new")
             assert {"10.0.0.9"} in [keys for _, keys in poll.renamed]
+
+
+async def test_a_replaced_pod_is_noticed_between_readings_while_no_address_is_unknown(monkeypatch):
+    monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
+    monkeypatch.setattr(name_poller, "PODS_INTERVAL_S", 2 * FAST_S)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        analyzer.graph["Nodes"].append(pod("old", "10.0.0.9", updated_at=1_900_000_000_000))
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            assert poll.index.addresses["10.0.0.9"][3] == "old"
+            analyzer.graph["Nodes"].append(pod("new", "10.0.0.9"))
+            await until(lambda: poll.index.addresses["10.0.0.9"][3] == "new")
+            assert all(
+                "'pod'), '@UpdatedAt'" in text or text == queries.by_child(["new"]).gremlin
+                for text in analyzer.queries[5:]
+            )
+            begun, count = time.monotonic(), len(analyzer.queries)
+            await asyncio.sleep(6 * FAST_S)
+            asked = len(analyzer.queries) - count
+            assert 1 <= asked <= (time.monotonic() - begun) / (2 * FAST_S) + 1
+
+
+async def test_the_cron_job_of_a_new_pod_is_known_after_the_next_reading_of_changes(monkeypatch):
+    monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
+    monkeypatch.setattr(name_poller, "INTERVAL_S", 8 * FAST_S)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = recorded()
+        async with Poll(analyzer.url).running() as poll:
+            await poll.ready()
+            job = pod("backup-1", None, **owned_by("CronJob", "backup"))
+            job["Metadata"]["Type"] = "job"
+            web = pod("web", "10.0.0.9", **owned_by("Job", "backup-1"))
+            analyzer.graph["Nodes"] += [job, web]
+            assert poll.name("10.0.0.9") == ""
+            await until(lambda: "10.0.0.9" in poll.index.addresses)
+            assert "backup-1" in poll.index.addresses["10.0.0.9"]
+            await until(lambda: "backup" in poll.index.addresses["10.0.0.9"])
+            complete = {query.gremlin for query in EVERYTHING} - {queries.NAMED_INTERFACES.gremlin}
+            assert not complete & set(analyzer.queries[5:])
 
 
 # Unknown addresses.
