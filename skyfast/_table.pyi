@@ -157,6 +157,7 @@ class _FlowTypes(Protocol):
 @final
 class Page:
     def read(self, size: int) -> bytes: ...
+    def distinct_values(self, label: str) -> list[str]: ...
 
 @final
 class Snapshot:

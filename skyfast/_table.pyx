@@ -833,3 +833,24 @@ cdef class Page:
         lines = <object>out
         Py_DECREF(lines)            # `out` was a separate reference
         return lines
+
+    def distinct_values(self, str label not None):
+        """Return the different values of a label in all views, in no particular order.
+
+        If this is called before `read`, the page shows no other values. It shows fewer if rows are
+        removed in the meantime, or if they are past their deadline but not removed yet.
+
+        Takes about 10 ns per row of these views without the GIL, and 1 µs per value with it.
+
+        :raises ValueError: no view has the label.
+        :raises MemoryError: an allocation failed.
+        """
+        columns = [
+            (number, i)
+            for number, view in enumerate(self.table.plan.views)
+            for i, column in enumerate(view.columns)
+            if column.name == label
+        ]
+        if not columns:
+            raise ValueError(f"no view has the label {label}")
+        return values_on_page(&self.table.state, columns, &self.cursor)

@@ -1198,6 +1198,17 @@ class Model:
             for family in self.families
         }
 
+    def label_values(self) -> dict[str, set[str]]:
+        """Return the different values of every label but the direction, in all views."""
+        values: dict[str, set[str]] = {
+            label.name: set() for view in self.views for label in labels_of(view)
+        }
+        for rows in self._rows:
+            for row in rows.values():
+                for label, value in zip(labels_of(row.view), row.values, strict=True):
+                    values[label.name].add(str(value))
+        return values
+
     def lines(self, family: Family, row: Row) -> Iterator[str]:
         """Yield the lines of a row in a family, in order; none if the view has no such family."""
         if family not in row.view.families:

@@ -1,18 +1,22 @@
-# Scans of all connections of the first view: the number of values per label, their frequencies, the
-# connections with the highest values, and snapshots. Part of `_table.pyx`, which includes it.
+# Scans of all rows of a view, usually the first one: the number of values per label, their
+# frequencies, the values on a page, the connections with the highest values, and snapshots. Part of
+# `_table.pyx`, which includes it.
 #
-# `Table.label_values`, `cardinality`, `top` and `snapshot` call this from any thread. A scan only
-# reads. It takes the table's mutex for RENDER_ROWS rows at a time, without the GIL. Rows may be
-# removed after the mutex is released, so their contents are counted or copied before that.
+# `Table.label_values`, `cardinality`, `top` and `snapshot`, and `Page.distinct_values`, call this
+# from any thread. A scan only reads. It takes the table's mutex for RENDER_ROWS rows at a time,
+# without the GIL. Rows may be removed after the mutex is released, so their contents are counted or
+# copied before that.
 
 cdef struct Scan:
+    const View *view
     uint32_t start              # first row of the current slice
     uint32_t stop               # the row after the current slice; 0 before the first slice
     uint32_t end                # rows from here on are not visited
 
 
-cdef inline Scan scan_until(uint32_t end) noexcept nogil:
+cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
     cdef Scan scan
+    scan.view = view
     scan.start = 1
     scan.stop = 0
     scan.end = end
@@ -29,7 +33,7 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
     if scan.start >= scan.end:
         return False
     pthread_mutex_lock(&table.lock)
-    end = min(table.views[0].rows.fresh, scan.end)
+    end = min(scan.view.rows.fresh, scan.end)
     scan.stop = min(end, scan.start + RENDER_ROWS)
     if scan.stop == end:
         scan.end = end          # rows that are added after this slice are not visited
@@ -82,7 +86,7 @@ cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64
     # Mark the values of each label in its bit set of `words` words, and count newly marked values.
     # An integer of 2^16 or more shares its mark with all integers that have the same last 16 bits.
     cdef const View *view = &table.views[0]
-    cdef Scan scan = scan_until(NO_END)
+    cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef const uint32_t *cells
     cdef uint32_t number, i, mark
@@ -137,7 +141,7 @@ cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
     # Count connections by the value of each label. Unless `without` is -1, the last counter counts
     # them by the combination of all labels except `without`. False if out of memory.
     cdef const View *view = &table.views[0]
-    cdef Scan scan = scan_until(NO_END)
+    cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
     while scan_slice(table, &scan):
@@ -187,12 +191,66 @@ cdef list most_frequent(TableState *table, const Counter *counter, uint32_t coun
             heapq.heappushpop(heap, (counter.counts[slot], counter.keys[slot]))
         if <uint32_t>len(heap) == count:
             least = heap[0][0]
-    named = [(cell_text(table, cell - 1), number) for number, cell in sorted(heap, reverse=True)]
+    named = [
+        (cell_text(table, cell - 1, NULL), number) for number, cell in sorted(heap, reverse=True)
+    ]
     return [(text, number) for text, number in named if text is not None]
 
 
-cdef str cell_text(TableState *table, uint32_t cell):
-    # None if the string was removed in the meantime.
+cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
+    # The result of `Page.distinct_values`. `columns` has pairs: a view, and its column of the label.
+    cdef Counter counter
+    cdef uint32_t view, column, hash
+    cdef uint64_t key
+    cdef size_t slot
+    cdef bint enough
+    cdef dict found = {}
+    counter_init(&counter)
+    try:
+        for view, column in columns:
+            with nogil:
+                enough = count_page_cells(table, &table.views[view], column, cursor.page_seq,
+                                          &counter)
+            if not enough:
+                raise MemoryError
+        for slot in range(counter.capacity):
+            if counter.keys[slot]:
+                key = counter.keys[slot] - 1
+                hash = <uint32_t>(key >> 32)
+                found[cell_text(table, <uint32_t>key, &hash)] = None
+    finally:
+        counter_destroy(&counter)
+    found.pop(None, None)
+    return list(found)
+
+
+cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
+                           uint32_t page_seq, Counter *counter) noexcept nogil:
+    # Count the values in one column of the rows that were created before the page, by cell and hash
+    # of the string: after the mutex is released, the number of a string can become that of another
+    # one. Rows past their deadline count, because a report can renew them before the page reads
+    # them. False if out of memory.
+    cdef Scan scan = scan_until(view, NO_END)
+    cdef Connection *row
+    cdef uint32_t number, cell
+    cdef uint64_t key
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            row = scan_row(view, number)
+            if row.deadline_s == 0 or not created_before(row.created_seq, page_seq):
+                continue
+            key = cell = cells_of(view, row)[column]
+            if cell & IS_STRING:
+                key |= <uint64_t>(<String *>row_at(&table.strings, cell & ~IS_STRING)).hash << 32
+            if not counter_count(counter, key + 1):
+                pthread_mutex_unlock(&table.lock)
+                return False
+    return True
+
+
+cdef str cell_text(TableState *table, uint32_t cell, const uint32_t *hash):
+    # None if the string was removed in the meantime. Without its `hash`, another string may have
+    # taken its number: `hash` is NULL where this does not matter.
     cdef char copied[MAX_CELL]
     cdef uint32_t length
     cdef String *string
@@ -201,7 +259,7 @@ cdef str cell_text(TableState *table, uint32_t cell):
         return str(cell)
     pthread_mutex_lock(&table.lock)
     string = <String *>row_at(&table.strings, cell & ~IS_STRING)
-    is_there = string.refs != 0
+    is_there = string.refs != 0 and (hash == NULL or string.hash == hash[0])
     if is_there:
         length = string.length
         memcpy(copied, string_bytes(string), length)
@@ -265,7 +323,7 @@ cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
 
 cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noexcept nogil:
     cdef const View *view = &table.views[0]
-    cdef Scan scan = scan_until(kept.rows)
+    cdef Scan scan = scan_until(view, kept.rows)
     cdef Connection *row
     cdef uint32_t number
     while scan_slice(table, &scan):
@@ -306,7 +364,7 @@ cdef list top_rows(TableState *table, uint32_t family, bint is_gauge, uint32_t c
 
 cdef void find_top(TableState *table, TopK *top) noexcept nogil:
     cdef const View *view = &table.views[0]
-    cdef Scan scan = scan_until(NO_END)
+    cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
     cdef int64_t rank

@@ -1,6 +1,7 @@
 """Random sequences of operations, applied to the table and to the model in plain Python."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from tests.model import (
     Names,
     Spec,
     View,
+    escape,
     make_flow,
     read_page,
     tag_label,
@@ -39,6 +41,9 @@ MANY = 1000
 """A maximum number of flows that is never reached."""
 
 EVER = float("-inf")
+LABEL_VALUE = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+"""Matches a label on a page; the groups are its name and its value, with escapes."""
+
 IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
 APPLICATION = Label("application", ("Application",))
 CAPTURE = Label("capture", ("CaptureID",))
@@ -260,13 +265,15 @@ class SlowPage:
 
     ``existing`` has the connections at the start of the page. ``required`` has their series, which
     the page must show if the connections stay. ``allowed`` has all lines that the page may have:
-    one for each value that a series has had since the start.
+    one for each value that a series has had since the start. ``values`` has the label values that
+    were found at the start, with escapes: the page must not have others.
     """
 
     page: Page
     now: float
     existing: list[Connection]
     required: list[tuple[Family, Connection, str]]
+    values: dict[str, set[str]]
     pieces: list[bytes] = field(default_factory=list)
     allowed: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
@@ -349,7 +356,12 @@ class TableMachine(RuleBasedStateMachine):
             for line in self.model.lines(family, connection)
         ]
         page = self.core.table.page(self.now)
-        self.slow_pages[scraper] = SlowPage(page, self.now, self.model.alive(EVER), required)
+        existing = self.model.alive(EVER)
+        values = {
+            name: set(map(escape, page.distinct_values(name)))
+            for name in self.model.label_values()
+        }
+        self.slow_pages[scraper] = SlowPage(page, self.now, existing, required, values)
         self.note_lines()
 
     @rule(scraper=st.integers(0, MAX_SLOW_PAGES - 1))
@@ -360,6 +372,8 @@ class TableMachine(RuleBasedStateMachine):
         page = read_page(b"".join(slow.pieces) + read_all(slow.page), self.model.families)
         for name, lines in page.items():
             assert lines <= slow.allowed[name]
+            for label, value in LABEL_VALUE.findall("".join(lines)):
+                assert label == DIRECTION.name or value in slow.values[label]
         stayed = self.model.alive(EVER)
         for family, connection, series in slow.required:
             if connection in stayed and series in map(
@@ -388,4 +402,7 @@ class TableMachine(RuleBasedStateMachine):
             actual, expected = +Counter(getattr(core, name)), +getattr(model, name)
             assert actual == expected, f"{name}: {actual} {expected}"
         assert core.page(self.now) == model.page(self.now)
+        page = core.table.page(self.now)
+        for name, values in model.label_values().items():
+            assert sorted(page.distinct_values(name)) == sorted(values)
         assert core.dormant_uuids() == model.dormant_uuids()

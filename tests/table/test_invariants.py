@@ -164,6 +164,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         def operation():
             for label in self.core.label_values():
                 self.core.cardinality(count, label)
+                self.core.table.page(self.now).distinct_values(label)
             families = self.core.plan.views[0].families
             for at, family in enumerate(families):
                 since = self.core.snapshot(at) if family.type == "counter" else None
@@ -326,6 +327,7 @@ OPERATIONS = {
     ),
     "label values": lambda core: core.label_values(),
     "values and their connections": lambda core: core.cardinality(3, "node_tid"),
+    "values on a page": lambda core: core.table.page(START_S + 1).distinct_values("node_tid"),
     "top connections": lambda core: core.top(0, 5),
     "growth": watch,
     "a page": lambda core: read_all(core.table.page(START_S + 1), 100),
@@ -393,6 +395,27 @@ def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
         checked.after_unlock(None)
     assert core.connections == 3 * slices + 10
     assert connections == 3 * slices
+
+
+def test_strings_that_take_the_numbers_of_others_are_not_on_the_page():
+    """The scan finds strings by number; others can have these numbers when it returns them."""
+    core = Core(build=checked)
+    core.message([make_flow(f"{n}", node=f"old-{n}") for n in range(1, 4)], 0)
+    page = core.table.page(0)
+
+    def replace_strings():
+        checked.after_unlock(None)
+        core.expire(END_S)
+        core.message([make_flow(f"{n}", node=f"new-{n}") for n in range(4, 7)], END_S)
+
+    checked.after_unlock(replace_strings)
+    try:
+        values = page.distinct_values("node_tid")
+    finally:
+        checked.after_unlock(None)
+    assert values == []
+    assert core.connections == 3
+    assert read_all(page).count(b"\n") == 2 * len(core.families)
 
 
 def series(core):

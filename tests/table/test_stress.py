@@ -7,6 +7,7 @@ scan the table. `make tsan` runs this under ThreadSanitizer.
 import contextlib
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -63,7 +64,11 @@ class Stress:
         rng = random.Random(number)
         with self.collect_errors():
             while not self.stopping.is_set():
-                page = read_all(self.core.table.page(self.now), rng.choice((1, 500, 100_000)))
+                slow = self.core.table.page(self.now)
+                nodes = slow.distinct_values("node_tid")
+                assert len(nodes) == len(set(nodes))
+                page = read_all(slow, rng.choice((1, 500, 100_000)))
+                assert {*re.findall(r'node_tid="([^"]*)"', page.decode())} <= {*nodes}
                 lines = [line for line in page.splitlines() if not line.startswith(b"#")]
                 series = [line.rpartition(b" ")[0] for line in lines]
                 assert len(series) == len(set(series)), "duplicate series"

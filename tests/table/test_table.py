@@ -1064,6 +1064,60 @@ def test_frequent_values_are_unescaped():
     assert dict(core.cardinality(99)[1]["node_tid"][1]) == dict.fromkeys(ODD_TEXTS, 1)
 
 
+def test_distinct_values_are_unescaped():
+    core = Core()
+    for n, text in enumerate(ODD_TEXTS):
+        for port in range(3):
+            core.report(make_flow(f"{n + 1:x}{port}", node=text, ports=(port, 443)), 0)
+    page = core.table.page(0)
+    assert sorted(page.distinct_values("node_tid")) == sorted(ODD_TEXTS)
+    assert sorted(page.distinct_values("initiator_port")) == ["0", "1", "2"]
+
+
+def test_distinct_values_are_those_of_the_page():
+    """All views with the label are included, but no rows that are created after the page."""
+    node = next(label for label in LABELS if label.name == "node_tid")
+    spec = Spec(views=(View(LABELS), View((node,), (ONE_WAY,), timeout_s=3600)))
+    core = Core(spec)
+    core.report(make_flow("1", node="old"), 0)
+    core.expire(TIMEOUT_S)
+    page = core.table.page(TIMEOUT_S)
+    core.report(make_flow("2", node="new"), TIMEOUT_S)
+    assert page.distinct_values("node_tid") == ["old"]
+    assert page.distinct_values("protocol") == []
+    page = core.table.page(TIMEOUT_S)
+    assert sorted(page.distinct_values("node_tid")) == ["new", "old"]
+    assert page.distinct_values("protocol") == ["TCP"]
+    core.expire(3600)
+    assert core.table.page(3600).distinct_values("node_tid") == ["new"]
+
+
+def test_distinct_values_include_rows_that_a_late_report_can_renew():
+    core = Core()
+    core.report(make_flow("1"), 0)
+    page = core.table.page(TIMEOUT_S)
+    values = page.distinct_values("node_tid")
+    core.report(make_flow("1", last=3_000), TIMEOUT_S)
+    assert b'node_tid="node-1"' in read_all(page)
+    assert values == ["node-1"]
+
+
+def test_distinct_values_of_overflow_rows():
+    core = Core(overflow="other", max_connections=1)
+    for n in range(3):
+        core.report(make_flow(f"{n + 1:x}", node=f"node-{n}"), 0)
+    assert sorted(core.table.page(0).distinct_values("node_tid")) == ["node-0", "other"]
+
+
+def test_distinct_values_of_no_label():
+    core = Core()
+    for name in ("direction", "node_name", ""):
+        with pytest.raises(ValueError, match="no view has the label"):
+            core.table.page(0).distinct_values(name)
+    with pytest.raises(TypeError):
+        core.table.page(0).distinct_values(None)
+
+
 def test_threads_count_values_while_the_table_changes():
     names = Names()
     label = looked_up("name", ("NodeTID",), names)
@@ -1087,7 +1141,12 @@ def test_threads_count_values_while_the_table_changes():
             for values, top in labels.values():
                 assert len(top) <= values <= connections
                 assert sum(count for _, count in top) <= connections
-        read_page(read_all(core.table.page(now[0]), 5_000), core.families)
+        page = core.table.page(now[0])
+        values = page.distinct_values("name")
+        assert len(values) == len(set(values))
+        assert {*values} <= shown
+        lines = read_page(read_all(page, 5_000), core.families)[ONE_WAY.name]
+        assert {line.partition('"')[2].partition('"')[0] for line in lines} <= {*values}
 
     with beside(look):
         for cycle in range(30):
