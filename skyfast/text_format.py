@@ -9,7 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-MetricType = Literal["counter", "gauge", "histogram"]
+MetricType = Literal["counter", "gauge", "histogram", "info"]
+"""``info`` exists only in OpenMetrics. In the text format 0.0.4, the type is ``gauge``."""
+
+_SUFFIXES: Final[dict[MetricType, str]] = {"counter": "_total", "info": "_info"}
+"""The suffixes of samples, which names of families do not have in OpenMetrics."""
+
+_RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
+    "counter": ("", "_total", "_created"),
+    "gauge": ("",),
+    "histogram": ("", "_bucket", "_count", "_sum", "_created"),
+    "info": ("", "_info"),
+}
+"""What OpenMetrics reserves after the names of families."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels and the value."""
@@ -49,6 +61,11 @@ class MetricFamily:
     help: str
 
     @property
+    def openmetrics_name(self) -> str:
+        """The name of the family in OpenMetrics."""
+        return self.name.removesuffix(_SUFFIXES.get(self.type, ""))
+
+    @property
     def unit(self) -> str:
         """The unit at the end of the name, ignoring ``_total``; "" if there is none."""
         name = self.name.removesuffix("_total")
@@ -57,26 +74,21 @@ class MetricFamily:
     @property
     def reserved_names(self) -> tuple[str, ...]:
         """The names that OpenMetrics reserves for this family."""
-        if self.type == "gauge":
-            return (self.name,)
-        if self.type == "histogram":
-            suffixes = ("", "_bucket", "_count", "_sum", "_created")
-            return tuple(f"{self.name}{suffix}" for suffix in suffixes)
-        name = self.name.removesuffix("_total")
-        return (name, f"{name}_total", f"{name}_created")
+        name = self.openmetrics_name
+        return tuple(f"{name}{suffix}" for suffix in _RESERVED_SUFFIXES[self.type])
 
     def head(self, *, openmetrics: bool) -> str:
         """Return the metadata lines before the samples.
 
-        In OpenMetrics, the name of a counter family does not end with ``_total``, there is a
-        ``# UNIT`` line, and quotes in the help text are escaped.
+        In OpenMetrics, the name of a counter family does not end with ``_total``, that of an info
+        family does not end with ``_info``, there is a ``# UNIT`` line, and quotes in the help text
+        are escaped.
         """
-        name = self.name
-        if openmetrics and self.type == "counter":
-            name = name.removesuffix("_total")
+        name = self.openmetrics_name if openmetrics else self.name
+        type_ = "gauge" if self.type == "info" and not openmetrics else self.type
         text = self.help.translate(_VALUE_ESCAPES if openmetrics else _HELP_ESCAPES)
         unit = f"# UNIT {name} {self.unit}\n" if openmetrics and self.unit else ""
-        return f"# HELP {name} {text}\n# TYPE {name} {self.type}\n{unit}"
+        return f"# HELP {name} {text}\n# TYPE {name} {type_}\n{unit}"
 
     def render(self, samples: Iterable[Sample], *, openmetrics: bool) -> str:
         """Return the metadata lines and the samples."""

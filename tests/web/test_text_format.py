@@ -25,6 +25,9 @@ def test_heads():
     )
     gauge = MetricFamily(name="x", type="gauge", help="y")
     assert gauge.head(openmetrics=True) == "# HELP x y\n# TYPE x gauge\n"
+    info = MetricFamily(name="x_info", type="info", help="y")
+    assert info.head(openmetrics=False) == "# HELP x_info y\n# TYPE x_info gauge\n"
+    assert info.head(openmetrics=True) == "# HELP x y\n# TYPE x info\n"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,8 @@ def test_reserved_names_of_a_family():
     assert gauge.reserved_names == ("x_total",)
     histogram = MetricFamily(name="x", type="histogram", help="")
     assert histogram.reserved_names == ("x", "x_bucket", "x_count", "x_sum", "x_created")
+    info = MetricFamily(name="x_info", type="info", help="")
+    assert info.reserved_names == ("x", "x_info")
 
 
 @pytest.mark.parametrize("text", ["x", "_", "A_1", "__x"])
