@@ -14,7 +14,6 @@ from skyfast.flows import filters
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Names, Plan
 from skyfast.flows.planner import make_plan
-from skyfast.flows.selection import ExportSelection
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import name_poller
 from skyfast.skydive.captures import Captures
@@ -29,6 +28,7 @@ from skyfast.skydive.topology_queries import Query
 from skyfast.stats import Stats
 from skyfast.web.cardinality import Cardinality
 from skyfast.web.exposition import ExpositionSource
+from skyfast.web.interface_info import InterfaceInfo
 from skyfast.web.status import StatusSource
 from skyfast.web.top import Ranking
 
@@ -99,7 +99,7 @@ class Parts:
         stats.max_connections = self.config.limits.max_connections
         stats.max_flows = self.config.limits.max_flows
         stats.flow_memory_s = self.config.limits.flow_memory_s
-        needs_names = bool(name_poller.needed(self.config.export))
+        needs_names = bool(name_poller.needed(self.config))
         stats.topology.names = self.names.stats if needs_names else None
 
     async def wait_for_names(self) -> None:
@@ -107,7 +107,7 @@ class Parts:
 
         If a flow arrived before its names, its labels would change soon afterwards.
         """
-        if name_poller.needed(self.config.export):
+        if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(NAMES_WAIT_S):
                     await self.names.ready.wait()
@@ -134,10 +134,10 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     This blocks: it reads certificates. Raises ConfigError if they cannot be used.
     """
     export, stats, clock = config.export, shared.stats, shared.clock
-    wanted = name_poller.needed(export)
+    wanted = name_poller.needed(config)
     names = (
         old.names
-        if old and _has_same_names(old.config.export, export)
+        if old and _has_same_names(old.config, config)
         else NameIndex(keep_s=_longest_s(config), k8s_labels=export.k8s_labels)
     )
     alike = old if old and old.config.export == export else None
@@ -220,6 +220,11 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             table=table,
             cardinality=Cardinality(table=table, view=plan.views[0]),
             views=tuple(view.prefix for view in export.views),
+            interface_info=(
+                InterfaceInfo(names.nodes, naming=export.naming)
+                if config.topology.interface_info
+                else None
+            ),
             interfaces=interfaces,
             captures=captures,
             standard_names=export.naming == "standard",
@@ -235,13 +240,18 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     )
 
 
-def _has_same_names(old: ExportSelection, new: ExportSelection) -> bool:
-    """Return whether the names of ``old`` are all that ``new`` needs.
+def _has_same_names(old: Config, new: Config) -> bool:
+    """Return whether the names of ``old`` are all that the labels of ``new`` need.
 
-    Names that are not polled any more are out of date.
+    Names that are not polled any more are out of date. If only the info series of ``new`` need
+    more, they have fewer names until the next responses.
     """
+    if old.export == new.export:
+        return bool(name_poller.needed(old))
     polled, wanted = name_poller.needed(old), name_poller.needed(new)
-    return bool(polled) and {*wanted} <= {*polled} and old.k8s_labels == new.k8s_labels
+    return (
+        bool(polled) and {*wanted} <= {*polled} and old.export.k8s_labels == new.export.k8s_labels
+    )
 
 
 def _table_limits(limits: TableLimits) -> dict[str, Any]:

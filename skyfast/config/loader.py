@@ -61,7 +61,7 @@ from skyfast.config.yaml_nodes import (
     kind_of,
     read_file,
 )
-from skyfast.flows.catalog import DIRECTION, TAG
+from skyfast.flows.catalog import DIRECTION, INTERFACE_INFO, NODE_TID_LABEL, TAG
 from skyfast.flows.selection import ExportSelection, Filter, ViewSpec
 
 T = TypeVar("T")
@@ -450,11 +450,13 @@ def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
         chosen = tuple(label for label in chosen if label.name != DIRECTION)
     main = ViewSpec(prefix="", labels=chosen, metrics=get(schema.METRICS), direction=direction)
     timeout_s = _connection_timeout_s(get) + get(schema.CONNECTION_GRACE)
+    naming = get(schema.NAMING)
     try:
         return views.resolve_views(
             (views.ViewEntry(choice=main), *get(schema.VIEWS)),
-            naming=get(schema.NAMING),
+            naming=naming,
             least_timeout_s=timeout_s,
+            others=(INTERFACE_INFO[naming],) if get(schema.INTERFACE_INFO) else (),
         )
     except views.ViewError as error:
         raise _view_error(get, error) from None
@@ -476,6 +478,14 @@ def _key_and_place(place: views.KeyPath, view: int) -> tuple[Key[Any], views.Key
     if view:
         return schema.VIEWS, (view - 1, *place)
     return (schema.LABELS if place[0] == "labels" else schema.METRICS), place[1:]
+
+
+def _check_interface_info(get: _Settings, entries: tuple[views.ViewEntry, ...]) -> None:
+    """Raise ConfigError if info series are selected, but no view has the label to join them by."""
+    names = {label.name for entry in entries for label in entry.choice.labels}
+    if get(schema.INTERFACE_INFO) and NODE_TID_LABEL not in names:
+        problem = f"requires the label {NODE_TID_LABEL}, in labels or in one of the views"
+        raise get.error(schema.INTERFACE_INFO, problem)
 
 
 def _filter(get: _Settings) -> Filter:
@@ -531,7 +541,8 @@ def _build(
     with problems:
         tls = _tls(get)
     with problems:
-        main, *others = _views(get)
+        main, *others = entries = _views(get)
+        _check_interface_info(get, entries)
     with problems:
         filter_ = _filter(get)
     problems.check()
@@ -556,7 +567,10 @@ def _build(
         filter=filter_,
         export=_export(get, main.choice, tuple(view.choice for view in others)),
         limits=_limits(get, tuple(view.timeout_s for view in others)),
-        topology=Topology(interfaces_interval_s=get(schema.INTERFACES_INTERVAL)),
+        topology=Topology(
+            interfaces_interval_s=get(schema.INTERFACES_INTERVAL),
+            interface_info=get(schema.INTERFACE_INFO),
+        ),
         web=Web(
             listen_address=get(schema.LISTEN_ADDRESS),
             port=get(schema.PORT),

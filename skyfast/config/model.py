@@ -69,9 +69,14 @@ class TableLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """The polling interval for interfaces; 0 disables it."""
+    """What the topology is polled for, in addition to names in labels.
+
+    ``interfaces_interval_s`` is the polling interval for interfaces; 0 disables it.
+    ``interface_info`` means that capture points are described by info series.
+    """
 
     interfaces_interval_s: float
+    interface_info: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

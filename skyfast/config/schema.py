@@ -226,6 +226,12 @@ INTERFACES_INTERVAL = _key(
     20.0,
     lambda c: show_seconds(c.topology.interfaces_interval_s),
 )
+INTERFACE_INFO = _key(
+    "pipeline.store.prom_sky_con.interface_info",
+    to_boolean,
+    False,
+    lambda c: c.topology.interface_info,
+)
 
 LABELS: Key[tuple[LabelSpec, ...]] = _key(
     "pipeline.store.prom_sky_con.labels",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from skyfast.config.model import Config, Note, Topology
+from skyfast.config.model import Config, Note
 from skyfast.flows.catalog import ENDPOINTS, PROTOCOL
 from skyfast.flows.planner import shown_field
 from skyfast.flows.selection import Shard, ViewSpec
@@ -39,7 +39,9 @@ def sharded(config: Config, shard: Shard) -> Config:
     """
     if shard.count == 1:
         return config
-    topology = Topology(interfaces_interval_s=0.0) if shard.index else config.topology
+    topology = config.topology
+    if shard.index:
+        topology = dataclasses.replace(topology, interfaces_interval_s=0.0)
     notes = (Note(level=logging.WARNING, text=text) for text in _overlaps(config))
     return dataclasses.replace(
         config,

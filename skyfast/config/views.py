@@ -30,6 +30,7 @@ from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES
 from skyfast.flows.plan import FieldPath, FlowCount
 from skyfast.flows.planner import families, key_fields
 from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
+from skyfast.text_format import MetricFamily
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """The path to an entry: list positions and mapping keys."""
@@ -118,9 +119,15 @@ class ViewError(Exception):
 
 
 def resolve_views(
-    views: Sequence[ViewEntry], *, naming: str, least_timeout_s: float
+    views: Sequence[ViewEntry],
+    *,
+    naming: str,
+    least_timeout_s: float,
+    others: Sequence[MetricFamily] = (),
 ) -> tuple[ViewEntry, ...]:
     """Return the views, main view first, with defaults filled in.
+
+    ``others`` are other families of the page that the configuration selects.
 
     Raises:
         ViewError: The views cannot be on one page.
@@ -131,7 +138,7 @@ def resolve_views(
         for number, entry in enumerate(views)
     )
     choices = [entry.choice for entry in done]
-    _check_names(choices, naming=naming)
+    _check_names(choices, naming=naming, others=others)
     _check_sizes(choices, naming=naming)
     return done
 
@@ -184,8 +191,9 @@ def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
     return list(labels.values())
 
 
-def _check_names(views: Sequence[ViewSpec], *, naming: str) -> None:
+def _check_names(views: Sequence[ViewSpec], *, naming: str, others: Sequence[MetricFamily]) -> None:
     """Reject families whose names conflict with other families of the page."""
+    reserved = {name: family.name for family in others for name in family.reserved_names}
     taken: dict[str, tuple[str, int, int]] = {}
     for number, view in enumerate(views):
         for i, family in enumerate(families(view, naming=naming)):
@@ -196,6 +204,8 @@ def _check_names(views: Sequence[ViewSpec], *, naming: str) -> None:
                     )
                     raise _metric_error(problem, number, i)
             for name in family.reserved_names:
+                if name in reserved:
+                    raise _metric_error(_clash(family.name, reserved[name]), number, i)
                 if name in taken:
                     first, its_view, its_number = taken[name]
                     other = _clash(first, family.name)

@@ -11,13 +11,16 @@ from typing import Final, Literal
 
 from skyfast.flows.fields import FIELDS
 from skyfast.flows.plan import FieldPath
-from skyfast.text_format import MetricType
+from skyfast.text_format import MetricFamily, MetricType
 
 DIRECTION: Final = "direction"
 """The label that distinguishes the initiator's series from the target's."""
 
 TAG: Final = "tag"
 """The label with the classification by the cluster's networks."""
+
+NODE_TID_LABEL: Final = "node_tid"
+"""The label with the capture point, which `INTERFACE_INFO` describes."""
 
 STANDARD_PREFIX: Final = "skydive_connection"
 """Prefix of the main view's families with ``naming: standard``."""
@@ -192,7 +195,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         help="`initiator_to_target` or `target_to_initiator`",
     ),
     LabelDef(
-        name="node_tid",
+        name=NODE_TID_LABEL,
         path=NODE_TID,
         cardinality="medium",
         help="the interface where the flow was captured; a conversation captured at two "
@@ -454,6 +457,19 @@ because they are not running totals.
 """
 
 METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
+
+INTERFACE_INFO: Final = {
+    naming: MetricFamily(
+        name=name,
+        type="info",
+        help="Names of the interface where flows were captured. Always 1.",
+    )
+    for naming, name in (
+        ("compatible", "skydive_network_interface_info"),
+        ("standard", "skydive_interface_info"),
+    )
+}
+"""The family with a series for each capture point of the exported flows, by naming."""
 
 DEFAULT_METRICS: Final = ("bytes", "packets", "rtt")
 """The metrics of the Go connector ``prom_sky_con``."""

@@ -1,6 +1,6 @@
 """Polls the topology for the names of addresses and capture points.
 
-`needed` returns the queries that the exported labels need, and :class:`NamePoller` sends them:
+`needed` returns the queries that a configuration needs, and :class:`NamePoller` sends them:
 
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Only interfaces are always read
@@ -19,6 +19,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Final
 
+from skyfast.config.model import Config
 from skyfast.flows.catalog import INTERFACE_LABELS, LOCAL_LABELS
 from skyfast.flows.plan import Names
 from skyfast.flows.planner import key_fields
@@ -74,18 +75,22 @@ KINDS: Final = {
 """The queries, and their values of the label ``query`` in self metrics."""
 
 
-def needed(export: ExportSelection) -> tuple[Query, ...]:
-    """Return the queries that the labels of ``export`` need; none if no label has names."""
+def needed(config: Config) -> tuple[Query, ...]:
+    """Return the queries that labels and info series need; none if neither has names."""
+    local = (queries.NAMED_INTERFACES, queries.NAMESPACES, queries.EDGES)
+    everything = (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
+    if config.topology.interface_info:
+        return everything
+    export = config.export
     views = (export.main, *export.views)
     labels = {label.name for view in views for label in view.labels if key_fields(label)}
     if not labels:
         return ()
     if labels <= INTERFACE_LABELS:
         return (queries.NAMED_INTERFACES,)
-    local = (queries.NAMED_INTERFACES, queries.NAMESPACES, queries.EDGES)
     if labels <= INTERFACE_LABELS | LOCAL_LABELS:
         return local
-    return (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
+    return everything
 
 
 @dataclass(slots=True)
@@ -124,7 +129,7 @@ class NamePoller:
     ) -> None:
         """Create the poller; ``now`` is the clock of ``index``, in seconds.
 
-        ``wanted`` are the results of `needed`, usually for ``export``. Without
+        ``wanted`` are the results of `needed`, usually for the configuration of ``export``. Without
         ``reads_interfaces``, another poller reads the interfaces and calls `received`.
         """
         self._wanted = wanted

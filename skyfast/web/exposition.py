@@ -14,9 +14,11 @@ from typing import Protocol
 
 from isal import isal_zlib
 
+from skyfast.flows.catalog import NODE_TID_LABEL
 from skyfast.stats import Stats, TableCounts
 from skyfast.web import self_metrics
 from skyfast.web.cardinality import Cardinality
+from skyfast.web.interface_info import InterfaceInfo
 
 FIRST_CHUNK_BYTES = 16 * 1024
 """The size of a page's first chunk: small, so that the first byte is sent early."""
@@ -52,6 +54,9 @@ class TablePage(Protocol):
     def read(self, size: int, /) -> bytes:
         """Return about ``size`` bytes, or b"" at the end. Releases the GIL."""
 
+    def distinct_values(self, label: str, /) -> list[str]:
+        """Return all values of a label that the page may show, if it has not been read yet."""
+
 
 class ExpositionTable(TableCounts, Protocol):
     """The table, as used by pages."""
@@ -80,12 +85,14 @@ class ExpositionSource:
     """The sources of pages, which a reload may replace.
 
     ``cardinality`` belongs to the table's main view, ``views`` are the prefixes of the other views.
-    OpenMetrics requires ``standard_names``.
+    ``interface_info`` describes the capture points of flows, if that is configured; a view then has
+    the label ``node_tid``. OpenMetrics requires ``standard_names``.
     """
 
     table: ExpositionTable
     cardinality: Cardinality
     views: tuple[str, ...]
+    interface_info: InterfaceInfo | None
     interfaces: RenderedPart
     captures: RenderedPart
     standard_names: bool
@@ -133,10 +140,15 @@ def _chunks(
     """Yield the page; ``counts`` are the self metrics rendered on the event loop."""
     if Part.FLOWS in parts:
         page = source.table.page(now, openmetrics=openmetrics)
+        info = source.interface_info
+        # Found before the page is read, so that no series of the page lacks its info series.
+        node_tids = page.distinct_values(NODE_TID_LABEL) if info else []
         size = FIRST_CHUNK_BYTES
         while chunk := page.read(size):
             yield chunk
             size = CHUNK_BYTES
+        if info:
+            yield from info.render(node_tids, openmetrics=openmetrics)
     for part, rendered in (
         (Part.INTERFACES, source.interfaces),
         (Part.CAPTURES, source.captures),

@@ -358,8 +358,7 @@ class TableMachine(RuleBasedStateMachine):
         page = self.core.table.page(self.now)
         existing = self.model.alive(EVER)
         values = {
-            name: set(map(escape, page.distinct_values(name)))
-            for name in self.model.label_values()
+            name: set(map(escape, page.distinct_values(name))) for name in self.model.label_values()
         }
         self.slow_pages[scraper] = SlowPage(page, self.now, existing, required, values)
         self.note_lines()

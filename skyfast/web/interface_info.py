@@ -1,0 +1,69 @@
+"""Info series that describe the capture points of the exported flows.
+
+A query joins them to other series by ``node_tid``, which gives these series the names of the
+interface without making the names their labels.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Final, Literal
+
+from skyfast.flows.catalog import INTERFACE_INFO, NODE_NAMES, NODE_TID_LABEL
+from skyfast.text_format import label_text
+
+CHUNK_SERIES: Final = 1000
+"""The number of series in a chunk of the page: about 250 KB."""
+
+_NAMES: Final = {
+    "interface_name": "name",
+    "host": "host",
+    "node_netns": "netns",
+    "node_container": "container",
+    "node_namespace": "namespace",
+    "node_pod": "pod",
+    "node_workload": "workload",
+}
+"""The labels other than ``node_tid``, and which of `NODE_NAMES` they show.
+
+A scrape adds labels of its target, such as ``namespace`` and ``pod`` in Kubernetes. Labels of a
+series with the same name would be renamed, so these have a prefix."""
+
+LABELS: Final = (NODE_TID_LABEL, *_NAMES)
+"""The labels, in the order of the page."""
+
+_INDEXES: Final = tuple(NODE_NAMES.index(name) for name in _NAMES.values())
+
+
+class InterfaceInfo:
+    """Renders one series for each capture point, whether or not the topology knows its names."""
+
+    def __init__(
+        self,
+        names: Mapping[str, tuple[str, ...]],
+        *,
+        naming: Literal["compatible", "standard"] = "compatible",
+    ) -> None:
+        """Initialize. ``names`` has `NODE_NAMES` by ``NodeTID``, and empty names for other keys.
+
+        They may change at any time, also while a page is rendered.
+        """
+        self._names = names
+        self._family = INTERFACE_INFO[naming]
+
+    def render(self, node_tids: Sequence[str], *, openmetrics: bool = False) -> Iterator[bytes]:
+        """Yield the family with a series for each of ``node_tids``, which must be different.
+
+        Yields nothing if there are none. Names are looked up for each chunk, and only once for each
+        series. Takes about 3 µs per series.
+        """
+        head = self._family.head(openmetrics=openmetrics) if node_tids else ""
+        rest = iter(node_tids)
+        while chunk := list(islice(rest, CHUNK_SERIES)):
+            lines = self._family.lines((self._labels(node_tid), "1") for node_tid in chunk)
+            yield f"{head}{lines}".encode(errors="replace")
+            head = ""
+
+    def _labels(self, node_tid: str) -> str:
+        names = self._names[node_tid]
+        values = (node_tid, *(names[index] for index in _INDEXES))
+        return label_text(dict(zip(LABELS, values, strict=True)))
