@@ -33,7 +33,7 @@ from skyfast.web.status import StatusSource
 from skyfast.web.top import Ranking
 
 NAMES_WAIT_S = 5.0
-"""Maximum time the subscriptions wait for the topology's first response, if labels need it."""
+"""Maximum time the subscriptions wait for the topology's first response, if names are used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +103,10 @@ class Parts:
         stats.topology.names = self.names.stats if needs_names else None
 
     async def wait_for_names(self) -> None:
-        """Wait up to `NAMES_WAIT_S` for the topology's first response, if labels need it.
+        """Wait up to `NAMES_WAIT_S` for the topology's first response, if names are used.
 
-        If a flow arrived before its names, its labels would change soon afterwards.
+        If a flow arrived before its names, its labels or its info series would change soon
+        afterwards.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):

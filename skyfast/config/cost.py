@@ -7,6 +7,7 @@ from skyfast.config.loader import uses_default_analyzer
 from skyfast.config.model import Config, TableLimits
 from skyfast.flows.catalog import (
     DIRECTION,
+    INTERFACE_INFO,
     INTERFACE_LABELS,
     LOCAL_LABELS,
     METRICS_BY_NAME,
@@ -21,6 +22,11 @@ _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 
 CELL_BYTES: Final = 4
 """Memory of a label value in a connection, and of a lookup key in a flow."""
+
+KUBERNETES_NOTE: Final = (
+    "Pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
+)
+"""Printed once if any name comes from pods."""
 
 STRING_BYTES: Final = 72
 """Memory of a distinct label value or key of up to 48 bytes, including its share of an index."""
@@ -75,7 +81,13 @@ def _lines(config: Config) -> Iterator[str]:
             yield f"Each connection costs up to {count} series, at most {most} in total:"
         for family in shown:
             yield f"  {len(family.values)} {family.name}"
-    yield from _names(export)
+    of_labels = [*_names(export)]
+    yield from of_labels
+    if config.topology.interface_info:
+        name = INTERFACE_INFO[export.naming].name
+        queried = _queried(namespaces=True, kubernetes=True)
+        yield f"Each node_tid costs a series of {name}, which needs topology queries for {queried}."
+        yield from () if KUBERNETES_NOTE in of_labels else (KUBERNETES_NOTE,)
     for view in (export.main, *export.views):
         for label in view.labels:
             if reason := _unbounded_reason(label, config):
@@ -108,14 +120,20 @@ def _names(export: ExportSelection) -> Iterator[str]:
         " each different name, address or capture point."
     )
     others = {label.name for label in chosen} - INTERFACE_LABELS
-    nodes = ", namespaces, containers, VMs" if others else ""
-    of_kubernetes = bool(others - LOCAL_LABELS)
-    if of_kubernetes:
+    kubernetes = bool(others - LOCAL_LABELS)
+    queried = _queried(namespaces=bool(others), kubernetes=kubernetes)
+    yield f"These labels need topology queries for {queried}."
+    if kubernetes:
+        yield KUBERNETES_NOTE
+
+
+def _queried(*, namespaces: bool, kubernetes: bool) -> str:
+    nodes = "interfaces"
+    if namespaces:
+        nodes += ", namespaces, containers, VMs"
+    if kubernetes:
         nodes += ", pods, workloads, services"
-    nodes += " and edges" if others else ""
-    yield f"These labels need topology queries for interfaces{nodes}."
-    if of_kubernetes:
-        yield "Pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
+    return f"{nodes} and edges" if namespaces else nodes
 
 
 def _where(view: ViewSpec) -> str:

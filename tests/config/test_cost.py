@@ -132,6 +132,19 @@ def test_cost_of_topology_labels_is_reported(settings: str, taken: str, queries:
     )
 
 
+@pytest.mark.parametrize("labels", [[], ["node_name"], ["target_pod"]])
+def test_cost_of_interface_info_is_reported(labels: list[str]) -> None:
+    config = make_config(labels=["node_tid", *labels], interface_info=True)
+    lines = cost.report(config).splitlines()
+    assert (
+        "# Each node_tid costs a series of skydive_network_interface_info, which needs topology"
+        f" queries for {EVERYTHING}." in lines
+    )
+    assert sum("probe (k8s)" in line for line in lines) == 1
+    config = make_config(labels=["node_tid", *labels])
+    assert "interface_info" not in cost.report(config)
+
+
 def row_bytes(*labels: str) -> int:
     return int(Sink(labels=["target_ip", "protocol", *labels], views=[]).table.row_bytes)
 

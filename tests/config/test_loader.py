@@ -127,7 +127,7 @@ def check_defaults(result: Config) -> None:
         max_flows=4_000_000,
         view_timeouts_s=(3600.0,),
     )
-    assert result.topology == model.Topology(interfaces_interval_s=20.0)
+    assert result.topology == model.Topology(interfaces_interval_s=20.0, interface_info=False)
     assert result.export == selection.ExportSelection(
         main=view(
             prefix="",
@@ -255,7 +255,7 @@ def test_every_key(yaml_loader: str) -> None:
         max_flows=300_000,
         view_timeouts_s=(600.0, 3600.0),
     )
-    assert result.topology == model.Topology(interfaces_interval_s=0.0)
+    assert result.topology == model.Topology(interfaces_interval_s=0.0, interface_info=True)
     assert result.export == selection.ExportSelection(
         main=ViewSpec(
             prefix="",
@@ -292,7 +292,7 @@ def test_every_key(yaml_loader: str) -> None:
                 ),
                 direction="sum",
             ),
-            view(prefix="skydive_hosts", labels="direction node_host"),
+            view(prefix="skydive_hosts", labels="direction node_host node_tid"),
         ),
         include_icmp=True,
         include_other=True,
@@ -1045,6 +1045,7 @@ def test_dump_has_the_structure_and_order_of_the_file() -> None:
         "max_connections": 1_000_000,
         "max_flows": 4_000_000,
         "interfaces_interval": 20,
+        "interface_info": False,
         "labels": [
             *("initiator_ip", "target_ip", "initiator_port", "target_port"),
             *("direction", "node_tid", "protocol"),

@@ -56,7 +56,14 @@ def test_shard_has_its_own_host_id_and_only_the_first_polls_interfaces():
     assert (first.export, first.limits) == (whole.export, whole.limits)
     assert first.topology == whole.topology
     assert second.topology.interfaces_interval_s == 0
+    assert not second.topology.interface_info
     assert sharding.sharded(whole, ALONE) == whole
+
+
+def test_every_shard_describes_its_capture_points():
+    whole = config_of("pipeline.store.prom_sky_con.interface_info: true")
+    for index in range(2):
+        assert sharding.sharded(whole, Shard(index, 2)).topology.interface_info
 
 
 OVERLAP = "shards overlap: several shards export the same connections"

@@ -126,7 +126,13 @@ def fast(monkeypatch):
 )
 def test_the_labels_determine_the_queries(labels, expected):
     config = make_config("ws://127.0.0.1:1/ws/subscriber/flow", labels=labels)
-    assert needed(config.export) == expected
+    assert needed(config) == expected
+
+
+@pytest.mark.parametrize("labels", [["node_tid"], ["node_tid", "node_name"]])
+def test_interface_info_needs_all_queries(labels):
+    config = make_config(labels=labels, interface_info=True)
+    assert needed(config) == EVERYTHING
 
 
 async def test_only_the_required_queries_are_sent():

@@ -175,6 +175,11 @@ class FakePage:
         self.table = table
         self.position = 0
 
+    def distinct_values(self, label, /):
+        assert self.position == 0
+        self.table._scan(f"distinct_values {label}")
+        return [value for value, _ in self.table.values[label]]
+
     def read(self, size, /):
         table = self.table
         table.threads.add(threading.current_thread())

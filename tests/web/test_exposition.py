@@ -5,6 +5,8 @@ import zlib
 
 import pytest
 
+from skyfast.flows.catalog import NODE_NAMES
+from skyfast.skydive.name_index import NodeNames
 from skyfast.stats import Stats
 from skyfast.web import cardinality
 from skyfast.web.exposition import (
@@ -15,6 +17,7 @@ from skyfast.web.exposition import (
     Part,
     compress,
 )
+from skyfast.web.interface_info import InterfaceInfo
 from tests.support.tasks import until
 from tests.support.web_fixtures import (
     BIG,
@@ -64,6 +67,27 @@ async def test_parts_are_in_order():
     # Times and sizes of the process differ between two renderings; the families do not.
     names = [line for line in whole[len(others) :].splitlines() if line[:1] == b"#"]
     assert names == [line for line in own.splitlines() if line[:1] == b"#"]
+
+
+@on_both_loops
+async def test_capture_points_follow_the_flows():
+    """They are found in the thread of the page, before the flows are read."""
+    table = FakeTable(BIG)
+    table.values["node_tid"] = [("tid-1", 3), ("tid-2", 1)]
+    info = InterfaceInfo(NodeNames({"tid-2": ("eth0",) * len(NODE_NAMES)}))
+    pages = exposition(table, interface_info=info)
+    described = b"".join(info.render(["tid-1", "tid-2"]))
+    assert described.count(b"skydive_network_interface_info{") == 2
+    for part, expected in (
+        (Part.FLOWS, BIG + described),
+        (Part.INTERFACES | Part.CAPTURES, INTERFACES + CAPTURES),
+        (Part.FLOWS | Part.INTERFACES, BIG + described + INTERFACES),
+    ):
+        assert b"".join(await collect(pages.stream(part, gzip=False))) == expected
+    assert table.scans == ["distinct_values node_tid"] * 2
+    assert threading.current_thread() not in table.threads
+    await pages.self_page()
+    assert table.scans[2:] == ["label_values"]
 
 
 @on_both_loops
