@@ -32,8 +32,9 @@ from skyfast.flows.fields import FIELDS, flow_types
 from skyfast.skydive import interfaces, topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
-from skyfast.skydive.name_index import NameIndex
-from skyfast.web import self_metrics, server, status, top
+from skyfast.skydive.name_index import NameIndex, NodeNames
+from skyfast.web import interface_info, self_metrics, server, status, top
+from skyfast.web.interface_info import InterfaceInfo
 
 ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -254,6 +255,15 @@ def interface_metrics() -> str:
         return shown.page(0)
 
     return both_namings(page)
+
+
+@part("interface-info")
+def interface_info_metric() -> str:
+    def page(naming: str) -> bytes:
+        shown = InterfaceInfo(NodeNames(), naming=naming)  # type: ignore[arg-type]
+        return b"".join(shown.render(["t"]))
+
+    return f"{both_namings(page)}\nLabels: {codes(interface_info.LABELS)}.\n"
 
 
 @part("captures")
