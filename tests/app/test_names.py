@@ -19,12 +19,13 @@ from skyfast.runtime.clock import Clock
 from skyfast.skydive import name_poller
 from skyfast.skydive.silence import Activity
 from skyfast.stats import NameStats, Stats
+from skyfast.web import interface_info
 from skyfast.web.exposition import Part
 from tests.support.analyzer import FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.messages import flow, message
 from tests.support.paths import DATA
-from tests.support.tasks import running_app
+from tests.support.tasks import running_app, until
 
 WAIT_S = 5.0
 FAMILY = "skydive_network_connection_total_bytes{"
@@ -91,22 +92,57 @@ def test_counters_of_names_exist_while_labels_need_them(shared: Shared) -> None:
     assert stats.names is None
 
 
+def described(*labels: str, interface_info: bool = True) -> Config:
+    return configured(labels=["node_tid", *labels], interface_info=interface_info)
+
+
+def test_info_series_can_be_switched_on_without_losing_connections(shared: Shared) -> None:
+    first = pipeline.build(described(interface_info=False), None, shared)
+    assert first.source.interface_info is None
+    second = pipeline.build(described(), first, shared)
+    second.take_over(first, shared)
+    assert second.table is first.table
+    assert second.source.interface_info is not None
+    assert isinstance(shared.stats.topology.names, NameStats)
+    third = pipeline.build(described(interface_info=False), second, shared)
+    third.take_over(second, shared)
+    assert third.table is first.table
+    assert third.source.interface_info is None
+    assert shared.stats.topology.names is None
+    # Names that were not polled in the meantime are out of date.
+    fourth = pipeline.build(described(), third, shared)
+    assert fourth.names is not second.names
+
+
+@pytest.mark.parametrize("label", ["node_name", "node_netns", "initiator_pod"])
+def test_labels_keep_their_names_while_info_series_need_more(shared: Shared, label: str) -> None:
+    """The table looks names up in the same mapping, before and after the reload."""
+    first = pipeline.build(described(label, interface_info=False), None, shared)
+    second = pipeline.build(described(label), first, shared)
+    third = pipeline.build(described(label, interface_info=False), second, shared)
+    assert first.names is second.names is third.names
+    assert first.table is second.table is third.table
+    fourth = pipeline.build(described(label, "protocol"), third, shared)
+    assert fourth.table is not third.table
+    assert (fourth.names is third.names) == (label == "initiator_pod")
+
+
 # From the analyzer to the page.
 
 
-async def rows(app: App) -> dict[str, str]:
-    """Return the bytes of the page's connections, by their labels."""
+async def rows(app: App, family: str = FAMILY) -> dict[str, str]:
+    """Return the values of the page's series in a family, by their labels."""
     async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
         text = b"".join([chunk async for chunk in page]).decode()
-    lines = [line for line in text.splitlines() if line.startswith(FAMILY)]
+    lines = [line for line in text.splitlines() if line.startswith(family)]
     return {line.partition("{")[2].rpartition("}")[0]: line.rpartition(" ")[2] for line in lines}
 
 
-async def until_rows(app: App, expected: dict[str, str]) -> None:
+async def until_rows(app: App, expected: dict[str, str], family: str = FAMILY) -> None:
     found: dict[str, str] = {}
     try:
         async with asyncio.timeout(WAIT_S):
-            while (found := await rows(app)) != expected:  # noqa: ASYNC110
+            while (found := await rows(app, family)) != expected:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     except TimeoutError:
         assert found == expected
@@ -138,6 +174,73 @@ async def test_pods_have_their_names_from_the_first_flow() -> None:
                     'target_pod="cart-5c8d7f9b4-abcde",target_service="cart"': "300",
                 },
             )
+
+
+INFO = "skydive_network_interface_info{"
+CART = "8c77788a-ddb5-5c8d-adc4-6b000e504453"
+
+
+def info_of(node_tid: str, *names: str) -> dict[str, str]:
+    """Return the only info series of a capture point."""
+    values = (node_tid, *names, *[""] * (len(interface_info.LABELS) - len(names) - 1))
+    pairs = zip(interface_info.LABELS, values, strict=True)
+    return {",".join(f'{label}="{value}"' for label, value in pairs): "1"}
+
+
+async def test_info_series_describe_the_capture_points_of_exported_flows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is one for each, also if its names are unknown, change, or leave the topology."""
+    monkeypatch.setattr(name_poller, "INTERVAL_S", 0.05)
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = graph()
+        config = configured(
+            analyzer.url, labels=["target_ip", "node_tid"], interface_info=True, views=[]
+        )
+        config = replace(config, topology=replace(config.topology, interfaces_interval_s=0.05))
+        async with running_app(config) as app:
+            await analyzer.subscriber()
+            assert await rows(app, INFO) == {}
+            flows = [
+                flow(f"{number:x}", NodeTID=node_tid, **between("10.0.0.1", f"10.0.0.{number}"))
+                for number, node_tid in enumerate((CART, CART, "unknown", ""), 1)
+            ]
+            await analyzer.send(message(*flows))
+            netns = "k8s_cart_cart-5c8d7f9b4-abcde_shop_22222222-2222-4222-8222-222222222222_0"
+            names = ("ag1", netns, "cart", "shop", "cart-5c8d7f9b4-abcde", "cart")
+            others = {**info_of("unknown"), **info_of("")}
+            await until_rows(app, {**info_of(CART, "eth0", *names), **others}, INFO)
+            nodes = analyzer.graph["Nodes"]
+            (cart,) = (node for node in nodes if node["Metadata"].get("TID") == CART)
+            cart["Metadata"]["Name"] = "eth1"
+            await until_rows(app, {**info_of(CART, "eth1", *names), **others}, INFO)
+            nodes.remove(cart)
+            resolutions = app.stats.topology.names
+            assert resolutions is not None
+            before = resolutions.resolutions
+            await until(lambda: resolutions.resolutions > before)
+            assert await rows(app, INFO) == {**info_of(CART, "eth1", *names), **others}
+            assert len(await rows(app)) == len(flows)
+
+
+async def test_info_series_of_a_view_outlive_the_connections() -> None:
+    """Otherwise a query that joins them would lose the view's series."""
+    async with FakeAnalyzer() as analyzer:
+        config = configured(
+            analyzer.url,
+            labels=["target_ip"],
+            interface_info=True,
+            views=[{"prefix": "nodes", "labels": ["node_tid"], "metrics": ["bytes"]}],
+            connection_timeout=0.5,
+            connection_grace=0,
+        )
+        async with running_app(config) as app:
+            await analyzer.subscriber()
+            await analyzer.send(message(flow("1", NodeTID="unknown")))
+            await until_rows(app, info_of("unknown"), INFO)
+            await until_rows(app, {})
+            assert await rows(app, INFO) == info_of("unknown")
+            assert len(await rows(app, "nodes_bytes_total{")) == 2
 
 
 async def test_flows_follow_a_late_name_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:

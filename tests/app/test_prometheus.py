@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.analyzer import FakeAnalyzer
+from tests.support.documentation import blocks, queries_of
 from tests.support.messages import flow, message
+from tests.support.paths import DATA, ROOT
 from tests.support.process import demo, running, write_config
 from tests.support.prometheus import (
     ANSWER_S,
@@ -219,3 +222,105 @@ async def test_late_name_moves_no_bytes_and_causes_no_spike(tmp_path: Path) -> N
                 (pods["known"], BYTES["known"]),
             ):
                 assert 0.7 * expected < peak < 1.5 * expected
+
+
+CART = "8c77788a-ddb5-5c8d-adc4-6b000e504453"
+"""The interface of a pod in the recorded topology."""
+
+TARGET_LABELS = ("namespace", "service", "pod", "container", "endpoint")
+"""The labels that a ServiceMonitor adds to all series of a target."""
+
+INFO = "skydive_network_interface_info"
+JOINED = f"* on (instance, node_tid) group_left (node_pod, node_namespace) {INFO}"
+
+
+async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
+    """Report eight conversations at two capture points, and drops at one of them, every second.
+
+    The topology does not know the other capture point.
+    """
+    assert analyzer.graph is not None
+    (cart,) = (node for node in analyzer.graph["Nodes"] if node["Metadata"].get("TID") == CART)
+    start_ms = last_ms = int(time.time() * 1000)
+    for count in itertools.count(1):
+        now_ms = int(time.time() * 1000)
+        flows = [
+            flow(
+                f"{number:x}",
+                Transport={"Protocol": "TCP", "A": port, "B": 443},
+                NodeTID=node_tid,
+                Metric={"ABBytes": 100 * count},
+                LastUpdateMetric={"ABBytes": 100, "Start": last_ms, "Last": now_ms},
+                Start=start_ms,
+                Last=now_ms,
+            )
+            for number, (port, node_tid) in enumerate(
+                itertools.product(range(1, 9), (CART, "unknown")), 1
+            )
+        ]
+        cart["Metadata"]["Metric"] = {"RxDropped": count}
+        await analyzer.send(message(*flows))
+        last_ms = now_ms
+        await asyncio.sleep(1)
+
+
+@needs_prometheus
+async def test_info_series_name_the_capture_points_of_every_shard(tmp_path: Path) -> None:
+    """The documented queries lose no traffic, and labels of the targets do not replace names."""
+    (text,) = (text for _, text in blocks(ROOT / "docs" / "metrics.md") if INFO in text)
+    traffic_by_pod, drops_by_workload = queries_of(text)
+    async with AsyncExitStack() as stack:
+        analyzer = await stack.enter_async_context(FakeAnalyzer())
+        (analyzer.graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
+        config = write_config(tmp_path, analyzer.url, interface_info="true", interfaces_interval=1)
+        targets = {}
+        for index in range(2):
+            # skyfast warns that the shards overlap in the default view.
+            shard = await stack.enter_async_context(
+                running(config, f"--shard={index}/2", quiet=False)
+            )
+            labels = {label: f"target-{label}" for label in TARGET_LABELS}
+            labels |= {"instance": f"skyfast-{index}", "pod": f"skyfast-{index}"}
+            targets[shard.url.partition("//")[2]] = labels
+            await analyzer.subscriber()
+        server = await stack.enter_async_context(
+            prometheus(targets, tmp_path, how="honor_labels: false, ")
+        )
+        reports = asyncio.create_task(report_at_capture_points(analyzer))
+        stack.callback(reports.cancel)
+        await stack.enter_async_context(asyncio.timeout(ANSWER_S))
+
+        await growing(server, f'{INFO}{{node_pod!=""}}', 2)
+        await growing(server, traffic_by_pod, 2)
+        info = [sample["metric"] for sample in await query(server, INFO)]
+        points = sorted((labels["instance"], labels["node_tid"]) for labels in info)
+        assert points == [
+            (instance, node_tid)
+            for instance in ("skyfast-0", "skyfast-1")
+            for node_tid in (CART, "unknown")
+        ]
+        for labels in info:
+            assert not [name for name in labels if name.startswith("exported_")]
+            assert labels["namespace"] == "target-namespace"
+            assert labels["service"] == "target-service"
+            assert labels["pod"] == labels["instance"]
+            if labels["node_tid"] == CART:
+                assert labels["node_namespace"] == "shop"
+                assert labels["node_pod"] == "cart-5c8d7f9b4-abcde"
+                assert labels["node_workload"] == "cart"
+                assert (labels["interface_name"], labels["host"]) == ("eth0", "ag1")
+
+        by_pod = {
+            (labels.get("node_namespace"), labels.get("node_pod"))
+            for labels in (sample["metric"] for sample in await query(server, traffic_by_pod))
+        }
+        assert by_pod == {("shop", "cart-5c8d7f9b4-abcde"), (None, None)}
+        for joined, series in (
+            (traffic_by_pod, "rate(skydive_traffic_bytes_total[5m])"),
+            (f"{CONNECTION_BYTES} {JOINED}", CONNECTION_BYTES),
+            (f"rate({CONNECTION_BYTES}[1m]) {JOINED}", f"rate({CONNECTION_BYTES}[1m])"),
+        ):
+            (ratio,) = await query(server, f"sum({joined}) / sum({series})")
+            assert number(ratio) == pytest.approx(1)
+        (drops,) = await growing(server, drops_by_workload, 1)
+        assert drops["metric"] == {"node_namespace": "shop", "node_workload": "cart"}

@@ -670,7 +670,7 @@ def test_recording_rules_map_names_in_both_directions() -> None:
     assert to_compatible.pop(factors[0]) == f"{factors[1]} * 1e9"
     expected = standard_names()
     del expected[factors[0]]
-    assert len(expected) == 25
+    assert len(expected) == 26
     assert {name: standard for standard, name in to_standard.items()} == expected
     assert to_compatible == expected
 

@@ -16,7 +16,7 @@ from docs import generate
 from docs.generate import DocumentationError
 from skyfast import cli
 from skyfast.config import loader
-from tests.support.documentation import PAGES, blocks, code, exported
+from tests.support.documentation import PAGES, blocks, code, exported, queries_of
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import demo
 from tests.support.prometheus import ANSWER_S, growing, needs_prometheus, prometheus
@@ -186,11 +186,6 @@ def test_json_is_valid(text: str) -> None:
 @pytest.mark.parametrize("text", code("python"))
 def test_python_is_valid(text: str) -> None:
     compile(text, "documentation", "exec")
-
-
-def queries_of(text: str) -> list[str]:
-    """Return the queries of a block; each one starts at the left margin, below a comment."""
-    return re.split(r"(?m)\n+(?=\S)", re.sub(r"(?m)^#.*\n", "", text).strip())
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from skyfast.config import loader
-from skyfast.flows.catalog import METRICS
+from skyfast.flows.catalog import INTERFACE_INFO, METRICS
 from skyfast.flows.planner import families
 from skyfast.skydive import topology_nodes
 from skyfast.skydive.captures import Captures
@@ -34,6 +34,7 @@ def exported() -> set[str]:
         export = loader.parse(text, {}, source="x.yml").export
         for view in (export.main, *export.views):
             names |= {family.name for family in families(view, naming=naming)}
+        names.add(INTERFACE_INFO[naming].name)
         stats = Stats()
         stats.topology.names = NameStats()
         interfaces = Interfaces(
@@ -61,6 +62,11 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
     outside = re.sub(fenced, "", text)
     for code in re.findall(r"(?m)^\n((?: {4}.*\n)(?:(?: {4}.*)?\n)*)", outside):
         yield "", re.sub(r"(?m)^ {4}", "", code).strip("\n")
+
+
+def queries_of(text: str) -> list[str]:
+    """Return the queries of a block; each one starts at the left margin, below a comment."""
+    return re.split(r"(?m)\n+(?=\S)", re.sub(r"(?m)^#.*\n", "", text).strip())
 
 
 def code(*languages: str) -> list[Any]:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,21 @@ def lint(page: bytes) -> list[str]:
 
 
 @asynccontextmanager
-async def prometheus(target: str, directory: Path, *, how: str = "") -> AsyncIterator[str]:
-    """Run a Prometheus that scrapes ``target`` with the settings ``how``; yield its URL."""
+async def prometheus(
+    target: str | Mapping[str, Mapping[str, str]], directory: Path, *, how: str = ""
+) -> AsyncIterator[str]:
+    """Run a Prometheus that scrapes ``target`` with the settings ``how``; yield its URL.
+
+    Several targets are given as a mapping to their labels.
+    """
+    labels_of = {target: {}} if isinstance(target, str) else target
+    targets = [{"targets": [name], "labels": {**labels}} for name, labels in labels_of.items()]
     assert PROMETHEUS is not None
     config = directory / "prometheus.yml"
     config.write_text(
         f"global: {{scrape_interval: {SCRAPE_INTERVAL_S}s}}\n"
         f"scrape_configs: [{{job_name: skyfast, {how}"
-        f"static_configs: [{{targets: ['{target}']}}]}}]\n"
+        f"static_configs: {json.dumps(targets)}}}]\n"
     )
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
