@@ -840,7 +840,7 @@ cdef class Page:
         If this is called before `read`, the page shows no other values. It shows fewer if rows are
         removed in the meantime, or if they are past their deadline but not removed yet.
 
-        Takes about 10 ns per row of these views without the GIL, and 1 µs per value with it.
+        Takes 10 to 40 ns per row of these views without the GIL, and 1 µs per value with it.
 
         :raises ValueError: no view has the label.
         :raises MemoryError: an allocation failed.

@@ -198,7 +198,7 @@ cdef list most_frequent(TableState *table, const Counter *counter, uint32_t coun
 
 
 cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
-    # The result of `Page.distinct_values`. `columns` has pairs: a view, and its column of the label.
+    # The result of `Page.distinct_values`. `columns` has pairs of a view and its column.
     cdef Counter counter
     cdef uint32_t view, column, hash
     cdef uint64_t key

@@ -54,7 +54,7 @@ class InterfaceInfo:
         """Yield the family with a series for each of ``node_tids``, which must be different.
 
         Yields nothing if there are none. Names are looked up for each chunk, and only once for each
-        series. Takes about 3 µs per series.
+        series. Takes about 4 µs per series.
         """
         head = self._family.head(openmetrics=openmetrics) if node_tids else ""
         rest = iter(node_tids)

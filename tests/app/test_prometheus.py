@@ -65,6 +65,7 @@ pipeline:
     prom_sky_con:
       naming: standard
       include_icmp: true
+      interface_info: true
       labels: [initiator_ip, direction, target_ip, target_port, protocol, node_name]
       metrics: [bytes, packets, rtt, flows, start, last, tcp_out_of_order, ip_fragments]
 """
@@ -93,16 +94,19 @@ async def test_prometheus_reads_openmetrics(tmp_path: Path) -> None:
         assert max(map(number, ages)) < ANSWER_S
         await growing(server, "rate(skydive_capture_reports_total[1m])", 1)
         await growing(server, "skydive_interface_receive_bytes_total", 2)
+        info = await growing(server, "skydive_interface_info", 2)
+        assert {sample["metric"]["interface_name"] for sample in info} >= {"v1", "eth0"}
         await growing(server, "skyfast_table_flows", 1)
         (up,) = await query(server, "min_over_time(up[1m])")
         assert number(up) == 1
-        # Units, and family names without _total, only exist in OpenMetrics.
+        # Units, and family names without _total and _info, only exist in OpenMetrics.
         metadata = json.loads(await ask(f"{server}/api/v1/metadata"))["data"]
         for name, kind, unit in (
             ("skydive_traffic_bytes", "counter", "bytes"),
             ("skydive_traffic_packets", "counter", ""),
             ("skydive_connection_rtt_seconds", "gauge", "seconds"),
             ("skydive_interface_receive_bytes", "counter", "bytes"),
+            ("skydive_interface", "info", ""),
             ("skyfast_flows", "counter", ""),
         ):
             (entry,) = metadata[name]
