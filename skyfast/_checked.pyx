@@ -228,7 +228,7 @@ cdef size_t padded(size_t size):
 cdef class _Check:
     cdef Table table
     cdef set strings, flows, conversations
-    cdef set live, dormant              # flow rows
+    cdef set live, dormant, claims      # flow rows
     cdef list rows                      # sets of row numbers, by view
     cdef dict references                # number of references found, by string
     cdef size_t bytes                   # memory found
@@ -306,8 +306,10 @@ cdef class _Check:
         cdef TableState *table = &self.table.state
         cdef set ended = self.listed("ended", &table.ended)
         cdef set dormant = self.listed("dormant", &table.dormant)
+        cdef set claims = self.listed("claims", &table.claims)
         cdef uint32_t number, kept = 0
-        expect(not ended & dormant, "a row is in both dormant lists", (ended & dormant,))
+        expect(len(ended | dormant | claims) == len(ended) + len(dormant) + len(claims),
+               "a row is in two dormant lists", (ended, dormant, claims))
         for number in ended:
             expect(flow_at(table, number).connection & ENDED != 0,
                    "the list of ended flows contains a flow that has not ended", (number,))
@@ -317,9 +319,13 @@ cdef class _Check:
             expect(not flow_at(table, number).connection & ENDED,
                    "the list of dormant flows contains an ended flow", (number,))
             kept += flow_at(table, number).connection & LABELS_KEY != 0
+        for number in claims:
+            expect(is_claiming(table, number),
+                   "the list of claims contains a flow that claims nothing", (number,))
         expect(kept == table.kept_connections, "number of kept connections",
                (kept, table.kept_connections))
-        self.dormant = ended | dormant
+        self.claims = claims
+        self.dormant = ended | dormant | claims
         self.live = self.flows - self.dormant
         expect(len(self.live) == live_flows(table), "number of live flows")
         expect(table.batch == NULL and self.table.batch.dead_string_count == 0,
@@ -392,8 +398,10 @@ cdef class _Check:
             expect([conversation_at(table, number).flows,
                     conversation_at(table, number).dormant] == counts,
                    "number of a conversation's flows", (number, counts))
-            expect(not (conversation_at(table, number).superseded
-                        and conversation_at(table, number).flows),
+            claimant = conversation_at(table, number).claimant
+            expect(claimant in self.claims or claimant in (0, SUPERSEDED),
+                   "a conversation is claimed by a flow that claims nothing", (number, claimant))
+            expect(claimant != SUPERSEDED or not conversation_at(table, number).flows,
                    "a superseded conversation has live flows", (number,))
         return 0
 

@@ -118,15 +118,15 @@ cdef struct Connection:
 
 cdef struct Conversation:
     # Which capture point's flows are counted for a conversation. The row exists as long as it has
-    # flows, live or dormant. While all of them are dormant, a row of another capture point can
-    # replace it.
+    # flows, live or dormant. While all of them are dormant and none claims it, a row of another
+    # capture point can replace it.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high
     uint32_t flows              # number of live flow rows that link here
     uint64_t point              # hash of the capture point
     uint32_t dormant            # number of dormant flow rows that link here
-    bint superseded             # another capture point has replaced this one
+    uint32_t claimant           # the dormant flow that claims it, 0 if none does, or SUPERSEDED
 
 
 cdef struct Cell:

@@ -21,7 +21,7 @@ Data structures
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
     its next report arrives, only the increase over these totals is added. Dormant rows are in one
-    of two lists, in the order in which they became dormant. The list links reuse the fields that
+    of three lists, in the order in which they were added. The list links reuse the fields that
     link a live flow to its connection and its wheel slot, so rows need no extra space. The first
     row of a list is the first to be forgotten, when its time is over or another flow needs the
     space. If a removed connection's counters differ from the totals of its last flow, they are kept
@@ -210,6 +210,7 @@ cdef uint32_t DORMANT = <uint32_t>1 << 29
 cdef uint32_t ENDED = <uint32_t>1 << 28
 cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # mask of the row number next to these flags
 cdef uint32_t BACK = <uint32_t>1 << 31          # flag in `Connection.flows`
+cdef uint32_t SUPERSEDED = <uint32_t>-1 # in `Conversation.claimant`: another point has replaced it
 cdef int64_t ABSENT = -1                        # total: no report had the counter's part
 cdef uint32_t FLOWS = <uint32_t>-1              # in `Family.values`: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # deadline of rows that do not expire
@@ -308,6 +309,7 @@ cdef struct TableState:
     TimerWheel wheel            # live flows by deadline
     DormantList dormant         # flows, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
+    DormantList claims          # flows that claim their conversation
     uint32_t kept_connections   # rows of `dormant` that have a connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
@@ -658,7 +660,7 @@ cdef class Table:
     @property
     def dormant_flows(self):
         """Flows that are not live, but whose totals are known."""
-        return self.state.dormant.count + self.state.ended.count - self.state.kept_connections
+        return dormant_rows(&self.state) - self.state.kept_connections
 
     @property
     def dormant_connections(self):
@@ -669,9 +671,11 @@ cdef class Table:
         """Return the UUIDs of the dormant flows, list by list, in the order in which they are
         forgotten.
         """
-        return list_uuids(&self.state, self.state.ended.head) + list_uuids(
-            &self.state, self.state.dormant.head
-        )
+        return [
+            *list_uuids(&self.state, self.state.claims.head),
+            *list_uuids(&self.state, self.state.ended.head),
+            *list_uuids(&self.state, self.state.dormant.head),
+        ]
 
     def known(self, str uuid):
         """Return the known totals of a flow, and the time of its latest report.

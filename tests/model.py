@@ -37,6 +37,15 @@ A `Spec` has the options of a configuration. Rules that docs/architecture.md doe
   only its totals are known, and the time at which it became dormant.
 * With ``deduplicate``, a dormant flow is unknown after another capture point has taken over its
   conversation, because its deltas may have been counted there.
+* With ``deduplicate``, a dormant flow can add deltas without becoming live: by a closing report
+  that repeats its last update, or in the overflow row. Then it claims its conversation under the
+  same conditions as a flow that becomes live, and for as long as a live flow would own it without
+  another report. Otherwise, another capture point could take over and add the same packets. For
+  example, with a timeout of 75 s, the closing report of a flow at node-1 arrives at 100 s, and adds
+  a packet whose update was lost. Updates of the flow at node-2 that arrive later than 175 s do not
+  contain this packet; those until then are duplicates. The flow at node-1 then counts as live for
+  ``max_flows``, and cannot be evicted. A late report changes nothing. A later claim at the same
+  capture point ends the claim of the flow, which is dormant since then.
 * Dormant flows are forgotten in the order in which they became dormant. If they are evicted, flows
   that ended at least 15 s ago are evicted first. The order of flows that became dormant in the same
   second is undefined: `Model.expire` accepts it as an argument.
@@ -448,7 +457,8 @@ class Flow:
     reported by capture point ``point``.
 
     While the flow is dormant, ``rows`` is empty, and ``since_s`` is the time at which it became
-    dormant. ``is_ended`` means that its latest report was the closing one.
+    dormant. ``is_ended`` means that its latest report was the closing one. ``is_claiming`` means
+    that it claims its conversation although it is dormant.
     """
 
     uuid: str
@@ -463,6 +473,7 @@ class Flow:
     is_ended: bool = False
     is_dormant: bool = False
     is_superseded: bool = False
+    is_claiming: bool = False
     since_s: int = 0
 
 
@@ -509,6 +520,7 @@ class Model:
         self._flows: dict[str, Flow] = {}
         self._dormant: list[Flow | Kept] = []
         self._ended: list[Flow] = []
+        self._claiming: list[Flow] = []
         self._kept: dict[Values, Kept] = {}
         self.horizon_s: float | None = None
         self.flow_update_s = FLOW_UPDATE_S
@@ -547,7 +559,7 @@ class Model:
 
     def dormant_uuids(self) -> list[str]:
         """Return the UUIDs of the dormant flows, list by list, the first to be forgotten first."""
-        entries = [*self._ended, *self._dormant]
+        entries = [*self._claiming, *self._ended, *self._dormant]
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
     def begin(self, now: float) -> None:
@@ -686,7 +698,7 @@ class Model:
         return self._is_choosy and any(
             other.ends == ends and other.point != point
             for other in self._flows.values()
-            if not other.is_dormant
+            if not other.is_dormant or other.is_claiming
         )
 
     def _add(self, flow: JSON, now: float) -> str | None:
@@ -702,7 +714,7 @@ class Model:
         places = self._places(labels)
         totals = self._totals_of(flow)
         is_repeat = self._is_repeat(flow)
-        is_full = self.flows >= self.spec.max_flows
+        is_full = self.flows + len(self._claiming) >= self.spec.max_flows
         has_room = self._has_room(0, places[0])
         if is_full or not (has_room or is_repeat):
             if self.spec.overflow == OTHER:
@@ -841,14 +853,18 @@ class Model:
         if not first:
             known.rows[0].followers = {n: known.rows[n] for n in self._followers()}
         known.keys = self._keys_of(flow)
-        known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
-        for other in self._flows.values():
-            if other.is_dormant and other.ends == known.ends and other.point != known.point:
-                other.is_superseded = self._is_choosy
+        self._take_over(known, flow)
         known.reported_s = now
         known.deadline_s = math.ceil(now + self.spec.timeout_s)
         known.is_dormant = False
         known.is_ended = flow.get("FinishType", 0) == CLOSING
+
+    def _take_over(self, known: Flow, flow: JSON) -> None:
+        """Make the capture point of a report the one that counts for its conversation."""
+        known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
+        for other in self._flows.values():
+            if other.is_dormant and other.ends == known.ends and other.point != known.point:
+                other.is_superseded = self._is_choosy
 
     def _begin_connection(self, row: Row, kept: Kept | None, known_totals: Amounts | None) -> None:
         """Continue the counters of a removed connection in its new row."""
@@ -866,7 +882,9 @@ class Model:
         is_closing = flow.get("FinishType", 0) == CLOSING
         change = self._difference(known, flow)
         if change is None:
-            if is_closing:
+            if is_closing and known.is_claiming:
+                known.is_ended = True
+            elif is_closing:
                 self._unlist(known)
                 self._end(known, now)
             return "late"
@@ -888,19 +906,22 @@ class Model:
             self._learn(known, flow, totals)
             self._unlist(known)
             self._make_room(now)
-            self._end(known, now)
+            known.is_ended = True
+            self._rest(known, flow, now)
         elif not self._has_room(0, places[0]):
+            self.rejected_total += 1
             if self.spec.overflow == OTHER:
                 self._overflow(flow, places, now, difference)
                 self._learn(known, flow, totals)
-            self.rejected_total += 1
-            self._unlist(known)
-            if is_closing:
-                self._end(known, now)
+                self._unlist(known)
+                known.is_ended = is_closing
+                self._rest(known, flow, now)
+            elif known.is_claiming:
+                known.is_ended = is_closing
             else:
-                known.is_ended = False
-                known.since_s = math.floor(now)
-                self._dormant.append(known)
+                self._unlist(known)
+                known.is_ended = is_closing
+                self._list(known, now)
             return "table_full"
         else:
             self._unlist(known)
@@ -910,8 +931,30 @@ class Model:
             self._make_room(now)
         return None
 
+    def _rest(self, known: Flow, flow: JSON, now: float) -> None:
+        """Keep a flow dormant whose report was counted; it claims its conversation."""
+        if not self._is_choosy:
+            self._list(known, now)
+            return
+        self._take_over(known, flow)
+        for other in list(self._claiming):
+            if other.ends == known.ends:
+                self._unlist(other)
+                self._list(other, now)
+        known.is_claiming = True
+        known.since_s = math.ceil(now)
+        self._claiming.append(known)
+
+    def _list(self, known: Flow, now: float) -> None:
+        known.since_s = math.floor(now)
+        (self._ended if known.is_ended else self._dormant).append(known)
+
     def _unlist(self, known: Flow) -> None:
-        (self._ended if known.is_ended else self._dormant).remove(known)
+        if known.is_claiming:
+            self._claiming.remove(known)
+            known.is_claiming = False
+        else:
+            (self._ended if known.is_ended else self._dormant).remove(known)
 
     def _learn(self, known: Flow, flow: JSON, totals: dict[Total, int]) -> None:
         known.totals = totals
@@ -920,8 +963,7 @@ class Model:
     def _end(self, known: Flow, now: float) -> None:
         """Keep a flow that has no rows, as long as reports of it may be in transit."""
         known.is_dormant = known.is_ended = True
-        known.since_s = math.floor(now)
-        self._ended.append(known)
+        self._list(known, now)
 
     def _credit(self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float) -> None:
         """Add the deltas of a closing report without creating its connection."""
@@ -958,8 +1000,7 @@ class Model:
             if row is not None:
                 row.flows.remove(flow)
         flow.is_dormant = True
-        flow.since_s = math.floor(now)
-        (self._ended if flow.is_ended else self._dormant).append(flow)
+        self._list(flow, now)
         if not first.flows and not first.is_other:
             counters = first_totals(first.view)
             is_like_its_flow = all(
@@ -1163,6 +1204,12 @@ class Model:
         due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
         for flow in sorted(due, key=lambda f: (f.deadline_s, places.get(f.uuid, -1))):
             self._retire(flow, now)
+        for flow in list(self._claiming):
+            if flow.since_s + math.ceil(self.spec.timeout_s) <= math.floor(now):
+                self._unlist(flow)
+                self._list(flow, now)
+                if flow.is_ended or not self.spec.flow_memory_s:
+                    self._forget(flow)
         for entry in [*self._dormant, *self._ended]:
             is_ended = isinstance(entry, Flow) and entry.is_ended
             memory_s = self.spec.timeout_s if is_ended else self.spec.flow_memory_s

@@ -1,6 +1,11 @@
 # Conversations: the capture point whose flows are counted, per conversation. Part of `_table.pyx`,
 # which includes it.
 #
+# A capture point owns a conversation while one of its flows is live or claims it. A dormant flow
+# claims the conversation when it adds deltas without becoming live, by a closing report or in the
+# overflow row: otherwise another point could take over and add the same packets. A claim ends after
+# the timeout of a live flow.
+#
 # These rows exist only if `has_conversations` is set. Update and expiry call this under the table's
 # mutex.
 
@@ -14,7 +19,7 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
     while number:
         row = conversation_at(table, number)
         if (row.hash == <uint32_t>key and row.key_high == <uint32_t>(key >> 32)
-                and not row.superseded):
+                and row.claimant != SUPERSEDED):
             return number
         number = row.next
     return 0
@@ -22,12 +27,48 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 cdef bint is_taken(const TableState *table, uint32_t number, const Report *report) noexcept nogil:
     # Whether another capture point reports the conversation in row `number` (0: none). A
-    # conversation whose flows are all dormant is free.
+    # conversation whose flows are all dormant is free, unless one of them claims it.
     cdef const Conversation *row
     if number == 0:
         return False
     row = conversation_at(table, number)
-    return row.flows != 0 and row.point != report.point
+    return (row.flows != 0 or row.claimant != 0) and row.point != report.point
+
+
+cdef bint own_conversation(TableState *table, const Report *report,
+                           uint32_t *number) noexcept nogil:
+    # If there are conversations, replace the row (0: none) by a new one for the capture point of
+    # the report, unless it is of this point. The new row must be linked, or given back by
+    # `disown_conversation`. False if out of memory.
+    if not table.has_conversations:
+        return True
+    if number[0] == 0 or conversation_at(table, number[0]).point != report.point:
+        number[0] = add_conversation(table, report)
+    return number[0] != 0
+
+
+cdef void disown_conversation(TableState *table, uint32_t number, uint32_t before) noexcept nogil:
+    # `before` is the row that `own_conversation` replaced, or the same row.
+    if number != before:
+        release_conversation(table, number)
+
+
+cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) noexcept nogil:
+    # Link a dormant flow to the conversation in row `number` (0: there are none).
+    cdef uint32_t before
+    if number == 0:
+        return
+    before = links_of(table, flow_at(table, flow))[0]
+    links_of(table, flow_at(table, flow))[0] = number
+    conversation_at(table, number).dormant += 1
+    conversation_at(table, before).dormant -= 1
+    release_conversation(table, before)
+
+
+cdef void supersede(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
+    # Replace row `number` (0: none), which must be free, by `successor`, unless it is the same.
+    if number and number != successor:
+        conversation_at(table, number).claimant = SUPERSEDED
 
 
 cdef uint32_t add_conversation(TableState *table, const Report *report) noexcept nogil:
@@ -37,9 +78,8 @@ cdef uint32_t add_conversation(TableState *table, const Report *report) noexcept
         row = conversation_at(table, number)
         row.hash = <uint32_t>report.conversation
         row.key_high = <uint32_t>(report.conversation >> 32)
-        row.flows = row.dormant = 0
+        row.flows = row.dormant = row.claimant = 0
         row.point = report.point
-        row.superseded = False
         index_add(&table.conversations, number)
     return number
 

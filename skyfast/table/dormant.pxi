@@ -1,10 +1,12 @@
-# Dormant flows: their two lists, their later reports, and the counters of removed connections. Part
-# of `_table.pyx`, which includes it.
+# Dormant flows: their three lists, their later reports, and the counters of removed connections.
+# Part of `_table.pyx`, which includes it.
 #
 # A list contains the numbers of rows that are not live, in the order in which they were added. The
 # links reuse fields that live rows use otherwise (see `Flow`), so a row is in one list at most, and
 # in none while it links to a connection. Adding, removing and finding the first row take constant
-# time. Update, relabelling and expiry call this; everything runs under the table's mutex.
+# time. Flows that claim their conversation are in a list of their own and are never evicted, so
+# they count as live for `max_flows`. Update, relabelling and expiry call this; everything runs under
+# the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists
@@ -42,14 +44,53 @@ cdef void dormant_remove(DormantList *rows, const Rows *flows, uint32_t number) 
 
 cdef void unlink_dormant(TableState *table, uint32_t number) noexcept nogil:
     cdef bint ended = flow_at(table, number).connection & ENDED != 0
-    dormant_remove(&table.ended if ended else &table.dormant, &table.flow_rows, number)
+    if is_claiming(table, number):
+        dormant_remove(&table.claims, &table.flow_rows, number)
+        conversation_at(table, links_of(table, flow_at(table, number))[0]).claimant = 0
+    else:
+        dormant_remove(&table.ended if ended else &table.dormant, &table.flow_rows, number)
 
 
-cdef void mark_ended(TableState *table, uint32_t number) noexcept nogil:
-    # Add a flow to the ended flows, which are kept while their reports may still be in transit. The
-    # flow must be in no list.
-    flow_at(table, number).connection |= ENDED
-    dormant_append(&table.ended, &table.flow_rows, number, <uint32_t>floor(table.now))
+cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept nogil:
+    # Whether a dormant flow claims its conversation.
+    cdef uint32_t conversation
+    if not table.has_conversations:
+        return False
+    conversation = links_of(table, flow_at(table, number))[0]
+    return conversation != 0 and conversation_at(table, conversation).claimant == number
+
+
+cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nogil:
+    # The flow must be in no list, or claim its conversation.
+    cdef Flow *flow = flow_at(table, number)
+    flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
+
+
+cdef void list_dormant(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
+    # Add a flow to the ended flows, which are kept while their reports may still be in transit, or
+    # to the other dormant flows. The flow must be in no list.
+    cdef bint ended = flow_at(table, number).connection & ENDED != 0
+    dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
+
+
+cdef void keep_dormant(TableState *table, uint32_t number) noexcept nogil:
+    # Keep a dormant flow whose report has been counted. It claims its conversation, if there are
+    # conversations. The flow must be in no list.
+    cdef Conversation *conversation
+    if not table.has_conversations:
+        list_dormant(table, number, <uint32_t>floor(table.now))
+        return
+    conversation = conversation_at(table, links_of(table, flow_at(table, number))[0])
+    if conversation.claimant:
+        end_claim(table, conversation.claimant, <uint32_t>floor(table.now))
+    conversation.claimant = number
+    dormant_append(&table.claims, &table.flow_rows, number, <uint32_t>ceil(table.now))
+
+
+cdef void end_claim(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
+    # From now on, the flow is dormant without a claim.
+    unlink_dormant(table, number)
+    list_dormant(table, number, now_s)
 
 
 cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
@@ -122,8 +163,12 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
     cdef uint32_t number, conversation = 0
     if change == NOTHING_NEW:
         if closing:
-            unlink_dormant(table, report.flow)
-            mark_ended(table, report.flow)
+            if is_claiming(table, report.flow):
+                set_ended(table, report.flow, True)
+            else:
+                unlink_dormant(table, report.flow)
+                set_ended(table, report.flow, True)
+                list_dormant(table, report.flow, <uint32_t>floor(table.now))
         return SKIP_LATE
     if unlikely(report.skip_new != SKIP_NONE):
         return report.skip_new
@@ -133,7 +178,7 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
             forget_flow(table, report.flow)
             return SKIP_DUPLICATE
         number = links_of(table, flow)[0]
-        if number and conversation_at(table, number).superseded:
+        if number and conversation_at(table, number).claimant == SUPERSEDED:
             # The flow's deltas may have been counted at another capture point.
             forget_flow(table, report.flow)
             report.flow = 0
@@ -160,9 +205,9 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
     row_key(table, first, labels.cells, &key)
     number = find_row(first, &key)
     if report.finish == CLOSING and report.repeats:
-        done = wake_ended(table, report, &labels, &key, number, deltas, change)
+        done = wake_ended(table, report, &labels, &key, number, conversation, deltas, change)
     elif number == 0 and is_full(table, first):
-        done = wake_when_full(table, report, &labels, deltas, change)
+        done = wake_when_full(table, report, &labels, conversation, deltas, change)
     elif find_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
         make_live(table, report.flow, report, &labels, &targets, conversation,
@@ -177,34 +222,49 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
 
 
 cdef int wake_ended(TableState *table, const Report *report, const Labels *labels,
-                    const RowKey *key, uint32_t number, const int64_t *deltas,
-                    int change) noexcept nogil:
+                    const RowKey *key, uint32_t number, uint32_t conversation,
+                    const int64_t *deltas, int change) noexcept nogil:
     # The closing report of a dormant flow, with totals that were not known yet.
     cdef uint32_t kept = 0 if number else find_kept(table, key.cells)
-    if not credit(table, labels, number, kept, deltas, report.values):
+    cdef uint32_t before = conversation
+    if not own_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
+    if not credit(table, labels, number, kept, deltas, report.values):
+        disown_conversation(table, conversation, before)
+        return APPLY_NO_MEMORY
+    supersede(table, before, conversation)
     update_totals(table, flow_at(table, report.flow), report, change)
     unlink_dormant(table, report.flow)
+    link_conversation(table, report.flow, conversation)
     evict_surplus(table)
-    mark_ended(table, report.flow)
+    set_ended(table, report.flow, True)
+    keep_dormant(table, report.flow)
     return SKIP_NONE
 
 
 cdef int wake_when_full(TableState *table, const Report *report, const Labels *labels,
-                        const int64_t *deltas, int change) noexcept nogil:
+                        uint32_t conversation, const int64_t *deltas, int change) noexcept nogil:
     # The first view is full, so a dormant flow's connection cannot be created.
+    cdef uint32_t before = conversation
     if table.overflows:
-        if add_to_overflow(table, labels, deltas, report.values) == APPLY_NO_MEMORY:
+        if not own_conversation(table, report, &conversation):
             return APPLY_NO_MEMORY
+        if add_to_overflow(table, labels, deltas, report.values) == APPLY_NO_MEMORY:
+            disown_conversation(table, conversation, before)
+            return APPLY_NO_MEMORY
+        supersede(table, before, conversation)
         update_totals(table, flow_at(table, report.flow), report, change)
-    table.rejected += 1
-    unlink_dormant(table, report.flow)
-    if report.finish == CLOSING:
-        mark_ended(table, report.flow)
+        unlink_dormant(table, report.flow)
+        link_conversation(table, report.flow, conversation)
+        set_ended(table, report.flow, report.finish == CLOSING)
+        keep_dormant(table, report.flow)
+    elif is_claiming(table, report.flow):
+        set_ended(table, report.flow, report.finish == CLOSING)
     else:
-        flow_at(table, report.flow).connection &= ~ENDED
-        dormant_append(&table.dormant, &table.flow_rows, report.flow,
-                       <uint32_t>floor(table.now))
+        unlink_dormant(table, report.flow)
+        set_ended(table, report.flow, report.finish == CLOSING)
+        list_dormant(table, report.flow, <uint32_t>floor(table.now))
+    table.rejected += 1
     return SKIP_TABLE_FULL
 
 
@@ -219,7 +279,8 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
         remove_flow(table, row)
         return APPLY_NO_MEMORY
     evict_surplus(table)
-    mark_ended(table, row)
+    set_ended(table, row, True)
+    list_dormant(table, row, <uint32_t>floor(table.now))
     return SKIP_NONE
 
 

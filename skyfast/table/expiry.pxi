@@ -57,6 +57,14 @@ cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) 
     cdef DormantList *rows
     cdef double memory_s
     cdef uint32_t i, number
+    while claim_is_over(table, now_s):
+        if max_rows[0] == 0:
+            return True
+        max_rows[0] -= 1
+        number = table.claims.head
+        end_claim(table, number, now_s)
+        if flow_at(table, number).connection & ENDED or table.memory_s == 0:
+            forget_flow(table, number)
     while table.flow_rows.live > table.max_flows and (table.ended.head or table.dormant.head):
         if max_rows[0] == 0:
             return True
@@ -75,6 +83,12 @@ cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) 
             prefetch_after(table, number)
             forget_flow(table, number)
     return False
+
+
+cdef inline bint claim_is_over(const TableState *table, uint32_t now_s) noexcept nogil:
+    # Whether the first claim is.
+    return (table.claims.head != 0 and flow_at(table, table.claims.head).deadline_s
+            + ceil(table.views[0].timeout_s) <= now_s)
 
 
 cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
@@ -129,7 +143,7 @@ cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
         conversation_at(table, links[0]).dormant += 1
     for i in range(table.cells - table.columns):
         string_release(&table.strings, links[table.first_key + i])
-    dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
+    list_dormant(table, number, now_s)
     connection.flows -= 1
     if flows_of(connection) == 0 and connection_row != table.views[0].other:
         keep_counters(table, flow, connection, now_s)

@@ -23,8 +23,12 @@ cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *f
     return connection.links + view.link
 
 
+cdef inline uint32_t dormant_rows(const TableState *table) noexcept nogil:
+    return table.dormant.count + table.ended.count + table.claims.count
+
+
 cdef inline uint32_t live_flows(const TableState *table) noexcept nogil:
-    return table.flow_rows.live - table.dormant.count - table.ended.count
+    return table.flow_rows.live - dormant_rows(table)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
     creates = number == 0
     kept = find_kept(table, key.cells) if creates else 0
     full = creates and not report.repeats and is_full(table, first)
-    if full or live_flows(table) >= table.max_flows:
+    if full or live_flows(table) + table.claims.count >= table.max_flows:
         done = apply_overflow(table, report, &labels)
         table.rejected += full and done == SKIP_TABLE_FULL
     elif report.repeats:
@@ -275,19 +275,12 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
     # Find or create the targets and the conversation of a flow that becomes live. If out of memory,
     # return False; then none has been created.
     cdef uint32_t before = conversation[0]
-    cdef bint adds_conversation = table.has_conversations and (
-        before == 0 or conversation_at(table, before).point != report.point
-    )
-    if adds_conversation:
-        conversation[0] = add_conversation(table, report)
-        if conversation[0] == 0:
-            return False
+    if not own_conversation(table, report, conversation):
+        return False
     if find_targets(table, labels, number, targets):
-        if adds_conversation and before:
-            conversation_at(table, before).superseded = True
+        supersede(table, before, conversation[0])
         return True
-    if adds_conversation:
-        release_conversation(table, conversation[0])
+    disown_conversation(table, conversation[0], before)
     return False
 
 

@@ -360,11 +360,7 @@ class FaultMachine(RuleBasedStateMachine):
 
 
 class DeduplicatingMachine(FaultMachine):
-    """With ``deduplicate: first``, each packet is counted at most once.
-
-    A known exception has a test of its own:
-    `test_expired_flow_that_closes_claims_its_conversation`.
-    """
+    """With ``deduplicate: first``, each packet is counted at most once."""
 
     deduplicate = "first"
     captures = 2
@@ -386,13 +382,8 @@ class DeduplicatingMachine(FaultMachine):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    raises=AssertionError,
-    strict=True,
-    reason="the closing report of an expired flow counts without claiming its conversation",
-)
 def test_expired_flow_that_closes_claims_its_conversation(monkeypatch):
-    """Hypothesis found this case: two points count the packet in the closing report of one."""
+    """Hypothesis found this case: two points counted the packet in the closing report of one."""
     monkeypatch.setattr("tests.skydive.test_skydive_faults.note", lambda text: None)
     machine = DeduplicatingMachine()
     machine.start(

@@ -2289,6 +2289,172 @@ def test_dormant_flow_of_a_superseded_conversation_is_unknown(make):
     assert samples(table, "a_bytes_total", 2 * TIMEOUT_S) == {"node-1": "105"}
 
 
+LOST = {"newest": (0, 0, 0, 0), "newest_start": 90_000, "newest_last": 95_000, "finish": 1}
+"""A closing report of a flow whose latest update was lost."""
+
+ONCE = Spec(deduplicate="first", views=MEMORY.views)
+
+
+def test_closing_report_of_a_dormant_flow_claims_its_conversation(make):
+    table = make(ONCE)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(80)
+    closing = make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST)
+    assert table.report(closing, 100.5) is None
+    assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
+    assert table.dormant_uuids() == ["a1"]
+    # Another capture point may report some of the same bytes in its update.
+    other = make_flow("b2", (130, 0, 0, 0), node="node-2", **LATER)
+    for now in (110, 175.9):
+        table.expire(now)
+        assert table.report(other, now) == "duplicate"
+    # The claim ends like that of a live flow, and the ended flow is forgotten.
+    table.expire(176)
+    assert table.dormant_uuids() == []
+    assert table.report(other, 176) is None
+    assert samples(table, "node_bytes_total", 176) == {"node-1": "130", "node-2": "11"}
+
+
+def test_closing_report_adds_nothing_if_another_point_owns_the_conversation(make):
+    table = make(ONCE)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(80)
+    table.report(make_flow("b2", (130, 0, 0, 0), last=1, node="node-2"), 80)
+    closing = make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST)
+    assert table.report(closing, 100) == "duplicate"
+    assert samples(table, "node_bytes_total", 100) == {"node-1": "100", "node-2": "130"}
+
+
+@pytest.mark.parametrize("memory_s", [200, 1290])
+def test_closing_report_adds_nothing_after_another_point_took_over(make, memory_s):
+    table = make(Spec(deduplicate="first", views=ONCE.views, flow_memory_s=memory_s))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(80)
+    table.report(make_flow("b2", (130, 0, 0, 0), last=1, node="node-2"), 80)
+    table.report(make_flow("b2", (130, 0, 0, 0), last=1, node="node-2", finish=1), 90)
+    table.expire(155)
+    table.expire(230)  # the ended flow is forgotten, and so is its capture point
+    closing = make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST)
+    assert table.report(closing, 230) == "ended"
+    assert table.dormant_flows == 0
+    # It claims nothing.
+    other = make_flow("c3", (5, 0, 0, 0), last=1, node="node-3")
+    assert table.report(other, 230) is None
+
+
+def test_late_closing_report_claims_nothing(make):
+    table = make(ONCE)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=60_000), 0)
+    table.expire(80)
+    assert table.report(make_flow("a1", (100, 0, 0, 0), last=60_000, **LOST), 100) == "late"
+    other = make_flow("b2", (30, 0, 0, 0), last=1, node="node-2")
+    assert table.report(other, 101) is None
+
+
+def test_later_closing_report_extends_the_claim(make):
+    table = make(ONCE)
+    for uuid in ("a1", "b2"):
+        table.report(make_flow(uuid, (100, 0, 0, 0), last=1), 0)
+    table.expire(80)
+    first = make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST)
+    second = make_flow("b2", (107, 0, 0, 0), last=60_000, **LOST)
+    table.message([first, second], 100)
+    assert table.dormant_uuids() == ["b2", "a1"]
+    # A repeated closing report is late, and does not extend the claim.
+    assert table.report(second, 120) == "late"
+    assert table.report(first, 130) == "late"
+    third = make_flow("b2", (108, 0, 0, 0), last=61_000, **LOST)
+    assert table.report(third, 140) is None
+    other = make_flow("c3", (30, 0, 0, 0), last=1, node="node-2")
+    table.expire(214)
+    assert table.dormant_uuids() == ["b2"]
+    assert table.report(other, 214) == "duplicate"
+    table.expire(215)
+    assert table.report(other, 215) is None
+    assert samples(table, "node_bytes_total", 215) == {"node-1": "238", "node-2": "30"}
+
+
+def test_claiming_flow_can_become_live_again(make):
+    table = make(ONCE)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(80)
+    table.report(make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST), 100)
+    assert table.report(make_flow("a1", (131, 0, 0, 0), last=70_000), 110) is None
+    assert (table.flows, table.dormant_flows) == (1, 0)
+    other = make_flow("b2", (30, 0, 0, 0), last=1, node="node-2")
+    table.expire(184)
+    assert table.report(other, 184) == "duplicate"
+    table.expire(185)
+    assert table.report(other, 185) is None
+
+
+def test_claiming_flow_is_not_evicted(make):
+    table = make(Spec(deduplicate="first", views=ONCE.views, max_flows=2))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(80)
+    table.report(make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST), 100)
+    assert table.report(make_flow("b2", last=1, a="10.0.0.8"), 120) is None
+    assert table.report(make_flow("c3", last=1, a="10.0.0.9"), 120) == "table_full"
+    other = make_flow("d4", (30, 0, 0, 0), last=1, node="node-2")
+    assert table.report(other, 120) == "duplicate"
+    table.expire(175)
+    assert table.report(make_flow("c3", last=1, a="10.0.0.9"), 175) is None
+
+
+@pytest.mark.parametrize("finish", [0, 1])
+@pytest.mark.parametrize("memory_s", [0, 300])
+def test_dormant_flow_in_the_overflow_row_claims_its_conversation(make, finish, memory_s):
+    table = make(
+        Spec(
+            deduplicate="first",
+            overflow="other",
+            views=FIRST.views,
+            max_connections=1,
+            flow_memory_s=memory_s,
+        )
+    )
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1, finish=1), 0)
+    table.expire(80)
+    table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9", node="node-3"), 80)
+    woken = make_flow("a1", (130, 0, 0, 0), last=60_000, finish=finish)
+    assert table.report(woken, 100) == "table_full"
+    other = make_flow("c3", (30, 0, 0, 0), last=1, node="node-2")
+    assert table.report(other, 174) == "duplicate"
+    assert samples(table, "a_bytes_total", 100) == {"node-3": "1", "other": "30"}
+    table.expire(175)
+    assert table.dormant_uuids() == ([] if not memory_s else ["b2"] if finish else ["b2", "a1"])
+    assert table.report(other, 175) is None
+
+
+@pytest.mark.parametrize("finish", [0, 1])
+def test_rejected_report_does_not_end_the_claim(make, finish):
+    table = make(Spec(deduplicate="first", views=ONCE.views, max_connections=1))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(80)
+    table.report(make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST), 100)
+    table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9", node="node-3"), 101)
+    again = make_flow("a1", (7, 0, 0, 0), last=70_000, finish=finish)
+    assert table.report(again, 110) == "table_full"
+    other = make_flow("c3", (30, 0, 0, 0), last=1, node="node-2")
+    assert table.report(other, 174) == "duplicate"
+    table.expire(175)
+    assert table.dormant_uuids() == ([] if finish else ["a1"])
+
+
+def test_closing_report_of_a_flow_that_moved_takes_over(make):
+    table = make(ONCE)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.report(make_flow("b2", (100, 0, 0, 0), last=1, a="10.0.0.9", node="node-2"), 0)
+    table.expire(80)
+    # The flow belongs to the other conversation from now on.
+    moved = make_flow("a1", (130, 0, 0, 0), last=60_000, a="10.0.0.9", **LOST)
+    assert table.report(moved, 100) is None
+    owner = make_flow("b2", (130, 0, 0, 0), last=60_000, a="10.0.0.9", node="node-2")
+    assert table.report(owner, 110) == "duplicate"
+    other = make_flow("c3", (30, 0, 0, 0), last=1, node="node-2")
+    assert table.report(other, 110) is None
+
+
 def test_renamed_dormant_flow_starts_with_its_deltas(make):
     names = Names({"node-1": ("old",)})
     name = looked_up("name", ("NodeTID",), names)
