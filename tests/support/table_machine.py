@@ -405,3 +405,66 @@ class TableMachine(RuleBasedStateMachine):
         for name, values in model.label_values().items():
             assert sorted(page.distinct_values(name)) == sorted(values)
         assert core.dormant_uuids() == model.dormant_uuids()
+
+
+REPORTS = st.fixed_dictionaries(
+    {
+        "behind": st.sampled_from((0, 0, 0, 3)),
+        "finish": st.sampled_from((0, 1)),
+        "repeats": st.booleans(),
+        "a": st.sampled_from(("10.0.0.1", "10.0.0.1", "10.0.0.3")),
+        "node": st.sampled_from(("node-1", "node-1", "node-2")),
+    }
+)
+
+
+class DeduplicatingMachine(TableMachine):
+    """The same with ``deduplicate: first``, and reports of dormant flows, often closing ones.
+
+    The totals of all flows grow with each report, but a report can be ``behind``.
+    """
+
+    rename = relabel = begin = update_every = None
+
+    @initialize(
+        spec=specs(),
+        memory_s=st.sampled_from((0, 200, 200, 1290)),
+        slots=st.booleans(),
+        now=st.just(0),
+    )
+    def start(self, spec, memory_s, slots, now):
+        spec = replace(spec, deduplicate="first", timeout_s=75, flow_memory_s=memory_s)
+        super().start(spec=spec, slots=slots, now=now)
+        self.total = 10
+
+    @rule(flows=st.lists(st.tuples(st.sampled_from(UUIDS[:4]), REPORTS), min_size=1, max_size=3))
+    def receive(self, flows):
+        super().receive(message=[self.flow(uuid, **report) for uuid, report in flows])
+
+    @precondition(lambda self: self.model.dormant_uuids())
+    @rule(reports=st.lists(st.tuples(st.integers(0, 3), REPORTS), min_size=1, max_size=3))
+    def wake(self, reports):
+        uuids = self.model.dormant_uuids()
+        super().receive(
+            message=[self.flow(uuids[n % len(uuids)], **report) for n, report in reports]
+        )
+
+    def flow(self, uuid, *, behind, finish, repeats, a, node):
+        self.total += 1
+        last = self.total - behind
+        return make_flow(
+            uuid,
+            (last, 1, 0, last),
+            newest=(1, 0, 0, 1),
+            newest_start=last - 1,
+            last=last,
+            newest_last=last + repeats,
+            finish=finish,
+            a=a,
+            node=node,
+        )
+
+    @rule(seconds=st.sampled_from((1, 20, 75, 76, 90)), max_rows=st.sampled_from((1, 3, ALL_ROWS)))
+    def wait(self, seconds, max_rows):
+        self.now += seconds
+        super().expire(max_rows=max_rows)

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import core_builds
-from tests.support.table_machine import IS_THOROUGH, TableMachine
+from tests.support.table_machine import IS_THOROUGH, DeduplicatingMachine, TableMachine
 
-TestTable = pytest.mark.slow(TableMachine.TestCase)
-TestTable.settings = settings(
+COMMON = settings(
     max_examples=10_000 if IS_THOROUGH else 30 if core_builds.IS_SLOW else 200,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+TestTable = pytest.mark.slow(TableMachine.TestCase)
+TestTable.settings = COMMON
+TestDeduplication = pytest.mark.slow(DeduplicatingMachine.TestCase)
+TestDeduplication.settings = COMMON
